@@ -1,0 +1,38 @@
+# Each command sets itself up on a fresh machine: a virtual environment with the versions of constraints.txt.
+# Options go in ARGS: make demo ARGS="--optimizer sgd", make test ARGS="-k cli".
+
+PYTHON ?= python3
+ARGS ?=
+RUN := .venv/bin/python -m
+READY := .venv/ready
+
+.PHONY: demo test test-all check bench clean
+
+demo: $(READY)
+	$(RUN) chainrule demo $(ARGS)
+
+test: $(READY)
+	$(RUN) pytest -q -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	$(RUN) pytest -q $(ARGS)
+
+check: $(READY)
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+
+bench: $(READY)
+	$(RUN) benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv
+
+# torch comes first and alone: it is by far the largest, and the rest then finds it there.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chainrule needs Python 3.11 or newer: make PYTHON=...")'
+	@echo 'Setting up .venv, once; PyTorch takes a while.'
+	$(PYTHON) -m venv .venv
+	$(RUN) pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(RUN) pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@

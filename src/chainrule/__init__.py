@@ -1,0 +1,29 @@
+"""Backpropagation, worked out: every derivative of one ordinary PyTorch training step, with formula, numbers and proof.
+
+    with chainrule.record() as recording:
+        output = model(X)
+        cost = F.binary_cross_entropy(output, Y)
+        cost.backward()
+        optimizer.step()
+
+    recording.show()
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from chainrule.errors import ChainruleError
+
+if TYPE_CHECKING:
+    from chainrule.recording import Recording, explain, record
+
+__version__ = "0.1.0"
+
+__all__ = ["ChainruleError", "Recording", "__version__", "explain", "record"]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch takes over a second to import: `chainrule --help` and the views, which need none of it, do without.
+    if name in __all__:
+        return getattr(import_module("chainrule.recording"), name)
+    raise AttributeError(f"module 'chainrule' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -1,0 +1,703 @@
+"""From what happened (`Tape`) to the facts (`Graph`): which tensor is which value, which node went back through which
+operation, and what the user calls them.
+
+A tensor object is one value until something writes to it; then it is the next value. The tape holds every tensor, so an
+object's id stays its own while we read it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.graph import (
+    Backward,
+    Call,
+    Edge,
+    Event,
+    Graph,
+    Module,
+    Node,
+    Operation,
+    Parameter,
+    ParameterUpdate,
+    Passage,
+    Place,
+    Ref,
+    Update,
+    Value,
+)
+from chainrule.recorder import RawCall, RawFunction, RawNode, Site, Tape, Traits, tensors_in
+
+
+def assemble(tape: Tape) -> Graph:
+    """Read the tape once, from its beginning to its end, and give the facts."""
+    return _Assembler(tape).graph()
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A value while its names and gradient are still being found."""
+
+    tensor: Tensor
+    created: int
+    kind: str = "result"
+    names: list[str] = field(default_factory=list)
+    operation: int | None = None
+    slot: int = 0
+    node: int | None = None
+    grad: Tensor | None = None
+    place: Place | None = None
+
+
+class _Assembler:
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self.values: list[_Draft] = []
+        self.current: dict[int, int] = {}  # id of a tensor -> its value now
+        self.operations: list[Operation] = []
+        self.at: dict[int, int] = {}  # raw position -> operation
+        self.operation_of: dict[int, int] = {}  # raw node -> operation
+        self.outputs_of: dict[int, dict[int, int]] = {}  # raw node -> slot -> value
+        self.module_path: dict[int, str] = {}
+        self.parameter_path: dict[int, str] = {}
+        self.buffers: set[int] = set()
+        self.notes: list[str] = []
+        self._nodes_at: dict[int, list[int]] = {}
+        for index, node in enumerate(tape.nodes):
+            if node.operation is not None:
+                self._nodes_at.setdefault(node.operation, []).append(index)
+
+    def graph(self) -> Graph:
+        self._name_modules()
+        self._read_operations()
+        calls = self._calls()
+        self._name_values(calls)
+        nodes = self._nodes()
+        self._gradients()
+        values = self._values()
+        return Graph(
+            values=values,
+            operations=tuple(self.operations),
+            calls=tuple(calls),
+            nodes=nodes,
+            backwards=self._backwards(),
+            updates=self._updates(),
+            parameters=self._parameters(),
+            modules=tuple(self._modules()),
+            events=tuple(self._events()),
+            error=self.tape.error,
+            notes=tuple(self.notes),
+        )
+
+    # -- operations and values ----------------------------------------------------------------------------------------
+
+    def _read_operations(self) -> None:
+        starts = {f.first: f for f in self.tape.functions}
+        unseen = self._saved_copies()
+        position = 0
+        while position < len(self.tape.operations):
+            function = starts.get(position)
+            if function is not None and self._node_of(function) is not None:
+                self._read_function(function)
+                position = max(function.last, position + 1)
+                continue
+            if position not in unseen:
+                self._read_operation(position)
+            position += 1
+        for index, node in enumerate(self.tape.nodes):  # nodes whose outputs no operation has seen
+            if index not in self.operation_of and not hasattr(node.node, "variable"):
+                self._read_untied(index)
+
+    def _saved_copies(self) -> set[int]:
+        """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
+        used = {id(t) for operation in self.tape.operations for t in tensors_in(operation[1:3])}
+        used |= {id(t) for call in self.tape.calls for t in tensors_in(call.output)}
+        return {
+            position
+            for position, (func, _, _, out, _, _) in enumerate(self.tape.operations)
+            if func is torch.ops.aten.detach.default and id(out) not in used
+        }
+
+    def _read_operation(self, position: int) -> None:
+        func, args, kwargs, out, call, state = self.tape.operations[position]
+        arguments = {}
+        for place, argument in enumerate(func._schema.arguments):
+            value = args[place] if place < len(args) else (kwargs or {}).get(argument.name, argument.default_value)
+            arguments[argument.name] = self._refs(value, position)
+        nodes = self._nodes_at.get(position, [])
+        index = self.at[position] = len(self.operations)
+        outputs = self._outputs(func, args, kwargs or {}, out, position, index, nodes)
+        self.operations.append(
+            Operation(index, str(func), Rerun(func), arguments, outputs, call, nodes[0] if nodes else None, state)
+        )
+
+    def _outputs(
+        self, func: Any, args: Any, kwargs: Any, out: Any, position: int, index: int, nodes: list[int]
+    ) -> tuple[int | None, ...]:
+        ties = {id(t): (n, slot) for n in nodes for slot, t in self.tape.nodes[n].outputs.items()}
+        flat = list(tensors_in(out)) if isinstance(out, (tuple, list)) else [out]
+        written = {id(t) for each in Traits.of(func).written(args, kwargs) for t in tensors_in(each)}
+        outputs: list[int | None] = []
+        for slot, tensor in enumerate(flat):
+            if not isinstance(tensor, Tensor):
+                outputs.append(None)
+                continue
+            value = self._new(tensor, position, operation=index, slot=slot)
+            outputs.append(value)
+            if id(tensor) in ties:
+                node, output = ties[id(tensor)]
+                self._tie(node, output, value, index)
+        for tensor in tensors_in((args, kwargs)):  # written to, but not returned
+            if id(tensor) in written and not any(tensor is each for each in flat):
+                self._new(tensor, position, operation=index, slot=len(outputs))
+        return tuple(outputs)
+
+    def _tie(self, node: int, output: int, value: int, operation: int) -> None:
+        self.values[value].node = node
+        self.outputs_of.setdefault(node, {})[output] = value
+        self.operation_of.setdefault(node, operation)
+
+    def _node_of(self, function: RawFunction) -> int | None:
+        """The node of an `autograd.Function`'s application (None: no gradient was wanted of it)."""
+        for position in range(function.last - 1, function.first - 1, -1):
+            for node in self._nodes_at.get(position, []):
+                if getattr(self.tape.nodes[node].node, "_forward_cls", None) is function.cls:
+                    return node
+        taken = self.operation_of
+        return next(
+            (
+                index
+                for index, raw in enumerate(self.tape.nodes)
+                if getattr(raw.node, "_forward_cls", None) is function.cls and index not in taken and raw.operation is None
+            ),
+            None,
+        )
+
+    def _read_function(self, function: RawFunction) -> None:
+        node = self._node_of(function)
+        assert node is not None
+        names = _parameter_names(function.cls, len(function.arguments))
+        arguments = {
+            name: self._refs(value, function.first) for name, value in zip(names, function.arguments, strict=True)
+        }
+        index = len(self.operations)
+        for position in range(function.first, function.last):
+            self.at[position] = index
+        outputs = []
+        for slot, tensor in sorted(self.tape.nodes[node].outputs.items()):
+            value = self._new(tensor, function.last - 1, operation=index, slot=slot)
+            self._tie(node, slot, value, index)
+            outputs.append(value)
+        self.operation_of.setdefault(node, index)
+        rerun = Rerun(function.cls)
+        call = next((c for c, raw in enumerate(self.tape.calls) if function.first <= raw.first < function.last), None)
+        self.operations.append(Operation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node))
+
+    def _read_untied(self, node: int) -> None:
+        """A node that no recorded operation made: its operation is known by its edges alone."""
+        index = self.operation_of[node] = len(self.operations)
+        raw = self.tape.nodes[node]
+        outputs = []
+        for slot, tensor in sorted(raw.outputs.items()):
+            value = self.current.get(id(tensor))
+            value = self._new(tensor, -1, operation=index, slot=slot) if value is None else value
+            self._tie(node, slot, value, index)
+            outputs.append(value)
+        self.operations.append(Operation(index, _node_name(raw), None, {}, tuple(outputs), None, node))
+
+    def _refs(self, tree: Any, position: int) -> Any:
+        if isinstance(tree, Tensor):
+            return Ref(self._value(tree, position))
+        if isinstance(tree, (list, tuple)):
+            return [self._refs(item, position) for item in tree]
+        return tree
+
+    def _value(self, tensor: Tensor, position: int) -> int:
+        index = self.current.get(id(tensor))
+        if index is not None:
+            return index
+        index = self._new(tensor, position - 1)
+        draft = self.values[index]
+        with suppress(RuntimeError):
+            number = self.tape.number_of.get(tensor.grad_fn) if tensor.grad_fn is not None else None
+            if number is not None and tensor.output_nr not in self.outputs_of.get(number, {}):
+                self.tape.nodes[number].outputs.setdefault(tensor.output_nr, tensor)
+                draft.node = number
+                self.outputs_of.setdefault(number, {})[tensor.output_nr] = index
+                return index
+        draft.kind = self._leaf_kind(tensor)
+        return index
+
+    def _leaf_kind(self, tensor: Tensor) -> str:
+        if tensor.requires_grad and tensor.is_leaf:
+            return "parameter"
+        return "buffer" if id(tensor) in self.buffers else "input"
+
+    def _new(self, tensor: Tensor, created: int, operation: int | None = None, slot: int = 0) -> int:
+        index = self.current[id(tensor)] = len(self.values)
+        self.values.append(_Draft(tensor, created, operation=operation, slot=slot))
+        return index
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def _name_modules(self) -> None:
+        roots: dict[int, torch.nn.Module] = {}
+        for run in self.tape.modules:
+            if run.parent is None:
+                roots.setdefault(id(run.module), run.module)
+        for root in roots.values():
+            prefix = self._root_name(root) + "." if len(roots) > 1 else ""
+            for path, module in root.named_modules():
+                self.module_path.setdefault(id(module), (prefix + path).rstrip("."))
+            for path, parameter in root.named_parameters():
+                self.parameter_path.setdefault(id(parameter), prefix + path)
+            for path, buffer in root.named_buffers():
+                self.parameter_path.setdefault(id(buffer), prefix + path)
+                self.buffers.add(id(buffer))
+
+    def _root_name(self, root: torch.nn.Module) -> str:
+        return self.tape.names_of_modules.get(id(root)) or type(root).__name__
+
+    def _name_values(self, calls: list[Call]) -> None:
+        """Give each value its names, best first: assigned to it, what a scope calls it, its module, its call."""
+        ranked: dict[int, list[tuple[int, str]]] = {}
+        for index, draft in enumerate(self.values):
+            path = self.parameter_path.get(id(draft.tensor))
+            if draft.operation is None and path:
+                ranked.setdefault(index, []).append((0, path))
+        for _, rank, name, value, place in sorted(self._namings(), key=lambda each: each[0]):
+            ranked.setdefault(value, []).append((rank, name))
+            self.values[value].place = self.values[value].place or place
+        for name, tensor in self.tape.scope.values():
+            value = self.current.get(id(tensor))
+            if value is not None:
+                ranked.setdefault(value, []).append((1, name))
+        for call in calls:
+            for value in call.outputs:
+                ranked.setdefault(value, []).append((3, call.name))
+                self.values[value].place = self.values[value].place or call.place
+        for index, draft in enumerate(self.values):
+            names = dict.fromkeys(name for _, name in sorted(ranked.get(index, []), key=lambda each: each[0]) if name)
+            draft.names = list(names) or [self._fallback_name(draft)]
+
+    def _fallback_name(self, draft: _Draft) -> str:
+        if draft.operation is None:
+            return draft.kind
+        return self.operations[draft.operation].name.removeprefix("aten.").split(".")[0].lstrip("_")
+
+    def _namings(self) -> Iterator[tuple[int, int, str, int, Place | None]]:
+        """(when, rank, name, value, place) for every result that an assignment, or a module's path, gives a name."""
+        for run in self.tape.modules:
+            if run.last is not None:
+                parent = self.tape.modules[run.parent].site if run.parent is not None else None
+                yield from self._targets(run.last * 3 + 1, run.output, run.site, parent, run.last)
+                path = self.module_path.get(id(run.module), "")
+                if path and isinstance(run.output, Tensor):
+                    value = self._value_at(run.output, run.last)
+                    if value is not None:
+                        yield run.last * 3 + 2, 2, path, value, run.site.place() if run.site else None
+        for call in self.tape.calls:
+            if call.custom is None:
+                parent = self.tape.modules[call.module].site if call.module is not None else None
+                yield from self._targets(call.last * 3, call.output, call.site, parent, call.last)
+        for function in self.tape.functions:
+            parent = self.tape.modules[function.module].site if function.module is not None else None
+            node = self._node_of_operation(self.at.get(function.first))
+            outputs = [t for _, t in sorted(self.tape.nodes[node].outputs.items())] if node is not None else []
+            result: Any = outputs[0] if len(outputs) == 1 else tuple(outputs)
+            yield from self._targets(function.last * 3, result, function.site, parent, function.last)
+
+    def _node_of_operation(self, operation: int | None) -> int | None:
+        return None if operation is None else self.operations[operation].node
+
+    def _targets(
+        self, when: int, output: Any, site: Site | None, enclosing: Site | None, last: int
+    ) -> Iterator[tuple[int, int, str, int, Place | None]]:
+        """Names for a result, unless its call came from the same spot as the module around it: then it is PyTorch's."""
+        if site is None or site == enclosing:
+            return
+        place = site.place()
+        outputs = [output] if isinstance(output, Tensor) else list(output) if isinstance(output, (tuple, list)) else []
+        targets = place.targets or ("",)
+        for target, tensor in zip(targets, outputs, strict=False):
+            if isinstance(tensor, Tensor) and (len(targets) == len(outputs) or not target):
+                value = self._value_at(tensor, last)
+                if value is not None:
+                    yield when, 0, target, value, place
+
+    def _value_at(self, tensor: Tensor, last: int) -> int | None:
+        """The value that a tensor was when `last` operations had run."""
+        index = self.current.get(id(tensor))
+        if index is None or self.values[index].created < last:
+            return index
+        versions = [i for i, draft in enumerate(self.values) if draft.tensor is tensor]
+        return next((i for i in reversed(versions) if self.values[i].created < last), self._leaf_among(versions))
+
+    def _leaf_among(self, versions: list[int]) -> int | None:
+        """A leaf was there before the first operation that saw it."""
+        return versions[0] if self.values[versions[0]].operation is None else None
+
+    # -- what the user wrote ------------------------------------------------------------------------------------------
+
+    def _calls(self) -> list[Call]:
+        return [self._call(index, raw) for index, raw in enumerate(self.tape.calls)]
+
+    def _call(self, index: int, raw: RawCall) -> Call:
+        operations = tuple(dict.fromkeys(self.at[p] for p in range(raw.first, raw.last) if p in self.at))
+        tensors = list(tensors_in(raw.output))
+        outputs = [v for v in (self._value_at(t, raw.last) for t in tensors) if v is not None]
+        return Call(
+            index,
+            getattr(raw.function, "__name__", str(raw.function)),
+            self._path_of_run(raw.module),
+            raw.site.place() if raw.site else None,
+            tuple(self._known_refs(argument, raw.first) for argument in raw.arguments),
+            {key: self._known_refs(value, raw.first) for key, value in raw.keywords.items()},
+            operations,
+            tuple(outputs),
+            raw.error,
+        )
+
+    def _known_refs(self, tree: Any, first: int) -> Any:
+        if isinstance(tree, Tensor):
+            value = self._value_at(tree, first)
+            return None if value is None else Ref(value)
+        if isinstance(tree, (list, tuple)):
+            return [self._known_refs(item, first) for item in tree]
+        return tree
+
+    def _path_of_run(self, run: int | None) -> str:
+        return "" if run is None else self.module_path.get(id(self.tape.modules[run].module), "")
+
+    def _modules(self) -> Iterator[Module]:
+        seen: set[int] = set()
+        for run in self.tape.modules:
+            if id(run.module) not in seen:
+                seen.add(id(run.module))
+                own = tuple(self.parameter_path.get(id(p), "") for p in run.module.parameters(recurse=False))
+                path = self.module_path.get(id(run.module), "")
+                yield Module(path, type(run.module).__name__, run.module.training, own)
+
+    # -- nodes --------------------------------------------------------------------------------------------------------
+
+    def _nodes(self) -> tuple[Node, ...]:
+        """Autograd's nodes in forward order; a leaf's `AccumulateGrad` stands where the leaf is first used."""
+        passages = self._passages()
+        order = sorted(range(len(self.tape.nodes)), key=self._forward_order())
+        self.number = {raw: new for new, raw in enumerate(order)}
+        nodes = tuple(self._node(new, raw, passages.get(raw, [])) for new, raw in enumerate(order))
+        self.operations = [
+            replace(each, node=None if each.node is None else self.number[each.node]) for each in self.operations
+        ]
+        for draft in self.values:
+            draft.node = None if draft.node is None else self.number[draft.node]
+        return nodes
+
+    def _forward_order(self) -> Callable[[int], tuple[int, int]]:
+        first_use = {}
+        for index, raw in enumerate(self.tape.nodes):
+            for node, _ in raw.edges:
+                number = self.tape.number_of.get(node)
+                if number is not None and hasattr(node, "variable"):
+                    use = self.operation_of.get(index, 0)
+                    first_use[number] = min(first_use.get(number, use), use)
+        return lambda index: (
+            (first_use[index], 0) if index in first_use else (self.operation_of.get(index, len(self.operations)), 1)
+        )
+
+    def _node(self, index: int, number: int, passages: list[Passage]) -> Node:
+        raw = self.tape.nodes[number]
+        operation = self.operation_of.get(number)
+        leaf = self.current.get(id(raw.node.variable)) if hasattr(raw.node, "variable") else None
+        if leaf is not None:
+            leaf = self._first_version(leaf)
+        slots = self.outputs_of.get(number, {})
+        outputs = tuple(slots.get(slot) for slot in range(max(slots, default=-1) + 1))
+        call = self.operations[operation].call if operation is not None else None
+        function = getattr(raw.node, "_forward_cls", None)
+        return Node(
+            index,
+            _node_name(raw),
+            operation,
+            call,
+            outputs,
+            tuple(self._edges(number, operation)),
+            tuple(passages),
+            leaf,
+            self._place(number, operation, call),
+            function,
+        )
+
+    def _place(self, number: int, operation: int | None, call: int | None) -> Place | None:
+        for function in self.tape.functions:
+            if operation is not None and self.at.get(function.first) == operation and function.site is not None:
+                return function.site.place()
+        site = self.tape.calls[call].site if call is not None else None
+        return site.place() if site is not None else None
+
+    def _first_version(self, value: int) -> int:
+        tensor = self.values[value].tensor
+        return next(i for i, draft in enumerate(self.values) if draft.tensor is tensor)
+
+    def _edges(self, number: int, operation: int | None) -> Iterator[Edge]:
+        """Match each edge with the argument it belongs to: both run through the arguments in the schema's order."""
+        arguments = list(_arguments(self.operations[operation].arguments)) if operation is not None else []
+        cursor = 0
+        for position, (node, slot) in enumerate(self.tape.nodes[number].edges):
+            if node is None:
+                continue
+            target = self.tape.number_of.get(node)
+            if target is None:
+                continue
+            match = next(
+                (
+                    place
+                    for place in range(cursor, len(arguments))
+                    if self._leads_to(arguments[place][2], target, slot, node)
+                ),
+                None,
+            )
+            if match is None:
+                value = self.outputs_of.get(target, {}).get(slot)
+                yield Edge(position, self.number[target], slot, value, None)
+                continue
+            name, item, value = arguments[match]
+            cursor = match + 1
+            yield Edge(position, self.number[target], slot, value, name, item)
+
+    def _leads_to(self, value: int, target: int, slot: int, node: Any) -> bool:
+        draft = self.values[value]
+        if hasattr(node, "variable"):
+            return draft.tensor is node.variable
+        return self.outputs_of.get(target, {}).get(slot) == value
+
+    def _passages(self) -> dict[int, list[Passage]]:
+        tasks: dict[int, int] = {}
+        found: dict[int, list[Passage]] = {}
+        self.pass_roots: dict[int, int] = {}
+        for order, (task, index, downstream, upstream) in enumerate(self.tape.passages):
+            backward = tasks.setdefault(task, len(tasks))
+            self.pass_roots.setdefault(backward, index)
+            found.setdefault(index, []).append(
+                Passage(backward, order, self._frozen(upstream), self._with_leaves(index, backward, downstream))
+            )
+        return found
+
+    def _frozen(self, gradients: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(None if g is None else self._data(g, -1) for g in gradients)
+
+    def _with_leaves(self, index: int, backward: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+        """Put in the gradients that went straight into a leaf, and were read from its `.grad` afterwards."""
+        filled = list(self._frozen(downstream))
+        ran = [each for each in self.tape.backwards if each.error is None or each.after]
+        if backward < len(ran):
+            for position, leaf in self.tape.nodes[index].leaves:
+                after = ran[backward].after.get(id(leaf))
+                if filled[position] is None and after is not None and id(leaf) not in ran[backward].before:
+                    filled[position] = self._data(after, -1)
+        return tuple(filled)
+
+    def _gradients(self) -> None:
+        """d loss / d value: what arrived at its node from all its uses; for a leaf what arrived in `.grad`."""
+        for number, slots in self.outputs_of.items():
+            for order, (_, index, _, upstream) in enumerate(self.tape.passages):
+                if index != number:
+                    continue
+                for slot, value in slots.items():
+                    if slot < len(upstream) and upstream[slot] is not None:
+                        draft = self.values[value]
+                        arrived = self._data(upstream[slot], -1)
+                        draft.grad = arrived if draft.grad is None else draft.grad + arrived
+        for index, draft in enumerate(self.values):
+            if draft.kind == "parameter" and self._first_version(index) == index:
+                draft.grad = self._leaf_gradient(draft.tensor)
+
+    def _leaf_gradient(self, leaf: Tensor) -> Tensor | None:
+        total: Tensor | None = None
+        for backward in self.tape.backwards:
+            after = backward.after.get(id(leaf))
+            if after is None:
+                continue
+            arrived = self._data(after, -1)
+            if id(leaf) in backward.before:
+                arrived = arrived - backward.before[id(leaf)]
+            total = arrived if total is None else total + arrived
+        return total
+
+    # -- freezing -----------------------------------------------------------------------------------------------------
+
+    def _values(self) -> tuple[Value, ...]:
+        shared = Counter(name for draft in self.values for name in draft.names)
+        count: Counter[str] = Counter()
+        values = []
+        for index, draft in enumerate(self.values):
+            names = []
+            for name in draft.names:
+                count[name] += 1
+                names.append(f"{name}@{count[name]}" if shared[name] > 1 else name)
+            tensor = draft.tensor
+            values.append(
+                Value(
+                    index,
+                    draft.kind,  # type: ignore[arg-type]
+                    tuple(names),
+                    tuple(tensor.shape),
+                    tensor.dtype,
+                    str(tensor.device),
+                    tensor.requires_grad,
+                    self._data(tensor, draft.created),
+                    draft.grad,
+                    draft.operation,
+                    draft.slot,
+                    draft.node,
+                    draft.place,
+                )
+            )
+        return tuple(values)
+
+    def _data(self, tensor: Tensor, created: int) -> Tensor:
+        for position, copy in self.tape.copies.get(id(tensor), ()):
+            if position > created:
+                return copy
+        return tensor.detach()
+
+    def _backwards(self) -> tuple[Backward, ...]:
+        found = []
+        for index, raw in enumerate(self.tape.backwards):
+            roots = tuple(
+                (self.number[self.tape.number_of[root.grad_fn]], root.output_nr)
+                for root in raw.roots
+                if root.grad_fn is not None and root.grad_fn in self.tape.number_of
+            )
+            loss = self.current.get(id(raw.roots[0])) if raw.roots else None
+            found.append(Backward(index, roots, loss, raw.site.place() if raw.site else None))
+        return tuple(found)
+
+    def _updates(self) -> tuple[Update, ...]:
+        found = []
+        for raw in self.tape.updates:
+            members = [(options, p) for options, group in raw.groups for p in group]
+            parameters = []
+            for place, (options, parameter) in enumerate(members):
+                value = self.current.get(id(parameter))
+                after = raw.after[place] if raw.after else raw.before[place]
+                state = raw.states_after[place] if raw.states_after else {}
+                parameters.append(
+                    ParameterUpdate(
+                        None if value is None else self._first_version(value),
+                        self._parameter_name(parameter, place),
+                        raw.before[place],
+                        raw.gradients[place],
+                        after,
+                        options,
+                        raw.states[place],
+                        state,
+                    )
+                )
+            found.append(Update(type(raw.optimizer).__name__, tuple(parameters), raw.position))
+        return tuple(found)
+
+    def _parameter_name(self, parameter: Tensor, place: int) -> str:
+        if id(parameter) in self.parameter_path:
+            return self.parameter_path[id(parameter)]
+        if id(parameter) in self.tape.scope:
+            return self.tape.scope[id(parameter)][0]
+        value = self.current.get(id(parameter))
+        names = self.values[self._first_version(value)].names if value is not None else []
+        return names[0] if names else f"parameter{place}"
+
+    def _parameters(self) -> dict[str, Parameter]:
+        found: dict[str, Parameter] = {}
+        after = {id(p): a for raw in self.tape.updates for p, a in self._stepped(raw)}
+        for tensor in self._trained():
+            value = self.current.get(id(tensor))
+            value = None if value is None else self._first_version(value)
+            name = self._parameter_name(tensor, len(found))
+            before = self._data(tensor, -1)
+            changed = after.get(id(tensor))
+            if changed is None and value is not None and (copies := self.tape.copies.get(id(tensor), ())):
+                final = copies[-1][1] if len(copies) > 1 else tensor.detach()
+                changed = final if len(copies) > 1 and not torch.equal(final, before) else None
+            found[name] = Parameter(name, value, before, self._left_in_grad(tensor), changed)
+        return found
+
+    def _stepped(self, raw: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip((p for _, group in raw.groups for p in group), raw.after, strict=False)
+
+    def _trained(self) -> Iterator[Tensor]:
+        """Every parameter of the modules that ran, those in an optimizer that stepped, then other leaves in use."""
+        seen: set[int] = set()
+        roots = [run.module for run in self.tape.modules if run.parent is None]
+        groups = [p for raw in self.tape.updates for _, group in raw.groups for p in group]
+        leaves = [draft.tensor for draft in self.values if draft.kind == "parameter"]
+        for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+    def _left_in_grad(self, leaf: Tensor) -> Tensor | None:
+        for backward in reversed(self.tape.backwards):
+            left = backward.after.get(id(leaf))
+            if left is not None:
+                return self._data(left, -1)
+        return None
+
+    def _events(self) -> Iterator[Event]:
+        for position, gradient, function, site in self.tape.writes:
+            parameter = self.tape.gradients[gradient]
+            name = self._parameter_name(parameter, 0)
+            yield Event(function or "write", name, position, site.place() if site else None)
+
+
+class Rerun:
+    """Runs a recorded operation again on other data, with gradients off: `rerun({"self": x, "other": y})`."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, arguments: dict[str, Any]) -> Any:
+        if isinstance(self.function, type):
+            return self._forward(list(arguments.values()))
+        schema = self.function._schema.arguments
+        positional = [arguments[a.name] for a in schema if not a.kwarg_only]
+        keywords = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
+        with torch.no_grad():
+            return self.function(*positional, **keywords)
+
+    def _forward(self, arguments: list[Any]) -> Any:
+        with torch.no_grad():
+            return self.function.apply(*arguments)
+
+
+def _node_name(raw: RawNode) -> str:
+    name: str = raw.node.name()
+    return name.rsplit("::", 1)[-1]
+
+
+def _parameter_names(cls: type, count: int) -> list[str]:
+    """The names of `forward`'s parameters, without `ctx`; numbered where it takes any number."""
+    forward = cls.forward  # type: ignore[attr-defined]
+    names = [p.name for p in inspect.signature(forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    if cls.setup_context is torch.autograd.Function.setup_context:  # type: ignore[attr-defined]
+        names = names[1:]
+    return (names + [f"input{i}" for i in range(len(names), count)])[:count]
+
+
+def _arguments(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int]]:
+    """(argument, place in its list, value) of every tensor among an operation's arguments."""
+    for name, value in arguments.items():
+        if isinstance(value, Ref):
+            yield name, None, value.value
+        elif isinstance(value, list):
+            for item, each in enumerate(value):
+                if isinstance(each, Ref):
+                    yield name, item, each.value
+

@@ -1,0 +1,337 @@
+"""Backpropagation with our own rules, independently of autograd: from the seed at the loss to every leaf.
+
+The walk sees only the recorded forward values and the edges between nodes. Each gradient it passes on is one that a rule
+of ours computed, so agreement with autograd at the leaves is a proof of the whole chain. Where there is no rule the walk
+goes on with autograd's own gradient, and the step says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from chainrule import rules
+from chainrule.errors import RuleError
+from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update
+from chainrule.rules import Applied, Rule
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one step back gives to one argument: its share of d loss / d value.
+
+    `gradient` is ours, in the argument's own shape; `summed` says over which axes of the output it was summed, because
+    broadcasting had copied the argument along them. `recorded` is autograd's (None: not seen on its own).
+    """
+
+    argument: str
+    item: int | None
+    value: int | None
+    gradient: Tensor | None
+    recorded: Tensor | None
+    summed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeStep:
+    """One rule applied to one node, in one backward pass; `rule` is None where there is none yet."""
+
+    node: int
+    backward: int
+    operation: int | None
+    rule: Rule | None
+    op: Applied | None
+    upstream: tuple[Tensor | None, ...]
+    shares: tuple[Share, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the derivation as it is told: what the user wrote as one call, opened down to its nodes where needed.
+
+    `arguments` and `outputs` are indices of values; `rule` and `op` say what the operation means (None: no rule yet).
+    A backward step has `upstream` and `shares`, an update step its `update`.
+    """
+
+    index: int
+    kind: Literal["forward", "backward", "update"]
+    call: int | None = None
+    operations: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    rule: Rule | None = None
+    op: Applied | None = None
+    arguments: tuple[tuple[str, int | None, int], ...] = ()
+    outputs: tuple[int, ...] = ()
+    backward: int | None = None
+    upstream: tuple[Tensor | None, ...] = ()
+    shares: tuple[Share, ...] = ()
+    update: Update | None = None
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The whole walk: steps as told, the rule's step at each node, and our own gradient of each value."""
+
+    steps: tuple[Step, ...]
+    nodes: tuple[NodeStep, ...]
+    gradients: dict[int, Tensor]
+
+
+def derive(graph: Graph) -> Derivation:
+    """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
+    node_steps: list[NodeStep] = []
+    gradients: dict[int, Tensor] = {}
+    for backward in range(_passes(graph)):
+        for step in _walk(graph, backward, gradients):
+            node_steps.append(step)
+    return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients)
+
+
+def applied(graph: Graph, operation: Operation) -> Applied:
+    """A recorded operation with its data, as rules see it."""
+    arguments = {name: data(graph, value) for name, value in operation.arguments.items()}
+    outs = tuple(None if index is None else graph.values[index].data for index in operation.outputs)
+    return Applied(arguments, outs, operation.name)
+
+
+def data(graph: Graph, tree: Any) -> Any:
+    """An argument tree with each `Ref` replaced by its recorded data."""
+    if isinstance(tree, Ref):
+        return graph.values[tree.value].data
+    return [data(graph, item) for item in tree] if isinstance(tree, list) else tree
+
+
+def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
+    """Our rule for a node, if there is one. A user's own `autograd.Function` has none, whatever it is called."""
+    if node.operation is None or node.function_class is not None:
+        return None
+    return rules.for_node(node.name, op)
+
+
+def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients that arrive at a node, one for each output of its operation."""
+    count = len(graph.operations[node.operation].outputs) if node.operation is not None else 1
+    return upstream + (None,) * (count - len(upstream))
+
+
+def shares_of(graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: Passage
+) -> Iterator[Share]:
+    """Apply a rule to one node: the share of each argument that wants one.
+
+    Raises RuleError, with the node and its place, where the rule breaks its contract.
+    """
+    computed: dict[str, Any] = {}
+    for edge in node.edges:
+        recorded = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+        if edge.argument is None or edge.argument not in rule.wrt:
+            yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, None, recorded)
+            continue
+        if edge.argument not in computed:
+            computed[edge.argument] = rule.gradient(op, node_upstream(graph, node, upstream), edge.argument)
+        gradient = computed[edge.argument]
+        if edge.item is not None and gradient is not None:
+            gradient = gradient[edge.item]
+        summed: tuple[int, ...] = ()
+        if gradient is not None and edge.value is not None:
+            try:
+                gradient, summed = rules.reduce_to_shape(gradient, graph.values[edge.value].shape)
+            except RuleError as error:
+                where = f" ({node.place})" if node.place else ""
+                raise RuleError(f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}") from None
+        yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
+
+
+def _passes(graph: Graph) -> int:
+    return 1 + max((passage.backward for node in graph.nodes for passage in node.passages), default=-1)
+
+
+def _walk(graph: Graph, backward: int, gradients: dict[int, Tensor]) -> Iterator[NodeStep]:
+    """One backward pass, from its roots, each node after all nodes that send it a gradient."""
+    ran = {node.index: p for node in graph.nodes for p in node.passages if p.backward == backward}
+    arriving: dict[int, dict[int, Tensor]] = {}
+    fed = {edge.node for index in ran for edge in graph.nodes[index].edges}
+    for index in sorted(ran, key=lambda each: ran[each].order):
+        node, passage = graph.nodes[index], ran[index]
+        if index in fed:
+            here = arriving.pop(index, {})
+            upstream = tuple(here.get(slot) for slot in range(max([len(passage.upstream), *(s + 1 for s in here)])))
+        else:
+            upstream = passage.upstream  # the seed
+        step = _step_back(graph, node, passage, backward, upstream)
+        for slot, value in enumerate(node.outputs):
+            if value is not None and slot < len(upstream) and upstream[slot] is not None:
+                _add(gradients, value, upstream[slot])
+        for share, edge in zip(step.shares, node.edges, strict=True):
+            if share.gradient is None:
+                continue
+            target = graph.nodes[edge.node]
+            if target.leaf is not None:
+                _add(gradients, target.leaf, share.gradient)
+            else:
+                _add(arriving.setdefault(edge.node, {}), edge.slot, share.gradient)
+        yield step
+
+
+def _step_back(
+    graph: Graph, node: Node, passage: Passage, backward: int, upstream: tuple[Tensor | None, ...]
+) -> NodeStep:
+    op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
+    rule = rule_of(graph, node, op)
+    if rule is not None and op is not None:
+        shares = tuple(shares_of(graph, node, rule, op, upstream, passage))
+        if all(share.gradient is not None or share.recorded is None for share in shares):
+            return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
+    shares = tuple(
+        Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
+        for edge in node.edges
+        for recorded in [passage.downstream[edge.position] if edge.position < len(passage.downstream) else None]
+    )
+    return NodeStep(node.index, backward, node.operation, None, op, upstream, shares)
+
+
+def _add(into: dict[int, Tensor], key: int, gradient: Tensor | None) -> None:
+    """Accumulate: a value that was used several times gets the sum of what comes back from each use."""
+    if gradient is not None:
+        into[key] = into[key] + gradient if key in into else gradient
+
+
+# -- the steps as they are told ---------------------------------------------------------------------------------------
+
+
+def _told(graph: Graph, node_steps: list[NodeStep], gradients: dict[int, Tensor]) -> Iterator[Step]:
+    units = list(_units(graph))
+    steps: list[Step] = [_forward(graph, unit) for unit in units]
+    steps += _backward_steps(graph, units, node_steps, gradients)
+    steps += [Step(0, "update", update=update) for update in graph.updates]
+    for index, step in enumerate(steps):
+        yield Step(**{**step.__dict__, "index": index})
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What is told as one: a call that a rule knows as a whole, or one operation."""
+
+    call: int | None
+    operations: tuple[int, ...]
+    rule: Rule | None
+    op: Applied | None
+    arguments: tuple[tuple[str, int | None, int], ...]
+    outputs: tuple[int, ...]
+
+
+def _units(graph: Graph) -> Iterator[_Unit]:
+    """The operations that led to a loss (all of them where there is none), grouped as they are told."""
+    wanted = _ancestors(graph)
+    done: set[int] = set()
+    for operation in graph.operations:
+        if operation.index not in wanted or operation.index in done:
+            continue
+        unit = _call_unit(graph, operation.call) if operation.call is not None else None
+        if unit is None:
+            op = applied(graph, operation)
+            node = graph.nodes[operation.node] if operation.node is not None else None
+            rule = rule_of(graph, node, op) if node is not None else None
+            outputs = tuple(value for value in operation.outputs if value is not None)
+            unit = _Unit(operation.call, (operation.index,), rule, op, tuple(arguments_of(operation.arguments)), outputs)
+        done.update(unit.operations)
+        yield unit
+
+
+def _ancestors(graph: Graph) -> set[int]:
+    losses = [b.loss for b in graph.backwards if b.loss is not None]
+    if not losses:
+        return {operation.index for operation in graph.operations}
+    waiting = [op for loss in losses if (op := graph.values[loss].operation) is not None]
+    found = set(waiting)
+    while waiting:
+        operation = graph.operations[waiting.pop()]
+        for _, _, value in arguments_of(operation.arguments):
+            producer = graph.values[value].operation
+            if producer is not None and producer not in found:
+                found.add(producer)
+                waiting.append(producer)
+    return found
+
+
+def _call_unit(graph: Graph, index: int) -> _Unit | None:
+    """A call of several operations as one unit, if a rule knows it as a whole and it gives one tensor."""
+    call = graph.calls[index]
+    rule = rules.for_call(call.name)
+    if rule is None or len(call.outputs) != 1 or len(call.operations) < 2:
+        return None
+    names = [*rule.wrt, *rule.constants]
+    arguments: dict[str, Any] = dict(zip(names, call.arguments, strict=False)) | call.keywords
+    for name in names:
+        arguments.setdefault(name, None)
+    op = Applied({k: data(graph, v) for k, v in arguments.items()}, (graph.values[call.outputs[0]].data,), call.name)
+    if not rule.accepts(op):
+        return None
+    return _Unit(index, call.operations, rule, op, tuple(arguments_of(arguments)), call.outputs)
+
+
+def arguments_of(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int]]:
+    """(argument, place in its list, value) of every tensor among an operation's arguments."""
+    for name, value in arguments.items():
+        if isinstance(value, Ref):
+            yield name, None, value.value
+        elif isinstance(value, list):
+            for item, each in enumerate(value):
+                if isinstance(each, Ref):
+                    yield name, item, each.value
+
+
+def _forward(graph: Graph, unit: _Unit) -> Step:
+    nodes = tuple(n for o in unit.operations if (n := graph.operations[o].node) is not None)
+    return Step(0, "forward", unit.call, unit.operations, nodes, unit.rule, unit.op, unit.arguments, unit.outputs)
+
+
+def _backward_steps(
+    graph: Graph, units: list[_Unit], node_steps: list[NodeStep], gradients: dict[int, Tensor]
+) -> list[Step]:
+    unit_of = {operation: unit for unit in units for operation in unit.operations}
+    by_unit: dict[tuple[int, int], list[NodeStep]] = {}
+    for step in node_steps:
+        if step.operation in unit_of:
+            key = (step.backward, unit_of[step.operation].operations[0])
+            by_unit.setdefault(key, []).append(step)
+    return [
+        _backward(graph, unit_of[operation], backward, members)
+        for (backward, operation), members in by_unit.items()
+    ]
+
+
+def _backward(graph: Graph, unit: _Unit, backward: int, members: list[NodeStep]) -> Step:
+    nodes = tuple(member.node for member in members)
+    if len(unit.operations) == 1:
+        only = members[0]
+        rule, upstream, shares = only.rule, only.upstream, only.shares
+    else:
+        rule, upstream = unit.rule, members[0].upstream
+        shares = tuple(_call_shares(graph, unit, members))
+    return Step(
+        0, "backward", unit.call, unit.operations, nodes, rule, unit.op, unit.arguments, unit.outputs, backward,
+        upstream, shares,
+    )  # fmt: skip
+
+
+def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> Iterator[Share]:
+    """The call's own rule, beside what the nodes of the call together gave each argument."""
+    assert unit.rule is not None and unit.op is not None
+    inside = {member.node for member in members}
+    left: dict[int, list[Tensor | None]] = {}
+    for member in members:
+        for share, edge in zip(member.shares, graph.nodes[member.node].edges, strict=True):
+            if edge.node not in inside and share.value is not None:
+                left.setdefault(share.value, []).append(share.recorded)
+    for name, item, value in unit.arguments:
+        if name not in unit.rule.wrt or value not in left:
+            continue
+        gradient = unit.rule.gradient(unit.op, members[0].upstream, name)
+        summed: tuple[int, ...] = ()
+        if gradient is not None:
+            gradient, summed = rules.reduce_to_shape(gradient, graph.values[value].shape)
+        alone = len(left[value]) == 1 and sum(value == other for _, _, other in unit.arguments) == 1
+        yield Share(name, item, value, gradient, left[value][0] if alone else None, summed)

@@ -1,0 +1,170 @@
+"""The `chainrule` command: parse, call, print.
+
+PyTorch takes over a second to import, so each command imports what it needs itself, and help comes at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from chainrule.errors import ChainruleError
+
+if TYPE_CHECKING:
+    from chainrule.script import ScriptRun
+
+DISAGREES = 1
+NOTHING = 2  # also click's status for wrong usage
+
+
+class Failure(click.ClickException):
+    """A `ChainruleError`, told in its one sentence."""
+
+    exit_code = NOTHING
+
+
+class Commands(click.Group):
+    """A group whose commands may raise `ChainruleError`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what is raised on purpose is told without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except ChainruleError as error:
+            raise Failure(str(error)) from error
+
+
+class ScriptCommand(click.Command):
+    """A command that takes a script, whose own options stand after `--`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say where an option that is not ours belongs."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(
+                f"{error.format_message()} Options of the script itself go after --.", ctx
+            ) from error
+
+
+script_argument = click.argument("script", type=click.Path())
+script_arguments = click.argument("args", nargs=-1, metavar="[-- ARGS...]")
+step_option = click.option(
+    "--step",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Which training step: from the end of the optimizer's step N-1 to the end of step N.",
+)
+brief_option = click.option("--brief", is_flag=True, help="A screenful instead of the whole walk.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="chainrule")
+def commands() -> None:
+    """Backpropagation, worked out.
+
+    Records one ordinary PyTorch training step and works out every derivative in it: formula, numbers, and proof.
+
+    \b
+    Examples:
+      chainrule demo
+      chainrule run train.py --step 3 -- --epochs 1
+      chainrule verify train.py
+    """
+
+
+@commands.command()
+@click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="adam", show_default=True)
+@click.option("--logits", is_flag=True, help="Leave the sigmoid to the loss, as practitioners do.")
+@click.option("--train", type=click.IntRange(min=0), default=0, metavar="N", help="Train for N more steps afterwards.")
+@brief_option
+def demo(optimizer: str, logits: bool, train: int, brief: bool) -> None:
+    """Work out one step of a small network, number by number.
+
+    \b
+    Examples:
+      chainrule demo --optimizer sgd
+      chainrule demo --logits --train 500 --brief
+    """
+    from chainrule.demo import show_demo
+
+    show_demo(optimizer=optimizer, logits=logits, train=train, brief=brief)
+
+
+@commands.command(cls=ScriptCommand)
+@script_argument
+@script_arguments
+@step_option
+@brief_option
+@click.option("--stop", is_flag=True, help="End the script right after the step.")
+def run(script: str, args: tuple[str, ...], step: int, brief: bool, stop: bool) -> NoReturn:
+    """Run SCRIPT as python would, and tell its N-th training step.
+
+    The script is not changed, runs on to its end, and its exit status is passed on. The status is 2 if the step never
+    came.
+
+    \b
+    Examples:
+      chainrule run train.py
+      chainrule run train.py --step 100 --stop -- --epochs 1
+    """
+    from chainrule.script import run_script
+
+    outcome = run_script(script, args, step=step, stop=stop)
+    _tell_shortfall(outcome)
+    if outcome.recording is not None and outcome.recording.graph.calls:
+        outcome.recording.show(brief=brief)
+    sys.exit(outcome.status or (0 if outcome.complete else NOTHING))
+
+
+@commands.command(cls=ScriptCommand)
+@script_argument
+@script_arguments
+@step_option
+def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
+    """Check every gradient of one training step of SCRIPT.
+
+    Each autograd node is held against our rule and against a finite difference. The script ends right after the step.
+    The exit status is 1 where the three disagree, and 2 where there was nothing to verify.
+
+    \b
+    Examples:
+      chainrule verify train.py
+      chainrule verify train.py --step 10 -- --epochs 1
+    """
+    from rich.console import Console
+
+    from chainrule.script import run_script
+    from chainrule.views.terminal import render
+
+    outcome = run_script(script, args, step=step, stop=True)
+    _tell_shortfall(outcome)
+    if outcome.recording is None or not outcome.recording.nodes:
+        if outcome.complete:
+            _say(
+                f"there is nothing to verify in training step {step} of {script}: no operation in it needs a gradient."
+            )
+        sys.exit(outcome.status or NOTHING)
+    verification = outcome.recording.verify()
+    render(verification.document(), Console())
+    if not verification.passed:
+        sys.exit(DISAGREES)
+    sys.exit(outcome.status or (0 if outcome.complete and verification.rows else NOTHING))
+
+
+def _tell_shortfall(outcome: ScriptRun) -> None:
+    if outcome.shortfall:
+        _say(outcome.shortfall)
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"chainrule: {sentence}", err=True)
+
+
+def main() -> None:
+    """The `chainrule` command."""
+    commands(prog_name="chainrule")

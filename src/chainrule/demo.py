@@ -1,0 +1,50 @@
+"""The worked example, recorded like anybody's code: one step of a model file that knows nothing of chainrule."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from chainrule.examples import worked_example
+from chainrule.examples.worked_example import X, Y, build, train_step
+from chainrule.recording import record
+
+
+def show_demo(
+    *,
+    optimizer: str = "adam",
+    logits: bool = False,
+    train: int = 0,
+    brief: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Tell one training step, then the cost after it; `train` more steps end with the predictions."""
+    console = console or Console()
+    model, loss, update = build(optimizer, logits)
+    with record(namespace=vars(worked_example)) as recording:
+        before = train_step(model, loss, update).item()
+    recording.show(brief=brief)
+
+    @torch.no_grad()
+    def cost() -> float:
+        return loss(model(X), Y).item()
+
+    console.print(f"\nThe cost was {before:.4f} before the step, and is {cost():.4f} after it.")
+    if train:
+        with Progress(console=console) as progress:
+            for _ in progress.track(range(train), description="training"):
+                train_step(model, loss, update)
+        console.print(f"After {train} more steps the cost is {cost():.4f}.")
+        console.print(_predictions(model))
+
+
+@torch.no_grad()
+def _predictions(model: worked_example.Network) -> Table:
+    output = model(X)
+    probabilities = torch.sigmoid(output) if model.logits else output
+    table = Table("x", "probability of 1", "prediction", "y")
+    for x, p, y in zip(X.tolist(), probabilities[:, 0].tolist(), Y[:, 0].tolist(), strict=True):
+        table.add_row(", ".join(f"{each:g}" for each in x), f"{p:.4f}", f"{p > 0.5:d}", f"{y:g}")
+    return table

@@ -1,0 +1,1 @@
+"""Models as a user would write them: nothing in here knows chainrule."""

@@ -1,0 +1,235 @@
+"""The facts of one training step, as plain frozen data: nothing here computes, names or judges anything.
+
+Everything refers to everything else by index into the tuples of `Graph`, never by object, so that a graph can be
+written to a file and read back, and no cycle keeps memory alive. Two levels stand side by side: a `Call` is what the
+user wrote (`F.linear(x, W, b)`), an `Operation` is one ATen operation that ran for it (`t`, then `addmm`), and a `Node`
+is what autograd wrote down to go back through that operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+type_of_value = Literal["input", "parameter", "buffer", "result"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the user's code something happened: the nearest frame outside PyTorch.
+
+    `expression` is the source text that was being evaluated, `targets` the names on the left of its assignment.
+    """
+
+    file: str
+    line: int
+    function: str
+    expression: str = ""
+    targets: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.file.rsplit('/', 1)[-1]}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for a tensor inside the argument trees of an `Operation` or a `Call`: an index into `Graph.values`."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One tensor at one moment of the step; an in-place operation makes a new Value of the same tensor.
+
+    `data` is as it was at that moment (None: not kept), `grad` is d loss / d value, summed over all its uses (None: no
+    gradient arrived). `names` are the user's names, best first; `operation` and `slot` say which output of which
+    operation it is (None: a leaf, it came from outside); `node` is the autograd node that leads back from it.
+    """
+
+    index: int
+    kind: type_of_value
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+    requires_grad: bool
+    data: torch.Tensor | None
+    grad: torch.Tensor | None
+    operation: int | None = None
+    slot: int = 0
+    node: int | None = None
+    place: Place | None = None
+
+    @property
+    def name(self) -> str:
+        return self.names[0] if self.names else f"value{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One ATen operation (or one `autograd.Function`), with its arguments by the names of its schema.
+
+    `function` runs it again: `function(**arguments)` with each `Ref` replaced by data. `arguments` holds tensors as
+    `Ref`, also inside lists; `outputs` are value indices (None where an output is no tensor).
+    """
+
+    index: int
+    name: str
+    function: Callable[..., Any] | None
+    arguments: dict[str, Any]
+    outputs: tuple[int | None, ...]
+    call: int | None
+    node: int | None = None
+    random_state: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One way on from a node: gradient number `position` of the node goes to argument `argument` of its operation.
+
+    `value` is the tensor that argument was, `node` the node the gradient flows into next (`slot`: which of its inputs).
+    For a list argument (`cat`), `item` is the place in the list.
+    """
+
+    position: int
+    node: int
+    slot: int
+    value: int | None
+    argument: str | None
+    item: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One run of one node in one backward pass.
+
+    `upstream`: d loss / d output, one for each output of the node; `downstream`: d loss / d input as autograd computed
+    it, one for each of its edges, aligned with `next_functions` (None: undefined, or not needed).
+    """
+
+    backward: int
+    order: int
+    upstream: tuple[torch.Tensor | None, ...]
+    downstream: tuple[torch.Tensor | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node of autograd's graph. `AccumulateGrad` nodes have no operation; `leaf` is the value they write to."""
+
+    index: int
+    name: str
+    operation: int | None
+    call: int | None
+    outputs: tuple[int | None, ...]
+    edges: tuple[Edge, ...]
+    passages: tuple[Passage, ...]
+    leaf: int | None = None
+    place: Place | None = None
+    function_class: type | None = None  # the user's autograd.Function, where it is one
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the user wrote: one torch function call, and the operations that ran for it.
+
+    `module` is the path of the innermost module whose forward was running ("" outside any).
+    """
+
+    index: int
+    name: str
+    module: str
+    place: Place | None
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    operations: tuple[int, ...]
+    outputs: tuple[int, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """One backward pass: `roots` are (node, slot) where it began, with their seeds in the nodes' passages."""
+
+    index: int
+    roots: tuple[tuple[int, int], ...]
+    loss: int | None
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterUpdate:
+    """One parameter in one `optimizer.step()`. `state_before`/`state_after` hold the optimizer's tensors and numbers."""
+
+    value: int | None
+    name: str
+    before: torch.Tensor
+    grad: torch.Tensor | None
+    after: torch.Tensor
+    options: dict[str, Any]
+    state_before: dict[str, Any]
+    state_after: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One `optimizer.step()`."""
+
+    optimizer: str
+    parameters: tuple[ParameterUpdate, ...]
+    position: int  # the number of operations that had run before it
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A trained leaf: its data before the step, the gradient that arrived, its data after the step.
+
+    `grad` is what backward left in `.grad` (None: nothing arrived); `after` is None where no optimizer stepped.
+    """
+
+    name: str
+    value: int | None
+    before: torch.Tensor
+    grad: torch.Tensor | None
+    after: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something between the operations that a reader must know: gradients cleared, clipped, changed by a hook."""
+
+    kind: str
+    text: str
+    position: int
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module that ran: its path, class name, and the call site that began it."""
+
+    path: str
+    class_name: str
+    training: bool
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All facts of one recorded step, in the order in which they happened."""
+
+    values: tuple[Value, ...]
+    operations: tuple[Operation, ...]
+    calls: tuple[Call, ...]
+    nodes: tuple[Node, ...]
+    backwards: tuple[Backward, ...]
+    updates: tuple[Update, ...]
+    parameters: dict[str, Parameter]
+    modules: tuple[Module, ...] = ()
+    events: tuple[Event, ...] = ()
+    error: str | None = None
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,129 @@
+"""What each value is called: a symbol in equations, a word in a line of text.
+
+The user's own short names win (`Z1`, `X`). In a plain chain of layers the field's names stand for the parameters and for
+what has no short name: W^{[l]}, b^{[l]}, Z^{[l]}, A^{[l]} for layer l. Elsewhere a value goes by its path. J is the loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cached_property
+
+from chainrule.graph import Graph, Operation, Ref, Value
+
+_short = re.compile(r"([A-Za-z])(\d*)")
+
+
+class Notation:
+    """Symbols and plain names for the values of one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def symbol(self, value: int) -> str:
+        """The value's symbol in LaTeX: `Z^{[1]}`, `X`, `\\text{h.0.attn.c\\_attn.weight}`."""
+        if value in self._losses:
+            return self._losses[value]
+        letter, layer = self._layers.get(value, ("", 0))
+        name, _, version = self.graph.values[value].name.partition("@")
+        short = _short.fullmatch(name)
+        superscript = f"({version})" if version else ""
+        if short and short[2] and not version and self._layers:
+            return rf"{short[1]}^{{[{short[2]}]}}"
+        if short:
+            index = f"_{{{short[2]}}}" if short[2] else ""
+            return short[1] + index + (f"^{{{superscript}}}" if superscript else "")
+        if letter:
+            return rf"{letter}^{{[{layer}]}}"
+        return rf"\text{{{escape(name)}}}" + (f"^{{{superscript}}}" if superscript else "")
+
+    def plain(self, value: int) -> str:
+        """The value's name in a line of text: `Z1`, `W1`, `linear1.weight`."""
+        if value in self._losses:
+            return self._losses[value].replace("_{", "").replace("}", "")
+        name = self.graph.values[value].name
+        if value in self._layers and not _short.fullmatch(name):
+            letter, layer = self._layers[value]
+            return f"{letter}{layer}"
+        return name
+
+    def gradient(self, value: int, backward: int = 0) -> str:
+        r"""The symbol of d loss / d value: `\frac{\partial J}{\partial Z^{[1]}}`."""
+        return rf"\frac{{\partial {self.loss(backward)}}}{{\partial {self.symbol(value)}}}"
+
+    def plain_gradient(self, value: int) -> str:
+        """d loss / d value in a line of text: `dJ/dZ1`."""
+        return f"dJ/d{self.plain(value)}"
+
+    def loss(self, backward: int = 0) -> str:
+        """The symbol of the loss that a backward pass began from: J, or J_1, J_2 where there are several."""
+        backwards = self.graph.backwards
+        loss = backwards[backward].loss if backward < len(backwards) else None
+        return self._losses.get(loss, "J") if loss is not None else "J"
+
+    @property
+    def layers(self) -> dict[int, tuple[str, int]]:
+        """(letter, layer) of each value in a plain chain of layers; empty where the network is none."""
+        return self._layers
+
+    @cached_property
+    def _losses(self) -> dict[int, str]:
+        losses = list(dict.fromkeys(b.loss for b in self.graph.backwards if b.loss is not None))
+        return {losses[0]: "J"} if len(losses) == 1 else {loss: f"J_{{{i}}}" for i, loss in enumerate(losses, 1)}
+
+    @cached_property
+    def _layers(self) -> dict[int, tuple[str, int]]:
+        """Follow the data from the input: each call takes the last result, and leaves, and nothing else."""
+        layers: dict[int, tuple[str, int]] = {}
+        uses: Counter[int] = Counter()
+        current: int | None = None
+        layer = 0
+        for group in _calls(self.graph):
+            inner = {v for operation in group for v in operation.outputs if v is not None}
+            taken = [v for operation in group for v in _tensors(operation) if v not in inner]
+            flowing = [v for v in taken if self.graph.values[v].node is not None]
+            weights = [v for v in map(self.graph.values.__getitem__, taken) if v.kind == "parameter"]
+            uses.update({v.index for v in weights})
+            if (current is not None and set(flowing) != {current}) or (current is None and flowing):
+                return {}
+            output = group[-1].outputs[0] if group[-1].outputs else None
+            if output is None or any(uses[v.index] > 1 for v in weights) or len(weights) > 2:
+                return {}
+            if weights:
+                layer += 1
+                layers.update(_letters(weights, output, layer))
+            elif layer and current is not None and output not in self._losses:
+                layers[output] = ("A", layer)
+            current = output
+        return layers if layer > 1 else {}
+
+
+def _letters(weights: list[Value], output: int, layer: int) -> dict[int, tuple[str, int]]:
+    matrices = [v for v in weights if len(v.shape) >= 2]
+    letters = {v.index: ("W" if v in matrices else "b", layer) for v in weights}
+    return {**letters, output: ("Z", layer)} if len(matrices) == 1 else {}
+
+
+def _calls(graph: Graph) -> list[list[Operation]]:
+    """Operations grouped by the user's calls, up to the first backward pass; those that no gradient flows through left out."""
+    groups: dict[int, list[Operation]] = {}
+    for operation in graph.operations:
+        if operation.node is not None:
+            groups.setdefault(-operation.index - 1 if operation.call is None else operation.call, []).append(operation)
+    return list(groups.values())
+
+
+def _tensors(operation: Operation) -> list[int]:
+    values = []
+    for argument in operation.arguments.values():
+        for item in argument if isinstance(argument, list) else [argument]:
+            if isinstance(item, Ref):
+                values.append(item.value)
+    return values
+
+
+def escape(text: str) -> str:
+    """Plain text inside LaTeX's `\\text{...}`."""
+    special = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    return "".join(special.get(c, "\\" + c if c in "_$%&#" else c) for c in text)

@@ -1,0 +1,251 @@
+"""What the user holds: `record()`, and the `Recording` that it gives. Facts inside, verbs that only delegate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from chainrule.assemble import assemble
+from chainrule.errors import RecordingError
+from chainrule.graph import Graph, Node, Parameter, Value
+from chainrule.recorder import Recorder, Tape, exception_site
+from chainrule.source import is_library
+
+if TYPE_CHECKING:
+    from chainrule.backprop import Derivation, Step
+    from chainrule.diagnose import Finding
+    from chainrule.document import Document
+    from chainrule.notation import Notation
+    from chainrule.verify import Verification
+    from chainrule.why import Why
+
+
+class Recording:
+    """One recorded training step: its facts, and everything that can be worked out from them, when it is asked for.
+
+    While the block of `record()` runs there is nothing to see yet; every property raises RecordingError until it ends.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape: Tape | None = tape
+        self._open = True
+
+    @cached_property
+    def graph(self) -> Graph:
+        """All facts of the step: values, operations, calls, nodes, backward passes, updates.
+
+        Raises RecordingError while the block of `record()` is still running.
+        """
+        if self._open or self._tape is None:
+            raise RecordingError(
+                "the recording is still running: it can be read when the `with chainrule.record()` block has ended. "
+                "Move this line below the block."
+            )
+        graph = assemble(self._tape)
+        self._tape = None  # lets go of autograd's graph and of the user's objects
+        return graph
+
+    @property
+    def loss(self) -> float | None:
+        """The value of the loss that the last backward pass began from; None where there was none.
+
+        A loss of several elements (backward with a gradient given) has no single value: see `losses`.
+        """
+        losses = self.losses
+        return losses[-1].item() if losses and losses[-1].numel() == 1 else None
+
+    @property
+    def losses(self) -> tuple[Tensor, ...]:
+        """The loss of each backward pass, in the order in which they ran."""
+        values = (self.graph.values[b.loss] for b in self.graph.backwards if b.loss is not None)
+        return tuple(value.data for value in values if value.data is not None)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every autograd node, in forward order; a leaf's `AccumulateGrad` stands where the leaf is first used."""
+        return self.graph.nodes
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """Every trained leaf by its name, with its data before, its gradient, and its data after the step."""
+        return self.graph.parameters
+
+    @property
+    def error(self) -> str | None:
+        """The exception that ended the block, if one did; what is recorded goes up to there."""
+        return self.graph.error
+
+    def __getitem__(self, name: str) -> Value:
+        """The value that goes by this name: a variable of the user's code, a parameter's or a module's path.
+
+        Where a name was given several times (`x` in a loop), it means the last; `x@1` is the first.
+        Raises MissingError, with the near matches, where nothing goes by that name.
+        """
+        from chainrule.lookup import find_value
+
+        return self.graph.values[find_value(self.graph, name)]
+
+    @cached_property
+    def derivation(self) -> Derivation:
+        """Backpropagation with our own rules, independently of autograd."""
+        from chainrule.backprop import derive
+
+        return derive(self.graph)
+
+    @cached_property
+    def notation(self) -> Notation:
+        """What each value is called."""
+        from chainrule.notation import Notation
+
+        return Notation(self.graph)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The derivation: forward, backward and update steps, in the order in which they are told."""
+        return self.derivation.steps
+
+    def why(self, name: str, index: tuple[int, ...] | int) -> Why:
+        """The sum that made one number of a gradient: `.terms`, each with its `.value` and its two factors.
+
+        Raises MissingError where the name or the index does not exist.
+        """
+        from chainrule.why import why
+
+        return why(self.graph, self.derivation, self.notation, name, index)
+
+    def verify(self, *, only: str | None = None) -> Verification:
+        """Prove every node: our rule, autograd and finite differences, side by side.
+
+        `only` limits it to nodes whose name, module or value matches the pattern.
+        """
+        from chainrule.verify import verify
+
+        return verify(self.graph, only=only)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What is unhealthy in this step, or at least worth knowing, with evidence."""
+        from chainrule.diagnose import findings
+
+        return findings(self.graph, self.derivation, self.notation)
+
+    def document(self, brief: bool = False) -> Document:
+        """The step as it is told, for any view."""
+        from chainrule import telling
+
+        context = telling.Context(self.graph, self.derivation, self.notation, self.findings())
+        return telling.brief(context) if brief else telling.whole(context)
+
+    def show(self, brief: bool = False) -> None:
+        """Tell the whole step in the terminal, or with `brief` in a screenful."""
+        from chainrule.views import terminal
+
+        terminal.render(self.document(brief))
+
+    def __str__(self) -> str:
+        from chainrule.views import terminal
+
+        return terminal.text(self.document(brief=True))
+
+    def __repr__(self) -> str:
+        if self._open:
+            return "<chainrule.Recording, still running>"
+        return f"<chainrule.Recording: loss {self.loss}, {len(self.nodes)} nodes, {len(self.parameters)} parameters>"
+
+
+class record:  # noqa: N801 (read as a verb)
+    """Record what runs in the block as one training step: `with chainrule.record() as recording:`.
+
+    Nothing about the step changes: losses, gradients, random numbers and updated parameters are bit for bit those of the
+    same step without it, and no hook is left on the model or in torch, even after an exception (which passes through).
+    `namespace` gives the names of tensors that the block itself does not name; by default the variables around it.
+
+    Raises RecordingError inside another `record()` of the same thread.
+    """
+
+    def __init__(self, namespace: Mapping[str, Any] | None = None) -> None:
+        self._namespace = namespace
+        self._recorder = Recorder()
+
+    def __enter__(self) -> Recording:
+        self._recorder.start()
+        self._recording = Recording(self._recorder.tape)
+        return self._recording
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tape = self._recorder.tape
+        if error is not None:
+            tape.error = f"{type(error).__name__}: {error}"
+            tape.error_site = exception_site(trace)
+        self._recorder.stop()
+        self._recording._open = False
+        _note_names(tape, _variables(sys._getframe(1)) if self._namespace is None else self._namespace)
+
+
+def explain(
+    model: torch.nn.Module,
+    inputs: Any,
+    targets: Any = None,
+    *,
+    loss: Callable[..., Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Recording:
+    """Run and record one training step of `model`: forward, loss, backward, and `optimizer.step()` where there is one.
+
+    `inputs` is what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments. `loss(output,
+    targets)` gives the loss; without `targets`, `loss(output)`; without `loss`, the model's output is the loss itself
+    (or has it as `.loss`, as models of transformers do). Gradients are cleared before the step.
+
+    Raises RecordingError where no scalar loss comes out.
+    """
+    with record(namespace=_variables(sys._getframe(1))) as recording:
+        (optimizer or model).zero_grad()
+        output = _run(model, inputs)
+        cost = _loss(output, targets, loss)
+        cost.backward()
+        if optimizer is not None:
+            optimizer.step()
+    return recording
+
+
+def _run(model: torch.nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def _loss(output: Any, targets: Any, loss: Callable[..., Tensor] | None) -> Tensor:
+    if loss is not None:
+        cost: Any = loss(output) if targets is None else loss(output, targets)
+    else:
+        cost = getattr(output, "loss", output)
+    if not isinstance(cost, Tensor) or cost.numel() != 1:
+        met = f"shape {tuple(cost.shape)}" if isinstance(cost, Tensor) else f"a {type(cost).__name__}"
+        raise RecordingError(
+            f"chainrule.explain: the loss must be a tensor with one element, and {met} came. Give `loss=`, a function of "
+            "(output, targets) that returns a scalar, such as torch.nn.functional.cross_entropy."
+        )
+    return cost
+
+
+def _variables(frame: FrameType | None) -> dict[str, Any]:
+    """The variables of the nearest frame outside PyTorch and chainrule."""
+    while frame is not None and is_library(frame.f_code):
+        frame = frame.f_back
+    return {} if frame is None else {**frame.f_globals, **frame.f_locals}
+
+
+def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
+    """Remember what the surrounding code calls its tensors and models; the last name of several wins."""
+    for name, item in list(names.items()):
+        if isinstance(item, Tensor):
+            tape.scope[id(item)] = (name, item)
+        elif isinstance(item, torch.nn.Module):
+            tape.names_of_modules[id(item)] = name

@@ -1,0 +1,370 @@
+"""What an operation means: its equation, its local derivatives, and its vector-Jacobian products.
+
+One rule is one block, in the topic file where it belongs, and holds all that is known of the operation; registering it
+is enough. LaTeX is written as a template: `$self`, `$out`, `$g` stand for the symbols of the argument `self`, of the
+output, and of the upstream gradient. The code of a VJP is plain tensor code of our own, which never calls autograd, so
+that walking back with the rules is a second backpropagation beside PyTorch's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from string import Template
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from chainrule.errors import RuleError
+
+TOPICS = ("arithmetic", "function", "special", "activation", "linear", "reduce", "shape", "index", "normalise", "loss")
+
+Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
+
+
+class Applied:
+    """An operation applied to recorded data: what a rule computes with.
+
+    Arguments stand under the names of the operation's schema (`op.self`, `op.mat1`, `op.dim`; defaults filled in),
+    tensors as detached data, Python numbers as they were passed. `op.out` is the (first) output, `op.outs` are all.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], outs: tuple[Any, ...], name: str = "") -> None:
+        self.arguments = dict(arguments)
+        self.outs = outs
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["arguments"][name]
+        except KeyError:
+            raise AttributeError(f"{self.name or 'operation'} has no argument {name!r}") from None
+
+    @property
+    def out(self) -> Any:
+        """The (first) output."""
+        return self.outs[0]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The local derivative of one output element by one input element, as a reader would name it.
+
+    Either an element of an operand (`argument="mat2", index=(0, 1)`), or a formula in LaTeX (`latex="1/m"`).
+    `scale` multiplies it (`-1` for the second operand of a subtraction).
+    """
+
+    argument: str | None = None
+    index: tuple[int, ...] = ()
+    latex: str = ""
+    scale: float = 1.0
+
+
+Upstream = Any  # a Tensor; a tuple of Tensor | None for rules with several outputs
+
+
+@dataclass(frozen=True)
+class Wrt:
+    """All that is known of the derivative with respect to one argument.
+
+    `vjp(op, g)` gives g^T (d out / d argument) in plain tensor code: in the argument's shape, or in the shape of the
+    output where the operation broadcast it (the walk then sums, as a step of its own). For an argument that is a list
+    of tensors it gives a list. `local` is the derivative of an element, or of the whole where that says more, and
+    `product` what PyTorch runs, both LaTeX templates. `zeros` says why most of the Jacobian is zero, in words.
+    `factor(op, out_index, in_index)` names one Jacobian entry that need not be zero (None: no closed name).
+    """
+
+    vjp: Callable[[Any, Upstream], Any]
+    local: str | Callable[[Any], str]
+    product: str | Callable[[Any], str]
+    zeros: str = ""
+    factor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Factor | None] | None = None
+
+
+@dataclass(frozen=True)
+class Kink:
+    """Points where the derivative does not exist, and what PyTorch takes there.
+
+    `where(op, radius)` marks the elements of `argument` that lie within `radius` of such a point.
+    """
+
+    where: Callable[[Any, float], Tensor]
+    choice: str
+    argument: str = "self"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input on which a rule is tried: `function(*arguments, **keywords)` must run the rule's operation."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+def sample(function: Callable[..., Any], *arguments: Any, note: str = "", **keywords: Any) -> Sample:
+    """A `Sample`, written as the call that it makes."""
+    return Sample(function, arguments, keywords, note)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of several operations in a row that one operation amounts to (a loss: one term a sample, then their mean)."""
+
+    rule: Rule
+    op: Applied
+    symbol: str  # LaTeX of this stage's output; "" for the last one, which keeps the operation's own
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One operation (or one family of overloads of it), all in one block.
+
+    `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
+    several nodes that it tells as one (`linear`). `wrt` maps argument names to their derivatives; `constants` says for
+    the other tensor arguments why there is none. `source` cites the formula.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    equation: str | Callable[[Any], str]
+    wrt: Mapping[str, Wrt]
+    source: str
+    samples: Callable[[], Iterable[Sample]]
+    calls: tuple[str, ...] = ()
+    constants: Mapping[str, Nondifferentiable] = field(default_factory=dict)
+    structure: Literal["elementwise", "linear", "dense"] = "dense"
+    kink: Kink | None = None
+    outputs: int = 1
+    stages: Callable[[Any], list[Stage]] | None = None
+    accepts: Callable[[Any], bool] = lambda op: True
+    topic: str = ""
+
+    def latex(self, template: str | Callable[[Any], str], op: Applied, symbols: Mapping[str, str]) -> str:
+        """Fill the operands' symbols into one of this rule's templates; unknown names stay as they are."""
+        text = _text(template, op)
+        scalars = {name: number(value) for name, value in op.arguments.items() if isinstance(value, (int, float))}
+        return Template(text).safe_substitute({**scalars, **symbols})
+
+    def gradient(self, op: Applied, upstream: tuple[Tensor | None, ...], argument: str) -> Any:
+        """The VJP with respect to `argument`; rules with one output get its gradient bare, the others the tuple."""
+        g = upstream[0] if self.outputs == 1 else upstream
+        if g is None:
+            return None
+        return self.wrt[argument].vjp(op, g)
+
+
+_by_node: dict[str, list[Rule]] = {}
+_by_call: dict[str, list[Rule]] = {}
+_all: list[Rule] = []
+
+
+def rule(
+    *nodes: str,
+    equation: str | Callable[[Any], str],
+    wrt: Mapping[str, Wrt],
+    samples: Callable[[], Iterable[Sample]],
+    source: str,
+    name: str = "",
+    **more: Any,
+) -> Rule:
+    """Register a rule and return it. See `Rule` for what the parts are; `name` defaults to that of the first node."""
+    made = Rule(
+        name=name or snake(nodes[0] if nodes else more["calls"][0]),
+        nodes=nodes,
+        equation=equation,
+        wrt=wrt,
+        samples=samples,
+        source=source,
+        **{"topic": samples.__module__.rsplit(".", 1)[-1], **more},
+    )
+    _all.append(made)
+    for node in nodes:
+        _by_node.setdefault(plain(node), []).append(made)
+    for call in made.calls:
+        _by_call.setdefault(call, []).append(made)
+    return made
+
+
+def elementwise(
+    *nodes: str,
+    equation: str | Callable[[Any], str],
+    derivative: Mapping[str, tuple[str | Callable[[Any], str], Callable[[Any], Any]]],
+    samples: Callable[[], Iterable[Sample]],
+    source: str,
+    **more: Any,
+) -> Rule:
+    """Register y = f(x) taken element by element: only f and, per argument, f' as (LaTeX, code) are to be told.
+
+    The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments broadcast. The code of f'
+    gives a number, a tensor, or a mask (a boolean tensor), which lets the upstream gradient pass or stops it.
+    """
+    return rule(
+        *nodes,
+        equation=equation,
+        wrt={argument: _elementwise_wrt(argument, equation, *local) for argument, local in derivative.items()},
+        samples=samples,
+        source=source,
+        structure="elementwise",
+        **more,
+    )
+
+
+def _elementwise_wrt(
+    argument: str,
+    equation: str | Callable[[Any], str],
+    local: str | Callable[[Any], str],
+    derivative: Callable[[Any], Any],
+) -> Wrt:
+    def vjp(op: Any, g: Tensor) -> Tensor:
+        slope = derivative(op)
+        if not isinstance(slope, Tensor):
+            gradient = g * (slope.conjugate() if isinstance(slope, complex) else slope)
+        elif slope.dtype == torch.bool:
+            gradient = torch.where(slope, g, 0)  # what is stopped is 0, also where g is infinite
+        else:
+            gradient = g * slope.conj()
+        return _in_type_of(op.arguments[argument], gradient)
+
+    def factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor:
+        return _diagonal(op, out_index, _text(equation, op), _text(local, op))
+
+    def product(op: Any) -> str:
+        return _product(op, _text(local, op))
+
+    zeros = "each output element depends on its own input element alone, so only the diagonal can differ from zero"
+    return Wrt(vjp, local, product, zeros, factor)
+
+
+def _in_type_of(operand: Any, gradient: Tensor) -> Tensor:
+    """A gradient in its operand's number type: promotion is undone, and a real operand takes the real part."""
+    if not isinstance(operand, Tensor):
+        return gradient
+    if gradient.is_complex() and not operand.is_complex():
+        gradient = gradient.real
+    return gradient.to(operand.dtype)
+
+
+def _product(op: Any, local: str) -> str:
+    """The upstream gradient times the local derivative, as one would write it by hand."""
+    if local in ("0", "1", "-1"):
+        return {"0": "0", "1": "$g", "-1": "-$g"}[local]
+    if isinstance(op.arguments.get(local.removeprefix("$")), int | float):
+        return rf"{local} \, $g"
+    latex = parenthesise(local)
+    sign, latex = ("-", latex[1:]) if latex.startswith("-") else ("", latex)
+    if latex.startswith(r"\frac{1}"):
+        return sign + latex.replace(r"\frac{1}", r"\frac{$g}", 1)
+    return rf"{sign}$g \odot {latex}"
+
+
+def _diagonal(op: Any, out_index: tuple[int, ...], equation: str, local: str) -> Factor:
+    """Name one diagonal entry: an operand's element, f'(x) where f has a name and f' has cases, or the formula."""
+    sign, operand = re.fullmatch(r"(-?)(.*)", local, re.DOTALL).groups()  # type: ignore[union-attr]
+    scale = -1.0 if sign else 1.0
+    tensor = op.arguments.get(operand.removeprefix("$")) if operand.startswith("$") else None
+    if isinstance(tensor, Tensor):
+        return Factor(operand.removeprefix("$"), _broadcast_index(out_index, tuple(tensor.shape)), scale=scale)
+    if operand == "1":
+        return Factor(latex="1", scale=scale)
+    named = re.fullmatch(r"\$out = (\\operatorname\{\w+\})\(\$self\)", equation)
+    if named and local.startswith(r"\begin{cases}"):
+        return Factor(latex=f"{named[1]}'($self)")
+    return Factor(latex=local)
+
+
+def _broadcast_index(out_index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The element of an operand of `shape` that broadcasting put at `out_index`."""
+    kept = out_index[len(out_index) - len(shape) :]
+    return tuple(0 if size == 1 else position for position, size in zip(kept, shape, strict=True))
+
+
+def _text(template: str | Callable[[Any], str], op: Any) -> str:
+    return template(op) if callable(template) else template
+
+
+def for_node(node: str, op: Applied | None = None) -> Rule | None:
+    """The rule that answers to an autograd node's name (`MulBackward0`), or None; version suffixes are ignored."""
+    load()
+    return _choose(_by_node.get(plain(node), []), op)
+
+
+def for_call(call: str, op: Applied | None = None) -> Rule | None:
+    """The rule that tells a torch function of several nodes as one (`linear`), or None."""
+    load()
+    return _choose(_by_call.get(call, []), op)
+
+
+def registered() -> Iterator[Rule]:
+    """Every rule, in the order of the topic files."""
+    load()
+    yield from _all
+
+
+@cache
+def load() -> None:
+    """Read the topic files. Not done on import, so that recording alone does not pay for it."""
+    for topic in TOPICS:
+        importlib.import_module(f"{__name__}.{topic}")
+
+
+def _choose(candidates: list[Rule], op: Applied | None) -> Rule | None:
+    return next((each for each in candidates if op is None or each.accepts(op)), None)
+
+
+def plain(node: str) -> str:
+    """An autograd node's name without its version: `MulBackward0` and `MulBackward1` are both `MulBackward`."""
+    return re.sub(r"\d+$", "", node)
+
+
+def snake(node: str) -> str:
+    """`NativeLayerNormBackward0` -> `native_layer_norm`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plain(node).removesuffix("Backward")).lower()
+
+
+def parenthesise(latex: str) -> str:
+    """Put brackets around a sum, so that it can be a factor."""
+    depth = 0
+    for token in re.finditer(r"\\begin|\\end|\S", latex):
+        depth += (token[0] in ("(", "{", "[", r"\begin")) - (token[0] in (")", "}", "]", r"\end"))
+        if depth == 0 and token.start() and token[0] in "+-":
+            return rf"\left({latex}\right)"
+    return latex
+
+
+def number(value: float) -> str:
+    """A Python number in LaTeX."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return r"\mathrm{NaN}" if math.isnan(value) else r"\infty" if value > 0 else r"-\infty"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    mantissa, _, exponent = text.partition("e")
+    return text if not exponent else rf"{mantissa} \cdot 10^{{{int(exponent)}}}"
+
+
+def reduce_to_shape(gradient: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """Sum over the axes that broadcasting added or stretched; also says which axes of `gradient` those were.
+
+    If x of `shape` was stretched along some axes, every copy's gradient belongs to the one x: x_bar = sum of copies.
+
+    Raises RuleError where `gradient` cannot have come from broadcasting `shape`.
+    """
+    added = gradient.dim() - len(shape)
+    axes = (
+        tuple(range(added))
+        + tuple(axis + added for axis, size in enumerate(shape) if size == 1 and gradient.shape[axis + added] != 1)
+        if added >= 0
+        else ()
+    )
+    reduced = gradient.sum(axes, keepdim=True) if axes else gradient
+    if added < 0 or reduced.shape[added:] != torch.Size(shape):
+        raise RuleError(
+            f"a gradient of shape {tuple(gradient.shape)} cannot be summed to shape {tuple(shape)}. A rule returns the "
+            "argument's own shape, or the output's where the argument was broadcast."
+        )
+    return reduced.reshape(shape), axes

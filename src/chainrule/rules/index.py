@@ -1,0 +1,565 @@
+"""Rules of operations that pick or write elements by index or mask, and of orderings.
+
+The index says where each element came from or went to; it carries no gradient itself. Picking sends each upstream
+element back to its origin (an origin picked twice gets the sum); writing cuts the gradient of what was overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
+
+Index = tuple[int, ...]
+
+PICKED = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
+WRITTEN = "each output element is made of what was there before and of what was written there, and of nothing else"
+
+
+def x(*shape: int) -> Tensor:
+    """A sample input that wants a gradient: 1, 2, 3, ... in the given shape."""
+    count = torch.Size(shape).numel()
+    return (torch.arange(count, dtype=torch.get_default_dtype()) + 1).reshape(shape).requires_grad_()
+
+
+def at(*places: Any) -> Tensor:
+    """An index."""
+    return torch.tensor(places, dtype=torch.long)
+
+
+def picks(
+    *nodes: str,
+    equation: str | Callable[[Any], str],
+    vjp: Callable[[Any, Tensor], Tensor],
+    product: str,
+    samples: Callable[[], Iterable[Sample]],
+    argument: str = "self",
+    index: tuple[str, ...] = ("index",),
+    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
+    **more: Any,
+) -> Rule:
+    """Register an operation that copies chosen elements of one argument."""
+    return rule(
+        *nodes,
+        equation=equation,
+        wrt={argument: Wrt(vjp, "1", product, PICKED, factor)},
+        constants=dict.fromkeys(index, "not differentiable"),
+        structure="linear",
+        samples=samples,
+        **more,
+    )
+
+
+def writes(
+    *nodes: str,
+    equation: str | Callable[[Any], str],
+    kept: Callable[[Any, Tensor], Tensor],
+    written: dict[str, Callable[[Any, Tensor], Tensor]],
+    samples: Callable[[], Iterable[Sample]],
+    index: str = "index",
+    adds: Callable[[Any], bool] = lambda op: False,
+    scale: str = "1",
+    **more: Any,
+) -> Rule:
+    """Register an operation that copies `self` and writes other elements at chosen places, or `adds` them there."""
+
+    def product(op: Any) -> str:
+        return "$g" if adds(op) else r"$g \text{, with zeros where it was overwritten}"
+
+    wrt = {"self": Wrt(lambda op, g: g if adds(op) else kept(op, g), "1", product, WRITTEN)}
+    for name, vjp in written.items():
+        told = rf"$g \text{{ at the places where }} ${name} \text{{ went}}"
+        wrt[name] = Wrt(vjp, scale, told if scale == "1" else rf"{scale} \, {told}", WRITTEN)
+    return rule(
+        *nodes,
+        equation=equation,
+        wrt=wrt,
+        constants={index: "not differentiable"},
+        structure="linear",
+        samples=samples,
+        **more,
+    )
+
+
+def _one_if(same: bool) -> Factor | None:
+    return Factor(latex="1") if same else None
+
+
+def _axis(op: Any) -> int:
+    return int(op.dim % max(op.self.dim(), 1))
+
+
+# Picked along one axis -------------------------------------------------------------------------------------------
+
+
+def _index_select(op: Any, g: Tensor) -> Tensor:
+    if not op.self.dim():
+        return g.reshape(())
+    return g.new_zeros(op.self.shape).index_add(op.dim, op.index.reshape(-1), g)
+
+
+def _index_select_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    came_from = list(out_index)
+    if came_from:
+        came_from[_axis(op)] = int(op.index.reshape(-1)[out_index[_axis(op)]])
+    return _one_if(tuple(came_from) == in_index)
+
+
+index_select = picks(
+    "IndexSelectBackward0",
+    equation=r"$out = $self \text{ at } $index \text{ of dim } $dim",
+    vjp=_index_select,
+    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
+    factor=_index_select_factor,
+    samples=lambda: [
+        sample(torch.index_select, x(3, 4), 1, at(0, 0, 2), note="one place twice"),
+        sample(torch.index_select, x(3, 4), -2, at(2)),
+        sample(torch.index_select, x(3, 4), 0, at(), note="empty"),
+        sample(torch.index_select, x(), 0, at(0), note="0-dim"),
+    ],
+    source="derivatives.yaml: index_select",
+)
+
+
+def _gather_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    came_from = list(out_index)
+    if came_from:
+        came_from[_axis(op)] = int(op.index[out_index])
+    return _one_if(tuple(came_from) == in_index)
+
+
+gather = picks(
+    "GatherBackward0",
+    equation=r"$out = \operatorname{gather}($self; \text{dim} = $dim), \quad {$out}_{k} = {$self}_{{$index}_{k}}",
+    vjp=lambda op, g: g.new_zeros(op.self.shape).scatter_add(op.dim, op.index, g),
+    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
+    factor=_gather_factor,
+    samples=lambda: [
+        sample(torch.gather, x(3, 4), 1, at((0, 1), (2, 2)), note="fewer rows, one place twice"),
+        sample(torch.gather, x(3, 4), 0, at((0, 1, 2, 0))),
+        sample(torch.take_along_dim, x(2, 3), at((0, 2), (1, 1)), 1),
+        sample(torch.gather, x(3, 4), 0, torch.zeros(0, 4, dtype=torch.long), note="empty"),
+        sample(torch.gather, x(), 0, torch.tensor(0), note="0-dim"),
+    ],
+    source="derivatives.yaml: gather",
+)
+
+# Picked by advanced indexing, mask, flat position ----------------------------------------------------------------
+
+
+def _index(op: Any, g: Tensor) -> Tensor:
+    home = g.new_zeros(op.self.shape)
+    # takes None among the indices, unlike Tensor.index_put
+    added: Tensor = torch.ops.aten.index_put(home, op.indices, g, True)
+    return added
+
+
+index = picks(
+    "IndexBackward0",
+    "UnsafeIndexBackward0",
+    equation=r"$out = $self[\text{indices}]",
+    vjp=_index,
+    product=r"\mathbf{0} \text{ with } $g \text{ added at } [\text{indices}]",
+    index=("indices",),
+    samples=lambda: [
+        sample(lambda a: a[at(0, 0), at(1, 2)], x(3, 4)),
+        sample(lambda a: a[:, at(1, 1)], x(3, 4), note="one place twice"),
+        sample(lambda a: a[a > 3], x(3, 4), note="by a mask"),
+        sample(lambda a: a[at((0, 1), (2, 0)), :, 1:], x(3, 2, 4)),
+        sample(lambda a: a[at(0), :, at(1)], x(3, 2, 4), note="indices apart"),
+        sample(lambda a: a[a > 100], x(3), note="nothing picked"),
+        sample(lambda a: a[at(-1)], x(3), note="negative"),
+    ],
+    source="derivatives.yaml: index.Tensor",
+)
+
+
+def _masked_select(op: Any, g: Tensor) -> Tensor:
+    mask = op.mask.expand(torch.broadcast_shapes(op.mask.shape, op.self.shape))
+    return g.new_zeros(mask.shape).masked_scatter(mask, g)
+
+
+masked_select = picks(
+    "MaskedSelectBackward0",
+    equation=r"$out = $self[$mask]",
+    vjp=_masked_select,
+    product=r"\mathbf{0} \text{ with } $g \text{ where } $mask",
+    index=("mask",),
+    samples=lambda: [
+        sample(torch.masked_select, x(2, 3), torch.tensor([True, False, True])),
+        sample(torch.masked_select, x(3), torch.tensor([[True, False, True], [True, True, False]]), note="broadcast"),
+        sample(torch.masked_select, x(3), torch.tensor([False]), note="nothing picked"),
+    ],
+    source="derivatives.yaml: masked_select",
+)
+
+
+def _take(op: Any, g: Tensor) -> Tensor:
+    places = op.index.reshape(-1) % max(op.self.numel(), 1)
+    return g.new_zeros(op.self.numel()).index_add(0, places, g.reshape(-1)).reshape(op.self.shape)
+
+
+take = picks(
+    "TakeBackward0",
+    equation=r"$out = $self \text{ (flattened) at } $index",
+    vjp=_take,
+    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
+    samples=lambda: [sample(torch.take, x(2, 3), at((0, 5), (0, -1))), sample(torch.take, x(3), at(), note="empty")],
+    source="derivatives.yaml: take",
+)
+
+# Embeddings ------------------------------------------------------------------------------------------------------
+
+
+def _embedding(op: Any, g: Tensor) -> Tensor:
+    words = op.indices.reshape(-1)
+    g = g.reshape(words.numel(), op.weight.shape[1])
+    if op.scale_grad_by_freq:
+        g = g / words.bincount(minlength=op.weight.shape[0])[words].unsqueeze(1)
+    g = g.masked_fill((words == op.padding_idx).unsqueeze(1), 0)
+    return g.new_zeros(op.weight.shape).index_add(0, words, g)
+
+
+def _embedding_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    word = int(op.indices[out_index[:-1]])
+    if word == op.padding_idx or (word, out_index[-1]) != in_index:
+        return None
+    uses = int((op.indices == word).sum()) if op.scale_grad_by_freq else 1
+    return Factor(latex="1" if uses == 1 else rf"\frac{{1}}{{{uses}}}")
+
+
+embedding = picks(
+    "EmbeddingBackward0",
+    equation=r"{$out}_{k} = {$weight}_{{$indices}_{k}}",
+    vjp=_embedding,
+    product=r"\sum_{k: \, {$indices}_{k} = i} {$g}_{k}",
+    argument="weight",
+    index=("indices",),
+    factor=_embedding_factor,
+    samples=lambda: [
+        sample(F.embedding, at((0, 1), (1, 3)), x(4, 2), note="one word twice"),
+        sample(F.embedding, at(0, 1, 1), x(4, 2), padding_idx=1, note="padding gets no gradient"),
+        sample(F.embedding, at(0, 1, 1), x(4, 2), scale_grad_by_freq=True, note="divided by the count of the word"),
+        sample(F.embedding, torch.tensor(2), x(4, 2), note="one word"),
+        sample(F.embedding, at(), x(4, 2), note="no word"),
+    ],
+    source="derivatives.yaml: embedding. Padding and the division by frequency are conventions, no derivatives.",
+)
+
+
+def _bags(op: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """For each word: its bag, whether it counts (padding does not), and how many count in its bag."""
+    starts = op.offsets[:-1] if op.include_last_offset else op.offsets
+    places = torch.arange(op.indices.numel(), device=op.indices.device)
+    bags = torch.searchsorted(starts.contiguous(), places, right=True) - 1
+    counts = (op.indices != op.padding_idx) if op.padding_idx >= 0 else torch.ones_like(bags, dtype=torch.bool)
+    sizes = torch.zeros_like(starts).index_add(0, bags, counts.to(starts.dtype))
+    return bags, counts, sizes[bags].clamp(min=1)
+
+
+def _embedding_bag(op: Any, g: Tensor) -> Tensor:
+    bags, counts, sizes = _bags(op)
+    if op.mode == _MAX:
+        return _bag_extremes(op, g, bags, counts)
+    each = g[bags] * counts.unsqueeze(1)
+    if op.mode == _MEAN:
+        each = each / sizes.unsqueeze(1)
+    if op.per_sample_weights is not None:
+        each = each * op.per_sample_weights.unsqueeze(1)
+    if op.scale_grad_by_freq:
+        each = each / op.indices.bincount(minlength=op.weight.shape[0])[op.indices].unsqueeze(1)
+    return g.new_zeros(op.weight.shape).index_add(0, op.indices, each)
+
+
+def _bag_extremes(op: Any, g: Tensor, bags: Tensor, counts: Tensor) -> Tensor:
+    """The first word that has the bag's largest element gets that element's gradient."""
+    home = g.new_zeros(op.weight.shape)
+    for bag in range(g.shape[0]):
+        words = op.indices[(bags == bag) & counts]
+        if words.numel():
+            winners = words[op.weight[words].argmax(0)]
+            home = home.index_put((winners, torch.arange(g.shape[1], device=g.device)), g[bag], accumulate=True)
+    return home
+
+
+def _bag_weights(op: Any, g: Tensor) -> Tensor:
+    bags, counts, _ = _bags(op)
+    along: Tensor = (g[bags] * op.weight[op.indices]).sum(1)
+    return along * counts
+
+
+_SUM, _MEAN, _MAX = range(3)  # `mode` as the operation has it
+_BAG = {
+    _SUM: r"\sum_{k \in \text{bag } b} {$weight}_{{$indices}_{k}}",
+    _MEAN: r"\frac{1}{N_b} \sum_{k \in \text{bag } b} {$weight}_{{$indices}_{k}}",
+    _MAX: r"\max_{k \in \text{bag } b} {$weight}_{{$indices}_{k}}",
+}
+_BAG_LOCAL = {_SUM: "1", _MEAN: r"\frac{1}{N_b}", _MAX: r"1 \text{ at the largest element}"}
+
+embedding_bag = rule(
+    "EmbeddingBagBackward0",
+    equation=lambda op: "{$out}_{b} = " + (_BAG[op.mode] if op.per_sample_weights is None else _BAG[_SUM] + " w_k"),
+    wrt={
+        "weight": Wrt(
+            _embedding_bag,
+            lambda op: _BAG_LOCAL[op.mode] if op.per_sample_weights is None else "w_k",
+            r"\sum_{k: \, {$indices}_{k} = i} {$g}_{\text{bag of } k} \cdot \text{local}",
+            "a bag depends on the rows of its own words alone",
+        ),
+        "per_sample_weights": Wrt(
+            _bag_weights,
+            r"{$weight}_{{$indices}_{k}}",
+            r"{$g}_{\text{bag of } k} \cdot {$weight}_{{$indices}_{k}}",
+            "a weight belongs to one word of one bag",
+        ),
+    },
+    constants={"indices": "not differentiable", "offsets": "not differentiable"},
+    samples=lambda: [
+        *(sample(F.embedding_bag, at(0, 1, 1, 3), x(4, 2), at(0, 1), mode=mode) for mode in ("sum", "mean", "max")),
+        sample(F.embedding_bag, at(0, 1, 1, 3), x(4, 2), at(0, 1), mode="sum", per_sample_weights=x(4)),
+        sample(F.embedding_bag, at(0, 1, 1, 3), x(4, 2), at(0, 2), mode="mean", padding_idx=1, note="padding"),
+        sample(F.embedding_bag, at(0, 1, 1, 3), x(4, 2), at(0, 2, 2), mode="mean", note="an empty bag"),
+        sample(F.embedding_bag, at((0, 1), (3, 3)), x(4, 2), mode="max", note="ties"),
+        sample(F.embedding_bag, at(0, 1, 3), x(4, 2), at(0, 1, 3), mode="mean", include_last_offset=True),
+        sample(F.embedding_bag, at(0, 1, 1), x(4, 2), at(0, 1), mode="sum", scale_grad_by_freq=True),
+    ],
+    source="derivatives.yaml: _embedding_bag",
+)
+
+# Ordered ---------------------------------------------------------------------------------------------------------
+
+
+def _ordered(op: Any, g: Tensor) -> Tensor:
+    return g.new_zeros(op.self.shape).scatter(op.dim, op.outs[1], g)
+
+
+def _ordered_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    came_from = list(out_index)
+    if came_from:
+        came_from[_axis(op)] = int(op.outs[1][out_index])
+    return _one_if(tuple(came_from) == in_index)
+
+
+def _neighbours(op: Any, radius: float) -> Tensor:
+    """Elements that another one of their row would overtake if each moved by `radius`."""
+    if not op.self.dim() or not op.self.numel():
+        return torch.zeros_like(op.self, dtype=torch.bool)
+    values, order = op.self.sort(op.dim)
+    close = values.diff(dim=op.dim) <= 2 * radius
+    edge = torch.zeros_like(values.narrow(op.dim, 0, 1), dtype=torch.bool)
+    near = torch.cat((edge, close), op.dim) | torch.cat((close, edge), op.dim)
+    return torch.zeros_like(near).scatter(op.dim, order, near)
+
+
+ORDER_KINK = Kink(_neighbours, "tied elements keep the order that was returned")
+
+sort = picks(
+    "SortBackward0",
+    equation=lambda op: (
+        r"$out = \operatorname{sort}($self; \text{dim} = $dim, "
+        rf"\text{{{'falling' if op.descending else 'rising'}}})"
+    ),
+    vjp=_ordered,
+    product=r"$g \text{ sent back by the indices of the sort}",
+    index=("indices",),
+    factor=_ordered_factor,
+    kink=ORDER_KINK,
+    samples=lambda: [
+        sample(torch.sort, torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], requires_grad=True), 1),
+        sample(torch.sort, x(3, 2), 0, descending=True),
+        sample(torch.sort, torch.ones(3, requires_grad=True), stable=True, note="ties"),
+        sample(torch.msort, x(3, 2)),
+        sample(torch.sort, x(), note="0-dim"),
+        sample(torch.sort, x(0, 2), 0, note="empty"),
+    ],
+    source="derivatives.yaml: sort",
+)
+
+topk = picks(
+    "TopkBackward0",
+    equation=lambda op: (
+        rf"$out = \text{{the }} $k \text{{ {'largest' if op.largest else 'smallest'} of }} $self"
+        r" \text{ along dim } $dim"
+    ),
+    vjp=_ordered,
+    product=r"$g \text{ sent back by the indices; } 0 \text{ for all others}",
+    index=("indices",),
+    factor=_ordered_factor,
+    kink=ORDER_KINK,
+    samples=lambda: [
+        sample(torch.topk, torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], requires_grad=True), 2),
+        sample(torch.topk, x(3, 2), 1, 0, False),
+        sample(torch.topk, x(3), 0, note="none"),
+    ],
+    source="derivatives.yaml: topk",
+)
+
+# Written along one axis ------------------------------------------------------------------------------------------
+
+
+def _scatter_sources(op: Any, g: Tensor) -> Tensor:
+    """Elements of `src` beyond the index were not read."""
+    read = g.gather(op.dim, op.index)
+    if read.shape == op.src.shape:
+        return read
+    home = g.new_zeros(op.src.shape)
+    home[tuple(slice(size) for size in op.index.shape)] = read
+    return home
+
+
+# PyTorch sends the gradient to every `src` that was written to a place, also to those overwritten by a later one: right
+# only where each place is written once, as its documentation says.
+scatter = writes(
+    "ScatterBackward0",
+    equation=r"$out = $self \text{ with } $src \text{ written at } $index \text{ of dim } $dim",
+    kept=lambda op, g: g.scatter(op.dim, op.index, 0),
+    written={"src": _scatter_sources},
+    accepts=lambda op: "reduce" not in op.arguments and "src" in op.arguments,
+    samples=lambda: [
+        sample(torch.scatter, x(3, 4), 1, at((0, 2), (1, 3)), x(2, 2)),
+        sample(torch.scatter, x(3), 0, at(), x(0), note="nothing written"),
+    ],
+    source="derivatives.yaml: scatter.src",
+)
+
+scatter_value = writes(
+    "ScatterBackward1",
+    name="scatter_value",
+    equation=r"$out = $self \text{ with } $value \text{ written at } $index \text{ of dim } $dim",
+    kept=lambda op, g: g.scatter(op.dim, op.index, 0),
+    written={},
+    accepts=lambda op: "reduce" not in op.arguments and "value" in op.arguments,
+    samples=lambda: [sample(torch.scatter, x(3, 4), 1, at((0, 2), (1, 1)), 5.0)],
+    source="derivatives.yaml: scatter.value",
+)
+
+scatter_add = writes(
+    "ScatterAddBackward0",
+    equation=r"$out = $self \text{ with } $src \text{ added at } $index \text{ of dim } $dim",
+    kept=lambda op, g: g,
+    adds=lambda op: True,
+    written={"src": _scatter_sources},
+    samples=lambda: [
+        sample(torch.scatter_add, x(3, 4), 1, at((0, 0), (1, 3)), x(2, 2), note="one place twice"),
+        sample(torch.scatter_add, x(3), 0, at(2, 2, 0), x(3)),
+    ],
+    source="derivatives.yaml: scatter_add",
+)
+
+
+def _selected(op: Any, g: Tensor) -> Tensor:
+    """What stands at `index` of `dim`, in the shape of `source`."""
+    if not g.dim():
+        return g.reshape(op.source.shape)
+    picked = g.index_select(op.dim, op.index.reshape(-1))
+    return picked.expand_as(op.source) if op.source.dim() else picked.reshape(())
+
+
+index_add = writes(
+    "IndexAddBackward0",
+    equation=r"$out = $self \text{ with } $alpha \cdot $source \text{ added at } $index \text{ of dim } $dim",
+    kept=lambda op, g: g,
+    adds=lambda op: True,
+    written={"source": lambda op, g: op.alpha * _selected(op, g)},
+    scale="$alpha",
+    samples=lambda: [
+        sample(torch.index_add, x(3, 4), 0, at(0, 0), x(2, 4), alpha=2),
+        sample(torch.index_add, x(), 0, at(0), torch.tensor(2.0, requires_grad=True), note="0-dim"),
+    ],
+    source="derivatives.yaml: index_add",
+)
+
+index_copy = writes(
+    "IndexCopyBackward0",
+    equation=r"$out = $self \text{ with } $source \text{ written at } $index \text{ of dim } $dim",
+    kept=lambda op, g: g.index_fill(op.dim, op.index, 0),
+    written={"source": _selected},
+    samples=lambda: [sample(torch.index_copy, x(3, 4), 1, at(3, 0), x(3, 2))],
+    source="derivatives.yaml: index_copy",
+)
+
+index_fill = writes(
+    "IndexFillBackward0",
+    equation=r"$out = $self \text{ with } $value \text{ written at } $index \text{ of dim } $dim",
+    kept=lambda op, g: g.index_fill(op.dim, op.index, 0),
+    written={"value": lambda op, g: (g - g.index_fill(op.dim, op.index, 0)).sum()},
+    samples=lambda: [
+        sample(torch.index_fill, x(3, 4), 1, at(3, 0), 5.0),
+        sample(torch.index_fill, x(3, 4), 0, at(1, 1), torch.tensor(2.0, requires_grad=True)),
+    ],
+    source="derivatives.yaml: index_fill",
+)
+
+# Written by advanced indexing, mask, flat position ---------------------------------------------------------------
+
+
+def _verb(op: Any) -> str:
+    return "added" if op.accumulate else "written"
+
+
+def _index_put_kept(op: Any, g: Tensor) -> Tensor:
+    rest: Tensor = torch.ops.aten.index_put(g, op.indices, g.new_zeros(()), False)
+    return rest
+
+
+def _index_put_values(op: Any, g: Tensor) -> Tensor:
+    # in the shape of the places: the walk sums where `values` was broadcast
+    read: Tensor = torch.ops.aten.index(g, op.indices)
+    return read
+
+
+index_put = writes(
+    "IndexPutBackward0",
+    "UnsafeIndexPutBackward0",
+    "IndexPutImplBackward0",
+    equation=lambda op: rf"$out = $self \text{{ with }} $values \text{{ {_verb(op)} at [indices]}}",
+    kept=_index_put_kept,
+    adds=lambda op: op.accumulate,
+    written={"values": _index_put_values},
+    index="indices",
+    samples=lambda: [
+        sample(torch.index_put, x(3, 4), (at(0, 1),), x(2, 4)),
+        sample(torch.index_put, x(3, 4), (at(0, 0), at(1, 1)), x(2), accumulate=True, note="one place twice"),
+        sample(torch.index_put, x(3, 4), (at(0, 2),), x(4), note="broadcast"),
+        sample(torch.index_put, x(3), (torch.tensor([True, False, True]),), x(1), note="by a mask"),
+    ],
+    source="derivatives.yaml: index_put",
+)
+
+
+def _masked_source(op: Any, g: Tensor) -> Tensor:
+    """The source is read in row-major order, as far as the mask asks for."""
+    read = g.masked_select(op.mask)
+    return torch.cat((read, read.new_zeros(op.source.numel() - read.numel()))).reshape(op.source.shape)
+
+
+masked_scatter = writes(
+    "MaskedScatterBackward0",
+    equation=r"$out = $self \text{ with } $source \text{ written, one element after the other, where } $mask",
+    kept=lambda op, g: g.masked_fill(op.mask, 0),
+    written={"source": _masked_source},
+    index="mask",
+    samples=lambda: [
+        sample(torch.masked_scatter, x(2, 3), torch.tensor([True, False, True]), x(5), note="not all of it read"),
+        sample(torch.masked_scatter, x(3), torch.tensor([False] * 3), x(2), note="nothing written"),
+    ],
+    source="derivatives.yaml: masked_scatter",
+)
+
+put = writes(
+    "PutBackward0",
+    equation=lambda op: rf"$out = $self \text{{ (flattened) with }} $source \text{{ {_verb(op)} at }} $index",
+    kept=lambda op, g: g.put(op.index, torch.zeros_like(op.source), False),
+    adds=lambda op: op.accumulate,
+    written={"source": lambda op, g: g.take(op.index).reshape(op.source.shape)},
+    samples=lambda: [
+        sample(torch.Tensor.put, x(2, 3), at(0, 4), x(2)),
+        sample(torch.Tensor.put, x(2, 3), at(4, 4), x(2), accumulate=True, note="one place twice"),
+    ],
+    source="derivatives.yaml: put",
+)

@@ -1,0 +1,366 @@
+"""Rules of matrix and vector products, and of the affine map of a layer.
+
+All of them are sums of products of two operands, so one line of Einstein notation ("ij,jk->ik") says everything: the
+VJP by one operand is the product of the upstream gradient with the other one, over the remaining index, and one entry
+of the Jacobian is one element of the other operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.rules import Factor, Rule, Sample, Wrt, number, reduce_to_shape, rule, sample
+
+Index = tuple[int, ...]
+
+
+def randn(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A sample input that wants a gradient; the same numbers each time."""
+    generator = torch.Generator().manual_seed(sum(shape) + 1)
+    return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
+
+
+def product_rule(
+    node: str,
+    subscripts: str,
+    equation: str,
+    products: tuple[str, str],
+    samples: Callable[[], Iterable[Sample]],
+    source: str,
+    operands: tuple[str, str],
+) -> Rule:
+    """Register out = sum of left * right over the indices that `subscripts` ("ij,jk->ik") leaves out of the result.
+
+    An operation with an argument `self` beside its operands (addmm) is out = beta self + alpha (left right).
+    """
+    inputs, result = subscripts.split("->")
+    letters = dict(zip(operands, inputs.split(","), strict=True))
+    left, right = operands
+    wrt = {
+        left: _operand(left, right, letters, result, products[0]),
+        right: _operand(right, left, letters, result, products[1]),
+    }
+    if "self" not in operands:
+        wrt = {"self": ADDED, **wrt}
+    return rule(node, equation=_with_scales(f"$out = {equation}"), wrt=wrt, samples=samples, source=source)
+
+
+def _operand(name: str, other: str, letters: dict[str, str], result: str, product: str) -> Wrt:
+    mine, others = letters[name], letters[other]
+
+    def vjp(op: Any, g: Tensor) -> Tensor:
+        gradient = torch.einsum(f"{result},{others}->{mine}", g, getattr(op, other).conj())
+        return _scaled(gradient, _scale(op, "alpha"))
+
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        places = dict(zip(result, out_index, strict=True))
+        if any(places.setdefault(letter, place) != place for letter, place in zip(mine, in_index, strict=True)):
+            return None
+        return Factor(other, tuple(places[letter] for letter in others), scale=_scale(op, "alpha"))
+
+    def local(op: Any) -> str:
+        element = rf"{{${other}}}_{{{','.join(others)}}}"
+        return _prefix(_scale(op, "alpha")) + element
+
+    def told(op: Any) -> str:
+        text = product.replace("^{T}", "^{H}") if getattr(op, other).is_complex() else product
+        return _prefix(_scale(op, "alpha")) + text
+
+    shared = [letter for letter in mine if letter in result]
+    zeros = (
+        f"output element ({', '.join(result)}) is made of the elements ({', '.join(mine)}) with the same "
+        f"{' and '.join(shared)}; its derivative by all others is zero"
+    )
+    return Wrt(vjp, local, told, zeros if shared else "", factor)
+
+
+def _scale(op: Any, name: str) -> Any:
+    return op.arguments.get(name, 1)
+
+
+def _scaled(gradient: Tensor, scale: Any) -> Tensor:
+    return gradient if scale == 1 else gradient * (scale.conjugate() if isinstance(scale, complex) else scale)
+
+
+def _prefix(scale: Any) -> str:
+    return "" if scale == 1 else rf"{number(scale)} \, "
+
+
+def _with_scales(equation: str) -> Callable[[Any], str]:
+    def filled(op: Any) -> str:
+        beta, alpha = (_scale(op, name) for name in ("beta", "alpha"))
+        text = equation.replace("BETA $self + ", "") if beta == 0 else equation.replace("BETA ", _prefix(beta))
+        return text.replace("ALPHA ", _prefix(alpha)).replace("+ -", "- ")
+
+    return filled
+
+
+def _added_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    sizes = op.self.shape
+    aligned = out_index[len(out_index) - len(sizes) :]
+    same = all(size == 1 or i == j for size, i, j in zip(sizes, aligned, in_index, strict=True))
+    return Factor(latex="1", scale=_scale(op, "beta")) if same else None
+
+
+ADDED = Wrt(
+    # beta = 0 means that `self` is not even read, so its gradient is 0 also where the upstream gradient is not finite
+    vjp=lambda op, g: torch.zeros_like(g) if op.beta == 0 else _scaled(g, op.beta),
+    local=lambda op: number(op.beta),
+    product=lambda op: "0" if op.beta == 0 else _prefix(op.beta) + "$g",
+    zeros="each output element has one element of this argument added to it",
+    factor=_added_factor,
+)
+
+mm = product_rule(
+    "MmBackward0",
+    "ij,jk->ik",
+    r"$self \, $mat2",
+    (r"$g \, $mat2^{T}", r"$self^{T} \, $g"),
+    operands=("self", "mat2"),
+    samples=lambda: [
+        sample(torch.mm, randn(2, 3), randn(3, 4)),
+        sample(torch.mm, randn(1, 1), randn(1, 1), note="size 1"),
+        sample(torch.mm, randn(0, 3), randn(3, 2), note="no rows"),
+        sample(torch.mm, randn(2, 0), randn(0, 3), note="nothing to sum"),
+        sample(torch.mm, randn(2, 3, dtype=torch.complex128), randn(3, 2, dtype=torch.complex128), note="complex"),
+    ],
+    source="derivatives.yaml: mm. out_ik = sum_j self_ij mat2_jk, so d out_ik / d self_ij = mat2_jk.",
+)
+
+bmm = product_rule(
+    "BmmBackward0",
+    "bij,bjk->bik",
+    r"$self \, $mat2 \quad \text{(in each batch)}",
+    (r"$g \, $mat2^{T}", r"$self^{T} \, $g"),
+    operands=("self", "mat2"),
+    samples=lambda: [
+        sample(torch.bmm, randn(2, 3, 4), randn(2, 4, 2)),
+        sample(torch.bmm, randn(0, 3, 4), randn(0, 4, 2), note="no batch"),
+        sample(torch.matmul, randn(2, 1, 3, 4), randn(3, 4, 2), note="matmul with broadcast batches"),
+    ],
+    source="derivatives.yaml: bmm",
+)
+
+mv = product_rule(
+    "MvBackward0",
+    "ij,j->i",
+    r"$self \, $vec",
+    (r"$g \, $vec^{T}", r"$self^{T} \, $g"),
+    operands=("self", "vec"),
+    samples=lambda: [
+        sample(torch.mv, randn(2, 3), randn(3)),
+        sample(torch.mv, randn(2, 0), randn(0), note="nothing to sum"),
+        sample(torch.mv, randn(2, 3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
+    ],
+    source="derivatives.yaml: mv",
+)
+
+dot = product_rule(
+    "DotBackward0",
+    "i,i->",
+    r"$self^{T} $tensor",
+    (r"$g \, $tensor", r"$g \, $self"),
+    operands=("self", "tensor"),
+    samples=lambda: [
+        sample(torch.dot, randn(3), randn(3) + 1),
+        sample(torch.dot, randn(0), randn(0), note="empty"),
+        sample(torch.dot, randn(3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
+    ],
+    source="derivatives.yaml: dot",
+)
+
+addmm = product_rule(
+    "AddmmBackward0",
+    "ij,jk->ik",
+    r"BETA $self + ALPHA $mat1 \, $mat2",
+    (r"$g \, $mat2^{T}", r"$mat1^{T} \, $g"),
+    operands=("mat1", "mat2"),
+    samples=lambda: [
+        sample(torch.addmm, randn(4), randn(2, 3), randn(3, 4), note="broadcast bias"),
+        sample(torch.addmm, randn(2, 1), randn(2, 3), randn(3, 4), beta=0.5, alpha=-2.0, note="scaled"),
+        sample(torch.addmm, randn(), randn(2, 3), randn(3, 4), note="0-dim self"),
+        sample(torch.addmm, randn(2), randn(0, 3), randn(3, 2), note="no rows"),
+        sample(torch.addmm, randn(4), randn(2, 3), randn(3, 4), beta=0, note="beta 0"),
+    ],
+    source="derivatives.yaml: addmm",
+)
+
+addmv = product_rule(
+    "AddmvBackward0",
+    "ij,j->i",
+    r"BETA $self + ALPHA $mat \, $vec",
+    (r"$g \, $vec^{T}", r"$mat^{T} \, $g"),
+    operands=("mat", "vec"),
+    samples=lambda: [
+        sample(torch.addmv, randn(2), randn(2, 3), randn(3), beta=2, alpha=0.5),
+        sample(torch.addmv, randn(1), randn(2, 3), randn(3), note="broadcast"),
+    ],
+    source="derivatives.yaml: addmv",
+)
+
+addr = product_rule(
+    "AddrBackward0",
+    "i,j->ij",
+    r"BETA $self + ALPHA $vec1 \, $vec2^{T}",
+    (r"$g \, $vec2", r"$g^{T} \, $vec1"),
+    operands=("vec1", "vec2"),
+    samples=lambda: [
+        sample(torch.addr, randn(2, 3), randn(2), randn(3), beta=2, alpha=0.5),
+        sample(torch.addr, randn(3), randn(2), randn(3), note="broadcast"),
+    ],
+    source="derivatives.yaml: addr",
+)
+
+baddbmm = product_rule(
+    "BaddbmmBackward0",
+    "bij,bjk->bik",
+    r"BETA $self + ALPHA $batch1 \, $batch2 \quad \text{(in each batch)}",
+    (r"$g \, $batch2^{T}", r"$batch1^{T} \, $g"),
+    operands=("batch1", "batch2"),
+    samples=lambda: [
+        sample(torch.baddbmm, randn(2, 3, 2), randn(2, 3, 4), randn(2, 4, 2), beta=2, alpha=0.5),
+        sample(torch.baddbmm, randn(2, 1, 2), randn(2, 3, 4), randn(2, 4, 2), note="broadcast"),
+    ],
+    source="derivatives.yaml: baddbmm",
+)
+
+addbmm = product_rule(
+    "AddbmmBackward0",
+    "bij,bjk->ik",
+    r"BETA $self + ALPHA \sum_b {$batch1}_b \, {$batch2}_b",
+    (r"$g \, $batch2^{T}", r"$batch1^{T} \, $g"),
+    operands=("batch1", "batch2"),
+    samples=lambda: [
+        sample(torch.addbmm, randn(3, 2), randn(2, 3, 4), randn(2, 4, 2), beta=2, alpha=0.5),
+        sample(torch.addbmm, randn(2), randn(2, 3, 4), randn(2, 4, 2), note="broadcast"),
+    ],
+    source="derivatives.yaml: addbmm",
+)
+
+# The conjugate stands on the first operand, so its own gradient is that of a function of the conjugate.
+vdot = rule(
+    "VdotBackward0",
+    equation=r"$out = $self^{H} $other",
+    wrt={
+        "self": Wrt(lambda op, g: g.conj() * op.other, "$other", r"\overline{$g} \, $other"),
+        "other": Wrt(lambda op, g: g * op.self, r"\overline{$self}", r"$g \, $self"),
+    },
+    samples=lambda: [
+        sample(torch.vdot, randn(3), randn(3) + 1),
+        sample(torch.vdot, randn(3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
+    ],
+    source="derivatives.yaml: vdot",
+)
+
+linalg_cross = rule(
+    "LinalgCrossBackward0",
+    equation=r"$out = $self \times $other",
+    wrt={
+        "self": Wrt(
+            lambda op, g: _cross(op.other.conj(), g, op.dim),
+            r"-[$other]_{\times}",
+            r"$other \times $g",
+            "a x a is zero",
+        ),
+        "other": Wrt(
+            lambda op, g: _cross(g, op.self.conj(), op.dim), r"[$self]_{\times}", r"$g \times $self", "a x a is zero"
+        ),
+    },
+    samples=lambda: [
+        sample(torch.linalg.cross, randn(2, 3), randn(2, 3) + 1),
+        sample(torch.linalg.cross, randn(3, 2), randn(1, 3, 2)[0] + 2, dim=0),
+        sample(torch.linalg.cross, randn(2, 3), randn(1, 3), note="broadcast"),
+    ],
+    source="derivatives.yaml: linalg_cross. g . (a x b) = a . (b x g) = b . (g x a).",
+)
+
+
+def _cross(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """The vector product along `dim`, from its definition: (a x b)_i = a_{i+1} b_{i+2} - a_{i+2} b_{i+1}."""
+    a, b = torch.broadcast_tensors(a, b)
+    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
+
+
+def _out_features(op: Any) -> int:
+    return int(op.weight.shape[0]) if op.weight.dim() == 2 else 1
+
+
+def _linear_input(op: Any, g: Tensor) -> Tensor:
+    weight = op.weight.reshape(_out_features(op), op.weight.shape[-1])
+    gradient: Tensor = g.reshape(*op.input.shape[:-1], _out_features(op)) @ weight.conj()
+    return gradient.reshape(op.input.shape)
+
+
+def _linear_weight(op: Any, g: Tensor) -> Tensor:
+    samples = op.input.reshape(op.input.shape[:-1].numel(), op.input.shape[-1])
+    gradient: Tensor = g.reshape(samples.shape[0], _out_features(op)).mT @ samples.conj()
+    return gradient.reshape(op.weight.shape)
+
+
+def _split(op: Any, out_index: Index) -> tuple[Index, Index]:
+    """The output's index as (sample, feature); a one-dimensional weight has no feature axis."""
+    features = op.weight.dim() - 1
+    cut = len(out_index) - features
+    return out_index[:cut], out_index[cut:]
+
+
+def _linear_input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    n, o = _split(op, out_index)
+    return Factor("weight", (*o, in_index[-1])) if in_index[:-1] == n else None
+
+
+def _linear_weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    n, o = _split(op, out_index)
+    return Factor("input", (*n, in_index[-1])) if in_index[:-1] == o else None
+
+
+def _linear_bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    _, o = _split(op, out_index)
+    return Factor(latex="1") if in_index in (o, ()) else None
+
+
+linear = rule(
+    "LinearBackward0",
+    calls=("linear",),
+    equation=lambda op: r"$out = $input \, $weight^{T}" + ("" if op.bias is None else " + $bias"),
+    wrt={
+        "input": Wrt(
+            _linear_input,
+            r"{$weight}_{o,i}",
+            lambda op: r"$g \, \overline{$weight}" if op.input.is_complex() else r"$g \, $weight",
+            "each sample has its own row: output row n is made of input row n alone",
+            _linear_input_factor,
+        ),
+        "weight": Wrt(
+            _linear_weight,
+            r"{$input}_{n,i}",
+            lambda op: r"$g^{T} \, \overline{$input}" if op.input.is_complex() else r"$g^{T} \, $input",
+            "each neuron has its own row of weights: output column o is made with row o of the weight alone",
+            _linear_weight_factor,
+        ),
+        "bias": Wrt(
+            lambda op, g: reduce_to_shape(g, tuple(op.bias.shape))[0],
+            "1",
+            r"\sum_{n} {$g}_{n}",
+            "each neuron has its own bias: output column o has bias o alone added to it, in every sample",
+            _linear_bias_factor,
+        ),
+    },
+    samples=lambda: [
+        sample(torch.nn.functional.linear, randn(2, 3), randn(4, 3), randn(4)),
+        sample(torch.nn.functional.linear, randn(2, 3), randn(4, 3), note="no bias"),
+        sample(torch.nn.functional.linear, randn(3), randn(4, 3), randn(4), note="one sample without a batch axis"),
+        sample(torch.nn.functional.linear, randn(2, 5, 3), randn(4, 3), randn(4), note="two batch axes"),
+        sample(torch.nn.functional.linear, randn(0, 3), randn(4, 3), randn(4), note="empty batch"),
+        sample(torch.nn.functional.linear, randn(2, 1), randn(1, 1), randn(1), note="size 1"),
+        sample(torch.nn.functional.linear, randn(2, 3), randn(3), note="a weight of one dimension"),
+    ],
+    source=(
+        "derivatives.yaml: linear. z_no = sum_i x_ni w_oi + b_o, so d z_no / d w_oi = x_ni, d z_no / d x_ni = w_oi, "
+        "d z_no / d b_o = 1."
+    ),
+)

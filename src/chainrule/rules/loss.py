@@ -1,0 +1,872 @@
+r"""Rules of the losses that autograd knows as one operation: cross-entropies, squared and absolute errors, margins.
+
+A loss is one number for each sample (or element), then their mean or sum. So it is stated once, as the loss L of
+each sample; `reducible` makes two rules of it: L itself, and the cost, whose `stages` are L and then its mean or sum,
+so that going back reads dJ/dL = 1/m first and dL/dx next.
+
+`l1_loss`, `kl_div`, and the hinge, ranking, cosine, Poisson, Gaussian and triplet losses run as several elementary
+nodes in PyTorch: their rules are those of the nodes (`sub`, `abs`, `xlogy`, `clamp_min`, `mean`, ...). `cross_entropy`
+is `log_softmax` and `nll_loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from string import Template
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chainrule.errors import RuleError
+from chainrule.rules import (
+    Applied,
+    Factor,
+    Kink,
+    Rule,
+    Sample,
+    Stage,
+    Wrt,
+    for_node,
+    number,
+    parenthesise,
+    rule,
+    sample,
+)
+
+NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
+
+Latex = str | Callable[[Any], str]
+Divisor = Callable[[Any, Tensor], tuple[str, int | Tensor]]
+
+
+# A loss of each sample, and what its mean or sum adds to it.
+
+
+def count(op: Any, losses: Tensor) -> tuple[str, int | Tensor]:
+    """What a mean divides by, as LaTeX and as a number: here how many losses there are."""
+    return number(losses.numel()), losses.numel()
+
+
+def reduction(op: Any) -> int | None:
+    """How the losses become one cost: PyTorch's number in an operation, its word (by default "mean") in a call.
+
+    None for a call that says it with the deprecated `size_average` or `reduce`.
+    """
+    if any(op.arguments.get(deprecated) is not None for deprecated in ("size_average", "reduce")):
+        return None
+    known = {NONE: NONE, MEAN: MEAN, SUM: SUM, "none": NONE, None: MEAN, "mean": MEAN, "sum": SUM}
+    return known.get(op.arguments.get("reduction"))
+
+
+def reducible(
+    *nodes: str,
+    name: str,
+    loss: Latex,
+    value: Callable[[Any], Tensor],
+    wrt: Mapping[str, Wrt],
+    samples: Callable[[], Iterable[Sample]],
+    divisor: Divisor = count,
+    **more: Any,
+) -> Rule:
+    """Register a loss with a `reduction`, from the loss of each sample alone; returns the rule of that.
+
+    `loss` is its LaTeX and `value(op)` its code, `wrt` its derivatives; `divisor` is what the mean divides by. The cost
+    J = sum(L) / d has x_bar = (J_bar / d) dL/dx, with d = 1 for a sum.
+    """
+
+    def apart(op: Any) -> Applied:
+        return Applied({**op.arguments, "reduction": NONE}, (value(op),), op.name)
+
+    def whole(op: Any) -> str:
+        # A leading minus reads better in front of the sum than behind it.
+        sign, term = ("-", tell(loss, op)[1:]) if tell(loss, op).startswith("-") else ("", tell(loss, op))
+        mean = rf"\frac{{1}}{{{divisor(op, value(op))[0]}}} " if reduction(op) == MEAN else ""
+        over = "" if more.get("structure") == "elementwise" else "_n"
+        return rf"$out = {sign}{mean}\sum{over} {parenthesise(term)}"
+
+    def stages(op: Any) -> list[Stage]:
+        each = apart(op)
+        divided_by = divisor(op, each.out)[1] if reduction(op) == MEAN else None
+        if isinstance(divided_by, Tensor) and not divided_by:
+            return []  # every sample is ignored: 0/0 has no way back through its parts
+        return [Stage(per_sample, each, "L"), *reduction_stages(each.out, op.out, divided_by)]
+
+    # First, because where the operation is not looked at, a cost is the likelier meaning.
+    rule(
+        *nodes,
+        name=f"{name}_reduced",
+        equation=whole,
+        wrt={argument: reduced_wrt(each, apart, divisor) for argument, each in wrt.items()},
+        samples=lambda: [with_reduction(each, how) for each in samples() for how in ("mean", "sum")],
+        accepts=lambda op: reduction(op) in (MEAN, SUM),
+        stages=stages,
+        **{**more, "structure": "dense"},
+    )
+    per_sample = rule(
+        *nodes,
+        name=name,
+        equation=lambda op: f"$out = {tell(loss, op)}",
+        wrt=wrt,
+        samples=lambda: [with_reduction(each, "none") for each in samples()],
+        accepts=lambda op: reduction(op) == NONE,
+        **more,
+    )
+    return per_sample
+
+
+def reduced_wrt(each: Wrt, apart: Callable[[Any], Applied], divisor: Divisor) -> Wrt:
+    """The derivative of the cost, from that of the loss of each sample."""
+
+    def vjp(op: Any, g: Tensor) -> Any:
+        alone = apart(op)
+        scale = g / divisor(op, alone.out)[1] if reduction(op) == MEAN else g
+        return each.vjp(alone, scale.expand(alone.out.shape))
+
+    def share(op: Any, latex: str) -> str:
+        """1/d of a formula."""
+        if reduction(op) != MEAN:
+            return latex
+        bottom = divisor(op, apart(op).out)[0]
+        return rf"\frac{{1}}{{{bottom}}} {parenthesise(latex)}" if "frac" in latex else rf"\frac{{{latex}}}{{{bottom}}}"
+
+    def factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
+        named = each.factor(op, in_index, in_index) if each.factor else None
+        return named and replace(named, latex=share(op, named.latex))
+
+    return Wrt(
+        vjp,
+        local=lambda op: share(op, tell(each.local, op)),
+        product=lambda op: times(r"$g \cdot", share(op, tell(each.local, op))),
+        zeros=each.zeros and f"the cost is one number, so its Jacobian is one row; in dL/dx, {each.zeros}",
+        factor=factor,
+    )
+
+
+def reduction_stages(losses: Tensor, cost: Tensor, divided_by: int | Tensor | None) -> list[Stage]:
+    """From the losses L to the cost: a sum (divided by None), a mean, or a sum divided by the sum of the weights."""
+    if divided_by is None:
+        return [applied("SumBackward0", cost, self=losses, dtype=None)]
+    if isinstance(divided_by, int):
+        return [applied("MeanBackward0", cost, self=losses, dtype=None)]
+    total = losses.sum()
+    return [
+        replace(applied("SumBackward0", total, self=losses, dtype=None), symbol="S"),
+        applied("DivBackward0", cost, self=total, other=divided_by.item()),
+    ]
+
+
+def applied(node: str, out: Tensor, **arguments: Any) -> Stage:
+    """A last stage: the rule of `node` on these arguments."""
+    op = Applied(arguments, (out,), node)
+    known = for_node(node, op)
+    if known is None:
+        raise RuleError(f"a loss is told as a sum or a mean of its terms, but {node} has no rule. Register one.")
+    return Stage(known, op, "")
+
+
+def with_reduction(each: Sample, how: str) -> Sample:
+    """The same sample with another `reduction`."""
+    return replace(each, keywords={**each.keywords, "reduction": how}, note=f"{each.note} {how}".strip())
+
+
+def times(factor: str, latex: str) -> str:
+    """A factor in front of a formula, with the formula's minus in front of both."""
+    latex = parenthesise(latex)
+    return f"-{factor} {latex[1:]}" if latex.startswith("-") else f"{factor} {latex}"
+
+
+def tell(latex: Latex, op: Any) -> str:
+    """A LaTeX template, made from the operation where it depends on it."""
+    return latex(op) if callable(latex) else latex
+
+
+# Losses of one element each: l(x, y), and a weight that multiplies it.
+
+
+def pointwise(
+    *nodes: str,
+    loss: Latex,
+    value: Callable[[Any], Tensor],
+    derivative: Mapping[str, tuple[Latex, Callable[[Any], Tensor]]],
+    **more: Any,
+) -> Rule:
+    """Register a loss taken element by element: only l, and per argument its derivative, as LaTeX and code.
+
+    Where the operation has a `weight`, it multiplies l and so each derivative.
+    """
+    return reducible(
+        *nodes,
+        loss=lambda op: weighted_latex(tell(loss, op), op),
+        value=lambda op: weighted(value(op), op),
+        wrt={argument: pointwise_wrt(latex, local) for argument, (latex, local) in derivative.items()},
+        structure="elementwise",
+        **more,
+    )
+
+
+def pointwise_wrt(latex: Latex, local: Callable[[Any], Tensor]) -> Wrt:
+    """x_bar = L_bar * w * dl/dx, element by element."""
+
+    def formula(op: Any) -> str:
+        return weighted_latex(tell(latex, op), op)
+
+    return Wrt(
+        vjp=lambda op, g: g * weighted(local(op), op),
+        local=formula,
+        product=lambda op: times(r"$g \odot", formula(op)),
+        zeros="each loss depends on its own element alone",
+        factor=lambda op, out_index, in_index: at_element(formula(op), op, out_index),
+    )
+
+
+def weighted(losses: Tensor, op: Any) -> Tensor:
+    """Multiply by the operation's weight, where it has one."""
+    weight = op.arguments.get("weight")
+    return losses if weight is None else losses * weight
+
+
+def weighted_latex(latex: str, op: Any) -> str:
+    """The same in LaTeX."""
+    return latex if op.arguments.get("weight") is None else times(r"$weight \odot", latex)
+
+
+def at_element(latex: str, op: Any, index: tuple[int, ...]) -> Factor | None:
+    """A formula of whole tensors, written for one element: each tensor's placeholder gets its index.
+
+    `index` is that of the loss; a tensor that was broadcast has fewer axes, or axes of size 1. None where a cost is
+    asked for an element of such a tensor, which entered several losses.
+    """
+    tensors = {name: each for name, each in op.arguments.items() if isinstance(each, Tensor)}
+    if any(each.dim() > len(index) for each in tensors.values()):
+        return None
+
+    def subscript(tensor: Tensor) -> str:
+        own = index[len(index) - tensor.dim() :]
+        return ",".join(str(i if size > 1 else 0) for i, size in zip(own, tensor.shape, strict=True))
+
+    elements = {name: f"{{${name}}}_{{{subscript(each)}}}" for name, each in tensors.items() if each.dim()}
+    return Factor(latex=Template(latex).safe_substitute(elements).replace(r"\odot", r"\cdot"))
+
+
+def x(*shape: int, seed: int = 0) -> Tensor:
+    """A sample input that wants a gradient."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def p(*shape: int, seed: int = 0) -> Tensor:
+    """A sample input of probabilities that wants a gradient."""
+    return x(*shape, seed=seed).detach().sigmoid().requires_grad_()
+
+
+def bits(*shape: int) -> Tensor:
+    """Sample targets 0 and 1."""
+    return (x(*shape, seed=7) > 0).to(torch.get_default_dtype())
+
+
+binary_cross_entropy = pointwise(
+    "BinaryCrossEntropyBackward0",
+    name="binary_cross_entropy",
+    loss=r"-\left($target \odot \ln $self + (1 - $target) \odot \ln(1 - $self)\right)",
+    value=lambda op: -(op.target * bounded_log(op.self) + (1 - op.target) * bounded_log(1 - op.self)),
+    derivative={
+        "self": (
+            r"\frac{$self - $target}{$self \odot (1 - $self)}",
+            lambda op: (op.self - op.target) / (op.self * (1 - op.self)).clamp(min=1e-12),
+        ),
+        "target": (
+            r"\ln(1 - $self) - \ln $self",
+            # Not bounded, as in PyTorch: at 0 and 1 it is infinite, though the bounded loss grows by 100 there.
+            lambda op: (1 - op.self).log() - op.self.log(),
+        ),
+    },
+    constants={"weight": "not differentiable"},
+    kink=Kink(
+        where=lambda op, radius: (op.self <= radius) | (op.self >= 1 - radius),
+        choice="the logarithms end at 0 and 1: PyTorch holds them above -100, and the denominator a(1 - a) above 1e-12",
+    ),
+    samples=lambda: [
+        sample(F.binary_cross_entropy, p(2, 1), torch.tensor([[0.0], [1.0]]), note="one output"),
+        sample(F.binary_cross_entropy, p(3, 4), p(3, 4, seed=1), note="soft targets"),
+        sample(F.binary_cross_entropy, p(3, 4), bits(3, 4), weight=torch.tensor([1.0, 2.0, 0.5, 0.0]), note="weights"),
+        sample(
+            F.binary_cross_entropy,
+            torch.tensor([0.0, 1.0, 0.0, 1.0]).requires_grad_(),
+            torch.tensor([0.0, 1.0, 1.0, 0.0]),
+            note="saturated",
+        ),
+        sample(F.binary_cross_entropy, p(0, 1), bits(0, 1), note="empty"),
+    ],
+    source="derivatives.yaml: binary_cross_entropy; with L = -(y ln a + (1-y) ln(1-a)), dL/da = -y/a + (1-y)/(1-a)",
+)
+
+
+def bounded_log(a: Tensor) -> Tensor:
+    """ln a, held above -100 as PyTorch holds it, so that 0 ln 0 counts as 0."""
+    return a.log().clamp(min=-100)
+
+
+def positive_share(op: Any) -> Tensor:
+    """q y + 1 - y: how much of the loss each sigmoid carries, with the weight q of the positive class."""
+    share: Tensor = op.pos_weight * op.target + (1 - op.target)
+    return share
+
+
+def logits_loss(op: Any) -> Tensor:
+    """-(q y ln s(z) + (1 - y) ln s(-z)), with ln s(-z) = ln s(z) - z."""
+    share = 1 if op.pos_weight is None else positive_share(op)
+    loss: Tensor = (1 - op.target) * op.self - share * F.logsigmoid(op.self)
+    return loss
+
+
+def logits_loss_by_target(op: Any) -> Tensor:
+    """ln s(-z) - q ln s(z), which is -z where q = 1."""
+    logits: Tensor = op.self
+    return -logits if op.pos_weight is None else F.logsigmoid(-logits) - op.pos_weight * F.logsigmoid(logits)
+
+
+def by_class_weight(plain: str, weighted: str) -> Latex:
+    """One formula without `pos_weight`, another with it."""
+    return lambda op: plain if op.pos_weight is None else weighted
+
+
+binary_cross_entropy_with_logits = pointwise(
+    "BinaryCrossEntropyWithLogitsBackward0",
+    name="binary_cross_entropy_with_logits",
+    loss=by_class_weight(
+        r"-\left($target \odot \ln \sigma($self) + (1 - $target) \odot \ln(1 - \sigma($self))\right)",
+        r"-\left($pos_weight \odot $target \odot \ln \sigma($self) + (1 - $target) \odot \ln(1 - \sigma($self))\right)",
+    ),
+    value=logits_loss,
+    derivative={
+        "self": (
+            by_class_weight(
+                r"\sigma($self) - $target",
+                r"($pos_weight \odot $target + 1 - $target) \odot \sigma($self) - $pos_weight \odot $target",
+            ),
+            lambda op: (
+                op.self.sigmoid() - op.target
+                if op.pos_weight is None
+                else positive_share(op) * op.self.sigmoid() - op.pos_weight * op.target
+            ),
+        ),
+        "target": (
+            by_class_weight(r"-$self", r"\ln \sigma(-$self) - $pos_weight \odot \ln \sigma($self)"),
+            logits_loss_by_target,
+        ),
+    },
+    constants={"weight": "not differentiable", "pos_weight": "not differentiable"},
+    samples=lambda: [
+        sample(F.binary_cross_entropy_with_logits, x(2, 1), torch.tensor([[0.0], [1.0]]), note="one output"),
+        sample(F.binary_cross_entropy_with_logits, x(3, 4), p(3, 4, seed=1), note="soft targets"),
+        sample(
+            F.binary_cross_entropy_with_logits,
+            x(3, 4),
+            p(3, 4, seed=1),
+            weight=p(3, 1, seed=2).detach(),
+            pos_weight=p(4, seed=3).detach(),
+            note="weights",
+        ),
+        sample(
+            F.binary_cross_entropy_with_logits,
+            torch.tensor([-800.0, 800.0, 0.0]).requires_grad_(),
+            torch.tensor([1.0, 0.0, 1.0]),
+            note="large logits",
+        ),
+    ],
+    source="derivatives.yaml: binary_cross_entropy_with_logits; with a = s(z) and ds/dz = a(1-a), dL/dz = a - y",
+)
+
+
+mse_loss = pointwise(
+    "MseLossBackward0",
+    name="mse_loss",
+    loss=r"\left($self - $target\right)^2",
+    value=lambda op: (op.self - op.target) ** 2,
+    derivative={
+        "self": (r"2 \left($self - $target\right)", lambda op: 2 * (op.self - op.target)),
+        "target": (r"2 \left($target - $self\right)", lambda op: 2 * (op.target - op.self)),
+    },
+    samples=lambda: [
+        sample(F.mse_loss, x(3, 4), x(3, 4, seed=1)),
+        sample(F.mse_loss, x(), x(seed=1), note="a single number"),
+        sample(F.mse_loss, x(0, 4), x(0, 4), note="empty"),
+    ],
+    source="derivatives.yaml: mse_loss",
+)
+
+
+def bounded_error(op: Any, bound: float) -> Tensor:
+    """x - y, held between -bound and bound."""
+    error: Tensor = op.self - op.target
+    return error.clamp(-bound, bound)
+
+
+def huber(op: Any, delta: float) -> Tensor:
+    """d^2/2 up to |d| = delta, then delta (|d| - delta/2): a parabola that goes on as its tangent."""
+    distance = (op.self - op.target).abs()
+    return torch.where(distance < delta, distance**2 / 2, delta * (distance - delta / 2))
+
+
+def sign_or_bounded(op: Any) -> Tensor:
+    """The derivative of smooth L1 by its first argument; with beta = 0 the loss is the absolute error."""
+    error: Tensor = op.self - op.target
+    return bounded_error(op, op.beta) / op.beta if op.beta else error.sign()
+
+
+def in_betas(op: Any, error: str) -> str:
+    """An error divided by beta, in LaTeX."""
+    return error if op.beta == 1 else rf"\frac{{{error}}}{{$beta}}"
+
+
+smooth_l1_loss = pointwise(
+    "SmoothL1LossBackward0",
+    name="smooth_l1_loss",
+    loss=lambda op: (
+        (r"\begin{cases} \frac{1}{2} " if op.beta == 1 else r"\begin{cases} \frac{1}{2 \cdot $beta} ")
+        + r"\left($self - $target\right)^2 & \left|$self - $target\right| < $beta \\"
+        + r" \left|$self - $target\right| - \frac{$beta}{2} & \text{otherwise} \end{cases}"
+    ),
+    value=lambda op: huber(op, op.beta) / op.beta if op.beta else (op.self - op.target).abs(),
+    derivative={
+        "self": (
+            lambda op: rf"\operatorname{{clamp}}\left({in_betas(op, '$self - $target')}, -1, 1\right)",
+            sign_or_bounded,
+        ),
+        "target": (
+            lambda op: rf"\operatorname{{clamp}}\left({in_betas(op, '$target - $self')}, -1, 1\right)",
+            lambda op: -sign_or_bounded(op),
+        ),
+    },
+    samples=lambda: [
+        sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1)),
+        sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1), beta=0.3, note="narrow"),
+        sample(F.smooth_l1_loss, torch.tensor([1.0, -1.0, 0.0]).requires_grad_(), torch.zeros(3), note="at the bend"),
+    ],
+    source="derivatives.yaml: smooth_l1_loss; Girshick, Fast R-CNN, ICCV 2015",
+)
+
+huber_loss = pointwise(
+    "HuberLossBackward0",
+    name="huber_loss",
+    loss=lambda op: (
+        r"\begin{cases} \frac{1}{2} \left($self - $target\right)^2 & \left|$self - $target\right| < $delta \\"
+        + ("" if op.delta == 1 else " $delta")
+        + r" \left(\left|$self - $target\right| - \frac{$delta}{2}\right) & \text{otherwise} \end{cases}"
+    ),
+    value=lambda op: huber(op, op.delta),
+    derivative={
+        "self": (
+            r"\operatorname{clamp}\left($self - $target, -$delta, $delta\right)",
+            lambda op: bounded_error(op, op.delta),
+        ),
+        "target": (
+            r"\operatorname{clamp}\left($target - $self, -$delta, $delta\right)",
+            lambda op: -bounded_error(op, op.delta),
+        ),
+    },
+    samples=lambda: [
+        sample(F.huber_loss, x(3, 4), x(3, 4, seed=1)),
+        sample(F.huber_loss, x(3, 4), x(3, 4, seed=1), delta=0.3, note="narrow"),
+    ],
+    source="derivatives.yaml: huber_loss; Huber, Robust Estimation of a Location Parameter, Ann. Math. Stat. 35, 1964",
+)
+
+soft_margin_loss = pointwise(
+    "SoftMarginLossBackward0",
+    name="soft_margin_loss",
+    loss=r"\ln\left(1 + e^{-$target \odot $self}\right)",
+    value=lambda op: (-op.target * op.self).exp().log1p(),
+    derivative={
+        "self": (
+            r"\frac{-$target}{1 + e^{$target \odot $self}}",
+            lambda op: -op.target * (-op.target * op.self).sigmoid(),
+        ),
+    },
+    constants={"target": "not differentiable"},
+    samples=lambda: [sample(F.soft_margin_loss, x(3, 4), 2 * bits(3, 4) - 1)],
+    source="derivatives.yaml: soft_margin_loss",
+)
+
+
+# Losses of one sample each, over its classes: axis 1, or axis 0 where there is no batch.
+
+
+def class_axis(scores: Tensor) -> int:
+    """Which axis of the scores holds the classes."""
+    return min(scores.dim() - 1, 1)
+
+
+def without(index: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """An index of the scores without its class: that of the sample's loss."""
+    return index[:axis] + index[axis + 1 :]
+
+
+def own_class_weight(op: Any) -> Tensor:
+    """w_y for each sample, 0 where the target is to be ignored."""
+    counted = op.target != op.ignore_index
+    classes = op.self.shape[class_axis(op.self)]
+    weight = op.self.new_ones(classes) if op.weight is None else op.weight
+    return torch.where(counted, weight[op.target * counted], 0)
+
+
+def pick(op: Any, per_sample: Tensor) -> Tensor:
+    """Lay each sample's number at its own class, in the shape of the scores, with zeros elsewhere."""
+    axis = class_axis(op.self)
+    at = (op.target * (op.target != op.ignore_index)).unsqueeze(axis)
+    return torch.zeros_like(op.self).scatter(axis, at, per_sample.unsqueeze(axis))
+
+
+def nll(op: Any) -> Tensor:
+    """-w_y x_y for each sample."""
+    axis = class_axis(op.self)
+    weight = own_class_weight(op)
+    at = (op.target * (op.target != op.ignore_index)).unsqueeze(axis)
+    return torch.where(weight == 0, 0, -weight * op.self.gather(axis, at).squeeze(axis))
+
+
+def nll_divisor(op: Any, losses: Tensor) -> tuple[str, int | Tensor]:
+    """The sum of the weights of the targets; where there are neither weights nor ignored targets, their number."""
+    if op.weight is not None:
+        return r"\sum_n {$weight}_{{$target}_n}", own_class_weight(op).sum()
+    ignored = int((op.target == op.ignore_index).sum())
+    return number(losses.numel() - ignored), losses.numel() if not ignored else own_class_weight(op).sum()
+
+
+def nll_vjp(op: Any, g: Tensor) -> Tensor:
+    """-w_y g at each sample's own class; an ignored sample has none, even where the mean divides by 0."""
+    weight = own_class_weight(op)
+    return pick(op, torch.where(weight == 0, 0, -weight * g))
+
+
+def nll_factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
+    """-w_y (or -1) at the own class."""
+    axis = class_axis(op.self)
+    own = without(in_index, axis)
+    target = op.target[own]
+    if target != in_index[axis] or target == op.ignore_index or out_index not in (own, in_index):
+        return None
+    return Factor(latex="-1" if op.weight is None else f"-{{$weight}}_{{{int(target)}}}")
+
+
+def nll_latex(op: Any) -> str:
+    """The loss of sample n, with its class y_n."""
+    weight = "" if op.weight is None else r"{$weight}_{{$target}_n} "
+    return "-" + weight + r"{$self}_{n, {$target}_n}"
+
+
+def nll_local(op: Any) -> str:
+    """dL_n/dx_c, with a bracket that is 1 where the class is the own one and 0 elsewhere."""
+    return ("-" if op.weight is None else r"-{$weight}_c \, ") + r"\left[c = {$target}_n\right]"
+
+
+nll_loss = reducible(
+    "NllLossBackward0",
+    "NllLoss2DBackward0",
+    name="nll_loss",
+    loss=nll_latex,
+    value=nll,
+    divisor=nll_divisor,
+    wrt={
+        "self": Wrt(
+            vjp=nll_vjp,
+            local=nll_local,
+            product=lambda op: times("{$g}_n", nll_local(op)),
+            zeros="only the log-probability of the sample's own class enters its loss",
+            factor=nll_factor,
+        )
+    },
+    constants={"target": "not differentiable", "weight": "not differentiable"},
+    structure="linear",
+    samples=lambda: [
+        sample(F.nll_loss, x(3, 4), torch.tensor([0, 2, 1])),
+        sample(F.nll_loss, x(3, 4), torch.tensor([0, 2, 1]), weight=p(4, seed=1).detach(), note="weights"),
+        sample(F.nll_loss, x(3, 4), torch.tensor([0, -100, 1]), note="ignored"),
+        sample(
+            F.nll_loss,
+            x(3, 4),
+            torch.tensor([0, 2, 1]),
+            weight=p(4, seed=1).detach(),
+            ignore_index=2,
+            note="weights, ignored",
+        ),
+        sample(F.nll_loss, x(2, 4), torch.tensor([-100, -100]), note="all ignored"),
+        sample(F.nll_loss, x(4), torch.tensor(1), note="no batch"),
+        sample(F.nll_loss, x(2, 4, 2, 3), torch.arange(12).reshape(2, 2, 3) % 4, note="pixels"),
+        sample(
+            F.nll_loss,
+            x(2, 4, 2, 3),
+            torch.arange(12).reshape(2, 2, 3) % 4,
+            weight=p(4, seed=1).detach(),
+            ignore_index=3,
+            note="pixels, weights, ignored",
+        ),
+        sample(F.cross_entropy, x(3, 4), torch.tensor([0, 2, 1]), note="cross-entropy"),
+    ],
+    source="derivatives.yaml: nll_loss_forward, nll_loss2d_forward",
+)
+
+
+def margin_gaps(op: Any) -> Tensor:
+    """margin - x_y + x_j for every class j of each sample, with 0 at its own class."""
+    gaps: Tensor = op.margin - op.self.gather(-1, op.target.unsqueeze(-1)) + op.self
+    return gaps.scatter(-1, op.target.unsqueeze(-1), 0)
+
+
+def margin_scale(op: Any) -> Tensor:
+    """w_y / C, as a column."""
+    classes: int = op.self.shape[-1]
+    weight: Tensor = op.self.new_ones(classes) if op.weight is None else op.weight
+    return weight[op.target].unsqueeze(-1) / classes
+
+
+def multi_margin(op: Any) -> Tensor:
+    """(w_y / C) sum over j of max(0, margin - x_y + x_j)^p for each sample."""
+    terms: Tensor = margin_gaps(op).clamp(min=0) ** op.p
+    return (margin_scale(op) * terms).sum(-1)
+
+
+def multi_margin_vjp(op: Any, g: Tensor) -> Tensor:
+    """Every class too near gets its share, the own class the opposite of all of them."""
+    gaps = margin_gaps(op)
+    raised = torch.where(gaps > 0, op.p * gaps.clamp(min=0) ** (op.p - 1), 0) * margin_scale(op) * g.unsqueeze(-1)
+    return raised.scatter(-1, op.target.unsqueeze(-1), -raised.sum(-1, keepdim=True))
+
+
+def with_defaults(op: Any) -> Applied:
+    """A call of `cross_entropy` with the arguments that it left out."""
+    given = {name: each for name, each in op.arguments.items() if each is not None}
+    return Applied({"weight": None, "ignore_index": -100, "label_smoothing": 0.0, **given, "self": op.input}, op.outs)
+
+
+def weighted_targets(op: Any) -> Tensor:
+    """W = w T: T is the distribution aimed at (the own class, smoothed; or given), with zeros where it is ignored."""
+    op = with_defaults(op)
+    axis = class_axis(op.self)
+    classes = op.self.shape[axis]
+    aim: Tensor = op.target if op.target.is_floating_point() else pick(op, op.self.new_ones(op.target.shape))
+    aim = (1 - op.label_smoothing) * aim + op.label_smoothing / classes
+    if not op.target.is_floating_point():
+        aim = aim * (op.target != op.ignore_index).unsqueeze(axis)
+    weighted_aim: Tensor = aim * class_weight(op)
+    return weighted_aim
+
+
+def class_weight(op: Any) -> Any:
+    """w_c, laid along the class axis."""
+    weight = op.arguments.get("weight")
+    return 1 if weight is None else weight.reshape(-1, *[1] * (op.input.dim() - class_axis(op.input) - 1))
+
+
+def cross_entropy_vjp(op: Any, g: Tensor) -> Tensor:
+    """L_bar (P sum(W) - W), since d ln p_k / dz_c = [k = c] - p_c."""
+    axis = class_axis(op.input)
+    targets, probabilities = weighted_targets(op), F.softmax(op.input, axis)
+    return g.unsqueeze(axis) * (probabilities * targets.sum(axis, keepdim=True) - targets)
+
+
+def cross_entropy_target_vjp(op: Any, g: Tensor) -> Tensor:
+    """-L_bar (1 - smoothing) w ln P, for targets that are probabilities."""
+    axis = class_axis(op.input)
+    kept: float = 1 - with_defaults(op).label_smoothing
+    log_probability: Tensor = op.input.log_softmax(axis) * class_weight(op)
+    return -kept * g.unsqueeze(axis) * log_probability
+
+
+def cross_entropy_divisor(op: Any, losses: Tensor) -> tuple[str, int | Tensor]:
+    """As `nll_loss`; with probabilities as targets, the number of samples, whatever the weights."""
+    return count(op, losses) if op.target.is_floating_point() else nll_divisor(with_defaults(op), losses)
+
+
+def targets_latex(op: Any) -> str:
+    """W in LaTeX."""
+    aim = "$target" if op.target.is_floating_point() else r"\operatorname{onehot}\left($target\right)"
+    if op.arguments.get("label_smoothing"):
+        aim = rf"\left((1 - $label_smoothing) \, {aim} + \frac{{$label_smoothing}}{{C}}\right)"
+    return weighted_latex(aim, op)
+
+
+def cross_entropy_local(op: Any) -> str:
+    """dL/dz: the probabilities less the targets."""
+    targets = targets_latex(op)
+    sums_to_one = op.arguments.get("weight") is None and not op.target.is_floating_point()
+    total = "" if sums_to_one else rf" \odot \sum_c {parenthesise(targets)}"
+    return rf"\operatorname{{softmax}}\left($input\right){total} - {targets}"
+
+
+def cross_entropy_target_local(op: Any) -> str:
+    """dL/dt, for targets that are probabilities."""
+    kept = r"(1 - $label_smoothing) \, " if op.arguments.get("label_smoothing") else ""
+    return "-" + kept + weighted_latex(r"\ln \operatorname{softmax}\left($input\right)", op)
+
+
+def cross_entropy_factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
+    """p_c, or p_y - 1 at the own class; with weights, smoothing or probabilities as targets there is no short name."""
+    axis = class_axis(op.input)
+    own = without(in_index, axis)
+    plain = op.arguments.get("weight") is None and not op.arguments.get("label_smoothing")
+    if not plain or op.target.is_floating_point() or out_index not in (own, in_index):
+        return None
+    if op.target[own] == with_defaults(op).ignore_index:
+        return None
+    at = ",".join(map(str, in_index))
+    minus_one = " - 1" if op.target[own] == in_index[axis] else ""
+    return Factor(latex=rf"\operatorname{{softmax}}\left($input\right)_{{{at}}}{minus_one}")
+
+
+cross_entropy = reducible(
+    name="cross_entropy",
+    calls=("cross_entropy",),
+    loss=lambda op: rf"-\sum_c {targets_latex(op)} \odot \ln \operatorname{{softmax}}\left($input\right)",
+    value=lambda op: -(weighted_targets(op) * op.input.log_softmax(class_axis(op.input))).sum(class_axis(op.input)),
+    divisor=cross_entropy_divisor,
+    wrt={
+        "input": Wrt(
+            vjp=cross_entropy_vjp,
+            local=cross_entropy_local,
+            product=lambda op: times(r"$g \odot", cross_entropy_local(op)),
+            zeros="each sample's loss depends on its own logits alone",
+            factor=cross_entropy_factor,
+        ),
+        "target": Wrt(
+            vjp=cross_entropy_target_vjp,
+            local=cross_entropy_target_local,
+            product=lambda op: times(r"$g \odot", cross_entropy_target_local(op)),
+            zeros="each sample's loss depends on its own targets alone",
+        ),
+    },
+    constants={"weight": "not differentiable"},
+    samples=lambda: [
+        sample(F.cross_entropy, x(3, 4), torch.tensor([0, 2, 1])),
+        sample(F.cross_entropy, x(4), torch.tensor(2), note="no batch"),
+        sample(F.cross_entropy, x(3, 4), torch.tensor([0, -100, 1]), label_smoothing=0.1, note="smoothed, ignored"),
+        sample(
+            F.cross_entropy,
+            x(2, 4, 2, 3),
+            torch.arange(12).reshape(2, 2, 3) % 4,
+            weight=p(4, seed=1).detach(),
+            ignore_index=3,
+            label_smoothing=0.1,
+            note="pixels, weights, smoothed, ignored",
+        ),
+        sample(F.cross_entropy, x(3, 4), p(3, 4, seed=1), note="probabilities"),
+        sample(
+            F.cross_entropy,
+            x(3, 4),
+            p(3, 4, seed=1),
+            weight=p(4, seed=2).detach(),
+            label_smoothing=0.1,
+            note="probabilities, weights, smoothed",
+        ),
+    ],
+    source="log_softmax and nll_loss in one: with p = softmax(z), d(-ln p_y)/dz_c = p_c - [c = y]; label smoothing: "
+    "Szegedy et al., Rethinking the Inception Architecture, CVPR 2016",
+)
+
+
+GAP = r"\max\left(0, $margin - {$self}_{n, {$target}_n} + {$self}_{n, j}\right)"
+
+
+def margin_local(op: Any) -> str:
+    """dL_n/dx_j for a class j that is not the own one, which gets the opposite of their sum."""
+    weight = "" if op.weight is None else r"{$weight}_{{$target}_n} "
+    share = r"\frac{1}{C} \left[$margin - {$self}_{n, {$target}_n} + {$self}_{n, j} > 0\right]"
+    return weight + (share if op.p == 1 else rf"\frac{{2}}{{C}} {GAP}")
+
+
+multi_margin_loss = reducible(
+    "MultiMarginLossBackward0",
+    name="multi_margin_loss",
+    loss=lambda op: (
+        ("" if op.weight is None else r"{$weight}_{{$target}_n} ")
+        + rf"\frac{{1}}{{C}} \sum_{{j \neq {{$target}}_n}} {GAP}"
+        + ("" if op.p == 1 else "^{$p}")
+    ),
+    value=multi_margin,
+    wrt={
+        "self": Wrt(
+            vjp=multi_margin_vjp,
+            local=margin_local,
+            product=lambda op: rf"$g \odot {margin_local(op)}",
+            zeros="a class that is beaten by the margin adds nothing, and other samples do not enter",
+        )
+    },
+    constants={"target": "not differentiable", "weight": "not differentiable"},
+    kink=Kink(
+        where=lambda op, radius: (
+            (margin_gaps(op).abs() <= radius).scatter(-1, op.target.unsqueeze(-1), False) & (op.p == 1)
+        ),
+        choice="0, as on the side where the margin is kept",
+    ),
+    samples=lambda: [
+        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1])),
+        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), p=2, margin=0.5, note="squared"),
+        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), weight=p(4, seed=1).detach(), note="weights"),
+        sample(F.multi_margin_loss, x(4), torch.tensor(1), note="no batch"),
+        sample(
+            F.multi_margin_loss,
+            torch.tensor([[1.0, 0.0, 3.0]]).requires_grad_(),
+            torch.tensor([0]),
+            note="at the margin",
+        ),
+    ],
+    source="derivatives.yaml: multi_margin_loss; Crammer and Singer, JMLR 2, 2001",
+)
+
+
+def real_pairs(op: Any) -> Tensor:
+    """Which pairs count: a target listed before its row's first -1 (axis -2), and a class that is none (axis -1)."""
+    listed: Tensor = (op.target >= 0).cumprod(-1).bool()
+    marks = torch.zeros_like(op.self).scatter_add(-1, op.target.clamp(min=0), listed.to(op.self.dtype))
+    return listed.unsqueeze(-1) & (marks == 0).unsqueeze(-2)
+
+
+def label_gaps(op: Any) -> Tensor:
+    """1 - (x_j - x_i) for each listed target j (axis -2) and each class i that is none (axis -1); 0 elsewhere."""
+    scores: Tensor = op.self.gather(-1, op.target.clamp(min=0))
+    gaps: Tensor = 1 - scores.unsqueeze(-1) + op.self.unsqueeze(-2)
+    return torch.where(real_pairs(op), gaps, 0)
+
+
+def multilabel_margin_vjp(op: Any, g: Tensor) -> Tensor:
+    """Each pair whose margin is broken pushes its wrong class up by 1/C and its target down by 1/C."""
+    broken: Tensor = (label_gaps(op) > 0) * (g / op.self.shape[-1])[..., None, None]
+    return broken.sum(-2).scatter_add(-1, op.target.clamp(min=0), -broken.sum(-1))
+
+
+def pairs_at_margin(op: Any, radius: float) -> Tensor:
+    """Wrong classes that lie just at the margin of one of the targets."""
+    return ((label_gaps(op).abs() <= radius) & real_pairs(op)).any(-2)
+
+
+multilabel_margin_loss = reducible(
+    "MultilabelMarginLossBackward0",
+    name="multilabel_margin_loss",
+    loss=r"\frac{1}{C} \sum_{j \in {$target}_n} \sum_{i \notin {$target}_n}"
+    r" \max\left(0, 1 - {$self}_{n, j} + {$self}_{n, i}\right)",
+    value=lambda op: label_gaps(op).clamp(min=0).sum((-2, -1)) / op.self.shape[-1],
+    wrt={
+        "self": Wrt(
+            vjp=multilabel_margin_vjp,
+            local=r"\pm \frac{1}{C} \left[1 - {$self}_{n, j} + {$self}_{n, i} > 0\right]",
+            product=r"$g \odot \sum \pm \frac{1}{C} \left[1 - {$self}_{n, j} + {$self}_{n, i} > 0\right]",
+            zeros="a pair whose margin is kept adds nothing, and other samples do not enter",
+        )
+    },
+    constants={"target": "not differentiable"},
+    kink=Kink(where=pairs_at_margin, choice="0, as on the side where the margin is kept"),
+    samples=lambda: [
+        sample(F.multilabel_margin_loss, x(2, 4), torch.tensor([[0, 1, -1, 2], [3, -1, 0, 0]])),
+        sample(F.multilabel_margin_loss, x(4), torch.tensor([3, 0, -1, 1]), note="no batch"),
+        sample(F.multilabel_margin_loss, x(1, 3), torch.tensor([[-1, 0, 1]]), note="no target"),
+        sample(
+            F.multilabel_margin_loss,
+            torch.tensor([[1.0, 0.0, 3.0]]).requires_grad_(),
+            torch.tensor([[0, -1, 0]]),
+            note="at the margin",
+        ),
+    ],
+    source="derivatives.yaml: multilabel_margin_loss_forward",
+)

@@ -1,0 +1,739 @@
+"""Rules of reductions along axes (sum, mean, extremes, norms, spread) and of running sums and products.
+
+All reductions share the way back: the upstream gradient gets its reduced axes again (size 1) and meets every element
+that was reduced into it; only the factor at each element differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, rule, sample
+
+Index = tuple[int, ...]
+Template = str | Callable[[Any], str]
+
+OWN_SLICE = "an output element depends on the elements that were reduced into it, and on no others"
+TIES = "the extreme elements share the gradient evenly"
+
+
+def x(*rows: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A sample input that wants a gradient: the given rows."""
+    return torch.tensor(rows or ((1.5, -2.0, 0.5), (3.0, 0.25, -1.0)), dtype=dtype).requires_grad_()
+
+
+def axes(op: Any) -> Index:
+    """The axes that were reduced; all of them where `dim` is not given or empty."""
+    dim = op.arguments.get("dim")
+    if dim is None or dim == [] or dim == ():
+        return tuple(range(op.self.dim()))
+    dims = [dim] if isinstance(dim, int) else dim
+    return tuple(sorted({each % op.self.dim() for each in dims})) if op.self.dim() else ()
+
+
+def count(op: Any) -> int:
+    """How many elements were reduced into one."""
+    return math.prod(op.self.shape[axis] for axis in axes(op))
+
+
+def back(op: Any, t: Tensor) -> Tensor:
+    """Give a tensor of the output's shape its reduced axes again, with size 1, to meet the input's elements."""
+    if not op.arguments.get("keepdim"):
+        for axis in axes(op):
+            t = t.unsqueeze(axis)
+    return t.to(op.self.dtype)
+
+
+def _over(op: Any) -> str:
+    dims = axes(op)
+    if len(dims) == op.self.dim():
+        return r"\text{all}"
+    return rf"\text{{dim{'s' * (len(dims) > 1)} {', '.join(map(str, dims))}}}"
+
+
+def told(template: str) -> Callable[[Any], str]:
+    """A template in which OVER stands for the axes, COUNT for the number of elements, with a word on `keepdim`."""
+
+    def filled(op: Any) -> str:
+        text = template.replace("OVER", _over(op)).replace("COUNT", str(count(op))).replace(r"\frac{1}{1}", "1")
+        kept = op.arguments.get("keepdim") and template.startswith("$out")
+        return text + (r" \quad \text{(reduced axes kept, with size 1)}" if kept else "")
+
+    return filled
+
+
+def _within(op: Any, out_index: Index, in_index: Index) -> bool:
+    """Whether this input element was reduced into that output element."""
+    reduced = axes(op)
+    rest = [place for axis, place in enumerate(in_index) if axis not in reduced]
+    kept = [p for axis, p in enumerate(out_index) if axis not in reduced] if op.arguments.get("keepdim") else out_index
+    return rest == list(kept)
+
+
+def reduction(
+    *nodes: str,
+    equation: str,
+    vjp: Callable[[Any, Any], Tensor],
+    local: str,
+    product: str,
+    samples: Callable[[], Iterable[Sample]],
+    source: str,
+    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
+    **more: Any,
+) -> Rule:
+    """Register an operation that reduces `self` along `dim` (an int, a list, or all of it)."""
+    wrt = {"self": Wrt(vjp, told(local), told(product), OWN_SLICE, factor)}
+    return rule(*nodes, equation=told(equation), wrt=wrt, samples=samples, source=source, **more)
+
+
+# Sums and means --------------------------------------------------------------------------------------------------
+
+sum_ = reduction(
+    "SumBackward0",
+    equation=r"$out = \sum_{OVER} $self",
+    vjp=lambda op, g: back(op, g).expand_as(op.self),
+    local="1",
+    product=r"$g \text{ for every element}",
+    factor=lambda op, out_index, in_index: Factor(latex="1") if _within(op, out_index, in_index) else None,
+    structure="linear",
+    samples=lambda: [
+        sample(torch.sum, x()),
+        sample(torch.sum, x(), 1),
+        sample(torch.sum, x(), (0, -1), keepdim=True),
+        sample(torch.sum, x(), 0, keepdim=True),
+        sample(torch.sum, torch.ones(0, 3, requires_grad=True), 0, note="empty"),
+        sample(torch.sum, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+        sample(torch.sum, x(), dtype=torch.float32, note="into another dtype"),
+    ],
+    source="derivatives.yaml: sum, sum.dim_IntList",
+)
+
+mean = reduction(
+    "MeanBackward0",
+    equation=r"$out = \frac{1}{COUNT} \sum_{OVER} $self",
+    vjp=lambda op, g: (back(op, g) / count(op)).expand_as(op.self),
+    local=r"\frac{1}{COUNT}",
+    product=r"\frac{1}{COUNT} \, $g \text{ for every element}",
+    factor=lambda op, out_index, in_index: (
+        Factor(latex=rf"\frac{{1}}{{{count(op)}}}") if _within(op, out_index, in_index) else None
+    ),
+    structure="linear",
+    samples=lambda: [
+        sample(torch.mean, x()),
+        sample(torch.mean, x(), 1),
+        sample(torch.mean, x(), (0, 1), keepdim=True),
+        sample(torch.mean, x((2.0,)), 1, note="size 1"),
+        sample(torch.mean, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+    ],
+    source="derivatives.yaml: mean, mean.dim",
+)
+
+nansum = reduction(
+    "NansumBackward0",
+    equation=r"$out = \sum_{OVER} $self \text{, NaN counting as 0}",
+    vjp=lambda op, g: torch.where(op.self.isnan(), 0, back(op, g)),
+    local=r"1 \text{, or } 0 \text{ at NaN}",
+    product=r"$g \odot [$self \text{ is a number}]",
+    samples=lambda: [sample(torch.nansum, x(1.0, math.nan, 2.0)), sample(torch.nansum, x((1.0, math.nan)), 1)],
+    source="derivatives.yaml: nansum",
+)
+
+
+def _trace(op: Any, g: Tensor) -> Tensor:
+    return g * torch.eye(*op.self.shape, dtype=g.dtype, device=g.device)
+
+
+trace = rule(
+    "TraceBackward0",
+    equation=r"$out = \operatorname{tr} $self = \sum_i {$self}_{i,i}",
+    wrt={"self": Wrt(_trace, "I", r"$g \, I", "only the diagonal enters the sum")},
+    structure="linear",
+    samples=lambda: [sample(torch.trace, x()), sample(torch.trace, torch.ones(0, 0, requires_grad=True), note="empty")],
+    source="derivatives.yaml: trace",
+)
+
+# Products --------------------------------------------------------------------------------------------------------
+
+
+def _before(t: Tensor, dim: int) -> Tensor:
+    """At each place, the product of all elements before it along `dim` (1 for the first)."""
+    shifted = torch.cat((torch.ones_like(t.narrow(dim, 0, 1)), t.narrow(dim, 0, t.shape[dim] - 1)), dim)
+    return shifted.cumprod(dim)
+
+
+def _all_others(t: Tensor, dim: int) -> Tensor:
+    """At each place, the product of all other elements along `dim`: without a division, so zeros are no trouble."""
+    return _before(t, dim) * _before(t.flip(dim), dim).flip(dim) if t.numel() else t
+
+
+def _prod(op: Any, g: Tensor) -> Tensor:
+    if "dim" in op.arguments and op.self.dim():
+        return back(op, g) * _all_others(op.self, op.dim).conj()
+    return (g * _all_others(op.self.reshape(-1), 0).conj()).reshape(op.self.shape).to(op.self.dtype)
+
+
+prod = reduction(
+    "ProdBackward0",
+    equation=r"$out = \prod_{OVER} $self",
+    vjp=_prod,
+    local=r"\prod_{j \neq i} {$self}_{j}",
+    product=r"$g \, \prod_{j \neq i} {$self}_{j}",
+    samples=lambda: [
+        sample(torch.prod, x()),
+        sample(torch.prod, x(), 1, keepdim=True),
+        sample(torch.prod, x((2.0, 0.0, 3.0), (0.0, 0.0, 1.0)), 1, note="one zero, two zeros"),
+        sample(torch.prod, x(2.0, 0.0, 3.0), note="a zero"),
+        sample(torch.prod, torch.ones(0, requires_grad=True), note="empty"),
+        sample(torch.prod, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+    ],
+    source="derivatives.yaml: prod. The derivative by one factor is the product of all others.",
+)
+
+# Spread ----------------------------------------------------------------------------------------------------------
+
+
+def _degrees(op: Any) -> float:
+    """N - correction, the number that the squared distances are divided by; never below 0."""
+    correction = op.arguments.get("correction")
+    return max(count(op) - (1 if correction is None else correction), 0)
+
+
+def _var(op: Any, g: Tensor) -> Tensor:
+    degrees = _degrees(op)
+    distance: Tensor = op.self - op.self.mean(axes(op), keepdim=True)
+    return back(op, g) * (2 / degrees if degrees else math.inf) * distance
+
+
+def _std(op: Any, g: Tensor) -> Tensor:
+    return _var(op, (g / (2 * op.out)).masked_fill(op.out == 0, 0))
+
+
+def _with_mean(spread: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+    def vjp(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
+        g_spread, g_mean = gs
+        gradient = torch.zeros_like(op.self)
+        if g_spread is not None:
+            gradient = gradient + spread(op, g_spread)
+        return gradient if g_mean is None else gradient + back(op, g_mean) / count(op)
+
+    return vjp
+
+
+def _flat(op: Any, radius: float) -> Tensor:
+    """Slices whose elements are all equal, where the standard deviation has a corner."""
+    distance: Tensor = (op.self - op.self.mean(axes(op), keepdim=True)).abs()
+    return (distance <= radius).all(axes(op), keepdim=True).expand_as(distance)
+
+
+def _spread_equation(root: bool, out: str = "$out") -> Callable[[Any], str]:
+    def filled(op: Any) -> str:
+        divisor = number(_degrees(op))
+        variance = rf"\frac{{1}}{{{divisor}}} \sum_{{OVER}} ($self - \mu)^2"
+        return told(rf"{out} = \sqrt{{{variance}}}" if root else f"{out} = {variance}")(op)
+
+    return filled
+
+
+def _by_degrees(template: str) -> Callable[[Any], str]:
+    return lambda op: template.replace("DEGREES", number(_degrees(op)))
+
+
+def _spread_samples(function: Callable[..., Any]) -> list[Sample]:
+    return [
+        sample(function, x()),
+        sample(function, x(), 1, keepdim=True),
+        sample(function, x(), 0, correction=0),
+        sample(function, x((2.0, 2.0)), 1, note="all equal"),
+    ]
+
+
+var = rule(
+    "VarBackward0",
+    equation=_spread_equation(root=False),
+    wrt={
+        "self": Wrt(
+            _var,
+            _by_degrees(r"\frac{2}{DEGREES} ($self - \mu)"),
+            _by_degrees(r"\frac{2}{DEGREES} \, $g \odot ($self - \mu)"),
+            OWN_SLICE,
+        )
+    },
+    samples=lambda: _spread_samples(torch.var),
+    source="derivatives.yaml: var.correction. The mean's own dependence adds nothing, as the distances sum to zero.",
+)
+
+SPREAD_KINK = Kink(_flat, "0 where all elements are equal")
+
+std = rule(
+    "StdBackward0",
+    equation=_spread_equation(root=True),
+    wrt={
+        "self": Wrt(
+            _std,
+            _by_degrees(r"\frac{$self - \mu}{DEGREES \, $out}"),
+            _by_degrees(r"$g \odot \frac{$self - \mu}{DEGREES \, $out}"),
+            OWN_SLICE,
+        )
+    },
+    kink=SPREAD_KINK,
+    samples=lambda: _spread_samples(torch.std),
+    source="derivatives.yaml: std.correction",
+)
+
+var_mean = rule(
+    "VarMeanBackward0",
+    equation=_spread_equation(root=False, out=r"$out = (\sigma^2, \mu), \quad \sigma^2"),
+    wrt={
+        "self": Wrt(
+            _with_mean(_var),
+            _by_degrees(r"\frac{2}{DEGREES} ($self - \mu) \text{ and } \frac{1}{N}"),
+            _by_degrees(r"\frac{2}{DEGREES} \, {$g}_{\sigma^2} \odot ($self - \mu) + \frac{1}{N} \, {$g}_{\mu}"),
+            OWN_SLICE,
+        )
+    },
+    outputs=2,
+    samples=lambda: _spread_samples(torch.var_mean),
+    source="derivatives.yaml: var_mean.correction",
+)
+
+std_mean = rule(
+    "StdMeanBackward0",
+    equation=_spread_equation(root=True, out=r"$out = (\sigma, \mu), \quad \sigma"),
+    wrt={
+        "self": Wrt(
+            _with_mean(_std),
+            _by_degrees(r"\frac{$self - \mu}{DEGREES \, \sigma} \text{ and } \frac{1}{N}"),
+            _by_degrees(r"{$g}_{\sigma} \odot \frac{$self - \mu}{DEGREES \, \sigma} + \frac{1}{N} \, {$g}_{\mu}"),
+            OWN_SLICE,
+        )
+    },
+    kink=SPREAD_KINK,
+    outputs=2,
+    samples=lambda: _spread_samples(torch.std_mean),
+    source="derivatives.yaml: std_mean.correction",
+)
+
+# Extremes and order statistics -----------------------------------------------------------------------------------
+
+
+def _share(op: Any, g: Tensor, extreme: Tensor) -> Tensor:
+    """All elements equal to the extreme one get an even share."""
+    winners: Tensor = op.self == back(op, extreme)
+    return back(op, g) * winners / winners.sum(axes(op), keepdim=True)
+
+
+def _tied(op: Any, radius: float) -> Tensor:
+    """Elements that another one would overtake: two may move towards each other by `radius` each."""
+    near: Tensor = (op.self - back(op, op.out)).abs() <= 2 * radius
+    return near & (near.sum(axes(op), keepdim=True) > 1)
+
+
+def _winner_takes(op: Any, g: Tensor) -> Tensor:
+    """The element at the recorded index gets the whole gradient."""
+    index = op.outs[1] if op.keepdim else op.outs[1].unsqueeze(op.dim)
+    home = g.new_zeros(op.self.shape if op.self.dim() else (1,))
+    return home.scatter(op.dim, index, g if op.keepdim else g.unsqueeze(op.dim)).reshape(op.self.shape)
+
+
+def _winner(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    if not op.self.dim() or not _within(op, out_index, in_index):
+        return None if op.self.dim() else Factor(latex="1")
+    return Factor(latex="1") if int(op.outs[1][out_index]) == in_index[op.dim % op.self.dim()] else None
+
+
+def _with_index(*nodes: str, operator: str, samples: Callable[[], Iterable[Sample]], source: str) -> Rule:
+    """Register an operation that gives one chosen element along `dim`, and its index."""
+    return reduction(
+        *nodes,
+        equation=rf"$out = \operatorname{{{operator}}}_{{OVER}} $self",
+        vjp=_winner_takes,
+        local="1 \\text{ at the chosen element, } 0 \\text{ elsewhere}",
+        product=r"$g \text{ at the chosen index, } 0 \text{ elsewhere}",
+        factor=_winner,
+        name=f"{operator}_dim",
+        accepts=lambda op: "dim" in op.arguments,
+        kink=Kink(_tied, "of tied elements, the one whose index was returned gets the whole gradient"),
+        constants={"indices": "not differentiable"},
+        samples=samples,
+        source=source,
+    )
+
+
+def _shared(*nodes: str, operator: str, samples: Callable[[], Iterable[Sample]], source: str, **more: Any) -> Rule:
+    """Register an operation that gives one element, without saying which of several equal ones it is."""
+    return reduction(
+        *nodes,
+        equation=rf"$out = \operatorname{{{operator}}}_{{OVER}} $self",
+        vjp=lambda op, g: _share(op, g, op.out),
+        local=r"\frac{[$self = $out]}{\text{number of ties}}",
+        product=r"$g \odot \frac{[$self = $out]}{\text{number of ties}}",
+        kink=Kink(_tied, TIES),
+        samples=samples,
+        source=source,
+        **more,
+    )
+
+
+def _tie() -> Tensor:
+    return x((1.0, 3.0, 3.0), (2.0, -1.0, -1.0))
+
+
+amax = _shared(
+    "AmaxBackward0",
+    operator="max",
+    name="amax",
+    samples=lambda: [
+        sample(torch.amax, x(), 1),
+        sample(torch.amax, x()),
+        sample(torch.amax, _tie(), 1, keepdim=True, note="ties"),
+        sample(torch.amax, x(), (0, 1)),
+        sample(torch.amax, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+    ],
+    source="derivatives.yaml: amax",
+)
+
+amin = _shared(
+    "AminBackward0",
+    operator="min",
+    name="amin",
+    samples=lambda: [sample(torch.amin, x(), 1), sample(torch.amin, _tie(), note="ties")],
+    source="derivatives.yaml: amin",
+)
+
+max_all, min_all, median_all, nanmedian_all = (
+    _shared(
+        f"{operator.capitalize()}Backward1",
+        operator=operator,
+        name=f"{operator}_all",
+        accepts=lambda op: "dim" not in op.arguments,
+        samples=lambda function=function: [  # type: ignore[misc]
+            sample(function, x()),
+            sample(function, _tie(), note="ties"),
+            sample(function, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+        ],
+        source=f"derivatives.yaml: {operator}",
+    )
+    for operator, function in (
+        ("max", torch.max),
+        ("min", torch.min),
+        ("median", torch.median),
+        ("nanmedian", torch.nanmedian),
+    )
+)
+
+max_dim, min_dim, median_dim, nanmedian_dim, mode = (
+    _with_index(
+        f"{operator.capitalize()}Backward0",
+        operator=operator,
+        samples=lambda function=function: [  # type: ignore[misc]
+            sample(function, x(), 1),
+            sample(function, x(), 0, keepdim=True),
+            sample(function, _tie(), 1, note="ties"),
+            sample(function, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+        ],
+        source=f"derivatives.yaml: {operator}.dim",
+    )
+    for operator, function in (
+        ("max", torch.max),
+        ("min", torch.min),
+        ("median", torch.median),
+        ("nanmedian", torch.nanmedian),
+        ("mode", torch.mode),
+    )
+)
+
+kthvalue = _with_index(
+    "KthvalueBackward0",
+    operator="kthvalue",
+    samples=lambda: [sample(torch.kthvalue, x(), 2, 1), sample(torch.kthvalue, x(), 1, 0, keepdim=True)],
+    source="derivatives.yaml: kthvalue",
+)
+
+
+def _aminmax(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    shares = [_share(op, g, out) for g, out in zip(gs, op.outs, strict=True) if g is not None]
+    return sum(shares, torch.zeros_like(op.self))
+
+
+def _aminmax_tied(op: Any, radius: float) -> Tensor:
+    marks = torch.zeros_like(op.self, dtype=torch.bool)
+    for out in op.outs:
+        near = (op.self - back(op, out)).abs() <= 2 * radius
+        marks = marks | (near & (near.sum(axes(op), keepdim=True) > 1))
+    return marks
+
+
+aminmax = reduction(
+    "AminmaxBackward0",
+    equation=r"$out = (\min_{OVER} $self, \max_{OVER} $self)",
+    vjp=_aminmax,
+    local=r"\frac{[$self = \text{the extreme}]}{\text{number of ties}}",
+    product=(
+        r"{$g}_{\min} \odot \frac{[$self = \min]}{\text{ties}}"
+        r" + {$g}_{\max} \odot \frac{[$self = \max]}{\text{ties}}"
+    ),
+    outputs=2,
+    kink=Kink(_aminmax_tied, TIES),
+    samples=lambda: [
+        sample(torch.aminmax, x()),
+        sample(torch.aminmax, x(), dim=1, keepdim=True),
+        sample(torch.aminmax, _tie(), dim=1, note="ties"),
+    ],
+    source="derivatives.yaml: aminmax",
+)
+
+# Norms and log-sums ----------------------------------------------------------------------------------------------
+
+logsumexp = reduction(
+    "LogsumexpBackward0",
+    equation=r"$out = \log \sum_{OVER} e^{$self}",
+    vjp=lambda op, g: back(op, g) * (op.self - back(op, op.out)).exp().conj(),
+    local=r"e^{$self - $out} = \operatorname{softmax}($self)",
+    product=r"$g \odot e^{$self - $out}",
+    samples=lambda: [
+        sample(torch.logsumexp, x(), 1),
+        sample(torch.logsumexp, x(), (0, 1), keepdim=True),
+        sample(torch.logsumexp, x((-math.inf, 1.0)), 1, note="minus infinity"),
+        sample(torch.logsumexp, x(1000.0, 999.0), 0, note="large"),
+    ],
+    source="derivatives.yaml: logsumexp",
+)
+
+
+def _order(op: Any) -> float:
+    order = op.arguments.get("ord", op.arguments.get("p"))
+    return 2.0 if order is None else float(order)
+
+
+def norm_gradient(v: Tensor, g: Tensor, norm: Tensor, p: float, dims: Index) -> Tensor:
+    """d |v|_p / d v times g; `g` and `norm` have the reduced axes with size 1. Where no derivative exists: 0."""
+    if p == 0:
+        return torch.zeros_like(v)
+    if math.isinf(p):
+        extreme = v.abs() == norm
+        return g * v.sgn() * extreme / extreme.sum(dims, keepdim=True)
+    direction = v.sgn() if p == 1 else v.sgn() * (v.abs() ** (p - 1)).masked_fill(v == 0, 0)
+    scale = norm ** (1 - p)
+    return g * direction * (scale.masked_fill(norm == 0, 0) if p > 1 else scale)
+
+
+def _norm_kink(op: Any, radius: float) -> Tensor:
+    """Elements near 0 (p <= 1), whole slices near 0 (p > 1), and ties of the extreme elements (p infinite)."""
+    p, size = _order(op), op.self.abs()
+    near: Tensor = size <= radius
+    if math.isinf(p):
+        extreme = (size - back(op, op.out).abs()).abs() <= 2 * radius
+        tied: Tensor = extreme & (near | (extreme.sum(axes(op), keepdim=True) > 1))
+        return tied
+    return near if p <= 1 else near.all(axes(op), keepdim=True).expand_as(size)
+
+
+def _by_order(general: str, special: Mapping[float, str] = MappingProxyType({})) -> Callable[[Any], str]:
+    def filled(op: Any) -> str:
+        p = _order(op)
+        return told(special.get(p, general).replace("ORDERLESS", number(p - 1)).replace("ORDER", number(p)))(op)
+
+    return filled
+
+
+norm = rule(
+    "LinalgVectorNormBackward0",
+    "NormBackward0",
+    name="norm",
+    equation=_by_order(
+        r"$out = \left(\sum_{OVER} |$self|^{ORDER}\right)^{1/ORDER}",
+        {
+            0.0: r"$out = \text{number of nonzero elements of } $self \text{ over } OVER",
+            1.0: r"$out = \sum_{OVER} |$self|",
+            2.0: r"$out = \sqrt{\sum_{OVER} |$self|^2}",
+            math.inf: r"$out = \max_{OVER} |$self|",
+            -math.inf: r"$out = \min_{OVER} |$self|",
+        },
+    ),
+    wrt={
+        "self": Wrt(
+            lambda op, g: norm_gradient(op.self, back(op, g), back(op, op.out), _order(op), axes(op)),
+            _by_order(
+                r"\operatorname{sgn}($self) \, \left(\frac{|$self|}{$out}\right)^{ORDERLESS}",
+                {
+                    0.0: "0",
+                    1.0: r"\operatorname{sgn}($self)",
+                    2.0: r"\frac{$self}{$out}",
+                    math.inf: r"\operatorname{sgn}($self) \, \frac{[|$self| = $out]}{\text{number of ties}}",
+                    -math.inf: r"\operatorname{sgn}($self) \, \frac{[|$self| = $out]}{\text{number of ties}}",
+                },
+            ),
+            _by_order(
+                r"$g \odot \operatorname{sgn}($self) \left(\frac{|$self|}{$out}\right)^{ORDERLESS}",
+                {
+                    0.0: "0",
+                    1.0: r"$g \odot \operatorname{sgn}($self)",
+                    2.0: r"$g \odot \frac{$self}{$out}",
+                    math.inf: r"$g \odot \operatorname{sgn}($self) \frac{[|$self| = $out]}{\text{number of ties}}",
+                    -math.inf: r"$g \odot \operatorname{sgn}($self) \frac{[|$self| = $out]}{\text{number of ties}}",
+                },
+            ),
+            OWN_SLICE,
+        )
+    },
+    kink=Kink(_norm_kink, "0 at 0, and an even share for ties"),
+    samples=lambda: [
+        *(
+            sample(torch.linalg.vector_norm, x(), p, 1, note=f"p = {p}")
+            for p in (0, 0.5, 1, 1.5, 2, 3, math.inf, -math.inf)
+        ),
+        sample(torch.linalg.vector_norm, x(), 2, keepdim=True),
+        sample(torch.linalg.matrix_norm, x()),
+        *(sample(torch.linalg.vector_norm, x(0.0, 0.0), p, note=f"at 0, p = {p}") for p in (1, 1.5, 2, 3, math.inf)),
+        *(sample(torch.linalg.vector_norm, x((0.0, -1.0, 1.0)), p, 1, note=f"one 0, p = {p}") for p in (0.5, 1, 3)),
+        sample(torch.linalg.vector_norm, x((2.0, -2.0, 1.0)), math.inf, 1, note="ties"),
+        sample(torch.ops.aten.norm.Scalar, x(), 2),
+        sample(torch.ops.aten.norm.ScalarOpt_dim, x(), 3, [1], True),
+        sample(torch.linalg.vector_norm, x(1 + 2j, -1j, dtype=torch.complex128), note="complex"),
+    ],
+    source="derivatives.yaml: linalg_vector_norm, norm",
+)
+
+
+def _dist(op: Any, g: Tensor) -> Tensor:
+    difference = op.self - op.other
+    return norm_gradient(difference, g, op.out, _order(op), tuple(range(difference.dim())))
+
+
+dist = rule(
+    "DistBackward0",
+    equation=r"$out = \lVert $self - $other \rVert_{$p}",
+    wrt={
+        "self": Wrt(
+            _dist,
+            _by_order(r"\operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}, \; d = $self - $other"),
+            _by_order(r"$g \odot \operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}"),
+        ),
+        "other": Wrt(
+            lambda op, g: -_dist(op, g),
+            _by_order(r"-\operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}, \; d = $self - $other"),
+            _by_order(r"-$g \odot \operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}"),
+        ),
+    },
+    samples=lambda: (
+        [sample(torch.dist, x(1.0, 2.0), x(0.0, 4.0), p) for p in (1, 2, 3)]
+        + [sample(torch.dist, x(1.0), x(0.0, 4.0), note="broadcast"), sample(torch.dist, x(1.0), x(1.0), note="at 0")]
+    ),
+    source="derivatives.yaml: dist",
+)
+
+# Running ---------------------------------------------------------------------------------------------------------
+
+
+def _running(
+    node: str,
+    equation: str,
+    vjp: Callable[[Any, Tensor], Tensor],
+    local: str,
+    product: str,
+    samples: Callable[[], Iterable[Sample]],
+    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
+    **more: Any,
+) -> Rule:
+    zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
+    return rule(node, equation=equation, wrt={"self": Wrt(vjp, local, product, zeros, factor)}, samples=samples, **more)
+
+
+def _earlier(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    """1 for an element of the same row that is not later."""
+    dim = op.dim % max(op.self.dim(), 1)
+    pairs = enumerate(zip(out_index, in_index, strict=True))
+    return Factor(latex="1") if all(i <= k if axis == dim else i == k for axis, (k, i) in pairs) else None
+
+
+def _horner(g: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """r_i = g_i + w_{i+1} r_{i+1}, from the right: a weighted sum of all later gradients without a division."""
+    carried, sums = torch.zeros_like(g.select(dim, 0)), []
+    for g_i, w_i in zip(reversed(g.unbind(dim)), reversed(weights.unbind(dim)), strict=True):
+        sums.append(g_i + carried)
+        carried = w_i * sums[-1]
+    return torch.stack(sums[::-1], dim)
+
+
+def _cumprod(op: Any, g: Tensor) -> Tensor:
+    if not g.dim() or not g.numel():
+        return g
+    factors = op.self.conj()
+    return (_before(factors, op.dim) * _horner(g, factors, op.dim)).to(op.self.dtype)
+
+
+def _logcumsumexp(op: Any, g: Tensor) -> Tensor:
+    if not g.dim() or not g.numel():
+        return g
+    first = op.out.narrow(op.dim, 0, 1)
+    decay = (-op.out.diff(dim=op.dim, prepend=first)).exp()
+    own: Tensor = (op.self - op.out).exp().conj()
+    return own * _horner(g, decay.conj(), op.dim)
+
+
+def _running_samples(function: Callable[..., Any]) -> list[Sample]:
+    return [
+        sample(function, x(), 1),
+        sample(function, x(), 0),
+        sample(function, x((2.0, 0.0, 3.0), (0.0, 0.0, 1.0)), -1, note="zeros"),
+        sample(function, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+        sample(function, torch.ones(0, 2, requires_grad=True), 0, note="empty"),
+    ]
+
+
+cumsum = _running(
+    "CumsumBackward0",
+    r"{$out}_{k} = \sum_{i \le k} {$self}_{i} \quad \text{along dim } $dim",
+    lambda op, g: (g.flip(op.dim).cumsum(op.dim).flip(op.dim) if g.dim() else g).to(op.self.dtype),
+    r"1 \text{ for } i \le k",
+    r"\sum_{k \ge i} {$g}_{k}",
+    lambda: _running_samples(torch.cumsum),
+    factor=_earlier,
+    structure="linear",
+    source="derivatives.yaml: cumsum",
+)
+
+cumprod = _running(
+    "CumprodBackward0",
+    r"{$out}_{k} = \prod_{i \le k} {$self}_{i} \quad \text{along dim } $dim",
+    _cumprod,
+    r"\prod_{j \le k, \, j \neq i} {$self}_{j}",
+    r"\sum_{k \ge i} {$g}_{k} \prod_{j \le k, \, j \neq i} {$self}_{j}",
+    lambda: _running_samples(torch.cumprod),
+    source="derivatives.yaml: cumprod; summed from the right by Horner's scheme, so zeros are no trouble.",
+)
+
+logcumsumexp = _running(
+    "LogcumsumexpBackward0",
+    r"{$out}_{k} = \log \sum_{i \le k} e^{{$self}_{i}} \quad \text{along dim } $dim",
+    _logcumsumexp,
+    r"e^{{$self}_{i} - {$out}_{k}}",
+    r"\sum_{k \ge i} {$g}_{k} \, e^{{$self}_{i} - {$out}_{k}}",
+    lambda: _running_samples(torch.logcumsumexp),
+    source="derivatives.yaml: logcumsumexp",
+)
+
+
+def _running_extreme(op: Any, g: Tensor) -> Tensor:
+    return torch.zeros_like(g).scatter_add(op.dim, op.outs[1], g)
+
+
+cummax, cummin = (
+    _running(
+        f"{name.capitalize()}Backward0",
+        rf"{{$out}}_{{k}} = \{name[3:]}_{{i \le k}} {{$self}}_{{i}} \quad \text{{along dim }} $dim",
+        _running_extreme,
+        r"1 \text{ at the index returned, } 0 \text{ elsewhere}",
+        r"\sum_{k: \, \text{index}_k = i} {$g}_{k}",
+        lambda function=function: [sample(function, x(), 1), sample(function, _tie(), 1, note="ties")],  # type: ignore[misc]
+        constants={"indices": "not differentiable"},
+        source=f"derivatives.yaml: {name}",
+    )
+    for name, function in (("cummax", torch.cummax), ("cummin", torch.cummin))
+)

@@ -1,0 +1,307 @@
+"""Run somebody's unmodified training script as `python SCRIPT` would, and record one of its training steps.
+
+PyTorch calls global hooks around every `optimizer.step()`, so nothing in the script needs to change: training step N
+runs from the end of the optimizer's step N-1 (or the start of the script) to the end of step N. PyTorch is imported
+before the script begins; environment variables that PyTorch reads while it is imported must be set outside.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from itertools import dropwhile
+from pathlib import Path
+from types import FrameType, ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from chainrule.errors import RecordingError
+from chainrule.source import is_library
+
+if TYPE_CHECKING:
+    from chainrule.recording import Recording
+
+Namespace = dict[str, Any]
+Session = Callable[[Namespace], AbstractContextManager["Recording"]]
+"""Makes the context manager that records. The names it is given are those that the script can see when the step ends;
+until then the dict is empty."""
+
+INTERRUPTED = 130  # what a shell reports for a process ended by SIGINT
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """How a script ran: `steps` is how many training steps came, `status` its exit status.
+
+    `recording` is None where the step asked for never began; it is partial where the step did not end.
+    """
+
+    script: str
+    step: int
+    steps: int
+    ending: Literal["ended", "exited", "crashed", "was interrupted", "was stopped"]
+    status: int
+    recording: Recording | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the step asked for was recorded to its end."""
+        return self.steps >= self.step
+
+    @property
+    def shortfall(self) -> str | None:
+        """Where, what was met, and what to do, if the step asked for did not come; else None."""
+        if self.complete:
+            return None
+        ending = f"exited with status {self.status}" if self.ending == "exited" else self.ending
+        if self.ending in ("crashed", "was interrupted"):
+            where = f"before the end of training step {self.steps + 1}"
+        else:
+            where = {0: "without a training step", 1: "after 1 training step"}.get(
+                self.steps, f"after {self.steps} training steps"
+            )
+        return f"{self.script} {ending} {where}; step {self.step} was asked for. {self._advice()}"
+
+    def _advice(self) -> str:
+        if self.ending in ("crashed", "was interrupted"):
+            if self.steps + 1 == self.step:
+                return "What it did up to there is recorded."
+            return f"Use --step {self.steps + 1} to see what it did up to there."
+        if self.steps == 0:
+            return (
+                "A training step ends with the step() of an optimizer from torch.optim: call one, or put "
+                "`with chainrule.record() as recording:` around the code that trains."
+            )
+        return f"Use --step {self.steps} for the last one."
+
+
+def run_script(
+    script: str,
+    arguments: Sequence[str] = (),
+    *,
+    step: int = 1,
+    stop: bool = False,
+    session: Session | None = None,
+) -> ScriptRun:
+    """Run `script` to its end, or with `stop` to the end of training step `step`, which is recorded.
+
+    Output, exit status and an exception's traceback are the script's own; nothing is raised for what it does.
+    Raises RecordingError if the file cannot be read.
+    """
+    source = _read(script)
+    ending: Literal["ended", "exited", "crashed", "was interrupted", "was stopped"] = "ended"
+    status = 0
+    with _as_main(script, arguments) as namespace:
+        recorder = _StepRecorder(session or _default_session, namespace, step, stop)
+        try:
+            with recorder:
+                exec(compile(source, namespace["__file__"], "exec", dont_inherit=True), namespace)
+        except _StepRecorded:
+            ending = "was stopped"
+        except SystemExit as error:
+            ending, status = "exited", _exit_status(error.code)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            ending, status = ("was interrupted", INTERRUPTED) if interrupted else ("crashed", 1)
+            _print_as_python(error)
+    return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording)
+
+
+def _default_session(namespace: Namespace) -> AbstractContextManager[Recording]:
+    from chainrule.recording import record
+
+    return record(namespace=namespace)
+
+
+def _read(script: str) -> bytes:
+    try:
+        return Path(script).read_bytes()
+    except OSError as error:
+        raise RecordingError(
+            f"cannot open {script}: {error.strerror}. Give the path of a Python file, as to `python`."
+        ) from error
+
+
+@contextmanager
+def _as_main(script: str, arguments: Sequence[str]) -> Iterator[Namespace]:
+    """Stand the script in as `__main__`, with the argv and the import path that Python would give it."""
+    path = os.path.abspath(script)
+    module = ModuleType("__main__")
+    module.__dict__.update(
+        __file__=path,
+        __cached__=None,
+        __builtins__=builtins,
+        __annotations__={},
+        __loader__=SourceFileLoader("__main__", path),
+        __package__=None,
+    )
+    before = sys.modules["__main__"], sys.argv, sys.path[:]
+    sys.modules["__main__"], sys.argv = module, [script, *arguments]
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
+    try:
+        yield module.__dict__
+    finally:
+        sys.modules["__main__"], sys.argv, sys.path[:] = before
+
+
+class _StepRecorded(BaseException):
+    """Ends a script after the step that was asked for; no `except Exception` of the script's own stops it."""
+
+
+class _StepRecorder:
+    """Counts the steps of optimizers, and holds a session open from the end of step N-1 to the end of step N."""
+
+    def __init__(self, session: Session, namespace: Namespace, step: int, stop: bool) -> None:
+        self.steps = 0
+        self.recording: Recording | None = None
+        self._make_session = session
+        self._globals = namespace
+        self._names: Namespace = {}
+        self._step = step
+        self._stop = stop
+        self._session: AbstractContextManager[Recording] | None = None
+        self._stepping: Optimizer | None = None
+
+    def __enter__(self) -> None:
+        self._before = register_optimizer_step_pre_hook(self._before_step)
+        self._after = register_optimizer_step_post_hook(self._after_step)
+        if self._step == 1:
+            self._open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._before.remove()
+        self._after.remove()
+        if isinstance(error, SystemExit):  # leaving is no crash
+            kind, error, trace = None, None, None
+        self._close([entry.tb_frame for entry in _entries(trace)], kind, error, trace)
+
+    def _open(self) -> None:
+        self._session = self._make_session(self._names)
+        self.recording = self._session.__enter__()
+
+    def _close(
+        self,
+        frames: Iterable[FrameType],
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        if self._session is None:
+            return
+        session, self._session = self._session, None
+        self._names.update(self._globals)
+        for frame in dropwhile(lambda frame: frame.f_globals is not self._globals, frames):
+            if not is_library(frame.f_code):
+                self._names.update(_locals(frame))
+        try:
+            session.__exit__(kind, error, trace)
+        finally:
+            self._names.clear()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # An optimizer may wrap another: only the outermost ends a training step.
+        if self._stepping is None:
+            self._stepping = optimizer
+        # PyTorch walks through the hooks while it calls them, and only the last may add or remove any, as opening and
+        # closing a session does. Being last also lets the session's own hook see the update before we close it.
+        self._after.remove()
+        self._after = register_optimizer_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is not self._stepping:
+            return
+        self._stepping = None
+        self.steps += 1
+        if self.steps == self._step:
+            self._close(_frames(sys._getframe()))
+        elif self.steps == self._step - 1:
+            self._open()
+        if self._stop and self.steps >= self._step:
+            raise _StepRecorded
+
+
+def _exit_status(code: object) -> int:
+    """What Python makes of `sys.exit(code)`: a number is the status, words are printed and mean 1."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return int(code)
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _print_as_python(error: BaseException) -> None:
+    """Print a traceback as if the script had run without us: through the script's own hook, if it set one."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = _without_our_frames(each.__traceback__)
+            waiting += [each.__cause__, each.__context__]
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
+    """Drop the frames that recording put between the script's own: ours, and PyTorch's on the way to and from us.
+
+    Under a function mode PyTorch's own Python functions (`F.linear` is none, `F.relu` is one) come twice: once on the
+    way to us, through `handle_torch_function`, and once for the work.
+    """
+    kept: list[TracebackType] = []
+    ours = False
+    for entry in _entries(trace):
+        name = entry.tb_frame.f_globals.get("__name__", "")
+        came_from_us, ours = ours, _is_ours(name)
+        if ours:
+            if kept and kept[-1].tb_frame.f_code.co_name == "handle_torch_function":
+                del kept[-2:]
+        elif not (came_from_us and name == "torch._ops"):
+            kept.append(entry)
+    rebuilt: TracebackType | None = None
+    for entry in reversed(kept):
+        rebuilt = TracebackType(rebuilt, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return rebuilt
+
+
+def _entries(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _frames(frame: FrameType | None) -> list[FrameType]:
+    """The frames that led to this one, outermost first."""
+    found = []
+    while frame is not None:
+        found.append(frame)
+        frame = frame.f_back
+    return found[::-1]
+
+
+def _locals(frame: FrameType) -> Namespace:
+    """The frame's variables, once: before Python 3.13 a function's frame would hold on to what `f_locals` showed."""
+    shown = frame.f_locals
+    found = dict(shown)
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
+        shown.clear()
+    return found
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "chainrule" and not module.startswith("chainrule.examples.")

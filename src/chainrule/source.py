@@ -1,0 +1,129 @@
+"""The user's names: from a frame's code and last instruction back to the expression, and to what it was assigned to.
+
+While recording, only `(code, instruction)` is kept, which costs next to nothing; the source is read afterwards.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FrameType
+
+import torch
+
+from chainrule.graph import Place
+
+_roots = tuple(
+    os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__)
+) + ("<frozen", "<string>")
+_examples = os.path.join(_roots[1], "examples") + os.sep
+_library: dict[str, bool] = {}
+
+
+def is_library(code: CodeType) -> bool:
+    """Whether code belongs to PyTorch, to Python's own plumbing, or to us: not to the user."""
+    name = code.co_filename
+    known = _library.get(name)
+    if known is None:
+        inside = name.startswith(_roots) and not name.startswith(_examples)
+        known = _library[name] = inside or name == contextlib_file
+    return known
+
+
+contextlib_file = sys.modules["contextlib"].__file__
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in running code: which instruction of which code object."""
+
+    code: CodeType
+    instruction: int
+
+    @classmethod
+    def of(cls, frame: FrameType | None) -> Site | None:
+        """The nearest frame outside PyTorch, counted from `frame` outwards."""
+        while frame is not None:
+            code = frame.f_code
+            known = _library.get(code.co_filename)
+            if known is None:
+                known = is_library(code)
+            if not known:
+                return cls(code, frame.f_lasti)
+            frame = frame.f_back
+        return None
+
+    def place(self) -> Place:
+        """Read the source: file, line, the expression, and the names that its result is assigned to."""
+        return _place(self.code, self.instruction)
+
+
+@lru_cache(maxsize=4096)
+def _place(code: CodeType, instruction: int) -> Place:
+    positions = list(code.co_positions())
+    line, last_line, column, last_column = positions[instruction // 2]
+    if line is None or last_line is None or column is None or last_column is None:
+        return Place(code.co_filename, line or code.co_firstlineno, code.co_name)
+    node, statement = _find(code.co_filename, (line, column, last_line, last_column))
+    if node is None:
+        return Place(code.co_filename, line, code.co_name)
+    return Place(code.co_filename, line, code.co_name, ast.unparse(node), _targets(node, statement))
+
+
+@lru_cache(maxsize=256)
+def _parsed(file: str, text: str) -> dict[tuple[int, int, int, int], tuple[ast.expr, ast.stmt]]:
+    """Every expression of a file by its position, with the statement that it stands in."""
+    found: dict[tuple[int, int, int, int], tuple[ast.expr, ast.stmt]] = {}
+    try:
+        waiting: list[tuple[ast.AST, ast.stmt | None]] = [(ast.parse(text), None)]
+    except (SyntaxError, ValueError):
+        return found
+    while waiting:
+        node, statement = waiting.pop()
+        inner = node if isinstance(node, ast.stmt) else statement
+        if isinstance(node, ast.expr) and inner is not None and node.end_lineno and node.end_col_offset is not None:
+            found.setdefault((node.lineno, node.col_offset, node.end_lineno, node.end_col_offset), (node, inner))
+        waiting.extend((child, inner) for child in ast.iter_child_nodes(node))
+    return found
+
+
+def _find(file: str, where: tuple[int, int, int, int]) -> tuple[ast.expr | ast.stmt | None, ast.stmt | None]:
+    text = "".join(linecache.getlines(file))
+    if not text:
+        return None, None
+    expression, statement = _parsed(file, text).get(where, (None, None))
+    if expression is None:  # `x += y` has no expression of its own: the instruction's place is the statement's
+        for _, other in _parsed(file, text).values():
+            if isinstance(other, ast.AugAssign) and other.lineno == where[0] and other.end_lineno == where[2]:
+                return other, other
+    return expression, statement
+
+
+def _targets(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:
+    """The names on the left, if the whole right side is this expression (or a tuple is unpacked from it)."""
+    if isinstance(statement, ast.Assign) and statement.value is node:
+        target = statement.targets[0]
+    elif isinstance(statement, ast.AnnAssign) and statement.value is node:
+        target = statement.target
+    elif isinstance(statement, ast.AugAssign) and (statement is node):
+        target = statement.target
+    else:
+        return _walrus(node, statement)
+    elements = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+    return tuple(_name(element) for element in elements)
+
+
+def _walrus(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:
+    named = (each for each in ast.walk(statement) if isinstance(each, ast.NamedExpr)) if statement else ()
+    return next(((each.target.id,) for each in named if each.value is node), ())
+
+
+def _name(target: ast.expr) -> str:
+    """`Z1`, `self.hidden` -> `hidden`; anything else gives no name."""
+    if isinstance(target, ast.Name):
+        return "" if target.id == "_" else target.id
+    return target.attr if isinstance(target, ast.Attribute) else ""

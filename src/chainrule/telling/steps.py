@@ -1,0 +1,410 @@
+"""One step forward, and one step back: equation, numbers, Jacobian, product, result, check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor as Data
+
+from chainrule import formulas
+from chainrule.backprop import Share, Step
+from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Verdict
+from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
+from chainrule.telling.context import (
+    JACOBIAN,
+    Context,
+    agreement,
+    element,
+    group,
+    indices,
+    put_in,
+    shape_text,
+)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a local derivative: what it is called, and its data."""
+
+    symbol: str
+    gradient: str
+    name: str
+    gradient_name: str
+    data: Data
+
+
+# -- forward ----------------------------------------------------------------------------------------------------------
+
+
+def forward(context: Context, step: Step, number: int) -> Section:
+    """What one operation computes: its equation, its operands' numbers put in, its result."""
+    names = ", ".join(context.notation.plain(value) for value in step.outputs)
+    title: tuple[Span, ...] = (f"Forward {number}: {names} = ", *context.expression(step))
+    return Section(title, f"forward-{number}", "forward", tuple(_forward_blocks(context, step)))
+
+
+def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
+    rule, op = step.rule, step.op
+    if rule is None or op is None:
+        yield from _without_rule(context, step)
+        yield from (context.value(value) for value in step.outputs)
+        return
+    if rule.stages is not None:
+        yield from _forward_stages(context, step)
+        return
+    symbols = context.symbols(step)
+    yield Equation(rule.latex(rule.equation, op, symbols))
+    numbers = put_in(rule, rule.equation, op, {})
+    if numbers is not None:
+        yield Equation(rule.latex(numbers, op, {k: v for k, v in symbols.items() if k.startswith("out")}), "numbers")
+    yield from _broadcasts(context, step)
+    yield from (context.value(value) for value in step.outputs)
+    yield from _kinks(context, step)
+
+
+def _without_rule(context: Context, step: Step) -> Iterator[Block]:
+    node = context.graph.nodes[step.nodes[0]] if step.nodes else None
+    operation = context.graph.operations[step.operations[0]]
+    if node is None:
+        text = f"PyTorch runs {operation.name}; no gradient flows through it."
+        yield Paragraph((text,))
+        return
+    if node.function_class is not None:
+        yield Paragraph(
+            ("Your own ", Code(f"autograd.Function {node.function_class.__name__}"), ": its backward is yours to prove.")
+        )
+        return
+    yield Paragraph((f"No rule yet for {node.name} ({operation.name}). ", "PyTorch's own formula stands below."), "note")
+    formula = formulas.formula(node.name, operation.name)
+    if formula is not None:
+        for argument, text in formula.derivatives.items():
+            yield Paragraph((f"{argument}: ", Code(text)))
+
+
+def _broadcasts(context: Context, step: Step) -> Iterator[Block]:
+    """Say where an operand was copied along axes that it has not got."""
+    if step.rule is None or step.rule.structure == "dense" or len(step.outputs) != 1:
+        return
+    shape = context.graph.values[step.outputs[0]].shape
+    for _, _, value in step.arguments:
+        own = context.graph.values[value].shape
+        if own != shape and len(own) < len(shape) and own == shape[len(shape) - len(own) :]:
+            times = torch.Size(shape[: len(shape) - len(own)]).numel()
+            name = context.notation.symbol(value)
+            yield Paragraph(
+                (Math(name), f" has shape ({', '.join(map(str, own))}{',' if len(own) == 1 else ''}): broadcasting adds "
+                 f"it to each of the {times} rows.")
+                if len(own)
+                else (Math(name), f" is one number: broadcasting uses it for all {times} elements.")
+            )  # fmt: skip
+
+
+def _kinks(context: Context, step: Step) -> Iterator[Block]:
+    rule, op = step.rule, step.op
+    if rule is None or op is None or rule.kink is None:
+        return
+    argument = next((value for name, _, value in step.arguments if name == rule.kink.argument), None)
+    if argument is None:
+        return
+    places = rule.kink.where(op, 0.0).nonzero().tolist()
+    if places:
+        name = context.notation.plain(argument)
+        listed = ", ".join(element(name, place) for place in places[:6]) + (" ..." if len(places) > 6 else "")
+        yield Paragraph(
+            (f"{listed} is exactly at a kink, where the derivative does not exist; PyTorch takes ",
+             Math(rule.kink.choice), "."),
+            "note",
+        )  # fmt: skip
+
+
+def _forward_stages(context: Context, step: Step) -> Iterator[Block]:
+    symbols = context.symbols(step)
+    for rule, op, inner in _stages(context, step, symbols):
+        yield Equation(rule.latex(rule.equation, op, inner))
+        numbers = put_in(rule, rule.equation, op, {})
+        if numbers is not None:
+            yield Equation(rule.latex(numbers, op, {"out": inner["out"]}), "numbers")
+        last = inner["out"] == symbols["out"]
+        label = "" if last else "one for each sample"
+        yield context.tensor(inner["out"], op.out, "value", label)
+        if last and isinstance(op.out, Data) and op.out.numel() == 1:
+            yield Paragraph((Math(inner["out"]), f" = {op.out.item()!r}"))
+
+
+def _stages(context: Context, step: Step, symbols: dict[str, str]) -> Iterator[tuple[Rule, Applied, dict[str, str]]]:
+    """The stages of an operation with the symbols that hold in each: a stage takes the one before as its `self`."""
+    assert step.rule is not None and step.rule.stages is not None and step.op is not None
+    before: dict[str, str] = {}
+    for stage in step.rule.stages(step.op):
+        out = stage.symbol or symbols["out"]
+        gradient = symbols["g"] if not stage.symbol else group(_partial(context, step, stage.symbol))
+        yield stage.rule, stage.op, {**symbols, **before, "out": out, "g": gradient}
+        before = {"self": out}
+
+
+def _partial(context: Context, step: Step, symbol: str) -> str:
+    return rf"\frac{{\partial {context.notation.loss(step.backward or 0)}}}{{\partial {symbol}}}"
+
+
+# -- backward ---------------------------------------------------------------------------------------------------------
+
+
+def backward(context: Context, step: Step, number: int) -> Section:
+    """One step back: for each operand its share of the gradient, worked out and checked."""
+    names = ", ".join(context.notation.plain(value) for value in step.outputs)
+    title: tuple[Span, ...] = (f"Back {number}: through {names} = ", *context.expression(step))
+    inner = tuple(_shares(context, step, number))
+    return Section(title, f"backward-{number}", "backward", tuple(_arrived(context, step)), inner)
+
+
+def _arrived(context: Context, step: Step) -> Iterator[Block]:
+    for slot, value in enumerate(step.outputs):
+        upstream = step.upstream[slot] if slot < len(step.upstream) else None
+        if upstream is None:
+            continue
+        uses = [s for each in context.derivation.steps for s in each.shares if s.value == value]
+        label = "upstream"
+        if len(uses) > 1:
+            label = f"upstream: the sum of what comes back from its {len(uses)} uses"
+        if context.graph.backwards and value == context.graph.backwards[step.backward or 0].loss:
+            label = "the seed: d loss / d loss"
+        yield context.tensor(context.notation.gradient(value, step.backward or 0), upstream, "gradient", label)
+    if step.rule is None:
+        yield from _without_rule(context, step)
+
+
+def _shares(context: Context, step: Step, number: int) -> Iterator[Section]:
+    for share in step.shares:
+        if share.value is None or share.gradient is None:
+            continue
+        name = context.notation.plain_gradient(share.value)
+        title = f"{name}" + _use(context, share)
+        anchor = f"backward-{number}-{share.argument}" + ("" if share.item is None else f"-{share.item}")
+        yield Section((title,), anchor, "backward", tuple(_share_blocks(context, step, share)))
+
+
+def _use(context: Context, share: Share) -> str:
+    uses = [s for each in context.derivation.steps for s in each.shares if s.value == share.value]
+    if len(uses) < 2:
+        return ""
+    place = next(i for i, each in enumerate(uses, 1) if each is share)
+    return f" (share {place} of {len(uses)}: the value is used {len(uses)} times, and the shares add up)"
+
+
+def _share_blocks(context: Context, step: Step, share: Share) -> Iterator[Block]:
+    assert share.value is not None and share.gradient is not None
+    symbol = context.notation.gradient(share.value, step.backward or 0)
+    if step.rule is None or step.op is None or share.argument not in step.rule.wrt:
+        yield context.tensor(symbol, share.gradient, "gradient", "as autograd computed it")
+        return
+    if step.rule.stages is not None:
+        yield from _stages_back(context, step, share)
+    else:
+        output = _output(context, step)
+        operand = _operand(context, step, share)
+        symbols = context.symbols(step)
+        yield from _worked_out(context, step.rule, step.op, symbols, share, operand, output, step.upstream)
+    yield from _check(context, step, share)
+
+
+def _output(context: Context, step: Step) -> Operand | None:
+    """The one output whose gradient arrives; None where several do."""
+    arrived = [slot for slot, g in enumerate(step.upstream) if g is not None and slot < len(step.outputs)]
+    if len(arrived) != 1:
+        return None
+    value = step.outputs[arrived[0]]
+    data = context.graph.values[value].data
+    return None if data is None else _named(context, value, step.backward or 0, data)
+
+
+def _operand(context: Context, step: Step, share: Share) -> Operand | None:
+    assert share.value is not None
+    data = context.graph.values[share.value].data
+    return None if data is None else _named(context, share.value, step.backward or 0, data)
+
+
+def _named(context: Context, value: int, backward: int, data: Data) -> Operand:
+    notation = context.notation
+    gradient = notation.gradient(value, backward)
+    return Operand(notation.symbol(value), gradient, notation.plain(value), notation.plain_gradient(value), data)
+
+
+def _worked_out(
+    context: Context,
+    rule: Rule,
+    op: Applied,
+    symbols: dict[str, str],
+    share: Share,
+    operand: Operand | None,
+    output: Operand | None,
+    upstream: tuple[Data | None, ...],
+) -> Iterator[Block]:
+    """Chain rule, local derivative, Jacobian, product, the form that PyTorch runs, result."""
+    wrt = rule.wrt[share.argument]
+    assert share.gradient is not None
+    target = operand.gradient if operand else ""
+    if operand and output:
+        local = rf"\frac{{\partial {output.symbol}}}{{\partial {operand.symbol}}}"
+        yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
+        yield Equation(rf"{local}: \quad {rule.latex(wrt.local, op, symbols)}", "local derivative")
+        yield from _local_numbers(context, rule, op, wrt, operand, output)
+        yield from _jacobian(context, rule, op, share, operand, output, upstream)
+    yield Equation(rf"{target} = {rule.latex(wrt.product, op, symbols)}", "what PyTorch runs")
+    if output and isinstance(g := upstream[0] if rule.outputs == 1 else None, Data):
+        numbers = put_in(rule, wrt.product, op, {"g": g, "out": op.out if isinstance(op.out, Data) else None})
+        if numbers is not None:
+            yield Equation(rf"{target} = {rule.latex(numbers, op, symbols)}", "numbers")
+    if share.summed and operand:
+        axes = ", ".join(map(str, share.summed))
+        yield Paragraph(
+            (Math(operand.symbol), f" was copied along axis {axes} by broadcasting, so the gradients of its copies are "
+             "added up along it.")
+        )  # fmt: skip
+    yield context.tensor(target, share.gradient, "gradient", f"result, in the shape {shape_text(share.gradient.shape)}")
+
+
+def _local_numbers(
+    context: Context, rule: Rule, op: Applied, wrt: Wrt, operand: Operand, output: Operand
+) -> Iterator[Block]:
+    """For an elementwise operation the local derivative of each element: the diagonal of the Jacobian."""
+    if rule.structure != "elementwise" or output.data.numel() > JACOBIAN or operand.data.shape != output.data.shape:
+        return
+    ones = torch.ones_like(output.data)
+    local = wrt.vjp(op, ones)
+    if isinstance(local, Data) and local.shape == output.data.shape:
+        symbol = rf"\frac{{\partial {output.symbol}}}{{\partial {operand.symbol}}}"
+        yield context.tensor(symbol, local, "value", "local derivative, element by element")
+
+
+def _jacobian(
+    context: Context,
+    rule: Rule,
+    op: Applied,
+    share: Share,
+    operand: Operand,
+    output: Operand,
+    upstream: tuple[Data | None, ...],
+) -> Iterator[Block]:
+    """The Jacobian of the row-major flattened tensors, and the product with the upstream gradient."""
+    rows, columns = output.data.numel(), operand.data.numel()
+    symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
+    wrt = rule.wrt[share.argument]
+    if rows * columns > JACOBIAN or not rows * columns:
+        zeros = f" {sentence(wrt.zeros)}" if wrt.zeros else ""
+        yield Paragraph(
+            (Math(symbol), f" has {rows} x {columns} = {rows * columns:,} entries: too many to write out.{zeros}")
+        )
+        return
+    full = jacobian(rule, op, share, operand.data.shape, output.data, upstream)
+    slot = next(i for i, g in enumerate(upstream) if g is not None)
+    row_names = tuple(element(output.name, i) for i in indices(output.data.shape))
+    column_names = tuple(element(operand.name, i) for i in indices(operand.data.shape))
+    yield context.tensor(
+        symbol, full, "jacobian", f"Jacobian, {rows} x {columns}", row_labels=row_names, column_labels=column_names
+    )
+    yield from _zeros(rule, op, share, full, operand, output)
+    g = upstream[slot]
+    assert g is not None
+    yield Equation(
+        rf"\mathrm{{vec}}({operand.gradient}) = \mathrm{{vec}}({output.gradient}) \cdot {symbol}", "product"
+    )
+    flat = g.reshape(1, -1)
+    product = flat @ full
+    labels = {"column_labels": tuple(f"dJ/d{name}" for name in row_names)}
+    yield context.tensor(rf"\mathrm{{vec}}({output.gradient})", flat, "gradient", "upstream, flattened", **labels)
+    labels = {"column_labels": tuple(f"dJ/d{name}" for name in column_names)}
+    yield context.tensor(rf"\mathrm{{vec}}({operand.gradient})", product, "gradient", "times the Jacobian", **labels)
+
+
+def jacobian(
+    rule: Rule, op: Applied, share: Share, shape: torch.Size, output: Data, upstream: tuple[Data | None, ...]
+) -> Data:
+    """Every row of the Jacobian is our VJP of one basis vector of the output's gradient: (outputs, inputs)."""
+    slot = next(i for i, g in enumerate(upstream) if g is not None)
+    rows = []
+    for i in range(output.numel()):
+        basis = torch.zeros(output.numel(), dtype=output.dtype, device=output.device)
+        basis[i] = 1
+        seeds: list[Data | None] = [None] * max(len(upstream), rule.outputs)
+        seeds[slot] = basis.reshape(output.shape)
+        row = rule.gradient(op, tuple(seeds), share.argument)
+        row = row[share.item] if share.item is not None and row is not None else row
+        rows.append(torch.zeros(shape).reshape(-1) if row is None else reduce_to_shape(row, tuple(shape))[0].reshape(-1))
+    return torch.stack([row.to(output.dtype) for row in rows])
+
+
+def _zeros(rule: Rule, op: Applied, share: Share, full: Data, operand: Operand, output: Operand) -> Iterator[Block]:
+    """Why entries are zero: by structure whatever the numbers are, or because of the numbers of this step."""
+    zero = int((full == 0).sum())
+    if not zero:
+        return
+    factor = rule.wrt[share.argument].factor
+    by_value: list[str] = []
+    if factor is not None:
+        for row, i in enumerate(indices(output.data.shape)):
+            for column, j in enumerate(indices(operand.data.shape)):
+                if full[row, column] == 0 and factor(op, i, j) is not None:
+                    by_value.append(f"{element(output.name, i)} by {element(operand.name, j)}")
+    structural = zero - len(by_value)
+    words = []
+    if structural:
+        reason = rule.wrt[share.argument].zeros
+        words.append(f"{structural} of {full.numel()} entries are zero by structure" + (f": {reason}." if reason else "."))
+    if by_value:
+        listed = ", ".join(by_value[:4]) + (", ..." if len(by_value) > 4 else "")
+        words.append(f"{len(by_value)} more {'are' if len(by_value) > 1 else 'is'} zero because of the numbers here: {listed}.")
+    yield Paragraph((" ".join(words),))
+
+
+def _stages_back(context: Context, step: Step, share: Share) -> Iterator[Block]:
+    """A loss goes back in two steps: from the cost to the loss of each sample, from there to its input."""
+    assert step.rule is not None and step.op is not None and share.value is not None
+    stages = list(_stages(context, step, context.symbols(step)))
+    upstream: Data | None = step.upstream[0]
+    operand = _operand(context, step, share)
+    for place in range(len(stages) - 1, -1, -1):
+        rule, op, symbols = stages[place]
+        if upstream is None or not isinstance(op.out, Data):
+            return
+        output = Operand(symbols["out"], symbols["g"].removeprefix("{").removesuffix("}"), _word(symbols["out"]), "", op.out)
+        if place:
+            below = symbols["self"]
+            inner = Operand(below, _partial(context, step, below), _word(below), f"dJ/d{below}", op.self)
+            argument = "self"
+        elif operand is not None:
+            inner, argument = operand, share.argument
+        else:
+            return
+        gradient = rule.gradient(op, (upstream,), argument)
+        summed = Share(argument, None, None, reduce_to_shape(gradient, tuple(inner.data.shape))[0], None)
+        yield from _worked_out(context, rule, op, symbols, summed, inner, output, (upstream,))
+        upstream = summed.gradient
+
+
+def _word(symbol: str) -> str:
+    return symbol.replace("{", "").replace("}", "").replace("^[", "").replace("]", "")
+
+
+def _check(context: Context, step: Step, share: Share) -> Iterator[Block]:
+    """Hold the result against the gradient that autograd computed for this very edge."""
+    assert share.value is not None and share.gradient is not None
+    value = context.graph.values[share.value]
+    where = ".grad" if value.kind == "parameter" else "autograd's own gradient"
+    if share.recorded is not None:
+        yield agreement(share.gradient, share.recorded, ("our rules against ", Code(where)))
+    elif value.kind == "parameter":
+        yield Verdict("not checked", ("this share goes into a sum; the sum is checked where it is complete",))
+    yield from _reasons(context, step, share)
+
+
+def _reasons(context: Context, step: Step, share: Share) -> Iterator[Block]:
+    """Name the kinks that this step went through, with PyTorch's choice."""
+    if step.rule is not None and step.rule.kink is not None and step.rule.kink.argument == share.argument:
+        yield from _kinks(context, step)
+
+
+def sentence(text: str) -> str:
+    """The same words as a sentence of their own."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

@@ -1,0 +1,129 @@
+"""What happens to the gradients after the backward pass: into `.grad`, clipped or not, and into the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from string import Template
+
+import torch
+from torch import Tensor as Data
+
+from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
+from chainrule.graph import ParameterUpdate, Update
+from chainrule.rules.optimizers import terms
+from chainrule.telling.context import Context, agreement, group, shape_text
+
+
+def gradients(context: Context) -> Section:
+    """The gradients as they stand in `.grad`, and what clearing them is for."""
+    return Section(("The gradients, and why they are cleared",), "gradients", "backward", tuple(_gradients(context)))
+
+
+def _gradients(context: Context) -> Iterator[Block]:
+    graph = context.graph
+    rows: list[tuple[Text, ...]] = []
+    for name, parameter in graph.parameters.items():
+        if parameter.grad is None:
+            rows.append(((Code(name),), ("None: no gradient arrived",), ("",)))
+            continue
+        norm = f"{parameter.grad.double().norm().item():.4g}"
+        rows.append(((Code(name),), (shape_text(parameter.grad.shape),), (norm,)))
+    yield Table(("parameter", "gradient", "norm"), tuple(rows))
+    ours = context.derivation.gradients
+    for name, parameter in graph.parameters.items():
+        value = parameter.value
+        recorded = graph.values[value].grad if value is not None else None
+        if value in ours and recorded is not None and len(_uses(context, value)) > 1:
+            yield agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
+    filled = [(n, p) for n, p in graph.parameters.items() if p.grad is not None and p.value is not None]
+    if not filled:
+        return
+    name, parameter = filled[-1] if len(filled) < 2 else filled[-2]
+    assert parameter.grad is not None and parameter.value is not None
+    arrived = graph.values[parameter.value].grad
+    accumulated = arrived is not None and not torch.equal(arrived, parameter.grad)
+    symbol = context.notation.gradient(parameter.value)
+    if accumulated:
+        yield Paragraph(
+            (Code(f"{name}.grad"), " was not empty when backward began, and backward adds to what is there: the optimizer "
+             "sees the old gradient plus the new one. Call ", Code("optimizer.zero_grad()"), " before each step, unless "
+             "you accumulate on purpose."),
+            "warning",
+        )  # fmt: skip
+        return
+    yield Paragraph(
+        (Code(".grad"), " was empty when backward began (", Code("optimizer.zero_grad()"), " clears it). Backward adds to "
+         "what is there: without clearing, a second pass over the same batch would leave twice the gradient, and the "
+         "optimizer would take it for the true one. For ", Math(symbol), " it would be"),
+    )  # fmt: skip
+    yield context.tensor(rf"2 \cdot {symbol}", 2 * parameter.grad, "gradient", "after two backward passes")
+
+
+def _uses(context: Context, value: int) -> list[object]:
+    return [s for step in context.derivation.steps for s in step.shares if s.value == value]
+
+
+def update(context: Context, number: int, step: Update) -> Section:
+    """One `optimizer.step()`: every parameter's update, term by term."""
+    title: tuple[Span, ...] = (f"Update: {step.optimizer}",)
+    inner = tuple(_parameter(context, step, each, f"update-{number}-{i}") for i, each in enumerate(step.parameters))
+    return Section(title, f"update-{number}", "update", tuple(_events(context, step)), inner)
+
+
+def _events(context: Context, step: Update) -> Iterator[Block]:
+    said: set[str] = set()
+    for event in context.graph.events:
+        if event.position <= step.position and event.kind not in said:
+            said.add(event.kind)
+            where = f" ({event.place})" if event.place else ""
+            yield Paragraph(
+                ("Between backward and the step, ", Code(event.kind), f" changed gradients in place{where}. The optimizer "
+                 "sees what is left in .grad."),
+                "note",
+            )  # fmt: skip
+
+
+def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: str) -> Section:
+    name = each.name if each.value is None else context.notation.plain(each.value)
+    title: tuple[Span, ...] = (name,) if name == each.name else (f"{name} (", Code(each.name), ")")
+    return Section(title, anchor, "update", tuple(_terms(context, step, each)))
+
+
+def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
+    symbol = rf"\text{{{each.name}}}" if each.value is None else context.notation.symbol(each.value)
+    gradient = r"\frac{\partial J}{\partial " + symbol + "}"
+    yield context.tensor(symbol, each.before, "parameter", "before")
+    if each.grad is None:
+        yield Paragraph(("No gradient: the optimizer leaves this parameter as it is.",), "note")
+        return
+    yield from _changed(context, each)
+    yield context.tensor(gradient, each.grad, "gradient", "gradient")
+    worked_out = terms(each, step.optimizer)
+    if worked_out is None:
+        yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
+        yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
+        yield context.tensor(rf"\Delta {symbol}", each.after - each.before, "parameter", "difference")
+        return
+    fill = {"theta": group(symbol), "g": group(gradient)}
+    for term in worked_out:
+        left = Template(term.symbol).safe_substitute(fill)
+        yield Equation(f"{left} = {Template(term.equation).safe_substitute(fill)}", term.meaning)
+        yield Equation(f"{left} = {Template(term.numbers).safe_substitute(fill)}", "numbers")
+        value = term.value if isinstance(term.value, Data) else torch.tensor(term.value, dtype=torch.float64)
+        yield context.tensor(left, value, "parameter")
+    new = worked_out[-1].value
+    assert isinstance(new, Data)
+    yield agreement(new, each.after, ("against the parameter after ", Code("optimizer.step()")))
+
+
+def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
+    """Say so where the gradient that the optimizer saw is not the one that backward left."""
+    parameter = context.graph.parameters.get(each.name)
+    if parameter is None or parameter.grad is None or each.grad is None or torch.equal(parameter.grad, each.grad):
+        return
+    before, after = parameter.grad.double().norm().item(), each.grad.double().norm().item()
+    ratio = f", {after / before:.4g} of it" if before else ""
+    yield Paragraph(
+        (f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed in between.",),
+        "note",
+    )

@@ -1,0 +1,128 @@
+"""The whole step from start to end: what is set, forward, loss, every step back, the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text, Verdict
+from chainrule.telling import steps, update
+from chainrule.telling.context import Context, shape_text
+
+
+def whole(context: Context) -> Document:
+    """Tell everything."""
+    return Document(("One training step, worked out",), tuple(summary(context)), tuple(_sections(context)))
+
+
+def summary(context: Context) -> Iterator[Block]:
+    """What was recorded, and what is worth knowing first."""
+    graph = context.graph
+    for backward in graph.backwards:
+        if backward.loss is not None:
+            value = graph.values[backward.loss]
+            number = "not kept" if value.data is None or value.data.numel() != 1 else repr(value.data.item())
+            yield Paragraph((f"{context.notation.plain(backward.loss)} = {number}  ({value.name})",))
+    explained = sum(step.rule is not None for step in context.derivation.nodes)
+    through = len(context.derivation.nodes)
+    numbers = sum(p.before.numel() for p in graph.parameters.values())
+    yield Paragraph(
+        (f"{len(graph.calls)} calls, {len(graph.operations)} operations, {len(graph.nodes)} autograd nodes; "
+         f"{len(graph.parameters)} parameters with {numbers:,} numbers. Gradients flowed through {through} operations, "
+         f"of which {explained} are explained by our own rules.",)
+    )  # fmt: skip
+    if graph.error:
+        yield Paragraph((f"The block ended in {graph.error}. What is told here goes up to that point.",), "warning")
+    if not graph.backwards:
+        yield Paragraph(
+            ("No backward() ran inside the block, so there are no gradients; the forward part is told. Put the call of ",
+             Code("loss.backward()"), " inside the block to see the rest."),
+            "warning",
+        )  # fmt: skip
+    for note in graph.notes:
+        yield Paragraph((note,), "note")
+    for finding in context.findings:
+        yield Paragraph(finding.text, "note" if finding.severity == "note" else "warning")
+
+
+def _sections(context: Context) -> Iterator[Section]:
+    yield _setting(context)
+    told = context.derivation.steps
+    forward = [step for step in told if step.kind == "forward"]
+    backward = [step for step in told if step.kind == "backward"]
+    yield Section(
+        ("Forward",), "forward", "forward", (),
+        tuple(steps.forward(context, step, number) for number, step in enumerate(forward, 1)),
+    )  # fmt: skip
+    if backward:
+        yield Section(
+            ("Backward",), "backward", "backward", tuple(_how_to_read(context)),
+            tuple(steps.backward(context, step, number) for number, step in enumerate(backward, 1)),
+        )  # fmt: skip
+    if context.graph.backwards:
+        yield update.gradients(context)
+    for number, step in enumerate(context.graph.updates, 1):
+        yield update.update(context, number, step)
+
+
+def _how_to_read(context: Context) -> Iterator[Block]:
+    yield Paragraph(
+        ("Each step takes the gradient of its output (upstream) and gives the gradient of each of its inputs. The long "
+         "way is the Jacobian of the tensors flattened row by row; what PyTorch runs is the same product without ever "
+         "building it.",)
+    )  # fmt: skip
+
+
+def _setting(context: Context) -> Section:
+    """The architecture, and the parameters before the step."""
+    graph = context.graph
+    rows: list[tuple[Text, ...]] = []
+    for module in graph.modules:
+        shapes = ", ".join(
+            f"{name.rsplit('.', 1)[-1]} {shape_text(graph.parameters[name].before.shape)}"
+            for name in module.parameters
+            if name in graph.parameters
+        )
+        mode = "training" if module.training else "evaluation"
+        rows.append(((Code(module.path or "(the model)"),), (module.class_name,), (shapes,), (mode,)))
+    blocks: list[Block] = [Table(("module", "class", "parameters", "mode"), tuple(rows))] if rows else []
+    blocks += list(_inputs(context))
+    return Section(("What is set",), "setting", "overview", tuple(blocks), tuple(_parameters(context)))
+
+
+def _inputs(context: Context) -> Iterator[Block]:
+    """The data that came from outside and that the told operations use."""
+    used = {value for step in context.derivation.steps for _, _, value in step.arguments}
+    for value in context.graph.values:
+        if value.index in used and value.node is None and value.kind in ("input", "result"):
+            yield context.value(value.index, "data")
+
+
+def _parameters(context: Context) -> Iterator[Section]:
+    for number, (name, parameter) in enumerate(context.graph.parameters.items()):
+        symbol = rf"\text{{{name}}}" if parameter.value is None else context.notation.symbol(parameter.value)
+        plain = name if parameter.value is None else context.notation.plain(parameter.value)
+        title: tuple[Span, ...] = (Code(name),) if plain == name else (f"{plain}: ", Code(name))
+        held = _held_before(context, parameter.value)
+        yield Section(
+            title, f"parameter-{number}", "overview",
+            (context.tensor(symbol, parameter.before, "parameter", f"shape {shape_text(parameter.before.shape)}"),
+             Paragraph((f"gradient: {held}",))),
+        )  # fmt: skip
+
+
+def _held_before(context: Context, value: int | None) -> str:
+    """What `.grad` held when backward began."""
+    if value is None:
+        return "None"
+    parameter = next((p for p in context.graph.parameters.values() if p.value == value), None)
+    arrived = context.graph.values[value].grad
+    if parameter is None or parameter.grad is None or arrived is None:
+        return "None"
+    before = parameter.grad - arrived
+    return f"left from before, norm {before.double().norm().item():.4g}" if before.any() else "None"
+
+
+def checks(context: Context) -> Iterator[Verdict]:
+    """Every verdict in the document, for a count."""
+    for _, section in whole(context).walk():
+        yield from (block for block in section.blocks if isinstance(block, Verdict))

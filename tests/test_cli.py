@@ -1,0 +1,204 @@
+import subprocess
+import sys
+from importlib.metadata import version
+from textwrap import dedent
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+import chainrule.script
+from chainrule.cli import commands
+from chainrule.document import Document
+from chainrule.script import ScriptRun
+
+TRAINING = """
+    import sys
+    import torch
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, upstream):
+            (x,) = ctx.saved_tensors
+            return FACTOR * x * upstream
+
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        squares = Square.apply(weight)
+        loss = squares.sum()
+        loss.backward()
+        optimizer.step()
+    print("arguments:", sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(commands, arguments, prog_name="chainrule")
+
+
+@pytest.fixture
+def train(invoke, tmp_path):
+    def write(factor="2"):
+        (tmp_path / "train.py").write_text(dedent(TRAINING.replace("FACTOR", factor)))
+        return "train.py"
+
+    return write
+
+
+class Calls(list):
+    """Stands in for `run_script`: notes how it was called, and gives what it was told to."""
+
+    def __call__(self, script, arguments, **options):
+        self.append((script, arguments, options))
+        return ScriptRun(**{"script": script, "step": options["step"], **self.outcome})
+
+
+def recording(passed=True):
+    verification = SimpleNamespace(
+        passed=passed, rows=("row",), document=lambda: Document(("the verification",), (), ())
+    )
+    return SimpleNamespace(
+        nodes=("node",),
+        graph=SimpleNamespace(calls=("call",)),
+        show=lambda brief: print(f"the walk, {brief=}"),
+        verify=lambda: verification,
+    )
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    calls = Calls()
+    calls.outcome = {"steps": 9, "ending": "ended", "status": 0, "recording": recording()}
+    monkeypatch.setattr(chainrule.script, "run_script", calls)
+    return calls
+
+
+def test_help_needs_no_torch():
+    code = """
+        import sys
+        from chainrule.cli import commands
+        commands(["run", "--help"], standalone_mode=False)
+        print("torch" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("run",), ("verify",)])
+def test_every_help_has_examples(invoke, command):
+    result = invoke(*command, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n    chainrule {' '.join(command)}" in result.output
+
+
+def test_version(invoke):
+    assert invoke("--version").output == f"chainrule, version {version('chainrule')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run",), "Missing argument 'SCRIPT'."),
+        (("run", "train.py", "--epochs", "1"), "No such option '--epochs'. Options of the script itself go after --."),
+        (("verify", "train.py", "--step", "0"), "Invalid value for '--step': 0 is not in the range x>=1."),
+        (("demo", "--optimizer", "lion"), "Invalid value for '--optimizer': 'lion' is not one of 'sgd', 'adam'."),
+        (
+            ("run", "missing.py"),
+            "cannot open missing.py: No such file or directory. Give the path of a Python file, as to `python`.",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(invoke, arguments, sentence):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"Error: {sentence}"
+    assert result.stdout == ""
+
+
+def test_run_passes_everything_on(invoke, ran):
+    result = invoke("run", "train.py", "data.csv", "--step", "3", "--brief", "--stop", "--", "--epochs", "1", "--")
+    assert ran == [("train.py", ("data.csv", "--epochs", "1", "--"), {"step": 3, "stop": True})]
+    assert (result.exit_code, result.output) == (0, "the walk, brief=True\n")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [({}, 0), ({"status": 7}, 7), ({"steps": 0}, 2), ({"steps": 0, "status": 1, "ending": "crashed"}, 1)],
+)
+def test_the_status_of_run(invoke, ran, outcome, status):
+    ran.outcome |= outcome
+    result = invoke("run", "train.py")
+    assert result.exit_code == status
+    assert result.stdout == "the walk, brief=False\n"
+    assert bool(result.stderr) == (ran.outcome["steps"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        ({}, 0),
+        ({"recording": recording(passed=False)}, 1),
+        ({"recording": None, "steps": 0}, 2),
+        ({"recording": None, "steps": 0, "status": 3, "ending": "exited"}, 3),
+        ({"recording": SimpleNamespace(nodes=())}, 2),
+        ({"steps": 0}, 2),
+    ],
+)
+def test_the_status_of_verify(invoke, ran, outcome, status):
+    ran.outcome |= outcome
+    result = invoke("verify", "train.py", "--step", "2", "--", "-x")
+    assert ran == [("train.py", ("-x",), {"step": 2, "stop": True})]
+    assert result.exit_code == status
+    assert ("the verification" in result.stdout) == bool(getattr(ran.outcome["recording"], "nodes", ()))
+
+
+def test_nothing_to_verify_is_said(invoke, ran):
+    ran.outcome["recording"] = SimpleNamespace(nodes=())
+    assert invoke("verify", "train.py").stderr == (
+        "chainrule: there is nothing to verify in training step 1 of train.py: no operation in it needs a gradient.\n"
+    )
+
+
+def test_a_script_is_run_and_told(invoke, train):
+    result = invoke("run", train(), "--step", "2", "--", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("arguments: ['--epochs', '1']\n")
+    assert "squares" in result.stdout
+    assert result.stderr == ""
+
+
+def test_a_right_backward_passes(invoke, train):
+    result = invoke("verify", train())
+    assert result.exit_code == 0, result.output
+    assert "arguments" not in result.stdout
+
+
+def test_a_wrong_backward_is_named(invoke, train):
+    result = invoke("verify", train("2.001"))
+    assert result.exit_code == 1, result.output
+    assert "SquareBackward" in result.stdout
+    assert "train.py:19" in result.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--optimizer", "sgd"), ("--logits",)])
+def test_the_demo(invoke, options):
+    result = invoke("demo", "--brief", *options)
+    assert result.exit_code == 0, result.output
+    after = "0.1725" if "sgd" in options else "0.1630"
+    assert result.stdout.endswith(f"The cost was 0.1952 before the step, and is {after} after it.\n")
+
+
+def test_the_demo_goes_on_training(invoke):
+    result = invoke("demo", "--brief", "--train", "200")
+    assert result.exit_code == 0, result.output
+    assert "After 200 more steps the cost is 0.0020" in result.stdout
+    assert "3, 4" in result.stdout
