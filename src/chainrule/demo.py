@@ -21,7 +21,7 @@ def show_demo(
     console: Console | None = None,
 ) -> None:
     """Tell one training step, then the cost after it; `train` more steps end with the predictions."""
-    console = console or Console()
+    console = console or Console(highlight=False)
     model, loss, update = build(optimizer, logits)
     with record(namespace=vars(worked_example)) as recording:
         before = train_step(model, loss, update).item()

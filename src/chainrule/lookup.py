@@ -13,7 +13,7 @@ Index = tuple[int, ...]
 
 
 def find_value(graph: Graph, name: str) -> int:
-    """The value that goes by `name`: the user's name, a parameter or module path, or the symbol it is told under (`W1`).
+    """The value that goes by `name`: the user's name, a parameter or module path, or the symbol (`W1`).
 
     A bare name that several values share (`x@1`, `x@2`) means the last of them.
 

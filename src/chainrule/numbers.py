@@ -10,8 +10,8 @@ from collections.abc import Sequence
 def number(value: float | complex) -> str:
     """`value` with at most 4 decimals.
 
-    Trailing zeros are dropped only where the number equals what is written to within 1e-7 of itself (a float32 holds
-    no more): 4, -7.8, 0.5, but -0.0600 for -0.05998. Below 1e-4 and from 1e6 on it is 3 significant digits and a power
+    Trailing zeros are dropped only where the number equals what is written to within 5e-7 of itself (a float32 holds
+    hardly more): 4, -7.8, 0.5, but -0.0600 for -0.05998. Below 1e-4 and from 1e6 on it is 3 significant digits and a power
     of ten (1.23e-05). Minus zero is 0; booleans and integers are written as they are.
     """
     if isinstance(value, int):
@@ -24,7 +24,7 @@ def number(value: float | complex) -> str:
     if value == 0:
         return "0"
     text = f"{value:.4f}" if 1e-4 <= abs(value) < 1e6 else f"{value:.2e}"
-    if abs(float(text) - value) > 1e-7 * abs(value):
+    if abs(float(text) - value) > 5e-7 * abs(value):
         return text
     mantissa, power, exponent = text.partition("e")
     return mantissa.rstrip("0").rstrip(".") + power + exponent

@@ -1,38 +1,25 @@
 """The sum behind one number of a gradient: which terms it is made of, and for a zero the first cause.
 
-One element x_j of a value has dJ/dx_j = sum_i dJ/dy_i * dy_i/dx_j, over the elements y_i of every result it entered. The
-upstream factors are recorded; the column dy_i/dx_j of the local Jacobian comes from the rule alone: its
-vector-Jacobian product is linear in the upstream gradient g, so the column is the derivative by g of its element j.
+One element x_j of a value has dJ/dx_j = sum_i dJ/dy_i * dy_i/dx_j, over the elements y_i of every result it entered;
+`terms` finds them, and this gives them their names.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from chainrule import rules
-from chainrule.backprop import Derivation, NodeStep, Share, Step, arguments_of
+from chainrule.backprop import Derivation, arguments_of
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
 from chainrule.graph import Graph, Operation
 from chainrule.lookup import Index, check_index, find_value
 from chainrule.notation import Notation
-from chainrule.rules import Applied, Rule
+from chainrule.numbers import number
+from chainrule.terms import Entry, Number, RuledWay, Way, aligned, at_kink, closed_form, entries_of, ways_back
 
 LISTED = 64  # terms of one use that are told one by one; the rest as their sum
-SEARCHED = 20_000  # elements of an output up to which each is asked whether its derivative is 0 only by chance
-BASIS = 4_096  # elements of an output up to which a Jacobian is worked out with one basis vector after another
 FOLLOWED = 200  # elements that are visited in search of what made a gradient zero
 CAUSES = 3  # different causes of one zero that are told
-
-Number = float | complex
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,7 @@ class Why:
         lines = [self._sum()] if self.terms else []
         lines += [self.sentence] if self.sentence else []
         if len(self.uses) > 1:
-            lines += [f"  {use.result}: {_sum_of(use.terms)} = {tell(use.subtotal)}" for use in self.uses]
+            lines += [f"  {use.result}: {_sum_of(use.terms)} = {number(use.subtotal)}" for use in self.uses]
         return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
 
     def document(self) -> Section:
@@ -117,21 +104,16 @@ class Why:
             blocks.append(self._table())
         blocks += [Paragraph((reason + ".",), "note") for reason in self.reasons]
         anchor = "why-" + re.sub(r"[^A-Za-z0-9]+", "-", f"{self.name} {' '.join(map(str, self.index))}").strip("-")
-        found = () if self.value is None else (f" is {tell(self.value)}",)
+        found = () if self.value is None else (f" is {number(self.value)}",)
         title: tuple[Span, ...] = ("Why ", Code(self.gradient), *found)
         return Section(title, anchor.lower(), "note", tuple(blocks))
 
     def _sum(self) -> str:
-        return " = ".join([self.gradient, *_sides(self.terms), tell(self.total)])
+        return " = ".join([self.gradient, *_sides(self.terms), number(self.total)])
 
     def _equation(self) -> str:
-        products = [
-            rf" \cdot {{{'}} \\cdot {{'.join(f.latex for f in t.factors)}}}".removeprefix(r" \cdot ")
-            if t.factors
-            else rf"\text{{({t.text})}}"
-            for t in self.terms
-        ]
-        return f"{self.latex} = {' + '.join(products)} = {tell(self.total)}"
+        products = [r" \cdot ".join(f.latex for f in term.factors) or rf"\text{{({term.text})}}" for term in self.terms]
+        return f"{self.latex} = {' + '.join(products)} = {number(self.total)}"
 
     def _table(self) -> Table:
         several = len(self.uses) > 1
@@ -140,16 +122,17 @@ class Why:
             where: tuple[tuple[Span, ...], ...] = ((Code(use.result),),) if several else ()
             rows += [(*where, *_row(term)) for term in use.terms]
             if several:
-                rows.append((*where, (), ("together",), (tell(use.subtotal),)))
+                rows.append((*where, (), ("together",), (number(use.subtotal),)))
         headers = (*(("used for",) if several else ()), "upstream", "local derivative", "term")
         return Table(headers, tuple(rows))
 
 
 def _row(term: Term) -> tuple[tuple[Span, ...], ...]:
     told: list[tuple[Span, ...]] = [
-        (Math(f.latex), f" = {tell(f.value)}") if f.latex != tell(f.value) else (tell(f.value),) for f in term.factors
+        (Math(f.latex), f" = {number(f.value)}") if f.latex != number(f.value) else (number(f.value),)
+        for f in term.factors
     ]
-    return (*(told or [(term.text,), ()]), (tell(term.value),))
+    return (*(told or [(term.text,), ()]), (number(term.value),))
 
 
 def _sum_of(terms: tuple[Term, ...]) -> str:
@@ -159,25 +142,9 @@ def _sum_of(terms: tuple[Term, ...]) -> str:
 def _sides(terms: tuple[Term, ...]) -> list[str]:
     symbols = " + ".join(map(str, terms))
     numbers = " + ".join(
-        " * ".join(tell(factor.value) for factor in term.factors) or tell(term.value) for term in terms
+        " * ".join(number(factor.value) for factor in term.factors) or number(term.value) for term in terms
     )
     return list(dict.fromkeys(side for side in (symbols, numbers) if side))
-
-
-def tell(value: Number) -> str:
-    """A number in a line of text: whole ones plain, others with four decimals, very small and large ones with a power."""
-    if isinstance(value, complex):
-        return f"({value:.4g})"
-    if value != value or value in (float("inf"), float("-inf")):
-        return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"
-
-
-def short(value: Number) -> str:
-    """A recorded value in a line of text, without the zeros at its end."""
-    return f"{value:.6g}"
 
 
 def element(name: str, index: Index) -> str:
@@ -223,7 +190,7 @@ def no_gradient(graph: Graph, value: int | None, name: str) -> str:
 
 
 def _where_cut(graph: Graph, value: int) -> Operation | None:
-    """The operation on the way to a loss at which the gradient of `value` ends: it takes part, its result wants none."""
+    """The operation on the way to a loss at which the gradient of `value` ends, as its result wants none."""
     to_loss: set[int] = {b.loss for b in graph.backwards if b.loss is not None}
     for operation in reversed(graph.operations):
         if any(out in to_loss for out in operation.outputs):
@@ -239,46 +206,11 @@ def _where_cut(graph: Graph, value: int) -> Operation | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Way:
-    """One way on which a gradient came back to a value: an operation, and the argument that the value was in it."""
-
-    rule: Rule | None
-    op: Applied | None
-    argument: str
-    item: int | None
-    shape: tuple[int, ...]
-    upstream: tuple[Tensor | None, ...]
-    outputs: tuple[int | None, ...]
-    operands: dict[tuple[str, int | None], int]
-    gradient: Tensor
-    backward: int
-
-    def pull(self, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
-        """The rule's vector-Jacobian product, in the value's own shape."""
-        assert self.rule is not None and self.op is not None
-        gradient = self.rule.gradient(self.op, upstream, self.argument)
-        if self.item is not None and gradient is not None:
-            gradient = gradient[self.item]
-        return None if gradient is None else rules.reduce_to_shape(gradient, self.shape)[0]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One term before it is named: element `at` of output `slot`, and the two numbers."""
-
-    slot: int
-    at: Index
-    upstream: Number
-    local: Number
-    value: Number
-
-
 class _Search:
     def __init__(self, graph: Graph, derivation: Derivation, notation: Notation) -> None:
         self.graph = graph
-        self.derivation = derivation
         self.notation = notation
+        self._ways = ways_back(graph, derivation)
 
     def why(self, value: int, index: Index) -> Why:
         called = self.notation.plain(value)
@@ -300,59 +232,21 @@ class _Search:
             if abs(recorded - total) <= 1e-3 * scale or recorded != recorded:
                 return ""
             return (
-                f"PyTorch's gradient is {tell(recorded)}, the terms add up to {tell(total)}: "
+                f"PyTorch's gradient is {number(recorded)}, the terms add up to {number(total)}: "
                 "a hook changed it on the way, or a rule and PyTorch disagree here."
             )
         gradient = element(f"dJ/d{called}", index)
-        return f"The backward pass began at {called}: its gradient is the seed, {gradient} = {tell(recorded)}."
-
-    @cached_property
-    def _ways(self) -> dict[int, list[_Way]]:
-        """The ways back to each value: through the steps as they are told, else through the bare nodes."""
-        told: dict[int, list[_Way]] = {}
-        for step in self.derivation.steps:
-            if step.kind == "backward":
-                outputs, arguments = step.outputs, step.arguments
-                if len(step.operations) == 1:
-                    outputs = self.graph.operations[step.operations[0]].outputs  # type: ignore[assignment]
-                for share in step.shares:
-                    self._add(told, step, share, outputs, arguments)
-        bare: dict[int, list[_Way]] = {}
-        for node in self.derivation.nodes:
-            if node.operation is not None:
-                operation = self.graph.operations[node.operation]
-                for share in node.shares:
-                    self._add(bare, node, share, operation.outputs, tuple(arguments_of(operation.arguments)))
-        return {**bare, **told}
-
-    def _add(
-        self,
-        ways: dict[int, list[_Way]],
-        step: Step | NodeStep,
-        share: Share,
-        outputs: tuple[int | None, ...],
-        arguments: tuple[tuple[str, int | None, int], ...],
-    ) -> None:
-        if share.value is None or share.gradient is None:
-            return
-        operands = {(name, item): value for name, item, value in arguments}
-        shape = self.graph.values[share.value].shape
-        upstream = step.upstream + (None,) * (len(outputs) - len(step.upstream))
-        way = _Way(
-            step.rule, step.op, share.argument, share.item, shape, upstream, outputs, operands, share.gradient,
-            step.backward or 0,
-        )  # fmt: skip
-        ways.setdefault(share.value, []).append(way)
+        return f"The backward pass began at {called}: its gradient is the seed, {gradient} = {number(recorded)}."
 
     # -- one use ------------------------------------------------------------------------------------------------------
 
-    def _use(self, way: _Way, index: Index) -> Use:
+    def _use(self, way: Way, index: Index) -> Use:
         result = " and ".join(self.notation.plain(out) for out in way.outputs if out is not None)
-        entries = _entries(way, index)
-        if entries is None:
+        entries = entries_of(way, index)
+        if entries is None or not isinstance(way, RuledWay):
             value = way.gradient[index].item()
             text = "not opened, as there is no rule for this operation yet: PyTorch's own share"
-            if way.rule is not None:
+            if isinstance(way, RuledWay):
                 text = "not opened, as the operation is too large"
             return Use(result, way.argument, (Term(value, (), text),), value)
         listed = entries
@@ -361,11 +255,11 @@ class _Search:
             largest = sorted(range(len(entries)), key=lambda place: -abs(entries[place].value))[:LISTED]
             listed = [entries[place] for place in sorted(largest)]
             left = sum((entry.value for entry in entries), start=0.0) - sum((e.value for e in listed), start=0.0)
-            rest = [Term(left, (), f"and {len(entries) - LISTED} more that add up to {tell(left)}")]
+            rest = [Term(left, (), f"and {len(entries) - LISTED} more that add up to {number(left)}")]
         terms = tuple(self._term(way, index, entry) for entry in listed)
         return Use(result, way.argument, (*terms, *rest), sum((entry.value for entry in entries), start=0.0))
 
-    def _term(self, way: _Way, index: Index, entry: _Entry) -> Term:
+    def _term(self, way: RuledWay, index: Index, entry: Entry) -> Term:
         out = way.outputs[entry.slot]
         assert out is not None
         loss = self.notation.loss(way.backward)
@@ -375,60 +269,58 @@ class _Search:
         upstream = Factor(name, latex, entry.upstream, reason)
         return Term(entry.value, (upstream, self._local(way, index, entry)))
 
-    def _local(self, way: _Way, index: Index, entry: _Entry) -> Factor:
+    def _local(self, way: RuledWay, index: Index, entry: Entry) -> Factor:
         name, latex = self._named(way, index, entry)
         reason = self._flat(way, index, entry, name) if entry.local == 0 else ""
         return Factor(name, latex, entry.local, reason)
 
-    def _named(self, way: _Way, index: Index, entry: _Entry) -> tuple[str, str]:
+    def _named(self, way: RuledWay, index: Index, entry: Entry) -> tuple[str, str]:
         """The local derivative as an operand's element, as a formula, or as one symbol."""
         out, value = way.outputs[entry.slot], way.operands.get((way.argument, way.item))
-        assert out is not None and way.op is not None
+        assert out is not None
         mine = self.notation.plain(value) if value is not None else way.argument
         symbol = self.notation.symbol(value) if value is not None else rf"\text{{{way.argument}}}"
         name = f"d{element(self.notation.plain(out), entry.at)}/d{element(mine, index)}"
         latex = rf"\frac{{\partial {_at(self.notation.symbol(out), entry.at)}}}{{\partial {_at(symbol, index)}}}"
-        factor = _closed(way, index, entry)
+        factor = closed_form(way, index, entry)
         if factor is None:
             return name, latex
-        sign = {1: "", -1: "-"}.get(factor.scale, f"{short(factor.scale)} ")  # type: ignore[call-overload]
+        sign = {1: "", -1: "-"}.get(factor.scale, f"{number(factor.scale)} ")  # type: ignore[call-overload]
         operand = way.operands.get((factor.argument or "", None))
         if operand is not None:
             told = _at(self.notation.symbol(operand), factor.index)
             return sign + element(self.notation.plain(operand), factor.index), sign + told
         if factor.argument is not None:
-            return tell(entry.local), tell(entry.local)
+            return number(entry.local), number(entry.local)
         formula = sign + self._filled(way, entry, factor.latex)
         plain = re.sub(r"\\frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", formula)
         return (plain if re.fullmatch(r"-?[\d.]+(/\d+)?", plain) else name), formula
 
-    def _filled(self, way: _Way, entry: _Entry, template: str) -> str:
+    def _filled(self, way: RuledWay, entry: Entry, template: str) -> str:
         """A formula with the symbols of the operands, and of their elements where it is one of whole tensors."""
-        assert way.rule is not None and way.op is not None
         out = way.outputs[entry.slot]
         indexed = "_{" in template
         symbols = {}
         for name, value in [*((name, v) for (name, _), v in way.operands.items()), ("out", out)]:
             if value is not None:
                 symbol, shape = self.notation.symbol(value), self.graph.values[value].shape
-                own = _aligned(entry.at, shape)
+                own = aligned(entry.at, shape)
                 symbols[name] = symbol if indexed or own is None else _at(symbol, own)
         return way.rule.latex(template, way.op, symbols).replace(r"\odot", r"\cdot")
 
     # -- zeros --------------------------------------------------------------------------------------------------------
 
-    def _flat(self, way: _Way, index: Index, entry: _Entry, name: str) -> str:
+    def _flat(self, way: RuledWay, index: Index, entry: Entry, name: str) -> str:
         """Why a local derivative is zero: an operand is, the point is a kink, or the function is flat there."""
-        assert way.rule is not None and way.op is not None
-        factor = _closed(way, index, entry)
+        factor = closed_form(way, index, entry)
         if factor is not None and factor.argument is not None:
             return f"{name.lstrip('-')} = 0"
         value = way.operands.get((way.argument, way.item))
         data = self.graph.values[value].data if value is not None else None
         if value is None or data is None:
             return f"the derivative of {way.rule.name} is 0 there"
-        here = f"{element(self.notation.plain(value), index)} = {short(data[index].item())}"
-        if _at_kink(way, index, entry.at):
+        here = f"{element(self.notation.plain(value), index)} = {number(data[index].item())}"
+        if at_kink(way, index, entry.at):
             assert way.rule.kink is not None
             return f"{here} lies exactly at a kink: {way.rule.kink.choice}"
         equation = way.rule.equation if isinstance(way.rule.equation, str) else way.rule.equation(way.op)
@@ -450,12 +342,13 @@ class _Search:
             if not ways:
                 causes[f"the backward pass began with {element(f'dJ/d{self.notation.plain(here)}', at)} = 0"] = None
             for way in ways:
-                entries = _entries(way, at)
-                if entries is None:
-                    causes[f"PyTorch's {way.op.name if way.op else 'operation'} gave 0 (no rule yet)"] = None
-                elif not entries:
+                entries = entries_of(way, at)
+                if entries is None or not isinstance(way, RuledWay):
+                    causes["an operation that has no rule yet gave 0"] = None
+                    continue
+                if not entries:
                     causes[f"{element(self.notation.plain(here), at)} enters no result that is on the way"] = None
-                for entry in entries or ():
+                for entry in entries:
                     out = way.outputs[entry.slot]
                     if entry.value != 0:
                         causes["its terms cancel"] = None
@@ -465,117 +358,6 @@ class _Search:
                         seen.add((out, entry.at))
                         waiting.append((out, entry.at))
         return "; ".join(list(causes)[:CAUSES])
-
-
-def _entries(way: _Way, index: Index) -> list[_Entry] | None:
-    """The terms of one use, in the order of the output's elements (None: the Jacobian can't be had from a rule)."""
-    columns = _column(way, index)
-    if columns is None:
-        return None
-    entries = []
-    own = way.gradient[index].item()
-    for slot, (upstream, column) in enumerate(zip(way.upstream, columns, strict=False)):
-        if upstream is None or column is None or way.outputs[slot] is None:
-            continue
-        for at in _places(way, index, slot, column):
-            g, local = upstream[at].item(), column[at].item()
-            term = g * (local.conjugate() if isinstance(local, complex) else local)
-            # What a rule stops is 0, even where the upstream gradient is not finite.
-            entries.append(_Entry(slot, at, g, local, 0.0 if term != term and own == own and local == 0 else term))
-    return entries
-
-
-def _column(way: _Way, index: Index) -> list[Tensor | None] | None:
-    """Column `index` of the Jacobian, one part for each output, as the derivative of the VJP by the upstream gradient."""
-    if way.rule is None or way.op is None:
-        return None
-    if any(g is not None and (g.is_complex() or not g.is_floating_point()) for g in way.upstream):
-        return _column_by_basis(way, index)
-    try:
-        with torch.enable_grad():
-            upstream = tuple(None if g is None else g.detach().clone().requires_grad_() for g in way.upstream)
-            gradient = way.pull(upstream)
-            wanted = [g for g in upstream if g is not None]
-            if gradient is None or not gradient.requires_grad:
-                return [None if g is None else torch.zeros_like(g) for g in way.upstream]
-            slopes = iter(torch.autograd.grad(gradient[index], wanted, allow_unused=True))
-    except (RuntimeError, NotImplementedError):
-        return _column_by_basis(way, index)
-    found = [None if g is None else (next(slopes), g) for g in way.upstream]
-    return [None if each is None else torch.zeros_like(each[1]) if each[0] is None else each[0] for each in found]
-
-
-def _column_by_basis(way: _Way, index: Index) -> list[Tensor | None] | None:
-    if sum(g.numel() for g in way.upstream if g is not None) > BASIS:
-        return None
-    columns: list[Tensor | None] = []
-    for slot, g in enumerate(way.upstream):
-        if g is None:
-            columns.append(None)
-            continue
-        column = torch.zeros_like(g)
-        for at in itertools.product(*map(range, g.shape)):
-            basis = [None if each is None else torch.zeros_like(each) for each in way.upstream]
-            one = torch.zeros_like(g)
-            one[at] = 1
-            basis[slot] = one
-            gradient = way.pull(tuple(basis))
-            # conjugated, as a VJP multiplies by the conjugate of the derivative
-            column[at] = 0 if gradient is None else gradient[index].conj()
-        columns.append(column)
-    return columns
-
-
-def _places(way: _Way, index: Index, slot: int, column: Tensor) -> Iterator[Index]:
-    """The output elements that the input element can influence, also where the derivative happens to be 0."""
-    shape = tuple(column.shape)
-    assert way.rule is not None
-    if way.rule.structure == "elementwise" and way.item is None and len(way.shape) <= len(shape):
-        added = len(shape) - len(way.shape)
-        axes = [range(size) for size in shape[:added]]
-        for size, own, place in zip(shape[added:], way.shape, index, strict=True):
-            axes.append(range(size) if own == 1 else range(place, place + 1))
-        yield from itertools.product(*axes)
-        return
-    certain = {tuple(at) for at in column.nonzero().tolist()}
-    if prod(shape) > SEARCHED or way.rule.wrt[way.argument].factor is None:
-        yield from sorted(certain)
-        return
-    for at in itertools.product(*map(range, shape)):
-        # Only an operand's element can be 0 by chance; a formula is named for every place alike.
-        factor = None if at in certain else _closed(way, index, _Entry(slot, at, 0, 0, 0))
-        if at in certain or (factor is not None and factor.argument is not None):
-            yield at
-
-
-def _closed(way: _Way, index: Index, entry: _Entry) -> rules.Factor | None:
-    """The rule's own name for a Jacobian entry, if it has one."""
-    assert way.rule is not None and way.op is not None
-    factor = way.rule.wrt[way.argument].factor
-    if factor is None:
-        return None
-    try:
-        return factor(way.op, entry.at, index if way.item is None else (way.item, *index))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return None  # it is a name only: without it the entry is told as dy/dx
-
-
-def _at_kink(way: _Way, index: Index, at: Index) -> bool:
-    assert way.rule is not None
-    kink = way.rule.kink
-    if kink is None or kink.argument != way.argument:
-        return False
-    mask = kink.where(way.op, 0.0)
-    place = index if tuple(mask.shape) == way.shape else _aligned(at, tuple(mask.shape))
-    return place is not None and bool(mask[place])
-
-
-def _aligned(at: Index, shape: tuple[int, ...]) -> Index | None:
-    """The element of a tensor of `shape` that broadcasting put at `at`; None where it did not."""
-    if len(shape) > len(at):
-        return None
-    own = tuple(0 if size == 1 else place for size, place in zip(shape, at[len(at) - len(shape) :], strict=True))
-    return own if all(place < size for place, size in zip(own, shape, strict=True)) else None
 
 
 def _at(symbol: str, index: Index) -> str:

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DTYPE = torch.float64
-X = torch.tensor([[1, 2], [3, 4]], dtype=DTYPE)
-Y = torch.tensor([[0], [1]], dtype=DTYPE)
+X = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+Y = torch.tensor([[0.0], [1.0]])
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 LEARNING_RATE = 0.01
@@ -27,8 +26,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def linear(weight: list[list[float]], bias: list[float]) -> nn.Linear:
     """A linear layer that begins with these numbers; `weight` is (out_features, in_features)."""
     layer = nn.Linear(len(weight[0]), len(weight))
-    layer.weight = nn.Parameter(torch.tensor(weight, dtype=DTYPE))
-    layer.bias = nn.Parameter(torch.tensor(bias, dtype=DTYPE))
+    layer.weight = nn.Parameter(torch.tensor(weight))
+    layer.bias = nn.Parameter(torch.tensor(bias))
     return layer
 
 
@@ -38,8 +37,8 @@ class Network(nn.Module):
     def __init__(self, logits: bool = False) -> None:
         super().__init__()
         self.logits = logits
-        self.linear1 = linear([[-1, 2], [3, 0.5], [-0.1, -4]], [1, -2, 0.3])
-        self.linear2 = linear([[0.5, 1, -2], [0.7, 0.1, 0.3]], [-4, 5])
+        self.linear1 = linear([[-1.0, 2.0], [3.0, 0.5], [-0.1, -4.0]], [1.0, -2.0, 0.3])
+        self.linear2 = linear([[0.5, 1.0, -2.0], [0.7, 0.1, 0.3]], [-4.0, 5.0])
         self.linear3 = linear([[0.5, -0.3]], [0.1])
 
     def forward(self, X: Tensor) -> Tensor:

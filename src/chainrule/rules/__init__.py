@@ -128,7 +128,7 @@ class Rule:
 
     `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
     several nodes that it tells as one (`linear`). `wrt` maps argument names to their derivatives; `constants` says for
-    the other tensor arguments why there is none. `source` cites the formula.
+    the other tensor arguments why there is none. `source` cites the formula. `remark` is what a reader should know of it.
     """
 
     name: str
@@ -144,6 +144,7 @@ class Rule:
     outputs: int = 1
     stages: Callable[[Any], list[Stage]] | None = None
     accepts: Callable[[Any], bool] = lambda op: True
+    remark: str = ""
     topic: str = ""
 
     def latex(self, template: str | Callable[[Any], str], op: Applied, symbols: Mapping[str, str]) -> str:
@@ -270,7 +271,7 @@ def _diagonal(op: Any, out_index: tuple[int, ...], equation: str, local: str) ->
     scale = -1.0 if sign else 1.0
     tensor = op.arguments.get(operand.removeprefix("$")) if operand.startswith("$") else None
     if isinstance(tensor, Tensor):
-        return Factor(operand.removeprefix("$"), _broadcast_index(out_index, tuple(tensor.shape)), scale=scale)
+        return Factor(operand.removeprefix("$"), broadcast_index(out_index, tuple(tensor.shape)), scale=scale)
     if operand == "1":
         return Factor(latex="1", scale=scale)
     named = re.fullmatch(r"\$out = (\\operatorname\{\w+\})\(\$self\)", equation)
@@ -279,7 +280,7 @@ def _diagonal(op: Any, out_index: tuple[int, ...], equation: str, local: str) ->
     return Factor(latex=local)
 
 
-def _broadcast_index(out_index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def broadcast_index(out_index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The element of an operand of `shape` that broadcasting put at `out_index`."""
     kept = out_index[len(out_index) - len(shape) :]
     return tuple(0 if size == 1 else position for position, size in zip(kept, shape, strict=True))

@@ -358,6 +358,11 @@ binary_cross_entropy_with_logits = pointwise(
         ),
     },
     constants={"weight": "not differentiable", "pos_weight": "not differentiable"},
+    remark=(
+        "the sigmoid is inside the loss, which PyTorch computes as max(z, 0) - z y + ln(1 + exp(-|z|)): nothing overflows "
+        "and no logarithm meets 0. Going back, the a (1 - a) of the sigmoid cancels the 1 / (a (1 - a)) of the "
+        "cross-entropy, so a - y is left; with a separate sigmoid these two are 0 and infinity where it saturates"
+    ),
     samples=lambda: [
         sample(F.binary_cross_entropy_with_logits, x(2, 1), torch.tensor([[0.0], [1.0]]), note="one output"),
         sample(F.binary_cross_entropy_with_logits, x(3, 4), p(3, 4, seed=1), note="soft targets"),

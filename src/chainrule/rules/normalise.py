@@ -342,7 +342,7 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     """The node gives mu (d mu / dx = 1/N) and 1/sigma (d (1/sigma) / dx = -x_hat / (N sigma^2)) a gradient too."""
     g, g_mean, g_inverse = gs
     x_hat, inverse = _in_groups(op)
-    gradient, count = torch.zeros_like(x_hat), x_hat[0, 0].numel()
+    gradient, count = torch.zeros_like(x_hat), op.HxW * op.C // op.group
     if g is not None:
         g = g if op.weight is None else g * _per_channel(op.weight, g)
         gradient = standardise_vjp(_grouped(op, g), x_hat, inverse, (2, 3))
@@ -391,6 +391,7 @@ native_group_norm = rule(
         sample(F.group_norm, x(2, 4, 3), 2, x(4), x(4)),
         sample(F.group_norm, x(2, 4, 2, 2), 4, note="one channel a group, no gain or shift"),
         sample(F.group_norm, x(2, 4, 3), 1, x(4), x(4), note="one group"),
+        sample(F.group_norm, x(0, 4, 3), 2, x(4), x(4), note="empty batch"),
     ],
     source="derivatives.yaml: native_group_norm. Wu, He: Group Normalization, arXiv:1803.08494 (2018).",
 )

@@ -404,7 +404,7 @@ as_strided = moves(
     product=r"\sum_{\text{copies}} $g",
     # It looks at memory rather than at its argument: where the input is itself a stretched view, or the reach goes
     # beyond it, there is nothing to say.
-    accepts=lambda op: _as_strided_origins(op) is not None,
+    accepts=lambda op: "stride" in op.arguments and _as_strided_origins(op) is not None,
     samples=lambda: [
         sample(torch.as_strided, x(3, 4), (2, 2), (4, 1)),
         sample(torch.as_strided, x(6), (4, 3), (1, 1), note="overlapping"),

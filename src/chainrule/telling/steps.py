@@ -11,7 +11,7 @@ from torch import Tensor as Data
 from chainrule import formulas
 from chainrule.backprop import Share, Step
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Verdict
-from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
+from chainrule.rules import Applied, Rule, Wrt, broadcast_index, reduce_to_shape
 from chainrule.telling.context import (
     JACOBIAN,
     Context,
@@ -55,13 +55,20 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
         yield from _forward_stages(context, step)
         return
     symbols = context.symbols(step)
+    yield from _equation(rule, op, symbols)
+    yield from _broadcasts(context, step)
+    yield from (context.value(value) for value in step.outputs)
+    yield from _kinks(context, step)
+
+
+def _equation(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[Block]:
+    """The forward equation in symbols, and with the numbers of small operands put in."""
     yield Equation(rule.latex(rule.equation, op, symbols))
     numbers = put_in(rule, rule.equation, op, {})
     if numbers is not None:
         yield Equation(rule.latex(numbers, op, {k: v for k, v in symbols.items() if k.startswith("out")}), "numbers")
-    yield from _broadcasts(context, step)
-    yield from (context.value(value) for value in step.outputs)
-    yield from _kinks(context, step)
+    if rule.remark:
+        yield Paragraph((sentence(rule.remark),), "note")
 
 
 def _without_rule(context: Context, step: Step) -> Iterator[Block]:
@@ -79,18 +86,19 @@ def _without_rule(context: Context, step: Step) -> Iterator[Block]:
     yield Paragraph((f"No rule yet for {node.name} ({operation.name}). ", "PyTorch's own formula stands below."), "note")
     formula = formulas.formula(node.name, operation.name)
     if formula is not None:
-        for argument, text in formula.derivatives.items():
+        for argument, text in formula.gradients.items():
             yield Paragraph((f"{argument}: ", Code(text)))
 
 
 def _broadcasts(context: Context, step: Step) -> Iterator[Block]:
     """Say where an operand was copied along axes that it has not got."""
-    if step.rule is None or step.rule.structure == "dense" or len(step.outputs) != 1:
+    if step.rule is None or len(step.outputs) != 1:
         return
     shape = context.graph.values[step.outputs[0]].shape
-    for _, _, value in step.arguments:
+    for argument, _, value in step.arguments:
         own = context.graph.values[value].shape
-        if own != shape and len(own) < len(shape) and own == shape[len(shape) - len(own) :]:
+        added = step.rule.structure == "elementwise" or argument == "bias"
+        if added and len(own) < len(shape) and own == shape[len(shape) - len(own) :]:
             times = torch.Size(shape[: len(shape) - len(own)]).numel()
             name = context.notation.symbol(value)
             yield Paragraph(
@@ -113,8 +121,8 @@ def _kinks(context: Context, step: Step) -> Iterator[Block]:
         name = context.notation.plain(argument)
         listed = ", ".join(element(name, place) for place in places[:6]) + (" ..." if len(places) > 6 else "")
         yield Paragraph(
-            (f"{listed} is exactly at a kink, where the derivative does not exist; PyTorch takes ",
-             Math(rule.kink.choice), "."),
+            (f"{listed} {'lies' if len(places) == 1 else 'lie'} exactly at a kink, where the derivative does not exist. "
+             f"{sentence(rule.kink.choice)}",),
             "note",
         )  # fmt: skip
 
@@ -122,10 +130,7 @@ def _kinks(context: Context, step: Step) -> Iterator[Block]:
 def _forward_stages(context: Context, step: Step) -> Iterator[Block]:
     symbols = context.symbols(step)
     for rule, op, inner in _stages(context, step, symbols):
-        yield Equation(rule.latex(rule.equation, op, inner))
-        numbers = put_in(rule, rule.equation, op, {})
-        if numbers is not None:
-            yield Equation(rule.latex(numbers, op, {"out": inner["out"]}), "numbers")
+        yield from _equation(rule, op, inner)
         last = inner["out"] == symbols["out"]
         label = "" if last else "one for each sample"
         yield context.tensor(inner["out"], op.out, "value", label)
@@ -179,10 +184,13 @@ def _shares(context: Context, step: Step, number: int) -> Iterator[Section]:
     for share in step.shares:
         if share.value is None or share.gradient is None:
             continue
-        name = context.notation.plain_gradient(share.value)
-        title = f"{name}" + _use(context, share)
         anchor = f"backward-{number}-{share.argument}" + ("" if share.item is None else f"-{share.item}")
-        yield Section((title,), anchor, "backward", tuple(_share_blocks(context, step, share)))
+        title = context.notation.plain_gradient(share.value) + _use(context, share)
+        stages = list(_stages_back(context, step, share))
+        for name, blocks in stages[:-1]:
+            yield Section((name,), f"{anchor}-{_word(name)}".lower(), "backward", tuple(blocks))
+        blocks = stages[-1][1] if stages else list(_share_blocks(context, step, share))
+        yield Section((title,), anchor, "backward", (*blocks, *_check(context, step, share)))
 
 
 def _use(context: Context, share: Share) -> str:
@@ -199,14 +207,9 @@ def _share_blocks(context: Context, step: Step, share: Share) -> Iterator[Block]
     if step.rule is None or step.op is None or share.argument not in step.rule.wrt:
         yield context.tensor(symbol, share.gradient, "gradient", "as autograd computed it")
         return
-    if step.rule.stages is not None:
-        yield from _stages_back(context, step, share)
-    else:
-        output = _output(context, step)
-        operand = _operand(context, step, share)
-        symbols = context.symbols(step)
-        yield from _worked_out(context, step.rule, step.op, symbols, share, operand, output, step.upstream)
-    yield from _check(context, step, share)
+    output, operand = _output(context, step), _operand(context, step, share)
+    symbols = context.symbols(step)
+    yield from _worked_out(context, step.rule, step.op, symbols, share, operand, output, step.upstream)
 
 
 def _output(context: Context, step: Step) -> Operand | None:
@@ -248,7 +251,7 @@ def _worked_out(
     if operand and output:
         local = rf"\frac{{\partial {output.symbol}}}{{\partial {operand.symbol}}}"
         yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
-        yield Equation(rf"{local}: \quad {rule.latex(wrt.local, op, symbols)}", "local derivative")
+        yield Equation(rf"{local} = {rule.latex(wrt.local, op, symbols)}", "local derivative")
         yield from _local_numbers(context, rule, op, wrt, operand, output)
         yield from _jacobian(context, rule, op, share, operand, output, upstream)
     yield Equation(rf"{target} = {rule.latex(wrt.product, op, symbols)}", "what PyTorch runs")
@@ -340,47 +343,62 @@ def _zeros(rule: Rule, op: Applied, share: Share, full: Data, operand: Operand, 
     zero = int((full == 0).sum())
     if not zero:
         return
-    factor = rule.wrt[share.argument].factor
-    by_value: list[str] = []
-    if factor is not None:
-        for row, i in enumerate(indices(output.data.shape)):
-            for column, j in enumerate(indices(operand.data.shape)):
-                if full[row, column] == 0 and factor(op, i, j) is not None:
-                    by_value.append(f"{element(output.name, i)} by {element(operand.name, j)}")
+    by_value = list(_zeros_by_value(rule, op, share, full, operand, output))
     structural = zero - len(by_value)
     words = []
     if structural:
         reason = rule.wrt[share.argument].zeros
         words.append(f"{structural} of {full.numel()} entries are zero by structure" + (f": {reason}." if reason else "."))
     if by_value:
-        listed = ", ".join(by_value[:4]) + (", ..." if len(by_value) > 4 else "")
-        words.append(f"{len(by_value)} more {'are' if len(by_value) > 1 else 'is'} zero because of the numbers here: {listed}.")
+        told = list(dict.fromkeys(by_value))
+        listed = ", ".join(told[:4]) + (", ..." if len(told) > 4 else "")
+        also = " more" if structural else f" of {full.numel()} entries"
+        words.append(f"{len(by_value)}{also} {'are' if len(by_value) > 1 else 'is'} zero by the numbers here: {listed}.")
     yield Paragraph((" ".join(words),))
 
 
-def _stages_back(context: Context, step: Step, share: Share) -> Iterator[Block]:
+def _zeros_by_value(
+    rule: Rule, op: Applied, share: Share, full: Data, operand: Operand, output: Operand
+) -> Iterator[str]:
+    """Entries that the structure allows and the numbers make zero, each with its cause (`A2[0,0] = 0`)."""
+    factor = rule.wrt[share.argument].factor
+    shape = tuple(operand.data.shape)
+    for row, i in enumerate(indices(output.data.shape)):
+        for column, j in enumerate(indices(shape)):
+            if full[row, column] != 0 or factor is None:
+                continue
+            if rule.structure == "elementwise" and broadcast_index(i, shape) != j:
+                continue
+            named = factor(op, i, j)
+            if named is not None:
+                yield f"{element(f'd{output.name}', i)}/{element(f'd{operand.name}', j)}"
+
+
+def _stages_back(context: Context, step: Step, share: Share) -> Iterator[tuple[str, list[Block]]]:
     """A loss goes back in two steps: from the cost to the loss of each sample, from there to its input."""
-    assert step.rule is not None and step.op is not None and share.value is not None
+    if step.rule is None or step.rule.stages is None or step.op is None:
+        return
     stages = list(_stages(context, step, context.symbols(step)))
     upstream: Data | None = step.upstream[0]
     operand = _operand(context, step, share)
     for place in range(len(stages) - 1, -1, -1):
         rule, op, symbols = stages[place]
-        if upstream is None or not isinstance(op.out, Data):
+        if upstream is None or operand is None:
             return
-        output = Operand(symbols["out"], symbols["g"].removeprefix("{").removesuffix("}"), _word(symbols["out"]), "", op.out)
+        gradient = symbols["g"].removeprefix("{").removesuffix("}")
+        output = Operand(symbols["out"], gradient, _word(symbols["out"]), "", op.out)
+        inner, argument = operand, share.argument
         if place:
-            below = symbols["self"]
-            inner = Operand(below, _partial(context, step, below), _word(below), f"dJ/d{below}", op.self)
-            argument = "self"
-        elif operand is not None:
-            inner, argument = operand, share.argument
-        else:
-            return
-        gradient = rule.gradient(op, (upstream,), argument)
-        summed = Share(argument, None, None, reduce_to_shape(gradient, tuple(inner.data.shape))[0], None)
-        yield from _worked_out(context, rule, op, symbols, summed, inner, output, (upstream,))
-        upstream = summed.gradient
+            below, argument = symbols["self"], "self"
+            inner = Operand(below, _partial(context, step, below), _word(below), f"dJ/d{_word(below)}", op.self)
+        whole = reduce_to_shape(rule.gradient(op, (upstream,), argument), tuple(inner.data.shape))[0]
+        part = Share(argument, None, None, whole, None)
+        blocks = list(_worked_out(context, rule, op, symbols, part, inner, output, (upstream,)))
+        if not place:
+            product = step.rule.latex(step.rule.wrt[share.argument].product, step.op, context.symbols(step))
+            blocks.append(Equation(rf"{inner.gradient} = {product}", "in one step"))
+        yield inner.gradient_name, blocks
+        upstream = whole
 
 
 def _word(symbol: str) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
 from chainrule.graph import ParameterUpdate, Update
+from chainrule.notation import escape
 from chainrule.rules.optimizers import terms
-from chainrule.telling.context import Context, agreement, group, shape_text
+from chainrule.telling.context import Context, agreement, group, matrix, shape_text
 
 
 def gradients(context: Context) -> Section:
@@ -90,7 +91,7 @@ def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: st
 
 
 def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
-    symbol = rf"\text{{{each.name}}}" if each.value is None else context.notation.symbol(each.value)
+    symbol = rf"\text{{{escape(each.name)}}}" if each.value is None else context.notation.symbol(each.value)
     gradient = r"\frac{\partial J}{\partial " + symbol + "}"
     yield context.tensor(symbol, each.before, "parameter", "before")
     if each.grad is None:
@@ -104,16 +105,30 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
         yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
         yield context.tensor(rf"\Delta {symbol}", each.after - each.before, "parameter", "difference")
         return
+    yield from _state(context, each)
     fill = {"theta": group(symbol), "g": group(gradient)}
+    numbers = fill | {"theta": matrix(each.before) or fill["theta"], "g": matrix(each.grad) or fill["g"]}
     for term in worked_out:
         left = Template(term.symbol).safe_substitute(fill)
-        yield Equation(f"{left} = {Template(term.equation).safe_substitute(fill)}", term.meaning)
-        yield Equation(f"{left} = {Template(term.numbers).safe_substitute(fill)}", "numbers")
-        value = term.value if isinstance(term.value, Data) else torch.tensor(term.value, dtype=torch.float64)
+        yield Paragraph((term.meaning[:1].upper() + term.meaning[1:] + ":",))
+        yield Equation(Template(term.equation).safe_substitute(fill))
+        left_side, _, right_side = term.numbers.partition(" = " if " = " in term.numbers else r" \leftarrow ")
+        put_in = Template(right_side).safe_substitute(numbers)
+        yield Equation(f"{Template(left_side).safe_substitute(fill)} = {put_in}", "numbers")
+        value = term.value if isinstance(term.value, Data) else torch.tensor(term.value)
         yield context.tensor(left, value, "parameter")
     new = worked_out[-1].value
     assert isinstance(new, Data)
     yield agreement(new, each.after, ("against the parameter after ", Code("optimizer.step()")))
+
+
+def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
+    """What the optimizer remembers of earlier steps."""
+    held = {name: value for name, value in each.state_before.items() if isinstance(value, Data) and name != "step"}
+    for name, value in held.items():
+        yield context.tensor(rf"\text{{{escape(name)}}}", value, "parameter", "remembered from the steps before")
+    if not each.state_before and each.state_after:
+        yield Paragraph(("The first step: the optimizer remembers nothing yet, and what it would is 0.",))
 
 
 def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:

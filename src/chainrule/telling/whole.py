@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text, Verdict
+from chainrule.notation import escape
 from chainrule.telling import steps, update
 from chainrule.telling.context import Context, shape_text
 
@@ -99,7 +100,7 @@ def _inputs(context: Context) -> Iterator[Block]:
 
 def _parameters(context: Context) -> Iterator[Section]:
     for number, (name, parameter) in enumerate(context.graph.parameters.items()):
-        symbol = rf"\text{{{name}}}" if parameter.value is None else context.notation.symbol(parameter.value)
+        symbol = rf"\text{{{escape(name)}}}" if parameter.value is None else context.notation.symbol(parameter.value)
         plain = name if parameter.value is None else context.notation.plain(parameter.value)
         title: tuple[Span, ...] = (Code(name),) if plain == name else (f"{plain}: ", Code(name))
         held = _held_before(context, parameter.value)
