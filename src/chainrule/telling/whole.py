@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text, Verdict
+from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.notation import escape
 from chainrule.telling import steps, update
 from chainrule.telling.context import Context, shape_text
@@ -63,6 +63,18 @@ def _sections(context: Context) -> Iterator[Section]:
         yield update.gradients(context)
     for number, step in enumerate(context.graph.updates, 1):
         yield update.update(context, number, step)
+    if context.findings:
+        yield Section(("Worth knowing",), "findings", "note", (), tuple(_findings(context)))
+
+
+def _findings(context: Context) -> Iterator[Section]:
+    """Each finding with its evidence, and what to try."""
+    for number, finding in enumerate(context.findings, 1):
+        where = f" ({finding.place})" if finding.place else ""
+        title: tuple[Span, ...] = (f"{finding.id}: ", Code(finding.where), where)
+        evidence = tuple(Paragraph((each,)) for each in finding.evidence)
+        blocks = (Paragraph(finding.text), *evidence, Paragraph((f"Try: {finding.advice}",)))
+        yield Section(title, f"finding-{number}", "note", blocks)
 
 
 def _how_to_read(context: Context) -> Iterator[Block]:
@@ -122,8 +134,3 @@ def _held_before(context: Context, value: int | None) -> str:
     before = parameter.grad - arrived
     return f"left from before, norm {before.double().norm().item():.4g}" if before.any() else "None"
 
-
-def checks(context: Context) -> Iterator[Verdict]:
-    """Every verdict in the document, for a count."""
-    for _, section in whole(context).walk():
-        yield from (block for block in section.blocks if isinstance(block, Verdict))

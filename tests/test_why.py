@@ -1,0 +1,302 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from chainrule.backprop import derive
+from chainrule.errors import MissingError
+from chainrule.examples import worked_example
+from chainrule.lookup import find_value
+from chainrule.notation import Notation
+from chainrule.recording import record
+from chainrule.why import why
+
+
+class Asked:
+    """A recorded step with the question put to it."""
+
+    def __init__(self, step, namespace=None):
+        with record(namespace or {}) as recording:
+            step()
+        self.graph = recording.graph
+        self.derivation = derive(self.graph)
+        self.notation = Notation(self.graph)
+
+    def why(self, name, index):
+        return why(self.graph, self.derivation, self.notation, name, index)
+
+    def every_element(self):
+        """Each element of each gradient, with its answer."""
+        for value in self.graph.values:
+            if value.grad is not None:
+                for index in itertools.product(*map(range, value.shape)):
+                    yield value, index, self.why(value.name, index)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def worked():
+    model, loss, optimizer = worked_example.build()
+    return Asked(lambda: worked_example.train_step(model, loss, optimizer), vars(worked_example))
+
+
+def assert_adds_up(asked):
+    answers = list(asked.every_element())
+    assert answers
+    for value, index, answer in answers:
+        scale = value.grad.abs().max().item() + 1e-12
+        close = pytest.approx(value.grad[index].item(), rel=1e-5, abs=1e-5 * scale)
+        assert answer.total == close, str(answer)
+        assert answer.value == value.grad[index].item()
+        assert sum(use.subtotal for use in answer.uses) == pytest.approx(answer.total) or not answer.uses
+        assert sum(term.value for term in answer.terms) == pytest.approx(answer.total, rel=1e-5, abs=1e-7) or answer.sentence
+        assert not answer.sentence or not answer.terms
+        for term in answer.terms:
+            assert len(term.factors) == 2, str(answer)
+            assert term.factors[0].value * term.factors[1].value == pytest.approx(term.value)
+            assert all(factor.reason for factor in term.factors if factor.value == 0), str(answer)
+        assert answer.document().anchor.startswith("why-")
+
+
+# -- the worked example ------------------------------------------------------------------------------------------------
+
+
+def test_worked_example_adds_up(worked):
+    assert_adds_up(worked)
+
+
+def test_reads_as_by_hand(worked):
+    assert str(worked.why("linear1.weight", (1, 0))) == (
+        "dJ/dW1[1,0] = dJ/dZ1[0,1] * X[0,0] + dJ/dZ1[1,1] * X[1,0] = -0.0014 * 1 + -0.0600 * 3 = -0.1814"
+    )
+
+
+def test_first_cause_of_a_zero_is_the_relu_that_is_off(worked):
+    answer = worked.why("linear1.weight", (2, 0))
+    assert answer.total == 0
+    assert [term.factors[0].reason for term in answer.terms] == [
+        "ReLU is off: Z1[0,2] = -7.8 < 0",
+        "ReLU is off: Z1[1,2] = -16 < 0",
+    ]
+
+
+def test_first_cause_of_a_zero_is_the_kink(worked):
+    first = worked.why("linear2.weight", (0, 0)).terms[0]
+    assert first.factors[0].name == "dJ/dZ2[0,0]"
+    assert first.factors[0].reason.startswith("Z2[0,0] = 0 lies exactly at a kink: ReLU has a corner at 0")
+    assert first.factors[0].reason.endswith("PyTorch takes 0")
+
+
+def test_zero_operand_is_a_reason(worked):
+    answer = worked.why("linear2.weight", (1, 2))
+    assert [factor.reason for term in answer.terms for factor in term.factors] == ["", "A1[0,2] = 0", "", "A1[1,2] = 0"]
+
+
+def test_bias_has_the_factor_one(worked):
+    assert [term.factors[1].name for term in worked.why("linear3.bias", 0).terms] == ["1", "1"]
+
+
+def test_seed_and_input_have_a_sentence(worked):
+    assert worked.why("cost", ()).sentence == "The backward pass began at J: its gradient is the seed, dJ/dJ = 1."
+    answer = worked.why("X", (0, 0))
+    assert (answer.value, answer.terms) == (None, ())
+    assert answer.sentence == "X has no gradient, because nothing asked for one: requires_grad is False."
+
+
+def test_document_holds_the_sum_and_the_reasons(worked):
+    section = worked.why("linear1.weight", (2, 0)).document()
+    assert section.title[1].source == "dJ/dW1[2,0]"
+    assert section.anchor == "why-w1-2-0"
+    text = repr(section)
+    assert "dJ/dZ1[0,2] * X[0,0]" in text
+    assert "ReLU is off: Z1[0,2] = -7.8 < 0" in text
+
+
+# -- other networks ----------------------------------------------------------------------------------------------------
+
+
+def test_classifier_adds_up():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, y = torch.randn(6, 4), torch.randint(3, (6,))
+    assert_adds_up(Asked(lambda: F.cross_entropy(model(x), y).backward()))
+
+
+def test_value_used_twice_has_two_uses():
+    h = torch.tensor([2.0, 3.0], requires_grad=True)
+
+    def step():
+        y = h * h + h
+        y.sum().backward()
+
+    asked = Asked(step, {"h": h})
+    assert_adds_up(asked)
+    answer = asked.why("h", 1)
+    assert [use.subtotal for use in answer.uses] == [1.0, 3.0, 3.0]
+    assert answer.total == 7.0
+    assert "h[1]" in str(answer)
+
+
+def test_shared_weight_has_one_use_for_each_layer():
+    layer = nn.Linear(3, 3)
+    x = torch.randn(2, 3)
+    asked = Asked(lambda: layer(torch.tanh(layer(x))).square().mean().backward())
+    assert_adds_up(asked)
+    name = next(iter(asked.graph.parameters))
+    assert len(asked.why(name, (0, 0)).uses) == 2
+
+
+def test_broadcast_bias_adds_up():
+    bias, scale = torch.randn(3, requires_grad=True), torch.randn(2, 1, requires_grad=True)
+    x = torch.randn(4, 2, 3)
+    asked = Asked(lambda: ((x + bias) * scale).pow(2).sum().backward(), {"bias": bias, "scale": scale, "x": x})
+    assert_adds_up(asked)
+    assert len(asked.why("bias", 0).terms) == 8
+
+
+def test_batched_matmul_adds_up():
+    a, b = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4, 2, requires_grad=True)
+    assert_adds_up(Asked(lambda: torch.matmul(a, b).sigmoid().mean().backward(), {"a": a, "b": b}))
+
+
+def test_cat_and_slices_add_up():
+    a, b = torch.randn(2, 3, requires_grad=True), torch.randn(2, 2, requires_grad=True)
+
+    def step():
+        joined = torch.cat([a, b, a], dim=1)
+        (joined[:, 1:6].exp().sum() + torch.stack([b, b]).prod()).backward()
+
+    asked = Asked(step, {"a": a, "b": b})
+    assert_adds_up(asked)
+
+
+def test_two_backward_passes_are_two_uses():
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+
+    def step():
+        (w * 3).sum().backward()
+        (w * w).sum().backward()
+
+    asked = Asked(step, {"w": w})
+    assert asked.why("w", 0).total == 5.0
+    assert {term.factors[0].name.partition("/")[0] for term in asked.why("w", 0).terms} == {"dJ1", "dJ2"}
+
+
+def test_long_sum_says_what_it_leaves_out():
+    w = torch.ones(1, requires_grad=True)
+    x = torch.arange(200.0)
+    answer = Asked(lambda: (x * w).sum().backward(), {"w": w, "x": x}).why("w", 0)
+    assert len(answer.terms) == 65
+    assert answer.terms[-1].factors == ()
+    assert "136 more" in str(answer)
+    assert answer.total == sum(term.value for term in answer.terms) == x.sum().item()
+
+
+def test_operation_without_a_rule_is_not_opened():
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    w = torch.ones(2, requires_grad=True)
+    answer = Asked(lambda: Double.apply(w).sum().backward(), {"w": w}).why("w", 0)
+    assert answer.total == 2.0
+    assert "no rule" in answer.terms[0].text
+
+
+def test_gradient_that_a_hook_changed_is_said():
+    w = torch.ones(2, requires_grad=True)
+
+    def step():
+        h = w * 3
+        h.register_hook(lambda g: g * 10)
+        h.sum().backward()
+
+    answers = [answer for _, _, answer in Asked(step, {"w": w}).every_element()]
+    assert any("a hook changed it" in answer.sentence for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda model, x: model.used(x).sum(), "did not use it"),
+        (lambda model, x: (model.used(x) + model.other(x).detach()).sum(), "passes `detach`"),
+        (lambda model, x: (model.other(x), model.used(x).sum())[1], "nothing made from it is on the way"),
+    ],
+)
+def test_parameter_without_gradient_says_why(use, words):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return use(self, x)
+
+    model = Model()
+    x = torch.randn(3, 2)
+    answer = Asked(lambda: model(x).backward()).why("other.weight", (0, 0))
+    assert answer.value is None
+    assert words in answer.sentence
+
+
+# -- asking ------------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_find_a_value(worked):
+    graph = worked.graph
+    assert find_value(graph, "linear1.weight") == find_value(graph, "W1")
+    assert find_value(graph, "linear2") == find_value(graph, "Z2")
+    assert find_value(graph, "t") == find_value(graph, "t@3")
+    assert find_value(graph, "output") == find_value(graph, "A3")
+
+
+def test_unknown_name_lists_near_matches(worked):
+    with pytest.raises(MissingError) as caught:
+        find_value(worked.graph, "linear1.weigth")
+    assert str(caught.value).startswith(
+        "There is no value named 'linear1.weigth' in this recording. Near matches: 'linear1.weight'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ((1,), "linear1.weight[1] gives 1 index, but linear1.weight has the shape (3, 2). Give 2 indices, as in (0, 0)."),
+        (1, "linear1.weight[1] gives 1 index, but linear1.weight has the shape (3, 2). Give 2 indices, as in (0, 0)."),
+        (
+            (0, 0, 0),
+            "linear1.weight[0, 0, 0] gives 3 indices, but linear1.weight has the shape (3, 2). "
+            "Give 2 indices, as in (0, 0).",
+        ),
+        (
+            (0, 2),
+            "linear1.weight[0, 2] is out of range: linear1.weight has the shape (3, 2). Axis 1 goes from 0 to 1.",
+        ),
+        (
+            (0, True),
+            "linear1.weight[0, True]: True is no index. Give whole numbers, one for each axis of the shape (3, 2).",
+        ),
+        (
+            (0.0, 1),
+            "linear1.weight[0.0, 1]: 0.0 is no index. Give whole numbers, one for each axis of the shape (3, 2).",
+        ),
+    ],
+)
+def test_bad_index_says_what_is_wrong(worked, index, message):
+    with pytest.raises(MissingError) as caught:
+        worked.why("linear1.weight", index)
+    assert str(caught.value) == message
+
+
+def test_negative_index_counts_from_the_end(worked):
+    assert worked.why("linear1.weight", (-1, -2)).index == (2, 0)
