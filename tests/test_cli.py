@@ -186,7 +186,8 @@ def test_a_wrong_backward_is_named(invoke, train):
     result = invoke("verify", train("2.001"))
     assert result.exit_code == 1, result.output
     assert "SquareBackward" in result.stdout
-    assert "train.py:19" in result.stdout
+    assert "train.py:20: Square.apply(weight)" in result.stdout
+    assert "largest difference 0.002" in result.stdout
 
 
 @pytest.mark.parametrize("options", [(), ("--optimizer", "sgd"), ("--logits",)])

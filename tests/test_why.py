@@ -55,7 +55,10 @@ def assert_adds_up(asked):
         assert answer.total == close, str(answer)
         assert answer.value == value.grad[index].item()
         assert sum(use.subtotal for use in answer.uses) == pytest.approx(answer.total) or not answer.uses
-        assert sum(term.value for term in answer.terms) == pytest.approx(answer.total, rel=1e-5, abs=1e-7) or answer.sentence
+        assert (
+            sum(term.value for term in answer.terms) == pytest.approx(answer.total, rel=1e-5, abs=1e-7)
+            or answer.sentence
+        )
         assert not answer.sentence or not answer.terms
         for term in answer.terms:
             assert len(term.factors) == 2, str(answer)
@@ -249,6 +252,20 @@ def test_parameter_without_gradient_says_why(use, words):
     assert words in answer.sentence
 
 
+def test_complex_gradients_add_up():
+    w = torch.tensor([1 + 2j, 3 - 1j], requires_grad=True)
+    asked = Asked(lambda: ((w * w * 2).abs() * w.real).sum().backward(), {"w": w})
+    for value, index, answer in asked.every_element():
+        assert answer.total == pytest.approx(value.grad[index].item(), rel=1e-5)
+
+
+def test_sparse_gradient_of_an_embedding():
+    table = nn.Embedding(5, 2, sparse=True)
+    chosen = torch.tensor([1, 3, 1])
+    answer = Asked(lambda: table(chosen).square().sum().backward()).why("weight", (1, 0))
+    assert answer.total == pytest.approx(4 * table.weight[1, 0].item())
+
+
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +288,10 @@ def test_unknown_name_lists_near_matches(worked):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ((1,), "linear1.weight[1] gives 1 index, but linear1.weight has the shape (3, 2). Give 2 indices, as in (0, 0)."),
+        (
+            (1,),
+            "linear1.weight[1] gives 1 index, but linear1.weight has the shape (3, 2). Give 2 indices, as in (0, 0).",
+        ),
         (1, "linear1.weight[1] gives 1 index, but linear1.weight has the shape (3, 2). Give 2 indices, as in (0, 0)."),
         (
             (0, 0, 0),

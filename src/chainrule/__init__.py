@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
-    from chainrule.recording import Recording, explain, record
+    from chainrule.recording import Recording, explain, load, record
 
 __version__ = "0.1.0"
 
-__all__ = ["ChainruleError", "Recording", "__version__", "explain", "record"]
+__all__ = ["ChainruleError", "Recording", "__version__", "explain", "load", "record"]
 
 
 def __getattr__(name: str) -> Any:

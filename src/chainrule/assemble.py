@@ -280,13 +280,23 @@ class _Assembler:
             value = self.current.get(id(tensor))
             if value is not None:
                 ranked.setdefault(value, []).append((1, name))
-        for call in calls:
+        for call, raw in zip(calls, self.tape.calls, strict=True):
+            for value, name in self._named_operands(call, raw):
+                ranked.setdefault(value, []).append((2, name))
             for value in call.outputs:
                 ranked.setdefault(value, []).append((3, call.name))
                 self.values[value].place = self.values[value].place or call.place
         for index, draft in enumerate(self.values):
             names = dict.fromkeys(name for _, name in sorted(ranked.get(index, []), key=lambda each: each[0]) if name)
             draft.names = list(names) or [self._fallback_name(draft)]
+
+    def _named_operands(self, call: Call, raw: RawCall) -> Iterator[tuple[int, str]]:
+        """Leaves that go by a name where the call stands: the `X` of `self.linear1(X)`."""
+        if raw.site is None or raw.custom is not None:
+            return
+        for argument, name in zip(call.arguments, raw.site.argument_names(), strict=False):
+            if isinstance(argument, Ref) and self.values[argument.value].kind == "input":
+                yield argument.value, name
 
     def _fallback_name(self, draft: _Draft) -> str:
         if draft.operation is None:
@@ -295,7 +305,7 @@ class _Assembler:
 
     def _namings(self) -> Iterator[tuple[int, int, str, int, Place | None]]:
         """(when, rank, name, value, place) for every result that an assignment, or a module's path, gives a name."""
-        for run in self.tape.modules:
+        for run in reversed(self.tape.modules):  # of modules that end together the inner ones name the result first
             if run.last is not None:
                 parent = self.tape.modules[run.parent].site if run.parent is not None else None
                 yield from self._targets(run.last * 3 + 1, run.output, run.site, parent, run.last)

@@ -38,6 +38,7 @@ TITLES = {
 """What each id means."""
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
+MANY = 0.05  # share of a layer's units up to which units that are off are nothing unusual
 LISTED = 5  # places that are named one by one
 SAME = 1e-3  # relative difference up to which two gradients count as the same
 
@@ -128,8 +129,8 @@ def _units_off(case: _Case) -> Iterator[Finding]:
             continue
         producer = case.producer(value)
         axis = 1 if producer is not None and "conv" in producer.name else len(before.shape) - 1
-        samples = math.prod(before.shape) // max(before.shape[axis], 1)
-        if samples < MIN_SAMPLES or not slope.numel():
+        places = math.prod(before.shape) // max(before.shape[axis], 1)
+        if before.shape[0] < MIN_SAMPLES or not slope.numel():
             continue
         flat = (slope == 0).movedim(axis, 0).flatten(1).all(1)
         units = flat.nonzero().flatten().tolist()
@@ -143,7 +144,7 @@ def _units_off(case: _Case) -> Iterator[Finding]:
             told_column = _list([number(each) for each in column.tolist()])
             at = _slice(case.name(value), axis, unit, len(before.shape))
             evidence.append(
-                f"{at} is {told_column}: the slope of {case.name(step.outputs[0])} is 0 in all {samples} samples."
+                f"{at} is {told_column}: the slope of {case.name(step.outputs[0])} is 0 in all {places} {'samples' if len(before.shape) == 2 else 'places'}."
             )
         text = (
             f"{told[0].upper()}{told[1:]}{case.layer(value)} {'is' if one else 'are'} off for every sample: "
@@ -151,7 +152,7 @@ def _units_off(case: _Case) -> Iterator[Finding]:
         )
         yield Finding(
             "unit-off",
-            "warning",
+            "warning" if len(units) > MANY * before.shape[axis] else "note",
             case.name(step.outputs[0]),
             case.graph.values[step.outputs[0]].place,
             (text,),
@@ -203,8 +204,8 @@ def _at_kinks(case: _Case) -> Iterator[Finding]:
                 ".",
             ),
             tuple(told) + ((f"and {len(places) - LISTED} more",) if len(places) > LISTED else ()),
-            "There is no derivative at such a point; any slope between those of the two sides is a valid choice, and the "
-            "gradient depends on the choice.",
+            "There is no derivative at such a point; any slope between those of the two sides is a valid choice, and "
+            "the gradient depends on the choice.",
         )
 
 
@@ -242,8 +243,8 @@ def _sigmoid_before_bce(case: _Case) -> Iterator[Finding]:
             a.place,
             (f"{case.name(probability)} is a sigmoid, and goes into binary cross-entropy.",),
             tuple(evidence),
-            f"Give {name} to binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) and leave the sigmoid out: the two "
-            "factors cancel into a - y, which neither overflows nor loses digits when the network is sure.",
+            f"Give {name} to binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) and leave the sigmoid out: the "
+            "two factors cancel into a - y, which neither overflows nor loses digits when the network is sure.",
         )
 
 
@@ -359,7 +360,8 @@ def _accumulated(case: _Case) -> Iterator[Finding]:
         sums = list(itertools.accumulate(reversed(passes)))
         if not sums or any(_same(parameter.grad, each) for each in sums):
             continue
-        before = parameter.grad - sums[-1]
+        left = _dense(parameter.grad)
+        before = left - sums[-1]
         yield Finding(
             "accumulated-gradient",
             "warning",
@@ -368,7 +370,7 @@ def _accumulated(case: _Case) -> Iterator[Finding]:
             (f"{parameter.name} had a gradient already when backward began, and the new one was added to it.",),
             (
                 f"Its norm was {number(_norm(before))}; this step sent {number(_norm(sums[-1]))}, which left "
-                f"{number(_norm(parameter.grad))} in `.grad`.",
+                f"{number(_norm(left))} in `.grad`.",
             ),
             "Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose.",
         )
@@ -381,7 +383,7 @@ def _sent(case: _Case, value: int) -> list[Tensor]:
         for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
             sent = share.gradient if share.recorded is None else share.recorded
             if case.graph.nodes[edge.node].leaf == value and sent is not None:
-                sent = sent.reshape(case.graph.values[value].shape) if sent.is_sparse is False else sent.to_dense()
+                sent = _dense(sent)
                 passes[step.backward] = passes[step.backward] + sent if step.backward in passes else sent
     return [passes[index] for index in sorted(passes)]
 
@@ -392,8 +394,11 @@ def _changed(case: _Case) -> Iterator[Finding]:
     places: dict[str, Place | None] = {}
     for update in case.graph.updates:
         for member in update.parameters:
-            left = case.graph.parameters[member.name].grad if member.name in case.graph.parameters else None
-            if left is None or (member.grad is not None and torch.equal(left, member.grad)):
+            known = case.graph.parameters.get(member.name)
+            if known is None or known.grad is None:
+                continue
+            left, seen = _dense(known.grad), None if member.grad is None else _dense(member.grad)
+            if seen is not None and torch.equal(left, seen):
                 continue
             event = next(
                 (e for e in case.graph.events if e.text == member.name and e.position <= update.position), None
@@ -401,7 +406,7 @@ def _changed(case: _Case) -> Iterator[Finding]:
             if event is None and len(case.graph.backwards) > 1:
                 continue  # a later backward pass may have written what `.grad` held at the end
             kind = event.kind if event is not None else "your code"
-            found.setdefault(kind, []).append((member.name, left, member.grad))
+            found.setdefault(kind, []).append((member.name, left, seen))
             places.setdefault(kind, event.place if event is not None else None)
     for kind, members in found.items():
         before, after = _norm(*(left for _, left, _ in members)), _norm(*(g for _, _, g in members if g is not None))
@@ -443,11 +448,15 @@ def _names(members: list[tuple[str, Tensor, Tensor | None]]) -> str:
 
 
 def _norm(*tensors: Tensor) -> float:
-    return math.sqrt(sum(float((t.to_dense() if t.is_sparse else t).abs().double().square().sum()) for t in tensors))
+    return math.sqrt(sum(float(_dense(t).abs().double().square().sum()) for t in tensors))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.to_dense() if tensor.layout != torch.strided else tensor
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    a, b = (t.to_dense() if t.is_sparse else t for t in (a, b))
+    a, b = _dense(a), _dense(b)
     if a.shape != b.shape:
         return False
     return _norm(a - b) <= SAME * max(_norm(a), _norm(b)) or not (a.isfinite().all() and b.isfinite().all())
@@ -479,8 +488,8 @@ def _non_finite_forward(case: _Case) -> Iterator[Finding]:
                 made.place or _place(case, operation),
                 (f"{_called(case, operation)} makes {'NaN' if nan else 'infinity'} of finite numbers, first of all.",),
                 _birth(case, operation, made),
-                "Keep its operand inside the range where the function is finite (clamp it, add a small epsilon, or take the "
-                "loss that works on logits).",
+                "Keep its operand inside the range where the function is finite (clamp it, add a small epsilon, or take "
+                "the loss that works on logits).",
             )
             return
 
@@ -518,7 +527,7 @@ def _non_finite_backward(case: _Case) -> Iterator[Finding]:
                 node.place,
                 (
                     f"Going back through {_called(case, case.graph.operations[step.operation])} makes "
-                    f"{'NaN' if nan else 'infinity'} of finite gradients, first of all.",
+                    f"{'NaN' if nan else 'infinity'} of finite gradients, the first.",
                 ),
                 _birth_of_gradient(case, step, value, sent),
                 "The derivative is not finite at this point: keep the operand away from it (a small epsilon inside "
@@ -592,11 +601,7 @@ def _harmful(case: _Case) -> bool:
 
 
 def _finite(tensor: Tensor | None) -> bool:
-    return (
-        tensor is None
-        or not _float(tensor)
-        or bool((tensor.to_dense() if tensor.is_sparse else tensor).isfinite().all())
-    )
+    return tensor is None or not _float(tensor) or bool(_dense(tensor).isfinite().all())
 
 
 def _float(tensor: Tensor) -> bool:

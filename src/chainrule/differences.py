@@ -1,9 +1,9 @@
 """Central differences in float64 of a recorded operation, weighed with the upstream gradient that reached it.
 
 Everything is told in real numbers: a complex tensor counts as its real and imaginary parts, for which PyTorch's
-gradient is the plain one. An argument x is one flat vector, the outputs that received an upstream gradient u are another,
-and what is measured is u^T J, term by term, so that the size of the summed terms (which decides how much rounding may
-change the sum) is known beside the sum.
+gradient is the plain one. An argument x is one flat vector, the outputs that received an upstream gradient u are
+another, and what is measured is u^T J, term by term, so that the size of the summed terms (which decides how much
+rounding may change the sum) is known beside the sum.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Experiment:
                 put(arguments, edge, leaf.clone())  # an in-place operation may not write to a leaf
             if self.random_state is not None:
                 torch.set_rng_state(self.random_state)
-            function = self.function.function
-            out = function.apply(*arguments.values()) if isinstance(function, type) else function(**arguments)
+            function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
+            out = function.apply(*arguments.values()) if self.custom else function(**arguments)
             outs = list(tensors_in(out))
             pairs = [(outs[place], g) for place, g in self.upstream.items() if outs[place].requires_grad]
             if not pairs:
@@ -149,7 +149,10 @@ class Probe:
 
     def _grain(self) -> float:
         """The rounding of what a user's function gives: it may compute in a coarser type than it is given."""
-        moved = self.f(self.x + self.scale * torch.linspace(0.01, 0.0137, self.x.numel(), dtype=torch.float64, device=self.x.device))
+        moved = self.f(
+            self.x
+            + self.scale * torch.linspace(0.01, 0.0137, self.x.numel(), dtype=torch.float64, device=self.x.device)
+        )
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             if torch.equal(moved.to(dtype).double(), moved) and not torch.equal(moved, self.y):
                 return torch.finfo(dtype).eps

@@ -111,12 +111,67 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One value of the step with the gradient of the same value: a line of the mirror, a vertex of the picture.
+
+    `inputs` are the rows that it was computed from, `module` is the path of the module that it was computed in. `forward` and `backward` are the
+    anchors of the sections that work it out; `verdict` is what the proof says of the node that leads back from it.
+    """
+
+    index: int
+    kind: Literal["data", "parameter", "operation", "loss"]
+    name: str
+    symbol: str
+    gradient_symbol: str
+    operation: str
+    expression: str
+    place: str
+    module: str
+    inputs: tuple[int, ...]
+    value: Tensor
+    gradient: Tensor | None
+    forward: str | None = None
+    backward: tuple[str, ...] = ()
+    verdict: Kind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One element of one row: of its value, or of its gradient."""
+
+    row: int
+    role: Literal["value", "gradient"]
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summand:
+    """One term of a sum: its value, its factors as text (`dJ/dZ1[0,1]`) with their values, and where they stand."""
+
+    value: float
+    factors: tuple[tuple[str, float], ...]
+    sources: tuple[Source, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Why one number is what it is: the terms that add up to it."""
+
+    of: Source
+    text: str
+    summands: tuple[Summand, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
-    """One recording, told."""
+    """One recording, told: sections to be read, and rows and sums to be looked at."""
 
     title: Text
     summary: tuple[Block, ...]
     sections: tuple[Section, ...]
+    rows: tuple[Row, ...] = ()
+    sums: tuple[Sum, ...] = ()
 
     def walk(self) -> Iterator[tuple[int, Section]]:
         """Every section with its depth, in reading order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -32,9 +33,16 @@ class Recording:
     While the block of `record()` runs there is nothing to see yet; every property raises RecordingError until it ends.
     """
 
-    def __init__(self, tape: Tape) -> None:
-        self._tape: Tape | None = tape
-        self._open = True
+    def __init__(self, tape: Tape | None) -> None:
+        self._tape = tape
+        self._open = tape is not None
+
+    @classmethod
+    def of(cls, graph: Graph) -> Recording:
+        """A recording of facts that are known already."""
+        recording = cls(None)
+        recording.graph = graph
+        return recording
 
     @cached_property
     def graph(self) -> Graph:
@@ -147,6 +155,22 @@ class Recording:
 
         terminal.render(self.document(brief))
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recording to a file; its suffix names the view.
+
+        `.safetensors` is the recording itself, which `chainrule.load` reads. A file that is there is replaced all at
+        once, so that an interrupted write leaves the old one.
+
+        Raises StorageError for a suffix that no view has, and where the file cannot be written.
+        """
+        from chainrule import storage, views
+
+        suffix = os.path.splitext(os.fspath(path))[1].lower()
+        if suffix == ".safetensors":
+            storage.write(self.graph, path)
+            return
+        storage.write_atomically(path, views.written(self.document(), suffix).encode())
+
     def __str__(self) -> str:
         from chainrule.views import terminal
 
@@ -156,6 +180,18 @@ class Recording:
         if self._open:
             return "<chainrule.Recording, still running>"
         return f"<chainrule.Recording: loss {self.loss}, {len(self.nodes)} nodes, {len(self.parameters)} parameters>"
+
+
+def load(path: str | os.PathLike[str]) -> Recording:
+    """Read a recording that `recording.save("step.safetensors")` wrote. Nothing in the file is executed.
+
+    A user's own `autograd.Function` is not in the file, so its node can be told but not run again.
+
+    Raises StorageError where the file is missing, cut short, corrupt, no recording, or of a newer version.
+    """
+    from chainrule.storage import read
+
+    return Recording.of(read(path))
 
 
 class record:  # noqa: N801 (read as a verb)

@@ -62,13 +62,35 @@ class Site:
         return _place(self.code, self.instruction)
 
 
+    def argument_names(self) -> tuple[str, ...]:
+        """What the operands are called where the call stands: `("output", "Y")` in `loss(output, Y)`; "" for no name."""
+        return _argument_names(self.code, self.instruction)
+
+
 @lru_cache(maxsize=4096)
-def _place(code: CodeType, instruction: int) -> Place:
+def _argument_names(code: CodeType, instruction: int) -> tuple[str, ...]:
+    node = _expression(code, instruction)[0]
+    operands: list[ast.expr] = []
+    if isinstance(node, ast.Call):
+        operands = node.args
+    elif isinstance(node, ast.BinOp):
+        operands = [node.left, node.right]
+    return tuple(_name(each) for each in operands)
+
+
+def _expression(code: CodeType, instruction: int) -> tuple[ast.expr | ast.stmt | None, ast.stmt | None]:
+    """The expression that an instruction evaluates, and the statement that it stands in."""
     positions = list(code.co_positions())
     line, last_line, column, last_column = positions[instruction // 2]
     if line is None or last_line is None or column is None or last_column is None:
-        return Place(code.co_filename, line or code.co_firstlineno, code.co_name)
-    node, statement = _find(code.co_filename, (line, column, last_line, last_column))
+        return None, None
+    return _find(code.co_filename, (line, column, last_line, last_column))
+
+
+@lru_cache(maxsize=4096)
+def _place(code: CodeType, instruction: int) -> Place:
+    line = list(code.co_positions())[instruction // 2][0] or code.co_firstlineno
+    node, statement = _expression(code, instruction)
     if node is None:
         return Place(code.co_filename, line, code.co_name)
     return Place(code.co_filename, line, code.co_name, ast.unparse(node), _targets(node, statement))

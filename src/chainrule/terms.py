@@ -21,6 +21,7 @@ from chainrule.lookup import Index
 from chainrule.rules import Applied, Rule
 
 SEARCHED = 20_000  # elements of an output up to which each is asked whether its derivative is 0 only by chance
+ROUNDING = 1e-4  # how far a sum may be from the share that it makes, relative to the sum of sizes
 BASIS = 4_096  # elements of an output up to which a Jacobian is worked out with one basis vector after another
 
 Number = float | complex
@@ -95,7 +96,8 @@ def _add(
 ) -> None:
     if share.value is None or share.gradient is None:
         return
-    common = (outputs, share.argument, share.gradient, step.backward or 0)
+    gradient = share.gradient.to_dense() if share.gradient.is_sparse else share.gradient
+    common = (outputs, share.argument, gradient, step.backward or 0)
     way = Way(*common)
     if step.rule is not None and step.op is not None:
         upstream = step.upstream + (None,) * (len(outputs) - len(step.upstream))
@@ -120,12 +122,19 @@ def entries_of(way: Way, index: Index) -> list[Entry] | None:
             term = g * (local.conjugate() if isinstance(local, complex) else local)
             # What a rule stops is 0, even where the upstream gradient is not finite.
             entries.append(Entry(slot, at, g, local, 0.0 if term != term and own == own and local == 0 else term))
-    return entries
+    return entries if _add_up(entries, way.gradient.dtype, own) else None
+
+
+def _add_up(entries: list[Entry], dtype: torch.dtype, own: Number) -> bool:
+    """Whether the terms make the share that they are terms of; not so where a VJP is not linear (conjugates)."""
+    total, size = sum(entry.value for entry in entries), sum(abs(entry.value) for entry in entries)
+    allowed = max(ROUNDING, 32 * torch.finfo(dtype).eps) * max(size, abs(own))
+    return not abs(total - own) > allowed  # said in this way, NaN is let pass
 
 
 def _column(way: RuledWay, index: Index) -> list[Tensor | None] | None:
     """Column `index` of the Jacobian, one part for each output: the derivative of the VJP by the upstream gradient."""
-    if any(g is not None and (g.is_complex() or not g.is_floating_point()) for g in way.upstream):
+    if any(each is not None and each.is_complex() for each in (way.gradient, *way.upstream)):
         return _column_by_basis(way, index)
     try:
         with torch.enable_grad():
@@ -149,7 +158,7 @@ def _column_by_basis(way: RuledWay, index: Index) -> list[Tensor | None] | None:
         if g is None:
             columns.append(None)
             continue
-        column = torch.zeros_like(g)
+        column = torch.zeros(g.shape, dtype=torch.promote_types(g.dtype, way.gradient.dtype))
         for at in itertools.product(*map(range, g.shape)):
             basis = [None if each is None else torch.zeros_like(each) for each in way.upstream]
             one = torch.zeros_like(g)

@@ -216,7 +216,7 @@ class _Search:
         called = self.notation.plain(value)
         uses = tuple(self._use(way, index) for way in self._ways.get(value, ()))
         grad = self.graph.values[value].grad
-        recorded = None if grad is None else grad[index].item()
+        recorded = None if grad is None else (grad.to_dense() if grad.is_sparse else grad)[index].item()
         total = sum((use.subtotal for use in uses), start=0.0)
         sentence = self._sentence(value, called, index, recorded, total) if recorded is not None or not uses else ""
         if recorded is not None and not uses:
@@ -241,13 +241,13 @@ class _Search:
     # -- one use ------------------------------------------------------------------------------------------------------
 
     def _use(self, way: Way, index: Index) -> Use:
-        result = " and ".join(self.notation.plain(out) for out in way.outputs if out is not None)
+        result = " and ".join(self.notation.plain(out) for out in way.outputs if out is not None) or "an operation"
         entries = entries_of(way, index)
         if entries is None or not isinstance(way, RuledWay):
             value = way.gradient[index].item()
             text = "not opened, as there is no rule for this operation yet: PyTorch's own share"
             if isinstance(way, RuledWay):
-                text = "not opened, as the operation is too large"
+                text = "not opened, as its terms do not follow from the rule alone: our own share"
             return Use(result, way.argument, (Term(value, (), text),), value)
         listed = entries
         rest: list[Term] = []

@@ -22,7 +22,20 @@ from torch import Tensor
 
 from chainrule.errors import RuleError
 
-TOPICS = ("arithmetic", "function", "special", "activation", "linear", "reduce", "shape", "index", "normalise", "loss")
+TOPICS = (
+    "arithmetic",
+    "function",
+    "special",
+    "activation",
+    "linear",
+    "reduce",
+    "shape",
+    "index",
+    "normalise",
+    "attention",
+    "recurrent",
+    "loss",
+)
 
 Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor as Data
 
 from chainrule.backprop import Derivation, Step
 from chainrule.diagnose import Finding
-from chainrule.document import Code, Role, Span, Tensor, Text, Verdict
+from chainrule.document import Code, Kind, Role, Span, Tensor, Text, Verdict
 from chainrule.graph import Graph, Place
 from chainrule.notation import Notation
 from chainrule.numbers import number
@@ -31,6 +31,7 @@ class Context:
     derivation: Derivation
     notation: Notation
     findings: tuple[Finding, ...] = ()
+    verdicts: Mapping[int, Kind] = field(default_factory=dict)  # node -> what the proof says
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
         """A tensor as a block of the document: its numbers where it is small, else its statistics."""

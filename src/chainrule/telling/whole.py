@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.notation import escape
-from chainrule.telling import steps, update
+from chainrule.telling import mirror, steps, update
 from chainrule.telling.context import Context, shape_text
 
 
 def whole(context: Context) -> Document:
     """Tell everything."""
-    return Document(("One training step, worked out",), tuple(summary(context)), tuple(_sections(context)))
+    title = ("One training step, worked out",)
+    return Document(title, tuple(summary(context)), tuple(_sections(context)), mirror.rows(context))
 
 
 def summary(context: Context) -> Iterator[Block]:

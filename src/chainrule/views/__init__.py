@@ -1,1 +1,33 @@
 """Output forms of the one document: each view is a file of small functions, one for each kind of block."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from chainrule.document import Document
+from chainrule.errors import StorageError
+
+VIEWS = {
+    ".html": "page",
+    ".json": "json",
+    ".md": "markdown",
+    ".tex": "latex",
+    ".ipynb": "notebook",
+    ".svg": "picture",
+    ".txt": "terminal",
+}
+"""Which view writes which kind of file; each has `written(document) -> str`."""
+
+
+def written(document: Document, suffix: str) -> str:
+    """The document as text in the view that a file's suffix names.
+
+    Raises StorageError for a suffix that no view has.
+    """
+    view = VIEWS.get(suffix)
+    if view is None:
+        raise StorageError(
+            f"no view writes {suffix or 'a file without a suffix'}. Give one of {', '.join([*VIEWS, '.safetensors'])}."
+        )
+    text: str = import_module(f"{__name__}.{view}").written(document)
+    return text

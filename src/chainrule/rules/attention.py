@@ -1,0 +1,244 @@
+r"""Rules of scaled dot-product attention: one formula, whichever kernel PyTorch chose to run it.
+
+A fused kernel (flash, memory-efficient, cuDNN) never writes down the matrix of weights. The rule does: it computes the
+scores and their softmax again from the recorded query and key, so that going back is five plain steps.
+
+    S = scale Q K^T + M      P = softmax(S), row by row      O = P V
+    V_bar = P^T O_bar        P_bar = O_bar V^T               S_bar = P (P_bar - rowsum(P_bar P))
+    Q_bar = scale S_bar K    K_bar = scale S_bar^T Q         M_bar = S_bar
+
+Shapes: query (batch, heads, queries, features), key (batch, key_heads, keys, features), value (batch, key_heads, keys,
+value_features). Where there are fewer key heads than query heads, each serves a group of consecutive query heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chainrule.rules import Factor, Rule, Sample, Wrt, number, reduce_to_shape, rule, sample
+
+Index = tuple[int, ...]
+
+
+def mask_of(op: Any) -> Tensor | None:
+    """What is added to the scores (or, if boolean, what may be looked at); kernels call it by different names."""
+    mask: Tensor | None = op.arguments.get("attn_mask", op.arguments.get("attn_bias"))
+    return mask
+
+
+def scale_of(op: Any) -> float:
+    """The factor of the scores: one over the root of the number of features, if nothing else was asked for."""
+    scale = op.arguments.get("scale")
+    return 1 / math.sqrt(op.query.shape[-1]) if scale is None else float(scale)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """Half precision is widened, as inside the kernels."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def _per_query_head(op: Any, t: Tensor) -> Tensor:
+    """Key or value with one head for each query head."""
+    if t.dim() < 3:
+        return _wide(t)
+    return _wide(t).repeat_interleave(op.query.shape[-3] // t.shape[-3], -3) if t.shape[-3] else _wide(t)
+
+
+def _per_key_head(t: Tensor, like: Tensor) -> Tensor:
+    """The way back of `_per_query_head`: the heads of a group are added up, and broadcast axes too."""
+    if like.dim() >= 3 and like.shape[-3] not in (0, 1, t.shape[-3]):
+        t = t.unflatten(-3, (like.shape[-3], -1)).sum(-3)
+    return reduce_to_shape(t, tuple(like.shape))[0].to(like.dtype)
+
+
+def weights(op: Any) -> Tensor:
+    """P: how much each query looks at each key; a query that may look at nothing has a row of zeros."""
+    scores = scale_of(op) * _wide(op.query) @ _per_query_head(op, op.key).mT
+    mask = mask_of(op)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + _wide(mask)
+    if op.arguments.get("is_causal"):
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+    blind = (scores == -math.inf).all(-1, keepdim=True)
+    return torch.where(blind, 0, scores.softmax(-1))
+
+
+def _back_to_scores(op: Any, g: Tensor) -> Tensor:
+    """S_bar, from the upstream gradient of the output: through V, then through the softmax of each row."""
+    p = weights(op)
+    p_bar = _wide(g) @ _per_query_head(op, op.value).mT
+    return p * (p_bar - (p_bar * p).sum(-1, keepdim=True))
+
+
+def _query(op: Any, g: Tensor) -> Tensor:
+    gradient = scale_of(op) * _back_to_scores(op, g) @ _per_query_head(op, op.key)
+    return reduce_to_shape(gradient, tuple(op.query.shape))[0].to(op.query.dtype)
+
+
+def _key(op: Any, g: Tensor) -> Tensor:
+    return _per_key_head(scale_of(op) * _back_to_scores(op, g).mT @ _wide(op.query), op.key)
+
+
+def _value(op: Any, g: Tensor) -> Tensor:
+    return _per_key_head(weights(op).mT @ _wide(g), op.value)
+
+
+def _mask(op: Any, g: Tensor) -> Tensor | None:
+    mask = mask_of(op)
+    if mask is None or mask.dtype == torch.bool:
+        return None
+    return reduce_to_shape(_back_to_scores(op, g), tuple(mask.shape))[0].to(mask.dtype)
+
+
+def _scaled(op: Any, latex: str) -> str:
+    scale = op.arguments.get("scale")
+    if scale is None:
+        return rf"\frac{{{latex}}}{{\sqrt{{{op.query.shape[-1]}}}}}"
+    return rf"{number(float(scale))} \, {latex}"
+
+
+def _equation(op: Any) -> str:
+    scores, mask = _scaled(op, "$query \\, $key^{T}"), mask_of(op)
+    name = "$attn_mask" if "attn_mask" in op.arguments else "$attn_bias"
+    if mask is not None and mask.dtype != torch.bool:
+        scores += f" + {name}"
+    text = rf"$out = P \, $value, \quad P = \operatorname{{softmax}}\left({scores}\right) \text{{ of each row}}"
+    if mask is not None and mask.dtype == torch.bool:
+        text += rf" \text{{, only where }} {name}"
+    if op.arguments.get("is_causal"):
+        text += r" \text{, only keys } j \le i \text{ for query } i"
+    if op.key.dim() >= 3 and op.key.shape[-3] != op.query.shape[-3]:
+        text += rf" \text{{, each key head for }} {op.query.shape[-3] // op.key.shape[-3]} \text{{ query heads}}"
+    return text
+
+
+S_BAR = (
+    r"\bar{S} = P \odot \left(\bar{P} - \operatorname{rowsum}(\bar{P} \odot P)\right), \; "
+    r"\bar{P} = $g \, $value^{T}"
+)
+OWN_HEAD = "each sample and each head attends by itself, and a query looks through its own row of weights alone"
+
+
+def _value_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    *batch, query, feature = out_index
+    *others, key, value_feature = in_index
+    if feature != value_feature or op.out.shape[:-2] != op.value.shape[:-2] or batch != others:
+        return None
+    return Factor(latex=rf"P_{{{','.join(map(str, (*batch, query, key)))}}}")
+
+
+QUERY_KEY_VALUE = {
+    "query": Wrt(
+        _query,
+        lambda op: r"P_{ij} \left({$value}_{j} - {$out}_{i}\right) \cdot " + _scaled(op, r"{$key}_{j}"),
+        lambda op: _scaled(op, r"\bar{S} \, $key") + rf", \quad {S_BAR}",
+        OWN_HEAD,
+    ),
+    "key": Wrt(
+        _key,
+        lambda op: r"P_{ij} \left({$value}_{j} - {$out}_{i}\right) \cdot " + _scaled(op, r"{$query}_{i}"),
+        lambda op: _scaled(op, r"\bar{S}^{T} $query") + rf", \quad {S_BAR}",
+        OWN_HEAD,
+    ),
+    "value": Wrt(_value, "P_{ij}", r"P^{T} \, $g", OWN_HEAD, _value_factor),
+}
+ADDED_TO_SCORES = Wrt(_mask, r"P_{ij} \left({$value}_{j} - {$out}_{i}\right)", rf"\bar{{S}}, \quad {S_BAR}", OWN_HEAD)
+
+
+def _no_dropout(op: Any) -> bool:
+    """The kernels drop weights by random numbers of their own, which nothing can read afterwards."""
+    return not op.arguments.get("dropout_p")
+
+
+def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iterable[Sample]], **more: Any) -> Rule:
+    """Register a kernel of attention; `mask` is the argument that it differentiates beside query, key and value."""
+    return rule(
+        *nodes,
+        name=name,
+        equation=_equation,
+        wrt={**QUERY_KEY_VALUE, **({mask: ADDED_TO_SCORES} if mask else {})},
+        accepts=_no_dropout,
+        samples=samples,
+        **more,
+    )
+
+
+def x(*shape: int, shift: int = 0) -> Tensor:
+    """A sample input that wants a gradient; the same numbers each time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape) + shift)).requires_grad_()
+
+
+def _qkv(keys: int = 4, heads: int = 2, features: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    return x(2, 2, 4, features), x(2, heads, keys, features, shift=1), x(2, heads, keys, features, shift=2)
+
+
+def _samples(function: Callable[..., Any]) -> list[Sample]:
+    return [
+        sample(function, *_qkv()),
+        sample(function, *_qkv(5), note="more keys than queries"),
+        sample(function, *_qkv(), is_causal=True, note="causal"),
+        sample(function, *_qkv(), scale=0.5, note="another scale"),
+        sample(function, *_qkv(1, features=1), note="one key, one feature"),
+    ]
+
+
+SOURCE = "arXiv:1706.03762, section 3.2.1; the way back as in arXiv:2205.14135, appendix B.4. "
+
+flash_for_cpu = attention(
+    "ScaledDotProductFlashAttentionForCpuBackward0",
+    name="flash_attention_for_cpu",
+    constants={"attn_mask": "not differentiable"},
+    samples=lambda: [
+        *_samples(F.scaled_dot_product_attention),
+        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(4, 4).detach(), note="mask added"),
+        sample(
+            F.scaled_dot_product_attention,
+            *_qkv(),
+            attn_mask=torch.tensor([[True, False, True, False]] * 3 + [[False] * 4]),
+            note="a query that may look at nothing",
+        ),
+        sample(F.scaled_dot_product_attention, x(2, 4, 3, 5), *_qkv(3, 2, 5)[1:], enable_gqa=True, note="shared heads"),
+    ],
+    source=SOURCE + "derivatives.yaml: _scaled_dot_product_flash_attention_for_cpu",
+)
+
+# The kernels below run on other devices only, so they have no samples that every machine could run.
+
+flash = attention(
+    "ScaledDotProductFlashAttentionBackward0",
+    "ScaledDotProductCudnnAttentionBackward0",
+    name="flash_attention",
+    constants={"attn_bias": "not differentiable"},
+    samples=lambda: (),
+    source=SOURCE + "derivatives.yaml: _scaled_dot_product_flash_attention, _scaled_dot_product_cudnn_attention",
+)
+
+efficient = attention(
+    "ScaledDotProductEfficientAttentionBackward0",
+    "ScaledDotProductFusedAttentionOverrideableBackward0",
+    name="efficient_attention",
+    mask="attn_bias",
+    samples=lambda: (),
+    source=SOURCE
+    + "derivatives.yaml: _scaled_dot_product_efficient_attention, _scaled_dot_product_fused_attention_overrideable",
+)
+
+# Where PyTorch takes the plain way (a mask that wants a gradient), the call is some fifteen nodes, told as one here.
+math_path = attention(
+    name="scaled_dot_product_attention",
+    calls=("scaled_dot_product_attention",),
+    mask="attn_mask",
+    constants=dict.fromkeys(("dropout_p", "is_causal", "scale", "enable_gqa"), "not differentiable"),
+    samples=lambda: [
+        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(4, 4), note="a mask that wants a gradient"),
+        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(2, 1, 1, 4), note="a broadcast mask"),
+        sample(F.scaled_dot_product_attention, x(4, 3), x(5, 3), x(5, 2), attn_mask=x(5), note="no batch, no heads"),
+    ],
+    source=SOURCE,
+)

@@ -1,0 +1,649 @@
+"""Rules of convolutions, of their transposes, and of cutting a picture into patches (im2col) and back.
+
+A kernel element k and an output place p always meet at place s p + d k of the padded input. So a convolution is a sum
+over the kernel's elements, each of which is a matrix that maps the channels of one strided slice of the input:
+y = b + sum_k w_k x[slice_k]. Both ways back are read off that line: w_k^T g is added into slice k, and g x[slice_k]^T
+is the gradient of w_k. Transposed convolutions are the same with the two sides exchanged.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from chainrule.rules import Applied, Factor, Sample, Wrt, rule, sample
+from chainrule.rules.linear import randn
+from chainrule.rules.shape import moves
+
+Index = tuple[int, ...]
+
+PLACES = {1: "i", 2: "ij", 3: "hij"}
+TAPS = {1: "u", 2: "uv", 3: "tuv"}
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """How a kernel slides over a padded input, axis by axis: output place p and kernel element k meet at s p + d k."""
+
+    size: Index
+    stride: Index
+    dilation: Index
+    padding: Index
+
+    def slices(self, places: Sequence[int]) -> Iterator[tuple[Index, tuple[Any, ...]]]:
+        """For each kernel element, what it meets of the padded input at all `places` (a number an axis)."""
+        for k in itertools.product(*map(range, self.size)):
+            starts = [d * each for d, each in zip(self.dilation, k, strict=True)]
+            ranges = zip(starts, places, self.stride, strict=True)
+            yield k, (..., *(slice(start, start + s * count, s) for start, count, s in ranges))
+
+    def pad(self, t: Tensor) -> Tensor:
+        """Put the border of zeros around the last axes."""
+        return F.pad(t, [p for p in reversed(self.padding) for _ in range(2)])
+
+    def unpad(self, t: Tensor) -> Tensor:
+        """Take the border away again."""
+        return F.pad(t, [-p for p in reversed(self.padding) for _ in range(2)])
+
+    def page(self, t: Tensor, room: Sequence[int]) -> Tensor:
+        """Zeros for a padded input of `room`, with the leading axes of `t`."""
+        padded = [size + 2 * p for size, p in zip(room, self.padding, strict=True)]
+        return t.new_zeros((*t.shape[: t.dim() - len(padded)], *padded))
+
+    def element(self, place: Index, inside: Index) -> Index | None:
+        """The kernel element by which an output place meets an input place, if there is one."""
+        gaps = [q + pad - s * p for p, q, s, pad in zip(place, inside, self.stride, self.padding, strict=True)]
+        found = tuple(gap // d for gap, d in zip(gaps, self.dilation, strict=True))
+        whole = all(gap % d == 0 for gap, d in zip(gaps, self.dilation, strict=True))
+        return found if whole and all(0 <= k < size for k, size in zip(found, self.size, strict=True)) else None
+
+    def meeting(self, place: Index, element: Index, room: Sequence[int]) -> Index | None:
+        """The input place that a kernel element meets from an output place; None where that is in the padding."""
+        axes = zip(place, element, self.stride, self.dilation, self.padding, strict=True)
+        found = tuple(s * p + d * k - pad for p, k, s, d, pad in axes)
+        return found if all(0 <= q < size for q, size in zip(found, room, strict=True)) else None
+
+    def source(self, letters: str, taps: str) -> list[str]:
+        """Where in the input output place (i, j) and kernel element (u, v) meet, in LaTeX: `2 i + u - 1`."""
+        axes = zip(letters, taps, self.stride, self.dilation, self.padding, strict=True)
+        return [f"{_times(s, p)} + {_times(d, k)}{_less(pad)}" for p, k, s, d, pad in axes]
+
+    def target(self, letters: str, taps: str) -> list[str]:
+        """The output place that meets input place (i, j) by kernel element (u, v), in LaTeX: `(i - u + 1) / 2`."""
+        axes = zip(letters, taps, self.stride, self.dilation, self.padding, strict=True)
+        sums = [(f"{q} - {_times(d, k)}" + (f" + {pad}" if pad else ""), s) for q, k, s, d, pad in axes]
+        return [text if s == 1 else f"({text}) / {s}" for text, s in sums]
+
+
+def _times(number: int, letter: str) -> str:
+    return letter if number == 1 else rf"{number} \, {letter}"
+
+
+def _less(number: int) -> str:
+    return f" - {number}" if number else ""
+
+
+# What a convolution does, whichever node made it -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution's setting: y = w * x, where `transposed` exchanges the sides of input and output."""
+
+    sliding: Sliding
+    groups: int
+    transposed: bool
+
+    @classmethod
+    def of(cls, op: Any) -> Convolution:
+        """The setting of an operation; arguments that its schema leaves out have their usual values."""
+        size = tuple(op.weight.shape[2:])
+        stride, dilation, padding = (
+            _each_axis(op.arguments.get(name), default, len(size))
+            for name, default in (("stride", 1), ("dilation", 1), ("padding", 0))
+        )
+        # `slow_conv_transpose2d` says that it is one by its name and by having an `output_padding`
+        transposed = op.arguments.get("transposed", "output_padding" in op.arguments)
+        return cls(Sliding(size, stride, dilation, padding), op.arguments.get("groups", 1), transposed)
+
+    def turned(self) -> Convolution:
+        """The way from the output back to the input."""
+        return Convolution(self.sliding, self.groups, not self.transposed)
+
+    def apply(self, x: Tensor, weight: Tensor, room: Sequence[int]) -> Tensor:
+        """The convolution of `x` by `weight`, without a bias; `room` is the result's size along the places' axes."""
+        x, w = self._grouped(x), self._by_group(weight)
+        return (self._spread(x, w, room) if self.transposed else self._gather(x, w, room)).flatten(1, 2)
+
+    def _gather(self, x: Tensor, w: Tensor, places: Sequence[int]) -> Tensor:
+        page, terms = self.sliding.pad(x), x.new_zeros((*x.shape[:2], w.shape[1], *places), dtype=_wide(x))
+        for k, window in self.sliding.slices(places):
+            terms += torch.einsum("goc,ngc...->ngo...", w[(..., *k)], page[window])
+        return terms.to(x.dtype)
+
+    def _spread(self, x: Tensor, w: Tensor, room: Sequence[int]) -> Tensor:
+        channels = x.new_zeros((*x.shape[:2], w.shape[2], *x.shape[3:]), dtype=_wide(x))
+        page = self.sliding.page(channels, room)
+        for k, window in self.sliding.slices(x.shape[3:]):
+            page[window] += torch.einsum("goc,ngo...->ngc...", w[(..., *k)], x)
+        return self.sliding.unpad(page).to(x.dtype)
+
+    def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        """d (g . apply(x, w)) / d w: for each kernel element, the products of what it brought together."""
+        small, large = (x, g) if self.transposed else (g, x)
+        page, small = self.sliding.pad(self._grouped(large)), self._grouped(small)
+        gradient = torch.zeros_like(self._by_group(weight))
+        for k, window in self.sliding.slices(small.shape[3:]):
+            meeting = page[window].flatten(3)
+            gradient[(..., *k)] = torch.einsum("ngox,ngcx->goc", small.flatten(3), meeting)
+        return gradient.reshape(weight.shape)
+
+    def _grouped(self, t: Tensor) -> Tensor:
+        return t.reshape(t.shape[0], self.groups, t.shape[1] // self.groups, *t.shape[2:])
+
+    def _by_group(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
+
+
+def _each_axis(setting: Any, default: int, axes: int) -> Index:
+    """A setting for every axis; one number stands for all."""
+    values = (default,) if setting is None else (setting,) if isinstance(setting, int) else tuple(setting)
+    return values * axes if len(values) == 1 else values
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    """The type to add up in: with half precision, a sum of many terms would be rounded after each."""
+    return torch.promote_types(t.dtype, torch.float32)
+
+
+def _x(op: Any) -> Tensor:
+    found: Tensor = op.arguments["input"] if "input" in op.arguments else op.self
+    return found
+
+
+def _input(op: Any, g: Tensor) -> Tensor:
+    return Convolution.of(op).turned().apply(g, op.weight, _x(op).shape[2:])
+
+
+def _weight(op: Any, g: Tensor) -> Tensor:
+    return Convolution.of(op).weight_gradient(_x(op), g, op.weight)
+
+
+def _bias(op: Any, g: Tensor) -> Tensor:
+    return g.sum((0, *range(2, g.dim())))
+
+
+# How it is told --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Told:
+    """The letters and ranges in which one convolution is told: place (i, j), kernel element (u, v)."""
+
+    op: Any
+
+    @property
+    def setting(self) -> Convolution:
+        return Convolution.of(self.op)
+
+    @property
+    def places(self) -> str:
+        return PLACES[len(self.setting.sliding.size)]
+
+    @property
+    def taps(self) -> str:
+        return TAPS[len(self.setting.sliding.size)]
+
+    @property
+    def x(self) -> str:
+        return "$input" if "input" in self.op.arguments else "$self"
+
+    def over_kernel(self, *channels: tuple[str, int]) -> str:
+        """The sums over channels and over the kernel's elements, with their ranges."""
+        ranges = [*channels, *zip(self.taps, self.setting.sliding.size, strict=True)]
+        return " ".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}}" for letter, count in ranges if count != 1)
+
+    def kernel(self, first: str, second: str) -> str:
+        """One element of the weight; an axis of size 1 is always met at 0."""
+        sizes = zip((first, second, *self.taps), self.op.weight.shape, strict=True)
+        return _element("$weight", [letter if size != 1 or letter == first else "0" for letter, size in sizes])
+
+    def equation(self) -> str:
+        groups, places = self.setting.groups, ", ".join(self.places)
+        bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
+        outputs, inputs = self.op.out.shape[1] // groups, _x(self.op).shape[1] // groups
+        first = "c" if groups == 1 else _channel("o", outputs, inputs)
+        if self.setting.transposed:
+            kernel = self.kernel(first, "o" if groups == 1 else rf"o \bmod {outputs}")
+            met, rest = self.setting.sliding.target(self.places, self.taps), "whole places inside $input only"
+        else:
+            kernel = self.kernel("o", "c")
+            met, rest = self.setting.sliding.source(self.places, self.taps), ""
+        total = f"{self.over_kernel(('c', inputs))} {kernel} {_element(self.x, ['n', first, *self._met(met)])}"
+        sizes = [f"0 \\le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True)]
+        where = ", ".join(sizes) + self._condition(bool(rest))
+        return rf"{{$out}}_{{n,o,{places}}} = {bias}{total} \qquad ({where})".replace("  ", " ")
+
+    def _met(self, places: list[str]) -> list[str]:
+        """Letters of kernel axes of size 1 are 0, and so need no writing."""
+        for letter, size in zip(self.taps, self.setting.sliding.size, strict=True):
+            if size == 1:
+                places = [_without(place, letter) for place in places]
+        return places
+
+    def _condition(self, transposed: bool) -> str:
+        if transposed:
+            return rf"; \text{{ terms whose place in }} {self.x} \text{{ is no whole number inside it do not occur}}"
+        return rf"; \; {self.x} \text{{ is 0 outside}}" if any(self.setting.sliding.padding) else ""
+
+    def from_output(self) -> str:
+        """The input's gradient: what each kernel element brought from this place to some output."""
+        groups = self.setting.groups
+        first, second = ("c", "o") if self.setting.transposed else ("o", "c")
+        kernel = self.kernel(first, second if groups == 1 else rf"{second} \bmod {self.op.weight.shape[1]}")
+        sliding = self.setting.sliding
+        met = sliding.source(self.places, self.taps) if self.setting.transposed else sliding.target(self.places, self.taps)
+        group = "" if groups == 1 else r" \; (o \text{ in the group of } c)"
+        taps = ",".join(self.taps)
+        return rf"\sum_{{o,{taps}}} {kernel} \, {_element('$g', ['n', 'o', *self._met(met)])}{group}"
+
+    def from_input(self) -> str:
+        """A weight's gradient: the products of all that this kernel element brought together."""
+        places = ",".join(self.places)
+        met = self._met(self.setting.sliding.source(self.places, self.taps))
+        if self.setting.transposed:
+            here, there = _element(self.x, ["n", "c", *self.places]), _element("$g", ["n", "o", *met])
+        else:
+            here, there = _element("$g", ["n", "o", *self.places]), _element(self.x, ["n", "c", *met])
+        return rf"\sum_{{n,{places}}} {here} \, {there}"
+
+
+def _element(symbol: str, index: Sequence[str]) -> str:
+    return rf"{{{symbol}}}_{{{', '.join(index)}}}"
+
+
+def _channel(output: str, outputs: int, inputs: int) -> str:
+    """The input channel that place c of the group of an output channel stands for."""
+    group = output if outputs == 1 else rf"\lfloor {output} / {outputs} \rfloor"
+    return group if inputs == 1 else rf"{_times(inputs, group)} + c"
+
+
+def _without(place: str, letter: str) -> str:
+    """A place without a kernel axis that has one element."""
+    terms = place.split(" ")
+    for at, term in enumerate(terms):
+        if term == letter:
+            start = at - 3 if at > 2 and terms[at - 1] == r"\," else at - 1
+            return " ".join(terms[:start] + terms[at + 1 :])
+    return place
+
+
+def _input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    """dy/dx is the weight by which the two places meet."""
+    setting = Convolution.of(op)
+    (n, o, *place), (m, c, *inside) = out_index, in_index
+    group_o, group_c = o // (op.out.shape[1] // setting.groups), c // (_x(op).shape[1] // setting.groups)
+    ends = (tuple(inside), tuple(place)) if setting.transposed else (tuple(place), tuple(inside))
+    element = setting.sliding.element(*ends)
+    if n != m or group_o != group_c or element is None:
+        return None
+    first, second = (c, o) if setting.transposed else (o, c)
+    return Factor("weight", (first, second % op.weight.shape[1], *element))
+
+
+def _weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    """dy/dw is the input element that this weight meets on its way to this output."""
+    setting, x = Convolution.of(op), _x(op)
+    (n, o, *place), (first, second, *element) = out_index, in_index
+    own = first // (op.weight.shape[0] // setting.groups) * op.weight.shape[1] + second
+    if setting.transposed:
+        start = _start(setting.sliding, tuple(place), tuple(element), tuple(x.shape[2:]))
+        return Factor("input" if "input" in op.arguments else "self", (n, first, *start)) if start and own == o else None
+    met = setting.sliding.meeting(tuple(place), tuple(element), x.shape[2:])
+    return Factor("input" if "input" in op.arguments else "self", (n, own, *met)) if met and first == o else None
+
+
+def _start(sliding: Sliding, inside: Index, element: Index, places: Index) -> Index | None:
+    """The place from which a kernel element meets a place of the page: (q + pad - d k) / s, if that is one."""
+    axes = zip(inside, element, sliding.stride, sliding.dilation, sliding.padding, strict=True)
+    steps = [(q + pad - d * k, s) for q, k, s, d, pad in axes]
+    found = tuple(gap // s for gap, s in steps)
+    whole = all(gap % s == 0 for gap, s in steps)
+    return found if whole and all(0 <= p < count for p, count in zip(found, places, strict=True)) else None
+
+
+def _bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    return Factor(latex="1") if out_index[1] == in_index[0] else None
+
+
+def _local_weight(op: Any) -> str:
+    told = _Told(op)
+    first, second = ("c", "o") if told.setting.transposed else ("o", "c")
+    return told.kernel(first, second if told.setting.groups == 1 else rf"{second} \bmod {op.weight.shape[1]}")
+
+
+def _local_input(op: Any) -> str:
+    told = _Told(op)
+    if told.setting.transposed:
+        return _element(told.x, ["n", "c", *told._met(told.setting.sliding.target(told.places, told.taps))])
+    return _element(told.x, ["n", "c", *told._met(told.setting.sliding.source(told.places, told.taps))])
+
+
+def _wrt(x: str) -> dict[str, Wrt]:
+    """The derivatives of a convolution whose input is called `x` in the schema."""
+    return {
+        x: Wrt(
+            _input,
+            _local_weight,
+            lambda op: _Told(op).from_output(),
+            "an output element is made of the input elements under its kernel alone, in its own sample and group",
+            _input_factor,
+        ),
+        "weight": Wrt(
+            _weight,
+            _local_input,
+            lambda op: _Told(op).from_input(),
+            "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
+            _weight_factor,
+        ),
+        "bias": Wrt(
+            _bias,
+            "1",
+            lambda op: rf"\sum_{{n,{','.join(_Told(op).places)}}} {_element('$g', ['n', 'o', *_Told(op).places])}",
+            "output channel o has bias o alone added to it, at every place of every sample",
+            _bias_factor,
+        ),
+    }
+
+
+def _samples() -> list[Sample]:
+    two, three = (randn(2, 4, 5, 6), randn(3, 4, 3, 2)), (randn(1, 2, 4, 3, 4), randn(3, 2, 2, 1, 3))
+    grouped = (randn(2, 4, 5, 6), randn(6, 2, 3, 2), randn(6))
+    return [
+        sample(F.conv1d, randn(2, 3, 5), randn(4, 3, 2), randn(4)),
+        sample(F.conv2d, *two, randn(3)),
+        sample(F.conv2d, *two, stride=(2, 3), padding=(1, 2), note="stride and padding, no bias"),
+        sample(F.conv2d, *two, stride=4, note="stride > kernel: some inputs are never met"),
+        sample(F.conv2d, *two, dilation=(2, 3), padding=3, stride=2, note="dilation"),
+        sample(F.conv2d, *grouped, groups=2, padding=1, note="groups"),
+        sample(F.conv2d, randn(1, 3, 4, 4), randn(6, 1, 3, 3), groups=3, padding="same", note="depthwise, same"),
+        sample(F.conv2d, randn(1, 2, 4, 4), randn(2, 2, 2, 2), padding="same", note="same, which pads one side"),
+        sample(F.conv2d, randn(0, 4, 5, 6), two[1], randn(3), note="empty batch"),
+        sample(F.conv2d, randn(4, 5, 6), two[1], note="one sample without a batch axis"),
+        sample(F.conv2d, randn(1, 1, 1, 1), randn(1, 1, 1, 1), randn(1), note="size 1"),
+        sample(F.conv3d, *three, randn(3), stride=(1, 2, 1), padding=(0, 1, 1)),
+        sample(F.conv_transpose1d, randn(2, 3, 5), randn(3, 4, 2), randn(4), stride=3, note="gaps"),
+        sample(F.conv_transpose2d, randn(2, 4, 3, 2), randn(4, 3, 3, 2), randn(3), stride=2, padding=1),
+        sample(
+            F.conv_transpose2d,
+            randn(2, 4, 3, 2),
+            randn(4, 3, 3, 2),
+            randn(6),
+            stride=(3, 2),
+            padding=(1, 0),
+            output_padding=(2, 1),
+            groups=2,
+            dilation=2,
+            note="groups, dilation, output padding",
+        ),
+        sample(F.conv_transpose2d, randn(0, 4, 3, 2), randn(4, 3, 3, 2), note="empty batch"),
+        sample(F.conv_transpose3d, randn(1, 2, 2, 3, 2), randn(2, 3, 2, 1, 3), stride=2, padding=(1, 0, 1)),
+    ]
+
+
+SOURCE = (
+    "derivatives.yaml: convolution. Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, "
+    "arXiv:1603.07285."
+)
+
+convolution = rule(
+    "ConvolutionBackward0",
+    "ConvolutionOverrideableBackward0",
+    calls=(),
+    equation=lambda op: _Told(op).equation(),
+    wrt=_wrt("input"),
+    samples=_samples,
+    source=SOURCE,
+    remark="PyTorch's convolution does not flip the kernel: mathematicians call it a cross-correlation.",
+)
+
+convolution_kernel = rule(
+    "SlowConv2DBackward0",
+    "SlowConv3DBackward0",
+    "SlowConvDilated2DBackward0",
+    "SlowConvDilated3DBackward0",
+    "SlowConvTranspose2DBackward0",
+    "SlowConvTranspose3DBackward0",
+    "MkldnnConvolutionBackward0",
+    "ConvDepthwise2DBackward0",
+    "ConvDepthwise3DBackward0",
+    "CudnnConvolutionBackward0",
+    "CudnnConvolutionTransposeBackward0",
+    name="convolution_kernel",
+    equation=lambda op: _Told(op).equation(),
+    wrt=_wrt("self"),
+    samples=lambda: [
+        sample(torch._C._nn.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
+        sample(torch._C._nn.slow_conv3d, randn(1, 2, 3, 4, 3), randn(3, 2, 2, 2, 1), (2, 2, 1), randn(3), 1, 1),
+        sample(torch._C._nn.slow_conv_dilated2d, randn(1, 2, 5, 6), randn(3, 2, 2, 2), 2, randn(3), 1, 1, 3),
+        sample(torch._C._nn.slow_conv_transpose2d, randn(1, 2, 3, 2), randn(2, 3, 2, 2), 2, randn(3), 2, 1, 1, 1),
+    ],
+    source=SOURCE,
+    remark="One of PyTorch's kernels for a convolution, called by its own name.",
+)
+
+# Convolution of sequences in the order (time, batch, channel) ----------------------------------------------------
+
+
+def _batch_first(op: Any) -> Applied:
+    """conv_tbc's operands in the order of the other convolutions."""
+    return Applied(
+        {"self": op.self.permute(1, 2, 0), "weight": op.weight.permute(2, 1, 0), "padding": op.pad},
+        (op.out.permute(1, 2, 0),),
+    )
+
+
+def _tbc_input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    (time, n, o), (then, m, c) = out_index, in_index
+    k = then - time + op.pad
+    return Factor("weight", (k, c, o)) if n == m and 0 <= k < op.weight.shape[0] else None
+
+
+def _tbc_weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    (time, n, own), (k, c, o) = out_index, in_index
+    then = time + k - op.pad
+    return Factor("self", (then, n, c)) if own == o and 0 <= then < op.self.shape[0] else None
+
+
+conv_tbc = rule(
+    "ConvTbcBackward0",
+    equation=lambda op: (
+        rf"{{$out}}_{{t,n,o}} = {{$bias}}_{{o}} + \sum_{{k,c}} {{$weight}}_{{k,c,o}} \, "
+        rf"{{$self}}_{{t + k{_less(op.pad)}, n, c}}"
+    ),
+    wrt={
+        "self": Wrt(
+            lambda op, g: _input(_batch_first(op), g.permute(1, 2, 0)).permute(2, 0, 1),
+            "{$weight}_{k,c,o}",
+            lambda op: rf"\sum_{{k,o}} {{$weight}}_{{k,c,o}} \, {{$g}}_{{t - k + {op.pad}, n, o}}",
+            "an output element is made of the times under its kernel alone, in its own sample",
+            _tbc_input_factor,
+        ),
+        "weight": Wrt(
+            lambda op, g: _weight(_batch_first(op), g.permute(1, 2, 0)).permute(2, 1, 0),
+            lambda op: rf"{{$self}}_{{t + k{_less(op.pad)}, n, c}}",
+            lambda op: rf"\sum_{{t,n}} {{$g}}_{{t,n,o}} \, {{$self}}_{{t + k{_less(op.pad)}, n, c}}",
+            "an output channel is made with its own weights alone",
+            _tbc_weight_factor,
+        ),
+        "bias": Wrt(
+            lambda op, g: g.sum((0, 1)),
+            "1",
+            r"\sum_{t,n} {$g}_{t,n,o}",
+            "output channel o has bias o alone added to it",
+            lambda op, out_index, in_index: Factor(latex="1") if out_index[2] == in_index[0] else None,
+        ),
+    },
+    samples=lambda: [
+        sample(torch.conv_tbc, randn(5, 2, 3), randn(2, 3, 4), randn(4)),
+        sample(torch.conv_tbc, randn(5, 2, 3), randn(3, 3, 4), randn(4), 2, note="padding"),
+    ],
+    source="derivatives.yaml: conv_tbc",
+)
+
+# The way back of a convolution, itself differentiated (create_graph) ---------------------------------------------
+
+
+def _backward_room(op: Any) -> Index:
+    return tuple(op.grad_output.shape[2:])
+
+
+def _sum_of(terms: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    return sum((term for term in terms if term is not None), torch.zeros_like(like))
+
+
+def _twice_upstream(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
+    setting, (x, w, b) = Convolution.of(op), gs
+    return _sum_of(
+        [
+            None if x is None else setting.apply(x, op.weight, _backward_room(op)),
+            None if w is None else setting.apply(op.input, w, _backward_room(op)),
+            None if b is None else b.reshape(-1, *(1 for _ in _backward_room(op))).expand_as(op.grad_output),
+        ],
+        op.grad_output,
+    )
+
+
+def _twice_input(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
+    if gs[1] is None:
+        return None
+    return Convolution.of(op).turned().apply(op.grad_output, gs[1], op.input.shape[2:])
+
+
+def _twice_weight(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
+    return None if gs[0] is None else Convolution.of(op).weight_gradient(gs[0], op.grad_output, op.weight)
+
+
+def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
+    """The gradients of a convolution, as something to differentiate again."""
+    return torch.autograd.grad(F.conv2d(x, w, b, **settings).sin().sum(), (x, w, b), create_graph=True)
+
+
+convolution_backward = rule(
+    "ConvolutionBackwardBackward0",
+    equation=(
+        r"$out = \left(\overline{$input}, \overline{$weight}, \overline{b}\right)"
+        r" \text{ of the convolution } $weight * $input \text{ with upstream } $grad_output"
+    ),
+    wrt={
+        "grad_output": Wrt(
+            _twice_upstream,
+            r"\text{the convolution itself}",
+            r"$weight * {$g}_{0} + {$g}_{1} * $input + {$g}_{2}",
+        ),
+        "input": Wrt(
+            _twice_input,
+            r"\text{the weight gradient is linear in } $input",
+            r"{$g}_{1} *^{T} $grad_output",
+            "the gradients of the input and the bias do not depend on the input",
+        ),
+        "weight": Wrt(
+            _twice_weight,
+            r"\text{the input gradient is linear in } $weight",
+            r"\text{the weight gradient for input } {$g}_{0} \text{ and upstream } $grad_output",
+            "the gradients of the weight and the bias do not depend on the weight",
+        ),
+    },
+    outputs=3,
+    samples=lambda: [
+        sample(_second, randn(2, 4, 5, 6), randn(6, 2, 3, 2), randn(6), groups=2, padding=1, stride=2),
+        sample(_second, randn(1, 1, 3, 3), randn(1, 1, 2, 2), randn(1)),
+    ],
+    source="derivatives.yaml: convolution_backward. Each gradient is linear in two of upstream, input and weight.",
+)
+
+# Patches ---------------------------------------------------------------------------------------------------------
+
+
+def _patches(op: Any, picture: Sequence[int]) -> tuple[Sliding, Index]:
+    """The sliding window of unfold and fold, and at how many places it stands along each axis of a picture."""
+    sliding = Sliding(tuple(op.kernel_size), tuple(op.stride), tuple(op.dilation), tuple(op.padding))
+    axes = zip(picture, sliding.size, sliding.stride, sliding.dilation, sliding.padding, strict=True)
+    return sliding, tuple((size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, d, pad in axes)
+
+
+def _collect(op: Any, t: Tensor) -> Tensor:
+    """im2col: the column of each place holds what lies under the kernel there."""
+    sliding, places = _patches(op, t.shape[-2:])
+    page = sliding.pad(t)
+    columns = torch.stack([page[window] for _, window in sliding.slices(places)], -3)
+    return columns.flatten(-4, -3).flatten(-2)
+
+
+def _lay(op: Any, columns: Tensor, picture: Sequence[int]) -> Tensor:
+    """col2im: put every column back where it came from, and add where they overlap."""
+    sliding, places = _patches(op, picture)
+    kernel = sliding.size[0] * sliding.size[1]
+    cells = columns.reshape(*columns.shape[:-2], columns.shape[-2] // kernel, kernel, *places)
+    page = sliding.page(cells.select(-3, 0), picture)
+    for k, (_, window) in enumerate(sliding.slices(places)):
+        page[window] += cells.select(-3, k)
+    return sliding.unpad(page)
+
+
+def _fold_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    """1 where column l's element (c, u, v) lies at this place of the picture."""
+    sliding, places = _patches(op, op.output_size)
+    (*lead, row, column), (*batch, channel, i, j) = in_index, out_index
+    height, width = sliding.size
+    c, k = divmod(row, height * width)
+    met = sliding.meeting(divmod(column, places[1]), divmod(k, width), op.output_size)
+    return Factor(latex="1") if lead == batch and c == channel and met == (i, j) else None
+
+
+im2col = moves(
+    "Im2ColBackward0",
+    equation=lambda op: (
+        r"{$out}_{n, (c, u, v), (i, j)} = "
+        + _element("$self", ["n", "c", *_patches(op, op.self.shape[-2:])[0].source("ij", "uv")])
+        + (r" \quad (0 \text{ outside})" if any(op.padding) else "")
+    ),
+    move=_collect,
+    home=lambda op, g: _lay(op, g, op.self.shape[-2:]),
+    product=r"\sum_{\text{patches}} $g",
+    zeros="each output element is a copy of one input element, or a 0 of the padding",
+    samples=lambda: [
+        sample(F.unfold, randn(2, 3, 4, 5), (2, 3)),
+        sample(F.unfold, randn(1, 2, 5, 5), (2, 2), dilation=(2, 1), padding=(1, 2), stride=(3, 1)),
+        sample(F.unfold, randn(2, 4, 4), 2, stride=3, note="no batch axis; places between patches"),
+        sample(F.unfold, randn(0, 2, 4, 4), 2, note="empty batch"),
+    ],
+    source="derivatives.yaml: im2col. An element in several patches gets the sum of their gradients.",
+)
+
+col2im = rule(
+    "Col2ImBackward0",
+    equation=r"{$out}_{n, c, q} = \sum_{\text{patches over place } q} {$self}_{n, (c, u, v), (i, j)}",
+    wrt={
+        "self": Wrt(
+            _collect,
+            "1",
+            r"\operatorname{unfold}($g)",
+            "an element of a patch is added to one place of the picture, or lies in the padding",
+            _fold_factor,
+        )
+    },
+    structure="linear",
+    samples=lambda: [
+        sample(F.fold, randn(2, 12, 8), (4, 5), (2, 2), padding=(1, 0), stride=(1, 2), dilation=(2, 1)),
+        sample(F.fold, randn(1, 8, 9), (4, 4), 2, note="overlapping patches"),
+        sample(F.fold, randn(4, 4), (4, 4), 2, stride=2, note="no batch axis"),
+    ],
+    source="derivatives.yaml: col2im",
+)

@@ -1,0 +1,84 @@
+"""The rows of the mirror: every told value, forward, with the gradient of the same value beside it."""
+
+from __future__ import annotations
+
+from chainrule.backprop import Step
+from chainrule.document import Row
+from chainrule.telling.context import Context
+
+
+def rows(context: Context) -> tuple[Row, ...]:
+    """One row for each leaf that the told operations use, and one for each of their results, in execution order."""
+    anchors = _anchors(context)
+    number: dict[int, int] = {}
+    found: list[Row] = []
+    for step in context.derivation.steps:
+        if step.kind != "forward":
+            continue
+        for _, _, value in step.arguments:
+            if value not in number:
+                number[value] = len(found)
+                found.append(_row(context, len(found), value, None, (), anchors))
+        inputs = tuple(dict.fromkeys(number[value] for _, _, value in step.arguments))
+        for value in step.outputs:
+            number[value] = len(found)
+            found.append(_row(context, len(found), value, step, inputs, anchors))
+    return tuple(found)
+
+
+def _anchors(context: Context) -> dict[int, tuple[list[str], list[str]]]:
+    """For each value the anchors of the sections forward, and of those in which its gradient is worked out."""
+    found: dict[int, tuple[list[str], list[str]]] = {}
+    for kind in ("forward", "backward"):
+        steps = [step for step in context.derivation.steps if step.kind == kind]
+        for number, step in enumerate(steps, 1):
+            if kind == "forward":
+                for value in step.outputs:
+                    found.setdefault(value, ([], []))[0].append(f"forward-{number}")
+            for share in step.shares:
+                if share.value is not None and share.gradient is not None:
+                    item = "" if share.item is None else f"-{share.item}"
+                    found.setdefault(share.value, ([], []))[1].append(f"backward-{number}-{share.argument}{item}")
+    return found
+
+
+def _row(
+    context: Context,
+    index: int,
+    value: int,
+    step: Step | None,
+    inputs: tuple[int, ...],
+    anchors: dict[int, tuple[list[str], list[str]]],
+) -> Row:
+    told, notation = context.graph.values[value], context.notation
+    forward, backward = anchors.get(value, ([], []))
+    loss = any(value == b.loss for b in context.graph.backwards)
+    kind = "parameter" if told.kind == "parameter" else "data" if step is None else "loss" if loss else "operation"
+    place = (context.place(step) if step is not None else None) or told.place
+    symbol = notation.gradient(value)
+    return Row(
+        index,
+        kind,  # type: ignore[arg-type]
+        notation.plain(value),
+        notation.symbol(value),
+        symbol,
+        context.operation_name(step) if step is not None else "",
+        place.expression if place else "",
+        str(place) if place else "",
+        _module(context, value, step),
+        inputs,
+        context.value(value),
+        None if told.grad is None else context.tensor(symbol, told.grad, "gradient"),
+        forward[0] if forward else None,
+        tuple(backward),
+        context.verdicts.get(told.node) if told.node is not None else None,
+    )
+
+
+def _module(context: Context, value: int, step: Step | None) -> str:
+    """The module that computed a value; for a parameter the module that it belongs to."""
+    if step is not None:
+        return context.graph.calls[step.call].module if step.call is not None else ""
+    path = context.graph.values[value].names[0] if context.graph.values[value].kind == "parameter" else ""
+    return path.rpartition(".")[0]
+
