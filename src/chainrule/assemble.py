@@ -301,7 +301,9 @@ class _Assembler:
     def _fallback_name(self, draft: _Draft) -> str:
         if draft.operation is None:
             return draft.kind
-        return self.operations[draft.operation].name.removeprefix("aten.").split(".")[0].lstrip("_")
+        operation = self.operations[draft.operation]
+        name = operation.name.removeprefix("aten.").split(".")[0].lstrip("_")
+        return name if operation.call is None else f"{self._call_name(self.tape.calls[operation.call])}.{name}"
 
     def _namings(self) -> Iterator[tuple[int, int, str, int, Place | None]]:
         """(when, rank, name, value, place) for every result that an assignment, or a module's path, gives a name."""
@@ -366,7 +368,7 @@ class _Assembler:
         outputs = [v for v in (self._value_at(t, raw.last) for t in tensors) if v is not None]
         return Call(
             index,
-            getattr(raw.function, "__name__", str(raw.function)),
+            self._call_name(raw),
             self._path_of_run(raw.module),
             raw.site.place() if raw.site else None,
             tuple(self._known_refs(argument, raw.first) for argument in raw.arguments),
@@ -375,6 +377,9 @@ class _Assembler:
             tuple(outputs),
             raw.error,
         )
+
+    def _call_name(self, raw: RawCall) -> str:
+        return getattr(raw.function, "__name__", str(raw.function))
 
     def _known_refs(self, tree: Any, first: int) -> Any:
         if isinstance(tree, Tensor):

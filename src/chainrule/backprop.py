@@ -225,10 +225,13 @@ class _Unit:
 def _units(graph: Graph) -> Iterator[_Unit]:
     """The operations that led to a loss (all of them where there is none), grouped as they are told."""
     wanted = _ancestors(graph)
+    flowing = {operation.call for operation in graph.operations if operation.node is not None}
     done: set[int] = set()
     for operation in graph.operations:
         if operation.index not in wanted or operation.index in done:
             continue
+        if operation.node is None and operation.call is not None and operation.call in flowing:
+            continue  # inner work of a call that is told by its other operations: the mask that dropout draws
         unit = _call_unit(graph, operation.call) if operation.call is not None else None
         if unit is None:
             op = applied(graph, operation)

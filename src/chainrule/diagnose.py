@@ -132,6 +132,7 @@ def _units_off(case: _Case) -> Iterator[Finding]:
         places = math.prod(before.shape) // max(before.shape[axis], 1)
         if before.shape[0] < MIN_SAMPLES or not slope.numel():
             continue
+        kind = "samples" if len(before.shape) == 2 else "places"
         flat = (slope == 0).movedim(axis, 0).flatten(1).all(1)
         units = flat.nonzero().flatten().tolist()
         if not units:
@@ -144,7 +145,7 @@ def _units_off(case: _Case) -> Iterator[Finding]:
             told_column = _list([number(each) for each in column.tolist()])
             at = _slice(case.name(value), axis, unit, len(before.shape))
             evidence.append(
-                f"{at} is {told_column}: the slope of {case.name(step.outputs[0])} is 0 in all {places} {'samples' if len(before.shape) == 2 else 'places'}."
+                f"{at} is {told_column}: the slope of {case.name(step.outputs[0])} is 0 in all {places} {kind}."
             )
         text = (
             f"{told[0].upper()}{told[1:]}{case.layer(value)} {'is' if one else 'are'} off for every sample: "
@@ -488,7 +489,7 @@ def _non_finite_forward(case: _Case) -> Iterator[Finding]:
                 made.place or _place(case, operation),
                 (f"{_called(case, operation)} makes {'NaN' if nan else 'infinity'} of finite numbers, first of all.",),
                 _birth(case, operation, made),
-                "Keep its operand inside the range where the function is finite (clamp it, add a small epsilon, or take "
+                "Keep its operand inside the range where the function is finite (clamp it, add an epsilon, or take "
                 "the loss that works on logits).",
             )
             return

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -64,6 +64,7 @@ class RawModule:
     parent: int | None
     site: Site | None
     first: int
+    training: bool
     output: Any = None
     last: int | None = None
 
@@ -88,6 +89,7 @@ class RawNode:
     edges: tuple[tuple[Any, int], ...]
     operation: int | None = None
     outputs: dict[int, Tensor] = field(default_factory=dict)
+    view_from: int | None = None  # made anew for a view, after a write to its memory, from this position on
     leaves: tuple[tuple[int, Tensor], ...] = ()  # (position, leaf) of gradients that must not be held
 
 
@@ -139,6 +141,7 @@ class Tape:
         self.names_of_modules: dict[int, str] = {}
         self.error: str | None = None
         self.error_site: Site | None = None
+        self.shared = False  # whether memory with several tensors in it was ever overwritten
         self._held: list[Tensor] = []
         self._storages: dict[int, list[Tensor]] = {}
         self._scanned = [0, 0, 0]
@@ -158,6 +161,7 @@ class Tape:
             known = self._storages.pop(_storage(tensor), None)
             if not known:
                 continue
+            self.shared = self.shared or len(known) > 1
             copy = None
             for alias in known:
                 if alias.is_sparse or alias.numel() == alias.untyped_storage().nbytes() // max(alias.itemsize, 1):
@@ -199,6 +203,7 @@ class Recorder:
         self._hooks: list[Any] = []
         self._node_hooks: list[Any] = []
         self._swept = 0
+        self._written: dict[int, list[Tensor]] = {}  # position -> what the operation there writes to
         self._dispatch = _DispatchMode(self)
         self._function = _FunctionMode(self)
         self._paused = False
@@ -240,10 +245,13 @@ class Recorder:
                 self._stance.__exit__(None, None, None)
             for hook in self._hooks:
                 hook.remove()
+            del self._dispatch, self._function  # they hold us: a cycle
         with torch._C.DisableTorchFunction():
-            self.sweep()
-            for handle in self._node_hooks:
-                handle.remove()
+            try:
+                self.sweep()
+            finally:
+                for handle in self._node_hooks:
+                    handle.remove()
             self._keep_what_others_own()
 
     def _keep_what_others_own(self) -> None:
@@ -317,6 +325,7 @@ class Recorder:
         with torch._C.DisableTorchFunction():
             self.sweep()  # the nodes that lead back from what is there now, before the write gives them another
             self.tape.overwritten(written)
+        self._written[len(self.tape.operations)] = written
         for tensor in written:
             if id(tensor) in self.tape.gradients:
                 site = Site.of(sys._getframe(2))
@@ -326,7 +335,7 @@ class Recorder:
         parent = self.stack[-1] if self.stack else None
         site = Site.of(sys._getframe(1))
         self.stack.append(len(self.tape.modules))
-        self.tape.modules.append(RawModule(module, parent, site, len(self.tape.operations)))
+        self.tape.modules.append(RawModule(module, parent, site, len(self.tape.operations), module.training))
 
     def _leave_module(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         # A module whose pre-hook raised was never entered; one left by an exception may leave others open above it.
@@ -374,18 +383,38 @@ class Recorder:
         """
         operations = self.tape.operations
         for position in range(self._swept, len(operations)):
-            out = operations[position][3]
-            for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
-                with suppress(RuntimeError):  # a view that was overwritten where PyTorch forbids it has no node
+            func, args, kwargs, out, _, _ = operations[position]
+            with suppress(RuntimeError):  # a view that was overwritten where PyTorch forbids it has no node
+                if position in self._written and self._traits[func].writes:
+                    self._tie_bases(position)
+                if self.tape.shared:
+                    for tensor in tensors_in((args, kwargs)):
+                        self._tie_view(tensor, position)
+                for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
                     if (node := tensor.grad_fn) is not None:
                         self._tie(node, tensor, position)
         self._swept = len(operations)
 
     def _tie(self, node: Any, tensor: Tensor, position: int) -> None:
         raw = self._number(node)
-        if raw.operation is None:
+        if raw.operation is None and raw.view_from is None:
             raw.operation = position
         raw.outputs.setdefault(tensor.output_nr, tensor)
+
+    def _tie_bases(self, position: int) -> None:
+        """A write to a view gives its base a new node (`CopySlices`), and every view of that base one that leads there."""
+        for tensor in self._written.pop(position):
+            base = tensor._base
+            if base is not None and base.grad_fn is not None:
+                self._tie(base.grad_fn, base, position)
+                self._tie_view(tensor, position + 1)
+
+    def _tie_view(self, tensor: Tensor, position: int) -> None:
+        if tensor._base is None or (node := tensor.grad_fn) is None or node in self.tape.number_of:
+            return
+        raw = self._number(node)
+        raw.view_from = position
+        raw.outputs[tensor.output_nr] = tensor
 
     def _number(self, node: Any) -> RawNode:
         tape = self.tape
@@ -504,6 +533,7 @@ class Traits:
     silent: bool
 
     @classmethod
+    @cache
     def of(cls, func: Any) -> Traits:
         """Read the traits off the operation's schema."""
         arguments = func._schema.arguments

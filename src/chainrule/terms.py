@@ -20,7 +20,7 @@ from chainrule.graph import Graph
 from chainrule.lookup import Index
 from chainrule.rules import Applied, Rule
 
-SEARCHED = 20_000  # elements of an output up to which each is asked whether its derivative is 0 only by chance
+SEARCHED = 4_096  # elements of an output up to which each is asked whether its derivative is 0 only by chance
 ROUNDING = 1e-4  # how far a sum may be from the share that it makes, relative to the sum of sizes
 BASIS = 4_096  # elements of an output up to which a Jacobian is worked out with one basis vector after another
 

@@ -45,8 +45,17 @@ from chainrule.differences import MARGIN, CannotRunError, Experiment, nothing_le
 from chainrule.document import Kind
 from chainrule.errors import MissingError
 from chainrule.graph import Graph, Node, Passage, Place
-from chainrule.rules import Applied, Rule
+from chainrule.rules import Applied, Rule, plain
 
+_SYMMETRIC = "its argument stands for a symmetric matrix, of which it reads one triangle"
+_CONSTRAINED = {
+    "CholeskyBackward": _SYMMETRIC,
+    "LinalgCholeskyExBackward": _SYMMETRIC,
+    "LinalgEighBackward": _SYMMETRIC,
+    "CholeskyInverseBackward": "its argument stands for a triangular matrix",
+    "CholeskySolveBackward": "its argument stands for a triangular matrix",
+    "CtcLossBackward": "its argument stands for logarithms of probabilities, which add up to one",
+}
 _WORST: tuple[Kind, ...] = ("disagrees", "kink", "not checked", "no rule yet", "agrees", "not differentiable")
 
 
@@ -203,6 +212,8 @@ def _passage(case: Case) -> Row:
         return _unchecked(node, "no gradient flowed through it")
     if any(not g.isfinite().all() for g in passage.upstream if g is not None and g.layout == torch.strided):
         return _unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")
+    if any(not g.isfinite().all() for g in passage.downstream if g is not None and g.layout == torch.strided):
+        return _unchecked(node, "the gradient that it gave is not finite (NaN or infinity)")
     if all(g is None for g in passage.downstream) and node.function_class is None:
         return _unchecked(node, "no gradient was asked of it for any of its inputs")
     try:
@@ -210,7 +221,7 @@ def _passage(case: Case) -> Row:
     except Exception as error:  # whatever a rule does wrong is a result to show
         shares, broken = {}, f"our rule fails here: {error}"
     findings: list[Finding] = []
-    obstacle = ""
+    obstacle, experiment = "", None
     try:
         experiment = _experiment(graph, node, passage)
         for edge in node.edges:
@@ -229,7 +240,7 @@ def _passage(case: Case) -> Row:
         known = {finding.edge.position for finding in findings}
         findings += [f for edge in node.edges if edge.position not in known and (f := unmeasured(edge, case))]
     for finding in findings:
-        hold_rule(case, finding, shares.get(finding.edge.position))
+        hold_rule(case, experiment, finding, shares.get(finding.edge.position))
     explained = case.rule is not None and all(f.ours is not None or f.missing for f in findings)
     return _judged(graph, node, findings, obstacle, broken, explained)
 
@@ -239,7 +250,11 @@ def _experiment(graph: Graph, node: Node, passage: Passage) -> Experiment:
         raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
     if node.operation is None:
         raise CannotRunError("the recording does not hold the operation that made it")
+    if (constraint := _CONSTRAINED.get(plain(node.name))) is not None:
+        raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
     experiment = Experiment(graph, node, passage.upstream)
+    if experiment.random_state is not None and all(g is None or not g.any() for g in passage.downstream):
+        raise CannotRunError("PyTorch takes what was drawn as given, and passes no gradient back through the draw")
     if experiment.custom and not experiment.repeats():
         raise CannotRunError(
             "running its forward again does not give what was recorded: it draws random numbers, or keeps a state"

@@ -21,11 +21,10 @@ def brief(context: Context) -> Document:
 
 def _sections(context: Context) -> Iterator[Section]:
     rows = tuple(_values(context))
-    headers = ("value", "what you wrote", "number", "gradient")
-    yield Section(("Forward and backward",), "brief", "overview", (Table(headers, rows),))
+    table = Table(("value", "what you wrote", "number", "gradient"), rows)
+    yield Section(("Forward and backward",), "brief", "overview", (table,))
     if context.graph.parameters:
-        headers = ("parameter", "before", "gradient", "after", "check")
-        table = Table(headers, tuple(_parameters(context)))
+        table = Table(("parameter", "before", "gradient", "after", "check"), tuple(_parameters(context)))
         yield Section(("Parameters",), "brief-parameters", "overview", (table,))
 
 
@@ -34,7 +33,7 @@ def _values(context: Context) -> Iterator[tuple[Text, ...]]:
         if step.kind != "forward":
             continue
         place = context.place(step)
-        for value in step.outputs:
+        for value in context.results(step):
             told = context.graph.values[value]
             code = (Code(place.expression),) if place and place.expression else (context.operation_name(step),)
             yield (context.notation.plain(value),), code, (cell(told.data),), (cell(told.grad),)

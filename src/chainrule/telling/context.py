@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -69,6 +70,18 @@ class Context:
             found |= {"out": found["out0"], "g": found["g0"]}
         return found
 
+    def results(self, step: Step) -> tuple[int, ...]:
+        """The outputs worth telling: not those that an operation keeps for itself, as a norm keeps the mean."""
+        return tuple(
+            value
+            for slot, value in enumerate(step.outputs)
+            if not slot or value in self._used or self.graph.values[value].grad is not None
+        )
+
+    @cached_property
+    def _used(self) -> set[int]:
+        return {value for step in self.derivation.steps for _, _, value in step.arguments}
+
     def expression(self, step: Step) -> tuple[Span, ...]:
         """What the user wrote, and where."""
         place = self.place(step)
@@ -78,7 +91,9 @@ class Context:
         return (*code, f"({place})")
 
     def place(self, step: Step) -> Place | None:
-        """Where in the user's code a step began."""
+        """Where in the user's code a step began; for a user's own `autograd.Function` where it was applied."""
+        if step.nodes and self.graph.nodes[step.nodes[0]].function_class is not None:
+            return self.graph.nodes[step.nodes[0]].place
         if step.call is not None:
             return self.graph.calls[step.call].place
         return self.graph.nodes[step.nodes[0]].place if step.nodes else None

@@ -20,7 +20,7 @@ def rows(context: Context) -> tuple[Row, ...]:
                 number[value] = len(found)
                 found.append(_row(context, len(found), value, None, (), anchors))
         inputs = tuple(dict.fromkeys(number[value] for _, _, value in step.arguments))
-        for value in step.outputs:
+        for value in context.results(step):
             number[value] = len(found)
             found.append(_row(context, len(found), value, step, inputs, anchors))
     return tuple(found)

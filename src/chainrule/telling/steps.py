@@ -40,7 +40,7 @@ class Operand:
 
 def forward(context: Context, step: Step, number: int) -> Section:
     """What one operation computes: its equation, its operands' numbers put in, its result."""
-    names = ", ".join(context.notation.plain(value) for value in step.outputs)
+    names = ", ".join(context.notation.plain(value) for value in context.results(step))
     title: tuple[Span, ...] = (f"Forward {number}: {names} = ", *context.expression(step))
     return Section(title, f"forward-{number}", "forward", tuple(_forward_blocks(context, step)))
 
@@ -49,7 +49,7 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
     rule, op = step.rule, step.op
     if rule is None or op is None:
         yield from _without_rule(context, step)
-        yield from (context.value(value) for value in step.outputs)
+        yield from (context.value(value) for value in context.results(step))
         return
     if rule.stages is not None:
         yield from _forward_stages(context, step)
@@ -57,7 +57,7 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
     symbols = context.symbols(step)
     yield from _equation(rule, op, symbols)
     yield from _broadcasts(context, step)
-    yield from (context.value(value) for value in step.outputs)
+    yield from (context.value(value) for value in context.results(step))
     yield from _kinks(context, step)
 
 
@@ -158,7 +158,7 @@ def _partial(context: Context, step: Step, symbol: str) -> str:
 
 def backward(context: Context, step: Step, number: int) -> Section:
     """One step back: for each operand its share of the gradient, worked out and checked."""
-    names = ", ".join(context.notation.plain(value) for value in step.outputs)
+    names = ", ".join(context.notation.plain(value) for value in context.results(step))
     title: tuple[Span, ...] = (f"Back {number}: through {names} = ", *context.expression(step))
     inner = tuple(_shares(context, step, number))
     return Section(title, f"backward-{number}", "backward", tuple(_arrived(context, step)), inner)
