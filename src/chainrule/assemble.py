@@ -34,7 +34,7 @@ from chainrule.graph import (
     Update,
     Value,
 )
-from chainrule.recorder import RawCall, RawFunction, RawNode, Site, Tape, Traits, tensors_in
+from chainrule.recorder import RawCall, RawFunction, RawNode, Site, Tape, Traits, storage_of, tensors_in
 
 
 def assemble(tape: Tape) -> Graph:
@@ -62,6 +62,9 @@ class _Assembler:
         self.tape = tape
         self.values: list[_Draft] = []
         self.current: dict[int, int] = {}  # id of a tensor -> its value now
+        self.versions: dict[int, list[int]] = {}  # id of a tensor -> its values, in order
+        self.sharing: dict[int, dict[int, Tensor]] = {}  # memory -> the tensors in it that have a value now
+        self.stale: dict[int, int] = {}  # id of a tensor whose memory was written to through another -> by which operation
         self.operations: list[Operation] = []
         self.at: dict[int, int] = {}  # raw position -> operation
         self.operation_of: dict[int, int] = {}  # raw node -> operation
@@ -71,9 +74,13 @@ class _Assembler:
         self.buffers: set[int] = set()
         self.notes: list[str] = []
         self._nodes_at: dict[int, list[int]] = {}
+        self._views: dict[int, list[int]] = {}  # id of a view -> the nodes made anew for it
         for index, node in enumerate(tape.nodes):
             if node.operation is not None:
                 self._nodes_at.setdefault(node.operation, []).append(index)
+            elif node.view_from is not None:
+                for tensor in node.outputs.values():
+                    self._views.setdefault(id(tensor), []).append(index)
 
     def graph(self) -> Graph:
         self._name_modules()
@@ -128,23 +135,35 @@ class _Assembler:
 
     def _read_operation(self, position: int) -> None:
         func, args, kwargs, out, call, state = self.tape.operations[position]
-        arguments = {}
-        for place, argument in enumerate(func._schema.arguments):
-            value = args[place] if place < len(args) else (kwargs or {}).get(argument.name, argument.default_value)
-            arguments[argument.name] = self._refs(value, position)
+        schema = func._schema.arguments
+        given = {
+            argument.name: args[place] if place < len(args) else (kwargs or {}).get(argument.name, argument.default_value)
+            for place, argument in enumerate(schema)
+        }
+        arguments = {name: self._refs(value, position) for name, value in given.items()}
+        written = [t for each in Traits.of(func).written(args, kwargs or {}) for t in tensors_in(each)]
         nodes = self._nodes_at.get(position, [])
+        function: Any = Rerun(func)
+        base = written[0]._base if len(written) == 1 else None
+        if base is not None:
+            arguments = {"base": Ref(self._value(base, position)), **arguments}
+            name = next(name for name, value in given.items() if value is written[0])
+            function = Rerun(WriteThroughView(func, name, base, written[0]))
         index = self.at[position] = len(self.operations)
-        outputs = self._outputs(func, args, kwargs or {}, out, position, index, nodes)
-        self.operations.append(
-            Operation(index, str(func), Rerun(func), arguments, outputs, call, nodes[0] if nodes else None, state)
-        )
+        draft = Operation(index, str(func), function, arguments, (), call, nodes[0] if nodes else None, state)
+        self.operations.append(draft)
+        for tensor in written:
+            self._invalidate(tensor, index)
+        flat = list(tensors_in(out)) if isinstance(out, (tuple, list)) else [out]
+        if base is not None:
+            flat = [base, *(tensor for tensor in flat if tensor is not base)]
+        outputs = self._outputs(flat, written, position, index, nodes)
+        self.operations[index] = replace(draft, outputs=outputs)
 
     def _outputs(
-        self, func: Any, args: Any, kwargs: Any, out: Any, position: int, index: int, nodes: list[int]
+        self, flat: list[Any], written: list[Tensor], position: int, index: int, nodes: list[int]
     ) -> tuple[int | None, ...]:
         ties = {id(t): (n, slot) for n in nodes for slot, t in self.tape.nodes[n].outputs.items()}
-        flat = list(tensors_in(out)) if isinstance(out, (tuple, list)) else [out]
-        written = {id(t) for each in Traits.of(func).written(args, kwargs) for t in tensors_in(each)}
         outputs: list[int | None] = []
         for slot, tensor in enumerate(flat):
             if not isinstance(tensor, Tensor):
@@ -155,10 +174,41 @@ class _Assembler:
             if id(tensor) in ties:
                 node, output = ties[id(tensor)]
                 self._tie(node, output, value, index)
-        for tensor in tensors_in((args, kwargs)):  # written to, but not returned
-            if id(tensor) in written and not any(tensor is each for each in flat):
+            elif id(tensor) in self._views:
+                self._lead_through_base(tensor, value, position + 1)
+        for tensor in written:  # written to, but not returned
+            if not any(tensor is each for each in flat):
                 self._new(tensor, position, operation=index, slot=len(outputs))
         return tuple(outputs)
+
+    def _invalidate(self, written: Tensor, operation: int) -> None:
+        """After a write, every tensor in the same memory is another value: which, is found when it is next used."""
+        for identity in self.sharing.pop(storage_of(written), {}):
+            if self.current.pop(identity, None) is not None:
+                self.stale[identity] = operation
+
+    def _lead_through_base(self, view: Tensor, value: int, position: int) -> bool:
+        """Tie the node that autograd made for a view of overwritten memory: an `as_strided` of the base, by itself."""
+        number = next((n for n in reversed(self._views.get(id(view), [])) if self._made_by(n, position)), None)
+        if number is None:
+            return False
+        base = view._base
+        assert base is not None
+        index = len(self.operations)
+        arguments = {
+            "self": Ref(self._value(base, position)),
+            "size": list(view.shape),
+            "stride": list(view.stride()),
+            "storage_offset": view.storage_offset(),
+        }
+        func = torch.ops.aten.as_strided.default
+        self.operations.append(Operation(index, str(func), Rerun(func), arguments, (value,), None, number))
+        self._tie(number, view.output_nr, value, index)
+        return True
+
+    def _made_by(self, node: int, position: int) -> bool:
+        begins = self.tape.nodes[node].view_from
+        return begins is not None and begins <= position and node not in self.operation_of
 
     def _tie(self, node: int, output: int, value: int, operation: int) -> None:
         self.values[value].node = node
@@ -224,8 +274,12 @@ class _Assembler:
         index = self.current.get(id(tensor))
         if index is not None:
             return index
-        index = self._new(tensor, position - 1)
+        writer = self.stale.pop(id(tensor), None)
+        index = self._new(tensor, position - 1, operation=writer)
         draft = self.values[index]
+        if self._lead_through_base(tensor, index, position):
+            draft.operation = len(self.operations) - 1
+            return index
         with suppress(RuntimeError):
             number = self.tape.number_of.get(tensor.grad_fn) if tensor.grad_fn is not None else None
             if number is not None and tensor.output_nr not in self.outputs_of.get(number, {}):
@@ -233,7 +287,8 @@ class _Assembler:
                 draft.node = number
                 self.outputs_of.setdefault(number, {})[tensor.output_nr] = index
                 return index
-        draft.kind = self._leaf_kind(tensor)
+        if writer is None:
+            draft.kind = self._leaf_kind(tensor)
         return index
 
     def _leaf_kind(self, tensor: Tensor) -> str:
@@ -243,6 +298,9 @@ class _Assembler:
 
     def _new(self, tensor: Tensor, created: int, operation: int | None = None, slot: int = 0) -> int:
         index = self.current[id(tensor)] = len(self.values)
+        self.versions.setdefault(id(tensor), []).append(index)
+        self.sharing.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
+        self.stale.pop(id(tensor), None)
         self.values.append(_Draft(tensor, created, operation=operation, slot=slot))
         return index
 
@@ -347,10 +405,9 @@ class _Assembler:
 
     def _value_at(self, tensor: Tensor, last: int) -> int | None:
         """The value that a tensor was when `last` operations had run."""
-        index = self.current.get(id(tensor))
-        if index is None or self.values[index].created < last:
-            return index
-        versions = [i for i, draft in enumerate(self.values) if draft.tensor is tensor]
+        if id(tensor) not in self.versions:
+            return None
+        versions = self.versions[id(tensor)]
         return next((i for i in reversed(versions) if self.values[i].created < last), self._leaf_among(versions))
 
     def _leaf_among(self, versions: list[int]) -> int | None:
@@ -399,7 +456,7 @@ class _Assembler:
                 seen.add(id(run.module))
                 own = tuple(self.parameter_path.get(id(p), "") for p in run.module.parameters(recurse=False))
                 path = self.module_path.get(id(run.module), "")
-                yield Module(path, type(run.module).__name__, run.module.training, own)
+                yield Module(path, type(run.module).__name__, run.training, own)
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
@@ -459,8 +516,7 @@ class _Assembler:
         return site.place() if site is not None else None
 
     def _first_version(self, value: int) -> int:
-        tensor = self.values[value].tensor
-        return next(i for i, draft in enumerate(self.values) if draft.tensor is tensor)
+        return self.versions[id(self.values[value].tensor)][0]
 
     def _edges(self, number: int, operation: int | None) -> Iterator[Edge]:
         """Match each edge with the argument it belongs to: both run through the arguments in the schema's order."""
@@ -522,15 +578,12 @@ class _Assembler:
 
     def _gradients(self) -> None:
         """d loss / d value: what arrived at its node from all its uses; for a leaf what arrived in `.grad`."""
-        for number, slots in self.outputs_of.items():
-            for order, (_, index, _, upstream) in enumerate(self.tape.passages):
-                if index != number:
-                    continue
-                for slot, value in slots.items():
-                    if slot < len(upstream) and upstream[slot] is not None:
-                        draft = self.values[value]
-                        arrived = self._data(upstream[slot], -1)
-                        draft.grad = arrived if draft.grad is None else draft.grad + arrived
+        for _, number, _, upstream in self.tape.passages:
+            for slot, value in self.outputs_of.get(number, {}).items():
+                if slot < len(upstream) and upstream[slot] is not None:
+                    draft = self.values[value]
+                    arrived = self._data(upstream[slot], -1)
+                    draft.grad = arrived if draft.grad is None else draft.grad + arrived
         for index, draft in enumerate(self.values):
             if draft.kind == "parameter" and self._first_version(index) == index:
                 draft.grad = self._leaf_gradient(draft.tensor)
@@ -567,7 +620,7 @@ class _Assembler:
                     tuple(tensor.shape),
                     tensor.dtype,
                     str(tensor.device),
-                    tensor.requires_grad,
+                    draft.node is not None or (draft.operation is None and tensor.requires_grad),
                     self._data(tensor, draft.created),
                     draft.grad,
                     draft.operation,
@@ -681,15 +734,42 @@ class Rerun:
     def __call__(self, arguments: dict[str, Any]) -> Any:
         if isinstance(self.function, type):
             return self._forward(list(arguments.values()))
-        schema = self.function._schema.arguments
-        positional = [arguments[a.name] for a in schema if not a.kwarg_only]
-        keywords = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
         with torch.no_grad():
-            return self.function(*positional, **keywords)
+            if isinstance(self.function, WriteThroughView):
+                return self.function(**arguments)
+            return call_overload(self.function, arguments)
 
     def _forward(self, arguments: list[Any]) -> Any:
         with torch.no_grad():
             return self.function.apply(*arguments)
+
+
+class WriteThroughView:
+    """An in-place operation on a view, as the function of the view's base that it is for autograd.
+
+    `function(base=..., **arguments)` gives the base as it is afterwards, and the view in it.
+    """
+
+    def __init__(self, function: Any, argument: str, base: Tensor, view: Tensor) -> None:
+        self.function, self.argument = function, argument
+        self.size, self.stride = tuple(view.shape), tuple(view.stride())
+        self.real = base.is_complex() and not view.is_complex()
+        first = base.storage_offset() * base.itemsize
+        self.offset = (view.storage_offset() * view.itemsize - first) // view.itemsize
+        self.layout = tuple(base.shape), tuple(base.stride())
+
+    def __call__(self, base: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+        after = torch.empty_strided(*self.layout, dtype=base.dtype, device=base.device).copy_(base)
+        view = (torch.view_as_real(after) if self.real else after).as_strided(self.size, self.stride, self.offset)
+        call_overload(self.function, {**arguments, self.argument: view})
+        return after, view
+
+
+def call_overload(function: Any, arguments: dict[str, Any]) -> Any:
+    """Run an ATen operation on arguments given by the names of its schema."""
+    schema = function._schema.arguments
+    positional = [arguments[a.name] for a in schema if not a.kwarg_only]
+    return function(*positional, **{a.name: arguments[a.name] for a in schema if a.kwarg_only})
 
 
 def _node_name(raw: RawNode) -> str:

@@ -13,6 +13,7 @@ import click
 from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
+    from chainrule.recording import Recording
     from chainrule.script import ScriptRun
 
 DISAGREES = 1
@@ -59,6 +60,14 @@ step_option = click.option(
     metavar="N",
     help="Which training step: from the end of the optimizer's step N-1 to the end of step N.",
 )
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write to a file instead of the terminal; its suffix names the view (.html .md .tex .ipynb .svg .json .txt), "
+    "and .safetensors keeps the recording.",
+)
 brief_option = click.option("--brief", is_flag=True, help="A screenful instead of the whole walk.")
 
 
@@ -82,17 +91,19 @@ def commands() -> None:
 @click.option("--logits", is_flag=True, help="Leave the sigmoid to the loss, as practitioners do.")
 @click.option("--train", type=click.IntRange(min=0), default=0, metavar="N", help="Train for N more steps afterwards.")
 @brief_option
-def demo(optimizer: str, logits: bool, train: int, brief: bool) -> None:
+@click.option("--html", "output", type=click.Path(dir_okay=False), metavar="FILE", help="Write the page to a file.")
+def demo(optimizer: str, logits: bool, train: int, brief: bool, output: str | None) -> None:
     """Work out one step of a small network, number by number.
 
     \b
     Examples:
       chainrule demo --optimizer sgd
       chainrule demo --logits --train 500 --brief
+      chainrule demo --html step.html
     """
     from chainrule.demo import show_demo
 
-    show_demo(optimizer=optimizer, logits=logits, train=train, brief=brief)
+    show_demo(optimizer=optimizer, logits=logits, train=train, brief=brief, output=output)
 
 
 @commands.command(cls=ScriptCommand)
@@ -100,8 +111,9 @@ def demo(optimizer: str, logits: bool, train: int, brief: bool) -> None:
 @script_arguments
 @step_option
 @brief_option
+@output_option
 @click.option("--stop", is_flag=True, help="End the script right after the step.")
-def run(script: str, args: tuple[str, ...], step: int, brief: bool, stop: bool) -> NoReturn:
+def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str | None, stop: bool) -> NoReturn:
     """Run SCRIPT as python would, and tell its N-th training step.
 
     The script is not changed, runs on to its end, and its exit status is passed on. The status is 2 if the step never
@@ -111,13 +123,14 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, stop: bool) 
     Examples:
       chainrule run train.py
       chainrule run train.py --step 100 --stop -- --epochs 1
+      chainrule run train.py -o step.html
     """
     from chainrule.script import run_script
 
     outcome = run_script(script, args, step=step, stop=stop)
     _tell_shortfall(outcome)
     if outcome.recording is not None and outcome.recording.graph.calls:
-        outcome.recording.show(brief=brief)
+        _tell(outcome.recording, brief, output)
     sys.exit(outcome.status or (0 if outcome.complete else NOTHING))
 
 
@@ -154,6 +167,31 @@ def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
     if not verification.passed:
         sys.exit(DISAGREES)
     sys.exit(outcome.status or (0 if outcome.complete and verification.rows else NOTHING))
+
+
+@commands.command()
+@click.argument("file", type=click.Path())
+@brief_option
+@output_option
+def show(file: str, brief: bool, output: str | None) -> None:
+    """Tell a recording that was saved as FILE.safetensors.
+
+    \b
+    Examples:
+      chainrule show step.safetensors --brief
+      chainrule show step.safetensors -o step.html
+    """
+    from chainrule.recording import load
+
+    _tell(load(file), brief, output)
+
+
+def _tell(recording: Recording, brief: bool, output: str | None) -> None:
+    if output is None:
+        recording.show(brief=brief)
+    else:
+        recording.save(output)
+        _say(f"the step is written to {output}")
 
 
 def _tell_shortfall(outcome: ScriptRun) -> None:

@@ -18,6 +18,7 @@ def show_demo(
     logits: bool = False,
     train: int = 0,
     brief: bool = False,
+    output: str | None = None,
     console: Console | None = None,
 ) -> None:
     """Tell one training step, then the cost after it; `train` more steps end with the predictions."""
@@ -25,7 +26,11 @@ def show_demo(
     model, loss, update = build(optimizer, logits)
     with record(namespace=vars(worked_example)) as recording:
         before = train_step(model, loss, update).item()
-    recording.show(brief=brief)
+    if output is None:
+        recording.show(brief=brief)
+    else:
+        recording.save(output)
+        console.print(f"The step is written to {output}", markup=False)
 
     @torch.no_grad()
     def cost() -> float:

@@ -158,7 +158,7 @@ class Tape:
         self._scan()
         position = len(self.operations)
         for tensor in tensors:
-            known = self._storages.pop(_storage(tensor), None)
+            known = self._storages.pop(storage_of(tensor), None)
             if not known:
                 continue
             self.shared = self.shared or len(known) > 1
@@ -187,7 +187,7 @@ class Tape:
 
     def _enter(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            known = self._storages.setdefault(_storage(tensor), [])
+            known = self._storages.setdefault(storage_of(tensor), [])
             if not any(each is tensor for each in known):
                 known.append(tensor)
 

@@ -285,3 +285,5 @@ def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
             tape.scope[id(item)] = (name, item)
         elif isinstance(item, torch.nn.Module):
             tape.names_of_modules[id(item)] = name
+    with torch._C.DisableTorchFunction():  # what goes by a name can be overwritten below the block: keep a copy
+        tape.preserve(tensor for _, tensor in tape.scope.values())
