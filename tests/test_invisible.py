@@ -210,7 +210,7 @@ def test_an_exception_outside_torch_is_passed_on() -> None:
     with pytest.raises(KeyboardInterrupt), chainrule.record() as recording:
         torch.ones(2).sum()
         raise KeyboardInterrupt
-    assert len(recording.graph.operations) == 2
+    assert recording["sum"].data == 2
 
 
 # -- what was recorded stays as it was --------------------------------------------------------------------------------
@@ -221,16 +221,18 @@ def test_in_place_operations_make_new_values() -> None:
     with chainrule.record() as recording:
         h = x * 3
         h.add_(1)
-        F.relu_(h)
+        h.mul_(2)
         h[0] = 5.0
+        F.relu_(h)
         h.sum().backward()
     assert torch.equal(recording["h@1"].data, torch.tensor([-3.0, 6.0]))
     versions = [v.data.tolist() for v in recording.graph.values if v.shape == (2,) and v.operation is not None]
     assert versions[0] == [-3.0, 6.0]
     assert [-2.0, 7.0] in versions
-    assert [0.0, 7.0] in versions
-    assert [5.0, 7.0] in versions
-    assert recording["h"].data.tolist() == [5.0, 7.0]
+    assert [-4.0, 14.0] in versions
+    assert [5.0, 14.0] in versions
+    assert recording["h"].data.tolist() == [5.0, 14.0]
+    assert x.grad.tolist() == [0.0, 6.0]
 
 
 def test_a_write_to_a_view_makes_a_new_value_of_its_base_and_of_its_other_views() -> None:
@@ -268,7 +270,7 @@ def test_the_optimizer_and_a_later_step_change_nothing() -> None:
     for name, parameter in recording.parameters.items():
         assert torch.equal(parameter.before, before[name])
         assert torch.equal(parameter.after, after[name])
-    assert torch.equal(recording["x"].data, inputs)
+    assert torch.equal(recording["x@1"].data, inputs)
     assert recording.loss == was
     assert all(module.training for module in recording.graph.modules)
     buffers = {v.name: v.data for v in recording.graph.values if v.kind == "buffer"}
@@ -377,10 +379,10 @@ def test_a_recording_is_freed_by_reference_counting_alone() -> None:
                 loss = clipped(model, optimizer, x, y)
             if read:
                 assert recording.graph.nodes
-            watched = [weakref.ref(recording), weakref.ref(loss.grad_fn) if False else weakref.ref(loss)]
+            watched = [weakref.ref(recording), weakref.ref(loss)]
             del recording, loss
             assert [each() for each in watched] == [None, None]
-            ours = [each for each in gc.get_objects() if isinstance(each, (Tape, Recorder, chainrule.Recording))]
+            ours = [each for each in gc.get_objects() if type(each) in (Tape, Recorder, chainrule.Recording)]
             assert ours == []
     finally:
         gc.enable()

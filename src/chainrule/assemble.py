@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class _Assembler:
                     self._views.setdefault(id(tensor), []).append(index)
 
     def graph(self) -> Graph:
+        self.passes = self._number_passes()
         self._name_modules()
         self._read_operations()
         calls = self._calls()
@@ -301,7 +303,8 @@ class _Assembler:
         self.versions.setdefault(id(tensor), []).append(index)
         self.sharing.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
         self.stale.pop(id(tensor), None)
-        self.values.append(_Draft(tensor, created, operation=operation, slot=slot))
+        kind = "parameter" if tensor.is_leaf and tensor.requires_grad else "result"
+        self.values.append(_Draft(tensor, created, kind, operation=operation, slot=slot))
         return index
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -329,7 +332,7 @@ class _Assembler:
         ranked: dict[int, list[tuple[int, str]]] = {}
         for index, draft in enumerate(self.values):
             path = self.parameter_path.get(id(draft.tensor))
-            if draft.operation is None and path:
+            if path and self._used_version(index) == index:
                 ranked.setdefault(index, []).append((0, path))
         for _, rank, name, value, place in sorted(self._namings(), key=lambda each: each[0]):
             ranked.setdefault(value, []).append((rank, name))
@@ -337,6 +340,7 @@ class _Assembler:
         for name, tensor in self.tape.scope.values():
             value = self.current.get(id(tensor))
             if value is not None:
+                value = self._used_version(value) if tensor.is_leaf else value
                 ranked.setdefault(value, []).append((1, name))
         for call, raw in zip(calls, self.tape.calls, strict=True):
             for value, name in self._named_operands(call, raw):
@@ -375,7 +379,7 @@ class _Assembler:
                     if value is not None:
                         yield run.last * 3 + 2, 2, path, value, run.site.place() if run.site else None
         for call in self.tape.calls:
-            if call.custom is None:
+            if call.custom is None and _is_direct(call):
                 parent = self.tape.modules[call.module].site if call.module is not None else None
                 yield from self._targets(call.last * 3, call.output, call.site, parent, call.last)
         for function in self.tape.functions:
@@ -490,7 +494,7 @@ class _Assembler:
         operation = self.operation_of.get(number)
         leaf = self.current.get(id(raw.node.variable)) if hasattr(raw.node, "variable") else None
         if leaf is not None:
-            leaf = self._first_version(leaf)
+            leaf = self._used_version(leaf)
         slots = self.outputs_of.get(number, {})
         outputs = tuple(slots.get(slot) for slot in range(max(slots, default=-1) + 1))
         call = self.operations[operation].call if operation is not None else None
@@ -515,8 +519,19 @@ class _Assembler:
         site = self.tape.calls[call].site if call is not None else None
         return site.place() if site is not None else None
 
-    def _first_version(self, value: int) -> int:
-        return self.versions[id(self.values[value].tensor)][0]
+    def _used_version(self, value: int) -> int:
+        """Of all values that a leaf was, the one that gradients belong to: the first that a node was made with.
+
+        A leaf may have been initialised inside the block, and be updated there by hand.
+        """
+        versions = self.versions[id(self.values[value].tensor)]
+        return next((i for i in versions if i in self._used), versions[0])
+
+    @cached_property
+    def _used(self) -> set[int]:
+        """The values that operations with a node took."""
+        operations = (each for each in self.operations if each.node is not None)
+        return {value for each in operations for _, _, value in _arguments(each.arguments)}
 
     def _edges(self, number: int, operation: int | None) -> Iterator[Edge]:
         """Match each edge with the argument it belongs to: both run through the arguments in the schema's order."""
@@ -551,54 +566,56 @@ class _Assembler:
         return self.outputs_of.get(target, {}).get(slot) == value
 
     def _passages(self) -> dict[int, list[Passage]]:
-        tasks: dict[int, int] = {}
         found: dict[int, list[Passage]] = {}
-        self.pass_roots: dict[int, int] = {}
         for order, (task, index, downstream, upstream) in enumerate(self.tape.passages):
-            backward = tasks.setdefault(task, len(tasks))
-            self.pass_roots.setdefault(backward, index)
-            found.setdefault(index, []).append(
-                Passage(backward, order, self._frozen(upstream), self._with_leaves(index, backward, downstream))
-            )
+            filled = self._with_leaves(index, task, downstream)
+            found.setdefault(index, []).append(Passage(self.passes[task], order, self._frozen(upstream), filled))
         return found
+
+    def _number_passes(self) -> dict[int, int]:
+        """Autograd's numbers of its passes -> ours; one that began unseen (inside a node) comes after those we saw."""
+        known = {raw.task: index for index, raw in enumerate(self.tape.backwards) if raw.task is not None}
+        for task, *_ in self.tape.passages:
+            known.setdefault(task, max(len(self.tape.backwards), *known.values(), -1) + 1 if known else 0)
+        return known
 
     def _frozen(self, gradients: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
         return tuple(None if g is None else self._data(g, -1) for g in gradients)
 
-    def _with_leaves(self, index: int, backward: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    def _with_leaves(self, index: int, task: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
         """Put in the gradients that went straight into a leaf, and were read from its `.grad` afterwards."""
         filled = list(self._frozen(downstream))
-        ran = [each for each in self.tape.backwards if each.error is None or each.after]
-        if backward < len(ran):
-            for position, leaf in self.tape.nodes[index].leaves:
-                after = ran[backward].after.get(id(leaf))
-                if filled[position] is None and after is not None and id(leaf) not in ran[backward].before:
-                    filled[position] = self._data(after, -1)
+        raw = next((each for each in self.tape.backwards if each.task == task), None)
+        for position, leaf in self.tape.nodes[index].leaves if raw is not None else ():
+            after = raw.after.get(id(leaf))
+            if filled[position] is None and after is not None and id(leaf) not in raw.before:
+                filled[position] = self._data(after, -1)
         return tuple(filled)
 
     def _gradients(self) -> None:
-        """d loss / d value: what arrived at its node from all its uses; for a leaf what arrived in `.grad`."""
-        for _, number, _, upstream in self.tape.passages:
-            for slot, value in self.outputs_of.get(number, {}).items():
-                if slot < len(upstream) and upstream[slot] is not None:
-                    draft = self.values[value]
-                    arrived = self._data(upstream[slot], -1)
-                    draft.grad = arrived if draft.grad is None else draft.grad + arrived
-        for index, draft in enumerate(self.values):
-            if draft.kind == "parameter" and self._first_version(index) == index:
-                draft.grad = self._leaf_gradient(draft.tensor)
+        """d loss / d value: what arrived at its node from all its uses; for a leaf what arrived in `.grad`.
 
-    def _leaf_gradient(self, leaf: Tensor) -> Tensor | None:
-        total: Tensor | None = None
-        for backward in self.tape.backwards:
-            after = backward.after.get(id(leaf))
-            if after is None:
-                continue
-            arrived = self._data(after, -1)
-            if id(leaf) in backward.before:
-                arrived = arrived - backward.before[id(leaf)]
-            total = arrived if total is None else total + arrived
-        return total
+        A pass that ended in an exception counts only where no other brought a gradient.
+        """
+        failed = {raw.task for raw in self.tape.backwards if raw.error is not None}
+        for whole in (True, False):
+            arrived: dict[int, Tensor] = {}
+            for task, number, downstream, upstream in self.tape.passages:
+                if (task not in failed) is whole:
+                    self._arrivals(arrived, number, upstream, self._with_leaves(number, task, downstream))
+            for value, gradient in arrived.items():
+                if self.values[value].grad is None:
+                    self.values[value].grad = gradient
+
+    def _arrivals(
+        self, arrived: dict[int, Tensor], number: int, upstream: tuple[Any, ...], downstream: tuple[Tensor | None, ...]
+    ) -> None:
+        for slot, value in self.outputs_of.get(number, {}).items():
+            if slot < len(upstream) and upstream[slot] is not None:
+                _add(arrived, value, self._data(upstream[slot], -1))
+        for (node, _), gradient in zip(self.tape.nodes[number].edges, downstream, strict=False):
+            if gradient is not None and hasattr(node, "variable") and id(node.variable) in self.versions:
+                _add(arrived, self._used_version(self.versions[id(node.variable)][0]), gradient)
 
     # -- freezing -----------------------------------------------------------------------------------------------------
 
@@ -645,9 +662,10 @@ class _Assembler:
                 for root in raw.roots
                 if root.grad_fn is not None and root.grad_fn in self.tape.number_of
             )
-            loss = self.current.get(id(raw.roots[0])) if raw.roots else None
+            loss = self._value_at(raw.roots[0], raw.position) if raw.roots else None
             found.append(Backward(index, roots, loss, raw.site.place() if raw.site else None))
-        return tuple(found)
+        unseen = range(len(found), max(self.passes.values(), default=-1) + 1)
+        return (*found, *(Backward(index, (), None) for index in unseen))
 
     def _updates(self) -> tuple[Update, ...]:
         found = []
@@ -660,7 +678,7 @@ class _Assembler:
                 state = raw.states_after[place] if raw.states_after else {}
                 parameters.append(
                     ParameterUpdate(
-                        None if value is None else self._first_version(value),
+                        None if value is None else self._used_version(value),
                         self._parameter_name(parameter, place),
                         raw.before[place],
                         raw.gradients[place],
@@ -679,7 +697,7 @@ class _Assembler:
         if id(parameter) in self.tape.scope:
             return self.tape.scope[id(parameter)][0]
         value = self.current.get(id(parameter))
-        names = self.values[self._first_version(value)].names if value is not None else []
+        names = self.values[self._used_version(value)].names if value is not None else []
         return names[0] if names else f"parameter{place}"
 
     def _parameters(self) -> dict[str, Parameter]:
@@ -687,9 +705,9 @@ class _Assembler:
         after = {id(p): a for raw in self.tape.updates for p, a in self._stepped(raw)}
         for tensor in self._trained():
             value = self.current.get(id(tensor))
-            value = None if value is None else self._first_version(value)
+            value = None if value is None else self._used_version(value)
             name = self._parameter_name(tensor, len(found))
-            before = self._data(tensor, -1)
+            before = self._data(tensor, -1 if value is None else self.values[value].created)
             changed = after.get(id(tensor))
             if changed is None and value is not None and (copies := self.tape.copies.get(id(tensor), ())):
                 final = copies[-1][1] if len(copies) > 1 else tensor.detach()
@@ -720,9 +738,17 @@ class _Assembler:
 
     def _events(self) -> Iterator[Event]:
         for position, gradient, function, site in self.tape.writes:
-            parameter = self.tape.gradients[gradient]
+            parameter = self.tape.gradients.get(gradient)
+            if parameter is None:
+                continue
             name = self._parameter_name(parameter, 0)
             yield Event(function or "write", name, position, site.place() if site else None)
+
+
+def _is_direct(call: RawCall) -> bool:
+    """Whether the user's own expression is this call, not a larger function of PyTorch's that made it on the way."""
+    through = call.site.through if call.site is not None else ""
+    return through in ("", "wrapped", "fn", "_wrapped_call_impl", getattr(call.function, "__name__", ""))
 
 
 class Rerun:
@@ -770,6 +796,10 @@ def call_overload(function: Any, arguments: dict[str, Any]) -> Any:
     schema = function._schema.arguments
     positional = [arguments[a.name] for a in schema if not a.kwarg_only]
     return function(*positional, **{a.name: arguments[a.name] for a in schema if a.kwarg_only})
+
+
+def _add(gradients: dict[int, Tensor], value: int, gradient: Tensor) -> None:
+    gradients[value] = gradients[value] + gradient if value in gradients else gradient
 
 
 def _node_name(raw: RawNode) -> str:

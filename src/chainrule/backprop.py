@@ -225,13 +225,13 @@ class _Unit:
 def _units(graph: Graph) -> Iterator[_Unit]:
     """The operations that led to a loss (all of them where there is none), grouped as they are told."""
     wanted = _ancestors(graph)
-    flowing = {operation.call for operation in graph.operations if operation.node is not None}
+    flowing = {operation.call for operation in graph.operations if operation.node is not None} - {None}
     done: set[int] = set()
     for operation in graph.operations:
         if operation.index not in wanted or operation.index in done:
             continue
-        if operation.node is None and operation.call is not None and operation.call in flowing:
-            continue  # inner work of a call that is told by its other operations: the mask that dropout draws
+        if operation.node is None and flowing and (operation.call in flowing or not _in_module(graph, operation)):
+            continue  # inner work of a call that is told, as the mask of dropout, or making of the data and the model
         unit = _call_unit(graph, operation.call) if operation.call is not None else None
         if unit is None:
             op = applied(graph, operation)
@@ -241,6 +241,11 @@ def _units(graph: Graph) -> Iterator[_Unit]:
             unit = _Unit(operation.call, (operation.index,), rule, op, tuple(arguments_of(operation.arguments)), outputs)
         done.update(unit.operations)
         yield unit
+
+
+def _in_module(graph: Graph, operation: Operation) -> bool:
+    """Whether an operation ran in a module's forward, as those of a frozen backbone do."""
+    return operation.call is not None and bool(graph.calls[operation.call].module)
 
 
 def _ancestors(graph: Graph) -> set[int]:

@@ -47,7 +47,7 @@ class Experiment:
         self.function: Any = operation.function
         self.random_state = operation.random_state
         self.recorded: dict[str, Any] = {name: data(graph, tree) for name, tree in operation.arguments.items()}
-        self.wide = {name: _widened(tree) for name, tree in self.recorded.items()}
+        self.wide = {name: widened(tree) for name, tree in self.recorded.items()}
         if self.wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
             self.wide["half_to_float"] = False
         self.writes = set(self.recorded) if self.custom else _written(operation.function)
@@ -291,13 +291,13 @@ def _written(function: Callable[..., Any]) -> set[str]:
     return {name for _, name in Traits.of(overload).writes} if hasattr(overload, "_schema") else set()
 
 
-def _widened(tree: Any) -> Any:
+def widened(tree: Any) -> Any:
     """Float64 and complex128 for what is coarser, in tensors and where a number type is asked for."""
     if isinstance(tree, Tensor):
         return tree.to(_wide_dtype(tree.dtype))
     if isinstance(tree, torch.dtype):
         return _wide_dtype(tree)
-    return [_widened(item) for item in tree] if isinstance(tree, list) else tree
+    return [widened(item) for item in tree] if isinstance(tree, list) else tree
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -51,11 +51,30 @@ class Equation:
 
 
 @dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many numbers lie in each of equally wide bins between `low` and `high`."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A tensor made small enough to be looked at: the mean of each cell of a `rows` x `columns` grid, row by row."""
+
+    rows: int
+    columns: int
+    means: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """Numbers under a symbol.
 
     `entries` are the numbers in row-major order, or None where the tensor is too large to be told: then `statistics`
-    tells it. `shape` is always the true one. Row and column labels are plain text (`Z1[0,1]`).
+    tells it, and a histogram and a sketch where they were made. `shape` is always the true one. Row and column labels are
+    plain text (`Z1[0,1]`).
     """
 
     symbol: str
@@ -67,6 +86,8 @@ class Tensor:
     row_labels: tuple[str, ...] = ()
     column_labels: tuple[str, ...] = ()
     label: str = ""
+    histogram: Histogram | None = None
+    sketch: Sketch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +137,7 @@ class Row:
 
     `inputs` are the rows that it was computed from, `module` is the path of the module that it was computed in. `forward` and `backward` are the
     anchors of the sections that work it out; `verdict` is what the proof says of the node that leads back from it.
+    `update` is, for a parameter, the norm of what the optimizer changed divided by the norm of what was there before.
     """
 
     index: int
@@ -133,6 +155,7 @@ class Row:
     forward: str | None = None
     backward: tuple[str, ...] = ()
     verdict: Kind | None = None
+    update: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,16 +85,16 @@ class Notation:
             flowing = [v for v in taken if self.graph.values[v].node is not None]
             weights = [v for v in map(self.graph.values.__getitem__, taken) if v.kind == "parameter"]
             uses.update({v.index for v in weights})
-            if (current is not None and set(flowing) != {current}) or (current is None and flowing):
-                return {}
             output = group[-1].outputs[0] if group[-1].outputs else None
-            if output is None or any(uses[v.index] > 1 for v in weights) or len(weights) > 2:
+            if set(flowing) != ({current} if current is not None else set()) or output is None:
                 return {}
-            if weights:
-                layer += 1
-                layers.update(_letters(weights, output, layer))
-            elif layer and current is not None and output not in self._losses:
-                layers[output] = ("A", layer)
+            if any(uses[v.index] > 1 for v in weights) or len(weights) > 2:
+                return {}
+            letters = _letters(weights, output, layer + 1)
+            if layer and current not in layers and (letters or output in self._losses):
+                layers[current] = ("A", layer)  # what the next layer, or the loss, takes
+            layers.update(letters)
+            layer += bool(letters)
             current = output
         return layers if layer > 1 else {}
 

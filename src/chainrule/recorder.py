@@ -10,6 +10,7 @@ leaf is read from `.grad` afterwards. And whatever is about to be overwritten is
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +39,9 @@ from chainrule.source import Site, is_library
 _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _backward_functions = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
+_create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
+_wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
+_zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default})
 
 
 @dataclass(slots=True)
@@ -101,7 +105,9 @@ class RawBackward:
     site: Site | None
     position: int
     roots: tuple[Tensor, ...]
+    accumulates: bool  # into `.grad`; `torch.autograd.grad` does not
     before: dict[int, Tensor]
+    task: int | None = None  # autograd's number of the pass
     after: dict[int, Tensor | None] = field(default_factory=dict)
     error: str | None = None
 
@@ -327,7 +333,7 @@ class Recorder:
             self.tape.overwritten(written)
         self._written[len(self.tape.operations)] = written
         for tensor in written:
-            if id(tensor) in self.tape.gradients:
+            if id(tensor) in self.tape.gradients or func in _zeroing:  # cleared before our first pass: known later
                 site = Site.of(sys._getframe(2))
                 self.tape.writes.append((len(self.tape.operations), id(tensor), _library_function(), site))
 
@@ -352,16 +358,21 @@ class Recorder:
         """Run `backward` or `grad` with a hook on every node it can reach."""
         tape = self.tape
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
+        accumulates = func is not torch.autograd.grad
         with torch._C.DisableTorchFunction():
             self.sweep()
-            leaves = self._reach(roots, accumulates=func is not torch.autograd.grad)
-            filled = [leaf for leaf in leaves if leaf.grad is not None]  # these are added to in place
+            leaves = self._reach(roots, accumulates)
+            filled = [leaf for leaf in leaves if leaf.grad is not None] if accumulates else []  # added to in place
             before = dict(zip(map(id, filled), tape.overwritten(leaf.grad for leaf in filled), strict=True))
             name = getattr(func, "__name__", "backward")
-            backward = RawBackward(name, Site.of(sys._getframe(2)), len(tape.operations), roots, before)
+            site = Site.of(sys._getframe(2))
+            backward = RawBackward(name, site, len(tape.operations), roots, accumulates, before)
         tape.backwards.append(backward)
-        create_graph = kwargs.get("create_graph") or (func is Tensor.backward and len(args) > 3 and args[3])
-        if not create_graph:
+        first = len(tape.passages)
+        position = _create_graph_position.get(func, 3)
+        create_graph = kwargs.get("create_graph", len(args) > position and args[position])
+        pauses = not (create_graph or self._paused)
+        if pauses:
             self._pause()
         try:
             return func(*args, **kwargs)
@@ -369,12 +380,18 @@ class Recorder:
             backward.error = f"{type(error).__name__}: {error}"
             raise
         finally:
-            if not create_graph:
+            if pauses:
                 self._resume()
-            for leaf in leaves:
+            self._note_pass(backward, first)
+            for leaf in leaves if accumulates else ():
                 backward.after[id(leaf)] = leaf.grad
                 if leaf.grad is not None:
                     tape.gradients[id(leaf.grad)] = leaf
+
+    def _note_pass(self, backward: RawBackward, first: int) -> None:
+        """Which of autograd's passes this was: the first that ran a node, but for those that ran inside it."""
+        taken = {other.task for other in self.tape.backwards}
+        backward.task = next((task for task, *_ in self.tape.passages[first:] if task not in taken), None)
 
     def sweep(self) -> None:
         """Tie each new operation to the autograd node of its output.
@@ -449,7 +466,7 @@ class Recorder:
             raw.leaves = tuple(
                 (position, node.variable)
                 for position, (node, _) in enumerate(raw.edges)
-                if accumulates and uses.get(node) == 1 and node.variable.grad is None
+                if accumulates and uses.get(node) == 1 and node.variable.grad is None and not _has_hooks(node.variable)
             )
         return [node.variable for node in uses]
 
@@ -465,12 +482,10 @@ class Recorder:
     # -- the optimizer ------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._paused:
-            return
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
             self.tape.updates.append(self._snapshot(optimizer))
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if closure is None:  # with a closure, forward and backward passes run inside the step
+        if closure is None and not self._paused:  # with a closure, forward and backward passes run inside the step
             self._step_open = True
             self._pause()
 
@@ -594,11 +609,17 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             waiting.extend(reversed(list(item.values())))
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """What is one and the same for all tensors in one piece of memory, as long as one of them lives."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share
         return id(tensor)
+
+
+def _has_hooks(leaf: Tensor) -> bool:
+    """Whether `.grad` may be something else in the end than what arrived."""
+    return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)
 
 
 def _copied(tree: Any) -> Any:
@@ -614,7 +635,8 @@ def _library_function() -> str:
     frame: FrameType | None = sys._getframe(1)
     name = ""
     while frame is not None and is_library(frame.f_code):
-        if "/chainrule/" not in frame.f_code.co_filename and not frame.f_code.co_name.startswith("_"):
+        wraps = frame.f_code.co_filename.endswith(_wrappers)
+        if not wraps and not frame.f_code.co_name.startswith("_"):
             name = frame.f_code.co_name
         frame = frame.f_back
     return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -275,7 +276,12 @@ def _variables(frame: FrameType | None) -> dict[str, Any]:
     """The variables of the nearest frame outside PyTorch and chainrule."""
     while frame is not None and is_library(frame.f_code):
         frame = frame.f_back
-    return {} if frame is None else {**frame.f_globals, **frame.f_locals}
+    if frame is None:
+        return {}
+    names = {**frame.f_globals, **frame.f_locals}
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        frame.f_locals.clear()  # a copy, which would keep the function's variables alive after `del`
+    return names
 
 
 def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:

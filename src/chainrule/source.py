@@ -9,7 +9,7 @@ import ast
 import linecache
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType, FrameType
 
@@ -39,21 +39,27 @@ contextlib_file = sys.modules["contextlib"].__file__
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A place in running code: which instruction of which code object."""
+    """A place in running code: which instruction of which code object.
+
+    `through` is the name of the library function that the instruction called ("" where it called us directly).
+    """
 
     code: CodeType
     instruction: int
+    through: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, frame: FrameType | None) -> Site | None:
         """The nearest frame outside PyTorch, counted from `frame` outwards."""
+        through = ""
         while frame is not None:
             code = frame.f_code
             known = _library.get(code.co_filename)
             if known is None:
                 known = is_library(code)
             if not known:
-                return cls(code, frame.f_lasti)
+                return cls(code, frame.f_lasti, through)
+            through = code.co_name
             frame = frame.f_back
         return None
 

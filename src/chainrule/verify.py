@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -169,7 +169,7 @@ def _unchecked(node: Node, reason: str) -> Row:
 
 
 def _accumulation(graph: Graph, node: Node) -> Row:
-    """What all edges into a leaf brought, summed, against what was recorded of its `.grad`."""
+    """What all edges into a leaf brought, summed, against what arrived at it and what stands in `.grad`."""
     assert node.leaf is not None
     leaf = graph.values[node.leaf]
     shares = [
@@ -183,24 +183,28 @@ def _accumulation(graph: Graph, node: Node) -> Row:
     brought = [real(share) for share in shares if share is not None]
     if leaf.grad is None or not brought:
         return _unchecked(node, "no gradient was accumulated in it")
-    recorded, total, size = (
-        real(leaf.grad),
-        sum(brought[1:], brought[0]),
-        sum((b.abs() for b in brought), torch.zeros_like(brought[0])),
-    )
-    left = [p.grad for p in graph.parameters.values() if p.value == node.leaf and p.grad is not None]
-    tolerance = MARGIN * torch.finfo(leaf.dtype).eps * sum((real(g).abs() for g in left), size)
+    recorded, total = real(leaf.grad), sum(brought[1:], brought[0])
     if not recorded.isfinite().all():
         return _unchecked(node, "its gradient is not finite")
+    size = sum((share.abs() for share in brought), torch.zeros_like(total))
+    tolerance = MARGIN * torch.finfo(leaf.dtype).eps * size
     found = largest_difference("grad", recorded, total, tolerance, leaf.shape, leaf.dtype.is_complex)
-    bad = outside(recorded, total, tolerance)
-    if not bad:
-        uses = "the only use" if len(brought) == 1 else f"{len(brought)} shares"
-        return Row(node, None, "agrees", f"`.grad` is the sum of what came back from {uses}", ("grad",), found,
-                   tolerance=found.tolerance)  # fmt: skip
-    wrong = tuple(Wrong("grad", unravel(i, leaf.shape), float(total[i]), float(recorded[i]), None) for i in bad[:8])
-    reason = "`.grad` is not the sum of what its uses brought: a hook on the leaf, or a write to `.grad`, changed it"
-    return Row(node, leaf.place, "disagrees", reason, ("grad",), found, tolerance=found.tolerance, wrong=wrong)
+    row = Row(node, leaf.place, "agrees", "", ("grad",), found, tolerance=found.tolerance)
+    if bad := outside(recorded, total, tolerance):
+        pairs = 2 if leaf.dtype.is_complex else 1
+        places = dict.fromkeys(i // pairs for i in bad[:8])
+        sides = [(unravel(i, leaf.shape), _number(total, i, pairs), _number(recorded, i, pairs)) for i in places]
+        wrong = tuple(Wrong("grad", index, ours, theirs, None) for index, ours, theirs in sides)
+        reason = "the gradient that arrived is not the sum of what its uses brought"
+        return replace(row, verdict="disagrees", reason=reason, wrong=wrong)
+    left = next((p.grad for p in graph.parameters.values() if p.value == node.leaf), None)
+    if left is not None and outside(
+        real(left), total, tolerance + MARGIN * torch.finfo(left.dtype).eps * real(left).abs()
+    ):
+        reason = "`.grad` holds more than what its uses brought: an earlier gradient, or the work of a hook"
+        return replace(row, verdict="not checked", reason=reason)
+    uses = "its only use" if len(brought) == 1 else f"{len(brought)} uses"
+    return replace(row, reason=f"its gradient is the sum of what came back from {uses}")
 
 
 # -- one passage through one node -------------------------------------------------------------------------------------
@@ -250,7 +254,10 @@ def _experiment(graph: Graph, node: Node, passage: Passage) -> Experiment:
         raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
     if node.operation is None:
         raise CannotRunError("the recording does not hold the operation that made it")
-    if (constraint := _CONSTRAINED.get(plain(node.name))) is not None:
+    constraint = _CONSTRAINED.get(plain(node.name))
+    if graph.operations[node.operation].arguments.get("hermitian") is True:
+        constraint = _SYMMETRIC
+    if constraint is not None:
         raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
     experiment = Experiment(graph, node, passage.upstream)
     if experiment.random_state is not None and all(g is None or not g.any() for g in passage.downstream):
@@ -348,7 +355,7 @@ def _number(side: Tensor | None, place: int, pairs: int) -> float | complex | No
 
 def _worst(differences: list[Difference | None]) -> Difference | None:
     found = [each for each in differences if each is not None]
-    return max(found, key=lambda d: (d.largest / d.tolerance if d.tolerance else d.largest, d.largest), default=None)
+    return max(found, key=lambda d: (d.excess, d.largest), default=None)
 
 
 # -- told -------------------------------------------------------------------------------------------------------------

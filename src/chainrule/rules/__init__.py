@@ -34,6 +34,7 @@ TOPICS = (
     "normalise",
     "attention",
     "recurrent",
+    "linalg",
     "loss",
 )
 

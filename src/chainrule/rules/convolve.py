@@ -69,24 +69,35 @@ class Sliding:
         found = tuple(s * p + d * k - pad for p, k, s, d, pad in axes)
         return found if all(0 <= q < size for q, size in zip(found, room, strict=True)) else None
 
+    def start(self, inside: Index, element: Index, places: Sequence[int]) -> Index | None:
+        """The output place from which a kernel element meets an input place, if there is one."""
+        axes = zip(inside, element, self.stride, self.dilation, self.padding, strict=True)
+        steps = [divmod(q + pad - d * k, s) for q, k, s, d, pad in axes]
+        inside_all = all(not rest and 0 <= p < count for (p, rest), count in zip(steps, places, strict=True))
+        return tuple(p for p, _ in steps) if inside_all else None
+
     def source(self, letters: str, taps: str) -> list[str]:
         """Where in the input output place (i, j) and kernel element (u, v) meet, in LaTeX: `2 i + u - 1`."""
-        axes = zip(letters, taps, self.stride, self.dilation, self.padding, strict=True)
-        return [f"{_times(s, p)} + {_times(d, k)}{_less(pad)}" for p, k, s, d, pad in axes]
+        axes = zip(letters, self._reach(taps, "+"), self.stride, self.padding, strict=True)
+        return [_times(s, p) + reach + _shift("-", pad) for p, reach, s, pad in axes]
 
     def target(self, letters: str, taps: str) -> list[str]:
         """The output place that meets input place (i, j) by kernel element (u, v), in LaTeX: `(i - u + 1) / 2`."""
-        axes = zip(letters, taps, self.stride, self.dilation, self.padding, strict=True)
-        sums = [(f"{q} - {_times(d, k)}" + (f" + {pad}" if pad else ""), s) for q, k, s, d, pad in axes]
-        return [text if s == 1 else f"({text}) / {s}" for text, s in sums]
+        axes = zip(letters, self._reach(taps, "-"), self.stride, self.padding, strict=True)
+        sums = [(q + reach + _shift("+", pad), s) for q, reach, s, pad in axes]
+        return [text if s == 1 else f"({text}) / {s}" if len(text) > 1 else f"{text} / {s}" for text, s in sums]
+
+    def _reach(self, taps: str, sign: str) -> list[str]:
+        axes = zip(taps, self.size, self.dilation, strict=True)
+        return ["" if size == 1 else f" {sign} {_times(d, k)}" for k, size, d in axes]
 
 
 def _times(number: int, letter: str) -> str:
     return letter if number == 1 else rf"{number} \, {letter}"
 
 
-def _less(number: int) -> str:
-    return f" - {number}" if number else ""
+def _shift(sign: str, number: int) -> str:
+    return f" {sign} {number}" if number else ""
 
 
 # What a convolution does, whichever node made it -----------------------------------------------------------------
@@ -163,7 +174,7 @@ def _wide(t: Tensor) -> torch.dtype:
 
 
 def _x(op: Any) -> Tensor:
-    found: Tensor = op.arguments["input"] if "input" in op.arguments else op.self
+    found: Tensor = op.arguments[_x_name(op)[1:]]
     return found
 
 
@@ -184,7 +195,7 @@ def _bias(op: Any, g: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Told:
-    """The letters and ranges in which one convolution is told: place (i, j), kernel element (u, v)."""
+    """One convolution in letters: sample n, output channel o, input channel c, place (i, j), kernel element (u, v)."""
 
     op: Any
 
@@ -200,88 +211,76 @@ class _Told:
     def taps(self) -> str:
         return TAPS[len(self.setting.sliding.size)]
 
-    @property
-    def x(self) -> str:
-        return "$input" if "input" in self.op.arguments else "$self"
-
-    def over_kernel(self, *channels: tuple[str, int]) -> str:
-        """The sums over channels and over the kernel's elements, with their ranges."""
-        ranges = [*channels, *zip(self.taps, self.setting.sliding.size, strict=True)]
-        return " ".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}}" for letter, count in ranges if count != 1)
-
-    def kernel(self, first: str, second: str) -> str:
-        """One element of the weight; an axis of size 1 is always met at 0."""
-        sizes = zip((first, second, *self.taps), self.op.weight.shape, strict=True)
-        return _element("$weight", [letter if size != 1 or letter == first else "0" for letter, size in sizes])
-
     def equation(self) -> str:
-        groups, places = self.setting.groups, ", ".join(self.places)
+        """The gather form: what one output element is made of, with the ranges of all sums."""
+        inputs, outputs = (t.shape[1] // self.setting.groups for t in (_x(self.op), self.op.out))
+        channel = "c" if self.setting.groups == 1 else _channel(outputs, inputs)
+        ranges = [("c", inputs), *zip(self.taps, self.setting.sliding.size, strict=True)]
+        sums = " ".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}}" for letter, count in ranges if count != 1)
         bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
-        outputs, inputs = self.op.out.shape[1] // groups, _x(self.op).shape[1] // groups
-        first = "c" if groups == 1 else _channel("o", outputs, inputs)
+        kernel = self.kernel("o", channel) if self.setting.transposed else self.kernel("o", "c", grouped=False)
+        return f"{_element('$out', 'no' + self.places)} = {bias}{sums} {kernel} \\, {self.met(channel)}{self.where()}"
+
+    def where(self) -> str:
+        """The range of the output's places, and which terms of the sums do not occur."""
+        ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
         if self.setting.transposed:
-            kernel = self.kernel(first, "o" if groups == 1 else rf"o \bmod {outputs}")
-            met, rest = self.setting.sliding.target(self.places, self.taps), "whole places inside $input only"
-        else:
-            kernel = self.kernel("o", "c")
-            met, rest = self.setting.sliding.source(self.places, self.taps), ""
-        total = f"{self.over_kernel(('c', inputs))} {kernel} {_element(self.x, ['n', first, *self._met(met)])}"
-        sizes = [f"0 \\le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True)]
-        where = ", ".join(sizes) + self._condition(bool(rest))
-        return rf"{{$out}}_{{n,o,{places}}} = {bias}{total} \qquad ({where})".replace("  ", " ")
+            return rf" \qquad ({ranges}; \text{{ only places that exist: whole numbers inside }} {_x_name(self.op)})"
+        outside = rf"; \; {_x_name(self.op)} \text{{ is 0 outside}}" if any(self.setting.sliding.padding) else ""
+        return rf" \qquad ({ranges}{outside})"
 
-    def _met(self, places: list[str]) -> list[str]:
-        """Letters of kernel axes of size 1 are 0, and so need no writing."""
-        for letter, size in zip(self.taps, self.setting.sliding.size, strict=True):
-            if size == 1:
-                places = [_without(place, letter) for place in places]
-        return places
+    def kernel(self, output: str = "o", channel: str = "c", grouped: bool = True) -> str:
+        """The weight between an output and an input channel; an axis of size 1 is always met at 0."""
+        first, second = (channel, output) if self.setting.transposed else (output, channel)
+        width = self.op.weight.shape[1]
+        if width == 1:
+            second = "0"
+        elif grouped and self.setting.groups > 1:
+            second = rf"{second} \bmod {width}"
+        axes = zip(self.taps, self.setting.sliding.size, strict=True)
+        return _element("$weight", [first, second, *("0" if size == 1 else k for k, size in axes)])
 
-    def _condition(self, transposed: bool) -> str:
-        if transposed:
-            return rf"; \text{{ terms whose place in }} {self.x} \text{{ is no whole number inside it do not occur}}"
-        return rf"; \; {self.x} \text{{ is 0 outside}}" if any(self.setting.sliding.padding) else ""
-
-    def from_output(self) -> str:
-        """The input's gradient: what each kernel element brought from this place to some output."""
-        groups = self.setting.groups
-        first, second = ("c", "o") if self.setting.transposed else ("o", "c")
-        kernel = self.kernel(first, second if groups == 1 else rf"{second} \bmod {self.op.weight.shape[1]}")
+    def met(self, channel: str = "c") -> str:
+        """The input element that a kernel element meets on its way to output place (i, j)."""
         sliding = self.setting.sliding
-        met = sliding.source(self.places, self.taps) if self.setting.transposed else sliding.target(self.places, self.taps)
-        group = "" if groups == 1 else r" \; (o \text{ in the group of } c)"
-        taps = ",".join(self.taps)
-        return rf"\sum_{{o,{taps}}} {kernel} \, {_element('$g', ['n', 'o', *self._met(met)])}{group}"
+        way = sliding.target if self.setting.transposed else sliding.source
+        return _element(_x_name(self.op), ["n", channel, *way(self.places, self.taps)])
 
-    def from_input(self) -> str:
+    def back(self) -> str:
+        """The input's gradient: through each kernel element, from the output place to which it led."""
+        sliding = self.setting.sliding
+        way = sliding.source if self.setting.transposed else sliding.target
+        summed = ",".join(["o", *(k for k, size in zip(self.taps, sliding.size, strict=True) if size != 1)])
+        group = "" if self.setting.groups == 1 else r" \quad (o \text{ in the group of } c)"
+        return (
+            rf"\sum_{{{summed}}} {self.kernel()} \, {_element('$g', ['n', 'o', *way(self.places, self.taps)])}{group}"
+        )
+
+    def pairs(self) -> str:
         """A weight's gradient: the products of all that this kernel element brought together."""
-        places = ",".join(self.places)
-        met = self._met(self.setting.sliding.source(self.places, self.taps))
-        if self.setting.transposed:
-            here, there = _element(self.x, ["n", "c", *self.places]), _element("$g", ["n", "o", *met])
-        else:
-            here, there = _element("$g", ["n", "o", *self.places]), _element(self.x, ["n", "c", *met])
-        return rf"\sum_{{n,{places}}} {here} \, {there}"
+        met, x = self.setting.sliding.source(self.places, self.taps), _x_name(self.op)
+        large, small = ("$g", x) if self.setting.transposed else (x, "$g")
+        channel, other = ("o", "c") if self.setting.transposed else ("c", "o")
+        here, there = _element(small, ["n", other, *self.places]), _element(large, ["n", channel, *met])
+        return rf"\sum_{{n,{','.join(self.places)}}} {here} \, {there}"
+
+    def upstream(self) -> str:
+        """The bias's gradient."""
+        return rf"\sum_{{n,{','.join(self.places)}}} {_element('$g', 'no' + self.places)}"
+
+
+def _x_name(op: Any) -> str:
+    return "$input" if "input" in op.arguments else "$self"
 
 
 def _element(symbol: str, index: Sequence[str]) -> str:
     return rf"{{{symbol}}}_{{{', '.join(index)}}}"
 
 
-def _channel(output: str, outputs: int, inputs: int) -> str:
-    """The input channel that place c of the group of an output channel stands for."""
-    group = output if outputs == 1 else rf"\lfloor {output} / {outputs} \rfloor"
+def _channel(outputs: int, inputs: int) -> str:
+    """The input channel that place c of the group of output channel o stands for."""
+    group = "o" if outputs == 1 else rf"\lfloor o / {outputs} \rfloor"
     return group if inputs == 1 else rf"{_times(inputs, group)} + c"
-
-
-def _without(place: str, letter: str) -> str:
-    """A place without a kernel axis that has one element."""
-    terms = place.split(" ")
-    for at, term in enumerate(terms):
-        if term == letter:
-            start = at - 3 if at > 2 and terms[at - 1] == r"\," else at - 1
-            return " ".join(terms[:start] + terms[at + 1 :])
-    return place
 
 
 def _input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -301,38 +300,15 @@ def _weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     """dy/dw is the input element that this weight meets on its way to this output."""
     setting, x = Convolution.of(op), _x(op)
     (n, o, *place), (first, second, *element) = out_index, in_index
-    own = first // (op.weight.shape[0] // setting.groups) * op.weight.shape[1] + second
-    if setting.transposed:
-        start = _start(setting.sliding, tuple(place), tuple(element), tuple(x.shape[2:]))
-        return Factor("input" if "input" in op.arguments else "self", (n, first, *start)) if start and own == o else None
-    met = setting.sliding.meeting(tuple(place), tuple(element), x.shape[2:])
-    return Factor("input" if "input" in op.arguments else "self", (n, own, *met)) if met and first == o else None
-
-
-def _start(sliding: Sliding, inside: Index, element: Index, places: Index) -> Index | None:
-    """The place from which a kernel element meets a place of the page: (q + pad - d k) / s, if that is one."""
-    axes = zip(inside, element, sliding.stride, sliding.dilation, sliding.padding, strict=True)
-    steps = [(q + pad - d * k, s) for q, k, s, d, pad in axes]
-    found = tuple(gap // s for gap, s in steps)
-    whole = all(gap % s == 0 for gap, s in steps)
-    return found if whole and all(0 <= p < count for p, count in zip(found, places, strict=True)) else None
+    other = first // (op.weight.shape[0] // setting.groups) * op.weight.shape[1] + second
+    output, channel = (other, first) if setting.transposed else (first, other)
+    way = setting.sliding.start if setting.transposed else setting.sliding.meeting
+    met = way(tuple(place), tuple(element), x.shape[2:])
+    return Factor(_x_name(op)[1:], (n, channel, *met)) if met is not None and output == o else None
 
 
 def _bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex="1") if out_index[1] == in_index[0] else None
-
-
-def _local_weight(op: Any) -> str:
-    told = _Told(op)
-    first, second = ("c", "o") if told.setting.transposed else ("o", "c")
-    return told.kernel(first, second if told.setting.groups == 1 else rf"{second} \bmod {op.weight.shape[1]}")
-
-
-def _local_input(op: Any) -> str:
-    told = _Told(op)
-    if told.setting.transposed:
-        return _element(told.x, ["n", "c", *told._met(told.setting.sliding.target(told.places, told.taps))])
-    return _element(told.x, ["n", "c", *told._met(told.setting.sliding.source(told.places, told.taps))])
 
 
 def _wrt(x: str) -> dict[str, Wrt]:
@@ -340,22 +316,22 @@ def _wrt(x: str) -> dict[str, Wrt]:
     return {
         x: Wrt(
             _input,
-            _local_weight,
-            lambda op: _Told(op).from_output(),
+            lambda op: _Told(op).kernel(),
+            lambda op: _Told(op).back(),
             "an output element is made of the input elements under its kernel alone, in its own sample and group",
             _input_factor,
         ),
         "weight": Wrt(
             _weight,
-            _local_input,
-            lambda op: _Told(op).from_input(),
+            lambda op: _Told(op).met(),
+            lambda op: _Told(op).pairs(),
             "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
             _weight_factor,
         ),
         "bias": Wrt(
             _bias,
             "1",
-            lambda op: rf"\sum_{{n,{','.join(_Told(op).places)}}} {_element('$g', ['n', 'o', *_Told(op).places])}",
+            lambda op: _Told(op).upstream(),
             "output channel o has bias o alone added to it, at every place of every sample",
             _bias_factor,
         ),
@@ -465,20 +441,20 @@ conv_tbc = rule(
     "ConvTbcBackward0",
     equation=lambda op: (
         rf"{{$out}}_{{t,n,o}} = {{$bias}}_{{o}} + \sum_{{k,c}} {{$weight}}_{{k,c,o}} \, "
-        rf"{{$self}}_{{t + k{_less(op.pad)}, n, c}}"
+        rf"{{$self}}_{{t + k{_shift('-', op.pad)}, n, c}}"
     ),
     wrt={
         "self": Wrt(
             lambda op, g: _input(_batch_first(op), g.permute(1, 2, 0)).permute(2, 0, 1),
             "{$weight}_{k,c,o}",
-            lambda op: rf"\sum_{{k,o}} {{$weight}}_{{k,c,o}} \, {{$g}}_{{t - k + {op.pad}, n, o}}",
+            lambda op: rf"\sum_{{k,o}} {{$weight}}_{{k,c,o}} \, {{$g}}_{{t - k{_shift('+', op.pad)}, n, o}}",
             "an output element is made of the times under its kernel alone, in its own sample",
             _tbc_input_factor,
         ),
         "weight": Wrt(
             lambda op, g: _weight(_batch_first(op), g.permute(1, 2, 0)).permute(2, 1, 0),
-            lambda op: rf"{{$self}}_{{t + k{_less(op.pad)}, n, c}}",
-            lambda op: rf"\sum_{{t,n}} {{$g}}_{{t,n,o}} \, {{$self}}_{{t + k{_less(op.pad)}, n, c}}",
+            lambda op: rf"{{$self}}_{{t + k{_shift('-', op.pad)}, n, c}}",
+            lambda op: rf"\sum_{{t,n}} {{$g}}_{{t,n,o}} \, {{$self}}_{{t + k{_shift('-', op.pad)}, n, c}}",
             "an output channel is made with its own weights alone",
             _tbc_weight_factor,
         ),

@@ -1,0 +1,290 @@
+"""The written form of the document: JSON, field by field as docs/document.md describes it, and back.
+
+The dataclasses of `document` are the one description: what is written and what is accepted follow from their fields and
+types. Fields that hold their default are left out. What JSON has no word for is written as `"nan"`, `"inf"`, `"-inf"`,
+and `{"re": 1.0, "im": 2.0}`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from chainrule import document as doc
+from chainrule.errors import StorageError
+
+FORMAT = "chainrule document"
+VERSION = 1
+BLOCKS: Mapping[str, type] = {
+    "paragraph": doc.Paragraph,
+    "equation": doc.Equation,
+    "tensor": doc.Tensor,
+    "verdict": doc.Verdict,
+    "table": doc.Table,
+}
+_BLOCK_NAMES = {kind: name for name, kind in BLOCKS.items()}
+_UNWRITABLE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+Decode = Callable[[Any, str], Any]
+
+
+def to_json(document: doc.Document) -> str:
+    """The document as JSON text, without line breaks."""
+    whole = {"format": FORMAT, "version": VERSION, "document": encoded(document)}
+    return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+written = to_json
+
+
+def from_json(text: str) -> doc.Document:
+    """The document that `to_json` wrote.
+
+    Raises StorageError, with the path of the field, for anything that is not one: cut short, of a newer version, with
+    an unknown field or a wrong type, with fewer numbers than a shape asks for, with an anchor that stands twice.
+    """
+    try:
+        whole = json.loads(text, parse_constant=_no_constant)
+        document: doc.Document = _document(whole)
+    except json.JSONDecodeError as error:
+        raise StorageError(
+            f"this is no JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is the file cut short?"
+        ) from None
+    except RecursionError:
+        raise StorageError("this document nests its sections too deeply to be read. chainrule writes no such file.") from None
+    except _Malformed as error:
+        raise StorageError(f"this is no document of chainrule: {error}. Write it again with `recording.save`.") from None
+    return document
+
+
+class _Malformed(Exception):
+    """What was met, and where."""
+
+
+def _no_constant(name: str) -> None:
+    raise _Malformed(f"the number {name} is no JSON; such numbers are written as strings")
+
+
+def _document(whole: Any) -> doc.Document:
+    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+        raise _Malformed(f'the first level must be an object with "format": "{FORMAT}"')
+    version = whole.get("version")
+    if type(version) is not int or version < 1:
+        raise _Malformed(f"`version` must be a whole number from 1 on, not {_short(version)}")
+    if version > VERSION:
+        raise StorageError(
+            f"this document has version {version}, and this chainrule reads up to version {VERSION}. "
+            "Update chainrule: pip install -U chainrule."
+        )
+    if set(whole) != {"format", "version", "document"}:
+        raise _Malformed("the first level has the fields format, version and document, and no other")
+    document: doc.Document = _decoder(doc.Document)(whole["document"], "document")
+    _hold_together(document)
+    return document
+
+
+def _hold_together(document: doc.Document) -> None:
+    """What no type says: anchors are unique, and rows and elements that are pointed at exist."""
+    seen: set[str] = set()
+    for _, section in document.walk():
+        if section.anchor in seen:
+            raise _Malformed(f"the anchor {_short(section.anchor)} stands at two sections")
+        seen.add(section.anchor)
+    for place, row in enumerate(document.rows):
+        if row.index != place or not all(0 <= i < place for i in row.inputs):
+            raise _Malformed(f"document.rows[{place}]: `index` must be its place, and `inputs` rows before it")
+    for place, each in enumerate(document.sums):
+        for source in (each.of, *(s for summand in each.summands for s in summand.sources)):
+            if not 0 <= source.row < len(document.rows):
+                raise _Malformed(f"document.sums[{place}] points at row {source.row}, which does not exist")
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def encoded(item: Any) -> Any:
+    """One part of a document as what `json` can write."""
+    if item is None or isinstance(item, (str, bool, int)):
+        return item
+    if isinstance(item, float):
+        return item if math.isfinite(item) else str(item)
+    if isinstance(item, complex):
+        return {"re": encoded(item.real), "im": encoded(item.imag)}
+    if isinstance(item, tuple):
+        return [encoded(each) for each in item]
+    if isinstance(item, doc.Math):
+        return {"math": item.latex}
+    if isinstance(item, doc.Code):
+        return {"code": item.source}
+    if is_dataclass(item):
+        return _encoded_fields(item)
+    raise TypeError(f"a document has no {type(item).__name__} in it")
+
+
+def _encoded_fields(item: Any) -> dict[str, Any]:
+    kind = _BLOCK_NAMES.get(type(item))
+    found = {} if kind is None else {"block": kind}
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if field.default is MISSING or value != field.default:
+            found[field.name] = encoded(value)
+    return found
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _decoder(hint: Any) -> Decode:
+    """What reads a value of this type, and says where it is wrong."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint == doc.Span:
+        return _span
+    if hint == doc.Block:
+        return _block
+    if origin is Literal:
+        return _one_of(arguments)
+    if origin is tuple and arguments[-1:] == (...,):
+        return _sequence(_decoder(arguments[0]))
+    if origin is tuple:
+        return _fixed([_decoder(each) for each in arguments])
+    if origin in (Union, UnionType):
+        return _union(arguments)
+    if is_dataclass(hint):
+        return _fields(hint)
+    return _SCALARS[hint]
+
+
+def _span(item: Any, path: str) -> doc.Span:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, dict) and len(item) == 1:
+        [(kind, text)] = item.items()
+        if kind in ("math", "code") and isinstance(text, str):
+            return doc.Math(text) if kind == "math" else doc.Code(text)
+    raise _Malformed(f'{path} must be a string, {{"math": "..."}} or {{"code": "..."}}, not {_short(item)}')
+
+
+def _block(item: Any, path: str) -> doc.Block:
+    name = item.get("block") if isinstance(item, dict) else None
+    kind = BLOCKS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise _Malformed(f'{path} must be an object with "block": one of {", ".join(BLOCKS)}; it is {_short(item)}')
+    rest = {key: value for key, value in item.items() if key != "block"}
+    block: doc.Block = _decoder(kind)(rest, path)
+    return block
+
+
+def _fields(kind: Any) -> Decode:
+    hints = get_type_hints(kind, vars(doc))
+    # Read when first used: a section holds sections, so its decoder asks for itself.
+    known = {field.name: field for field in fields(kind)}
+    needed = [name for name, field in known.items() if field.default is MISSING]
+
+    def decode(item: Any, path: str) -> Any:
+        if not isinstance(item, dict):
+            raise _Malformed(f"{path} must be an object, not {_short(item)}")
+        for name in item:
+            if name not in known:
+                raise _Malformed(f"{path} has a field {_short(name)}, which nobody knows")
+        for name in needed:
+            if name not in item:
+                raise _Malformed(f"{path} has no field `{name}`")
+        made = kind(**{name: _decoder(hints[name])(value, f"{path}.{name}") for name, value in item.items()})
+        _check_counts(made, path)
+        return made
+
+    return decode
+
+
+def _check_counts(made: Any, path: str) -> None:
+    """A shape, a grid and a table have as many entries as they claim."""
+    if isinstance(made, doc.Tensor):
+        if any(size < 0 for size in made.shape):
+            raise _Malformed(f"{path}.shape has a negative size")
+        if made.entries is not None and len(made.entries) != math.prod(made.shape):
+            raise _Malformed(f"{path} has shape {list(made.shape)}, but {len(made.entries)} entries")
+    elif isinstance(made, doc.Sketch):
+        if min(made.rows, made.columns) < 1 or made.rows * made.columns != len(made.means):
+            raise _Malformed(f"{path} has {made.rows} x {made.columns} cells, but {len(made.means)} means")
+    elif isinstance(made, doc.Table) and any(len(row) != len(made.headers) for row in made.rows):
+        raise _Malformed(f"{path} has a row that is longer or shorter than its headers")
+
+
+def _sequence(inner: Decode) -> Decode:
+    def decode(item: Any, path: str) -> tuple[Any, ...]:
+        if not isinstance(item, list):
+            raise _Malformed(f"{path} must be an array, not {_short(item)}")
+        return tuple([inner(each, f"{path}[{place}]") for place, each in enumerate(item)])
+
+    return decode
+
+
+def _fixed(inner: list[Decode]) -> Decode:
+    def decode(item: Any, path: str) -> tuple[Any, ...]:
+        if not isinstance(item, list) or len(item) != len(inner):
+            raise _Malformed(f"{path} must be an array of {len(inner)}, not {_short(item)}")
+        return tuple(each(part, f"{path}[{place}]") for place, (each, part) in enumerate(zip(inner, item, strict=True)))
+
+    return decode
+
+
+def _one_of(allowed: tuple[Any, ...]) -> Decode:
+    def decode(item: Any, path: str) -> Any:
+        if not isinstance(item, str) or item not in allowed:
+            raise _Malformed(f"{path} must be one of {', '.join(allowed)}; it is {_short(item)}")
+        return item
+
+    return decode
+
+
+def _union(arguments: tuple[Any, ...]) -> Decode:
+    """None or one type; or the numbers that stand in a tensor."""
+    rest = tuple(each for each in arguments if each is not NoneType)
+    inner = _decoder(rest[0]) if len(rest) == 1 else _entry
+
+    def decode(item: Any, path: str) -> Any:
+        return None if item is None and NoneType in arguments else inner(item, path)
+
+    return decode
+
+
+def _entry(item: Any, path: str) -> Any:
+    if isinstance(item, (bool, int)):
+        return item
+    if isinstance(item, dict) and set(item) == {"re", "im"}:
+        return complex(_float(item["re"], path), _float(item["im"], path))
+    return _float(item, path)
+
+
+def _float(item: Any, path: str) -> float:
+    if type(item) in (int, float):
+        return item  # type: ignore[no-any-return]
+    if isinstance(item, str) and item in _UNWRITABLE:
+        return _UNWRITABLE[item]
+    raise _Malformed(f"{path} must be a number, not {_short(item)}")
+
+
+def _int(item: Any, path: str) -> int:
+    if type(item) is not int:
+        raise _Malformed(f"{path} must be a whole number, not {_short(item)}")
+    return item
+
+
+def _str(item: Any, path: str) -> str:
+    if not isinstance(item, str):
+        raise _Malformed(f"{path} must be a string, not {_short(item)}")
+    return item
+
+
+_SCALARS: Mapping[Any, Decode] = {str: _str, int: _int, float: _float}
+
+
+def _short(item: Any) -> str:
+    text = json.dumps(item, ensure_ascii=True)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,1 @@
+"""The recording, tried on every operation of PyTorch's own OpInfo database."""
