@@ -628,17 +628,17 @@ class _Assembler:
             for name in draft.names:
                 count[name] += 1
                 names.append(f"{name}@{count[name]}" if shared[name] > 1 else name)
-            tensor = draft.tensor
+            tensor, data = draft.tensor, self._data(draft.tensor, draft.created)
             values.append(
                 Value(
                     index,
                     draft.kind,  # type: ignore[arg-type]
                     tuple(names),
-                    tuple(tensor.shape),
-                    tensor.dtype,
-                    str(tensor.device),
+                    tuple(data.shape),  # the tensor's own may have been changed in place since
+                    data.dtype,
+                    str(data.device),
                     draft.node is not None or (draft.operation is None and tensor.requires_grad),
-                    self._data(tensor, draft.created),
+                    data,
                     draft.grad,
                     draft.operation,
                     draft.slot,

@@ -170,7 +170,7 @@ class Tape:
             self.shared = self.shared or len(known) > 1
             copy = None
             for alias in known:
-                if alias.is_sparse or alias.numel() == alias.untyped_storage().nbytes() // max(alias.itemsize, 1):
+                if alias.layout is not torch.strided or alias.numel() == alias.untyped_storage().nbytes() // max(alias.itemsize, 1):
                     data = alias.detach().clone()  # the usual case: the tensor is its whole storage
                 else:
                     copy = alias.untyped_storage().clone() if copy is None else copy

@@ -35,6 +35,7 @@ TOPICS = (
     "attention",
     "recurrent",
     "linalg",
+    "spectral",
     "loss",
 )
 

@@ -141,7 +141,7 @@ det = of_matrix(
     product=r"$g \, \operatorname{cofactors}($A)",
     samples=lambda: squares(torch.linalg.det),
     source="derivatives.yaml: _linalg_det. Laplace: det A is linear in each a_ij, with its cofactor as the factor.",
-    remark="The determinant is smooth everywhere. Where it is exactly 0, PyTorch's own gradient is 0, not the cofactors.",
+    remark="It is smooth everywhere; where the determinant is exactly 0, PyTorch's own gradient is 0, not the cofactors.",
 )
 
 
@@ -333,14 +333,20 @@ cholesky = of_matrix(
     argument="self",
     equation=lambda op: r"$self = $out^{H} \, $out" if op.upper else r"$self = $out \, $out^{H}",
     vjp=_cholesky,
-    local=r"dL = L \, \varphi\left(L^{-1} \, dA \, L^{-H}\right), \quad \varphi \text{: the lower triangle, half the diagonal}",
-    product=r"\tfrac{1}{2} L^{-H} \operatorname{sym}\left(L^{H} \bar{L}\right) L^{-1}, \quad \operatorname{sym} \text{: the lower triangle, mirrored}",
+    local=(
+        r"dL = L \, \varphi\left(L^{-1} \, dA \, L^{-H}\right), "
+        r"\quad \varphi \text{: the lower triangle, half the diagonal}"
+    ),
+    product=(
+        r"\tfrac{1}{2} L^{-H} \operatorname{sym}\left(L^{H} \bar{L}\right) L^{-1}, "
+        r"\quad \operatorname{sym} \text{: the lower triangle, mirrored}"
+    ),
     samples=lambda: [
         *squares(torch.linalg.cholesky, positive),
         sample(torch.linalg.cholesky, positive(), upper=True, note="upper"),
         sample(torch.cholesky, positive()),
     ],
-    source="arXiv:1602.07527 (Murray, 2016); derivatives.yaml: linalg_cholesky_ex, cholesky. From dA = dL L^H + L dL^H.",
+    source="arXiv:1602.07527 (Murray, 2016); derivatives.yaml: linalg_cholesky_ex. From dA = dL L^H + L dL^H.",
     remark=f"There is a derivative where the matrix is positive definite. {TRIANGLE}",
 )
 
@@ -465,9 +471,9 @@ svd = of_matrix(
     ],
     source="arXiv:1909.02659 (Wan and Zhang, 2019, the complex case); derivatives.yaml: _linalg_svd",
     remark=(
-        "Singular values alone have this derivative where they are positive (distinct, or used symmetrically). Singular "
-        "vectors have one only where the singular values are distinct, and where the matrix is not square, not zero. "
-        "Their signs (phases) are free, and the loss must not depend on them."
+        "A singular value has a derivative where it is positive and no other one equals it. Singular vectors have one "
+        "where all singular values are distinct and, unless the matrix is square, positive. Their signs (phases) are "
+        "free, and the loss must not depend on them."
     ),
 )
 
@@ -499,8 +505,8 @@ eigh = of_matrix(
     ],
     source="derivatives.yaml: _linalg_eigh. dA V + A dV = dV diag(l) + V diag(dl), with V^H dV skew.",
     remark=(
-        "Eigenvectors have a derivative where the eigenvalues are distinct; their signs (phases) are free, and the loss "
-        f"must not depend on them. {TRIANGLE}"
+        "There is a derivative where the eigenvalues are distinct. The signs (phases) of eigenvectors are free, and the "
+        f"loss must not depend on them. {TRIANGLE}"
     ),
 )
 
@@ -525,7 +531,8 @@ eig = of_matrix(
     local=r"\frac{\partial \lambda_i}{\partial $self} = \left(V^{-1}\right)_i^{T} v_i^{T}",
     product=(
         r"V^{-H} \left(\operatorname{diag}(\bar{\lambda}) + \frac{V^{H} \bar{V} - V^{H} V "
-        r"\operatorname{diag}\left(\Re V^{H} \bar{V}\right)}{\bar{E}}\right) V^{H}, \quad E_{ij} = \lambda_j - \lambda_i"
+        r"\operatorname{diag}\left(\Re V^{H} \bar{V}\right)}{\bar{E}}\right) V^{H}, "
+        r"\quad E_{ij} = \lambda_j - \lambda_i"
     ),
     outputs=2,
     samples=lambda: [
@@ -534,8 +541,10 @@ eig = of_matrix(
         sample(torch.linalg.eigvals, square(2, complex_=True), note="complex"),
     ],
     source="arXiv:1701.00392 (Boeddeker et al., 2017); derivatives.yaml: linalg_eig",
-    remark="There is a derivative where the eigenvalues are distinct. The eigenvectors' phases are free, and the loss must "
-    "not depend on them.",
+    remark=(
+        "There is a derivative where the eigenvalues are distinct. The phases of eigenvectors are free, and the loss must "
+        "not depend on them."
+    ),
 )
 
 # QR and LU -----------------------------------------------------------------------------------------------------------
@@ -560,7 +569,7 @@ qr = of_matrix(
     "LinalgQrBackward0",
     equation=r"$A = $out \, R",
     vjp=_qr,
-    local=r"dR = Q^{H} dA - \Omega R, \quad dQ = \left(dA - Q \, dR\right) R^{-1}, \quad \Omega = Q^{H} dQ \text{ skew}",
+    local=r"dR = Q^{H} dA - \Omega R, \; dQ = \left(dA - Q \, dR\right) R^{-1}, \; \Omega = Q^{H} dQ \text{ skew}",
     product=(
         r"\left(\bar{Q} + Q \operatorname{sym}\left(\bar{R} R^{H} - Q^{H} \bar{Q}\right)\right) R^{-H}, \quad "
         r"\operatorname{sym} \text{: the upper triangle, mirrored}"
@@ -618,7 +627,7 @@ LU = (
 LU_SOURCE = (
     "derivatives.yaml: linalg_lu, linalg_lu_factor_ex. P^T dA = dL U + L dU; the triangles tell both terms apart."
 )
-LU_REMARK = "There is a derivative where the leading square block is invertible, and while the choice of pivots does not change."
+LU_REMARK = "There is a derivative where the leading square block is invertible, while the same pivots are chosen."
 
 lu = of_matrix(
     "LinalgLuBackward0",
@@ -722,18 +731,13 @@ lu_solve = rule(
         "B": Wrt(_lu_solve_right_side, "A^{-1}", r"A^{-H} \, $g", "each column has its own column of the solution"),
     },
     constants={"pivots": "not differentiable"},
-    samples=lambda: (
-        [
-            sample(_solve_by_lu, square(), randn(3, 2), left=left, adjoint=adjoint, note=f"{left=}, {adjoint=}")
-            for left in (True,)
-            for adjoint in (False, True)
-        ]
-        + [
-            sample(_solve_by_lu, square(), randn(2, 3), left=False),
-            sample(_solve_by_lu, square(2, complex_=True), randn(1, 2, complex_=True), left=False, adjoint=True),
-            sample(_solve_by_lu, square(2, 2), randn(2, 1), note="broadcast"),
-        ]
-    ),
+    samples=lambda: [
+        sample(_solve_by_lu, square(), randn(3, 2)),
+        sample(_solve_by_lu, square(), randn(3, 2), adjoint=True, note="adjoint"),
+        sample(_solve_by_lu, square(), randn(2, 3), left=False, note="from the right"),
+        sample(_solve_by_lu, square(2, complex_=True), randn(1, 2, complex_=True), left=False, adjoint=True),
+        sample(_solve_by_lu, square(2, 2), randn(2, 1), note="broadcast"),
+    ],
     source="derivatives.yaml: linalg_lu_solve. As solve, then from A = P L U to its factors.",
     remark=INVERTIBLE,
 )
@@ -953,7 +957,9 @@ def _trilinear(number: int) -> Wrt:
 
 trilinear = rule(
     "TrilinearBackward0",
-    equation=r"$out = \sum $i1 \odot $i2 \odot $i3 \quad \text{over axes } SUMMED",
+    equation=lambda op: (
+        r"$out = \sum $i1 \odot $i2 \odot $i3 \quad \text{over the product's axes } " + ", ".join(map(str, op.sumdim))
+    ),
     wrt={f"i{number}": _trilinear(number) for number in (1, 2, 3)},
     samples=lambda: [
         sample(torch.nn.functional.bilinear, randn(2, 3), randn(2, 4), randn(5, 3, 4)),
@@ -1034,7 +1040,7 @@ cdist = rule(
         sample(torch.cdist, randn(30, 2), randn(28, 2), note="by a product of matrices"),
     ],
     source="derivatives.yaml: _cdist_forward, _euclidean_dist",
-    remark="A distance has a corner at 0, where PyTorch takes the derivative 0; for p = inf, so it has where elements tie.",
+    remark="A distance has a corner at 0, where PyTorch takes the derivative 0, and for p = inf another where elements tie.",
 )
 
 

@@ -1,0 +1,138 @@
+"""A document as one HTML page that works from a file: no network, no server, nothing to install.
+
+The page is plain HTML, CSS and ES modules that stand beside this file. Here they are put into one file, with the document
+as JSON in it; a policy in the page names the hash of its one script and of its styles, so that nothing else can run
+whatever a name contains. Sections are built when they are looked at, so that a large step opens as fast as a small one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from html import escape
+from importlib import resources
+from typing import Any
+
+from chainrule import document as doc
+from chainrule.views.json import FORMAT, VERSION, encoded
+from chainrule.views.page.mathml import Formulas
+
+# In the order in which they build on one another: a module imports only from those before it.
+MODULES = (
+    "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
+    "lanes.js", "mirror.js", "why.js", "overview.js", "walk.js", "main.js",
+)  # fmt: skip
+PICTURED = 160  # rows; the picture of a larger step is for a file of its own
+
+
+def render(document: doc.Document) -> str:
+    """The document as the text of one self-contained HTML file."""
+    picture = _picture(document)
+    style, script = _read("page.css"), _script()
+    styles = [style, *re.findall(r"<style[^>]*>(.*?)</style>", picture, re.DOTALL)]
+    parts = {
+        "policy": _policy(script, styles),
+        "title": escape(_plain(document.title)),
+        "style": style,
+        "data": _embedded(_data(document)),
+        "picture": picture,
+        "script": script,
+    }
+    # One pass, so that what is put in is never searched for further places.
+    return re.sub(r"<!--\s*put:(\w+)\s*-->", lambda place: parts[place[1]], _read("page.html"))
+
+
+written = render
+
+
+def _policy(script: str, styles: list[str]) -> str:
+    hashes = " ".join(dict.fromkeys(_hash(style) for style in styles))
+    return (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {hashes}; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@cache
+def _read(name: str) -> str:
+    return (resources.files(__name__) / name).read_text(encoding="utf-8")
+
+
+@cache
+def _script() -> str:
+    """The modules as one: what they import from one another is already there."""
+    text = "\n".join(_read(name) for name in MODULES)
+    text = re.sub(r'^import .*? from "\./\w+\.js";\n', "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^export ", "", text, flags=re.MULTILINE)
+
+
+def _data(document: doc.Document) -> dict[str, Any]:
+    formulas = Formulas()
+    for latex in _formulas(document):
+        formulas.add(latex)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "document": encoded(document),
+        "math": {"shapes": formulas.shapes, "formulas": formulas.formulas, "index": formulas.index},
+    }
+
+
+def _embedded(data: dict[str, Any]) -> str:
+    """JSON that cannot end its own element: `<` is written as an escape."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _plain(text: doc.Text) -> str:
+    return "".join(
+        span if isinstance(span, str) else span.latex if isinstance(span, doc.Math) else span.source for span in text
+    )
+
+
+def _formulas(document: doc.Document) -> Iterator[str]:
+    """Every formula that the page may show."""
+    yield from _in_text(document.title)
+    for block in document.summary:
+        yield from _in_block(block)
+    for _, section in document.walk():
+        yield from _in_text(section.title)
+        for block in section.blocks:
+            yield from _in_block(block)
+    for row in document.rows:
+        yield from (row.symbol, row.gradient_symbol, row.value.symbol)
+        if row.gradient is not None:
+            yield row.gradient.symbol
+
+
+def _in_block(block: doc.Block) -> Iterator[str]:
+    match block:
+        case doc.Equation(latex=latex) | doc.Tensor(symbol=latex):
+            yield latex
+        case doc.Paragraph(text=text) | doc.Verdict(text=text):
+            yield from _in_text(text)
+        case doc.Table():
+            for row in block.rows:
+                for cell in row:
+                    yield from _in_text(cell)
+
+
+def _in_text(text: doc.Text) -> Iterator[str]:
+    yield from (span.latex for span in text if isinstance(span, doc.Math))
+
+
+def _picture(document: doc.Document) -> str:
+    """The graph as SVG, without the declaration that only a file of its own has."""
+    if not 0 < len(document.rows) <= PICTURED:
+        return ""
+    from chainrule.views import picture  # here, because it brings a layout library
+
+    return re.sub(r"^\s*<\?xml.*?\?>\s*(<!DOCTYPE.*?>)?", "", picture.render(document), flags=re.DOTALL)
