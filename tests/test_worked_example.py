@@ -125,7 +125,11 @@ def numbers_under(output: str, symbol: str) -> list[list[float]]:
     return grids
 
 
-SYMBOLS = {f"linear{layer}.{kind}": f"{letter}{layer}" for layer in (1, 2, 3) for kind, letter in (("weight", "W"), ("bias", "b"))}
+SYMBOLS = {
+    f"linear{layer}.{kind}": f"{letter}{layer}"
+    for layer in (1, 2, 3)
+    for kind, letter in (("weight", "W"), ("bias", "b"))
+}
 
 
 def flat(numbers: object) -> list[float]:

@@ -58,6 +58,10 @@ class _Draft:
     place: Place | None = None
 
 
+# What PyTorch runs below autograd for an operation that cannot take its argument as it is (conjugated, say).
+_copying = frozenset({"aten.clone.default", "aten._to_copy.default"})
+
+
 class _Assembler:
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
@@ -65,6 +69,7 @@ class _Assembler:
         self.current: dict[int, int] = {}  # id of a tensor -> its value now
         self.versions: dict[int, list[int]] = {}  # id of a tensor -> its values, in order
         self.sharing: dict[int, dict[int, Tensor]] = {}  # memory -> the tensors in it that have a value now
+        self.unseen: list[tuple[int, int, int]] = []  # (node, slot, value) where a write hid from autograd
         self.stale: dict[int, int] = {}  # id of a tensor whose memory was written to through another -> by which operation
         self.operations: list[Operation] = []
         self.at: dict[int, int] = {}  # raw position -> operation
@@ -171,13 +176,14 @@ class _Assembler:
             if not isinstance(tensor, Tensor):
                 outputs.append(None)
                 continue
+            before = self.versions.get(id(tensor), [None])[-1]
             value = self._new(tensor, position, operation=index, slot=slot)
             outputs.append(value)
             if id(tensor) in ties:
                 node, output = ties[id(tensor)]
                 self._tie(node, output, value, index)
-            elif id(tensor) in self._views:
-                self._lead_through_base(tensor, value, position + 1)
+            elif not self._lead_through_base(tensor, value, position + 1) and before is not None:
+                self._write_unseen(value, before)
         for tensor in written:  # written to, but not returned
             if not any(tensor is each for each in flat):
                 self._new(tensor, position, operation=index, slot=len(outputs))
@@ -207,6 +213,13 @@ class _Assembler:
         self.operations.append(Operation(index, str(func), Rerun(func), arguments, (value,), None, number))
         self._tie(number, view.output_nr, value, index)
         return True
+
+    def _write_unseen(self, value: int, before: int) -> None:
+        """A write under `no_grad`: the tensor's node goes on as if nothing had happened, now from the new value."""
+        number, tensor = self.values[before].node, self.values[value].tensor
+        if number is not None and tensor.requires_grad:
+            self.values[value].node = number
+            self.unseen.append((number, tensor.output_nr, value))
 
     def _made_by(self, node: int, position: int) -> bool:
         begins = self.tape.nodes[node].view_from
@@ -543,27 +556,33 @@ class _Assembler:
             target = self.tape.number_of.get(node)
             if target is None:
                 continue
-            match = next(
+            place, value = next(
                 (
-                    place
+                    (place, source)
                     for place in range(cursor, len(arguments))
-                    if self._leads_to(arguments[place][2], target, slot, node)
+                    if (source := self._source(arguments[place][2], target, slot, node)) is not None
                 ),
-                None,
+                (None, self.outputs_of.get(target, {}).get(slot)),
             )
-            if match is None:
-                value = self.outputs_of.get(target, {}).get(slot)
-                yield Edge(position, self.number[target], slot, value, None)
-                continue
-            name, item, value = arguments[match]
-            cursor = match + 1
+            name, item = (None, None) if place is None else arguments[place][:2]
+            cursor = cursor if place is None else place + 1
             yield Edge(position, self.number[target], slot, value, name, item)
 
-    def _leads_to(self, value: int, target: int, slot: int, node: Any) -> bool:
+    def _source(self, value: int, target: int, slot: int, node: Any) -> int | None:
+        """This argument, if the edge leads to where it came from; or what it was copied from, unseen by autograd."""
         draft = self.values[value]
         if hasattr(node, "variable"):
-            return draft.tensor is node.variable
-        return self.outputs_of.get(target, {}).get(slot) == value
+            found = draft.tensor is node.variable
+        else:
+            # The tensor is compared too: under `no_grad` a write makes another value, and leaves the node as it is.
+            same = self.tape.nodes[target].outputs.get(slot) is draft.tensor
+            found = same or self.outputs_of.get(target, {}).get(slot) == value
+        if found:
+            return value
+        operation = self.operations[draft.operation] if draft.operation is not None and draft.node is None else None
+        if operation is None or operation.name not in _copying or not isinstance(operation.arguments["self"], Ref):
+            return None
+        return self._source(operation.arguments["self"].value, target, slot, node)
 
     def _passages(self) -> dict[int, list[Passage]]:
         found: dict[int, list[Passage]] = {}
@@ -602,12 +621,16 @@ class _Assembler:
             arrived: dict[int, Tensor] = {}
             for task, number, downstream, upstream in self.tape.passages:
                 if (task not in failed) is whole:
-                    self._arrivals(arrived, number, upstream, self._with_leaves(number, task, downstream))
+                    self._arrive(arrived, number, upstream, self._with_leaves(number, task, downstream))
+            for number, slot, value in self.unseen:
+                seen = self.outputs_of.get(number, {}).get(slot)
+                if seen in arrived:
+                    arrived[value] = arrived[seen]
             for value, gradient in arrived.items():
                 if self.values[value].grad is None:
                     self.values[value].grad = gradient
 
-    def _arrivals(
+    def _arrive(
         self, arrived: dict[int, Tensor], number: int, upstream: tuple[Any, ...], downstream: tuple[Tensor | None, ...]
     ) -> None:
         for slot, value in self.outputs_of.get(number, {}).items():
@@ -637,7 +660,7 @@ class _Assembler:
                     tuple(data.shape),  # the tensor's own may have been changed in place since
                     data.dtype,
                     str(data.device),
-                    draft.node is not None or (draft.operation is None and tensor.requires_grad),
+                    draft.node is not None or (tensor.is_leaf and tensor.requires_grad),
                     data,
                     draft.grad,
                     draft.operation,

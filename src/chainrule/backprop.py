@@ -117,7 +117,8 @@ def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...])
     return upstream + (None,) * (count - len(upstream))
 
 
-def shares_of(graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: Passage
+def shares_of(
+    graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: Passage
 ) -> Iterator[Share]:
     """Apply a rule to one node: the share of each argument that wants one.
 
@@ -140,7 +141,9 @@ def shares_of(graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple
                 gradient, summed = rules.reduce_to_shape(gradient, graph.values[edge.value].shape)
             except RuleError as error:
                 where = f" ({node.place})" if node.place else ""
-                raise RuleError(f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}") from None
+                raise RuleError(
+                    f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}"
+                ) from None
         yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
 
 
@@ -238,7 +241,9 @@ def _units(graph: Graph) -> Iterator[_Unit]:
             node = graph.nodes[operation.node] if operation.node is not None else None
             rule = rule_of(graph, node, op) if node is not None else None
             outputs = tuple(value for value in operation.outputs if value is not None)
-            unit = _Unit(operation.call, (operation.index,), rule, op, tuple(arguments_of(operation.arguments)), outputs)
+            unit = _Unit(
+                operation.call, (operation.index,), rule, op, tuple(arguments_of(operation.arguments)), outputs
+            )
         done.update(unit.operations)
         yield unit
 
@@ -306,8 +311,7 @@ def _backward_steps(
             key = (step.backward, unit_of[step.operation].operations[0])
             by_unit.setdefault(key, []).append(step)
     return [
-        _backward(graph, unit_of[operation], backward, members)
-        for (backward, operation), members in by_unit.items()
+        _backward(graph, unit_of[operation], backward, members) for (backward, operation), members in by_unit.items()
     ]
 
 

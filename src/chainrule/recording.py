@@ -143,12 +143,12 @@ class Recording:
 
         return findings(self.graph, self.derivation, self.notation)
 
-    def document(self, brief: bool = False) -> Document:
-        """The step as it is told, for any view."""
+    def document(self, brief: bool = False, pointing: bool = False) -> Document:
+        """The step as it is told, for any view; with `pointing` also the sum behind each number, for a page."""
         from chainrule import telling
 
         context = telling.Context(self.graph, self.derivation, self.notation, self.findings())
-        return telling.brief(context) if brief else telling.whole(context)
+        return telling.brief(context) if brief else telling.whole(context, pointing)
 
     def show(self, brief: bool = False) -> None:
         """Tell the whole step in the terminal, or with `brief` in a screenful."""
@@ -170,7 +170,7 @@ class Recording:
         if suffix == ".safetensors":
             storage.write(self.graph, path)
             return
-        storage.write_atomically(path, views.written(self.document(), suffix).encode())
+        storage.write_atomically(path, views.written(self.document(pointing=suffix in views.POINTING), suffix).encode())
 
     def __str__(self) -> str:
         from chainrule.views import terminal

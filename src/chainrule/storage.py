@@ -72,7 +72,9 @@ def read(path: str | os.PathLike[str]) -> Graph:
         graph = _Unpacker(tensors).unpack(json.loads(header["graph"]))
         _check_indices(graph)
     except (KeyError, TypeError, ValueError, RecursionError, IndexError) as error:
-        raise StorageError(f"{path}: the header does not describe a recording ({error}). Record the step again.") from error
+        raise StorageError(
+            f"{path}: the header does not describe a recording ({error}). Record the step again."
+        ) from error
     return graph
 
 
@@ -85,7 +87,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:
-        raise StorageError(f"{target} cannot be written: {error.strerror}. Give a path in a folder you can write to.") from error
+        raise StorageError(
+            f"{target} cannot be written: {error.strerror}. Give a path in a folder you can write to."
+        ) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -103,7 +107,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 def _check(header: dict[str, str], path: object) -> None:
     if header.get("format") != FORMAT:
-        raise StorageError(f"{path} is a safetensors file, but not a recording of chainrule. Give one that recording.save() wrote.")
+        raise StorageError(
+            f"{path} is a safetensors file, but not a recording of chainrule. Give one that recording.save() wrote."
+        )
     version = header.get("version", "")
     if not version.isdigit() or int(version) > VERSION:
         raise StorageError(
@@ -174,7 +180,7 @@ class _Unpacker:
         if "tensor" in item:
             data = self._tensors[item["tensor"]]
             return torch.view_as_complex(data) if item["complex"] else data
-        (kind, content), = item.items()
+        ((kind, content),) = item.items()
         if kind in _kinds:
             return self._dataclass(_kinds[kind], content)
         return _makers[kind](self, content)

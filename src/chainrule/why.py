@@ -24,12 +24,16 @@ CAUSES = 3  # different causes of one zero that are told
 
 @dataclass(frozen=True)
 class Factor:
-    """One of the two numbers that make a term. `reason` says why it is zero, where it is."""
+    """One of the two numbers that make a term. `reason` says why it is zero, where it is.
+
+    `element` is (value, index, whether it is the gradient's element) where it is one number of the recording.
+    """
 
     name: str
     latex: str
     value: Number
     reason: str = ""
+    element: tuple[int, Index, bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
         sentence = no_gradient(graph, None, name)
         return Why(name, given, None, 0, (), element(f"dJ/d{name}", given), "", sentence)
     value = find_value(graph, name)
-    return _Search(graph, derivation, notation).why(value, check_index(graph, value, index, name))
+    return Search(graph, derivation, notation).why(value, check_index(graph, value, index, name))
 
 
 def no_gradient(graph: Graph, value: int | None, name: str) -> str:
@@ -206,13 +210,16 @@ def _where_cut(graph: Graph, value: int) -> Operation | None:
     return None
 
 
-class _Search:
+class Search:
+    """Answers many questions about one recording."""
+
     def __init__(self, graph: Graph, derivation: Derivation, notation: Notation) -> None:
         self.graph = graph
         self.notation = notation
         self._ways = ways_back(graph, derivation)
 
     def why(self, value: int, index: Index) -> Why:
+        """The sum behind one element of the gradient of a value."""
         called = self.notation.plain(value)
         uses = tuple(self._use(way, index) for way in self._ways.get(value, ()))
         grad = self.graph.values[value].grad
@@ -266,13 +273,16 @@ class _Search:
         name = element(f"d{_plain(loss)}/d{self.notation.plain(out)}", entry.at)
         latex = rf"\frac{{\partial {loss}}}{{\partial {_at(self.notation.symbol(out), entry.at)}}}"
         reason = self._first_cause(out, entry.at) if entry.upstream == 0 else ""
-        upstream = Factor(name, latex, entry.upstream, reason)
+        upstream = Factor(name, latex, entry.upstream, reason, (out, entry.at, True))
         return Term(entry.value, (upstream, self._local(way, index, entry)))
 
     def _local(self, way: RuledWay, index: Index, entry: Entry) -> Factor:
         name, latex = self._named(way, index, entry)
         reason = self._flat(way, index, entry, name) if entry.local == 0 else ""
-        return Factor(name, latex, entry.local, reason)
+        factor = closed_form(way, index, entry)
+        operand = way.operands.get((factor.argument or "", None)) if factor is not None else None
+        element = None if factor is None or operand is None else (operand, factor.index, False)
+        return Factor(name, latex, entry.local, reason, element)
 
     def _named(self, way: RuledWay, index: Index, entry: Entry) -> tuple[str, str]:
         """The local derivative as an operand's element, as a formula, or as one symbol."""

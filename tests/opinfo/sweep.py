@@ -195,11 +195,9 @@ def missing(graph: Graph, node: Node) -> Iterator[str]:
     for passage in node.passages:
         for position, gradient in enumerate(passage.downstream):
             edge = edges.get(position)
-            if gradient is None:
+            if gradient is None or edge is None:  # no edge: it leads nowhere, and the gradient is thrown away
                 continue
-            if edge is None:
-                yield "edge"
-            elif edge.value is None or edge.argument is None:
+            if edge.value is None or edge.argument is None:
                 yield "argument"
             elif graph.values[edge.value].shape != tuple(gradient.shape):
                 yield "argument of that shape"

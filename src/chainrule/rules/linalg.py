@@ -141,7 +141,7 @@ det = of_matrix(
     product=r"$g \, \operatorname{cofactors}($A)",
     samples=lambda: squares(torch.linalg.det),
     source="derivatives.yaml: _linalg_det. Laplace: det A is linear in each a_ij, with its cofactor as the factor.",
-    remark="It is smooth everywhere; where the determinant is exactly 0, PyTorch's own gradient is 0, not the cofactors.",
+    remark="It is smooth everywhere; yet where it is exactly 0, PyTorch's own gradient is 0, not the cofactors.",
 )
 
 
@@ -505,8 +505,8 @@ eigh = of_matrix(
     ],
     source="derivatives.yaml: _linalg_eigh. dA V + A dV = dV diag(l) + V diag(dl), with V^H dV skew.",
     remark=(
-        "There is a derivative where the eigenvalues are distinct. The signs (phases) of eigenvectors are free, and the "
-        f"loss must not depend on them. {TRIANGLE}"
+        "There is a derivative where the eigenvalues are distinct. The signs (phases) of eigenvectors are free: the loss "
+        f"must not depend on them. {TRIANGLE}"
     ),
 )
 
@@ -542,8 +542,8 @@ eig = of_matrix(
     ],
     source="arXiv:1701.00392 (Boeddeker et al., 2017); derivatives.yaml: linalg_eig",
     remark=(
-        "There is a derivative where the eigenvalues are distinct. The phases of eigenvectors are free, and the loss must "
-        "not depend on them."
+        "There is a derivative where the eigenvalues are distinct. The phases of eigenvectors are free: the loss must not "
+        "depend on them."
     ),
 )
 
@@ -1040,7 +1040,7 @@ cdist = rule(
         sample(torch.cdist, randn(30, 2), randn(28, 2), note="by a product of matrices"),
     ],
     source="derivatives.yaml: _cdist_forward, _euclidean_dist",
-    remark="A distance has a corner at 0, where PyTorch takes the derivative 0, and for p = inf another where elements tie.",
+    remark="A distance has a corner at 0, where PyTorch takes the derivative 0; for p = inf it has others, at ties.",
 )
 
 

@@ -16,27 +16,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
+from chainrule.rules import Factor, Kink, Sample, Wrt, rule, sample
 from chainrule.rules.linear import randn
-from chainrule.rules.resample import Taps, along_axes
+from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes
 
 Index = tuple[int, ...]
+
+# Windows ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Window:
-    """Along one axis: `index[p, k]` is the k-th input place in the window of output place p, if `inside[p, k]`."""
+    """Along one axis: `index[p, k]` is the k-th input place in the window of output place p, if `inside[p, k]`.
+
+    `padded` marks the padding as well, but not what `ceil_mode` lets a window reach beyond it.
+    """
 
     size: int
     index: Tensor
     inside: Tensor
+    padded: Tensor
 
 
 @lru_cache(maxsize=256)
 def _sliding(size: int, places: int, kernel: int, stride: int, padding: int, dilation: int) -> Window:
-    """Windows of one size, at equal steps; padding and what lies beyond it are no part of them."""
+    """Windows of one size, at equal steps."""
     index = (torch.arange(places) * stride - padding).unsqueeze(-1) + torch.arange(kernel) * dilation
-    return Window(size, index.clamp(0, max(size - 1, 0)), (index >= 0) & (index < size))
+    return Window(size, index.clamp(0, max(size - 1, 0)), (index >= 0) & (index < size), index < size + padding)
 
 
 @lru_cache(maxsize=256)
@@ -45,30 +51,398 @@ def _adaptive(size: int, places: int) -> Window:
     p = torch.arange(places)
     first, last = p * size // max(places, 1), -(-(p + 1) * size // max(places, 1))
     index = first.unsqueeze(-1) + torch.arange(int((last - first).max()) if places else 0)
-    return Window(size, index.clamp(max=max(size - 1, 0)), index < last.unsqueeze(-1))
+    inside = index < last.unsqueeze(-1)
+    return Window(size, index.clamp(max=max(size - 1, 0)), inside, inside)
 
 
-def _settings(op: Any, name: str, default: Any = None) -> Index:
-    """A setting for each axis; an empty list stands for the default, one number for all."""
-    axes = _AXES[len(op.kernel_size)] if len(op.kernel_size) > 1 else op.out.dim() - 2
+Windows = Callable[[Any], list[Window]]
+
+
+def _sizes(op: Any, axes: int) -> Iterable[tuple[int, int]]:
+    """(input size, output size) of each axis; in the way back, `grad_output` has the pool's output size."""
+    return zip(op.self.shape[-axes:], op.arguments.get("grad_output", op.out).shape[-axes:], strict=True)
+
+
+def _setting(op: Any, name: str, axes: int, default: Index) -> Index:
+    """A setting for every axis; an empty list stands for the default, one number for all axes."""
     value = op.arguments.get(name)
-    values = tuple(default if value is None or value == [] else [value] if isinstance(value, int) else value)
+    values = default if value is None or value == [] else (value,) if isinstance(value, int) else tuple(value)
     return values * axes if len(values) == 1 else values
 
 
-_AXES = {2: 2, 3: 3}
+def _settings(op: Any, axes: int) -> list[tuple[int, int, int, int]]:
+    """(kernel, stride, padding, dilation) of each axis."""
+    kernel = _setting(op, "kernel_size", axes, (1,))
+    defaults = {"stride": kernel, "padding": (0,), "dilation": (1,)}
+    return list(zip(kernel, *(_setting(op, *each) for each in _with(axes, defaults)), strict=True))
 
 
-def _output(op: Any) -> Tensor:
-    """What has the size of the pool's output: in the way back, that is `grad_output`."""
-    found: Tensor = op.arguments.get("grad_output", op.out)
-    return found
+def _with(axes: int, defaults: dict[str, Index]) -> Iterable[tuple[str, int, Index]]:
+    return ((name, axes, default) for name, default in defaults.items())
 
 
-def _kernel_windows(op: Any) -> list[Window]:
-    kernel = _settings(op, "kernel_size")
-    stride, padding = _settings(op, "stride", kernel), _settings(op, "padding")
-    dilation = _settings(op, "dilation", (1,))
-    sizes, places = op.self.shape[-len(kernel) :], _output(op).shape[-len(kernel) :]
-    each = zip(sizes, places, kernel, stride, padding, dilation, strict=True)
-    return [_sliding(*axis) for axis in each]
+def _kernel_windows(axes: int) -> Windows:
+    return lambda op: [
+        _sliding(*sizes, *settings) for sizes, settings in zip(_sizes(op, axes), _settings(op, axes), strict=True)
+    ]
+
+
+def _adaptive_windows(axes: int) -> Windows:
+    return lambda op: [_adaptive(*sizes) for sizes in _sizes(op, axes)]
+
+
+def _letters(axes: int, name: str) -> str:
+    return rf"{{{name}}}_{{n,c,{','.join(PLACES[axes])}}}"
+
+
+def _source(op: Any, axes: int) -> str:
+    """The input element that window place (u, v) of output place (i, j) is: `self_{n, c, 2 i + u - 1, ...}`."""
+    places = []
+    for p, q, (_, stride, padding, dilation) in zip(PLACES[axes], INSIDE[axes], _settings(op, axes), strict=True):
+        reach = q if dilation == 1 else rf"{dilation} \, {q}"
+        start = p if stride == 1 else rf"{stride} \, {p}"
+        places.append(f"{start} + {reach}" + (f" - {padding}" if padding else ""))
+    return rf"{{$self}}_{{n,c,{', '.join(places)}}}"
+
+
+def _ranges(op: Any, axes: int) -> str:
+    return ", ".join(
+        rf"0 \le {q} < {kernel}" for q, (kernel, *_) in zip(INSIDE[axes], _settings(op, axes), strict=True)
+    )
+
+
+def _own_range(axes: int) -> str:
+    """The window of an adaptive pool."""
+    return ", ".join(
+        rf"\lfloor {p} \frac{{S_{p}}}{{P_{p}}} \rfloor \le {q} < \lceil ({p} + 1) \frac{{S_{p}}}{{P_{p}}} \rceil"
+        for p, q in zip(PLACES[axes], INSIDE[axes], strict=True)
+    )
+
+
+# Means -----------------------------------------------------------------------------------------------------------
+
+
+def _mean(op: Any, window: Window) -> Taps:
+    """The weights of one axis: 1 / count for each place in the window (1, where another divisor is given)."""
+    mask = window.padded if op.arguments.get("count_include_pad") else window.inside
+    count = mask.sum(-1, keepdim=True).clamp(min=1).double()
+    given = op.arguments.get("divisor_override") is not None
+    return Taps(window.size, window.index, window.inside.double() if given else window.inside / count)
+
+
+def _mean_tables(windows: Windows) -> Callable[[Any], list[Taps]]:
+    def tables(op: Any) -> list[Taps]:
+        *rest, last = [_mean(op, window) for window in windows(op)]
+        divisor = op.arguments.get("divisor_override") or 1
+        return [*rest, Taps(last.size, last.index, last.weight / divisor)]
+
+    return tables
+
+
+def _mean_equation(axes: int) -> Callable[[Any], str]:
+    def equation(op: Any) -> str:
+        summed = rf"\sum_{{{','.join(INSIDE[axes])}}} {_source(op, axes)}"
+        if op.divisor_override is not None:
+            count, words = str(op.divisor_override), ""
+        elif any(padding for _, _, padding, _ in _settings(op, axes)) or op.ceil_mode:
+            padding = "with" if op.count_include_pad else "without"
+            count, words = "m", rf", \; m \text{{ places in the window, {padding} padding}}"
+        else:
+            count, words = str(math.prod(kernel for kernel, *_ in _settings(op, axes))), ""
+        return rf"{_letters(axes, '$out')} = \frac{{1}}{{{count}}} {summed} \qquad ({_ranges(op, axes)}{words})"
+
+    return equation
+
+
+SPREAD = r"\text{each } $g \text{ divided by the size of its window, for every place in it}"
+UNDER = "an output element is made of the input elements in its window alone, in its own channel"
+
+
+def _mean_samples(axes: int, *sizes: int) -> Callable[[], list[Sample]]:
+    pool = F.avg_pool2d if axes == 2 else F.avg_pool3d
+    odd = [
+        sample(pool, randn(*sizes), 2, stride=3, note="stride > kernel: some inputs are in no window"),
+        sample(pool, randn(*sizes), 3, stride=2, padding=1, ceil_mode=True, note="windows beyond the padding"),
+        sample(pool, randn(*sizes), 3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
+        sample(pool, randn(*sizes), 2, 1, 1, divisor_override=3, note="a divisor of its own"),
+        sample(pool, randn(0, *sizes[1:]), 2, note="empty batch"),
+        sample(pool, randn(*sizes[1:]), 2, note="no batch axis"),
+    ]
+    line = [sample(F.avg_pool1d, randn(2, 3, 5), 2), sample(F.lp_pool2d, randn(1, 2, 4, 4), 2, 2)]
+    return lambda: [sample(pool, randn(*sizes), 2), *odd, *(line if axes == 2 else [])]
+
+
+def _adaptive_samples(
+    line: Callable[..., Any], plane: Callable[..., Any], space: Callable[..., Any], axes: int
+) -> Callable[[], list[Sample]]:
+    flat = [
+        sample(line, randn(2, 3, 7), 3, note="windows that overlap"),
+        sample(plane, randn(1, 2, 5, 4), (3, 2)),
+        sample(plane, randn(1, 2, 3, 4), (5, 1), note="more places than there were"),
+        sample(plane, randn(0, 2, 5, 4), 2, note="empty batch"),
+        sample(plane, randn(2, 5, 4), (None, 3), note="no batch axis"),
+    ]
+    return lambda: (
+        flat if axes == 2 else [sample(space, randn(1, 2, 3, 5, 4), (2, 3, 2)), sample(space, randn(2, 3, 5, 4), 2)]
+    )
+
+
+for _axes in (2, 3):
+    along_axes(
+        f"AvgPool{_axes}DBackward0",
+        name=f"avg_pool{_axes}d",
+        tables=_mean_tables(_kernel_windows(_axes)),
+        equation=_mean_equation(_axes),
+        local=r"\frac{1}{\text{places in the window}}",
+        product=SPREAD,
+        zeros=UNDER,
+        samples=_mean_samples(_axes, 1, 2, 5, 4, *([4] * (_axes - 2))),
+        source=f"derivatives.yaml: avg_pool{_axes}d",
+    )
+    along_axes(
+        f"AdaptiveAvgPool{_axes}DBackward0",
+        name=f"adaptive_avg_pool{_axes}d",
+        tables=_mean_tables(_adaptive_windows(_axes)),
+        equation=(
+            rf"{_letters(_axes, '$out')} = \operatorname{{mean}}_{{{','.join(INSIDE[_axes])}}} \,"
+            rf" {{$self}}_{{n,c,{','.join(INSIDE[_axes])}}} \qquad ({_own_range(_axes)})"
+        ),
+        local=r"\frac{1}{\text{places in the window}}",
+        product=SPREAD,
+        zeros=UNDER,
+        samples=_adaptive_samples(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, _axes),
+        source=f"derivatives.yaml: _adaptive_avg_pool{_axes}d. S and P are the input's and the output's size of an axis.",
+    )
+
+# Largest elements ------------------------------------------------------------------------------------------------
+
+
+def _flat(place: Index, sizes: Iterable[int]) -> int:
+    """The row-major position of a place, as the pools' indices count."""
+    position = 0
+    for p, size in zip(place, sizes, strict=True):
+        position = position * size + p
+    return position
+
+
+def _home(t: Tensor, indices: Tensor, axes: int, like: Tensor) -> Tensor:
+    """Add every element of `t` to the place of a picture that its index names."""
+    page = like.new_zeros(like.shape).flatten(-axes)
+    return page.scatter_add(-1, indices.flatten(-axes), t.flatten(-axes)).reshape(like.shape)
+
+
+def _pick(t: Tensor, indices: Tensor, axes: int) -> Tensor:
+    """The elements of a picture that the indices name."""
+    return t.flatten(-axes).gather(-1, indices.flatten(-axes)).reshape(indices.shape)
+
+
+def _winner(axes: int) -> Callable[[Any, Index, Index], Factor | None]:
+    """1 for the element whose index was returned."""
+
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        own = _flat(in_index[-axes:], op.self.shape[-axes:]) == int(op.outs[1][out_index])
+        return Factor(latex="1") if own and in_index[:-axes] == out_index[:-axes] else None
+
+    return factor
+
+
+def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
+    """Elements that share their window's largest value with another, or come near it."""
+
+    def where(op: Any, radius: float) -> Tensor:
+        along = windows(op)
+        inside, positions = torch.ones(()), torch.zeros((), dtype=torch.long)
+        for axis, window in enumerate(along):  # output places stand at the even axes, window places at the odd ones
+            shape = [1] * (2 * axes)
+            shape[2 * axis : 2 * axis + 2] = window.index.shape
+            inside = inside * window.inside.reshape(shape)
+            positions = positions * window.size + window.index.reshape(shape)
+        inside, positions = inside.bool().to(op.self.device), positions.to(op.self.device)
+        best = op.out.reshape(*op.out.shape[:-axes], *(n for size in op.out.shape[-axes:] for n in (size, 1)))
+        near = inside & ((op.self.flatten(-axes)[..., positions] - best).abs() <= 2 * radius)
+        tied = near & (near.sum(tuple(range(1 - 2 * axes, 0, 2)), keepdim=True) > 1)
+        marks = op.self.new_zeros(op.self.shape).flatten(-axes)
+        marks.index_add_(-1, positions.flatten(), tied.flatten(-2 * axes).to(marks.dtype))
+        return (marks > 0).reshape(op.self.shape)
+
+    return where
+
+
+def _max_equation(axes: int) -> Callable[[Any], str]:
+    return lambda op: (
+        rf"{_letters(axes, '$out')} = \max_{{{','.join(INSIDE[axes])}}} {_source(op, axes)} \qquad ({_ranges(op, axes)})"
+    )
+
+
+ONE = r"1 \text{ for the largest of the window, } 0 \text{ for the others}"
+BACK = r"$g \text{ at the index of the largest, } 0 \text{ elsewhere; summed where windows share it}"
+FIRST = "of tied elements, the first one of the window (in row-major order) gets the whole gradient"
+
+
+def _max_pool(
+    name: str,
+    axes: int,
+    equation: str | Callable[[Any], str],
+    samples: Callable[[], Iterable[Sample]],
+    windows: Windows | None,
+    entry: str,
+) -> None:
+    """Register a pool that returns the largest elements with their indices, and its way back."""
+    rule(
+        f"{name}Backward0",
+        name=entry,
+        equation=equation,
+        wrt={
+            "self": Wrt(
+                lambda op, g: _home(g, op.outs[1], axes, op.self),
+                ONE,
+                BACK,
+                "an output element is a copy of the largest input element in its window",
+                _winner(axes),
+            )
+        },
+        constants={"random_samples": "not differentiable"} if "fractional" in entry else {},
+        kink=Kink(_tied(windows, axes), FIRST) if windows else None,
+        samples=samples,
+        source=f"derivatives.yaml: {entry}",
+    )
+    rule(
+        f"{name}BackwardBackward0",
+        name=f"{entry}_backward",
+        equation=r"$out = $grad_output \text{ at the index of the largest, } 0 \text{ elsewhere}",
+        wrt={
+            "grad_output": Wrt(
+                lambda op, g: _pick(g, op.indices, axes),
+                "1",
+                r"$g \text{ at the index of the largest}",
+                "every upstream element goes to one place",
+            )
+        },
+        constants={"self": "zero"},
+        structure="linear",
+        samples=lambda: [_twice(each) for each in samples()],
+        source=f"derivatives.yaml: {entry}_backward",
+    )
+
+
+def _twice(each: Sample) -> Sample:
+    """The gradient of a sample by its input, as something to differentiate again."""
+
+    def gradient(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        result = each.function(x, *arguments, **keywords)
+        y = result[0] if isinstance(result, tuple) else result
+        return torch.autograd.grad(y, x, torch.ones_like(y).requires_grad_(), create_graph=True)[0]
+
+    return Sample(gradient, each.arguments, each.keywords, each.note)
+
+
+def _ties(*shape: int) -> Tensor:
+    """A picture of few different numbers."""
+    return randn(*shape).detach().sign().requires_grad_()
+
+
+def _max_samples(axes: int) -> Callable[[], list[Sample]]:
+    pool, shape = (F.max_pool2d, (1, 2, 5, 4)) if axes == 2 else (F.max_pool3d, (1, 2, 5, 4, 4))
+    line = [sample(F.max_pool1d, randn(2, 3, 5), 2), sample(F.max_pool1d, randn(3, 5), 2, 1, note="no batch axis")]
+    return lambda: [
+        sample(pool, randn(*shape), 2),
+        sample(pool, randn(*shape), 2, stride=3, note="stride > kernel: some inputs are in no window"),
+        sample(pool, randn(*shape), 3, stride=1, padding=1, note="windows that overlap, padding"),
+        sample(pool, randn(*shape), 2, dilation=2, stride=1, note="dilation"),
+        sample(pool, randn(*shape), 3, stride=2, ceil_mode=True, note="windows that reach beyond the picture"),
+        sample(pool, _ties(*shape), 2, stride=1, note="ties"),
+        sample(pool, randn(*shape[1:]), 2, note="no batch axis"),
+        sample(pool, randn(0, *shape[1:]), 2, note="empty batch"),
+        *(line if axes == 2 else []),
+    ]
+
+
+def _fractional_samples(axes: int) -> Callable[[], list[Sample]]:
+    pool, shape = (F.fractional_max_pool2d, (1, 2, 6, 5)) if axes == 2 else (F.fractional_max_pool3d, (1, 2, 6, 5, 5))
+
+    def made(x: Tensor, size: int) -> Tensor:
+        draw = torch.full((x.shape[0], x.shape[1], axes), 0.4, dtype=x.dtype)
+        result: Tensor = pool(x, 2, output_size=size, _random_samples=draw)
+        return result
+
+    return lambda: [sample(made, randn(*shape), 3), sample(made, randn(*shape), 2)]
+
+
+for _axes in (2, 3):
+    _max_pool(
+        f"MaxPool{_axes}DWithIndices",
+        _axes,
+        _max_equation(_axes),
+        _max_samples(_axes),
+        _kernel_windows(_axes),
+        f"max_pool{_axes}d_with_indices",
+    )
+    _max_pool(
+        f"AdaptiveMaxPool{_axes}D",
+        _axes,
+        rf"{_letters(_axes, '$out')} = \max_{{{','.join(INSIDE[_axes])}}} \,"
+        rf" {{$self}}_{{n,c,{','.join(INSIDE[_axes])}}} \qquad ({_own_range(_axes)})",
+        _adaptive_samples(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, _axes),
+        _adaptive_windows(_axes),
+        f"adaptive_max_pool{_axes}d",
+    )
+    _max_pool(
+        f"FractionalMaxPool{_axes}D",
+        _axes,
+        rf"{_letters(_axes, '$out')} = \max_{{{','.join(INSIDE[_axes])}}} \,"
+        rf" {{$self}}_{{n,c,{','.join(INSIDE[_axes])}}} \qquad (\text{{windows at places drawn at random}})",
+        _fractional_samples(_axes),
+        None,
+        f"fractional_max_pool{_axes}d",
+    )
+
+# Back to the larger picture --------------------------------------------------------------------------------------
+
+
+def _unpooled(axes: int) -> Callable[[Any, Index, Index], Factor | None]:
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        own = _flat(out_index[-axes:], op.out.shape[-axes:]) == int(op.indices[in_index])
+        return Factor(latex="1") if own and in_index[:-axes] == out_index[:-axes] else None
+
+    return factor
+
+
+def _written_twice(axes: int) -> Callable[[Any, float], Tensor]:
+    """Elements that are written to a place to which another one is written too."""
+
+    def where(op: Any, radius: float) -> Tensor:
+        ones = torch.ones_like(op.self)
+        return _pick(_home(ones, op.indices, axes, torch.zeros_like(op.out)), op.indices, axes) > 1
+
+    return where
+
+
+def _unpool_samples(axes: int) -> Callable[[], list[Sample]]:
+    if axes == 2:
+        return lambda: [
+            sample(F.max_unpool2d, randn(1, 2, 2, 2), torch.tensor([[[[0, 3], [9, 10]], [[5, 2], [8, 15]]]]), 2),
+            sample(F.max_unpool1d, randn(2, 2), torch.tensor([[0, 3], [1, 2]]), 2, note="no batch axis"),
+        ]
+    return lambda: [sample(F.max_unpool3d, randn(1, 1, 1, 1, 2), torch.tensor([[[[[3, 14]]]]]), 2)]
+
+
+for _axes in (2, 3):
+    rule(
+        f"MaxUnpool{_axes}DBackward0",
+        name=f"max_unpool{_axes}d",
+        equation=r"{$out}_{n,c,{$indices}_{n,c,p}} = {$self}_{n,c,p}, \quad 0 \text{ elsewhere}",
+        wrt={
+            "self": Wrt(
+                lambda op, g, axes=_axes: _pick(g, op.indices, axes),  # type: ignore[misc]
+                "1",
+                r"{$g}_{n,c,{$indices}_{n,c,p}}",
+                "each input element is written to one place, the one that its index names",
+                _unpooled(_axes),
+            )
+        },
+        constants={"indices": "not differentiable"},
+        kink=Kink(_written_twice(_axes), "each of several elements written to one place gets that place's gradient"),
+        structure="linear",
+        samples=_unpool_samples(_axes),
+        source=f"derivatives.yaml: max_unpool{_axes}d",
+    )

@@ -60,6 +60,7 @@ OWN_LINE = "only elements on the same line, along the transformed axes, meet"
 
 fft_c2c = rule(
     "FftC2CBackward0",
+    name="fft_c2c",
     equation=lambda op: (
         rf"{{$out}}_k = {_scale_latex(op, op.self)}\sum_n {{$self}}_n \, {_exponent(op, op.self, _sign(op)[0])}"
     ),
@@ -77,7 +78,6 @@ fft_c2c = rule(
         sample(torch.fft.ifft, x(3, complex_=True), note="inverse"),
         sample(torch.fft.fft2, x(2, 3, 2, complex_=True), norm="ortho", note="two axes, by the root"),
         sample(torch.fft.fft, x(1, complex_=True), note="size 1"),
-        sample(torch.fft.fft, x(0, 2, complex_=True), note="empty"),
     ],
     source="derivatives.yaml: _fft_c2c. The adjoint of a sum of e^(-2 pi i k n / N) has e^(+2 pi i k n / N).",
 )
@@ -92,6 +92,7 @@ def _fft_r2c(op: Any, g: Tensor) -> Tensor:
 
 fft_r2c = rule(
     "FftR2CBackward0",
+    name="fft_r2c",
     equation=lambda op: (
         rf"{{$out}}_k = {_scale_latex(op, op.self)}\sum_n {{$self}}_n \, {_exponent(op, op.self, '-')}"
         + (r" \quad \text{for } k \le N/2" if op.onesided else "")
@@ -127,6 +128,7 @@ def _fft_c2r(op: Any, g: Tensor) -> Tensor:
 
 fft_c2r = rule(
     "FftC2RBackward0",
+    name="fft_c2r",
     equation=lambda op: (
         rf"{{$out}}_k = {_scale_latex(op, op.out)}\sum_n {{$self}}_n \, {_exponent(op, op.out, '')}, \quad "
         r"{$self}_{N-n} = \overline{{$self}_n}"

@@ -7,22 +7,27 @@ from chainrule.document import Row
 from chainrule.telling.context import Context
 
 
-def rows(context: Context) -> tuple[Row, ...]:
-    """One row for each leaf that the told operations use, and one for each of their results, in execution order."""
-    anchors = _anchors(context)
+def numbered(context: Context) -> dict[int, int]:
+    """The row of each told value: of each leaf that the told operations use, and of each of their results."""
     number: dict[int, int] = {}
-    found: list[Row] = []
     for step in context.derivation.steps:
-        if step.kind != "forward":
-            continue
-        for _, _, value in step.arguments:
-            if value not in number:
-                number[value] = len(found)
-                found.append(_row(context, len(found), value, None, (), anchors))
-        inputs = tuple(dict.fromkeys(number[value] for _, _, value in step.arguments))
-        for value in context.results(step):
-            number[value] = len(found)
-            found.append(_row(context, len(found), value, step, inputs, anchors))
+        if step.kind == "forward":
+            for value in (*(value for _, _, value in step.arguments), *context.results(step)):
+                number.setdefault(value, len(number))
+    return number
+
+
+def rows(context: Context) -> tuple[Row, ...]:
+    """One row for each told value, in execution order."""
+    number, anchors = numbered(context), _anchors(context)
+    made_by = {
+        value: step for step in context.derivation.steps if step.kind == "forward" for value in context.results(step)
+    }
+    found = []
+    for value, index in number.items():
+        step = made_by.get(value)
+        inputs = dict.fromkeys(number[used] for _, _, used in step.arguments) if step is not None else ()
+        found.append(_row(context, index, value, step, tuple(inputs), anchors))
     return tuple(found)
 
 
@@ -81,4 +86,3 @@ def _module(context: Context, value: int, step: Step | None) -> str:
         return context.graph.calls[step.call].module if step.call is not None else ""
     path = context.graph.values[value].names[0] if context.graph.values[value].kind == "parameter" else ""
     return path.rpartition(".")[0]
-

@@ -80,10 +80,16 @@ def _without_rule(context: Context, step: Step) -> Iterator[Block]:
         return
     if node.function_class is not None:
         yield Paragraph(
-            ("Your own ", Code(f"autograd.Function {node.function_class.__name__}"), ": its backward is yours to prove.")
+            (
+                "Your own ",
+                Code(f"autograd.Function {node.function_class.__name__}"),
+                ": its backward is yours to prove.",
+            )
         )
         return
-    yield Paragraph((f"No rule yet for {node.name} ({operation.name}). ", "PyTorch's own formula stands below."), "note")
+    yield Paragraph(
+        (f"No rule yet for {node.name} ({operation.name}). ", "PyTorch's own formula stands below."), "note"
+    )
     formula = formulas.formula(node.name, operation.name)
     if formula is not None:
         for argument, text in formula.gradients.items():
@@ -310,9 +316,7 @@ def _jacobian(
     yield from _zeros(rule, op, share, full, operand, output)
     g = upstream[slot]
     assert g is not None
-    yield Equation(
-        rf"\mathrm{{vec}}({operand.gradient}) = \mathrm{{vec}}({output.gradient}) \cdot {symbol}", "product"
-    )
+    yield Equation(rf"\mathrm{{vec}}({operand.gradient}) = \mathrm{{vec}}({output.gradient}) \cdot {symbol}", "product")
     flat = g.reshape(1, -1)
     product = flat @ full
     labels = {"column_labels": tuple(f"dJ/d{name}" for name in row_names)}
@@ -334,7 +338,9 @@ def jacobian(
         seeds[slot] = basis.reshape(output.shape)
         row = rule.gradient(op, tuple(seeds), share.argument)
         row = row[share.item] if share.item is not None and row is not None else row
-        rows.append(torch.zeros(shape).reshape(-1) if row is None else reduce_to_shape(row, tuple(shape))[0].reshape(-1))
+        rows.append(
+            torch.zeros(shape).reshape(-1) if row is None else reduce_to_shape(row, tuple(shape))[0].reshape(-1)
+        )
     return torch.stack([row.to(output.dtype) for row in rows])
 
 
@@ -348,12 +354,16 @@ def _zeros(rule: Rule, op: Applied, share: Share, full: Data, operand: Operand, 
     words = []
     if structural:
         reason = rule.wrt[share.argument].zeros
-        words.append(f"{structural} of {full.numel()} entries are zero by structure" + (f": {reason}." if reason else "."))
+        words.append(
+            f"{structural} of {full.numel()} entries are zero by structure" + (f": {reason}." if reason else ".")
+        )
     if by_value:
         told = list(dict.fromkeys(by_value))
         listed = ", ".join(told[:4]) + (", ..." if len(told) > 4 else "")
         also = " more" if structural else f" of {full.numel()} entries"
-        words.append(f"{len(by_value)}{also} {'are' if len(by_value) > 1 else 'is'} zero by the numbers here: {listed}.")
+        words.append(
+            f"{len(by_value)}{also} {'are' if len(by_value) > 1 else 'is'} zero by the numbers here: {listed}."
+        )
     yield Paragraph((" ".join(words),))
 
 

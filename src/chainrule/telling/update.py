@@ -139,6 +139,8 @@ def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     before, after = parameter.grad.double().norm().item(), each.grad.double().norm().item()
     ratio = f", {after / before:.4g} of it" if before else ""
     yield Paragraph(
-        (f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed in between.",),
+        (
+            f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed in between.",
+        ),
         "note",
     )

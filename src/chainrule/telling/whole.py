@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.notation import escape
-from chainrule.telling import mirror, steps, update
+from chainrule.telling import mirror, steps, sums, update
 from chainrule.telling.context import Context, shape_text
 
 
-def whole(context: Context) -> Document:
-    """Tell everything."""
+def whole(context: Context, pointing: bool = False) -> Document:
+    """Tell everything; with `pointing` also why each number is what it is, for a reader who can point at it."""
     title = ("One training step, worked out",)
-    return Document(title, tuple(summary(context)), tuple(_sections(context)), mirror.rows(context))
+    because = sums.sums(context) if pointing else ()
+    return Document(title, tuple(summary(context)), tuple(_sections(context)), mirror.rows(context), because)
 
 
 def summary(context: Context) -> Iterator[Block]:
@@ -134,4 +135,3 @@ def _held_before(context: Context, value: int | None) -> str:
         return "None"
     before = parameter.grad - arrived
     return f"left from before, norm {before.double().norm().item():.4g}" if before.any() else "None"
-

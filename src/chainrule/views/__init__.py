@@ -18,6 +18,9 @@ VIEWS = {
 }
 """Which view writes which kind of file; each has `written(document) -> str`."""
 
+POINTING = (".html", ".json")
+"""Views in which a reader can point at a number and ask why."""
+
 
 def written(document: Document, suffix: str) -> str:
     """The document as text in the view that a file's suffix names.

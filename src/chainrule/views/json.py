@@ -56,33 +56,37 @@ def from_json(text: str) -> doc.Document:
             f"this is no JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is the file cut short?"
         ) from None
     except RecursionError:
-        raise StorageError("this document nests its sections too deeply to be read. chainrule writes no such file.") from None
-    except _Malformed as error:
-        raise StorageError(f"this is no document of chainrule: {error}. Write it again with `recording.save`.") from None
+        raise StorageError(
+            "this document nests its sections too deeply to be read. chainrule writes no such file."
+        ) from None
+    except _MalformedError as error:
+        raise StorageError(
+            f"this is no document of chainrule: {error}. Write it again with `recording.save`."
+        ) from None
     return document
 
 
-class _Malformed(Exception):
+class _MalformedError(Exception):
     """What was met, and where."""
 
 
 def _no_constant(name: str) -> None:
-    raise _Malformed(f"the number {name} is no JSON; such numbers are written as strings")
+    raise _MalformedError(f"the number {name} is no JSON; such numbers are written as strings")
 
 
 def _document(whole: Any) -> doc.Document:
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise _Malformed(f'the first level must be an object with "format": "{FORMAT}"')
+        raise _MalformedError(f'the first level must be an object with "format": "{FORMAT}"')
     version = whole.get("version")
     if type(version) is not int or version < 1:
-        raise _Malformed(f"`version` must be a whole number from 1 on, not {_short(version)}")
+        raise _MalformedError(f"`version` must be a whole number from 1 on, not {_short(version)}")
     if version > VERSION:
         raise StorageError(
             f"this document has version {version}, and this chainrule reads up to version {VERSION}. "
             "Update chainrule: pip install -U chainrule."
         )
     if set(whole) != {"format", "version", "document"}:
-        raise _Malformed("the first level has the fields format, version and document, and no other")
+        raise _MalformedError("the first level has the fields format, version and document, and no other")
     document: doc.Document = _decoder(doc.Document)(whole["document"], "document")
     _hold_together(document)
     return document
@@ -93,15 +97,15 @@ def _hold_together(document: doc.Document) -> None:
     seen: set[str] = set()
     for _, section in document.walk():
         if section.anchor in seen:
-            raise _Malformed(f"the anchor {_short(section.anchor)} stands at two sections")
+            raise _MalformedError(f"the anchor {_short(section.anchor)} stands at two sections")
         seen.add(section.anchor)
     for place, row in enumerate(document.rows):
         if row.index != place or not all(0 <= i < place for i in row.inputs):
-            raise _Malformed(f"document.rows[{place}]: `index` must be its place, and `inputs` rows before it")
+            raise _MalformedError(f"document.rows[{place}]: `index` must be its place, and `inputs` rows before it")
     for place, each in enumerate(document.sums):
         for source in (each.of, *(s for summand in each.summands for s in summand.sources)):
             if not 0 <= source.row < len(document.rows):
-                raise _Malformed(f"document.sums[{place}] points at row {source.row}, which does not exist")
+                raise _MalformedError(f"document.sums[{place}] points at row {source.row}, which does not exist")
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -155,6 +159,8 @@ def _decoder(hint: Any) -> Decode:
         return _fixed([_decoder(each) for each in arguments])
     if origin in (Union, UnionType):
         return _union(arguments)
+    if hint in _BLOCK_NAMES:
+        return _block_of(hint)
     if is_dataclass(hint):
         return _fields(hint)
     return _SCALARS[hint]
@@ -167,17 +173,29 @@ def _span(item: Any, path: str) -> doc.Span:
         [(kind, text)] = item.items()
         if kind in ("math", "code") and isinstance(text, str):
             return doc.Math(text) if kind == "math" else doc.Code(text)
-    raise _Malformed(f'{path} must be a string, {{"math": "..."}} or {{"code": "..."}}, not {_short(item)}')
+    raise _MalformedError(f'{path} must be a string, {{"math": "..."}} or {{"code": "..."}}, not {_short(item)}')
 
 
 def _block(item: Any, path: str) -> doc.Block:
     name = item.get("block") if isinstance(item, dict) else None
     kind = BLOCKS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise _Malformed(f'{path} must be an object with "block": one of {", ".join(BLOCKS)}; it is {_short(item)}')
-    rest = {key: value for key, value in item.items() if key != "block"}
-    block: doc.Block = _decoder(kind)(rest, path)
+        raise _MalformedError(
+            f'{path} must be an object with "block": one of {", ".join(BLOCKS)}; it is {_short(item)}'
+        )
+    block: doc.Block = _decoder(kind)(item, path)
     return block
+
+
+def _block_of(kind: Any) -> Decode:
+    inner = _fields(kind)
+
+    def decode(item: Any, path: str) -> Any:
+        if not isinstance(item, dict) or item.get("block") != _BLOCK_NAMES[kind]:
+            raise _MalformedError(f'{path} must be an object with "block": "{_BLOCK_NAMES[kind]}", not {_short(item)}')
+        return inner({key: value for key, value in item.items() if key != "block"}, path)
+
+    return decode
 
 
 def _fields(kind: Any) -> Decode:
@@ -188,13 +206,13 @@ def _fields(kind: Any) -> Decode:
 
     def decode(item: Any, path: str) -> Any:
         if not isinstance(item, dict):
-            raise _Malformed(f"{path} must be an object, not {_short(item)}")
+            raise _MalformedError(f"{path} must be an object, not {_short(item)}")
         for name in item:
             if name not in known:
-                raise _Malformed(f"{path} has a field {_short(name)}, which nobody knows")
+                raise _MalformedError(f"{path} has a field {_short(name)}, which nobody knows")
         for name in needed:
             if name not in item:
-                raise _Malformed(f"{path} has no field `{name}`")
+                raise _MalformedError(f"{path} has no field `{name}`")
         made = kind(**{name: _decoder(hints[name])(value, f"{path}.{name}") for name, value in item.items()})
         _check_counts(made, path)
         return made
@@ -206,20 +224,20 @@ def _check_counts(made: Any, path: str) -> None:
     """A shape, a grid and a table have as many entries as they claim."""
     if isinstance(made, doc.Tensor):
         if any(size < 0 for size in made.shape):
-            raise _Malformed(f"{path}.shape has a negative size")
+            raise _MalformedError(f"{path}.shape has a negative size")
         if made.entries is not None and len(made.entries) != math.prod(made.shape):
-            raise _Malformed(f"{path} has shape {list(made.shape)}, but {len(made.entries)} entries")
+            raise _MalformedError(f"{path} has shape {list(made.shape)}, but {len(made.entries)} entries")
     elif isinstance(made, doc.Sketch):
         if min(made.rows, made.columns) < 1 or made.rows * made.columns != len(made.means):
-            raise _Malformed(f"{path} has {made.rows} x {made.columns} cells, but {len(made.means)} means")
+            raise _MalformedError(f"{path} has {made.rows} x {made.columns} cells, but {len(made.means)} means")
     elif isinstance(made, doc.Table) and any(len(row) != len(made.headers) for row in made.rows):
-        raise _Malformed(f"{path} has a row that is longer or shorter than its headers")
+        raise _MalformedError(f"{path} has a row that is longer or shorter than its headers")
 
 
 def _sequence(inner: Decode) -> Decode:
     def decode(item: Any, path: str) -> tuple[Any, ...]:
         if not isinstance(item, list):
-            raise _Malformed(f"{path} must be an array, not {_short(item)}")
+            raise _MalformedError(f"{path} must be an array, not {_short(item)}")
         return tuple([inner(each, f"{path}[{place}]") for place, each in enumerate(item)])
 
     return decode
@@ -228,7 +246,7 @@ def _sequence(inner: Decode) -> Decode:
 def _fixed(inner: list[Decode]) -> Decode:
     def decode(item: Any, path: str) -> tuple[Any, ...]:
         if not isinstance(item, list) or len(item) != len(inner):
-            raise _Malformed(f"{path} must be an array of {len(inner)}, not {_short(item)}")
+            raise _MalformedError(f"{path} must be an array of {len(inner)}, not {_short(item)}")
         return tuple(each(part, f"{path}[{place}]") for place, (each, part) in enumerate(zip(inner, item, strict=True)))
 
     return decode
@@ -237,7 +255,7 @@ def _fixed(inner: list[Decode]) -> Decode:
 def _one_of(allowed: tuple[Any, ...]) -> Decode:
     def decode(item: Any, path: str) -> Any:
         if not isinstance(item, str) or item not in allowed:
-            raise _Malformed(f"{path} must be one of {', '.join(allowed)}; it is {_short(item)}")
+            raise _MalformedError(f"{path} must be one of {', '.join(allowed)}; it is {_short(item)}")
         return item
 
     return decode
@@ -267,18 +285,18 @@ def _float(item: Any, path: str) -> float:
         return item  # type: ignore[no-any-return]
     if isinstance(item, str) and item in _UNWRITABLE:
         return _UNWRITABLE[item]
-    raise _Malformed(f"{path} must be a number, not {_short(item)}")
+    raise _MalformedError(f"{path} must be a number, not {_short(item)}")
 
 
 def _int(item: Any, path: str) -> int:
     if type(item) is not int:
-        raise _Malformed(f"{path} must be a whole number, not {_short(item)}")
+        raise _MalformedError(f"{path} must be a whole number, not {_short(item)}")
     return item
 
 
 def _str(item: Any, path: str) -> str:
     if not isinstance(item, str):
-        raise _Malformed(f"{path} must be a string, not {_short(item)}")
+        raise _MalformedError(f"{path} must be a string, not {_short(item)}")
     return item
 
 

@@ -1,8 +1,9 @@
 """A document as one HTML page that works from a file: no network, no server, nothing to install.
 
-The page is plain HTML, CSS and ES modules that stand beside this file. Here they are put into one file, with the document
-as JSON in it; a policy in the page names the hash of its one script and of its styles, so that nothing else can run
-whatever a name contains. Sections are built when they are looked at, so that a large step opens as fast as a small one.
+The page is plain HTML, CSS and ES modules that stand beside this file. Here they are put into one file, with the
+document as JSON in it; a policy in the page names the hash of its one script and of its styles, so that nothing else can
+run whatever a name contains. Sections are built when they are looked at, so that a large step opens as fast as a small
+one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Formulas for the page: LaTeX to MathML, as trees of plain lists that the page builds its elements from.
 
-A step of a large model has thousands of formulas and a few hundred shapes of formulas: `\\bar{x} = g \\odot y` with other
-names in it. So names are taken out first, each shape is converted once, and the page puts the names back. No markup is
-ever written or parsed: what a user called a module arrives as the text of an `mtext` element.
+A step of a large model has thousands of formulas and a few hundred shapes of formulas: `\\bar{x} = g \\odot y` with
+other names in it. So names are taken out first, each shape is converted once, and the page puts the names back. No
+markup is ever written or parsed: what a user called a module arrives as the text of an `mtext` element.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _WHOLE_TEXT = re.compile(_TEXT)
 _ESCAPES = {"textbackslash": "\\", "textasciicircum": "^", "textasciitilde": "~"}
 _KEPT = {"stretchy", "mathvariant", "width", "columnalign", "linethickness", "accent", "fence", "form"}
 _TAGS = frozenset(
-    "math mrow mi mn mo mtext mspace mfrac msup msub msubsup mover munder munderover msqrt mroot mtable mtr mtd mpadded "
-    "mstyle mphantom menclose".split()
-)
+    ("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msup", "msub", "msubsup", "mover", "munder",
+     "munderover", "msqrt", "mroot", "mtable", "mtr", "mtd", "mpadded", "mstyle", "mphantom", "menclose")
+)  # fmt: skip
 
 
 @dataclass
@@ -80,9 +80,7 @@ def _hole(names: list[str], name: str) -> str:
 def _unescaped(text: str) -> str:
     r"""What stands in `\text{...}`, read as LaTeX reads it."""
     body = text.removeprefix(r"\text{").removesuffix("}")
-    return re.sub(
-        r"\\([A-Za-z]+)(?:\{\})?|\\(.)", lambda m: _ESCAPES.get(m[1], m[1]) if m[1] else m[2], body
-    )
+    return re.sub(r"\\([A-Za-z]+)(?:\{\})?|\\(.)", lambda m: _ESCAPES.get(m[1], m[1]) if m[1] else m[2], body)
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,143 @@
+"""The page of all rules, written from the registry: `python -m chainrule.rules.catalogue` rewrites docs/rules.md.
+
+A rule's formulas may depend on how its operation was called, so each rule is tried on its first sample that reaches it.
+For that the samples are recorded like anybody's code: this command stands above the rules, and no rule imports it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from chainrule.backprop import applied, rule_of
+from chainrule.recording import record
+from chainrule.rules import TOPICS, Applied, Rule, Sample, Wrt, registered
+
+PAGE = Path(__file__).parents[3] / "docs" / "rules.md"
+COMMAND = "python -m chainrule.rules.catalogue"
+
+HEAD = f"""\
+# The rules
+
+<!-- Written by `{COMMAND}` from the registry. Do not edit: change the rule. -->
+
+{{count}} rules, by topic. Each says which autograd nodes it answers to, its equation, and for every argument with a
+gradient the local derivative and what PyTorch really runs, the vector-Jacobian product. A bar over a symbol is the
+gradient of the loss with respect to it: $`\\bar{{y}} = \\partial J / \\partial y`$. Here $`x`$ is the argument
+`self`, $`y`$ the output; other arguments stand under their own names. Where a formula depends on how the operation was
+called, the page shows one such call. What has no rule is recorded and checked all the same, and shown with PyTorch's own
+formula.
+
+"""
+
+SYMBOLS = {"self": "x", "out": "y", "g": r"\bar{y}"}
+LETTERS = {
+    "input": "X", "weight": "W", "bias": "b", "target": "t", "mat1": "A", "mat2": "B", "query": "Q", "key": "K",
+    "value": "V", "exponent": "p", "alpha": r"\alpha", "beta": r"\beta", "eps": r"\epsilon", "tensors": "x_1, x_2, ...",
+}  # fmt: skip
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    rules = list(registered())
+    text = HEAD.format(count=len(rules))
+    for topic in (*TOPICS, *sorted({rule.topic for rule in rules} - set(TOPICS))):
+        entries = [entry(rule) for rule in rules if rule.topic == topic]
+        text += f"## {topic}\n\n" + "\n".join(entries) + "\n" if entries else ""
+    return text.rstrip() + "\n"
+
+
+def entry(rule: Rule) -> str:
+    """One rule: nodes, equation, derivatives, kink, source."""
+    op = first_use(rule)
+    symbols = _symbols(rule, op)
+    return "\n".join([f"### {rule.name}", "", *_facts(rule, op, symbols), ""])
+
+
+def _facts(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[str]:
+    nodes = ", ".join(f"`{node}`" for node in rule.nodes)
+    calls = ", ".join(f"`{call}`" for call in rule.calls)
+    yield "- answers to " + ", and to the call ".join(part for part in (nodes, calls) if part)
+    yield f"- equation: {_math(rule.latex(rule.equation, op, symbols))}"
+    for argument, wrt in rule.wrt.items():
+        yield f"- `{argument}`: {_derivative(rule, wrt, op, symbols)}"
+    for argument, kind in rule.constants.items():
+        yield f"- `{argument}`: {kind}"
+    if rule.kink:
+        yield f"- where there is no derivative: {rule.kink.choice}"
+    if rule.remark:
+        yield f"- {rule.remark}"
+    yield f"- source: {_escape(rule.source)}"
+
+
+def _derivative(rule: Rule, wrt: Wrt, op: Applied, symbols: dict[str, str]) -> str:
+    local = rule.latex(wrt.local, op, symbols)
+    product = rule.latex(wrt.product, op, symbols)
+    told = f"local derivative {_math(local)}; " if local else ""
+    return f"{told}product {_math(product)}"
+
+
+def first_use(rule: Rule) -> Applied:
+    """The operation of the first sample that this rule answers to.
+
+    Raises LookupError where no sample reaches the rule: then its samples are of another operation.
+    """
+    for sample in rule.samples():
+        for op in _uses(rule, sample):
+            return op
+    raise LookupError(f"no sample of the rule {rule.name!r} ({rule.topic}.py) runs an operation that the rule answers to")
+
+
+def _uses(rule: Rule, sample: Sample) -> Iterator[Applied]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some operations are deprecated, or still prototypes
+        with record(namespace={}) as recording:
+            kept = sample.function(*sample.arguments, **sample.keywords)  # noqa: F841 (its graph lives as long as it)
+    graph = recording.graph
+    yield from (step.op for step in recording.steps if step.rule is rule and step.op is not None)
+    for node in graph.nodes:
+        if node.operation is not None:
+            op = applied(graph, graph.operations[node.operation])
+            if rule_of(graph, node, op) is rule:
+                yield op
+
+
+def _symbols(rule: Rule, op: Applied) -> dict[str, str]:
+    """Short letters for the usual arguments, the name itself for the rest; `out0`, `g0`, ... for several outputs."""
+    names = dict.fromkeys([*op.arguments, *rule.wrt, *rule.constants])
+    numbers = {name for name, value in op.arguments.items() if isinstance(value, (int, float))}
+    found = {name: LETTERS.get(name, _upright(name)) for name in names if name not in numbers}
+    for slot in range(len(op.outs)):
+        found |= {f"out{slot}": f"y_{{{slot}}}", f"g{slot}": rf"\bar{{y}}_{{{slot}}}"}
+    return found | SYMBOLS
+
+
+def _upright(name: str) -> str:
+    return name if len(name) == 1 else r"\mathrm{" + name.replace("_", r"\_") + "}"
+
+
+def _math(latex: str) -> str:
+    """GitHub's formula in a line, the form with backticks: Markdown leaves what is inside alone."""
+    return f"$`{re.sub(r'\\s+', ' ', latex).strip()}`$" if "`" not in latex else latex
+
+
+def _escape(text: str) -> str:
+    """Words in Markdown: what would be emphasis or markup stands for itself."""
+    return re.sub(r"([*_<>\\])", r"\\\1", text)
+
+
+def main() -> None:
+    """Rewrite docs/rules.md."""
+    torch.manual_seed(0)
+    text = page()
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"{PAGE.relative_to(PAGE.parents[1])}: {text.count(chr(10) + '### ')} rules", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The computational graph as a picture in SVG: values flow from left to right, gradients come back below them.
+
+A vertex is a row of the document. On the stem of its way out stands its value, above the line, and the gradient of the
+same value, below it; then the way forks to whatever uses the value. So a sum over several uses is told once, as the sum
+that it is. Kinds differ in shape, not only in hue. graphlay places the vertices and routes the edges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+from rich.cells import cell_len
+
+from chainrule import document as doc
+from chainrule.numbers import aligned, number
+from chainrule.views.grid import grids
+from chainrule.views.unicode import latex, printable
+
+CHARACTER, LINE = 7.3, 16.0  # the room for one character and one line of the font below, in px
+MARGIN = 24.0
+LONGEST = 28  # characters of a name; the whole name is in the vertex's tooltip
+DESCRIBED = 40  # vertices that the description names one by one
+WRITTEN_OUT = 12  # a tensor of up to this many elements stands on its stem number by number
+Point = tuple[float, float]
+Frame = tuple[float, float, float, float]
+
+STYLE = """
+.chainrule-picture{--ink:#1f2328;--paper:#ffffff;--line:#6e7781;--value:#0550ae;--gradient:#a04100;
+--data:#eef2f6;--parameter:#ddf4ff;--operation:#ffffff;--loss:#fff1e5;background:var(--paper)}
+@media (prefers-color-scheme:dark){.chainrule-picture{--ink:#e6edf3;--paper:#0d1117;--line:#8b949e;--value:#79c0ff;
+--gradient:#ffa657;--data:#21262d;--parameter:#0c2d6b;--operation:#161b22;--loss:#4d2200}}
+.chainrule-picture text{font:12px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
+fill:var(--ink);white-space:pre}
+.chainrule-picture .name{font-weight:bold}
+.chainrule-picture .value{fill:var(--value)}.chainrule-picture .gradient{fill:var(--gradient)}
+.chainrule-picture .edge,.chainrule-picture .stem{fill:none;stroke:var(--line);stroke-width:1.3}
+.chainrule-picture .shape{stroke:var(--line);stroke-width:1.3}
+.chainrule-picture .data .shape{fill:var(--data)}.chainrule-picture .parameter .shape{fill:var(--parameter)}
+.chainrule-picture .operation .shape{fill:var(--operation)}.chainrule-picture .loss .shape{fill:var(--loss)}
+.chainrule-picture .frame{fill:none;stroke:var(--line);stroke-width:1.3}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Vertex:
+    """A row with the text it shows and the room that this takes: a box of `box` px, then a stem up to `width`."""
+
+    row: doc.Row
+    words: tuple[str, ...]
+    value: tuple[str, ...]
+    gradient: tuple[str, ...]
+    box: float
+    width: float
+    height: float
+
+
+def written(document: doc.Document) -> str:
+    """The document's rows as one SVG file.
+
+    Raises ValueError where a row refers to one that is not there.
+    """
+    vertices = [_vertex(row) for row in document.rows]
+    centres, paths, (left, top, width, height) = _placed(vertices)
+    title = "".join(_plain(span) for span in document.title) + ": the computational graph"
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chainrule-picture" role="img" '
+        f'aria-labelledby="chainrule-picture-title chainrule-picture-desc" width="{width:g}" height="{height:g}" '
+        f'viewBox="{left:g} {top:g} {width:g} {height:g}">',
+        f'<title id="chainrule-picture-title">{_escaped(title)}</title>',
+        f'<desc id="chainrule-picture-desc">{_escaped(_description(document.rows))}</desc>',
+        f"<style>{STYLE}</style>",
+        '<defs><marker id="chainrule-picture-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="context-stroke"/></marker></defs>',
+        *(f'<path class="edge" d="{path}" marker-end="url(#chainrule-picture-arrow)"/>' for path in paths),
+    ]
+    for vertex, centre in zip(vertices, centres, strict=True):
+        lines += _drawn(vertex, centre)
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _vertex(row: doc.Row) -> Vertex:
+    name, operation = _shortened(row.name), _shortened(row.operation)
+    words = tuple(word for word in (name, operation) if word)
+    value = _numbers(row.value)
+    gradient = _numbers(row.gradient) if row.gradient is not None else ()
+    box = max(_width(words) + 28, 64.0)
+    height = max(2 * LINE * max(len(value), len(gradient)) + 12, LINE * len(words) + 20)
+    return Vertex(row, words, value, gradient, box, box + max(_width((*value, *gradient)) + 20, 30.0), height)
+
+
+def _numbers(tensor: doc.Tensor) -> tuple[str, ...]:
+    """A tensor beside its vertex: its numbers where they are few, else its shape and norm."""
+    shape = " x ".join(map(str, tensor.shape)) or "a number"
+    if tensor.entries is not None and len(tensor.entries) <= WRITTEN_OUT and len(tensor.shape) <= 2 and tensor.entries:
+        (grid,) = grids(tensor)
+        columns = [aligned(column) for column in zip(*grid.rows, strict=True)]
+        return tuple("  ".join(row) for row in zip(*columns, strict=True))
+    norm = dict(tensor.statistics).get("norm")
+    return (shape,) if norm is None else (shape, f"norm {number(norm)}")
+
+
+def _placed(vertices: Sequence[Vertex]) -> tuple[list[Point], list[str], Frame]:
+    """The centre of each vertex, the path of each edge, and the whole picture's left, top, width and height."""
+    if not vertices:
+        return [], [], (0.0, 0.0, 2 * MARGIN, 2 * MARGIN)
+    import graphlay  # here: only pictures need it
+
+    graph = graphlay.Graph()
+    for vertex in vertices:
+        graph.node(vertex.row.index, width=vertex.width, height=vertex.height)
+    ends = [(source, row.index) for row in (vertex.row for vertex in vertices) for source in row.inputs]
+    for source, target in ends:
+        graph.edge(source, target)
+    options = {"spacing": {"layer_gap": 44.0, "node_gap": 22.0}, "routing": {"style": "diagonal"}}
+    layout = graphlay.layout(graph, options=options)
+    centres = layout.positions()
+    widths = {vertex.row.index: vertex.width for vertex in vertices}
+    paths = []
+    for (source, _), edge in zip(ends, layout.edges, strict=True):
+        x, y = centres[source]
+        _, *others = ((point["x"], point["y"]) for point in edge["points"])
+        paths.append(_curve([(x + widths[source] / 2, y), *others]))
+    low, high = layout.bounds["min"], layout.bounds["max"]
+    frame = low["x"] - MARGIN, low["y"] - MARGIN, high["x"] - low["x"] + 2 * MARGIN, high["y"] - low["y"] + 2 * MARGIN
+    return [centres[vertex.row.index] for vertex in vertices], paths, frame
+
+
+def _curve(points: Sequence[Point]) -> str:
+    """A path through the points that leaves and enters each of them level."""
+    path = f"M{points[0][0]:g} {points[0][1]:g}"
+    for (x0, y0), (x1, y1) in pairwise(points):
+        middle = (x0 + x1) / 2
+        path += f"C{middle:g} {y0:g} {middle:g} {y1:g} {x1:g} {y1:g}"
+    return path
+
+
+def _drawn(vertex: Vertex, centre: Point) -> Iterator[str]:
+    x, y = centre
+    left, right = x - vertex.width / 2, x + vertex.width / 2
+    row, edge = vertex.row, x - vertex.width / 2 + vertex.box
+    yield f'<g class="vertex {row.kind}" data-row="{row.index}"><title>{_escaped(_told(row))}</title>'
+    yield f'<path class="stem" d="M{edge:g} {y:g}H{right:g}"/>'
+    yield _shape(row.kind, left, y - vertex.height / 2, vertex.box, vertex.height)
+    top = y - LINE * (len(vertex.words) - 1) / 2 + 4
+    for place, word in enumerate(vertex.words):
+        style = ' class="name"' if place == 0 else ""
+        yield _text(word, left + vertex.box / 2, top + LINE * place, style + ' text-anchor="middle"')
+    for place, line in enumerate(reversed(vertex.value)):
+        yield _text(line, edge + 8, y - 6 - LINE * place, ' class="value"')
+    for place, line in enumerate(vertex.gradient):
+        yield _text(line, edge + 8, y + LINE * (place + 1) - 1, ' class="gradient"')
+    yield "</g>"
+
+
+def _text(text: str, x: float, y: float, attributes: str) -> str:
+    return f'<text x="{x:g}" y="{y:g}"{attributes}>{_escaped(text)}</text>'
+
+
+def _shape(kind: str, x: float, y: float, width: float, height: float) -> str:
+    """A capsule for data, a hexagon for a parameter, a box for an operation, a box in a frame for the loss."""
+    box = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
+    match kind:
+        case "data":
+            return f'<rect class="shape" {box} rx="{min(height, width) / 2:g}"/>'
+        case "parameter":
+            cut, middle = 10, y + height / 2
+            return (
+                f'<path class="shape" d="M{x:g} {middle:g}L{x + cut:g} {y:g}H{x + width - cut:g}L{x + width:g} {middle:g}'
+                f'L{x + width - cut:g} {y + height:g}H{x + cut:g}z"/>'
+            )
+        case "operation":
+            return f'<rect class="shape" {box} rx="3"/>'
+        case "loss":
+            inner = f'x="{x + 3:g}" y="{y + 3:g}" width="{width - 6:g}" height="{height - 6:g}"'
+            return f'<rect class="shape" {box} rx="3"/><rect class="frame" {inner} rx="2"/>'
+        case _:
+            raise ValueError(f"the picture has no shape for a row of kind {kind!r}. Add one to {__name__}._shape.")
+
+
+def _told(row: doc.Row) -> str:
+    """A vertex in words: what a pointer and a screen reader are told."""
+    parts = [f"{row.name}: {row.kind}" + (f" {row.operation}" if row.operation else "")]
+    parts += [part for part in (row.expression, row.place, row.module) if part]
+    parts.append(f"value {'; '.join(_numbers(row.value))}")
+    parts.append(f"gradient {'; '.join(_numbers(row.gradient))}" if row.gradient is not None else "no gradient")
+    return ", ".join(parts)
+
+
+def _description(rows: Sequence[doc.Row]) -> str:
+    counts = Counter(row.kind for row in rows)
+    kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+    told = ". ".join(_told(row) for row in rows[:DESCRIBED])
+    more = "" if len(rows) <= DESCRIBED else f". And {len(rows) - DESCRIBED} more."
+    return (
+        f"{len(rows)} values ({kinds}), from left to right in the order in which they were computed. Above the line that "
+        f"leaves a value stand its numbers, below it its gradient. {told}{more}"
+    )
+
+
+def _plain(span: doc.Span) -> str:
+    return latex(span.latex) if isinstance(span, doc.Math) else span.source if isinstance(span, doc.Code) else span
+
+
+def _width(words: Sequence[str]) -> float:
+    return CHARACTER * max((cell_len(printable(word)) for word in words), default=0)
+
+
+def _shortened(name: str) -> str:
+    """A long name with its middle left out: a path tells most at its ends."""
+    name = printable(name)
+    half = (LONGEST - 1) // 2
+    return name if len(name) <= LONGEST else f"{name[:half]}…{name[-half:]}"
+
+
+def _escaped(text: str) -> str:
+    """Text for SVG: nothing in it is markup, and nothing in it is a character that XML forbids."""
+    return escape(re.sub("[\ufffe\uffff]", "\ufffd", printable(text)))
