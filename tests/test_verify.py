@@ -11,7 +11,7 @@ import chainrule.backprop
 from chainrule import document
 from chainrule.errors import MissingError
 from chainrule.recording import record
-from chainrule.verify import verify
+from chainrule.proof import verify
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,7 @@ def test_a_rule_that_is_wrong_by_2_001_for_2_is_caught(monkeypatch, shape):
         local = replace(rule.wrt["self"], vjp=lambda op, g: 2.001 * op.self * g)
         return replace(rule, wrt={**rule.wrt, "self": local})
 
-    monkeypatch.setattr("chainrule.verify.rule_of", wrong)
+    monkeypatch.setattr("chainrule.proof.rule_of", wrong)
     x = torch.randn(shape, requires_grad=True)
     row = caught(proved(lambda: (x.sin() ** 2).mean().backward()), "PowBackward0")
     assert "our rule is wrong" in row.reason
@@ -220,7 +220,7 @@ def test_a_rule_that_breaks_is_a_result_and_no_crash(monkeypatch):
             return rule
         return replace(rule, wrt={"self": replace(rule.wrt["self"], vjp=lambda op, g: g[0] / 0)})
 
-    monkeypatch.setattr("chainrule.verify.rule_of", broken)
+    monkeypatch.setattr("chainrule.proof.rule_of", broken)
     x = torch.randn(3, requires_grad=True)
     row = caught(proved(lambda: x.tanh().sum().backward()), "TanhBackward0")
     assert "our rule" in row.reason

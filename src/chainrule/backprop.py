@@ -1,8 +1,8 @@
 """Backpropagation with our own rules, independently of autograd: from the seed at the loss to every leaf.
 
-The walk sees only the recorded forward values and the edges between nodes. Each gradient it passes on is one that a rule
-of ours computed, so agreement with autograd at the leaves is a proof of the whole chain. Where there is no rule the walk
-goes on with autograd's own gradient, and the step says so.
+The walk sees only the recorded forward values and the edges between nodes. Each gradient it passes on is one that a
+rule of ours computed, so agreement with autograd at the leaves is a proof of the whole chain. Where there is no rule
+the walk goes on with autograd's own gradient, and the step says so.
 """
 
 from __future__ import annotations
@@ -331,7 +331,8 @@ def _backward(graph: Graph, unit: _Unit, backward: int, members: list[NodeStep])
 
 def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> Iterator[Share]:
     """The call's own rule, beside what the nodes of the call together gave each argument."""
-    assert unit.rule is not None and unit.op is not None
+    assert unit.rule is not None
+    assert unit.op is not None
     inside = {member.node for member in members}
     left: dict[int, list[Tensor | None]] = {}
     for member in members:

@@ -73,8 +73,8 @@ class Tensor:
     """Numbers under a symbol.
 
     `entries` are the numbers in row-major order, or None where the tensor is too large to be told: then `statistics`
-    tells it, and a histogram and a sketch where they were made. `shape` is always the true one. Row and column labels are
-    plain text (`Z1[0,1]`).
+    tells it, and a histogram and a sketch where they were made. `shape` is always the true one. Row and column labels
+    are plain text (`Z1[0,1]`).
     """
 
     symbol: str
@@ -135,9 +135,10 @@ class Section:
 class Row:
     """One value of the step with the gradient of the same value: a line of the mirror, a vertex of the picture.
 
-    `inputs` are the rows that it was computed from, `module` is the path of the module that it was computed in. `forward` and `backward` are the
-    anchors of the sections that work it out; `verdict` is what the proof says of the node that leads back from it.
-    `update` is, for a parameter, the norm of what the optimizer changed divided by the norm of what was there before.
+    `inputs` are the rows that it was computed from, `module` is the path of the module that it was computed in.
+    `forward` and `backward` are the anchors of the sections that work it out; `verdict` is what the proof says of the
+    node that leads back from it. `update` is, for a parameter, the norm of what the optimizer changed divided by the
+    norm of what was there before.
     """
 
     index: int

@@ -66,6 +66,7 @@ class Value:
 
     @property
     def name(self) -> str:
+        """The best of its names."""
         return self.names[0] if self.names else f"value{self.index}"
 
 
@@ -163,7 +164,8 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class ParameterUpdate:
-    """One parameter in one `optimizer.step()`. `state_before`/`state_after` hold the optimizer's tensors and numbers."""
+    """One parameter in one `optimizer.step()`. `state_before`/`state_after` hold the optimizer's tensors and
+    numbers."""
 
     value: int | None
     name: str

@@ -1,7 +1,8 @@
 """What each value is called: a symbol in equations, a word in a line of text.
 
-The user's own short names win (`Z1`, `X`). In a plain chain of layers the field's names stand for the parameters and for
-what has no short name: W^{[l]}, b^{[l]}, Z^{[l]}, A^{[l]} for layer l. Elsewhere a value goes by its path. J is the loss.
+The user's own short names win (`Z1`, `X`). In a plain chain of layers the field's names stand for the parameters and
+for what has no short name: W^{[l]}, b^{[l]}, Z^{[l]}, A^{[l]} for layer l. Elsewhere a value goes by its path. J is the
+loss.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def _letters(weights: list[Value], output: int, layer: int) -> dict[int, tuple[s
 
 
 def _calls(graph: Graph) -> list[list[Operation]]:
-    """Operations grouped by the user's calls, up to the first backward pass; those that no gradient flows through left out."""
+    """Operations grouped by the user's calls, up to the first backward pass; those that no gradient flows through left
+    out."""
     groups: dict[int, list[Operation]] = {}
     for operation in graph.operations:
         if operation.node is not None:

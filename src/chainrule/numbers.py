@@ -11,8 +11,8 @@ def number(value: float | complex) -> str:
     """`value` with at most 4 decimals.
 
     Trailing zeros are dropped only where the number equals what is written to within 5e-7 of itself (a float32 holds
-    hardly more): 4, -7.8, 0.5, but -0.0600 for -0.05998. Below 1e-4 and from 1e6 on it is 3 significant digits and a power
-    of ten (1.23e-05). Minus zero is 0; booleans and integers are written as they are.
+    hardly more): 4, -7.8, 0.5, but -0.0600 for -0.05998. Below 1e-4 and from 1e6 on it is 3 significant digits and a
+    power of ten (1.23e-05). Minus zero is 0; booleans and integers are written as they are.
     """
     if isinstance(value, int):
         return str(value)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from chainrule.diagnose import Finding
     from chainrule.document import Document
     from chainrule.notation import Notation
-    from chainrule.verify import Verification
+    from chainrule.proof import Verification
     from chainrule.why import Why
 
 
@@ -133,7 +133,7 @@ class Recording:
 
         `only` limits it to nodes whose name, module or value matches the pattern.
         """
-        from chainrule.verify import verify
+        from chainrule.proof import verify
 
         return verify(self.graph, only=only)
 
@@ -198,9 +198,10 @@ def load(path: str | os.PathLike[str]) -> Recording:
 class record:  # noqa: N801 (read as a verb)
     """Record what runs in the block as one training step: `with chainrule.record() as recording:`.
 
-    Nothing about the step changes: losses, gradients, random numbers and updated parameters are bit for bit those of the
-    same step without it, and no hook is left on the model or in torch, even after an exception (which passes through).
-    `namespace` gives the names of tensors that the block itself does not name; by default the variables around it.
+    Nothing about the step changes: losses, gradients, random numbers and updated parameters are bit for bit those of
+    the same step without it, and no hook is left on the model or in torch, even after an exception (which passes
+    through). `namespace` gives the names of tensors that the block itself does not name; by default the variables
+    around it.
 
     Raises RecordingError inside another `record()` of the same thread.
     """
@@ -266,8 +267,8 @@ def _loss(output: Any, targets: Any, loss: Callable[..., Tensor] | None) -> Tens
     if not isinstance(cost, Tensor) or cost.numel() != 1:
         met = f"shape {tuple(cost.shape)}" if isinstance(cost, Tensor) else f"a {type(cost).__name__}"
         raise RecordingError(
-            f"chainrule.explain: the loss must be a tensor with one element, and {met} came. Give `loss=`, a function of "
-            "(output, targets) that returns a scalar, such as torch.nn.functional.cross_entropy."
+            f"chainrule.explain: the loss must be a tensor with one element, and {met} came. Give `loss=`, a function "
+            "of (output, targets) that returns a scalar, such as torch.nn.functional.cross_entropy."
         )
     return cost
 

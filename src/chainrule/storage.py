@@ -1,8 +1,8 @@
 """A recording in one safetensors file: its tensors as they are, and everything else as JSON in the header.
 
 Nothing is pickled and nothing in a file is ever run: operations are named (`aten.addmm.default`) and looked up among
-those that PyTorch has registered, a user's own `autograd.Function` keeps its name alone. Reading is strict: what does not
-fit the types of `graph` is refused.
+those that PyTorch has registered, a user's own `autograd.Function` keeps its name alone. Reading is strict: what does
+not fit the types of `graph` is refused.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def read(path: str | os.PathLike[str]) -> Graph:
         raise StorageError(f"{path}: there is no such file. Give a file that recording.save() wrote.") from error
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise StorageError(
-            f"{path} is not a readable safetensors file ({error}). It is cut short, corrupt, or of another kind; record "
-            "the step again, or take a whole copy."
+            f"{path} is not a readable safetensors file ({error}). It is cut short, corrupt, or of another kind; "
+            "record the step again, or take a whole copy."
         ) from error
     try:
         graph = _Unpacker(tensors).unpack(json.loads(header["graph"]))
@@ -113,7 +113,7 @@ def _check(header: dict[str, str], path: object) -> None:
     version = header.get("version", "")
     if not version.isdigit() or int(version) > VERSION:
         raise StorageError(
-            f"{path} has format version {version or 'none'}, and this chainrule reads up to {VERSION}. Update chainrule."
+            f"{path} has format version {version or 'none'}, and this chainrule reads up to {VERSION}. Update it."
         )
 
 

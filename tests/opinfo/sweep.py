@@ -21,13 +21,13 @@ from torch import Tensor
 
 import chainrule
 from chainrule import rules
-from chainrule.backprop import applied
-from chainrule.graph import Graph, Node
+from chainrule.backprop import applied, data
+from chainrule.graph import Graph, Node, Operation
 from chainrule.recorder import tensors_in
 
-SKIPPED = {
-    "empty_like": "uninitialised memory: never the same twice",
-}
+# LAPACK's gelsy gives other last digits with other memory alignment, recorded or not.
+UNREPEATABLE: set[str] = set()
+UNSTEADY = {"linalg_lstsq", "linalg_lstsq_grad_oriented"}
 
 
 @dataclass
@@ -90,9 +90,6 @@ def sweep(samples: int = 2, only: str = "", infos: list[Any] | None = None) -> R
 
 def _try_operation(report: Report, info: Any, count: int) -> None:
     name = info.formatted_name
-    if name in SKIPPED:
-        report.skipped[SKIPPED[name]] += 1
-        return
     report.operations.add(name)
     torch.manual_seed(0)
     dtype = dtype_of(info)
@@ -124,7 +121,7 @@ def _try_sample(report: Report, name: str, function: Callable[..., Any], sample:
         report.failures.append(f"{name}: {traceback.format_exc(limit=-3)}")
         return
     report.samples += 1
-    if not _same(plain, recorded):
+    if not _same(plain, recorded, exact=name not in UNSTEADY):
         report.failures.append(f"{name}: gradients differ from the unrecorded ones")
     _count(report, name, graph)
 
@@ -157,14 +154,22 @@ def _strided(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
-def _same(left: list[Tensor | None], right: list[Tensor | None]) -> bool:
-    def bits(tensor: Tensor) -> Tensor:
-        tensor = _strided(tensor).resolve_conj().resolve_neg()
-        return torch.nan_to_num(torch.view_as_real(tensor) if tensor.is_complex() else tensor, nan=12345.0)
-
+def _same(left: list[Tensor | None], right: list[Tensor | None], exact: bool = True) -> bool:
     return len(left) == len(right) and all(
-        (a is None) == (b is None) and (a is None or torch.equal(bits(a), bits(b))) for a, b in zip(left, right, strict=True)
+        (a is None) == (b is None) and (a is None or equal(a, b, exact)) for a, b in zip(left, right, strict=True)
     )
+
+
+def equal(left: Tensor, right: Tensor, exact: bool) -> bool:
+    """Bit for bit, or but for rounding; NaN is like NaN."""
+    left, right = (_strided(each).resolve_conj().resolve_neg() for each in (left, right))
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not exact:
+        return torch.allclose(left, right, rtol=1e-6, atol=1e-9, equal_nan=True)
+    if left.is_complex():
+        left, right = torch.view_as_real(left), torch.view_as_real(right)
+    return bool((left.eq(right) | (left.isnan() & right.isnan())).all())
 
 
 def _count(report: Report, name: str, graph: Graph) -> None:
@@ -189,6 +194,8 @@ def missing(graph: Graph, node: Node) -> Iterator[str]:
     if operation is None or operation.function is None:
         yield "operation"
         return
+    if not _gives_its_outputs(graph, operation):
+        yield "inputs that give its outputs"
     if any(g is not None and _output(node, slot) is None for p in node.passages for slot, g in enumerate(p.upstream)):
         yield "output"
     edges = {edge.position: edge for edge in node.edges}
@@ -201,6 +208,29 @@ def missing(graph: Graph, node: Node) -> Iterator[str]:
                 yield "argument"
             elif graph.values[edge.value].shape != tuple(gradient.shape):
                 yield "argument of that shape"
+
+
+def _gives_its_outputs(graph: Graph, operation: Operation) -> bool:
+    """Whether running it again on the recorded inputs gives the recorded outputs: every value is the right version."""
+    if operation.name in UNREPEATABLE or operation.function is None:
+        return True
+    arguments = {name: _cloned(data(graph, tree)) for name, tree in operation.arguments.items()}
+    if operation.random_state is not None:
+        torch.set_rng_state(operation.random_state)
+    try:
+        again = operation.function(arguments)
+    except Exception:
+        return False
+    outputs = [None if value is None else graph.values[value].data for value in operation.outputs]
+    flat = list(tensors_in(again))
+    kept = [out for out in outputs if out is not None]
+    return len(kept) <= len(flat) and all(equal(a, b, exact=False) for a, b in zip(kept, flat, strict=False))
+
+
+def _cloned(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return [_cloned(item) for item in tree]
+    return tree.clone() if isinstance(tree, Tensor) else tree
 
 
 def _output(node: Node, slot: int) -> int | None:

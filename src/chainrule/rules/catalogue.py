@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from chainrule.backprop import applied, rule_of
 from chainrule.recording import record
-from chainrule.rules import TOPICS, Applied, Rule, Sample, Wrt, registered
+from chainrule.rules import TOPICS, Applied, Rule, Sample, registered
 
 PAGE = Path(__file__).parents[3] / "docs" / "rules.md"
 COMMAND = "python -m chainrule.rules.catalogue"
@@ -34,6 +35,8 @@ called, the page shows one such call. What has no rule is recorded and checked a
 formula.
 
 """
+
+Template = str | Callable[[Any], str]
 
 SYMBOLS = {"self": "x", "out": "y", "g": r"\bar{y}"}
 LETTERS = {
@@ -54,43 +57,38 @@ def page() -> str:
 
 def entry(rule: Rule) -> str:
     """One rule: nodes, equation, derivatives, kink, source."""
-    op = first_use(rule)
+    return "\n".join([f"### {rule.name}", "", *_facts(rule, first_use(rule)), ""])
+
+
+def _facts(rule: Rule, op: Applied | None) -> Iterator[str]:
     symbols = _symbols(rule, op)
-    return "\n".join([f"### {rule.name}", "", *_facts(rule, op, symbols), ""])
 
+    def told(template: Template) -> str:
+        if op is None and callable(template):
+            return "(depends on how it is called)"
+        return "$`" + " ".join(rule.latex(template, op or Applied({}, ()), symbols).split()) + "`$"
 
-def _facts(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[str]:
     nodes = ", ".join(f"`{node}`" for node in rule.nodes)
     calls = ", ".join(f"`{call}`" for call in rule.calls)
     yield "- answers to " + ", and to the call ".join(part for part in (nodes, calls) if part)
-    yield f"- equation: {_math(rule.latex(rule.equation, op, symbols))}"
+    yield f"- equation: {told(rule.equation)}"
     for argument, wrt in rule.wrt.items():
-        yield f"- `{argument}`: {_derivative(rule, wrt, op, symbols)}"
+        yield f"- `{argument}`: local derivative {told(wrt.local)}; product {told(wrt.product)}"
     for argument, kind in rule.constants.items():
         yield f"- `{argument}`: {kind}"
     if rule.kink:
-        yield f"- where there is no derivative: {rule.kink.choice}"
+        yield f"- where there is no derivative: {_escape(rule.kink.choice)}"
     if rule.remark:
-        yield f"- {rule.remark}"
+        yield f"- worth knowing: {_escape(rule.remark)}"
     yield f"- source: {_escape(rule.source)}"
 
 
-def _derivative(rule: Rule, wrt: Wrt, op: Applied, symbols: dict[str, str]) -> str:
-    local = rule.latex(wrt.local, op, symbols)
-    product = rule.latex(wrt.product, op, symbols)
-    told = f"local derivative {_math(local)}; " if local else ""
-    return f"{told}product {_math(product)}"
+def first_use(rule: Rule) -> Applied | None:
+    """The operation of the first sample that this rule answers to; None where no sample reaches it on this machine.
 
-
-def first_use(rule: Rule) -> Applied:
-    """The operation of the first sample that this rule answers to.
-
-    Raises LookupError where no sample reaches the rule: then its samples are of another operation.
+    PyTorch chooses some kernels by the device (flash attention), and then other nodes are made here.
     """
-    for sample in rule.samples():
-        for op in _uses(rule, sample):
-            return op
-    raise LookupError(f"no sample of the rule {rule.name!r} ({rule.topic}.py) runs an operation that the rule answers to")
+    return next((op for sample in rule.samples() for op in _uses(rule, sample)), None)
 
 
 def _uses(rule: Rule, sample: Sample) -> Iterator[Applied]:
@@ -107,23 +105,17 @@ def _uses(rule: Rule, sample: Sample) -> Iterator[Applied]:
                 yield op
 
 
-def _symbols(rule: Rule, op: Applied) -> dict[str, str]:
+def _symbols(rule: Rule, op: Applied | None) -> dict[str, str]:
     """Short letters for the usual arguments, the name itself for the rest; `out0`, `g0`, ... for several outputs."""
-    names = dict.fromkeys([*op.arguments, *rule.wrt, *rule.constants])
-    numbers = {name for name, value in op.arguments.items() if isinstance(value, (int, float))}
-    found = {name: LETTERS.get(name, _upright(name)) for name in names if name not in numbers}
-    for slot in range(len(op.outs)):
-        found |= {f"out{slot}": f"y_{{{slot}}}", f"g{slot}": rf"\bar{{y}}_{{{slot}}}"}
-    return found | SYMBOLS
+    arguments = op.arguments if op else {}
+    numbers = {name for name, value in arguments.items() if isinstance(value, (int, float))}
+    names = {*arguments, *rule.wrt, *rule.constants} - numbers
+    outputs = {f"{name}{slot}": f"{SYMBOLS[name]}_{{{slot}}}" for name in ("out", "g") for slot in range(rule.outputs)}
+    return {name: LETTERS.get(name, _upright(name)) for name in names} | outputs | SYMBOLS
 
 
 def _upright(name: str) -> str:
     return name if len(name) == 1 else r"\mathrm{" + name.replace("_", r"\_") + "}"
-
-
-def _math(latex: str) -> str:
-    """GitHub's formula in a line, the form with backticks: Markdown leaves what is inside alone."""
-    return f"$`{re.sub(r'\\s+', ' ', latex).strip()}`$" if "`" not in latex else latex
 
 
 def _escape(text: str) -> str:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Sample, Wrt, rule, sample
 from chainrule.rules.linear import randn
-from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes
+from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, twice
 
 Index = tuple[int, ...]
 
@@ -73,12 +73,8 @@ def _setting(op: Any, name: str, axes: int, default: Index) -> Index:
 def _settings(op: Any, axes: int) -> list[tuple[int, int, int, int]]:
     """(kernel, stride, padding, dilation) of each axis."""
     kernel = _setting(op, "kernel_size", axes, (1,))
-    defaults = {"stride": kernel, "padding": (0,), "dilation": (1,)}
-    return list(zip(kernel, *(_setting(op, *each) for each in _with(axes, defaults)), strict=True))
-
-
-def _with(axes: int, defaults: dict[str, Index]) -> Iterable[tuple[str, int, Index]]:
-    return ((name, axes, default) for name, default in defaults.items())
+    stride, padding = _setting(op, "stride", axes, kernel), _setting(op, "padding", axes, (0,))
+    return list(zip(kernel, stride, padding, _setting(op, "dilation", axes, (1,)), strict=True))
 
 
 def _kernel_windows(axes: int) -> Windows:
@@ -158,61 +154,66 @@ SPREAD = r"\text{each } $g \text{ divided by the size of its window, for every p
 UNDER = "an output element is made of the input elements in its window alone, in its own channel"
 
 
-def _mean_samples(axes: int, *sizes: int) -> Callable[[], list[Sample]]:
-    pool = F.avg_pool2d if axes == 2 else F.avg_pool3d
-    odd = [
-        sample(pool, randn(*sizes), 2, stride=3, note="stride > kernel: some inputs are in no window"),
-        sample(pool, randn(*sizes), 3, stride=2, padding=1, ceil_mode=True, note="windows beyond the padding"),
-        sample(pool, randn(*sizes), 3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
-        sample(pool, randn(*sizes), 2, 1, 1, divisor_override=3, note="a divisor of its own"),
-        sample(pool, randn(0, *sizes[1:]), 2, note="empty batch"),
-        sample(pool, randn(*sizes[1:]), 2, note="no batch axis"),
-    ]
+def _mean_samples(axes: int) -> list[Sample]:
+    pool, shape = (F.avg_pool2d, (1, 2, 5, 4)) if axes == 2 else (F.avg_pool3d, (1, 2, 5, 4, 4))
     line = [sample(F.avg_pool1d, randn(2, 3, 5), 2), sample(F.lp_pool2d, randn(1, 2, 4, 4), 2, 2)]
-    return lambda: [sample(pool, randn(*sizes), 2), *odd, *(line if axes == 2 else [])]
+    return [
+        sample(pool, randn(*shape), 2),
+        sample(pool, randn(*shape), 2, stride=3, note="stride > kernel: some inputs are in no window"),
+        sample(pool, randn(*shape), 3, stride=2, padding=1, ceil_mode=True, note="windows beyond the padding"),
+        sample(pool, randn(*shape), 3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
+        sample(pool, randn(*shape), 2, 1, 1, divisor_override=3, note="a divisor of its own"),
+        sample(pool, randn(0, *shape[1:]), 2, note="empty batch"),
+        sample(pool, randn(*shape[1:]), 2, note="no batch axis"),
+        *(line if axes == 2 else []),
+    ]
 
 
-def _adaptive_samples(
-    line: Callable[..., Any], plane: Callable[..., Any], space: Callable[..., Any], axes: int
-) -> Callable[[], list[Sample]]:
-    flat = [
+def _adaptive_samples(kind: str, axes: int) -> list[Sample]:
+    line, plane, space = (getattr(F, f"adaptive_{kind}_pool{each}d") for each in (1, 2, 3))
+    if axes == 3:
+        return [sample(space, randn(1, 2, 3, 5, 4), (2, 3, 2)), sample(space, randn(2, 3, 5, 4), 2)]
+    return [
         sample(line, randn(2, 3, 7), 3, note="windows that overlap"),
         sample(plane, randn(1, 2, 5, 4), (3, 2)),
         sample(plane, randn(1, 2, 3, 4), (5, 1), note="more places than there were"),
         sample(plane, randn(0, 2, 5, 4), 2, note="empty batch"),
         sample(plane, randn(2, 5, 4), (None, 3), note="no batch axis"),
     ]
-    return lambda: (
-        flat if axes == 2 else [sample(space, randn(1, 2, 3, 5, 4), (2, 3, 2)), sample(space, randn(2, 3, 5, 4), 2)]
-    )
 
 
-for _axes in (2, 3):
+def _means(axes: int) -> None:
+    """The mean pools of two or three axes."""
     along_axes(
-        f"AvgPool{_axes}DBackward0",
-        name=f"avg_pool{_axes}d",
-        tables=_mean_tables(_kernel_windows(_axes)),
-        equation=_mean_equation(_axes),
+        f"AvgPool{axes}DBackward0",
+        name=f"avg_pool{axes}d",
+        tables=_mean_tables(_kernel_windows(axes)),
+        equation=_mean_equation(axes),
         local=r"\frac{1}{\text{places in the window}}",
         product=SPREAD,
         zeros=UNDER,
-        samples=_mean_samples(_axes, 1, 2, 5, 4, *([4] * (_axes - 2))),
-        source=f"derivatives.yaml: avg_pool{_axes}d",
+        samples=lambda: _mean_samples(axes),
+        source=f"derivatives.yaml: avg_pool{axes}d",
     )
     along_axes(
-        f"AdaptiveAvgPool{_axes}DBackward0",
-        name=f"adaptive_avg_pool{_axes}d",
-        tables=_mean_tables(_adaptive_windows(_axes)),
+        f"AdaptiveAvgPool{axes}DBackward0",
+        name=f"adaptive_avg_pool{axes}d",
+        tables=_mean_tables(_adaptive_windows(axes)),
         equation=(
-            rf"{_letters(_axes, '$out')} = \operatorname{{mean}}_{{{','.join(INSIDE[_axes])}}} \,"
-            rf" {{$self}}_{{n,c,{','.join(INSIDE[_axes])}}} \qquad ({_own_range(_axes)})"
+            rf"{_letters(axes, '$out')} = \operatorname{{mean}}_{{{','.join(INSIDE[axes])}}} \,"
+            rf" {{$self}}_{{n,c,{','.join(INSIDE[axes])}}} \qquad ({_own_range(axes)})"
         ),
         local=r"\frac{1}{\text{places in the window}}",
         product=SPREAD,
         zeros=UNDER,
-        samples=_adaptive_samples(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, _axes),
-        source=f"derivatives.yaml: _adaptive_avg_pool{_axes}d. S and P are the input's and the output's size of an axis.",
+        samples=lambda: _adaptive_samples("avg", axes),
+        source=f"derivatives.yaml: _adaptive_avg_pool{axes}d",
+        remark="S and P are the input's and the output's size along an axis.",
     )
+
+
+for _axes in (2, 3):
+    _means(_axes)
 
 # Largest elements ------------------------------------------------------------------------------------------------
 
@@ -269,9 +270,11 @@ def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
 
 
 def _max_equation(axes: int) -> Callable[[Any], str]:
-    return lambda op: (
-        rf"{_letters(axes, '$out')} = \max_{{{','.join(INSIDE[axes])}}} {_source(op, axes)} \qquad ({_ranges(op, axes)})"
-    )
+    def equation(op: Any) -> str:
+        largest = rf"\max_{{{','.join(INSIDE[axes])}}} {_source(op, axes)}"
+        return rf"{_letters(axes, '$out')} = {largest} \qquad ({_ranges(op, axes)})"
+
+    return equation
 
 
 ONE = r"1 \text{ for the largest of the window, } 0 \text{ for the others}"
@@ -320,20 +323,9 @@ def _max_pool(
         },
         constants={"self": "zero"},
         structure="linear",
-        samples=lambda: [_twice(each) for each in samples()],
+        samples=lambda: [twice(each) for each in samples()],
         source=f"derivatives.yaml: {entry}_backward",
     )
-
-
-def _twice(each: Sample) -> Sample:
-    """The gradient of a sample by its input, as something to differentiate again."""
-
-    def gradient(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        result = each.function(x, *arguments, **keywords)
-        y = result[0] if isinstance(result, tuple) else result
-        return torch.autograd.grad(y, x, torch.ones_like(y).requires_grad_(), create_graph=True)[0]
-
-    return Sample(gradient, each.arguments, each.keywords, each.note)
 
 
 def _ties(*shape: int) -> Tensor:
@@ -341,10 +333,10 @@ def _ties(*shape: int) -> Tensor:
     return randn(*shape).detach().sign().requires_grad_()
 
 
-def _max_samples(axes: int) -> Callable[[], list[Sample]]:
+def _max_samples(axes: int) -> list[Sample]:
     pool, shape = (F.max_pool2d, (1, 2, 5, 4)) if axes == 2 else (F.max_pool3d, (1, 2, 5, 4, 4))
     line = [sample(F.max_pool1d, randn(2, 3, 5), 2), sample(F.max_pool1d, randn(3, 5), 2, 1, note="no batch axis")]
-    return lambda: [
+    return [
         sample(pool, randn(*shape), 2),
         sample(pool, randn(*shape), 2, stride=3, note="stride > kernel: some inputs are in no window"),
         sample(pool, randn(*shape), 3, stride=1, padding=1, note="windows that overlap, padding"),
@@ -357,7 +349,7 @@ def _max_samples(axes: int) -> Callable[[], list[Sample]]:
     ]
 
 
-def _fractional_samples(axes: int) -> Callable[[], list[Sample]]:
+def _fractional_samples(axes: int) -> list[Sample]:
     pool, shape = (F.fractional_max_pool2d, (1, 2, 6, 5)) if axes == 2 else (F.fractional_max_pool3d, (1, 2, 6, 5, 5))
 
     def made(x: Tensor, size: int) -> Tensor:
@@ -365,36 +357,41 @@ def _fractional_samples(axes: int) -> Callable[[], list[Sample]]:
         result: Tensor = pool(x, 2, output_size=size, _random_samples=draw)
         return result
 
-    return lambda: [sample(made, randn(*shape), 3), sample(made, randn(*shape), 2)]
+    return [sample(made, randn(*shape), 3), sample(made, randn(*shape), 2)]
+
+
+def _maxima(axes: int) -> None:
+    """The pools of two or three axes that return the largest elements."""
+    _max_pool(
+        f"MaxPool{axes}DWithIndices",
+        axes,
+        _max_equation(axes),
+        lambda: _max_samples(axes),
+        _kernel_windows(axes),
+        f"max_pool{axes}d_with_indices",
+    )
+    _max_pool(
+        f"AdaptiveMaxPool{axes}D",
+        axes,
+        rf"{_letters(axes, '$out')} = \max_{{{','.join(INSIDE[axes])}}} \,"
+        rf" {{$self}}_{{n,c,{','.join(INSIDE[axes])}}} \qquad ({_own_range(axes)})",
+        lambda: _adaptive_samples("max", axes),
+        _adaptive_windows(axes),
+        f"adaptive_max_pool{axes}d",
+    )
+    _max_pool(
+        f"FractionalMaxPool{axes}D",
+        axes,
+        rf"{_letters(axes, '$out')} = \max_{{{','.join(INSIDE[axes])}}} \,"
+        rf" {{$self}}_{{n,c,{','.join(INSIDE[axes])}}} \qquad (\text{{windows at places drawn at random}})",
+        lambda: _fractional_samples(axes),
+        None,
+        f"fractional_max_pool{axes}d",
+    )
 
 
 for _axes in (2, 3):
-    _max_pool(
-        f"MaxPool{_axes}DWithIndices",
-        _axes,
-        _max_equation(_axes),
-        _max_samples(_axes),
-        _kernel_windows(_axes),
-        f"max_pool{_axes}d_with_indices",
-    )
-    _max_pool(
-        f"AdaptiveMaxPool{_axes}D",
-        _axes,
-        rf"{_letters(_axes, '$out')} = \max_{{{','.join(INSIDE[_axes])}}} \,"
-        rf" {{$self}}_{{n,c,{','.join(INSIDE[_axes])}}} \qquad ({_own_range(_axes)})",
-        _adaptive_samples(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, _axes),
-        _adaptive_windows(_axes),
-        f"adaptive_max_pool{_axes}d",
-    )
-    _max_pool(
-        f"FractionalMaxPool{_axes}D",
-        _axes,
-        rf"{_letters(_axes, '$out')} = \max_{{{','.join(INSIDE[_axes])}}} \,"
-        rf" {{$self}}_{{n,c,{','.join(INSIDE[_axes])}}} \qquad (\text{{windows at places drawn at random}})",
-        _fractional_samples(_axes),
-        None,
-        f"fractional_max_pool{_axes}d",
-    )
+    _maxima(_axes)
 
 # Back to the larger picture --------------------------------------------------------------------------------------
 
@@ -417,32 +414,37 @@ def _written_twice(axes: int) -> Callable[[Any, float], Tensor]:
     return where
 
 
-def _unpool_samples(axes: int) -> Callable[[], list[Sample]]:
+def _unpool_samples(axes: int) -> list[Sample]:
     if axes == 2:
-        return lambda: [
+        return [
             sample(F.max_unpool2d, randn(1, 2, 2, 2), torch.tensor([[[[0, 3], [9, 10]], [[5, 2], [8, 15]]]]), 2),
             sample(F.max_unpool1d, randn(2, 2), torch.tensor([[0, 3], [1, 2]]), 2, note="no batch axis"),
         ]
-    return lambda: [sample(F.max_unpool3d, randn(1, 1, 1, 1, 2), torch.tensor([[[[[3, 14]]]]]), 2)]
+    return [sample(F.max_unpool3d, randn(1, 1, 1, 1, 2), torch.tensor([[[[[3, 14]]]]]), 2)]
 
 
-for _axes in (2, 3):
+def _unpools(axes: int) -> None:
+    """The way from the largest elements to a picture with zeros between them."""
     rule(
-        f"MaxUnpool{_axes}DBackward0",
-        name=f"max_unpool{_axes}d",
+        f"MaxUnpool{axes}DBackward0",
+        name=f"max_unpool{axes}d",
         equation=r"{$out}_{n,c,{$indices}_{n,c,p}} = {$self}_{n,c,p}, \quad 0 \text{ elsewhere}",
         wrt={
             "self": Wrt(
-                lambda op, g, axes=_axes: _pick(g, op.indices, axes),  # type: ignore[misc]
+                lambda op, g: _pick(g, op.indices, axes),
                 "1",
                 r"{$g}_{n,c,{$indices}_{n,c,p}}",
                 "each input element is written to one place, the one that its index names",
-                _unpooled(_axes),
+                _unpooled(axes),
             )
         },
         constants={"indices": "not differentiable"},
-        kink=Kink(_written_twice(_axes), "each of several elements written to one place gets that place's gradient"),
+        kink=Kink(_written_twice(axes), "each of several elements written to one place gets that place's gradient"),
         structure="linear",
-        samples=_unpool_samples(_axes),
-        source=f"derivatives.yaml: max_unpool{_axes}d",
+        samples=lambda: _unpool_samples(axes),
+        source=f"derivatives.yaml: max_unpool{axes}d",
     )
+
+
+for _axes in (2, 3):
+    _unpools(_axes)

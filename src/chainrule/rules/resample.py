@@ -91,7 +91,8 @@ def along_axes(
         equation=r"$out = A^{T} $grad_output \quad \text{where the operation is } x \mapsto A x",
         wrt={"grad_output": Wrt(lambda op, g: through(tables(op), g, Taps.forward), "A^{T}", "A \\, $g", zeros)},
         structure="linear",
-        samples=lambda: [_twice(each) for each in samples()],
+        samples=lambda: [twice(each) for each in samples()],
+        topic=samples.__module__.rsplit(".", 1)[-1],
         source=f"{source}_backward: the transpose of a linear map, whose own transpose is the map.",
     )
     return rule(
@@ -106,11 +107,12 @@ def along_axes(
     )
 
 
-def _twice(each: Sample) -> Sample:
-    """The gradient of a sample, as something to differentiate again."""
+def twice(each: Sample) -> Sample:
+    """The gradient of a sample by its first argument, as something to differentiate again."""
 
     def gradient(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        y = each.function(x, *arguments, **keywords)
+        result = each.function(x, *arguments, **keywords)
+        y = result[0] if isinstance(result, tuple) else result
         return torch.autograd.grad(y, x, torch.ones_like(y).requires_grad_(), create_graph=True)[0]
 
     return Sample(gradient, each.arguments, each.keywords, each.note)

@@ -108,8 +108,8 @@ def _broadcasts(context: Context, step: Step) -> Iterator[Block]:
             times = torch.Size(shape[: len(shape) - len(own)]).numel()
             name = context.notation.symbol(value)
             yield Paragraph(
-                (Math(name), f" has shape ({', '.join(map(str, own))}{',' if len(own) == 1 else ''}): broadcasting adds "
-                 f"it to each of the {times} rows.")
+                (Math(name), f" has shape ({', '.join(map(str, own))}{',' if len(own) == 1 else ''}): broadcasting "
+                 f"adds it to each of the {times} rows.")
                 if len(own)
                 else (Math(name), f" is one number: broadcasting uses it for all {times} elements.")
             )  # fmt: skip
@@ -127,7 +127,7 @@ def _kinks(context: Context, step: Step) -> Iterator[Block]:
         name = context.notation.plain(argument)
         listed = ", ".join(element(name, place) for place in places[:6]) + (" ..." if len(places) > 6 else "")
         yield Paragraph(
-            (f"{listed} {'lies' if len(places) == 1 else 'lie'} exactly at a kink, where the derivative does not exist. "
+            (f"{listed} {'lies' if len(places) == 1 else 'lie'} exactly at a kink, where there is no derivative. "
              f"{sentence(rule.kink.choice)}",),
             "note",
         )  # fmt: skip
@@ -146,7 +146,9 @@ def _forward_stages(context: Context, step: Step) -> Iterator[Block]:
 
 def _stages(context: Context, step: Step, symbols: dict[str, str]) -> Iterator[tuple[Rule, Applied, dict[str, str]]]:
     """The stages of an operation with the symbols that hold in each: a stage takes the one before as its `self`."""
-    assert step.rule is not None and step.rule.stages is not None and step.op is not None
+    assert step.rule is not None
+    assert step.rule.stages is not None
+    assert step.op is not None
     before: dict[str, str] = {}
     for stage in step.rule.stages(step.op):
         out = stage.symbol or symbols["out"]
@@ -208,7 +210,8 @@ def _use(context: Context, share: Share) -> str:
 
 
 def _share_blocks(context: Context, step: Step, share: Share) -> Iterator[Block]:
-    assert share.value is not None and share.gradient is not None
+    assert share.value is not None
+    assert share.gradient is not None
     symbol = context.notation.gradient(share.value, step.backward or 0)
     if step.rule is None or step.op is None or share.argument not in step.rule.wrt:
         yield context.tensor(symbol, share.gradient, "gradient", "as autograd computed it")
@@ -417,7 +420,8 @@ def _word(symbol: str) -> str:
 
 def _check(context: Context, step: Step, share: Share) -> Iterator[Block]:
     """Hold the result against the gradient that autograd computed for this very edge."""
-    assert share.value is not None and share.gradient is not None
+    assert share.value is not None
+    assert share.gradient is not None
     value = context.graph.values[share.value]
     where = ".grad" if value.kind == "parameter" else "autograd's own gradient"
     if share.recorded is not None:

@@ -141,7 +141,8 @@ def _element(
     names: dict[str, int],
 ) -> Summand:
     """One operand's element times its local derivative; a derivative of exactly 1 is left out."""
-    assert step.rule is not None and step.op is not None
+    assert step.rule is not None
+    assert step.op is not None
     mine = step.op.arguments[argument][at].item()
     factors = [(element(context.notation.plain(operand), at), mine)]
     sources = [Source(rows[operand], "value", at)]

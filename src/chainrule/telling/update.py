@@ -40,7 +40,8 @@ def _gradients(context: Context) -> Iterator[Block]:
     if not filled:
         return
     name, parameter = filled[-1] if len(filled) < 2 else filled[-2]
-    assert parameter.grad is not None and parameter.value is not None
+    assert parameter.grad is not None
+    assert parameter.value is not None
     arrived = graph.values[parameter.value].grad
     accumulated = arrived is not None and not torch.equal(arrived, parameter.grad)
     symbol = context.notation.gradient(parameter.value)
