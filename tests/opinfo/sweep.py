@@ -26,7 +26,6 @@ from chainrule.graph import Graph, Node, Operation
 from chainrule.recorder import tensors_in
 
 # LAPACK's gelsy gives other last digits with other memory alignment, recorded or not.
-UNREPEATABLE: set[str] = set()
 UNSTEADY = {"linalg_lstsq", "linalg_lstsq_grad_oriented"}
 
 
@@ -194,7 +193,7 @@ def missing(graph: Graph, node: Node) -> Iterator[str]:
     if operation is None or operation.function is None:
         yield "operation"
         return
-    if not _gives_its_outputs(graph, operation):
+    if not _gives_its_outputs(graph, node, operation):
         yield "inputs that give its outputs"
     if any(g is not None and _output(node, slot) is None for p in node.passages for slot, g in enumerate(p.upstream)):
         yield "output"
@@ -210,9 +209,9 @@ def missing(graph: Graph, node: Node) -> Iterator[str]:
                 yield "argument of that shape"
 
 
-def _gives_its_outputs(graph: Graph, operation: Operation) -> bool:
+def _gives_its_outputs(graph: Graph, node: Node, operation: Operation) -> bool:
     """Whether running it again on the recorded inputs gives the recorded outputs: every value is the right version."""
-    if operation.name in UNREPEATABLE or operation.function is None:
+    if operation.function is None:
         return True
     arguments = {name: _cloned(data(graph, tree)) for name, tree in operation.arguments.items()}
     if operation.random_state is not None:
@@ -221,10 +220,12 @@ def _gives_its_outputs(graph: Graph, operation: Operation) -> bool:
         again = operation.function(arguments)
     except Exception:
         return False
-    outputs = [None if value is None else graph.values[value].data for value in operation.outputs]
-    flat = list(tensors_in(again))
-    kept = [out for out in outputs if out is not None]
-    return len(kept) <= len(flat) and all(equal(a, b, exact=False) for a, b in zip(kept, flat, strict=False))
+    values = [value for value in operation.outputs if value is not None]
+    return all(
+        equal(graph.values[value].data, out, exact=False)
+        for value, out in zip(values, tensors_in(again), strict=True)
+        if value in node.outputs  # CTC's others hold memory that nobody has written to
+    )
 
 
 def _cloned(tree: Any) -> Any:

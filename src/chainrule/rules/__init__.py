@@ -36,6 +36,8 @@ TOPICS = (
     "recurrent",
     "linalg",
     "spectral",
+    "draw",
+    "second_order",
     "loss",
 )
 

@@ -43,22 +43,27 @@ def _gradients(context: Context) -> Iterator[Block]:
     assert parameter.grad is not None
     assert parameter.value is not None
     arrived = graph.values[parameter.value].grad
-    accumulated = arrived is not None and not torch.equal(arrived, parameter.grad)
+    accumulated = arrived is not None and _differ(arrived, parameter.grad)
     symbol = context.notation.gradient(parameter.value)
     if accumulated:
         yield Paragraph(
-            (Code(f"{name}.grad"), " was not empty when backward began, and backward adds to what is there: the optimizer "
-             "sees the old gradient plus the new one. Call ", Code("optimizer.zero_grad()"), " before each step, unless "
-             "you accumulate on purpose."),
+            (Code(f"{name}.grad"), " was not empty when backward began, and backward adds to what is there: the "
+             "optimizer sees the old gradient plus the new one. Call ", Code("optimizer.zero_grad()"), " before each "
+             "step, unless you accumulate on purpose."),
             "warning",
         )  # fmt: skip
         return
     yield Paragraph(
-        (Code(".grad"), " was empty when backward began (", Code("optimizer.zero_grad()"), " clears it). Backward adds to "
-         "what is there: without clearing, a second pass over the same batch would leave twice the gradient, and the "
+        (Code(".grad"), " was empty when backward began (", Code("optimizer.zero_grad()"), " clears it). Backward "
+         "adds to what is there: without clearing, a second pass over the same batch would leave twice the gradient, and the "
          "optimizer would take it for the true one. For ", Math(symbol), " it would be"),
     )  # fmt: skip
     yield context.tensor(rf"2 \cdot {symbol}", 2 * parameter.grad, "gradient", "after two backward passes")
+
+
+def _differ(arrived: Data, left: Data) -> bool:
+    """Whether more stands in `.grad` than arrived there in this step, rounding apart."""
+    return bool((arrived - left).abs().max() > 1e-4 * left.abs().max()) if left.numel() else False
 
 
 def _uses(context: Context, value: int) -> list[object]:
@@ -79,8 +84,8 @@ def _events(context: Context, step: Update) -> Iterator[Block]:
             said.add(event.kind)
             where = f" ({event.place})" if event.place else ""
             yield Paragraph(
-                ("Between backward and the step, ", Code(event.kind), f" changed gradients in place{where}. The optimizer "
-                 "sees what is left in .grad."),
+                ("Between backward and the step, ", Code(event.kind), f" changed gradients in place{where}. The "
+                 "optimizer sees what is left in .grad."),
                 "note",
             )  # fmt: skip
 
@@ -140,8 +145,6 @@ def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     before, after = parameter.grad.double().norm().item(), each.grad.double().norm().item()
     ratio = f", {after / before:.4g} of it" if before else ""
     yield Paragraph(
-        (
-            f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed in between.",
-        ),
+        (f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed.",),
         "note",
     )

@@ -37,7 +37,7 @@ def summary(context: Context) -> Iterator[Block]:
         yield Paragraph((f"The block ended in {graph.error}. What is told here goes up to that point.",), "warning")
     if not graph.backwards:
         yield Paragraph(
-            ("No backward() ran inside the block, so there are no gradients; the forward part is told. Put the call of ",
+            ("No backward() ran inside the block, so there are no gradients; the forward part is told. Put ",
              Code("loss.backward()"), " inside the block to see the rest."),
             "warning",
         )  # fmt: skip
