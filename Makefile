@@ -6,7 +6,7 @@ ARGS ?=
 RUN := .venv/bin/python -m
 READY := .venv/ready
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check check-page screenshots bench clean
 
 demo: $(READY)
 	$(RUN) chainrule demo $(ARGS)
@@ -21,6 +21,18 @@ check: $(READY)
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
+
+# Types and linter of the page's modules; the package itself needs no Node.
+check-page: node_modules
+	npm run --silent check
+
+node_modules: package.json
+	npm install --no-audit --no-fund
+	@touch $@
+
+# Pictures of the page, to be looked at: needs chromium and playwright.
+screenshots: $(READY)
+	$(RUN) tests.browser.screenshots build/screenshots
 
 bench: $(READY)
 	$(RUN) benchmarks $(ARGS)

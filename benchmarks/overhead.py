@@ -45,12 +45,12 @@ def recorded(step: Step) -> Step:
 
 def _cases() -> Iterator[Case]:
     mlp = "MLP 784-512-512-10, batch 64"
-    yield Case(f"{mlp}, forward and backward", steps.perceptron(None), 60, 1.3)
-    yield Case(f"{mlp}, with SGD", steps.perceptron(torch.optim.SGD), 60, 1.3)
-    yield Case(f"{mlp}, with Adam", steps.perceptron(torch.optim.Adam), 60, 1.3)
-    yield Case("chain of 1,000 tiny operations", steps.chain(1000), 60, 3)
-    yield Case("worked example, with Adam", steps.worked_example(), 60)
-    yield Case("GPT-2 small, 1 x 128 tokens, forward and backward", steps.transformer(), 6)
+    yield Case(f"{mlp}, forward and backward", steps.perceptron(None), 30, 1.3)
+    yield Case(f"{mlp}, with SGD", steps.perceptron(torch.optim.SGD), 30, 1.3)
+    yield Case(f"{mlp}, with Adam", steps.perceptron(torch.optim.Adam), 30, 1.3)
+    yield Case("chain of 1,000 tiny operations", steps.chain(1000), 30, 3)
+    yield Case("worked example, with Adam", steps.worked_example(), 30)
+    yield Case("GPT-2 small, 1 x 128 tokens, forward and backward", steps.transformer(), 3)
 
 
 def _cells(found: Comparison, target: float | None) -> tuple[str, ...]:

@@ -46,4 +46,4 @@ def tables() -> Iterator[Table]:
 
 
 def _run(command: Sequence[str]) -> str:
-    return subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -39,7 +39,7 @@ def timed(step: Step) -> tuple[float, float]:
     return wall, cpu
 
 
-def compare(bare: Step, other: Step, rounds: int, warm_up: int = 3) -> Comparison:
+def compare(bare: Step, other: Step, rounds: int, warm_up: int = 2) -> Comparison:
     """Time `bare`, `bare` again and `other` in every round, in an order that changes from round to round."""
     for _ in range(warm_up):
         bare(), other()

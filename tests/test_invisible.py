@@ -127,7 +127,11 @@ def test_a_recorded_step_is_bit_for_bit_the_same(step: Step, optimizer: str) -> 
 
 def state_of_torch() -> dict[str, Any]:
     """Every place where a recorder could leave something."""
-    hooks = {name: dict(value) for name, value in vars(module_hooks).items() if name.startswith("_global_") and isinstance(value, dict)}
+    hooks = {
+        name: dict(value)
+        for name, value in vars(module_hooks).items()
+        if name.startswith("_global_") and isinstance(value, dict)
+    }
     hooks |= {name: dict(value) for name, value in vars(optimizer_hooks).items() if name.startswith("_global_")}
     modes = (_len_torch_function_stack(), _len_torch_dispatch_stack())
     return {"hooks": hooks, "modes": modes, "grad": torch.is_grad_enabled()}
@@ -244,7 +248,11 @@ def test_a_write_to_a_view_makes_a_new_value_of_its_base_and_of_its_other_views(
         row.mul_(10)
         total = (h * h).sum() + column.sum()
         total.backward()
-    squared = next(operation for operation in recording.graph.operations if operation.name == "aten.mul.Tensor" and operation.arguments["self"] == operation.arguments["other"])
+    squared = next(
+        operation
+        for operation in recording.graph.operations
+        if operation.name == "aten.mul.Tensor" and operation.arguments["self"] == operation.arguments["other"]
+    )
     assert recording.graph.values[squared.arguments["self"].value].data.tolist() == [[10.0, 20.0], [3.0, 4.0]]
     assert recording.loss == 100 + 400 + 9 + 16 + 13
     assert x.grad is not None

@@ -1,12 +1,12 @@
 """Backpropagation, worked out: every derivative of one ordinary PyTorch training step, with formula, numbers and proof.
 
-    with chainrule.record() as recording:
-        output = model(X)
-        cost = F.binary_cross_entropy(output, Y)
-        cost.backward()
-        optimizer.step()
+with chainrule.record() as recording:
+    output = model(X)
+    cost = F.binary_cross_entropy(output, Y)
+    cost.backward()
+    optimizer.step()
 
-    recording.show()
+recording.show()
 """
 
 from importlib import import_module
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = ["ChainruleError", "Recording", "__version__", "explain", "load", "record"]
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """What `%load_ext chainrule` runs: gives the notebook the cell magic `%%chainrule`."""
+    import_module("chainrule.magic").register(ipython)
 
 
 def __getattr__(name: str) -> Any:

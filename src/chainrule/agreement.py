@@ -7,7 +7,7 @@ rounding, and from a gradient that a hook changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -445,6 +445,12 @@ def largest_difference(
         place = int(apart.argmax())
     where = unravel(place // 2 if paired else place, shape or ()) if index is None else index(place)
     return Difference(float(apart[place]), label, where, float(tolerance[place]))
+
+
+def worst(differences: Iterable[Difference | None]) -> Difference | None:
+    """The difference furthest beyond its tolerance."""
+    found = [each for each in differences if each is not None]
+    return max(found, key=lambda d: (d.excess, d.largest), default=None)
 
 
 def outside(got: Tensor, other: Tensor, tolerance: Tensor) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules._functions import BackwardHookFunction
 
 from chainrule.graph import (
     Backward,
@@ -35,7 +36,8 @@ from chainrule.graph import (
     Update,
     Value,
 )
-from chainrule.recorder import RawCall, RawFunction, RawNode, Site, Tape, Traits, storage_of, tensors_in
+from chainrule.recorder import RawBackward, RawCall, RawFunction, RawNode, Tape, Traits, storage_of, tensors_in
+from chainrule.source import Site
 
 
 def assemble(tape: Tape) -> Graph:
@@ -70,7 +72,9 @@ class _Assembler:
         self.versions: dict[int, list[int]] = {}  # id of a tensor -> its values, in order
         self.sharing: dict[int, dict[int, Tensor]] = {}  # memory -> the tensors in it that have a value now
         self.unseen: list[tuple[int, int, int]] = []  # (node, slot, value) where a write hid from autograd
-        self.stale: dict[int, int] = {}  # id of a tensor whose memory was written to through another -> by which operation
+        self.stale: dict[
+            int, int
+        ] = {}  # id of a tensor whose memory was written to through another -> by which operation
         self.operations: list[Operation] = []
         self.at: dict[int, int] = {}  # raw position -> operation
         self.operation_of: dict[int, int] = {}  # raw node -> operation
@@ -96,6 +100,7 @@ class _Assembler:
         self._name_values(calls)
         nodes = self._nodes()
         self._gradients()
+        self._note_compiled()
         values = self._values()
         return Graph(
             values=values,
@@ -144,7 +149,9 @@ class _Assembler:
         func, args, kwargs, out, call, state = self.tape.operations[position]
         schema = func._schema.arguments
         given = {
-            argument.name: args[place] if place < len(args) else (kwargs or {}).get(argument.name, argument.default_value)
+            argument.name: args[place]
+            if place < len(args)
+            else (kwargs or {}).get(argument.name, argument.default_value)
             for place, argument in enumerate(schema)
         }
         arguments = {name: self._refs(value, position) for name, value in given.items()}
@@ -155,7 +162,8 @@ class _Assembler:
         if base is not None:
             arguments = {"base": Ref(self._value(base, position)), **arguments}
             name = next(name for name, value in given.items() if value is written[0])
-            function = Rerun(WriteThroughView(func, name, base, written[0]))
+            before = self._data(base, position - 1), self._data(written[0], position - 1)
+            function = Rerun(WriteThroughView(func, name, *before))
         index = self.at[position] = len(self.operations)
         draft = Operation(index, str(func), function, arguments, (), call, nodes[0] if nodes else None, state)
         self.operations.append(draft)
@@ -203,11 +211,12 @@ class _Assembler:
         base = view._base
         assert base is not None
         index = len(self.operations)
+        then = self._data(view, self.values[value].created)  # its shape may have been changed in place since
         arguments = {
             "self": Ref(self._value(base, position)),
-            "size": list(view.shape),
-            "stride": list(view.stride()),
-            "storage_offset": view.storage_offset(),
+            "size": list(then.shape),
+            "stride": list(then.stride()),
+            "storage_offset": then.storage_offset(),
         }
         func = torch.ops.aten.as_strided.default
         self.operations.append(Operation(index, str(func), Rerun(func), arguments, (value,), None, number))
@@ -229,6 +238,11 @@ class _Assembler:
         self.values[value].node = node
         self.outputs_of.setdefault(node, {})[output] = value
         self.operation_of.setdefault(node, operation)
+        view = self.tape.nodes[node].remade
+        if view is not None:  # it is the same value, in another tensor
+            self.current[id(view)] = value
+            self.versions.setdefault(id(view), []).append(value)
+            self.stale.pop(id(view), None)
 
     def _node_of(self, function: RawFunction) -> int | None:
         """The node of an `autograd.Function`'s application (None: no gradient was wanted of it)."""
@@ -241,7 +255,9 @@ class _Assembler:
             (
                 index
                 for index, raw in enumerate(self.tape.nodes)
-                if getattr(raw.node, "_forward_cls", None) is function.cls and index not in taken and raw.operation is None
+                if getattr(raw.node, "_forward_cls", None) is function.cls
+                and index not in taken
+                and raw.operation is None
             ),
             None,
         )
@@ -307,7 +323,7 @@ class _Assembler:
         return index
 
     def _leaf_kind(self, tensor: Tensor) -> str:
-        if tensor.requires_grad and tensor.is_leaf:
+        if _is_trained_leaf(tensor):
             return "parameter"
         return "buffer" if id(tensor) in self.buffers else "input"
 
@@ -316,7 +332,7 @@ class _Assembler:
         self.versions.setdefault(id(tensor), []).append(index)
         self.sharing.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
         self.stale.pop(id(tensor), None)
-        kind = "parameter" if tensor.is_leaf and tensor.requires_grad else "result"
+        kind = "parameter" if _is_trained_leaf(tensor) else "result"
         self.values.append(_Draft(tensor, created, kind, operation=operation, slot=slot))
         return index
 
@@ -351,10 +367,12 @@ class _Assembler:
             ranked.setdefault(value, []).append((rank, name))
             self.values[value].place = self.values[value].place or place
         for name, tensor in self.tape.scope.values():
-            value = self.current.get(id(tensor))
-            if value is not None:
-                value = self._used_version(value) if tensor.is_leaf else value
-                ranked.setdefault(value, []).append((1, name))
+            last = self.current.get(id(tensor))
+            if last is not None:
+                known = self._used_version(last) if _is_trained_leaf(tensor) else last
+                first = self.versions[id(tensor)][0]
+                for version in {known, first if self.values[first].operation is None else known}:
+                    ranked.setdefault(version, []).append((1, name))
         for call, raw in zip(calls, self.tape.calls, strict=True):
             for value, name in self._named_operands(call, raw):
                 ranked.setdefault(value, []).append((2, name))
@@ -466,6 +484,16 @@ class _Assembler:
     def _path_of_run(self, run: int | None) -> str:
         return "" if run is None else self.module_path.get(id(self.tape.modules[run].module), "")
 
+    def _note_compiled(self) -> None:
+        for run in self.tape.modules:
+            if type(run.module).__name__ == "OptimizedModule":
+                name = self.module_path.get(id(run.module)) or self._root_name(run.module)
+                note = (
+                    f"{name} is compiled by torch.compile: it was recorded as it runs without, operation by operation."
+                )
+                if note not in self.notes:
+                    self.notes.append(note)
+
     def _modules(self) -> Iterator[Module]:
         seen: set[int] = set()
         for run in self.tape.modules:
@@ -491,7 +519,7 @@ class _Assembler:
         return nodes
 
     def _forward_order(self) -> Callable[[int], tuple[int, int]]:
-        first_use = {}
+        first_use: dict[int, int] = {}
         for index, raw in enumerate(self.tape.nodes):
             for node, _ in raw.edges:
                 number = self.tape.number_of.get(node)
@@ -604,12 +632,23 @@ class _Assembler:
     def _with_leaves(self, index: int, task: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
         """Put in the gradients that went straight into a leaf, and were read from its `.grad` afterwards."""
         filled = list(self._frozen(downstream))
-        raw = next((each for each in self.tape.backwards if each.task == task), None)
-        for position, leaf in self.tape.nodes[index].leaves if raw is not None else ():
-            after = raw.after.get(id(leaf))
-            if filled[position] is None and after is not None and id(leaf) not in raw.before:
-                filled[position] = self._data(after, -1)
+        raw = self._pass(task)
+        for position, leaf in self.tape.nodes[index].leaves:
+            if raw is not None and filled[position] is None and id(leaf) not in raw.before:
+                filled[position] = self._left(raw, leaf)
         return tuple(filled)
+
+    def _pass(self, task: int) -> RawBackward | None:
+        return next((each for each in self.tape.backwards if each.task == task), None)
+
+    def _left(self, raw: RawBackward, leaf: Tensor) -> Tensor | None:
+        """What a backward pass left in a leaf's `.grad`."""
+        left = raw.after.get(id(leaf))
+        if left is None:
+            return None
+        gradient, copied = left
+        later = self.tape.copies.get(id(gradient), [])[copied:]
+        return later[0][1] if later else gradient.detach()
 
     def _gradients(self) -> None:
         """d loss / d value: what arrived at its node from all its uses; for a leaf what arrived in `.grad`.
@@ -730,6 +769,8 @@ class _Assembler:
             value = self.current.get(id(tensor))
             value = None if value is None else self._used_version(value)
             name = self._parameter_name(tensor, len(found))
+            if name in found:
+                name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
             before = self._data(tensor, -1 if value is None else self.values[value].created)
             changed = after.get(id(tensor))
             if changed is None and value is not None and (copies := self.tape.copies.get(id(tensor), ())):
@@ -753,11 +794,8 @@ class _Assembler:
                 yield tensor
 
     def _left_in_grad(self, leaf: Tensor) -> Tensor | None:
-        for backward in reversed(self.tape.backwards):
-            left = backward.after.get(id(leaf))
-            if left is not None:
-                return self._data(left, -1)
-        return None
+        left = (self._left(backward, leaf) for backward in reversed(self.tape.backwards))
+        return next((each for each in left if each is not None), None)
 
     def _events(self) -> Iterator[Event]:
         for position, gradient, function, site in self.tape.writes:
@@ -766,6 +804,53 @@ class _Assembler:
                 continue
             name = self._parameter_name(parameter, 0)
             yield Event(function or "write", name, position, site.place() if site else None)
+        yield from self._changes_by_hooks()
+
+    def _changes_by_hooks(self) -> Iterator[Event]:
+        """Gradients that a hook has changed: not the sum of what came from the uses of the value."""
+        arriving: dict[tuple[int, int, int], Tensor] = {}
+        for task, number, downstream, upstream in self.tape.passages:
+            if getattr(self.tape.nodes[number].node, "_forward_cls", None) is BackwardHookFunction:
+                yield from self._changes_by_module_hooks(number, self._frozen(upstream), self._frozen(downstream))
+            for slot, value in self.outputs_of.get(number, {}).items():
+                sent = arriving.pop((task, number, slot), None)
+                arrived = upstream[slot] if slot < len(upstream) else None
+                if sent is not None and arrived is not None and not _alike(sent, self._data(arrived, -1)):
+                    yield self._change_by_hook(value)
+            for (node, slot), gradient in zip(self.tape.nodes[number].edges, self._frozen(downstream), strict=False):
+                if gradient is not None and node in self.tape.number_of:
+                    _add(arriving, (task, self.tape.number_of[node], slot), gradient)
+        for (task, number, _), sent in arriving.items():
+            leaf = getattr(self.tape.nodes[number].node, "variable", None)
+            raw = self._pass(task)
+            if raw is None or leaf is None or id(leaf) not in self.versions:
+                continue
+            left = self._left(raw, leaf)
+            whole = sent + raw.before[id(leaf)] if id(leaf) in raw.before else sent
+            if left is not None and not _alike(whole, left):
+                yield self._change_by_hook(self.versions[id(leaf)][0])
+
+    def _changes_by_module_hooks(
+        self, number: int, upstream: tuple[Tensor | None, ...], downstream: tuple[Tensor | None, ...]
+    ) -> Iterator[Event]:
+        """`register_full_backward_hook` hangs on a function of PyTorch's that hands everything through."""
+        for slot, (arrived, sent) in enumerate(zip(upstream, downstream, strict=False)):
+            value = self.outputs_of.get(number, {}).get(slot)
+            if value is not None and arrived is not None and sent is not None and not _alike(arrived, sent):
+                yield self._change_by_hook(value)
+
+    def _change_by_hook(self, value: int) -> Event:
+        draft = self.values[value]
+        return Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place)
+
+
+def _is_trained_leaf(tensor: Tensor) -> bool:
+    try:
+        return tensor.is_leaf and tensor.requires_grad
+    except (
+        RuntimeError
+    ):  # PyTorch will not say for a view made under no_grad whose base was written to with gradients on
+        return False
 
 
 def _is_direct(call: RawCall) -> bool:
@@ -781,6 +866,7 @@ class Rerun:
         self.function = function
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
+        """The result on these arguments, by the names of the schema; what it writes to is written to."""
         if isinstance(self.function, type):
             return self._forward(list(arguments.values()))
         with torch.no_grad():
@@ -807,9 +893,11 @@ class WriteThroughView:
         self.offset = (view.storage_offset() * view.itemsize - first) // view.itemsize
         self.layout = tuple(base.shape), tuple(base.stride())
 
-    def __call__(self, base: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, /, base: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+        """The base after the write, and the view; what is given is left as it is."""
         after = torch.empty_strided(*self.layout, dtype=base.dtype, device=base.device).copy_(base)
-        view = (torch.view_as_real(after) if self.real else after).as_strided(self.size, self.stride, self.offset)
+        whole = torch.view_as_real(after) if self.real else after
+        view = whole.as_strided(self.size, self.stride, self.offset if whole.numel() else 0)
         call_overload(self.function, {**arguments, self.argument: view})
         return after, view
 
@@ -821,8 +909,18 @@ def call_overload(function: Any, arguments: dict[str, Any]) -> Any:
     return function(*positional, **{a.name: arguments[a.name] for a in schema if a.kwarg_only})
 
 
-def _add(gradients: dict[int, Tensor], value: int, gradient: Tensor) -> None:
-    gradients[value] = gradients[value] + gradient if value in gradients else gradient
+def _add(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
+    sums[key] = sums[key] + gradient if key in sums else gradient
+
+
+def _alike(left: Tensor, right: Tensor) -> bool:
+    """The same but for the rounding of another order of summation."""
+    if left.layout is not torch.strided or right.layout is not torch.strided or left.shape != right.shape:
+        return left.shape == right.shape
+    if left.data_ptr() == right.data_ptr() and left.stride() == right.stride():
+        return True
+    precision = torch.finfo(left.dtype).eps if left.dtype.is_floating_point or left.is_complex() else 0.0
+    return torch.allclose(left, right.to(left.dtype), rtol=64 * precision, atol=64 * precision, equal_nan=True)
 
 
 def _node_name(raw: RawNode) -> str:
@@ -848,4 +946,3 @@ def _arguments(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int
             for item, each in enumerate(value):
                 if isinstance(each, Ref):
                     yield name, item, each.value
-

@@ -114,13 +114,18 @@ Block = Paragraph | Equation | Tensor | Verdict | Table
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with what stands under it. `anchor` is unique in the document, and stays the same between versions."""
+    """A heading with what stands under it. `anchor` is unique in the document, and stays the same between versions.
+
+    `code` is Python that recomputes the section's results with torch and asserts them, after the code of all sections
+    before it in reading order; empty where there is none.
+    """
 
     title: Text
     anchor: str
     kind: Literal["overview", "forward", "backward", "update", "note"]
     blocks: tuple[Block, ...] = ()
     sections: tuple[Section, ...] = ()
+    code: str = ""
 
     def walk(self, depth: int = 1) -> Iterator[tuple[int, Section]]:
         """This section and all below it, each with its depth, in reading order."""

@@ -1,11 +1,12 @@
 """Modes and hooks on, the user's code runs, modes and hooks off: what happened is left behind as a `Tape`.
 
 Only what must happen while the code runs happens here, because each operation pays for it: a dispatch mode appends
-every ATen operation with its tensors, a function mode what the user wrote, node hooks the gradients, and the optimizer's
-global hooks the update. All questions (which value is which, what is it called) are answered later by `assemble`.
+every ATen operation with its tensors, a function mode what the user wrote, node hooks the gradients, and the global
+hooks of optimizers the update. All questions (which value is which, what is it called) are answered later, by
+`assemble`.
 
-Two rules keep it harmless. Nothing is held that would stop PyTorch from reusing a buffer: the gradient that flows into a
-leaf is read from `.grad` afterwards. And whatever is about to be overwritten is copied first (`Tape.preserve`).
+Two rules keep it harmless. Nothing is held that would stop PyTorch from reusing a buffer: the gradient that flows into
+a leaf is read from `.grad` afterwards. And whatever is about to be overwritten is copied first (`Tape.preserve`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from types import CodeType, FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch._C import _get_function_stack_at, _len_torch_function_stack
-from torch.autograd.function import Function
+from torch.autograd.function import BackwardCFunction, Function
 from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import (
     Optimizer,
@@ -94,6 +95,7 @@ class RawNode:
     operation: int | None = None
     outputs: dict[int, Tensor] = field(default_factory=dict)
     view_from: int | None = None  # made anew for a view, after a write to its memory, from this position on
+    remade: Tensor | None = None  # the view that has this node, where an operation ran to make it
     leaves: tuple[tuple[int, Tensor], ...] = ()  # (position, leaf) of gradients that must not be held
 
 
@@ -108,7 +110,7 @@ class RawBackward:
     accumulates: bool  # into `.grad`; `torch.autograd.grad` does not
     before: dict[int, Tensor]
     task: int | None = None  # autograd's number of the pass
-    after: dict[int, Tensor | None] = field(default_factory=dict)
+    after: dict[int, tuple[Tensor, int] | None] = field(default_factory=dict)  # with how many copies of it there were
     error: str | None = None
 
 
@@ -170,7 +172,9 @@ class Tape:
             self.shared = self.shared or len(known) > 1
             copy = None
             for alias in known:
-                if alias.layout is not torch.strided or alias.numel() == alias.untyped_storage().nbytes() // max(alias.itemsize, 1):
+                if alias.layout is not torch.strided or alias.numel() == alias.untyped_storage().nbytes() // max(
+                    alias.itemsize, 1
+                ):
                     data = alias.detach().clone()  # the usual case: the tensor is its whole storage
                 else:
                     copy = alias.untyped_storage().clone() if copy is None else copy
@@ -187,7 +191,7 @@ class Tape:
         for _, _, downstream, upstream in self.passages[passages:]:
             self._enter(tensors_in((downstream, upstream)))
         for backward in self.backwards[backwards:]:
-            self._enter(tensors_in(tuple(backward.after.values())))
+            self._enter(left[0] for left in backward.after.values() if left is not None)
         # The last backward may still be running; look at it again next time.
         self._scanned = [len(self.operations), len(self.passages), max(len(self.backwards) - 1, 0)]
 
@@ -213,6 +217,7 @@ class Recorder:
         self._dispatch = _DispatchMode(self)
         self._function = _FunctionMode(self)
         self._paused = False
+        self._inside: list[bool] = []  # for each Python function whose backward is running: whether we paused for it
         self._taken: list[_DispatchMode | _FunctionMode] = []
         self._stance: Any = None
         self._step_open = False
@@ -264,7 +269,7 @@ class Recorder:
         """Leaves and their `.grad` live on in the user's hands, where the next step overwrites them: copy them now."""
         made = {id(out) for operation in self.tape.operations for out in tensors_in(operation[3])}
         leaves = [t for operation in self.tape.operations for t in tensors_in(operation[1:3]) if id(t) not in made]
-        gradients = [g for backward in self.tape.backwards for g in backward.after.values() if g is not None]
+        gradients = [g[0] for backward in self.tape.backwards for g in backward.after.values() if g is not None]
         self.tape.preserve([*leaves, *gradients])
 
     # -- the forward pass ---------------------------------------------------------------------------------------------
@@ -330,7 +335,8 @@ class Recorder:
         written = [t for each in traits.written(args, kwargs) for t in tensors_in(each)]
         with torch._C.DisableTorchFunction():
             self.sweep()  # the nodes that lead back from what is there now, before the write gives them another
-            self.tape.overwritten(written)
+            self.tape.overwritten([*written, *(t._base for t in written if t._base is not None)])
+            self._tie_views((args, kwargs), len(self.tape.operations))
         self._written[len(self.tape.operations)] = written
         for tensor in written:
             if id(tensor) in self.tape.gradients or func in _zeroing:  # cleared before our first pass: known later
@@ -356,37 +362,47 @@ class Recorder:
 
     def backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `backward` or `grad` with a hook on every node it can reach."""
+        if torch._C._are_functorch_transforms_active():
+            return func(*args, **kwargs)  # a level of its own, whose nodes are gone when it ends: its operations remain
         tape = self.tape
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
         accumulates = func is not torch.autograd.grad
         with torch._C.DisableTorchFunction():
             self.sweep()
             leaves = self._reach(roots, accumulates)
-            filled = [leaf for leaf in leaves if leaf.grad is not None] if accumulates else []  # added to in place
-            before = dict(zip(map(id, filled), tape.overwritten(leaf.grad for leaf in filled), strict=True))
+            filled = {id(leaf): leaf.grad for leaf in leaves if accumulates and leaf.grad is not None}
+            before = dict(zip(filled, tape.overwritten(filled.values()), strict=True))  # they are added to in place
             name = getattr(func, "__name__", "backward")
             site = Site.of(sys._getframe(2))
             backward = RawBackward(name, site, len(tape.operations), roots, accumulates, before)
         tape.backwards.append(backward)
-        first = len(tape.passages)
+        first, depth = len(tape.passages), len(self._inside)
         position = _create_graph_position.get(func, 3)
         create_graph = kwargs.get("create_graph", len(args) > position and args[position])
         pauses = not (create_graph or self._paused)
         if pauses:
             self._pause()
+        taken, paused = list(self._taken), self._paused
         try:
             return func(*args, **kwargs)
         except Exception as error:
             backward.error = f"{type(error).__name__}: {error}"
             raise
         finally:
+            if len(self._inside) > depth:  # a function raised; autograd has put the modes back as they were before it
+                del self._inside[depth:]
+                self._taken, self._paused = taken, paused
             if pauses:
                 self._resume()
             self._note_pass(backward, first)
             for leaf in leaves if accumulates else ():
-                backward.after[id(leaf)] = leaf.grad
-                if leaf.grad is not None:
-                    tape.gradients[id(leaf.grad)] = leaf
+                self._note_gradient(backward, leaf)
+
+    def _note_gradient(self, backward: RawBackward, leaf: Tensor) -> None:
+        gradient, tape = leaf.grad, self.tape
+        backward.after[id(leaf)] = None if gradient is None else (gradient, len(tape.copies.get(id(gradient), ())))
+        if gradient is not None:
+            tape.gradients[id(gradient)] = leaf
 
     def _note_pass(self, backward: RawBackward, first: int) -> None:
         """Which of autograd's passes this was: the first that ran a node, but for those that ran inside it."""
@@ -404,9 +420,8 @@ class Recorder:
             with suppress(RuntimeError):  # a view that was overwritten where PyTorch forbids it has no node
                 if position in self._written and self._traits[func].writes:
                     self._tie_bases(position)
-                if self.tape.shared:
-                    for tensor in tensors_in((args, kwargs)):
-                        self._tie_view(tensor, position)
+                else:
+                    self._tie_views((args, kwargs), position)
                 for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
                     if (node := tensor.grad_fn) is not None:
                         self._tie(node, tensor, position)
@@ -414,17 +429,25 @@ class Recorder:
 
     def _tie(self, node: Any, tensor: Tensor, position: int) -> None:
         raw = self._number(node)
+        if raw.view_from is not None and raw.outputs[tensor.output_nr] is not tensor:
+            # PyTorch has made the view again by running its operation (views of complex numbers as real ones).
+            raw.remade, raw.view_from = raw.outputs.pop(tensor.output_nr), None
         if raw.operation is None and raw.view_from is None:
             raw.operation = position
         raw.outputs.setdefault(tensor.output_nr, tensor)
 
     def _tie_bases(self, position: int) -> None:
-        """A write to a view gives its base a new node (`CopySlices`), and every view of that base one that leads there."""
+        """A write to a view gives its base a new node (`CopySlices`), and every view of it one that leads there."""
         for tensor in self._written.pop(position):
             base = tensor._base
             if base is not None and base.grad_fn is not None:
                 self._tie(base.grad_fn, base, position)
                 self._tie_view(tensor, position + 1)
+
+    def _tie_views(self, arguments: Any, position: int) -> None:
+        if self.tape.shared:
+            for tensor in tensors_in(arguments):
+                self._tie_view(tensor, position)
 
     def _tie_view(self, tensor: Tensor, position: int) -> None:
         if tensor._base is None or (node := tensor.grad_fn) is None or node in self.tape.number_of:
@@ -443,7 +466,21 @@ class Recorder:
         tape.nodes.append(raw)
         if not hasattr(node, "variable"):
             self._node_hooks.append(node.register_hook(partial(self._on_node, index)))
+            if isinstance(node, BackwardCFunction):
+                self._node_hooks.append(node.register_prehook(self._enter_function))
         return raw
+
+    def _enter_function(self, upstream: tuple[Any, ...]) -> None:
+        """Record what a Python function does in its backward: checkpointing runs whole passes in there."""
+        self._inside.append(self._paused)
+        if self._paused:
+            self._resume()
+        self._function.__enter__()
+
+    def _leave_function(self) -> None:
+        self._function.__exit__(None, None, None)
+        if self._inside.pop():
+            self._pause()
 
     def _reach(self, roots: tuple[Tensor, ...], accumulates: bool) -> list[Tensor]:
         """Number every node behind `roots`, find the leaves, and mark which gradients must not be held."""
@@ -471,7 +508,10 @@ class Recorder:
         return [node.variable for node in uses]
 
     def _on_node(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
-        leaves = self.tape.nodes[index].leaves
+        raw = self.tape.nodes[index]
+        leaves = raw.leaves
+        if self._inside and isinstance(raw.node, BackwardCFunction):
+            self._leave_function()
         if leaves:
             kept = list(downstream)
             for position, _ in leaves:
@@ -552,7 +592,9 @@ class Traits:
     def of(cls, func: Any) -> Traits:
         """Read the traits off the operation's schema."""
         arguments = func._schema.arguments
-        writes = tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+        writes = tuple(
+            (i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
+        )
         if "batch_norm" in func._schema.name:  # its schema does not own up to updating the running statistics
             writes += tuple((i, a.name) for i, a in enumerate(arguments) if a.name in ("running_mean", "running_var"))
         return cls(writes, torch.Tag.nondeterministic_seeded in func.tags, func.namespace == "profiler")
@@ -571,8 +613,15 @@ class _DispatchMode(TorchDispatchMode):
         return False
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -584,6 +633,13 @@ class _FunctionMode(TorchFunctionMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -612,7 +668,7 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 def storage_of(tensor: Tensor) -> int:
     """What is one and the same for all tensors in one piece of memory, as long as one of them lives."""
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share
         return id(tensor)
 

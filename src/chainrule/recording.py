@@ -143,12 +143,16 @@ class Recording:
 
         return findings(self.graph, self.derivation, self.notation)
 
-    def document(self, brief: bool = False, pointing: bool = False) -> Document:
-        """The step as it is told, for any view; with `pointing` also the sum behind each number, for a page."""
+    def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
+        """The step as it is told, for any view.
+
+        With `pointing` also the sum behind each number, for a page; with `coded` also the code that recomputes each
+        section, for a notebook.
+        """
         from chainrule import telling
 
         context = telling.Context(self.graph, self.derivation, self.notation, self.findings())
-        return telling.brief(context) if brief else telling.whole(context, pointing)
+        return telling.brief(context) if brief else telling.whole(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:
         """Tell the whole step in the terminal, or with `brief` in a screenful."""
@@ -170,7 +174,16 @@ class Recording:
         if suffix == ".safetensors":
             storage.write(self.graph, path)
             return
-        storage.write_atomically(path, views.written(self.document(pointing=suffix in views.POINTING), suffix).encode())
+        document = self.document(pointing=suffix in views.POINTING, coded=suffix in views.CODED)
+        storage.write_atomically(path, views.written(document, suffix).encode())
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What a notebook shows: the page in a frame, and the summary where HTML is not shown."""
+        if self._open:
+            return {"text/plain": repr(self)}
+        from chainrule.views.frame import framed
+
+        return {"text/html": framed(self.document(pointing=True)), "text/plain": str(self)}
 
     def __str__(self) -> str:
         from chainrule.views import terminal
@@ -288,6 +301,9 @@ def _variables(frame: FrameType | None) -> dict[str, Any]:
 def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
     """Remember what the surrounding code calls its tensors and models; the last name of several wins."""
     for name, item in list(names.items()):
+        if type(item) in (list, tuple) and len(item) <= 1000:
+            members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
+            tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
         if isinstance(item, Tensor):
             tape.scope[id(item)] = (name, item)
         elif isinstance(item, torch.nn.Module):

@@ -17,9 +17,7 @@ import torch
 
 from chainrule.graph import Place
 
-_roots = tuple(
-    os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__)
-) + ("<frozen", "<string>")
+_roots = (*(os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__)), "<frozen")
 _examples = os.path.join(_roots[1], "examples") + os.sep
 _library: dict[str, bool] = {}
 
@@ -67,9 +65,8 @@ class Site:
         """Read the source: file, line, the expression, and the names that its result is assigned to."""
         return _place(self.code, self.instruction)
 
-
     def argument_names(self) -> tuple[str, ...]:
-        """What the operands are called where the call stands: `("output", "Y")` in `loss(output, Y)`; "" for no name."""
+        """What the operands are called where the call stands: `("output", "Y")` in `loss(output, Y)`; "" for none."""
         return _argument_names(self.code, self.instruction)
 
 
@@ -135,9 +132,9 @@ def _targets(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:
     """The names on the left, if the whole right side is this expression (or a tuple is unpacked from it)."""
     if isinstance(statement, ast.Assign) and statement.value is node:
         target = statement.targets[0]
-    elif isinstance(statement, ast.AnnAssign) and statement.value is node:
-        target = statement.target
-    elif isinstance(statement, ast.AugAssign) and (statement is node):
+    elif (isinstance(statement, ast.AnnAssign) and statement.value is node) or (
+        isinstance(statement, ast.AugAssign) and statement is node
+    ):
         target = statement.target
     else:
         return _walrus(node, statement)

@@ -1,8 +1,8 @@
 """A recording in one safetensors file: its tensors as they are, and everything else as JSON in the header.
 
-Nothing is pickled and nothing in a file is ever run: operations are named (`aten.addmm.default`) and looked up among
-those that PyTorch has registered, a user's own `autograd.Function` keeps its name alone. Reading is strict: what does
-not fit the types of `graph` is refused.
+Nothing is pickled and nothing in a file is code: operations are named (`aten.addmm.default`) and looked up among
+PyTorch's own; a user's own `autograd.Function` or registered operation keeps its name alone. Reading is strict: what
+does not fit the types of `graph`, or refers to what is not there, is refused.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import json
 import math
 import os
 import re
-import tempfile
-from collections.abc import Callable
+import secrets
+import stat
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from chainrule import graph as facts
-from chainrule.assemble import Rerun
+from chainrule.assemble import Rerun, WriteThroughView
 from chainrule.errors import StorageError
 from chainrule.graph import Graph
 
@@ -39,16 +42,29 @@ _kinds = {
     )
 }  # fmt: skip
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
+_attributes = {str(each): each for each in vars(torch).values() if isinstance(each, tuple(_of_torch))}
+_SPACES = ("aten", "prims")
+_REACHES_OUT = ("from_file",)  # touches more than memory: no file may have it run
+_MALFORMED = (
+    KeyError, TypeError, ValueError, RecursionError, IndexError, AttributeError, RuntimeError, OverflowError
+)  # fmt: skip
 
 
 def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write a graph to `path`, all at once: an interrupted write leaves the old file.
 
-    Raises StorageError where the file cannot be written.
+    Raises StorageError where the file cannot be written, or where a tensor is of a kind that safetensors cannot hold.
     """
     packer = _Packer()
-    body = json.dumps(packer.pack(graph), allow_nan=False)
-    write_atomically(path, save(packer.tensors, {"format": FORMAT, "version": str(VERSION), "graph": body}))
+    try:
+        body = json.dumps(packer.pack(graph), allow_nan=False)
+        content = save(packer.tensors, {"format": FORMAT, "version": str(VERSION), "graph": body})
+    except (SafetensorError, *_MALFORMED) as error:
+        raise StorageError(
+            f"{path}: the recording holds something that safetensors cannot store ({_brief(error)}). Save it in "
+            "another form, such as .html."
+        ) from error
+    write_atomically(path, content)
 
 
 def read(path: str | os.PathLike[str]) -> Graph:
@@ -63,17 +79,19 @@ def read(path: str | os.PathLike[str]) -> Graph:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no dict)
     except FileNotFoundError as error:
         raise StorageError(f"{path}: there is no such file. Give a file that recording.save() wrote.") from error
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+    except (SafetensorError, OSError, MemoryError, *_MALFORMED) as error:
         raise StorageError(
-            f"{path} is not a readable safetensors file ({error}). It is cut short, corrupt, or of another kind; "
-            "record the step again, or take a whole copy."
+            f"{path} is not a readable safetensors file ({_brief(error)}). It is cut short, corrupt, or of another "
+            "kind; record the step again, or take a whole copy."
         ) from error
     try:
         graph = _Unpacker(tensors).unpack(json.loads(header["graph"]))
+        if not isinstance(graph, Graph):
+            raise ValueError(f"a {type(graph).__name__} stands where the graph should")
         _check_indices(graph)
-    except (KeyError, TypeError, ValueError, RecursionError, IndexError) as error:
+    except _MALFORMED as error:
         raise StorageError(
-            f"{path}: the header does not describe a recording ({error}). Record the step again."
+            f"{path}: the header does not describe a recording ({_brief(error)}). Record the step again."
         ) from error
     return graph
 
@@ -81,28 +99,31 @@ def read(path: str | os.PathLike[str]) -> Graph:
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file beside `path`, then put it in its place: a crash or a full disk leaves the old file.
 
-    Raises StorageError where that fails.
+    A link stays a link, and a file that is there keeps its permissions. Raises StorageError where that fails.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         raise StorageError(
-            f"{target} cannot be written: {error.strerror}. Give a path in a folder you can write to."
+            f"{path} cannot be written: {error.strerror}. Give a path in a folder you can write to."
         ) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
+        with suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(name)
         raise StorageError(
-            f"{target} could not be written: {error.strerror}. What stood there before is unharmed."
+            f"{path} could not be written: {error.strerror}. What stood there before is unharmed."
         ) from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)  # there is none once it is in its place
 
 
 def _check(header: dict[str, str], path: object) -> None:
@@ -113,8 +134,17 @@ def _check(header: dict[str, str], path: object) -> None:
     version = header.get("version", "")
     if not version.isdigit() or int(version) > VERSION:
         raise StorageError(
-            f"{path} has format version {version or 'none'}, and this chainrule reads up to {VERSION}. Update it."
+            f"{path} has format version {version[:20] or 'none'}, and this chainrule reads up to {VERSION}. "
+            "Update chainrule."
         )
+
+
+def _brief(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+# -- to JSON and back -------------------------------------------------------------------------------------------------
 
 
 class _Packer:
@@ -140,19 +170,31 @@ class _Packer:
             return [self.pack(each) for each in item]
         if isinstance(item, dict):
             return {"dict": [[self.pack(key), self.pack(value)] for key, value in item.items()]}
+        if isinstance(item, slice):
+            return {"slice": [self.pack(each) for each in (item.start, item.stop, item.step)]}
         if is_dataclass(item):
             return {type(item).__name__: {each.name: self.pack(getattr(item, each.name)) for each in fields(item)}}
         return self._named(item)
 
     def _named(self, item: Any) -> Any:
+        if item is Ellipsis:
+            return {"ellipsis": None}
         if isinstance(item, Rerun):
-            return {"operation": None if isinstance(item.function, type) else str(item.function)}
+            return {"operation": self._function(item.function)}
         if isinstance(item, type):
             return {"class": item.__name__}
         for kind, name in _of_torch.items():
             if isinstance(item, kind):
                 return {name: str(item)}
-        return {"other": str(type(item).__name__)}
+        return {"other": type(item).__name__}
+
+    def _function(self, function: Any) -> Any:
+        """An operation's name; for a write through a view also which part of the base the view is."""
+        if isinstance(function, torch._ops.OpOverload):
+            return str(function)
+        if isinstance(function, WriteThroughView) and isinstance(function.function, torch._ops.OpOverload):
+            return self.pack(vars(function) | {"function": str(function.function)})
+        return None
 
     def _key(self, tensor: Tensor) -> str:
         key = self._keys.get(id(tensor))
@@ -166,7 +208,7 @@ class _Packer:
 
 
 class _Unpacker:
-    """The way back, with every type checked by name."""
+    """The way back, with every type checked."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
@@ -186,30 +228,84 @@ class _Unpacker:
         return _makers[kind](self, content)
 
     def _dataclass(self, kind: type, content: dict[str, Any]) -> Any:
-        expected = {each.name for each in fields(kind)}
-        if set(content) != expected:
-            raise ValueError(f"a {kind.__name__} has the fields {sorted(content)}, not {sorted(expected)}")
-        return kind(**{name: self.unpack(value) for name, value in content.items()})
+        hints = _hints(kind)
+        if set(content) != set(hints):
+            raise ValueError(f"a {kind.__name__} has the fields {sorted(content)}, not {sorted(hints)}")
+        found = {name: self.unpack(value) for name, value in content.items()}
+        for name, hint in hints.items():
+            if not _fits(found[name], hint):
+                raise TypeError(f"the field {name} of a {kind.__name__} cannot be {str(content[name])[:60]}")
+        return kind(**found)
 
 
-def _operation(name: str | None) -> Rerun | None:
-    """An operation that PyTorch has registered under this name; None for one that this torch has not."""
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(item: Any, hint: Any) -> bool:
+    """Whether an item is what a field's type says."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(item, each) for each in arguments)
+    if origin is Literal:
+        return item in arguments
+    if origin is tuple:
+        several = len(arguments) == 2 and arguments[1] is Ellipsis
+        inner = (arguments[0],) * len(item) if several and isinstance(item, tuple) else arguments
+        return isinstance(item, tuple) and len(item) == len(inner) and all(map(_fits, item, inner))
+    if origin is dict:
+        key, value = arguments
+        return isinstance(item, dict) and all(_fits(k, key) and _fits(v, value) for k, v in item.items())
+    if origin is Callable:
+        return isinstance(item, Rerun)
+    if hint is None or hint is NoneType:
+        return item is None
+    return isinstance(item, hint) and not (hint is int and isinstance(item, bool))
+
+
+def _rerun(content: Any) -> Rerun | None:
+    """What runs an operation again; None for one that this torch has not, and for anybody else's."""
+    if not isinstance(content, dict):
+        found = _operation(content)
+        return None if found is None else Rerun(found)
+    if set(content) != set(_VIEW) or not all(_fits(content[name], hint) for name, hint in _VIEW.items()):
+        raise ValueError("this is no write through a view")
+    found = _operation(content["function"])
+    if found is None:
+        return None
+    written = WriteThroughView.__new__(WriteThroughView)
+    vars(written).update(content | {"function": found})
+    return Rerun(written)
+
+
+_Shape = tuple[int, ...]
+_VIEW = {
+    "function": str, "argument": str, "size": _Shape, "stride": _Shape, "real": bool, "offset": int,
+    "layout": tuple[_Shape, _Shape],
+}  # fmt: skip
+
+
+def _operation(name: str | None) -> Any:
+    """An operation of PyTorch's by its name, or None."""
     if name is None:
         return None
     if not re.fullmatch(r"\w+\.\w+\.\w+", name):
         raise ValueError(f"{name!r} is no operation's name")
     space, operation, overload = name.split(".")
-    found: Any = torch.ops
-    for part in (space, operation, overload):
-        found = getattr(found, part, None)
-    return Rerun(found) if isinstance(found, torch._ops.OpOverload) else None
+    if space not in _SPACES or operation in _REACHES_OUT:
+        return None
+    found = getattr(getattr(getattr(torch.ops, space), operation, None), overload, None)
+    return found if isinstance(found, torch._ops.OpOverload) else None
 
 
-def _attribute(name: str) -> Any:
-    found = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(found, (torch.dtype, torch.layout, torch.memory_format)):
-        raise ValueError(f"{name!r} is no number type, layout or memory format")
-    return found
+def _class(name: str) -> type:
+    """A class of this name, to be told; what it did is not in the file."""
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} is no class's name")
+    return type(name, (), {})
 
 
 _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
@@ -217,36 +313,70 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "complex": lambda unpacker, parts: complex(*(unpacker.unpack(each) for each in parts)),
     "tuple": lambda unpacker, items: tuple(unpacker.unpack(each) for each in items),
     "dict": lambda unpacker, items: {unpacker.unpack(key): unpacker.unpack(value) for key, value in items},
-    "operation": lambda unpacker, name: _operation(name),
-    "class": lambda unpacker, name: type(str(name), (), {}),
-    "dtype": lambda unpacker, name: _attribute(name),
-    "layout": lambda unpacker, name: _attribute(name),
-    "memory_format": lambda unpacker, name: _attribute(name),
-    "device": lambda unpacker, name: torch.device(name),
+    "slice": lambda unpacker, parts: slice(*(unpacker.unpack(each) for each in parts)),
+    "ellipsis": lambda unpacker, content: Ellipsis,
+    "operation": lambda unpacker, content: _rerun(unpacker.unpack(content)),
+    "class": lambda unpacker, name: _class(name),
+    "dtype": lambda unpacker, name: _attributes[name],
+    "layout": lambda unpacker, name: _attributes[name],
+    "memory_format": lambda unpacker, name: _attributes[name],
+    "device": lambda unpacker, name: torch.device(str(name)),
     "other": lambda unpacker, name: None,
 }
 
 
+# -- indices ----------------------------------------------------------------------------------------------------------
+
+
 def _check_indices(graph: Graph) -> None:
     """Every index must lead somewhere, or whatever reads the graph later would fail far from here."""
-    if not isinstance(graph, Graph):
-        raise ValueError(f"a {type(graph).__name__} stands where the graph should")
-    values, operations, nodes = len(graph.values), len(graph.operations), len(graph.nodes)
-    for each in graph.operations:
-        _within(each.outputs, values, f"operation {each.index}")
-        _within((each.node,), nodes, f"operation {each.index}")
-    for node in graph.nodes:
-        _within((*node.outputs, node.leaf, *(edge.value for edge in node.edges)), values, f"node {node.index}")
-        _within((edge.node for edge in node.edges), nodes, f"node {node.index}")
-        _within((node.operation,), operations, f"node {node.index}")
+    values, operations, nodes, calls = map(len, (graph.values, graph.operations, graph.nodes, graph.calls))
+    counted: tuple[tuple[Any, ...], ...] = (graph.values, graph.operations, graph.nodes, graph.calls, graph.backwards)
+    for several in counted:
+        for place, each in enumerate(several):
+            if each.index != place:
+                raise ValueError(f"number {place} of its kind ({type(each).__name__}) says that it is {each.index}")
     for value in graph.values:
         _within((value.operation,), operations, f"value {value.index}")
         _within((value.node,), nodes, f"value {value.index}")
+    for operation in graph.operations:
+        where = f"operation {operation.index}"
+        _within((*operation.outputs, *_refs(operation.arguments)), values, where)
+        _within((operation.node,), nodes, where)
+        _within((operation.call,), calls, where)
+    for node in graph.nodes:
+        where = f"node {node.index}"
+        _within((*node.outputs, node.leaf, *(edge.value for edge in node.edges)), values, where)
+        _within((edge.node for edge in node.edges), nodes, where)
+        _within((node.operation,), operations, where)
+        _within((node.call,), calls, where)
+        _within((passage.backward for passage in node.passages), len(graph.backwards), where)
+    for call in graph.calls:
+        _within(call.operations, operations, f"call {call.index}")
+        _within((*call.outputs, *_refs((call.arguments, call.keywords))), values, f"call {call.index}")
     for backward in graph.backwards:
-        _within((backward.loss,), values, "a backward pass")
+        _within((backward.loss,), values, f"backward pass {backward.index}")
+        _within((node for node, _ in backward.roots), nodes, f"backward pass {backward.index}")
+    _within((parameter.value for parameter in graph.parameters.values()), values, "a parameter")
+    _within((each.value for update in graph.updates for each in update.parameters), values, "an update")
 
 
-def _within(indices: Any, count: int, where: str) -> None:
+def _refs(tree: Any) -> Iterable[int]:
+    """Every value that a tree of arguments refers to."""
+    waiting = [tree]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, facts.Ref):
+            yield item.value
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, slice):
+            waiting.extend((item.start, item.stop, item.step))
+
+
+def _within(indices: Iterable[int | None], count: int, where: str) -> None:
     for index in indices:
-        if index is not None and not (isinstance(index, int) and 0 <= index < count):
-            raise ValueError(f"{where} refers to number {index!r} of {count}")
+        if index is not None and not 0 <= index < count:
+            raise ValueError(f"{where} refers to number {index} of {count}")

@@ -1,8 +1,8 @@
 """Record every differentiable operation of PyTorch's OpInfo database, and look for a node that nothing is tied to.
 
-    python -m tests.opinfo.sweep            # all operations, two samples each
-    python -m tests.opinfo.sweep --samples 0 --only index_put      # all samples of some
-    python -m tests.opinfo.sweep --rules    # which node kinds have a rule of ours, and which operations need the others
+python -m tests.opinfo.sweep            # all operations, two samples each
+python -m tests.opinfo.sweep --samples 0 --only index_put      # all samples of some
+python -m tests.opinfo.sweep --rules    # which node kinds have a rule of ours, and which operations need the others
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.operations)} operations, {self.samples} samples, {self.nodes} nodes of {len(self.kinds)} kinds; "
+            f"{len(self.operations)} operations, {self.samples} samples, {self.nodes} nodes, {len(self.kinds)} kinds; "
             f"untied {sum(self.untied.values())}, failures {len(self.failures)}"
         ]
         lines += [f"  skipped, {reason}: {count}" for reason, count in self.skipped.most_common()]

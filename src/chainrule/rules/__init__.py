@@ -32,12 +32,18 @@ TOPICS = (
     "shape",
     "index",
     "normalise",
+    "convolve",
+    "pool",
+    "resample",
     "attention",
     "recurrent",
     "linalg",
     "spectral",
     "draw",
     "second_order",
+    "factorise",
+    "distance",
+    "sparse",
     "loss",
 )
 
@@ -337,8 +343,11 @@ def _choose(candidates: list[Rule], op: Applied | None) -> Rule | None:
 
 
 def plain(node: str) -> str:
-    """An autograd node's name without its version: `MulBackward0` and `MulBackward1` are both `MulBackward`."""
-    return re.sub(r"\d+$", "", node)
+    """An autograd node's name without its version: `MulBackward0` and `MulBackward1` are both `MulBackward`.
+
+    `AliasBackward0_copy`, of the operation that copies where `alias` makes a view, is `AliasBackward` too.
+    """
+    return re.sub(r"\d+(_copy)?$", "", node)
 
 
 def snake(node: str) -> str:

@@ -22,17 +22,16 @@ from chainrule.rules import TOPICS, Applied, Rule, Sample, registered
 PAGE = Path(__file__).parents[3] / "docs" / "rules.md"
 COMMAND = "python -m chainrule.rules.catalogue"
 
-HEAD = f"""\
-# The rules
+HEAD = r"""# The rules
 
-<!-- Written by `{COMMAND}` from the registry. Do not edit: change the rule. -->
+<!-- Written by `COMMAND` from the registry. Do not edit: change the rule. -->
 
-{{count}} rules, by topic. Each says which autograd nodes it answers to, its equation, and for every argument with a
+COUNT rules, by topic. Each says which autograd nodes it answers to, its equation, and for every argument with a
 gradient the local derivative and what PyTorch really runs, the vector-Jacobian product. A bar over a symbol is the
-gradient of the loss with respect to it: $`\\bar{{y}} = \\partial J / \\partial y`$. Here $`x`$ is the argument
-`self`, $`y`$ the output; other arguments stand under their own names. Where a formula depends on how the operation was
-called, the page shows one such call. What has no rule is recorded and checked all the same, and shown with PyTorch's own
-formula.
+gradient of the loss with respect to it: $`\bar{y} = \partial J / \partial y`$. Here $`x`$ is the argument `self`,
+$`y`$ the output; the others stand under their usual letters or their names. Where a formula depends on how the
+operation was called, the page shows one such call. What has no rule is recorded and checked all the same, and shown
+with PyTorch's own formula.
 
 """
 
@@ -47,8 +46,9 @@ LETTERS = {
 
 def page() -> str:
     """The whole page, in Markdown."""
+    torch.manual_seed(0)  # some samples are drawn
     rules = list(registered())
-    text = HEAD.format(count=len(rules))
+    text = HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(rules)))
     for topic in (*TOPICS, *sorted({rule.topic for rule in rules} - set(TOPICS))):
         entries = [entry(rule) for rule in rules if rule.topic == topic]
         text += f"## {topic}\n\n" + "\n".join(entries) + "\n" if entries else ""
@@ -88,14 +88,14 @@ def first_use(rule: Rule) -> Applied | None:
 
     PyTorch chooses some kernels by the device (flash attention), and then other nodes are made here.
     """
-    return next((op for sample in rule.samples() for op in _uses(rule, sample)), None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some operations are deprecated, or still prototypes
+        return next((op for sample in rule.samples() for op in _uses(rule, sample)), None)
 
 
 def _uses(rule: Rule, sample: Sample) -> Iterator[Applied]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some operations are deprecated, or still prototypes
-        with record(namespace={}) as recording:
-            kept = sample.function(*sample.arguments, **sample.keywords)  # noqa: F841 (its graph lives as long as it)
+    with record(namespace={}) as recording:
+        kept = sample.function(*sample.arguments, **sample.keywords)  # noqa: F841 (its graph lives as long as it)
     graph = recording.graph
     yield from (step.op for step in recording.steps if step.rule is rule and step.op is not None)
     for node in graph.nodes:
@@ -125,7 +125,6 @@ def _escape(text: str) -> str:
 
 def main() -> None:
     """Rewrite docs/rules.md."""
-    torch.manual_seed(0)
     text = page()
     PAGE.write_text(text, encoding="utf-8")
     print(f"{PAGE.relative_to(PAGE.parents[1])}: {text.count(chr(10) + '### ')} rules", file=sys.stderr)

@@ -22,6 +22,7 @@ from chainrule.rules.linear import randn
 from chainrule.rules.shape import moves
 
 Index = tuple[int, ...]
+Place = tuple[Any, ...]  # `[..., 1, 2]` or `[..., 0:4, 1:5]`
 
 PLACES = {1: "i", 2: "ij", 3: "hij"}
 TAPS = {1: "u", 2: "uv", 3: "tuv"}
@@ -36,12 +37,15 @@ class Sliding:
     dilation: Index
     padding: Index
 
-    def slices(self, places: Sequence[int]) -> Iterator[tuple[Index, tuple[Any, ...]]]:
-        """For each kernel element, what it meets of the padded input at all `places` (a number an axis)."""
+    def slices(self, places: Sequence[int]) -> Iterator[tuple[Place, Place]]:
+        """For each kernel element, what it meets of the padded input at all `places` (a number an axis).
+
+        Both are indices into the last axes: of the weight, and of the padded input.
+        """
         for k in itertools.product(*map(range, self.size)):
             starts = [d * each for d, each in zip(self.dilation, k, strict=True)]
             ranges = zip(starts, places, self.stride, strict=True)
-            yield k, (..., *(slice(start, start + s * count, s) for start, count, s in ranges))
+            yield (..., *k), (..., *(slice(start, start + s * count, s) for start, count, s in ranges))
 
     def pad(self, t: Tensor) -> Tensor:
         """Put the border of zeros around the last axes."""
@@ -135,14 +139,14 @@ class Convolution:
     def _gather(self, x: Tensor, w: Tensor, places: Sequence[int]) -> Tensor:
         page, terms = self.sliding.pad(x), x.new_zeros((*x.shape[:2], w.shape[1], *places), dtype=_wide(x))
         for k, window in self.sliding.slices(places):
-            terms += torch.einsum("goc,ngc...->ngo...", w[(..., *k)], page[window])
+            terms += torch.einsum("goc,ngc...->ngo...", w[k], page[window])
         return terms.to(x.dtype)
 
     def _spread(self, x: Tensor, w: Tensor, room: Sequence[int]) -> Tensor:
         channels = x.new_zeros((*x.shape[:2], w.shape[2], *x.shape[3:]), dtype=_wide(x))
         page = self.sliding.page(channels, room)
         for k, window in self.sliding.slices(x.shape[3:]):
-            page[window] += torch.einsum("goc,ngo...->ngc...", w[(..., *k)], x)
+            page[window] += torch.einsum("goc,ngo...->ngc...", w[k], x)
         return self.sliding.unpad(page).to(x.dtype)
 
     def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ class Convolution:
         gradient = torch.zeros_like(self._by_group(weight))
         for k, window in self.sliding.slices(small.shape[3:]):
             meeting = page[window].flatten(3)
-            gradient[(..., *k)] = torch.einsum("ngox,ngcx->goc", small.flatten(3), meeting)
+            gradient[k] = torch.einsum("ngox,ngcx->goc", small.flatten(3), meeting)
         return gradient.reshape(weight.shape)
 
     def _grouped(self, t: Tensor) -> Tensor:
@@ -379,7 +383,6 @@ SOURCE = (
 
 convolution = rule(
     "ConvolutionBackward0",
-    "ConvolutionOverrideableBackward0",
     calls=(),
     equation=lambda op: _Told(op).equation(),
     wrt=_wrt("input"),
@@ -387,6 +390,8 @@ convolution = rule(
     source=SOURCE,
     remark="PyTorch's convolution does not flip the kernel: mathematicians call it a cross-correlation.",
 )
+
+ATEN, ONES = torch.ops.aten, (1, 1, 1)
 
 convolution_kernel = rule(
     "SlowConv2DBackward0",
@@ -396,18 +401,22 @@ convolution_kernel = rule(
     "SlowConvTranspose2DBackward0",
     "SlowConvTranspose3DBackward0",
     "MkldnnConvolutionBackward0",
-    "ConvDepthwise2DBackward0",
-    "ConvDepthwise3DBackward0",
-    "CudnnConvolutionBackward0",
-    "CudnnConvolutionTransposeBackward0",
     name="convolution_kernel",
     equation=lambda op: _Told(op).equation(),
     wrt=_wrt("self"),
     samples=lambda: [
-        sample(torch._C._nn.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
-        sample(torch._C._nn.slow_conv3d, randn(1, 2, 3, 4, 3), randn(3, 2, 2, 2, 1), (2, 2, 1), randn(3), 1, 1),
-        sample(torch._C._nn.slow_conv_dilated2d, randn(1, 2, 5, 6), randn(3, 2, 2, 2), 2, randn(3), 1, 1, 3),
-        sample(torch._C._nn.slow_conv_transpose2d, randn(1, 2, 3, 2), randn(2, 3, 2, 2), 2, randn(3), 2, 1, 1, 1),
+        sample(ATEN.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
+        sample(ATEN.slow_conv3d, randn(1, 2, 3, 4, 3), randn(3, 2, 2, 2, 1), (2, 2, 1), randn(3), ONES, ONES),
+        sample(
+            ATEN.slow_conv_dilated2d, randn(1, 2, 5, 6), randn(3, 2, 2, 2), (2, 2), randn(3), (1, 2), (1, 0), (3, 3)
+        ),
+        sample(
+            ATEN.slow_conv_dilated3d, randn(1, 1, 3, 4, 3), randn(2, 1, 2, 2, 1), (2, 2, 1), randn(2), ONES, ONES, ONES
+        ),
+        sample(
+            ATEN.slow_conv_transpose2d, randn(1, 2, 3, 2), randn(2, 3, 2, 2), (2, 2), randn(3), (2, 2), (1, 1), (1, 1)
+        ),
+        sample(ATEN.slow_conv_transpose3d, randn(1, 1, 2, 3, 2), randn(1, 2, 2, 2, 1), (2, 2, 1), randn(2), (2, 1, 1)),
     ],
     source=SOURCE,
     remark="One of PyTorch's kernels for a convolution, called by its own name.",

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Sample, Wrt, rule, sample
 from chainrule.rules.linear import randn
-from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, twice
+from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, twice
 
 Index = tuple[int, ...]
 
@@ -107,12 +107,18 @@ def _ranges(op: Any, axes: int) -> str:
     )
 
 
-def _own_range(axes: int) -> str:
-    """The window of an adaptive pool."""
-    return ", ".join(
-        rf"\lfloor {p} \frac{{S_{p}}}{{P_{p}}} \rfloor \le {q} < \lceil ({p} + 1) \frac{{S_{p}}}{{P_{p}}} \rceil"
-        for p, q in zip(PLACES[axes], INSIDE[axes], strict=True)
-    )
+def _adaptive_equation(name: str, axes: int) -> Callable[[Any], str]:
+    def equation(op: Any) -> str:
+        steps = ["" if size == places else rf"{fraction(size / places)} \, " for size, places in _sizes(op, axes)]
+        inside = INSIDE[axes]
+        ranges = ", ".join(
+            rf"\lfloor {step}{p} \rfloor \le {q} < \lceil {step}({p} + 1) \rceil"
+            for step, p, q in zip(steps, PLACES[axes], inside, strict=True)
+        )
+        over = ",".join(inside)
+        return rf"{_letters(axes, '$out')} = {name}_{{{over}}} \, {{$self}}_{{n,c,{over}}} \qquad ({ranges})"
+
+    return equation
 
 
 # Means -----------------------------------------------------------------------------------------------------------
@@ -199,16 +205,12 @@ def _means(axes: int) -> None:
         f"AdaptiveAvgPool{axes}DBackward0",
         name=f"adaptive_avg_pool{axes}d",
         tables=_mean_tables(_adaptive_windows(axes)),
-        equation=(
-            rf"{_letters(axes, '$out')} = \operatorname{{mean}}_{{{','.join(INSIDE[axes])}}} \,"
-            rf" {{$self}}_{{n,c,{','.join(INSIDE[axes])}}} \qquad ({_own_range(axes)})"
-        ),
+        equation=_adaptive_equation(r"\operatorname{mean}", axes),
         local=r"\frac{1}{\text{places in the window}}",
         product=SPREAD,
         zeros=UNDER,
         samples=lambda: _adaptive_samples("avg", axes),
         source=f"derivatives.yaml: _adaptive_avg_pool{axes}d",
-        remark="S and P are the input's and the output's size along an axis.",
     )
 
 
@@ -264,7 +266,8 @@ def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
         tied = near & (near.sum(tuple(range(1 - 2 * axes, 0, 2)), keepdim=True) > 1)
         marks = op.self.new_zeros(op.self.shape).flatten(-axes)
         marks.index_add_(-1, positions.flatten(), tied.flatten(-2 * axes).to(marks.dtype))
-        return (marks > 0).reshape(op.self.shape)
+        tied_places: Tensor = (marks > 0).reshape(op.self.shape)
+        return tied_places
 
     return where
 
@@ -272,7 +275,9 @@ def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
 def _max_equation(axes: int) -> Callable[[Any], str]:
     def equation(op: Any) -> str:
         largest = rf"\max_{{{','.join(INSIDE[axes])}}} {_source(op, axes)}"
-        return rf"{_letters(axes, '$out')} = {largest} \qquad ({_ranges(op, axes)})"
+        clipped = op.ceil_mode or any(padding for _, _, padding, _ in _settings(op, axes))
+        words = r"; \text{ places outside do not count}" if clipped else ""
+        return rf"{_letters(axes, '$out')} = {largest} \qquad ({_ranges(op, axes)}{words})"
 
     return equation
 
@@ -373,8 +378,7 @@ def _maxima(axes: int) -> None:
     _max_pool(
         f"AdaptiveMaxPool{axes}D",
         axes,
-        rf"{_letters(axes, '$out')} = \max_{{{','.join(INSIDE[axes])}}} \,"
-        rf" {{$self}}_{{n,c,{','.join(INSIDE[axes])}}} \qquad ({_own_range(axes)})",
+        _adaptive_equation(r"\max", axes),
         lambda: _adaptive_samples("max", axes),
         _adaptive_windows(axes),
         f"adaptive_max_pool{axes}d",
@@ -408,8 +412,9 @@ def _written_twice(axes: int) -> Callable[[Any, float], Tensor]:
     """Elements that are written to a place to which another one is written too."""
 
     def where(op: Any, radius: float) -> Tensor:
-        ones = torch.ones_like(op.self)
-        return _pick(_home(ones, op.indices, axes, torch.zeros_like(op.out)), op.indices, axes) > 1
+        written = _home(torch.ones_like(op.self), op.indices, axes, op.out)
+        marks: Tensor = _pick(written, op.indices, axes) > 1
+        return marks
 
     return where
 

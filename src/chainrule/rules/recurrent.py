@@ -257,7 +257,7 @@ def _given(g: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _layer(op: Any) -> Network:
-    """oneDNN's kernel: one layer in one direction."""
+    """oneDNN's kernel: one layer in one direction, whatever number of layers it is told there are."""
     weights = [op.weight0, op.weight1, *((op.weight2, op.weight3) if op.has_biases else ())]
     one = Pass(CELLS[op.mode], weights, op.has_biases, op.reverse)
     return Network([[one]], list(op.input.unbind(0)), op.hx_[None], op.cx_[None])
@@ -337,7 +337,7 @@ mkldnn_rnn_layer = rule(
         "cx_": Wrt(_layer_part(lambda op, found: found[2][0]), *MEMORY, LATER),
     },
     outputs=4,
-    accepts=lambda op: op.mode == LSTM and op.num_layers == 1 and not op.batch_sizes,
+    accepts=lambda op: op.mode == LSTM and not op.batch_sizes,
     samples=lambda: [
         sample(_lstm_sample(), randn(4, 2, 3)),
         sample(_lstm_sample(num_layers=2, bidirectional=True), randn(3, 2, 3), note="two layers, both directions"),

@@ -83,7 +83,7 @@ def along_axes(
         lead = len(in_index) - len(each)
         pairs = zip(each, out_index[lead:], in_index[lead:], strict=True)
         weight = math.prod(taps.entry(p, q) for taps, p, q in pairs)
-        return Factor(latex=_fraction(weight)) if out_index[:lead] == in_index[:lead] and weight else None
+        return Factor(latex=fraction(weight)) if out_index[:lead] == in_index[:lead] and weight else None
 
     rule(
         *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
@@ -118,7 +118,7 @@ def twice(each: Sample) -> Sample:
     return Sample(gradient, each.arguments, each.keywords, each.note)
 
 
-def _fraction(value: float) -> str:
+def fraction(value: float) -> str:
     """A weight as a short fraction, where it is one."""
     near = Fraction(value).limit_denominator(1024)
     if abs(value - near) > 1e-12:
@@ -227,7 +227,7 @@ def _letters(op: Any) -> tuple[str, str]:
 
 
 def _steps(op: Any, align_corners: bool = False) -> list[str]:
-    return [_fraction(_step(size, places, align_corners, scale)) for size, places, scale in _axes(op)]
+    return [fraction(_step(size, places, align_corners, scale)) for size, places, scale in _axes(op)]
 
 
 def _copied(exact: bool) -> Callable[[Any], str]:
@@ -248,11 +248,12 @@ def _weights(op: Any) -> str:
     return r" \, ".join(rf"\lambda(r_{p} - {q})" for p, q in zip(letters, inside, strict=True))
 
 
-def _weighted(words: str) -> Callable[[Any], str]:
+def _weighted(words: str, antialiased: bool) -> Callable[[Any], str]:
     def equation(op: Any) -> str:
+        at_corners = op.align_corners and not antialiased
         letters, inside = (",".join(each) for each in _letters(op))
         steps = zip(_letters(op)[0], _steps(op, op.align_corners), strict=True)
-        centre = "{s} \\, {p}" if op.align_corners else r"{s} \, ({p} + \frac{{1}}{{2}}) - \frac{{1}}{{2}}"
+        centre = "{s} \\, {p}" if at_corners else r"{s} \, ({p} + \frac{{1}}{{2}}) - \frac{{1}}{{2}}"
         centres = ", ".join(rf"r_{p} = {centre.format(s=s, p=p)}" for p, s in steps)
         total = rf"\sum_{{{inside}}} {_weights(op)} \, {{$self}}_{{n,c,{inside}}}"
         return rf"{{$out}}_{{n,c,{letters}}} = {total}, \quad {centres}, \quad {words}"
@@ -300,7 +301,7 @@ def _smooth(
     return along_axes(
         *nodes,
         tables=_filter_tables(kind),
-        equation=_weighted(words),
+        equation=_weighted(words, kind.startswith("antialiased")),
         local=_weights,
         product=r"\text{each } $g \text{ spread over the places it was made of, by their weights}",
         samples=samples,
@@ -459,7 +460,7 @@ def _points(op: Any, axis: int) -> list[Point]:
     else:
         found = [(place, _cubic(u - place, -0.75), _cubic_slope(u - place) * slope) for place in _four(u)]
         # cubic interpolation moves each of its places into the picture, not the point
-        found = [(_inside(op, place, place, size)[0].round(), *rest) for place, *rest in found]
+        found = [(_inside(op, place, place, size)[0].round(), weight, by) for place, weight, by in found]
     return [_held(size, *each) for each in found]
 
 
@@ -606,7 +607,7 @@ def _base_grid(op: Any) -> Tensor:
 def _base_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     (n, *place, row), (m, own, column) = out_index, in_index
     value = float(_base_grid(op)[(*place, column)])
-    return Factor(latex=_fraction(value)) if n == m and row == own else None
+    return Factor(latex=fraction(value)) if n == m and row == own else None
 
 
 affine_grid = rule(

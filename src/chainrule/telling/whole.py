@@ -6,15 +6,21 @@ from collections.abc import Iterator
 
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.notation import escape
-from chainrule.telling import mirror, steps, sums, update
+from chainrule.telling import code, mirror, steps, sums, update
 from chainrule.telling.context import Context, shape_text
 
 
-def whole(context: Context, pointing: bool = False) -> Document:
-    """Tell everything; with `pointing` also why each number is what it is, for a reader who can point at it."""
+def whole(context: Context, pointing: bool = False, coded: bool = False) -> Document:
+    """Tell everything.
+
+    With `pointing` also why each number is what it is, for a reader who can point at it; with `coded` also the code
+    that recomputes each section.
+    """
     title = ("One training step, worked out",)
     because = sums.sums(context) if pointing else ()
-    return Document(title, tuple(summary(context)), tuple(_sections(context)), mirror.rows(context), because)
+    sections = tuple(_sections(context))
+    sections = code.with_code(context, sections) if coded else sections
+    return Document(title, tuple(summary(context)), sections, mirror.rows(context), because)
 
 
 def summary(context: Context) -> Iterator[Block]:

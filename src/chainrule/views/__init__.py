@@ -21,6 +21,9 @@ VIEWS = {
 POINTING = (".html", ".json")
 """Views in which a reader can point at a number and ask why."""
 
+CODED = (".ipynb",)
+"""Views that hold code which recomputes the step."""
+
 
 def written(document: Document, suffix: str) -> str:
     """The document as text in the view that a file's suffix names.

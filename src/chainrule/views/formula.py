@@ -7,6 +7,7 @@ command that none of our own formulas uses, or with a character that would end i
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _COMMANDS = frozenset(
     """
@@ -15,10 +16,11 @@ _COMMANDS = frozenset(
     times odot oplus otimes pm mp div le leq ge geq neq ne approx sim in notin to leftarrow rightarrow mapsto mid land
     lor lnot forall exists star circ prime ell lfloor rfloor lceil rceil lVert rVert lvert rvert langle rangle bmod mod
     begin end min max arg sup inf lim log ln exp det gcd Pr sin cos tan sinh cosh tanh arcsin arccos arctan sec csc cot
-    alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau upsilon
-    phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega backslash displaystyle
-    """.split()
+    alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau
+    upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega backslash displaystyle
+    """.split()  # noqa: SIM905 (words are read more easily without quotation marks)
 )
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))  # control and format characters, and what is no character
 _ENVIRONMENTS = frozenset(("cases", "matrix", "pmatrix", "bmatrix", "aligned", "array"))
 
 
@@ -30,13 +32,20 @@ def is_known(latex: str) -> bool:
     if any(name not in _ENVIRONMENTS for name in re.findall(r"\\(?:begin|end)\s*\{?([^}]*)", latex)):
         return False
     bare = re.sub(r"\\[^A-Za-z]", "", latex)
-    return not re.search(r"[$%#`~\x00-\x1f\x7f]|\^\^", bare) and _balanced(bare)
+    if re.search(r"[$%#`~]|\^\^", bare) or any(unicodedata.category(char) in _UNSEEN for char in latex):
+        return False
+    return (
+        _balanced(re.findall(r"[{}]", bare), "{", "}")
+        and _balanced(re.findall(r"\\left(?![a-z])|\\right(?![a-z])", latex), r"\left", r"\right")
+        and _balanced(re.findall(r"\\begin|\\end|&|\\\\", latex), r"\begin", r"\end", inside=("&", r"\\"))
+    )
 
 
-def _balanced(text: str) -> bool:
+def _balanced(tokens: list[str], begin: str, end: str, inside: tuple[str, ...] = ()) -> bool:
+    """Whether each `begin` has its `end`, and what may only stand between them stands there."""
     depth = 0
-    for char in text:
-        depth += (char == "{") - (char == "}")
-        if depth < 0:
+    for token in tokens:
+        depth += (token == begin) - (token == end)
+        if depth < 0 or (token in inside and not depth):
             return False
     return depth == 0

@@ -25,6 +25,17 @@ class Grid:
     is_part: bool = False
 
 
+USUAL_DTYPE = "float32"  # not worth saying at every tensor
+
+
+def about(tensor: Tensor) -> str:
+    """What its numbers do not show of a tensor: the shape where they are not there, the type of number, the label."""
+    shape = " x ".join(map(str, tensor.shape))
+    unseen = tensor.entries is None or len(tensor.shape) > 2 or not tensor.entries
+    told = [shape if unseen and shape not in tensor.label else "", tensor.dtype if tensor.dtype != USUAL_DTYPE else ""]
+    return ", ".join(part for part in (*told, tensor.label) if part)
+
+
 def grids(tensor: Tensor, columns: int = COLUMNS) -> Iterator[Grid]:
     """The matrices that a tensor consists of, each at most `columns` wide.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -28,6 +29,7 @@ BLOCKS: Mapping[str, type] = {
     "table": doc.Table,
 }
 _BLOCK_NAMES = {kind: name for name, kind in BLOCKS.items()}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNWRITABLE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 Decode = Callable[[Any, str], Any]
@@ -36,7 +38,13 @@ Decode = Callable[[Any, str], Any]
 def to_json(document: doc.Document) -> str:
     """The document as JSON text, without line breaks."""
     whole = {"format": FORMAT, "version": VERSION, "document": encoded(document)}
-    return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text_of(whole)
+
+
+def text_of(item: Any) -> str:
+    """JSON without spaces. Half a surrogate pair, which no encoding knows, is written as an escape."""
+    text = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 written = to_json
@@ -55,6 +63,8 @@ def from_json(text: str) -> doc.Document:
         raise StorageError(
             f"this is no JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is the file cut short?"
         ) from None
+    except ValueError:  # Python converts no number of more than 4300 digits
+        raise StorageError("a number in this document is too long. chainrule writes no such file.") from None
     except RecursionError:
         raise StorageError(
             "this document nests its sections too deeply to be read. chainrule writes no such file."
@@ -223,8 +233,8 @@ def _fields(kind: Any) -> Decode:
 def _check_counts(made: Any, path: str) -> None:
     """A shape, a grid and a table have as many entries as they claim."""
     if isinstance(made, doc.Tensor):
-        if any(size < 0 for size in made.shape):
-            raise _MalformedError(f"{path}.shape has a negative size")
+        if not all(0 <= size < 2**63 for size in made.shape):
+            raise _MalformedError(f"{path}.shape has a size that no tensor has")
         if made.entries is not None and len(made.entries) != math.prod(made.shape):
             raise _MalformedError(f"{path} has shape {list(made.shape)}, but {len(made.entries)} entries")
     elif isinstance(made, doc.Sketch):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
+from math import copysign
 
 from rich.cells import cell_len
 
@@ -23,6 +23,7 @@ from chainrule.views.unicode import latex, printable
 
 CHARACTER, LINE = 7.3, 16.0  # the room for one character and one line of the font below, in px
 MARGIN = 24.0
+ROUNDING = 18.0
 LONGEST = 28  # characters of a name; the whole name is in the vertex's tooltip
 DESCRIBED = 40  # vertices that the description names one by one
 WRITTEN_OUT = 12  # a tensor of up to this many elements stands on its stem number by number
@@ -116,27 +117,38 @@ def _placed(vertices: Sequence[Vertex]) -> tuple[list[Point], list[str], Frame]:
     ends = [(source, row.index) for row in (vertex.row for vertex in vertices) for source in row.inputs]
     for source, target in ends:
         graph.edge(source, target)
-    options = {"spacing": {"layer_gap": 44.0, "node_gap": 22.0}, "routing": {"style": "diagonal"}}
+    options = {"spacing": {"layer_gap": 44.0, "node_gap": 22.0}, "routing": {"style": "orthogonal"}}
     layout = graphlay.layout(graph, options=options)
     centres = layout.positions()
     widths = {vertex.row.index: vertex.width for vertex in vertices}
     paths = []
     for (source, _), edge in zip(ends, layout.edges, strict=True):
+        points = [(point["x"], point["y"]) for point in edge["points"]]
         x, y = centres[source]
-        _, *others = ((point["x"], point["y"]) for point in edge["points"])
-        paths.append(_curve([(x + widths[source] / 2, y), *others]))
+        points[0] = x + widths[source] / 2, y
+        if len(points) > 2:
+            points[1] = points[1][0], y  # every edge begins where the stem ends, whatever port it was given
+        paths.append(_curve(points))
     low, high = layout.bounds["min"], layout.bounds["max"]
     frame = low["x"] - MARGIN, low["y"] - MARGIN, high["x"] - low["x"] + 2 * MARGIN, high["y"] - low["y"] + 2 * MARGIN
     return [centres[vertex.row.index] for vertex in vertices], paths, frame
 
 
 def _curve(points: Sequence[Point]) -> str:
-    """A path through the points that leaves and enters each of them level."""
+    """A way of level and upright pieces with its corners rounded: those of one jog are the handles of one curve."""
     path = f"M{points[0][0]:g} {points[0][1]:g}"
-    for (x0, y0), (x1, y1) in pairwise(points):
-        middle = (x0 + x1) / 2
-        path += f"C{middle:g} {y0:g} {middle:g} {y1:g} {x1:g} {y1:g}"
-    return path
+    for place in range(1, len(points) - 2, 2):
+        before, corner, next_corner, after = points[place - 1 : place + 3]
+        begin, end = _towards(corner, before), _towards(next_corner, after)
+        path += f"L{begin:g} {corner[1]:g}C{corner[0]:g} {corner[1]:g} {next_corner[0]:g} {next_corner[1]:g} "
+        path += f"{end:g} {next_corner[1]:g}"
+    return path + f"L{points[-1][0]:g} {points[-1][1]:g}"
+
+
+def _towards(corner: Point, other: Point) -> float:
+    """How far left or right of a corner its rounding reaches."""
+    room = other[0] - corner[0]
+    return corner[0] + copysign(min(ROUNDING, abs(room) / 2), room)
 
 
 def _drawn(vertex: Vertex, centre: Point) -> Iterator[str]:
@@ -170,8 +182,8 @@ def _shape(kind: str, x: float, y: float, width: float, height: float) -> str:
         case "parameter":
             cut, middle = 10, y + height / 2
             return (
-                f'<path class="shape" d="M{x:g} {middle:g}L{x + cut:g} {y:g}H{x + width - cut:g}L{x + width:g} {middle:g}'
-                f'L{x + width - cut:g} {y + height:g}H{x + cut:g}z"/>'
+                f'<path class="shape" d="M{x:g} {middle:g}L{x + cut:g} {y:g}H{x + width - cut:g}'
+                f'L{x + width:g} {middle:g}L{x + width - cut:g} {y + height:g}H{x + cut:g}z"/>'
             )
         case "operation":
             return f'<rect class="shape" {box} rx="3"/>'
@@ -197,8 +209,8 @@ def _description(rows: Sequence[doc.Row]) -> str:
     told = ". ".join(_told(row) for row in rows[:DESCRIBED])
     more = "" if len(rows) <= DESCRIBED else f". And {len(rows) - DESCRIBED} more."
     return (
-        f"{len(rows)} values ({kinds}), from left to right in the order in which they were computed. Above the line that "
-        f"leaves a value stand its numbers, below it its gradient. {told}{more}"
+        f"{len(rows)} values ({kinds}), from left to right in the order in which they were computed. Above the line "
+        f"that leaves a value stand its numbers, below it its gradient. {told}{more}"
     )
 
 

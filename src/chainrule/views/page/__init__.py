@@ -1,32 +1,33 @@
 """A document as one HTML page that works from a file: no network, no server, nothing to install.
 
 The page is plain HTML, CSS and ES modules that stand beside this file. Here they are put into one file, with the
-document as JSON in it; a policy in the page names the hash of its one script and of its styles, so that nothing else can
-run whatever a name contains. Sections are built when they are looked at, so that a large step opens as fast as a small
-one.
+document as JSON in it; a policy in the page names the hash of its one script and of its styles, so that nothing else
+can run whatever a name contains. Sections are built when they are looked at, so that a large step opens as fast as a
+small one.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
-from collections.abc import Iterator
 from functools import cache
 from html import escape
 from importlib import resources
 from typing import Any
 
 from chainrule import document as doc
-from chainrule.views.json import FORMAT, VERSION, encoded
+from chainrule.views.json import FORMAT, VERSION, encoded, text_of
 from chainrule.views.page.mathml import Formulas
+from chainrule.views.unicode import printable
 
 # In the order in which they build on one another: a module imports only from those before it.
 MODULES = (
     "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
     "lanes.js", "mirror.js", "why.js", "overview.js", "walk.js", "main.js",
 )  # fmt: skip
+EXACT = ("float64", "complex128")
+LATEX = ("latex", "symbol", "gradient_symbol", "math")  # the fields that hold a formula
 PICTURED = 160  # rows; the picture of a larger step is for a file of its own
 
 
@@ -37,7 +38,7 @@ def render(document: doc.Document) -> str:
     styles = [style, *re.findall(r"<style[^>]*>(.*?)</style>", picture, re.DOTALL)]
     parts = {
         "policy": _policy(script, styles),
-        "title": escape(_plain(document.title)),
+        "title": escape(printable(_plain(document.title))),
         "style": style,
         "data": _embedded(_data(document)),
         "picture": picture,
@@ -77,20 +78,40 @@ def _script() -> str:
 
 def _data(document: doc.Document) -> dict[str, Any]:
     formulas = Formulas()
-    for latex in _formulas(document):
-        formulas.add(latex)
     return {
         "format": FORMAT,
         "version": VERSION,
-        "document": encoded(document),
-        "math": {"shapes": formulas.shapes, "formulas": formulas.formulas, "index": formulas.index},
+        "document": compact(encoded(document), formulas),
+        "math": {"shapes": formulas.shapes, "formulas": formulas.formulas},
     }
+
+
+def compact(item: Any, formulas: Formulas) -> Any:
+    """The JSON form as it stands in a page, which differs in two things from the one in a file.
+
+    In the place of each formula stands its number in the page's table. Numbers have 9 significant digits, which hold a
+    float32 exactly; those of tensors of 64 bits stay as they are.
+    """
+    if isinstance(item, float):
+        return float(f"{item:.9g}")
+    if isinstance(item, list):
+        return [compact(each, formulas) for each in item]
+    if not isinstance(item, dict):
+        return item
+    found = {}
+    for name, value in item.items():
+        if name in LATEX and isinstance(value, str):
+            found[name] = formulas.add(value)
+        elif name == "entries" and item["dtype"] in EXACT:
+            found[name] = value
+        else:
+            found[name] = compact(value, formulas)
+    return found
 
 
 def _embedded(data: dict[str, Any]) -> str:
     """JSON that cannot end its own element: `<` is written as an escape."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return text_of(data).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _plain(text: doc.Text) -> str:
@@ -99,41 +120,10 @@ def _plain(text: doc.Text) -> str:
     )
 
 
-def _formulas(document: doc.Document) -> Iterator[str]:
-    """Every formula that the page may show."""
-    yield from _in_text(document.title)
-    for block in document.summary:
-        yield from _in_block(block)
-    for _, section in document.walk():
-        yield from _in_text(section.title)
-        for block in section.blocks:
-            yield from _in_block(block)
-    for row in document.rows:
-        yield from (row.symbol, row.gradient_symbol, row.value.symbol)
-        if row.gradient is not None:
-            yield row.gradient.symbol
-
-
-def _in_block(block: doc.Block) -> Iterator[str]:
-    match block:
-        case doc.Equation(latex=latex) | doc.Tensor(symbol=latex):
-            yield latex
-        case doc.Paragraph(text=text) | doc.Verdict(text=text):
-            yield from _in_text(text)
-        case doc.Table():
-            for row in block.rows:
-                for cell in row:
-                    yield from _in_text(cell)
-
-
-def _in_text(text: doc.Text) -> Iterator[str]:
-    yield from (span.latex for span in text if isinstance(span, doc.Math))
-
-
 def _picture(document: doc.Document) -> str:
     """The graph as SVG, without the declaration that only a file of its own has."""
     if not 0 < len(document.rows) <= PICTURED:
         return ""
     from chainrule.views import picture  # here, because it brings a layout library
 
-    return re.sub(r"^\s*<\?xml.*?\?>\s*(<!DOCTYPE.*?>)?", "", picture.render(document), flags=re.DOTALL)
+    return re.sub(r"^\s*<\?xml.*?\?>\s*(<!DOCTYPE.*?>)?", "", picture.written(document), flags=re.DOTALL)

@@ -39,16 +39,16 @@ class Formulas:
 
     shapes: list[Tree] = field(default_factory=list)
     formulas: list[Formula] = field(default_factory=list)
-    index: dict[str, int] = field(default_factory=dict)  # LaTeX -> place in `formulas`
+    _index: dict[str, int] = field(default_factory=dict)  # LaTeX -> place in `formulas`
     _shape_index: dict[str, int] = field(default_factory=dict)
 
     def add(self, latex: str) -> int:
         """The place of a formula, which is made where it is new."""
-        if latex not in self.index:
+        if latex not in self._index:
             formula = self._formula(latex)
-            self.index[latex] = len(self.formulas)
+            self._index[latex] = len(self.formulas)
             self.formulas.append(formula)
-        return self.index[latex]
+        return self._index[latex]
 
     def _formula(self, latex: str) -> Formula:
         if _WHOLE_TEXT.fullmatch(latex):

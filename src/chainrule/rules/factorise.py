@@ -1,0 +1,614 @@
+r"""Rules of factorisations of a matrix: Cholesky, singular values, eigenvalues, QR, LU, and products of reflections.
+
+A factorisation is told apart by the shape of its factors (triangular, unitary, diagonal), and so is its derivative: a
+change of the matrix, seen from between the factors, falls into the part that each of them can take up. Going back turns
+that around, which is why triangles, halves and quotients of differences stand in the formulas.
+
+An operation that reads one triangle of a symmetric matrix has the derivative among symmetric matrices as its gradient:
+half of what one triangle alone would get, on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.rules import Wrt, rule, sample
+from chainrule.rules.linalg import (
+    ALL,
+    INVERTIBLE,
+    given,
+    of_matrix,
+    positive,
+    randn,
+    square,
+    squares,
+    triangle,
+    triangular,
+)
+
+TRIANGLE = (
+    "Only one triangle is read, and the matrix is taken to be symmetric (Hermitian): the gradient is the derivative "
+    "among such matrices, shared evenly between both triangles."
+)
+
+
+def real_diagonal(t: Tensor) -> Tensor:
+    """X + X^H, with the diagonal counted once: what a triangle of a Hermitian matrix stands for."""
+    return t + t.mH - torch.diag_embed(t.diagonal(dim1=-2, dim2=-1).real)
+
+
+def skew(t: Tensor) -> Tensor:
+    """X - X^H."""
+    return t - t.mH
+
+
+def off_diagonal(numerator: Tensor, differences: Tensor) -> Tensor:
+    """A quotient by differences, which are zero on the diagonal; there it is taken as 0."""
+    eye = torch.eye(differences.shape[-1], dtype=torch.bool, device=differences.device)
+    return torch.where(eye, 0, numerator / torch.where(eye, 1, differences))
+
+
+def pairwise(values: Tensor) -> Tensor:
+    """values_j - values_i at (i, j)."""
+    return values.unsqueeze(-2) - values.unsqueeze(-1)
+
+
+# Cholesky
+
+
+def _cholesky(op: Any, g: Tensor) -> Tensor:
+    """A_bar = L^-H Phi(L^H L_bar) L^-1, with Phi(X) = (tril(X) + tril_{-1}(X)^H) / 2."""
+    factor, g = (op.out.mH, g.mH) if op.upper else (op.out, g)
+    phi = (factor.mH @ g).tril()
+    left = triangular(factor.mH, 0.5 * (phi + phi.tril(-1).mH), upper=True)
+    return triangular(factor, left, upper=False, left=False)
+
+
+cholesky = of_matrix(
+    "LinalgCholeskyExBackward0",
+    "CholeskyBackward0",
+    name="cholesky",
+    argument="self",
+    equation=lambda op: r"$self = $out^{H} \, $out" if op.upper else r"$self = $out \, $out^{H}",
+    vjp=_cholesky,
+    local=(
+        r"dL = L \, \varphi\left(L^{-1} \, dA \, L^{-H}\right), "
+        r"\quad \varphi \text{: the lower triangle, half the diagonal}"
+    ),
+    product=(
+        r"\tfrac{1}{2} L^{-H} \operatorname{sym}\left(L^{H} \bar{L}\right) L^{-1}, "
+        r"\quad \operatorname{sym} \text{: the lower triangle, mirrored}"
+    ),
+    samples=lambda: [
+        *squares(torch.linalg.cholesky, positive),
+        sample(torch.linalg.cholesky, positive(), upper=True, note="upper"),
+        sample(torch.cholesky, positive()),
+    ],
+    source="arXiv:1602.07527 (Murray, 2016); derivatives.yaml: linalg_cholesky_ex. From dA = dL L^H + L dL^H.",
+    remark=f"There is a derivative where the matrix is positive definite. {TRIANGLE}",
+)
+
+
+def _gram_gradient(op: Any, factor: Tensor, a_bar: Tensor) -> Tensor:
+    """From the gradient of A = L L^H (or U^H U) to that of its factor."""
+    both = a_bar + a_bar.mH
+    return factor @ both if op.upper else both @ factor
+
+
+def _cholesky_solve_factor(op: Any, g: Tensor) -> Tensor:
+    return _gram_gradient(op, op.input2, -torch.cholesky_solve(g, op.input2, op.upper) @ op.out.mH)
+
+
+def _gram(factor: str) -> Callable[[Any], str]:
+    return lambda op: rf"{factor}^{{H}} {factor}" if op.upper else rf"{factor} \, {factor}^{{H}}"
+
+
+FULL_FACTOR = (
+    "The gradient is that of the formula, on both triangles, although only one triangle of the factor is read."
+)
+
+cholesky_solve = rule(
+    "CholeskySolveBackward0",
+    equation=lambda op: rf"{_gram('$input2')(op)} \, $out = $self",
+    wrt={
+        "self": Wrt(
+            lambda op, g: torch.cholesky_solve(g, op.input2, op.upper),
+            "A^{-1}",
+            r"A^{-1} \, $g",
+            "each column of the right side has its own column of the solution",
+        ),
+        "input2": Wrt(
+            _cholesky_solve_factor,
+            r"-A^{-1} \, dA \, $out",
+            lambda op: (
+                (
+                    r"$input2 \left(\bar{A} + \bar{A}^{H}\right)"
+                    if op.upper
+                    else r"\left(\bar{A} + \bar{A}^{H}\right) $input2"
+                )
+                + r", \quad \bar{A} = -A^{-1} \, $g \, $out^{H}"
+            ),
+            ALL,
+        ),
+    },
+    samples=lambda: [
+        sample(torch.cholesky_solve, randn(3, 2), triangle()),
+        sample(torch.cholesky_solve, randn(3, 2), triangle(3, upper=True), upper=True, note="upper"),
+        sample(torch.cholesky_solve, randn(2, 2, 1), triangle(2, 2), note="batch"),
+        sample(torch.cholesky_solve, randn(2, 2, complex_=True), triangle(2, complex_=True), note="complex"),
+    ],
+    source="derivatives.yaml: cholesky_solve. As solve, with A = L L^H.",
+    remark=f"There is a derivative where no element of the diagonal is zero. {FULL_FACTOR}",
+)
+
+cholesky_inverse = of_matrix(
+    "CholeskyInverseBackward0",
+    argument="self",
+    equation=lambda op: rf"$out = \left({_gram('$self')(op)}\right)^{{-1}}",
+    vjp=lambda op, g: _gram_gradient(op, op.self, -op.out @ g @ op.out),
+    local=r"-$out \, dA \, $out",
+    product=lambda op: (
+        (r"$self \left(\bar{A} + \bar{A}^{H}\right)" if op.upper else r"\left(\bar{A} + \bar{A}^{H}\right) $self")
+        + r", \quad \bar{A} = -$out \, $g \, $out"
+    ),
+    samples=lambda: [
+        sample(torch.cholesky_inverse, triangle()),
+        sample(torch.cholesky_inverse, triangle(2, 2, upper=True), upper=True, note="upper, batch"),
+        sample(torch.cholesky_inverse, triangle(2, complex_=True), note="complex"),
+    ],
+    source="derivatives.yaml: cholesky_inverse. As inverse, with A = L L^H.",
+    remark=f"There is a derivative where no element of the diagonal is zero. {FULL_FACTOR}",
+)
+
+# Eigenvalues and singular values
+
+
+def _thin(outs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """U, s and V^H without the columns and rows that no singular value belongs to."""
+    u, s, vh = outs
+    return u[..., : s.shape[-1]], s, vh[..., : s.shape[-1], :]
+
+
+def _svd(op: Any, g: Any) -> Tensor:
+    """A_bar = U (S_bar + Delta_U S + S Delta_V) V^H, and what U_bar and V_bar have outside the spaces of U and V."""
+    u, s, vh = _thin(op.outs)
+    count = s.shape[-1]
+    inner = torch.diag_embed(given(g[1], s)).to(u.dtype)
+    if g[0] is None and g[2] is None:
+        return u @ inner @ vh
+    u_bar, v_bar = given(g[0], op.outs[0])[..., :count], given(g[2], op.outs[2])[..., :count, :].mH
+    turn_u, turn_v = skew(u.mH @ u_bar), skew(vh @ v_bar)
+    squares_apart = pairwise(s**2)
+    inner = inner + off_diagonal(turn_u, squares_apart) * s.unsqueeze(-2)
+    inner = inner + s.unsqueeze(-1) * off_diagonal(turn_v, squares_apart)
+    if u.is_complex():
+        inner = inner + torch.diag_embed(turn_u.diagonal(dim1=-2, dim2=-1) / (2 * s))
+    gradient = u @ inner @ vh
+    gradient = gradient + ((u_bar - u @ (u.mH @ u_bar)) / s.unsqueeze(-2)) @ vh
+    outside = v_bar.mH - (v_bar.mH @ vh.mH) @ vh
+    return gradient + (u / s.unsqueeze(-2)) @ outside
+
+
+svd = of_matrix(
+    "LinalgSvdBackward0",
+    equation=r"$A = U \operatorname{diag}(s) \, V^{H}",
+    vjp=_svd,
+    local=r"\frac{\partial s_i}{\partial $A} = u_i v_i^{H}",
+    product=(
+        r"U \left(\operatorname{diag}(\bar{s}) + \frac{U^{H} \bar{U} - \bar{U}^{H} U}{E} S + "
+        r"S \frac{V^{H} \bar{V} - \bar{V}^{H} V}{E}\right) V^{H} + \text{what lies outside } U, V, "
+        r"\quad E_{ij} = s_j^2 - s_i^2"
+    ),
+    outputs=3,
+    samples=lambda: [
+        sample(torch.linalg.svd, randn(3, 3)),
+        sample(torch.linalg.svd, randn(4, 2), full_matrices=False, note="tall"),
+        sample(torch.linalg.svd, randn(2, 2, 3), full_matrices=False, note="wide, batch"),
+        sample(torch.linalg.svd, randn(1, 1), note="size 1"),
+        sample(torch.linalg.svdvals, randn(3, 2), note="values alone"),
+    ],
+    source="arXiv:1909.02659 (Wan and Zhang, 2019, the complex case); derivatives.yaml: _linalg_svd",
+    remark=(
+        "A singular value has a derivative where it is positive and no other one equals it. Singular vectors have one "
+        "where all singular values are distinct and, unless the matrix is square, positive. Their signs (phases) are "
+        "free, and the loss must not depend on them."
+    ),
+)
+
+
+def _eigh(op: Any, g: Any) -> Tensor:
+    values, vectors = op.outs
+    inner = torch.diag_embed(given(g[0], values)).to(vectors.dtype)
+    if g[1] is not None:
+        inner = inner + off_diagonal(0.5 * skew(vectors.mH @ g[1]), pairwise(values))
+    gradient: Tensor = vectors @ inner @ vectors.mH
+    return gradient
+
+
+eigh = of_matrix(
+    "LinalgEighBackward0",
+    equation=r"$A = V \operatorname{diag}(\lambda) \, V^{H}, \quad $out = \lambda",
+    vjp=_eigh,
+    local=r"\frac{\partial \lambda_i}{\partial $A} = v_i v_i^{H}",
+    product=(
+        r"V \left(\operatorname{diag}(\bar{\lambda}) + \frac{V^{H} \bar{V} - \bar{V}^{H} V}{2 E}\right) V^{H}, "
+        r"\quad E_{ij} = \lambda_j - \lambda_i"
+    ),
+    outputs=2,
+    samples=lambda: [
+        sample(torch.linalg.eigh, positive()),
+        sample(torch.linalg.eigh, positive(2, 2), UPLO="U", note="batch, upper triangle"),
+        sample(torch.linalg.eigh, positive(1), note="size 1"),
+        sample(torch.linalg.eigvalsh, positive(), note="values alone"),
+    ],
+    source="derivatives.yaml: _linalg_eigh. dA V + A dV = dV diag(l) + V diag(dl), with V^H dV skew.",
+    remark=(
+        "There is a derivative where the eigenvalues are distinct. The signs (phases) of eigenvectors are free, so "
+        f"the loss must not depend on them. {TRIANGLE}"
+    ),
+)
+
+
+def _eig(op: Any, g: Any) -> Tensor:
+    values, vectors = op.outs
+    inner = torch.diag_embed(given(g[0], values))
+    if g[1] is not None:
+        seen = vectors.mH @ g[1]
+        # each eigenvector has length 1, so what would lengthen it is taken away
+        seen = seen - (vectors.mH @ vectors) * seen.diagonal(dim1=-2, dim2=-1).real.unsqueeze(-2)
+        inner = inner + off_diagonal(seen, pairwise(values).conj())
+    gradient: Tensor = torch.linalg.solve(vectors.mH, inner @ vectors.mH)
+    return gradient if op.self.is_complex() else gradient.real
+
+
+eig = of_matrix(
+    "LinalgEigBackward0",
+    argument="self",
+    equation=r"$self \, V = V \operatorname{diag}(\lambda), \quad $out = \lambda",
+    vjp=_eig,
+    local=r"\frac{\partial \lambda_i}{\partial $self} = \left(V^{-1}\right)_i^{T} v_i^{T}",
+    product=(
+        r"V^{-H} \left(\operatorname{diag}(\bar{\lambda}) + \frac{V^{H} \bar{V} - V^{H} V "
+        r"\operatorname{diag}\left(\Re V^{H} \bar{V}\right)}{\bar{E}}\right) V^{H}, "
+        r"\quad E_{ij} = \lambda_j - \lambda_i"
+    ),
+    outputs=2,
+    samples=lambda: [
+        sample(torch.linalg.eigvals, square()),
+        sample(torch.linalg.eigvals, square(2, 2), note="batch"),
+        sample(torch.linalg.eigvals, square(2, complex_=True), note="complex"),
+    ],
+    source="arXiv:1701.00392 (Boeddeker et al., 2017); derivatives.yaml: linalg_eig",
+    remark=(
+        "There is a derivative where the eigenvalues are distinct. The phases of eigenvectors are free, so the loss "
+        "must not depend on them."
+    ),
+)
+
+# QR and LU
+
+
+def _qr(op: Any, g: Any) -> Tensor:
+    q, r = op.outs
+    q_bar, r_bar = given(g[0], q), given(g[1], r)
+    size = r.shape[-2]
+    if op.A.shape[-1] > size:  # the columns past the square part are Q^H A_2, and tell of Q only through that
+        q_bar = q_bar + op.A[..., size:] @ r_bar[..., size:].mH
+        rest = [q @ r_bar[..., size:]]
+        r, r_bar = r[..., :size], r_bar[..., :size]
+    else:
+        rest = []
+    turned = q_bar + q @ real_diagonal((r_bar @ r.mH - q.mH @ q_bar).triu())
+    gradient = triangular(r.mH, turned, upper=False, left=False)
+    return torch.cat([gradient, *rest], -1)
+
+
+qr = of_matrix(
+    "LinalgQrBackward0",
+    equation=r"$A = $out \, R",
+    vjp=_qr,
+    local=r"dR = Q^{H} dA - \Omega R, \; dQ = \left(dA - Q \, dR\right) R^{-1}, \; \Omega = Q^{H} dQ \text{ skew}",
+    product=(
+        r"\left(\bar{Q} + Q \operatorname{sym}\left(\bar{R} R^{H} - Q^{H} \bar{Q}\right)\right) R^{-H}, \quad "
+        r"\operatorname{sym} \text{: the upper triangle, mirrored}"
+    ),
+    outputs=2,
+    accepts=lambda op: op.mode == "reduced" or (op.mode == "complete" and op.A.shape[-2] <= op.A.shape[-1]),
+    samples=lambda: [
+        sample(torch.linalg.qr, square()),
+        sample(torch.linalg.qr, randn(4, 2), note="tall"),
+        sample(torch.linalg.qr, randn(2, 2, 3), note="wide, batch"),
+        sample(torch.linalg.qr, randn(1, 1), note="size 1"),
+        sample(torch.linalg.qr, randn(3, 2, complex_=True), note="complex"),
+        sample(torch.linalg.qr, square(2), mode="complete", note="complete"),
+    ],
+    source="arXiv:2009.10071 (Roberts and Roberts, 2020); derivatives.yaml: linalg_qr",
+    remark="There is a derivative where the first columns, as many as R has rows, are linearly independent.",
+)
+
+
+def _lu_gradient(permutation: Tensor, lower: Tensor, upper: Tensor, g_lower: Tensor, g_upper: Tensor) -> Tensor:
+    """A_bar of A = P L U: from the square part of both factors, and from what a longer one has beyond it."""
+    m, n = lower.shape[-2], upper.shape[-1]
+    k = min(m, n)
+    square_l, square_u = lower[..., :k, :], upper[..., :k]
+    below, right = (lower[..., k:, :], g_lower[..., k:, :]), (upper[..., k:], g_upper[..., k:])
+    inner_l = square_l.mH @ g_lower[..., :k, :] - right[1] @ right[0].mH
+    inner_u = g_upper[..., :k] @ square_u.mH - below[0].mH @ below[1]
+    middle = inner_l.tril(-1) + inner_u.triu()
+    if m <= n:
+        block = torch.cat([triangular(square_u.mH, middle, upper=False, left=False), right[1]], -1)
+        return permutation @ triangular(square_l.mH, block, upper=True, unit=True)
+    block = torch.cat([triangular(square_l.mH, middle, upper=True, unit=True), below[1]], -2)
+    return permutation @ triangular(square_u.mH, block, upper=False, left=False)
+
+
+def _lu(op: Any, g: Any) -> Tensor:
+    permutation, lower, upper = op.outs
+    if not op.pivot:
+        permutation = torch.eye(op.A.shape[-2], dtype=op.A.dtype, device=op.A.device)
+    return _lu_gradient(permutation, lower, upper, given(g[1], lower), given(g[2], upper))
+
+
+def _lu_factor(op: Any, g: Tensor) -> Tensor:
+    permutation, lower, upper = torch.lu_unpack(op.outs[0], op.outs[1])
+    k = min(op.A.shape[-2:])  # one matrix holds both factors; the ones on the diagonal of L are not stored
+    return _lu_gradient(permutation, lower, upper, g[..., :k].tril(-1), g[..., :k, :].triu())
+
+
+LU = (
+    r"A = P L U, \quad L \text{ with ones on its diagonal}",
+    r"L^{-1} dL + dU \, U^{-1} = L^{-1} P^{T} dA \, U^{-1}",
+    r"P L^{-H} \left(\operatorname{tril}_{-1}\left(L^{H} \bar{L}\right) + "
+    r"\operatorname{triu}\left(\bar{U} U^{H}\right)\right) U^{-H}",
+)
+LU_SOURCE = (
+    "derivatives.yaml: linalg_lu, linalg_lu_factor_ex. P^T dA = dL U + L dU; the triangles tell both terms apart."
+)
+LU_REMARK = "There is a derivative where the leading square block is invertible, while the same pivots are chosen."
+
+lu = of_matrix(
+    "LinalgLuBackward0",
+    equation=LU[0].replace("A", "$A", 1),
+    vjp=_lu,
+    local=LU[1],
+    product=LU[2],
+    outputs=3,
+    samples=lambda: [
+        sample(torch.linalg.lu, square()),
+        sample(torch.linalg.lu, randn(4, 2), note="tall"),
+        sample(torch.linalg.lu, randn(2, 2, 3), note="wide, batch"),
+        sample(torch.linalg.lu, square(2, complex_=True), note="complex"),
+    ],
+    source=LU_SOURCE,
+    remark=LU_REMARK,
+)
+
+lu_factor = of_matrix(
+    "LinalgLuFactorExBackward0",
+    equation=LU[0].replace("A", "$A", 1) + r", \quad $out = L - I + U",
+    vjp=_lu_factor,
+    local=LU[1],
+    product=LU[2],
+    samples=lambda: [
+        sample(torch.linalg.lu_factor, square()),
+        sample(torch.linalg.lu_factor, randn(4, 2), note="tall"),
+        sample(torch.linalg.lu_factor, randn(2, 3), note="wide"),
+        sample(torch.linalg.lu_factor, square(2, 2), note="batch"),
+    ],
+    source=LU_SOURCE,
+    remark=LU_REMARK,
+)
+
+
+def _unpacked(op: Any, g: Any) -> Tensor:
+    """The gradients of L and U, laid over each other again."""
+    m, n = op.LU_data.shape[-2:]
+    gradient = torch.zeros_like(op.LU_data)
+    if g[1] is not None:
+        gradient[..., : min(m, n)] += g[1].tril(-1)
+    if g[2] is not None:
+        gradient[..., : min(m, n), :] += g[2].triu()
+    return gradient
+
+
+lu_unpack = rule(
+    "LuUnpackBackward0",
+    equation=r"L = \operatorname{tril}_{-1}($LU_data) + I, \quad U = \operatorname{triu}($LU_data)",
+    wrt={
+        "LU_data": Wrt(
+            _unpacked,
+            "1",
+            r"\operatorname{tril}_{-1}(\bar{L}) + \operatorname{triu}(\bar{U})",
+            "each element of the packed matrix is one element of L or of U",
+        )
+    },
+    constants={"LU_pivots": "not differentiable"},
+    structure="linear",
+    outputs=3,
+    samples=lambda: [
+        sample(lambda a, p: torch.lu_unpack(a, p)[1:], randn(*shape), torch.tensor([1, 2]).int())
+        for shape in ((2, 2), (3, 2), (2, 3))
+    ],
+    source="derivatives.yaml: lu_unpack",
+)
+
+
+def _factored(op: Any) -> tuple[Tensor, Tensor, Tensor]:
+    permutation, lower, upper = torch.lu_unpack(op.LU, op.pivots)
+    return permutation, lower, upper
+
+
+def _lu_solve_right_side(op: Any, g: Tensor) -> Tensor:
+    permutation, lower, upper = _factored(op)
+    a = permutation @ lower @ upper
+    gradient: Tensor = torch.linalg.solve(a if op.adjoint else a.mH, g, left=op.left)
+    return gradient
+
+
+def _lu_solve_factors(op: Any, g: Tensor) -> Tensor:
+    permutation, lower, upper = _factored(op)
+    b_bar = _lu_solve_right_side(op, g)
+    a_bar: Tensor = -b_bar @ op.out.mH if op.left else -op.out.mH @ b_bar
+    a_bar = a_bar.mH if op.adjoint else a_bar
+    below = permutation.mT @ a_bar
+    return (below @ upper.mH).tril(-1) + (lower.mH @ below).triu()
+
+
+lu_solve = rule(
+    "LinalgLuSolveBackward0",
+    equation=lambda op: rf"{_a(op)} \, $out = $B, \; A = P L U" if op.left else rf"$out \, {_a(op)} = $B, \; A = P L U",
+    wrt={
+        "LU": Wrt(
+            _lu_solve_factors,
+            r"-A^{-1} \, dA \, $out",
+            r"\operatorname{tril}_{-1}\left(P^{T} \bar{A} U^{H}\right) + "
+            r"\operatorname{triu}\left(L^{H} P^{T} \bar{A}\right), \quad \bar{A} = -\bar{B} \, $out^{H}",
+            ALL,
+        ),
+        "B": Wrt(_lu_solve_right_side, "A^{-1}", r"A^{-H} \, $g", "each column has its own column of the solution"),
+    },
+    constants={"pivots": "not differentiable"},
+    samples=lambda: [
+        sample(_solve_by_lu, square(), randn(3, 2)),
+        sample(_solve_by_lu, square(), randn(3, 2), adjoint=True, note="adjoint"),
+        sample(_solve_by_lu, square(), randn(2, 3), left=False, note="from the right"),
+        sample(_solve_by_lu, square(2, complex_=True), randn(1, 2, complex_=True), left=False, adjoint=True),
+        sample(_solve_by_lu, square(2, 2), randn(2, 1), note="broadcast"),
+    ],
+    source="derivatives.yaml: linalg_lu_solve. As solve, then from A = P L U to its factors.",
+    remark=INVERTIBLE,
+)
+
+
+def _a(op: Any) -> str:
+    return "A^{H}" if op.adjoint else "A"
+
+
+def _solve_by_lu(a: Tensor, b: Tensor, left: bool = True, adjoint: bool = False) -> Tensor:
+    solution: Tensor = torch.linalg.lu_solve(*torch.linalg.lu_factor(a), b, left=left, adjoint=adjoint)
+    return solution
+
+
+# Products of reflections
+
+
+@dataclass(frozen=True)
+class Reflections:
+    """Q = H_1 H_2 ... H_k, H_i = I - tau_i v_i v_i^H: v_i has 1 at place i and the stored column below it."""
+
+    stored: Tensor
+    tau: Tensor
+
+    def each(self) -> list[tuple[Tensor, Tensor]]:
+        """(v_i, tau_i) in the order of the product."""
+        columns = self.stored.tril(-1)
+        columns = columns + torch.eye(*columns.shape[-2:], dtype=columns.dtype, device=columns.device)
+        return [(columns[..., i : i + 1], self.tau[..., i, None, None]) for i in range(self.tau.shape[-1])]
+
+    def back(self, start: Tensor, g: Tensor, adjoint: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of what is stored, of tau, and of C, from that of Q C (or of Q^H C)."""
+        order = [(i, v, tau.conj() if adjoint else tau) for i, (v, tau) in enumerate(self.each())]
+        order = order[::-1] if adjoint else order
+        met, product = [], start  # what each reflection was applied to
+        for _, v, tau in reversed(order):
+            met.append(product)
+            product = product - tau * (v @ (v.mH @ product))
+        columns, taus = torch.zeros_like(self.stored), torch.zeros_like(self.tau)
+        for (i, v, tau), k in zip(order, reversed(met), strict=True):
+            row = v.mH @ k
+            taus[..., i] = -(v.mH @ g @ row.mH)[..., 0, 0]
+            v_bar = -tau.conj() * (g @ row.mH) - tau * (k @ (g.mH @ v))
+            columns[..., i + 1 :, i] = v_bar[..., i + 1 :, 0]
+            g = g - tau.conj() * (v @ (v.mH @ g))
+        return columns, taus.conj() if adjoint else taus, g
+
+
+def _householder(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    identity = torch.eye(*op.out.shape[-2:], dtype=op.out.dtype, device=op.out.device).expand(op.out.shape)
+    return Reflections(op.input, op.tau).back(identity, g)
+
+
+REFLECTIONS = (
+    r"H_1 H_2 \cdots H_k, \quad H_i = I - \tau_i v_i v_i^{H}, \quad v_i = (0, \ldots, 0, 1, "
+    r"\text{column } i \text{ of } STORED \text{ below its diagonal})"
+)
+STORED_COLUMNS = (
+    r"dH_i = -\tau_i \left(dv_i \, v_i^{H} + v_i \, dv_i^{H}\right)",
+    r"-\overline{\tau_i} G_i K_i^{H} v_i - \tau_i K_i G_i^{H} v_i, \quad K_i \text{ what } H_i \text{ is applied to, } "
+    r"G_i \text{ its upstream gradient}",
+    "the diagonal and what is above it are not read",
+)
+FACTORS_TAU = (r"dH_i = -d\tau_i \, v_i v_i^{H}", r"-v_i^{H} G_i K_i^{H} v_i", ALL)
+
+householder_product = rule(
+    "LinalgHouseholderProductBackward0",
+    equation="$out = " + REFLECTIONS.replace("STORED", "$input"),
+    wrt={
+        "input": Wrt(lambda op, g: _householder(op, g)[0], *STORED_COLUMNS),
+        "tau": Wrt(lambda op, g: _householder(op, g)[1], *FACTORS_TAU),
+    },
+    samples=lambda: [
+        sample(torch.linalg.householder_product, randn(4, 3), randn(3)),
+        sample(torch.linalg.householder_product, randn(3, 3), randn(2), note="fewer reflections than columns"),
+        sample(torch.linalg.householder_product, randn(2, 3, 2), randn(2, 2), note="batch"),
+        sample(torch.linalg.householder_product, randn(3, 2, complex_=True), randn(2, complex_=True), note="complex"),
+    ],
+    source="derivatives.yaml: linalg_householder_product; the product rule",
+)
+
+
+def _ormqr(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C Q is (Q^H C^H)^H, so that one direction is enough."""
+    reflections = Reflections(op.self, op.input2)
+    if op.left:
+        return reflections.back(op.input3, g, op.transpose)
+    columns, taus, start = reflections.back(op.input3.mH, g.mH, not op.transpose)
+    return columns, taus, start.mH
+
+
+def _reflected(op: Any) -> str:
+    q = "Q^{H}" if op.transpose else "Q"
+    return rf"{q} \, $input3" if op.left else rf"$input3 \, {q}"
+
+
+def _unreflected(op: Any) -> str:
+    q = "Q" if op.transpose else "Q^{H}"
+    return rf"{q} \, $g" if op.left else rf"$g \, {q}"
+
+
+ormqr = rule(
+    "OrmqrBackward0",
+    equation=lambda op: rf"$out = {_reflected(op)}, \quad Q = {REFLECTIONS.replace('STORED', '$self')}",
+    wrt={
+        "self": Wrt(lambda op, g: _ormqr(op, g)[0], *STORED_COLUMNS),
+        "input2": Wrt(lambda op, g: _ormqr(op, g)[1], *FACTORS_TAU),
+        "input3": Wrt(
+            lambda op, g: _ormqr(op, g)[2],
+            lambda op: "Q^{H}" if op.transpose else "Q",
+            _unreflected,
+            "each column has its own column of the result (each row, from the right)",
+        ),
+    },
+    samples=lambda: [
+        sample(torch.ormqr, randn(3, 2), randn(2), randn(3, 2)),
+        sample(torch.ormqr, randn(3, 2), randn(2), randn(3, 1), transpose=True, note="transposed"),
+        sample(torch.ormqr, randn(3, 2), randn(2), randn(2, 3), left=False, note="from the right"),
+        sample(torch.ormqr, randn(3, 3), randn(3), randn(2, 3), left=False, transpose=True, note="both"),
+        sample(torch.ormqr, randn(2, 3, 2), randn(2, 2), randn(2, 3, 1), note="batch"),
+        sample(
+            torch.ormqr,
+            randn(3, 2, complex_=True),
+            randn(2, complex_=True),
+            randn(1, 3, complex_=True),
+            left=False,
+            note="complex",
+        ),
+    ],
+    source="derivatives.yaml: ormqr; the product rule",
+)

@@ -1,0 +1,213 @@
+r"""A document as Markdown with the mathematics that GitHub and Jupyter show.
+
+Text is escaped by character references, which can never begin a construct in Markdown, and `$`, `\` and `@` stand in a
+`<code>` of their own besides, because what looks for mathematics and mentions looks at the finished page. A formula
+stands between $` and `$, or in a fence, where Markdown leaves it alone; one that is not made of our own commands is
+shown as code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from chainrule import document as doc
+from chainrule.numbers import number
+from chainrule.views.formula import is_known
+from chainrule.views.grid import Grid, about, grids
+from chainrule.views.unicode import printable
+
+TONES = {"plain": "", "note": "**Note.** ", "warning": "**Warning.** "}
+MARKS = {
+    "agrees": "✓",
+    "disagrees": "✗",
+    "kink": "∠",
+    "no rule yet": "?",
+    "not differentiable": "–",
+    "not checked": "·",
+}
+_PLAIN_CODE = re.compile(r"[\w ().,:+\-*/=\[\]'\"{}%^@#;!?&]+")
+
+
+def written(document: doc.Document) -> str:
+    """The document as a `.md` file for GitHub."""
+    parts = [f"# {spans(document.title)}", *blocks(document.summary)]
+    for depth, section in document.walk():
+        parts += [heading(section, depth), *blocks(section.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def heading(section: doc.Section, depth: int, *, dollars: bool = False) -> str:
+    """A section's title; below the sixth level Markdown has no more."""
+    return f"{'#' * min(depth + 1, 6)} {spans(section.title, dollars)}"
+
+
+def blocks(several: Sequence[doc.Block], *, dollars: bool = False) -> Iterator[str]:
+    """The blocks in Markdown, one text each.
+
+    With `dollars`, formulas stand between dollars alone, which is all that Jupyter knows. Raises TypeError for a kind
+    of block that this view does not know.
+    """
+    for block in several:
+        try:
+            write = _WRITE[type(block)]
+        except KeyError:
+            raise TypeError(
+                f"the Markdown view has no function for a block of type {type(block).__name__}. "
+                f"Add one to {__name__}._WRITE."
+            ) from None
+        yield from write(block, dollars)
+
+
+def spans(text: doc.Text, dollars: bool = False) -> str:
+    """A line of text."""
+    line = ""
+    for span in text:
+        match span:
+            case doc.Math():
+                piece = _inline(span.latex, dollars)
+            case doc.Code():
+                piece = _code(span.source)
+            case _:
+                piece = escaped(span)
+        # Between two spans of code the backticks would run together.
+        line += " " + piece if line[-1:] in ("`", "$") and piece[:1] in ("`", "$") else piece
+    # A list, a heading's underline or a number with a point begins a construct only where a line begins.
+    return re.sub(r"^(?:[-+=]|\d+(?=[.)]))", lambda match: "".join(f"&#{ord(c)};" for c in match[0]), line.strip())
+
+
+def escaped(text: str) -> str:
+    """Plain text: no markup, no link, no mathematics, no mention."""
+    text = re.sub(r"[][`*_<>&|~#!\"]", lambda match: f"&#{ord(match[0])};", printable(text))
+    text = re.sub(r":(?=//)|\.(?<=www\.)", lambda match: f"&#{ord(match[0])};", text, flags=re.IGNORECASE)
+    return re.sub(r"[$\\@]", lambda match: f"<code>&#{ord(match[0])};</code>", text)
+
+
+def _code(source: str) -> str:
+    source = printable(source)
+    if _PLAIN_CODE.fullmatch(source) and source.strip() == source:
+        return f"`{source}`"
+    return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in source) + "</code>"
+
+
+def formula(latex: str) -> str | None:
+    """A formula as MathJax and KaTeX on GitHub know it; None where it is none of ours."""
+    if not is_known(latex):
+        return None
+    latex = re.sub(r"\\operatorname\s*(?={)", r"\\mathrm", latex)  # GitHub does not allow it
+    parts = re.split(r"(\\text\{(?:[^{}\\]|\\[^A-Za-z]|\\[a-z]+\{\})*\})", latex)
+    return "".join(_words(part) if place % 2 else _without_tags(part) for place, part in enumerate(parts))
+
+
+def _words(part: str) -> str:
+    r"""Words in a formula: `\text` knows no escapes in MathJax, so that a name with some is set as mathematics."""
+    words = part.removeprefix(r"\text{").removesuffix("}")
+    if not set(words) & set("\\<>") and "](" not in words:
+        return part
+    words = words.replace(" ", r"\ ").replace(r"\textbackslash{}", r"\backslash{}")
+    words = words.replace(r"\textasciicircum{}", r"\hat{\ }").replace(r"\textasciitilde{}", r"\sim{}")
+    return rf"\mathtt{{{_without_tags(words)}}}"
+
+
+def _without_tags(latex: str) -> str:
+    """No tag and no link: a formula between dollars passes through readers that look for those first."""
+    return latex.replace("<", r"\lt ").replace(">", r"\gt ").replace("](", "]{}(")
+
+
+def _inline(latex: str, dollars: bool) -> str:
+    written = formula(latex)
+    if written is None:
+        return _code(latex)
+    return f"${written}$" if dollars else f"$`{written}`$"
+
+
+def _display(latex: str, dollars: bool) -> str:
+    written = formula(latex)
+    if written is None:
+        return _code(latex)
+    return f"$${written}$$" if dollars else f"```math\n{written}\n```"
+
+
+def _paragraph(block: doc.Paragraph, dollars: bool) -> list[str]:
+    return [TONES[block.tone] + spans(block.text, dollars)]
+
+
+def _equation(block: doc.Equation, dollars: bool) -> list[str]:
+    label = [f"*{escaped(block.label)}:*"] if block.label.strip() else []
+    return [*label, _display(block.latex, dollars)]
+
+
+def _verdict(block: doc.Verdict, dollars: bool) -> list[str]:
+    figures = [
+        f"{name} {number(figure)}"
+        for name, figure in (("largest difference", block.difference), ("tolerance", block.tolerance))
+        if figure is not None
+    ]
+    words = f"{MARKS[block.kind]} **{block.kind}**" + (": " + spans(block.text, dollars) if block.text else "")
+    return [words + (f" ({', '.join(figures)})" if figures else "")]
+
+
+def _table(block: doc.Table, dollars: bool) -> list[str]:
+    rows = [[spans(cell, dollars) for cell in row] for row in block.rows]
+    label = [f"*{escaped(block.label)}:*"] if block.label.strip() else []
+    return [*label, _rows([escaped(header) for header in block.headers], rows)]
+
+
+def _rows(headers: Sequence[str], rows: Sequence[Sequence[str]], right: bool = False) -> str:
+    lines = [headers, ["---:" if right else "---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(_without_bars(cell) for cell in line) + " |" for line in lines)
+
+
+def _without_bars(cell: str) -> str:
+    """In a table a bar ends a cell even inside a formula, where it has another name."""
+    return cell.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
+
+
+def _tensor(block: doc.Tensor, dollars: bool) -> Iterator[str]:
+    said = escaped(about(block))
+    symbol = _inline(block.symbol, dollars)
+    if block.entries is None:
+        statistics = ", ".join(f"{name} {number(figure)}" for name, figure in block.statistics)
+        yield f"{symbol} ({said}): {escaped(statistics)}"
+        return
+    yield f"{symbol} ({said}):" if said else f"{symbol}:"
+    if not block.entries:
+        yield "`[]`"
+    name = block.symbol if formula(block.symbol) is not None else r"\cdot"
+    for grid in grids(block):
+        if grid.is_part:
+            yield f"columns {grid.first} to {grid.first + len(grid.rows[0]) - 1}:"
+        index = rf"_{{[{','.join(map(str, grid.index))}]}}" if grid.index else ""
+        if grid.row_labels or grid.column_labels:
+            yield _labelled(grid)
+        else:
+            yield _display(rf"{{{name}}}{index} = {_matrix(grid, bool(block.shape))}", dollars)
+
+
+def _matrix(grid: Grid, brackets: bool) -> str:
+    rows = r" \\ ".join(" & ".join(map(_entry, row)) for row in grid.rows)
+    return rf"\begin{{bmatrix}} {rows} \end{{bmatrix}}" if brackets else rows
+
+
+def _labelled(grid: Grid) -> str:
+    width = len(grid.rows[0])
+    headers = ["", *(escaped(label) for label in grid.column_labels or ("",) * width)]
+    labels = grid.row_labels or ("",) * len(grid.rows)
+    return _rows(headers, [[escaped(label), *row] for label, row in zip(labels, grid.rows, strict=True)], right=True)
+
+
+def _entry(text: str) -> str:
+    power = re.fullmatch(r"(-?[\d.]+)e([+-]\d+)", text)
+    if power:
+        return rf"{power[1]} \cdot 10^{{{int(power[2])}}}"
+    return text if re.fullmatch(r"-?[\d.]+", text) else rf"\text{{{text}}}"
+
+
+_WRITE: dict[type, Callable[[Any, bool], Sequence[str] | Iterator[str]]] = {
+    doc.Paragraph: _paragraph,
+    doc.Equation: _equation,
+    doc.Tensor: _tensor,
+    doc.Verdict: _verdict,
+    doc.Table: _table,
+}

@@ -1,0 +1,114 @@
+// The page starts here: read the data, draw the mirror, open the walk where the address says.
+
+import { shown, text } from "./blocks.js";
+import { byId, h } from "./dom.js";
+import { foldAll, lineOf, mark, searchMirror, startMirror } from "./mirror.js";
+import { findings, overview, searchOverview } from "./overview.js";
+import { load, rows, stops, told } from "./store.js";
+import { everyStep, startWalk, walkTo } from "./walk.js";
+import { startWhy } from "./why.js";
+
+/** @import { Row } from "./types.d.ts" */
+
+const PRINTED = 150; // steps; a longer walk is printed as it stands on the screen
+
+function start() {
+  load();
+  byId("title").replaceChildren(...text(told.title));
+  byId("summary").replaceChildren(...told.summary.map(shown));
+  startMirror(byId("rows"));
+  startTabs();
+  startSearch();
+  startTheme();
+  startWhy(byId("why"), walkTo);
+  startWalk();
+  byId("unfold").addEventListener("click", () => foldAll(true));
+  byId("fold").addEventListener("click", () => foldAll(false));
+  openTab("mirror");
+  const count = findings().length;
+  if (count) byId("tab-overview").append(h("span", { class: "count", title: "findings" }, String(count)));
+  window.addEventListener("beforeprint", () => {
+    if (stops.length <= PRINTED) byId("printed").replaceChildren(...everyStep());
+  });
+  window.addEventListener("afterprint", () => byId("printed").replaceChildren());
+  document.documentElement.dataset.ready = String(Math.round(performance.now())); // milliseconds after the address was given
+}
+
+// -- tabs -------------------------------------------------------------------------------------------------------------
+
+const TABS = ["mirror", "overview", "picture"];
+
+function startTabs() {
+  const template = /** @type {HTMLTemplateElement} */ (byId("picture-source"));
+  byId("tab-picture").hidden = !template.content.querySelector("svg");
+  const buttons = TABS.map((name) => byId(`tab-${name}`)).filter((button) => !button.hidden);
+  buttons.forEach((button, place) => {
+    button.addEventListener("click", () => openTab(button.id.slice(4)));
+    button.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!step) return;
+      const next = buttons[(place + step + buttons.length) % buttons.length];
+      next.focus();
+      openTab(next.id.slice(4));
+    });
+  });
+}
+
+/** @param {string} name */
+function openTab(name) {
+  for (const each of TABS) {
+    byId(`tab-${each}`).setAttribute("aria-selected", String(each === name));
+    byId(`tab-${each}`).tabIndex = each === name ? 0 : -1;
+    byId(each).hidden = each !== name;
+  }
+  byId("fold-tools").hidden = name !== "mirror" || !document.querySelector("#rows button.fold");
+  if (name === "overview" && !byId("overview").hasChildNodes()) {
+    byId("overview").append(overview(showRow));
+    searchOverview(byId("overview"), search().value);
+  }
+  if (name === "picture" && !byId("picture").hasChildNodes()) {
+    const template = /** @type {HTMLTemplateElement} */ (byId("picture-source"));
+    byId("picture").append(template.content.cloneNode(true));
+  }
+}
+
+/**
+ * Show a row in the mirror.
+ * @param {Row} row
+ */
+function showRow(row) {
+  search().value = "";
+  searchMirror("");
+  openTab("mirror");
+  mark({ row: row.index, role: "value" }, true);
+  const link = lineOf(row.index)?.querySelector("a, td[tabindex]");
+  if (link instanceof HTMLElement) link.focus({ preventScroll: true });
+}
+
+// -- search and theme -------------------------------------------------------------------------------------------------
+
+function search() {
+  return /** @type {HTMLInputElement} */ (byId("search"));
+}
+
+function startSearch() {
+  search().addEventListener("input", () => {
+    const count = searchMirror(search().value);
+    searchOverview(byId("overview"), search().value);
+    byId("said").textContent = search().value ? `${count} of ${rows.length} values` : "";
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || (event.target instanceof Element && event.target.closest("input"))) return;
+    event.preventDefault();
+    search().focus();
+  });
+}
+
+function startTheme() {
+  byId("theme").addEventListener("click", () => {
+    const dark = getComputedStyle(document.documentElement).colorScheme.trim() === "dark" || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
+    document.documentElement.dataset.theme = dark ? "light" : "dark";
+  });
+}
+
+start();

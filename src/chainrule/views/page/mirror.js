@@ -1,0 +1,362 @@
+// The mirror: every value of the step with its gradient beside it. Forward runs down on the left, backward up on the right.
+
+import { MARKS } from "./blocks.js";
+import { h, math, svg } from "./dom.js";
+import { lanes } from "./lanes.js";
+import { number } from "./numbers.js";
+import { fragment, rows, uses } from "./store.js";
+import { brief, norm } from "./tensors.js";
+
+/** @import { Row } from "./types.d.ts" */
+/** @import { Drawn, Vertex } from "./lanes.js" */
+
+/** @typedef {{ path: string, name: string, items: (Group | Row)[], rows: Row[], open: boolean }} Group */
+/** @typedef {{ group: Group, depth: number } | { row: Row, depth: number }} Line */
+
+const LANE = 14;
+const MOST_LANES = 12; // more share the last one
+const MANY = 40; // rows; most tensors of such a step are thumbnails, and names need the room
+const LONG = 14; // letters of a name that is written small below the line of a fraction
+/** @type {any} how far ahead lines are filled; TypeScript does not know the margin of an inner scroller yet */
+const MARGIN = { rootMargin: "800px", scrollMargin: "800px" };
+const AT_ONCE = 120; // lines that are filled without waiting until they are seen
+
+/** @type {(Group | Row)[]} */
+let tree = [];
+/** @type {HTMLElement} */
+let list;
+/** @type {IntersectionObserver | null} */
+let watcher = null;
+/** @type {Map<Element, () => void>} */
+const unfilled = new Map();
+let wanted = "";
+/** @type {{ row: number, role: string } | null} */
+let marked = null;
+
+/** @param {HTMLElement} place */
+export function startMirror(place) {
+  list = place;
+  list.parentElement?.classList.toggle("many", rows.length > MANY);
+  tree = grouped(rows, 0, "");
+  foldRepeated(tree);
+  draw();
+}
+
+// -- groups -----------------------------------------------------------------------------------------------------------
+
+/** @param {Row} row */
+function segments(row) {
+  return row.module ? row.module.split(".") : [];
+}
+
+/**
+ * Runs of rows from one module, and in them runs from one submodule.
+ * @param {Row[]} some
+ * @param {number} depth
+ * @param {string} above
+ * @returns {(Group | Row)[]}
+ */
+function grouped(some, depth, above) {
+  /** @type {(Group | Row)[]} */
+  const items = [];
+  for (let first = 0; first < some.length; ) {
+    const name = segments(some[first])[depth];
+    let end = first + 1;
+    while (end < some.length && name !== undefined && segments(some[end])[depth] === name) end++;
+    const run = some.slice(first, end);
+    first = end;
+    if (name === undefined || run.length === 1) items.push(...run);
+    else items.push(group(run, depth, above ? `${above}.${name}` : name, name));
+  }
+  return items;
+}
+
+/**
+ * A group; one that holds nothing but another takes the other's place, with both names.
+ * @param {Row[]} run
+ * @param {number} depth
+ * @param {string} path
+ * @param {string} name
+ * @returns {Group}
+ */
+function group(run, depth, path, name) {
+  const items = grouped(run, depth + 1, path);
+  const [only] = items;
+  if (items.length === 1 && "items" in only) return { ...only, name: `${name}.${only.name}` };
+  return { path, name, items, rows: run, open: true };
+}
+
+/**
+ * Of numbered blocks that run the same operations all but the first are folded.
+ * @param {(Group | Row)[]} items
+ */
+function foldRepeated(items) {
+  const seen = new Set();
+  for (const item of items) {
+    if (!("items" in item)) continue;
+    const signature = item.rows.map((row) => row.operation).join(" ");
+    if (/(^|\.)\d+$/.test(item.name)) {
+      item.open = !seen.has(signature);
+      seen.add(signature);
+    }
+    foldRepeated(item.items);
+  }
+}
+
+/** @param {boolean} open */
+export function foldAll(open) {
+  const waiting = [...tree];
+  for (let item = waiting.pop(); item; item = waiting.pop()) {
+    if (!("items" in item)) continue;
+    item.open = open;
+    waiting.push(...item.items);
+  }
+  draw();
+}
+
+/** @param {string} text */
+export function searchMirror(text) {
+  wanted = text.trim().toLowerCase();
+  draw();
+  return list.querySelectorAll("li.row").length;
+}
+
+/** @param {Row} row */
+function matches(row) {
+  return [row.name, row.expression, row.module, row.operation].some((each) => each.toLowerCase().includes(wanted));
+}
+
+/**
+ * The lines that are to be seen now.
+ * @param {(Group | Row)[]} items
+ * @param {number} depth
+ * @returns {Line[]}
+ */
+function lines(items, depth) {
+  return items.flatMap((item) => {
+    if (!("items" in item)) return [{ row: item, depth }];
+    return item.open ? [{ group: item, depth }, ...lines(item.items, depth + 1)] : [{ group: item, depth }];
+  });
+}
+
+// -- drawing ----------------------------------------------------------------------------------------------------------
+
+function draw() {
+  watcher?.disconnect();
+  unfilled.clear();
+  watcher = new IntersectionObserver(fillSeen, MARGIN);
+  const seen = wanted ? rows.filter(matches).map((row) => ({ row, depth: 0 })) : lines(tree, 0);
+  const drawn = lanes(vertices(seen));
+  const width = LANE * (Math.min(MOST_LANES, Math.max(1, ...drawn.flatMap((each) => [each.lane, ...each.lines.map((l) => l.from)].map((l) => l + 1)))) + 0.5);
+  list.parentElement?.style.setProperty("--lanes", `${width}px`);
+  const made = seen.map((line, place) => drawnLine(line, drawn[place], width, place < AT_ONCE));
+  list.replaceChildren(...made);
+  if (!seen.length) list.append(h("li", { class: "nothing" }, "Nothing goes by that name."));
+  mark(marked);
+}
+
+/**
+ * @param {Line[]} seen
+ * @returns {Vertex[]}
+ */
+function vertices(seen) {
+  const vertexOf = new Map();
+  seen.forEach((line, place) => {
+    if ("row" in line) vertexOf.set(line.row.index, place);
+    else if (!line.group.open) line.group.rows.forEach((row) => vertexOf.set(row.index, place));
+  });
+  return seen.map((line, place) => {
+    if ("group" in line && line.group.open) return null;
+    const own = "row" in line ? [line.row] : line.group.rows;
+    const inputs = new Set(own.flatMap((row) => row.inputs.map((input) => vertexOf.get(input))));
+    inputs.delete(undefined);
+    inputs.delete(place);
+    return { id: place, inputs };
+  });
+}
+
+/** @param {IntersectionObserverEntry[]} entries */
+function fillSeen(entries) {
+  for (const entry of entries) {
+    if (!entry.isIntersecting) continue;
+    unfilled.get(entry.target)?.();
+    unfilled.delete(entry.target);
+    watcher?.unobserve(entry.target);
+  }
+}
+
+/**
+ * @param {Line} line
+ * @param {Drawn} drawn
+ * @param {number} width
+ * @param {boolean} now
+ */
+function drawnLine(line, drawn, width, now) {
+  const kind = "row" in line ? `row ${line.row.kind}` : line.group.open ? "group open" : "group folded";
+  const made = h("li", { class: kind });
+  made.style.setProperty("--depth", String(line.depth));
+  if ("row" in line) made.dataset.row = String(line.row.index);
+  const fill = () => {
+    made.append(lanePicture(drawn, width), ...("row" in line ? rowParts(line.row) : groupParts(line.group)));
+  };
+  if (now) fill();
+  else {
+    unfilled.set(made, fill);
+    watcher?.observe(made);
+  }
+  return made;
+}
+
+/**
+ * @param {Drawn} drawn
+ * @param {number} width
+ */
+function lanePicture(drawn, width) {
+  const x = (/** @type {number} */ lane) => LANE * (Math.min(lane, MOST_LANES - 1) + 0.75);
+  const paths = drawn.lines.map(({ from, to, part }) => {
+    const ends = part === "through" ? "V 100" : part === "in" && from === to ? "V 50" : "";
+    const path =
+      part === "out" ? `M ${x(to)} 50 V 100` : ends ? `M ${x(from)} 0 ${ends}` : `M ${x(from)} 0 C ${x(from)} 38 ${x(to)} 12 ${x(to)} 50`;
+    return svg("path", { d: path, class: `lane lane-${from % 4}` });
+  });
+  const picture = svg("svg", { viewBox: `0 0 ${width} 100`, preserveAspectRatio: "none" }, paths);
+  const holder = h("span", { class: "lanes", "aria-hidden": "true" }, picture);
+  if (drawn.lane >= 0) {
+    const dot = h("i", { class: "dot" });
+    dot.style.left = `${x(drawn.lane)}px`;
+    holder.append(dot);
+  }
+  return holder;
+}
+
+/**
+ * @param {Row} row
+ * @returns {HTMLElement[]}
+ */
+function rowParts(row) {
+  const used = uses[row.index].length;
+  const symbol = row.forward ? h("a", { href: fragment(row.forward), "aria-label": row.name }, math(row.symbol)) : h("span", null, math(row.symbol));
+  const kind = row.kind === "operation" ? row.operation : row.kind === "loss" ? `loss, ${row.operation}` : row.kind;
+  const about = [kind, row.place, used > 1 ? `used ${used} times` : ""].filter(Boolean).join(" · ");
+  const written = row.expression;
+  return [
+    h("div", { class: "name" }, h("div", { class: "symbol" }, symbol, written && h("code", { title: written }, written)), h("div", { class: "facts" }, about)),
+    h("div", { class: "side value", "data-go": row.forward ?? null }, brief(row.value, row)),
+    h("div", { class: "side gradient", "data-go": row.backward?.[0] ?? null }, row.gradient ? brief(row.gradient, row) : h("span", { class: "facts none" }, "no gradient")),
+    back(row),
+  ];
+}
+
+/** @param {Row} row */
+function back(row) {
+  const shares = row.backward ?? [];
+  const symbol = math(row.gradient_symbol);
+  const parts = h("div", { class: row.name.length > LONG ? "back long" : "back" });
+  if (!row.gradient) return parts;
+  const link = shares.length === 1 ? h("a", { href: fragment(shares[0]), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
+  parts.append(link);
+  if (shares.length > 1) {
+    const links = shares.map((anchor, place) => h("a", { href: fragment(anchor), "aria-label": `share ${place + 1} of the gradient of ${row.name}` }, String(place + 1)));
+    parts.append(h("span", { class: "sum" }, `∑ of ${shares.length} shares `, links));
+  }
+  if (row.verdict) {
+    const title = `proof: ${row.verdict}`;
+    parts.append(h("span", { class: `mark ${row.verdict.replaceAll(" ", "-")}`, role: "img", title, "aria-label": title }, MARKS[row.verdict]));
+  }
+  return parts;
+}
+
+/**
+ * @param {Group} some
+ * @returns {HTMLElement[]}
+ */
+function groupParts(some) {
+  const result = some.rows.findLast((row) => row.kind === "operation" || row.kind === "loss");
+  const count = some.rows.filter((row) => row.kind !== "parameter" && row.kind !== "data").length;
+  const toggle = h(
+    "button",
+    { type: "button", class: "fold", "aria-expanded": String(some.open), "data-path": some.path, onclick: () => fold(some) },
+    h("span", { class: "arrow", "aria-hidden": "true" }, "▸"),
+    h("code", null, /^\d+$/.test(some.name) ? some.path.split(".").slice(-2).join(".") : some.name),
+    h("span", { class: "facts" }, `${count} operation${count === 1 ? "" : "s"}`),
+  );
+  if (some.open || !result) return [toggle];
+  const size = (/** @type {number} */ value) => h("span", { class: "facts" }, `norm ${number(value)}`);
+  return [
+    toggle,
+    h("div", { class: "side value" }, size(norm(result.value))),
+    h("div", { class: "side gradient" }, result.gradient ? size(norm(result.gradient)) : null),
+    h("div", { class: "back" }),
+  ];
+}
+
+/** @param {Group} some */
+function fold(some) {
+  some.open = !some.open;
+  draw();
+  for (const button of list.querySelectorAll("button.fold")) {
+    if (/** @type {HTMLElement} */ (button).dataset.path === some.path) /** @type {HTMLElement} */ (button).focus();
+  }
+}
+
+// -- the walk in the mirror -------------------------------------------------------------------------------------------
+
+/**
+ * Mark the row that the walk is at, on the side that it works out; unfold what hides it, and bring it into sight.
+ * @param {{ row: number, role: string } | null} at
+ * @param {boolean} [scroll]
+ */
+export function mark(at, scroll = false) {
+  marked = at;
+  if (at && scroll && !wanted && reveal(tree, at.row)) draw();
+  for (const old of list.querySelectorAll("li.current")) old.classList.remove("current", "at-value", "at-gradient");
+  const line = at && lineOf(at.row);
+  if (!line) return;
+  line.classList.add("current", `at-${at.role}`);
+  if (scroll) bringIntoSight(line);
+}
+
+/**
+ * Scroll the mirror, and never the page around it: the reader may be looking at the step.
+ * @param {HTMLElement} line
+ * @param {number} [tries]
+ */
+function bringIntoSight(line, tries = 3) {
+  const pane = line.closest("[role=tabpanel]");
+  if (!pane || pane.scrollHeight <= pane.clientHeight) return;
+  const head = pane.querySelector(".directions")?.clientHeight ?? 0;
+  const box = line.getBoundingClientRect();
+  const frame = pane.getBoundingClientRect();
+  if (box.top < frame.top + head || box.bottom > frame.bottom) {
+    pane.scrollTop += box.top - frame.top - frame.height / 3;
+    // Lines take their true height when they come into sight, which moves those below them.
+    if (tries) requestAnimationFrame(() => bringIntoSight(line, tries - 1));
+  }
+}
+
+/**
+ * @param {number} row
+ * @returns {HTMLElement | null}
+ */
+export function lineOf(row) {
+  const line = /** @type {HTMLElement | null} */ (list.querySelector(`li[data-row="${row}"]`));
+  if (line) unfilled.get(line)?.();
+  if (line) unfilled.delete(line);
+  return line;
+}
+
+/**
+ * Open the groups around a row; whether there was one to open.
+ * @param {(Group | Row)[]} items
+ * @param {number} row
+ * @returns {boolean}
+ */
+function reveal(items, row) {
+  for (const item of items) {
+    if (!("items" in item) || !item.rows.some((each) => each.index === row)) continue;
+    const closed = !item.open;
+    item.open = true;
+    return reveal(item.items, row) || closed;
+  }
+  return false;
+}

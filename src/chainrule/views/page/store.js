@@ -1,0 +1,133 @@
+// The document, and what is looked up in it again and again.
+
+import { useFormulas } from "./dom.js";
+
+/** @import { Document, Formula, Page, Row, Section, Source, Stop, Sum } from "./types.d.ts" */
+
+/** @type {Document} */
+export let told = { title: [], summary: [], sections: [] };
+/** @type {Row[]} */
+export let rows = [];
+/** @type {Stop[]} */
+export const stops = [];
+/** @type {number[][]} Which rows use a row. */
+export let uses = [];
+
+/** @type {Map<string, number>} */
+const stopOfAnchor = new Map();
+/** @type {Map<string, Row>} */
+const rowOfAnchor = new Map();
+/** @type {Map<string, Row | null>} */
+const rowOfSymbol = new Map();
+/** @type {Map<string, Sum>} */
+const sumOfSource = new Map();
+
+/** Read the page's data, once. */
+export function load() {
+  const text = document.getElementById("data")?.textContent ?? "{}";
+  /** @type {Page} */
+  const page = JSON.parse(text);
+  told = page.document;
+  rows = told.rows ?? [];
+  useFormulas(page.math);
+  for (const section of told.sections) gather(section, []);
+  uses = rows.map(() => []);
+  for (const row of rows) {
+    for (const input of row.inputs) uses[input].push(row.index);
+    for (const anchor of [row.forward, ...(row.backward ?? [])]) if (anchor) rowOfAnchor.set(anchor, row);
+    for (const symbol of [`value ${row.symbol}`, `gradient ${row.gradient_symbol}`]) {
+      rowOfSymbol.set(symbol, rowOfSymbol.has(symbol) ? null : row);
+    }
+  }
+  for (const sum of told.sums ?? []) sumOfSource.set(key(sum.of), sum);
+}
+
+/**
+ * The walk stops where something is worked out; what only sets the scene is one stop with all below it.
+ * @param {Section} section
+ * @param {Section[]} above
+ */
+function gather(section, above) {
+  const whole = section.kind === "overview" || section.kind === "note";
+  const inner = section.sections ?? [];
+  if (whole || inner.length === 0) {
+    for (const each of whole ? below(section) : [section]) stopOfAnchor.set(each.anchor.toWellFormed(), stops.length);
+    stops.push({ section, above, whole, phase: (above[0] ?? section).anchor });
+    return;
+  }
+  const first = stops.length;
+  for (const each of inner) gather(each, [...above, section]);
+  stopOfAnchor.set(section.anchor.toWellFormed(), first);
+}
+
+/**
+ * @param {Section} section
+ * @returns {Section[]}
+ */
+export function below(section) {
+  return [section, ...(section.sections ?? []).flatMap(below)];
+}
+
+/**
+ * @param {string} anchor
+ * @returns {number | undefined}
+ */
+export function stopOf(anchor) {
+  return stopOfAnchor.get(anchor.toWellFormed());
+}
+
+/**
+ * The address of a section within the page. A name that holds half a character has no address, so it is mended first.
+ * @param {string} anchor
+ * @returns {string}
+ */
+export function fragment(anchor) {
+  return `#${encodeURIComponent(anchor.toWellFormed())}`;
+}
+
+/**
+ * The row that a section works out, and which side of it.
+ * @param {Section} section
+ * @returns {{ row: Row, role: "value" | "gradient" } | null}
+ */
+export function rowOf(section) {
+  const row = rowOfAnchor.get(section.anchor);
+  return row ? { row, role: row.forward === section.anchor ? "value" : "gradient" } : null;
+}
+
+/**
+ * The row whose tensor a symbol stands for, where that is beyond doubt.
+ * @param {Formula} symbol
+ * @param {string} role
+ * @returns {Row | null}
+ */
+export function rowOfTensor(symbol, role) {
+  const side = role === "gradient" ? "gradient" : "value";
+  return rowOfSymbol.get(`${side} ${symbol}`) ?? null;
+}
+
+/**
+ * @param {Source} source
+ * @returns {string}
+ */
+export function key(source) {
+  return `${source.row} ${source.role} ${source.index.join(",")}`;
+}
+
+/**
+ * @param {string} text
+ * @returns {Sum | undefined}
+ */
+export function sumOf(text) {
+  return sumOfSource.get(text);
+}
+
+/**
+ * The sums that are kept for one side of a row.
+ * @param {number} row
+ * @param {string} role
+ * @returns {Sum[]}
+ */
+export function sumsOf(row, role) {
+  return (told.sums ?? []).filter((sum) => sum.of.row === row && sum.of.role === role);
+}

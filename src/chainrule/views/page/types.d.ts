@@ -1,0 +1,75 @@
+/**
+ * The written form of the document, as docs/document.md tells it, with the place of each formula in the page's table
+ * where a file has its LaTeX. tests/views/test_page.py holds the two together.
+ */
+
+export type Role = "value" | "gradient" | "jacobian" | "parameter";
+export type Verdicts = "agrees" | "disagrees" | "kink" | "no rule yet" | "not differentiable" | "not checked";
+/** A number that JSON has no word for is a string (`nan`, `inf`, `-inf`) or a complex number. */
+export type Entry = number | boolean | string | { re: Entry; im: Entry };
+/** A formula: its place in `Formulas.formulas`. */
+export type Formula = number;
+export type Span = string | { math: Formula } | { code: string };
+
+export interface Histogram { low: Entry; high: Entry; counts: number[] }
+export interface Sketch { rows: number; columns: number; means: Entry[] }
+
+export interface Paragraph { block: "paragraph"; text: Span[]; tone?: "plain" | "note" | "warning" }
+export interface Equation { block: "equation"; latex: Formula; label?: string }
+export interface Tensor {
+  block: "tensor";
+  symbol: Formula;
+  shape: number[];
+  dtype: string;
+  role: Role;
+  entries: Entry[] | null;
+  statistics?: [string, Entry][];
+  row_labels?: string[];
+  column_labels?: string[];
+  label?: string;
+  histogram?: Histogram;
+  sketch?: Sketch;
+}
+export interface Verdict { block: "verdict"; kind: Verdicts; text: Span[]; difference?: Entry; tolerance?: Entry }
+export interface Table { block: "table"; headers: string[]; rows: Span[][][]; label?: string }
+export type Block = Paragraph | Equation | Tensor | Verdict | Table;
+
+export interface Section {
+  title: Span[];
+  anchor: string;
+  kind: "overview" | "forward" | "backward" | "update" | "note";
+  blocks?: Block[];
+  sections?: Section[];
+  code?: string;
+}
+export interface Row {
+  index: number;
+  kind: "data" | "parameter" | "operation" | "loss";
+  name: string;
+  symbol: Formula;
+  gradient_symbol: Formula;
+  operation: string;
+  expression: string;
+  place: string;
+  module: string;
+  inputs: number[];
+  value: Tensor;
+  gradient: Tensor | null;
+  forward?: string;
+  backward?: string[];
+  verdict?: Verdicts;
+  update?: Entry;
+}
+export interface Source { row: number; role: "value" | "gradient"; index: number[] }
+export interface Summand { value: Entry; factors: [string, Entry][]; sources: Source[]; reason?: string }
+export interface Sum { of: Source; text: string; summands: Summand[] }
+export interface Document { title: Span[]; summary: Block[]; sections: Section[]; rows?: Row[]; sums?: Sum[] }
+
+/** [tag, text] or [tag, ...children], with a dict of attributes after the tag where there are any. */
+export type Tree = (string | Record<string, string> | Tree)[];
+/** Shapes of formulas with holes in them; a formula is a shape and the formulas in its holes, or plain text. */
+export interface Formulas { shapes: Tree[]; formulas: (number[] | string)[] }
+export interface Page { format: string; version: number; document: Document; math: Formulas }
+
+/** One place of the walk: a section, with those above it. */
+export interface Stop { section: Section; above: Section[]; whole: boolean; phase: string }

@@ -1,0 +1,177 @@
+// The walk: forward, loss, backward, update, one step after the other; the detail pane tells the one that it is at.
+
+import { sectionOf, shown, text, plainText, waysOf } from "./blocks.js";
+import { byId, h } from "./dom.js";
+import { mark } from "./mirror.js";
+import { below, fragment, rowOf, stopOf, stops } from "./store.js";
+
+/** @import { Way } from "./blocks.js" */
+/** @import { Stop } from "./types.d.ts" */
+
+const PAUSE = 2200; // milliseconds on each step while it plays
+
+let current = 0;
+/** @type {Way} */
+let way = "both";
+/** @type {ReturnType<typeof setInterval> | null} */
+let playing = null;
+
+export function startWalk() {
+  byId("previous").addEventListener("click", () => go(current - 1));
+  byId("next").addEventListener("click", () => go(current + 1));
+  byId("play").addEventListener("click", () => play(playing === null));
+  for (const button of document.querySelectorAll("input[name=way]")) {
+    button.addEventListener("change", () => {
+      way = /** @type {Way} */ (/** @type {HTMLInputElement} */ (button).value);
+      tell();
+    });
+  }
+  byId("phases").append(...phases());
+  window.addEventListener("hashchange", () => go(stopOfHash() ?? current, false));
+  document.addEventListener("click", followLink);
+  document.addEventListener("keydown", onKey);
+  go(stopOfHash() ?? 0, false);
+}
+
+/** @returns {number | undefined} */
+function stopOfHash() {
+  try {
+    return stopOf(decodeURIComponent(location.hash.slice(1)));
+  } catch {
+    return undefined; // a fragment that is no proper escape names no step
+  }
+}
+
+/** @param {string} anchor */
+export function walkTo(anchor) {
+  const stop = stopOf(anchor);
+  if (stop !== undefined) go(stop);
+}
+
+/**
+ * Links to steps are followed here, because in a notebook's frame the address cannot change.
+ * @param {MouseEvent} event
+ */
+function followLink(event) {
+  const target = event.target instanceof Element ? event.target : null;
+  const link = target?.closest('a[href^="#"]');
+  const stop = link ? stopOf(decodeURIComponent(link.getAttribute("href")?.slice(1) ?? "")) : undefined;
+  if (stop !== undefined && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault();
+    go(stop);
+    return;
+  }
+  const side = target?.closest("[data-go]");
+  if (side && !target?.closest("td, button, a")) walkTo(side.getAttribute("data-go") ?? "");
+}
+
+/** @param {KeyboardEvent} event */
+function onKey(event) {
+  const target = event.target instanceof HTMLElement ? event.target : null;
+  if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  if (target?.closest("input, [role=tab], td[data-source], .heat") || (target && target.scrollWidth > target.clientWidth && target.tabIndex === 0)) return;
+  if (event.key === "ArrowRight") go(current + 1);
+  else if (event.key === "ArrowLeft") go(current - 1);
+  else if (event.key === " " && !target?.closest("button, a, summary")) play(playing === null);
+  else return;
+  event.preventDefault();
+}
+
+/** @param {boolean} on */
+function play(on) {
+  if (playing !== null) clearInterval(playing);
+  playing = on ? setInterval(() => (current + 1 < stops.length ? go(current + 1) : play(false)), PAUSE) : null;
+  byId("play").setAttribute("aria-pressed", String(on));
+}
+
+/**
+ * @param {number} stop
+ * @param {boolean} [named] whether the address is to name it
+ */
+function go(stop, named = true) {
+  if (!stops.length) return;
+  current = Math.min(stops.length - 1, Math.max(0, stop));
+  if (named) name(stops[current].section.anchor);
+  tell();
+  byId("detail").scrollTop = 0;
+  const at = rowOf(stops[current].section);
+  mark(at && { row: at.row.index, role: at.role }, true);
+}
+
+/** @param {string} anchor */
+function name(anchor) {
+  try {
+    history.replaceState(null, "", fragment(anchor));
+  } catch {
+    // A page in a notebook's sandboxed frame has no address of its own.
+  }
+}
+
+function tell() {
+  const stop = stops[current];
+  byId("told").replaceChildren(...parts(stop));
+  byId("position").textContent = `${current + 1} of ${stops.length}`;
+  byId("said").textContent = plainText(stop.section.title);
+  /** @type {HTMLButtonElement} */ (byId("previous")).disabled = current === 0;
+  /** @type {HTMLButtonElement} */ (byId("next")).disabled = current === stops.length - 1;
+  for (const phase of document.querySelectorAll("#phases button")) {
+    const [first, end] = (phase.getAttribute("data-stops") ?? "0 0").split(" ").map(Number);
+    const here = current >= first && current < end;
+    if (here) phase.setAttribute("aria-current", "step");
+    else phase.removeAttribute("aria-current");
+    const done = Math.min(1, Math.max(0, (current + 1 - first) / (end - first)));
+    /** @type {HTMLElement} */ (phase).style.setProperty("--done", `${100 * done}%`);
+  }
+  const blocks = stop.section.blocks ?? [];
+  byId("ways").hidden = waysOf(blocks, "product") === blocks;
+}
+
+/**
+ * The step with what stands above it: a heading's own words before its first step, what arrives before each of its parts.
+ * @param {Stop} stop
+ * @returns {HTMLElement[]}
+ */
+function parts(stop) {
+  const { section, above, whole } = stop;
+  const crumbs = above.map((each) => h("li", null, text(each.title)));
+  const before = above.flatMap((each, depth) => (depth > 0 || isFirst(stop, each) ? (each.blocks ?? []) : []));
+  const inner = whole ? below(section).slice(1) : [];
+  return [
+    ...(crumbs.length ? [h("ol", { class: "crumbs", "aria-label": "in" }, crumbs)] : []),
+    ...(before.length ? [h("div", { class: "arrives" }, before.map(shown))] : []),
+    sectionOf(section, way, 2),
+    ...inner.map((each) => sectionOf(each, way, 3)),
+  ];
+}
+
+/**
+ * Whether a stop is the first one below a section.
+ * @param {Stop} stop
+ * @param {import("./types.d.ts").Section} section
+ */
+function isFirst(stop, section) {
+  return stopOf(section.anchor) === stops.indexOf(stop);
+}
+
+function phases() {
+  /** @type {{ title: string, first: number, end: number }[]} */
+  const found = [];
+  stops.forEach((stop, place) => {
+    const top = stop.above[0] ?? stop.section;
+    const loss = rowOf(stop.section)?.row.kind === "loss" && stop.phase === "forward";
+    const title = loss ? "Loss" : PHASES[top.kind] && top.kind !== "overview" && top.anchor !== "gradients" ? PHASES[top.kind] : plainText(top.title);
+    const last = found.at(-1);
+    const short = top.anchor === "gradients" ? (last?.title ?? title) : title;
+    if (last?.title === short) last.end = place + 1;
+    else found.push({ title: short, first: place, end: place + 1 });
+  });
+  return found.map(({ title, first, end }) => h("button", { type: "button", "data-stops": `${first} ${end}`, onclick: () => go(first) }, title));
+}
+
+/** @type {Record<string, string>} */
+const PHASES = { forward: "Forward", backward: "Backward", update: "Update", note: "Worth knowing" };
+
+/** Every step, for paper. */
+export function everyStep() {
+  return stops.flatMap((stop) => parts(stop));
+}

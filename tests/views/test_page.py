@@ -1,0 +1,158 @@
+"""The page as text: what is in it, what cannot be in it, and that its types are those of the document."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import MISSING, fields
+from html.parser import HTMLParser
+from typing import Any, get_args
+
+import pytest
+
+from chainrule import document as doc
+from chainrule.views import page
+from chainrule.views.json import BLOCKS
+from chainrule.views.page.mathml import Formulas, converted
+from tests.views import hostile
+
+TYPES = page._read("types.d.ts")
+
+
+class Elements(HTMLParser):
+    """Every element, with its attributes and the text right in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.found:
+            self.texts.setdefault(self.found[-1][0], []).append(data)
+
+
+def data_of(html: str) -> dict[str, Any]:
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert text is not None
+    return json.loads(text[1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", hostile.NAMES, ids=range(len(hostile.NAMES)))
+def test_no_name_becomes_an_element(name):
+    html = page.render(hostile.document(name))
+    harmless = page.render(hostile.document("x"))
+    kinds = [tag for tag, _ in Elements(html).found]
+    assert set(kinds) == {tag for tag, _ in Elements(harmless).found}
+    assert kinds.count("script") == 2
+    assert not any(key.startswith("on") for _, attributes in Elements(html).found for key in attributes)
+    html.encode()
+    assert data_of(html)["document"]["rows"][0]["name"] == name
+
+
+def test_the_policy_allows_the_one_script_and_the_styles_and_nothing_else():
+    html = page.render(hostile.document("x"))
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
+    [script] = re.findall(r'<script type="module">(.*?)</script>', html, re.DOTALL)
+    [style, *pictured] = re.findall(r"<style[^>]*>(.*?)</style>", html, re.DOTALL)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    hashed = [f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in (script, style)]
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == hashed[0]
+    assert rules["style-src"].split()[0] == hashed[1]
+    assert len(rules["style-src"].split()) == 1 + len(pictured)
+
+
+def test_nothing_is_loaded_from_anywhere():
+    html = page.render(hostile.document("x"))
+    for tag, attributes in Elements(html).found:
+        assert "src" not in attributes, tag
+        assert (attributes.get("href") or "#").startswith("#"), tag
+    assert not re.search(r"url\((?!['\"]?#)", html)
+    assert "@import" not in page._read("page.css")
+
+
+def test_the_modules_are_put_together_whole():
+    script = page._script()
+    assert not re.search(r"^(import|export) ", script, re.MULTILINE)
+    names = re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", script, re.MULTILINE)
+    assert len(names) == len(set(names))  # they share one scope
+    files = {each.name for each in page.resources.files(page.__name__).iterdir() if each.name.endswith(".js")}
+    assert files == set(page.MODULES)
+
+
+def interface(name: str) -> dict[str, bool]:
+    """The fields of an interface of types.d.ts, and whether each may be missing."""
+    body = re.search(rf"export interface {name} \{{(.*?)\}}\n", TYPES, re.DOTALL)
+    assert body is not None, name
+    return {field: bool(mark) for field, mark in re.findall(r"(\w+)(\??):", body[1])}
+
+
+@pytest.mark.parametrize("kind", [
+    doc.Document, doc.Section, doc.Row, doc.Source, doc.Summand, doc.Sum, doc.Histogram, doc.Sketch, *BLOCKS.values(),
+])  # fmt: skip
+def test_the_types_of_the_page_are_the_documents(kind):
+    """The same fields in the same order; those with a default may be missing."""
+    expected = {field.name: field.default is not MISSING for field in fields(kind)}
+    if kind in BLOCKS.values():
+        expected = {"block": False, **expected}
+    assert list(interface(kind.__name__).items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(("name", "literal"), [("Role", doc.Role), ("Verdicts", doc.Kind)])
+def test_the_words_of_the_page_are_the_documents(name, literal):
+    [union] = re.findall(rf"export type {name} = (.*?);", TYPES)
+    assert tuple(re.findall(r'"([^"]+)"', union)) == get_args(literal)
+
+
+def text_of(tree: Any) -> str:
+    if isinstance(tree, str):
+        return tree
+    return "".join(text_of(part) for part in tree[1:] if not isinstance(part, dict))
+
+
+def test_a_formula_is_a_shape_with_names_in_its_holes():
+    formulas = Formulas()
+    first = formulas.formulas[formulas.add(r"\frac{\partial J}{\partial \text{h.0.c\_attn}}")]
+    second = formulas.formulas[formulas.add(r"\frac{\partial J}{\partial W^{[1]}}")]
+    assert first[0] == second[0]  # one shape
+    assert formulas.formulas[first[1]] == "h.0.c_attn"
+    assert text_of(formulas.shapes[second[0]]) == "∂J∂\ue000"
+    assert text_of(formulas.shapes[formulas.formulas[second[1]][0]]) == "W[1]"
+
+
+@pytest.mark.parametrize(
+    ("latex", "text"),
+    [
+        (r"\mathrm{vec}(x)", "vec(x)"),
+        (r"\operatorname{softmax}(x)", "softmax(x)"),
+        (r"\begin{pmatrix} 1 & -2 \\ 3 & 4 \end{pmatrix}^{T}", "(1−234)T"),
+        (r"\begin{cases} 1 & x > 0 \\ 0 & x \le 0 \end{cases}", "{1x>00x≤0"),
+    ],
+)
+def test_shapes_are_mathml(latex, text):
+    assert text_of(converted(latex)) == text
+
+
+def test_what_the_library_cannot_read_is_shown_as_it_is_written():
+    assert converted(r"\frac{") == ["mtext", r"\frac{"]
+
+
+def test_a_matrix_in_brackets_stands_in_a_row_of_its_own_with_its_power():
+    [_, [_, power, _]] = converted(r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}^{T} x")
+    assert power[0] == "msup"
+    assert [part[0] for part in power[1][1:]] == ["mo", "mtable", "mo"]
+
+
+def test_numbers_of_32_bits_are_short_and_exact_and_those_of_64_bits_whole():
+    value = 0.1000000014901161193847656  # the float32 that is nearest to 0.1
+    single = doc.Tensor("x", (1,), "float32", "value", (value,))
+    double = doc.Tensor("y", (1,), "float64", "value", (value,))
+    told = data_of(page.render(doc.Document((), (single, double), ())))["document"]["summary"]
+    assert [block["entries"] for block in told] == [[0.100000001], [value]]
