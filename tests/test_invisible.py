@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 import chainrule
 from chainrule.errors import RecordingError
-from chainrule.recorder import Recorder, Tape
+from chainrule.recorder import Recorder
+from chainrule.tape import Tape
 
 Step = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], Tensor]
 
@@ -288,7 +289,6 @@ def test_the_optimizer_and_a_later_step_change_nothing() -> None:
         assert torch.equal(changed.grad, gradients[changed.name])  # as the optimizer met it: clipped
         assert torch.equal(changed.before, before[changed.name])
         assert torch.equal(changed.after, after[changed.name])
-        assert torch.equal(changed.state_after["exp_avg"], state[place]["exp_avg"])
         assert not torch.equal(changed.state_before["exp_avg"], state[place]["exp_avg"])
     kinds = [event.kind for event in recording.graph.events]
     assert "zero_grad" in kinds

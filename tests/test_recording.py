@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import chainrule
 from chainrule.backprop import data
 from chainrule.graph import Graph
-from chainrule.recorder import tensors_in
+from chainrule.tape import tensors_in
 
 
 def assert_tied(graph: Graph) -> None:

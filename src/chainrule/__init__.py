@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
+    from chainrule.check import verify
     from chainrule.recording import Recording, explain, load, record
 
 __version__ = "0.1.0"
 
-__all__ = ["ChainruleError", "Recording", "__version__", "explain", "load", "record"]
+__all__ = ["ChainruleError", "Recording", "__version__", "explain", "load", "record", "verify"]
 
 
 def load_ipython_extension(ipython: Any) -> None:
@@ -30,5 +31,5 @@ def load_ipython_extension(ipython: Any) -> None:
 def __getattr__(name: str) -> Any:
     # PyTorch takes over a second to import: `chainrule --help` and the views, which need none of it, do without.
     if name in __all__:
-        return getattr(import_module("chainrule.recording"), name)
+        return getattr(import_module("chainrule.check" if name == "verify" else "chainrule.recording"), name)
     raise AttributeError(f"module 'chainrule' has no attribute {name!r}; it has {', '.join(__all__)}")

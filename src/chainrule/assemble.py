@@ -36,8 +36,8 @@ from chainrule.graph import (
     Update,
     Value,
 )
-from chainrule.recorder import RawBackward, RawCall, RawFunction, RawNode, Tape, Traits, storage_of, tensors_in
 from chainrule.source import Site
+from chainrule.tape import RawBackward, RawCall, RawFunction, RawNode, RawUpdate, Tape, Traits, storage_of, tensors_in
 
 
 def assemble(tape: Tape) -> Graph:
@@ -52,6 +52,7 @@ class _Draft:
     tensor: Tensor
     created: int
     kind: str = "result"
+    skip: int = 0  # copies of the tensor that were made of its earlier values, at the same position
     names: list[str] = field(default_factory=list)
     operation: int | None = None
     slot: int = 0
@@ -68,6 +69,7 @@ class _Assembler:
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
         self.values: list[_Draft] = []
+        self.skip: dict[int, int] = {}  # id of a tensor -> copies that are older than an optimizer's step
         self.current: dict[int, int] = {}  # id of a tensor -> its value now
         self.versions: dict[int, list[int]] = {}  # id of a tensor -> its values, in order
         self.sharing: dict[int, dict[int, Tensor]] = {}  # memory -> the tensors in it that have a value now
@@ -86,6 +88,7 @@ class _Assembler:
         self._nodes_at: dict[int, list[int]] = {}
         self._views: dict[int, list[int]] = {}  # id of a view -> the nodes made anew for it
         for index, node in enumerate(tape.nodes):
+            node.edges = node.edges or node.node.next_functions
             if node.operation is not None:
                 self._nodes_at.setdefault(node.operation, []).append(index)
             elif node.view_from is not None:
@@ -121,8 +124,11 @@ class _Assembler:
     def _read_operations(self) -> None:
         starts = {f.first: f for f in self.tape.functions}
         unseen = self._saved_copies()
+        updates = list(self.tape.updates)
         position = 0
         while position < len(self.tape.operations):
+            while updates and updates[0].position <= position:
+                self._read_update(updates.pop(0))
             function = starts.get(position)
             if function is not None and self._node_of(function) is not None:
                 self._read_function(function)
@@ -134,6 +140,15 @@ class _Assembler:
         for index, node in enumerate(self.tape.nodes):  # nodes whose outputs no operation has seen
             if index not in self.operation_of and not hasattr(node.node, "variable"):
                 self._read_untied(index)
+
+    def _read_update(self, update: RawUpdate) -> None:
+        """After `optimizer.step()` a parameter is another value: what uses it next uses the new one."""
+        for _, parameters in update.groups:
+            for parameter in parameters:
+                for identity in self.sharing.pop(storage_of(parameter), {}):
+                    self.current.pop(identity, None)
+                    copies = self.tape.copies.get(identity, ())
+                    self.skip[identity] = sum(position <= update.position for position, _ in copies)
 
     def _saved_copies(self) -> set[int]:
         """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
@@ -333,7 +348,7 @@ class _Assembler:
         self.sharing.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
         self.stale.pop(id(tensor), None)
         kind = "parameter" if _is_trained_leaf(tensor) else "result"
-        self.values.append(_Draft(tensor, created, kind, operation=operation, slot=slot))
+        self.values.append(_Draft(tensor, created, kind, self.skip.get(id(tensor), 0), operation=operation, slot=slot))
         return index
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -361,7 +376,9 @@ class _Assembler:
         ranked: dict[int, list[tuple[int, str]]] = {}
         for index, draft in enumerate(self.values):
             path = self.parameter_path.get(id(draft.tensor))
-            if path and self._used_version(index) == index:
+            if path and index in self._used | {self._used_version(index)}:
+                earlier = [v for v in self.versions[id(draft.tensor)] if v in self._used and v < index]
+                path += f"@{len(earlier) + 1}" if earlier else ""  # what an optimizer made of it, used once more
                 ranked.setdefault(index, []).append((0, path))
         for _, rank, name, value, place in sorted(self._namings(), key=lambda each: each[0]):
             ranked.setdefault(value, []).append((rank, name))
@@ -408,7 +425,8 @@ class _Assembler:
                 if path and isinstance(run.output, Tensor):
                     value = self._value_at(run.output, run.last)
                     if value is not None:
-                        yield run.last * 3 + 2, 2, path, value, run.site.place() if run.site else None
+                        rank = 4 if path.replace(".", "").isdigit() else 2  # a place in a Sequential says little
+                        yield run.last * 3 + 2, rank, path, value, run.site.place() if run.site else None
         for call in self.tape.calls:
             if call.custom is None and _is_direct(call):
                 parent = self.tape.modules[call.module].site if call.module is not None else None
@@ -533,9 +551,7 @@ class _Assembler:
     def _node(self, index: int, number: int, passages: list[Passage]) -> Node:
         raw = self.tape.nodes[number]
         operation = self.operation_of.get(number)
-        leaf = self.current.get(id(raw.node.variable)) if hasattr(raw.node, "variable") else None
-        if leaf is not None:
-            leaf = self._used_version(leaf)
+        leaf = self._leaf(raw.node.variable) if hasattr(raw.node, "variable") else None
         slots = self.outputs_of.get(number, {})
         outputs = tuple(slots.get(slot) for slot in range(max(slots, default=-1) + 1))
         call = self.operations[operation].call if operation is not None else None
@@ -559,6 +575,14 @@ class _Assembler:
                 return function.site.place()
         site = self.tape.calls[call].site if call is not None else None
         return site.place() if site is not None else None
+
+    def _leaf(self, tensor: Tensor, before: int | None = None) -> int | None:
+        """The value of a leaf that gradients belong to; with `before` the last one by then, as an optimizer met it."""
+        versions = self.versions.get(id(tensor))
+        if versions is None:
+            return None
+        used = [v for v in versions if v in self._used and before is not None and self.values[v].created < before]
+        return used[-1] if used else self._used_version(versions[0])
 
     def _used_version(self, value: int) -> int:
         """Of all values that a leaf was, the one that gradients belong to: the first that a node was made with.
@@ -690,7 +714,7 @@ class _Assembler:
             for name in draft.names:
                 count[name] += 1
                 names.append(f"{name}@{count[name]}" if shared[name] > 1 else name)
-            tensor, data = draft.tensor, self._data(draft.tensor, draft.created)
+            tensor, data = draft.tensor, self._data(draft.tensor, draft.created, draft.skip)
             values.append(
                 Value(
                     index,
@@ -710,8 +734,8 @@ class _Assembler:
             )
         return tuple(values)
 
-    def _data(self, tensor: Tensor, created: int) -> Tensor:
-        for position, copy in self.tape.copies.get(id(tensor), ()):
+    def _data(self, tensor: Tensor, created: int, skip: int = 0) -> Tensor:
+        for position, copy in self.tape.copies.get(id(tensor), [])[skip:]:
             if position > created:
                 return copy
         return tensor.detach()
@@ -735,19 +759,17 @@ class _Assembler:
             members = [(options, p) for options, group in raw.groups for p in group]
             parameters = []
             for place, (options, parameter) in enumerate(members):
-                value = self.current.get(id(parameter))
+                value = self._leaf(parameter, before=raw.position)
                 after = raw.after[place] if raw.after else raw.before[place]
-                state = raw.states_after[place] if raw.states_after else {}
                 parameters.append(
                     ParameterUpdate(
-                        None if value is None else self._used_version(value),
+                        value,
                         self._parameter_name(parameter, place),
                         raw.before[place],
                         raw.gradients[place],
                         after,
                         options,
                         raw.states[place],
-                        state,
                     )
                 )
             found.append(Update(type(raw.optimizer).__name__, tuple(parameters), raw.position))
@@ -758,20 +780,23 @@ class _Assembler:
             return self.parameter_path[id(parameter)]
         if id(parameter) in self.tape.scope:
             return self.tape.scope[id(parameter)][0]
-        value = self.current.get(id(parameter))
-        names = self.values[self._used_version(value)].names if value is not None else []
+        value = self._leaf(parameter)
+        names = self.values[value].names if value is not None else []
         return names[0] if names else f"parameter{place}"
 
     def _parameters(self) -> dict[str, Parameter]:
         found: dict[str, Parameter] = {}
         after = {id(p): a for raw in self.tape.updates for p, a in self._stepped(raw)}
         for tensor in self._trained():
-            value = self.current.get(id(tensor))
-            value = None if value is None else self._used_version(value)
+            value = self._leaf(tensor)
             name = self._parameter_name(tensor, len(found))
             if name in found:
                 name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
-            before = self._data(tensor, -1 if value is None else self.values[value].created)
+            before = (
+                self._data(tensor, -1)
+                if value is None
+                else self._data(tensor, self.values[value].created, self.values[value].skip)
+            )
             changed = after.get(id(tensor))
             if changed is None and value is not None and (copies := self.tape.copies.get(id(tensor), ())):
                 final = copies[-1][1] if len(copies) > 1 else tensor.detach()

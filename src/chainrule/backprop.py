@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from chainrule import rules
@@ -46,6 +47,7 @@ class NodeStep:
     op: Applied | None
     upstream: tuple[Tensor | None, ...]
     shares: tuple[Share, ...]
+    failure: str = ""  # why the node's rule could not be used
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,23 @@ def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
     """Our rule for a node, if there is one. A user's own `autograd.Function` has none, whatever it is called."""
     if node.operation is None or node.function_class is not None:
         return None
-    return rules.for_node(node.name, op)
+    rule = rules.for_node(node.name, op)
+    sparse = op is not None and any(getattr(a, "layout", torch.strided) != torch.strided for a in op.arguments.values())
+    return rule if rule is None or not sparse or rule.topic == "sparse" else None
 
 
 def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients that arrive at a node, one for each output of its operation."""
-    count = len(graph.operations[node.operation].outputs) if node.operation is not None else 1
-    return upstream + (None,) * (count - len(upstream))
+    """The gradients that arrive at a node, one for each output of its operation.
+
+    A node counts only the outputs that a gradient can come back from: `linalg.lu` has none for its permutation.
+    """
+    outputs = graph.operations[node.operation].outputs if node.operation is not None else (None,)
+    place = {value: slot for slot, value in enumerate(outputs) if value is not None}
+    values = node.outputs + (None,) * (len(upstream) - len(node.outputs))
+    arrived = {
+        place.get(v, slot): g for slot, (v, g) in enumerate(zip(values, upstream, strict=False)) if g is not None
+    }
+    return tuple(arrived.get(slot) for slot in range(len(outputs)))
 
 
 def shares_of(
@@ -155,6 +167,7 @@ def _walk(graph: Graph, backward: int, gradients: dict[int, Tensor]) -> Iterator
     """One backward pass, from its roots, each node after all nodes that send it a gradient."""
     ran = {node.index: p for node in graph.nodes for p in node.passages if p.backward == backward}
     arriving: dict[int, dict[int, Tensor]] = {}
+    hooked = {event.text for event in graph.events if event.kind == "hook"}
     fed = {edge.node for index in ran for edge in graph.nodes[index].edges}
     for index in sorted(ran, key=lambda each: ran[each].order):
         node, passage = graph.nodes[index], ran[index]
@@ -163,14 +176,17 @@ def _walk(graph: Graph, backward: int, gradients: dict[int, Tensor]) -> Iterator
             upstream = tuple(here.get(slot) for slot in range(max([len(passage.upstream), *(s + 1 for s in here)])))
         else:
             upstream = passage.upstream  # the seed
+        if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
+            upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
         step = _step_back(graph, node, passage, backward, upstream)
         for slot, value in enumerate(node.outputs):
             if value is not None and slot < len(upstream) and upstream[slot] is not None:
                 _add(gradients, value, upstream[slot])
         for share, edge in zip(step.shares, node.edges, strict=True):
-            if share.gradient is None:
-                continue
             target = graph.nodes[edge.node]
+            wanted = edge.node in ran if target.leaf is None else share.recorded is not None
+            if share.gradient is None or not wanted:  # `torch.autograd.grad` asks for some gradients only
+                continue
             if target.leaf is not None:
                 _add(gradients, target.leaf, share.gradient)
             else:
@@ -183,16 +199,20 @@ def _step_back(
 ) -> NodeStep:
     op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
     rule = rule_of(graph, node, op)
+    failure = ""
     if rule is not None and op is not None:
-        shares = tuple(shares_of(graph, node, rule, op, upstream, passage))
-        if all(share.gradient is not None or share.recorded is None for share in shares):
-            return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
+        try:
+            shares = tuple(shares_of(graph, node, rule, op, upstream, passage))
+            if all(share.gradient is not None or share.recorded is None for share in shares):
+                return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
+        except (RuleError, RuntimeError, IndexError, ValueError, TypeError) as error:
+            failure = f"{node.name}: the rule {rule.name} cannot take this case ({error})"
     shares = tuple(
         Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
         for edge in node.edges
         for recorded in [passage.downstream[edge.position] if edge.position < len(passage.downstream) else None]
     )
-    return NodeStep(node.index, backward, node.operation, None, op, upstream, shares)
+    return NodeStep(node.index, backward, node.operation, None, op, upstream, shares, failure)
 
 
 def _add(into: dict[int, Tensor], key: int, gradient: Tensor | None) -> None:
@@ -272,17 +292,20 @@ def _ancestors(graph: Graph) -> set[int]:
 def _call_unit(graph: Graph, index: int) -> _Unit | None:
     """A call of several operations as one unit, if a rule knows it as a whole and it gives one tensor."""
     call = graph.calls[index]
-    rule = rules.for_call(call.name)
-    if rule is None or len(call.outputs) != 1 or len(call.operations) < 2:
+    if len(call.outputs) != 1 or len(call.operations) < 2:
         return None
-    names = [*rule.wrt, *rule.constants]
-    arguments: dict[str, Any] = dict(zip(names, call.arguments, strict=False)) | call.keywords
-    for name in names:
-        arguments.setdefault(name, None)
-    op = Applied({k: data(graph, v) for k, v in arguments.items()}, (graph.values[call.outputs[0]].data,), call.name)
-    if not rule.accepts(op):
-        return None
-    return _Unit(index, call.operations, rule, op, tuple(arguments_of(arguments)), call.outputs)
+    out = graph.values[call.outputs[0]]
+    for rule in rules.all_for_call(call.name):
+        names = [*rule.wrt, *rule.constants]
+        arguments: dict[str, Any] = (
+            dict.fromkeys(names) | dict(zip(names, call.arguments, strict=False)) | call.keywords
+        )
+        op = Applied({k: data(graph, v) for k, v in arguments.items()}, (out.data,), call.name)
+        # Under autocast the call's arguments are not the numbers that it computed with: then its nodes are told.
+        cast = any(getattr(op.arguments[name], "dtype", out.dtype) != out.dtype for name in rule.wrt)
+        if not cast and rule.accepts(op):
+            return _Unit(index, call.operations, rule, op, tuple(arguments_of(arguments)), call.outputs)
+    return None
 
 
 def arguments_of(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int]]:
@@ -310,19 +333,29 @@ def _backward_steps(
         if step.operation in unit_of:
             key = (step.backward, unit_of[step.operation].operations[0])
             by_unit.setdefault(key, []).append(step)
+    sources: dict[tuple[int, int], set[int]] = {}
+    for step in node_steps:
+        for edge in graph.nodes[step.node].edges:
+            sources.setdefault((step.backward, edge.node), set()).add(step.node)
     return [
-        _backward(graph, unit_of[operation], backward, members) for (backward, operation), members in by_unit.items()
+        _backward(graph, unit_of[operation], backward, members, sources)
+        for (backward, operation), members in by_unit.items()
     ]
 
 
-def _backward(graph: Graph, unit: _Unit, backward: int, members: list[NodeStep]) -> Step:
+def _backward(
+    graph: Graph, unit: _Unit, backward: int, members: list[NodeStep], sources: dict[tuple[int, int], set[int]]
+) -> Step:
     nodes = tuple(member.node for member in members)
-    if len(unit.operations) == 1:
-        only = members[0]
-        rule, upstream, shares = only.rule, only.upstream, only.shares
-    else:
-        rule, upstream = unit.rule, members[0].upstream
-        shares = tuple(_call_shares(graph, unit, members))
+    first = members[0]
+    entered = bool(set(unit.outputs) & set(graph.nodes[first.node].outputs))
+    elsewhere = any(sources.get((backward, node), set()) - set(nodes) for node in nodes[1:])
+    if len(unit.operations) > 1 and entered and not elsewhere:
+        rule, upstream, shares = unit.rule, first.upstream, tuple(_call_shares(graph, unit, members))
+    elif len(members) == 1:
+        rule, upstream, shares = first.rule, first.upstream, first.shares
+    else:  # a pass that entered the call in its middle too, as second derivatives do
+        rule, upstream, shares = None, first.upstream, tuple(share for member in members for share in member.shares)
     return Step(
         0, "backward", unit.call, unit.operations, nodes, rule, unit.op, unit.arguments, unit.outputs, backward,
         upstream, shares,

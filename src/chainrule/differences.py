@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chainrule.backprop import data
 from chainrule.graph import Edge, Graph, Node, Ref
-from chainrule.recorder import Traits, tensors_in
+from chainrule.tape import Traits, tensors_in
 
 EPS = 2.0**-52
 STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least

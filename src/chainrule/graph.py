@@ -164,8 +164,7 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class ParameterUpdate:
-    """One parameter in one `optimizer.step()`. `state_before`/`state_after` hold the optimizer's tensors and
-    numbers."""
+    """One parameter in one `optimizer.step()`. `state_before` is what the optimizer remembered of it until then."""
 
     value: int | None
     name: str
@@ -174,7 +173,6 @@ class ParameterUpdate:
     after: torch.Tensor
     options: dict[str, Any]
     state_before: dict[str, Any]
-    state_after: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

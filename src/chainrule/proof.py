@@ -249,7 +249,10 @@ def _passage(case: Case) -> Row:
     for finding in findings:
         hold_rule(case, experiment, finding, shares.get(finding.edge.position))
     explained = case.rule is not None and all(f.ours is not None or f.missing for f in findings)
-    return _judged(graph, node, findings, obstacle, broken, explained)
+    row = _judged(graph, node, findings, obstacle, broken, explained)
+    if experiment is None or not experiment.custom or row.verdict != "disagrees":
+        return row
+    return replace(row, repairs=recognise(experiment, findings))
 
 
 def _experiment(graph: Graph, node: Node, passage: Passage) -> Experiment:

@@ -6,7 +6,7 @@ hooks of optimizers the update. All questions (which value is which, what is it 
 `assemble`.
 
 Two rules keep it harmless. Nothing is held that would stop PyTorch from reusing a buffer: the gradient that flows into
-a leaf is read from `.grad` afterwards. And whatever is about to be overwritten is copied first (`Tape.preserve`).
+a leaf is read from `.grad` afterwards. And whatever is about to be overwritten is copied first (`Tape.overwritten`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Self
 
@@ -36,6 +33,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from chainrule.errors import RecordingError
 from chainrule.source import Site, is_library
+from chainrule.tape import RawBackward, RawCall, RawFunction, RawModule, RawNode, RawUpdate, Tape, Traits, tensors_in
+
+AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
 _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -43,163 +43,6 @@ _backward_functions = frozenset({Tensor.backward, torch.autograd.backward, torch
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
 _zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default})
-
-
-@dataclass(slots=True)
-class RawCall:
-    """One torch function that the user's code called, and the stretch of operations that ran for it."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    output: Any
-    site: Site | None
-    module: int | None
-    first: int
-    last: int
-    custom: int | None = None
-    error: str | None = None
-
-
-@dataclass(slots=True)
-class RawModule:
-    """One run of one module's forward. `parent` is the run that it happened in."""
-
-    module: torch.nn.Module
-    parent: int | None
-    site: Site | None
-    first: int
-    training: bool
-    output: Any = None
-    last: int | None = None
-
-
-@dataclass(slots=True)
-class RawFunction:
-    """One `autograd.Function.apply`, found on the stack while the operations of its forward ran."""
-
-    cls: type
-    arguments: tuple[Any, ...]
-    site: Site | None
-    module: int | None
-    first: int
-    last: int
-
-
-@dataclass(slots=True)
-class RawNode:
-    """An autograd node with its edges; `operation` and `outputs` tie it to what made it."""
-
-    node: Any
-    edges: tuple[tuple[Any, int], ...]
-    operation: int | None = None
-    outputs: dict[int, Tensor] = field(default_factory=dict)
-    view_from: int | None = None  # made anew for a view, after a write to its memory, from this position on
-    remade: Tensor | None = None  # the view that has this node, where an operation ran to make it
-    leaves: tuple[tuple[int, Tensor], ...] = ()  # (position, leaf) of gradients that must not be held
-
-
-@dataclass(slots=True)
-class RawBackward:
-    """One backward call: its pass number, its position in the forward operations, and `.grad` before and after."""
-
-    function: str
-    site: Site | None
-    position: int
-    roots: tuple[Tensor, ...]
-    accumulates: bool  # into `.grad`; `torch.autograd.grad` does not
-    before: dict[int, Tensor]
-    task: int | None = None  # autograd's number of the pass
-    after: dict[int, tuple[Tensor, int] | None] = field(default_factory=dict)  # with how many copies of it there were
-    error: str | None = None
-
-
-@dataclass(slots=True)
-class RawUpdate:
-    """One `optimizer.step()`: parameters, gradients, options and state before; parameters and state after."""
-
-    optimizer: Optimizer
-    position: int
-    site: Site | None
-    groups: list[tuple[dict[str, Any], list[Tensor]]]
-    before: list[Tensor]
-    gradients: list[Tensor | None]
-    states: list[dict[str, Any]]
-    after: list[Tensor] = field(default_factory=list)
-    states_after: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Tape:
-    """What happened, raw and in order. Plain lists: the recorder appends, `assemble` reads."""
-
-    def __init__(self) -> None:
-        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any] | None, Any, int | None, Tensor | None]] = []
-        self.calls: list[RawCall] = []
-        self.modules: list[RawModule] = []
-        self.functions: list[RawFunction] = []
-        self.nodes: list[RawNode] = []
-        self.number_of: dict[Any, int] = {}  # autograd node -> index into nodes
-        self.passages: list[tuple[int, int, tuple[Any, ...], tuple[Any, ...]]] = []
-        self.backwards: list[RawBackward] = []
-        self.updates: list[RawUpdate] = []
-        self.writes: list[tuple[int, int, str, Site | None]] = []  # (position, id of .grad, function, site)
-        self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
-        self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
-        self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
-        self.names_of_modules: dict[int, str] = {}
-        self.error: str | None = None
-        self.error_site: Site | None = None
-        self.shared = False  # whether memory with several tensors in it was ever overwritten
-        self._held: list[Tensor] = []
-        self._storages: dict[int, list[Tensor]] = {}
-        self._scanned = [0, 0, 0]
-
-    def overwritten(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        """Copy these tensors and all that was recorded of their memory, because it is about to be overwritten."""
-        tensors = list(tensors)
-        self._enter(tensors)
-        self.preserve(tensors)
-        return [self.copies[id(tensor)][-1][1] for tensor in tensors]
-
-    def preserve(self, tensors: Iterable[Tensor]) -> None:
-        """Copy what was recorded of these tensors' memory since the last copy."""
-        self._scan()
-        position = len(self.operations)
-        for tensor in tensors:
-            known = self._storages.pop(storage_of(tensor), None)
-            if not known:
-                continue
-            self.shared = self.shared or len(known) > 1
-            copy = None
-            for alias in known:
-                if alias.layout is not torch.strided or alias.numel() == alias.untyped_storage().nbytes() // max(
-                    alias.itemsize, 1
-                ):
-                    data = alias.detach().clone()  # the usual case: the tensor is its whole storage
-                else:
-                    copy = alias.untyped_storage().clone() if copy is None else copy
-                    data = torch.empty(0, dtype=alias.dtype, device=alias.device)
-                    data.set_(copy, alias.storage_offset(), alias.size(), alias.stride())
-                self.copies.setdefault(id(alias), []).append((position, data))
-                self._held.append(alias)  # or its id would be given to another tensor
-
-    def _scan(self) -> None:
-        """Enter all tensors that came since the last scan under the memory that they use."""
-        operations, passages, backwards = self._scanned
-        for _, args, kwargs, out, _, _ in self.operations[operations:]:
-            self._enter(tensors_in((args, kwargs, out)))
-        for _, _, downstream, upstream in self.passages[passages:]:
-            self._enter(tensors_in((downstream, upstream)))
-        for backward in self.backwards[backwards:]:
-            self._enter(left[0] for left in backward.after.values() if left is not None)
-        # The last backward may still be running; look at it again next time.
-        self._scanned = [len(self.operations), len(self.passages), max(len(self.backwards) - 1, 0)]
-
-    def _enter(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            known = self._storages.setdefault(storage_of(tensor), [])
-            if not any(each is tensor for each in known):
-                known.append(tensor)
 
 
 class Recorder:
@@ -211,7 +54,7 @@ class Recorder:
         self.stack: list[int] = []  # runs of modules that are open
         self._traits: dict[Any, Traits] = {}
         self._hooks: list[Any] = []
-        self._node_hooks: list[Any] = []
+        self._hooks_of_nodes: list[Any] = []
         self._swept = 0
         self._written: dict[int, list[Tensor]] = {}  # position -> what the operation there writes to
         self._dispatch = _DispatchMode(self)
@@ -261,16 +104,9 @@ class Recorder:
             try:
                 self.sweep()
             finally:
-                for handle in self._node_hooks:
+                for handle in self._hooks_of_nodes:
                     handle.remove()
-            self._keep_what_others_own()
-
-    def _keep_what_others_own(self) -> None:
-        """Leaves and their `.grad` live on in the user's hands, where the next step overwrites them: copy them now."""
-        made = {id(out) for operation in self.tape.operations for out in tensors_in(operation[3])}
-        leaves = [t for operation in self.tape.operations for t in tensors_in(operation[1:3]) if id(t) not in made]
-        gradients = [g[0] for backward in self.tape.backwards for g in backward.after.values() if g is not None]
-        self.tape.preserve([*leaves, *gradients])
+            self.tape.keep_what_others_own()
 
     # -- the forward pass ---------------------------------------------------------------------------------------------
 
@@ -335,7 +171,7 @@ class Recorder:
         written = [t for each in traits.written(args, kwargs) for t in tensors_in(each)]
         with torch._C.DisableTorchFunction():
             self.sweep()  # the nodes that lead back from what is there now, before the write gives them another
-            self.tape.overwritten([*written, *(t._base for t in written if t._base is not None)])
+            self.tape.overwritten([*written, *(t._base for t in written if t._base is not None)], seen=False)
             self._tie_views((args, kwargs), len(self.tape.operations))
         self._written[len(self.tape.operations)] = written
         for tensor in written:
@@ -414,18 +250,32 @@ class Recorder:
 
         Done in one go for many operations, when something is about to change the ties: a backward pass or a write.
         """
-        operations = self.tape.operations
+        operations, written, shared = self.tape.operations, self._written, self.tape.shared
+        number_of, nodes = self.tape.number_of, self.tape.nodes
         for position in range(self._swept, len(operations)):
-            func, args, kwargs, out, _, _ = operations[position]
-            with suppress(RuntimeError):  # a view that was overwritten where PyTorch forbids it has no node
-                if position in self._written and self._traits[func].writes:
-                    self._tie_bases(position)
-                else:
-                    self._tie_views((args, kwargs), position)
+            out = operations[position][3]
+            try:
+                if shared or position in written:
+                    self._tie_around(position)
                 for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
-                    if (node := tensor.grad_fn) is not None:
+                    if (node := tensor.grad_fn) is None:
+                        continue
+                    if node in number_of:
                         self._tie(node, tensor, position)
+                    else:  # as _tie, but in the usual case and without its calls
+                        number_of[node] = len(nodes)
+                        nodes.append(RawNode(node, position, {tensor.output_nr: tensor}))
+            except RuntimeError:  # a view that was overwritten where PyTorch forbids it has no node
+                continue
         self._swept = len(operations)
+
+    def _tie_around(self, position: int) -> None:
+        """Tie what a write gave new nodes besides its result: the base of the view, and other views of it."""
+        func, args, kwargs, _, _, _ = self.tape.operations[position]
+        if position in self._written and self._traits[func].writes:
+            self._tie_bases(position)
+        else:
+            self._tie_views((args, kwargs), position)
 
     def _tie(self, node: Any, tensor: Tensor, position: int) -> None:
         raw = self._number(node)
@@ -459,16 +309,22 @@ class Recorder:
     def _number(self, node: Any) -> RawNode:
         tape = self.tape
         index = tape.number_of.get(node)
-        if index is not None:
-            return tape.nodes[index]
-        index = tape.number_of[node] = len(tape.nodes)
-        raw = RawNode(node, node.next_functions)
-        tape.nodes.append(raw)
-        if not hasattr(node, "variable"):
-            self._node_hooks.append(node.register_hook(partial(self._on_node, index)))
-            if isinstance(node, BackwardCFunction):
-                self._node_hooks.append(node.register_prehook(self._enter_function))
-        return raw
+        if index is None:
+            index = tape.number_of[node] = len(tape.nodes)
+            tape.nodes.append(RawNode(node))
+        return tape.nodes[index]
+
+    def _hook(self, index: int, raw: RawNode) -> None:
+        """See the gradients that pass a node, whenever it runs."""
+        raw.hooked = True
+        node = raw.node
+        if isinstance(node, BackwardCFunction):
+            self._hooks_of_nodes.append(node.register_prehook(self._enter_function))
+            self._hooks_of_nodes.append(node.register_hook(partial(self._leave_function, index)))
+        elif any(type(target) is AccumulateGrad for target, _ in raw.edges):
+            self._hooks_of_nodes.append(node.register_hook(partial(self._before_leaves, index)))
+        else:
+            self._hooks_of_nodes.append(node.register_hook(partial(_note_passage, self.tape.passages, index)))
 
     def _enter_function(self, upstream: tuple[Any, ...]) -> None:
         """Record what a Python function does in its backward: checkpointing runs whole passes in there."""
@@ -477,10 +333,12 @@ class Recorder:
             self._resume()
         self._function.__enter__()
 
-    def _leave_function(self) -> None:
-        self._function.__exit__(None, None, None)
-        if self._inside.pop():
-            self._pause()
+    def _leave_function(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
+        if self._inside:
+            self._function.__exit__(None, None, None)
+            if self._inside.pop():
+                self._pause()
+        self._before_leaves(index, downstream, upstream)
 
     def _reach(self, roots: tuple[Tensor, ...], accumulates: bool) -> list[Tensor]:
         """Number every node behind `roots`, find the leaves, and mark which gradients must not be held."""
@@ -489,16 +347,21 @@ class Recorder:
         uses: dict[Any, int] = {}
         at_leaves: list[RawNode] = []
         while waiting:
-            raw = self._number(waiting.pop())
-            for node, _ in raw.edges:
-                if node is None:
+            node = waiting.pop()
+            raw = self._number(node)
+            if not raw.edges:
+                raw.edges = node.next_functions
+            if not raw.hooked and type(node) is not AccumulateGrad:
+                self._hook(self.tape.number_of[node], raw)
+            for target, _ in raw.edges:
+                if target is None:
                     continue
-                if hasattr(node, "variable"):
-                    uses[node] = uses.get(node, 0) + 1
+                if type(target) is AccumulateGrad:
+                    uses[target] = uses.get(target, 0) + 1
                     at_leaves.append(raw)
-                if node not in seen:
-                    seen.add(node)
-                    waiting.append(node)
+                if target not in seen:
+                    seen.add(target)
+                    waiting.append(target)
         for raw in at_leaves:
             raw.leaves = tuple(
                 (position, node.variable)
@@ -507,17 +370,15 @@ class Recorder:
             )
         return [node.variable for node in uses]
 
-    def _on_node(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
-        raw = self.tape.nodes[index]
-        leaves = raw.leaves
-        if self._inside and isinstance(raw.node, BackwardCFunction):
-            self._leave_function()
+    def _before_leaves(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
+        """A node that sends gradients into leaves: they are not held, so that PyTorch can keep them as `.grad`."""
+        leaves = self.tape.nodes[index].leaves
         if leaves:
             kept = list(downstream)
             for position, _ in leaves:
                 kept[position] = None
             downstream = tuple(kept)
-        self.tape.passages.append((_current_pass(), index, downstream, upstream))
+        _note_passage(self.tape.passages, index, downstream, upstream)
 
     # -- the optimizer ------------------------------------------------------------------------------------------------
 
@@ -542,9 +403,15 @@ class Recorder:
             Site.of(sys._getframe(2)),
             groups,
             self.tape.overwritten(parameters),
-            [None if p.grad is None else p.grad.detach().clone() for p in parameters],
+            self._gradients_of(parameters),
             [_copied(dict(optimizer.state.get(p, {}))) for p in parameters],
         )
+
+    def _gradients_of(self, parameters: list[Tensor]) -> list[Tensor | None]:
+        """The gradients as the optimizer meets them, which some optimizers then use as memory to work in."""
+        filled = [p for p in parameters if p.grad is not None]
+        copies = dict(zip(map(id, filled), self.tape.overwritten(p.grad for p in filled), strict=True))
+        return [copies.get(id(p)) for p in parameters]
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._step_open:
@@ -556,7 +423,6 @@ class Recorder:
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
             parameters = [p for _, members in update.groups for p in members]
             update.after = [p.detach().clone() for p in parameters]
-            update.states_after = [_copied(dict(optimizer.state.get(p, {}))) for p in parameters]
 
     # -- pausing ------------------------------------------------------------------------------------------------------
 
@@ -574,35 +440,6 @@ class Recorder:
         self._paused = False
         while self._taken:
             self._taken.pop().__enter__()
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What the recorder must know of an operation before it runs.
-
-    What it overwrites, whether it draws random numbers, and whether it is mere bookkeeping (the profiler's marks).
-    """
-
-    writes: tuple[tuple[int, str], ...]
-    random: bool
-    silent: bool
-
-    @classmethod
-    @cache
-    def of(cls, func: Any) -> Traits:
-        """Read the traits off the operation's schema."""
-        arguments = func._schema.arguments
-        writes = tuple(
-            (i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
-        )
-        if "batch_norm" in func._schema.name:  # its schema does not own up to updating the running statistics
-            writes += tuple((i, a.name) for i, a in enumerate(arguments) if a.name in ("running_mean", "running_var"))
-        return cls(writes, torch.Tag.nondeterministic_seeded in func.tags, func.namespace == "profiler")
-
-    def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-        """The arguments that the operation will overwrite."""
-        for position, name in self.writes:
-            yield args[position] if position < len(args) else kwargs.get(name)
 
 
 class _DispatchMode(TorchDispatchMode):
@@ -652,25 +489,10 @@ class _FunctionMode(TorchFunctionMode):
 _active = threading.local()
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dicts, left to right."""
-    waiting = [tree]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Tensor):
-            yield item
-        elif isinstance(item, (tuple, list)):
-            waiting.extend(reversed(item))
-        elif isinstance(item, dict):
-            waiting.extend(reversed(list(item.values())))
-
-
-def storage_of(tensor: Tensor) -> int:
-    """What is one and the same for all tensors in one piece of memory, as long as one of them lives."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share
-        return id(tensor)
+def _note_passage(
+    passages: list[tuple[int, int, Any, Any]], index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]
+) -> None:
+    passages.append((_current_pass(), index, downstream, upstream))
 
 
 def _has_hooks(leaf: Tensor) -> bool:

@@ -16,8 +16,9 @@ from torch import Tensor
 from chainrule.assemble import assemble
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph, Node, Parameter, Value
-from chainrule.recorder import Recorder, Tape, exception_site
+from chainrule.recorder import Recorder, exception_site
 from chainrule.source import is_library
+from chainrule.tape import Tape
 
 if TYPE_CHECKING:
     from chainrule.backprop import Derivation, Step
@@ -309,4 +310,4 @@ def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
         elif isinstance(item, torch.nn.Module):
             tape.names_of_modules[id(item)] = name
     with torch._C.DisableTorchFunction():  # what goes by a name can be overwritten below the block: keep a copy
-        tape.preserve(tensor for _, tensor in tape.scope.values())
+        tape.keep(tensor for _, tensor in tape.scope.values())

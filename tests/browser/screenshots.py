@@ -66,6 +66,7 @@ def shoot(browser: Any, folder: Path) -> None:
         if pointed:
             page.hover(pointed)
         page.evaluate("scrollTo(0, 0)")
+        page.wait_for_timeout(300)
         page.screenshot(path=folder / f"{name}.png")
         page.close()
 

@@ -23,7 +23,7 @@ import chainrule
 from chainrule import rules
 from chainrule.backprop import applied, data
 from chainrule.graph import Graph, Node, Operation
-from chainrule.recorder import tensors_in
+from chainrule.tape import tensors_in
 
 # LAPACK's gelsy gives other last digits with other memory alignment, recorded or not.
 UNSTEADY = {"linalg_lstsq", "linalg_lstsq_grad_oriented"}

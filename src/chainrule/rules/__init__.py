@@ -319,10 +319,10 @@ def for_node(node: str, op: Applied | None = None) -> Rule | None:
     return _choose(_by_node.get(plain(node), []), op)
 
 
-def for_call(call: str, op: Applied | None = None) -> Rule | None:
-    """The rule that tells a torch function of several nodes as one (`linear`), or None."""
+def all_for_call(call: str) -> tuple[Rule, ...]:
+    """The rules that tell a torch function of several nodes as one (`linear`); each `accepts` some of its calls."""
     load()
-    return _choose(_by_call.get(call, []), op)
+    return tuple(_by_call.get(call, ()))
 
 
 def registered() -> Iterator[Rule]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor as Data
 
 from chainrule.document import Code, Document, Section, Table, Text
@@ -57,7 +58,7 @@ def cell(data: Data | None) -> str:
     if data.numel() > SHOWN:
         norm = dict(statistics(data)).get("norm", float("nan"))
         return f"{shape_text(data.shape)}, norm {number(norm)}"
-    return nested(data.tolist())
+    return nested((data.to_dense() if data.layout is not torch.strided else data).tolist())
 
 
 def nested(item: object) -> str:

@@ -121,6 +121,7 @@ def entries(data: Data) -> tuple[Any, ...]:
 
 def statistics(data: Data) -> tuple[tuple[str, float], ...]:
     """What is said of a tensor that is too large to be shown."""
+    data = data.to_dense() if data.layout is not torch.strided else data
     if data.is_complex():
         data = data.abs()
     wide = data.double()
@@ -137,6 +138,12 @@ def statistics(data: Data) -> tuple[tuple[str, float], ...]:
         ("zeros", (data == 0).double().mean().item()),
         ("not finite", data.numel() - finite.numel()),
     )
+
+
+def norm_of(data: Data) -> float:
+    """The Euclidean norm, of a sparse or complex tensor too."""
+    data = data.to_dense() if data.layout is not torch.strided else data
+    return float((data.abs() if data.is_complex() else data).double().norm())
 
 
 def indices(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -188,6 +195,7 @@ def tolerance(data: Data) -> float:
 def agreement(ours: Data, theirs: Data, text: Text) -> Verdict:
     """Hold our number against PyTorch's: `agrees` where they differ by no more than rounding."""
     theirs = theirs.to_dense() if theirs.layout is not torch.strided else theirs
+    ours = (ours.to_dense() if ours.layout is not torch.strided else ours).to(theirs.dtype)
     bound = tolerance(theirs)
     same = torch.isclose(ours, theirs, rtol=0, atol=bound, equal_nan=True)
     apart = (ours - theirs).abs()[~(ours.isnan() & theirs.isnan())]

@@ -321,7 +321,7 @@ def _jacobian(
     assert g is not None
     yield Equation(rf"\mathrm{{vec}}({operand.gradient}) = \mathrm{{vec}}({output.gradient}) \cdot {symbol}", "product")
     flat = g.reshape(1, -1)
-    product = flat @ full
+    product = flat.to(full.dtype) @ full
     labels = {"column_labels": tuple(f"dJ/d{name}" for name in row_names)}
     yield context.tensor(rf"\mathrm{{vec}}({output.gradient})", flat, "gradient", "upstream, flattened", **labels)
     labels = {"column_labels": tuple(f"dJ/d{name}" for name in column_names)}
@@ -341,10 +341,9 @@ def jacobian(
         seeds[slot] = basis.reshape(output.shape)
         row = rule.gradient(op, tuple(seeds), share.argument)
         row = row[share.item] if share.item is not None and row is not None else row
-        rows.append(
-            torch.zeros(shape).reshape(-1) if row is None else reduce_to_shape(row, tuple(shape))[0].reshape(-1)
-        )
-    return torch.stack([row.to(output.dtype) for row in rows])
+        rows.append(torch.zeros(shape) if row is None else reduce_to_shape(row, tuple(shape))[0])
+    assert share.gradient is not None
+    return torch.stack([row.reshape(-1).to(share.gradient.dtype) for row in rows])
 
 
 def _zeros(rule: Rule, op: Applied, share: Share, full: Data, operand: Operand, output: Operand) -> Iterator[Block]:
@@ -382,7 +381,7 @@ def _zeros_by_value(
                 continue
             if rule.structure == "elementwise" and broadcast_index(i, shape) != j:
                 continue
-            named = factor(op, i, j)
+            named = factor(op, i, j if share.item is None else (share.item, *j))
             if named is not None:
                 yield f"{element(f'd{output.name}', i)}/{element(f'd{operand.name}', j)}"
 

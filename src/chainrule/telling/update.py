@@ -12,7 +12,7 @@ from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, 
 from chainrule.graph import ParameterUpdate, Update
 from chainrule.notation import escape
 from chainrule.rules.optimizers import terms
-from chainrule.telling.context import Context, agreement, group, matrix, shape_text
+from chainrule.telling.context import Context, agreement, group, matrix, norm_of, shape_text
 
 
 def gradients(context: Context) -> Section:
@@ -27,7 +27,7 @@ def _gradients(context: Context) -> Iterator[Block]:
         if parameter.grad is None:
             rows.append(((Code(name),), ("None: no gradient arrived",), ("",)))
             continue
-        norm = f"{parameter.grad.double().norm().item():.4g}"
+        norm = f"{norm_of(parameter.grad):.4g}"
         rows.append(((Code(name),), (shape_text(parameter.grad.shape),), (norm,)))
     yield Table(("parameter", "gradient", "norm"), tuple(rows))
     ours = context.derivation.gradients
@@ -63,6 +63,7 @@ def _gradients(context: Context) -> Iterator[Block]:
 
 def _differ(arrived: Data, left: Data) -> bool:
     """Whether more stands in `.grad` than arrived there in this step, rounding apart."""
+    arrived, left = arrived.to_dense(), left.to_dense()
     return bool((arrived - left).abs().max() > 1e-4 * left.abs().max()) if left.numel() else False
 
 
@@ -133,16 +134,18 @@ def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     held = {name: value for name, value in each.state_before.items() if isinstance(value, Data) and name != "step"}
     for name, value in held.items():
         yield context.tensor(rf"\text{{{escape(name)}}}", value, "parameter", "remembered from the steps before")
-    if not each.state_before and each.state_after:
+    if not each.state_before:
         yield Paragraph(("The first step: the optimizer remembers nothing yet, and what it would is 0.",))
 
 
 def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     """Say so where the gradient that the optimizer saw is not the one that backward left."""
     parameter = context.graph.parameters.get(each.name)
-    if parameter is None or parameter.grad is None or each.grad is None or torch.equal(parameter.grad, each.grad):
+    if parameter is None or parameter.grad is None or each.grad is None:
         return
-    before, after = parameter.grad.double().norm().item(), each.grad.double().norm().item()
+    if torch.equal(parameter.grad.to_dense(), each.grad.to_dense()):
+        return
+    before, after = norm_of(parameter.grad), norm_of(each.grad)
     ratio = f", {after / before:.4g} of it" if before else ""
     yield Paragraph(
         (f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed.",),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.notation import escape
 from chainrule.telling import code, mirror, steps, sums, update
-from chainrule.telling.context import Context, shape_text
+from chainrule.telling.context import Context, norm_of, shape_text
 
 
 def whole(context: Context, pointing: bool = False, coded: bool = False) -> Document:
@@ -47,6 +47,8 @@ def summary(context: Context) -> Iterator[Block]:
              Code("loss.backward()"), " inside the block to see the rest."),
             "warning",
         )  # fmt: skip
+    for failure in dict.fromkeys(step.failure for step in context.derivation.nodes if step.failure):
+        yield Paragraph((failure,), "warning")
     for note in graph.notes:
         yield Paragraph((note,), "note")
     for finding in context.findings:
@@ -140,4 +142,5 @@ def _held_before(context: Context, value: int | None) -> str:
     if parameter is None or parameter.grad is None or arrived is None:
         return "None"
     before = parameter.grad - arrived
-    return f"left from before, norm {before.double().norm().item():.4g}" if before.any() else "None"
+    left = norm_of(before)
+    return f"left from before, norm {left:.4g}" if left else "None"

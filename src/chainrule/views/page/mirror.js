@@ -327,11 +327,9 @@ function bringIntoSight(line, tries = 3) {
   const head = pane.querySelector(".directions")?.clientHeight ?? 0;
   const box = line.getBoundingClientRect();
   const frame = pane.getBoundingClientRect();
-  if (box.top < frame.top + head || box.bottom > frame.bottom) {
-    pane.scrollTop += box.top - frame.top - frame.height / 3;
-    // Lines take their true height when they come into sight, which moves those below them.
-    if (tries) requestAnimationFrame(() => bringIntoSight(line, tries - 1));
-  }
+  if (box.top < frame.top + head || box.bottom > frame.bottom) pane.scrollTop += box.top - frame.top - frame.height / 3;
+  // Lines take their true height when they come into sight, which moves those below them.
+  if (tries) requestAnimationFrame(() => bringIntoSight(line, tries - 1));
 }
 
 /**

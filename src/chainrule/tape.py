@@ -1,0 +1,276 @@
+"""The tape: what happened while the user's code ran, raw and in order, and copies of what was overwritten on the way.
+
+The recorder appends to it and `assemble` reads it. It holds tensors, not numbers: a tensor object is the same one from
+its first operation to its last, and its data is copied only if something is about to write to its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from chainrule.source import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the recorder must know of an operation before it runs.
+
+    What it overwrites, whether its result is a view, whether it draws random numbers, and whether it is mere
+    bookkeeping (the profiler's marks).
+    """
+
+    writes: tuple[tuple[int, str], ...]
+    views: bool
+    random: bool
+    silent: bool
+
+    @classmethod
+    @cache
+    def of(cls, func: Any) -> Traits:
+        """Read the traits off the operation's schema."""
+        arguments = func._schema.arguments
+        writes = tuple(
+            (i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
+        )
+        if "batch_norm" in func._schema.name:  # its schema does not own up to updating the running statistics
+            writes += tuple((i, a.name) for i, a in enumerate(arguments) if a.name in ("running_mean", "running_var"))
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        return cls(writes, views, torch.Tag.nondeterministic_seeded in func.tags, func.namespace == "profiler")
+
+    def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+        """The arguments that the operation will overwrite."""
+        for position, name in self.writes:
+            yield args[position] if position < len(args) else kwargs.get(name)
+
+
+@dataclass(slots=True)
+class RawCall:
+    """One torch function that the user's code called, and the stretch of operations that ran for it."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    output: Any
+    site: Site | None
+    module: int | None
+    first: int
+    last: int
+    custom: int | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class RawModule:
+    """One run of one module's forward. `parent` is the run that it happened in."""
+
+    module: torch.nn.Module
+    parent: int | None
+    site: Site | None
+    first: int
+    training: bool
+    output: Any = None
+    last: int | None = None
+
+
+@dataclass(slots=True)
+class RawFunction:
+    """One `autograd.Function.apply`, found on the stack while the operations of its forward ran."""
+
+    cls: type
+    arguments: tuple[Any, ...]
+    site: Site | None
+    module: int | None
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class RawNode:
+    """An autograd node; `operation` and `outputs` tie it to what made it. Its edges are known once it is reached."""
+
+    node: Any
+    operation: int | None = None
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    edges: tuple[tuple[Any, int], ...] = ()
+    view_from: int | None = None  # made anew for a view, after a write to its memory, from this position on
+    remade: Tensor | None = None  # the view that has this node, where an operation ran to make it
+    leaves: tuple[tuple[int, Tensor], ...] = ()  # (position, leaf) of gradients that must not be held
+    hooked: bool = False
+
+
+@dataclass(slots=True)
+class RawBackward:
+    """One backward call: its pass number, its position in the forward operations, and `.grad` before and after."""
+
+    function: str
+    site: Site | None
+    position: int
+    roots: tuple[Tensor, ...]
+    accumulates: bool  # into `.grad`; `torch.autograd.grad` does not
+    before: dict[int, Tensor]
+    task: int | None = None  # autograd's number of the pass
+    after: dict[int, tuple[Tensor, int] | None] = field(default_factory=dict)  # with how many copies of it there were
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class RawUpdate:
+    """One `optimizer.step()`: parameters, gradients, options and state before; parameters and state after."""
+
+    optimizer: Optimizer
+    position: int
+    site: Site | None
+    groups: list[tuple[dict[str, Any], list[Tensor]]]
+    before: list[Tensor]
+    gradients: list[Tensor | None]
+    states: list[dict[str, Any]]
+    after: list[Tensor] = field(default_factory=list)
+
+
+class Tape:
+    """What happened, raw and in order. Plain lists: the recorder appends, `assemble` reads."""
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any] | None, Any, int | None, Tensor | None]] = []
+        self.calls: list[RawCall] = []
+        self.modules: list[RawModule] = []
+        self.functions: list[RawFunction] = []
+        self.nodes: list[RawNode] = []
+        self.number_of: dict[Any, int] = {}  # autograd node -> index into nodes
+        self.passages: list[tuple[int, int, tuple[Any, ...], tuple[Any, ...]]] = []
+        self.backwards: list[RawBackward] = []
+        self.updates: list[RawUpdate] = []
+        self.writes: list[tuple[int, int, str, Site | None]] = []  # (position, id of .grad, function, site)
+        self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
+        self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
+        self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
+        self.names_of_modules: dict[int, str] = {}
+        self.error: str | None = None
+        self.error_site: Site | None = None
+        self.shared = False  # whether memory with several tensors in it was ever overwritten
+        self._held: list[Tensor] = []
+        self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
+        self._entered: set[int] = set()  # ids of the tensors in _storages
+        self._sharing: set[int] = set()  # ids of all that were ever in it: used again, they are entered again
+        self._storages: dict[int, list[Tensor]] = {}  # memory -> tensors in it, since it was copied last
+        self._leaves: dict[int, Tensor] = {}
+        self._scanned = [0, 0, 0]
+
+    def overwritten(self, tensors: Iterable[Tensor], seen: bool = True) -> list[Tensor]:
+        """Copy these tensors and all that was recorded of their memory: it is about to be overwritten.
+
+        `seen` tells that the tensors are the caller's own, and known; otherwise one that no operation has met may share
+        its memory with anything that was recorded (`x.data`).
+        """
+        tensors = list(tensors)
+        self._scan()
+        if not seen and any(id(tensor) not in self._entered and id(tensor) not in self._made for tensor in tensors):
+            for _, args, kwargs, out, _, _ in self.operations:
+                self._enter(tensors_in((args, kwargs, out)))
+        self._entered.difference_update(map(id, tensors))
+        self._enter(tensors)
+        self._copy(tensors)
+        return [self.copies[id(tensor)][-1][1] for tensor in tensors]
+
+    def keep_what_others_own(self) -> None:
+        """Leaves and their `.grad` live on in the user's hands, where the next step overwrites them: copy them now."""
+        self._scan()
+        self._copy([*self._leaves.values(), *(g[0] for b in self.backwards for g in b.after.values() if g is not None)])
+
+    def keep(self, results: Iterable[Tensor]) -> None:
+        """Copy results that the user's code holds on to under a name, where it may overwrite them later."""
+        recorded = [tensor for tensor in results if id(tensor) in self._made]
+        self._enter(recorded)
+        self._copy(recorded)
+
+    def _copy(self, tensors: Iterable[Tensor]) -> None:
+        """Copy what was recorded of these tensors' memory since the last copy."""
+        position = len(self.operations)
+        for tensor in tensors:
+            known = self._storages.pop(storage_of(tensor), None)
+            if not known:
+                continue
+            self.shared = self.shared or len(known) > 1
+            memory = None
+            for alias in known:
+                self._entered.discard(id(alias))
+                if (
+                    alias.layout is not torch.strided
+                    or alias.numel() * alias.itemsize == alias.untyped_storage().nbytes()
+                ):
+                    data = alias.detach().clone()  # the usual case: the tensor is its whole storage
+                else:
+                    memory = alias.untyped_storage().clone() if memory is None else memory
+                    data = torch.empty(0, dtype=alias.dtype, device=alias.device)
+                    data.set_(memory, alias.storage_offset(), alias.size(), alias.stride())
+                self.copies.setdefault(id(alias), []).append((position, data))
+                self._held.append(alias)  # or its id would be given to another tensor
+
+    def _scan(self) -> None:
+        """Enter, under the memory that they use, the tensors that may share it: leaves, views with what they view, and
+        gradients. Any other result has its memory to itself.
+        """
+        operations, passages, backwards = self._scanned
+        made = self._made
+        for func, args, kwargs, out, _, _ in self.operations[operations:]:
+            if Traits.of(func).views:
+                self._enter(tensors_in((args, kwargs, out)))
+            for tensor in tensors_in((args, kwargs) if kwargs else args):
+                if id(tensor) not in made:
+                    self._leaves[id(tensor)] = tensor
+                    self._enter((tensor,))
+                elif id(tensor) in self._sharing:
+                    self._enter((tensor,))
+            if isinstance(out, Tensor):
+                made.add(id(out))
+            else:
+                made.update(map(id, tensors_in(out)))
+        for _, _, _, upstream in self.passages[passages:]:
+            self._enter(tensor for tensor in upstream if tensor is not None)
+        for backward in self.backwards[backwards:]:
+            self._enter(left[0] for left in backward.after.values() if left is not None)
+        # The last backward may still be running; look at it again next time.
+        self._scanned = [len(self.operations), len(self.passages), max(len(self.backwards) - 1, 0)]
+
+    def _enter(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            if id(tensor) not in self._entered:
+                self._entered.add(id(tensor))
+                self._sharing.add(id(tensor))
+                self._storages.setdefault(storage_of(tensor), []).append(tensor)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists and dicts, left to right."""
+    found: list[Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, into: list[Tensor]) -> None:
+    if isinstance(tree, Tensor):
+        into.append(tree)
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            if isinstance(item, Tensor):
+                into.append(item)
+            elif isinstance(item, (tuple, list, dict)):
+                _gather(item, into)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            _gather(item, into)
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What is one and the same for all tensors in one piece of memory, as long as one of them lives."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share
+        return id(tensor)
