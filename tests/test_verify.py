@@ -560,7 +560,7 @@ def test_the_document_names_node_line_and_the_three_sides():
     failure = told.sections[1]
     assert failure.title[0].startswith("FlippedSignBackward, node")
     table = next(block for block in failure.blocks if isinstance(block, document.Table))
-    assert table.headers == ("element", "rule", "autograd", "central difference")
+    assert table.headers == ("element", "rule", "autograd", "finite difference")
     element, rule, autograd, finite = (cell[0] for cell in table.rows[0])
     assert (element, rule) == ("x[0]", "none")
     assert float(autograd) == pytest.approx(-float(finite), rel=1e-4)

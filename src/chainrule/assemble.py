@@ -143,12 +143,12 @@ class _Assembler:
 
     def _read_update(self, update: RawUpdate) -> None:
         """After `optimizer.step()` a parameter is another value: what uses it next uses the new one."""
-        for _, parameters in update.groups:
-            for parameter in parameters:
-                for identity in self.sharing.pop(storage_of(parameter), {}):
-                    self.current.pop(identity, None)
-                    copies = self.tape.copies.get(identity, ())
-                    self.skip[identity] = sum(position <= update.position for position, _ in copies)
+        parameters = [parameter for _, members in update.groups for parameter in members]
+        for parameter, before in zip(parameters, update.before, strict=True):
+            for identity in self.sharing.pop(storage_of(parameter), {}):
+                self.current.pop(identity, None)
+            copies = [copy for _, copy in self.tape.copies.get(id(parameter), ())]
+            self.skip[id(parameter)] = next((i for i, copy in enumerate(copies, 1) if copy is before), 0)
 
     def _saved_copies(self) -> set[int]:
         """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""

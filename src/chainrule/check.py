@@ -17,8 +17,8 @@ from chainrule.differences import nothing_left_behind
 from chainrule.errors import RecordingError
 from chainrule.proof import Verification
 from chainrule.proof import verify as prove
-from chainrule.tape import tensors_in
 from chainrule.recording import record
+from chainrule.tape import tensors_in
 
 
 def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any, **keywords: Any) -> Verification:

@@ -8,74 +8,34 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from chainrule.backprop import Derivation, NodeStep, Step, arguments_of
-from chainrule.document import Code, Text
-from chainrule.graph import Graph, Operation, Parameter, Place, Ref, Value
-from chainrule.lookup import Index
+from chainrule.backprop import Derivation, Step, arguments_of
+from chainrule.document import Code
+from chainrule.finding import LISTED, TITLES, Case, Finding, dense, listed
+from chainrule.graph import Graph, Operation, Parameter, Place, Ref
 from chainrule.notation import Notation
 from chainrule.numbers import number
+from chainrule.origin import births
 from chainrule.terms import aligned
 from chainrule.why import element, no_gradient
 
-TITLES = {
-    "unit-off": "A unit is off for every sample",
-    "at-kink": "A value lies exactly where a function has no derivative",
-    "sigmoid-before-bce": "A sigmoid before binary cross-entropy",
-    "softmax-before-cross-entropy": "A softmax before cross-entropy",
-    "no-gradient": "A parameter got no gradient",
-    "accumulated-gradient": "A gradient was there before the backward pass",
-    "gradient-changed": "A gradient was changed between backward and the optimizer's step",
-    "non-finite-forward": "A number that is not finite is born in the forward pass",
-    "non-finite-backward": "A number that is not finite is born in the backward pass",
-    "broadcast-in-loss": "Predictions and targets are broadcast against each other",
-}
-"""What each id means."""
+__all__ = ["TITLES", "Finding", "findings"]
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
 MANY = 0.05  # share of a layer's units up to which units that are off are nothing unusual
-LISTED = 5  # places that are named one by one
 SAME = 1e-3  # relative difference up to which two gradients count as the same
-
-Severity = Literal["note", "warning", "error"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a reader should know: where, what, the numbers that show it, and what to do."""
-
-    id: str
-    severity: Severity
-    where: str
-    place: Place | None
-    text: Text
-    evidence: tuple[str, ...]
-    advice: str
-
-    @property
-    def title(self) -> str:
-        """What this kind of finding is about."""
-        return TITLES[self.id]
-
-    def __str__(self) -> str:
-        text = "".join(span if isinstance(span, str) else getattr(span, "source", "") for span in self.text)
-        place = f" ({self.place})" if self.place else ""
-        return "\n".join([f"{self.severity}: {text}{place}", *(f"  {each}" for each in (*self.evidence, self.advice))])
 
 
 def findings(graph: Graph, derivation: Derivation, notation: Notation) -> tuple[Finding, ...]:
     """All findings of one step: errors first, then warnings, then notes; each group in the order of the step."""
-    case = _Case(graph, derivation, notation)
+    case = Case(graph, derivation, notation)
     found = itertools.chain.from_iterable(
         check(case)
         for check in (
-            _non_finite_forward,
-            _non_finite_backward,
+            births,
             _broadcast_in_loss,
             _units_off,
             _at_kinks,
@@ -90,37 +50,10 @@ def findings(graph: Graph, derivation: Derivation, notation: Notation) -> tuple[
     return tuple(sorted(found, key=lambda finding: rank[finding.severity]))
 
 
-class _Case:
-    """The step under examination, with the questions that several checks ask."""
-
-    def __init__(self, graph: Graph, derivation: Derivation, notation: Notation) -> None:
-        self.graph = graph
-        self.derivation = derivation
-        self.notation = notation
-
-    def name(self, value: int) -> str:
-        return self.notation.plain(value)
-
-    def forward(self) -> Iterator[Step]:
-        return (step for step in self.derivation.steps if step.kind == "forward")
-
-    def producer(self, value: int) -> Operation | None:
-        operation = self.graph.values[value].operation
-        return None if operation is None else self.graph.operations[operation]
-
-    def layer(self, value: int) -> str:
-        """The layer that made a value, for a line of text: ` of layer 1 (linear1)`."""
-        known = self.notation.layers.get(value)
-        operation = self.producer(value)
-        module = self.graph.calls[operation.call].module if operation and operation.call is not None else ""
-        path = f" ({module})" if module else ""
-        return f" of layer {known[1]}{path}" if known else f" of {module}" if module else f" of {self.name(value)}"
-
-
 # -- units and kinks ---------------------------------------------------------------------------------------------------
 
 
-def _units_off(case: _Case) -> Iterator[Finding]:
+def _units_off(case: Case) -> Iterator[Finding]:
     """Units whose nonlinearity passes nothing back, whatever the sample: its slope is 0 in their whole column."""
     for step, argument, value in _hinges(case):
         before = case.graph.values[value]
@@ -138,11 +71,11 @@ def _units_off(case: _Case) -> Iterator[Finding]:
         if not units:
             continue
         one = len(units) == 1
-        told = f"unit {units[0]}" if one else f"{len(units)} of {before.shape[axis]} units ({_list(units)})"
+        told = f"unit {units[0]}" if one else f"{len(units)} of {before.shape[axis]} units ({listed(units)})"
         evidence = []
         for unit in units[:LISTED]:
             column = before.data.movedim(axis, 0).flatten(1)[unit]
-            told_column = _list([number(each) for each in column.tolist()])
+            told_column = listed([number(each) for each in column.tolist()])
             at = _slice(case.name(value), axis, unit, len(before.shape))
             evidence.append(
                 f"{at} is {told_column}: the slope of {case.name(step.outputs[0])} is 0 in all {places} {kind}."
@@ -163,7 +96,7 @@ def _units_off(case: _Case) -> Iterator[Finding]:
         )
 
 
-def _hinges(case: _Case) -> Iterator[tuple[Step, str, int]]:
+def _hinges(case: Case) -> Iterator[tuple[Step, str, int]]:
     """Nonlinearities with kinks: elementwise, of one tensor, which a gradient passes."""
     for step in case.forward():
         if step.rule is None or step.op is None or step.rule.kink is None or step.rule.structure != "elementwise":
@@ -175,7 +108,7 @@ def _hinges(case: _Case) -> Iterator[tuple[Step, str, int]]:
                 yield step, name, value
 
 
-def _at_kinks(case: _Case) -> Iterator[Finding]:
+def _at_kinks(case: Case) -> Iterator[Finding]:
     """Elements exactly where a function has no derivative, and what PyTorch takes there."""
     for step in case.forward():
         if step.rule is None or step.op is None or step.rule.kink is None:
@@ -213,7 +146,7 @@ def _at_kinks(case: _Case) -> Iterator[Finding]:
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
-def _sigmoid_before_bce(case: _Case) -> Iterator[Finding]:
+def _sigmoid_before_bce(case: Case) -> Iterator[Finding]:
     for operation in case.graph.operations:
         probability = _tensor(operation, "self")
         if not operation.name.startswith("aten.binary_cross_entropy.") or probability is None:
@@ -249,7 +182,7 @@ def _sigmoid_before_bce(case: _Case) -> Iterator[Finding]:
         )
 
 
-def _softmax_before_cross_entropy(case: _Case) -> Iterator[Finding]:
+def _softmax_before_cross_entropy(case: Case) -> Iterator[Finding]:
     for operation in case.graph.operations:
         probability = _tensor(operation, "self")
         if not operation.name.startswith("aten._log_softmax.") or probability is None:
@@ -277,7 +210,7 @@ def _softmax_before_cross_entropy(case: _Case) -> Iterator[Finding]:
         )
 
 
-def _broadcast_in_loss(case: _Case) -> Iterator[Finding]:
+def _broadcast_in_loss(case: Case) -> Iterator[Finding]:
     """(N, 1) against (N,): each prediction meets every target."""
     for call in case.graph.calls:
         refs = [argument.value for argument in call.arguments[:2] if isinstance(argument, Ref)]
@@ -315,7 +248,7 @@ def _wide(operation: Operation, graph: Graph, shape: tuple[int, ...]) -> bool:
 # -- gradients of parameters -------------------------------------------------------------------------------------------
 
 
-def _without_gradient(case: _Case) -> Iterator[Finding]:
+def _without_gradient(case: Case) -> Iterator[Finding]:
     missing = [each for each in case.graph.parameters.values() if each.grad is None]
     if missing and not case.graph.backwards:
         yield Finding(
@@ -324,7 +257,7 @@ def _without_gradient(case: _Case) -> Iterator[Finding]:
             missing[0].name,
             None,
             ("No parameter has a gradient, because no backward pass ran.",),
-            (f"{len(missing)} parameters: {_list([each.name for each in missing])}.",),
+            (f"{len(missing)} parameters: {listed([each.name for each in missing])}.",),
             "Call backward() on the loss inside the recorded block.",
         )
         return
@@ -351,7 +284,7 @@ def _moved(parameter: Parameter) -> str:
     return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
 
 
-def _accumulated(case: _Case) -> Iterator[Finding]:
+def _accumulated(case: Case) -> Iterator[Finding]:
     """What was left in `.grad` is more than what the backward passes of this step sent."""
     for parameter in case.graph.parameters.values():
         if parameter.grad is None or parameter.value is None or not case.graph.backwards:
@@ -361,7 +294,7 @@ def _accumulated(case: _Case) -> Iterator[Finding]:
         sums = list(itertools.accumulate(reversed(passes)))
         if not sums or any(_same(parameter.grad, each) for each in sums):
             continue
-        left = _dense(parameter.grad)
+        left = dense(parameter.grad)
         before = left - sums[-1]
         yield Finding(
             "accumulated-gradient",
@@ -377,19 +310,19 @@ def _accumulated(case: _Case) -> Iterator[Finding]:
         )
 
 
-def _sent(case: _Case, value: int) -> list[Tensor]:
+def _sent(case: Case, value: int) -> list[Tensor]:
     """The gradient that each backward pass sent to a leaf."""
     passes: dict[int, Tensor] = {}
     for step in case.derivation.nodes:
         for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
             sent = share.gradient if share.recorded is None else share.recorded
             if case.graph.nodes[edge.node].leaf == value and sent is not None:
-                sent = _dense(sent)
+                sent = dense(sent)
                 passes[step.backward] = passes[step.backward] + sent if step.backward in passes else sent
     return [passes[index] for index in sorted(passes)]
 
 
-def _changed(case: _Case) -> Iterator[Finding]:
+def _changed(case: Case) -> Iterator[Finding]:
     """The gradient that the optimizer saw is not the one that backward left: clipped, scaled, cleared."""
     found: dict[str, list[tuple[str, Tensor, Tensor | None]]] = {}
     places: dict[str, Place | None] = {}
@@ -398,7 +331,7 @@ def _changed(case: _Case) -> Iterator[Finding]:
             known = case.graph.parameters.get(member.name)
             if known is None or known.grad is None:
                 continue
-            left, seen = _dense(known.grad), None if member.grad is None else _dense(member.grad)
+            left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)
             if seen is not None and torch.equal(left, seen):
                 continue
             event = next(
@@ -445,189 +378,26 @@ def _factor(members: list[tuple[str, Tensor, Tensor | None]]) -> tuple[str, ...]
 
 
 def _names(members: list[tuple[str, Tensor, Tensor | None]]) -> str:
-    return _list([name for name, _, _ in members])
+    return listed([name for name, _, _ in members])
 
 
 def _norm(*tensors: Tensor) -> float:
-    return math.sqrt(sum(float(_dense(t).abs().double().square().sum()) for t in tensors))
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.to_dense() if tensor.layout != torch.strided else tensor
+    return math.sqrt(sum(float(dense(t).abs().double().square().sum()) for t in tensors))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    a, b = _dense(a), _dense(b)
+    a, b = dense(a), dense(b)
     if a.shape != b.shape:
         return False
     return _norm(a - b) <= SAME * max(_norm(a), _norm(b)) or not (a.isfinite().all() and b.isfinite().all())
 
 
-# -- numbers that are not finite ---------------------------------------------------------------------------------------
-
-
-def _non_finite_forward(case: _Case) -> Iterator[Finding]:
-    """The first operation that makes NaN or infinity of finite numbers, or the leaf that brought it in."""
-    harm = _harmful(case)
-    for operation in case.graph.operations:
-        operands = [case.graph.values[value] for _, _, value in arguments_of(operation.arguments)]
-        for leaf in operands:
-            if leaf.operation is None and leaf.data is not None and _float(leaf.data) and leaf.data.isnan().any():
-                yield _born_in_leaf(case, leaf)
-                return
-        if _on_purpose(operation) or not all(_finite(each.data) for each in operands):
-            continue
-        for out in operation.outputs:
-            made = case.graph.values[out] if out is not None else None
-            if made is None or made.data is None or _finite(made.data):
-                continue
-            nan = bool(made.data.isnan().any())
-            yield Finding(
-                "non-finite-forward",
-                "error" if nan or harm else "warning",
-                case.name(made.index),
-                made.place or _place(case, operation),
-                (f"{_called(case, operation)} makes {'NaN' if nan else 'infinity'} of finite numbers, first of all.",),
-                _birth(case, operation, made),
-                "Keep its operand inside the range where the function is finite (clamp it, add an epsilon, or take "
-                "the loss that works on logits).",
-            )
-            return
-
-
-def _born_in_leaf(case: _Case, leaf: Value) -> Finding:
-    assert leaf.data is not None
-    places = [tuple(at) for at in leaf.data.isnan().nonzero().tolist()]
-    told = _list([element(case.name(leaf.index), at) for at in places])
-    return Finding(
-        "non-finite-forward",
-        "error",
-        case.name(leaf.index),
-        leaf.place,
-        (f"{case.name(leaf.index)} held NaN before the step began.",),
-        (f"{len(places)} of {leaf.data.numel()} elements: {told}.",),
-        "Look at the data that was loaded, or, for a parameter, at the step before this one.",
-    )
-
-
-def _non_finite_backward(case: _Case) -> Iterator[Finding]:
-    """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
-    for step in case.derivation.nodes:
-        if not all(_finite(g) for g in step.upstream) or step.operation is None:
-            continue
-        for share in step.shares:
-            sent = share.gradient if share.recorded is None else share.recorded
-            if share.value is None or sent is None or _finite(sent):
-                continue
-            value, node = case.graph.values[share.value], case.graph.nodes[step.node]
-            nan = bool(sent.isnan().any())
-            yield Finding(
-                "non-finite-backward",
-                "error",
-                f"dJ/d{case.name(value.index)}",
-                node.place,
-                (
-                    f"Going back through {_called(case, case.graph.operations[step.operation])} makes "
-                    f"{'NaN' if nan else 'infinity'} of finite gradients, the first.",
-                ),
-                _birth_of_gradient(case, step, value, sent),
-                "The derivative is not finite at this point: keep the operand away from it (a small epsilon inside "
-                "a square root or a logarithm, or a clamp before it rather than after it).",
-            )
-            return
-
-
-def _birth(case: _Case, operation: Operation, made: Value) -> tuple[str, ...]:
-    assert made.data is not None
-    places = [tuple(at) for at in (~made.data.isfinite()).nonzero().tolist()]
-    at = places[0]
-    told = [f"{element(case.name(made.index), at)} = {number(made.data[at].item())}"]
-    told += _operands(case, operation, at)
-    return (
-        f"{' from '.join([told[0], ', '.join(told[1:])]) if told[1:] else told[0]}.",
-        *_more(places, made.data.numel()),
-    )
-
-
-def _birth_of_gradient(case: _Case, step: NodeStep, value: Value, sent: Tensor) -> tuple[str, ...]:
-    assert step.operation is not None
-    operation = case.graph.operations[step.operation]
-    places = [tuple(at) for at in (~sent.isfinite()).nonzero().tolist()]
-    at = places[0]
-    told = [f"dJ/d{element(case.name(value.index), at)} = {number(sent[at].item())}"]
-    if value.data is not None and value.data.shape == sent.shape:
-        told.append(f"{element(case.name(value.index), at)} = {number(value.data[at].item())}")
-    for g, out in zip(step.upstream, operation.outputs, strict=False):
-        if g is not None and out is not None and g.shape == sent.shape:
-            told.append(f"dJ/d{element(case.name(out), at)} = {number(g[at].item())}")
-    return (f"{told[0]}{', where ' + ' and '.join(told[1:]) if told[1:] else ''}.", *_more(places, sent.numel()))
-
-
-def _more(places: list[Index], count: int) -> tuple[str, ...]:
-    return (f"{len(places)} of {count} elements are not finite.",) if len(places) > 1 else ()
-
-
-def _operands(case: _Case, operation: Operation, at: Index) -> Iterator[str]:
-    """What stood at the same place in each operand, or, where the places don't match, its range."""
-    for _, _, index in arguments_of(operation.arguments):
-        value = case.graph.values[index]
-        own = aligned(at, value.shape)
-        if value.data is None or not value.data.numel():
-            continue
-        if own is not None:
-            yield f"{element(case.name(index), own)} = {number(value.data[own].item())}"
-        elif _float(value.data) and not value.data.is_complex():
-            low, high = value.data.min().item(), value.data.max().item()
-            yield f"{case.name(index)} between {number(low)} and {number(high)}"
-
-
-def _on_purpose(operation: Operation) -> bool:
-    """Masks are filled with infinity by hand, and fresh memory holds anything."""
-    given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
-    return bool(given) or "empty" in operation.name
-
-
-def _scalars(tree: Any) -> Iterator[Any]:
-    for item in tree:
-        if isinstance(item, (list, tuple)):
-            yield from _scalars(item)
-        else:
-            yield item
-
-
-def _harmful(case: _Case) -> bool:
-    """Whether what is not finite reaches the loss or a parameter's gradient."""
-    losses = [case.graph.values[b.loss].data for b in case.graph.backwards if b.loss is not None]
-    return not all(_finite(each) for each in [*losses, *(p.grad for p in case.graph.parameters.values())])
-
-
-def _finite(tensor: Tensor | None) -> bool:
-    return tensor is None or not _float(tensor) or bool(_dense(tensor).isfinite().all())
-
-
-def _float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-# -- words -------------------------------------------------------------------------------------------------------------
+# -- words -----------------------------------------------------------------------------------------------------------
 
 
 def _tensor(operation: Operation, argument: str) -> int | None:
     ref = operation.arguments.get(argument)
     return ref.value if isinstance(ref, Ref) else None
-
-
-def _called(case: _Case, operation: Operation) -> str:
-    return case.graph.calls[operation.call].name if operation.call is not None else operation.name
-
-
-def _place(case: _Case, operation: Operation) -> Place | None:
-    return case.graph.calls[operation.call].place if operation.call is not None else None
-
-
-def _list(items: list[Any]) -> str:
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(map(str, items[:LISTED])) + more
 
 
 def _slice(name: str, axis: int, at: int, axes: int) -> str:

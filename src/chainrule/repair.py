@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, combinations, combinations_with_replacement
+from itertools import chain, combinations, combinations_with_replacement, product
 from typing import Any, Literal
 
 import torch
@@ -73,7 +73,9 @@ def _recognised(points: list[Trial], finding: Finding, wrong: list[Finding]) -> 
                 continue
             if found is not None:
                 return Repair(found[0], finding.label, found[1])
-    return Repair("not recognised", finding.label, f"what is wrong with the gradient of `{finding.label}` was not recognised")
+    return Repair(
+        "not recognised", finding.label, f"what is wrong with the gradient of `{finding.label}` was not recognised"
+    )
 
 
 Found = tuple[Mistake, str]
@@ -92,7 +94,9 @@ def _agree(points: list[Trial], position: int, mended: Mended) -> bool:
 
 def _scaled(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
     position = finding.edge.position
-    factor = _fitted(points, position, lambda point: torch.zeros_like(point.got[position]), lambda point: point.got[position])
+    factor = _fitted(
+        points, position, lambda point: torch.zeros_like(point.got[position]), lambda point: point.got[position]
+    )
     if factor is None:
         return
     name = f"the gradient of `{finding.label}`"
@@ -149,7 +153,10 @@ def _swapped(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Ite
     position = finding.edge.position
     for other, edge in points[0].edges.items():
         if other != position and _agree(points, position, lambda point, other=other: point.got[other]):  # type: ignore[misc]
-            yield "swapped", f"what came back for `{edge.argument}` is the gradient of `{finding.label}`: the two are swapped"
+            yield (
+                "swapped",
+                f"what came back for `{edge.argument}` is the gradient of `{finding.label}`: the two are swapped",
+            )
 
 
 def _moved(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
@@ -215,7 +222,9 @@ def _summed(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iter
         for count in range(1, min(tensor.dim(), 4) + 1):
             for axes in combinations(range(tensor.dim()), count):
                 kept = tuple(size for axis, size in enumerate(tensor.shape) if axis not in axes)
-                if math.prod(kept) != math.prod(shape) or tuple(s for s in shape if s != 1) != tuple(s for s in kept if s != 1):
+                if math.prod(kept) != math.prod(shape) or tuple(s for s in shape if s != 1) != tuple(
+                    s for s in kept if s != 1
+                ):
                     continue
                 if math.prod(tensor.shape) == math.prod(kept):
                     continue
@@ -290,22 +299,28 @@ def _edits(point: Trial) -> Iterator[tuple[int, int, Mistake, str, _Change]]:
             called = f"operand {slot + 1} of its `{call.name}`{_known_as(point, operand)}"
             for what, move in _moves(operand):
                 kind: Mistake = "transpose" if what.startswith("transposed") else "shifted"
-                yield place, slot, kind, f"{called} has its elements in the wrong places: {what}", lambda _, x, move=move: move(x)
-            yield place, slot, "sign", f"the sign of {called} is wrong: with -1", lambda _, x: -x
+                told = f"{called} has its elements in the wrong places: {what}"
+                yield place, slot, kind, told, partial(_to_operand, move)
+            yield place, slot, "sign", f"the sign of {called} is wrong: with -1", partial(_to_operand, torch.neg)
             for name, source in point.sources.items():
                 if source.shape != operand.shape or source is operand or source.dtype != operand.dtype:
                     continue
-                yield (
-                    place, slot, "wrong operand", f"{called} is the wrong one: with {name}",
-                    lambda point, _, name=name: point.sources[name],
-                )  # fmt: skip
+                told = f"{called} is the wrong one: with {name}"
+                yield place, slot, "wrong operand", told, partial(_source, name, False)
                 if source.dim() == 2:
-                    yield (
-                        place, slot, "wrong operand", f"{called} is the wrong one: with {name} transposed",
-                        lambda point, _, name=name: point.sources[name].transpose(0, 1),
-                    )  # fmt: skip
+                    yield place, slot, "wrong operand", f"{told} transposed", partial(_source, name, True)
             if call.name in ("add", "sub") and isinstance(call.out, Tensor) and operand.shape == call.out.shape:
-                yield place, slot, "extra term", f"its `{call.name}` has a term too many: with operand {slot + 1} alone", None
+                told = f"its `{call.name}` has a term too many: with operand {slot + 1} alone"
+                yield place, slot, "extra term", told, None
+
+
+def _to_operand(move: Callable[[Tensor], Tensor], point: Trial, operand: Tensor) -> Tensor:
+    return move(operand)
+
+
+def _source(name: str, transposed: bool, point: Trial, operand: Tensor) -> Tensor:
+    source = point.sources[name]
+    return source.transpose(0, 1) if transposed else source
 
 
 def _known_as(point: Trial, tensor: Tensor) -> str:
@@ -325,11 +340,11 @@ def _equal(left: Tensor, right: Tensor) -> bool:
 def _missing_use(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
     """The gradient is what comes back when one use of a tensor in the forward is forgotten."""
     position, point = finding.edge.position, points[0]
-    whole = point.without_use(None)[position]
-    uses = point.uses
-    if whole is None or not all(_agree([each], position, lambda p: p.without_use(None)[position]) for each in points):  # type: ignore[arg-type,return-value]
-        return
-    for cut, name in enumerate(uses[:64]):
+    for each in points:
+        whole = each.without_use(None)[position]
+        if whole is None or not each.agrees(position, whole):
+            return
+    for cut, name in enumerate(point.uses[:64]):
         if all(_same(each.without_use(cut)[position], each.got[position]) for each in points):
             yield (
                 "missing term",
@@ -360,34 +375,40 @@ def _missing_product(points: list[Trial], finding: Finding, wrong: list[Finding]
 def _terms(point: Trial, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
     """Products of the upstream gradient with up to two tensors, with and without a sum along an axis, in this shape."""
     tensors = dict(_tensors(point))
-    upstream = next((take for name, take in tensors.items() if "upstream" in name), None)
-    assert upstream is not None
-    for name, take in tensors.items():
-        yield name, lambda p, take=take: _shaped(take(p), shape)  # type: ignore[misc]
+    upstream = [(name, (take,)) for name, take in tensors.items() if "upstream" in name][:1]
     factors = [(name, take) for name, take in tensors.items() if "upstream" not in name][:24]
-    for name, take in factors:
-        yield f"{name} times the upstream gradient", lambda p, take=take: _shaped(take(p) * upstream(p), shape)  # type: ignore[misc]
+    for name, take in tensors.items():
+        yield name, partial(_product, (take,), shape)
+    products = upstream + [(f"{name} times {g}", (take, *gs)) for name, take in factors for g, gs in upstream]
+    for told, parts in products[1:]:
+        yield told, partial(_product, parts, shape)
     for (one, first), (two, second) in combinations_with_replacement(factors, 2):
-        yield (
-            f"{one} times {two} times the upstream gradient",
-            lambda p, first=first, second=second: _shaped(first(p) * second(p) * upstream(p), shape),  # type: ignore[misc]
-        )
-    summable = [("the upstream gradient", upstream), *((f"{n} times the upstream gradient", partial(_times, t, upstream)) for n, t in factors)]
-    for (inner, weight), (outer, take) in ((a, b) for a in summable for b in [("", None), *factors]):
-        for axis in (None, *range(-1, -len(shape) - 1, -1)):
-            along = "all axes" if axis is None else f"axis {axis % max(len(shape), 1)}"
-            told = f"the sum of {inner} over {along}" + (f", times {outer}" if outer else "")
-            yield told, partial(_sum_times, weight, take, axis, shape)
+        for g, gs in upstream:
+            yield f"{one} times {two} times {g}", partial(_product, (first, second, *gs), shape)
+    outside: list[tuple[str, tuple[Mended, ...]]] = [
+        ("", ()),
+        *((f", times {name}", (take,)) for name, take in factors),
+    ]
+    for (inner, parts), (outer, taken) in product(products, outside):
+        for axis in (None, *range(len(shape))):
+            along = "all axes" if axis is None else f"axis {axis}"
+            yield f"the sum of {inner} over {along}{outer}", partial(_sum_times, parts, taken, axis, shape)
 
 
-def _times(one: Mended, other: Mended, point: Trial) -> Tensor:
-    return one(point) * other(point)
+def _product(parts: tuple[Mended, ...], shape: torch.Size, point: Trial) -> Tensor:
+    whole = parts[0](point)
+    for take in parts[1:]:
+        whole = whole * take(point)
+    return whole if whole.shape == shape else whole.sum_to_size(shape)
 
 
-def _sum_times(weight: Mended, take: Mended | None, axis: int | None, shape: torch.Size, point: Trial) -> Tensor:
-    total = weight(point).sum() if axis is None else weight(point).sum(axis, keepdim=True)
-    return _shaped(total * (take(point) if take is not None else torch.ones(shape, dtype=total.dtype)), shape)
-
-
-def _shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
-    return tensor if tensor.shape == shape else tensor.sum_to_size(shape)
+def _sum_times(
+    parts: tuple[Mended, ...], taken: tuple[Mended, ...], axis: int | None, shape: torch.Size, point: Trial
+) -> Tensor:
+    inner = parts[0](point)
+    for take in parts[1:]:
+        inner = inner * take(point)
+    total = inner.sum() if axis is None else inner.sum(axis, keepdim=True)
+    for take in taken:
+        total = total * take(point)
+    return total.expand(shape) if total.numel() < shape.numel() else total.sum_to_size(shape)

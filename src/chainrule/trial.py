@@ -212,9 +212,14 @@ class Trial:
 
     def without_use(self, cut: int | None) -> dict[int, Tensor | None]:
         """The gradients of the forward's own steps, as if use number `cut` of a tensor passed nothing back."""
-        leaves = {e.argument or "": self.inputs[e.argument or ""].detach().clone().requires_grad_() for e in self.edges.values()}
+        leaves = {
+            e.argument or "": self.inputs[e.argument or ""].detach().clone().requires_grad_()
+            for e in self.edges.values()
+        }
         with torch.enable_grad(), _Cut(cut) as cutter:
-            out = _plain_forward(self.function, [leaves.get(name, value) for name, value in self.experiment.wide.items()])
+            out = _plain_forward(
+                self.function, [leaves.get(name, value) for name, value in self.experiment.wide.items()]
+            )
         self.uses = cutter.uses
         outs = [(o, g) for o, g in zip(tensors_in(out), self.upstream, strict=True) if o.requires_grad]
         if not outs:

@@ -193,7 +193,7 @@ def tried(mutant: Mutant) -> Outcome:
     verification = step(mutant.function(), mutant.operation)
     own = [row for row in verification.failures if row.node.name == "MutantBackward"]
     elsewhere = tuple(row.node.name for row in verification.failures if row.node.name != "MutantBackward")
-    repairs = [repair for row in own for repair in row.repairs if repair.argument.startswith("input") or True]
+    repairs = [repair for row in own for repair in row.repairs]
     first = repairs[0] if repairs else None
     return Outcome(mutant, bool(own), elsewhere, first.kind if first else "", first.text if first else "")
 

@@ -31,6 +31,7 @@ TOPICS = (
     "reduce",
     "shape",
     "index",
+    "group",
     "normalise",
     "convolve",
     "pool",

@@ -175,18 +175,24 @@ mul = elementwise(
     source="derivatives.yaml: mul.Tensor",
 )
 
+def divisor(op: Any) -> Any:
+    """The divisor in the quotient's precision: 1 divided by whole numbers would be float32."""
+    return op.other.to(op.out.dtype) if isinstance(op.other, Tensor) else op.other
+
+
 div = elementwise(
     "DivBackward0",
     name="div",
     equation=r"$out = \frac{$self}{$other}",
     derivative={
-        "self": (r"\frac{1}{$other}", lambda op: 1 / op.other),
+        "self": (r"\frac{1}{$other}", lambda op: 1 / divisor(op)),
         "other": (r"-\frac{$self}{\left($other\right)^{2}}", lambda op: -(op.self / op.other) / op.other),
     },
     samples=lambda: [
         *binary(torch.div),
         sample(torch.div, x(), 3.0, note="number"),
         sample(torch.div, x(1 + 2j, -1j), x(2, 3), note="complex by real"),
+        sample(torch.div, x(), torch.tensor(3), note="whole number"),
     ],
     source="derivatives.yaml: div.Tensor",
     accepts=lambda op: op.arguments.get("rounding_mode") is None,

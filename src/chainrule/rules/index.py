@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
+from chainrule.rules.shape import strided_origins
 
 Index = tuple[int, ...]
 
@@ -211,6 +212,34 @@ take = picks(
     product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
     samples=lambda: [sample(torch.take, x(2, 3), at((0, 5), (0, -1))), sample(torch.take, x(3), at(), note="empty")],
     source="derivatives.yaml: take",
+)
+
+
+
+def _inside(op: Any) -> list[Tensor | None]:
+    """The indices, moved into the tensor where they point outside: the mask leaves those out."""
+    sizes = op.self.shape
+    return [None if i is None else i.clamp(-sizes[axis], sizes[axis] - 1) for axis, i in enumerate(op.indices)]
+
+
+def _masked_index(op: Any, g: Tensor) -> Tensor:
+    home: Tensor = torch.ops.aten.index_put(g.new_zeros(op.self.shape), _inside(op), g.masked_fill(~op.mask, 0), True)
+    return home
+
+
+unsafe_masked_index = picks(
+    "UnsafeMaskedIndexBackward0",
+    equation=r"$out = $self[\text{indices}] \text{ where } $mask \text{, else } $fill",
+    vjp=_masked_index,
+    product=r"\mathbf{0} \text{ with } $g \text{ added at } [\text{indices}] \text{ where } $mask",
+    index=("mask", "indices"),
+    samples=lambda: [
+        sample(
+            torch.ops.aten._unsafe_masked_index, x(3, 2), torch.tensor([True, False, True]), [at(0, 7, 0), at(1, 1, 1)], 5
+        ),
+        sample(torch.ops.aten._unsafe_masked_index, x(3), torch.tensor([True, False]), [at(-1, -9)], 0, note="negative"),
+    ],
+    source="derivatives.yaml: _unsafe_masked_index",
 )
 
 # Embeddings ------------------------------------------------------------------------------------------------------
@@ -529,6 +558,51 @@ index_put = writes(
         sample(torch.index_put, x(3), (torch.tensor([True, False, True]),), x(1), note="by a mask"),
     ],
     source="derivatives.yaml: index_put",
+)
+
+
+def _masked_values(op: Any, g: Tensor) -> Tensor:
+    read: Tensor = torch.ops.aten.index(g, _inside(op))
+    return read.masked_fill(~op.mask, 0)
+
+
+unsafe_masked_index_put = writes(
+    "UnsafeMaskedIndexPutAccumulateBackward0",
+    equation=r"$out = $self \text{ with } $values \text{ added at [indices] where } $mask",
+    kept=lambda op, g: g,
+    adds=lambda op: True,
+    written={"values": _masked_values},
+    index="mask",
+    samples=lambda: [
+        sample(
+            torch.ops.aten._unsafe_masked_index_put_accumulate,
+            x(3),
+            torch.tensor([True, False, True]),
+            [at(0, 7, 0)],
+            x(3),
+        )
+    ],
+    source="derivatives.yaml: _unsafe_masked_index_put_accumulate",
+)
+
+
+def _strided_kept(op: Any, g: Tensor) -> Tensor:
+    origins = strided_origins(op)
+    assert origins is not None
+    return g.reshape(-1).index_fill(0, origins.reshape(-1), 0).reshape(g.shape)
+
+
+as_strided_scatter = writes(
+    "AsStridedScatterBackward0",
+    equation=r"$out = $self \text{ with } $src \text{ written over } \operatorname{as\_strided}($self)",
+    kept=_strided_kept,
+    written={"src": lambda op, g: g.reshape(-1)[strided_origins(op)]},
+    accepts=lambda op: strided_origins(op) is not None,
+    samples=lambda: [
+        sample(torch.as_strided_scatter, x(3, 4), x(2, 2), (2, 2), (4, 1)),
+        sample(torch.as_strided_scatter, x(3, 4), x(2, 2), (2, 2), (4, 1), 2, note="with an offset"),
+    ],
+    source="derivatives.yaml: as_strided_scatter",
 )
 
 

@@ -614,17 +614,23 @@ nll_loss = reducible(
 )
 
 
+def own_class(op: Any) -> Tensor:
+    """The class of each sample, as a column; a single sample may have its class as one element or as a number."""
+    column: Tensor = op.target.reshape(*op.self.shape[:-1], 1)
+    return column
+
+
 def margin_gaps(op: Any) -> Tensor:
     """margin - x_y + x_j for every class j of each sample, with 0 at its own class."""
-    gaps: Tensor = op.margin - op.self.gather(-1, op.target.unsqueeze(-1)) + op.self
-    return gaps.scatter(-1, op.target.unsqueeze(-1), 0)
+    gaps: Tensor = op.margin - op.self.gather(-1, own_class(op)) + op.self
+    return gaps.scatter(-1, own_class(op), 0)
 
 
 def margin_scale(op: Any) -> Tensor:
     """w_y / C, as a column."""
     classes: int = op.self.shape[-1]
     weight: Tensor = op.self.new_ones(classes) if op.weight is None else op.weight
-    return weight[op.target].unsqueeze(-1) / classes
+    return weight[own_class(op)] / classes
 
 
 def multi_margin(op: Any) -> Tensor:
@@ -637,7 +643,7 @@ def multi_margin_vjp(op: Any, g: Tensor) -> Tensor:
     """Every class too near gets its share, the own class the opposite of all of them."""
     gaps = margin_gaps(op)
     raised = torch.where(gaps > 0, op.p * gaps.clamp(min=0) ** (op.p - 1), 0) * margin_scale(op) * g.unsqueeze(-1)
-    return raised.scatter(-1, op.target.unsqueeze(-1), -raised.sum(-1, keepdim=True))
+    return raised.scatter(-1, own_class(op), -raised.sum(-1, keepdim=True))
 
 
 def with_defaults(op: Any) -> Applied:
@@ -801,7 +807,7 @@ multi_margin_loss = reducible(
     constants={"target": "not differentiable", "weight": "not differentiable"},
     kink=Kink(
         where=lambda op, radius: (
-            (margin_gaps(op).abs() <= radius).scatter(-1, op.target.unsqueeze(-1), False) & (op.p == 1)
+            (margin_gaps(op).abs() <= radius).scatter(-1, own_class(op), False) & (op.p == 1)
         ),
         choice="0, as on the side where the margin is kept",
     ),
@@ -810,6 +816,7 @@ multi_margin_loss = reducible(
         sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), p=2, margin=0.5, note="squared"),
         sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), weight=p(4, seed=1).detach(), note="weights"),
         sample(F.multi_margin_loss, x(4), torch.tensor(1), note="no batch"),
+        sample(F.multi_margin_loss, x(4), torch.tensor([1]), reduction="none", note="no batch, its class in a list"),
         sample(
             F.multi_margin_loss,
             torch.tensor([[1.0, 0.0, 3.0]]).requires_grad_(),

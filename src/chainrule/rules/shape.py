@@ -327,6 +327,19 @@ slice_ = moves(
     source="derivatives.yaml: slice.Tensor",
 )
 
+narrow_copy = moves(
+    "NarrowCopyBackward0",
+    equation=_named("narrow", "dim", "start", "length"),
+    move=lambda op, v: v.narrow(op.dim, op.start, op.length),
+    product=r"\mathbf{0} \text{ with } $g \text{ written at the same place}",
+    samples=lambda: [
+        sample(torch.narrow_copy, x(3, 4), 1, 1, 2),
+        sample(torch.narrow_copy, x(3, 4), 0, -2, 2, note="from the end"),
+        sample(torch.narrow_copy, x(3, 4), 0, 1, 0, note="empty"),
+    ],
+    source="derivatives.yaml: narrow_copy",
+)
+
 diagonal = moves(
     "DiagonalBackward0",
     "DiagonalBackward0_copy",
@@ -377,7 +390,7 @@ def _strided_positions(shape: Sequence[int], stride: Sequence[int], offset: int)
     return positions
 
 
-def _as_strided_origins(op: Any) -> Tensor | None:
+def strided_origins(op: Any) -> Tensor | None:
     """For each output element, the row-major position of the input element in the same place of memory."""
     offset = op.self.storage_offset()
     mine = _strided_positions(op.self.shape, op.self.stride(), offset).reshape(-1)
@@ -390,7 +403,7 @@ def _as_strided_origins(op: Any) -> Tensor | None:
 
 
 def _as_strided_home(op: Any, g: Tensor) -> Tensor:
-    origins = _as_strided_origins(op)
+    origins = strided_origins(op)
     assert origins is not None
     return g.new_zeros(op.self.numel()).index_add(0, origins.reshape(-1), g.reshape(-1)).reshape(op.self.shape)
 
@@ -399,12 +412,12 @@ as_strided = moves(
     "AsStridedBackward0",
     "AsStridedBackward0_copy",
     equation=_named("as_strided", "size", "stride", "storage_offset"),
-    move=lambda op, v: v.reshape(-1)[_as_strided_origins(op)],
+    move=lambda op, v: v.reshape(-1)[strided_origins(op)],
     home=_as_strided_home,
     product=r"\sum_{\text{copies}} $g",
     # It looks at memory rather than at its argument: where the input is itself a stretched view, or the reach goes
     # beyond it, there is nothing to say.
-    accepts=lambda op: "stride" in op.arguments and _as_strided_origins(op) is not None,
+    accepts=lambda op: "stride" in op.arguments and strided_origins(op) is not None,
     samples=lambda: [
         sample(torch.as_strided, x(3, 4), (2, 2), (4, 1)),
         sample(torch.as_strided, x(6), (4, 3), (1, 1), note="overlapping"),

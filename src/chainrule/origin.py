@@ -1,0 +1,400 @@
+"""Where NaN and infinity come from: the first place of the forward pass, and the first of the backward pass.
+
+A number that is not finite is *born* where an operation makes it of operands that are finite (or infinite on purpose,
+as in a mask); wherever an operand was already tainted by an earlier birth it is only *passed on*. PyTorch raises
+nothing in either case: the loss is NaN, and so is every parameter after the next step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.backprop import NodeStep, arguments_of
+from chainrule.finding import Case, Finding, called, dense, finite, floating, listed, place_of
+from chainrule.graph import Operation, Value
+from chainrule.lookup import Index
+from chainrule.numbers import number
+from chainrule.terms import aligned
+from chainrule.why import element
+
+ADVICE = {
+    "log": "Keep the operand of the logarithm above 0: clamp it, add a small epsilon, or take a loss that works on logits.",
+    "exp": "Subtract the largest exponent first: logsumexp, log_softmax and the losses on logits do so.",
+    "div": "Keep the divisor away from 0: add a small epsilon to it, or leave those elements out before dividing.",
+    "sqrt": "Keep the operand of the root above 0: add a small epsilon inside it, or clamp it before the root.",
+    "softmax": "Leave at least one place of each row unmasked, or mask with a large negative number instead of -inf.",
+    "mean": "There was nothing to take the mean of: look at the mask or the batch that was selected.",
+    "var": "A variance needs two numbers or more: give correction=0, or look at the shape.",
+    "std": "Add a small epsilon to the variance, and take its root instead of the standard deviation.",
+    "norm": "Add a small epsilon inside the norm, or leave out the rows that are 0.",
+}
+ALIKE = {
+    "log2": "log", "log10": "log", "log1p": "log", "rsqrt": "sqrt", "_softmax": "softmax", "_log_softmax": "softmax",
+    "reciprocal": "div", "expm1": "exp", "linalg_vector_norm": "norm", "sinh": "exp", "cosh": "exp",
+    "_safe_softmax": "softmax",
+}  # fmt: skip
+OVERFLOWING = (
+    "exp", "expm1", "sinh", "cosh", "add", "sub", "mul", "pow", "square", "prod", "sum", "cumsum", "mm", "bmm", "addmm",
+    "_to_copy",
+)  # fmt: skip
+IN_RANGE = (
+    "Keep its operand inside the range where the function is finite: clamp it, add an epsilon, or scale it down before."
+)
+
+
+@dataclass
+class Birth:
+    """What was born where: in which operation (None: it was in the leaf `value` before the step)."""
+
+    value: Value
+    operation: Operation | None
+    passed_on: list[int] = field(default_factory=list)  # the values that got it from here, in order
+
+
+def births(case: Case) -> Iterator[Finding]:
+    """The first number that is not finite, forward and backward, each with the operands that made it."""
+    history = _History(case)
+    for birth in history.first():
+        yield _told(case, history, birth)
+    yield from _backward(case, history)
+
+
+# -- forward ------------------------------------------------------------------------------------------------------------
+
+
+class _History:
+    """Every birth of the forward pass, and which values carry which on."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.births: list[Birth] = []
+        self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
+        self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
+        for operation in case.graph.operations:
+            self._read(operation)
+        losses = [b.loss for b in case.graph.backwards if b.loss is not None]
+        self.bad_losses = [loss for loss in losses if not finite(case.graph.values[loss].data)]
+
+    def _read(self, operation: Operation) -> None:
+        values = self.case.graph.values
+        operands = [values[index] for _, _, index in arguments_of(operation.arguments)]
+        for leaf in operands:
+            if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
+                if dense(leaf.data).isnan().any():
+                    self._born(leaf, None)
+                elif not finite(leaf.data):
+                    self.infinite.append(leaf)
+        inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
+        for out in operation.outputs:
+            made = values[out] if out is not None else None
+            if made is None or made.data is None or finite(made.data):
+                continue
+            if inherited is not None:
+                inherited.passed_on.append(made.index)
+                self.of[made.index] = inherited
+            elif not _on_purpose(operation) and _makes(made.data, [each.data for each in operands]):
+                self._born(made, operation)
+
+    def _born(self, value: Value, operation: Operation | None) -> None:
+        birth = Birth(value, operation)
+        self.births.append(birth)
+        self.of[value.index] = birth
+
+    def first(self) -> list[Birth]:
+        """The first of all, and the one that the loss goes back to, where that is another."""
+        if self.bad_losses and self.infinite and not self.births:
+            self._born(self.infinite[0], None)
+        reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
+        if not reached:
+            return self.births[:1]
+        led_to = [birth for birth in self.births if birth.value.index in self._before(reached[0])]
+        return [*led_to[:1], *reached]
+
+    def _before(self, birth: Birth) -> set[int]:
+        """The values that the operands of a birth were computed from."""
+        found: set[int] = set()
+        waiting = [] if birth.operation is None else [birth.operation]
+        while waiting:
+            for _, _, index in arguments_of(waiting.pop().arguments):
+                made_by = self.case.graph.values[index].operation
+                if index not in found:
+                    found.add(index)
+                    waiting += [] if made_by is None else [self.case.graph.operations[made_by]]
+        return found
+
+    @property
+    def harmful(self) -> bool:
+        """Whether what is not finite reaches the loss or a parameter's gradient."""
+        return bool(self.bad_losses) or not all(finite(each.grad) for each in self.case.graph.parameters.values())
+
+
+def _makes(made: Tensor, operands: list[Tensor | None]) -> bool:
+    """NaN where no operand has it, or infinity where all operands are finite."""
+    known = [dense(each) for each in operands if each is not None and floating(each)]
+    if dense(made).isnan().any():
+        return not any(each.isnan().any() for each in known)
+    return all(finite(each) for each in known)
+
+
+def _on_purpose(operation: Operation) -> bool:
+    """Masks are filled with infinity by hand, and fresh memory holds anything."""
+    given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
+    return bool(given) or "empty" in operation.name
+
+
+def _scalars(tree: Any) -> Iterator[Any]:
+    waiting = list(tree)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (list, tuple)):
+            waiting.extend(item)
+        else:
+            yield item
+
+
+def _told(case: Case, history: _History, birth: Birth) -> Finding:
+    data = birth.value.data
+    assert data is not None
+    nan = bool(dense(data).isnan().any())
+    kind = "NaN" if nan else "infinity"
+    if birth.operation is None:
+        at = (dense(data).isnan() if nan else ~dense(data).isfinite()).nonzero().tolist()
+        name = case.name(birth.value.index)
+        told = listed([element(name, tuple(place)) for place in at])
+        evidence = [f"{len(at)} of {data.numel()} elements: {told}."]
+        text, place = f"{name} held {kind} before the step began.", birth.value.place
+        advice = "Look at the data that was loaded, or, for a parameter, at the step before this one."
+    else:
+        order = "first of all" if birth is history.births[0] else "and that reaches the loss"
+        text = f"{called(case, birth.operation)} makes {kind} of {_made_of(case, birth.operation)}, {order}."
+        evidence = list(_evidence(case, birth.operation, birth.value))
+        place, advice = birth.value.place or place_of(case, birth.operation), _advice(birth.operation)
+    evidence += _passed_on(case, history, birth)
+    severity = "error" if history.harmful else "warning"
+    where = case.name(birth.value.index)
+    return Finding("non-finite-forward", severity, where, place, (text,), tuple(evidence), advice)  # type: ignore[arg-type]
+
+
+def _made_of(case: Case, operation: Operation) -> str:
+    known = [case.graph.values[index].data for _, _, index in arguments_of(operation.arguments)]
+    return "finite numbers" if all(finite(each) for each in known) else "numbers that are not NaN"
+
+
+def _evidence(case: Case, operation: Operation, made: Value) -> Iterator[str]:
+    """The first such element with its operands, why it is so, and how many there are."""
+    assert made.data is not None
+    data = dense(made.data)
+    bad = data.isnan() if data.isnan().any() else ~data.isfinite()
+    places = [tuple(at) for at in bad.nonzero().tolist()]
+    at = places[0]
+    told = f"{element(case.name(made.index), at)} = {number(data[at].item())}"
+    operands = list(_operands(case, operation, at))
+    yield f"{told} from {', '.join(operands)}." if operands else f"{told}."
+    reason = _reason(case, operation, at, data)
+    if reason:
+        yield reason
+    if len(places) > 1:
+        yield f"{len(places)} of {data.numel()} elements are {'NaN' if data[at].isnan() else 'infinite'}."
+
+
+def _operands(case: Case, operation: Operation, at: Index) -> Iterator[str]:
+    """What stood at the same place in each operand, or, where the places don't match, its range."""
+    for _, _, index in arguments_of(operation.arguments):
+        value = case.graph.values[index]
+        if value.data is None or not value.data.numel():
+            continue
+        own = aligned(at, value.shape)
+        if own is not None:
+            yield f"{element(case.name(index), own)} = {number(dense(value.data)[own].item())}"
+        elif floating(value.data) and not value.data.is_complex():
+            low, high = dense(value.data).min().item(), dense(value.data).max().item()
+            yield f"{case.name(index)} between {number(low)} and {number(high)}"
+
+
+def _base(operation: Operation) -> str:
+    return operation.name.removeprefix("aten.").split(".")[0]
+
+
+def _advice(operation: Operation) -> str:
+    base = _base(operation).removesuffix("_")
+    return ADVICE.get(ALIKE.get(base, base), IN_RANGE)
+
+
+def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
+    """The calculation itself, as one would write it: `log(-1.2)`, `0 / 0`, and what is the matter with it."""
+    base = _base(operation).removesuffix("_")
+    numbers = _numbers(case, operation, at)
+    result = made[at].item()
+    limit = _overflow(result, made) if base in OVERFLOWING and "0" not in numbers else ""
+    if base == "div" and len(numbers) == 2:
+        return f"{numbers[0]} / {numbers[1]} is {number(result)}."
+    if base in ("add", "sub", "mul") and len(numbers) == 2:
+        return f"{numbers[0]} {dict(add='+', sub='-', mul='*')[base]} {numbers[1]} is {number(result)}{limit}."
+    if base in ("_softmax", "_log_softmax", "_safe_softmax"):
+        return "A row that is -inf everywhere (all of it masked) has no softmax: 0 / 0."
+    if base in ("mean", "var", "std", "var_mean") and math.isnan(abs(result)):
+        return f"The {base.split('_')[0]} of too few numbers: 0 / 0."
+    if len(numbers) == 1 or base == "pow":
+        return f"{base}({', '.join(numbers)}) is {number(result)}{limit}."
+    return f"T{limit[3:]}." if limit else ""
+
+
+def _numbers(case: Case, operation: Operation, at: Index) -> list[str]:
+    """The operands as numbers, tensors at this place and plain numbers alike; [] where a tensor's place is not known."""
+    told = []
+    for name, argument in operation.arguments.items():
+        if name in ("alpha", "rounding_mode") or isinstance(argument, (bool, str)):
+            continue
+        if hasattr(argument, "value"):
+            value = case.graph.values[argument.value]
+            own = aligned(at, value.shape)
+            if value.data is None or own is None:
+                return []
+            told.append(number(dense(value.data)[own].item()))
+        elif isinstance(argument, (int, float)):
+            told.append(number(argument))
+    return told
+
+
+def _overflow(result: Any, made: Tensor) -> str:
+    """Why a finite calculation is infinite: the number type ends before."""
+    if isinstance(result, complex) or not math.isinf(result):
+        return ""
+    largest = torch.finfo(made.dtype).max
+    return f": the largest {str(made.dtype).removeprefix('torch.')} is {largest:.3g}"
+
+
+def _passed_on(case: Case, history: _History, birth: Birth) -> Iterator[str]:
+    """What only handed it on, as far as the loss."""
+    values = case.graph.values
+    loss = next((each for each in history.bad_losses if history.of.get(each, birth) is birth), None)
+    others = [each for each in birth.passed_on if each != loss]
+    if others:
+        names = list(dict.fromkeys(case.name(each) for each in others))
+        yield f"Passed on, not made, by what came after: {listed(names)}."
+    if loss is not None:
+        data = values[loss].data
+        told = (
+            f" is {number(dense(data).reshape(-1)[0].item())}"
+            if data is not None and data.numel() == 1
+            else " holds it"
+        )
+        yield f"The loss {case.name(loss)}{told}, and PyTorch raises nothing."
+
+
+# -- backward -----------------------------------------------------------------------------------------------------------
+
+
+def _backward(case: Case, history: _History) -> Iterator[Finding]:
+    """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
+    fed = {edge.node for node in case.graph.nodes if node.passages for edge in node.edges}
+    for step in case.derivation.nodes:
+        if not all(finite(g) for g in step.upstream):
+            if step.node not in fed or _added_up(case, step):
+                yield _arrived(case, step, seed=step.node not in fed)
+                return
+            continue
+        if step.operation is None or _inherits(case, history, step):
+            continue
+        for share in step.shares:
+            sent = share.gradient if share.recorded is None else share.recorded
+            if share.value is None or sent is None or finite(sent):
+                continue
+            yield _gradient_born(case, step, case.graph.values[share.value], dense(sent))
+            return
+
+
+def _inherits(case: Case, history: _History, step: NodeStep) -> bool:
+    """Whether the forward pass made it: a tainted operand or output, and a loss that is not finite for it."""
+    if not history.bad_losses or step.operation is None:
+        return False
+    operation = case.graph.operations[step.operation]
+    near = [index for _, _, index in arguments_of(operation.arguments)] + [
+        o for o in operation.outputs if o is not None
+    ]
+    return any(index in history.of for index in near)
+
+
+def _added_up(case: Case, step: NodeStep) -> bool:
+    """Whether every share that arrived was finite, so that only their sum is not."""
+    shares = [
+        share.recorded if share.recorded is not None else share.gradient
+        for other in case.derivation.nodes
+        if other.backward == step.backward
+        for share, edge in zip(other.shares, case.graph.nodes[other.node].edges, strict=True)
+        if edge.node == step.node
+    ]
+    return all(finite(each) for each in shares)
+
+
+def _arrived(case: Case, step: NodeStep, *, seed: bool) -> Finding:
+    node = case.graph.nodes[step.node]
+    slot = next(slot for slot, g in enumerate(step.upstream) if not finite(g))
+    value = node.outputs[slot] if slot < len(node.outputs) else None
+    name = "dJ/d" + (case.name(value) if value is not None else node.name)
+    data = step.upstream[slot]
+    assert data is not None
+    at = tuple((~dense(data).isfinite()).nonzero()[0].tolist())
+    text = (
+        "The gradient that the backward pass was begun with is not finite."
+        if seed
+        else "Finite gradients from several uses add up to a number that is not finite."
+    )
+    advice = (
+        "Look at what was given to backward(): a loss scale that is too large, or a gradient made elsewhere."
+        if seed
+        else "Scale the loss down, or use a number type with a larger range."
+    )
+    evidence = (f"{element(name, at)} = {number(dense(data)[at].item())}.",)
+    return Finding("non-finite-backward", "error", name, node.place, (text,), evidence, advice)
+
+
+def _gradient_born(case: Case, step: NodeStep, value: Value, sent: Tensor) -> Finding:
+    assert step.operation is not None
+    operation = case.graph.operations[step.operation]
+    kind = "NaN" if sent.isnan().any() else "infinity"
+    name = called(case, operation)
+    return Finding(
+        "non-finite-backward",
+        "error",
+        f"dJ/d{case.name(value.index)}",
+        case.graph.nodes[step.node].place,
+        (f"Going back through {name} makes {kind} of finite gradients, the first.",),
+        tuple(_gradient_evidence(case, step, operation, value, sent)),
+        f"The derivative is not finite at this point. {_advice(operation)}",
+    )
+
+
+def _gradient_evidence(case: Case, step: NodeStep, operation: Operation, value: Value, sent: Tensor) -> Iterator[str]:
+    places = [tuple(at) for at in (~sent.isfinite()).nonzero().tolist()]
+    at = places[0]
+    gradient = f"dJ/d{element(case.name(value.index), at)} = {number(sent[at].item())}"
+    told = []
+    if value.data is not None and value.data.shape == sent.shape:
+        told.append(f"{element(case.name(value.index), at)} = {number(dense(value.data)[at].item())}")
+    stopped = False
+    for _, _, index in arguments_of(operation.arguments):
+        other, own = case.graph.values[index], aligned(at, case.graph.values[index].shape)
+        if index != value.index and other.data is not None and own is not None and other.data.numel():
+            told.append(f"{element(case.name(index), own)} = {number(dense(other.data)[own].item())}")
+    for g, out in zip(step.upstream, operation.outputs, strict=False):
+        if g is None or out is None:
+            continue
+        own = aligned(at, tuple(g.shape)) if g.shape != sent.shape else at
+        if own is not None:
+            told.append(f"dJ/d{element(case.name(out), own)} = {number(dense(g)[own].item())}")
+            stopped = bool(dense(g)[own] == 0)
+    yield f"{gradient}{', where ' + ' and '.join(told) if told else ''}."
+    if stopped:
+        yield (
+            "Nothing was to flow back here, but 0 times infinity is NaN: choose the operand before this operation (as "
+            "with torch.where on the input), not the result after it."
+        )
+    if len(places) > 1:
+        yield f"{len(places)} of {sent.numel()} elements are not finite."
