@@ -10,8 +10,8 @@ from torch.autograd import Function
 import chainrule.backprop
 from chainrule import document
 from chainrule.errors import MissingError
-from chainrule.recording import record
 from chainrule.proof import verify
+from chainrule.recording import record
 
 
 @pytest.fixture(autouse=True)

@@ -60,8 +60,9 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
         apply: Callable[..., Any] = fn.apply
         return apply
     if isinstance(fn, Tensor) or not callable(fn):
+        told = repr(fn) if isinstance(fn, str) else f"a {type(fn).__name__}"
         raise RecordingError(
-            f"chainrule.verify: {fn if isinstance(fn, str) else 'a ' + type(fn).__name__!r} cannot be called. Give a "
+            f"chainrule.verify: {told} cannot be called. Give a "
             "function, a module or an autograd.Function first, then its inputs: chainrule.verify(fn, x, y)."
         )
     if isinstance(fn, type):

@@ -24,7 +24,7 @@ from chainrule.terms import aligned
 from chainrule.why import element
 
 ADVICE = {
-    "log": "Keep the operand of the logarithm above 0: clamp it, add a small epsilon, or take a loss that works on logits.",
+    "log": "Keep the operand of the logarithm above 0: clamp it, add an epsilon, or take a loss that works on logits.",
     "exp": "Subtract the largest exponent first: logsumexp, log_softmax and the losses on logits do so.",
     "div": "Keep the divisor away from 0: add a small epsilon to it, or leave those elements out before dividing.",
     "sqrt": "Keep the operand of the root above 0: add a small epsilon inside it, or clamp it before the root.",
@@ -39,6 +39,7 @@ ALIKE = {
     "reciprocal": "div", "expm1": "exp", "linalg_vector_norm": "norm", "sinh": "exp", "cosh": "exp",
     "_safe_softmax": "softmax",
 }  # fmt: skip
+SIGNS = {"add": "+", "sub": "-", "mul": "*"}
 OVERFLOWING = (
     "exp", "expm1", "sinh", "cosh", "add", "sub", "mul", "pow", "square", "prod", "sum", "cumsum", "mm", "bmm", "addmm",
     "_to_copy",
@@ -65,7 +66,7 @@ def births(case: Case) -> Iterator[Finding]:
     yield from _backward(case, history)
 
 
-# -- forward ------------------------------------------------------------------------------------------------------------
+# -- forward -----------------------------------------------------------------------------------------------------------
 
 
 class _History:
@@ -234,8 +235,8 @@ def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
     limit = _overflow(result, made) if base in OVERFLOWING and "0" not in numbers else ""
     if base == "div" and len(numbers) == 2:
         return f"{numbers[0]} / {numbers[1]} is {number(result)}."
-    if base in ("add", "sub", "mul") and len(numbers) == 2:
-        return f"{numbers[0]} {dict(add='+', sub='-', mul='*')[base]} {numbers[1]} is {number(result)}{limit}."
+    if base in SIGNS and len(numbers) == 2:
+        return f"{numbers[0]} {SIGNS[base]} {numbers[1]} is {number(result)}{limit}."
     if base in ("_softmax", "_log_softmax", "_safe_softmax"):
         return "A row that is -inf everywhere (all of it masked) has no softmax: 0 / 0."
     if base in ("mean", "var", "std", "var_mean") and math.isnan(abs(result)):
@@ -246,7 +247,7 @@ def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
 
 
 def _numbers(case: Case, operation: Operation, at: Index) -> list[str]:
-    """The operands as numbers, tensors at this place and plain numbers alike; [] where a tensor's place is not known."""
+    """The operands as numbers, tensors at this place and plain ones alike; [] where a tensor's place is not known."""
     told = []
     for name, argument in operation.arguments.items():
         if name in ("alpha", "rounding_mode") or isinstance(argument, (bool, str)):
@@ -288,7 +289,7 @@ def _passed_on(case: Case, history: _History, birth: Birth) -> Iterator[str]:
         yield f"The loss {case.name(loss)}{told}, and PyTorch raises nothing."
 
 
-# -- backward -----------------------------------------------------------------------------------------------------------
+# -- backward ----------------------------------------------------------------------------------------------------------
 
 
 def _backward(case: Case, history: _History) -> Iterator[Finding]:
@@ -367,7 +368,8 @@ def _gradient_born(case: Case, step: NodeStep, value: Value, sent: Tensor) -> Fi
         case.graph.nodes[step.node].place,
         (f"Going back through {name} makes {kind} of finite gradients, the first.",),
         tuple(_gradient_evidence(case, step, operation, value, sent)),
-        f"The derivative is not finite at this point. {_advice(operation)}",
+        "The derivative is not finite at this point: keep the operand away from it (a small epsilon inside a square root "
+        "or a logarithm, or a clamp before it rather than after it).",
     )
 
 

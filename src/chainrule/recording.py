@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from chainrule.why import Why
 
 
+QUICKLY_PROVED = 300  # nodes up to which a page is written with its proof without being asked
+
+
 class Recording:
     """One recorded training step: its facts, and everything that can be worked out from them, when it is asked for.
 
@@ -38,6 +41,7 @@ class Recording:
     def __init__(self, tape: Tape | None) -> None:
         self._tape = tape
         self._open = tape is not None
+        self._verification: Verification | None = None
 
     @classmethod
     def of(cls, graph: Graph) -> Recording:
@@ -136,7 +140,11 @@ class Recording:
         """
         from chainrule.proof import verify
 
-        return verify(self.graph, only=only)
+        if only is not None:
+            return verify(self.graph, only=only)
+        if self._verification is None:
+            self._verification = verify(self.graph)
+        return self._verification
 
     def findings(self) -> tuple[Finding, ...]:
         """What is unhealthy in this step, or at least worth knowing, with evidence."""
@@ -147,12 +155,15 @@ class Recording:
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as it is told, for any view.
 
-        With `pointing` also the sum behind each number, for a page; with `coded` also the code that recomputes each
-        section, for a notebook.
+        With `pointing` also the sum behind each number, for a page, and the verdict of the proof, where it was made or
+        is quickly made; with `coded` also the code that recomputes each section, for a notebook.
         """
         from chainrule import telling
 
-        context = telling.Context(self.graph, self.derivation, self.notation, self.findings())
+        if pointing and len(self.nodes) <= QUICKLY_PROVED:
+            self.verify()
+        verdicts = {row.node.index: row.verdict for row in self._verification.rows} if self._verification else {}
+        context = telling.Context(self.graph, self.derivation, self.notation, self.findings(), verdicts)
         return telling.brief(context) if brief else telling.whole(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:

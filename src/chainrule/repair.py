@@ -89,7 +89,7 @@ def _agree(points: list[Trial], position: int, mended: Mended) -> bool:
         return False
 
 
-# -- the gradient that came back, scaled, exchanged, moved --------------------------------------------------------------
+# -- the gradient that came back, scaled, exchanged, moved -------------------------------------------------------------
 
 
 def _scaled(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
@@ -210,7 +210,7 @@ def _agree_inside(point: Trial, position: int, gradient: Tensor, inner: tuple[sl
     return bool(gradient[inner].any()) and point.agrees(position, patched)
 
 
-# -- one step of the backward changed -----------------------------------------------------------------------------------
+# -- one step of the backward changed ----------------------------------------------------------------------------------
 
 
 def _summed(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
@@ -235,7 +235,8 @@ def _summed(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iter
                 if _agree(points, position, mended):
                     yield (
                         "reduction",
-                        f"a sum is missing in the gradient of `{finding.label}`: the sum of {called} over {_axes(axes)} agrees",
+                        f"a sum is missing in the gradient of `{finding.label}`: {called}, summed over {_axes(axes)}, "
+                        "agrees",
                     )
 
 
@@ -253,11 +254,8 @@ def _edited(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iter
     position, first = finding.edge.position, points[0]
     if not all(point.repeats for point in points) or len({len(point.calls) for point in points}) > 1:
         return
-    tried = 0
-    for place, slot, kind, text, change in sorted(_edits(first), key=lambda each: _RANK.index(each[2])):
-        tried += 1
-        if tried > MOST_EDITS:
-            return
+    edits = sorted(_edits(first), key=lambda each: _RANK.index(each[2]))
+    for place, slot, kind, text, change in edits[:MOST_EDITS]:
 
         def mended(point: Trial, place: int = place, slot: int = slot, change: _Change = change) -> Tensor:
             if change is None:
@@ -277,7 +275,8 @@ def _edited(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iter
             if _agree(points, position, exchanged):
                 yield (
                     "wrong operand",
-                    f"the gradient of `{finding.label}` is worked out from the wrong operand: with {name} for {called} it agrees",
+                    f"the gradient of `{finding.label}` is worked out from the wrong operand: with {name} for {called} "
+                    "it agrees",
                 )
 
 
@@ -334,7 +333,7 @@ def _equal(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and torch.equal(left, right)
 
 
-# -- terms that are missing ----------------------------------------------------------------------------------------------
+# -- terms that are missing --------------------------------------------------------------------------------------------
 
 
 def _missing_use(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:

@@ -200,7 +200,7 @@ class Trial:
 
     @cached_property
     def repeats(self) -> bool:
-        """Whether running the steps again gives the same: nothing is written in place, nothing is done outside torch."""
+        """Whether running the steps again gives the same: nothing is written in place, or done outside torch."""
         if any(call.name.endswith("_") or call.name in ("setitem", "iadd", "imul", "isub") for call in self.calls):
             return False
         try:
@@ -208,7 +208,7 @@ class Trial:
         except Exception:  # whatever the user's code does
             return False
 
-    # -- the forward pass, with one use of a tensor cut off -------------------------------------------------------------
+    # -- the forward pass, with one use of a tensor cut off ------------------------------------------------------------
 
     def without_use(self, cut: int | None) -> dict[int, Tensor | None]:
         """The gradients of the forward's own steps, as if use number `cut` of a tensor passed nothing back."""

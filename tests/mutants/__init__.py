@@ -130,8 +130,7 @@ def _mutations(operation: Operation, gradient: Gradient) -> Iterator[tuple[str, 
     yield "off-by-one index", "", lambda g, s: _rolled(right(g, s))
     for name in [*operation.inputs, "out"]:
         yield "stale operand", f" {name}", _stale(right, name)
-        break_after = [other for other in operation.inputs if other != name]
-        for other in break_after[:1]:
+        for other in [other for other in operation.inputs if other != name][:1]:
             yield "stale operand", f" {name} is {other}", _taken_for(right, name, other)
 
 
@@ -201,10 +200,11 @@ def tried(mutant: Mutant) -> Outcome:
 def report(outcomes: list[Outcome]) -> str:
     """How many there were, were flagged, and were named rightly, by kind."""
     operations = {outcome.mutant.operation.name for outcome in outcomes}
+    flagged, named = sum(o.flagged for o in outcomes), sum(o.named for o in outcomes)
+    elsewhere = sum(bool(o.elsewhere) for o in outcomes)
     lines = [
-        f"{len(outcomes)} mutants of {len(operations)} operations: {sum(o.flagged for o in outcomes)} flagged at their own "
-        f"node, {sum(bool(o.elsewhere) for o in outcomes)} alarms elsewhere, {sum(o.named for o in outcomes)} named rightly "
-        f"({sum(o.named for o in outcomes) / max(len(outcomes), 1):.1%})"
+        f"{len(outcomes)} mutants of {len(operations)} operations: {flagged} flagged at their own node, {elsewhere} "
+        f"alarms elsewhere, {named} named rightly ({named / max(len(outcomes), 1):.1%})"
     ]
     for kind in NAMED:
         mine = [outcome for outcome in outcomes if outcome.mutant.kind == kind]

@@ -11,7 +11,6 @@ outcomes = [tried(mutant) for mutant in mutants()]
 if "-v" in sys.argv[1:]:
     for outcome in outcomes:
         if not outcome.named or not outcome.flagged or outcome.elsewhere:
-            print(
-                f"{outcome.mutant.name}\n    {outcome.called or 'not flagged'}: {outcome.text} {outcome.elsewhere or ''}"
-            )
+            print(outcome.mutant.name)
+            print(f"    {outcome.called or 'not flagged'}: {outcome.text} {outcome.elsewhere or ''}".rstrip())
 print(report(outcomes))

@@ -47,9 +47,14 @@ def _unary(name: str, forward: Callable[[Tensor], Tensor], *terms: Term, positiv
 
 
 def _binary(
-    name: str, forward: Callable[..., Tensor], x: Gradient, y: Gradient, *, shapes: tuple[tuple[int, ...], ...] = ((4, 4), (4, 4)),
+    name: str,
+    forward: Callable[..., Tensor],
+    x: Gradient,
+    y: Gradient,
+    *,
+    shapes: tuple[tuple[int, ...], ...] = ((4, 4), (4, 4)),
     positive: bool = False,
-) -> Operation:  # fmt: skip
+) -> Operation:
     return Operation(name, forward, dict(zip("xy", shapes, strict=True)), {"x": x, "y": y}, positive)
 
 
@@ -95,72 +100,113 @@ ELEMENTWISE = [
     _unary("erf", torch.erf, lambda g, s: g * 2 / math.sqrt(math.pi) * torch.exp(-s.x * s.x)),
     _unary("softplus", torch.nn.functional.softplus, lambda g, s: g * s.x.sigmoid()),
     _unary(
-        "silu", lambda x: x * x.sigmoid(),
-        lambda g, s: g * s.x.sigmoid(), lambda g, s: g * s.out * (1 - s.x.sigmoid()),
+        "silu",
+        lambda x: x * x.sigmoid(),
+        lambda g, s: g * s.x.sigmoid(),
+        lambda g, s: g * s.out * (1 - s.x.sigmoid()),
     ),
     _unary(
-        "gelu", torch.nn.functional.gelu,
-        lambda g, s: g * (1 + torch.erf(s.x / math.sqrt(2))) / 2, lambda g, s: g * s.x * _normal(s.x),
+        "gelu",
+        torch.nn.functional.gelu,
+        lambda g, s: g * (1 + torch.erf(s.x / math.sqrt(2))) / 2,
+        lambda g, s: g * s.x * _normal(s.x),
     ),
     _unary("x sin x", lambda x: x * x.sin(), lambda g, s: g * s.x.sin(), lambda g, s: g * s.x * s.x.cos()),
     _unary("x log x", lambda x: x * x.log(), lambda g, s: g * s.x.log(), lambda g, s: g, positive=True),
     _unary("polynomial", lambda x: x**3 + 2 * x**2, lambda g, s: 3 * g * s.x**2, lambda g, s: 4 * g * s.x),
-]  # fmt: skip
+]
 
 BINARY = [
     _binary("add a row", torch.add, _of(lambda g, s: g), _of(lambda g, s: g, axes=(0,)), shapes=((4, 4), (4,))),
-    _binary("sub a column", torch.sub, _of(lambda g, s: g), _of(lambda g, s: -g, axes=(1,), keep=True), shapes=((4, 4), (4, 1))),
+    _binary(
+        "sub a column",
+        torch.sub,
+        _of(lambda g, s: g),
+        _of(lambda g, s: -g, axes=(1,), keep=True),
+        shapes=((4, 4), (4, 1)),
+    ),
     _binary("mul", torch.mul, _of(lambda g, s: g * s.y), _of(lambda g, s: g * s.x)),
     _binary(
-        "mul by a row", torch.mul, _of(lambda g, s: g * s.y), _of(lambda g, s: g * s.x, axes=(0,)), shapes=((4, 4), (4,)),
+        "mul by a row",
+        torch.mul,
+        _of(lambda g, s: g * s.y),
+        _of(lambda g, s: g * s.x, axes=(0,)),
+        shapes=((4, 4), (4,)),
     ),
     _binary(
-        "scale by a scalar", torch.mul, _of(lambda g, s: g * s.y), _of(lambda g, s: g * s.x, axes=(0, 1)), shapes=((4, 4), ()),
+        "scale by a scalar",
+        torch.mul,
+        _of(lambda g, s: g * s.y),
+        _of(lambda g, s: g * s.x, axes=(0, 1)),
+        shapes=((4, 4), ()),
     ),
     _binary("div", torch.div, _of(lambda g, s: g / s.y), _of(lambda g, s: -g * s.x / s.y**2), positive=True),
     _binary(
-        "div by a column", torch.div, _of(lambda g, s: g / s.y), _of(lambda g, s: -g * s.out / s.y, axes=(1,), keep=True),
-        shapes=((4, 4), (4, 1)), positive=True,
+        "div by a column",
+        torch.div,
+        _of(lambda g, s: g / s.y),
+        _of(lambda g, s: -g * s.out / s.y, axes=(1,), keep=True),
+        shapes=((4, 4), (4, 1)),
+        positive=True,
     ),
     _binary(
-        "pow", torch.pow, _of(lambda g, s: g * s.y * s.x ** (s.y - 1)), _of(lambda g, s: g * s.out * s.x.log()), positive=True,
+        "pow",
+        torch.pow,
+        _of(lambda g, s: g * s.y * s.x ** (s.y - 1)),
+        _of(lambda g, s: g * s.out * s.x.log()),
+        positive=True,
     ),
     _binary(
-        "atan2", torch.atan2, _of(lambda g, s: g * s.y / (s.x**2 + s.y**2)), _of(lambda g, s: -g * s.x / (s.x**2 + s.y**2)),
+        "atan2",
+        torch.atan2,
+        _of(lambda g, s: g * s.y / (s.x**2 + s.y**2)),
+        _of(lambda g, s: -g * s.x / (s.x**2 + s.y**2)),
         positive=True,
     ),
     _binary("hypot", torch.hypot, _of(lambda g, s: g * s.x / s.out), _of(lambda g, s: g * s.y / s.out), positive=True),
     _binary(
-        "complex product, real part", lambda x, y: x * y - x.sin() * y.cos(),
+        "complex product, real part",
+        lambda x, y: x * y - x.sin() * y.cos(),
         _of(lambda g, s: g * s.y, lambda g, s: -g * s.x.cos() * s.y.cos()),
         _of(lambda g, s: g * s.x, lambda g, s: g * s.x.sin() * s.y.sin()),
     ),
     _binary(
-        "gated unit", lambda x, y: x * y.sigmoid(),
-        _of(lambda g, s: g * s.y.sigmoid()), _of(lambda g, s: g * s.out * (1 - s.y.sigmoid())),
+        "gated unit",
+        lambda x, y: x * y.sigmoid(),
+        _of(lambda g, s: g * s.y.sigmoid()),
+        _of(lambda g, s: g * s.out * (1 - s.y.sigmoid())),
     ),
-]  # fmt: skip
+]
 
 MATRIX = [
     _binary("matmul", torch.matmul, _of(lambda g, s: g @ s.y.T), _of(lambda g, s: s.x.T @ g)),
     _binary(
-        "batched matmul", torch.bmm, _of(lambda g, s: g @ s.y.transpose(1, 2)), _of(lambda g, s: s.x.transpose(1, 2) @ g),
+        "batched matmul",
+        torch.bmm,
+        _of(lambda g, s: g @ s.y.transpose(1, 2)),
+        _of(lambda g, s: s.x.transpose(1, 2) @ g),
         shapes=((2, 4, 4), (2, 4, 4)),
     ),
     Operation(
-        "linear", lambda x, w, b: x @ w.T + b, {"x": (4, 4), "w": (4, 4), "b": (4,)},
+        "linear",
+        lambda x, w, b: x @ w.T + b,
+        {"x": (4, 4), "w": (4, 4), "b": (4,)},
         {"x": _of(lambda g, s: g @ s.w), "w": _of(lambda g, s: g.T @ s.x), "b": _of(lambda g, s: g, axes=(0,))},
     ),
     _unary("gram", lambda x: x @ x.T, lambda g, s: g @ s.x, lambda g, s: g.T @ s.x),
     _unary("square of a matrix", lambda x: x @ x, lambda g, s: g @ s.x.T, lambda g, s: s.x.T @ g),
     _binary("outer", torch.outer, _of(lambda g, s: g @ s.y), _of(lambda g, s: g.T @ s.x), shapes=((4,), (4,))),
     _binary(
-        "quadratic form", lambda x, y: x @ y @ x,
-        _of(lambda g, s: g * (s.y @ s.x), lambda g, s: g * (s.y.T @ s.x)), _of(lambda g, s: g * torch.outer(s.x, s.x)),
+        "quadratic form",
+        lambda x, y: x @ y @ x,
+        _of(lambda g, s: g * (s.y @ s.x), lambda g, s: g * (s.y.T @ s.x)),
+        _of(lambda g, s: g * torch.outer(s.x, s.x)),
         shapes=((4,), (4, 4)),
     ),
     Operation(
-        "bilinear", lambda x, w, y: x @ w @ y.T, {"x": (4, 4), "w": (4, 4), "y": (4, 4)},
+        "bilinear",
+        lambda x, w, y: x @ w @ y.T,
+        {"x": (4, 4), "w": (4, 4), "y": (4, 4)},
         {
             "x": _of(lambda g, s: g @ s.y @ s.w.T),
             "w": _of(lambda g, s: s.x.T @ g @ s.y),
@@ -169,10 +215,12 @@ MATRIX = [
     ),
     _unary("inverse", lambda x: torch.linalg.inv(x), lambda g, s: -s.out.T @ g @ s.out.T, positive=True),
     _binary(
-        "row by row dot product", lambda x, y: (x * y).sum(1),
-        _of(lambda g, s: g[:, None] * s.y), _of(lambda g, s: g[:, None] * s.x),
+        "row by row dot product",
+        lambda x, y: (x * y).sum(1),
+        _of(lambda g, s: g[:, None] * s.y),
+        _of(lambda g, s: g[:, None] * s.x),
     ),
-]  # fmt: skip
+]
 
 REDUCTIONS = [
     _unary("softmax", lambda x: x.softmax(-1), lambda g, s: g * s.out, lambda g, s: -s.out * _sum(g * s.out)),
@@ -184,39 +232,50 @@ REDUCTIONS = [
     _unary("variance", lambda x: x.var(1), lambda g, s: 2 * g[:, None] * (s.x - _mean(s.x)) / 3),
     _unary("cumulative sum", lambda x: x.cumsum(1), lambda g, s: g.flip(1).cumsum(1).flip(1)),
     _unary(
-        "unit rows", lambda x: x / x.norm(dim=1, keepdim=True),
+        "unit rows",
+        lambda x: x / x.norm(dim=1, keepdim=True),
         lambda g, s: g / s.x.norm(dim=1, keepdim=True),
         lambda g, s: -s.out * _sum(g * s.out) / s.x.norm(dim=1, keepdim=True),
     ),
     _unary("centred rows", lambda x: x - x.mean(-1, keepdim=True), lambda g, s: g, lambda g, s: -_mean(g).expand(4, 4)),
     _unary(
-        "standardised rows", _standard,
-        lambda g, s: g * _scale(s.x), lambda g, s: -(_mean(g) * _scale(s.x)).expand(4, 4),
+        "standardised rows",
+        _standard,
+        lambda g, s: g * _scale(s.x),
+        lambda g, s: -(_mean(g) * _scale(s.x)).expand(4, 4),
         lambda g, s: -s.out * _mean(g * s.out) * _scale(s.x),
     ),
     _unary(
-        "root mean square norm", lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
+        "root mean square norm",
+        lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
         lambda g, s: g / s.x.square().mean(-1, keepdim=True).sqrt(),
         lambda g, s: -s.out * _mean(g * s.out) / s.x.square().mean(-1, keepdim=True).sqrt(),
     ),
     _binary(
-        "mean squared error", lambda x, y: (x - y).square().mean(),
-        _of(lambda g, s: 2 * g * (s.x - s.y) / 16), _of(lambda g, s: -2 * g * (s.x - s.y) / 16),
+        "mean squared error",
+        lambda x, y: (x - y).square().mean(),
+        _of(lambda g, s: 2 * g * (s.x - s.y) / 16),
+        _of(lambda g, s: -2 * g * (s.x - s.y) / 16),
     ),
     _binary(
-        "cross-entropy with logits", lambda x, y: (torch.nn.functional.softplus(x) - x * y).sum(1),
-        _of(lambda g, s: g[:, None] * s.x.sigmoid(), lambda g, s: -g[:, None] * s.y), _of(lambda g, s: -g[:, None] * s.x),
+        "cross-entropy with logits",
+        lambda x, y: (torch.nn.functional.softplus(x) - x * y).sum(1),
+        _of(lambda g, s: g[:, None] * s.x.sigmoid(), lambda g, s: -g[:, None] * s.y),
+        _of(lambda g, s: -g[:, None] * s.x),
     ),
     _binary(
-        "layer norm's scale and shift", lambda x, y: _standard(x) * y,
+        "layer norm's scale and shift",
+        lambda x, y: _standard(x) * y,
         _of(
-            lambda g, s: g * s.y * _scale(s.x), lambda g, s: -(_mean(g * s.y) * _scale(s.x)).expand(4, 4),
+            lambda g, s: g * s.y * _scale(s.x),
+            lambda g, s: -(_mean(g * s.y) * _scale(s.x)).expand(4, 4),
             lambda g, s: -_standard(s.x) * _mean(g * s.y * _standard(s.x)) * _scale(s.x),
         ),
-        _of(lambda g, s: g * _standard(s.x), axes=(0,)), shapes=((4, 4), (4,)),
+        _of(lambda g, s: g * _standard(s.x), axes=(0,)),
+        shapes=((4, 4), (4,)),
     ),
     _unary("transpose", lambda x: x.T.clone(), lambda g, s: g.T),
     _unary("flip", lambda x: x.flip(1), lambda g, s: g.flip(1)),
-]  # fmt: skip
+]
 
 OPERATIONS = [*ELEMENTWISE, *BINARY, *MATRIX, *REDUCTIONS]

@@ -426,6 +426,38 @@ ldexp = elementwise(
     source="derivatives.yaml: ldexp",
 )
 
+nextafter = elementwise(
+    "NextafterBackward0",
+    equation=r"$out = \text{the number next to } $self \text{ on the way to } $other",
+    derivative={
+        "self": (either("$self \\neq $other"), lambda op: op.self != op.other),
+        "other": ("0", zero),
+    },
+    samples=lambda: [*binary(torch.nextafter), sample(torch.nextafter, x(1, 2), x(1, 3), note="equal")],
+    source="derivatives.yaml: nextafter",
+    kink=Kink(
+        lambda op, radius: in_shape_of(op.self, (op.self - op.other).abs() <= radius),
+        "there is no next number where both are equal; PyTorch takes 0 there",
+    ),
+    remark="One step between floating-point numbers away from the identity, and differentiated as if it were the identity.",
+)
+
+
+def _binade_edge(op: Any, radius: float) -> Tensor:
+    """Where the exponent is about to change: near 0 and near powers of two."""
+    size, scale = op.out.abs(), torch.exp2(op.outs[1])
+    return ((size - 0.5).abs() * scale <= radius) | ((1 - size) * scale <= radius) | (op.self.abs() <= radius)
+
+
+frexp = elementwise(
+    "FrexpBackward0",
+    equation=r"$self = $out \cdot 2^{e}, \quad \frac{1}{2} \le |$out| < 1",
+    derivative={"self": ("2^{-e}", lambda op: torch.exp2(-op.outs[1].to(op.out.dtype)))},
+    samples=lambda: [*unary(torch.frexp), sample(torch.frexp, x(0, 4), note="on a step")],
+    source="derivatives.yaml: frexp.Tensor",
+    kink=Kink(_binade_edge, "the exponent steps at powers of two; PyTorch holds it constant"),
+)
+
 polar = rule(
     "PolarBackward0",
     equation=r"$out = $abs \odot e^{i \, $angle}",

@@ -7,7 +7,7 @@ of the Jacobian is one element of the other operand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -363,4 +363,68 @@ linear = rule(
         "derivatives.yaml: linear. z_no = sum_i x_ni w_oi + b_o, so d z_no / d w_oi = x_ni, d z_no / d x_ni = w_oi, "
         "d z_no / d b_o = 1."
     ),
+)
+
+
+def _groups(op: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """The pieces of `self`, `mat2` and the result that make one product each.
+
+    Where an operand has no axis for the groups, they lie one behind the other along the axis that is not shared, and end
+    at `offs`: rows of `self`, columns of `mat2`, or, where neither has one, the axis that is summed over.
+    """
+    flat, every = (op.self.dim() == 2, op.mat2.dim() == 2), slice(None)
+    if op.offs is None:
+        yield from ((e, e, e) for e in range(len(op.self)))
+        return
+    start = 0
+    for e, end in enumerate(op.offs.tolist()):
+        group, start = slice(start, end), end
+        if flat == (True, True):
+            yield (every, group), group, e
+        elif flat[0]:
+            yield group, e, group
+        else:
+            yield e, (every, group), (every, group)
+
+
+def _grouped_left(op: Any, g: Tensor) -> Tensor:
+    home = torch.zeros_like(op.self, dtype=g.dtype)
+    for left, right, out in _groups(op):
+        home[left] = g[out] @ op.mat2[right].mH
+    return home
+
+
+def _grouped_right(op: Any, g: Tensor) -> Tensor:
+    home = torch.zeros_like(op.mat2, dtype=g.dtype)
+    for left, right, out in _groups(op):
+        home[right] = op.self[left].mH @ g[out]
+    return home
+
+
+def _experts(left: tuple[int, ...], right: tuple[int, ...], *ends: int) -> Sample:
+    """A sample whose groups end at `ends`; PyTorch wants 16 bytes to a row, and float32."""
+    offs = torch.tensor(ends, dtype=torch.int32) if ends else None
+    operands = randn(*left, dtype=torch.float32), randn(*right, dtype=torch.float32)
+    return sample(lambda a, b: torch.nn.functional.grouped_mm(a, b, offs=offs), *operands, note=f"{left} by {right}")
+
+
+IN_GROUPS = "a group is multiplied with its own matrix alone"
+
+grouped_mm = rule(
+    "GroupedMmBackward0",
+    equation=r"{$out}_{e} = {$self}_{e} \, {$mat2}_{e} \quad \text{for each group } e",
+    wrt={
+        "self": Wrt(_grouped_left, r"{$mat2}_{e,j,k}", r"{$g}_{e} \, {$mat2}_{e}^{T}", IN_GROUPS),
+        "mat2": Wrt(_grouped_right, r"{$self}_{e,i,j}", r"{$self}_{e}^{T} \, {$g}_{e}", IN_GROUPS),
+    },
+    constants={"offs": "not differentiable"},
+    samples=lambda: [
+        _experts((6, 4), (3, 4, 8), 2, 3, 6),
+        _experts((6, 4), (3, 4, 8), 2, 2, 6),
+        _experts((3, 4, 8), (8, 8), 4, 4, 8),
+        _experts((4, 8), (8, 4), 4, 8),
+        _experts((2, 4, 8), (2, 8, 4)),
+    ],
+    accepts=lambda op: op.bias is None,
+    source="derivatives.yaml: _grouped_mm. One product for each expert of a mixture, over the tokens sent to it.",
 )

@@ -636,13 +636,14 @@ def margin_scale(op: Any) -> Tensor:
 def multi_margin(op: Any) -> Tensor:
     """(w_y / C) sum over j of max(0, margin - x_y + x_j)^p for each sample."""
     terms: Tensor = margin_gaps(op).clamp(min=0) ** op.p
-    return (margin_scale(op) * terms).sum(-1)
+    return (margin_scale(op) * terms).sum(-1).reshape(op.target.shape)
 
 
 def multi_margin_vjp(op: Any, g: Tensor) -> Tensor:
     """Every class too near gets its share, the own class the opposite of all of them."""
     gaps = margin_gaps(op)
-    raised = torch.where(gaps > 0, op.p * gaps.clamp(min=0) ** (op.p - 1), 0) * margin_scale(op) * g.unsqueeze(-1)
+    raised = torch.where(gaps > 0, op.p * gaps.clamp(min=0) ** (op.p - 1), 0) * margin_scale(op)
+    raised = raised * g.reshape(*op.self.shape[:-1], 1)
     return raised.scatter(-1, own_class(op), -raised.sum(-1, keepdim=True))
 
 

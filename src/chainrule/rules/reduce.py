@@ -737,3 +737,50 @@ cummax, cummin = (
     )
     for name, function in (("cummax", torch.cummax), ("cummin", torch.cummin))
 )
+
+
+def _but_one(op: Any) -> Index:
+    """All axes but the one whose slices are held to the largest norm."""
+    return tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
+
+
+def _renorm(op: Any, g: Tensor) -> Tensor:
+    """<g, x m / (n + t)> moves with x itself and, against it, with the norm n of its slice."""
+    dims, order = _but_one(op), float(op.p)
+    length: Tensor = torch.linalg.vector_norm(op.self, order, dims, keepdim=True)
+    held = length + RENORM_TINY
+    along = (g * op.self.conj()).real.sum(dims, keepdim=True) if g.is_complex() else (g * op.self).sum(dims, keepdim=True)
+    pull = norm_gradient(op.self, along / held, length, order, dims)
+    return torch.where(length > op.maxnorm, op.maxnorm / held * (g - pull), g)
+
+
+RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
+
+renorm = rule(
+    "RenormBackward0",
+    equation=r"{$out}_{i} = {$self}_{i} \, \min\left(1, \frac{$maxnorm}{n_i}\right), \quad n_i = \lVert {$self}_{i} \rVert_{$p}",
+    wrt={
+        "self": Wrt(
+            _renorm,
+            r"\frac{$maxnorm}{n_i} \left(I - \frac{{$self}_{i}}{n_i} \frac{\partial n_i}{\partial {$self}_{i}}\right)"
+            r" \text{ where } n_i > $maxnorm, \text{ else } I",
+            r"\frac{$maxnorm}{n_i} \left({$g}_{i} - \frac{{$g}_{i} \cdot {$self}_{i}}{n_i}"
+            r" \frac{\partial n_i}{\partial {$self}_{i}}\right) \text{ where } n_i > $maxnorm, \text{ else } {$g}_{i}",
+            "a slice has its own norm, and other slices do not enter",
+        )
+    },
+    kink=Kink(
+        lambda op, radius: (
+            ((torch.linalg.vector_norm(op.self, float(op.p), _but_one(op), keepdim=True) - op.maxnorm).abs() <= radius)
+            .expand_as(op.self)
+        ),
+        "1 where the norm is just the largest allowed one",
+    ),
+    samples=lambda: [
+        *(sample(torch.renorm, x(), p, 0, 2.0, note=f"p = {p}") for p in (1, 1.5, 2, 3)),
+        sample(torch.renorm, x(), 2, -1, 3.0, note="last dim"),
+        sample(torch.renorm, x(), 2, 0, 100.0, note="short enough"),
+        sample(torch.renorm, x(1 + 2j, -1j, dtype=torch.complex128).reshape(2, 1), 2, 0, 0.5, note="complex"),
+    ],
+    source="derivatives.yaml: renorm",
+)

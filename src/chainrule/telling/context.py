@@ -82,6 +82,17 @@ class Context:
     def _used(self) -> set[int]:
         return {value for step in self.derivation.steps for _, _, value in step.arguments}
 
+    @cached_property
+    def relative_updates(self) -> dict[int, float]:
+        """For each parameter that an optimizer changed: the norm of the change over the norm of what it was before."""
+        found = {}
+        for update in self.graph.updates:
+            for each in update.parameters:
+                before = norm_of(each.before)
+                if each.value is not None and before:
+                    found[each.value] = norm_of(each.after - each.before) / before
+        return found
+
     def expression(self, step: Step) -> tuple[Span, ...]:
         """What the user wrote, and where."""
         place = self.place(step)

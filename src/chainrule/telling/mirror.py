@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+from torch import Tensor as Data
+
 from chainrule.backprop import Step
-from chainrule.document import Row
+from chainrule.document import Row, Tensor
 from chainrule.telling.context import Context
+from chainrule.telling.sketches import histogram, sketch
 
 
 def numbered(context: Context) -> dict[int, int]:
@@ -72,12 +78,21 @@ def _row(
         str(place) if place else "",
         _module(context, value, step),
         inputs,
-        context.value(value),
-        None if told.grad is None else context.tensor(symbol, told.grad, "gradient"),
+        _seen_from_afar(context.value(value), told.data),
+        None if told.grad is None else _seen_from_afar(context.tensor(symbol, told.grad, "gradient"), told.grad),
         forward[0] if forward else None,
         tuple(backward),
         context.verdicts.get(told.node) if told.node is not None else None,
+        context.relative_updates.get(value),
     )
+
+
+def _seen_from_afar(told: Tensor, data: Data | None) -> Tensor:
+    """A tensor that is too large to be told number by number, with what it looks like."""
+    if told.entries is not None or data is None:
+        return told
+    dense = data if data.layout is torch.strided else data.to_dense()
+    return replace(told, sketch=sketch(dense), histogram=histogram(dense))
 
 
 def _module(context: Context, value: int, step: Step | None) -> str:
