@@ -25,7 +25,7 @@ def show_demo(
     console = console or Console(highlight=False)
     model, loss, update = build(optimizer, logits)
     with record(namespace=vars(worked_example)) as recording:
-        before = train_step(model, loss, update).item()
+        before = train_step(model, loss, update)
     if output is None:
         recording.show(brief=brief)
     else:
@@ -36,7 +36,7 @@ def show_demo(
     def cost() -> float:
         return loss(model(X), Y).item()
 
-    console.print(f"\nThe cost was {before:.4f} before the step, and is {cost():.4f} after it.")
+    console.print(f"\nThe cost was {before.item():.4f} before the step, and is {cost():.4f} after it.")
     if train:
         with Progress(console=console) as progress:
             for _ in progress.track(range(train), description="training"):

@@ -368,8 +368,8 @@ def _gradient_born(case: Case, step: NodeStep, value: Value, sent: Tensor) -> Fi
         case.graph.nodes[step.node].place,
         (f"Going back through {name} makes {kind} of finite gradients, the first.",),
         tuple(_gradient_evidence(case, step, operation, value, sent)),
-        "The derivative is not finite at this point: keep the operand away from it (a small epsilon inside a square root "
-        "or a logarithm, or a clamp before it rather than after it).",
+        "The derivative is not finite at this point: keep the operand away from it (a small epsilon inside a square "
+        "root or a logarithm, or a clamp before it rather than after it).",
     )
 
 

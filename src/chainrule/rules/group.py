@@ -49,7 +49,9 @@ class Grouping:
     counted: bool = True
 
     def spread(self, places: Tensor) -> Tensor:
-        """What stands at each place, told to each member that went there."""
+        """What stands at each place, told to each member that went there; 0 to those that went beyond the last one."""
+        if places.shape != self.out.shape:
+            places = _and_one_beyond(places, self.axis)
         return places.gather(self.axis, self.index)
 
     def collect(self, each: Tensor) -> Tensor:
@@ -117,9 +119,15 @@ def _segmented(op: Any) -> Grouping:
     places = torch.arange(op.data.shape[op.axis], device=op.data.device).expand(*ends.shape[:-1], -1)
     index = torch.searchsorted(ends.contiguous(), places.contiguous(), right=True)
     index = index.reshape(*index.shape, *[1] * (op.data.dim() - index.dim())).expand(op.data.shape)
-    nothing = torch.zeros_like(op.out)
-    start = nothing if op.initial is None else nothing + op.initial
-    return Grouping(op.data, index, op.axis, start, (nothing if op.initial is None else nothing + 1), op.out, False)
+    out = _and_one_beyond(op.out, op.axis)
+    nothing = torch.zeros_like(out)
+    start, stands = (nothing, nothing) if op.initial is None else (nothing + op.initial, nothing + 1)
+    return Grouping(op.data, index, op.axis, start, stands, out, counted=False)
+
+
+def _and_one_beyond(places: Tensor, axis: int) -> Tensor:
+    """Places with one more behind them, for elements that lie beyond the last segment."""
+    return torch.cat((places, torch.zeros_like(places.narrow(axis, 0, 1))), axis) if places.numel() else places
 
 
 def _base(grouping: Callable[[Any], Grouping]) -> Callable[[Any, Tensor], Tensor]:
@@ -262,6 +270,7 @@ segment_reduce = reduces(
         sample(torch.segment_reduce, x(5), "max", lengths=at(2, 3), initial=4.5, note="at least 4.5"),
         sample(torch.segment_reduce, _with_zeros(), "prod", lengths=at(1, 2, 3), note="zeros"),
         sample(torch.segment_reduce, x(3), "sum", lengths=at(0, 3), note="an empty segment"),
+        sample(torch.segment_reduce, x(5), "max", lengths=at(1, 2), unsafe=True, note="elements beyond the last segment"),
         sample(torch.segment_reduce, x(2, 3), "max", lengths=at((1, 2), (2, 1)), axis=1, note="rows of their own"),
     ],
     source="derivatives.yaml: segment_reduce",

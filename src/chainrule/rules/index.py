@@ -602,7 +602,8 @@ as_strided_scatter = writes(
         sample(torch.as_strided_scatter, x(3, 4), x(2, 2), (2, 2), (4, 1)),
         sample(torch.as_strided_scatter, x(3, 4), x(2, 2), (2, 2), (4, 1), 2, note="with an offset"),
     ],
-    source="derivatives.yaml: as_strided_scatter",
+    source="derivatives.yaml: as_strided_scatter. The gradient of what was there before is that of the copied elements.",
+    remark="PyTorch (2.13) has it the wrong way round: its gradient of `self` is g where it was overwritten, 0 elsewhere.",
 )
 
 

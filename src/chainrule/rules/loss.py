@@ -614,21 +614,26 @@ nll_loss = reducible(
 )
 
 
+def scores(op: Any) -> Tensor:
+    """The score of each class, along the last axis; of a single class there may be the bare number."""
+    return torch.atleast_1d(op.self)
+
+
 def own_class(op: Any) -> Tensor:
     """The class of each sample, as a column; a single sample may have its class as one element or as a number."""
-    column: Tensor = op.target.reshape(*op.self.shape[:-1], 1)
+    column: Tensor = op.target.reshape(*scores(op).shape[:-1], 1)
     return column
 
 
 def margin_gaps(op: Any) -> Tensor:
     """margin - x_y + x_j for every class j of each sample, with 0 at its own class."""
-    gaps: Tensor = op.margin - op.self.gather(-1, own_class(op)) + op.self
+    gaps: Tensor = op.margin - scores(op).gather(-1, own_class(op)) + scores(op)
     return gaps.scatter(-1, own_class(op), 0)
 
 
 def margin_scale(op: Any) -> Tensor:
     """w_y / C, as a column."""
-    classes: int = op.self.shape[-1]
+    classes = scores(op).shape[-1]
     weight: Tensor = op.self.new_ones(classes) if op.weight is None else op.weight
     return weight[own_class(op)] / classes
 
@@ -643,8 +648,8 @@ def multi_margin_vjp(op: Any, g: Tensor) -> Tensor:
     """Every class too near gets its share, the own class the opposite of all of them."""
     gaps = margin_gaps(op)
     raised = torch.where(gaps > 0, op.p * gaps.clamp(min=0) ** (op.p - 1), 0) * margin_scale(op)
-    raised = raised * g.reshape(*op.self.shape[:-1], 1)
-    return raised.scatter(-1, own_class(op), -raised.sum(-1, keepdim=True))
+    raised = raised * g.reshape(*raised.shape[:-1], 1)
+    return raised.scatter(-1, own_class(op), -raised.sum(-1, keepdim=True)).reshape(op.self.shape)
 
 
 def with_defaults(op: Any) -> Applied:
@@ -808,7 +813,7 @@ multi_margin_loss = reducible(
     constants={"target": "not differentiable", "weight": "not differentiable"},
     kink=Kink(
         where=lambda op, radius: (
-            (margin_gaps(op).abs() <= radius).scatter(-1, own_class(op), False) & (op.p == 1)
+            ((margin_gaps(op).abs() <= radius).scatter(-1, own_class(op), False) & (op.p == 1)).reshape(op.self.shape)
         ),
         choice="0, as on the side where the margin is kept",
     ),
@@ -818,6 +823,7 @@ multi_margin_loss = reducible(
         sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), weight=p(4, seed=1).detach(), note="weights"),
         sample(F.multi_margin_loss, x(4), torch.tensor(1), note="no batch"),
         sample(F.multi_margin_loss, x(4), torch.tensor([1]), reduction="none", note="no batch, its class in a list"),
+        sample(F.multi_margin_loss, x(), torch.tensor(0), note="a number"),
         sample(
             F.multi_margin_loss,
             torch.tensor([[1.0, 0.0, 3.0]]).requires_grad_(),
@@ -831,27 +837,29 @@ multi_margin_loss = reducible(
 
 def real_pairs(op: Any) -> Tensor:
     """Which pairs count: a target listed before its row's first -1 (axis -2), and a class that is none (axis -1)."""
-    listed: Tensor = (op.target >= 0).cumprod(-1).bool()
-    marks = torch.zeros_like(op.self).scatter_add(-1, op.target.clamp(min=0), listed.to(op.self.dtype))
+    target = torch.atleast_1d(op.target)
+    listed = (target >= 0).cumprod(-1).bool()
+    marks = torch.zeros_like(scores(op)).scatter_add(-1, target.clamp(min=0), listed.to(op.self.dtype))
     return listed.unsqueeze(-1) & (marks == 0).unsqueeze(-2)
 
 
 def label_gaps(op: Any) -> Tensor:
     """1 - (x_j - x_i) for each listed target j (axis -2) and each class i that is none (axis -1); 0 elsewhere."""
-    scores: Tensor = op.self.gather(-1, op.target.clamp(min=0))
-    gaps: Tensor = 1 - scores.unsqueeze(-1) + op.self.unsqueeze(-2)
+    aimed_at = scores(op).gather(-1, torch.atleast_1d(op.target).clamp(min=0))
+    gaps = 1 - aimed_at.unsqueeze(-1) + scores(op).unsqueeze(-2)
     return torch.where(real_pairs(op), gaps, 0)
 
 
 def multilabel_margin_vjp(op: Any, g: Tensor) -> Tensor:
     """Each pair whose margin is broken pushes its wrong class up by 1/C and its target down by 1/C."""
-    broken: Tensor = (label_gaps(op) > 0) * (g / op.self.shape[-1])[..., None, None]
-    return broken.sum(-2).scatter_add(-1, op.target.clamp(min=0), -broken.sum(-1))
+    broken = (label_gaps(op) > 0) * (g / scores(op).shape[-1])[..., None, None]
+    targets = torch.atleast_1d(op.target).clamp(min=0)
+    return broken.sum(-2).scatter_add(-1, targets, -broken.sum(-1)).reshape(op.self.shape)
 
 
 def pairs_at_margin(op: Any, radius: float) -> Tensor:
     """Wrong classes that lie just at the margin of one of the targets."""
-    return ((label_gaps(op).abs() <= radius) & real_pairs(op)).any(-2)
+    return ((label_gaps(op).abs() <= radius) & real_pairs(op)).any(-2).reshape(op.self.shape)
 
 
 multilabel_margin_loss = reducible(
@@ -859,7 +867,7 @@ multilabel_margin_loss = reducible(
     name="multilabel_margin_loss",
     loss=r"\frac{1}{C} \sum_{j \in {$target}_n} \sum_{i \notin {$target}_n}"
     r" \max\left(0, 1 - {$self}_{n, j} + {$self}_{n, i}\right)",
-    value=lambda op: label_gaps(op).clamp(min=0).sum((-2, -1)) / op.self.shape[-1],
+    value=lambda op: label_gaps(op).clamp(min=0).sum((-2, -1)) / scores(op).shape[-1],
     wrt={
         "self": Wrt(
             vjp=multilabel_margin_vjp,
@@ -873,6 +881,7 @@ multilabel_margin_loss = reducible(
     samples=lambda: [
         sample(F.multilabel_margin_loss, x(2, 4), torch.tensor([[0, 1, -1, 2], [3, -1, 0, 0]])),
         sample(F.multilabel_margin_loss, x(4), torch.tensor([3, 0, -1, 1]), note="no batch"),
+        sample(F.multilabel_margin_loss, x(), torch.tensor(0), note="a number"),
         sample(F.multilabel_margin_loss, x(1, 3), torch.tensor([[-1, 0, 1]]), note="no target"),
         sample(
             F.multilabel_margin_loss,

@@ -34,10 +34,11 @@ def summary(context: Context) -> Iterator[Block]:
     explained = sum(step.rule is not None for step in context.derivation.nodes)
     through = len(context.derivation.nodes)
     numbers = sum(p.before.numel() for p in graph.parameters.values())
+    counts = {"call": len(graph.calls), "operation": len(graph.operations), "autograd node": len(graph.nodes)}
+    counted = ", ".join(many(count, thing) for thing, count in counts.items())
     yield Paragraph(
-        (f"{len(graph.calls)} calls, {len(graph.operations)} operations, {len(graph.nodes)} autograd nodes; "
-         f"{len(graph.parameters)} parameters with {numbers:,} numbers. Gradients flowed through {through} operations, "
-         f"of which {explained} are explained by our own rules.",)
+        (f"{counted}; {many(len(graph.parameters), 'parameter')} with {numbers:,} numbers. Gradients flowed through "
+         f"{many(through, 'operation')}, of which {explained} are explained by our own rules.",)
     )  # fmt: skip
     if graph.error:
         yield Paragraph((f"The block ended in {graph.error}. What is told here goes up to that point.",), "warning")
@@ -52,7 +53,15 @@ def summary(context: Context) -> Iterator[Block]:
     for note in graph.notes:
         yield Paragraph((note,), "note")
     for finding in context.findings:
-        yield Paragraph(finding.text, "note" if finding.severity == "note" else "warning")
+        if finding.severity == "note":
+            yield Paragraph(finding.text, "note")
+        else:
+            yield Paragraph((*finding.text, f" {finding.advice}"), "warning")
+
+
+def many(count: int, thing: str) -> str:
+    """`1 call`, `2 calls`."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 
 def _sections(context: Context) -> Iterator[Section]:
