@@ -723,7 +723,7 @@ class _Assembler:
                     tuple(data.shape),  # the tensor's own may have been changed in place since
                     data.dtype,
                     str(data.device),
-                    draft.node is not None or (tensor.is_leaf and tensor.requires_grad),
+                    draft.node is not None or _is_trained_leaf(tensor),
                     data,
                     draft.grad,
                     draft.operation,

@@ -286,12 +286,12 @@ def _moved(parameter: Parameter) -> str:
 
 def _accumulated(case: Case) -> Iterator[Finding]:
     """What was left in `.grad` is more than what the backward passes of this step sent."""
+    sent = _sent(case)
     for parameter in case.graph.parameters.values():
         if parameter.grad is None or parameter.value is None or not case.graph.backwards:
             continue
         # Clearing between two passes is fine: then only the last of them are left.
-        passes = _sent(case, parameter.value)
-        sums = list(itertools.accumulate(reversed(passes)))
+        sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
         if not sums or any(_same(parameter.grad, each) for each in sums):
             continue
         left = dense(parameter.grad)
@@ -310,16 +310,17 @@ def _accumulated(case: Case) -> Iterator[Finding]:
         )
 
 
-def _sent(case: Case, value: int) -> list[Tensor]:
-    """The gradient that each backward pass sent to a leaf."""
-    passes: dict[int, Tensor] = {}
+def _sent(case: Case) -> dict[int, list[Tensor]]:
+    """For each leaf the gradient that each backward pass sent to it."""
+    passes: dict[int, dict[int, Tensor]] = {}
     for step in case.derivation.nodes:
         for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
+            leaf = case.graph.nodes[edge.node].leaf
             sent = share.gradient if share.recorded is None else share.recorded
-            if case.graph.nodes[edge.node].leaf == value and sent is not None:
-                sent = dense(sent)
-                passes[step.backward] = passes[step.backward] + sent if step.backward in passes else sent
-    return [passes[index] for index in sorted(passes)]
+            if leaf is not None and sent is not None:
+                sent, sums = dense(sent), passes.setdefault(leaf, {})
+                sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
+    return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items()}
 
 
 def _changed(case: Case) -> Iterator[Finding]:

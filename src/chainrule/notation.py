@@ -21,9 +21,15 @@ class Notation:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self._symbols: dict[int, str] = {}
 
     def symbol(self, value: int) -> str:
         """The value's symbol in LaTeX: `Z^{[1]}`, `X`, `\\text{h.0.attn.c\\_attn.weight}`."""
+        if value not in self._symbols:
+            self._symbols[value] = self._symbol(value)
+        return self._symbols[value]
+
+    def _symbol(self, value: int) -> str:
         if value in self._losses:
             return self._losses[value]
         letter, layer = self._layers.get(value, ("", 0))

@@ -90,6 +90,7 @@ def _prove(found: Table, name: str, function, sample, in_place: bool) -> None:
 def _general(reason: str) -> str:
     """A reason without what belongs to one sample alone: names, places, and what an exception had to say."""
     reason = re.sub(r"`([^`]*)`(\[[^\]]*\])?", "an argument", reason)
+    reason = reason.removeprefix("our rule and autograd agree, but ")
     reason = re.sub(r" at \[[^\]]*\]", "", reason)
     reason = re.sub(r"\((\w+Error): .*\)", r"(\1)", reason)
     return reason.replace("|", r"\|")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor as Data
 
 from chainrule.document import Code, Document, Section, Table, Text
 from chainrule.numbers import number
-from chainrule.telling.context import Context, agreement, shape_text, statistics
+from chainrule.telling.context import Context, agreement, norm_of, shape_text, statistics
 from chainrule.telling.whole import summary
 
 SHOWN = 6  # numbers in a cell of a table
@@ -56,9 +57,14 @@ def cell(data: Data | None) -> str:
     if data is None:
         return "None"
     if data.numel() > SHOWN:
-        norm = dict(statistics(data)).get("norm", float("nan"))
-        return f"{shape_text(data.shape)}, norm {number(norm)}"
+        return f"{shape_text(data.shape)}, norm {number(_finite_norm(data))}"
     return nested((data.to_dense() if data.layout is not torch.strided else data).tolist())
+
+
+def _finite_norm(data: Data) -> float:
+    """The norm of the finite numbers; NaN where there are none."""
+    norm = norm_of(data)
+    return norm if math.isfinite(norm) else dict(statistics(data)).get("norm", math.nan)
 
 
 def nested(item: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor as Data
 
-from chainrule.backprop import Derivation, Step
+from chainrule.backprop import Derivation, Share, Step
 from chainrule.diagnose import Finding
 from chainrule.document import Code, Kind, Role, Span, Tensor, Text, Verdict
 from chainrule.graph import Graph, Place
@@ -39,12 +40,23 @@ class Context:
         if data is None:
             return Tensor(symbol, (), "", role, None, label=label or "not kept")
         shape, dtype = tuple(data.shape), str(data.dtype).removeprefix("torch.")
-        data = data.detach()
+        data = data.detach() if data.requires_grad else data
         data = data.to_dense() if data.layout is not torch.strided else data
         limit = JACOBIAN if role == "jacobian" else ELEMENTS
         if data.numel() <= limit:
             return Tensor(symbol, shape, dtype, role, entries(data), label=label, **labels)
-        return Tensor(symbol, shape, dtype, role, None, statistics(data), label=label)
+        return Tensor(symbol, shape, dtype, role, None, self.statistics(data), label=label)
+
+    def statistics(self, data: Data) -> tuple[tuple[str, float], ...]:
+        """`statistics`, worked out once for a tensor that is told in several places."""
+        known = self._statistics.get(id(data))
+        if known is None or known[0] is not data:
+            known = self._statistics[id(data)] = (data, statistics(data))
+        return known[1]
+
+    @cached_property
+    def _statistics(self) -> dict[int, tuple[Data, tuple[tuple[str, float], ...]]]:
+        return {}  # the tensor beside its statistics keeps its id from being given to another
 
     def value(self, index: int, label: str = "") -> Tensor:
         """A recorded value under its symbol."""
@@ -81,6 +93,16 @@ class Context:
     @cached_property
     def _used(self) -> set[int]:
         return {value for step in self.derivation.steps for _, _, value in step.arguments}
+
+    @cached_property
+    def uses(self) -> dict[int, list[Share]]:
+        """For each value the shares of its gradient that its uses send back, in the order in which they are told."""
+        found: dict[int, list[Share]] = {}
+        for step in self.derivation.steps:
+            for share in step.shares:
+                if share.value is not None:
+                    found.setdefault(share.value, []).append(share)
+        return found
 
     @cached_property
     def relative_updates(self) -> dict[int, float]:
@@ -136,7 +158,8 @@ def statistics(data: Data) -> tuple[tuple[str, float], ...]:
     if data.is_complex():
         data = data.abs()
     wide = data.double()
-    finite = wide[wide.isfinite()]
+    known = wide.isfinite()
+    finite = wide.reshape(-1) if known.all() else wide[known]
     if not finite.numel():
         return (("elements", data.numel()), ("not finite", data.numel()))
     return (
@@ -209,6 +232,9 @@ def agreement(ours: Data, theirs: Data, text: Text) -> Verdict:
     ours = (ours.to_dense() if ours.layout is not torch.strided else ours).to(theirs.dtype)
     bound = tolerance(theirs)
     same = torch.isclose(ours, theirs, rtol=0, atol=bound, equal_nan=True)
-    apart = (ours - theirs).abs()[~(ours.isnan() & theirs.isnan())]
+    apart = (ours - theirs).abs()
     difference = apart.max().item() if apart.numel() else 0.0
+    if math.isnan(difference):  # both NaN in one place, which is no difference, or in one of them only
+        apart = apart[~(ours.isnan() & theirs.isnan())]
+        difference = apart.max().item() if apart.numel() else 0.0
     return Verdict("agrees" if bool(same.all()) else "disagrees", text, difference, bound)

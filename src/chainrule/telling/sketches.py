@@ -15,7 +15,8 @@ ROWS, COLUMNS = 8, 16  # of a sketch: a thousand of them still make a page that 
 def histogram(data: Data) -> Histogram | None:
     """How many finite numbers lie in each of 24 equally wide bins; None where all of them are the same."""
     numbers = _real(data)
-    numbers = numbers[numbers.isfinite()]
+    known = numbers.isfinite()
+    numbers = numbers if known.all() else numbers[known]
     if not numbers.numel():
         return None
     low, high = numbers.min().item(), numbers.max().item()

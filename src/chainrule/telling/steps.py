@@ -177,7 +177,7 @@ def _arrived(context: Context, step: Step) -> Iterator[Block]:
         upstream = step.upstream[slot] if slot < len(step.upstream) else None
         if upstream is None:
             continue
-        uses = [s for each in context.derivation.steps for s in each.shares if s.value == value]
+        uses = context.uses.get(value, [])
         label = "upstream"
         if len(uses) > 1:
             label = f"upstream: the sum of what comes back from its {len(uses)} uses"
@@ -202,7 +202,8 @@ def _shares(context: Context, step: Step, number: int) -> Iterator[Section]:
 
 
 def _use(context: Context, share: Share) -> str:
-    uses = [s for each in context.derivation.steps for s in each.shares if s.value == share.value]
+    assert share.value is not None
+    uses = context.uses[share.value]
     if len(uses) < 2:
         return ""
     place = next(i for i, each in enumerate(uses, 1) if each is share)

@@ -34,7 +34,7 @@ def _gradients(context: Context) -> Iterator[Block]:
     for name, parameter in graph.parameters.items():
         value = parameter.value
         recorded = graph.values[value].grad if value is not None else None
-        if value in ours and recorded is not None and len(_uses(context, value)) > 1:
+        if value in ours and recorded is not None and len(context.uses.get(value, ())) > 1:
             yield agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
     filled = [(n, p) for n, p in graph.parameters.items() if p.grad is not None and p.value is not None]
     if not filled:
@@ -65,10 +65,6 @@ def _differ(arrived: Data, left: Data) -> bool:
     """Whether more stands in `.grad` than arrived there in this step, rounding apart."""
     arrived, left = arrived.to_dense(), left.to_dense()
     return bool((arrived - left).abs().max() > 1e-4 * left.abs().max()) if left.numel() else False
-
-
-def _uses(context: Context, value: int) -> list[object]:
-    return [s for step in context.derivation.steps for s in step.shares if s.value == value]
 
 
 def update(context: Context, number: int, step: Update) -> Section:
