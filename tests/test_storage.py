@@ -16,11 +16,11 @@ from torch import nn
 
 from chainrule import graph as facts
 from chainrule import load, record, storage
-from chainrule.assemble import Rerun, WriteThroughView
 from chainrule.errors import StorageError
 from chainrule.examples import worked_example
 from chainrule.graph import Graph
 from chainrule.recording import Recording
+from chainrule.rerun import Rerun, WriteThroughView
 
 
 class Twice(torch.autograd.Function):

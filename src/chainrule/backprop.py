@@ -121,7 +121,7 @@ def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...])
     A node counts only the outputs that a gradient can come back from: `linalg.lu` has none for its permutation.
     """
     outputs = graph.operations[node.operation].outputs if node.operation is not None else (None,)
-    place = {value: slot for slot, value in enumerate(outputs) if value is not None}
+    place: dict[int | None, int] = {value: slot for slot, value in enumerate(outputs) if value is not None}
     values = node.outputs + (None,) * (len(upstream) - len(node.outputs))
     arrived = {
         place.get(v, slot): g for slot, (v, g) in enumerate(zip(values, upstream, strict=False)) if g is not None
@@ -169,13 +169,14 @@ def _walk(graph: Graph, backward: int, gradients: dict[int, Tensor]) -> Iterator
     arriving: dict[int, dict[int, Tensor]] = {}
     hooked = {event.text for event in graph.events if event.kind == "hook"}
     fed = {edge.node for index in ran for edge in graph.nodes[index].edges}
+    roots = {node for each in graph.backwards for node, _ in each.roots} if len(graph.backwards) == 1 else set()
     for index in sorted(ran, key=lambda each: ran[each].order):
         node, passage = graph.nodes[index], ran[index]
-        if index in fed:
+        if index in fed and index not in roots:
             here = arriving.pop(index, {})
             upstream = tuple(here.get(slot) for slot in range(max([len(passage.upstream), *(s + 1 for s in here)])))
         else:
-            upstream = passage.upstream  # the seed
+            upstream = passage.upstream  # the seed, to which another root may have added
         if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
             upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
         step = _step_back(graph, node, passage, backward, upstream)
@@ -302,7 +303,8 @@ def _call_unit(graph: Graph, index: int) -> _Unit | None:
         )
         op = Applied({k: data(graph, v) for k, v in arguments.items()}, (out.data,), call.name)
         # Under autocast the call's arguments are not the numbers that it computed with: then its nodes are told.
-        cast = any(getattr(op.arguments[name], "dtype", out.dtype) != out.dtype for name in rule.wrt)
+        operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]
+        cast = any(each.is_floating_point() and each.dtype != out.dtype for each in operands)
         if not cast and rule.accepts(op):
             return _Unit(index, call.operations, rule, op, tuple(arguments_of(arguments)), call.outputs)
     return None

@@ -98,7 +98,7 @@ class Notation:
             if any(uses[v.index] > 1 for v in weights) or len(weights) > 2:
                 return {}
             letters = _letters(weights, output, layer + 1)
-            if layer and current not in layers and (letters or output in self._losses):
+            if layer and current is not None and current not in layers and (letters or output in self._losses):
                 layers[current] = ("A", layer)  # what the next layer, or the loss, takes
             layers.update(letters)
             layer += bool(letters)

@@ -342,7 +342,7 @@ class Recorder:
 
     def _reach(self, roots: tuple[Tensor, ...], accumulates: bool) -> list[Tensor]:
         """Number every node behind `roots`, find the leaves, and mark which gradients must not be held."""
-        waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
+        waiting: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
         seen: set[Any] = set(waiting)
         uses: dict[Any, int] = {}
         at_leaves: list[RawNode] = []
@@ -410,7 +410,7 @@ class Recorder:
     def _gradients_of(self, parameters: list[Tensor]) -> list[Tensor | None]:
         """The gradients as the optimizer meets them, which some optimizers then use as memory to work in."""
         filled = [p for p in parameters if p.grad is not None]
-        copies = dict(zip(map(id, filled), self.tape.overwritten(p.grad for p in filled), strict=True))
+        copies = dict(zip(map(id, filled), self.tape.overwritten(p.grad for p in filled if p.grad is not None), strict=True))
         return [copies.get(id(p)) for p in parameters]
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

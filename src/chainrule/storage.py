@@ -27,9 +27,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from chainrule import graph as facts
-from chainrule.assemble import Rerun, WriteThroughView
 from chainrule.errors import StorageError
 from chainrule.graph import Graph
+from chainrule.rerun import Rerun, WriteThroughView
 
 FORMAT = "chainrule-recording"
 VERSION = 1

@@ -30,6 +30,9 @@ ENTRIES = 150  # of a Jacobian whose factors are read one by one
 # Nodes whose gradient is wrong in PyTorch 2.13, so that agreement would be the mistake.
 WRONG_IN_PYTORCH = {"as_strided_scatter": {"self"}}
 
+# Kernels that the CPU does not run as one; test_kernels.py has them.
+ELSEWHERE = {"rms_norm"}
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
@@ -62,7 +65,7 @@ def recorded(sample: Sample, dtype: torch.dtype) -> Any:
         keywords = {name: converted(each, dtype) for name, each in sample.keywords.items()}
         outs = [out for out in tensors_in(sample.function(*arguments, **keywords)) if out.requires_grad]
         outs = [out if out.layout == torch.strided else out.to_dense() for out in outs]
-        torch.autograd.backward(outs, [torch.randn_like(out) for out in outs])
+        sum((out * torch.randn_like(out)).real.sum() for out in outs).backward()
 
     try:
         run()
@@ -80,26 +83,32 @@ def steps_of(rule: Rule, recording: Any) -> list[NodeStep | Step]:
     return nodes or [step for step in derivation.steps if step.kind == "backward" and step.rule is rule]
 
 
-def disagreements(rule: Rule, dtype: torch.dtype, step: NodeStep | Step) -> Iterator[str]:
+def disagreements(rule: Rule, step: NodeStep | Step) -> Iterator[str]:
     """In which arguments a step's gradient has another shape than its value, or other numbers than autograd's."""
-    relative, absolute = PRECISIONS[dtype]
     for share in step.shares:
         if share.recorded is None or share.argument in WRONG_IN_PYTORCH.get(rule.name, ()):
             continue
         if share.gradient is None:
             yield f"{share.argument}: none, but autograd has one"
             continue
-        mine, theirs = (each.detach().to_dense() if each.layout != torch.strided else each.detach() for each in (share.gradient, share.recorded))
+        relative, absolute = PRECISIONS.get(share.recorded.abs().dtype, PRECISIONS[torch.float32])
+        mine, theirs = full(share.gradient), full(share.recorded)
         if mine.shape != theirs.shape:
             yield f"{share.argument}: shape {tuple(mine.shape)}, not {tuple(theirs.shape)}"
         elif not torch.allclose(mine.to(theirs.dtype), theirs, relative, absolute, equal_nan=True):
             yield f"{share.argument}: {mine.flatten()[:6]}, not {theirs.flatten()[:6]}"
 
 
+def full(tensor: Tensor) -> Tensor:
+    """A tensor with all its elements, where only some are stored."""
+    return tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+
+
 def templates(rule: Rule, op: Applied) -> Iterator[str]:
     """Every formula of a rule that tells this operation, filled in."""
     names = {name: rf"\mathbf{{{name[0]}}}" for name in {*op.arguments, "out", "g", "self"}}
-    for template in [rule.equation, *(t for wrt in rule.wrt.values() for t in (wrt.local, wrt.product))]:
+    here = [wrt for argument, wrt in rule.wrt.items() if op.arguments.get(argument) is not None]
+    for template in [rule.equation, *(each for wrt in here for each in (wrt.local, wrt.product))]:
         yield rule.latex(template, op, names)
 
 
@@ -131,7 +140,9 @@ def named(factor: Factor, op: Applied) -> complex | None:
 def wrong_factors(wrt: Wrt, rule: Rule, argument: str, op: Applied) -> Iterator[str]:
     """Entries of a small Jacobian that a rule names otherwise than its VJP, asked one output at a time, has them."""
     x, out = op.arguments[argument], op.out
-    if wrt.factor is None or not isinstance(x, Tensor) or rule.outputs != 1 or x.is_complex() or out.is_complex():
+    if wrt.factor is None or rule.outputs != 1 or not isinstance(x, Tensor):
+        return
+    if not x.is_floating_point() or out.is_complex():
         return
     if not 0 < x.numel() * out.numel() <= ENTRIES:
         return
@@ -152,19 +163,15 @@ def mistakes(rule: Rule) -> Iterator[str]:
     """All that is wrong with a rule, over all its samples."""
     for place, sample in enumerate(rule.samples()):
         where = f"sample {place} {sample.note}".strip()
-        ran = False
+        asked = False
         for dtype in PRECISIONS:
             recording = recorded(sample, dtype)
             if recording is None:
                 continue
-            ran = True
-            failures = [step.failure for step in recording.derivation.nodes if step.failure]
-            steps = steps_of(rule, recording)
-            yield from (f"{where}: {failure}" for failure in failures)
-            if not steps and not failures:
-                yield f"{where}: it does not run the rule's operation"
-            for step in steps:
-                yield from (f"{where}, {dtype}: {each}" for each in disagreements(rule, dtype, step))
+            yield from (f"{where}: {step.failure}" for step in recording.derivation.nodes if step.failure)
+            for step in steps_of(rule, recording):
+                asked = True
+                yield from (f"{where}, {dtype}: {each}" for each in disagreements(rule, step))
                 if dtype == torch.float64 and step.op is not None:
                     yield from (
                         f"{where}: {wrong}: {text}" for text in templates(rule, step.op) if (wrong := malformed(text))
@@ -172,8 +179,8 @@ def mistakes(rule: Rule) -> Iterator[str]:
                     for argument, wrt in rule.wrt.items():
                         if argument in step.op.arguments:
                             yield from (f"{where}: {e}" for e in wrong_factors(wrt, rule, argument, step.op))
-        if not ran:
-            yield f"{where}: PyTorch refuses it"
+        if not asked and rule.name not in ELSEWHERE:
+            yield f"{where}: it does not run the rule's operation"
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

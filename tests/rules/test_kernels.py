@@ -118,3 +118,13 @@ def test_gru_cell() -> None:
     n = (a[:, 6:] + r * b[:, 6:]).tanh()
     arguments = {"input_gates": a, "hidden_gates": b, "hx": h, "input_bias": None, "hidden_bias": None}
     agree("ThnnFusedGruCellBackward0", arguments, ((1 - z) * n + z * h,))
+
+
+@pytest.mark.parametrize("eps", [1e-3, None])
+def test_rms_norm(eps: float | None) -> None:
+    x, weight = rand(2, 3, 4), rand(4)
+    out = F.rms_norm(x, (4,), weight, eps)
+    floor = torch.finfo(x.dtype).eps if eps is None else eps
+    rstd = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + floor)
+    arguments = {"input": x, "normalized_shape": [4], "weight": weight, "eps": eps}
+    agree("FusedRmsNormBackward0", arguments, (out, rstd))

@@ -247,7 +247,10 @@ class Adversaries(nn.Module):
         super().__init__()
         self.generator = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 4), nn.Tanh())
         self.discriminator = nn.Sequential(
-            nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Linear(8, 1)
+            nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)),
+            nn.LeakyReLU(0.2),
+            nn.Dropout(0.2),
+            nn.Linear(8, 1),
         )
 
 

@@ -110,6 +110,11 @@ class Wrt:
     factor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Factor | None] | None = None
 
 
+def unread(argument: str) -> Wrt:
+    """The derivative with respect to an argument of which the operation reads the shape alone."""
+    return Wrt(lambda op, g: torch.zeros_like(op.arguments[argument]), "0", "0", "only its shape is read")
+
+
 @dataclass(frozen=True)
 class Kink:
     """Points where the derivative does not exist, and what PyTorch takes there.
@@ -152,7 +157,7 @@ class Rule:
 
     `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
     several nodes that it tells as one (`linear`). `wrt` maps argument names to their derivatives; `constants` says for
-    the other tensor arguments why there is none. `source` cites the formula. `remark` is what a reader should know of it.
+    the other tensor arguments why there is none. `source` cites the formula. `remark` is what a reader should know.
     """
 
     name: str

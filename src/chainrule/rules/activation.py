@@ -392,7 +392,11 @@ native_dropout = elementwise(
     equation=r"$out = \frac{M}{1 - $p} \odot $input, \quad M \in \{0, 1\} \text{ drawn, 0 with probability } $p",
     derivative={"input": (r"\frac{M}{1 - $p}", _dropout_slope)},
     samples=lambda: [
-        *(sample(torch.native_dropout, each.arguments[0], 0.4, True, note=each.note) for each in unary(F.relu)),
+        *(
+            sample(torch.native_dropout, each.arguments[0], 0.4, True, note=each.note)
+            for each in unary(F.relu)
+            if each.arguments[0].numel()  # of none, PyTorch gives a result without a gradient
+        ),
         sample(torch.native_dropout, x(), 0.5, False, note="evaluation"),
         sample(torch.native_dropout, x(), 1.0, True, note="all dropped"),
     ],

@@ -175,6 +175,7 @@ mul = elementwise(
     source="derivatives.yaml: mul.Tensor",
 )
 
+
 def divisor(op: Any) -> Any:
     """The divisor in the quotient's precision: 1 divided by whole numbers would be float32."""
     return op.other.to(op.out.dtype) if isinstance(op.other, Tensor) else op.other

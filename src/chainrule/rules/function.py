@@ -439,14 +439,15 @@ nextafter = elementwise(
         lambda op, radius: in_shape_of(op.self, (op.self - op.other).abs() <= radius),
         "there is no next number where both are equal; PyTorch takes 0 there",
     ),
-    remark="One step between floating-point numbers away from the identity, and differentiated as if it were the identity.",
+    remark="One step between numbers away from the identity, and differentiated as if it were the identity.",
 )
 
 
 def _binade_edge(op: Any, radius: float) -> Tensor:
     """Where the exponent is about to change: near 0 and near powers of two."""
     size, scale = op.out.abs(), torch.exp2(op.outs[1])
-    return ((size - 0.5).abs() * scale <= radius) | ((1 - size) * scale <= radius) | (op.self.abs() <= radius)
+    near_edge: Tensor = (torch.minimum(size - 0.5, 1 - size) * scale <= radius) | (op.self.abs() <= radius)
+    return near_edge
 
 
 frexp = elementwise(

@@ -19,8 +19,8 @@ from chainrule.rules.index import at, x
 
 MEET = "a result depends only on the elements that were sent to its place"
 OVERWRITTEN = (
-    "Where what stood at a place before is left out of a maximum or minimum but is equal to it, PyTorch still counts it "
-    "among the ties, and the gradient of the others comes out too small."
+    "Where what stood at a place before is left out of a maximum or minimum but is equal to it, PyTorch still counts "
+    "it among the ties, and the gradient of the others comes out too small."
 )
 SYMBOLS = {"sum": r"\sum", "mean": r"\operatorname{mean}", "prod": r"\prod", "amax": r"\max", "amin": r"\min"}
 LOCALS = {
@@ -140,12 +140,15 @@ def _base(grouping: Callable[[Any], Grouping]) -> Callable[[Any, Tensor], Tensor
 def _members(grouping: Callable[[Any], Grouping]) -> Callable[[Any, Tensor], Tensor]:
     def vjp(op: Any, g: Tensor) -> Tensor:
         group = grouping(op)
-        return group.spread(g) * group.locals(_KINDS.get(op.reduce, op.reduce))[1]
+        return group.spread(g) * group.locals(kind(op))[1]
 
     return vjp
 
 
-_KINDS = {"max": "amax", "min": "amin"}  # as segments have it
+def kind(op: Any) -> str:
+    """What the reduction is; segments call an extreme by another name."""
+    named: str = {"max": "amax", "min": "amin"}.get(op.reduce, op.reduce)
+    return named
 
 
 def reduces(
@@ -158,9 +161,6 @@ def reduces(
     **more: Any,
 ) -> Rule:
     """Register a reduction of the elements of `argument` into places, onto what `self` holds there or not."""
-
-    def kind(op: Any) -> str:
-        return _KINDS.get(op.reduce, op.reduce)
 
     def equation(op: Any) -> str:
         with_self = r"\text{, and } {$self}_{i}" if onto and op.include_self else ""
@@ -270,7 +270,9 @@ segment_reduce = reduces(
         sample(torch.segment_reduce, x(5), "max", lengths=at(2, 3), initial=4.5, note="at least 4.5"),
         sample(torch.segment_reduce, _with_zeros(), "prod", lengths=at(1, 2, 3), note="zeros"),
         sample(torch.segment_reduce, x(3), "sum", lengths=at(0, 3), note="an empty segment"),
-        sample(torch.segment_reduce, x(5), "max", lengths=at(1, 2), unsafe=True, note="elements beyond the last segment"),
+        sample(
+            torch.segment_reduce, x(5), "max", lengths=at(1, 2), unsafe=True, note="elements beyond the last segment"
+        ),
         sample(torch.segment_reduce, x(2, 3), "max", lengths=at((1, 2), (2, 1)), axis=1, note="rows of their own"),
     ],
     source="derivatives.yaml: segment_reduce",

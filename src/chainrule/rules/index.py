@@ -215,7 +215,6 @@ take = picks(
 )
 
 
-
 def _inside(op: Any) -> list[Tensor | None]:
     """The indices, moved into the tensor where they point outside: the mask leaves those out."""
     sizes = op.self.shape
@@ -235,9 +234,15 @@ unsafe_masked_index = picks(
     index=("mask", "indices"),
     samples=lambda: [
         sample(
-            torch.ops.aten._unsafe_masked_index, x(3, 2), torch.tensor([True, False, True]), [at(0, 7, 0), at(1, 1, 1)], 5
+            torch.ops.aten._unsafe_masked_index,
+            x(3, 2),
+            torch.tensor([True, False, True]),
+            [at(0, 7, 0), at(1, 1, 1)],
+            5,
         ),
-        sample(torch.ops.aten._unsafe_masked_index, x(3), torch.tensor([True, False]), [at(-1, -9)], 0, note="negative"),
+        sample(
+            torch.ops.aten._unsafe_masked_index, x(3), torch.tensor([True, False]), [at(-1, -9)], 0, note="negative"
+        ),
     ],
     source="derivatives.yaml: _unsafe_masked_index",
 )
@@ -602,8 +607,8 @@ as_strided_scatter = writes(
         sample(torch.as_strided_scatter, x(3, 4), x(2, 2), (2, 2), (4, 1)),
         sample(torch.as_strided_scatter, x(3, 4), x(2, 2), (2, 2), (4, 1), 2, note="with an offset"),
     ],
-    source="derivatives.yaml: as_strided_scatter. The gradient of what was there before is that of the copied elements.",
-    remark="PyTorch (2.13) has it the wrong way round: its gradient of `self` is g where it was overwritten, 0 elsewhere.",
+    source="derivatives.yaml: as_strided_scatter. What was there before has the gradient of the elements that stayed.",
+    remark="PyTorch (2.13) has it the wrong way round: its gradient of `self` is g where it was overwritten, else 0.",
 )
 
 

@@ -369,8 +369,8 @@ linear = rule(
 def _groups(op: Any) -> Iterator[tuple[Any, Any, Any]]:
     """The pieces of `self`, `mat2` and the result that make one product each.
 
-    Where an operand has no axis for the groups, they lie one behind the other along the axis that is not shared, and end
-    at `offs`: rows of `self`, columns of `mat2`, or, where neither has one, the axis that is summed over.
+    Where an operand has no axis for the groups, they lie one behind the other along the axis that is not shared, and
+    end at `offs`: rows of `self`, columns of `mat2`, or, where neither has one, the axis that is summed over.
     """
     flat, every = (op.self.dim() == 2, op.mat2.dim() == 2), slice(None)
     if op.offs is None:

@@ -359,9 +359,9 @@ binary_cross_entropy_with_logits = pointwise(
     },
     constants={"weight": "not differentiable", "pos_weight": "not differentiable"},
     remark=(
-        "the sigmoid is inside the loss, which PyTorch computes as max(z, 0) - z y + ln(1 + exp(-|z|)): nothing overflows "
-        "and no logarithm meets 0. Going back, the a (1 - a) of the sigmoid cancels the 1 / (a (1 - a)) of the "
-        "cross-entropy, so a - y is left; with a separate sigmoid these two are 0 and infinity where it saturates"
+        "the sigmoid is inside the loss, which PyTorch computes as max(z, 0) - z y + ln(1 + exp(-|z|)): nothing "
+        "overflows and no logarithm meets 0. Going back, the a (1 - a) of the sigmoid cancels the 1 / (a (1 - a)) of "
+        "the cross-entropy, so a - y is left; with a separate sigmoid these two are 0 and infinity where it saturates"
     ),
     samples=lambda: [
         sample(F.binary_cross_entropy_with_logits, x(2, 1), torch.tensor([[0.0], [1.0]]), note="one output"),
@@ -616,7 +616,8 @@ nll_loss = reducible(
 
 def scores(op: Any) -> Tensor:
     """The score of each class, along the last axis; of a single class there may be the bare number."""
-    return torch.atleast_1d(op.self)
+    row: Tensor = torch.atleast_1d(op.self)
+    return row
 
 
 def own_class(op: Any) -> Tensor:
@@ -813,8 +814,8 @@ multi_margin_loss = reducible(
     constants={"target": "not differentiable", "weight": "not differentiable"},
     kink=Kink(
         where=lambda op, radius: (
-            ((margin_gaps(op).abs() <= radius).scatter(-1, own_class(op), False) & (op.p == 1)).reshape(op.self.shape)
-        ),
+            (margin_gaps(op).abs() <= radius).scatter(-1, own_class(op), False) & (op.p == 1)
+        ).reshape(op.self.shape),
         choice="0, as on the side where the margin is kept",
     ),
     samples=lambda: [
@@ -837,10 +838,11 @@ multi_margin_loss = reducible(
 
 def real_pairs(op: Any) -> Tensor:
     """Which pairs count: a target listed before its row's first -1 (axis -2), and a class that is none (axis -1)."""
-    target = torch.atleast_1d(op.target)
+    target: Tensor = torch.atleast_1d(op.target)
     listed = (target >= 0).cumprod(-1).bool()
     marks = torch.zeros_like(scores(op)).scatter_add(-1, target.clamp(min=0), listed.to(op.self.dtype))
-    return listed.unsqueeze(-1) & (marks == 0).unsqueeze(-2)
+    pairs: Tensor = listed.unsqueeze(-1) & (marks == 0).unsqueeze(-2)
+    return pairs
 
 
 def label_gaps(op: Any) -> Tensor:
@@ -852,7 +854,7 @@ def label_gaps(op: Any) -> Tensor:
 
 def multilabel_margin_vjp(op: Any, g: Tensor) -> Tensor:
     """Each pair whose margin is broken pushes its wrong class up by 1/C and its target down by 1/C."""
-    broken = (label_gaps(op) > 0) * (g / scores(op).shape[-1])[..., None, None]
+    broken: Tensor = (label_gaps(op) > 0) * (g / scores(op).shape[-1])[..., None, None]
     targets = torch.atleast_1d(op.target).clamp(min=0)
     return broken.sum(-2).scatter_add(-1, targets, -broken.sum(-1)).reshape(op.self.shape)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Sample, Wrt, rule, sample
+from chainrule.rules import Factor, Kink, Sample, Wrt, rule, sample, unread
 from chainrule.rules.linear import randn
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, twice
 
@@ -324,9 +324,10 @@ def _max_pool(
                 "1",
                 r"$g \text{ at the index of the largest}",
                 "every upstream element goes to one place",
-            )
+            ),
+            "self": unread("self"),
         },
-        constants={"self": "zero"},
+        constants={"indices": "not differentiable"},
         structure="linear",
         samples=lambda: [twice(each) for each in samples()],
         source=f"derivatives.yaml: {entry}_backward",

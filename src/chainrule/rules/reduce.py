@@ -749,7 +749,9 @@ def _renorm(op: Any, g: Tensor) -> Tensor:
     dims, order = _but_one(op), float(op.p)
     length: Tensor = torch.linalg.vector_norm(op.self, order, dims, keepdim=True)
     held = length + RENORM_TINY
-    along = (g * op.self.conj()).real.sum(dims, keepdim=True) if g.is_complex() else (g * op.self).sum(dims, keepdim=True)
+    along = (
+        (g * op.self.conj()).real.sum(dims, keepdim=True) if g.is_complex() else (g * op.self).sum(dims, keepdim=True)
+    )
     pull = norm_gradient(op.self, along / held, length, order, dims)
     return torch.where(length > op.maxnorm, op.maxnorm / held * (g - pull), g)
 
@@ -758,7 +760,10 @@ RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
 
 renorm = rule(
     "RenormBackward0",
-    equation=r"{$out}_{i} = {$self}_{i} \, \min\left(1, \frac{$maxnorm}{n_i}\right), \quad n_i = \lVert {$self}_{i} \rVert_{$p}",
+    equation=(
+        r"{$out}_{i} = {$self}_{i} \, \min\left(1, \frac{$maxnorm}{n_i}\right),"
+        r" \quad n_i = \lVert {$self}_{i} \rVert_{$p}"
+    ),
     wrt={
         "self": Wrt(
             _renorm,
@@ -771,9 +776,8 @@ renorm = rule(
     },
     kink=Kink(
         lambda op, radius: (
-            ((torch.linalg.vector_norm(op.self, float(op.p), _but_one(op), keepdim=True) - op.maxnorm).abs() <= radius)
-            .expand_as(op.self)
-        ),
+            (torch.linalg.vector_norm(op.self, float(op.p), _but_one(op), keepdim=True) - op.maxnorm).abs() <= radius
+        ).expand_as(op.self),
         "1 where the norm is just the largest allowed one",
     ),
     samples=lambda: [

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, rule, sample
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, rule, sample, unread
 from chainrule.rules.linear import randn
 
 Index = tuple[int, ...]
@@ -89,7 +89,10 @@ def along_axes(
         *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
         name=f"{name}_backward",
         equation=r"$out = A^{T} $grad_output \quad \text{where the operation is } x \mapsto A x",
-        wrt={"grad_output": Wrt(lambda op, g: through(tables(op), g, Taps.forward), "A^{T}", "A \\, $g", zeros)},
+        wrt={
+            "grad_output": Wrt(lambda op, g: through(tables(op), g, Taps.forward), "A^{T}", "A \\, $g", zeros),
+            "self": unread("self"),
+        },
         structure="linear",
         samples=lambda: [twice(each) for each in samples()],
         topic=samples.__module__.rsplit(".", 1)[-1],

@@ -21,10 +21,10 @@ import numpy
 import torch
 from torch import Tensor as Data
 
-from chainrule.assemble import Rerun
 from chainrule.backprop import Share, Step
 from chainrule.document import Section
 from chainrule.graph import Operation, ParameterUpdate, Ref
+from chainrule.rerun import Rerun
 from chainrule.telling.context import ELEMENTS, JACOBIAN, Context
 
 PREAMBLE = '''\

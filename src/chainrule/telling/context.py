@@ -157,27 +157,35 @@ def statistics(data: Data) -> tuple[tuple[str, float], ...]:
     data = data.to_dense() if data.layout is not torch.strided else data
     if data.is_complex():
         data = data.abs()
-    wide = data.double()
-    known = wide.isfinite()
-    finite = wide.reshape(-1) if known.all() else wide[known]
+    # A finite sum has finite terms, and takes one pass without memory of its own.
+    data = data if data.is_floating_point() else data.double()
+    finite = data if math.isfinite(data.sum(dtype=torch.float64)) else data[data.isfinite()]
     if not finite.numel():
         return (("elements", data.numel()), ("not finite", data.numel()))
+    low, high = finite.aminmax()
+    mean = finite.mean(dtype=torch.float64).item()
+    norm = norm_of(finite)
     return (
         ("elements", data.numel()),
-        ("norm", finite.norm().item()),
-        ("mean", finite.mean().item()),
-        ("std", finite.std(correction=0).item()),
-        ("min", finite.min().item()),
-        ("max", finite.max().item()),
-        ("zeros", (data == 0).double().mean().item()),
+        ("norm", norm),
+        ("mean", mean),
+        ("std", math.sqrt(max(norm**2 / finite.numel() - mean**2, 0.0))),
+        ("min", low.item()),
+        ("max", high.item()),
+        ("zeros", 1 - finite.count_nonzero().item() / data.numel() if finite is data else _zeros(data)),
         ("not finite", data.numel() - finite.numel()),
     )
+
+
+def _zeros(data: Data) -> float:
+    return (data == 0).sum().item() / data.numel()
 
 
 def norm_of(data: Data) -> float:
     """The Euclidean norm, of a sparse or complex tensor too."""
     data = data.to_dense() if data.layout is not torch.strided else data
-    return float((data.abs() if data.is_complex() else data).double().norm())
+    data = data.abs() if data.is_complex() else data if data.is_floating_point() else data.double()
+    return float(torch.linalg.vector_norm(data, dtype=torch.float64))
 
 
 def indices(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -1,0 +1,77 @@
+"""What the step is for: the parameters before and after it, and what each `optimizer.step()` did to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from chainrule.graph import Parameter, ParameterUpdate, Update
+from chainrule.leaves import Leaves
+from chainrule.naming import Names
+from chainrule.passes import Passes
+from chainrule.reading import Reading
+from chainrule.tape import RawUpdate
+from chainrule.values import data_after
+
+
+def read_updates(reading: Reading, leaves: Leaves, names: Names) -> tuple[Update, ...]:
+    """Each `optimizer.step()`, with the values of the parameters as it met them."""
+    return tuple(
+        Update(type(raw.optimizer).__name__, tuple(_updated(raw, leaves, names)), raw.position)
+        for raw in reading.tape.updates
+    )
+
+
+def _updated(raw: RawUpdate, leaves: Leaves, names: Names) -> Iterator[ParameterUpdate]:
+    members = [(options, parameter) for options, group in raw.groups for parameter in group]
+    for place, (options, parameter) in enumerate(members):
+        yield ParameterUpdate(
+            leaves.of(parameter, before=raw.position),
+            names.of_parameter(parameter, place),
+            raw.before[place],
+            raw.gradients[place],
+            raw.after[place] if raw.after else raw.before[place],
+            options,
+            raw.states[place],
+        )
+
+
+def read_parameters(reading: Reading, leaves: Leaves, passes: Passes, names: Names) -> dict[str, Parameter]:
+    """Every trained leaf by its name, numbered where two have the same."""
+    found: dict[str, Parameter] = {}
+    stepped = {id(p): after for raw in reading.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)}
+    for tensor in _trained(reading):
+        value = leaves.of(tensor)
+        name = names.of_parameter(tensor, len(found))
+        if name in found:
+            name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
+        before = data_after(reading.tape, tensor, -1) if value is None else reading.values.data(value)
+        after = stepped.get(id(tensor))
+        if after is None and value is not None:
+            after = _changed_by_hand(reading, tensor, before)
+        found[name] = Parameter(name, value, before, passes.left_last(tensor), after)
+    return found
+
+
+def _members(raw: RawUpdate) -> list[Tensor]:
+    return [parameter for _, group in raw.groups for parameter in group]
+
+
+def _changed_by_hand(reading: Reading, tensor: Tensor, before: Tensor) -> Tensor | None:
+    """The data that the user's own update left; the last copy was made at the end, an earlier one for a write."""
+    copies = reading.tape.copies.get(id(tensor), ())
+    return copies[-1][1] if len(copies) > 1 and not torch.equal(copies[-1][1], before) else None
+
+
+def _trained(reading: Reading) -> Iterator[Tensor]:
+    """Every parameter of the modules that ran, those in an optimizer that stepped, then other leaves in use."""
+    seen: set[int] = set()
+    roots = [run.module for run in reading.tape.modules if run.parent is None]
+    groups = [parameter for raw in reading.tape.updates for parameter in _members(raw)]
+    leaves = [draft.tensor for draft in reading.values.drafts if draft.kind == "parameter"]
+    for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield tensor

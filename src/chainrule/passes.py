@@ -1,0 +1,124 @@
+"""The backward passes: which node ran in which, what came down to it and what it sent on, and the gradients that this
+makes for each value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from chainrule.graph import Backward, Passage
+from chainrule.leaves import Leaves
+from chainrule.reading import Reading
+from chainrule.tape import RawBackward, Tape
+from chainrule.values import data_after, frozen
+
+
+class Passes:
+    """The backward passes of a tape, numbered in the order of their calls."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape = tape
+        self._number = self._numbers()
+
+    def _numbers(self) -> dict[int, int]:
+        """Autograd's numbers of its passes -> ours; one that began unseen (inside a node) comes after those we saw."""
+        known = {raw.task: index for index, raw in enumerate(self._tape.backwards) if raw.task is not None}
+        for task, *_ in self._tape.passages:
+            known.setdefault(task, max(len(self._tape.backwards), *known.values(), -1) + 1 if known else 0)
+        return known
+
+    def passages(self) -> dict[int, list[Passage]]:
+        """Each node's runs, by the tape's number of the node."""
+        found: dict[int, list[Passage]] = {}
+        for order, (task, node, downstream, upstream) in enumerate(self._tape.passages):
+            filled = self.with_leaves(node, task, downstream)
+            passage = Passage(self._number[task], order, frozen(self._tape, upstream), filled)
+            found.setdefault(node, []).append(passage)
+        return found
+
+    def with_leaves(self, node: int, task: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+        """Put in the gradients that went straight into a leaf, and were read from its `.grad` afterwards."""
+        filled = list(frozen(self._tape, downstream))
+        raw = self.of_task(task)
+        for position, leaf in self._tape.nodes[node].leaves:
+            if raw is not None and filled[position] is None and id(leaf) not in raw.before:
+                filled[position] = self.left(raw, leaf)
+        return tuple(filled)
+
+    def of_task(self, task: int) -> RawBackward | None:
+        """The backward call behind autograd's number of a pass."""
+        return next((each for each in self._tape.backwards if each.task == task), None)
+
+    def left(self, raw: RawBackward, leaf: Tensor) -> Tensor | None:
+        """What a backward pass left in a leaf's `.grad`."""
+        left = raw.after.get(id(leaf))
+        if left is None:
+            return None
+        gradient, copied = left
+        later = self._tape.copies.get(id(gradient), [])[copied:]
+        return later[0][1] if later else gradient.detach()
+
+    def left_last(self, leaf: Tensor) -> Tensor | None:
+        """What the last pass that reached a leaf left in its `.grad`."""
+        left = (self.left(raw, leaf) for raw in reversed(self._tape.backwards))
+        return next((each for each in left if each is not None), None)
+
+    def backwards(self, reading: Reading, number: dict[int, int]) -> tuple[Backward, ...]:
+        """The passes with the nodes where they began; `number` puts these into forward order."""
+        found = []
+        for index, raw in enumerate(self._tape.backwards):
+            roots = tuple(
+                (number[self._tape.number_of[root.grad_fn]], root.output_nr)
+                for root in raw.roots
+                if root.grad_fn is not None and root.grad_fn in self._tape.number_of
+            )
+            loss = reading.values.at(raw.roots[0], raw.position) if raw.roots else None
+            found.append(Backward(index, roots, loss, raw.site.place() if raw.site else None))
+        unseen = range(len(found), max(self._number.values(), default=-1) + 1)
+        return (*found, *(Backward(index, (), None) for index in unseen))
+
+
+def give_gradients(reading: Reading, leaves: Leaves, passes: Passes) -> None:
+    """d loss / d value: what arrived at its node from all its uses; for a leaf what arrived in `.grad`.
+
+    A pass that ended in an exception counts only where no other brought a gradient.
+    """
+    failed = {raw.task for raw in reading.tape.backwards if raw.error is not None}
+    for whole in (True, False):
+        arrived: dict[int, Tensor] = {}
+        for task, node, downstream, upstream in reading.tape.passages:
+            if (task not in failed) is whole:
+                _arrive(arrived, node, upstream, passes.with_leaves(node, task, downstream), reading, leaves)
+        for node, slot, value in reading.unseen:
+            seen = reading.outputs_of.get(node, {}).get(slot)
+            if seen in arrived:
+                arrived[value] = arrived[seen]
+        for value, gradient in arrived.items():
+            if reading.values[value].grad is None:
+                reading.values[value].grad = gradient
+
+
+def _arrive(
+    arrived: dict[int, Tensor],
+    number: int,
+    upstream: tuple[Any, ...],
+    downstream: tuple[Tensor | None, ...],
+    reading: Reading,
+    leaves: Leaves,
+) -> None:
+    """Add what one run of a node tells: d loss / d its outputs, and what it sent straight to leaves."""
+    for slot, value in reading.outputs_of.get(number, {}).items():
+        if slot < len(upstream) and upstream[slot] is not None:
+            accumulate(arrived, value, data_after(reading.tape, upstream[slot], -1))
+    for (node, _), gradient in zip(reading.tape.nodes[number].edges, downstream, strict=False):
+        if gradient is not None and hasattr(node, "variable"):
+            leaf = leaves.of(node.variable)
+            if leaf is not None:
+                accumulate(arrived, leaf, gradient)
+
+
+def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
+    """Add a gradient to what arrived before it; never in place, for it is the tape's."""
+    sums[key] = sums[key] + gradient if key in sums else gradient

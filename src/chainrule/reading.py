@@ -1,0 +1,288 @@
+"""One reading of the tape's operations, from the beginning to the end: what each took and made, as values, and which
+autograd node goes back through it.
+
+The numbers of nodes here are the tape's own; `nodes` puts them into forward order afterwards.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.graph import Operation, Ref, type_of_value
+from chainrule.rerun import Rerun, WriteThroughView
+from chainrule.tape import RawFunction, Tape, Traits, tensors_in
+from chainrule.values import Values, data_after, is_trained_leaf
+
+
+class Reading:
+    """The operations and values of a tape, and the ties between them and autograd's nodes.
+
+    `buffers` are the ids of the modules' buffers: a leaf among them is no input.
+    """
+
+    def __init__(self, tape: Tape, buffers: set[int]) -> None:
+        self.tape = tape
+        self.values = Values(tape)
+        self.operations: list[Operation] = []
+        self.at: dict[int, int] = {}  # position on the tape -> operation
+        self.operation_of: dict[int, int] = {}  # node -> operation
+        self.outputs_of: dict[int, dict[int, int]] = {}  # node -> slot -> value
+        self.unseen: list[tuple[int, int, int]] = []  # (node, slot, value) where a write hid from autograd
+        self._buffers = buffers
+        self._nodes_at: dict[int, list[int]] = {}
+        self._views: dict[int, list[int]] = {}  # id of a view -> the nodes made anew for it
+        self._index_nodes()
+        self._read()
+
+    def _index_nodes(self) -> None:
+        for index, node in enumerate(self.tape.nodes):
+            node.edges = node.edges or node.node.next_functions
+            if node.operation is not None:
+                self._nodes_at.setdefault(node.operation, []).append(index)
+            elif node.view_from is not None:
+                for tensor in node.outputs.values():
+                    self._views.setdefault(id(tensor), []).append(index)
+
+    def _read(self) -> None:
+        starts = {f.first: f for f in self.tape.functions}
+        unused = self._saved_copies()
+        updates = list(self.tape.updates)
+        position = 0
+        while position < len(self.tape.operations):
+            while updates and updates[0].position <= position:
+                self.values.update(updates.pop(0))
+            function = starts.get(position)
+            if function is not None and (node := self._node_of(function)) is not None:
+                self._read_function(function, node)
+                position = max(function.last, position + 1)
+                continue
+            if position not in unused:
+                self._read_operation(position)
+            position += 1
+        for index, raw in enumerate(self.tape.nodes):  # nodes whose outputs no operation has seen
+            if index not in self.operation_of and not hasattr(raw.node, "variable"):
+                self._read_untied(index)
+
+    def _saved_copies(self) -> set[int]:
+        """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
+        used = {id(t) for operation in self.tape.operations for t in tensors_in(operation[1:3])}
+        used |= {id(t) for call in self.tape.calls for t in tensors_in(call.output)}
+        return {
+            position
+            for position, (func, _, _, out, _, _) in enumerate(self.tape.operations)
+            if func is torch.ops.aten.detach.default and id(out) not in used
+        }
+
+    # -- an ATen operation --------------------------------------------------------------------------------------------
+
+    def _read_operation(self, position: int) -> None:
+        func, args, kwargs, out, call, state = self.tape.operations[position]
+        given = _by_name(func, args, kwargs or {})
+        arguments = {name: self._refs(value, position) for name, value in given.items()}
+        written = [t for each in Traits.of(func).written(args, kwargs or {}) for t in tensors_in(each)]
+        nodes = self._nodes_at.get(position, [])
+        function: Any = Rerun(func)
+        base = written[0]._base if len(written) == 1 else None
+        if base is not None:
+            arguments = {"base": Ref(self._value(base, position)), **arguments}
+            name = next(name for name, value in given.items() if value is written[0])
+            before = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
+            function = Rerun(WriteThroughView(func, name, *before))
+        index = self.at[position] = len(self.operations)
+        draft = Operation(index, str(func), function, arguments, (), call, nodes[0] if nodes else None, state)
+        self.operations.append(draft)
+        for tensor in written:
+            self.values.overwrite(tensor, index)
+        flat = list(tensors_in(out)) if isinstance(out, (tuple, list)) else [out]
+        if base is not None:
+            flat = [base, *(tensor for tensor in flat if tensor is not base)]
+        outputs = self._outputs(flat, written, position, index, nodes)
+        self.operations[index] = replace(draft, outputs=outputs)
+
+    def _outputs(
+        self, flat: list[Any], written: list[Tensor], position: int, index: int, nodes: list[int]
+    ) -> tuple[int | None, ...]:
+        ties = {id(t): (n, slot) for n in nodes for slot, t in self.tape.nodes[n].outputs.items()}
+        outputs: list[int | None] = []
+        for slot, tensor in enumerate(flat):
+            if not isinstance(tensor, Tensor):
+                outputs.append(None)
+                continue
+            before = self.values.latest(tensor)
+            value = self.values.new(tensor, position, operation=index, slot=slot)
+            outputs.append(value)
+            if id(tensor) in ties:
+                node, output = ties[id(tensor)]
+                self._tie(node, output, value, index)
+            elif not self._lead_through_base(tensor, value, position + 1) and before is not None:
+                self._write_unseen(value, before)
+        for tensor in written:  # written to, but not returned
+            if not any(tensor is each for each in flat):
+                self.values.new(tensor, position, operation=index, slot=len(outputs))
+        return tuple(outputs)
+
+    def _refs(self, tree: Any, position: int) -> Any:
+        if isinstance(tree, Tensor):
+            return Ref(self._value(tree, position))
+        if isinstance(tree, (list, tuple)):
+            return [self._refs(item, position) for item in tree]
+        return tree
+
+    def _value(self, tensor: Tensor, position: int) -> int:
+        """What the tensor is as the operation at `position` takes it; a new value if it is not known as it is now."""
+        known = self.values.now(tensor)
+        if known is not None:
+            return known
+        writer = self.values.take_writer(tensor)
+        value = self.values.new(tensor, position - 1, operation=writer)
+        draft = self.values[value]
+        if self._lead_through_base(tensor, value, position):
+            draft.operation = len(self.operations) - 1
+            return value
+        with suppress(RuntimeError):
+            node = self.tape.number_of.get(tensor.grad_fn) if tensor.grad_fn is not None else None
+            if node is not None and tensor.output_nr not in self.outputs_of.get(node, {}):
+                self.tape.nodes[node].outputs.setdefault(tensor.output_nr, tensor)
+                draft.node = node
+                self.outputs_of.setdefault(node, {})[tensor.output_nr] = value
+                return value
+        if writer is None:
+            draft.kind = self._kind_of_leaf(tensor)
+        return value
+
+    def _kind_of_leaf(self, tensor: Tensor) -> type_of_value:
+        if is_trained_leaf(tensor):
+            return "parameter"
+        return "buffer" if id(tensor) in self._buffers else "input"
+
+    # -- the nodes of values ------------------------------------------------------------------------------------------
+
+    def _tie(self, node: int, output: int, value: int, operation: int) -> None:
+        self.values[value].node = node
+        self.outputs_of.setdefault(node, {})[output] = value
+        self.operation_of.setdefault(node, operation)
+        view = self.tape.nodes[node].remade
+        if view is not None:
+            self.values.lend(value, view)
+
+    def _lead_through_base(self, view: Tensor, value: int, position: int) -> bool:
+        """Tie the node that autograd made for a view of overwritten memory: an `as_strided` of the base, by itself."""
+        node = next((n for n in reversed(self._views.get(id(view), [])) if self._made_by(n, position)), None)
+        if node is None:
+            return False
+        base = view._base
+        assert base is not None
+        index = len(self.operations)
+        then = data_after(self.tape, view, self.values[value].created)  # its shape may be changed in place later
+        arguments = {
+            "self": Ref(self._value(base, position)),
+            "size": list(then.shape),
+            "stride": list(then.stride()),
+            "storage_offset": then.storage_offset(),
+        }
+        func = torch.ops.aten.as_strided.default
+        self.operations.append(Operation(index, str(func), Rerun(func), arguments, (value,), None, node))
+        self._tie(node, view.output_nr, value, index)
+        return True
+
+    def _made_by(self, node: int, position: int) -> bool:
+        begins = self.tape.nodes[node].view_from
+        return begins is not None and begins <= position and node not in self.operation_of
+
+    def _write_unseen(self, value: int, before: int) -> None:
+        """A write under `no_grad`: the tensor's node goes on as if nothing had happened, now from the new value."""
+        node, tensor = self.values[before].node, self.values[value].tensor
+        if node is not None and tensor.requires_grad:
+            self.values[value].node = node
+            self.unseen.append((node, tensor.output_nr, value))
+
+    # -- what is known by its node ------------------------------------------------------------------------------------
+
+    def _node_of(self, function: RawFunction) -> int | None:
+        """The node of an `autograd.Function`'s application (None: no gradient was wanted of it)."""
+        for position in range(function.last - 1, function.first - 1, -1):
+            for node in self._nodes_at.get(position, []):
+                if getattr(self.tape.nodes[node].node, "_forward_cls", None) is function.cls:
+                    return node
+        return next(
+            (
+                index
+                for index, raw in enumerate(self.tape.nodes)
+                if getattr(raw.node, "_forward_cls", None) is function.cls
+                and index not in self.operation_of
+                and raw.operation is None
+            ),
+            None,
+        )
+
+    def _read_function(self, function: RawFunction, node: int) -> None:
+        """An `autograd.Function` is one operation; those that its forward ran are its own affair."""
+        names = _parameter_names(function.cls, len(function.arguments))
+        arguments = {
+            name: self._refs(value, function.first) for name, value in zip(names, function.arguments, strict=True)
+        }
+        index = len(self.operations)
+        for position in range(function.first, function.last):
+            self.at[position] = index
+        outputs = []
+        for slot, tensor in sorted(self.tape.nodes[node].outputs.items()):
+            value = self.values.new(tensor, function.last - 1, operation=index, slot=slot)
+            self._tie(node, slot, value, index)
+            outputs.append(value)
+        self.operation_of.setdefault(node, index)
+        rerun = Rerun(function.cls)
+        call = next((c for c, raw in enumerate(self.tape.calls) if function.first <= raw.first < function.last), None)
+        self.operations.append(Operation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node))
+
+    def _read_untied(self, node: int) -> None:
+        """A node that no recorded operation made: its operation is known by its edges alone."""
+        index = self.operation_of[node] = len(self.operations)
+        raw = self.tape.nodes[node]
+        outputs = []
+        for slot, tensor in sorted(raw.outputs.items()):
+            known = self.values.now(tensor)
+            value = self.values.new(tensor, -1, operation=index, slot=slot) if known is None else known
+            self._tie(node, slot, value, index)
+            outputs.append(value)
+        self.operations.append(Operation(index, node_name(raw.node), None, {}, tuple(outputs), None, node))
+
+
+def node_name(node: Any) -> str:
+    """What autograd calls a node, without its namespace."""
+    name: str = node.name()
+    return name.rsplit("::", 1)[-1]
+
+
+def references(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int]]:
+    """(argument, place in its list, value) of every tensor among an operation's arguments."""
+    for name, value in arguments.items():
+        if isinstance(value, Ref):
+            yield name, None, value.value
+        elif isinstance(value, list):
+            for item, each in enumerate(value):
+                if isinstance(each, Ref):
+                    yield name, item, each.value
+
+
+def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """An operation's arguments by the names of its schema, with what was left to the defaults."""
+    return {
+        argument.name: args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
+        for place, argument in enumerate(func._schema.arguments)
+    }
+
+
+def _parameter_names(cls: type, count: int) -> list[str]:
+    """The names of `forward`'s parameters, without `ctx`; numbered where it takes any number."""
+    forward = cls.forward  # type: ignore[attr-defined]
+    names = [p.name for p in inspect.signature(forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    if cls.setup_context is torch.autograd.Function.setup_context:  # type: ignore[attr-defined]
+        names = names[1:]
+    return (names + [f"input{i}" for i in range(len(names), count)])[:count]

@@ -1,0 +1,62 @@
+"""Recorded operations, ready to run again: the one part of a graph that is code, which is stored by these classes.
+
+Proofs and trials run an operation on other data than it had; autograd must not see it, and its recorded arguments go by
+the names of its schema.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Rerun:
+    """Runs a recorded operation again on other data, with gradients off: `rerun({"self": x, "other": y})`."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, arguments: dict[str, Any]) -> Any:
+        """The result on these arguments, by the names of the schema; what it writes to is written to."""
+        if isinstance(self.function, type):
+            return self._forward(list(arguments.values()))
+        with torch.no_grad():
+            if isinstance(self.function, WriteThroughView):
+                return self.function(**arguments)
+            return call_overload(self.function, arguments)
+
+    def _forward(self, arguments: list[Any]) -> Any:
+        with torch.no_grad():
+            return self.function.apply(*arguments)
+
+
+class WriteThroughView:
+    """An in-place operation on a view, as the function of the view's base that it is for autograd.
+
+    `function(base=..., **arguments)` gives the base as it is afterwards, and the view in it.
+    """
+
+    def __init__(self, function: Any, argument: str, base: Tensor, view: Tensor) -> None:
+        self.function, self.argument = function, argument
+        self.size, self.stride = tuple(view.shape), tuple(view.stride())
+        self.real = base.is_complex() and not view.is_complex()
+        first = base.storage_offset() * base.itemsize
+        self.offset = (view.storage_offset() * view.itemsize - first) // view.itemsize
+        self.layout = tuple(base.shape), tuple(base.stride())
+
+    def __call__(self, /, base: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+        """The base after the write, and the view; what is given is left as it is."""
+        after = torch.empty_strided(*self.layout, dtype=base.dtype, device=base.device).copy_(base)
+        whole = torch.view_as_real(after) if self.real else after
+        view = whole.as_strided(self.size, self.stride, self.offset if whole.numel() else 0)
+        call_overload(self.function, {**arguments, self.argument: view})
+        return after, view
+
+
+def call_overload(function: Any, arguments: dict[str, Any]) -> Any:
+    """Run an ATen operation on arguments given by the names of its schema."""
+    schema = function._schema.arguments
+    positional = [arguments[a.name] for a in schema if not a.kwarg_only]
+    return function(*positional, **{a.name: arguments[a.name] for a in schema if a.kwarg_only})
