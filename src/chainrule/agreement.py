@@ -85,7 +85,7 @@ class Finding:
 
     edge: Edge
     label: str
-    got: Tensor  # autograd's, flat; zeros where it gave nothing
+    got: Tensor  # autograd's, flat in float64 (as recorded, where a first look was enough); zeros where it gave nothing
     missing: bool
     ours: Tensor | None = None
     finite: Difference | None = None
@@ -99,14 +99,19 @@ class Finding:
     rounding: bool = False
 
 
+def label_of(edge: Edge) -> str:
+    """What an edge's argument is called."""
+    label = edge.argument or f"input {edge.position}"
+    return label if edge.item is None else f"{label}[{edge.item}]"
+
+
 def unmeasured(edge: Edge, case: Case) -> Finding | None:
     """What autograd gave for one argument, with nothing to hold against it yet."""
     graph, passage = case.graph, case.passage
     got = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
     if edge.value is None and got is None:
         return None
-    label = edge.argument or f"input {edge.position}"
-    label = label if edge.item is None else f"{label}[{edge.item}]"
+    label = label_of(edge)
     if got is None:
         value = graph.values[edge.value or 0]
         count = 2 if value.dtype.is_complex else 1
@@ -365,8 +370,8 @@ def _holding(finding: Finding, got: Tensor) -> Finding:
 
 
 def hold_rule(case: Case, experiment: Experiment | None, finding: Finding, share: Share | None) -> None:
-    """Hold our rule's gradient against autograd's."""
-    if share is None or share.gradient is None or share.recorded is None:
+    """Hold our rule's gradient against autograd's, where that is not done yet."""
+    if finding.rule is not None or share is None or share.gradient is None or share.recorded is None:
         return
     finding.ours = ours = real(share.gradient)
     got, eps = finding.got, case.eps

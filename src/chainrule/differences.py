@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,13 +44,11 @@ class Experiment:
             raise CannotRunError("the recording does not hold the operation that made it")
         if any(graph.values[ref.value].data is None for ref in _refs(operation.arguments)):
             raise CannotRunError("its inputs were not kept")
+        self.name = operation.name
         self.custom = node.function_class is not None
         self.function: Any = operation.function
         self.random_state = operation.random_state
         self.recorded: dict[str, Any] = {name: data(graph, tree) for name, tree in operation.arguments.items()}
-        self.wide = {name: widened(tree) for name, tree in self.recorded.items()}
-        if self.wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
-            self.wide["half_to_float"] = False
         self.writes = set(self.recorded) if self.custom else _written(operation.function)
         self.outs = {slot: graph.values[value].data for slot, value in enumerate(node.outputs) if value is not None}
         position = {value: place for place, value in enumerate(operation.outputs)}
@@ -69,6 +68,14 @@ class Experiment:
             ),
             default=EPS,
         )
+
+    @cached_property
+    def wide(self) -> dict[str, Any]:
+        """The recorded arguments in float64, made once, when first asked for."""
+        wide = {name: widened(tree) for name, tree in self.recorded.items()}
+        if wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
+            wide["half_to_float"] = False
+        return wide
 
     def run(self, arguments: dict[str, Any]) -> list[Tensor]:
         """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""

@@ -43,6 +43,7 @@ from chainrule.backprop import applied, rule_of
 from chainrule.differences import MARGIN, CannotRunError, Experiment, nothing_left_behind, real, unravel
 from chainrule.document import Kind
 from chainrule.errors import MissingError
+from chainrule.glance import LARGE, glance, same_numbers
 from chainrule.graph import Graph, Node, Passage, Place
 from chainrule.repair import Repair, recognise
 from chainrule.rules import Applied, Rule, plain
@@ -183,9 +184,15 @@ def _accumulation(graph: Graph, node: Node) -> Row:
         for passage in other.passages
         if edge.position < len(passage.downstream)
     ]
-    brought = [real(share) for share in shares if share is not None]
-    if leaf.grad is None or not brought:
+    arrived = [share for share in shares if share is not None]
+    if leaf.grad is None or not arrived:
         return _unchecked(node, "no gradient was accumulated in it")
+    left = next((p.grad for p in graph.parameters.values() if p.value == node.leaf), None)
+    uses = "its only use" if len(arrived) == 1 else f"{len(arrived)} uses"
+    summed = f"its gradient is the sum of what came back from {uses}"
+    if leaf.grad.numel() > LARGE and (exact := _exactly(leaf.grad, arrived, left)) is not None:
+        return Row(node, leaf.place, "agrees", summed, ("grad",), exact, tolerance=exact.tolerance)
+    brought = [real(share) for share in arrived]
     recorded, total = real(leaf.grad), sum(brought[1:], brought[0])
     if not recorded.isfinite().all():
         return _unchecked(node, "its gradient is not finite")
@@ -200,14 +207,21 @@ def _accumulation(graph: Graph, node: Node) -> Row:
         wrong = tuple(Wrong("grad", index, ours, theirs, None) for index, ours, theirs in sides)
         reason = "the gradient that arrived is not the sum of what its uses brought"
         return replace(row, verdict="disagrees", reason=reason, wrong=wrong)
-    left = next((p.grad for p in graph.parameters.values() if p.value == node.leaf), None)
     if left is not None and outside(
         real(left), total, tolerance + MARGIN * torch.finfo(left.dtype).eps * real(left).abs()
     ):
         reason = "`.grad` holds more than what its uses brought: an earlier gradient, or the work of a hook"
         return replace(row, verdict="not checked", reason=reason)
-    uses = "its only use" if len(brought) == 1 else f"{len(brought)} uses"
-    return replace(row, reason=f"its gradient is the sum of what came back from {uses}")
+    return replace(row, reason=summed)
+
+
+def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Difference | None:
+    """A large leaf's gradient where it is, to the last bit, the sum of what arrived, and what stands in `.grad`."""
+    if any(g.layout != torch.strided for g in (recorded, *arrived)) or not _finite(recorded):
+        return None
+    if left is not None and left is not recorded and not torch.equal(left, recorded):
+        return None
+    return same_numbers(recorded, sum(arrived[1:], arrived[0]), torch.finfo(recorded.dtype).eps, "grad")
 
 
 # -- one passage through one node -------------------------------------------------------------------------------------
@@ -217,9 +231,9 @@ def _passage(case: Case) -> Row:
     graph, node, passage = case.graph, case.node, case.passage
     if all(g is None for g in passage.upstream):
         return _unchecked(node, "no gradient flowed through it")
-    if any(not g.isfinite().all() for g in passage.upstream if g is not None and g.layout == torch.strided):
+    if not all(map(_finite, passage.upstream)):
         return _unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")
-    if any(not g.isfinite().all() for g in passage.downstream if g is not None and g.layout == torch.strided):
+    if not all(map(_finite, passage.downstream)):
         return _unchecked(node, "the gradient that it gave is not finite (NaN or infinity)")
     if all(g is None for g in passage.downstream) and node.function_class is None:
         return _unchecked(node, "no gradient was asked of it for any of its inputs")
@@ -234,7 +248,11 @@ def _passage(case: Case) -> Row:
         for edge in node.edges:
             if edge.argument is None:
                 obstacle = "which argument one of its gradients belongs to is not known"
-            elif (finding := measure(case, experiment, edge)) is not None:
+                continue
+            share = shares.get(edge.position)
+            finding = glance(case, experiment, edge, share.gradient if share else None)
+            finding = finding or measure(case, experiment, edge)
+            if finding is not None:
                 findings.append(finding)
         settle(experiment, findings, graph)
     except CannotRunError as error:
@@ -253,6 +271,13 @@ def _passage(case: Case) -> Row:
     if experiment is None or not experiment.custom or row.verdict != "disagrees":
         return row
     return replace(row, repairs=recognise(experiment, findings))
+
+
+def _finite(gradient: Tensor | None) -> bool:
+    """Whether nothing in it is NaN or infinite: one pass where its sum can tell."""
+    if gradient is None or gradient.layout != torch.strided:
+        return True
+    return bool(gradient.sum().isfinite()) or bool(gradient.isfinite().all())
 
 
 def _experiment(graph: Graph, node: Node, passage: Passage) -> Experiment:
