@@ -10,7 +10,7 @@ The tolerances are those of the full proof. Whatever does not agree at this look
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -110,13 +110,23 @@ def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Diffe
         u = experiment.upstream[place]
         if moved.shape != u.shape:
             return None
-        terms = u * moved
-        slope += float(terms.sum(dtype=torch.float64))
-        square += float(torch.linalg.vector_norm(terms)) ** 2
-        size += float(torch.linalg.vector_norm(terms, 1))
+        for part, other in _slabs(u, moved):
+            terms = part * other
+            slope += float(terms.sum(dtype=torch.float64))
+            square += float(torch.linalg.vector_norm(terms)) ** 2
+            size += float(torch.linalg.vector_norm(terms, 1))
     accumulated = max(torch.finfo(torch.float32).eps if eps > FINEST else 0.0, EPS)
     tolerance = MARGIN * eps * (square**0.5 + float(ours.norm())) + accumulated * size + rounding + FLOOR
     return Difference(abs(slope - float(ours.sum())), label, None, tolerance)
+
+
+def _slabs(u: Tensor, moved: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in pieces that stay in the processor's cache."""
+    if u.numel() <= DENSE:
+        return iter([(u, moved)])
+    axis = max(range(u.dim()), key=u.stride)
+    thickness = max(1, DENSE // 4 * u.shape[axis] // u.numel())
+    return zip(u.split(thickness, axis), moved.split(thickness, axis), strict=True)
 
 
 def _picked(got: Tensor, v: Tensor, places: Tensor) -> Tensor:

@@ -410,7 +410,8 @@ class Recorder:
     def _gradients_of(self, parameters: list[Tensor]) -> list[Tensor | None]:
         """The gradients as the optimizer meets them, which some optimizers then use as memory to work in."""
         filled = [p for p in parameters if p.grad is not None]
-        copies = dict(zip(map(id, filled), self.tape.overwritten(p.grad for p in filled if p.grad is not None), strict=True))
+        gradients = self.tape.overwritten(p.grad for p in filled if p.grad is not None)
+        copies = dict(zip(map(id, filled), gradients, strict=True))
         return [copies.get(id(p)) for p in parameters]
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

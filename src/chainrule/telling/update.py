@@ -55,8 +55,8 @@ def _gradients(context: Context) -> Iterator[Block]:
         return
     yield Paragraph(
         (Code(".grad"), " was empty when backward began (", Code("optimizer.zero_grad()"), " clears it). Backward "
-         "adds to what is there: without clearing, a second pass over the same batch would leave twice the gradient, and "
-         "the optimizer would take it for the true one. For ", Math(symbol), " it would be"),
+         "adds to what is there: without clearing, a second pass over the same batch would leave twice the gradient, "
+         "and the optimizer would take it for the true one. For ", Math(symbol), " it would be"),
     )  # fmt: skip
     yield context.tensor(rf"2 \cdot {symbol}", 2 * parameter.grad, "gradient", "after two backward passes")
 
