@@ -29,28 +29,20 @@ Arguments = dict[str, Any]
 
 
 def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) -> Finding | None:
-    """What a first look finds of one argument, or None where the full proof is to look.
-
-    A finding whose `rule` is not set still wants our rule held against autograd's gradient.
-    """
+    """What a first look finds of one argument; None where the full proof is to look, also where we have no rule."""
     got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
-    if got is None or experiment.custom or not _plain(got) or (case.rule is not None and case.rule.kink is not None):
+    if got is None or ours is None or not _plain(got) or case.rule is None or case.rule.kink is not None:
         return None
     recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
     size = max(got.numel(), *(g.numel() for g in upstream.values())) if upstream else 0
     if size <= LARGE or not _plain(recorded) or recorded.shape != got.shape or not all(map(_plain, upstream.values())):
         return None
     label = label_of(edge)
-    finite = _along(experiment, edge, got, label)
+    beside = _beside(got, ours, case.eps, label)
+    finite = _along(experiment, edge, got, label) if beside is not None else None
     if finite is None or not finite.largest <= finite.tolerance:
         return None
-    finding = Finding(edge, label, got, False, finite=finite)
-    if ours is not None:
-        finding.rule = _beside(got, ours, case.eps, label)
-        finding.ours = ours
-    if finding.rule is None:
-        finding.got = got.double().reshape(-1)
-    return finding
+    return Finding(edge, label, got, False, ours, finite, rule=beside)
 
 
 def _plain(tensor: Any) -> bool:
@@ -85,6 +77,15 @@ def _beside(got: Tensor, ours: Tensor, eps: float, label: str) -> Difference | N
     return Difference(largest, label, where, tolerance)
 
 
+def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape in pieces that stay in the processor's cache."""
+    if first.numel() <= DENSE:
+        return iter([(first, *others)])
+    axis = max(range(first.dim()), key=first.stride)
+    thickness = max(1, DENSE // 4 * first.shape[axis] // first.numel())
+    return zip(*(each.split(thickness, axis) for each in (first, *others)), strict=True)
+
+
 def rms(gradient: Tensor) -> float:
     """The root of the mean square, in few passes."""
     return float(torch.linalg.vector_norm(gradient)) / max(gradient.numel(), 1) ** 0.5
@@ -110,7 +111,7 @@ def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Diffe
         u = experiment.upstream[place]
         if moved.shape != u.shape:
             return None
-        for part, other in _slabs(u, moved):
+        for part, other in slabs(u, moved):
             terms = part * other
             slope += float(terms.sum(dtype=torch.float64))
             square += float(torch.linalg.vector_norm(terms)) ** 2
@@ -118,15 +119,6 @@ def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Diffe
     accumulated = max(torch.finfo(torch.float32).eps if eps > FINEST else 0.0, EPS)
     tolerance = MARGIN * eps * (square**0.5 + float(ours.norm())) + accumulated * size + rounding + FLOOR
     return Difference(abs(slope - float(ours.sum())), label, None, tolerance)
-
-
-def _slabs(u: Tensor, moved: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both in pieces that stay in the processor's cache."""
-    if u.numel() <= DENSE:
-        return iter([(u, moved)])
-    axis = max(range(u.dim()), key=u.stride)
-    thickness = max(1, DENSE // 4 * u.shape[axis] // u.numel())
-    return zip(u.split(thickness, axis), moved.split(thickness, axis), strict=True)
 
 
 def _picked(got: Tensor, v: Tensor, places: Tensor) -> Tensor:

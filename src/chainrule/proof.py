@@ -43,7 +43,7 @@ from chainrule.backprop import applied, rule_of
 from chainrule.differences import MARGIN, CannotRunError, Experiment, nothing_left_behind, real, unravel
 from chainrule.document import Kind
 from chainrule.errors import MissingError
-from chainrule.glance import LARGE, glance, same_numbers
+from chainrule.glance import LARGE, glance, same_numbers, slabs
 from chainrule.graph import Graph, Node, Passage, Place
 from chainrule.repair import Repair, recognise
 from chainrule.rules import Applied, Rule, plain
@@ -221,7 +221,11 @@ def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Di
         return None
     if left is not None and left is not recorded and not torch.equal(left, recorded):
         return None
-    return same_numbers(recorded, sum(arrived[1:], arrived[0]), torch.finfo(recorded.dtype).eps, "grad")
+    if any(g.shape != recorded.shape for g in arrived):
+        return None
+    if not all(torch.equal(whole, sum(parts[1:], parts[0])) for whole, *parts in slabs(recorded, *arrived)):
+        return None
+    return same_numbers(recorded, recorded, torch.finfo(recorded.dtype).eps, "grad")
 
 
 # -- one passage through one node -------------------------------------------------------------------------------------
