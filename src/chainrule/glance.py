@@ -10,6 +10,7 @@ The tolerances are those of the full proof. Whatever does not agree at this look
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -88,7 +89,8 @@ def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def rms(gradient: Tensor) -> float:
     """The root of the mean square, in few passes."""
-    return float(torch.linalg.vector_norm(gradient)) / max(gradient.numel(), 1) ** 0.5
+    length: float = torch.linalg.vector_norm(gradient).item()
+    return length / math.sqrt(max(gradient.numel(), 1))
 
 
 # -- along one direction ----------------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def _pieces(arguments: Arguments) -> Arguments:
 
 _SUM = {"self": _zeroed("other"), "other": _zeroed("self")}
 _PRODUCT = {"self": _alone, "mat2": _alone}
-_LINEAR: dict[str, dict[str, Callable[[Arguments], Arguments]]] = {
+_LINEAR: dict[str, dict[str, Callable[..., Any]]] = {
     "aten.add.Tensor": _SUM,
     "aten.sub.Tensor": _SUM,
     "aten.mul.Tensor": {"self": _alone, "other": _alone},
