@@ -24,6 +24,7 @@ STAGES: dict[str, Callable[[Recording], Any]] = {
 def tables() -> Iterator[Table]:
     yield _worked_example()
     yield _per_node()
+    yield _large()
 
 
 def _worked_example() -> Table:
@@ -53,6 +54,24 @@ def _per_node() -> Table:
         made.add_row(
             f"{length:,} operations", f"{nodes:,}", *(milliseconds(times[stage] / nodes * 1e3) for stage in stages)
         )
+    return made
+
+
+def _large() -> Table:
+    """GPT-2 small, 1 x 128 tokens: each stage as a multiple of the bare step; every node must agree."""
+    step = steps.transformer()
+    step()
+    bare = median(timed(step)[0] for _ in range(3))
+    recording = recorded(step)()
+    times = _stages(recording, ("graph", "derivation", "verification"))
+    proof = recording.verify()
+    made = table("GPT-2 small, seconds", "stage", "seconds", "of the bare step", "target")
+    made.add_row("bare step", f"{bare:.2f}", "1", "")
+    for stage, seconds in times.items():
+        ratio, target = against(seconds / bare, 10, 1) if stage == "verification" else (f"{seconds / bare:.1f}", "")
+        made.add_row(stage, f"{seconds:.2f}", ratio, target)
+    outcome = "all agree" if proof.passed else "some disagree"
+    made.add_row(f"{len(proof.rows)} nodes, {outcome}", "", "", "")
     return made
 
 
