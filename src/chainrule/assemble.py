@@ -28,11 +28,8 @@ from chainrule.nodes import number_nodes, read_nodes
 from chainrule.parameters import read_parameters, read_updates
 from chainrule.passes import Passes, give_gradients
 from chainrule.reading import Reading
-from chainrule.rerun import Rerun, WriteThroughView
 from chainrule.tape import Tape
 from chainrule.values import Values, is_trained_leaf
-
-__all__ = ["Rerun", "WriteThroughView", "assemble"]
 
 
 def assemble(tape: Tape) -> Graph:

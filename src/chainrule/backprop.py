@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule import rules
 from chainrule.errors import RuleError
-from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update
+from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update, references
 from chainrule.rules import Applied, Rule
 
 
@@ -262,9 +262,7 @@ def _units(graph: Graph) -> Iterator[_Unit]:
             node = graph.nodes[operation.node] if operation.node is not None else None
             rule = rule_of(graph, node, op) if node is not None else None
             outputs = tuple(value for value in operation.outputs if value is not None)
-            unit = _Unit(
-                operation.call, (operation.index,), rule, op, tuple(arguments_of(operation.arguments)), outputs
-            )
+            unit = _Unit(operation.call, (operation.index,), rule, op, tuple(references(operation.arguments)), outputs)
         done.update(unit.operations)
         yield unit
 
@@ -282,7 +280,7 @@ def _ancestors(graph: Graph) -> set[int]:
     found = set(waiting)
     while waiting:
         operation = graph.operations[waiting.pop()]
-        for _, _, value in arguments_of(operation.arguments):
+        for _, _, value in references(operation.arguments):
             producer = graph.values[value].operation
             if producer is not None and producer not in found:
                 found.add(producer)
@@ -306,19 +304,8 @@ def _call_unit(graph: Graph, index: int) -> _Unit | None:
         operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]
         cast = any(each.is_floating_point() and each.dtype != out.dtype for each in operands)
         if not cast and rule.accepts(op):
-            return _Unit(index, call.operations, rule, op, tuple(arguments_of(arguments)), call.outputs)
+            return _Unit(index, call.operations, rule, op, tuple(references(arguments)), call.outputs)
     return None
-
-
-def arguments_of(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int]]:
-    """(argument, place in its list, value) of every tensor among an operation's arguments."""
-    for name, value in arguments.items():
-        if isinstance(value, Ref):
-            yield name, None, value.value
-        elif isinstance(value, list):
-            for item, each in enumerate(value):
-                if isinstance(each, Ref):
-                    yield name, item, each.value
 
 
 def _forward(graph: Graph, unit: _Unit) -> Step:

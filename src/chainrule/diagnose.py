@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from chainrule.backprop import Derivation, Step, arguments_of
+from chainrule.backprop import Derivation, Step
 from chainrule.document import Code
 from chainrule.finding import LISTED, TITLES, Case, Finding, dense, listed
-from chainrule.graph import Graph, Operation, Parameter, Place, Ref
+from chainrule.graph import Graph, Operation, Parameter, Place, Ref, references
 from chainrule.notation import Notation
 from chainrule.numbers import number
 from chainrule.origin import births
@@ -240,7 +240,7 @@ def _broadcast_in_loss(case: Case) -> Iterator[Finding]:
 def _wide(operation: Operation, graph: Graph, shape: tuple[int, ...]) -> bool:
     values = [
         *(out for out in operation.outputs if out is not None),
-        *(v for _, _, v in arguments_of(operation.arguments)),
+        *(v for _, _, v in references(operation.arguments)),
     ]
     return any(graph.values[value].shape == shape for value in values)
 

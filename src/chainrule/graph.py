@@ -8,7 +8,7 @@ is what autograd wrote down to go back through that operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +39,17 @@ class Ref:
     """Stands for a tensor inside the argument trees of an `Operation` or a `Call`: an index into `Graph.values`."""
 
     value: int
+
+
+def references(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int]]:
+    """(argument, place in its list, value) of every tensor among an operation's or a call's arguments."""
+    for name, value in arguments.items():
+        if isinstance(value, Ref):
+            yield name, None, value.value
+        elif isinstance(value, list):
+            for item, each in enumerate(value):
+                if isinstance(each, Ref):
+                    yield name, item, each.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from chainrule.reading import Reading, references
+from chainrule.graph import references
+from chainrule.reading import Reading
 
 
 class Leaves:

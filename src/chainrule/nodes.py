@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from chainrule.graph import Edge, Node, Passage, Place, Ref
+from chainrule.graph import Edge, Node, Passage, Place, Ref, references
 from chainrule.leaves import Leaves
-from chainrule.reading import Reading, node_name, references
+from chainrule.reading import Reading, node_name
 
 # What PyTorch runs below autograd for an operation that cannot take its argument as it is (conjugated, say).
 _copying = frozenset({"aten.clone.default", "aten._to_copy.default"})

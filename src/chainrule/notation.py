@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from functools import cached_property
 
-from chainrule.graph import Graph, Operation, Ref, Value
+from chainrule.graph import Graph, Operation, Value, references
 
 _short = re.compile(r"([A-Za-z])(\d*)")
 
@@ -88,7 +88,7 @@ class Notation:
         layer = 0
         for group in _calls(self.graph):
             inner = {v for operation in group for v in operation.outputs if v is not None}
-            taken = [v for operation in group for v in _tensors(operation) if v not in inner]
+            taken = [v for operation in group for _, _, v in references(operation.arguments) if v not in inner]
             flowing = [v for v in taken if self.graph.values[v].node is not None]
             weights = [v for v in map(self.graph.values.__getitem__, taken) if v.kind == "parameter"]
             uses.update({v.index for v in weights})
@@ -120,15 +120,6 @@ def _calls(graph: Graph) -> list[list[Operation]]:
         if operation.node is not None:
             groups.setdefault(-operation.index - 1 if operation.call is None else operation.call, []).append(operation)
     return list(groups.values())
-
-
-def _tensors(operation: Operation) -> list[int]:
-    values = []
-    for argument in operation.arguments.values():
-        for item in argument if isinstance(argument, list) else [argument]:
-            if isinstance(item, Ref):
-                values.append(item.value)
-    return values
 
 
 def escape(text: str) -> str:

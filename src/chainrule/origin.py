@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.backprop import NodeStep, arguments_of
+from chainrule.backprop import NodeStep
 from chainrule.finding import Case, Finding, called, dense, finite, floating, listed, place_of
-from chainrule.graph import Operation, Value
+from chainrule.graph import Operation, Value, references
 from chainrule.lookup import Index
 from chainrule.numbers import number
 from chainrule.terms import aligned
@@ -84,7 +84,7 @@ class _History:
 
     def _read(self, operation: Operation) -> None:
         values = self.case.graph.values
-        operands = [values[index] for _, _, index in arguments_of(operation.arguments)]
+        operands = [values[index] for _, _, index in references(operation.arguments)]
         for leaf in operands:
             if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
                 if dense(leaf.data).isnan().any():
@@ -122,7 +122,7 @@ class _History:
         found: set[int] = set()
         waiting = [] if birth.operation is None else [birth.operation]
         while waiting:
-            for _, _, index in arguments_of(waiting.pop().arguments):
+            for _, _, index in references(waiting.pop().arguments):
                 made_by = self.case.graph.values[index].operation
                 if index not in found:
                     found.add(index)
@@ -183,7 +183,7 @@ def _told(case: Case, history: _History, birth: Birth) -> Finding:
 
 
 def _made_of(case: Case, operation: Operation) -> str:
-    known = [case.graph.values[index].data for _, _, index in arguments_of(operation.arguments)]
+    known = [case.graph.values[index].data for _, _, index in references(operation.arguments)]
     return "finite numbers" if all(finite(each) for each in known) else "numbers that are not NaN"
 
 
@@ -206,7 +206,7 @@ def _evidence(case: Case, operation: Operation, made: Value) -> Iterator[str]:
 
 def _operands(case: Case, operation: Operation, at: Index) -> Iterator[str]:
     """What stood at the same place in each operand, or, where the places don't match, its range."""
-    for _, _, index in arguments_of(operation.arguments):
+    for _, _, index in references(operation.arguments):
         value = case.graph.values[index]
         if value.data is None or not value.data.numel():
             continue
@@ -316,9 +316,7 @@ def _inherits(case: Case, history: _History, step: NodeStep) -> bool:
     if not history.bad_losses or step.operation is None:
         return False
     operation = case.graph.operations[step.operation]
-    near = [index for _, _, index in arguments_of(operation.arguments)] + [
-        o for o in operation.outputs if o is not None
-    ]
+    near = [index for _, _, index in references(operation.arguments)] + [o for o in operation.outputs if o is not None]
     return any(index in history.of for index in near)
 
 
@@ -381,7 +379,7 @@ def _gradient_evidence(case: Case, step: NodeStep, operation: Operation, value: 
     if value.data is not None and value.data.shape == sent.shape:
         told.append(f"{element(case.name(value.index), at)} = {number(dense(value.data)[at].item())}")
     stopped = False
-    for _, _, index in arguments_of(operation.arguments):
+    for _, _, index in references(operation.arguments):
         other, own = case.graph.values[index], aligned(at, case.graph.values[index].shape)
         if index != value.index and other.data is not None and own is not None and other.data.numel():
             told.append(f"{element(case.name(index), own)} = {number(dense(other.data)[own].item())}")

@@ -7,7 +7,6 @@ The numbers of nodes here are the tape's own; `nodes` puts them into forward ord
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -258,17 +257,6 @@ def node_name(node: Any) -> str:
     """What autograd calls a node, without its namespace."""
     name: str = node.name()
     return name.rsplit("::", 1)[-1]
-
-
-def references(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int]]:
-    """(argument, place in its list, value) of every tensor among an operation's arguments."""
-    for name, value in arguments.items():
-        if isinstance(value, Ref):
-            yield name, None, value.value
-        elif isinstance(value, list):
-            for item, each in enumerate(value):
-                if isinstance(each, Ref):
-                    yield name, item, each.value
 
 
 def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

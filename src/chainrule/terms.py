@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from chainrule import rules
-from chainrule.backprop import Derivation, NodeStep, Share, Step, arguments_of
-from chainrule.graph import Graph
+from chainrule.backprop import Derivation, NodeStep, Share, Step
+from chainrule.graph import Graph, references
 from chainrule.lookup import Index
 from chainrule.rules import Applied, Rule
 
@@ -82,7 +82,7 @@ def ways_back(graph: Graph, derivation: Derivation) -> dict[int, list[Way]]:
         if node.operation is not None:
             operation = graph.operations[node.operation]
             for share in node.shares:
-                _add(bare, graph, node, share, operation.outputs, tuple(arguments_of(operation.arguments)))
+                _add(bare, graph, node, share, operation.outputs, tuple(references(operation.arguments)))
     return {**bare, **told}
 
 

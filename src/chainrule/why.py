@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from chainrule.backprop import Derivation, arguments_of
+from chainrule.backprop import Derivation
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
-from chainrule.graph import Graph, Operation
+from chainrule.graph import Graph, Operation, references
 from chainrule.lookup import Index, check_index, find_value
 from chainrule.notation import Notation
 from chainrule.numbers import number
@@ -198,10 +198,10 @@ def _where_cut(graph: Graph, value: int) -> Operation | None:
     to_loss: set[int] = {b.loss for b in graph.backwards if b.loss is not None}
     for operation in reversed(graph.operations):
         if any(out in to_loss for out in operation.outputs):
-            to_loss.update(used for _, _, used in arguments_of(operation.arguments))
+            to_loss.update(used for _, _, used in references(operation.arguments))
     reached = {value}
     for operation in graph.operations:
-        if any(used in reached for _, _, used in arguments_of(operation.arguments)):
+        if any(used in reached for _, _, used in references(operation.arguments)):
             outputs = [out for out in operation.outputs if out is not None]
             alive = [out for out in outputs if graph.values[out].requires_grad]
             if not alive and any(out in to_loss for out in outputs):
