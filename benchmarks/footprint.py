@@ -69,13 +69,15 @@ def _status(key: str) -> float:
     return int(line.split()[1]) * 1024.0
 
 
-# -- bytes of storages ---------------------------------------------------------------------------------------------------
+# -- bytes of storages -------------------------------------------------------------------------------------------------
 
 
 def made_by(training: Training) -> float:
-    """Bytes that one step makes and a recording of everything must hold: the distinct results of its operations, the
-    gradients that autograd hands from node to node, and a copy of the data and `.grad` of what it trains, which the next
-    step overwrites. Counted without chainrule: by a dispatch mode of our own, and hooks on the nodes.
+    """Bytes that one step makes and that a recording of everything must hold.
+
+    They are the distinct results of its operations, the gradients that autograd hands from node to node, and a copy of
+    what the user owns and the next step overwrites, `.grad` among it. Counted without chainrule: by a dispatch mode of
+    our own, and hooks on the nodes.
     """
     training.model.zero_grad()
     theirs = owned(training)

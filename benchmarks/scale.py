@@ -16,32 +16,30 @@ from benchmarks.overhead import recorded
 from benchmarks.timing import against, table, timed
 from chainrule.recording import Recording
 
-LENGTHS = (1_000, 10_000, 100_000)
-ROUNDS = 3
+LENGTHS = {1_000: 5, 10_000: 3, 100_000: 1}  # operations -> rounds
 ALIKE = 1.3  # the dearest length over the cheapest
 STAGES = ("record", "graph", "derivation", "save", "load")
 
 
 def tables() -> Iterator[Table]:
-    _round(steps.chain(LENGTHS[0]))  # what is imported on first use
-    made = table("A node, microseconds", "chain", "nodes", *STAGES)
-    found = {length: per_node(steps.chain(length)) for length in LENGTHS}
-    for length, (nodes, times) in found.items():
-        made.add_row(f"{length:,} operations", f"{nodes:,}", *(f"{times[stage]:,.1f}" for stage in STAGES))
-    spread = {stage: _spread([times[stage] for _, times in found.values()]) for stage in STAGES}
-    made.add_row(f"dearest over cheapest (target {ALIKE})", "", *(" ".join(against(*spread[s], 2)) for s in STAGES))
+    _round(steps.chain(min(LENGTHS)))  # what is imported on first use
+    found = [per_node(steps.chain(length), rounds) for length, rounds in LENGTHS.items()]
+    lengths = (f"{length:,} operations" for length in LENGTHS)
+    made = table("A node of a chain, microseconds", "stage", *lengths, "dearest over cheapest", "target")
+    for stage in STAGES:
+        figures = [each[stage] for each in found]
+        made.add_row(stage, *(f"{each:,.1f}" for each in figures), *against(max(figures) / min(figures), ALIKE))
     yield made
 
 
-def per_node(step: steps.Training, rounds: int = ROUNDS) -> tuple[int, dict[str, float]]:
-    """(nodes, microseconds a node for each stage): medians of some rounds. The bare step's time is not taken off."""
+def per_node(step: steps.Training, rounds: int) -> dict[str, float]:
+    """Microseconds a node for each stage, medians over the rounds. `record` holds the step itself as well."""
     measured = [_round(step) for _ in range(rounds)]
-    nodes = measured[0][0]
-    return nodes, {stage: median(times[stage] for _, times in measured) / nodes * 1e6 for stage in STAGES}
+    return {stage: median(each[stage] for each in measured) for stage in STAGES}
 
 
-def _round(step: steps.Training) -> tuple[int, dict[str, float]]:
-    """Seconds of each stage, one after the other on one recording."""
+def _round(step: steps.Training) -> dict[str, float]:
+    """Microseconds a node for each stage, one after the other on one recording."""
     made: list[Recording] = []
     run = recorded(step)
     with TemporaryDirectory() as folder:
@@ -53,9 +51,5 @@ def _round(step: steps.Training) -> tuple[int, dict[str, float]]:
             "save": lambda: made[0].save(path),
             "load": lambda: chainrule.load(path),
         }
-        times = {stage: timed(run_stage)[0] for stage, run_stage in stages.items()}
-    return len(made[0].nodes), times
-
-
-def _spread(figures: list[float]) -> tuple[float, float]:
-    return max(figures) / min(figures), ALIKE
+        seconds = {stage: timed(run_stage)[0] for stage, run_stage in stages.items()}
+    return {stage: taken / len(made[0].nodes) * 1e6 for stage, taken in seconds.items()}

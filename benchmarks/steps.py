@@ -86,9 +86,11 @@ def gpt2(attention: str, tiny: bool = False, batch: int = 1, length: int = 128) 
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    size = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 50} if tiny else {}
-    length = 8 if tiny else length
-    model = GPT2LMHeadModel(GPT2Config(attn_implementation=attention, use_cache=False, **size)).train()
+    config = GPT2Config(attn_implementation=attention, use_cache=False)
+    if tiny:
+        length = 8
+        config.update({"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0})
+    model = GPT2LMHeadModel(config).train()
     return _next_token(model, model.config.vocab_size, batch, length)
 
 
