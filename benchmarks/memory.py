@@ -21,15 +21,15 @@ ALLOWED = 1.05  # of what is kept, above the bare step
 STATISTICS = 50 * MB  # the same for statistics, of GPT-2 small
 FLAT_STEPS, WARM_UP, EVERY = 200, 20, 5
 READ = "all, its graph read"
-# A leak is of objects, which are as many for small inputs; 200 steps of these take minutes, not hours.
+# A leak is of objects, and a narrow model has as many as a wide one: 200 steps of these take minutes, not hours.
 FLAT: dict[str, tuple[str, Callable[[], Step]]] = {
     "worked-example": ("worked example, with Adam", steps.worked_example),
     "mlp": (SUBJECTS["mlp"].title, steps.mlp),
     "chain": (SUBJECTS["chain"].title, steps.chain),
-    "resnet50": ("ResNet-50, batch 1 at 64", partial(steps.resnet50, batch=1, side=64)),
-    "gpt2-eager": ("GPT-2 small, 1 x 16 tokens, eager", partial(steps.gpt2, "eager", length=16)),
-    "gpt2-sdpa": ("GPT-2 small, 1 x 16 tokens, sdpa", partial(steps.gpt2, "sdpa", length=16)),
-    "decoder": ("GPT-2 small by hand, 1 x 16 tokens", partial(steps.decoder, length=16)),
+    "resnet50": ("ResNet-50, batch 1 at 32", partial(steps.resnet50, batch=1, side=32)),
+    "gpt2-eager": ("GPT-2, 12 layers of width 96, eager", partial(steps.gpt2, "eager", length=16, width=96)),
+    "gpt2-sdpa": ("GPT-2, 12 layers of width 96, sdpa", partial(steps.gpt2, "sdpa", length=16, width=96)),
+    "decoder": ("the same by hand", partial(steps.decoder, length=16, width=96)),
 }
 
 
@@ -85,9 +85,10 @@ def resident_slope(step: Step, count: int = FLAT_STEPS, warm_up: int = WARM_UP) 
 
 
 def main() -> None:
-    key, case = sys.argv[1:3]
-    step = FLAT[key][1]()
-    run = recorded(step, "all" if case == READ else case)
+    """`python -m benchmarks.memory gpt2-sdpa all` prints one case as JSON; with `--full` the model in its full size."""
+    key, case, *full = sys.argv[1:]
+    step = SUBJECTS[key].build() if full else FLAT[key][1]()
+    run = recorded(step, "all" if case in ("bare", READ) else case)
     cases: dict[str, Step] = {"bare": step, READ: lambda: run().graph}
     slope, growth, size = resident_slope(cases.get(case, run))
     print(json.dumps({"slope": slope, "growth": growth, "size": size}))

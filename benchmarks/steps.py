@@ -81,12 +81,12 @@ def resnet50(tiny: bool = False, batch: int = 8, side: int = 224) -> Training:
     return Training(model, torch.randn(batch, 3, side, side), torch.randint(1000, (batch,)), _classified)
 
 
-def gpt2(attention: str, tiny: bool = False, batch: int = 1, length: int = 128) -> Training:
+def gpt2(attention: str, tiny: bool = False, batch: int = 1, length: int = 128, width: int = 768) -> Training:
     """GPT-2 small of `transformers`, in training mode: dropout draws as it does in a user's step."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(attn_implementation=attention, use_cache=False)
+    config = GPT2Config(attn_implementation=attention, use_cache=False, n_embd=width)
     if tiny:
         length = 8
         config.update({"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0})
@@ -94,10 +94,10 @@ def gpt2(attention: str, tiny: bool = False, batch: int = 1, length: int = 128) 
     return _next_token(model, model.config.vocab_size, batch, length)
 
 
-def decoder(tiny: bool = False, batch: int = 1, length: int = 128) -> Training:
+def decoder(tiny: bool = False, batch: int = 1, length: int = 128, width: int = 768) -> Training:
     """GPT-2 small as one writes it by hand."""
     torch.manual_seed(0)
-    model = Decoder(vocabulary=50, context=16, width=16, heads=2, depth=2) if tiny else Decoder()
+    model = Decoder(vocabulary=50, context=16, width=16, heads=2, depth=2) if tiny else Decoder(width=width)
     return _next_token(model, model.tokens.num_embeddings, batch, 8 if tiny else length)
 
 

@@ -19,7 +19,7 @@ from benchmarks.timing import milliseconds
 
 LIMIT = 900  # seconds for one tool on one model, with everything
 PACKAGES = ("torchlens", "nansense", "torchviz", "backpack-for-pytorch", "transformers")
-HEADINGS = ("time over bare", "noise", "memory above bare, MB", "operations", "nodes", "captured")
+HEADINGS = ("outcome", "time over bare", "noise", "memory above bare, MB", "operations", "nodes", "captured")
 
 
 def main() -> None:
@@ -38,16 +38,17 @@ def main() -> None:
     flags = ("--seconds", str(options.seconds), *(("--tiny",) if options.tiny else ()))
     for model in options.models or SUBJECTS:
         found = {tool: _measured(model, tool, flags) for tool in options.tool or TOOLS}
-        console.print("", side_by_side(SUBJECTS[model].title, found))
+        title = SUBJECTS[model].title + (", tiny" if options.tiny else "")
+        console.print("", side_by_side(title, found))
 
 
 def side_by_side(title: str, found: dict[str, dict[str, Any]]) -> Table:
     made = Table(title=title, title_justify="left", title_style="bold")
     for heading in ("tool", *HEADINGS):
-        made.add_column(heading, justify="left" if heading in ("tool", "captured") else "right")
+        made.add_column(heading, justify="left" if heading in ("tool", "outcome", "captured") else "right")
     bare = [each["bare"] for each in found.values() if "bare" in each]
     if bare:
-        made.add_row(f"bare step, {milliseconds(median(bare))} ms", "1.00")
+        made.add_row(f"bare step, {milliseconds(median(bare))} ms", "", "1.00")
     for tool, each in found.items():
         made.add_row(tool, *_cells(each))
     return made
@@ -55,10 +56,10 @@ def side_by_side(title: str, found: dict[str, dict[str, Any]]) -> Table:
 
 def _cells(found: dict[str, Any]) -> tuple[str, ...]:
     if "error" in found:
-        return ("fails", "", "", "", "", found["error"])
+        return ("fails", "", "", "", "", "", found["error"])
     above = "" if found["above"] is None else f"{found['above'] / MB:+,.1f}"
     counts = ("" if found[key] is None else f"{found[key]:,}" for key in ("operations", "nodes"))
-    return (f"{found['ratio']:,.2f}", f"{found['noise']:.2f}", above, *counts, found["what"])
+    return ("works", f"{found['ratio']:,.2f}", f"{found['noise']:.2f}", above, *counts, found["what"])
 
 
 def _measured(model: str, tool: str, flags: tuple[str, ...]) -> dict[str, Any]:

@@ -28,23 +28,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="for the timed rounds (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="the model in the size of the tests")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
     print(json.dumps(measured(options.model, options.tool, options.seconds, options.tiny)))
 
 
 def measured(model: str, tool: str, seconds: float, tiny: bool = False) -> dict[str, Any]:
     """Figures, or under `error` why there are none. Whatever a tool raises is its result here."""
     build = SUBJECTS[model].build
-    bare = build(tiny=tiny)
-    try:
-        watched = TOOLS[tool](build(tiny=tiny))
-        captured = watched.count(watched.step())
-    except ModuleNotFoundError as error:
-        return {"error": f"not installed: {error.name}"}
-    except Exception as error:
-        return {"error": _short(error)}
-    found = compare(bare, {tool: watched.step}, seconds)[tool]
-    above = peak(watched.step) - peak(bare) if measurable() else None
+    bare, seen = build(tiny=tiny), build(tiny=tiny)
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            watched = TOOLS[tool](seen)
+            captured = watched.count(watched.step())
+        except ModuleNotFoundError as error:
+            return {"error": f"not installed: {error.name}"}
+        except Exception as error:
+            return {"error": _short(error)}
+        found = compare(bare, {tool: watched.step}, seconds)[tool]
+        above = peak(watched.step) - peak(bare) if measurable() else None
     return {**asdict(found), **asdict(captured), "above": above}
 
 
