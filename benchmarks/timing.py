@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -107,10 +108,17 @@ def against(measured: float, target: float | None, digits: int = 2) -> tuple[str
     return figure, f"{target:,.6g} {'✓' if measured <= target else '✗ missed'}"
 
 
-def table(title: str, *columns: str) -> Table:
-    """An empty table: the first column says what was measured, the others are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold")
-    made.add_column(columns[0])
-    for column in columns[1:]:
-        made.add_column(column, justify="right")
+def table(title: str, *columns: str, texts: tuple[str, ...] = ()) -> Table:
+    """An empty table: the first column says what was measured, the others are numbers, but for those in `texts`."""
+    made = _Told(title=title, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place == 0 or column in texts else "right")
     return made
+
+
+class _Told(Table):
+    """A table takes many minutes to fill: each row is told at once, on standard error."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        print(*cells, sep=" | ", file=sys.stderr, flush=True)
+        super().add_row(*cells, **options)

@@ -133,14 +133,15 @@ def test_a_tool_that_fails_says_why(monkeypatch):
     assert one.measured("mlp", "broken", 0, tiny=True) == {"error": "ValueError: the first line"}
 
 
-def test_peers_stand_side_by_side(capsys):
+def test_peers_stand_side_by_side_and_each_is_told_at_once(capsys):
     works = {"bare": 0.01, "ratio": 1.5, "noise": 1.0, "above": 2e6, "operations": 10, "nodes": None, "what": "values"}
-    made = peers.side_by_side("MLP", {"one": works, "other": {"error": "ValueError: no"}})
+    made = peers.side_by_side("MLP", [("one", works), ("other", {"error": "ValueError: no"})])
+    assert capsys.readouterr().err.startswith("one | works | 1.50")
     cells = [list(column.cells) for column in made.columns]
     assert list(zip(*cells, strict=True)) == [
-        ("bare step, 10.00 ms", "", "1.00", "", "", "", "", ""),
         ("one", "works", "1.50", "1.00", "+2.0", "10", "", "values"),
         ("other", "fails", "", "", "", "", "", "ValueError: no"),
+        ("bare step, 10.00 ms", "", "1.00", "", "", "", "", ""),
     ]
 
 

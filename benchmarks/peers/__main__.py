@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from benchmarks.__main__ import machine
 from benchmarks.footprint import MB, alone
 from benchmarks.peers.tools import TOOLS
 from benchmarks.steps import SUBJECTS
-from benchmarks.timing import milliseconds
+from benchmarks.timing import milliseconds, table
 
 LIMIT = 900  # seconds for one tool on one model, with everything
 PACKAGES = ("torchlens", "nansense", "torchviz", "backpack-for-pytorch", "transformers")
@@ -37,20 +38,20 @@ def main() -> None:
     console.print(machine(), ", ".join(map(_version, PACKAGES)), sep="; ")
     flags = ("--seconds", str(options.seconds), *(("--tiny",) if options.tiny else ()))
     for model in options.models or SUBJECTS:
-        found = {tool: _measured(model, tool, flags) for tool in options.tool or TOOLS}
         title = SUBJECTS[model].title + (", tiny" if options.tiny else "")
+        found = ((tool, _measured(model, tool, flags)) for tool in options.tool or TOOLS)
         console.print("", side_by_side(title, found))
 
 
-def side_by_side(title: str, found: dict[str, dict[str, Any]]) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold")
-    for heading in ("tool", *HEADINGS):
-        made.add_column(heading, justify="left" if heading in ("tool", "outcome", "captured") else "right")
-    bare = [each["bare"] for each in found.values() if "bare" in each]
-    if bare:
-        made.add_row(f"bare step, {milliseconds(median(bare))} ms", "", "1.00")
-    for tool, each in found.items():
+def side_by_side(title: str, found: Iterable[tuple[str, dict[str, Any]]]) -> Table:
+    """A row for each tool; the bare step is that of all the processes together."""
+    made = table(title, "tool", *HEADINGS, texts=("outcome", "captured"))
+    bare = []
+    for tool, each in found:
         made.add_row(tool, *_cells(each))
+        bare += [each["bare"]] if "bare" in each else []
+    if bare:
+        made.add_row(f"bare step, {milliseconds(median(bare))} ms", "", "1.00", *[""] * 5)
     return made
 
 
