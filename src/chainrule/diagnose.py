@@ -249,7 +249,7 @@ def _wide(operation: Operation, graph: Graph, shape: tuple[int, ...]) -> bool:
 
 
 def _without_gradient(case: Case) -> Iterator[Finding]:
-    missing = [each for each in case.graph.parameters.values() if each.grad is None]
+    missing = [each for each in case.graph.parameters.values() if not each.has_gradient]
     if missing and not case.graph.backwards:
         yield Finding(
             "no-gradient",
@@ -270,7 +270,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             parameter.name,
             value.place if value is not None else None,
             (no_gradient(case.graph, parameter.value, parameter.name),),
-            (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(parameter)}.",),
+            (f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",),
             "This is right for a layer that is meant to stay as it is."
             if frozen
             else "If it is meant to learn, use it on the way to the loss, without detach(), item() or no_grad().",
@@ -278,7 +278,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
 
 
 def _moved(parameter: Parameter) -> str:
-    if parameter.after is None:
+    if parameter.after is None or parameter.before is None:
         return "did not touch it"
     same = torch.equal(parameter.before.detach(), parameter.after.detach())
     return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"

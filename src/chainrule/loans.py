@@ -2,9 +2,11 @@
 
 To copy them at the end of every recorded step would cost more than all else together, and mostly for nothing: a
 recording is read, or dropped, before anybody writes to them. So they are borrowed. Whoever reads the recording copies
-them first; should an optimizer step before that, one hook of PyTorch's own for all optimizers has them copied, and goes.
-That hook is there only while a recording that borrowed something is neither read nor dropped. A write by other means
-shows in the tensor's version, or (`x.data.add_(...)`) in a few of its numbers: then the numbers are lost, and it is said.
+them first; should an optimizer step before that, one hook of PyTorch's own for all optimizers has them copied, and is
+gone. That hook is there only while a recording that borrowed something is neither read nor dropped. A write by other
+means shows in the tensor's version, or (`x.data.add_(...)`) in a few of its numbers: then the numbers are lost, and a
+stand-in says so. (PyTorch can copy on write by itself, but moves the memory of whoever writes: what looks at a
+parameter from outside, a numpy array or a captured CUDA graph, would from then on look at another one.)
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ class Loan:
     def is_unchanged(self) -> bool:
         """Whether its numbers are still those that were recorded."""
         try:
-            return self.tensor._version == self.version and torch.equal(_sample(self.tensor), self.sample)
+            if self.tensor._version != self.version:
+                return False
+            with torch.no_grad():
+                return torch.equal(_bytes(_sample(self.tensor)), _bytes(self.sample))
         except RuntimeError:  # its memory was taken away
             return False
 
@@ -89,7 +94,10 @@ class Loans:
         self._remove = weakref.finalize(borrower, handle.remove)
 
 
+def _bytes(numbers: Tensor) -> Tensor:
+    return numbers.view(torch.uint8)  # NaN is not equal to itself
+
+
 def _sample(tensor: Tensor) -> Tensor:
-    """A few of its numbers, as bytes: NaN is not equal to itself."""
-    flat = tensor.detach().view(-1)
-    return flat[:: max(flat.numel() // SAMPLES, 1)].clone().view(torch.uint8)
+    """A few numbers of a contiguous tensor."""
+    return tensor.as_strided((SAMPLES,), (tensor.numel() // SAMPLES,)).clone()
