@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from benchmarks.steps import SUBJECTS
 from benchmarks.timing import HEADINGS, Step, compare, table
 from chainrule import record
 
-KEEPS = ("all", "statistics") if "keep" in signature(record).parameters else ("all",)
+KEEPS = ("all", "statistics")
 TARGETS = {
     "mlp": {"all": 1.2, "statistics": 1.35},
     "resnet50": {"all": 1.05, "statistics": 1.1},
@@ -44,10 +43,9 @@ def tables() -> Iterator[Table]:
 
 def recorded(step: Step, keep: str = "all") -> Step:
     """The same step inside `record()`. The recording is still there when the clock stops: letting go is not timed."""
-    options: dict[str, Any] = {"keep": keep} if len(KEEPS) > 1 else {}
 
     def run() -> Any:
-        with record(**options) as recording:
+        with record(keep=keep) as recording:
             step()
         return recording
 
