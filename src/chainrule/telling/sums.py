@@ -21,6 +21,7 @@ from chainrule.why import Search, Term
 
 SMALL = 36  # elements of a tensor up to which every one of its numbers is explained
 MOST = 3_000  # numbers that are explained in one document
+WRITTEN = 1_024  # elements of an operand up to which a value is told as made of them
 
 
 def sums(context: Context) -> tuple[Sum, ...]:
@@ -89,6 +90,9 @@ def _made_of(context: Context, step: Step, value: int, index: tuple[int, ...], d
     for argument, operand in names.items():
         if argument not in step.rule.wrt or operand not in rows:
             continue
+        size = torch.Size(context.graph.values[operand].shape).numel()
+        if size > WRITTEN:
+            return Sum(of, f"{own} = {result}, made of {size:,} numbers of {context.notation.plain(operand)}", ())
         bias = argument == "bias"
         for at, local in _row(step.rule, step.op, argument, index, data):
             summand = _element(context, step, argument, operand, index, at, local, rows, names)
