@@ -14,15 +14,19 @@ from chainrule.numbers import number
 from chainrule.rules.optimizers import terms_agree
 from chainrule.telling.context import Context, pairs, shape_text
 from chainrule.telling.folding import Fold
+from chainrule.telling.measures import memory
 
 FIGURES = ("norm", "mean", "std", "min", "max")
 Cells = tuple[str, ...]
 
 
 def forward(context: Context, step: Step) -> Iterator[Block]:
-    """The results of one step in each of the blocks that are alike."""
+    """The results of one step in each of the blocks that are alike, but of one that only views its operand."""
     alike = context.folding.alike(step)
+    operands = [context.graph.values[value].data for _, _, value in step.arguments]
     for value in context.results(step) if alike else ():
+        if are_views(context.graph.values[value].data, operands):
+            continue
         slot = step.outputs.index(value)
         data = [(path, context.graph.values[other.outputs[slot]].data) for path, other in alike]
         yield figures(context, f"{context.notation.plain(value)} in each block", data)
@@ -33,11 +37,18 @@ def backward(context: Context, step: Step, share: Share) -> Iterator[Block]:
     alike = context.folding.alike(step)
     if not alike or share.value is None:
         return
+    if are_views(share.gradient, step.upstream):
+        return
     place = next(i for i, each in enumerate(step.shares) if each is share)
     shares = [(path, other.shares[place]) for path, other in alike]
     label = f"{context.notation.plain_gradient(share.value)} in each block"
     checks = [_check(context, each) for _, each in shares]
     yield figures(context, label, [(path, each.gradient) for path, each in shares], ("differs by", "check"), checks)
+
+
+def are_views(data: Data | None, others: Iterable[Data | None]) -> bool:
+    """Whether a tensor holds nothing but the numbers of another, in the same memory."""
+    return data is not None and any(each is not None and memory(each) == memory(data) for each in others)
 
 
 def _check(context: Context, share: Share) -> Cells:
@@ -72,12 +83,12 @@ def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
 
 def _updated(context: Context, step: Update, each: ParameterUpdate) -> Cells:
     relative = context.relative_updates.get(each.value) if each.value is not None else None
-    agrees = terms_agree(each, step.optimizer, context.agrees)
+    agrees = None if each.grad is None else terms_agree(each, step.optimizer, context.agrees)
     return (
         number(context.measures.norm(each.before)),
         "None" if each.grad is None else number(context.measures.norm(each.grad)),
         "" if relative is None else number(relative),
-        {True: "agrees", False: "disagrees", None: "no rule yet"}[agrees],
+        "" if each.grad is None else {True: "agrees", False: "disagrees", None: "no rule yet"}[agrees],
     )
 
 
@@ -112,8 +123,9 @@ def blocks(context: Context, fold: Fold, step: Step) -> Section:
     place = context.folding.folds.index(fold) + 1
     ends = [context.folding.last_step(path) for path in fold.blocks]
     results = [(path, context.graph.values[end.outputs[0]]) for path, end in zip(fold.blocks, ends, strict=True)]
+    count = context.folding.forward_steps(fold.told)
     said: Text = (
-        f"{names(fold)} run the same {context.folding.forward_steps(fold.told)} steps on tensors of the same shapes as ",
+        f"{names(fold)} run the same {count} steps on tensors of the same shapes as ",
         Code(fold.told), ", which is told in full, with the figures of all of them in a table at each of its steps. ",
     )  # fmt: skip
     if step.kind == "backward":

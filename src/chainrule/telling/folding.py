@@ -211,11 +211,12 @@ class _Signature:
         return "backward", step.backward, len(step.nodes), tuple(each is None for each in step.upstream), shares
 
     def _value(self, value: int) -> tuple[object, ...]:
-        """A value by where the block met it first, what it is, and for a parameter its name in the block."""
+        """A value by where the block met it first, what it is, and for a parameter of the block its name there."""
         told = self._graph.values[value]
         place = self._met.setdefault(value, len(self._met))
-        name = told.name.removeprefix(self._path) if told.kind == "parameter" else ""
-        return place, told.kind, told.shape, told.dtype, told.requires_grad, name
+        own = told.kind == "parameter" and told.name.startswith(f"{self._path}.")
+        name = told.name.removeprefix(self._path) if own else None
+        return place, told.shape, told.dtype, told.requires_grad, name
 
     def _written(self, item: object) -> str:
         """An operation's arguments as text, each tensor by where the block met it."""

@@ -18,7 +18,8 @@ from chainrule.document import Text, Verdict
 from chainrule.statistics import Statistics
 
 ROW = 4096  # numbers that are added up in the tensor's own type
-SLAB = 2**22  # numbers that are converted, or subtracted, at a time
+SLAB = 2**22  # numbers that are converted at a time
+PART = 2**18  # numbers that are subtracted at a time
 FEW = 2**16  # numbers up to which every pass is cheap
 TINY = 1e-15  # below, the square of a float32 may be lost
 
@@ -80,8 +81,7 @@ class Measures:
         )
 
     def _tolerance(self, data: Data) -> float:
-        found = self.statistics(data)
-        return tolerance(data) if found.not_finite else _allowed(data, max(abs(found.low), abs(found.high)))
+        return tolerance(data, self.statistics(data))
 
 
 def memory(data: Data) -> Key:
@@ -106,7 +106,7 @@ def measured(data: Data) -> Statistics:
     data = data.detach()
     data = data.to_dense() if data.layout is not torch.strided else data
     data = data.abs() if data.is_complex() else data
-    flat = data.as_strided((data.numel(),), (1,)) if is_dense(data) and not data.is_neg() else data.reshape(-1)
+    flat = data.as_strided((data.numel(),), (1,)) if is_dense(data) else data.reshape(-1)
     found = [_slab(each) for each in _slabs(flat)]
     if not found or not all(math.isfinite(low) and math.isfinite(high) for low, high, _, _, _ in found):
         return _finite_part(flat)
@@ -162,19 +162,18 @@ def _equal(one: Data, other: Data) -> bool:
 
 
 def _differences(one: Data, other: Data) -> Iterator[Data]:
-    """The difference part by part, each in the same memory."""
-    if one.numel() <= SLAB or not (one.is_contiguous() and other.is_contiguous()):
-        yield one - other
-        return
-    room = torch.empty(SLAB, dtype=one.dtype, device=one.device)
-    for mine, theirs in zip(one.view(-1).split(SLAB), other.view(-1).split(SLAB), strict=True):
+    """The difference in parts that stay in the processor's cache, one after the other in the same memory."""
+    if one.stride() == other.stride() and is_dense(one):
+        one, other = (each.as_strided((each.numel(),), (1,)) for each in (one, other))
+    one, other = one.reshape(-1), other.reshape(-1)
+    room = torch.empty(min(PART, one.numel()), dtype=one.dtype, device=one.device)
+    for mine, theirs in zip(one.split(PART), other.split(PART), strict=True):
         yield torch.sub(mine, theirs, out=room[: mine.numel()])
 
 
 def distance(one: Data, other: Data) -> float:
     """The norm of the difference of two tensors of one shape."""
-    if not one.layout == other.layout == torch.strided:
-        one, other = one.to_dense(), other.to_dense()
+    one, other = (each if each.layout == torch.strided else each.to_dense() for each in (one, other))
     return math.hypot(*(norm_of(part) for part in _differences(one, other)))
 
 
@@ -185,22 +184,18 @@ def norm_of(data: Data) -> float:
     return math.hypot(*(float(torch.linalg.vector_norm(part.double())) for part in data.reshape(-1).split(SLAB)))
 
 
-def tolerance(data: Data) -> float:
-    """What rounding may do to a gradient: some hundred units in the last place of its largest element."""
-    return _allowed(data, data.abs().max().item() if data.numel() else 0.0)
-
-
-def _allowed(data: Data, largest: float) -> float:
+def tolerance(data: Data, found: Statistics) -> float:
+    """What rounding may do to a gradient: some hundred units in the last place of its largest finite element."""
     if not (data.is_floating_point() or data.is_complex()) or not data.numel():
         return 0.0
-    return 256 * torch.finfo(data.dtype).eps * max(largest, 1e-30)
+    return 256 * torch.finfo(data.dtype).eps * max(abs(found.low), abs(found.high), 1e-30)
 
 
 def agreement(ours: Data, theirs: Data, text: Text) -> Verdict:
     """Hold our number against PyTorch's, whatever the two tensors hold and however it is laid out."""
     theirs = theirs.to_dense() if theirs.layout is not torch.strided else theirs
     ours = (ours.to_dense() if ours.layout is not torch.strided else ours).to(theirs.dtype)
-    bound = tolerance(theirs)
+    bound = tolerance(theirs, measured(theirs))
     same = torch.isclose(ours, theirs, rtol=0, atol=bound, equal_nan=True)
     apart = (ours - theirs).abs()
     difference = apart.max().item() if apart.numel() else 0.0

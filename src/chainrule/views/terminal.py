@@ -192,7 +192,10 @@ def _tensor(block: doc.Tensor, console: Console) -> list[Text]:
     about = Text(printable("   " + "  ".join(_facts(block))), "dim")
     if block.entries is None:
         statistics = ", ".join(f"{printable(name)} {number(figure)}" for name, figure in block.statistics)
-        return _hanging(Text.assemble(name, about, "   "), Text(statistics), console)
+        head, room = name + about + Text("   "), console.width - INDENT
+        if cell_len(head.plain) + cell_len(statistics) <= room:
+            return _indented([head + Text(statistics)])
+        return [*_indented([name + about]), *_hanging(Text(" " * INDENT), Text(statistics), console)]
     if len(block.entries) != prod(block.shape):
         raise ValueError(
             f"tensor {printable(block.symbol)} of shape {block.shape} has {prod(block.shape)} elements, but its block "

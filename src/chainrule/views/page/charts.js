@@ -31,7 +31,7 @@ export function histogram(bins, side) {
       bars,
       zero === null ? null : svg("line", { class: "zero", x1: zero, x2: zero, y1: 0, y2: 40 }),
     ),
-    h("figcaption", null, h("span", null, number(low)), h("span", null, "how many, where"), h("span", null, number(high))),
+    h("figcaption", null, h("span", null, number(low)), h("span", null, bins.sample ? `how many, where (of a regular sample of ${bins.sample.toLocaleString("en")})` : "how many, where"), h("span", null, number(high))),
   );
 }
 

@@ -4,7 +4,7 @@ import { MARKS } from "./blocks.js";
 import { h, math, svg } from "./dom.js";
 import { lanes } from "./lanes.js";
 import { number } from "./numbers.js";
-import { fragment, rows, uses } from "./store.js";
+import { fragmentFor, rows, uses } from "./store.js";
 import { brief, norm } from "./tensors.js";
 
 /** @import { Row } from "./types.d.ts" */
@@ -235,14 +235,14 @@ function lanePicture(drawn, width) {
  */
 function rowParts(row) {
   const used = uses[row.index].length;
-  const symbol = row.forward ? h("a", { href: fragment(row.forward), "aria-label": row.name }, math(row.symbol)) : h("span", null, math(row.symbol));
+  const symbol = row.forward ? h("a", { href: fragmentFor(row.forward, row), "aria-label": row.name }, math(row.symbol)) : h("span", null, math(row.symbol));
   const kind = row.kind === "operation" ? row.operation : row.kind === "loss" ? `loss, ${row.operation}` : row.kind;
   const about = [kind, row.place, used > 1 ? `used ${used} times` : ""].filter(Boolean).join(" · ");
   const written = row.expression;
   return [
     h("div", { class: "name" }, h("div", { class: "symbol" }, symbol, written && h("code", { title: written }, written)), h("div", { class: "facts" }, about)),
-    h("div", { class: "side value", "data-go": row.forward ?? null }, brief(row.value, row)),
-    h("div", { class: "side gradient", "data-go": row.backward?.[0] ?? null }, row.gradient ? brief(row.gradient, row) : h("span", { class: "facts none" }, "no gradient")),
+    h("div", { class: "side value", "data-go": row.forward ? fragmentFor(row.forward, row) : null }, brief(row.value, row)),
+    h("div", { class: "side gradient", "data-go": row.backward?.length ? fragmentFor(row.backward[0], row) : null }, row.gradient ? brief(row.gradient, row) : h("span", { class: "facts none" }, "no gradient")),
     back(row),
   ];
 }
@@ -253,10 +253,10 @@ function back(row) {
   const symbol = math(row.gradient_symbol);
   const parts = h("div", { class: row.name.length > LONG ? "back long" : "back" });
   if (!row.gradient) return parts;
-  const link = shares.length === 1 ? h("a", { href: fragment(shares[0]), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
+  const link = shares.length === 1 ? h("a", { href: fragmentFor(shares[0], row), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
   parts.append(link);
   if (shares.length > 1) {
-    const links = shares.map((anchor, place) => h("a", { href: fragment(anchor), "aria-label": `share ${place + 1} of the gradient of ${row.name}` }, String(place + 1)));
+    const links = shares.map((anchor, place) => h("a", { href: fragmentFor(anchor, row), "aria-label": `share ${place + 1} of the gradient of ${row.name}` }, String(place + 1)));
     parts.append(h("span", { class: "sum" }, `∑ of ${shares.length} shares `, links));
   }
   if (row.verdict) {
