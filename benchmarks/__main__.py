@@ -15,10 +15,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import derivation, memory, overhead, processes
+from benchmarks import derivation, memory, overhead, page, processes
 
 # The first derivation must be the first in this process, and memory must not see what the large models leave behind.
-TOPICS = {"derivation": derivation, "memory": memory, "processes": processes, "overhead": overhead}
+TOPICS = {"derivation": derivation, "memory": memory, "processes": processes, "overhead": overhead, "page": page}
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- tables: make bench ARGS=--write -->", "<!-- end of tables -->"
 
