@@ -162,3 +162,12 @@ def test_one_module_that_runs_again_and_again_is_told_each_time():
             return x
 
     assert folds(record(Shared(), torch.randn(2, 4, requires_grad=True))) == []
+
+
+def test_the_largest_element_of_a_large_gradient_is_explained(deep):
+    recording, document = deep
+    row = next(row for row in document.rows if row.name == "h.0.mlp.0.weight")
+    [made] = [each for each in document.sums if (each.of.row, each.of.role) == (row.index, "gradient")]
+    grad = recording.parameters["h.0.mlp.0.weight"].grad
+    assert grad[made.of.index].abs() == grad.abs().max()
+    assert sum(summand.value for summand in made.summands) == pytest.approx(grad[made.of.index].item(), rel=1e-4)

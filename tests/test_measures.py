@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import chainrule
 from chainrule.telling.measures import FEW, Measures, distance, measured, memory
 
 TEXT = ("ours against theirs",)
@@ -100,3 +101,14 @@ def test_nothing_is_kept_of_what_is_only_held_against_something():
 def test_the_distance_of_two_tensors():
     one, other = torch.randn(700, 500), torch.randn(500, 700).t()
     assert distance(one, other) == pytest.approx((one.double() - other.double()).norm().item(), rel=1e-6)
+
+
+def test_a_step_with_nan_in_its_gradients_is_told():
+    w = torch.nn.Parameter(torch.zeros(3))
+    with chainrule.record() as recording:
+        (w * torch.ones(3)).square().sum().sqrt().backward()
+    kinds = [
+        block.kind for _, section in recording.document().walk() for block in section.blocks if hasattr(block, "kind")
+    ]
+    assert math.isnan(w.grad[0])
+    assert set(kinds) == {"agrees"}
