@@ -54,7 +54,7 @@ def test_of_very_many_numbers_a_regular_sample_is_counted_and_the_ends_are_true(
     spread = [count / made.sample for count in made.counts]
     whole = torch.histc(data, 24, made.low, made.high) / data.numel()
     assert spread == pytest.approx(whole.tolist(), abs=0.02)
-    assert histogram(data.t()) == counted(data.t().contiguous(), measured(data))
+    assert histogram(data.t()) == made  # a view holds the same numbers
 
 
 def test_no_column_is_missed_where_the_sample_would_fall_into_step_with_the_rows():

@@ -70,14 +70,20 @@ class Context:
         if told.entries is not None or data is None:
             return told
         data = data if data.layout is torch.strided else data.to_dense()
-        key = (memory(data), data.shape, data.stride())
-        if key not in self._pictures:
-            self._pictures[key] = (data, sketch(data), histogram(data, self.measures.statistics(data)))
-        _, seen, bins = self._pictures[key]
-        return replace(told, sketch=seen, histogram=bins)
+        key = memory(data)
+        view = (key, data.shape, data.stride())
+        if key not in self._histograms:
+            self._histograms[key] = histogram(data, self.measures.statistics(data))
+        if view not in self._sketches:
+            self._sketches[view] = (data, sketch(data))
+        return replace(told, sketch=self._sketches[view][1], histogram=self._histograms[key])
 
     @cached_property
-    def _pictures(self) -> dict[object, tuple[Data, Sketch | None, Histogram | None]]:
+    def _histograms(self) -> dict[object, Histogram | None]:
+        return {}  # by memory, which the measures hold
+
+    @cached_property
+    def _sketches(self) -> dict[object, tuple[Data, Sketch | None]]:
         return {}
 
     @cached_property

@@ -101,55 +101,59 @@ def is_dense(data: Data) -> bool:
     return bool(data.numel())
 
 
+def flat(data: Data) -> Data:
+    """All numbers in a row: as they lie in memory where the tensor fills a piece of it, else in row-major order."""
+    return data.as_strided((data.numel(),), (1,)) if is_dense(data) else data.reshape(-1)
+
+
 def measured(data: Data) -> Statistics:
     """Measure one tensor, in few passes."""
     data = data.detach()
     data = data.to_dense() if data.layout is not torch.strided else data
     data = data.abs() if data.is_complex() else data
-    flat = data.as_strided((data.numel(),), (1,)) if is_dense(data) else data.reshape(-1)
-    found = [_slab(each) for each in _slabs(flat)]
+    numbers = flat(data)
+    found = [_slab(each) for each in _slabs(numbers)]
     if not found or not all(math.isfinite(low) and math.isfinite(high) for low, high, _, _, _ in found):
-        return _finite_part(flat)
+        return _finite_part(numbers)
     lows, highs, sums, norms, counts = zip(*found, strict=True)
-    elements, norm = flat.numel(), math.hypot(*norms)
-    if (
-        not math.isfinite(norm) or max(-min(lows), max(highs), 0.0) < TINY
-    ):  # squares too large or too small for the type
-        norm = norm_of(flat)
+    elements, norm = numbers.numel(), math.hypot(*norms)
+    largest = max(-min(lows), max(highs))
+    if not math.isfinite(norm) or 0 < largest < TINY:  # squares that the type cannot hold
+        norm = norm_of(numbers)
     mean = math.fsum(sums) / elements
     std = math.sqrt(max(norm**2 / elements - mean**2, 0.0))
     return Statistics(elements, norm, mean, std, min(lows), max(highs), elements - sum(counts), 0)
 
 
-def _finite_part(flat: Data) -> Statistics:
-    finite = flat[flat.isfinite()]
+def _finite_part(numbers: Data) -> Statistics:
+    finite = numbers[numbers.isfinite()]
     if not finite.numel():
-        return Statistics(flat.numel(), 0.0, 0.0, 0.0, 0.0, 0.0, 0, flat.numel())
+        return Statistics(numbers.numel(), 0.0, 0.0, 0.0, 0.0, 0.0, 0, numbers.numel())
     found = measured(finite)
     return Statistics(
-        flat.numel(), found.norm, found.mean, found.std, found.low, found.high, found.zeros,
-        flat.numel() - finite.numel(),
+        numbers.numel(), found.norm, found.mean, found.std, found.low, found.high, found.zeros,
+        numbers.numel() - finite.numel(),
     )  # fmt: skip
 
 
-def _slabs(flat: Data) -> Iterator[Data]:
+def _slabs(numbers: Data) -> Iterator[Data]:
     """The numbers as float32 or float64: as they are, or converted part by part."""
-    if not flat.numel():
+    if not numbers.numel():
         return iter(())
-    if flat.dtype in (torch.float32, torch.float64):
-        return iter((flat,))
-    wide = torch.float32 if flat.is_floating_point() else torch.float64
-    return (part.to(wide) for part in flat.split(SLAB))
+    if numbers.dtype in (torch.float32, torch.float64):
+        return iter((numbers,))
+    wide = torch.float32 if numbers.is_floating_point() else torch.float64
+    return (part.to(wide) for part in numbers.split(SLAB))
 
 
-def _slab(flat: Data) -> tuple[float, float, float, float, int]:
+def _slab(numbers: Data) -> tuple[float, float, float, float, int]:
     """Least, greatest, sum, norm, and how many are not zero."""
-    low, high = flat.aminmax()
-    whole = flat.numel() // ROW * ROW
-    rows, rest = flat[:whole].view(-1, ROW), flat[whole:]
+    low, high = numbers.aminmax()
+    whole = numbers.numel() // ROW * ROW
+    rows, rest = numbers[:whole].view(-1, ROW), numbers[whole:]
     total = rows.sum(1).sum(dtype=torch.float64) + rest.sum()
     squares = torch.linalg.vector_norm(rows, dim=1).double().square().sum() + torch.linalg.vector_norm(rest) ** 2
-    return low.item(), high.item(), total.item(), math.sqrt(squares.item()), int(flat.count_nonzero())
+    return low.item(), high.item(), total.item(), math.sqrt(squares.item()), int(numbers.count_nonzero())
 
 
 def _equal(one: Data, other: Data) -> bool:
@@ -164,7 +168,7 @@ def _equal(one: Data, other: Data) -> bool:
 def _differences(one: Data, other: Data) -> Iterator[Data]:
     """The difference in parts that stay in the processor's cache, one after the other in the same memory."""
     if one.stride() == other.stride() and is_dense(one):
-        one, other = (each.as_strided((each.numel(),), (1,)) for each in (one, other))
+        one, other = flat(one), flat(other)
     one, other = one.reshape(-1), other.reshape(-1)
     room = torch.empty(min(PART, one.numel()), dtype=one.dtype, device=one.device)
     for mine, theirs in zip(one.split(PART), other.split(PART), strict=True):

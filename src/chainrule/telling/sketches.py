@@ -1,7 +1,7 @@
 """Large tensors made small enough to be looked at: where their numbers lie, and what they look like from afar.
 
 A sketch is exact: every number goes into the mean of its cell. A histogram of very many numbers counts a regular sample
-of them, every n-th in row-major order, and says how many it counted; its ends are the true extremes.
+of them, every n-th as they lie in memory, and says how many it counted; its ends are the true extremes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool1d
 
 from chainrule.document import Histogram, Sketch
 from chainrule.statistics import Statistics
+from chainrule.telling.measures import flat
 
 BINS = 24
 COUNTED = 2**15  # numbers that are all counted; of more, at most half as many are
@@ -32,27 +33,24 @@ def histogram(data: Data, found: Statistics) -> Histogram | None:
 
 
 def _sample(data: Data) -> Data:
-    """Every n-th number, n without a factor in common with the length of a row, so that every column is met."""
+    """Every n-th number, n without a factor in common with their count, so that no row, column or head is left out."""
     if data.numel() <= COUNTED:
         return data
     step = -(-data.numel() // (COUNTED // 2))
-    while gcd(step, data.shape[-1]) > 1:
+    while gcd(step, data.numel()) > 1:
         step += 1
-    if data.is_contiguous():
-        return data.view(-1)[::step]
-    places = torch.arange(0, data.numel(), step, device=data.device)
-    return data[torch.unravel_index(places, data.shape)]
+    return flat(data)[::step]
 
 
 def sketch(data: Data) -> Sketch | None:
     """The mean of each cell of a grid over the last axis (columns) and all others (rows); None for an empty tensor."""
     if not data.numel():
         return None
-    flat = data.detach().reshape(-1, data.shape[-1]) if data.dim() else data.detach().reshape(1, 1)
-    flat = flat.abs() if flat.is_complex() else flat
-    rows, columns = min(ROWS, flat.shape[0]), min(COLUMNS, flat.shape[1])
+    grid = data.detach().reshape(-1, data.shape[-1]) if data.dim() else data.detach().reshape(1, 1)
+    grid = grid.abs() if grid.is_complex() else grid
+    rows, columns = min(ROWS, grid.shape[0]), min(COLUMNS, grid.shape[1])
     # Down the columns first, which goes through the memory in its order; what is left is small.
-    bands = [flat[first:end].sum(0, dtype=_wide(flat)) / (end - first) for first, end in _cells(flat.shape[0], rows)]
+    bands = [grid[first:end].sum(0, dtype=_wide(grid)) / (end - first) for first, end in _cells(grid.shape[0], rows)]
     means = adaptive_avg_pool1d(torch.stack(bands).unsqueeze(0), columns)
     return Sketch(rows, columns, tuple(float(f"{mean:.3g}") for mean in means.reshape(-1).tolist()))
 

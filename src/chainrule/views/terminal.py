@@ -64,6 +64,9 @@ def text(document: doc.Document, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
 
 
+written = text
+
+
 def _print_blocks(blocks: Sequence[doc.Block], console: Console) -> None:
     previous: type | None = None
     for block in blocks:

@@ -92,7 +92,7 @@ export function fragment(anchor) {
  * @param {Row} row
  */
 export function fragmentFor(anchor, row) {
-  return fragment(rowOfAnchor.get(anchor) === row ? anchor : `${anchor}@${row.index}`);
+  return fragment(anchor) + (rowOfAnchor.get(anchor) === row ? "" : `@${row.index}`);
 }
 
 /**
