@@ -13,6 +13,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.backprop import Step
+from chainrule.differences import unravel
 from chainrule.document import Source, Sum, Summand
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule, broadcast_index
@@ -51,8 +52,7 @@ def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator
         grad = context.graph.values[value].grad
         if grad is None or not SMALL < grad.numel() <= SEARCHED or not _plain(context, grad):
             continue
-        place = int(grad.abs().argmax())
-        index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(place), grad.shape))
+        index = unravel(int(grad.abs().argmax()), tuple(grad.shape))
         why = search.why(value, index)
         largest = sorted(why.terms, key=lambda term: -abs(term.value))
         summands = [_summand(term, rows) for term in largest[:TERMS]]
