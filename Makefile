@@ -31,9 +31,9 @@ node_modules: package.json
 	npm install --no-audit --no-fund
 	@touch $@
 
-# Pictures of the page, to be looked at: needs chromium and playwright.
+# Pictures of the page, to be looked at, and those of the README: needs chromium and playwright.
 screenshots: $(READY)
-	$(RUN) tests.browser.screenshots build/screenshots
+	$(RUN) tests.browser.screenshots build/screenshots docs/images
 
 bench: $(READY)
 	$(RUN) benchmarks $(ARGS)

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import derivation, memory, overhead, processes, scale, verification
+from benchmarks import derivation, memory, overhead, page, processes, scale, verification
 
 # The first derivation must be the first in this process; what is large comes last.
 TOPICS: dict[str, ModuleType] = {
@@ -25,6 +25,7 @@ TOPICS: dict[str, ModuleType] = {
     "memory": memory,
     "scale": scale,
     "overhead": overhead,
+    "page": page,
     "verification": verification,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
