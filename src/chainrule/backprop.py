@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule import rules
+from chainrule.collection import uncollected
 from chainrule.errors import RuleError
 from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update, references
 from chainrule.rules import Applied, Rule
@@ -82,12 +83,13 @@ class Derivation:
     gradients: dict[int, Tensor]
 
 
+@uncollected()
 def derive(graph: Graph) -> Derivation:
     """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
     node_steps: list[NodeStep] = []
     gradients: dict[int, Tensor] = {}
-    for backward in range(_passes(graph)):
-        for step in _walk(graph, backward, gradients):
+    for backward, ran in _passes(graph):
+        for step in _walk(graph, backward, ran, gradients):
             node_steps.append(step)
     return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients)
 
@@ -159,13 +161,17 @@ def shares_of(
         yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
 
 
-def _passes(graph: Graph) -> int:
-    return 1 + max((passage.backward for node in graph.nodes for passage in node.passages), default=-1)
+def _passes(graph: Graph) -> list[tuple[int, dict[int, Passage]]]:
+    """The backward passes in order, each with the nodes that ran in it."""
+    ran: dict[int, dict[int, Passage]] = {}
+    for node in graph.nodes:
+        for passage in node.passages:
+            ran.setdefault(passage.backward, {})[node.index] = passage
+    return sorted(ran.items())
 
 
-def _walk(graph: Graph, backward: int, gradients: dict[int, Tensor]) -> Iterator[NodeStep]:
+def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[int, Tensor]) -> Iterator[NodeStep]:
     """One backward pass, from its roots, each node after all nodes that send it a gradient."""
-    ran = {node.index: p for node in graph.nodes for p in node.passages if p.backward == backward}
     arriving: dict[int, dict[int, Tensor]] = {}
     hooked = {event.text for event in graph.events if event.kind == "hook"}
     fed = {edge.node for index in ran for edge in graph.nodes[index].edges}

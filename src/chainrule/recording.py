@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from chainrule.assemble import assemble
+from chainrule.assemble import assemble, let_go
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph, Node, Parameter, Value
 from chainrule.recorder import Recorder, exception_site
@@ -62,8 +62,13 @@ class Recording:
                 "Move this line below the block."
             )
         graph = assemble(self._tape)
-        self._tape = None  # lets go of autograd's graph and of the user's objects
+        tape, self._tape = self._tape, None
+        let_go(tape)  # of autograd's graph and of the user's objects
         return graph
+
+    def __del__(self) -> None:
+        if self._tape is not None and not self._open:  # nobody has asked for the graph
+            let_go(self._tape)
 
     @property
     def loss(self) -> float | None:
