@@ -7,8 +7,9 @@ the walk goes on with autograd's own gradient, and the step says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -56,7 +57,8 @@ class Step:
     """One step of the derivation as it is told: what the user wrote as one call, opened down to its nodes where needed.
 
     `arguments` and `outputs` are indices of values; `rule` and `op` say what the operation means (None: no rule yet).
-    A backward step has `upstream` and `shares`, an update step its `update`.
+    A backward step has `upstream` and `shares`, an update step its `update`. The walk goes on with what the nodes give;
+    what the rule of a whole call gives beside them is worked out when `shares` is first read.
     """
 
     index: int
@@ -70,8 +72,13 @@ class Step:
     outputs: tuple[int, ...] = ()
     backward: int | None = None
     upstream: tuple[Tensor | None, ...] = ()
-    shares: tuple[Share, ...] = ()
+    sharing: Callable[[], tuple[Share, ...]] = tuple
     update: Update | None = None
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """What the step gives back to each argument."""
+        return self.sharing()
 
 
 @dataclass(frozen=True)
@@ -237,7 +244,7 @@ def _told(graph: Graph, node_steps: list[NodeStep], gradients: dict[int, Tensor]
     steps += _backward_steps(graph, units, node_steps, gradients)
     steps += [Step(0, "update", update=update) for update in graph.updates]
     for index, step in enumerate(steps):
-        yield Step(**{**step.__dict__, "index": index})
+        yield replace(step, index=index)
 
 
 @dataclass(frozen=True)
@@ -346,18 +353,20 @@ def _backward(
     entered = bool(set(unit.outputs) & set(graph.nodes[first.node].outputs))
     elsewhere = any(sources.get((backward, node), set()) - set(nodes) for node in nodes[1:])
     if len(unit.operations) > 1 and entered and not elsewhere:
-        rule, upstream, shares = unit.rule, first.upstream, tuple(_call_shares(graph, unit, members))
-    elif len(members) == 1:
-        rule, upstream, shares = first.rule, first.upstream, first.shares
-    else:  # a pass that entered the call in its middle too, as second derivatives do
-        rule, upstream, shares = None, first.upstream, tuple(share for member in members for share in member.shares)
+        rule, sharing = unit.rule, partial(_call_shares, graph, unit, members)
+    else:  # several members: a pass that entered the call in its middle too, as second derivatives do
+        rule, sharing = (first.rule if len(members) == 1 else None), partial(_shares_of_members, members)
     return Step(
         0, "backward", unit.call, unit.operations, nodes, rule, unit.op, unit.arguments, unit.outputs, backward,
-        upstream, shares,
+        first.upstream, sharing,
     )  # fmt: skip
 
 
-def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> Iterator[Share]:
+def _shares_of_members(members: list[NodeStep]) -> tuple[Share, ...]:
+    return tuple(share for member in members for share in member.shares)
+
+
+def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Share, ...]:
     """The call's own rule, beside what the nodes of the call together gave each argument."""
     assert unit.rule is not None
     assert unit.op is not None
@@ -367,6 +376,7 @@ def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> Iterator
         for share, edge in zip(member.shares, graph.nodes[member.node].edges, strict=True):
             if edge.node not in inside and share.value is not None:
                 left.setdefault(share.value, []).append(share.recorded)
+    found = []
     for name, item, value in unit.arguments:
         if name not in unit.rule.wrt or value not in left:
             continue
@@ -375,4 +385,5 @@ def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> Iterator
         if gradient is not None:
             gradient, summed = rules.reduce_to_shape(gradient, graph.values[value].shape)
         alone = len(left[value]) == 1 and sum(value == other for _, _, other in unit.arguments) == 1
-        yield Share(name, item, value, gradient, left[value][0] if alone else None, summed)
+        found.append(Share(name, item, value, gradient, left[value][0] if alone else None, summed))
+    return tuple(found)

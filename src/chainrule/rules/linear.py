@@ -53,7 +53,10 @@ def _operand(name: str, other: str, letters: dict[str, str], result: str, produc
     mine, others = letters[name], letters[other]
 
     def vjp(op: Any, g: Tensor) -> Tensor:
-        gradient = torch.einsum(f"{result},{others}->{mine}", g, getattr(op, other).conj())
+        columns = _in_columns(getattr(op, name))  # then so is its gradient, or writing it takes half as long again
+        asked = mine[::-1] if columns else mine
+        gradient = torch.einsum(f"{result},{others}->{asked}", g, getattr(op, other).conj())
+        gradient = gradient.mT if columns else gradient
         return _scaled(gradient, _scale(op, "alpha"))
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -76,6 +79,11 @@ def _operand(name: str, other: str, letters: dict[str, str], result: str, produc
         f"{' and '.join(shared)}; its derivative by all others is zero"
     )
     return Wrt(vjp, local, told, zeros if shared else "", factor)
+
+
+def _in_columns(operand: Tensor) -> bool:
+    """Whether a matrix lies in memory column by column, as the weight of a layer does in its product."""
+    return operand.dim() == 2 and not operand.is_contiguous() and operand.mT.is_contiguous()
 
 
 def _scale(op: Any, name: str) -> Any:
