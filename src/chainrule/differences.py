@@ -33,18 +33,18 @@ class CannotRunError(Exception):
 class Experiment:
     """One node's operation, ready to be run again on the recorded inputs.
 
-    `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved.
-    Raises CannotRunError where the recording does not hold what is needed.
+    `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved,
+    `memory` the bytes that running it may take. Raises CannotRunError where the recording does not hold what is needed.
     """
 
-    def __init__(self, graph: Graph, node: Node, upstream: tuple[Tensor | None, ...]) -> None:
+    def __init__(self, graph: Graph, node: Node, upstream: tuple[Tensor | None, ...], memory: int) -> None:
         assert node.operation is not None
         operation = graph.operations[node.operation]
         if operation.function is None:
             raise CannotRunError("the recording does not hold the operation that made it")
         if any(graph.values[ref.value].data is None for ref in _refs(operation.arguments)):
             raise CannotRunError("its inputs were not kept")
-        self.name = operation.name
+        self.name, self.memory = operation.name, memory
         self.custom = node.function_class is not None
         self.function: Any = operation.function
         self.random_state = operation.random_state
@@ -76,6 +76,24 @@ class Experiment:
         if wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
             wide["half_to_float"] = False
         return wide
+
+    def afford(self, variable: Tensor, inputs: int, outputs: int, wide: bool = True) -> int:
+        """How many bytes are left beside so many tensors like `variable` and so many times the outputs.
+
+        `wide`: in float64, beside all arguments in float64. Raises CannotRunError where it is more than may be taken.
+        """
+        size = 8 if wide else variable.itemsize
+        out = sum(g.numel() for g in self.upstream.values())
+        taken = size * (inputs * variable.numel() + outputs * out)
+        if wide:
+            coarse = (t for t in tensors_in(list(self.recorded.values())) if t.dtype != _wide_dtype(t.dtype))
+            taken += 8 * sum(t.numel() for t in coarse)
+        if taken > self.memory:
+            raise CannotRunError(
+                f"running it again takes about {taken / 2**20:,.0f} MiB, and a check may take "
+                f"{self.memory / 2**20:,.0f} MiB (`memory=` of `verify`)"
+            )
+        return self.memory - taken
 
     def run(self, arguments: dict[str, Any]) -> list[Tensor]:
         """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""
@@ -138,6 +156,7 @@ class Probe:
 
     def __init__(self, experiment: Experiment, edge: Edge) -> None:
         self.experiment, self.edge = experiment, edge
+        self.left = experiment.afford(pick(experiment.recorded, edge), 8, 6)  # bytes, for more than one line at once
         start = pick(experiment.wide, edge)
         self.complex = start.is_complex()
         self.x = real(start)
@@ -181,7 +200,16 @@ class Probe:
         return unravel(element // 2 if self.complex else element, self.shape)
 
     def elements(self, chosen: list[int]) -> Measured:
-        """Central differences at single elements."""
+        """Central differences at single elements, as many at once as memory allows."""
+        many = max(1, self.left // (8 * (self.x.numel() + 3 * self.u.numel())))
+        found = [self._each(chosen[first : first + many]) for first in range(0, len(chosen), many)]
+        return Measured(
+            torch.cat([each.slope for each in found]),
+            torch.cat([each.terms for each in found]),
+            torch.cat([each.error for each in found]),
+        )
+
+    def _each(self, chosen: list[int]) -> Measured:
         steps = self._steps(*[self.step] * len(chosen))
         return self._measured(self._terms([self._line(element) for element in chosen], steps), steps)
 
@@ -217,7 +245,7 @@ class Probe:
         return line
 
     def _terms(self, lines: list[Tensor], step: Tensor) -> Tensor:
-        moves = [line * h for line, h in zip(lines, step.unbind(), strict=True)]
+        moves = (line * h for line, h in zip(lines, step.unbind(), strict=True))
         change = torch.stack([self.f(self.x + move) - self.f(self.x - move) for move in moves])
         return weigh(self.u, change / (2 * step)[:, None])
 

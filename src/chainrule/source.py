@@ -110,8 +110,8 @@ def _parsed(text: str) -> ast.Module:
 def _find(file: str, where: tuple[int, int, int, int]) -> tuple[ast.expr | ast.stmt | None, ast.stmt | None]:
     """The outermost expression that stands exactly there, and its statement.
 
-    `x += y` has no expression of its own: the instruction's place is the statement's. Only what lies around the place is
-    looked into: a file may have thousands of lines, of which a step runs a few.
+    `x += y` has no expression of its own: the instruction's place is the statement's. Only what lies around the place
+    is looked into: a file may have thousands of lines, of which a step runs a few.
     """
     waiting: list[tuple[ast.AST, ast.stmt | None]] = [(_parsed("".join(linecache.getlines(file))), None)]
     written = None
