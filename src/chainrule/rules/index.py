@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
+from chainrule.rules.pattern import Pattern, copied, real
 from chainrule.rules.shape import strided_origins
 
 Index = tuple[int, ...]
@@ -45,10 +46,16 @@ def picks(
     **more: Any,
 ) -> Rule:
     """Register an operation that copies chosen elements of one argument."""
+
+    def pattern(op: Any) -> Pattern | None:
+        origin = op.arguments[argument]
+        divided = op.arguments.get("scale_grad_by_freq")  # its gradient is not that of a copy
+        return copied(op.out.numel(), origin.numel(), filled=True) if real(op.out, origin) and not divided else None
+
     return rule(
         *nodes,
         equation=equation,
-        wrt={argument: Wrt(vjp, "1", product, PICKED, factor)},
+        wrt={argument: Wrt(vjp, "1", product, PICKED, factor, pattern)},
         constants=dict.fromkeys(index, "not differentiable"),
         structure="linear",
         samples=samples,
