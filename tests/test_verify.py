@@ -554,6 +554,19 @@ def test_only_takes_names_and_an_unknown_one_is_an_error_with_near_matches():
         verify(graph, only="SineBackward0")
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_what_cancels_inside_an_operation_is_rounding(scale):
+    """Of a single element the normalised value is 0, and PyTorch's kernel gives what is left of two large terms."""
+    x = (scale * torch.randn(1, dtype=torch.float64)).requires_grad_()
+    w = torch.randn(1, dtype=torch.float64, requires_grad=True)
+    verification = proved(lambda: F.layer_norm(x, (1,), w).sum().backward())
+    assert w.grad != 0
+    (row,) = rows(verification, "NativeLayerNormBackward0")
+    assert row.verdict == "agrees"
+    assert "within the rounding of its number type" in row.reason
+    no_alarm(verification)
+
+
 class Deep(nn.Module):
     """Twelve blocks, as models of transformers name them."""
 

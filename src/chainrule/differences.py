@@ -113,9 +113,14 @@ class Experiment:
             for slot, out in self.outs.items()
         )
 
-    def replayed(self, edges: list[Edge], wide: bool) -> list[Tensor | None]:
-        """The gradients that autograd gives for the edges when the operation runs again with gradients on."""
+    def replayed(self, edges: list[Edge], wide: bool, jitter: torch.Generator | None = None) -> list[Tensor | None]:
+        """The gradients that autograd gives for the edges when the operation runs again with gradients on.
+
+        With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
+        """
         arguments = dict(self.wide if wide else self.recorded)
+        if jitter is not None:
+            arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
         leaves = []
         for edge in edges:
             leaf = pick(arguments, edge).detach().clone().requires_grad_()
@@ -339,6 +344,13 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype.is_complex:
         return torch.complex128
     return torch.float64 if dtype.is_floating_point else dtype
+
+
+def _jittered(tree: Any, generator: torch.Generator) -> Any:
+    if isinstance(tree, Tensor) and tree.is_floating_point():
+        steps = torch.randint(-2, 3, tree.shape, generator=generator).to(tree)
+        return tree * (1 + steps * torch.finfo(tree.dtype).eps)
+    return [_jittered(item, generator) for item in tree] if isinstance(tree, list) else tree
 
 
 def _cloned(tree: Any) -> Any:
