@@ -27,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from chainrule import graph as facts
+from chainrule.collection import uncollected
 from chainrule.errors import StorageError
 from chainrule.graph import Graph
 from chainrule.rerun import Rerun, WriteThroughView
@@ -50,6 +51,7 @@ _MALFORMED = (
 )  # fmt: skip
 
 
+@uncollected()
 def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write a graph to `path`, all at once: an interrupted write leaves the old file.
 
@@ -67,6 +69,7 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     write_atomically(path, content)
 
 
+@uncollected()
 def read(path: str | os.PathLike[str]) -> Graph:
     """Read a graph that `write` wrote.
 

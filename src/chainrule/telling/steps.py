@@ -265,7 +265,7 @@ def _worked_out(
         yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
         yield Equation(rf"{local} = {rule.latex(wrt.local, op, symbols)}", "local derivative")
         yield from _local_numbers(context, rule, op, wrt, operand, output)
-        yield from _jacobian(context, rule, op, share, operand, output, upstream)
+        yield from _jacobian(context, rule, op, symbols, share, operand, output, upstream)
     yield Equation(rf"{target} = {rule.latex(wrt.product, op, symbols)}", "what PyTorch runs")
     if output and isinstance(g := upstream[0] if rule.outputs == 1 else None, Data):
         numbers = put_in(rule, wrt.product, op, {"g": g, "out": op.out if isinstance(op.out, Data) else None})
@@ -297,6 +297,7 @@ def _jacobian(
     context: Context,
     rule: Rule,
     op: Applied,
+    symbols: dict[str, str],
     share: Share,
     operand: Operand,
     output: Operand,
@@ -307,10 +308,7 @@ def _jacobian(
     symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
     wrt = rule.wrt[share.argument]
     if rows * columns > JACOBIAN or not rows * columns:
-        zeros = f" {sentence(wrt.zeros)}" if wrt.zeros else ""
-        yield Paragraph(
-            (Math(symbol), f" has {rows} x {columns} = {rows * columns:,} entries: too many to write out.{zeros}")
-        )
+        yield Paragraph((Math(symbol), *too_large(rule, wrt, op, symbols, (rows, columns), share.item)))
         return
     full = jacobian(rule, op, share, operand.data.shape, output.data, upstream)
     slot = next(i for i, g in enumerate(upstream) if g is not None)
@@ -329,6 +327,31 @@ def _jacobian(
     yield context.tensor(rf"\mathrm{{vec}}({output.gradient})", flat, "gradient", "upstream, flattened", **labels)
     labels = {"column_labels": tuple(f"dJ/d{name}" for name in column_names)}
     yield context.tensor(rf"\mathrm{{vec}}({operand.gradient})", product, "gradient", "times the Jacobian", **labels)
+
+
+def too_large(
+    rule: Rule, wrt: Wrt, op: Applied, symbols: dict[str, str], shape: tuple[int, int], item: int | None
+) -> Iterator[Span]:
+    """What a Jacobian that is not written out is like: its size, and where the rule knows it, its pattern."""
+    rows, columns = shape
+    size = f"{rows:,} x {columns:,} = {_count(rows * columns)} entries"
+    zeros = f" {sentence(wrt.zeros)}" if wrt.zeros else ""
+    pattern = wrt.pattern(op) if wrt.pattern is not None and item is None else None
+    if pattern is None or pattern.shape != shape:
+        yield f" has {size}: too many to write out.{zeros}"
+        return
+    yield f" is {pattern.words}"
+    if pattern.block:
+        yield " "
+        yield Math(rule.latex(pattern.block, op, symbols))
+    many = "all" if pattern.nonzero == rows * columns else _count(pattern.nonzero)
+    many = many if pattern.exact else f"at most {many}"
+    yield f": {many} of its {size} can differ from zero, too many to write out.{zeros}"
+
+
+def _count(number: int) -> str:
+    """A count in full, or where it is very large by its size: `98,304`, `9.7e9`."""
+    return f"{number:,}" if number < 10**7 else f"{number:.1e}".replace("e+0", "e").replace("e+", "e")
 
 
 def jacobian(
