@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.backprop import NodeStep
-from chainrule.finding import Case, Finding, called, dense, finite, floating, listed, place_of
+from chainrule.backprop import Derivation, NodeStep
+from chainrule.findings.case import Case, base_of, dense, finite, floating, listed
+from chainrule.findings.finding import Finding, Kind
+from chainrule.findings.run import Run
 from chainrule.graph import Operation, Value, references
+from chainrule.history import Kind as Kind_
 from chainrule.lookup import Index
 from chainrule.numbers import number
 from chainrule.terms import aligned
@@ -49,6 +52,30 @@ IN_RANGE = (
 )
 
 
+FORWARD = Kind(
+    "non-finite-forward",
+    title="A number that is not finite is born in the forward pass",
+    severity="error",
+    what="An operation makes NaN, or infinity, of operands that are finite; or data or a parameter held it before the "
+    "step. What only hands it on is listed, not blamed. A mask of -inf is no finding.",
+    why="PyTorch raises nothing: the loss is NaN, and after the next update so is every parameter.",
+    advice="Keep its operand inside the range where the function is finite: clamp it, add an epsilon, or scale it down "
+    "before.",
+    source="IEEE 754: what 0 / 0, log of a negative number and inf - inf are",
+)
+BACKWARD = Kind(
+    "non-finite-backward",
+    title="A number that is not finite is born in the backward pass",
+    severity="error",
+    what="The first node that makes a gradient NaN or infinite though what arrived at it was finite, as the root of 0 "
+    "does.",
+    why="The loss looks fine, and the next update makes parameters NaN.",
+    advice="The derivative is not finite at this point: keep the operand away from it (a small epsilon inside a square "
+    "root or a logarithm, or a clamp before it rather than after it).",
+    source="the derivative of the operation, and 0 * inf = NaN",
+)
+
+
 @dataclass
 class Birth:
     """What was born where: in which operation (None: it was in the leaf `value` before the step)."""
@@ -58,12 +85,80 @@ class Birth:
     passed_on: list[int] = field(default_factory=list)  # the values that got it from here, in order
 
 
-def births(case: Case) -> Iterator[Finding]:
-    """The first number that is not finite, forward and backward, each with the operands that made it."""
+@FORWARD.in_step
+def _births(case: Case) -> Iterator[Finding]:
+    """The first number that is not finite, forward and backward, each with the operands that made it.
+
+    One check for both kinds: whether the backward pass made it is known once it is known that the forward pass did not.
+    """
     history = _History(case)
     for birth in history.first():
         yield _told(case, history, birth)
-    yield from _backward(case, history)
+    if case.derivation is not None:
+        yield from _backward(case, case.derivation, history)
+
+
+@FORWARD.in_step
+def _by_statistics(case: Case) -> Iterator[Finding]:
+    """Where numbers were not kept: the first operation that gives what is not finite of operands that all are."""
+    for operation in case.graph.operations:
+        operands = [index for _, _, index in references(operation.arguments)]
+        for out in operation.outputs:
+            if out is None or case.graph.values[out].data is not None or _on_purpose(operation):
+                continue
+            known = case.statistics(out)
+            if known is None or not known.not_finite:
+                continue
+            given = [case.statistics(index) for index in operands]
+            if any(each is not None and each.not_finite for each in given):
+                continue
+            yield FORWARD.found(
+                case.name(out),
+                f"{case.called(operation)} makes numbers that are not finite of finite numbers, first of all.",
+                (f"{known.not_finite} of {known.elements} elements of {case.name(out)}.",),
+                place=case.graph.values[out].place or case.place(operation),
+                advice=_advice(operation),
+            )
+            return
+
+
+@FORWARD.over_time
+def _forward_over_time(run: Run) -> Iterator[Finding]:
+    yield from run.carried(FORWARD)
+    if not any(True for kind in (FORWARD, BACKWARD) for _ in run.stretches(kind)):
+        yield from _first_of_history(run)
+
+
+@BACKWARD.over_time
+def _backward_over_time(run: Run) -> Iterator[Finding]:
+    """A GradScaler tries a scale that is too large now and then, and leaves that step out: this is how it works."""
+    skipped = {each.step for each in run.steps if each.skipped}
+    for stretch, told in zip(run.stretches(BACKWARD), run.carried(BACKWARD), strict=True):
+        left_out = set(stretch.steps) <= skipped and len(skipped) < len(run.steps) / 2
+        yield replace(told, severity="note") if left_out else told
+
+
+def _first_of_history(run: Run) -> Iterator[Finding]:
+    """Of the statistics over time alone: the first step, and in it the first tensor, that is not finite."""
+    skipped = {each.step for each in run.steps if each.skipped}
+    order: tuple[Kind_, ...] = ("input", "parameter", "value", "gradient", "parameter gradient", "update")
+    bad = [
+        (step, rank, series.layer, series, known)
+        for rank, kind in enumerate(order)
+        for series in run.history.of_kind(kind)
+        for step, known in series
+        if known.not_finite and not (step in skipped and rank > 2)
+    ]
+    if not bad:
+        return
+    step, rank, _, series, known = min(bad, key=lambda each: each[:3])
+    kind = FORWARD if rank <= 2 else BACKWARD
+    yield kind.found(
+        series.name,
+        f"The {series.kind} of {series.name} is not finite, the first of all, at step {step}.",
+        (f"{known.not_finite} of {known.elements} elements.",),
+        since=step,
+    )
 
 
 # -- forward -----------------------------------------------------------------------------------------------------------
@@ -173,13 +268,18 @@ def _told(case: Case, history: _History, birth: Birth) -> Finding:
         advice = "Look at the data that was loaded, or, for a parameter, at the step before this one."
     else:
         order = "first of all" if birth is history.births[0] else "and that reaches the loss"
-        text = f"{called(case, birth.operation)} makes {kind} of {_made_of(case, birth.operation)}, {order}."
+        text = f"{case.called(birth.operation)} makes {kind} of {_made_of(case, birth.operation)}, {order}."
         evidence = list(_evidence(case, birth.operation, birth.value))
-        place, advice = birth.value.place or place_of(case, birth.operation), _advice(birth.operation)
+        place, advice = birth.value.place or case.place(birth.operation), _advice(birth.operation)
     evidence += _passed_on(case, history, birth)
-    severity = "error" if history.harmful else "warning"
-    where = case.name(birth.value.index)
-    return Finding("non-finite-forward", severity, where, place, (text,), tuple(evidence), advice)  # type: ignore[arg-type]
+    return FORWARD.found(
+        case.name(birth.value.index),
+        text,
+        evidence,
+        place=place,
+        severity="error" if history.harmful else "warning",
+        advice=advice,
+    )
 
 
 def _made_of(case: Case, operation: Operation) -> str:
@@ -218,18 +318,14 @@ def _operands(case: Case, operation: Operation, at: Index) -> Iterator[str]:
             yield f"{case.name(index)} between {number(low)} and {number(high)}"
 
 
-def _base(operation: Operation) -> str:
-    return operation.name.removeprefix("aten.").split(".")[0]
-
-
 def _advice(operation: Operation) -> str:
-    base = _base(operation).removesuffix("_")
+    base = base_of(operation).removesuffix("_")
     return ADVICE.get(ALIKE.get(base, base), IN_RANGE)
 
 
 def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
     """The calculation itself, as one would write it: `log(-1.2)`, `0 / 0`, and what is the matter with it."""
-    base = _base(operation).removesuffix("_")
+    base = base_of(operation).removesuffix("_")
     numbers = _numbers(case, operation, at)
     result = made[at].item()
     limit = _overflow(result, made) if base in OVERFLOWING and "0" not in numbers else ""
@@ -292,12 +388,12 @@ def _passed_on(case: Case, history: _History, birth: Birth) -> Iterator[str]:
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 
-def _backward(case: Case, history: _History) -> Iterator[Finding]:
+def _backward(case: Case, derivation: Derivation, history: _History) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
     fed = {edge.node for node in case.graph.nodes if node.passages for edge in node.edges}
-    for step in case.derivation.nodes:
+    for step in derivation.nodes:
         if not all(finite(g) for g in step.upstream):
-            if step.node not in fed or _added_up(case, step):
+            if step.node not in fed or _added_up(case, derivation, step):
                 yield _arrived(case, step, seed=step.node not in fed)
                 return
             continue
@@ -320,11 +416,11 @@ def _inherits(case: Case, history: _History, step: NodeStep) -> bool:
     return any(index in history.of for index in near)
 
 
-def _added_up(case: Case, step: NodeStep) -> bool:
+def _added_up(case: Case, derivation: Derivation, step: NodeStep) -> bool:
     """Whether every share that arrived was finite, so that only their sum is not."""
     shares = [
         share.recorded if share.recorded is not None else share.gradient
-        for other in case.derivation.nodes
+        for other in derivation.nodes
         if other.backward == step.backward
         for share, edge in zip(other.shares, case.graph.nodes[other.node].edges, strict=True)
         if edge.node == step.node
@@ -351,23 +447,19 @@ def _arrived(case: Case, step: NodeStep, *, seed: bool) -> Finding:
         else "Scale the loss down, or use a number type with a larger range."
     )
     evidence = (f"{element(name, at)} = {number(dense(data)[at].item())}.",)
-    return Finding("non-finite-backward", "error", name, node.place, (text,), evidence, advice)
+    return BACKWARD.found(name, text, evidence, place=node.place, advice=advice)
 
 
 def _gradient_born(case: Case, step: NodeStep, value: Value, sent: Tensor) -> Finding:
     assert step.operation is not None
     operation = case.graph.operations[step.operation]
     kind = "NaN" if sent.isnan().any() else "infinity"
-    name = called(case, operation)
-    return Finding(
-        "non-finite-backward",
-        "error",
+    name = case.called(operation)
+    return BACKWARD.found(
         f"dJ/d{case.name(value.index)}",
-        case.graph.nodes[step.node].place,
-        (f"Going back through {name} makes {kind} of finite gradients, the first.",),
-        tuple(_gradient_evidence(case, step, operation, value, sent)),
-        "The derivative is not finite at this point: keep the operand away from it (a small epsilon inside a square "
-        "root or a logarithm, or a clamp before it rather than after it).",
+        f"Going back through {name} makes {kind} of finite gradients, the first.",
+        _gradient_evidence(case, step, operation, value, sent),
+        place=case.graph.nodes[step.node].place,
     )
 
 

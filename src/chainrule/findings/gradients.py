@@ -1,0 +1,426 @@
+"""What is wrong with gradients: missing, left over, changed on the way, lost or grown through depth, mere noise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from chainrule.document import Code
+from chainrule.findings.case import Case, base_of, dense, listed, norm_of
+from chainrule.findings.finding import Finding, Kind
+from chainrule.findings.run import Run
+from chainrule.graph import Parameter, Place, Value, references
+from chainrule.numbers import number
+from chainrule.statistics import EXPONENTS
+from chainrule.why import no_gradient
+
+NO_GRADIENT = Kind(
+    "no-gradient",
+    title="A parameter got no gradient",
+    severity="warning",
+    what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The reason is told: it "
+    "was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
+    why="It does not learn.",
+    advice="If it is meant to learn, use it on the way to the loss, without detach(), item() or no_grad().",
+    source="PyTorch's documentation: Autograd mechanics",
+    lasts=2,
+)
+
+
+@NO_GRADIENT.in_step
+def _without_gradient(case: Case) -> Iterator[Finding]:
+    missing = [each for each in case.graph.parameters.values() if each.grad is None]
+    if missing and not case.graph.backwards:
+        yield NO_GRADIENT.found(
+            missing[0].name,
+            "No parameter has a gradient, because no backward pass ran.",
+            (f"{len(missing)} parameters: {listed([each.name for each in missing])}.",),
+            severity="note",
+            advice="Call backward() on the loss inside the recorded block.",
+        )
+        return
+    for parameter in missing:
+        value = None if parameter.value is None else case.graph.values[parameter.value]
+        frozen = value is not None and not value.requires_grad
+        yield NO_GRADIENT.found(
+            parameter.name,
+            no_gradient(case.graph, parameter.value, parameter.name),
+            (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(parameter)}.",),
+            place=value.place if value is not None else None,
+            severity="note" if frozen else "warning",
+            advice="This is right for a layer that is meant to stay as it is." if frozen else "",
+        )
+
+
+def _moved(parameter: Parameter) -> str:
+    if parameter.after is None:
+        return "did not touch it"
+    same = torch.equal(parameter.before.detach(), parameter.after.detach())
+    return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
+
+
+ACCUMULATED = Kind(
+    "accumulated-gradient",
+    title="A gradient was there before the backward pass",
+    severity="warning",
+    what="What lies in `.grad` after backward is more than what the backward passes of this step sent.",
+    why="Gradients of earlier steps are added to those of this one, as if by a momentum of 1 that nobody asked for.",
+    advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose.",
+    thresholds=("accumulated",),
+    source="PyTorch's documentation of zero_grad",
+)
+
+
+@ACCUMULATED.in_step
+def _accumulated(case: Case) -> Iterator[Finding]:
+    """What was left in `.grad` is more than what the backward passes of this step sent."""
+    sent = _sent(case)
+    for parameter in case.graph.parameters.values():
+        if parameter.grad is None or parameter.value is None or not case.graph.backwards:
+            continue
+        # Clearing between two passes is fine: then only the last of them are left.
+        sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
+        if not sums or any(_same(case, parameter.grad, each) for each in sums):
+            continue
+        left = dense(parameter.grad)
+        before = left - sums[-1]
+        yield ACCUMULATED.found(
+            parameter.name,
+            f"{parameter.name} had a gradient already when backward began, and the new one was added to it.",
+            (
+                f"Its norm was {number(norm_of(before))}; this step sent {number(norm_of(sums[-1]))}, which left "
+                f"{number(norm_of(left))} in `.grad`.",
+            ),
+            place=case.graph.backwards[0].place,
+        )
+
+
+def _sent(case: Case) -> dict[int, list[Tensor]]:
+    """For each leaf the gradient that each backward pass sent to it."""
+    passes: dict[int, dict[int, Tensor]] = {}
+    for step in case.derivation.nodes if case.derivation is not None else ():
+        for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
+            leaf = case.graph.nodes[edge.node].leaf
+            sent = share.gradient if share.recorded is None else share.recorded
+            if leaf is not None and sent is not None:
+                sent, sums = dense(sent), passes.setdefault(leaf, {})
+                sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
+    return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items()}
+
+
+CHANGED = Kind(
+    "gradient-changed",
+    title="A gradient was changed between backward and the optimizer's step",
+    severity="note",
+    what="The gradient that the optimizer met is not the one that backward left: clipped, scaled, written to or "
+    "cleared.",
+    why="The update follows from the changed gradient. Where it was cleared, there is no update at all.",
+    advice="The update follows from the changed gradient; the derivation tells the one that backward computed.",
+    source="PyTorch's documentation of clip_grad_norm_",
+)
+
+
+@CHANGED.in_step
+def _changed(case: Case) -> Iterator[Finding]:
+    """The gradient that the optimizer saw is not the one that backward left: clipped, scaled, cleared."""
+    found: dict[str, list[tuple[str, Tensor, Tensor | None]]] = {}
+    places: dict[str, Place | None] = {}
+    for update in case.graph.updates:
+        for member in update.parameters:
+            known = case.graph.parameters.get(member.name)
+            if known is None or known.grad is None:
+                continue
+            left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)
+            if seen is not None and torch.equal(left, seen):
+                continue
+            event = next(
+                (e for e in case.graph.events if e.text == member.name and e.position <= update.position), None
+            )
+            if event is None and len(case.graph.backwards) > 1:
+                continue  # a later backward pass may have written what `.grad` held at the end
+            kind = event.kind if event is not None else "your code"
+            found.setdefault(kind, []).append((member.name, left, seen))
+            places.setdefault(kind, event.place if event is not None else None)
+    for kind, members in found.items():
+        before = norm_of(*(left for _, left, _ in members))
+        after = norm_of(*(g for _, _, g in members if g is not None))
+        cleared = all(g is None or not g.any() for _, _, g in members) and before > 0
+        told = "cleared" if cleared else "changed"
+        yield CHANGED.found(
+            members[0][0] if len(members) == 1 else f"{len(members)} parameters",
+            (
+                "Between backward and the optimizer's step, ",
+                Code(kind),
+                f" {told} the gradient of {listed([name for name, _, _ in members])}.",
+            ),
+            (f"Their norm together was {number(before)}, and is {number(after)}.", *_factor(case, members)),
+            place=places[kind],
+            severity="warning" if cleared else "note",
+            advice="The optimizer had no gradient to work with: clear gradients before backward(), not after it."
+            if cleared
+            else "",
+        )
+
+
+def _factor(case: Case, members: list[tuple[str, Tensor, Tensor | None]]) -> tuple[str, ...]:
+    pairs = [(left.flatten(), g.flatten()) for _, left, g in members if g is not None and left.numel() == g.numel()]
+    if not pairs:
+        return ()
+    left, g = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])
+    square = (left * left).sum().item()
+    if not square or not math.isfinite(square):
+        return ()
+    factor = (left * g).sum().item() / square
+    if _same(case, g, left * factor):
+        return (f"Every element was multiplied by {number(factor)}.",)
+    changed = int((left != g).sum())
+    return (
+        f"{changed} of {left.numel()} elements changed: the largest was {number(left.abs().max().item())}, "
+        f"and is {number(g.abs().max().item())}.",
+    )
+
+
+def _same(case: Case, a: Tensor, b: Tensor) -> bool:
+    a, b = dense(a), dense(b)
+    if a.shape != b.shape:
+        return False
+    close = norm_of(a - b) <= case.thresholds.accumulated * max(norm_of(a), norm_of(b))
+    return close or not (a.isfinite().all() and b.isfinite().all())
+
+
+# -- through depth -----------------------------------------------------------------------------------------------------
+
+MIN_LAYERS = 6  # on the way to the loss, below which first and last third are single layers
+
+VANISHING = Kind(
+    "vanishing-gradient",
+    title="Gradients vanish through depth",
+    severity="warning",
+    what="The gradient of the first layers' outputs is far smaller than that of the last layers': the medians of the "
+    "norm over the first and the last third of the layers (or of the moments of a recurrent network).",
+    why="The first layers hardly learn, while the last ones fit to what those happen to give.",
+    advice="Take ReLU-like functions with He's initialisation, or tanh with Xavier's; put in skip connections or "
+    "norms; for a recurrent network, gates (LSTM, GRU).",
+    thresholds=("depth_ratio",),
+    source="Hochreiter, 1991; Glorot and Bengio, 2010; He et al., 2015",
+    lasts=3,
+)
+EXPLODING = Kind(
+    "exploding-gradient",
+    title="Gradients explode through depth",
+    severity="warning",
+    what="The gradient of the first layers' outputs is far larger than that of the last layers': the medians of the "
+    "norm over the first and the last third of the layers (or of the moments of a recurrent network).",
+    why="No learning rate fits all layers: one that lets the last ones learn throws the first ones about.",
+    advice="Make the initial weights smaller (He's or Xavier's initialisation, an orthogonal one for a recurrent "
+    "network), put in norms, and clip the norm of the gradient.",
+    thresholds=("depth_growth",),
+    source="Pascanu, Mikolov and Bengio, 2013; He et al., 2015",
+    lasts=3,
+)
+
+
+@VANISHING.in_step
+def _vanishing(case: Case) -> Iterator[Finding]:
+    for layers, early, late in _through_depth(case):
+        if early < case.thresholds.depth_ratio * late:
+            yield VANISHING.found(
+                case.name(layers[0][0]),
+                f"The gradient vanishes on its way back: in the first layers it is {number(early / late)} times as "
+                "large as in the last.",
+                _evidence(case, layers),
+                place=case.graph.values[layers[0][0]].place,
+            )
+
+
+@EXPLODING.in_step
+def _exploding(case: Case) -> Iterator[Finding]:
+    for layers, early, late in _through_depth(case):
+        if early > case.thresholds.depth_growth * late:
+            yield EXPLODING.found(
+                case.name(layers[0][0]),
+                f"The gradient explodes on its way back: in the first layers it is {number(early / late)} times as "
+                "large as in the last.",
+                _evidence(case, layers),
+                place=case.graph.values[layers[0][0]].place,
+            )
+
+
+def _through_depth(case: Case) -> Iterator[tuple[list[tuple[int, float]], float, float]]:
+    """(layers with the norm of their output's gradient, its median in the first and in the last third of them).
+
+    The norms of a weight's own gradient would say nothing: in a network of ReLUs the product of a weight and its
+    gradient has the same sum in every layer, however much the gradient of the outputs grows or shrinks.
+    """
+    path = _longest_way(case)
+    layers = [(out, norm) for out in path if (norm := case.gradient_norm(out)) is not None and norm > 0]
+    if len(layers) >= MIN_LAYERS:
+        third = len(layers) // 3
+        yield layers, median([n for _, n in layers[:third]]), median([n for _, n in layers[-third:]])
+
+
+def _longest_way(case: Case) -> list[int]:
+    """The outputs of weighing operations on the longest way through the step, counted in such operations.
+
+    So a discriminator that sees real and made data, or a tower beside the trunk, is not taken for depth.
+    """
+    outputs = {out for _, _, _, out in case.weighed if case.graph.values[out].requires_grad}
+    depth: dict[int, tuple[int, int | None]] = {}  # value -> (weighing operations before it, the last of them)
+    before: dict[int, int | None] = {}
+    for operation in case.graph.operations:
+        known = [depth[value] for _, _, value in references(operation.arguments) if value in depth]
+        deepest = max(known, key=lambda each: each[0], default=(0, None))
+        for out in operation.outputs:
+            if out is None or not case.graph.values[out].requires_grad:
+                continue
+            if out in outputs:
+                before[out] = deepest[1]
+                depth[out] = (deepest[0] + 1, out)
+            elif deepest[0]:
+                depth[out] = deepest
+    ends = [depth[b.loss] for b in case.graph.backwards if b.loss in depth]
+    way, at = [], max(ends, key=lambda each: each[0], default=(0, None))[1]
+    while at is not None:
+        way.append(at)
+        at = before[at]
+    return way[::-1]
+
+
+def _evidence(case: Case, layers: list[tuple[int, float]]) -> Iterator[str]:
+    shown = layers if len(layers) <= 8 else [*layers[:4], *layers[-4:]]
+    told = ", ".join(f"{case.name(value)} {number(norm)}" for value, norm in shown)
+    yield f"Norms of the gradient of {len(layers)} layers' outputs, from first to last{' (ends)' * (len(layers) > 8)}: {told}."
+
+
+# -- too small for its number type, or only noise ----------------------------------------------------------------------
+
+UNDERFLOW = Kind(
+    "fp16-underflow",
+    title="Gradients too small for float16",
+    severity="warning",
+    what="Most elements of a float16 gradient that are not 0 are below 2^-16, or the gradient is 0 altogether though "
+    "what it was made of is not.",
+    why="float16 ends at 2^-24: small gradients lose their digits, then become 0, and the weights stop learning.",
+    advice="Scale the loss (torch.amp.GradScaler), or take bfloat16, which has the range of float32.",
+    thresholds=("tiny",),
+    source="Micikevicius et al., Mixed precision training, 2018",
+    lasts=2,
+)
+SMALL = EXPONENTS.index(-16)
+
+
+@UNDERFLOW.in_step
+def _underflow(case: Case) -> Iterator[Finding]:
+    worst: tuple[float, Value, str] | None = None
+    count = 0
+    for value in case.graph.values:
+        if value.dtype != torch.float16 or value.kind == "input" or not value.requires_grad:
+            continue
+        share, told = _tiny(case, value)
+        if share > case.thresholds.tiny:
+            count += 1
+            if worst is None or share > worst[0]:
+                worst = (share, value, told)
+    if worst is not None:
+        _, value, told = worst
+        yield UNDERFLOW.found(
+            "float16 gradients",
+            f"The gradients of {count} values in float16 are too small for it, that of {case.name(value.index)} most.",
+            (told,),
+            place=value.place,
+        )
+
+
+def _tiny(case: Case, value: Value) -> tuple[float, str]:
+    """The share of the gradient's elements that lie below 2^-16, of those that are not 0."""
+    known = case.statistics(value.index, gradient=True)
+    if known is None or not known.elements:
+        return 0.0, ""
+    name, lively = case.name(value.index), known.elements - known.zeros - known.not_finite
+    if not lively:
+        lost = _sent_something(case, value.index)
+        return (
+            1.0 if lost else 0.0
+        ), f"dJ/d{name} is 0 in all {known.elements} elements, though its uses have gradients."
+    if value.grad is not None:
+        small = int(((dense(value.grad).abs() < 2.0**-16) & (dense(value.grad) != 0)).sum())
+    elif known.magnitudes:
+        small = sum(known.magnitudes[:SMALL])
+    else:
+        return 0.0, ""
+    return small / lively, (
+        f"{small} of {lively} elements of dJ/d{name} that are not 0 are below 2^-16 = 1.5e-05; {known.zeros} are 0."
+    )
+
+
+def _sent_something(case: Case, value: int) -> bool:
+    """Whether a linear use of it has a gradient that is not 0: then 0 can only be an underflow."""
+    linear = {"addmm", "mm", "linear", "_to_copy", "convolution", "view", "t", "mul", "add"}
+    for operation in case.uses.get(value, ()):
+        for out in operation.outputs if base_of(operation) in linear else ():
+            known = case.statistics(out, gradient=True) if out is not None else None
+            if known is not None and known.norm > 0:
+                return True
+    return False
+
+
+NOISE = Kind(
+    "gradient-noise",
+    title="The gradients of micro-batches share no direction",
+    severity="note",
+    what="The backward passes of one step give gradients that are next to orthogonal: the mean cosine between them.",
+    why="The sum is mostly noise: a step of the size that the rate asks for goes nowhere in particular. It is natural "
+    "near the end of training, and a sign of too small batches, or of labels that mean nothing, at its start.",
+    advice="Take larger or more micro-batches, or a smaller learning rate; at the start of training look at the "
+    "labels.",
+    thresholds=("noise",),
+    source="McCandlish et al., An empirical model of large-batch training, 2018",
+)
+MIN_PASSES = 3
+SAME_LOSS = 0.02  # how little of the loss at the start may have been gained for noise to be a warning
+
+
+@NOISE.in_step
+def _noise(case: Case) -> Iterator[Finding]:
+    if len(case.graph.backwards) < MIN_PASSES:
+        return
+    weights = {p.value for p in case.graph.parameters.values()}
+    sent = [gradients for leaf, gradients in _sent(case).items() if leaf in weights]
+    whole = [each for each in sent if len(each) == len(case.graph.backwards)]  # used by every pass
+    if not whole:
+        return
+    joined = [torch.cat([each[index].flatten().double() for each in whole]) for index in range(len(whole[0]))]
+    stacked = torch.stack([g / g.norm() for g in joined if g.norm() > 0 and g.isfinite().all()])
+    passes = stacked.shape[0]
+    if passes < MIN_PASSES:
+        return
+    cosine = (float(stacked.sum(0).square().sum()) - passes) / (passes * (passes - 1))
+    if cosine < case.thresholds.noise:
+        norms = listed([number(float(g.norm())) for g in joined])
+        yield NOISE.found(
+            "all gradients",
+            f"The gradients of {passes} backward passes share next to no direction: their mean cosine is "
+            f"{number(cosine)}.",
+            (f"Their norms are {norms}; the norm of their sum is {number(float(torch.stack(joined).sum(0).norm()))}.",),
+            place=case.graph.backwards[0].place,
+        )
+
+
+@NOISE.over_time
+def _noise_from_the_start(run: Run) -> Iterator[Finding]:
+    """From the first step on, and nothing gained by it: then it is more than the noise of a loss near its minimum."""
+    losses = [loss for _, loss in run.losses]
+    gained = run.first_loss - median(losses[-5:]) if losses else math.nan
+    for stretch, told in zip(run.stretches(NOISE), run.carried(NOISE), strict=True):
+        fruitless = stretch.whole and not stretch.ended and run.enough and gained < SAME_LOSS * abs(run.first_loss)
+        if fruitless:
+            loss = f"The loss was {number(run.first_loss)} at the start, and is {number(median(losses[-5:]))}."
+            yield replace(told, severity="warning", evidence=(*told.evidence, loss))
+        else:
+            yield told

@@ -1,0 +1,325 @@
+"""What is wrong between a gradient and its parameter: who moves it, how far, and whether it moves at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.findings.case import Case, dense, listed, norm_of
+from chainrule.findings.finding import Finding, Kind
+from chainrule.findings.run import Run, is_bias
+from chainrule.graph import ParameterUpdate, Update
+from chainrule.numbers import number
+
+NOT_IN_OPTIMIZER = Kind(
+    "not-in-optimizer",
+    title="A parameter has a gradient, and no optimizer holds it",
+    severity="warning",
+    what="A parameter got a gradient, and no optimizer that stepped holds it. In one step it is a note, since another "
+    "optimizer may have its turn later (as of a GAN's two); over a run it never had one.",
+    why="It stays as it was, and its gradient grows for ever where only the optimizer clears gradients.",
+    advice="Give the optimizer all of model.parameters(), after every layer was made or replaced; where it is meant to "
+    "stay, requires_grad_(False) also saves its gradient.",
+    source="PyTorch's documentation of torch.optim: the parameters are given when the optimizer is constructed",
+    lasts=3,
+)
+
+
+@NOT_IN_OPTIMIZER.in_step
+def _not_in_optimizer(case: Case) -> Iterator[Finding]:
+    held = {member.name for update in case.graph.updates for member in update.parameters}
+    if not held:
+        return
+    left_out: dict[str, list[str]] = {}
+    for name, parameter in case.graph.parameters.items():
+        if name not in held and parameter.grad is not None and parameter.value is not None:
+            left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    for owner, names in left_out.items():
+        norm = norm_of(*(g for name in names if (g := case.graph.parameters[name].grad) is not None))
+        yield NOT_IN_OPTIMIZER.found(
+            owner,
+            f"No optimizer that stepped holds {listed(names)}, and {'it has' if len(names) == 1 else 'they have'} a "
+            "gradient.",
+            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(held)} other parameters.",),
+            severity="note",
+        )
+
+
+@NOT_IN_OPTIMIZER.over_time
+def _never_in_optimizer(run: Run) -> Iterator[Finding]:
+    updated = {series.name for series in run.history.of_kind("update")}
+    for told in run.lasting(NOT_IN_OPTIMIZER):
+        turns = any(name == told.where or name.startswith(f"{told.where}.") for name in updated)
+        yield replace(told, severity="note") if turns else told
+
+
+IN_TWO_OPTIMIZERS = Kind(
+    "in-two-optimizers",
+    title="A parameter is in two optimizers",
+    severity="warning",
+    what="Two optimizers stepped, and both hold the same parameter.",
+    why="It is moved twice, by two rules that know nothing of each other; the second one works with a gradient that "
+    "belongs to where the parameter was before.",
+    advice="Give each parameter to one optimizer; for different rates take parameter groups of one optimizer.",
+    source="PyTorch's documentation of torch.optim, per-parameter options",
+)
+
+
+@IN_TWO_OPTIMIZERS.in_step
+def _in_two_optimizers(case: Case) -> Iterator[Finding]:
+    holders: dict[str, dict[int, Update]] = {}
+    for update in case.graph.updates:
+        for member in update.parameters:
+            if member.grad is not None:
+                holders.setdefault(member.name, {})[update.optimizer_number] = update
+    shared: dict[tuple[int, ...], list[str]] = {}
+    for name, updates in holders.items():
+        if len(updates) > 1:
+            shared.setdefault(tuple(updates), []).append(name)
+    for names in shared.values():
+        both = list(holders[names[0]].values())
+        kinds = " and ".join(f"{update.optimizer} (rate {number(_rate(update, names[0]))})" for update in both)
+        yield IN_TWO_OPTIMIZERS.found(
+            names[0] if len(names) == 1 else f"{len(names)} parameters",
+            f"{listed(names)} {'is' if len(names) == 1 else 'are'} in {len(both)} optimizers that stepped: {kinds}.",
+            [f"{name} was moved by {_moves(both, name)}." for name in names[:2]],
+        )
+
+
+def _rate(update: Update, name: str) -> float:
+    return next(_lr(member.options) for member in update.parameters if member.name == name)
+
+
+def _moves(updates: list[Update], name: str) -> str:
+    moves = [m.after - m.before for update in updates for m in update.parameters if m.name == name]
+    return " and then by ".join(f"{number(norm_of(move))}" for move in moves)
+
+
+# -- how far -----------------------------------------------------------------------------------------------------------
+
+TOO_LARGE = Kind(
+    "update-too-large",
+    title="Updates are too large for their weights",
+    severity="warning",
+    what="The norm of a weight's update over the norm of the weight: its median over the last watched steps. In one "
+    "step, a note where the update is larger than ten times that threshold.",
+    why="The weight is another one every few steps: what was learnt is overwritten before it can be used.",
+    advice="Lower the learning rate (of this group), warm it up, or clip the gradient; a weight that began near 0 may "
+    "need only a larger initialisation.",
+    thresholds=("update_ratio_large", "window", "enough"),
+    source="Karpathy, CS231n, Neural networks part 3: the ratio of updates to weights is healthy near 1e-3",
+)
+
+
+@TOO_LARGE.in_step
+def _larger_than_itself(case: Case) -> Iterator[Finding]:
+    limit = 10 * case.thresholds.update_ratio_large
+    for member in _members(case):
+        before = norm_of(member.before)
+        if is_bias(member.name) or member.before.dim() < 2 or not before:
+            continue
+        ratio = norm_of(member.after - member.before) / before
+        if ratio > limit and math.isfinite(ratio):
+            yield TOO_LARGE.found(
+                member.name,
+                f"The update of {member.name} is {number(ratio)} times as large as the weight itself.",
+                (f"The norm of the weight is {number(before)}; its learning rate is {number(_lr(member.options))}.",),
+                severity="note",
+            )
+
+
+@TOO_LARGE.over_time
+def _too_large(run: Run) -> Iterator[Finding]:
+    if not run.enough:
+        return
+    limit, window = run.thresholds.update_ratio_large, int(run.thresholds.window)
+    over = []
+    for name, ratios in run.ratios.items():
+        last = ratios[len(ratios) // 2 :][-window:]
+        if len(ratios) >= run.thresholds.enough and (middle := median([r for _, r in last])) > limit:
+            over.append((middle, name))
+    if over:
+        worst, name = max(over)
+        step = _since(run.ratios[name], lambda ratio: ratio > limit)
+        others = [other for _, other in sorted(over, reverse=True)[1:]]
+        yield TOO_LARGE.found(
+            name,
+            f"Updates of {name} are {number(worst)} times as large as the weight; about 0.001 is healthy.",
+            (
+                f"Median over the last watched steps; {len(over)} of {len(run.ratios)} weights are above {limit:g}"
+                f"{': also ' + listed(others) if others else ''}.",
+                f"Learning rate {_rates(run)}.",
+            ),
+            since=step,
+        )
+
+
+TOO_SMALL = Kind(
+    "update-too-small",
+    title="Updates are too small for their weights",
+    severity="warning",
+    what="The norm of a weight's update over the norm of the weight, at its largest in the whole run.",
+    why="At this pace the weight needs a million steps and more to become another one: it does not learn.",
+    advice="Raise the learning rate (of this group). Where only the first layers are so slow, look at the gradients "
+    "through depth.",
+    thresholds=("update_ratio_small", "enough"),
+    source="Karpathy, CS231n, Neural networks part 3: the ratio of updates to weights is healthy near 1e-3",
+)
+
+
+@TOO_SMALL.over_time
+def _too_small(run: Run) -> Iterator[Finding]:
+    limit = run.thresholds.update_ratio_small
+    under = []
+    for name, ratios in run.ratios.items():
+        largest = max(ratio for _, ratio in ratios)
+        if len(ratios) >= run.thresholds.enough and 0 < largest < limit:
+            under.append((largest, name))
+    if under:
+        largest, name = max(under)
+        step = run.ratios[name][0][0]
+        yield TOO_SMALL.found(
+            name if len(under) == 1 else f"{len(under)} weights",
+            f"Updates of {listed([each for _, each in under])} never reached {number(limit)} of the weight; about "
+            "0.001 is healthy.",
+            (f"The largest was {number(largest)}, of {name}.", f"Learning rate {_rates(run)}."),
+            since=step,
+        )
+
+
+def _rates(run: Run) -> str:
+    rates = next((each.rates for each in reversed(run.steps) if each.rates), ())
+    return listed([number(rate) for rate in dict.fromkeys(rates)]) or "not known"
+
+
+def _since(course: list[tuple[int, float]], holds: Any) -> int:
+    """The first step of the last half from which on it holds more often than not."""
+    first = course[0][0]
+    for index in range(len(course)):
+        rest = [holds(ratio) for _, ratio in course[index:]]
+        if rest[0] and sum(rest) > len(rest) / 2:
+            return course[index][0]
+    return first
+
+
+STUCK = Kind(
+    "stuck-update",
+    title="The optimizer hardly moves a parameter that has a gradient",
+    severity="warning",
+    what="A parameter has a gradient, and its update is exactly 0, or, with an adaptive optimizer, far less than its "
+    "learning rate. In one step it is a note; over a run it lasts.",
+    why="It does not learn. The reason is in the optimizer: a rate of 0, a second moment that remembers one huge "
+    "gradient for thousands of steps, or a number type too coarse for so small an update.",
+    advice="Look at the rate that the schedule gives; clip gradients before they enter the optimizer's state, or begin "
+    "its state anew; keep the weights in float32 where bfloat16 or float16 rounds the update away.",
+    thresholds=("stuck",),
+    source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
+    lasts=5,
+)
+
+
+@STUCK.in_step
+def _stuck(case: Case) -> Iterator[Finding]:
+    for member in _members(case):
+        if member.grad is None or not (g := norm_of(member.grad)) or not math.isfinite(g) or not member.before.numel():
+            continue
+        moved, rate = norm_of(member.after - member.before), _lr(member.options)
+        root = math.sqrt(member.before.numel())
+        memory = _second_moment(member)
+        adaptive = memory is not None and rate > 0 and moved / root < case.thresholds.stuck * rate
+        if moved and not adaptive:
+            continue
+        yield STUCK.found(
+            member.name,
+            f"{member.name} has a gradient, and the optimizer {'hardly moves it' if moved else 'leaves it as it is'}: "
+            f"{_reason(member, moved, rate, memory)}.",
+            (
+                f"The norm of its gradient is {number(g)}, that of its update {number(moved)}, that of itself "
+                f"{number(norm_of(member.before))}; its learning rate is {number(rate)}.",
+            ),
+            severity="note",
+        )
+
+
+@STUCK.over_time
+def _stuck_for_long(run: Run) -> Iterator[Finding]:
+    yield from run.lasting(STUCK)
+
+
+def _reason(member: ParameterUpdate, moved: float, rate: float, memory: float | None) -> str:
+    if rate == 0:
+        return "its learning rate is 0"
+    g = norm_of(member.grad) / math.sqrt(member.before.numel()) if member.grad is not None else 0.0
+    if memory is not None and memory > 100 * g:
+        return f"the state remembers gradients of size {number(memory)}, and they are of size {number(g)} now"
+    if not moved and member.before.dtype in (torch.float16, torch.bfloat16):
+        spacing = torch.finfo(member.before.dtype).eps
+        return (
+            f"the update is below the spacing of {str(member.before.dtype).removeprefix('torch.')}, {spacing:.2g} of it"
+        )
+    return "the update is too small for it" if not moved else "its momentum is next to 0"
+
+
+def _second_moment(member: ParameterUpdate) -> float | None:
+    """The size of gradients that an adaptive optimizer remembers; None for one that is not, or that has just begun."""
+    state = member.state_before
+    for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
+        kept = state.get(key)
+        if isinstance(kept, Tensor) and kept.numel():
+            step = float(state.get("step", 1))
+            betas = member.options.get("betas", (0.0, float(member.options.get("alpha", 0.0))))
+            grown = 1 - float(betas[1]) ** max(step, 1.0)
+            return math.sqrt(float(dense(kept).double().mean()) / max(grown, 1e-12)) if step >= 1 else None
+    return None
+
+
+def _members(case: Case) -> Iterator[ParameterUpdate]:
+    return (member for update in case.graph.updates for member in update.parameters)
+
+
+def _lr(options: dict[str, Any]) -> float:
+    return float(options.get("lr", math.nan))
+
+
+CLIPPED = Kind(
+    "always-clipped",
+    title="The gradient is clipped at every step",
+    severity="warning",
+    what="clip_grad_norm_ made the gradient smaller at nearly every watched step. It is a note where that is by less "
+    "than a factor of ten.",
+    why="Clipping is there for the rare large gradient. At every step it replaces the learning rate: only the "
+    "direction of the gradient counts, and the rate that was set is not the one that works.",
+    advice="Raise the limit to what gradients usually are (the 90th percentile, say), or lower the learning rate by "
+    "the factor that clipping takes.",
+    thresholds=("clipped_share", "clipped_factor", "enough"),
+    source="Pascanu, Mikolov and Bengio, 2013: the limit from the average norm over many updates",
+)
+
+
+@CLIPPED.over_time
+def _always_clipped(run: Run) -> Iterator[Finding]:
+    stepped = [each for each in run.steps if not each.skipped]
+    clipped = [
+        (each.step, *each.clipped) for each in stepped if each.clipped and each.clipped[1] < each.clipped[0] * 0.999
+    ]
+    if len(stepped) < run.thresholds.enough or len(clipped) < run.thresholds.clipped_share * len(stepped):
+        return
+    factor = median([before / after if after else math.inf for _, before, after in clipped])
+    norms = [before for _, before, _ in clipped]
+    yield CLIPPED.found(
+        "all gradients",
+        f"The gradient was clipped at {len(clipped)} of {len(stepped)} watched steps, by a factor of {number(factor)} "
+        "in the median.",
+        (
+            f"Its norm before was between {number(min(norms))} and {number(max(norms))}, {number(median(norms))} in "
+            f"the median; after, {number(median([after for _, _, after in clipped]))}.",
+        ),
+        severity="warning" if factor > run.thresholds.clipped_factor else "note",
+        since=clipped[0][0],
+    )
