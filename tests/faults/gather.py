@@ -33,8 +33,9 @@ class Watched:
         derivation = recording.derivation if full else None
         self.step_findings[step] = findings(graph, derivation, recording.notation)
         self.history.steps.append(_facts(step, recording, full))
+        places = {name: place for place, name in enumerate(graph.parameters)}
         for parameter in (member for update in graph.updates for member in update.parameters):
-            layer = list(graph.parameters).index(parameter.name)
+            layer = places.get(parameter.name, len(places))
             self.history.add("parameter", parameter.name, step, measured(parameter.before), layer)
             self.history.add("update", parameter.name, step, measured(parameter.after - parameter.before), layer)
             if parameter.grad is not None:

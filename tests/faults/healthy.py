@@ -117,7 +117,10 @@ def regression_adam():
 def cnn_sgd_with_warm_up():
     model = cnn()
     return classify(
-        model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4), batches(images=True), warm=20
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4),
+        batches(images=True),
+        warm=20,
     )
 
 
@@ -231,7 +234,10 @@ def transformer_bf16():
     return classify(model, torch.optim.AdamW(model.parameters(), lr=1e-3), batches(), dtype=torch.bfloat16)
 
 
-TEXT = "the quick brown fox jumps over the lazy dog while the small cat sleeps on the warm red mat and dreams of fish. " * 4
+TEXT = (
+    "the quick brown fox jumps over the lazy dog while the small cat sleeps on the warm red mat and dreams of fish. "
+    * 4
+)
 
 
 @healthy

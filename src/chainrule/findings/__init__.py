@@ -12,7 +12,7 @@ from chainrule.backprop import Derivation
 from chainrule.findings import course, data, gradients, layers, losses, optimizer, origin, units
 from chainrule.findings.case import Case
 from chainrule.findings.finding import KINDS, Finding, Kind, Severity, check_silence, in_order
-from chainrule.findings.run import Run
+from chainrule.findings.run import Run, joined
 from chainrule.findings.thresholds import Thresholds
 from chainrule.graph import Graph
 from chainrule.history import History
@@ -70,7 +70,7 @@ def findings_over_time(
     """
     silent = check_silence(silence)
     run = Run(history, step_findings, thresholds or Thresholds())
-    return in_order(finding for finding in _of_run(run) if finding.id not in silent)
+    return in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
 
 
 def _of_run(run: Run) -> Iterator[Finding]:

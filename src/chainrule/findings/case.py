@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ from chainrule.findings.thresholds import Thresholds
 from chainrule.graph import Graph, Operation, Place, Ref, Value, references
 from chainrule.notation import Notation
 from chainrule.statistics import Statistics
-
-LISTED = 5  # places that are named one by one
 
 # What hands its numbers on as they are: only their shape, order or number type changes.
 TRANSPARENT = frozenset({
@@ -44,6 +41,7 @@ class Case:
         self.derivation = derivation
         self.notation = notation
         self.thresholds = thresholds or Thresholds()
+        self._data: dict[int, bool] = {}
         self._statistics: dict[tuple[int, bool], Statistics | None] = {}
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -89,6 +87,18 @@ class Case:
                 break
             value = given
         return value
+
+    def is_data(self, value: int) -> bool:
+        """Whether it came from outside, or was made of such values alone: no parameter had a part in it."""
+        if value not in self._data:
+            known, operation = self.graph.values[value], self.producer(value)
+            if operation is None:
+                self._data[value] = known.kind == "input"
+            else:
+                operands = [index for _, _, index in references(operation.arguments)]
+                # Operands are older than what is made of them, so this ends; ages of data are short.
+                self._data[value] = not known.requires_grad and all(map(self.is_data, operands))
+        return self._data[value]
 
     def made_by(self, value: int) -> str:
         """The base name of the operation that made a value's numbers: `sigmoid`; "" for what came from outside."""
@@ -169,12 +179,6 @@ def argument(operation: Operation, name: str) -> int | None:
     """The value that an operation took as this argument."""
     ref = operation.arguments.get(name)
     return ref.value if isinstance(ref, Ref) else None
-
-
-def listed(items: list[Any]) -> str:
-    """The first few of several."""
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(map(str, items[:LISTED])) + more
 
 
 def dense(tensor: Tensor) -> Tensor:

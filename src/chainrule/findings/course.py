@@ -80,7 +80,7 @@ def _thrown(run: Run) -> Reason | None:
 def _largest_ratio(run: Run, before: int) -> float:
     """The largest update ratio before a step, of weights that did not begin at 0."""
     return max(
-        (ratio for ratios in run.ratios.values() if ratios[0][0] == run.steps[0].step
+        (ratio for name, ratios in run.ratios.items() if run.began_at_its_size(name)
          for step, ratio in ratios if step < before), default=0.0,
     )  # fmt: skip
 
@@ -127,8 +127,7 @@ TOLD = 3  # spikes that are told one by one
 
 @SPIKE.over_time
 def _spikes(run: Run) -> Iterator[Finding]:
-    window, found = int(run.thresholds.window), 0
-    quiet_from = 0
+    window, found, quiet_from = int(run.thresholds.window), 0, 0
     for index, (step, loss) in enumerate(run.losses):
         before = [each for _, each in run.losses[max(quiet_from, index - window) : index]]
         if len(before) < MIN_BEFORE or not _is_spike(run, loss, before):
@@ -154,6 +153,8 @@ def _spikes(run: Run) -> Iterator[Finding]:
 
 def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
     usual, limits = median(before), run.thresholds
+    if usual > limits.loss_rise * abs(run.first_loss):
+        return False  # it is rising already: see `learning-rate-too-high`
     high = loss - usual > limits.spike_height * abs(run.first_loss)
     far = loss - usual > limits.spike_sigmas * robust_spread(before)
     return high and far and (usual <= 0 or loss > limits.spike_factor * usual)

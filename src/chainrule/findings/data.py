@@ -8,10 +8,10 @@ from statistics import median
 
 import torch
 
-from chainrule.findings.case import Case, argument, base_of, dense, listed
+from chainrule.findings.case import Case, argument, base_of, dense
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.losses import COMPARING
-from chainrule.findings.run import Run
+from chainrule.findings.run import Run, listed
 from chainrule.graph import Operation, Value
 from chainrule.numbers import number
 
@@ -35,7 +35,7 @@ def _not_normalised(case: Case) -> Iterator[Finding]:
     told: set[int] = set()
     for _, given, _, out in case.weighed:
         value, known = case.graph.values[given], case.statistics(given)
-        if value.kind != "input" or given in told or known is None or not value.dtype.is_floating_point:
+        if given in told or known is None or not value.dtype.is_floating_point or not case.is_data(given):
             continue
         told.add(given)
         matter = _matter(case, value)
@@ -137,8 +137,8 @@ def _comparisons(case: Case) -> Iterator[tuple[Operation, int, int]]:
         if by_hand:  # either way round
             ordered.sort(key=lambda value: not case.graph.values[value].requires_grad)
         prediction, target = ordered
-        known = case.graph.values[case.source(target)]
-        if case.graph.values[prediction].requires_grad and known.kind == "input" and known.dtype != torch.bool:
+        boolean = case.graph.values[case.source(target)].dtype == torch.bool
+        if case.graph.values[prediction].requires_grad and case.is_data(target) and not boolean:
             yield operation, prediction, target
 
 
@@ -154,7 +154,7 @@ def _contradictions(case: Case) -> Iterator[Finding]:
     for operation in case.named(*COMPARING):
         target = argument(operation, COMPARING[base_of(operation)])
         labels = case.graph.values[case.source(target)] if target is not None else None
-        if labels is None or labels.kind != "input" or labels.data is None or not labels.shape:
+        if labels is None or not case.is_data(labels.index) or labels.data is None or not labels.shape:
             continue
         inputs = _inputs(case, labels)
         if inputs is None or labels.shape[0] < 4:
@@ -190,10 +190,10 @@ def _contradictions(case: Case) -> Iterator[Finding]:
 
 def _inputs(case: Case, labels: Value) -> list[Value] | None:
     """What the network was given, a row a sample; None where that is not known for certain."""
-    found = {given for _, given, _, _ in case.weighed if case.graph.values[given].kind == "input"}
+    found = {given for _, given, _, _ in case.weighed if case.is_data(given)}
     for operation in case.named("embedding"):
         indices = argument(operation, "indices")
-        if indices is not None and case.graph.values[case.source(indices)].kind == "input":
+        if indices is not None and case.is_data(case.source(indices)):
             found.add(case.source(indices))
     values = [case.graph.values[index] for index in sorted(found - {labels.index})]
     if not values or any(v.data is None or len(v.shape) < 2 or v.shape[0] != labels.shape[0] for v in values):
@@ -209,6 +209,7 @@ def _row(labels: Value, at: int) -> str:
 
 ONE_BATCH = 30  # watched steps on the very same batch
 RESIDUE = 0.1  # share of the loss at the start that is left
+FELL = 1.1  # times the loss at the start: a loss that has risen has another fault
 
 
 @UNFITTABLE.over_time
@@ -227,7 +228,7 @@ def _one_batch(run: Run) -> Iterator[Finding]:
     parameters = sum(series.statistics[-1].elements for series in run.history.of_kind("parameter"))
     data = sum(series.statistics[-1].elements for series in inputs)
     flat = abs(before - after) <= run.thresholds.plateau * abs(before)
-    if flat and after > RESIDUE * run.first_loss and parameters > 2 * data and after < run.first_loss:
+    if flat and after > RESIDUE * run.first_loss and parameters > 2 * data and after < FELL * run.first_loss:
         yield UNFITTABLE.found(
             "loss",
             f"The loss stays at {number(after)}, though every step has the same batch.",

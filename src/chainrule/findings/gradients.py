@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from chainrule.document import Code
-from chainrule.findings.case import Case, base_of, dense, listed, norm_of
+from chainrule.findings.case import Case, base_of, dense, norm_of
 from chainrule.findings.finding import Finding, Kind
-from chainrule.findings.run import Run
+from chainrule.findings.run import Run, listed
 from chainrule.graph import Parameter, Place, Value, references
 from chainrule.numbers import number
 from chainrule.statistics import EXPONENTS

@@ -198,7 +198,7 @@ def _broadcast_in_loss(case: Case) -> Iterator[Finding]:
         if len(refs) != 2:
             continue
         first, second = (case.graph.values[ref] for ref in refs)
-        if "input" not in (first.kind, second.kind) or not (first.requires_grad or second.requires_grad):
+        if not (case.is_data(refs[0]) or case.is_data(refs[1])) or not (first.requires_grad or second.requires_grad):
             continue
         shape = _common(first.shape, second.shape)
         if shape is None or not _crossed(call, first, second, shape):

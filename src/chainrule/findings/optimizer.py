@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.findings.case import Case, dense, listed, norm_of
+from chainrule.findings.case import Case, dense, norm_of
 from chainrule.findings.finding import Finding, Kind
-from chainrule.findings.run import Run, is_bias
+from chainrule.findings.run import Run, is_bias, listed
 from chainrule.graph import ParameterUpdate, Update
 from chainrule.numbers import number
 
@@ -134,29 +134,34 @@ def _larger_than_itself(case: Case) -> Iterator[Finding]:
             )
 
 
+PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, whatever comes after
+
+
 @TOO_LARGE.over_time
 def _too_large(run: Run) -> Iterator[Finding]:
     if not run.enough:
         return
-    limit, window = run.thresholds.update_ratio_large, int(run.thresholds.window)
-    over = []
+    limit, window, over = run.thresholds.update_ratio_large, int(run.thresholds.window), []
     for name, ratios in run.ratios.items():
-        last = ratios[len(ratios) // 2 :][-window:]
-        if len(ratios) >= run.thresholds.enough and (middle := median([r for _, r in last])) > limit:
-            over.append((middle, name))
+        if len(ratios) >= run.thresholds.enough:
+            last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]])
+            peak = max(ratio for _, ratio in ratios) if run.began_at_its_size(name) else 0.0
+            if last > limit:
+                over.append((last, name, "in the median over the last watched steps"))
+            elif peak > PEAK * limit:
+                over.append((peak, name, "at their largest, and made the weight what it is"))
     if over:
-        worst, name = max(over)
-        step = _since(run.ratios[name], lambda ratio: ratio > limit)
-        others = [other for _, other in sorted(over, reverse=True)[1:]]
+        worst, name, when = max(over)
+        others = [other for _, other, _ in sorted(over, reverse=True)[1:]]
         yield TOO_LARGE.found(
             name,
-            f"Updates of {name} are {number(worst)} times as large as the weight; about 0.001 is healthy.",
+            f"Updates of {name} are {number(worst)} times as large as the weight, {when}; about 0.001 is healthy.",
             (
-                f"Median over the last watched steps; {len(over)} of {len(run.ratios)} weights are above {limit:g}"
+                f"{len(over)} of {len(run.ratios)} weights are above {limit:g}"
                 f"{': also ' + listed(others) if others else ''}.",
                 f"Learning rate {_rates(run)}.",
             ),
-            since=step,
+            since=next(step for step, ratio in run.ratios[name] if ratio > limit),
         )
 
 
@@ -198,16 +203,6 @@ def _rates(run: Run) -> str:
     return listed([number(rate) for rate in dict.fromkeys(rates)]) or "not known"
 
 
-def _since(course: list[tuple[int, float]], holds: Any) -> int:
-    """The first step of the last half from which on it holds more often than not."""
-    first = course[0][0]
-    for index in range(len(course)):
-        rest = [holds(ratio) for _, ratio in course[index:]]
-        if rest[0] and sum(rest) > len(rest) / 2:
-            return course[index][0]
-    return first
-
-
 STUCK = Kind(
     "stuck-update",
     title="The optimizer hardly moves a parameter that has a gradient",
@@ -224,6 +219,9 @@ STUCK = Kind(
 )
 
 
+REMEMBERED = 1000.0  # times as large as the gradient is now: what a second moment must remember to be blamed
+
+
 @STUCK.in_step
 def _stuck(case: Case) -> Iterator[Finding]:
     for member in _members(case):
@@ -231,39 +229,53 @@ def _stuck(case: Case) -> Iterator[Finding]:
             continue
         moved, rate = norm_of(member.after - member.before), _lr(member.options)
         root = math.sqrt(member.before.numel())
-        memory = _second_moment(member)
-        adaptive = memory is not None and rate > 0 and moved / root < case.thresholds.stuck * rate
-        if moved and not adaptive:
+        reason = _reason(member, moved / root, g / root, case.thresholds.stuck)
+        if not reason:
             continue
         yield STUCK.found(
             member.name,
             f"{member.name} has a gradient, and the optimizer {'hardly moves it' if moved else 'leaves it as it is'}: "
-            f"{_reason(member, moved, rate, memory)}.",
+            f"{reason}.",
             (
                 f"The norm of its gradient is {number(g)}, that of its update {number(moved)}, that of itself "
                 f"{number(norm_of(member.before))}; its learning rate is {number(rate)}.",
+                *_memory_told(member),
             ),
             severity="note",
         )
 
 
+def _memory_told(member: ParameterUpdate) -> Iterator[str]:
+    memory = _second_moment(member)
+    if memory is not None:
+        yield f"The root of its second moment is {number(memory)} on average."
+
+
 @STUCK.over_time
 def _stuck_for_long(run: Run) -> Iterator[Finding]:
-    yield from run.lasting(STUCK)
+    """What has been learnt to the end has small gradients beside what its optimizer remembers, and that is no fault."""
+    learnt = bool(run.losses) and run.losses[-1][1] < LEARNT * run.first_loss
+    for told in run.lasting(STUCK):
+        yield replace(told, severity="note") if learnt else told
 
 
-def _reason(member: ParameterUpdate, moved: float, rate: float, memory: float | None) -> str:
+LEARNT = 0.01  # share of the loss at the start
+
+
+def _reason(member: ParameterUpdate, moved: float, g: float, limit: float) -> str:
+    """Why a parameter with a gradient of this size (root mean square, as `moved`) stays; "" where it does not.
+
+    A gradient that is next to 0 itself, as that of a bias before a batch norm, is no fault of the optimizer.
+    """
+    rate, memory = _lr(member.options), _second_moment(member)
     if rate == 0:
         return "its learning rate is 0"
-    g = norm_of(member.grad) / math.sqrt(member.before.numel()) if member.grad is not None else 0.0
-    if memory is not None and memory > 100 * g:
-        return f"the state remembers gradients of size {number(memory)}, and they are of size {number(g)} now"
     if not moved and member.before.dtype in (torch.float16, torch.bfloat16):
-        spacing = torch.finfo(member.before.dtype).eps
-        return (
-            f"the update is below the spacing of {str(member.before.dtype).removeprefix('torch.')}, {spacing:.2g} of it"
-        )
-    return "the update is too small for it" if not moved else "its momentum is next to 0"
+        kind = str(member.before.dtype).removeprefix("torch.")
+        return f"the update is below the spacing of {kind}, {torch.finfo(member.before.dtype).eps:.2g} of the weight"
+    if memory is not None and moved < limit * rate and g * REMEMBERED < memory:
+        return "its state remembers a gradient that was far larger"
+    return ""
 
 
 def _second_moment(member: ParameterUpdate) -> float | None:

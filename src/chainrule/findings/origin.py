@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from chainrule.backprop import Derivation, NodeStep
-from chainrule.findings.case import Case, base_of, dense, finite, floating, listed
+from chainrule.findings.case import Case, base_of, dense, finite, floating
 from chainrule.findings.finding import Finding, Kind
-from chainrule.findings.run import Run
+from chainrule.findings.run import Run, listed
 from chainrule.graph import Operation, Value, references
 from chainrule.history import Kind as Kind_
 from chainrule.lookup import Index
@@ -124,7 +124,9 @@ def _by_statistics(case: Case) -> Iterator[Finding]:
 
 @FORWARD.over_time
 def _forward_over_time(run: Run) -> Iterator[Finding]:
-    yield from run.carried(FORWARD)
+    for told in run.carried(FORWARD):
+        if not _follows(run, told):
+            yield told
     if not any(True for kind in (FORWARD, BACKWARD) for _ in run.stretches(kind)):
         yield from _first_of_history(run)
 
@@ -135,7 +137,15 @@ def _backward_over_time(run: Run) -> Iterator[Finding]:
     skipped = {each.step for each in run.steps if each.skipped}
     for stretch, told in zip(run.stretches(BACKWARD), run.carried(BACKWARD), strict=True):
         left_out = set(stretch.steps) <= skipped and len(skipped) < len(run.steps) / 2
-        yield replace(told, severity="note") if left_out else told
+        if not _follows(run, told):
+            yield replace(told, severity="note") if left_out else told
+
+
+def _follows(run: Run, told: Finding) -> bool:
+    """Whether it only follows from what came before: numbers were lost, and the loss has not been finite since."""
+    lost = [stretch.steps[0] for kind in (FORWARD, BACKWARD) for stretch in run.stretches(kind)]
+    first, at = min(lost), told.since
+    return at is not None and at > first and not any(first < step < at for step, _ in run.losses)
 
 
 def _first_of_history(run: Run) -> Iterator[Finding]:

@@ -7,14 +7,17 @@ examined steps that show it; a step breaks the row only where the check could ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from statistics import median
 
 from chainrule.findings.finding import RANK, Finding, Kind
 from chainrule.findings.thresholds import Thresholds
 from chainrule.history import History, StepFacts
+
+LISTED = 5  # places that are named one by one
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,11 @@ class Run:
 
     @cached_property
     def first_loss(self) -> float:
-        """The loss at the start: the median of the first five; NaN where there is none."""
-        return median([loss for _, loss in self.losses[:5]]) if self.losses else math.nan
+        """The loss at the start: the least of the first three, as a rate that is too high shows from the second on.
+
+        NaN where there is none.
+        """
+        return min((loss for _, loss in self.losses[:3]), default=math.nan)
 
     @cached_property
     def consecutive(self) -> bool:
@@ -125,6 +131,11 @@ class Run:
         halves = [ratios[len(ratios) // 2 :] for ratios in self.ratios.values()]
         return max((median([ratio for _, ratio in half]) for half in halves), default=0.0)
 
+    def began_at_its_size(self, name: str) -> bool:
+        """Whether a weight was there from the first watched step on: one that begins at 0 must grow by large updates."""
+        ratios = self.ratios.get(name)
+        return bool(ratios) and ratios[0][0] == self.steps[0].step  # type: ignore[index]
+
     @property
     def enough(self) -> bool:
         """Whether there are steps enough to speak of a course."""
@@ -147,6 +158,24 @@ def carry(stretch: Stretch, lasts: int) -> Finding | None:
     )  # fmt: skip
 
 
+def joined(found: Iterable[Finding]) -> Iterator[Finding]:
+    """What is said of several places in the same words is said once, with a list of the places."""
+    groups: dict[object, list[Finding]] = {}
+    for each in found:
+        words = each.sentence.replace(each.where, "...")
+        key = (each.id, each.severity, each.since, each.until, words) if each.where in each.sentence else id(each)
+        groups.setdefault(key, []).append(each)
+    for first, *others in groups.values():
+        more = (f" The same holds of {listed([each.where for each in others])}.",) if others else ()
+        yield replace(first, text=(*first.text, *more))
+
+
+def listed(items: Sequence[object]) -> str:
+    """The first few of several."""
+    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return ", ".join(map(str, items[:LISTED])) + more
+
+
 def is_bias(name: str) -> bool:
     """Whether a parameter's name says that it is a bias or a norm's scale, which begin at 0 and 1."""
     last = name.rsplit(".", 1)[-1].partition("#")[0]
@@ -154,6 +183,9 @@ def is_bias(name: str) -> bool:
 
 
 def robust_spread(numbers: Sequence[float]) -> float:
-    """The median absolute deviation, scaled to be the standard deviation of a normal distribution."""
-    middle = median(numbers)
-    return 1.4826 * median([abs(number - middle) for number in numbers])
+    """The noise of a course as a standard deviation, from the median size of its differences.
+
+    A trend, which a falling loss has, makes small differences and does not count. Independent noise of deviation s has
+    differences of deviation s * sqrt(2), and the median of a normal size is 0.6745 of its deviation.
+    """
+    return median([abs(after - before) for before, after in pairwise(numbers)]) / (0.6745 * math.sqrt(2))

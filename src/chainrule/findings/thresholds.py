@@ -81,7 +81,7 @@ class Thresholds:
         "the same rule of thumb, thirty times",
     )  # fmt: skip
     stuck: float = _limit(
-        1e-3, "root mean square of the update / learning rate", "below it an adaptive optimizer does not move",
+        1e-2, "root mean square of the update / learning rate", "below it an adaptive optimizer does not move",
         "Kingma and Ba, Adam, 2015: the step is about the learning rate where gradients keep their size",
     )  # fmt: skip
     clipped_share: float = _limit(
@@ -103,7 +103,7 @@ class Thresholds:
     spike_factor: float = _limit(2.0, "loss / median of the window before", "a spike", "our runs")
     spike_sigmas: float = _limit(
         10.0, "robust standard deviations of the window before", "that the loss must lie above its median, too",
-        "median absolute deviation times 1.4826",
+        "from the median size of the differences between steps, in which a trend does not count",
     )  # fmt: skip
     spike_height: float = _limit(
         0.5, "share of the loss at the start", "that it must lie above the median, too: hard samples late in training",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from chainrule.backprop import Step
-from chainrule.findings.case import LISTED, Case, base_of, dense, listed
+from chainrule.findings.case import Case, argument, base_of, dense
 from chainrule.findings.finding import Finding, Kind
-from chainrule.findings.run import Run, carry
+from chainrule.findings.run import LISTED, Run, carry, listed
 from chainrule.graph import Operation
 from chainrule.numbers import number
 from chainrule.terms import aligned
@@ -43,8 +43,7 @@ def _units_off(case: Case) -> Iterator[Finding]:
         slope = step.rule.gradient(step.op, (torch.ones_like(step.op.out),), name)  # type: ignore[union-attr, arg-type]
         if before.data is None or len(before.shape) < 2 or slope.shape != before.shape:
             continue
-        producer = case.producer(value)
-        axis = 1 if producer is not None and "conv" in producer.name else len(before.shape) - 1
+        axis = 1 if _by_channels(case, value) else len(before.shape) - 1
         places = math.prod(before.shape) // max(before.shape[axis], 1)
         if before.shape[0] < MIN_SAMPLES or not slope.numel():
             continue
@@ -106,6 +105,19 @@ def _dead(run: Run) -> Iterator[Finding]:
             text=(f"{count} of {latest.where} were off for every sample at {len(stretch.steps)} examined steps in a row.",),
             evidence=(f"They are {listed(list(rows))}.", *(told.evidence[:1] if dead else ())),
         )  # fmt: skip
+
+
+def _by_channels(case: Case, value: int) -> bool:
+    """Whether units lie along axis 1, as a convolution and the norms after it give them."""
+    while (operation := case.producer(case.source(value))) is not None:
+        base = base_of(operation).removesuffix("_")
+        if "conv" in base or "batch_norm" in base or base == "native_group_norm":
+            return True
+        given = argument(operation, "self")
+        if base not in ("add", "mul", "sub", "div") or given is None:
+            return False
+        value = given
+    return False
 
 
 def _hinges(case: Case) -> Iterator[tuple[Step, str, int]]:
@@ -252,6 +264,7 @@ SYMMETRIC = Kind(
     "fine for biases, and for the last layer of a branch.",
     thresholds=("same",),
     source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 8.4",
+    lasts=2,
 )
 
 
