@@ -34,9 +34,10 @@ class Watched:
         self.step_findings[step] = findings(graph, derivation, recording.notation)
         self.history.steps.append(_facts(step, recording, full))
         places = {name: place for place, name in enumerate(graph.parameters)}
+        for known in graph.parameters.values():
+            self.history.add("parameter", known.name, step, measured(known.before), places[known.name])
         for parameter in (member for update in graph.updates for member in update.parameters):
             layer = places.get(parameter.name, len(places))
-            self.history.add("parameter", parameter.name, step, measured(parameter.before), layer)
             self.history.add("update", parameter.name, step, measured(parameter.after - parameter.before), layer)
             if parameter.grad is not None:
                 self.history.add("parameter gradient", parameter.name, step, measured(parameter.grad), layer)
@@ -57,12 +58,16 @@ class Watched:
         return findings_over_time(self.history, self.step_findings, thresholds, silence)
 
 
-def watched(script: Script, steps: int = 100, full_every: int = 10) -> Watched:
-    """Run a script for at most so many steps, and watch every one of them."""
+def watched(script: Script, steps: int = 100, every: int = 1, full_every: int = 10) -> Watched:
+    """Run a script for at most so many steps; each `every`th is watched, each `full_every`th in full."""
     running, found = script(), Watched(full_every)
     models = next(running)
+    names = models if isinstance(models, dict) else {"model": models}
     for step in range(steps):
-        with chainrule.record(models if isinstance(models, dict) else {"model": models}) as recording:
+        if step % every:
+            next(running)
+            continue
+        with chainrule.record(names) as recording:
             ended = next(running, running) is running
         if ended:
             break

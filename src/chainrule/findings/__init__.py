@@ -19,7 +19,7 @@ from chainrule.history import History
 from chainrule.notation import Notation
 
 __all__ = [
-    "KINDS", "Finding", "Kind", "Severity", "Thresholds", "check_silence", "findings", "findings_over_time",
+    "BY_TOPIC", "KINDS", "Finding", "Kind", "Severity", "Thresholds", "check_silence", "findings", "findings_over_time",
 ]  # fmt: skip
 
 TOPICS = {

@@ -82,8 +82,8 @@ class Kind:
     """Everything that is known of one kind of finding.
 
     `what` is found, `why` it matters, what to try (`advice`), the `thresholds` (fields of `Thresholds`) that decide,
-    and the `source` that they follow. In a run, what a single step shows is told as more than a note only where it held for
-    `lasts` examined steps in a row up to the last one; with `lasts` 1 it is told whenever it was seen.
+    and the `source` that they follow. In a run, what a single step shows is told as more than a note only where it
+    held for `lasts` examined steps in a row up to the last one; with `lasts` 1 it is told whenever it was seen.
     """
 
     id: str

@@ -26,7 +26,7 @@ NO_GRADIENT = Kind(
     severity="warning",
     what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The reason is told: it "
     "was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
-    why="It does not learn.",
+    why="It does not learn. (A note where it is frozen, or where an optimizer stepped that does not hold it.)",
     advice="If it is meant to learn, use it on the way to the loss, without detach(), item() or no_grad().",
     source="PyTorch's documentation: Autograd mechanics",
     lasts=2,
@@ -45,6 +45,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             advice="Call backward() on the loss inside the recorded block.",
         )
         return
+    held = {member.name for update in case.graph.updates for member in update.parameters}
     for parameter in missing:
         value = None if parameter.value is None else case.graph.values[parameter.value]
         frozen = value is not None and not value.requires_grad
@@ -53,7 +54,8 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             no_gradient(case.graph, parameter.value, parameter.name),
             (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(parameter)}.",),
             place=value.place if value is not None else None,
-            severity="note" if frozen else "warning",
+            # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
+            severity="note" if frozen or (held and parameter.name not in held) else "warning",
             advice="This is right for a layer that is meant to stay as it is." if frozen else "",
         )
 
@@ -295,7 +297,8 @@ def _longest_way(case: Case) -> list[int]:
 def _evidence(case: Case, layers: list[tuple[int, float]]) -> Iterator[str]:
     shown = layers if len(layers) <= 8 else [*layers[:4], *layers[-4:]]
     told = ", ".join(f"{case.name(value)} {number(norm)}" for value, norm in shown)
-    yield f"Norms of the gradient of {len(layers)} layers' outputs, from first to last{' (ends)' * (len(layers) > 8)}: {told}."
+    ends = " (the first and last four)" if len(layers) > 8 else ""
+    yield f"Norms of the gradient of {len(layers)} layers' outputs, from first to last{ends}: {told}."
 
 
 # -- too small for its number type, or only noise ----------------------------------------------------------------------

@@ -258,8 +258,8 @@ SUM_OF_LOSSES = Kind(
     what="A loss that compares predictions with targets is summed over its elements, and not divided by their number.",
     why="The gradient grows with the batch: the learning rate works as if it were that many times as large, and means "
     "something else at every batch size.",
-    advice='Take reduction="mean", or divide the sum by the number of samples; keep the sum only where the optimizer\'s '
-    "rate was chosen for it.",
+    advice="Take the mean, or divide the sum by the number of samples; keep the sum only where the learning rate was "
+    "chosen for it.",
     source="Goyal et al., Accurate, large minibatch SGD, 2017: the rate belongs to the mean over a batch",
 )
 

@@ -53,9 +53,11 @@ def _not_in_optimizer(case: Case) -> Iterator[Finding]:
 
 @NOT_IN_OPTIMIZER.over_time
 def _never_in_optimizer(run: Run) -> Iterator[Finding]:
-    updated = {series.name for series in run.history.of_kind("update")}
+    """Only what never moves: what does is trained at steps that were not watched, or by hand."""
+    moved = {series.name for series in run.history.of_kind("update")}
+    moved |= {each.name for each in run.history.of_kind("parameter") if len({known.norm for _, known in each}) > 1}
     for told in run.lasting(NOT_IN_OPTIMIZER):
-        turns = any(name == told.where or name.startswith(f"{told.where}.") for name in updated)
+        turns = any(name == told.where or name.startswith(f"{told.where}.") for name in moved)
         yield replace(told, severity="note") if turns else told
 
 

@@ -132,7 +132,7 @@ class Run:
         return max((median([ratio for _, ratio in half]) for half in halves), default=0.0)
 
     def began_at_its_size(self, name: str) -> bool:
-        """Whether a weight was there from the first watched step on: one that begins at 0 must grow by large updates."""
+        """Whether a weight was not 0 at the first watched step: one that was must grow by large updates."""
         ratios = self.ratios.get(name)
         return bool(ratios) and ratios[0][0] == self.steps[0].step  # type: ignore[index]
 

@@ -1,7 +1,7 @@
 """Every number that decides whether something is found: one table, which the user can change.
 
-A false alarm costs more than a miss: it teaches the reader to look away. So each threshold lies well beyond what healthy
-training showed in our own runs (tests/faults), and says on whose practice or paper it rests.
+A false alarm costs more than a miss: it teaches the reader to look away. So each threshold lies well beyond what
+healthy training showed in our own runs (tests/faults), and says on whose practice or paper it rests.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _dead(run: Run) -> Iterator[Finding]:
         dead = len(rows) > run.thresholds.units_dead * latest.size
         yield replace(
             told, severity="warning" if dead else "note", rows=rows,
-            text=(f"{count} of {latest.where} were off for every sample at {len(stretch.steps)} examined steps in a row.",),
+            text=(f"{count} of {latest.where} were off for every sample, at each of {len(stretch.steps)} steps.",),
             evidence=(f"They are {listed(list(rows))}.", *(told.evidence[:1] if dead else ())),
         )  # fmt: skip
 
