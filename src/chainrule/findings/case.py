@@ -67,6 +67,11 @@ class Case:
         name = self.graph.calls[operation.call].name if operation.call is not None else "__"
         return base_of(operation) if name.startswith("__") else name
 
+    def may_learn(self, parameter: str) -> bool:
+        """Whether an optimizer that stepped holds it; where none stepped, any may."""
+        held = [member.name for update in self.graph.updates for member in update.parameters]
+        return not held or parameter in held
+
     # -- the way through the graph ------------------------------------------------------------------------------------
 
     def forward(self) -> Iterator[Step]:

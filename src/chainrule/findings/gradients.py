@@ -26,7 +26,7 @@ NO_GRADIENT = Kind(
     severity="warning",
     what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The reason is told: it "
     "was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
-    why="It does not learn. (A note where it is frozen, or where an optimizer stepped that does not hold it.)",
+    why="It does not learn. It is a note where that is meant: frozen, or in no optimizer that stepped.",
     advice="If it is meant to learn, use it on the way to the loss, without detach(), item() or no_grad().",
     source="PyTorch's documentation: Autograd mechanics",
     lasts=2,
@@ -45,7 +45,6 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             advice="Call backward() on the loss inside the recorded block.",
         )
         return
-    held = {member.name for update in case.graph.updates for member in update.parameters}
     for parameter in missing:
         value = None if parameter.value is None else case.graph.values[parameter.value]
         frozen = value is not None and not value.requires_grad
@@ -55,7 +54,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(parameter)}.",),
             place=value.place if value is not None else None,
             # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
-            severity="note" if frozen or (held and parameter.name not in held) else "warning",
+            severity="note" if frozen or not case.may_learn(parameter.name) else "warning",
             advice="This is right for a layer that is meant to stay as it is." if frozen else "",
         )
 
@@ -100,6 +99,7 @@ def _accumulated(case: Case) -> Iterator[Finding]:
                 f"{number(norm_of(left))} in `.grad`.",
             ),
             place=case.graph.backwards[0].place,
+            severity="warning" if case.may_learn(parameter.name) else "note",  # nobody reads it now
         )
 
 
