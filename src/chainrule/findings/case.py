@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chainrule.backprop import Derivation, Step
 from chainrule.findings.thresholds import Thresholds
-from chainrule.graph import Graph, Operation, Place, Ref, Value, references
+from chainrule.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, Value, references
 from chainrule.notation import Notation
 from chainrule.statistics import Statistics
 
@@ -67,10 +67,23 @@ class Case:
         name = self.graph.calls[operation.call].name if operation.call is not None else "__"
         return base_of(operation) if name.startswith("__") else name
 
-    def may_learn(self, parameter: str) -> bool:
+    def parameter(self, member: ParameterUpdate) -> Parameter | None:
+        """What an optimizer moved, as a parameter of the step; two may have one name, so its value comes first."""
+        return self._of_value.get(member.value) or self.graph.parameters.get(member.name)
+
+    def may_learn(self, parameter: Parameter) -> bool:
         """Whether an optimizer that stepped holds it; where none stepped, any may."""
-        held = [member.name for update in self.graph.updates for member in update.parameters]
-        return not held or parameter in held
+        return not self.held or parameter.name in self.held
+
+    @cached_property
+    def held(self) -> frozenset[str]:
+        """The names of the parameters that the optimizers that stepped hold."""
+        members = (member for update in self.graph.updates for member in update.parameters)
+        return frozenset(known.name for member in members if (known := self.parameter(member)) is not None)
+
+    @cached_property
+    def _of_value(self) -> dict[int | None, Parameter]:
+        return {known.value: known for known in self.graph.parameters.values() if known.value is not None}
 
     # -- the way through the graph ------------------------------------------------------------------------------------
 

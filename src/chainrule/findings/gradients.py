@@ -54,7 +54,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(parameter)}.",),
             place=value.place if value is not None else None,
             # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
-            severity="note" if frozen or not case.may_learn(parameter.name) else "warning",
+            severity="note" if frozen or not case.may_learn(parameter) else "warning",
             advice="This is right for a layer that is meant to stay as it is." if frozen else "",
         )
 
@@ -99,7 +99,7 @@ def _accumulated(case: Case) -> Iterator[Finding]:
                 f"{number(norm_of(left))} in `.grad`.",
             ),
             place=case.graph.backwards[0].place,
-            severity="warning" if case.may_learn(parameter.name) else "note",  # nobody reads it now
+            severity="warning" if case.may_learn(parameter) else "note",  # nobody reads it now
         )
 
 
@@ -135,7 +135,7 @@ def _changed(case: Case) -> Iterator[Finding]:
     places: dict[str, Place | None] = {}
     for update in case.graph.updates:
         for member in update.parameters:
-            known = case.graph.parameters.get(member.name)
+            known = case.parameter(member)
             if known is None or known.grad is None:
                 continue
             left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)

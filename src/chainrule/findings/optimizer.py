@@ -14,7 +14,7 @@ from torch import Tensor
 from chainrule.findings.case import Case, dense, norm_of
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, is_bias, listed
-from chainrule.graph import ParameterUpdate, Update
+from chainrule.graph import ParameterUpdate
 from chainrule.numbers import number
 
 NOT_IN_OPTIMIZER = Kind(
@@ -33,12 +33,11 @@ NOT_IN_OPTIMIZER = Kind(
 
 @NOT_IN_OPTIMIZER.in_step
 def _not_in_optimizer(case: Case) -> Iterator[Finding]:
-    held = {member.name for update in case.graph.updates for member in update.parameters}
-    if not held:
+    if not case.held:
         return
     left_out: dict[str, list[str]] = {}
     for name, parameter in case.graph.parameters.items():
-        if name not in held and parameter.grad is not None and parameter.value is not None:
+        if name not in case.held and parameter.grad is not None and parameter.value is not None:
             left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
     for owner, names in left_out.items():
         norm = norm_of(*(g for name in names if (g := case.graph.parameters[name].grad) is not None))
@@ -46,7 +45,7 @@ def _not_in_optimizer(case: Case) -> Iterator[Finding]:
             owner,
             f"No optimizer that stepped holds {listed(names)}, and {'it has' if len(names) == 1 else 'they have'} a "
             "gradient.",
-            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(held)} other parameters.",),
+            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(case.held)} other parameters.",),
             severity="note",
         )
 
@@ -75,32 +74,29 @@ IN_TWO_OPTIMIZERS = Kind(
 
 @IN_TWO_OPTIMIZERS.in_step
 def _in_two_optimizers(case: Case) -> Iterator[Finding]:
-    holders: dict[str, dict[int, Update]] = {}
+    holders: dict[str, dict[int, tuple[str, ParameterUpdate]]] = {}
     for update in case.graph.updates:
         for member in update.parameters:
-            if member.grad is not None:
-                holders.setdefault(member.name, {})[update.optimizer_number] = update
+            known = case.parameter(member)
+            if known is not None and member.grad is not None:
+                holders.setdefault(known.name, {})[update.optimizer_number] = update.optimizer, member
     shared: dict[tuple[int, ...], list[str]] = {}
     for name, updates in holders.items():
         if len(updates) > 1:
             shared.setdefault(tuple(updates), []).append(name)
     for names in shared.values():
-        both = list(holders[names[0]].values())
-        kinds = " and ".join(f"{update.optimizer} (rate {number(_rate(update, names[0]))})" for update in both)
+        both = holders[names[0]].values()
+        kinds = " and ".join(f"{optimizer} (rate {number(_lr(member.options))})" for optimizer, member in both)
+        moves = [" and then by ".join(_move(member) for _, member in holders[name].values()) for name in names[:2]]
         yield IN_TWO_OPTIMIZERS.found(
             names[0] if len(names) == 1 else f"{len(names)} parameters",
             f"{listed(names)} {'is' if len(names) == 1 else 'are'} in {len(both)} optimizers that stepped: {kinds}.",
-            [f"{name} was moved by {_moves(both, name)}." for name in names[:2]],
+            [f"{name} was moved by {told}." for name, told in zip(names, moves, strict=False)],
         )
 
 
-def _rate(update: Update, name: str) -> float:
-    return next(_lr(member.options) for member in update.parameters if member.name == name)
-
-
-def _moves(updates: list[Update], name: str) -> str:
-    moves = [m.after - m.before for update in updates for m in update.parameters if m.name == name]
-    return " and then by ".join(f"{number(norm_of(move))}" for move in moves)
+def _move(member: ParameterUpdate) -> str:
+    return number(norm_of(member.after - member.before))
 
 
 # -- how far -----------------------------------------------------------------------------------------------------------

@@ -19,12 +19,11 @@ def _limit(default: float, unit: str, meaning: str, source: str = "") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What counts as unhealthy. Every field is documented in docs/findings.md; change the ones you disagree with:
+    """What counts as unhealthy; give those that you disagree with: `Thresholds(update_ratio_large=0.3)`.
 
-        chainrule.Thresholds(update_ratio_large=0.3)
-
-    Raises ThresholdError for a value that is no finite number of 0 or more.
-    """  # fmt: skip
+    Every field stands in docs/findings.md with its unit, its meaning and its source. Raises ThresholdError for a value
+    that is no finite number of 0 or more.
+    """
 
     # units
     units_off: float = _limit(
