@@ -21,7 +21,8 @@ Script = Callable[[], Generator[Any, None, None]]
 class Watched:
     """What was gathered of a run."""
 
-    def __init__(self, full_every: int) -> None:
+    def __init__(self, full_every: int, thresholds: Thresholds | None = None) -> None:
+        self.thresholds = thresholds
         self.history = History()
         self.step_findings: dict[int, tuple[Finding, ...]] = {}
         self._full_every = full_every
@@ -31,7 +32,7 @@ class Watched:
         full = step % self._full_every == 0
         graph = recording.graph
         derivation = recording.derivation if full else None
-        self.step_findings[step] = findings(graph, derivation, recording.notation)
+        self.step_findings[step] = findings(graph, derivation, recording.notation, self.thresholds)
         self.history.steps.append(_facts(step, recording, full))
         places = {name: place for place, name in enumerate(graph.parameters)}
         for known in graph.parameters.values():
@@ -53,14 +54,16 @@ class Watched:
                     if value.grad is not None:
                         self.history.add("gradient", key, step, measured(value.grad), value.index, classes[path])
 
-    def findings(self, thresholds: Thresholds | None = None, silence: tuple[str, ...] = ()) -> tuple[Finding, ...]:
+    def findings(self, silence: tuple[str, ...] = ()) -> tuple[Finding, ...]:
         """What the run shows."""
-        return findings_over_time(self.history, self.step_findings, thresholds, silence)
+        return findings_over_time(self.history, self.step_findings, self.thresholds, silence)
 
 
-def watched(script: Script, steps: int = 100, every: int = 1, full_every: int = 10) -> Watched:
+def watched(
+    script: Script, steps: int = 100, every: int = 1, full_every: int = 10, thresholds: Thresholds | None = None
+) -> Watched:
     """Run a script for at most so many steps; each `every`th is watched, each `full_every`th in full."""
-    running, found = script(), Watched(full_every)
+    running, found = script(), Watched(full_every, thresholds)
     models = next(running)
     names = models if isinstance(models, dict) else {"model": models}
     for step in range(steps):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Case:
         self.derivation = derivation
         self.notation = notation
         self.thresholds = thresholds or Thresholds()
+        self.worked_out: dict[str, Any] = {}  # what more than one check asks for, by the name of what it is
         self._data: dict[int, bool] = {}
         self._statistics: dict[tuple[int, bool], Statistics | None] = {}
 

@@ -40,7 +40,7 @@ def page() -> str:
     """The whole page, in Markdown."""
     text = HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(KINDS)))
     for topic, kinds in BY_TOPIC.items():
-        text += f"## {topic}\n\n" + "\n".join("\n".join(_entry(kind)) for kind in kinds)
+        text += f"## {topic}\n\n" + "".join("\n".join(_entry(kind)) + "\n\n" for kind in kinds)
     return text + TABLE_HEAD + "\n".join(_thresholds()) + "\n"
 
 
@@ -53,7 +53,6 @@ def _entry(kind: Kind) -> Iterator[str]:
     if kind.thresholds:
         yield "- thresholds: " + ", ".join(f"[`{name}`](#thresholds)" for name in kind.thresholds)
     yield f"- source: {_escape(kind.source)}"
-    yield ""
 
 
 def _severity(kind: Kind) -> str:

@@ -86,16 +86,11 @@ class Birth:
 
 
 @FORWARD.in_step
-def _births(case: Case) -> Iterator[Finding]:
-    """The first number that is not finite, forward and backward, each with the operands that made it.
-
-    One check for both kinds: whether the backward pass made it is known once it is known that the forward pass did not.
-    """
-    history = _History(case)
-    for birth in history.first():
+def _births_forward(case: Case) -> Iterator[Finding]:
+    """The first number that is not finite, with the operands that made it."""
+    history = _history(case)
+    for birth in history.first:
         yield _told(case, history, birth)
-    if case.derivation is not None:
-        yield from _backward(case, case.derivation, history)
 
 
 @FORWARD.in_step
@@ -120,6 +115,13 @@ def _by_statistics(case: Case) -> Iterator[Finding]:
                 advice=_advice(operation),
             )
             return
+
+
+@BACKWARD.in_step
+def _births_backward(case: Case) -> Iterator[Finding]:
+    """The first node that makes a gradient NaN or infinite, with the operands that made it."""
+    if case.derivation is not None:
+        yield from _backward(case, case.derivation, _history(case))
 
 
 @FORWARD.over_time
@@ -186,6 +188,7 @@ class _History:
             self._read(operation)
         losses = [b.loss for b in case.graph.backwards if b.loss is not None]
         self.bad_losses = [loss for loss in losses if not finite(case.graph.values[loss].data)]
+        self.first = self._first()
 
     def _read(self, operation: Operation) -> None:
         values = self.case.graph.values
@@ -212,7 +215,7 @@ class _History:
         self.births.append(birth)
         self.of[value.index] = birth
 
-    def first(self) -> list[Birth]:
+    def _first(self) -> list[Birth]:
         """The first of all, and the one that the loss goes back to, where that is another."""
         if self.bad_losses and self.infinite and not self.births:
             self._born(self.infinite[0], None)
@@ -238,6 +241,14 @@ class _History:
     def harmful(self) -> bool:
         """Whether what is not finite reaches the loss or a parameter's gradient."""
         return bool(self.bad_losses) or not all(finite(each.grad) for each in self.case.graph.parameters.values())
+
+
+def _history(case: Case) -> _History:
+    """The history of a step, worked out once."""
+    if "births" not in case.worked_out:
+        case.worked_out["births"] = _History(case)
+    known: _History = case.worked_out["births"]
+    return known
 
 
 def _makes(made: Tensor, operands: list[Tensor | None]) -> bool:
