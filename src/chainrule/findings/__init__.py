@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from chainrule.backprop import Derivation
-from chainrule.findings import course, data, gradients, layers, losses, optimizer, origin, units
+from chainrule.findings import course, data, depth, gradients, layers, losses, optimizer, origin, units
 from chainrule.findings.case import Case
 from chainrule.findings.finding import KINDS, Finding, Kind, Severity, check_silence, in_order
 from chainrule.findings.run import Run, joined
@@ -29,6 +29,7 @@ TOPICS = {
     "Layers": layers,
     "Data": data,
     "Gradients": gradients,
+    "Gradients through depth": depth,
     "The optimizer": optimizer,
     "The course of a run": course,
 }

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chainrule.backprop import Derivation, NodeStep
+from chainrule.findings.births import Birth, Births, births_of, on_purpose
 from chainrule.findings.case import Case, base_of, dense, finite, floating
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, listed
@@ -76,19 +77,10 @@ BACKWARD = Kind(
 )
 
 
-@dataclass
-class Birth:
-    """What was born where: in which operation (None: it was in the leaf `value` before the step)."""
-
-    value: Value
-    operation: Operation | None
-    passed_on: list[int] = field(default_factory=list)  # the values that got it from here, in order
-
-
 @FORWARD.in_step
 def _births_forward(case: Case) -> Iterator[Finding]:
     """The first number that is not finite, with the operands that made it."""
-    history = _history(case)
+    history = births_of(case)
     for birth in history.first:
         yield _told(case, history, birth)
 
@@ -99,7 +91,7 @@ def _by_statistics(case: Case) -> Iterator[Finding]:
     for operation in case.graph.operations:
         operands = [index for _, _, index in references(operation.arguments)]
         for out in operation.outputs:
-            if out is None or case.graph.values[out].data is not None or _on_purpose(operation):
+            if out is None or case.graph.values[out].data is not None or on_purpose(operation):
                 continue
             known = case.statistics(out)
             if known is None or not known.not_finite:
@@ -121,7 +113,7 @@ def _by_statistics(case: Case) -> Iterator[Finding]:
 def _births_backward(case: Case) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite, with the operands that made it."""
     if case.derivation is not None:
-        yield from _backward(case, case.derivation, _history(case))
+        yield from _backward(case, case.derivation, births_of(case))
 
 
 @FORWARD.over_time
@@ -176,106 +168,7 @@ def _first_of_history(run: Run) -> Iterator[Finding]:
 # -- forward -----------------------------------------------------------------------------------------------------------
 
 
-class _History:
-    """Every birth of the forward pass, and which values carry which on."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.births: list[Birth] = []
-        self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
-        self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
-        for operation in case.graph.operations:
-            self._read(operation)
-        losses = [b.loss for b in case.graph.backwards if b.loss is not None]
-        self.bad_losses = [loss for loss in losses if not finite(case.graph.values[loss].data)]
-        self.first = self._first()
-
-    def _read(self, operation: Operation) -> None:
-        values = self.case.graph.values
-        operands = [values[index] for _, _, index in references(operation.arguments)]
-        for leaf in operands:
-            if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
-                if dense(leaf.data).isnan().any():
-                    self._born(leaf, None)
-                elif not finite(leaf.data):
-                    self.infinite.append(leaf)
-        inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
-        for out in operation.outputs:
-            made = values[out] if out is not None else None
-            if made is None or made.data is None or finite(made.data):
-                continue
-            if inherited is not None:
-                inherited.passed_on.append(made.index)
-                self.of[made.index] = inherited
-            elif not _on_purpose(operation) and _makes(made.data, [each.data for each in operands]):
-                self._born(made, operation)
-
-    def _born(self, value: Value, operation: Operation | None) -> None:
-        birth = Birth(value, operation)
-        self.births.append(birth)
-        self.of[value.index] = birth
-
-    def _first(self) -> list[Birth]:
-        """The first of all, and the one that the loss goes back to, where that is another."""
-        if self.bad_losses and self.infinite and not self.births:
-            self._born(self.infinite[0], None)
-        reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
-        if not reached:
-            return self.births[:1]
-        led_to = [birth for birth in self.births if birth.value.index in self._before(reached[0])]
-        return [*led_to[:1], *reached]
-
-    def _before(self, birth: Birth) -> set[int]:
-        """The values that the operands of a birth were computed from."""
-        found: set[int] = set()
-        waiting = [] if birth.operation is None else [birth.operation]
-        while waiting:
-            for _, _, index in references(waiting.pop().arguments):
-                made_by = self.case.graph.values[index].operation
-                if index not in found:
-                    found.add(index)
-                    waiting += [] if made_by is None else [self.case.graph.operations[made_by]]
-        return found
-
-    @property
-    def harmful(self) -> bool:
-        """Whether what is not finite reaches the loss or a parameter's gradient."""
-        return bool(self.bad_losses) or not all(finite(each.grad) for each in self.case.graph.parameters.values())
-
-
-def _history(case: Case) -> _History:
-    """The history of a step, worked out once."""
-    if "births" not in case.worked_out:
-        case.worked_out["births"] = _History(case)
-    known: _History = case.worked_out["births"]
-    return known
-
-
-def _makes(made: Tensor, operands: list[Tensor | None]) -> bool:
-    """NaN where no operand has it, or infinity where all operands are finite."""
-    known = [dense(each) for each in operands if each is not None and floating(each)]
-    if dense(made).isnan().any():
-        return not any(each.isnan().any() for each in known)
-    return all(finite(each) for each in known)
-
-
-def _on_purpose(operation: Operation) -> bool:
-    """Masks are filled with infinity by hand, and fresh memory holds anything."""
-    given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
-    return bool(given) or "empty" in operation.name
-
-
-def _scalars(tree: Any) -> Iterator[Any]:
-    waiting = list(tree)
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, (list, tuple)):
-            waiting.extend(item)
-        else:
-            yield item
-
-
-def _told(case: Case, history: _History, birth: Birth) -> Finding:
+def _told(case: Case, history: Births, birth: Birth) -> Finding:
     data = birth.value.data
     assert data is not None
     nan = bool(dense(data).isnan().any())
@@ -388,7 +281,7 @@ def _overflow(result: Any, made: Tensor) -> str:
     return f": the largest {str(made.dtype).removeprefix('torch.')} is {largest:.3g}"
 
 
-def _passed_on(case: Case, history: _History, birth: Birth) -> Iterator[str]:
+def _passed_on(case: Case, history: Births, birth: Birth) -> Iterator[str]:
     """What only handed it on, as far as the loss."""
     values = case.graph.values
     loss = next((each for each in history.bad_losses if history.of.get(each, birth) is birth), None)
@@ -409,7 +302,7 @@ def _passed_on(case: Case, history: _History, birth: Birth) -> Iterator[str]:
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 
-def _backward(case: Case, derivation: Derivation, history: _History) -> Iterator[Finding]:
+def _backward(case: Case, derivation: Derivation, history: Births) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
     fed = {edge.node for node in case.graph.nodes if node.passages for edge in node.edges}
     for step in derivation.nodes:
@@ -428,7 +321,7 @@ def _backward(case: Case, derivation: Derivation, history: _History) -> Iterator
             return
 
 
-def _inherits(case: Case, history: _History, step: NodeStep) -> bool:
+def _inherits(case: Case, history: Births, step: NodeStep) -> bool:
     """Whether the forward pass made it: a tainted operand or output, and a loss that is not finite for it."""
     if not history.bad_losses or step.operation is None:
         return False
