@@ -35,7 +35,7 @@ NO_GRADIENT = Kind(
 
 @NO_GRADIENT.in_step
 def _without_gradient(case: Case) -> Iterator[Finding]:
-    missing = [each for each in case.graph.parameters.values() if case.gradient(each) is None]
+    missing = [each for each in case.graph.parameters.values() if not each.has_gradient]
     if missing and not case.graph.backwards:
         yield NO_GRADIENT.found(
             missing[0].name,
@@ -51,7 +51,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
         yield NO_GRADIENT.found(
             parameter.name,
             no_gradient(case.graph, parameter.value, parameter.name),
-            (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(case, parameter)}.",),
+            (f"Its shape is {parameter.shape}; the optimizer {_moved(case, parameter)}.",),
             place=value.place if value is not None else None,
             # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
             severity="note" if frozen or not case.may_learn(parameter) else "warning",
@@ -60,10 +60,10 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
 
 
 def _moved(case: Case, parameter: Parameter) -> str:
-    moved = case.move(parameter)
-    if moved is None:
-        return "did not touch it"
-    return "left it as it was" if moved.norm == 0 else "moved it all the same (by momentum or weight decay)"
+    if parameter.after is None or parameter.before is None:
+        return "did not touch it" if parameter.after_statistics is None else "may have moved it"
+    same = torch.equal(parameter.before.detach(), parameter.after.detach())
+    return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
 
 
 ACCUMULATED = Kind(

@@ -305,10 +305,10 @@ def _symmetric(case: Case) -> Iterator[Finding]:
 
 def _may_be_symmetric(case: Case, parameter: Parameter) -> bool:
     """A quick look: equal rows have equal products with any three vectors, and hardly any others have."""
-    before = parameter.before.detach()
-    if before.layout is not torch.strided or not before.is_floating_point():
+    before = parameter.before
+    if before is None or before.layout is not torch.strided or not before.is_floating_point():
         return False
-    rows = before.flatten(1).float()
+    rows = before.detach().flatten(1).float()
     angles = torch.linspace(1, 2, rows.shape[1], device=rows.device)
     products = rows @ torch.stack([angles.sin(), angles.cos(), (7 * angles).sin()], 1)
     ordered = products[products[:, 0].argsort()]
