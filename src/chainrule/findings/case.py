@@ -223,8 +223,8 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def finite(tensor: Tensor | None) -> bool:
-    """Whether there is no NaN and no infinity in it."""
-    return tensor is None or not floating(tensor) or bool(dense(tensor).isfinite().all())
+    """Whether there is no NaN and no infinity in it, as far as is known."""
+    return tensor is None or tensor.is_meta or not floating(tensor) or bool(dense(tensor).isfinite().all())
 
 
 def floating(tensor: Tensor) -> bool:

@@ -78,6 +78,9 @@ ACCUMULATED = Kind(
 )
 
 
+CLEARLY = 0.01  # relative difference of two norms, which say less than the numbers do
+
+
 @ACCUMULATED.in_step
 def _accumulated(case: Case) -> Iterator[Finding]:
     """What was left in `.grad` is more than what the backward passes of this step sent."""
@@ -103,17 +106,40 @@ def _accumulated(case: Case) -> Iterator[Finding]:
         )
 
 
+@ACCUMULATED.in_step
+def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
+    """Without a derivation: the norm of what arrived in the step's only pass, and of what was left in `.grad`."""
+    if case.derivation is not None or len(case.graph.backwards) != 1:
+        return
+    for parameter in case.graph.parameters.values():
+        left = case.gradient(parameter)
+        sent = case.statistics(parameter.value, gradient=True) if parameter.value is not None else None
+        if left is None or sent is None or left.not_finite or sent.not_finite:
+            continue
+        if abs(left.norm - sent.norm) > CLEARLY * max(left.norm, sent.norm):
+            yield ACCUMULATED.found(
+                parameter.name,
+                f"{parameter.name} had a gradient already when backward began, and the new one was added to it.",
+                (f"This step sent a gradient of norm {number(sent.norm)}, and left {number(left.norm)} in `.grad`.",),
+                place=case.graph.backwards[0].place,
+                severity="warning" if case.may_learn(parameter) else "note",
+            )
+
+
 def _sent(case: Case) -> dict[int, list[Tensor]]:
     """For each leaf the gradient that each backward pass sent to it."""
     passes: dict[int, dict[int, Tensor]] = {}
+    unknown: set[int] = set()
     for step in case.derivation.nodes if case.derivation is not None else ():
         for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
             leaf = case.graph.nodes[edge.node].leaf
             sent = share.gradient if share.recorded is None else share.recorded
-            if leaf is not None and sent is not None:
+            if leaf is not None and sent is not None and not kept(sent):
+                unknown.add(leaf)
+            elif leaf is not None and sent is not None:
                 sent, sums = dense(sent), passes.setdefault(leaf, {})
                 sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
-    return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items()}
+    return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items() if leaf not in unknown}
 
 
 CHANGED = Kind(

@@ -243,7 +243,7 @@ def _stuck(case: Case) -> Iterator[Finding]:
             continue
         yield STUCK.found(
             member.name,
-            f"{member.name} has a gradient, and the optimizer {'hardly moves' if moved.norm else 'leaves'} it: {reason}.",
+            f"{member.name} has a gradient, and is {'hardly moved' if moved.norm else 'not moved'}: {reason}.",
             (
                 f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that of "
                 f"itself {number(before.norm)}; its learning rate is {number(_lr(member.options))}.",

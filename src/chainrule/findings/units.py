@@ -40,6 +40,8 @@ def _units_off(case: Case) -> Iterator[Finding]:
     """Units whose nonlinearity passes nothing back, whatever the sample: its slope is 0 in their whole column."""
     for step, name, value in _hinges(case):
         before = case.graph.values[value]
+        if not kept(step.op.out):  # type: ignore[union-attr]
+            continue
         slope = step.rule.gradient(step.op, (torch.ones_like(step.op.out),), name)  # type: ignore[union-attr, arg-type]
         if before.data is None or len(before.shape) < 2 or slope.shape != before.shape:
             continue
@@ -149,7 +151,7 @@ AT_KINK = Kind(
 def _at_kinks(case: Case) -> Iterator[Finding]:
     """Elements exactly where a function has no derivative, and what PyTorch takes there."""
     for step in case.forward():
-        if step.rule is None or step.op is None or step.rule.kink is None:
+        if step.rule is None or step.op is None or step.rule.kink is None or not kept(step.op.out):
             continue
         kink = step.rule.kink
         value = next((value for name, item, value in step.arguments if name == kink.argument and item is None), None)
