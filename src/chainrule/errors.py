@@ -5,7 +5,9 @@
      │    └── MissingError     the recording is fine, but does not hold what was asked for (a name, an index, a step)
      ├── RequestError          an option has a value that means nothing (a share of the nodes above 1, ...)
      ├── RuleError             a rule broke its contract (number of gradients, shape)
-     └── StorageError          a file cannot be written or read
+     ├── StorageError          a file cannot be written or read
+     ├── ThresholdError        a threshold of findings is no number that could be one
+     └── SilenceError          a kind of finding was to be silenced that does not exist
 
 Each message says where, what was met, and what to do next. A mathematical disagreement is a result, never an error.
 """
@@ -35,3 +37,11 @@ class RuleError(ChainruleError):
 
 class StorageError(ChainruleError):
     """A file cannot be written, or what was read is not a recording."""
+
+
+class ThresholdError(ChainruleError, ValueError):
+    """A threshold was given that is no finite number of 0 or more."""
+
+
+class SilenceError(ChainruleError, ValueError):
+    """A finding was to be left out by an id that no kind of finding has; the message names near matches."""

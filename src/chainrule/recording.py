@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ from chainrule.tape import Tape
 
 if TYPE_CHECKING:
     from chainrule.backprop import Derivation, Step
-    from chainrule.diagnose import Finding
     from chainrule.document import Document
+    from chainrule.findings import Finding, Thresholds
     from chainrule.notation import Notation
     from chainrule.proof import Verification
     from chainrule.why import Why
@@ -81,6 +81,11 @@ class Recording:
         """
         losses = self.losses
         return losses[-1].item() if losses and losses[-1].numel() == 1 else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the numbers of every value and gradient were kept."""
+        return all(v.data is not None and (v.grad is not None or not v.has_gradient) for v in self.graph.values)
 
     @property
     def losses(self) -> tuple[Tensor, ...]:
@@ -167,11 +172,17 @@ class Recording:
             self._verification = found
         return found
 
-    def findings(self) -> tuple[Finding, ...]:
-        """What is unhealthy in this step, or at least worth knowing, with evidence."""
-        from chainrule.diagnose import findings
+    def findings(self, thresholds: Thresholds | None = None, silence: Collection[str] = ()) -> tuple[Finding, ...]:
+        """What is unhealthy in this step, or at least worth knowing, with evidence.
 
-        return findings(self.graph, self.derivation, self.notation)
+        `thresholds` decide what counts as such; `silence` leaves findings out by their ids, as in `("unit-off",)`.
+        Where numbers were not kept, the checks that need them all are left out, and others go by the statistics.
+        Raises SilenceError for an id that no finding has.
+        """
+        from chainrule.findings import findings
+
+        derivation = self.derivation if self.is_whole else None
+        return findings(self.graph, derivation, self.notation, thresholds, silence)
 
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as it is told, for any view.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.backprop import Derivation, Share, Step
-from chainrule.diagnose import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
+from chainrule.findings import Finding
 from chainrule.graph import Graph, Parameter, Place
 from chainrule.notation import Notation
 from chainrule.numbers import number
