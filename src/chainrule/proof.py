@@ -59,6 +59,7 @@ _CONSTRAINED = {
 }
 MEMORY = 2 * 2**30  # bytes that the check of one node may take, where nothing else is said
 Senders = dict[int, list[tuple[Node, Edge]]]
+UNKEPT = "its numbers were not kept"
 _WORST: tuple[Kind, ...] = ("disagrees", "kink", "not checked", "no rule yet", "agrees", "not differentiable")
 
 
@@ -198,6 +199,8 @@ def _accumulation(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) ->
         if edge.position < len(passage.downstream)
     ]
     arrived = [share for share in shares if share is not None]
+    if leaf.has_gradient and (leaf.grad is None or any(share.is_meta for share in arrived)):
+        return _unchecked(node, UNKEPT)
     if leaf.grad is None or not arrived:
         return _unchecked(node, "no gradient was accumulated in it")
     left = next((p.grad for p in graph.parameters.values() if p.value == node.leaf), None)
@@ -248,6 +251,10 @@ def _passage(case: Case, memory: int) -> Row:
     graph, node, passage = case.graph, case.node, case.passage
     if all(g is None for g in passage.upstream):
         return _unchecked(node, "no gradient flowed through it")
+    if any(g is not None and g.is_meta for g in (*passage.upstream, *passage.downstream)) or (
+        case.op is not None and not case.op.has_numbers
+    ):
+        return _unchecked(node, UNKEPT)
     if not all(map(_finite, passage.upstream)):
         return _unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")
     if not all(map(_finite, passage.downstream)):

@@ -31,6 +31,7 @@ from chainrule.collection import uncollected
 from chainrule.errors import StorageError
 from chainrule.graph import Graph
 from chainrule.rerun import Rerun, WriteThroughView
+from chainrule.statistics import Statistics
 
 FORMAT = "chainrule-recording"
 VERSION = 1
@@ -40,6 +41,7 @@ _kinds = {
     for each in (
         facts.Place, facts.Ref, facts.Value, facts.Operation, facts.Edge, facts.Passage, facts.Node, facts.Call,
         facts.Backward, facts.ParameterUpdate, facts.Update, facts.Parameter, facts.Event, facts.Module, facts.Graph,
+        Statistics,
     )
 }  # fmt: skip
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
@@ -165,6 +167,8 @@ class _Packer:
             return item if math.isfinite(item) else {"float": str(item)}
         if isinstance(item, complex):
             return {"complex": [self.pack(item.real), self.pack(item.imag)]}
+        if isinstance(item, Tensor) and item.is_meta:
+            return {"unkept": [list(item.shape), str(item.dtype)]}
         if isinstance(item, Tensor):
             return {"tensor": self._key(item), "complex": item.is_complex()}
         if isinstance(item, tuple):
@@ -311,6 +315,20 @@ def _class(name: str) -> type:
     return type(name, (), {})
 
 
+def _dtype(name: Any) -> torch.dtype:
+    found = _attributes[name]
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return found
+
+
+def _unkept(shape: Any, dtype: Any) -> Tensor:
+    """A tensor whose numbers were not kept. Takes no memory, whatever its shape claims."""
+    if not (_fits(tuple(shape), _Shape) and all(size >= 0 for size in shape)):
+        raise ValueError(f"{shape!r} is no shape")
+    return torch.empty(shape, dtype=_dtype(dtype), device="meta")
+
+
 _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "float": lambda unpacker, text: float(text),
     "complex": lambda unpacker, parts: complex(*(unpacker.unpack(each) for each in parts)),
@@ -320,6 +338,7 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "ellipsis": lambda unpacker, content: Ellipsis,
     "operation": lambda unpacker, content: _rerun(unpacker.unpack(content)),
     "class": lambda unpacker, name: _class(name),
+    "unkept": lambda unpacker, content: _unkept(*content),
     "dtype": lambda unpacker, name: _attributes[name],
     "layout": lambda unpacker, name: _attributes[name],
     "memory_format": lambda unpacker, name: _attributes[name],

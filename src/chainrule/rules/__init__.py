@@ -330,7 +330,14 @@ def broadcast_index(out_index: tuple[int, ...], shape: tuple[int, ...]) -> tuple
 
 
 def _text(template: str | Callable[[Any], str], op: Any) -> str:
-    return template(op) if callable(template) else template
+    if not callable(template):
+        return template
+    try:
+        return template(op)
+    except RuntimeError:
+        if op.has_numbers:
+            raise
+        return r"\text{(its form depends on numbers that were not kept)}"
 
 
 def for_node(node: str, op: Applied | None = None) -> Rule | None:
