@@ -58,6 +58,17 @@ def test_a_chain_longer_than_the_stack_is_deep(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
+def test_a_long_description_stands_beside_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(2, requires_grad=True)
+    with chainrule.record() as recording:
+        x.tanh().sum().backward()
+    monkeypatch.setattr("chainrule.storage.IN_HEADER", 100)
+    recording.save(tmp_path / "step.safetensors")
+    again = chainrule.load(tmp_path / "step.safetensors")
+    assert [node.name for node in again.nodes] == [node.name for node in recording.nodes]
+    assert again.verify().passed
+
+
 @pytest.mark.slow
 def test_a_chain_of_a_hundred_thousand_nodes(tmp_path: Path) -> None:
     done = through(100_000, 0, tmp_path / "chain.safetensors")

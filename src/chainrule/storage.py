@@ -35,6 +35,7 @@ from chainrule.statistics import Statistics
 
 FORMAT = "chainrule-recording"
 VERSION = 1
+IN_HEADER = 2**24  # characters of JSON: a longer one stands beside the tensors, as a header may take 100 MB at most
 
 _kinds = {
     each.__name__: each
@@ -62,7 +63,12 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     packer = _Packer()
     try:
         body = json.dumps(packer.pack(graph), allow_nan=False)
-        content = save(packer.tensors, {"format": FORMAT, "version": str(VERSION), "graph": body})
+        header = {"format": FORMAT, "version": str(VERSION)}
+        if len(body) <= IN_HEADER:
+            header["graph"] = body
+        else:
+            packer.tensors["graph"] = torch.frombuffer(bytearray(body.encode()), dtype=torch.uint8)
+        content = save(packer.tensors, header)
     except (SafetensorError, *_MALFORMED) as error:
         raise StorageError(
             f"{path}: the recording holds something that safetensors cannot store ({_brief(error)}). Save it in "
@@ -90,7 +96,7 @@ def read(path: str | os.PathLike[str]) -> Graph:
             "kind; record the step again, or take a whole copy."
         ) from error
     try:
-        graph = _Unpacker(tensors).unpack(json.loads(header["graph"]))
+        graph = _Unpacker(tensors).unpack(json.loads(_body(header, tensors)))
         if not isinstance(graph, Graph):
             raise ValueError(f"a {type(graph).__name__} stands where the graph should")
         _check_indices(graph)
@@ -99,6 +105,13 @@ def read(path: str | os.PathLike[str]) -> Graph:
             f"{path}: the header does not describe a recording ({_brief(error)}). Record the step again."
         ) from error
     return graph
+
+
+def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """The JSON of the graph: in the header, or beside the tensors where it is long."""
+    if "graph" in header:
+        return header["graph"]
+    return bytes(tensors.pop("graph").numpy()).decode()
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
