@@ -6,6 +6,8 @@
      ├── RuleError             a rule broke its contract (number of gradients, shape)
      └── StorageError          a file cannot be written or read
 
+    ChainruleWarning          what a watch says while a training runs on
+
 Each message says where, what was met, and what to do next. A mathematical disagreement is a result, never an error.
 """
 
@@ -30,3 +32,7 @@ class RuleError(ChainruleError):
 
 class StorageError(ChainruleError):
     """A file cannot be written, or what was read is not a recording."""
+
+
+class ChainruleWarning(UserWarning):
+    """What a watch has to say that must not stop the training."""

@@ -12,9 +12,10 @@ from typing import Literal
 
 from chainrule.statistics import Statistics
 
-Kind = Literal["value", "gradient", "parameter", "parameter gradient", "update", "moment"]
-"""What was measured: a module's output or a value; the gradient of it; a parameter before the step; its `.grad` as the
-optimizer met it; what the step added to it (after minus before); the optimizer's state of it."""
+Kind = Literal["input", "value", "gradient", "parameter", "parameter gradient", "update", "moment"]
+"""What was measured: what came from outside (data and targets); a module's output or a value; the gradient of it; a
+parameter before the step; its `.grad` as the optimizer met it; what the step added to it (after minus before); the
+optimizer's state of it."""
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class StepFacts:
     scale: float | None = None  # of a GradScaler
     clipped: tuple[float, float] | None = None  # norm of all gradients before and after clipping
     passes: int = 1  # backward passes: micro-batches whose gradients were added up
+    full: bool = False  # recorded with its numbers, so that every check of one step ran on it
 
 
 @dataclass(slots=True)

@@ -240,6 +240,15 @@ class record:  # noqa: N801 (read as a verb)
         self._recording = Recording(self._recorder.tape)
         return self._recording
 
+    def enter(self, module: torch.nn.Module, args: Any) -> None:
+        """Count a module whose forward pass had begun when the recording did."""
+        self._recorder._enter_module(module, args)
+
+    @property
+    def passes(self) -> int:
+        """How many backward passes have run so far."""
+        return len(self._recorder.tape.backwards)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

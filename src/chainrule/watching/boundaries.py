@@ -1,0 +1,146 @@
+"""When a step is recorded: from its first forward pass to the end of its last optimizer's step, seen by global hooks.
+
+Between the watched steps there is nothing but two calls for each optimizer's step. The recording begins with the first
+training forward pass rather than where the step before ended, so that what lies between (loading data, evaluating) costs
+nothing and fills no memory; only where code was compiled, whose hooks PyTorch would have to compile anew, does it begin
+right away. Nothing that happens here reaches the training: see `Guard`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_hooks
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from chainrule.watching.rounds import Rounds
+
+MANY_PASSES = 256  # forward passes of the model without an optimizer's step: it is not one of torch.optim
+
+
+class Boundaries:
+    """Calls `begin(module, args)`, `stepping(optimizer)` and `end()` at a training step's boundaries.
+
+    `wanted()` tells whether the step that comes next is to be recorded. `begin` is called with the module whose forward
+    pass is about to run, or with None. `lost()` is called where no optimizer ever steps. `guard` runs each of them.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[nn.Module],
+        optimizers: Iterable[Optimizer],
+        guard: Callable[..., Any],
+        *,
+        wanted: Callable[[], bool],
+        begin: Callable[[nn.Module | None, Any], None],
+        stepping: Callable[[Optimizer], None],
+        end: Callable[[], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self.stepped_by_hook = False  # since this was last set to False
+        self.optimizers: dict[int, Optimizer] = {id(each): each for each in optimizers}
+        self._models = list(models)
+        self._given = set(self.optimizers)
+        self._rounds = Rounds(self._given)
+        self._guard, self._wanted, self._begin, self._stepping, self._end, self._lost = (
+            guard, wanted, begin, stepping, end, lost
+        )  # fmt: skip
+        self._thread = threading.get_ident()
+        self._outermost: Optimizer | None = None
+        self._forward: Any = None  # the hook that waits for a forward pass
+        self._first: nn.Module | None = None
+        self._passes = 0
+        self._recording = False
+        self._any_mode = False  # models in eval mode are trained here
+        self._closures = False
+        self._before = register_optimizer_step_pre_hook(self._before_step)
+        self._after = register_optimizer_step_post_hook(self._after_step)
+
+    def remove(self) -> None:
+        """Take every hook off."""
+        self.disarm()
+        self._before.remove()
+        self._after.remove()
+
+    # -- the beginning ------------------------------------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Wait for the step that comes next, if it is to be recorded."""
+        self.disarm()
+        if not self._wanted():
+            return
+        if self._closures or self._compiled():
+            self._open(None, None)
+        else:
+            self._members = {id(module) for model in self._models for module in model.modules()}
+            self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
+
+    def disarm(self) -> None:
+        """Wait no longer."""
+        self._recording = False
+        if self._forward is not None:
+            self._forward.remove()
+            self._forward = None
+
+    def _at_forward(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        if not self._recording:
+            mine = not self._members or id(module) in self._members
+            if mine and torch.is_grad_enabled() and (module.training or self._any_mode):
+                self._first, self._passes = module, 0
+                self._open(module, args)
+        elif module is self._first:
+            self._passes += 1
+            if self._passes > MANY_PASSES:
+                self.disarm()
+                self._guard(self._lost)
+
+    def _open(self, module: nn.Module | None, args: Any) -> None:
+        self._recording = True
+        self._guard(self._begin, module, args)
+
+    def _compiled(self) -> bool:
+        if any(model._compiled_call_impl is not None for model in self._models):
+            return True
+        dynamo = sys.modules.get("torch._dynamo.utils")
+        return dynamo is not None and bool(dynamo.counters["frames"])
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _concerns(self, optimizer: Optimizer) -> bool:
+        return threading.get_ident() == self._thread and (not self._given or id(optimizer) in self._given)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._outermost is not None or not self._concerns(optimizer):
+            return  # an optimizer may wrap another: only the outermost counts
+        self._outermost = optimizer
+        self._closures = bool(kwargs.get("closure") or len(args) > 1 and args[1] is not None)
+        self._guard(self._stepping, optimizer)
+        # PyTorch walks through the hooks while it calls them, and only the last may add or remove any, as opening and
+        # closing a recording does. Being last also lets the recorder's own hook see the update before we close it.
+        if self._recording or self._closures or self._compiled():
+            self._after.remove()
+            self._after = register_optimizer_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is not self._outermost:
+            return
+        self._outermost = None
+        self.optimizers.setdefault(id(optimizer), optimizer)
+        self.stepped_by_hook = True
+        if self._rounds.stepped(id(optimizer)):
+            self.finish()
+
+    def finish(self) -> None:
+        """The training step is over; the next one begins."""
+        if self._forward is not None and not self._recording:
+            self._any_mode = True  # it was waited for, and no module in training mode ran
+        self._recording = False
+        self._guard(self._end)
+        self.arm()
