@@ -249,6 +249,11 @@ class record:  # noqa: N801 (read as a verb)
         """How many backward passes have run so far."""
         return len(self._recorder.tape.backwards)
 
+    @property
+    def models(self) -> list[torch.nn.Module]:
+        """The modules that ran outside any other, so far."""
+        return list({id(run.module): run.module for run in self._recorder.tape.modules if run.parent is None}.values())
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -11,13 +11,16 @@ Reading needs no torch. The tables are told in docs/runs.md.
 
 from __future__ import annotations
 
+import io
 import os
 
 from chainrule.runs.found import Found
 from chainrule.runs.run import Recorded, Run, Tensor
 from chainrule.runs.writer import Figure, Writer
 
-__all__ = ["Figure", "Found", "Recorded", "Run", "Tensor", "Writer", "open"]
+__all__ = ["Figure", "Found", "Recorded", "Run", "Tensor", "Writer", "is_run", "open"]
+
+SQLITE = b"SQLite format 3\0"  # how such a file begins
 
 
 def open(path: str | os.PathLike[str], run: int | None = None) -> Run:  # noqa: A001 (read as chainrule.runs.open)
@@ -27,3 +30,12 @@ def open(path: str | os.PathLike[str], run: int | None = None) -> Run:  # noqa: 
     such run.
     """
     return Run(path, run)
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a SQLite database, as those of runs are."""
+    try:
+        with io.open(path, "rb") as file:
+            return file.read(len(SQLITE)) == SQLITE
+    except OSError:
+        return False

@@ -20,7 +20,11 @@ from chainrule.runs.found import Found
 from chainrule.statistics import Statistics
 
 if TYPE_CHECKING:
+    from chainrule.document import Document
     from chainrule.runs.chunks import Array
+
+Table = tuple["Array", "list[Tensor]", "Array"]
+"""Steps, tensors, and numbers, (tensors, steps)."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -145,20 +149,35 @@ class Run:
         history = self._gathered([found], None, None, None)
         return history.series[kind, name]
 
-    def table(self, kind: Kind, figure: str) -> tuple[Array, list[Tensor], Array]:
+    def table(self, kind: Kind, figure: str, marked: bool = False) -> Table:
         """One figure (`norm`, `mean`, `std`, `low`, `high`, `zeros`, ...) of all tensors of a kind at once.
 
-        Gives the steps, the tensors in forward order, and the numbers, (tensors, steps), NaN where there is none.
+        Gives the steps, the tensors in forward order, and the numbers, (tensors, steps), NaN where there is none. Figures
+        are of the finite elements alone: `marked` puts infinity where a tensor had others.
         """
         tensors = self.tensors(kind)
         row_of = {tensor.id: row for row, tensor in enumerate(tensors)}
-        parts = list(self._chunks(kind, (figure,)))
+        parts = list(self._chunks(kind, (figure, "not_finite") if marked else (figure,)))
         steps = np.unique(np.concatenate([part.steps for part in parts])) if parts else np.zeros(0, np.int64)
         numbers = np.full((len(tensors), len(steps)), np.nan, np.float64 if figure in chunks.COUNTS else np.float32)
         for part in parts:
             rows = [row_of[each] for each in part.series]
-            numbers[np.ix_(rows, np.searchsorted(steps, part.steps))] = part.columns[figure]
+            column = part.columns[figure]
+            if marked and (broken := part.columns["not_finite"] > 0).any():
+                column = np.where(broken, np.inf, column)
+            numbers[np.ix_(rows, np.searchsorted(steps, part.steps))] = column
         return steps, tensors, numbers
+
+    def ratios(self) -> Table:
+        """How far each step moved each parameter: the norm of its update over its own norm before it."""
+        steps, tensors, updates = self.table("update", "norm", marked=True)
+        before, parameters, weights = self.table("parameter", "norm")
+        row_of = {tensor.name: row for row, tensor in enumerate(parameters)}
+        known = [row for row, tensor in enumerate(tensors) if tensor.name in row_of]
+        shared, left, right = np.intersect1d(steps, before, assume_unique=True, return_indices=True)
+        over = weights[np.ix_([row_of[tensors[row].name] for row in known], right)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return shared, [tensors[row] for row in known], updates[np.ix_(known, left)] / over
 
     def history(
         self,
@@ -199,6 +218,31 @@ class Run:
         from chainrule.runs.export import to_parquet
 
         to_parquet(self, folder)
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def document(self) -> Document:
+        """The run in a screenful, for any view."""
+        from chainrule.runs.summary import document
+
+        return document(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the run to a file; its suffix names the view: `.html` is the page of the run, with every step in it.
+
+        Beside a page stand the pages of the steps that were recorded in full, which it links to. Raises StorageError for
+        a suffix that no view has, and where the file cannot be written.
+        """
+        from chainrule import views
+        from chainrule.storage import write_atomically
+
+        suffix = Path(path).suffix.lower()
+        if suffix == ".html":
+            from chainrule.views import run_page
+
+            run_page.write(self, Path(path))
+            return
+        write_atomically(path, views.written(self.document(), suffix).encode())
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

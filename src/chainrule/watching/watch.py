@@ -28,7 +28,7 @@ from chainrule.runs import Figure, Found, Writer
 from chainrule.source import is_library
 from chainrule.watching.boundaries import Boundaries
 from chainrule.watching.examine import Examiner
-from chainrule.watching.gather import Surroundings, facts_of, figures_of, measured_moments, skipped_in
+from chainrule.watching.gather import Surroundings, facts_of, figures_of, measured_moments, shortened, skipped_in
 from chainrule.watching.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class watch:  # noqa: N801 (read as a verb)
     numbers, in a file beside `to`. `on_finding=True` records the step after a new finding in full; a function is called
     with each new finding, and may return True for the same. `start` is how many steps were done before (a resumed run:
     by default what the optimizer's own state says), and a file goes on from there. `scaler` is a GradScaler, which is
-    otherwise met when it first steps.
+    otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
+    several models, by default the variables around the call.
 
     The training is what it is without: nothing that fails in here stops it, but ends the watch with a warning.
     """
@@ -67,6 +68,7 @@ class watch:  # noqa: N801 (read as a verb)
         scaler: Any = None,
         thresholds: Thresholds | None = None,
         silence: Collection[str] = (),
+        namespace: Mapping[str, Any] | None = None,
     ) -> None:
         models, optimizers = _listed(model, nn.Module), [_inner(each) for each in _listed(optimizer, Optimizer)]
         self.every, self._full_every, self._on_finding = max(1, every), full_every, on_finding
@@ -75,9 +77,10 @@ class watch:  # noqa: N801 (read as a verb)
         self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # a dashboard, called with each watched step
         self._first = self.step_number + 1
-        self._named = _names_of(models, sys._getframe(1))
-        self._parameters: dict[int, str] = {}
+        self._namespace = _variables(sys._getframe(1)) if namespace is None else namespace
         self._models = models
+        self._parameters: dict[int, str] = {}
+        self.watched = 0  # how many steps
         self._scaling = Scaling(scaler)
         self._examiner = Examiner(self.history, thresholds, silence)
         self._session: record | None = None
@@ -142,7 +145,8 @@ class watch:  # noqa: N801 (read as a verb)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close("ended" if error is None else f"{type(error).__name__}: {error}")
+        leaving = error is None or isinstance(error, SystemExit)
+        self.close("ended" if leaving else f"{type(error).__name__}: {error}")
 
     # -- what the boundaries call -------------------------------------------------------------------------------------
 
@@ -153,7 +157,7 @@ class watch:  # noqa: N801 (read as a verb)
         return step == self._first or step % self.every == 0 or self._full is not None
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
-        session = record(namespace=self._named)  # INTERIM , keep=None if self._full else "statistics")
+        session = record(namespace=_modules(self._namespace))  # INTERIM , keep=None if self._full else "statistics")
         self._recording = session.__enter__()
         self._session = session
         self._passes = self._passes_before = 0
@@ -174,7 +178,9 @@ class watch:  # noqa: N801 (read as a verb)
         if self._session is None or self._recording is None:
             return
         recording, self._recording = self._recording, None
+        self._meet(self._session.models)
         self._leave()
+        self.watched += 1
         figures, facts = self._read(recording)
         self._keep(recording, facts, figures)
 
@@ -201,7 +207,7 @@ class watch:  # noqa: N801 (read as a verb)
             tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
             self._scaling.scale,
             self._passes_before,
-            measured_moments(optimizers, self._names_of_parameters()),
+            measured_moments(optimizers, self._parameters),
         )
         if self._scaling.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
@@ -297,10 +303,15 @@ class watch:  # noqa: N801 (read as a verb)
         except ChainruleWarning:
             print(f"chainrule: {sentence}", file=sys.stderr)
 
-    def _names_of_parameters(self) -> dict[int, str]:
-        if not self._parameters:
-            self._parameters = {id(p): name for model in self._models for name, p in model.named_parameters()}
-        return self._parameters
+    def _meet(self, roots: Iterable[nn.Module]) -> None:
+        """Learn what the parameters are called, as the recording calls them, when their model first runs."""
+        models = [model for model in roots if next(model.parameters(), None) is not None]
+        known = {id(item): name for name, item in _modules(self._namespace).items()}
+        for model in models:
+            name = known.get(id(model), type(model).__name__)
+            prefix = f"{name}." if len(models) > 1 else ""
+            for path, parameter in model.named_parameters():
+                self._parameters.setdefault(id(parameter), prefix + shortened(path))
 
 
 def _listed(given: Any, kind: type) -> list[Any]:
@@ -322,10 +333,12 @@ def _steps_done(optimizers: Iterable[Optimizer]) -> int:
     return max((int(count) for count in counts), default=0)
 
 
-def _names_of(models: Iterable[nn.Module], frame: Any) -> Mapping[str, Any]:
-    """What the user's code calls the models."""
+def _variables(frame: Any) -> Mapping[str, Any]:
+    """The modules that the user's code has under a name."""
     while frame is not None and is_library(frame.f_code):
         frame = frame.f_back
-    wanted = {id(model) for model in models}
-    names = {} if frame is None else {**frame.f_globals, **frame.f_locals}
-    return {name: item for name, item in names.items() if id(item) in wanted}
+    return {} if frame is None else _modules({**frame.f_globals, **frame.f_locals})
+
+
+def _modules(names: Mapping[str, Any]) -> dict[str, nn.Module]:
+    return {name: item for name, item in names.items() if isinstance(item, nn.Module)}
