@@ -12,27 +12,28 @@ from chainrule.leaves import Leaves
 from chainrule.naming import Names
 from chainrule.passes import Passes
 from chainrule.reading import Reading
-from chainrule.tape import RawUpdate
+from chainrule.tape import RawUpdate, Tape
 from chainrule.values import data_after
 
 
 def read_updates(reading: Reading, leaves: Leaves, names: Names) -> tuple[Update, ...]:
     """Each `optimizer.step()`, with the values of the parameters as it met them."""
     return tuple(
-        Update(type(raw.optimizer).__name__, tuple(_updated(raw, leaves, names)), raw.position)
+        Update(type(raw.optimizer).__name__, tuple(_updated(reading.tape, raw, leaves, names)), raw.position)
         for raw in reading.tape.updates
     )
 
 
-def _updated(raw: RawUpdate, leaves: Leaves, names: Names) -> Iterator[ParameterUpdate]:
+def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names) -> Iterator[ParameterUpdate]:
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
     for place, (options, parameter) in enumerate(members):
+        gradient = raw.gradients[place]
         yield ParameterUpdate(
             leaves.of(parameter, before=raw.position),
             names.of_parameter(parameter, place),
             raw.before[place],
-            raw.gradients[place],
-            raw.after[place] if raw.after else raw.before[place],
+            None if gradient is None else tape.data_of(gradient),
+            tape.data_of(raw.after[place]) if raw.after else raw.before[place],
             options,
             raw.states[place],
         )
@@ -48,7 +49,8 @@ def read_parameters(reading: Reading, leaves: Leaves, passes: Passes, names: Nam
         if name in found:
             name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
         before = data_after(reading.tape, tensor, -1) if value is None else reading.values.data(value)
-        after = stepped.get(id(tensor))
+        stepped_to = stepped.get(id(tensor))
+        after = None if stepped_to is None else reading.tape.data_of(stepped_to)
         if after is None and value is not None:
             after = _changed_by_hand(reading, tensor, before)
         found[name] = Parameter(name, value, before, passes.left_last(tensor), after)

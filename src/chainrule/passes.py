@@ -54,11 +54,7 @@ class Passes:
     def left(self, raw: RawBackward, leaf: Tensor) -> Tensor | None:
         """What a backward pass left in a leaf's `.grad`."""
         left = raw.after.get(id(leaf))
-        if left is None:
-            return None
-        gradient, copied = left
-        later = self._tape.copies.get(id(gradient), [])[copied:]
-        return later[0][1] if later else gradient.detach()
+        return None if left is None else self._tape.data_of(left)
 
     def left_last(self, leaf: Tensor) -> Tensor | None:
         """What the last pass that reached a leaf left in its `.grad`."""

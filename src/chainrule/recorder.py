@@ -19,7 +19,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, optim
 from torch._C import _get_function_stack_at, _len_torch_function_stack
 from torch.autograd.function import BackwardCFunction, Function
 from torch.nn.modules import module as module_hooks
@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from chainrule.errors import RecordingError
 from chainrule.source import Site, is_library
-from chainrule.tape import RawBackward, RawCall, RawFunction, RawModule, RawNode, RawUpdate, Tape, Traits, tensors_in
+from chainrule.tape import RawBackward, RawCall, RawFunction, RawModule, RawNode, RawUpdate, Tape, Traits, Version, tensors_in
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
@@ -42,6 +42,9 @@ _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-de
 _backward_functions = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
+_leave_gradients = frozenset(  # optimizers of PyTorch's that only read `.grad` (a fused one may unscale it in place)
+    {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
+)
 _zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default})
 
 
@@ -106,7 +109,6 @@ class Recorder:
             finally:
                 for handle in self._hooks_of_nodes:
                     handle.remove()
-            self.tape.keep_what_others_own()
 
     # -- the forward pass ---------------------------------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ class Recorder:
 
     def _note_gradient(self, backward: RawBackward, leaf: Tensor) -> None:
         gradient, tape = leaf.grad, self.tape
-        backward.after[id(leaf)] = None if gradient is None else (gradient, len(tape.copies.get(id(gradient), ())))
+        backward.after[id(leaf)] = None if gradient is None else tape.version(gradient)
         if gradient is not None:
             tape.gradients[id(gradient)] = leaf
 
@@ -403,16 +405,17 @@ class Recorder:
             Site.of(sys._getframe(2)),
             groups,
             self.tape.overwritten(parameters),
-            self._gradients_of(parameters),
+            self._gradients_of(optimizer, parameters),
             [_copied(dict(optimizer.state.get(p, {}))) for p in parameters],
         )
 
-    def _gradients_of(self, parameters: list[Tensor]) -> list[Tensor | None]:
+    def _gradients_of(self, optimizer: Optimizer, parameters: list[Tensor]) -> list[Version | None]:
         """The gradients as the optimizer meets them, which some optimizers then use as memory to work in."""
-        filled = [p for p in parameters if p.grad is not None]
-        gradients = self.tape.overwritten(p.grad for p in filled if p.grad is not None)
-        copies = dict(zip(map(id, filled), gradients, strict=True))
-        return [copies.get(id(p)) for p in parameters]
+        gradients = [p.grad for p in parameters]
+        versions = [None if gradient is None else self.tape.version(gradient) for gradient in gradients]
+        if type(optimizer) not in _leave_gradients or any(group.get("fused") for group in optimizer.param_groups):
+            self.tape.overwritten(gradient for gradient in gradients if gradient is not None)
+        return versions
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._step_open:
@@ -422,8 +425,7 @@ class Recorder:
         if update is None or update.optimizer is not optimizer or update.after:
             return
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
-            parameters = [p for _, members in update.groups for p in members]
-            update.after = [p.detach().clone() for p in parameters]
+            update.after = [self.tape.version(p) for _, members in update.groups for p in members]
 
     # -- pausing ------------------------------------------------------------------------------------------------------
 

@@ -61,6 +61,8 @@ class Recording:
                 "the recording is still running: it can be read when the `with chainrule.record()` block has ended. "
                 "Move this line below the block."
             )
+        with torch._C.DisableTorchFunction():
+            self._tape.secure()
         graph = assemble(self._tape)
         self._tape = None  # lets go of autograd's graph and of the user's objects
         return graph
@@ -264,6 +266,8 @@ class record:  # noqa: N801 (read as a verb)
         self._recorder.stop()
         self._recording._open = False
         _note_names(tape, _variables(sys._getframe(1)) if self._namespace is None else self._namespace)
+        with torch._C.DisableTorchFunction():
+            tape.keep_what_others_own(tensor for _, tensor in tape.scope.values())
 
 
 def explain(
@@ -334,5 +338,3 @@ def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
             tape.scope[id(item)] = (name, item)
         elif isinstance(item, torch.nn.Module):
             tape.names_of_modules[id(item)] = name
-    with torch._C.DisableTorchFunction():  # what goes by a name can be overwritten below the block: keep a copy
-        tape.keep(tensor for _, tensor in tape.scope.values())

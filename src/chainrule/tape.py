@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from chainrule.loans import Loans
 from chainrule.source import Site
 
 
@@ -105,6 +106,10 @@ class RawNode:
     hooked: bool = False
 
 
+Version = tuple[Tensor, int]
+"""A tensor as it was when so many copies of it had been made (`Tape.version`)."""
+
+
 @dataclass(slots=True)
 class RawBackward:
     """One backward call: its pass number, its position in the forward operations, and `.grad` before and after."""
@@ -116,7 +121,7 @@ class RawBackward:
     accumulates: bool  # into `.grad`; `torch.autograd.grad` does not
     before: dict[int, Tensor]
     task: int | None = None  # autograd's number of the pass
-    after: dict[int, tuple[Tensor, int] | None] = field(default_factory=dict)  # with how many copies of it there were
+    after: dict[int, Version | None] = field(default_factory=dict)
     error: str | None = None
 
 
@@ -129,9 +134,9 @@ class RawUpdate:
     site: Site | None
     groups: list[tuple[dict[str, Any], list[Tensor]]]
     before: list[Tensor]
-    gradients: list[Tensor | None]
+    gradients: list[Version | None]
     states: list[dict[str, Any]]
-    after: list[Tensor] = field(default_factory=list)
+    after: list[Version] = field(default_factory=list)
 
 
 class Tape:
@@ -149,12 +154,14 @@ class Tape:
         self.updates: list[RawUpdate] = []
         self.writes: list[tuple[int, int, str, Site | None]] = []  # (position, id of .grad, function, site)
         self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
-        self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
+        # id of a tensor -> (position, its data before a write; None: it was overwritten unseen)
+        self.copies: dict[int, list[tuple[int, Tensor | None]]] = {}
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
         self.names_of_modules: dict[int, str] = {}
         self.error: str | None = None
         self.error_site: Site | None = None
         self.shared = False  # whether memory with several tensors in it was ever overwritten
+        self._loans = Loans()
         self._held: list[Tensor] = []
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
         self._entered: set[int] = set()  # ids of the tensors in _storages
@@ -162,6 +169,8 @@ class Tape:
         self._storages: dict[int, list[Tensor]] = {}  # memory -> tensors in it, since it was copied last
         self._leaves: dict[int, Tensor] = {}
         self._scanned = [0, 0, 0]
+
+    # -- copies of what is overwritten --------------------------------------------------------------------------------
 
     def overwritten(self, tensors: Iterable[Tensor], seen: bool = True) -> list[Tensor]:
         """Copy these tensors and all that was recorded of their memory: it is about to be overwritten.
@@ -177,20 +186,42 @@ class Tape:
         self._entered.difference_update(map(id, tensors))
         self._enter(tensors)
         self._copy(tensors)
-        return [self.copies[id(tensor)][-1][1] for tensor in tensors]
+        return [self.copies[id(tensor)][-1][1] for tensor in tensors]  # type: ignore[misc] (just copied)
 
-    def keep_what_others_own(self) -> None:
-        """Leaves and their `.grad` live on in the user's hands, where the next step overwrites them: copy them now."""
+    def version(self, tensor: Tensor) -> Version:
+        """The tensor as it is now, whatever overwrites it later; it may be one that no operation has met."""
+        self._enter((tensor,))
+        return tensor, len(self.copies.get(id(tensor), ()))
+
+    def data_of(self, version: Version) -> Tensor | None:
+        """The data of a version: the next copy, or the tensor's own. None where it was overwritten unseen."""
+        tensor, copied = version
+        later = self.copies.get(id(tensor), [])[copied:]
+        return later[0][1] if later else tensor.detach()
+
+    def keep_what_others_own(self, named: Iterable[Tensor] = ()) -> None:
+        """Leaves, their `.grad`, and results that the user holds under a name live on, and may be overwritten.
+
+        Small ones are copied now. A large one is borrowed: it stays where it is, uncopied, until the recording is
+        read, or until an optimizer is about to overwrite it.
+        """
         self._scan()
-        self._copy([*self._leaves.values(), *(g[0] for b in self.backwards for g in b.after.values() if g is not None)])
+        named = [tensor for tensor in named if id(tensor) in self._made]
+        self._enter(named)
+        versions = [
+            *(left for backward in self.backwards for left in backward.after.values()),
+            *(each for update in self.updates for each in (*update.gradients, *update.after)),
+        ]
+        owned = [*self._leaves.values(), *(each[0] for each in versions if each is not None), *named]
+        self._copy(tensor for tensor in owned if not self._loans.take(tensor))
+        self._loans.guard(self)
 
-    def keep(self, results: Iterable[Tensor]) -> None:
-        """Copy results that the user's code holds on to under a name, where it may overwrite them later."""
-        recorded = [tensor for tensor in results if id(tensor) in self._made]
-        self._enter(recorded)
-        self._copy(recorded)
+    def secure(self) -> None:
+        """Copy what was borrowed; what its owner has overwritten meanwhile is lost, and `copies` says so by None."""
+        for loan in self._loans.give_back():
+            self._copy([loan.tensor], lost=not loan.is_unchanged())
 
-    def _copy(self, tensors: Iterable[Tensor]) -> None:
+    def _copy(self, tensors: Iterable[Tensor], lost: bool = False) -> None:
         """Copy what was recorded of these tensors' memory since the last copy."""
         position = len(self.operations)
         for tensor in tensors:
@@ -201,7 +232,10 @@ class Tape:
             memory = None
             for alias in known:
                 self._entered.discard(id(alias))
-                if (
+                data: Tensor | None
+                if lost:
+                    data = None
+                elif (
                     alias.layout is not torch.strided
                     or alias.numel() * alias.itemsize == alias.untyped_storage().nbytes()
                 ):
@@ -218,15 +252,16 @@ class Tape:
         gradients. Any other result has its memory to itself.
         """
         operations, passages, backwards = self._scanned
-        made = self._made
+        made, leaves, sharing = self._made, self._leaves, self._sharing
         for func, args, kwargs, out, _, _ in self.operations[operations:]:
             if Traits.of(func).views:
                 self._enter(tensors_in((args, kwargs, out)))
             for tensor in tensors_in((args, kwargs) if kwargs else args):
                 if id(tensor) not in made:
-                    self._leaves[id(tensor)] = tensor
+                    if id(tensor) not in leaves:
+                        leaves[id(tensor)] = tensor
                     self._enter((tensor,))
-                elif id(tensor) in self._sharing:
+                elif id(tensor) in sharing:
                     self._enter((tensor,))
             if isinstance(out, Tensor):
                 made.add(id(out))

@@ -1,0 +1,95 @@
+"""Large tensors that a recording needs and others own: parameters, their `.grad`, inputs.
+
+To copy them at the end of every recorded step would cost more than all else together, and mostly for nothing: a
+recording is read, or dropped, before anybody writes to them. So they are borrowed. Whoever reads the recording copies
+them first; should an optimizer step before that, one hook of PyTorch's own for all optimizers has them copied, and goes.
+That hook is there only while a recording that borrowed something is neither read nor dropped. A write by other means
+shows in the tensor's version, or (`x.data.add_(...)`) in a few of its numbers: then the numbers are lost, and it is said.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+SMALL = 32 * 1024  # bytes: up to this a copy costs no more than to borrow
+SAMPLES = 32  # numbers of a borrowed tensor that are remembered
+
+
+@dataclass(slots=True)
+class Loan:
+    """One borrowed tensor, with what shows whether its owner has written to it since."""
+
+    tensor: Tensor
+    version: int
+    sample: Tensor
+
+    def is_unchanged(self) -> bool:
+        """Whether its numbers are still those that were recorded."""
+        try:
+            return self.tensor._version == self.version and torch.equal(_sample(self.tensor), self.sample)
+        except RuntimeError:  # its memory was taken away
+            return False
+
+
+class Borrower(Protocol):
+    """What copies what it borrowed."""
+
+    def secure(self) -> None:
+        """Copy it now."""
+
+
+class Loans:
+    """What one recording has borrowed."""
+
+    def __init__(self) -> None:
+        self._loans: list[Loan] = []
+        self._known: set[int] = set()
+        self._remove: Callable[[], Any] | None = None
+
+    def take(self, tensor: Tensor) -> bool:
+        """Borrow a tensor; False for one that is better copied."""
+        if id(tensor) in self._known:
+            return True
+        if tensor.layout is not torch.strided or tensor.nbytes <= SMALL or tensor.is_inference():
+            return False
+        if not tensor.is_contiguous() or tensor.is_conj():  # its sample would cost a copy of it
+            return False
+        self._known.add(id(tensor))
+        self._loans.append(Loan(tensor, tensor._version, _sample(tensor)))
+        return True
+
+    def give_back(self) -> list[Loan]:
+        """All that is borrowed, for the last time."""
+        loans, self._loans = self._loans, []
+        self._known.clear()
+        if self._remove is not None:
+            self._remove()
+            self._remove = None
+        return loans
+
+    def guard(self, borrower: Borrower) -> None:
+        """Have the borrower secure its loans before the next step of any optimizer."""
+        if not self._loans:
+            return
+        waiting = weakref.ref(borrower)
+
+        def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+            if (living := waiting()) is not None:
+                with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+                    living.secure()
+
+        handle = register_optimizer_step_pre_hook(before_step)
+        self._remove = weakref.finalize(borrower, handle.remove)
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """A few of its numbers, as bytes: NaN is not equal to itself."""
+    flat = tensor.detach().view(-1)
+    return flat[:: max(flat.numel() // SAMPLES, 1)].clone().view(torch.uint8)
