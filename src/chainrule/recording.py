@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -242,9 +242,17 @@ class record:  # noqa: N801 (read as a verb)
         self._recording = Recording(self._recorder.tape)
         return self._recording
 
+    def know(self, models: Iterable[torch.nn.Module]) -> None:
+        """Say which modules are whole models: paths begin at them, whichever of their parts are called."""
+        self._recorder.tape.models.extend(models)
+
     def enter(self, module: torch.nn.Module, args: Any) -> None:
         """Count a module whose forward pass had begun when the recording did."""
         self._recorder._enter_module(module, args)
+
+    def enter_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count an optimizer's step that had begun when the recording did."""
+        self._recorder._before_step(optimizer, args, kwargs)
 
     @property
     def passes(self) -> int:

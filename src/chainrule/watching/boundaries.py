@@ -24,10 +24,11 @@ MANY_PASSES = 256  # forward passes of the model without an optimizer's step: it
 
 
 class Boundaries:
-    """Calls `begin(module, args)`, `stepping(optimizer)` and `end()` at a training step's boundaries.
+    """Calls `begin(module, args)`, `stepping(optimizer, with_closure)` and `end()` at a training step's boundaries.
 
     `wanted()` tells whether the step that comes next is to be recorded. `begin` is called with the module whose forward
-    pass is about to run, or with None. `lost()` is called where no optimizer ever steps. `guard` runs each of them.
+    pass is about to run, or with None; `within` where it was called only inside an optimizer's step, whose closure runs
+    the forward pass. `lost()` is called where no optimizer ever steps. `guard` runs each of them.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class Boundaries:
         *,
         wanted: Callable[[], bool],
         begin: Callable[[nn.Module | None, Any], None],
-        stepping: Callable[[Optimizer], None],
+        stepping: Callable[[Optimizer, bool], None],
+        within: Callable[[Optimizer, Any, Any], None],
         end: Callable[[], None],
         lost: Callable[[], None],
     ) -> None:
@@ -47,8 +49,8 @@ class Boundaries:
         self._models = list(models)
         self._given = set(self.optimizers)
         self._rounds = Rounds(self._given)
-        self._guard, self._wanted, self._begin, self._stepping, self._end, self._lost = (
-            guard, wanted, begin, stepping, end, lost
+        self._guard, self._wanted, self._begin, self._stepping, self._within, self._end, self._lost = (
+            guard, wanted, begin, stepping, within, end, lost
         )  # fmt: skip
         self._thread = threading.get_ident()
         self._outermost: Optimizer | None = None
@@ -57,7 +59,6 @@ class Boundaries:
         self._passes = 0
         self._recording = False
         self._any_mode = False  # models in eval mode are trained here
-        self._closures = False
         self._before = register_optimizer_step_pre_hook(self._before_step)
         self._after = register_optimizer_step_post_hook(self._after_step)
 
@@ -74,7 +75,9 @@ class Boundaries:
         self.disarm()
         if not self._wanted():
             return
-        if self._closures or self._compiled():
+        self._before.remove()
+        self._before = register_optimizer_step_pre_hook(self._before_step)  # the last, which alone may add others
+        if self._compiled():
             self._open(None, None)
         else:
             self._members = {id(module) for model in self._models for module in model.modules()}
@@ -117,14 +120,18 @@ class Boundaries:
         return threading.get_ident() == self._thread and (not self._given or id(optimizer) in self._given)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._outermost is not None or not self._concerns(optimizer):
-            return  # an optimizer may wrap another: only the outermost counts
+        # An optimizer may wrap another: only the outermost counts. One that steps again has failed before it was done.
+        if self._outermost not in (None, optimizer) or not self._concerns(optimizer):
+            return
         self._outermost = optimizer
-        self._closures = bool(kwargs.get("closure") or len(args) > 1 and args[1] is not None)
-        self._guard(self._stepping, optimizer)
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        self._guard(self._stepping, optimizer, closure is not None)
+        if closure is not None and self._forward is not None and not self._recording:
+            self._open(None, None)  # the forward pass will run inside the step
+            self._guard(self._within, optimizer, args, kwargs)
         # PyTorch walks through the hooks while it calls them, and only the last may add or remove any, as opening and
         # closing a recording does. Being last also lets the recorder's own hook see the update before we close it.
-        if self._recording or self._closures or self._compiled():
+        if self._recording or self._compiled():
             self._after.remove()
             self._after = register_optimizer_step_post_hook(self._after_step)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,8 @@ class Surroundings:
     rates: tuple[float, ...]
     scale: float | None
     passes_before: int  # backward passes that belong to an earlier optimizer's step in this round
+    named: bool  # paths begin at models that are known
+    met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
     moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
 
 
@@ -56,24 +58,22 @@ def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
         around.rates,
         False,
         around.scale,
-        _clipped(graph, around.scale or 1),
+        _clipped(graph, around),
         max(passes, 1),
     )
 
 
 def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
     """Every tensor that is kept: parameters, what modules and the user's named lines made, and all their gradients."""
-    prefix = _prefix(graph)
-    yield from _of_parameters(graph, prefix, around.moments)
+    prefix = "" if around.named else _prefix(graph)
+    yield from _of_parameters(graph, prefix, around)
     yield from _of_values(graph, prefix, around.scale or 1)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------
 
 
-def _of_parameters(
-    graph: Graph, prefix: str, moments: Iterable[tuple[str, str, Statistics]]
-) -> Iterator[Figure]:
+def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[Figure]:
     types = {name: module.class_name for module in graph.modules for name in module.parameters}
     met = _met(graph)
     layers: dict[str, int] = {}
@@ -82,13 +82,13 @@ def _of_parameters(
         layers[short] = layer
         kinds: tuple[tuple[Kind, Statistics | None], ...] = (
             ("parameter", _either(parameter, "before_statistics", parameter.before)),
-            ("parameter gradient", met.get(name)),
+            ("parameter gradient", around.met.get(short, met.get(name))),
             ("update", _either(parameter, "update_statistics", _moved(parameter))),
         )
         for kind, statistics in kinds:
             if statistics is not None:
                 yield Figure(kind, short, layer, types.get(name, ""), "", statistics)
-    for parameter_name, key, statistics in moments:
+    for parameter_name, key, statistics in around.moments:
         yield Figure("moment", f"{parameter_name}/{key}", layers.get(parameter_name, 0), "", "", statistics)
 
 
@@ -141,13 +141,13 @@ def divided(statistics: Statistics, scale: float) -> Statistics:
     return replace(statistics, **figures, magnitudes=())
 
 
-def _clipped(graph: Graph, scale: float) -> tuple[float, float] | None:
+def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
     """The norm of all gradients as backward left them, and as the optimizer met them, where something clipped them."""
     if not any(event.kind.startswith(CLIPS) for event in graph.events):
         return None
-    met = _met(graph)
-    left = [_either(each, "left_statistics", each.grad) for name, each in graph.parameters.items() if name in met]
-    return _norm(each for each in left if each is not None) / scale, _norm(met.values())
+    left = [_either(each, "left_statistics", each.grad) for each in graph.parameters.values()]
+    met = around.met or _met(graph)
+    return _norm(each for each in left if each is not None) / (around.scale or 1), _norm(met.values())
 
 
 def _met(graph: Graph) -> dict[str, Statistics]:
@@ -214,6 +214,17 @@ def shortened(name: str, prefix: str = "") -> str:
     for wrapper in WRAPPERS:
         name = name.removeprefix(wrapper)
     return name.replace("._orig_mod.", ".")
+
+
+def measured_gradients(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Statistics]:
+    """The gradients that the optimizers' last steps left standing, by the names of their parameters."""
+    return {
+        names[id(parameter)]: measured(parameter.grad)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None and id(parameter) in names
+    }
 
 
 def measured_moments(

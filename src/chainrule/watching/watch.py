@@ -28,7 +28,7 @@ from chainrule.runs import Figure, Found, Writer
 from chainrule.source import is_library
 from chainrule.watching.boundaries import Boundaries
 from chainrule.watching.examine import Examiner
-from chainrule.watching.gather import Surroundings, facts_of, figures_of, measured_moments, shortened, skipped_in
+from chainrule.watching.gather import Surroundings, facts_of, figures_of, measured_gradients, measured_moments, shortened, skipped_in
 from chainrule.watching.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -87,13 +87,15 @@ class watch:  # noqa: N801 (read as a verb)
         self._recording: Recording | None = None
         self._full: str | None = None  # why the step that comes next is recorded in full
         self._passes = self._passes_before = 0  # backward passes at the last optimizer's step, and at the one before
+        self._closure = False  # whether the last optimizer's step was given one
         self._ended = False
         self._warned: set[str] = set()
         if to is not None:
             self._open(to)
         self._boundaries = Boundaries(
             models, optimizers, self._harmless,
-            wanted=self._wanted, begin=self._begin, stepping=self._stepping, end=self._end, lost=self._lost,
+            wanted=self._wanted, begin=self._begin, stepping=self._stepping, within=self._within, end=self._end,
+            lost=self._lost,
         )  # fmt: skip
         self._boundaries.arm()
         atexit.register(self.close)
@@ -158,13 +160,15 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
         session = record(namespace=_modules(self._namespace))  # INTERIM , keep=None if self._full else "statistics")
+        session.know(self._whole_models())
         self._recording = session.__enter__()
         self._session = session
         self._passes = self._passes_before = 0
         if module is not None:
             session.enter(module, args)
 
-    def _stepping(self, optimizer: Optimizer) -> None:
+    def _stepping(self, optimizer: Optimizer, closure: bool) -> None:
+        self._closure = closure
         if self._session is not None:
             if self._scaling.scaler is None:
                 self._scaling.look()
@@ -172,6 +176,10 @@ class watch:  # noqa: N801 (read as a verb)
             if passes > self._passes:  # this optimizer's gradients came after the one that stepped before it
                 self._passes_before, self._passes = self._passes, passes
         self._note_skipped()
+
+    def _within(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._session is not None:
+            self._session.enter_step(optimizer, args, kwargs)
 
     def _end(self) -> None:
         self.step_number += 1
@@ -207,6 +215,8 @@ class watch:  # noqa: N801 (read as a verb)
             tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
             self._scaling.scale,
             self._passes_before,
+            bool(self._whole_models()),
+            measured_gradients(optimizers, self._parameters) if self._closure else {},
             measured_moments(optimizers, self._parameters),
         )
         if self._scaling.scaler is None and (missed := skipped_in(graph)):
@@ -303,13 +313,20 @@ class watch:  # noqa: N801 (read as a verb)
         except ChainruleWarning:
             print(f"chainrule: {sentence}", file=sys.stderr)
 
+    def _whole_models(self) -> list[nn.Module]:
+        """The models, as given; else those that the user's code has under a name, but for parts of others."""
+        if self._models:
+            return self._models
+        named = {id(item): item for item in _modules(self._namespace).values() if any(True for _ in item.parameters())}
+        parts = {id(part) for item in named.values() for part in item.modules() if part is not item}
+        return [item for key, item in named.items() if key not in parts]
+
     def _meet(self, roots: Iterable[nn.Module]) -> None:
         """Learn what the parameters are called, as the recording calls them, when their model first runs."""
-        models = [model for model in roots if next(model.parameters(), None) is not None]
+        models = self._whole_models() or [root for root in roots if any(True for _ in root.parameters())]
         known = {id(item): name for name, item in _modules(self._namespace).items()}
         for model in models:
-            name = known.get(id(model), type(model).__name__)
-            prefix = f"{name}." if len(models) > 1 else ""
+            prefix = f"{known.get(id(model), type(model).__name__)}." if len(models) > 1 else ""
             for path, parameter in model.named_parameters():
                 self._parameters.setdefault(id(parameter), prefix + shortened(path))
 

@@ -75,7 +75,7 @@ function labels(map, tall) {
   const every = Math.ceil(LEGIBLE / tall);
   return map.rows.map((row, place) => {
     if (place % every) return null;
-    const label = h("span", { title: row.type ? `${row.name} (${row.type})` : row.name }, row.name);
+    const label = h("span", { title: row.type ? `${row.name} (${row.type})` : row.name }, h("bdi", null, row.name));
     label.style.top = `${place * tall + tall / 2}px`;
     return label;
   });

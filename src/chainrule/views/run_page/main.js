@@ -4,7 +4,7 @@ import { byId, h } from "../page/dom.js";
 import { chart } from "./curves.js";
 import { timeline, words } from "./findings.js";
 import { heat } from "./heat.js";
-import { Scene, told, whole } from "./scene.js";
+import { Scene, axis, told, whole } from "./scene.js";
 
 /** @import { RunPage } from "./types.d.ts" */
 
@@ -32,7 +32,7 @@ function course() {
   const parts = [chart(scene, { title: "loss", hue: "value", lines: [loss.mean], band: [loss.low, loss.high] })];
   if (rates.length) parts.push(chart(scene, { title: "learning rate", hue: "plain", lines: rates }));
   if (findings.length || recordings.length) parts.push(timeline(scene));
-  byId("course").append(...parts, ...maps.map((map) => heat(scene, map)));
+  byId("course").append(...parts, axis(scene), ...maps.map((map) => heat(scene, map)), axis(scene));
   byId("findings").append(...words(scene));
 }
 

@@ -153,3 +153,39 @@ export function listen(scene, plot, rowAt) {
     line.style.left = `${scene.percent(scene.at + 0.5)}%`;
   };
 }
+
+const TICKS = 8;
+
+/**
+ * The line of time itself, with round numbers of steps.
+ * @param {Scene} scene
+ * @returns {HTMLElement}
+ */
+export function axis(scene) {
+  const ticks = h("div", { class: "ticks" });
+  scene.add({
+    mark() {},
+    draw() {
+      const first = scene.run.columns[scene.from][0];
+      const last = scene.run.columns[scene.to - 1][1];
+      const by = round((last - first) / TICKS);
+      const labels = [];
+      for (let step = Math.ceil(first / by) * by; step <= last; step += by) {
+        const label = h("span", null, whole(step));
+        label.style.left = `${Math.min(100, scene.percent(scene.columnOf(step) + 0.5))}%`;
+        labels.push(label);
+      }
+      ticks.replaceChildren(...labels);
+    },
+  });
+  return h("div", { class: "chart axis", "aria-hidden": "true" }, h("span", { class: "facts" }, "step"), ticks);
+}
+
+/**
+ * A round number of at least this size: 1, 2 or 5 times a power of ten.
+ * @param {number} least
+ */
+function round(least) {
+  const power = 10 ** Math.floor(Math.log10(Math.max(1, least)));
+  return power * ([1, 2, 5].find((factor) => factor * power >= least) ?? 10);
+}
