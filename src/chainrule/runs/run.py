@@ -8,6 +8,7 @@ import sqlite3
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast, get_args
 
@@ -260,6 +261,8 @@ class Run:
         for kind in dict.fromkeys(tensor.kind for tensor in tensors):
             for part in self._chunks(kind, chunks.COLUMNS):
                 part.fill(history, by_id, wanted, self._histograms(part))
+        for series in history.series.values():
+            _sort(series)
         return history
 
     def _chunks(self, kind: Kind, names: Sequence[str]) -> Iterator[_Part]:
@@ -275,6 +278,7 @@ class Run:
                 count = len(steps) // 8
                 read = {name: chunks.read_column(each, name, count) for name, each in zip(names, data, strict=True)}
                 part = _Part(layout, chunks.read_integers(series).tolist(), chunks.read_integers(steps), read)
+                part.check()
             except (ValueError, zlib.error) as error:
                 raise self._damaged(error) from error
             yield part
@@ -335,6 +339,12 @@ class _Part:
     steps: Array
     columns: dict[str, Array]
 
+    def check(self) -> None:
+        """Raise ValueError where it does not have a number for each tensor and step."""
+        shape = (len(self.series), len(self.steps))
+        if any(column.shape != shape for column in self.columns.values()):
+            raise ValueError("a chunk has other numbers than its tensors and steps ask for")
+
     def fill(
         self,
         history: History,
@@ -361,8 +371,21 @@ def _within(step: int, first: int | None, last: int | None) -> bool:
     return (first is None or step >= first) and (last is None or step <= last)
 
 
+def _sort(series: Series) -> None:
+    """Put the steps in order: a tensor that comes and goes with others has its steps in the chunks of several layouts."""
+    order = sorted(range(len(series.steps)), key=series.steps.__getitem__)
+    if order != list(range(len(order))):
+        series.steps[:] = [series.steps[place] for place in order]
+        series.statistics[:] = [series.statistics[place] for place in order]
+
+
 def _series(tensor: Tensor) -> Series:
     return Series(tensor.kind, tensor.name, tensor.layer, tensor.type)
+
+
+@lru_cache(maxsize=1024)  # most steps have the rates of the step before
+def _rates(text: str) -> tuple[float, ...]:
+    return tuple(json.loads(text))
 
 
 def _facts(row: tuple[Any, ...], full: Collection[int]) -> StepFacts:
@@ -371,11 +394,12 @@ def _facts(row: tuple[Any, ...], full: Collection[int]) -> StepFacts:
         step,
         time,
         None if loss is None else float(loss),
-        tuple(json.loads(rates)),
+        _rates(rates),
         bool(skipped),
         None if scale is None else float(scale),
         None if norm is None else (float(norm), float(clipped)),
         passes,
+        step in full,
     )
 
 
