@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from chainrule.watching.watch import watch
+from chainrule.watching.watcher import watch
 
 __all__ = ["watch"]

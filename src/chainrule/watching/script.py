@@ -11,7 +11,7 @@ from rich.console import Console
 from chainrule.runs import Found
 from chainrule.script import Namespace, run_inside
 from chainrule.views.dashboard import Dashboard, Lines
-from chainrule.watching.watch import watch
+from chainrule.watching.watcher import watch
 
 
 class Outcome:

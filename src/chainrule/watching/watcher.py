@@ -76,7 +76,8 @@ class watch:  # noqa: N801 (read as a verb)
         self.history = History()
         self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # a dashboard, called with each watched step
-        self._first = self.step_number + 1
+        self._due = self.step_number + 1
+        self._full_due = _multiple_after(self.step_number, full_every or 1)
         self._namespace = _variables(sys._getframe(1)) if namespace is None else namespace
         self._models = models
         self._parameters: dict[int, str] = {}
@@ -88,7 +89,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._full: str | None = None  # why the step that comes next is recorded in full
         self._passes = self._passes_before = 0  # backward passes at the last optimizer's step, and at the one before
         self._closure = False  # whether the last optimizer's step was given one
-        self._ended = False
+        self._failed = self._closed = False
         self._warned: set[str] = set()
         if to is not None:
             self._open(to)
@@ -108,7 +109,7 @@ class watch:  # noqa: N801 (read as a verb)
         Where an optimizer does, this only lets a step that a GradScaler left out be seen at once.
         """
         boundaries = self._boundaries
-        if self._ended:
+        if self._over:
             return
         stepped, boundaries.stepped_by_hook = boundaries.stepped_by_hook, False
         if stepped:
@@ -126,14 +127,14 @@ class watch:  # noqa: N801 (read as a verb)
     def record_next(self, reason: str = "asked for") -> None:
         """Record the step that comes next in full."""
         self._full = reason
-        if self._session is None and not self._ended:
+        if self._session is None and not self._over:
             self._boundaries.arm()
 
     def close(self, status: str = "ended") -> None:
         """Watch no longer: every hook is taken off, and the file is written to its end."""
-        if self._ended:
+        if self._closed:
             return
-        self._ended = True
+        self._closed = True
         atexit.unregister(self.close)
         self._boundaries.remove()
         self._leave()
@@ -153,10 +154,11 @@ class watch:  # noqa: N801 (read as a verb)
     # -- what the boundaries call -------------------------------------------------------------------------------------
 
     def _wanted(self) -> bool:
+        """Whether the step that comes next is to be recorded: it is due, or one that was due was left out."""
         step = self.step_number + 1
-        if self._full_every and step % self._full_every == 0:
+        if self._full_every and step >= self._full_due:
             self._full = self._full or f"every {self._full_every} steps"
-        return step == self._first or step % self.every == 0 or self._full is not None
+        return step >= self._due or self._full is not None
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
         session = record(namespace=_modules(self._namespace))  # INTERIM , keep=None if self._full else "statistics")
@@ -189,6 +191,8 @@ class watch:  # noqa: N801 (read as a verb)
         self._meet(self._session.models)
         self._leave()
         self.watched += 1
+        self._due = _multiple_after(self.step_number, self.every)
+        self._full_due = _multiple_after(self.step_number, self._full_every or 1)
         figures, facts = self._read(recording)
         self._keep(recording, facts, figures)
 
@@ -284,14 +288,18 @@ class watch:  # noqa: N801 (read as a verb)
         except StorageError as error:
             self._warn(f"{error} The training is watched, but not kept.")
 
+    @property
+    def _over(self) -> bool:
+        return self._closed or self._failed
+
     def _harmless(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Do something on behalf of a hook; where it fails, end the watch and say so."""
-        if self._ended:
+        if self._over:
             return
         try:
             act(*arguments)
         except Exception as error:
-            self._ended = True
+            self._failed = True
             self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
             try:
                 self._leave()
@@ -329,6 +337,10 @@ class watch:  # noqa: N801 (read as a verb)
             prefix = f"{known.get(id(model), type(model).__name__)}." if len(models) > 1 else ""
             for path, parameter in model.named_parameters():
                 self._parameters.setdefault(id(parameter), prefix + shortened(path))
+
+
+def _multiple_after(step: int, every: int) -> int:
+    return (step // every + 1) * every
 
 
 def _listed(given: Any, kind: type) -> list[Any]:
