@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, optim
-from torch._C import _get_function_stack_at, _len_torch_function_stack
+from torch._C import _DisableTorchDispatch, _get_function_stack_at, _len_torch_function_stack
 from torch.autograd.function import BackwardCFunction, Function
 from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import (
@@ -32,7 +32,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from chainrule.errors import RecordingError
-from chainrule.source import Site, is_library
+from chainrule.direct import Direct, applies
+from chainrule.source import Site, Sites, is_library
 from chainrule.tape import RawBackward, RawCall, RawFunction, RawModule, RawNode, RawUpdate, Tape, Traits, Version, tensors_in
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
@@ -55,6 +56,8 @@ class Recorder:
         self.tape = Tape()
         self.in_call = False
         self.stack: list[int] = []  # runs of modules that are open
+        self.directly = Direct()
+        self._sites = Sites()
         self._traits: dict[Any, Traits] = {}
         self._hooks: list[Any] = []
         self._hooks_of_nodes: list[Any] = []
@@ -143,12 +146,28 @@ class Recorder:
             self.in_call = False
         if len(operations) > first:
             self._note_call(func, args, kwargs, out, first)
+            if len(operations) <= first + 2 and not kwargs:
+                self.directly.learn(func, args, out, operations[first:])
+        return out
+
+    def direct(self, operation: Any, func: Any, args: tuple[Any, ...]) -> Any:
+        """As `call`, for a function that runs just this operation: the dispatch mode is left out."""
+        tape = self.tape
+        first = len(tape.operations)
+        try:
+            with _DisableTorchDispatch():
+                out = func(*args)
+        except Exception as error:
+            self._note_call(func, args, {}, None, first, f"{type(error).__name__}: {error}")
+            raise
+        tape.operations.append((operation, args, None, out, len(tape.calls), None))
+        self._note_call(func, args, {}, out, first)
         return out
 
     def _note_call(self, func: Any, args: Any, kwargs: Any, out: Any, first: int, error: str | None = None) -> None:
         tape = self.tape
         frame = sys._getframe(3)
-        site = Site.of(frame)
+        site = self._sites.of(frame)
         custom = None if torch.is_grad_enabled() else self._custom_function(frame, first)
         module = self.stack[-1] if self.stack else None
         tape.calls.append(RawCall(func, args, kwargs, out, site, module, first, len(tape.operations), custom, error))
@@ -316,17 +335,17 @@ class Recorder:
             tape.nodes.append(RawNode(node))
         return tape.nodes[index]
 
-    def _hook(self, index: int, raw: RawNode) -> None:
+    def _hook(self, index: int, raw: RawNode, at_leaf: bool) -> None:
         """See the gradients that pass a node, whenever it runs."""
         raw.hooked = True
-        node = raw.node
+        node, hooks = raw.node, self._hooks_of_nodes
         if isinstance(node, BackwardCFunction):
-            self._hooks_of_nodes.append(node.register_prehook(self._enter_function))
-            self._hooks_of_nodes.append(node.register_hook(partial(self._leave_function, index)))
-        elif any(type(target) is AccumulateGrad for target, _ in raw.edges):
-            self._hooks_of_nodes.append(node.register_hook(partial(self._before_leaves, index)))
+            hooks.append(node.register_prehook(self._enter_function))
+            hooks.append(node.register_hook(partial(self._leave_function, index)))
+        elif at_leaf:
+            hooks.append(node.register_hook(partial(self._before_leaves, index)))
         else:
-            self._hooks_of_nodes.append(node.register_hook(partial(_note_passage, self.tape.passages, index)))
+            hooks.append(node.register_hook(partial(_note_passage, self.tape.passages, index)))
 
     def _enter_function(self, upstream: tuple[Any, ...]) -> None:
         """Record what a Python function does in its backward: checkpointing runs whole passes in there."""
@@ -344,26 +363,31 @@ class Recorder:
 
     def _reach(self, roots: tuple[Tensor, ...], accumulates: bool) -> list[Tensor]:
         """Number every node behind `roots`, find the leaves, and mark which gradients must not be held."""
+        number_of, nodes = self.tape.number_of, self.tape.nodes
         waiting: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
         seen: set[Any] = set(waiting)
         uses: dict[Any, int] = {}
         at_leaves: list[RawNode] = []
         while waiting:
             node = waiting.pop()
-            raw = self._number(node)
-            if not raw.edges:
-                raw.edges = node.next_functions
-            if not raw.hooked and type(node) is not AccumulateGrad:
-                self._hook(self.tape.number_of[node], raw)
-            for target, _ in raw.edges:
+            index = number_of.get(node)
+            raw = self._number(node) if index is None else nodes[index]
+            edges = raw.edges
+            if not edges:
+                edges = raw.edges = node.next_functions
+            at_leaf = False
+            for target, _ in edges:
                 if target is None:
                     continue
                 if type(target) is AccumulateGrad:
                     uses[target] = uses.get(target, 0) + 1
+                    at_leaf = True
                     at_leaves.append(raw)
                 if target not in seen:
                     seen.add(target)
                     waiting.append(target)
+            if not raw.hooked and type(node) is not AccumulateGrad:
+                self._hook(number_of[node], raw, at_leaf)
         for raw in at_leaves:
             raw.leaves = tuple(
                 (position, node.variable)
@@ -484,9 +508,14 @@ class _FunctionMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        recorder = self.recorder
+        if not kwargs:
+            operation = recorder.directly.known.get((func, *map(type, args)))
+            if operation is not None and applies():
+                return recorder.direct(operation, func, args)
         if func in _backward_functions:
-            return self.recorder.backward(func, args, kwargs or {})
-        return self.recorder.call(func, args, kwargs or {})
+            return recorder.backward(func, args, kwargs or {})
+        return recorder.call(func, args, kwargs or {})
 
 
 _active = threading.local()

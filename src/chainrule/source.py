@@ -70,6 +70,31 @@ class Site:
         return _argument_names(self.code, self.instruction)
 
 
+class Sites:
+    """The sites of one recording, each made once: a loop comes by the same ones again and again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, str], Site] = {}  # a site holds its code, whose id so stays its own
+
+    def of(self, frame: FrameType | None) -> Site | None:
+        """The nearest frame outside PyTorch, counted from `frame` outwards."""
+        through = ""
+        while frame is not None:
+            code = frame.f_code
+            known = _library.get(code.co_filename)
+            if known is None:
+                known = is_library(code)
+            if not known:
+                key = (id(code), frame.f_lasti, through)
+                site = self._known.get(key)
+                if site is None:
+                    site = self._known[key] = Site(code, frame.f_lasti, through)
+                return site
+            through = code.co_name
+            frame = frame.f_back
+        return None
+
+
 @lru_cache(maxsize=4096)
 def _argument_names(code: CodeType, instruction: int) -> tuple[str, ...]:
     node = _expression(code, instruction)[0]

@@ -6,6 +6,7 @@ its first operation to its last, and its data is copied only if something is abo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -169,6 +170,7 @@ class Tape:
         self._sharing: set[int] = set()  # ids of all that were ever in it: used again, they are entered again
         self._storages: dict[int, list[Tensor]] = {}  # memory -> tensors in it, since it was copied last
         self._leaves: dict[int, Tensor] = {}
+        self._found = 0
         self._scanned = [0, 0, 0]
 
     # -- copies of what is overwritten --------------------------------------------------------------------------------
@@ -206,14 +208,15 @@ class Tape:
         Small ones are copied now. A large one is borrowed: it stays where it is, uncopied, until the recording is
         read, or until an optimizer is about to overwrite it.
         """
-        self._scan()
+        self._find_leaves()
         named = [tensor for tensor in named if id(tensor) in self._made]
-        self._enter(named)
         versions = [
             *(left for backward in self.backwards for left in backward.after.values()),
             *(each for update in self.updates for each in (*update.gradients, *update.after)),
         ]
         owned = [*self._leaves.values(), *(each[0] for each in versions if each is not None), *named]
+        self._enter(owned)
+        self._enter_neighbours(owned)
         self._copy(tensor for tensor in owned if not self._loans.take(tensor))
         self._loans.guard(self)
 
@@ -252,28 +255,50 @@ class Tape:
         """Enter, under the memory that they use, the tensors that may share it: leaves, views with what they view, and
         gradients. Any other result has its memory to itself.
         """
-        operations, passages, backwards = self._scanned
-        made, leaves, sharing = self._made, self._leaves, self._sharing
-        for func, args, kwargs, out, _, _ in self.operations[operations:]:
+        self._find_leaves()
+        sharing = self._sharing
+        for func, args, kwargs, out, _, _ in self.operations[self._scanned[0] :]:
             if Traits.of(func).views:
                 self._enter(tensors_in((args, kwargs, out)))
-            for tensor in tensors_in((args, kwargs) if kwargs else args):
-                if id(tensor) not in made:
-                    if id(tensor) not in leaves:
-                        leaves[id(tensor)] = tensor
-                    self._enter((tensor,))
-                elif id(tensor) in sharing:
-                    self._enter((tensor,))
+            elif sharing:
+                self._enter(each for each in tensors_in((args, kwargs) if kwargs else args) if id(each) in sharing)
+        for _, _, _, upstream in self.passages[self._scanned[1] :]:
+            self._enter(tensor for tensor in upstream if tensor is not None)
+        for backward in self.backwards[self._scanned[2] :]:
+            self._enter(left[0] for left in backward.after.values() if left is not None)
+        # The last backward may still be running; look at it again next time.
+        self._scanned = [len(self.operations), len(self.passages), max(len(self.backwards) - 1, 0)]
+
+    def _find_leaves(self) -> None:
+        """What operations take and none has made; it is entered whenever it is used."""
+        made, leaves = self._made, self._leaves
+        for _, args, kwargs, out, _, _ in self.operations[self._found :]:
+            for each in args if not kwargs else (*args, kwargs):
+                if isinstance(each, Tensor):
+                    if id(each) not in made:
+                        leaves[id(each)] = each
+                        self._enter((each,))
+                elif isinstance(each, (tuple, list, dict)):
+                    for tensor in tensors_in(each):
+                        if id(tensor) not in made:
+                            leaves[id(tensor)] = tensor
+                            self._enter((tensor,))
             if isinstance(out, Tensor):
                 made.add(id(out))
             else:
                 made.update(map(id, tensors_in(out)))
-        for _, _, _, upstream in self.passages[passages:]:
-            self._enter(tensor for tensor in upstream if tensor is not None)
-        for backward in self.backwards[backwards:]:
-            self._enter(left[0] for left in backward.after.values() if left is not None)
-        # The last backward may still be running; look at it again next time.
-        self._scanned = [len(self.operations), len(self.passages), max(len(self.backwards) - 1, 0)]
+        self._found = len(self.operations)
+
+    def _enter_neighbours(self, owned: Iterable[Tensor]) -> None:
+        """As `_scan`, of what shares its memory with these tensors alone: their storages' addresses tell it apart."""
+        memory = _Ranges(owned)
+        for func, args, kwargs, out, _, _ in self.operations[self._scanned[0] :]:
+            if Traits.of(func).views:
+                self._enter(each for each in tensors_in((args, kwargs, out)) if each in memory)
+        for _, _, _, upstream in self.passages[self._scanned[1] :]:
+            for each in upstream:
+                if each is not None and each in memory:
+                    self._enter((each,))
 
     def _enter(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -281,6 +306,29 @@ class Tape:
                 self._entered.add(id(tensor))
                 self._sharing.add(id(tensor))
                 self._storages.setdefault(storage_of(tensor), []).append(tensor)
+
+
+class _Ranges:
+    """The memory of some tensors, as addresses; asks less of a tensor than its storage does."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._ends: dict[int, int] = {}
+        for tensor in tensors:
+            try:
+                storage = tensor.untyped_storage()
+                first = storage.data_ptr()
+            except (NotImplementedError, RuntimeError):
+                continue
+            self._ends[first] = max(self._ends.get(first, 0), first + storage.nbytes())
+        self._starts = sorted(self._ends)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        try:
+            address = tensor.data_ptr()
+        except (NotImplementedError, RuntimeError):
+            return True  # sparse, or a wrapper: whoever asks must look for himself
+        place = bisect_right(self._starts, address)
+        return place > 0 and address < self._ends[self._starts[place - 1]]
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
