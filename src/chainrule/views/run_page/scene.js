@@ -124,7 +124,7 @@ export function listen(scene, plot, rowAt) {
     return Math.min(scene.to - 1, Math.max(scene.from, scene.from + Math.floor(part * (scene.to - scene.from))));
   };
   plot.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0) return;
+    if (event.button !== 0 || (event.target instanceof Element && event.target.closest("a"))) return;
     start = columnAt(event);
     plot.setPointerCapture(event.pointerId);
   });
