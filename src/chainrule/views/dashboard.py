@@ -144,7 +144,11 @@ class Dashboard:
             return text
         left = (self._total - steps) / rate if rate else math.inf
         text.append(f" of about {_clock(seconds + left)}" if math.isfinite(left) else "")
-        return Group(text, ProgressBar(self._total, min(steps, self._total)))
+        line = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        line.add_column()
+        line.add_column(ratio=1)
+        line.add_row(text, ProgressBar(self._total, min(steps, self._total)))
+        return line
 
     def _curve(self) -> Text:
         return Text.assemble(("loss ", "dim"), (sparkline(self._reading.losses), "blue"))
