@@ -36,7 +36,9 @@ def tables() -> Iterator[Table]:
         start, cpu = perf_counter(), process_time()
         write(path)
         wall, cpu = perf_counter() - start, process_time() - cpu
-        made = table(f"A run of {STEPS:,} steps x {PARAMETERS} parameters x {len(KINDS)} series", "", "measured", "target")
+        made = table(
+            f"A run of {STEPS:,} steps x {PARAMETERS} parameters x {len(KINDS)} series", "", "measured", "target"
+        )
         made.add_row("size, GB", *against(path.stat().st_size / 1e9, 2))
         made.add_row("written in, seconds (making up the numbers included)", *against(wall, None))
         made.add_row("processor time a step, ms", *against(1e3 * cpu / STEPS, None))
@@ -57,7 +59,9 @@ def write(path: Path, steps: int = STEPS, parameters: int = PARAMETERS) -> None:
         sizes *= np.exp(random.normal(0, 0.02, sizes.shape))
         noisy = (sizes * np.exp(random.normal(0, 0.2, (5, *sizes.shape)))).tolist()
         figures = [
-            runs.Figure(kind, f"layer{place}.weight{suffix}", place, "Linear", "float32", _statistics(noisy, row, place, n))
+            runs.Figure(
+                kind, f"layer{place}.weight{suffix}", place, "Linear", "float32", _statistics(noisy, row, place, n)
+            )
             for row, (kind, suffix) in enumerate(KINDS)
             for place, n in enumerate(elements)
         ]

@@ -15,14 +15,25 @@ from typing import TYPE_CHECKING, Any
 from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
-    from chainrule.check import verify
     from chainrule import callbacks, runs
+    from chainrule.check import verify
     from chainrule.recording import Recording, explain, load, record
     from chainrule.watching import watch
 
 __version__ = "0.1.0"
 
-__all__ = ["ChainruleError", "Recording", "__version__", "callbacks", "explain", "load", "record", "runs", "verify", "watch"]
+__all__ = [
+    "ChainruleError",
+    "Recording",
+    "__version__",
+    "callbacks",
+    "explain",
+    "load",
+    "record",
+    "runs",
+    "verify",
+    "watch",
+]
 
 _homes = {"verify": "chainrule.check", "watch": "chainrule.watching"}
 

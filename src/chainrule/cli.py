@@ -172,11 +172,17 @@ def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
 @commands.command(cls=ScriptCommand)
 @script_argument
 @script_arguments
-@click.option("--every", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Watch each N-th step.")
+@click.option(
+    "--every", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Watch each N-th step."
+)
 @click.option("--to", type=click.Path(dir_okay=False), metavar="FILE", help="Keep what is seen in a file (run.db).")
-@click.option("--full-every", type=click.IntRange(min=1), metavar="N", help="Record each N-th step with all its numbers.")
+@click.option(
+    "--full-every", type=click.IntRange(min=1), metavar="N", help="Record each N-th step with all its numbers."
+)
 @click.option("--on-finding", is_flag=True, help="Record the step after a new finding with all its numbers.")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="How many steps there will be, for the progress.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", help="How many steps there will be, for the progress."
+)
 @click.option("--plain", is_flag=True, help="Lines instead of the dashboard.")
 def watch(
     script: str,
@@ -190,8 +196,8 @@ def watch(
 ) -> NoReturn:
     """Run SCRIPT as python would, and watch its whole training.
 
-    Some steps are recorded as they run: loss, learning rates, and the size of every gradient, weight and update. What is
-    unhealthy is said while it runs. The script is not changed, and its exit status is passed on.
+    Some steps are recorded as they run: loss, learning rates, and the size of every gradient, weight and update. What
+    is unhealthy is said while it runs. The script is not changed, and its exit status is passed on.
 
     \b
     Examples:

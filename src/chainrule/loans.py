@@ -33,7 +33,10 @@ class Loan:
     def is_unchanged(self) -> bool:
         """Whether its numbers are still those that were recorded."""
         try:
-            return self.tensor._version == self.version and torch.equal(_sample(self.tensor), self.sample)
+            if self.tensor._version != self.version:
+                return False
+            with torch.no_grad():
+                return torch.equal(_bytes(_sample(self.tensor)), _bytes(self.sample))
         except RuntimeError:  # its memory was taken away
             return False
 
@@ -89,7 +92,10 @@ class Loans:
         self._remove = weakref.finalize(borrower, handle.remove)
 
 
+def _bytes(numbers: Tensor) -> Tensor:
+    return numbers.view(torch.uint8)  # NaN is not equal to itself
+
+
 def _sample(tensor: Tensor) -> Tensor:
-    """A few of its numbers, as bytes: NaN is not equal to itself."""
-    flat = tensor.detach().view(-1)
-    return flat[:: max(flat.numel() // SAMPLES, 1)].clone().view(torch.uint8)
+    """A few numbers of a contiguous tensor."""
+    return tensor.as_strided((SAMPLES,), (tensor.numel() // SAMPLES,)).clone()

@@ -332,7 +332,7 @@ class Recorder:
         index = tape.number_of.get(node)
         if index is None:
             index = tape.number_of[node] = len(tape.nodes)
-            tape.nodes.append(RawNode(node))
+            tape.nodes.append(RawNode(node, None, {}))
         return tape.nodes[index]
 
     def _hook(self, index: int, raw: RawNode, at_leaf: bool) -> None:

@@ -39,9 +39,13 @@ def _figures(name, layer, step, spike):
 
 FINDINGS = (
     runs.Found(
-        "vanishing-gradient", "warning", LAYERS[-1], "Gradients shrink by 40 on the way to blocks.3.", ("0.026 against 1.0",),
-        "Residual connections, or another initialisation.", "train.py:12", 10, None,
+        "vanishing-gradient", "warning", LAYERS[-1], "Gradients shrink by 40 on the way to blocks.3.",
+        ("0.026 against 1.0",), "Residual connections, or another initialisation.", "train.py:12", 10, None,
     ),
-    runs.Found("loss-spike", "warning", LAYERS[3], "The loss jumped from 0.43 to 8.7.", ("20 times",), "Clip.", "", 1500, 1500),
-    runs.Found("non-finite", "error", LAYERS[5], "5 numbers are not finite.", ("5 of 64",), "Lower the rate.", "", 2810, 3000),
+    runs.Found(
+        "loss-spike", "warning", LAYERS[3], "The loss jumped from 0.43 to 8.7.", ("20 times",), "Clip.", "", 1500, 1500,
+    ),
+    runs.Found(
+        "non-finite", "error", LAYERS[5], "5 numbers are not finite.", ("5 of 64",), "Lower the rate.", "", 2810, 3000,
+    ),
 )  # fmt: skip

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-
 from chainrule import runs
 from chainrule.errors import MissingError, StorageError
 from chainrule.runs import schema
@@ -128,7 +127,9 @@ def test_findings_take_the_place_of_those_before(path):
     writer = runs.Writer(path)
     writer.find(runs.Found("unit-off", "warning", "1", "Unit 2 is off.", ("of 8",), "Try.", "a.py:3", 3, 4, (2,), 8))
     writer.find(runs.Found("loss-spike", "error", "", "It jumped.", since=9))
-    last = runs.Found("unit-off", "warning", "1", "Units 2 and 3 are off.", ("of 8",), "Try.", "a.py:3", 3, 9, (2, 3), 8)
+    last = runs.Found(
+        "unit-off", "warning", "1", "Units 2 and 3 are off.", ("of 8",), "Try.", "a.py:3", 3, 9, (2, 3), 8
+    )
     writer.find(last)
     writer.close()
     with runs.open(path) as run:
@@ -315,7 +316,11 @@ def test_tensorboard(path, tmp_path):
         run.to_tensorboard(tmp_path / "out")
     events = EventAccumulator(str(tmp_path / "out"))
     events.Reload()
-    assert [(each.step, each.value) for each in events.Scalars("update/norm/fc1.weight")] == [(1, 0.5), (2, 1), (3, 1.5)]
+    assert [(each.step, each.value) for each in events.Scalars("update/norm/fc1.weight")] == [
+        (1, 0.5),
+        (2, 1),
+        (3, 1.5),
+    ]
     assert [each.wall_time for each in events.Scalars("loss")] == [1001, 1002, 1003]
 
 
@@ -342,5 +347,3 @@ def test_a_run_without_steps(path):
         assert run.ratios()[2].shape == (0, 0)
         assert str(run.document().summary[0].text) == "('No step has been watched yet.',)"
         assert len(run.frame("update", "pandas")) == 0
-
-

@@ -126,7 +126,7 @@ def test_pages_of_recorded_steps_stand_beside_their_files_and_are_linked(tmp_pat
     with runs.open(tmp_path / "run.db") as run:
         run.save(tmp_path / "pages" / "run.html")
         run.save(tmp_path / "run.md")
-        with pytest.raises(StorageError, match="no view writes .xyz"):
+        with pytest.raises(StorageError, match=r"no view writes \.xyz"):
             run.save(tmp_path / "run.xyz")
     (recorded,) = data_of((tmp_path / "pages" / "run.html").read_text())["recordings"]
     assert recorded == {"step": 2, "reason": "every 2 steps", "link": "../run.steps/2.html"}
@@ -135,5 +135,10 @@ def test_pages_of_recorded_steps_stand_beside_their_files_and_are_linked(tmp_pat
 
 
 def test_entries():
-    assert [data._entry(each, 3) for each in (1234.5678, math.nan, math.inf, -math.inf)] == [1230.0, None, "inf", "-inf"]
+    assert [data._entry(each, 3) for each in (1234.5678, math.nan, math.inf, -math.inf)] == [
+        1230.0,
+        None,
+        "inf",
+        "-inf",
+    ]
     assert json.dumps(data._entry(1e-12, 3)) == "1e-12"

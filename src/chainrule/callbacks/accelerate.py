@@ -15,9 +15,9 @@ def watch_accelerate(
 ) -> AbstractContextManager[watch | None]:
     """Watch what `accelerator.prepare` gave: `with watch_accelerate(accelerator, model, optimizer, to="run.db"):`.
 
-    Takes the options of `chainrule.watch`. The model and the optimizers are watched inside their wrappers, together with
-    the accelerator's GradScaler; micro-batches of `accelerator.accumulate` are one step. In other processes than the
-    main one nothing is watched, and the block gives None.
+    Takes the options of `chainrule.watch`. The model and the optimizers are watched inside their wrappers, together
+    with the accelerator's GradScaler; micro-batches of `accelerator.accumulate` are one step. In other processes than
+    the main one nothing is watched, and the block gives None.
     """
     if not accelerator.is_main_process:
         return nullcontext()

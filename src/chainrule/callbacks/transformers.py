@@ -29,9 +29,7 @@ class TransformersCallback(TrainerCallback):
         if state.is_world_process_zero:
             self.watch = watch(kwargs["model"], kwargs["optimizer"], **{"start": state.global_step, **self.options})
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """See a step that a GradScaler left out."""
         if self.watch is not None:
             self.watch.step()

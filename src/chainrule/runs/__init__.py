@@ -11,7 +11,7 @@ Reading needs no torch. The tables are told in docs/runs.md.
 
 from __future__ import annotations
 
-import io
+import builtins
 import os
 
 from chainrule.runs.found import Found
@@ -23,7 +23,7 @@ __all__ = ["Figure", "Found", "Recorded", "Run", "Tensor", "Writer", "is_run", "
 SQLITE = b"SQLite format 3\0"  # how such a file begins
 
 
-def open(path: str | os.PathLike[str], run: int | None = None) -> Run:  # noqa: A001 (read as chainrule.runs.open)
+def open(path: str | os.PathLike[str], run: int | None = None) -> Run:
     """The last run in a file, or that with the number `run`; also while it is being written.
 
     Raises StorageError where the file is missing, no run's, or of a newer version, and MissingError where it has no
@@ -35,7 +35,7 @@ def open(path: str | os.PathLike[str], run: int | None = None) -> Run:  # noqa: 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a SQLite database, as those of runs are."""
     try:
-        with io.open(path, "rb") as file:
+        with builtins.open(path, "rb") as file:
             return file.read(len(SQLITE)) == SQLITE
     except OSError:
         return False

@@ -1,8 +1,9 @@
 """Figures of many tensors over some steps, as bytes: what makes the file of a long run small.
 
 A column holds one figure (the norm) of every tensor of a layout at each step of a chunk. It is written tensor by
-tensor, so that what changes little from step to step stands together, its bytes sorted by significance (all first bytes,
-then all second ones), then deflated: some 3 bytes a number where float32 has 4, next to none for what stays the same.
+tensor, so that what changes little from step to step stands together, its bytes sorted by significance (all first
+bytes, then all second ones), then deflated: some 3 bytes a number where float32 has 4, next to none for what stays the
+same.
 """
 
 from __future__ import annotations

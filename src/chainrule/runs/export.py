@@ -26,10 +26,8 @@ def frame(run: Run, kind: Kind | None, library: str | None) -> Any:
     """A DataFrame of the steps, or of the tensors of a kind."""
     chosen = library or next((each for each in FRAMES if find_spec(each)), None)
     if chosen not in FRAMES:
-        raise MissingError(
-            f"a DataFrame needs {' or '.join(FRAMES)}, and {f'{chosen} is none of them' if chosen else 'neither is installed'}: "
-            "pip install pandas"
-        )
+        met = f"{chosen} is none of them" if chosen else "neither is installed"
+        raise MissingError(f"a DataFrame needs {' or '.join(FRAMES)}, and {met}: pip install pandas")
     return _import(chosen, "a DataFrame").DataFrame(steps_of(run) if kind is None else figures_of(run, kind))
 
 
@@ -96,7 +94,10 @@ def to_tensorboard(run: Run, folder: str | os.PathLike[str]) -> None:
     """Scalars: the loss, the learning rates, and the figures of each tensor under its kind; findings as text."""
     _import("tensorboard", "TensorBoard event files")
     writer_of = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter
-    messages = import_module("tensorboard.compat.proto.event_pb2"), import_module("tensorboard.compat.proto.summary_pb2")
+    messages = (
+        import_module("tensorboard.compat.proto.event_pb2"),
+        import_module("tensorboard.compat.proto.summary_pb2"),
+    )
     try:
         writer = writer_of(str(_folder(folder)))
         for event in _events(run, *messages):

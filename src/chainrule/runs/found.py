@@ -41,4 +41,6 @@ class Found:
 
     def __str__(self) -> str:
         since = "" if self.since is None else f" since step {self.since}"
-        return "\n".join([f"{self.severity}{since}: {self.text}", *(f"  {each}" for each in (*self.evidence, self.advice) if each)])
+        return "\n".join(
+            [f"{self.severity}{since}: {self.text}", *(f"  {each}" for each in (*self.evidence, self.advice) if each)]
+        )

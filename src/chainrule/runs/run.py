@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
@@ -139,7 +139,9 @@ class Run:
 
     def tensors(self, kind: Kind | None = None) -> list[Tensor]:
         """Every tensor that there are figures of, in forward order."""
-        rows = self._ask("SELECT id, kind, name, layer, type, dtype FROM series WHERE run = ? ORDER BY layer, id", self.id)
+        rows = self._ask(
+            "SELECT id, kind, name, layer, type, dtype FROM series WHERE run = ? ORDER BY layer, id", self.id
+        )
         return [Tensor(*row) for row in rows if kind in (None, row[1])]
 
     def series(self, kind: Kind, name: str) -> Series:
@@ -153,8 +155,8 @@ class Run:
     def table(self, kind: Kind, figure: str, marked: bool = False) -> Table:
         """One figure (`norm`, `mean`, `std`, `low`, `high`, `zeros`, ...) of all tensors of a kind at once.
 
-        Gives the steps, the tensors in forward order, and the numbers, (tensors, steps), NaN where there is none. Figures
-        are of the finite elements alone: `marked` puts infinity where a tensor had others.
+        Gives the steps, the tensors in forward order, and the numbers, (tensors, steps), NaN where there is none.
+        Figures are of the finite elements alone: `marked` puts infinity where a tensor had others.
         """
         tensors = self.tensors(kind)
         row_of = {tensor.id: row for row, tensor in enumerate(tensors)}
@@ -162,7 +164,7 @@ class Run:
         steps = np.unique(np.concatenate([part.steps for part in parts])) if parts else np.zeros(0, np.int64)
         numbers = np.full((len(tensors), len(steps)), np.nan, np.float64 if figure in chunks.COUNTS else np.float32)
         for part in parts:
-            rows = [row_of[each] for each in part.series]
+            rows = np.array([row_of[each] for each in part.series], np.int64)
             column = part.columns[figure]
             if marked and (broken := part.columns["not_finite"] > 0).any():
                 column = np.where(broken, np.inf, column)
@@ -174,9 +176,9 @@ class Run:
         steps, tensors, updates = self.table("update", "norm", marked=True)
         before, parameters, weights = self.table("parameter", "norm")
         row_of = {tensor.name: row for row, tensor in enumerate(parameters)}
-        known = [row for row, tensor in enumerate(tensors) if tensor.name in row_of]
+        known = np.array([row for row, tensor in enumerate(tensors) if tensor.name in row_of], np.int64)
         shared, left, right = np.intersect1d(steps, before, assume_unique=True, return_indices=True)
-        over = weights[np.ix_([row_of[tensors[row].name] for row in known], right)]
+        over = weights[np.ix_(np.array([row_of[tensors[row].name] for row in known], np.int64), right)]
         with np.errstate(divide="ignore", invalid="ignore"):
             return shared, [tensors[row] for row in known], updates[np.ix_(known, left)] / over
 
@@ -231,8 +233,8 @@ class Run:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run to a file; its suffix names the view: `.html` is the page of the run, with every step in it.
 
-        Beside a page stand the pages of the steps that were recorded in full, which it links to. Raises StorageError for
-        a suffix that no view has, and where the file cannot be written.
+        Beside a page stand the pages of the steps that were recorded in full, which it links to. Raises StorageError
+        for a suffix that no view has, and where the file cannot be written.
         """
         from chainrule import views
         from chainrule.storage import write_atomically
@@ -247,9 +249,7 @@ class Run:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _gathered(
-        self, tensors: Sequence[Tensor], first: int | None, last: int | None, at_most: int | None
-    ) -> History:
+    def _gathered(self, tensors: Sequence[Tensor], first: int | None, last: int | None, at_most: int | None) -> History:
         steps = [facts for facts in self.steps() if _within(facts.step, first, last)]
         if at_most is not None and len(steps) > at_most:
             steps = [steps[place] for place in np.linspace(0, len(steps) - 1, at_most).round().astype(int)]
@@ -268,8 +268,8 @@ class Run:
     def _chunks(self, kind: Kind, names: Sequence[str]) -> Iterator[_Part]:
         columns = ", ".join(f"chunk.{name}" for name in names)
         rows = self._ask(
-            f"SELECT layout.id, layout.series, chunk.steps, {columns} FROM layout JOIN chunk ON chunk.layout = layout.id "
-            "WHERE layout.run = ? AND layout.kind = ? ORDER BY chunk.first, chunk.id",
+            f"SELECT layout.id, layout.series, chunk.steps, {columns} FROM layout "
+            "JOIN chunk ON chunk.layout = layout.id WHERE layout.run = ? AND layout.kind = ? ORDER BY chunk.first, chunk.id",
             self.id,
             kind,
         )
@@ -293,12 +293,12 @@ class Run:
         )
         return {step: chunks.read_histograms(counts, len(part.series)) for step, counts in rows}
 
-    def _without(self, kind: str, name: str) -> str:
+    def _without(self, kind: Kind, name: str) -> str:
         if kind not in KINDS:
             return f"A run has no series of kind {kind!r}; the kinds are {', '.join(map(repr, KINDS))}."
         from difflib import get_close_matches
 
-        names = [tensor.name for tensor in self.tensors(cast(Kind, kind))]
+        names = [tensor.name for tensor in self.tensors(kind)]
         near = get_close_matches(name, names, 3) or names[:3]
         met = f"Near matches: {', '.join(map(repr, near))}." if near else "It has none of this kind."
         return f"{self.path} has no {kind} named {name!r}. {met}"
@@ -361,7 +361,7 @@ class _Part:
             columns = [self.columns[name][row, places].tolist() for name in STATISTICS]
             for step, figures in zip(self.steps[places].tolist(), zip(*columns, strict=True), strict=True):
                 counts = histograms[step][row] if step in histograms else ()
-                series.add(step, Statistics(*figures, counts))
+                series.add(step, Statistics(*figures, magnitudes=counts))
 
 
 STATISTICS = ("elements", "norm", "mean", "std", "low", "high", "zeros", "not_finite")  # in the order of the class
@@ -372,7 +372,7 @@ def _within(step: int, first: int | None, last: int | None) -> bool:
 
 
 def _sort(series: Series) -> None:
-    """Put the steps in order: a tensor that comes and goes with others has its steps in the chunks of several layouts."""
+    """Put the steps in order: a tensor that comes and goes has its steps in the chunks of several layouts."""
     order = sorted(range(len(series.steps)), key=series.steps.__getitem__)
     if order != list(range(len(order))):
         series.steps[:] = [series.steps[place] for place in order]

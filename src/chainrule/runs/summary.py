@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from chainrule.runs.run import Run
 
 LINES = 10  # steps in the table of the course
-TONES = {"error": "warning", "warning": "warning", "note": "note"}
 
 
 def document(run: Run) -> Document:
@@ -34,8 +32,8 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
     began = datetime.fromtimestamp(run.began).strftime("%Y-%m-%d %H:%M")
     yield Paragraph(
         (
-            f"{len(steps):,} watched steps, {steps[0].step:,} to {steps[-1].step:,}, every {run.every:,}; begun {began}, "
-            f"{run.status}. Script: ",
+            f"{len(steps):,} watched steps, {steps[0].step:,} to {steps[-1].step:,}, every {run.every:,}; "
+            f"begun {began}, {run.status}. Script: ",
             Code(run.script or "none"),
         )
     )
@@ -49,8 +47,7 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
     if not findings:
         yield Paragraph(("Nothing was found to be unhealthy.",))
     for found in findings:
-        tone = "note" if found.severity == "note" else "warning"
-        yield Paragraph((_found(found),), tone)
+        yield Paragraph((_found(found),), "note" if found.severity == "note" else "warning")
 
 
 def _found(found: Found) -> str:

@@ -239,8 +239,8 @@ class Writer:
                 row = (self.run, item.step, item.file, item.reason)
                 self._connection.execute("INSERT OR REPLACE INTO recording VALUES (?, ?, ?, ?)", row)
             case _End():
-                row = (item.status, item.when, self.run)
-                self._connection.execute("UPDATE run SET status = ?, ended = ? WHERE id = ?", row)
+                ending = (item.status, item.when, self.run)
+                self._connection.execute("UPDATE run SET status = ?, ended = ? WHERE id = ?", ending)
 
     def _put_step(self, facts: StepFacts) -> None:
         norm, clipped = facts.clipped or (None, None)

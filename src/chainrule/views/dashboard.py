@@ -1,7 +1,7 @@
 """A training while it runs: a dashboard that stays at the bottom of a terminal, or a line now and then where none is.
 
-The script's own output goes on above the dashboard. What is shown is what the watch last saw; the steps counted are those
-of the training.
+The script's own output goes on above the dashboard. What is shown is what the watch last saw; the steps counted are
+those of the training.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Reading:
             self.losses = [*self.losses, facts.loss][-WIDE:]
         norms: dict[str, dict[str, float]] = {}
         for each in figures:
-            norms.setdefault(each.kind, {})[each.name] = math.nan if each.statistics.not_finite else each.statistics.norm
+            norms.setdefault(each.kind, {})[each.name] = (
+                math.nan if each.statistics.not_finite else each.statistics.norm
+            )
         gradients, weights, updates = (norms.get(kind, {}) for kind in ("parameter gradient", "parameter", "update"))
         self.norm = math.hypot(*gradients.values()) if gradients else 0.0
         self.layers = [
@@ -134,7 +136,9 @@ class Dashboard:
         parts += [_finding(found) for found in self._findings[-FOUND:]]
         if len(self._findings) > FOUND:
             parts.append(Text(f"and {len(self._findings) - FOUND} findings before these", style="dim"))
-        return Panel(Group(*parts), title=f"chainrule watch {printable(self._script)}", title_align="left", border_style="dim")
+        return Panel(
+            Group(*parts), title=f"chainrule watch {printable(self._script)}", title_align="left", border_style="dim"
+        )
 
     def _head(self) -> RenderableType:
         steps, seconds = self.progress(), time.monotonic() - self._began

@@ -1,9 +1,9 @@
 """When a step is recorded: from its first forward pass to the end of its last optimizer's step, seen by global hooks.
 
 Between the watched steps there is nothing but two calls for each optimizer's step. The recording begins with the first
-training forward pass rather than where the step before ended, so that what lies between (loading data, evaluating) costs
-nothing and fills no memory; only where code was compiled, whose hooks PyTorch would have to compile anew, does it begin
-right away. Nothing that happens here reaches the training: see `Guard`.
+training forward pass rather than where the step before ended, so that what lies between (loading data, evaluating)
+costs nothing and fills no memory; only where code was compiled, whose hooks PyTorch would have to compile anew, does it
+begin right away. Nothing that happens here reaches the training: see `watch._harmless`.
 """
 
 from __future__ import annotations

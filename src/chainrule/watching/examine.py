@@ -47,7 +47,7 @@ class Examiner:
         began = time.monotonic()
         if began < self._rest_until:
             return []
-        self._of_step[facts.step] = () # INTERIM recording.findings(**self._options)
+        self._of_step[facts.step] = ()  # INTERIM recording.findings(**self._options)
         seen = [Found.of(each) for each in findings_over_time(self.history, self._of_step, **self._options)]
         changed = [found for found in seen if self._found.get((found.id, found.where)) != found]
         self.fresh = tuple(found for found in changed if (found.id, found.where) not in self._found)

@@ -179,8 +179,14 @@ def measured(tensor: Tensor) -> Statistics:
     if not n:
         return Statistics(x.numel(), 0, 0, 0, 0, 0, int((x == 0).sum()), x.numel())
     return Statistics(
-        x.numel(), float(ok.norm()), float(ok.mean()), float(ok.std(correction=0)), float(ok.min()), float(ok.max()),
-        int((x == 0).sum()), x.numel() - n,
+        x.numel(),
+        float(ok.norm()),
+        float(ok.mean()),
+        float(ok.std(correction=0)),
+        float(ok.min()),
+        float(ok.max()),
+        int((x == 0).sum()),
+        x.numel() - n,
     )
 
 

@@ -1,8 +1,8 @@
 """Where one training step ends and the next begins, told from the optimizers' steps alone.
 
-With one optimizer each of its steps ends a training step. With several (a GAN's two, or one for matrices and one for the
-rest) a training step is a round in which each has stepped at least once; one that has not stepped for a long time is no
-longer waited for.
+With one optimizer each of its steps ends a training step. With several (a GAN's two, or one for matrices and one for
+the rest) a training step is a round in which each has stepped at least once; one that has not stepped for a long time
+is no longer waited for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a GradScaler does, seen from outside: it calls no hook, and steps that it leaves out never reach an optimizer."""
+"""What a GradScaler does, seen from outside: it calls no hook, and steps that it leaves out reach no optimizer."""
 
 from __future__ import annotations
 

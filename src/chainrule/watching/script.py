@@ -27,8 +27,8 @@ class Outcome:
         """What was seen, and where it is kept."""
         if self.steps == 0:
             return (
-                f"{script} ended without a training step. One ends with the step() of an optimizer from torch.optim: call "
-                "one, or put `chainrule.watch(...)` into the script and call its step()."
+                f"{script} ended without a training step. One ends with the step() of an optimizer from torch.optim: "
+                "call one, or put `chainrule.watch(...)` into the script and call its step()."
             )
         found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
         kept = f" `chainrule show {to}` tells more." if to else ""

@@ -1,7 +1,7 @@
 """`chainrule.watch`: what the user holds while a training runs. It decides which steps are recorded, and how.
 
-Watching may fail in many ways (a full disk, a model of a kind that nobody thought of); training must not. So all that is
-done here on behalf of a hook runs in `_harmless`: what goes wrong is said once, as a warning, and the watch ends.
+Watching may fail in many ways (a full disk, a model of a kind that nobody thought of); training must not. So all that
+is done here on behalf of a hook runs in `_harmless`: what goes wrong is said once, as a warning, and the watch ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from chainrule.runs import Figure, Found, Writer
 from chainrule.source import is_library
 from chainrule.watching.boundaries import Boundaries
 from chainrule.watching.examine import Examiner
-from chainrule.watching.gather import Surroundings, facts_of, figures_of, measured_gradients, measured_moments, shortened, skipped_in
+from chainrule.watching.gather import (
+    Surroundings,
+    facts_of,
+    figures_of,
+    measured_gradients,
+    measured_moments,
+    shortened,
+    skipped_in,
+)
 from chainrule.watching.scaling import Scaling
 
 if TYPE_CHECKING:

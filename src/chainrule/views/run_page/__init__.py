@@ -12,7 +12,7 @@ from functools import cache
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chainrule.views import page
 from chainrule.views.run_page.data import data_of
@@ -42,8 +42,8 @@ def render(run: Run, links: dict[int, str] | None = None) -> str:
 def write(run: Run, path: Path) -> None:
     """Write the page, and beside each step that was recorded in full a page of its own, which it links to.
 
-    A page of a step that is there already is left as it is. Raises StorageError where a file cannot be written, or where
-    a recording cannot be read.
+    A page of a step that is there already is left as it is. Raises StorageError where a file cannot be written, or
+    where a recording cannot be read.
     """
     from chainrule.storage import write_atomically
 

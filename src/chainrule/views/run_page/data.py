@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from chainrule.history import Kind, StepFacts
+from chainrule.history import StepFacts
 
 if TYPE_CHECKING:
     from chainrule.runs import Run, Tensor
@@ -53,7 +54,7 @@ def _edges(count: int) -> list[tuple[int, int]]:
     """Where each column begins and ends among the watched steps."""
     columns = min(count, COLUMNS)
     places = np.linspace(0, count, columns + 1).round().astype(int).tolist() if columns else [0]
-    return list(zip(places[:-1], places[1:], strict=True))
+    return list(pairwise(places))
 
 
 def _about(run: Run, steps: Sequence[StepFacts]) -> list[list[str]]:
