@@ -61,7 +61,7 @@ class Recording:
                 "the recording is still running: it can be read when the `with chainrule.record()` block has ended. "
                 "Move this line below the block."
             )
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.no_grad():
             self._tape.secure()
         graph = assemble(self._tape)
         self._tape = None  # lets go of autograd's graph and of the user's objects
@@ -274,7 +274,7 @@ class record:  # noqa: N801 (read as a verb)
         self._recorder.stop()
         self._recording._open = False
         _note_names(tape, _variables(sys._getframe(1)) if self._namespace is None else self._namespace)
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.no_grad():
             tape.keep_what_others_own(tensor for _, tensor in tape.scope.values())
 
 

@@ -98,8 +98,8 @@ class RawNode:
     """An autograd node; `operation` and `outputs` tie it to what made it. Its edges are known once it is reached."""
 
     node: Any
-    operation: int | None = None
-    outputs: dict[int, Tensor] = field(default_factory=dict)
+    operation: int | None
+    outputs: dict[int, Tensor]
     edges: tuple[tuple[Any, int], ...] = ()
     view_from: int | None = None  # made anew for a view, after a write to its memory, from this position on
     remade: Tensor | None = None  # the view that has this node, where an operation ran to make it
@@ -182,6 +182,8 @@ class Tape:
         its memory with anything that was recorded (`x.data`).
         """
         tensors = list(tensors)
+        if not tensors:
+            return []
         self._scan()
         if not seen and any(id(tensor) not in self._entered and id(tensor) not in self._made for tensor in tensors):
             for _, args, kwargs, out, _, _ in self.operations:
