@@ -17,6 +17,7 @@ from chainrule.errors import ChainruleError
 if TYPE_CHECKING:
     from chainrule import callbacks, runs
     from chainrule.check import verify
+    from chainrule.findings import Thresholds
     from chainrule.recording import Recording, explain, load, record
     from chainrule.watching import watch
 
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ChainruleError",
     "Recording",
+    "Thresholds",
     "__version__",
     "callbacks",
     "explain",
@@ -35,7 +37,11 @@ __all__ = [
     "watch",
 ]
 
-_homes = {"verify": "chainrule.check", "watch": "chainrule.watching"}
+_homes = {
+    "verify": "chainrule.check",
+    "Thresholds": "chainrule.findings.thresholds",
+    "watch": "chainrule.watching",
+}
 
 
 def load_ipython_extension(ipython: Any) -> None:

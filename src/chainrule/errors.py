@@ -4,7 +4,9 @@
      ├── RecordingError        a recording cannot be made or read (nested record, a script that never trains, ...)
      │    └── MissingError     the recording is fine, but does not hold what was asked for (a name, an index, a step)
      ├── RuleError             a rule broke its contract (number of gradients, shape)
-     └── StorageError          a file cannot be written or read
+     ├── StorageError          a file cannot be written or read
+     ├── ThresholdError        a threshold of findings is no number that could be one
+     └── SilenceError          a kind of finding was to be silenced that does not exist
 
     ChainruleWarning          what a watch says while a training runs on
 
@@ -32,6 +34,14 @@ class RuleError(ChainruleError):
 
 class StorageError(ChainruleError):
     """A file cannot be written, or what was read is not a recording."""
+
+
+class ThresholdError(ChainruleError, ValueError):
+    """A threshold was given that is no finite number of 0 or more."""
+
+
+class SilenceError(ChainruleError, ValueError):
+    """A finding was to be left out by an id that no kind of finding has; the message names near matches."""
 
 
 class ChainruleWarning(UserWarning):

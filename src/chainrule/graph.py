@@ -193,6 +193,7 @@ class Update:
     optimizer: str
     parameters: tuple[ParameterUpdate, ...]
     position: int  # the number of operations that had run before it
+    optimizer_number: int = 0  # which of the optimizers that stepped it is, in the order of their first steps
 
 
 @dataclass(frozen=True, slots=True)

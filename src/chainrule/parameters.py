@@ -18,8 +18,14 @@ from chainrule.values import data_after
 
 def read_updates(reading: Reading, leaves: Leaves, names: Names) -> tuple[Update, ...]:
     """Each `optimizer.step()`, with the values of the parameters as it met them."""
+    number_of: dict[int, int] = {}
     return tuple(
-        Update(type(raw.optimizer).__name__, tuple(_updated(reading.tape, raw, leaves, names)), raw.position)
+        Update(
+            type(raw.optimizer).__name__,
+            tuple(_updated(reading.tape, raw, leaves, names)),
+            raw.position,
+            number_of.setdefault(id(raw.optimizer), len(number_of)),
+        )
         for raw in reading.tape.updates
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ from chainrule.tape import Tape
 
 if TYPE_CHECKING:
     from chainrule.backprop import Derivation, Step
-    from chainrule.diagnose import Finding
     from chainrule.document import Document
+    from chainrule.findings import Finding, Thresholds
     from chainrule.notation import Notation
     from chainrule.proof import Verification
     from chainrule.why import Why
@@ -148,11 +148,15 @@ class Recording:
             self._verification = verify(self.graph)
         return self._verification
 
-    def findings(self) -> tuple[Finding, ...]:
-        """What is unhealthy in this step, or at least worth knowing, with evidence."""
-        from chainrule.diagnose import findings
+    def findings(self, thresholds: Thresholds | None = None, silence: Collection[str] = ()) -> tuple[Finding, ...]:
+        """What is unhealthy in this step, or at least worth knowing, with evidence.
 
-        return findings(self.graph, self.derivation, self.notation)
+        `thresholds` decide what counts as such; `silence` leaves findings out by their ids, as in `("unit-off",)`.
+        Raises SilenceError for an id that no finding has.
+        """
+        from chainrule.findings import findings
+
+        return findings(self.graph, self.derivation, self.notation, thresholds, silence)
 
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as it is told, for any view.

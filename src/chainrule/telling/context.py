@@ -13,8 +13,8 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.backprop import Derivation, Share, Step
-from chainrule.diagnose import Finding
 from chainrule.document import Code, Kind, Role, Span, Tensor, Text, Verdict
+from chainrule.findings import Finding
 from chainrule.graph import Graph, Place
 from chainrule.notation import Notation
 from chainrule.numbers import number

@@ -10,10 +10,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-try:
-    from chainrule.findings import Thresholds, findings_over_time
-except ImportError:  # INTERIM
-    Thresholds, findings_over_time = (lambda: None), (lambda h, s, **o: ())
+from chainrule.findings import Thresholds, findings_over_time
 from chainrule.history import History, StepFacts
 from chainrule.runs import Figure, Found
 
@@ -47,7 +44,7 @@ class Examiner:
         began = time.monotonic()
         if began < self._rest_until:
             return []
-        self._of_step[facts.step] = ()  # INTERIM recording.findings(**self._options)
+        self._of_step[facts.step] = recording.findings(**self._options)
         seen = [Found.of(each) for each in findings_over_time(self.history, self._of_step, **self._options)]
         changed = [found for found in seen if self._found.get((found.id, found.where)) != found]
         self.fresh = tuple(found for found in changed if (found.id, found.where) not in self._found)

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainrule.backprop import derive
-from chainrule.diagnose import TITLES, findings
 from chainrule.examples import worked_example
+from chainrule.findings import KINDS, findings
 from chainrule.notation import Notation
 from chainrule.recording import record
 
@@ -16,10 +16,10 @@ def diagnose(step, namespace=None):
     graph = recording.graph
     found = findings(graph, derive(graph), Notation(graph))
     for finding in found:
-        assert finding.title == TITLES[finding.id]
+        assert finding.title == KINDS[finding.id].title
         assert finding.evidence
         assert finding.advice.endswith(".")
-        assert finding.id in TITLES
+        assert finding.id in KINDS
         assert str(finding)
     return found
 

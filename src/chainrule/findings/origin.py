@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.backprop import NodeStep
-from chainrule.finding import Case, Finding, called, dense, finite, floating, listed, place_of
+from chainrule.backprop import Derivation, NodeStep
+from chainrule.findings.births import Birth, Births, births_of, on_purpose
+from chainrule.findings.case import Case, base_of, dense, finite, floating
+from chainrule.findings.finding import Finding, Kind
+from chainrule.findings.run import Run, listed
 from chainrule.graph import Operation, Value, references
+from chainrule.history import Kind as Kind_
 from chainrule.lookup import Index
 from chainrule.numbers import number
 from chainrule.terms import aligned
@@ -49,117 +53,122 @@ IN_RANGE = (
 )
 
 
-@dataclass
-class Birth:
-    """What was born where: in which operation (None: it was in the leaf `value` before the step)."""
+FORWARD = Kind(
+    "non-finite-forward",
+    title="A number that is not finite is born in the forward pass",
+    severity="error",
+    what="An operation makes NaN, or infinity, of operands that are finite; or data or a parameter held it before the "
+    "step. What only hands it on is listed, not blamed. A mask of -inf is no finding.",
+    why="PyTorch raises nothing: the loss is NaN, and after the next update so is every parameter.",
+    advice="Keep its operand inside the range where the function is finite: clamp it, add an epsilon, or scale it down "
+    "before.",
+    source="IEEE 754: what 0 / 0, log of a negative number and inf - inf are",
+)
+BACKWARD = Kind(
+    "non-finite-backward",
+    title="A number that is not finite is born in the backward pass",
+    severity="error",
+    what="The first node that makes a gradient NaN or infinite though what arrived at it was finite, as the root of 0 "
+    "does.",
+    why="The loss looks fine, and the next update makes parameters NaN.",
+    advice="The derivative is not finite at this point: keep the operand away from it (a small epsilon inside a square "
+    "root or a logarithm, or a clamp before it rather than after it).",
+    source="the derivative of the operation, and 0 * inf = NaN",
+)
 
-    value: Value
-    operation: Operation | None
-    passed_on: list[int] = field(default_factory=list)  # the values that got it from here, in order
 
-
-def births(case: Case) -> Iterator[Finding]:
-    """The first number that is not finite, forward and backward, each with the operands that made it."""
-    history = _History(case)
-    for birth in history.first():
+@FORWARD.in_step
+def _births_forward(case: Case) -> Iterator[Finding]:
+    """The first number that is not finite, with the operands that made it."""
+    history = births_of(case)
+    for birth in history.first:
         yield _told(case, history, birth)
-    yield from _backward(case, history)
+
+
+@FORWARD.in_step
+def _by_statistics(case: Case) -> Iterator[Finding]:
+    """Where numbers were not kept: the first operation that gives what is not finite of operands that all are."""
+    for operation in case.graph.operations:
+        operands = [index for _, _, index in references(operation.arguments)]
+        for out in operation.outputs:
+            if out is None or case.graph.values[out].data is not None or on_purpose(operation):
+                continue
+            known = case.statistics(out)
+            if known is None or not known.not_finite:
+                continue
+            given = [case.statistics(index) for index in operands]
+            if any(each is not None and each.not_finite for each in given):
+                continue
+            yield FORWARD.found(
+                case.name(out),
+                f"{case.called(operation)} makes numbers that are not finite of finite numbers, first of all.",
+                (f"{known.not_finite} of {known.elements} elements of {case.name(out)}.",),
+                place=case.graph.values[out].place or case.place(operation),
+                advice=_advice(operation),
+            )
+            return
+
+
+@BACKWARD.in_step
+def _births_backward(case: Case) -> Iterator[Finding]:
+    """The first node that makes a gradient NaN or infinite, with the operands that made it."""
+    if case.derivation is not None:
+        yield from _backward(case, case.derivation, births_of(case))
+
+
+@FORWARD.over_time
+def _forward_over_time(run: Run) -> Iterator[Finding]:
+    for told in run.carried(FORWARD):
+        if not _follows(run, told):
+            yield told
+    if not any(True for kind in (FORWARD, BACKWARD) for _ in run.stretches(kind)):
+        yield from _first_of_history(run)
+
+
+@BACKWARD.over_time
+def _backward_over_time(run: Run) -> Iterator[Finding]:
+    """A GradScaler tries a scale that is too large now and then, and leaves that step out: this is how it works."""
+    skipped = {each.step for each in run.steps if each.skipped}
+    for stretch, told in zip(run.stretches(BACKWARD), run.carried(BACKWARD), strict=True):
+        left_out = set(stretch.steps) <= skipped and len(skipped) < len(run.steps) / 2
+        if not _follows(run, told):
+            yield replace(told, severity="note") if left_out else told
+
+
+def _follows(run: Run, told: Finding) -> bool:
+    """Whether it only follows from what came before: numbers were lost, and the loss has not been finite since."""
+    lost = [stretch.steps[0] for kind in (FORWARD, BACKWARD) for stretch in run.stretches(kind)]
+    first, at = min(lost), told.since
+    return at is not None and at > first and not any(first < step < at for step, _ in run.losses)
+
+
+def _first_of_history(run: Run) -> Iterator[Finding]:
+    """Of the statistics over time alone: the first step, and in it the first tensor, that is not finite."""
+    skipped = {each.step for each in run.steps if each.skipped}
+    order: tuple[Kind_, ...] = ("input", "parameter", "value", "gradient", "parameter gradient", "update")
+    bad = [
+        (step, rank, series.layer, series, known)
+        for rank, kind in enumerate(order)
+        for series in run.history.of_kind(kind)
+        for step, known in series
+        if known.not_finite and not (step in skipped and rank > 2)
+    ]
+    if not bad:
+        return
+    step, rank, _, series, known = min(bad, key=lambda each: each[:3])
+    kind = FORWARD if rank <= 2 else BACKWARD
+    yield kind.found(
+        series.name,
+        f"The {series.kind} of {series.name} is not finite, the first of all, at step {step}.",
+        (f"{known.not_finite} of {known.elements} elements.",),
+        since=step,
+    )
 
 
 # -- forward -----------------------------------------------------------------------------------------------------------
 
 
-class _History:
-    """Every birth of the forward pass, and which values carry which on."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.births: list[Birth] = []
-        self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
-        self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
-        for operation in case.graph.operations:
-            self._read(operation)
-        losses = [b.loss for b in case.graph.backwards if b.loss is not None]
-        self.bad_losses = [loss for loss in losses if not finite(case.graph.values[loss].data)]
-
-    def _read(self, operation: Operation) -> None:
-        values = self.case.graph.values
-        operands = [values[index] for _, _, index in references(operation.arguments)]
-        for leaf in operands:
-            if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
-                if dense(leaf.data).isnan().any():
-                    self._born(leaf, None)
-                elif not finite(leaf.data):
-                    self.infinite.append(leaf)
-        inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
-        for out in operation.outputs:
-            made = values[out] if out is not None else None
-            if made is None or made.data is None or finite(made.data):
-                continue
-            if inherited is not None:
-                inherited.passed_on.append(made.index)
-                self.of[made.index] = inherited
-            elif not _on_purpose(operation) and _makes(made.data, [each.data for each in operands]):
-                self._born(made, operation)
-
-    def _born(self, value: Value, operation: Operation | None) -> None:
-        birth = Birth(value, operation)
-        self.births.append(birth)
-        self.of[value.index] = birth
-
-    def first(self) -> list[Birth]:
-        """The first of all, and the one that the loss goes back to, where that is another."""
-        if self.bad_losses and self.infinite and not self.births:
-            self._born(self.infinite[0], None)
-        reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
-        if not reached:
-            return self.births[:1]
-        led_to = [birth for birth in self.births if birth.value.index in self._before(reached[0])]
-        return [*led_to[:1], *reached]
-
-    def _before(self, birth: Birth) -> set[int]:
-        """The values that the operands of a birth were computed from."""
-        found: set[int] = set()
-        waiting = [] if birth.operation is None else [birth.operation]
-        while waiting:
-            for _, _, index in references(waiting.pop().arguments):
-                made_by = self.case.graph.values[index].operation
-                if index not in found:
-                    found.add(index)
-                    waiting += [] if made_by is None else [self.case.graph.operations[made_by]]
-        return found
-
-    @property
-    def harmful(self) -> bool:
-        """Whether what is not finite reaches the loss or a parameter's gradient."""
-        return bool(self.bad_losses) or not all(finite(each.grad) for each in self.case.graph.parameters.values())
-
-
-def _makes(made: Tensor, operands: list[Tensor | None]) -> bool:
-    """NaN where no operand has it, or infinity where all operands are finite."""
-    known = [dense(each) for each in operands if each is not None and floating(each)]
-    if dense(made).isnan().any():
-        return not any(each.isnan().any() for each in known)
-    return all(finite(each) for each in known)
-
-
-def _on_purpose(operation: Operation) -> bool:
-    """Masks are filled with infinity by hand, and fresh memory holds anything."""
-    given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
-    return bool(given) or "empty" in operation.name
-
-
-def _scalars(tree: Any) -> Iterator[Any]:
-    waiting = list(tree)
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, (list, tuple)):
-            waiting.extend(item)
-        else:
-            yield item
-
-
-def _told(case: Case, history: _History, birth: Birth) -> Finding:
+def _told(case: Case, history: Births, birth: Birth) -> Finding:
     data = birth.value.data
     assert data is not None
     nan = bool(dense(data).isnan().any())
@@ -173,13 +182,18 @@ def _told(case: Case, history: _History, birth: Birth) -> Finding:
         advice = "Look at the data that was loaded, or, for a parameter, at the step before this one."
     else:
         order = "first of all" if birth is history.births[0] else "and that reaches the loss"
-        text = f"{called(case, birth.operation)} makes {kind} of {_made_of(case, birth.operation)}, {order}."
+        text = f"{case.called(birth.operation)} makes {kind} of {_made_of(case, birth.operation)}, {order}."
         evidence = list(_evidence(case, birth.operation, birth.value))
-        place, advice = birth.value.place or place_of(case, birth.operation), _advice(birth.operation)
+        place, advice = birth.value.place or case.place(birth.operation), _advice(birth.operation)
     evidence += _passed_on(case, history, birth)
-    severity = "error" if history.harmful else "warning"
-    where = case.name(birth.value.index)
-    return Finding("non-finite-forward", severity, where, place, (text,), tuple(evidence), advice)  # type: ignore[arg-type]
+    return FORWARD.found(
+        case.name(birth.value.index),
+        text,
+        evidence,
+        place=place,
+        severity="error" if history.harmful else "warning",
+        advice=advice,
+    )
 
 
 def _made_of(case: Case, operation: Operation) -> str:
@@ -218,18 +232,14 @@ def _operands(case: Case, operation: Operation, at: Index) -> Iterator[str]:
             yield f"{case.name(index)} between {number(low)} and {number(high)}"
 
 
-def _base(operation: Operation) -> str:
-    return operation.name.removeprefix("aten.").split(".")[0]
-
-
 def _advice(operation: Operation) -> str:
-    base = _base(operation).removesuffix("_")
+    base = base_of(operation).removesuffix("_")
     return ADVICE.get(ALIKE.get(base, base), IN_RANGE)
 
 
 def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
     """The calculation itself, as one would write it: `log(-1.2)`, `0 / 0`, and what is the matter with it."""
-    base = _base(operation).removesuffix("_")
+    base = base_of(operation).removesuffix("_")
     numbers = _numbers(case, operation, at)
     result = made[at].item()
     limit = _overflow(result, made) if base in OVERFLOWING and "0" not in numbers else ""
@@ -271,7 +281,7 @@ def _overflow(result: Any, made: Tensor) -> str:
     return f": the largest {str(made.dtype).removeprefix('torch.')} is {largest:.3g}"
 
 
-def _passed_on(case: Case, history: _History, birth: Birth) -> Iterator[str]:
+def _passed_on(case: Case, history: Births, birth: Birth) -> Iterator[str]:
     """What only handed it on, as far as the loss."""
     values = case.graph.values
     loss = next((each for each in history.bad_losses if history.of.get(each, birth) is birth), None)
@@ -292,12 +302,12 @@ def _passed_on(case: Case, history: _History, birth: Birth) -> Iterator[str]:
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 
-def _backward(case: Case, history: _History) -> Iterator[Finding]:
+def _backward(case: Case, derivation: Derivation, history: Births) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
     fed = {edge.node for node in case.graph.nodes if node.passages for edge in node.edges}
-    for step in case.derivation.nodes:
+    for step in derivation.nodes:
         if not all(finite(g) for g in step.upstream):
-            if step.node not in fed or _added_up(case, step):
+            if step.node not in fed or _added_up(case, derivation, step):
                 yield _arrived(case, step, seed=step.node not in fed)
                 return
             continue
@@ -311,7 +321,7 @@ def _backward(case: Case, history: _History) -> Iterator[Finding]:
             return
 
 
-def _inherits(case: Case, history: _History, step: NodeStep) -> bool:
+def _inherits(case: Case, history: Births, step: NodeStep) -> bool:
     """Whether the forward pass made it: a tainted operand or output, and a loss that is not finite for it."""
     if not history.bad_losses or step.operation is None:
         return False
@@ -320,11 +330,11 @@ def _inherits(case: Case, history: _History, step: NodeStep) -> bool:
     return any(index in history.of for index in near)
 
 
-def _added_up(case: Case, step: NodeStep) -> bool:
+def _added_up(case: Case, derivation: Derivation, step: NodeStep) -> bool:
     """Whether every share that arrived was finite, so that only their sum is not."""
     shares = [
         share.recorded if share.recorded is not None else share.gradient
-        for other in case.derivation.nodes
+        for other in derivation.nodes
         if other.backward == step.backward
         for share, edge in zip(other.shares, case.graph.nodes[other.node].edges, strict=True)
         if edge.node == step.node
@@ -351,23 +361,19 @@ def _arrived(case: Case, step: NodeStep, *, seed: bool) -> Finding:
         else "Scale the loss down, or use a number type with a larger range."
     )
     evidence = (f"{element(name, at)} = {number(dense(data)[at].item())}.",)
-    return Finding("non-finite-backward", "error", name, node.place, (text,), evidence, advice)
+    return BACKWARD.found(name, text, evidence, place=node.place, advice=advice)
 
 
 def _gradient_born(case: Case, step: NodeStep, value: Value, sent: Tensor) -> Finding:
     assert step.operation is not None
     operation = case.graph.operations[step.operation]
     kind = "NaN" if sent.isnan().any() else "infinity"
-    name = called(case, operation)
-    return Finding(
-        "non-finite-backward",
-        "error",
+    name = case.called(operation)
+    return BACKWARD.found(
         f"dJ/d{case.name(value.index)}",
-        case.graph.nodes[step.node].place,
-        (f"Going back through {name} makes {kind} of finite gradients, the first.",),
-        tuple(_gradient_evidence(case, step, operation, value, sent)),
-        "The derivative is not finite at this point: keep the operand away from it (a small epsilon inside a square "
-        "root or a logarithm, or a clamp before it rather than after it).",
+        f"Going back through {name} makes {kind} of finite gradients, the first.",
+        _gradient_evidence(case, step, operation, value, sent),
+        place=case.graph.nodes[step.node].place,
     )
 
 

@@ -1,0 +1,125 @@
+"""Where in a forward pass numbers that are not finite are born, and which values carry which birth on.
+
+A number that is not finite is *born* where an operation makes it of operands that are finite (or infinite on purpose,
+as in a mask); wherever an operand was already tainted by an earlier birth it is only *passed on*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from chainrule.findings.case import Case, dense, finite, floating
+from chainrule.graph import Operation, Value, references
+
+
+@dataclass
+class Birth:
+    """What was born where: in which operation (None: it was in the leaf `value` before the step)."""
+
+    value: Value
+    operation: Operation | None
+    passed_on: list[int] = field(default_factory=list)  # the values that got it from here, in order
+
+
+class Births:
+    """Every birth of the forward pass, and which values carry which on."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.births: list[Birth] = []
+        self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
+        self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
+        for operation in case.graph.operations:
+            self._read(operation)
+        losses = [b.loss for b in case.graph.backwards if b.loss is not None]
+        self.bad_losses = [loss for loss in losses if not finite(case.graph.values[loss].data)]
+        self.first = self._first()
+
+    def _read(self, operation: Operation) -> None:
+        values = self.case.graph.values
+        operands = [values[index] for _, _, index in references(operation.arguments)]
+        for leaf in operands:
+            if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
+                if dense(leaf.data).isnan().any():
+                    self._born(leaf, None)
+                elif not finite(leaf.data):
+                    self.infinite.append(leaf)
+        inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
+        for out in operation.outputs:
+            made = values[out] if out is not None else None
+            if made is None or made.data is None or finite(made.data):
+                continue
+            if inherited is not None:
+                inherited.passed_on.append(made.index)
+                self.of[made.index] = inherited
+            elif not on_purpose(operation) and _makes(made.data, [each.data for each in operands]):
+                self._born(made, operation)
+
+    def _born(self, value: Value, operation: Operation | None) -> None:
+        birth = Birth(value, operation)
+        self.births.append(birth)
+        self.of[value.index] = birth
+
+    def _first(self) -> list[Birth]:
+        """The first of all, and the one that the loss goes back to, where that is another."""
+        if self.bad_losses and self.infinite and not self.births:
+            self._born(self.infinite[0], None)
+        reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
+        if not reached:
+            return self.births[:1]
+        led_to = [birth for birth in self.births if birth.value.index in self._before(reached[0])]
+        return [*led_to[:1], *reached]
+
+    def _before(self, birth: Birth) -> set[int]:
+        """The values that the operands of a birth were computed from."""
+        found: set[int] = set()
+        waiting = [] if birth.operation is None else [birth.operation]
+        while waiting:
+            for _, _, index in references(waiting.pop().arguments):
+                made_by = self.case.graph.values[index].operation
+                if index not in found:
+                    found.add(index)
+                    waiting += [] if made_by is None else [self.case.graph.operations[made_by]]
+        return found
+
+    @property
+    def harmful(self) -> bool:
+        """Whether what is not finite reaches the loss or a parameter's gradient."""
+        return bool(self.bad_losses) or not all(finite(each.grad) for each in self.case.graph.parameters.values())
+
+
+def births_of(case: Case) -> Births:
+    """The births of a step, worked out once."""
+    if "births" not in case.worked_out:
+        case.worked_out["births"] = Births(case)
+    known: Births = case.worked_out["births"]
+    return known
+
+
+def _makes(made: Tensor, operands: list[Tensor | None]) -> bool:
+    """NaN where no operand has it, or infinity where all operands are finite."""
+    known = [dense(each) for each in operands if each is not None and floating(each)]
+    if dense(made).isnan().any():
+        return not any(each.isnan().any() for each in known)
+    return all(finite(each) for each in known)
+
+
+def on_purpose(operation: Operation) -> bool:
+    """Masks are filled with infinity by hand, and fresh memory holds anything."""
+    given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
+    return bool(given) or "empty" in operation.name
+
+
+def _scalars(tree: Any) -> Iterator[Any]:
+    waiting = list(tree)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (list, tuple)):
+            waiting.extend(item)
+        else:
+            yield item

@@ -1,0 +1,221 @@
+"""One step under examination, with the questions that several checks ask of it.
+
+Numbers may be missing: of a step that was recorded with statistics alone a value has no `data`. What can be asked of
+statistics is asked of them (`statistics`), and a check that needs the numbers leaves such a value out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.backprop import Derivation, Step
+from chainrule.findings.thresholds import Thresholds
+from chainrule.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, Value, references
+from chainrule.notation import Notation
+from chainrule.statistics import Statistics
+
+# What hands its numbers on as they are: only their shape, order or number type changes.
+TRANSPARENT = frozenset({
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "t", "transpose", "permute", "expand",
+    "clone", "alias", "contiguous", "_to_copy", "flatten", "select", "slice", "lift_fresh", "movedim",
+})  # fmt: skip
+
+WEIGHING = {"addmm": ("mat1", "mat2"), "mm": ("self", "mat2"), "linear": ("input", "weight"), "bmm": ("self", "mat2"),
+            "convolution": ("input", "weight"), "addmv": ("mat", "vec"), "mv": ("self", "vec"),
+            "_convolution": ("input", "weight"), "baddbmm": ("batch1", "batch2")}  # fmt: skip
+"""What multiplies an input by a weight, and as which arguments it takes the two."""
+
+
+class Case:
+    """The step under examination."""
+
+    def __init__(
+        self, graph: Graph, derivation: Derivation | None, notation: Notation, thresholds: Thresholds | None = None
+    ) -> None:
+        self.graph = graph
+        self.derivation = derivation
+        self.notation = notation
+        self.thresholds = thresholds or Thresholds()
+        self.worked_out: dict[str, Any] = {}  # what more than one check asks for, by the name of what it is
+        self._data: dict[int, bool] = {}
+        self._statistics: dict[tuple[int, bool], Statistics | None] = {}
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def name(self, value: int) -> str:
+        """What a value is called."""
+        return self.notation.plain(value)
+
+    def layer(self, value: int) -> str:
+        """The layer that made a value, for a line of text: ` of layer 1 (linear1)`."""
+        known = self.notation.layers.get(value)
+        operation = self.producer(value)
+        module = self.graph.calls[operation.call].module if operation and operation.call is not None else ""
+        path = f" ({module})" if module else ""
+        return f" of layer {known[1]}{path}" if known else f" of {module}" if module else f" of {self.name(value)}"
+
+    def place(self, operation: Operation) -> Place | None:
+        """Where an operation was called."""
+        return self.graph.calls[operation.call].place if operation.call is not None else None
+
+    def called(self, operation: Operation) -> str:
+        """What the user called; where that is an operator (`/`), the operation that it is."""
+        name = self.graph.calls[operation.call].name if operation.call is not None else "__"
+        return base_of(operation) if name.startswith("__") else name
+
+    def parameter(self, member: ParameterUpdate) -> Parameter | None:
+        """What an optimizer moved, as a parameter of the step; two may have one name, so its value comes first."""
+        return self._of_value.get(member.value) or self.graph.parameters.get(member.name)
+
+    def may_learn(self, parameter: Parameter) -> bool:
+        """Whether an optimizer that stepped holds it; where none stepped, any may."""
+        return not self.held or parameter.name in self.held
+
+    @cached_property
+    def held(self) -> frozenset[str]:
+        """The names of the parameters that the optimizers that stepped hold."""
+        members = (member for update in self.graph.updates for member in update.parameters)
+        return frozenset(known.name for member in members if (known := self.parameter(member)) is not None)
+
+    @cached_property
+    def _of_value(self) -> dict[int | None, Parameter]:
+        return {known.value: known for known in self.graph.parameters.values() if known.value is not None}
+
+    # -- the way through the graph ------------------------------------------------------------------------------------
+
+    def forward(self) -> Iterator[Step]:
+        """The steps of the forward pass, where there is a derivation."""
+        steps = self.derivation.steps if self.derivation is not None else ()
+        return (step for step in steps if step.kind == "forward")
+
+    def producer(self, value: int) -> Operation | None:
+        """The operation that made a value."""
+        operation = self.graph.values[value].operation
+        return None if operation is None else self.graph.operations[operation]
+
+    def source(self, value: int) -> int:
+        """The value whose numbers these are: back through views, copies and changes of the number type."""
+        while (operation := self.producer(value)) is not None and base_of(operation) in TRANSPARENT:
+            given = argument(operation, "self")
+            if given is None:
+                break
+            value = given
+        return value
+
+    def is_data(self, value: int) -> bool:
+        """Whether it came from outside, or was made of such values alone: no parameter had a part in it."""
+        if value not in self._data:
+            known, operation = self.graph.values[value], self.producer(value)
+            if operation is None:
+                self._data[value] = known.kind == "input"
+            else:
+                operands = [index for _, _, index in references(operation.arguments)]
+                # Operands are older than what is made of them, so this ends; ages of data are short.
+                self._data[value] = not known.requires_grad and all(map(self.is_data, operands))
+        return self._data[value]
+
+    def made_by(self, value: int) -> str:
+        """The base name of the operation that made a value's numbers: `sigmoid`; "" for what came from outside."""
+        operation = self.producer(self.source(value))
+        return "" if operation is None else base_of(operation).removesuffix("_")
+
+    def named(self, *bases: str) -> Iterator[Operation]:
+        """The operations of these base names, in their order."""
+        return (operation for operation in self.graph.operations if base_of(operation).removesuffix("_") in bases)
+
+    @cached_property
+    def uses(self) -> dict[int, list[Operation]]:
+        """The operations that take a value."""
+        found: dict[int, list[Operation]] = {}
+        for operation in self.graph.operations:
+            for _, _, value in references(operation.arguments):
+                found.setdefault(value, []).append(operation)
+        return found
+
+    @cached_property
+    def weighed(self) -> tuple[tuple[Operation, int, int, int], ...]:
+        """Where an input meets a weight: (operation, input, parameter, output), in forward order."""
+        found = []
+        for operation in self.graph.operations:
+            names = WEIGHING.get(base_of(operation))
+            out = operation.outputs[0] if operation.outputs else None
+            if names is None or out is None:
+                continue
+            given, weight = (argument(operation, name) for name in names)
+            if given is None or weight is None:
+                continue
+            given, weight = self.source(given), self.source(weight)
+            if self.graph.values[weight].kind == "parameter":
+                found.append((operation, given, weight, out))
+        return tuple(found)
+
+    # -- numbers ------------------------------------------------------------------------------------------------------
+
+    def statistics(self, value: int, gradient: bool = False) -> Statistics | None:
+        """What is known of a value's numbers, or of its gradient's; None where neither was kept."""
+        key = (value, gradient)
+        if key not in self._statistics:
+            known: Value = self.graph.values[value]
+            data = known.grad if gradient else known.data
+            kept = getattr(known, "grad_statistics" if gradient else "statistics", None)
+            self._statistics[key] = kept if kept is not None or data is None else measured(data)
+        return self._statistics[key]
+
+    def gradient_norm(self, value: int) -> float | None:
+        """The norm of d loss / d value; None where it is not known, or not finite."""
+        known = self.statistics(value, gradient=True)
+        return None if known is None or known.not_finite else known.norm
+
+
+def measured(tensor: Tensor) -> Statistics:
+    """The figures of a tensor that is at hand, but for its histogram."""
+    flat = dense(tensor).detach().flatten()
+    flat = flat.abs() if flat.is_complex() else flat
+    flat = flat.double()
+    good = flat[flat.isfinite()]
+    if not good.numel():
+        return Statistics(flat.numel(), 0.0, 0.0, 0.0, 0.0, 0.0, 0, flat.numel())
+    low, high = good.aminmax()
+    norm, mean = float(good.norm()), float(good.mean())
+    std = float(good.std(correction=0))
+    zeros = good.numel() - int(good.count_nonzero())
+    return Statistics(
+        flat.numel(), norm, mean, std, float(low), float(high), zeros, flat.numel() - good.numel()
+    )  # fmt: skip
+
+
+def base_of(operation: Operation) -> str:
+    """`addmm` of `aten.addmm.default`."""
+    return operation.name.removeprefix("aten.").split(".")[0]
+
+
+def argument(operation: Operation, name: str) -> int | None:
+    """The value that an operation took as this argument."""
+    ref = operation.arguments.get(name)
+    return ref.value if isinstance(ref, Ref) else None
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor with all its elements."""
+    return tensor.to_dense() if tensor.layout != torch.strided else tensor
+
+
+def finite(tensor: Tensor | None) -> bool:
+    """Whether there is no NaN and no infinity in it."""
+    return tensor is None or not floating(tensor) or bool(dense(tensor).isfinite().all())
+
+
+def floating(tensor: Tensor) -> bool:
+    """Whether its numbers can be other than finite."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def norm_of(*tensors: Tensor) -> float:
+    """The norm of all their elements together."""
+    return math.sqrt(sum(float(dense(t).abs().double().square().sum()) for t in tensors))

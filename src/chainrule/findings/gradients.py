@@ -1,0 +1,324 @@
+"""What is wrong with gradients: missing, left over, changed on the way, lost to the number type, mere noise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from chainrule.document import Code
+from chainrule.findings.case import Case, base_of, dense, norm_of
+from chainrule.findings.finding import Finding, Kind
+from chainrule.findings.run import Run, listed
+from chainrule.graph import Parameter, Place, Value
+from chainrule.numbers import number
+from chainrule.statistics import EXPONENTS
+from chainrule.why import no_gradient
+
+NO_GRADIENT = Kind(
+    "no-gradient",
+    title="A parameter got no gradient",
+    severity="warning",
+    what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The reason is told: it "
+    "was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
+    why="It does not learn. It is a note where that is meant: frozen, or in no optimizer that stepped.",
+    advice="If it is meant to learn, use it on the way to the loss, without detach(), item() or no_grad().",
+    source="PyTorch's documentation: Autograd mechanics",
+    lasts=2,
+)
+
+
+@NO_GRADIENT.in_step
+def _without_gradient(case: Case) -> Iterator[Finding]:
+    missing = [each for each in case.graph.parameters.values() if each.grad is None]
+    if missing and not case.graph.backwards:
+        yield NO_GRADIENT.found(
+            missing[0].name,
+            "No parameter has a gradient, because no backward pass ran.",
+            (f"{len(missing)} parameters: {listed([each.name for each in missing])}.",),
+            severity="note",
+            advice="Call backward() on the loss inside the recorded block.",
+        )
+        return
+    for parameter in missing:
+        value = None if parameter.value is None else case.graph.values[parameter.value]
+        frozen = value is not None and not value.requires_grad
+        yield NO_GRADIENT.found(
+            parameter.name,
+            no_gradient(case.graph, parameter.value, parameter.name),
+            (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(parameter)}.",),
+            place=value.place if value is not None else None,
+            # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
+            severity="note" if frozen or not case.may_learn(parameter) else "warning",
+            advice="This is right for a layer that is meant to stay as it is." if frozen else "",
+        )
+
+
+def _moved(parameter: Parameter) -> str:
+    if parameter.after is None:
+        return "did not touch it"
+    same = torch.equal(parameter.before.detach(), parameter.after.detach())
+    return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
+
+
+ACCUMULATED = Kind(
+    "accumulated-gradient",
+    title="A gradient was there before the backward pass",
+    severity="warning",
+    what="What lies in `.grad` after backward is more than what the backward passes of this step sent.",
+    why="Gradients of earlier steps are added to those of this one, as if by a momentum of 1 that nobody asked for.",
+    advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose.",
+    thresholds=("accumulated",),
+    source="PyTorch's documentation of zero_grad",
+)
+
+
+@ACCUMULATED.in_step
+def _accumulated(case: Case) -> Iterator[Finding]:
+    """What was left in `.grad` is more than what the backward passes of this step sent."""
+    sent = _sent(case)
+    for parameter in case.graph.parameters.values():
+        if parameter.grad is None or parameter.value is None or not case.graph.backwards:
+            continue
+        # Clearing between two passes is fine: then only the last of them are left.
+        sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
+        if not sums or any(_same(case, parameter.grad, each) for each in sums):
+            continue
+        left = dense(parameter.grad)
+        before = left - sums[-1]
+        yield ACCUMULATED.found(
+            parameter.name,
+            f"{parameter.name} had a gradient already when backward began, and the new one was added to it.",
+            (
+                f"Its norm was {number(norm_of(before))}; this step sent {number(norm_of(sums[-1]))}, which left "
+                f"{number(norm_of(left))} in `.grad`.",
+            ),
+            place=case.graph.backwards[0].place,
+            severity="warning" if case.may_learn(parameter) else "note",  # nobody reads it now
+        )
+
+
+def _sent(case: Case) -> dict[int, list[Tensor]]:
+    """For each leaf the gradient that each backward pass sent to it."""
+    passes: dict[int, dict[int, Tensor]] = {}
+    for step in case.derivation.nodes if case.derivation is not None else ():
+        for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
+            leaf = case.graph.nodes[edge.node].leaf
+            sent = share.gradient if share.recorded is None else share.recorded
+            if leaf is not None and sent is not None:
+                sent, sums = dense(sent), passes.setdefault(leaf, {})
+                sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
+    return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items()}
+
+
+CHANGED = Kind(
+    "gradient-changed",
+    title="A gradient was changed between backward and the optimizer's step",
+    severity="note",
+    what="The gradient that the optimizer met is not the one that backward left: clipped, scaled, written to or "
+    "cleared.",
+    why="The update follows from the changed gradient. Where it was cleared, there is no update at all.",
+    advice="The update follows from the changed gradient; the derivation tells the one that backward computed.",
+    source="PyTorch's documentation of clip_grad_norm_",
+)
+
+
+@CHANGED.in_step
+def _changed(case: Case) -> Iterator[Finding]:
+    """The gradient that the optimizer saw is not the one that backward left: clipped, scaled, cleared."""
+    found: dict[str, list[tuple[str, Tensor, Tensor | None]]] = {}
+    places: dict[str, Place | None] = {}
+    for update in case.graph.updates:
+        for member in update.parameters:
+            known = case.parameter(member)
+            if known is None or known.grad is None:
+                continue
+            left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)
+            if seen is not None and torch.equal(left, seen):
+                continue
+            event = next(
+                (e for e in case.graph.events if e.text == member.name and e.position <= update.position), None
+            )
+            if event is None and len(case.graph.backwards) > 1:
+                continue  # a later backward pass may have written what `.grad` held at the end
+            kind = event.kind if event is not None else "your code"
+            found.setdefault(kind, []).append((member.name, left, seen))
+            places.setdefault(kind, event.place if event is not None else None)
+    for kind, members in found.items():
+        before = norm_of(*(left for _, left, _ in members))
+        after = norm_of(*(g for _, _, g in members if g is not None))
+        cleared = all(g is None or not g.any() for _, _, g in members) and before > 0
+        told = "cleared" if cleared else "changed"
+        yield CHANGED.found(
+            members[0][0] if len(members) == 1 else f"{len(members)} parameters",
+            (
+                "Between backward and the optimizer's step, ",
+                Code(kind),
+                f" {told} the gradient of {listed([name for name, _, _ in members])}.",
+            ),
+            (f"Their norm together was {number(before)}, and is {number(after)}.", *_factor(case, members)),
+            place=places[kind],
+            severity="warning" if cleared else "note",
+            advice="The optimizer had no gradient to work with: clear gradients before backward(), not after it."
+            if cleared
+            else "",
+        )
+
+
+def _factor(case: Case, members: list[tuple[str, Tensor, Tensor | None]]) -> tuple[str, ...]:
+    pairs = [(left.flatten(), g.flatten()) for _, left, g in members if g is not None and left.numel() == g.numel()]
+    if not pairs:
+        return ()
+    left, g = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])
+    square = (left * left).sum().item()
+    if not square or not math.isfinite(square):
+        return ()
+    factor = (left * g).sum().item() / square
+    if _same(case, g, left * factor):
+        return (f"Every element was multiplied by {number(factor)}.",)
+    changed = int((left != g).sum())
+    return (
+        f"{changed} of {left.numel()} elements changed: the largest was {number(left.abs().max().item())}, "
+        f"and is {number(g.abs().max().item())}.",
+    )
+
+
+def _same(case: Case, a: Tensor, b: Tensor) -> bool:
+    a, b = dense(a), dense(b)
+    if a.shape != b.shape:
+        return False
+    close = norm_of(a - b) <= case.thresholds.accumulated * max(norm_of(a), norm_of(b))
+    return close or not (a.isfinite().all() and b.isfinite().all())
+
+
+# -- too small for its number type, or only noise ----------------------------------------------------------------------
+
+UNDERFLOW = Kind(
+    "fp16-underflow",
+    title="Gradients too small for float16",
+    severity="warning",
+    what="Most elements of a float16 gradient that are not 0 are below 2^-16, or the gradient is 0 altogether though "
+    "what it was made of is not.",
+    why="float16 ends at 2^-24: small gradients lose their digits, then become 0, and the weights stop learning.",
+    advice="Scale the loss (torch.amp.GradScaler), or take bfloat16, which has the range of float32.",
+    thresholds=("tiny",),
+    source="Micikevicius et al., Mixed precision training, 2018",
+    lasts=2,
+)
+SMALL = EXPONENTS.index(-16)
+
+
+@UNDERFLOW.in_step
+def _underflow(case: Case) -> Iterator[Finding]:
+    worst: tuple[float, Value, str] | None = None
+    count = 0
+    for value in case.graph.values:
+        if value.dtype != torch.float16 or value.kind == "input" or not value.requires_grad:
+            continue
+        share, told = _tiny(case, value)
+        if share > case.thresholds.tiny:
+            count += 1
+            if worst is None or share > worst[0]:
+                worst = (share, value, told)
+    if worst is not None:
+        _, value, told = worst
+        yield UNDERFLOW.found(
+            "float16 gradients",
+            f"The gradients of {count} values in float16 are too small for it, that of {case.name(value.index)} most.",
+            (told,),
+            place=value.place,
+        )
+
+
+def _tiny(case: Case, value: Value) -> tuple[float, str]:
+    """The share of the gradient's elements that lie below 2^-16, of those that are not 0."""
+    known = case.statistics(value.index, gradient=True)
+    if known is None or not known.elements:
+        return 0.0, ""
+    name, lively = case.name(value.index), known.elements - known.zeros - known.not_finite
+    if not lively:
+        lost = _sent_something(case, value.index)
+        return (
+            1.0 if lost else 0.0
+        ), f"dJ/d{name} is 0 in all {known.elements} elements, though its uses have gradients."
+    if value.grad is not None:
+        small = int(((dense(value.grad).abs() < 2.0**-16) & (dense(value.grad) != 0)).sum())
+    elif known.magnitudes:
+        small = sum(known.magnitudes[:SMALL])
+    else:
+        return 0.0, ""
+    return small / lively, (
+        f"{small} of {lively} elements of dJ/d{name} that are not 0 are below 2^-16 = 1.5e-05; {known.zeros} are 0."
+    )
+
+
+def _sent_something(case: Case, value: int) -> bool:
+    """Whether a linear use of it has a gradient that is not 0: then 0 can only be an underflow."""
+    linear = {"addmm", "mm", "linear", "_to_copy", "convolution", "view", "t", "mul", "add"}
+    for operation in case.uses.get(value, ()):
+        for out in operation.outputs if base_of(operation) in linear else ():
+            known = case.statistics(out, gradient=True) if out is not None else None
+            if known is not None and known.norm > 0:
+                return True
+    return False
+
+
+NOISE = Kind(
+    "gradient-noise",
+    title="The gradients of micro-batches share no direction",
+    severity="note",
+    what="The backward passes of one step give gradients that are next to orthogonal: the mean cosine between them.",
+    why="The sum is mostly noise: a step of the size that the rate asks for goes nowhere in particular. It is natural "
+    "near the end of training, and a sign of too small batches, or of labels that mean nothing, at its start.",
+    advice="Take larger or more micro-batches, or a smaller learning rate; at the start of training look at the "
+    "labels.",
+    thresholds=("noise",),
+    source="McCandlish et al., An empirical model of large-batch training, 2018",
+)
+MIN_PASSES = 3
+SAME_LOSS = 0.02  # how little of the loss at the start may have been gained for noise to be a warning
+
+
+@NOISE.in_step
+def _noise(case: Case) -> Iterator[Finding]:
+    if len(case.graph.backwards) < MIN_PASSES:
+        return
+    weights = {p.value for p in case.graph.parameters.values()}
+    sent = [gradients for leaf, gradients in _sent(case).items() if leaf in weights]
+    whole = [each for each in sent if len(each) == len(case.graph.backwards)]  # used by every pass
+    if not whole:
+        return
+    joined = [torch.cat([each[index].flatten().double() for each in whole]) for index in range(len(whole[0]))]
+    stacked = torch.stack([g / g.norm() for g in joined if g.norm() > 0 and g.isfinite().all()])
+    passes = stacked.shape[0]
+    if passes < MIN_PASSES:
+        return
+    cosine = (float(stacked.sum(0).square().sum()) - passes) / (passes * (passes - 1))
+    if cosine < case.thresholds.noise:
+        norms = listed([number(float(g.norm())) for g in joined])
+        yield NOISE.found(
+            "all gradients",
+            f"The gradients of {passes} backward passes share next to no direction: their mean cosine is "
+            f"{number(cosine)}.",
+            (f"Their norms are {norms}; the norm of their sum is {number(float(torch.stack(joined).sum(0).norm()))}.",),
+            place=case.graph.backwards[0].place,
+        )
+
+
+@NOISE.over_time
+def _noise_from_the_start(run: Run) -> Iterator[Finding]:
+    """From the first step on, and nothing gained by it: then it is more than the noise of a loss near its minimum."""
+    losses = [loss for _, loss in run.losses]
+    gained = run.first_loss - median(losses[-5:]) if losses else math.nan
+    for stretch, told in zip(run.stretches(NOISE), run.carried(NOISE), strict=True):
+        fruitless = stretch.whole and not stretch.ended and run.enough and gained < SAME_LOSS * abs(run.first_loss)
+        if fruitless:
+            loss = f"The loss was {number(run.first_loss)} at the start, and is {number(median(losses[-5:]))}."
+            yield replace(told, severity="warning", evidence=(*told.evidence, loss))
+        else:
+            yield told

@@ -1,0 +1,191 @@
+"""What the bed of whole runs (tests/faults) can't show: the edges of checks of one step, and what must not be found."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import chainrule
+from chainrule.errors import SilenceError
+from chainrule.findings import findings
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def found_in(step, **names):
+    with chainrule.record(names) as recording:
+        step()
+    return {finding.id: finding for finding in recording.findings()}
+
+
+def trained(model, loss, *optimizers):
+    def step():
+        loss().backward()
+        for optimizer in optimizers or (torch.optim.SGD(model.parameters(), lr=0.1),):
+            optimizer.step()
+
+    return found_in(step, model=model)
+
+
+def test_two_models_of_one_class_are_not_one_parameter_in_two_optimizers():
+    one, other = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (one, other)]
+
+    def step():
+        x = torch.randn(4, 3)
+        (one(x) + other(x)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    assert not {"in-two-optimizers", "not-in-optimizer", "gradient-changed"} & set(found_in(step))
+
+
+def test_one_optimizer_that_steps_twice_is_one():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    x = torch.randn(4, 3)
+    assert "in-two-optimizers" not in trained(model, lambda: model(x).square().mean(), optimizer, optimizer)
+
+
+def test_which_optimizers_hold_it_and_how_far_each_moved_it():
+    model = nn.Linear(3, 2, bias=False)
+    x = torch.randn(4, 3)
+    optimizers = [torch.optim.Adam(model.parameters(), lr=0.25), torch.optim.SGD(model.parameters(), lr=0.5)]
+    finding = trained(model, lambda: model(x).square().mean(), *optimizers)["in-two-optimizers"]
+    assert finding.sentence == "weight is in 2 optimizers that stepped: Adam (rate 0.25) and SGD (rate 0.5)."
+    assert finding.evidence[0].startswith("weight was moved by 0.6124 and then by ")  # 0.25 * sqrt(6)
+
+
+def test_the_mean_slope_follows_from_statistics():
+    first, last, x = nn.Linear(4, 8), nn.Linear(8, 1), torch.randn(16, 4)
+    nn.init.constant_(first.bias, 9.0)
+    kept = []
+
+    def step():
+        hidden = torch.tanh(first(x))
+        kept.append(hidden.detach())
+        last(hidden).mean().backward()
+
+    finding = found_in(step)["saturated"]
+    slope = float((1 - kept[0] ** 2).mean())
+    assert f"passes back {100 * slope:.2g} %" in finding.sentence
+
+
+def test_an_output_may_be_sure_of_itself():
+    layer, x = nn.Linear(4, 1), torch.randn(16, 4)
+    nn.init.constant_(layer.bias, 20.0)
+    assert "saturated" not in found_in(lambda: torch.sigmoid(layer(x)).mean().backward())
+
+
+def test_a_head_that_begins_at_zero_is_no_symmetry():
+    model, x, y = (
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)),
+        torch.randn(16, 4),
+        torch.randint(3, (16,)),
+    )
+    nn.init.zeros_(model[2].weight)
+    assert "symmetric-units" not in found_in(lambda: F.cross_entropy(model(x), y).backward(), model=model)
+
+
+def test_instance_norm_is_no_batch_norm_of_one():
+    layer, norm, x = nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, affine=True), torch.randn(1, 1, 8, 8)
+    assert "batch-norm-of-one" not in found_in(lambda: norm(layer(x)).square().mean().backward())
+
+
+def test_batch_norm_of_one_in_evaluation_is_fine():
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), torch.randn(1, 1, 8, 8)
+    assert "batch-norm-of-one" in found_in(lambda: model(x).square().mean().backward())
+    model.eval()
+    assert "batch-norm-of-one" not in found_in(lambda: model(x).square().mean().backward())
+
+
+def test_a_norm_after_the_first_layer_makes_up_for_the_scale():
+    x = 100 * torch.randn(16, 1, 8, 8)
+    plain, normed = nn.Conv2d(1, 2, 3), nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    assert found_in(lambda: plain(x).mean().backward())["input-not-normalised"].severity == "warning"
+    assert found_in(lambda: normed(x).square().mean().backward())["input-not-normalised"].severity == "note"
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_sum_over_the_batch_and_a_mean(reduction):
+    layer, x, y = nn.Linear(4, 3), torch.randn(16, 4), torch.randint(3, (16,))
+    found = found_in(lambda: F.cross_entropy(layer(x), y, reduction=reduction).backward())
+    assert ("sum-reduction" in found) == (reduction == "sum")
+    divided = found_in(lambda: (F.cross_entropy(layer(x), y, reduction=reduction) / 16).backward())
+    assert "sum-reduction" not in divided
+
+
+def test_targets_within_reach_and_beyond():
+    layer, x = nn.Linear(4, 1), torch.randn(16, 4)
+    inside, beyond = torch.rand(16, 1), 3 * torch.rand(16, 1) + 1
+
+    def loss(y):
+        return lambda: F.mse_loss(torch.sigmoid(layer(x)), y).backward()
+
+    assert "unfittable-labels" not in found_in(loss(inside))
+    finding = found_in(loss(beyond), beyond=beyond)["unfittable-labels"]
+    assert "is between 0 and 1" in finding.sentence
+    assert finding.where == "beyond"
+
+
+def test_a_label_for_every_word_is_only_a_note():
+    """The same word is followed by others, as it should be."""
+    embed, head = nn.Embedding(5, 8), nn.Linear(8, 5)
+    x, y = torch.zeros(8, 1, dtype=torch.long), torch.arange(8) % 5
+    finding = found_in(lambda: F.cross_entropy(head(embed(x)[:, 0]), y).backward())["unfittable-labels"]
+    assert finding.severity == "note"
+    assert finding.rows == tuple(range(8))
+
+
+def test_one_number_for_all_is_meant():
+    layer, x, label = nn.Linear(4, 1), torch.randn(16, 4), torch.tensor(1.0)
+    assert "broadcast-in-loss" not in found_in(lambda: ((layer(x) - label) ** 2).mean().backward(), label=label)
+
+
+def test_a_teacher_without_gradients_is_a_note():
+    student, teacher, x = nn.Linear(4, 2), nn.Linear(4, 2), torch.randn(8, 4)
+
+    def loss():
+        with torch.no_grad():
+            wanted = teacher(x)
+        return F.mse_loss(student(x), wanted)
+
+    assert trained(student, loss)["no-gradient"].severity == "note"
+
+
+def test_units_of_a_normalised_convolution_are_its_channels():
+    model, x = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()), torch.randn(4, 1, 6, 6)
+    with torch.no_grad():
+        model[1].bias[1] = -9.0
+    finding = found_in(lambda: model(x).mean().backward(), model=model)["unit-off"]
+    assert (finding.rows, finding.size) == ((1,), 3)
+
+
+def test_findings_without_a_derivation_leave_out_what_needs_it():
+    model, x, y = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Softmax(1)), torch.randn(8, 4), torch.randint(3, (8,))
+    nn.init.constant_(model[0].bias, -9.0)
+    with chainrule.record({"model": model}) as recording:
+        F.cross_entropy(model(x), y).backward()
+    whole = {finding.id for finding in recording.findings()}
+    quick = {finding.id for finding in findings(recording.graph, None, recording.notation)}
+    assert whole - quick == {"unit-off"}
+    assert "softmax-before-cross-entropy" in quick
+
+
+def test_a_recording_takes_thresholds_and_silence():
+    layer, x = nn.Linear(2, 10), torch.rand(4, 2)
+    with torch.no_grad():
+        layer.bias.fill_(9)
+        layer.bias[7] = -9
+    with chainrule.record({}) as recording:
+        F.relu(layer(x)).sum().backward()
+    (finding,) = recording.findings()
+    assert (finding.id, finding.severity, finding.rows, finding.size) == ("unit-off", "note", (7,), 10)
+    (finding,) = recording.findings(chainrule.Thresholds(units_off=0.05))
+    assert finding.severity == "warning"
+    assert recording.findings(silence=("unit-off",)) == ()
+    with pytest.raises(SilenceError, match="Near matches: 'unit-off'"):
+        recording.findings(silence=("unit-of",))

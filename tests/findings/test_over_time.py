@@ -1,0 +1,202 @@
+import math
+
+import pytest
+
+import chainrule
+from chainrule.errors import ChainruleError
+from chainrule.findings import BY_TOPIC, KINDS, Finding, Thresholds, catalogue, findings_over_time
+from chainrule.history import History, StepFacts
+from chainrule.statistics import Statistics
+
+
+def figures(norm, elements=16, **others):
+    known = {"mean": 0.0, "std": norm / elements**0.5, "low": -norm, "high": norm, "zeros": 0, "not_finite": 0}
+    return Statistics(elements, norm, **(known | others))
+
+
+def course(losses, ratio=1e-3, full=True, **facts):
+    """A run with one weight whose updates are `ratio` of it."""
+    history = History()
+    for step, loss in enumerate(losses):
+        history.steps.append(StepFacts(step, float(step), loss, (0.1,), full=full, **facts))
+        history.add("parameter", "weight", step, figures(1.0))
+        history.add("update", "weight", step, figures(ratio(step) if callable(ratio) else ratio))
+    return history
+
+
+def of_step(id, severity="warning", where="A1", rows=(), size=0):
+    return KINDS[id].found(where, f"{where} is not well.", ("1 of 2.",), severity=severity, rows=rows, size=size)
+
+
+def ids(found):
+    return [finding.id for finding in found]
+
+
+# -- what single steps showed ------------------------------------------------------------------------------------------
+
+
+def test_a_finding_holds_since_the_first_step_of_its_last_unbroken_row():
+    seen = {step: (of_step("saturated"),) if step in (0, 3, 4, 5) else () for step in range(6)}
+    (finding,) = findings_over_time(course([1.0] * 6), seen)
+    assert (finding.since, finding.until, finding.severity) == (3, None, "warning")
+    assert "Held at 3 examined steps in a row." in finding.evidence
+    assert str(finding).startswith("warning since step 3: A1 is not well.")
+
+
+def test_what_has_not_lasted_is_a_note_and_what_has_gone_is_not_told():
+    seen = {step: (of_step("saturated"),) if step > 3 else () for step in range(6)}
+    (finding,) = findings_over_time(course([1.0] * 6), seen)
+    assert finding.severity == "note"
+    assert findings_over_time(course([1.0] * 7), seen | {6: ()}) == ()
+
+
+def test_a_step_that_was_not_looked_at_in_full_breaks_no_row():
+    history = course([1.0] * 21, full=False)
+    for facts in history.steps[::10]:
+        facts.full = True
+    seen = {step: (of_step("unit-off", rows=(1, 2), size=3),) if step % 10 == 0 else () for step in range(21)}
+    (finding,) = findings_over_time(history, seen)
+    assert (finding.since, finding.until, finding.rows) == (0, None, (1, 2))
+
+
+def test_units_count_as_dead_only_where_they_were_off_at_every_step():
+    rows = [(0, 1, 2), (1, 2, 3), (2, 3, 1)]
+    seen = {step: (of_step("unit-off", rows=each, size=4),) for step, each in enumerate(rows)}
+    (finding,) = findings_over_time(course([1.0] * 3), seen)
+    assert (finding.rows, finding.severity) == ((1, 2), "note")
+    assert finding.sentence.startswith("2 of 4 units of A1 were off")
+    (finding,) = findings_over_time(course([1.0] * 3), seen, Thresholds(units_dead=0.4))
+    assert finding.severity == "warning"
+
+
+def test_a_finding_of_several_places_is_told_once():
+    seen = {0: tuple(of_step("accumulated-gradient", where=name) for name in ("a", "b", "c"))}
+    (finding,) = findings_over_time(course([1.0]), seen)
+    assert finding.sentence == "a is not well. The same holds of b, c."
+
+
+def test_nan_in_the_step_after_an_overflow_is_not_told_as_a_second_error():
+    first, later = of_step("non-finite-backward", "error"), of_step("non-finite-forward", "error", where="weight")
+    seen = {0: (), 1: (first,), 2: (later,), 3: (later,)}
+    assert ids(findings_over_time(course([1.0, 1.0, math.nan, math.nan]), seen)) == ["non-finite-backward"]
+    assert len(findings_over_time(course([1.0, 1.0, 1.0, 1.0]), {0: (first,), 1: (), 2: (later,), 3: (later,)})) == 2
+
+
+def test_a_step_that_the_scaler_skips_is_no_error():
+    history = course([1.0] * 10)
+    history.steps[0].skipped = True
+    (finding,) = findings_over_time(history, {0: (of_step("non-finite-backward", "error"),), 1: ()})
+    assert finding.severity == "note"
+
+
+def test_of_statistics_alone_the_first_tensor_that_is_not_finite_is_named():
+    history = course([1.0, 1.0, math.nan])
+    history.add("value", "late", 2, figures(1.0, not_finite=3), layer=9)
+    history.add("value", "early", 2, figures(1.0, not_finite=2), layer=4)
+    (finding,) = findings_over_time(history, {})
+    assert (finding.id, finding.where, finding.since) == ("non-finite-forward", "early", 2)
+
+
+def test_another_optimizers_turn_is_no_fault():
+    seen = {step: (of_step("not-in-optimizer", "note", where="critic"),) for step in range(5)}
+    (finding,) = findings_over_time(course([1.0] * 5), seen)
+    assert finding.severity == "warning"
+    history = course([1.0] * 5)
+    history.add("update", "critic.weight", 3, figures(1.0))
+    (finding,) = findings_over_time(history, seen)
+    assert finding.severity == "note"
+
+
+# -- the course --------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_rises_is_blamed_on_the_rate_only_where_updates_are_large():
+    rising = [1.0 + 0.1 * step for step in range(40)]
+    assert ids(findings_over_time(course(rising, ratio=0.05), {})) == ["learning-rate-too-high"]
+    assert findings_over_time(course(rising, ratio=0.001), {}) == ()
+
+
+def test_a_loss_that_swings_and_one_that_is_only_noisy():
+    swinging = [1.0 + 0.5 * (-1) ** step for step in range(60)]
+    (finding,) = findings_over_time(course(swinging, ratio=0.05), {})
+    assert finding.id == "learning-rate-too-high"
+    noisy = [1.0 + 0.5 * math.sin(7.0 * step * step) for step in range(60)]
+    assert findings_over_time(course(noisy, ratio=0.05), {}) == ()
+
+
+def test_a_spike_names_the_layer_that_it_began_in():
+    losses = [2.0 - 0.01 * step for step in range(40)]
+    losses[30] = 9.0
+    history = course(losses)
+    for step in range(40):
+        history.add("value", "first", step, figures(1.0), layer=1)
+        history.add("value", "second", step, figures(100.0 if step == 30 else 1.0), layer=2)
+        history.add("value", "third", step, figures(900.0 if step == 30 else 1.0), layer=3)
+    (finding,) = findings_over_time(history, {})
+    assert (finding.id, finding.where, finding.since, finding.until) == ("loss-spike", "second", 30, 30)
+    assert "100 times its usual" in finding.evidence[1]
+    assert findings_over_time(history, {}, Thresholds(spike_factor=6.0)) == ()
+
+
+def test_clipping_now_and_then_is_what_it_is_for():
+    often, seldom = course([1.0] * 20), course([1.0] * 20)
+    for facts in often.steps:
+        facts.clipped = (30.0, 1.0)
+    for facts in seldom.steps:
+        facts.clipped = (30.0, 1.0) if facts.step % 5 == 0 else (0.5, 0.5)
+    (finding,) = findings_over_time(often, {})
+    assert (finding.id, finding.severity) == ("always-clipped", "warning")
+    assert "by a factor of 30" in finding.sentence
+    assert findings_over_time(seldom, {}) == ()
+
+
+def test_a_few_steps_say_nothing_of_a_course():
+    assert findings_over_time(course([1.0, 5.0, 25.0], ratio=2.0), {}) == ()
+    assert findings_over_time(History(), {}) == ()
+
+
+# -- thresholds, silence, the page -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [-1, math.nan, math.inf, True, "0.5", None])
+def test_a_threshold_that_is_no_number_is_refused(given):
+    with pytest.raises(ChainruleError) as caught:
+        chainrule.Thresholds(flat=given)
+    assert str(caught.value) == (
+        f"Thresholds(flat={given!r}): this is mean slope, as a share of the largest that the function has, a finite "
+        "number of 0 or more. Its default is 0.04."
+    )
+
+
+def test_silence_leaves_out_and_refuses_what_does_not_exist():
+    seen = {0: (of_step("accumulated-gradient"),)}
+    assert findings_over_time(course([1.0]), seen, silence=("accumulated-gradient",)) == ()
+    assert findings_over_time(course([1.0]), seen, silence="accumulated-gradient") == ()
+    with pytest.raises(ChainruleError) as caught:
+        findings_over_time(course([1.0]), seen, silence=("unit_off",))
+    assert str(caught.value) == "silence: no finding has the id 'unit_off'. Near matches: 'unit-off'."
+
+
+def test_a_kind_says_everything_and_names_thresholds_that_exist():
+    used = set()
+    for kind in KINDS.values():
+        assert kind.title
+        assert not kind.title.endswith(".")
+        assert all(text.endswith(".") for text in (kind.what, kind.why, kind.advice)), kind.id
+        assert kind.source
+        assert kind.step_checks or kind.run_checks, kind.id
+        used.update(kind.thresholds)
+    assert used == set(vars(Thresholds()))
+    assert sorted(KINDS) == sorted(kind.id for kinds in BY_TOPIC.values() for kind in kinds)
+
+
+def test_the_page_of_findings_is_up_to_date():
+    written = catalogue.PAGE.read_text(encoding="utf-8")
+    assert written == catalogue.page(), f"docs/findings.md is old: run `{catalogue.COMMAND}`"
+
+
+def test_a_finding_without_time_tells_no_time():
+    finding = of_step("saturated")
+    assert isinstance(finding, Finding)
+    assert finding.when == ""
+    assert str(finding).startswith("warning: A1 is not well.")
