@@ -10,11 +10,12 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chainrule.findings import Thresholds, findings_over_time
+from chainrule.findings import Thresholds, check_silence, findings, findings_over_time
 from chainrule.history import History, StepFacts
 from chainrule.runs import Figure, Found
 
 if TYPE_CHECKING:
+    from chainrule.findings import Finding
     from chainrule.recording import Recording
 
 WINDOW = 256  # watched steps that are remembered; they are cut when there are twice as many
@@ -25,11 +26,12 @@ class Examiner:
     """Keeps the last part of the history, and what was found in it."""
 
     def __init__(self, history: History, thresholds: Thresholds | None, silence: Collection[str]) -> None:
+        check_silence(silence)
         self.history = history
         self.fresh: tuple[Found, ...] = ()  # what the last look found for the first time
         self._options: dict[str, Any] = {"thresholds": thresholds or Thresholds(), "silence": tuple(silence)}
         self._found: dict[tuple[str, str], Found] = {}
-        self._of_step: dict[int, Sequence[Any]] = {}
+        self._of_step: dict[int, Sequence[Finding]] = {}
         self._rest_until = 0.0
 
     @property
@@ -44,7 +46,7 @@ class Examiner:
         began = time.monotonic()
         if began < self._rest_until:
             return []
-        self._of_step[facts.step] = recording.findings(**self._options)
+        self._of_step[facts.step] = self._in_step(recording, facts)
         seen = [Found.of(each) for each in findings_over_time(self.history, self._of_step, **self._options)]
         changed = [found for found in seen if self._found.get((found.id, found.where)) != found]
         self.fresh = tuple(found for found in changed if (found.id, found.where) not in self._found)
@@ -52,6 +54,12 @@ class Examiner:
         now = time.monotonic()
         self._rest_until = now + (now - began) / SHARE
         return changed
+
+    def _in_step(self, recording: Recording, facts: StepFacts) -> Sequence[Finding]:
+        """What the step shows by itself; the checks that need its derivation only where it was recorded in full."""
+        if facts.full:
+            return recording.findings(**self._options)
+        return findings(recording.graph, None, recording.notation, **self._options)
 
     def _remember(self, facts: StepFacts, figures: Iterable[Figure]) -> None:
         history = self.history

@@ -35,6 +35,7 @@ class Surroundings:
     scale: float | None
     passes_before: int  # backward passes that belong to an earlier optimizer's step in this round
     named: bool  # paths begin at models that are known
+    full: bool  # recorded with all its numbers
     met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
     moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
 
@@ -60,6 +61,7 @@ def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
         around.scale,
         _clipped(graph, around),
         max(passes, 1),
+        around.full,
     )
 
 

@@ -228,6 +228,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._scaling.scale,
             self._passes_before,
             bool(self._whole_models()),
+            self._full is not None,
             measured_gradients(optimizers, self._parameters) if self._closure else {},
             measured_moments(optimizers, self._parameters),
         )
