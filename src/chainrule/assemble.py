@@ -42,7 +42,7 @@ def assemble(tape: Tape) -> Graph:
     number = number_nodes(reading)
     give_gradients(reading, leaves, passes)
     return Graph(
-        values=_freeze(reading.values, number),
+        values=_freeze(tape, reading.values, number),
         operations=tuple(_renumber(operation, number) for operation in reading.operations),
         calls=calls,
         nodes=read_nodes(reading, leaves, number, passes.passages()),
@@ -60,7 +60,7 @@ def _renumber(operation: Operation, number: dict[int, int]) -> Operation:
     return replace(operation, node=None if operation.node is None else number[operation.node])
 
 
-def _freeze(values: Values, number: dict[int, int]) -> tuple[Value, ...]:
+def _freeze(tape: Tape, values: Values, number: dict[int, int]) -> tuple[Value, ...]:
     """The drafts as facts. A name that several values have gets a number at each: `h@1`, `h@2`."""
     shared = Counter(name for draft in values.drafts for name in draft.names)
     count: Counter[str] = Counter()
@@ -76,14 +76,17 @@ def _freeze(values: Values, number: dict[int, int]) -> tuple[Value, ...]:
                 names,
                 tuple(data.shape),  # the tensor's own may have been changed in place since
                 data.dtype,
-                str(data.device),
+                tape.device_of(data),
                 draft.node is not None or is_trained_leaf(draft.tensor),
-                data,
-                draft.grad,
+                None if data.is_meta else data,
+                None if draft.grad is None or draft.grad.is_meta else draft.grad,
                 draft.operation,
                 draft.slot,
                 None if draft.node is None else number[draft.node],
                 draft.place,
+                draft.grad is not None,
+                tape.statistics_of(data),
+                tape.statistics_of(draft.grad),
             )
         )
     return tuple(found)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule import rules
 from chainrule.errors import RuleError
-from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update, references
+from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update, Value, references
 from chainrule.rules import Applied, Rule
 
 
@@ -93,17 +93,23 @@ def derive(graph: Graph) -> Derivation:
 
 
 def applied(graph: Graph, operation: Operation) -> Applied:
-    """A recorded operation with its data, as rules see it."""
-    arguments = {name: data(graph, value) for name, value in operation.arguments.items()}
-    outs = tuple(None if index is None else graph.values[index].data for index in operation.outputs)
+    """A recorded operation with its data, as rules see it; without numbers where those of an operand were not kept."""
+    indices = [*(index for *_, index in references(operation.arguments)), *operation.outputs]
+    kept = all(graph.values[index].data is not None for index in indices if index is not None)
+    arguments = {name: data(graph, value, kept) for name, value in operation.arguments.items()}
+    outs = tuple(None if index is None else _data(graph.values[index], kept) for index in operation.outputs)
     return Applied(arguments, outs, operation.name)
 
 
-def data(graph: Graph, tree: Any) -> Any:
-    """An argument tree with each `Ref` replaced by its recorded data."""
+def data(graph: Graph, tree: Any, kept: bool = True) -> Any:
+    """An argument tree with each `Ref` replaced by its recorded data, or by a tensor without numbers."""
     if isinstance(tree, Ref):
-        return graph.values[tree.value].data
-    return [data(graph, item) for item in tree] if isinstance(tree, list) else tree
+        return _data(graph.values[tree.value], kept)
+    return [data(graph, item, kept) for item in tree] if isinstance(tree, list) else tree
+
+
+def _data(value: Value, kept: bool) -> Tensor:
+    return value.data if kept and value.data is not None else value.without_numbers()
 
 
 def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:

@@ -8,11 +8,14 @@ is what autograd wrote down to go back through that operation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+
+from chainrule.statistics import Statistics
 
 type_of_value = Literal["input", "parameter", "buffer", "result"]
 
@@ -56,9 +59,11 @@ def references(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int
 class Value:
     """One tensor at one moment of the step; an in-place operation makes a new Value of the same tensor.
 
-    `data` is as it was at that moment (None: not kept), `grad` is d loss / d value, summed over all its uses (None: no
-    gradient arrived). `names` are the user's names, best first; `operation` and `slot` say which output of which
-    operation it is (None: a leaf, it came from outside); `node` is the autograd node that leads back from it.
+    `data` is as it was at that moment, `grad` is d loss / d value, summed over all its uses (None: no gradient arrived,
+    or it was not kept: `has_gradient` tells which). Of what was not kept there are `statistics` and `grad_statistics`,
+    unless it was overwritten before it could be measured. `names` are the user's names, best first; `operation` and
+    `slot` say which output of which operation it is (None: a leaf, it came from outside); `node` is the autograd node
+    that leads back from it.
     """
 
     index: int
@@ -74,11 +79,18 @@ class Value:
     slot: int = 0
     node: int | None = None
     place: Place | None = None
+    has_gradient: bool = False
+    statistics: Statistics | None = None
+    grad_statistics: Statistics | None = None
 
     @property
     def name(self) -> str:
         """The best of its names."""
         return self.names[0] if self.names else f"value{self.index}"
+
+    def without_numbers(self) -> torch.Tensor:
+        """A tensor of its shape and type on the device `meta`, where tensors have no numbers."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +132,8 @@ class Passage:
     """One run of one node in one backward pass.
 
     `upstream`: d loss / d output, one for each output of the node; `downstream`: d loss / d input as autograd computed
-    it, one for each of its edges, aligned with `next_functions` (None: undefined, or not needed).
+    it, one for each of its edges, aligned with `next_functions` (None: undefined, or not needed). One that was not kept
+    is a tensor on the device `meta`, which has a shape but no numbers.
     """
 
     backward: int
@@ -175,7 +188,12 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class ParameterUpdate:
-    """One parameter in one `optimizer.step()`. `state_before` is what the optimizer remembered of it until then."""
+    """One parameter in one `optimizer.step()`. `state_before` is what the optimizer remembered of it until then.
+
+    `grad` is the gradient as the optimizer met it, after unscaling and clipping. A tensor that was not kept is one on
+    the device `meta`; then there are statistics, those of the update (after minus before) of a sample where the
+    parameter is large (`statistics.of_sample`).
+    """
 
     value: int | None
     name: str
@@ -184,6 +202,9 @@ class ParameterUpdate:
     after: torch.Tensor
     options: dict[str, Any]
     state_before: dict[str, Any]
+    before_statistics: Statistics | None = None
+    grad_statistics: Statistics | None = None
+    update_statistics: Statistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +221,25 @@ class Update:
 class Parameter:
     """A trained leaf: its data before the step, the gradient that arrived, its data after the step.
 
-    `grad` is what backward left in `.grad` (None: nothing arrived); `after` is None where no optimizer stepped.
+    `grad` is what backward left in `.grad` (None: nothing arrived, or it was not kept: `has_gradient` tells which);
+    `after` is None where no optimizer stepped. What was not kept is None, and has statistics instead.
     """
 
     name: str
     value: int | None
-    before: torch.Tensor
+    shape: tuple[int, ...]
+    before: torch.Tensor | None
     grad: torch.Tensor | None
     after: torch.Tensor | None
+    has_gradient: bool = False
+    before_statistics: Statistics | None = None
+    grad_statistics: Statistics | None = None
+    after_statistics: Statistics | None = None
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

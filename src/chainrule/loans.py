@@ -2,9 +2,11 @@
 
 To copy them at the end of every recorded step would cost more than all else together, and mostly for nothing: a
 recording is read, or dropped, before anybody writes to them. So they are borrowed. Whoever reads the recording copies
-them first; should an optimizer step before that, one hook of PyTorch's own for all optimizers has them copied, and goes.
-That hook is there only while a recording that borrowed something is neither read nor dropped. A write by other means
-shows in the tensor's version, or (`x.data.add_(...)`) in a few of its numbers: then the numbers are lost, and it is said.
+them first; should an optimizer step before that, one hook of PyTorch's own for all optimizers has them copied, and is
+gone. That hook is there only while a recording that borrowed something is neither read nor dropped. A write by other
+means shows in the tensor's version, or (`x.data.add_(...)`) in a few of its numbers: then the numbers are lost, and a
+stand-in says so. (PyTorch can copy on write by itself, but moves the memory of whoever writes: what looks at a
+parameter from outside, a numpy array or a captured CUDA graph, would from then on look at another one.)
 """
 
 from __future__ import annotations

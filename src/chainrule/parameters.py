@@ -33,15 +33,19 @@ def read_updates(reading: Reading, leaves: Leaves, names: Names) -> tuple[Update
 def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names) -> Iterator[ParameterUpdate]:
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
     for place, (options, parameter) in enumerate(members):
-        gradient = raw.gradients[place]
+        version, before = raw.gradients[place], raw.before[place]
+        gradient = None if version is None else tape.data_of(version)
         yield ParameterUpdate(
             leaves.of(parameter, before=raw.position),
             names.of_parameter(parameter, place),
-            raw.before[place],
-            None if gradient is None else tape.data_of(gradient),
-            tape.data_of(raw.after[place]) if raw.after else raw.before[place],
+            before,
+            gradient,
+            tape.data_of(raw.after[place]) if raw.after else before,
             options,
             raw.states[place],
+            tape.statistics_of(before),
+            tape.statistics_of(gradient),
+            raw.moved[place] if raw.moved else None,
         )
 
 
@@ -59,8 +63,25 @@ def read_parameters(reading: Reading, leaves: Leaves, passes: Passes, names: Nam
         after = None if stepped_to is None else reading.tape.data_of(stepped_to)
         if after is None and value is not None:
             after = _changed_by_hand(reading, tensor, before)
-        found[name] = Parameter(name, value, before, passes.left_last(tensor), after)
+        found[name] = _parameter(reading.tape, name, value, before, passes.left_last(tensor), after)
     return found
+
+
+def _parameter(
+    tape: Tape, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
+) -> Parameter:
+    return Parameter(
+        name,
+        value,
+        tuple(before.shape),
+        None if before.is_meta else before,
+        None if grad is None or grad.is_meta else grad,
+        None if after is None or after.is_meta else after,
+        grad is not None,
+        tape.statistics_of(before),
+        tape.statistics_of(grad),
+        tape.statistics_of(after),
+    )
 
 
 def _members(raw: RawUpdate) -> list[Tensor]:
@@ -70,7 +91,9 @@ def _members(raw: RawUpdate) -> list[Tensor]:
 def _changed_by_hand(reading: Reading, tensor: Tensor, before: Tensor) -> Tensor | None:
     """The data that the user's own update left; the last copy was made at the end, an earlier one for a write."""
     copies = reading.tape.copies.get(id(tensor), ())
-    return copies[-1][1] if len(copies) > 1 and not torch.equal(copies[-1][1], before) else None
+    if len(copies) < 2 or before.is_meta or copies[-1][1].is_meta:
+        return None
+    return copies[-1][1] if not torch.equal(copies[-1][1], before) else None
 
 
 def _trained(reading: Reading) -> Iterator[Tensor]:

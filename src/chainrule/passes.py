@@ -66,9 +66,9 @@ class Passes:
         found = []
         for index, raw in enumerate(self._tape.backwards):
             roots = tuple(
-                (number[self._tape.number_of[root.grad_fn]], root.output_nr)
+                (number[self._tape.number_of[node]], self._tape.output_nr(root))
                 for root in raw.roots
-                if root.grad_fn is not None and root.grad_fn in self._tape.number_of
+                if (node := self._tape.node_of(root)) is not None and node in self._tape.number_of
             )
             loss = reading.values.at(raw.roots[0], raw.position) if raw.roots else None
             found.append(Backward(index, roots, loss, raw.site.place() if raw.site else None))
@@ -117,4 +117,7 @@ def _arrive(
 
 def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
     """Add a gradient to what arrived before it; never in place, for it is the tape's."""
-    sums[key] = sums[key] + gradient if key in sums else gradient
+    known = sums.get(key)
+    if known is not None and known.is_meta != gradient.is_meta:  # of one of them only the figures were kept
+        known, gradient = known.to("meta"), gradient.to("meta")
+    sums[key] = gradient if known is None else known + gradient

@@ -88,7 +88,7 @@ class Reading:
         written = [t for each in Traits.of(func).written(args, kwargs or {}) for t in tensors_in(each)]
         nodes = self._nodes_at.get(position, [])
         function: Any = Rerun(func)
-        base = written[0]._base if len(written) == 1 else None
+        base = self.tape.base_of(written[0]) if len(written) == 1 else None
         if base is not None:
             arguments = {"base": Ref(self._value(base, position)), **arguments}
             name = next(name for name, value in given.items() if value is written[0])
@@ -146,11 +146,12 @@ class Reading:
             draft.operation = len(self.operations) - 1
             return value
         with suppress(RuntimeError):
-            node = self.tape.number_of.get(tensor.grad_fn) if tensor.grad_fn is not None else None
-            if node is not None and tensor.output_nr not in self.outputs_of.get(node, {}):
-                self.tape.nodes[node].outputs.setdefault(tensor.output_nr, tensor)
+            leads_back, slot = self.tape.node_of(tensor), self.tape.output_nr(tensor)
+            node = self.tape.number_of.get(leads_back) if leads_back is not None else None
+            if node is not None and slot not in self.outputs_of.get(node, {}):
+                self.tape.nodes[node].outputs.setdefault(slot, tensor)
                 draft.node = node
-                self.outputs_of.setdefault(node, {})[tensor.output_nr] = value
+                self.outputs_of.setdefault(node, {})[slot] = value
                 return value
         if writer is None:
             draft.kind = self._kind_of_leaf(tensor)
@@ -176,7 +177,7 @@ class Reading:
         node = next((n for n in reversed(self._views.get(id(view), [])) if self._made_by(n, position)), None)
         if node is None:
             return False
-        base = view._base
+        base = self.tape.base_of(view)
         assert base is not None
         index = len(self.operations)
         then = data_after(self.tape, view, self.values[value].created)  # its shape may be changed in place later
@@ -188,7 +189,7 @@ class Reading:
         }
         func = torch.ops.aten.as_strided.default
         self.operations.append(Operation(index, str(func), Rerun(func), arguments, (value,), None, node))
-        self._tie(node, view.output_nr, value, index)
+        self._tie(node, self.tape.output_nr(view), value, index)
         return True
 
     def _made_by(self, node: int, position: int) -> bool:
@@ -198,9 +199,9 @@ class Reading:
     def _write_unseen(self, value: int, before: int) -> None:
         """A write under `no_grad`: the tensor's node goes on as if nothing had happened, now from the new value."""
         node, tensor = self.values[before].node, self.values[value].tensor
-        if node is not None and tensor.requires_grad:
+        if node is not None and self.tape.requires_grad(tensor):
             self.values[value].node = node
-            self.unseen.append((node, tensor.output_nr, value))
+            self.unseen.append((node, self.tape.output_nr(tensor), value))
 
     # -- what is known by its node ------------------------------------------------------------------------------------
 

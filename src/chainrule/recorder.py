@@ -31,10 +31,23 @@ from torch.optim.optimizer import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from chainrule.errors import RecordingError
 from chainrule.direct import Direct, applies
+from chainrule.errors import RecordingError
+from chainrule.keeping import Keep, Keeper
 from chainrule.source import Site, Sites, is_library
-from chainrule.tape import RawBackward, RawCall, RawFunction, RawModule, RawNode, RawUpdate, Tape, Traits, Version, tensors_in
+from chainrule.statistics import of_sample, part_of
+from chainrule.tape import (
+    RawBackward,
+    RawCall,
+    RawFunction,
+    RawModule,
+    RawNode,
+    RawUpdate,
+    Tape,
+    Traits,
+    Version,
+    tensors_in,
+)
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
@@ -52,8 +65,14 @@ _zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero
 class Recorder:
     """Puts modes and hooks on with `start`, takes them all off with `stop`, and leaves a `Tape`."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Keep | None = None) -> None:
         self.tape = Tape()
+        if keep is not None and keep != Keep(everything=True):
+            self.tape.keeper = Keeper(keep, self.tape.absentees)
+        self._keeper = self.tape.keeper
+        self._chosen: list[bool] = []  # for each open run of a module whether all in it is kept
+        self._chosen_operations: set[int] = set()
+        self._custom_arguments: Any = None  # of the autograd.Function that ran last
         self.in_call = False
         self.stack: list[int] = []  # runs of modules that are open
         self.directly = Direct()
@@ -108,8 +127,10 @@ class Recorder:
             del self._dispatch, self._function  # they hold us: a cycle
         with torch._C.DisableTorchFunction():
             try:
+                self._settle()
                 self.sweep()
             finally:
+                self._custom_arguments = None
                 for handle in self._hooks_of_nodes:
                     handle.remove()
 
@@ -124,6 +145,8 @@ class Recorder:
             traits = self._traits[func] = Traits.of(func)
         if traits.silent:
             return func(*args, **kwargs) if kwargs else func(*args)
+        if self._keeper is not None:
+            return self._dispatch_keeping(self._keeper, traits, func, args, kwargs or {})
         if traits.writes:
             self._before_write(traits, func, args, kwargs or {})
         state = torch.get_rng_state() if traits.random else None
@@ -131,6 +154,33 @@ class Recorder:
         tape = self.tape
         tape.operations.append((func, args, kwargs, out, len(tape.calls) if self.in_call else None, state))
         return out
+
+    def _dispatch_keeping(
+        self, keeper: Keeper, traits: Traits, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As `dispatch`, where not everything is kept."""
+        self._settle()
+        written = self._before_write(traits, func, args, kwargs) if traits.writes else ()
+        state = torch.get_rng_state() if traits.random else None
+        out = func(*args, **kwargs)
+        viewed = next(iter(tensors_in(args)), None) if traits.views else None
+        tape, call = self.tape, len(self.tape.calls) if self.in_call else None
+        kept = keeper.result(out, viewed, written)
+        tape.operations.append((func, keeper.of(args), keeper.of(kwargs), kept, call, state))
+        return out
+
+    def _settle(self) -> None:
+        """Tie the last results that were not kept to the nodes that autograd has made for them meanwhile."""
+        keeper = self._keeper
+        if keeper is None or not keeper.is_strict:
+            return
+        if keeper.chosen:
+            self._chosen_operations.add(len(self.tape.operations) - 1)
+        with torch._C.DisableTorchFunction():
+            for node, stand_in, output_nr in keeper.settle():
+                self._tie(node, stand_in, output_nr, len(self.tape.operations) - 1)
+            if self._written:
+                self.sweep()
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch function that the user's code called, and remember it if operations ran for it."""
@@ -160,7 +210,14 @@ class Recorder:
         except Exception as error:
             self._note_call(func, args, {}, None, first, f"{type(error).__name__}: {error}")
             raise
-        tape.operations.append((operation, args, None, out, len(tape.calls), None))
+        keeper = self._keeper
+        if keeper is None:
+            tape.operations.append((operation, args, None, out, len(tape.calls), None))
+        else:
+            self._settle()
+            tape.operations.append(
+                (operation, keeper.of(args), None, keeper.result(out, None, ()), len(tape.calls), None)
+            )
         self._note_call(func, args, {}, out, first)
         return out
 
@@ -170,6 +227,8 @@ class Recorder:
         site = self._sites.of(frame)
         custom = None if torch.is_grad_enabled() else self._custom_function(frame, first)
         module = self.stack[-1] if self.stack else None
+        if self._keeper is not None:
+            args, kwargs, out = map(self._keeper.of, (args, kwargs, out))
         tape.calls.append(RawCall(func, args, kwargs, out, site, module, first, len(tape.operations), custom, error))
 
     def _custom_function(self, frame: FrameType | None, first: int) -> int | None:
@@ -181,38 +240,57 @@ class Recorder:
         functions, last = self.tape.functions, len(self.tape.operations)
         names = frame.f_locals
         arguments = names["args"]
-        if functions and functions[-1].arguments is arguments:
+        if functions and self._custom_arguments is arguments:
             functions[-1].last = last
         else:
             module = self.stack[-1] if self.stack else None
+            self._custom_arguments = arguments
+            if self._keeper is not None:
+                arguments = self._keeper.of(arguments)
             functions.append(RawFunction(names["cls"], arguments, Site.of(frame.f_back), module, first, last))
         return len(functions) - 1
 
-    def _before_write(self, traits: Traits, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_write(self, traits: Traits, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Keep what an operation is about to overwrite; gives the tensors that it writes to."""
         written = [t for each in traits.written(args, kwargs) for t in tensors_in(each)]
         with torch._C.DisableTorchFunction():
             self.sweep()  # the nodes that lead back from what is there now, before the write gives them another
-            self.tape.overwritten([*written, *(t._base for t in written if t._base is not None)], seen=False)
+            known = [self._on_tape(t) for t in (*written, *(t._base for t in written if t._base is not None))]
+            self.tape.overwritten(known, seen=False)
             self._tie_views((args, kwargs), len(self.tape.operations))
         self._written[len(self.tape.operations)] = written
         for tensor in written:
             if id(tensor) in self.tape.gradients or func in _zeroing:  # cleared before our first pass: known later
                 site = Site.of(sys._getframe(2))
                 self.tape.writes.append((len(self.tape.operations), id(tensor), _library_function(), site))
+        return written
 
     def _enter_module(self, module: torch.nn.Module, args: Any) -> None:
         parent = self.stack[-1] if self.stack else None
         site = Site.of(sys._getframe(1))
+        if self._keeper is not None:
+            self._settle()
+            self._choose(self._keeper, module)
         self.stack.append(len(self.tape.modules))
         self.tape.modules.append(RawModule(module, parent, site, len(self.tape.operations), module.training))
+
+    def _choose(self, keeper: Keeper, module: torch.nn.Module) -> None:
+        if not self.stack:
+            keeper.choose_among(module)
+        keeper.chosen = keeper.is_chosen(module) or bool(self._chosen and self._chosen[-1])
+        self._chosen.append(keeper.chosen)
 
     def _leave_module(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         # A module whose pre-hook raised was never entered; one left by an exception may leave others open above it.
         while self.stack:
             run = self.tape.modules[self.stack.pop()]
             run.last = len(self.tape.operations)
+            if self._keeper is not None:
+                self._settle()
+                self._chosen.pop()
+                self._keeper.chosen = bool(self._chosen and self._chosen[-1])
             if run.module is module:
-                run.output = output
+                run.output = output if self._keeper is None else _shallow(self._keeper, output)
                 return
 
     # -- the backward pass --------------------------------------------------------------------------------------------
@@ -224,6 +302,7 @@ class Recorder:
         tape = self.tape
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
         accumulates = func is not torch.autograd.grad
+        self._settle()
         with torch._C.DisableTorchFunction():
             self.sweep()
             leaves = self._reach(roots, accumulates)
@@ -231,7 +310,8 @@ class Recorder:
             before = dict(zip(filled, tape.overwritten(filled.values()), strict=True))  # they are added to in place
             name = getattr(func, "__name__", "backward")
             site = Site.of(sys._getframe(2))
-            backward = RawBackward(name, site, len(tape.operations), roots, accumulates, before)
+            known = roots if self._keeper is None else self._keeper.of(roots)
+            backward = RawBackward(name, site, len(tape.operations), known, accumulates, before)
         tape.backwards.append(backward)
         first, depth = len(tape.passages), len(self._inside)
         position = _create_graph_position.get(func, 3)
@@ -282,7 +362,7 @@ class Recorder:
                     if (node := tensor.grad_fn) is None:
                         continue
                     if node in number_of:
-                        self._tie(node, tensor, position)
+                        self._tie(node, tensor, tensor.output_nr, position)
                     else:  # as _tie, but in the usual case and without its calls
                         number_of[node] = len(nodes)
                         nodes.append(RawNode(node, position, {tensor.output_nr: tensor}))
@@ -298,21 +378,21 @@ class Recorder:
         else:
             self._tie_views((args, kwargs), position)
 
-    def _tie(self, node: Any, tensor: Tensor, position: int) -> None:
+    def _tie(self, node: Any, tensor: Tensor, output_nr: int, position: int) -> None:
         raw = self._number(node)
-        if raw.view_from is not None and raw.outputs[tensor.output_nr] is not tensor:
+        if raw.view_from is not None and raw.outputs[output_nr] is not tensor:
             # PyTorch has made the view again by running its operation (views of complex numbers as real ones).
-            raw.remade, raw.view_from = raw.outputs.pop(tensor.output_nr), None
+            raw.remade, raw.view_from = raw.outputs.pop(output_nr), None
         if raw.operation is None and raw.view_from is None:
             raw.operation = position
-        raw.outputs.setdefault(tensor.output_nr, tensor)
+        raw.outputs.setdefault(output_nr, tensor)
 
     def _tie_bases(self, position: int) -> None:
         """A write to a view gives its base a new node (`CopySlices`), and every view of it one that leads there."""
         for tensor in self._written.pop(position):
             base = tensor._base
             if base is not None and base.grad_fn is not None:
-                self._tie(base.grad_fn, base, position)
+                self._tie(base.grad_fn, self._on_tape(base), base.output_nr, position)
                 self._tie_view(tensor, position + 1)
 
     def _tie_views(self, arguments: Any, position: int) -> None:
@@ -325,7 +405,12 @@ class Recorder:
             return
         raw = self._number(node)
         raw.view_from = position
-        raw.outputs[tensor.output_nr] = tensor
+        raw.outputs[tensor.output_nr] = self._on_tape(tensor)
+
+    def _on_tape(self, tensor: Tensor) -> Tensor:
+        """What stands on the tape for a tensor."""
+        found: Tensor = tensor if self._keeper is None else self._keeper.of(tensor)
+        return found
 
     def _number(self, node: Any) -> RawNode:
         tape = self.tape
@@ -342,7 +427,7 @@ class Recorder:
         if isinstance(node, BackwardCFunction):
             hooks.append(node.register_prehook(self._enter_function))
             hooks.append(node.register_hook(partial(self._leave_function, index)))
-        elif at_leaf:
+        elif at_leaf or self._keeper is not None:
             hooks.append(node.register_hook(partial(self._before_leaves, index)))
         else:
             hooks.append(node.register_hook(partial(_note_passage, self.tape.passages, index)))
@@ -404,6 +489,10 @@ class Recorder:
             for position, _ in leaves:
                 kept[position] = None
             downstream = tuple(kept)
+        keeper = self._keeper
+        if keeper is not None:
+            keeper.chosen = self.tape.nodes[index].operation in self._chosen_operations
+            downstream, upstream = keeper.gradients(downstream), keeper.gradients(upstream)
         _note_passage(self.tape.passages, index, downstream, upstream)
 
     # -- the optimizer ------------------------------------------------------------------------------------------------
@@ -419,10 +508,11 @@ class Recorder:
     def _snapshot(self, optimizer: Optimizer) -> RawUpdate:
         self.sweep()
         groups = [
-            ({key: _copied(value) for key, value in group.items() if key != "params"}, list(group["params"]))
+            ({key: self._copied(value) for key, value in group.items() if key != "params"}, list(group["params"]))
             for group in optimizer.param_groups
         ]
         parameters = [p for _, members in groups for p in members]
+        strict = self._keeper is not None and self._keeper.is_strict
         return RawUpdate(
             optimizer,
             len(self.tape.operations),
@@ -430,8 +520,16 @@ class Recorder:
             groups,
             self.tape.overwritten(parameters),
             self._gradients_of(optimizer, parameters),
-            [_copied(dict(optimizer.state.get(p, {}))) for p in parameters],
+            [self._copied(dict(optimizer.state.get(p, {}))) for p in parameters],
+            parts=[part_of(p) for p in parameters] if strict else [],
         )
+
+    def _copied(self, tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return tree.detach().clone() if self._keeper is None else self._keeper.copy(tree)
+        if isinstance(tree, dict):
+            return {key: self._copied(value) for key, value in tree.items()}
+        return [self._copied(item) for item in tree] if isinstance(tree, list) else tree
 
     def _gradients_of(self, optimizer: Optimizer, parameters: list[Tensor]) -> list[Version | None]:
         """The gradients as the optimizer meets them, which some optimizers then use as memory to work in."""
@@ -449,7 +547,12 @@ class Recorder:
         if update is None or update.optimizer is not optimizer or update.after:
             return
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
-            update.after = [self.tape.version(p) for _, members in update.groups for p in members]
+            parameters = [p for _, members in update.groups for p in members]
+            update.after = [self.tape.version(p) for p in parameters]
+            update.moved = [
+                of_sample(part_of(p) - part, p.numel()) for p, part in zip(parameters, update.parts, strict=False)
+            ]
+            update.parts.clear()
 
     # -- pausing ------------------------------------------------------------------------------------------------------
 
@@ -527,17 +630,16 @@ def _note_passage(
     passages.append((_current_pass(), index, downstream, upstream))
 
 
+def _shallow(keeper: Keeper, output: Any) -> Any:
+    """A module's output as far as it gives names: what else is in it may hold tensors that are not kept."""
+    if isinstance(output, (tuple, list)):
+        return tuple(keeper.of(each) if isinstance(each, Tensor) else None for each in output)
+    return keeper.of(output) if isinstance(output, Tensor) else None
+
+
 def _has_hooks(leaf: Tensor) -> bool:
     """Whether `.grad` may be something else in the end than what arrived."""
     return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)
-
-
-def _copied(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {key: _copied(value) for key, value in tree.items()}
-    return [_copied(item) for item in tree] if isinstance(tree, list) else tree
 
 
 def _library_function() -> str:

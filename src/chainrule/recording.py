@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from chainrule.assemble import assemble
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph, Node, Parameter, Value
+from chainrule.keeping import Keep
 from chainrule.recorder import Recorder, exception_site
 from chainrule.source import is_library
 from chainrule.tape import Tape
@@ -234,12 +235,25 @@ class record:  # noqa: N801 (read as a verb)
     through). `namespace` gives the names of tensors that the block itself does not name; by default the variables
     around it.
 
-    Raises RecordingError inside another `record()` of the same thread.
+    `keep` says how much is kept: "all"; "statistics", the figures of each value and gradient (`Statistics`) instead of
+    its numbers, but for those of up to 16 KiB; a list of patterns of module paths, such as `["h.3.*", "lm_head"]`,
+    statistics but for these modules. By default all, up to `memory` bytes of values and gradients (4 GiB, or a quarter
+    of the machine's memory where that is less), and statistics beyond. Parameters, inputs and `.grad` are the user's:
+    they are copied when the recording is read, or before an optimizer overwrites them.
+
+    Raises RecordingError inside another `record()` of the same thread, and for a `keep` or `memory` that is no such
+    thing.
     """
 
-    def __init__(self, namespace: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        namespace: Mapping[str, Any] | None = None,
+        *,
+        keep: str | Sequence[str] | None = None,
+        memory: int | None = None,
+    ) -> None:
         self._namespace = namespace
-        self._recorder = Recorder()
+        self._recorder = Recorder(Keep.of(keep, memory))
 
     def __enter__(self) -> Recording:
         self._recorder.start()
@@ -279,7 +293,7 @@ class record:  # noqa: N801 (read as a verb)
         self._recording._open = False
         _note_names(tape, _variables(sys._getframe(1)) if self._namespace is None else self._namespace)
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            tape.keep_what_others_own(tensor for _, tensor in tape.scope.values())
+            tape.end()
 
 
 def explain(

@@ -16,8 +16,16 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from chainrule.keeping import Absentees, Keeper
 from chainrule.loans import Loans
 from chainrule.source import Site
+from chainrule.statistics import Statistics
+
+
+# Their results share the operand's memory, and their schemas do not own up to it.
+_UNDECLARED_VIEWS = frozenset(
+    f"aten::{name}" for name in ("_unsafe_view", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,9 @@ class Traits:
         )
         if "batch_norm" in func._schema.name:  # its schema does not own up to updating the running statistics
             writes += tuple((i, a.name) for i, a in enumerate(arguments) if a.name in ("running_mean", "running_var"))
-        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        views = func._schema.name in _UNDECLARED_VIEWS or any(
+            r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
+        )
         return cls(writes, views, torch.Tag.nondeterministic_seeded in func.tags, func.namespace == "profiler")
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
@@ -138,6 +148,8 @@ class RawUpdate:
     gradients: list[Version | None]
     states: list[dict[str, Any]]
     after: list[Version] = field(default_factory=list)
+    parts: list[Tensor] = field(default_factory=list)  # of the parameters before, where they are not all kept
+    moved: list[Statistics] = field(default_factory=list)  # what the step added to them
 
 
 class Tape:
@@ -155,14 +167,15 @@ class Tape:
         self.updates: list[RawUpdate] = []
         self.writes: list[tuple[int, int, str, Site | None]] = []  # (position, id of .grad, function, site)
         self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
-        # id of a tensor -> (position, its data before a write; None: it was overwritten unseen)
-        self.copies: dict[int, list[tuple[int, Tensor | None]]] = {}
+        self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
         self.names_of_modules: dict[int, str] = {}
         self.models: list[torch.nn.Module] = []  # known to be whole models, also where only parts of them are called
         self.error: str | None = None
         self.error_site: Site | None = None
         self.shared = False  # whether memory with several tensors in it was ever overwritten
+        self.absentees = Absentees()
+        self.keeper: Keeper | None = None  # None: everything is kept
         self._loans = Loans()
         self._held: list[Tensor] = []
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
@@ -191,18 +204,63 @@ class Tape:
         self._entered.difference_update(map(id, tensors))
         self._enter(tensors)
         self._copy(tensors)
-        return [self.copies[id(tensor)][-1][1] for tensor in tensors]  # type: ignore[misc] (just copied)
+        return [self.copies[id(tensor)][-1][1] for tensor in tensors]
 
     def version(self, tensor: Tensor) -> Version:
         """The tensor as it is now, whatever overwrites it later; it may be one that no operation has met."""
         self._enter((tensor,))
         return tensor, len(self.copies.get(id(tensor), ()))
 
-    def data_of(self, version: Version) -> Tensor | None:
-        """The data of a version: the next copy, or the tensor's own. None where it was overwritten unseen."""
+    def data_of(self, version: Version) -> Tensor:
+        """The data of a version: the next copy, or the tensor's own."""
         tensor, copied = version
         later = self.copies.get(id(tensor), [])[copied:]
-        return later[0][1] if later else tensor.detach()
+        return later[0][1] if later else detached(tensor)
+
+    def statistics_of(self, tensor: Tensor | None) -> Statistics | None:
+        """The figures of what a stand-in stands for, where they are known."""
+        absent = None if tensor is None else self.absentees.known.get(id(tensor))
+        return None if absent is None or absent.measured is None else absent.measured.read()
+
+    def device_of(self, tensor: Tensor) -> str:
+        """Where a tensor lives, or the one that it stands for."""
+        absent = self.absentees.known.get(id(tensor))
+        return str(tensor.device if absent is None else absent.device)
+
+    # -- of tensors that may be stand-ins -----------------------------------------------------------------------------
+
+    def node_of(self, tensor: Tensor) -> Any:
+        """The autograd node that leads back from a tensor."""
+        absent = self.absentees.known.get(id(tensor))
+        return tensor.grad_fn if absent is None else absent.node
+
+    def output_nr(self, tensor: Tensor) -> int:
+        """Which output of its node a tensor is."""
+        absent = self.absentees.known.get(id(tensor))
+        return tensor.output_nr if absent is None else absent.output_nr
+
+    def base_of(self, tensor: Tensor) -> Tensor | None:
+        """What a tensor is a view of."""
+        absent = self.absentees.known.get(id(tensor))
+        return tensor._base if absent is None else absent.base
+
+    def requires_grad(self, tensor: Tensor) -> bool:
+        """Whether gradients are wanted of a tensor."""
+        absent = self.absentees.known.get(id(tensor))
+        return tensor.requires_grad if absent is None else absent.requires_grad
+
+    def storage_of(self, tensor: Tensor) -> int:
+        """What is one and the same for all tensors in one piece of memory, as long as the tape lives."""
+        absent = self.absentees.known.get(id(tensor))
+        return storage_of(tensor) if absent is None else absent.storage
+
+    def end(self) -> None:
+        """The step is over: stand-ins go by their tensors' names, and what others own is kept."""
+        if self.keeper is not None:
+            known = [(name, self.keeper.of(tensor)) for name, tensor in self.scope.values()]
+            self.scope = {id(tensor): (name, tensor) for name, tensor in known}
+            self.keeper.end()
+        self.keep_what_others_own(tensor for _, tensor in self.scope.values())
 
     def keep_what_others_own(self, named: Iterable[Tensor] = ()) -> None:
         """Leaves, their `.grad`, and results that the user holds under a name live on, and may be overwritten.
@@ -211,7 +269,7 @@ class Tape:
         read, or until an optimizer is about to overwrite it.
         """
         self._find_leaves()
-        named = [tensor for tensor in named if id(tensor) in self._made]
+        named = [tensor for tensor in named if id(tensor) in self._made and not tensor.is_meta]
         versions = [
             *(left for backward in self.backwards for left in backward.after.values()),
             *(each for update in self.updates for each in (*update.gradients, *update.after)),
@@ -223,7 +281,7 @@ class Tape:
         self._loans.guard(self)
 
     def secure(self) -> None:
-        """Copy what was borrowed; what its owner has overwritten meanwhile is lost, and `copies` says so by None."""
+        """Copy what was borrowed; what its owner has overwritten meanwhile is lost: a stand-in takes its place."""
         for loan in self._loans.give_back():
             self._copy([loan.tensor], lost=not loan.is_unchanged())
 
@@ -231,16 +289,17 @@ class Tape:
         """Copy what was recorded of these tensors' memory since the last copy."""
         position = len(self.operations)
         for tensor in tensors:
-            known = self._storages.pop(storage_of(tensor), None)
+            known = self._storages.pop(self.storage_of(tensor), None)
             if not known:
                 continue
             self.shared = self.shared or len(known) > 1
             memory = None
             for alias in known:
                 self._entered.discard(id(alias))
-                data: Tensor | None
                 if lost:
-                    data = None
+                    data = self.absentees.stand_in(alias, None)
+                elif self.keeper is not None and (id(alias) in self.absentees.known or self.keeper.is_strict):
+                    data = self.keeper.copy(alias)
                 elif (
                     alias.layout is not torch.strided
                     or alias.numel() * alias.itemsize == alias.untyped_storage().nbytes()
@@ -307,7 +366,7 @@ class Tape:
             if id(tensor) not in self._entered:
                 self._entered.add(id(tensor))
                 self._sharing.add(id(tensor))
-                self._storages.setdefault(storage_of(tensor), []).append(tensor)
+                self._storages.setdefault(self.storage_of(tensor), []).append(tensor)
 
 
 class _Ranges:
@@ -326,7 +385,7 @@ class _Ranges:
 
     def __contains__(self, tensor: Tensor) -> bool:
         try:
-            address = tensor.data_ptr()
+            address = tensor.data_ptr()  # 0 for a stand-in
         except (NotImplementedError, RuntimeError):
             return True  # sparse, or a wrapper: whoever asks must look for himself
         place = bisect_right(self._starts, address)
@@ -352,6 +411,11 @@ def _gather(tree: Any, into: list[Tensor]) -> None:
     elif isinstance(tree, dict):
         for item in tree.values():
             _gather(item, into)
+
+
+def detached(tensor: Tensor) -> Tensor:
+    """Without its history; a stand-in is known by its id, and stays itself."""
+    return tensor if tensor.is_meta else tensor.detach()
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from chainrule.graph import Place, type_of_value
-from chainrule.tape import RawUpdate, Tape, storage_of
+from chainrule.tape import RawUpdate, Tape, detached
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Values:
         """From here on the tensor is this value."""
         value = self._current[id(tensor)] = len(self.drafts)
         self.versions.setdefault(id(tensor), []).append(value)
-        self._sharing.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
+        self._sharing.setdefault(self._tape.storage_of(tensor), {})[id(tensor)] = tensor
         self._stale.pop(id(tensor), None)
         kind: type_of_value = "parameter" if is_trained_leaf(tensor) else "result"
         self.drafts.append(Draft(tensor, created, kind, self._skip.get(id(tensor), 0), operation=operation, slot=slot))
@@ -65,7 +65,7 @@ class Values:
 
     def overwrite(self, written: Tensor, operation: int) -> None:
         """After a write, every tensor in the same memory is another value: which, is found when it is next used."""
-        for identity in self._sharing.pop(storage_of(written), {}):
+        for identity in self._sharing.pop(self._tape.storage_of(written), {}):
             if self._current.pop(identity, None) is not None:
                 self._stale[identity] = operation
 
@@ -73,7 +73,7 @@ class Values:
         """After `optimizer.step()` a parameter is another value: what uses it next uses the new one."""
         parameters = [parameter for _, members in raw.groups for parameter in members]
         for parameter, before in zip(parameters, raw.before, strict=True):
-            for identity in self._sharing.pop(storage_of(parameter), {}):
+            for identity in self._sharing.pop(self._tape.storage_of(parameter), {}):
                 self._current.pop(identity, None)
             copies = [copy for _, copy in self._tape.copies.get(id(parameter), ())]
             self._skip[id(parameter)] = next((i for i, copy in enumerate(copies, 1) if copy is before), 0)
@@ -112,7 +112,7 @@ def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tens
     for later, copy in tape.copies.get(id(tensor), [])[skip:]:
         if later > position:
             return copy
-    return tensor.detach()
+    return detached(tensor)
 
 
 def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:

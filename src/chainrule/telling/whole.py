@@ -33,7 +33,7 @@ def summary(context: Context) -> Iterator[Block]:
             yield Paragraph((f"{context.notation.plain(backward.loss)} = {number}  ({value.name})",))
     explained = sum(step.rule is not None for step in context.derivation.nodes)
     through = len(context.derivation.nodes)
-    numbers = sum(p.before.numel() for p in graph.parameters.values())
+    numbers = sum(p.elements for p in graph.parameters.values())
     counts = {"call": len(graph.calls), "operation": len(graph.operations), "autograd node": len(graph.nodes)}
     counted = ", ".join(many(count, thing) for thing, count in counts.items())
     yield Paragraph(
@@ -110,7 +110,7 @@ def _setting(context: Context) -> Section:
     rows: list[tuple[Text, ...]] = []
     for module in graph.modules:
         shapes = ", ".join(
-            f"{name.rsplit('.', 1)[-1]} {shape_text(graph.parameters[name].before.shape)}"
+            f"{name.rsplit('.', 1)[-1]} {shape_text(graph.parameters[name].shape)}"
             for name in module.parameters
             if name in graph.parameters
         )

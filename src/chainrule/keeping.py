@@ -1,0 +1,267 @@
+"""What is kept of a step, and what stands on the tape for a tensor whose numbers are not.
+
+A large tensor that is not to be kept is measured as soon as it is there, and then let go of: PyTorch frees it when the
+step itself has no more use for it. Its place on the tape takes a *stand-in*: a tensor of the same shape and type on the
+device `meta`, where tensors have no numbers. So everything that asks a tensor for its shape goes on as it did, and what
+asks for numbers finds `is_meta`. What else must be known of a tensor, its node and its memory, stands in `Absent`.
+
+While a tensor lives, it is known by its id and a weak reference; the memory of one that is gone is told apart from
+another's at the same address by a weak reference to the storage, which keeps the address from being given away.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from chainrule.errors import RecordingError
+from chainrule.statistics import Measured, measure_unseen
+
+SMALL = 16 * 1024  # bytes up to which a tensor is always kept: its numbers are hardly more than its statistics
+MEMORY = 4 * 2**30  # bytes of values and gradients that are kept by default
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How much of a step is kept: everything, statistics alone, or statistics but for modules that match a pattern.
+
+    `memory` is the number of bytes from which on the rest is told by statistics.
+    """
+
+    everything: bool
+    patterns: tuple[str, ...] = ()
+    memory: float = float("inf")
+
+    @classmethod
+    def of(cls, keep: str | Sequence[str] | None, memory: int | None) -> Keep:
+        """From the arguments of `record`. Raises RecordingError for what is neither."""
+        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 0):
+            raise RecordingError(
+                f"record(memory={memory!r}): the memory is a number of bytes, such as 2 * 2**30 for two gibibytes."
+            )
+        if keep is None:
+            return cls(True, memory=default_memory() if memory is None else memory)
+        limit = float("inf") if memory is None else memory
+        if keep == "all" or keep == "statistics":
+            return cls(keep == "all", memory=limit)
+        if isinstance(keep, str) or not all(isinstance(each, str) for each in keep):
+            raise RecordingError(
+                f'record(keep={keep!r}): say "all", "statistics", or a list of patterns of module paths such as '
+                '["h.3.*", "lm_head"].'
+            )
+        return cls(False, tuple(keep), limit)
+
+
+def default_memory() -> int:
+    """What is kept where nobody says how much: 4 GiB, or a quarter of the machine's memory where that is less."""
+    try:
+        return min(MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    except (AttributeError, OSError, ValueError):  # not said by this system
+        return MEMORY
+
+
+@dataclass(slots=True)
+class Absent:
+    """What is known of a tensor for which a stand-in stands on the tape."""
+
+    device: torch.device
+    storage: int
+    base: Tensor | None = None
+    node: Any = None
+    output_nr: int = 0
+    requires_grad: bool = False
+    measured: Measured | None = None  # None: overwritten before it was measured
+
+
+@dataclass(slots=True)
+class _Present:
+    """A tensor that lives, with what stands for it."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    stand_in: Tensor
+
+
+@dataclass
+class Absentees:
+    """All stand-ins of a tape. Every question that a stand-in cannot answer by itself is asked here."""
+
+    known: dict[int, Absent] = field(default_factory=dict)  # id of a stand-in -> what it stands for
+    _held: list[Tensor] = field(default_factory=list)  # the stand-ins, or their ids would be given away
+    _storages: dict[int, StorageWeakRef] = field(default_factory=dict)
+
+    def stand_in(self, tensor: Tensor, measured: Measured | None) -> Tensor:
+        """A tensor without numbers, in the place of this one."""
+        if tensor.layout is torch.strided:
+            made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+        else:
+            made = torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+        self.known[id(made)] = Absent(tensor.device, self._storage_of(tensor), measured=measured)
+        self._held.append(made)
+        return made
+
+    def _storage_of(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        key = int(storage._cdata)
+        if key not in self._storages:
+            self._storages[key] = StorageWeakRef(storage)
+        return key
+
+    def forget_storages(self) -> None:
+        """Nothing new can come: no address need be kept from being given away."""
+        self._storages.clear()
+
+    def measured(self, stand_in: Tensor) -> Measured | None:
+        """The figures of what it stands for, where they are known."""
+        known = self.known.get(id(stand_in))
+        return None if known is None else known.measured
+
+
+class Keeper:
+    """Decides what is kept while the step runs, and puts stand-ins in the place of the rest."""
+
+    def __init__(self, keep: Keep, absentees: Absentees) -> None:
+        self.keep = keep
+        self.absentees = absentees
+        self.left = keep.memory  # bytes that may still be kept
+        self.chosen = False  # whether what runs now is to be kept whatever the rest is
+        self._chosen_modules: set[int] = set()
+        self._chosen_leaves: set[int] = set()
+        self._present: dict[int, _Present] = {}
+        self.pending: list[tuple[Tensor, Tensor]] = []  # (tensor, stand-in) that autograd has given no node yet
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether there is anything that is not kept."""
+        return not self.keep.everything or self.left < 0
+
+    def choose_among(self, root: torch.nn.Module) -> None:
+        """Find the modules that the patterns name; with one go all that stand inside it, and their parameters."""
+        for path, module in root.named_modules() if self.keep.patterns else ():
+            if any(fnmatchcase(path, each) for each in self.keep.patterns):
+                self._chosen_modules.add(id(module))
+                self._chosen_leaves.update(map(id, module.parameters()))
+
+    def is_chosen(self, module: torch.nn.Module) -> bool:
+        """Whether a pattern names this module."""
+        return id(module) in self._chosen_modules
+
+    def is_kept(self, tensor: Tensor) -> bool:
+        """Whether this tensor's numbers stay; counts them where they do."""
+        size = tensor.nbytes if tensor.layout is torch.strided else 0
+        if size <= SMALL:
+            return True
+        if not (self.keep.everything or self.chosen) or self.left < 0:
+            return False
+        self.left -= size
+        return self.left >= 0
+
+    def of(self, tree: Any) -> Any:
+        """A tree of arguments or results with stand-ins in the place of tensors that are not kept."""
+        if isinstance(tree, Tensor):
+            known = self._present.get(id(tree))
+            return tree if known is None or known.tensor() is not tree else known.stand_in
+        if isinstance(tree, tuple) and type(tree) is not torch.Size:  # PyTorch's own named ones too
+            return tuple(self.of(each) for each in tree)
+        if type(tree) is list:
+            return [self.of(each) for each in tree]
+        if type(tree) is dict:
+            return {key: self.of(each) for key, each in tree.items()}
+        return tree
+
+    def result(self, out: Any, viewed: Tensor | None, written: Iterable[Tensor]) -> Any:
+        """What an operation gave, measured and replaced where it is not kept.
+
+        `viewed` is the operand that the result is a view of, `written` are those that the operation wrote to.
+        """
+        if isinstance(out, Tensor):
+            own = self._living(out)
+            if own is None and any(out is each for each in written):
+                return out  # the user's own, or kept before the write
+            return self._result(out, own, viewed)
+        return [self.result(each, viewed, written) for each in out] if isinstance(out, (tuple, list)) else out
+
+    def _result(self, tensor: Tensor, known: _Present | None, viewed: Tensor | None) -> Tensor:
+        if known is not None:  # overwritten in place, or handed through
+            if known.version != _version(tensor):
+                known.version = _version(tensor)
+                self.absentees.known[id(known.stand_in)].measured = measure_unseen(tensor)
+            stand_in = known.stand_in
+        else:
+            whole = None if viewed is None else self._living(viewed)
+            if whole is None and (viewed is not None or self.is_kept(tensor)):
+                return tensor  # a view of what is kept, or of the user's own, takes no more memory
+            stand_in = self._absent(tensor, whole)
+        self.pending.append((tensor, stand_in))
+        return stand_in
+
+    def _living(self, tensor: Tensor) -> _Present | None:
+        known = self._present.get(id(tensor))
+        return known if known is not None and known.tensor() is tensor else None
+
+    def _absent(self, tensor: Tensor, whole: _Present | None = None) -> Tensor:
+        measured = None
+        if whole is not None and whole.stand_in.numel() == tensor.numel():  # the same numbers in another order
+            measured = self.absentees.measured(whole.stand_in)
+        stand_in = self.absentees.stand_in(tensor, measured or measure_unseen(tensor))
+        self._present[id(tensor)] = _Present(weakref.ref(tensor), _version(tensor), stand_in)
+        return stand_in
+
+    def gradients(self, several: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """The gradients that pass a node."""
+        return tuple(None if each is None else self._gradient(each) for each in several)
+
+    def _gradient(self, tensor: Tensor) -> Tensor:
+        known = self._living(tensor)
+        if known is not None and known.version == _version(tensor):
+            return known.stand_in
+        if not self.is_kept(tensor):
+            return self._absent(tensor)
+        if tensor.layout is torch.strided and tensor.untyped_storage().nbytes() > max(SMALL, tensor.nbytes):
+            return tensor.clone()  # a part of a larger tensor must not hold all of it
+        return tensor
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A copy of what is about to be overwritten; a stand-in with its figures where it is not kept."""
+        if id(tensor) in self.absentees.known:  # a stand-in, whose tensor gets other numbers now
+            return self._succeeded(tensor)
+        if id(tensor) in self._chosen_leaves or self.is_kept(tensor):
+            return tensor.detach().clone()
+        return self.absentees.stand_in(tensor, measure_unseen(tensor))
+
+    def end(self) -> None:
+        """The step is over: no tensor will be met again."""
+        self._present.clear()
+        self.absentees.forget_storages()
+
+    def _succeeded(self, stand_in: Tensor) -> Tensor:
+        """Another stand-in for what it stood for up to now; what it stands for next has not been measured."""
+        known = self.absentees.known[id(stand_in)]
+        earlier = torch.empty_strided(stand_in.size(), stand_in.stride(), dtype=stand_in.dtype, device="meta")
+        self.absentees.known[id(earlier)] = Absent(known.device, known.storage, measured=known.measured)
+        self.absentees._held.append(earlier)
+        known.measured = None
+        return earlier
+
+    def settle(self) -> Iterable[tuple[Any, Tensor, int]]:
+        """The nodes that autograd has made meanwhile for the last results: (node, stand-in, output number)."""
+        pending, self.pending = self.pending, []
+        for tensor, stand_in in pending:
+            known = self.absentees.known[id(stand_in)]
+            known.requires_grad = tensor.requires_grad
+            known.base = None if tensor._base is None else self.of(tensor._base)
+            known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
+            if known.node is not None:
+                yield known.node, stand_in, known.output_nr
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
