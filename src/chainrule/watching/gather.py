@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from chainrule.graph import Graph, Parameter, Value
+from chainrule.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.history import Kind, StepFacts
 from chainrule.runs import Figure
-from chainrule.statistics import Statistics
+from chainrule.statistics import Statistics, measure
 
 UPDATES_SCALE = "aten._amp_update_scale_"
 CLIPS = "clip_grad"
@@ -77,15 +77,16 @@ def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
 
 def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[Figure]:
     types = {name: module.class_name for module in graph.modules for name in module.parameters}
-    met = _met(graph)
+    updates = {each.name: each for update in graph.updates for each in update.parameters}  # the last of each
     layers: dict[str, int] = {}
     for layer, (name, parameter) in enumerate(graph.parameters.items()):
         short = shortened(name, prefix)
         layers[short] = layer
+        changed = updates.get(name, parameter)
         kinds: tuple[tuple[Kind, Statistics | None], ...] = (
-            ("parameter", _either(parameter, "before_statistics", parameter.before)),
-            ("parameter gradient", around.met.get(short, met.get(name))),
-            ("update", _either(parameter, "update_statistics", _moved(parameter))),
+            ("parameter", _either(parameter.before_statistics, parameter.before)),
+            ("parameter gradient", around.met.get(short) or _either(changed.grad_statistics, changed.grad)),
+            ("update", _moved(changed)),
         )
         for kind, statistics in kinds:
             if statistics is not None:
@@ -110,8 +111,8 @@ def _of_values(graph: Graph, prefix: str, scale: float) -> Iterator[Figure]:
         runs[short] += 1
         path = short if runs[short] == 1 else f"{short}#{runs[short]}"
         dtype = str(value.dtype).removeprefix("torch.")
-        statistics = _either(value, "statistics", value.data)
-        gradient = _either(value, "grad_statistics", value.grad)
+        statistics = _either(value.statistics, value.data)
+        gradient = _either(value.grad_statistics, value.grad)
         if statistics is not None:
             yield Figure("value", path, layer, type_, dtype, statistics)
         if gradient is not None:
@@ -147,55 +148,30 @@ def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
     """The norm of all gradients as backward left them, and as the optimizer met them, where something clipped them."""
     if not any(event.kind.startswith(CLIPS) for event in graph.events):
         return None
-    left = [_either(each, "left_statistics", each.grad) for each in graph.parameters.values()]
-    met = around.met or _met(graph)
-    return _norm(each for each in left if each is not None) / (around.scale or 1), _norm(met.values())
+    left = [_either(each.grad_statistics, each.grad) for each in graph.parameters.values()]
+    updates = (each for update in graph.updates for each in update.parameters)
+    met = around.met or {each.name: _either(each.grad_statistics, each.grad) for each in updates}
+    return _norm(left) / (around.scale or 1), _norm(met.values())
 
 
-def _met(graph: Graph) -> dict[str, Statistics]:
-    """Each parameter's gradient as the optimizer met it, the last time that it did."""
-    found = {}
-    for update in graph.updates:
-        for each in update.parameters:
-            statistics = _either(each, "grad_statistics", each.grad)
-            if statistics is not None:
-                found[each.name] = statistics
-    return found
+def _moved(changed: Parameter | ParameterUpdate) -> Statistics | None:
+    """What the step added to a parameter."""
+    known = changed.update_statistics if isinstance(changed, ParameterUpdate) else None
+    before, after = changed.before, changed.after
+    if known is not None or before is None or after is None or before.is_meta or after.is_meta:
+        return known
+    return _either(None, after - before)
 
 
-def _moved(parameter: Parameter) -> Tensor | None:
-    return None if parameter.after is None else parameter.after - parameter.before
+def _either(known: Statistics | None, data: Tensor | None) -> Statistics | None:
+    """The figures that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
+    return known if known is not None or data is None or data.is_meta else Statistics.of(data, magnitudes=True)
 
 
-def _either(item: Any, name: str, data: Tensor | None) -> Statistics | None:
-    """The figures that were taken while the step ran; of a step with all its numbers, those of the numbers."""
-    known = getattr(item, name, None)
-    return known if known is not None or data is None else measured(data)
-
-
-def measured(tensor: Tensor) -> Statistics:
-    x = tensor.detach().flatten()
-    x = x.abs() if x.is_complex() else x.float()
-    ok = x[x.isfinite()]
-    n = ok.numel()
-    if not n:
-        return Statistics(x.numel(), 0, 0, 0, 0, 0, int((x == 0).sum()), x.numel())
-    return Statistics(
-        x.numel(),
-        float(ok.norm()),
-        float(ok.mean()),
-        float(ok.std(correction=0)),
-        float(ok.min()),
-        float(ok.max()),
-        int((x == 0).sum()),
-        x.numel() - n,
-    )
-
-
-def _norm(gradients: Iterable[Statistics]) -> float:
+def _norm(gradients: Iterable[Statistics | None]) -> float:
     """Of all gradients together; not finite where one of them is not."""
-    gradients = list(gradients)
-    return math.nan if any(each.not_finite for each in gradients) else math.hypot(*(each.norm for each in gradients))
+    known = [each for each in gradients if each is not None]
+    return math.nan if any(each.not_finite for each in known) else math.hypot(*(each.norm for each in known))
 
 
 def _number(value: Value) -> float | None:
@@ -226,24 +202,26 @@ def shortened(name: str, prefix: str = "") -> str:
 
 def measured_gradients(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Statistics]:
     """The gradients that the optimizers' last steps left standing, by the names of their parameters."""
-    return {
-        names[id(parameter)]: measured(parameter.grad)
+    gradients = {
+        names[id(parameter)]: measure(parameter.grad)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.grad is not None and id(parameter) in names
     }
+    return {name: found.read() for name, found in gradients.items()}
 
 
 def measured_moments(
     optimizers: Iterable[Optimizer], names: Mapping[int, str]
 ) -> tuple[tuple[str, str, Statistics], ...]:
     """What the optimizers remember of each parameter (by its name), but for single numbers: their moments."""
-    return tuple(
-        (name, key, measured(tensor))
+    moments = [
+        (name, key, measure(tensor))
         for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         if (name := names.get(id(parameter))) is not None
         for key, tensor in state.items()
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape == parameter.shape
-    )
+    ]
+    return tuple((name, key, found.read()) for name, key, found in moments)

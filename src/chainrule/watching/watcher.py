@@ -169,7 +169,7 @@ class watch:  # noqa: N801 (read as a verb)
         return step >= self._due or self._full is not None
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
-        session = record(namespace=_modules(self._namespace))  # INTERIM , keep=None if self._full else "statistics")
+        session = record(namespace=_modules(self._namespace), keep=None if self._full else "statistics")
         session.know(self._whole_models())
         self._recording = session.__enter__()
         self._session = session
