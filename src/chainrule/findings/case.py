@@ -7,16 +7,16 @@ statistics is asked of them (`statistics`), and a check that needs the numbers l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from chainrule.backprop import Derivation, Step
 from chainrule.findings.thresholds import Thresholds
-from chainrule.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, Value, references
+from chainrule.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, references
 from chainrule.notation import Notation
 from chainrule.statistics import Statistics
 
@@ -161,11 +161,33 @@ class Case:
         """What is known of a value's numbers, or of its gradient's; None where neither was kept."""
         key = (value, gradient)
         if key not in self._statistics:
-            known: Value = self.graph.values[value]
-            data = known.grad if gradient else known.data
-            kept = getattr(known, "grad_statistics" if gradient else "statistics", None)
-            self._statistics[key] = kept if kept is not None or data is None else measured(data)
+            known = self.graph.values[value]
+            name, data = ("grad_statistics", known.grad) if gradient else ("statistics", known.data)
+            self._statistics[key] = _figures(known, name, data)
         return self._statistics[key]
+
+    def before(self, item: Parameter | ParameterUpdate) -> Statistics | None:
+        """What is known of a parameter before the step."""
+        return self._once("before", item, lambda: _figures(item, "before_statistics", item.before))
+
+    def gradient(self, item: Parameter | ParameterUpdate) -> Statistics | None:
+        """What is known of a parameter's gradient, or of that which the optimizer met; None also where it has none."""
+        return self._once("gradient", item, lambda: _figures(item, "grad_statistics", item.grad))
+
+    def move(self, item: Parameter | ParameterUpdate) -> Statistics | None:
+        """What is known of a parameter's update: what it was after the step, minus what it was before."""
+
+        def moved() -> Tensor | None:
+            return item.after - item.before if kept(item.after) and kept(item.before) else None
+
+        return self._once("move", item, lambda: _figures(item, "update_statistics", moved()))
+
+    def _once(self, what: str, item: object, figures: Callable[[], Statistics | None]) -> Statistics | None:
+        key = f"{what} {id(item)}"
+        if key not in self.worked_out:
+            self.worked_out[key] = figures()
+        found: Statistics | None = self.worked_out[key]
+        return found
 
     def gradient_norm(self, value: int) -> float | None:
         """The norm of d loss / d value; None where it is not known, or not finite."""
@@ -173,21 +195,35 @@ class Case:
         return None if known is None or known.not_finite else known.norm
 
 
+def kept(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a tensor's numbers are at hand."""
+    return tensor is not None and not tensor.is_meta
+
+
+def _figures(item: object, name: str, data: Tensor | None) -> Statistics | None:
+    """The figures that were taken while the step ran; of a step with all its numbers, those of the numbers."""
+    known: Statistics | None = getattr(item, name, None)
+    return measured(data) if known is None and kept(data) else known
+
+
 def measured(tensor: Tensor) -> Statistics:
     """The figures of a tensor that is at hand, but for its histogram."""
     flat = dense(tensor).detach().flatten()
     flat = flat.abs() if flat.is_complex() else flat
-    flat = flat.double()
-    good = flat[flat.isfinite()]
-    if not good.numel():
-        return Statistics(flat.numel(), 0.0, 0.0, 0.0, 0.0, 0.0, 0, flat.numel())
-    low, high = good.aminmax()
-    norm, mean = float(good.norm()), float(good.mean())
-    std = float(good.std(correction=0))
-    zeros = good.numel() - int(good.count_nonzero())
-    return Statistics(
-        flat.numel(), norm, mean, std, float(low), float(high), zeros, flat.numel() - good.numel()
-    )  # fmt: skip
+    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+    elements = flat.numel()
+    if not elements:
+        return Statistics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
+    low, high = map(float, flat.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        flat = flat[flat.isfinite()]
+        if not flat.numel():
+            return Statistics(elements, 0.0, 0.0, 0.0, 0.0, 0.0, 0, elements)
+        low, high = map(float, flat.aminmax())
+    norm, mean = float(torch.linalg.vector_norm(flat)), float(flat.mean())
+    zeros = flat.numel() - int(flat.count_nonzero()) if low <= 0 <= high else 0
+    std = float(flat.std(correction=0))
+    return Statistics(elements, norm, mean, std, low, high, zeros, elements - flat.numel())
 
 
 def base_of(operation: Operation) -> str:

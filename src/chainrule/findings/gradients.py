@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chainrule.document import Code
-from chainrule.findings.case import Case, base_of, dense, norm_of
+from chainrule.findings.case import Case, base_of, dense, kept, norm_of
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, listed
 from chainrule.graph import Parameter, Place, Value
@@ -35,7 +35,7 @@ NO_GRADIENT = Kind(
 
 @NO_GRADIENT.in_step
 def _without_gradient(case: Case) -> Iterator[Finding]:
-    missing = [each for each in case.graph.parameters.values() if each.grad is None]
+    missing = [each for each in case.graph.parameters.values() if case.gradient(each) is None]
     if missing and not case.graph.backwards:
         yield NO_GRADIENT.found(
             missing[0].name,
@@ -51,7 +51,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
         yield NO_GRADIENT.found(
             parameter.name,
             no_gradient(case.graph, parameter.value, parameter.name),
-            (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(parameter)}.",),
+            (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(case, parameter)}.",),
             place=value.place if value is not None else None,
             # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
             severity="note" if frozen or not case.may_learn(parameter) else "warning",
@@ -59,11 +59,11 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
         )
 
 
-def _moved(parameter: Parameter) -> str:
-    if parameter.after is None:
+def _moved(case: Case, parameter: Parameter) -> str:
+    moved = case.move(parameter)
+    if moved is None:
         return "did not touch it"
-    same = torch.equal(parameter.before.detach(), parameter.after.detach())
-    return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
+    return "left it as it was" if moved.norm == 0 else "moved it all the same (by momentum or weight decay)"
 
 
 ACCUMULATED = Kind(
@@ -83,7 +83,7 @@ def _accumulated(case: Case) -> Iterator[Finding]:
     """What was left in `.grad` is more than what the backward passes of this step sent."""
     sent = _sent(case)
     for parameter in case.graph.parameters.values():
-        if parameter.grad is None or parameter.value is None or not case.graph.backwards:
+        if not kept(parameter.grad) or parameter.value is None or not case.graph.backwards:
             continue
         # Clearing between two passes is fine: then only the last of them are left.
         sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
@@ -136,7 +136,7 @@ def _changed(case: Case) -> Iterator[Finding]:
     for update in case.graph.updates:
         for member in update.parameters:
             known = case.parameter(member)
-            if known is None or known.grad is None:
+            if known is None or not kept(known.grad) or (member.grad is not None and not kept(member.grad)):
                 continue
             left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)
             if seen is not None and torch.equal(left, seen):

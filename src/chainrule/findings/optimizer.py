@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.findings.case import Case, dense, norm_of
+from chainrule.findings.case import Case, kept, measured
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, is_bias, listed
 from chainrule.graph import ParameterUpdate
 from chainrule.numbers import number
+from chainrule.statistics import Statistics
 
 NOT_IN_OPTIMIZER = Kind(
     "not-in-optimizer",
@@ -37,10 +38,11 @@ def _not_in_optimizer(case: Case) -> Iterator[Finding]:
         return
     left_out: dict[str, list[str]] = {}
     for name, parameter in case.graph.parameters.items():
-        if name not in case.held and parameter.grad is not None and parameter.value is not None:
+        if name not in case.held and case.gradient(parameter) is not None and parameter.value is not None:
             left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
     for owner, names in left_out.items():
-        norm = norm_of(*(g for name in names if (g := case.graph.parameters[name].grad) is not None))
+        known = [case.gradient(case.graph.parameters[name]) for name in names]
+        norm = math.hypot(*(each.norm for each in known if each is not None))
         yield NOT_IN_OPTIMIZER.found(
             owner,
             f"No optimizer that stepped holds {listed(names)}, and {'it has' if len(names) == 1 else 'they have'} a "
@@ -56,8 +58,14 @@ def _never_in_optimizer(run: Run) -> Iterator[Finding]:
     moved = {series.name for series in run.history.of_kind("update")}
     moved |= {each.name for each in run.history.of_kind("parameter") if len({known.norm for _, known in each}) > 1}
     for told in run.lasting(NOT_IN_OPTIMIZER):
-        turns = any(name == told.where or name.startswith(f"{told.where}.") for name in moved)
+        turns = any(_belongs(name, told.where) for name in moved)
         yield replace(told, severity="note") if turns else told
+
+
+def _belongs(name: str, owner: str) -> bool:
+    """Whether a parameter of the history is of this owner, which may stand there without the model's own name."""
+    of = name.rpartition(".")[0]
+    return name == owner or of == owner or (bool(of) and owner.endswith(f".{of}"))
 
 
 IN_TWO_OPTIMIZERS = Kind(
@@ -78,7 +86,7 @@ def _in_two_optimizers(case: Case) -> Iterator[Finding]:
     for update in case.graph.updates:
         for member in update.parameters:
             known = case.parameter(member)
-            if known is not None and member.grad is not None:
+            if known is not None and case.gradient(member) is not None:
                 holders.setdefault(known.name, {})[update.optimizer_number] = update.optimizer, member
     shared: dict[tuple[int, ...], list[str]] = {}
     for name, updates in holders.items():
@@ -87,7 +95,9 @@ def _in_two_optimizers(case: Case) -> Iterator[Finding]:
     for names in shared.values():
         both = holders[names[0]].values()
         kinds = " and ".join(f"{optimizer} (rate {number(_lr(member.options))})" for optimizer, member in both)
-        moves = [" and then by ".join(_move(member) for _, member in holders[name].values()) for name in names[:2]]
+        moves = [
+            " and then by ".join(_move(case, member) for _, member in holders[name].values()) for name in names[:2]
+        ]
         yield IN_TWO_OPTIMIZERS.found(
             names[0] if len(names) == 1 else f"{len(names)} parameters",
             f"{listed(names)} {'is' if len(names) == 1 else 'are'} in {len(both)} optimizers that stepped: {kinds}.",
@@ -95,8 +105,9 @@ def _in_two_optimizers(case: Case) -> Iterator[Finding]:
         )
 
 
-def _move(member: ParameterUpdate) -> str:
-    return number(norm_of(member.after - member.before))
+def _move(case: Case, member: ParameterUpdate) -> str:
+    moved = case.move(member)
+    return "an unknown distance" if moved is None else number(moved.norm)
 
 
 # -- how far -----------------------------------------------------------------------------------------------------------
@@ -119,15 +130,15 @@ TOO_LARGE = Kind(
 def _larger_than_itself(case: Case) -> Iterator[Finding]:
     limit = 10 * case.thresholds.update_ratio_large
     for member in _members(case):
-        before = norm_of(member.before)
-        if is_bias(member.name) or member.before.dim() < 2 or not before:
+        before, moved = case.before(member), case.move(member)
+        if is_bias(member.name) or before is None or moved is None or not before.norm or moved.not_finite:
             continue
-        ratio = norm_of(member.after - member.before) / before
-        if ratio > limit and math.isfinite(ratio):
+        ratio = moved.norm / before.norm
+        if ratio > limit and member.before.dim() > 1:
             yield TOO_LARGE.found(
                 member.name,
                 f"The update of {member.name} is {number(ratio)} times as large as the weight itself.",
-                (f"The norm of the weight is {number(before)}; its learning rate is {number(_lr(member.options))}.",),
+                (f"The weight's norm is {number(before.norm)}, its learning rate {number(_lr(member.options))}.",),
                 severity="note",
             )
 
@@ -223,20 +234,19 @@ REMEMBERED = 1000.0  # times as large as the gradient is now: what a second mome
 @STUCK.in_step
 def _stuck(case: Case) -> Iterator[Finding]:
     for member in _members(case):
-        if member.grad is None or not (g := norm_of(member.grad)) or not math.isfinite(g) or not member.before.numel():
+        grad, moved, before = case.gradient(member), case.move(member), case.before(member)
+        if grad is None or moved is None or before is None or not grad.norm or grad.not_finite:
             continue
-        moved, rate = norm_of(member.after - member.before), _lr(member.options)
-        root = math.sqrt(member.before.numel())
-        reason = _reason(member, moved / root, g / root, case.thresholds.stuck)
+        root = math.sqrt(before.elements)
+        reason = _reason(member, moved.norm / root, grad.norm / root, case.thresholds.stuck)
         if not reason:
             continue
         yield STUCK.found(
             member.name,
-            f"{member.name} has a gradient, and the optimizer {'hardly moves it' if moved else 'leaves it as it is'}: "
-            f"{reason}.",
+            f"{member.name} has a gradient, and the optimizer {'hardly moves' if moved.norm else 'leaves'} it: {reason}.",
             (
-                f"The norm of its gradient is {number(g)}, that of its update {number(moved)}, that of itself "
-                f"{number(norm_of(member.before))}; its learning rate is {number(rate)}.",
+                f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that of "
+                f"itself {number(before.norm)}; its learning rate is {number(_lr(member.options))}.",
                 *_memory_told(member),
             ),
             severity="note",
@@ -280,12 +290,13 @@ def _second_moment(member: ParameterUpdate) -> float | None:
     """The size of gradients that an adaptive optimizer remembers; None for one that is not, or that has just begun."""
     state = member.state_before
     for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
-        kept = state.get(key)
-        if isinstance(kept, Tensor) and kept.numel():
+        memory = state.get(key)
+        figures = measured(memory) if isinstance(memory, Tensor) and kept(memory) else memory
+        if isinstance(figures, Statistics) and figures.elements:
             step = float(state.get("step", 1))
             betas = member.options.get("betas", (0.0, float(member.options.get("alpha", 0.0))))
             grown = 1 - float(betas[1]) ** max(step, 1.0)
-            return math.sqrt(float(dense(kept).double().mean()) / max(grown, 1e-12)) if step >= 1 else None
+            return math.sqrt(max(figures.mean, 0.0) / max(grown, 1e-12)) if step >= 1 else None
     return None
 
 
