@@ -44,6 +44,7 @@ class Boundaries:
         end: Callable[[], None],
         lost: Callable[[], None],
     ) -> None:
+        self.off = False  # nothing is watched any more, though the hooks may still be there
         self.stepped_by_hook = False  # since this was last set to False
         self.optimizers: dict[int, Optimizer] = {id(each): each for each in optimizers}
         self._models = list(models)
@@ -73,7 +74,7 @@ class Boundaries:
     def arm(self) -> None:
         """Wait for the step that comes next, if it is to be recorded."""
         self.disarm()
-        if not self._wanted():
+        if self.off or not self._wanted():
             return
         self._before.remove()
         self._before = register_optimizer_step_pre_hook(self._before_step)  # the last, which alone may add others
@@ -91,7 +92,7 @@ class Boundaries:
             self._forward = None
 
     def _at_forward(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() != self._thread:
+        if self.off or threading.get_ident() != self._thread:
             return
         if not self._recording:
             mine = not self._members or id(module) in self._members
@@ -117,7 +118,8 @@ class Boundaries:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _concerns(self, optimizer: Optimizer) -> bool:
-        return threading.get_ident() == self._thread and (not self._given or id(optimizer) in self._given)
+        mine = not self._given or id(optimizer) in self._given
+        return mine and not self.off and threading.get_ident() == self._thread
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # An optimizer may wrap another: only the outermost counts. One that steps again has failed before it was done.

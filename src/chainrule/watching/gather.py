@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.history import Kind, StepFacts
 from chainrule.runs import Figure
-from chainrule.statistics import Statistics, measure
+from chainrule.statistics import Statistics, measure, of_sample, part_of
 
 UPDATES_SCALE = "aten._amp_update_scale_"
 CLIPS = "clip_grad"
@@ -215,13 +215,13 @@ def measured_gradients(optimizers: Iterable[Optimizer], names: Mapping[int, str]
 def measured_moments(
     optimizers: Iterable[Optimizer], names: Mapping[int, str]
 ) -> tuple[tuple[str, str, Statistics], ...]:
-    """What the optimizers remember of each parameter (by its name), but for single numbers: their moments."""
+    """What the optimizers remember of each parameter (by its name): their moments, of a large one a sample."""
     moments = [
-        (name, key, measure(tensor))
+        (name, key, part_of(tensor), tensor.numel())
         for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         if (name := names.get(id(parameter))) is not None
         for key, tensor in state.items()
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape == parameter.shape
     ]
-    return tuple((name, key, found.read()) for name, key, found in moments)
+    return tuple((name, key, of_sample(part, elements)) for name, key, part, elements in moments)

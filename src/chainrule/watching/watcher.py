@@ -98,6 +98,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._passes = self._passes_before = 0  # backward passes at the last optimizer's step, and at the one before
         self._closure = False  # whether the last optimizer's step was given one
         self._failed = self._closed = False
+        self._examining = True
         self._warned: set[str] = set()
         if to is not None:
             self._open(to)
@@ -241,14 +242,25 @@ class watch:  # noqa: N801 (read as a verb)
             self.writer.add(facts, figures)
         if self._full is not None:
             self._keep_full(recording, facts.step)
-        new = self._examiner.look(recording, facts, figures)
-        for found in new:
-            if self.writer is not None:
-                self.writer.find(found)
-        self._answer(self._examiner.fresh)
+        self._examine(recording, facts, figures)
         for report in self.reports:
             report(facts, figures)
         self._tell_problem()
+
+    def _examine(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> None:
+        """Look for findings; where looking fails, the watch goes on without them."""
+        if not self._examining:
+            return
+        try:
+            changed = self._examiner.look(recording, facts, figures)
+        except Exception as error:
+            self._examining = False
+            self._warn(f"from step {facts.step} on no findings are looked for: {type(error).__name__}: {error}")
+            return
+        for found in changed:
+            if self.writer is not None:
+                self.writer.find(found)
+        self._answer(self._examiner.fresh)
 
     def _keep_full(self, recording: Recording, step: int) -> None:
         reason, self._full = self._full or "", None
@@ -309,6 +321,7 @@ class watch:  # noqa: N801 (read as a verb)
             act(*arguments)
         except Exception as error:
             self._failed = True
+            self._boundaries.off = True
             self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
             try:
                 self._leave()
