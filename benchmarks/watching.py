@@ -1,8 +1,8 @@
 """What a watch costs a training: whole windows of steps with and without one, the watched steps among them.
 
 A median would show a step that is not watched, which costs nothing; so times are summed over windows that hold as many
-watched steps as they should. Bare and watched steps take turns, each with a model of its own, so that slow spells of the
-machine fall on both. Nothing is left out: garbage is collected whenever Python does, the thread that writes runs.
+watched steps as they should. Bare and watched steps take turns, each with a model of its own, so that slow spells of
+the machine fall on both. Nothing is left out: garbage is collected whenever Python does, the thread that writes runs.
 """
 
 from __future__ import annotations

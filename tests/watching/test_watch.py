@@ -519,3 +519,35 @@ def test_the_end_of_the_process_closes_the_file(path, tmp_path):
     subprocess.run([sys.executable, script], check=True)
     with runs.open(path) as run:
         assert (run.status, len(run.steps())) == ("ended", 3)
+
+
+# -- large tensors ----------------------------------------------------------------------------------------------------
+
+
+def test_of_large_tensors_figures_are_taken_while_the_step_runs(path):
+    """Above some KiB no numbers are kept: the figures must be those of the numbers all the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 64))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x = torch.randn(64, 64)
+    seen = []
+    with chainrule.watch(model, optimizer, to=path):
+        for _ in range(2):
+            optimizer.zero_grad()
+            hidden = model[:2](x).detach()
+            before = model[0].weight.detach().clone()
+            model(x).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            weight = model[0].weight.detach()
+            seen.append((before, model[0].weight.grad.clone(), weight - before, hidden))
+    kinds = (("parameter", "0.weight"), ("parameter gradient", "0.weight"), ("update", "0.weight"), ("value", "1"))
+    with runs.open(path) as run:
+        for place, (kind, name) in enumerate(kinds):
+            close = 0.05 if kind == "update" else 1e-4  # of updates of large parameters an even sample is looked at
+            for found, real in zip(run.series(kind, name).statistics, [each[place] for each in seen], strict=True):
+                assert found.norm == pytest.approx(real.norm().item(), rel=close)
+                assert found.std == pytest.approx(real.std(correction=0).item(), rel=close)
+                assert found.elements == real.numel()
+                assert kind == "update" or found.zeros == int((real == 0).sum())
+        assert [facts.clipped[1] for facts in run.steps()] == pytest.approx([1e-3] * 2, rel=1e-3)

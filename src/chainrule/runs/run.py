@@ -7,7 +7,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -269,7 +269,8 @@ class Run:
         columns = ", ".join(f"chunk.{name}" for name in names)
         rows = self._ask(
             f"SELECT layout.id, layout.series, chunk.steps, {columns} FROM layout "
-            "JOIN chunk ON chunk.layout = layout.id WHERE layout.run = ? AND layout.kind = ? ORDER BY chunk.first, chunk.id",
+            "JOIN chunk ON chunk.layout = layout.id WHERE layout.run = ? AND layout.kind = ? "
+            "ORDER BY chunk.first, chunk.id",
             self.id,
             kind,
         )
@@ -360,8 +361,8 @@ class _Part:
             series = history.series[tensors[identity].kind, tensors[identity].name]
             columns = [self.columns[name][row, places].tolist() for name in STATISTICS]
             for step, figures in zip(self.steps[places].tolist(), zip(*columns, strict=True), strict=True):
-                counts = histograms[step][row] if step in histograms else ()
-                series.add(step, Statistics(*figures, magnitudes=counts))
+                found = Statistics(*figures)
+                series.add(step, replace(found, magnitudes=histograms[step][row]) if step in histograms else found)
 
 
 STATISTICS = ("elements", "norm", "mean", "std", "low", "high", "zeros", "not_finite")  # in the order of the class

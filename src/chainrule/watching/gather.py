@@ -149,9 +149,9 @@ def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
     if not any(event.kind.startswith(CLIPS) for event in graph.events):
         return None
     left = [_either(each.grad_statistics, each.grad) for each in graph.parameters.values()]
-    updates = (each for update in graph.updates for each in update.parameters)
-    met = around.met or {each.name: _either(each.grad_statistics, each.grad) for each in updates}
-    return _norm(left) / (around.scale or 1), _norm(met.values())
+    last = {each.name: each for update in graph.updates for each in update.parameters}
+    met = list(around.met.values()) or [_either(each.grad_statistics, each.grad) for each in last.values()]
+    return _norm(left) / (around.scale or 1), _norm(met)
 
 
 def _moved(changed: Parameter | ParameterUpdate) -> Statistics | None:
