@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import against, table
@@ -91,3 +92,8 @@ def _page(path: Path) -> None:
 
     with runs.open(path) as run:
         run_page.render(run)
+
+
+if __name__ == "__main__":
+    for each in tables():
+        Console().print(each)

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 import chainrule
@@ -66,3 +67,8 @@ def _turns(sides: dict[str, Training], steps: int) -> tuple[dict[str, float], di
             wall[name] += perf_counter() - began
             cpu[name] += process_time() - worked
     return wall, cpu
+
+
+if __name__ == "__main__":
+    for each in tables():
+        Console().print(each)

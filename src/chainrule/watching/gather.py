@@ -150,7 +150,8 @@ def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
         return None
     left = [_either(each.grad_statistics, each.grad) for each in graph.parameters.values()]
     last = {each.name: each for update in graph.updates for each in update.parameters}
-    met = list(around.met.values()) or [_either(each.grad_statistics, each.grad) for each in last.values()]
+    met: Iterable[Statistics | None] = around.met.values()
+    met = met or [_either(each.grad_statistics, each.grad) for each in last.values()]
     return _norm(left) / (around.scale or 1), _norm(met)
 
 
