@@ -153,11 +153,13 @@ class Recording:
         """What is unhealthy in this step, or at least worth knowing, with evidence.
 
         `thresholds` decide what counts as such; `silence` leaves findings out by their ids, as in `("unit-off",)`.
+        Where numbers were not kept, the checks that need them all are left out, and others go by the statistics.
         Raises SilenceError for an id that no finding has.
         """
         from chainrule.findings import findings
 
-        return findings(self.graph, self.derivation, self.notation, thresholds, silence)
+        whole = all(value.data is not None for value in self.graph.values)
+        return findings(self.graph, self.derivation if whole else None, self.notation, thresholds, silence)
 
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as it is told, for any view.

@@ -10,10 +10,11 @@ from typing import Any
 
 import chainrule
 from chainrule.findings import Finding, Thresholds, findings, findings_over_time
-from chainrule.findings.case import measured, norm_of
+from chainrule.findings.case import norm_of
 from chainrule.graph import Graph
 from chainrule.history import History, StepFacts
 from chainrule.recording import Recording
+from chainrule.statistics import Statistics
 
 Script = Callable[[], Generator[Any, None, None]]
 
@@ -36,23 +37,23 @@ class Watched:
         self.history.steps.append(_facts(step, recording, full))
         places = {name: place for place, name in enumerate(graph.parameters)}
         for known in graph.parameters.values():
-            self.history.add("parameter", known.name, step, measured(known.before), places[known.name])
+            self.history.add("parameter", known.name, step, Statistics.of(known.before), places[known.name])
         for parameter in (member for update in graph.updates for member in update.parameters):
             layer = places.get(parameter.name, len(places))
-            self.history.add("update", parameter.name, step, measured(parameter.after - parameter.before), layer)
+            self.history.add("update", parameter.name, step, Statistics.of(parameter.after - parameter.before), layer)
             if parameter.grad is not None:
-                self.history.add("parameter gradient", parameter.name, step, measured(parameter.grad), layer)
+                self.history.add("parameter gradient", parameter.name, step, Statistics.of(parameter.grad), layer)
         classes = {module.path: module.class_name for module in graph.modules if module.path}
         for value in graph.values:
             if value.kind == "input" and value.data is not None and value.operation is None:
-                self.history.add("input", value.name, step, measured(value.data))
+                self.history.add("input", value.name, step, Statistics.of(value.data))
             for name in value.names:
                 path, _, run = name.partition("@")
                 if path in classes and value.data is not None:
                     key = f"{path}#{run}" if run not in ("", "1") else path
-                    self.history.add("value", key, step, measured(value.data), value.index, classes[path])
+                    self.history.add("value", key, step, Statistics.of(value.data), value.index, classes[path])
                     if value.grad is not None:
-                        self.history.add("gradient", key, step, measured(value.grad), value.index, classes[path])
+                        self.history.add("gradient", key, step, Statistics.of(value.grad), value.index, classes[path])
 
     def findings(self, silence: tuple[str, ...] = ()) -> tuple[Finding, ...]:
         """What the run shows."""

@@ -174,7 +174,7 @@ class Case:
         """What is known of a parameter's gradient, or of that which the optimizer met; None also where it has none."""
         return self._once("gradient", item, lambda: _figures(item, "grad_statistics", item.grad))
 
-    def move(self, item: Parameter | ParameterUpdate) -> Statistics | None:
+    def move(self, item: ParameterUpdate) -> Statistics | None:
         """What is known of a parameter's update: what it was after the step, minus what it was before."""
 
         def moved() -> Tensor | None:
@@ -203,27 +203,7 @@ def kept(tensor: Tensor | None) -> TypeGuard[Tensor]:
 def _figures(item: object, name: str, data: Tensor | None) -> Statistics | None:
     """The figures that were taken while the step ran; of a step with all its numbers, those of the numbers."""
     known: Statistics | None = getattr(item, name, None)
-    return measured(data) if known is None and kept(data) else known
-
-
-def measured(tensor: Tensor) -> Statistics:
-    """The figures of a tensor that is at hand, but for its histogram."""
-    flat = dense(tensor).detach().flatten()
-    flat = flat.abs() if flat.is_complex() else flat
-    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-    elements = flat.numel()
-    if not elements:
-        return Statistics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
-    low, high = map(float, flat.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        flat = flat[flat.isfinite()]
-        if not flat.numel():
-            return Statistics(elements, 0.0, 0.0, 0.0, 0.0, 0.0, 0, elements)
-        low, high = map(float, flat.aminmax())
-    norm, mean = float(torch.linalg.vector_norm(flat)), float(flat.mean())
-    zeros = flat.numel() - int(flat.count_nonzero()) if low <= 0 <= high else 0
-    std = float(flat.std(correction=0))
-    return Statistics(elements, norm, mean, std, low, high, zeros, elements - flat.numel())
+    return Statistics.of(data) if known is None and kept(data) else known
 
 
 def base_of(operation: Operation) -> str:
@@ -243,8 +223,8 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def finite(tensor: Tensor | None) -> bool:
-    """Whether there is no NaN and no infinity in it."""
-    return tensor is None or not floating(tensor) or bool(dense(tensor).isfinite().all())
+    """Whether there is no NaN and no infinity in it, as far as is known."""
+    return tensor is None or tensor.is_meta or not floating(tensor) or bool(dense(tensor).isfinite().all())
 
 
 def floating(tensor: Tensor) -> bool:

@@ -35,7 +35,7 @@ NO_GRADIENT = Kind(
 
 @NO_GRADIENT.in_step
 def _without_gradient(case: Case) -> Iterator[Finding]:
-    missing = [each for each in case.graph.parameters.values() if case.gradient(each) is None]
+    missing = [each for each in case.graph.parameters.values() if not each.has_gradient]
     if missing and not case.graph.backwards:
         yield NO_GRADIENT.found(
             missing[0].name,
@@ -51,7 +51,7 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
         yield NO_GRADIENT.found(
             parameter.name,
             no_gradient(case.graph, parameter.value, parameter.name),
-            (f"Its shape is {tuple(parameter.before.shape)}; the optimizer {_moved(case, parameter)}.",),
+            (f"Its shape is {parameter.shape}; the optimizer {_moved(case, parameter)}.",),
             place=value.place if value is not None else None,
             # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
             severity="note" if frozen or not case.may_learn(parameter) else "warning",
@@ -60,10 +60,10 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
 
 
 def _moved(case: Case, parameter: Parameter) -> str:
-    moved = case.move(parameter)
-    if moved is None:
-        return "did not touch it"
-    return "left it as it was" if moved.norm == 0 else "moved it all the same (by momentum or weight decay)"
+    if parameter.after is None or parameter.before is None:
+        return "did not touch it" if parameter.after_statistics is None else "may have moved it"
+    same = torch.equal(parameter.before.detach(), parameter.after.detach())
+    return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
 
 
 ACCUMULATED = Kind(
@@ -76,6 +76,9 @@ ACCUMULATED = Kind(
     thresholds=("accumulated",),
     source="PyTorch's documentation of zero_grad",
 )
+
+
+CLEARLY = 0.01  # relative difference of two norms, which say less than the numbers do
 
 
 @ACCUMULATED.in_step
@@ -103,17 +106,40 @@ def _accumulated(case: Case) -> Iterator[Finding]:
         )
 
 
+@ACCUMULATED.in_step
+def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
+    """Without a derivation: the norm of what arrived in the step's only pass, and of what was left in `.grad`."""
+    if case.derivation is not None or len(case.graph.backwards) != 1:
+        return
+    for parameter in case.graph.parameters.values():
+        left = case.gradient(parameter)
+        sent = case.statistics(parameter.value, gradient=True) if parameter.value is not None else None
+        if left is None or sent is None or left.not_finite or sent.not_finite:
+            continue
+        if abs(left.norm - sent.norm) > CLEARLY * max(left.norm, sent.norm):
+            yield ACCUMULATED.found(
+                parameter.name,
+                f"{parameter.name} had a gradient already when backward began, and the new one was added to it.",
+                (f"This step sent a gradient of norm {number(sent.norm)}, and left {number(left.norm)} in `.grad`.",),
+                place=case.graph.backwards[0].place,
+                severity="warning" if case.may_learn(parameter) else "note",
+            )
+
+
 def _sent(case: Case) -> dict[int, list[Tensor]]:
     """For each leaf the gradient that each backward pass sent to it."""
     passes: dict[int, dict[int, Tensor]] = {}
+    unknown: set[int] = set()
     for step in case.derivation.nodes if case.derivation is not None else ():
         for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
             leaf = case.graph.nodes[edge.node].leaf
             sent = share.gradient if share.recorded is None else share.recorded
-            if leaf is not None and sent is not None:
+            if leaf is not None and sent is not None and not kept(sent):
+                unknown.add(leaf)
+            elif leaf is not None and sent is not None:
                 sent, sums = dense(sent), passes.setdefault(leaf, {})
                 sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
-    return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items()}
+    return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items() if leaf not in unknown}
 
 
 CHANGED = Kind(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.findings.case import Case, kept, measured
+from chainrule.findings.case import Case, kept
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, is_bias, listed
 from chainrule.graph import ParameterUpdate
@@ -38,7 +38,7 @@ def _not_in_optimizer(case: Case) -> Iterator[Finding]:
         return
     left_out: dict[str, list[str]] = {}
     for name, parameter in case.graph.parameters.items():
-        if name not in case.held and case.gradient(parameter) is not None and parameter.value is not None:
+        if name not in case.held and parameter.has_gradient and parameter.value is not None:
             left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
     for owner, names in left_out.items():
         known = [case.gradient(case.graph.parameters[name]) for name in names]
@@ -243,7 +243,7 @@ def _stuck(case: Case) -> Iterator[Finding]:
             continue
         yield STUCK.found(
             member.name,
-            f"{member.name} has a gradient, and the optimizer {'hardly moves' if moved.norm else 'leaves'} it: {reason}.",
+            f"{member.name} has a gradient, and is {'hardly moved' if moved.norm else 'not moved'}: {reason}.",
             (
                 f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that of "
                 f"itself {number(before.norm)}; its learning rate is {number(_lr(member.options))}.",
@@ -291,7 +291,7 @@ def _second_moment(member: ParameterUpdate) -> float | None:
     state = member.state_before
     for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
         memory = state.get(key)
-        figures = measured(memory) if isinstance(memory, Tensor) and kept(memory) else memory
+        figures = Statistics.of(memory) if isinstance(memory, Tensor) and kept(memory) else memory
         if isinstance(figures, Statistics) and figures.elements:
             step = float(state.get("step", 1))
             betas = member.options.get("betas", (0.0, float(member.options.get("alpha", 0.0))))

@@ -116,6 +116,29 @@ def _births_backward(case: Case) -> Iterator[Finding]:
         yield from _backward(case, case.derivation, births_of(case))
 
 
+@BACKWARD.in_step
+def _backward_by_statistics(case: Case) -> Iterator[Finding]:
+    """Without a derivation: the first operation back from the loss whose operand's gradient is not finite, and whose
+    results' gradients all are.
+    """
+    if case.derivation is not None or births_of(case).births:
+        return
+    for operation in reversed(case.graph.operations):
+        arrived = [case.statistics(out, gradient=True) for out in operation.outputs if out is not None]
+        if not any(arrived) or any(each is not None and each.not_finite for each in arrived):
+            continue
+        for _, _, index in references(operation.arguments):
+            known = case.statistics(index, gradient=True)
+            if known is not None and known.not_finite and len(case.uses.get(index, ())) == 1:
+                yield BACKWARD.found(
+                    f"dJ/d{case.name(index)}",
+                    f"Going back through {case.called(operation)} makes a gradient that is not finite, the first.",
+                    (f"{known.not_finite} of {known.elements} elements of dJ/d{case.name(index)}.",),
+                    place=case.place(operation),
+                )
+                return
+
+
 @FORWARD.over_time
 def _forward_over_time(run: Run) -> Iterator[Finding]:
     for told in run.carried(FORWARD):

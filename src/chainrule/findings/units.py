@@ -40,6 +40,8 @@ def _units_off(case: Case) -> Iterator[Finding]:
     """Units whose nonlinearity passes nothing back, whatever the sample: its slope is 0 in their whole column."""
     for step, name, value in _hinges(case):
         before = case.graph.values[value]
+        if not kept(step.op.out):  # type: ignore[union-attr]
+            continue
         slope = step.rule.gradient(step.op, (torch.ones_like(step.op.out),), name)  # type: ignore[union-attr, arg-type]
         if before.data is None or len(before.shape) < 2 or slope.shape != before.shape:
             continue
@@ -149,7 +151,7 @@ AT_KINK = Kind(
 def _at_kinks(case: Case) -> Iterator[Finding]:
     """Elements exactly where a function has no derivative, and what PyTorch takes there."""
     for step in case.forward():
-        if step.rule is None or step.op is None or step.rule.kink is None:
+        if step.rule is None or step.op is None or step.rule.kink is None or not kept(step.op.out):
             continue
         kink = step.rule.kink
         value = next((value for name, item, value in step.arguments if name == kink.argument and item is None), None)
@@ -305,10 +307,10 @@ def _symmetric(case: Case) -> Iterator[Finding]:
 
 def _may_be_symmetric(case: Case, parameter: Parameter) -> bool:
     """A quick look: equal rows have equal products with any three vectors, and hardly any others have."""
-    before = parameter.before.detach()
-    if before.layout is not torch.strided or not before.is_floating_point():
+    before = parameter.before
+    if before is None or before.layout is not torch.strided or not before.is_floating_point():
         return False
-    rows = before.flatten(1).float()
+    rows = before.detach().flatten(1).float()
     angles = torch.linspace(1, 2, rows.shape[1], device=rows.device)
     products = rows @ torch.stack([angles.sin(), angles.cos(), (7 * angles).sin()], 1)
     ordered = products[products[:, 0].argsort()]
