@@ -551,3 +551,43 @@ def test_of_large_tensors_figures_are_taken_while_the_step_runs(path):
                 assert found.elements == real.numel()
                 assert kind == "update" or found.zeros == int((real == 0).sum())
         assert [facts.clipped[1] for facts in run.steps()] == pytest.approx([1e-3] * 2, rel=1e-3)
+
+
+# -- compiled code ----------------------------------------------------------------------------------------------------
+
+
+def compiled_module(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_method(model):
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_function(model):
+    return torch.compile(lambda x: model(x), backend="eager")
+
+
+@pytest.mark.parametrize("compiled", [compiled_module, compiled_method, compiled_function])
+@pytest.mark.parametrize("given", [True, False])
+def test_compiled_models(path, compiled, given):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    losses = {}
+    for watched in (False, True):
+        model, optimizer = built()
+        run = compiled(model)
+        watch = chainrule.watch(*((model, optimizer) if given else ()), to=path, every=3) if watched else None
+        losses[watched] = []
+        for _ in range(7):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(run(X), Y)
+            loss.backward()
+            optimizer.step()
+            losses[watched].append(loss.item())
+    watch.close()
+    assert losses[True] == losses[False]
+    with runs.open(path) as found:
+        assert {facts.step for facts in found.steps()} >= {3, 6}
+        assert {each.name for each in found.tensors("parameter gradient")} == {n for n, _ in model.named_parameters()}

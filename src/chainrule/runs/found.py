@@ -39,8 +39,17 @@ class Found:
             finding.size,
         )
 
+    @property
+    def when(self) -> str:
+        """`since step 20`, `at step 20` or `from step 20 to 40`."""
+        if self.since is None:
+            return ""
+        if self.until is None:
+            return f"since step {self.since:,}"
+        return f"at step {self.since:,}" if self.since == self.until else f"from step {self.since:,} to {self.until:,}"
+
     def __str__(self) -> str:
-        since = "" if self.since is None else f" since step {self.since}"
+        since = f" {self.when}" if self.when else ""
         return "\n".join(
             [f"{self.severity}{since}: {self.text}", *(f"  {each}" for each in (*self.evidence, self.advice) if each)]
         )

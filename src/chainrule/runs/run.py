@@ -172,14 +172,18 @@ class Run:
         return steps, tensors, numbers
 
     def ratios(self) -> Table:
-        """How far each step moved each parameter: the norm of its update over its own norm before it."""
+        """How far each step moved each parameter: the norm of its update over its own norm before it.
+
+        NaN where all of a parameter was zero.
+        """
         steps, tensors, updates = self.table("update", "norm", marked=True)
         before, parameters, weights = self.table("parameter", "norm")
         row_of = {tensor.name: row for row, tensor in enumerate(parameters)}
         known = np.array([row for row, tensor in enumerate(tensors) if tensor.name in row_of], np.int64)
         shared, left, right = np.intersect1d(steps, before, assume_unique=True, return_indices=True)
         over = weights[np.ix_(np.array([row_of[tensors[row].name] for row in known], np.int64), right)]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        over[over == 0] = np.nan
+        with np.errstate(invalid="ignore"):
             return shared, [tensors[row] for row in known], updates[np.ix_(known, left)] / over
 
     def history(

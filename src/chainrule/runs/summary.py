@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from chainrule.runs.run import Run
 
 LINES = 10  # steps in the table of the course
+PARAMETERS = 30  # rows in theirs
 
 
 def document(run: Run) -> Document:
@@ -51,9 +52,8 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
 
 
 def _found(found: Found) -> str:
-    since = "" if found.since is None else f"Since step {found.since:,}: "
-    until = "" if found.until is None or found.until == found.since else f" Seen last at step {found.until:,}."
-    return " ".join([f"{since}{found.text}{until}", *found.evidence, found.advice]).strip()
+    when = f"{found.when[0].upper()}{found.when[1:]}: " if found.when else ""
+    return " ".join([f"{when}{found.text}", *found.evidence, found.advice]).strip()
 
 
 def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
@@ -61,8 +61,13 @@ def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
         yield Section(("The course of it",), "course", "overview", (_course(steps),))
     rows = tuple(_parameters(run))
     if rows:
-        headers = ("parameter", "gradient norm, median", "least", "most", "update / weight, median", "most")
-        yield Section(("Parameters",), "parameters", "overview", (Table(headers, rows),))
+        shown = [rows[place] for place in _spread(len(rows), PARAMETERS)]
+        left = (
+            f"{len(rows) - len(shown)} more between these are in the page of the run." if len(rows) > len(shown) else ""
+        )
+        headers = ("parameter", "gradient norm", "largest", "update / weight", "largest")
+        words = Paragraph((f"Medians over the watched steps. {left}".strip(),))
+        yield Section(("Parameters",), "parameters", "overview", (words, Table(headers, tuple(shown))))
     recordings = run.recordings().values()
     if recordings:
         full = tuple(((f"{each.step:,}",), (Code(str(each.file)),), (each.reason,)) for each in recordings)
@@ -70,13 +75,18 @@ def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
 
 
 def _course(steps: Sequence[StepFacts]) -> Table:
-    places = np.unique(np.linspace(0, len(steps) - 1, LINES).round().astype(int))
     rows = []
-    for facts in (steps[place] for place in places):
+    for facts in (steps[place] for place in _spread(len(steps), LINES)):
         loss = "skipped" if facts.skipped else "" if facts.loss is None else number(facts.loss)
         clipped = "" if facts.clipped is None else " -> ".join(map(number, facts.clipped))
         rows.append(((f"{facts.step:,}",), (loss,), (", ".join(map(number, facts.rates)),), (clipped,)))
     return Table(("step", "loss", "learning rate", "norm before and after clipping"), tuple(rows))
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places: the first, the last, and evenly between."""
+    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+    return places
 
 
 def _parameters(run: Run) -> Iterator[tuple[Text, ...]]:
@@ -84,14 +94,14 @@ def _parameters(run: Run) -> Iterator[tuple[Text, ...]]:
     _, moved, ratios = run.ratios()
     ratio_of = {tensor.name: row for tensor, row in zip(moved, ratios, strict=True)}
     for tensor, row in zip(tensors, norms, strict=True):
-        median, _, most = _figures(ratio_of.get(tensor.name, row[:0]))
-        yield (tensor.name,), *((figure,) for figure in (*_figures(row), median, most))
+        figures = (*_figures(row), *_figures(ratio_of.get(tensor.name, row[:0])))
+        yield (Code(tensor.name),), *((figure,) for figure in figures)
 
 
-def _figures(row: np.ndarray) -> tuple[str, str, str]:
-    """The median, the least and the most of what there is."""
+def _figures(row: np.ndarray) -> tuple[str, str]:
+    """The median and the largest of what there is."""
     there = row[~np.isnan(row)]
     if not there.size:
-        return ("", "", "")
+        return "", ""
     with np.errstate(invalid="ignore"):
-        return number(float(np.median(there))), number(float(there.min())), number(float(there.max()))
+        return number(float(np.median(there))), number(float(there.max()))

@@ -169,8 +169,8 @@ class Dashboard:
 
 
 def _finding(found: Found) -> Text:
-    since = "" if found.since is None else f" since step {found.since:,}"
-    return Text.assemble((f"{found.severity}{since}: ", STYLES.get(found.severity, "")), printable(found.text))
+    when = f" {found.when}" if found.when else ""
+    return Text.assemble((f"{found.severity}{when}: ", STYLES.get(found.severity, "")), printable(found.text))
 
 
 def sparkline(numbers: Sequence[float]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from chainrule.watching.rounds import Rounds
 
+EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # which we know, and want
 MANY_PASSES = 256  # forward passes of the model without an optimizer's step: it is not one of torch.optim
 
 
@@ -59,15 +61,20 @@ class Boundaries:
         self._first: nn.Module | None = None
         self._passes = 0
         self._recording = False
+        self._wrapped = False  # a module that torch.compile made was met
         self._any_mode = False  # models in eval mode are trained here
         self._before = register_optimizer_step_pre_hook(self._before_step)
         self._after = register_optimizer_step_post_hook(self._after_step)
+        warnings.filterwarnings("ignore", EXTRA_TIME, UserWarning)
+        self._filter = warnings.filters[0]
 
     def remove(self) -> None:
         """Take every hook off."""
         self.disarm()
         self._before.remove()
         self._after.remove()
+        if self._filter in warnings.filters:
+            warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
     # -- the beginning ------------------------------------------------------------------------------------------------
 
@@ -92,10 +99,13 @@ class Boundaries:
             self._forward = None
 
     def _at_forward(self, module: nn.Module, args: Any) -> None:
-        if self.off or threading.get_ident() != self._thread:
+        # First of all, so that a compiler that traces its way in here goes back at once.
+        if torch.compiler.is_compiling() or self.off or threading.get_ident() != self._thread:
             return
         if not self._recording:
-            mine = not self._members or id(module) in self._members
+            compiled = getattr(module, "_orig_mod", None)  # of torch.compile, whose own call is not compiled
+            self._wrapped = self._wrapped or compiled is not None
+            mine = not self._members or id(module) in self._members or id(compiled) in self._members
             if mine and torch.is_grad_enabled() and (module.training or self._any_mode):
                 self._first, self._passes = module, 0
                 self._open(module, args)
@@ -110,8 +120,11 @@ class Boundaries:
         self._guard(self._begin, module, args)
 
     def _compiled(self) -> bool:
+        """Whether compiled code runs where no forward hook of ours is called: in compiled functions and methods."""
         if any(model._compiled_call_impl is not None for model in self._models):
             return True
+        if self._wrapped:
+            return False
         dynamo = sys.modules.get("torch._dynamo.utils")
         return dynamo is not None and bool(dynamo.counters["frames"])
 

@@ -57,8 +57,8 @@ export function timeline(scene) {
  * @param {number} place
  */
 function bar(finding, place) {
-  const since = finding.since === null ? "" : ` since step ${whole(finding.since)}`;
-  const label = `${finding.severity}${since}: ${finding.text}`;
+  const when = moment(finding.since, finding.until);
+  const label = `${finding.severity}${when && `, ${when}`}: ${finding.text}`;
   return h("a", { class: `found ${finding.severity}`, href: `#finding-${place + 1}`, "aria-label": label, title: label });
 }
 
@@ -97,6 +97,16 @@ export function words(scene) {
 }
 
 /**
+ * @param {number | null} since
+ * @param {number | null} until
+ */
+function moment(since, until) {
+  if (since === null) return "";
+  if (until === null) return `since step ${whole(since)}`;
+  return since === until ? `at step ${whole(since)}` : `steps ${whole(since)} to ${whole(until)}`;
+}
+
+/**
  * @param {Scene} scene
  * @param {Finding} finding
  * @param {number} place
@@ -104,7 +114,7 @@ export function words(scene) {
 function item(scene, finding, place) {
   const { since, until } = finding;
   const go = () => since !== null && scene.point(scene.columnOf(since), finding.where);
-  const when = since === null ? "" : until === null || until === since ? `since step ${whole(since)}` : `steps ${whole(since)} to ${whole(until)}`;
+  const when = moment(since, until);
   return h(
     "li",
     { id: `finding-${place + 1}`, class: `finding ${finding.severity}`, tabindex: "-1" },
