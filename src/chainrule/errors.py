@@ -9,6 +9,8 @@
      ├── ThresholdError        a threshold of findings is no number that could be one
      └── SilenceError          a kind of finding was to be silenced that does not exist
 
+    ChainruleWarning          what a watch says while a training runs on
+
 Each message says where, what was met, and what to do next. A mathematical disagreement is a result, never an error.
 """
 
@@ -45,3 +47,7 @@ class ThresholdError(ChainruleError, ValueError):
 
 class SilenceError(ChainruleError, ValueError):
     """A finding was to be left out by an id that no kind of finding has; the message names near matches."""
+
+
+class ChainruleWarning(UserWarning):
+    """What a watch has to say that must not stop the training."""

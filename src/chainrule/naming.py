@@ -32,8 +32,11 @@ class Paths:
         self._of_module: dict[int, str] = {}
         self._tape = tape
         roots = {id(run.module): run.module for run in tape.modules if run.parent is None}
+        for model in tape.models:
+            self._enter(model, self._name_of(model) + "." if len(tape.models) > 1 else "")
         for root in roots.values():
-            self._enter(root, self._name_of(root) + "." if len(roots) > 1 else "")
+            if id(root) not in self._of_module:
+                self._enter(root, self._name_of(root) + "." if len(roots) > 1 or tape.models else "")
 
     def _enter(self, root: torch.nn.Module, prefix: str) -> None:
         for path, module in root.named_modules():

@@ -285,6 +285,28 @@ class record:  # noqa: N801 (read as a verb)
         self._recording = Recording(self._recorder.tape)
         return self._recording
 
+    def know(self, models: Iterable[torch.nn.Module]) -> None:
+        """Say which modules are whole models: paths begin at them, whichever of their parts are called."""
+        self._recorder.tape.models.extend(models)
+
+    def enter(self, module: torch.nn.Module, args: Any) -> None:
+        """Count a module whose forward pass had begun when the recording did."""
+        self._recorder._enter_module(module, args)
+
+    def enter_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count an optimizer's step that had begun when the recording did."""
+        self._recorder._before_step(optimizer, args, kwargs)
+
+    @property
+    def passes(self) -> int:
+        """How many backward passes have run so far."""
+        return len(self._recorder.tape.backwards)
+
+    @property
+    def models(self) -> list[torch.nn.Module]:
+        """The modules that ran outside any other, so far."""
+        return list({id(run.module): run.module for run in self._recorder.tape.modules if run.parent is None}.values())
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
