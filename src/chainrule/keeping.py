@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.errors import RecordingError
-from chainrule.statistics import Measured, measure_unseen
+from chainrule.statistics import Measured, measure
 
 SMALL = 16 * 1024  # bytes up to which a tensor is always kept: its numbers are hardly more than its statistics
 MEMORY = 4 * 2**30  # bytes of values and gradients that are kept by default
@@ -100,10 +100,7 @@ class Absentees:
 
     def stand_in(self, tensor: Tensor, measured: Measured | None) -> Tensor:
         """A tensor without numbers, in the place of this one."""
-        if tensor.layout is torch.strided:
-            made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-        else:
-            made = torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+        made = _without_numbers(tensor)
         self.known[id(made)] = Absent(tensor.device, self._storage_of(tensor), measured=measured)
         self._held.append(made)
         return made
@@ -194,11 +191,12 @@ class Keeper:
     def _result(self, tensor: Tensor, known: _Present | None, viewed: Tensor | None) -> Tensor:
         if known is not None:  # overwritten in place, or handed through
             stand_in = known.stand_in
+            if stand_in.shape != tensor.shape:  # `transpose_` and the like
+                with torch._C._DisableTorchDispatch():
+                    stand_in.as_strided_(tensor.size(), tensor.stride())
             if known.version != _version(tensor):
                 known.version = _version(tensor)
-                self.absentees.known[id(stand_in)].measured = measure_unseen(tensor)
-                if stand_in.shape != tensor.shape:
-                    stand_in.as_strided_(tensor.size(), tensor.stride())
+                self.absentees.known[id(stand_in)].measured = measure(tensor)
         else:
             whole = None if viewed is None else self._living(viewed)
             if whole is None and (viewed is not None or self.is_kept(tensor)):
@@ -216,7 +214,7 @@ class Keeper:
         if whole is not None and whole.stand_in.numel() == tensor.numel():  # the same numbers in another order
             figures = self.absentees.measured(whole.stand_in)
         if measured and figures is None:
-            figures = measure_unseen(tensor)
+            figures = measure(tensor)
         stand_in = self.absentees.stand_in(tensor, figures)
         self._present[id(tensor)] = _Present(weakref.ref(tensor), _version(tensor), stand_in)
         return stand_in
@@ -233,15 +231,18 @@ class Keeper:
         if tensor.layout is torch.strided and tensor.nbytes <= SMALL and tensor._base is None:
             return tensor  # the usual case among small tensors
         known = self._living(tensor)
+        if arrives and self.chosen and self.is_kept(tensor):
+            return tensor
         if known is not None and known.version == _version(tensor):
             figures = self.absentees.known[id(known.stand_in)]
             if arrives and figures.measured is None:
-                figures.measured = measure_unseen(tensor)
+                figures.measured = measure(tensor)
             return known.stand_in
         if not self.is_kept(tensor):
             return self._absent(tensor, measured=arrives)
         if tensor.layout is torch.strided and tensor.untyped_storage().nbytes() > max(SMALL, tensor.nbytes):
-            return tensor.clone()  # a part of a larger tensor must not hold all of it
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                return tensor.clone()  # a part of a larger tensor must not hold all of it
         return tensor
 
     def copy(self, tensor: Tensor) -> Tensor:
@@ -250,7 +251,7 @@ class Keeper:
             return self._succeeded(tensor)
         if id(tensor) in self._chosen_leaves or self.is_kept(tensor):
             return tensor.detach().clone()
-        return self.absentees.stand_in(tensor, measure_unseen(tensor))
+        return self.absentees.stand_in(tensor, measure(tensor))
 
     def end(self) -> None:
         """The step is over: no tensor will be met again."""
@@ -260,7 +261,7 @@ class Keeper:
     def _succeeded(self, stand_in: Tensor) -> Tensor:
         """Another stand-in for what it stood for up to now; what it stands for next has not been measured."""
         known = self.absentees.known[id(stand_in)]
-        earlier = torch.empty_strided(stand_in.size(), stand_in.stride(), dtype=stand_in.dtype, device="meta")
+        earlier = _without_numbers(stand_in)
         self.absentees.known[id(earlier)] = Absent(known.device, known.storage, measured=known.measured)
         self.absentees._held.append(earlier)
         known.measured = None
@@ -276,6 +277,13 @@ class Keeper:
             known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
             if known.node is not None:
                 yield known.node, stand_in, known.output_nr
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # our own modes may be on
+        if tensor.layout is torch.strided:
+            return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+        return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
 
 
 def _version(tensor: Tensor) -> int:

@@ -12,7 +12,8 @@ parameter from outside, a numpy array or a captured CUDA graph, would from then 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,9 +75,6 @@ class Loans:
         """All that is borrowed, for the last time."""
         loans, self._loans = self._loans, []
         self._known.clear()
-        if self._remove is not None:
-            self._remove()
-            self._remove = None
         return loans
 
     def guard(self, borrower: Borrower) -> None:
@@ -86,12 +84,41 @@ class Loans:
         waiting = weakref.ref(borrower)
 
         def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if (living := waiting()) is not None:
-                with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+            living = waiting()
+            if living is not None:
+                with hooks_held(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
                     living.secure()
 
         handle = register_optimizer_step_pre_hook(before_step)
-        self._remove = weakref.finalize(borrower, handle.remove)
+        self._remove = weakref.finalize(borrower, _remove, handle)
+
+    def release(self) -> None:
+        """Take the hook off, if there is one."""
+        if self._remove is not None:
+            self._remove()
+
+
+_held: list[int] = []  # an optimizer goes through its hooks while there is something in it
+_waiting: list[Any] = []  # handles that were to be removed meanwhile
+
+
+@contextmanager
+def hooks_held() -> Iterator[None]:
+    """No hook of an optimizer's is removed in here: PyTorch is going through them, and would stumble.
+
+    A recording may be freed at any moment, by the garbage collector too.
+    """
+    _held.append(0)
+    try:
+        yield
+    finally:
+        _held.pop()
+
+
+def _remove(handle: Any) -> None:
+    _waiting.append(handle)
+    while _waiting and not _held:
+        _waiting.pop().remove()
 
 
 def _bytes(numbers: Tensor) -> Tensor:

@@ -31,9 +31,11 @@ from torch.optim.optimizer import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
+from chainrule import keeping
 from chainrule.direct import Direct, applies
 from chainrule.errors import RecordingError
 from chainrule.keeping import Keep, Keeper
+from chainrule.loans import hooks_held
 from chainrule.source import Site, Sites, is_library
 from chainrule.statistics import of_sample, part_of
 from chainrule.tape import (
@@ -216,9 +218,8 @@ class Recorder:
             tape.operations.append((operation, args, None, out, len(tape.calls), None))
         else:
             self._settle()
-            tape.operations.append(
-                (operation, keeper.of(args), None, keeper.result(out, None, ()), len(tape.calls), None)
-            )
+            kept = out if out.nbytes <= keeping.SMALL else keeper.result(out, None, ())
+            tape.operations.append((operation, keeper.of(args), None, kept, len(tape.calls), None))
         self._note_call(func, args, {}, out, first)
         return out
 
@@ -503,7 +504,7 @@ class Recorder:
     # -- the optimizer ------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+        with hooks_held(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
             self.tape.updates.append(self._snapshot(optimizer))
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None and not self._paused:  # with a closure, forward and backward passes run inside the step
@@ -551,7 +552,7 @@ class Recorder:
         update = self.tape.updates[-1] if self.tape.updates else None
         if update is None or update.optimizer is not optimizer or update.after:
             return
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+        with hooks_held(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
             parameters = [p for _, members in update.groups for p in members]
             update.after = [self.tape.version(p) for p in parameters]
             update.moved = [

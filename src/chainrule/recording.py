@@ -64,6 +64,7 @@ class Recording:
             )
         with torch._C.DisableTorchFunction(), torch.no_grad():
             self._tape.secure()
+            self._tape.release()
         graph = assemble(self._tape)
         tape, self._tape = self._tape, None
         let_go(tape)  # of autograd's graph and of the user's objects

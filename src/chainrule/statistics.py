@@ -72,13 +72,8 @@ def measure(tensor: Tensor) -> Measured:
     import torch
 
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
-        return measure_unseen(tensor)
-
-
-def measure_unseen(tensor: Tensor) -> Measured:
-    """As `measure`, for a caller whose own modes and gradients are off already."""
-    flat = _flat(tensor.detach())
-    return Measured((_on_processor if flat.device.type == "cpu" else _on_device)(flat), _sample(flat))
+        flat = _flat(tensor.detach())
+        return Measured((_on_processor if flat.device.type == "cpu" else _on_device)(flat), _sample(flat))
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -189,13 +184,13 @@ def _on_device(flat: Tensor) -> Any:
     import torch
 
     finite = flat.isfinite() if flat.is_floating_point() else torch.ones_like(flat, dtype=torch.bool)
-    numbers = torch.where(finite, flat, 0)
     count, wide = flat.numel(), torch.float32 if flat.dtype.itemsize < 8 else torch.float64
+    numbers = torch.where(finite, flat, 0).to(wide)
     if not count:
         return torch.zeros(7, dtype=torch.float64)
     low, high = numbers.aminmax()
     found = (
-        low, high, numbers.sum(dtype=wide), torch.linalg.vector_norm(numbers, dtype=wide),
+        low, high, numbers.sum(), torch.linalg.vector_norm(numbers),
         (flat == 0).sum(), count - finite.sum(),
     )  # fmt: skip
     return torch.stack([torch.full((), count, dtype=torch.float64, device=flat.device), *(x.double() for x in found)])

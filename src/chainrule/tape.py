@@ -285,6 +285,10 @@ class Tape:
         for loan in self._loans.give_back():
             self._copy([loan.tensor], lost=not loan.is_unchanged())
 
+    def release(self) -> None:
+        """Nothing waits for an optimizer any more."""
+        self._loans.release()
+
     def _copy(self, tensors: Iterable[Tensor], lost: bool = False) -> None:
         """Copy what was recorded of these tensors' memory since the last copy."""
         position = len(self.operations)

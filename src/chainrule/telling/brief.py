@@ -12,6 +12,7 @@ from chainrule.backprop import Step
 from chainrule.document import Code, Document, Section, Table, Text
 from chainrule.graph import Parameter
 from chainrule.numbers import number
+from chainrule.statistics import Statistics
 from chainrule.telling.alike import names
 from chainrule.telling.context import Context, shape_text
 from chainrule.telling.folding import Fold
@@ -78,8 +79,20 @@ def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text,
     arrived = context.graph.values[parameter.value].grad if parameter.value is not None else None
     if ours is not None and arrived is not None:
         check = context.agreement(ours, arrived, ("",)).kind
-    cells = (cell(context, each) for each in (parameter.before, parameter.grad, parameter.after))
+    cells = (
+        cell(context, parameter.before) if parameter.before is not None else _unkept(parameter.before_statistics),
+        cell(context, parameter.grad)
+        if parameter.grad is not None or not parameter.has_gradient
+        else _unkept(parameter.grad_statistics),
+        cell(context, parameter.after)
+        if parameter.after is not None or parameter.after_statistics is None
+        else _unkept(parameter.after_statistics),
+    )
     return (label,), *((each,) for each in cells), (check,)
+
+
+def _unkept(found: Statistics | None) -> str:
+    return "not kept" if found is None else f"norm {number(found.norm)}"
 
 
 def cell(context: Context, data: Data | None) -> str:
