@@ -131,6 +131,12 @@ def test_targets_within_reach_and_beyond():
     assert finding.where == "beyond"
 
 
+def test_a_loss_by_hand_is_known_by_what_becomes_of_the_difference():
+    layer, again, x = nn.Linear(4, 4), nn.Linear(4, 1), 3 * torch.randn(16, 4)
+    assert "unfittable-labels" in found_in(lambda: ((torch.tanh(layer(x)) - x) ** 2).mean().backward())
+    assert "unfittable-labels" not in found_in(lambda: again(torch.tanh(layer(x)) - x).mean().backward())
+
+
 def test_a_label_for_every_word_is_only_a_note():
     """The same word is followed by others, as it should be."""
     embed, head = nn.Embedding(5, 8), nn.Linear(8, 5)
