@@ -114,7 +114,9 @@ class Case:
     @cached_property
     def _data(self) -> frozenset[int]:
         values = self.graph.values
-        found = {value.index for value in values if value.operation is None and value.kind == "input"}
+        frozen = {known.value for known in self.graph.parameters.values()}
+        leaves = (value.index for value in values if value.operation is None and value.kind == "input")
+        found = {leaf for leaf in leaves if leaf not in frozen}
         for operation in self.graph.operations:
             if all(operand in found for _, _, operand in references(operation.arguments)):
                 found.update(out for out in operation.outputs if out is not None and not values[out].requires_grad)
