@@ -15,15 +15,33 @@ from typing import TYPE_CHECKING, Any
 from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
+    from chainrule import callbacks, runs
     from chainrule.check import verify
     from chainrule.findings import Thresholds
     from chainrule.recording import Recording, explain, load, record
+    from chainrule.watching import watch
 
 __version__ = "0.1.0"
 
-__all__ = ["ChainruleError", "Recording", "Thresholds", "__version__", "explain", "load", "record", "verify"]
+__all__ = [
+    "ChainruleError",
+    "Recording",
+    "Thresholds",
+    "__version__",
+    "callbacks",
+    "explain",
+    "load",
+    "record",
+    "runs",
+    "verify",
+    "watch",
+]
 
-_homes = {"verify": "chainrule.check", "Thresholds": "chainrule.findings.thresholds"}
+_homes = {
+    "verify": "chainrule.check",
+    "Thresholds": "chainrule.findings.thresholds",
+    "watch": "chainrule.watching",
+}
 
 
 def load_ipython_extension(ipython: Any) -> None:
@@ -33,6 +51,8 @@ def load_ipython_extension(ipython: Any) -> None:
 
 def __getattr__(name: str) -> Any:
     # PyTorch takes over a second to import: `chainrule --help` and the views, which need none of it, do without.
+    if name in ("runs", "callbacks"):
+        return import_module(f"chainrule.{name}")
     if name in __all__:
         return getattr(import_module(_homes.get(name, "chainrule.recording")), name)
     raise AttributeError(f"module 'chainrule' has no attribute {name!r}; it has {', '.join(__all__)}")

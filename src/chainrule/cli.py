@@ -138,7 +138,19 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str 
 @script_argument
 @script_arguments
 @step_option
-def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only nodes whose name, module or value matches: 'h.3.*' is a block and all in it. May be repeated.",
+)
+@click.option(
+    "--sample",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="SHARE",
+    help="Only a random share of the nodes, the same one each time: 0.1 is a tenth.",
+)
+def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...], sample: float | None) -> NoReturn:
     """Check every gradient of one training step of SCRIPT.
 
     Each autograd node is held against our rule and against a finite difference. The script ends right after the step.
@@ -148,6 +160,7 @@ def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
     Examples:
       chainrule verify train.py
       chainrule verify train.py --step 10 -- --epochs 1
+      chainrule verify train.py --only 'h.3.*' --sample 0.1
     """
     from rich.console import Console
 
@@ -162,11 +175,54 @@ def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
                 f"there is nothing to verify in training step {step} of {script}: no operation in it needs a gradient."
             )
         sys.exit(outcome.status or NOTHING)
-    verification = outcome.recording.verify()
+    verification = outcome.recording.verify(only=only or None, sample=sample)
     render(verification.document(), Console())
     if not verification.passed:
         sys.exit(DISAGREES)
     sys.exit(outcome.status or (0 if outcome.complete and verification.rows else NOTHING))
+
+
+@commands.command(cls=ScriptCommand)
+@script_argument
+@script_arguments
+@click.option(
+    "--every", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Watch each N-th step."
+)
+@click.option("--to", type=click.Path(dir_okay=False), metavar="FILE", help="Keep what is seen in a file (run.db).")
+@click.option(
+    "--full-every", type=click.IntRange(min=1), metavar="N", help="Record each N-th step with all its numbers."
+)
+@click.option("--on-finding", is_flag=True, help="Record the step after a new finding with all its numbers.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", help="How many steps there will be, for the progress."
+)
+@click.option("--plain", is_flag=True, help="Lines instead of the dashboard.")
+def watch(
+    script: str,
+    args: tuple[str, ...],
+    every: int,
+    to: str | None,
+    full_every: int | None,
+    on_finding: bool,
+    steps: int | None,
+    plain: bool,
+) -> NoReturn:
+    """Run SCRIPT as python would, and watch its whole training.
+
+    Some steps are recorded as they run: loss, learning rates, and the size of every gradient, weight and update. What
+    is unhealthy is said while it runs. The script is not changed, and its exit status is passed on.
+
+    \b
+    Examples:
+      chainrule watch train.py --every 50 --to run.db -- --epochs 1
+      chainrule show run.db -o run.html
+    """
+    from chainrule.watching.script import watch_script
+
+    options = {"every": every, "to": to, "full_every": full_every, "on_finding": on_finding}
+    outcome = watch_script(script, args, options, total=steps, plain=plain)
+    _say(outcome.sentence(script, to))
+    sys.exit(outcome.status)
 
 
 @commands.command()
@@ -174,13 +230,20 @@ def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
 @brief_option
 @output_option
 def show(file: str, brief: bool, output: str | None) -> None:
-    """Tell a recording that was saved as FILE.safetensors.
+    """Tell a step that was saved as FILE.safetensors, or a run that was watched into FILE.db.
 
     \b
     Examples:
       chainrule show step.safetensors --brief
       chainrule show step.safetensors -o step.html
+      chainrule show run.db
+      chainrule show run.db -o run.html
     """
+    from chainrule import runs
+
+    if runs.is_run(file):
+        _tell_run(file, output)
+        return
     from chainrule.recording import load
 
     _tell(load(file), brief, output)
@@ -192,6 +255,18 @@ def _tell(recording: Recording, brief: bool, output: str | None) -> None:
     else:
         recording.save(output)
         _say(f"the step is written to {output}")
+
+
+def _tell_run(file: str, output: str | None) -> None:
+    from chainrule import runs
+    from chainrule.views.terminal import render
+
+    with runs.open(file) as run:
+        if output is None:
+            render(run.document())
+        else:
+            run.save(output)
+            _say(f"the run is written to {output}")
 
 
 def _tell_shortfall(outcome: ScriptRun) -> None:

@@ -3,10 +3,13 @@
     ChainruleError
      ├── RecordingError        a recording cannot be made or read (nested record, a script that never trains, ...)
      │    └── MissingError     the recording is fine, but does not hold what was asked for (a name, an index, a step)
+     ├── RequestError          an option has a value that means nothing (a share of the nodes above 1, ...)
      ├── RuleError             a rule broke its contract (number of gradients, shape)
      ├── StorageError          a file cannot be written or read
      ├── ThresholdError        a threshold of findings is no number that could be one
      └── SilenceError          a kind of finding was to be silenced that does not exist
+
+    ChainruleWarning          what a watch says while a training runs on
 
 Each message says where, what was met, and what to do next. A mathematical disagreement is a result, never an error.
 """
@@ -26,6 +29,10 @@ class MissingError(RecordingError, LookupError):
     """The recording does not hold what was asked for; the message names near matches."""
 
 
+class RequestError(ChainruleError, ValueError):
+    """An option has a value that means nothing; the message says what it may be."""
+
+
 class RuleError(ChainruleError):
     """A rule broke its contract: it returned the wrong number of gradients, or one of the wrong shape."""
 
@@ -40,3 +47,7 @@ class ThresholdError(ChainruleError, ValueError):
 
 class SilenceError(ChainruleError, ValueError):
     """A finding was to be left out by an id that no kind of finding has; the message names near matches."""
+
+
+class ChainruleWarning(UserWarning):
+    """What a watch has to say that must not stop the training."""

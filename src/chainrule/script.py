@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from chainrule.recording import Recording
 
 Namespace = dict[str, Any]
+Ending = Literal["ended", "exited", "crashed", "was interrupted", "was stopped"]
 Session = Callable[[Namespace], AbstractContextManager["Recording"]]
 """Makes the context manager that records. The names it is given are those that the script can see when the step ends;
 until then the dict is empty."""
@@ -50,7 +51,7 @@ class ScriptRun:
     script: str
     step: int
     steps: int
-    ending: Literal["ended", "exited", "crashed", "was interrupted", "was stopped"]
+    ending: Ending
     status: int
     recording: Recording | None
 
@@ -100,22 +101,38 @@ def run_script(
     Raises RecordingError if the file cannot be read.
     """
     source = _read(script)
-    ending: Literal["ended", "exited", "crashed", "was interrupted", "was stopped"] = "ended"
-    status = 0
     with _as_main(script, arguments) as namespace:
         recorder = _StepRecorder(session or _default_session, namespace, step, stop)
-        try:
-            with recorder:
-                exec(compile(source, namespace["__file__"], "exec", dont_inherit=True), namespace)
-        except _StepRecorded:
-            ending = "was stopped"
-        except SystemExit as error:
-            ending, status = "exited", _exit_status(error.code)
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            ending, status = ("was interrupted", INTERRUPTED) if interrupted else ("crashed", 1)
-            _print_as_python(error)
+        ending, status = _execute(source, namespace, recorder)
     return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording)
+
+
+def run_inside(
+    script: str, arguments: Sequence[str], around: Callable[[Namespace], AbstractContextManager[Any]]
+) -> tuple[Ending, int]:
+    """Run `script` to its end inside a context manager, made with its global names; gives how it ended, and its status.
+
+    Raises RecordingError if the file cannot be read.
+    """
+    source = _read(script)
+    with _as_main(script, arguments) as namespace:
+        return _execute(source, namespace, around(namespace))
+
+
+def _execute(source: bytes, namespace: Namespace, around: AbstractContextManager[Any]) -> tuple[Ending, int]:
+    """Run a script's source; its exceptions are told as Python tells them, and end here."""
+    try:
+        with around:
+            exec(compile(source, namespace["__file__"], "exec", dont_inherit=True), namespace)
+    except _StepRecorded:
+        return "was stopped", 0
+    except SystemExit as error:
+        return "exited", _exit_status(error.code)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        _print_as_python(error)
+        return ("was interrupted", INTERRUPTED) if interrupted else ("crashed", 1)
+    return "ended", 0
 
 
 def _default_session(namespace: Namespace) -> AbstractContextManager[Recording]:

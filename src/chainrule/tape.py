@@ -170,6 +170,7 @@ class Tape:
         self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
         self.names_of_modules: dict[int, str] = {}
+        self.models: list[torch.nn.Module] = []  # known to be whole models, also where only parts of them are called
         self.error: str | None = None
         self.error_site: Site | None = None
         self.shared = False  # whether memory with several tensors in it was ever overwritten

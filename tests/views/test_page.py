@@ -18,7 +18,7 @@ from chainrule.views.json import BLOCKS
 from chainrule.views.page.mathml import Formulas, converted
 from tests.views import hostile
 
-TYPES = page._read("types.d.ts")
+TYPES = page.read("types.d.ts")
 
 
 class Elements(HTMLParser):
@@ -75,7 +75,7 @@ def test_nothing_is_loaded_from_anywhere():
         assert "src" not in attributes, tag
         assert (attributes.get("href") or "#").startswith("#"), tag
     assert not re.search(r"url\((?!['\"]?#)", html)
-    assert "@import" not in page._read("page.css")
+    assert "@import" not in page.read("page.css")
 
 
 def test_the_modules_are_put_together_whole():

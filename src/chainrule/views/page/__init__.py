@@ -35,24 +35,25 @@ PICTURED = 160  # rows; the picture of a larger step is for a file of its own
 def render(document: doc.Document) -> str:
     """The document as the text of one self-contained HTML file."""
     picture = _picture(document)
-    style, script = _read("page.css"), _script()
+    style, script = read("base.css") + read("page.css"), _script()
     styles = [style, *re.findall(r"<style[^>]*>(.*?)</style>", picture, re.DOTALL)]
     parts = {
-        "policy": _policy(script, styles),
+        "policy": policy(script, styles),
         "title": escape(printable(_plain(document.title))),
         "style": style,
-        "data": _embedded(_data(document)),
+        "data": embedded(_data(document)),
         "picture": picture,
         "script": script,
     }
     # One pass, so that what is put in is never searched for further places.
-    return re.sub(r"<!--\s*put:(\w+)\s*-->", lambda place: parts[place[1]], _read("page.html"))
+    return re.sub(r"<!--\s*put:(\w+)\s*-->", lambda place: parts[place[1]], read("page.html"))
 
 
 written = render
 
 
-def _policy(script: str, styles: list[str]) -> str:
+def policy(script: str, styles: list[str]) -> str:
+    """What may run in a page: its one script and its styles, and nothing from anywhere else."""
     hashes = " ".join(dict.fromkeys(_hash(style) for style in styles))
     return (
         f"default-src 'none'; script-src {_hash(script)}; style-src {hashes}; img-src data:; "
@@ -65,16 +66,20 @@ def _hash(text: str) -> str:
 
 
 @cache
-def _read(name: str) -> str:
+def read(name: str) -> str:
+    """A file that stands beside this one."""
     return (resources.files(__name__) / name).read_text(encoding="utf-8")
+
+
+def joined(modules: list[str]) -> str:
+    """The text of modules as that of one: what they import from one another is already there."""
+    text = re.sub(r'^import .*? from "\.[./\w]+\.js";\n', "", "\n".join(modules), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^export ", "", text, flags=re.MULTILINE)
 
 
 @cache
 def _script() -> str:
-    """The modules as one: what they import from one another is already there."""
-    text = "\n".join(_read(name) for name in MODULES)
-    text = re.sub(r'^import .*? from "\./\w+\.js";\n', "", text, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"^export ", "", text, flags=re.MULTILINE)
+    return joined([read(name) for name in MODULES])
 
 
 def _data(document: doc.Document) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def compact(item: Any, formulas: Formulas) -> Any:
     return found
 
 
-def _embedded(data: dict[str, Any]) -> str:
+def embedded(data: dict[str, Any]) -> str:
     """JSON that cannot end its own element: `<` is written as an escape."""
     return text_of(data).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -1,0 +1,87 @@
+// The page of a run: builds its parts once, then each draws itself whenever another part of time is shown.
+
+import { byId, h } from "../page/dom.js";
+import { chart } from "./curves.js";
+import { timeline, words } from "./findings.js";
+import { heat } from "./heat.js";
+import { Scene, axis, told, whole } from "./scene.js";
+
+/** @import { RunPage } from "./types.d.ts" */
+
+/** @type {RunPage} */
+const run = JSON.parse(byId("data").textContent ?? "");
+const scene = new Scene(run);
+
+function head() {
+  byId("title").textContent = run.title;
+  byId("about").append(...run.about.flatMap(([name, fact]) => [h("dt", null, name), h("dd", null, fact)]));
+  byId("theme").addEventListener("click", () => {
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+    document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
+  });
+  byId("earlier").addEventListener("click", () => scene.move(-0.5));
+  byId("later").addEventListener("click", () => scene.move(0.5));
+  byId("in").addEventListener("click", () => scene.zoom(0.5));
+  byId("out").addEventListener("click", () => scene.zoom(2));
+  byId("all").addEventListener("click", () => scene.show(0, scene.count));
+}
+
+function course() {
+  const { loss, rates, maps, findings, recordings } = run;
+  const parts = [chart(scene, { title: "loss", hue: "value", lines: [loss.mean], band: [loss.low, loss.high] })];
+  if (rates.length) parts.push(chart(scene, { title: "learning rate", hue: "plain", lines: rates }));
+  if (findings.length || recordings.length) parts.push(timeline(scene));
+  byId("course").append(...parts, axis(scene), ...maps.map((map) => heat(scene, map)), axis(scene));
+  byId("findings").append(...words(scene));
+}
+
+function span() {
+  const most = Math.ceil(run.watched / Math.max(1, scene.count));
+  const [first] = run.columns[scene.from];
+  const [, last] = run.columns[scene.to - 1];
+  const wide = most > 1 ? `; one column is ${most} watched steps, of which maps show the largest` : "";
+  byId("span").textContent = `steps ${whole(first)} to ${whole(last)}${wide}`;
+}
+
+function readout() {
+  const { loss, rates, skipped, maps, recordings } = run;
+  const at = scene.at;
+  const [first, last] = run.columns[at];
+  const several = first !== last && loss.low[at] !== loss.high[at];
+  /** @type {[string, string][]} */
+  const facts = [["loss", told(loss.mean[at]) + (several ? ` (${told(loss.low[at])} to ${told(loss.high[at])})` : "")]];
+  if (rates.length) facts.push(["learning rate", rates.map((rate) => told(rate[at])).join(", ")]);
+  if (skipped[at]) facts.push(["left out by the GradScaler", `${skipped[at]} steps`]);
+  for (const map of maps) {
+    const row = map.rows.findIndex((each) => each.name === scene.row);
+    if (row >= 0) facts.push([map.title, told(map.cells[row][at])]);
+  }
+  const full = recordings.filter((each) => each.step >= first && each.step <= last);
+  byId("readout").replaceChildren(
+    h("h2", null, scene.steps(at)),
+    scene.row ? h("p", null, h("code", null, scene.row)) : h("p", { class: "facts" }, "Point at a heat map for a tensor."),
+    h("dl", null, facts.flatMap(([name, fact]) => [h("dt", null, name), h("dd", null, fact)])),
+    ...full.map((each) =>
+      h("p", null, each.link ? h("a", { href: each.link }, `Step ${whole(each.step)}, worked out`) : `Step ${whole(each.step)} is recorded`, ` (${each.reason})`),
+    ),
+  );
+}
+
+function open() {
+  head();
+  if (!scene.count) {
+    byId("course").append(h("p", null, "No step has been watched yet."));
+  } else {
+    course();
+    scene.add({ draw: span, mark: readout });
+    scene.show(0, scene.count);
+    document.addEventListener("keydown", (event) => {
+      const link = byId("readout").querySelector("a");
+      if (event.key === "Enter" && link && document.activeElement?.classList.contains("plot")) link.click();
+    });
+  }
+  document.documentElement.dataset.ready = "";
+}
+
+open();

@@ -1,0 +1,228 @@
+"""From one recorded step to what is kept of it: the loss, the learning rates, and the figures of its tensors.
+
+A tensor goes by the path of its module or parameter in the model, whatever else ran at the top (a loss that is a
+module), so that it has the same name in every step. What a GradScaler multiplied is divided again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from chainrule.graph import Graph, Parameter, ParameterUpdate, Value
+from chainrule.history import Kind, StepFacts
+from chainrule.runs import Figure
+from chainrule.statistics import Statistics, measure, of_sample, part_of
+
+UPDATES_SCALE = "aten._amp_update_scale_"
+CLIPS = "clip_grad"
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, and of torch.compile
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the watch knows of a step besides its recording."""
+
+    step: int
+    time: float
+    rates: tuple[float, ...]
+    scale: float | None
+    passes_before: int  # backward passes that belong to an earlier optimizer's step in this round
+    named: bool  # paths begin at models that are known
+    full: bool  # recorded with all its numbers
+    met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
+    moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
+
+
+def skipped_in(graph: Graph) -> int:
+    """How many steps a GradScaler left out while this was recorded: it sets its scale anew after each."""
+    return sum(operation.name.startswith(UPDATES_SCALE) for operation in graph.operations)
+
+
+def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
+    """The step apart from its tensors."""
+    attempts = skipped_in(graph) + 1
+    passes = len(graph.backwards) // attempts  # those of the attempts that were left out are no part of it
+    counted = graph.backwards[max(len(graph.backwards) - passes, around.passes_before) :]
+    losses = [_number(graph.values[each.loss]) for each in counted if each.loss is not None]
+    known = [loss for loss in losses if loss is not None]
+    return StepFacts(
+        around.step,
+        around.time,
+        sum(known) / (around.scale or 1) if known else None,
+        around.rates,
+        False,
+        around.scale,
+        _clipped(graph, around),
+        max(passes, 1),
+        around.full,
+    )
+
+
+def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
+    """Every tensor that is kept: parameters, what modules and the user's named lines made, and all their gradients."""
+    prefix = "" if around.named else _prefix(graph)
+    yield from _of_parameters(graph, prefix, around)
+    yield from _of_values(graph, prefix, around.scale or 1)
+
+
+# -- parameters -------------------------------------------------------------------------------------------------------
+
+
+def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[Figure]:
+    types = {name: module.class_name for module in graph.modules for name in module.parameters}
+    updates = {each.name: each for update in graph.updates for each in update.parameters}  # the last of each
+    layers: dict[str, int] = {}
+    for layer, (name, parameter) in enumerate(graph.parameters.items()):
+        short = shortened(name, prefix)
+        layers[short] = layer
+        changed = updates.get(name, parameter)
+        kinds: tuple[tuple[Kind, Statistics | None], ...] = (
+            ("parameter", _either(parameter.before_statistics, parameter.before)),
+            ("parameter gradient", around.met.get(short) or _either(changed.grad_statistics, changed.grad)),
+            ("update", _moved(changed)),
+        )
+        for kind, statistics in kinds:
+            if statistics is not None:
+                yield Figure(kind, short, layer, types.get(name, ""), "", statistics)
+    for parameter_name, key, statistics in around.moments:
+        yield Figure("moment", f"{parameter_name}/{key}", layers.get(parameter_name, 0), "", "", statistics)
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _of_values(graph: Graph, prefix: str, scale: float) -> Iterator[Figure]:
+    types = {module.path: module.class_name for module in graph.modules}
+    runs: Counter[str] = Counter()
+    for layer, value in enumerate(graph.values):
+        if value.kind != "result" or not value.shape or value.operation is None:
+            continue
+        name, type_ = _named(graph, value, types)
+        if not name:
+            continue
+        short = shortened(name, prefix)
+        runs[short] += 1
+        path = short if runs[short] == 1 else f"{short}#{runs[short]}"
+        dtype = str(value.dtype).removeprefix("torch.")
+        statistics = _either(value.statistics, value.data)
+        gradient = _either(value.grad_statistics, value.grad)
+        if statistics is not None:
+            yield Figure("value", path, layer, type_, dtype, statistics)
+        if gradient is not None:
+            yield Figure("gradient", path, layer, type_, dtype, divided(gradient, scale))
+
+
+def _named(graph: Graph, value: Value, types: dict[str, str]) -> tuple[str, str]:
+    """The path of the module that made a value and its class, or the name that the user gave it and the call."""
+    bare = [name.partition("@")[0] for name in value.names]
+    for name in bare:
+        if name in types and name:
+            return name, types[name]
+    call = graph.operations[value.operation or 0].call
+    called = graph.calls[call].name if call is not None else ""
+    targets = value.place.targets if value.place is not None else ()
+    name = next((name for name in bare if name in targets), "")
+    module = graph.calls[call].module if call is not None else ""
+    return (f"{module}.{name}" if module and name else name), called
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def divided(statistics: Statistics, scale: float) -> Statistics:
+    """The figures of the tensor over `scale`; the histogram only where that is a power of two, as scales are."""
+    if scale == 1:
+        return statistics
+    figures = {name: getattr(statistics, name) / scale for name in ("norm", "mean", "std", "low", "high")}
+    return replace(statistics, **figures, magnitudes=())
+
+
+def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
+    """The norm of all gradients as backward left them, and as the optimizer met them, where something clipped them."""
+    if not any(event.kind.startswith(CLIPS) for event in graph.events):
+        return None
+    left = [_either(each.grad_statistics, each.grad) for each in graph.parameters.values()]
+    last = {each.name: each for update in graph.updates for each in update.parameters}
+    met: Iterable[Statistics | None] = around.met.values()
+    met = met or [_either(each.grad_statistics, each.grad) for each in last.values()]
+    return _norm(left) / (around.scale or 1), _norm(met)
+
+
+def _moved(changed: Parameter | ParameterUpdate) -> Statistics | None:
+    """What the step added to a parameter."""
+    known = changed.update_statistics if isinstance(changed, ParameterUpdate) else None
+    before, after = changed.before, changed.after
+    if known is not None or before is None or after is None or before.is_meta or after.is_meta:
+        return known
+    return _either(None, after - before)
+
+
+def _either(known: Statistics | None, data: Tensor | None) -> Statistics | None:
+    """The figures that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
+    return known if known is not None or data is None or data.is_meta else Statistics.of(data, magnitudes=True)
+
+
+def _norm(gradients: Iterable[Statistics | None]) -> float:
+    """Of all gradients together; not finite where one of them is not."""
+    known = [each for each in gradients if each is not None]
+    return math.nan if any(each.not_finite for each in known) else math.hypot(*(each.norm for each in known))
+
+
+def _number(value: Value) -> float | None:
+    if value.data is None or value.data.numel() != 1:
+        return None
+    number: Any = value.data.item()
+    return float(number.real if isinstance(number, complex) else number)
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def _prefix(graph: Graph) -> str:
+    """What stands before the model's own paths where something else ran beside it at the top."""
+    if any(module.path == "" for module in graph.modules):
+        return ""
+    firsts = {name.partition(".")[0] for name in graph.parameters}
+    return f"{firsts.pop()}." if len(firsts) == 1 else ""
+
+
+def shortened(name: str, prefix: str = "") -> str:
+    """A path without the names of wrappers around the model."""
+    name = name.removeprefix(prefix)
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name.replace("._orig_mod.", ".")
+
+
+def measured_gradients(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Statistics]:
+    """The gradients that the optimizers' last steps left standing, by the names of their parameters."""
+    gradients = {
+        names[id(parameter)]: measure(parameter.grad)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None and id(parameter) in names
+    }
+    return {name: found.read() for name, found in gradients.items()}
+
+
+def measured_moments(
+    optimizers: Iterable[Optimizer], names: Mapping[int, str]
+) -> tuple[tuple[str, str, Statistics], ...]:
+    """What the optimizers remember of each parameter (by its name): their moments, of a large one a sample."""
+    moments = [
+        (name, key, part_of(tensor), tensor.numel())
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        if (name := names.get(id(parameter))) is not None
+        for key, tensor in state.items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape == parameter.shape
+    ]
+    return tuple((name, key, of_sample(part, elements)) for name, key, part, elements in moments)

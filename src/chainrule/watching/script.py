@@ -1,0 +1,69 @@
+"""`chainrule watch SCRIPT`: an unmodified training script, watched from outside, with a dashboard while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from chainrule.runs import Found
+from chainrule.script import Namespace, run_inside
+from chainrule.views.dashboard import Dashboard, Lines
+from chainrule.watching.watcher import watch
+
+
+class Outcome:
+    """What is left when the script has ended."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.steps = 0
+        self.watched = 0
+        self.findings: tuple[Found, ...] = ()
+
+    def sentence(self, script: str, to: str | None) -> str:
+        """What was seen, and where it is kept."""
+        if self.steps == 0:
+            return (
+                f"{script} ended without a training step. One ends with the step() of an optimizer from torch.optim: "
+                "call one, or put `chainrule.watch(...)` into the script and call its step()."
+            )
+        found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
+        kept = f" `chainrule show {to}` tells more." if to else ""
+        return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}"
+
+
+def watch_script(
+    script: str,
+    arguments: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    total: int | None = None,
+    plain: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Run `script` as python would, watched with these options; the dashboard goes to stderr.
+
+    Raises RecordingError where the script cannot be read.
+    """
+    console = console or Console(stderr=True)
+    outcome = Outcome()
+
+    @contextmanager
+    def around(namespace: Namespace) -> Iterator[None]:
+        watching = watch(**options, namespace=namespace)
+        live = console.is_terminal and not plain
+        shown = Dashboard(script, console, total) if live else Lines(console, total)
+        watching.reports.append(lambda facts, figures: shown.report(facts, figures, watching.findings))
+        shown.progress = lambda: watching.step_number
+        try:
+            with shown, watching:
+                yield
+        finally:
+            outcome.steps, outcome.watched = watching.step_number, watching.watched
+            outcome.findings = watching.findings
+
+    _, outcome.status = run_inside(script, arguments, around)
+    return outcome

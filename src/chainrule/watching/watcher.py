@@ -1,0 +1,395 @@
+"""`chainrule.watch`: what the user holds while a training runs. It decides which steps are recorded, and how.
+
+Watching may fail in many ways (a full disk, a model of a kind that nobody thought of); training must not. So all that
+is done here on behalf of a hook runs in `_harmless`: what goes wrong is said once, as a warning, and the watch ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+import chainrule
+from chainrule.errors import ChainruleWarning, StorageError
+from chainrule.history import History, StepFacts
+from chainrule.recording import Recording, record
+from chainrule.runs import Figure, Found, Writer
+from chainrule.source import is_library
+from chainrule.watching.boundaries import Boundaries
+from chainrule.watching.examine import Examiner
+from chainrule.watching.gather import (
+    Surroundings,
+    facts_of,
+    figures_of,
+    measured_gradients,
+    measured_moments,
+    shortened,
+    skipped_in,
+)
+from chainrule.watching.scaling import Scaling
+
+if TYPE_CHECKING:
+    from chainrule.findings import Thresholds
+
+Models = nn.Module | Iterable[nn.Module] | None
+Optimizers = Optimizer | Iterable[Optimizer] | None
+OnFinding = bool | Callable[[Found], Any]
+
+
+class watch:  # noqa: N801 (read as a verb)
+    """Watch a whole training: `with chainrule.watch(model, optimizer, every=50, to="run.db"):` around the loop.
+
+    Or without a block: it watches from here on, until `close()` or the end of the process.
+
+    A training step runs from the end of an optimizer's `step()` to the end of the next; with several optimizers, until
+    each has stepped. Step 1 and each `every`-th is recorded with statistics only, each `full_every`-th with all its
+    numbers, in a file beside `to`. `on_finding=True` records the step after a new finding in full; a function is called
+    with each new finding, and may return True for the same. `start` is how many steps were done before (a resumed run:
+    by default what the optimizer's own state says), and a file goes on from there. `scaler` is a GradScaler, which is
+    otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
+    several models, by default the variables around the call.
+
+    The training is what it is without: nothing that fails in here stops it, but ends the watch with a warning.
+    """
+
+    def __init__(
+        self,
+        model: Models = None,
+        optimizer: Optimizers = None,
+        *,
+        every: int = 1,
+        to: str | Path | None = None,
+        full_every: int | None = None,
+        on_finding: OnFinding = False,
+        start: int | None = None,
+        scaler: Any = None,
+        thresholds: Thresholds | None = None,
+        silence: Collection[str] = (),
+        namespace: Mapping[str, Any] | None = None,
+    ) -> None:
+        models, optimizers = _listed(model, nn.Module), [_inner(each) for each in _listed(optimizer, Optimizer)]
+        self.every, self._full_every, self._on_finding = max(1, every), full_every, on_finding
+        self.step_number = _steps_done(optimizers) if start is None else start
+        self.history = History()
+        self.writer: Writer | None = None
+        self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # a dashboard, called with each watched step
+        self._due = self.step_number + 1
+        self._full_due = _multiple_after(self.step_number, full_every or 1)
+        self._namespace = _variables(sys._getframe(1)) if namespace is None else namespace
+        self._models = models
+        self._parameters: dict[int, str] = {}
+        self.watched = 0  # how many steps
+        self._scaling = Scaling(scaler)
+        self._examiner = Examiner(self.history, thresholds, silence)
+        self._session: record | None = None
+        self._recording: Recording | None = None
+        self._full: str | None = None  # why the step that comes next is recorded in full
+        self._passes = self._passes_before = 0  # backward passes at the last optimizer's step, and at the one before
+        self._closure = False  # whether the last optimizer's step was given one
+        self._failed = self._closed = False
+        self._examining = True
+        self._warned: set[str] = set()
+        if to is not None:
+            self._open(to)
+        self._boundaries = Boundaries(
+            models, optimizers, self._harmless,
+            wanted=self._wanted, begin=self._begin, stepping=self._stepping, within=self._within, end=self._end,
+            lost=self._lost,
+        )  # fmt: skip
+        self._boundaries.arm()
+        atexit.register(self.close)
+
+    # -- for the user -------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Say that a training step has ended, where no optimizer of torch.optim says it: after an update by hand.
+
+        Where an optimizer does, this only lets a step that a GradScaler left out be seen at once.
+        """
+        boundaries = self._boundaries
+        if self._over:
+            return
+        stepped, boundaries.stepped_by_hook = boundaries.stepped_by_hook, False
+        if stepped:
+            return
+        if boundaries.optimizers:
+            self._harmless(self._note_skipped)
+        else:
+            boundaries.finish()
+
+    @property
+    def findings(self) -> tuple[Found, ...]:
+        """What was found so far."""
+        return self._examiner.found
+
+    def record_next(self, reason: str = "asked for") -> None:
+        """Record the step that comes next in full."""
+        self._full = reason
+        if self._session is None and not self._over:
+            self._boundaries.arm()
+
+    def close(self, status: str = "ended") -> None:
+        """Watch no longer: every hook is taken off, and the file is written to its end."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self._boundaries.remove()
+        self._leave()
+        if self.writer is not None:
+            self.writer.close(status)
+            self._tell_problem()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        leaving = error is None or isinstance(error, SystemExit)
+        self.close("ended" if leaving else f"{type(error).__name__}: {error}")
+
+    # -- what the boundaries call -------------------------------------------------------------------------------------
+
+    def _wanted(self) -> bool:
+        """Whether the step that comes next is to be recorded: it is due, or one that was due was left out."""
+        step = self.step_number + 1
+        if self._full_every and step >= self._full_due:
+            self._full = self._full or f"every {self._full_every} steps"
+        return step >= self._due or self._full is not None
+
+    def _begin(self, module: nn.Module | None, args: Any) -> None:
+        session = record(namespace=_modules(self._namespace), keep=None if self._full else "statistics")
+        session.know(self._whole_models())
+        self._recording = session.__enter__()
+        self._session = session
+        self._passes = self._passes_before = 0
+        if module is not None:
+            session.enter(module, args)
+
+    def _stepping(self, optimizer: Optimizer, closure: bool) -> None:
+        self._closure = closure
+        if self._session is not None:
+            if self._scaling.scaler is None:
+                self._scaling.look()
+            passes = self._session.passes
+            if passes > self._passes:  # this optimizer's gradients came after the one that stepped before it
+                self._passes_before, self._passes = self._passes, passes
+        self._note_skipped()
+
+    def _within(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._session is not None:
+            self._session.enter_step(optimizer, args, kwargs)
+
+    def _end(self) -> None:
+        self.step_number += 1
+        if self._session is None or self._recording is None:
+            return
+        recording, self._recording = self._recording, None
+        self._meet(self._session.models)
+        self._leave()
+        self.watched += 1
+        self._due = _multiple_after(self.step_number, self.every)
+        self._full_due = _multiple_after(self.step_number, self._full_every or 1)
+        figures, facts = self._read(recording)
+        self._keep(recording, facts, figures)
+
+    def _lost(self) -> None:
+        self._leave()
+        self._warn(
+            "no optimizer of torch.optim has stepped since many forward passes, so that the end of a training step is "
+            "not seen. Call `watch.step()` at the end of each."
+        )
+
+    def _leave(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.__exit__(None, None, None)
+
+    # -- one watched step ---------------------------------------------------------------------------------------------
+
+    def _read(self, recording: Recording) -> tuple[list[Figure], StepFacts]:
+        graph = recording.graph
+        optimizers = list(self._boundaries.optimizers.values())
+        around = Surroundings(
+            self.step_number,
+            time.time(),
+            tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
+            self._scaling.scale,
+            self._passes_before,
+            bool(self._whole_models()),
+            self._full is not None,
+            measured_gradients(optimizers, self._parameters) if self._closure else {},
+            measured_moments(optimizers, self._parameters),
+        )
+        if self._scaling.scaler is None and (missed := skipped_in(graph)):
+            self._count_skipped(missed)
+        return list(figures_of(graph, around)), facts_of(graph, around)
+
+    def _keep(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> None:
+        if self.writer is not None:
+            self.writer.add(facts, figures)
+        if self._full is not None:
+            self._keep_full(recording, facts.step)
+        self._examine(recording, facts, figures)
+        for report in self.reports:
+            report(facts, figures)
+        self._tell_problem()
+
+    def _examine(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> None:
+        """Look for findings; where looking fails, the watch goes on without them."""
+        if not self._examining:
+            return
+        try:
+            changed = self._examiner.look(recording, facts, figures)
+        except Exception as error:
+            self._examining = False
+            self._warn(f"from step {facts.step} on no findings are looked for: {type(error).__name__}: {error}")
+            return
+        for found in changed:
+            if self.writer is not None:
+                self.writer.find(found)
+        self._answer(self._examiner.fresh)
+
+    def _keep_full(self, recording: Recording, step: int) -> None:
+        reason, self._full = self._full or "", None
+        if self.writer is None:
+            return
+        path = self.writer.path
+        folder = path.with_name(f"{path.stem}.steps")
+        name = f"{step}.safetensors" if self.writer.run == 1 else f"{self.writer.run}-{step}.safetensors"
+        try:
+            folder.mkdir(exist_ok=True)
+            recording.save(folder / name)
+        except (OSError, StorageError) as error:
+            self._warn(f"step {step} could not be kept in full: {error}")
+            return
+        self.writer.recorded(step, f"{folder.name}/{name}", reason)
+
+    def _answer(self, fresh: Iterable[Found]) -> None:
+        for found in fresh:
+            wish = self._on_finding(found) if callable(self._on_finding) else self._on_finding
+            if wish is True:
+                self._full = f"{found.id}: {found.where}"
+
+    # -- skipped steps ------------------------------------------------------------------------------------------------
+
+    def _note_skipped(self) -> None:
+        if self._scaling.scaler is not None:
+            self._count_skipped(self._scaling.skipped())
+
+    def _count_skipped(self, count: int) -> None:
+        """Steps that a GradScaler left out are steps, and are kept: they have no tensors."""
+        for _ in range(count):
+            self.step_number += 1
+            facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaling.scale)
+            self.history.steps.append(facts)
+            if self.writer is not None:
+                self.writer.add(facts)
+
+    # -- what may go wrong --------------------------------------------------------------------------------------------
+
+    def _open(self, to: str | Path) -> None:
+        versions = {
+            "chainrule": chainrule.__version__, "torch": torch.__version__, "python": platform.python_version()
+        }  # fmt: skip
+        try:
+            self.writer = Writer(to, every=self.every, start=self.step_number, versions=versions)
+        except StorageError as error:
+            self._warn(f"{error} The training is watched, but not kept.")
+
+    @property
+    def _over(self) -> bool:
+        return self._closed or self._failed
+
+    def _harmless(self, act: Callable[..., Any], *arguments: Any) -> None:
+        """Do something on behalf of a hook; where it fails, end the watch and say so."""
+        if self._over:
+            return
+        try:
+            act(*arguments)
+        except Exception as error:
+            self._failed = True
+            self._boundaries.off = True
+            self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
+            try:
+                self._leave()
+            finally:
+                if self.writer is not None:
+                    self.writer.close(f"watching ended: {type(error).__name__}: {error}")
+
+    def _tell_problem(self) -> None:
+        if self.writer is not None and self.writer.problem:
+            self._warn(self.writer.problem)
+
+    def _warn(self, sentence: str) -> None:
+        """Say something once; where warnings are errors, on stderr, for they must not end the training."""
+        if sentence in self._warned:
+            return
+        self._warned.add(sentence)
+        try:
+            warnings.warn(f"chainrule: {sentence}", ChainruleWarning, stacklevel=2)
+        except ChainruleWarning:
+            print(f"chainrule: {sentence}", file=sys.stderr)
+
+    def _whole_models(self) -> list[nn.Module]:
+        """The models, as given; else those that the user's code has under a name, but for parts of others."""
+        if self._models:
+            return self._models
+        named = {id(item): item for item in _modules(self._namespace).values() if any(True for _ in item.parameters())}
+        parts = {id(part) for item in named.values() for part in item.modules() if part is not item}
+        return [item for key, item in named.items() if key not in parts]
+
+    def _meet(self, roots: Iterable[nn.Module]) -> None:
+        """Learn what the parameters are called, as the recording calls them, when their model first runs."""
+        models = self._whole_models() or [root for root in roots if any(True for _ in root.parameters())]
+        known = {id(item): name for name, item in _modules(self._namespace).items()}
+        for model in models:
+            prefix = f"{known.get(id(model), type(model).__name__)}." if len(models) > 1 else ""
+            for path, parameter in model.named_parameters():
+                self._parameters.setdefault(id(parameter), prefix + shortened(path))
+
+
+def _multiple_after(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _listed(given: Any, kind: type) -> list[Any]:
+    return [] if given is None else [given] if isinstance(given, kind) else list(given)
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimizer of torch.optim inside the wrappers of Accelerate and Lightning, whose hooks are the ones called."""
+    for name in ("optimizer", "_optimizer"):
+        inside = getattr(optimizer, name, None)
+        if isinstance(inside, Optimizer):
+            return _inner(inside)
+    return optimizer
+
+
+def _steps_done(optimizers: Iterable[Optimizer]) -> int:
+    """What an optimizer that was loaded from a checkpoint says of itself, where it counts (Adam; SGD does not)."""
+    counts = [state["step"] for each in optimizers for state in each.state.values() if "step" in state]
+    return max((int(count) for count in counts), default=0)
+
+
+def _variables(frame: Any) -> Mapping[str, Any]:
+    """The modules that the user's code has under a name."""
+    while frame is not None and is_library(frame.f_code):
+        frame = frame.f_back
+    return {} if frame is None else _modules({**frame.f_globals, **frame.f_locals})
+
+
+def _modules(names: Mapping[str, Any]) -> dict[str, nn.Module]:
+    return {name: item for name, item in names.items() if isinstance(item, nn.Module)}

@@ -1,0 +1,140 @@
+"""The page of a run in a real browser, with keys and mouse, as a reader uses it."""
+
+import re
+
+import pytest
+
+from chainrule import runs
+from chainrule.views import run_page
+from tests.runs import sick
+from tests.views import hostile
+
+pytestmark = pytest.mark.slow  # the browser alone takes seconds to start
+AXE = "the accessibility test needs axe-core: pip install axe-playwright-python"
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run.db"
+    sick.write(path)
+    with runs.open(path) as run:
+        return run_page.render(run, {1500: "run.steps/1500.html"})
+
+
+@pytest.fixture
+def open_run(browser, tmp_path, html):
+    """Open a run's page; in the end hold that it asked for nothing and complained of nothing."""
+    heard = []
+
+    def open_run(text=html, width=1400, **options):
+        file = tmp_path / "run.html"
+        file.write_text(text, encoding="utf-8")
+        page = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
+        page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("dialog", lambda dialog: (heard.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda asked: asked.url.startswith("file:") or heard.append(f"request {asked.url}"))
+        page.goto(file.as_uri())
+        page.wait_for_selector("html[data-ready]", timeout=15000)
+        return page
+
+    yield open_run
+    assert heard == []
+
+
+def test_pointing_at_the_heat_map_tells_the_step_and_the_tensor(open_run):
+    page = open_run()
+    plot = page.locator(".heat-over-time .plot").first
+    box = plot.bounding_box()
+    plot.hover(position={"x": box["width"] * 0.5, "y": box["height"] * 3.5 / len(sick.LAYERS)})
+    assert page.inner_text("#readout h2") == "step 1,510"
+    assert page.inner_text("#readout code") == sick.LAYERS[3]
+    told = page.inner_text("#readout")
+    assert "gradient norm" in told
+    assert "update / weight" in told
+
+
+def test_arrow_keys_walk_in_time_and_depth(open_run):
+    page = open_run()
+    plot = page.locator(".heat-over-time .plot").first
+    plot.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    assert page.inner_text("#readout h2") == "step 20"
+    assert page.inner_text("#readout code") == sick.LAYERS[1]
+
+
+def test_dragging_looks_closer_and_all_goes_back(open_run):
+    page = open_run()
+    assert page.inner_text("#span") == "steps 10 to 3,000"
+    box = page.locator(".plot").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 20, steps=3)
+    page.mouse.up()
+    first, last = map(int, re.findall(r"\d+", page.inner_text("#span").replace(",", "")))
+    assert (first, last) == (760, 1510)
+    page.click("#in")
+    page.click("#later")
+    page.click("#all")
+    assert page.inner_text("#span") == "steps 10 to 3,000"
+
+
+def test_a_finding_leads_to_its_words_and_its_step(open_run):
+    page = open_run()
+    assert page.locator(".found").count() == 3
+    page.locator(".found.error").click()
+    assert page.url.endswith("#finding-3")
+    assert "5 numbers are not finite." in page.inner_text("#finding-3")
+    page.click("#finding-2 button")
+    assert page.inner_text("#readout h2") == "step 1,500"
+    assert page.inner_text("#readout code") == sick.LAYERS[3]
+
+
+def test_a_recorded_step_is_linked(open_run):
+    page = open_run()
+    assert page.get_attribute("a.recorded-step", "href") == "run.steps/1500.html"
+    page.click("#finding-2 button")
+    assert page.get_attribute("#readout a", "href") == "run.steps/1500.html"
+
+
+def test_cells_that_are_not_finite_are_marked(open_run):
+    page = open_run()
+    pixel = page.evaluate(
+        """() => {
+            const canvas = document.querySelector(".heat-over-time canvas");
+            return [...canvas.getContext("2d").getImageData(canvas.width - 1, 5, 1, 1).data];
+        }"""
+    )
+    assert pixel == [220, 38, 38, 255]
+
+
+@pytest.mark.parametrize("width", [400, 800, 1400])
+def test_nothing_is_wider_than_the_page(open_run, width):
+    page = open_run(width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(open_run, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=AXE, exc_type=ImportError).Axe()
+    found = axe.run(open_run(color_scheme=scheme))
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_an_empty_run(open_run, tmp_path):
+    runs.Writer(tmp_path / "run.db").close()
+    with runs.open(tmp_path / "run.db") as run:
+        page = open_run(run_page.render(run))
+    assert page.inner_text("#course") == "No step has been watched yet."
+
+
+def test_hostile_names_are_text(open_run, tmp_path):
+    name = " ".join(hostile.NAMES).replace("\ud800", "")
+    sick.write(tmp_path / "run.db", steps=30, name=name)
+    with runs.open(tmp_path / "run.db") as run:
+        page = open_run(run_page.render(run))
+    assert page.locator("img").count() == 0
+    assert page.locator("#findings b.mark").count() == 4
