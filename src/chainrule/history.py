@@ -56,10 +56,11 @@ class StepFacts:
 
 @dataclass(slots=True)
 class History:
-    """Everything that was watched, in the order of the steps."""
+    """Everything that was watched, in the order of the steps; or the last part of it, with the loss at the start."""
 
     steps: list[StepFacts] = field(default_factory=list)
     series: dict[tuple[Kind, str], Series] = field(default_factory=dict)
+    first_loss: float | None = None  # of the run, where its first steps are not here
 
     def add(self, kind: Kind, name: str, step: int, statistics: Statistics, layer: int = 0, type: str = "") -> None:
         """Add what one tensor was at one step."""

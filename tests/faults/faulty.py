@@ -56,14 +56,14 @@ def column(loss: Callable[..., Tensor], **options: Any) -> Callable[[Tensor, Ten
 # -- units -------------------------------------------------------------------------------------------------------------
 
 
-@fault("unit-off", 40)
+@fault("unit-off", 25)
 def biases_far_below_zero():
     model = mlp(64, 32, 32, 10)
     nn.init.constant_(model[2].bias, -20.0)
     return train(model, batches())
 
 
-@fault("unit-off", 60)
+@fault("unit-off", 35)
 def killed_by_one_huge_step():
     model = mlp(64, 32, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
@@ -74,7 +74,7 @@ def killed_by_one_huge_step():
     return train(model, batches(), optimizer, before_step=calm)
 
 
-@fault("unit-off", 40)
+@fault("unit-off", 25)
 def channels_killed_by_a_negative_shift():
     model = cnn()
     with torch.no_grad():
@@ -550,7 +550,7 @@ def sgd_with_the_rate_of_something_else():
     return train(model, batches(images=True), torch.optim.SGD(model.parameters(), lr=1e-7))
 
 
-@fault("stuck-update", 60)
+@fault("stuck-update", 30)
 def schedule_that_ends_at_zero():
     model = mlp(64, 32, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -565,7 +565,7 @@ def one_huge_gradient_in_adams_memory():
     return train(model, data, torch.optim.Adam(model.parameters(), lr=1e-3))
 
 
-@fault("stuck-update", 60)
+@fault("stuck-update", 20)
 def bfloat16_weights_with_a_small_rate():
     model = mlp(64, 32, 10).bfloat16()
     data = ((x.bfloat16(), y) for x, y in batches())
@@ -597,7 +597,7 @@ def rate_that_diverges():
     return train(model, points(), torch.optim.SGD(model.parameters(), lr=1.2), loss=F.mse_loss)
 
 
-@fault("learning-rate-too-high", 60)
+@fault("learning-rate-too-high", 30)
 def rate_that_throws_a_network_away():
     model = mlp(64, 64, 64, 10)
     return train(model, batches(), torch.optim.SGD(model.parameters(), lr=10.0))
@@ -613,7 +613,7 @@ def rate_at_which_the_loss_swings():
     )  # fmt: skip
 
 
-@fault("learning-rate-too-high", 60)
+@fault("learning-rate-too-high", 30)
 def adam_far_too_fast():
     model = mlp(8, 32, 32, 1)
     return train(model, points(), torch.optim.Adam(model.parameters(), lr=1.0), loss=F.mse_loss)
@@ -660,7 +660,7 @@ def micro_batches(data: Iterator[tuple[Tensor, Tensor]], model: nn.Module, optim
         yield
 
 
-@fault("gradient-noise", 40)
+@fault("gradient-noise", 25)
 def labels_that_mean_nothing():
     model = mlp(64, 32, 10)
     with torch.no_grad():
@@ -669,7 +669,7 @@ def labels_that_mean_nothing():
     return micro_batches(data, model, torch.optim.SGD(model.parameters(), lr=0.01))
 
 
-@fault("gradient-noise", 40)
+@fault("gradient-noise", 25)
 def micro_batches_of_one():
     model = mlp(64, 32, 10)
     data = ((torch.randn_like(x), y) for x, y in batches(1))

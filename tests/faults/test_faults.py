@@ -53,9 +53,9 @@ def test_the_bed_has_two_faults_of_each_kind_at_least():
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_run_has_nothing_above_a_note(name):
-    """A hundred steps, of which every fourth is watched; the slow test watches every one."""
-    run = watched(HEALTHY[name], every=4, full_every=20)
-    assert len(run.history.steps) == 25
+    """A hundred steps, of which every fifth is watched; the slow test watches every one."""
+    run = watched(HEALTHY[name], every=5, full_every=25)
+    assert len(run.history.steps) == 20
     assert above_a_note(run.findings()) == []
 
 

@@ -109,6 +109,13 @@ def test_a_norm_after_the_first_layer_makes_up_for_the_scale():
     assert found_in(lambda: normed(x).square().mean().backward())["input-not-normalised"].severity == "note"
 
 
+def test_features_of_a_frozen_body_are_no_data():
+    body, head, x = nn.Linear(4, 16).requires_grad_(False), nn.Linear(16, 1), torch.randn(32, 4)
+    with torch.no_grad():
+        body.weight[0] *= 1e5
+    assert "input-not-normalised" not in found_in(lambda: head(body(x).tanh() * 100).mean().backward(), body=body)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_sum_over_the_batch_and_a_mean(reduction):
     layer, x, y = nn.Linear(4, 3), torch.randn(16, 4), torch.randint(3, (16,))
@@ -129,6 +136,12 @@ def test_targets_within_reach_and_beyond():
     finding = found_in(loss(beyond), beyond=beyond)["unfittable-labels"]
     assert "is between 0 and 1" in finding.sentence
     assert finding.where == "beyond"
+
+
+def test_a_loss_by_hand_is_known_by_what_becomes_of_the_difference():
+    layer, again, x = nn.Linear(4, 4), nn.Linear(4, 1), 3 * torch.randn(16, 4)
+    assert "unfittable-labels" in found_in(lambda: ((torch.tanh(layer(x)) - x) ** 2).mean().backward())
+    assert "unfittable-labels" not in found_in(lambda: again(torch.tanh(layer(x)) - x).mean().backward())
 
 
 def test_a_label_for_every_word_is_only_a_note():

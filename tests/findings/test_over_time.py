@@ -138,6 +138,16 @@ def test_a_spike_names_the_layer_that_it_began_in():
     assert findings_over_time(history, {}, Thresholds(spike_factor=6.0)) == ()
 
 
+def test_a_window_of_a_run_knows_the_loss_at_its_start():
+    """Late in a run a hard batch may have ten times the loss that has been reached, and that is no spike."""
+    losses = [0.01] * 30
+    losses[25] = 0.1
+    history = course(losses)
+    assert ids(findings_over_time(history, {})) == ["loss-spike"]
+    history.first_loss = 2.3
+    assert findings_over_time(history, {}) == ()
+
+
 def test_clipping_now_and_then_is_what_it_is_for():
     often, seldom = course([1.0] * 20), course([1.0] * 20)
     for facts in often.steps:

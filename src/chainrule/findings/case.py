@@ -43,7 +43,6 @@ class Case:
         self.notation = notation
         self.thresholds = thresholds or Thresholds()
         self.worked_out: dict[str, Any] = {}  # what more than one check asks for, by the name of what it is
-        self._data: dict[int, bool] = {}
         self._statistics: dict[tuple[int, bool], Statistics | None] = {}
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -110,15 +109,18 @@ class Case:
 
     def is_data(self, value: int) -> bool:
         """Whether it came from outside, or was made of such values alone: no parameter had a part in it."""
-        if value not in self._data:
-            known, operation = self.graph.values[value], self.producer(value)
-            if operation is None:
-                self._data[value] = known.kind == "input"
-            else:
-                operands = [index for _, _, index in references(operation.arguments)]
-                # Operands are older than what is made of them, so this ends; ages of data are short.
-                self._data[value] = not known.requires_grad and all(map(self.is_data, operands))
-        return self._data[value]
+        return value in self._data
+
+    @cached_property
+    def _data(self) -> frozenset[int]:
+        values = self.graph.values
+        frozen = {known.value for known in self.graph.parameters.values()}
+        leaves = (value.index for value in values if value.operation is None and value.kind == "input")
+        found = {leaf for leaf in leaves if leaf not in frozen}
+        for operation in self.graph.operations:
+            if all(operand in found for _, _, operand in references(operation.arguments)):
+                found.update(out for out in operation.outputs if out is not None and not values[out].requires_grad)
+        return frozenset(found)
 
     def made_by(self, value: int) -> str:
         """The base name of the operation that made a value's numbers: `sigmoid`; "" for what came from outside."""

@@ -129,7 +129,7 @@ def _comparisons(case: Case) -> Iterator[tuple[Operation, int, int]]:
     """(operation, prediction, target) of every loss, and of differences taken by hand outside the modules."""
     for operation in case.graph.operations:
         base = base_of(operation)
-        by_hand = base == "sub" and operation.call is not None and not case.graph.calls[operation.call].module
+        by_hand = base == "sub" and _is_measured(case, operation)
         pair = argument(operation, "self"), argument(operation, COMPARING.get(base, "other"))
         if (base not in COMPARING and not by_hand) or base.startswith("nll") or None in pair:
             continue
@@ -140,6 +140,16 @@ def _comparisons(case: Case) -> Iterator[tuple[Operation, int, int]]:
         boolean = case.graph.values[case.source(target)].dtype == torch.bool
         if case.graph.values[prediction].requires_grad and case.is_data(target) and not boolean:
             yield operation, prediction, target
+
+
+MEASURING = frozenset({"pow", "abs", "square", "mul", "norm", "linalg_vector_norm"})
+
+
+def _is_measured(case: Case, operation: Operation) -> bool:
+    """Whether a difference is taken outside the modules, and its size after that: then it is a loss by hand."""
+    outside = operation.call is not None and not case.graph.calls[operation.call].module
+    uses = [use for out in operation.outputs if out is not None for use in case.uses.get(out, ())]
+    return outside and bool(uses) and all(base_of(use) in MEASURING for use in uses)
 
 
 def _bounds(case: Case, value: int) -> tuple[object, object]:

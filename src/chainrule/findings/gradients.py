@@ -29,7 +29,7 @@ NO_GRADIENT = Kind(
     why="It does not learn. It is a note where that is meant: frozen, or in no optimizer that stepped.",
     advice="If it is meant to learn, use it on the way to the loss, without detach(), item() or no_grad().",
     source="PyTorch's documentation: Autograd mechanics",
-    lasts=2,
+    lasts=5,  # an expert of a mixture may well be left out of a few steps
 )
 
 

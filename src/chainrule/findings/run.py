@@ -98,6 +98,8 @@ class Run:
 
         NaN where there is none.
         """
+        if self.history.first_loss is not None:
+            return self.history.first_loss
         return min((loss for _, loss in self.losses[:3]), default=math.nan)
 
     @cached_property

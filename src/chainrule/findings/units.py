@@ -197,10 +197,10 @@ def _saturated(case: Case) -> Iterator[Finding]:
     for operation in case.named("sigmoid", "tanh", "_softmax"):
         out = operation.outputs[0]
         known = case.statistics(out) if out is not None and case.graph.values[out].requires_grad else None
-        if out is None or known is None or known.not_finite or known.elements < 2 or _is_output(case, out):
+        if out is None or known is None or known.not_finite or known.elements < 2:
             continue
         share, told = _slope(case, operation, out)
-        if not share < case.thresholds.flat:
+        if not share < case.thresholds.flat or _is_output(case, out):
             continue
         name = base_of(operation).strip("_")
         yield SATURATED.found(

@@ -67,6 +67,9 @@ class Examiner:
         for each in figures:
             history.add(each.kind, each.name, facts.step, each.statistics, each.layer, each.type)
         if len(history.steps) >= 2 * WINDOW:
+            if history.first_loss is None:  # what a later loss is held against
+                losses = [each.loss for each in history.steps[:3] if each.loss is not None]
+                history.first_loss = min(losses, default=None)
             self._cut(history.steps[-WINDOW].step)
 
     def _cut(self, first: int) -> None:
