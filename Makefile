@@ -5,8 +5,9 @@ PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python -m
 READY := .venv/ready
+PEERS := .venv-peers
 
-.PHONY: demo test test-all check check-page screenshots bench clean
+.PHONY: demo test test-all check check-page screenshots bench bench-peers bench-gpu clean
 
 demo: $(READY)
 	$(RUN) chainrule demo $(ARGS)
@@ -30,15 +31,21 @@ node_modules: package.json
 	npm install --no-audit --no-fund
 	@touch $@
 
-# Pictures of the page, to be looked at: needs chromium and playwright.
+# Pictures of the page, to be looked at, and those of the README: needs chromium and playwright.
 screenshots: $(READY)
-	$(RUN) tests.browser.screenshots build/screenshots
+	$(RUN) tests.browser.screenshots build/screenshots docs/images
 
 bench: $(READY)
 	$(RUN) benchmarks $(ARGS)
 
+bench-peers: $(PEERS)/ready
+	$(PEERS)/bin/python -m benchmarks.peers $(ARGS)
+
+bench-gpu: $(READY)
+	$(RUN) benchmarks.gpu $(ARGS)
+
 clean:
-	rm -rf .venv
+	rm -rf .venv $(PEERS)
 
 # torch comes first and alone: it is by far the largest, and the rest then finds it there.
 $(READY): pyproject.toml constraints.txt
@@ -47,4 +54,15 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(RUN) pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Other tools, beside the same torch. One that cannot be had leaves the others standing; its row then says so.
+PINNED := benchmarks/peers/constraints.txt
+INSTALL := $(PEERS)/bin/python -m pip install -q
+$(PEERS)/ready: pyproject.toml constraints.txt $(PINNED)
+	@echo 'Setting up $(PEERS), once; it takes some minutes.'
+	$(PYTHON) -m venv $(PEERS)
+	$(INSTALL) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) -c constraints.txt -e . transformers
+	$(INSTALL) --no-deps -r $(PINNED) || grep -v '^#' $(PINNED) | xargs -n 1 $(INSTALL) --no-deps || true
 	@touch $@

@@ -1,100 +1,110 @@
-"""The training steps that are measured, as a user would write them; none knows chainrule."""
+"""The training steps that are measured, as a user would write them; none knows chainrule.
+
+Each is a `Training`: its parts lie open, because other tools want the model or the loss by itself, and calling it runs
+the step. `tiny` makes the same shape of model in a size that tests can afford.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.models import Chain, Decoder, perceptron
 from benchmarks.timing import Step
 
-type_of_optimizer = type[torch.optim.Optimizer]
+
+@dataclass(frozen=True)
+class Training:
+    """One training step in its parts; with an optimizer it also updates."""
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    criterion: Callable[[Any, Tensor], Tensor]
+    optimizer: torch.optim.Optimizer | None = None
+
+    def __call__(self) -> Tensor:
+        self.model.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+        return loss
+
+    def loss(self) -> Tensor:
+        """The forward pass."""
+        return self.criterion(self.model(self.inputs), self.targets)
+
+    def updated_by(self, kind: type[torch.optim.Optimizer]) -> Self:
+        """The same step with an optimizer of this kind."""
+        return replace(self, optimizer=kind(self.model.parameters(), lr=1e-3))
+
+    def on(self, device: str) -> Self:
+        """The same step on another device. The model itself is moved."""
+        return replace(
+            self, model=self.model.to(device), inputs=self.inputs.to(device), targets=self.targets.to(device)
+        )
 
 
-def perceptron(optimizer: type_of_optimizer | None) -> Step:
+@dataclass(frozen=True)
+class Subject:
+    """What a table calls a step, and what builds it: `build(tiny=True)` for the tests."""
+
+    title: str
+    build: Callable[..., Training]
+
+
+def mlp(tiny: bool = False) -> Training:
     """784-512-512-10, batch 64, cross entropy."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
-    inputs, targets = torch.randn(64, 784), torch.randint(10, (64,))
-    update = None if optimizer is None else optimizer(model.parameters(), lr=1e-3)
-
-    def step() -> Tensor:
-        model.zero_grad()
-        loss = F.cross_entropy(model(inputs), targets)
-        loss.backward()
-        if update is not None:
-            update.step()
-        return loss
-
-    return step
+    widths = (12, 8, 8, 10) if tiny else (784, 512, 512, 10)
+    batch = 4 if tiny else 64
+    return Training(perceptron(*widths), torch.randn(batch, widths[0]), torch.randint(10, (batch,)), _classified)
 
 
-def chain(operations: int) -> Step:
-    """So many elementwise operations one after the other on eight numbers: nothing but overhead."""
-    start = torch.linspace(-1, 1, 8, requires_grad=True)
+def resnet50(tiny: bool = False, batch: int = 8, side: int = 224) -> Training:
+    """ResNet-50 with its 25.6 million parameters: the defaults of `transformers` are those of the paper."""
+    from transformers import ResNetConfig, ResNetForImageClassification
 
-    def step() -> Tensor:
-        start.grad = None
-        x: Tensor = start
-        for _ in range(operations // 2):
-            x = torch.tanh(x * 1.01)
-        loss = x.sum()
-        loss.backward()
-        return loss
-
-    return step
-
-
-class Block(nn.Module):
-    """Pre-norm attention and a feed-forward layer, as in GPT-2."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attend, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.rise, self.fall = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.attend(self.norm1(x)).chunk(3, -1)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.project(mixed.transpose(1, 2).flatten(2))
-        return x + self.fall(F.gelu(self.rise(self.norm2(x)), approximate="tanh"))
-
-
-class Transformer(nn.Module):
-    """A decoder of GPT-2 small's size, with the embedding tied to the output."""
-
-    def __init__(
-        self, vocabulary: int = 50257, context: int = 1024, width: int = 768, heads: int = 12, depth: int = 12
-    ):
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
-        for block in self.blocks:
-            x = block(x)
-        return F.linear(self.norm(x), self.tokens.weight)
-
-
-def transformer() -> Step:
-    """GPT-2 small, 1 x 128 tokens, forward and backward."""
     torch.manual_seed(0)
-    model = Transformer()
-    tokens = torch.randint(50257, (1, 129))
+    config = ResNetConfig(num_labels=1000)
+    if tiny:
+        batch, side = 2, 32
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=1000)
+    model = ResNetForImageClassification(config).train()
+    return Training(model, torch.randn(batch, 3, side, side), torch.randint(1000, (batch,)), _classified)
 
-    def step() -> Tensor:
-        model.zero_grad()
-        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
-        return loss
 
-    return step
+def gpt2(attention: str, tiny: bool = False, batch: int = 1, length: int = 128, width: int = 768) -> Training:
+    """GPT-2 small of `transformers`, in training mode: dropout draws as it does in a user's step."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(attn_implementation=attention, use_cache=False, n_embd=width)
+    if tiny:
+        length = 8
+        config.update({"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0})
+    model = GPT2LMHeadModel(config).train()
+    return _next_token(model, model.config.vocab_size, batch, length)
+
+
+def decoder(tiny: bool = False, batch: int = 1, length: int = 128, width: int = 768) -> Training:
+    """GPT-2 small as one writes it by hand."""
+    torch.manual_seed(0)
+    model = Decoder(vocabulary=50, context=16, width=16, heads=2, depth=2) if tiny else Decoder(width=width)
+    return _next_token(model, model.tokens.num_embeddings, batch, 8 if tiny else length)
+
+
+def chain(operations: int = 1000, tiny: bool = False) -> Training:
+    """A chain of tiny elementwise operations."""
+    scale, unused = torch.tensor(1.01), torch.zeros(())
+    return Training(Chain(20 if tiny else operations), scale, unused, lambda output, _: output.sum())
 
 
 def worked_example() -> Step:
@@ -103,3 +113,24 @@ def worked_example() -> Step:
 
     model, loss, optimizer = build()
     return lambda: train_step(model, loss, optimizer)
+
+
+SUBJECTS = {
+    "mlp": Subject("MLP 784-512-512-10, batch 64", mlp),
+    "chain": Subject("chain of 1,000 tiny operations", chain),
+    "resnet50": Subject("ResNet-50, batch 8 at 224", resnet50),
+    "gpt2-eager": Subject("GPT-2 small, 1 x 128 tokens, eager", partial(gpt2, "eager")),
+    "gpt2-sdpa": Subject("GPT-2 small, 1 x 128 tokens, sdpa", partial(gpt2, "sdpa")),
+    "decoder": Subject("GPT-2 small by hand, 1 x 128 tokens", decoder),
+}
+
+
+def _next_token(model: nn.Module, vocabulary: int, batch: int, length: int) -> Training:
+    tokens = torch.randint(vocabulary, (batch, length + 1))
+    return Training(model, tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), _classified)
+
+
+def _classified(output: Any, targets: Tensor) -> Tensor:
+    """Cross entropy over the last dimension; the models of `transformers` wrap their output."""
+    logits = getattr(output, "logits", output)
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())

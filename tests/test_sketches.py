@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from chainrule.document import Histogram
-from chainrule.telling.sketches import histogram, sketch
+from chainrule.telling.measures import measured
+from chainrule.telling.sketches import COUNTED, sketch
+from chainrule.telling.sketches import histogram as counted
+
+
+def histogram(data):
+    return counted(data, measured(data))
 
 
 def test_a_sketch_holds_the_mean_of_each_cell():
@@ -38,3 +44,26 @@ def test_where_there_is_nothing_to_see():
     assert histogram(torch.empty(0)) is None
     assert histogram(torch.ones(9)) is None
     assert histogram(torch.tensor([math.nan])) is None
+
+
+def test_of_very_many_numbers_a_regular_sample_is_counted_and_the_ends_are_true():
+    data = torch.randn(200, 512)
+    made = histogram(data)
+    assert made.sample == sum(made.counts) <= COUNTED // 2
+    assert (made.low, made.high) == (data.min().item(), data.max().item())
+    spread = [count / made.sample for count in made.counts]
+    whole = torch.histc(data, 24, made.low, made.high) / data.numel()
+    assert spread == pytest.approx(whole.tolist(), abs=0.02)
+    assert histogram(data.t()) == made  # a view holds the same numbers
+
+
+def test_no_column_is_missed_where_the_sample_would_fall_into_step_with_the_rows():
+    data = torch.zeros(1024, 512)
+    data[:, 1] = 1.0  # every n-th number, n a multiple of 512 or a factor of it, would miss it
+    assert histogram(data).counts[-1] / histogram(data).sample == pytest.approx(1 / 512, rel=0.1)
+
+
+def test_a_sketch_of_a_grid_that_does_not_divide_is_that_of_pytorchs_pooling():
+    data = torch.randn(3, 37, 101)
+    expected = torch.nn.functional.adaptive_avg_pool2d(data.view(1, -1, 101), (8, 16))
+    assert sketch(data).means == pytest.approx(expected.reshape(-1).tolist(), rel=0.01, abs=1e-4)

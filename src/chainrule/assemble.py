@@ -21,13 +21,14 @@ from dataclasses import replace
 
 from chainrule.calls import read_calls
 from chainrule.events import read_events
-from chainrule.graph import Graph, Operation, Value
+from chainrule.graph import Graph, Operation, Parameter, Value
 from chainrule.leaves import Leaves
 from chainrule.naming import Names, Paths
 from chainrule.nodes import number_nodes, read_nodes
 from chainrule.parameters import read_parameters, read_updates
 from chainrule.passes import Passes, give_gradients
 from chainrule.reading import Reading
+from chainrule.statistics import Statistics
 from chainrule.tape import Tape
 from chainrule.values import Values, is_trained_leaf
 
@@ -41,14 +42,15 @@ def assemble(tape: Tape) -> Graph:
     names = Names(reading, leaves, paths, calls)
     number = number_nodes(reading)
     give_gradients(reading, leaves, passes)
+    parameters = read_parameters(reading, leaves, passes, names)
     return Graph(
-        values=_freeze(tape, reading.values, number),
+        values=_freeze(tape, reading.values, number, _of_leaves(tape, parameters)),
         operations=tuple(_renumber(operation, number) for operation in reading.operations),
         calls=calls,
         nodes=read_nodes(reading, leaves, number, passes.passages()),
         backwards=passes.backwards(reading, number),
         updates=read_updates(reading, leaves, names),
-        parameters=read_parameters(reading, leaves, passes, names),
+        parameters=parameters,
         modules=tuple(paths.modules()),
         events=tuple(read_events(reading, passes, names)),
         error=tape.error,
@@ -60,7 +62,16 @@ def _renumber(operation: Operation, number: dict[int, int]) -> Operation:
     return replace(operation, node=None if operation.node is None else number[operation.node])
 
 
-def _freeze(tape: Tape, values: Values, number: dict[int, int]) -> tuple[Value, ...]:
+def _of_leaves(tape: Tape, parameters: dict[str, Parameter]) -> dict[int, Statistics | None]:
+    """Of a gradient that was not kept, and came from several uses of a leaf, the sum alone was measured: `.grad`."""
+    if any(backward.before for backward in tape.backwards):
+        return {}
+    return {each.value: each.grad_statistics for each in parameters.values() if each.value is not None}
+
+
+def _freeze(
+    tape: Tape, values: Values, number: dict[int, int], of_leaves: dict[int, Statistics | None]
+) -> tuple[Value, ...]:
     """The drafts as facts. A name that several values have gets a number at each: `h@1`, `h@2`."""
     shared = Counter(name for draft in values.drafts for name in draft.names)
     count: Counter[str] = Counter()
@@ -86,7 +97,7 @@ def _freeze(tape: Tape, values: Values, number: dict[int, int]) -> tuple[Value, 
                 draft.place,
                 draft.grad is not None,
                 tape.statistics_of(data),
-                tape.statistics_of(draft.grad),
+                tape.statistics_of(draft.grad) or of_leaves.get(index),
             )
         )
     return tuple(found)

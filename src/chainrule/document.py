@@ -52,11 +52,15 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many numbers lie in each of equally wide bins between `low` and `high`."""
+    """How many numbers lie in each of equally wide bins between `low` and `high`.
+
+    `sample` is how many of a very large tensor's numbers were counted, at regular distances; None: all of them.
+    """
 
     low: float
     high: float
     counts: tuple[int, ...]
+    sample: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,8 @@ class Keeper:
 
     def of(self, tree: Any) -> Any:
         """A tree of arguments or results with stand-ins in the place of tensors that are not kept."""
+        if not self._present:
+            return tree
         if isinstance(tree, Tensor):
             known = self._present.get(id(tree))
             return tree if known is None or known.tensor() is not tree else known.stand_in
@@ -191,10 +193,12 @@ class Keeper:
 
     def _result(self, tensor: Tensor, known: _Present | None, viewed: Tensor | None) -> Tensor:
         if known is not None:  # overwritten in place, or handed through
+            stand_in = known.stand_in
             if known.version != _version(tensor):
                 known.version = _version(tensor)
-                self.absentees.known[id(known.stand_in)].measured = measure_unseen(tensor)
-            stand_in = known.stand_in
+                self.absentees.known[id(stand_in)].measured = measure_unseen(tensor)
+                if stand_in.shape != tensor.shape:
+                    stand_in.as_strided_(tensor.size(), tensor.stride())
         else:
             whole = None if viewed is None else self._living(viewed)
             if whole is None and (viewed is not None or self.is_kept(tensor)):
@@ -207,24 +211,35 @@ class Keeper:
         known = self._present.get(id(tensor))
         return known if known is not None and known.tensor() is tensor else None
 
-    def _absent(self, tensor: Tensor, whole: _Present | None = None) -> Tensor:
-        measured = None
+    def _absent(self, tensor: Tensor, whole: _Present | None = None, measured: bool = True) -> Tensor:
+        figures = None
         if whole is not None and whole.stand_in.numel() == tensor.numel():  # the same numbers in another order
-            measured = self.absentees.measured(whole.stand_in)
-        stand_in = self.absentees.stand_in(tensor, measured or measure_unseen(tensor))
+            figures = self.absentees.measured(whole.stand_in)
+        if measured and figures is None:
+            figures = measure_unseen(tensor)
+        stand_in = self.absentees.stand_in(tensor, figures)
         self._present[id(tensor)] = _Present(weakref.ref(tensor), _version(tensor), stand_in)
         return stand_in
 
-    def gradients(self, several: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The gradients that pass a node."""
-        return tuple(None if each is None else self._gradient(each) for each in several)
+    def arrived(self, several: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """The gradients that arrived at a node: those of values, which are measured where they are not kept."""
+        return tuple([each if each is None else self._gradient(each, True) for each in several])
 
-    def _gradient(self, tensor: Tensor) -> Tensor:
+    def sent_on(self, several: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """The gradients that a node sends on: shares of what will arrive, and be measured, where they go."""
+        return tuple([each if each is None else self._gradient(each, False) for each in several])
+
+    def _gradient(self, tensor: Tensor, arrives: bool) -> Tensor:
+        if tensor.layout is torch.strided and tensor.nbytes <= SMALL and tensor._base is None:
+            return tensor  # the usual case among small tensors
         known = self._living(tensor)
         if known is not None and known.version == _version(tensor):
+            figures = self.absentees.known[id(known.stand_in)]
+            if arrives and figures.measured is None:
+                figures.measured = measure_unseen(tensor)
             return known.stand_in
         if not self.is_kept(tensor):
-            return self._absent(tensor)
+            return self._absent(tensor, measured=arrives)
         if tensor.layout is torch.strided and tensor.untyped_storage().nbytes() > max(SMALL, tensor.nbytes):
             return tensor.clone()  # a part of a larger tensor must not hold all of it
         return tensor

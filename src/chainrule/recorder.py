@@ -59,6 +59,7 @@ _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch
 _leave_gradients = frozenset(  # optimizers of PyTorch's that only read `.grad` (a fused one may unscale it in place)
     {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
 )
+_handing_on = frozenset({"TBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0"})
 _zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default})
 
 
@@ -172,7 +173,7 @@ class Recorder:
     def _settle(self) -> None:
         """Tie the last results that were not kept to the nodes that autograd has made for them meanwhile."""
         keeper = self._keeper
-        if keeper is None or not keeper.is_strict:
+        if keeper is None or not (keeper.pending or keeper.chosen or self._written):
             return
         if keeper.chosen:
             self._chosen_operations.add(len(self.tape.operations) - 1)
@@ -474,6 +475,7 @@ class Recorder:
             if not raw.hooked and type(node) is not AccumulateGrad:
                 self._hook(number_of[node], raw, at_leaf)
         for raw in at_leaves:
+            raw.lends = len(raw.edges) == 1 and type(raw.node).__name__ in _handing_on
             raw.leaves = tuple(
                 (position, node.variable)
                 for position, (node, _) in enumerate(raw.edges)
@@ -491,8 +493,11 @@ class Recorder:
             downstream = tuple(kept)
         keeper = self._keeper
         if keeper is not None:
-            keeper.chosen = self.tape.nodes[index].operation in self._chosen_operations
-            downstream, upstream = keeper.gradients(downstream), keeper.gradients(upstream)
+            raw = self.tape.nodes[index]
+            keeper.chosen = raw.operation in self._chosen_operations
+            if not (raw.lends and raw.leaves):  # else it becomes `.grad`, which is the user's
+                upstream = keeper.arrived(upstream)
+            downstream = keeper.sent_on(downstream)
         _note_passage(self.tape.passages, index, downstream, upstream)
 
     # -- the optimizer ------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from chainrule.loans import Loans
 from chainrule.source import Site
 from chainrule.statistics import Statistics
 
-
 # Their results share the operand's memory, and their schemas do not own up to it.
 _UNDECLARED_VIEWS = frozenset(
     f"aten::{name}" for name in ("_unsafe_view", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
@@ -115,6 +114,7 @@ class RawNode:
     remade: Tensor | None = None  # the view that has this node, where an operation ran to make it
     leaves: tuple[tuple[int, Tensor], ...] = ()  # (position, leaf) of gradients that must not be held
     hooked: bool = False
+    lends: bool = False  # what arrives here is handed on to a leaf, as another view of the same memory
 
 
 Version = tuple[Tensor, int]

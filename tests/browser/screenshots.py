@@ -1,4 +1,4 @@
-"""Pictures of the page, to be looked at and for the README: `python -m tests.browser.screenshots FOLDER`.
+"""Pictures of the page, to be looked at and for the README: `python -m tests.browser.screenshots FOLDER [IMAGES]`.
 
 The worked example and a small transformer, light and dark, wide and narrow; and what pointing at a number shows.
 """
@@ -30,6 +30,11 @@ SHOTS = (  # name, document, fragment, tab, what is pointed at, colour scheme, w
     ("transformer-overview", "transformer", "#backward-30", "overview", None, "dark", 1440, 900),
     ("transformer-narrow", "transformer", "#backward-30", "mirror", None, "dark", 420, 1600),
 )
+KEPT = (  # for the README, into IMAGES
+    ("demo", "worked", "#backward-7-weight", "mirror", '#rows [data-source="1 gradient 1,0"]', "light", 1440, 860),
+    ("transformer", "transformer", "#backward-15-self", "mirror", None, "light", 1440, 860),
+    ("overview", "transformer", "#forward-14", "overview", None, "dark", 1440, 860),
+)
 
 
 def worked() -> Document:
@@ -54,32 +59,63 @@ def transformer() -> Document:
     return recording.document(pointing=True)
 
 
-def shoot(browser: Any, folder: Path) -> None:
-    """Write every picture, and the two pages, into `folder`."""
+def shoot(browser: Any, folder: Path, images: Path | None = None) -> None:
+    """Write every picture, and the two pages, into `folder`; with `images` also those that are kept, made small."""
     for name, document in (("worked", worked()), ("transformer", transformer())):
         (folder / f"{name}.html").write_text(view.render(document), encoding="utf-8")
-    for name, document_name, fragment, tab, pointed, scheme, width, height in SHOTS:
-        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        page.goto((folder / f"{document_name}.html").absolute().as_uri() + fragment)
-        page.wait_for_selector("html[data-ready]")
-        page.click(f"#tab-{tab}")
-        if pointed:
-            page.hover(pointed)
-        page.evaluate("scrollTo(0, 0)")
-        page.wait_for_timeout(300)
-        page.screenshot(path=folder / f"{name}.png")
-        page.close()
+    for shot in SHOTS:
+        _shoot(browser, folder, folder, *shot)
+    for shot in KEPT if images is not None else ():
+        _small(_shoot(browser, folder, images or folder, *shot))
+
+
+def _shoot(
+    browser: Any,
+    pages: Path,
+    folder: Path,
+    name: str,
+    document: str,
+    fragment: str,
+    tab: str,
+    pointed: str | None,
+    scheme: str,
+    width: int,
+    height: int,
+) -> Path:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.goto((pages / f"{document}.html").absolute().as_uri() + fragment)
+    page.wait_for_selector("html[data-ready]")
+    page.click(f"#tab-{tab}")
+    if pointed:
+        page.hover(pointed)
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(300)
+    page.screenshot(path=folder / f"{name}.png")
+    page.close()
+    return folder / f"{name}.png"
+
+
+def _small(file: Path) -> None:
+    """The same picture in 128 colours, which no eye sees and which takes a third of the room."""
+    try:
+        from PIL import Image
+    except ImportError:
+        print(f"{file} is as large as the browser made it: pip install pillow", file=sys.stderr)
+        return
+    with Image.open(file) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def main() -> None:
-    """Make the folder that is named, and fill it."""
+    """Make the folders that are named, and fill them."""
     from playwright.sync_api import sync_playwright
 
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
+    folders = [Path(each) for each in sys.argv[1:3]]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        shoot(browser, folder)
+        shoot(browser, *folders)
         browser.close()
 
 

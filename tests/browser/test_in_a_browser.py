@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional as F
 
+import chainrule
 from chainrule.document import Document, Histogram, Paragraph, Row, Section, Sketch, Source, Sum, Summand, Tensor
 from chainrule.numbers import number
 from chainrule.views import page as view
 from tests.browser.large import large
+from tests.browser.transformer import Transformer
 from tests.views import hostile
 
 pytestmark = pytest.mark.slow  # the browser alone takes seconds to start
@@ -251,32 +254,75 @@ def test_axe_finds_nothing(open_page, worked, scheme):
         assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_worked_example_is_small_and_opens_at_once(open_page, worked):
+def test_the_worked_example_is_small(open_page, worked):
     assert len(view.render(worked).encode()) < 400_000
-    assert min(int(open_page(worked).get_attribute("html", "data-ready")) for _ in range(3)) < 500
+    assert int(open_page(worked).get_attribute("html", "data-ready")) > 0  # benchmarks/page.py says how soon
 
 
-def test_a_large_step_is_made_opened_and_scrolled_in_time(open_page):
+def test_a_large_step_is_small_and_fills_its_lines_as_they_are_scrolled_to(open_page):
     document = large()
-    start = time.process_time()
     assert len(view.render(document).encode()) < 4_000_000
-    assert time.process_time() - start < 3
-    pages = [open_page(document) for _ in range(2)]
-    assert min(int(page.get_attribute("html", "data-ready")) for page in pages) < 1500
-    pages[0].click("#unfold")
-    frames = pages[0].evaluate(
-        """async () => {
-          const pane = document.querySelector("#mirror"), times = [];
-          for (let last = performance.now(), i = 0; i < 120; i++) {
-            pane.scrollTop += 160;
-            const now = await new Promise(requestAnimationFrame);
-            times.push(now - last); last = now;
-          }
-          return times.sort((a, b) => a - b);
-        }"""
-    )
-    assert frames[len(frames) // 2] < 50  # milliseconds; two slow cores without a graphics card
-    assert frames[-1] < 400
+    page = open_page(document)
+    page.click("#unfold")
+    last = f'li[data-row="{len(document.rows) - 1}"]'
+    assert page.locator(f"{last} .name").count() == 0
+    page.evaluate("document.querySelector('#mirror').scrollTop = 1e9")
+    page.wait_for_selector(f"{last} .name")
+
+
+@pytest.fixture(scope="module")
+def deep():
+    torch.manual_seed(0)
+    model = Transformer(vocabulary=11, width=16, heads=2, layers=4)
+    tokens, targets = torch.randint(11, (1, 6)), torch.randint(11, (6,))
+    with chainrule.record() as recording:
+        loss = F.cross_entropy(model(tokens).flatten(0, 1), targets)
+        loss.backward()
+    return recording.document(pointing=True)
+
+
+def test_a_row_of_a_block_that_is_told_once_brings_its_own_numbers(open_page, deep):
+    page = open_page(deep)
+    row = next(row for row in deep.rows if row.module == "h.2.attn.c_attn" and row.kind == "operation")
+    told = next(row for row in deep.rows if row.module == "h.0.attn.c_attn" and row.kind == "operation")
+    page.evaluate(f"location.hash = '#{row.forward}@{row.index}'")
+    page.wait_for_selector("#told .instead")
+    assert f"The numbers of {row.name} in h.2.attn.c_attn" in page.inner_text("#told .instead")
+    norm = next(number(figure) for name, figure in row.value.statistics if name == "norm")
+    assert norm in page.locator("#told .instead dd").all_inner_texts()
+    assert title(page).startswith(f"Forward {row.forward.removeprefix('forward-')}: {told.name}")
+    assert page.get_attribute("li.current", "data-row") == str(row.index)
+    page.click(f"li[data-row='{row.index}'] .side.gradient")
+    assert page.url.endswith(f"#{row.backward[0]}@{row.index}")
+    page.click("#next")
+    assert page.locator("#told .instead").count() == 0
+
+
+def test_blocks_that_are_told_once_stand_in_tables(open_page, deep):
+    page = open_page(deep, "#backward-alike-1")
+    assert page.locator("#told tbody tr code").all_inner_texts() == ["h.3", "h.2", "h.1", "h.0"]
+    told = next(row for row in deep.rows if row.module == "h.0.ln_1" and row.kind == "operation")
+    page.evaluate(f"location.hash = '#{told.forward}'")
+    page.wait_for_selector("#told tbody code:has-text('h.3')")
+
+
+def test_one_number_of_a_large_gradient_is_explained(open_page, deep):
+    row = next(row for row in deep.rows if row.name == "h.0.attn.c_attn.weight")
+    made = next(s for s in deep.sums if (s.of.row, s.of.role) == (row.index, "gradient"))
+    page = open_page(deep, f"#{row.backward[0]}")
+    page.locator("#told .chip").first.click()
+    assert made.text in page.inner_text("#why")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_a_folded_step(open_page, deep, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=AXE, exc_type=ImportError).Axe()
+    row = next(row for row in deep.rows if row.module == "h.2.mlp.1" and row.kind == "operation")
+    page = open_page(deep, f"#{row.forward}@{row.index}", color_scheme=scheme)
+    for tab in ("mirror", "overview"):
+        page.click(f"#tab-{tab}")
+        found = axe.run(page)
+        assert found.violations_count == 0, found.generate_report()
 
 
 def test_it_prints_every_step(open_page, worked):

@@ -189,3 +189,34 @@ def test_a_recording_takes_thresholds_and_silence():
     assert recording.findings(silence=("unit-off",)) == ()
     with pytest.raises(SilenceError, match="Near matches: 'unit-off'"):
         recording.findings(silence=("unit-of",))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"silence": 3}, 'silence=3: give the ids of findings to leave out, as in ("unit-off", "at-kink").'),
+        (
+            {"thresholds": {"flat": 1}},
+            "thresholds={'flat': 1}: give a chainrule.Thresholds, as in chainrule.Thresholds(update_ratio_large=0.3).",
+        ),
+    ],
+)
+def test_what_is_no_option_is_refused(options, words):
+    with chainrule.record({}) as recording:
+        torch.ones(2, requires_grad=True).sum().backward()
+    with pytest.raises(chainrule.ChainruleError) as caught:
+        recording.findings(**options)
+    assert str(caught.value) == words
+
+
+def test_passes_of_a_line_search_are_no_micro_batches():
+    layer, x, y = nn.Linear(3, 1), torch.randn(5, 3), torch.randn(5, 1)
+    optimizer = torch.optim.LBFGS(layer.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.mse_loss(layer(x), y)
+        loss.backward()
+        return loss
+
+    assert "gradient-noise" not in found_in(lambda: optimizer.step(closure))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import chainrule
+from chainrule.findings import findings
 
 WIDTH, SAMPLES = 160, 64  # 40 KiB of float32 in the smallest of the tensors that count
 
@@ -80,13 +81,14 @@ def test_losses_are_known_by_their_operations():
 
 
 def test_a_gradient_that_was_left_over():
-    model = layers(2)
-    model(torch.randn(SAMPLES, WIDTH)).square().mean().backward()
-    x = torch.randn(SAMPLES, WIDTH)
-    with chainrule.record({"model": model}, keep="statistics") as recording:
-        model(x).square().mean().backward()
-    (finding, *_) = (each for each in recording.findings() if each.id == "accumulated-gradient")
-    assert finding.severity == "warning"
+    model = nn.Linear(4, 3)
+    for _ in range(2):
+        with chainrule.record({"model": model}) as recording:
+            model(torch.randn(8, 4)).square().mean().backward()
+    found = findings(recording.graph, None, recording.notation)
+    assert [(each.id, each.where, each.severity) for each in found] == [
+        ("accumulated-gradient", "weight", "warning"), ("accumulated-gradient", "bias", "warning"),
+    ]  # fmt: skip
 
 
 def test_a_gradient_that_is_not_finite():

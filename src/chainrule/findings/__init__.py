@@ -13,7 +13,7 @@ from chainrule.findings import course, data, depth, gradients, layers, losses, o
 from chainrule.findings.case import Case
 from chainrule.findings.finding import KINDS, Finding, Kind, Severity, check_silence, in_order
 from chainrule.findings.run import Run, joined
-from chainrule.findings.thresholds import Thresholds
+from chainrule.findings.thresholds import Thresholds, check_thresholds
 from chainrule.graph import Graph
 from chainrule.history import History
 from chainrule.notation import Notation
@@ -53,7 +53,7 @@ def findings(
     SilenceError for an id in `silence` that no kind of finding has.
     """
     silent = check_silence(silence)
-    case = Case(graph, derivation, notation, thresholds)
+    case = Case(graph, derivation, notation, check_thresholds(thresholds))
     found = (finding for kind in _kinds() for check in kind.step_checks for finding in check(case))
     return in_order(finding for finding in found if finding.id not in silent)
 
@@ -70,7 +70,7 @@ def findings_over_time(
     Raises SilenceError for an id in `silence` that no kind of finding has.
     """
     silent = check_silence(silence)
-    run = Run(history, step_findings, thresholds or Thresholds())
+    run = Run(history, step_findings, check_thresholds(thresholds))
     return in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
 
 

@@ -136,6 +136,10 @@ class Kind:
 
 def check_silence(silence: Collection[str]) -> frozenset[str]:
     """The ids to leave out. Raises SilenceError for one that no kind of finding has."""
+    if not isinstance(silence, Iterable):
+        raise SilenceError(
+            f'silence={silence!r}: give the ids of findings to leave out, as in ("unit-off", "at-kink").'
+        )
     given = [silence] if isinstance(silence, str) else list(silence)
     for each in given:
         if each not in KINDS:

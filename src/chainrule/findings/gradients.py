@@ -314,9 +314,12 @@ SAME_LOSS = 0.02  # how little of the loss at the start may have been gained for
 def _noise(case: Case) -> Iterator[Finding]:
     if len(case.graph.backwards) < MIN_PASSES:
         return
-    weights = {p.value for p in case.graph.parameters.values()}
-    sent = [gradients for leaf, gradients in _sent(case).items() if leaf in weights]
-    whole = [each for each in sent if len(each) == len(case.graph.backwards)]  # used by every pass
+    grads = {p.value: p.grad for p in case.graph.parameters.values()}
+    whole = []  # of the parameters that every pass used, and whose gradients were added up, not cleared in between
+    for leaf, sent in _sent(case).items():
+        left = grads.get(leaf)
+        if len(sent) == len(case.graph.backwards) and kept(left) and _same(case, left, sum(sent[1:], sent[0])):
+            whole.append(sent)
     if not whole:
         return
     joined = [torch.cat([each[index].flatten().double() for each in whole]) for index in range(len(whole[0]))]

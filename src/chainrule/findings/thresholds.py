@@ -138,3 +138,12 @@ class Thresholds:
                     f"Thresholds({each.name}={given!r}): this is {each.metadata['unit']}, a finite number of 0 or "
                     f"more. Its default is {each.default:g}."
                 )
+
+
+def check_thresholds(given: Thresholds | None) -> Thresholds:
+    """The thresholds to go by, the usual ones for None. Raises ThresholdError for anything else."""
+    if given is not None and not isinstance(given, Thresholds):
+        raise ThresholdError(
+            f"thresholds={given!r}: give a chainrule.Thresholds, as in chainrule.Thresholds(update_ratio_large=0.3)."
+        )
+    return given or Thresholds()

@@ -8,7 +8,7 @@ the step; the last one is the new parameter, and equals PyTorch's up to rounding
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from string import Template
 from typing import Any, TypeVar
@@ -130,6 +130,43 @@ def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
     if not update.before.is_complex():
         return tuple(derivation.terms)
     return tuple(replace(each, value=as_complex(each.value)) for each in derivation.terms)
+
+
+PART = 2**19  # elements that are worked out at a time where nothing is told of them but that they agree
+
+
+def terms_agree(update: ParameterUpdate, optimizer: str, agree: Callable[[Tensor, Tensor], bool]) -> bool | None:
+    """Whether the new parameter is what the terms say, by `agree(ours, theirs)`; None where `terms` has none.
+
+    Every optimizer explained here works element by element, so a large parameter is worked out part by part.
+    """
+    found = []
+    for part in _parts(update):
+        worked_out = terms(part, optimizer)
+        if worked_out is None:
+            return None
+        found.append(agree(torch.as_tensor(worked_out[-1].value), part.after))
+    return all(found)
+
+
+def _parts(update: ParameterUpdate) -> Iterator[ParameterUpdate]:
+    shape = update.before.shape
+    state = {
+        name: each for name, each in update.state_before.items() if isinstance(each, Tensor) and each.shape == shape
+    }
+    whole = {"before": update.before, "grad": update.grad, "after": update.after, **state}
+    if update.before.numel() <= PART or not all(
+        isinstance(each, Tensor) and each.is_contiguous() for each in whole.values()
+    ):
+        yield update
+        return
+    split = {name: each.view(-1).split(PART) for name, each in whole.items() if each is not None}
+    for place in range(len(split["before"])):
+        part = {name: each[place] for name, each in split.items()}
+        yield replace(
+            update, before=part["before"], grad=part["grad"], after=part["after"],
+            state_before={**update.state_before, **{name: part[name] for name in state}},
+        )  # fmt: skip
 
 
 def as_real(value: Any) -> Any:

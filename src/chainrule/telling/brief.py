@@ -8,9 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor as Data
 
+from chainrule.backprop import Step
 from chainrule.document import Code, Document, Section, Table, Text
+from chainrule.graph import Parameter
 from chainrule.numbers import number
-from chainrule.telling.context import Context, agreement, norm_of, shape_text, statistics
+from chainrule.telling.alike import names
+from chainrule.telling.context import Context, shape_text
+from chainrule.telling.folding import Fold
 from chainrule.telling.whole import summary
 
 SHOWN = 6  # numbers in a cell of a table
@@ -34,37 +38,58 @@ def _values(context: Context) -> Iterator[tuple[Text, ...]]:
     for step in context.derivation.steps:
         if step.kind != "forward":
             continue
+        fold = context.folding.fold_of(step)
+        if fold is not None:
+            yield from _block(context, fold, step)
+            continue
         place = context.place(step)
+        code = (Code(place.expression),) if place and place.expression else (context.operation_name(step),)
         for value in context.results(step):
-            told = context.graph.values[value]
-            code = (Code(place.expression),) if place and place.expression else (context.operation_name(step),)
-            yield (context.notation.plain(value),), code, (cell(told.data),), (cell(told.grad),)
+            yield (context.notation.plain(value),), code, *_both(context, value)
+
+
+def _block(context: Context, fold: Fold, step: Step) -> Iterator[tuple[Text, ...]]:
+    """A whole block in a row: what came out of it."""
+    path = next((each for each in fold.others if context.folding.last_step(each) is step), None)
+    if path is not None:
+        yield (path,), ("as ", Code(fold.told)), *_both(context, step.outputs[0])
+
+
+def _both(context: Context, value: int) -> tuple[Text, Text]:
+    told = context.graph.values[value]
+    return (cell(context, told.data),), (cell(context, told.grad),)
 
 
 def _parameters(context: Context) -> Iterator[tuple[Text, ...]]:
+    met: set[Fold] = set()
     for name, parameter in context.graph.parameters.items():
-        label = name if parameter.value is None else context.notation.plain(parameter.value)
-        check = ""
-        ours = context.derivation.gradients.get(parameter.value) if parameter.value is not None else None
-        arrived = context.graph.values[parameter.value].grad if parameter.value is not None else None
-        if ours is not None and arrived is not None:
-            check = agreement(ours, arrived, ("",)).kind
-        yield (label,), (cell(parameter.before),), (cell(parameter.grad),), (cell(parameter.after),), (check,)
+        fold = context.folding.parameter_fold(name)
+        if fold is None:
+            yield _parameter(context, name, parameter)
+        elif fold not in met:
+            met.add(fold)
+            yield (f"{names(fold)}: as {fold.told}",), ("",), ("",), ("",), ("",)
 
 
-def cell(data: Data | None) -> str:
-    """A tensor in a cell: its numbers where they are few, else its shape and norm."""
+def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
+    label = name if parameter.value is None else context.notation.plain(parameter.value)
+    check = ""
+    ours = context.derivation.gradients.get(parameter.value) if parameter.value is not None else None
+    arrived = context.graph.values[parameter.value].grad if parameter.value is not None else None
+    if ours is not None and arrived is not None:
+        check = context.agreement(ours, arrived, ("",)).kind
+    cells = (cell(context, each) for each in (parameter.before, parameter.grad, parameter.after))
+    return (label,), *((each,) for each in cells), (check,)
+
+
+def cell(context: Context, data: Data | None) -> str:
+    """A tensor in a cell: its numbers where they are few, else its shape and the norm of what is finite in it."""
     if data is None:
         return "None"
     if data.numel() > SHOWN:
-        return f"{shape_text(data.shape)}, norm {number(_finite_norm(data))}"
+        found = context.measures.statistics(data)
+        return f"{shape_text(data.shape)}, norm {number(found.norm if found.elements > found.not_finite else math.nan)}"
     return nested((data.to_dense() if data.layout is not torch.strided else data).tolist())
-
-
-def _finite_norm(data: Data) -> float:
-    """The norm of the finite numbers; NaN where there are none."""
-    norm = norm_of(data)
-    return norm if math.isfinite(norm) else dict(statistics(data)).get("norm", math.nan)
 
 
 def nested(item: object) -> str:

@@ -52,7 +52,14 @@ class Unwritable(Exception):  # noqa: N818 (never leaves this module)
 
 def with_code(context: Context, sections: Sequence[Section]) -> tuple[Section, ...]:
     """The sections, each with the code that recomputes it where there is some."""
-    codes = dict(_Writer(context).codes())
+    there = {each.anchor for section in sections for _, each in section.walk()}
+    codes: dict[str, str] = {}
+    waiting: list[str] = []  # of steps that have no section, because one of a block like theirs stands for them
+    for anchor, written in _Writer(context).codes():
+        waiting += [written] if written else []
+        if anchor in there:
+            codes[anchor] = "\n".join(waiting)
+            waiting = []
     return tuple(_filled(section, codes) for section in sections)
 
 

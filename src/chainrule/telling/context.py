@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -13,12 +12,16 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.backprop import Derivation, Share, Step
-from chainrule.document import Code, Kind, Role, Span, Tensor, Text, Verdict
+from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.findings import Finding
-from chainrule.graph import Graph, Place
+from chainrule.graph import Graph, Parameter, Place
 from chainrule.notation import Notation
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule
+from chainrule.statistics import Statistics
+from chainrule.telling.folding import Folding
+from chainrule.telling.measures import Measures, distance, measured, memory
+from chainrule.telling.sketches import histogram, sketch
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
@@ -37,32 +40,80 @@ class Context:
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
         """A tensor as a block of the document: its numbers where it is small, else its statistics."""
+        return self._tensor(symbol, data, role, label, self.measures.statistics, labels)
+
+    def passing(self, symbol: str, data: Data, role: Role, label: str = "") -> Tensor:
+        """The same of a tensor that was made to be told: nothing is kept of it."""
+        return self._tensor(symbol, data, role, label, measured, {})
+
+    def _tensor(
+        self,
+        symbol: str,
+        data: Data | None,
+        role: Role,
+        label: str,
+        measure: Callable[[Data], Statistics],
+        labels: dict[str, Any],
+    ) -> Tensor:
         if data is None:
             return Tensor(symbol, (), "", role, None, label=label or "not kept")
+        if data.is_meta:
+            return _unkept(symbol, data, role, label, None)
         shape, dtype = tuple(data.shape), str(data.dtype).removeprefix("torch.")
         data = data.detach() if data.requires_grad else data
         data = data.to_dense() if data.layout is not torch.strided else data
         limit = JACOBIAN if role == "jacobian" else ELEMENTS
         if data.numel() <= limit:
             return Tensor(symbol, shape, dtype, role, entries(data), label=label, **labels)
-        return Tensor(symbol, shape, dtype, role, None, self.statistics(data), label=label)
+        return Tensor(symbol, shape, dtype, role, None, pairs(measure(data)), label=label)
 
-    def statistics(self, data: Data) -> tuple[tuple[str, float], ...]:
-        """`statistics`, worked out once for a tensor that is told in several places."""
-        known = self._statistics.get(id(data))
-        if known is None or known[0] is not data:
-            known = self._statistics[id(data)] = (data, statistics(data))
-        return known[1]
+    def pictured(self, told: Tensor, data: Data | None) -> Tensor:
+        """A tensor that is too large to be told number by number, with what it looks like from afar."""
+        if told.entries is not None or data is None or data.is_meta:
+            return told
+        data = data if data.layout is torch.strided else data.to_dense()
+        key = memory(data)
+        view = (key, data.shape, data.stride())
+        if key not in self._histograms:
+            self._histograms[key] = histogram(data, self.measures.statistics(data))
+        if view not in self._sketches:
+            self._sketches[view] = (data, sketch(data))
+        return replace(told, sketch=self._sketches[view][1], histogram=self._histograms[key])
 
     @cached_property
-    def _statistics(self) -> dict[int, tuple[Data, tuple[tuple[str, float], ...]]]:
-        return {}  # the tensor beside its statistics keeps its id from being given to another
+    def _histograms(self) -> dict[object, Histogram | None]:
+        return {}  # by memory, which the measures hold
+
+    @cached_property
+    def _sketches(self) -> dict[object, tuple[Data, Sketch | None]]:
+        return {}
+
+    @cached_property
+    def measures(self) -> Measures:
+        """The figures of each tensor, worked out once for a tensor that is told in several places."""
+        return Measures()
 
     def value(self, index: int, label: str = "") -> Tensor:
         """A recorded value under its symbol."""
         value = self.graph.values[index]
         role: Role = "parameter" if value.kind == "parameter" else "value"
+        if value.data is None:
+            return _unkept(self.notation.symbol(index), value.without_numbers(), role, label, value.statistics)
         return self.tensor(self.notation.symbol(index), value.data, role, label)
+
+    def gradient(self, symbol: str, index: int, data: Data | None, label: str = "") -> Tensor:
+        """The gradient of a value; `data` is what is known of it, with or without numbers."""
+        value = self.graph.values[index]
+        if data is None or not data.is_meta:
+            return self.tensor(symbol, data, "gradient", label)
+        return _unkept(symbol, data, "gradient", label, value.grad_statistics)
+
+    def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
+        """A parameter as it was before the step."""
+        label = f"shape {shape_text(parameter.shape)}"
+        if parameter.before is not None or parameter.value is None:
+            return self.tensor(symbol, parameter.before, "parameter", label)
+        return self.value(parameter.value, label)
 
     def symbols(self, step: Step) -> dict[str, str]:
         """The operands' symbols for a rule's templates: `$self`, `$out`, `$g`, and `$out0`, `$g0`, ... for several."""
@@ -110,9 +161,12 @@ class Context:
         found = {}
         for update in self.graph.updates:
             for each in update.parameters:
-                before = norm_of(each.before)
-                if each.value is not None and before:
-                    found[each.value] = norm_of(each.after - each.before) / before
+                if each.value is None or (before := _norm(self, each.before, each.before_statistics)) == 0:
+                    continue
+                if each.update_statistics is not None:
+                    found[each.value] = each.update_statistics.norm / before
+                elif not (each.before.is_meta or each.after.is_meta):
+                    found[each.value] = distance(each.after, each.before) / before
         return found
 
     def expression(self, step: Step) -> tuple[Span, ...]:
@@ -137,9 +191,59 @@ class Context:
             return self.graph.calls[step.call].name
         return self.graph.operations[step.operations[0]].name.removeprefix("aten.").split(".")[0]
 
+    @cached_property
+    def folding(self) -> Folding:
+        """Which blocks are alike, so that one of them is told for all."""
+        return Folding(self.graph, self.derivation, lambda share: self.check(share).kind)
+
+    def check(self, share: Share) -> Verdict:
+        """A share of a gradient against autograd's own of this very edge."""
+        known = self._checks.get(id(share))
+        if known is None:
+            known = self._checks[id(share)] = self._checked(share)
+        return known
+
+    def _checked(self, share: Share) -> Verdict:
+        if share.gradient is None or share.recorded is None:
+            return Verdict("not checked", ("this share goes into a sum; the sum is checked where it is complete",))
+        leaf = share.value is not None and self.graph.values[share.value].kind == "parameter"
+        where = Code(".grad" if leaf else "autograd's own gradient")
+        return self.agreement(share.gradient, share.recorded, ("our rules against ", where))
+
+    @cached_property
+    def _checks(self) -> dict[int, Verdict]:
+        return {}  # by the identity of shares, which the derivation holds
+
+    def agrees(self, ours: Data, theirs: Data) -> bool:
+        """Whether a part of a tensor that was made to be told is PyTorch's up to rounding."""
+        return self.measures.agreement(ours, theirs, (), passing=True).kind == "agrees"
+
+    def held_before(self, name: str) -> str:
+        """What a parameter's `.grad` held when backward began."""
+        parameter = self.graph.parameters[name]
+        if parameter.has_gradient and parameter.grad is None:
+            return "not kept"
+        arrived = self.graph.values[parameter.value].grad if parameter.value is not None else None
+        if parameter.grad is None or arrived is None or self.measures.are_twins(arrived, parameter.grad):
+            return "None"
+        left = distance(parameter.grad, arrived)
+        return f"left from before, norm {left:.4g}" if left else "None"
+
     def agreement(self, ours: Data, theirs: Data, text: Text) -> Verdict:
         """Hold our number against PyTorch's."""
-        return agreement(ours, theirs, text)
+        return self.measures.agreement(ours, theirs, text)
+
+
+def _norm(context: Context, data: Data, figures: Statistics | None) -> float:
+    return figures.norm if figures is not None else context.measures.norm(data)
+
+
+def _unkept(symbol: str, data: Data, role: Role, label: str, figures: Statistics | None) -> Tensor:
+    """A tensor of which the figures alone were kept, if they were."""
+    dtype = str(data.dtype).removeprefix("torch.")
+    told = pairs(figures) if figures is not None else (("elements", data.numel()),)
+    said = "numbers not kept" if figures is not None else "not kept"
+    return Tensor(symbol, tuple(data.shape), dtype, role, None, told, label=f"{label}; {said}" if label else said)
 
 
 def group(symbol: str) -> str:
@@ -152,40 +256,20 @@ def entries(data: Data) -> tuple[Any, ...]:
     return tuple(data.reshape(-1).tolist())
 
 
-def statistics(data: Data) -> tuple[tuple[str, float], ...]:
-    """What is said of a tensor that is too large to be shown."""
-    data = data.to_dense() if data.layout is not torch.strided else data
-    if data.is_complex():
-        data = data.abs()
-    # A finite sum has finite terms, and takes one pass without memory of its own.
-    data = data if data.is_floating_point() else data.double()
-    finite = data if math.isfinite(data.sum(dtype=torch.float64)) else data[data.isfinite()]
-    if not finite.numel():
-        return (("elements", data.numel()), ("not finite", data.numel()))
-    low, high = finite.aminmax()
-    mean = finite.mean(dtype=torch.float64).item()
-    norm = norm_of(finite)
+def pairs(found: Statistics) -> tuple[tuple[str, float], ...]:
+    """Statistics as a document has them; those of nothing finite are left out."""
+    if found.not_finite == found.elements:
+        return (("elements", found.elements), ("not finite", found.not_finite))
     return (
-        ("elements", data.numel()),
-        ("norm", norm),
-        ("mean", mean),
-        ("std", math.sqrt(max(norm**2 / finite.numel() - mean**2, 0.0))),
-        ("min", low.item()),
-        ("max", high.item()),
-        ("zeros", 1 - finite.count_nonzero().item() / data.numel() if finite is data else _zeros(data)),
-        ("not finite", data.numel() - finite.numel()),
+        ("elements", found.elements),
+        ("norm", found.norm),
+        ("mean", found.mean),
+        ("std", found.std),
+        ("min", found.low),
+        ("max", found.high),
+        ("zeros", found.zeros / found.elements),
+        ("not finite", found.not_finite),
     )
-
-
-def _zeros(data: Data) -> float:
-    return (data == 0).sum().item() / data.numel()
-
-
-def norm_of(data: Data) -> float:
-    """The Euclidean norm, of a sparse or complex tensor too."""
-    data = data.to_dense() if data.layout is not torch.strided else data
-    data = data.abs() if data.is_complex() else data if data.is_floating_point() else data.double()
-    return float(torch.linalg.vector_norm(data, dtype=torch.float64))
 
 
 def indices(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -205,7 +289,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def matrix(data: Data) -> str | None:
     """A small tensor as a matrix in LaTeX, to be put into a formula; None where it is too large."""
-    if data.numel() > PUT_IN or data.dim() > 2 or not data.numel() or data.is_complex():
+    if data.is_meta or data.numel() > PUT_IN or data.dim() > 2 or not data.numel() or data.is_complex():
         return None
     if data.dim() == 0:
         value = number(data.item())
@@ -225,24 +309,3 @@ def put_in(rule: Rule, template: Any, op: Applied, more: Mapping[str, Data | Non
                 return None
             numbers[name] = written
     return rule.latex(template, op, numbers)
-
-
-def tolerance(data: Data) -> float:
-    """What rounding may do to a gradient: some hundred units in the last place of its largest element."""
-    if not (data.is_floating_point() or data.is_complex()) or not data.numel():
-        return 0.0
-    return 256 * torch.finfo(data.dtype).eps * max(data.abs().max().item(), 1e-30)
-
-
-def agreement(ours: Data, theirs: Data, text: Text) -> Verdict:
-    """Hold our number against PyTorch's: `agrees` where they differ by no more than rounding."""
-    theirs = theirs.to_dense() if theirs.layout is not torch.strided else theirs
-    ours = (ours.to_dense() if ours.layout is not torch.strided else ours).to(theirs.dtype)
-    bound = tolerance(theirs)
-    same = torch.isclose(ours, theirs, rtol=0, atol=bound, equal_nan=True)
-    apart = (ours - theirs).abs()
-    difference = apart.max().item() if apart.numel() else 0.0
-    if math.isnan(difference):  # both NaN in one place, which is no difference, or in one of them only
-        apart = apart[~(ours.isnan() & theirs.isnan())]
-        difference = apart.max().item() if apart.numel() else 0.0
-    return Verdict("agrees" if bool(same.all()) else "disagrees", text, difference, bound)

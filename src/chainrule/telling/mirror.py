@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
-from torch import Tensor as Data
-
 from chainrule.backprop import Step
-from chainrule.document import Row, Tensor
+from chainrule.document import Row
 from chainrule.telling.context import Context
-from chainrule.telling.sketches import histogram, sketch
 
 
 def numbered(context: Context) -> dict[int, int]:
@@ -42,14 +36,17 @@ def _anchors(context: Context) -> dict[int, tuple[list[str], list[str]]]:
     found: dict[int, tuple[list[str], list[str]]] = {}
     for kind in ("forward", "backward"):
         steps = [step for step in context.derivation.steps if step.kind == kind]
-        for number, step in enumerate(steps, 1):
+        number = {step.index: place for place, step in enumerate(steps, 1)}
+        for step in steps:
+            told = context.folding.told_for(step)  # where blocks are alike, the sections are those of one of them
+            place = number[told.index]
             if kind == "forward":
                 for value in step.outputs:
-                    found.setdefault(value, ([], []))[0].append(f"forward-{number}")
+                    found.setdefault(value, ([], []))[0].append(f"forward-{place}")
             for share in step.shares:
                 if share.value is not None and share.gradient is not None:
                     item = "" if share.item is None else f"-{share.item}"
-                    found.setdefault(share.value, ([], []))[1].append(f"backward-{number}-{share.argument}{item}")
+                    found.setdefault(share.value, ([], []))[1].append(f"backward-{place}-{share.argument}{item}")
     return found
 
 
@@ -78,21 +75,13 @@ def _row(
         str(place) if place else "",
         _module(context, value, step),
         inputs,
-        _seen_from_afar(context.value(value), told.data),
-        None if told.grad is None else _seen_from_afar(context.tensor(symbol, told.grad, "gradient"), told.grad),
+        context.pictured(context.value(value), told.data),
+        None if told.grad is None else context.pictured(context.tensor(symbol, told.grad, "gradient"), told.grad),
         forward[0] if forward else None,
         tuple(backward),
         context.verdicts.get(told.node) if told.node is not None else None,
         context.relative_updates.get(value),
     )
-
-
-def _seen_from_afar(told: Tensor, data: Data | None) -> Tensor:
-    """A tensor that is too large to be told number by number, with what it looks like."""
-    if told.entries is not None or data is None:
-        return told
-    dense = data if data.layout is torch.strided else data.to_dense()
-    return replace(told, sketch=sketch(dense), histogram=histogram(dense))
 
 
 def _module(context: Context, value: int, step: Step | None) -> str:

@@ -10,12 +10,12 @@ from torch import Tensor as Data
 
 from chainrule import formulas
 from chainrule.backprop import Share, Step
-from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Verdict
+from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span
 from chainrule.rules import Applied, Rule, Wrt, broadcast_index, reduce_to_shape
+from chainrule.telling import alike
 from chainrule.telling.context import (
     JACOBIAN,
     Context,
-    agreement,
     element,
     group,
     indices,
@@ -42,7 +42,8 @@ def forward(context: Context, step: Step, number: int) -> Section:
     """What one operation computes: its equation, its operands' numbers put in, its result."""
     names = ", ".join(context.notation.plain(value) for value in context.results(step))
     title: tuple[Span, ...] = (f"Forward {number}: {names} = ", *context.expression(step))
-    return Section(title, f"forward-{number}", "forward", tuple(_forward_blocks(context, step)))
+    blocks = (*_forward_blocks(context, step), *alike.forward(context, step))
+    return Section(title, f"forward-{number}", "forward", blocks)
 
 
 def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
@@ -192,6 +193,7 @@ def _shares(context: Context, step: Step, number: int) -> Iterator[Section]:
     for share in step.shares:
         if share.value is None or share.gradient is None:
             continue
+        context.check(share)  # first, so that equal tensors are measured once
         anchor = f"backward-{number}-{share.argument}" + ("" if share.item is None else f"-{share.item}")
         title = context.notation.plain_gradient(share.value) + _use(context, share)
         stages = list(_stages_back(context, step, share))
@@ -422,13 +424,10 @@ def _check(context: Context, step: Step, share: Share) -> Iterator[Block]:
     """Hold the result against the gradient that autograd computed for this very edge."""
     assert share.value is not None
     assert share.gradient is not None
-    value = context.graph.values[share.value]
-    where = ".grad" if value.kind == "parameter" else "autograd's own gradient"
-    if share.recorded is not None:
-        yield agreement(share.gradient, share.recorded, ("our rules against ", Code(where)))
-    elif value.kind == "parameter":
-        yield Verdict("not checked", ("this share goes into a sum; the sum is checked where it is complete",))
+    if share.recorded is not None or context.graph.values[share.value].kind == "parameter":
+        yield context.check(share)
     yield from _reasons(context, step, share)
+    yield from alike.backward(context, step, share)
 
 
 def _reasons(context: Context, step: Step, share: Share) -> Iterator[Block]:

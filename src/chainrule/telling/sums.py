@@ -7,11 +7,13 @@ it depends on; where the operation is linear in them, it is their sum, with the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, islice
 
 import torch
 from torch import Tensor as Data
 
 from chainrule.backprop import Step
+from chainrule.differences import unravel
 from chainrule.document import Source, Sum, Summand
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule, broadcast_index
@@ -21,22 +23,53 @@ from chainrule.why import Search, Term
 
 SMALL = 36  # elements of a tensor up to which every one of its numbers is explained
 MOST = 3_000  # numbers that are explained in one document
+CHOSEN = 40  # large gradients of which one number is explained
+SEARCHED = 2**22  # elements of a gradient up to which one is
+TERMS = 16  # of such a number that are told one by one
+WRITTEN = 1_024  # elements of an operand up to which a value is told as made of them
 
 
 def sums(context: Context) -> tuple[Sum, ...]:
-    """The sums behind the numbers of all small tensors of the step, in the order of the rows."""
-    found: list[Sum] = []
+    """The sums behind the numbers of all small tensors of the step, in the order of the rows; then of a few large ones.
+
+    Of a large gradient the element that is largest is explained, if it is not told for another like it.
+    """
     rows = numbered(context)
-    for each in (_values(context, rows), _gradients(context, rows)):
-        for one in each:
-            found.append(one)
-            if len(found) >= MOST:
-                return tuple(found)
-    return tuple(found)
-
-
-def _gradients(context: Context, rows: dict[int, int]) -> Iterator[Sum]:
     search = Search(context.graph, context.derivation, context.notation)
+    small = chain(_values(context, rows), _gradients(context, rows, search))
+    return (*islice(small, MOST), *islice(_largest(context, rows, search), CHOSEN))
+
+
+def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:
+    """The largest element of each large gradient of a parameter, last layers first, where gradients begin."""
+    told = [
+        parameter.value
+        for name, parameter in context.graph.parameters.items()
+        if parameter.value in rows and context.folding.parameter_fold(name) is None
+    ]
+    for value in reversed(told):
+        assert value is not None
+        grad = context.graph.values[value].grad
+        if grad is None or not SMALL < grad.numel() <= SEARCHED or not _plain(context, grad):
+            continue
+        index = unravel(int(grad.abs().argmax()), tuple(grad.shape))
+        why = search.why(value, index)
+        largest = sorted(why.terms, key=lambda term: -abs(term.value))
+        summands = [_summand(term, rows) for term in largest[:TERMS]]
+        rest = [_real(term.value) for term in largest[TERMS:]]
+        if rest:
+            summands.append(Summand(sum(rest), (), (), f"{len(rest)} smaller terms together"))
+        text = f"{why.gradient} = {number(_real(why.total))}, the largest element of {why.gradient.partition('[')[0]}"
+        yield Sum(Source(rows[value], "gradient", index), text, tuple(summands))
+
+
+def _plain(context: Context, grad: Data) -> bool:
+    """Whether the largest element is a finite real number."""
+    real = grad.layout == torch.strided and grad.is_floating_point()
+    return real and not context.measures.statistics(grad).not_finite
+
+
+def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:
     for value, row in rows.items():
         told = context.graph.values[value]
         if told.grad is None or told.grad.numel() > SMALL or told.grad.is_complex():
@@ -89,6 +122,9 @@ def _made_of(context: Context, step: Step, value: int, index: tuple[int, ...], d
     for argument, operand in names.items():
         if argument not in step.rule.wrt or operand not in rows:
             continue
+        size = torch.Size(context.graph.values[operand].shape).numel()
+        if size > WRITTEN:
+            return Sum(of, f"{own} = {result}, made of {size:,} numbers of {context.notation.plain(operand)}", ())
         bias = argument == "bias"
         for at, local in _row(step.rule, step.op, argument, index, data):
             summand = _element(context, step, argument, operand, index, at, local, rows, names)

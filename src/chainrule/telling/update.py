@@ -12,7 +12,8 @@ from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, 
 from chainrule.graph import ParameterUpdate, Update
 from chainrule.notation import escape
 from chainrule.rules.optimizers import terms
-from chainrule.telling.context import Context, agreement, group, matrix, norm_of, shape_text
+from chainrule.telling import alike
+from chainrule.telling.context import Context, group, matrix, shape_text
 
 
 def gradients(context: Context) -> Section:
@@ -27,7 +28,7 @@ def _gradients(context: Context) -> Iterator[Block]:
         if parameter.grad is None:
             rows.append(((Code(name),), ("None: no gradient arrived",), ("",)))
             continue
-        norm = f"{norm_of(parameter.grad):.4g}"
+        norm = f"{context.measures.norm(parameter.grad):.4g}"
         rows.append(((Code(name),), (shape_text(parameter.grad.shape),), (norm,)))
     yield Table(("parameter", "gradient", "norm"), tuple(rows))
     ours = context.derivation.gradients
@@ -35,7 +36,7 @@ def _gradients(context: Context) -> Iterator[Block]:
         value = parameter.value
         recorded = graph.values[value].grad if value is not None else None
         if value in ours and recorded is not None and len(context.uses.get(value, ())) > 1:
-            yield agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
+            yield context.agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
     filled = [(n, p) for n, p in graph.parameters.items() if p.grad is not None and p.value is not None]
     if not filled:
         return
@@ -58,7 +59,7 @@ def _gradients(context: Context) -> Iterator[Block]:
          "adds to what is there: without clearing, a second pass over the same batch would leave twice the gradient, "
          "and the optimizer would take it for the true one. For ", Math(symbol), " it would be"),
     )  # fmt: skip
-    yield context.tensor(rf"2 \cdot {symbol}", 2 * parameter.grad, "gradient", "after two backward passes")
+    yield context.passing(rf"2 \cdot {symbol}", 2 * parameter.grad, "gradient", "after two backward passes")
 
 
 def _differ(arrived: Data, left: Data) -> bool:
@@ -70,7 +71,11 @@ def _differ(arrived: Data, left: Data) -> bool:
 def update(context: Context, number: int, step: Update) -> Section:
     """One `optimizer.step()`: every parameter's update, term by term."""
     title: tuple[Span, ...] = (f"Update: {step.optimizer}",)
-    inner = tuple(_parameter(context, step, each, f"update-{number}-{i}") for i, each in enumerate(step.parameters))
+    inner = tuple(
+        _parameter(context, step, each, f"update-{number}-{place}")
+        for place, each in enumerate(step.parameters)
+        if context.folding.parameter_fold(each.name) is None
+    )
     return Section(title, f"update-{number}", "update", tuple(_events(context, step)), inner)
 
 
@@ -90,7 +95,7 @@ def _events(context: Context, step: Update) -> Iterator[Block]:
 def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: str) -> Section:
     name = each.name if each.value is None else context.notation.plain(each.value)
     title: tuple[Span, ...] = (name,) if name == each.name else (f"{name} (", Code(each.name), ")")
-    return Section(title, anchor, "update", tuple(_terms(context, step, each)))
+    return Section(title, anchor, "update", (*_terms(context, step, each), *alike.updates(context, step, each.name)))
 
 
 def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
@@ -106,7 +111,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
     if worked_out is None:
         yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
         yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
-        yield context.tensor(rf"\Delta {symbol}", each.after - each.before, "parameter", "difference")
+        yield context.passing(rf"\Delta {symbol}", each.after - each.before, "parameter", "difference")
         return
     yield from _state(context, each)
     fill = {"theta": group(symbol), "g": group(gradient)}
@@ -119,10 +124,11 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
         put_in = Template(right_side).safe_substitute(numbers)
         yield Equation(f"{Template(left_side).safe_substitute(fill)} = {put_in}", "numbers")
         value = term.value if isinstance(term.value, Data) else torch.tensor(term.value)
-        yield context.tensor(left, value, "parameter")
+        yield context.passing(left, value, "parameter")
     new = worked_out[-1].value
     assert isinstance(new, Data)
-    yield agreement(new, each.after, ("against the parameter after ", Code("optimizer.step()")))
+    text = ("against the parameter after ", Code("optimizer.step()"))
+    yield context.measures.agreement(new, each.after, text, passing=True)
 
 
 def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
@@ -139,9 +145,9 @@ def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     parameter = context.graph.parameters.get(each.name)
     if parameter is None or parameter.grad is None or each.grad is None:
         return
-    if torch.equal(parameter.grad.to_dense(), each.grad.to_dense()):
+    if context.measures.are_twins(each.grad, parameter.grad):
         return
-    before, after = norm_of(parameter.grad), norm_of(each.grad)
+    before, after = context.measures.norm(parameter.grad), context.measures.norm(each.grad)
     ratio = f", {after / before:.4g} of it" if before else ""
     yield Paragraph(
         (f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed.",),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from chainrule.backprop import Step
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.notation import escape
-from chainrule.telling import code, mirror, steps, sums, update
-from chainrule.telling.context import Context, norm_of, shape_text
+from chainrule.telling import alike, code, mirror, steps, sums, update
+from chainrule.telling.context import Context, shape_text
+from chainrule.telling.folding import Fold
 
 
 def whole(context: Context, pointing: bool = False, coded: bool = False) -> Document:
@@ -71,12 +73,12 @@ def _sections(context: Context) -> Iterator[Section]:
     backward = [step for step in told if step.kind == "backward"]
     yield Section(
         ("Forward",), "forward", "forward", (),
-        tuple(steps.forward(context, step, number) for number, step in enumerate(forward, 1)),
+        tuple(_told(context, forward, steps.forward)),
     )  # fmt: skip
     if backward:
         yield Section(
             ("Backward",), "backward", "backward", tuple(_how_to_read(context)),
-            tuple(steps.backward(context, step, number) for number, step in enumerate(backward, 1)),
+            tuple(_told(context, backward, steps.backward)),
         )  # fmt: skip
     if context.graph.backwards:
         yield update.gradients(context)
@@ -84,6 +86,20 @@ def _sections(context: Context) -> Iterator[Section]:
         yield update.update(context, number, step)
     if context.findings:
         yield Section(("Worth knowing",), "findings", "note", (), tuple(_findings(context)))
+
+
+def _told(
+    context: Context, of_one_kind: Sequence[Step], tell: Callable[[Context, Step, int], Section]
+) -> Iterator[Section]:
+    """Each step with its number; of blocks that are alike those of one, and a section that stands for the others."""
+    met: set[Fold] = set()
+    for number, step in enumerate(of_one_kind, 1):
+        fold = context.folding.fold_of(step)
+        if fold is None:
+            yield tell(context, step, number)
+        elif fold not in met:
+            met.add(fold)
+            yield alike.blocks(context, fold, step)
 
 
 def _findings(context: Context) -> Iterator[Section]:
@@ -106,19 +122,28 @@ def _how_to_read(context: Context) -> Iterator[Block]:
 
 def _setting(context: Context) -> Section:
     """The architecture, and the parameters before the step."""
-    graph = context.graph
-    rows: list[tuple[Text, ...]] = []
-    for module in graph.modules:
-        shapes = ", ".join(
-            f"{name.rsplit('.', 1)[-1]} {shape_text(graph.parameters[name].shape)}"
-            for name in module.parameters
-            if name in graph.parameters
-        )
-        mode = "training" if module.training else "evaluation"
-        rows.append(((Code(module.path or "(the model)"),), (module.class_name,), (shapes,), (mode,)))
-    blocks: list[Block] = [Table(("module", "class", "parameters", "mode"), tuple(rows))] if rows else []
+    rows = tuple(_modules(context))
+    blocks: list[Block] = [Table(("module", "class", "parameters", "mode"), rows)] if rows else []
     blocks += list(_inputs(context))
     return Section(("What is set",), "setting", "overview", tuple(blocks), tuple(_parameters(context)))
+
+
+def _modules(context: Context) -> Iterator[tuple[Text, ...]]:
+    """A row each; one for all the blocks that are like one told before them."""
+    graph, met = context.graph, set()
+    for module in graph.modules:
+        fold = context.folding.module_fold(module.path)
+        mode = "training" if module.training else "evaluation"
+        if fold is None:
+            shapes = ", ".join(
+                f"{name.rsplit('.', 1)[-1]} {shape_text(graph.parameters[name].shape)}"
+                for name in module.parameters
+                if name in graph.parameters
+            )
+            yield (Code(module.path or "(the model)"),), (module.class_name,), (shapes,), (mode,)
+        elif fold not in met:
+            met.add(fold)
+            yield (Code(alike.names(fold)),), (module.class_name,), ("as ", Code(fold.told)), (mode,)
 
 
 def _inputs(context: Context) -> Iterator[Block]:
@@ -131,25 +156,12 @@ def _inputs(context: Context) -> Iterator[Block]:
 
 def _parameters(context: Context) -> Iterator[Section]:
     for number, (name, parameter) in enumerate(context.graph.parameters.items()):
+        if context.folding.parameter_fold(name) is not None:
+            continue
         symbol = rf"\text{{{escape(name)}}}" if parameter.value is None else context.notation.symbol(parameter.value)
         plain = name if parameter.value is None else context.notation.plain(parameter.value)
         title: tuple[Span, ...] = (Code(name),) if plain == name else (f"{plain}: ", Code(name))
-        held = _held_before(context, parameter.value)
-        yield Section(
-            title, f"parameter-{number}", "overview",
-            (context.tensor(symbol, parameter.before, "parameter", f"shape {shape_text(parameter.before.shape)}"),
-             Paragraph((f"gradient: {held}",))),
-        )  # fmt: skip
-
-
-def _held_before(context: Context, value: int | None) -> str:
-    """What `.grad` held when backward began."""
-    if value is None:
-        return "None"
-    parameter = next((p for p in context.graph.parameters.values() if p.value == value), None)
-    arrived = context.graph.values[value].grad
-    if parameter is None or parameter.grad is None or arrived is None:
-        return "None"
-    before = parameter.grad - arrived
-    left = norm_of(before)
-    return f"left from before, norm {left:.4g}" if left else "None"
+        held = Paragraph((f"gradient: {context.held_before(name)}",))
+        told = context.parameter(symbol, parameter)
+        blocks = (told, held, *alike.parameters(context, name))
+        yield Section(title, f"parameter-{number}", "overview", blocks)

@@ -129,8 +129,8 @@ def encoded(item: Any) -> Any:
         return item if math.isfinite(item) else str(item)
     if isinstance(item, complex):
         return {"re": encoded(item.real), "im": encoded(item.imag)}
-    if isinstance(item, tuple):
-        return [encoded(each) for each in item]
+    if isinstance(item, tuple):  # most hold plain numbers alone, of which a large step has hundreds of thousands
+        return [each if type(each) is float and math.isfinite(each) else encoded(each) for each in item]
     if isinstance(item, doc.Math):
         return {"math": item.latex}
     if isinstance(item, doc.Code):

@@ -29,6 +29,7 @@ _TEXT_COMMANDS = frozenset(
     textquotedblright textdegree textmu texteuro texttwosuperior textthreesuperior textperiodcentered texttimes
     """.split()  # noqa: SIM905 (words are read more easily without quotation marks)
 )  # what pylatexenc may answer with that LaTeX knows without another package
+LINE = 90  # letters of a table's small print that go into a line
 TONES = {"plain": "", "note": r"\emph{Note.} ", "warning": r"\textbf{Warning.} "}
 PREAMBLE = r"""\documentclass[11pt]{article}
 \usepackage[T1]{fontenc}
@@ -152,12 +153,22 @@ def _verdict(block: doc.Verdict) -> list[str]:
 
 
 def _table(block: doc.Table) -> list[str]:
-    width = rf"p{{{0.92 / max(len(block.headers), 1):.3f}\linewidth}}"
     lines = [rf"\said{{{_text(block.label)}}}"] if block.label else []
-    lines += [rf"\begin{{longtable}}{{@{{}}{width * len(block.headers)}@{{}}}}"]
+    lines += [rf"{{\footnotesize\setlength{{\tabcolsep}}{{3pt}}\begin{{longtable}}{{@{{}}{_columns(block)}@{{}}}}"]
     lines += [" & ".join(rf"\textbf{{{_text(header)}}}" for header in block.headers) + r" \\ \hline", r"\endhead"]
     lines += [r" & ".join(map(_spans, row)) + r" \\" for row in block.rows]
-    return [*lines, r"\end{longtable}"]
+    return [*lines, r"\end{longtable}}"]
+
+
+def _columns(block: doc.Table) -> str:
+    """Columns as wide as what is in them, where all fit into the line; else parts of the line, and broken cells."""
+    cells = zip(*(tuple("".join(map(_plain, cell)) for cell in row) for row in block.rows), strict=True)
+    columns = list(cells) or [()] * len(block.headers)
+    widths = [max(map(len, (header, *column))) for header, column in zip(block.headers, columns, strict=True)]
+    if sum(width + 1 for width in widths) <= LINE:
+        return "l" * len(widths)
+    shares = [min(max(width, 6), 40) for width in widths]
+    return "".join(rf"p{{{0.9 * share / sum(shares):.3f}\linewidth}}" for share in shares)
 
 
 def _tensor(block: doc.Tensor) -> Iterator[str]:

@@ -64,6 +64,9 @@ def text(document: doc.Document, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
 
 
+written = text
+
+
 def _print_blocks(blocks: Sequence[doc.Block], console: Console) -> None:
     previous: type | None = None
     for block in blocks:
@@ -192,7 +195,10 @@ def _tensor(block: doc.Tensor, console: Console) -> list[Text]:
     about = Text(printable("   " + "  ".join(_facts(block))), "dim")
     if block.entries is None:
         statistics = ", ".join(f"{printable(name)} {number(figure)}" for name, figure in block.statistics)
-        return _hanging(Text.assemble(name, about, "   "), Text(statistics), console)
+        head, room = name + about + Text("   "), console.width - INDENT
+        if cell_len(head.plain) + cell_len(statistics) <= room:
+            return _indented([head + Text(statistics)])
+        return [*_indented([name + about]), *_hanging(Text(" " * INDENT), Text(statistics), console)]
     if len(block.entries) != prod(block.shape):
         raise ValueError(
             f"tensor {printable(block.symbol)} of shape {block.shape} has {prod(block.shape)} elements, but its block "

@@ -28,6 +28,7 @@ MODULES = (
 )  # fmt: skip
 EXACT = ("float64", "complex128")
 LATEX = ("latex", "symbol", "gradient_symbol", "math")  # the fields that hold a formula
+SHORT = ("means", "counts", "shape", "inputs")  # the fields whose numbers have few digits as they are
 PICTURED = 160  # rows; the picture of a larger step is for a file of its own
 
 
@@ -107,7 +108,7 @@ def compact(item: Any, formulas: Formulas) -> Any:
     for name, value in item.items():
         if name in LATEX and isinstance(value, str):
             found[name] = formulas.add(value)
-        elif name == "entries" and item["dtype"] in EXACT:
+        elif name in SHORT or (name == "entries" and item["dtype"] in EXACT):
             found[name] = value
         else:
             found[name] = compact(value, formulas)

@@ -6,6 +6,8 @@ import { tensor } from "./tensors.js";
 
 /** @import { Block, Equation, Paragraph, Section, Span, Table, Verdict } from "./types.d.ts" */
 
+const SHORT = 24; // letters of a table's cell that are kept in one line
+
 /** @type {Record<string, string>} */
 export const MARKS = {
   agrees: "✓",
@@ -81,7 +83,7 @@ function table(block) {
       { class: "plain" },
       block.label && h("caption", null, block.label),
       h("thead", null, h("tr", null, block.headers.map((header) => h("th", { scope: "col" }, header)))),
-      h("tbody", null, block.rows.map((row) => h("tr", null, row.map((cell) => h("td", null, text(cell)))))),
+      h("tbody", null, block.rows.map((row) => h("tr", null, row.map((cell) => h("td", { class: plainText(cell).length <= SHORT ? "short" : null }, text(cell)))))),
     ),
   );
 }

@@ -22,6 +22,7 @@ export function histogram(bins, side) {
   );
   const zero = low < 0 && high > 0 ? (-100 * low) / (high - low) : null;
   const total = counts.reduce((sum, count) => sum + count, 0);
+  const sample = bins.sample ? h("span", { class: "sampled" }, `counted: ${bins.sample.toLocaleString("en")} of them, at regular distances`) : null;
   return h(
     "figure",
     { class: `histogram ${side}` },
@@ -31,7 +32,7 @@ export function histogram(bins, side) {
       bars,
       zero === null ? null : svg("line", { class: "zero", x1: zero, x2: zero, y1: 0, y2: 40 }),
     ),
-    h("figcaption", null, h("span", null, number(low)), h("span", null, "how many, where"), h("span", null, number(high))),
+    h("figcaption", null, h("span", null, number(low)), h("span", null, "how many, where"), h("span", null, number(high)), sample),
   );
 }
 

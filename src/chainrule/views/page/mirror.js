@@ -4,7 +4,7 @@ import { MARKS } from "./blocks.js";
 import { h, math, svg } from "./dom.js";
 import { lanes } from "./lanes.js";
 import { number } from "./numbers.js";
-import { fragment, rows, uses } from "./store.js";
+import { fragmentFor, rows, uses } from "./store.js";
 import { brief, norm } from "./tensors.js";
 
 /** @import { Row } from "./types.d.ts" */
@@ -16,7 +16,8 @@ import { brief, norm } from "./tensors.js";
 const LANE = 14;
 const MOST_LANES = 12; // more share the last one
 const MANY = 40; // rows; most tensors of such a step are thumbnails, and names need the room
-const LONG = 14; // letters of a name that is written small below the line of a fraction
+const LONG = 10; // letters of a name that is written small below the line of a fraction
+const BROKEN = 20; // letters of a name that is written as text, which unlike a formula is broken into lines
 /** @type {any} how far ahead lines are filled; TypeScript does not know the margin of an inner scroller yet */
 const MARGIN = { rootMargin: "800px", scrollMargin: "800px" };
 const AT_ONCE = 120; // lines that are filled without waiting until they are seen
@@ -235,14 +236,15 @@ function lanePicture(drawn, width) {
  */
 function rowParts(row) {
   const used = uses[row.index].length;
-  const symbol = row.forward ? h("a", { href: fragment(row.forward), "aria-label": row.name }, math(row.symbol)) : h("span", null, math(row.symbol));
+  const written = row.name.length > BROKEN ? h("span", { class: "long-name" }, row.name) : math(row.symbol);
+  const symbol = row.forward ? h("a", { href: fragmentFor(row.forward, row), "aria-label": row.name }, written) : h("span", null, written);
   const kind = row.kind === "operation" ? row.operation : row.kind === "loss" ? `loss, ${row.operation}` : row.kind;
   const about = [kind, row.place, used > 1 ? `used ${used} times` : ""].filter(Boolean).join(" · ");
-  const written = row.expression;
+  const { expression } = row;
   return [
-    h("div", { class: "name" }, h("div", { class: "symbol" }, symbol, written && h("code", { title: written }, written)), h("div", { class: "facts" }, about)),
-    h("div", { class: "side value", "data-go": row.forward ?? null }, brief(row.value, row)),
-    h("div", { class: "side gradient", "data-go": row.backward?.[0] ?? null }, row.gradient ? brief(row.gradient, row) : h("span", { class: "facts none" }, "no gradient")),
+    h("div", { class: "name" }, h("div", { class: "symbol" }, symbol, expression && h("code", { title: expression }, expression)), h("div", { class: "facts" }, about)),
+    h("div", { class: "side value", "data-go": row.forward ? fragmentFor(row.forward, row) : null }, brief(row.value, row)),
+    h("div", { class: "side gradient", "data-go": row.backward?.length ? fragmentFor(row.backward[0], row) : null }, row.gradient ? brief(row.gradient, row) : h("span", { class: "facts none" }, "no gradient")),
     back(row),
   ];
 }
@@ -250,13 +252,13 @@ function rowParts(row) {
 /** @param {Row} row */
 function back(row) {
   const shares = row.backward ?? [];
-  const symbol = math(row.gradient_symbol);
+  const symbol = row.name.length > BROKEN ? h("span", { class: "long-name" }, `dJ/d${row.name}`) : math(row.gradient_symbol);
   const parts = h("div", { class: row.name.length > LONG ? "back long" : "back" });
   if (!row.gradient) return parts;
-  const link = shares.length === 1 ? h("a", { href: fragment(shares[0]), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
+  const link = shares.length === 1 ? h("a", { href: fragmentFor(shares[0], row), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
   parts.append(link);
   if (shares.length > 1) {
-    const links = shares.map((anchor, place) => h("a", { href: fragment(anchor), "aria-label": `share ${place + 1} of the gradient of ${row.name}` }, String(place + 1)));
+    const links = shares.map((anchor, place) => h("a", { href: fragmentFor(anchor, row), "aria-label": `share ${place + 1} of the gradient of ${row.name}` }, String(place + 1)));
     parts.append(h("span", { class: "sum" }, `∑ of ${shares.length} shares `, links));
   }
   if (row.verdict) {

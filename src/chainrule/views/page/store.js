@@ -34,7 +34,8 @@ export function load() {
   uses = rows.map(() => []);
   for (const row of rows) {
     for (const input of row.inputs) uses[input].push(row.index);
-    for (const anchor of [row.forward, ...(row.backward ?? [])]) if (anchor) rowOfAnchor.set(anchor, row);
+    // Of blocks that are alike the first is told for all: the section is about its row.
+    for (const anchor of [row.forward, ...(row.backward ?? [])]) if (anchor && !rowOfAnchor.has(anchor)) rowOfAnchor.set(anchor, row);
     for (const symbol of [`value ${row.symbol}`, `gradient ${row.gradient_symbol}`]) {
       rowOfSymbol.set(symbol, rowOfSymbol.has(symbol) ? null : row);
     }
@@ -83,6 +84,30 @@ export function stopOf(anchor) {
  */
 export function fragment(anchor) {
   return `#${encodeURIComponent(anchor.toWellFormed())}`;
+}
+
+/**
+ * The address of a section as one row sees it: a section that is told for many names the row that asks.
+ * @param {string} anchor
+ * @param {Row} row
+ */
+export function fragmentFor(anchor, row) {
+  return fragment(anchor) + (rowOfAnchor.get(anchor) === row ? "" : `@${row.index}`);
+}
+
+/**
+ * What an address names: a stop, and the row that asks where it is not the one that the section is about.
+ * @param {string} address
+ * @returns {{ stop: number, row: Row | null } | undefined}
+ */
+export function named(address) {
+  const whole = stopOf(address);
+  if (whole !== undefined) return { stop: whole, row: null };
+  const [, anchor, index] = /^(.*)@(\d+)$/s.exec(address) ?? [];
+  const stop = anchor === undefined ? undefined : stopOf(anchor);
+  const row = rows[Number(index)];
+  const asks = row && [row.forward, ...(row.backward ?? [])].includes(anchor);
+  return stop === undefined ? undefined : { stop, row: asks ? row : null };
 }
 
 /**

@@ -11,7 +11,7 @@ export type Entry = number | boolean | string | { re: Entry; im: Entry };
 export type Formula = number;
 export type Span = string | { math: Formula } | { code: string };
 
-export interface Histogram { low: Entry; high: Entry; counts: number[] }
+export interface Histogram { low: Entry; high: Entry; counts: number[]; sample?: number }
 export interface Sketch { rows: number; columns: number; means: Entry[] }
 
 export interface Paragraph { block: "paragraph"; text: Span[]; tone?: "plain" | "note" | "warning" }

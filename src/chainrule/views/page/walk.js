@@ -3,14 +3,17 @@
 import { sectionOf, shown, text, plainText, waysOf } from "./blocks.js";
 import { byId, h } from "./dom.js";
 import { mark } from "./mirror.js";
-import { below, fragment, rowOf, stopOf, stops } from "./store.js";
+import { below, fragment, fragmentFor, named, rowOf, stopOf, stops } from "./store.js";
+import { tensor } from "./tensors.js";
 
 /** @import { Way } from "./blocks.js" */
-/** @import { Stop } from "./types.d.ts" */
+/** @import { Row, Stop } from "./types.d.ts" */
 
 const PAUSE = 2200; // milliseconds on each step while it plays
 
 let current = 0;
+/** @type {Row | null} the row that asked, where its step is told for the same step of another block */
+let asking = null;
 /** @type {Way} */
 let way = "both";
 /** @type {ReturnType<typeof setInterval> | null} */
@@ -27,25 +30,39 @@ export function startWalk() {
     });
   }
   byId("phases").append(...phases());
-  window.addEventListener("hashchange", () => go(stopOfHash() ?? current, false));
+  window.addEventListener("hashchange", () => open(location.hash.slice(1), false));
   document.addEventListener("click", followLink);
   document.addEventListener("keydown", onKey);
-  go(stopOfHash() ?? 0, false);
+  go(0, false);
+  open(location.hash.slice(1), false);
 }
 
-/** @returns {number | undefined} */
-function stopOfHash() {
+/**
+ * Go to what an address names; whether it names something.
+ * @param {string} address
+ * @param {boolean} [asNamed] whether the address is to name it
+ */
+function open(address, asNamed = true) {
+  const found = decoded(address);
+  if (found) go(found.stop, asNamed, found.row);
+  return found !== undefined;
+}
+
+/** @param {string} address */
+function decoded(address) {
   try {
-    return stopOf(decodeURIComponent(location.hash.slice(1)));
+    return named(decodeURIComponent(address));
   } catch {
     return undefined; // a fragment that is no proper escape names no step
   }
 }
 
-/** @param {string} anchor */
-export function walkTo(anchor) {
-  const stop = stopOf(anchor);
-  if (stop !== undefined) go(stop);
+/**
+ * @param {string} anchor
+ * @param {Row} [row] the row that asks
+ */
+export function walkTo(anchor, row) {
+  open((row ? fragmentFor(anchor, row) : fragment(anchor)).slice(1));
 }
 
 /**
@@ -55,14 +72,12 @@ export function walkTo(anchor) {
 function followLink(event) {
   const target = event.target instanceof Element ? event.target : null;
   const link = target?.closest('a[href^="#"]');
-  const stop = link ? stopOf(decodeURIComponent(link.getAttribute("href")?.slice(1) ?? "")) : undefined;
-  if (stop !== undefined && !event.ctrlKey && !event.metaKey) {
+  if (link && !event.ctrlKey && !event.metaKey && open(link.getAttribute("href")?.slice(1) ?? "")) {
     event.preventDefault();
-    go(stop);
     return;
   }
   const side = target?.closest("[data-go]");
-  if (side && !target?.closest("td, button, a")) walkTo(side.getAttribute("data-go") ?? "");
+  if (side && !target?.closest("td, button, a")) open(side.getAttribute("data-go")?.slice(1) ?? "");
 }
 
 /** @param {KeyboardEvent} event */
@@ -86,22 +101,25 @@ function play(on) {
 
 /**
  * @param {number} stop
- * @param {boolean} [named] whether the address is to name it
+ * @param {boolean} [asNamed] whether the address is to name it
+ * @param {Row | null} [row] the row that asks
  */
-function go(stop, named = true) {
+function go(stop, asNamed = true, row = null) {
   if (!stops.length) return;
   current = Math.min(stops.length - 1, Math.max(0, stop));
-  if (named) name(stops[current].section.anchor);
+  asking = row;
+  const { anchor } = stops[current].section;
+  if (asNamed) name(row ? fragmentFor(anchor, row) : fragment(anchor));
   tell();
   byId("detail").scrollTop = 0;
   const at = rowOf(stops[current].section);
-  mark(at && { row: at.row.index, role: at.role }, true);
+  mark(at && { row: (row ?? at.row).index, role: at.role }, true);
 }
 
-/** @param {string} anchor */
-function name(anchor) {
+/** @param {string} address */
+function name(address) {
   try {
-    history.replaceState(null, "", fragment(anchor));
+    history.replaceState(null, "", address);
   } catch {
     // A page in a notebook's sandboxed frame has no address of its own.
   }
@@ -138,10 +156,27 @@ function parts(stop) {
   const inner = whole ? below(section).slice(1) : [];
   return [
     ...(crumbs.length ? [h("ol", { class: "crumbs", "aria-label": "in" }, crumbs)] : []),
+    ...(asking && asking.module !== rowOf(section)?.row.module ? [instead(asking, section)] : []),
     ...(before.length ? [h("div", { class: "arrives" }, before.map(shown))] : []),
     sectionOf(section, way, 2),
     ...inner.map((each) => sectionOf(each, way, 3)),
   ];
+}
+
+/**
+ * The numbers of the row that asked, above the same step of the block that is told for all.
+ * @param {Row} row
+ * @param {import("./types.d.ts").Section} section
+ */
+function instead(row, section) {
+  const told = rowOf(section);
+  const own = told?.role === "gradient" ? row.gradient : row.value;
+  return h(
+    "section",
+    { class: "instead", "aria-label": `the numbers of ${row.name}` },
+    h("p", null, "The numbers of ", h("code", null, row.name), row.module ? [" in ", h("code", null, row.module)] : "", ". Below, the same step is worked out with those of ", h("code", null, told?.row.name ?? ""), told?.row.module ? [" in ", h("code", null, told.row.module)] : "", ", which stands for all blocks that are alike."),
+    own && tensor(own),
+  );
 }
 
 /**

@@ -5,7 +5,7 @@ import { lineOf, mark } from "./mirror.js";
 import { number } from "./numbers.js";
 import { key, rows, sumOf } from "./store.js";
 
-/** @import { Entry, Source, Sum, Summand } from "./types.d.ts" */
+/** @import { Entry, Row, Source, Sum, Summand } from "./types.d.ts" */
 
 const TERMS = 16;
 
@@ -13,12 +13,12 @@ const TERMS = 16;
 let panel;
 /** @type {string | null} */
 let pinned = null;
-/** @type {(anchor: string) => void} */
+/** @type {(anchor: string, row: Row) => void} */
 let walkOn = () => {};
 
 /**
  * @param {HTMLElement} place
- * @param {(anchor: string) => void} walk
+ * @param {(anchor: string, row: Row) => void} walk
  */
 export function startWhy(place, walk) {
   panel = place;
@@ -140,7 +140,7 @@ function term(summand) {
 function follow(source) {
   const row = rows[source.row];
   const anchor = source.role === "gradient" ? row.backward?.[0] : row.forward;
-  if (anchor) walkOn(anchor);
+  if (anchor) walkOn(anchor, row);
   mark({ row: source.row, role: source.role }, true);
   pin(key(source));
   const cell = lineOf(source.row)?.querySelector(`[data-source="${key(source)}"]`);

@@ -1,0 +1,153 @@
+"""What blocks that are told only once have of their own: their figures and verdicts, a row each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import Tensor as Data
+
+from chainrule.backprop import Share, Step
+from chainrule.document import Block, Code, Paragraph, Section, Table, Text
+from chainrule.graph import ParameterUpdate, Update
+from chainrule.numbers import number
+from chainrule.rules.optimizers import terms_agree
+from chainrule.telling.context import Context, pairs, shape_text
+from chainrule.telling.folding import Fold
+from chainrule.telling.measures import memory
+
+FIGURES = ("norm", "mean", "std", "min", "max")
+Cells = tuple[str, ...]
+
+
+def forward(context: Context, step: Step) -> Iterator[Block]:
+    """The results of one step in each of the blocks that are alike, but of one that only views its operand."""
+    alike = context.folding.alike(step)
+    operands = [context.graph.values[value].data for _, _, value in step.arguments]
+    for value in context.results(step) if alike else ():
+        if are_views(context.graph.values[value].data, operands):
+            continue
+        slot = step.outputs.index(value)
+        data = [(path, context.graph.values[other.outputs[slot]].data) for path, other in alike]
+        yield figures(context, f"{context.notation.plain(value)} in each block", data)
+
+
+def backward(context: Context, step: Step, share: Share) -> Iterator[Block]:
+    """One share of a gradient in each of the blocks that are alike, with the check against autograd's."""
+    alike = context.folding.alike(step)
+    if not alike or share.value is None:
+        return
+    if are_views(share.gradient, step.upstream):
+        return
+    place = next(i for i, each in enumerate(step.shares) if each is share)
+    shares = [(path, other.shares[place]) for path, other in alike]
+    label = f"{context.notation.plain_gradient(share.value)} in each block"
+    checks = [_check(context, each) for _, each in shares]
+    yield figures(context, label, [(path, each.gradient) for path, each in shares], ("differs by", "check"), checks)
+
+
+def are_views(data: Data | None, others: Iterable[Data | None]) -> bool:
+    """Whether a tensor holds nothing but the numbers of another, in the same memory."""
+    return data is not None and any(each is not None and memory(each) == memory(data) for each in others)
+
+
+def _check(context: Context, share: Share) -> Cells:
+    verdict = context.check(share)
+    return ("" if verdict.difference is None else number(verdict.difference), verdict.kind)
+
+
+def parameters(context: Context, name: str) -> Iterator[Block]:
+    """A parameter of each of the blocks that are alike."""
+    alike = context.folding.parameters_alike(name)
+    if alike:
+        data = [(path, context.graph.parameters[each].before) for path, each in alike]
+        held = [(context.held_before(each),) for _, each in alike]
+        yield figures(context, f"{name} in each block", data, ("gradient",), held)
+
+
+def updates(context: Context, step: Update, name: str) -> Iterator[Block]:
+    """What the optimizer did to a parameter in each of the blocks that are alike."""
+    alike = context.folding.parameters_alike(name)
+    of_name = {each.name: each for each in step.parameters}
+    rows = [(path, of_name[each]) for path, each in alike if each in of_name]
+    if rows:
+        headers = ("block", "norm before", "gradient", "change / before", "check")
+        cells = tuple(_row(path, _updated(context, step, each)) for path, each in rows)
+        yield Table(headers, cells, f"{name} in each block")
+
+
+def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
+    named: Text = (Code(path),)
+    return named, *((cell,) for cell in cells)
+
+
+def _updated(context: Context, step: Update, each: ParameterUpdate) -> Cells:
+    relative = context.relative_updates.get(each.value) if each.value is not None else None
+    agrees = None if each.grad is None else terms_agree(each, step.optimizer, context.agrees)
+    return (
+        number(context.measures.norm(each.before)),
+        "None" if each.grad is None else number(context.measures.norm(each.grad)),
+        "" if relative is None else number(relative),
+        "" if each.grad is None else {True: "agrees", False: "disagrees", None: "no rule yet"}[agrees],
+    )
+
+
+def figures(
+    context: Context,
+    label: str,
+    data: Sequence[tuple[str, Data | None]],
+    more: Sequence[str] = (),
+    cells: Sequence[Cells] = (),
+) -> Table:
+    """A row of figures for each tensor, under the path of its block."""
+    found = [({} if each is None else dict(pairs(context.measures.statistics(each)))) for _, each in data]
+    shown = (*FIGURES, *(name for name in ("zeros", "not finite") if any(each.get(name) for each in found)))
+    rows = []
+    for place, ((path, _), row) in enumerate(zip(data, found, strict=True)):
+        told = [number(row[name]) if name in row else "" for name in shown]
+        rows.append(_row(path, [*told, *(cells[place] if cells else ())]))
+    return Table(("block", *shown, *more), tuple(rows), label)
+
+
+# -- the blocks themselves --------------------------------------------------------------------------------------------
+
+
+def names(fold: Fold) -> str:
+    """The blocks that are not told in full: `h.1 to h.11`."""
+    others = fold.others
+    return " and ".join(others) if len(others) <= 2 else f"{others[0]} to {others[-1]}"
+
+
+def blocks(context: Context, fold: Fold, step: Step) -> Section:
+    """Stands where the other blocks would be told: what came out of each, or what gradient arrived at each."""
+    place = context.folding.folds.index(fold) + 1
+    ends = [context.folding.last_step(path) for path in fold.blocks]
+    results = [(path, context.graph.values[end.outputs[0]]) for path, end in zip(fold.blocks, ends, strict=True)]
+    count = context.folding.forward_steps(fold.told)
+    said: Text = (
+        f"{names(fold)} run the same {count} steps on tensors of the same shapes as ",
+        Code(fold.told), ", which is told in full, with the figures of all of them in a table at each of its steps. ",
+    )  # fmt: skip
+    if step.kind == "backward":
+        said = (*said, "Here is the gradient that arrives at each, the last block first:")
+        title: Text = (f"Back through {names(fold)}: as ", Code(fold.told))
+        gradients = [(path, value.grad) for path, value in reversed(results)]
+        checks = [(_checks(context, path),) for path, _ in gradients]
+        table = figures(context, "upstream", gradients, ("checks",), checks)
+        return Section(title, f"backward-alike-{place}", "backward", (Paragraph(said), table))
+    said = (*said, f"Here is what comes out of each, {shape_text(results[0][1].shape)}:")
+    title = (f"Forward through {names(fold)}: as ", Code(fold.told))
+    table = figures(context, "results", [(path, value.data) for path, value in results])
+    return Section(title, f"forward-alike-{place}", "forward", (Paragraph(said), table))
+
+
+def _checks(context: Context, path: str) -> str:
+    """How many of a block's gradients agree with autograd's: `38 agree`."""
+    kinds = Counter(
+        context.check(share).kind
+        for step in context.folding.backward_steps(path)
+        for share in step.shares
+        if share.gradient is not None and share.recorded is not None
+    )
+    agree = kinds.pop("agrees", 0)
+    return ", ".join([f"{agree} agree", *(f"{count} {kind}" for kind, count in kinds.items())])

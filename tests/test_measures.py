@@ -1,0 +1,114 @@
+"""Statistics of large tensors: those of float64 over every element, whatever the type, the layout and the size."""
+
+import math
+
+import pytest
+import torch
+
+import chainrule
+from chainrule.telling.measures import FEW, Measures, distance, measured, memory
+
+TEXT = ("ours against theirs",)
+
+
+def plainly(data):
+    wide = (data.abs() if data.is_complex() else data).double().reshape(-1)
+    return {
+        "elements": wide.numel(), "norm": wide.norm().item(), "mean": wide.mean().item(),
+        "std": wide.std(correction=0).item(), "low": wide.min().item(), "high": wide.max().item(),
+        "zeros": int((wide == 0).sum()), "not_finite": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        torch.randn(70_001),
+        torch.randn(300, 500).t(),
+        torch.randn(64, 3, 100)[:, 1],
+        torch.randn(1, 400).expand(300, 400),
+        torch.randn(90_000, dtype=torch.float64) * 1e-3 + 5,
+        torch.randn(90_000).to(torch.bfloat16),
+        (torch.randn(90_000) * 1e4).to(torch.float16),
+        torch.randint(0, 50_000, (300, 400)),
+        torch.rand(9_000) > 0.5,
+        torch.randn(5_000, dtype=torch.complex64),
+        torch.zeros(10_000),
+        torch.full((70_000,), 3e30),
+        torch.full((70_000,), 1e-30),
+        torch.nn.functional.dropout(torch.randn(100_000)),
+    ],
+)
+def test_the_figures_are_those_of_float64(data):
+    found = measured(data)
+    for name, expected in plainly(data).items():
+        scale = abs(expected) if name in ("norm", "low", "high") else plainly(data)["norm"] / math.sqrt(data.numel())
+        assert getattr(found, name) == pytest.approx(expected, rel=1e-5, abs=1e-4 * scale), name
+
+
+def test_what_is_not_finite_is_counted_and_left_out():
+    data = torch.randn(100_000)
+    clean = data[3:].clone()
+    data[0], data[1], data[2] = math.nan, math.inf, -math.inf
+    found, expected = measured(data), measured(clean)
+    assert (found.elements, found.not_finite) == (100_000, 3)
+    assert found.norm == pytest.approx(expected.norm)
+    nothing = measured(torch.full((200,), math.nan))
+    assert (nothing.elements, nothing.not_finite, nothing.norm) == (200, 200, 0.0)
+
+
+def test_a_view_of_all_of_a_tensor_is_the_same_memory_and_a_part_is_not():
+    data = torch.randn(4, 6)
+    assert memory(data) == memory(data.t()) == memory(data.view(2, 12))
+    assert memory(data) != memory(data[:2])
+    assert memory(data[:, :3]) != memory(data[:, :3].clone())
+    assert memory(data.expand(2, 4, 6)) != memory(data)
+    complex_ = torch.randn(3, dtype=torch.complex64)
+    assert memory(complex_) != memory(complex_.conj())
+
+
+@pytest.mark.parametrize("size", [100, 3 * FEW])
+def test_a_difference_beyond_rounding_is_found_at_any_size(size):
+    theirs = torch.randn(size)
+    ours = theirs.clone()
+    assert Measures().agreement(ours, theirs, TEXT).difference == 0.0
+    ours[size - 2] += theirs.abs().max() * 1e-7
+    near = Measures().agreement(ours, theirs, TEXT)
+    assert (near.kind, near.difference > 0) == ("agrees", True)
+    ours[size - 2] += theirs.abs().max() * 1e-3
+    far = Measures().agreement(ours, theirs, TEXT)
+    assert far.kind == "disagrees"
+    assert far.difference == pytest.approx((ours - theirs).abs().max().item())
+
+
+@pytest.mark.parametrize("size", [100, 3 * FEW])
+def test_nan_agrees_with_nan_and_with_nothing_else(size):
+    theirs = torch.randn(size)
+    theirs[5] = math.nan
+    ours = theirs.clone()
+    assert Measures().agreement(ours, theirs, TEXT).difference == 0.0
+    ours[5] = 0.0
+    assert Measures().agreement(ours, theirs, TEXT).kind == "disagrees"
+
+
+def test_nothing_is_kept_of_what_is_only_held_against_something():
+    measures = Measures()
+    theirs = torch.randn(10)
+    measures.agreement(theirs.clone(), theirs, TEXT, passing=True)
+    assert [data is theirs for data, _ in measures._known.values()] == [True]
+
+
+def test_the_distance_of_two_tensors():
+    one, other = torch.randn(700, 500), torch.randn(500, 700).t()
+    assert distance(one, other) == pytest.approx((one.double() - other.double()).norm().item(), rel=1e-6)
+
+
+def test_a_step_with_nan_in_its_gradients_is_told():
+    w = torch.nn.Parameter(torch.zeros(3))
+    with chainrule.record() as recording:
+        (w * torch.ones(3)).square().sum().sqrt().backward()
+    kinds = [
+        block.kind for _, section in recording.document().walk() for block in section.blocks if hasattr(block, "kind")
+    ]
+    assert math.isnan(w.grad[0])
+    assert set(kinds) == {"agrees"}

@@ -1,0 +1,40 @@
+"""Every suffix that the package names writes a file, of a small step and of one with blocks that are alike."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import chainrule
+from chainrule.examples import worked_example
+from chainrule.views import VIEWS
+from tests.browser.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def worked():
+    with chainrule.record() as recording:
+        worked_example.train_step(*worked_example.build())
+    return recording
+
+
+@pytest.fixture(scope="module")
+def deep():
+    torch.manual_seed(0)
+    model = Transformer(vocabulary=7, width=8, heads=2, layers=3)
+    tokens, targets = torch.randint(7, (1, 4)), torch.randint(7, (4,))
+    with chainrule.record() as recording:
+        F.cross_entropy(model(tokens).flatten(0, 1), targets).backward()
+    return recording
+
+
+@pytest.mark.parametrize("suffix", VIEWS)
+@pytest.mark.parametrize("name", ["worked", "deep"])
+def test_it_writes_a_file_that_names_what_is_told(suffix: str, name: str, request, tmp_path: Path) -> None:
+    recording = request.getfixturevalue(name)
+    recording.save(tmp_path / f"step{suffix}")
+    text = (tmp_path / f"step{suffix}").read_text(encoding="utf-8")
+    assert ("linear2" if name == "worked" else "ln_1") in text.replace("\\_", "_")
+    told_once = "h.1 and h.2" in text
+    assert told_once == (name == "deep" and suffix != ".svg")
