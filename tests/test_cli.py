@@ -70,7 +70,7 @@ def recording(passed=True):
         nodes=("node",),
         graph=SimpleNamespace(calls=("call",)),
         show=lambda brief: print(f"the walk, {brief=}"),
-        verify=lambda: verification,
+        verify=lambda **options: verification,
     )
 
 
@@ -188,6 +188,17 @@ def test_a_wrong_backward_is_named(invoke, train):
     assert "SquareBackward" in result.stdout
     assert "train.py:20: Square.apply(weight)" in result.stdout
     assert "largest difference 0.002" in result.stdout
+
+
+def test_verify_takes_a_part_and_says_what_it_left_out(invoke, train):
+    result = invoke("verify", train("2.001"), "--only", "Sum")
+    assert result.exit_code == 0, result.output
+    assert "nodes (those that Sum names), the other" in " ".join(result.stdout.split())
+    result = invoke("verify", train(), "--sample", "0.5")
+    assert "(a random share of 0.5), the other" in " ".join(result.stdout.split())
+    result = invoke("verify", train(), "--only", "Sine", "--only", "lion")
+    assert result.exit_code == 2
+    assert "no node is named 'Sine', 'lion'" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("options", [(), ("--optimizer", "sgd"), ("--logits",)])

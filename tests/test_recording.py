@@ -68,6 +68,14 @@ def test_assignments_give_names() -> None:
     assert_tied(recording.graph)
 
 
+def test_operators_have_names_that_one_can_say() -> None:
+    x = torch.rand(3, requires_grad=True)
+    with chainrule.record() as recording:
+        ((2 / x[1:]).sum() + (1 - x).prod() + 2 ** x[0] + (x @ x) / 2).backward()
+    assert {"getitem@1", "getitem@2", "div.reciprocal", "sub", "pow", "matmul", "sum", "prod"} <= names(recording)
+    assert not any("__" in name for name in names(recording))
+
+
 def test_a_loop_numbers_its_names() -> None:
     x = torch.ones(2, requires_grad=True)
     with chainrule.record() as recording:

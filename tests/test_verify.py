@@ -8,8 +8,9 @@ from torch import nn
 from torch.autograd import Function
 
 import chainrule.backprop
+import chainrule.differences
 from chainrule import document
-from chainrule.errors import MissingError
+from chainrule.errors import MissingError, RequestError
 from chainrule.proof import verify
 from chainrule.recording import record
 
@@ -551,6 +552,99 @@ def test_only_takes_names_and_an_unknown_one_is_an_error_with_near_matches():
     assert [row.node.name for row in verify(graph, only="SinBackward0").rows] == ["SinBackward0"]
     with pytest.raises(MissingError, match="SinBackward0"):
         verify(graph, only="SineBackward0")
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_what_cancels_inside_an_operation_is_rounding(scale):
+    """Of a single element the normalised value is 0, and PyTorch's kernel gives what is left of two large terms."""
+    x = (scale * torch.randn(1, dtype=torch.float64)).requires_grad_()
+    w = torch.randn(1, dtype=torch.float64, requires_grad=True)
+    verification = proved(lambda: F.layer_norm(x, (1,), w).sum().backward())
+    assert w.grad != 0
+    (row,) = rows(verification, "NativeLayerNormBackward0")
+    assert row.verdict == "agrees"
+    assert "within the rounding of its number type" in row.reason
+    no_alarm(verification)
+
+
+class Deep(nn.Module):
+    """Twelve blocks, as models of transformers name them."""
+
+    def __init__(self):
+        super().__init__()
+        self.h = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(12))
+
+    def forward(self, x):
+        for block in self.h:
+            x = x + block(x)
+        return x
+
+
+def deep():
+    model, x = Deep(), torch.randn(2, 4)
+    return recorded(lambda: model(x).square().sum().backward())
+
+
+def test_a_pattern_means_whole_parts_of_a_path():
+    graph = deep()
+
+    def modules(*only):
+        chosen = verify(graph, only=only).rows
+        return {graph.calls[row.node.call].module for row in chosen if row.node.call is not None}
+
+    assert modules("h.1") == modules("h.1.*") == {"h.1.0", "h.1.1"}
+    assert modules("h.1?.1", "h.3.0") == {"h.10.1", "h.11.1", "h.3.0"}
+    assert modules("h.*.0") == {f"h.{block}.0" for block in range(12)}
+    assert [row.node.name for row in verify(graph, only="0.weight").rows] == ["AccumulateGrad"] * 12
+    with pytest.raises(MissingError, match=r"no node is named 'h\.12\.\*'"):
+        verify(graph, only="h.12.*")
+
+
+def test_a_sample_is_the_same_each_time_and_says_what_it_left_out():
+    graph = deep()
+    some, again = verify(graph, sample=0.1), verify(graph, sample=0.1)
+    looked = len(some.rows)
+    assert looked == round(0.1 * len(graph.nodes))
+    assert [row.node for row in some.rows] == [row.node for row in again.rows]
+    assert some.coverage == (looked, looked)
+    assert some.left_out == len(graph.nodes) - looked
+    assert f"{looked} of {len(graph.nodes)} nodes (a random share of 0.1)" in str(some.document())
+    both = verify(graph, only=["h.3.*", "h.4.*"], sample=0.01)
+    assert (len(both.rows), both.chosen) == (1, "those that h.3.*, h.4.* names, of these a random share of 0.01")
+    assert verify(graph).left_out == 0
+
+
+@pytest.mark.parametrize("options", [{"sample": 0}, {"sample": 1.5}, {"sample": float("nan")}, {"memory": 0}])
+def test_a_share_or_a_memory_that_means_nothing_is_an_error(options):
+    with pytest.raises(RequestError, match="Give"):
+        verify(deep(), **options)
+
+
+def test_a_check_beyond_its_memory_is_left_out_and_says_so():
+    x = torch.randn(300, 300, requires_grad=True)
+    graph = recorded(lambda: x.softmax(1).square().sum().backward())
+    (row,) = rows(verify(graph, memory=2**20), "SoftmaxBackward0")
+    assert row.verdict == "not checked"
+    assert "our rule and autograd agree" in row.reason
+    assert "a check may take 1 MiB (`memory=` of `verify`)" in row.reason
+    assert rows(verify(graph), "SoftmaxBackward0")[0].verdict == "agrees"
+
+
+def test_many_elements_are_looked_at_in_chunks_that_fit(monkeypatch):
+    x = torch.randn(60, 60, dtype=torch.float64, requires_grad=True)
+    graph = recorded(lambda: FlippedSign.apply(x).sum().backward())
+    chunks, stacked = [], chainrule.differences.Probe._terms
+
+    def terms(probe, lines, step):
+        chunks.append(len(lines))
+        return stacked(probe, lines, step)
+
+    monkeypatch.setattr(chainrule.differences.Probe, "_terms", terms)
+    wide = verify(graph)
+    at_once, chunks[:] = max(chunks), []
+    narrow = verify(graph, memory=600_000)
+    assert max(chunks) < at_once
+    assert narrow.failures[0].wrong == wide.failures[0].wrong
 
 
 def test_the_document_names_node_line_and_the_three_sides():

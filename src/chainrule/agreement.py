@@ -7,6 +7,7 @@ rounding, and from a gradient that a hook changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -336,6 +337,9 @@ def settle(experiment: Experiment, findings: list[Finding], graph: Graph) -> Non
             finding.off, finding.finite, finding.measured = [], None, {}
             continue
         elements, measured = list(finding.off), finding.measured or {}
+        if _mere_rounding(experiment, edges, finding, measured):
+            finding.off, finding.rounding = [], True
+            continue
         finer = _holding(finding, real(precise))
         _each_element(Probe(experiment, finding.edge), finer, elements, FINEST, tell=False)
         if (finer.off or finer.unsettled) and not _shrunk(finding, finer, measured):
@@ -351,6 +355,26 @@ def settle(experiment: Experiment, findings: list[Finding], graph: Graph) -> Non
                 "leaf, or a write to `.grad`, changed it"
             )
         finding.measured = measured
+
+
+def _mere_rounding(experiment: Experiment, edges: list[Edge], finding: Finding, measured: dict[int, float]) -> bool:
+    """Whether autograd's own gradient moves as far as it is off when its arguments move by a rounding.
+
+    An operation may cancel large terms inside, as the normalisation of a single element does, which the size of its
+    derivatives does not show. Only what is nothing beside the upstream gradient is put down to that, and nothing in a
+    user's own backward.
+    """
+    off = finding.off or []
+    apart = torch.tensor([abs(float(finding.got[i]) - measured.get(i, math.inf)) for i in off], dtype=torch.float64)
+    largest = max((float(g.abs().max()) for g in experiment.upstream.values() if g.numel()), default=0.0)
+    if experiment.custom or not bool((apart <= FINEST * largest).all()):
+        return False
+    generator, moved = torch.Generator().manual_seed(0), torch.zeros_like(apart)
+    for _ in range(8):
+        again = experiment.replayed(edges, wide=False, jitter=generator)[edges.index(finding.edge)]
+        if again is not None:
+            moved = torch.maximum(moved, (real(again) - finding.got)[off].abs().cpu())
+    return bool((apart <= MARGIN * moved).all())
 
 
 def _shrunk(coarse: Finding, fine: Finding, measured: dict[int, float]) -> bool:

@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import replace
 
 from chainrule.calls import read_calls
+from chainrule.collection import uncollected
 from chainrule.events import read_events
 from chainrule.graph import Graph, Operation, Parameter, Value
 from chainrule.leaves import Leaves
@@ -33,6 +34,7 @@ from chainrule.tape import Tape
 from chainrule.values import Values, is_trained_leaf
 
 
+@uncollected()
 def assemble(tape: Tape) -> Graph:
     """Read the tape once, from its beginning to its end, and give the facts."""
     paths, passes = Paths(tape), Passes(tape)
@@ -56,6 +58,19 @@ def assemble(tape: Tape) -> Graph:
         error=tape.error,
         notes=paths.notes_of_compiled(),
     )
+
+
+def let_go(tape: Tape) -> None:
+    """Free a tape that nobody reads any more, its autograd nodes from the loss back to the leaves.
+
+    PyTorch 2.13 frees a node that Python has seen from inside the one that leads to it, call within call: let go of in
+    another order, a chain of 50,000 nodes overflows the stack.
+    """
+    nodes = [raw.node for raw in tape.nodes]
+    tape.__dict__.clear()
+    nodes.sort(key=lambda node: node._sequence_nr())
+    while nodes:
+        nodes.pop()
 
 
 def _renumber(operation: Operation, number: dict[int, int]) -> Operation:

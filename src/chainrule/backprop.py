@@ -7,14 +7,16 @@ the walk goes on with autograd's own gradient, and the step says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from chainrule import rules
+from chainrule.collection import uncollected
 from chainrule.errors import RuleError
 from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update, Value, references
 from chainrule.rules import Applied, Rule
@@ -55,7 +57,8 @@ class Step:
     """One step of the derivation as it is told: what the user wrote as one call, opened down to its nodes where needed.
 
     `arguments` and `outputs` are indices of values; `rule` and `op` say what the operation means (None: no rule yet).
-    A backward step has `upstream` and `shares`, an update step its `update`.
+    A backward step has `upstream` and `shares`, an update step its `update`. The walk goes on with what the nodes give;
+    what the rule of a whole call gives beside them is worked out when `shares` is first read.
     """
 
     index: int
@@ -69,8 +72,13 @@ class Step:
     outputs: tuple[int, ...] = ()
     backward: int | None = None
     upstream: tuple[Tensor | None, ...] = ()
-    shares: tuple[Share, ...] = ()
+    sharing: Callable[[], tuple[Share, ...]] = tuple
     update: Update | None = None
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """What the step gives back to each argument."""
+        return self.sharing()
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,13 @@ class Derivation:
     gradients: dict[int, Tensor]
 
 
+@uncollected()
 def derive(graph: Graph) -> Derivation:
     """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
     node_steps: list[NodeStep] = []
     gradients: dict[int, Tensor] = {}
-    for backward in range(_passes(graph)):
-        for step in _walk(graph, backward, gradients):
+    for backward, ran in _passes(graph):
+        for step in _walk(graph, backward, ran, gradients):
             node_steps.append(step)
     return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients)
 
@@ -116,7 +125,12 @@ def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
     """Our rule for a node, if there is one. A user's own `autograd.Function` has none, whatever it is called."""
     if node.operation is None or node.function_class is not None:
         return None
-    rule = rules.for_node(node.name, op)
+    try:
+        rule = rules.for_node(node.name, op)
+    except RuntimeError:  # it asks for numbers, and they were not kept
+        if op is None or op.has_numbers:
+            raise
+        return None
     sparse = op is not None and any(getattr(a, "layout", torch.strided) != torch.strided for a in op.arguments.values())
     return rule if rule is None or not sparse or rule.topic == "sparse" else None
 
@@ -165,13 +179,17 @@ def shares_of(
         yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
 
 
-def _passes(graph: Graph) -> int:
-    return 1 + max((passage.backward for node in graph.nodes for passage in node.passages), default=-1)
+def _passes(graph: Graph) -> list[tuple[int, dict[int, Passage]]]:
+    """The backward passes in order, each with the nodes that ran in it."""
+    ran: dict[int, dict[int, Passage]] = {}
+    for node in graph.nodes:
+        for passage in node.passages:
+            ran.setdefault(passage.backward, {})[node.index] = passage
+    return sorted(ran.items())
 
 
-def _walk(graph: Graph, backward: int, gradients: dict[int, Tensor]) -> Iterator[NodeStep]:
+def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[int, Tensor]) -> Iterator[NodeStep]:
     """One backward pass, from its roots, each node after all nodes that send it a gradient."""
-    ran = {node.index: p for node in graph.nodes for p in node.passages if p.backward == backward}
     arriving: dict[int, dict[int, Tensor]] = {}
     hooked = {event.text for event in graph.events if event.kind == "hook"}
     fed = {edge.node for index in ran for edge in graph.nodes[index].edges}
@@ -185,6 +203,8 @@ def _walk(graph: Graph, backward: int, gradients: dict[int, Tensor]) -> Iterator
             upstream = passage.upstream  # the seed, to which another root may have added
         if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
             upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
+        if any(each is not None and each.is_meta for each in upstream):
+            upstream = passage.upstream  # what came before was not kept; what arrived here may have been
         step = _step_back(graph, node, passage, backward, upstream)
         for slot, value in enumerate(node.outputs):
             if value is not None and slot < len(upstream) and upstream[slot] is not None:
@@ -207,6 +227,12 @@ def _step_back(
     op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
     rule = rule_of(graph, node, op)
     failure = ""
+    if op is not None and not (op.has_numbers and all(g is None or not g.is_meta for g in upstream)):
+        shares = tuple(
+            replace(share, gradient=None if share.recorded is None else share.recorded.to("meta"))
+            for share in _recorded(node, passage)
+        )
+        return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
     if rule is not None and op is not None:
         try:
             shares = tuple(shares_of(graph, node, rule, op, upstream, passage))
@@ -214,18 +240,24 @@ def _step_back(
                 return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
         except (RuleError, RuntimeError, IndexError, ValueError, TypeError) as error:
             failure = f"{node.name}: the rule {rule.name} cannot take this case ({error})"
-    shares = tuple(
-        Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
-        for edge in node.edges
-        for recorded in [passage.downstream[edge.position] if edge.position < len(passage.downstream) else None]
-    )
+    shares = tuple(_recorded(node, passage))
     return NodeStep(node.index, backward, node.operation, None, op, upstream, shares, failure)
+
+
+def _recorded(node: Node, passage: Passage) -> Iterator[Share]:
+    """What autograd gave each argument, in the place of what a rule would have given."""
+    for edge in node.edges:
+        recorded = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+        yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
 
 
 def _add(into: dict[int, Tensor], key: int, gradient: Tensor | None) -> None:
     """Accumulate: a value that was used several times gets the sum of what comes back from each use."""
     if gradient is not None:
-        into[key] = into[key] + gradient if key in into else gradient
+        known = into.get(key)
+        if known is not None and known.is_meta != gradient.is_meta:
+            known, gradient = known.to("meta"), gradient.to("meta")
+        into[key] = gradient if known is None else known + gradient
 
 
 # -- the steps as they are told ---------------------------------------------------------------------------------------
@@ -237,7 +269,7 @@ def _told(graph: Graph, node_steps: list[NodeStep], gradients: dict[int, Tensor]
     steps += _backward_steps(graph, units, node_steps, gradients)
     steps += [Step(0, "update", update=update) for update in graph.updates]
     for index, step in enumerate(steps):
-        yield Step(**{**step.__dict__, "index": index})
+        yield replace(step, index=index)
 
 
 @dataclass(frozen=True)
@@ -305,13 +337,23 @@ def _call_unit(graph: Graph, index: int) -> _Unit | None:
         arguments: dict[str, Any] = (
             dict.fromkeys(names) | dict(zip(names, call.arguments, strict=False)) | call.keywords
         )
-        op = Applied({k: data(graph, v) for k, v in arguments.items()}, (out.data,), call.name)
+        kept = all(graph.values[v].data is not None for *_, v in references(arguments)) and out.data is not None
+        op = Applied({k: data(graph, v, kept) for k, v in arguments.items()}, (_data(out, kept),), call.name)
         # Under autocast the call's arguments are not the numbers that it computed with: then its nodes are told.
         operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]
         cast = any(each.is_floating_point() and each.dtype != out.dtype for each in operands)
-        if not cast and rule.accepts(op):
+        if not cast and _accepts(rule, op):
             return _Unit(index, call.operations, rule, op, tuple(references(arguments)), call.outputs)
     return None
+
+
+def _accepts(rule: Rule, op: Applied) -> bool:
+    try:
+        return rule.accepts(op)
+    except RuntimeError:  # it asks for numbers, and they were not kept
+        if op.has_numbers:
+            raise
+        return False
 
 
 def _forward(graph: Graph, unit: _Unit) -> Step:
@@ -346,18 +388,20 @@ def _backward(
     entered = bool(set(unit.outputs) & set(graph.nodes[first.node].outputs))
     elsewhere = any(sources.get((backward, node), set()) - set(nodes) for node in nodes[1:])
     if len(unit.operations) > 1 and entered and not elsewhere:
-        rule, upstream, shares = unit.rule, first.upstream, tuple(_call_shares(graph, unit, members))
-    elif len(members) == 1:
-        rule, upstream, shares = first.rule, first.upstream, first.shares
-    else:  # a pass that entered the call in its middle too, as second derivatives do
-        rule, upstream, shares = None, first.upstream, tuple(share for member in members for share in member.shares)
+        rule, sharing = unit.rule, partial(_call_shares, graph, unit, members)
+    else:  # several members: a pass that entered the call in its middle too, as second derivatives do
+        rule, sharing = (first.rule if len(members) == 1 else None), partial(_shares_of_members, members)
     return Step(
         0, "backward", unit.call, unit.operations, nodes, rule, unit.op, unit.arguments, unit.outputs, backward,
-        upstream, shares,
+        first.upstream, sharing,
     )  # fmt: skip
 
 
-def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> Iterator[Share]:
+def _shares_of_members(members: list[NodeStep]) -> tuple[Share, ...]:
+    return tuple(share for member in members for share in member.shares)
+
+
+def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Share, ...]:
     """The call's own rule, beside what the nodes of the call together gave each argument."""
     assert unit.rule is not None
     assert unit.op is not None
@@ -367,12 +411,17 @@ def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> Iterator
         for share, edge in zip(member.shares, graph.nodes[member.node].edges, strict=True):
             if edge.node not in inside and share.value is not None:
                 left.setdefault(share.value, []).append(share.recorded)
+    found = []
     for name, item, value in unit.arguments:
         if name not in unit.rule.wrt or value not in left:
             continue
-        gradient = unit.rule.gradient(unit.op, members[0].upstream, name)
+        numbers = unit.op.has_numbers and not any(g is not None and g.is_meta for g in members[0].upstream)
+        gradient = (
+            unit.rule.gradient(unit.op, members[0].upstream, name) if numbers else graph.values[value].without_numbers()
+        )
         summed: tuple[int, ...] = ()
         if gradient is not None:
             gradient, summed = rules.reduce_to_shape(gradient, graph.values[value].shape)
         alone = len(left[value]) == 1 and sum(value == other for _, _, other in unit.arguments) == 1
-        yield Share(name, item, value, gradient, left[value][0] if alone else None, summed)
+        found.append(Share(name, item, value, gradient, left[value][0] if alone else None, summed))
+    return tuple(found)

@@ -138,7 +138,19 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str 
 @script_argument
 @script_arguments
 @step_option
-def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only nodes whose name, module or value matches: 'h.3.*' is a block and all in it. May be repeated.",
+)
+@click.option(
+    "--sample",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="SHARE",
+    help="Only a random share of the nodes, the same one each time: 0.1 is a tenth.",
+)
+def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...], sample: float | None) -> NoReturn:
     """Check every gradient of one training step of SCRIPT.
 
     Each autograd node is held against our rule and against a finite difference. The script ends right after the step.
@@ -148,6 +160,7 @@ def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
     Examples:
       chainrule verify train.py
       chainrule verify train.py --step 10 -- --epochs 1
+      chainrule verify train.py --only 'h.3.*' --sample 0.1
     """
     from rich.console import Console
 
@@ -162,7 +175,7 @@ def verify(script: str, args: tuple[str, ...], step: int) -> NoReturn:
                 f"there is nothing to verify in training step {step} of {script}: no operation in it needs a gradient."
             )
         sys.exit(outcome.status or NOTHING)
-    verification = outcome.recording.verify()
+    verification = outcome.recording.verify(only=only or None, sample=sample)
     render(verification.document(), Console())
     if not verification.passed:
         sys.exit(DISAGREES)

@@ -33,18 +33,18 @@ class CannotRunError(Exception):
 class Experiment:
     """One node's operation, ready to be run again on the recorded inputs.
 
-    `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved.
-    Raises CannotRunError where the recording does not hold what is needed.
+    `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved,
+    `memory` the bytes that running it may take. Raises CannotRunError where the recording does not hold what is needed.
     """
 
-    def __init__(self, graph: Graph, node: Node, upstream: tuple[Tensor | None, ...]) -> None:
+    def __init__(self, graph: Graph, node: Node, upstream: tuple[Tensor | None, ...], memory: int) -> None:
         assert node.operation is not None
         operation = graph.operations[node.operation]
         if operation.function is None:
             raise CannotRunError("the recording does not hold the operation that made it")
         if any(graph.values[ref.value].data is None for ref in _refs(operation.arguments)):
             raise CannotRunError("its inputs were not kept")
-        self.name = operation.name
+        self.name, self.memory = operation.name, memory
         self.custom = node.function_class is not None
         self.function: Any = operation.function
         self.random_state = operation.random_state
@@ -77,6 +77,24 @@ class Experiment:
             wide["half_to_float"] = False
         return wide
 
+    def afford(self, variable: Tensor, inputs: int, outputs: int, wide: bool = True) -> int:
+        """How many bytes are left beside so many tensors like `variable` and so many times the outputs.
+
+        `wide`: in float64, beside all arguments in float64. Raises CannotRunError where it is more than may be taken.
+        """
+        size = 8 if wide else variable.itemsize
+        out = sum(g.numel() for g in self.upstream.values())
+        taken = size * (inputs * variable.numel() + outputs * out)
+        if wide:
+            coarse = (t for t in tensors_in(list(self.recorded.values())) if t.dtype != _wide_dtype(t.dtype))
+            taken += 8 * sum(t.numel() for t in coarse)
+        if taken > self.memory:
+            raise CannotRunError(
+                f"running it again takes about {taken / 2**20:,.0f} MiB, and a check may take "
+                f"{self.memory / 2**20:,.0f} MiB (`memory=` of `verify`)"
+            )
+        return self.memory - taken
+
     def run(self, arguments: dict[str, Any]) -> list[Tensor]:
         """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""
         if self.mask is not None:  # the recorded draw is held, also where its generator's state is not known
@@ -95,9 +113,14 @@ class Experiment:
             for slot, out in self.outs.items()
         )
 
-    def replayed(self, edges: list[Edge], wide: bool) -> list[Tensor | None]:
-        """The gradients that autograd gives for the edges when the operation runs again with gradients on."""
+    def replayed(self, edges: list[Edge], wide: bool, jitter: torch.Generator | None = None) -> list[Tensor | None]:
+        """The gradients that autograd gives for the edges when the operation runs again with gradients on.
+
+        With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
+        """
         arguments = dict(self.wide if wide else self.recorded)
+        if jitter is not None:
+            arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
         leaves = []
         for edge in edges:
             leaf = pick(arguments, edge).detach().clone().requires_grad_()
@@ -138,6 +161,7 @@ class Probe:
 
     def __init__(self, experiment: Experiment, edge: Edge) -> None:
         self.experiment, self.edge = experiment, edge
+        self.left = experiment.afford(pick(experiment.recorded, edge), 8, 6)  # bytes, for more than one line at once
         start = pick(experiment.wide, edge)
         self.complex = start.is_complex()
         self.x = real(start)
@@ -181,7 +205,16 @@ class Probe:
         return unravel(element // 2 if self.complex else element, self.shape)
 
     def elements(self, chosen: list[int]) -> Measured:
-        """Central differences at single elements."""
+        """Central differences at single elements, as many at once as memory allows."""
+        many = max(1, self.left // (8 * (self.x.numel() + 3 * self.u.numel())))
+        found = [self._each(chosen[first : first + many]) for first in range(0, len(chosen), many)]
+        return Measured(
+            torch.cat([each.slope for each in found]),
+            torch.cat([each.terms for each in found]),
+            torch.cat([each.error for each in found]),
+        )
+
+    def _each(self, chosen: list[int]) -> Measured:
         steps = self._steps(*[self.step] * len(chosen))
         return self._measured(self._terms([self._line(element) for element in chosen], steps), steps)
 
@@ -217,7 +250,7 @@ class Probe:
         return line
 
     def _terms(self, lines: list[Tensor], step: Tensor) -> Tensor:
-        moves = [line * h for line, h in zip(lines, step.unbind(), strict=True)]
+        moves = (line * h for line, h in zip(lines, step.unbind(), strict=True))
         change = torch.stack([self.f(self.x + move) - self.f(self.x - move) for move in moves])
         return weigh(self.u, change / (2 * step)[:, None])
 
@@ -311,6 +344,13 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype.is_complex:
         return torch.complex128
     return torch.float64 if dtype.is_floating_point else dtype
+
+
+def _jittered(tree: Any, generator: torch.Generator) -> Any:
+    if isinstance(tree, Tensor) and tree.is_floating_point():
+        steps = torch.randint(-2, 3, tree.shape, generator=generator).to(tree)
+        return tree * (1 + steps * torch.finfo(tree.dtype).eps)
+    return [_jittered(item, generator) for item in tree] if isinstance(tree, list) else tree
 
 
 def _cloned(tree: Any) -> Any:

@@ -3,6 +3,7 @@
     ChainruleError
      ├── RecordingError        a recording cannot be made or read (nested record, a script that never trains, ...)
      │    └── MissingError     the recording is fine, but does not hold what was asked for (a name, an index, a step)
+     ├── RequestError          an option has a value that means nothing (a share of the nodes above 1, ...)
      ├── RuleError             a rule broke its contract (number of gradients, shape)
      ├── StorageError          a file cannot be written or read
      ├── ThresholdError        a threshold of findings is no number that could be one
@@ -26,6 +27,10 @@ class RecordingError(ChainruleError):
 
 class MissingError(RecordingError, LookupError):
     """The recording does not hold what was asked for; the message names near matches."""
+
+
+class RequestError(ChainruleError, ValueError):
+    """An option has a value that means nothing; the message says what it may be."""
 
 
 class RuleError(ChainruleError):

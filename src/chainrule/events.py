@@ -90,5 +90,7 @@ def _alike(left: Tensor, right: Tensor) -> bool:
         return left.shape == right.shape
     if left.data_ptr() == right.data_ptr() and left.stride() == right.stride():
         return True
+    if left.dtype == right.dtype and torch.equal(left, right):
+        return True
     precision = torch.finfo(left.dtype).eps if left.dtype.is_floating_point or left.is_complex() else 0.0
     return torch.allclose(left, right.to(left.dtype), rtol=64 * precision, atol=64 * precision, equal_nan=True)

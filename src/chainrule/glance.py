@@ -21,6 +21,7 @@ from torch import Tensor
 from chainrule.agreement import FINEST, FLOOR, Case, Difference, Finding, label_of
 from chainrule.differences import EPS, MARGIN, STEP, Experiment, pick, put, unravel
 from chainrule.graph import Edge
+from chainrule.rules import Kink
 
 LARGE = 2**16  # elements: from here on a first look comes before the full proof
 DENSE = 2**20  # elements: above, directions are sparse
@@ -32,11 +33,13 @@ Arguments = dict[str, Any]
 def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) -> Finding | None:
     """What a first look finds of one argument; None where the full proof is to look, also where we have no rule."""
     got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
-    if got is None or ours is None or not _plain(got) or case.rule is None or case.rule.kink is not None:
+    if got is None or ours is None or not _plain(got) or case.rule is None:
         return None
     recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
     size = max(got.numel(), *(g.numel() for g in upstream.values())) if upstream else 0
     if size <= LARGE or not _plain(recorded) or recorded.shape != got.shape or not all(map(_plain, upstream.values())):
+        return None
+    if case.rule.kink is not None and _at_corner(case.rule.kink, case.op, edge, recorded):
         return None
     label = label_of(edge)
     beside = _beside(got, ours, case.eps, label)
@@ -44,6 +47,21 @@ def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) 
     if finite is None or not finite.largest <= finite.tolerance:
         return None
     return Finding(edge, label, got, False, ours, finite, rule=beside)
+
+
+def only_beside(case: Case, edge: Edge, ours: Tensor | None) -> Finding | None:
+    """Our rule's gradient beside autograd's alone, for a large operation that is not run again."""
+    got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
+    if not _plain(got) or not _plain(ours) or got is None or ours is None or got.numel() <= LARGE:
+        return None
+    found = _beside(got, ours, case.eps, label_of(edge))
+    return None if found is None else Finding(edge, label_of(edge), got, False, ours, rule=found)
+
+
+def _at_corner(kink: Kink, op: Any, edge: Edge, recorded: Tensor) -> bool:
+    """Whether an element lies so near to a point without a derivative that a difference would step over it."""
+    mine = (kink.argument, None) == (edge.argument, edge.item)
+    return mine and bool(kink.where(op, 8 * STEP * (rms(recorded) or 1.0)).any())
 
 
 def _plain(tensor: Any) -> bool:
@@ -145,11 +163,15 @@ def _direction(got: Tensor) -> tuple[Tensor, Tensor | None]:
     return v, places
 
 
-@lru_cache(maxsize=8)
 def _normal(count: int, device: torch.device) -> Tensor:
+    return _normals(device)[:count]
+
+
+@lru_cache(maxsize=2)
+def _normals(device: torch.device) -> Tensor:
     # Rounded to float32, so that a run in float32 moves along the same direction.
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, generator=generator).double().to(device)
+    return torch.randn(DENSE, generator=generator).double().to(device)
 
 
 @lru_cache(maxsize=4)
@@ -159,6 +181,7 @@ def _draw(count: int, device: torch.device) -> Tensor:
 
 def _central(experiment: Experiment, edge: Edge, v: Tensor) -> tuple[dict[int, Tensor], float] | None:
     """J v by a central difference in float64, and how far rounding may move <u, J v>."""
+    experiment.afford(pick(experiment.recorded, edge), 4, 5)
     x = pick(experiment.wide, edge)
     step = STEP * (rms(x) or 1.0)
     if not step < float("inf"):  # something in it is not finite
@@ -177,6 +200,7 @@ def _linear(experiment: Experiment, edge: Edge, v: Tensor) -> tuple[dict[int, Te
     without = _LINEAR.get(experiment.name, {}).get(edge.argument or "")
     if without is None or recorded.dtype not in (torch.float32, torch.float64):
         return None
+    experiment.afford(recorded, 3, 3, wide=False)
     change = _run(experiment, without({**experiment.recorded}), edge, v.to(recorded.dtype))
     return (change, 0.0) if change.keys() == experiment.upstream.keys() else None
 

@@ -19,6 +19,7 @@ from chainrule.source import Site
 from chainrule.tape import RawCall, Tape
 from chainrule.values import Draft, is_trained_leaf
 
+_OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)
 
 
@@ -184,7 +185,7 @@ class Names:
             for value, name in self._named_operands(call, raw):
                 self._add(value, 2, name)
             for value in call.outputs:
-                self._add(value, 3, call.name, call.place)
+                self._add(value, 3, _readable(call.name), call.place)
 
     def _named_operands(self, call: Call, raw: RawCall) -> Iterator[tuple[int, str]]:
         """Leaves that go by a name where the call stands: the `X` of `self.linear1(X)`."""
@@ -199,7 +200,15 @@ class Names:
             return draft.kind
         operation = self._reading.operations[draft.operation]
         name = operation.name.removeprefix("aten.").split(".")[0].lstrip("_")
-        return name if operation.call is None else f"{self._calls[operation.call].name}.{name}"
+        return name if operation.call is None else f"{_readable(self._calls[operation.call].name)}.{name}"
+
+
+def _readable(call: str) -> str:
+    """A function's name as one says it: an operator's is `getitem`, or `sub` from whichever side it was asked."""
+    if not call.startswith("__"):
+        return call
+    bare = call.strip("_")
+    return (bare[1:] if bare[0] == "r" and bare[1:] in _OPERATORS else bare).removeprefix("true")
 
 
 def _is_direct(call: RawCall) -> bool:

@@ -36,12 +36,23 @@ def read_nodes(
     reading: Reading, leaves: Leaves, number: dict[int, int], passages: dict[int, list[Passage]]
 ) -> tuple[Node, ...]:
     """The nodes by our numbers; `passages` are their runs, by the tape's."""
-    return tuple(_node(new, raw, reading, leaves, number, passages.get(raw, [])) for raw, new in number.items())
+    sites = {reading.at.get(each.first): each.site for each in reversed(reading.tape.functions)}
+    places = {
+        operation: site.place() for operation, site in sites.items() if operation is not None and site is not None
+    }
+    return tuple(_node(new, raw, reading, leaves, number, passages.get(raw, []), places) for raw, new in number.items())
 
 
 def _node(
-    index: int, raw: int, reading: Reading, leaves: Leaves, number: dict[int, int], passages: list[Passage]
+    index: int,
+    raw: int,
+    reading: Reading,
+    leaves: Leaves,
+    number: dict[int, int],
+    passages: list[Passage],
+    functions: dict[int, Place],
 ) -> Node:
+    """One node; `functions` are the places of the operations that are an `autograd.Function`."""
     node = reading.tape.nodes[raw].node
     operation = reading.operation_of.get(raw)
     slots = reading.outputs_of.get(raw, {})
@@ -55,15 +66,12 @@ def _node(
         tuple(_edges(raw, operation, reading, number)),
         tuple(passages),
         leaves.of(node.variable) if hasattr(node, "variable") else None,
-        _place(operation, call, reading),
+        functions.get(-1 if operation is None else operation) or _place(call, reading),
         getattr(node, "_forward_cls", None),
     )
 
 
-def _place(operation: int | None, call: int | None, reading: Reading) -> Place | None:
-    for function in reading.tape.functions:
-        if operation is not None and reading.at.get(function.first) == operation and function.site is not None:
-            return function.site.place()
+def _place(call: int | None, reading: Reading) -> Place | None:
     site = reading.tape.calls[call].site if call is not None else None
     return site.place() if site is not None else None
 

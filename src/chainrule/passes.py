@@ -21,6 +21,7 @@ class Passes:
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
         self._number = self._numbers()
+        self._by_task = {raw.task: raw for raw in reversed(tape.backwards) if raw.task is not None}
 
     def _numbers(self) -> dict[int, int]:
         """Autograd's numbers of its passes -> ours; one that began unseen (inside a node) comes after those we saw."""
@@ -49,7 +50,7 @@ class Passes:
 
     def of_task(self, task: int) -> RawBackward | None:
         """The backward call behind autograd's number of a pass."""
-        return next((each for each in self._tape.backwards if each.task == task), None)
+        return self._by_task.get(task)
 
     def left(self, raw: RawBackward, leaf: Tensor) -> Tensor | None:
         """What a backward pass left in a leaf's `.grad`."""

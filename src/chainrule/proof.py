@@ -18,8 +18,7 @@ Nothing global is changed, the state of the random generators included.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,11 +41,12 @@ from chainrule.agreement import (
 from chainrule.backprop import applied, rule_of
 from chainrule.differences import MARGIN, CannotRunError, Experiment, nothing_left_behind, real, unravel
 from chainrule.document import Kind
-from chainrule.errors import MissingError
-from chainrule.glance import LARGE, glance, same_numbers, slabs
-from chainrule.graph import Graph, Node, Passage, Place
+from chainrule.errors import RequestError
+from chainrule.glance import LARGE, glance, only_beside, same_numbers, slabs
+from chainrule.graph import Edge, Graph, Node, Passage, Place
 from chainrule.repair import Repair, recognise
 from chainrule.rules import Applied, Rule, plain
+from chainrule.selection import select
 
 _SYMMETRIC = "its argument stands for a symmetric matrix, of which it reads one triangle"
 _CONSTRAINED = {
@@ -57,6 +57,9 @@ _CONSTRAINED = {
     "CholeskySolveBackward": "its argument stands for a triangular matrix",
     "CtcLossBackward": "its argument stands for logarithms of probabilities, which add up to one",
 }
+MEMORY = 2 * 2**30  # bytes that the check of one node may take, where nothing else is said
+Senders = dict[int, list[tuple[Node, Edge]]]
+UNKEPT = "its numbers were not kept"
 _WORST: tuple[Kind, ...] = ("disagrees", "kink", "not checked", "no rule yet", "agrees", "not differentiable")
 
 
@@ -90,14 +93,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Verification:
-    """The proof of a step: one row a node, in the order of the graph."""
+    """The proof of a step: one row a node, in the order of the graph.
+
+    `coverage` is (explained by a rule, total) of the nodes that were looked at; `left_out` counts the nodes that were
+    not, because of what was asked for, which `chosen` says in words. What was left out is not proved.
+    """
 
     rows: tuple[Row, ...]
     coverage: tuple[int, int]
+    left_out: int = 0
+    chosen: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing disagrees."""
+        """Whether nothing disagrees, of what was looked at."""
         return not self.failures
 
     @property
@@ -113,37 +122,44 @@ class Verification:
 
 
 def verify(
-    graph: Graph, *, only: str | None = None, progress: Callable[[int, int], None] | None = None
+    graph: Graph,
+    *,
+    only: str | Iterable[str] | None = None,
+    sample: float | None = None,
+    memory: int = MEMORY,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Prove every node of a recorded step, or those that `only` names.
+    """Prove the nodes of a recorded step: all of them, or those that `only` names, or a random share, `sample`.
 
-    `only` is a part of a node's name, of its operation's, of a module's path, or of the name of one of its outputs.
-    `progress(done, total)` is called after each node. Raises MissingError where `only` names nothing.
+    `only` is a pattern, or several: a part of a node's name, of its operation's, of a module's path, or of the name of
+    one of its outputs; with dots or a `*` it is held against whole parts of a path (`h.3.*`). `sample` draws the same
+    nodes each time. `memory` is what the check of one node may take, in bytes: many elements are looked at in chunks
+    that fit, and where a single run does not fit the node is not checked, and says so. `progress(done, total)` is
+    called after each node. Raises MissingError where `only` names nothing, RequestError for a value that means nothing.
     """
-    nodes = [node for node in graph.nodes if only is None or any(only in name for name in _names(graph, node))]
-    if only is not None and not nodes:
-        known = sorted({name for node in graph.nodes for name in _names(graph, node) if name})
-        near = difflib.get_close_matches(only, known) or known[:5]
-        raise MissingError(
-            f"no node is named {only!r}. Near it: {', '.join(near)}." if near else "no node was recorded."
-        )
+    if memory <= 0:
+        raise RequestError(f"memory={memory!r} leaves nothing to work with. Give the bytes a check may take, above 0.")
+    nodes, chosen = select(graph, only, sample)
+    senders = _senders(graph)
     rows, explained = [], 0
     with nothing_left_behind():
         for done, node in enumerate(nodes, 1):
             op, rule = _meaning(graph, node)
             explained += rule is not None or node.leaf is not None
-            rows.append(_row(graph, node, op, rule))
+            rows.append(_row(graph, node, op, rule, memory, senders))
             if progress is not None:
                 progress(done, len(nodes))
-    return Verification(tuple(rows), (explained, len(nodes)))
+    return Verification(tuple(rows), (explained, len(nodes)), len(graph.nodes) - len(nodes), chosen)
 
 
-def _names(graph: Graph, node: Node) -> list[str]:
-    values = [value for value in (*node.outputs, node.leaf) if value is not None]
-    names = [node.name, *(name for value in values for name in graph.values[value].names)]
-    if node.operation is not None:
-        names.append(graph.operations[node.operation].name)
-    return [*names, graph.calls[node.call].module] if node.call is not None else names
+def _senders(graph: Graph) -> Senders:
+    """The nodes that lead straight to each leaf, with the edges that do."""
+    found: Senders = {}
+    for node in graph.nodes:
+        for edge in node.edges:
+            if graph.nodes[edge.node].leaf is not None:
+                found.setdefault(edge.node, []).append((node, edge))
+    return found
 
 
 def _meaning(graph: Graph, node: Node) -> tuple[Applied | None, Rule | None]:
@@ -156,12 +172,12 @@ def _meaning(graph: Graph, node: Node) -> tuple[Applied | None, Rule | None]:
         return op, None
 
 
-def _row(graph: Graph, node: Node, op: Applied | None, rule: Rule | None) -> Row:
+def _row(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, memory: int, senders: Senders) -> Row:
     if node.leaf is not None:
-        return _accumulation(graph, node)
+        return _accumulation(graph, node, senders.get(node.index, []))
     if not node.passages:
         return _unchecked(node, "no gradient flowed through it")
-    rows = [_passage(Case(graph, node, passage, op, rule)) for passage in node.passages]
+    rows = [_passage(Case(graph, node, passage, op, rule), memory) for passage in node.passages]
     return min(rows, key=lambda row: _WORST.index(row.verdict))
 
 
@@ -172,19 +188,19 @@ def _unchecked(node: Node, reason: str) -> Row:
 # -- leaves -----------------------------------------------------------------------------------------------------------
 
 
-def _accumulation(graph: Graph, node: Node) -> Row:
+def _accumulation(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> Row:
     """What all edges into a leaf brought, summed, against what arrived at it and what stands in `.grad`."""
     assert node.leaf is not None
     leaf = graph.values[node.leaf]
     shares = [
         passage.downstream[edge.position]
-        for other in graph.nodes
-        for edge in other.edges
-        if edge.node == node.index
+        for other, edge in senders
         for passage in other.passages
         if edge.position < len(passage.downstream)
     ]
     arrived = [share for share in shares if share is not None]
+    if leaf.has_gradient and (leaf.grad is None or any(share.is_meta for share in arrived)):
+        return _unchecked(node, UNKEPT)
     if leaf.grad is None or not arrived:
         return _unchecked(node, "no gradient was accumulated in it")
     left = next((p.grad for p in graph.parameters.values() if p.value == node.leaf), None)
@@ -231,10 +247,14 @@ def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Di
 # -- one passage through one node -------------------------------------------------------------------------------------
 
 
-def _passage(case: Case) -> Row:
+def _passage(case: Case, memory: int) -> Row:
     graph, node, passage = case.graph, case.node, case.passage
     if all(g is None for g in passage.upstream):
         return _unchecked(node, "no gradient flowed through it")
+    if any(g is not None and g.is_meta for g in (*passage.upstream, *passage.downstream)) or (
+        case.op is not None and not case.op.has_numbers
+    ):
+        return _unchecked(node, UNKEPT)
     if not all(map(_finite, passage.upstream)):
         return _unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")
     if not all(map(_finite, passage.downstream)):
@@ -248,7 +268,7 @@ def _passage(case: Case) -> Row:
     findings: list[Finding] = []
     obstacle, experiment = "", None
     try:
-        experiment = _experiment(graph, node, passage)
+        experiment = _experiment(graph, node, passage, memory)
         for edge in node.edges:
             if edge.argument is None:
                 obstacle = "which argument one of its gradients belongs to is not known"
@@ -267,7 +287,11 @@ def _passage(case: Case) -> Row:
         )
     if obstacle:
         known = {finding.edge.position for finding in findings}
-        findings += [f for edge in node.edges if edge.position not in known and (f := unmeasured(edge, case))]
+        for edge in node.edges:
+            share = shares.get(edge.position)
+            finding = only_beside(case, edge, share.gradient if share else None) or unmeasured(edge, case)
+            if edge.position not in known and finding is not None:
+                findings.append(finding)
     for finding in findings:
         hold_rule(case, experiment, finding, shares.get(finding.edge.position))
     explained = case.rule is not None and all(f.ours is not None or f.missing for f in findings)
@@ -286,7 +310,7 @@ def _finite(gradient: Tensor | None) -> bool:
     return bool(gradient.isfinite().all())
 
 
-def _experiment(graph: Graph, node: Node, passage: Passage) -> Experiment:
+def _experiment(graph: Graph, node: Node, passage: Passage, memory: int) -> Experiment:
     if node.name == "CopySlices":
         raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
     if node.operation is None:
@@ -296,7 +320,7 @@ def _experiment(graph: Graph, node: Node, passage: Passage) -> Experiment:
         constraint = _SYMMETRIC
     if constraint is not None:
         raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
-    experiment = Experiment(graph, node, passage.upstream)
+    experiment = Experiment(graph, node, passage.upstream, memory)
     if experiment.random_state is not None and all(g is None or not g.any() for g in passage.downstream):
         raise CannotRunError("PyTorch takes what was drawn as given, and passes no gradient back through the draw")
     if experiment.custom and not experiment.repeats():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from chainrule.assemble import assemble
+from chainrule.assemble import assemble, let_go
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph, Node, Parameter, Value
 from chainrule.keeping import Keep
@@ -65,8 +65,13 @@ class Recording:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             self._tape.secure()
         graph = assemble(self._tape)
-        self._tape = None  # lets go of autograd's graph and of the user's objects
+        tape, self._tape = self._tape, None
+        let_go(tape)  # of autograd's graph and of the user's objects
         return graph
+
+    def __del__(self) -> None:
+        if self._tape is not None and not self._open:  # nobody has asked for the graph
+            let_go(self._tape)
 
     @property
     def loss(self) -> float | None:
@@ -76,6 +81,11 @@ class Recording:
         """
         losses = self.losses
         return losses[-1].item() if losses and losses[-1].numel() == 1 else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the numbers of every value and gradient were kept."""
+        return all(v.data is not None and (v.grad is not None or not v.has_gradient) for v in self.graph.values)
 
     @property
     def losses(self) -> tuple[Tensor, ...]:
@@ -136,18 +146,31 @@ class Recording:
 
         return why(self.graph, self.derivation, self.notation, name, index)
 
-    def verify(self, *, only: str | None = None) -> Verification:
+    def verify(
+        self, *, only: str | Iterable[str] | None = None, sample: float | None = None, memory: int | None = None
+    ) -> Verification:
         """Prove every node: our rule, autograd and finite differences, side by side.
 
-        `only` limits it to nodes whose name, module or value matches the pattern.
-        """
-        from chainrule.proof import verify
+        `only` limits it to nodes whose name, module or value matches the pattern, or one of several (`h.3.*` is a
+        block and all in it); `sample` to a random share of them (0.1 is a tenth), the same one each time; what was left
+        out is said. `memory` is what the check of one node may take, in bytes: 2 GiB by default. A bar on a terminal's
+        standard error shows how far it is.
 
-        if only is not None:
-            return verify(self.graph, only=only)
-        if self._verification is None:
-            self._verification = verify(self.graph)
-        return self._verification
+        Raises MissingError where `only` names nothing, RequestError for a share or a memory that means nothing.
+        """
+        from chainrule.progress import bar
+        from chainrule.proof import MEMORY, verify
+
+        whole = only is None and sample is None and memory is None
+        if whole and self._verification is not None:
+            return self._verification
+        with bar("verifying nodes") as progress:
+            found = verify(
+                self.graph, only=only, sample=sample, memory=MEMORY if memory is None else memory, progress=progress
+            )
+        if whole:
+            self._verification = found
+        return found
 
     def findings(self, thresholds: Thresholds | None = None, silence: Collection[str] = ()) -> tuple[Finding, ...]:
         """What is unhealthy in this step, or at least worth knowing, with evidence.
@@ -158,8 +181,8 @@ class Recording:
         """
         from chainrule.findings import findings
 
-        whole = all(value.data is not None for value in self.graph.values)
-        return findings(self.graph, self.derivation if whole else None, self.notation, thresholds, silence)
+        derivation = self.derivation if self.is_whole else None
+        return findings(self.graph, derivation, self.notation, thresholds, silence)
 
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as it is told, for any view.

@@ -125,32 +125,43 @@ def _place(code: CodeType, instruction: int) -> Place:
 
 
 @lru_cache(maxsize=256)
-def _parsed(file: str, text: str) -> dict[tuple[int, int, int, int], tuple[ast.expr, ast.stmt]]:
-    """Every expression of a file by its position, with the statement that it stands in."""
-    found: dict[tuple[int, int, int, int], tuple[ast.expr, ast.stmt]] = {}
+def _parsed(text: str) -> ast.Module:
     try:
-        waiting: list[tuple[ast.AST, ast.stmt | None]] = [(ast.parse(text), None)]
+        return ast.parse(text)
     except (SyntaxError, ValueError):
-        return found
-    while waiting:
-        node, statement = waiting.pop()
-        inner = node if isinstance(node, ast.stmt) else statement
-        if isinstance(node, ast.expr) and inner is not None and node.end_lineno and node.end_col_offset is not None:
-            found.setdefault((node.lineno, node.col_offset, node.end_lineno, node.end_col_offset), (node, inner))
-        waiting.extend((child, inner) for child in ast.iter_child_nodes(node))
-    return found
+        return ast.Module([], [])
 
 
 def _find(file: str, where: tuple[int, int, int, int]) -> tuple[ast.expr | ast.stmt | None, ast.stmt | None]:
-    text = "".join(linecache.getlines(file))
-    if not text:
-        return None, None
-    expression, statement = _parsed(file, text).get(where, (None, None))
-    if expression is None:  # `x += y` has no expression of its own: the instruction's place is the statement's
-        for _, other in _parsed(file, text).values():
-            if isinstance(other, ast.AugAssign) and other.lineno == where[0] and other.end_lineno == where[2]:
-                return other, other
-    return expression, statement
+    """The outermost expression that stands exactly there, and its statement.
+
+    `x += y` has no expression of its own: the instruction's place is the statement's. Only what lies around the place
+    is looked into: a file may have thousands of lines, of which a step runs a few.
+    """
+    waiting: list[tuple[ast.AST, ast.stmt | None]] = [(_parsed("".join(linecache.getlines(file))), None)]
+    written = None
+    while waiting:
+        node, statement = waiting.pop()
+        inner = node if isinstance(node, ast.stmt) else statement
+        if isinstance(node, ast.expr) and inner is not None and _span(node) == where:
+            return node, inner
+        if isinstance(node, ast.AugAssign) and (node.lineno, node.end_lineno) == (where[0], where[2]):
+            written = node
+        waiting.extend((child, inner) for child in ast.iter_child_nodes(node) if _reaches(child, where))
+    return written, written
+
+
+def _span(node: ast.expr) -> tuple[int, int, int | None, int | None]:
+    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
+
+
+def _reaches(node: ast.AST, where: tuple[int, int, int, int]) -> bool:
+    """Whether a place may lie inside a node; not every kind of node knows where it stands."""
+    if not isinstance(node, (ast.stmt, ast.expr)) or node.end_lineno is None:
+        return True
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])  # they stand before the line of a definition
+    first = min(each.lineno for each in (node, *decorators))
+    return first <= where[0] and where[2] <= node.end_lineno
 
 
 def _targets(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:

@@ -27,18 +27,22 @@ from safetensors.torch import save
 from torch import Tensor
 
 from chainrule import graph as facts
+from chainrule.collection import uncollected
 from chainrule.errors import StorageError
 from chainrule.graph import Graph
 from chainrule.rerun import Rerun, WriteThroughView
+from chainrule.statistics import Statistics
 
 FORMAT = "chainrule-recording"
 VERSION = 1
+IN_HEADER = 2**24  # characters of JSON: a longer one stands beside the tensors, as a header may take 100 MB at most
 
 _kinds = {
     each.__name__: each
     for each in (
         facts.Place, facts.Ref, facts.Value, facts.Operation, facts.Edge, facts.Passage, facts.Node, facts.Call,
         facts.Backward, facts.ParameterUpdate, facts.Update, facts.Parameter, facts.Event, facts.Module, facts.Graph,
+        Statistics,
     )
 }  # fmt: skip
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
@@ -50,6 +54,7 @@ _MALFORMED = (
 )  # fmt: skip
 
 
+@uncollected()
 def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write a graph to `path`, all at once: an interrupted write leaves the old file.
 
@@ -58,7 +63,12 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     packer = _Packer()
     try:
         body = json.dumps(packer.pack(graph), allow_nan=False)
-        content = save(packer.tensors, {"format": FORMAT, "version": str(VERSION), "graph": body})
+        header = {"format": FORMAT, "version": str(VERSION)}
+        if len(body) <= IN_HEADER:
+            header["graph"] = body
+        else:
+            packer.tensors["graph"] = torch.frombuffer(bytearray(body.encode()), dtype=torch.uint8)
+        content = save(packer.tensors, header)
     except (SafetensorError, *_MALFORMED) as error:
         raise StorageError(
             f"{path}: the recording holds something that safetensors cannot store ({_brief(error)}). Save it in "
@@ -67,6 +77,7 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     write_atomically(path, content)
 
 
+@uncollected()
 def read(path: str | os.PathLike[str]) -> Graph:
     """Read a graph that `write` wrote.
 
@@ -85,7 +96,7 @@ def read(path: str | os.PathLike[str]) -> Graph:
             "kind; record the step again, or take a whole copy."
         ) from error
     try:
-        graph = _Unpacker(tensors).unpack(json.loads(header["graph"]))
+        graph = _Unpacker(tensors).unpack(json.loads(_body(header, tensors)))
         if not isinstance(graph, Graph):
             raise ValueError(f"a {type(graph).__name__} stands where the graph should")
         _check_indices(graph)
@@ -94,6 +105,13 @@ def read(path: str | os.PathLike[str]) -> Graph:
             f"{path}: the header does not describe a recording ({_brief(error)}). Record the step again."
         ) from error
     return graph
+
+
+def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """The JSON of the graph: in the header, or beside the tensors where it is long."""
+    if "graph" in header:
+        return header["graph"]
+    return bytes(tensors.pop("graph").numpy()).decode()
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -162,6 +180,8 @@ class _Packer:
             return item if math.isfinite(item) else {"float": str(item)}
         if isinstance(item, complex):
             return {"complex": [self.pack(item.real), self.pack(item.imag)]}
+        if isinstance(item, Tensor) and item.is_meta:
+            return {"unkept": [list(item.shape), str(item.dtype)]}
         if isinstance(item, Tensor):
             return {"tensor": self._key(item), "complex": item.is_complex()}
         if isinstance(item, tuple):
@@ -308,6 +328,20 @@ def _class(name: str) -> type:
     return type(name, (), {})
 
 
+def _dtype(name: Any) -> torch.dtype:
+    found = _attributes[name]
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return found
+
+
+def _unkept(shape: Any, dtype: Any) -> Tensor:
+    """A tensor whose numbers were not kept. Takes no memory, whatever its shape claims."""
+    if not (_fits(tuple(shape), _Shape) and all(size >= 0 for size in shape)):
+        raise ValueError(f"{shape!r} is no shape")
+    return torch.empty(shape, dtype=_dtype(dtype), device="meta")
+
+
 _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "float": lambda unpacker, text: float(text),
     "complex": lambda unpacker, parts: complex(*(unpacker.unpack(each) for each in parts)),
@@ -317,6 +351,7 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "ellipsis": lambda unpacker, content: Ellipsis,
     "operation": lambda unpacker, content: _rerun(unpacker.unpack(content)),
     "class": lambda unpacker, name: _class(name),
+    "unkept": lambda unpacker, content: _unkept(*content),
     "dtype": lambda unpacker, name: _attributes[name],
     "layout": lambda unpacker, name: _attributes[name],
     "memory_format": lambda unpacker, name: _attributes[name],

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from chainrule.errors import RuleError
+from chainrule.rules.pattern import Pattern, aligned, real
 
 TOPICS = (
     "arithmetic",
@@ -63,6 +64,12 @@ class Applied:
         self.outs = outs
         self.name = name
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether its tensors have numbers: those of a step of which only figures were kept have shapes alone."""
+        tensors = (each for each in (*self.outs, *self.arguments.values()) if isinstance(each, Tensor))
+        return not any(each.is_meta for each in tensors)
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self.__dict__["arguments"][name]
@@ -101,6 +108,7 @@ class Wrt:
     of tensors it gives a list. `local` is the derivative of an element, or of the whole where that says more, and
     `product` what PyTorch runs, both LaTeX templates. `zeros` says why most of the Jacobian is zero, in words.
     `factor(op, out_index, in_index)` names one Jacobian entry that need not be zero (None: no closed name).
+    `pattern(op)` says where the Jacobian can differ from zero, from the sizes alone (None: not known).
     """
 
     vjp: Callable[[Any, Upstream], Any]
@@ -108,6 +116,7 @@ class Wrt:
     product: str | Callable[[Any], str]
     zeros: str = ""
     factor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Factor | None] | None = None
+    pattern: Callable[[Any], Pattern | None] | None = None
 
 
 def unread(argument: str) -> Wrt:
@@ -269,7 +278,12 @@ def _elementwise_wrt(
         return _product(op, _text(local, op))
 
     zeros = "each output element depends on its own input element alone, so only the diagonal can differ from zero"
-    return Wrt(vjp, local, product, zeros, factor)
+    return Wrt(vjp, local, product, zeros, factor, lambda op: _pattern(op, argument))
+
+
+def _pattern(op: Any, argument: str) -> Pattern | None:
+    operand = op.arguments[argument]
+    return aligned(op.out.shape, operand.shape) if real(op.out, operand) else None
 
 
 def _in_type_of(operand: Any, gradient: Tensor) -> Tensor:
@@ -316,7 +330,14 @@ def broadcast_index(out_index: tuple[int, ...], shape: tuple[int, ...]) -> tuple
 
 
 def _text(template: str | Callable[[Any], str], op: Any) -> str:
-    return template(op) if callable(template) else template
+    if not callable(template):
+        return template
+    try:
+        return template(op)
+    except RuntimeError:
+        if op.has_numbers:
+            raise
+        return r"\text{(its form depends on numbers that were not kept)}"
 
 
 def for_node(node: str, op: Applied | None = None) -> Rule | None:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Factor, Rule, Sample, Wrt, number, reduce_to_shape, rule, sample
+from chainrule.rules.pattern import Pattern, axes, product, real
 
 Index = tuple[int, ...]
 
@@ -133,20 +134,36 @@ def _value_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex=rf"P_{{{','.join(map(str, (*batch, query, key)))}}}")
 
 
+def _pattern(argument: str) -> Callable[[Any], Pattern | None]:
+    """A query makes its own row alone; key and value make all rows of their head, each feature of a value its own."""
+
+    def pattern(op: Any) -> Pattern | None:
+        operand, heads = op.arguments[argument], op.out.dim() - 2
+        if not real(op.out, operand) or operand.shape[:-2] != op.out.shape[:-2]:
+            return None  # heads that are shared or broadcast
+        row, feature = heads, heads + 1
+        own = {"query": (feature,), "key": (row, feature), "value": (row,)}[argument]
+        return product(axes(op.out.shape, own, "out"), axes(operand.shape, own, "in")).at_most()
+
+    return pattern
+
+
 QUERY_KEY_VALUE = {
     "query": Wrt(
         _query,
         lambda op: r"P_{ij} \left({$value}_{j} - {$out}_{i}\right) \cdot " + _scaled(op, r"{$key}_{j}"),
         lambda op: _scaled(op, r"\bar{S} \, $key") + rf", \quad {S_BAR}",
         OWN_HEAD,
+        pattern=_pattern("query"),
     ),
     "key": Wrt(
         _key,
         lambda op: r"P_{ij} \left({$value}_{j} - {$out}_{i}\right) \cdot " + _scaled(op, r"{$query}_{i}"),
         lambda op: _scaled(op, r"\bar{S}^{T} $query") + rf", \quad {S_BAR}",
         OWN_HEAD,
+        pattern=_pattern("key"),
     ),
-    "value": Wrt(_value, "P_{ij}", r"P^{T} \, $g", OWN_HEAD, _value_factor),
+    "value": Wrt(_value, "P_{ij}", r"P^{T} \, $g", OWN_HEAD, _value_factor, _pattern("value")),
 }
 ADDED_TO_SCORES = Wrt(_mask, r"P_{ij} \left({$value}_{j} - {$out}_{i}\right)", rf"\bar{{S}}, \quad {S_BAR}", OWN_HEAD)
 

@@ -9,6 +9,7 @@ is the gradient of w_k. Transposed convolutions are the same with the two sides 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Applied, Factor, Sample, Wrt, rule, sample
 from chainrule.rules.linear import randn
+from chainrule.rules.pattern import Pattern, axes, product, real
 from chainrule.rules.shape import moves
 
 Index = tuple[int, ...]
@@ -79,6 +81,14 @@ class Sliding:
         steps = [divmod(q + pad - d * k, s) for q, k, s, d, pad in axes]
         inside_all = all(not rest and 0 <= p < count for (p, rest), count in zip(steps, places, strict=True))
         return tuple(p for p, _ in steps) if inside_all else None
+
+    def meetings(self, room: Sequence[int], places: Sequence[int]) -> int:
+        """How many pairs of a kernel element and one of the `places` meet inside the input, not in the padding."""
+        sides = zip(self.size, self.stride, self.dilation, self.padding, room, places, strict=True)
+        return math.prod(
+            sum(0 <= s * p + d * k - pad < inside for p in range(count) for k in range(size))
+            for size, s, d, pad, inside, count in sides
+        )
 
     def source(self, letters: str, taps: str) -> list[str]:
         """Where in the input output place (i, j) and kernel element (u, v) meet, in LaTeX: `2 i + u - 1`."""
@@ -315,6 +325,17 @@ def _bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex="1") if out_index[1] == in_index[0] else None
 
 
+def _meetings(op: Any, operand: Tensor, words: str) -> Pattern | None:
+    """Kernel elements and output places that meet an input place, in each sample, for each pair of channels."""
+    if not real(op.out, operand, op.weight):
+        return None
+    setting, x = Convolution.of(op), _x(op)
+    room, places = (op.out, x) if setting.transposed else (x, op.out)
+    pairs = setting.sliding.meetings(room.shape[2:], places.shape[2:])
+    nonzero = x.shape[0] * op.weight.shape[0] * op.weight.shape[1] * pairs
+    return Pattern(words, (op.out.numel(), operand.numel()), nonzero)
+
+
 def _wrt(x: str) -> dict[str, Wrt]:
     """The derivatives of a convolution whose input is called `x` in the schema."""
     return {
@@ -324,6 +345,7 @@ def _wrt(x: str) -> dict[str, Wrt]:
             lambda op: _Told(op).back(),
             "an output element is made of the input elements under its kernel alone, in its own sample and group",
             _input_factor,
+            lambda op: _meetings(op, _x(op), "sparse Toeplitz, the kernel shifted from place to place"),
         ),
         "weight": Wrt(
             _weight,
@@ -331,6 +353,7 @@ def _wrt(x: str) -> dict[str, Wrt]:
             lambda op: _Told(op).pairs(),
             "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
             _weight_factor,
+            lambda op: _meetings(op, op.weight, "sparse, each output channel with its own weights alone"),
         ),
         "bias": Wrt(
             _bias,
@@ -338,6 +361,7 @@ def _wrt(x: str) -> dict[str, Wrt]:
             lambda op: _Told(op).upstream(),
             "output channel o has bias o alone added to it, at every place of every sample",
             _bias_factor,
+            lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
         ),
     }
 

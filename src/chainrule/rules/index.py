@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
+from chainrule.rules.pattern import Pattern, copied, real
 from chainrule.rules.shape import strided_origins
 
 Index = tuple[int, ...]
@@ -45,10 +46,16 @@ def picks(
     **more: Any,
 ) -> Rule:
     """Register an operation that copies chosen elements of one argument."""
+
+    def pattern(op: Any) -> Pattern | None:
+        origin = op.arguments[argument]
+        divided = op.arguments.get("scale_grad_by_freq")  # its gradient is not that of a copy
+        return copied(op.out.numel(), origin.numel(), filled=True) if real(op.out, origin) and not divided else None
+
     return rule(
         *nodes,
         equation=equation,
-        wrt={argument: Wrt(vjp, "1", product, PICKED, factor)},
+        wrt={argument: Wrt(vjp, "1", product, PICKED, factor, pattern)},
         constants=dict.fromkeys(index, "not differentiable"),
         structure="linear",
         samples=samples,
@@ -101,7 +108,7 @@ def _axis(op: Any) -> int:
 def _index_select(op: Any, g: Tensor) -> Tensor:
     if not op.self.dim():
         return g.reshape(())
-    return g.new_zeros(op.self.shape).index_add(op.dim, op.index.reshape(-1), g)
+    return g.new_zeros(op.self.shape).index_add_(op.dim, op.index.reshape(-1), g)
 
 
 def _index_select_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -202,7 +209,7 @@ masked_select = picks(
 
 def _take(op: Any, g: Tensor) -> Tensor:
     places = op.index.reshape(-1) % max(op.self.numel(), 1)
-    return g.new_zeros(op.self.numel()).index_add(0, places, g.reshape(-1)).reshape(op.self.shape)
+    return g.new_zeros(op.self.numel()).index_add_(0, places, g.reshape(-1)).reshape(op.self.shape)
 
 
 take = picks(
@@ -256,7 +263,7 @@ def _embedding(op: Any, g: Tensor) -> Tensor:
     if op.scale_grad_by_freq:
         g = g / words.bincount(minlength=op.weight.shape[0])[words].unsqueeze(1)
     g = g.masked_fill((words == op.padding_idx).unsqueeze(1), 0)
-    return g.new_zeros(op.weight.shape).index_add(0, words, g)
+    return g.new_zeros(op.weight.shape).index_add_(0, words, g)
 
 
 def _embedding_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -307,7 +314,7 @@ def _embedding_bag(op: Any, g: Tensor) -> Tensor:
         each = each * op.per_sample_weights.unsqueeze(1)
     if op.scale_grad_by_freq:
         each = each / op.indices.bincount(minlength=op.weight.shape[0])[op.indices].unsqueeze(1)
-    return g.new_zeros(op.weight.shape).index_add(0, op.indices, each)
+    return g.new_zeros(op.weight.shape).index_add_(0, op.indices, each)
 
 
 def _bag_extremes(op: Any, g: Tensor, bags: Tensor, counts: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Factor, Rule, Sample, Wrt, number, reduce_to_shape, rule, sample
+from chainrule.rules.pattern import Pattern, aligned, axes, real
+from chainrule.rules.pattern import letters as lettered
+from chainrule.rules.pattern import product as meeting
 
 Index = tuple[int, ...]
 
@@ -53,7 +56,10 @@ def _operand(name: str, other: str, letters: dict[str, str], result: str, produc
     mine, others = letters[name], letters[other]
 
     def vjp(op: Any, g: Tensor) -> Tensor:
-        gradient = torch.einsum(f"{result},{others}->{mine}", g, getattr(op, other).conj())
+        columns = _in_columns(getattr(op, name))  # then so is its gradient, or writing it takes half as long again
+        asked = mine[::-1] if columns else mine
+        gradient = torch.einsum(f"{result},{others}->{asked}", g, getattr(op, other).conj())
+        gradient = gradient.mT if columns else gradient
         return _scaled(gradient, _scale(op, "alpha"))
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -75,7 +81,30 @@ def _operand(name: str, other: str, letters: dict[str, str], result: str, produc
         f"output element ({', '.join(result)}) is made of the elements ({', '.join(mine)}) with the same "
         f"{' and '.join(shared)}; its derivative by all others is zero"
     )
-    return Wrt(vjp, local, told, zeros if shared else "", factor)
+    rows, columns = (
+        "".join(letter for letter in side if letter not in rest) for side, rest in ((result, mine), (mine, result))
+    )
+
+    def pattern(op: Any) -> Pattern | None:
+        operand, factor = getattr(op, name), getattr(op, other)
+        if not real(op.out, operand, factor):
+            return None
+        block = "" if _scale(op, "alpha") != 1 else _block(other, others, rows, columns)
+        return meeting(lettered(result, op.out.shape), lettered(mine, operand.shape), block)
+
+    return Wrt(vjp, local, told, zeros if shared else "", factor, pattern)
+
+
+def _block(name: str, letters: str, rows: str, columns: str) -> str:
+    """What each block of the Jacobian is, in LaTeX: the other operand, where it is the same for all blocks."""
+    if letters == rows + columns and rows:
+        return f"${name}"
+    return f"${name}^{{T}}" if letters == columns + rows else ""
+
+
+def _in_columns(operand: Tensor) -> bool:
+    """Whether a matrix lies in memory column by column, as the weight of a layer does in its product."""
+    return operand.dim() == 2 and not operand.is_contiguous() and operand.mT.is_contiguous()
 
 
 def _scale(op: Any, name: str) -> Any:
@@ -113,6 +142,7 @@ ADDED = Wrt(
     product=lambda op: "0" if op.beta == 0 else _prefix(op.beta) + "$g",
     zeros="each output element has one element of this argument added to it",
     factor=_added_factor,
+    pattern=lambda op: aligned(op.out.shape, op.self.shape) if real(op.out, op.self) and op.beta != 0 else None,
 )
 
 mm = product_rule(
@@ -323,6 +353,23 @@ def _linear_bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | 
     return Factor(latex="1") if in_index in (o, ()) else None
 
 
+def _linear_pattern(argument: str) -> Callable[[Any], Pattern | None]:
+    """A layer's axes: samples and out_features; samples and in_features; out_features and in_features."""
+
+    def pattern(op: Any) -> Pattern | None:
+        if not real(op.out, op.input, op.weight, op.arguments[argument]):
+            return None
+        samples, out = axes(op.input.shape[:-1]), [("o", _out_features(op))]
+        inner = [("i", op.input.shape[-1])]
+        into = {"input": (*samples, *inner), "weight": (*out, *inner), "bias": out}[argument]
+        block = {"input": "$weight", "weight": "$input", "bias": ""}[argument]
+        if argument == "bias" and op.bias.numel() != _out_features(op):
+            return aligned(op.out.shape, op.bias.shape)
+        return meeting((*samples, *out), into, block)
+
+    return pattern
+
+
 linear = rule(
     "LinearBackward0",
     calls=("linear",),
@@ -334,6 +381,7 @@ linear = rule(
             lambda op: r"$g \, \overline{$weight}" if op.input.is_complex() else r"$g \, $weight",
             "each sample has its own row: output row n is made of input row n alone",
             _linear_input_factor,
+            _linear_pattern("input"),
         ),
         "weight": Wrt(
             _linear_weight,
@@ -341,6 +389,7 @@ linear = rule(
             lambda op: r"$g^{T} \, \overline{$input}" if op.input.is_complex() else r"$g^{T} \, $input",
             "each neuron has its own row of weights: output column o is made with row o of the weight alone",
             _linear_weight_factor,
+            _linear_pattern("weight"),
         ),
         "bias": Wrt(
             lambda op, g: reduce_to_shape(g, tuple(op.bias.shape))[0],
@@ -348,6 +397,7 @@ linear = rule(
             r"\sum_{n} {$g}_{n}",
             "each neuron has its own bias: output column o has bias o alone added to it, in every sample",
             _linear_bias_factor,
+            _linear_pattern("bias"),
         ),
     },
     samples=lambda: [

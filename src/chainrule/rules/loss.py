@@ -35,6 +35,7 @@ from chainrule.rules import (
     rule,
     sample,
 )
+from chainrule.rules.pattern import aligned, real
 
 NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
 
@@ -219,6 +220,7 @@ def pointwise_wrt(latex: Latex, local: Callable[[Any], Tensor]) -> Wrt:
         product=lambda op: times(r"$g \odot", formula(op)),
         zeros="each loss depends on its own element alone",
         factor=lambda op, out_index, in_index: at_element(formula(op), op, out_index),
+        pattern=lambda op: aligned(op.out.shape, op.self.shape) if real(op.out, op.self) else None,
     )
 
 

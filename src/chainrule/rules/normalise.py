@@ -6,7 +6,8 @@ gradient loses its own mean and its part along x_hat: shifting or stretching the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Sample, Wrt, number, rule, sample
+from chainrule.rules.pattern import Pattern, aligned, axes, product, real
 
 Index = tuple[int, ...]
 
@@ -46,6 +48,17 @@ def _row_mates(op: Any, out_index: Index, in_index: Index) -> bool:
     return all(i == j for axis, (i, j) in enumerate(zip(out_index, in_index, strict=True)) if axis != dim)
 
 
+def _rows(op: Any) -> Pattern | None:
+    return _groups(op, op.self, (op.dim % max(op.self.dim(), 1),))
+
+
+def _groups(op: Any, operand: Tensor, dims: Container[int]) -> Pattern | None:
+    """What shares its place along all other axes is in one group."""
+    if not real(op.out, operand):
+        return None
+    return product(axes(op.out.shape, dims, "out"), axes(operand.shape, dims, "in"))
+
+
 def _at(place: Index) -> str:
     return "{$out}" + (f"_{{{','.join(map(str, place))}}}" if place else "")
 
@@ -75,6 +88,7 @@ softmax = rule(
             r"$out \odot \left($g - \sum_{\text{dim } $dim} $g \odot $out\right)",
             OWN_ROW,
             _softmax_factor,
+            _rows,
         )
     },
     samples=lambda: _softmax_samples(F.softmax),
@@ -91,6 +105,7 @@ log_softmax = rule(
             r"$g - e^{$out} \odot \sum_{\text{dim } $dim} $g",
             OWN_ROW,
             _log_softmax_factor,
+            _rows,
         )
     },
     samples=lambda: _softmax_samples(F.log_softmax),
@@ -141,6 +156,15 @@ def _last_axes(op: Any) -> Index:
     return tuple(range(-len(op.normalized_shape), 0))
 
 
+def _samples(op: Any) -> Pattern | None:
+    dims = op.input.dim()
+    return _groups(op, op.input, range(dims - len(op.normalized_shape), dims))
+
+
+def _features(op: Any, operand: Any) -> Pattern | None:
+    return aligned(op.out.shape, operand.shape) if real(op.out, operand) else None
+
+
 def _gained(op: Any, g: Tensor) -> Tensor:
     return g if op.weight is None else g * op.weight
 
@@ -160,14 +184,22 @@ native_layer_norm = rule(
             lambda op: _scaled(op, LOCAL),
             lambda op: _with_gain(op, CENTRED),
             "each sample is normalised by itself: its output depends on no other sample",
+            pattern=_samples,
         ),
         "weight": Wrt(
             lambda op, g: g * standardise(op.input, _last_axes(op), op.eps)[0],
             r"\hat{x}",
             r"\sum_{\text{samples}} $g \odot \hat{x}",
             "each feature has its own gain",
+            pattern=lambda op: _features(op, op.weight),
         ),
-        "bias": Wrt(lambda op, g: g, "1", r"\sum_{\text{samples}} $g", "each feature has its own shift"),
+        "bias": Wrt(
+            lambda op, g: g,
+            "1",
+            r"\sum_{\text{samples}} $g",
+            "each feature has its own shift",
+            pattern=lambda op: _features(op, op.bias),
+        ),
     },
     samples=lambda: [
         sample(F.layer_norm, x(2, 4), (4,), x(4), x(4)),
@@ -211,12 +243,14 @@ fused_rms_norm = rule(
                 op, r"\frac{1}{\sigma} \left(\tilde{g} - \hat{x} \, \overline{\tilde{g} \odot \hat{x}}\right)"
             ),
             "each sample is normalised by itself: its output depends on no other sample",
+            pattern=_samples,
         ),
         "weight": Wrt(
             lambda op, g: g * _root_mean_square(op)[0],
             r"\hat{x}",
             r"\sum_{\text{samples}} $g \odot \hat{x}",
             "each feature has its own gain",
+            pattern=lambda op: _features(op, op.weight),
         ),
     },
     samples=lambda: [
@@ -248,6 +282,10 @@ def _eps(op: Any) -> float:
 
 def _but_channels(t: Tensor) -> Index:
     return (0, *range(2, t.dim()))
+
+
+def _by_channel(op: Any, operand: Any) -> Pattern | None:
+    return product(axes(op.out.shape), [("1", operand.numel())]) if real(op.out, operand) else None
 
 
 def _per_channel(v: Tensor, t: Tensor) -> Tensor:
@@ -308,18 +346,21 @@ batch_norm = rule(
             lambda op: _scaled(op, LOCAL if _training(op) else r"\frac{1}{\sigma}"),
             lambda op: _with_gain(op, CENTRED if _training(op) else r"\frac{1}{\sigma} \, \tilde{g}"),
             "each channel is normalised by itself: its output depends on no other channel",
+            pattern=lambda op: _groups(op, op.input, _but_channels(op.input) if _training(op) else ()),
         ),
         "weight": Wrt(
             lambda op, g: (g * _batch_statistics(op)[0]).sum(_but_channels(g)),
             r"\hat{x}",
             r"\sum_{\text{all but channels}} $g \odot \hat{x}",
             "each channel has its own gain",
+            pattern=lambda op: _by_channel(op, op.weight),
         ),
         "bias": Wrt(
             lambda op, g: g.sum(_but_channels(g)),
             "1",
             r"\sum_{\text{all but channels}} $g",
             "each channel has its own shift",
+            pattern=lambda op: _by_channel(op, op.bias),
         ),
     },
     constants={"running_mean": "zero", "running_var": "zero"},
@@ -361,6 +402,14 @@ def _group_shift(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
     return None if gs[0] is None else gs[0].sum(_but_channels(gs[0]))
 
 
+def _channel_groups(op: Any) -> Pattern | None:
+    if not real(op.out, op.input):
+        return None
+    samples, channels, *places = op.input.shape
+    groups, inside = [("n", samples), ("group", op.group)], math.prod(places) * channels // op.group
+    return product([*groups, ("out", inside)], [*groups, ("in", inside)])
+
+
 native_group_norm = rule(
     "NativeGroupNormBackward0",
     equation=lambda op: _affine(
@@ -372,18 +421,21 @@ native_group_norm = rule(
             lambda op: _scaled(op, LOCAL),
             lambda op: _with_gain(op, CENTRED),
             "each group of channels of each sample is normalised by itself",
+            pattern=_channel_groups,
         ),
         "weight": Wrt(
             _group_gain,
             r"\hat{x}",
             r"\sum_{\text{all but channels}} $g \odot \hat{x}",
             "each channel has its own gain",
+            pattern=lambda op: _by_channel(op, op.weight),
         ),
         "bias": Wrt(
             _group_shift,
             "1",
             r"\sum_{\text{all but channels}} $g",
             "each channel has its own shift",
+            pattern=lambda op: _by_channel(op, op.bias),
         ),
     },
     outputs=3,

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Sample, Wrt, rule, sample, unread
 from chainrule.rules.linear import randn
+from chainrule.rules.pattern import copied, real
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, twice
 
 Index = tuple[int, ...]
@@ -307,6 +308,7 @@ def _max_pool(
                 BACK,
                 "an output element is a copy of the largest input element in its window",
                 _winner(axes),
+                lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
             )
         },
         constants={"random_samples": "not differentiable"} if "fractional" in entry else {},

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, rule, sample
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, pattern, rule, sample
+from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
 Template = str | Callable[[Any], str]
@@ -76,6 +77,14 @@ def _within(op: Any, out_index: Index, in_index: Index) -> bool:
     return rest == list(kept)
 
 
+def _slices(op: Any) -> Pattern | None:
+    """Each output element and the input elements that were reduced into it."""
+    if not real(op.self, op.out):
+        return None
+    into, reduced = pattern.axes(op.self.shape), axes(op)
+    return pattern.product([each for axis, each in enumerate(into) if axis not in reduced], into)
+
+
 def reduction(
     *nodes: str,
     equation: str,
@@ -88,7 +97,7 @@ def reduction(
     **more: Any,
 ) -> Rule:
     """Register an operation that reduces `self` along `dim` (an int, a list, or all of it)."""
-    wrt = {"self": Wrt(vjp, told(local), told(product), OWN_SLICE, factor)}
+    wrt = {"self": Wrt(vjp, told(local), told(product), OWN_SLICE, factor, _slices)}
     return rule(*nodes, equation=told(equation), wrt=wrt, samples=samples, source=source, **more)
 
 
@@ -262,6 +271,7 @@ var = rule(
             _by_degrees(r"\frac{2}{DEGREES} ($self - \mu)"),
             _by_degrees(r"\frac{2}{DEGREES} \, $g \odot ($self - \mu)"),
             OWN_SLICE,
+            pattern=_slices,
         )
     },
     samples=lambda: _spread_samples(torch.var),
@@ -279,6 +289,7 @@ std = rule(
             _by_degrees(r"\frac{$self - \mu}{DEGREES \, $out}"),
             _by_degrees(r"$g \odot \frac{$self - \mu}{DEGREES \, $out}"),
             OWN_SLICE,
+            pattern=_slices,
         )
     },
     kink=SPREAD_KINK,
@@ -295,6 +306,7 @@ var_mean = rule(
             _by_degrees(r"\frac{2}{DEGREES} ($self - \mu) \text{ and } \frac{1}{N}"),
             _by_degrees(r"\frac{2}{DEGREES} \, {$g}_{\sigma^2} \odot ($self - \mu) + \frac{1}{N} \, {$g}_{\mu}"),
             OWN_SLICE,
+            pattern=_slices,
         )
     },
     outputs=2,
@@ -311,6 +323,7 @@ std_mean = rule(
             _by_degrees(r"\frac{$self - \mu}{DEGREES \, \sigma} \text{ and } \frac{1}{N}"),
             _by_degrees(r"{$g}_{\sigma} \odot \frac{$self - \mu}{DEGREES \, \sigma} + \frac{1}{N} \, {$g}_{\mu}"),
             OWN_SLICE,
+            pattern=_slices,
         )
     },
     kink=SPREAD_KINK,
@@ -580,6 +593,7 @@ norm = rule(
                 },
             ),
             OWN_SLICE,
+            pattern=_slices,
         )
     },
     kink=Kink(_norm_kink, "0 at 0, and an even share for ties"),
@@ -642,7 +656,13 @@ def _running(
     **more: Any,
 ) -> Rule:
     zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
-    return rule(node, equation=equation, wrt={"self": Wrt(vjp, local, product, zeros, factor)}, samples=samples, **more)
+    return rule(
+        node, equation=equation, wrt={"self": Wrt(vjp, local, product, zeros, factor, _up_to)}, samples=samples, **more
+    )
+
+
+def _up_to(op: Any) -> Pattern | None:
+    return pattern.triangular(op.self.shape, op.dim) if real(op.self, op.out) else None
 
 
 def _earlier(op: Any, out_index: Index, in_index: Index) -> Factor | None:

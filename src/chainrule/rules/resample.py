@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, rule, sample, unread
 from chainrule.rules.linear import randn
+from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
 
@@ -43,6 +44,11 @@ class Taps:
         terms = g.movedim(axis, -1).unsqueeze(-1) * self.weight.to(g)
         page = terms.new_zeros(*terms.shape[:-2], self.size)
         return page.index_add(-1, self.index.to(g.device).flatten(), terms.flatten(-2)).movedim(-1, axis)
+
+    def map(self) -> Tensor:
+        """The matrix of the map, (outputs, inputs)."""
+        page = self.weight.new_zeros(self.index.shape[0], self.size)
+        return page.scatter_add_(1, self.index, self.weight)
 
     def entry(self, place: int, inside: int) -> float:
         """The weight of one input place in one output place."""
@@ -85,6 +91,14 @@ def along_axes(
         weight = math.prod(taps.entry(p, q) for taps, p, q in pairs)
         return Factor(latex=fraction(weight)) if out_index[:lead] == in_index[:lead] and weight else None
 
+    def pattern(op: Any) -> Pattern | None:
+        if not real(op.self, op.out):
+            return None
+        nonzero = op.self.shape[: op.self.dim() - len(tables(op))].numel()
+        for taps in tables(op):
+            nonzero *= int(taps.map().count_nonzero())
+        return Pattern("sparse, a map of its own along each axis", (op.out.numel(), op.self.numel()), nonzero)
+
     rule(
         *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
         name=f"{name}_backward",
@@ -102,7 +116,7 @@ def along_axes(
         *nodes,
         name=name,
         equation=equation,
-        wrt={"self": Wrt(lambda op, g: through(tables(op), g, Taps.back), local, product, zeros, factor)},
+        wrt={"self": Wrt(lambda op, g: through(tables(op), g, Taps.back), local, product, zeros, factor, pattern)},
         structure="linear",
         samples=samples,
         source=source,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, rule, sample
+from chainrule.rules.pattern import Pattern, copied, identity, permuted, real
 
 Index = tuple[int, ...]
 Move = Callable[[Any, Tensor], Tensor]
@@ -47,8 +48,37 @@ def moves(
 
     `home(op, g)` is the way back; without one, `move` gives a view, and the way back writes g through that view.
     """
-    wrt = {"self": Wrt(home or _through(move), local, product, zeros, _moved(move))}
-    return rule(*nodes, equation=equation, wrt=wrt, samples=samples, source=source, structure="linear", **more)
+    way = home or _through(move)
+    pattern = _pattern(move, in_order=home is _reshape_home, filled=zeros is not COPIES)
+    return rule(
+        *nodes,
+        equation=equation,
+        wrt={"self": Wrt(way, local, product, zeros, _moved(move), pattern)},
+        samples=samples,
+        source=source,
+        structure="linear",
+        **more,
+    )
+
+
+def _pattern(move: Move, in_order: bool, filled: bool) -> Callable[[Any], Pattern | None]:
+    """A selection; where nothing is left out, repeated or filled in, a permutation, or the identity `in_order`."""
+
+    def pattern(op: Any) -> Pattern | None:
+        if not real(op.self, op.out):
+            return None
+        out, into = op.out.numel(), op.self.numel()
+        if in_order:
+            return identity(out)
+        origins = copied(out, into, lambda: move(op, _positions(op.self).double() + 1).long(), filled)
+        return permuted(out) if out == into and not filled and not _repeats(op) else origins
+
+    return pattern
+
+
+def _repeats(op: Any) -> bool:
+    """Whether one element may have been copied to several places, also where there are as many as before."""
+    return any(name in op.arguments for name in ("step", "stride"))
 
 
 def _through(view: Move) -> Move:
@@ -668,13 +698,22 @@ def _defined(op: Any, gs: tuple[Tensor | None, ...]) -> list[Tensor]:
     return [torch.zeros_like(out) if g is None else g for out, g in zip(op.outs, gs, strict=False)]
 
 
+def _part(op: Any) -> Pattern | None:
+    """Of each part: its elements are copies of the whole's."""
+    return copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None
+
+
 split = rule(
     "SplitBackward0",
     "SplitWithSizesBackward0",
     "UnsafeSplitBackward0",
     "UnsafeSplitWithSizesBackward0",
     equation=r"$out = \operatorname{split}($self; \text{dim} = $dim)",
-    wrt={"self": Wrt(lambda op, gs: torch.cat(_defined(op, gs), op.dim), "1", r"\operatorname{cat}($g)", COPIES)},
+    wrt={
+        "self": Wrt(
+            lambda op, gs: torch.cat(_defined(op, gs), op.dim), "1", r"\operatorname{cat}($g)", COPIES, pattern=_part
+        )
+    },
     structure="linear",
     outputs=2,
     samples=lambda: [
@@ -689,7 +728,15 @@ split = rule(
 unbind = rule(
     "UnbindBackward0",
     equation=r"$out = \operatorname{unbind}($self; \text{dim} = $dim)",
-    wrt={"self": Wrt(lambda op, gs: torch.stack(_defined(op, gs), op.dim), "1", r"\operatorname{stack}($g)", COPIES)},
+    wrt={
+        "self": Wrt(
+            lambda op, gs: torch.stack(_defined(op, gs), op.dim),
+            "1",
+            r"\operatorname{stack}($g)",
+            COPIES,
+            pattern=_part,
+        )
+    },
     structure="linear",
     outputs=2,
     samples=lambda: [sample(torch.unbind, x(2, 3)), sample(torch.unbind, x(2, 1), -1)],

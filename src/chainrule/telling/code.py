@@ -342,7 +342,7 @@ def _held(name: str, recorded: Data) -> str:
 
 
 def _is_small(data: Data | None) -> bool:
-    return data is not None and data.numel() <= ELEMENTS and data.layout is torch.strided
+    return data is not None and not data.is_meta and data.numel() <= ELEMENTS and data.layout is torch.strided
 
 
 def _needed(item: Any) -> str:

@@ -35,10 +35,17 @@ def _summary(verification: Verification) -> document.Verdict:
     largest = worst([d for row in verification.rows for d in (row.rule_difference, row.finite_difference)])
     return document.Verdict(
         "disagrees" if verification.failures else "agrees",
-        (f"{len(verification.rows)} nodes: {words}; {explained} of {total} explained by a rule",),
+        (f"{_looked_at(verification)}: {words}; {explained} of {total} explained by a rule",),
         largest.largest if largest else None,
         largest.tolerance if largest else None,
     )
+
+
+def _looked_at(verification: Verification) -> str:
+    looked, left = len(verification.rows), verification.left_out
+    if not left:
+        return f"{looked} nodes"
+    return f"{looked} of {looked + left} nodes ({verification.chosen}), the other {left} were not looked at"
 
 
 def _table(rows: Iterable[Row]) -> document.Table:

@@ -10,7 +10,7 @@ from torch import Tensor as Data
 
 from chainrule import formulas
 from chainrule.backprop import Share, Step
-from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span
+from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
 from chainrule.rules import Applied, Rule, Wrt, broadcast_index, reduce_to_shape
 from chainrule.telling import alike
 from chainrule.telling.context import (
@@ -52,7 +52,7 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
         yield from _without_rule(context, step)
         yield from (context.value(value) for value in context.results(step))
         return
-    if rule.stages is not None:
+    if rule.stages is not None and op.has_numbers:
         yield from _forward_stages(context, step)
         return
     symbols = context.symbols(step)
@@ -118,7 +118,7 @@ def _broadcasts(context: Context, step: Step) -> Iterator[Block]:
 
 def _kinks(context: Context, step: Step) -> Iterator[Block]:
     rule, op = step.rule, step.op
-    if rule is None or op is None or rule.kink is None:
+    if rule is None or op is None or rule.kink is None or not op.has_numbers:
         return
     argument = next((value for name, _, value in step.arguments if name == rule.kink.argument), None)
     if argument is None:
@@ -184,7 +184,7 @@ def _arrived(context: Context, step: Step) -> Iterator[Block]:
             label = f"upstream: the sum of what comes back from its {len(uses)} uses"
         if context.graph.backwards and value == context.graph.backwards[step.backward or 0].loss:
             label = "the seed: d loss / d loss"
-        yield context.tensor(context.notation.gradient(value, step.backward or 0), upstream, "gradient", label)
+        yield context.gradient(context.notation.gradient(value, step.backward or 0), value, upstream, label)
     if step.rule is None:
         yield from _without_rule(context, step)
 
@@ -217,7 +217,7 @@ def _share_blocks(context: Context, step: Step, share: Share) -> Iterator[Block]
     assert share.gradient is not None
     symbol = context.notation.gradient(share.value, step.backward or 0)
     if step.rule is None or step.op is None or share.argument not in step.rule.wrt:
-        yield context.tensor(symbol, share.gradient, "gradient", "as autograd computed it")
+        yield _result(context, symbol, share, "as autograd computed it")
         return
     output, operand = _output(context, step), _operand(context, step, share)
     symbols = context.symbols(step)
@@ -230,19 +230,17 @@ def _output(context: Context, step: Step) -> Operand | None:
     if len(arrived) != 1:
         return None
     value = step.outputs[arrived[0]]
-    data = context.graph.values[value].data
-    return None if data is None else _named(context, value, step.backward or 0, data)
+    return _named(context, value, step.backward or 0)
 
 
 def _operand(context: Context, step: Step, share: Share) -> Operand | None:
-    assert share.value is not None
-    data = context.graph.values[share.value].data
-    return None if data is None else _named(context, share.value, step.backward or 0, data)
+    return None if share.value is None else _named(context, share.value, step.backward or 0)
 
 
-def _named(context: Context, value: int, backward: int, data: Data) -> Operand:
-    notation = context.notation
+def _named(context: Context, value: int, backward: int) -> Operand:
+    notation, known = context.notation, context.graph.values[value]
     gradient = notation.gradient(value, backward)
+    data = known.without_numbers() if known.data is None else known.data
     return Operand(notation.symbol(value), gradient, notation.plain(value), notation.plain_gradient(value), data)
 
 
@@ -265,7 +263,7 @@ def _worked_out(
         yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
         yield Equation(rf"{local} = {rule.latex(wrt.local, op, symbols)}", "local derivative")
         yield from _local_numbers(context, rule, op, wrt, operand, output)
-        yield from _jacobian(context, rule, op, share, operand, output, upstream)
+        yield from _jacobian(context, rule, op, symbols, share, operand, output, upstream)
     yield Equation(rf"{target} = {rule.latex(wrt.product, op, symbols)}", "what PyTorch runs")
     if output and isinstance(g := upstream[0] if rule.outputs == 1 else None, Data):
         numbers = put_in(rule, wrt.product, op, {"g": g, "out": op.out if isinstance(op.out, Data) else None})
@@ -277,7 +275,14 @@ def _worked_out(
             (Math(operand.symbol), f" was copied along axis {axes} by broadcasting, so the gradients of its copies are "
              "added up along it.")
         )  # fmt: skip
-    yield context.tensor(target, share.gradient, "gradient", f"result, in the shape {shape_text(share.gradient.shape)}")
+    yield _result(context, target, share, f"result, in the shape {shape_text(share.gradient.shape)}")
+
+
+def _result(context: Context, symbol: str, share: Share, label: str) -> Tensor:
+    """What a step gives one operand; where that is the whole gradient of it, its figures may be known without it."""
+    if share.value is None or share.gradient is None or len(context.uses[share.value]) > 1:
+        return context.tensor(symbol, share.gradient, "gradient", label)
+    return context.gradient(symbol, share.value, share.gradient, label)
 
 
 def _local_numbers(
@@ -285,6 +290,8 @@ def _local_numbers(
 ) -> Iterator[Block]:
     """For an elementwise operation the local derivative of each element: the diagonal of the Jacobian."""
     if rule.structure != "elementwise" or output.data.numel() > JACOBIAN or operand.data.shape != output.data.shape:
+        return
+    if not op.has_numbers:
         return
     ones = torch.ones_like(output.data)
     local = wrt.vjp(op, ones)
@@ -297,6 +304,7 @@ def _jacobian(
     context: Context,
     rule: Rule,
     op: Applied,
+    symbols: dict[str, str],
     share: Share,
     operand: Operand,
     output: Operand,
@@ -306,11 +314,9 @@ def _jacobian(
     rows, columns = output.data.numel(), operand.data.numel()
     symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
     wrt = rule.wrt[share.argument]
-    if rows * columns > JACOBIAN or not rows * columns:
-        zeros = f" {sentence(wrt.zeros)}" if wrt.zeros else ""
-        yield Paragraph(
-            (Math(symbol), f" has {rows} x {columns} = {rows * columns:,} entries: too many to write out.{zeros}")
-        )
+    without = not op.has_numbers or any(g is not None and g.is_meta for g in upstream)
+    if rows * columns > JACOBIAN or not rows * columns or without:
+        yield Paragraph((Math(symbol), *too_large(rule, wrt, op, symbols, (rows, columns), share.item)))
         return
     full = jacobian(rule, op, share, operand.data.shape, output.data, upstream)
     slot = next(i for i, g in enumerate(upstream) if g is not None)
@@ -329,6 +335,31 @@ def _jacobian(
     yield context.tensor(rf"\mathrm{{vec}}({output.gradient})", flat, "gradient", "upstream, flattened", **labels)
     labels = {"column_labels": tuple(f"dJ/d{name}" for name in column_names)}
     yield context.tensor(rf"\mathrm{{vec}}({operand.gradient})", product, "gradient", "times the Jacobian", **labels)
+
+
+def too_large(
+    rule: Rule, wrt: Wrt, op: Applied, symbols: dict[str, str], shape: tuple[int, int], item: int | None
+) -> Iterator[Span]:
+    """What a Jacobian that is not written out is like: its size, and where the rule knows it, its pattern."""
+    rows, columns = shape
+    size = f"{rows:,} x {columns:,} = {_count(rows * columns)} entries"
+    zeros = f" {sentence(wrt.zeros)}" if wrt.zeros else ""
+    pattern = wrt.pattern(op) if wrt.pattern is not None and item is None else None
+    if pattern is None or pattern.shape != shape:
+        yield f" has {size}: too many to write out.{zeros}"
+        return
+    yield f" is {pattern.words}"
+    if pattern.block:
+        yield " "
+        yield Math(rule.latex(pattern.block, op, symbols))
+    many = "all" if pattern.nonzero == rows * columns else _count(pattern.nonzero)
+    many = many if pattern.exact else f"at most {many}"
+    yield f": {many} of its {size} can differ from zero, too many to write out.{zeros}"
+
+
+def _count(number: int) -> str:
+    """A count in full, or where it is very large by its size: `98,304`, `9.7e9`."""
+    return f"{number:,}" if number < 10**7 else f"{number:.1e}".replace("e+0", "e").replace("e+", "e")
 
 
 def jacobian(
@@ -391,7 +422,7 @@ def _zeros_by_value(
 
 def _stages_back(context: Context, step: Step, share: Share) -> Iterator[tuple[str, list[Block]]]:
     """A loss goes back in two steps: from the cost to the loss of each sample, from there to its input."""
-    if step.rule is None or step.rule.stages is None or step.op is None:
+    if step.rule is None or step.rule.stages is None or step.op is None or not step.op.has_numbers:
         return
     stages = list(_stages(context, step, context.symbols(step)))
     upstream: Data | None = step.upstream[0]

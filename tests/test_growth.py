@@ -1,0 +1,111 @@
+"""Long chains: every stage goes through them without recursion, and without garbage collection that finds nothing."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import chainrule
+from chainrule.assemble import assemble
+from chainrule.collection import uncollected
+
+CHAIN = """
+    import sys, threading, torch, chainrule
+
+    start = torch.full((2,), 0.5, requires_grad=True)
+
+    def chain(length):
+        x = start
+        for _ in range(length // 2):
+            x = torch.tanh(x * 1.01)
+        x.sum().backward()
+
+    def run(length, path):
+        with chainrule.record():
+            chain(length)  # nobody asks for its graph
+        start.grad = None
+        with chainrule.record() as recording:
+            chain(length)
+        assert len(recording.nodes) == length + 2
+        assert torch.allclose(recording.derivation.gradients[recording.graph.nodes[0].leaf], start.grad)
+        recording.save(path)
+        assert len(chainrule.load(path).nodes) == length + 2
+
+    length, stack, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    if stack:
+        threading.stack_size(stack)
+    thread = threading.Thread(target=run, args=(length, path))
+    thread.start()
+    thread.join()
+    print("done")
+"""
+
+
+def through(length: int, stack: int, path: Path) -> subprocess.CompletedProcess[str]:
+    """A chain through all stages, in a process of its own: recursion would overflow the stack and end it."""
+    command = [sys.executable, "-c", textwrap.dedent(CHAIN), str(length), str(stack), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_chain_longer_than_the_stack_is_deep(tmp_path: Path) -> None:
+    done = through(5_000, 512 * 1024, tmp_path / "chain.safetensors")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_a_long_description_stands_beside_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(2, requires_grad=True)
+    with chainrule.record() as recording:
+        x.tanh().sum().backward()
+    monkeypatch.setattr("chainrule.storage.IN_HEADER", 100)
+    recording.save(tmp_path / "step.safetensors")
+    again = chainrule.load(tmp_path / "step.safetensors")
+    assert [node.name for node in again.nodes] == [node.name for node in recording.nodes]
+    assert again.verify().passed
+
+
+@pytest.mark.slow
+def test_a_chain_of_a_hundred_thousand_nodes(tmp_path: Path) -> None:
+    done = through(100_000, 0, tmp_path / "chain.safetensors")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_nothing_is_collected_while_a_graph_is_built() -> None:
+    x = torch.full((2,), 0.5, requires_grad=True)
+    with chainrule.record() as recording:
+        y = x
+        for _ in range(400):
+            y = torch.tanh(y)
+        y.sum().backward()
+    assert recording._tape is not None
+    began: list[str] = []
+
+    def seen(phase: str, _: object) -> None:
+        began.append(phase)
+
+    gc.callbacks.append(seen)
+    try:
+        graph = assemble(recording._tape)
+    finally:
+        gc.callbacks.remove(seen)
+    assert len(graph.nodes) == 402
+    assert len(began) <= 2  # one at the end, when the collector is back; some twenty otherwise
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_collector_is_left_as_it_was(collecting: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        with pytest.raises(ValueError, match="in the middle"), uncollected():
+            assert not gc.isenabled()
+            raise ValueError("in the middle")
+        assert gc.isenabled() is collecting
+    finally:
+        (gc.enable if before else gc.disable)()
