@@ -150,6 +150,7 @@ class watch:  # noqa: N801 (read as a verb)
         if self.writer is not None:
             self.writer.close(status)
             self._tell_problem()
+        self._models, self._namespace, self._parameters = [], {}, {}  # the user's: let go of them
 
     def __enter__(self) -> Self:
         return self
