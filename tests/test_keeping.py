@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
-from chainrule import keeping
+from chainrule import keeping, statistics
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph
 from chainrule.statistics import EXPONENTS, Statistics, measure
@@ -207,6 +207,34 @@ def test_what_is_no_measure_is_said(arguments: dict[str, Any], said: str) -> Non
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_device_without_memory_left_does_not_end_the_step(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(tensor: Tensor) -> Any:
+        raise error("no memory left")
+
+    monkeypatch.setattr(keeping, "measure", measure)
+    recording, _, loss = wide_step(keep="statistics")
+    monkeypatch.undo()
+    assert torch.equal(loss, wide_step(keep="all")[2])
+    assert recording["first"].data is None
+    assert recording["first"].statistics is None
+    assert recording["first"].has_gradient
+    assert "not kept" in str(recording)
+    assert len(recording.document().sections) > 2
+
+
+def test_figures_of_several_tensors_are_fetched_together() -> None:
+    tensors = [torch.linspace(-1, 2, 100 + n, dtype=t) for n in range(3) for t in (torch.float32, torch.float64)]
+    there = [statistics.Measured(statistics._on_device(each), statistics._sample(each)) for each in tensors]
+    statistics._gather(there)
+    for tensor, found in zip(tensors, there, strict=True):
+        assert isinstance(found.figures, Statistics)
+        close(found.read(), Statistics.of(tensor))
+        assert found.read().magnitudes == Statistics.of(tensor, magnitudes=True).magnitudes
+
+
 # -- what is borrowed -------------------------------------------------------------------------------------------------
 
 
@@ -342,10 +370,11 @@ def test_magnitudes_count_by_powers_of_two() -> None:
 
 
 def test_figures_of_another_device_are_the_same() -> None:
-    from chainrule.statistics import _flat, _on_device, _statistics
-
     for tensor in (torch.linspace(-3, 5, 1001), torch.tensor([3.0, float("nan"), -4.0]), torch.arange(5)):
-        found, true = _statistics(_on_device(_flat(tensor)).tolist()), Statistics.of(tensor)
+        found, true = (
+            statistics._statistics(statistics._on_device(statistics._flat(tensor)).tolist()),
+            Statistics.of(tensor),
+        )
         assert (found.elements, found.zeros, found.not_finite) == (true.elements, true.zeros, true.not_finite)
         assert math.isclose(found.norm, true.norm, rel_tol=1e-5)
         assert math.isclose(found.mean, true.mean, rel_tol=1e-4, abs_tol=1e-6)

@@ -61,8 +61,10 @@ def _changes_at_leaves(reading: Reading, passes: Passes, arriving: Arriving) -> 
         raw = passes.of_task(task)
         if raw is None or leaf is None or id(leaf) not in reading.values.versions:
             continue
-        left = passes.left(raw, leaf)
-        whole = sent + raw.before[id(leaf)] if id(leaf) in raw.before else sent
+        before, left = raw.before.get(id(leaf)), passes.left(raw, leaf)
+        if before is not None and before.is_meta != sent.is_meta:
+            continue  # of one of them only the figures are known
+        whole = sent if before is None else sent + before
         if left is not None and not _alike(whole, left):
             yield _change(reading, reading.values.versions[id(leaf)][0])
 

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.errors import RecordingError
-from chainrule.statistics import Measured, measure
+from chainrule.statistics import Measured, fetch, measure
+
+T = TypeVar("T")
 
 SMALL = 16 * 1024  # bytes up to which a tensor is always kept: its numbers are hardly more than its statistics
 MEMORY = 4 * 2**30  # bytes of values and gradients that are kept by default
@@ -116,6 +118,10 @@ class Absentees:
         """Nothing new can come: no address need be kept from being given away."""
         self._storages.clear()
 
+    def fetch(self) -> None:
+        """Bring all figures from the devices that they are on, at once."""
+        fetch({id(each.measured): each.measured for each in self.known.values() if each.measured is not None}.values())
+
     def measured(self, stand_in: Tensor) -> Measured | None:
         """The figures of what it stands for, where they are known."""
         known = self.known.get(id(stand_in))
@@ -196,7 +202,7 @@ class Keeper:
                     stand_in.as_strided_(tensor.size(), tensor.stride())
             if known.version != _version(tensor):
                 known.version = _version(tensor)
-                self.absentees.known[id(stand_in)].measured = measure(tensor)
+                self.absentees.known[id(stand_in)].measured = _figures(tensor)
         else:
             whole = None if viewed is None else self._living(viewed)
             if whole is None and (viewed is not None or self.is_kept(tensor)):
@@ -214,7 +220,7 @@ class Keeper:
         if whole is not None and whole.stand_in.numel() == tensor.numel():  # the same numbers in another order
             figures = self.absentees.measured(whole.stand_in)
         if measured and figures is None:
-            figures = measure(tensor)
+            figures = _figures(tensor)
         stand_in = self.absentees.stand_in(tensor, figures)
         self._present[id(tensor)] = _Present(weakref.ref(tensor), _version(tensor), stand_in)
         return stand_in
@@ -236,7 +242,7 @@ class Keeper:
         if known is not None and known.version == _version(tensor):
             figures = self.absentees.known[id(known.stand_in)]
             if arrives and figures.measured is None:
-                figures.measured = measure(tensor)
+                figures.measured = _figures(tensor)
             return known.stand_in
         if not self.is_kept(tensor):
             return self._absent(tensor, measured=arrives)
@@ -250,8 +256,10 @@ class Keeper:
         if id(tensor) in self.absentees.known:  # a stand-in, whose tensor gets other numbers now
             return self._succeeded(tensor)
         if id(tensor) in self._chosen_leaves or self.is_kept(tensor):
-            return tensor.detach().clone()
-        return self.absentees.stand_in(tensor, measure(tensor))
+            copied = within_memory(lambda: tensor.detach().clone())
+            if copied is not None:
+                return copied
+        return self.absentees.stand_in(tensor, _figures(tensor))
 
     def end(self) -> None:
         """The step is over: no tensor will be met again."""
@@ -277,6 +285,22 @@ class Keeper:
             known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
             if known.node is not None:
                 yield known.node, stand_in, known.output_nr
+
+
+def within_memory(work: Callable[[], T]) -> T | None:
+    """What `work` gives; None where the device has no memory left for it: the user's step must go on."""
+    try:
+        return work()
+    except MemoryError:
+        return None
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return None
+        raise
+
+
+def _figures(tensor: Tensor) -> Measured | None:
+    return within_memory(lambda: measure(tensor))
 
 
 def _without_numbers(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ takes thirty times as long.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,40 @@ def measure(tensor: Tensor) -> Measured:
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
         flat = _flat(tensor.detach())
         return Measured((_on_processor if flat.device.type == "cpu" else _on_device)(flat), _sample(flat))
+
+
+def fetch(several: Iterable[Measured]) -> None:
+    """Bring figures and samples to the processor, in one transfer for each device and type of number.
+
+    Waits for the devices, all of their streams included: who measured may have done so on any of them.
+    """
+    import torch
+
+    away = [each for each in several if each.sample.device.type not in ("cpu", "meta")]
+    for device in {each.sample.device for each in away}:
+        torch.accelerator.synchronize(device)
+    _gather(away)
+
+
+def _gather(away: list[Measured]) -> None:
+    import torch
+
+    for part in _alike(away, lambda each: (each.sample.device, each.sample.dtype)):
+        samples = torch.cat([each.sample for each in part]).cpu().split([each.sample.numel() for each in part])
+        for each, sample in zip(part, samples, strict=True):
+            each.sample = sample
+    waiting = [each for each in away if not isinstance(each.figures, Statistics)]
+    for part in _alike(waiting, lambda each: each.figures.device):  # type: ignore[union-attr]
+        rows = torch.stack([each.figures for each in part]).tolist()  # type: ignore[misc]
+        for each, row in zip(part, rows, strict=True):
+            each.figures = _statistics(row)
+
+
+def _alike(several: list[Measured], key: Callable[[Measured], Any]) -> list[list[Measured]]:
+    found: dict[Any, list[Measured]] = {}
+    for each in several:
+        found.setdefault(key(each), []).append(each)
+    return list(found.values())
 
 
 def is_dense(tensor: Tensor) -> bool:

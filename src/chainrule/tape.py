@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from chainrule.keeping import Absentees, Keeper
+from chainrule.keeping import Absentees, Keeper, within_memory
 from chainrule.loans import Loans
 from chainrule.source import Site
 from chainrule.statistics import Statistics
@@ -284,6 +284,7 @@ class Tape:
         """Copy what was borrowed; what its owner has overwritten meanwhile is lost: a stand-in takes its place."""
         for loan in self._loans.give_back():
             self._copy([loan.tensor], lost=not loan.is_unchanged())
+        self.absentees.fetch()
 
     def release(self) -> None:
         """Nothing waits for an optimizer any more."""
@@ -304,15 +305,8 @@ class Tape:
                     data = self.absentees.stand_in(alias, None)
                 elif self.keeper is not None and (id(alias) in self.absentees.known or self.keeper.is_strict):
                     data = self.keeper.copy(alias)
-                elif (
-                    alias.layout is not torch.strided
-                    or alias.numel() * alias.itemsize == alias.untyped_storage().nbytes()
-                ):
-                    data = alias.detach().clone()  # the usual case: the tensor is its whole storage
                 else:
-                    memory = alias.untyped_storage().clone() if memory is None else memory
-                    data = torch.empty(0, dtype=alias.dtype, device=alias.device)
-                    data.set_(memory, alias.storage_offset(), alias.size(), alias.stride())
+                    data, memory = self._copied(alias, memory)
                 self.copies.setdefault(id(alias), []).append((position, data))
                 self._held.append(alias)  # or its id would be given to another tensor
 
@@ -333,6 +327,20 @@ class Tape:
             self._enter(left[0] for left in backward.after.values() if left is not None)
         # The last backward may still be running; look at it again next time.
         self._scanned = [len(self.operations), len(self.passages), max(len(self.backwards) - 1, 0)]
+
+    def _copied(
+        self, tensor: Tensor, memory: torch.UntypedStorage | None
+    ) -> tuple[Tensor, torch.UntypedStorage | None]:
+        """A copy; of a part of its storage, as a part of a copy of all of that, which is given back for other parts."""
+        if tensor.layout is not torch.strided or tensor.nbytes == tensor.untyped_storage().nbytes():
+            data = within_memory(lambda: tensor.detach().clone())
+            return self.absentees.stand_in(tensor, None) if data is None else data, memory
+        memory = memory if memory is not None else within_memory(tensor.untyped_storage().clone)
+        if memory is None:
+            return self.absentees.stand_in(tensor, None), None
+        data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        data.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
+        return data, memory
 
     def _find_leaves(self) -> None:
         """What operations take and none has made; it is entered whenever it is used."""
