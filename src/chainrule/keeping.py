@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -139,7 +139,8 @@ class Keeper:
         self._chosen_modules: set[int] = set()
         self._chosen_leaves: set[int] = set()
         self._present: dict[int, _Present] = {}
-        self.pending: list[tuple[Tensor, Tensor]] = []  # (tensor, stand-in) that autograd has given no node yet
+        # (tensor, stand-in, position of its operation) that autograd has given no node yet
+        self.pending: list[tuple[Tensor, Tensor, int]] = []
 
     @property
     def is_strict(self) -> bool:
@@ -182,8 +183,8 @@ class Keeper:
             return {key: self.of(each) for key, each in tree.items()}
         return tree
 
-    def result(self, out: Any, viewed: Tensor | None, written: Iterable[Tensor]) -> Any:
-        """What an operation gave, measured and replaced where it is not kept.
+    def result(self, out: Any, viewed: Tensor | None, written: Iterable[Tensor], position: int) -> Any:
+        """What the operation at `position` gave, measured and replaced where it is not kept.
 
         `viewed` is the operand that the result is a view of, `written` are those that the operation wrote to.
         """
@@ -191,10 +192,10 @@ class Keeper:
             own = self._living(out)
             if own is None and any(out is each for each in written):
                 return out  # the user's own, or kept before the write
-            return self._result(out, own, viewed)
-        return [self.result(each, viewed, written) for each in out] if isinstance(out, (tuple, list)) else out
+            return self._result(out, own, viewed, position)
+        return [self.result(each, viewed, written, position) for each in out] if isinstance(out, (tuple, list)) else out
 
-    def _result(self, tensor: Tensor, known: _Present | None, viewed: Tensor | None) -> Tensor:
+    def _result(self, tensor: Tensor, known: _Present | None, viewed: Tensor | None, position: int) -> Tensor:
         if known is not None:  # overwritten in place, or handed through
             stand_in = known.stand_in
             if stand_in.shape != tensor.shape:  # `transpose_` and the like
@@ -208,7 +209,7 @@ class Keeper:
             if whole is None and (viewed is not None or self.is_kept(tensor)):
                 return tensor  # a view of what is kept, or of the user's own, takes no more memory
             stand_in = self._absent(tensor, whole)
-        self.pending.append((tensor, stand_in))
+        self.pending.append((tensor, stand_in, position))
         return stand_in
 
     def _living(self, tensor: Tensor) -> _Present | None:
@@ -275,16 +276,22 @@ class Keeper:
         known.measured = None
         return earlier
 
-    def settle(self) -> Iterable[tuple[Any, Tensor, int]]:
-        """The nodes that autograd has made meanwhile for the last results: (node, stand-in, output number)."""
+    def settle(self, between: bool) -> Iterator[tuple[Any, Tensor, int, int]]:
+        """The nodes that autograd has made meanwhile: (node, stand-in, output number, position of the operation).
+
+        Views wait until no call into PyTorch is running (`between`).
+        """
         pending, self.pending = self.pending, []
-        for tensor, stand_in in pending:
+        for tensor, stand_in, position in pending:
+            if not between and tensor._base is not None:
+                self.pending.append((tensor, stand_in, position))
+                continue
             known = self.absentees.known[id(stand_in)]
             known.requires_grad = tensor.requires_grad
             known.base = None if tensor._base is None else self.of(tensor._base)
             known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
             if known.node is not None:
-                yield known.node, stand_in, known.output_nr
+                yield known.node, stand_in, known.output_nr, position
 
 
 def within_memory(work: Callable[[], T]) -> T | None:

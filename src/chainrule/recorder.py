@@ -5,8 +5,13 @@ every ATen operation with its tensors, a function mode what the user wrote, node
 hooks of optimizers the update. All questions (which value is which, what is it called) are answered later, by
 `assemble`.
 
-Two rules keep it harmless. Nothing is held that would stop PyTorch from reusing a buffer: the gradient that flows into
-a leaf is read from `.grad` afterwards. And whatever is about to be overwritten is copied first (`Tape.overwritten`).
+Whatever is about to be overwritten is copied first (`Tape.overwritten`). The rooms that this one is made of:
+
+    modes, direct    see what the user wrote, and each ATen operation
+    ties             which autograd node leads back through which operation
+    hooks            the gradients that pass the nodes
+    stepping         what an optimizer changes
+    keeping, loans   what is kept of it all, and what is only borrowed
 """
 
 from __future__ import annotations
@@ -14,54 +19,45 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from functools import partial
 from types import CodeType, FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 from torch._C import _DisableTorchDispatch, _get_function_stack_at, _len_torch_function_stack
-from torch.autograd.function import BackwardCFunction, Function
+from torch.autograd.function import Function
 from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from chainrule import keeping
-from chainrule.direct import Direct, applies
+from chainrule.direct import Direct
 from chainrule.errors import RecordingError
+from chainrule.hooks import NodeHooks
 from chainrule.keeping import Keep, Keeper
 from chainrule.loans import hooks_held
+from chainrule.modes import DispatchMode, FunctionMode
 from chainrule.source import Site, Sites, is_library
-from chainrule.statistics import of_sample, part_of
+from chainrule.stepping import after_step, before_step
 from chainrule.tape import (
     RawBackward,
     RawCall,
     RawFunction,
     RawModule,
-    RawNode,
-    RawUpdate,
     Tape,
     Traits,
-    Version,
     tensors_in,
 )
-
-AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+from chainrule.ties import Ties
 
 _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
-_backward_functions = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
-_leave_gradients = frozenset(  # optimizers of PyTorch's that only read `.grad` (a fused one may unscale it in place)
-    {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
-)
-_handing_on = frozenset({"TBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0"})
 _zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default})
 
 
@@ -74,22 +70,20 @@ class Recorder:
             self.tape.keeper = Keeper(keep, self.tape.absentees)
         self._keeper = self.tape.keeper
         self._chosen: list[bool] = []  # for each open run of a module whether all in it is kept
-        self._chosen_operations: set[int] = set()
         self._custom_arguments: Any = None  # of the autograd.Function that ran last
         self.in_call = False
         self.stack: list[int] = []  # runs of modules that are open
         self.directly = Direct()
         self._sites = Sites()
         self._traits: dict[Any, Traits] = {}
-        self._hooks: list[Any] = []
-        self._hooks_of_nodes: list[Any] = []
-        self._swept = 0
-        self._written: dict[int, list[Tensor]] = {}  # position -> what the operation there writes to
-        self._dispatch = _DispatchMode(self)
-        self._function = _FunctionMode(self)
+        self.ties = Ties(self.tape)
+        self.hooks = NodeHooks(self.tape, self.ties, self._enter_function, self._leave_function)
+        self._handles: list[Any] = []
+        self._dispatch = DispatchMode(self)
+        self._function = FunctionMode(self)
         self._paused = False
         self._inside: list[bool] = []  # for each Python function whose backward is running: whether we paused for it
-        self._taken: list[_DispatchMode | _FunctionMode] = []
+        self._taken: list[DispatchMode | FunctionMode] = []
         self._stance: Any = None
         self._step_open = False
 
@@ -103,7 +97,7 @@ class Recorder:
                 "block first, or leave the inner one out: the outer recording already holds what happens in it."
             )
         _active.recorder = self
-        self._hooks = [
+        self._handles = [
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
             register_optimizer_step_pre_hook(self._before_step),
@@ -125,17 +119,17 @@ class Recorder:
             _active.recorder = None
             if self._stance is not None:
                 self._stance.__exit__(None, None, None)
-            for hook in self._hooks:
-                hook.remove()
+            for handle in self._handles:
+                handle.remove()
             del self._dispatch, self._function  # they hold us: a cycle
         with torch._C.DisableTorchFunction():
             try:
                 self._settle()
-                self.sweep()
+                self.ties.sweep()
             finally:
                 self._custom_arguments = None
-                for handle in self._hooks_of_nodes:
-                    handle.remove()
+                self.hooks.remove()
+                del self.hooks  # and so do these
 
     # -- the forward pass ---------------------------------------------------------------------------------------------
 
@@ -162,28 +156,22 @@ class Recorder:
         self, keeper: Keeper, traits: Traits, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """As `dispatch`, where not everything is kept."""
-        self._settle()
+        self._settle(between=False)
         written = self._before_write(traits, func, args, kwargs) if traits.writes else ()
         state = torch.get_rng_state() if traits.random else None
         out = func(*args, **kwargs)
         viewed = next(iter(tensors_in(args)), None) if traits.views else None
         tape, call = self.tape, len(self.tape.calls) if self.in_call else None
-        kept = keeper.result(out, viewed, written)
+        kept = keeper.result(out, viewed, written, len(tape.operations))
         tape.operations.append((func, keeper.of(args), keeper.of(kwargs), kept, call, state))
         return out
 
-    def _settle(self) -> None:
-        """Tie the last results that were not kept to the nodes that autograd has made for them meanwhile."""
-        keeper = self._keeper
-        if keeper is None or not (keeper.pending or keeper.chosen or self._written):
-            return
-        if keeper.chosen:
-            self._chosen_operations.add(len(self.tape.operations) - 1)
-        with torch._C.DisableTorchFunction():
-            for node, stand_in, output_nr in keeper.settle():
-                self._tie(node, stand_in, output_nr, len(self.tape.operations) - 1)
-            if self._written:
-                self.sweep()
+    def _settle(self, between: bool = True) -> None:
+        """Nothing more is known of the last operation once another runs; `between`: no call into PyTorch is running."""
+        if self._keeper is not None:
+            if self._keeper.chosen:
+                self.hooks.chosen.add(len(self.tape.operations) - 1)
+            self.ties.settle(between)
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch function that the user's code called, and remember it if operations ran for it."""
@@ -197,6 +185,7 @@ class Recorder:
             raise
         finally:
             self.in_call = False
+        self._settle()
         if len(operations) > first:
             self._note_call(func, args, kwargs, out, first)
             if len(operations) <= first + 2 and not kwargs:
@@ -218,7 +207,7 @@ class Recorder:
             tape.operations.append((operation, args, None, out, len(tape.calls), None))
         else:
             self._settle()
-            kept = out if out.nbytes <= keeping.SMALL else keeper.result(out, None, ())
+            kept = out if out.nbytes <= keeping.SMALL else keeper.result(out, None, (), first)
             tape.operations.append((operation, keeper.of(args), None, kept, len(tape.calls), None))
         self._note_call(func, args, {}, out, first)
         return out
@@ -256,11 +245,11 @@ class Recorder:
         """Keep what an operation is about to overwrite; gives the tensors that it writes to."""
         written = [t for each in traits.written(args, kwargs) for t in tensors_in(each)]
         with torch._C.DisableTorchFunction():
-            self.sweep()  # the nodes that lead back from what is there now, before the write gives them another
-            known = [self._on_tape(t) for t in (*written, *(t._base for t in written if t._base is not None))]
+            self.ties.sweep()  # the nodes that lead back from what is there now, before the write gives them another
+            known = [self.ties.on_tape(t) for t in (*written, *(t._base for t in written if t._base is not None))]
             self.tape.overwritten(known, seen=False)
-            self._tie_views((args, kwargs), len(self.tape.operations))
-        self._written[len(self.tape.operations)] = written
+            self.ties.tie_views((args, kwargs), len(self.tape.operations))
+        self.ties.written[len(self.tape.operations)] = written
         for tensor in written:
             if id(tensor) in self.tape.gradients or func in _zeroing:  # cleared before our first pass: known later
                 site = Site.of(sys._getframe(2))
@@ -306,8 +295,8 @@ class Recorder:
         accumulates = func is not torch.autograd.grad
         self._settle()
         with torch._C.DisableTorchFunction():
-            self.sweep()
-            leaves = self._reach(roots, accumulates)
+            self.ties.sweep()
+            leaves = self.hooks.reach(roots, accumulates)
             filled = {id(leaf): leaf.grad for leaf in leaves if accumulates and leaf.grad is not None}
             before = dict(zip(filled, tape.overwritten(filled.values()), strict=True))  # they are added to in place
             name = getattr(func, "__name__", "backward")
@@ -348,202 +337,29 @@ class Recorder:
         taken = {other.task for other in self.tape.backwards}
         backward.task = next((task for task, *_ in self.tape.passages[first:] if task not in taken), None)
 
-    def sweep(self) -> None:
-        """Tie each new operation to the autograd node of its output.
-
-        Done in one go for many operations, when something is about to change the ties: a backward pass or a write.
-        """
-        operations, written, shared = self.tape.operations, self._written, self.tape.shared
-        number_of, nodes = self.tape.number_of, self.tape.nodes
-        for position in range(self._swept, len(operations)):
-            out = operations[position][3]
-            try:
-                if shared or position in written:
-                    self._tie_around(position)
-                for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
-                    if (node := tensor.grad_fn) is None:
-                        continue
-                    if node in number_of:
-                        self._tie(node, tensor, tensor.output_nr, position)
-                    else:  # as _tie, but in the usual case and without its calls
-                        number_of[node] = len(nodes)
-                        nodes.append(RawNode(node, position, {tensor.output_nr: tensor}))
-            except RuntimeError:  # a view that was overwritten where PyTorch forbids it has no node
-                continue
-        self._swept = len(operations)
-
-    def _tie_around(self, position: int) -> None:
-        """Tie what a write gave new nodes besides its result: the base of the view, and other views of it."""
-        func, args, kwargs, _, _, _ = self.tape.operations[position]
-        if position in self._written and self._traits[func].writes:
-            self._tie_bases(position)
-        else:
-            self._tie_views((args, kwargs), position)
-
-    def _tie(self, node: Any, tensor: Tensor, output_nr: int, position: int) -> None:
-        raw = self._number(node)
-        if raw.view_from is not None and raw.outputs[output_nr] is not tensor:
-            # PyTorch has made the view again by running its operation (views of complex numbers as real ones).
-            raw.remade, raw.view_from = raw.outputs.pop(output_nr), None
-        if raw.operation is None and raw.view_from is None:
-            raw.operation = position
-        raw.outputs.setdefault(output_nr, tensor)
-
-    def _tie_bases(self, position: int) -> None:
-        """A write to a view gives its base a new node (`CopySlices`), and every view of it one that leads there."""
-        for tensor in self._written.pop(position):
-            base = tensor._base
-            if base is not None and base.grad_fn is not None:
-                self._tie(base.grad_fn, self._on_tape(base), base.output_nr, position)
-                self._tie_view(tensor, position + 1)
-
-    def _tie_views(self, arguments: Any, position: int) -> None:
-        if self.tape.shared:
-            for tensor in tensors_in(arguments):
-                self._tie_view(tensor, position)
-
-    def _tie_view(self, tensor: Tensor, position: int) -> None:
-        if tensor._base is None or (node := tensor.grad_fn) is None or node in self.tape.number_of:
-            return
-        raw = self._number(node)
-        raw.view_from = position
-        raw.outputs[tensor.output_nr] = self._on_tape(tensor)
-
-    def _on_tape(self, tensor: Tensor) -> Tensor:
-        """What stands on the tape for a tensor."""
-        found: Tensor = tensor if self._keeper is None else self._keeper.of(tensor)
-        return found
-
-    def _number(self, node: Any) -> RawNode:
-        tape = self.tape
-        index = tape.number_of.get(node)
-        if index is None:
-            index = tape.number_of[node] = len(tape.nodes)
-            tape.nodes.append(RawNode(node, None, {}))
-        return tape.nodes[index]
-
-    def _hook(self, index: int, raw: RawNode, at_leaf: bool) -> None:
-        """See the gradients that pass a node, whenever it runs."""
-        raw.hooked = True
-        node, hooks = raw.node, self._hooks_of_nodes
-        if isinstance(node, BackwardCFunction):
-            hooks.append(node.register_prehook(self._enter_function))
-            hooks.append(node.register_hook(partial(self._leave_function, index)))
-        elif at_leaf or self._keeper is not None:
-            hooks.append(node.register_hook(partial(self._before_leaves, index)))
-        else:
-            hooks.append(node.register_hook(partial(_note_passage, self.tape.passages, index)))
-
-    def _enter_function(self, upstream: tuple[Any, ...]) -> None:
+    def _enter_function(self) -> None:
         """Record what a Python function does in its backward: checkpointing runs whole passes in there."""
         self._inside.append(self._paused)
         if self._paused:
             self._resume()
         self._function.__enter__()
 
-    def _leave_function(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
+    def _leave_function(self) -> None:
         if self._inside:
             self._function.__exit__(None, None, None)
             if self._inside.pop():
                 self._pause()
-        self._before_leaves(index, downstream, upstream)
-
-    def _reach(self, roots: tuple[Tensor, ...], accumulates: bool) -> list[Tensor]:
-        """Number every node behind `roots`, find the leaves, and mark which gradients must not be held."""
-        number_of, nodes = self.tape.number_of, self.tape.nodes
-        waiting: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-        seen: set[Any] = set(waiting)
-        uses: dict[Any, int] = {}
-        at_leaves: list[RawNode] = []
-        while waiting:
-            node = waiting.pop()
-            index = number_of.get(node)
-            raw = self._number(node) if index is None else nodes[index]
-            edges = raw.edges
-            if not edges:
-                edges = raw.edges = node.next_functions
-            at_leaf = False
-            for target, _ in edges:
-                if target is None:
-                    continue
-                if type(target) is AccumulateGrad:
-                    uses[target] = uses.get(target, 0) + 1
-                    at_leaf = True
-                    at_leaves.append(raw)
-                if target not in seen:
-                    seen.add(target)
-                    waiting.append(target)
-            if not raw.hooked and type(node) is not AccumulateGrad:
-                self._hook(number_of[node], raw, at_leaf)
-        for raw in at_leaves:
-            raw.lends = len(raw.edges) == 1 and type(raw.node).__name__ in _handing_on
-            raw.leaves = tuple(
-                (position, node.variable)
-                for position, (node, _) in enumerate(raw.edges)
-                if accumulates and uses.get(node) == 1 and node.variable.grad is None and not _has_hooks(node.variable)
-            )
-        return [node.variable for node in uses]
-
-    def _before_leaves(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
-        """A node that sends gradients into leaves: they are not held, so that PyTorch can keep them as `.grad`."""
-        leaves = self.tape.nodes[index].leaves
-        if leaves:
-            kept = list(downstream)
-            for position, _ in leaves:
-                kept[position] = None
-            downstream = tuple(kept)
-        keeper = self._keeper
-        if keeper is not None:
-            raw = self.tape.nodes[index]
-            keeper.chosen = raw.operation in self._chosen_operations
-            if not (raw.lends and raw.leaves):  # else it becomes `.grad`, which is the user's
-                upstream = keeper.arrived(upstream)
-            downstream = keeper.sent_on(downstream)
-        _note_passage(self.tape.passages, index, downstream, upstream)
 
     # -- the optimizer ------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with hooks_held(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
-            self.tape.updates.append(self._snapshot(optimizer))
+            self.ties.sweep()
+            self.tape.updates.append(before_step(self.tape, optimizer, Site.of(sys._getframe(1))))
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None and not self._paused:  # with a closure, forward and backward passes run inside the step
             self._step_open = True
             self._pause()
-
-    def _snapshot(self, optimizer: Optimizer) -> RawUpdate:
-        self.sweep()
-        groups = [
-            ({key: self._copied(value) for key, value in group.items() if key != "params"}, list(group["params"]))
-            for group in optimizer.param_groups
-        ]
-        parameters = [p for _, members in groups for p in members]
-        strict = self._keeper is not None and self._keeper.is_strict
-        return RawUpdate(
-            optimizer,
-            len(self.tape.operations),
-            Site.of(sys._getframe(2)),
-            groups,
-            self.tape.overwritten(parameters),
-            self._gradients_of(optimizer, parameters),
-            [self._copied(dict(optimizer.state.get(p, {}))) for p in parameters],
-            parts=[part_of(p) for p in parameters] if strict else [],
-        )
-
-    def _copied(self, tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            return tree.detach().clone() if self._keeper is None else self._keeper.copy(tree)
-        if isinstance(tree, dict):
-            return {key: self._copied(value) for key, value in tree.items()}
-        return [self._copied(item) for item in tree] if isinstance(tree, list) else tree
-
-    def _gradients_of(self, optimizer: Optimizer, parameters: list[Tensor]) -> list[Version | None]:
-        """The gradients as the optimizer meets them, which some optimizers then use as memory to work in."""
-        gradients = [p.grad for p in parameters]
-        versions = [None if gradient is None else self.tape.version(gradient) for gradient in gradients]
-        if type(optimizer) not in _leave_gradients or any(group.get("fused") for group in optimizer.param_groups):
-            self.tape.overwritten(gradient for gradient in gradients if gradient is not None)
-        return versions
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._step_open:
@@ -553,12 +369,7 @@ class Recorder:
         if update is None or update.optimizer is not optimizer or update.after:
             return
         with hooks_held(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
-            parameters = [p for _, members in update.groups for p in members]
-            update.after = [self.tape.version(p) for p in parameters]
-            update.moved = [
-                of_sample(part_of(p) - part, p.numel()) for p, part in zip(parameters, update.parts, strict=False)
-            ]
-            update.parts.clear()
+            after_step(self.tape, update)
 
     # -- pausing ------------------------------------------------------------------------------------------------------
 
@@ -578,62 +389,7 @@ class Recorder:
             self._taken.pop().__enter__()
 
 
-class _DispatchMode(TorchDispatchMode):
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Otherwise the base class imports PyTorch's compiler, which takes more than a second. It only keeps the
-        # compiler from tracing into `__torch_dispatch__`, and compiled code is run eagerly while we record.
-        return False
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.recorder = recorder
-
-    def __enter__(self) -> Self:
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.recorder.dispatch(func, args, kwargs)
-
-
-class _FunctionMode(TorchFunctionMode):
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __enter__(self) -> Self:
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        recorder = self.recorder
-        if not kwargs:
-            operation = recorder.directly.known.get((func, *map(type, args)))
-            if operation is not None and applies():
-                return recorder.direct(operation, func, args)
-        if func in _backward_functions:
-            return recorder.backward(func, args, kwargs or {})
-        return recorder.call(func, args, kwargs or {})
-
-
 _active = threading.local()
-
-
-def _note_passage(
-    passages: list[tuple[int, int, Any, Any]], index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]
-) -> None:
-    passages.append((_current_pass(), index, downstream, upstream))
 
 
 def _shallow(keeper: Keeper, output: Any) -> Any:
@@ -641,11 +397,6 @@ def _shallow(keeper: Keeper, output: Any) -> Any:
     if isinstance(output, (tuple, list)):
         return tuple(keeper.of(each) if isinstance(each, Tensor) else None for each in output)
     return keeper.of(output) if isinstance(output, Tensor) else None
-
-
-def _has_hooks(leaf: Tensor) -> bool:
-    """Whether `.grad` may be something else in the end than what arrived."""
-    return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)
 
 
 def _library_function() -> str:
