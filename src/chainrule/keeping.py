@@ -100,10 +100,7 @@ class Absentees:
 
     def stand_in(self, tensor: Tensor, measured: Measured | None) -> Tensor:
         """A tensor without numbers, in the place of this one."""
-        if tensor.layout is torch.strided:
-            made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-        else:
-            made = torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+        made = _without_numbers(tensor)
         self.known[id(made)] = Absent(tensor.device, self._storage_of(tensor), measured=measured)
         self._held.append(made)
         return made
@@ -260,7 +257,7 @@ class Keeper:
     def _succeeded(self, stand_in: Tensor) -> Tensor:
         """Another stand-in for what it stood for up to now; what it stands for next has not been measured."""
         known = self.absentees.known[id(stand_in)]
-        earlier = torch.empty_strided(stand_in.size(), stand_in.stride(), dtype=stand_in.dtype, device="meta")
+        earlier = _without_numbers(stand_in)
         self.absentees.known[id(earlier)] = Absent(known.device, known.storage, measured=known.measured)
         self.absentees._held.append(earlier)
         known.measured = None
@@ -276,6 +273,19 @@ class Keeper:
             known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
             if known.node is not None:
                 yield known.node, stand_in, known.output_nr
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    """On the device `meta`, of the same shape, strides and offset: a view is known by where in its base it stands."""
+    if tensor.layout is not torch.strided:
+        return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+    made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    if offset := tensor.storage_offset():
+        memory = torch.empty(offset * made.itemsize + made.untyped_storage().nbytes(), dtype=torch.uint8, device="meta")
+        made = torch.empty(0, dtype=made.dtype, device="meta").set_(
+            memory.untyped_storage(), offset, made.size(), made.stride()
+        )
+    return made
 
 
 def _version(tensor: Tensor) -> int:

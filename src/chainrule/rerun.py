@@ -35,15 +35,15 @@ class Rerun:
 class WriteThroughView:
     """An in-place operation on a view, as the function of the view's base that it is for autograd.
 
-    `function(base=..., **arguments)` gives the base as it is afterwards, and the view in it.
+    `function(base=..., **arguments)` gives the base as it is afterwards, and the view in it. `base` and `view` have the
+    shapes that they had then, `offset` is where in the base the view begins, in the view's elements.
     """
 
-    def __init__(self, function: Any, argument: str, base: Tensor, view: Tensor) -> None:
+    def __init__(self, function: Any, argument: str, base: Tensor, view: Tensor, offset: int) -> None:
         self.function, self.argument = function, argument
         self.size, self.stride = tuple(view.shape), tuple(view.stride())
         self.real = base.is_complex() and not view.is_complex()
-        first = base.storage_offset() * base.itemsize
-        self.offset = (view.storage_offset() * view.itemsize - first) // view.itemsize
+        self.offset = offset
         self.layout = tuple(base.shape), tuple(base.stride())
 
     def __call__(self, /, base: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
@@ -53,6 +53,11 @@ class WriteThroughView:
         view = whole.as_strided(self.size, self.stride, self.offset if whole.numel() else 0)
         call_overload(self.function, {**arguments, self.argument: view})
         return after, view
+
+
+def offset_in(base: Tensor, view: Tensor) -> int:
+    """Where in the base a view of it begins, in the view's elements."""
+    return (view.storage_offset() * view.itemsize - base.storage_offset() * base.itemsize) // view.itemsize
 
 
 def call_overload(function: Any, arguments: dict[str, Any]) -> Any:
