@@ -115,6 +115,7 @@ def _freeze(
                 draft.grad is not None,
                 tape.statistics_of(data),
                 tape.statistics_of(draft.grad) or of_leaves.get(index),
+                draft.earlier,
             )
         )
     return tuple(found)

@@ -141,8 +141,10 @@ class Reading:
         if known is not None:
             return known
         writer = self.values.take_writer(tensor)
+        earlier = self.values.latest(tensor)
         value = self.values.new(tensor, position - 1, operation=writer)
         draft = self.values[value]
+        draft.earlier = earlier if writer is not None else None
         if self._lead_through_base(tensor, value, position):
             draft.operation = len(self.operations) - 1
             return value

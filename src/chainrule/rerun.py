@@ -18,11 +18,14 @@ class Rerun:
     def __init__(self, function: Any) -> None:
         self.function = function
 
-    def __call__(self, arguments: dict[str, Any]) -> Any:
-        """The result on these arguments, by the names of the schema; what it writes to is written to."""
+    def __call__(self, arguments: dict[str, Any], gradients: bool = False) -> Any:
+        """The result on these arguments, by the names of the schema; what it writes to is written to.
+
+        Some operations give more where `gradients` are on: what their backward needs.
+        """
         if isinstance(self.function, type):
             return self._forward(list(arguments.values()))
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             if isinstance(self.function, WriteThroughView):
                 return self.function(**arguments)
             return call_overload(self.function, arguments)
