@@ -92,9 +92,9 @@ class Reading:
         if base is not None:
             arguments = {"base": Ref(self._value(base, position)), **arguments}
             name = next(name for name, value in given.items() if value is written[0])
-            before = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
+            whole, part = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
             # A copy may have its memory to itself: only the tensor on the tape knows where in the base it stands.
-            function = Rerun(WriteThroughView(func, name, *before, offset_in(base, written[0])))
+            function = Rerun(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
         index = self.at[position] = len(self.operations)
         draft = Operation(index, str(func), function, arguments, (), call, nodes[0] if nodes else None, state)
         self.operations.append(draft)

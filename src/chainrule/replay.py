@@ -68,10 +68,6 @@ class _Wanted:
 
     def __init__(self, graph: Graph, chosen: set[int]) -> None:
         self.graph = graph
-        self.beside: dict[int, list[Value]] = {}  # operation -> what shares the memory that it wrote to, afterwards
-        for value in graph.values:
-            if value.earlier is not None and value.operation is not None:
-                self.beside.setdefault(value.operation, []).append(value)
         around = {op.index for op in graph.operations if chosen & {*_operands(op), *_results(op)}}
         calls = {graph.operations[each].call for each in around} - {None}
         around |= {op.index for op in graph.operations if op.call in calls}
@@ -81,6 +77,7 @@ class _Wanted:
         self.nodes = {node.index for node in graph.nodes if node.operation in around or node.leaf in chosen}
         self.ran = self._senders()
         self.rerun = {index for index in self.ran if _unknown(graph.nodes[index])}
+        self.overtaken: list[Value] = []  # of memory that was written to through another tensor
         self.operations = self._makers()
 
     def is_missing(self) -> bool:
@@ -109,22 +106,21 @@ class _Wanted:
         operation = self.graph.nodes[index].operation
         return _operands(self.graph.operations[operation]) if index in self.rerun and operation is not None else []
 
-    def needs(self, operation: Operation) -> list[int]:
-        """The values that must be there for an operation to run."""
-        earlier = [value.earlier for value in self.beside.get(operation.index, ()) if value.earlier is not None]
-        return [*_operands(operation), *earlier]
-
     def _makers(self) -> list[Operation]:
         """The operations that give the values, in their order."""
         waiting = [*self.values, *(value for index in self.ran for value in self.operands_of(index))]
         seen, found = set(waiting), set()
         while waiting:
             value = self.graph.values[waiting.pop()]
+            new: set[int] = set()
+            if value.data is None and value.earlier is not None:
+                self.overtaken.append(value)
+                new.add(value.earlier)
             if value.data is None and value.operation is not None and value.operation not in found:
                 found.add(value.operation)
-                new = set(self.needs(self.graph.operations[value.operation])) - seen
-                seen |= new
-                waiting += new
+                new.update(_operands(self.graph.operations[value.operation]))
+            waiting += new - seen
+            seen |= new
         return [self.graph.operations[each] for each in sorted(found)]
 
 
@@ -136,8 +132,11 @@ class _Replay:
         self.values = list(graph.values)
         self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in as the replay goes on
         self.uses = Counter(wanted.values)
-        self.uses.update(each for operation in wanted.operations for each in wanted.needs(operation))
+        self.uses.update(each for operation in wanted.operations for each in _operands(operation))
         self.uses.update(each for index in wanted.ran for each in wanted.operands_of(index))
+        self.uses.update(each.earlier for each in wanted.overtaken if each.earlier is not None)
+        self.written: dict[int, tuple[Tensor, Tensor]] = {}  # memory -> what was written to, before and after
+        self.watched = {each.operation for each in wanted.overtaken}
         self.passages: dict[int, list[Passage]] = {}
         self.gradients: dict[int, Tensor] = {}
         self.unreturned: dict[int, list[int]] = {}  # operation -> values that it wrote, and did not return
@@ -151,7 +150,7 @@ class _Replay:
     def forward(self) -> None:
         """Run the operations, each as soon as what it takes is there; leaves are taken from their owners."""
         for operation in self.wanted.operations:
-            needed = self.wanted.needs(operation)
+            needed = _operands(operation)
             for each in needed:
                 self._find(each)
             for index, made in self._run(operation).items():
@@ -160,13 +159,13 @@ class _Replay:
             self._release(needed)
         for each in self.wanted.values:
             self._find(each)
+        self.written.clear()
 
     def _run(self, operation: Operation) -> dict[int, Tensor]:
         if operation.function is None:
             raise ReplayError(f"{_told(self.old, operation)}: the recording does not hold what it ran. {NO_WAY}")
         arguments = {name: data(self.working, tree) for name, tree in operation.arguments.items()}
         written = [name for name in arguments if name in written_by(operation.function)]
-        beside = self.wanted.beside.get(operation.index, ())
         given = tensors_in([arguments[name] for name in written]) or tensors_in(arguments.get("base"))
         arguments |= {name: _cloned(arguments[name]) for name in written}
         if operation.random_state is not None:
@@ -183,17 +182,15 @@ class _Replay:
         unreturned = self.unreturned.get(operation.index, [])
         if unreturned and len(unreturned) == len(hidden):
             found |= dict(zip(unreturned, hidden, strict=True))
-        for value in beside if len(given) == 1 else ():
-            earlier = self.values[value.earlier].data if value.earlier is not None else None
-            now = None if earlier is None else _after_write(earlier, given[0], after[0])
-            if now is not None:
-                found[value.index] = now
+        if len(given) == 1 and (operation.index in self.watched or storage_of(given[0]) in self.written):
+            self.written[storage_of(given[0])] = given[0], after[0]
+            self.written.setdefault(storage_of(after[0]), (after[0], after[0]))
         return found
 
     def _find(self, index: int) -> None:
         """See to it that a value has its numbers: a leaf's are its owner's."""
         value = self.values[index]
-        if value.data is not None:
+        if value.data is not None or (value.earlier is not None and self._overtake(value, value.earlier)):
             return
         if value.operation is not None:
             raise ReplayError(
@@ -210,6 +207,23 @@ class _Replay:
         if not loan.is_unchanged() or not _same_figures(value.statistics, loan.tensor, exact=True):
             raise ReplayError(f"{what} was not kept, and was overwritten after the recorded step. {NO_WAY}")
         self.values[index] = replace(value, data=loan.tensor.detach())
+
+    def _overtake(self, value: Value, earlier: int) -> bool:
+        """Give a value of memory that others wrote to: what its tensor was before, in the memory as it is now."""
+        self._find(earlier)
+        view = self.values[earlier].data
+        assert view is not None
+        if view.layout is not torch.strided or storage_of(view) not in self.written:
+            return False
+        offset, memory = view.storage_offset(), view.untyped_storage()
+        while (pair := self.written[memory._cdata])[0] is not pair[1]:
+            old, new = pair
+            offset, memory = offset - old.storage_offset() + new.storage_offset(), new.untyped_storage()
+        if memory.nbytes() < view.untyped_storage().nbytes():
+            return False
+        self.values[value.index] = replace(value, data=_in_memory(view, memory, int(offset)))
+        self._release([earlier])
+        return True
 
     def _fill(self, index: int, made: Tensor, operation: Operation) -> None:
         value = self.values[index]
@@ -373,34 +387,14 @@ def _cloned(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         if tree.layout is not torch.strided:
             return tree.clone()
-        memory = tree.untyped_storage().clone()
-        return _empty(tree).set_(memory, tree.storage_offset(), tree.size(), tree.stride())
+        return _in_memory(tree, tree.untyped_storage().clone(), int(tree.storage_offset()))
     return [_cloned(item) for item in tree] if isinstance(tree, list) else tree
 
 
-def _after_write(view: Tensor, old: Tensor, new: Tensor) -> Tensor | None:
-    """What `view` is after a write by which `old`, of the same memory, became `new` (None: that is not known)."""
-    if view.layout is not torch.strided or old.layout is not torch.strided:
-        return None
-    (first, last), (begin, end) = _bytes_of(view), _bytes_of(old)
-    if last <= begin or end <= first:
-        return view  # another part of the memory
-    offset = view.storage_offset() - old.storage_offset() + new.storage_offset()
-    inside = (begin <= first and last <= end) or new.untyped_storage().nbytes() == old.untyped_storage().nbytes()
-    if storage_of(view) != storage_of(old) or view.dtype != old.dtype or not inside:
-        return None
-    return _empty(new).set_(new.untyped_storage(), offset, view.size(), view.stride())
-
-
-def _bytes_of(tensor: Tensor) -> tuple[int, int]:
-    """Where in its memory a tensor begins, and ends."""
-    first = tensor.storage_offset()
-    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return first * tensor.itemsize, last * tensor.itemsize
-
-
-def _empty(like: Tensor) -> Tensor:
-    return torch.empty(0, dtype=like.dtype, device=like.device)
+def _in_memory(like: Tensor, memory: torch.UntypedStorage, offset: int) -> Tensor:
+    """A tensor of this memory, of the shape and strides of another."""
+    made = torch.empty(0, dtype=like.dtype, device=like.device)
+    return made.set_(memory, offset, like.size(), like.stride())
 
 
 def _same_figures(recorded: Statistics | None, data: Tensor, exact: bool = False) -> bool:
