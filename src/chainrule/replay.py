@@ -29,7 +29,7 @@ from chainrule.loans import Loan
 from chainrule.lookup import find_value
 from chainrule.selection import values_named
 from chainrule.statistics import Statistics, measure_unseen
-from chainrule.tape import storage_of, tensors_in
+from chainrule.tape import Traits, storage_of, tensors_in
 
 ROUNDING = 1024  # roundings of its number type that figures of what is recomputed may be off: other kernels, threads
 STRAY = 1e-3  # share of the elements that may be 0 in one run and next to 0 in the other
@@ -106,9 +106,15 @@ class _Wanted:
         operation = self.graph.nodes[index].operation
         return _operands(self.graph.operations[operation]) if index in self.rerun and operation is not None else []
 
+    def lasting(self) -> Iterator[int]:
+        """What must be there when the forward pass is over: once as wanted, once for each node that takes it."""
+        yield from self.values
+        for index in self.ran:
+            yield from self.operands_of(index)
+
     def _makers(self) -> list[Operation]:
         """The operations that give the values, in their order."""
-        waiting = [*self.values, *(value for index in self.ran for value in self.operands_of(index))]
+        waiting = list(self.lasting())
         seen, found = set(waiting), set()
         while waiting:
             value = self.graph.values[waiting.pop()]
@@ -131,12 +137,12 @@ class _Replay:
         self.old, self.wanted, self.lent = graph, wanted, lent
         self.values = list(graph.values)
         self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in as the replay goes on
-        self.uses = Counter(wanted.values)
+        self.uses = Counter(wanted.lasting())
         self.uses.update(each for operation in wanted.operations for each in _operands(operation))
-        self.uses.update(each for index in wanted.ran for each in wanted.operands_of(index))
         self.uses.update(each.earlier for each in wanted.overtaken if each.earlier is not None)
         self.written: dict[int, tuple[Tensor, Tensor]] = {}  # memory -> what was written to, before and after
         self.watched = {each.operation for each in wanted.overtaken}
+        self.empty: set[int] = set()  # values that are memory which nothing has been written to
         self.passages: dict[int, list[Passage]] = {}
         self.gradients: dict[int, Tensor] = {}
         self.unreturned: dict[int, list[int]] = {}  # operation -> values that it wrote, and did not return
@@ -157,7 +163,7 @@ class _Replay:
                 if self.uses[index] and self.values[index].data is None:
                     self._fill(index, made, operation)
             self._release(needed)
-        for each in self.wanted.values:
+        for each in self.wanted.lasting():
             self._find(each)
         self.written.clear()
 
@@ -227,13 +233,24 @@ class _Replay:
 
     def _fill(self, index: int, made: Tensor, operation: Operation) -> None:
         value = self.values[index]
-        if not _means_nothing(value, operation) and not _same_figures(value.statistics, made):
+        if self._means_nothing(value, operation):
+            self.empty.add(index)
+        elif not _same_figures(value.statistics, made):
             raise ReplayError(
                 f"{_told(self.old, operation)}: run again, {value.name} comes out with other figures than those "
                 f"recorded ({_figures(made)}; recorded: {_figures(value.statistics)}). The operation reads what the "
                 f"recording does not hold (a clock, a random generator of its own, a buffer written unseen). {NO_WAY}"
             )
         self.values[index] = replace(value, data=made.detach())
+
+    def _means_nothing(self, value: Value, operation: Operation) -> bool:
+        """Whether a value is memory that nothing has been written to, or not to all of it."""
+        if operation.name.startswith(("aten.empty", "aten.new_empty")):
+            return True
+        is_workspace = operation.name == "aten.mkldnn_rnn_layer.default" and value.slot == 3
+        function = getattr(operation.function, "function", None)
+        is_view = hasattr(function, "_schema") and Traits.of(function).views
+        return is_workspace or (is_view and not self.empty.isdisjoint(_operands(operation)))
 
     def _release(self, indices: Iterable[int]) -> None:
         for index in indices:
@@ -361,12 +378,6 @@ def _operands(operation: Operation) -> list[int]:
 
 def _results(operation: Operation) -> Iterator[int]:
     return (each for each in operation.outputs if each is not None)
-
-
-def _means_nothing(value: Value, operation: Operation) -> bool:
-    """Whether a value is memory that nothing has been written to, or not to all of it."""
-    is_workspace = operation.name == "aten.mkldnn_rnn_layer.default" and value.slot == 3
-    return is_workspace or operation.name.startswith(("aten.empty", "aten.new_empty"))
 
 
 def _is_lost(gradient: Tensor | None) -> bool:
