@@ -125,6 +125,19 @@ def test_what_was_recomputed_can_be_recomputed_further_and_a_whole_recording_sta
     assert whole.recompute("h.1").graph is whole.graph
 
 
+def test_what_is_recomputed_stays_when_the_parameters_go_on() -> None:
+    step = Step("statistics")
+    recomputed = step.recording.recompute("h.1.*")
+    numbers = {v.index: v.data.clone() for v in recomputed.graph.values if v.data is not None}
+    step.optimizer.step()
+    step.x.zero_()
+    for index, data in numbers.items():
+        now = recomputed.graph.values[index].data
+        assert now is not None
+        assert torch.equal(now, data)
+    assert recomputed.recompute("h.1").graph is recomputed.graph
+
+
 def test_nothing_is_left_behind() -> None:
     step = Step("statistics")
     before = [p.detach().clone() for p in step.model.parameters()]
@@ -241,7 +254,7 @@ def test_a_parameter_that_was_overwritten_in_the_step() -> None:
         optimizer.step()
     assert _error(ReplayError, lambda: recording.recompute("z")) == (
         "the parameter w (8,) was not kept, and is no longer what the step began with: it was overwritten in the "
-        f"recorded step, by optimizer.step() for one, or the recording was read from a file. {NO_WAY}"
+        f"recorded step, by optimizer.step() for one, or made unseen, or the recording was read from a file. {NO_WAY}"
     )
 
 

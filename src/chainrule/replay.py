@@ -208,11 +208,12 @@ class _Replay:
         if loan is None:
             raise ReplayError(
                 f"{what} was not kept, and is no longer what the step began with: it was overwritten in the recorded "
-                f"step, by optimizer.step() for one, or the recording was read from a file. {NO_WAY}"
+                f"step, by optimizer.step() for one, or made unseen, or the recording was read from a file. {NO_WAY}"
             )
         if not loan.is_unchanged() or not _same_figures(value.statistics, loan.tensor, exact=True):
             raise ReplayError(f"{what} was not kept, and was overwritten after the recorded step. {NO_WAY}")
-        self.values[index] = replace(value, data=loan.tensor.detach())
+        leaf = loan.tensor.detach()  # its owner may overwrite it, so what is given out is a copy
+        self.values[index] = replace(value, data=leaf.clone() if index in self.wanted.values else leaf)
 
     def _overtake(self, value: Value, earlier: int) -> bool:
         """Give a value of memory that others wrote to: what its tensor was before, in the memory as it is now."""
@@ -333,8 +334,9 @@ class _Replay:
 
     def graph(self, names: tuple[str, ...]) -> Graph:
         """The facts, with the numbers that were recomputed, and a note that says which these are."""
+        lent = {storage_of(loan.tensor) for loan in self.lent.values()}
         values = [
-            self._filled(value) if value.index in self.wanted.values else self.old.values[value.index]
+            self._filled(value, lent) if value.index in self.wanted.values else self.old.values[value.index]
             for value in self.values
         ]
         pairs = list(zip(values, self.old.values, strict=True))
@@ -356,7 +358,9 @@ class _Replay:
             notes=(*self.old.notes, note),
         )
 
-    def _filled(self, value: Value) -> Value:
+    def _filled(self, value: Value, lent: set[int]) -> Value:
+        if value.data is not None and storage_of(value.data) in lent:
+            value = replace(value, data=value.data.clone())
         return replace(value, grad=self.gradients.get(value.index)) if value.grad is None else value
 
 
