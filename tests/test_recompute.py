@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -179,7 +180,24 @@ def _complex(w: Tensor) -> Tensor:
     return torch.fft.rfft(w * 2).abs().sum()
 
 
-@pytest.mark.parametrize("loss", [_views_and_writes, _twice, _random, _complex])
+class SineAndDouble(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x)
+        return 2 * x, x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, double: Tensor, sine: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * double + sine * x.cos()
+
+
+def _function(w: Tensor) -> Tensor:
+    double, sine = SineAndDouble.apply(w * 1)
+    return (double * sine).sum()
+
+
+@pytest.mark.parametrize("loss", [_views_and_writes, _twice, _random, _complex, _function])
 def test_awkward_steps(loss: Callable[[Tensor], Tensor]) -> None:
     def recorded(keep: str) -> chainrule.Recording:
         torch.manual_seed(5)
@@ -198,6 +216,16 @@ def test_awkward_steps(loss: Callable[[Tensor], Tensor]) -> None:
         assert (was.grad is None) == (now.grad is None), was.name
         if was.grad is not None and now.grad is not None:
             torch.testing.assert_close(now.grad, was.grad)
+
+
+def test_a_graph_of_gradients_is_recorded_by_figures() -> None:
+    w = torch.linspace(-1, 2, 8).requires_grad_()
+    with chainrule.record(keep="statistics") as recording:
+        (gradient,) = torch.autograd.grad((w**3).sum(), w, create_graph=True)
+        gradient.square().sum().backward()
+    norm = recording["gradient"].statistics
+    assert norm is not None
+    assert norm.norm == pytest.approx(gradient.norm().item())
 
 
 # -- what cannot be had ------------------------------------------------------------------------------------------------

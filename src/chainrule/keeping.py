@@ -134,6 +134,7 @@ class Keeper:
         self._chosen_leaves: set[int] = set()
         self._present: dict[int, _Present] = {}
         self.pending: list[tuple[Tensor, Tensor]] = []  # (tensor, stand-in) that autograd has given no node yet
+        self.late: list[tuple[weakref.ref[Tensor], Tensor]] = []  # as `pending`, of an open autograd.Function
 
     @property
     def is_strict(self) -> bool:
@@ -252,6 +253,7 @@ class Keeper:
     def end(self) -> None:
         """The step is over: no tensor will be met again."""
         self._present.clear()
+        self.late.clear()
         self.absentees.forget_storages()
 
     def _succeeded(self, stand_in: Tensor) -> Tensor:
@@ -266,6 +268,11 @@ class Keeper:
     def settle(self) -> Iterable[tuple[Any, Tensor, int]]:
         """The nodes that autograd has made meanwhile for the last results: (node, stand-in, output number)."""
         pending, self.pending = self.pending, []
+        if not torch.is_grad_enabled():  # the results of an autograd.Function get their nodes when it has returned
+            self.late += [(weakref.ref(tensor), stand_in) for tensor, stand_in in pending if tensor.grad_fn is None]
+        elif self.late:
+            late, self.late = [(tensor(), stand_in) for tensor, stand_in in self.late], []
+            pending = [*((tensor, stand_in) for tensor, stand_in in late if tensor is not None), *pending]
         for tensor, stand_in in pending:
             known = self.absentees.known[id(stand_in)]
             known.requires_grad = tensor.requires_grad

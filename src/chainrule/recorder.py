@@ -173,7 +173,7 @@ class Recorder:
     def _settle(self) -> None:
         """Tie the last results that were not kept to the nodes that autograd has made for them meanwhile."""
         keeper = self._keeper
-        if keeper is None or not (keeper.pending or keeper.chosen or self._written):
+        if keeper is None or not (keeper.pending or keeper.late or keeper.chosen or self._written):
             return
         if keeper.chosen:
             self._chosen_operations.add(len(self.tape.operations) - 1)
