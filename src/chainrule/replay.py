@@ -75,6 +75,15 @@ class _Wanted:
         for each in around:
             self.values.update(_operands(graph.operations[each]), _results(graph.operations[each]))
         self.nodes = {node.index for node in graph.nodes if node.operation in around or node.leaf in chosen}
+        self._senders_of: dict[int, list[int]] = {}
+        for node in graph.nodes:
+            for edge in node.edges if node.passages else ():
+                self._senders_of.setdefault(edge.node, []).append(node.index)
+        self.nodes |= {
+            node.index
+            for node in graph.nodes
+            if node.leaf in self.values and self.nodes.issuperset(self._senders_of.get(node.index, ()))
+        }
         self.ran = self._senders()
         self.rerun = {index for index in self.ran if _unknown(graph.nodes[index])}
         self.overtaken: list[Value] = []  # of memory that was written to through another tensor
@@ -87,16 +96,12 @@ class _Wanted:
 
     def _senders(self) -> set[int]:
         """The nodes whose gradients flow into the wanted ones, back to where what arrived was kept."""
-        senders: dict[int, list[int]] = {}
-        for node in self.graph.nodes:
-            for edge in node.edges if node.passages else ():
-                senders.setdefault(edge.node, []).append(node.index)
         waiting, found = list(self.nodes), set(self.nodes)
         while waiting:
             node = self.graph.nodes[waiting.pop()]
             if node.leaf is None and not any(_is_lost(g) for passage in node.passages for g in passage.upstream):
                 continue
-            new = set(senders.get(node.index, ())) - found
+            new = set(self._senders_of.get(node.index, ())) - found
             found |= new
             waiting += new
         return found
@@ -289,6 +294,11 @@ class _Replay:
                 f"and no recorded node sent it, as where backward(gradient=...) began with a large one. {NO_WAY}"
             )
         downstream = self._downstream(node, passage, upstream)
+        if node.index in self.wanted.nodes:
+            self.passages.setdefault(node.index, []).append(replace(passage, upstream=upstream, downstream=downstream))
+            for value, gradient in zip(node.outputs, upstream, strict=False):
+                if value is not None and gradient is not None:
+                    _add(self.gradients, value, gradient)
         for edge in node.edges:
             sent = downstream[edge.position] if edge.position < len(downstream) else None
             target = self.old.nodes[edge.node]
@@ -297,11 +307,6 @@ class _Replay:
                     _add(self.gradients, target.leaf, sent)
             elif sent is not None and edge.node in self.wanted.ran:
                 _add(arriving.setdefault(edge.node, {}), edge.slot, sent)
-        if node.index in self.wanted.nodes:
-            self.passages.setdefault(node.index, []).append(replace(passage, upstream=upstream, downstream=downstream))
-            for value, gradient in zip(node.outputs, upstream, strict=False):
-                if value is not None and gradient is not None:
-                    _add(self.gradients, value, gradient)
 
     def _downstream(self, node: Node, passage: Passage, upstream: Gradients) -> Gradients:
         """What the node sends on: as recorded where it was kept, else as autograd gives it on the operation alone."""
