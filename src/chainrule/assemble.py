@@ -95,6 +95,8 @@ def _freeze(
         count.update(draft.names)  # no value has a name twice
         names = tuple(f"{name}@{count[name]}" if shared[name] > 1 else name for name in draft.names)
         data = values.data(index)
+        if draft.operation is None and (lender := tape.lender_of(data)) is not None:
+            tape.lent[index] = lender
         found.append(
             Value(
                 index,
@@ -113,6 +115,7 @@ def _freeze(
                 draft.grad is not None,
                 tape.statistics_of(data),
                 tape.statistics_of(draft.grad) or of_leaves.get(index),
+                draft.earlier,
             )
         )
     return tuple(found)

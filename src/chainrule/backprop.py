@@ -95,7 +95,7 @@ def derive(graph: Graph) -> Derivation:
     """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
     node_steps: list[NodeStep] = []
     gradients: dict[int, Tensor] = {}
-    for backward, ran in _passes(graph):
+    for backward, ran in passes_of(graph):
         for step in _walk(graph, backward, ran, gradients):
             node_steps.append(step)
     return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients)
@@ -179,7 +179,7 @@ def shares_of(
         yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
 
 
-def _passes(graph: Graph) -> list[tuple[int, dict[int, Passage]]]:
+def passes_of(graph: Graph) -> list[tuple[int, dict[int, Passage]]]:
     """The backward passes in order, each with the nodes that ran in it."""
     ran: dict[int, dict[int, Passage]] = {}
     for node in graph.nodes:

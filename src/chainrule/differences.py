@@ -49,7 +49,7 @@ class Experiment:
         self.function: Any = operation.function
         self.random_state = operation.random_state
         self.recorded: dict[str, Any] = {name: data(graph, tree) for name, tree in operation.arguments.items()}
-        self.writes = set(self.recorded) if self.custom else _written(operation.function)
+        self.writes = set(self.recorded) if self.custom else written_by(operation.function)
         self.outs = {slot: graph.values[value].data for slot, value in enumerate(node.outputs) if value is not None}
         position = {value: place for place, value in enumerate(operation.outputs)}
         self.place = {
@@ -119,6 +119,7 @@ class Experiment:
         With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
         """
         arguments = dict(self.wide if wide else self.recorded)
+        arguments |= {name: _cloned(tree) for name, tree in arguments.items() if name in self.writes}
         if jitter is not None:
             arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
         leaves = []
@@ -326,7 +327,8 @@ def _refs(tree: Any) -> Iterator[Ref]:
             waiting.extend(item)
 
 
-def _written(function: Callable[..., Any]) -> set[str]:
+def written_by(function: Callable[..., Any]) -> set[str]:
+    """The arguments that a recorded operation writes to when it runs again."""
     overload = getattr(function, "function", None)
     return {name for _, name in Traits.of(overload).writes} if hasattr(overload, "_schema") else set()
 

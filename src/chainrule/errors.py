@@ -2,7 +2,8 @@
 
     ChainruleError
      ├── RecordingError        a recording cannot be made or read (nested record, a script that never trains, ...)
-     │    └── MissingError     the recording is fine, but does not hold what was asked for (a name, an index, a step)
+     │    ├── MissingError     the recording is fine, but does not hold what was asked for (a name, an index, a step)
+     │    └── ReplayError      what was not kept cannot be recomputed (a parameter was overwritten, ...)
      ├── RequestError          an option has a value that means nothing (a share of the nodes above 1, ...)
      ├── RuleError             a rule broke its contract (number of gradients, shape)
      ├── StorageError          a file cannot be written or read
@@ -27,6 +28,10 @@ class RecordingError(ChainruleError):
 
 class MissingError(RecordingError, LookupError):
     """The recording does not hold what was asked for; the message names near matches."""
+
+
+class ReplayError(RecordingError):
+    """What was not kept cannot be recomputed, or comes out otherwise than it was; the message says where and why."""
 
 
 class RequestError(ChainruleError, ValueError):

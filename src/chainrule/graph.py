@@ -63,7 +63,8 @@ class Value:
     or it was not kept: `has_gradient` tells which). Of what was not kept there are `statistics` and `grad_statistics`,
     unless it was overwritten before it could be measured. `names` are the user's names, best first; `operation` and
     `slot` say which output of which operation it is (None: a leaf, it came from outside); `node` is the autograd node
-    that leads back from it.
+    that leads back from it. A tensor whose memory was written to through another one has `earlier`, the value that it
+    was until then.
     """
 
     index: int
@@ -82,6 +83,7 @@ class Value:
     has_gradient: bool = False
     statistics: Statistics | None = None
     grad_statistics: Statistics | None = None
+    earlier: int | None = None
 
     @property
     def name(self) -> str:

@@ -108,9 +108,10 @@ class NodeHooks:
         if keeper is not None:
             raw = self.tape.nodes[index]
             keeper.chosen = raw.operation in self.chosen
-            if not (raw.lends and raw.leaves):  # else it becomes `.grad`, which is the user's
-                upstream = keeper.arrived(upstream)
-            downstream = keeper.sent_on(downstream)
+            with torch._C._DisableTorchDispatch():  # the mode is on where a graph of the gradients is made
+                if not (raw.lends and raw.leaves):  # else it becomes `.grad`, which is the user's
+                    upstream = keeper.arrived(upstream)
+                downstream = keeper.sent_on(downstream)
         _note_passage(self.tape.passages, index, downstream, upstream)
 
 

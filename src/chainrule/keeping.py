@@ -141,6 +141,7 @@ class Keeper:
         self._present: dict[int, _Present] = {}
         # (tensor, stand-in, position of its operation) that autograd has given no node yet
         self.pending: list[tuple[Tensor, Tensor, int]] = []
+        self.late: list[tuple[weakref.ref[Tensor], Tensor, int]] = []  # as `pending`, of an open autograd.Function
 
     @property
     def is_strict(self) -> bool:
@@ -265,6 +266,7 @@ class Keeper:
     def end(self) -> None:
         """The step is over: no tensor will be met again."""
         self._present.clear()
+        self.late.clear()
         self.absentees.forget_storages()
 
     def _succeeded(self, stand_in: Tensor) -> Tensor:
@@ -282,6 +284,11 @@ class Keeper:
         Views wait until no call into PyTorch is running (`between`).
         """
         pending, self.pending = self.pending, []
+        if not torch.is_grad_enabled():  # the results of an autograd.Function get their nodes when it has returned
+            self.late += [(weakref.ref(t), *rest) for t, *rest in pending if t._base is None and t.grad_fn is None]
+        elif self.late and between:
+            late, self.late = self.late, []
+            pending = [*((t, *rest) for known, *rest in late if (t := known()) is not None), *pending]
         for tensor, stand_in, position in pending:
             if not between and tensor._base is not None:
                 self.pending.append((tensor, stand_in, position))
@@ -311,10 +318,16 @@ def _figures(tensor: Tensor) -> Measured | None:
 
 
 def _without_numbers(tensor: Tensor) -> Tensor:
+    """On the device `meta`, of the same shape, strides and offset: a view is known by where in its base it stands."""
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # our own modes may be on
-        if tensor.layout is torch.strided:
-            return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-        return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+        if tensor.layout is not torch.strided:
+            return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+        made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+        if offset := tensor.storage_offset():
+            size = offset * made.itemsize + made.untyped_storage().nbytes()
+            memory = torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
+            made = torch.empty(0, dtype=made.dtype, device="meta").set_(memory, offset, made.size(), made.stride())
+        return made
 
 
 def _version(tensor: Tensor) -> int:

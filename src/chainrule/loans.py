@@ -33,10 +33,15 @@ class Loan:
     version: int
     sample: Tensor
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> Loan:
+        """A tensor as it is now."""
+        return cls(tensor, 0 if tensor.is_inference() else tensor._version, _sample(tensor))
+
     def is_unchanged(self) -> bool:
         """Whether its numbers are still those that were recorded."""
         try:
-            if self.tensor._version != self.version:
+            if not self.tensor.is_inference() and self.tensor._version != self.version:
                 return False
             with torch.no_grad():
                 return torch.equal(_bytes(_sample(self.tensor)), _bytes(self.sample))
@@ -68,7 +73,7 @@ class Loans:
         if not tensor.is_contiguous() or tensor.is_conj():  # its sample would cost a copy of it
             return False
         self._known.add(id(tensor))
-        self._loans.append(Loan(tensor, tensor._version, _sample(tensor)))
+        self._loans.append(Loan.of(tensor))
         return True
 
     def give_back(self) -> list[Loan]:
@@ -126,5 +131,8 @@ def _bytes(numbers: Tensor) -> Tensor:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """A few numbers of a contiguous tensor."""
-    return tensor.as_strided((SAMPLES,), (tensor.numel() // SAMPLES,)).clone()
+    """A few numbers of a tensor; none of one that it would cost a copy to look into."""
+    if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_conj():
+        return torch.empty(0)
+    count = min(SAMPLES, tensor.numel())
+    return tensor.as_strided((count,), (max(tensor.numel() // SAMPLES, 1),)).clone()

@@ -59,7 +59,7 @@ _CONSTRAINED = {
 }
 MEMORY = 2 * 2**30  # bytes that the check of one node may take, where nothing else is said
 Senders = dict[int, list[tuple[Node, Edge]]]
-UNKEPT = "its numbers were not kept"
+UNKEPT = "its numbers were not kept: recording.recompute gives them"
 _WORST: tuple[Kind, ...] = ("disagrees", "kink", "not checked", "no rule yet", "agrees", "not differentiable")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule.graph import Operation, Ref, type_of_value
-from chainrule.rerun import Rerun, WriteThroughView
+from chainrule.rerun import Rerun, WriteThroughView, offset_in
 from chainrule.tape import RawFunction, Tape, Traits, tensors_in
 from chainrule.values import Values, data_after, is_trained_leaf
 
@@ -92,8 +92,9 @@ class Reading:
         if base is not None:
             arguments = {"base": Ref(self._value(base, position)), **arguments}
             name = next(name for name, value in given.items() if value is written[0])
-            before = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
-            function = Rerun(WriteThroughView(func, name, *before))
+            whole, part = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
+            # A copy may have its memory to itself: only the tensor on the tape knows where in the base it stands.
+            function = Rerun(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
         index = self.at[position] = len(self.operations)
         draft = Operation(index, str(func), function, arguments, (), call, nodes[0] if nodes else None, state)
         self.operations.append(draft)
@@ -140,8 +141,10 @@ class Reading:
         if known is not None:
             return known
         writer = self.values.take_writer(tensor)
+        earlier = self.values.latest(tensor)
         value = self.values.new(tensor, position - 1, operation=writer)
         draft = self.values[value]
+        draft.earlier = earlier if writer is not None else None
         if self._lead_through_base(tensor, value, position):
             draft.operation = len(self.operations) - 1
             return value
@@ -185,7 +188,7 @@ class Reading:
             "self": Ref(self._value(base, position)),
             "size": list(then.shape),
             "stride": list(then.stride()),
-            "storage_offset": then.storage_offset(),
+            "storage_offset": view.storage_offset(),  # a copy may have its memory to itself
         }
         func = torch.ops.aten.as_strided.default
         self.operations.append(Operation(index, str(func), Rerun(func), arguments, (value,), None, node))

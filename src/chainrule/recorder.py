@@ -294,7 +294,7 @@ class Recorder:
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
         accumulates = func is not torch.autograd.grad
         self._settle()
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), _DisableTorchDispatch():
             self.ties.sweep()
             leaves = self.hooks.reach(roots, accumulates)
             filled = {id(leaf): leaf.grad for leaf in leaves if accumulates and leaf.grad is not None}

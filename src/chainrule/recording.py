@@ -17,6 +17,7 @@ from chainrule.assemble import assemble, let_go
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph, Node, Parameter, Value
 from chainrule.keeping import Keep
+from chainrule.loans import Loan
 from chainrule.recorder import Recorder, exception_site
 from chainrule.source import is_library
 from chainrule.tape import Tape
@@ -43,12 +44,14 @@ class Recording:
         self._tape = tape
         self._open = tape is not None
         self._verification: Verification | None = None
+        self._lent: Mapping[int, Loan] = {}
 
     @classmethod
-    def of(cls, graph: Graph) -> Recording:
-        """A recording of facts that are known already."""
+    def of(cls, graph: Graph, lent: Mapping[int, Loan] | None = None) -> Recording:
+        """A recording of facts that are known already; `lent` are the leaves that were not kept and live on."""
         recording = cls(None)
         recording.graph = graph
+        recording._lent = lent or {}
         return recording
 
     @cached_property
@@ -67,6 +70,7 @@ class Recording:
             self._tape.release()
         graph = assemble(self._tape)
         tape, self._tape = self._tape, None
+        self._lent = tape.lent
         let_go(tape)  # of autograd's graph and of the user's objects
         return graph
 
@@ -137,6 +141,23 @@ class Recording:
     def steps(self) -> tuple[Step, ...]:
         """The derivation: forward, backward and update steps, in the order in which they are told."""
         return self.derivation.steps
+
+    def recompute(self, *names: str) -> Recording:
+        """A recording in which these values and their gradients have numbers, also where only figures were kept.
+
+        A name is what `recording[name]` takes, or a pattern of module paths (`h.3.*`); without any it is everything.
+        The recorded operations run again, as far as needed, from the small tensors that were kept, the parameters and
+        inputs that you still hold, and the recorded states of the random generator. What the calls around the values
+        took and gave comes with them, so that `why`, `verify` and `show` have what they need. This recording is left
+        as it is; the new one says in a note what was recomputed, not recorded.
+
+        Raises MissingError for a name that does not exist, ReplayError where a parameter or an input was overwritten
+        meanwhile, and where the figures of what is recomputed are not those that were recorded.
+        """
+        from chainrule.replay import recompute
+
+        graph = self.graph
+        return Recording.of(recompute(graph, self._lent, names), self._lent)
 
     def why(self, name: str, index: tuple[int, ...] | int) -> Why:
         """The sum that made one number of a gradient: `.terms`, each with its `.value` and its two factors.

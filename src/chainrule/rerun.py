@@ -18,11 +18,14 @@ class Rerun:
     def __init__(self, function: Any) -> None:
         self.function = function
 
-    def __call__(self, arguments: dict[str, Any]) -> Any:
-        """The result on these arguments, by the names of the schema; what it writes to is written to."""
+    def __call__(self, arguments: dict[str, Any], gradients: bool = False) -> Any:
+        """The result on these arguments, by the names of the schema; what it writes to is written to.
+
+        Some operations give more where `gradients` are on: what their backward needs.
+        """
         if isinstance(self.function, type):
             return self._forward(list(arguments.values()))
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             if isinstance(self.function, WriteThroughView):
                 return self.function(**arguments)
             return call_overload(self.function, arguments)
@@ -35,15 +38,15 @@ class Rerun:
 class WriteThroughView:
     """An in-place operation on a view, as the function of the view's base that it is for autograd.
 
-    `function(base=..., **arguments)` gives the base as it is afterwards, and the view in it.
+    `function(base=..., **arguments)` gives the base as it is afterwards, and the view in it. `base` and `view` have the
+    shapes that they had then, `offset` is where in the base the view begins, in the view's elements.
     """
 
-    def __init__(self, function: Any, argument: str, base: Tensor, view: Tensor) -> None:
+    def __init__(self, function: Any, argument: str, base: Tensor, view: Tensor, offset: int) -> None:
         self.function, self.argument = function, argument
         self.size, self.stride = tuple(view.shape), tuple(view.stride())
         self.real = base.is_complex() and not view.is_complex()
-        first = base.storage_offset() * base.itemsize
-        self.offset = (view.storage_offset() * view.itemsize - first) // view.itemsize
+        self.offset = offset
         self.layout = tuple(base.shape), tuple(base.stride())
 
     def __call__(self, /, base: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
@@ -53,6 +56,11 @@ class WriteThroughView:
         view = whole.as_strided(self.size, self.stride, self.offset if whole.numel() else 0)
         call_overload(self.function, {**arguments, self.argument: view})
         return after, view
+
+
+def offset_in(base: Tensor, view: Tensor) -> int:
+    """Where in the base a view of it begins, in the view's elements."""
+    return (view.storage_offset() * view.itemsize - base.storage_offset() * base.itemsize) // view.itemsize
 
 
 def call_overload(function: Any, arguments: dict[str, Any]) -> Any:

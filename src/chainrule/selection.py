@@ -35,6 +35,30 @@ def select(graph: Graph, only: str | Iterable[str] | None, sample: float | None)
     return nodes, ", of these ".join(words)
 
 
+def values_named(graph: Graph, pattern: str) -> list[int]:
+    """The values that a pattern names: by their own names, or by the module that they were made in.
+
+    Raises MissingError, with the near matches, where there are none.
+    """
+    match = _pattern(pattern)
+    modules = {
+        operation.index
+        for operation in graph.operations
+        if operation.call is not None and match.search(graph.calls[operation.call].module)
+    }
+    found = [v.index for v in graph.values if v.operation in modules or any(map(match.search, v.names))]
+    if found:
+        return found
+    known = {name for value in graph.values for name in value.names}
+    raise MissingError(f"no value is named {pattern!r}. {_near(pattern, known)}")
+
+
+def _near(pattern: str, names: Iterable[str]) -> str:
+    known = sorted(names)
+    near = difflib.get_close_matches(pattern.strip("*."), known) or known[:5]
+    return f"Near it: {', '.join(near)}." if near else "No value has a name."
+
+
 def _share(nodes: list[Node], share: float) -> list[Node]:
     """The same nodes each time, and at least one."""
     count = max(1, round(share * len(nodes)))

@@ -373,6 +373,7 @@ def _check_indices(graph: Graph) -> None:
                 raise ValueError(f"number {place} of its kind ({type(each).__name__}) says that it is {each.index}")
     for value in graph.values:
         _within((value.operation,), operations, f"value {value.index}")
+        _within((value.earlier,), values, f"value {value.index}")
         _within((value.node,), nodes, f"value {value.index}")
     for operation in graph.operations:
         where = f"operation {operation.index}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.keeping import Absentees, Keeper, within_memory
-from chainrule.loans import Loans
+from chainrule.loans import Loan, Loans
 from chainrule.source import Site
 from chainrule.statistics import Statistics
 
@@ -176,6 +176,8 @@ class Tape:
         self.shared = False  # whether memory with several tensors in it was ever overwritten
         self.absentees = Absentees()
         self.keeper: Keeper | None = None  # None: everything is kept
+        self.lent: dict[int, Loan] = {}  # value of a leaf that was not kept -> where its owner has it (`assemble`)
+        self._lent: dict[int, Loan] = {}  # the same by the id of its stand-in
         self._loans = Loans()
         self._held: list[Tensor] = []
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
@@ -277,21 +279,28 @@ class Tape:
         owned = [*self._leaves.values(), *(each[0] for each in versions if each is not None), *named]
         self._enter(owned)
         self._enter_neighbours(owned)
-        self._copy(tensor for tensor in owned if not self._loans.take(tensor))
+        self._copy((tensor for tensor in owned if not self._loans.take(tensor)), lives_on=True)
         self._loans.guard(self)
 
     def secure(self) -> None:
         """Copy what was borrowed; what its owner has overwritten meanwhile is lost: a stand-in takes its place."""
         for loan in self._loans.give_back():
-            self._copy([loan.tensor], lost=not loan.is_unchanged())
+            self._copy([loan.tensor], lost=not loan.is_unchanged(), lives_on=True)
         self.absentees.fetch()
 
     def release(self) -> None:
         """Nothing waits for an optimizer any more."""
         self._loans.release()
 
-    def _copy(self, tensors: Iterable[Tensor], lost: bool = False) -> None:
-        """Copy what was recorded of these tensors' memory since the last copy."""
+    def lender_of(self, stand_in: Tensor) -> Loan | None:
+        """Where the owner of what a stand-in stands for has its numbers, if that lives on."""
+        return self._lent.get(id(stand_in))
+
+    def _copy(self, tensors: Iterable[Tensor], lost: bool = False, lives_on: bool = False) -> None:
+        """Copy what was recorded of these tensors' memory since the last copy.
+
+        `lives_on` tells that nothing is about to be overwritten: what is not kept stays with its owner.
+        """
         position = len(self.operations)
         for tensor in tensors:
             known = self._storages.pop(self.storage_of(tensor), None)
@@ -305,6 +314,8 @@ class Tape:
                     data = self.absentees.stand_in(alias, None)
                 elif self.keeper is not None and (id(alias) in self.absentees.known or self.keeper.is_strict):
                     data = self.keeper.copy(alias)
+                    if lives_on and data.is_meta and not alias.is_meta:
+                        self._lent[id(data)] = Loan.of(alias)
                 else:
                     data, memory = self._copied(alias, memory)
                 self.copies.setdefault(id(alias), []).append((position, data))

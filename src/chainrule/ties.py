@@ -30,7 +30,7 @@ class Ties:
         be getting its node made anew, under a lock: to ask it for its node would wait forever.
         """
         keeper = self.tape.keeper
-        if keeper is None or not (keeper.pending or self.written):
+        if keeper is None or not (keeper.pending or keeper.late or self.written):
             return
         with torch._C.DisableTorchFunction():
             for node, stand_in, output_nr, position in keeper.settle(between):

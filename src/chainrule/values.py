@@ -30,6 +30,7 @@ class Draft:
     node: int | None = None
     grad: Tensor | None = None
     place: Place | None = None
+    earlier: int | None = None
 
 
 class Values:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from chainrule.backprop import Derivation
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
+from chainrule.errors import MissingError
 from chainrule.graph import Graph, Operation, references
 from chainrule.lookup import Index, check_index, find_value
 from chainrule.notation import Notation
@@ -161,7 +162,8 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
 
     Where there is no such gradient, or no operation that it came back from, `sentence` says why.
 
-    Raises MissingError for a name that the recording does not hold, and for an index outside the value's shape.
+    Raises MissingError for a name that the recording does not hold, for an index outside the value's shape, and where
+    the numbers were not kept.
     """
     parameter = graph.parameters.get(name)
     if parameter is not None and parameter.value is None:
@@ -169,7 +171,13 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
         sentence = no_gradient(graph, None, name)
         return Why(name, given, None, 0, (), element(f"dJ/d{name}", given), "", sentence)
     value = find_value(graph, name)
-    return Search(graph, derivation, notation).why(value, check_index(graph, value, index, name))
+    place, search = check_index(graph, value, index, name), Search(graph, derivation, notation)
+    if not search.has_numbers(value):
+        raise MissingError(
+            f"{element(f'dJ/d{name}', place)}: of this gradient, or of what it is the sum of, only figures were kept. "
+            f"Ask recording.recompute({name!r}).why({name!r}, {place}), or record the step with keep= for it."
+        )
+    return search.why(value, place)
 
 
 def no_gradient(graph: Graph, value: int | None, name: str) -> str:
@@ -217,6 +225,12 @@ class Search:
         self.graph = graph
         self.notation = notation
         self._ways = ways_back(graph, derivation)
+
+    def has_numbers(self, value: int) -> bool:
+        """Whether the gradient of a value, and what it is the sum of, was kept."""
+        known = self.graph.values[value]
+        is_known = known.grad is not None or not known.has_gradient
+        return is_known and all(way.has_numbers for way in self._ways.get(value, ()))
 
     def why(self, value: int, index: Index) -> Why:
         """The sum behind one element of the gradient of a value."""
@@ -352,6 +366,9 @@ class Search:
             if not ways:
                 causes[f"the backward pass began with {element(f'dJ/d{self.notation.plain(here)}', at)} = 0"] = None
             for way in ways:
+                if not way.has_numbers:
+                    causes["what made it so was not kept"] = None
+                    continue
                 entries = entries_of(way, at)
                 if entries is None or not isinstance(way, RuledWay):
                     causes["an operation that has no rule yet gave 0"] = None

@@ -52,6 +52,8 @@ def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator
         grad = context.graph.values[value].grad
         if grad is None or not SMALL < grad.numel() <= SEARCHED or not _plain(context, grad):
             continue
+        if not search.has_numbers(value):
+            continue
         index = unravel(int(grad.abs().argmax()), tuple(grad.shape))
         why = search.why(value, index)
         largest = sorted(why.terms, key=lambda term: -abs(term.value))
@@ -72,7 +74,7 @@ def _plain(context: Context, grad: Data) -> bool:
 def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:
     for value, row in rows.items():
         told = context.graph.values[value]
-        if told.grad is None or told.grad.numel() > SMALL or told.grad.is_complex():
+        if told.grad is None or told.grad.numel() > SMALL or told.grad.is_complex() or not search.has_numbers(value):
             continue
         for index in indices(told.shape):
             why = search.why(value, index)
@@ -114,7 +116,7 @@ def _made_of(context: Context, step: Step, value: int, index: tuple[int, ...], d
     own = element(context.notation.plain(value), index)
     of = Source(rows[value], "value", index)
     result = number(data[index].item())
-    if step.rule is None or step.op is None:
+    if step.rule is None or step.op is None or not step.op.has_numbers:
         return Sum(of, f"{own} = {result}", ())
     names = {name: operand for name, item, operand in step.arguments if item is None}
     linear: list[Summand] = []
