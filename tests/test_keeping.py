@@ -290,7 +290,7 @@ def test_what_was_overwritten_unseen_is_lost_and_said_to_be(through: str) -> Non
     assert value.statistics is None
     assert recording.parameters["weight"].before is None
     assert recording.parameters["weight"].has_gradient
-    assert any(row.reason == "its numbers were not kept" for row in recording.verify().rows)
+    assert any("not kept" in row.reason for row in recording.verify().rows)
     assert "not kept" in str(recording)
 
 

@@ -285,10 +285,10 @@ class Keeper:
         """
         pending, self.pending = self.pending, []
         if not torch.is_grad_enabled():  # the results of an autograd.Function get their nodes when it has returned
-            self.late += [(weakref.ref(t), *rest) for t, *rest in pending if t._base is None and t.grad_fn is None]
+            self.late += [(weakref.ref(t), s, p) for t, s, p in pending if t._base is None and t.grad_fn is None]
         elif self.late and between:
-            late, self.late = self.late, []
-            pending = [*((t, *rest) for known, *rest in late if (t := known()) is not None), *pending]
+            late, self.late = [(known(), s, p) for known, s, p in self.late], []
+            pending = [*((t, s, p) for t, s, p in late if t is not None), *pending]
         for tensor, stand_in, position in pending:
             if not between and tensor._base is not None:
                 self.pending.append((tensor, stand_in, position))

@@ -28,7 +28,7 @@ from chainrule.graph import Graph, Node, Operation, Parameter, Passage, Value, r
 from chainrule.loans import Loan
 from chainrule.lookup import find_value
 from chainrule.selection import values_named
-from chainrule.statistics import Statistics, measure_unseen
+from chainrule.statistics import Statistics, measure
 from chainrule.tape import Traits, storage_of, tensors_in
 
 ROUNDING = 1024  # roundings of its number type that figures of what is recomputed may be off: other kernels, threads
@@ -424,7 +424,7 @@ def _same_figures(recorded: Statistics | None, data: Tensor, exact: bool = False
     """
     if recorded is None:
         return True
-    found = measure_unseen(data.detach()).read()
+    found = measure(data.detach()).read()
     if found == recorded:
         return True
     if exact or found.elements != recorded.elements or found.not_finite != recorded.not_finite:
@@ -440,7 +440,7 @@ def _same_figures(recorded: Statistics | None, data: Tensor, exact: bool = False
 
 
 def _figures(of: Tensor | Statistics | None) -> str:
-    found = measure_unseen(of).read() if isinstance(of, Tensor) else of
+    found = measure(of).read() if isinstance(of, Tensor) else of
     return "none" if found is None else f"norm {found.norm:.6g}, from {found.low:.6g} to {found.high:.6g}"
 
 
