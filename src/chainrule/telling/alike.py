@@ -10,11 +10,11 @@ from torch import Tensor as Data
 from chainrule.backprop import Share, Step
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
 from chainrule.graph import ParameterUpdate, Update
+from chainrule.measures import memory
 from chainrule.numbers import number
 from chainrule.rules.optimizers import terms_agree
 from chainrule.telling.context import Context, pairs, shape_text
 from chainrule.telling.folding import Fold
-from chainrule.telling.measures import memory
 
 FIGURES = ("norm", "mean", "std", "min", "max")
 Cells = tuple[str, ...]

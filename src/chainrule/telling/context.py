@@ -15,12 +15,13 @@ from chainrule.backprop import Derivation, Share, Step
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.findings import Finding
 from chainrule.graph import Graph, Parameter, Place
+from chainrule.measures import Measures, distance, memory
 from chainrule.notation import Notation
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule
 from chainrule.statistics import Statistics
+from chainrule.telling.checks import held_against
 from chainrule.telling.folding import Folding
-from chainrule.telling.measures import Measures, distance, measured, memory
 from chainrule.telling.sketches import histogram, sketch
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
@@ -37,6 +38,7 @@ class Context:
     notation: Notation
     findings: tuple[Finding, ...] = ()
     verdicts: Mapping[int, Kind] = field(default_factory=dict)  # node -> what the proof says
+    measures: Measures = field(default_factory=Measures)
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
         """A tensor as a block of the document: its numbers where it is small, else its statistics."""
@@ -44,7 +46,7 @@ class Context:
 
     def passing(self, symbol: str, data: Data, role: Role, label: str = "") -> Tensor:
         """The same of a tensor that was made to be told: nothing is kept of it."""
-        return self._tensor(symbol, data, role, label, measured, {})
+        return self._tensor(symbol, data, role, label, Statistics.of, {})
 
     def _tensor(
         self,
@@ -87,11 +89,6 @@ class Context:
     @cached_property
     def _sketches(self) -> dict[object, tuple[Data, Sketch | None]]:
         return {}
-
-    @cached_property
-    def measures(self) -> Measures:
-        """The figures of each tensor, worked out once for a tensor that is told in several places."""
-        return Measures()
 
     def value(self, index: int, label: str = "") -> Tensor:
         """A recorded value under its symbol."""
@@ -216,7 +213,7 @@ class Context:
 
     def agrees(self, ours: Data, theirs: Data) -> bool:
         """Whether a part of a tensor that was made to be told is PyTorch's up to rounding."""
-        return self.measures.agreement(ours, theirs, (), passing=True).kind == "agrees"
+        return held_against(self.measures, ours, theirs, (), passing=True).kind == "agrees"
 
     def held_before(self, name: str) -> str:
         """What a parameter's `.grad` held when backward began."""
@@ -229,9 +226,9 @@ class Context:
         left = distance(parameter.grad, arrived)
         return f"left from before, norm {left:.4g}" if left else "None"
 
-    def agreement(self, ours: Data, theirs: Data, text: Text) -> Verdict:
-        """Hold our number against PyTorch's."""
-        return self.measures.agreement(ours, theirs, text)
+    def agreement(self, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:
+        """Hold our number against PyTorch's; nothing is kept of one that is only `passing`."""
+        return held_against(self.measures, ours, theirs, text, passing)
 
 
 def _norm(context: Context, data: Data, figures: Statistics | None) -> float:

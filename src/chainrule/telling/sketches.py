@@ -13,8 +13,7 @@ from torch import Tensor as Data
 from torch.nn.functional import adaptive_avg_pool1d
 
 from chainrule.document import Histogram, Sketch
-from chainrule.statistics import Statistics
-from chainrule.telling.measures import flat
+from chainrule.statistics import Statistics, in_a_row
 
 BINS = 24
 COUNTED = 2**15  # numbers that are all counted; of more, at most half as many are
@@ -39,7 +38,7 @@ def _sample(data: Data) -> Data:
     step = -(-data.numel() // (COUNTED // 2))
     while gcd(step, data.numel()) > 1:
         step += 1
-    return flat(data)[::step]
+    return in_a_row(data)[::step]
 
 
 def sketch(data: Data) -> Sketch | None:

@@ -128,7 +128,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
     new = worked_out[-1].value
     assert isinstance(new, Data)
     text = ("against the parameter after ", Code("optimizer.step()"))
-    yield context.measures.agreement(new, each.after, text, passing=True)
+    yield context.agreement(new, each.after, text, passing=True)
 
 
 def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
