@@ -1,9 +1,9 @@
 """The figures of the tensors of one recording, each worked out once for all who ask.
 
 A step of a large model has a thousand tensors, and the same memory under several names: a view, its transpose, the
-gradient that our rule and autograd agree on to the last bit. So figures are kept by memory: findings and telling ask for
-the same ones, and to know whether a tensor is finite is to have measured it (PyTorch's `isfinite` takes six times as
-long as all the figures together).
+gradient that our rule and autograd agree on to the last bit. So figures are kept by memory. Findings and telling ask
+for the same ones; and to know whether a tensor is finite is to have measured it, as PyTorch's `isfinite` alone takes
+six times as long as all the figures together.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def _norm(flat: Tensor) -> float:
     import torch
 
     if flat.numel() <= ROW * 16:
-        return torch.linalg.vector_norm(flat).item()
+        return float(torch.linalg.vector_norm(flat))
     whole = flat.numel() // ROW * ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)
     return math.hypot(torch.linalg.vector_norm(rows, dtype=torch.float64).item(), _norm(flat[whole:]))

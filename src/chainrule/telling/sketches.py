@@ -49,9 +49,18 @@ def sketch(data: Data) -> Sketch | None:
     grid = grid.abs() if grid.is_complex() else grid
     rows, columns = min(ROWS, grid.shape[0]), min(COLUMNS, grid.shape[1])
     # Down the columns first, which goes through the memory in its order; what is left is small.
-    bands = [grid[first:end].sum(0, dtype=_wide(grid)) / (end - first) for first, end in _cells(grid.shape[0], rows)]
-    means = adaptive_avg_pool1d(torch.stack(bands).unsqueeze(0), columns)
-    return Sketch(rows, columns, tuple(float(f"{mean:.3g}") for mean in means.reshape(-1).tolist()))
+    means = adaptive_avg_pool1d(_bands(grid, rows).unsqueeze(0), columns).reshape(-1).tolist()
+    short = (" ".join(["%.3g"] * len(means)) % tuple(means)).split()  # in one go, as there are so many
+    return Sketch(rows, columns, tuple(map(float, short)))
+
+
+def _bands(grid: Data, count: int) -> Data:
+    """The mean of each of `count` bands of rows."""
+    length, columns = grid.shape
+    if length % count == 0:
+        return grid.view(count, length // count, columns).sum(1, dtype=_wide(grid)) * (count / length)
+    cells = _cells(length, count)
+    return torch.stack([grid[first:end].sum(0, dtype=_wide(grid)) / (end - first) for first, end in cells])
 
 
 def _cells(length: int, count: int) -> list[tuple[int, int]]:
