@@ -37,6 +37,11 @@ class Way:
     gradient: Tensor
     backward: int
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether all that the terms are made of was kept."""
+        return not self.gradient.is_meta
+
 
 @dataclass(frozen=True)
 class RuledWay(Way):
@@ -48,6 +53,12 @@ class RuledWay(Way):
     shape: tuple[int, ...]
     upstream: tuple[Tensor | None, ...]
     operands: dict[tuple[str, int | None], int]
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether all that the terms are made of was kept."""
+        arrived = any(each is not None and each.is_meta for each in self.upstream)
+        return not self.gradient.is_meta and not arrived and self.op.has_numbers
 
     def pull(self, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
         """The rule's vector-Jacobian product, in the value's own shape."""

@@ -100,10 +100,25 @@ class Context:
 
     def gradient(self, symbol: str, index: int, data: Data | None, label: str = "") -> Tensor:
         """The gradient of a value; `data` is what is known of it, with or without numbers."""
-        value = self.graph.values[index]
+        return self.known(symbol, data, "gradient", self.graph.values[index].grad_statistics, label)
+
+    def known(self, symbol: str, data: Data | None, role: Role, figures: Statistics | None, label: str = "") -> Tensor:
+        """A tensor of which perhaps the figures alone were kept: it is on the device `meta` then."""
         if data is None or not data.is_meta:
-            return self.tensor(symbol, data, "gradient", label)
-        return _unkept(symbol, data, "gradient", label, value.grad_statistics)
+            return self.tensor(symbol, data, role, label)
+        return _unkept(symbol, data, role, label, figures)
+
+    def arrived(self, index: int) -> Tensor | None:
+        """The whole gradient of a value, pictured; None where none arrived."""
+        value, symbol = self.graph.values[index], self.notation.gradient(index)
+        if value.grad is None and not value.has_gradient:
+            return None
+        data = value.without_numbers() if value.grad is None else value.grad
+        return self.pictured(self.gradient(symbol, index, data), value.grad)
+
+    def figures(self, data: Data | None, known: Statistics | None) -> Statistics | None:
+        """The figures of a tensor, or those that were taken in its place; None where there are none of either."""
+        return self.measures.statistics(data) if data is not None and not data.is_meta else known
 
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""
@@ -158,7 +173,8 @@ class Context:
         found = {}
         for update in self.graph.updates:
             for each in update.parameters:
-                if each.value is None or (before := _norm(self, each.before, each.before_statistics)) == 0:
+                known = self.figures(each.before, each.before_statistics)
+                if each.value is None or known is None or not (before := known.norm):
                     continue
                 if each.update_statistics is not None:
                     found[each.value] = each.update_statistics.norm / before
@@ -229,10 +245,6 @@ class Context:
     def agreement(self, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:
         """Hold our number against PyTorch's; nothing is kept of one that is only `passing`."""
         return held_against(self.measures, ours, theirs, text, passing)
-
-
-def _norm(context: Context, data: Data, figures: Statistics | None) -> float:
-    return figures.norm if figures is not None else context.measures.norm(data)
 
 
 def _unkept(symbol: str, data: Data, role: Role, label: str, figures: Statistics | None) -> Tensor:

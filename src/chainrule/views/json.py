@@ -150,7 +150,7 @@ def encoded(item: Any) -> Any:
 def _encoded_fields(item: Any) -> dict[str, Any]:
     kind = _BLOCK_NAMES.get(type(item))
     found = {} if kind is None else {"block": kind}
-    for name, default in _defaults(type(item)):
+    for name, default in _defaults(item.__class__):
         value = getattr(item, name)
         if value is not default and (default is MISSING or value != default):
             found[name] = encoded(value)
