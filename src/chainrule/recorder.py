@@ -216,9 +216,9 @@ class Recorder:
             tape.operations.append((operation, args, None, out, len(tape.calls), None))
         else:
             self._settle()
-            tape.operations.append(
-                (operation, keeper.of(args), None, keeper.result(out, None, ()), len(tape.calls), None)
-            )
+            with _DisableTorchDispatch(), torch.no_grad():  # what measuring runs is not the user's
+                kept = keeper.result(out, None, ())
+            tape.operations.append((operation, keeper.of(args), None, kept, len(tape.calls), None))
         self._note_call(func, args, {}, out, first)
         return out
 
