@@ -143,9 +143,22 @@ def figures(
 
 
 def names(fold: Fold) -> str:
-    """The blocks that are not told in full: `h.1 to h.11`."""
-    others = fold.others
-    return " and ".join(others) if len(others) <= 2 else f"{others[0]} to {others[-1]}"
+    """The blocks that are not told in full: `h.1 to h.11`; `h.1, h.2 and h.4 to h.11` where the third is not alike."""
+    runs: list[list[str]] = []
+    for path in fold.others:
+        if runs and _follows(runs[-1][-1], path):
+            runs[-1].append(path)
+        else:
+            runs.append([path])
+    told = [part for run in runs for part in (run if len(run) <= 2 else [f"{run[0]} to {run[-1]}"])]
+    return " and ".join([part for part in (", ".join(told[:-1]), told[-1]) if part])
+
+
+def _follows(one: str, other: str) -> bool:
+    """Whether `h.4` comes right after `h.3`; of names without a number nothing is between them."""
+    (outside, _, before), (beside, _, after) = one.rpartition("."), other.rpartition(".")
+    numbered = before.isdecimal() and after.isdecimal()
+    return outside == beside and (not numbered or int(after) == int(before) + 1)
 
 
 def blocks(context: Context, fold: Fold, step: Step) -> Section:
