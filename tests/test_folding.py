@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import chainrule
 from chainrule.document import Table
-from chainrule.telling.folding import Folding
+from chainrule.telling.alike import names
+from chainrule.telling.folding import Fold, Folding
 from tests.browser.transformer import Transformer
 
 
@@ -171,3 +172,17 @@ def test_the_largest_element_of_a_large_gradient_is_explained(deep):
     grad = recording.parameters["h.0.mlp.0.weight"].grad
     assert grad[made.of.index].abs() == grad.abs().max()
     assert sum(summand.value for summand in made.summands) == pytest.approx(grad[made.of.index].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        (("h.1", "h.2"), "h.1 and h.2"),
+        (("h.1", "h.2", "h.3"), "h.1 to h.3"),
+        (("h.1", "h.2", "h.4"), "h.1, h.2 and h.4"),
+        (("h.1", "h.3", "h.4", "h.5"), "h.1 and h.3 to h.5"),
+        (("down", "middle", "up"), "down to up"),
+    ],
+)
+def test_a_block_that_is_told_by_itself_is_in_no_range(others, told):
+    assert names(Fold("h.0", others)) == told

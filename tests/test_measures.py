@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.telling.measures import FEW, Measures, distance, measured, memory
+from chainrule.measures import Measures, distance, memory
+from chainrule.statistics import Statistics
+from chainrule.telling.checks import FEW, held_against
 
 TEXT = ("ours against theirs",)
 
@@ -40,7 +42,7 @@ def plainly(data):
     ],
 )
 def test_the_figures_are_those_of_float64(data):
-    found = measured(data)
+    found = Statistics.of(data)
     for name, expected in plainly(data).items():
         scale = abs(expected) if name in ("norm", "low", "high") else plainly(data)["norm"] / math.sqrt(data.numel())
         assert getattr(found, name) == pytest.approx(expected, rel=1e-5, abs=1e-4 * scale), name
@@ -50,10 +52,10 @@ def test_what_is_not_finite_is_counted_and_left_out():
     data = torch.randn(100_000)
     clean = data[3:].clone()
     data[0], data[1], data[2] = math.nan, math.inf, -math.inf
-    found, expected = measured(data), measured(clean)
+    found, expected = Statistics.of(data), Statistics.of(clean)
     assert (found.elements, found.not_finite) == (100_000, 3)
     assert found.norm == pytest.approx(expected.norm)
-    nothing = measured(torch.full((200,), math.nan))
+    nothing = Statistics.of(torch.full((200,), math.nan))
     assert (nothing.elements, nothing.not_finite, nothing.norm) == (200, 200, 0.0)
 
 
@@ -71,12 +73,12 @@ def test_a_view_of_all_of_a_tensor_is_the_same_memory_and_a_part_is_not():
 def test_a_difference_beyond_rounding_is_found_at_any_size(size):
     theirs = torch.randn(size)
     ours = theirs.clone()
-    assert Measures().agreement(ours, theirs, TEXT).difference == 0.0
+    assert held_against(Measures(), ours, theirs, TEXT).difference == 0.0
     ours[size - 2] += theirs.abs().max() * 1e-7
-    near = Measures().agreement(ours, theirs, TEXT)
+    near = held_against(Measures(), ours, theirs, TEXT)
     assert (near.kind, near.difference > 0) == ("agrees", True)
     ours[size - 2] += theirs.abs().max() * 1e-3
-    far = Measures().agreement(ours, theirs, TEXT)
+    far = held_against(Measures(), ours, theirs, TEXT)
     assert far.kind == "disagrees"
     assert far.difference == pytest.approx((ours - theirs).abs().max().item())
 
@@ -86,15 +88,15 @@ def test_nan_agrees_with_nan_and_with_nothing_else(size):
     theirs = torch.randn(size)
     theirs[5] = math.nan
     ours = theirs.clone()
-    assert Measures().agreement(ours, theirs, TEXT).difference == 0.0
+    assert held_against(Measures(), ours, theirs, TEXT).difference == 0.0
     ours[5] = 0.0
-    assert Measures().agreement(ours, theirs, TEXT).kind == "disagrees"
+    assert held_against(Measures(), ours, theirs, TEXT).kind == "disagrees"
 
 
 def test_nothing_is_kept_of_what_is_only_held_against_something():
     measures = Measures()
     theirs = torch.randn(10)
-    measures.agreement(theirs.clone(), theirs, TEXT, passing=True)
+    held_against(measures, theirs.clone(), theirs, TEXT, passing=True)
     assert [data is theirs for data, _ in measures._known.values()] == [True]
 
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from chainrule.document import Histogram
-from chainrule.telling.measures import measured
+from chainrule.statistics import Statistics
 from chainrule.telling.sketches import COUNTED, sketch
 from chainrule.telling.sketches import histogram as counted
 
 
 def histogram(data):
-    return counted(data, measured(data))
+    return counted(data, Statistics.of(data))
 
 
 def test_a_sketch_holds_the_mean_of_each_cell():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -207,6 +207,22 @@ class ParameterUpdate:
     before_statistics: Statistics | None = None
     grad_statistics: Statistics | None = None
     update_statistics: Statistics | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all numbers that the update is made of were kept."""
+        held = (self.before, self.grad, self.after, *self.state_before.values())
+        return not any(isinstance(each, Statistics) or getattr(each, "is_meta", False) for each in held)
+
+    def without_numbers(self) -> ParameterUpdate:
+        """The same with shapes alone: tensors of the parameter's shape are on the device `meta`."""
+        bare = torch.empty(self.before.shape, dtype=self.before.dtype, device="meta")
+        state = {
+            name: bare if isinstance(each, Statistics) or getattr(each, "shape", None) == bare.shape != () else each
+            for name, each in self.state_before.items()
+        }
+        grad = None if self.grad is None else bare
+        return replace(self, before=bare, grad=grad, after=bare, state_before=state)
 
 
 @dataclass(frozen=True, slots=True)

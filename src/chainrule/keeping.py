@@ -137,7 +137,7 @@ class Keeper:
         self.left = keep.memory  # bytes that may still be kept
         self.chosen = False  # whether what runs now is to be kept whatever the rest is
         self._chosen_modules: set[int] = set()
-        self._chosen_leaves: set[int] = set()
+        self._chosen_leaves: dict[int, weakref.ref[Tensor]] = {}
         self._present: dict[int, _Present] = {}
         # (tensor, stand-in, position of its operation) that autograd has given no node yet
         self.pending: list[tuple[Tensor, Tensor, int]] = []
@@ -149,11 +149,16 @@ class Keeper:
         return not self.keep.everything or self.left < 0
 
     def choose_among(self, root: torch.nn.Module) -> None:
-        """Find the modules that the patterns name; with one go all that stand inside it, and their parameters."""
-        for path, module in root.named_modules() if self.keep.patterns else ():
-            if any(fnmatchcase(path, each) for each in self.keep.patterns):
+        """Find the modules that the patterns name; with one go all that stand inside it, and their parameters.
+
+        `h.3.*` is the block `h.3` and all in it, as everywhere: without what the block itself adds up, the inputs of
+        its parts would be missing.
+        """
+        patterns = {shape for each in self.keep.patterns for shape in (each, each.removesuffix(".*"))}
+        for path, module in root.named_modules() if patterns else ():
+            if any(fnmatchcase(path, each) for each in patterns):
                 self._chosen_modules.add(id(module))
-                self._chosen_leaves.update(map(id, module.parameters()))
+                self._chosen_leaves.update({id(leaf): weakref.ref(leaf) for leaf in module.parameters()})
 
     def is_chosen(self, module: torch.nn.Module) -> bool:
         """Whether a pattern names this module."""
@@ -257,11 +262,18 @@ class Keeper:
         """A copy of what is about to be overwritten; a stand-in with its figures where it is not kept."""
         if id(tensor) in self.absentees.known:  # a stand-in, whose tensor gets other numbers now
             return self._succeeded(tensor)
-        if id(tensor) in self._chosen_leaves or self.is_kept(tensor):
+        if self._is_of_chosen_leaf(tensor) or self.is_kept(tensor):
             copied = within_memory(lambda: tensor.detach().clone())
             if copied is not None:
                 return copied
         return self.absentees.stand_in(tensor, _figures(tensor))
+
+    def _is_of_chosen_leaf(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter of a chosen module, or its gradient."""
+        if id(tensor) in self._chosen_leaves:
+            return True
+        gradients = (leaf.grad for known in self._chosen_leaves.values() if (leaf := known()) is not None)
+        return any(tensor is each for each in gradients)
 
     def end(self) -> None:
         """The step is over: no tensor will be met again."""

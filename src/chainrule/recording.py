@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from chainrule.backprop import Derivation, Step
     from chainrule.document import Document
     from chainrule.findings import Finding, Thresholds
+    from chainrule.measures import Measures
     from chainrule.notation import Notation
     from chainrule.proof import Verification
     from chainrule.why import Why
@@ -137,6 +138,16 @@ class Recording:
 
         return Notation(self.graph)
 
+    @cached_property
+    def _measures(self) -> Measures:
+        from chainrule.measures import Measures
+
+        return Measures()
+
+    @cached_property
+    def _findings(self) -> tuple[Finding, ...]:
+        return self._found(None, ())
+
     @property
     def steps(self) -> tuple[Step, ...]:
         """The derivation: forward, backward and update steps, in the order in which they are told."""
@@ -201,10 +212,13 @@ class Recording:
         Where numbers were not kept, the checks that need them all are left out, and others go by the statistics.
         Raises SilenceError for an id that no finding has.
         """
+        return self._findings if thresholds is None and not silence else self._found(thresholds, silence)
+
+    def _found(self, thresholds: Thresholds | None, silence: Collection[str]) -> tuple[Finding, ...]:
         from chainrule.findings import findings
 
         derivation = self.derivation if self.is_whole else None
-        return findings(self.graph, derivation, self.notation, thresholds, silence)
+        return findings(self.graph, derivation, self.notation, thresholds, silence, self._measures)
 
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as it is told, for any view.
@@ -217,7 +231,7 @@ class Recording:
         if pointing and len(self.nodes) <= QUICKLY_PROVED:
             self.verify()
         verdicts = {row.node.index: row.verdict for row in self._verification.rows} if self._verification else {}
-        context = telling.Context(self.graph, self.derivation, self.notation, self.findings(), verdicts)
+        context = telling.Context(self.graph, self.derivation, self.notation, self._findings, verdicts, self._measures)
         return telling.brief(context) if brief else telling.whole(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:

@@ -122,13 +122,27 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.numel() > 0
 
 
+def in_a_row(tensor: Tensor) -> Tensor:
+    """All numbers of a strided tensor in one row, in the order of memory where that saves a copy."""
+    return tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1)
+
+
+def norm_of(*tensors: Tensor) -> float:
+    """The Euclidean norm of all elements of all tensors together; not finite where an element is not."""
+    found = []
+    for tensor in tensors:
+        flat = _flat(tensor.detach())
+        norm = math.hypot(*map(_norm, _slabs(flat)))
+        found.append(norm if math.isfinite(norm) and norm > TINY else _wide_norm(flat))
+    return math.hypot(*found)
+
+
 def _flat(tensor: Tensor) -> Tensor:
-    """All numbers in one row, in the order of memory where that saves a copy."""
+    """All numbers as real ones in one row; of complex ones the absolute values."""
     import torch
 
     tensor = tensor.to_dense() if tensor.layout is not torch.strided else tensor
-    tensor = tensor.abs() if tensor.is_complex() else tensor.resolve_neg()
-    return tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1)
+    return in_a_row(tensor.abs() if tensor.is_complex() else tensor.resolve_neg())
 
 
 def _sample(flat: Tensor) -> Tensor:
@@ -196,12 +210,21 @@ def _slab(flat: Tensor) -> tuple[float, float, float, float, int]:
     numbers = flat.numpy()
     zeros = int(numpy.count_nonzero(numbers == 0)) if low <= 0 <= high else 0  # numpy counts in a fifth of the time
     if flat.numel() <= ROW * 16:
-        return low.item(), high.item(), flat.sum().item(), torch.linalg.vector_norm(flat).item(), zeros
+        return low.item(), high.item(), flat.sum().item(), _norm(flat), zeros
     whole = flat.numel() // ROW * ROW
-    rows, rest = flat[:whole].view(-1, ROW), flat[whole:]
-    total = rows.sum(1).sum(dtype=torch.float64) + rest.sum()
-    squares = torch.linalg.vector_norm(rows, dim=1).double().square().sum() + torch.linalg.vector_norm(rest) ** 2
-    return low.item(), high.item(), total.item(), math.sqrt(squares.item()), zeros
+    total = flat[:whole].view(-1, ROW).sum(1).sum(dtype=torch.float64) + flat[whole:].sum()
+    return low.item(), high.item(), total.item(), _norm(flat), zeros
+
+
+def _norm(flat: Tensor) -> float:
+    """The norm of float32 or float64 in their own type, over rows that are short enough to lose nothing."""
+    import torch
+
+    if flat.numel() <= ROW * 16:
+        return float(torch.linalg.vector_norm(flat))
+    whole = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)
+    return math.hypot(torch.linalg.vector_norm(rows, dtype=torch.float64).item(), _norm(flat[whole:]))
 
 
 def _wide_norm(flat: Tensor) -> float:

@@ -6,6 +6,7 @@ One element x_j of a value has dJ/dx_j = sum_i dJ/dy_i * dy_i/dx_j, over the ele
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -235,9 +236,12 @@ class Search:
     def why(self, value: int, index: Index) -> Why:
         """The sum behind one element of the gradient of a value."""
         called = self.notation.plain(value)
-        uses = tuple(self._use(way, index) for way in self._ways.get(value, ()))
         grad = self.graph.values[value].grad
         recorded = None if grad is None else (grad.to_dense() if grad.is_sparse else grad)[index].item()
+        ways = self._ways.get(value, ())
+        if not all(way.has_numbers for way in ways):
+            return self._not_kept(value, index, recorded)
+        uses = tuple(self._use(way, index) for way in ways)
         total = sum((use.subtotal for use in uses), start=0.0)
         sentence = self._sentence(value, called, index, recorded, total) if recorded is not None or not uses else ""
         if recorded is not None and not uses:
@@ -258,6 +262,18 @@ class Search:
             )
         gradient = element(f"dJ/d{called}", index)
         return f"The backward pass began at {called}: its gradient is the seed, {gradient} = {number(recorded)}."
+
+    def _not_kept(self, value: int, index: Index, recorded: Number | None) -> Why:
+        """The answer where the terms cannot be had: what is known, and how to have the rest."""
+        called = self.notation.plain(value)
+        gradient, total = element(f"dJ/d{called}", index), math.nan if recorded is None else recorded
+        latex = rf"\frac{{\partial J}}{{\partial {_at(self.notation.symbol(value), index)}}}"
+        known = f"{gradient} = {number(recorded)}; the" if recorded is not None else "The"
+        sentence = (
+            f"{known} numbers that {gradient if recorded is None else 'it'} is made of were not kept. Record with "
+            'keep="all", or with its module among the patterns of keep, to see the sum.'
+        )
+        return Why(called, index, recorded, total, (), gradient, latex, sentence)
 
     # -- one use ------------------------------------------------------------------------------------------------------
 

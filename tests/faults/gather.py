@@ -10,11 +10,10 @@ from typing import Any
 
 import chainrule
 from chainrule.findings import Finding, Thresholds, findings, findings_over_time
-from chainrule.findings.case import norm_of
 from chainrule.graph import Graph
 from chainrule.history import History, StepFacts
 from chainrule.recording import Recording
-from chainrule.statistics import Statistics
+from chainrule.statistics import Statistics, norm_of
 
 Script = Callable[[], Generator[Any, None, None]]
 

@@ -16,6 +16,7 @@ from chainrule.findings.run import Run, joined
 from chainrule.findings.thresholds import Thresholds, check_thresholds
 from chainrule.graph import Graph
 from chainrule.history import History
+from chainrule.measures import Measures
 from chainrule.notation import Notation
 
 __all__ = [
@@ -46,14 +47,16 @@ def findings(
     notation: Notation,
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
+    measures: Measures | None = None,
 ) -> tuple[Finding, ...]:
     """All findings of one step: errors first, then warnings, then notes; each group in the order of the step.
 
-    Without a derivation, or where a value's numbers were not kept, the checks that need them are left out. Raises
-    SilenceError for an id in `silence` that no kind of finding has.
+    `measures` are the figures of its tensors, where others ask for them too. Without a derivation, or where a value's
+    numbers were not kept, the checks that need them are left out. Raises SilenceError for an id in `silence` that no
+    kind of finding has.
     """
     silent = check_silence(silence)
-    case = Case(graph, derivation, notation, check_thresholds(thresholds))
+    case = Case(graph, derivation, notation, check_thresholds(thresholds), measures)
     found = (finding for kind in _kinds() for check in kind.step_checks for finding in check(case))
     return in_order(finding for finding in found if finding.id not in silent)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chainrule.findings.case import Case, dense, finite, floating
+from chainrule.findings.case import Case, dense, floating
 from chainrule.graph import Operation, Value, references
 
 
@@ -37,27 +37,29 @@ class Births:
         for operation in case.graph.operations:
             self._read(operation)
         losses = [b.loss for b in case.graph.backwards if b.loss is not None]
-        self.bad_losses = [loss for loss in losses if not finite(case.graph.values[loss].data)]
+        self.bad_losses = [loss for loss in losses if not case.measures.finite(case.graph.values[loss].data)]
         self.first = self._first()
 
     def _read(self, operation: Operation) -> None:
-        values = self.case.graph.values
+        case, values = self.case, self.case.graph.values
         operands = [values[index] for _, _, index in references(operation.arguments)]
         for leaf in operands:
             if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
+                if case.measures.finite(leaf.data):
+                    continue
                 if dense(leaf.data).isnan().any():
                     self._born(leaf, None)
-                elif not finite(leaf.data):
+                else:
                     self.infinite.append(leaf)
         inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
         for out in operation.outputs:
             made = values[out] if out is not None else None
-            if made is None or made.data is None or finite(made.data):
+            if made is None or made.data is None or case.measures.finite(made.data):
                 continue
             if inherited is not None:
                 inherited.passed_on.append(made.index)
                 self.of[made.index] = inherited
-            elif not on_purpose(operation) and _makes(made.data, [each.data for each in operands]):
+            elif not on_purpose(operation) and _makes(case, made.data, [each.data for each in operands]):
                 self._born(made, operation)
 
     def _born(self, value: Value, operation: Operation | None) -> None:
@@ -90,7 +92,9 @@ class Births:
     @property
     def harmful(self) -> bool:
         """Whether what is not finite reaches the loss or a parameter's gradient."""
-        return bool(self.bad_losses) or not all(finite(each.grad) for each in self.case.graph.parameters.values())
+        return bool(self.bad_losses) or not all(
+            self.case.measures.finite(each.grad) for each in self.case.graph.parameters.values()
+        )
 
 
 def births_of(case: Case) -> Births:
@@ -101,12 +105,12 @@ def births_of(case: Case) -> Births:
     return known
 
 
-def _makes(made: Tensor, operands: list[Tensor | None]) -> bool:
+def _makes(case: Case, made: Tensor, operands: list[Tensor | None]) -> bool:
     """NaN where no operand has it, or infinity where all operands are finite."""
     known = [dense(each) for each in operands if each is not None and floating(each)]
     if dense(made).isnan().any():
         return not any(each.isnan().any() for each in known)
-    return all(finite(each) for each in known)
+    return all(case.measures.finite(each) for each in known)
 
 
 def on_purpose(operation: Operation) -> bool:

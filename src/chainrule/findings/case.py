@@ -6,7 +6,6 @@ statistics is asked of them (`statistics`), and a check that needs the numbers l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -17,6 +16,7 @@ from torch import Tensor
 from chainrule.backprop import Derivation, Step
 from chainrule.findings.thresholds import Thresholds
 from chainrule.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, references
+from chainrule.measures import Measures
 from chainrule.notation import Notation
 from chainrule.statistics import Statistics
 
@@ -36,12 +36,18 @@ class Case:
     """The step under examination."""
 
     def __init__(
-        self, graph: Graph, derivation: Derivation | None, notation: Notation, thresholds: Thresholds | None = None
+        self,
+        graph: Graph,
+        derivation: Derivation | None,
+        notation: Notation,
+        thresholds: Thresholds | None = None,
+        measures: Measures | None = None,
     ) -> None:
         self.graph = graph
         self.derivation = derivation
         self.notation = notation
         self.thresholds = thresholds or Thresholds()
+        self.measures = measures or Measures()
         self.worked_out: dict[str, Any] = {}  # what more than one check asks for, by the name of what it is
         self._statistics: dict[tuple[int, bool], Statistics | None] = {}
 
@@ -165,24 +171,31 @@ class Case:
         if key not in self._statistics:
             known = self.graph.values[value]
             name, data = ("grad_statistics", known.grad) if gradient else ("statistics", known.data)
-            self._statistics[key] = _figures(known, name, data)
+            self._statistics[key] = self._figures(known, name, data)
         return self._statistics[key]
 
     def before(self, item: Parameter | ParameterUpdate) -> Statistics | None:
         """What is known of a parameter before the step."""
-        return self._once("before", item, lambda: _figures(item, "before_statistics", item.before))
+        return self._once("before", item, lambda: self._figures(item, "before_statistics", item.before))
 
     def gradient(self, item: Parameter | ParameterUpdate) -> Statistics | None:
         """What is known of a parameter's gradient, or of that which the optimizer met; None also where it has none."""
-        return self._once("gradient", item, lambda: _figures(item, "grad_statistics", item.grad))
+        return self._once("gradient", item, lambda: self._figures(item, "grad_statistics", item.grad))
 
     def move(self, item: ParameterUpdate) -> Statistics | None:
         """What is known of a parameter's update: what it was after the step, minus what it was before."""
 
-        def moved() -> Tensor | None:
-            return item.after - item.before if kept(item.after) and kept(item.before) else None
+        def moved() -> Statistics | None:
+            if item.update_statistics is not None or not (kept(item.after) and kept(item.before)):
+                return item.update_statistics
+            return Statistics.of(item.after - item.before)  # measured once, and let go
 
-        return self._once("move", item, lambda: _figures(item, "update_statistics", moved()))
+        return self._once("move", item, moved)
+
+    def _figures(self, item: object, name: str, data: Tensor | None) -> Statistics | None:
+        """The figures that were taken while the step ran; of a step with all its numbers, those of the numbers."""
+        known: Statistics | None = getattr(item, name, None)
+        return self.measures.statistics(data) if known is None and kept(data) else known
 
     def _once(self, what: str, item: object, figures: Callable[[], Statistics | None]) -> Statistics | None:
         key = f"{what} {id(item)}"
@@ -202,12 +215,6 @@ def kept(tensor: Tensor | None) -> TypeGuard[Tensor]:
     return tensor is not None and not tensor.is_meta
 
 
-def _figures(item: object, name: str, data: Tensor | None) -> Statistics | None:
-    """The figures that were taken while the step ran; of a step with all its numbers, those of the numbers."""
-    known: Statistics | None = getattr(item, name, None)
-    return Statistics.of(data) if known is None and kept(data) else known
-
-
 def base_of(operation: Operation) -> str:
     """`addmm` of `aten.addmm.default`."""
     return operation.name.removeprefix("aten.").split(".")[0]
@@ -224,16 +231,6 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.to_dense() if tensor.layout != torch.strided else tensor
 
 
-def finite(tensor: Tensor | None) -> bool:
-    """Whether there is no NaN and no infinity in it, as far as is known."""
-    return tensor is None or tensor.is_meta or not floating(tensor) or bool(dense(tensor).isfinite().all())
-
-
 def floating(tensor: Tensor) -> bool:
     """Whether its numbers can be other than finite."""
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def norm_of(*tensors: Tensor) -> float:
-    """The norm of all their elements together."""
-    return math.sqrt(sum(float(dense(t).abs().double().square().sum()) for t in tensors))

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from chainrule.document import Code
-from chainrule.findings.case import Case, base_of, dense, kept, norm_of
+from chainrule.findings.case import Case, base_of, dense, kept
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, listed
 from chainrule.graph import Parameter, Place, Value
+from chainrule.measures import distance
 from chainrule.numbers import number
-from chainrule.statistics import EXPONENTS
+from chainrule.statistics import EXPONENTS, norm_of
 from chainrule.why import no_gradient
 
 NO_GRADIENT = Kind(
@@ -165,7 +166,7 @@ def _changed(case: Case) -> Iterator[Finding]:
             if known is None or not kept(known.grad) or (member.grad is not None and not kept(member.grad)):
                 continue
             left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)
-            if seen is not None and torch.equal(left, seen):
+            if seen is not None and case.measures.are_twins(left, seen):
                 continue
             event = next(
                 (e for e in case.graph.events if e.text == member.name and e.position <= update.position), None
@@ -215,11 +216,14 @@ def _factor(case: Case, members: list[tuple[str, Tensor, Tensor | None]]) -> tup
 
 
 def _same(case: Case, a: Tensor, b: Tensor) -> bool:
+    """Whether two gradients are the same up to rounding; nothing can be said of those that are not finite."""
     a, b = dense(a), dense(b)
     if a.shape != b.shape:
         return False
-    close = norm_of(a - b) <= case.thresholds.accumulated * max(norm_of(a), norm_of(b))
-    return close or not (a.isfinite().all() and b.isfinite().all())
+    if case.measures.are_twins(b, a, passing=True):
+        return True
+    size = max(norm_of(a), norm_of(b))
+    return not math.isfinite(size) or distance(a, b) <= case.thresholds.accumulated * size
 
 
 # -- too small for its number type, or only noise ----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chainrule.backprop import Derivation, NodeStep
 from chainrule.findings.births import Birth, Births, births_of, on_purpose
-from chainrule.findings.case import Case, base_of, dense, finite, floating
+from chainrule.findings.case import Case, base_of, dense, floating
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, listed
 from chainrule.graph import Operation, Value, references
@@ -221,7 +221,7 @@ def _told(case: Case, history: Births, birth: Birth) -> Finding:
 
 def _made_of(case: Case, operation: Operation) -> str:
     known = [case.graph.values[index].data for _, _, index in references(operation.arguments)]
-    return "finite numbers" if all(finite(each) for each in known) else "numbers that are not NaN"
+    return "finite numbers" if all(case.measures.finite(each) for each in known) else "numbers that are not NaN"
 
 
 def _evidence(case: Case, operation: Operation, made: Value) -> Iterator[str]:
@@ -329,7 +329,7 @@ def _backward(case: Case, derivation: Derivation, history: Births) -> Iterator[F
     """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
     fed = {edge.node for node in case.graph.nodes if node.passages for edge in node.edges}
     for step in derivation.nodes:
-        if not all(finite(g) for g in step.upstream):
+        if not all(case.measures.finite(g) for g in step.upstream):
             if step.node not in fed or _added_up(case, derivation, step):
                 yield _arrived(case, step, seed=step.node not in fed)
                 return
@@ -338,7 +338,7 @@ def _backward(case: Case, derivation: Derivation, history: Births) -> Iterator[F
             continue
         for share in step.shares:
             sent = share.gradient if share.recorded is None else share.recorded
-            if share.value is None or sent is None or finite(sent):
+            if share.value is None or sent is None or case.measures.finite(sent):
                 continue
             yield _gradient_born(case, step, case.graph.values[share.value], dense(sent))
             return
@@ -362,12 +362,12 @@ def _added_up(case: Case, derivation: Derivation, step: NodeStep) -> bool:
         for share, edge in zip(other.shares, case.graph.nodes[other.node].edges, strict=True)
         if edge.node == step.node
     ]
-    return all(finite(each) for each in shares)
+    return all(case.measures.finite(each) for each in shares)
 
 
 def _arrived(case: Case, step: NodeStep, *, seed: bool) -> Finding:
     node = case.graph.nodes[step.node]
-    slot = next(slot for slot, g in enumerate(step.upstream) if not finite(g))
+    slot = next(slot for slot, g in enumerate(step.upstream) if not case.measures.finite(g))
     value = node.outputs[slot] if slot < len(node.outputs) else None
     name = "dJ/d" + (case.name(value) if value is not None else node.name)
     data = step.upstream[slot]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,11 +11,12 @@ from torch import Tensor as Data
 from chainrule.backprop import Share, Step
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
 from chainrule.graph import ParameterUpdate, Update
+from chainrule.measures import memory
 from chainrule.numbers import number
 from chainrule.rules.optimizers import terms_agree
+from chainrule.statistics import Statistics
 from chainrule.telling.context import Context, pairs, shape_text
 from chainrule.telling.folding import Fold
-from chainrule.telling.measures import memory
 
 FIGURES = ("norm", "mean", "std", "min", "max")
 Cells = tuple[str, ...]
@@ -28,8 +30,8 @@ def forward(context: Context, step: Step) -> Iterator[Block]:
         if are_views(context.graph.values[value].data, operands):
             continue
         slot = step.outputs.index(value)
-        data = [(path, context.graph.values[other.outputs[slot]].data) for path, other in alike]
-        yield figures(context, f"{context.notation.plain(value)} in each block", data)
+        found = [(path, _of_value(context, other.outputs[slot])) for path, other in alike]
+        yield figures(f"{context.notation.plain(value)} in each block", found)
 
 
 def backward(context: Context, step: Step, share: Share) -> Iterator[Block]:
@@ -43,7 +45,8 @@ def backward(context: Context, step: Step, share: Share) -> Iterator[Block]:
     shares = [(path, other.shares[place]) for path, other in alike]
     label = f"{context.notation.plain_gradient(share.value)} in each block"
     checks = [_check(context, each) for _, each in shares]
-    yield figures(context, label, [(path, each.gradient) for path, each in shares], ("differs by", "check"), checks)
+    found = [(path, _of_share(context, each)) for path, each in shares]
+    yield figures(label, found, ("differs by", "check"), checks)
 
 
 def are_views(data: Data | None, others: Iterable[Data | None]) -> bool:
@@ -60,9 +63,10 @@ def parameters(context: Context, name: str) -> Iterator[Block]:
     """A parameter of each of the blocks that are alike."""
     alike = context.folding.parameters_alike(name)
     if alike:
-        data = [(path, context.graph.parameters[each].before) for path, each in alike]
+        members = [(path, context.graph.parameters[each]) for path, each in alike]
+        found = [(path, context.figures(each.before, each.before_statistics)) for path, each in members]
         held = [(context.held_before(each),) for _, each in alike]
-        yield figures(context, f"{name} in each block", data, ("gradient",), held)
+        yield figures(f"{name} in each block", found, ("gradient",), held)
 
 
 def updates(context: Context, step: Update, name: str) -> Iterator[Block]:
@@ -83,27 +87,53 @@ def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
 
 def _updated(context: Context, step: Update, each: ParameterUpdate) -> Cells:
     relative = context.relative_updates.get(each.value) if each.value is not None else None
-    agrees = None if each.grad is None else terms_agree(each, step.optimizer, context.agrees)
     return (
-        number(context.measures.norm(each.before)),
-        "None" if each.grad is None else number(context.measures.norm(each.grad)),
+        _norm(context, each.before, each.before_statistics),
+        "None" if each.grad is None else _norm(context, each.grad, each.grad_statistics),
         "" if relative is None else number(relative),
-        "" if each.grad is None else {True: "agrees", False: "disagrees", None: "no rule yet"}[agrees],
+        "" if each.grad is None else _update_check(context, step, each),
     )
 
 
+def _norm(context: Context, data: Data, known: Statistics | None) -> str:
+    found = context.figures(data, known)
+    return "not kept" if found is None else number(found.norm if not found.not_finite else math.nan)
+
+
+def _update_check(context: Context, step: Update, each: ParameterUpdate) -> str:
+    if not each.is_whole:
+        return "not checked"
+    return {True: "agrees", False: "disagrees", None: "no rule yet"}[terms_agree(each, step.optimizer, context.agrees)]
+
+
+def _of_value(context: Context, index: int | None) -> Statistics | None:
+    value = None if index is None else context.graph.values[index]
+    return None if value is None else context.figures(value.data, value.statistics)
+
+
+def _of_gradient(context: Context, index: int) -> Statistics | None:
+    value = context.graph.values[index]
+    return context.figures(value.grad, value.grad_statistics)
+
+
+def _of_share(context: Context, share: Share) -> Statistics | None:
+    """The figures of one share; where its numbers were not kept, those of the gradient that it is all of."""
+    whole = share.value is not None and len(context.uses[share.value]) == 1
+    known = context.graph.values[share.value].grad_statistics if whole and share.value is not None else None
+    return context.figures(share.gradient, known)
+
+
 def figures(
-    context: Context,
     label: str,
-    data: Sequence[tuple[str, Data | None]],
+    known: Sequence[tuple[str, Statistics | None]],
     more: Sequence[str] = (),
     cells: Sequence[Cells] = (),
 ) -> Table:
     """A row of figures for each tensor, under the path of its block."""
-    found = [({} if each is None else dict(pairs(context.measures.statistics(each)))) for _, each in data]
+    found = [({} if each is None else dict(pairs(each))) for _, each in known]
     shown = (*FIGURES, *(name for name in ("zeros", "not finite") if any(each.get(name) for each in found)))
     rows = []
-    for place, ((path, _), row) in enumerate(zip(data, found, strict=True)):
+    for place, ((path, _), row) in enumerate(zip(known, found, strict=True)):
         told = [number(row[name]) if name in row else "" for name in shown]
         rows.append(_row(path, [*told, *(cells[place] if cells else ())]))
     return Table(("block", *shown, *more), tuple(rows), label)
@@ -113,9 +143,22 @@ def figures(
 
 
 def names(fold: Fold) -> str:
-    """The blocks that are not told in full: `h.1 to h.11`."""
-    others = fold.others
-    return " and ".join(others) if len(others) <= 2 else f"{others[0]} to {others[-1]}"
+    """The blocks that are not told in full: `h.1 to h.11`; `h.1, h.2 and h.4 to h.11` where the third is not alike."""
+    runs: list[list[str]] = []
+    for path in fold.others:
+        if runs and _follows(runs[-1][-1], path):
+            runs[-1].append(path)
+        else:
+            runs.append([path])
+    told = [part for run in runs for part in (run if len(run) <= 2 else [f"{run[0]} to {run[-1]}"])]
+    return " and ".join([part for part in (", ".join(told[:-1]), told[-1]) if part])
+
+
+def _follows(one: str, other: str) -> bool:
+    """Whether `h.4` comes right after `h.3`; of names without a number nothing is between them."""
+    (outside, _, before), (beside, _, after) = one.rpartition("."), other.rpartition(".")
+    numbered = before.isdecimal() and after.isdecimal()
+    return outside == beside and (not numbered or int(after) == int(before) + 1)
 
 
 def blocks(context: Context, fold: Fold, step: Step) -> Section:
@@ -131,13 +174,13 @@ def blocks(context: Context, fold: Fold, step: Step) -> Section:
     if step.kind == "backward":
         said = (*said, "Here is the gradient that arrives at each, the last block first:")
         title: Text = (f"Back through {names(fold)}: as ", Code(fold.told))
-        gradients = [(path, value.grad) for path, value in reversed(results)]
+        gradients = [(path, _of_gradient(context, value.index)) for path, value in reversed(results)]
         checks = [(_checks(context, path),) for path, _ in gradients]
-        table = figures(context, "upstream", gradients, ("checks",), checks)
+        table = figures("upstream", gradients, ("checks",), checks)
         return Section(title, f"backward-alike-{place}", "backward", (Paragraph(said), table))
     said = (*said, f"Here is what comes out of each, {shape_text(results[0][1].shape)}:")
     title = (f"Forward through {names(fold)}: as ", Code(fold.told))
-    table = figures(context, "results", [(path, value.data) for path, value in results])
+    table = figures("results", [(path, _of_value(context, value.index)) for path, value in results])
     return Section(title, f"forward-alike-{place}", "forward", (Paragraph(said), table))
 
 
@@ -150,4 +193,5 @@ def _checks(context: Context, path: str) -> str:
         if share.gradient is not None and share.recorded is not None
     )
     agree = kinds.pop("agrees", 0)
-    return ", ".join([f"{agree} agree", *(f"{count} {kind}" for kind, count in kinds.items())])
+    told = [f"{agree} agree"] if agree or not kinds else []
+    return ", ".join([*told, *(f"{count} {kind}" for kind, count in kinds.items())])

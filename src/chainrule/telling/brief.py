@@ -58,7 +58,9 @@ def _block(context: Context, fold: Fold, step: Step) -> Iterator[tuple[Text, ...
 
 def _both(context: Context, value: int) -> tuple[Text, Text]:
     told = context.graph.values[value]
-    return (cell(context, told.data),), (cell(context, told.grad),)
+    data = told.without_numbers() if told.data is None else told.data
+    grad = told.without_numbers() if told.grad is None and told.has_gradient else told.grad
+    return (cell(context, data, told.statistics),), (cell(context, grad, told.grad_statistics),)
 
 
 def _parameters(context: Context) -> Iterator[tuple[Text, ...]]:
@@ -79,28 +81,30 @@ def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text,
     arrived = context.graph.values[parameter.value].grad if parameter.value is not None else None
     if ours is not None and arrived is not None:
         check = context.agreement(ours, arrived, ("",)).kind
-    cells = (
-        cell(context, parameter.before) if parameter.before is not None else _unkept(parameter.before_statistics),
-        cell(context, parameter.grad)
-        if parameter.grad is not None or not parameter.has_gradient
-        else _unkept(parameter.grad_statistics),
-        cell(context, parameter.after)
-        if parameter.after is not None or parameter.after_statistics is None
-        else _unkept(parameter.after_statistics),
-    )
-    return (label,), *((each,) for each in cells), (check,)
+    return (label,), *((each,) for each in _cells(context, parameter)), (check,)
 
 
-def _unkept(found: Statistics | None) -> str:
-    return "not kept" if found is None else f"norm {number(found.norm)}"
+def _cells(context: Context, parameter: Parameter) -> Iterator[str]:
+    """A parameter before the step, its gradient, and the parameter after; what was not kept by its figures."""
+    unkept = torch.empty(parameter.shape, device="meta")
+    after = unkept if parameter.after is None and parameter.after_statistics is not None else parameter.after
+    grad = unkept if parameter.grad is None and parameter.has_gradient else parameter.grad
+    yield cell(context, unkept if parameter.before is None else parameter.before, parameter.before_statistics)
+    yield cell(context, grad, parameter.grad_statistics)
+    yield cell(context, after, parameter.after_statistics)
 
 
-def cell(context: Context, data: Data | None) -> str:
-    """A tensor in a cell: its numbers where they are few, else its shape and the norm of what is finite in it."""
+def cell(context: Context, data: Data | None, known: Statistics | None = None) -> str:
+    """A tensor in a cell: its numbers where they are few, else its shape and the norm of what is finite in it.
+
+    Of one whose numbers were not kept (on the device `meta`) the figures are `known`, or nothing is.
+    """
     if data is None:
         return "None"
-    if data.numel() > SHOWN:
-        found = context.measures.statistics(data)
+    if data.numel() > SHOWN or data.is_meta:
+        found = context.figures(data, known)
+        if found is None:
+            return f"{shape_text(data.shape)}, not kept"
         return f"{shape_text(data.shape)}, norm {number(found.norm if found.elements > found.not_finite else math.nan)}"
     return nested((data.to_dense() if data.layout is not torch.strided else data).tolist())
 

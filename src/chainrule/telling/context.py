@@ -15,12 +15,13 @@ from chainrule.backprop import Derivation, Share, Step
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.findings import Finding
 from chainrule.graph import Graph, Parameter, Place
+from chainrule.measures import Measures, distance, memory
 from chainrule.notation import Notation
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule
 from chainrule.statistics import Statistics
+from chainrule.telling.checks import held_against
 from chainrule.telling.folding import Folding
-from chainrule.telling.measures import Measures, distance, measured, memory
 from chainrule.telling.sketches import histogram, sketch
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
@@ -37,6 +38,7 @@ class Context:
     notation: Notation
     findings: tuple[Finding, ...] = ()
     verdicts: Mapping[int, Kind] = field(default_factory=dict)  # node -> what the proof says
+    measures: Measures = field(default_factory=Measures)
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
         """A tensor as a block of the document: its numbers where it is small, else its statistics."""
@@ -44,7 +46,7 @@ class Context:
 
     def passing(self, symbol: str, data: Data, role: Role, label: str = "") -> Tensor:
         """The same of a tensor that was made to be told: nothing is kept of it."""
-        return self._tensor(symbol, data, role, label, measured, {})
+        return self._tensor(symbol, data, role, label, Statistics.of, {})
 
     def _tensor(
         self,
@@ -88,11 +90,6 @@ class Context:
     def _sketches(self) -> dict[object, tuple[Data, Sketch | None]]:
         return {}
 
-    @cached_property
-    def measures(self) -> Measures:
-        """The figures of each tensor, worked out once for a tensor that is told in several places."""
-        return Measures()
-
     def value(self, index: int, label: str = "") -> Tensor:
         """A recorded value under its symbol."""
         value = self.graph.values[index]
@@ -103,10 +100,25 @@ class Context:
 
     def gradient(self, symbol: str, index: int, data: Data | None, label: str = "") -> Tensor:
         """The gradient of a value; `data` is what is known of it, with or without numbers."""
-        value = self.graph.values[index]
+        return self.known(symbol, data, "gradient", self.graph.values[index].grad_statistics, label)
+
+    def known(self, symbol: str, data: Data | None, role: Role, figures: Statistics | None, label: str = "") -> Tensor:
+        """A tensor of which perhaps the figures alone were kept: it is on the device `meta` then."""
         if data is None or not data.is_meta:
-            return self.tensor(symbol, data, "gradient", label)
-        return _unkept(symbol, data, "gradient", label, value.grad_statistics)
+            return self.tensor(symbol, data, role, label)
+        return _unkept(symbol, data, role, label, figures)
+
+    def arrived(self, index: int) -> Tensor | None:
+        """The whole gradient of a value, pictured; None where none arrived."""
+        value, symbol = self.graph.values[index], self.notation.gradient(index)
+        if value.grad is None and not value.has_gradient:
+            return None
+        data = value.without_numbers() if value.grad is None else value.grad
+        return self.pictured(self.gradient(symbol, index, data), value.grad)
+
+    def figures(self, data: Data | None, known: Statistics | None) -> Statistics | None:
+        """The figures of a tensor, or those that were taken in its place; None where there are none of either."""
+        return self.measures.statistics(data) if data is not None and not data.is_meta else known
 
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""
@@ -161,7 +173,8 @@ class Context:
         found = {}
         for update in self.graph.updates:
             for each in update.parameters:
-                if each.value is None or (before := _norm(self, each.before, each.before_statistics)) == 0:
+                known = self.figures(each.before, each.before_statistics)
+                if each.value is None or known is None or not (before := known.norm):
                     continue
                 if each.update_statistics is not None:
                     found[each.value] = each.update_statistics.norm / before
@@ -216,7 +229,7 @@ class Context:
 
     def agrees(self, ours: Data, theirs: Data) -> bool:
         """Whether a part of a tensor that was made to be told is PyTorch's up to rounding."""
-        return self.measures.agreement(ours, theirs, (), passing=True).kind == "agrees"
+        return held_against(self.measures, ours, theirs, (), passing=True).kind == "agrees"
 
     def held_before(self, name: str) -> str:
         """What a parameter's `.grad` held when backward began."""
@@ -229,13 +242,9 @@ class Context:
         left = distance(parameter.grad, arrived)
         return f"left from before, norm {left:.4g}" if left else "None"
 
-    def agreement(self, ours: Data, theirs: Data, text: Text) -> Verdict:
-        """Hold our number against PyTorch's."""
-        return self.measures.agreement(ours, theirs, text)
-
-
-def _norm(context: Context, data: Data, figures: Statistics | None) -> float:
-    return figures.norm if figures is not None else context.measures.norm(data)
+    def agreement(self, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:
+        """Hold our number against PyTorch's; nothing is kept of one that is only `passing`."""
+        return held_against(self.measures, ours, theirs, text, passing)
 
 
 def _unkept(symbol: str, data: Data, role: Role, label: str, figures: Statistics | None) -> Tensor:

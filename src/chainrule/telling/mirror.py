@@ -76,7 +76,7 @@ def _row(
         _module(context, value, step),
         inputs,
         context.pictured(context.value(value), told.data),
-        None if told.grad is None else context.pictured(context.tensor(symbol, told.grad, "gradient"), told.grad),
+        context.arrived(value),
         forward[0] if forward else None,
         tuple(backward),
         context.verdicts.get(told.node) if told.node is not None else None,

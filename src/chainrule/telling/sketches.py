@@ -13,8 +13,7 @@ from torch import Tensor as Data
 from torch.nn.functional import adaptive_avg_pool1d
 
 from chainrule.document import Histogram, Sketch
-from chainrule.statistics import Statistics
-from chainrule.telling.measures import flat
+from chainrule.statistics import Statistics, in_a_row
 
 BINS = 24
 COUNTED = 2**15  # numbers that are all counted; of more, at most half as many are
@@ -39,7 +38,7 @@ def _sample(data: Data) -> Data:
     step = -(-data.numel() // (COUNTED // 2))
     while gcd(step, data.numel()) > 1:
         step += 1
-    return flat(data)[::step]
+    return in_a_row(data)[::step]
 
 
 def sketch(data: Data) -> Sketch | None:
@@ -50,9 +49,18 @@ def sketch(data: Data) -> Sketch | None:
     grid = grid.abs() if grid.is_complex() else grid
     rows, columns = min(ROWS, grid.shape[0]), min(COLUMNS, grid.shape[1])
     # Down the columns first, which goes through the memory in its order; what is left is small.
-    bands = [grid[first:end].sum(0, dtype=_wide(grid)) / (end - first) for first, end in _cells(grid.shape[0], rows)]
-    means = adaptive_avg_pool1d(torch.stack(bands).unsqueeze(0), columns)
-    return Sketch(rows, columns, tuple(float(f"{mean:.3g}") for mean in means.reshape(-1).tolist()))
+    means = adaptive_avg_pool1d(_bands(grid, rows).unsqueeze(0), columns).reshape(-1).tolist()
+    short = (" ".join(["%.3g"] * len(means)) % tuple(means)).split()  # in one go, as there are so many
+    return Sketch(rows, columns, tuple(map(float, short)))
+
+
+def _bands(grid: Data, count: int) -> Data:
+    """The mean of each of `count` bands of rows."""
+    length, columns = grid.shape
+    if length % count == 0:
+        return grid.view(count, length // count, columns).sum(1, dtype=_wide(grid)) * (count / length)
+    cells = _cells(length, count)
+    return torch.stack([grid[first:end].sum(0, dtype=_wide(grid)) / (end - first) for first, end in cells])
 
 
 def _cells(length: int, count: int) -> list[tuple[int, int]]:

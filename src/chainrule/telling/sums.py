@@ -56,6 +56,8 @@ def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator
             continue
         index = unravel(int(grad.abs().argmax()), tuple(grad.shape))
         why = search.why(value, index)
+        if not why.terms:  # what it is made of was not kept
+            continue
         largest = sorted(why.terms, key=lambda term: -abs(term.value))
         summands = [_summand(term, rows) for term in largest[:TERMS]]
         rest = [_real(term.value) for term in largest[TERMS:]]

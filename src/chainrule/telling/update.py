@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from string import Template
 
@@ -12,6 +13,7 @@ from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, 
 from chainrule.graph import ParameterUpdate, Update
 from chainrule.notation import escape
 from chainrule.rules.optimizers import terms
+from chainrule.statistics import Statistics
 from chainrule.telling import alike
 from chainrule.telling.context import Context, group, matrix, shape_text
 
@@ -25,11 +27,12 @@ def _gradients(context: Context) -> Iterator[Block]:
     graph = context.graph
     rows: list[tuple[Text, ...]] = []
     for name, parameter in graph.parameters.items():
-        if parameter.grad is None:
+        if not (parameter.has_gradient or parameter.grad is not None):
             rows.append(((Code(name),), ("None: no gradient arrived",), ("",)))
             continue
-        norm = f"{context.measures.norm(parameter.grad):.4g}"
-        rows.append(((Code(name),), (shape_text(parameter.grad.shape),), (norm,)))
+        known = context.figures(parameter.grad, parameter.grad_statistics)
+        norm = "not kept" if known is None else f"{math.nan if known.not_finite else known.norm:.4g}"
+        rows.append(((Code(name),), (shape_text(parameter.shape),), (norm,)))
     yield Table(("parameter", "gradient", "norm"), tuple(rows))
     ours = context.derivation.gradients
     for name, parameter in graph.parameters.items():
@@ -44,7 +47,7 @@ def _gradients(context: Context) -> Iterator[Block]:
     assert parameter.grad is not None
     assert parameter.value is not None
     arrived = graph.values[parameter.value].grad
-    accumulated = arrived is not None and _differ(arrived, parameter.grad)
+    accumulated = arrived is not None and not arrived.is_meta and _differ(arrived, parameter.grad)
     symbol = context.notation.gradient(parameter.value)
     if accumulated:
         yield Paragraph(
@@ -101,17 +104,18 @@ def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: st
 def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
     symbol = rf"\text{{{escape(each.name)}}}" if each.value is None else context.notation.symbol(each.value)
     gradient = r"\frac{\partial J}{\partial " + symbol + "}"
-    yield context.tensor(symbol, each.before, "parameter", "before")
+    yield context.known(symbol, each.before, "parameter", each.before_statistics, "before")
     if each.grad is None:
         yield Paragraph(("No gradient: the optimizer leaves this parameter as it is.",), "note")
         return
     yield from _changed(context, each)
-    yield context.tensor(gradient, each.grad, "gradient", "gradient")
+    yield context.known(gradient, each.grad, "gradient", each.grad_statistics, "gradient")
     worked_out = terms(each, step.optimizer)
     if worked_out is None:
         yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
         yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
-        yield context.passing(rf"\Delta {symbol}", each.after - each.before, "parameter", "difference")
+        known = each if each.is_whole else each.without_numbers()
+        yield context.passing(rf"\Delta {symbol}", known.after - known.before, "parameter", "difference")
         return
     yield from _state(context, each)
     fill = {"theta": group(symbol), "g": group(gradient)}
@@ -128,14 +132,18 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
     new = worked_out[-1].value
     assert isinstance(new, Data)
     text = ("against the parameter after ", Code("optimizer.step()"))
-    yield context.measures.agreement(new, each.after, text, passing=True)
+    yield context.agreement(new, each.after, text, passing=True)
 
 
 def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     """What the optimizer remembers of earlier steps."""
-    held = {name: value for name, value in each.state_before.items() if isinstance(value, Data) and name != "step"}
-    for name, value in held.items():
-        yield context.tensor(rf"\text{{{escape(name)}}}", value, "parameter", "remembered from the steps before")
+    for name, held in each.state_before.items():
+        symbol, label = rf"\text{{{escape(name)}}}", "remembered from the steps before"
+        if isinstance(held, Statistics):
+            bare = torch.empty(each.before.shape, dtype=each.before.dtype, device="meta")
+            yield context.known(symbol, bare, "parameter", held, label)
+        elif isinstance(held, Data) and name != "step":
+            yield context.tensor(symbol, held, "parameter", label)
     if not each.state_before:
         yield Paragraph(("The first step: the optimizer remembers nothing yet, and what it would is 0.",))
 
@@ -143,7 +151,7 @@ def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
 def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     """Say so where the gradient that the optimizer saw is not the one that backward left."""
     parameter = context.graph.parameters.get(each.name)
-    if parameter is None or parameter.grad is None or each.grad is None:
+    if parameter is None or parameter.grad is None or each.grad is None or each.grad.is_meta:
         return
     if context.measures.are_twins(each.grad, parameter.grad):
         return

@@ -121,16 +121,23 @@ def _hold_together(document: doc.Document) -> None:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+
+
 def encoded(item: Any) -> Any:
     """One part of a document as what `json` can write."""
-    if item is None or isinstance(item, (str, bool, int)):
+    kind = type(item)
+    if kind in _PLAIN:
         return item
-    if isinstance(item, float):
+    if kind is float:
         return item if math.isfinite(item) else str(item)
-    if isinstance(item, complex):
+    if kind is tuple:  # most hold plain numbers alone, of which a large step has hundreds of thousands
+        kinds = set(map(type, item))
+        if kinds <= _PLAIN or (kinds == {float} and all(map(math.isfinite, item))):
+            return list(item)
+        return [encoded(each) for each in item]
+    if kind is complex:
         return {"re": encoded(item.real), "im": encoded(item.imag)}
-    if isinstance(item, tuple):  # most hold plain numbers alone, of which a large step has hundreds of thousands
-        return [each if type(each) is float and math.isfinite(each) else encoded(each) for each in item]
     if isinstance(item, doc.Math):
         return {"math": item.latex}
     if isinstance(item, doc.Code):
@@ -143,11 +150,17 @@ def encoded(item: Any) -> Any:
 def _encoded_fields(item: Any) -> dict[str, Any]:
     kind = _BLOCK_NAMES.get(type(item))
     found = {} if kind is None else {"block": kind}
-    for field in fields(item):
-        value = getattr(item, field.name)
-        if field.default is MISSING or value != field.default:
-            found[field.name] = encoded(value)
+    for name, default in _defaults(item.__class__):
+        value = getattr(item, name)
+        if value is not default and (default is MISSING or value != default):
+            found[name] = encoded(value)
     return found
+
+
+@cache
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """The fields of one part of a document, each with what it is where nothing is said."""
+    return tuple((field.name, field.default) for field in fields(kind))
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

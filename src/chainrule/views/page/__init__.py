@@ -29,6 +29,7 @@ MODULES = (
 EXACT = ("float64", "complex128")
 LATEX = ("latex", "symbol", "gradient_symbol", "math")  # the fields that hold a formula
 SHORT = ("means", "counts", "shape", "inputs")  # the fields whose numbers have few digits as they are
+NESTED = (float, list, dict)  # what stands in a page in another form, or holds what does
 PICTURED = 160  # rows; the picture of a larger step is for a file of its own
 
 
@@ -98,11 +99,12 @@ def compact(item: Any, formulas: Formulas) -> Any:
     In the place of each formula stands its number in the page's table. Numbers have 9 significant digits, which hold a
     float32 exactly; those of tensors of 64 bits stay as they are.
     """
-    if isinstance(item, float):
+    kind = type(item)
+    if kind is float:
         return float(f"{item:.9g}")
-    if isinstance(item, list):
-        return [compact(each, formulas) for each in item]
-    if not isinstance(item, dict):
+    if kind is list:
+        return [compact(each, formulas) if type(each) in NESTED else each for each in item]
+    if kind is not dict:
         return item
     found = {}
     for name, value in item.items():
@@ -111,7 +113,7 @@ def compact(item: Any, formulas: Formulas) -> Any:
         elif name in SHORT or (name == "entries" and item["dtype"] in EXACT):
             found[name] = value
         else:
-            found[name] = compact(value, formulas)
+            found[name] = compact(value, formulas) if type(value) in NESTED else value
     return found
 
 
