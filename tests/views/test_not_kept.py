@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import chainrule
+from chainrule.errors import MissingError
 from chainrule.views import VIEWS
 from tests.browser.transformer import Transformer
 
@@ -74,8 +75,8 @@ def test_nothing_is_said_to_be_checked_that_was_not(recording) -> None:
 
 
 def test_why_says_that_the_terms_were_not_kept_and_how_to_have_them(recording) -> None:
-    told = str(recording.why("h.1.mlp.0.weight", (0, 0)))
-    assert "were not kept. Record with keep=" in told
+    with pytest.raises(MissingError, match=r"only figures were kept\. Ask recording\.recompute\("):
+        recording.why("h.1.mlp.0.weight", (0, 0))
 
 
 def test_what_was_loaded_is_told_in_the_same_way(recording, tmp_path: Path) -> None:
