@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 from collections.abc import Iterable
 from datetime import date
 from io import StringIO
@@ -35,13 +36,11 @@ BEGIN, END = "<!-- tables: make bench ARGS=--write -->", "<!-- end of tables -->
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)} (default: all)")
-    parser.add_argument("--write", action="store_true", help="rewrite the tables in docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     options = parser.parse_args()
     unknown = [topic for topic in options.topics if topic not in TOPICS]
     if unknown:
         parser.error(f"no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
-    if options.write and options.topics:
-        parser.error("--write rewrites all tables together: leave the topics out")
 
     console = Console()
     console.print(machine())
@@ -70,18 +69,22 @@ def _processor() -> str:
 
 
 def write(made: Iterable[Table]) -> None:
+    """Each table takes the place of the one of its title; tables of other topics stay as they were measured."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    parts = [BEGIN, f"Measured on {machine()}.", *map(_markdown, made), END]
+    old, _, after = rest.partition(END)
+    tables = {each.split("**", 1)[0]: each for each in re.split(r"^\*\*", old, flags=re.MULTILINE)[1:]}
+    tables |= {str(each.title): _markdown(each) for each in made}
+    parts = [BEGIN, *(f"**{each.strip()}" for each in tables.values()), END]
     PAGE.write_text(before + "\n\n".join(parts) + after, encoding="utf-8")
 
 
 def _markdown(made: Table) -> str:
+    """The title, when and where it was measured, and the table."""
     title, made.title, made.box = made.title, None, box.MARKDOWN
     console = Console(file=StringIO(), width=200)
     console.print(made)
     lines = (line.rstrip() for line in console.file.getvalue().splitlines())
-    return f"**{title}**\n\n" + "\n".join(line for line in lines if line)
+    return f"{title}** ({machine()})\n\n" + "\n".join(line for line in lines if line)
 
 
 if __name__ == "__main__":
