@@ -292,7 +292,7 @@ class record:  # noqa: N801 (read as a verb)
     """Record what runs in the block as one training step: `with chainrule.record() as recording:`.
 
     Nothing about the step changes: losses, gradients, random numbers and updated parameters are bit for bit those of
-    the same step without it, and no hook is left on the model or in torch, even after an exception (which passes
+    the same step without it, and no hook is left on the model, even after an exception (which passes
     through). `namespace` gives the names of tensors that the block itself does not name; by default the variables
     around it.
 
