@@ -128,7 +128,7 @@ def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
 
 
 def _sent(case: Case) -> dict[int, list[Tensor]]:
-    """For each leaf the gradient that each backward pass sent to it."""
+    """For each leaf the gradient that each backward pass sent to it, the sum of its shares where it has several."""
     passes: dict[int, dict[int, Tensor]] = {}
     unknown: set[int] = set()
     for step in case.derivation.nodes if case.derivation is not None else ():
@@ -139,7 +139,11 @@ def _sent(case: Case) -> dict[int, list[Tensor]]:
                 unknown.add(leaf)
             elif leaf is not None and sent is not None:
                 sent, sums = dense(sent), passes.setdefault(leaf, {})
-                sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
+                alone = case.graph.values[leaf].grad if len(case.graph.backwards) == 1 else None
+                if step.backward in sums and alone is not None and kept(alone):  # summed once, with the graph
+                    sums[step.backward] = dense(alone)
+                else:
+                    sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
     return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items() if leaf not in unknown}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from chainrule.backprop import Step
+from chainrule.collection import uncollected
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.notation import escape
 from chainrule.telling import alike, code, mirror, steps, sums, update
@@ -12,6 +13,7 @@ from chainrule.telling.context import Context, shape_text
 from chainrule.telling.folding import Fold
 
 
+@uncollected()
 def whole(context: Context, pointing: bool = False, coded: bool = False) -> Document:
     """Tell everything.
 
