@@ -49,17 +49,8 @@ class Site:
     @classmethod
     def of(cls, frame: FrameType | None) -> Site | None:
         """The nearest frame outside PyTorch, counted from `frame` outwards."""
-        through = ""
-        while frame is not None:
-            code = frame.f_code
-            known = _library.get(code.co_filename)
-            if known is None:
-                known = is_library(code)
-            if not known:
-                return cls(code, frame.f_lasti, through)
-            through = code.co_name
-            frame = frame.f_back
-        return None
+        found, through = _of_user(frame)
+        return None if found is None else cls(found.f_code, found.f_lasti, through)
 
     def place(self) -> Place:
         """Read the source: file, line, the expression, and the names that its result is assigned to."""
@@ -77,22 +68,30 @@ class Sites:
         self._known: dict[tuple[int, int, str], Site] = {}  # a site holds its code, whose id so stays its own
 
     def of(self, frame: FrameType | None) -> Site | None:
-        """The nearest frame outside PyTorch, counted from `frame` outwards."""
-        through = ""
-        while frame is not None:
-            code = frame.f_code
-            known = _library.get(code.co_filename)
-            if known is None:
-                known = is_library(code)
-            if not known:
-                key = (id(code), frame.f_lasti, through)
-                site = self._known.get(key)
-                if site is None:
-                    site = self._known[key] = Site(code, frame.f_lasti, through)
-                return site
-            through = code.co_name
-            frame = frame.f_back
-        return None
+        """As `Site.of`."""
+        found, through = _of_user(frame)
+        if found is None:
+            return None
+        key = (id(found.f_code), found.f_lasti, through)
+        site = self._known.get(key)
+        if site is None:
+            site = self._known[key] = Site(found.f_code, found.f_lasti, through)
+        return site
+
+
+def _of_user(frame: FrameType | None) -> tuple[FrameType | None, str]:
+    """The nearest frame outside PyTorch, and the library function that it called."""
+    through = ""
+    while frame is not None:
+        code = frame.f_code
+        known = _library.get(code.co_filename)
+        if known is None:
+            known = is_library(code)
+        if not known:
+            break
+        through = code.co_name
+        frame = frame.f_back
+    return frame, through
 
 
 @lru_cache(maxsize=4096)
