@@ -23,7 +23,7 @@ from torch import Tensor
 
 from chainrule.backprop import data, passes_of
 from chainrule.differences import CannotRunError, Experiment, nothing_left_behind, written_by
-from chainrule.errors import ReplayError
+from chainrule.errors import ReplayError, RequestError
 from chainrule.graph import Graph, Node, Operation, Parameter, Passage, Value
 from chainrule.loans import Loan
 from chainrule.lookup import find_value
@@ -61,6 +61,8 @@ def recompute(graph: Graph, lent: Mapping[int, Loan], names: Iterable[str]) -> G
 
 
 def _named(graph: Graph, name: str) -> list[int]:
+    if not isinstance(name, str):
+        raise RequestError(f'recompute({name!r}): give names of values, or patterns such as "h.3.*", each by itself.')
     return values_named(graph, name) if any(mark in name for mark in "*?") else [find_value(graph, name)]
 
 
@@ -276,8 +278,7 @@ class _Replay:
             f"recomputed, not recorded: {', '.join(names) or 'everything'} and what it was made of and used for "
             f"(the numbers of {len(numbers)} values and {len(gradients)} gradients), by running "
             f"{len(self.wanted.operations)} of {len(self.old.operations)} operations forward and "
-            f"{len(self.wanted.rerun)} nodes back again; the "
-            f"figures are those that were recorded{held}"
+            f"{len(self.wanted.rerun)} nodes back again; the figures are those that were recorded{held}"
         )
         return replace(
             self.old,
