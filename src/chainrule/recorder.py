@@ -160,7 +160,8 @@ class Recorder:
         self, keeper: Keeper, traits: Traits, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """As `dispatch`, where not everything is kept."""
-        self._settle()
+        # PyTorch may be making a view again, for its node: to ask for that node now would wait for itself, for ever.
+        self._settle(sweeps=not traits.views)
         written = self._before_write(traits, func, args, kwargs) if traits.writes else ()
         state = torch.get_rng_state() if traits.random else None
         out = func(*args, **kwargs)
@@ -170,7 +171,7 @@ class Recorder:
         tape.operations.append((func, keeper.of(args), keeper.of(kwargs), kept, call, state))
         return out
 
-    def _settle(self) -> None:
+    def _settle(self, sweeps: bool = True) -> None:
         """Tie the last results that were not kept to the nodes that autograd has made for them meanwhile."""
         keeper = self._keeper
         if keeper is None or not (keeper.pending or keeper.late or keeper.chosen or self._written):
@@ -180,7 +181,7 @@ class Recorder:
         with torch._C.DisableTorchFunction():
             for node, stand_in, output_nr in keeper.settle():
                 self._tie(node, stand_in, output_nr, len(self.tape.operations) - 1)
-            if self._written:
+            if self._written and sweeps:
                 self.sweep()
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
