@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import chainrule
 from chainrule import keeping
-from chainrule.errors import MissingError, ReplayError
+from chainrule.errors import MissingError, ReplayError, RequestError
 
 NO_WAY = (
     "Record the step with keep= for it, or recompute before the next optimizer.step() (and end the block before it)."
@@ -82,7 +82,7 @@ def test_what_is_named_is_recomputed_and_the_rest_is_left() -> None:
     assert re.fullmatch(
         r"recomputed, not recorded: h\.2\.\* and what it was made of and used for \(the numbers of \d+ values and \d+ "
         r"gradients\), by running \d+ of \d+ operations forward and \d+ nodes back again; the figures are those that "
-        r"were recorded",
+        r"were recorded(; of \d+ none were recorded)?",
         note,
     )
 
@@ -253,6 +253,9 @@ def test_a_name_that_nothing_has() -> None:
         "no value is named 'h.1.upp.*'. Near it: h.1.up"
     )
     assert "Near matches" in _error(MissingError, lambda: thin.recompute("h.1.upp"))
+    assert _error(RequestError, lambda: thin.recompute(["h.1"])) == (  # type: ignore[arg-type]
+        "recompute(['h.1']): give names of values, or patterns such as \"h.3.*\", each by itself."
+    )
 
 
 def test_a_parameter_that_was_overwritten_after_the_step() -> None:

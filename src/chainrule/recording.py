@@ -162,8 +162,8 @@ class Recording:
         took and gave comes with them, so that `why`, `verify` and `show` have what they need. This recording is left
         as it is; the new one says in a note what was recomputed, not recorded.
 
-        Raises MissingError for a name that does not exist, ReplayError where a parameter or an input was overwritten
-        meanwhile, and where the figures of what is recomputed are not those that were recorded.
+        Raises MissingError for a name that does not exist, RequestError for what is no name, and ReplayError where a
+        parameter or an input was overwritten meanwhile, or what is recomputed has other figures than those recorded.
         """
         from chainrule.replay import recompute
 

@@ -14,7 +14,7 @@ order of summation. What was recomputed says so in the notes of the graph.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -23,13 +23,14 @@ from torch import Tensor
 
 from chainrule.backprop import data, passes_of
 from chainrule.differences import CannotRunError, Experiment, nothing_left_behind, written_by
-from chainrule.errors import ReplayError
-from chainrule.graph import Graph, Node, Operation, Parameter, Passage, Value, references
+from chainrule.errors import ReplayError, RequestError
+from chainrule.graph import Graph, Node, Operation, Parameter, Passage, Value
 from chainrule.loans import Loan
 from chainrule.lookup import find_value
 from chainrule.selection import values_named
 from chainrule.statistics import Statistics, measure
 from chainrule.tape import Traits, storage_of, tensors_in
+from chainrule.wanted import Wanted, is_lost, operands
 
 ROUNDING = 1024  # roundings of its number type that figures of what is recomputed may be off: other kernels, threads
 STRAY = 1e-3  # share of the elements that may be 0 in one run and next to 0 in the other
@@ -49,7 +50,7 @@ def recompute(graph: Graph, lent: Mapping[int, Loan], names: Iterable[str]) -> G
     """
     names = tuple(names)
     chosen = [value for name in names for value in _named(graph, name)] if names else range(len(graph.values))
-    wanted = _Wanted(graph, set(chosen))
+    wanted = Wanted(graph, set(chosen))
     if not wanted.is_missing():
         return graph
     replay = _Replay(graph, lent, wanted)
@@ -60,90 +61,20 @@ def recompute(graph: Graph, lent: Mapping[int, Loan], names: Iterable[str]) -> G
 
 
 def _named(graph: Graph, name: str) -> list[int]:
+    if not isinstance(name, str):
+        raise RequestError(f'recompute({name!r}): give names of values, or patterns such as "h.3.*", each by itself.')
     return values_named(graph, name) if any(mark in name for mark in "*?") else [find_value(graph, name)]
-
-
-class _Wanted:
-    """What must run: the calls around the chosen values, and all that these need, forward and back."""
-
-    def __init__(self, graph: Graph, chosen: set[int]) -> None:
-        self.graph = graph
-        around = {op.index for op in graph.operations if chosen & {*_operands(op), *_results(op)}}
-        calls = {graph.operations[each].call for each in around} - {None}
-        around |= {op.index for op in graph.operations if op.call in calls}
-        self.values = set(chosen)
-        for each in around:
-            self.values.update(_operands(graph.operations[each]), _results(graph.operations[each]))
-        self.nodes = {node.index for node in graph.nodes if node.operation in around or node.leaf in chosen}
-        self._senders_of: dict[int, list[int]] = {}
-        for node in graph.nodes:
-            for edge in node.edges if node.passages else ():
-                self._senders_of.setdefault(edge.node, []).append(node.index)
-        self.nodes |= {
-            node.index
-            for node in graph.nodes
-            if node.leaf in self.values and self.nodes.issuperset(self._senders_of.get(node.index, ()))
-        }
-        self.ran = self._senders()
-        self.rerun = {index for index in self.ran if _unknown(graph.nodes[index])}
-        self.overtaken: list[Value] = []  # of memory that was written to through another tensor
-        self.operations = self._makers()
-
-    def is_missing(self) -> bool:
-        """Whether there is anything to recompute."""
-        values = (self.graph.values[each] for each in self.values)
-        return bool(self.rerun) or any(value.data is None for value in values)
-
-    def _senders(self) -> set[int]:
-        """The nodes whose gradients flow into the wanted ones, back to where what arrived was kept."""
-        waiting, found = list(self.nodes), set(self.nodes)
-        while waiting:
-            node = self.graph.nodes[waiting.pop()]
-            if node.leaf is None and not any(_is_lost(g) for passage in node.passages for g in passage.upstream):
-                continue
-            new = set(self._senders_of.get(node.index, ())) - found
-            found |= new
-            waiting += new
-        return found
-
-    def operands_of(self, index: int) -> list[int]:
-        """The values that a node's operation takes, where it must run again."""
-        operation = self.graph.nodes[index].operation
-        return _operands(self.graph.operations[operation]) if index in self.rerun and operation is not None else []
-
-    def lasting(self) -> Iterator[int]:
-        """What must be there when the forward pass is over: once as wanted, once for each node that takes it."""
-        yield from self.values
-        for index in self.ran:
-            yield from self.operands_of(index)
-
-    def _makers(self) -> list[Operation]:
-        """The operations that give the values, in their order."""
-        waiting = list(self.lasting())
-        seen, found = set(waiting), set()
-        while waiting:
-            value = self.graph.values[waiting.pop()]
-            new: set[int] = set()
-            if value.data is None and value.earlier is not None:
-                self.overtaken.append(value)
-                new.add(value.earlier)
-            if value.data is None and value.operation is not None and value.operation not in found:
-                found.add(value.operation)
-                new.update(_operands(self.graph.operations[value.operation]))
-            waiting += new - seen
-            seen |= new
-        return [self.graph.operations[each] for each in sorted(found)]
 
 
 class _Replay:
     """One replay: `values` are the graph's, with numbers as long as something needs them."""
 
-    def __init__(self, graph: Graph, lent: Mapping[int, Loan], wanted: _Wanted) -> None:
+    def __init__(self, graph: Graph, lent: Mapping[int, Loan], wanted: Wanted) -> None:
         self.old, self.wanted, self.lent = graph, wanted, lent
         self.values = list(graph.values)
         self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in as the replay goes on
         self.uses = Counter(wanted.lasting())
-        self.uses.update(each for operation in wanted.operations for each in _operands(operation))
+        self.uses.update(each for operation in wanted.operations for each in operands(operation))
         self.uses.update(each.earlier for each in wanted.overtaken if each.earlier is not None)
         self.written: dict[int, tuple[Tensor, Tensor]] = {}  # memory -> what was written to, before and after
         self.watched = {each.operation for each in wanted.overtaken}
@@ -161,7 +92,7 @@ class _Replay:
     def forward(self) -> None:
         """Run the operations, each as soon as what it takes is there; leaves are taken from their owners."""
         for operation in self.wanted.operations:
-            needed = _operands(operation)
+            needed = operands(operation)
             for each in needed:
                 self._find(each)
             for index, made in self._run(operation).items():
@@ -256,7 +187,7 @@ class _Replay:
         is_workspace = operation.name == "aten.mkldnn_rnn_layer.default" and value.slot == 3
         function = getattr(operation.function, "function", None)
         is_view = hasattr(function, "_schema") and Traits.of(function).views
-        return is_workspace or (is_view and not self.empty.isdisjoint(_operands(operation)))
+        return is_workspace or (is_view and not self.empty.isdisjoint(operands(operation)))
 
     def _release(self, indices: Iterable[int]) -> None:
         for index in indices:
@@ -287,8 +218,8 @@ class _Replay:
 
     def _step_back(self, node: Node, passage: Passage, arriving: dict[int, dict[int, Tensor]]) -> None:
         here = arriving.pop(node.index, {})
-        upstream = tuple(here.get(slot, g) if _is_lost(g) else g for slot, g in enumerate(passage.upstream))
-        if node.leaf is None and any(map(_is_lost, upstream)):
+        upstream = tuple(here.get(slot, g) if is_lost(g) else g for slot, g in enumerate(passage.upstream))
+        if node.leaf is None and any(map(is_lost, upstream)):
             raise ReplayError(
                 f"{node.name}{f' ({node.place})' if node.place else ''}: the gradient that arrived there was not kept, "
                 f"and no recorded node sent it, as where backward(gradient=...) began with a large one. {NO_WAY}"
@@ -311,29 +242,23 @@ class _Replay:
     def _downstream(self, node: Node, passage: Passage, upstream: Gradients) -> Gradients:
         """What the node sends on: as recorded where it was kept, else as autograd gives it on the operation alone."""
         found = list(passage.downstream)
-        lost = [e for e in node.edges if e.position < len(found) and _is_lost(found[e.position])]
+        lost = [e for e in node.edges if e.position < len(found) and is_lost(found[e.position])]
         if not lost:
             return passage.downstream
         try:
             if any(edge.argument is None for edge in lost):
                 raise CannotRunError("which argument one of its gradients belongs to is not known")
             gradients = Experiment(self.working, node, upstream, 0).replayed(lost, wide=False)
+            for edge, gradient in zip(lost, gradients, strict=True):
+                asked = found[edge.position]
+                if gradient is None or asked is None or gradient.shape != asked.shape:
+                    raise CannotRunError(f"it gives no such gradient for `{edge.argument}`")
+                found[edge.position] = gradient.to(asked.dtype)
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             where = f" ({node.place})" if node.place else ""
             raise ReplayError(f"{node.name}{where}: autograd cannot run it again ({said}). {NO_WAY}") from error
-        for edge, gradient in zip(lost, gradients, strict=True):
-            asked = found[edge.position]
-            assert asked is not None
-            found[edge.position] = (
-                torch.zeros_like(asked, device=self._device(edge.value))
-                if gradient is None
-                else gradient.to(asked.dtype)
-            )
         return tuple(found)
-
-    def _device(self, value: int | None) -> str:
-        return "cpu" if value is None else self.old.values[value].device
 
     # -- the new facts ------------------------------------------------------------------------------------------------
 
@@ -345,13 +270,15 @@ class _Replay:
             for value in self.values
         ]
         pairs = list(zip(values, self.old.values, strict=True))
-        numbers = sum(new.data is not None and old.data is None for new, old in pairs)
-        gradients = sum(new.grad is not None and old.grad is None for new, old in pairs)
+        numbers = [old.statistics for new, old in pairs if new.data is not None and old.data is None]
+        gradients = [old.grad_statistics for new, old in pairs if new.grad is not None and old.grad is None]
+        unmeasured = (*numbers, *gradients).count(None)
+        held = f"; of {unmeasured} none were recorded" if unmeasured else ""
         note = (
             f"recomputed, not recorded: {', '.join(names) or 'everything'} and what it was made of and used for "
-            f"(the numbers of {numbers} values and {gradients} gradients), by running {len(self.wanted.operations)} "
-            f"of {len(self.old.operations)} operations forward and {len(self.wanted.rerun)} nodes back again; the "
-            "figures are those that were recorded"
+            f"(the numbers of {len(numbers)} values and {len(gradients)} gradients), by running "
+            f"{len(self.wanted.operations)} of {len(self.old.operations)} operations forward and "
+            f"{len(self.wanted.rerun)} nodes back again; the figures are those that were recorded{held}"
         )
         return replace(
             self.old,
@@ -379,23 +306,6 @@ def _parameter(parameter: Parameter, values: list[Value]) -> Parameter:
     if grad is None and parameter.grad_statistics is not None and value.grad is not None:
         grad = value.grad if _same_figures(parameter.grad_statistics, value.grad) else None
     return replace(parameter, before=before, grad=grad)
-
-
-def _operands(operation: Operation) -> list[int]:
-    return list(dict.fromkeys(value for *_, value in references(operation.arguments)))
-
-
-def _results(operation: Operation) -> Iterator[int]:
-    return (each for each in operation.outputs if each is not None)
-
-
-def _is_lost(gradient: Tensor | None) -> bool:
-    return gradient is not None and gradient.is_meta
-
-
-def _unknown(node: Node) -> bool:
-    """Whether any gradient that a node sent on was not kept."""
-    return any(_is_lost(g) for passage in node.passages for g in passage.downstream)
 
 
 def _add(sums: dict[Any, Tensor], key: int, gradient: Tensor) -> None:
