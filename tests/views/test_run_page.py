@@ -131,7 +131,7 @@ def test_pages_of_recorded_steps_stand_beside_their_files_and_are_linked(tmp_pat
     (recorded,) = data_of((tmp_path / "pages" / "run.html").read_text())["recordings"]
     assert recorded == {"step": 2, "reason": "every 2 steps", "link": "../run.steps/2.html"}
     assert "Content-Security-Policy" in (tmp_path / "run.steps" / "2.html").read_text()
-    assert "| weight |" in (tmp_path / "run.md").read_text()
+    assert "| `weight` |" in (tmp_path / "run.md").read_text()
 
 
 def test_entries():
