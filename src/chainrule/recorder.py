@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from chainrule.direct import Direct, applies
 from chainrule.errors import RecordingError
 from chainrule.keeping import Keep, Keeper
+from chainrule.reducers import RawArrival
 from chainrule.source import Site, Sites, is_library
 from chainrule.statistics import of_sample, part_of
 from chainrule.tape import (
@@ -88,6 +89,7 @@ class Recorder:
         self._paused = False
         self._inside: list[bool] = []  # for each Python function whose backward is running: whether we paused for it
         self._taken: list[_DispatchMode | _FunctionMode] = []
+        self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient goes over the ranks -> where
         self._stance: Any = None
         self._step_open = False
 
@@ -272,6 +274,7 @@ class Recorder:
         if self._keeper is not None:
             self._settle()
             self._choose(self._keeper, module)
+        self.tape.reducers.enter(module, args)
         self.stack.append(len(self.tape.modules))
         self.tape.modules.append(RawModule(module, parent, site, len(self.tape.operations), module.training))
 
@@ -291,6 +294,7 @@ class Recorder:
                 self._chosen.pop()
                 self._keeper.chosen = bool(self._chosen and self._chosen[-1])
             if run.module is module:
+                self.tape.reducers.leave(module, output)
                 run.output = output if self._keeper is None else _shallow(self._keeper, output)
                 return
 
@@ -454,6 +458,7 @@ class Recorder:
         seen: set[Any] = set(waiting)
         uses: dict[Any, int] = {}
         at_leaves: list[RawNode] = []
+        self._reduced = self.tape.reducers.leaves() if accumulates else {}
         while waiting:
             node = waiting.pop()
             index = number_of.get(node)
@@ -479,9 +484,30 @@ class Recorder:
             raw.leaves = tuple(
                 (position, node.variable)
                 for position, (node, _) in enumerate(raw.edges)
-                if accumulates and uses.get(node) == 1 and node.variable.grad is None and not _has_hooks(node.variable)
+                if accumulates and uses.get(node) == 1 and node.variable.grad is None and not self._changes(node.variable)
             )
+        for node in uses if self._reduced else ():
+            raw = nodes[number_of[node]]
+            if id(node.variable) in self._reduced and not raw.hooked:
+                raw.hooked = True
+                self._hooks_of_nodes.append(node.register_prehook(partial(self._note_arrival, number_of[node])))
         return [node.variable for node in uses]
+
+    def _changes(self, leaf: Tensor) -> bool:
+        """Whether `.grad` may be something else in the end than what arrived."""
+        return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks) or id(leaf) in self._reduced
+
+    def _note_arrival(self, index: int, upstream: tuple[Tensor | None, ...]) -> None:
+        """What a leaf is given, before it is combined with that of other ranks."""
+        leaf, (arrived,) = self.tape.nodes[index].node.variable, upstream
+        reducer, parameter = self._reduced.get(id(leaf), (None, leaf))
+        if arrived is None or reducer is None or not self.tape.reducers.all[reducer].combines:
+            return
+        with torch._C.DisableTorchFunction(), _DisableTorchDispatch(), torch.no_grad():
+            whole = arrived if leaf.grad is None else leaf.grad + arrived
+            if self._keeper is not None:
+                (whole,) = self._keeper.arrived((whole,))
+        self.tape.arrivals.append(RawArrival(_current_pass(), leaf, parameter, reducer, whole))
 
     def _before_leaves(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
         """A node that sends gradients into leaves: they are not held, so that PyTorch can keep them as `.grad`."""
@@ -640,11 +666,6 @@ def _shallow(keeper: Keeper, output: Any) -> Any:
     if isinstance(output, (tuple, list)):
         return tuple(keeper.of(each) if isinstance(each, Tensor) else None for each in output)
     return keeper.of(output) if isinstance(output, Tensor) else None
-
-
-def _has_hooks(leaf: Tensor) -> bool:
-    """Whether `.grad` may be something else in the end than what arrived."""
-    return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)
 
 
 def _library_function() -> str:

@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.keeping import Absentees, Keeper
 from chainrule.loans import Loans
+from chainrule.reducers import RawArrival, Reducers
 from chainrule.source import Site
 from chainrule.statistics import Statistics
 
@@ -171,6 +172,8 @@ class Tape:
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
         self.names_of_modules: dict[int, str] = {}
         self.models: list[torch.nn.Module] = []  # known to be whole models, also where only parts of them are called
+        self.reducers = Reducers()
+        self.arrivals: list[RawArrival] = []
         self.error: str | None = None
         self.error_site: Site | None = None
         self.shared = False  # whether memory with several tensors in it was ever overwritten
