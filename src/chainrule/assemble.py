@@ -47,7 +47,7 @@ def assemble(tape: Tape) -> Graph:
     number = number_nodes(reading)
     give_gradients(reading, leaves, passes)
     parameters = read_parameters(reading, leaves, passes, names)
-    reductions = read_reductions(reading, passes, names)
+    reductions = read_reductions(reading, passes, names, parameters)
     return Graph(
         values=_freeze(tape, reading.values, number, _of_leaves(tape, parameters, reductions)),
         operations=tuple(_renumber(operation, number) for operation in reading.operations),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chainrule.graph import Reducer, Reduction
+from chainrule.graph import Parameter, Reducer, Reduction
 from chainrule.naming import Names, Paths
 from chainrule.passes import Passes
 from chainrule.reading import Reading
@@ -17,8 +17,10 @@ def read_reducers(reading: Reading, paths: Paths) -> tuple[Reducer, ...]:
     )
 
 
-def read_reductions(reading: Reading, passes: Passes, names: Names) -> dict[str, Reduction]:
-    """The last time that each parameter's gradient was combined, by the parameter's name."""
+def read_reductions(
+    reading: Reading, passes: Passes, names: Names, parameters: dict[str, Parameter]
+) -> dict[str, Reduction]:
+    """The last time that each parameter's gradient was combined, by the parameter's name and in their order."""
     tape, found = reading.tape, {}
     for number, raw in enumerate(tape.arrivals):
         name = names.of_parameter(raw.parameter, number)
@@ -34,4 +36,4 @@ def read_reductions(reading: Reading, passes: Passes, names: Names) -> dict[str,
             tape.statistics_of(local),
             tape.statistics_of(left),
         )
-    return found
+    return {name: found[name] for name in parameters if name in found}
