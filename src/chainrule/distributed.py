@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from chainrule.differences import EPS, MARGIN
+from chainrule.differences import MARGIN
 from chainrule.errors import MissingError, RecordingError
 from chainrule.graph import Graph, Parameter, Reduction
 from chainrule.ranks import RankFacts, RankParameter
@@ -200,13 +200,12 @@ def _mark(data: Tensor | None) -> int | None:
 def _sent(reduction: Reduction, patterns: Sequence[str], small: int) -> _Sent:
     local, mean = reduction.local, reduction.mean
     chosen = math.prod(reduction.shape) <= small or any(fnmatchcase(reduction.name, each) for each in patterns)
-    dtype = torch.float32 if local is None else local.dtype
     shard = None if mean is None or tuple(mean.shape) == reduction.shape else tuple(mean.shape)
     whole = chosen and local is not None and mean is not None
     if whole:
-        return _Sent(reduction.shape, dtype, True, shard, (), ())
+        return _Sent(reduction.shape, reduction.dtype, True, shard, (), ())
     return _Sent(
-        reduction.shape, dtype, False, shard,
+        reduction.shape, reduction.dtype, False, shard,
         _products(reduction.name, local, reduction.local_statistics),
         _products(reduction.name, mean, reduction.mean_statistics),
     )  # fmt: skip
@@ -296,11 +295,10 @@ def _combined(
         found = replace(found, verdict="not checked", reason=reason)
     marks = [each["facts"].parameters[name].mean_mark for each in every]
     if found.verdict == "agrees" and shards is None and every[0]["sent"][name].shard is None and len(set(marks)) > 1:
-        usual = max(set(marks), key=marks.count)
+        usual = max(marks, key=marks.count)
         apart = ", ".join(str(rank) for rank, each in enumerate(marks) if each != usual)
         found = replace(found, verdict="disagrees", reason=f"`.grad` is not the same on all ranks: {apart} differ")
-    dtype = torch.float32 if reduction.local is None else reduction.local.dtype
-    return replace(found, gathered=tuple(each.to(dtype) for each in locals_))
+    return replace(found, gathered=tuple(each.to(reduction.dtype) for each in locals_))
 
 
 def _of_elements(reduction: Reduction, locals_: tuple[Tensor, ...], shards: tuple[Tensor, ...] | None) -> Combined:
@@ -355,11 +353,13 @@ def _of_products(name: str, every: Sequence[dict[str, Any]]) -> Combined:
     if not math.isfinite(scale):
         return Combined(name, "not checked", "the gradient of a rank is not finite", how)
     # A sum of n rounding errors of either sign is some sqrt(n) of one: as large as the norm of all of them.
-    tolerance = MARGIN * (torch.finfo(own.dtype).eps if kept else math.sqrt(math.prod(own.shape)) * EPS) * scale
+    # Of a plain sum they may all have the same sign.
+    tolerance = MARGIN * torch.finfo(own.dtype).eps * scale * (1 if kept else math.sqrt(math.prod(own.shape)))
     apart = [abs(sum(several) / ranks - given) for several, given in zip(products, own.mean[:-1], strict=True)]
     if max(apart) > tolerance:
-        reason = f"its product with a direction is not the mean of those of the {ranks} ranks' gradients"
-        return Combined(name, "disagrees" if kept else "not checked", reason, how, max(apart), tolerance)
+        what = "product with a random direction" if kept else "sum"
+        reason = f"its {what} is not the mean of those of the {ranks} ranks' gradients"
+        return Combined(name, "disagrees", reason, how, max(apart), tolerance)
     if not kept:
         reason = "its numbers were not kept; its sum is the mean of the ranks' sums"
         return Combined(name, "not checked", reason, how, max(apart), tolerance)

@@ -292,6 +292,7 @@ class Reduction:
     name: str
     reducer: int
     shape: tuple[int, ...]
+    dtype: torch.dtype
     local: torch.Tensor | None
     mean: torch.Tensor | None
     local_statistics: Statistics | None = None

@@ -31,6 +31,7 @@ def read_reductions(
             name,
             raw.reducer,
             tuple(local.shape),
+            local.dtype,
             None if local.is_meta else local,
             None if left is None or left.is_meta else left,
             tape.statistics_of(local),

@@ -49,7 +49,8 @@ class Examiner:
         self.fresh = ()
         self._remember(facts, figures)
         began = time.monotonic()
-        if began < self._rest_until:
+        urgent = any((each.id, each.where) not in self._found for each in of_ranks)  # only this step shows them
+        if began < self._rest_until and not urgent:
             return []
         self._of_step[facts.step] = (*self._in_step(recording, facts), *of_ranks)
         seen = [Found.of(each) for each in findings_over_time(self.history, self._of_step, **self._options)]

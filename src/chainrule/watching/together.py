@@ -11,7 +11,6 @@ at once; where one is merely late, they wait as long as the training's own group
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
@@ -37,7 +36,7 @@ WIDTH = len(PLAIN) + len(EXPONENTS)
 FACTS = 4  # loss, batch, norm before and after clipping
 SAME = frozenset({"parameter", "parameter gradient", "update", "moment"})  # on all ranks, unless they are sharded
 
-_watches = itertools.count()
+CALLS, TAKEN, GONE = "calls", "taken", "gone"
 
 
 class ApartError(Exception):
@@ -56,9 +55,10 @@ class Step:
 class Together:
     """This process among those that watch. `active` from the first watched step to the end, where there are several."""
 
+    _met = 0  # how many watches of this process have met those of the other ranks: as many as there
+
     def __init__(self) -> None:
         self.active = False
-        self._number = next(_watches)  # the same on every rank, as they all run one script
         self._group: Any = None
         self._called = False
 
@@ -74,7 +74,10 @@ class Together:
         """Before a watched step runs: let the others know that this rank watches."""
         if not self._called and _initialised() and dist.get_world_size() > 1:
             self._called = self.active = True
-            dist.distributed_c10d._get_default_store().set(self._key(dist.get_rank()), "watches")
+            store, rank = dist.distributed_c10d._get_default_store(), dist.get_rank()
+            if rank == 0:
+                store.delete_key(self._key("missing"))  # of a watch that met nobody
+            store.set(self._key(rank), CALLS)
 
     def combine(self, facts: StepFacts, figures: list[Figure], own: RankFacts) -> Step:
         """Join a step of all ranks. A collective call; raises ApartError where they are not all there."""
@@ -90,7 +93,10 @@ class Together:
 
     def leave(self) -> None:
         """Go on alone: the other ranks find the group closed."""
+        called = self.active and self._group is None
         group, self._group, self.active = self._group, None, False
+        if called and _initialised():
+            self._withdraw()
         if group is not None and _initialised():
             with suppress(Exception):  # the training may have ended its groups before us
                 group.abort()
@@ -99,20 +105,52 @@ class Together:
 
     # -- meeting ------------------------------------------------------------------------------------------------------
 
-    def _key(self, rank: int) -> str:
-        return f"chainrule/watch/{self._number}/{rank}"
+    def _key(self, name: object) -> str:
+        return f"chainrule/watch/{self._met}/{name}"
 
     def _meet(self) -> None:
-        """Make the group. Ranks that train together have begun this step together, so their calls are there by now."""
-        store, until = dist.distributed_c10d._get_default_store(), time.monotonic() + PATIENCE
-        missing = list(range(dist.get_world_size()))
-        while missing := [rank for rank in missing if not store.check([self._key(rank)])]:
-            if time.monotonic() < until:
-                time.sleep(0.01)
-                continue
-            ranks = ", ".join(map(str, missing))
-            raise ApartError(f"no watch is there on rank {ranks}: call chainrule.watch on every rank, in the same way")
+        """Make the group, if all ranks watch: rank 0 decides, so that no rank can wait in there for one that gave up."""
+        wait = self._decide if dist.get_rank() == 0 else self._ask
+        missing = wait(dist.distributed_c10d._get_default_store())
+        if missing:
+            raise ApartError(f"no watch is there on rank {missing}: call chainrule.watch on every rank, in the same way")
+        Together._met += 1
         self._group = dist.new_group(backend="gloo", timeout=_patience_of_training())
+
+    def _decide(self, store: Any) -> str:
+        """On rank 0: take every rank that has called; those that have not in time are missing.
+
+        Ranks that train together have begun this step together, so that their calls are there by now.
+        """
+        until, missing = time.monotonic() + PATIENCE, list(range(1, dist.get_world_size()))
+        while missing := [r for r in missing if store.compare_set(self._key(r), CALLS, TAKEN) != TAKEN.encode()]:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.01)
+        told = ", ".join(map(str, missing))
+        store.set(self._key("missing"), told or "none")
+        return told
+
+    def _ask(self, store: Any) -> str:
+        """On another rank: what rank 0 has decided. "0" where it does not watch.
+
+        Once taken there is a decision to come; a rank 0 that has called makes it at the end of its step.
+        """
+        began, own = time.monotonic(), self._key(dist.get_rank())
+        while not store.check([self._key("missing")]):
+            patience = _patience_of_training().total_seconds() if store.check([self._key(0)]) else PATIENCE
+            # Giving up and being taken exclude each other.
+            late = time.monotonic() > began + patience
+            if late and store.compare_set(own, CALLS, GONE) != TAKEN.encode():
+                return "0"
+            time.sleep(0.01)
+        told = store.get(self._key("missing")).decode()
+        return "" if told == "none" else str(told)
+
+    def _withdraw(self) -> None:
+        """Take back this rank's call; another watch may call again."""
+        with suppress(Exception):
+            dist.distributed_c10d._get_default_store().delete_key(self._key(dist.get_rank()))
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
