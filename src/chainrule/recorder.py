@@ -35,6 +35,7 @@ from chainrule.direct import Direct, applies
 from chainrule.errors import RecordingError
 from chainrule.keeping import Keep, Keeper
 from chainrule.reducers import RawArrival
+from chainrule.shards import own_part
 from chainrule.source import Site, Sites, is_library
 from chainrule.statistics import of_sample, part_of
 from chainrule.tape import (
@@ -294,7 +295,9 @@ class Recorder:
                 self._chosen.pop()
                 self._keeper.chosen = bool(self._chosen and self._chosen[-1])
             if run.module is module:
-                self.tape.reducers.leave(module, output)
+                if freed := self.tape.reducers.leave(module, output):
+                    with torch._C.DisableTorchFunction(), _DisableTorchDispatch(), torch.no_grad():
+                        self.tape.overwritten(freed)
                 run.output = output if self._keeper is None else _shallow(self._keeper, output)
                 return
 
@@ -338,7 +341,8 @@ class Recorder:
                 self._resume()
             self._note_pass(backward, first)
             for leaf in leaves if accumulates else ():
-                self._note_gradient(backward, leaf)
+                _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
+                self._note_gradient(backward, part)
 
     def _note_gradient(self, backward: RawBackward, leaf: Tensor) -> None:
         gradient, tape = leaf.grad, self.tape
@@ -552,12 +556,13 @@ class Recorder:
             self.tape.overwritten(parameters),
             self._gradients_of(optimizer, parameters),
             [self._copied(dict(optimizer.state.get(p, {}))) for p in parameters],
-            parts=[part_of(p) for p in parameters] if strict else [],
+            parts=[part_of(own_part(p)) for p in parameters] if strict else [],
         )
 
     def _copied(self, tree: Any) -> Any:
         if isinstance(tree, Tensor):
-            return tree.detach().clone() if self._keeper is None else self._keeper.copy(tree)
+            own = own_part(tree)
+            return own.detach().clone() if self._keeper is None else self._keeper.copy(own)
         if isinstance(tree, dict):
             return {key: self._copied(value) for key, value in tree.items()}
         return [self._copied(item) for item in tree] if isinstance(tree, list) else tree
@@ -581,7 +586,8 @@ class Recorder:
             parameters = [p for _, members in update.groups for p in members]
             update.after = [self.tape.version(p) for p in parameters]
             update.moved = [
-                of_sample(part_of(p) - part, p.numel()) for p, part in zip(parameters, update.parts, strict=False)
+                of_sample(part_of(p) - part, p.numel())
+                for p, part in zip(map(own_part, parameters), update.parts, strict=False)
             ]
             update.parts.clear()
 

@@ -48,6 +48,7 @@ class Reducers:
 
     def __init__(self) -> None:
         self.all: list[RawReducer] = []
+        self.gathered: dict[int, tuple[Tensor, Tensor]] = {}  # id of a leaf put together of all ranks' parts -> (it, part)
         self._number: dict[int, int] = {}
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -64,11 +65,19 @@ class Reducers:
             found.batch = _sum(self.all[place].batch, found.batch)
             self.all[place] = found
 
-    def leave(self, module: nn.Module, output: Any) -> None:
-        """A batch that did not come as an argument by position shows in the output."""
+    def leave(self, module: nn.Module, output: Any) -> list[Tensor]:
+        """Look at a module that has run; gives the parameters whose memory it is about to give back.
+
+        A batch that did not come as an argument by position shows in the output.
+        """
         place = self._number.get(id(module))
-        if place is not None and self.all[place].batch is None:
+        if place is None:
+            return []
+        if self.all[place].batch is None:
             self.all[place].batch = _batch(output)
+        found = [(leaf, parameter) for leaf, parameter in _leaves(module) if leaf is not parameter]
+        self.gathered.update({id(leaf): (leaf, parameter) for leaf, parameter in found})
+        return [leaf for leaf, _ in found]
 
     def leaves(self) -> dict[int, tuple[int, Tensor]]:
         """id of a leaf -> its reducer, and the parameter that it is, or is gathered from."""

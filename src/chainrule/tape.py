@@ -19,6 +19,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule.keeping import Absentees, Keeper
 from chainrule.loans import Loans
 from chainrule.reducers import RawArrival, Reducers
+from chainrule.shards import own_part
 from chainrule.source import Site
 from chainrule.statistics import Statistics
 
@@ -299,19 +300,17 @@ class Tape:
             memory = None
             for alias in known:
                 self._entered.discard(id(alias))
+                own = own_part(alias)
                 if lost:
-                    data = self.absentees.stand_in(alias, None)
+                    data = self.absentees.stand_in(own, None)
                 elif self.keeper is not None and (id(alias) in self.absentees.known or self.keeper.is_strict):
-                    data = self.keeper.copy(alias)
-                elif (
-                    alias.layout is not torch.strided
-                    or alias.numel() * alias.itemsize == alias.untyped_storage().nbytes()
-                ):
-                    data = alias.detach().clone()  # the usual case: the tensor is its whole storage
+                    data = self.keeper.copy(own)
+                elif own.layout is not torch.strided or own.numel() * own.itemsize == own.untyped_storage().nbytes():
+                    data = own.detach().clone()  # the usual case: the tensor is its whole storage
                 else:
-                    memory = alias.untyped_storage().clone() if memory is None else memory
-                    data = torch.empty(0, dtype=alias.dtype, device=alias.device)
-                    data.set_(memory, alias.storage_offset(), alias.size(), alias.stride())
+                    memory = own.untyped_storage().clone() if memory is None else memory
+                    data = torch.empty(0, dtype=own.dtype, device=own.device)
+                    data.set_(memory, own.storage_offset(), own.size(), own.stride())
                 self.copies.setdefault(id(alias), []).append((position, data))
                 self._held.append(alias)  # or its id would be given to another tensor
 
@@ -379,7 +378,7 @@ class _Ranges:
         self._ends: dict[int, int] = {}
         for tensor in tensors:
             try:
-                storage = tensor.untyped_storage()
+                storage = own_part(tensor).untyped_storage()
                 first = storage.data_ptr()
             except (NotImplementedError, RuntimeError):
                 continue
@@ -388,7 +387,7 @@ class _Ranges:
 
     def __contains__(self, tensor: Tensor) -> bool:
         try:
-            address = tensor.data_ptr()  # 0 for a stand-in
+            address = own_part(tensor).data_ptr()  # 0 for a stand-in
         except (NotImplementedError, RuntimeError):
             return True  # sparse, or a wrapper: whoever asks must look for himself
         place = bisect_right(self._starts, address)
@@ -417,13 +416,13 @@ def _gather(tree: Any, into: list[Tensor]) -> None:
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """Without its history; a stand-in is known by its id, and stays itself."""
-    return tensor if tensor.is_meta else tensor.detach()
+    """Without its history; a stand-in is known by its id, and stays itself; this rank's part of one that is spread."""
+    return tensor if tensor.is_meta else own_part(tensor).detach()
 
 
 def storage_of(tensor: Tensor) -> int:
     """What is one and the same for all tensors in one piece of memory, as long as one of them lives."""
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return int(own_part(tensor).untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share
         return id(tensor)
