@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
-    from chainrule import callbacks, runs
+    from chainrule import callbacks, distributed, runs
     from chainrule.check import verify
     from chainrule.findings import Thresholds
     from chainrule.recording import Recording, explain, load, record
@@ -29,6 +29,7 @@ __all__ = [
     "Thresholds",
     "__version__",
     "callbacks",
+    "distributed",
     "explain",
     "load",
     "record",
@@ -51,7 +52,7 @@ def load_ipython_extension(ipython: Any) -> None:
 
 def __getattr__(name: str) -> Any:
     # PyTorch takes over a second to import: `chainrule --help` and the views, which need none of it, do without.
-    if name in ("runs", "callbacks"):
+    if name in ("runs", "callbacks", "distributed"):
         return import_module(f"chainrule.{name}")
     if name in __all__:
         return getattr(import_module(_homes.get(name, "chainrule.recording")), name)

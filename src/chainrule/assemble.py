@@ -11,6 +11,7 @@ stand in this order, and each imports only from those before it:
     nodes            nodes in forward order, edges and arguments matched
     naming, calls    paths and names; what the user wrote
     parameters       before and after the step
+    reductions       what ranks gave each other
     events           what happened between the operations
 """
 
@@ -22,13 +23,14 @@ from dataclasses import replace
 from chainrule.calls import read_calls
 from chainrule.collection import uncollected
 from chainrule.events import read_events
-from chainrule.graph import Graph, Operation, Parameter, Value
+from chainrule.graph import Graph, Operation, Parameter, Reduction, Value
 from chainrule.leaves import Leaves
 from chainrule.naming import Names, Paths
 from chainrule.nodes import number_nodes, read_nodes
 from chainrule.parameters import read_parameters, read_updates
 from chainrule.passes import Passes, give_gradients
 from chainrule.reading import Reading
+from chainrule.reductions import read_reducers, read_reductions
 from chainrule.statistics import Statistics
 from chainrule.tape import Tape
 from chainrule.values import Values, is_trained_leaf
@@ -45,8 +47,9 @@ def assemble(tape: Tape) -> Graph:
     number = number_nodes(reading)
     give_gradients(reading, leaves, passes)
     parameters = read_parameters(reading, leaves, passes, names)
+    reductions = read_reductions(reading, passes, names, parameters)
     return Graph(
-        values=_freeze(tape, reading.values, number, _of_leaves(tape, parameters)),
+        values=_freeze(tape, reading.values, number, _of_leaves(tape, parameters, reductions)),
         operations=tuple(_renumber(operation, number) for operation in reading.operations),
         calls=calls,
         nodes=read_nodes(reading, leaves, number, passes.passages()),
@@ -57,6 +60,8 @@ def assemble(tape: Tape) -> Graph:
         events=tuple(read_events(reading, passes, names)),
         error=tape.error,
         notes=paths.notes_of_compiled(),
+        reducers=read_reducers(reading, paths),
+        reductions=reductions,
     )
 
 
@@ -77,11 +82,18 @@ def _renumber(operation: Operation, number: dict[int, int]) -> Operation:
     return replace(operation, node=None if operation.node is None else number[operation.node])
 
 
-def _of_leaves(tape: Tape, parameters: dict[str, Parameter]) -> dict[int, Statistics | None]:
-    """Of a gradient that was not kept, and came from several uses of a leaf, the sum alone was measured: `.grad`."""
+def _of_leaves(
+    tape: Tape, parameters: dict[str, Parameter], reductions: dict[str, Reduction]
+) -> dict[int, Statistics | None]:
+    """Of a gradient that was not kept, and came from several uses of a leaf, the sum alone was measured: `.grad`, or
+    what was there before ranks were combined.
+    """
     if any(backward.before for backward in tape.backwards):
         return {}
-    return {each.value: each.grad_statistics for each in parameters.values() if each.value is not None}
+    given = {name: each.local_statistics for name, each in reductions.items()}
+    return {
+        each.value: given.get(name, each.grad_statistics) for name, each in parameters.items() if each.value is not None
+    }
 
 
 def _freeze(

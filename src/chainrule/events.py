@@ -56,10 +56,13 @@ def _changes_by_hooks(reading: Reading, passes: Passes) -> Iterator[Event]:
 
 def _changes_at_leaves(reading: Reading, passes: Passes, arriving: Arriving) -> Iterator[Event]:
     """What nodes sent to a leaf ought to be what the pass left in its `.grad`, over what had been there."""
+    combined = {(raw.task, id(raw.leaf)) for raw in reading.tape.arrivals}  # with other ranks': no hook of the user's
     for (task, number, _), sent in arriving.items():
         leaf = getattr(reading.tape.nodes[number].node, "variable", None)
         raw = passes.of_task(task)
         if raw is None or leaf is None or id(leaf) not in reading.values.versions:
+            continue
+        if (task, id(leaf)) in combined:
             continue
         before, left = raw.before.get(id(leaf)), passes.left(raw, leaf)
         if before is not None and before.is_meta != sent.is_meta:

@@ -18,6 +18,7 @@ import torch
 from chainrule.statistics import Statistics
 
 type_of_value = Literal["input", "parameter", "buffer", "result"]
+type_of_reduction = Literal["all-reduce", "reduce-scatter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +281,43 @@ class Module:
     parameters: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Reducer:
+    """A module that combines the gradients of several processes: `DistributedDataParallel`, or one `fully_shard`ed.
+
+    `batch` is how many samples went through it on this rank; `hook` names the communication hooks that take the place
+    of the plain mean ("" without).
+    """
+
+    module: str
+    class_name: str
+    kind: type_of_reduction
+    rank: int
+    ranks: int
+    batch: int | None
+    hook: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """One parameter's gradient on its way over the ranks.
+
+    `local` is what this rank gave, as it stood in `.grad` (micro-batches of before included), `mean` what it was given
+    back: the mean over all ranks, or of a sharded parameter this rank's part of it. What was not kept is None, and has
+    statistics. `gathered` is the local gradient of every rank, in their order, where they were gathered.
+    """
+
+    name: str
+    reducer: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    local: torch.Tensor | None
+    mean: torch.Tensor | None
+    local_statistics: Statistics | None = None
+    mean_statistics: Statistics | None = None
+    gathered: tuple[torch.Tensor, ...] = ()
+
+
 @dataclass(frozen=True)
 class Graph:
     """All facts of one recorded step, in the order in which they happened."""
@@ -295,3 +333,10 @@ class Graph:
     events: tuple[Event, ...] = ()
     error: str | None = None
     notes: tuple[str, ...] = field(default=())
+    reducers: tuple[Reducer, ...] = ()
+    reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
+
+    def sent(self, parameter: Parameter) -> torch.Tensor | None:
+        """What the backward passes of this process left in `.grad`, before other ranks' gradients were mixed in."""
+        reduction = self.reductions.get(parameter.name)
+        return parameter.grad if reduction is None else reduction.local

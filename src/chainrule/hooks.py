@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from chainrule.reducers import RawArrival
 from chainrule.tape import RawNode, Tape
 from chainrule.ties import Ties
 
@@ -35,6 +36,7 @@ class NodeHooks:
         self.chosen: set[int] = set()  # operations whose gradients are kept whatever the rest is
         self._enter, self._leave = enter, leave
         self._handles: list[Any] = []
+        self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient goes over the ranks -> where
 
     def remove(self) -> None:
         """Take every hook off."""
@@ -48,6 +50,7 @@ class NodeHooks:
         seen: set[Any] = set(waiting)
         uses: dict[Any, int] = {}
         at_leaves: list[RawNode] = []
+        self._reduced = self.tape.reducers.leaves() if accumulates else {}
         while waiting:
             node = waiting.pop()
             index = number_of.get(node)
@@ -73,9 +76,34 @@ class NodeHooks:
             raw.leaves = tuple(
                 (position, node.variable)
                 for position, (node, _) in enumerate(raw.edges)
-                if accumulates and uses.get(node) == 1 and node.variable.grad is None and not _has_hooks(node.variable)
+                if accumulates
+                and uses.get(node) == 1
+                and node.variable.grad is None
+                and not self._changes(node.variable)
             )
+        for node in uses if self._reduced else ():
+            raw = nodes[number_of[node]]
+            if id(node.variable) in self._reduced and not raw.hooked:
+                raw.hooked = True
+                self._handles.append(node.register_prehook(partial(self._note_arrival, number_of[node])))
         return [node.variable for node in uses]
+
+    def _changes(self, leaf: Tensor) -> bool:
+        """Whether `.grad` may be something else in the end than what arrived."""
+        return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks) or id(leaf) in self._reduced
+
+    def _note_arrival(self, index: int, upstream: tuple[Tensor | None, ...]) -> None:
+        """What a leaf is given, before it is combined with that of other ranks."""
+        leaf, (arrived,) = self.tape.nodes[index].node.variable, upstream
+        reducer, parameter = self._reduced.get(id(leaf), (None, leaf))
+        if arrived is None or reducer is None or not self.tape.reducers.all[reducer].combines:
+            return
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+            whole = arrived if leaf.grad is None else leaf.grad + arrived
+            if self.tape.keeper is not None:
+                (whole,) = self.tape.keeper.arrived((whole,))
+        assert whole is not None
+        self.tape.arrivals.append(RawArrival(_current_pass(), leaf, parameter, reducer, whole))
 
     def _hook(self, index: int, raw: RawNode, at_leaf: bool) -> None:
         """See the gradients that pass a node, whenever it runs."""
@@ -119,8 +147,3 @@ def _note_passage(
     passages: list[tuple[int, int, Any, Any]], index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]
 ) -> None:
     passages.append((_current_pass(), index, downstream, upstream))
-
-
-def _has_hooks(leaf: Tensor) -> bool:
-    """Whether `.grad` may be something else in the end than what arrived."""
-    return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)

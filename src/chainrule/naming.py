@@ -37,6 +37,9 @@ class Paths:
         for root in roots.values():
             if id(root) not in self._of_module:
                 self._enter(root, self._name_of(root) + "." if len(roots) > 1 or tape.models else "")
+        for leaf, (_, part) in tape.reducers.gathered.items():
+            if id(part) in self.of_tensor:
+                self.of_tensor[leaf] = self.of_tensor[id(part)]
 
     def _enter(self, root: torch.nn.Module, prefix: str) -> None:
         for path, module in root.named_modules():

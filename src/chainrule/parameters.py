@@ -31,12 +31,13 @@ def read_updates(reading: Reading, leaves: Leaves, names: Names) -> tuple[Update
 
 
 def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names) -> Iterator[ParameterUpdate]:
+    whole = {id(part): leaf for leaf, part in tape.reducers.gathered.values()}
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
     for place, (options, parameter) in enumerate(members):
         version, before = raw.gradients[place], raw.before[place]
         gradient = None if version is None else tape.data_of(version)
         yield ParameterUpdate(
-            leaves.of(parameter, before=raw.position),
+            leaves.of(whole.get(id(parameter), parameter), before=raw.position),
             names.of_parameter(parameter, place),
             before,
             gradient,
@@ -53,15 +54,17 @@ def read_parameters(reading: Reading, leaves: Leaves, passes: Passes, names: Nam
     """Every trained leaf by its name, numbered where two have the same."""
     found: dict[str, Parameter] = {}
     stepped = {id(p): after for raw in reading.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)}
+    whole = {id(part): leaf for leaf, part in reading.tape.reducers.gathered.values()}
     for tensor in _trained(reading):
-        value = leaves.of(tensor)
+        value = leaves.of(whole.get(id(tensor), tensor))
         name = names.of_parameter(tensor, len(found))
         if name in found:
             name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
-        before = data_after(reading.tape, tensor, -1) if value is None else reading.values.data(value)
+        spread = value is None or id(tensor) in whole  # not met by any operation, or only what was made of its parts
+        before = data_after(reading.tape, tensor, -1) if spread or value is None else reading.values.data(value)
         stepped_to = stepped.get(id(tensor))
         after = None if stepped_to is None else reading.tape.data_of(stepped_to)
-        if after is None and value is not None:
+        if after is None and value is not None and not spread:
             after = _changed_by_hand(reading, tensor, before)
         found[name] = _parameter(reading.tape, name, value, before, passes.left_last(tensor), after)
     return found
@@ -98,7 +101,7 @@ def _changed_by_hand(reading: Reading, tensor: Tensor, before: Tensor) -> Tensor
 
 def _trained(reading: Reading) -> Iterator[Tensor]:
     """Every parameter of the modules that ran, those in an optimizer that stepped, then other leaves in use."""
-    seen: set[int] = set()
+    seen: set[int] = set(reading.tape.reducers.gathered)  # their parts are the parameters
     roots = [run.module for run in reading.tape.modules if run.parent is None]
     groups = [parameter for raw in reading.tape.updates for parameter in _members(raw)]
     leaves = [draft.tensor for draft in reading.values.drafts if draft.kind == "parameter"]

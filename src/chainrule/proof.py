@@ -203,7 +203,7 @@ def _accumulation(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) ->
         return _unchecked(node, UNKEPT)
     if leaf.grad is None or not arrived:
         return _unchecked(node, "no gradient was accumulated in it")
-    left = next((p.grad for p in graph.parameters.values() if p.value == node.leaf), None)
+    left = next((graph.sent(p) for p in graph.parameters.values() if p.value == node.leaf), None)
     uses = "its only use" if len(arrived) == 1 else f"{len(arrived)} uses"
     summed = f"its gradient is the sum of what came back from {uses}"
     if leaf.grad.numel() > LARGE and (exact := _exactly(leaf.grad, arrived, left)) is not None:

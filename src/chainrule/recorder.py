@@ -262,6 +262,7 @@ class Recorder:
         if self._keeper is not None:
             self._settle()
             self._choose(self._keeper, module)
+        self.tape.reducers.enter(module, args)
         self.stack.append(len(self.tape.modules))
         self.tape.modules.append(RawModule(module, parent, site, len(self.tape.operations), module.training))
 
@@ -281,6 +282,9 @@ class Recorder:
                 self._chosen.pop()
                 self._keeper.chosen = bool(self._chosen and self._chosen[-1])
             if run.module is module:
+                if freed := self.tape.reducers.leave(module, output):
+                    with torch._C.DisableTorchFunction(), _DisableTorchDispatch(), torch.no_grad():
+                        self.tape.overwritten(freed)
                 run.output = output if self._keeper is None else _shallow(self._keeper, output)
                 return
 
@@ -324,7 +328,8 @@ class Recorder:
                 self._resume()
             self._note_pass(backward, first)
             for leaf in leaves if accumulates else ():
-                self._note_gradient(backward, leaf)
+                _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
+                self._note_gradient(backward, part)
 
     def _note_gradient(self, backward: RawBackward, leaf: Tensor) -> None:
         gradient, tape = leaf.grad, self.tape

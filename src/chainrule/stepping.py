@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
+from chainrule.shards import own_part
 from chainrule.source import Site
 from chainrule.statistics import of_sample, part_of
 from chainrule.tape import RawUpdate, Tape, Version
@@ -32,7 +33,7 @@ def before_step(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdat
         tape.overwritten(parameters),
         _gradients_of(tape, optimizer, parameters),
         [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
-        parts=[part_of(p) for p in parameters] if strict else [],
+        parts=[part_of(own_part(p)) for p in parameters] if strict else [],
     )
 
 
@@ -40,7 +41,8 @@ def after_step(tape: Tape, update: RawUpdate) -> None:
     """The parameters as they are now; what was added to them, where they were not all kept."""
     parameters = [p for _, members in update.groups for p in members]
     update.after = [tape.version(p) for p in parameters]
-    update.moved = [of_sample(part_of(p) - part, p.numel()) for p, part in zip(parameters, update.parts, strict=False)]
+    own = zip(map(own_part, parameters), update.parts, strict=False)
+    update.moved = [of_sample(part_of(p) - part, p.numel()) for p, part in own]
     update.parts.clear()
 
 
@@ -55,7 +57,8 @@ def _gradients_of(tape: Tape, optimizer: Optimizer, parameters: list[Tensor]) ->
 
 def _copied(tape: Tape, tree: Any) -> Any:
     if isinstance(tree, Tensor):
-        return tree.detach().clone() if tape.keeper is None else tape.keeper.copy(tree)
+        own = own_part(tree)
+        return own.detach().clone() if tape.keeper is None else tape.keeper.copy(own)
     if isinstance(tree, dict):
         return {key: _copied(tape, value) for key, value in tree.items()}
     return [_copied(tape, item) for item in tree] if isinstance(tree, list) else tree

@@ -42,7 +42,7 @@ _kinds = {
     for each in (
         facts.Place, facts.Ref, facts.Value, facts.Operation, facts.Edge, facts.Passage, facts.Node, facts.Call,
         facts.Backward, facts.ParameterUpdate, facts.Update, facts.Parameter, facts.Event, facts.Module, facts.Graph,
-        Statistics,
+        facts.Reducer, facts.Reduction, Statistics,
     )
 }  # fmt: skip
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
@@ -395,6 +395,7 @@ def _check_indices(graph: Graph) -> None:
         _within((node for node, _ in backward.roots), nodes, f"backward pass {backward.index}")
     _within((parameter.value for parameter in graph.parameters.values()), values, "a parameter")
     _within((each.value for update in graph.updates for each in update.parameters), values, "an update")
+    _within((each.reducer for each in graph.reductions.values()), len(graph.reducers), "a reduction")
 
 
 def _refs(tree: Any) -> Iterable[int]:

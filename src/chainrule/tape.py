@@ -18,6 +18,8 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.keeping import Absentees, Keeper, within_memory
 from chainrule.loans import Loan, Loans
+from chainrule.reducers import RawArrival, Reducers
+from chainrule.shards import own_part
 from chainrule.source import Site
 from chainrule.statistics import Statistics
 
@@ -171,6 +173,8 @@ class Tape:
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
         self.names_of_modules: dict[int, str] = {}
         self.models: list[torch.nn.Module] = []  # known to be whole models, also where only parts of them are called
+        self.reducers = Reducers()
+        self.arrivals: list[RawArrival] = []
         self.error: str | None = None
         self.error_site: Site | None = None
         self.shared = False  # whether memory with several tensors in it was ever overwritten
@@ -310,14 +314,15 @@ class Tape:
             memory = None
             for alias in known:
                 self._entered.discard(id(alias))
+                own = own_part(alias)
                 if lost:
-                    data = self.absentees.stand_in(alias, None)
+                    data = self.absentees.stand_in(own, None)
                 elif self.keeper is not None and (id(alias) in self.absentees.known or self.keeper.is_strict):
-                    data = self.keeper.copy(alias)
-                    if lives_on and data.is_meta and not alias.is_meta:
-                        self._lent[id(data)] = Loan.of(alias)
+                    data = self.keeper.copy(own)
+                    if lives_on and data.is_meta and not own.is_meta:
+                        self._lent[id(data)] = Loan.of(own)
                 else:
-                    data, memory = self._copied(alias, memory)
+                    data, memory = self._copied(own, memory)
                 self.copies.setdefault(id(alias), []).append((position, data))
                 self._held.append(alias)  # or its id would be given to another tensor
 
@@ -399,7 +404,7 @@ class _Ranges:
         self._ends: dict[int, int] = {}
         for tensor in tensors:
             try:
-                storage = tensor.untyped_storage()
+                storage = own_part(tensor).untyped_storage()
                 first = storage.data_ptr()
             except (NotImplementedError, RuntimeError):
                 continue
@@ -408,7 +413,7 @@ class _Ranges:
 
     def __contains__(self, tensor: Tensor) -> bool:
         try:
-            address = tensor.data_ptr()  # 0 for a stand-in
+            address = own_part(tensor).data_ptr()  # 0 for a stand-in
         except (NotImplementedError, RuntimeError):
             return True  # sparse, or a wrapper: whoever asks must look for himself
         place = bisect_right(self._starts, address)
@@ -437,13 +442,13 @@ def _gather(tree: Any, into: list[Tensor]) -> None:
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """Without its history; a stand-in is known by its id, and stays itself."""
-    return tensor if tensor.is_meta else tensor.detach()
+    """Without its history; a stand-in is known by its id, and stays itself; this rank's part of one that is spread."""
+    return tensor if tensor.is_meta else own_part(tensor).detach()
 
 
 def storage_of(tensor: Tensor) -> int:
     """What is one and the same for all tensors in one piece of memory, as long as one of them lives."""
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return int(own_part(tensor).untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share
         return id(tensor)

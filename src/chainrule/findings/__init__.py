@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from chainrule.backprop import Derivation
-from chainrule.findings import course, data, depth, gradients, layers, losses, optimizer, origin, units
+from chainrule.findings import course, data, depth, gradients, layers, losses, optimizer, origin, ranks, units
 from chainrule.findings.case import Case
 from chainrule.findings.finding import KINDS, Finding, Kind, Severity, check_silence, in_order
 from chainrule.findings.run import Run, joined
@@ -33,6 +33,7 @@ TOPICS = {
     "Gradients through depth": depth,
     "The optimizer": optimizer,
     "The course of a run": course,
+    "Ranks": ranks,
 }
 """The topic files, in the order in which their checks run and their kinds are told."""
 

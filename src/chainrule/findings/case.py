@@ -182,6 +182,13 @@ class Case:
         """What is known of a parameter's gradient, or of that which the optimizer met; None also where it has none."""
         return self._once("gradient", item, lambda: self._figures(item, "grad_statistics", item.grad))
 
+    def sent(self, parameter: Parameter) -> Statistics | None:
+        """What is known of what backward left in `.grad`, before other ranks' gradients were mixed in."""
+        reduction = self.graph.reductions.get(parameter.name)
+        if reduction is None:
+            return self.gradient(parameter)
+        return self._once("sent", reduction, lambda: _figures(reduction, "local_statistics", reduction.local))
+
     def move(self, item: ParameterUpdate) -> Statistics | None:
         """What is known of a parameter's update: what it was after the step, minus what it was before."""
 

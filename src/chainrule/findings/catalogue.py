@@ -22,7 +22,7 @@ wants. A **note** is worth knowing, a **warning** most likely does harm, an **er
 
 `recording.findings()` looks at one step, `findings_over_time(history, step_findings)` of `chainrule.findings` at a run:
 then a finding says since which step it holds, and what a single step is too little to judge is a note until it has
-lasted. Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
+lasted. What differs between ranks needs `chainrule.distributed.gather`, or a watch. Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
 
 """
 
@@ -56,7 +56,7 @@ def _entry(kind: Kind) -> Iterator[str]:
 
 
 def _severity(kind: Kind) -> str:
-    looks = "in one step and over time" if kind.step_checks else "over time"
+    looks = "across ranks" if kind.across_ranks else "in one step and over time" if kind.step_checks else "over time"
     lasting = f"; over time once it has held at {kind.lasts} examined steps" if kind.lasts > 1 else ""
     return f"{kind.severity.capitalize()}, {looks}{lasting}."
 

@@ -95,6 +95,7 @@ class Kind:
     thresholds: tuple[str, ...] = ()
     source: str = ""
     lasts: int = 1
+    across_ranks: bool = False  # asks the figures of every rank, see `findings.ranks`
     step_checks: list[StepCheck] = field(default_factory=list)
     run_checks: list[RunCheck] = field(default_factory=list)
 

@@ -87,13 +87,14 @@ def _accumulated(case: Case) -> Iterator[Finding]:
     """What was left in `.grad` is more than what the backward passes of this step sent."""
     sent = _sent(case)
     for parameter in case.graph.parameters.values():
-        if not kept(parameter.grad) or parameter.value is None or not case.graph.backwards:
+        grad = case.graph.sent(parameter)
+        if not kept(grad) or parameter.value is None or not case.graph.backwards:
             continue
         # Clearing between two passes is fine: then only the last of them are left.
         sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
-        if not sums or any(_same(case, parameter.grad, each) for each in sums):
+        if not sums or any(_same(case, grad, each) for each in sums):
             continue
-        left = dense(parameter.grad)
+        left = dense(grad)
         before = left - sums[-1]
         yield ACCUMULATED.found(
             parameter.name,
@@ -113,7 +114,7 @@ def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
     if case.derivation is not None or len(case.graph.backwards) != 1:
         return
     for parameter in case.graph.parameters.values():
-        left = case.gradient(parameter)
+        left = case.sent(parameter)
         sent = case.statistics(parameter.value, gradient=True) if parameter.value is not None else None
         if left is None or sent is None or left.not_finite or sent.not_finite:
             continue

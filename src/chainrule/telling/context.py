@@ -237,9 +237,10 @@ class Context:
         if parameter.has_gradient and parameter.grad is None:
             return "not kept"
         arrived = self.graph.values[parameter.value].grad if parameter.value is not None else None
-        if parameter.grad is None or arrived is None or self.measures.are_twins(arrived, parameter.grad):
+        sent = self.graph.sent(parameter)
+        if sent is None or arrived is None or self.measures.are_twins(arrived, sent):
             return "None"
-        left = distance(parameter.grad, arrived)
+        left = distance(sent, arrived)
         return f"left from before, norm {left:.4g}" if left else "None"
 
     def agreement(self, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:

@@ -40,14 +40,15 @@ def _gradients(context: Context) -> Iterator[Block]:
         recorded = graph.values[value].grad if value is not None else None
         if value in ours and recorded is not None and len(context.uses.get(value, ())) > 1:
             yield context.agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
-    filled = [(n, p) for n, p in graph.parameters.items() if p.grad is not None and p.value is not None]
+    filled = [
+        (n, p, sent) for n, p in graph.parameters.items() if (sent := graph.sent(p)) is not None and p.value is not None
+    ]
     if not filled:
         return
-    name, parameter = filled[-1] if len(filled) < 2 else filled[-2]
-    assert parameter.grad is not None
+    name, parameter, sent = filled[-1] if len(filled) < 2 else filled[-2]
     assert parameter.value is not None
     arrived = graph.values[parameter.value].grad
-    accumulated = arrived is not None and not arrived.is_meta and _differ(arrived, parameter.grad)
+    accumulated = arrived is not None and not arrived.is_meta and _differ(arrived, sent)
     symbol = context.notation.gradient(parameter.value)
     if accumulated:
         yield Paragraph(
@@ -62,7 +63,7 @@ def _gradients(context: Context) -> Iterator[Block]:
          "adds to what is there: without clearing, a second pass over the same batch would leave twice the gradient, "
          "and the optimizer would take it for the true one. For ", Math(symbol), " it would be"),
     )  # fmt: skip
-    yield context.passing(rf"2 \cdot {symbol}", 2 * parameter.grad, "gradient", "after two backward passes")
+    yield context.passing(rf"2 \cdot {symbol}", 2 * sent, "gradient", "after two backward passes")
 
 
 def _differ(arrived: Data, left: Data) -> bool:

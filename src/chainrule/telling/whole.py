@@ -8,7 +8,7 @@ from chainrule.backprop import Step
 from chainrule.collection import uncollected
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.notation import escape
-from chainrule.telling import alike, code, mirror, steps, sums, update
+from chainrule.telling import alike, code, mirror, ranks, steps, sums, update
 from chainrule.telling.context import Context, shape_text
 from chainrule.telling.folding import Fold
 
@@ -82,6 +82,7 @@ def _sections(context: Context) -> Iterator[Section]:
             ("Backward",), "backward", "backward", tuple(_how_to_read(context)),
             tuple(_told(context, backward, steps.backward)),
         )  # fmt: skip
+    yield from ranks.reductions(context)
     if context.graph.backwards:
         yield update.gradients(context)
     for number, step in enumerate(context.graph.updates, 1):

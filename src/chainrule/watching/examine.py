@@ -39,14 +39,20 @@ class Examiner:
         """Everything found so far, in the order in which it was."""
         return tuple(self._found.values())
 
-    def look(self, recording: Recording, facts: StepFacts, figures: Iterable[Figure]) -> list[Found]:
-        """Remember a step, and look; gives the findings that are new or have changed."""
+    def look(
+        self, recording: Recording, facts: StepFacts, figures: Iterable[Figure], of_ranks: Sequence[Finding] = ()
+    ) -> list[Found]:
+        """Remember a step, and look; gives the findings that are new or have changed.
+
+        `of_ranks` is what was found between the ranks of a distributed training at this step.
+        """
         self.fresh = ()
         self._remember(facts, figures)
         began = time.monotonic()
-        if began < self._rest_until:
+        urgent = any((each.id, each.where) not in self._found for each in of_ranks)  # only this step shows them
+        if began < self._rest_until and not urgent:
             return []
-        self._of_step[facts.step] = self._in_step(recording, facts)
+        self._of_step[facts.step] = (*self._in_step(recording, facts), *of_ranks)
         seen = [Found.of(each) for each in findings_over_time(self.history, self._of_step, **self._options)]
         changed = [found for found in seen if self._found.get((found.id, found.where)) != found]
         self.fresh = tuple(found for found in changed if (found.id, found.where) not in self._found)

@@ -10,15 +10,20 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from chainrule.distributed import facts_of_rank
 from chainrule.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.history import Kind, StepFacts
+from chainrule.ranks import RankFacts
 from chainrule.runs import Figure
 from chainrule.statistics import Statistics, measure, of_sample, part_of
+
+if TYPE_CHECKING:
+    from chainrule.recording import Recording
 
 UPDATES_SCALE = "aten._amp_update_scale_"
 CLIPS = "clip_grad"
@@ -67,7 +72,7 @@ def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
 
 def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
     """Every tensor that is kept: parameters, what modules and the user's named lines made, and all their gradients."""
-    prefix = "" if around.named else _prefix(graph)
+    prefix = "" if around.named else prefix_of(graph)
     yield from _of_parameters(graph, prefix, around)
     yield from _of_values(graph, prefix, around.scale or 1)
 
@@ -93,6 +98,12 @@ def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[
                 yield Figure(kind, short, layer, types.get(name, ""), "", statistics)
     for parameter_name, key, statistics in around.moments:
         yield Figure("moment", f"{parameter_name}/{key}", layers.get(parameter_name, 0), "", "", statistics)
+
+
+def rank_of(recording: Recording, prefix: str) -> RankFacts:
+    """What this rank's step was like, its parameters by the names that they have in a run."""
+    facts = facts_of_rank(recording, marks=False)
+    return replace(facts, parameters={shortened(name, prefix): each for name, each in facts.parameters.items()})
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -185,7 +196,7 @@ def _number(value: Value) -> float | None:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def _prefix(graph: Graph) -> str:
+def prefix_of(graph: Graph) -> str:
     """What stands before the model's own paths where something else ran beside it at the top."""
     if any(module.path == "" for module in graph.modules):
         return ""

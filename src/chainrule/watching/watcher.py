@@ -22,6 +22,7 @@ from torch.optim.optimizer import Optimizer
 
 import chainrule
 from chainrule.errors import ChainruleWarning, StorageError
+from chainrule.findings.ranks import of_ranks
 from chainrule.history import History, StepFacts
 from chainrule.recording import Recording, record
 from chainrule.runs import Figure, Found, Writer
@@ -34,10 +35,13 @@ from chainrule.watching.gather import (
     figures_of,
     measured_gradients,
     measured_moments,
+    prefix_of,
+    rank_of,
     shortened,
     skipped_in,
 )
 from chainrule.watching.scaling import Scaling
+from chainrule.watching.together import ApartError, Step, Together
 
 if TYPE_CHECKING:
     from chainrule.findings import Thresholds
@@ -59,6 +63,9 @@ class watch:  # noqa: N801 (read as a verb)
     by default what the optimizer's own state says), and a file goes on from there. `scaler` is a GradScaler, which is
     otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
     several models, by default the variables around the call.
+
+    Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched steps,
+    and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
 
     The training is what it is without: nothing that fails in here stops it, but ends the watch with a warning.
     """
@@ -100,7 +107,10 @@ class watch:  # noqa: N801 (read as a verb)
         self._failed = self._closed = False
         self._examining = True
         self._warned: set[str] = set()
-        if to is not None:
+        self._together = Together()
+        if not self._together.leads:  # the other ranks record for rank 0, which keeps and examines
+            self._on_finding = self._examining = False
+        if to is not None and self._together.leads:
             self._open(to)
         self._boundaries = Boundaries(
             models, optimizers, self._harmless,
@@ -147,6 +157,7 @@ class watch:  # noqa: N801 (read as a verb)
         atexit.unregister(self.close)
         self._boundaries.remove()
         self._leave()
+        self._together.leave()
         if self.writer is not None:
             self.writer.close(status)
             self._tell_problem()
@@ -166,11 +177,16 @@ class watch:  # noqa: N801 (read as a verb)
     def _wanted(self) -> bool:
         """Whether the step that comes next is to be recorded: it is due, or one that was due was left out."""
         step = self.step_number + 1
+        due = step >= self._due
         if self._full_every and step >= self._full_due:
-            self._full = self._full or f"every {self._full_every} steps"
-        return step >= self._due or self._full is not None
+            due, self._full = True, self._full or f"every {self._full_every} steps"
+        # All ranks know when a step is due, and none what another was asked for.
+        return due or (self._full is not None and not self._together.active)
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
+        self._together.call()
+        if not self._together.leads:
+            self._full = None  # one rank's numbers are enough to look at
         session = record(namespace=_modules(self._namespace), keep=None if self._full else "statistics")
         session.know(self._whole_models())
         self._recording = session.__enter__()
@@ -204,7 +220,21 @@ class watch:  # noqa: N801 (read as a verb)
         self._due = _multiple_after(self.step_number, self.every)
         self._full_due = _multiple_after(self.step_number, self._full_every or 1)
         figures, facts = self._read(recording)
-        self._keep(recording, facts, figures)
+        step = self._joined(recording, facts, figures)
+        if self._together.leads:
+            self._keep(recording, step)
+
+    def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
+        """The step of all ranks; where they do not watch together, that of this one."""
+        if self._together.active:
+            names = "" if self._whole_models() else prefix_of(recording.graph)
+            try:
+                return self._together.combine(facts, figures, rank_of(recording, names))
+            except ApartError as error:
+                self._warn(f"{error}: from step {facts.step} on each figure is that of rank 0 alone.")
+                if not self._together.leads:
+                    self._boundaries.off = self._failed = True
+        return Step(facts, figures, ())
 
     def _lost(self) -> None:
         self._leave()
@@ -238,25 +268,26 @@ class watch:  # noqa: N801 (read as a verb)
             self._count_skipped(missed)
         return list(figures_of(graph, around)), facts_of(graph, around)
 
-    def _keep(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> None:
+    def _keep(self, recording: Recording, step: Step) -> None:
+        facts, figures = step.facts, step.figures
         if self.writer is not None:
             self.writer.add(facts, figures)
         if self._full is not None:
             self._keep_full(recording, facts.step)
-        self._examine(recording, facts, figures)
+        self._examine(recording, step)
         for report in self.reports:
             report(facts, figures)
         self._tell_problem()
 
-    def _examine(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> None:
+    def _examine(self, recording: Recording, step: Step) -> None:
         """Look for findings; where looking fails, the watch goes on without them."""
         if not self._examining:
             return
         try:
-            changed = self._examiner.look(recording, facts, figures)
+            changed = self._examiner.look(recording, step.facts, step.figures, of_ranks(step.ranks))
         except Exception as error:
             self._examining = False
-            self._warn(f"from step {facts.step} on no findings are looked for: {type(error).__name__}: {error}")
+            self._warn(f"from step {step.facts.step} on no findings are looked for: {type(error).__name__}: {error}")
             return
         for found in changed:
             if self.writer is not None:
@@ -325,6 +356,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._boundaries.off = True
             self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
             try:
+                self._together.leave()
                 self._leave()
             finally:
                 if self.writer is not None:
