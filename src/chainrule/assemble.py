@@ -92,9 +92,7 @@ def _of_leaves(
         return {}
     given = {name: each.local_statistics for name, each in reductions.items()}
     return {
-        each.value: given.get(name, each.grad_statistics)
-        for name, each in parameters.items()
-        if each.value is not None
+        each.value: given.get(name, each.grad_statistics) for name, each in parameters.items() if each.value is not None
     }
 
 

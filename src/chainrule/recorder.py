@@ -488,7 +488,10 @@ class Recorder:
             raw.leaves = tuple(
                 (position, node.variable)
                 for position, (node, _) in enumerate(raw.edges)
-                if accumulates and uses.get(node) == 1 and node.variable.grad is None and not self._changes(node.variable)
+                if accumulates
+                and uses.get(node) == 1
+                and node.variable.grad is None
+                and not self._changes(node.variable)
             )
         for node in uses if self._reduced else ():
             raw = nodes[number_of[node]]

@@ -1,8 +1,8 @@
 """Which modules combine their gradients over the processes of a training, seen while they run.
 
 `DistributedDataParallel` and `fully_shard` do so out of sight, in hooks in C++ or inside autograd, when a gradient has
-reached its leaf: what stands in `.grad` afterwards is not what the nodes of this process sent. So the recorder holds what
-a leaf was about to be given (`RawArrival`), which is the local gradient, apart from what was left in `.grad`.
+reached its leaf: what stands in `.grad` afterwards is not what the nodes of this process sent. So the recorder holds
+what a leaf was about to be given (`RawArrival`), which is the local gradient, apart from what was left in `.grad`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Reducers:
 
     def __init__(self) -> None:
         self.all: list[RawReducer] = []
-        self.gathered: dict[int, tuple[Tensor, Tensor]] = {}  # id of a leaf put together of all ranks' parts -> (it, part)
+        self.gathered: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # id of a leaf put together of all ranks' parts -> (it, part)
         self._number: dict[int, int] = {}
 
     def enter(self, module: nn.Module, args: Any) -> None:
