@@ -1,10 +1,6 @@
 """One step of a distributed training, on all its ranks: what each gave, what all were given, and whether that is right.
 
-    with chainrule.record() as recording:      # on every rank, around its own step
-        ...
-    ranks = chainrule.distributed.gather(recording)    # on every rank: a collective call
-
-Two collectives of `torch.distributed` do it: the figures of all ranks in one gather of objects, then the gradients that
+Every rank records its own step, and then all call `gather(recording)`, as they would any collective. Two collectives of `torch.distributed` do it: the figures of all ranks in one gather of objects, then the gradients that
 are small or were asked for as one flat tensor. A parameter too large for that is proved along random directions, the
 same on all ranks, for what holds of the mean holds of its product with any direction:
 

@@ -1,6 +1,11 @@
 """Two and four real processes: what a rank gives is told apart from what all are given, and both are proved."""
 
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ from chainrule.ranks import joined
 from chainrule.statistics import Statistics
 from tests.distributed import workers
 
+PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 FIGURES = ("norm", "mean", "std", "low", "high")
 COUNTS = ("elements", "zeros", "not_finite")
 LINEAR = ["module.0.weight", "module.0.bias", "module.2.weight", "module.2.bias"]
@@ -287,6 +293,53 @@ def test_four_processes_give_the_figures_of_one(tmp_path):
         assert step["passed"]
         assert {each.verdict for each in step["combined"].values()} == {"agrees"}
         assert len(next(iter(step["combined"].values())).gathered) == 4
+
+
+def torchrun(folder, *arguments):
+    """Run something as torchrun does, with the package that is tested here."""
+    package = str(Path(chainrule.__file__).parents[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = os.environ | {"PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs_under_torchrun(tmp_path):
+    page = PAGE.read_text(encoding="utf-8")
+    script, command, printed, *_ = re.findall(r"```(?:python|sh|text)\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "train.py").write_text(script, encoding="utf-8")
+    assert command == "torchrun --nproc-per-node 2 train.py\n"
+    assert torchrun(tmp_path, "train.py") == printed
+
+
+# A whole script, watched from outside: the watch is there before the process group is.
+WATCHED = """
+import torch, torch.distributed as dist
+from torch import nn
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = nn.parallel.DistributedDataParallel(nn.Linear(2, 3))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(4):
+    optimizer.zero_grad()
+    model(torch.full((4, 2), float(dist.get_rank()))).square().mean().backward()
+    optimizer.step()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_script_is_watched_under_torchrun(tmp_path):
+    (tmp_path / "train.py").write_text(WATCHED, encoding="utf-8")
+    torchrun(tmp_path, "-m", "chainrule", "watch", "train.py", "--every", "2", "--to", "run.db", "--plain")
+    with runs.open(tmp_path / "run.db") as run:
+        assert [facts.step for facts in run.steps()] == [1, 2, 4]
+        (value,) = run.tensors("value")
+        assert run.series("value", value.name).statistics[0].elements == 2 * 4 * 3
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
