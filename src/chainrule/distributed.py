@@ -1,8 +1,9 @@
 """One step of a distributed training, on all its ranks: what each gave, what all were given, and whether that is right.
 
-Every rank records its own step, and then all call `gather(recording)`, as they would any collective. Two collectives of `torch.distributed` do it: the figures of all ranks in one gather of objects, then the gradients that
-are small or were asked for as one flat tensor. A parameter too large for that is proved along random directions, the
-same on all ranks, for what holds of the mean holds of its product with any direction:
+Every rank records its own step, and then all call `gather(recording)`, as they would any collective. Two collectives of
+`torch.distributed` do it: the figures of all ranks in one gather of objects, then the gradients that are small or were
+asked for as one flat tensor. A parameter too large for that is proved along random directions, the same on all ranks,
+for what holds of the mean holds of its product with any direction:
 
     <mean, u> = 1/R sum_r <local_r, u>
 """

@@ -57,6 +57,8 @@ class Reducers:
         """Look at a module that is about to run."""
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             return
+        if not torch.is_grad_enabled():  # an evaluation: its samples send no gradients
+            return
         found = _reducer(module, args)
         if found is None:
             return
