@@ -112,6 +112,8 @@ def parse(line: str) -> str:
             assert find_spec(module), f"there is no module {module}"
         case ["python", script, *_]:
             assert (ROOT / script).is_file(), f"there is no {script}"
+        case ["torchrun", "--nproc-per-node", _, *_]:
+            pass  # tests/distributed runs it
         case ["pip", "install", *_] | ["git", "clone", *_] | ["cd", _]:
             pass
         case _:

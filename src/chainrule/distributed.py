@@ -1,12 +1,9 @@
 """One step of a distributed training, on all its ranks: what each gave, what all were given, and whether that is right.
 
-    with chainrule.record() as recording:      # on every rank, around its own step
-        ...
-    ranks = chainrule.distributed.gather(recording)    # on every rank: a collective call
-
-Two collectives of `torch.distributed` do it: the figures of all ranks in one gather of objects, then the gradients that
-are small or were asked for as one flat tensor. A parameter too large for that is proved along random directions, the
-same on all ranks, for what holds of the mean holds of its product with any direction:
+Every rank records its own step, and then all call `gather(recording)`, as they would any collective. Two collectives of
+`torch.distributed` do it: the figures of all ranks in one gather of objects, then the gradients that are small or were
+asked for as one flat tensor. A parameter too large for that is proved along random directions, the same on all ranks,
+for what holds of the mean holds of its product with any direction:
 
     <mean, u> = 1/R sum_r <local_r, u>
 """
@@ -15,12 +12,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy import from_dlpack  # which, unlike `Tensor.numpy`, leaves the tensor's memory resizable
 from torch import Tensor
 from torch import distributed as dist
 
@@ -77,11 +75,10 @@ class Ranks:
             count[each.verdict] = count.get(each.verdict, 0) + 1
         told = ", ".join(f"{many} {verdict}" for verdict, many in count.items()) or "none was combined"
         lines = [f"{len(self.ranks)} ranks, {len(self.parameters)} gradients: {told}."]
-        for each in self.ranks:
-            loss = "no loss" if each.loss is None else f"loss {each.loss:.6g}"
-            lines.append(
-                f"  rank {each.rank}: {loss}, " + (f"{each.batch} samples" if each.batch else "batch not known")
-            )
+        for facts in self.ranks:
+            loss = "no loss" if facts.loss is None else f"loss {facts.loss:.6g}"
+            batch = "batch not known" if facts.batch is None else f"{facts.batch} samples"
+            lines.append(f"  rank {facts.rank}: {loss}, {batch}")
         wrong = (each for each in self.parameters.values() if each.verdict == "disagrees")
         lines += [f"  {each.name}: {each.reason}" for each in wrong]
         return "\n".join([*lines, *map(str, self.findings)])
@@ -145,7 +142,8 @@ def _own(recording: Recording, patterns: Sequence[str], small: int) -> dict[str,
                 f"gather(parameters=...): no parameter matches {', '.join(map(repr, unknown))}. There are "
                 f"{', '.join(list(graph.parameters)[:6])}."
             )
-        return {"facts": facts_of_rank(recording), "sent": {n: _sent(r, patterns, small) for n, r in _reduced(graph)}}
+        sent = {name: _sent(graph, each, patterns, small) for name, each in sorted(graph.reductions.items())}
+        return {"facts": facts_of_rank(recording), "sent": sent}
     except Exception as error:
         return {"error": error if isinstance(error, RecordingError) else f"{type(error).__name__}: {error}"}
 
@@ -157,10 +155,6 @@ def _raise_together(every: Sequence[dict[str, Any]]) -> None:
             raise error
         if error is not None:
             raise RecordingError(f"gather(recording): the recording of rank {rank} cannot be read: {error}")
-
-
-def _reduced(graph: Graph) -> Iterator[tuple[str, Reduction]]:
-    return iter(sorted(graph.reductions.items()))
 
 
 def facts_of_rank(recording: Recording, marks: bool = True) -> RankFacts:
@@ -196,13 +190,16 @@ def _mark(data: Tensor | None) -> int | None:
     if data is None or data.is_meta:
         return None
     dense = data.detach().to_dense() if data.layout is not torch.strided else data.detach()
-    return zlib.crc32(dense.resolve_conj().resolve_neg().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+    flat = dense.resolve_conj().resolve_neg().contiguous().cpu().reshape(-1).view(torch.uint8)
+    numbers: Any = from_dlpack(flat)
+    return zlib.crc32(numbers)
 
 
-def _sent(reduction: Reduction, patterns: Sequence[str], small: int) -> _Sent:
+def _sent(graph: Graph, reduction: Reduction, patterns: Sequence[str], small: int) -> _Sent:
     local, mean = reduction.local, reduction.mean
     chosen = math.prod(reduction.shape) <= small or any(fnmatchcase(reduction.name, each) for each in patterns)
-    shard = None if mean is None or tuple(mean.shape) == reduction.shape else tuple(mean.shape)
+    sharded = graph.reducers[reduction.reducer].kind == "reduce-scatter"
+    shard = tuple(mean.shape) if sharded and mean is not None else None
     whole = chosen and local is not None and mean is not None
     if whole:
         return _Sent(reduction.shape, reduction.dtype, True, shard, (), ())
@@ -373,7 +370,9 @@ def _fill(recording: Recording, combined: dict[str, Combined]) -> None:
     """Put the gathered gradients into the recording, whose walk tells them."""
     graph = recording.graph
     reductions = {
-        name: replace(each, gathered=combined[name].gathered) if name in combined else each
+        name: replace(each, gathered=combined[name].gathered, verdict=combined[name].verdict)
+        if name in combined
+        else each
         for name, each in graph.reductions.items()
     }
     recording.graph = replace(graph, reductions=reductions)

@@ -304,7 +304,8 @@ class Reduction:
 
     `local` is what this rank gave, as it stood in `.grad` (micro-batches of before included), `mean` what it was given
     back: the mean over all ranks, or of a sharded parameter this rank's part of it. What was not kept is None, and has
-    statistics. `gathered` is the local gradient of every rank, in their order, where they were gathered.
+    statistics. `gathered` is the local gradient of every rank, in their order, where they were gathered; `verdict` is
+    then what the ranks together found of the mean.
     """
 
     name: str
@@ -316,6 +317,7 @@ class Reduction:
     local_statistics: Statistics | None = None
     mean_statistics: Statistics | None = None
     gathered: tuple[torch.Tensor, ...] = ()
+    verdict: str = ""  # on the mean, where it was gathered
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from chainrule.shards import own_part
+
 SMALL = 32 * 1024  # bytes: up to this a copy costs no more than to borrow
 SAMPLES = 32  # numbers of a borrowed tensor that are remembered
 
@@ -68,6 +70,8 @@ class Loans:
         """Borrow a tensor; False for one that is better copied."""
         if id(tensor) in self._known:
             return True
+        if own_part(tensor) is not tensor:
+            return False
         if tensor.layout is not torch.strided or tensor.nbytes <= SMALL or tensor.is_inference():
             return False
         if not tensor.is_contiguous() or tensor.is_conj():  # its sample would cost a copy of it

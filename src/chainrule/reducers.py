@@ -1,8 +1,8 @@
 """Which modules combine their gradients over the processes of a training, seen while they run.
 
 `DistributedDataParallel` and `fully_shard` do so out of sight, in hooks in C++ or inside autograd, when a gradient has
-reached its leaf: what stands in `.grad` afterwards is not what the nodes of this process sent. So the recorder holds what
-a leaf was about to be given (`RawArrival`), which is the local gradient, apart from what was left in `.grad`.
+reached its leaf: what stands in `.grad` afterwards is not what the nodes of this process sent. So the recorder holds
+what a leaf was about to be given (`RawArrival`), which is the local gradient, apart from what was left in `.grad`.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Reducers:
     def enter(self, module: nn.Module, args: Any) -> None:
         """Look at a module that is about to run."""
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return
+        if not torch.is_grad_enabled():  # an evaluation: its samples send no gradients
             return
         found = _reducer(module, args)
         if found is None:

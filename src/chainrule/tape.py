@@ -6,6 +6,7 @@ its first operation to its last, and its data is copied only if something is abo
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -280,7 +281,8 @@ class Tape:
             *(left for backward in self.backwards for left in backward.after.values()),
             *(each for update in self.updates for each in (*update.gradients, *update.after)),
         ]
-        owned = [*self._leaves.values(), *(each[0] for each in versions if each is not None), *named]
+        parts = [part for _, part in self.reducers.gathered.values()]
+        owned = [*self._leaves.values(), *parts, *(each[0] for each in versions if each is not None), *named]
         self._enter(owned)
         self._enter_neighbours(owned)
         self._copy((tensor for tensor in owned if not self._loans.take(tensor)), lives_on=True)
@@ -315,7 +317,7 @@ class Tape:
             for alias in known:
                 self._entered.discard(id(alias))
                 own = own_part(alias)
-                if lost:
+                if lost or _is_freed(own):
                     data = self.absentees.stand_in(own, None)
                 elif self.keeper is not None and (id(alias) in self.absentees.known or self.keeper.is_strict):
                     data = self.keeper.copy(own)
@@ -442,8 +444,26 @@ def _gather(tree: Any, into: list[Tensor]) -> None:
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """Without its history; a stand-in is known by its id, and stays itself; this rank's part of one that is spread."""
-    return tensor if tensor.is_meta else own_part(tensor).detach()
+    """Without its history; a stand-in is known by its id, and stays itself.
+
+    Of a tensor that is spread over ranks this rank's part; one without numbers where the memory was given back.
+    """
+    if tensor.is_meta:
+        return tensor
+    own = own_part(tensor)
+    if _is_freed(own):
+        return torch.empty_strided(own.size(), own.stride(), dtype=own.dtype, device="meta")
+    return own.detach()
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Whether its memory was given back while the tensor lives, as FSDP2 does with what it has gathered."""
+    if "torch.distributed.fsdp" not in sys.modules or tensor.is_meta or tensor.layout is not torch.strided:
+        return False
+    try:
+        return bool(tensor.numel()) and not tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):  # a wrapper of functorch's
+        return False
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -1,7 +1,7 @@
 """What each process of the distributed tests runs, and how they are started.
 
-A process leaves what it found as a pickle in the folder of the test; starting one takes seconds, so one start serves many
-tests.
+A process leaves what it found as a pickle in the folder of the test; starting one takes seconds, so one start serves
+many tests.
 """
 
 import pickle
@@ -12,12 +12,15 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import chainrule
 from chainrule.errors import ChainruleWarning, MissingError
 from chainrule.runs import Run
+from chainrule.shards import own_part
 
 SAMPLES, STEPS = 24, 5
 
@@ -92,6 +95,11 @@ def record_steps(rank, ranks, folder):
         "hook": _hooked(rank, ranks),
         "saved": _saved(rank, ranks, folder),
         "missing": _missing(rank, ranks),
+        "sharded": _step(rank, ranks, wrap=sharded),
+        "sharded bare": _trained(rank, ranks, record=False, wrap=sharded),
+        "sharded recorded": _trained(rank, ranks, record=True, wrap=sharded),
+        "sharded statistics": _sharded_statistics(rank, ranks),
+        "sharded watch": watched(rank, ranks, folder, "sharded", wrap=sharded, full_every=4),
         "watch": _watched(rank, ranks, folder),
         "watch failed": _watch_failed(rank, ranks, folder),
         "watch alone": _watch_alone(rank, ranks, folder),
@@ -99,8 +107,16 @@ def record_steps(rank, ranks, folder):
     }
 
 
-def _recorded(rank, ranks, keep=None, samples=SAMPLES, **options):
-    model = DDP(built(small=keep is None), **options)
+def sharded(model):
+    """As `fully_shard` is meant to be used: each layer, then the whole."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in (each for each in model.modules() if isinstance(each, nn.Linear)):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def _recorded(rank, ranks, keep=None, samples=SAMPLES, wrap=DDP, **options):
+    model = wrap(built(small=keep is None), **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step_of(model, optimizer, *data(0, rank, ranks))  # the reducer makes its buckets anew after the first
     with chainrule.record(keep=keep) as recording:
@@ -108,8 +124,8 @@ def _recorded(rank, ranks, keep=None, samples=SAMPLES, **options):
     return recording
 
 
-def _trained(rank, ranks, record):
-    model = DDP(built(small=True))
+def _trained(rank, ranks, record, wrap=DDP):
+    model = wrap(built(small=True))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     for step in range(3):
         if record:
@@ -119,7 +135,7 @@ def _trained(rank, ranks, record):
         else:
             step_of(model, optimizer, *data(step, rank, ranks))
     hooks = sum(len(p._backward_hooks or ()) + len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
-    return [p.detach().clone() for p in model.parameters()], hooks
+    return [own_part(p.detach()).clone() for p in model.parameters()], hooks
 
 
 def _step(rank, ranks, **options):
@@ -129,7 +145,7 @@ def _step(rank, ranks, **options):
     own = {name: (each.local, each.mean) for name, each in recording.graph.reductions.items()}
     sections = [str(section.anchor) for section in recording.document().sections]
     verdicts = [
-        block.kind for section in recording.document().sections if section.anchor == "all-reduce"
+        block.kind for section in recording.document().sections if section.anchor in ("all-reduce", "reduce-scatter")
         for inner in section.sections for block in inner.blocks if type(block).__name__ == "Verdict"
     ]  # fmt: skip
     return {
@@ -149,6 +165,18 @@ def _statistics(rank, ranks):
         "whole": {name: each.local for name, each in full.graph.reductions.items()},
         "combined": found.parameters,
         "findings": [each.id for each in (*known.findings(), *found.findings)],
+    }
+
+
+def _sharded_statistics(rank, ranks):
+    found = _recorded(rank, ranks, keep="statistics", wrap=sharded)
+    graph = found.graph
+    return {
+        "local": {name: each.local_statistics for name, each in graph.reductions.items()},
+        "before": {name: tuple(each.before.shape) for name, each in graph.parameters.items()},
+        "shapes": {name: each.shape for name, each in graph.parameters.items()},
+        "leaves": {value.name: value.shape for value in graph.values if value.kind == "parameter"},
+        "findings": [each.id for each in found.findings()],
     }
 
 
@@ -237,9 +265,9 @@ def _missing(rank, ranks):
 # -- a watched run ----------------------------------------------------------------------------------------------------
 
 
-def watched(rank, ranks, folder, name, steps=STEPS, wrap=True, before=lambda watch, step: None, **options):
+def watched(rank, ranks, folder, name, steps=STEPS, wrap=DDP, before=lambda watch, step: None, **options):
     """Train and watch; gives the warnings and the parameters."""
-    model = DDP(built()) if wrap else built()
+    model = wrap(built()) if wrap else built()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", ChainruleWarning)
@@ -252,14 +280,12 @@ def watched(rank, ranks, folder, name, steps=STEPS, wrap=True, before=lambda wat
                 nn.utils.clip_grad_norm_(model.parameters(), 0.5)
                 optimizer.step()
     told = [str(each.message) for each in said if issubclass(each.category, ChainruleWarning)]
-    return {"told": told, "parameters": [p.detach().clone() for p in model.parameters()]}
+    return {"told": told, "parameters": [own_part(p.detach()).clone() for p in model.parameters()]}
 
 
 def figures(run: Run):
     """All that is kept of a run, to be compared."""
-    tensors = {
-        (tensor.kind, tensor.name): run.series(tensor.kind, tensor.name).statistics for tensor in run.tensors()
-    }
+    tensors = {(tensor.kind, tensor.name): run.series(tensor.kind, tensor.name).statistics for tensor in run.tensors()}
     return {"steps": run.steps(), "tensors": tensors, "findings": [each.id for each in run.findings()]}
 
 
@@ -302,7 +328,6 @@ def _watch_nan(rank, ranks, folder):
             if step == 1 and rank == 1:
                 x[0, 0] = float("nan")
             step_of(model, optimizer, x, y)
-    return None
 
 
 def watch_many(rank, ranks, folder):

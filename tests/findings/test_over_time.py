@@ -194,7 +194,7 @@ def test_a_kind_says_everything_and_names_thresholds_that_exist():
         assert not kind.title.endswith(".")
         assert all(text.endswith(".") for text in (kind.what, kind.why, kind.advice)), kind.id
         assert kind.source
-        assert kind.step_checks or kind.run_checks, kind.id
+        assert kind.step_checks or kind.run_checks or kind.across_ranks, kind.id
         used.update(kind.thresholds)
     assert used == set(vars(Thresholds()))
     assert sorted(KINDS) == sorted(kind.id for kinds in BY_TOPIC.values() for kind in kinds)

@@ -187,7 +187,7 @@ class Case:
         reduction = self.graph.reductions.get(parameter.name)
         if reduction is None:
             return self.gradient(parameter)
-        return self._once("sent", reduction, lambda: _figures(reduction, "local_statistics", reduction.local))
+        return self._once("sent", reduction, lambda: self._figures(reduction, "local_statistics", reduction.local))
 
     def move(self, item: ParameterUpdate) -> Statistics | None:
         """What is known of a parameter's update: what it was after the step, minus what it was before."""

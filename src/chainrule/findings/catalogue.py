@@ -22,7 +22,9 @@ wants. A **note** is worth knowing, a **warning** most likely does harm, an **er
 
 `recording.findings()` looks at one step, `findings_over_time(history, step_findings)` of `chainrule.findings` at a run:
 then a finding says since which step it holds, and what a single step is too little to judge is a note until it has
-lasted. What differs between ranks needs `chainrule.distributed.gather`, or a watch. Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
+lasted. Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
+What differs between the ranks of a [distributed](distributed.md) training is looked for by
+`chainrule.distributed.gather(recording)` and by a watch.
 
 """
 

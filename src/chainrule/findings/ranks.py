@@ -48,8 +48,8 @@ UNEQUAL_BATCH = Kind(
     title="The ranks have batches of different sizes",
     severity="warning",
     what="Not every rank took the same number of samples in this step.",
-    why="The gradients of the ranks are averaged as they are: a sample of a small batch weighs more than one of a large "
-    "batch. It is a note for a single step, as at the end of an epoch.",
+    why="The gradients of the ranks are averaged as they are: a sample of a small batch weighs more than one of a "
+    "large batch. It is a note for a single step, as at the end of an epoch.",
     advice="Give DistributedSampler drop_last=True, or weight each rank's loss by its share of the samples.",
     source="PyTorch's documentation: torch.utils.data.distributed.DistributedSampler",
     lasts=2,
@@ -63,8 +63,8 @@ NOT_FINITE = Kind(
     what="The loss or a gradient is not finite on some of the ranks before it is combined with that of the others.",
     why="The mean of all gradients is then NaN or infinity on every rank, and the cause can only be found on the one "
     "where it was born.",
-    advice="Look at the batch of this rank: record the step there (chainrule.record), and recording.findings() names the "
-    "operation.",
+    advice="Look at the batch of this rank: record the step there (chainrule.record), and recording.findings() names "
+    "the operation.",
     source="IEEE 754: a sum with a NaN is NaN",
     across_ranks=True,
 )
@@ -129,7 +129,8 @@ def _told(
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, outside in found.items():
         groups.setdefault(tuple(outside), []).append(name)
-    for outside, names in groups.items():
+    for apart_from_others, names in groups.items():
+        outside = list(apart_from_others)
         norms = [figures(each.parameters[names[0]]) for each in ranks]
         told = ", ".join(f"rank {each.rank} {number(n.norm)}" for each, n in zip(ranks, norms, strict=True) if n)
         apart = f"{_called(outside)} {_plural(len(outside), 'stands', 'stand')} apart"

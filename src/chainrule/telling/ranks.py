@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor as Data
 
-from chainrule.document import Block, Code, Equation, Paragraph, Section, Table, Text, Verdict
+from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, Table, Text, Verdict
 from chainrule.graph import Reducer, Reduction
 from chainrule.notation import escape
 from chainrule.numbers import number
@@ -82,7 +82,7 @@ def _told(context: Context, reducer: Reducer, each: Reduction, symbol: str) -> I
     elif each.local is not None:
         yield context.tensor(rf"{gradient}_{{r={reducer.rank}}}", each.local, "gradient", "this rank's gradient")
     if each.mean is not None:
-        part = "" if tuple(each.mean.shape) == each.shape else ", this rank's part of it"
+        part = ", this rank's part of it" if reducer.kind == "reduce-scatter" else ""
         yield context.tensor(rf"\overline{{{gradient}}}", each.mean, "gradient", f"the mean, in .grad{part}")
     if each.gathered and each.mean is not None:
         yield _verdict(context, reducer, each)
@@ -92,9 +92,9 @@ def _verdict(context: Context, reducer: Reducer, each: Reduction) -> Verdict:
     assert each.mean is not None
     if len(each.gathered) != reducer.ranks:
         return Verdict("not checked", ("it was combined over another group of ranks than was gathered",))
-    if tuple(each.mean.shape) != each.shape:
-        return Verdict(
-            "not checked", ("only this rank's part of the mean is here; gather() held the whole against it",)
-        )
+    if reducer.kind == "reduce-scatter":
+        known: dict[str, Kind] = {"agrees": "agrees", "disagrees": "disagrees"}
+        text = ("the mean of all ranks against all parts of ", Code(f"{each.name}.grad"), ", as gather() found")
+        return Verdict(known.get(each.verdict, "not checked"), text)
     mean = torch.stack([local.double() for local in each.gathered]).mean(0).to(each.mean.dtype)
-    return context.measures.agreement(mean, each.mean, ("the mean of all ranks against ", Code(f"{each.name}.grad")))
+    return context.agreement(mean, each.mean, ("the mean of all ranks against ", Code(f"{each.name}.grad")))

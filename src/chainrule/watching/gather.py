@@ -20,6 +20,7 @@ from chainrule.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.history import Kind, StepFacts
 from chainrule.ranks import RankFacts
 from chainrule.runs import Figure
+from chainrule.shards import own_part
 from chainrule.statistics import Statistics, measure, of_sample, part_of
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def shortened(name: str, prefix: str = "") -> str:
 def measured_gradients(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Statistics]:
     """The gradients that the optimizers' last steps left standing, by the names of their parameters."""
     gradients = {
-        names[id(parameter)]: measure(parameter.grad)
+        names[id(parameter)]: measure(own_part(parameter.grad))
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
@@ -229,7 +230,7 @@ def measured_moments(
 ) -> tuple[tuple[str, str, Statistics], ...]:
     """What the optimizers remember of each parameter (by its name): their moments, of a large one a sample."""
     moments = [
-        (name, key, part_of(tensor), tensor.numel())
+        (name, key, part_of(own_part(tensor)), own_part(tensor).numel())
         for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         if (name := names.get(id(parameter))) is not None

@@ -4,9 +4,9 @@ What is joined is what a single process would have met with all samples in one b
 ranks' losses: values are pooled, gradients of values are shared out by the number of ranks (as the mean of the losses
 does), and parameters, their gradients, updates and moments are the same on all ranks, or parts of one whole.
 
-Two small collectives of `torch.distributed` a watched step, in a process group of our own (gloo, so on processors), that
-no collective of the training can be mixed up with. A rank whose watch ends lets go of the group, and the others notice
-at once; where one is merely late, they wait as long as the training's own group would.
+Two small collectives of `torch.distributed` a watched step, in a process group of our own (gloo, so on processors),
+that no collective of the training can be mixed up with. A rank whose watch ends lets go of the group, and the others
+notice at once; where one is merely late, they wait as long as the training's own group would.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from chainrule.history import StepFacts
+from chainrule.history import Kind, StepFacts
 from chainrule.ranks import RankFacts, RankParameter, joined
 from chainrule.runs import Figure
 from chainrule.statistics import EXPONENTS, Statistics
@@ -109,7 +109,7 @@ class Together:
         return f"chainrule/watch/{self._met}/{name}"
 
     def _meet(self) -> None:
-        """Make the group, if all ranks watch: rank 0 decides, so that no rank can wait in there for one that gave up."""
+        """Make the group, if all ranks watch. Rank 0 decides, so that none waits in there for one that gave up."""
         wait = self._decide if dist.get_rank() == 0 else self._ask
         missing = wait(dist.distributed_c10d._get_default_store())
         if missing:
@@ -165,14 +165,14 @@ class Together:
         if len({int(each[0]) for each in headers}) > 1:
             steps = ", ".join(f"rank {rank} at {int(each[0])}" for rank, each in enumerate(headers))
             raise ApartError(f"the ranks count other steps ({steps})")
+        ranks: list[Rank]
         if all(torch.equal(each, header) for each in headers):
             flat = torch.tensor(_packed(facts, list(known.values()), own), dtype=torch.float64)
-            ranks = [_unpacked(each.tolist(), known, own) for each in self._all(flat)]
+            ranks = [_unpacked(each.tolist(), list(known), own) for each in self._all(flat)]
         else:  # one has tensors that another has not
-            ranks = [(None, {}, own)] * len(headers)
-            dist.all_gather_object(
-                ranks, (_of_step(facts), {k: v.statistics for k, v in known.items()}, own), self._group
-            )
+            ranks = [(_of_step(facts), {}, own)] * len(headers)
+            mine = {key: each.statistics for key, each in known.items()}
+            dist.all_gather_object(ranks, (_of_step(facts), mine, own), self._group)
         every = tuple(replace(each, rank=rank) for rank, (_, _, each) in enumerate(ranks))
         whole = [
             replace(each, statistics=found)
@@ -209,6 +209,8 @@ def _brief(error: Exception) -> str:
 # -- to numbers and back ----------------------------------------------------------------------------------------------
 
 Facts = tuple[float, float, float, float]
+Key = tuple[Kind, str]
+Rank = tuple[Facts, dict[Key, Statistics], RankFacts]
 
 
 def _of_step(facts: StepFacts) -> Facts:
@@ -232,9 +234,7 @@ def _numbers(statistics: Statistics | None) -> Iterator[float]:
     return iter([*(getattr(statistics, name) for name in PLAIN), *counts])
 
 
-def _unpacked(
-    row: list[float], known: dict[tuple[str, str], Figure], own: RankFacts
-) -> tuple[Facts, dict[tuple[str, str], Statistics], RankFacts]:
+def _unpacked(row: list[float], known: Sequence[Key], own: RankFacts) -> Rank:
     step, batch, rest = row[:FACTS], row[FACTS], row[FACTS + 1 :]
     found = [_statistics(rest[place : place + WIDTH]) for place in range(0, len(rest), WIDTH)]
     figures = {key: each for key, each in zip(known, found, strict=False) if each is not None}
@@ -259,7 +259,7 @@ def _statistics(row: list[float]) -> Statistics | None:
     return Statistics(int(elements), norm, mean, std, low, high, int(zeros), int(lost), magnitudes)
 
 
-def _joined(key: tuple[str, str], parts: list[Statistics], sharded: set[str], ranks: int) -> Statistics | None:
+def _joined(key: Key, parts: list[Statistics], sharded: set[str], ranks: int) -> Statistics | None:
     kind, name = key
     if not parts:
         return None
@@ -268,10 +268,9 @@ def _joined(key: tuple[str, str], parts: list[Statistics], sharded: set[str], ra
     return divided(joined(parts), ranks) if kind == "gradient" else joined(parts)
 
 
-def _facts(own: StepFacts, steps: Sequence[Facts | None], sharded: bool) -> StepFacts:
-    known = [each for each in steps if each is not None]
-    losses = [loss for loss, there, _, _ in known if there]
+def _facts(own: StepFacts, steps: Sequence[Facts], sharded: bool) -> StepFacts:
+    losses = [loss for loss, there, _, _ in steps if there]
     clipped = own.clipped
     if clipped is not None and sharded:  # each rank's norm is that of its own parts
-        clipped = math.hypot(*(before for *_, before, _ in known)), math.hypot(*(after for *_, after in known))
+        clipped = math.hypot(*(before for *_, before, _ in steps)), math.hypot(*(after for *_, after in steps))
     return replace(own, loss=math.fsum(losses) / len(losses) if losses else None, clipped=clipped)

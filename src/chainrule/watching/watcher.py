@@ -64,8 +64,8 @@ class watch:  # noqa: N801 (read as a verb)
     otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
     several models, by default the variables around the call.
 
-    Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched steps,
-    and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
+    Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched
+    steps, and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
 
     The training is what it is without: nothing that fails in here stops it, but ends the watch with a warning.
     """
