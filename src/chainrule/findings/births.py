@@ -14,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from chainrule.findings.case import Case, dense, floating
-from chainrule.graph import Operation, Value, references
+from chainrule.graph import Graph, Operation, Value, references
+
+COLLECTIVES = ("fsdp.", "c10d.")  # whose results other ranks fill
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Births:
         self.births: list[Birth] = []
         self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
         self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
+        self._buffers = _buffers_of_shards(case.graph)
         for operation in case.graph.operations:
             self._read(operation)
         losses = [b.loss for b in case.graph.backwards if b.loss is not None]
@@ -44,6 +47,8 @@ class Births:
         case, values = self.case, self.case.graph.values
         operands = [values[index] for _, _, index in references(operation.arguments)]
         for leaf in operands:
+            if leaf.index in self._buffers:
+                continue
             if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
                 if case.measures.finite(leaf.data):
                     continue
@@ -113,10 +118,24 @@ def _makes(case: Case, made: Tensor, operands: list[Tensor | None]) -> bool:
     return all(case.measures.finite(each) for each in known)
 
 
+def _buffers_of_shards(graph: Graph) -> set[int]:
+    """What FSDP2 gathers parts in, and what that is a view of: memory that holds anything before it is filled."""
+    moves = (operation for operation in graph.operations if operation.name.startswith("fsdp."))
+    found = {index for operation in moves for _, _, index in references(operation.arguments)}
+    makers = [graph.values[index].operation for index in found]
+    views = [graph.operations[each] for each in makers if each is not None]
+    return found | {
+        index
+        for operation in views
+        if operation.name.startswith("aten.view")
+        for _, _, index in references(operation.arguments)
+    }
+
+
 def on_purpose(operation: Operation) -> bool:
     """Masks are filled with infinity by hand, and fresh memory, or what other ranks are yet to fill, holds anything."""
     given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
-    return bool(given) or "empty" in operation.name or operation.name.startswith(("fsdp.", "c10d."))
+    return bool(given) or "empty" in operation.name or operation.name.startswith(COLLECTIVES)
 
 
 def _scalars(tree: Any) -> Iterator[Any]:

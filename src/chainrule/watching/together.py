@@ -80,7 +80,10 @@ class Together:
             store.set(self._key(rank), CALLS)
 
     def combine(self, facts: StepFacts, figures: list[Figure], own: RankFacts) -> Step:
-        """Join a step of all ranks. A collective call; raises ApartError where they are not all there."""
+        """Join a step of all ranks, on rank 0; the others give theirs. A collective call.
+
+        Raises ApartError where they are not all there.
+        """
         try:
             if self._group is None:
                 self._meet()
@@ -158,21 +161,23 @@ class Together:
 
     def _combined(self, facts: StepFacts, figures: list[Figure], own: RankFacts) -> Step:
         known = {(each.kind, each.name): each for each in figures}
-        sharded = {name for name, each in own.parameters.items() if each.sharded}
         names = "\n".join(f"{kind} {name}" for kind, name in known) + "\n" + "\n".join(own.parameters)
-        header = torch.tensor([facts.step, len(known), len(own.parameters), zlib.crc32(names.encode())])
+        header = torch.tensor([facts.step, len(known), len(own.parameters), zlib.crc32(names.encode())], device="cpu")
         headers = self._all(header)
         if len({int(each[0]) for each in headers}) > 1:
             steps = ", ".join(f"rank {rank} at {int(each[0])}" for rank, each in enumerate(headers))
             raise ApartError(f"the ranks count other steps ({steps})")
-        ranks: list[Rank]
         if all(torch.equal(each, header) for each in headers):
-            flat = torch.tensor(_packed(facts, list(known.values()), own), dtype=torch.float64)
-            ranks = [_unpacked(each.tolist(), list(known), own) for each in self._all(flat)]
+            flat = torch.tensor(_packed(facts, list(known.values()), own), dtype=torch.float64, device="cpu")
+            rows = self._all(flat)
+            ranks = [_unpacked(each.tolist(), list(known), own) for each in rows] if self.leads else []
         else:  # one has tensors that another has not
             ranks = [(_of_step(facts), {}, own)] * len(headers)
             mine = {key: each.statistics for key, each in known.items()}
             dist.all_gather_object(ranks, (_of_step(facts), mine, own), self._group)
+        if not self.leads:
+            return Step(facts, figures, ())
+        sharded = {name for name, each in own.parameters.items() if each.sharded}
         every = tuple(replace(each, rank=rank) for rank, (_, _, each) in enumerate(ranks))
         whole = [
             replace(each, statistics=found)
