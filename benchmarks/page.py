@@ -41,7 +41,7 @@ TARGETS = {  # bytes, seconds to make, seconds until it can be used
 
 def tables() -> Iterator[Table]:
     made = table("The page", "what", "the worked example", "target", "GPT-2 small", "target")
-    small, large = recorded(steps.worked_example()), recorded(steps.transformer())
+    small, large = recorded(steps.worked_example()), recorded(steps.gpt2("sdpa"))
     page.written(small().document(pointing=True))  # once without the clock: the first of a process imports
     columns = [_measured(small(), *TARGETS["the worked example"]), _measured(large(), *TARGETS["GPT-2 small"])]
     for (what, *first), (_, *second) in zip(*columns, strict=True):
