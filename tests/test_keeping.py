@@ -174,6 +174,13 @@ def test_a_pattern_keeps_a_module_and_its_parameters(pattern: str) -> None:
     assert recording.parameters["first.weight"].before is None
 
 
+def test_a_pattern_that_names_nothing_is_said() -> None:
+    recording, _, _ = wide_step(keep=["second", "secnod"])
+    (note,) = recording.graph.notes
+    assert note.startswith("keep=['secnod'] named no module that ran, so it kept nothing")
+    assert "secnod" in str(recording)
+
+
 def test_beyond_the_budget_figures_are_kept() -> None:
     size = LARGE * 4
     x = torch.randn(LARGE, requires_grad=True)

@@ -59,7 +59,7 @@ def assemble(tape: Tape) -> Graph:
         modules=tuple(paths.modules()),
         events=tuple(read_events(reading, passes, names)),
         error=tape.error,
-        notes=paths.notes_of_compiled(),
+        notes=(*paths.notes_of_compiled(), *_notes_of_patterns(tape)),
         reducers=read_reducers(reading, paths),
         reductions=reductions,
     )
@@ -76,6 +76,16 @@ def let_go(tape: Tape) -> None:
     nodes.sort(key=lambda node: node._sequence_nr())
     while nodes:
         nodes.pop()
+
+
+def _notes_of_patterns(tape: Tape) -> tuple[str, ...]:
+    """A pattern of `keep=` that named nothing is most likely a slip."""
+    unmet = sorted(tape.keeper.unmet) if tape.keeper is not None else []
+    return tuple(
+        f"keep=[{each!r}] named no module that ran, so it kept nothing: the patterns are of module paths, such as "
+        "those in `recording.graph.modules`."
+        for each in unmet
+    )
 
 
 def _renumber(operation: Operation, number: dict[int, int]) -> Operation:

@@ -136,6 +136,7 @@ class Keeper:
         self.absentees = absentees
         self.left = keep.memory  # bytes that may still be kept
         self.chosen = False  # whether what runs now is to be kept whatever the rest is
+        self.unmet = set(keep.patterns)  # those that have named no module yet
         self._chosen_modules: set[int] = set()
         self._chosen_leaves: dict[int, weakref.ref[Tensor]] = {}
         self._present: dict[int, _Present] = {}
@@ -154,9 +155,14 @@ class Keeper:
         `h.3.*` is the block `h.3` and all in it, as everywhere: without what the block itself adds up, the inputs of
         its parts would be missing.
         """
-        patterns = {shape for each in self.keep.patterns for shape in (each, each.removesuffix(".*"))}
-        for path, module in root.named_modules() if patterns else ():
-            if any(fnmatchcase(path, each) for each in patterns):
+        for path, module in root.named_modules() if self.keep.patterns else ():
+            named = {
+                each
+                for each in self.keep.patterns
+                if fnmatchcase(path, each) or fnmatchcase(path, each.removesuffix(".*"))
+            }
+            if named:
+                self.unmet -= named
                 self._chosen_modules.add(id(module))
                 self._chosen_leaves.update({id(leaf): weakref.ref(leaf) for leaf in module.parameters()})
 
@@ -253,7 +259,9 @@ class Keeper:
             return known.stand_in
         if not self.is_kept(tensor):
             return self._absent(tensor, measured=arrives)
-        if tensor.layout is torch.strided and tensor.untyped_storage().nbytes() > max(SMALL, tensor.nbytes):
+        if not self.is_strict or tensor.layout is not torch.strided:
+            return tensor
+        if tensor.untyped_storage().nbytes() > max(SMALL, tensor.nbytes):
             with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
                 return tensor.clone()  # a part of a larger tensor must not hold all of it
         return tensor
