@@ -6,11 +6,20 @@ import pytest
 import torch
 
 import chainrule
+from chainrule import onepass
 from chainrule.measures import Measures, distance, memory
 from chainrule.statistics import Statistics
 from chainrule.telling.checks import FEW, held_against
 
 TEXT = ("ours against theirs",)
+
+
+@pytest.fixture(autouse=True, params=["in one pass", "without numba"])
+def compiled(request, monkeypatch):
+    if request.param == "without numba":
+        monkeypatch.setattr(onepass, "_kernel", lambda *types: None)
+    else:
+        pytest.importorskip("numba")
 
 
 def plainly(data):
@@ -46,6 +55,15 @@ def test_the_figures_are_those_of_float64(data):
     for name, expected in plainly(data).items():
         scale = abs(expected) if name in ("norm", "low", "high") else plainly(data)["norm"] / math.sqrt(data.numel())
         assert getattr(found, name) == pytest.approx(expected, rel=1e-5, abs=1e-4 * scale), name
+
+
+@pytest.mark.parametrize("type", [torch.float32, torch.float64])
+def test_the_histogram_is_the_same_with_and_without_a_compiler(type, monkeypatch):
+    data = torch.randn(50_000, dtype=type) * torch.logspace(-45, 25, 50_000, dtype=type)
+    data[::7] = 0
+    found = Statistics.of(data, magnitudes=True)
+    monkeypatch.setattr(onepass, "_kernel", lambda *types: None)
+    assert found.magnitudes == Statistics.of(data, magnitudes=True).magnitudes
 
 
 def test_what_is_not_finite_is_counted_and_left_out():

@@ -2,26 +2,25 @@
 
 Worked out where the tensor lives, in few passes over its memory. On a processor `measure` has the figures at once; on
 another device they stay there until somebody reads them, so that a thousand tensors are measured without waiting for
-one. Every pass is one that PyTorch or numpy runs at the speed of the memory: reductions in the tensor's own number type
-over rows that are short enough to lose nothing, added up in float64. (A reduction that converts to float64 on the way
-takes thirty times as long.)
+one. Many numbers on a processor are measured in one pass (`onepass`), where numba is installed. Elsewhere every pass is
+one that PyTorch or numpy runs at the speed of the memory: reductions in the tensor's own number type over rows that
+are short enough to lose nothing, added up in float64. (A reduction that converts to float64 on the way takes thirty
+times as long.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from chainrule.onepass import EXPONENTS, ROW, SAMPLE, one_pass
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EXPONENTS = range(-32, 32, 4)
-"""The histogram's bins: bin `i` counts the sizes from 2^EXPONENTS[i] up to the next; the outermost take the rest."""
-
-SAMPLE = 512  # numbers, spread over the tensor, that the histogram is made of
-ROW = 4096  # numbers that are added up in the tensor's own type
+MANY = 4096  # numbers from which on one pass is worth a call of its own
 SLAB = 2**20  # numbers that are looked at, or converted, at a time
 TINY = 1e-15  # below, the square of a float32 may be lost
 
@@ -54,26 +53,34 @@ class Statistics:
         return measure(tensor).read(magnitudes)
 
 
+Row = tuple[float, ...]
+"""What is found in a pass: how many elements; least, greatest, sum, norm; how many are zero, and not finite."""
+
+
 @dataclass(slots=True)
 class Measured:
-    """A tensor's figures, perhaps still on its device, and some of its numbers for the histogram."""
+    """A tensor's figures, perhaps still on its device, and the histogram, or some of its numbers to make it of."""
 
-    figures: Statistics | Tensor  # (low, high, sum, norm, zeros, not finite), and the number of elements before them
-    sample: Tensor
+    row: Row | Tensor
+    magnitudes: tuple[int, ...] | Tensor
 
     def read(self, magnitudes: bool = True) -> Statistics:
         """The figures; waits for the device that they are on."""
-        figures = self.figures if isinstance(self.figures, Statistics) else _statistics(self.figures.tolist())
-        return replace(figures, magnitudes=_magnitudes(self.sample)) if magnitudes else figures
+        row = self.row if isinstance(self.row, tuple) else tuple(self.row.tolist())
+        if not magnitudes:
+            return _statistics(row, ())
+        return _statistics(row, self.magnitudes if isinstance(self.magnitudes, tuple) else _magnitudes(self.magnitudes))
 
 
 def measure(tensor: Tensor) -> Measured:
     """Measure a tensor where it lives. The tensor may be overwritten as soon as this returns."""
     import torch
 
-    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
         flat = _flat(tensor.detach())
-        return Measured((_on_processor if flat.device.type == "cpu" else _on_device)(flat), _sample(flat))
+        if flat.device.type != "cpu":
+            return Measured(_on_device(flat), _sample(flat))
+        return _in_one_pass(flat) or Measured(_on_processor(flat), _sample(flat))
 
 
 def fetch(several: Iterable[Measured]) -> None:
@@ -83,28 +90,27 @@ def fetch(several: Iterable[Measured]) -> None:
     """
     import torch
 
-    away = [each for each in several if each.sample.device.type not in ("cpu", "meta")]
-    for device in {each.sample.device for each in away}:
+    away: list[Any] = [each for each in several if not isinstance(each.row, tuple)]
+    for device in {each.row.device for each in away}:
         torch.accelerator.synchronize(device)
     _gather(away)
 
 
-def _gather(away: list[Measured]) -> None:
+def _gather(away: list[Any]) -> None:
     import torch
 
-    for part in _alike(away, lambda each: (each.sample.device, each.sample.dtype)):
-        samples = torch.cat([each.sample for each in part]).cpu().split([each.sample.numel() for each in part])
+    for part in _alike(away, lambda each: (each.magnitudes.device, each.magnitudes.dtype)):
+        samples = torch.cat([each.magnitudes for each in part]).cpu().split([each.magnitudes.numel() for each in part])
         for each, sample in zip(part, samples, strict=True):
-            each.sample = sample
-    waiting = [each for each in away if not isinstance(each.figures, Statistics)]
-    for part in _alike(waiting, lambda each: each.figures.device):  # type: ignore[union-attr]
-        rows = torch.stack([each.figures for each in part]).tolist()  # type: ignore[misc]
+            each.magnitudes = sample
+    for part in _alike(away, lambda each: each.row.device):
+        rows = torch.stack([each.row for each in part]).tolist()
         for each, row in zip(part, rows, strict=True):
-            each.figures = _statistics(row)
+            each.row = tuple(row)
 
 
-def _alike(several: list[Measured], key: Callable[[Measured], Any]) -> list[list[Measured]]:
-    found: dict[Any, list[Measured]] = {}
+def _alike(several: list[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    found: dict[Any, list[Any]] = {}
     for each in several:
         found.setdefault(key(each), []).append(each)
     return list(found.values())
@@ -160,31 +166,55 @@ def _magnitudes(sample: Tensor) -> tuple[int, ...]:
     return tuple(numpy.bincount(bins, minlength=len(EXPONENTS)).tolist())
 
 
-def _statistics(figures: Sequence[float]) -> Statistics:
-    """From least, greatest, sum, norm, and the counts of elements, zeros and what is not finite."""
-    elements, low, high, total, norm, zeros, not_finite = figures
+def _statistics(row: Row, magnitudes: tuple[int, ...]) -> Statistics:
+    elements, low, high, total, norm, zeros, not_finite = row
     count = elements - not_finite
     if not count:
-        return Statistics(int(elements), 0.0, 0.0, 0.0, 0.0, 0.0, 0, int(not_finite))
+        return Statistics(int(elements), 0.0, 0.0, 0.0, 0.0, 0.0, 0, int(not_finite), magnitudes)
     mean = total / count
     std = math.sqrt(max(norm**2 / count - mean**2, 0.0))
-    return Statistics(int(elements), norm, mean, std, low, high, int(zeros), int(not_finite))
+    return Statistics(int(elements), norm, mean, std, low, high, int(zeros), int(not_finite), magnitudes)
 
 
 # -- on a processor ---------------------------------------------------------------------------------------------------
 
 
-def _on_processor(flat: Tensor) -> Statistics:
+def _in_one_pass(flat: Tensor) -> Measured | None:
+    """The figures and their histogram, where one pass over the numbers as they are can find them all."""
+    import torch
+
+    count = flat.numel()
+    if count < MANY or flat.dtype not in (torch.float32, torch.float64):
+        return None
+    found = one_pass(_as_numpy(flat))
+    if found is None or not _is_exact(found.low, found.high, found.squares):
+        return None
+    row = (count, found.low, found.high, found.total, math.sqrt(found.squares), found.zeros, 0)
+    return Measured(row, found.magnitudes)
+
+
+def _is_exact(low: float, high: float, squares: float) -> bool:
+    """Whether all numbers are finite, and no square was too large or too small for its type."""
+    return math.isfinite(low) and math.isfinite(high) and math.isfinite(squares) and (high >= TINY or -low >= TINY)
+
+
+def _as_numpy(flat: Tensor) -> Any:
+    import numpy
+
+    return numpy.from_dlpack(flat)  # `flat.numpy()` would forbid for good that its memory is resized, as FSDP2 does
+
+
+def _on_processor(flat: Tensor) -> Row:
     found = [_slab(each) for each in _slabs(flat)]
     if not found or not all(math.isfinite(low) and math.isfinite(high) for low, high, *_ in found):
         finite = flat[flat.isfinite()]
-        inner = _on_processor(finite) if finite.numel() else _statistics((0, 0.0, 0.0, 0.0, 0.0, 0, 0))
-        return replace(inner, elements=flat.numel(), not_finite=flat.numel() - finite.numel())
+        _, *inner, _ = _on_processor(finite) if finite.numel() else (0.0,) * 7
+        return flat.numel(), *inner, flat.numel() - finite.numel()
     lows, highs, sums, norms, zeros = zip(*found, strict=True)
     low, high, norm = min(lows), max(highs), math.hypot(*norms)
-    if not math.isfinite(norm) or max(-low, high, 0.0) < TINY:  # squares too large or too small for the type
+    if not _is_exact(low, high, norm):
         norm = _wide_norm(flat)
-    return _statistics((flat.numel(), low, high, math.fsum(sums), norm, sum(zeros), 0))
+    return flat.numel(), low, high, math.fsum(sums), norm, sum(zeros), 0
 
 
 def _slabs(flat: Tensor) -> Iterator[Tensor]:
@@ -206,8 +236,10 @@ def _slab(flat: Tensor) -> tuple[float, float, float, float, int]:
     import numpy
     import torch
 
+    numbers = _as_numpy(flat)
+    if flat.numel() >= MANY and (found := one_pass(numbers)) is not None:
+        return found.low, found.high, found.total, math.sqrt(found.squares), found.zeros
     low, high = flat.aminmax()
-    numbers = numpy.from_dlpack(flat)  # `flat.numpy()` would forbid for good that its memory is resized, as FSDP2 does
     zeros = int(numpy.count_nonzero(numbers == 0)) if low <= 0 <= high else 0  # numpy counts in a fifth of the time
     if flat.numel() <= ROW * 16:
         return low.item(), high.item(), flat.sum().item(), _norm(flat), zeros

@@ -18,7 +18,8 @@ from chainrule.findings.run import Run, listed
 from chainrule.graph import Parameter, Place, Value
 from chainrule.measures import distance
 from chainrule.numbers import number
-from chainrule.statistics import EXPONENTS, norm_of
+from chainrule.onepass import EXPONENTS
+from chainrule.statistics import norm_of
 from chainrule.why import no_gradient
 
 NO_GRADIENT = Kind(

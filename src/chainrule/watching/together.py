@@ -25,9 +25,10 @@ import torch
 from torch import distributed as dist
 
 from chainrule.history import Kind, StepFacts
+from chainrule.onepass import EXPONENTS
 from chainrule.ranks import RankFacts, RankParameter, joined
 from chainrule.runs import Figure
-from chainrule.statistics import EXPONENTS, Statistics
+from chainrule.statistics import Statistics
 from chainrule.watching.gather import divided
 
 PATIENCE = 5.0  # seconds for the other ranks' watches to be there at the end of the first watched step
