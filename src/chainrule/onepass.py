@@ -21,13 +21,14 @@ EXPONENTS = range(-32, 32, 4)
 
 
 class Figures(NamedTuple):
-    """What one pass finds. `low` and `high` are not finite where any number is not, and then nothing else counts."""
+    """What one pass finds: of the finite numbers, and how many others there are."""
 
     low: float
     high: float
     total: float
     squares: float
     zeros: int
+    not_finite: int
     magnitudes: tuple[int, ...]
 
 
@@ -38,8 +39,7 @@ def one_pass(numbers: numpy.ndarray[Any, Any]) -> Figures | None:
     if kernel is None:
         return None
     bits, counts = numbers.view(integers), numpy.zeros(len(EXPONENTS), integers)
-    low, high, total, squares, zeros = kernel(numbers, bits, counts)
-    return Figures(low, high, total, squares, zeros, tuple(counts.tolist()))
+    return Figures(*kernel(numbers, bits, counts), tuple(counts.tolist()))
 
 
 @cache
@@ -71,22 +71,36 @@ def _written_for(floats: Any, integers: Any, mantissa: int, exponents: int) -> C
     sign_place = integers(numpy.iinfo(integers).bits - 1)
     smallest = integers(numpy.iinfo(integers).min)
     zero, one, mantissa_bits, exponent_bits = floats(0), integers(1), integers(mantissa), integers(2 * exponents - 1)
+    infinity = exponent_bits << mantissa_bits  # as integers, all finite numbers lie between -infinity and this
 
-    def figures(numbers: Any, bits: Any, counts: Any) -> tuple[float, float, float, float, int]:
-        total, squares, zeros = 0.0, 0.0, 0
+    def figures(numbers: Any, bits: Any, counts: Any) -> tuple[float, float, float, float, int, int]:
+        total, squares, zeros, lost = 0.0, 0.0, 0, 0
         low, high = size_bits, smallest
         for start in range(0, numbers.size, ROW):
             row, row_bits = numbers[start : start + ROW], bits[start : start + ROW]
-            row_zeros = integers(0)
+            row_total, row_squares, row_zeros = 0.0, 0.0, integers(0)
+            row_low, row_high = size_bits, smallest
             for i in range(row.size):
                 x, place = row[i], row_bits[i]
                 wide = float64(x)
-                total += wide
-                squares += wide * wide
+                row_total += wide
+                row_squares += wide * wide
                 row_zeros += integers(x == zero)
                 place ^= (place >> sign_place) & size_bits
-                low, high = min(low, place), max(high, place)
-            zeros += row_zeros
+                row_low, row_high = min(row_low, place), max(row_high, place)
+            if row_high >= infinity or row_low < -infinity:  # once more, without what is not finite
+                row_total, row_squares = 0.0, 0.0
+                row_low, row_high = size_bits, smallest
+                for i in range(row.size):
+                    place = row_bits[i] ^ ((row_bits[i] >> sign_place) & size_bits)
+                    if -infinity <= place < infinity:
+                        row_total += float64(row[i])
+                        row_squares += float64(row[i]) * float64(row[i])
+                        row_low, row_high = min(row_low, place), max(row_high, place)
+                    else:
+                        lost += 1
+            total, squares, zeros = total + row_total, squares + row_squares, zeros + row_zeros
+            low, high = min(low, row_low), max(high, row_high)
         for i in range(0, numbers.size, max(-(-numbers.size // SAMPLE), 1)):
             exponent = (bits[i] >> mantissa_bits) & exponent_bits
             if numbers[i] != zero and exponent != exponent_bits:
@@ -94,6 +108,6 @@ def _written_for(floats: Any, integers: Any, mantissa: int, exponents: int) -> C
         ends = numpy.empty(2, integers)
         ends[0], ends[1] = low ^ ((low >> sign_place) & size_bits), high ^ ((high >> sign_place) & size_bits)
         least, greatest = ends.view(floats)
-        return least, greatest, total, squares, zeros
+        return least, greatest, total, squares, zeros, lost
 
     return figures

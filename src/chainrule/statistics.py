@@ -187,15 +187,10 @@ def _in_one_pass(flat: Tensor) -> Measured | None:
     if count < MANY or flat.dtype not in (torch.float32, torch.float64):
         return None
     found = one_pass(_as_numpy(flat))
-    if found is None or not _is_exact(found.low, found.high, found.squares):
+    if found is None or not math.isfinite(found.squares):  # a float64 may be too large for its square
         return None
-    row = (count, found.low, found.high, found.total, math.sqrt(found.squares), found.zeros, 0)
-    return Measured(row, found.magnitudes)
-
-
-def _is_exact(low: float, high: float, squares: float) -> bool:
-    """Whether all numbers are finite, and no square was too large or too small for its type."""
-    return math.isfinite(low) and math.isfinite(high) and math.isfinite(squares) and (high >= TINY or -low >= TINY)
+    low, high, total, squares, zeros, not_finite, magnitudes = found
+    return Measured((count, low, high, total, math.sqrt(squares), zeros, not_finite), magnitudes)
 
 
 def _as_numpy(flat: Tensor) -> Any:
@@ -212,7 +207,7 @@ def _on_processor(flat: Tensor) -> Row:
         return flat.numel(), *inner, flat.numel() - finite.numel()
     lows, highs, sums, norms, zeros = zip(*found, strict=True)
     low, high, norm = min(lows), max(highs), math.hypot(*norms)
-    if not _is_exact(low, high, norm):
+    if not math.isfinite(norm) or max(-low, high, 0.0) < TINY:  # squares too large or too small for the type
         norm = _wide_norm(flat)
     return flat.numel(), low, high, math.fsum(sums), norm, sum(zeros), 0
 
@@ -237,7 +232,7 @@ def _slab(flat: Tensor) -> tuple[float, float, float, float, int]:
     import torch
 
     numbers = _as_numpy(flat)
-    if flat.numel() >= MANY and (found := one_pass(numbers)) is not None:
+    if flat.numel() >= MANY and (found := one_pass(numbers)) is not None and not found.not_finite:
         return found.low, found.high, found.total, math.sqrt(found.squares), found.zeros
     low, high = flat.aminmax()
     zeros = int(numpy.count_nonzero(numbers == 0)) if low <= 0 <= high else 0  # numpy counts in a fifth of the time
