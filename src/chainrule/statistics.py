@@ -181,22 +181,12 @@ def _statistics(row: Row, magnitudes: tuple[int, ...]) -> Statistics:
 
 def _in_one_pass(flat: Tensor) -> Measured | None:
     """The figures and their histogram, where one pass over the numbers as they are can find them all."""
-    import torch
-
     count = flat.numel()
-    if count < MANY or flat.dtype not in (torch.float32, torch.float64):
-        return None
-    found = one_pass(_as_numpy(flat))
+    found = one_pass(flat) if count >= MANY else None
     if found is None or not math.isfinite(found.squares):  # a float64 may be too large for its square
         return None
     low, high, total, squares, zeros, not_finite, magnitudes = found
     return Measured((count, low, high, total, math.sqrt(squares), zeros, not_finite), magnitudes)
-
-
-def _as_numpy(flat: Tensor) -> Any:
-    import numpy
-
-    return numpy.from_dlpack(flat)  # `flat.numpy()` would forbid for good that its memory is resized, as FSDP2 does
 
 
 def _on_processor(flat: Tensor) -> Row:
@@ -231,10 +221,10 @@ def _slab(flat: Tensor) -> tuple[float, float, float, float, int]:
     import numpy
     import torch
 
-    numbers = _as_numpy(flat)
-    if flat.numel() >= MANY and (found := one_pass(numbers)) is not None and not found.not_finite:
+    if flat.numel() >= MANY and (found := one_pass(flat)) is not None and not found.not_finite:
         return found.low, found.high, found.total, math.sqrt(found.squares), found.zeros
     low, high = flat.aminmax()
+    numbers = numpy.from_dlpack(flat)  # `flat.numpy()` would forbid for good that its memory is resized, as FSDP2 does
     zeros = int(numpy.count_nonzero(numbers == 0)) if low <= 0 <= high else 0  # numpy counts in a fifth of the time
     if flat.numel() <= ROW * 16:
         return low.item(), high.item(), flat.sum().item(), _norm(flat), zeros
