@@ -15,9 +15,9 @@ from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
 from chainrule import keeping, statistics
+from chainrule.bins import EXPONENTS
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph
-from chainrule.onepass import EXPONENTS
 from chainrule.statistics import Statistics, measure
 from tests.zoo.models import ZOO
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import chainrule
-from chainrule import onepass
+from chainrule import onepass, statistics
 from chainrule.measures import Measures, distance, memory
 from chainrule.statistics import Statistics
 from chainrule.telling.checks import FEW, held_against
@@ -17,9 +17,10 @@ TEXT = ("ours against theirs",)
 @pytest.fixture(autouse=True, params=["in one pass", "without numba"])
 def compiled(request, monkeypatch):
     if request.param == "without numba":
-        monkeypatch.setattr(onepass, "_kernel", lambda *types: None)
+        monkeypatch.setattr(statistics, "one_pass", lambda row: None)
     else:
         pytest.importorskip("numba")
+        onepass.prepare()
 
 
 def plainly(data):
@@ -62,7 +63,7 @@ def test_the_histogram_is_the_same_with_and_without_a_compiler(type, monkeypatch
     data = torch.randn(50_000, dtype=type) * torch.logspace(-45, 25, 50_000, dtype=type)
     data[::7] = 0
     found = Statistics.of(data, magnitudes=True)
-    monkeypatch.setattr(onepass, "_kernel", lambda *types: None)
+    monkeypatch.setattr(statistics, "one_pass", lambda row: None)
     assert found.magnitudes == Statistics.of(data, magnitudes=True).magnitudes
 
 

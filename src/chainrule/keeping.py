@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.errors import RecordingError
+from chainrule.onepass import prepare
 from chainrule.statistics import Measured, fetch, measure
 
 T = TypeVar("T")
@@ -143,6 +144,8 @@ class Keeper:
         # (tensor, stand-in, position of its operation) that autograd has given no node yet
         self.pending: list[tuple[Tensor, Tensor, int]] = []
         self.late: list[tuple[weakref.ref[Tensor], Tensor, int]] = []  # as `pending`, of an open autograd.Function
+        if not keep.everything:
+            prepare()
 
     @property
     def is_strict(self) -> bool:

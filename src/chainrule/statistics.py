@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from chainrule.onepass import EXPONENTS, ROW, SAMPLE, one_pass
+from chainrule.bins import EXPONENTS, SAMPLE
+from chainrule.onepass import one_pass
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROW = 4096  # numbers that are added up in their own type
 MANY = 4096  # numbers from which on one pass is worth a call of its own
 SLAB = 2**20  # numbers that are looked at, or converted, at a time
 TINY = 1e-15  # below, the square of a float32 may be lost

@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from chainrule.bins import EXPONENTS
 from chainrule.document import Code
 from chainrule.findings.case import Case, base_of, dense, kept
 from chainrule.findings.finding import Finding, Kind
@@ -18,7 +19,6 @@ from chainrule.findings.run import Run, listed
 from chainrule.graph import Parameter, Place, Value
 from chainrule.measures import distance
 from chainrule.numbers import number
-from chainrule.onepass import EXPONENTS
 from chainrule.statistics import norm_of
 from chainrule.why import no_gradient
 

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from chainrule.bins import EXPONENTS
 from chainrule.history import Kind, StepFacts
-from chainrule.onepass import EXPONENTS
 from chainrule.ranks import RankFacts, RankParameter, joined
 from chainrule.runs import Figure
 from chainrule.statistics import Statistics
