@@ -24,3 +24,29 @@ def uncollected() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+class Seldom:
+    """Fewer collections while a step is recorded, from `begin` to `end`.
+
+    All that is recorded stays until the end, so a collection goes over it again and again in vain: in a chain of
+    100,000 operations that took more than half of the time. The user's own cycles are still found, but only once there
+    are 50,000 new containers, in place of some hundreds.
+    """
+
+    THRESHOLD = 50_000
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int, int] | None = None
+
+    def begin(self) -> None:
+        """Collect less often; not at all stays not at all."""
+        first, *later = self._before = gc.get_threshold()
+        if first:
+            gc.set_threshold(max(first, self.THRESHOLD), *later)
+
+    def end(self) -> None:
+        """As before; unless somebody else has meanwhile said how often."""
+        if self._before is not None and gc.get_threshold()[1:] == self._before[1:]:
+            gc.set_threshold(*self._before)
+        self._before = None

@@ -34,6 +34,7 @@ class Figures(NamedTuple):
 LARGE = 2**18  # numbers from which on it is worth loading the compiler
 
 
+@cache
 def prepare() -> None:
     """Load the compiler and the kernel for float32 now: where much is going to be measured, and not in its midst."""
     import torch

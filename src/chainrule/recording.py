@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from chainrule.assemble import assemble, let_go
+from chainrule.collection import Seldom
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph, Node, Parameter, Value
 from chainrule.keeping import Keep
@@ -315,9 +316,11 @@ class record:  # noqa: N801 (read as a verb)
     ) -> None:
         self._namespace = namespace
         self._recorder = Recorder(Keep.of(keep, memory))
+        self._seldom = Seldom()
 
     def __enter__(self) -> Recording:
         self._recorder.start()
+        self._seldom.begin()
         self._recording = Recording(self._recorder.tape)
         return self._recording
 
@@ -350,11 +353,14 @@ class record:  # noqa: N801 (read as a verb)
         if error is not None:
             tape.error = f"{type(error).__name__}: {error}"
             tape.error_site = exception_site(trace)
-        self._recorder.stop()
-        self._recording._open = False
-        _note_names(tape, _variables(sys._getframe(1)) if self._namespace is None else self._namespace)
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            tape.end()
+        try:
+            self._recorder.stop()
+            self._recording._open = False
+            _note_names(tape, _variables(sys._getframe(1)) if self._namespace is None else self._namespace)
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                tape.end()
+        finally:
+            self._seldom.end()
 
 
 def explain(
