@@ -18,6 +18,7 @@ from chainrule import keeping, statistics
 from chainrule.bins import EXPONENTS
 from chainrule.errors import RecordingError
 from chainrule.graph import Graph
+from chainrule.settling import BATCH
 from chainrule.statistics import Statistics, measure
 from tests.zoo.models import ZOO
 
@@ -146,7 +147,7 @@ def test_a_gradient_is_measured_as_backward_left_it_and_as_the_optimizer_met_it(
 
 def test_what_is_not_kept_is_freed_while_the_step_runs() -> None:
     with chainrule.record(keep="statistics") as recording:
-        x = torch.randn(LARGE, requires_grad=True)
+        x = torch.randn(BATCH // 4 + 1, requires_grad=True)
         y = x * 2.0  # its way back does not need the result
         z = y * 3.0
         gone = weakref.ref(y)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from chainrule.reducers import RawArrival
+from chainrule.settling import BATCH, Settling
 from chainrule.tape import RawNode, Tape
 from chainrule.ties import Ties
 
@@ -33,7 +34,7 @@ class NodeHooks:
     def __init__(self, tape: Tape, ties: Ties, enter: Callable[[], None], leave: Callable[[], None]) -> None:
         self.tape = tape
         self.ties = ties
-        self.chosen: set[int] = set()  # operations whose gradients are kept whatever the rest is
+        self.settling: Settling | None = None  # None: everything is kept
         self._enter, self._leave = enter, leave
         self._handles: list[Any] = []
         self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient goes over the ranks -> where
@@ -112,7 +113,7 @@ class NodeHooks:
         if isinstance(node, BackwardCFunction):
             hooks.append(node.register_prehook(self._enter_function))
             hooks.append(node.register_hook(partial(self._leave_function, index)))
-        elif at_leaf or self.tape.keeper is not None:
+        elif at_leaf or self.settling is not None:
             hooks.append(node.register_hook(partial(self._before_leaves, index)))
         else:
             hooks.append(node.register_hook(partial(_note_passage, self.tape.passages, index)))
@@ -132,15 +133,11 @@ class NodeHooks:
             for position, _ in leaves:
                 kept[position] = None
             downstream = tuple(kept)
-        keeper = self.tape.keeper
-        if keeper is not None:
-            raw = self.tape.nodes[index]
-            keeper.chosen = raw.operation in self.chosen
-            with torch._C._DisableTorchDispatch():  # the mode is on where a graph of the gradients is made
-                if not (raw.lends and raw.leaves):  # else it becomes `.grad`, which is the user's
-                    upstream = keeper.arrived(upstream)
-                downstream = keeper.sent_on(downstream)
         _note_passage(self.tape.passages, index, downstream, upstream)
+        if self.settling is not None:
+            self.settling.note(upstream)
+            if self.settling.waiting > BATCH:
+                self.settling.settle(between=False)
 
 
 def _note_passage(

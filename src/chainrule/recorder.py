@@ -34,13 +34,13 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from chainrule import keeping
 from chainrule.direct import Direct
 from chainrule.errors import RecordingError
 from chainrule.hooks import NodeHooks
 from chainrule.keeping import Keep, Keeper
 from chainrule.loans import hooks_held
 from chainrule.modes import DispatchMode, FunctionMode
+from chainrule.settling import BATCH, Settling
 from chainrule.source import Site, Sites, is_library
 from chainrule.stepping import after_step, before_step
 from chainrule.tape import (
@@ -69,6 +69,7 @@ class Recorder:
         if keep is not None and keep != Keep(everything=True):
             self.tape.keeper = Keeper(keep, self.tape.absentees)
         self._keeper = self.tape.keeper
+        self._settling: Settling | None = None
         self._chosen: list[bool] = []  # for each open run of a module whether all in it is kept
         self._custom_arguments: Any = None  # of the autograd.Function that ran last
         self.in_call = False
@@ -78,6 +79,8 @@ class Recorder:
         self._traits: dict[Any, Traits] = {}
         self.ties = Ties(self.tape)
         self.hooks = NodeHooks(self.tape, self.ties, self._enter_function, self._leave_function)
+        if self._keeper is not None:
+            self.hooks.settling = self._settling = Settling(self.tape, self._keeper, self.ties, set())
         self._handles: list[Any] = []
         self._dispatch = DispatchMode(self)
         self._function = FunctionMode(self)
@@ -142,36 +145,23 @@ class Recorder:
             traits = self._traits[func] = Traits.of(func)
         if traits.silent:
             return func(*args, **kwargs) if kwargs else func(*args)
-        if self._keeper is not None:
-            return self._dispatch_keeping(self._keeper, traits, func, args, kwargs or {})
+        settling = self._settling
+        if settling is not None and settling.waiting > BATCH:
+            settling.settle(between=False)
         if traits.writes:
             self._before_write(traits, func, args, kwargs or {})
         state = torch.get_rng_state() if traits.random else None
         out = func(*args, **kwargs) if kwargs else func(*args)
         tape = self.tape
         tape.operations.append((func, args, kwargs, out, len(tape.calls) if self.in_call else None, state))
-        return out
-
-    def _dispatch_keeping(
-        self, keeper: Keeper, traits: Traits, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """As `dispatch`, where not everything is kept."""
-        self._settle(between=False)
-        written = self._before_write(traits, func, args, kwargs) if traits.writes else ()
-        state = torch.get_rng_state() if traits.random else None
-        out = func(*args, **kwargs)
-        viewed = next(iter(tensors_in(args)), None) if traits.views else None
-        tape, call = self.tape, len(self.tape.calls) if self.in_call else None
-        kept = keeper.result(out, viewed, written, len(tape.operations))
-        tape.operations.append((func, keeper.of(args), keeper.of(kwargs), kept, call, state))
+        if settling is not None:
+            settling.note(out)
         return out
 
     def _settle(self, between: bool = True) -> None:
-        """Nothing more is known of the last operation once another runs; `between`: no call into PyTorch is running."""
-        if self._keeper is not None:
-            if self._keeper.chosen:
-                self.hooks.chosen.add(len(self.tape.operations) - 1)
-            self.ties.settle(between)
+        """Before anything is overwritten, or asked of the tape: what is not kept must be let go of first."""
+        if self._settling is not None:
+            self._settling.settle(between)
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch function that the user's code called, and remember it if operations ran for it."""
@@ -185,11 +175,12 @@ class Recorder:
             raise
         finally:
             self.in_call = False
-        self._settle()
         if len(operations) > first:
             self._note_call(func, args, kwargs, out, first)
             if len(operations) <= first + 2 and not kwargs:
                 self.directly.learn(func, args, out, operations[first:])
+            if self._settling is not None and (self._settling.waiting > BATCH or self.ties.written):
+                self._settling.settle()
         return out
 
     def direct(self, operation: Any, func: Any, args: tuple[Any, ...]) -> Any:
@@ -202,14 +193,13 @@ class Recorder:
         except Exception as error:
             self._note_call(func, args, {}, None, first, f"{type(error).__name__}: {error}")
             raise
-        keeper = self._keeper
-        if keeper is None:
-            tape.operations.append((operation, args, None, out, len(tape.calls), None))
-        else:
-            self._settle()
-            kept = out if out.nbytes <= keeping.SMALL else keeper.result(out, None, (), first)
-            tape.operations.append((operation, keeper.of(args), None, kept, len(tape.calls), None))
+        tape.operations.append((operation, args, None, out, len(tape.calls), None))
         self._note_call(func, args, {}, out, first)
+        settling = self._settling
+        if settling is not None:
+            settling.waiting += out.nbytes
+            if settling.waiting > BATCH:
+                settling.settle()
         return out
 
     def _note_call(self, func: Any, args: Any, kwargs: Any, out: Any, first: int, error: str | None = None) -> None:
@@ -218,8 +208,6 @@ class Recorder:
         site = self._sites.of(frame)
         custom = None if torch.is_grad_enabled() else self._custom_function(frame, first)
         module = self.stack[-1] if self.stack else None
-        if self._keeper is not None:
-            args, kwargs, out = map(self._keeper.of, (args, kwargs, out))
         tape.calls.append(RawCall(func, args, kwargs, out, site, module, first, len(tape.operations), custom, error))
 
     def _custom_function(self, frame: FrameType | None, first: int) -> int | None:
@@ -236,13 +224,12 @@ class Recorder:
         else:
             module = self.stack[-1] if self.stack else None
             self._custom_arguments = arguments
-            if self._keeper is not None:
-                arguments = self._keeper.of(arguments)
             functions.append(RawFunction(names["cls"], arguments, Site.of(frame.f_back), module, first, last))
         return len(functions) - 1
 
     def _before_write(self, traits: Traits, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """Keep what an operation is about to overwrite; gives the tensors that it writes to."""
+        self._settle(between=False)
         written = [t for each in traits.written(args, kwargs) for t in tensors_in(each)]
         with torch._C.DisableTorchFunction():
             self.ties.sweep()  # the nodes that lead back from what is there now, before the write gives them another
@@ -260,13 +247,15 @@ class Recorder:
         parent = self.stack[-1] if self.stack else None
         site = Site.of(sys._getframe(1))
         if self._keeper is not None:
-            self._settle()
             self._choose(self._keeper, module)
         self.tape.reducers.enter(module, args)
         self.stack.append(len(self.tape.modules))
         self.tape.modules.append(RawModule(module, parent, site, len(self.tape.operations), module.training))
 
     def _choose(self, keeper: Keeper, module: torch.nn.Module) -> None:
+        if not keeper.keep.patterns:
+            return
+        self._settle()
         if not self.stack:
             keeper.choose_among(module)
         keeper.chosen = keeper.is_chosen(module) or bool(self._chosen and self._chosen[-1])
@@ -277,15 +266,19 @@ class Recorder:
         while self.stack:
             run = self.tape.modules[self.stack.pop()]
             run.last = len(self.tape.operations)
-            if self._keeper is not None:
+            if self._keeper is not None and self._chosen:
                 self._settle()
                 self._chosen.pop()
                 self._keeper.chosen = bool(self._chosen and self._chosen[-1])
             if run.module is module:
                 if freed := self.tape.reducers.leave(module, output):
+                    self._settle()
                     with torch._C.DisableTorchFunction(), _DisableTorchDispatch(), torch.no_grad():
                         self.tape.overwritten(freed)
-                run.output = output if self._keeper is None else _shallow(self._keeper, output)
+                if self._settling is None:
+                    run.output = output
+                else:
+                    self._settling.left.append((run, output))
                 return
 
     # -- the backward pass --------------------------------------------------------------------------------------------
@@ -344,6 +337,7 @@ class Recorder:
 
     def _enter_function(self) -> None:
         """Record what a Python function does in its backward: checkpointing runs whole passes in there."""
+        self._settle(between=False)  # it may write to what it is given
         self._inside.append(self._paused)
         if self._paused:
             self._resume()
@@ -359,6 +353,7 @@ class Recorder:
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with hooks_held(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+            self._settle(between=False)
             self.ties.sweep()
             self.tape.updates.append(before_step(self.tape, optimizer, Site.of(sys._getframe(1))))
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
@@ -395,13 +390,6 @@ class Recorder:
 
 
 _active = threading.local()
-
-
-def _shallow(keeper: Keeper, output: Any) -> Any:
-    """A module's output as far as it gives names: what else is in it may hold tensors that are not kept."""
-    if isinstance(output, (tuple, list)):
-        return tuple(keeper.of(each) if isinstance(each, Tensor) else None for each in output)
-    return keeper.of(output) if isinstance(output, Tensor) else None
 
 
 def _library_function() -> str:

@@ -1,0 +1,89 @@
+"""What is not kept is let go of in batches, some megabytes at a time.
+
+After a large operation the processor's caches are full of its numbers, and whatever Python runs then has to be fetched
+from memory again: it takes five times as long as otherwise. So while the step runs the tape just takes what happens, as
+where all is kept, and the tensors live a little longer. Every few megabytes, and before anything is overwritten,
+`settle` goes over what is new, ties it to its nodes, measures it, and puts stand-ins in the place of what is not kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.keeping import Keeper
+from chainrule.tape import RawModule, Tape, Traits, tensors_in
+from chainrule.ties import Ties
+
+BATCH = 8 * 2**20  # bytes of results and gradients that live longer than the step itself has a use for them
+
+
+class Settling:
+    """Goes over a tape behind the recorder. `waiting` is how many bytes have come since it last did."""
+
+    def __init__(self, tape: Tape, keeper: Keeper, ties: Ties, chosen: set[int]) -> None:
+        self.tape = tape
+        self.keeper = keeper
+        self.ties = ties
+        self.chosen = chosen  # operations whose gradients are kept whatever the rest is
+        self.waiting = 0
+        self.left: list[tuple[RawModule, Any]] = []  # runs of modules that have ended, with what they gave
+        self._settled = [0, 0, 0, 0]  # operations, calls, functions, passages
+
+    def note(self, out: Any) -> None:
+        """Something more that lives until it is settled."""
+        if isinstance(out, Tensor):
+            self.waiting += out.nbytes if out.layout is torch.strided else 0
+        elif out is not None:
+            for each in tensors_in(out):
+                self.note(each)
+
+    def settle(self, between: bool = True) -> None:
+        """Go over all that is new; `between`: no call into PyTorch is running (`Ties.settle`)."""
+        self.waiting = 0
+        tape = self.tape
+        first, calls, functions, passages = self._settled
+        self._settled = [len(tape.operations), len(tape.calls), len(tape.functions), len(tape.passages)]
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            for position in range(first, len(tape.operations)):
+                self._operation(position)
+            for call in tape.calls[calls:]:
+                call.arguments, call.keywords, call.output = map(
+                    self.keeper.of, (call.arguments, call.keywords, call.output)
+                )
+            for function in tape.functions[functions:]:
+                function.arguments = self.keeper.of(function.arguments)
+            for run, output in self.left:
+                run.output = _shallow(self.keeper, output)
+            self.left.clear()
+            for place in range(passages, len(tape.passages)):
+                self._passage(place)
+        self.ties.settle(between)
+
+    def _operation(self, position: int) -> None:
+        func, args, kwargs, out, call, state = self.tape.operations[position]
+        keeper = self.keeper
+        if keeper.chosen:
+            self.chosen.add(position)
+        viewed = next(iter(tensors_in(args)), None) if Traits.of(func).views else None
+        kept = keeper.result(out, viewed, self.ties.written.get(position, ()), position)
+        self.tape.operations[position] = (func, keeper.of(args), keeper.of(kwargs), kept, call, state)
+
+    def _passage(self, place: int) -> None:
+        """Gradients that passed a node: those that it sends on are measured where they arrive."""
+        task, index, downstream, upstream = self.tape.passages[place]
+        raw, keeper = self.tape.nodes[index], self.keeper
+        chosen, keeper.chosen = keeper.chosen, raw.operation in self.chosen
+        if not (raw.lends and raw.leaves):  # else it becomes `.grad`, which is the user's
+            upstream = keeper.arrived(upstream)
+        self.tape.passages[place] = (task, index, keeper.sent_on(downstream), upstream)
+        keeper.chosen = chosen
+
+
+def _shallow(keeper: Keeper, output: Any) -> Any:
+    """A module's output as far as it gives names: what else is in it may hold tensors that are not kept."""
+    if isinstance(output, (tuple, list)):
+        return tuple(keeper.of(each) if isinstance(each, Tensor) else None for each in output)
+    return keeper.of(output) if isinstance(output, Tensor) else None
