@@ -100,13 +100,28 @@ class Absentees:
     known: dict[int, Absent] = field(default_factory=dict)  # id of a stand-in -> what it stands for
     _held: list[Tensor] = field(default_factory=list)  # the stand-ins, or their ids would be given away
     _storages: dict[int, StorageWeakRef] = field(default_factory=dict)
+    _shapes: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # a stand-in of each shape that was met
 
     def stand_in(self, tensor: Tensor, measured: Measured | None) -> Tensor:
         """A tensor without numbers, in the place of this one."""
-        made = _without_numbers(tensor)
+        made = self.without_numbers(tensor)
         self.known[id(made)] = Absent(tensor.device, self._storage_of(tensor), measured=measured)
         self._held.append(made)
         return made
+
+    def without_numbers(self, tensor: Tensor) -> Tensor:
+        """On the device `meta`, of the same shape, strides and offset: a view is known by where in its base it stands.
+
+        One of the same shape gives another at a fifth of the price of a new one; there is no memory that they share.
+        """
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # our own modes may be on
+            if tensor.layout is not torch.strided:
+                return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+            key = (tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+            known = self._shapes.get(key)
+            if known is None:
+                known = self._shapes[key] = _shaped(tensor)
+            return known.data
 
     def _storage_of(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
@@ -118,6 +133,7 @@ class Absentees:
     def forget_storages(self) -> None:
         """Nothing new can come: no address need be kept from being given away."""
         self._storages.clear()
+        self._shapes.clear()
 
     def fetch(self) -> None:
         """Bring all figures from the devices that they are on, at once."""
@@ -295,7 +311,7 @@ class Keeper:
     def _succeeded(self, stand_in: Tensor) -> Tensor:
         """Another stand-in for what it stood for up to now; what it stands for next has not been measured."""
         known = self.absentees.known[id(stand_in)]
-        earlier = _without_numbers(stand_in)
+        earlier = self.absentees.without_numbers(stand_in)
         self.absentees.known[id(earlier)] = Absent(known.device, known.storage, measured=known.measured)
         self.absentees._held.append(earlier)
         known.measured = None
@@ -340,17 +356,13 @@ def _figures(tensor: Tensor) -> Measured | None:
     return within_memory(lambda: measure(tensor))
 
 
-def _without_numbers(tensor: Tensor) -> Tensor:
-    """On the device `meta`, of the same shape, strides and offset: a view is known by where in its base it stands."""
-    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # our own modes may be on
-        if tensor.layout is not torch.strided:
-            return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
-        made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-        if offset := tensor.storage_offset():
-            size = offset * made.itemsize + made.untyped_storage().nbytes()
-            memory = torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
-            made = torch.empty(0, dtype=made.dtype, device="meta").set_(memory, offset, made.size(), made.stride())
-        return made
+def _shaped(like: Tensor) -> Tensor:
+    made = torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device="meta")
+    if offset := like.storage_offset():
+        size = offset * made.itemsize + made.untyped_storage().nbytes()
+        memory = torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
+        made = torch.empty(0, dtype=made.dtype, device="meta").set_(memory, offset, made.size(), made.stride())
+    return made
 
 
 def _version(tensor: Tensor) -> int:

@@ -49,7 +49,7 @@ _at: Any = intrinsic(_address)
 
 
 def _figures(
-    address: int, count: int, floats: Any, integers: Any, mantissa: int, exponents: int, counts: Any
+    floats: Any, integers: Any, mantissa: int, exponents: int, address: int, count: int, counts: Any
 ) -> tuple[float, float, float, float, int, int]:
     """Least, greatest, sum, sum of squares, zeros, and how many are not finite; the histogram is added to `counts`.
 

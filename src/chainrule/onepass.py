@@ -53,7 +53,7 @@ def one_pass(row: Tensor) -> Figures | None:
     if kernel is None:
         return None
     row, counts = row.contiguous(), numpy.zeros(len(EXPONENTS), numpy.int64)
-    low, high, total, squares, zeros, not_finite = kernel(row.data_ptr(), row.numel(), counts=counts)
+    low, high, total, squares, zeros, not_finite = kernel(row.data_ptr(), row.numel(), counts)
     return Figures(low, high, total, squares, zeros, not_finite, tuple(counts.tolist()))
 
 
@@ -67,7 +67,5 @@ def _kernel(type: torch.dtype) -> Callable[..., Any] | None:
         from chainrule.kernel import figures
     except ImportError:  # no numba, or none for this Python or numpy
         return None
-    floats, known = numpy.empty(0, name), numpy.finfo(name)
-    return partial(
-        figures, floats=floats, integers=numpy.empty(0, integers), mantissa=known.nmant, exponents=known.maxexp
-    )
+    known = numpy.finfo(name)
+    return partial(figures, numpy.empty(0, name), numpy.empty(0, integers), known.nmant, known.maxexp)
