@@ -97,6 +97,17 @@ def test_of_statistics_alone_the_first_tensor_that_is_not_finite_is_named():
     assert (finding.id, finding.where, finding.since) == ("non-finite-forward", "early", 2)
 
 
+def test_a_mask_of_infinities_is_no_fault_and_not_blamed_for_one():
+    history = course([1.0, 1.0, math.nan])
+    for step in range(3):
+        history.add("value", "scores", step, figures(1.0, not_finite=6), layer=1)
+        history.add("value", "late", step, figures(1.0, not_finite=3 if step == 2 else 0), layer=9)
+    (finding,) = findings_over_time(history, {})
+    assert (finding.where, finding.since) == ("late", 2)
+    history.steps[2].loss = 1.0
+    assert findings_over_time(history, {}) == ()
+
+
 def test_another_optimizers_turn_is_no_fault():
     seen = {step: (of_step("not-in-optimizer", "note", where="critic"),) for step in range(5)}
     (finding,) = findings_over_time(course([1.0] * 5), seen)
