@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from chainrule.statistics import Statistics, in_a_row, is_dense, norm_of
+from chainrule.statistics import Measured, Statistics, in_a_row, is_dense, measure, norm_of
 
 PART = 2**18  # numbers that are subtracted at a time
 
@@ -28,16 +28,21 @@ class Measures:
     """Figures by memory; what was measured is held, so that its memory is not given to another tensor."""
 
     def __init__(self) -> None:
-        self._known: dict[Key, tuple[Tensor, Statistics]] = {}
+        self._known: dict[Key, tuple[Tensor, Measured]] = {}
         self._twins: set[tuple[Key, Key]] = set()
 
-    def statistics(self, data: Tensor) -> Statistics:
-        """What is said of a tensor without its numbers."""
-        if data.is_meta:
-            return UNKNOWN
+    def statistics(self, data: Tensor, magnitudes: bool = False) -> Statistics:
+        """What is said of a tensor without its numbers; with the histogram of its magnitudes where that is asked for.
+
+        Waits for the device that the tensor is on.
+        """
+        return UNKNOWN if data.is_meta else self._measured(data).read(magnitudes)
+
+    def _measured(self, data: Tensor) -> Measured:
         key = memory(data)
         if key not in self._known:
-            self._known[key] = (data, Statistics.of(data))
+            found = measure(data)
+            self._known[key] = (data, Measured(found.read(magnitudes=False), found.sample))
         return self._known[key][1]
 
     def norm(self, data: Tensor) -> float:
@@ -65,7 +70,7 @@ class Measures:
             return False
         if not passing:
             self._twins.add(pair)
-            self._known.setdefault(pair[0], (one, self.statistics(other)))
+            self._known.setdefault(pair[0], (one, self._measured(other)))
         return True
 
 

@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule.distributed import facts_of_rank
 from chainrule.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.history import Kind, StepFacts
+from chainrule.measures import Measures
 from chainrule.ranks import RankFacts
 from chainrule.runs import Figure
 from chainrule.shards import own_part
@@ -44,6 +45,13 @@ class Surroundings:
     full: bool  # recorded with all its numbers
     met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
     moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
+    measures: Measures = field(default_factory=Measures)  # of the step's tensors, for all who ask
+
+    def figures(self, known: Statistics | None, data: Tensor | None) -> Statistics | None:
+        """Those that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
+        if known is not None or data is None or data.is_meta:
+            return known
+        return self.measures.statistics(data, magnitudes=True)
 
 
 def skipped_in(graph: Graph) -> int:
@@ -75,7 +83,7 @@ def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
     """Every tensor that is kept: parameters, what modules and the user's named lines made, and all their gradients."""
     prefix = "" if around.named else prefix_of(graph)
     yield from _of_parameters(graph, prefix, around)
-    yield from _of_values(graph, prefix, around.scale or 1)
+    yield from _of_values(graph, prefix, around)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------
@@ -90,8 +98,8 @@ def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[
         layers[short] = layer
         changed = updates.get(name, parameter)
         kinds: tuple[tuple[Kind, Statistics | None], ...] = (
-            ("parameter", _either(parameter.before_statistics, parameter.before)),
-            ("parameter gradient", around.met.get(short) or _either(changed.grad_statistics, changed.grad)),
+            ("parameter", around.figures(parameter.before_statistics, parameter.before)),
+            ("parameter gradient", around.met.get(short) or around.figures(changed.grad_statistics, changed.grad)),
             ("update", _moved(changed)),
         )
         for kind, statistics in kinds:
@@ -110,7 +118,7 @@ def rank_of(recording: Recording, prefix: str) -> RankFacts:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _of_values(graph: Graph, prefix: str, scale: float) -> Iterator[Figure]:
+def _of_values(graph: Graph, prefix: str, around: Surroundings) -> Iterator[Figure]:
     types = {module.path: module.class_name for module in graph.modules}
     runs: Counter[str] = Counter()
     for layer, value in enumerate(graph.values):
@@ -123,12 +131,12 @@ def _of_values(graph: Graph, prefix: str, scale: float) -> Iterator[Figure]:
         runs[short] += 1
         path = short if runs[short] == 1 else f"{short}#{runs[short]}"
         dtype = str(value.dtype).removeprefix("torch.")
-        statistics = _either(value.statistics, value.data)
-        gradient = _either(value.grad_statistics, value.grad)
+        statistics = around.figures(value.statistics, value.data)
+        gradient = around.figures(value.grad_statistics, value.grad)
         if statistics is not None:
             yield Figure("value", path, layer, type_, dtype, statistics)
         if gradient is not None:
-            yield Figure("gradient", path, layer, type_, dtype, divided(gradient, scale))
+            yield Figure("gradient", path, layer, type_, dtype, divided(gradient, around.scale or 1))
 
 
 def _named(graph: Graph, value: Value, types: dict[str, str]) -> tuple[str, str]:
@@ -160,10 +168,10 @@ def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
     """The norm of all gradients as backward left them, and as the optimizer met them, where something clipped them."""
     if not any(event.kind.startswith(CLIPS) for event in graph.events):
         return None
-    left = [_either(each.grad_statistics, each.grad) for each in graph.parameters.values()]
+    left = [around.figures(each.grad_statistics, each.grad) for each in graph.parameters.values()]
     last = {each.name: each for update in graph.updates for each in update.parameters}
     met: Iterable[Statistics | None] = around.met.values()
-    met = met or [_either(each.grad_statistics, each.grad) for each in last.values()]
+    met = met or [around.figures(each.grad_statistics, each.grad) for each in last.values()]
     return _norm(left) / (around.scale or 1), _norm(met)
 
 
@@ -173,12 +181,7 @@ def _moved(changed: Parameter | ParameterUpdate) -> Statistics | None:
     before, after = changed.before, changed.after
     if known is not None or before is None or after is None or before.is_meta or after.is_meta:
         return known
-    return _either(None, after - before)
-
-
-def _either(known: Statistics | None, data: Tensor | None) -> Statistics | None:
-    """The figures that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
-    return known if known is not None or data is None or data.is_meta else Statistics.of(data, magnitudes=True)
+    return Statistics.of(after - before, magnitudes=True)
 
 
 def _norm(gradients: Iterable[Statistics | None]) -> float:

@@ -24,6 +24,7 @@ import chainrule
 from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.findings.ranks import of_ranks
 from chainrule.history import History, StepFacts
+from chainrule.measures import Measures
 from chainrule.recording import Recording, record
 from chainrule.runs import Figure, Found, Writer
 from chainrule.source import is_library
@@ -150,18 +151,27 @@ class watch:  # noqa: N801 (read as a verb)
             self._boundaries.arm()
 
     def close(self, status: str = "ended") -> None:
-        """Watch no longer: every hook is taken off, and the file is written to its end."""
+        """Watch no longer: every hook is taken off, the run is looked at once more, and its file written to the end."""
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
         self._boundaries.remove()
-        self._leave()
-        self._together.leave()
-        if self.writer is not None:
-            self.writer.close(status)
-            self._tell_problem()
+        self._finish(status)
+        self._tell_problem()
         self._models, self._namespace, self._parameters = [], {}, {}  # the user's: let go of them
+
+    def _finish(self, status: str) -> None:
+        """Say what is left to say, and end the file. What fails in here is told, and the rest is done all the same."""
+        try:
+            self._leave()
+            self._together.leave()
+            self._examine(self._examiner.last_look, since=self.step_number)
+        except Exception as error:  # of `on_finding`, say
+            self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
+        finally:
+            if self.writer is not None:
+                self.writer.close(status)
 
     def __enter__(self) -> Self:
         return self
@@ -219,10 +229,11 @@ class watch:  # noqa: N801 (read as a verb)
         self.watched += 1
         self._due = _multiple_after(self.step_number, self.every)
         self._full_due = _multiple_after(self.step_number, self._full_every or 1)
-        figures, facts = self._read(recording)
+        measures = Measures()
+        figures, facts = self._read(recording, measures)
         step = self._joined(recording, facts, figures)
         if self._together.leads:
-            self._keep(recording, step)
+            self._keep(recording, step, measures)
 
     def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
         """The step of all ranks; where they do not watch together, that of this one."""
@@ -250,7 +261,7 @@ class watch:  # noqa: N801 (read as a verb)
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
-    def _read(self, recording: Recording) -> tuple[list[Figure], StepFacts]:
+    def _read(self, recording: Recording, measures: Measures) -> tuple[list[Figure], StepFacts]:
         graph = recording.graph
         optimizers = list(self._boundaries.optimizers.values())
         around = Surroundings(
@@ -263,31 +274,34 @@ class watch:  # noqa: N801 (read as a verb)
             self._full is not None,
             measured_gradients(optimizers, self._parameters) if self._closure else {},
             measured_moments(optimizers, self._parameters),
+            measures,
         )
         if self._scaling.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
         return list(figures_of(graph, around)), facts_of(graph, around)
 
-    def _keep(self, recording: Recording, step: Step) -> None:
+    def _keep(self, recording: Recording, step: Step, measures: Measures) -> None:
         facts, figures = step.facts, step.figures
         if self.writer is not None:
             self.writer.add(facts, figures)
         if self._full is not None:
             self._keep_full(recording, facts.step)
-        self._examine(recording, step)
+        self._examine(
+            lambda: self._examiner.look(recording, facts, figures, of_ranks(step.ranks), measures), since=facts.step
+        )
         for report in self.reports:
             report(facts, figures)
         self._tell_problem()
 
-    def _examine(self, recording: Recording, step: Step) -> None:
+    def _examine(self, look: Callable[[], list[Found]], since: int) -> None:
         """Look for findings; where looking fails, the watch goes on without them."""
         if not self._examining:
             return
         try:
-            changed = self._examiner.look(recording, step.facts, step.figures, of_ranks(step.ranks))
+            changed = look()
         except Exception as error:
             self._examining = False
-            self._warn(f"from step {step.facts.step} on no findings are looked for: {type(error).__name__}: {error}")
+            self._warn(f"from step {since} on no findings are looked for: {type(error).__name__}: {error}")
             return
         for found in changed:
             if self.writer is not None:
@@ -355,12 +369,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._failed = True
             self._boundaries.off = True
             self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
-            try:
-                self._together.leave()
-                self._leave()
-            finally:
-                if self.writer is not None:
-                    self.writer.close(f"watching ended: {type(error).__name__}: {error}")
+            self._finish(f"watching ended: {type(error).__name__}: {error}")
 
     def _tell_problem(self) -> None:
         if self.writer is not None and self.writer.problem:
