@@ -69,6 +69,14 @@ def test_units_count_as_dead_only_where_they_were_off_at_every_step():
     assert finding.severity == "warning"
 
 
+def test_units_that_died_later_are_dead_since_then():
+    rows = [(0,), (0, 5), (1, 2, 3), (1, 2, 3, 5), (1, 2, 3), (0, 1, 2, 3)]
+    seen = {step: (of_step("unit-off", rows=each, size=4),) for step, each in enumerate(rows)}
+    (finding,) = findings_over_time(course([1.0] * 6), seen)
+    assert (finding.rows, finding.since, finding.severity) == ((1, 2, 3), 2, "warning")
+    assert "at each of 4 steps" in finding.sentence
+
+
 def test_a_finding_of_several_places_is_told_once():
     seen = {0: tuple(of_step("accumulated-gradient", where=name) for name in ("a", "b", "c"))}
     (finding,) = findings_over_time(course([1.0]), seen)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -80,10 +81,22 @@ def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
 
 
 def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
-    """Every tensor that is kept: parameters, what modules and the user's named lines made, and all their gradients."""
+    """Every tensor that is kept: what came from outside, parameters, what modules and the user's named lines made, and
+    all their gradients.
+    """
     prefix = "" if around.named else prefix_of(graph)
+    yield from _of_inputs(graph, around)
     yield from _of_parameters(graph, prefix, around)
     yield from _of_values(graph, prefix, around)
+
+
+def _of_inputs(graph: Graph, around: Surroundings) -> Iterator[Figure]:
+    for layer, value in enumerate(graph.values):
+        if value.kind != "input" or value.operation is not None or not value.shape:
+            continue
+        statistics = around.figures(value.statistics, value.data)
+        if statistics is not None:
+            yield Figure("input", value.name, layer, "", _short(value.dtype), statistics)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------
@@ -130,7 +143,7 @@ def _of_values(graph: Graph, prefix: str, around: Surroundings) -> Iterator[Figu
         short = shortened(name, prefix)
         runs[short] += 1
         path = short if runs[short] == 1 else f"{short}#{runs[short]}"
-        dtype = str(value.dtype).removeprefix("torch.")
+        dtype = _short(value.dtype)
         statistics = around.figures(value.statistics, value.data)
         gradient = around.figures(value.grad_statistics, value.grad)
         if statistics is not None:
@@ -195,6 +208,10 @@ def _number(value: Value) -> float | None:
         return None
     number: Any = value.data.item()
     return float(number.real if isinstance(number, complex) else number)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

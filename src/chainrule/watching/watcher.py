@@ -93,7 +93,7 @@ class watch:  # noqa: N801 (read as a verb)
         self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # a dashboard, called with each watched step
         self._due = self.step_number + 1
-        self._full_due = _multiple_after(self.step_number, full_every or 1)
+        self._full_due = self.step_number + 1
         self._namespace = _variables(sys._getframe(1)) if namespace is None else namespace
         self._models = models
         self._parameters: dict[int, str] = {}
@@ -189,7 +189,8 @@ class watch:  # noqa: N801 (read as a verb)
         step = self.step_number + 1
         due = step >= self._due
         if self._full_every and step >= self._full_due:
-            due, self._full = True, self._full or f"every {self._full_every} steps"
+            told = f"every {self._full_every} steps" if self.watched else "the first watched step"
+            due, self._full = True, self._full or told
         # All ranks know when a step is due, and none what another was asked for.
         return due or (self._full is not None and not self._together.active)
 
