@@ -9,12 +9,13 @@ six times as long as all the figures together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from chainrule.statistics import Measured, Statistics, in_a_row, is_dense, measure, norm_of
+from chainrule.rows import is_small, measured
+from chainrule.statistics import Statistics, in_a_row, is_dense, norm_of
 
 PART = 2**18  # numbers that are subtracted at a time
 
@@ -28,7 +29,7 @@ class Measures:
     """Figures by memory; what was measured is held, so that its memory is not given to another tensor."""
 
     def __init__(self) -> None:
-        self._known: dict[Key, tuple[Tensor, Measured]] = {}
+        self._known: dict[Key, tuple[Tensor, Statistics]] = {}
         self._twins: set[tuple[Key, Key]] = set()
 
     def statistics(self, data: Tensor, magnitudes: bool = False) -> Statistics:
@@ -36,14 +37,20 @@ class Measures:
 
         Waits for the device that the tensor is on.
         """
-        return UNKNOWN if data.is_meta else self._measured(data).read(magnitudes)
-
-    def _measured(self, data: Tensor) -> Measured:
+        if data.is_meta:
+            return UNKNOWN
         key = memory(data)
-        if key not in self._known:
-            found = measure(data)
-            self._known[key] = (data, Measured(found.read(magnitudes=False), found.sample))
-        return self._known[key][1]
+        known = self._known.get(key)
+        if known is None or (magnitudes and not known[1].magnitudes):
+            known = self._known[key] = (data, Statistics.of(data, magnitudes))
+        return known[1]
+
+    def measure(self, tensors: Iterable[Tensor], magnitudes: bool) -> None:
+        """Measure the small ones among these together, which is sooner done than one by one when they are asked for."""
+        small = {memory(each): each for each in tensors if is_small(each)}
+        waiting = {key: each for key, each in small.items() if key not in self._known}
+        found = measured(list(waiting.values()), magnitudes)
+        self._known.update(zip(waiting, zip(waiting.values(), found, strict=True), strict=True))
 
     def norm(self, data: Tensor) -> float:
         """The Euclidean norm; not finite where an element is not."""
@@ -70,7 +77,7 @@ class Measures:
             return False
         if not passing:
             self._twins.add(pair)
-            self._known.setdefault(pair[0], (one, self._measured(other)))
+            self._known.setdefault(pair[0], (one, self.statistics(other)))
         return True
 
 

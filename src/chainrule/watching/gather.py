@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,9 +22,10 @@ from chainrule.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.history import Kind, StepFacts
 from chainrule.measures import Measures
 from chainrule.ranks import RankFacts
+from chainrule.rows import measured, measured_samples
 from chainrule.runs import Figure
 from chainrule.shards import own_part
-from chainrule.statistics import Statistics, measure, of_sample, part_of
+from chainrule.statistics import Statistics, part_of
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
@@ -47,12 +49,13 @@ class Surroundings:
     met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
     moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
     measures: Measures = field(default_factory=Measures)  # of the step's tensors, for all who ask
+    histograms: bool = True  # whether those are wanted
 
     def figures(self, known: Statistics | None, data: Tensor | None) -> Statistics | None:
         """Those that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
         if known is not None or data is None or data.is_meta:
             return known
-        return self.measures.statistics(data, magnitudes=True)
+        return self.measures.statistics(data, self.histograms)
 
 
 def skipped_in(graph: Graph) -> int:
@@ -84,10 +87,20 @@ def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
     """Every tensor that is kept: what came from outside, parameters, what modules and the user's named lines made, and
     all their gradients.
     """
+    around.measures.measure(_floats_of(graph), around.histograms)
     prefix = "" if around.named else prefix_of(graph)
     yield from _of_inputs(graph, around)
     yield from _of_parameters(graph, prefix, around)
     yield from _of_values(graph, prefix, around)
+
+
+def _floats_of(graph: Graph) -> Iterator[Tensor]:
+    """Every tensor of real numbers that was kept: each is asked for, by its figures or by what looks for findings."""
+    values = ((value.data, value.grad) for value in graph.values)
+    parameters = ((parameter.before, parameter.grad) for parameter in graph.parameters.values())
+    updates = ((member.before, member.grad) for update in graph.updates for member in update.parameters)
+    for pair in chain(values, parameters, updates):
+        yield from (each for each in pair if each is not None and each.is_floating_point() and not each.is_meta)
 
 
 def _of_inputs(graph: Graph, around: Surroundings) -> Iterator[Figure]:
@@ -113,7 +126,7 @@ def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[
         kinds: tuple[tuple[Kind, Statistics | None], ...] = (
             ("parameter", around.figures(parameter.before_statistics, parameter.before)),
             ("parameter gradient", around.met.get(short) or around.figures(changed.grad_statistics, changed.grad)),
-            ("update", _moved(changed)),
+            ("update", _moved(changed, around.histograms)),
         )
         for kind, statistics in kinds:
             if statistics is not None:
@@ -188,13 +201,13 @@ def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
     return _norm(left) / (around.scale or 1), _norm(met)
 
 
-def _moved(changed: Parameter | ParameterUpdate) -> Statistics | None:
+def _moved(changed: Parameter | ParameterUpdate, histogram: bool) -> Statistics | None:
     """What the step added to a parameter."""
     known = changed.update_statistics if isinstance(changed, ParameterUpdate) else None
     before, after = changed.before, changed.after
     if known is not None or before is None or after is None or before.is_meta or after.is_meta:
         return known
-    return Statistics.of(after - before, magnitudes=True)
+    return Statistics.of(after - before, histogram)
 
 
 def _norm(gradients: Iterable[Statistics | None]) -> float:
@@ -233,16 +246,18 @@ def shortened(name: str, prefix: str = "") -> str:
     return name.replace("._orig_mod.", ".")
 
 
-def measured_gradients(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Statistics]:
+def measured_gradients(
+    optimizers: Iterable[Optimizer], names: Mapping[int, str], histograms: bool
+) -> dict[str, Statistics]:
     """The gradients that the optimizers' last steps left standing, by the names of their parameters."""
     gradients = {
-        names[id(parameter)]: measure(own_part(parameter.grad))
+        names[id(parameter)]: own_part(parameter.grad)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.grad is not None and id(parameter) in names
     }
-    return {name: found.read() for name, found in gradients.items()}
+    return dict(zip(gradients, measured(list(gradients.values()), histograms), strict=True))
 
 
 def measured_moments(
@@ -250,11 +265,12 @@ def measured_moments(
 ) -> tuple[tuple[str, str, Statistics], ...]:
     """What the optimizers remember of each parameter (by its name): their moments, of a large one a sample."""
     moments = [
-        (name, key, part_of(own_part(tensor)), own_part(tensor).numel())
+        (name, key, own_part(tensor))
         for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         if (name := names.get(id(parameter))) is not None
         for key, tensor in state.items()
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape == parameter.shape
     ]
-    return tuple((name, key, of_sample(part, elements)) for name, key, part, elements in moments)
+    found = measured_samples([part_of(tensor) for *_, tensor in moments], [tensor.numel() for *_, tensor in moments])
+    return tuple((name, key, each) for (name, key, _), each in zip(moments, found, strict=True))

@@ -27,6 +27,7 @@ from chainrule.history import History, StepFacts
 from chainrule.measures import Measures
 from chainrule.recording import Recording, record
 from chainrule.runs import Figure, Found, Writer
+from chainrule.runs.writer import keeps_histograms
 from chainrule.source import is_library
 from chainrule.watching.boundaries import Boundaries
 from chainrule.watching.examine import Examiner
@@ -263,7 +264,8 @@ class watch:  # noqa: N801 (read as a verb)
     # -- one watched step ---------------------------------------------------------------------------------------------
 
     def _read(self, recording: Recording, measures: Measures) -> tuple[list[Figure], StepFacts]:
-        graph = recording.graph
+        histograms = keeps_histograms(self.watched - 1)
+        graph = recording.at_once(measures, histograms) if self._full is None else recording.graph
         optimizers = list(self._boundaries.optimizers.values())
         around = Surroundings(
             self.step_number,
@@ -273,9 +275,10 @@ class watch:  # noqa: N801 (read as a verb)
             self._passes_before,
             bool(self._whole_models()),
             self._full is not None,
-            measured_gradients(optimizers, self._parameters) if self._closure else {},
+            measured_gradients(optimizers, self._parameters, histograms) if self._closure else {},
             measured_moments(optimizers, self._parameters),
             measures,
+            histograms,
         )
         if self._scaling.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)

@@ -1,0 +1,104 @@
+"""Many small tensors measured at once: those of one size are the rows of a matrix.
+
+To measure a small tensor by itself takes ten calls into PyTorch and numpy, which cost more than the numbers do. A step
+has hundreds of them (biases, norms, samples of what an optimizer remembers), of a few sizes; so they are laid under one
+another, and each reduction runs once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from chainrule.statistics import EXPONENTS, SAMPLE, TINY, Statistics, in_a_row
+
+MOST = 2**14  # numbers of a tensor up to which it is measured as a row
+BLOCK = 2**18  # numbers of a matrix, which should stay in the processor's cache
+
+
+def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
+    """The statistics of each, as `Statistics.of` has them, with or without the histogram."""
+    found: dict[int, Statistics] = {}
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+        for places in _alike(tensors):
+            rows = torch.stack([in_a_row(tensors[place]) for place in places])
+            found.update(zip(places, _of_rows(rows, magnitudes), strict=True))
+    # A row with numbers that are not finite, or whose squares are too large or too small, is measured by itself.
+    return [
+        known if (known := found.get(place)) is not None and _is_exact(known) else Statistics.of(tensor, magnitudes)
+        for place, tensor in enumerate(tensors)
+    ]
+
+
+def measured_samples(samples: Sequence[Tensor], elements: Sequence[int]) -> list[Statistics]:
+    """The statistics of tensors of so many elements, of which these are even samples, as `of_sample` has them."""
+    return [
+        _scaled(known, count) if known.elements < count else known
+        for known, count in zip(measured(samples, magnitudes=False), elements, strict=True)
+    ]
+
+
+def _scaled(known: Statistics, elements: int) -> Statistics:
+    """Norm and counts of a sample, scaled up."""
+    scale = elements / max(known.elements, 1)
+    zeros, lost = round(known.zeros * scale), round(known.not_finite * scale)
+    return replace(known, elements=elements, norm=known.norm * math.sqrt(scale), zeros=zeros, not_finite=lost)
+
+
+def is_small(tensor: Tensor) -> bool:
+    """Whether it can be measured as a row: not too large, and of numbers that can be reduced as they are."""
+    if tensor.dtype not in (torch.float32, torch.float64) or tensor.layout is not torch.strided:
+        return False
+    return 0 < tensor.numel() <= MOST and tensor.device.type == "cpu" and not tensor.is_neg()
+
+
+def _alike(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The places of the tensors that can be rows of one matrix, in blocks."""
+    groups: dict[tuple[int, torch.dtype], list[int]] = {}
+    for place, each in enumerate(tensors):
+        if is_small(each):
+            groups.setdefault((each.numel(), each.dtype), []).append(place)
+    for (size, _), places in groups.items():
+        most = max(BLOCK // size, 1)
+        yield from (places[start : start + most] for start in range(0, len(places), most))
+
+
+def _of_rows(rows: Tensor, magnitudes: bool) -> Iterator[Statistics]:
+    count = rows.shape[1]
+    lows, highs = rows.amin(1).tolist(), rows.amax(1).tolist()
+    sums, norms = rows.sum(1).tolist(), torch.linalg.vector_norm(rows, dim=1).tolist()
+    histograms = _histograms(rows) if magnitudes else [()] * len(lows)
+    for low, high, total, norm, zeros, counts in zip(lows, highs, sums, norms, _zeros(rows), histograms, strict=True):
+        mean = total / count
+        std = math.sqrt(max(norm * norm / count - mean * mean, 0.0))
+        yield Statistics(count, norm, mean, std, low, high, zeros, 0, counts)
+
+
+def _is_exact(known: Statistics) -> bool:
+    if not known.low and not known.high:
+        return True
+    return all(map(math.isfinite, (known.low, known.high, known.norm))) and max(-known.low, known.high) >= TINY
+
+
+def _zeros(rows: Tensor) -> list[int]:
+    """How many numbers of each row are zero; most rows have none, which is seen sooner than they are counted."""
+    found = [0] * rows.shape[0]
+    for row in (rows.abs().amin(1) == 0).nonzero().flatten().tolist():
+        found[row] = rows.shape[1] - int(rows[row].count_nonzero())
+    return found
+
+
+def _histograms(rows: Tensor) -> list[tuple[int, ...]]:
+    """How many of a sample of each row lie in which bin of `EXPONENTS`."""
+    import numpy
+
+    sizes = numpy.abs(rows[:, :: -(-rows.shape[1] // SAMPLE)].numpy())
+    exponents = numpy.frexp(sizes)[1] - 1  # frexp: size = mantissa * 2^exponent, mantissa from 0.5 up to 1
+    bins = ((exponents - EXPONENTS.start) // EXPONENTS.step).clip(0, len(EXPONENTS) - 1)
+    bins += numpy.arange(len(bins))[:, None] * len(EXPONENTS)
+    counts = numpy.bincount(bins[sizes > 0], minlength=len(bins) * len(EXPONENTS))
+    return [tuple(each) for each in counts.reshape(len(bins), -1).tolist()]
