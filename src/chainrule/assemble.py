@@ -123,6 +123,11 @@ def _of_leaves(
     }
 
 
+def _numbered(name: str, count: Counter[str]) -> str:
+    count[name] += 1  # no value has a name twice
+    return f"{name}@{count[name]}"
+
+
 def _freeze(
     tape: Tape,
     values: Values,
@@ -136,8 +141,7 @@ def _freeze(
     count: Counter[str] = Counter()
     found = []
     for index, draft in enumerate(values.drafts):
-        count.update(draft.names)  # no value has a name twice
-        names = tuple(f"{name}@{count[name]}" if shared[name] > 1 else name for name in draft.names)
+        names = tuple(_numbered(name, count) if shared[name] > 1 else name for name in draft.names)
         data, grad = values.data(index), gradients.get(index)
         if draft.operation is None and (lender := tape.lender_of(data)) is not None:
             tape.lent[index] = lender

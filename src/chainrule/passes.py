@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from chainrule.graph import Backward, Passage
@@ -142,6 +143,9 @@ def _summed(reading: Reading, arrivals: Callable[..., Arrivals]) -> dict[int, Te
 def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
     """Add a gradient to what arrived before it; never in place, for it is the tape's."""
     known = sums.get(key)
-    if known is not None and known.is_meta != gradient.is_meta:  # of one of them only the figures were kept
-        known, gradient = known.to("meta"), gradient.to("meta")
-    sums[key] = gradient if known is None else known + gradient
+    if known is None:
+        sums[key] = gradient
+    elif known.is_meta or gradient.is_meta:  # of one of them only the figures are known, and of the sum nothing
+        sums[key] = torch.empty_like(known, device="meta")
+    else:
+        sums[key] = known + gradient

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -116,10 +115,12 @@ class Reading:
         """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
         detach = torch.ops.aten.detach.default
         copies = {id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach}
-        if copies:
-            given = (tensors_in(operation[1:3]) for operation in self.tape.operations)
-            given_back = (tensors_in(call.output) for call in self.tape.calls)
-            for tensor in chain.from_iterable(chain(given, given_back)):
+        for _, args, kwargs, *_ in self.tape.operations if copies else ():
+            for each in (*args, *kwargs.values()) if kwargs else args:
+                for tensor in tensors_in(each) if isinstance(each, (tuple, list)) else (each,):
+                    copies.pop(id(tensor), None)
+        for call in self.tape.calls if copies else ():
+            for tensor in tensors_in(call.output):
                 copies.pop(id(tensor), None)
         return set(copies.values())
 

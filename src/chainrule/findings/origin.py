@@ -90,14 +90,13 @@ def _births_forward(case: Case) -> Iterator[Finding]:
 def _by_statistics(case: Case) -> Iterator[Finding]:
     """Where numbers were not kept: the first operation that gives what is not finite of operands that all are."""
     for operation in case.graph.operations:
-        operands = [index for _, _, index in references(operation.arguments)]
         for out in operation.outputs:
-            if out is None or case.graph.values[out].data is not None or on_purpose(operation):
+            if out is None or case.graph.values[out].data is not None:
                 continue
             known = case.statistics(out)
-            if known is None or not known.not_finite:
+            if known is None or not known.not_finite or on_purpose(operation):
                 continue
-            given = [case.statistics(index) for index in operands]
+            given = [case.statistics(index) for _, _, index in references(operation.arguments)]
             if any(each is not None and each.not_finite for each in given):
                 continue
             yield FORWARD.found(
