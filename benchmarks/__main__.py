@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import derivation, memory, overhead, page, processes, scale, verification
+from benchmarks import derivation, memory, overhead, page, processes, scale, store, verification, watching
 
 # The first derivation must be the first in this process; what is large comes last.
 TOPICS: dict[str, ModuleType] = {
@@ -26,6 +26,8 @@ TOPICS: dict[str, ModuleType] = {
     "memory": memory,
     "scale": scale,
     "overhead": overhead,
+    "watching": watching,
+    "store": store,
     "page": page,
     "verification": verification,
 }

@@ -8,16 +8,16 @@ the machine fall on both. Nothing is left out: garbage is collected whenever Pyt
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import chainrule
-from benchmarks.steps import SUBJECTS, Subject, Training
+from benchmarks.steps import SUBJECTS, Training
 from benchmarks.timing import against, milliseconds, table
 
 TARGETS = {50: 1.02, 1: 1.15}
@@ -25,20 +25,22 @@ STEPS = {"mlp": 500, "resnet50": 50, "gpt2-sdpa": 50}  # so many of each kind, a
 WARM_UP = 3
 
 
-def tables() -> Iterator[Table]:
+def tables(counts: Mapping[str, int] | None = None, tiny: bool = False) -> Iterator[Table]:
+    """One table; `counts` are the steps of each subject, by default `STEPS`."""
     made = table(
         "Watching, as a multiple of the bare training with AdamW",
         "training", "every", "bare step, ms", "noise", "processor time", "ratio", "target",
     )  # fmt: skip
-    for key, steps in STEPS.items():
+    for key, steps in (STEPS if counts is None else counts).items():
         for every, target in TARGETS.items():
-            made.add_row(SUBJECTS[key].title, str(every), *measured(SUBJECTS[key], every, steps, target))
+            build = partial(SUBJECTS[key].build, tiny=tiny)
+            made.add_row(SUBJECTS[key].title, str(every), *measured(build, every, steps, target))
     yield made
 
 
-def measured(subject: Subject, every: int, steps: int, target: float) -> tuple[str, ...]:
+def measured(build: Callable[[], Training], every: int, steps: int, target: float) -> tuple[str, ...]:
     """The cells of a row."""
-    sides = {name: subject.build().updated_by(torch.optim.AdamW) for name in ("bare", "bare again", "watched")}
+    sides = {name: build().updated_by(torch.optim.AdamW) for name in ("bare", "bare again", "watched")}
     with tempfile.TemporaryDirectory() as folder:
         seen = sides["watched"]
         watch = chainrule.watch(seen.model, seen.optimizer, every=every, to=Path(folder, "run.db"))
@@ -67,8 +69,3 @@ def _turns(sides: dict[str, Training], steps: int) -> tuple[dict[str, float], di
             wall[name] += perf_counter() - began
             cpu[name] += process_time() - worked
     return wall, cpu
-
-
-if __name__ == "__main__":
-    for each in tables():
-        Console().print(each)
