@@ -5,7 +5,7 @@ import pytest
 import chainrule
 from chainrule.errors import ChainruleError
 from chainrule.findings import BY_TOPIC, KINDS, Finding, Thresholds, catalogue, findings_over_time
-from chainrule.history import History, StepFacts
+from chainrule.history import History, Series, StepFacts
 from chainrule.statistics import Statistics
 
 
@@ -195,6 +195,37 @@ def test_a_threshold_that_is_no_number_is_refused(given):
         f"Thresholds(flat={given!r}): this is mean slope, as a share of the largest that the function has, a finite "
         "number of 0 or more. Its default is 0.04."
     )
+
+
+def from_nothing(steps, ratio):
+    """A run with a weight that begins at 0."""
+    history = course([1.0] * steps)
+    for step in range(steps):
+        history.add("parameter", "scale", step, figures(float(step > 0)))
+        history.add("update", "scale", step, figures(ratio(step)))
+    return history
+
+
+def test_a_weight_that_grows_from_zero_is_given_time():
+    walk = from_nothing(300, lambda step: 1 / (step + 1) ** 0.5)
+    for steps in (12, 30, 100, 300):
+        assert findings_over_time(first(walk, steps), {}) == ()
+    (finding,) = findings_over_time(from_nothing(300, lambda step: 0.3), {})
+    assert (finding.id, finding.where) == ("update-too-large", "scale")
+
+
+def first(history, steps):
+    return History(
+        history.steps[:steps],
+        {key: Series(*key, 0, "", each.steps[:steps], each.statistics[:steps]) for key, each in history.series.items()},
+    )
+
+
+def test_a_loss_below_zero_jumps_only_where_it_jumps_as_far_as_one_above():
+    calm = [-0.45 + 0.01 * (-1) ** step for step in range(30)]
+    assert findings_over_time(course([*calm, -0.2]), {}) == ()
+    (finding,) = findings_over_time(course([*calm, 0.4]), {})
+    assert finding.id == "loss-spike"
 
 
 def test_silence_leaves_out_and_refuses_what_does_not_exist():
