@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 import chainrule
+from chainrule.collection import uncollected
 from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.findings.ranks import of_ranks
 from chainrule.history import History, StepFacts
@@ -263,6 +264,7 @@ class watch:  # noqa: N801 (read as a verb)
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
+    @uncollected()
     def _read(self, recording: Recording, measures: Measures) -> tuple[list[Figure], StepFacts]:
         histograms = keeps_histograms(self.watched - 1)
         graph = recording.at_once(measures, histograms) if self._full is None else recording.graph
@@ -302,7 +304,8 @@ class watch:  # noqa: N801 (read as a verb)
         if not self._examining:
             return
         try:
-            changed = look()
+            with uncollected():  # while the graph lives, all of it would be walked through
+                changed = look()
         except Exception as error:
             self._examining = False
             self._warn(f"from step {since} on no findings are looked for: {type(error).__name__}: {error}")
