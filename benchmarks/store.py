@@ -43,7 +43,11 @@ def tables(steps: int = STEPS, parameters: int = PARAMETERS) -> Iterator[Table]:
         made.add_row("size, GB", *against(path.stat().st_size / 1e9, 2))
         made.add_row("written in, seconds (making up the numbers included)", *against(wall, None))
         made.add_row("processor time a step, ms", *against(1e3 * cpu / steps, None))
-        for what, ask in (("losses, seconds", _losses), ("one kind's norms, seconds", _norms), ("page, seconds", _page)):
+        for what, ask in (
+            ("losses, seconds", _losses),
+            ("one kind's norms, seconds", _norms),
+            ("page, seconds", _page),
+        ):
             start = perf_counter()
             ask(path)
             made.add_row(what, *against(perf_counter() - start, 5 if ask is _page else None))

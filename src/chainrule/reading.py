@@ -114,7 +114,9 @@ class Reading:
     def _saved_copies(self) -> set[int]:
         """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
         detach = torch.ops.aten.detach.default
-        copies = {id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach}
+        copies = {
+            id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach
+        }
         for _, args, kwargs, *_ in self.tape.operations if copies else ():
             for each in (*args, *kwargs.values()) if kwargs else args:
                 for tensor in tensors_in(each) if isinstance(each, (tuple, list)) else (each,):

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from chainrule.statistics import EXPONENTS, SAMPLE, TINY, Statistics, in_a_row
+from chainrule.statistics import EXPONENTS, PART, SAMPLE, TINY, Statistics, in_a_row, part_of
 
 MOST = 2**14  # numbers of a tensor up to which it is measured as a row
 BLOCK = 2**18  # numbers of a matrix, which should stay in the processor's cache
@@ -34,26 +33,45 @@ def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
     ]
 
 
-def measured_samples(samples: Sequence[Tensor], elements: Sequence[int]) -> list[Statistics]:
-    """The statistics of tensors of so many elements, of which these are even samples, as `of_sample` has them."""
+def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
+    """The statistics of each, of a large one from an even sample, as `of_sample(part_of(tensor), elements)` has them."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+        samples = [_sampled(each) for each in tensors]
     return [
-        _scaled(known, count) if known.elements < count else known
-        for known, count in zip(measured(samples, magnitudes=False), elements, strict=True)
+        _scaled(known, tensor.numel())
+        for known, tensor in zip(measured(samples, magnitudes=False), tensors, strict=True)
     ]
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    """As `part_of`, but no copy where the numbers can be reduced as they are."""
+    if not _is_plain(tensor):
+        return part_of(tensor)
+    if tensor.numel() <= PART:
+        return tensor
+    return in_a_row(tensor)[:: tensor.numel() // PART][:PART]
 
 
 def _scaled(known: Statistics, elements: int) -> Statistics:
     """Norm and counts of a sample, scaled up."""
+    if known.elements == elements:
+        return known
     scale = elements / max(known.elements, 1)
     zeros, lost = round(known.zeros * scale), round(known.not_finite * scale)
-    return replace(known, elements=elements, norm=known.norm * math.sqrt(scale), zeros=zeros, not_finite=lost)
+    return Statistics(
+        elements, known.norm * math.sqrt(scale), known.mean, known.std, known.low, known.high, zeros, lost
+    )
 
 
 def is_small(tensor: Tensor) -> bool:
     """Whether it can be measured as a row: not too large, and of numbers that can be reduced as they are."""
+    return 0 < tensor.numel() <= MOST and _is_plain(tensor)
+
+
+def _is_plain(tensor: Tensor) -> bool:
     if tensor.dtype not in (torch.float32, torch.float64) or tensor.layout is not torch.strided:
         return False
-    return 0 < tensor.numel() <= MOST and tensor.device.type == "cpu" and not tensor.is_neg()
+    return tensor.device.type == "cpu" and not tensor.is_neg()
 
 
 def _alike(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
@@ -72,10 +90,11 @@ def _of_rows(rows: Tensor, magnitudes: bool) -> Iterator[Statistics]:
     lows, highs = rows.amin(1).tolist(), rows.amax(1).tolist()
     sums, norms = rows.sum(1).tolist(), torch.linalg.vector_norm(rows, dim=1).tolist()
     histograms = _histograms(rows) if magnitudes else [()] * len(lows)
-    for low, high, total, norm, zeros, counts in zip(lows, highs, sums, norms, _zeros(rows), histograms, strict=True):
+    zeros = _zeros(rows, lows, highs)
+    for low, high, total, norm, none, counts in zip(lows, highs, sums, norms, zeros, histograms, strict=True):
         mean = total / count
         std = math.sqrt(max(norm * norm / count - mean * mean, 0.0))
-        yield Statistics(count, norm, mean, std, low, high, zeros, 0, counts)
+        yield Statistics(count, norm, mean, std, low, high, none, 0, counts)
 
 
 def _is_exact(known: Statistics) -> bool:
@@ -84,12 +103,11 @@ def _is_exact(known: Statistics) -> bool:
     return all(map(math.isfinite, (known.low, known.high, known.norm))) and max(-known.low, known.high) >= TINY
 
 
-def _zeros(rows: Tensor) -> list[int]:
+def _zeros(rows: Tensor, lows: Sequence[float], highs: Sequence[float]) -> Iterator[int]:
     """How many numbers of each row are zero; most rows have none, which is seen sooner than they are counted."""
-    found = [0] * rows.shape[0]
-    for row in (rows.abs().amin(1) == 0).nonzero().flatten().tolist():
-        found[row] = rows.shape[1] - int(rows[row].count_nonzero())
-    return found
+    around = any(low <= 0 <= high for low, high in zip(lows, highs, strict=True))
+    least = rows.abs().amin(1).tolist() if around else [1.0] * len(lows)
+    return (0 if size else rows.shape[1] - int(row.count_nonzero()) for size, row in zip(least, rows, strict=True))
 
 
 def _histograms(rows: Tensor) -> list[tuple[int, ...]]:

@@ -25,7 +25,7 @@ from chainrule.ranks import RankFacts
 from chainrule.rows import measured, measured_samples
 from chainrule.runs import Figure
 from chainrule.shards import own_part
-from chainrule.statistics import Statistics, part_of
+from chainrule.statistics import Statistics
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
@@ -272,5 +272,5 @@ def measured_moments(
         for key, tensor in state.items()
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape == parameter.shape
     ]
-    found = measured_samples([part_of(tensor) for *_, tensor in moments], [tensor.numel() for *_, tensor in moments])
+    found = measured_samples([tensor for *_, tensor in moments])
     return tuple((name, key, each) for (name, key, _), each in zip(moments, found, strict=True))
