@@ -82,5 +82,5 @@ def test_nothing_is_copied_that_is_read_at_once():
 
 
 def test_not_while_the_block_runs():
-    with pytest.raises(RecordingError, match="still running"), chainrule.record() as recording:  # noqa: PT012
+    with pytest.raises(RecordingError, match="still running"), chainrule.record() as recording:
         recording.at_once(Measures(), magnitudes=False)

@@ -5,8 +5,7 @@ Where a step is only looked at, at once, and then let go of, nothing need be cop
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch import empty_like, float16, strided
+from torch import Tensor, empty_like, float16, strided
 
 from chainrule.keeping import SMALL
 from chainrule.measures import Measures

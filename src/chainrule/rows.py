@@ -34,7 +34,7 @@ def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
 
 
 def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
-    """The statistics of each, of a large one from an even sample, as `of_sample(part_of(tensor), elements)` has them."""
+    """The statistics of each; of a large one those of an even sample, as `of_sample` has them of `part_of`."""
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
         samples = [_sampled(each) for each in tensors]
     return [
