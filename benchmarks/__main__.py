@@ -26,10 +26,10 @@ TOPICS: dict[str, ModuleType] = {
     "memory": memory,
     "scale": scale,
     "overhead": overhead,
-    "watching": watching,
-    "store": store,
     "page": page,
     "verification": verification,
+    "watching": watching,
+    "store": store,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- tables: make bench ARGS=--write -->", "<!-- end of tables -->"
