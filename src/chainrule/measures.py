@@ -9,7 +9,7 @@ six times as long as all the figures together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from chainrule.statistics import Measured, Statistics, in_a_row, is_dense, measure, norm_of
 
 PART = 2**18  # numbers that are subtracted at a time
+FEW = 4096  # numbers of a tensor up to which it is worth asking many at once
+PLAIN = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of which PyTorch gives the norms of many
 
 UNKNOWN = Statistics(0, math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0)
 """Of a tensor whose numbers were not kept."""
@@ -29,6 +31,8 @@ class Measures:
 
     def __init__(self) -> None:
         self._known: dict[Key, tuple[Tensor, Measured]] = {}
+        self._finite: dict[Key, bool] = {}
+        self._asked: list[Tensor] = []  # held, as what was measured
         self._twins: set[tuple[Key, Key]] = set()
 
     def statistics(self, data: Tensor, magnitudes: bool = False) -> Statistics:
@@ -54,7 +58,26 @@ class Measures:
         """Whether there is no NaN and no infinity in it, as far as is known."""
         if data is None or data.is_meta or not (data.is_floating_point() or data.is_complex()):
             return True
-        return not self.statistics(data).not_finite
+        known = self._finite.get(memory(data)) if data.numel() <= FEW else None
+        return not self.statistics(data).not_finite if known is None else known
+
+    def all_finite(self, several: Iterable[Tensor | None]) -> bool:
+        """The same of several. Small ones are asked all at once, in a tenth of the time that measuring each takes."""
+        alike: dict[tuple[torch.device, torch.dtype], dict[Key, Tensor]] = {}
+        whole = True
+        for data in several:
+            if data is None or data.is_meta:
+                continue
+            if data.dtype in PLAIN and data.layout is torch.strided and 0 < data.numel() <= FEW:
+                alike.setdefault((data.device, data.dtype), {})[memory(data)] = data
+            else:
+                whole = self.finite(data) and whole
+        for parts in alike.values():
+            with torch.no_grad():
+                largest = torch.stack(torch._foreach_norm(list(parts.values()), math.inf))  # NaN where there is one
+            self._asked.extend(parts.values())
+            self._finite |= zip(parts, largest.isfinite().tolist(), strict=True)
+        return whole and all(self._finite[key] for parts in alike.values() for key in parts)
 
     def are_twins(self, one: Tensor, other: Tensor, passing: bool = False) -> bool:
         """Whether two tensors are the same number for number; then both are measured as one.

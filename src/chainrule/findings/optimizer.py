@@ -287,13 +287,13 @@ def _reason(member: ParameterUpdate, moved: float, g: float, limit: float) -> st
 
     A gradient that is next to 0 itself, as that of a bias before a batch norm, is no fault of the optimizer.
     """
-    rate, memory = _lr(member.options), _second_moment(member)
+    rate = _lr(member.options)
     if rate == 0:
         return "its learning rate is 0"
     if not moved and member.before.dtype in (torch.float16, torch.bfloat16):
         kind = str(member.before.dtype).removeprefix("torch.")
         return f"the update is below the spacing of {kind}, {torch.finfo(member.before.dtype).eps:.2g} of the weight"
-    if memory is not None and moved < limit * rate and g * REMEMBERED < memory:
+    if moved < limit * rate and (memory := _second_moment(member)) is not None and g * REMEMBERED < memory:
         return "its state remembers a gradient that was far larger"
     return ""
 
