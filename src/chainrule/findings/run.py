@@ -44,9 +44,7 @@ class Stretch:
         rows = set(replace(self, findings=self.findings[first:]).rows)
         while first and rows <= set(self.findings[first - 1].rows):
             first -= 1
-        return replace(
-            self, steps=self.steps[first:], findings=self.findings[first:], whole=self.whole and first == 0
-        )
+        return replace(self, steps=self.steps[first:], findings=self.findings[first:], whole=self.whole and first == 0)
 
 
 class Run:
