@@ -31,6 +31,8 @@ def tensors():
         torch.randn(MOST),
         torch.randn(MOST + 1),
         torch.randn(96, dtype=torch.bfloat16),
+        torch.randn(96, dtype=torch.float16),
+        broken.half(),
         torch.randn(96, dtype=torch.complex64),
         torch.randn(96, dtype=torch.complex64).conj().imag,
         torch.randint(5, (96,)),

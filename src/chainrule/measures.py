@@ -63,6 +63,12 @@ class Measures:
             return True
         return not self.statistics(data).not_finite
 
+    def all_finite(self, several: Iterable[Tensor | None]) -> bool:
+        """The same of several; those that are small are measured together."""
+        known = [each for each in several if each is not None and not each.is_meta]
+        self.measure(known, magnitudes=False)
+        return all([self.finite(each) for each in known])
+
     def are_twins(self, one: Tensor, other: Tensor, passing: bool = False) -> bool:
         """Whether two tensors are the same number for number; then both are measured as one.
 

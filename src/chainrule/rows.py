@@ -16,6 +16,7 @@ from torch import Tensor
 from chainrule.statistics import EXPONENTS, PART, SAMPLE, TINY, Statistics, in_a_row, part_of
 
 MOST = 2**14  # numbers of a tensor up to which it is measured as a row
+REAL = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 BLOCK = 2**18  # numbers of a matrix, which should stay in the processor's cache
 
 
@@ -69,7 +70,7 @@ def is_small(tensor: Tensor) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    if tensor.dtype not in (torch.float32, torch.float64) or tensor.layout is not torch.strided:
+    if tensor.dtype not in REAL or tensor.layout is not torch.strided:
         return False
     return tensor.device.type == "cpu" and not tensor.is_neg()
 
@@ -86,7 +87,7 @@ def _alike(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def _of_rows(rows: Tensor, magnitudes: bool) -> Iterator[Statistics]:
-    count = rows.shape[1]
+    rows, count = rows.float() if rows.itemsize < 4 else rows, rows.shape[1]
     lows, highs = rows.amin(1).tolist(), rows.amax(1).tolist()
     sums, norms = rows.sum(1).tolist(), torch.linalg.vector_norm(rows, dim=1).tolist()
     histograms = _histograms(rows) if magnitudes else [()] * len(lows)

@@ -41,11 +41,18 @@ class Births:
         self.births: list[Birth] = []
         self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
         self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
-        self._buffers = _buffers_of_shards(case.graph)
-        for operation in case.graph.operations:
+        self.bad_losses: list[int] = []
+        self.first: list[Birth] = []
+        if not case.measures.all_finite(value.data for value in case.graph.values):
+            self._find()
+
+    def _find(self) -> None:
+        graph = self.case.graph
+        self._buffers = _buffers_of_shards(graph)
+        for operation in graph.operations:
             self._read(operation)
-        losses = [b.loss for b in case.graph.backwards if b.loss is not None]
-        self.bad_losses = [loss for loss in losses if not case.measures.finite(case.graph.values[loss].data)]
+        losses = [b.loss for b in graph.backwards if b.loss is not None]
+        self.bad_losses = [loss for loss in losses if not self.case.measures.finite(graph.values[loss].data)]
         self.first = self._first()
 
     def _read(self, operation: Operation) -> None:

@@ -157,9 +157,7 @@ def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
         return False  # it is rising already: see `learning-rate-too-high`
     high = loss - usual > limits.spike_height * abs(run.first_loss)
     far = loss - usual > limits.spike_sigmas * robust_spread(before)
-    multiple = loss - usual > (limits.spike_factor - 1) * abs(
-        usual
-    )  # also of a loss below 0: a critic's, a likelihood's
+    multiple = loss - usual > (limits.spike_factor - 1) * abs(usual)  # of a loss below 0 (a critic's, say) as well
     return high and far and multiple
 
 

@@ -293,8 +293,7 @@ def _reason(member: ParameterUpdate, moved: float, g: float, limit: float) -> st
     if not moved and member.before.dtype in (torch.float16, torch.bfloat16):
         kind = str(member.before.dtype).removeprefix("torch.")
         return f"the update is below the spacing of {kind}, {torch.finfo(member.before.dtype).eps:.2g} of the weight"
-    memory = _second_moment(member) if moved < limit * rate else None  # which may have to be measured
-    if memory is not None and g * REMEMBERED < memory:
+    if moved < limit * rate and (memory := _second_moment(member)) is not None and g * REMEMBERED < memory:
         return "its state remembers a gradient that was far larger"
     return ""
 

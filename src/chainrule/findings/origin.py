@@ -121,7 +121,7 @@ def _backward_by_statistics(case: Case) -> Iterator[Finding]:
     """Without a derivation: the first operation back from the loss whose operand's gradient is not finite, and whose
     results' gradients all are.
     """
-    if case.derivation is not None or births_of(case).births:
+    if case.derivation is not None or births_of(case).births or _all_gradients_are_finite(case):
         return
     for operation in reversed(case.graph.operations):
         arrived = [case.statistics(out, gradient=True) for out in operation.outputs if out is not None]
@@ -137,6 +137,12 @@ def _backward_by_statistics(case: Case) -> Iterator[Finding]:
                     place=case.place(operation),
                 )
                 return
+
+
+def _all_gradients_are_finite(case: Case) -> bool:
+    known = (value.grad_statistics for value in case.graph.values)
+    lost = any(each is not None and each.not_finite for each in known)
+    return not lost and case.measures.all_finite(value.grad for value in case.graph.values)
 
 
 @FORWARD.over_time

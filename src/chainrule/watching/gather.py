@@ -124,7 +124,7 @@ def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[
         layers[short] = layer
         changed = updates.get(name, parameter)
         kinds: tuple[tuple[Kind, Statistics | None], ...] = (
-            ("parameter", around.figures(parameter.before_statistics, parameter.before)),
+            ("parameter", around.figures(changed.before_statistics, changed.before)),
             ("parameter gradient", around.met.get(short) or around.figures(changed.grad_statistics, changed.grad)),
             ("update", _moved(changed, around.histograms)),
         )
