@@ -58,12 +58,17 @@ class watch:  # noqa: N801 (read as a verb)
     Or without a block: it watches from here on, until `close()` or the end of the process.
 
     A training step runs from the end of an optimizer's `step()` to the end of the next; with several optimizers, until
-    each has stepped. Step 1 and each `every`-th is recorded with statistics only, each `full_every`-th with all its
-    numbers, in a file beside `to`. `on_finding=True` records the step after a new finding in full; a function is called
-    with each new finding, and may return True for the same. `start` is how many steps were done before (a resumed run:
-    by default what the optimizer's own state says), and a file goes on from there. `scaler` is a GradScaler, which is
-    otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
-    several models, by default the variables around the call.
+    each has stepped. Step 1 and each `every`-th is recorded with statistics only; with `full_every` the first of them
+    and each `full_every`-th with all its numbers, in a file beside `to`. `on_finding=True` records the step after a new
+    finding in full; a function is called with each new finding, and may return True for the same. `start` is how many
+    steps were done before (a resumed run: by default what the optimizer's own state says), and a file goes on from
+    there. `scaler` is a GradScaler, which is otherwise met when it first steps. `thresholds` and `silence` are those of
+    findings; `namespace` gives the names of several models, by default the variables around the call.
+
+    Each watched step is looked at by itself while it is there. What the course of the run shows is looked for as often
+    as takes a fiftieth of the time, and besides where a step shows something new, before old steps are forgotten (the
+    last 256 and more are remembered), and at `close()`, however the training ends: what was seen is said. Some kinds of
+    findings need the numbers themselves (dead units, equal rows); of large tensors only steps in full have them.
 
     Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched
     steps, and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
