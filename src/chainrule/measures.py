@@ -67,7 +67,7 @@ class Measures:
         """The same of several; those that are small are measured together."""
         known = [each for each in several if each is not None and not each.is_meta]
         self.measure(known, magnitudes=False)
-        return all([self.finite(each) for each in known])
+        return all(self.finite(each) for each in known)
 
     def are_twins(self, one: Tensor, other: Tensor, passing: bool = False) -> bool:
         """Whether two tensors are the same number for number; then both are measured as one.

@@ -60,12 +60,17 @@ class watch:  # noqa: N801 (read as a verb)
     Or without a block: it watches from here on, until `close()` or the end of the process.
 
     A training step runs from the end of an optimizer's `step()` to the end of the next; with several optimizers, until
-    each has stepped. Step 1 and each `every`-th is recorded with statistics only, each `full_every`-th with all its
-    numbers, in a file beside `to`. `on_finding=True` records the step after a new finding in full; a function is called
-    with each new finding, and may return True for the same. `start` is how many steps were done before (a resumed run:
-    by default what the optimizer's own state says), and a file goes on from there. `scaler` is a GradScaler, which is
-    otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
-    several models, by default the variables around the call.
+    each has stepped. Step 1 and each `every`-th is recorded with statistics only; with `full_every` the first of them
+    and each `full_every`-th with all its numbers, in a file beside `to`. `on_finding=True` records the step after a new
+    finding in full; a function is called with each new finding, and may return True for the same. `start` is how many
+    steps were done before (a resumed run: by default what the optimizer's own state says), and a file goes on from
+    there. `scaler` is a GradScaler, which is otherwise met when it first steps. `thresholds` and `silence` are those of
+    findings; `namespace` gives the names of several models, by default the variables around the call.
+
+    Each watched step is looked at by itself while it is there. What the course of the run shows is looked for as often
+    as takes a fiftieth of the time, and besides where a step shows something new, before old steps are forgotten (the
+    last 256 and more are remembered), and at `close()`, however the training ends: what was seen is said. Some kinds of
+    findings need the numbers themselves (dead units, equal rows); of large tensors only steps in full have them.
 
     Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched
     steps, and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
@@ -169,6 +174,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._leave()
             self._together.leave()
             self._examine(self._examiner.last_look, since=self.step_number)
+            self._answer()
         except Exception as error:  # of `on_finding`, say
             self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
         finally:
@@ -226,17 +232,29 @@ class watch:  # noqa: N801 (read as a verb)
         self.step_number += 1
         if self._session is None or self._recording is None:
             return
-        recording, self._recording = self._recording, None
         self._meet(self._session.models)
         self._leave()
         self.watched += 1
         self._due = _multiple_after(self.step_number, self.every)
         self._full_due = _multiple_after(self.step_number, self._full_every or 1)
+        step = self._looked_at()
+        if self._together.leads:
+            self._answer()
+            for report in self.reports:
+                report(step.facts, step.figures)
+            self._tell_problem()
+
+    @uncollected()  # as long as its graph lives, all of it would be walked through
+    def _looked_at(self) -> Step:
+        """The step that has just been recorded: read, kept and looked at, and its recording let go of."""
+        recording, self._recording = self._recording, None
+        assert recording is not None
         measures = Measures()
         figures, facts = self._read(recording, measures)
         step = self._joined(recording, facts, figures)
         if self._together.leads:
             self._keep(recording, step, measures)
+        return step
 
     def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
         """The step of all ranks; where they do not watch together, that of this one."""
@@ -264,7 +282,6 @@ class watch:  # noqa: N801 (read as a verb)
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
-    @uncollected()
     def _read(self, recording: Recording, measures: Measures) -> tuple[list[Figure], StepFacts]:
         histograms = keeps_histograms(self.watched - 1)
         graph = recording.at_once(measures, histograms) if self._full is None else recording.graph
@@ -295,17 +312,13 @@ class watch:  # noqa: N801 (read as a verb)
         self._examine(
             lambda: self._examiner.look(recording, facts, figures, of_ranks(step.ranks), measures), since=facts.step
         )
-        for report in self.reports:
-            report(facts, figures)
-        self._tell_problem()
 
     def _examine(self, look: Callable[[], list[Found]], since: int) -> None:
         """Look for findings; where looking fails, the watch goes on without them."""
         if not self._examining:
             return
         try:
-            with uncollected():  # while the graph lives, all of it would be walked through
-                changed = look()
+            changed = look()
         except Exception as error:
             self._examining = False
             self._warn(f"from step {since} on no findings are looked for: {type(error).__name__}: {error}")
@@ -313,7 +326,6 @@ class watch:  # noqa: N801 (read as a verb)
         for found in changed:
             if self.writer is not None:
                 self.writer.find(found)
-        self._answer(self._examiner.fresh)
 
     def _keep_full(self, recording: Recording, step: int) -> None:
         reason, self._full = self._full or "", None
@@ -330,8 +342,9 @@ class watch:  # noqa: N801 (read as a verb)
             return
         self.writer.recorded(step, f"{folder.name}/{name}", reason)
 
-    def _answer(self, fresh: Iterable[Found]) -> None:
-        for found in fresh:
+    def _answer(self) -> None:
+        """Ask what to do about what the last look found for the first time."""
+        for found in self._examiner.fresh if self._examining else ():
             wish = self._on_finding(found) if callable(self._on_finding) else self._on_finding
             if wish is True:
                 self._full = f"{found.id}: {found.where}"
