@@ -14,8 +14,10 @@ import chainrule
 Script = Callable[[], Generator[Any, None, None]]
 
 
-def watched(script: Script, steps: int = 100, **options: Any) -> chainrule.watch:
-    """Run a script for at most so many steps, and close the watch; it keeps statistics but at each `full_every`th."""
+def watched(
+    script: Script, steps: int = 100, each_step: Callable[[chainrule.watch], None] | None = None, **options: Any
+) -> chainrule.watch:
+    """Run a script for at most so many steps, and close the watch; `each_step` is called after every one."""
     running = script()
     models = next(running)
     names = models if isinstance(models, dict) else {"model": models}
@@ -23,4 +25,6 @@ def watched(script: Script, steps: int = 100, **options: Any) -> chainrule.watch
         for _ in range(steps):
             if next(running, running) is running:
                 break
+            if each_step is not None:
+                each_step(watch)
     return watch

@@ -137,3 +137,26 @@ def test_no_step_is_forgotten_that_was_not_looked_at(monkeypatch):
     watch = watched(faulty.one_batch_a_hundred_times_too_large, 64)
     assert watch.history.steps[0].step > 26
     assert [each.since for each in watch.findings if each.id == "loss-spike"] == [26]
+
+
+def test_what_has_passed_becomes_a_note(monkeypatch):
+    """Far too fast at first, and as it should be then."""
+    monkeypatch.setattr("chainrule.watching.examine.SHARE", 1e9)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    said = []
+    with chainrule.watch(model, optimizer) as watch:
+        for step in range(60):
+            x = torch.randn(16, 4)
+            optimizer.zero_grad()
+            F.mse_loss(model(x), x[:, :1]).backward()
+            for parameter in model.parameters():
+                parameter.grad.mul_(0.2 / (1e-3 * parameter.grad.norm()) * parameter.norm() if step < 12 else 1)
+            optimizer.step()
+            said += [(step + 1, each) for each in watch.findings if each.id == "update-too-large"]
+    step, first = said[0]
+    assert (step, first.severity, first.until) == (10, "warning", None)
+    (found,) = [each for each in watch.findings if each.id == "update-too-large"]
+    assert (found.severity, found.since) == ("note", 1)
+    assert 12 < found.until < 40

@@ -4,13 +4,15 @@ The findings are those of `chainrule.findings`; what is decided here is only how
 that a long run costs no more than a short one) and when they are asked. What a step shows by itself is asked at once,
 as its graph is let go; of the course, as often as takes a small share of the training's time. That share never hides a
 finding, it only delays one: whatever it says, there is a look where a step shows something new that is more than a
-note, before any step is forgotten, and when the watch ends.
+note, before any step is forgotten, and when the watch ends. What a later look does not see any more becomes a note,
+with the step until which it held: the course of ten steps may look worse than that of a hundred.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chainrule.findings import Thresholds, check_silence, findings, findings_over_time
@@ -38,6 +40,7 @@ class Examiner:
         self._of_step: dict[int, Sequence[Finding]] = {}
         self._seen: set[tuple[str, str]] = set()  # what single steps have shown that is more than a note
         self._unseen = False  # there is a step that no look at the course has taken in
+        self._looked_at = 0  # the last step that a look at the course has taken in
         self._rest_until = 0.0
 
     @property
@@ -78,13 +81,22 @@ class Examiner:
     def _look_at_course(self) -> list[Found]:
         began = time.monotonic()
         seen = [Found.of(each) for each in findings_over_time(self.history, self._of_step, **self._options)]
-        changed = [found for found in seen if self._found.get((found.id, found.where)) != found]
+        changed = [found for found in (*seen, *self._gone(seen)) if self._found.get((found.id, found.where)) != found]
         self.fresh = tuple(found for found in changed if (found.id, found.where) not in self._found)
         self._found |= {(found.id, found.where): found for found in changed}
         self._unseen = False
+        self._looked_at = self.history.steps[-1].step
         now = time.monotonic()
         self._rest_until = now + (now - began) / SHARE
         return changed
+
+    def _gone(self, seen: Iterable[Found]) -> Iterator[Found]:
+        """What was more than a note, and is not seen any more though the steps that showed it are: it has passed."""
+        there = {(found.id, found.where) for found in seen}
+        first = self.history.steps[0].step
+        for key, found in self._found.items():
+            if key not in there and found.severity != "note" and found.since is not None and found.since >= first:
+                yield replace(found, severity="note", until=self._looked_at if found.until is None else found.until)
 
     def _in_step(self, recording: Recording, facts: StepFacts, measures: Measures | None) -> Sequence[Finding]:
         """What the step shows by itself; the checks that need its derivation only where it was recorded in full."""
