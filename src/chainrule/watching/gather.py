@@ -47,6 +47,7 @@ class Surroundings:
     met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
     moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
     measures: Measures = field(default_factory=Measures)  # of the step's tensors, for all who ask
+    alone: bool = True  # no other rank watches: which inputs are parts of one, and which the same, nobody knows
 
     def figures(self, known: Statistics | None, data: Tensor | None) -> Statistics | None:
         """Those that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
@@ -85,7 +86,8 @@ def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
     all their gradients.
     """
     prefix = "" if around.named else prefix_of(graph)
-    yield from _of_inputs(graph, around)
+    if around.alone:
+        yield from _of_inputs(graph, around)
     yield from _of_parameters(graph, prefix, around)
     yield from _of_values(graph, prefix, around)
 

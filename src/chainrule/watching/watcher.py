@@ -281,6 +281,7 @@ class watch:  # noqa: N801 (read as a verb)
             measured_gradients(optimizers, self._parameters) if self._closure else {},
             measured_moments(optimizers, self._parameters),
             measures,
+            not self._together.active,
         )
         if self._scaling.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
