@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, empty_like, float16, strided
 
-from chainrule.keeping import SMALL
+from chainrule import keeping
 from chainrule.measures import Measures
 from chainrule.statistics import Statistics
 from chainrule.tape import Tape
@@ -81,4 +81,4 @@ class Borrowed(Figures):
 
 def _is_large(tensor: Tensor) -> bool:
     """Whether it would not have been kept."""
-    return not tensor.is_meta and tensor.layout is strided and tensor.nbytes > SMALL
+    return not tensor.is_meta and tensor.layout is strided and tensor.nbytes > keeping.SMALL

@@ -237,7 +237,8 @@ def same_figures(ours, theirs):
     for a, b in zip(ours["steps"], theirs["steps"], strict=True):
         assert a.loss == pytest.approx(b.loss, rel=1e-5)
         assert a.clipped == pytest.approx(b.clipped, rel=1e-5)
-    assert set(ours["tensors"]) == set(theirs["tensors"])
+    assert not any(kind == "input" for kind, _ in ours["tensors"])  # which are parts of one, nobody knows
+    assert set(ours["tensors"]) == {key for key in theirs["tensors"] if key[0] != "input"}
     for key, several in ours["tensors"].items():
         for one, other in zip(several, theirs["tensors"][key], strict=True):
             scale = other.norm / math.sqrt(max(other.elements, 1))

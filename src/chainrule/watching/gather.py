@@ -50,6 +50,7 @@ class Surroundings:
     moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
     measures: Measures = field(default_factory=Measures)  # of the step's tensors, for all who ask
     histograms: bool = True  # whether those are wanted
+    alone: bool = True  # no other rank watches: which inputs are parts of one, and which the same, nobody knows
 
     def figures(self, known: Statistics | None, data: Tensor | None) -> Statistics | None:
         """Those that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
@@ -89,7 +90,8 @@ def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
     """
     around.measures.measure(_floats_of(graph), around.histograms)
     prefix = "" if around.named else prefix_of(graph)
-    yield from _of_inputs(graph, around)
+    if around.alone:
+        yield from _of_inputs(graph, around)
     yield from _of_parameters(graph, prefix, around)
     yield from _of_values(graph, prefix, around)
 

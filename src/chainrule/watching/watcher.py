@@ -298,6 +298,7 @@ class watch:  # noqa: N801 (read as a verb)
             measured_moments(optimizers, self._parameters),
             measures,
             histograms,
+            not self._together.active,
         )
         if self._scaling.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
