@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import derivation, memory, overhead, page, processes, scale, verification
+from benchmarks import derivation, memory, overhead, page, processes, scale, store, verification, watching
 
 # The first derivation must be the first in this process; what is large comes last.
 TOPICS: dict[str, ModuleType] = {
@@ -28,6 +28,8 @@ TOPICS: dict[str, ModuleType] = {
     "overhead": overhead,
     "page": page,
     "verification": verification,
+    "watching": watching,
+    "store": store,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- tables: make bench ARGS=--write -->", "<!-- end of tables -->"

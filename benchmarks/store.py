@@ -12,7 +12,6 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import against, table
@@ -31,26 +30,31 @@ KINDS: tuple[tuple[Kind, str], ...] = (
 AHEAD = 2000  # steps that may wait for the writer, before it is waited for
 
 
-def tables() -> Iterator[Table]:
+def tables(steps: int = STEPS, parameters: int = PARAMETERS) -> Iterator[Table]:
+    """One table, of a run of so many steps and parameters."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.db")
         start, cpu = perf_counter(), process_time()
-        write(path)
+        write(path, steps, parameters)
         wall, cpu = perf_counter() - start, process_time() - cpu
         made = table(
-            f"A run of {STEPS:,} steps x {PARAMETERS} parameters x {len(KINDS)} series", "", "measured", "target"
+            f"A run of {steps:,} steps x {parameters} parameters x {len(KINDS)} series", "what", "measured", "target"
         )
         made.add_row("size, GB", *against(path.stat().st_size / 1e9, 2))
         made.add_row("written in, seconds (making up the numbers included)", *against(wall, None))
-        made.add_row("processor time a step, ms", *against(1e3 * cpu / STEPS, None))
-        for what, ask in (("losses", _losses), ("one series of norms", _norms), ("page, seconds", _page)):
+        made.add_row("processor time a step, ms", *against(1e3 * cpu / steps, None))
+        for what, ask in (
+            ("losses, seconds", _losses),
+            ("one kind's norms, seconds", _norms),
+            ("page, seconds", _page),
+        ):
             start = perf_counter()
             ask(path)
             made.add_row(what, *against(perf_counter() - start, 5 if ask is _page else None))
         yield made
 
 
-def write(path: Path, steps: int = STEPS, parameters: int = PARAMETERS) -> None:
+def write(path: Path, steps: int, parameters: int) -> None:
     """A run of made-up numbers."""
     writer = runs.Writer(path, every=1)
     random = np.random.default_rng(0)
@@ -92,8 +96,3 @@ def _page(path: Path) -> None:
 
     with runs.open(path) as run:
         run_page.render(run)
-
-
-if __name__ == "__main__":
-    for each in tables():
-        Console().print(each)

@@ -3,42 +3,51 @@
 A median would show a step that is not watched, which costs nothing; so times are summed over windows that hold as many
 watched steps as they should. Bare and watched steps take turns, each with a model of its own, so that slow spells of
 the machine fall on both. Nothing is left out: garbage is collected whenever Python does, the thread that writes runs.
+
+But memory that was freed stays with the process. Whether glibc gives it back to the system depends on what happens to
+lie behind it, and the page faults that follow make up to a tenth of the small step, on the one side or the other.
 """
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import chainrule
-from benchmarks.steps import SUBJECTS, Subject, Training
+from benchmarks.steps import SUBJECTS, Training
 from benchmarks.timing import against, milliseconds, table
 
 TARGETS = {50: 1.02, 1: 1.15}
 STEPS = {"mlp": 500, "resnet50": 50, "gpt2-sdpa": 50}  # so many of each kind, a multiple of 50
 WARM_UP = 3
+TRIM, MAP = -1, -3  # mallopt(3): from how much memory on it is given back, or mapped apart and then given back
 
 
-def tables() -> Iterator[Table]:
+def tables(counts: Mapping[str, int] | None = None, tiny: bool = False) -> Iterator[Table]:
+    """One table; `counts` are the steps of each subject, by default `STEPS`."""
     made = table(
         "Watching, as a multiple of the bare training with AdamW",
         "training", "every", "bare step, ms", "noise", "processor time", "ratio", "target",
     )  # fmt: skip
-    for key, steps in STEPS.items():
+    for key, steps in (STEPS if counts is None else counts).items():
         for every, target in TARGETS.items():
-            made.add_row(SUBJECTS[key].title, str(every), *measured(SUBJECTS[key], every, steps, target))
+            build = partial(SUBJECTS[key].build, tiny=tiny)
+            made.add_row(SUBJECTS[key].title, str(every), *measured(build, every, steps, target))
     yield made
 
 
-def measured(subject: Subject, every: int, steps: int, target: float) -> tuple[str, ...]:
+def measured(build: Callable[[], Training], every: int, steps: int, target: float) -> tuple[str, ...]:
     """The cells of a row."""
-    sides = {name: subject.build().updated_by(torch.optim.AdamW) for name in ("bare", "bare again", "watched")}
+    _keep_what_is_freed()
+    sides = {name: build().updated_by(torch.optim.AdamW) for name in ("bare", "bare again", "watched")}
     with tempfile.TemporaryDirectory() as folder:
         seen = sides["watched"]
         watch = chainrule.watch(seen.model, seen.optimizer, every=every, to=Path(folder, "run.db"))
@@ -55,6 +64,12 @@ def measured(subject: Subject, every: int, steps: int, target: float) -> tuple[s
     )
 
 
+def _keep_what_is_freed() -> None:
+    with suppress(OSError, AttributeError):  # no glibc
+        for parameter, size in ((TRIM, 2**31 - 1), (MAP, 2**25)):
+            ctypes.CDLL(None).mallopt(parameter, size)
+
+
 def _turns(sides: dict[str, Training], steps: int) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of wall and of processor time that all steps of each side took."""
     wall, cpu = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0)
@@ -67,8 +82,3 @@ def _turns(sides: dict[str, Training], steps: int) -> tuple[dict[str, float], di
             wall[name] += perf_counter() - began
             cpu[name] += process_time() - worked
     return wall, cpu
-
-
-if __name__ == "__main__":
-    for each in tables():
-        Console().print(each)

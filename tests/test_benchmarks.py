@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import footprint, gpu, memory, overhead, scale, steps, timing, verification
+from benchmarks import __main__ as bench
+from benchmarks import footprint, gpu, memory, overhead, scale, steps, store, timing, verification, watching
 from benchmarks.__main__ import TOPICS
 from benchmarks.footprint import held_by, made_by, measurable, owned, peak, saved_by_autograd, total
 from benchmarks.peers import __main__ as peers
@@ -65,7 +66,7 @@ def test_a_comparison_is_of_medians_beside_the_bare_step_itself(monkeypatch):
 
 def test_overhead_has_a_target_for_every_step():
     assert overhead.TARGETS.keys() == SUBJECTS.keys()
-    assert set(TOPICS) >= {"overhead", "memory", "verification", "scale"}
+    assert set(TOPICS) >= {"overhead", "memory", "verification", "scale", "watching", "store"}
 
 
 def test_made_by_counts_each_result_and_gradient_once():
@@ -111,6 +112,29 @@ def test_verification_and_scale_take_every_stage():
     assert proof.nodes > 100
     assert set(proof.ratios) == {"graph", "derivation", "verification"}
     assert set(scale.per_node(steps.chain(20), rounds=1)) == set(scale.STAGES)
+
+
+def test_a_watched_training_is_held_against_a_bare_one():
+    (made,) = watching.tables({"mlp": 4}, tiny=True)
+    cells = [list(column.cells) for column in made.columns]
+    assert cells[:2] == [[SUBJECTS["mlp"].title] * 2, ["50", "1"]]
+    assert all(float(cell) > 0 for column in cells[2:6] for cell in column)
+
+
+def test_a_made_up_run_is_written_and_read():
+    (made,) = store.tables(steps=20, parameters=2)
+    assert made.title == "A run of 20 steps x 2 parameters x 5 series"
+    assert all(float(cell) >= 0 for cell in made.columns[1].cells)
+
+
+def test_a_table_takes_the_place_of_the_one_of_its_title(tmp_path, monkeypatch):
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n\n{bench.BEGIN}\n\n**A run of 20 steps x 2 parameters x 5 series** (old)\n\n"
+                    f"**Another** (old)\n\n{bench.END}\n", encoding="utf-8")  # fmt: skip
+    monkeypatch.setattr(bench, "PAGE", page)
+    bench.write([*store.tables(steps=20, parameters=2), *watching.tables({"mlp": 4}, tiny=True)])
+    told = page.read_text(encoding="utf-8")
+    assert told.count("**A run of 20 steps") == told.count("(old)") == told.count("**Watching, as a multiple") == 1
 
 
 @pytest.mark.parametrize("tool", ["chainrule, keep all", "detect_anomaly", "module hooks"])

@@ -10,6 +10,7 @@ stand in this order, and each imports only from those before it:
     passes           backward passes, and the gradients that they make
     nodes            nodes in forward order, edges and arguments matched
     naming, calls    paths and names; what the user wrote
+    figures          the numbers that were kept, and what was measured of the rest
     parameters       before and after the step
     reductions       what ranks gave each other
     events           what happened between the operations
@@ -18,18 +19,20 @@ stand in this order, and each imports only from those before it:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+
+from torch import Tensor
 
 from chainrule.calls import read_calls
 from chainrule.collection import uncollected
 from chainrule.events import read_events
+from chainrule.figures import Figures
 from chainrule.graph import Graph, Operation, Parameter, Reduction, Value
 from chainrule.leaves import Leaves
 from chainrule.naming import Names, Paths
 from chainrule.nodes import number_nodes, read_nodes
 from chainrule.parameters import read_parameters, read_updates
-from chainrule.passes import Passes, give_gradients
-from chainrule.reading import Reading
+from chainrule.passes import Passes, gradients_of_leaves, gradients_of_results
+from chainrule.reading import DraftOperation, Reading
 from chainrule.reductions import read_reducers, read_reductions
 from chainrule.statistics import Statistics
 from chainrule.tape import Tape
@@ -37,24 +40,29 @@ from chainrule.values import Values, is_trained_leaf
 
 
 @uncollected()
-def assemble(tape: Tape) -> Graph:
-    """Read the tape once, from its beginning to its end, and give the facts."""
+def assemble(tape: Tape, figures: Figures | None = None) -> Graph:
+    """Read the tape once, from its beginning to its end, and give the facts.
+
+    Facts that are not to last (`figures.lasting`) are without autograd's nodes, which nobody asks for.
+    """
+    figures = figures or Figures(tape)
     paths, passes = Paths(tape), Passes(tape)
     reading = Reading(tape, paths.buffers)
     leaves = Leaves(reading)
     calls = read_calls(reading, paths)
     names = Names(reading, leaves, paths, calls)
-    number = number_nodes(reading)
-    give_gradients(reading, leaves, passes)
-    parameters = read_parameters(reading, leaves, passes, names)
-    reductions = read_reductions(reading, passes, names, parameters)
+    number = number_nodes(reading) if figures.lasting else {each: each for each in range(len(tape.nodes))}
+    gradients = gradients_of_results(reading) | gradients_of_leaves(reading, leaves, passes)
+    parameters = read_parameters(reading, leaves, passes, names, figures)
+    reductions = read_reductions(reading, passes, names, parameters, figures)
+    of_leaves = _of_leaves(tape, parameters, reductions)
     return Graph(
-        values=_freeze(tape, reading.values, number, _of_leaves(tape, parameters, reductions)),
-        operations=tuple(_renumber(operation, number) for operation in reading.operations),
+        values=_freeze(tape, reading.values, number, gradients, figures, of_leaves),
+        operations=tuple(_frozen(operation, number) for operation in reading.operations),
         calls=calls,
-        nodes=read_nodes(reading, leaves, number, passes.passages()),
+        nodes=read_nodes(reading, leaves, number, passes.passages()) if figures.lasting else (),
         backwards=passes.backwards(reading, number),
-        updates=read_updates(reading, leaves, names),
+        updates=read_updates(reading, leaves, names, figures),
         parameters=parameters,
         modules=tuple(paths.modules()),
         events=tuple(read_events(reading, passes, names)),
@@ -88,8 +96,17 @@ def _notes_of_patterns(tape: Tape) -> tuple[str, ...]:
     )
 
 
-def _renumber(operation: Operation, number: dict[int, int]) -> Operation:
-    return replace(operation, node=None if operation.node is None else number[operation.node])
+def _frozen(draft: DraftOperation, number: dict[int, int]) -> Operation:
+    return Operation(
+        draft.index,
+        draft.name,
+        draft.function,
+        draft.arguments,
+        draft.outputs,
+        draft.call,
+        None if draft.node is None else number[draft.node],
+        draft.random_state,
+    )
 
 
 def _of_leaves(
@@ -106,17 +123,26 @@ def _of_leaves(
     }
 
 
+def _numbered(name: str, count: Counter[str]) -> str:
+    count[name] += 1  # no value has a name twice
+    return f"{name}@{count[name]}"
+
+
 def _freeze(
-    tape: Tape, values: Values, number: dict[int, int], of_leaves: dict[int, Statistics | None]
+    tape: Tape,
+    values: Values,
+    number: dict[int, int],
+    gradients: dict[int, Tensor],
+    figures: Figures,
+    of_leaves: dict[int, Statistics | None],
 ) -> tuple[Value, ...]:
     """The drafts as facts. A name that several values have gets a number at each: `h@1`, `h@2`."""
     shared = Counter(name for draft in values.drafts for name in draft.names)
     count: Counter[str] = Counter()
     found = []
     for index, draft in enumerate(values.drafts):
-        count.update(draft.names)  # no value has a name twice
-        names = tuple(f"{name}@{count[name]}" if shared[name] > 1 else name for name in draft.names)
-        data = values.data(index)
+        names = tuple(_numbered(name, count) if shared[name] > 1 else name for name in draft.names)
+        data, grad = values.data(index), gradients.get(index)
         if draft.operation is None and (lender := tape.lender_of(data)) is not None:
             tape.lent[index] = lender
         found.append(
@@ -128,15 +154,15 @@ def _freeze(
                 data.dtype,
                 tape.device_of(data),
                 draft.node is not None or is_trained_leaf(draft.tensor),
-                None if data.is_meta else data,
-                None if draft.grad is None or draft.grad.is_meta else draft.grad,
+                figures.numbers(data),
+                figures.numbers(grad),
                 draft.operation,
                 draft.slot,
                 None if draft.node is None else number[draft.node],
                 draft.place,
-                draft.grad is not None,
-                tape.statistics_of(data),
-                tape.statistics_of(draft.grad) or of_leaves.get(index),
+                grad is not None,
+                figures.of(data),
+                figures.of(grad) or of_leaves.get(index),
                 draft.earlier,
             )
         )

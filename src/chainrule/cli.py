@@ -190,7 +190,10 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
 )
 @click.option("--to", type=click.Path(dir_okay=False), metavar="FILE", help="Keep what is seen in a file (run.db).")
 @click.option(
-    "--full-every", type=click.IntRange(min=1), metavar="N", help="Record each N-th step with all its numbers."
+    "--full-every",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Record the first watched step and each N-th with all its numbers.",
 )
 @click.option("--on-finding", is_flag=True, help="Record the step after a new finding with all its numbers.")
 @click.option(

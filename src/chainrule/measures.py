@@ -9,11 +9,12 @@ six times as long as all the figures together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from chainrule.rows import is_small, measured
 from chainrule.statistics import Statistics, in_a_row, is_dense, norm_of
 
 PART = 2**18  # numbers that are subtracted at a time
@@ -31,14 +32,25 @@ class Measures:
         self._known: dict[Key, tuple[Tensor, Statistics]] = {}
         self._twins: set[tuple[Key, Key]] = set()
 
-    def statistics(self, data: Tensor) -> Statistics:
-        """What is said of a tensor without its numbers."""
+    def statistics(self, data: Tensor, magnitudes: bool = False) -> Statistics:
+        """What is said of a tensor without its numbers; with the histogram of its magnitudes where that is asked for.
+
+        Waits for the device that the tensor is on.
+        """
         if data.is_meta:
             return UNKNOWN
         key = memory(data)
-        if key not in self._known:
-            self._known[key] = (data, Statistics.of(data))
-        return self._known[key][1]
+        known = self._known.get(key)
+        if known is None or (magnitudes and not known[1].magnitudes):
+            known = self._known[key] = (data, Statistics.of(data, magnitudes))
+        return known[1]
+
+    def measure(self, tensors: Iterable[Tensor], magnitudes: bool) -> None:
+        """Measure the small ones among these together, which is sooner done than one by one when they are asked for."""
+        small = {memory(each): each for each in tensors if is_small(each)}
+        waiting = {key: each for key, each in small.items() if key not in self._known}
+        found = measured(list(waiting.values()), magnitudes)
+        self._known.update(zip(waiting, zip(waiting.values(), found, strict=True), strict=True))
 
     def norm(self, data: Tensor) -> float:
         """The Euclidean norm; not finite where an element is not."""
@@ -50,6 +62,12 @@ class Measures:
         if data is None or data.is_meta or not (data.is_floating_point() or data.is_complex()):
             return True
         return not self.statistics(data).not_finite
+
+    def all_finite(self, several: Iterable[Tensor | None]) -> bool:
+        """The same of several; those that are small are measured together."""
+        known = [each for each in several if each is not None and not each.is_meta]
+        self.measure(known, magnitudes=False)
+        return all(self.finite(each) for each in known)
 
     def are_twins(self, one: Tensor, other: Tensor, passing: bool = False) -> bool:
         """Whether two tensors are the same number for number; then both are measured as one.

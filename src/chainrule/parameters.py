@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from chainrule.figures import Figures
 from chainrule.graph import Parameter, ParameterUpdate, Update
 from chainrule.leaves import Leaves
 from chainrule.naming import Names
@@ -16,13 +17,13 @@ from chainrule.tape import RawUpdate, Tape
 from chainrule.values import data_after
 
 
-def read_updates(reading: Reading, leaves: Leaves, names: Names) -> tuple[Update, ...]:
+def read_updates(reading: Reading, leaves: Leaves, names: Names, figures: Figures) -> tuple[Update, ...]:
     """Each `optimizer.step()`, with the values of the parameters as it met them."""
     number_of: dict[int, int] = {}
     return tuple(
         Update(
             type(raw.optimizer).__name__,
-            tuple(_updated(reading.tape, raw, leaves, names)),
+            tuple(_updated(reading.tape, raw, leaves, names, figures)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
         )
@@ -30,7 +31,7 @@ def read_updates(reading: Reading, leaves: Leaves, names: Names) -> tuple[Update
     )
 
 
-def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names) -> Iterator[ParameterUpdate]:
+def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, figures: Figures) -> Iterator[ParameterUpdate]:
     whole = {id(part): leaf for leaf, part in tape.reducers.gathered.values()}
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
     for place, (options, parameter) in enumerate(members):
@@ -39,18 +40,20 @@ def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names) -> Iterat
         yield ParameterUpdate(
             leaves.of(whole.get(id(parameter), parameter), before=raw.position),
             names.of_parameter(parameter, place),
-            before,
-            gradient,
-            tape.data_of(raw.after[place]) if raw.after else before,
+            figures.held(before),
+            None if gradient is None else figures.held(gradient),
+            figures.held(tape.data_of(raw.after[place]) if raw.after else before),
             options,
             raw.states[place],
-            tape.statistics_of(before),
-            tape.statistics_of(gradient),
+            figures.of(before),
+            figures.of(gradient),
             raw.moved[place] if raw.moved else None,
         )
 
 
-def read_parameters(reading: Reading, leaves: Leaves, passes: Passes, names: Names) -> dict[str, Parameter]:
+def read_parameters(
+    reading: Reading, leaves: Leaves, passes: Passes, names: Names, figures: Figures
+) -> dict[str, Parameter]:
     """Every trained leaf by its name, numbered where two have the same."""
     found: dict[str, Parameter] = {}
     stepped = {id(p): after for raw in reading.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)}
@@ -66,24 +69,24 @@ def read_parameters(reading: Reading, leaves: Leaves, passes: Passes, names: Nam
         after = None if stepped_to is None else reading.tape.data_of(stepped_to)
         if after is None and value is not None and not spread:
             after = _changed_by_hand(reading, tensor, before)
-        found[name] = _parameter(reading.tape, name, value, before, passes.left_last(tensor), after)
+        found[name] = _parameter(figures, name, value, before, passes.left_last(tensor), after)
     return found
 
 
 def _parameter(
-    tape: Tape, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
+    figures: Figures, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
 ) -> Parameter:
     return Parameter(
         name,
         value,
         tuple(before.shape),
-        None if before.is_meta else before,
-        None if grad is None or grad.is_meta else grad,
-        None if after is None or after.is_meta else after,
+        figures.numbers(before),
+        figures.numbers(grad),
+        figures.numbers(after),
         grad is not None,
-        tape.statistics_of(before),
-        tape.statistics_of(grad),
-        tape.statistics_of(after),
+        figures.of(before),
+        figures.of(grad),
+        figures.of_after(after),
     )
 
 

@@ -4,11 +4,14 @@ makes for each value.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from chainrule.graph import Backward, Passage
+from chainrule.hooks import AccumulateGrad
 from chainrule.leaves import Leaves
 from chainrule.reading import Reading
 from chainrule.tape import RawBackward, Tape
@@ -62,63 +65,87 @@ class Passes:
         left = (self.left(raw, leaf) for raw in reversed(self._tape.backwards))
         return next((each for each in left if each is not None), None)
 
+    def losses(self, reading: Reading) -> list[int | None]:
+        """What each pass began from, as a value; None of one that began unseen."""
+        known = [reading.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards]
+        unseen = max(self._number.values(), default=-1) + 1 - len(known)
+        return known + [None] * unseen
+
     def backwards(self, reading: Reading, number: dict[int, int]) -> tuple[Backward, ...]:
         """The passes with the nodes where they began; `number` puts these into forward order."""
-        found = []
+        found, losses = [], self.losses(reading)
         for index, raw in enumerate(self._tape.backwards):
             roots = tuple(
                 (number[self._tape.number_of[node]], self._tape.output_nr(root))
                 for root in raw.roots
                 if (node := self._tape.node_of(root)) is not None and node in self._tape.number_of
             )
-            loss = reading.values.at(raw.roots[0], raw.position) if raw.roots else None
-            found.append(Backward(index, roots, loss, raw.site.place() if raw.site else None))
-        unseen = range(len(found), max(self._number.values(), default=-1) + 1)
-        return (*found, *(Backward(index, (), None) for index in unseen))
+            found.append(Backward(index, roots, losses[index], raw.site.place() if raw.site else None))
+        return (*found, *(Backward(index, (), None) for index in range(len(found), len(losses))))
 
 
-def give_gradients(reading: Reading, leaves: Leaves, passes: Passes) -> None:
-    """d loss / d value: what arrived at its node from all its uses; for a leaf what arrived in `.grad`.
+def gradients_of_results(reading: Reading) -> dict[int, Tensor]:
+    """d loss / d value of what operations made: what arrived at its node from all its uses."""
+
+    def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
+        for slot, value in reading.outputs_of.get(node, {}).items():
+            if slot < len(upstream) and upstream[slot] is not None:
+                yield value, data_after(reading.tape, upstream[slot], -1)
+
+    return _summed(reading, arrivals)
+
+
+def gradients_of_leaves(reading: Reading, leaves: Leaves, passes: Passes) -> dict[int, Tensor]:
+    """d loss / d value of leaves: what nodes sent straight to them."""
+    nodes = reading.tape.nodes
+    at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in nodes]
+
+    def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
+        if at_leaves[node]:
+            for (target, _), gradient in zip(
+                nodes[node].edges, passes.with_leaves(node, task, downstream), strict=False
+            ):
+                if gradient is not None and type(target) is AccumulateGrad:
+                    leaf = leaves.of(target.variable)  # type: ignore[attr-defined]
+                    if leaf is not None:
+                        yield leaf, gradient
+
+    return _summed(reading, arrivals)
+
+
+Arrivals = Iterator[tuple[int, Tensor]]
+
+
+def _summed(reading: Reading, arrivals: Callable[..., Arrivals]) -> dict[int, Tensor]:
+    """The sum of what arrived at each value in all runs of nodes.
 
     A pass that ended in an exception counts only where no other brought a gradient.
     """
+    passages = reading.tape.passages
     failed = {raw.task for raw in reading.tape.backwards if raw.error is not None}
-    for whole in (True, False):
+    found: dict[int, Tensor] = {}
+    for runs in (
+        [each for each in passages if each[0] not in failed] if failed else passages,
+        [each for each in passages if each[0] in failed] if failed else (),
+    ):
         arrived: dict[int, Tensor] = {}
-        for task, node, downstream, upstream in reading.tape.passages:
-            if (task not in failed) is whole:
-                _arrive(arrived, node, upstream, passes.with_leaves(node, task, downstream), reading, leaves)
+        for run in runs:
+            for value, gradient in arrivals(*run):
+                accumulate(arrived, value, gradient)
         for node, slot, value in reading.unseen:
             seen = reading.outputs_of.get(node, {}).get(slot)
             if seen in arrived:
                 arrived[value] = arrived[seen]
-        for value, gradient in arrived.items():
-            if reading.values[value].grad is None:
-                reading.values[value].grad = gradient
-
-
-def _arrive(
-    arrived: dict[int, Tensor],
-    number: int,
-    upstream: tuple[Any, ...],
-    downstream: tuple[Tensor | None, ...],
-    reading: Reading,
-    leaves: Leaves,
-) -> None:
-    """Add what one run of a node tells: d loss / d its outputs, and what it sent straight to leaves."""
-    for slot, value in reading.outputs_of.get(number, {}).items():
-        if slot < len(upstream) and upstream[slot] is not None:
-            accumulate(arrived, value, data_after(reading.tape, upstream[slot], -1))
-    for (node, _), gradient in zip(reading.tape.nodes[number].edges, downstream, strict=False):
-        if gradient is not None and hasattr(node, "variable"):
-            leaf = leaves.of(node.variable)
-            if leaf is not None:
-                accumulate(arrived, leaf, gradient)
+        found = arrived | found
+    return found
 
 
 def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
     """Add a gradient to what arrived before it; never in place, for it is the tape's."""
     known = sums.get(key)
-    if known is not None and known.is_meta != gradient.is_meta:  # of one of them only the figures were kept
-        known, gradient = known.to("meta"), gradient.to("meta")
-    sums[key] = gradient if known is None else known + gradient
+    if known is None:
+        sums[key] = gradient
+    elif known.is_meta or gradient.is_meta:  # of one of them only the figures are known, and of the sum nothing
+        sums[key] = torch.empty_like(known, device="meta")
+    else:
+        sums[key] = known + gradient

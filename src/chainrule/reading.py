@@ -7,17 +7,59 @@ The numbers of nodes here are the tape's own; `nodes` puts them into forward ord
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.graph import Operation, Ref, type_of_value
+from chainrule.graph import Ref, type_of_value
 from chainrule.rerun import Rerun, WriteThroughView, offset_in
 from chainrule.tape import RawFunction, Tape, Traits, tensors_in
 from chainrule.values import Values, data_after, is_trained_leaf
+
+_nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is the same each time that an ATen operation runs: read off its schema once."""
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...]  # their names, and what they are where they are left out
+    traits: Traits
+    rerun: Rerun
+
+    @classmethod
+    @cache
+    def of(cls, func: Any) -> Form:
+        """The form of an operation."""
+        arguments = tuple((each.name, each.default_value) for each in func._schema.arguments)
+        return cls(str(func), arguments, Traits.of(func), Rerun(func))
+
+    def by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        """The arguments of one run by the names of the schema, with what was left to the defaults."""
+        given = {name: value for (name, _), value in zip(self.arguments, args, strict=False)}
+        for name, default in self.arguments[len(args) :]:
+            given[name] = kwargs.get(name, default) if kwargs else default
+        return given
+
+
+@dataclass(slots=True)
+class DraftOperation:
+    """An operation while its outputs are still being found; `node` is numbered as on the tape."""
+
+    index: int
+    name: str
+    function: Callable[..., Any] | None
+    arguments: dict[str, Any]
+    outputs: tuple[int | None, ...]
+    call: int | None
+    node: int | None = None
+    random_state: Tensor | None = None
 
 
 class Reading:
@@ -29,7 +71,7 @@ class Reading:
     def __init__(self, tape: Tape, buffers: set[int]) -> None:
         self.tape = tape
         self.values = Values(tape)
-        self.operations: list[Operation] = []
+        self.operations: list[DraftOperation] = []
         self.at: dict[int, int] = {}  # position on the tape -> operation
         self.operation_of: dict[int, int] = {}  # node -> operation
         self.outputs_of: dict[int, dict[int, int]] = {}  # node -> slot -> value
@@ -71,23 +113,31 @@ class Reading:
 
     def _saved_copies(self) -> set[int]:
         """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
-        used = {id(t) for operation in self.tape.operations for t in tensors_in(operation[1:3])}
-        used |= {id(t) for call in self.tape.calls for t in tensors_in(call.output)}
-        return {
-            position
-            for position, (func, _, _, out, _, _) in enumerate(self.tape.operations)
-            if func is torch.ops.aten.detach.default and id(out) not in used
+        detach = torch.ops.aten.detach.default
+        copies = {
+            id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach
         }
+        for _, args, kwargs, *_ in self.tape.operations if copies else ():
+            for each in (*args, *kwargs.values()) if kwargs else args:
+                for tensor in tensors_in(each) if isinstance(each, (tuple, list)) else (each,):
+                    copies.pop(id(tensor), None)
+        for call in self.tape.calls if copies else ():
+            for tensor in tensors_in(call.output):
+                copies.pop(id(tensor), None)
+        return set(copies.values())
 
     # -- an ATen operation --------------------------------------------------------------------------------------------
 
     def _read_operation(self, position: int) -> None:
         func, args, kwargs, out, call, state = self.tape.operations[position]
-        given = _by_name(func, args, kwargs or {})
-        arguments = {name: self._refs(value, position) for name, value in given.items()}
-        written = [t for each in Traits.of(func).written(args, kwargs or {}) for t in tensors_in(each)]
+        form = Form.of(func)
+        given = form.by_name(args, kwargs)
+        arguments = {
+            name: self._refs(value, position) if isinstance(value, _nested) else value for name, value in given.items()
+        }
+        written = [t for each in form.traits.written(args, kwargs or {}) for t in tensors_in(each)]
         nodes = self._nodes_at.get(position, [])
-        function: Any = Rerun(func)
+        function: Any = form.rerun
         base = self.tape.base_of(written[0]) if len(written) == 1 else None
         if base is not None:
             arguments = {"base": Ref(self._value(base, position)), **arguments}
@@ -96,15 +146,14 @@ class Reading:
             # A copy may have its memory to itself: only the tensor on the tape knows where in the base it stands.
             function = Rerun(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
         index = self.at[position] = len(self.operations)
-        draft = Operation(index, str(func), function, arguments, (), call, nodes[0] if nodes else None, state)
+        draft = DraftOperation(index, form.name, function, arguments, (), call, nodes[0] if nodes else None, state)
         self.operations.append(draft)
         for tensor in written:
             self.values.overwrite(tensor, index)
         flat = list(tensors_in(out)) if isinstance(out, (tuple, list)) else [out]
         if base is not None:
             flat = [base, *(tensor for tensor in flat if tensor is not base)]
-        outputs = self._outputs(flat, written, position, index, nodes)
-        self.operations[index] = replace(draft, outputs=outputs)
+        draft.outputs = self._outputs(flat, written, position, index, nodes)
 
     def _outputs(
         self, flat: list[Any], written: list[Tensor], position: int, index: int, nodes: list[int]
@@ -191,7 +240,7 @@ class Reading:
             "storage_offset": view.storage_offset(),  # a copy may have its memory to itself
         }
         func = torch.ops.aten.as_strided.default
-        self.operations.append(Operation(index, str(func), Rerun(func), arguments, (value,), None, node))
+        self.operations.append(DraftOperation(index, str(func), Rerun(func), arguments, (value,), None, node))
         self._tie(node, self.tape.output_nr(view), value, index)
         return True
 
@@ -242,7 +291,9 @@ class Reading:
         self.operation_of.setdefault(node, index)
         rerun = Rerun(function.cls)
         call = next((c for c, raw in enumerate(self.tape.calls) if function.first <= raw.first < function.last), None)
-        self.operations.append(Operation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node))
+        self.operations.append(
+            DraftOperation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node)
+        )
 
     def _read_untied(self, node: int) -> None:
         """A node that no recorded operation made: its operation is known by its edges alone."""
@@ -254,21 +305,13 @@ class Reading:
             value = self.values.new(tensor, -1, operation=index, slot=slot) if known is None else known
             self._tie(node, slot, value, index)
             outputs.append(value)
-        self.operations.append(Operation(index, node_name(raw.node), None, {}, tuple(outputs), None, node))
+        self.operations.append(DraftOperation(index, node_name(raw.node), None, {}, tuple(outputs), None, node))
 
 
 def node_name(node: Any) -> str:
     """What autograd calls a node, without its namespace."""
     name: str = node.name()
     return name.rsplit("::", 1)[-1]
-
-
-def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """An operation's arguments by the names of its schema, with what was left to the defaults."""
-    return {
-        argument.name: args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
-        for place, argument in enumerate(func._schema.arguments)
-    }
 
 
 def _parameter_names(cls: type, count: int) -> list[str]:

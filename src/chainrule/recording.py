@@ -16,6 +16,7 @@ from torch import Tensor
 from chainrule.assemble import assemble, let_go
 from chainrule.collection import Seldom
 from chainrule.errors import RecordingError
+from chainrule.figures import Borrowed, Figures
 from chainrule.graph import Graph, Node, Parameter, Value
 from chainrule.keeping import Keep
 from chainrule.loans import Loan
@@ -62,17 +63,35 @@ class Recording:
 
         Raises RecordingError while the block of `record()` is still running.
         """
+        tape = self._ended()
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            tape.secure()
+            tape.release()
+        return self._assembled(Figures(tape))
+
+    def at_once(self, measures: Measures, magnitudes: bool) -> Graph:
+        """The graph for whoever looks at it before the user's code goes on, and then lets go of it.
+
+        Nothing is copied, and no more is measured than is asked for, by `measures`, with histograms or without
+        (`magnitudes`); for what else it lacks, see `assemble`. It is this recording's `graph` from now on.
+        """
+        tape = self._ended()
+        tape.release()
+        self.graph = self._assembled(Borrowed(tape, measures, magnitudes))
+        return self.graph
+
+    def _ended(self) -> Tape:
         if self._open or self._tape is None:
             raise RecordingError(
                 "the recording is still running: it can be read when the `with chainrule.record()` block has ended. "
                 "Move this line below the block."
             )
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            self._tape.secure()
-            self._tape.release()
-        graph = assemble(self._tape)
-        tape, self._tape = self._tape, None
-        self._lent = tape.lent
+        return self._tape
+
+    def _assembled(self, figures: Figures) -> Graph:
+        tape = self._ended()
+        graph = assemble(tape, figures)
+        self._tape, self._lent = None, tape.lent
         let_go(tape)  # of autograd's graph and of the user's objects
         return graph
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chainrule.figures import Figures
 from chainrule.graph import Parameter, Reducer, Reduction
 from chainrule.naming import Names, Paths
 from chainrule.passes import Passes
@@ -18,7 +19,7 @@ def read_reducers(reading: Reading, paths: Paths) -> tuple[Reducer, ...]:
 
 
 def read_reductions(
-    reading: Reading, passes: Passes, names: Names, parameters: dict[str, Parameter]
+    reading: Reading, passes: Passes, names: Names, parameters: dict[str, Parameter], figures: Figures
 ) -> dict[str, Reduction]:
     """The last time that each parameter's gradient was combined, by the parameter's name and in their order."""
     tape, found = reading.tape, {}
@@ -32,9 +33,9 @@ def read_reductions(
             raw.reducer,
             tuple(local.shape),
             local.dtype,
-            None if local.is_meta else local,
-            None if left is None or left.is_meta else left,
-            tape.statistics_of(local),
-            tape.statistics_of(left),
+            figures.numbers(local),
+            figures.numbers(left),
+            figures.of(local),
+            figures.of(left),
         )
     return {name: found[name] for name in parameters if name in found}

@@ -18,7 +18,7 @@ from chainrule.tape import RawUpdate, Tape, detached
 
 @dataclass(slots=True)
 class Draft:
-    """A value while its names and gradient are still being found."""
+    """A value while its names are still being found."""
 
     tensor: Tensor
     created: int  # the position of the operation that made it; a leaf's is just before its first use
@@ -28,7 +28,6 @@ class Draft:
     operation: int | None = None
     slot: int = 0
     node: int | None = None
-    grad: Tensor | None = None
     place: Place | None = None
     earlier: int | None = None
 
@@ -93,13 +92,13 @@ class Values:
 
     def at(self, tensor: Tensor, position: int) -> int | None:
         """What the tensor was when `position` operations had run."""
-        if id(tensor) not in self.versions:
+        versions = self.versions.get(id(tensor))
+        if versions is None:
             return None
-        versions = self.versions[id(tensor)]
-        return next((i for i in reversed(versions) if self.drafts[i].created < position), self._leaf_among(versions))
-
-    def _leaf_among(self, versions: list[int]) -> int | None:
-        """A leaf was there before the first operation that saw it."""
+        for value in reversed(versions):
+            if self.drafts[value].created < position:
+                return value
+        # A leaf was there before the first operation that saw it.
         return versions[0] if self.drafts[versions[0]].operation is None else None
 
     def data(self, value: int) -> Tensor:

@@ -296,7 +296,7 @@ def _watched(rank, ranks, folder):
 def _watch_failed(rank, ranks, folder):
     def fail(watch, step):
         if rank == 1 and step == 3:
-            watch._read = lambda recording: 1 / 0
+            watch._read = lambda recording, measures: 1 / 0
 
     return watched(rank, ranks, folder, "failed", before=fail)
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.faults.common import batches, cnn, digits, mlp, points
-from tests.faults.gather import Script
 from tests.faults.healthy import Rows, Transformer
+from tests.faults.watched import Script
 
 FAULTS: dict[str, tuple[str, Script, int]] = {}
 """Name -> (the id, the script, the steps that it is run for)."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.faults.common import batches, cnn, mlp, points
-from tests.faults.gather import Script
+from tests.faults.watched import Script
 
 HEALTHY: dict[str, Script] = {}
 
@@ -232,6 +232,28 @@ def transformer_adamw_warm_up():
 def transformer_bf16():
     model = Transformer()
     return classify(model, torch.optim.AdamW(model.parameters(), lr=1e-3), batches(), dtype=torch.bfloat16)
+
+
+@healthy
+def causal_attention_written_out():
+    """Masked with infinities: one mask is a buffer, one is data, and the scores have a name of their own."""
+
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.qkv, self.out = nn.Linear(8, 32), nn.Linear(32, 96), nn.Linear(32, 10)
+            self.register_buffer("seen", torch.tril(torch.ones(8, 8)))
+            self.bias = torch.full((8, 8), -math.inf).triu(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(self.embed(x.reshape(-1, 8, 8))).chunk(3, -1)
+            scores = q @ k.transpose(1, 2) / math.sqrt(32)
+            scores = scores.masked_fill(self.seen == 0, -math.inf)
+            scores = scores + self.bias
+            return self.out((scores.softmax(-1) @ v).mean(1))
+
+    model = Causal()
+    return classify(model, torch.optim.AdamW(model.parameters(), lr=3e-3), batches())
 
 
 TEXT = (

@@ -15,8 +15,8 @@ import torch
 
 from chainrule.findings import Thresholds
 from tests.faults.faulty import FAULTS
-from tests.faults.gather import watched
 from tests.faults.healthy import HEALTHY
+from tests.faults.watched import watched
 
 ALARM_BELOW = {"flat", "depth_ratio", "noise", "update_ratio_small", "stuck", "plateau", "same"}  # the rest: above it
 SHARES = {"units_off", "units_dead", "tiny", "clipped_share", "loss_swing"}  # at most 1
@@ -44,8 +44,8 @@ def alarms(factor: float) -> Counter[str]:
     found: Counter[str] = Counter()
     for script in HEALTHY.values():
         torch.manual_seed(0)
-        run = watched(script, every=2, full_every=20, thresholds=stricter(factor))
-        found.update({finding.id for finding in run.findings() if finding.severity != "note"})
+        watch = watched(script, every=2, full_every=20, thresholds=stricter(factor))
+        found.update({finding.id for finding in watch.findings if finding.severity != "note"})
     return found
 
 
@@ -54,8 +54,8 @@ def missed(factor: float) -> list[str]:
     gone = []
     for name, (id, script, steps) in FAULTS.items():
         torch.manual_seed(0)
-        run = watched(script, steps, thresholds=stricter(1 / factor))
-        if id not in {finding.id for finding in run.findings()}:
+        watch = watched(script, steps, full_every=10, thresholds=stricter(1 / factor))
+        if id not in {finding.id for finding in watch.findings}:
             gone.append(f"{name} ({id})")
     return gone
 

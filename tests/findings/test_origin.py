@@ -175,6 +175,46 @@ def test_what_the_data_brought_in_is_not_blamed_on_an_operation(x):
     assert finding.evidence[0] == "1 of 2 elements: data[1]."
 
 
+@pytest.fixture
+def fresh_memory_is_nan(monkeypatch):
+    """What memory holds before anything is written to it is chance; here it is NaN."""
+    empty = torch.empty
+
+    def filled(*sizes, **options):
+        made = empty(*sizes, **options)
+        with torch._C._DisableTorchDispatch():  # memory has its numbers by itself: no operation writes them
+            made.fill_(NAN)
+        return made
+
+    monkeypatch.setattr(torch, "empty", filled)
+
+
+@pytest.mark.usefixtures("fresh_memory_is_nan")
+def test_what_a_new_parameter_held_before_it_was_initialised_is_no_birth():
+    """A recording that sees a model made (of a script's first step) sees its memory before it is filled."""
+
+    def step():
+        model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+        by_data, by_parts = nn.Parameter(torch.empty(3)), nn.Parameter(torch.empty(3))
+        by_data.data.normal_()
+        with torch.no_grad():
+            by_parts[:1].zero_()
+            by_parts[1:].copy_(torch.ones(2))
+        (model(torch.ones(2, 2)) * by_data * by_parts).sum().backward()
+
+    assert born(step) == []
+
+
+@pytest.mark.usefixtures("fresh_memory_is_nan")
+def test_a_parameter_that_was_never_initialised():
+    def step():
+        forgotten = nn.Parameter(torch.empty(3))
+        (forgotten * 2).sum().backward()
+
+    (finding,) = born(step)
+    assert finding.text[0] == "parameter held NaN before the step began."
+
+
 def test_a_gradient_that_the_backward_pass_began_with():
     w = leaf(1.0, 2.0)
     (finding,) = backward(born(lambda: (w * 2).backward(torch.tensor([NAN, 1.0]))))

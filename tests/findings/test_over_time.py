@@ -5,7 +5,7 @@ import pytest
 import chainrule
 from chainrule.errors import ChainruleError
 from chainrule.findings import BY_TOPIC, KINDS, Finding, Thresholds, catalogue, findings_over_time
-from chainrule.history import History, StepFacts
+from chainrule.history import History, Series, StepFacts
 from chainrule.statistics import Statistics
 
 
@@ -69,6 +69,14 @@ def test_units_count_as_dead_only_where_they_were_off_at_every_step():
     assert finding.severity == "warning"
 
 
+def test_units_that_died_later_are_dead_since_then():
+    rows = [(0,), (0, 5), (1, 2, 3), (1, 2, 3, 5), (1, 2, 3), (0, 1, 2, 3)]
+    seen = {step: (of_step("unit-off", rows=each, size=4),) for step, each in enumerate(rows)}
+    (finding,) = findings_over_time(course([1.0] * 6), seen)
+    assert (finding.rows, finding.since, finding.severity) == ((1, 2, 3), 2, "warning")
+    assert "at each of 4 steps" in finding.sentence
+
+
 def test_a_finding_of_several_places_is_told_once():
     seen = {0: tuple(of_step("accumulated-gradient", where=name) for name in ("a", "b", "c"))}
     (finding,) = findings_over_time(course([1.0]), seen)
@@ -95,6 +103,17 @@ def test_of_statistics_alone_the_first_tensor_that_is_not_finite_is_named():
     history.add("value", "early", 2, figures(1.0, not_finite=2), layer=4)
     (finding,) = findings_over_time(history, {})
     assert (finding.id, finding.where, finding.since) == ("non-finite-forward", "early", 2)
+
+
+def test_a_mask_of_infinities_is_no_fault_and_not_blamed_for_one():
+    history = course([1.0, 1.0, math.nan])
+    for step in range(3):
+        history.add("value", "scores", step, figures(1.0, not_finite=6), layer=1)
+        history.add("value", "late", step, figures(1.0, not_finite=3 if step == 2 else 0), layer=9)
+    (finding,) = findings_over_time(history, {})
+    assert (finding.where, finding.since) == ("late", 2)
+    history.steps[2].loss = 1.0
+    assert findings_over_time(history, {}) == ()
 
 
 def test_another_optimizers_turn_is_no_fault():
@@ -176,6 +195,37 @@ def test_a_threshold_that_is_no_number_is_refused(given):
         f"Thresholds(flat={given!r}): this is mean slope, as a share of the largest that the function has, a finite "
         "number of 0 or more. Its default is 0.04."
     )
+
+
+def from_nothing(steps, ratio):
+    """A run with a weight that begins at 0."""
+    history = course([1.0] * steps)
+    for step in range(steps):
+        history.add("parameter", "scale", step, figures(float(step > 0)))
+        history.add("update", "scale", step, figures(ratio(step)))
+    return history
+
+
+def test_a_weight_that_grows_from_zero_is_given_time():
+    walk = from_nothing(300, lambda step: 1 / (step + 1) ** 0.5)
+    for steps in (12, 30, 100, 300):
+        assert findings_over_time(first(walk, steps), {}) == ()
+    (finding,) = findings_over_time(from_nothing(300, lambda step: 0.3), {})
+    assert (finding.id, finding.where) == ("update-too-large", "scale")
+
+
+def first(history, steps):
+    return History(
+        history.steps[:steps],
+        {key: Series(*key, 0, "", each.steps[:steps], each.statistics[:steps]) for key, each in history.series.items()},
+    )
+
+
+def test_a_loss_below_zero_jumps_only_where_it_jumps_as_far_as_one_above():
+    calm = [-0.45 + 0.01 * (-1) ** step for step in range(30)]
+    assert findings_over_time(course([*calm, -0.2]), {}) == ()
+    (finding,) = findings_over_time(course([*calm, 0.4]), {})
+    assert finding.id == "loss-spike"
 
 
 def test_silence_leaves_out_and_refuses_what_does_not_exist():

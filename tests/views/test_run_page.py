@@ -128,7 +128,8 @@ def test_pages_of_recorded_steps_stand_beside_their_files_and_are_linked(tmp_pat
         run.save(tmp_path / "run.md")
         with pytest.raises(StorageError, match=r"no view writes \.xyz"):
             run.save(tmp_path / "run.xyz")
-    (recorded,) = data_of((tmp_path / "pages" / "run.html").read_text())["recordings"]
+    first, recorded = data_of((tmp_path / "pages" / "run.html").read_text())["recordings"]
+    assert first == {"step": 1, "reason": "the first watched step", "link": "../run.steps/1.html"}
     assert recorded == {"step": 2, "reason": "every 2 steps", "link": "../run.steps/2.html"}
     assert "Content-Security-Policy" in (tmp_path / "run.steps" / "2.html").read_text()
     assert "| `weight` |" in (tmp_path / "run.md").read_text()

@@ -384,10 +384,10 @@ def test_steps_in_full(path):
     with runs.open(path) as run:
         assert [facts.step for facts in run.steps()] == [1, 3, 5]
         assert [(each.step, each.reason) for each in run.recordings().values()] == [
-            (3, "every 3 steps"), (5, "I want to see it")
+            (1, "the first watched step"), (3, "every 3 steps"), (5, "I want to see it")
         ]  # fmt: skip
         recording = chainrule.load(run.recordings()[5].file)
-        assert [facts.full for facts in run.steps()] == [False, True, True]
+        assert [facts.full for facts in run.steps()] == [True, True, True]
     assert recording.loss == losses[0]
     assert recording.verify().passed
 

@@ -13,10 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from chainrule.findings.case import Case, dense, floating
-from chainrule.graph import Graph, Operation, Value, references
+from chainrule.findings.case import TRANSPARENT, Case, base_of, dense, floating
+from chainrule.graph import Graph, Operation, Ref, Value, references
 
 COLLECTIVES = ("fsdp.", "c10d.")  # whose results other ranks fill
+FILLS = frozenset({
+    "uniform_", "normal_", "zero_", "fill_", "copy_", "random_", "bernoulli_", "exponential_", "log_normal_",
+    "cauchy_", "geometric_", "eye_",
+})  # fmt: skip
+"""What writes over all of its `self`, whatever that held."""
 
 
 @dataclass
@@ -36,11 +41,18 @@ class Births:
         self.births: list[Birth] = []
         self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
         self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
-        self._buffers = _buffers_of_shards(case.graph)
-        for operation in case.graph.operations:
+        self.bad_losses: list[int] = []
+        self.first: list[Birth] = []
+        if not case.measures.all_finite(value.data for value in case.graph.values):
+            self._find()
+
+    def _find(self) -> None:
+        graph = self.case.graph
+        self._buffers = _buffers_of_shards(graph)
+        for operation in graph.operations:
             self._read(operation)
-        losses = [b.loss for b in case.graph.backwards if b.loss is not None]
-        self.bad_losses = [loss for loss in losses if not case.measures.finite(case.graph.values[loss].data)]
+        losses = [b.loss for b in graph.backwards if b.loss is not None]
+        self.bad_losses = [loss for loss in losses if not self.case.measures.finite(graph.values[loss].data)]
         self.first = self._first()
 
     def _read(self, operation: Operation) -> None:
@@ -50,7 +62,7 @@ class Births:
             if leaf.index in self._buffers:
                 continue
             if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
-                if case.measures.finite(leaf.data):
+                if case.measures.finite(leaf.data) or not self._is_read(leaf.index):
                     continue
                 if dense(leaf.data).isnan().any():
                     self._born(leaf, None)
@@ -66,6 +78,27 @@ class Births:
                 self.of[made.index] = inherited
             elif not on_purpose(operation) and _makes(case, made.data, [each.data for each in operands]):
                 self._born(made, operation)
+
+    def _is_read(self, leaf: int) -> bool:
+        """Whether any operation takes its numbers: a new parameter holds anything until it is initialised."""
+        seen, waiting = {leaf}, [leaf]
+        while waiting:
+            value = waiting.pop()
+            for operation in self.case.uses.get(value, ()):
+                base, given = base_of(operation), operation.arguments
+                if base in FILLS and Ref(value) in (given.get("self"), given.get("base")):
+                    if "base" not in given:  # else only a part of it is filled
+                        continue
+                elif base not in TRANSPARENT and base != "detach":
+                    return True
+                made = {out for out in operation.outputs if out is not None and self._may_carry(out)} - seen
+                seen |= made
+                waiting.extend(made)
+        return False
+
+    def _may_carry(self, value: int) -> bool:
+        known = self.case.statistics(value)
+        return known is None or bool(known.not_finite)
 
     def _born(self, value: Value, operation: Operation | None) -> None:
         birth = Birth(value, operation)

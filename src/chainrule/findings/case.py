@@ -7,7 +7,7 @@ statistics is asked of them (`statistics`), and a check that needs the numbers l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeGuard
 
 import torch
@@ -135,7 +135,15 @@ class Case:
 
     def named(self, *bases: str) -> Iterator[Operation]:
         """The operations of these base names, in their order."""
-        return (operation for operation in self.graph.operations if base_of(operation).removesuffix("_") in bases)
+        found = [operation for base in set(bases) for operation in self._by_base.get(base, ())]
+        return iter(sorted(found, key=lambda operation: operation.index))
+
+    @cached_property
+    def _by_base(self) -> dict[str, list[Operation]]:
+        found: dict[str, list[Operation]] = {}
+        for operation in self.graph.operations:
+            found.setdefault(base_of(operation).removesuffix("_"), []).append(operation)
+        return found
 
     @cached_property
     def uses(self) -> dict[int, list[Operation]]:
@@ -224,7 +232,12 @@ def kept(tensor: Tensor | None) -> TypeGuard[Tensor]:
 
 def base_of(operation: Operation) -> str:
     """`addmm` of `aten.addmm.default`."""
-    return operation.name.removeprefix("aten.").split(".")[0]
+    return _base(operation.name)
+
+
+@cache
+def _base(name: str) -> str:
+    return name.removeprefix("aten.").split(".")[0]
 
 
 def argument(operation: Operation, name: str) -> int | None:

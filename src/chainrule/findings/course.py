@@ -157,7 +157,8 @@ def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
         return False  # it is rising already: see `learning-rate-too-high`
     high = loss - usual > limits.spike_height * abs(run.first_loss)
     far = loss - usual > limits.spike_sigmas * robust_spread(before)
-    return high and far and (usual <= 0 or loss > limits.spike_factor * usual)
+    multiple = loss - usual > (limits.spike_factor - 1) * abs(usual)  # of a loss below 0 (a critic's, say) as well
+    return high and far and multiple
 
 
 def _began_in(run: Run, index: int) -> tuple[str, str, str] | None:

@@ -14,6 +14,7 @@ from chainrule.findings.losses import COMPARING
 from chainrule.findings.run import Run, listed
 from chainrule.graph import Operation, Value
 from chainrule.numbers import number
+from chainrule.statistics import Statistics
 
 NOT_NORMALISED = Kind(
     "input-not-normalised",
@@ -252,5 +253,12 @@ def _one_batch(run: Run) -> Iterator[Finding]:
         )
 
 
-def _same(statistics: Sequence[object]) -> bool:
-    return all(each == statistics[0] for each in statistics[1:])
+def _same(statistics: Sequence[Statistics]) -> bool:
+    """Whether it was one tensor at all steps, as far as figures tell: sums may be made in another order."""
+    first = statistics[0]
+    exactly = (first.elements, first.low, first.high, first.zeros, first.not_finite)
+    return all(
+        (each.elements, each.low, each.high, each.zeros, each.not_finite) == exactly
+        and math.isclose(each.norm, first.norm, rel_tol=1e-6)
+        for each in statistics[1:]
+    )

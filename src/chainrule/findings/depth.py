@@ -72,7 +72,9 @@ def _exploding(case: Case) -> Iterator[Finding]:
 
 def _through_depth(case: Case) -> Iterator[tuple[list[tuple[int, float]], float, float]]:
     """(layers with the norm of their output's gradient, its median in the first and in the last third of them)."""
-    path = _longest_way(case)
+    if "longest way" not in case.worked_out:
+        case.worked_out["longest way"] = _longest_way(case)
+    path = case.worked_out["longest way"]
     layers = [(out, norm) for out in path if (norm := case.gradient_norm(out)) is not None and norm > 0]
     if len(layers) >= MIN_LAYERS:
         third = len(layers) // 3

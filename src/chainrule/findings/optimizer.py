@@ -151,7 +151,10 @@ def _too_large(run: Run) -> Iterator[Finding]:
     if not run.enough:
         return
     limit, window, over = run.thresholds.update_ratio_large, int(run.thresholds.window), []
-    for name, ratios in run.ratios.items():
+    judged = {
+        name: ratios if run.began_at_its_size(name) else _grown(ratios, limit) for name, ratios in run.ratios.items()
+    }
+    for name, ratios in judged.items():
         if len(ratios) >= run.thresholds.enough:
             last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]])
             peak = max(ratio for _, ratio in ratios) if run.began_at_its_size(name) else 0.0
@@ -170,8 +173,17 @@ def _too_large(run: Run) -> Iterator[Finding]:
                 f"{': also ' + listed(others) if others else ''}.",
                 f"Learning rate {_rates(run)}.",
             ),
-            since=next(step for step, ratio in run.ratios[name] if ratio > limit),
+            since=next(step for step, ratio in judged[name] if ratio > limit),
         )
+
+
+def _grown(ratios: list[tuple[int, float]], limit: float) -> list[tuple[int, float]]:
+    """The ratios of a weight that began at 0, from when it has a size of its own.
+
+    The sum of n updates of one size, each in a direction of its own, has sqrt(n) times that size: until 1 / limit^2
+    steps have gone by, the next update is larger than the limit for no other reason.
+    """
+    return [(step, ratio) for step, ratio in ratios if step - ratios[0][0] >= 1 / max(limit, 1e-9) ** 2]
 
 
 TOO_SMALL = Kind(
@@ -275,13 +287,13 @@ def _reason(member: ParameterUpdate, moved: float, g: float, limit: float) -> st
 
     A gradient that is next to 0 itself, as that of a bias before a batch norm, is no fault of the optimizer.
     """
-    rate, memory = _lr(member.options), _second_moment(member)
+    rate = _lr(member.options)
     if rate == 0:
         return "its learning rate is 0"
     if not moved and member.before.dtype in (torch.float16, torch.bfloat16):
         kind = str(member.before.dtype).removeprefix("torch.")
         return f"the update is below the spacing of {kind}, {torch.finfo(member.before.dtype).eps:.2g} of the weight"
-    if memory is not None and moved < limit * rate and g * REMEMBERED < memory:
+    if moved < limit * rate and (memory := _second_moment(member)) is not None and g * REMEMBERED < memory:
         return "its state remembers a gradient that was far larger"
     return ""
 

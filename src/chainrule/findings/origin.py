@@ -22,6 +22,7 @@ from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, listed
 from chainrule.graph import Operation, Value, references
 from chainrule.history import Kind as Kind_
+from chainrule.history import Series
 from chainrule.lookup import Index
 from chainrule.numbers import number
 from chainrule.terms import aligned
@@ -89,14 +90,13 @@ def _births_forward(case: Case) -> Iterator[Finding]:
 def _by_statistics(case: Case) -> Iterator[Finding]:
     """Where numbers were not kept: the first operation that gives what is not finite of operands that all are."""
     for operation in case.graph.operations:
-        operands = [index for _, _, index in references(operation.arguments)]
         for out in operation.outputs:
-            if out is None or case.graph.values[out].data is not None or on_purpose(operation):
+            if out is None or case.graph.values[out].data is not None:
                 continue
             known = case.statistics(out)
-            if known is None or not known.not_finite:
+            if known is None or not known.not_finite or on_purpose(operation):
                 continue
-            given = [case.statistics(index) for index in operands]
+            given = [case.statistics(index) for _, _, index in references(operation.arguments)]
             if any(each is not None and each.not_finite for each in given):
                 continue
             yield FORWARD.found(
@@ -121,7 +121,7 @@ def _backward_by_statistics(case: Case) -> Iterator[Finding]:
     """Without a derivation: the first operation back from the loss whose operand's gradient is not finite, and whose
     results' gradients all are.
     """
-    if case.derivation is not None or births_of(case).births:
+    if case.derivation is not None or births_of(case).births or _all_gradients_are_finite(case):
         return
     for operation in reversed(case.graph.operations):
         arrived = [case.statistics(out, gradient=True) for out in operation.outputs if out is not None]
@@ -137,6 +137,12 @@ def _backward_by_statistics(case: Case) -> Iterator[Finding]:
                     place=case.place(operation),
                 )
                 return
+
+
+def _all_gradients_are_finite(case: Case) -> bool:
+    known = (value.grad_statistics for value in case.graph.values)
+    lost = any(each is not None and each.not_finite for each in known)
+    return not lost and case.measures.all_finite(value.grad for value in case.graph.values)
 
 
 @FORWARD.over_time
@@ -165,27 +171,46 @@ def _follows(run: Run, told: Finding) -> bool:
     return at is not None and at > first and not any(first < step < at for step, _ in run.losses)
 
 
+ORDER: tuple[Kind_, ...] = ("input", "parameter", "value", "gradient", "parameter gradient", "update")
+LOST: tuple[Kind_, ...] = ("parameter", "parameter gradient", "update")  # what the next step depends on
+
+
 def _first_of_history(run: Run) -> Iterator[Finding]:
-    """Of the statistics over time alone: the first step, and in it the first tensor, that is not finite."""
-    skipped = {each.step for each in run.steps if each.skipped}
-    order: tuple[Kind_, ...] = ("input", "parameter", "value", "gradient", "parameter gradient", "update")
+    """Of the statistics over time alone: the first step at which numbers were lost, and in it the first tensor."""
+    step = _first_lost(run)
+    if step is None:
+        return
     bad = [
-        (step, rank, series.layer, series, known)
-        for rank, kind in enumerate(order)
+        (rank, series.layer, series, dict(series)[step])
+        for rank, kind in enumerate(ORDER)
         for series in run.history.of_kind(kind)
-        for step, known in series
-        if known.not_finite and not (step in skipped and rank > 2)
+        if _became_bad(series, step)
     ]
     if not bad:
         return
-    step, rank, _, series, known = min(bad, key=lambda each: each[:3])
-    kind = FORWARD if rank <= 2 else BACKWARD
+    rank, _, series, known = min(bad, key=lambda each: each[:2])
+    kind = FORWARD if rank <= ORDER.index("value") else BACKWARD
     yield kind.found(
         series.name,
         f"The {series.kind} of {series.name} is not finite, the first of all, at step {step}.",
         (f"{known.not_finite} of {known.elements} elements.",),
         since=step,
     )
+
+
+def _first_lost(run: Run) -> int | None:
+    """The first step whose loss, or parameter or what moves it, is not finite; masks and the like may well not be."""
+    skipped = {each.step for each in run.steps if each.skipped}
+    lost = {each.step for each in run.steps if each.loss is not None and not math.isfinite(each.loss)}
+    for kind in LOST:
+        lost |= {step for series in run.history.of_kind(kind) for step, known in series if known.not_finite}
+    return min(lost - skipped, default=None)
+
+
+def _became_bad(series: Series, step: int) -> bool:
+    """Whether it is not finite at this step, and was before: what never is is so on purpose."""
+    met = [known.not_finite > 0 for at, known in series if at <= step]
+    return step in series.steps and met[-1] and not any(met[:-1])
 
 
 # -- forward -----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,17 @@ class Stretch:
         common = set(self.findings[0].rows).intersection(*(each.rows for each in self.findings))
         return tuple(sorted(common))
 
+    def of_lasting_rows(self, least: int) -> Stretch:
+        """From where the rows of its last half, of at least `least` steps, were there without a break.
+
+        What it was about before was something else: the units that were off at the start, say, when it was others.
+        """
+        first = len(self.steps) - min(max(least, -(-len(self.steps) // 2)), len(self.steps))
+        rows = set(replace(self, findings=self.findings[first:]).rows)
+        while first and rows <= set(self.findings[first - 1].rows):
+            first -= 1
+        return replace(self, steps=self.steps[first:], findings=self.findings[first:], whole=self.whole and first == 0)
+
 
 class Run:
     """The run under examination."""

@@ -31,7 +31,7 @@ class Thresholds:
         "with He's initialisation half of all pre-activations are below 0, so in a small batch some units are off",
     )  # fmt: skip
     units_dead: float = _limit(
-        0.5, "share of a layer's units", "units off at every examined step, above which it is a warning",
+        0.5, "share of a layer's units", "units off at each of the last examined steps, above which it is a warning",
         "Lu et al., Dying ReLU and initialization, 2019",
     )  # fmt: skip
     flat: float = _limit(

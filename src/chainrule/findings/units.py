@@ -26,7 +26,7 @@ UNIT_OFF = Kind(
     title="A unit is off for every sample",
     severity="warning",
     what="A ReLU (or another function that is flat on one side) has slope 0 for every sample of the batch. Over a run: "
-    "the units that were off at every examined step.",
+    "the units that were off at each of the last examined steps.",
     why="Its weights get no gradient, so it never learns again: the layer is narrower than it looks.",
     advice="If it stays off it will never learn again. A smaller learning rate, another initialisation of weight and "
     "bias, or a leaky ReLU keeps it alive.",
@@ -94,7 +94,7 @@ def _layer_off(case: Case) -> Iterator[Finding]:
 @UNIT_OFF.over_time
 def _dead(run: Run) -> Iterator[Finding]:
     """The units that were off at every one of the last steps: one that is off now and on then is no trouble."""
-    for stretch in run.stretches(UNIT_OFF):
+    for stretch in (each.of_lasting_rows(MIN_STEPS) for each in run.stretches(UNIT_OFF)):
         rows, latest = stretch.rows, stretch.findings[-1]
         if stretch.ended or not rows or len(stretch.steps) < MIN_STEPS:
             continue

@@ -49,6 +49,7 @@ class Figure:
 class _Step:
     facts: StepFacts
     figures: tuple[Figure, ...]
+    histograms: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,11 @@ class _Chunk:
     rows: list[chunks.Array] = field(default_factory=list)
 
 
+def keeps_histograms(before: int) -> bool:
+    """Whether the histograms of a watched step are kept, before which there were so many others."""
+    return before % HISTOGRAMS == 0
+
+
 class Writer:
     """Adds one run to the file at `path`, or goes on with the last one in it.
 
@@ -96,7 +102,7 @@ class Writer:
         self._items: SimpleQueue[_Item | threading.Event | None] = SimpleQueue()
         self._waiting: list[_Item] = []
         self._forget()
-        self._watched = 0
+        self._watched = 0  # how many steps with figures were added
         try:
             self.run = self._begin(every, start, versions or {})
         except sqlite3.Error as error:
@@ -108,7 +114,9 @@ class Writer:
 
     def add(self, facts: StepFacts, figures: Iterable[Figure] = ()) -> None:
         """One watched step."""
-        self._items.put(_Step(facts, tuple(figures)))
+        step = _Step(facts, tuple(figures), keeps_histograms(self._watched))
+        self._watched += bool(step.figures)
+        self._items.put(step)
 
     def find(self, found: Found) -> None:
         """A finding; one of the same id about the same tensor takes its place."""
@@ -276,10 +284,9 @@ class Writer:
             if len(chunk.steps) == CHUNK:
                 self._put_chunk(layout)
                 del self._chunks[layout]
-            if self._watched % HISTOGRAMS == 0 and any(figure.statistics.magnitudes for figure in figures):
+            if item.histograms and any(figure.statistics.magnitudes for figure in figures):
                 counts = chunks.histograms([figure.statistics for figure in figures])
                 self._connection.execute("INSERT OR REPLACE INTO histogram VALUES (?, ?, ?)", (layout, step, counts))
-        self._watched += 1
 
     def _identity(self, figure: Figure) -> int:
         key = (figure.kind, figure.name)

@@ -1,13 +1,18 @@
-"""Looks at the last watched steps for what is unhealthy, after each of them, as long as that takes little time.
+"""Looks for what is unhealthy in a watched run: at each watched step by itself, and at the course of all now and then.
 
 The findings are those of `chainrule.findings`; what is decided here is only how much of the run they see (a window, so
-that a long run costs no more than a short one) and how often they are asked (a share of the training's time).
+that a long run costs no more than a short one) and when they are asked. What a step shows by itself is asked at once,
+as its graph is let go; of the course, as often as takes a small share of the training's time. That share never hides a
+finding, it only delays one: whatever it says, there is a look where a step shows something new that is more than a
+note, before any step is forgotten, and when the watch ends. What a later look does not see any more becomes a note,
+with the step until which it held: the course of ten steps may look worse than that of a hundred.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chainrule.findings import Thresholds, check_silence, findings, findings_over_time
@@ -16,10 +21,11 @@ from chainrule.runs import Figure, Found
 
 if TYPE_CHECKING:
     from chainrule.findings import Finding
+    from chainrule.measures import Measures
     from chainrule.recording import Recording
 
 WINDOW = 256  # watched steps that are remembered; they are cut when there are twice as many
-SHARE = 0.02  # of the time of the training, at most, for looking
+SHARE = 0.02  # of the time of the training, at most, for looking at its course
 
 
 class Examiner:
@@ -32,6 +38,9 @@ class Examiner:
         self._options: dict[str, Any] = {"thresholds": thresholds or Thresholds(), "silence": tuple(silence)}
         self._found: dict[tuple[str, str], Found] = {}
         self._of_step: dict[int, Sequence[Finding]] = {}
+        self._seen: set[tuple[str, str]] = set()  # what single steps have shown that is more than a note
+        self._unseen = False  # there is a step that no look at the course has taken in
+        self._looked_at = 0  # the last step that a look at the course has taken in
         self._rest_until = 0.0
 
     @property
@@ -40,47 +49,73 @@ class Examiner:
         return tuple(self._found.values())
 
     def look(
-        self, recording: Recording, facts: StepFacts, figures: Iterable[Figure], of_ranks: Sequence[Finding] = ()
+        self,
+        recording: Recording,
+        facts: StepFacts,
+        figures: Iterable[Figure],
+        of_ranks: Sequence[Finding] = (),
+        measures: Measures | None = None,
     ) -> list[Found]:
         """Remember a step, and look; gives the findings that are new or have changed.
 
-        `of_ranks` is what was found between the ranks of a distributed training at this step.
+        `of_ranks` is what was found between the ranks of a distributed training at this step, `measures` are the
+        figures of its tensors that are known already.
         """
         self.fresh = ()
         self._remember(facts, figures)
+        shown = self._of_step[facts.step] = (*self._in_step(recording, facts, measures), *of_ranks)
+        grave = {(each.id, each.where) for each in shown if each.severity != "note"}
+        urgent = not grave <= self._seen
+        self._seen |= grave
+        full = len(self.history.steps) >= 2 * WINDOW
+        changed = self._look_at_course() if urgent or full or time.monotonic() >= self._rest_until else []
+        if full:
+            self._forget()
+        return changed
+
+    def last_look(self) -> list[Found]:
+        """When no more steps come: look once more, if any came since the last time."""
+        self.fresh = ()
+        return self._look_at_course() if self._unseen else []
+
+    def _look_at_course(self) -> list[Found]:
         began = time.monotonic()
-        urgent = any((each.id, each.where) not in self._found for each in of_ranks)  # only this step shows them
-        if began < self._rest_until and not urgent:
-            return []
-        self._of_step[facts.step] = (*self._in_step(recording, facts), *of_ranks)
         seen = [Found.of(each) for each in findings_over_time(self.history, self._of_step, **self._options)]
-        changed = [found for found in seen if self._found.get((found.id, found.where)) != found]
+        changed = [found for found in (*seen, *self._gone(seen)) if self._found.get((found.id, found.where)) != found]
         self.fresh = tuple(found for found in changed if (found.id, found.where) not in self._found)
         self._found |= {(found.id, found.where): found for found in changed}
+        self._unseen = False
+        self._looked_at = self.history.steps[-1].step
         now = time.monotonic()
         self._rest_until = now + (now - began) / SHARE
         return changed
 
-    def _in_step(self, recording: Recording, facts: StepFacts) -> Sequence[Finding]:
+    def _gone(self, seen: Iterable[Found]) -> Iterator[Found]:
+        """What was more than a note, and is not seen any more though the steps that showed it are: it has passed."""
+        there = {(found.id, found.where) for found in seen}
+        first = self.history.steps[0].step
+        for key, found in self._found.items():
+            if key not in there and found.severity != "note" and found.since is not None and found.since >= first:
+                yield replace(found, severity="note", until=self._looked_at if found.until is None else found.until)
+
+    def _in_step(self, recording: Recording, facts: StepFacts, measures: Measures | None) -> Sequence[Finding]:
         """What the step shows by itself; the checks that need its derivation only where it was recorded in full."""
-        if facts.full:
-            return recording.findings(**self._options)
-        return findings(recording.graph, None, recording.notation, **self._options)
+        derivation = recording.derivation if facts.full and recording.is_whole else None
+        return findings(recording.graph, derivation, recording.notation, measures=measures, **self._options)
 
     def _remember(self, facts: StepFacts, figures: Iterable[Figure]) -> None:
-        history = self.history
-        history.steps.append(facts)
+        self._unseen = True
+        self.history.steps.append(facts)
         for each in figures:
-            history.add(each.kind, each.name, facts.step, each.statistics, each.layer, each.type)
-        if len(history.steps) >= 2 * WINDOW:
-            if history.first_loss is None:  # what a later loss is held against
-                losses = [each.loss for each in history.steps[:3] if each.loss is not None]
-                history.first_loss = min(losses, default=None)
-            self._cut(history.steps[-WINDOW].step)
+            self.history.add(each.kind, each.name, facts.step, each.statistics, each.layer, each.type)
 
-    def _cut(self, first: int) -> None:
-        """Forget what lies before a step."""
+    def _forget(self) -> None:
+        """Let go of all but the last steps."""
         history = self.history
+        if history.first_loss is None:  # what a later loss is held against
+            losses = [each.loss for each in history.steps[:3] if each.loss is not None]
+            history.first_loss = min(losses, default=None)
+        first = history.steps[-WINDOW].step
         history.steps[:] = [facts for facts in history.steps if facts.step >= first]
         self._of_step = {step: found for step, found in self._of_step.items() if step >= first}
         for key, series in list(history.series.items()):

@@ -10,18 +10,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.distributed import facts_of_rank
 from chainrule.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.history import Kind, StepFacts
+from chainrule.measures import Measures
 from chainrule.ranks import RankFacts
+from chainrule.rows import measured, measured_samples
 from chainrule.runs import Figure
 from chainrule.shards import own_part
-from chainrule.statistics import Statistics, measure, of_sample, part_of
+from chainrule.statistics import Statistics
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
@@ -44,6 +48,15 @@ class Surroundings:
     full: bool  # recorded with all its numbers
     met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
     moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
+    measures: Measures = field(default_factory=Measures)  # of the step's tensors, for all who ask
+    histograms: bool = True  # whether those are wanted
+    alone: bool = True  # no other rank watches: which inputs are parts of one, and which the same, nobody knows
+
+    def figures(self, known: Statistics | None, data: Tensor | None) -> Statistics | None:
+        """Those that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
+        if known is not None or data is None or data.is_meta:
+            return known
+        return self.measures.statistics(data, self.histograms)
 
 
 def skipped_in(graph: Graph) -> int:
@@ -72,10 +85,33 @@ def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
 
 
 def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
-    """Every tensor that is kept: parameters, what modules and the user's named lines made, and all their gradients."""
+    """Every tensor that is kept: what came from outside, parameters, what modules and the user's named lines made, and
+    all their gradients.
+    """
+    around.measures.measure(_floats_of(graph), around.histograms)
     prefix = "" if around.named else prefix_of(graph)
+    if around.alone:
+        yield from _of_inputs(graph, around)
     yield from _of_parameters(graph, prefix, around)
-    yield from _of_values(graph, prefix, around.scale or 1)
+    yield from _of_values(graph, prefix, around)
+
+
+def _floats_of(graph: Graph) -> Iterator[Tensor]:
+    """Every tensor of real numbers that was kept: each is asked for, by its figures or by what looks for findings."""
+    values = ((value.data, value.grad) for value in graph.values)
+    parameters = ((parameter.before, parameter.grad) for parameter in graph.parameters.values())
+    updates = ((member.before, member.grad) for update in graph.updates for member in update.parameters)
+    for pair in chain(values, parameters, updates):
+        yield from (each for each in pair if each is not None and each.is_floating_point() and not each.is_meta)
+
+
+def _of_inputs(graph: Graph, around: Surroundings) -> Iterator[Figure]:
+    for layer, value in enumerate(graph.values):
+        if value.kind != "input" or value.operation is not None or not value.shape:
+            continue
+        statistics = around.figures(value.statistics, value.data)
+        if statistics is not None:
+            yield Figure("input", value.name, layer, "", _short(value.dtype), statistics)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------
@@ -90,9 +126,9 @@ def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[
         layers[short] = layer
         changed = updates.get(name, parameter)
         kinds: tuple[tuple[Kind, Statistics | None], ...] = (
-            ("parameter", _either(parameter.before_statistics, parameter.before)),
-            ("parameter gradient", around.met.get(short) or _either(changed.grad_statistics, changed.grad)),
-            ("update", _moved(changed)),
+            ("parameter", around.figures(changed.before_statistics, changed.before)),
+            ("parameter gradient", around.met.get(short) or around.figures(changed.grad_statistics, changed.grad)),
+            ("update", _moved(changed, around.histograms)),
         )
         for kind, statistics in kinds:
             if statistics is not None:
@@ -110,7 +146,7 @@ def rank_of(recording: Recording, prefix: str) -> RankFacts:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _of_values(graph: Graph, prefix: str, scale: float) -> Iterator[Figure]:
+def _of_values(graph: Graph, prefix: str, around: Surroundings) -> Iterator[Figure]:
     types = {module.path: module.class_name for module in graph.modules}
     runs: Counter[str] = Counter()
     for layer, value in enumerate(graph.values):
@@ -122,13 +158,13 @@ def _of_values(graph: Graph, prefix: str, scale: float) -> Iterator[Figure]:
         short = shortened(name, prefix)
         runs[short] += 1
         path = short if runs[short] == 1 else f"{short}#{runs[short]}"
-        dtype = str(value.dtype).removeprefix("torch.")
-        statistics = _either(value.statistics, value.data)
-        gradient = _either(value.grad_statistics, value.grad)
+        dtype = _short(value.dtype)
+        statistics = around.figures(value.statistics, value.data)
+        gradient = around.figures(value.grad_statistics, value.grad)
         if statistics is not None:
             yield Figure("value", path, layer, type_, dtype, statistics)
         if gradient is not None:
-            yield Figure("gradient", path, layer, type_, dtype, divided(gradient, scale))
+            yield Figure("gradient", path, layer, type_, dtype, divided(gradient, around.scale or 1))
 
 
 def _named(graph: Graph, value: Value, types: dict[str, str]) -> tuple[str, str]:
@@ -160,25 +196,20 @@ def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
     """The norm of all gradients as backward left them, and as the optimizer met them, where something clipped them."""
     if not any(event.kind.startswith(CLIPS) for event in graph.events):
         return None
-    left = [_either(each.grad_statistics, each.grad) for each in graph.parameters.values()]
+    left = [around.figures(each.grad_statistics, each.grad) for each in graph.parameters.values()]
     last = {each.name: each for update in graph.updates for each in update.parameters}
     met: Iterable[Statistics | None] = around.met.values()
-    met = met or [_either(each.grad_statistics, each.grad) for each in last.values()]
+    met = met or [around.figures(each.grad_statistics, each.grad) for each in last.values()]
     return _norm(left) / (around.scale or 1), _norm(met)
 
 
-def _moved(changed: Parameter | ParameterUpdate) -> Statistics | None:
+def _moved(changed: Parameter | ParameterUpdate, histogram: bool) -> Statistics | None:
     """What the step added to a parameter."""
     known = changed.update_statistics if isinstance(changed, ParameterUpdate) else None
     before, after = changed.before, changed.after
     if known is not None or before is None or after is None or before.is_meta or after.is_meta:
         return known
-    return _either(None, after - before)
-
-
-def _either(known: Statistics | None, data: Tensor | None) -> Statistics | None:
-    """The figures that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
-    return known if known is not None or data is None or data.is_meta else Statistics.of(data, magnitudes=True)
+    return Statistics.of(after - before, histogram)
 
 
 def _norm(gradients: Iterable[Statistics | None]) -> float:
@@ -192,6 +223,10 @@ def _number(value: Value) -> float | None:
         return None
     number: Any = value.data.item()
     return float(number.real if isinstance(number, complex) else number)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -213,16 +248,18 @@ def shortened(name: str, prefix: str = "") -> str:
     return name.replace("._orig_mod.", ".")
 
 
-def measured_gradients(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> dict[str, Statistics]:
+def measured_gradients(
+    optimizers: Iterable[Optimizer], names: Mapping[int, str], histograms: bool
+) -> dict[str, Statistics]:
     """The gradients that the optimizers' last steps left standing, by the names of their parameters."""
     gradients = {
-        names[id(parameter)]: measure(own_part(parameter.grad))
+        names[id(parameter)]: own_part(parameter.grad)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.grad is not None and id(parameter) in names
     }
-    return {name: found.read() for name, found in gradients.items()}
+    return dict(zip(gradients, measured(list(gradients.values()), histograms), strict=True))
 
 
 def measured_moments(
@@ -230,11 +267,12 @@ def measured_moments(
 ) -> tuple[tuple[str, str, Statistics], ...]:
     """What the optimizers remember of each parameter (by its name): their moments, of a large one a sample."""
     moments = [
-        (name, key, part_of(own_part(tensor)), own_part(tensor).numel())
+        (name, key, own_part(tensor))
         for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         if (name := names.get(id(parameter))) is not None
         for key, tensor in state.items()
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape == parameter.shape
     ]
-    return tuple((name, key, of_sample(part, elements)) for name, key, part, elements in moments)
+    found = measured_samples([tensor for *_, tensor in moments])
+    return tuple((name, key, each) for (name, key, _), each in zip(moments, found, strict=True))

@@ -21,11 +21,14 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 import chainrule
+from chainrule.collection import uncollected
 from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.findings.ranks import of_ranks
 from chainrule.history import History, StepFacts
+from chainrule.measures import Measures
 from chainrule.recording import Recording, record
 from chainrule.runs import Figure, Found, Writer
+from chainrule.runs.writer import keeps_histograms
 from chainrule.source import is_library
 from chainrule.watching.boundaries import Boundaries
 from chainrule.watching.examine import Examiner
@@ -57,12 +60,17 @@ class watch:  # noqa: N801 (read as a verb)
     Or without a block: it watches from here on, until `close()` or the end of the process.
 
     A training step runs from the end of an optimizer's `step()` to the end of the next; with several optimizers, until
-    each has stepped. Step 1 and each `every`-th is recorded with statistics only, each `full_every`-th with all its
-    numbers, in a file beside `to`. `on_finding=True` records the step after a new finding in full; a function is called
-    with each new finding, and may return True for the same. `start` is how many steps were done before (a resumed run:
-    by default what the optimizer's own state says), and a file goes on from there. `scaler` is a GradScaler, which is
-    otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
-    several models, by default the variables around the call.
+    each has stepped. Step 1 and each `every`-th is recorded with statistics only; with `full_every` the first of them
+    and each `full_every`-th with all its numbers, in a file beside `to`. `on_finding=True` records the step after a new
+    finding in full; a function is called with each new finding, and may return True for the same. `start` is how many
+    steps were done before (a resumed run: by default what the optimizer's own state says), and a file goes on from
+    there. `scaler` is a GradScaler, which is otherwise met when it first steps. `thresholds` and `silence` are those of
+    findings; `namespace` gives the names of several models, by default the variables around the call.
+
+    Each watched step is looked at by itself while it is there. What the course of the run shows is looked for as often
+    as takes a fiftieth of the time, and besides where a step shows something new, before old steps are forgotten (the
+    last 256 and more are remembered), and at `close()`, however the training ends: what was seen is said. Some kinds of
+    findings need the numbers themselves (dead units, equal rows); of large tensors only steps in full have them.
 
     Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched
     steps, and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
@@ -92,7 +100,7 @@ class watch:  # noqa: N801 (read as a verb)
         self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # a dashboard, called with each watched step
         self._due = self.step_number + 1
-        self._full_due = _multiple_after(self.step_number, full_every or 1)
+        self._full_due = self.step_number + 1
         self._namespace = _variables(sys._getframe(1)) if namespace is None else namespace
         self._models = models
         self._parameters: dict[int, str] = {}
@@ -150,18 +158,28 @@ class watch:  # noqa: N801 (read as a verb)
             self._boundaries.arm()
 
     def close(self, status: str = "ended") -> None:
-        """Watch no longer: every hook is taken off, and the file is written to its end."""
+        """Watch no longer: every hook is taken off, the run is looked at once more, and its file written to the end."""
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
         self._boundaries.remove()
-        self._leave()
-        self._together.leave()
-        if self.writer is not None:
-            self.writer.close(status)
-            self._tell_problem()
+        self._finish(status)
+        self._tell_problem()
         self._models, self._namespace, self._parameters = [], {}, {}  # the user's: let go of them
+
+    def _finish(self, status: str) -> None:
+        """Say what is left to say, and end the file. What fails in here is told, and the rest is done all the same."""
+        try:
+            self._leave()
+            self._together.leave()
+            self._examine(self._examiner.last_look, since=self.step_number)
+            self._answer()
+        except Exception as error:  # of `on_finding`, say
+            self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
+        finally:
+            if self.writer is not None:
+                self.writer.close(status)
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +197,8 @@ class watch:  # noqa: N801 (read as a verb)
         step = self.step_number + 1
         due = step >= self._due
         if self._full_every and step >= self._full_due:
-            due, self._full = True, self._full or f"every {self._full_every} steps"
+            told = f"every {self._full_every} steps" if self.watched else "the first watched step"
+            due, self._full = True, self._full or told
         # All ranks know when a step is due, and none what another was asked for.
         return due or (self._full is not None and not self._together.active)
 
@@ -213,16 +232,29 @@ class watch:  # noqa: N801 (read as a verb)
         self.step_number += 1
         if self._session is None or self._recording is None:
             return
-        recording, self._recording = self._recording, None
         self._meet(self._session.models)
         self._leave()
         self.watched += 1
         self._due = _multiple_after(self.step_number, self.every)
         self._full_due = _multiple_after(self.step_number, self._full_every or 1)
-        figures, facts = self._read(recording)
+        step = self._looked_at()
+        if self._together.leads:
+            self._answer()
+            for report in self.reports:
+                report(step.facts, step.figures)
+            self._tell_problem()
+
+    @uncollected()  # as long as its graph lives, all of it would be walked through
+    def _looked_at(self) -> Step:
+        """The step that has just been recorded: read, kept and looked at, and its recording let go of."""
+        recording, self._recording = self._recording, None
+        assert recording is not None
+        measures = Measures()
+        figures, facts = self._read(recording, measures)
         step = self._joined(recording, facts, figures)
         if self._together.leads:
-            self._keep(recording, step)
+            self._keep(recording, step, measures)
+        return step
 
     def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
         """The step of all ranks; where they do not watch together, that of this one."""
@@ -250,8 +282,9 @@ class watch:  # noqa: N801 (read as a verb)
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
-    def _read(self, recording: Recording) -> tuple[list[Figure], StepFacts]:
-        graph = recording.graph
+    def _read(self, recording: Recording, measures: Measures) -> tuple[list[Figure], StepFacts]:
+        histograms = keeps_histograms(self.watched - 1)
+        graph = recording.at_once(measures, histograms) if self._full is None else recording.graph
         optimizers = list(self._boundaries.optimizers.values())
         around = Surroundings(
             self.step_number,
@@ -261,38 +294,39 @@ class watch:  # noqa: N801 (read as a verb)
             self._passes_before,
             bool(self._whole_models()),
             self._full is not None,
-            measured_gradients(optimizers, self._parameters) if self._closure else {},
+            measured_gradients(optimizers, self._parameters, histograms) if self._closure else {},
             measured_moments(optimizers, self._parameters),
+            measures,
+            histograms,
+            not self._together.active,
         )
         if self._scaling.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
         return list(figures_of(graph, around)), facts_of(graph, around)
 
-    def _keep(self, recording: Recording, step: Step) -> None:
+    def _keep(self, recording: Recording, step: Step, measures: Measures) -> None:
         facts, figures = step.facts, step.figures
         if self.writer is not None:
             self.writer.add(facts, figures)
         if self._full is not None:
             self._keep_full(recording, facts.step)
-        self._examine(recording, step)
-        for report in self.reports:
-            report(facts, figures)
-        self._tell_problem()
+        self._examine(
+            lambda: self._examiner.look(recording, facts, figures, of_ranks(step.ranks), measures), since=facts.step
+        )
 
-    def _examine(self, recording: Recording, step: Step) -> None:
+    def _examine(self, look: Callable[[], list[Found]], since: int) -> None:
         """Look for findings; where looking fails, the watch goes on without them."""
         if not self._examining:
             return
         try:
-            changed = self._examiner.look(recording, step.facts, step.figures, of_ranks(step.ranks))
+            changed = look()
         except Exception as error:
             self._examining = False
-            self._warn(f"from step {step.facts.step} on no findings are looked for: {type(error).__name__}: {error}")
+            self._warn(f"from step {since} on no findings are looked for: {type(error).__name__}: {error}")
             return
         for found in changed:
             if self.writer is not None:
                 self.writer.find(found)
-        self._answer(self._examiner.fresh)
 
     def _keep_full(self, recording: Recording, step: int) -> None:
         reason, self._full = self._full or "", None
@@ -309,8 +343,9 @@ class watch:  # noqa: N801 (read as a verb)
             return
         self.writer.recorded(step, f"{folder.name}/{name}", reason)
 
-    def _answer(self, fresh: Iterable[Found]) -> None:
-        for found in fresh:
+    def _answer(self) -> None:
+        """Ask what to do about what the last look found for the first time."""
+        for found in self._examiner.fresh if self._examining else ():
             wish = self._on_finding(found) if callable(self._on_finding) else self._on_finding
             if wish is True:
                 self._full = f"{found.id}: {found.where}"
@@ -355,12 +390,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._failed = True
             self._boundaries.off = True
             self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
-            try:
-                self._together.leave()
-                self._leave()
-            finally:
-                if self.writer is not None:
-                    self.writer.close(f"watching ended: {type(error).__name__}: {error}")
+            self._finish(f"watching ended: {type(error).__name__}: {error}")
 
     def _tell_problem(self) -> None:
         if self.writer is not None and self.writer.problem:
