@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chainrule.rows import MOST, measured, measured_samples
-from chainrule.statistics import Statistics, of_sample, part_of
+from chainrule.statistics import Statistics, of_a_sample, part_of
 
 
 def tensors():
@@ -57,7 +57,7 @@ def test_samples_together_or_each_by_itself():
     given = [torch.randn(300), large, large.t(), large.relu(), large.bfloat16(), large.to_sparse(), torch.empty(0)]
     found = measured_samples(given)
     for tensor, known in zip(given, found, strict=True):
-        alone = of_sample(part_of(tensor), tensor.numel())
+        alone = of_a_sample(Statistics.of(part_of(tensor)), tensor.numel())
         assert (known.elements, known.zeros, known.low, known.high) == (
             alone.elements, alone.zeros, alone.low, alone.high
         )  # fmt: skip

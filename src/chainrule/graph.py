@@ -195,7 +195,7 @@ class ParameterUpdate:
 
     `grad` is the gradient as the optimizer met it, after unscaling and clipping. A tensor that was not kept is one on
     the device `meta`; then there are statistics, those of the update (after minus before) of a sample where the
-    parameter is large (`statistics.of_sample`).
+    parameter is large (`statistics.of_a_sample`).
     """
 
     value: int | None

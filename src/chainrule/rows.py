@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from chainrule.statistics import EXPONENTS, PART, SAMPLE, TINY, Statistics, in_a_row, part_of
+from chainrule.bins import EXPONENTS, SAMPLE
+from chainrule.statistics import PART, TINY, Statistics, in_a_row, of_a_sample, part_of, spread
 
 MOST = 2**14  # numbers of a tensor up to which it is measured as a row
 REAL = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
@@ -35,11 +36,11 @@ def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
 
 
 def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
-    """The statistics of each; of a large one those of an even sample, as `of_sample` has them of `part_of`."""
+    """The statistics of each; of a large one those of an even sample, as `of_a_sample` has them of `part_of`."""
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
         samples = [_sampled(each) for each in tensors]
     return [
-        _scaled(known, tensor.numel())
+        of_a_sample(known, tensor.numel())
         for known, tensor in zip(measured(samples, magnitudes=False), tensors, strict=True)
     ]
 
@@ -51,17 +52,6 @@ def _sampled(tensor: Tensor) -> Tensor:
     if tensor.numel() <= PART:
         return tensor
     return in_a_row(tensor)[:: tensor.numel() // PART][:PART]
-
-
-def _scaled(known: Statistics, elements: int) -> Statistics:
-    """Norm and counts of a sample, scaled up."""
-    if known.elements == elements:
-        return known
-    scale = elements / max(known.elements, 1)
-    zeros, lost = round(known.zeros * scale), round(known.not_finite * scale)
-    return Statistics(
-        elements, known.norm * math.sqrt(scale), known.mean, known.std, known.low, known.high, zeros, lost
-    )
 
 
 def is_small(tensor: Tensor) -> bool:
@@ -94,7 +84,7 @@ def _of_rows(rows: Tensor, magnitudes: bool) -> Iterator[Statistics]:
     zeros = _zeros(rows, lows, highs)
     for low, high, total, norm, none, counts in zip(lows, highs, sums, norms, zeros, histograms, strict=True):
         mean = total / count
-        std = math.sqrt(max(norm * norm / count - mean * mean, 0.0))
+        std = 0.0 if low == high else spread(norm / math.sqrt(count), mean)
         yield Statistics(count, norm, mean, std, low, high, none, 0, counts)
 
 

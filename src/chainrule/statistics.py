@@ -174,8 +174,13 @@ def _statistics(row: Row, magnitudes: tuple[int, ...]) -> Statistics:
     if not count:
         return Statistics(int(elements), 0.0, 0.0, 0.0, 0.0, 0.0, 0, int(not_finite), magnitudes)
     mean = total / count
-    std = math.sqrt(max(norm**2 / count - mean**2, 0.0))
+    std = 0.0 if low == high else spread(norm / math.sqrt(count), mean)
     return Statistics(int(elements), norm, mean, std, low, high, int(zeros), int(not_finite), magnitudes)
+
+
+def spread(size: float, mean: float) -> float:
+    """The standard deviation from the root mean square: sqrt(size^2 - mean^2), where squares might be too large."""
+    return math.sqrt(max(size - abs(mean), 0.0)) * math.sqrt(size + abs(mean))
 
 
 # -- on a processor ---------------------------------------------------------------------------------------------------
@@ -284,9 +289,10 @@ def part_of(tensor: Tensor) -> Tensor:
     return flat[::every][:PART].clone()
 
 
-def of_sample(sample: Tensor, elements: int) -> Statistics:
-    """The statistics of a tensor of so many elements, of which these are an even sample: norm and counts scaled up."""
-    found = Statistics.of(sample)
+def of_a_sample(found: Statistics, elements: int) -> Statistics:
+    """The statistics of a tensor of so many elements from those of an even sample: norm and counts are scaled up."""
+    if found.elements == elements:
+        return found
     scale = elements / max(found.elements, 1)
     zeros, lost = round(found.zeros * scale), round(found.not_finite * scale)
     return replace(found, elements=elements, norm=found.norm * math.sqrt(scale), zeros=zeros, not_finite=lost)

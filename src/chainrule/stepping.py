@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.shards import own_part
 from chainrule.source import Site
-from chainrule.statistics import of_sample, part_of
+from chainrule.statistics import Statistics, of_a_sample, part_of
 from chainrule.tape import RawUpdate, Tape, Version
 
 _only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` as it is (a fused one may unscale it in place)
@@ -42,7 +42,7 @@ def after_step(tape: Tape, update: RawUpdate) -> None:
     parameters = [p for _, members in update.groups for p in members]
     update.after = [tape.version(p) for p in parameters]
     own = zip(map(own_part, parameters), update.parts, strict=False)
-    update.moved = [of_sample(part_of(p) - part, p.numel()) for p, part in own]
+    update.moved = [of_a_sample(Statistics.of(part_of(p) - part), p.numel()) for p, part in own]
     update.parts.clear()
 
 

@@ -224,11 +224,6 @@ class Tape:
         later = self.copies.get(id(tensor), [])[copied:]
         return later[0][1] if later else detached(tensor)
 
-    def statistics_of(self, tensor: Tensor | None) -> Statistics | None:
-        """The figures of what a stand-in stands for, where they are known."""
-        absent = None if tensor is None else self.absentees.known.get(id(tensor))
-        return None if absent is None or absent.measured is None else absent.measured.read()
-
     def device_of(self, tensor: Tensor) -> str:
         """Where a tensor lives, or the one that it stands for."""
         absent = self.absentees.known.get(id(tensor))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chainrule.recording import Recording
 
 WINDOW = 256  # watched steps that are remembered; they are cut when there are twice as many
-SHARE = 0.02  # of the time of the training, at most, for looking at its course
+SHARE = 0.005  # of the time of the training, at most, for looking at its course
 
 
 class Examiner:
