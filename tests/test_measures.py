@@ -47,6 +47,7 @@ def plainly(data):
         torch.randn(5_000, dtype=torch.complex64),
         torch.zeros(10_000),
         torch.full((70_000,), 3e30),
+        torch.full((300, 300), torch.finfo(torch.float32).min).tril(),
         torch.full((70_000,), 1e-30),
         torch.nn.functional.dropout(torch.randn(100_000)),
     ],

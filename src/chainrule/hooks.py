@@ -136,6 +136,7 @@ class NodeHooks:
         _note_passage(self.tape.passages, index, downstream, upstream)
         if self.settling is not None:
             self.settling.note(upstream)
+            self.settling.note(downstream)
             if self.settling.waiting > BATCH:
                 self.settling.settle(between=False)
 

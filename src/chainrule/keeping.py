@@ -24,7 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.errors import RecordingError
 from chainrule.onepass import prepare
-from chainrule.statistics import Measured, fetch, measure
+from chainrule.statistics import Measured, fetch, is_dense, measure
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class Absentees:
     def stand_in(self, tensor: Tensor, measured: Measured | None) -> Tensor:
         """A tensor without numbers, in the place of this one."""
         made = self.without_numbers(tensor)
-        self.known[id(made)] = Absent(tensor.device, self._storage_of(tensor), measured=measured)
+        self.known[id(made)] = Absent(tensor.device, self.storage_of(tensor), measured=measured)
         self._held.append(made)
         return made
 
@@ -123,7 +123,8 @@ class Absentees:
                 known = self._shapes[key] = _shaped(tensor)
             return known.data
 
-    def _storage_of(self, tensor: Tensor) -> int:
+    def storage_of(self, tensor: Tensor) -> int:
+        """A number that no other memory has, until `forget_storages`."""
         storage = tensor.untyped_storage()
         key = int(storage._cdata)
         if key not in self._storages:
@@ -157,6 +158,7 @@ class Keeper:
         self._chosen_modules: set[int] = set()
         self._chosen_leaves: dict[int, weakref.ref[Tensor]] = {}
         self._present: dict[int, _Present] = {}
+        self._measured: dict[tuple[Any, ...], Measured | None] = {}  # by the memory, its version, and the part of it
         # (tensor, stand-in, position of its operation) that autograd has given no node yet
         self.pending: list[tuple[Tensor, Tensor, int]] = []
         self.late: list[tuple[weakref.ref[Tensor], Tensor, int]] = []  # as `pending`, of an open autograd.Function
@@ -167,6 +169,11 @@ class Keeper:
     def is_strict(self) -> bool:
         """Whether there is anything that is not kept."""
         return not self.keep.everything or self.left < 0
+
+    @property
+    def has_let_go(self) -> bool:
+        """Whether a stand-in may stand for a tensor that is met again."""
+        return bool(self._present)
 
     def choose_among(self, root: torch.nn.Module) -> None:
         """Find the modules that the patterns name; with one go all that stand inside it, and their parameters.
@@ -234,12 +241,12 @@ class Keeper:
                     stand_in.as_strided_(tensor.size(), tensor.stride())
             if known.version != _version(tensor):
                 known.version = _version(tensor)
-                self.absentees.known[id(stand_in)].measured = _figures(tensor)
+                self.absentees.known[id(stand_in)].measured = self._figures(tensor)
         else:
             whole = None if viewed is None else self._living(viewed)
             if whole is None and (viewed is not None or self.is_kept(tensor)):
                 return tensor  # a view of what is kept, or of the user's own, takes no more memory
-            stand_in = self._absent(tensor, whole)
+            stand_in = self._absent(tensor)
         self.pending.append((tensor, stand_in, position))
         return stand_in
 
@@ -247,13 +254,8 @@ class Keeper:
         known = self._present.get(id(tensor))
         return known if known is not None and known.tensor() is tensor else None
 
-    def _absent(self, tensor: Tensor, whole: _Present | None = None, measured: bool = True) -> Tensor:
-        figures = None
-        if whole is not None and whole.stand_in.numel() == tensor.numel():  # the same numbers in another order
-            figures = self.absentees.measured(whole.stand_in)
-        if measured and figures is None:
-            figures = _figures(tensor)
-        stand_in = self.absentees.stand_in(tensor, figures)
+    def _absent(self, tensor: Tensor, measured: bool = True) -> Tensor:
+        stand_in = self.absentees.stand_in(tensor, self._figures(tensor) if measured else None)
         self._present[id(tensor)] = _Present(weakref.ref(tensor), _version(tensor), stand_in)
         return stand_in
 
@@ -274,7 +276,7 @@ class Keeper:
         if known is not None and known.version == _version(tensor):
             figures = self.absentees.known[id(known.stand_in)]
             if arrives and figures.measured is None:
-                figures.measured = _figures(tensor)
+                figures.measured = self._figures(tensor)
             return known.stand_in
         if not self.is_kept(tensor):
             return self._absent(tensor, measured=arrives)
@@ -285,6 +287,16 @@ class Keeper:
                 return tensor.clone()  # a part of a larger tensor must not hold all of it
         return tensor
 
+    def _figures(self, tensor: Tensor) -> Measured | None:
+        """Measured once, however many tensors show the same numbers of one memory, in whatever shape."""
+        if tensor.layout is not torch.strided or not is_dense(tensor):
+            return within_memory(lambda: measure(tensor))
+        part = (int(tensor.storage_offset()), tensor.numel(), tensor.dtype, tensor.is_neg())
+        key = (self.absentees.storage_of(tensor), _version(tensor), *part)
+        if key not in self._measured:
+            self._measured[key] = within_memory(lambda: measure(tensor))
+        return self._measured[key]
+
     def copy(self, tensor: Tensor) -> Tensor:
         """A copy of what is about to be overwritten; a stand-in with its figures where it is not kept."""
         if id(tensor) in self.absentees.known:  # a stand-in, whose tensor gets other numbers now
@@ -293,7 +305,7 @@ class Keeper:
             copied = within_memory(lambda: tensor.detach().clone())
             if copied is not None:
                 return copied
-        return self.absentees.stand_in(tensor, _figures(tensor))
+        return self.absentees.stand_in(tensor, self._figures(tensor))
 
     def _is_of_chosen_leaf(self, tensor: Tensor) -> bool:
         """Whether it is a parameter of a chosen module, or its gradient."""
@@ -305,6 +317,7 @@ class Keeper:
     def end(self) -> None:
         """The step is over: no tensor will be met again."""
         self._present.clear()
+        self._measured.clear()
         self.late.clear()
         self.absentees.forget_storages()
 
@@ -350,10 +363,6 @@ def within_memory(work: Callable[[], T]) -> T | None:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return None
         raise
-
-
-def _figures(tensor: Tensor) -> Measured | None:
-    return within_memory(lambda: measure(tensor))
 
 
 def _shaped(like: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ class Recorder:
         self._note_call(func, args, {}, out, first)
         settling = self._settling
         if settling is not None:
-            settling.waiting += out.nbytes
+            settling.note(out)
             if settling.waiting > BATCH:
                 settling.settle()
         return out

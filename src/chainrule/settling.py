@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainrule import keeping
 from chainrule.keeping import Keeper
 from chainrule.tape import RawModule, Tape, Traits, tensors_in
 from chainrule.ties import Ties
@@ -29,23 +30,38 @@ class Settling:
         self.ties = ties
         self.chosen = chosen  # operations whose gradients are kept whatever the rest is
         self.waiting = 0
+        self._large = False  # whether there is anything among them that might not be kept
         self.left: list[tuple[RawModule, Any]] = []  # runs of modules that have ended, with what they gave
         self._settled = [0, 0, 0, 0]  # operations, calls, functions, passages
 
     def note(self, out: Any) -> None:
         """Something more that lives until it is settled."""
         if isinstance(out, Tensor):
-            self.waiting += out.nbytes if out.layout is torch.strided else 0
+            size = out.nbytes if out.layout is torch.strided else keeping.SMALL + 1
+            self.waiting += size
+            if size > keeping.SMALL:
+                self._large = True
         elif out is not None:
-            for each in tensors_in(out):
+            for each in out if isinstance(out, tuple) else tensors_in(out):
                 self.note(each)
 
     def settle(self, between: bool = True) -> None:
         """Go over all that is new; `between`: no call into PyTorch is running (`Ties.settle`)."""
-        self.waiting = 0
-        tape = self.tape
-        first, calls, functions, passages = self._settled
+        tape, start = self.tape, self._settled
         self._settled = [len(tape.operations), len(tape.calls), len(tape.functions), len(tape.passages)]
+        if self.keeper.chosen:
+            self.chosen.update(range(start[0], len(tape.operations)))
+        if self._large or self.keeper.has_let_go:
+            self._let_go(*start)
+        for run, output in self.left:
+            run.output = _shallow(self.keeper, output)
+        self.left.clear()
+        self.waiting, self._large = 0, False
+        self.ties.settle(between)
+
+    def _let_go(self, first: int, calls: int, functions: int, passages: int) -> None:
+        """Put stand-ins in the place of what is not kept, from these entries of the tape on."""
+        tape = self.tape
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
             for position in range(first, len(tape.operations)):
                 self._operation(position)
@@ -55,18 +71,12 @@ class Settling:
                 )
             for function in tape.functions[functions:]:
                 function.arguments = self.keeper.of(function.arguments)
-            for run, output in self.left:
-                run.output = _shallow(self.keeper, output)
-            self.left.clear()
             for place in range(passages, len(tape.passages)):
                 self._passage(place)
-        self.ties.settle(between)
 
     def _operation(self, position: int) -> None:
         func, args, kwargs, out, call, state = self.tape.operations[position]
         keeper = self.keeper
-        if keeper.chosen:
-            self.chosen.add(position)
         viewed = next(iter(tensors_in(args)), None) if Traits.of(func).views else None
         kept = keeper.result(out, viewed, self.ties.written.get(position, ()), position)
         self.tape.operations[position] = (func, keeper.of(args), keeper.of(kwargs), kept, call, state)

@@ -180,7 +180,8 @@ def _statistics(row: Row, magnitudes: tuple[int, ...]) -> Statistics:
 
 def spread(size: float, mean: float) -> float:
     """The standard deviation from the root mean square: sqrt(size^2 - mean^2), where squares might be too large."""
-    return math.sqrt(max(size - abs(mean), 0.0)) * math.sqrt(size + abs(mean))
+    between = size - abs(mean)  # not above 0 where all are the same, or their sum was too large for the type
+    return math.sqrt(between) * math.sqrt(size + abs(mean)) if between > 0 else 0.0
 
 
 # -- on a processor ---------------------------------------------------------------------------------------------------
@@ -197,16 +198,20 @@ def _in_one_pass(flat: Tensor) -> Measured | None:
 
 
 def _on_processor(flat: Tensor) -> Row:
+    import torch
+
     found = [_slab(each) for each in _slabs(flat)]
     if not found or not all(math.isfinite(low) and math.isfinite(high) for low, high, *_ in found):
         finite = flat[flat.isfinite()]
         _, *inner, _ = _on_processor(finite) if finite.numel() else (0.0,) * 7
         return flat.numel(), *inner, flat.numel() - finite.numel()
     lows, highs, sums, norms, zeros = zip(*found, strict=True)
-    low, high, norm = min(lows), max(highs), math.hypot(*norms)
+    low, high, total, norm = min(lows), max(highs), sum(sums), math.hypot(*norms)
     if not math.isfinite(norm) or max(-low, high, 0.0) < TINY:  # squares too large or too small for the type
         norm = _wide_norm(flat)
-    return flat.numel(), low, high, math.fsum(sums), norm, sum(zeros), 0
+    if not math.isfinite(total):
+        total = math.fsum(part.sum(dtype=torch.float64).item() for part in flat.split(SLAB))
+    return flat.numel(), low, high, total, norm, sum(zeros), 0
 
 
 def _slabs(flat: Tensor) -> Iterator[Tensor]:
