@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks import steps
 from benchmarks.steps import SUBJECTS
-from benchmarks.timing import HEADINGS, Step, compare, table
+from benchmarks.timing import HEADINGS, Step, compare, keep_what_is_freed, table
 from chainrule import record
 
 KEEPS = ("all", "statistics")
@@ -60,3 +60,6 @@ def _cases() -> Iterator[Case]:
             for kind in (torch.optim.SGD, torch.optim.Adam):
                 yield Case(f"the same, with {kind.__name__}", subject.build().updated_by(kind), TARGETS[key])
     yield Case("worked example, with Adam", steps.worked_example())
+    keep_what_is_freed()  # which cannot be undone, so these come last
+    for key in ("resnet50", "gpt2-eager", "gpt2-sdpa"):
+        yield Case(f"{SUBJECTS[key].title}; freed memory kept", SUBJECTS[key].build(), TARGETS[key])

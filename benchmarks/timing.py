@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from statistics import median
@@ -14,6 +16,7 @@ from typing import Any
 from rich.table import Table
 
 Step = Callable[[], Any]
+TRIM, MAP = -1, -3  # mallopt(3): from how much memory on it is given back, or mapped apart and then given back
 FEWEST, MOST = 3, 30  # rounds
 
 
@@ -89,6 +92,13 @@ def compare(
         )
         for other in others
     }
+
+
+def keep_what_is_freed() -> None:
+    """Have the process keep memory that was freed, from now on: pages that the system takes back cost what it likes."""
+    with suppress(OSError, AttributeError):  # no glibc
+        for parameter, size in ((TRIM, 2**31 - 1), (MAP, 2**25)):
+            ctypes.CDLL(None).mallopt(parameter, size)
 
 
 def _ratio(over: list[float], under: list[float]) -> float:

@@ -10,10 +10,8 @@ lie behind it, and the page faults that follow make up to a tenth of the small s
 
 from __future__ import annotations
 
-import ctypes
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -23,12 +21,11 @@ from rich.table import Table
 
 import chainrule
 from benchmarks.steps import SUBJECTS, Training
-from benchmarks.timing import against, milliseconds, table
+from benchmarks.timing import against, keep_what_is_freed, milliseconds, table
 
 TARGETS = {50: 1.02, 1: 1.15}
 STEPS = {"mlp": 500, "resnet50": 50, "gpt2-sdpa": 50}  # so many of each kind, a multiple of 50
 WARM_UP = 3
-TRIM, MAP = -1, -3  # mallopt(3): from how much memory on it is given back, or mapped apart and then given back
 
 
 def tables(counts: Mapping[str, int] | None = None, tiny: bool = False) -> Iterator[Table]:
@@ -46,7 +43,7 @@ def tables(counts: Mapping[str, int] | None = None, tiny: bool = False) -> Itera
 
 def measured(build: Callable[[], Training], every: int, steps: int, target: float) -> tuple[str, ...]:
     """The cells of a row."""
-    _keep_what_is_freed()
+    keep_what_is_freed()
     sides = {name: build().updated_by(torch.optim.AdamW) for name in ("bare", "bare again", "watched")}
     with tempfile.TemporaryDirectory() as folder:
         seen = sides["watched"]
@@ -62,12 +59,6 @@ def measured(build: Callable[[], Training], every: int, steps: int, target: floa
         f"{cpu['watched'] / cpu['bare']:.3f}",
         *against(wall["watched"] / wall["bare"], target, 3),
     )
-
-
-def _keep_what_is_freed() -> None:
-    with suppress(OSError, AttributeError):  # no glibc
-        for parameter, size in ((TRIM, 2**31 - 1), (MAP, 2**25)):
-            ctypes.CDLL(None).mallopt(parameter, size)
 
 
 def _turns(sides: dict[str, Training], steps: int) -> tuple[dict[str, float], dict[str, float]]:

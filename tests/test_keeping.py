@@ -244,6 +244,17 @@ def test_figures_of_several_tensors_are_fetched_together() -> None:
         assert found.read().magnitudes == Statistics.of(tensor, magnitudes=True).magnitudes
 
 
+def test_figures_are_of_what_an_operation_gave_whatever_becomes_of_its_memory() -> None:
+    with chainrule.record(keep="statistics") as recording:
+        x = torch.ones(LARGE)
+        first = x * 2.0
+        first.data = torch.zeros(LARGE)
+        second = x * 3.0
+        second.numpy()[:] = 0.0
+    assert recording["first"].statistics.mean == 2.0
+    assert recording["second"].statistics.mean == 3.0
+
+
 # -- what is borrowed -------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ Whatever is about to be overwritten is copied first (`Tape.overwritten`). The ro
     hooks            the gradients that pass the nodes
     stepping         what an optimizer changes
     keeping, loans   what is kept of it all, and what is only borrowed
+    settling         what is not kept is measured and let go of, in batches
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
+_unseen_writes = frozenset({Tensor.data.__set__, Tensor.numpy})  # after these, without an operation
 _zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default})
 
 
@@ -80,7 +82,7 @@ class Recorder:
         self.ties = Ties(self.tape)
         self.hooks = NodeHooks(self.tape, self.ties, self._enter_function, self._leave_function)
         if self._keeper is not None:
-            self.hooks.settling = self._settling = Settling(self.tape, self._keeper, self.ties, set())
+            self.hooks.settling = self._settling = Settling(self.tape, self._keeper, self.ties)
         self._handles: list[Any] = []
         self._dispatch = DispatchMode(self)
         self._function = FunctionMode(self)
@@ -165,6 +167,8 @@ class Recorder:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch function that the user's code called, and remember it if operations ran for it."""
+        if func in _unseen_writes:
+            self._settle()
         operations = self.tape.operations
         first = len(operations)
         self.in_call = True

@@ -24,14 +24,14 @@ BATCH = 8 * 2**20  # bytes of results and gradients that live longer than the st
 class Settling:
     """Goes over a tape behind the recorder. `waiting` is how many bytes have come since it last did."""
 
-    def __init__(self, tape: Tape, keeper: Keeper, ties: Ties, chosen: set[int]) -> None:
+    def __init__(self, tape: Tape, keeper: Keeper, ties: Ties) -> None:
         self.tape = tape
         self.keeper = keeper
         self.ties = ties
-        self.chosen = chosen  # operations whose gradients are kept whatever the rest is
         self.waiting = 0
         self._large = False  # whether there is anything among them that might not be kept
         self.left: list[tuple[RawModule, Any]] = []  # runs of modules that have ended, with what they gave
+        self._chosen: set[int] = set()  # operations whose gradients are kept whatever the rest is
         self._settled = [0, 0, 0, 0]  # operations, calls, functions, passages
 
     def note(self, out: Any) -> None:
@@ -50,7 +50,7 @@ class Settling:
         tape, start = self.tape, self._settled
         self._settled = [len(tape.operations), len(tape.calls), len(tape.functions), len(tape.passages)]
         if self.keeper.chosen:
-            self.chosen.update(range(start[0], len(tape.operations)))
+            self._chosen.update(range(start[0], len(tape.operations)))
         if self._large or self.keeper.has_let_go:
             self._let_go(*start)
         for run, output in self.left:
@@ -85,7 +85,7 @@ class Settling:
         """Gradients that passed a node: those that it sends on are measured where they arrive."""
         task, index, downstream, upstream = self.tape.passages[place]
         raw, keeper = self.tape.nodes[index], self.keeper
-        chosen, keeper.chosen = keeper.chosen, raw.operation in self.chosen
+        chosen, keeper.chosen = keeper.chosen, raw.operation in self._chosen
         if not (raw.lends and raw.leaves):  # else it becomes `.grad`, which is the user's
             upstream = keeper.arrived(upstream)
         self.tape.passages[place] = (task, index, keeper.sent_on(downstream), upstream)

@@ -68,9 +68,10 @@ class watch:  # noqa: N801 (read as a verb)
     findings; `namespace` gives the names of several models, by default the variables around the call.
 
     Each watched step is looked at by itself while it is there. What the course of the run shows is looked for as often
-    as takes half a per cent of the time, and besides where a step shows something new, before old steps are forgotten (the
-    last 256 and more are remembered), and at `close()`, however the training ends: what was seen is said. Some kinds of
-    findings need the numbers themselves (dead units, equal rows); of large tensors only steps in full have them.
+    as takes half a per cent of the time, and besides where a step shows something new, before old steps are forgotten
+    (the last 256 and more are remembered), and at `close()`, however the training ends: what was seen is said. Some
+    kinds of findings need the numbers themselves (dead units, equal rows); of large tensors only steps in full have
+    them.
 
     Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched
     steps, and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
