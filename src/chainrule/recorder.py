@@ -59,7 +59,8 @@ _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
-_unseen_writes = frozenset({Tensor.data.__set__, Tensor.numpy})  # after these, without an operation
+_data: Any = Tensor.data
+_unseen_writes = frozenset({_data.__set__, Tensor.numpy})  # after these, without an operation
 _zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default})
 
 
