@@ -415,3 +415,19 @@ def test_memory_stays_flat() -> None:
     before = objects()
     steps(30)
     assert objects() - before < 30
+
+
+@pytest.mark.parametrize("before", [(700, 10, 10), (0, 10, 10), (90_000, 5, 5)])
+def test_garbage_is_collected_less_often_in_the_block_and_as_before_after_it(before):
+    threshold = gc.get_threshold()
+    try:
+        gc.set_threshold(*before)
+        with pytest.raises(ZeroDivisionError), chainrule.record():
+            assert gc.get_threshold() == (max(before[0], 50_000) if before[0] else 0, *before[1:])
+            1 / 0  # noqa: B018
+        assert gc.get_threshold() == before
+        with chainrule.record():
+            gc.set_threshold(123, *before[1:])  # the user's own wish
+        assert gc.get_threshold() == (123, *before[1:])
+    finally:
+        gc.set_threshold(*threshold)

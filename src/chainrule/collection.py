@@ -37,16 +37,16 @@ class Seldom:
     THRESHOLD = 50_000
 
     def __init__(self) -> None:
-        self._before: tuple[int, int, int] | None = None
+        self._before = self._meanwhile = (0, 0, 0)
 
     def begin(self) -> None:
         """Collect less often; not at all stays not at all."""
         first, *later = self._before = gc.get_threshold()
         if first:
             gc.set_threshold(max(first, self.THRESHOLD), *later)
+        self._meanwhile = gc.get_threshold()
 
     def end(self) -> None:
         """As before; unless somebody else has meanwhile said how often."""
-        if self._before is not None and gc.get_threshold()[1:] == self._before[1:]:
+        if gc.get_threshold() == self._meanwhile:
             gc.set_threshold(*self._before)
-        self._before = None
