@@ -255,6 +255,24 @@ def test_figures_are_of_what_an_operation_gave_whatever_becomes_of_its_memory() 
     assert recording["second"].statistics.mean == 3.0
 
 
+def test_a_view_of_what_was_overwritten_in_inference_mode_has_figures_of_its_own() -> None:
+    with torch.inference_mode(), chainrule.record(keep="statistics") as recording:
+        made = torch.ones(LARGE) * 2.0
+        made.add_(1.0)
+        seen = made.view(-1)
+        seen * 1.0
+    assert recording["seen"].statistics.mean == 3.0
+
+
+def test_a_step_on_the_meta_device_has_no_figures() -> None:
+    with chainrule.record(keep="statistics") as recording:
+        x = torch.empty(LARGE, device="meta", requires_grad=True)
+        made = x * 2.0
+        made.sum().backward()
+    assert recording["made"].statistics is None
+    assert "not kept" in str(recording)
+
+
 # -- what is borrowed -------------------------------------------------------------------------------------------------
 
 

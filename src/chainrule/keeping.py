@@ -289,7 +289,9 @@ class Keeper:
 
     def _figures(self, tensor: Tensor) -> Measured | None:
         """Measured once, however many tensors show the same numbers of one memory, in whatever shape."""
-        if tensor.layout is not torch.strided or not is_dense(tensor):
+        if tensor.is_meta:  # the user's own: there are no numbers
+            return None
+        if tensor.layout is not torch.strided or not is_dense(tensor) or tensor.is_inference():  # has no version
             return within_memory(lambda: measure(tensor))
         part = (int(tensor.storage_offset()), tensor.numel(), tensor.dtype, tensor.is_neg())
         key = (self.absentees.storage_of(tensor), _version(tensor), *part)
