@@ -24,7 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.errors import RecordingError
 from chainrule.onepass import prepare
-from chainrule.statistics import Measured, fetch, is_dense, measure
+from chainrule.statistics import Measured, fetch, in_place, is_dense, measure
 
 T = TypeVar("T")
 
@@ -296,18 +296,21 @@ class Keeper:
         part = (int(tensor.storage_offset()), tensor.numel(), tensor.dtype, tensor.is_neg())
         key = (self.absentees.storage_of(tensor), _version(tensor), *part)
         if key not in self._measured:
-            self._measured[key] = within_memory(lambda: measure(tensor))
+            self._measured[key] = in_place(tensor) or within_memory(lambda: measure(tensor))
         return self._measured[key]
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        """A copy of what is about to be overwritten; a stand-in with its figures where it is not kept."""
+    def copy(self, tensor: Tensor, measured: bool = True) -> Tensor:
+        """A copy of what is about to be overwritten; a stand-in with its figures where it is not kept.
+
+        What an optimizer remembers need not be measured: nobody asks for its figures before the step.
+        """
         if id(tensor) in self.absentees.known:  # a stand-in, whose tensor gets other numbers now
             return self._succeeded(tensor)
         if self._is_of_chosen_leaf(tensor) or self.is_kept(tensor):
             copied = within_memory(lambda: tensor.detach().clone())
             if copied is not None:
                 return copied
-        return self.absentees.stand_in(tensor, self._figures(tensor))
+        return self.absentees.stand_in(tensor, self._figures(tensor) if measured else None)
 
     def _is_of_chosen_leaf(self, tensor: Tensor) -> bool:
         """Whether it is a parameter of a chosen module, or its gradient."""

@@ -60,6 +60,7 @@ def _figures(
     zero, infinity = floats.dtype.type(0), floats.dtype.type(numpy.inf)
     total, squares, zeros, not_finite = 0.0, 0.0, 0, 0
     low, high = infinity, -infinity
+    sample, every = 0, max(-(-count // SAMPLE), 1)
     for start in range(0, count, ROW):
         row = numbers[start : start + ROW]
         row_total, row_squares, row_zeros = 0.0, 0.0, integers.dtype.type(0)
@@ -86,10 +87,11 @@ def _figures(
             not_finite += row.size - row_finite
         total, squares, zeros = total + row_total, squares + row_squares, zeros + row_zeros
         low, high = min(low, row_low), max(high, row_high)
-    for i in range(0, count, max(-(-count // SAMPLE), 1)):
-        exponent = (bits[i] >> mantissa) & (2 * exponents - 1)
-        if numbers[i] != zero and exponent != 2 * exponents - 1:
-            counts[min(max((exponent - exponents + 1 - FIRST) // STEP, 0), LAST)] += 1
+        while sample < start + row.size:  # now, while the row is in the processor's cache
+            exponent = (bits[sample] >> mantissa) & (2 * exponents - 1)
+            if numbers[sample] != zero and exponent != 2 * exponents - 1:
+                counts[min(max((exponent - exponents + 1 - FIRST) // STEP, 0), LAST)] += 1
+            sample += every
     return low, high, total, squares, zeros, not_finite
 
 

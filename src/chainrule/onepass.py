@@ -6,6 +6,7 @@ It takes half a second to load the compiler, once in a process, and another the 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,18 +43,19 @@ def prepare() -> None:
     one_pass(torch.zeros(LARGE))
 
 
-def one_pass(row: Tensor) -> Figures | None:
-    """The figures of float32 or float64 on a processor.
+def one_pass(dense: Tensor) -> Figures | None:
+    """The figures of float32 or float64 on a processor, of a tensor that fills one piece of memory.
 
-    None for other types, where there is no numba, and for a few numbers as long as it is not loaded.
+    None for other types and devices, where there is no numba, and for a few numbers as long as it is not loaded.
     """
-    if row.numel() < LARGE and not _kernel.cache_info().currsize:
+    count = dense.numel()
+    if count < LARGE and "chainrule.kernel" not in sys.modules:
         return None
-    kernel = _kernel(row.dtype)
-    if kernel is None:
+    kernel = _kernel(dense.dtype) if dense.is_cpu else None
+    if kernel is None or not (address := dense.data_ptr()):
         return None
-    row, counts = row.contiguous(), numpy.zeros(len(EXPONENTS), numpy.int64)
-    low, high, total, squares, zeros, not_finite = kernel(row.data_ptr(), row.numel(), counts)
+    counts = numpy.zeros(len(EXPONENTS), numpy.int64)
+    low, high, total, squares, zeros, not_finite = kernel(address, count, counts)
     return Figures(low, high, total, squares, zeros, not_finite, tuple(counts.tolist()))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chainrule.bins import EXPONENTS, SAMPLE
-from chainrule.statistics import PART, TINY, Statistics, in_a_row, of_a_sample, part_of, spread
+from chainrule.statistics import TINY, Statistics, in_a_row, of_a_sample, part_of, spread, spread_over
 
 MOST = 2**14  # numbers of a tensor up to which it is measured as a row
 REAL = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
@@ -47,11 +47,7 @@ def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
 
 def _sampled(tensor: Tensor) -> Tensor:
     """As `part_of`, but no copy where the numbers can be reduced as they are."""
-    if not _is_plain(tensor):
-        return part_of(tensor)
-    if tensor.numel() <= PART:
-        return tensor
-    return in_a_row(tensor)[:: tensor.numel() // PART][:PART]
+    return spread_over(in_a_row(tensor)) if _is_plain(tensor) else part_of(tensor)
 
 
 def is_small(tensor: Tensor) -> bool:

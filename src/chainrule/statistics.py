@@ -79,10 +79,30 @@ def measure(tensor: Tensor) -> Measured:
     import torch
 
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        known = in_place(tensor)
+        if known is not None:
+            return known
         flat = _flat(tensor.detach())
         if flat.device.type != "cpu":
             return Measured(_on_device(flat), _sample(flat))
-        return _in_one_pass(flat) or Measured(_on_processor(flat), _sample(flat))
+        return in_place(flat) or Measured(_on_processor(flat), _sample(flat))
+
+
+def in_place(tensor: Tensor) -> Measured | None:
+    """The figures and their histogram, where one pass over the memory as it is can find them all.
+
+    Runs no operation of PyTorch's, and takes no memory: so much is asked while a step runs.
+    """
+    import torch
+
+    count = tensor.numel()
+    if count < MANY or tensor.layout is not torch.strided or not is_dense(tensor) or tensor.is_neg():
+        return None
+    found = one_pass(tensor)
+    if found is None or not math.isfinite(found.squares):  # a float64 may be too large for its square
+        return None
+    low, high, total, squares, zeros, not_finite, magnitudes = found
+    return Measured((count, low, high, total, math.sqrt(squares), zeros, not_finite), magnitudes)
 
 
 def fetch(several: Iterable[Measured]) -> None:
@@ -187,16 +207,6 @@ def spread(size: float, mean: float) -> float:
 # -- on a processor ---------------------------------------------------------------------------------------------------
 
 
-def _in_one_pass(flat: Tensor) -> Measured | None:
-    """The figures and their histogram, where one pass over the numbers as they are can find them all."""
-    count = flat.numel()
-    found = one_pass(flat) if count >= MANY else None
-    if found is None or not math.isfinite(found.squares):  # a float64 may be too large for its square
-        return None
-    low, high, total, squares, zeros, not_finite, magnitudes = found
-    return Measured((count, low, high, total, math.sqrt(squares), zeros, not_finite), magnitudes)
-
-
 def _on_processor(flat: Tensor) -> Row:
     import torch
 
@@ -233,7 +243,7 @@ def _slab(flat: Tensor) -> tuple[float, float, float, float, int]:
     import numpy
     import torch
 
-    if flat.numel() >= MANY and (found := one_pass(flat)) is not None and not found.not_finite:
+    if flat.numel() >= MANY and (found := one_pass(flat.contiguous())) and not found.not_finite:
         return found.low, found.high, found.total, math.sqrt(found.squares), found.zeros
     low, high = flat.aminmax()
     numbers = numpy.from_dlpack(flat)  # `flat.numpy()` would forbid for good that its memory is resized, as FSDP2 does
@@ -284,14 +294,17 @@ def _on_device(flat: Tensor) -> Any:
 
 # -- of a part --------------------------------------------------------------------------------------------------------
 
-PART = 16384  # numbers of a large tensor from which an update is estimated
+PART = 4096  # numbers of a large tensor from which an update is estimated; each is a cache line to fetch
 
 
 def part_of(tensor: Tensor) -> Tensor:
-    """Numbers spread evenly over a tensor, at most 16,384; all of a small one. A copy."""
-    flat = _flat(tensor.detach())
-    every = max(flat.numel() // PART, 1)
-    return flat[::every][:PART].clone()
+    """Numbers spread evenly over a tensor, at most 4,096; all of a small one. A copy."""
+    return spread_over(_flat(tensor.detach())).clone()
+
+
+def spread_over(flat: Tensor) -> Tensor:
+    """Every so many-th of the numbers in a row: an odd count, or they would all be of a few columns of a matrix."""
+    return flat if flat.numel() <= PART else flat[:: flat.numel() // PART | 1][:PART]
 
 
 def of_a_sample(found: Statistics, elements: int) -> Statistics:

@@ -9,7 +9,8 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.shards import own_part
 from chainrule.source import Site
-from chainrule.statistics import Statistics, of_a_sample, part_of
+from chainrule.rows import measured
+from chainrule.statistics import of_a_sample, part_of
 from chainrule.tape import RawUpdate, Tape, Version
 
 _only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` as it is (a fused one may unscale it in place)
@@ -41,9 +42,11 @@ def after_step(tape: Tape, update: RawUpdate) -> None:
     """The parameters as they are now; what was added to them, where they were not all kept."""
     parameters = [p for _, members in update.groups for p in members]
     update.after = [tape.version(p) for p in parameters]
-    own = zip(map(own_part, parameters), update.parts, strict=False)
-    update.moved = [of_a_sample(Statistics.of(part_of(p) - part), p.numel()) for p, part in own]
-    update.parts.clear()
+    if update.parts:
+        own = list(map(own_part, parameters))
+        moves = [part_of(p) - part for p, part in zip(own, update.parts, strict=True)]
+        update.moved = [of_a_sample(each, p.numel()) for each, p in zip(measured(moves, False), own, strict=True)]
+        update.parts.clear()
 
 
 def _gradients_of(tape: Tape, optimizer: Optimizer, parameters: list[Tensor]) -> list[Version | None]:
@@ -58,7 +61,7 @@ def _gradients_of(tape: Tape, optimizer: Optimizer, parameters: list[Tensor]) ->
 def _copied(tape: Tape, tree: Any) -> Any:
     if isinstance(tree, Tensor):
         own = own_part(tree)
-        return own.detach().clone() if tape.keeper is None else tape.keeper.copy(own)
+        return own.detach().clone() if tape.keeper is None else tape.keeper.copy(own, measured=False)
     if isinstance(tree, dict):
         return {key: _copied(tape, value) for key, value in tree.items()}
     return [_copied(tape, item) for item in tree] if isinstance(tree, list) else tree
