@@ -359,6 +359,25 @@ def test_an_interrupt_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert [each.name for each in tmp_path.iterdir()] == ["step.html"]
 
 
+def test_a_recording_is_readable_for_whom_a_new_file_is(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    worked().save(tmp_path / "step.safetensors")
+    assert (tmp_path / "step.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_what_is_one_memory_is_not_changed_by_saving(tmp_path: Path) -> None:
+    """Tensors are written from where they are, those that share memory one by one."""
+    x = torch.randn(8, 8, requires_grad=True)
+    with record() as recording:
+        (x.t()[:, 2:] @ x[2:]).sum().backward()
+    before = [value.data.clone() for value in recording.graph.values]
+    recording.save(tmp_path / "step.safetensors")
+    loaded = load(tmp_path / "step.safetensors")
+    for value, known, again in zip(recording.graph.values, before, loaded.graph.values, strict=True):
+        assert torch.equal(value.data, known)
+        assert torch.equal(again.data, known)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "step.html"

@@ -27,6 +27,7 @@ from chainrule.collection import uncollected
 from chainrule.events import read_events
 from chainrule.figures import Figures
 from chainrule.graph import Graph, Operation, Parameter, Reduction, Value
+from chainrule.keeping import is_trained_leaf
 from chainrule.leaves import Leaves
 from chainrule.naming import Names, Paths
 from chainrule.nodes import number_nodes, read_nodes
@@ -36,7 +37,7 @@ from chainrule.reading import DraftOperation, Reading
 from chainrule.reductions import read_reducers, read_reductions
 from chainrule.statistics import Statistics
 from chainrule.tape import Tape
-from chainrule.values import Values, is_trained_leaf
+from chainrule.values import Values
 
 
 @uncollected()

@@ -195,7 +195,7 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
     metavar="N",
     help="Record the first watched step and each N-th with all its numbers.",
 )
-@click.option("--on-finding", is_flag=True, help="Record the step after a new finding with all its numbers.")
+@click.option("--on-finding", is_flag=True, help="Keep a step that shows a new finding with all its numbers.")
 @click.option(
     "--steps", type=click.IntRange(min=1), metavar="N", help="How many steps there will be, for the progress."
 )

@@ -154,6 +154,7 @@ class Keeper:
         self.absentees = absentees
         self.left = keep.memory  # bytes that may still be kept
         self.chosen = False  # whether what runs now is to be kept whatever the rest is
+        self.keeps_leaves = False  # whether what an optimizer overwrites is to be: the step is perhaps played again
         self.unmet = set(keep.patterns)  # those that have named no module yet
         self._chosen_modules: set[int] = set()
         self._chosen_leaves: dict[int, weakref.ref[Tensor]] = {}
@@ -306,7 +307,7 @@ class Keeper:
         """
         if id(tensor) in self.absentees.known:  # a stand-in, whose tensor gets other numbers now
             return self._succeeded(tensor)
-        if self._is_of_chosen_leaf(tensor) or self.is_kept(tensor):
+        if (self.keeps_leaves and is_trained_leaf(tensor)) or self._is_of_chosen_leaf(tensor) or self.is_kept(tensor):
             copied = within_memory(lambda: tensor.detach().clone())
             if copied is not None:
                 return copied
@@ -356,6 +357,14 @@ class Keeper:
             known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
             if known.node is not None:
                 yield known.node, stand_in, known.output_nr, position
+
+
+def is_trained_leaf(tensor: Tensor) -> bool:
+    """Whether gradients end in this tensor."""
+    try:
+        return tensor.is_leaf and tensor.requires_grad
+    except RuntimeError:  # not said of a view made under `no_grad` whose base was written to with gradients on
+        return False
 
 
 def within_memory(work: Callable[[], T]) -> T | None:

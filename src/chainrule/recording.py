@@ -67,18 +67,28 @@ class Recording:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             tape.secure()
             tape.release()
-        return self._assembled(Figures(tape))
+        graph = assemble(tape, Figures(tape))
+        self._tape, self._lent = None, tape.lent
+        let_go(tape)  # of autograd's graph and of the user's objects
+        return graph
 
     def at_once(self, measures: Measures, magnitudes: bool) -> Graph:
         """The graph for whoever looks at it before the user's code goes on, and then lets go of it.
 
         Nothing is copied, and no more is measured than is asked for, by `measures`, with histograms or without
-        (`magnitudes`); for what else it lacks, see `assemble`. It is this recording's `graph` from now on.
+        (`magnitudes`); for what else it lacks, see `assemble`. It is this recording's `graph` from now on; until the
+        user's code goes on, `to_last` gives another that has everything.
         """
         tape = self._ended()
         tape.release()
-        self.graph = self._assembled(Borrowed(tape, measures, magnitudes))
+        self.graph = assemble(tape, Borrowed(tape, measures, magnitudes))
         return self.graph
+
+    def to_last(self) -> Recording:
+        """The same step, read once more and for good, after `at_once` has given what is good only for now."""
+        lasting = Recording(self._ended())
+        lasting._open, self._tape = False, None
+        return lasting
 
     def _ended(self) -> Tape:
         if self._open or self._tape is None:
@@ -87,13 +97,6 @@ class Recording:
                 "Move this line below the block."
             )
         return self._tape
-
-    def _assembled(self, figures: Figures) -> Graph:
-        tape = self._ended()
-        graph = assemble(tape, figures)
-        self._tape, self._lent = None, tape.lent
-        let_go(tape)  # of autograd's graph and of the user's objects
-        return graph
 
     def __del__(self) -> None:
         if self._tape is not None and not self._open:  # nobody has asked for the graph
@@ -346,6 +349,11 @@ class record:  # noqa: N801 (read as a verb)
     def know(self, models: Iterable[torch.nn.Module]) -> None:
         """Say which modules are whole models: paths begin at them, whichever of their parts are called."""
         self._recorder.tape.models.extend(models)
+
+    def keep_leaves(self) -> None:
+        """Keep what an optimizer overwrites, however large it is, so that the step can be played again."""
+        if self._recorder.tape.keeper is not None:
+            self._recorder.tape.keeper.keeps_leaves = True
 
     def enter(self, module: torch.nn.Module, args: Any) -> None:
         """Count a module whose forward pass had begun when the recording did."""

@@ -23,7 +23,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from chainrule import graph as facts
@@ -68,13 +68,13 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
             header["graph"] = body
         else:
             packer.tensors["graph"] = torch.frombuffer(bytearray(body.encode()), dtype=torch.uint8)
-        content = save(packer.tensors, header)
-    except (SafetensorError, *_MALFORMED) as error:
+        # From where the tensors are into the file: in one piece of memory they would be there twice.
+        write_atomically(path, lambda file: save_file(packer.tensors, file, header))
+    except _MALFORMED as error:
         raise StorageError(
             f"{path}: the recording holds something that safetensors cannot store ({_brief(error)}). Save it in "
             "another form, such as .html."
         ) from error
-    write_atomically(path, content)
 
 
 @uncollected()
@@ -114,10 +114,10 @@ def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
     return bytes(tensors.pop("graph").numpy()).decode()
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Path], None]) -> None:
     """Write a file beside `path`, then put it in its place: a crash or a full disk leaves the old file.
 
-    A link stays a link, and a file that is there keeps its permissions. Raises StorageError where that fails.
+    The content is given, or written by a function into the file that it is told. A link stays a link, and a file that is there keeps its permissions. Raises StorageError where that fails.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
@@ -129,16 +129,20 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ) from error
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+            mode = os.fstat(file.fileno()).st_mode
+            if not callable(content):
+                file.write(content)
+        if callable(content):
+            content(temporary)  # safetensors puts a file of its own there, which nobody else may read
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         with suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+            mode = target.stat().st_mode
+        os.chmod(temporary, stat.S_IMODE(mode))
         os.replace(temporary, target)
-    except OSError as error:
-        raise StorageError(
-            f"{path} could not be written: {error.strerror}. What stood there before is unharmed."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or _brief(error)
+        raise StorageError(f"{path} could not be written: {said}. What stood there before is unharmed.") from error
     finally:
         with suppress(OSError):
             os.unlink(temporary)  # there is none once it is in its place
@@ -171,6 +175,7 @@ class _Packer:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._keys: dict[int, str] = {}
+        self._memories: set[int] = set()
 
     def pack(self, item: Any) -> Any:
         """One item of a graph as JSON."""
@@ -223,8 +228,16 @@ class _Packer:
             data = tensor.detach()
             data = data if data.layout is torch.strided else data.to_dense()
             data = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
-            self.tensors[key] = data.resolve_neg().contiguous().clone().cpu()
+            self.tensors[key] = self._alone(data.resolve_neg().cpu().contiguous())
         return key
+
+    def _alone(self, data: Tensor) -> Tensor:
+        """In memory that no other tensor of the file is in, as safetensors wants it; copied only where one is."""
+        memory = data.untyped_storage().data_ptr()
+        if memory in self._memories:
+            return data.clone()
+        self._memories.add(memory)
+        return data
 
 
 class _Unpacker:

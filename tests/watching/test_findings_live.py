@@ -46,14 +46,94 @@ def test_a_healthy_run_has_no_warning(tmp_path):
     assert [each for each in watch.findings if each.severity != "note"] == []
 
 
-def test_after_a_new_finding_a_step_is_recorded_in_full(tmp_path):
+def test_the_step_that_shows_something_new_is_kept_in_full(tmp_path):
     path = tmp_path / "run.db"
     train(lambda *given: chainrule.watch(*given, every=10, to=path, on_finding=True))
     with runs.open(path) as run:
         recorded = list(run.recordings().values())
-        assert recorded[0].step == 2
+        assert recorded[0].step == 1
         assert "softmax-before-cross-entropy" in recorded[0].reason
     assert chainrule.load(recorded[0].file).findings()
+
+
+class Breaks(nn.Module):
+    """Wide enough that only figures are kept, with dropout and running statistics; NaN where the scale is below 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(64, 256), nn.BatchNorm1d(256), nn.Linear(256, 3)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x, scale):
+        hidden = self.drop(torch.relu(self.norm(self.first(x))))
+        return self.last(hidden * torch.log(scale))
+
+
+class Hidden(torch.autograd.Function):
+    """Reads a number that no recording knows of, so that it cannot be played again."""
+
+    now = 0.0
+
+    @staticmethod
+    def forward(ctx, x):
+        Hidden.now += 1.0
+        return x + Hidden.now
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def break_at(step, watched, **options):
+    """Train for eight steps, with NaN from one of them on; gives the parameters and buffers at the end."""
+    torch.manual_seed(0)
+    model = Breaks()
+    model.last.register_forward_pre_hook(options.pop("before_last", lambda module, args: None))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, y = torch.randn(128, 64), torch.randint(0, 3, (128,))
+    watch = chainrule.watch(model, optimizer, **options) if watched else None
+    for number in range(1, 9):
+        scale = torch.full((128, 1), 2.0)
+        scale[3] = -1.0 if number == step else 2.0
+        optimizer.zero_grad()
+        F.cross_entropy(model(x, scale), y).backward()
+        optimizer.step()
+    if watch is not None:
+        watch.close()
+    return model.state_dict()
+
+
+def test_the_step_in_which_nan_was_born_is_played_again_with_all_its_numbers(tmp_path):
+    path = tmp_path / "run.db"
+    watched = break_at(6, True, to=path, on_finding=True)
+    bare = break_at(6, False)
+    assert all(torch.equal(watched[name].nan_to_num(), bare[name].nan_to_num()) for name in bare)
+    with runs.open(path) as run:
+        (recorded,) = run.recordings().values()
+    assert (recorded.step, recorded.reason) == (6, "non-finite-forward: log")
+    recording = chainrule.load(recorded.file)
+    assert recording.is_whole
+    assert recording["drop"].data.isfinite().all()
+    assert recording["drop"].data.eq(0).any()
+    assert recording["log"].data.isnan().sum() == 1
+    assert all(each.before.isfinite().all() for each in recording.parameters.values())
+    assert "non-finite-forward" in {found.id for found in recording.findings()}
+
+
+def test_where_a_step_cannot_be_played_again_the_next_one_is_recorded(tmp_path):
+    path = tmp_path / "run.db"
+    break_at(6, True, to=path, on_finding=True, before_last=lambda module, args: Hidden.apply(args[0]))
+    with runs.open(path) as run:
+        (recorded,) = run.recordings().values()
+    assert (recorded.step, recorded.reason) == (7, "the step after non-finite-forward: log")
+
+
+def test_what_would_take_too_much_memory_is_not_played_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("chainrule.watching.again.default_memory", lambda: 2**18)
+    path = tmp_path / "run.db"
+    break_at(6, True, to=path, on_finding=True)
+    with runs.open(path) as run:
+        assert list(run.recordings()) == [7]
 
 
 def test_a_function_is_called_with_each_new_finding_once(tmp_path):

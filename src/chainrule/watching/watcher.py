@@ -30,6 +30,7 @@ from chainrule.recording import Recording, record
 from chainrule.runs import Figure, Found, Writer
 from chainrule.runs.writer import keeps_histograms
 from chainrule.source import is_library
+from chainrule.watching.again import played_again
 from chainrule.watching.boundaries import Boundaries
 from chainrule.watching.examine import Examiner
 from chainrule.watching.gather import (
@@ -61,11 +62,13 @@ class watch:  # noqa: N801 (read as a verb)
 
     A training step runs from the end of an optimizer's `step()` to the end of the next; with several optimizers, until
     each has stepped. Step 1 and each `every`-th is recorded with statistics only; with `full_every` the first of them
-    and each `full_every`-th with all its numbers, in a file beside `to`. `on_finding=True` records the step after a new
-    finding in full; a function is called with each new finding, and may return True for the same. `start` is how many
-    steps were done before (a resumed run: by default what the optimizer's own state says), and a file goes on from
-    there. `scaler` is a GradScaler, which is otherwise met when it first steps. `thresholds` and `silence` are those of
-    findings; `namespace` gives the names of several models, by default the variables around the call.
+    and each `full_every`-th with all its numbers, in a file beside `to`. `on_finding=True` keeps in full, too, the very
+    step that shows a new finding which is more than a note: it is played again from copies of its parameters, which
+    each watched step then makes, or, where that cannot be, the next step is recorded instead. A function is called with
+    each new finding, and may return True for the same. `start` is how many steps were done before (a resumed run: by
+    default what the optimizer's own state says), and a file goes on from there. `scaler` is a GradScaler, which is
+    otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
+    several models, by default the variables around the call.
 
     Each watched step is looked at by itself while it is there. What the course of the run shows is looked for as often
     as takes half a per cent of the time, and besides where a step shows something new, before old steps are forgotten
@@ -175,7 +178,8 @@ class watch:  # noqa: N801 (read as a verb)
             self._leave()
             self._together.leave()
             self._examine(self._examiner.last_look, since=self.step_number)
-            self._answer()
+            for found in self._fresh():
+                self._wishes(found)
         except Exception as error:  # of `on_finding`, say
             self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
         finally:
@@ -209,6 +213,8 @@ class watch:  # noqa: N801 (read as a verb)
             self._full = None  # one rank's numbers are enough to look at
         session = record(namespace=_modules(self._namespace), keep=None if self._full else "statistics")
         session.know(self._whole_models())
+        if self._on_finding is not False:
+            session.keep_leaves()
         self._recording = session.__enter__()
         self._session = session
         self._passes = self._passes_before = 0
@@ -240,7 +246,6 @@ class watch:  # noqa: N801 (read as a verb)
         self._full_due = _multiple_after(self.step_number, self._full_every or 1)
         step = self._looked_at()
         if self._together.leads:
-            self._answer()
             for report in self.reports:
                 report(step.facts, step.figures)
             self._tell_problem()
@@ -255,6 +260,7 @@ class watch:  # noqa: N801 (read as a verb)
         step = self._joined(recording, facts, figures)
         if self._together.leads:
             self._keep(recording, step, measures)
+            self._answer(recording, step.facts)
         return step
 
     def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
@@ -310,7 +316,8 @@ class watch:  # noqa: N801 (read as a verb)
         if self.writer is not None:
             self.writer.add(facts, figures)
         if self._full is not None:
-            self._keep_full(recording, facts.step)
+            reason, self._full = self._full, None
+            self._keep_full(recording, facts.step, reason)
         self._examine(
             lambda: self._examiner.look(recording, facts, figures, of_ranks(step.ranks), measures), since=facts.step
         )
@@ -329,8 +336,7 @@ class watch:  # noqa: N801 (read as a verb)
             if self.writer is not None:
                 self.writer.find(found)
 
-    def _keep_full(self, recording: Recording, step: int) -> None:
-        reason, self._full = self._full or "", None
+    def _keep_full(self, recording: Recording, step: int, reason: str) -> None:
         if self.writer is None:
             return
         path = self.writer.path
@@ -344,12 +350,26 @@ class watch:  # noqa: N801 (read as a verb)
             return
         self.writer.recorded(step, f"{folder.name}/{name}", reason)
 
-    def _answer(self) -> None:
-        """Ask what to do about what the last look found for the first time."""
-        for found in self._examiner.fresh if self._examining else ():
-            wish = self._on_finding(found) if callable(self._on_finding) else self._on_finding
-            if wish is True:
-                self._full = f"{found.id}: {found.where}"
+    def _answer(self, recording: Recording, facts: StepFacts) -> None:
+        """Keep a step in full where the last look found something new: this one, or the next where it cannot be had."""
+        wished = [f"{found.id}: {found.where}" for found in self._fresh() if self._wishes(found)]
+        if not wished or facts.full:
+            return
+        again = None if self._together.active else played_again(recording)  # other ranks' part in it cannot be
+        if again is None:
+            self._full = f"the step after {wished[0]}"
+        else:
+            self._keep_full(again, facts.step, wished[0])
+
+    def _fresh(self) -> tuple[Found, ...]:
+        """What the last look found for the first time."""
+        return self._examiner.fresh if self._examining else ()
+
+    def _wishes(self, found: Found) -> bool:
+        """Whether a finding is answered by a step in full: more than a note is, or what the user's function says."""
+        if callable(self._on_finding):
+            return self._on_finding(found) is True
+        return self._on_finding and found.severity != "note"
 
     # -- skipped steps ------------------------------------------------------------------------------------------------
 
