@@ -117,7 +117,8 @@ def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Path], None]) -> None:
     """Write a file beside `path`, then put it in its place: a crash or a full disk leaves the old file.
 
-    The content is given, or written by a function into the file that it is told. A link stays a link, and a file that is there keeps its permissions. Raises StorageError where that fails.
+    The content is given, or written by a function into the file that it is told. A link stays a link, and a file that
+    is there keeps its permissions. Raises StorageError where that fails.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
