@@ -63,6 +63,6 @@ $(PEERS)/ready: pyproject.toml constraints.txt $(PINNED)
 	@echo 'Setting up $(PEERS), once; it takes some minutes.'
 	$(PYTHON) -m venv $(PEERS)
 	$(INSTALL) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(INSTALL) -c constraints.txt -e . transformers
+	$(INSTALL) -c constraints.txt -e '.[fast]' transformers
 	$(INSTALL) --no-deps -r $(PINNED) || grep -v '^#' $(PINNED) | xargs -n 1 $(INSTALL) --no-deps || true
 	@touch $@
