@@ -320,3 +320,22 @@ def test_bad_index_says_what_is_wrong(worked, index, message):
 
 def test_negative_index_counts_from_the_end(worked):
     assert worked.why("linear1.weight", (-1, -2)).index == (2, 0)
+
+
+def test_a_single_number_needs_no_index_and_others_say_that_they_do():
+    scale, row = torch.tensor(2.0, requires_grad=True), torch.ones(3, requires_grad=True)
+    with record() as recording:
+        (scale * row).sum().backward()
+    assert recording.why("scale").total == 3
+    with pytest.raises(MissingError, match=r"^row gives no index, but row has the shape \(3,\)\. Give 1 index"):
+        recording.why("row")
+
+
+def test_what_a_maximum_did_not_take_is_not_said_to_have_no_use():
+    x = torch.tensor([[[[1.0, 3.0], [2.0, 0.0]]]], requires_grad=True)
+    with record() as recording:
+        y = x * 1
+        p = F.max_pool2d(y, 2)
+        p.sum().backward()
+    asked = str(recording.why("x", (0, 0, 0, 0)))
+    assert "dJ/dy[0,0,0,0] = 0: p does not change with y[0,0,0,0] here" in asked

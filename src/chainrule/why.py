@@ -390,7 +390,7 @@ class Search:
                     causes["an operation that has no rule yet gave 0"] = None
                     continue
                 if not entries:
-                    causes[f"{element(self.notation.plain(here), at)} enters no result that is on the way"] = None
+                    causes[self._not_taken(way, here, at)] = None
                 for entry in entries:
                     out = way.outputs[entry.slot]
                     if entry.value != 0:
@@ -401,6 +401,12 @@ class Search:
                         seen.add((out, entry.at))
                         waiting.append((out, entry.at))
         return "; ".join(list(causes)[:CAUSES])
+
+    def _not_taken(self, way: Way, value: int, index: Index) -> str:
+        """No result has a term of this element: an index left it out, or a maximum took another."""
+        called = element(self.notation.plain(value), index)
+        out = next((out for out in way.outputs if out is not None), None)
+        return f"{'the result' if out is None else self.notation.plain(out)} does not change with {called} here"
 
 
 def _at(symbol: str, index: Index) -> str:
