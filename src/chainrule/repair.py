@@ -113,7 +113,7 @@ def _anew(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterat
         yield (
             "overwritten",
             f"run again, right after its forward, backward gives the gradient of `{finding.label}` that agrees: in "
-            "this step something that it reads, its output or a tensor kept on ctx, was written to in between (in place)",
+            "this step something that it reads, its output or a tensor kept on ctx, was written to in between",
         )
 
 
