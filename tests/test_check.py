@@ -78,6 +78,10 @@ def test_nothing_of_the_users_is_changed():
             (torch.mm, torch.randn(2, 3), torch.randn(2, 3)),
             "chainrule.verify: mm failed on these inputs: RuntimeError: ",
         ),
+        (
+            (torch.relu_, torch.randn(2)),
+            "It writes to what it is given: chainrule.verify(lambda x: relu_(x.clone()), x).",
+        ),
         ((TooMany, torch.randn(2)), "chainrule.verify: TooMany failed in its backward: RuntimeError: "),
     ],
 )

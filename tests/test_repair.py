@@ -73,3 +73,138 @@ def test_the_document_says_it():
     words = str(told.sections[-1].blocks)
     assert "1.01 times what it should be" in words
     assert "test_repair.py:" in words
+
+
+def told(function, *inputs):
+    (row,) = chainrule.verify(function, *inputs).failures
+    return [(repair.kind, repair.text) for repair in row.repairs]
+
+
+def test_a_number_in_one_step():
+    ((kind, text),) = mistakes(
+        lambda x, y: x * y + x.sin(), lambda g, x, y: (g * y + 2 * (g * x.cos()), g * x), (4,), (4,)
+    ).values()
+    assert kind == "factor"
+    assert text == "in the gradient of `x` the number 2 of its `mul` is wrong: with 1 it agrees"
+
+
+def test_a_number_where_an_input_belongs():
+    found = mistakes(torch.mul, lambda g, x, y: (g * 2, g * x), (4,), (4,))
+    assert found["x"][1] == "in the gradient of `x` the number 2 of its `mul` is wrong: with `y` it agrees"
+
+
+class Power(Function):
+    @staticmethod
+    def forward(ctx, x, p):
+        ctx.save_for_backward(x)
+        ctx.p = p
+        return x**p
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * x ** (ctx.p - 1), None
+
+
+def test_a_number_that_the_forward_was_given_rather_than_a_size_that_equals_it():
+    ((kind, text),) = told(Power, torch.rand(2, 3) + 0.5, 3)
+    assert (kind, text) == ("factor", "a factor `p` = 3 is missing in the gradient of `x`: multiplied by it, it agrees")
+
+
+def test_a_missing_conjugate():
+    class Square(Function):
+        @staticmethod
+        def forward(ctx, z):
+            ctx.save_for_backward(z)
+            return z * z
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g * ctx.saved_tensors[0]
+
+    z = torch.randn(3, dtype=torch.complex128, requires_grad=True)
+    with chainrule.record() as recording:
+        (Square.apply(z) * torch.randn(3, dtype=torch.complex128)).real.sum().backward()
+    ((repair,),) = [row.repairs for row in recording.verify().failures]
+    assert repair.kind == "conjugate"
+    assert "(`z`) is not conjugated" in repair.text
+
+
+def test_a_straight_through_estimator_is_named():
+    class Rounded(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.round()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    ((kind, text),) = told(Rounded, torch.tensor([1.2, 0.6, -3.3]))
+    assert kind == "flat forward"
+    assert "the upstream gradient as it is (a straight-through estimator)" in text
+
+
+def test_an_output_that_is_kept_and_then_overwritten():
+    class Exp(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.out = x.exp()
+            return ctx.out
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * ctx.out
+
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    with chainrule.record() as recording:
+        out = Exp.apply(x)
+        with torch.no_grad():
+            out.mul_(2)
+        out.sum().backward()
+    ((repair,),) = [row.repairs for row in recording.verify().failures]
+    assert repair.kind == "overwritten"
+
+
+class Tripled(Function):
+    """Writes to its input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(3)
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def test_a_function_that_writes_to_its_input_is_one_operation_and_its_mistake_is_recognised():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    with chainrule.record() as recording:
+        before = x * 1
+        after = Tripled.apply(before)
+        (after * after).sum().backward()
+    assert before is after
+    assert recording["before"].data.tolist() == [1, 2]
+    assert recording["after"].data.tolist() == [3, 6]
+    rows = recording.verify().rows
+    assert [row.verdict for row in rows] == ["agrees", "agrees", "disagrees", "agrees", "agrees"]
+    assert "multiplied by 1.5 it agrees" in rows[2].repairs[0].text
+
+
+def test_the_steps_of_a_backward_go_by_the_names_that_they_have_in_it():
+    def backward(g, x, w):
+        return g @ w.T, x.T @ g
+
+    found = mistakes(torch.matmul, lambda g, x, w: (g @ w, x.T @ g), (3, 3), (3, 3))
+    assert "`get`" not in found["x"][1]
+    assert "`matmul`" in found["x"][1]
+    assert chainrule.verify(function(torch.matmul, backward), torch.randn(3, 3), torch.randn(3, 3)).passed
+
+
+def test_a_verification_prints_as_it_is_told():
+    verification = chainrule.verify(function(torch.mul, lambda g, x, y: (-g * y, g * x)), torch.ones(2), torch.ones(2))
+    assert str(verification).startswith("Proof\n")
+    assert "the sign of the gradient of `x` is wrong" in str(verification)
+    assert repr(verification) == "<chainrule.Verification: 1 disagree, 3 nodes, 2 explained by a rule>"

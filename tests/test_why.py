@@ -320,3 +320,40 @@ def test_bad_index_says_what_is_wrong(worked, index, message):
 
 def test_negative_index_counts_from_the_end(worked):
     assert worked.why("linear1.weight", (-1, -2)).index == (2, 0)
+
+
+def test_a_single_number_needs_no_index_and_others_say_that_they_do():
+    scale, row = torch.tensor(2.0, requires_grad=True), torch.ones(3, requires_grad=True)
+    with record() as recording:
+        (scale * row).sum().backward()
+    assert recording.why("scale").total == 3
+    with pytest.raises(MissingError, match=r"^row gives no index, but row has the shape \(3,\)\. Give 1 index"):
+        recording.why("row")
+
+
+def test_what_a_maximum_did_not_take_is_not_said_to_have_no_use():
+    x = torch.tensor([[[[1.0, 3.0], [2.0, 0.0]]]], requires_grad=True)
+    with record() as recording:
+        y = x * 1
+        p = F.max_pool2d(y, 2)
+        p.sum().backward()
+    asked = str(recording.why("x", (0, 0, 0, 0)))
+    assert "dJ/dy[0,0,0,0] = 0: p does not change with y[0,0,0,0] here" in asked
+
+
+def test_an_element_that_an_index_left_out_has_a_sentence():
+    a = torch.tensor([1.0, -2.0], requires_grad=True)
+    with record() as recording:
+        a[a > 0].sum().backward()
+    assert str(recording.why("a", 1)) == "dJ/da[1] = 0: getitem does not change with a[1] here"
+
+
+def test_a_complex_term_is_the_product_that_is_shown():
+    z, u = torch.tensor([1 + 2j], requires_grad=True), torch.tensor([2 - 1j])
+    with record() as recording:
+        p = z * u
+        (p * p).imag.sum().backward()
+    asked = recording.why("z", 0)
+    assert str(asked) == "dJ/dz[0] = dJ/dp[0] * conj(u[0]) = (6+8j) * (2+1j) = 4+22j"
+    (term,) = asked.terms
+    assert term.factors[0].value * term.factors[1].value == term.value == z.grad[0].item()

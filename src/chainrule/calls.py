@@ -22,7 +22,7 @@ def _call(index: int, raw: RawCall, reading: Reading, paths: Paths) -> Call:
     outputs = (reading.values.at(tensor, raw.last) for tensor in tensors_in(raw.output))
     return Call(
         index,
-        getattr(raw.function, "__name__", str(raw.function)),
+        function_name(raw.function),
         paths.of_run(raw.module),
         raw.site.place() if raw.site else None,
         tuple(_known(argument, raw.first, reading) for argument in raw.arguments),
@@ -31,6 +31,12 @@ def _call(index: int, raw: RawCall, reading: Reading, paths: Paths) -> Call:
         tuple(value for value in outputs if value is not None),
         raw.error,
     )
+
+
+def function_name(function: Any) -> str:
+    """What a function of torch is called: `softmax`, `__add__`; a property by its own name, as `T` and `real`."""
+    name = getattr(function, "__name__", str(function))
+    return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else str(name)
 
 
 def _known(tree: Any, first: int, reading: Reading) -> Any:

@@ -91,8 +91,10 @@ def _tried(run: Callable[[], Any], name: str, where: str) -> Any:
         return run()
     except Exception as error:
         told = str(error).strip().splitlines()
+        writes = told and "a leaf Variable that requires grad" in told[0]
+        advice = f" It writes to what it is given: chainrule.verify(lambda x: {name}(x.clone()), x)." if writes else ""
         raise RecordingError(
-            f"chainrule.verify: {name} failed {where}: {type(error).__name__}{': ' + told[0] if told else ''}"
+            f"chainrule.verify: {name} failed {where}: {type(error).__name__}{': ' + told[0] if told else ''}{advice}"
         ) from error
 
 

@@ -42,7 +42,7 @@ def check_index(graph: Graph, value: int, index: Index | int, called: str) -> In
     """
     shape = graph.values[value].shape
     given = index if isinstance(index, tuple) else (index,)
-    told = f"{called}[{', '.join(map(str, given))}]"
+    told = f"{called}[{', '.join(map(str, given))}]" if given else called
     places = []
     for place in given:
         if isinstance(place, bool) or not hasattr(place, "__index__"):
@@ -84,4 +84,4 @@ def _near(name: str, known: list[str]) -> str:
 
 
 def _axes(count: int) -> str:
-    return {0: "no index, `()`", 1: "1 index"}.get(count, f"{count} indices")
+    return {0: "no index", 1: "1 index"}.get(count, f"{count} indices")

@@ -91,7 +91,7 @@ class Row:
     repairs: tuple[Repair, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """The proof of a step: one row a node, in the order of the graph.
 
@@ -119,6 +119,17 @@ class Verification:
         from chainrule.telling.proof import proof
 
         return proof(self)
+
+    def __str__(self) -> str:
+        from chainrule.views import terminal
+
+        return terminal.text(self.document())
+
+    def __repr__(self) -> str:
+        explained, total = self.coverage
+        told = "passed" if self.passed else f"{len(self.failures)} disagree"
+        left = f", {self.left_out} not looked at" if self.left_out else ""
+        return f"<chainrule.Verification: {told}, {total} nodes, {explained} explained by a rule{left}>"
 
 
 def verify(

@@ -193,8 +193,10 @@ class Recording:
         graph = self.graph
         return Recording.of(recompute(graph, self._lent, names), self._lent)
 
-    def why(self, name: str, index: tuple[int, ...] | int) -> Why:
+    def why(self, name: str, index: tuple[int, ...] | int = ()) -> Why:
         """The sum that made one number of a gradient: `.terms`, each with its `.value` and its two factors.
+
+        A single number has no axes, and needs no index.
 
         Raises MissingError where the name or the index does not exist.
         """

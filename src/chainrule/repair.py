@@ -32,6 +32,9 @@ Mistake = Literal[
     "wrong operand",
     "shifted",
     "swapped",
+    "conjugate",
+    "overwritten",
+    "flat forward",
     "not recognised",
 ]
 SAME = 1e-4  # relative difference up to which a fitted factor is the same at each point
@@ -66,7 +69,18 @@ def recognise(experiment: Experiment, findings: list[Finding]) -> tuple[Repair, 
 
 def _recognised(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Repair:
     if points:
-        for attempt in (_scaled, _swapped, _moved, _summed, _edited, _missing_use, _missing_product, _padded):
+        for attempt in (
+            _anew,
+            _flat,
+            _scaled,
+            _swapped,
+            _moved,
+            _summed,
+            _edited,
+            _missing_use,
+            _missing_product,
+            _padded,
+        ):
             try:
                 found = next(attempt(points, finding, wrong), None)
             except Exception:  # an attempt that cannot be made is none
@@ -89,7 +103,35 @@ def _agree(points: list[Trial], position: int, mended: Mended) -> bool:
         return False
 
 
-# -- the gradient that came back, scaled, exchanged, moved -------------------------------------------------------------
+# -- the gradient that came back, as it is, scaled, exchanged, moved ---------------------------------------------------
+
+
+def _anew(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+    """Nothing is wrong with the backward when it runs again, on what the forward has just kept."""
+    position = finding.edge.position
+    if _agree(points, position, lambda point: point.got[position]):
+        yield (
+            "overwritten",
+            f"run again, right after its forward, backward gives the gradient of `{finding.label}` that agrees: in "
+            "this step something that it reads, its output or a tensor kept on ctx, was written to in between",
+        )
+
+
+def _flat(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+    """The function has slope 0 all around, and a gradient comes back all the same, as of `round` in quantisation."""
+    position, points = finding.edge.position, points[:2]  # a point nearby may lie at a jump
+    if not _agree(points, position, lambda point: torch.zeros_like(point.got[position])):
+        return
+    passed_on = any(
+        all(slot < len(p.upstream) and _equal(p.upstream[slot], p.got[position]) for p in points)
+        for slot in range(len(points[0].upstream))
+    )
+    what = "the upstream gradient as it is (a straight-through estimator)" if passed_on else "a gradient of its own"
+    yield (
+        "flat forward",
+        f"the forward does not change with `{finding.label}` around here, so its derivative is 0, while backward gives "
+        f"{what}: right if that is meant, and no derivative",
+    )
 
 
 def _scaled(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
@@ -103,6 +145,13 @@ def _scaled(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iter
     if abs(factor + 1) < SAME:
         yield "sign", f"the sign of {name} is wrong: with -1 it agrees"
         return
+    for given, value in _constants(points[0]):
+        if abs(factor / value - 1) < SAME:
+            yield "factor", f"a factor {given} = {value:.6g} is missing in {name}: multiplied by it, it agrees"
+            return
+        if abs(factor * value - 1) < SAME:
+            yield "factor", f"{name} has a factor {given} = {value:.6g} too many: divided by it, it agrees"
+            return
     for size, called in _sizes(points[0]):
         if abs(factor * size - 1) < SAME:
             yield "1/N", f"a factor 1/N is missing in {name}: divided by N = {size}, {called}, it agrees"
@@ -111,6 +160,13 @@ def _scaled(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iter
             yield "1/N", f"{name} has a factor 1/N too many: multiplied by N = {size}, {called}, it agrees"
             return
     yield "factor", f"{name} is {1 / factor:.6g} times what it should be: multiplied by {factor:.6g} it agrees"
+
+
+def _constants(point: Trial) -> Iterator[tuple[str, float]]:
+    """The plain numbers that the forward was given, by the names of its arguments."""
+    for name, value in point.experiment.wide.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) not in (0, 1):
+            yield f"`{name}`", value
 
 
 def _sizes(point: Trial) -> Iterator[tuple[int, str]]:
@@ -161,24 +217,26 @@ def _swapped(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Ite
 
 def _moved(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
-    for what, change in _moves(points[0].got[position]):
+    for kind, what, change in _moves(points[0].got[position]):
         if _agree(points, position, lambda point, change=change: change(point.got[position])):  # type: ignore[misc]
-            kind: Mistake = "transpose" if what.startswith("transposed") else "shifted"
-            yield kind, f"{name} has its elements in the wrong places: {what} it agrees"
+            yield kind, f"{name} {what} it agrees"
 
 
-def _moves(tensor: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    """Transposes of two axes, and shifts by one along an axis; the shape stays."""
-    shape = tensor.shape
+def _moves(tensor: Tensor) -> Iterator[tuple[Mistake, str, Callable[[Tensor], Tensor]]]:
+    """Its conjugate, transposes of two axes, and shifts by one along an axis; the shape stays."""
+    shape, misplaced = tensor.shape, "has its elements in the wrong places"
+    if tensor.is_complex():
+        yield "conjugate", "is not conjugated where it should be, or the reverse: conjugated", torch.conj
     for a, b in combinations(range(tensor.dim()), 2):
         if shape[a] == shape[b] > 1:
-            yield f"transposed in axes {a} and {b}", partial(torch.transpose, dim0=a, dim1=b)
+            yield "transpose", f"{misplaced}: transposed in axes {a} and {b}", partial(torch.transpose, dim0=a, dim1=b)
         elif min(shape[a], shape[b]) > 1:
-            yield f"transposed in axes {a} and {b}", partial(_read_transposed, a=a, b=b)
+            yield "transpose", f"{misplaced}: transposed in axes {a} and {b}", partial(_read_transposed, a=a, b=b)
     for axis in range(tensor.dim()):
         if shape[axis] > 1:
             for by in (1, -1):
-                yield f"shifted by {by} along axis {axis}", partial(torch.roll, shifts=by, dims=axis)
+                told = f"{misplaced}: shifted by {by} along axis {axis}"
+                yield "shifted", told, partial(torch.roll, shifts=by, dims=axis)
 
 
 def _read_transposed(tensor: Tensor, a: int, b: int) -> Tensor:
@@ -254,6 +312,7 @@ def _edited(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iter
     position, first = finding.edge.position, points[0]
     if not all(point.repeats for point in points) or len({len(point.calls) for point in points}) > 1:
         return
+    yield from _numbers(points, finding)
     edits = sorted(_edits(first), key=lambda each: _RANK.index(each[2]))
     for place, slot, kind, text, change in edits[:MOST_EDITS]:
 
@@ -280,11 +339,45 @@ def _edited(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iter
                 )
 
 
-_RANK: tuple[Mistake, ...] = ("sign", "transpose", "shifted", "wrong operand", "extra term")
+def _numbers(points: list[Trial], finding: Finding) -> Iterator[Found]:
+    """A plain number in one step, such as a factor, is another: where the gradient is linear in it."""
+    position = finding.edge.position
+    for place, call in enumerate(points[0].calls):
+        for slot, written in enumerate(call.arguments):
+            if call.name not in _WITH_FACTORS or not isinstance(written, (int, float)) or isinstance(written, bool):
+                continue
+
+            def put(point: Trial, number: float | Tensor, place: int = place, slot: int = slot) -> Tensor:
+                return point.replay(position, partial(_put, place, slot, lambda _: number))
+
+            def share(point: Trial, put: Callable[[Trial, float | Tensor], Tensor] = put) -> Tensor:
+                return put(point, 1.0) - put(point, 0.0)
+
+            try:
+                fitted = _fitted(points, position, partial(put, number=0.0), share)
+            except Exception:  # a number that the step cannot take
+                continue
+            if fitted is not None:
+                yield (
+                    "factor",
+                    f"in the gradient of `{finding.label}` the number {written:.6g} of its `{call.name}` is wrong: "
+                    f"with {fitted:.6g} it agrees",
+                )
+            for name in points[0].inputs:
+                if _agree(points, position, lambda point, name=name: put(point, point.inputs[name])):  # type: ignore[misc]
+                    yield (
+                        "wrong operand",
+                        f"in the gradient of `{finding.label}` the number {written:.6g} of its `{call.name}` is wrong: "
+                        f"with `{name}` it agrees",
+                    )
+
+
+_WITH_FACTORS = {"mul", "add", "sub", "multiply", "subtract"}
+_RANK: tuple[Mistake, ...] = ("sign", "conjugate", "transpose", "shifted", "wrong operand", "extra term")
 _Change = Callable[[Trial, Tensor], Tensor] | None
 
 
-def _put(place: int, slot: int, change: Callable[[Tensor], Tensor], at: int, arguments: list[Any]) -> list[Any]:
+def _put(place: int, slot: int, change: Callable[[Any], Any], at: int, arguments: list[Any]) -> list[Any]:
     if at == place:
         arguments[slot] = change(arguments[slot])
     return arguments
@@ -296,10 +389,8 @@ def _edits(point: Trial) -> Iterator[tuple[int, int, Mistake, str, _Change]]:
         operands = [(slot, each) for slot, each in enumerate(call.arguments) if isinstance(each, Tensor)]
         for slot, operand in operands:
             called = f"operand {slot + 1} of its `{call.name}`{_known_as(point, operand)}"
-            for what, move in _moves(operand):
-                kind: Mistake = "transpose" if what.startswith("transposed") else "shifted"
-                told = f"{called} has its elements in the wrong places: {what}"
-                yield place, slot, kind, told, partial(_to_operand, move)
+            for kind, what, move in _moves(operand):
+                yield place, slot, kind, f"{called} {what}", partial(_to_operand, move)
             yield place, slot, "sign", f"the sign of {called} is wrong: with -1", partial(_to_operand, torch.neg)
             for name, source in point.sources.items():
                 if source.shape != operand.shape or source is operand or source.dtype != operand.dtype:

@@ -35,7 +35,9 @@ class Ties:
         with torch._C.DisableTorchFunction():
             for node, stand_in, output_nr, position in keeper.settle(between):
                 self._tie(node, stand_in, output_nr, position)
-            if between and self.written:
+            # Without gradients an `autograd.Function` may be running forward: what it writes to (`mark_dirty`) gets its
+            # node when it has ended.
+            if between and self.written and torch.is_grad_enabled():
                 self.sweep()
 
     def sweep(self) -> None:

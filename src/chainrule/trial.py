@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.agreement import FLOOR, SMALL, WIDE
+from chainrule.calls import function_name
 from chainrule.differences import Experiment, Probe, real
 from chainrule.graph import Edge
 from chainrule.tape import tensors_in
@@ -41,8 +42,9 @@ class Called:
 
     @property
     def name(self) -> str:
-        """`mul` for `Tensor.mul`, `*` and `torch.mul` alike."""
-        return str(getattr(self.function, "__name__", "?")).strip("_").removeprefix("r")
+        """`mul` for `Tensor.mul`, `torch.mul` and `*` alike, from whichever side."""
+        name = function_name(self.function)
+        return name.strip("_").removeprefix("r") if name.startswith("__") else name
 
 
 class _Tape(TorchFunctionMode):
@@ -86,7 +88,7 @@ class Trial:
             for name, value in moved.items()
         }
         with torch.enable_grad():
-            outs = list(tensors_in(self.function.apply(*arguments.values())))
+            outs = list(tensors_in(self.function.apply(*map(_writable, arguments.values()))))
         self.outs = [out.detach() for out in outs]
         node = next(out.grad_fn for out in outs if out.requires_grad)
         self.context = _Context(node)
@@ -218,7 +220,7 @@ class Trial:
         }
         with torch.enable_grad(), _Cut(cut) as cutter:
             out = _plain_forward(
-                self.function, [leaves.get(name, value) for name, value in self.experiment.wide.items()]
+                self.function, [_writable(leaves.get(name, value)) for name, value in self.experiment.wide.items()]
             )
         self.uses = cutter.uses
         outs = [(o, g) for o, g in zip(tensors_in(out), self.upstream, strict=True) if o.requires_grad]
@@ -228,6 +230,11 @@ class Trial:
         grads = torch.autograd.grad([o for o, _ in outs], wanted, [g for _, g in outs], allow_unused=True)
         named = dict(zip(leaves, grads, strict=True))
         return {position: named[edge.argument or ""] for position, edge in self.edges.items()}
+
+
+def _writable(argument: Any) -> Any:
+    """What a forward may write to (`mark_dirty`), which is not allowed to a leaf, nor to what others still read."""
+    return argument.clone() if isinstance(argument, Tensor) else argument
 
 
 class _Cut(TorchFunctionMode):
@@ -240,7 +247,7 @@ class _Cut(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def taken(item: Any) -> Any:
             if isinstance(item, Tensor) and item.requires_grad:
-                self.uses.append(str(getattr(function, "__name__", "?")).strip("_"))
+                self.uses.append(function_name(function).strip("_"))
                 return item.detach() if len(self.uses) - 1 == self.cut else item
             return type(item)(taken(each) for each in item) if isinstance(item, (tuple, list)) else item
 

@@ -148,9 +148,13 @@ def _sum_of(terms: tuple[Term, ...]) -> str:
 def _sides(terms: tuple[Term, ...]) -> list[str]:
     symbols = " + ".join(map(str, terms))
     numbers = " + ".join(
-        " * ".join(number(factor.value) for factor in term.factors) or number(term.value) for term in terms
+        " * ".join(_in_product(factor.value) for factor in term.factors) or _in_product(term.value) for term in terms
     )
     return list(dict.fromkeys(side for side in (symbols, numbers) if side))
+
+
+def _in_product(value: Number) -> str:
+    return f"({number(value)})" if isinstance(value, complex) else number(value)
 
 
 def element(name: str, index: Index) -> str:
@@ -244,6 +248,9 @@ class Search:
         uses = tuple(self._use(way, index) for way in ways)
         total = sum((use.subtotal for use in uses), start=0.0)
         sentence = self._sentence(value, called, index, recorded, total) if recorded is not None or not uses else ""
+        if uses and not any(use.terms for use in uses):
+            causes = dict.fromkeys(self._not_taken(way, value, index) for way in ways)
+            sentence = f"{element(f'dJ/d{called}', index)} = 0: {'; '.join(causes)}"
         if recorded is not None and not uses:
             total = recorded
         latex = rf"\frac{{\partial J}}{{\partial {_at(self.notation.symbol(value), index)}}}"
@@ -308,10 +315,12 @@ class Search:
 
     def _local(self, way: RuledWay, index: Index, entry: Entry) -> Factor:
         name, latex = self._named(way, index, entry)
-        reason = self._flat(way, index, entry, name) if entry.local == 0 else ""
+        reason = self._flat(way, index, entry, name) if entry.local == 0 and name != "0" else ""
         factor = closed_form(way, index, entry)
         operand = way.operands.get((factor.argument or "", None)) if factor is not None else None
         element = None if factor is None or operand is None else (operand, factor.index, False)
+        if isinstance(entry.local, complex) and entry.local.imag:  # a VJP multiplies by the conjugate
+            return Factor(f"conj({name})", rf"\overline{{{latex}}}", entry.local.conjugate(), reason, None)
         return Factor(name, latex, entry.local, reason, element)
 
     def _named(self, way: RuledWay, index: Index, entry: Entry) -> tuple[str, str]:
@@ -390,7 +399,7 @@ class Search:
                     causes["an operation that has no rule yet gave 0"] = None
                     continue
                 if not entries:
-                    causes[f"{element(self.notation.plain(here), at)} enters no result that is on the way"] = None
+                    causes[self._not_taken(way, here, at)] = None
                 for entry in entries:
                     out = way.outputs[entry.slot]
                     if entry.value != 0:
@@ -401,6 +410,12 @@ class Search:
                         seen.add((out, entry.at))
                         waiting.append((out, entry.at))
         return "; ".join(list(causes)[:CAUSES])
+
+    def _not_taken(self, way: Way, value: int, index: Index) -> str:
+        """No result has a term of this element: an index left it out, or a maximum took another."""
+        called = element(self.notation.plain(value), index)
+        out = next((out for out in way.outputs if out is not None), None)
+        return f"{'the result' if out is None else self.notation.plain(out)} does not change with {called} here"
 
 
 def _at(symbol: str, index: Index) -> str:

@@ -80,12 +80,12 @@ def _log_softmax_factor(op: Any, out_index: Index, in_index: Index) -> Factor | 
 softmax = rule(
     "SoftmaxBackward0",
     "SafeSoftmaxBackward0",
-    equation=r"$out = \operatorname{softmax}($self) = \frac{e^{$self}}{\sum_{\text{dim } $dim} e^{$self}}",
+    equation=r"$out = \operatorname{softmax}($self) = \frac{e^{$self}}{\sum_{\text{dim $dim}} e^{$self}}",
     wrt={
         "self": Wrt(
             lambda op, g: op.out * (g - (g * op.out).sum(op.dim, keepdim=True)),
             r"\operatorname{diag}(s) - s \, s^{T}, \; s = $out",
-            r"$out \odot \left($g - \sum_{\text{dim } $dim} $g \odot $out\right)",
+            r"$out \odot \left($g - \sum_{\text{dim $dim}} $g \odot $out\right)",
             OWN_ROW,
             _softmax_factor,
             _rows,
@@ -97,12 +97,12 @@ softmax = rule(
 
 log_softmax = rule(
     "LogSoftmaxBackward0",
-    equation=r"$out = $self - \log \sum_{\text{dim } $dim} e^{$self}",
+    equation=r"$out = $self - \log \sum_{\text{dim $dim}} e^{$self}",
     wrt={
         "self": Wrt(
             lambda op, g: g - op.out.exp() * g.sum(op.dim, keepdim=True),
             r"I - \mathbf{1} \, s^{T}, \; s = e^{$out}",
-            r"$g - e^{$out} \odot \sum_{\text{dim } $dim} $g",
+            r"$g - e^{$out} \odot \sum_{\text{dim $dim}} $g",
             OWN_ROW,
             _log_softmax_factor,
             _rows,

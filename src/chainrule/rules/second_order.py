@@ -255,20 +255,20 @@ OWN_LINE = "only elements on the same line, along the axis of the softmax, meet"
 
 softmax_backward = rule(
     "SoftmaxBackwardDataBackward0",
-    equation=r"$out = $output \odot \left($grad_output - \sum_{$dim} $grad_output \odot $output\right)",
+    equation=r"$out = $output \odot \left($grad_output - \sum_{\text{dim $dim}} $grad_output \odot $output\right)",
     wrt={
         "grad_output": Wrt(
             lambda op, g: op.output * (g - _inner(g, op.output, op.dim)),
             r"{$output}_i \left(\delta_{ij} - {$output}_j\right)",
-            r"$output \odot \left($g - \sum_{$dim} $g \odot $output\right)",
+            r"$output \odot \left($g - \sum_{\text{dim $dim}} $g \odot $output\right)",
             OWN_LINE,
         ),
         "output": Wrt(
             _softmax_by_output,
             r"\delta_{ij} \left({$grad_output}_i - \sum_k {$grad_output}_k {$output}_k\right) - "
             r"{$output}_i {$grad_output}_j",
-            r"$g \odot \left($grad_output - \sum_{$dim} $grad_output \odot $output\right) - "
-            r"$grad_output \odot \sum_{$dim} $g \odot $output",
+            r"$g \odot \left($grad_output - \sum_{\text{dim $dim}} $grad_output \odot $output\right) - "
+            r"$grad_output \odot \sum_{\text{dim $dim}} $g \odot $output",
             OWN_LINE,
         ),
     },
@@ -278,18 +278,18 @@ softmax_backward = rule(
 
 log_softmax_backward = rule(
     "LogSoftmaxBackwardDataBackward0",
-    equation=r"$out = $grad_output - e^{$output} \odot \sum_{$dim} $grad_output",
+    equation=r"$out = $grad_output - e^{$output} \odot \sum_{\text{dim $dim}} $grad_output",
     wrt={
         "grad_output": Wrt(
             lambda op, g: g - _inner(g, op.output.exp(), op.dim),
             r"\delta_{ij} - e^{{$output}_i}",
-            r"$g - \sum_{$dim} $g \odot e^{$output}",
+            r"$g - \sum_{\text{dim $dim}} $g \odot e^{$output}",
             OWN_LINE,
         ),
         "output": Wrt(
             lambda op, g: -g * op.output.exp() * op.grad_output.sum(op.dim, keepdim=True),
-            r"-e^{$output} \sum_{$dim} $grad_output",
-            r"-$g \odot e^{$output} \odot \sum_{$dim} $grad_output",
+            r"-e^{$output} \sum_{\text{dim $dim}} $grad_output",
+            r"-$g \odot e^{$output} \odot \sum_{\text{dim $dim}} $grad_output",
             OWN_LINE,
         ),
     },

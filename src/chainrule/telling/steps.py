@@ -264,11 +264,13 @@ def _worked_out(
         yield Equation(rf"{local} = {rule.latex(wrt.local, op, symbols)}", "local derivative")
         yield from _local_numbers(context, rule, op, wrt, operand, output)
         yield from _jacobian(context, rule, op, symbols, share, operand, output, upstream)
-    yield Equation(rf"{target} = {rule.latex(wrt.product, op, symbols)}", "what PyTorch runs")
+    product = rule.latex(wrt.product, op, symbols)
+    is_bare = product == symbols.get("g")
+    yield Equation(rf"{target} = {_added_up(share, product, is_bare)}", "what PyTorch runs")
     if output and isinstance(g := upstream[0] if rule.outputs == 1 else None, Data):
         numbers = put_in(rule, wrt.product, op, {"g": g, "out": op.out if isinstance(op.out, Data) else None})
         if numbers is not None:
-            yield Equation(rf"{target} = {rule.latex(numbers, op, symbols)}", "numbers")
+            yield Equation(rf"{target} = {_added_up(share, rule.latex(numbers, op, symbols), is_bare)}", "numbers")
     if share.summed and operand:
         axes = ", ".join(map(str, share.summed))
         yield Paragraph(
@@ -276,6 +278,14 @@ def _worked_out(
              "added up along it.")
         )  # fmt: skip
     yield _result(context, target, share, f"result, in the shape {shape_text(share.gradient.shape)}")
+
+
+def _added_up(share: Share, product: str, is_bare: bool) -> str:
+    """A product, summed over the axes along which its operand was copied by broadcasting; in brackets unless bare."""
+    if not share.summed:
+        return product
+    axes = rf"\text{{dim{'s' * (len(share.summed) > 1)} {', '.join(map(str, share.summed))}}}"
+    return rf"\sum_{{{axes}}} " + (product if is_bare else rf"\left({product}\right)")
 
 
 def _result(context: Context, symbol: str, share: Share, label: str) -> Tensor:

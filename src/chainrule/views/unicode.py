@@ -329,8 +329,8 @@ def _scripted(base: _Atom, below: str, above: str) -> _Atom:
     """`base` with its scripts: a layer's number `[1]` becomes part of the name, so that `W^{[1]}` reads `W1`."""
     brackets = base.kind in ("operand", "fraction") and _compound(base.text) and not base.text.startswith("{")
     text = f"({base.text})" if brackets else base.text
-    layer = re.match(r"\[([^\[\]]*)\]", above)
-    if layer:
+    layer = re.match(r"\[([^\[\],]*)\]", above)
+    if layer and text[:1].isalpha() and text != "e":  # the exponent of a number, or of e, may be a vector
         text, above = text + layer[1].replace(" ", ""), above[layer.end() :]
     if below.isdigit() and text[-1:].isdigit():
         text += f"[{below}]"
