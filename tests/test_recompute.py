@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import chainrule
-from chainrule import keeping
+from chainrule import keeping, replay
 from chainrule.errors import MissingError, ReplayError, RequestError
+from chainrule.statistics import Statistics
 
 NO_WAY = (
     "Record the step with keep= for it, or recompute before the next optimizer.step() (and end the block before it)."
@@ -365,3 +366,12 @@ def test_a_recording_that_was_read_from_a_file_has_no_parameters_to_run_on(tmp_p
     Step("statistics").recording.save(f"{tmp_path}/step.safetensors")
     read = chainrule.load(f"{tmp_path}/step.safetensors")
     assert "the recording was read from a file" in _error(ReplayError, lambda: read.recompute("h.1"))
+
+
+def test_what_is_next_to_zero_may_come_out_as_zero_and_the_other_way_round() -> None:
+    exact = torch.tensor([0.0, 0.0, 1.0, -2.0])
+    near = torch.tensor([1e-9, 0.0, 1.0, -2.0])
+    other = torch.tensor([0.1, 0.0, 1.0, -2.0])
+    for one, another, alike in ((exact, near, True), (near, exact, True), (exact, other, False), (other, exact, False)):
+        assert replay._same_figures(Statistics.of(one), another) == alike
+    assert not replay._same_figures(Statistics.of(torch.tensor([0, 0, 1])), torch.tensor([0, 1, 1]))

@@ -9,6 +9,8 @@ import torch
 
 import chainrule
 from chainrule import keeping
+from chainrule.measures import Measures
+from chainrule.watching.again import played_again
 from tests.zoo.models import ZOO
 from tests.zoo.test_zoo import OF_TRANSFORMERS, quiet  # noqa: F401 (a fixture that goes around every test)
 
@@ -45,6 +47,36 @@ def test_what_is_recomputed_is_what_was(name: str, monkeypatch: pytest.MonkeyPat
         if was.grad is not None and now.grad is not None:
             close = 1e-6 * float(was.grad.abs().max())
             torch.testing.assert_close(now.grad, was.grad, rtol=1e-5, atol=close, msg=was.name)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_step_is_played_again_after_its_update(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in OF_TRANSFORMERS and importlib.util.find_spec("transformers") is None:
+        pytest.skip(f"{name} is a model of transformers, which is not installed here.")
+    monkeypatch.setattr(keeping, "SMALL", BUFFERS if name in WITH_BUFFERS else SINGLE)
+    whole, thin = (_updated(name, keep) for keep in ("all", "statistics"))
+    thin.at_once(Measures(), magnitudes=False)
+    again = played_again(thin)
+    assert again is not None
+    assert again.is_whole
+    assert again.loss == whole.loss
+    for was, now in zip(whole.parameters.values(), again.parameters.values(), strict=True):
+        for one, other in ((was.before, now.before), (was.after, now.after)):
+            assert one is not None
+            assert other is not None
+            assert _same_bits(one, other), was.name
+
+
+def _updated(name: str, keep: str) -> chainrule.Recording:
+    torch.manual_seed(0)
+    model, loss = ZOO[name]()
+    optimizer = torch.optim.AdamW(model.parameters())
+    session = chainrule.record(keep=keep)
+    session.keep_leaves()
+    with session as recording:
+        loss(model).backward()
+        optimizer.step()
+    return recording
 
 
 def _recorded(name: str, keep: str) -> chainrule.Recording:
