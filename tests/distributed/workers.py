@@ -8,6 +8,7 @@ import pickle
 import socket
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import distributed as dist
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import chainrule
+from chainrule import statistics
 from chainrule.errors import ChainruleWarning, MissingError
 from chainrule.runs import Run
 from chainrule.shards import own_part
@@ -266,10 +268,13 @@ def _missing(rank, ranks):
 
 
 def watched(rank, ranks, folder, name, steps=STEPS, wrap=DDP, before=lambda watch, step: None, **options):
-    """Train and watch; gives the warnings and the parameters."""
+    """Train and watch; gives the warnings and the parameters.
+
+    Nothing is told by a sample: a rank that holds a part of a parameter would look at other numbers than one process.
+    """
     model = wrap(built()) if wrap else built()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as said, mock.patch.object(statistics, "PART", 2**14):
         warnings.simplefilter("always", ChainruleWarning)
         with chainrule.watch(model, optimizer, every=2, to=folder / f"{name}.db", **options) as watch:
             for step in range(steps):
