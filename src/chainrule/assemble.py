@@ -35,8 +35,8 @@ from chainrule.passes import Passes, gradients_of_leaves, gradients_of_results
 from chainrule.reading import DraftOperation, Reading
 from chainrule.reductions import read_reducers, read_reductions
 from chainrule.statistics import Statistics
-from chainrule.tape import Tape
-from chainrule.values import Values, is_trained_leaf
+from chainrule.tape import Tape, is_trained_leaf
+from chainrule.values import Values
 
 
 @uncollected()

@@ -16,8 +16,8 @@ from chainrule.graph import Call, Module, Place, Ref
 from chainrule.leaves import Leaves
 from chainrule.reading import Reading
 from chainrule.source import Site
-from chainrule.tape import RawCall, Tape
-from chainrule.values import Draft, is_trained_leaf
+from chainrule.tape import RawCall, Tape, is_trained_leaf
+from chainrule.values import Draft
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from chainrule.graph import Ref, type_of_value
 from chainrule.rerun import Rerun, WriteThroughView, offset_in
-from chainrule.tape import RawFunction, Tape, Traits, tensors_in
-from chainrule.values import Values, data_after, is_trained_leaf
+from chainrule.tape import RawFunction, Tape, Traits, is_trained_leaf, tensors_in
+from chainrule.values import Values, data_after
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
 

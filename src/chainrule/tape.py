@@ -213,6 +213,16 @@ class Tape:
         self._copy(tensors)
         return [self.copies[id(tensor)][-1][1] for tensor in tensors]
 
+    def want(self, tensors: Iterable[Tensor], position: int) -> None:
+        """Keep what a chosen module takes at this position, or gives before it, though it may have been let go of."""
+        assert self.keeper is not None
+        for tensor in tensors:
+            if is_trained_leaf(tensor):
+                self.keeper.choose_leaf(tensor)
+            if (found := self.keeper.want(tensor)) is not None:
+                stand_in, numbers = found
+                self.copies.setdefault(id(stand_in), []).append((position, numbers))
+
     def version(self, tensor: Tensor) -> Version:
         """The tensor as it is now, whatever overwrites it later; it may be one that no operation has met."""
         self._enter((tensor,))
@@ -436,6 +446,14 @@ def _gather(tree: Any, into: list[Tensor]) -> None:
     elif isinstance(tree, dict):
         for item in tree.values():
             _gather(item, into)
+
+
+def is_trained_leaf(tensor: Tensor) -> bool:
+    """Whether gradients end in this tensor."""
+    try:
+        return tensor.is_leaf and tensor.requires_grad
+    except RuntimeError:  # not said of a view made under `no_grad` whose base was written to with gradients on
+        return False
 
 
 def detached(tensor: Tensor) -> Tensor:

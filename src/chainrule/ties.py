@@ -33,10 +33,10 @@ class Ties:
         if keeper is None or not (keeper.pending or keeper.late or self.written):
             return
         with torch._C.DisableTorchFunction():
+            if between and self.written:
+                self.sweep()  # first, for it knows which nodes a write has given to views
             for node, stand_in, output_nr, position in keeper.settle(between):
                 self._tie(node, stand_in, output_nr, position)
-            if between and self.written:
-                self.sweep()
 
     def sweep(self) -> None:
         """Tie each new operation to the autograd node of its output."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from chainrule.graph import Place, type_of_value
-from chainrule.tape import RawUpdate, Tape, detached
+from chainrule.tape import RawUpdate, Tape, detached, is_trained_leaf
 
 
 @dataclass(slots=True)
@@ -118,11 +118,3 @@ def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tens
 def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Gradients with the data that they arrived with: nothing has been copied of them before."""
     return tuple(None if each is None else data_after(tape, each, -1) for each in gradients)
-
-
-def is_trained_leaf(tensor: Tensor) -> bool:
-    """Whether gradients end in this tensor."""
-    try:
-        return tensor.is_leaf and tensor.requires_grad
-    except RuntimeError:  # not said of a view made under `no_grad` whose base was written to with gradients on
-        return False
