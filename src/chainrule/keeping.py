@@ -5,6 +5,9 @@ step itself has no more use for it. Its place on the tape takes a *stand-in*: a 
 device `meta`, where tensors have no numbers. So everything that asks a tensor for its shape goes on as it did, and what
 asks for numbers finds `is_meta`. What else must be known of a tensor, its node and its memory, stands in `Absent`.
 
+A module that is chosen to be kept may take what has been let go of. It still lives, or the module could not take it; so
+its numbers are copied, as what stood in the place of the stand-in up to then (`Keeper.want`).
+
 While a tensor lives, it is known by its id and a weak reference; the memory of one that is gone is told apart from
 another's at the same address by a weak reference to the storage, which keeps the address from being given away.
 """
@@ -24,6 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.errors import RecordingError
 from chainrule.onepass import prepare
+from chainrule.shards import own_part
 from chainrule.statistics import Measured, fetch, in_place, is_dense, measure
 
 T = TypeVar("T")
@@ -91,6 +95,7 @@ class _Present:
     tensor: weakref.ref[Tensor]
     version: int
     stand_in: Tensor
+    copied: int = -1  # the version of which there is a copy besides
 
 
 @dataclass
@@ -158,8 +163,10 @@ class Keeper:
         self.unmet = set(keep.patterns)  # those that have named no module yet
         self._chosen_modules: set[int] = set()
         self._chosen_leaves: dict[int, weakref.ref[Tensor]] = {}
+        self._wanted: set[int] = set()  # ids of what stands on the tape for what chosen modules take and give
+        self._copies: dict[tuple[Any, ...], Tensor] = {}  # of what they take, by `_part`
         self._present: dict[int, _Present] = {}
-        self._measured: dict[tuple[Any, ...], Measured | None] = {}  # by the memory, its version, and the part of it
+        self._measured: dict[tuple[Any, ...], Measured | None] = {}  # by `_part`
         # (tensor, stand-in, position of its operation) that autograd has given no node yet
         self.pending: list[tuple[Tensor, Tensor, int]] = []
         self.late: list[tuple[weakref.ref[Tensor], Tensor, int]] = []  # as `pending`, of an open autograd.Function
@@ -191,18 +198,27 @@ class Keeper:
             if named:
                 self.unmet -= named
                 self._chosen_modules.add(id(module))
-                self._chosen_leaves.update({id(leaf): weakref.ref(leaf) for leaf in module.parameters()})
+                for leaf in module.parameters():
+                    self.choose_leaf(leaf)
+
+    def choose_leaf(self, leaf: Tensor) -> None:
+        """Keep this leaf, and its gradient, whatever the rest is."""
+        self._chosen_leaves[id(leaf)] = weakref.ref(leaf)
 
     def is_chosen(self, module: torch.nn.Module) -> bool:
         """Whether a pattern names this module."""
         return id(module) in self._chosen_modules
 
-    def is_kept(self, tensor: Tensor) -> bool:
-        """Whether this tensor's numbers stay; counts them where they do."""
+    def is_wanted(self, *tensors: Tensor) -> bool:
+        """Whether one of these, which stand on the tape, is what a chosen module takes or gives."""
+        return bool(self._wanted) and any(id(each) in self._wanted for each in tensors)
+
+    def is_kept(self, tensor: Tensor, wanted: bool = False) -> bool:
+        """Whether this tensor's numbers stay, and always where they are `wanted`; counts them where they do."""
         size = tensor.nbytes if tensor.layout is torch.strided else 0
         if size <= SMALL:
             return True
-        if not (self.keep.everything or self.chosen) or self.left < 0:
+        if not (self.keep.everything or self.chosen or wanted) or self.left < 0:
             return False
         self.left -= size
         return self.left >= 0
@@ -260,6 +276,42 @@ class Keeper:
         self._present[id(tensor)] = _Present(weakref.ref(tensor), _version(tensor), stand_in)
         return stand_in
 
+    def want(self, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+        """A chosen module takes or gives this tensor: its numbers, and the gradient that arrives at it, are kept.
+
+        Where they have been let go of already, the stand-in and a copy of the numbers as they are now, which the module
+        is about to use or has just made.
+        """
+        known = self._living(tensor)
+        self.hold((tensor if known is None else known.stand_in,))
+        if known is None:
+            return None
+        version = _version(tensor)
+        if version != known.version or version == known.copied or tensor.is_meta or not self.is_kept(tensor, True):
+            return None
+        numbers = self._copied(tensor)
+        if numbers is None:
+            return None
+        known.copied = version
+        return known.stand_in, numbers
+
+    def hold(self, several: Iterable[Tensor | None]) -> None:
+        """Keep the numbers of what stands on the tape, this, also when they are about to be overwritten."""
+        self._wanted.update(id(each) for each in several if each is not None)
+
+    def _copied(self, tensor: Tensor) -> Tensor | None:
+        """A copy of the numbers, one for all tensors that show the same ones in another shape (a layer's input)."""
+        own = own_part(tensor).detach()
+        if not own.is_contiguous() or own.is_conj() or own.is_inference():
+            return within_memory(own.clone)
+        key = self._part(own)
+        if key not in self._copies:
+            copied = within_memory(own.clone)
+            if copied is None:
+                return None
+            self._copies[key] = copied
+        return self._copies[key].view(own.shape)
+
     def arrived(self, several: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The gradients that arrived at a node: those of values, which are measured where they are not kept."""
         return tuple([each if each is None else self._gradient(each, True) for each in several])
@@ -272,7 +324,8 @@ class Keeper:
         if tensor.layout is torch.strided and tensor.nbytes <= SMALL and tensor._base is None:
             return tensor  # the usual case among small tensors
         known = self._living(tensor)
-        if arrives and self.chosen and self.is_kept(tensor):
+        if self.chosen and (self.is_wanted(tensor) or self.is_kept(tensor)):
+            self.hold((tensor,))
             return tensor
         if known is not None and known.version == _version(tensor):
             figures = self.absentees.known[id(known.stand_in)]
@@ -294,11 +347,15 @@ class Keeper:
             return None
         if tensor.layout is not torch.strided or not is_dense(tensor) or tensor.is_inference():  # has no version
             return within_memory(lambda: measure(tensor))
-        part = (int(tensor.storage_offset()), tensor.numel(), tensor.dtype, tensor.is_neg())
-        key = (self.absentees.storage_of(tensor), _version(tensor), *part)
+        key = self._part(tensor)
         if key not in self._measured:
             self._measured[key] = in_place(tensor) or within_memory(lambda: measure(tensor))
         return self._measured[key]
+
+    def _part(self, tensor: Tensor) -> tuple[Any, ...]:
+        """What the numbers of a dense tensor are known by: the memory, its version, and the part of it."""
+        part = (int(tensor.storage_offset()), tensor.numel(), tensor.dtype, tensor.is_neg())
+        return (self.absentees.storage_of(tensor), _version(tensor), *part)
 
     def copy(self, tensor: Tensor, measured: bool = True) -> Tensor:
         """A copy of what is about to be overwritten; a stand-in with its figures where it is not kept.
@@ -307,7 +364,8 @@ class Keeper:
         """
         if id(tensor) in self.absentees.known:  # a stand-in, whose tensor gets other numbers now
             return self._succeeded(tensor)
-        if (self.keeps_leaves and is_trained_leaf(tensor)) or self._is_of_chosen_leaf(tensor) or self.is_kept(tensor):
+        chosen = self._is_of_chosen_leaf(tensor) or (self.keeps_leaves and is_trained_leaf(tensor))
+        if chosen or self.is_kept(tensor, self.is_wanted(tensor)):
             copied = within_memory(lambda: tensor.detach().clone())
             if copied is not None:
                 return copied
@@ -324,6 +382,7 @@ class Keeper:
         """The step is over: no tensor will be met again."""
         self._present.clear()
         self._measured.clear()
+        self._copies.clear()
         self.late.clear()
         self.absentees.forget_storages()
 
@@ -339,7 +398,8 @@ class Keeper:
     def settle(self, between: bool) -> Iterator[tuple[Any, Tensor, int, int]]:
         """The nodes that autograd has made meanwhile: (node, stand-in, output number, position of the operation).
 
-        Views wait until no call into PyTorch is running (`between`).
+        Views of what was written to wait until no call into PyTorch is running (`between`); others must not, or the
+        write that is about to be made would give them another node first.
         """
         pending, self.pending = self.pending, []
         if not torch.is_grad_enabled():  # the results of an autograd.Function get their nodes when it has returned
@@ -348,7 +408,7 @@ class Keeper:
             late, self.late = [(known(), s, p) for known, s, p in self.late], []
             pending = [*((t, s, p) for t, s, p in late if t is not None), *pending]
         for tensor, stand_in, position in pending:
-            if not between and tensor._base is not None:
+            if not between and tensor._base is not None and self._is_written(tensor):
                 self.pending.append((tensor, stand_in, position))
                 continue
             known = self.absentees.known[id(stand_in)]
@@ -357,6 +417,11 @@ class Keeper:
             known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
             if known.node is not None:
                 yield known.node, stand_in, known.output_nr, position
+
+    def _is_written(self, tensor: Tensor) -> bool:
+        """Whether its memory was written to since it was measured."""
+        known = self._living(tensor)
+        return known is None or known.version != _version(tensor)
 
 
 def is_trained_leaf(tensor: Tensor) -> bool:

@@ -238,8 +238,10 @@ class Recorder:
         written = [t for each in traits.written(args, kwargs) for t in tensors_in(each)]
         with torch._C.DisableTorchFunction():
             self.ties.sweep()  # the nodes that lead back from what is there now, before the write gives them another
-            known = [self.ties.on_tape(t) for t in (*written, *(t._base for t in written if t._base is not None))]
-            self.tape.overwritten(known, seen=False)
+            changed = [*written, *(t._base for t in written if t._base is not None)]
+            if self._keeper is not None and self._keeper.chosen:
+                self.tape.want(changed, len(self.tape.operations))
+            self.tape.overwritten(map(self.ties.on_tape, changed), seen=False)
             self.ties.tie_views((args, kwargs), len(self.tape.operations))
         self.ties.written[len(self.tape.operations)] = written
         for tensor in written:

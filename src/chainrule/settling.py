@@ -51,7 +51,7 @@ class Settling:
         self._settled = [len(tape.operations), len(tape.calls), len(tape.functions), len(tape.passages)]
         if self.keeper.chosen:
             self._chosen.update(range(start[0], len(tape.operations)))
-        if self._large or self.keeper.has_let_go:
+        if self._large or self.keeper.has_let_go or self.keeper.chosen:
             self._let_go(*start)
         for run, output in self.left:
             run.output = _shallow(self.keeper, output)
@@ -77,17 +77,25 @@ class Settling:
     def _operation(self, position: int) -> None:
         func, args, kwargs, out, call, state = self.tape.operations[position]
         keeper = self.keeper
+        if keeper.chosen:
+            self.tape.want(tensors_in((args, kwargs)), position)
         viewed = next(iter(tensors_in(args)), None) if Traits.of(func).views else None
         kept = keeper.result(out, viewed, self.ties.written.get(position, ()), position)
+        if keeper.chosen:  # also a view of what was let go of
+            self.tape.want(tensors_in(out), position + 1)
         self.tape.operations[position] = (func, keeper.of(args), keeper.of(kwargs), kept, call, state)
 
     def _passage(self, place: int) -> None:
         """Gradients that passed a node: those that it sends on are measured where they arrive."""
         task, index, downstream, upstream = self.tape.passages[place]
         raw, keeper = self.tape.nodes[index], self.keeper
-        chosen, keeper.chosen = keeper.chosen, raw.operation in self._chosen
-        if not (raw.lends and raw.leaves):  # else it becomes `.grad`, which is the user's
+        chosen, inside = keeper.chosen, raw.operation in self._chosen
+        keeper.chosen = inside or keeper.is_wanted(*raw.outputs.values())
+        if not (raw.lends and raw.leaves):
             upstream = keeper.arrived(upstream)
+        elif keeper.chosen:  # it becomes `.grad`, which is the user's
+            keeper.hold(upstream)
+        keeper.chosen = inside
         self.tape.passages[place] = (task, index, keeper.sent_on(downstream), upstream)
         keeper.chosen = chosen
 

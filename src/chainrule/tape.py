@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from chainrule.keeping import Absentees, Keeper, within_memory
+from chainrule.keeping import Absentees, Keeper, is_trained_leaf, within_memory
 from chainrule.loans import Loan, Loans
 from chainrule.reducers import RawArrival, Reducers
 from chainrule.shards import own_part
@@ -212,6 +212,16 @@ class Tape:
         self._enter(tensors)
         self._copy(tensors)
         return [self.copies[id(tensor)][-1][1] for tensor in tensors]
+
+    def want(self, tensors: Iterable[Tensor], position: int) -> None:
+        """Keep what a chosen module takes at this position, or gives before it, though it may have been let go of."""
+        assert self.keeper is not None
+        for tensor in tensors:
+            if is_trained_leaf(tensor):
+                self.keeper.choose_leaf(tensor)
+            if (found := self.keeper.want(tensor)) is not None:
+                stand_in, numbers = found
+                self.copies.setdefault(id(stand_in), []).append((position, numbers))
 
     def version(self, tensor: Tensor) -> Version:
         """The tensor as it is now, whatever overwrites it later; it may be one that no operation has met."""

@@ -33,12 +33,12 @@ class Ties:
         if keeper is None or not (keeper.pending or keeper.late or self.written):
             return
         with torch._C.DisableTorchFunction():
-            for node, stand_in, output_nr, position in keeper.settle(between):
-                self._tie(node, stand_in, output_nr, position)
-            # Without gradients an `autograd.Function` may be running forward: what it writes to (`mark_dirty`) gets its
-            # node when it has ended.
+            # First, for it knows which nodes a write has given to views. But without gradients an `autograd.Function`
+            # may be running forward: what it writes to (`mark_dirty`) gets its node when it has ended.
             if between and self.written and torch.is_grad_enabled():
                 self.sweep()
+            for node, stand_in, output_nr, position in keeper.settle(between):
+                self._tie(node, stand_in, output_nr, position)
 
     def sweep(self) -> None:
         """Tie each new operation to the autograd node of its output."""

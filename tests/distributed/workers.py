@@ -5,9 +5,9 @@ many tests.
 """
 
 import pickle
-import socket
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import distributed as dist
@@ -18,25 +18,28 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import chainrule
+from chainrule import statistics
 from chainrule.errors import ChainruleWarning, MissingError
 from chainrule.runs import Run
 from chainrule.shards import own_part
+from chainrule.watching import together
 
 SAMPLES, STEPS = 24, 5
 
 
 def start(ranks, work, folder: Path):
     """Run `work(rank, ranks, folder)` in so many real processes; gives what each returned."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    multiprocessing.spawn(_rank, args=(ranks, work, str(folder), address), nprocs=ranks)
+    # Served from here, the port is taken from the first moment on: one that was only found to be free might be another
+    # test run's when the ranks come, seconds later, and they would meet the ranks of that one.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    multiprocessing.spawn(_rank, args=(ranks, work, str(folder), store.port), nprocs=ranks)
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(ranks)]
 
 
-def _rank(rank, ranks, work, folder, address):
+def _rank(rank, ranks, work, folder, port):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
+    store = dist.TCPStore("127.0.0.1", port, ranks, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     found = work(rank, ranks, Path(folder))
     dist.barrier()
     dist.destroy_process_group()
@@ -266,10 +269,13 @@ def _missing(rank, ranks):
 
 
 def watched(rank, ranks, folder, name, steps=STEPS, wrap=DDP, before=lambda watch, step: None, **options):
-    """Train and watch; gives the warnings and the parameters."""
+    """Train and watch; gives the warnings and the parameters.
+
+    Nothing is told by a sample: a rank that holds a part of a parameter would look at other numbers than one process.
+    """
     model = wrap(built()) if wrap else built()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as said, mock.patch.object(statistics, "PART", 2**14):
         warnings.simplefilter("always", ChainruleWarning)
         with chainrule.watch(model, optimizer, every=2, to=folder / f"{name}.db", **options) as watch:
             for step in range(steps):
@@ -304,10 +310,8 @@ def _watch_failed(rank, ranks, folder):
 def _watch_alone(rank, ranks, folder):
     """Rank 1 does not watch, as where a script says `if rank == 0`."""
     if rank == 0:
-        from chainrule.watching import together
-
-        together.PATIENCE = 0.2
-        return watched(rank, ranks, folder, "alone")
+        with mock.patch.object(together, "PATIENCE", 0.2):  # for this watch alone
+            return watched(rank, ranks, folder, "alone")
     model = DDP(built())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(STEPS):

@@ -4,6 +4,7 @@ import copy
 import sys
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -48,9 +49,32 @@ def train(model, optimizer, steps, after=lambda: None):
     return losses
 
 
+def compiled_module(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_method(model):
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_function(model):
+    return torch.compile(lambda x: model(x), backend="eager")
+
+
+COMPILED = (compiled_module, compiled_method, compiled_function)
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "run.db"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled():
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +175,10 @@ def test_a_loss_that_is_a_module_changes_no_name(path):
     assert set(watched(path)[1]) == {name for name, _ in model.named_parameters()}
 
 
-def test_what_runs_between_two_steps_is_not_recorded(path, monkeypatch):
+@pytest.mark.parametrize("compiled", [None, *COMPILED])
+def test_what_runs_between_two_steps_is_not_recorded(path, monkeypatch, compiled):
     model, optimizer = built()
+    run = compiled(model) if compiled else model
     recorded = []
     real = watcher.facts_of
     monkeypatch.setattr(watcher, "facts_of", lambda graph, around: recorded.append(graph) or real(graph, around))
@@ -160,15 +186,17 @@ def test_what_runs_between_two_steps_is_not_recorded(path, monkeypatch):
     def evaluate():
         model.eval()
         with torch.no_grad():
-            model(X)
-        model(X)
+            run(X)
+        run(X)
         (X * 2).sum()
         model.train()
 
     with chainrule.watch(model, optimizer, to=path):
-        train(model, optimizer, 3, evaluate)
-    assert [len(graph.modules) for graph in recorded] == [4, 4, 4]
+        train(run, optimizer, 4, evaluate)
+    assert {len(graph.modules) for graph in recorded} == {5 if compiled is compiled_module else 4}
     assert len({len(graph.operations) for graph in recorded}) == 1
+    assert not any(operation.name.startswith("aten.mul") for graph in recorded for operation in graph.operations)
+    assert len(recorded) == (3 if compiled is compiled_function else 4)  # it is not known to be one before it has run
 
 
 def test_a_model_that_is_trained_in_eval_mode(path):
@@ -556,24 +584,9 @@ def test_of_large_tensors_figures_are_taken_while_the_step_runs(path):
 # -- compiled code ----------------------------------------------------------------------------------------------------
 
 
-def compiled_module(model):
-    return torch.compile(model, backend="eager")
-
-
-def compiled_method(model):
-    model.compile(backend="eager")
-    return model
-
-
-def compiled_function(model):
-    return torch.compile(lambda x: model(x), backend="eager")
-
-
-@pytest.mark.parametrize("compiled", [compiled_module, compiled_method, compiled_function])
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("given", [True, False])
 def test_compiled_models(path, compiled, given):
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     losses = {}
     for watched in (False, True):
         model, optimizer = built()
@@ -591,3 +604,34 @@ def test_compiled_models(path, compiled, given):
     with runs.open(path) as found:
         assert {facts.step for facts in found.steps()} >= {3, 6}
         assert {each.name for each in found.tensors("parameter gradient")} == {n for n, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_step_is_told_the_same_whatever_else_was_compiled_in_the_process(tmp_path, closure):
+    def told(name):
+        model, optimizer = built()
+
+        def backward(x):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), Y)
+            loss.backward()
+            return loss
+
+        with chainrule.watch(model, optimizer, to=tmp_path / name) as watch:
+            for step in range(3):
+                x = X * (step + 1)
+                if step == 1:
+                    watch.record_next()
+                if closure:
+                    optimizer.step(partial(backward, x))
+                else:
+                    backward(x)
+                    optimizer.step()
+        with runs.open(tmp_path / name) as run:
+            (full,) = run.recordings().values()
+            assert chainrule.load(full.file).is_whole
+            return {(t.kind, t.name): run.series(t.kind, t.name).statistics for t in run.tensors()}
+
+    before = told("before.db")
+    torch.compile(lambda x: x + 1, backend="eager")(X)
+    assert told("after.db") == before

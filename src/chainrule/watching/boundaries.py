@@ -2,8 +2,10 @@
 
 Between the watched steps there is nothing but two calls for each optimizer's step. The recording begins with the first
 training forward pass rather than where the step before ended, so that what lies between (loading data, evaluating)
-costs nothing and fills no memory; only where code was compiled, whose hooks PyTorch would have to compile anew, does it
-begin right away. Nothing that happens here reaches the training: see `watch._harmless`.
+costs nothing and fills no memory. Only where code was compiled does it begin right away, for PyTorch would have to
+compile the hooks too, and a recording that begins inside of compiled code would not outlast it; then what came before
+the forward pass is let go of again, so that a step is told the same whatever was compiled in the process.
+Nothing that happens here reaches the training: see `watch._harmless`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ class Boundaries:
     """Calls `begin(module, args)`, `stepping(optimizer, with_closure)` and `end()` at a training step's boundaries.
 
     `wanted()` tells whether the step that comes next is to be recorded. `begin` is called with the module whose forward
-    pass is about to run, or with None; `within` where it was called only inside an optimizer's step, whose closure runs
-    the forward pass. `lost()` is called where no optimizer ever steps. `guard` runs each of them.
+    pass is about to run, or with None; called again before `end`, it begins anew. `within` where it was called only
+    inside an optimizer's step, whose closure runs the forward pass. `lost()` is called where no optimizer ever steps.
+    `guard` runs each of them.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Boundaries:
         self._first: nn.Module | None = None
         self._passes = 0
         self._recording = False
+        self._early = False  # it was begun before the step's own beginning, which is still waited for
         self._wrapped = False  # a module that torch.compile made was met
         self._any_mode = False  # models in eval mode are trained here
         self._before = register_optimizer_step_pre_hook(self._before_step)
@@ -83,17 +87,17 @@ class Boundaries:
         self.disarm()
         if self.off or not self._wanted():
             return
-        self._before.remove()
-        self._before = register_optimizer_step_pre_hook(self._before_step)  # the last, which alone may add others
         if self._compiled():
             self._open(None, None)
-        else:
-            self._members = {id(module) for model in self._models for module in model.modules()}
-            self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
+            self._early = True
+        self._before.remove()
+        self._before = register_optimizer_step_pre_hook(self._before_step)  # the last, which alone may add others
+        self._members = {id(module) for model in self._models for module in model.modules()}
+        self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
 
     def disarm(self) -> None:
         """Wait no longer."""
-        self._recording = False
+        self._recording = self._early = False
         if self._forward is not None:
             self._forward.remove()
             self._forward = None
@@ -102,7 +106,7 @@ class Boundaries:
         # First of all, so that a compiler that traces its way in here goes back at once.
         if torch.compiler.is_compiling() or self.off or threading.get_ident() != self._thread:
             return
-        if not self._recording:
+        if self._waits:
             compiled = getattr(module, "_orig_mod", None)  # of torch.compile, whose own call is not compiled
             self._wrapped = self._wrapped or compiled is not None
             mine = not self._members or id(module) in self._members or id(compiled) in self._members
@@ -115,8 +119,13 @@ class Boundaries:
                 self.disarm()
                 self._guard(self._lost)
 
+    @property
+    def _waits(self) -> bool:
+        """Whether the step has not begun yet."""
+        return not self._recording or self._early
+
     def _open(self, module: nn.Module | None, args: Any) -> None:
-        self._recording = True
+        self._recording, self._early = True, False
         self._guard(self._begin, module, args)
 
     def _compiled(self) -> bool:
@@ -141,7 +150,7 @@ class Boundaries:
         self._outermost = optimizer
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         self._guard(self._stepping, optimizer, closure is not None)
-        if closure is not None and self._forward is not None and not self._recording:
+        if closure is not None and self._forward is not None and self._waits:
             self._open(None, None)  # the forward pass will run inside the step
             self._guard(self._within, optimizer, args, kwargs)
         # PyTorch walks through the hooks while it calls them, and only the last may add or remove any, as opening and
@@ -161,8 +170,9 @@ class Boundaries:
 
     def finish(self) -> None:
         """The training step is over; the next one begins."""
-        if self._forward is not None and not self._recording:
-            self._any_mode = True  # it was waited for, and no module in training mode ran
-        self._recording = False
+        # It was waited for, and no module in training mode ran; unless it did so in code that was compiled meanwhile.
+        if self._forward is not None and self._waits and (self._early or not self._compiled()):
+            self._any_mode = True
+        self._recording = self._early = False
         self._guard(self._end)
         self.arm()

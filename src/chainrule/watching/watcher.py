@@ -208,6 +208,7 @@ class watch:  # noqa: N801 (read as a verb)
         return due or (self._full is not None and not self._together.active)
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
+        self._leave()  # of what came before the step, if that is recorded
         self._together.call()
         if not self._together.leads:
             self._full = None  # one rank's numbers are enough to look at
