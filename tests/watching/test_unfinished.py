@@ -271,11 +271,28 @@ def an_evaluation(model, optimizer, x, y, broken):
     return False
 
 
+def a_rollout_with_masked_actions(model, optimizer, x, y, broken):
+    if not broken:
+        return update(F.cross_entropy(model(x), y), optimizer)
+    torch.distributions.Categorical(logits=model(x) + torch.tensor([0.0, 0.0, -torch.inf])).sample()
+    (torch.zeros(3) / 0).sum()
+    return False
+
+
 def a_shape_that_does_not_fit(model, optimizer, x, y, broken):
     return update(F.cross_entropy(model(x[:, :3] if broken else x), y), optimizer)
 
 
-@pytest.mark.parametrize("step", [forward_alone, without_the_update, an_evaluation, a_shape_that_does_not_fit])
+@pytest.mark.parametrize(
+    "step",
+    [
+        forward_alone,
+        without_the_update,
+        an_evaluation,
+        a_rollout_with_masked_actions,
+        a_shape_that_does_not_fit,
+    ],
+)
 @pytest.mark.parametrize("at", [1, 5])
 @pytest.mark.parametrize("full_every", [None, 5])
 def test_a_healthy_run_that_ends_in_the_middle(step, at, full_every):

@@ -70,21 +70,23 @@ class Births:
                     self.infinite.append(leaf)
         inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
         for out in operation.outputs:
-            made = values[out] if out is not None else None
-            if made is None or made.data is None or case.measures.finite(made.data):
+            if out is None or not self._is_lost(values[out]):
                 continue
+            made = values[out]
             if inherited is not None:
                 inherited.passed_on.append(made.index)
                 self.of[made.index] = inherited
-            elif on_purpose(operation) or self._met_unkept(operands):
-                continue
+            elif made.data is None or on_purpose(operation) or any(map(self._is_lost_unkept, operands)):
+                continue  # what was not kept is asked by its figures, see `origin`
             elif _makes(case, made.data, [each.data for each in operands]):
                 self._born(made, operation)
 
-    def _met_unkept(self, operands: list[Value]) -> bool:
-        """Whether one whose numbers were not kept held what is not finite already: see `origin`, by statistics."""
-        figures = (self.case.statistics(each.index) for each in operands if each.data is None)
-        return any(known is not None and known.not_finite for known in figures)
+    def _is_lost(self, value: Value) -> bool:
+        return not self.case.measures.finite(value.data) or self._is_lost_unkept(value)
+
+    def _is_lost_unkept(self, value: Value) -> bool:
+        known = self.case.statistics(value.index) if value.data is None else None
+        return known is not None and known.not_finite > 0
 
     def _is_gradient(self, leaf: Value, data: Tensor) -> bool:
         """Whether it is what backward left in a parameter's `.grad`, as whatever clips it reads it: not born before.
@@ -127,20 +129,23 @@ class Births:
         In an unfinished step only what reached a loss or a gradient counts: what else ran in it (an evaluation, say) is
         not known to be of the training.
         """
-        if self.bad_losses and self.infinite and not self.births:
+        losses = [loss for loss in self.bad_losses if self.case.is_loss(loss)]  # masked scores are infinite on purpose
+        if losses and self.infinite and not self.births:
             self._born(self.infinite[0], None)
         reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
         if not reached:
-            return self.births[:1] if self.harmful or not self.case.unfinished else []
+            return self.births[:1] if self._gradients_lost or not self.case.unfinished else []
         before = self.case.graph.made_of([reached[0].value.index])
         return [*[birth for birth in self.births if birth.value.index in before][:1], *reached]
 
     @property
     def harmful(self) -> bool:
         """Whether what is not finite reaches the loss or a parameter's gradient."""
-        return bool(self.bad_losses) or not all(
-            self.case.measures.finite(each.grad) for each in self.case.graph.parameters.values()
-        )
+        return bool(self.bad_losses) or self._gradients_lost
+
+    @property
+    def _gradients_lost(self) -> bool:
+        return not all(self.case.measures.finite(each.grad) for each in self.case.graph.parameters.values())
 
 
 def births_of(case: Case) -> Births:

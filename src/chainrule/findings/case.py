@@ -122,12 +122,17 @@ class Case:
         begun = [each.loss for each in self.graph.backwards if each.loss is not None]
         return tuple(dict.fromkeys([*begun, *(self._ends() if self.unfinished else ())]))
 
+    def is_loss(self, value: int) -> bool:
+        """Whether a backward pass began from it, or one could as from a loss: it is one number."""
+        begun = any(each.loss == value for each in self.graph.backwards)
+        return begun or math.prod(self.graph.values[value].shape) == 1
+
     def _ends(self) -> list[int]:
         """The results that a gradient could begin from, as none passes on from them: of one element, and the last."""
         passing = [operation for operation in self.graph.operations if self._hands_on(operation)]
         passed = {value for operation in passing for _, _, value in references(operation.arguments)}
         ends = [out for operation in passing for out in self._learning(operation.outputs) if out not in passed]
-        return [out for out in ends if math.prod(self.graph.values[out].shape) == 1 or out == ends[-1]]
+        return [out for out in ends if self.is_loss(out) or out == ends[-1]]
 
     def _hands_on(self, operation: Operation) -> bool:
         """Whether what was called gave a result that a gradient passes; `isfinite(loss)`, say, only works with some."""

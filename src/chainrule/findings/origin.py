@@ -354,11 +354,12 @@ def _passed_on(case: Case, history: Births, birth: Birth) -> Iterator[str]:
 def _reached(case: Case, loss: int) -> str:
     """That it came as far as the loss; or, where an unfinished step has none yet, as far as the step did."""
     name, data = case.name(loss), case.graph.values[loss].data
+    if not case.is_loss(loss):
+        return f"The step came as far as {name}, which holds it."
+    told = "holds it"
     if data is not None and data.numel() == 1:
-        return f"The loss {name} is {number(dense(data).reshape(-1)[0].item())}, and PyTorch raises nothing."
-    if loss in {backward.loss for backward in case.graph.backwards}:
-        return f"The loss {name} holds it, and PyTorch raises nothing."
-    return f"The step came as far as {name}, which holds it."
+        told = f"is {number(dense(data).reshape(-1)[0].item())}"
+    return f"The loss {name} {told}, and PyTorch raises nothing."
 
 
 # -- backward ----------------------------------------------------------------------------------------------------------
