@@ -56,3 +56,9 @@ class SilenceError(ChainruleError, ValueError):
 
 class ChainruleWarning(UserWarning):
     """What a watch has to say that must not stop the training."""
+
+
+def brief(error: BaseException) -> str:
+    """An error of any kind in part of a line."""
+    said = str(error).splitlines()
+    return f"{type(error).__name__}: {said[0]}"[:200] if said else type(error).__name__

@@ -9,7 +9,7 @@ is what autograd wrote down to go back through that operation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -337,6 +337,19 @@ class Graph:
     notes: tuple[str, ...] = field(default=())
     reducers: tuple[Reducer, ...] = ()
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
+
+    def made_of(self, values: Iterable[int]) -> set[int]:
+        """The values that these were computed from, whatever came between."""
+        found: set[int] = set()
+        waiting = list(values)
+        while waiting:
+            made_by = self.values[waiting.pop()].operation
+            given = () if made_by is None else references(self.operations[made_by].arguments)
+            for _, _, value in given:
+                if value not in found:
+                    found.add(value)
+                    waiting.append(value)
+        return found
 
     def sent(self, parameter: Parameter) -> torch.Tensor | None:
         """What the backward passes of this process left in `.grad`, before other ranks' gradients were mixed in."""

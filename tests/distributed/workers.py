@@ -4,8 +4,10 @@ A process leaves what it found as a pickle in the folder of the test; starting o
 many tests.
 """
 
+import math
 import pickle
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -332,6 +334,27 @@ def _watch_nan(rank, ranks, folder):
             if step == 1 and rank == 1:
                 x[0, 0] = float("nan")
             step_of(model, optimizer, x, y)
+
+
+def leave_one_by_one(rank, ranks, folder):
+    """Each training ends in the middle of a step; rank 1 lets go of its watch when rank 0 has."""
+    store = dist.distributed_c10d._get_default_store()
+    for name, wrap in (("alone", lambda model: model), ("replicated", DDP), ("sharded", sharded)):
+        model = wrap(built())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        watch = chainrule.watch(model, optimizer, to=folder / f"{name}.db")
+        for step in range(4):
+            x, y = data(step, rank, ranks)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x * math.nan if step == 3 else x), y)
+            if step < 3:
+                loss.backward()
+                optimizer.step()
+        if rank == 1:
+            store.wait([name], timedelta(seconds=60))
+        watch.close()
+        if rank == 0:
+            store.set(name, "looked")
 
 
 def watch_many(rank, ranks, folder):

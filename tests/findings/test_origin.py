@@ -175,6 +175,29 @@ def test_what_the_data_brought_in_is_not_blamed_on_an_operation(x):
     assert finding.evidence[0] == "1 of 2 elements: data[1]."
 
 
+def test_a_gradient_that_is_clipped_was_not_there_before_the_step():
+    w = leaf(0.0, 4.0)
+
+    def step():
+        (w.sqrt() * 0).sum().backward()  # 0 times infinity
+        torch.nn.utils.clip_grad_norm_([w], 1.0)
+
+    (finding,) = born(step, w=w)
+    assert finding.id == "non-finite-backward"
+
+
+def test_what_led_to_no_gradient_is_told_as_such():
+    w = leaf(1.0, 2.0)
+
+    def step():
+        (w * 2).sum().backward()
+        (w - 4).log()
+
+    (finding,) = born(step, w=w)
+    assert finding.severity == "warning"
+    assert finding.evidence[-1] == "Neither a loss that a backward pass began from nor a parameter's gradient holds it."
+
+
 @pytest.fixture
 def fresh_memory_is_nan(monkeypatch):
     """What memory holds before anything is written to it is chance; here it is NaN."""

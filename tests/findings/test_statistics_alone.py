@@ -95,3 +95,11 @@ def test_a_gradient_that_is_not_finite():
     finding = found_in(layers(1), loss=lambda output: (output - output.detach()).square().sqrt().mean())
     assert "sqrt" in finding["non-finite-backward"].sentence
     assert "non-finite-forward" not in finding
+
+
+def test_a_small_result_of_what_was_not_kept_is_not_where_it_was_born():
+    found = found_in(layers(2), loss=lambda output: output.log().square().mean())
+    assert found["non-finite-forward"].text == (
+        "log makes numbers that are not finite of finite numbers, first of all.",
+    )
+    assert "non-finite-backward" not in found

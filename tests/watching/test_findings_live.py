@@ -84,7 +84,7 @@ class Hidden(torch.autograd.Function):
         return g
 
 
-def break_at(step, watched, **options):
+def break_at(step, watched, stop_at_nan=False, **options):
     """Train for eight steps, with NaN from one of them on; gives the parameters and buffers at the end."""
     torch.manual_seed(0)
     model = Breaks()
@@ -96,7 +96,10 @@ def break_at(step, watched, **options):
         scale = torch.full((128, 1), 2.0)
         scale[3] = -1.0 if number == step else 2.0
         optimizer.zero_grad()
-        F.cross_entropy(model(x, scale), y).backward()
+        loss = F.cross_entropy(model(x, scale), y)
+        if stop_at_nan and loss.isnan():
+            break
+        loss.backward()
         optimizer.step()
     if watch is not None:
         watch.close()
@@ -118,6 +121,18 @@ def test_the_step_in_which_nan_was_born_is_played_again_with_all_its_numbers(tmp
     assert recording["log"].data.isnan().sum() == 1
     assert all(each.before.isfinite().all() for each in recording.parameters.values())
     assert "non-finite-forward" in {found.id for found in recording.findings()}
+
+
+@pytest.mark.parametrize("full_every", [None, 1])
+def test_a_step_that_was_left_because_of_nan_is_kept_in_full(tmp_path, full_every):
+    path = tmp_path / "run.db"
+    break_at(6, True, stop_at_nan=True, to=path, on_finding=True, full_every=full_every)
+    with runs.open(path) as run:
+        recorded = run.recordings()[6]
+    recording = chainrule.load(recorded.file)
+    assert recording["log"].data.isnan().sum() == 1
+    assert recording["drop"].data.isfinite().all()
+    assert all(each.before.isfinite().all() for each in recording.parameters.values())
 
 
 def test_where_a_step_cannot_be_played_again_the_next_one_is_recorded(tmp_path):

@@ -49,16 +49,19 @@ def findings(
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
     measures: Measures | None = None,
+    unfinished: bool = False,
 ) -> tuple[Finding, ...]:
     """All findings of one step: errors first, then warnings, then notes; each group in the order of the step.
 
     `measures` are the figures of its tensors, where others ask for them too. Without a derivation, or where a value's
-    numbers were not kept, the checks that need them are left out. Raises SilenceError for an id in `silence` that no
-    kind of finding has.
+    numbers were not kept, the checks that need them are left out. Of an `unfinished` step, which never came to its
+    update, only kinds that hold all the same are looked for. Raises SilenceError for an id in `silence` that no kind of
+    finding has.
     """
     silent = check_silence(silence)
-    case = Case(graph, derivation, notation, check_thresholds(thresholds), measures)
-    found = (finding for kind in _kinds() for check in kind.step_checks for finding in check(case))
+    case = Case(graph, derivation, notation, check_thresholds(thresholds), measures, unfinished)
+    kinds = (kind for kind in _kinds() if kind.unfinished or not unfinished)
+    found = (finding for kind in kinds for check in kind.step_checks for finding in check(case))
     return in_order(finding for finding in found if finding.id not in silent)
 
 
@@ -67,14 +70,16 @@ def findings_over_time(
     step_findings: Mapping[int, Sequence[Finding]],
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
+    unfinished: int | None = None,
 ) -> tuple[Finding, ...]:
     """All findings of a run: what its course shows, and what single steps showed, with the step since which it holds.
 
-    `step_findings` gives, for every step that was examined, what was found there (nothing is said by an empty one).
+    `step_findings` gives, for every step that was examined, what was found there (nothing is said by an empty one);
+    `unfinished` is the step among them, if any, that never came to its update.
     Raises SilenceError for an id in `silence` that no kind of finding has.
     """
     silent = check_silence(silence)
-    run = Run(history, step_findings, check_thresholds(thresholds))
+    run = Run(history, step_findings, check_thresholds(thresholds), unfinished)
     return in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from chainrule.findings.case import TRANSPARENT, Case, base_of, dense, floating
+from chainrule.findings.case import TRANSPARENT, Case, base_of, dense, floating, kept
 from chainrule.graph import Graph, Operation, Ref, Value, references
 
 COLLECTIVES = ("fsdp.", "c10d.")  # whose results other ranks fill
@@ -51,18 +52,17 @@ class Births:
         self._buffers = _buffers_of_shards(graph)
         for operation in graph.operations:
             self._read(operation)
-        losses = [b.loss for b in graph.backwards if b.loss is not None]
-        self.bad_losses = [loss for loss in losses if not self.case.measures.finite(graph.values[loss].data)]
+        self.bad_losses = [loss for loss in self.case.losses if not self.case.measures.finite(graph.values[loss].data)]
         self.first = self._first()
 
     def _read(self, operation: Operation) -> None:
         case, values = self.case, self.case.graph.values
         operands = [values[index] for _, _, index in references(operation.arguments)]
         for leaf in operands:
-            if leaf.index in self._buffers:
+            if leaf.index in self._buffers or leaf.operation is not None or leaf.index in self.of:
                 continue
-            if leaf.operation is None and leaf.index not in self.of and leaf.data is not None and floating(leaf.data):
-                if case.measures.finite(leaf.data) or not self._is_read(leaf.index):
+            if leaf.data is not None and not case.measures.finite(leaf.data):
+                if self._is_gradient(leaf, leaf.data) or not self._is_read(leaf.index):
                     continue
                 if dense(leaf.data).isnan().any():
                     self._born(leaf, None)
@@ -70,14 +70,32 @@ class Births:
                     self.infinite.append(leaf)
         inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
         for out in operation.outputs:
-            made = values[out] if out is not None else None
-            if made is None or made.data is None or case.measures.finite(made.data):
+            if out is None or not self._is_lost(values[out]):
                 continue
+            made = values[out]
             if inherited is not None:
                 inherited.passed_on.append(made.index)
                 self.of[made.index] = inherited
-            elif not on_purpose(operation) and _makes(case, made.data, [each.data for each in operands]):
+            elif made.data is None or on_purpose(operation) or any(map(self._is_lost_unkept, operands)):
+                continue  # what was not kept is asked by its figures, see `origin`
+            elif _makes(case, made.data, [each.data for each in operands]):
                 self._born(made, operation)
+
+    def _is_lost(self, value: Value) -> bool:
+        return not self.case.measures.finite(value.data) or self._is_lost_unkept(value)
+
+    def _is_lost_unkept(self, value: Value) -> bool:
+        known = self.case.statistics(value.index) if value.data is None else None
+        return known is not None and known.not_finite > 0
+
+    def _is_gradient(self, leaf: Value, data: Tensor) -> bool:
+        """Whether it is what backward left in a parameter's `.grad`, as whatever clips it reads it: not born before.
+
+        The gradient of a factor is the other one, number for number, so what a loss was made of is none.
+        """
+        known = (each.grad for each in self.case.graph.parameters.values() if each.shape == leaf.shape)
+        same = any(kept(each) and _are_same(dense(each), dense(data)) for each in known)
+        return same and leaf.index not in self.case.graph.made_of(self.case.losses)
 
     def _is_read(self, leaf: int) -> bool:
         """Whether any operation takes its numbers: a new parameter holds anything until it is initialised."""
@@ -106,33 +124,28 @@ class Births:
         self.of[value.index] = birth
 
     def _first(self) -> list[Birth]:
-        """The first of all, and the one that the loss goes back to, where that is another."""
-        if self.bad_losses and self.infinite and not self.births:
+        """The first of all, and the one that the loss goes back to, where that is another.
+
+        In an unfinished step only what reached a loss or a gradient counts: what else ran in it (an evaluation, say) is
+        not known to be of the training.
+        """
+        losses = [loss for loss in self.bad_losses if self.case.is_loss(loss)]  # masked scores are infinite on purpose
+        if losses and self.infinite and not self.births:
             self._born(self.infinite[0], None)
         reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
         if not reached:
-            return self.births[:1]
-        led_to = [birth for birth in self.births if birth.value.index in self._before(reached[0])]
-        return [*led_to[:1], *reached]
-
-    def _before(self, birth: Birth) -> set[int]:
-        """The values that the operands of a birth were computed from."""
-        found: set[int] = set()
-        waiting = [] if birth.operation is None else [birth.operation]
-        while waiting:
-            for _, _, index in references(waiting.pop().arguments):
-                made_by = self.case.graph.values[index].operation
-                if index not in found:
-                    found.add(index)
-                    waiting += [] if made_by is None else [self.case.graph.operations[made_by]]
-        return found
+            return self.births[:1] if self._gradients_lost or not self.case.unfinished else []
+        before = self.case.graph.made_of([reached[0].value.index])
+        return [*[birth for birth in self.births if birth.value.index in before][:1], *reached]
 
     @property
     def harmful(self) -> bool:
         """Whether what is not finite reaches the loss or a parameter's gradient."""
-        return bool(self.bad_losses) or not all(
-            self.case.measures.finite(each.grad) for each in self.case.graph.parameters.values()
-        )
+        return bool(self.bad_losses) or self._gradients_lost
+
+    @property
+    def _gradients_lost(self) -> bool:
+        return not all(self.case.measures.finite(each.grad) for each in self.case.graph.parameters.values())
 
 
 def births_of(case: Case) -> Births:
@@ -141,6 +154,11 @@ def births_of(case: Case) -> Births:
         case.worked_out["births"] = Births(case)
     known: Births = case.worked_out["births"]
     return known
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN for NaN."""
+    return one.dtype == other.dtype and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _makes(case: Case, made: Tensor, operands: list[Tensor | None]) -> bool:
@@ -166,9 +184,12 @@ def _buffers_of_shards(graph: Graph) -> set[int]:
 
 
 def on_purpose(operation: Operation) -> bool:
-    """Masks are filled with infinity by hand, and fresh memory, or what other ranks are yet to fill, holds anything."""
+    """Masks are filled with infinity by hand, and fresh memory, or what other ranks are yet to fill, holds anything.
+
+    FSDP2 looks at such memory through `as_strided`, which makes no numbers of its own.
+    """
     given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
-    return bool(given) or "empty" in operation.name or operation.name.startswith(COLLECTIVES)
+    return bool(given) or "empty" in operation.name or operation.name.startswith((*COLLECTIVES, "aten.as_strided."))
 
 
 def _scalars(tree: Any) -> Iterator[Any]:

@@ -6,7 +6,8 @@ statistics is asked of them (`statistics`), and a check that needs the numbers l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
 from typing import Any, TypeGuard
 
@@ -42,7 +43,9 @@ class Case:
         notation: Notation,
         thresholds: Thresholds | None = None,
         measures: Measures | None = None,
+        unfinished: bool = False,
     ) -> None:
+        self.unfinished = unfinished
         self.graph = graph
         self.derivation = derivation
         self.notation = notation
@@ -112,6 +115,32 @@ class Case:
                 break
             value = given
         return value
+
+    @cached_property
+    def losses(self) -> tuple[int, ...]:
+        """What backward passes began from; of an unfinished step also what its forward pass had come to."""
+        begun = [each.loss for each in self.graph.backwards if each.loss is not None]
+        return tuple(dict.fromkeys([*begun, *(self._ends() if self.unfinished else ())]))
+
+    def is_loss(self, value: int) -> bool:
+        """Whether a backward pass began from it, or one could as from a loss: it is one number."""
+        begun = any(each.loss == value for each in self.graph.backwards)
+        return begun or math.prod(self.graph.values[value].shape) == 1
+
+    def _ends(self) -> list[int]:
+        """The results that a gradient could begin from, as none passes on from them: of one element, and the last."""
+        passing = [operation for operation in self.graph.operations if self._hands_on(operation)]
+        passed = {value for operation in passing for _, _, value in references(operation.arguments)}
+        ends = [out for operation in passing for out in self._learning(operation.outputs) if out not in passed]
+        return [out for out in ends if self.is_loss(out) or out == ends[-1]]
+
+    def _hands_on(self, operation: Operation) -> bool:
+        """Whether what was called gave a result that a gradient passes; `isfinite(loss)`, say, only works with some."""
+        given = operation.outputs if operation.call is None else self.graph.calls[operation.call].outputs
+        return bool(self._learning(given))
+
+    def _learning(self, values: Iterable[int | None]) -> list[int]:
+        return [value for value in values if value is not None and self.graph.values[value].requires_grad]
 
     def is_data(self, value: int) -> bool:
         """Whether it came from outside, or was made of such values alone: no parameter had a part in it."""

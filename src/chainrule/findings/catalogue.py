@@ -60,7 +60,8 @@ def _entry(kind: Kind) -> Iterator[str]:
 def _severity(kind: Kind) -> str:
     looks = "across ranks" if kind.across_ranks else "in one step and over time" if kind.step_checks else "over time"
     lasting = f"; over time once it has held at {kind.lasts} examined steps" if kind.lasts > 1 else ""
-    return f"{kind.severity.capitalize()}, {looks}{lasting}."
+    unfinished = "; also in a step that never came to its update" if kind.unfinished else ""
+    return f"{kind.severity.capitalize()}, {looks}{lasting}{unfinished}."
 
 
 def _thresholds() -> Iterator[str]:

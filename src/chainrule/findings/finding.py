@@ -83,7 +83,9 @@ class Kind:
 
     `what` is found, `why` it matters, what to try (`advice`), the `thresholds` (fields of `Thresholds`) that decide,
     and the `source` that they follow. In a run, what a single step shows is told as more than a note only where it
-    held for `lasts` examined steps in a row up to the last one; with `lasts` 1 it is told whenever it was seen.
+    held for `lasts` examined steps in a row up to the last one; with `lasts` 1 it is told whenever it was seen. What
+    is `unfinished` is also looked for in a step that never came to its update, where most others would say no more than
+    that.
     """
 
     id: str
@@ -95,6 +97,7 @@ class Kind:
     thresholds: tuple[str, ...] = ()
     source: str = ""
     lasts: int = 1
+    unfinished: bool = False
     across_ranks: bool = False  # asks the figures of every rank, see `findings.ranks`
     step_checks: list[StepCheck] = field(default_factory=list)
     run_checks: list[RunCheck] = field(default_factory=list)

@@ -64,6 +64,7 @@ FORWARD = Kind(
     advice="Keep its operand inside the range where the function is finite: clamp it, add an epsilon, or scale it down "
     "before.",
     source="IEEE 754: what 0 / 0, log of a negative number and inf - inf are",
+    unfinished=True,
 )
 BACKWARD = Kind(
     "non-finite-backward",
@@ -75,6 +76,7 @@ BACKWARD = Kind(
     advice="The derivative is not finite at this point: keep the operand away from it (a small epsilon inside a square "
     "root or a logarithm, or a clamp before it rather than after it).",
     source="the derivative of the operation, and 0 * inf = NaN",
+    unfinished=True,
 )
 
 
@@ -89,9 +91,10 @@ def _births_forward(case: Case) -> Iterator[Finding]:
 @FORWARD.in_step
 def _by_statistics(case: Case) -> Iterator[Finding]:
     """Where numbers were not kept: the first operation that gives what is not finite of operands that all are."""
+    reach = _reach_a_loss(case) if case.unfinished else None
     for operation in case.graph.operations:
         for out in operation.outputs:
-            if out is None or case.graph.values[out].data is not None:
+            if out is None or case.graph.values[out].data is not None or (reach is not None and out not in reach):
                 continue
             known = case.statistics(out)
             if known is None or not known.not_finite or on_purpose(operation):
@@ -109,6 +112,12 @@ def _by_statistics(case: Case) -> Iterator[Finding]:
             return
 
 
+def _reach_a_loss(case: Case) -> set[int]:
+    """The losses that are not finite, and what they were made of."""
+    lost = {loss for loss in case.losses if (known := case.statistics(loss)) is not None and known.not_finite}
+    return lost | case.graph.made_of(lost)
+
+
 @BACKWARD.in_step
 def _births_backward(case: Case) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite, with the operands that made it."""
@@ -121,7 +130,7 @@ def _backward_by_statistics(case: Case) -> Iterator[Finding]:
     """Without a derivation: the first operation back from the loss whose operand's gradient is not finite, and whose
     results' gradients all are.
     """
-    if case.derivation is not None or births_of(case).births or _all_gradients_are_finite(case):
+    if case.derivation is not None or births_of(case).births or _reach_a_loss(case) or _all_gradients_are_finite(case):
         return
     for operation in reversed(case.graph.operations):
         arrived = [case.statistics(out, gradient=True) for out in operation.outputs if out is not None]
@@ -234,6 +243,8 @@ def _told(case: Case, history: Births, birth: Birth) -> Finding:
         evidence = list(_evidence(case, birth.operation, birth.value))
         place, advice = birth.value.place or case.place(birth.operation), _advice(birth.operation)
     evidence += _passed_on(case, history, birth)
+    if not history.harmful:
+        evidence.append("Neither a loss that a backward pass began from nor a parameter's gradient holds it.")
     return FORWARD.found(
         case.name(birth.value.index),
         text,
@@ -331,20 +342,24 @@ def _overflow(result: Any, made: Tensor) -> str:
 
 def _passed_on(case: Case, history: Births, birth: Birth) -> Iterator[str]:
     """What only handed it on, as far as the loss."""
-    values = case.graph.values
     loss = next((each for each in history.bad_losses if history.of.get(each, birth) is birth), None)
     others = [each for each in birth.passed_on if each != loss]
     if others:
         names = list(dict.fromkeys(case.name(each) for each in others))
         yield f"Passed on, not made, by what came after: {listed(names)}."
     if loss is not None:
-        data = values[loss].data
-        told = (
-            f" is {number(dense(data).reshape(-1)[0].item())}"
-            if data is not None and data.numel() == 1
-            else " holds it"
-        )
-        yield f"The loss {case.name(loss)}{told}, and PyTorch raises nothing."
+        yield _reached(case, loss)
+
+
+def _reached(case: Case, loss: int) -> str:
+    """That it came as far as the loss; or, where an unfinished step has none yet, as far as the step did."""
+    name, data = case.name(loss), case.graph.values[loss].data
+    if not case.is_loss(loss):
+        return f"The step came as far as {name}, which holds it."
+    told = "holds it"
+    if data is not None and data.numel() == 1:
+        told = f"is {number(dense(data).reshape(-1)[0].item())}"
+    return f"The loss {name} {told}, and PyTorch raises nothing."
 
 
 # -- backward ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """A run under examination: what was watched over many steps, with the questions that several checks ask of it.
 
 What a single step showed is carried on from step to step. It holds *since* the first step of the last unbroken row of
-examined steps that show it; a step breaks the row only where the check could have run on it (`StepFacts.full`).
+examined steps that show it; a step breaks the row only where the check could have run on it (`StepFacts.full`), and one
+that was never finished breaks none.
 """
 
 from __future__ import annotations
@@ -51,8 +52,13 @@ class Run:
     """The run under examination."""
 
     def __init__(
-        self, history: History, step_findings: Mapping[int, Sequence[Finding]], thresholds: Thresholds
+        self,
+        history: History,
+        step_findings: Mapping[int, Sequence[Finding]],
+        thresholds: Thresholds,
+        unfinished: int | None = None,
     ) -> None:
+        self.unfinished = unfinished
         self.history = history
         self.step_findings = step_findings
         self.thresholds = thresholds
@@ -77,6 +83,7 @@ class Run:
         full = {each.step for each in self.steps if each.full}
         for at in self._seen.get(kind.id, {}).values():
             asked = [step for step in examined if step in full] if full >= set(at) else examined
+            asked = [step for step in asked if step != self.unfinished or step in at]
             last = asked.index(max(at))
             first = last
             while first and asked[first - 1] in at:

@@ -29,6 +29,7 @@ def document(run: Run) -> Document:
 def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
     if not steps:
         yield Paragraph(("No step has been watched yet.",))
+        yield from _findings(run)
         return
     began = datetime.fromtimestamp(run.began).strftime("%Y-%m-%d %H:%M")
     yield Paragraph(
@@ -44,10 +45,13 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
     skipped = sum(facts.skipped for facts in steps)
     if skipped:
         yield Paragraph((f"A GradScaler left out {skipped:,} steps, whose gradients were not finite.",), "note")
-    findings = run.findings()
-    if not findings:
+    if not run.findings():
         yield Paragraph(("Nothing was found to be unhealthy.",))
-    for found in findings:
+    yield from _findings(run)
+
+
+def _findings(run: Run) -> Iterator[Block]:
+    for found in run.findings():
         yield Paragraph((_found(found),), "note" if found.severity == "note" else "warning")
 
 

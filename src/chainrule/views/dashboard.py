@@ -90,10 +90,17 @@ class Lines:
             self._reading.take(facts, figures)
             of = f" of {self._total:,}" if self._total else ""
             self._say(self._reading.sentence().replace(",", f"{of},", 1) if of else self._reading.sentence())
+        self._tell(findings, f"at step {facts.step:,}")
+
+    def conclude(self, findings: Sequence[Found]) -> None:
+        """What was found when the training had ended."""
+        self._tell(findings)
+
+    def _tell(self, findings: Sequence[Found], when: str = "") -> None:
         for found in findings:
             if (found.id, found.where) not in self._said:
                 self._said.add((found.id, found.where))
-                self._say(f"{found.severity} at step {facts.step:,}: {found.text}")
+                self._say(f"{found.severity} {when or found.when}: {found.text}{_place(found)}")
 
     def _say(self, sentence: str) -> None:
         self._console.print(Text(f"chainrule: {printable(sentence)}"), soft_wrap=True)
@@ -119,6 +126,10 @@ class Dashboard:
     def report(self, facts: StepFacts, figures: Iterable[Figure], findings: Sequence[Found]) -> None:
         """One watched step."""
         self._reading.take(facts, figures)
+        self._findings = findings
+
+    def conclude(self, findings: Sequence[Found]) -> None:
+        """What was found when the training had ended."""
         self._findings = findings
 
     def __enter__(self) -> Self:
@@ -170,7 +181,12 @@ class Dashboard:
 
 def _finding(found: Found) -> Text:
     when = f" {found.when}" if found.when else ""
-    return Text.assemble((f"{found.severity}{when}: ", STYLES.get(found.severity, "")), printable(found.text))
+    told = printable(found.text + _place(found))
+    return Text.assemble((f"{found.severity}{when}: ", STYLES.get(found.severity, "")), told)
+
+
+def _place(found: Found) -> str:
+    return f" ({found.place})" if found.place else ""
 
 
 def sparkline(numbers: Sequence[float]) -> str:

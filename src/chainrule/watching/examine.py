@@ -6,6 +6,8 @@ as its graph is let go; of the course, as often as takes a small share of the tr
 finding, it only delays one: whatever it says, there is a look where a step shows something new that is more than a
 note, before any step is forgotten, and when the watch ends. What a later look does not see any more becomes a note,
 with the step until which it held: the course of ten steps may look worse than that of a hundred.
+
+A step that the watch ended in is no part of the course: only what was lost in it is asked for, see `Kind.unfinished`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Examiner:
         self._of_step: dict[int, Sequence[Finding]] = {}
         self._seen: set[tuple[str, str]] = set()  # what single steps have shown that is more than a note
         self._unseen = False  # there is a step that no look at the course has taken in
+        self._unfinished: int | None = None
         self._looked_at = 0  # the last step that a look at the course has taken in
         self._rest_until = 0.0
 
@@ -73,6 +76,21 @@ class Examiner:
             self._forget()
         return changed
 
+    def look_at_unfinished(
+        self, recording: Recording, facts: StepFacts, ending: str, measures: Measures, scaled: bool
+    ) -> None:
+        """Take in the step that the watch ended in, and how it did, for the last look.
+
+        A scaler makes gradients too large now and then, to leave that step out: where it has yet to, they say nothing.
+        """
+        shown = self._in_step(recording, facts, measures, unfinished=True)
+        told = [replace(each, evidence=(*each.evidence, ending)) for each in shown]
+        if scaled:
+            told = [each for each in told if each.id != "non-finite-backward"]
+        if told:
+            self._of_step[facts.step] = told
+            self._unfinished, self._unseen = facts.step, True
+
     def last_look(self) -> list[Found]:
         """When no more steps come: look once more, if any came since the last time."""
         self.fresh = ()
@@ -80,12 +98,13 @@ class Examiner:
 
     def _look_at_course(self) -> list[Found]:
         began = time.monotonic()
-        seen = [Found.of(each) for each in findings_over_time(self.history, self._of_step, **self._options)]
+        told = findings_over_time(self.history, self._of_step, unfinished=self._unfinished, **self._options)
+        seen = [Found.of(each) for each in told]
         changed = [found for found in (*seen, *self._gone(seen)) if self._found.get((found.id, found.where)) != found]
         self.fresh = tuple(found for found in changed if (found.id, found.where) not in self._found)
         self._found |= {(found.id, found.where): found for found in changed}
         self._unseen = False
-        self._looked_at = self.history.steps[-1].step
+        self._looked_at = self.history.steps[-1].step if self.history.steps else 0
         now = time.monotonic()
         self._rest_until = now + (now - began) / SHARE
         return changed
@@ -93,15 +112,19 @@ class Examiner:
     def _gone(self, seen: Iterable[Found]) -> Iterator[Found]:
         """What was more than a note, and is not seen any more though the steps that showed it are: it has passed."""
         there = {(found.id, found.where) for found in seen}
-        first = self.history.steps[0].step
+        first = self.history.steps[0].step if self.history.steps else 0
         for key, found in self._found.items():
             if key not in there and found.severity != "note" and found.since is not None and found.since >= first:
                 yield replace(found, severity="note", until=self._looked_at if found.until is None else found.until)
 
-    def _in_step(self, recording: Recording, facts: StepFacts, measures: Measures | None) -> Sequence[Finding]:
+    def _in_step(
+        self, recording: Recording, facts: StepFacts, measures: Measures | None, unfinished: bool = False
+    ) -> Sequence[Finding]:
         """What the step shows by itself; the checks that need its derivation only where it was recorded in full."""
         derivation = recording.derivation if facts.full and recording.is_whole else None
-        return findings(recording.graph, derivation, recording.notation, measures=measures, **self._options)
+        return findings(
+            recording.graph, derivation, recording.notation, measures=measures, unfinished=unfinished, **self._options
+        )
 
     def _remember(self, facts: StepFacts, figures: Iterable[Figure]) -> None:
         self._unseen = True

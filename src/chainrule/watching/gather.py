@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -90,10 +90,12 @@ def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
     """
     around.measures.measure(_floats_of(graph), around.histograms)
     prefix = "" if around.named else prefix_of(graph)
+    named = list(_named_values(graph, prefix))
+    left_out = _left_out(graph, named)
     if around.alone:
-        yield from _of_inputs(graph, around)
+        yield from _of_inputs(graph, around, left_out)
     yield from _of_parameters(graph, prefix, around)
-    yield from _of_values(graph, prefix, around)
+    yield from _of_values([each for each in named if each[-1].index not in left_out], around)
 
 
 def _floats_of(graph: Graph) -> Iterator[Tensor]:
@@ -105,9 +107,30 @@ def _floats_of(graph: Graph) -> Iterator[Tensor]:
         yield from (each for each in pair if each is not None and each.is_floating_point() and not each.is_meta)
 
 
-def _of_inputs(graph: Graph, around: Surroundings) -> Iterator[Figure]:
+NamedValue = tuple[str, str, Value]  # the path, the class of its module or the call that made it, and itself
+
+
+def _left_out(graph: Graph, named: Sequence[NamedValue]) -> set[int]:
+    """What had no part in the update, of what the step has several of one name: a forward pass whose loss was left out.
+
+    So what remains goes by the name that it has in every other step.
+    """
+    again = Counter(name for name, _, _ in named)
+    repeated = [(name, value.index) for name, _, value in named if again[name] > 1]
+    inputs = [value.index for value in graph.values if value.kind == "input" and "@" in value.name]
+    if not repeated and not inputs:
+        return set()
+    had_part = {value.index for value in graph.values if value.has_gradient}
+    if not had_part:
+        return set()
+    had_part |= graph.made_of(had_part)
+    kept = {name for name, index in repeated if index in had_part}
+    return {index for name, index in repeated if name in kept}.union(inputs) - had_part
+
+
+def _of_inputs(graph: Graph, around: Surroundings, left_out: Collection[int]) -> Iterator[Figure]:
     for layer, value in enumerate(graph.values):
-        if value.kind != "input" or value.operation is not None or not value.shape:
+        if value.kind != "input" or value.operation is not None or not value.shape or layer in left_out:
             continue
         statistics = around.figures(value.statistics, value.data)
         if statistics is not None:
@@ -146,25 +169,28 @@ def rank_of(recording: Recording, prefix: str) -> RankFacts:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _of_values(graph: Graph, prefix: str, around: Surroundings) -> Iterator[Figure]:
+def _named_values(graph: Graph, prefix: str) -> Iterator[NamedValue]:
     types = {module.path: module.class_name for module in graph.modules}
-    runs: Counter[str] = Counter()
-    for layer, value in enumerate(graph.values):
+    for value in graph.values:
         if value.kind != "result" or not value.shape or value.operation is None:
             continue
         name, type_ = _named(graph, value, types)
-        if not name:
-            continue
-        short = shortened(name, prefix)
+        if name:
+            yield shortened(name, prefix), type_, value
+
+
+def _of_values(named: Iterable[NamedValue], around: Surroundings) -> Iterator[Figure]:
+    runs: Counter[str] = Counter()
+    for short, type_, value in named:
         runs[short] += 1
         path = short if runs[short] == 1 else f"{short}#{runs[short]}"
         dtype = _short(value.dtype)
         statistics = around.figures(value.statistics, value.data)
         gradient = around.figures(value.grad_statistics, value.grad)
         if statistics is not None:
-            yield Figure("value", path, layer, type_, dtype, statistics)
+            yield Figure("value", path, value.index, type_, dtype, statistics)
         if gradient is not None:
-            yield Figure("gradient", path, layer, type_, dtype, divided(gradient, around.scale or 1))
+            yield Figure("gradient", path, value.index, type_, dtype, divided(gradient, around.scale or 1))
 
 
 def _named(graph: Graph, value: Value, types: dict[str, str]) -> tuple[str, str]:

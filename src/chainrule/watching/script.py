@@ -25,13 +25,15 @@ class Outcome:
 
     def sentence(self, script: str, to: str | None) -> str:
         """What was seen, and where it is kept."""
+        found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
+        kept = f" `chainrule show {to}` tells more." if to else ""
+        if self.steps == 0 and self.findings:
+            return f"{script} ended in the middle of its first training step: {found}.{kept}"
         if self.steps == 0:
             return (
                 f"{script} ended without a training step. One ends with the step() of an optimizer from torch.optim: "
                 "call one, or put `chainrule.watch(...)` into the script and call its step()."
             )
-        found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
-        kept = f" `chainrule show {to}` tells more." if to else ""
         return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}"
 
 
@@ -59,8 +61,12 @@ def watch_script(
         watching.reports.append(lambda facts, figures: shown.report(facts, figures, watching.findings))
         shown.progress = lambda: watching.step_number
         try:
-            with shown, watching:
-                yield
+            with shown:
+                try:
+                    with watching:
+                        yield
+                finally:
+                    shown.conclude(watching.findings)
         finally:
             outcome.steps, outcome.watched = watching.step_number, watching.watched
             outcome.findings = watching.findings

@@ -25,6 +25,7 @@ import torch
 from torch import distributed as dist
 
 from chainrule.bins import EXPONENTS
+from chainrule.errors import brief
 from chainrule.history import Kind, StepFacts
 from chainrule.ranks import RankFacts, RankParameter, joined
 from chainrule.runs import Figure
@@ -93,7 +94,7 @@ class Together:
             self.leave()
             if isinstance(error, ApartError):
                 raise
-            raise ApartError(f"the ranks do not watch together any longer ({_brief(error)})") from error
+            raise ApartError(f"the ranks do not watch together any longer ({brief(error)})") from error
 
     def leave(self) -> None:
         """Go on alone: the other ranks find the group closed."""
@@ -206,10 +207,6 @@ def _patience_of_training() -> timedelta:
         return timeout
     except (AttributeError, RuntimeError):
         return dist.distributed_c10d.default_pg_timeout
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
 
 
 # -- to numbers and back ----------------------------------------------------------------------------------------------

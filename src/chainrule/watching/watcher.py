@@ -22,10 +22,11 @@ from torch.optim.optimizer import Optimizer
 
 import chainrule
 from chainrule.collection import uncollected
-from chainrule.errors import ChainruleWarning, StorageError
+from chainrule.errors import ChainruleWarning, StorageError, brief
 from chainrule.findings.ranks import of_ranks
 from chainrule.history import History, StepFacts
 from chainrule.measures import Measures
+from chainrule.recorder import exception_site
 from chainrule.recording import Recording, record
 from chainrule.runs import Figure, Found, Writer
 from chainrule.runs.writer import keeps_histograms
@@ -74,7 +75,8 @@ class watch:  # noqa: N801 (read as a verb)
     as takes half a per cent of the time, and besides where a step shows something new, before old steps are forgotten
     (the last 256 and more are remembered), and at `close()`, however the training ends: what was seen is said. Some
     kinds of findings need the numbers themselves (dead units, equal rows); of large tensors only steps in full have
-    them.
+    them. A step that is being recorded when the watch ends (`if isnan(loss): break`, an exception, Ctrl-C) is looked at
+    for numbers that are not finite.
 
     Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched
     steps, and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
@@ -130,7 +132,7 @@ class watch:  # noqa: N801 (read as a verb)
             lost=self._lost,
         )  # fmt: skip
         self._boundaries.arm()
-        atexit.register(self.close)
+        atexit.register(self._at_exit)
 
     # -- for the user -------------------------------------------------------------------------------------------------
 
@@ -163,28 +165,53 @@ class watch:  # noqa: N801 (read as a verb)
 
     def close(self, status: str = "ended") -> None:
         """Watch no longer: every hook is taken off, the run is looked at once more, and its file written to the end."""
+        self._close(status)
+
+    def _close(self, status: str, error: BaseException | None = None) -> None:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         self._boundaries.remove()
-        self._finish(status)
+        self._finish(status, error)
         self._tell_problem()
         self._models, self._namespace, self._parameters = [], {}, {}  # the user's: let go of them
+        self._recording = None
 
-    def _finish(self, status: str) -> None:
+    def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Say what is left to say, and end the file. What fails in here is told, and the rest is done all the same."""
+        unfinished = None if self._session is None or self._failed else self._recording
         try:
-            self._leave()
-            self._together.leave()
-            self._examine(self._examiner.last_look, since=self.step_number)
-            for found in self._fresh():
-                self._wishes(found)
-        except Exception as error:  # of `on_finding`, say
-            self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
+            for part in (
+                lambda: self._leave(error),
+                self._together.leave,
+                lambda: self._look_at_unfinished(unfinished, error),
+                lambda: self._examine(self._examiner.last_look, since=self.step_number),
+                lambda: self._answer_last(unfinished),
+            ):
+                self._try_at_the_end(part)
         finally:
             if self.writer is not None:
                 self.writer.close(status)
+
+    def _try_at_the_end(self, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except Exception as error:  # of `on_finding`, say
+            self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
+
+    @uncollected()
+    def _look_at_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
+        """The step that was being recorded when the watch ended; of this rank alone, as the others may be anywhere."""
+        if recording is None or not self._examining:
+            return
+        self._note_skipped()
+        measures = Measures()
+        if self._full is None:
+            recording.at_once(measures, magnitudes=False)
+        scaled = self._scaling.scaler is not None or skipped_in(recording.graph) > 0
+        facts = StepFacts(self.step_number + 1, time.time(), None, full=self._full is not None)
+        self._examiner.look_at_unfinished(recording, facts, _ending(facts.step, error), measures, scaled)
 
     def __enter__(self) -> Self:
         return self
@@ -192,8 +219,17 @@ class watch:  # noqa: N801 (read as a verb)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        leaving = error is None or isinstance(error, SystemExit)
-        self.close("ended" if leaving else f"{type(error).__name__}: {error}")
+        self._ended_by(error)
+
+    def _at_exit(self) -> None:
+        """At the end of the process; the exception that ended it, if one did, has been told by then."""
+        self._ended_by(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
+
+    def _ended_by(self, error: BaseException | None) -> None:
+        if error is None or isinstance(error, SystemExit):
+            self._close("ended")
+        else:
+            self._close(f"{type(error).__name__}: {error}", error)
 
     # -- what the boundaries call -------------------------------------------------------------------------------------
 
@@ -283,10 +319,10 @@ class watch:  # noqa: N801 (read as a verb)
             "not seen. Call `watch.step()` at the end of each."
         )
 
-    def _leave(self) -> None:
+    def _leave(self, error: BaseException | None = None) -> None:
         session, self._session = self._session, None
         if session is not None:
-            session.__exit__(None, None, None)
+            session.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
@@ -361,6 +397,15 @@ class watch:  # noqa: N801 (read as a verb)
             self._full = f"the step after {wished[0]}"
         else:
             self._keep_full(again, facts.step, wished[0])
+
+    def _answer_last(self, unfinished: Recording | None) -> None:
+        """The same at the end, where the only step that can be kept is one that was never finished."""
+        wished = [f"{found.id}: {found.where}" for found in self._fresh() if self._wishes(found)]
+        if not wished or unfinished is None:
+            return
+        kept = unfinished if self._full is not None else played_again(unfinished)
+        if kept is not None:
+            self._keep_full(kept, self.step_number + 1, wished[0])
 
     def _fresh(self) -> tuple[Found, ...]:
         """What the last look found for the first time."""
@@ -444,6 +489,13 @@ class watch:  # noqa: N801 (read as a verb)
             prefix = f"{known.get(id(model), type(model).__name__)}." if len(models) > 1 else ""
             for path, parameter in model.named_parameters():
                 self._parameters.setdefault(id(parameter), prefix + shortened(path))
+
+
+def _ending(step: int, error: BaseException | None) -> str:
+    """How a step ended that did not come to its update, in a sentence."""
+    site = exception_site(error.__traceback__) if error is not None else None
+    cause = f": {brief(error)}" if error is not None else ""
+    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}."
 
 
 def _multiple_after(step: int, every: int) -> int:

@@ -72,6 +72,7 @@ function open() {
   head();
   if (!scene.count) {
     byId("course").append(h("p", null, "No step has been watched yet."));
+    if (run.findings.length) byId("findings").append(...words(scene));
   } else {
     course();
     scene.add({ draw: span, mark: readout });
