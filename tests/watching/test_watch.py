@@ -332,6 +332,38 @@ def test_an_optimizer_with_a_closure(path):
         assert run.series("parameter gradient", "out.weight").steps == [1, 2, 3]
 
 
+def test_the_loss_of_a_closure_is_that_of_its_first_call(path):
+    model, optimizer = built(torch.optim.LBFGS, max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(X), Y)
+        loss.backward()
+        return loss
+
+    with chainrule.watch(model, optimizer, to=path):
+        losses = [(step, optimizer.step(closure).item()) for step in (1, 2, 3)]
+    with runs.open(path) as run:
+        assert run.losses() == losses
+
+
+def test_what_autograd_grad_began_from_is_no_loss(path):
+    model, optimizer = built()
+    losses = []
+    with chainrule.watch(model, optimizer, to=path):
+        for step in (1, 2, 3):
+            optimizer.zero_grad()
+            x = X.clone().requires_grad_()
+            output = model(x)
+            (slope,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+            loss = F.cross_entropy(output, Y) + slope.square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append((step, loss.item()))
+    with runs.open(path) as run:
+        assert run.losses() == losses
+
+
 def test_an_update_by_hand(path):
     model, _ = built()
     watch = chainrule.watch(model, to=path, every=2)

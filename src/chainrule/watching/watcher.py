@@ -293,6 +293,7 @@ class watch:  # noqa: N801 (read as a verb)
             tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
             self._scaling.scale,
             self._passes_before,
+            self._closure,
             bool(self._whole_models()),
             self._full is not None,
             measured_gradients(optimizers, self._parameters, histograms) if self._closure else {},
