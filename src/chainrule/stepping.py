@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
+from chainrule.rows import measured
 from chainrule.shards import own_part
 from chainrule.source import Site
-from chainrule.rows import measured
 from chainrule.statistics import of_a_sample, part_of
 from chainrule.tape import RawUpdate, Tape, Version
 
