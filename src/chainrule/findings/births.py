@@ -23,6 +23,9 @@ FILLS = frozenset({
 })  # fmt: skip
 """What writes over all of its `self`, whatever that held."""
 
+OF_LOGARITHMS = frozenset({("_ctc_loss", 1), ("_cudnn_ctc_loss", 1)})
+"""Results that only the backward pass reads: logarithms of the probabilities of paths, most of which are 0."""
+
 
 @dataclass
 class Birth:
@@ -69,9 +72,11 @@ class Births:
                 else:
                     self.infinite.append(leaf)
         inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
-        for out in operation.outputs:
+        for slot, out in enumerate(operation.outputs):
             made = values[out] if out is not None else None
             if made is None or made.data is None or case.measures.finite(made.data):
+                continue
+            if (base_of(operation), slot) in OF_LOGARITHMS:
                 continue
             if inherited is not None:
                 inherited.passed_on.append(made.index)

@@ -239,9 +239,15 @@ def _told(case: Case, history: Births, birth: Birth) -> Finding:
         text,
         evidence,
         place=place,
-        severity="error" if history.harmful else "warning",
+        severity="error" if history.harmful else "warning" if _may_harm(case, birth) else "note",
         advice=advice,
     )
+
+
+def _may_harm(case: Case, birth: Birth) -> bool:
+    """Not so where no value that wants a gradient holds it, and what uses them masks it out (positions, say)."""
+    holding = (birth.value.index, *birth.passed_on)
+    return any(case.graph.values[each].requires_grad or not case.uses.get(each) for each in holding)
 
 
 def _made_of(case: Case, operation: Operation) -> str:
