@@ -76,12 +76,10 @@ class Births:
             made = values[out] if out is not None else None
             if made is None or made.data is None or case.measures.finite(made.data):
                 continue
-            if (base_of(operation), slot) in OF_LOGARITHMS:
-                continue
             if inherited is not None:
                 inherited.passed_on.append(made.index)
                 self.of[made.index] = inherited
-            elif not on_purpose(operation) and _makes(case, made.data, [each.data for each in operands]):
+            elif not on_purpose(operation, slot) and _makes(case, made.data, [each.data for each in operands]):
                 self._born(made, operation)
 
     def _is_read(self, leaf: int) -> bool:
@@ -170,8 +168,10 @@ def _buffers_of_shards(graph: Graph) -> set[int]:
     }
 
 
-def on_purpose(operation: Operation) -> bool:
+def on_purpose(operation: Operation, slot: int) -> bool:
     """Masks are filled with infinity by hand, and fresh memory, or what other ranks are yet to fill, holds anything."""
+    if (base_of(operation), slot) in OF_LOGARITHMS:
+        return True
     given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
     return bool(given) or "empty" in operation.name or operation.name.startswith(COLLECTIVES)
 
