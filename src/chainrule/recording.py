@@ -273,6 +273,7 @@ class Recording:
         from chainrule import storage, views
 
         suffix = os.path.splitext(os.fspath(path))[1].lower()
+        views.check_suffix(suffix, ".safetensors")
         if suffix == ".safetensors":
             storage.write(self.graph, path)
             return

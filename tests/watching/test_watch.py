@@ -14,7 +14,7 @@ from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
 from chainrule import runs
-from chainrule.errors import ChainruleWarning
+from chainrule.errors import ChainruleError, ChainruleWarning
 from chainrule.watching import watcher
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
@@ -362,6 +362,25 @@ def test_what_autograd_grad_began_from_is_no_loss(path):
             losses.append((step, loss.item()))
     with runs.open(path) as run:
         assert run.losses() == losses
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every": 0}, "every=0): this is a whole number of steps, 1 or more."),
+        ({"every": 1.5}, "every=1.5"),
+        ({"full_every": -1}, "full_every=-1"),
+        ({"start": -2}, "start=-2): this is a whole number of steps, 0 or more."),
+        ({"thresholds": 3}, "give a chainrule.Thresholds"),
+        ({"model": "model"}, "chainrule.watch(model=...): str came. Give the model of PyTorch"),
+        ({"model": torch.optim.SGD([nn.Parameter(X)])}, "SGD came"),
+        ({"optimizer": nn.Linear(1, 1)}, "Linear came. Give the optimizer of PyTorch"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_before_it_begins(options, words):
+    with pytest.raises(ChainruleError) as refused:
+        chainrule.watch(**options)
+    assert words in str(refused.value)
 
 
 def test_an_update_by_hand(path):
