@@ -460,11 +460,14 @@ def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
 
 
 def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
-    """The models of which parts were called by themselves (`model.encoder(x)`), as their paths are the user's names."""
+    """The models of which parts were called by themselves (`model.encoder(x)`), as their paths are the user's names.
+
+    What only wraps another (DistributedDataParallel) is not one: what is inside goes by its own paths.
+    """
     roots = {id(run.module) for run in tape.modules if run.parent is None}
     lone = roots - set(tape.names_of_modules)
     for model in known:
         parts = lone.intersection(map(id, model.modules())) if lone and id(model) not in roots else set()
-        if parts:
+        if parts and len([*model.children()]) > 1:
             lone -= parts
             yield model
