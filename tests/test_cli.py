@@ -115,6 +115,18 @@ def test_version(invoke):
             ("run", "missing.py"),
             "cannot open missing.py: No such file or directory. Give the path of a Python file, as to `python`.",
         ),
+        (
+            ("run", "train.py", "-o", "step.xyz"),  # before the script has run for hours
+            "no view writes .xyz. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt, .safetensors.",
+        ),
+        (
+            ("run", "train.py", "-o", "missing/step.html"),
+            "missing/step.html cannot be written: there is no folder missing.",
+        ),
+        (
+            ("show", "missing.db"),
+            "missing.db: there is no such file. Give one that recording.save() or a watch wrote.",
+        ),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(invoke, arguments, sentence):

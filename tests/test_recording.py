@@ -68,6 +68,32 @@ def test_assignments_give_names() -> None:
     assert_tied(recording.graph)
 
 
+def test_parts_that_are_called_by_themselves_go_by_the_paths_of_their_model() -> None:
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Sequential(nn.Linear(3, 2), nn.Tanh()), nn.Linear(2, 3)
+
+    model, x = Autoencoder(), torch.randn(4, 3)
+    with chainrule.record() as recording:
+        F.mse_loss(model.decoder(model.encoder(x)), x).backward()
+    assert list(recording.parameters) == [name for name, _ in model.named_parameters()]
+
+
+def test_models_that_an_object_holds_go_by_its_attributes() -> None:
+    class Trainer:
+        def __init__(self) -> None:
+            self.generator, self.critic = nn.Linear(3, 2), nn.Linear(2, 1)
+
+        def step(self, x: Tensor) -> chainrule.Recording:
+            with chainrule.record() as recording:
+                self.critic(self.generator(x)).sum().backward()
+            return recording
+
+    found = list(Trainer().step(torch.randn(4, 3)).parameters)
+    assert found == ["generator.weight", "generator.bias", "critic.weight", "critic.bias"]
+
+
 def test_operators_have_names_that_one_can_say() -> None:
     x = torch.rand(3, requires_grad=True)
     with chainrule.record() as recording:

@@ -6,11 +6,12 @@ PyTorch takes over a second to import, so each command imports what it needs its
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from chainrule.errors import ChainruleError
+from chainrule.errors import ChainruleError, StorageError
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
@@ -60,10 +61,24 @@ step_option = click.option(
     metavar="N",
     help="Which training step: from the end of the optimizer's step N-1 to the end of step N.",
 )
+
+
+def _can_be_written(context: click.Context, parameter: click.Parameter, output: str | None) -> str | None:
+    """Said before a script runs for hours, not after."""
+    if output is not None:
+        from chainrule.views import check_suffix
+
+        check_suffix(Path(output).suffix.lower(), ".safetensors")
+        if not Path(output).parent.is_dir():
+            raise StorageError(f"{output} cannot be written: there is no folder {Path(output).parent}.")
+    return output
+
+
 output_option = click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False),
+    callback=_can_be_written,
     metavar="FILE",
     help="Write to a file instead of the terminal; its suffix names the view (.html .md .tex .ipynb .svg .json .txt), "
     "and .safetensors keeps the recording.",
@@ -224,7 +239,7 @@ def watch(
 
     options = {"every": every, "to": to, "full_every": full_every, "on_finding": on_finding}
     outcome = watch_script(script, args, options, total=steps, plain=plain)
-    _say(outcome.sentence(script, to))
+    _say(outcome.sentence(script))
     sys.exit(outcome.status)
 
 
@@ -244,6 +259,8 @@ def show(file: str, brief: bool, output: str | None) -> None:
     """
     from chainrule import runs
 
+    if not Path(file).exists():
+        raise StorageError(f"{file}: there is no such file. Give one that recording.save() or a watch wrote.")
     if runs.is_run(file):
         _tell_run(file, output)
         return

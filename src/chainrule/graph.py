@@ -181,12 +181,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """One backward pass: `roots` are (node, slot) where it began, with their seeds in the nodes' passages."""
+    """One backward pass: `roots` are (node, slot) where it began, with their seeds in the nodes' passages.
+
+    `accumulates` into `.grad`, as `torch.autograd.grad` does not.
+    """
 
     index: int
     roots: tuple[tuple[int, int], ...]
     loss: int | None
     place: Place | None = None
+    accumulates: bool = True
 
 
 @dataclass(frozen=True, slots=True)

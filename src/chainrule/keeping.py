@@ -425,9 +425,13 @@ class Keeper:
 
 
 def is_trained_leaf(tensor: Tensor) -> bool:
-    """Whether gradients end in this tensor."""
+    """Whether gradients end in this tensor.
+
+    A view of a trained tensor that is made under `no_grad` says so of itself, and never gets one.
+    """
     try:
-        return tensor.is_leaf and tensor.requires_grad
+        trained = tensor.is_leaf and tensor.requires_grad
+        return trained and not (tensor._base is not None and tensor._base.requires_grad)
     except RuntimeError:  # not said of a view made under `no_grad` whose base was written to with gradients on
         return False
 

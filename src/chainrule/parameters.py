@@ -58,7 +58,7 @@ def read_parameters(
     found: dict[str, Parameter] = {}
     stepped = {id(p): after for raw in reading.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)}
     whole = {id(part): leaf for leaf, part in reading.tape.reducers.gathered.values()}
-    for tensor in _trained(reading):
+    for tensor in _trained(reading, leaves.used):
         value = leaves.of(whole.get(id(tensor), tensor))
         name = names.of_parameter(tensor, len(found))
         if name in found:
@@ -102,12 +102,13 @@ def _changed_by_hand(reading: Reading, tensor: Tensor, before: Tensor) -> Tensor
     return copies[-1][1] if not torch.equal(copies[-1][1], before) else None
 
 
-def _trained(reading: Reading) -> Iterator[Tensor]:
+def _trained(reading: Reading, used: set[int]) -> Iterator[Tensor]:
     """Every parameter of the modules that ran, those in an optimizer that stepped, then other leaves in use."""
     seen: set[int] = set(reading.tape.reducers.gathered)  # their parts are the parameters
     roots = [run.module for run in reading.tape.modules if run.parent is None]
     groups = [parameter for raw in reading.tape.updates for parameter in _members(raw)]
-    leaves = [draft.tensor for draft in reading.values.drafts if draft.kind == "parameter"]
+    # A leaf that is read under `no_grad` alone, as by a moving average of weights, is not trained here.
+    leaves = [reading.values[each].tensor for each in sorted(used) if reading.values[each].kind == "parameter"]
     for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
         if id(tensor) not in seen:
             seen.add(id(tensor))

@@ -80,7 +80,8 @@ class Passes:
                 for root in raw.roots
                 if (node := self._tape.node_of(root)) is not None and node in self._tape.number_of
             )
-            found.append(Backward(index, roots, losses[index], raw.site.place() if raw.site else None))
+            place = raw.site.place() if raw.site else None
+            found.append(Backward(index, roots, losses[index], place, raw.accumulates))
         return (*found, *(Backward(index, (), None) for index in range(len(found), len(losses))))
 
 

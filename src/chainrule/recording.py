@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -252,11 +252,13 @@ class Recording:
         is quickly made; with `coded` also the code that recomputes each section, for a notebook.
         """
         from chainrule import telling
+        from chainrule.findings.run import joined
 
         if pointing and len(self.nodes) <= QUICKLY_PROVED:
             self.verify()
         verdicts = {row.node.index: row.verdict for row in self._verification.rows} if self._verification else {}
-        context = telling.Context(self.graph, self.derivation, self.notation, self._findings, verdicts, self._measures)
+        found = tuple(joined(self._findings))
+        context = telling.Context(self.graph, self.derivation, self.notation, found, verdicts, self._measures)
         return telling.brief(context) if brief else telling.whole(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:
@@ -276,6 +278,7 @@ class Recording:
         from chainrule import storage, views
 
         suffix = os.path.splitext(os.fspath(path))[1].lower()
+        views.check_suffix(suffix, ".safetensors")
         if suffix == ".safetensors":
             storage.write(self.graph, path)
             return
@@ -458,5 +461,23 @@ def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
             tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
         if isinstance(item, Tensor):
             tape.scope[id(item)] = (name, item)
-        elif isinstance(item, torch.nn.Module):
-            tape.names_of_modules[id(item)] = name
+    modules = {name: item for name, item in names.items() if isinstance(item, torch.nn.Module)}
+    owned = getattr(names.get("self"), "__dict__", {})  # a trainer's `self.model`
+    known = {name: item for name, item in owned.items() if isinstance(item, torch.nn.Module)} | modules
+    tape.names_of_modules.update({id(item): name for name, item in known.items()})
+    if not tape.models:
+        tape.models.extend(_whole_models(tape, known.values()))
+
+
+def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
+    """The models of which parts were called by themselves (`model.encoder(x)`), as their paths are the user's names.
+
+    What only wraps another (DistributedDataParallel) is not one: what is inside goes by its own paths.
+    """
+    roots = {id(run.module) for run in tape.modules if run.parent is None}
+    lone = roots - set(tape.names_of_modules)
+    for model in known:
+        parts = lone.intersection(map(id, model.modules())) if lone and id(model) not in roots else set()
+        if parts and len([*model.children()]) > 1:
+            lone -= parts
+            yield model

@@ -193,7 +193,8 @@ def _places(way: RuledWay, index: Index, slot: int, column: Tensor) -> Iterator[
         yield from itertools.product(*axes)
         return
     certain = {tuple(at) for at in column.nonzero().tolist()}
-    if prod(shape) > SEARCHED or way.rule.wrt[way.argument].factor is None:
+    named = way.rule.wrt[way.argument].factor is not None and way.rule.structure != "linear"
+    if prod(shape) > SEARCHED or not named:
         yield from sorted(certain)
         return
     for at in itertools.product(*map(range, shape)):

@@ -188,15 +188,22 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
 def no_gradient(graph: Graph, value: int | None, name: str) -> str:
     """Why no gradient arrived at a value, in one sentence."""
     if value is None:
-        return f"{name} got no gradient, because this forward pass did not use it."
+        return f"{name} got no gradient, because the recorded forward pass did not use it."
     if not graph.backwards:
         return f"{name} has no gradient, because no backward pass ran."
     if not graph.values[value].requires_grad:
         frozen = "it is frozen" if name in graph.parameters else "nothing asked for one"
         return f"{name} has no gradient, because {frozen}: requires_grad is False."
-    cut = _where_cut(graph, value)
-    if cut is None:
+    cut, arrives = _where_cut(graph, value)
+    if cut is None and not arrives:
         return f"{name} got no gradient: it was used, but nothing made from it is on the way to the loss."
+    if cut is None and graph.error:
+        return f"{name} got no gradient: the step ended in an exception before backward came to it."
+    if cut is None:
+        return (
+            f"{name} got no gradient, though the loss depends on it: backward() was not asked for it (`inputs=`), or a "
+            "function's own backward gave None."
+        )
     result = graph.values[cut.outputs[0]] if cut.outputs and cut.outputs[0] is not None else None
     place = f" ({result.place})" if result is not None and result.place else ""
     called = graph.calls[cut.call].name if cut.call is not None else cut.name
@@ -206,9 +213,13 @@ def no_gradient(graph: Graph, value: int | None, name: str) -> str:
     )
 
 
-def _where_cut(graph: Graph, value: int) -> Operation | None:
-    """The operation on the way to a loss at which the gradient of `value` ends, as its result wants none."""
-    to_loss: set[int] = {b.loss for b in graph.backwards if b.loss is not None}
+def _where_cut(graph: Graph, value: int) -> tuple[Operation | None, bool]:
+    """The operation on the way to a loss at which the gradient of `value` ends, as its result wants none.
+
+    And whether another way leads to a loss without an end.
+    """
+    losses = {b.loss for b in graph.backwards if b.loss is not None}
+    to_loss: set[int] = set(losses)
     for operation in reversed(graph.operations):
         if any(out in to_loss for out in operation.outputs):
             to_loss.update(used for _, _, used in references(operation.arguments))
@@ -218,9 +229,9 @@ def _where_cut(graph: Graph, value: int) -> Operation | None:
             outputs = [out for out in operation.outputs if out is not None]
             alive = [out for out in outputs if graph.values[out].requires_grad]
             if not alive and any(out in to_loss for out in outputs):
-                return operation
+                return operation, False
             reached.update(alive)
-    return None
+    return None, not losses.isdisjoint(reached)
 
 
 class Search:

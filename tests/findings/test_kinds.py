@@ -15,8 +15,8 @@ def seed():
     torch.manual_seed(0)
 
 
-def found_in(step, **names):
-    with chainrule.record(names) as recording:
+def found_in(step, keep="all", **names):
+    with chainrule.record(names, keep=keep) as recording:
         step()
     return {finding.id: finding for finding in recording.findings()}
 
@@ -233,3 +233,127 @@ def test_passes_of_a_line_search_are_no_micro_batches():
         return loss
 
     assert "gradient-noise" not in found_in(lambda: optimizer.step(closure))
+
+
+# -- what is meant so --------------------------------------------------------------------------------------------------
+
+
+def test_an_input_of_which_the_gradient_is_wanted_is_not_left_out_of_the_optimizer():
+    critic = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
+
+    def loss():
+        real = torch.randn(4, 2).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(real).sum(), real, create_graph=True)
+        return slope.square().sum()
+
+    assert "not-in-optimizer" not in trained(critic, loss)
+
+
+def test_weights_that_a_moving_average_keeps_are_no_parameters_of_the_step():
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with chainrule.record() as recording:
+        model(x).sum().backward()
+        optimizer.step()
+        average.update_parameters(model)
+        average.update_parameters(model)
+    assert list(recording.parameters) == ["weight", "bias"]
+    assert recording.findings() == ()
+
+
+def test_a_view_under_no_grad_is_no_parameter():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2))
+    with chainrule.record() as recording:
+        layer(torch.randn(4, 3)).sum().backward()
+    assert list(recording.parameters) == ["bias", "parametrizations.weight.original"]
+    assert recording.findings() == ()
+
+
+def test_states_that_begin_at_zero_are_no_inputs_with_other_labels():
+    rnn, embed, head = nn.GRU(4, 8, batch_first=True), nn.Embedding(9, 4), nn.Linear(8, 9)
+    tokens = torch.randint(9, (6, 5))
+
+    def step():
+        lengths = torch.tensor([4, 3, 2, 4, 1, 2])
+        packed = nn.utils.rnn.pack_padded_sequence(embed(tokens[:, :-1]), lengths, True, enforce_sorted=False)
+        output, _ = nn.utils.rnn.pad_packed_sequence(rnn(packed)[0], batch_first=True)
+        F.cross_entropy(head(output).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+
+    assert "unfittable-labels" not in found_in(step, tokens=tokens)
+
+
+@pytest.mark.parametrize("keep", ["all", "statistics"])
+def test_the_paths_of_a_ctc_loss_that_cannot_be_are_no_infinities(keep):
+    x = torch.randn(64, 8, 4, requires_grad=True)
+    lengths = torch.full((8,), 64), torch.full((8,), 8)
+
+    def step():
+        F.ctc_loss(x.log_softmax(-1), torch.randint(1, 4, (8, 8)), *lengths).backward()
+
+    assert "non-finite-forward" not in found_in(step, keep)
+
+
+@pytest.mark.parametrize("keep", ["all", "statistics"])
+def test_an_infinity_of_positions_that_is_masked_out_is_a_note(keep):
+    embed, distance = nn.Embedding(32, 2), torch.arange(8192)
+
+    def step():
+        far = (distance.float() / 2).log().mul(2).long() + 2
+        embed(torch.where(distance < 2, distance, far)).sum().backward()
+
+    assert found_in(step, keep, distance=distance)["non-finite-forward"].severity == "note"
+
+
+def test_a_hook_on_a_parameter_is_no_gradient_of_an_earlier_step():
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    model.weight.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+    assert "accumulated-gradient" not in trained(model, lambda: model(x).square().sum())
+
+
+# -- steps that an exception ended -------------------------------------------------------------------------------------
+
+
+def test_what_backward_needs_and_what_wrote_over_it():
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(4, 3)
+
+    with pytest.raises(RuntimeError), chainrule.record() as recording:
+        p = model(x).sigmoid()
+        p += 1
+        p.sum().backward()
+
+    (finding,) = recording.findings()
+    assert (finding.id, finding.severity, finding.where) == ("no-gradient", "warning", "4 parameters")
+    assert finding.sentence.startswith("The step ended in an exception, as backward needs what was overwritten.")
+    (write,) = finding.evidence[1:]
+    assert write.startswith("`add_` (test_kinds.py:")
+    assert " wrote over p@1 (test_kinds.py:" in write
+
+
+def test_after_another_exception_nobody_is_blamed_for_what_had_not_come_yet():
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    with pytest.raises(ZeroDivisionError), chainrule.record() as recording:
+        loss = model(x).sum()
+        loss.register_hook(lambda gradient: 1 / 0)
+        loss.backward()
+    (finding,) = recording.findings()
+    assert (finding.id, finding.severity) == ("no-gradient", "note")
+    assert "came to it" in recording.why("weight", (0, 0)).sentence
+    assert ".. " not in str(recording)
+
+
+def test_a_gradient_that_was_not_asked_for():
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    finding = found_in(lambda: model(x).sum().backward(inputs=[model.weight]), model=model)["no-gradient"]
+    assert finding.where == "bias"
+    assert "not asked for it" in finding.sentence
+
+
+def test_the_telling_says_once_what_holds_of_several_parameters():
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(4, 3)
+    model[0].requires_grad_(False)
+    with chainrule.record() as recording:
+        model(x).sum().backward()
+    assert [finding.where for finding in recording.findings()] == ["0.weight", "0.bias"]
+    assert str(recording).count("it is frozen") == 1
+    assert "The same holds of 0.bias." in " ".join(str(recording).split())

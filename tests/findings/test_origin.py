@@ -256,6 +256,20 @@ def test_finite_gradients_that_add_up_to_infinity():
     assert "dJ/dy[0] = inf" in lines(finding)
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda w: nn.functional.cross_entropy(w.expand(3, 2), torch.full((3,), -100)), "All 3 labels are -100"),
+        (lambda w: nn.functional.mse_loss(w[w > 5], torch.zeros(0)), "has no elements: a mean of nothing is 0 / 0."),
+    ],
+)
+def test_a_loss_of_nothing_says_so(loss, words):
+    w = leaf(1.0, 2.0)
+    finding = forward(born(lambda: loss(w).backward()))[0]
+    assert words in lines(finding)
+    assert finding.advice.startswith("There was nothing to take the mean of")
+
+
 def test_what_reaches_nothing_is_a_warning():
     w = leaf(1.0, 2.0)
 

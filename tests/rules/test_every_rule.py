@@ -154,6 +154,8 @@ def wrong_factors(wrt: Wrt, rule: Rule, argument: str, op: Applied) -> Iterator[
             if rule.structure == "elementwise" and not row[in_index]:
                 continue  # of these only the diagonal is asked for
             factor = wrt.factor(op, out_index, in_index)
+            if factor is not None and factor.argument is not None and rule.structure == "linear":
+                yield f"{factor}: of a linear rule's Jacobian no entry is an operand's element (terms.py relies on it)"
             value = None if factor is None else named(factor, op)
             if value is not None and abs(value - complex(row[in_index])) > 1e-9 * (1 + abs(value)):
                 yield f"d out{list(out_index)} / d {argument}{list(in_index)}: {factor}, but it is {row[in_index]}"

@@ -82,7 +82,16 @@ def test_also_at_the_end_of_a_script(tmp_path, ending):
     (tmp_path / "train.py").write_text(SCRIPT + ending)
     outcome = watch_script(str(tmp_path / "train.py"), (), {"every": 1}, plain=True)
     assert [each.id for each in outcome.findings] == ["update-too-small"]
-    assert "12 of 12 steps were watched: 1 finding." in outcome.sentence("train.py", None)
+    assert outcome.sentence("train.py") == "12 of 12 steps were watched: 1 finding."
+
+
+def test_a_file_that_cannot_be_written_is_not_said_to_tell_more(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    with pytest.warns(ChainruleWarning, match="not kept"):
+        outcome = watch_script(
+            str(tmp_path / "train.py"), (), {"every": 1, "to": str(tmp_path / "no" / "run.db")}, plain=True
+        )
+    assert "tells more" not in outcome.sentence("train.py")
 
 
 def test_a_function_hears_of_what_is_found_at_the_end():

@@ -227,7 +227,8 @@ def test_a_script_tells_it(tmp_path, capsys):
     assert "chainrule: error since step 1: log makes infinity of finite numbers, first of all. (train.py:5)" in (
         capsys.readouterr().err
     )
-    assert outcome.sentence("train.py", None) == "train.py ended in the middle of its first training step: 1 finding."
+    told = "train.py ended in the middle of its first training step: 1 finding."
+    assert outcome.sentence("train.py") == f"{told} `chainrule show {outcome.kept}` tells more."
 
 
 def test_an_exception_that_ends_a_process_without_a_block(tmp_path):

@@ -15,7 +15,7 @@ from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
 from chainrule import runs
-from chainrule.errors import ChainruleWarning
+from chainrule.errors import ChainruleError, ChainruleWarning
 from chainrule.watching import watcher
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
@@ -358,6 +358,57 @@ def test_an_optimizer_with_a_closure(path):
         assert all(facts.passes >= 2 for facts in run.steps())
         assert run.series("update", "out.weight").steps == [1, 2, 3]
         assert run.series("parameter gradient", "out.weight").steps == [1, 2, 3]
+
+
+def test_the_loss_of_a_closure_is_that_of_its_first_call(path):
+    model, optimizer = built(torch.optim.LBFGS, max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(X), Y)
+        loss.backward()
+        return loss
+
+    with chainrule.watch(model, optimizer, to=path):
+        losses = [(step, optimizer.step(closure).item()) for step in (1, 2, 3)]
+    with runs.open(path) as run:
+        assert run.losses() == losses
+
+
+def test_what_autograd_grad_began_from_is_no_loss(path):
+    model, optimizer = built()
+    losses = []
+    with chainrule.watch(model, optimizer, to=path):
+        for step in (1, 2, 3):
+            optimizer.zero_grad()
+            x = X.clone().requires_grad_()
+            output = model(x)
+            (slope,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+            loss = F.cross_entropy(output, Y) + slope.square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append((step, loss.item()))
+    with runs.open(path) as run:
+        assert run.losses() == losses
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every": 0}, "every=0): this is a whole number of steps, 1 or more."),
+        ({"every": 1.5}, "every=1.5"),
+        ({"full_every": -1}, "full_every=-1"),
+        ({"start": -2}, "start=-2): this is a whole number of steps, 0 or more."),
+        ({"thresholds": 3}, "give a chainrule.Thresholds"),
+        ({"model": "model"}, "chainrule.watch(model=...): str came. Give the model of PyTorch"),
+        ({"model": torch.optim.SGD([nn.Parameter(X)])}, "SGD came"),
+        ({"optimizer": nn.Linear(1, 1)}, "Linear came. Give the optimizer of PyTorch"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_before_it_begins(options, words):
+    with pytest.raises(ChainruleError) as refused:
+        chainrule.watch(**options)
+    assert words in str(refused.value)
 
 
 def test_an_update_by_hand(path):

@@ -24,6 +24,9 @@ FILLS = frozenset({
 })  # fmt: skip
 """What writes over all of its `self`, whatever that held."""
 
+OF_LOGARITHMS = frozenset({("_ctc_loss", 1), ("_cudnn_ctc_loss", 1)})
+"""Results that only the backward pass reads: logarithms of the probabilities of paths, most of which are 0."""
+
 
 @dataclass
 class Birth:
@@ -69,14 +72,14 @@ class Births:
                 else:
                     self.infinite.append(leaf)
         inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
-        for out in operation.outputs:
+        for slot, out in enumerate(operation.outputs):
             if out is None or not self._is_lost(values[out]):
                 continue
             made = values[out]
             if inherited is not None:
                 inherited.passed_on.append(made.index)
                 self.of[made.index] = inherited
-            elif made.data is None or on_purpose(operation) or any(map(self._is_lost_unkept, operands)):
+            elif made.data is None or on_purpose(operation, slot) or any(map(self._is_lost_unkept, operands)):
                 continue  # what was not kept is asked by its figures, see `origin`
             elif _makes(case, made.data, [each.data for each in operands]):
                 self._born(made, operation)
@@ -183,11 +186,13 @@ def _buffers_of_shards(graph: Graph) -> set[int]:
     }
 
 
-def on_purpose(operation: Operation) -> bool:
+def on_purpose(operation: Operation, slot: int) -> bool:
     """Masks are filled with infinity by hand, and fresh memory, or what other ranks are yet to fill, holds anything.
 
     FSDP2 looks at such memory through `as_strided`, which makes no numbers of its own.
     """
+    if (base_of(operation), slot) in OF_LOGARITHMS:
+        return True
     given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
     return bool(given) or "empty" in operation.name or operation.name.startswith((*COLLECTIVES, "aten.as_strided."))
 

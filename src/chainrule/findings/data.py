@@ -200,14 +200,22 @@ def _contradictions(case: Case) -> Iterator[Finding]:
 
 
 def _inputs(case: Case, labels: Value) -> list[Value] | None:
-    """What the network was given, a row a sample; None where that is not known for certain."""
+    """What the network was given, a row a sample; None where that is not known for certain.
+
+    Nor where the labels are a part of it, as with a language model: what is left are states that begin at 0, alike for
+    every sample.
+    """
     found = {given for _, given, _, _ in case.weighed if case.is_data(given)}
     for operation in case.named("embedding"):
         indices = argument(operation, "indices")
         if indices is not None and case.is_data(case.source(indices)):
             found.add(case.source(indices))
-    values = [case.graph.values[index] for index in sorted(found - {labels.index})]
-    if not values or any(v.data is None or len(v.shape) < 2 or v.shape[0] != labels.shape[0] for v in values):
+    values = [case.graph.values[index] for index in sorted(found)]
+    if (
+        not values
+        or labels.index in found
+        or any(v.data is None or len(v.shape) < 2 or v.shape[0] != labels.shape[0] for v in values)
+    ):
         return None
     return values
 

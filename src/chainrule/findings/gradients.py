@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chainrule.bins import EXPONENTS
 from chainrule.document import Code
-from chainrule.findings.case import Case, base_of, dense, kept
+from chainrule.findings.case import Case, argument, base_of, dense, kept
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, listed
 from chainrule.graph import Parameter, Place, Value
@@ -47,6 +47,9 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             advice="Call backward() on the loss inside the recorded block.",
         )
         return
+    if missing and case.graph.error:
+        yield _cut_short(case, missing)
+        return
     for parameter in missing:
         value = None if parameter.value is None else case.graph.values[parameter.value]
         frozen = value is not None and not value.requires_grad
@@ -57,8 +60,50 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             place=value.place if value is not None else None,
             # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
             severity="note" if frozen or not case.may_learn(parameter) else "warning",
-            advice="This is right for a layer that is meant to stay as it is." if frozen else "",
+            advice="This is right for a layer that is meant to stay as it is."
+            if frozen
+            else "If it is meant to learn, call its module on the way to the loss, with gradients on: what runs under "
+            "no_grad() passes none, and a watch does not see it at all."
+            if value is None
+            else "",
         )
+
+
+def _cut_short(case: Case, missing: list[Parameter]) -> Finding:
+    """Once for all parameters where an exception ended the step: what is missing may have come later.
+
+    PyTorch says that what backward needs was overwritten, but not where; that is on record.
+    """
+    error = str(case.graph.error)
+    writes = list(_overwrites(case, error)) if OVERWRITTEN in error else []
+    return NO_GRADIENT.found(
+        missing[0].name if len(missing) == 1 else f"{len(missing)} parameters",
+        "The step ended in an exception" + (", as backward needs what was overwritten." if writes else ".")
+        + f" {listed([each.name for each in missing])} got no gradient until then.",
+        (error.split(". ")[0].removesuffix(".") + ".", *writes),
+        severity="warning" if writes else "note",
+        advice="Make the write a new tensor (`x = x + 1` for `x += 1`, no inplace=True), or write to a clone()."
+        if writes
+        else "Look at the exception first.",
+    )  # fmt: skip
+
+
+OVERWRITTEN = "modified by an inplace operation"
+
+
+def _overwrites(case: Case, error: str) -> Iterator[str]:
+    """Every write over a result of the shape that the exception names: what was written over, by what and where."""
+    for operation in case.graph.operations:
+        written = argument(operation, "self") if base_of(operation).endswith("_") else None
+        value = None if written is None else case.graph.values[written]
+        if value is None or not (value.requires_grad or value.kind == "parameter"):
+            continue
+        if f"{list(value.shape)}" in error:
+            at, made = case.place(operation), value.place
+            yield (
+                f"`{base_of(operation)}`{f' ({at})' if at else ''} wrote over {case.name(value.index)}"
+                f"{f' ({made})' if made else ''}."
+            )
 
 
 def _moved(case: Case, parameter: Parameter) -> str:
@@ -89,7 +134,7 @@ def _accumulated(case: Case) -> Iterator[Finding]:
     sent = _sent(case)
     for parameter in case.graph.parameters.values():
         grad = case.graph.sent(parameter)
-        if not kept(grad) or parameter.value is None or not case.graph.backwards:
+        if not kept(grad) or parameter.value is None or not case.graph.backwards or _is_hooked(case, parameter):
             continue
         # Clearing between two passes is fine: then only the last of them are left.
         sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
@@ -117,7 +162,7 @@ def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
     for parameter in case.graph.parameters.values():
         left = case.sent(parameter)
         sent = case.statistics(parameter.value, gradient=True) if parameter.value is not None else None
-        if left is None or sent is None or left.not_finite or sent.not_finite:
+        if left is None or sent is None or left.not_finite or sent.not_finite or _is_hooked(case, parameter):
             continue
         if abs(left.norm - sent.norm) > CLEARLY * max(left.norm, sent.norm):
             yield ACCUMULATED.found(
@@ -127,6 +172,11 @@ def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
                 place=case.graph.backwards[0].place,
                 severity="warning" if case.may_learn(parameter) else "note",
             )
+
+
+def _is_hooked(case: Case, parameter: Parameter) -> bool:
+    """Whether a hook was seen to change its gradient on the way into `.grad`."""
+    return any(event.kind == "hook" and event.text == parameter.name for event in case.graph.events)
 
 
 def _sent(case: Case) -> dict[int, list[Tensor]]:

@@ -37,12 +37,15 @@ def _not_in_optimizer(case: Case) -> Iterator[Finding]:
     if not case.held:
         return
     left_out: dict[str, list[str]] = {}
+    # A leaf that is in no module is data of which the gradient is wanted: a penalty, an adversarial example.
+    own = {name for module in case.graph.modules for name in module.parameters}
     for name, parameter in case.graph.parameters.items():
-        if name not in case.held and parameter.has_gradient and parameter.value is not None:
+        known = name in own or name.partition("@")[0] in own
+        if known and name not in case.held and parameter.has_gradient and parameter.value is not None:
             left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
     for owner, names in left_out.items():
-        known = [case.gradient(case.graph.parameters[name]) for name in names]
-        norm = math.hypot(*(each.norm for each in known if each is not None))
+        gradients = [case.gradient(case.graph.parameters[name]) for name in names]
+        norm = math.hypot(*(each.norm for each in gradients if each is not None))
         yield NOT_IN_OPTIMIZER.found(
             owner,
             f"No optimizer that stepped holds {listed(names)}, and {'it has' if len(names) == 1 else 'they have'} a "

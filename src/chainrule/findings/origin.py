@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chainrule.backprop import Derivation, NodeStep
 from chainrule.findings.births import Birth, Births, births_of, on_purpose
-from chainrule.findings.case import Case, base_of, dense, floating
+from chainrule.findings.case import Case, argument, base_of, dense, floating
 from chainrule.findings.finding import Finding, Kind
 from chainrule.findings.run import Run, listed
 from chainrule.graph import Operation, Value, references
@@ -93,11 +93,11 @@ def _by_statistics(case: Case) -> Iterator[Finding]:
     """Where numbers were not kept: the first operation that gives what is not finite of operands that all are."""
     reach = _reach_a_loss(case) if case.unfinished else None
     for operation in case.graph.operations:
-        for out in operation.outputs:
+        for slot, out in enumerate(operation.outputs):
             if out is None or case.graph.values[out].data is not None or (reach is not None and out not in reach):
                 continue
             known = case.statistics(out)
-            if known is None or not known.not_finite or on_purpose(operation):
+            if known is None or not known.not_finite or on_purpose(operation, slot):
                 continue
             given = [case.statistics(index) for _, _, index in references(operation.arguments)]
             if any(each is not None and each.not_finite for each in given):
@@ -107,7 +107,12 @@ def _by_statistics(case: Case) -> Iterator[Finding]:
                 f"{case.called(operation)} makes numbers that are not finite of finite numbers, first of all.",
                 (f"{known.not_finite} of {known.elements} elements of {case.name(out)}.",),
                 place=case.graph.values[out].place or case.place(operation),
-                advice=_advice(operation),
+                severity="error"
+                if _reaches_the_end(case)
+                else "warning"
+                if case.graph.values[out].requires_grad
+                else "note",
+                advice=_advice(case, operation),
             )
             return
 
@@ -116,6 +121,13 @@ def _reach_a_loss(case: Case) -> set[int]:
     """The losses that are not finite, and what they were made of."""
     lost = {loss for loss in case.losses if (known := case.statistics(loss)) is not None and known.not_finite}
     return lost | case.graph.made_of(lost)
+
+
+def _reaches_the_end(case: Case) -> bool:
+    """Whether a loss or a parameter's gradient is not finite, by the figures."""
+    losses = map(case.statistics, case.losses)
+    gradients = (case.gradient(parameter) for parameter in case.graph.parameters.values())
+    return any(known is not None and known.not_finite for known in (*losses, *gradients))
 
 
 @BACKWARD.in_step
@@ -241,7 +253,7 @@ def _told(case: Case, history: Births, birth: Birth) -> Finding:
         order = "first of all" if birth is history.births[0] else "and that reaches the loss"
         text = f"{case.called(birth.operation)} makes {kind} of {_made_of(case, birth.operation)}, {order}."
         evidence = list(_evidence(case, birth.operation, birth.value))
-        place, advice = birth.value.place or case.place(birth.operation), _advice(birth.operation)
+        place, advice = birth.value.place or case.place(birth.operation), _advice(case, birth.operation)
     evidence += _passed_on(case, history, birth)
     if not history.harmful:
         evidence.append("Neither a loss that a backward pass began from nor a parameter's gradient holds it.")
@@ -250,9 +262,15 @@ def _told(case: Case, history: Births, birth: Birth) -> Finding:
         text,
         evidence,
         place=place,
-        severity="error" if history.harmful else "warning",
+        severity="error" if history.harmful else "warning" if _may_harm(case, birth) else "note",
         advice=advice,
     )
+
+
+def _may_harm(case: Case, birth: Birth) -> bool:
+    """Not so where no value that wants a gradient holds it, and what uses them masks it out (positions, say)."""
+    holding = (birth.value.index, *birth.passed_on)
+    return any(case.graph.values[each].requires_grad or not case.uses.get(each) for each in holding)
 
 
 def _made_of(case: Case, operation: Operation) -> str:
@@ -291,13 +309,30 @@ def _operands(case: Case, operation: Operation, at: Index) -> Iterator[str]:
             yield f"{case.name(index)} between {number(low)} and {number(high)}"
 
 
-def _advice(operation: Operation) -> str:
+def _advice(case: Case, operation: Operation) -> str:
+    if _mean_of_nothing(case, operation):
+        return ADVICE["mean"]
     base = base_of(operation).removesuffix("_")
     return ADVICE.get(ALIKE.get(base, base), IN_RANGE)
 
 
+def _mean_of_nothing(case: Case, operation: Operation) -> str:
+    """Why a loss is a mean over nothing, if it is one: all labels are ignored, or there are no predictions."""
+    target = argument(operation, "target")
+    labels = case.graph.values[target].data if target is not None else None
+    ignored = operation.arguments.get("ignore_index")
+    if ignored is not None and labels is not None and labels.numel() and bool((labels == ignored).all()):
+        return f"All {labels.numel()} labels are {ignored}, which is ignored: a mean of nothing is 0 / 0."
+    given = argument(operation, "self")
+    if target is not None and given is not None and not math.prod(case.graph.values[given].shape):
+        return f"{case.name(given)} has no elements: a mean of nothing is 0 / 0."
+    return ""
+
+
 def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
     """The calculation itself, as one would write it: `log(-1.2)`, `0 / 0`, and what is the matter with it."""
+    if nothing := _mean_of_nothing(case, operation):
+        return nothing
     base = base_of(operation).removesuffix("_")
     numbers = _numbers(case, operation, at)
     result = made[at].item()
@@ -318,17 +353,17 @@ def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
 def _numbers(case: Case, operation: Operation, at: Index) -> list[str]:
     """The operands as numbers, tensors at this place and plain ones alike; [] where a tensor's place is not known."""
     told = []
-    for name, argument in operation.arguments.items():
-        if name in ("alpha", "rounding_mode") or isinstance(argument, (bool, str)):
+    for name, given in operation.arguments.items():
+        if name in ("alpha", "rounding_mode") or isinstance(given, (bool, str)):
             continue
-        if hasattr(argument, "value"):
-            value = case.graph.values[argument.value]
+        if hasattr(given, "value"):
+            value = case.graph.values[given.value]
             own = aligned(at, value.shape)
             if value.data is None or own is None:
                 return []
             told.append(number(dense(value.data)[own].item()))
-        elif isinstance(argument, (int, float)):
-            told.append(number(argument))
+        elif isinstance(given, (int, float)):
+            told.append(number(given))
     return told
 
 

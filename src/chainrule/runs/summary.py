@@ -32,10 +32,11 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
         yield from _findings(run)
         return
     began = datetime.fromtimestamp(run.began).strftime("%Y-%m-%d %H:%M")
+    ending = run.status if run.status in ("running", "ended") else f"ended by {run.status}"
     yield Paragraph(
         (
             f"{len(steps):,} watched steps, {steps[0].step:,} to {steps[-1].step:,}, every {run.every:,}; "
-            f"begun {began}, {run.status}. Script: ",
+            f"begun {began}, {ending}. Script: ",
             Code(run.script or "none"),
         )
     )

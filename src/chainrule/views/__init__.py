@@ -25,15 +25,19 @@ CODED = (".ipynb",)
 """Views that hold code which recomputes the step."""
 
 
+def check_suffix(suffix: str, *others: str) -> None:
+    """Raises StorageError for a suffix that names no view, and is none of the others that a caller knows."""
+    if suffix not in VIEWS and suffix not in others:
+        raise StorageError(
+            f"no view writes {suffix or 'a file without a suffix'}. Give one of {', '.join([*VIEWS, *others])}."
+        )
+
+
 def written(document: Document, suffix: str) -> str:
     """The document as text in the view that a file's suffix names.
 
     Raises StorageError for a suffix that no view has.
     """
-    view = VIEWS.get(suffix)
-    if view is None:
-        raise StorageError(
-            f"no view writes {suffix or 'a file without a suffix'}. Give one of {', '.join([*VIEWS, '.safetensors'])}."
-        )
-    text: str = import_module(f"{__name__}.{view}").written(document)
+    check_suffix(suffix)
+    text: str = import_module(f"{__name__}.{VIEWS[suffix]}").written(document)
     return text

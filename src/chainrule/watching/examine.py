@@ -17,12 +17,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from chainrule.findings import Thresholds, check_silence, findings, findings_over_time
+from chainrule.findings import check_silence, findings, findings_over_time
+from chainrule.findings.thresholds import check_thresholds
 from chainrule.history import History, StepFacts
 from chainrule.runs import Figure, Found
 
 if TYPE_CHECKING:
-    from chainrule.findings import Finding
+    from chainrule.findings import Finding, Thresholds
     from chainrule.measures import Measures
     from chainrule.recording import Recording
 
@@ -37,7 +38,7 @@ class Examiner:
         check_silence(silence)
         self.history = history
         self.fresh: tuple[Found, ...] = ()  # what the last look found for the first time
-        self._options: dict[str, Any] = {"thresholds": thresholds or Thresholds(), "silence": tuple(silence)}
+        self._options: dict[str, Any] = {"thresholds": check_thresholds(thresholds), "silence": tuple(silence)}
         self._found: dict[tuple[str, str], Found] = {}
         self._of_step: dict[int, Sequence[Finding]] = {}
         self._seen: set[tuple[str, str]] = set()  # what single steps have shown that is more than a note

@@ -44,6 +44,7 @@ class Surroundings:
     rates: tuple[float, ...]
     scale: float | None
     passes_before: int  # backward passes that belong to an earlier optimizer's step in this round
+    closure: bool  # the optimizer ran the passes itself, the first of them where the parameters were
     named: bool  # paths begin at models that are known
     full: bool  # recorded with all its numbers
     met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
@@ -69,8 +70,10 @@ def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
     attempts = skipped_in(graph) + 1
     passes = len(graph.backwards) // attempts  # those of the attempts that were left out are no part of it
     counted = graph.backwards[max(len(graph.backwards) - passes, around.passes_before) :]
-    losses = [_number(graph.values[each.loss]) for each in counted if each.loss is not None]
-    known = [loss for loss in losses if loss is not None]
+    # What `torch.autograd.grad` began from (the output of a gradient penalty, say) is no loss of the step.
+    sent = [each for each in counted if each.accumulates] or counted
+    losses = [_number(graph.values[each.loss]) for each in sent if each.loss is not None]
+    known = [loss for loss in losses if loss is not None][: 1 if around.closure else None]
     return StepFacts(
         around.step,
         around.time,

@@ -22,11 +22,12 @@ class Outcome:
         self.steps = 0
         self.watched = 0
         self.findings: tuple[Found, ...] = ()
+        self.kept: str | None = None  # the file that holds it
 
-    def sentence(self, script: str, to: str | None) -> str:
+    def sentence(self, script: str) -> str:
         """What was seen, and where it is kept."""
         found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
-        kept = f" `chainrule show {to}` tells more." if to else ""
+        kept = f" `chainrule show {self.kept}` tells more." if self.kept else ""
         if self.steps == 0 and self.findings:
             return f"{script} ended in the middle of its first training step: {found}.{kept}"
         if self.steps == 0:
@@ -70,6 +71,7 @@ def watch_script(
         finally:
             outcome.steps, outcome.watched = watching.step_number, watching.watched
             outcome.findings = watching.findings
+            outcome.kept = options.get("to") if watching.writer is not None else None
 
     _, outcome.status = run_inside(script, arguments, around)
     return outcome

@@ -22,7 +22,7 @@ from torch.optim.optimizer import Optimizer
 
 import chainrule
 from chainrule.collection import uncollected
-from chainrule.errors import ChainruleWarning, StorageError, brief
+from chainrule.errors import ChainruleWarning, RequestError, StorageError, brief
 from chainrule.findings.ranks import of_ranks
 from chainrule.history import History, StepFacts
 from chainrule.measures import Measures
@@ -81,7 +81,8 @@ class watch:  # noqa: N801 (read as a verb)
     Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched
     steps, and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
 
-    The training is what it is without: nothing that fails in here stops it, but ends the watch with a warning.
+    The training is what it is without: nothing that fails in here stops it, but ends the watch with a warning. Raises
+    RequestError for options that mean nothing, before it begins.
     """
 
     def __init__(
@@ -99,8 +100,11 @@ class watch:  # noqa: N801 (read as a verb)
         silence: Collection[str] = (),
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
-        models, optimizers = _listed(model, nn.Module), [_inner(each) for each in _listed(optimizer, Optimizer)]
-        self.every, self._full_every, self._on_finding = max(1, every), full_every, on_finding
+        _counted({"every": every, "full_every": full_every}, 1)
+        _counted({"start": start}, 0)
+        models = _listed(model, nn.Module, "model")
+        optimizers = [_inner(each) for each in _listed(optimizer, Optimizer, "optimizer")]
+        self.every, self._full_every, self._on_finding = every, full_every, on_finding
         self.step_number = _steps_done(optimizers) if start is None else start
         self.history = History()
         self.writer: Writer | None = None
@@ -336,6 +340,7 @@ class watch:  # noqa: N801 (read as a verb)
             tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
             self._scaling.scale,
             self._passes_before,
+            self._closure,
             bool(self._whole_models()),
             self._full is not None,
             measured_gradients(optimizers, self._parameters, histograms) if self._closure else {},
@@ -502,8 +507,23 @@ def _multiple_after(step: int, every: int) -> int:
     return (step // every + 1) * every
 
 
-def _listed(given: Any, kind: type) -> list[Any]:
-    return [] if given is None else [given] if isinstance(given, kind) else list(given)
+def _listed(given: Any, kind: type, name: str) -> list[Any]:
+    """One or several, as a list. Raises RequestError for what cannot be watched, as where the two were exchanged."""
+    found = [] if given is None else [given] if isinstance(given, kind) or not isinstance(given, Iterable) else [*given]
+    for each in found:
+        if not isinstance(each, kind) and not isinstance(_inner(each), kind):
+            raise RequestError(
+                f"chainrule.watch({name}=...): {type(each).__name__} came. Give the {name} of PyTorch, or several of "
+                "them: chainrule.watch(model, optimizer)."
+            )
+    return found
+
+
+def _counted(options: Mapping[str, int | None], least: int) -> None:
+    """Raises RequestError for what is no number of steps."""
+    for name, given in options.items():
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < least):
+            raise RequestError(f"chainrule.watch({name}={given!r}): this is a whole number of steps, {least} or more.")
 
 
 def _inner(optimizer: Any) -> Any:
