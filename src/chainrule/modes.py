@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from types import FrameType
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch._C import _get_function_stack_at, _len_torch_function_stack
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from chainrule.direct import Direct, applies
 
@@ -30,6 +34,27 @@ class Watcher(Protocol):
 
     def backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `backward` or `grad`."""
+
+
+class Nobody:
+    """Lets everything pass: what modes report to that cannot be taken off yet."""
+
+    def __init__(self) -> None:
+        self.directly = Direct()
+
+    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        """Run an ATen operation."""
+        return func(*args, **(kwargs or {}))
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a torch function."""
+        return func(*args, **kwargs)
+
+    def direct(self, operation: Any, func: Any, args: tuple[Any, ...]) -> Any:
+        """Run a torch function."""
+        return func(*args)
+
+    backward = call
 
 
 class DispatchMode(TorchDispatchMode):
@@ -83,3 +108,53 @@ class FunctionMode(TorchFunctionMode):
         if func in BACKWARD:
             return recorder.backward(func, args, kwargs or {})
         return recorder.call(func, args, kwargs or {})
+
+
+class LeftOn(threading.local):
+    """Modes that had to stay on when a recording ended, in this thread: nobody looks through them any more.
+
+    `torch.compile` puts the thread's dispatch keys back, when the code that it made returns, as they were when it was
+    called. A mode that is taken off inside of it leaves its key behind, and the next operation fails in PyTorch. So it
+    is taken off when no such code is around it.
+    """
+
+    modes: tuple[DispatchMode | FunctionMode, ...] = ()
+
+    def leave(self, *modes: DispatchMode | FunctionMode) -> None:
+        """Modes that are on, the innermost first."""
+        for mode in modes:
+            mode.recorder = Nobody()
+        self.modes = modes
+
+    def take_off(self, for_others: bool = False) -> bool:
+        """Take them off, if that can be done now; whether none is on.
+
+        Where others are put on at once (`for_others`) it can be done in compiled code too: the keys stay.
+        """
+        if self.modes and (for_others or not in_compiled_code()) and all(map(is_innermost, self.modes)):
+            modes, self.modes = self.modes, ()
+            for mode in modes:
+                mode.__exit__(None, None, None)
+        return not self.modes
+
+
+left_on = LeftOn()
+
+
+def is_innermost(mode: DispatchMode | FunctionMode) -> bool:
+    """Whether no other mode of its kind was put on since."""
+    if isinstance(mode, DispatchMode):
+        return _get_current_dispatch_mode() is mode
+    return bool(_len_torch_function_stack()) and _get_function_stack_at(_len_torch_function_stack() - 1) is mode
+
+
+def in_compiled_code() -> bool:
+    """Whether a function that `torch.compile` made is around us, be it run without the compiler."""
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py"):
+            return True
+        frame = frame.f_back
+    return False

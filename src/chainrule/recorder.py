@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _DisableTorchDispatch, _get_function_stack_at, _len_torch_function_stack
+from torch._C import _DisableTorchDispatch
 from torch.autograd.function import Function
 from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import (
@@ -33,14 +33,13 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from chainrule.direct import Direct
 from chainrule.errors import RecordingError
 from chainrule.hooks import NodeHooks
 from chainrule.keeping import Keep, Keeper
 from chainrule.loans import hooks_held
-from chainrule.modes import DispatchMode, FunctionMode
+from chainrule.modes import DispatchMode, FunctionMode, in_compiled_code, is_innermost, left_on
 from chainrule.settling import BATCH, Settling
 from chainrule.source import Site, Sites, is_library
 from chainrule.stepping import after_step, before_step
@@ -102,6 +101,11 @@ class Recorder:
                 "chainrule.record() inside chainrule.record(): one thread holds one recording at a time. End the outer "
                 "block first, or leave the inner one out: the outer recording already holds what happens in it."
             )
+        if not left_on.take_off(for_others=True):
+            raise RecordingError(
+                "a recording cannot begin inside of another mode of PyTorch's, in compiled code in which one has just "
+                "ended: begin it outside of the function that torch.compile made, around the call of it."
+            )
         _active.recorder = self
         self._handles = [
             module_hooks.register_module_forward_pre_hook(self._enter_module),
@@ -119,8 +123,11 @@ class Recorder:
         """End the recording: every mode, hook and handle is taken off, whatever happened."""
         try:
             self._resume()
-            self._dispatch.__exit__(None, None, None)
-            self._function.__exit__(None, None, None)
+            if in_compiled_code():
+                left_on.leave(self._dispatch, self._function)
+            else:
+                self._dispatch.__exit__(None, None, None)
+                self._function.__exit__(None, None, None)
         finally:
             _active.recorder = None
             if self._stance is not None:
@@ -383,12 +390,10 @@ class Recorder:
     def _pause(self) -> None:
         """Let operations pass unseen: take the modes off where they are innermost, and set a flag for where not."""
         self._paused = True
-        if _get_current_dispatch_mode() is self._dispatch:
-            self._dispatch.__exit__(None, None, None)
-            self._taken.append(self._dispatch)
-        if _len_torch_function_stack() and _get_function_stack_at(_len_torch_function_stack() - 1) is self._function:
-            self._function.__exit__(None, None, None)
-            self._taken.append(self._function)
+        for mode in (self._dispatch, self._function):
+            if is_innermost(mode):
+                mode.__exit__(None, None, None)
+                self._taken.append(mode)
 
     def _resume(self) -> None:
         self._paused = False

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from chainrule.modes import left_on
 from chainrule.watching.rounds import Rounds
 
 EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # which we know, and want
@@ -67,14 +68,16 @@ class Boundaries:
         self._early = False  # it was begun before the step's own beginning, which is still waited for
         self._wrapped = False  # a module that torch.compile made was met
         self._any_mode = False  # models in eval mode are trained here
-        self._before = register_optimizer_step_pre_hook(self._before_step)
-        self._after = register_optimizer_step_post_hook(self._after_step)
+        self._before_hook, self._after_hook = _uncompiled(self._before_step), _uncompiled(self._after_step)
+        self._before = register_optimizer_step_pre_hook(self._before_hook)
+        self._after = register_optimizer_step_post_hook(self._after_hook)
         warnings.filterwarnings("ignore", EXTRA_TIME, UserWarning)
         self._filter = warnings.filters[0]
 
     def remove(self) -> None:
         """Take every hook off."""
         self.disarm()
+        left_on.take_off()
         self._before.remove()
         self._after.remove()
         if self._filter in warnings.filters:
@@ -86,12 +89,14 @@ class Boundaries:
         """Wait for the step that comes next, if it is to be recorded."""
         self.disarm()
         if self.off or not self._wanted():
+            if not left_on.take_off():  # the step ended in compiled code: the next forward pass may be outside of it
+                self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
             return
         if self._compiled():
             self._open(None, None)
             self._early = True
         self._before.remove()
-        self._before = register_optimizer_step_pre_hook(self._before_step)  # the last, which alone may add others
+        self._before = register_optimizer_step_pre_hook(self._before_hook)  # the last, which alone may add others
         self._members = {id(module) for model in self._models for module in model.modules()}
         self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
 
@@ -104,7 +109,11 @@ class Boundaries:
 
     def _at_forward(self, module: nn.Module, args: Any) -> None:
         # First of all, so that a compiler that traces its way in here goes back at once.
-        if torch.compiler.is_compiling() or self.off or threading.get_ident() != self._thread:
+        if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
+            return
+        if left_on.modes:
+            self.arm()  # as it would have been done when the step before ended
+        if self.off or left_on.modes or self._forward is None:
             return
         if self._waits:
             compiled = getattr(module, "_orig_mod", None)  # of torch.compile, whose own call is not compiled
@@ -157,7 +166,7 @@ class Boundaries:
         # closing a recording does. Being last also lets the recorder's own hook see the update before we close it.
         if self._recording or self._compiled():
             self._after.remove()
-            self._after = register_optimizer_step_post_hook(self._after_step)
+            self._after = register_optimizer_step_post_hook(self._after_hook)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if optimizer is not self._outermost:
@@ -176,3 +185,12 @@ class Boundaries:
         self._recording = self._early = False
         self._guard(self._end)
         self.arm()
+
+
+def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that runs as it is where an optimizer's step is compiled; else it, and all it calls, would be too.
+
+    Loads PyTorch's compiler when it is first called, as each optimizer of torch.optim does in its first step.
+    """
+    called: Callable[..., None] = torch._disable_dynamo(lambda *given: hook(*given))  # type: ignore[attr-defined]
+    return called
