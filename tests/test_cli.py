@@ -124,6 +124,40 @@ def test_wrong_usage_is_one_sentence_and_status_2(invoke, arguments, sentence):
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("step.docx", "no view writes .docx. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt, .safetensors."),
+        ("step", "no view writes a file without a suffix. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt, "
+         ".safetensors."),
+        ("no/step.md", "no/step.md cannot be written: No such file or directory. Give a path in a folder you can write "
+         "to."),
+    ],
+)  # fmt: skip
+def test_an_output_that_cannot_be_written_is_refused_before_the_script_runs(invoke, ran, output, sentence):
+    result = invoke("run", "train.py", "-o", output)
+    assert (ran, result.exit_code, result.stderr) == ([], 2, f"Error: {sentence}\n")
+
+
+def test_an_output_that_can_be_written_leaves_nothing_before_it_is(invoke, ran, tmp_path):
+    ran.outcome |= {"recording": None}
+    assert invoke("run", "train.py", "-o", "step.md").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_says_what_a_file_is_not(invoke, tmp_path):
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "run.db").write_bytes(b"no database")
+    for file, sentence in {
+        "folder.safetensors": "folder.safetensors is a folder. Give a file that recording.save() wrote.",
+        "none.db": "none.db: there is no such file. Give a file that chainrule.watch(..., to=...) wrote.",
+        "run.db": "run.db is not the file of a run: file is not a database. Give a file that "
+        "chainrule.watch(..., to=...) wrote, or another path.",
+    }.items():
+        result = invoke("show", file)
+        assert (result.exit_code, result.stderr) == (2, f"Error: {sentence}\n")
+
+
 def test_run_passes_everything_on(invoke, ran):
     result = invoke("run", "train.py", "data.csv", "--step", "3", "--brief", "--stop", "--", "--epochs", "1", "--")
     assert ran == [("train.py", ("data.csv", "--epochs", "1", "--"), {"step": 3, "stop": True})]

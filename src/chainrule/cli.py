@@ -125,8 +125,11 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str 
       chainrule run train.py --step 100 --stop -- --epochs 1
       chainrule run train.py -o step.html
     """
+    from chainrule.recording import check_output
     from chainrule.script import run_script
 
+    if output is not None:
+        check_output(output)  # the script may run for hours
     outcome = run_script(script, args, step=step, stop=stop)
     _tell_shortfall(outcome)
     if outcome.recording is not None and outcome.recording.graph.calls:
@@ -244,7 +247,7 @@ def show(file: str, brief: bool, output: str | None) -> None:
     """
     from chainrule import runs
 
-    if runs.is_run(file):
+    if runs.is_run(file) or file.lower().endswith(".db"):
         _tell_run(file, output)
         return
     from chainrule.recording import load

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from chainrule import runs
 from chainrule.cli import commands
+from chainrule.errors import ChainruleWarning
 from chainrule.history import StepFacts
 from chainrule.statistics import Statistics
 from chainrule.views import dashboard
@@ -119,6 +120,22 @@ def test_a_file_that_is_no_run_is_refused(tmp_path, monkeypatch):
     result = invoke("show", "photos.db")
     assert result.exit_code == 2
     assert "it is a database of another program" in result.stderr
+
+
+def test_what_is_not_kept_is_not_pointed_to(script, tmp_path):
+    (tmp_path / "run.db").write_bytes(b"no database")
+    with pytest.warns(ChainruleWarning, match="watched, but not kept"):
+        result = invoke("watch", script(), "--to", "run.db", "--", "1")
+    assert result.stderr.endswith("chainrule: 1 of 1 steps were watched: 0 findings.\n")
+
+
+def test_a_run_goes_into_no_file_of_a_step(script):
+    invoke("watch", script(), "--to", "run.db", "--", "1")
+    result = invoke("show", "run.db", "-o", "run.safetensors")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: no view writes .safetensors. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt.\n"
+    )
 
 
 def test_the_dashboard_stays_below_what_the_script_prints(script):

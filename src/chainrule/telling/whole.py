@@ -45,7 +45,9 @@ def summary(context: Context) -> Iterator[Block]:
          f"{many(through, 'operation')}, of which {explained} are explained by our own rules.",)
     )  # fmt: skip
     if graph.error:
-        yield Paragraph((f"The block ended in {graph.error}. What is told here goes up to that point.",), "warning")
+        yield Paragraph(
+            (f"The block ended in {graph.error.rstrip('.')}. What is told here goes up to that point.",), "warning"
+        )
     if not graph.backwards:
         yield Paragraph(
             ("No backward() ran inside the block, so there are no gradients; the forward part is told. Put ",

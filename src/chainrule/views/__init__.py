@@ -25,15 +25,14 @@ CODED = (".ipynb",)
 """Views that hold code which recomputes the step."""
 
 
-def written(document: Document, suffix: str) -> str:
-    """The document as text in the view that a file's suffix names.
+def check_suffix(suffix: str, *others: str) -> None:
+    """Raise StorageError for a suffix that neither a view has nor is one of `others`, which are written without one."""
+    if suffix not in (*VIEWS, *others):
+        known = ", ".join((*VIEWS, *others))
+        raise StorageError(f"no view writes {suffix or 'a file without a suffix'}. Give one of {known}.")
 
-    Raises StorageError for a suffix that no view has.
-    """
-    view = VIEWS.get(suffix)
-    if view is None:
-        raise StorageError(
-            f"no view writes {suffix or 'a file without a suffix'}. Give one of {', '.join([*VIEWS, '.safetensors'])}."
-        )
-    text: str = import_module(f"{__name__}.{view}").written(document)
+
+def written(document: Document, suffix: str) -> str:
+    """The document as text in the view that a file's suffix, one of `VIEWS`, names."""
+    text: str = import_module(f"{__name__}.{VIEWS[suffix]}").written(document)
     return text

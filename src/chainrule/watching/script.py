@@ -22,6 +22,7 @@ class Outcome:
         self.steps = 0
         self.watched = 0
         self.findings: tuple[Found, ...] = ()
+        self.kept = False
 
     def sentence(self, script: str, to: str | None) -> str:
         """What was seen, and where it is kept."""
@@ -31,7 +32,7 @@ class Outcome:
                 "call one, or put `chainrule.watch(...)` into the script and call its step()."
             )
         found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
-        kept = f" `chainrule show {to}` tells more." if to else ""
+        kept = f" `chainrule show {to}` tells more." if self.kept else ""
         return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}"
 
 
@@ -64,6 +65,7 @@ def watch_script(
         finally:
             outcome.steps, outcome.watched = watching.step_number, watching.watched
             outcome.findings = watching.findings
+            outcome.kept = watching.writer is not None
 
     _, outcome.status = run_inside(script, arguments, around)
     return outcome
