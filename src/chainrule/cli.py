@@ -236,7 +236,9 @@ def watch(
 @brief_option
 @output_option
 def show(file: str, brief: bool, output: str | None) -> None:
-    """Tell a step that was saved as FILE.safetensors, or a run that was watched into FILE.db.
+    """Tell a step or a whole run from its FILE.
+
+    A step is saved as FILE.safetensors, and a run that is watched as FILE.db.
 
     \b
     Examples:
