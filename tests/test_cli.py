@@ -210,6 +210,16 @@ def test_a_script_is_run_and_told(invoke, train):
     assert result.stderr == ""
 
 
+def test_a_script_that_changes_its_folder_does_not_take_the_output_with_it(invoke, train, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    script = train()
+    (tmp_path / script).write_text('import os\nos.chdir("elsewhere")\n' + (tmp_path / script).read_text())
+    result = invoke("run", script, "--stop", "-o", "step.json")
+    monkeypatch.chdir(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "step.json").exists()
+
+
 def test_a_right_backward_passes(invoke, train):
     result = invoke("verify", train())
     assert result.exit_code == 0, result.output

@@ -5,6 +5,7 @@ PyTorch takes over a second to import, so each command imports what it needs its
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -130,6 +131,7 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str 
 
     if output is not None:
         check_output(output)  # the script may run for hours
+        output = os.path.abspath(output)  # and change its folder
     outcome = run_script(script, args, step=step, stop=stop)
     _tell_shortfall(outcome)
     if outcome.recording is not None and outcome.recording.graph.calls:

@@ -99,6 +99,15 @@ def test_how_a_script_ends_is_passed_on_and_kept(script, ending, status, kept):
         assert run.status == kept
 
 
+def test_a_script_that_changes_its_folder_keeps_its_steps_beside_the_run(script, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    text = TRAINING.replace("import sys\n", 'import os, sys\nos.chdir("elsewhere")\n', 1)
+    invoke("watch", script(text), "--to", "run.db", "--full-every", "1", "--", "1")
+    monkeypatch.chdir(tmp_path)
+    with runs.open("run.db") as run:
+        assert run.recordings()[1].file.exists()
+
+
 def test_a_script_without_training(script):
     result = invoke("watch", script("print('nothing')"))
     assert result.exit_code == 0
