@@ -121,11 +121,11 @@ def test_version(invoke):
         ),
         (
             ("run", "train.py", "-o", "missing/step.html"),
-            "missing/step.html cannot be written: there is no folder missing.",
+            "missing/step.html cannot be written: No such file or directory. Give a path in a folder you can write to.",
         ),
         (
             ("show", "missing.db"),
-            "missing.db: there is no such file. Give one that recording.save() or a watch wrote.",
+            "missing.db: there is no such file. Give a file that chainrule.watch(..., to=...) wrote.",
         ),
     ],
 )
@@ -134,6 +134,40 @@ def test_wrong_usage_is_one_sentence_and_status_2(invoke, arguments, sentence):
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == f"Error: {sentence}"
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("step.docx", "no view writes .docx. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt, .safetensors."),
+        ("step", "no view writes a file without a suffix. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt, "
+         ".safetensors."),
+        ("no/step.md", "no/step.md cannot be written: No such file or directory. Give a path in a folder you can write "
+         "to."),
+    ],
+)  # fmt: skip
+def test_an_output_that_cannot_be_written_is_refused_before_the_script_runs(invoke, ran, output, sentence):
+    result = invoke("run", "train.py", "-o", output)
+    assert (ran, result.exit_code, result.stderr) == ([], 2, f"Error: {sentence}\n")
+
+
+def test_an_output_that_can_be_written_leaves_nothing_before_it_is(invoke, ran, tmp_path):
+    ran.outcome |= {"recording": None}
+    assert invoke("run", "train.py", "-o", "step.md").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_says_what_a_file_is_not(invoke, tmp_path):
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "run.db").write_bytes(b"no database")
+    for file, sentence in {
+        "folder.safetensors": "folder.safetensors is a folder. Give a file that recording.save() wrote.",
+        "none.db": "none.db: there is no such file. Give a file that chainrule.watch(..., to=...) wrote.",
+        "run.db": "run.db is not the file of a run: file is not a database. Give a file that "
+        "chainrule.watch(..., to=...) wrote, or another path.",
+    }.items():
+        result = invoke("show", file)
+        assert (result.exit_code, result.stderr) == (2, f"Error: {sentence}\n")
 
 
 def test_run_passes_everything_on(invoke, ran):
@@ -186,6 +220,16 @@ def test_a_script_is_run_and_told(invoke, train):
     assert result.stdout.startswith("arguments: ['--epochs', '1']\n")
     assert "squares" in result.stdout
     assert result.stderr == ""
+
+
+def test_a_script_that_changes_its_folder_does_not_take_the_output_with_it(invoke, train, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    script = train()
+    (tmp_path / script).write_text('import os\nos.chdir("elsewhere")\n' + (tmp_path / script).read_text())
+    result = invoke("run", script, "--stop", "-o", "step.json")
+    monkeypatch.chdir(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "step.json").exists()
 
 
 def test_a_right_backward_passes(invoke, train):

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 from torch.optim import optimizer as torch_optimizer
@@ -26,6 +27,8 @@ TRAINING = """
 
 class Session:
     """Stands in for `record()`: notes the updates while it was open, how it was closed, and the names it was given."""
+
+    graph = SimpleNamespace(calls=("call",))
 
     def __init__(self, namespace):
         self.namespace = namespace
@@ -354,6 +357,32 @@ def test_a_traceback_shows_no_frame_of_the_recorders(write, capsys):
     ran = run_script(script)
     assert capsys.readouterr().err == python.stderr
     assert ran.recording.graph.error.startswith("ValueError: dropout probability")
+
+
+def test_a_script_that_cannot_begin_is_not_said_to_be_recorded(write, capsys):
+    ran = run_script(write("print("))
+    assert "SyntaxError" in capsys.readouterr().err
+    assert ran.shortfall == (
+        "train.py crashed before the end of training step 1; step 1 was asked for. Nothing was recorded before."
+    )
+
+
+def test_a_script_that_records_by_itself_is_told_what_is_open(write, capsys):
+    script = write("""
+        import chainrule, torch
+        weight = torch.nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([weight])
+        for _ in range(3):
+            with chainrule.record():
+                weight.sum().backward()
+                optimizer.step()
+    """)
+    for step in (1, 2):  # the script's own block comes second, and first
+        assert run_script(script, step=step).ending == "crashed"
+        told = capsys.readouterr().err
+        assert "End the outer block first (`chainrule run`, `verify` and `watch` are such blocks)" in told
+        assert "During handling" not in told
+        assert hooks() == ()
 
 
 def test_tensors_are_named_by_the_scripts_globals_and_locals(write):

@@ -169,7 +169,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_an_empty_file(tmp_path: Path) -> None:
-    refused(tmp_path, "is not a readable safetensors file")
+    refused(tmp_path, "is a folder. Give a file")
     (tmp_path / "empty.safetensors").touch()
     refused(tmp_path / "empty.safetensors", "cut short, corrupt, or of another kind")
 

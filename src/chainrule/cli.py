@@ -5,13 +5,13 @@ PyTorch takes over a second to import, so each command imports what it needs its
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from chainrule.errors import ChainruleError, StorageError
+from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
@@ -63,22 +63,10 @@ step_option = click.option(
 )
 
 
-def _can_be_written(context: click.Context, parameter: click.Parameter, output: str | None) -> str | None:
-    """Said before a script runs for hours, not after."""
-    if output is not None:
-        from chainrule.views import check_suffix
-
-        check_suffix(Path(output).suffix.lower(), ".safetensors")
-        if not Path(output).parent.is_dir():
-            raise StorageError(f"{output} cannot be written: there is no folder {Path(output).parent}.")
-    return output
-
-
 output_option = click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False),
-    callback=_can_be_written,
     metavar="FILE",
     help="Write to a file instead of the terminal; its suffix names the view (.html .md .tex .ipynb .svg .json .txt), "
     "and .safetensors keeps the recording.",
@@ -140,8 +128,12 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str 
       chainrule run train.py --step 100 --stop -- --epochs 1
       chainrule run train.py -o step.html
     """
+    from chainrule.recording import check_output
     from chainrule.script import run_script
 
+    if output is not None:
+        check_output(output)  # the script may run for hours
+        output = os.path.abspath(output)  # and change its folder
     outcome = run_script(script, args, step=step, stop=stop)
     _tell_shortfall(outcome)
     if outcome.recording is not None and outcome.recording.graph.calls:
@@ -248,7 +240,9 @@ def watch(
 @brief_option
 @output_option
 def show(file: str, brief: bool, output: str | None) -> None:
-    """Tell a step that was saved as FILE.safetensors, or a run that was watched into FILE.db.
+    """Tell a step or a whole run from its FILE.
+
+    A step is saved as FILE.safetensors, and a run that is watched as FILE.db.
 
     \b
     Examples:
@@ -259,9 +253,7 @@ def show(file: str, brief: bool, output: str | None) -> None:
     """
     from chainrule import runs
 
-    if not Path(file).exists():
-        raise StorageError(f"{file}: there is no such file. Give one that recording.save() or a watch wrote.")
-    if runs.is_run(file):
+    if runs.is_run(file) or file.lower().endswith(".db"):
         _tell_run(file, output)
         return
     from chainrule.recording import load

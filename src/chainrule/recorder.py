@@ -99,7 +99,8 @@ class Recorder:
         if getattr(_active, "recorder", None) is not None:
             raise RecordingError(
                 "chainrule.record() inside chainrule.record(): one thread holds one recording at a time. End the outer "
-                "block first, or leave the inner one out: the outer recording already holds what happens in it."
+                "block first (`chainrule run`, `verify` and `watch` are such blocks), or leave the inner one out: the "
+                "outer recording already holds what happens in it."
             )
         if not left_on.take_off(for_others=True):
             raise RecordingError(

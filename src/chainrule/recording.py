@@ -277,8 +277,7 @@ class Recording:
         """
         from chainrule import storage, views
 
-        suffix = os.path.splitext(os.fspath(path))[1].lower()
-        views.check_suffix(suffix, ".safetensors")
+        suffix = _suffix(path)
         if suffix == ".safetensors":
             storage.write(self.graph, path)
             return
@@ -302,6 +301,23 @@ class Recording:
         if self._open:
             return "<chainrule.Recording, still running>"
         return f"<chainrule.Recording: loss {self.loss}, {len(self.nodes)} nodes, {len(self.parameters)} parameters>"
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raise StorageError where `recording.save(path)` would, for its suffix or its place: before a step is recorded."""
+    from chainrule import storage
+
+    _suffix(path)
+    storage.check_writable(path)
+
+
+def _suffix(path: str | os.PathLike[str]) -> str:
+    """What names the view, in lower case. Raises StorageError where nothing writes such a file."""
+    from chainrule import views
+
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    views.check_suffix(suffix, ".safetensors")
+    return suffix
 
 
 def load(path: str | os.PathLike[str]) -> Recording:

@@ -77,7 +77,8 @@ class ScriptRun:
     def _advice(self) -> str:
         if self.ending in ("crashed", "was interrupted"):
             if self.steps + 1 == self.step:
-                return "What it did up to there is recorded."
+                recorded = self.recording is not None and self.recording.graph.calls
+                return "What it did up to there is recorded." if recorded else "Nothing was recorded before."
             return f"Use --step {self.steps + 1} to see what it did up to there."
         if self.steps == 0:
             return (
@@ -207,8 +208,9 @@ class _StepRecorder:
         self._close([entry.tb_frame for entry in _entries(trace)], kind, error, trace)
 
     def _open(self) -> None:
-        self._session = self._make_session(self._names)
-        self.recording = self._session.__enter__()
+        session = self._make_session(self._names)
+        self.recording = session.__enter__()
+        self._session = session  # only now is there something to close
 
     def _close(
         self,

@@ -7,6 +7,7 @@ does not fit the types of `graph`, or refers to what is not there, is refused.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -83,6 +84,8 @@ def read(path: str | os.PathLike[str]) -> Graph:
 
     Raises StorageError where the file is missing, cut short, not a recording, of a newer version, or malformed.
     """
+    if os.path.isdir(path):
+        raise StorageError(f"{path} is a folder. Give a file that recording.save() wrote.")
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             header = file.metadata() or {}
@@ -121,13 +124,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Pa
     is there keeps its permissions. Raises StorageError where that fails.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}. Give a path in a folder you can write to."
-        ) from error
+    temporary, handle = _beside(target, path)
     try:
         with os.fdopen(handle, "wb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -147,6 +144,27 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Pa
     finally:
         with suppress(OSError):
             os.unlink(temporary)  # there is none once it is in its place
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise StorageError where `write_atomically` could not begin, before there is anything to write."""
+    temporary, handle = _beside(Path(os.path.realpath(path)), path)
+    os.close(handle)
+    os.unlink(temporary)
+
+
+def _beside(target: Path, path: str | os.PathLike[str]) -> tuple[Path, int]:
+    """A new file in the folder of `target`, which was given as `path`, and its open handle."""
+    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(4)}"
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}. Give a path in a folder you can write to."
+        ) from error
+    return temporary, handle
 
 
 def _check(header: dict[str, str], path: object) -> None:

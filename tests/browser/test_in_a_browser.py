@@ -158,6 +158,15 @@ def test_repeated_blocks_are_folded_at_first(open_page):
     assert page.locator("li.folded").count() == 0
 
 
+def test_the_path_below_a_fraction_is_not_cut(open_page):
+    page = open_page(large(3))
+    page.click("#unfold")
+    cut = page.eval_on_selector_all(
+        "li.row .back", "some => some.filter((each) => each.scrollWidth > each.clientWidth).length"
+    )
+    assert cut == 0
+
+
 def test_light_and_dark(open_page, worked):
     page = open_page(worked, color_scheme="dark")
     paper = "getComputedStyle(document.documentElement).backgroundColor"

@@ -117,6 +117,16 @@ def test_nothing_is_wider_than_the_page(open_run, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_on_a_phone_a_scale_stays_clear_of_the_switch_beside_it(open_run):
+    page = open_run(width=390)
+    scale, switch = (
+        [each.bounding_box() for each in page.query_selector_all(f".plain {part}")]
+        for part in (".scale-y span:last-child", "label")
+    )
+    assert scale
+    assert all(low["y"] >= box["y"] + box["height"] for low, box in zip(scale, switch, strict=True))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(open_run, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=AXE, exc_type=ImportError).Axe()

@@ -87,6 +87,20 @@ def test_the_code_of_the_worked_example_recomputes_every_gradient(optimizer: str
     assert code.count("# what PyTorch runs") == code.count("# the long way") >= 11
 
 
+def test_data_that_the_block_makes_is_data() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    with record() as recording:
+        batch = torch.randn(2, 3)
+        target = batch.sum(1, keepdim=True)
+        F.mse_loss(model(batch), target).backward()
+    codes = sources(recording)
+    run(codes)
+    assert "batch = torch.tensor(" in codes[0]
+    assert "aten.addmm(bias, batch, " in "\n".join(codes)
+    assert "aten.mse_loss(" in "\n".join(codes)
+
+
 def test_awkward_operations_run_again() -> None:
     recording = odd()
     names = run(sources(recording))

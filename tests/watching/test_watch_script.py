@@ -9,6 +9,7 @@ from rich.console import Console
 
 from chainrule import runs
 from chainrule.cli import commands
+from chainrule.errors import ChainruleWarning
 from chainrule.history import StepFacts
 from chainrule.statistics import Statistics
 from chainrule.views import dashboard
@@ -98,6 +99,15 @@ def test_how_a_script_ends_is_passed_on_and_kept(script, ending, status, kept):
         assert run.status == kept
 
 
+def test_a_script_that_changes_its_folder_keeps_its_steps_beside_the_run(script, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    text = TRAINING.replace("import sys\n", 'import os, sys\nos.chdir("elsewhere")\n', 1)
+    invoke("watch", script(text), "--to", "run.db", "--full-every", "1", "--", "1")
+    monkeypatch.chdir(tmp_path)
+    with runs.open("run.db") as run:
+        assert run.recordings()[1].file.exists()
+
+
 def test_a_script_without_training(script):
     result = invoke("watch", script("print('nothing')"))
     assert result.exit_code == 0
@@ -119,6 +129,22 @@ def test_a_file_that_is_no_run_is_refused(tmp_path, monkeypatch):
     result = invoke("show", "photos.db")
     assert result.exit_code == 2
     assert "it is a database of another program" in result.stderr
+
+
+def test_what_is_not_kept_is_not_pointed_to(script, tmp_path):
+    (tmp_path / "run.db").write_bytes(b"no database")
+    with pytest.warns(ChainruleWarning, match="watched, but not kept"):
+        result = invoke("watch", script(), "--to", "run.db", "--", "1")
+    assert result.stderr.endswith("chainrule: 1 of 1 steps were watched: 0 findings.\n")
+
+
+def test_a_run_goes_into_no_file_of_a_step(script):
+    invoke("watch", script(), "--to", "run.db", "--", "1")
+    result = invoke("show", "run.db", "-o", "run.safetensors")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: no view writes .safetensors. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt.\n"
+    )
 
 
 def test_the_dashboard_stays_below_what_the_script_prints(script):

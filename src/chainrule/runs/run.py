@@ -244,6 +244,7 @@ class Run:
         from chainrule.storage import write_atomically
 
         suffix = Path(path).suffix.lower()
+        views.check_suffix(suffix)
         if suffix == ".html":
             from chainrule.views import run_page
 

@@ -94,7 +94,7 @@ class Writer:
     def __init__(
         self, path: str | os.PathLike[str], *, every: int = 1, start: int = 0, versions: Mapping[str, str] | None = None
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a script may change its folder while it runs
         self.problem: str | None = None  # the last batch could not be written, and why
         self.dropped = 0  # items given up because too many waited
         self._connection = schema.connect_to_write(path)

@@ -107,9 +107,12 @@ class _Writer:
     # -- leaves and the forward pass
 
     def _leaves(self) -> Iterator[str]:
+        """What is used and no told step makes: data from outside, and what the block made where no gradient flows."""
         used = {value for step in self._forward for _, _, value in step.arguments}
+        made = {value for step in self._forward for operation in step.operations for value in self._outputs(operation)}
+        leaves = used - made
         for value in self._graph.values:
-            if value.index in used and value.operation is None and value.kind != "parameter":
+            if value.index in leaves and value.kind != "parameter":
                 yield from self._leaf(value.index, value.data)
 
     def _leaf(self, value: int, data: Data | None) -> Iterator[str]:

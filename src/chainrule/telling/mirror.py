@@ -85,8 +85,13 @@ def _row(
 
 
 def _module(context: Context, value: int, step: Step | None) -> str:
-    """The module that computed a value; for a parameter the module that it belongs to."""
-    if step is not None:
-        return context.graph.calls[step.call].module if step.call is not None else ""
-    path = context.graph.values[value].names[0] if context.graph.values[value].kind == "parameter" else ""
-    return path.rpartition(".")[0]
+    """The module that computed a value; for a parameter or a buffer the module that it belongs to."""
+    graph, told = context.graph, context.graph.values[value]
+    owner = told.name.rpartition(".")[0]
+    if step is None and told.kind == "parameter":
+        return owner
+    made_by = step or (None if told.operation is None else graph.operations[told.operation])
+    computed = graph.calls[made_by.call].module if made_by is not None and made_by.call is not None else ""
+    if step is None and not computed and any(module.path == owner for module in graph.modules):
+        return owner
+    return computed

@@ -26,18 +26,13 @@ CODED = (".ipynb",)
 
 
 def check_suffix(suffix: str, *others: str) -> None:
-    """Raises StorageError for a suffix that names no view, and is none of the others that a caller knows."""
-    if suffix not in VIEWS and suffix not in others:
-        raise StorageError(
-            f"no view writes {suffix or 'a file without a suffix'}. Give one of {', '.join([*VIEWS, *others])}."
-        )
+    """Raise StorageError for a suffix that neither a view has nor is one of `others`, which are written without one."""
+    if suffix not in (*VIEWS, *others):
+        known = ", ".join((*VIEWS, *others))
+        raise StorageError(f"no view writes {suffix or 'a file without a suffix'}. Give one of {known}.")
 
 
 def written(document: Document, suffix: str) -> str:
-    """The document as text in the view that a file's suffix names.
-
-    Raises StorageError for a suffix that no view has.
-    """
-    check_suffix(suffix)
+    """The document as text in the view that a file's suffix, one of `VIEWS`, names."""
     text: str = import_module(f"{__name__}.{VIEWS[suffix]}").written(document)
     return text

@@ -18,6 +18,7 @@ const MOST_LANES = 12; // more share the last one
 const MANY = 40; // rows; most tensors of such a step are thumbnails, and names need the room
 const LONG = 10; // letters of a name that is written small below the line of a fraction
 const BROKEN = 20; // letters of a name that is written as text, which unlike a formula is broken into lines
+const BROKEN_BELOW = 12; // the same, for a name below the line of a fraction
 /** @type {any} how far ahead lines are filled; TypeScript does not know the margin of an inner scroller yet */
 const MARGIN = { rootMargin: "800px", scrollMargin: "800px" };
 const AT_ONCE = 120; // lines that are filled without waiting until they are seen
@@ -236,7 +237,7 @@ function lanePicture(drawn, width) {
  */
 function rowParts(row) {
   const used = uses[row.index].length;
-  const written = row.name.length > BROKEN ? h("span", { class: "long-name" }, row.name) : math(row.symbol);
+  const written = row.name.length > BROKEN ? longName(row.name) : math(row.symbol);
   const symbol = row.forward ? h("a", { href: fragmentFor(row.forward, row), "aria-label": row.name }, written) : h("span", null, written);
   const kind = row.kind === "operation" ? row.operation : row.kind === "loss" ? `loss, ${row.operation}` : row.kind;
   const about = [kind, row.place, used > 1 ? `used ${used} times` : ""].filter(Boolean).join(" · ");
@@ -249,10 +250,18 @@ function rowParts(row) {
   ];
 }
 
+/**
+ * A path as text, which breaks at its dots if it can.
+ * @param {string} path
+ */
+function longName(path) {
+  return h("span", { class: "long-name" }, path.split(/(?<=[./])/).flatMap((part) => [part, h("wbr")]));
+}
+
 /** @param {Row} row */
 function back(row) {
   const shares = row.backward ?? [];
-  const symbol = row.name.length > BROKEN ? h("span", { class: "long-name" }, `dJ/d${row.name}`) : math(row.gradient_symbol);
+  const symbol = row.name.length > BROKEN_BELOW ? longName(`dJ/d${row.name}`) : math(row.gradient_symbol);
   const parts = h("div", { class: row.name.length > LONG ? "back long" : "back" });
   if (!row.gradient) return parts;
   const link = shares.length === 1 ? h("a", { href: fragmentFor(shares[0], row), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);

@@ -14,7 +14,7 @@ const scene = new Scene(run);
 
 function head() {
   byId("title").textContent = run.title;
-  byId("about").append(...run.about.flatMap(([name, fact]) => [h("dt", null, name), h("dd", null, fact)]));
+  byId("about").append(...run.about.map(([name, fact]) => h("div", null, h("dt", null, name), h("dd", null, fact))));
   byId("theme").addEventListener("click", () => {
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
