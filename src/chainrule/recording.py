@@ -119,7 +119,7 @@ class Recording:
     @property
     def losses(self) -> tuple[Tensor, ...]:
         """The loss of each backward pass, in the order in which they ran."""
-        values = (self.graph.values[b.loss] for b in self.graph.backwards if b.loss is not None)
+        values = (self.graph.values[b.loss] for b in self.graph.accumulating if b.loss is not None)
         return tuple(value.data for value in values if value.data is not None)
 
     @property
@@ -367,8 +367,8 @@ class record:  # noqa: N801 (read as a verb)
 
     @property
     def passes(self) -> int:
-        """How many backward passes have run so far."""
-        return len(self._recorder.tape.backwards)
+        """How many backward passes into `.grad` have run so far."""
+        return sum(backward.accumulates for backward in self._recorder.tape.backwards)
 
     @property
     def models(self) -> list[torch.nn.Module]:

@@ -51,7 +51,7 @@ class Births:
         self._buffers = _buffers_of_shards(graph)
         for operation in graph.operations:
             self._read(operation)
-        losses = [b.loss for b in graph.backwards if b.loss is not None]
+        losses = [b.loss for b in graph.accumulating if b.loss is not None]
         self.bad_losses = [loss for loss in losses if not self.case.measures.finite(graph.values[loss].data)]
         self.first = self._first()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
-from chainrule.graph import ParameterUpdate, Update
+from chainrule.graph import Backward, ParameterUpdate, Update
 from chainrule.notation import escape
 from chainrule.rules.optimizers import terms
 from chainrule.statistics import Statistics
@@ -25,10 +25,13 @@ def gradients(context: Context) -> Section:
 
 def _gradients(context: Context) -> Iterator[Block]:
     graph = context.graph
+    yield from _given(context)
+    given = {value for backward in graph.backwards for value in backward.given}
     rows: list[tuple[Text, ...]] = []
     for name, parameter in graph.parameters.items():
         if not (parameter.has_gradient or parameter.grad is not None):
-            rows.append(((Code(name),), ("None: no gradient arrived",), ("",)))
+            why = "given by torch.autograd.grad alone" if parameter.value in given else "no gradient arrived"
+            rows.append(((Code(name),), (f"None: {why}",), ("",)))
             continue
         known = context.figures(parameter.grad, parameter.grad_statistics)
         norm = "not kept" if known is None else f"{math.nan if known.not_finite else known.norm:.4g}"
@@ -38,7 +41,7 @@ def _gradients(context: Context) -> Iterator[Block]:
     for name, parameter in graph.parameters.items():
         value = parameter.value
         recorded = graph.values[value].grad if value is not None else None
-        if value in ours and recorded is not None and len(context.uses.get(value, ())) > 1:
+        if value in ours and recorded is not None and len(context.uses(value)) > 1:
             yield context.agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
     filled = [
         (n, p, sent) for n, p in graph.parameters.items() if (sent := graph.sent(p)) is not None and p.value is not None
@@ -64,6 +67,32 @@ def _gradients(context: Context) -> Iterator[Block]:
          "and the optimizer would take it for the true one. For ", Math(symbol), " it would be"),
     )  # fmt: skip
     yield context.passing(rf"2 \cdot {symbol}", 2 * sent, "gradient", "after two backward passes")
+
+
+def _given(context: Context) -> Iterator[Block]:
+    """What each `torch.autograd.grad` gave its caller, beside our own sums."""
+    for backward in context.graph.backwards:
+        if backward.accumulates:
+            continue
+        yield Paragraph(handed_out(context, backward))
+        for value, gradient in backward.given.items():
+            symbol = context.notation.gradient(value, backward.index)
+            yield context.tensor(symbol, gradient, "gradient", "given by torch.autograd.grad")
+            ours = context.derivation.of_passes.get(backward.index, {}).get(value)
+            if ours is not None:
+                text = (f"our rules against what torch.autograd.grad gave of {context.notation.plain(value)}",)
+                yield context.agreement(ours, gradient, text)
+
+
+def handed_out(context: Context, backward: Backward) -> Text:
+    """What a pass of `torch.autograd.grad` is, in a sentence."""
+    notation, where = context.notation, f" ({backward.place})" if backward.place else ""
+    of = "" if backward.loss is None else f" of {notation.plain(backward.loss)}"
+    names = " and ".join(notation.plain(value) for value in backward.given) or "values outside this recording"
+    return (
+        Code("torch.autograd.grad"), f"{where} gave the gradient{of} with respect to {names} to the code that called "
+        "it: a result like any other, which is not in ", Code(".grad"), ".",
+    )  # fmt: skip
 
 
 def _differ(arrived: Data, left: Data) -> bool:
