@@ -51,6 +51,7 @@ from chainrule.tape import (
     RawModule,
     Tape,
     Traits,
+    storage_of,
     tensors_in,
 )
 from chainrule.ties import Ties
@@ -170,6 +171,8 @@ class Recorder:
         """Run one torch function that the user's code called, and remember it if operations ran for it."""
         if func in _unseen_writes:
             self._settle()
+            if func == _data.__set__:
+                self._before_replacing(*args)
         operations = self.tape.operations
         first = len(operations)
         self.in_call = True
@@ -247,6 +250,16 @@ class Recorder:
                 site = Site.of(sys._getframe(2))
                 self.tape.writes.append((len(self.tape.operations), id(tensor), _library_function(), site))
         return written
+
+    def _before_replacing(self, tensor: Tensor, data: Tensor) -> None:
+        """Keep what a tensor is before `tensor.data = data` gives it other memory, without an operation."""
+        with torch._C.DisableTorchFunction(), _DisableTorchDispatch():
+            if not isinstance(data, Tensor) or storage_of(tensor) == storage_of(data):
+                return
+            self.ties.sweep()
+            self.tape.overwritten([tensor], seen=False)
+            copies = len(self.tape.copies[id(tensor)])
+            self.tape.replaced.append((len(self.tape.operations), tensor, copies))
 
     def _enter_module(self, module: torch.nn.Module, args: Any) -> None:
         parent = self.stack[-1] if self.stack else None

@@ -18,7 +18,7 @@ from chainrule.collection import Seldom
 from chainrule.errors import RecordingError
 from chainrule.figures import Borrowed, Figures
 from chainrule.graph import Graph, Node, Parameter, Value
-from chainrule.keeping import Keep
+from chainrule.keeping import Keep, is_trained_leaf
 from chainrule.loans import Loan
 from chainrule.recorder import Recorder, exception_site
 from chainrule.source import is_library
@@ -451,12 +451,18 @@ def _variables(frame: FrameType | None) -> dict[str, Any]:
 
 
 def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
-    """Remember what the surrounding code calls its tensors and models; the last name of several wins."""
+    """Remember what the surrounding code calls its tensors and models.
+
+    The last name of several wins, but for a parameter the first: the last may be that of a loop over all of them.
+    """
+    parameters: set[int] = set()
     for name, item in list(names.items()):
         if type(item) in (list, tuple) and len(item) <= 1000:
             members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
             tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
-        if isinstance(item, Tensor):
+        if isinstance(item, Tensor) and id(item) not in parameters:
             tape.scope[id(item)] = (name, item)
+            if is_trained_leaf(item):
+                parameters.add(id(item))
         elif isinstance(item, torch.nn.Module):
             tape.names_of_modules[id(item)] = name

@@ -171,6 +171,7 @@ class Tape:
         self.backwards: list[RawBackward] = []
         self.updates: list[RawUpdate] = []
         self.writes: list[tuple[int, int, str, Site | None]] = []  # (position, id of .grad, function, site)
+        self.replaced: list[tuple[int, Tensor, int]] = []  # by `.data =`: (position, tensor, how many copies are older)
         self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
         self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end

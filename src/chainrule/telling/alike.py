@@ -80,6 +80,16 @@ def updates(context: Context, step: Update, name: str) -> Iterator[Block]:
         yield Table(headers, cells, f"{name} in each block")
 
 
+def by_hand(context: Context, name: str) -> Iterator[Block]:
+    """What became of a parameter in each of the blocks that are alike."""
+    alike = context.folding.parameters_alike(name)
+    if alike:
+        members = [(path, context.graph.parameters[each]) for path, each in alike]
+        yield figures(
+            f"{name} after, in each block", [(path, context.figures(each.after, None)) for path, each in members]
+        )
+
+
 def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
     named: Text = (Code(path),)
     return named, *((cell,) for cell in cells)

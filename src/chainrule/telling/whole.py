@@ -90,6 +90,8 @@ def _sections(context: Context) -> Iterator[Section]:
         yield update.gradients(context)
     for number, step in enumerate(context.graph.updates, 1):
         yield update.update(context, number, step)
+    if written := update.written_by_hand(context):
+        yield update.by_hand(context, written)
     if context.findings:
         yield Section(("Worth knowing",), "findings", "note", (), tuple(_findings(context)))
 
