@@ -331,3 +331,46 @@ def test_a_watch_tells_the_loss_and_not_what_a_penalty_differentiates(tmp_path: 
             losses.append(loss.item())
     with runs.open(tmp_path / "run.db") as run:
         assert [loss for _, loss in run.losses()] == pytest.approx(losses)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid(), nn.Softmax(-1), nn.GELU()])
+def test_every_node_of_a_gradient_penalty_is_checked(activation: nn.Module) -> None:
+    """Of a result that autograd gives back to its own node, the way on is to that result."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 1))
+    x = torch.randn(5, 3, requires_grad=True)
+    with chainrule.record() as recording:
+        judged = critic(x).sum()
+        (slope,) = torch.autograd.grad(judged, x, create_graph=True)
+        loss = judged + ((slope.norm(dim=1) - 1) ** 2).mean()
+        loss.backward()
+    verification = recording.verify()
+    assert [row.reason for row in verification.rows if row.verdict != "agrees"] == []
+    assert_told(recording, "0.weight", critic[0].weight.grad)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.BatchNorm1d(4)])
+def test_a_normalisation_in_a_gradient_penalty_is_not_accused(norm: nn.Module) -> None:
+    """PyTorch counts how mean and spread change with the input, which differences at given statistics do not see."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 1))
+    x = torch.randn(5, 3, requires_grad=True)
+    with chainrule.record() as recording:
+        (slope,) = torch.autograd.grad(critic(x).pow(2).sum(), x, create_graph=True)
+        ((slope.norm(dim=1) - 1) ** 2).mean().backward()
+    verification = recording.verify()
+    assert verification.passed
+    (row,) = [row for row in verification.rows if row.node.name.endswith("NormBackwardBackward0")]
+    assert "the statistics that it is given are those of its `input`" in row.reason
+
+
+def test_a_gradient_that_was_cleared_between_two_passes() -> None:
+    w = torch.tensor([2.0, 3.0], requires_grad=True)
+    with chainrule.record() as recording:
+        (w**2).sum().backward()
+        w.grad = None
+        (w**3).sum().backward()
+    row = proved(recording)["w"]
+    assert row.verdict == "agrees"
+    assert row.reason.endswith("`.grad` was cleared in between, and holds what came after that")
+    assert recording.parameters["w"].grad.tolist() == [12.0, 27.0]

@@ -104,7 +104,7 @@ class Recording:
 
     @property
     def loss(self) -> float | None:
-        """The value of the loss that the last backward pass began from; None where there was none.
+        """The value of the loss that the last backward pass into `.grad` began from; None where there was none.
 
         A loss of several elements (backward with a gradient given) has no single value: see `losses`.
         """
@@ -118,7 +118,7 @@ class Recording:
 
     @property
     def losses(self) -> tuple[Tensor, ...]:
-        """The loss of each backward pass, in the order in which they ran."""
+        """The loss of each backward pass into `.grad`, in the order in which they ran."""
         values = (self.graph.values[b.loss] for b in self.graph.accumulating if b.loss is not None)
         return tuple(value.data for value in values if value.data is not None)
 
