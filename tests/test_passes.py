@@ -362,6 +362,7 @@ def test_a_normalisation_in_a_gradient_penalty_is_not_accused(norm: nn.Module) -
     assert verification.passed
     (row,) = [row for row in verification.rows if row.node.name.endswith("NormBackwardBackward0")]
     assert "the statistics that it is given are those of its `input`" in row.reason
+    run_code(recording)
 
 
 def test_a_gradient_that_was_cleared_between_two_passes() -> None:

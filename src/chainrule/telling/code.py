@@ -157,6 +157,8 @@ class _Writer:
             raise Unwritable
         if torch.Tag.nondeterministic_seeded in overload.tags or not operation.outputs:
             raise Unwritable
+        if len(overload._schema.returns) not in (1, len(operation.outputs)):  # it gave None for some of its results
+            raise Unwritable
         given: list[tuple[Any, Any]] = []
         for argument in overload._schema.arguments:
             value = operation.arguments.get(argument.name)
