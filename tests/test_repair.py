@@ -208,3 +208,46 @@ def test_a_verification_prints_as_it_is_told():
     assert str(verification).startswith("Proof\n")
     assert "the sign of the gradient of `x` is wrong" in str(verification)
     assert repr(verification) == "<chainrule.Verification: 1 disagree, 3 nodes, 2 explained by a rule>"
+
+
+def test_a_backward_that_makes_tensors_of_its_own_is_tried_in_float64_too():
+    class Rows(Function):
+        @staticmethod
+        def forward(ctx, table, places):
+            ctx.save_for_backward(places)
+            ctx.shape = table.shape
+            return table[places]
+
+        @staticmethod
+        def backward(ctx, g):
+            (places,) = ctx.saved_tensors
+            return 2 * torch.zeros(ctx.shape).index_add_(0, places, g), None
+
+    (row,) = chainrule.verify(Rows, torch.randn(5, 3), torch.tensor([0, 2, 2, 4])).failures
+    assert [(each.kind, each.argument) for each in row.repairs] == [("factor", "table")]
+    assert "is 2 times what it should be" in row.repairs[0].text
+
+
+def test_a_step_that_takes_a_tensor_of_the_backward_s_own_is_run_again():
+    found = mistakes(torch.matmul, lambda g, x, y: (g @ torch.eye(2) @ y.t().flip(0), x.t() @ g), (4, 3), (3, 2))
+    assert found["x"][0] == "shifted"  # what flips two rows shifts them by one
+
+
+@pytest.mark.parametrize("normalise", [torch.softmax, torch.log_softmax])
+def test_the_diagonal_of_the_jacobian_alone(normalise):
+    class Diagonal(Function):
+        @staticmethod
+        def forward(ctx, x):
+            y = normalise(x, -1)
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(ctx, g):
+            (y,) = ctx.saved_tensors
+            return g * y * (1 - y) if normalise is torch.softmax else g * (1 - y.exp())
+
+    (row,) = chainrule.verify(Diagonal, torch.randn(2, 4)).failures
+    (repair,) = row.repairs
+    assert repair.kind == "missing term"
+    assert "made of the diagonal of the Jacobian alone" in repair.text

@@ -220,7 +220,7 @@ def test_huge_claims(tmp_path: Path) -> None:
         ({}, "not a recording of chainrule"),
         ({"format": "pt"}, "not a recording of chainrule"),
         ({"format": storage.FORMAT}, "has format version none"),
-        ({"format": storage.FORMAT, "version": "2"}, "has format version 2, and this chainrule reads up to 1. Update"),
+        ({"format": storage.FORMAT, "version": "3"}, "has format version 3, and this chainrule reads up to 2. Update"),
         ({"format": storage.FORMAT, "version": "9" * 5000}, "readable"),
         ({"format": storage.FORMAT, "version": "x"}, "has format version x"),
         ({"format": storage.FORMAT, "version": "1"}, "does not describe a recording"),

@@ -19,6 +19,7 @@ stand in this order, and each imports only from those before it:
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from chainrule.leaves import Leaves
 from chainrule.naming import Names, Paths
 from chainrule.nodes import number_nodes, read_nodes
 from chainrule.parameters import read_parameters, read_updates
-from chainrule.passes import Passes, gradients_of_leaves, gradients_of_results
+from chainrule.passes import Passes, gradients_of
 from chainrule.reading import DraftOperation, Reading
 from chainrule.reductions import read_reducers, read_reductions
 from chainrule.statistics import Statistics
@@ -53,7 +54,8 @@ def assemble(tape: Tape, figures: Figures | None = None) -> Graph:
     calls = read_calls(reading, paths)
     names = Names(reading, leaves, paths, calls)
     number = number_nodes(reading) if figures.lasting else {each: each for each in range(len(tape.nodes))}
-    gradients = gradients_of_results(reading) | gradients_of_leaves(reading, leaves, passes)
+    backwards = passes.backwards(reading, leaves, number)
+    gradients = gradients_of(reading, leaves, passes, backwards)
     parameters = read_parameters(reading, leaves, passes, names, figures)
     reductions = read_reductions(reading, passes, names, parameters, figures)
     of_leaves = _of_leaves(tape, parameters, reductions)
@@ -62,7 +64,7 @@ def assemble(tape: Tape, figures: Figures | None = None) -> Graph:
         operations=tuple(_frozen(operation, number) for operation in reading.operations),
         calls=calls,
         nodes=read_nodes(reading, leaves, number, passes.passages()) if figures.lasting else (),
-        backwards=passes.backwards(reading, number),
+        backwards=tuple(replace(each, given=_held(each.given, figures)) for each in backwards),
         updates=read_updates(reading, leaves, names, figures),
         parameters=parameters,
         modules=tuple(paths.modules()),
@@ -122,6 +124,10 @@ def _of_leaves(
     return {
         each.value: given.get(name, each.grad_statistics) for name, each in parameters.items() if each.value is not None
     }
+
+
+def _held(given: dict[int, Tensor], figures: Figures) -> dict[int, Tensor]:
+    return {value: figures.held(gradient) for value, gradient in given.items()}
 
 
 def _numbered(name: str, count: Counter[str]) -> str:

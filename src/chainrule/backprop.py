@@ -18,7 +18,7 @@ from torch import Tensor
 from chainrule import rules
 from chainrule.collection import uncollected
 from chainrule.errors import RuleError
-from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update, Value, references
+from chainrule.graph import Graph, Node, Operation, Passage, Ref, Update, Value, counted, references
 from chainrule.rules import Applied, Rule
 
 
@@ -83,22 +83,39 @@ class Step:
 
 @dataclass(frozen=True)
 class Derivation:
-    """The whole walk: steps as told, the rule's step at each node, and our own gradient of each value."""
+    """The whole walk: steps as told, the rule's step at each node, and our own gradient of each value.
+
+    `of_passes` has the gradients of each backward pass, `gradients` their sums over the passes that are `counted`.
+    """
 
     steps: tuple[Step, ...]
     nodes: tuple[NodeStep, ...]
     gradients: dict[int, Tensor]
+    of_passes: dict[int, dict[int, Tensor]]
 
 
 @uncollected()
 def derive(graph: Graph) -> Derivation:
     """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
     node_steps: list[NodeStep] = []
-    gradients: dict[int, Tensor] = {}
+    of_passes: dict[int, dict[int, Tensor]] = {}
     for backward, ran in passes_of(graph):
-        for step in _walk(graph, backward, ran, gradients):
-            node_steps.append(step)
-    return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients)
+        node_steps += _walk(graph, backward, ran, of_passes.setdefault(backward, {}))
+    gradients = summed(graph, of_passes)
+    return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients, of_passes)
+
+
+def summed(graph: Graph, of_passes: dict[int, dict[int, Tensor]]) -> dict[int, Tensor]:
+    """The gradient of each value, from those of each backward pass: the sum over the passes that are counted."""
+    reached: dict[int, list[int]] = {}
+    for backward, gradients in of_passes.items():
+        for value in gradients:
+            reached.setdefault(value, []).append(backward)
+    found: dict[int, Tensor] = {}
+    for value, backwards in reached.items():
+        for backward in counted(graph.backwards, backwards):
+            _add(found, value, of_passes[backward][value])
+    return found
 
 
 def applied(graph: Graph, operation: Operation) -> Applied:
@@ -205,20 +222,30 @@ def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[
             upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
         if any(each is not None and each.is_meta for each in upstream):
             upstream = passage.upstream  # what came before was not kept; what arrived here may have been
-        step = _step_back(graph, node, passage, backward, upstream)
+        step = _asked(graph, ran, _step_back(graph, node, passage, backward, upstream))
         for slot, value in enumerate(node.outputs):
             if value is not None and slot < len(upstream) and upstream[slot] is not None:
                 _add(gradients, value, upstream[slot])
         for share, edge in zip(step.shares, node.edges, strict=True):
             target = graph.nodes[edge.node]
-            wanted = edge.node in ran if target.leaf is None else share.recorded is not None
-            if share.gradient is None or not wanted:  # `torch.autograd.grad` asks for some gradients only
-                continue
             if target.leaf is not None:
                 _add(gradients, target.leaf, share.gradient)
-            else:
+            elif share.gradient is not None:
                 _add(arriving.setdefault(edge.node, {}), edge.slot, share.gradient)
         yield step
+    for index in arriving.keys() - ran.keys():  # where `torch.autograd.grad` ends: nothing was asked of what is behind
+        for slot, value in enumerate(graph.nodes[index].outputs):
+            if value is not None:
+                _add(gradients, value, arriving[index].get(slot))
+
+
+def _asked(graph: Graph, ran: dict[int, Passage], step: NodeStep) -> NodeStep:
+    """Without what nobody asked for: `torch.autograd.grad` and `backward(inputs=...)` want some gradients only."""
+    shares = []
+    for share, edge in zip(step.shares, graph.nodes[step.node].edges, strict=True):
+        goes_on = graph.nodes[edge.node].leaf is None and edge.node in ran
+        shares.append(share if share.recorded is not None or goes_on else replace(share, gradient=None))
+    return replace(step, shares=tuple(shares))
 
 
 def _step_back(
@@ -295,14 +322,17 @@ def _units(graph: Graph) -> Iterator[_Unit]:
         if operation.node is None and flowing and (operation.call in flowing or not _in_module(graph, operation)):
             continue  # inner work of a call that is told, as the mask of dropout, or making of the data and the model
         unit = _call_unit(graph, operation.call) if operation.call is not None else None
-        if unit is None:
-            op = applied(graph, operation)
-            node = graph.nodes[operation.node] if operation.node is not None else None
-            rule = rule_of(graph, node, op) if node is not None else None
-            outputs = tuple(value for value in operation.outputs if value is not None)
-            unit = _Unit(operation.call, (operation.index,), rule, op, tuple(references(operation.arguments)), outputs)
+        unit = _operation_unit(graph, operation) if unit is None else unit
         done.update(unit.operations)
         yield unit
+
+
+def _operation_unit(graph: Graph, operation: Operation) -> _Unit:
+    op = applied(graph, operation)
+    node = graph.nodes[operation.node] if operation.node is not None else None
+    rule = rule_of(graph, node, op) if node is not None else None
+    outputs = tuple(value for value in operation.outputs if value is not None)
+    return _Unit(operation.call, (operation.index,), rule, op, tuple(references(operation.arguments)), outputs)
 
 
 def _in_module(graph: Graph, operation: Operation) -> bool:
@@ -374,31 +404,43 @@ def _backward_steps(
     for step in node_steps:
         for edge in graph.nodes[step.node].edges:
             sources.setdefault((step.backward, edge.node), set()).add(step.node)
-    return [
-        _backward(graph, unit_of[operation], backward, members, sources)
-        for (backward, operation), members in by_unit.items()
-    ]
+    steps: list[Step] = []
+    for (backward, operation), members in by_unit.items():
+        unit = unit_of[operation]
+        if len(unit.operations) > 1 and _goes_through(graph, unit, members, sources):
+            steps.append(_backward(unit, unit.rule, backward, members, partial(_call_shares, graph, unit, members)))
+            continue
+        for member in members:  # of a call that the pass entered in its middle too, as second derivatives do, each
+            assert member.operation is not None
+            alone = unit if len(unit.operations) == 1 else _operation_unit(graph, graph.operations[member.operation])
+            steps.append(_backward(alone, member.rule, backward, [member], partial(_own_shares, member)))
+    return steps
+
+
+def _goes_through(graph: Graph, unit: _Unit, members: list[NodeStep], sources: dict[tuple[int, int], set[int]]) -> bool:
+    """Whether a pass enters a call at its result, and nowhere else."""
+    first, *others = members
+    entered = bool(set(unit.outputs) & set(graph.nodes[first.node].outputs))
+    inside = {member.node for member in members}
+    return entered and not any(sources.get((first.backward, each.node), set()) - inside for each in others)
 
 
 def _backward(
-    graph: Graph, unit: _Unit, backward: int, members: list[NodeStep], sources: dict[tuple[int, int], set[int]]
+    unit: _Unit,
+    rule: Rule | None,
+    backward: int,
+    members: list[NodeStep],
+    sharing: Callable[[], tuple[Share, ...]],
 ) -> Step:
     nodes = tuple(member.node for member in members)
-    first = members[0]
-    entered = bool(set(unit.outputs) & set(graph.nodes[first.node].outputs))
-    elsewhere = any(sources.get((backward, node), set()) - set(nodes) for node in nodes[1:])
-    if len(unit.operations) > 1 and entered and not elsewhere:
-        rule, sharing = unit.rule, partial(_call_shares, graph, unit, members)
-    else:  # several members: a pass that entered the call in its middle too, as second derivatives do
-        rule, sharing = (first.rule if len(members) == 1 else None), partial(_shares_of_members, members)
     return Step(
         0, "backward", unit.call, unit.operations, nodes, rule, unit.op, unit.arguments, unit.outputs, backward,
-        first.upstream, sharing,
+        members[0].upstream, sharing,
     )  # fmt: skip
 
 
-def _shares_of_members(members: list[NodeStep]) -> tuple[Share, ...]:
-    return tuple(share for member in members for share in member.shares)
+def _own_shares(member: NodeStep) -> tuple[Share, ...]:
+    return member.shares
 
 
 def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Share, ...]:
@@ -409,7 +451,8 @@ def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Sh
     left: dict[int, list[Tensor | None]] = {}
     for member in members:
         for share, edge in zip(member.shares, graph.nodes[member.node].edges, strict=True):
-            if edge.node not in inside and share.value is not None:
+            asked = share.gradient is not None or share.recorded is not None
+            if edge.node not in inside and share.value is not None and asked:
                 left.setdefault(share.value, []).append(share.recorded)
     found = []
     for name, item, value in unit.arguments:

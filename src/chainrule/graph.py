@@ -9,7 +9,7 @@ is what autograd wrote down to go back through that operation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -61,11 +61,11 @@ class Value:
     """One tensor at one moment of the step; an in-place operation makes a new Value of the same tensor.
 
     `data` is as it was at that moment, `grad` is d loss / d value, summed over all its uses (None: no gradient arrived,
-    or it was not kept: `has_gradient` tells which). Of what was not kept there are `statistics` and `grad_statistics`,
-    unless it was overwritten before it could be measured. `names` are the user's names, best first; `operation` and
-    `slot` say which output of which operation it is (None: a leaf, it came from outside); `node` is the autograd node
-    that leads back from it. A tensor whose memory was written to through another one has `earlier`, the value that it
-    was until then.
+    or it was not kept: `has_gradient` tells which), in the passes that are `counted`. Of what was not kept there are
+    `statistics` and `grad_statistics`, unless it was overwritten before it could be measured. `names` are the user's
+    names, best first; `operation` and `slot` say which output of which operation it is (None: a leaf, it came from
+    outside); `node` is the autograd node that leads back from it. A tensor whose memory was written to through another
+    one has `earlier`, the value that it was until then.
     """
 
     index: int
@@ -183,7 +183,8 @@ class Call:
 class Backward:
     """One backward pass: `roots` are (node, slot) where it began, with their seeds in the nodes' passages.
 
-    `accumulates` into `.grad`, as `torch.autograd.grad` does not.
+    It `accumulates` into `.grad`, but for one of `torch.autograd.grad`: what that returned is `given`, the gradient of
+    each value that it was asked for (on the device `meta` where it was not kept).
     """
 
     index: int
@@ -191,6 +192,16 @@ class Backward:
     loss: int | None
     place: Place | None = None
     accumulates: bool = True
+    given: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:
+    """Of the passes that reached a value, those that its gradient is the sum of: all that accumulate into `.grad`.
+
+    Where only `torch.autograd.grad` reached it, the last: each such pass may differentiate something else.
+    """
+    passes = sorted(reached)
+    return [each for each in passes if backwards[each].accumulates] or passes[-1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +365,11 @@ class Graph:
                     found.add(value)
                     waiting.append(value)
         return found
+
+    @property
+    def accumulating(self) -> tuple[Backward, ...]:
+        """The passes that make the step's gradients: those into `.grad`; all, where there is `autograd.grad` alone."""
+        return tuple(each for each in self.backwards if each.accumulates) or self.backwards
 
     def sent(self, parameter: Parameter) -> torch.Tensor | None:
         """What the backward passes of this process left in `.grad`, before other ranks' gradients were mixed in."""

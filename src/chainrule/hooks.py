@@ -36,6 +36,7 @@ class NodeHooks:
         self.ties = ties
         self.settling: Settling | None = None  # None: everything is kept
         self._enter, self._leave = enter, leave
+        self.straight: dict[int, tuple[tuple[int, Tensor], ...]] = {}  # of the pass that `reach` prepared last
         self._handles: list[Any] = []
         self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient goes over the ranks -> where
 
@@ -82,6 +83,7 @@ class NodeHooks:
                 and node.variable.grad is None
                 and not self._changes(node.variable)
             )
+        self.straight = {number_of[raw.node]: raw.leaves for raw in at_leaves if raw.leaves}
         for node in uses if self._reduced else ():
             raw = nodes[number_of[node]]
             if id(node.variable) in self._reduced and not raw.hooked:

@@ -95,6 +95,17 @@ class Names:
         for index, draft in enumerate(self._values.drafts):
             ranked = sorted(self._ranked.get(index, []), key=lambda each: each[0])
             draft.names = list(dict.fromkeys(name for _, name in ranked if name)) or [self._fallback(draft)]
+        for versions in self._values.versions.values():
+            self._number(versions)
+
+    def _number(self, versions: list[int]) -> None:
+        """What an optimizer, or a write by hand, made of a parameter goes by the parameter's name, with a number."""
+        first = self._leaves.first_used(versions[0])
+        if not is_trained_leaf(self._values[first].tensor):
+            return
+        later = [v for v in versions if v > first and (v in self._leaves.used or self._values[v].operation is not None)]
+        for number, version in enumerate(later, 2):
+            self._values[version].names = [f"{name}@{number}" for name in self._values[first].names]
 
     def of_parameter(self, parameter: Tensor, place: int) -> str:
         """A parameter's name; `place` numbers one that nobody has named or used."""
@@ -117,15 +128,14 @@ class Names:
         for index, draft in enumerate(self._values.drafts):
             path = self._paths.of_tensor.get(id(draft.tensor))
             if path and (index in used or index == self._leaves.first_used(index)):
-                earlier = [v for v in self._values.versions[id(draft.tensor)] if v in used and v < index]
-                # A later version is what an optimizer made of it, used once more.
-                self._add(index, 0, f"{path}@{len(earlier) + 1}" if earlier else path)
+                self._add(index, 0, path)
 
     def _name_by_scope(self) -> None:
         for name, tensor in self._tape.scope.values():
-            last = self._values.now(tensor)
+            trained = is_trained_leaf(tensor)
+            last = self._values.latest(tensor) if trained else self._values.now(tensor)
             if last is not None:
-                known = self._leaves.first_used(last) if is_trained_leaf(tensor) else last
+                known = self._leaves.first_used(last) if trained else last
                 first = self._values.versions[id(tensor)][0]
                 for version in {known, first if self._values[first].operation is None else known}:
                     self._add(version, 1, name)

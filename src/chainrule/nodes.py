@@ -11,6 +11,7 @@ from chainrule.reading import Reading, node_name
 
 # What PyTorch runs below autograd for an operation that cannot take its argument as it is (conjugated, say).
 _copying = frozenset({"aten.clone.default", "aten._to_copy.default"})
+_UNPACKED = "aten.detach.default"  # gives a node its own result back, which autograd then ties to that node once more
 
 
 def number_nodes(reading: Reading) -> dict[int, int]:
@@ -109,6 +110,8 @@ def _source(value: int, target: int, slot: int, node: Any, reading: Reading) -> 
     if found:
         return value
     operation = reading.operations[draft.operation] if draft.operation is not None and draft.node is None else None
+    if operation is not None and operation.name == _UNPACKED and reading.tape.node_of(draft.tensor) is node:
+        return reading.outputs_of.get(target, {}).get(reading.tape.output_nr(draft.tensor))
     if operation is None or operation.name not in _copying or not isinstance(operation.arguments["self"], Ref):
         return None
     return _source(operation.arguments["self"].value, target, slot, node, reading)

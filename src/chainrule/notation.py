@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from functools import cached_property
 
-from chainrule.graph import Graph, Operation, Value, references
+from chainrule.graph import Graph, Operation, Value, counted, references
 
 _short = re.compile(r"([A-Za-z])(\d*)")
 
@@ -48,26 +48,81 @@ class Notation:
     def plain(self, value: int) -> str:
         """The value's name in a line of text: `Z1`, `W1`, `linear1.weight`."""
         if value in self._losses:
-            return self._losses[value].replace("_{", "").replace("}", "")
+            return _plain(self._losses[value])
         name = self.graph.values[value].name
         if value in self._layers and not _short.fullmatch(name):
             letter, layer = self._layers[value]
             return f"{letter}{layer}"
         return name
 
-    def gradient(self, value: int, backward: int = 0) -> str:
-        r"""The symbol of d loss / d value: `\frac{\partial J}{\partial Z^{[1]}}`."""
+    def gradient(self, value: int, backward: int | None = None) -> str:
+        r"""The symbol of d loss / d value: `\frac{\partial J}{\partial Z^{[1]}}`; in one pass, or of its `grad`."""
+        backward = self._pass_of(value) if backward is None else backward
         return rf"\frac{{\partial {self.loss(backward)}}}{{\partial {self.symbol(value)}}}"
 
-    def plain_gradient(self, value: int) -> str:
+    def plain_gradient(self, value: int, backward: int | None = None) -> str:
         """d loss / d value in a line of text: `dJ/dZ1`."""
-        return f"dJ/d{self.plain(value)}"
+        backward = self._pass_of(value) if backward is None else backward
+        return f"d{'J' if self._adds_up(backward) else self.plain_loss(backward)}/d{self.plain(value)}"
 
     def loss(self, backward: int = 0) -> str:
-        """The symbol of the loss that a backward pass began from: J, or J_1, J_2 where there are several."""
+        """The symbol of the loss that a backward pass began from: J, or J_1, J_2 where there are several.
+
+        What `torch.autograd.grad` differentiates beside them goes by its own symbol, here and in gradients.
+        """
+        root = self._differentiated(backward)
+        if root is not None:
+            return self.symbol(root)
         backwards = self.graph.backwards
         loss = backwards[backward].loss if backward < len(backwards) else None
         return self._losses.get(loss, "J") if loss is not None else "J"
+
+    def plain_loss(self, backward: int = 0) -> str:
+        """The same in a line of text: `J`, `J1`."""
+        root = self._differentiated(backward)
+        return _plain(self.loss(backward)) if root is None else self.plain(root)
+
+    def differentiated(self, value: int) -> str:
+        """The symbol of what a value's `grad` is the derivative of: J, be it the sum of several losses."""
+        backward = self._pass_of(value)
+        return "J" if self._adds_up(backward) else self.loss(backward)
+
+    def _adds_up(self, backward: int) -> bool:
+        return not self.graph.backwards or self.graph.backwards[backward].accumulates
+
+    def _differentiated(self, backward: int) -> int | None:
+        """The value that a pass of `torch.autograd.grad` differentiated, where that is none of the losses."""
+        backwards = self.graph.backwards
+        each = backwards[backward] if backward < len(backwards) else None
+        return None if each is None or each.accumulates or each.loss in self._losses else each.loss
+
+    def _pass_of(self, value: int) -> int:
+        """The pass that a value's `grad` is of; the first, where it is the sum of several."""
+        passes = self._passes.get(value)
+        if passes:
+            return counted(self.graph.backwards, passes)[0]
+        return self.graph.accumulating[0].index if self.graph.backwards else 0
+
+    @cached_property
+    def _passes(self) -> dict[int, set[int]]:
+        """The passes that reached each value; not asked where all accumulate, and the losses alone are told apart."""
+        found: dict[int, set[int]] = {}
+        if all(each.accumulates for each in self.graph.backwards):
+            return found
+        for node in self.graph.nodes:
+            leaves = [
+                (edge.position, leaf) for edge in node.edges if (leaf := self.graph.nodes[edge.node].leaf) is not None
+            ]
+            for passage in node.passages:
+                arrived = [*zip(node.outputs, passage.upstream, strict=False)]
+                arrived += [(leaf, passage.downstream[at]) for at, leaf in leaves if at < len(passage.downstream)]
+                for value, gradient in arrived:
+                    if value is not None and gradient is not None:
+                        found.setdefault(value, set()).add(passage.backward)
+        for backward in self.graph.backwards:
+            for value in backward.given:
+                found.setdefault(value, set()).add(backward.index)
+        return found
 
     @property
     def layers(self) -> dict[int, tuple[str, int]]:
@@ -76,7 +131,7 @@ class Notation:
 
     @cached_property
     def _losses(self) -> dict[int, str]:
-        losses = list(dict.fromkeys(b.loss for b in self.graph.backwards if b.loss is not None))
+        losses = list(dict.fromkeys(b.loss for b in self.graph.accumulating if b.loss is not None))
         return {losses[0]: "J"} if len(losses) == 1 else {loss: f"J_{{{i}}}" for i, loss in enumerate(losses, 1)}
 
     @cached_property
@@ -120,6 +175,10 @@ def _calls(graph: Graph) -> list[list[Operation]]:
         if operation.node is not None:
             groups.setdefault(-operation.index - 1 if operation.call is None else operation.call, []).append(operation)
     return list(groups.values())
+
+
+def _plain(loss: str) -> str:
+    return loss.replace("_{", "").replace("}", "")
 
 
 def escape(text: str) -> str:

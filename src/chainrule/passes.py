@@ -4,14 +4,15 @@ makes for each value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.graph import Backward, Passage
+from chainrule.graph import Backward, Passage, counted
 from chainrule.hooks import AccumulateGrad
+from chainrule.keeping import is_trained_leaf
 from chainrule.leaves import Leaves
 from chainrule.reading import Reading
 from chainrule.tape import RawBackward, Tape
@@ -38,7 +39,7 @@ class Passes:
         found: dict[int, list[Passage]] = {}
         for order, (task, node, downstream, upstream) in enumerate(self._tape.passages):
             filled = self.with_leaves(node, task, downstream)
-            passage = Passage(self._number[task], order, frozen(self._tape, upstream), filled)
+            passage = Passage(self.number(task), order, frozen(self._tape, upstream), filled)
             found.setdefault(node, []).append(passage)
         return found
 
@@ -46,10 +47,15 @@ class Passes:
         """Put in the gradients that went straight into a leaf, and were read from its `.grad` afterwards."""
         filled = list(frozen(self._tape, downstream))
         raw = self.of_task(task)
-        for position, leaf in self._tape.nodes[node].leaves:
-            if raw is not None and filled[position] is None and id(leaf) not in raw.before:
-                filled[position] = self.left(raw, leaf)
+        if raw is not None:
+            for position, leaf in raw.straight.get(node, ()):
+                if filled[position] is None:
+                    filled[position] = self.left(raw, leaf)
         return tuple(filled)
+
+    def number(self, task: int) -> int:
+        """Our number of one of autograd's passes."""
+        return self._number[task]
 
     def of_task(self, task: int) -> RawBackward | None:
         """The backward call behind autograd's number of a pass."""
@@ -71,7 +77,16 @@ class Passes:
         unseen = max(self._number.values(), default=-1) + 1 - len(known)
         return known + [None] * unseen
 
-    def backwards(self, reading: Reading, number: dict[int, int]) -> tuple[Backward, ...]:
+    def given(self, raw: RawBackward, reading: Reading, leaves: Leaves) -> dict[int, Tensor]:
+        """What `torch.autograd.grad` returned, by the values that it was asked for."""
+        found = {}
+        for asked, version in raw.given:
+            value = leaves.of(asked) if is_trained_leaf(asked) else reading.values.at(asked, raw.position)
+            if value is not None:
+                found[value] = self._tape.data_of(version)
+        return found
+
+    def backwards(self, reading: Reading, leaves: Leaves, number: dict[int, int]) -> tuple[Backward, ...]:
         """The passes with the nodes where they began; `number` puts these into forward order."""
         found, losses = [], self.losses(reading)
         for index, raw in enumerate(self._tape.backwards):
@@ -80,24 +95,39 @@ class Passes:
                 for root in raw.roots
                 if (node := self._tape.node_of(root)) is not None and node in self._tape.number_of
             )
-            place = raw.site.place() if raw.site else None
-            found.append(Backward(index, roots, losses[index], place, raw.accumulates))
+            place, given = raw.site.place() if raw.site else None, self.given(raw, reading, leaves)
+            found.append(Backward(index, roots, losses[index], place, raw.accumulates, given))
         return (*found, *(Backward(index, (), None) for index in range(len(found), len(losses))))
 
 
-def gradients_of_results(reading: Reading) -> dict[int, Tensor]:
-    """d loss / d value of what operations made: what arrived at its node from all its uses."""
+def gradients_of(reading: Reading, leaves: Leaves, passes: Passes, backwards: Sequence[Backward]) -> dict[int, Tensor]:
+    """d loss / d value of all values, summed over the passes that are `counted`.
+
+    Where no node that led on from a value ran, it is what `torch.autograd.grad` gave.
+    """
+    given: dict[int, Tensor] = {}
+    for backward in backwards:
+        given |= backward.given
+    results = _summed(reading, passes, backwards, _at_results(reading))
+    return given | results | _summed(reading, passes, backwards, _at_leaves(reading, leaves, passes))
+
+
+Arrivals = Iterator[tuple[int, Tensor]]
+
+
+def _at_results(reading: Reading) -> Callable[..., Arrivals]:
+    """To what operations made: what arrived at its node from all its uses."""
 
     def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
         for slot, value in reading.outputs_of.get(node, {}).items():
             if slot < len(upstream) and upstream[slot] is not None:
                 yield value, data_after(reading.tape, upstream[slot], -1)
 
-    return _summed(reading, arrivals)
+    return arrivals
 
 
-def gradients_of_leaves(reading: Reading, leaves: Leaves, passes: Passes) -> dict[int, Tensor]:
-    """d loss / d value of leaves: what nodes sent straight to them."""
+def _at_leaves(reading: Reading, leaves: Leaves, passes: Passes) -> Callable[..., Arrivals]:
+    """To leaves: what nodes sent straight to them."""
     nodes = reading.tape.nodes
     at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in nodes]
 
@@ -111,33 +141,30 @@ def gradients_of_leaves(reading: Reading, leaves: Leaves, passes: Passes) -> dic
                     if leaf is not None:
                         yield leaf, gradient
 
-    return _summed(reading, arrivals)
+    return arrivals
 
 
-Arrivals = Iterator[tuple[int, Tensor]]
-
-
-def _summed(reading: Reading, arrivals: Callable[..., Arrivals]) -> dict[int, Tensor]:
-    """The sum of what arrived at each value in all runs of nodes.
+def _summed(
+    reading: Reading, passes: Passes, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
+) -> dict[int, Tensor]:
+    """The sum of what arrived at each value in all runs of nodes, in the passes that are counted.
 
     A pass that ended in an exception counts only where no other brought a gradient.
     """
-    passages = reading.tape.passages
-    failed = {raw.task for raw in reading.tape.backwards if raw.error is not None}
+    tape, arrived = reading.tape, dict[int, dict[int, Tensor]]()
+    for run in tape.passages:
+        number = passes.number(run[0])
+        for value, gradient in arrivals(*run):
+            accumulate(arrived.setdefault(value, {}), number, gradient)
+    failed = {index for index, raw in enumerate(tape.backwards) if raw.error is not None}
     found: dict[int, Tensor] = {}
-    for runs in (
-        [each for each in passages if each[0] not in failed] if failed else passages,
-        [each for each in passages if each[0] in failed] if failed else (),
-    ):
-        arrived: dict[int, Tensor] = {}
-        for run in runs:
-            for value, gradient in arrivals(*run):
-                accumulate(arrived, value, gradient)
-        for node, slot, value in reading.unseen:
-            seen = reading.outputs_of.get(node, {}).get(slot)
-            if seen in arrived:
-                arrived[value] = arrived[seen]
-        found = arrived | found
+    for value, sums in arrived.items():
+        for index in counted(backwards, sums.keys() - failed or sums):
+            accumulate(found, value, sums[index])
+    for node, slot, value in reading.unseen:
+        seen = reading.outputs_of.get(node, {}).get(slot)
+        if seen in found:
+            found[value] = found[seen]
     return found
 
 

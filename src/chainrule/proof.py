@@ -18,6 +18,7 @@ Nothing global is changed, the state of the random generators included.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -43,13 +44,16 @@ from chainrule.differences import MARGIN, CannotRunError, Experiment, nothing_le
 from chainrule.document import Kind
 from chainrule.errors import RequestError
 from chainrule.glance import LARGE, glance, only_beside, same_numbers, slabs
-from chainrule.graph import Edge, Graph, Node, Passage, Place
+from chainrule.graph import Edge, Graph, Node, Passage, Place, Value
 from chainrule.repair import Repair, recognise
 from chainrule.rules import Applied, Rule, plain
 from chainrule.selection import select
 
 _SYMMETRIC = "its argument stands for a symmetric matrix, of which it reads one triangle"
+_NORMALISED = "the statistics that it is given are those of its `input`, whose gradient counts their change too"
 _CONSTRAINED = {
+    "NativeLayerNormBackwardBackward": _NORMALISED,
+    "NativeBatchNormBackwardBackward": _NORMALISED,
     "CholeskyBackward": _SYMMETRIC,
     "LinalgCholeskyExBackward": _SYMMETRIC,
     "LinalgEighBackward": _SYMMETRIC,
@@ -185,10 +189,13 @@ def _meaning(graph: Graph, node: Node) -> tuple[Applied | None, Rule | None]:
 
 def _row(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, memory: int, senders: Senders) -> Row:
     if node.leaf is not None:
-        return _accumulation(graph, node, senders.get(node.index, []))
+        return _worst(_sums(graph, node, senders.get(node.index, [])))
     if not node.passages:
         return _unchecked(node, "no gradient flowed through it")
-    rows = [_passage(Case(graph, node, passage, op, rule), memory) for passage in node.passages]
+    return _worst([_passage(Case(graph, node, passage, op, rule), memory) for passage in node.passages])
+
+
+def _worst(rows: list[Row]) -> Row:
     return min(rows, key=lambda row: _WORST.index(row.verdict))
 
 
@@ -199,28 +206,40 @@ def _unchecked(node: Node, reason: str) -> Row:
 # -- leaves -----------------------------------------------------------------------------------------------------------
 
 
-def _accumulation(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> Row:
-    """What all edges into a leaf brought, summed, against what arrived at it and what stands in `.grad`."""
+def _sums(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> list[Row]:
+    """What was accumulated in a leaf, and what each `torch.autograd.grad` gave as its gradient."""
     assert node.leaf is not None
     leaf = graph.values[node.leaf]
-    shares = [
-        passage.downstream[edge.position]
-        for other, edge in senders
-        for passage in other.passages
-        if edge.position < len(passage.downstream)
-    ]
-    arrived = [share for share in shares if share is not None]
-    if leaf.has_gradient and (leaf.grad is None or any(share.is_meta for share in arrived)):
-        return _unchecked(node, UNKEPT)
-    if leaf.grad is None or not arrived:
-        return _unchecked(node, "no gradient was accumulated in it")
+    arrived: dict[int, list[Tensor]] = {}
+    for other, edge in senders:
+        for passage in other.passages:
+            share = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+            if share is not None:
+                arrived.setdefault(passage.backward, []).append(share)
+    given = [
+        _sum(node, leaf, arrived.get(backward.index, []), backward.given[node.leaf], None, "the gradient that "
+             "torch.autograd.grad gave of it")
+        for backward in graph.backwards if node.leaf in backward.given
+    ]  # fmt: skip
+    shares = [each for index in sorted(arrived) if graph.backwards[index].accumulates for each in arrived[index]]
+    if given and not shares:
+        return given
     left = next((graph.sent(p) for p in graph.parameters.values() if p.value == node.leaf), None)
+    return [_sum(node, leaf, shares, leaf.grad, left, "its gradient"), *given]
+
+
+def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None, left: Tensor | None, it: str) -> Row:
+    """What edges into a leaf brought, summed, against the gradient that arrived and what stands in `.grad`."""
+    if leaf.has_gradient and (gradient is None or any(each.is_meta for each in (gradient, *arrived))):
+        return _unchecked(node, UNKEPT)
+    if gradient is None or not arrived:
+        return _unchecked(node, "no gradient was accumulated in it")
     uses = "its only use" if len(arrived) == 1 else f"{len(arrived)} uses"
-    summed = f"its gradient is the sum of what came back from {uses}"
-    if leaf.grad.numel() > LARGE and (exact := _exactly(leaf.grad, arrived, left)) is not None:
+    summed = f"{it} is the sum of what came back from {uses}"
+    if gradient.numel() > LARGE and (exact := _exactly(gradient, arrived, left)) is not None:
         return Row(node, leaf.place, "agrees", summed, ("grad",), exact, tolerance=exact.tolerance)
     brought = [real(share) for share in arrived]
-    recorded, total = real(leaf.grad), sum(brought[1:], brought[0])
+    recorded, total = real(gradient), sum(brought[1:], brought[0])
     if not recorded.isfinite().all():
         return _unchecked(node, "its gradient is not finite")
     size = sum((share.abs() for share in brought), torch.zeros_like(total))
@@ -232,14 +251,19 @@ def _accumulation(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) ->
         places = dict.fromkeys(i // pairs for i in bad[:8])
         sides = [(unravel(i, leaf.shape), _number(total, i, pairs), _number(recorded, i, pairs)) for i in places]
         wrong = tuple(Wrong("grad", index, ours, theirs, None) for index, ours, theirs in sides)
-        reason = "the gradient that arrived is not the sum of what its uses brought"
+        reason = f"{it} is not the sum of what came back from {uses}"
         return replace(row, verdict="disagrees", reason=reason, wrong=wrong)
-    if left is not None and outside(
-        real(left), total, tolerance + MARGIN * torch.finfo(left.dtype).eps * real(left).abs()
-    ):
+    if left is not None and not _holds(left, total, tolerance):
+        if any(_holds(left, each, tolerance) for each in itertools.accumulate(reversed(brought))):
+            return replace(row, reason=f"{summed}; `.grad` was cleared in between, and holds what came after that")
         reason = "`.grad` holds more than what its uses brought: an earlier gradient, or the work of a hook"
         return replace(row, verdict="not checked", reason=reason)
     return replace(row, reason=summed)
+
+
+def _holds(left: Tensor, total: Tensor, tolerance: Tensor) -> bool:
+    """Whether a sum stands in `.grad`, rounding apart."""
+    return not outside(real(left), total, tolerance + MARGIN * torch.finfo(left.dtype).eps * real(left).abs())
 
 
 def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Difference | None:

@@ -95,11 +95,13 @@ class Reading:
     def _read(self) -> None:
         starts = {f.first: f for f in self.tape.functions}
         unused = self._saved_copies()
-        updates = list(self.tape.updates)
+        updates, replaced = list(self.tape.updates), list(self.tape.replaced)
         position = 0
         while position < len(self.tape.operations):
             while updates and updates[0].position <= position:
                 self.values.update(updates.pop(0))
+            while replaced and replaced[0][0] <= position:
+                self.values.replace(*replaced.pop(0)[1:])
             function = starts.get(position)
             if function is not None and (node := self._node_of(function)) is not None:
                 self._read_function(function, node)

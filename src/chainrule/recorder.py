@@ -50,6 +50,7 @@ from chainrule.tape import (
     RawModule,
     Tape,
     Traits,
+    storage_of,
     tensors_in,
 )
 from chainrule.ties import Ties
@@ -178,6 +179,8 @@ class Recorder:
         """Run one torch function that the user's code called, and remember it if operations ran for it."""
         if func in _unseen_writes:
             self._settle()
+            if func == _data.__set__:
+                self._before_replacing(*args)
         operations = self.tape.operations
         first = len(operations)
         self.in_call = True
@@ -258,6 +261,16 @@ class Recorder:
                 self.tape.writes.append((len(self.tape.operations), id(tensor), _library_function(), site))
         return written
 
+    def _before_replacing(self, tensor: Tensor, data: Tensor) -> None:
+        """Keep what a tensor is before `tensor.data = data` gives it other memory, without an operation."""
+        with torch._C.DisableTorchFunction(), _DisableTorchDispatch():
+            if not isinstance(data, Tensor) or storage_of(tensor) == storage_of(data):
+                return
+            self.ties.sweep()
+            self.tape.overwritten([tensor], seen=False)
+            copies = len(self.tape.copies[id(tensor)])
+            self.tape.replaced.append((len(self.tape.operations), tensor, copies))
+
     def _enter_module(self, module: torch.nn.Module, args: Any) -> None:
         parent = self.stack[-1] if self.stack else None
         site = Site.of(sys._getframe(1))
@@ -302,6 +315,8 @@ class Recorder:
         """Run `backward` or `grad` with a hook on every node it can reach."""
         if torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)  # a level of its own, whose nodes are gone when it ends: its operations remain
+        if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
+            return self._batched(func, args, kwargs)
         tape = self.tape
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
         accumulates = func is not torch.autograd.grad
@@ -314,7 +329,7 @@ class Recorder:
             name = getattr(func, "__name__", "backward")
             site = Site.of(sys._getframe(2))
             known = roots if self._keeper is None else self._keeper.of(roots)
-            backward = RawBackward(name, site, len(tape.operations), known, accumulates, before)
+            backward = RawBackward(name, site, len(tape.operations), known, accumulates, before, self.hooks.straight)
         tape.backwards.append(backward)
         first, depth = len(tape.passages), len(self._inside)
         position = _create_graph_position.get(func, 3)
@@ -324,7 +339,7 @@ class Recorder:
             self._pause()
         taken, paused = list(self._taken), self._paused
         try:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
         except Exception as error:
             backward.error = f"{type(error).__name__}: {error}"
             raise
@@ -338,6 +353,33 @@ class Recorder:
             for leaf in leaves if accumulates else ():
                 _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
                 self._note_gradient(backward, part)
+        if not accumulates:
+            self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], out)
+        return out
+
+    def _batched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `autograd.grad` over many gradients at once: what passes the nodes then has no numbers of its own."""
+        passages, pauses = len(self.tape.passages), not self._paused
+        self._settle()
+        settling, self.hooks.settling = self.hooks.settling, None
+        if pauses:
+            self._pause()
+        try:
+            return func(*args, **kwargs)
+        finally:
+            if pauses:
+                self._resume()
+            self.hooks.settling = settling
+            del self.tape.passages[passages:]
+
+    def _note_given(self, backward: RawBackward, asked: Any, gradients: Any) -> None:
+        """What `torch.autograd.grad` returned, and of which tensors it is the gradient."""
+        with torch._C.DisableTorchFunction(), _DisableTorchDispatch():
+            for of, gradient in zip((asked,) if isinstance(asked, Tensor) else asked, gradients, strict=False):
+                if isinstance(of, Tensor) and gradient is not None and gradient.shape == of.shape:
+                    if self._keeper is not None:
+                        of, (gradient,) = self._keeper.of(of), self._keeper.arrived((gradient,))
+                    backward.given.append((of, self.tape.version(gradient)))
 
     def _note_gradient(self, backward: RawBackward, leaf: Tensor) -> None:
         gradient, tape = leaf.grad, self.tape

@@ -18,7 +18,7 @@ from chainrule.collection import Seldom
 from chainrule.errors import RecordingError
 from chainrule.figures import Borrowed, Figures
 from chainrule.graph import Graph, Node, Parameter, Value
-from chainrule.keeping import Keep
+from chainrule.keeping import Keep, is_trained_leaf
 from chainrule.loans import Loan
 from chainrule.recorder import Recorder, exception_site
 from chainrule.source import is_library
@@ -104,7 +104,7 @@ class Recording:
 
     @property
     def loss(self) -> float | None:
-        """The value of the loss that the last backward pass began from; None where there was none.
+        """The value of the loss that the last backward pass into `.grad` began from; None where there was none.
 
         A loss of several elements (backward with a gradient given) has no single value: see `losses`.
         """
@@ -118,8 +118,8 @@ class Recording:
 
     @property
     def losses(self) -> tuple[Tensor, ...]:
-        """The loss of each backward pass, in the order in which they ran."""
-        values = (self.graph.values[b.loss] for b in self.graph.backwards if b.loss is not None)
+        """The loss of each backward pass into `.grad`, in the order in which they ran."""
+        values = (self.graph.values[b.loss] for b in self.graph.accumulating if b.loss is not None)
         return tuple(value.data for value in values if value.data is not None)
 
     @property
@@ -386,8 +386,8 @@ class record:  # noqa: N801 (read as a verb)
 
     @property
     def passes(self) -> int:
-        """How many backward passes have run so far."""
-        return len(self._recorder.tape.backwards)
+        """How many backward passes into `.grad` have run so far."""
+        return sum(backward.accumulates for backward in self._recorder.tape.backwards)
 
     @property
     def models(self) -> list[torch.nn.Module]:
@@ -470,13 +470,19 @@ def _variables(frame: FrameType | None) -> dict[str, Any]:
 
 
 def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
-    """Remember what the surrounding code calls its tensors and models; the last name of several wins."""
+    """Remember what the surrounding code calls its tensors and models.
+
+    The last name of several wins, but for a parameter the first: the last may be that of a loop over all of them.
+    """
+    parameters: set[int] = set()
     for name, item in list(names.items()):
         if type(item) in (list, tuple) and len(item) <= 1000:
             members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
             tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
-        if isinstance(item, Tensor):
+        if isinstance(item, Tensor) and id(item) not in parameters:
             tape.scope[id(item)] = (name, item)
+            if is_trained_leaf(item):
+                parameters.add(id(item))
     modules = {name: item for name, item in names.items() if isinstance(item, torch.nn.Module)}
     owned = getattr(names.get("self"), "__dict__", {})  # a trainer's `self.model`
     known = {name: item for name, item in owned.items() if isinstance(item, torch.nn.Module)} | modules

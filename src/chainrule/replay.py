@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from chainrule.backprop import data, passes_of
+from chainrule.backprop import data, passes_of, summed
 from chainrule.differences import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.errors import ReplayError, RequestError
 from chainrule.graph import Graph, Node, Operation, Parameter, Passage, Value
@@ -80,6 +80,7 @@ class _Replay:
         self.empty: set[int] = set()  # values that are memory which nothing has been written to
         self.passages: dict[int, list[Passage]] = {}
         self.gradients: dict[int, Tensor] = {}
+        self.of_passes: dict[int, dict[int, Tensor]] = {}
         self.unreturned: dict[int, list[int]] = {}  # operation -> values that it wrote, and did not return
         for value in graph.values:
             operation = graph.operations[value.operation] if value.operation is not None else None
@@ -206,6 +207,7 @@ class _Replay:
                 left[index] -= 1
                 if not left[index]:
                     self._release(self.wanted.operands_of(index))
+        self.gradients = summed(self.old, self.of_passes)
         for index, gradient in self.gradients.items():
             value = self.values[index]
             if value.grad is None and not _same_figures(value.grad_statistics, gradient):
@@ -216,7 +218,7 @@ class _Replay:
                 )
 
     def _step_back(self, node: Node, passage: Passage, arriving: dict[int, dict[int, Tensor]]) -> None:
-        here = arriving.pop(node.index, {})
+        here, gradients = arriving.pop(node.index, {}), self.of_passes.setdefault(passage.backward, {})
         upstream = tuple(here.get(slot, g) if is_lost(g) else g for slot, g in enumerate(passage.upstream))
         if node.leaf is None and any(map(is_lost, upstream)):
             raise ReplayError(
@@ -228,13 +230,13 @@ class _Replay:
             self.passages.setdefault(node.index, []).append(replace(passage, upstream=upstream, downstream=downstream))
             for value, gradient in zip(node.outputs, upstream, strict=False):
                 if value is not None and gradient is not None:
-                    _add(self.gradients, value, gradient)
+                    _add(gradients, value, gradient)
         for edge in node.edges:
             sent = downstream[edge.position] if edge.position < len(downstream) else None
             target = self.old.nodes[edge.node]
             if sent is not None and target.leaf is not None:
                 if edge.node in self.wanted.nodes:
-                    _add(self.gradients, target.leaf, sent)
+                    _add(gradients, target.leaf, sent)
             elif sent is not None and edge.node in self.wanted.ran:
                 _add(arriving.setdefault(edge.node, {}), edge.slot, sent)
 

@@ -144,13 +144,15 @@ def _find(file: str, where: tuple[int, int, int, int]) -> tuple[ast.expr | ast.s
         inner = node if isinstance(node, ast.stmt) else statement
         if isinstance(node, ast.expr) and inner is not None and _span(node) == where:
             return node, inner
+        if isinstance(node, ast.AugAssign) and _span(node) == where:
+            return node, node
         if isinstance(node, ast.AugAssign) and (node.lineno, node.end_lineno) == (where[0], where[2]):
             written = node
         waiting.extend((child, inner) for child in ast.iter_child_nodes(node) if _reaches(child, where))
     return written, written
 
 
-def _span(node: ast.expr) -> tuple[int, int, int | None, int | None]:
+def _span(node: ast.expr | ast.AugAssign) -> tuple[int, int, int | None, int | None]:
     return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 

@@ -35,7 +35,7 @@ from chainrule.rerun import Rerun, WriteThroughView
 from chainrule.statistics import Statistics
 
 FORMAT = "chainrule-recording"
-VERSION = 1
+VERSION = 2
 IN_HEADER = 2**24  # characters of JSON: a longer one stands beside the tensors, as a header may take 100 MB at most
 
 _kinds = {
@@ -46,6 +46,7 @@ _kinds = {
         facts.Reducer, facts.Reduction, Statistics,
     )
 }  # fmt: skip
+_added = {1: {"Backward": {"accumulates": True, "given": {"dict": []}}}}  # after that version, with what was so then
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
 _attributes = {str(each): each for each in vars(torch).values() if isinstance(each, tuple(_of_torch))}
 _SPACES = ("aten", "prims")
@@ -99,7 +100,7 @@ def read(path: str | os.PathLike[str]) -> Graph:
             "kind; record the step again, or take a whole copy."
         ) from error
     try:
-        graph = _Unpacker(tensors).unpack(json.loads(_body(header, tensors)))
+        graph = _Unpacker(tensors, int(header["version"])).unpack(json.loads(_body(header, tensors)))
         if not isinstance(graph, Graph):
             raise ValueError(f"a {type(graph).__name__} stands where the graph should")
         _check_indices(graph)
@@ -262,8 +263,9 @@ class _Packer:
 class _Unpacker:
     """The way back, with every type checked."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: dict[str, Tensor], version: int) -> None:
         self._tensors = tensors
+        self._added: dict[str, dict[str, Any]] = _added.get(version, {})  # to what the file holds
 
     def unpack(self, item: Any) -> Any:
         """One item of a graph from JSON."""
@@ -276,7 +278,7 @@ class _Unpacker:
             return torch.view_as_complex(data) if item["complex"] else data
         ((kind, content),) = item.items()
         if kind in _kinds:
-            return self._dataclass(_kinds[kind], content)
+            return self._dataclass(_kinds[kind], self._added.get(kind, {}) | content)
         return _makers[kind](self, content)
 
     def _dataclass(self, kind: type, content: dict[str, Any]) -> Any:
@@ -423,7 +425,7 @@ def _check_indices(graph: Graph) -> None:
         _within(call.operations, operations, f"call {call.index}")
         _within((*call.outputs, *_refs((call.arguments, call.keywords))), values, f"call {call.index}")
     for backward in graph.backwards:
-        _within((backward.loss,), values, f"backward pass {backward.index}")
+        _within((backward.loss, *backward.given), values, f"backward pass {backward.index}")
         _within((node for node, _ in backward.roots), nodes, f"backward pass {backward.index}")
     _within((parameter.value for parameter in graph.parameters.values()), values, "a parameter")
     _within((each.value for update in graph.updates for each in update.parameters), values, "an update")

@@ -115,7 +115,7 @@ class RawNode:
     edges: tuple[tuple[Any, int], ...] = ()
     view_from: int | None = None  # made anew for a view, after a write to its memory, from this position on
     remade: Tensor | None = None  # the view that has this node, where an operation ran to make it
-    leaves: tuple[tuple[int, Tensor], ...] = ()  # (position, leaf) of gradients that must not be held
+    leaves: tuple[tuple[int, Tensor], ...] = ()  # (position, leaf) of gradients that must not be held in this pass
     hooked: bool = False
     lends: bool = False  # what arrives here is handed on to a leaf, as another view of the same memory
 
@@ -134,8 +134,10 @@ class RawBackward:
     roots: tuple[Tensor, ...]
     accumulates: bool  # into `.grad`; `torch.autograd.grad` does not
     before: dict[int, Tensor]
+    straight: dict[int, tuple[tuple[int, Tensor], ...]]  # node -> (position, leaf) of gradients that were not held
     task: int | None = None  # autograd's number of the pass
     after: dict[int, Version | None] = field(default_factory=dict)
+    given: list[tuple[Tensor, Version]] = field(default_factory=list)  # what `autograd.grad` returned, and of what
     error: str | None = None
 
 
@@ -169,6 +171,7 @@ class Tape:
         self.backwards: list[RawBackward] = []
         self.updates: list[RawUpdate] = []
         self.writes: list[tuple[int, int, str, Site | None]] = []  # (position, id of .grad, function, site)
+        self.replaced: list[tuple[int, Tensor, int]] = []  # by `.data =`: (position, tensor, how many copies are older)
         self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
         self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
@@ -284,6 +287,7 @@ class Tape:
         named = [tensor for tensor in named if id(tensor) in self._made and not tensor.is_meta]
         versions = [
             *(left for backward in self.backwards for left in backward.after.values()),
+            *(version for backward in self.backwards for _, version in backward.given),
             *(each for update in self.updates for each in (*update.gradients, *update.after)),
         ]
         parts = [part for _, part in self.reducers.gathered.values()]

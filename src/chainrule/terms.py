@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule import rules
 from chainrule.backprop import Derivation, NodeStep, Share, Step
-from chainrule.graph import Graph, references
+from chainrule.graph import Graph, counted, references
 from chainrule.lookup import Index
 from chainrule.rules import Applied, Rule
 
@@ -94,7 +94,13 @@ def ways_back(graph: Graph, derivation: Derivation) -> dict[int, list[Way]]:
             operation = graph.operations[node.operation]
             for share in node.shares:
                 _add(bare, graph, node, share, operation.outputs, tuple(references(operation.arguments)))
-    return {**bare, **told}
+    return {value: _counted(graph, ways) for value, ways in {**bare, **told}.items()}
+
+
+def _counted(graph: Graph, ways: list[Way]) -> list[Way]:
+    """The ways of the passes that the value's gradient is the sum of."""
+    passes = counted(graph.backwards, {way.backward for way in ways})
+    return [way for way in ways if way.backward in passes]
 
 
 def _add(

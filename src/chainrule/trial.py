@@ -8,7 +8,7 @@ changed, on the same saved tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,16 +46,27 @@ class Called:
         name = function_name(self.function)
         return name.strip("_").removeprefix("r") if name.startswith("__") else name
 
+    def run(self, arguments: Iterable[Any], keywords: dict[str, Any]) -> Any:
+        """Call it once more, with these arguments."""
+        return _widened(self.function(*arguments, **keywords))
+
+
+def _widened(out: Any) -> Any:
+    """A result in float64: what a backward makes itself, as `torch.zeros(shape)` does, would not fit the rest."""
+    if not isinstance(out, Tensor) or not (out.is_floating_point() or out.is_complex()):
+        return out
+    return out.to(torch.promote_types(out.dtype, torch.float64))
+
 
 class _Tape(TorchFunctionMode):
-    """Writes down what is called of torch, outermost calls only."""
+    """Writes down what is called of torch, outermost calls only, and has all of it in float64."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Called] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
+        out = _widened(function(*args, **(kwargs or {})))
         if any(True for _ in tensors_in(out)) or getattr(function, "__name__", "") == "__setitem__":
             self.calls.append(Called(function, tuple(args), dict(kwargs or {}), out))
         return out
@@ -195,7 +206,7 @@ class Trial:
                 if skip is not None and place == skip[0]:
                     out = arguments[skip[1]]
                 else:
-                    out = call.function(*arguments, **{key: renewed(each) for key, each in call.keywords.items()})
+                    out = call.run(arguments, {key: renewed(each) for key, each in call.keywords.items()})
                 for old, fresh in zip(tensors_in(call.out), tensors_in(out), strict=True):
                     new[id(old)] = instead[1] if instead is not None and old is instead[0] else fresh
         return self._returned(tuple(renewed(each) for each in self.back), position)
@@ -214,6 +225,16 @@ class Trial:
 
     def without_use(self, cut: int | None) -> dict[int, Tensor | None]:
         """The gradients of the forward's own steps, as if use number `cut` of a tensor passed nothing back."""
+        leaves, out = self._run_forward(cut)
+        outs = [(o, g) for o, g in zip(tensors_in(out), self.upstream, strict=True) if o.requires_grad]
+        if not outs:
+            return dict.fromkeys(self.edges)
+        wanted = list(leaves.values())
+        grads = torch.autograd.grad([o for o, _ in outs], wanted, [g for _, g in outs], allow_unused=True)
+        named = dict(zip(leaves, grads, strict=True))
+        return {position: named[edge.argument or ""] for position, edge in self.edges.items()}
+
+    def _run_forward(self, cut: int | None) -> tuple[dict[str, Tensor], Any]:
         leaves = {
             e.argument or "": self.inputs[e.argument or ""].detach().clone().requires_grad_()
             for e in self.edges.values()
@@ -223,13 +244,20 @@ class Trial:
                 self.function, [_writable(leaves.get(name, value)) for name, value in self.experiment.wide.items()]
             )
         self.uses = cutter.uses
-        outs = [(o, g) for o, g in zip(tensors_in(out), self.upstream, strict=True) if o.requires_grad]
-        if not outs:
-            return dict.fromkeys(self.edges)
-        wanted = list(leaves.values())
-        grads = torch.autograd.grad([o for o, _ in outs], wanted, [g for _, g in outs], allow_unused=True)
-        named = dict(zip(leaves, grads, strict=True))
-        return {position: named[edge.argument or ""] for position, edge in self.edges.items()}
+        return leaves, out
+
+    def along_the_diagonal(self, position: int) -> Tensor | None:
+        """The gradient if each element of the output changed with the same element of the argument alone.
+
+        None where the shapes differ, or are large.
+        """
+        leaves, out = self._run_forward(None)
+        leaf, (out, *others) = leaves[self.edges[position].argument or ""], tensors_in(out)
+        if others or out.shape != leaf.shape or out.numel() > SMALL or not out.requires_grad:
+            return None
+        with torch.enable_grad():
+            rows = [torch.autograd.grad(each, leaf, retain_graph=True)[0].reshape(-1) for each in out.reshape(-1)]
+        return torch.stack(rows).diagonal().reshape(leaf.shape) * self.upstream[0]
 
 
 def _writable(argument: Any) -> Any:

@@ -79,6 +79,11 @@ class Values:
             copies = [copy for _, copy in self._tape.copies.get(id(parameter), ())]
             self._skip[id(parameter)] = next((i for i, copy in enumerate(copies, 1) if copy is before), 0)
 
+    def replace(self, tensor: Tensor, copies: int) -> None:
+        """After `tensor.data = ...` it is another value; so many copies are of earlier ones."""
+        self._current.pop(id(tensor), None)
+        self._skip[id(tensor)] = copies
+
     def now(self, tensor: Tensor) -> int | None:
         """What the tensor is at the point that the reading has come to (None: it has not been met since a write)."""
         return self._current.get(id(tensor))

@@ -256,16 +256,16 @@ class Search:
         ways = self._ways.get(value, ())
         if not all(way.has_numbers for way in ways):
             return self._not_kept(value, index, recorded)
+        gradient, latex = self._gradient(value, index)
         uses = tuple(self._use(way, index) for way in ways)
         total = sum((use.subtotal for use in uses), start=0.0)
         sentence = self._sentence(value, called, index, recorded, total) if recorded is not None or not uses else ""
         if uses and not any(use.terms for use in uses):
             causes = dict.fromkeys(self._not_taken(way, value, index) for way in ways)
-            sentence = f"{element(f'dJ/d{called}', index)} = 0: {'; '.join(causes)}"
+            sentence = f"{gradient} = 0: {'; '.join(causes)}"
         if recorded is not None and not uses:
             total = recorded
-        latex = rf"\frac{{\partial J}}{{\partial {_at(self.notation.symbol(value), index)}}}"
-        return Why(called, index, recorded, total, uses, element(f"dJ/d{called}", index), latex, sentence)
+        return Why(called, index, recorded, total, uses, gradient, latex, sentence)
 
     def _sentence(self, value: int, called: str, index: Index, recorded: Number | None, total: Number) -> str:
         if recorded is None:
@@ -278,14 +278,19 @@ class Search:
                 f"PyTorch's gradient is {number(recorded)}, the terms add up to {number(total)}: "
                 "a hook changed it on the way, or a rule and PyTorch disagree here."
             )
-        gradient = element(f"dJ/d{called}", index)
+        gradient, _ = self._gradient(value, index)
         return f"The backward pass began at {called}: its gradient is the seed, {gradient} = {number(recorded)}."
+
+    def _gradient(self, value: int, index: Index) -> tuple[str, str]:
+        """d loss / d element, in a line of text and in LaTeX."""
+        symbol, loss = _at(self.notation.symbol(value), index), self.notation.differentiated(value)
+        return element(self.notation.plain_gradient(value), index), rf"\frac{{\partial {loss}}}{{\partial {symbol}}}"
 
     def _not_kept(self, value: int, index: Index, recorded: Number | None) -> Why:
         """The answer where the terms cannot be had: what is known, and how to have the rest."""
         called = self.notation.plain(value)
-        gradient, total = element(f"dJ/d{called}", index), math.nan if recorded is None else recorded
-        latex = rf"\frac{{\partial J}}{{\partial {_at(self.notation.symbol(value), index)}}}"
+        total = math.nan if recorded is None else recorded
+        gradient, latex = self._gradient(value, index)
         known = f"{gradient} = {number(recorded)}; the" if recorded is not None else "The"
         sentence = (
             f"{known} numbers that {gradient if recorded is None else 'it'} is made of were not kept. Record with "
@@ -318,7 +323,7 @@ class Search:
         out = way.outputs[entry.slot]
         assert out is not None
         loss = self.notation.loss(way.backward)
-        name = element(f"d{_plain(loss)}/d{self.notation.plain(out)}", entry.at)
+        name = element(f"d{self.notation.plain_loss(way.backward)}/d{self.notation.plain(out)}", entry.at)
         latex = rf"\frac{{\partial {loss}}}{{\partial {_at(self.notation.symbol(out), entry.at)}}}"
         reason = self._first_cause(out, entry.at) if entry.upstream == 0 else ""
         upstream = Factor(name, latex, entry.upstream, reason, (out, entry.at, True))
@@ -400,7 +405,7 @@ class Search:
             here, at = waiting.pop()
             ways = self._ways.get(here, [])
             if not ways:
-                causes[f"the backward pass began with {element(f'dJ/d{self.notation.plain(here)}', at)} = 0"] = None
+                causes[f"the backward pass began with {self._gradient(here, at)[0]} = 0"] = None
             for way in ways:
                 if not way.has_numbers:
                     causes["what made it so was not kept"] = None
@@ -431,7 +436,3 @@ class Search:
 
 def _at(symbol: str, index: Index) -> str:
     return rf"{{{symbol}}}_{{{','.join(map(str, index))}}}" if index else symbol
-
-
-def _plain(symbol: str) -> str:
-    return symbol.replace("_{", "").replace("}", "")

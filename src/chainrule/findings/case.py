@@ -119,7 +119,7 @@ class Case:
     @cached_property
     def losses(self) -> tuple[int, ...]:
         """What backward passes began from; of an unfinished step also what its forward pass had come to."""
-        begun = [each.loss for each in self.graph.backwards if each.loss is not None]
+        begun = [each.loss for each in self.graph.accumulating if each.loss is not None]
         return tuple(dict.fromkeys([*begun, *(self._ends() if self.unfinished else ())]))
 
     def is_loss(self, value: int) -> bool:

@@ -100,7 +100,7 @@ def _longest_way(case: Case) -> list[int]:
                 depth[out] = (deepest[0] + 1, out)
             elif deepest[0]:
                 depth[out] = deepest
-    ends = [depth[b.loss] for b in case.graph.backwards if b.loss in depth]
+    ends = [depth[b.loss] for b in case.graph.accumulating if b.loss in depth]
     way, at = [], max(ends, key=lambda each: each[0], default=(0, None))[1]
     while at is not None:
         way.append(at)

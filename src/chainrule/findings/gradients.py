@@ -37,7 +37,8 @@ NO_GRADIENT = Kind(
 
 @NO_GRADIENT.in_step
 def _without_gradient(case: Case) -> Iterator[Finding]:
-    missing = [each for each in case.graph.parameters.values() if not each.has_gradient]
+    given = {value for backward in case.graph.backwards for value in backward.given}  # by torch.autograd.grad
+    missing = [each for each in case.graph.parameters.values() if not each.has_gradient and each.value not in given]
     if missing and not case.graph.backwards:
         yield NO_GRADIENT.found(
             missing[0].name,
@@ -149,7 +150,7 @@ def _accumulated(case: Case) -> Iterator[Finding]:
                 f"Its norm was {number(norm_of(before))}; this step sent {number(norm_of(sums[-1]))}, which left "
                 f"{number(norm_of(left))} in `.grad`.",
             ),
-            place=case.graph.backwards[0].place,
+            place=case.graph.accumulating[0].place,
             severity="warning" if case.may_learn(parameter) else "note",  # nobody reads it now
         )
 
@@ -157,7 +158,7 @@ def _accumulated(case: Case) -> Iterator[Finding]:
 @ACCUMULATED.in_step
 def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
     """Without a derivation: the norm of what arrived in the step's only pass, and of what was left in `.grad`."""
-    if case.derivation is not None or len(case.graph.backwards) != 1:
+    if case.derivation is not None or len(case.graph.accumulating) != 1:
         return
     for parameter in case.graph.parameters.values():
         left = case.sent(parameter)
@@ -169,7 +170,7 @@ def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
                 parameter.name,
                 f"{parameter.name} had a gradient already when backward began, and the new one was added to it.",
                 (f"This step sent a gradient of norm {number(sent.norm)}, and left {number(left.norm)} in `.grad`.",),
-                place=case.graph.backwards[0].place,
+                place=case.graph.accumulating[0].place,
                 severity="warning" if case.may_learn(parameter) else "note",
             )
 
@@ -183,7 +184,10 @@ def _sent(case: Case) -> dict[int, list[Tensor]]:
     """For each leaf the gradient that each backward pass sent to it, the sum of its shares where it has several."""
     passes: dict[int, dict[int, Tensor]] = {}
     unknown: set[int] = set()
+    accumulating = {backward.index for backward in case.graph.accumulating}
     for step in case.derivation.nodes if case.derivation is not None else ():
+        if step.backward not in accumulating:
+            continue
         for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
             leaf = case.graph.nodes[edge.node].leaf
             sent = share.gradient if share.recorded is None else share.recorded
@@ -191,7 +195,7 @@ def _sent(case: Case) -> dict[int, list[Tensor]]:
                 unknown.add(leaf)
             elif leaf is not None and sent is not None:
                 sent, sums = dense(sent), passes.setdefault(leaf, {})
-                alone = case.graph.values[leaf].grad if len(case.graph.backwards) == 1 else None
+                alone = case.graph.values[leaf].grad if len(case.graph.accumulating) == 1 else None
                 if step.backward in sums and alone is not None and kept(alone):  # summed once, with the graph
                     sums[step.backward] = dense(alone)
                 else:
@@ -227,7 +231,7 @@ def _changed(case: Case) -> Iterator[Finding]:
             event = next(
                 (e for e in case.graph.events if e.text == member.name and e.position <= update.position), None
             )
-            if event is None and len(case.graph.backwards) > 1:
+            if event is None and len(case.graph.accumulating) > 1:
                 continue  # a later backward pass may have written what `.grad` held at the end
             kind = event.kind if event is not None else "your code"
             found.setdefault(kind, []).append((member.name, left, seen))
@@ -372,13 +376,13 @@ SAME_LOSS = 0.02  # how little of the loss at the start may have been gained for
 
 @NOISE.in_step
 def _noise(case: Case) -> Iterator[Finding]:
-    if len(case.graph.backwards) < MIN_PASSES:
+    if len(case.graph.accumulating) < MIN_PASSES:
         return
     grads = {p.value: p.grad for p in case.graph.parameters.values()}
     whole = []  # of the parameters that every pass used, and whose gradients were added up, not cleared in between
     for leaf, sent in _sent(case).items():
         left = grads.get(leaf)
-        if len(sent) == len(case.graph.backwards) and kept(left) and _same(case, left, sum(sent[1:], sent[0])):
+        if len(sent) == len(case.graph.accumulating) and kept(left) and _same(case, left, sum(sent[1:], sent[0])):
             whole.append(sent)
     if not whole:
         return
@@ -395,7 +399,7 @@ def _noise(case: Case) -> Iterator[Finding]:
             f"The gradients of {passes} backward passes share next to no direction: their mean cosine is "
             f"{number(cosine)}.",
             (f"Their norms are {norms}; the norm of their sum is {number(float(torch.stack(joined).sum(0).norm()))}.",),
-            place=case.graph.backwards[0].place,
+            place=case.graph.accumulating[0].place,
         )
 
 

@@ -266,7 +266,7 @@ SUM_OF_LOSSES = Kind(
 
 @SUM_OF_LOSSES.in_step
 def _sum_of_losses(case: Case) -> Iterator[Finding]:
-    for backward in case.graph.backwards:
+    for backward in case.graph.accumulating:
         if backward.loss is None:
             continue
         summed = case.producer(case.source(backward.loss))

@@ -43,7 +43,7 @@ def backward(context: Context, step: Step, share: Share) -> Iterator[Block]:
         return
     place = next(i for i, each in enumerate(step.shares) if each is share)
     shares = [(path, other.shares[place]) for path, other in alike]
-    label = f"{context.notation.plain_gradient(share.value)} in each block"
+    label = f"{context.notation.plain_gradient(share.value, step.backward)} in each block"
     checks = [_check(context, each) for _, each in shares]
     found = [(path, _of_share(context, each)) for path, each in shares]
     yield figures(label, found, ("differs by", "check"), checks)
@@ -78,6 +78,16 @@ def updates(context: Context, step: Update, name: str) -> Iterator[Block]:
         headers = ("block", "norm before", "gradient", "change / before", "check")
         cells = tuple(_row(path, _updated(context, step, each)) for path, each in rows)
         yield Table(headers, cells, f"{name} in each block")
+
+
+def by_hand(context: Context, name: str) -> Iterator[Block]:
+    """What became of a parameter in each of the blocks that are alike."""
+    alike = context.folding.parameters_alike(name)
+    if alike:
+        members = [(path, context.graph.parameters[each]) for path, each in alike]
+        yield figures(
+            f"{name} after, in each block", [(path, context.figures(each.after, None)) for path, each in members]
+        )
 
 
 def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
@@ -118,7 +128,7 @@ def _of_gradient(context: Context, index: int) -> Statistics | None:
 
 def _of_share(context: Context, share: Share) -> Statistics | None:
     """The figures of one share; where its numbers were not kept, those of the gradient that it is all of."""
-    whole = share.value is not None and len(context.uses[share.value]) == 1
+    whole = share.value is not None and context.is_whole(share)
     known = context.graph.values[share.value].grad_statistics if whole and share.value is not None else None
     return context.figures(share.gradient, known)
 

@@ -23,7 +23,7 @@ from torch import Tensor as Data
 
 from chainrule.backprop import Share, Step
 from chainrule.document import Section
-from chainrule.graph import Operation, ParameterUpdate, Ref
+from chainrule.graph import Operation, ParameterUpdate, Ref, counted
 from chainrule.rerun import Rerun
 from chainrule.telling.context import ELEMENTS, JACOBIAN, Context
 
@@ -84,6 +84,10 @@ class _Writer:
             for share in step.shares:
                 if share.value is not None and share.gradient is not None:
                     self._shares.setdefault((share.value, step.backward or 0), []).append(share)
+
+        self._reached: dict[int, list[int]] = {}  # value -> the passes that brought it gradients
+        for value, backward in self._shares:
+            self._reached.setdefault(value, []).append(backward)
 
     def codes(self) -> Iterator[tuple[str, str]]:
         """The code of each section that has some, by its anchor."""
@@ -155,6 +159,8 @@ class _Writer:
         if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
             raise Unwritable
         if torch.Tag.nondeterministic_seeded in overload.tags or not operation.outputs:
+            raise Unwritable
+        if len(overload._schema.returns) not in (1, len(operation.outputs)):  # it gave None for some of its results
             raise Unwritable
         given: list[tuple[Any, Any]] = []
         for argument in overload._schema.arguments:
@@ -269,7 +275,7 @@ class _Writer:
         """What no step took on: the gradients of leaves that are used several times."""
         for (value, backward), shares in self._shares.items():
             recorded = self._graph.values[value].grad
-            if len(shares) > 1 and recorded is not None and len(self._graph.backwards) == 1:
+            if len(shares) > 1 and recorded is not None and self._pass_of(value) == backward:
                 yield from self._total(value, backward, recorded)
 
     # -- the update
@@ -285,7 +291,8 @@ class _Writer:
         if each.grad is None or each.value is None or not optimizer.isidentifier() or not isinstance(kind, type):
             raise Unwritable
         name = self._name(each.value)
-        gradient = self._gradient(each.value, 0)
+        backward = self._pass_of(each.value)
+        gradient = None if backward is None else self._gradient(each.value, backward)
         recorded = self._graph.values[each.value].grad
         if name not in self._defined:
             raise Unwritable
@@ -301,13 +308,18 @@ class _Writer:
         yield "optimizer.step()"
         yield f"check({name}_new.detach(), {_needed(each.after)})"
 
+    def _pass_of(self, value: int) -> int | None:
+        """The one pass that a value's gradient is from; None where it is the sum of several."""
+        passes = counted(self._graph.backwards, self._reached.get(value, ()))
+        return passes[0] if len(passes) == 1 else None
+
     # -- names
 
     def _name(self, value: int) -> str:
         return self._identifier(value, self._context.notation.plain(value))
 
     def _gradient(self, value: int, backward: int) -> str:
-        loss = self._context.notation.loss(backward).replace("_{", "").replace("}", "")
+        loss = self._context.notation.plain_loss(backward)
         return self._identifier((value, backward), f"d{loss}_d{self._name(value)}")
 
     def _share(self, value: int, backward: int, share: Share) -> str:

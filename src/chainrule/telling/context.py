@@ -157,15 +157,44 @@ class Context:
     def _used(self) -> set[int]:
         return {value for step in self.derivation.steps for _, _, value in step.arguments}
 
+    def uses(self, value: int, backward: int | None = None) -> list[Share]:
+        """The shares of a value's gradient that its uses send back, in the order in which they are told.
+
+        Those of all passes that accumulate are one sum; what `torch.autograd.grad` finds is one of its own.
+        """
+        return self._uses.get((value, self._sum(backward)), [])
+
     @cached_property
-    def uses(self) -> dict[int, list[Share]]:
-        """For each value the shares of its gradient that its uses send back, in the order in which they are told."""
-        found: dict[int, list[Share]] = {}
+    def _uses(self) -> dict[tuple[int, int | None], list[Share]]:
+        found: dict[tuple[int, int | None], list[Share]] = {}
         for step in self.derivation.steps:
             for share in step.shares:
                 if share.value is not None:
-                    found.setdefault(share.value, []).append(share)
+                    found.setdefault((share.value, self._sum(step.backward)), []).append(share)
         return found
+
+    def _sum(self, backward: int | None) -> int | None:
+        """Which sum the shares of a pass belong to: None for `.grad`."""
+        return None if backward is None or self.graph.backwards[backward].accumulates else backward
+
+    def shares(self, value: int) -> list[Share]:
+        """The shares that the value's `grad` is the sum of, as `graph.counted` says."""
+        return self.uses(value) or self._last_uses.get(value, [])
+
+    @cached_property
+    def _last_uses(self) -> dict[int, list[Share]]:
+        return {value: shares for (value, _), shares in self._uses.items()}
+
+    def is_whole(self, share: Share) -> bool:
+        """Whether a share is all of its value's `grad`."""
+        return share.value is not None and [id(each) for each in self.shares(share.value)] == [id(share)]
+
+    def arriving(self, value: int, backward: int, upstream: Data, label: str) -> Tensor:
+        """What arrived at a value in one pass; its figures are known where it is the value's `grad`."""
+        symbol, uses = self.notation.gradient(value, backward), self.uses(value, backward)
+        if uses and uses is not self.shares(value):
+            return self.tensor(symbol, upstream, "gradient", label)
+        return self.gradient(symbol, value, upstream, label)
 
     @cached_property
     def relative_updates(self) -> dict[int, float]:
@@ -219,8 +248,12 @@ class Context:
     def _checked(self, share: Share) -> Verdict:
         if share.gradient is None or share.recorded is None:
             return Verdict("not checked", ("this share goes into a sum; the sum is checked where it is complete",))
-        leaf = share.value is not None and self.graph.values[share.value].kind == "parameter"
-        where = Code(".grad" if leaf else "autograd's own gradient")
+        is_left = (
+            share.value is not None
+            and self.graph.values[share.value].kind == "parameter"
+            and any(each is share for each in self.uses(share.value))
+        )
+        where = Code(".grad" if is_left else "autograd's own gradient")
         return self.agreement(share.gradient, share.recorded, ("our rules against ", where))
 
     @cached_property

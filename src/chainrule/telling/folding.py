@@ -130,9 +130,10 @@ class Folding:
         Steps back are put behind the step that they go back through, so that two blocks can be laid side by side.
         """
         found: dict[str, list[Step]] = {}
-        place = {step.operations: place for place, step in enumerate(self._steps) if step.kind == "forward"}
+        told = [step for step in self._steps if step.kind == "forward"]
+        place = {operation: place for place, step in enumerate(told) for operation in step.operations}
         worked = [step for step in self._steps if step.kind != "update"]
-        for step in sorted(worked, key=lambda step: (place[step.operations], step.kind == "backward", step.index)):
+        for step in sorted(worked, key=lambda step: (place[step.operations[0]], step.kind == "backward", step.index)):
             path = self._module(step)
             while path:
                 found.setdefault(path, []).append(step)

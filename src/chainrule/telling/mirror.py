@@ -60,7 +60,7 @@ def _row(
 ) -> Row:
     told, notation = context.graph.values[value], context.notation
     forward, backward = anchors.get(value, ([], []))
-    loss = any(value == b.loss for b in context.graph.backwards)
+    loss = any(value == b.loss for b in context.graph.accumulating)
     kind = "parameter" if told.kind == "parameter" else "data" if step is None else "loss" if loss else "operation"
     place = (context.place(step) if step is not None else None) or told.place
     symbol = notation.gradient(value)

@@ -178,13 +178,13 @@ def _arrived(context: Context, step: Step) -> Iterator[Block]:
         upstream = step.upstream[slot] if slot < len(step.upstream) else None
         if upstream is None:
             continue
-        uses = context.uses.get(value, [])
+        uses = context.uses(value, step.backward)
         label = "upstream"
         if len(uses) > 1:
             label = f"upstream: the sum of what comes back from its {len(uses)} uses"
         if context.graph.backwards and value == context.graph.backwards[step.backward or 0].loss:
             label = "the seed: d loss / d loss"
-        yield context.gradient(context.notation.gradient(value, step.backward or 0), value, upstream, label)
+        yield context.arriving(value, step.backward or 0, upstream, label)
     if step.rule is None:
         yield from _without_rule(context, step)
 
@@ -195,7 +195,7 @@ def _shares(context: Context, step: Step, number: int) -> Iterator[Section]:
             continue
         context.check(share)  # first, so that equal tensors are measured once
         anchor = f"backward-{number}-{share.argument}" + ("" if share.item is None else f"-{share.item}")
-        title = context.notation.plain_gradient(share.value) + _use(context, share)
+        title = context.notation.plain_gradient(share.value, step.backward) + _use(context, step, share)
         stages = list(_stages_back(context, step, share))
         for name, blocks in stages[:-1]:
             yield Section((name,), f"{anchor}-{_word(name)}".lower(), "backward", tuple(blocks))
@@ -203,9 +203,9 @@ def _shares(context: Context, step: Step, number: int) -> Iterator[Section]:
         yield Section((title,), anchor, "backward", (*blocks, *_check(context, step, share)))
 
 
-def _use(context: Context, share: Share) -> str:
+def _use(context: Context, step: Step, share: Share) -> str:
     assert share.value is not None
-    uses = context.uses[share.value]
+    uses = context.uses(share.value, step.backward)
     if len(uses) < 2:
         return ""
     place = next(i for i, each in enumerate(uses, 1) if each is share)
@@ -241,7 +241,9 @@ def _named(context: Context, value: int, backward: int) -> Operand:
     notation, known = context.notation, context.graph.values[value]
     gradient = notation.gradient(value, backward)
     data = known.without_numbers() if known.data is None else known.data
-    return Operand(notation.symbol(value), gradient, notation.plain(value), notation.plain_gradient(value), data)
+    return Operand(
+        notation.symbol(value), gradient, notation.plain(value), notation.plain_gradient(value, backward), data
+    )
 
 
 def _worked_out(
@@ -290,7 +292,7 @@ def _added_up(share: Share, product: str, is_bare: bool) -> str:
 
 def _result(context: Context, symbol: str, share: Share, label: str) -> Tensor:
     """What a step gives one operand; where that is the whole gradient of it, its figures may be known without it."""
-    if share.value is None or share.gradient is None or len(context.uses[share.value]) > 1:
+    if share.value is None or share.gradient is None or not context.is_whole(share):
         return context.tensor(symbol, share.gradient, "gradient", label)
     return context.gradient(symbol, share.value, share.gradient, label)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from string import Template
 
 import torch
 from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
-from chainrule.graph import ParameterUpdate, Update
+from chainrule.graph import Backward, Parameter, ParameterUpdate, Update
 from chainrule.notation import escape
+from chainrule.numbers import number
 from chainrule.rules.optimizers import terms
 from chainrule.statistics import Statistics
 from chainrule.telling import alike
@@ -25,10 +26,13 @@ def gradients(context: Context) -> Section:
 
 def _gradients(context: Context) -> Iterator[Block]:
     graph = context.graph
+    yield from _given(context)
+    given = {value for backward in graph.backwards for value in backward.given}
     rows: list[tuple[Text, ...]] = []
     for name, parameter in graph.parameters.items():
         if not (parameter.has_gradient or parameter.grad is not None):
-            rows.append(((Code(name),), ("None: no gradient arrived",), ("",)))
+            why = "given by torch.autograd.grad alone" if parameter.value in given else "no gradient arrived"
+            rows.append(((Code(name),), (f"None: {why}",), ("",)))
             continue
         known = context.figures(parameter.grad, parameter.grad_statistics)
         norm = "not kept" if known is None else f"{math.nan if known.not_finite else known.norm:.4g}"
@@ -38,7 +42,7 @@ def _gradients(context: Context) -> Iterator[Block]:
     for name, parameter in graph.parameters.items():
         value = parameter.value
         recorded = graph.values[value].grad if value is not None else None
-        if value in ours and recorded is not None and len(context.uses.get(value, ())) > 1:
+        if value in ours and recorded is not None and len(context.uses(value)) > 1:
             yield context.agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
     filled = [
         (n, p, sent) for n, p in graph.parameters.items() if (sent := graph.sent(p)) is not None and p.value is not None
@@ -64,6 +68,32 @@ def _gradients(context: Context) -> Iterator[Block]:
          "and the optimizer would take it for the true one. For ", Math(symbol), " it would be"),
     )  # fmt: skip
     yield context.passing(rf"2 \cdot {symbol}", 2 * sent, "gradient", "after two backward passes")
+
+
+def _given(context: Context) -> Iterator[Block]:
+    """What each `torch.autograd.grad` gave its caller, beside our own sums."""
+    for backward in context.graph.backwards:
+        if backward.accumulates:
+            continue
+        yield Paragraph(handed_out(context, backward))
+        for value, gradient in backward.given.items():
+            symbol = context.notation.gradient(value, backward.index)
+            yield context.tensor(symbol, gradient, "gradient", "given by torch.autograd.grad")
+            ours = context.derivation.of_passes.get(backward.index, {}).get(value)
+            if ours is not None:
+                text = (f"our rules against what torch.autograd.grad gave of {context.notation.plain(value)}",)
+                yield context.agreement(ours, gradient, text)
+
+
+def handed_out(context: Context, backward: Backward) -> Text:
+    """What a pass of `torch.autograd.grad` is, in a sentence."""
+    notation, where = context.notation, f" ({backward.place})" if backward.place else ""
+    of = "" if backward.loss is None else f" of {notation.plain(backward.loss)}"
+    names = " and ".join(notation.plain(value) for value in backward.given) or "values outside this recording"
+    return (
+        Code("torch.autograd.grad"), f"{where} gave the gradient{of} with respect to {names} to the code that called "
+        "it: a result like any other, which is not in ", Code(".grad"), ".",
+    )  # fmt: skip
 
 
 def _differ(arrived: Data, left: Data) -> bool:
@@ -134,6 +164,64 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
     assert isinstance(new, Data)
     text = ("against the parameter after ", Code("optimizer.step()"))
     yield context.agreement(new, each.after, text, passing=True)
+
+
+def written_by_hand(context: Context) -> list[Parameter]:
+    """The parameters that the step changed, and no optimizer."""
+    graph = context.graph
+    stepped = {each.name for step in graph.updates for each in step.parameters}
+    return [
+        parameter
+        for name, parameter in graph.parameters.items()
+        if parameter.after is not None and name not in stepped and context.folding.parameter_fold(name) is None
+    ]
+
+
+def by_hand(context: Context, written: Iterable[Parameter]) -> Section:
+    """What the user's own lines made of the parameters: before, gradient, after, and what was added."""
+    inner = tuple(
+        Section(
+            (Code(parameter.name),), f"by-hand-{place}", "update",
+            (*_written(context, parameter), *alike.by_hand(context, parameter.name)),
+        )
+        for place, parameter in enumerate(written)
+    )  # fmt: skip
+    said = Paragraph(("Other code than an optimizer of ", Code("torch.optim"), " changed these parameters."))
+    return Section(("Update: by hand",), "by-hand", "update", (said,), inner)
+
+
+def _written(context: Context, parameter: Parameter) -> Iterator[Block]:
+    value, before, after = parameter.value, parameter.before, parameter.after
+    symbol = rf"\text{{{escape(parameter.name)}}}" if value is None else context.notation.symbol(value)
+    grad = parameter.grad
+    if grad is None and value is not None:  # given by torch.autograd.grad
+        grad = context.graph.values[value].grad
+    yield context.tensor(symbol, before, "parameter", "before")
+    if grad is not None and value is not None:
+        yield context.tensor(context.notation.gradient(value), grad, "gradient", "gradient")
+    yield context.tensor(rf"{group(symbol)}_{{new}}", after, "parameter", "after")
+    if before is None or after is None:
+        return
+    added = after - before
+    yield context.passing(rf"\Delta {symbol}", added, "parameter", "what was added")
+    rate = None if grad is None else _rate(added, grad, before)
+    if rate is not None and value is not None:
+        gradient = context.notation.gradient(value)
+        yield Equation(rf"\Delta {symbol} = {number(rate)} \cdot {gradient}", "up to rounding")
+
+
+def _rate(added: Data, grad: Data, before: Data) -> float | None:
+    """What the gradient was multiplied by, where that is all that was added; None where it is not."""
+    grad, size = grad.to_dense(), float((grad.to_dense().double() ** 2).sum())
+    if not size or added.is_complex() or not math.isfinite(size):
+        return None
+    rate = float((added.double() * grad.double()).sum()) / size
+    rounding = 4 * torch.finfo(added.dtype).eps * (before.abs() + added.abs()).double()
+    return (
+        rate
+        if bool(((added.double() - rate * grad.double()).abs() <= rounding + abs(rate) * 1e-6 * grad.abs()).all())
+        else None
+    )
 
 
 def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:

@@ -30,7 +30,7 @@ def whole(context: Context, pointing: bool = False, coded: bool = False) -> Docu
 def summary(context: Context) -> Iterator[Block]:
     """What was recorded, and what is worth knowing first."""
     graph = context.graph
-    for backward in graph.backwards:
+    for backward in graph.accumulating:
         if backward.loss is not None:
             value = graph.values[backward.loss]
             number = "not kept" if value.data is None or value.data.numel() != 1 else repr(value.data.item())
@@ -56,6 +56,9 @@ def summary(context: Context) -> Iterator[Block]:
         )  # fmt: skip
     for failure in dict.fromkeys(step.failure for step in context.derivation.nodes if step.failure):
         yield Paragraph((failure,), "warning")
+    for backward in graph.backwards:
+        if not backward.accumulates:
+            yield Paragraph(update.handed_out(context, backward), "note")
     for note in graph.notes:
         yield Paragraph((note,), "note")
     for finding in context.findings:
@@ -89,6 +92,8 @@ def _sections(context: Context) -> Iterator[Section]:
         yield update.gradients(context)
     for number, step in enumerate(context.graph.updates, 1):
         yield update.update(context, number, step)
+    if written := update.written_by_hand(context):
+        yield update.by_hand(context, written)
     if context.findings:
         yield Section(("Worth knowing",), "findings", "note", (), tuple(_findings(context)))
 

@@ -68,11 +68,10 @@ def skipped_in(graph: Graph) -> int:
 def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
     """The step apart from its tensors."""
     attempts = skipped_in(graph) + 1
-    passes = len(graph.backwards) // attempts  # those of the attempts that were left out are no part of it
-    counted = graph.backwards[max(len(graph.backwards) - passes, around.passes_before) :]
-    # What `torch.autograd.grad` began from (the output of a gradient penalty, say) is no loss of the step.
-    sent = [each for each in counted if each.accumulates] or counted
-    losses = [_number(graph.values[each.loss]) for each in sent if each.loss is not None]
+    backwards = graph.accumulating
+    passes = len(backwards) // attempts  # those of the attempts that were left out are no part of it
+    counted = backwards[max(len(backwards) - passes, around.passes_before) :]
+    losses = [_number(graph.values[each.loss]) for each in counted if each.loss is not None]
     known = [loss for loss in losses if loss is not None][: 1 if around.closure else None]
     return StepFacts(
         around.step,
