@@ -231,6 +231,27 @@ def test_a_script_tells_it(tmp_path, capsys):
     assert outcome.sentence("train.py") == f"{told} `chainrule show {outcome.kept}` tells more."
 
 
+def test_a_script_that_fails_in_a_step_that_was_not_watched_is_told_how_to_see_it(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\n"
+        "model = torch.nn.Linear(4, 1)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "for step in range(1, 9):\n"
+        "    loss = (model(torch.ones(2, 4)) * (0 if step == 6 else 1)).square().log().sum()\n"
+        "    if torch.isinf(loss): raise ValueError('infinite')\n"
+        "    loss.backward()\n"
+        "    optimizer.step()\n"
+    )
+    hint = "Step 6, in which it ended, was not watched: with --every 1 each is"
+    assert hint in watch_script(str(script), (), {"every": 50}, plain=True).sentence("train.py")
+    each = watch_script(str(script), (), {"every": 1}, plain=True)
+    assert hint not in each.sentence("train.py")
+    assert [(found.id, found.since) for found in each.findings if found.severity == "error"] == [
+        ("non-finite-forward", 6)
+    ]
+
+
 def test_an_exception_that_ends_a_process_without_a_block(tmp_path):
     path, script = tmp_path / "run.db", tmp_path / "train.py"
     script.write_text(

@@ -17,7 +17,8 @@ from chainrule.watching.watcher import watch
 class Outcome:
     """What is left when the script has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
         self.status = 0
         self.steps = 0
         self.watched = 0
@@ -35,7 +36,14 @@ class Outcome:
                 f"{script} ended without a training step. One ends with the step() of an optimizer from torch.optim: "
                 "call one, or put `chainrule.watch(...)` into the script and call its step()."
             )
-        return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}"
+        return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}{self._missed()}"
+
+    def _missed(self) -> str:
+        """What would show more of a script that failed in a step that was not watched."""
+        failed_in = self.steps + 1
+        if not self.status or failed_in % self.every == 0:
+            return ""
+        return f" Step {failed_in:,}, in which it ended, was not watched: with --every 1 each is, and looked at."
 
 
 def watch_script(
@@ -52,7 +60,7 @@ def watch_script(
     Raises RecordingError where the script cannot be read.
     """
     console = console or Console(stderr=True)
-    outcome = Outcome()
+    outcome = Outcome(options.get("every", 1))
 
     @contextmanager
     def around(namespace: Namespace) -> Iterator[None]:
