@@ -375,3 +375,18 @@ def test_a_gradient_that_was_cleared_between_two_passes() -> None:
     assert row.verdict == "agrees"
     assert row.reason.endswith("`.grad` was cleared in between, and holds what came after that")
     assert recording.parameters["w"].grad.tolist() == [12.0, 27.0]
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.Identity()])
+def test_the_penalty_of_a_critic_with_convolutions_is_proved(norm: nn.Module) -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.Tanh(), nn.Conv2d(4, 2, 2), nn.Flatten(), nn.Linear(2, 1))
+    real = torch.randn(3, 2, 4, 4, requires_grad=True)
+    with chainrule.record() as recording:
+        scores = critic(real)
+        (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
+        (((slope.flatten(1).norm(dim=1) - 1) ** 2).mean() + scores.mean()).backward()
+    found = recording.verify()
+    assert not found.failures
+    assert "ConvolutionBackwardBackward0" in {row.node.name for row in found.rows if row.verdict == "agrees"}
+    assert str(recording)

@@ -192,11 +192,14 @@ class Rule:
         return Template(text).safe_substitute({**scalars, **symbols})
 
     def gradient(self, op: Applied, upstream: tuple[Tensor | None, ...], argument: str) -> Any:
-        """The VJP with respect to `argument`; rules with one output get its gradient bare, the others the tuple."""
-        g = upstream[0] if self.outputs == 1 else upstream
-        if g is None:
-            return None
-        return self.wrt[argument].vjp(op, g)
+        """The VJP with respect to `argument`; rules with one output get its gradient bare, the others the tuple.
+
+        What the operation was not asked for (the weight's gradient, where that of a convolution's input alone was) may
+        be missing at the end of `upstream`, and is as if nothing arrived there.
+        """
+        if self.outputs > 1:
+            return self.wrt[argument].vjp(op, (*upstream, *[None] * (self.outputs - len(upstream))))
+        return None if upstream[0] is None else self.wrt[argument].vjp(op, upstream[0])
 
 
 _by_node: dict[str, list[Rule]] = {}
