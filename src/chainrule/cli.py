@@ -61,8 +61,6 @@ step_option = click.option(
     metavar="N",
     help="Which training step: from the end of the optimizer's step N-1 to the end of step N.",
 )
-
-
 output_option = click.option(
     "-o",
     "--output",

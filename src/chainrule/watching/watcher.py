@@ -397,7 +397,8 @@ class watch:  # noqa: N801 (read as a verb)
         wished = [f"{found.id}: {found.where}" for found in self._fresh() if self._wishes(found)]
         if not wished or facts.full:
             return
-        again = None if self._together.active else played_again(recording)  # other ranks' part in it cannot be
+        # Other ranks' part in it cannot be played again; and without a file there is no place for it.
+        again = None if self._together.active or self.writer is None else played_again(recording)
         if again is None:
             self._full = f"the step after {wished[0]}"
         else:
@@ -406,7 +407,7 @@ class watch:  # noqa: N801 (read as a verb)
     def _answer_last(self, unfinished: Recording | None) -> None:
         """The same at the end, where the only step that can be kept is one that was never finished."""
         wished = [f"{found.id}: {found.where}" for found in self._fresh() if self._wishes(found)]
-        if not wished or unfinished is None:
+        if not wished or unfinished is None or self.writer is None:
             return
         kept = unfinished if self._full is not None else played_again(unfinished)
         if kept is not None:
