@@ -4,7 +4,7 @@ import globals from "globals";
 export default [
   js.configs.recommended,
   {
-    files: ["src/chainrule/views/{page,run_page}/*.js"],
+    files: ["src/chainrule/{views/page,monitor/run_page}/*.js"],
     languageOptions: { globals: globals.browser },
     rules: {
       eqeqeq: "error",

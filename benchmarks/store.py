@@ -16,8 +16,8 @@ from rich.table import Table
 
 from benchmarks.timing import against, table
 from chainrule import runs
-from chainrule.history import Kind, StepFacts
-from chainrule.statistics import Statistics
+from chainrule.graph.history import Kind, StepFacts
+from chainrule.graph.statistics import Statistics
 
 STEPS, PARAMETERS = 100_000, 150
 KINDS: tuple[tuple[Kind, str], ...] = (

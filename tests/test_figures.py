@@ -9,7 +9,7 @@ from torch import nn
 
 import chainrule
 from chainrule.errors import RecordingError
-from chainrule.measures import Measures
+from chainrule.graph.statistics_cache import Measures
 
 
 def step(dtype=torch.float32):

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import chainrule
 from chainrule.document import Table
-from chainrule.telling.alike import names
-from chainrule.telling.folding import Fold, Folding
+from chainrule.report.alike import names
+from chainrule.report.folding import Fold, Folding
 from tests.browser.transformer import Transformer
 
 

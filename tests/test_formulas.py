@@ -3,8 +3,8 @@ import time
 import pytest
 import torch
 
-from chainrule import formulas
-from chainrule.formulas import formula
+from chainrule.rules import pytorch_formulas as formulas
+from chainrule.rules.pytorch_formulas import formula
 
 
 def test_every_differentiable_argument_has_its_text():

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.assemble import assemble
-from chainrule.collection import uncollected
+from chainrule.capture.lowering.assemble import assemble
+from chainrule.gc_control import uncollected
 
 CHAIN = """
     import sys, threading, torch, chainrule
@@ -62,7 +62,7 @@ def test_a_long_description_stands_beside_the_tensors(tmp_path: Path, monkeypatc
     x = torch.ones(2, requires_grad=True)
     with chainrule.record() as recording:
         x.tanh().sum().backward()
-    monkeypatch.setattr("chainrule.storage.IN_HEADER", 100)
+    monkeypatch.setattr("chainrule.graph.storage.IN_HEADER", 100)
     recording.save(tmp_path / "step.safetensors")
     again = chainrule.load(tmp_path / "step.safetensors")
     assert [node.name for node in again.nodes] == [node.name for node in recording.nodes]

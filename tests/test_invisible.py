@@ -19,9 +19,9 @@ from torch.optim import optimizer as optimizer_hooks
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 import chainrule
+from chainrule.capture.recorder import Recorder
+from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
-from chainrule.recorder import Recorder
-from chainrule.tape import Tape
 
 Step = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], Tensor]
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
-from chainrule import keeping, statistics
-from chainrule.bins import EXPONENTS
+from chainrule.capture import retention as keeping
+from chainrule.capture.eviction import BATCH
 from chainrule.errors import RecordingError
-from chainrule.graph import Graph
-from chainrule.settling import BATCH
-from chainrule.statistics import Statistics, measure
+from chainrule.graph.bins import EXPONENTS
+from chainrule.graph.graph import Graph, statistics
+from chainrule.graph.statistics import Statistics, measure
 from tests.zoo.models import ZOO
 
 LARGE = 20_000  # elements of a float32 tensor that is not small

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import chainrule
-from chainrule import onepass, statistics
-from chainrule.measures import Measures, distance, memory
-from chainrule.statistics import Statistics
-from chainrule.telling.checks import FEW, held_against
+from chainrule.graph.graph import single_pass as onepass
+from chainrule.graph.graph import statistics
+from chainrule.graph.statistics import Statistics
+from chainrule.graph.statistics_cache import Measures, distance, memory
+from chainrule.report.checks import FEW, held_against
 
 TEXT = ("ours against theirs",)
 

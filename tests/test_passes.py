@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import chainrule
 from chainrule import runs
-from chainrule.proof import Row
+from chainrule.verification.gradient_check import Row
 
 
 def proved(recording: chainrule.Recording) -> dict[str, Row]:

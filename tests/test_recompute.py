@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import chainrule
-from chainrule import keeping, replay
+from chainrule.capture import retention as keeping
 from chainrule.errors import MissingError, ReplayError, RequestError
-from chainrule.statistics import Statistics
+from chainrule.execution import recompute as replay
+from chainrule.graph.statistics import Statistics
 
 NO_WAY = (
     "Record the step with keep= for it, or recompute before the next optimizer.step() (and end the block before it)."

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import chainrule
-from chainrule.backprop import data
-from chainrule.graph import Graph
-from chainrule.tape import tensors_in
+from chainrule.capture.tape import tensors_in
+from chainrule.derivation.backprop import data
+from chainrule.graph.graph import Graph
 
 
 def assert_tied(graph: Graph) -> None:

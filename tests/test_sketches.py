@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from chainrule.document import Histogram
-from chainrule.statistics import Statistics
-from chainrule.telling.sketches import COUNTED, sketch
-from chainrule.telling.sketches import histogram as counted
+from chainrule.graph.statistics import Statistics
+from chainrule.report.sketches import COUNTED, sketch
+from chainrule.report.sketches import histogram as counted
 
 
 def histogram(data):

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule import graph as facts
-from chainrule import load, record, storage
+from chainrule import load, record
 from chainrule.errors import StorageError
 from chainrule.examples import worked_example
-from chainrule.graph import Graph
+from chainrule.graph import graph as facts
+from chainrule.graph.graph import Graph, storage
+from chainrule.graph.reexecution import Rerun, WriteThroughView
 from chainrule.recording import Recording
-from chainrule.rerun import Rerun, WriteThroughView
 
 
 class Twice(torch.autograd.Function):

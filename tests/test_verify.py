@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import Function
 
-import chainrule.backprop
-import chainrule.differences
+import chainrule.derivation.backprop
+import chainrule.execution.experiment
 from chainrule import document
 from chainrule.errors import MissingError, RequestError
-from chainrule.proof import verify
 from chainrule.recording import record
+from chainrule.verification.gradient_check import verify
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +194,7 @@ def test_a_gradient_that_was_not_asked_for_is_no_alarm():
 
 @pytest.mark.parametrize("shape", [(3,), (30, 40)])
 def test_a_rule_that_is_wrong_by_2_001_for_2_is_caught(monkeypatch, shape):
-    right = chainrule.backprop.rule_of
+    right = chainrule.derivation.backprop.rule_of
 
     def wrong(graph, node, op=None):
         rule = right(graph, node, op)
@@ -203,7 +203,7 @@ def test_a_rule_that_is_wrong_by_2_001_for_2_is_caught(monkeypatch, shape):
         local = replace(rule.wrt["self"], vjp=lambda op, g: 2.001 * op.self * g)
         return replace(rule, wrt={**rule.wrt, "self": local})
 
-    monkeypatch.setattr("chainrule.proof.rule_of", wrong)
+    monkeypatch.setattr("chainrule.verification.gradient_check.rule_of", wrong)
     x = torch.randn(shape, requires_grad=True)
     row = caught(proved(lambda: (x.sin() ** 2).mean().backward()), "PowBackward0")
     assert "our rule is wrong" in row.reason
@@ -213,7 +213,7 @@ def test_a_rule_that_is_wrong_by_2_001_for_2_is_caught(monkeypatch, shape):
 
 
 def test_a_rule_that_breaks_is_a_result_and_no_crash(monkeypatch):
-    right = chainrule.backprop.rule_of
+    right = chainrule.derivation.backprop.rule_of
 
     def broken(graph, node, op=None):
         rule = right(graph, node, op)
@@ -221,7 +221,7 @@ def test_a_rule_that_breaks_is_a_result_and_no_crash(monkeypatch):
             return rule
         return replace(rule, wrt={"self": replace(rule.wrt["self"], vjp=lambda op, g: g[0] / 0)})
 
-    monkeypatch.setattr("chainrule.proof.rule_of", broken)
+    monkeypatch.setattr("chainrule.verification.gradient_check.rule_of", broken)
     x = torch.randn(3, requires_grad=True)
     row = caught(proved(lambda: x.tanh().sum().backward()), "TanhBackward0")
     assert "our rule" in row.reason
@@ -633,13 +633,13 @@ def test_a_check_beyond_its_memory_is_left_out_and_says_so():
 def test_many_elements_are_looked_at_in_chunks_that_fit(monkeypatch):
     x = torch.randn(60, 60, dtype=torch.float64, requires_grad=True)
     graph = recorded(lambda: FlippedSign.apply(x).sum().backward())
-    chunks, stacked = [], chainrule.differences.Probe._terms
+    chunks, stacked = [], chainrule.execution.experiment.Probe._terms
 
     def terms(probe, lines, step):
         chunks.append(len(lines))
         return stacked(probe, lines, step)
 
-    monkeypatch.setattr(chainrule.differences.Probe, "_terms", terms)
+    monkeypatch.setattr(chainrule.execution.experiment.Probe, "_terms", terms)
     wide = verify(graph)
     at_once, chunks[:] = max(chunks), []
     narrow = verify(graph, memory=600_000)

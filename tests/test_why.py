@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chainrule.backprop import derive
+from chainrule.derivation.backprop import derive
+from chainrule.derivation.why import why
 from chainrule.errors import MissingError
 from chainrule.examples import worked_example
-from chainrule.lookup import find_value
-from chainrule.notation import Notation
+from chainrule.graph.lookup import find_value
+from chainrule.graph.symbols import Notation
 from chainrule.recording import record
-from chainrule.why import why
 
 
 class Asked:

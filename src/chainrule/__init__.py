@@ -12,16 +12,15 @@ recording.show()
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from chainrule._version import __version__
 from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
     from chainrule import callbacks, distributed, runs
-    from chainrule.check import verify
-    from chainrule.findings import Thresholds
+    from chainrule.diagnostics.thresholds import Thresholds
+    from chainrule.monitor.watcher import watch
     from chainrule.recording import Recording, explain, load, record
-    from chainrule.watching import watch
-
-__version__ = "0.1.0"
+    from chainrule.verify_function import verify
 
 __all__ = [
     "ChainruleError",
@@ -39,9 +38,9 @@ __all__ = [
 ]
 
 _homes = {
-    "verify": "chainrule.check",
-    "Thresholds": "chainrule.findings.thresholds",
-    "watch": "chainrule.watching",
+    "verify": "chainrule.verify_function",
+    "Thresholds": "chainrule.diagnostics.thresholds",
+    "watch": "chainrule.monitor.watcher",
 }
 
 

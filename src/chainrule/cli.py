@@ -225,7 +225,7 @@ def watch(
       chainrule watch train.py --every 50 --to run.db -- --epochs 1
       chainrule show run.db -o run.html
     """
-    from chainrule.watching.script import watch_script
+    from chainrule.monitor.script import watch_script
 
     options = {"every": every, "to": to, "full_every": full_every, "on_finding": on_finding}
     outcome = watch_script(script, args, options, total=steps, plain=plain)
@@ -249,7 +249,7 @@ def show(file: str, brief: bool, output: str | None) -> None:
       chainrule show run.db
       chainrule show run.db -o run.html
     """
-    from chainrule import runs
+    from chainrule.monitor import runs
 
     if runs.is_run(file) or file.lower().endswith(".db"):
         _tell_run(file, output)
@@ -268,7 +268,7 @@ def _tell(recording: Recording, brief: bool, output: str | None) -> None:
 
 
 def _tell_run(file: str, output: str | None) -> None:
-    from chainrule import runs
+    from chainrule.monitor import runs
     from chainrule.views.terminal import render
 
     with runs.open(file) as run:

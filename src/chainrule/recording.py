@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from chainrule.assemble import assemble, let_go
-from chainrule.collection import Seldom
+from chainrule.capture.borrowed import Loan
+from chainrule.capture.lowering.assemble import assemble, let_go
+from chainrule.capture.lowering.statistics import Borrowed, Figures
+from chainrule.capture.recorder import Recorder, exception_site
+from chainrule.capture.retention import Keep, is_trained_leaf
+from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
-from chainrule.figures import Borrowed, Figures
-from chainrule.graph import Graph, Node, Parameter, Value
-from chainrule.keeping import Keep, is_trained_leaf
-from chainrule.loans import Loan
-from chainrule.recorder import Recorder, exception_site
-from chainrule.source import is_library
-from chainrule.tape import Tape
+from chainrule.gc_control import Seldom
+from chainrule.graph.graph import Graph, Node, Parameter, Value
+from chainrule.graph.source import is_library
 
 if TYPE_CHECKING:
-    from chainrule.backprop import Derivation, Step
+    from chainrule.derivation.backprop import Derivation, Step
+    from chainrule.derivation.why import Why
+    from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
-    from chainrule.findings import Finding, Thresholds
-    from chainrule.measures import Measures
-    from chainrule.notation import Notation
-    from chainrule.proof import Verification
-    from chainrule.why import Why
+    from chainrule.graph.statistics_cache import Measures
+    from chainrule.graph.symbols import Notation
+    from chainrule.verification.gradient_check import Verification
 
 
 QUICKLY_PROVED = 300  # nodes up to which a page is written with its proof without being asked
@@ -143,27 +143,27 @@ class Recording:
         Where a name was given several times (`x` in a loop), it means the last; `x@1` is the first.
         Raises MissingError, with the near matches, where nothing goes by that name.
         """
-        from chainrule.lookup import find_value
+        from chainrule.graph.lookup import find_value
 
         return self.graph.values[find_value(self.graph, name)]
 
     @cached_property
     def derivation(self) -> Derivation:
         """Backpropagation with our own rules, independently of autograd."""
-        from chainrule.backprop import derive
+        from chainrule.derivation.backprop import derive
 
         return derive(self.graph)
 
     @cached_property
     def notation(self) -> Notation:
         """What each value is called."""
-        from chainrule.notation import Notation
+        from chainrule.graph.symbols import Notation
 
         return Notation(self.graph)
 
     @cached_property
     def _measures(self) -> Measures:
-        from chainrule.measures import Measures
+        from chainrule.graph.statistics_cache import Measures
 
         return Measures()
 
@@ -188,7 +188,7 @@ class Recording:
         Raises MissingError for a name that does not exist, RequestError for what is no name, and ReplayError where a
         parameter or an input was overwritten meanwhile, or what is recomputed has other figures than those recorded.
         """
-        from chainrule.replay import recompute
+        from chainrule.execution.recompute import recompute
 
         graph = self.graph
         return Recording.of(recompute(graph, self._lent, names), self._lent)
@@ -200,7 +200,7 @@ class Recording:
 
         Raises MissingError where the name or the index does not exist.
         """
-        from chainrule.why import why
+        from chainrule.derivation.why import why
 
         return why(self.graph, self.derivation, self.notation, name, index)
 
@@ -217,7 +217,7 @@ class Recording:
         Raises MissingError where `only` names nothing, RequestError for a share or a memory that means nothing.
         """
         from chainrule.progress import bar
-        from chainrule.proof import MEMORY, verify
+        from chainrule.verification.gradient_check import MEMORY, verify
 
         whole = only is None and sample is None and memory is None
         if whole and self._verification is not None:
@@ -240,7 +240,7 @@ class Recording:
         return self._findings if thresholds is None and not silence else self._found(thresholds, silence)
 
     def _found(self, thresholds: Thresholds | None, silence: Collection[str]) -> tuple[Finding, ...]:
-        from chainrule.findings import findings
+        from chainrule.diagnostics import findings
 
         derivation = self.derivation if self.is_whole else None
         return findings(self.graph, derivation, self.notation, thresholds, silence, self._measures)
@@ -251,8 +251,8 @@ class Recording:
         With `pointing` also the sum behind each number, for a page, and the verdict of the proof, where it was made or
         is quickly made; with `coded` also the code that recomputes each section, for a notebook.
         """
-        from chainrule import telling
-        from chainrule.findings.run import joined
+        from chainrule import report as telling
+        from chainrule.diagnostics.run import joined
 
         if pointing and len(self.nodes) <= QUICKLY_PROVED:
             self.verify()
@@ -275,7 +275,8 @@ class Recording:
 
         Raises StorageError for a suffix that no view has, and where the file cannot be written.
         """
-        from chainrule import storage, views
+        from chainrule import views
+        from chainrule.graph import storage
 
         suffix = _suffix(path)
         if suffix == ".safetensors":
@@ -305,7 +306,7 @@ class Recording:
 
 def check_output(path: str | os.PathLike[str]) -> None:
     """Raise StorageError where `recording.save(path)` would, for its suffix or its place: before a step is recorded."""
-    from chainrule import storage
+    from chainrule.graph import storage
 
     _suffix(path)
     storage.check_writable(path)
@@ -327,7 +328,7 @@ def load(path: str | os.PathLike[str]) -> Recording:
 
     Raises StorageError where the file is missing, cut short, corrupt, no recording, or of a newer version.
     """
-    from chainrule.storage import read
+    from chainrule.graph.storage import read
 
     return Recording.of(read(path))
 

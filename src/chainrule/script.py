@@ -27,7 +27,7 @@ from torch.optim.optimizer import (
 )
 
 from chainrule.errors import RecordingError
-from chainrule.source import is_library
+from chainrule.graph.source import is_library
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording

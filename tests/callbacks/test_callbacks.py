@@ -193,7 +193,7 @@ def test_nothing_is_imported_before_it_is_used():
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.delitem(sys.modules, "chainrule.callbacks.lightning", raising=False)
+    monkeypatch.delitem(sys.modules, "chainrule.monitor.callbacks.lightning", raising=False)
     with pytest.raises(MissingError) as raised:
         chainrule.callbacks.LightningCallback  # noqa: B018 (the access imports)
     assert str(raised.value) == (

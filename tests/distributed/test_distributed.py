@@ -13,8 +13,8 @@ import torch
 import chainrule
 from chainrule import runs
 from chainrule.errors import RecordingError
-from chainrule.ranks import joined
-from chainrule.statistics import Statistics
+from chainrule.graph.ranks import joined
+from chainrule.graph.statistics import Statistics
 from tests.distributed import workers
 
 PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"

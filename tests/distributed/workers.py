@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import chainrule
-from chainrule import statistics
+from chainrule.capture.sharding import own_part
 from chainrule.errors import ChainruleWarning, MissingError
-from chainrule.runs import Run
-from chainrule.shards import own_part
-from chainrule.watching import together
+from chainrule.graph.graph import statistics
+from chainrule.monitor import together
+from chainrule.monitor.runs import Run
 
 SAMPLES, STEPS = 24, 5
 

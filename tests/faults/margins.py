@@ -13,7 +13,7 @@ from dataclasses import fields
 
 import torch
 
-from chainrule.findings import Thresholds
+from chainrule.diagnostics import Thresholds
 from tests.faults.faulty import FAULTS
 from tests.faults.healthy import HEALTHY
 from tests.faults.watched import watched

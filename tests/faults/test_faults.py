@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from chainrule import runs
-from chainrule.findings import KINDS
+from chainrule.diagnostics import KINDS
 from tests.faults.faulty import FAULTS
 from tests.faults.healthy import HEALTHY
 from tests.faults.watched import watched
@@ -32,18 +32,18 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture
 def no_time_to_look(monkeypatch):
-    monkeypatch.setattr("chainrule.watching.examine.SHARE", 1e-9)
+    monkeypatch.setattr("chainrule.monitor.examine.SHARE", 1e-9)
 
 
 @pytest.fixture
 def always_looking(monkeypatch):
-    monkeypatch.setattr("chainrule.watching.examine.SHARE", 1e9)
+    monkeypatch.setattr("chainrule.monitor.examine.SHARE", 1e9)
 
 
 @pytest.fixture
 def figures_alone(monkeypatch):
     """As of a large model: of no tensor but a scalar are the numbers kept where statistics are."""
-    monkeypatch.setattr("chainrule.keeping.SMALL", 8)
+    monkeypatch.setattr("chainrule.capture.retention.SMALL", 8)
 
 
 def found_in(name, folder, **options):

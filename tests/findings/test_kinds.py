@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import chainrule
+from chainrule.diagnostics import findings
 from chainrule.errors import SilenceError
-from chainrule.findings import findings
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,10 @@ import math
 import pytest
 
 import chainrule
+from chainrule.diagnostics import BY_TOPIC, KINDS, Finding, Thresholds, catalogue, findings_over_time
 from chainrule.errors import ChainruleError
-from chainrule.findings import BY_TOPIC, KINDS, Finding, Thresholds, catalogue, findings_over_time
-from chainrule.history import History, Series, StepFacts
-from chainrule.statistics import Statistics
+from chainrule.graph.history import History, Series, StepFacts
+from chainrule.graph.statistics import Statistics
 
 
 def figures(norm, elements=16, **others):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import chainrule
-from chainrule.findings import findings
+from chainrule.diagnostics import findings
 
 WIDTH, SAMPLES = 160, 64  # 40 KiB of float32 in the smallest of the tensors that count
 

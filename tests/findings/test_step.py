@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chainrule.backprop import derive
+from chainrule.derivation.backprop import derive
+from chainrule.diagnostics import KINDS, findings
 from chainrule.examples import worked_example
-from chainrule.findings import KINDS, findings
-from chainrule.notation import Notation
+from chainrule.graph.symbols import Notation
 from chainrule.recording import record
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from chainrule.proof import Verification, verify
 from chainrule.recording import record
+from chainrule.verification.gradient_check import Verification, verify
 from tests.mutants.operations import OPERATIONS, Gradient, Operation, Term
 
 MOVED = 1e-3  # how much a wrong gradient must differ from the right one, relative to it, to be a mutant at all

@@ -21,9 +21,9 @@ from torch import Tensor
 
 import chainrule
 from chainrule import rules
-from chainrule.backprop import applied, data
-from chainrule.graph import Graph, Node, Operation
-from chainrule.tape import tensors_in
+from chainrule.capture.tape import tensors_in
+from chainrule.derivation.backprop import applied, data
+from chainrule.graph.graph import Graph, Node, Operation
 
 # LAPACK's gelsy gives other last digits with other memory alignment, recorded or not.
 UNSTEADY = {"linalg_lstsq", "linalg_lstsq_grad_oriented"}

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import chainrule
 from chainrule import rules
-from chainrule.backprop import NodeStep, Step
+from chainrule.capture.tape import tensors_in
+from chainrule.derivation.backprop import NodeStep, Step
 from chainrule.rules import Applied, Factor, Rule, Sample, Wrt
-from chainrule.tape import tensors_in
 
 RULES = list(rules.registered())
 PRECISIONS = {torch.float64: (1e-8, 1e-9), torch.float32: (2e-3, 2e-4)}  # relative, absolute

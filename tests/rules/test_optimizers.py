@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from chainrule.graph import ParameterUpdate
+from chainrule.graph.graph import ParameterUpdate
 from chainrule.rules.optimizers import Term, explained, terms
 
 

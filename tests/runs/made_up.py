@@ -5,8 +5,8 @@ import sys
 import time
 
 from chainrule import runs
-from chainrule.history import StepFacts
-from chainrule.statistics import Statistics
+from chainrule.graph.history import StepFacts
+from chainrule.graph.statistics import Statistics
 
 NAMES = ("fc1.weight", "fc1.bias", "fc2.weight")
 
@@ -36,7 +36,7 @@ def write(path, steps, **options):
 
 def endlessly(path, batch, said):
     """Say when each step was handed over, until the process is killed."""
-    from chainrule.runs import writer as module
+    from chainrule.monitor.runs import writer as module
 
     module.BATCH = batch
     writer = runs.Writer(path)

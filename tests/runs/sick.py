@@ -3,8 +3,8 @@
 import math
 
 from chainrule import runs
-from chainrule.history import StepFacts
-from chainrule.statistics import Statistics
+from chainrule.graph.history import StepFacts
+from chainrule.graph.statistics import Statistics
 
 LAYERS = tuple(f"blocks.{block}.{part}" for block in range(4) for part in ("attend.weight", "rise.weight", "fall.bias"))
 

@@ -18,7 +18,7 @@ LATE = 0.5  # a batch, and what a busy machine needs to write it
 def processes():
     """Processes that have everything imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.runs.made_up", "chainrule.runs.writer"])
+    context.set_forkserver_preload(["tests.runs.made_up", "chainrule.monitor.runs.writer"])
     return context
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from chainrule import runs
 from chainrule.errors import MissingError, StorageError
-from chainrule.runs import schema
-from chainrule.runs.writer import CHUNK, HISTOGRAMS
-from chainrule.statistics import Statistics
+from chainrule.graph.statistics import Statistics
+from chainrule.monitor.runs import schema
+from chainrule.monitor.runs.writer import CHUNK, HISTOGRAMS
 from tests.runs.made_up import NAMES, facts, figures, write
 
 
@@ -195,7 +195,7 @@ def test_a_disk_that_is_full_and_then_is_not(path, monkeypatch):
 
 
 def test_what_waits_too_long_is_given_up(path, monkeypatch):
-    monkeypatch.setattr("chainrule.runs.writer.WAITING", 3)
+    monkeypatch.setattr("chainrule.monitor.runs.writer.WAITING", 3)
     writer = runs.Writer(path)
     monkeypatch.setattr(writer, "_put", lambda item: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error")))
     for step in range(1, 6):

@@ -12,7 +12,7 @@ from chainrule.errors import SilenceError
 
 @pytest.fixture(autouse=True)
 def always_looking(monkeypatch):
-    monkeypatch.setattr("chainrule.watching.examine.SHARE", 1e9)  # not only as long as it takes little time
+    monkeypatch.setattr("chainrule.monitor.examine.SHARE", 1e9)  # not only as long as it takes little time
 
 
 def train(watching, steps=30, broken=lambda logits: F.softmax(logits, dim=1)):
@@ -144,7 +144,7 @@ def test_where_a_step_cannot_be_played_again_the_next_one_is_recorded(tmp_path):
 
 
 def test_what_would_take_too_much_memory_is_not_played_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("chainrule.watching.again.default_memory", lambda: 2**18)
+    monkeypatch.setattr("chainrule.monitor.replayed_step.default_memory", lambda: 2**18)
     path = tmp_path / "run.db"
     break_at(6, True, to=path, on_finding=True)
     with runs.open(path) as run:
@@ -170,7 +170,7 @@ def test_silencing_what_does_not_exist_is_said_at_the_start():
 
 
 def test_the_history_that_is_remembered_stays_small(monkeypatch):
-    monkeypatch.setattr("chainrule.watching.examine.WINDOW", 4)
+    monkeypatch.setattr("chainrule.monitor.examine.WINDOW", 4)
     watch = train(lambda *given: chainrule.watch(*given), steps=30)
     assert [facts.step for facts in watch.history.steps] == [25, 26, 27, 28, 29, 30]
     assert watch.history.series["update", "0.weight"].steps == [25, 26, 27, 28, 29, 30]

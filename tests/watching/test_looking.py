@@ -11,14 +11,14 @@ from torch.nn import functional as F
 import chainrule
 from chainrule import runs
 from chainrule.errors import ChainruleWarning
-from chainrule.watching.script import watch_script
+from chainrule.monitor.script import watch_script
 from tests.faults import faulty
 from tests.faults.watched import watched
 
 
 @pytest.fixture(autouse=True)
 def no_time_to_look(monkeypatch):
-    monkeypatch.setattr("chainrule.watching.examine.SHARE", 1e-9)
+    monkeypatch.setattr("chainrule.monitor.examine.SHARE", 1e-9)
 
 
 SCRIPT = """
@@ -105,7 +105,7 @@ def test_a_last_look_that_fails_says_so_and_the_file_ends_all_the_same(tmp_path,
         raise ValueError("a bug of ours")
 
     def last():
-        monkeypatch.setattr("chainrule.watching.examine.findings_over_time", fail)
+        monkeypatch.setattr("chainrule.monitor.examine.findings_over_time", fail)
 
     with pytest.warns(ChainruleWarning, match="no findings are looked for: ValueError: a bug of ours"):
         train(to=tmp_path / "run.db", last=last)
@@ -141,7 +141,7 @@ def test_what_a_step_shows_is_said_at_once():
 
 def test_no_step_is_forgotten_that_was_not_looked_at(monkeypatch):
     """The loss jumps at step 26, and is out of the window when the run ends."""
-    monkeypatch.setattr("chainrule.watching.examine.WINDOW", 16)
+    monkeypatch.setattr("chainrule.monitor.examine.WINDOW", 16)
     torch.manual_seed(0)
     watch = watched(faulty.one_batch_a_hundred_times_too_large, 64)
     assert watch.history.steps[0].step > 26
@@ -150,7 +150,7 @@ def test_no_step_is_forgotten_that_was_not_looked_at(monkeypatch):
 
 def test_what_has_passed_becomes_a_note(monkeypatch):
     """Far too fast at first, and as it should be then."""
-    monkeypatch.setattr("chainrule.watching.examine.SHARE", 1e9)
+    monkeypatch.setattr("chainrule.monitor.examine.SHARE", 1e9)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

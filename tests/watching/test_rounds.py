@@ -2,7 +2,7 @@
 
 import pytest
 
-from chainrule.watching.rounds import PATIENCE, Rounds
+from chainrule.monitor.schedule import PATIENCE, Rounds
 
 
 def ends(steps, expected=()):

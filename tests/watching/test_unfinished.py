@@ -12,8 +12,8 @@ from torch.nn import functional as F
 import chainrule
 from chainrule import runs
 from chainrule.errors import ChainruleWarning
-from chainrule.watching import watcher
-from chainrule.watching.script import watch_script
+from chainrule.monitor import watcher
+from chainrule.monitor.script import watch_script
 from tests.distributed import workers
 from tests.watching.test_watch import nothing_is_left  # noqa: F401 (holds here too)
 

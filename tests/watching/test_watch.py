@@ -16,7 +16,7 @@ from torch.optim import optimizer as optimizer_hooks
 import chainrule
 from chainrule import runs
 from chainrule.errors import ChainruleError, ChainruleWarning
-from chainrule.watching import watcher
+from chainrule.monitor import watcher
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
 Y = X[:, :3].argmax(1)
@@ -429,7 +429,7 @@ def test_an_update_by_hand(path):
 
 
 def test_no_step_ever_ends(path, monkeypatch):
-    monkeypatch.setattr("chainrule.watching.boundaries.MANY_PASSES", 5)
+    monkeypatch.setattr("chainrule.monitor.boundaries.MANY_PASSES", 5)
     model, _ = built()
     with chainrule.watch(model, to=path) as watch:
         for _ in range(6):
@@ -510,7 +510,7 @@ def test_a_failure_of_ours_ends_the_watch_and_not_the_training(path, monkeypatch
     def fail(graph, around):
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr("chainrule.watching.watcher.facts_of", fail)
+    monkeypatch.setattr("chainrule.monitor.watcher.facts_of", fail)
     model, optimizer = built()
     bare, bare_optimizer = built()
     with pytest.warns(ChainruleWarning, match="watching ended at step 4: ValueError: a bug of ours"):  # noqa: SIM117

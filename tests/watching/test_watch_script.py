@@ -10,10 +10,10 @@ from rich.console import Console
 from chainrule import runs
 from chainrule.cli import commands
 from chainrule.errors import ChainruleWarning
-from chainrule.history import StepFacts
-from chainrule.statistics import Statistics
+from chainrule.graph.history import StepFacts
+from chainrule.graph.statistics import Statistics
+from chainrule.monitor.script import watch_script
 from chainrule.views import dashboard
-from chainrule.watching.script import watch_script
 
 TRAINING = """
 import sys

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import chainrule
-from chainrule import keeping
-from chainrule.measures import Measures
-from chainrule.watching.again import played_again
+from chainrule.capture import retention as keeping
+from chainrule.graph.statistics_cache import Measures
+from chainrule.monitor.replayed_step import played_again
 from tests.zoo.models import ZOO
 from tests.zoo.test_zoo import OF_TRANSFORMERS, quiet  # noqa: F401 (a fixture that goes around every test)
 
@@ -88,7 +88,7 @@ def _recorded(name: str, keep: str) -> chainrule.Recording:
     return recording
 
 
-def _means_nothing(recording: chainrule.Recording, value: chainrule.graph.Value, empty: set[int]) -> bool:
+def _means_nothing(recording: chainrule.Recording, value: chainrule.graph.graph.Value, empty: set[int]) -> bool:
     if value.operation is None:
         return False
     operation = recording.graph.operations[value.operation]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from chainrule.backprop import applied, rule_of
+from chainrule.derivation.backprop import applied, rule_of
 from chainrule.recording import record
 from chainrule.rules import TOPICS, Applied, Rule, Sample, registered
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from chainrule.graph import ParameterUpdate
+from chainrule.graph.graph import ParameterUpdate
 from chainrule.rules import number
 
 Number = TypeVar("Number", Tensor, float)

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from chainrule import document as doc
-from chainrule.collection import uncollected
+from chainrule.gc_control import uncollected
 from chainrule.views.json import FORMAT, VERSION, encoded, text_of
 from chainrule.views.page.mathml import Formulas
 from chainrule.views.unicode import printable

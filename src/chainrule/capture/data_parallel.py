@@ -1,0 +1,138 @@
+"""Which modules combine their gradients over the processes of a training, seen while they run.
+
+`DistributedDataParallel` and `fully_shard` do so out of sight, in hooks in C++ or inside autograd, when a gradient has
+reached its leaf: what stands in `.grad` afterwards is not what the nodes of this process sent. So the recorder holds
+what a leaf was about to be given (`RawArrival`), which is the local gradient, apart from what was left in `.grad`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from chainrule.graph.graph import type_of_reduction
+
+
+@dataclass(slots=True)
+class RawReducer:
+    """A module that combines gradients over ranks, as it was when it ran last; `batch` is summed over its runs."""
+
+    module: nn.Module
+    kind: type_of_reduction
+    rank: int
+    ranks: int
+    batch: int | None
+    hook: str  # of a communication hook, which may do something else than take the mean
+    combines: bool  # at the end of the next backward pass; not inside `no_sync()`
+
+
+@dataclass(slots=True)
+class RawArrival:
+    """What a leaf's `.grad` was about to be in one pass, before it was combined with that of other ranks."""
+
+    task: int
+    leaf: Tensor
+    parameter: Tensor  # that the optimizer holds: the leaf, or what is sharded of it
+    reducer: int
+    whole: Tensor
+
+
+class Reducers:
+    """The modules of a step that combine gradients over ranks, in the order in which they first ran."""
+
+    def __init__(self) -> None:
+        self.all: list[RawReducer] = []
+        self.gathered: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # id of a leaf put together of all ranks' parts -> (it, part)
+        self._number: dict[int, int] = {}
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Look at a module that is about to run."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return
+        if not torch.is_grad_enabled():  # an evaluation: its samples send no gradients
+            return
+        found = _reducer(module, args)
+        if found is None:
+            return
+        place = self._number.setdefault(id(module), len(self.all))
+        if place == len(self.all):
+            self.all.append(found)
+        else:
+            found.batch = _sum(self.all[place].batch, found.batch)
+            self.all[place] = found
+
+    def leave(self, module: nn.Module, output: Any) -> list[Tensor]:
+        """Look at a module that has run; gives the parameters whose memory it is about to give back.
+
+        A batch that did not come as an argument by position shows in the output.
+        """
+        place = self._number.get(id(module))
+        if place is None:
+            return []
+        if self.all[place].batch is None:
+            self.all[place].batch = _batch(output)
+        found = [(leaf, parameter) for leaf, parameter in _leaves(module) if leaf is not parameter]
+        self.gathered.update({id(leaf): (leaf, parameter) for leaf, parameter in found})
+        return [leaf for leaf, _ in found]
+
+    def leaves(self) -> dict[int, tuple[int, Tensor]]:
+        """id of a leaf -> its reducer, and the parameter that it is, or is gathered from."""
+        found = {}
+        for place, reducer in enumerate(self.all):
+            for leaf, parameter in _leaves(reducer.module):
+                found[id(leaf)] = (place, parameter)
+        return found
+
+
+def _reducer(module: nn.Module, args: Any) -> RawReducer | None:
+    if isinstance(module, DistributedDataParallel):
+        group = module.process_group
+        ranks, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+        hooks = [getattr(hook, "__name__", type(hook).__name__) for hook, _ in module._comm_hooks]
+        combines = bool(module.require_backward_grad_sync)
+        return RawReducer(module, "all-reduce", rank, ranks, _batch(args), ", ".join(hooks), combines)
+    if (group := _sharded_group(module)) is not None:
+        mesh = group.mesh_info.mesh
+        return RawReducer(module, "reduce-scatter", mesh.get_rank(), mesh.size(), _batch(args), "", group.reduce_grads)
+    return None
+
+
+def _sharded_group(module: nn.Module) -> Any:
+    """What `fully_shard` keeps of a module that has parameters of its own to shard."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(module, getattr(fsdp, "FSDPModule", ())):
+        return None
+    state: Any = module._get_fsdp_state()  # type: ignore[operator]
+    return state._fsdp_param_group
+
+
+def _leaves(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(module, DistributedDataParallel):
+        ignored = module.parameters_to_ignore
+        for name, parameter in module.module.named_parameters():
+            if parameter.requires_grad and name not in ignored:
+                yield parameter, parameter
+    elif (group := _sharded_group(module)) is not None:
+        for each in group.fsdp_params:
+            if (leaf := getattr(each, "_unsharded_param", None)) is not None:
+                yield leaf, each.sharded_param
+
+
+def _batch(tree: Any) -> int | None:
+    """The size of the first axis of the first tensor that has one."""
+    if isinstance(tree, Tensor):
+        return tree.shape[0] if tree.dim() else None
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
+    return next((found for each in items if (found := _batch(each)) is not None), None)
+
+
+def _sum(before: int | None, more: int | None) -> int | None:
+    return before if more is None else more if before is None else before + more

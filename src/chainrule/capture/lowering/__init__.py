@@ -1,0 +1,1 @@
+"""Turns the tape of a recorded step into a `Graph`: which tensor is which value, and what each is called."""

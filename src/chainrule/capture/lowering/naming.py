@@ -1,0 +1,231 @@
+"""What the user calls things: the paths of modules and parameters, and the names of values, best first.
+
+A value's best name is the one that the user's code gave it; then what the caller's scope calls it at the end, the path
+of the module that made it, and the call it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.capture.lowering.leaves import Leaves
+from chainrule.capture.lowering.operations import Reading
+from chainrule.capture.lowering.tensor_versions import Draft
+from chainrule.capture.retention import is_trained_leaf
+from chainrule.capture.tape import RawCall, Tape
+from chainrule.graph.graph import Call, Module, Place, Ref
+from chainrule.graph.source import Site
+
+_OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
+Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)
+
+
+class Paths:
+    """The paths of all modules that ran, and of what they hold; a prefix tells several models apart."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.of_tensor: dict[int, str] = {}  # id of a parameter or buffer -> its path
+        self.buffers: set[int] = set()  # their ids
+        self._of_module: dict[int, str] = {}
+        self._tape = tape
+        roots = {id(run.module): run.module for run in tape.modules if run.parent is None}
+        for model in tape.models:
+            self._enter(model, self._name_of(model) + "." if len(tape.models) > 1 else "")
+        for root in roots.values():
+            if id(root) not in self._of_module:
+                self._enter(root, self._name_of(root) + "." if len(roots) > 1 or tape.models else "")
+        for leaf, (_, part) in tape.reducers.gathered.items():
+            if id(part) in self.of_tensor:
+                self.of_tensor[leaf] = self.of_tensor[id(part)]
+
+    def _enter(self, root: torch.nn.Module, prefix: str) -> None:
+        for path, module in root.named_modules():
+            self._of_module.setdefault(id(module), (prefix + path).rstrip("."))
+        for path, parameter in root.named_parameters():
+            self.of_tensor.setdefault(id(parameter), prefix + path)
+        for path, buffer in root.named_buffers():
+            self.of_tensor.setdefault(id(buffer), prefix + path)
+            self.buffers.add(id(buffer))
+
+    def _name_of(self, root: torch.nn.Module) -> str:
+        return self._tape.names_of_modules.get(id(root)) or type(root).__name__
+
+    def of(self, module: torch.nn.Module) -> str:
+        """A module's path ("" for the model itself)."""
+        return self._of_module.get(id(module), "")
+
+    def of_run(self, run: int | None) -> str:
+        """The path of the module of one run ("" outside any)."""
+        return "" if run is None else self.of(self._tape.modules[run].module)
+
+    def modules(self) -> Iterator[Module]:
+        """Every module that ran, once."""
+        seen: set[int] = set()
+        for run in self._tape.modules:
+            if id(run.module) not in seen:
+                seen.add(id(run.module))
+                own = tuple(self.of_tensor.get(id(p), "") for p in run.module.parameters(recurse=False))
+                yield Module(self.of(run.module), type(run.module).__name__, run.training, own)
+
+    def notes_of_compiled(self) -> tuple[str, ...]:
+        """What a reader must know of modules under `torch.compile`."""
+        compiled = (run.module for run in self._tape.modules if type(run.module).__name__ == "OptimizedModule")
+        names = dict.fromkeys(self.of(module) or self._name_of(module) for module in compiled)
+        return tuple(
+            f"{name} is compiled by torch.compile: it was recorded as it runs without, operation by operation."
+            for name in names
+        )
+
+
+class Names:
+    """Gives each value its names, and each parameter the one that it goes by."""
+
+    def __init__(self, reading: Reading, leaves: Leaves, paths: Paths, calls: tuple[Call, ...]) -> None:
+        self._tape, self._values = reading.tape, reading.values
+        self._reading, self._leaves, self._paths, self._calls = reading, leaves, paths, calls
+        self._ranked: dict[int, list[tuple[int, str]]] = {}
+        self._name_parameters()
+        self._name_results()
+        self._name_by_scope()
+        self._name_by_calls()
+        for index, draft in enumerate(self._values.drafts):
+            ranked = sorted(self._ranked.get(index, []), key=lambda each: each[0])
+            draft.names = list(dict.fromkeys(name for _, name in ranked if name)) or [self._fallback(draft)]
+        for versions in self._values.versions.values():
+            self._number(versions)
+
+    def _number(self, versions: list[int]) -> None:
+        """What an optimizer, or a write by hand, made of a parameter goes by the parameter's name, with a number."""
+        first = self._leaves.first_used(versions[0])
+        if not is_trained_leaf(self._values[first].tensor):
+            return
+        later = [v for v in versions if v > first and (v in self._leaves.used or self._values[v].operation is not None)]
+        for number, version in enumerate(later, 2):
+            self._values[version].names = [f"{name}@{number}" for name in self._values[first].names]
+
+    def of_parameter(self, parameter: Tensor, place: int) -> str:
+        """A parameter's name; `place` numbers one that nobody has named or used."""
+        if id(parameter) in self._paths.of_tensor:
+            return self._paths.of_tensor[id(parameter)]
+        if id(parameter) in self._tape.scope:
+            return self._tape.scope[id(parameter)][0]
+        value = self._leaves.of(parameter)
+        names = self._values[value].names if value is not None else []
+        return names[0] if names else f"parameter{place}"
+
+    def _add(self, value: int, rank: int, name: str, place: Place | None = None) -> None:
+        self._ranked.setdefault(value, []).append((rank, name))
+        self._values[value].place = self._values[value].place or place
+
+    # -- leaves -------------------------------------------------------------------------------------------------------
+
+    def _name_parameters(self) -> None:
+        used = self._leaves.used
+        for index, draft in enumerate(self._values.drafts):
+            path = self._paths.of_tensor.get(id(draft.tensor))
+            if path and (index in used or index == self._leaves.first_used(index)):
+                self._add(index, 0, path)
+
+    def _name_by_scope(self) -> None:
+        for name, tensor in self._tape.scope.values():
+            trained = is_trained_leaf(tensor)
+            last = self._values.latest(tensor) if trained else self._values.now(tensor)
+            if last is not None:
+                known = self._leaves.first_used(last) if trained else last
+                first = self._values.versions[id(tensor)][0]
+                for version in {known, first if self._values[first].operation is None else known}:
+                    self._add(version, 1, name)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def _name_results(self) -> None:
+        namings = [*self._by_modules(), *self._by_assignments(), *self._by_functions()]
+        for _, rank, name, value, place in sorted(namings, key=lambda each: each[0]):
+            self._add(value, rank, name, place)
+
+    def _by_modules(self) -> Iterator[Naming]:
+        for run in reversed(self._tape.modules):  # of modules that end together the inner ones name the result first
+            if run.last is None:
+                continue
+            parent = self._tape.modules[run.parent].site if run.parent is not None else None
+            yield from self._targets(run.last * 3 + 1, run.output, run.site, parent, run.last)
+            path = self._paths.of(run.module)
+            value = self._values.at(run.output, run.last) if path and isinstance(run.output, Tensor) else None
+            if value is not None:
+                rank = 4 if path.replace(".", "").isdigit() else 2  # a place in a Sequential says little
+                yield run.last * 3 + 2, rank, path, value, run.site.place() if run.site else None
+
+    def _by_assignments(self) -> Iterator[Naming]:
+        for call in self._tape.calls:
+            if call.custom is None and _is_direct(call):
+                yield from self._targets(
+                    call.last * 3, call.output, call.site, self._site_around(call.module), call.last
+                )
+
+    def _by_functions(self) -> Iterator[Naming]:
+        for raw in self._tape.functions:
+            operation = self._reading.at.get(raw.first)
+            node = None if operation is None else self._reading.operations[operation].node
+            outputs = [t for _, t in sorted(self._tape.nodes[node].outputs.items())] if node is not None else []
+            result: Any = outputs[0] if len(outputs) == 1 else tuple(outputs)
+            yield from self._targets(raw.last * 3, result, raw.site, self._site_around(raw.module), raw.last)
+
+    def _site_around(self, run: int | None) -> Site | None:
+        return None if run is None else self._tape.modules[run].site
+
+    def _targets(
+        self, when: int, output: Any, site: Site | None, enclosing: Site | None, last: int
+    ) -> Iterator[Naming]:
+        """Names for a result, unless its call came from the same spot as the module around it: then it is PyTorch's."""
+        if site is None or site == enclosing:
+            return
+        place = site.place()
+        outputs = [output] if isinstance(output, Tensor) else list(output) if isinstance(output, (tuple, list)) else []
+        targets = place.targets or ("",)
+        for target, tensor in zip(targets, outputs, strict=False):
+            if isinstance(tensor, Tensor) and (len(targets) == len(outputs) or not target):
+                value = self._values.at(tensor, last)
+                if value is not None:
+                    yield when, 0, target, value, place
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def _name_by_calls(self) -> None:
+        for call, raw in zip(self._calls, self._tape.calls, strict=True):
+            for value, name in self._named_operands(call, raw):
+                self._add(value, 2, name)
+            for value in call.outputs:
+                self._add(value, 3, _readable(call.name), call.place)
+
+    def _named_operands(self, call: Call, raw: RawCall) -> Iterator[tuple[int, str]]:
+        """Leaves that go by a name where the call stands: the `X` of `self.linear1(X)`."""
+        if raw.site is None or raw.custom is not None:
+            return
+        for argument, name in zip(call.arguments, raw.site.argument_names(), strict=False):
+            if isinstance(argument, Ref) and self._values[argument.value].kind == "input":
+                yield argument.value, name
+
+    def _fallback(self, draft: Draft) -> str:
+        if draft.operation is None:
+            return draft.kind
+        operation = self._reading.operations[draft.operation]
+        name = operation.name.removeprefix("aten.").split(".")[0].lstrip("_")
+        return name if operation.call is None else f"{_readable(self._calls[operation.call].name)}.{name}"
+
+
+def _readable(call: str) -> str:
+    """A function's name as one says it: an operator's is `getitem`, or `sub` from whichever side it was asked."""
+    if not call.startswith("__"):
+        return call
+    bare = call.strip("_")
+    return (bare[1:] if bare[0] == "r" and bare[1:] in _OPERATORS else bare).removeprefix("true")
+
+
+def _is_direct(call: RawCall) -> bool:
+    """Whether the user's own expression is this call, not a larger function of PyTorch's that made it on the way."""
+    through = call.site.through if call.site is not None else ""
+    return through in ("", "wrapped", "fn", "_wrapped_call_impl", getattr(call.function, "__name__", ""))

@@ -1,0 +1,326 @@
+"""One reading of the tape's operations, from the beginning to the end: what each took and made, as values, and which
+autograd node goes back through it.
+
+The numbers of nodes here are the tape's own; `nodes` puts them into forward order afterwards.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.capture.lowering.tensor_versions import Values, data_after
+from chainrule.capture.retention import is_trained_leaf
+from chainrule.capture.tape import RawFunction, Tape, Traits, tensors_in
+from chainrule.graph.graph import Ref, type_of_value
+from chainrule.graph.reexecution import Rerun, WriteThroughView, offset_in
+
+_nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is the same each time that an ATen operation runs: read off its schema once."""
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...]  # their names, and what they are where they are left out
+    traits: Traits
+    rerun: Rerun
+
+    @classmethod
+    @cache
+    def of(cls, func: Any) -> Form:
+        """The form of an operation."""
+        arguments = tuple((each.name, each.default_value) for each in func._schema.arguments)
+        return cls(str(func), arguments, Traits.of(func), Rerun(func))
+
+    def by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        """The arguments of one run by the names of the schema, with what was left to the defaults."""
+        given = {name: value for (name, _), value in zip(self.arguments, args, strict=False)}
+        for name, default in self.arguments[len(args) :]:
+            given[name] = kwargs.get(name, default) if kwargs else default
+        return given
+
+
+@dataclass(slots=True)
+class DraftOperation:
+    """An operation while its outputs are still being found; `node` is numbered as on the tape."""
+
+    index: int
+    name: str
+    function: Callable[..., Any] | None
+    arguments: dict[str, Any]
+    outputs: tuple[int | None, ...]
+    call: int | None
+    node: int | None = None
+    random_state: Tensor | None = None
+
+
+class Reading:
+    """The operations and values of a tape, and the ties between them and autograd's nodes.
+
+    `buffers` are the ids of the modules' buffers: a leaf among them is no input.
+    """
+
+    def __init__(self, tape: Tape, buffers: set[int]) -> None:
+        self.tape = tape
+        self.values = Values(tape)
+        self.operations: list[DraftOperation] = []
+        self.at: dict[int, int] = {}  # position on the tape -> operation
+        self.operation_of: dict[int, int] = {}  # node -> operation
+        self.outputs_of: dict[int, dict[int, int]] = {}  # node -> slot -> value
+        self.unseen: list[tuple[int, int, int]] = []  # (node, slot, value) where a write hid from autograd
+        self._buffers = buffers
+        self._nodes_at: dict[int, list[int]] = {}
+        self._views: dict[int, list[int]] = {}  # id of a view -> the nodes made anew for it
+        self._index_nodes()
+        self._read()
+
+    def _index_nodes(self) -> None:
+        for index, node in enumerate(self.tape.nodes):
+            node.edges = node.edges or node.node.next_functions
+            if node.operation is not None:
+                self._nodes_at.setdefault(node.operation, []).append(index)
+            elif node.view_from is not None:
+                for tensor in node.outputs.values():
+                    self._views.setdefault(id(tensor), []).append(index)
+
+    def _read(self) -> None:
+        starts = {f.first: f for f in self.tape.functions}
+        unused = self._saved_copies()
+        updates, replaced = list(self.tape.updates), list(self.tape.replaced)
+        position = 0
+        while position < len(self.tape.operations):
+            while updates and updates[0].position <= position:
+                self.values.update(updates.pop(0))
+            while replaced and replaced[0][0] <= position:
+                self.values.replace(*replaced.pop(0)[1:])
+            function = starts.get(position)
+            if function is not None and (node := self._node_of(function)) is not None:
+                self._read_function(function, node)
+                position = max(function.last, position + 1)
+                continue
+            if position not in unused:
+                self._read_operation(position)
+            position += 1
+        for index, raw in enumerate(self.tape.nodes):  # nodes whose outputs no operation has seen
+            if index not in self.operation_of and not hasattr(raw.node, "variable"):
+                self._read_untied(index)
+
+    def _saved_copies(self) -> set[int]:
+        """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
+        detach = torch.ops.aten.detach.default
+        copies = {
+            id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach
+        }
+        for _, args, kwargs, *_ in self.tape.operations if copies else ():
+            for each in (*args, *kwargs.values()) if kwargs else args:
+                for tensor in tensors_in(each) if isinstance(each, (tuple, list)) else (each,):
+                    copies.pop(id(tensor), None)
+        for call in self.tape.calls if copies else ():
+            for tensor in tensors_in(call.output):
+                copies.pop(id(tensor), None)
+        return set(copies.values())
+
+    # -- an ATen operation --------------------------------------------------------------------------------------------
+
+    def _read_operation(self, position: int) -> None:
+        func, args, kwargs, out, call, state = self.tape.operations[position]
+        form = Form.of(func)
+        given = form.by_name(args, kwargs)
+        arguments = {
+            name: self._refs(value, position) if isinstance(value, _nested) else value for name, value in given.items()
+        }
+        written = [t for each in form.traits.written(args, kwargs or {}) for t in tensors_in(each)]
+        nodes = self._nodes_at.get(position, [])
+        function: Any = form.rerun
+        base = self.tape.base_of(written[0]) if len(written) == 1 else None
+        if base is not None:
+            arguments = {"base": Ref(self._value(base, position)), **arguments}
+            name = next(name for name, value in given.items() if value is written[0])
+            whole, part = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
+            # A copy may have its memory to itself: only the tensor on the tape knows where in the base it stands.
+            function = Rerun(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
+        index = self.at[position] = len(self.operations)
+        draft = DraftOperation(index, form.name, function, arguments, (), call, nodes[0] if nodes else None, state)
+        self.operations.append(draft)
+        for tensor in written:
+            self.values.overwrite(tensor, index)
+        flat = list(tensors_in(out)) if isinstance(out, (tuple, list)) else [out]
+        if base is not None:
+            flat = [base, *(tensor for tensor in flat if tensor is not base)]
+        draft.outputs = self._outputs(flat, written, position, index, nodes)
+
+    def _outputs(
+        self, flat: list[Any], written: list[Tensor], position: int, index: int, nodes: list[int]
+    ) -> tuple[int | None, ...]:
+        ties = {id(t): (n, slot) for n in nodes for slot, t in self.tape.nodes[n].outputs.items()}
+        outputs: list[int | None] = []
+        for slot, tensor in enumerate(flat):
+            if not isinstance(tensor, Tensor):
+                outputs.append(None)
+                continue
+            before = self.values.latest(tensor)
+            value = self.values.new(tensor, position, operation=index, slot=slot)
+            outputs.append(value)
+            if id(tensor) in ties:
+                node, output = ties[id(tensor)]
+                self._tie(node, output, value, index)
+            elif not self._lead_through_base(tensor, value, position + 1) and before is not None:
+                self._write_unseen(value, before)
+        for tensor in written:  # written to, but not returned
+            if not any(tensor is each for each in flat):
+                self.values.new(tensor, position, operation=index, slot=len(outputs))
+        return tuple(outputs)
+
+    def _refs(self, tree: Any, position: int) -> Any:
+        if isinstance(tree, Tensor):
+            return Ref(self._value(tree, position))
+        if isinstance(tree, (list, tuple)):
+            return [self._refs(item, position) for item in tree]
+        return tree
+
+    def _value(self, tensor: Tensor, position: int) -> int:
+        """What the tensor is as the operation at `position` takes it; a new value if it is not known as it is now."""
+        known = self.values.now(tensor)
+        if known is not None:
+            return known
+        writer = self.values.take_writer(tensor)
+        earlier = self.values.latest(tensor)
+        value = self.values.new(tensor, position - 1, operation=writer)
+        draft = self.values[value]
+        draft.earlier = earlier if writer is not None else None
+        if self._lead_through_base(tensor, value, position):
+            draft.operation = len(self.operations) - 1
+            return value
+        with suppress(RuntimeError):
+            leads_back, slot = self.tape.node_of(tensor), self.tape.output_nr(tensor)
+            node = self.tape.number_of.get(leads_back) if leads_back is not None else None
+            if node is not None and slot not in self.outputs_of.get(node, {}):
+                self.tape.nodes[node].outputs.setdefault(slot, tensor)
+                draft.node = node
+                self.outputs_of.setdefault(node, {})[slot] = value
+                return value
+        if writer is None:
+            draft.kind = self._kind_of_leaf(tensor)
+        return value
+
+    def _kind_of_leaf(self, tensor: Tensor) -> type_of_value:
+        if is_trained_leaf(tensor):
+            return "parameter"
+        return "buffer" if id(tensor) in self._buffers else "input"
+
+    # -- the nodes of values ------------------------------------------------------------------------------------------
+
+    def _tie(self, node: int, output: int, value: int, operation: int) -> None:
+        self.values[value].node = node
+        self.outputs_of.setdefault(node, {})[output] = value
+        self.operation_of.setdefault(node, operation)
+        view = self.tape.nodes[node].remade
+        if view is not None:
+            self.values.lend(value, view)
+
+    def _lead_through_base(self, view: Tensor, value: int, position: int) -> bool:
+        """Tie the node that autograd made for a view of overwritten memory: an `as_strided` of the base, by itself."""
+        node = next((n for n in reversed(self._views.get(id(view), [])) if self._made_by(n, position)), None)
+        if node is None:
+            return False
+        base = self.tape.base_of(view)
+        assert base is not None
+        index = len(self.operations)
+        then = data_after(self.tape, view, self.values[value].created)  # its shape may be changed in place later
+        arguments = {
+            "self": Ref(self._value(base, position)),
+            "size": list(then.shape),
+            "stride": list(then.stride()),
+            "storage_offset": view.storage_offset(),  # a copy may have its memory to itself
+        }
+        func = torch.ops.aten.as_strided.default
+        self.operations.append(DraftOperation(index, str(func), Rerun(func), arguments, (value,), None, node))
+        self._tie(node, self.tape.output_nr(view), value, index)
+        return True
+
+    def _made_by(self, node: int, position: int) -> bool:
+        begins = self.tape.nodes[node].view_from
+        return begins is not None and begins <= position and node not in self.operation_of
+
+    def _write_unseen(self, value: int, before: int) -> None:
+        """A write under `no_grad`: the tensor's node goes on as if nothing had happened, now from the new value."""
+        node, tensor = self.values[before].node, self.values[value].tensor
+        if node is not None and self.tape.requires_grad(tensor):
+            self.values[value].node = node
+            self.unseen.append((node, self.tape.output_nr(tensor), value))
+
+    # -- what is known by its node ------------------------------------------------------------------------------------
+
+    def _node_of(self, function: RawFunction) -> int | None:
+        """The node of an `autograd.Function`'s application (None: no gradient was wanted of it)."""
+        for position in range(function.last - 1, function.first - 1, -1):
+            for node in self._nodes_at.get(position, []):
+                if getattr(self.tape.nodes[node].node, "_forward_cls", None) is function.cls:
+                    return node
+        return next(
+            (
+                index
+                for index, raw in enumerate(self.tape.nodes)
+                if getattr(raw.node, "_forward_cls", None) is function.cls
+                and index not in self.operation_of
+                and raw.operation is None
+            ),
+            None,
+        )
+
+    def _read_function(self, function: RawFunction, node: int) -> None:
+        """An `autograd.Function` is one operation; those that its forward ran are its own affair."""
+        names = _parameter_names(function.cls, len(function.arguments))
+        arguments = {
+            name: self._refs(value, function.first) for name, value in zip(names, function.arguments, strict=True)
+        }
+        index = len(self.operations)
+        for position in range(function.first, function.last):
+            self.at[position] = index
+        outputs = []
+        for slot, tensor in sorted(self.tape.nodes[node].outputs.items()):
+            value = self.values.new(tensor, function.last - 1, operation=index, slot=slot)
+            self._tie(node, slot, value, index)
+            outputs.append(value)
+        self.operation_of.setdefault(node, index)
+        rerun = Rerun(function.cls)
+        call = next((c for c, raw in enumerate(self.tape.calls) if function.first <= raw.first < function.last), None)
+        self.operations.append(
+            DraftOperation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node)
+        )
+
+    def _read_untied(self, node: int) -> None:
+        """A node that no recorded operation made: its operation is known by its edges alone."""
+        index = self.operation_of[node] = len(self.operations)
+        raw = self.tape.nodes[node]
+        outputs = []
+        for slot, tensor in sorted(raw.outputs.items()):
+            known = self.values.now(tensor)
+            value = self.values.new(tensor, -1, operation=index, slot=slot) if known is None else known
+            self._tie(node, slot, value, index)
+            outputs.append(value)
+        self.operations.append(DraftOperation(index, node_name(raw.node), None, {}, tuple(outputs), None, node))
+
+
+def node_name(node: Any) -> str:
+    """What autograd calls a node, without its namespace."""
+    name: str = node.name()
+    return name.rsplit("::", 1)[-1]
+
+
+def _parameter_names(cls: type, count: int) -> list[str]:
+    """The names of `forward`'s parameters, without `ctx`; numbered where it takes any number."""
+    forward = cls.forward  # type: ignore[attr-defined]
+    names = [p.name for p in inspect.signature(forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    if cls.setup_context is torch.autograd.Function.setup_context:  # type: ignore[attr-defined]
+        names = names[1:]
+    return (names + [f"input{i}" for i in range(len(names), count)])[:count]

@@ -1,0 +1,115 @@
+"""What the step is for: the parameters before and after it, and what each `optimizer.step()` did to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from chainrule.capture.lowering.backward_passes import Passes
+from chainrule.capture.lowering.leaves import Leaves
+from chainrule.capture.lowering.naming import Names
+from chainrule.capture.lowering.operations import Reading
+from chainrule.capture.lowering.statistics import Figures
+from chainrule.capture.lowering.tensor_versions import data_after
+from chainrule.capture.tape import RawUpdate, Tape
+from chainrule.graph.graph import Parameter, ParameterUpdate, Update
+
+
+def read_updates(reading: Reading, leaves: Leaves, names: Names, figures: Figures) -> tuple[Update, ...]:
+    """Each `optimizer.step()`, with the values of the parameters as it met them."""
+    number_of: dict[int, int] = {}
+    return tuple(
+        Update(
+            type(raw.optimizer).__name__,
+            tuple(_updated(reading.tape, raw, leaves, names, figures)),
+            raw.position,
+            number_of.setdefault(id(raw.optimizer), len(number_of)),
+        )
+        for raw in reading.tape.updates
+    )
+
+
+def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, figures: Figures) -> Iterator[ParameterUpdate]:
+    whole = {id(part): leaf for leaf, part in tape.reducers.gathered.values()}
+    members = [(options, parameter) for options, group in raw.groups for parameter in group]
+    for place, (options, parameter) in enumerate(members):
+        version, before = raw.gradients[place], raw.before[place]
+        gradient = None if version is None else tape.data_of(version)
+        yield ParameterUpdate(
+            leaves.of(whole.get(id(parameter), parameter), before=raw.position),
+            names.of_parameter(parameter, place),
+            figures.held(before),
+            None if gradient is None else figures.held(gradient),
+            figures.held(tape.data_of(raw.after[place]) if raw.after else before),
+            options,
+            raw.states[place],
+            figures.of(before),
+            figures.of(gradient),
+            raw.moved[place] if raw.moved else None,
+        )
+
+
+def read_parameters(
+    reading: Reading, leaves: Leaves, passes: Passes, names: Names, figures: Figures
+) -> dict[str, Parameter]:
+    """Every trained leaf by its name, numbered where two have the same."""
+    found: dict[str, Parameter] = {}
+    stepped = {id(p): after for raw in reading.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)}
+    whole = {id(part): leaf for leaf, part in reading.tape.reducers.gathered.values()}
+    for tensor in _trained(reading, leaves.used):
+        value = leaves.of(whole.get(id(tensor), tensor))
+        name = names.of_parameter(tensor, len(found))
+        if name in found:
+            name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
+        spread = value is None or id(tensor) in whole  # not met by any operation, or only what was made of its parts
+        before = data_after(reading.tape, tensor, -1) if spread or value is None else reading.values.data(value)
+        stepped_to = stepped.get(id(tensor))
+        after = None if stepped_to is None else reading.tape.data_of(stepped_to)
+        if after is None and value is not None and not spread:
+            after = _changed_by_hand(reading, tensor, before)
+        found[name] = _parameter(figures, name, value, before, passes.left_last(tensor), after)
+    return found
+
+
+def _parameter(
+    figures: Figures, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
+) -> Parameter:
+    return Parameter(
+        name,
+        value,
+        tuple(before.shape),
+        figures.numbers(before),
+        figures.numbers(grad),
+        figures.numbers(after),
+        grad is not None,
+        figures.of(before),
+        figures.of(grad),
+        figures.of_after(after),
+    )
+
+
+def _members(raw: RawUpdate) -> list[Tensor]:
+    return [parameter for _, group in raw.groups for parameter in group]
+
+
+def _changed_by_hand(reading: Reading, tensor: Tensor, before: Tensor) -> Tensor | None:
+    """The data that the user's own update left; the last copy was made at the end, an earlier one for a write."""
+    copies = reading.tape.copies.get(id(tensor), ())
+    if len(copies) < 2 or before.is_meta or copies[-1][1].is_meta:
+        return None
+    return copies[-1][1] if not torch.equal(copies[-1][1], before) else None
+
+
+def _trained(reading: Reading, used: set[int]) -> Iterator[Tensor]:
+    """Every parameter of the modules that ran, those in an optimizer that stepped, then other leaves in use."""
+    seen: set[int] = set(reading.tape.reducers.gathered)  # their parts are the parameters
+    roots = [run.module for run in reading.tape.modules if run.parent is None]
+    groups = [parameter for raw in reading.tape.updates for parameter in _members(raw)]
+    # A leaf that is read under `no_grad` alone, as by a moving average of weights, is not trained here.
+    leaves = [reading.values[each].tensor for each in sorted(used) if reading.values[each].kind == "parameter"]
+    for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield tensor

@@ -1,0 +1,126 @@
+"""Which tensor is which value.
+
+A tensor object is one value until something writes to its memory; then it, and every tensor that shares the memory, is
+another. Which values those are is found when they are next used: most never are. The tape holds every tensor, so an
+object's id stays its own while we read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from chainrule.capture.retention import is_trained_leaf
+from chainrule.capture.tape import RawUpdate, Tape, detached
+from chainrule.graph.graph import Place, type_of_value
+
+
+@dataclass(slots=True)
+class Draft:
+    """A value while its names are still being found."""
+
+    tensor: Tensor
+    created: int  # the position of the operation that made it; a leaf's is just before its first use
+    kind: type_of_value = "result"
+    skip: int = 0  # copies of the tensor that were made of its earlier values, at the same position
+    names: list[str] = field(default_factory=list)
+    operation: int | None = None
+    slot: int = 0
+    node: int | None = None
+    place: Place | None = None
+    earlier: int | None = None
+
+
+class Values:
+    """All values in the order in which they were met, and what each tensor was at any position of the tape."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.drafts: list[Draft] = []
+        self.versions: dict[int, list[int]] = {}  # id of a tensor -> its values, in order
+        self._tape = tape
+        self._current: dict[int, int] = {}  # id of a tensor -> its value now
+        self._sharing: dict[int, dict[int, Tensor]] = {}  # memory -> the tensors in it that have a value now
+        self._stale: dict[int, int] = {}  # id of a tensor written to through another -> by which operation
+        self._skip: dict[int, int] = {}  # id of a tensor -> copies that are older than an optimizer's step
+
+    def __getitem__(self, value: int) -> Draft:
+        return self.drafts[value]
+
+    def new(self, tensor: Tensor, created: int, operation: int | None = None, slot: int = 0) -> int:
+        """From here on the tensor is this value."""
+        value = self._current[id(tensor)] = len(self.drafts)
+        self.versions.setdefault(id(tensor), []).append(value)
+        self._sharing.setdefault(self._tape.storage_of(tensor), {})[id(tensor)] = tensor
+        self._stale.pop(id(tensor), None)
+        kind: type_of_value = "parameter" if is_trained_leaf(tensor) else "result"
+        self.drafts.append(Draft(tensor, created, kind, self._skip.get(id(tensor), 0), operation=operation, slot=slot))
+        return value
+
+    def lend(self, value: int, tensor: Tensor) -> None:
+        """Another tensor object is the same value: the view that autograd made anew for it."""
+        self._current[id(tensor)] = value
+        self.versions.setdefault(id(tensor), []).append(value)
+        self._stale.pop(id(tensor), None)
+
+    def overwrite(self, written: Tensor, operation: int) -> None:
+        """After a write, every tensor in the same memory is another value: which, is found when it is next used."""
+        for identity in self._sharing.pop(self._tape.storage_of(written), {}):
+            if self._current.pop(identity, None) is not None:
+                self._stale[identity] = operation
+
+    def update(self, raw: RawUpdate) -> None:
+        """After `optimizer.step()` a parameter is another value: what uses it next uses the new one."""
+        parameters = [parameter for _, members in raw.groups for parameter in members]
+        for parameter, before in zip(parameters, raw.before, strict=True):
+            for identity in self._sharing.pop(self._tape.storage_of(parameter), {}):
+                self._current.pop(identity, None)
+            copies = [copy for _, copy in self._tape.copies.get(id(parameter), ())]
+            self._skip[id(parameter)] = next((i for i, copy in enumerate(copies, 1) if copy is before), 0)
+
+    def replace(self, tensor: Tensor, copies: int) -> None:
+        """After `tensor.data = ...` it is another value; so many copies are of earlier ones."""
+        self._current.pop(id(tensor), None)
+        self._skip[id(tensor)] = copies
+
+    def now(self, tensor: Tensor) -> int | None:
+        """What the tensor is at the point that the reading has come to (None: it has not been met since a write)."""
+        return self._current.get(id(tensor))
+
+    def latest(self, tensor: Tensor) -> int | None:
+        """What the tensor was when it was met last, be it overwritten since."""
+        return self.versions.get(id(tensor), [None])[-1]
+
+    def take_writer(self, tensor: Tensor) -> int | None:
+        """The operation that wrote to the tensor through another one; asked once, for the value it makes of it."""
+        return self._stale.pop(id(tensor), None)
+
+    def at(self, tensor: Tensor, position: int) -> int | None:
+        """What the tensor was when `position` operations had run."""
+        versions = self.versions.get(id(tensor))
+        if versions is None:
+            return None
+        for value in reversed(versions):
+            if self.drafts[value].created < position:
+                return value
+        # A leaf was there before the first operation that saw it.
+        return versions[0] if self.drafts[versions[0]].operation is None else None
+
+    def data(self, value: int) -> Tensor:
+        """The value's data, as it was before anything overwrote it."""
+        draft = self.drafts[value]
+        return data_after(self._tape, draft.tensor, draft.created, draft.skip)
+
+
+def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tensor:
+    """A tensor's data after the operation at `position` (-1: at the start): the next copy, or the tensor's own."""
+    for later, copy in tape.copies.get(id(tensor), [])[skip:]:
+        if later > position:
+            return copy
+    return detached(tensor)
+
+
+def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Gradients with the data that they arrived with: nothing has been copied of them before."""
+    return tuple(None if each is None else data_after(tape, each, -1) for each in gradients)

@@ -1,0 +1,470 @@
+"""Backpropagation with our own rules, independently of autograd: from the seed at the loss to every leaf.
+
+The walk sees only the recorded forward values and the edges between nodes. Each gradient it passes on is one that a
+rule of ours computed, so agreement with autograd at the leaves is a proof of the whole chain. Where there is no rule
+the walk goes on with autograd's own gradient, and the step says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from chainrule import rules
+from chainrule.errors import RuleError
+from chainrule.gc_control import uncollected
+from chainrule.graph.graph import Graph, Node, Operation, Passage, Ref, Update, Value, counted, references
+from chainrule.rules import Applied, Rule
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one step back gives to one argument: its share of d loss / d value.
+
+    `gradient` is ours, in the argument's own shape; `summed` says over which axes of the output it was summed, because
+    broadcasting had copied the argument along them. `recorded` is autograd's (None: not seen on its own).
+    """
+
+    argument: str
+    item: int | None
+    value: int | None
+    gradient: Tensor | None
+    recorded: Tensor | None
+    summed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeStep:
+    """One rule applied to one node, in one backward pass; `rule` is None where there is none yet."""
+
+    node: int
+    backward: int
+    operation: int | None
+    rule: Rule | None
+    op: Applied | None
+    upstream: tuple[Tensor | None, ...]
+    shares: tuple[Share, ...]
+    failure: str = ""  # why the node's rule could not be used
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the derivation as it is told: what the user wrote as one call, opened down to its nodes where needed.
+
+    `arguments` and `outputs` are indices of values; `rule` and `op` say what the operation means (None: no rule yet).
+    A backward step has `upstream` and `shares`, an update step its `update`. The walk goes on with what the nodes give;
+    what the rule of a whole call gives beside them is worked out when `shares` is first read.
+    """
+
+    index: int
+    kind: Literal["forward", "backward", "update"]
+    call: int | None = None
+    operations: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    rule: Rule | None = None
+    op: Applied | None = None
+    arguments: tuple[tuple[str, int | None, int], ...] = ()
+    outputs: tuple[int, ...] = ()
+    backward: int | None = None
+    upstream: tuple[Tensor | None, ...] = ()
+    sharing: Callable[[], tuple[Share, ...]] = tuple
+    update: Update | None = None
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """What the step gives back to each argument."""
+        return self.sharing()
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The whole walk: steps as told, the rule's step at each node, and our own gradient of each value.
+
+    `of_passes` has the gradients of each backward pass, `gradients` their sums over the passes that are `counted`.
+    """
+
+    steps: tuple[Step, ...]
+    nodes: tuple[NodeStep, ...]
+    gradients: dict[int, Tensor]
+    of_passes: dict[int, dict[int, Tensor]]
+
+
+@uncollected()
+def derive(graph: Graph) -> Derivation:
+    """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
+    node_steps: list[NodeStep] = []
+    of_passes: dict[int, dict[int, Tensor]] = {}
+    for backward, ran in passes_of(graph):
+        node_steps += _walk(graph, backward, ran, of_passes.setdefault(backward, {}))
+    gradients = summed(graph, of_passes)
+    return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients, of_passes)
+
+
+def summed(graph: Graph, of_passes: dict[int, dict[int, Tensor]]) -> dict[int, Tensor]:
+    """The gradient of each value, from those of each backward pass: the sum over the passes that are counted."""
+    reached: dict[int, list[int]] = {}
+    for backward, gradients in of_passes.items():
+        for value in gradients:
+            reached.setdefault(value, []).append(backward)
+    found: dict[int, Tensor] = {}
+    for value, backwards in reached.items():
+        for backward in counted(graph.backwards, backwards):
+            _add(found, value, of_passes[backward][value])
+    return found
+
+
+def applied(graph: Graph, operation: Operation) -> Applied:
+    """A recorded operation with its data, as rules see it; without numbers where those of an operand were not kept."""
+    indices = [*(index for *_, index in references(operation.arguments)), *operation.outputs]
+    kept = all(graph.values[index].data is not None for index in indices if index is not None)
+    arguments = {name: data(graph, value, kept) for name, value in operation.arguments.items()}
+    outs = tuple(None if index is None else _data(graph.values[index], kept) for index in operation.outputs)
+    return Applied(arguments, outs, operation.name)
+
+
+def data(graph: Graph, tree: Any, kept: bool = True) -> Any:
+    """An argument tree with each `Ref` replaced by its recorded data, or by a tensor without numbers."""
+    if isinstance(tree, Ref):
+        return _data(graph.values[tree.value], kept)
+    return [data(graph, item, kept) for item in tree] if isinstance(tree, list) else tree
+
+
+def _data(value: Value, kept: bool) -> Tensor:
+    return value.data if kept and value.data is not None else value.without_numbers()
+
+
+def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
+    """Our rule for a node, if there is one. A user's own `autograd.Function` has none, whatever it is called."""
+    if node.operation is None or node.function_class is not None:
+        return None
+    try:
+        rule = rules.for_node(node.name, op)
+    except RuntimeError:  # it asks for numbers, and they were not kept
+        if op is None or op.has_numbers:
+            raise
+        return None
+    sparse = op is not None and any(getattr(a, "layout", torch.strided) != torch.strided for a in op.arguments.values())
+    return rule if rule is None or not sparse or rule.topic == "sparse" else None
+
+
+def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients that arrive at a node, one for each output of its operation.
+
+    A node counts only the outputs that a gradient can come back from: `linalg.lu` has none for its permutation.
+    """
+    outputs = graph.operations[node.operation].outputs if node.operation is not None else (None,)
+    place: dict[int | None, int] = {value: slot for slot, value in enumerate(outputs) if value is not None}
+    values = node.outputs + (None,) * (len(upstream) - len(node.outputs))
+    arrived = {
+        place.get(v, slot): g for slot, (v, g) in enumerate(zip(values, upstream, strict=False)) if g is not None
+    }
+    return tuple(arrived.get(slot) for slot in range(len(outputs)))
+
+
+def shares_of(
+    graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: Passage
+) -> Iterator[Share]:
+    """Apply a rule to one node: the share of each argument that wants one.
+
+    Raises RuleError, with the node and its place, where the rule breaks its contract.
+    """
+    computed: dict[str, Any] = {}
+    for edge in node.edges:
+        recorded = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+        if edge.argument is None or edge.argument not in rule.wrt:
+            yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, None, recorded)
+            continue
+        if edge.argument not in computed:
+            computed[edge.argument] = rule.gradient(op, node_upstream(graph, node, upstream), edge.argument)
+        gradient = computed[edge.argument]
+        if edge.item is not None and gradient is not None:
+            gradient = gradient[edge.item]
+        summed: tuple[int, ...] = ()
+        if gradient is not None and edge.value is not None:
+            try:
+                gradient, summed = rules.reduce_to_shape(gradient, graph.values[edge.value].shape)
+            except RuleError as error:
+                where = f" ({node.place})" if node.place else ""
+                raise RuleError(
+                    f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}"
+                ) from None
+        yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
+
+
+def passes_of(graph: Graph) -> list[tuple[int, dict[int, Passage]]]:
+    """The backward passes in order, each with the nodes that ran in it."""
+    ran: dict[int, dict[int, Passage]] = {}
+    for node in graph.nodes:
+        for passage in node.passages:
+            ran.setdefault(passage.backward, {})[node.index] = passage
+    return sorted(ran.items())
+
+
+def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[int, Tensor]) -> Iterator[NodeStep]:
+    """One backward pass, from its roots, each node after all nodes that send it a gradient."""
+    arriving: dict[int, dict[int, Tensor]] = {}
+    hooked = {event.text for event in graph.events if event.kind == "hook"}
+    fed = {edge.node for index in ran for edge in graph.nodes[index].edges}
+    roots = {node for each in graph.backwards for node, _ in each.roots} if len(graph.backwards) == 1 else set()
+    for index in sorted(ran, key=lambda each: ran[each].order):
+        node, passage = graph.nodes[index], ran[index]
+        if index in fed and index not in roots:
+            here = arriving.pop(index, {})
+            upstream = tuple(here.get(slot) for slot in range(max([len(passage.upstream), *(s + 1 for s in here)])))
+        else:
+            upstream = passage.upstream  # the seed, to which another root may have added
+        if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
+            upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
+        if any(each is not None and each.is_meta for each in upstream):
+            upstream = passage.upstream  # what came before was not kept; what arrived here may have been
+        step = _asked(graph, ran, _step_back(graph, node, passage, backward, upstream))
+        for slot, value in enumerate(node.outputs):
+            if value is not None and slot < len(upstream) and upstream[slot] is not None:
+                _add(gradients, value, upstream[slot])
+        for share, edge in zip(step.shares, node.edges, strict=True):
+            target = graph.nodes[edge.node]
+            if target.leaf is not None:
+                _add(gradients, target.leaf, share.gradient)
+            elif share.gradient is not None:
+                _add(arriving.setdefault(edge.node, {}), edge.slot, share.gradient)
+        yield step
+    for index in arriving.keys() - ran.keys():  # where `torch.autograd.grad` ends: nothing was asked of what is behind
+        for slot, value in enumerate(graph.nodes[index].outputs):
+            if value is not None:
+                _add(gradients, value, arriving[index].get(slot))
+
+
+def _asked(graph: Graph, ran: dict[int, Passage], step: NodeStep) -> NodeStep:
+    """Without what nobody asked for: `torch.autograd.grad` and `backward(inputs=...)` want some gradients only."""
+    shares = []
+    for share, edge in zip(step.shares, graph.nodes[step.node].edges, strict=True):
+        goes_on = graph.nodes[edge.node].leaf is None and edge.node in ran
+        shares.append(share if share.recorded is not None or goes_on else replace(share, gradient=None))
+    return replace(step, shares=tuple(shares))
+
+
+def _step_back(
+    graph: Graph, node: Node, passage: Passage, backward: int, upstream: tuple[Tensor | None, ...]
+) -> NodeStep:
+    op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
+    rule = rule_of(graph, node, op)
+    failure = ""
+    if op is not None and not (op.has_numbers and all(g is None or not g.is_meta for g in upstream)):
+        shares = tuple(
+            replace(share, gradient=None if share.recorded is None else share.recorded.to("meta"))
+            for share in _recorded(node, passage)
+        )
+        return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
+    if rule is not None and op is not None:
+        try:
+            shares = tuple(shares_of(graph, node, rule, op, upstream, passage))
+            if all(share.gradient is not None or share.recorded is None for share in shares):
+                return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
+        except (RuleError, RuntimeError, IndexError, ValueError, TypeError) as error:
+            failure = f"{node.name}: the rule {rule.name} cannot take this case ({error})"
+    shares = tuple(_recorded(node, passage))
+    return NodeStep(node.index, backward, node.operation, None, op, upstream, shares, failure)
+
+
+def _recorded(node: Node, passage: Passage) -> Iterator[Share]:
+    """What autograd gave each argument, in the place of what a rule would have given."""
+    for edge in node.edges:
+        recorded = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+        yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
+
+
+def _add(into: dict[int, Tensor], key: int, gradient: Tensor | None) -> None:
+    """Accumulate: a value that was used several times gets the sum of what comes back from each use."""
+    if gradient is not None:
+        known = into.get(key)
+        if known is not None and known.is_meta != gradient.is_meta:
+            known, gradient = known.to("meta"), gradient.to("meta")
+        into[key] = gradient if known is None else known + gradient
+
+
+# -- the steps as they are told ---------------------------------------------------------------------------------------
+
+
+def _told(graph: Graph, node_steps: list[NodeStep], gradients: dict[int, Tensor]) -> Iterator[Step]:
+    units = list(_units(graph))
+    steps: list[Step] = [_forward(graph, unit) for unit in units]
+    steps += _backward_steps(graph, units, node_steps, gradients)
+    steps += [Step(0, "update", update=update) for update in graph.updates]
+    for index, step in enumerate(steps):
+        yield replace(step, index=index)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What is told as one: a call that a rule knows as a whole, or one operation."""
+
+    call: int | None
+    operations: tuple[int, ...]
+    rule: Rule | None
+    op: Applied | None
+    arguments: tuple[tuple[str, int | None, int], ...]
+    outputs: tuple[int, ...]
+
+
+def _units(graph: Graph) -> Iterator[_Unit]:
+    """The operations that led to a loss (all of them where there is none), grouped as they are told."""
+    wanted = _ancestors(graph)
+    flowing = {operation.call for operation in graph.operations if operation.node is not None} - {None}
+    done: set[int] = set()
+    for operation in graph.operations:
+        if operation.index not in wanted or operation.index in done:
+            continue
+        if operation.node is None and flowing and (operation.call in flowing or not _in_module(graph, operation)):
+            continue  # inner work of a call that is told, as the mask of dropout, or making of the data and the model
+        unit = _call_unit(graph, operation.call) if operation.call is not None else None
+        unit = _operation_unit(graph, operation) if unit is None else unit
+        done.update(unit.operations)
+        yield unit
+
+
+def _operation_unit(graph: Graph, operation: Operation) -> _Unit:
+    op = applied(graph, operation)
+    node = graph.nodes[operation.node] if operation.node is not None else None
+    rule = rule_of(graph, node, op) if node is not None else None
+    outputs = tuple(value for value in operation.outputs if value is not None)
+    return _Unit(operation.call, (operation.index,), rule, op, tuple(references(operation.arguments)), outputs)
+
+
+def _in_module(graph: Graph, operation: Operation) -> bool:
+    """Whether an operation ran in a module's forward, as those of a frozen backbone do."""
+    return operation.call is not None and bool(graph.calls[operation.call].module)
+
+
+def _ancestors(graph: Graph) -> set[int]:
+    losses = [b.loss for b in graph.backwards if b.loss is not None]
+    if not losses:
+        return {operation.index for operation in graph.operations}
+    waiting = [op for loss in losses if (op := graph.values[loss].operation) is not None]
+    found = set(waiting)
+    while waiting:
+        operation = graph.operations[waiting.pop()]
+        for _, _, value in references(operation.arguments):
+            producer = graph.values[value].operation
+            if producer is not None and producer not in found:
+                found.add(producer)
+                waiting.append(producer)
+    return found
+
+
+def _call_unit(graph: Graph, index: int) -> _Unit | None:
+    """A call of several operations as one unit, if a rule knows it as a whole and it gives one tensor."""
+    call = graph.calls[index]
+    if len(call.outputs) != 1 or len(call.operations) < 2:
+        return None
+    out = graph.values[call.outputs[0]]
+    for rule in rules.all_for_call(call.name):
+        names = [*rule.wrt, *rule.constants]
+        arguments: dict[str, Any] = (
+            dict.fromkeys(names) | dict(zip(names, call.arguments, strict=False)) | call.keywords
+        )
+        kept = all(graph.values[v].data is not None for *_, v in references(arguments)) and out.data is not None
+        op = Applied({k: data(graph, v, kept) for k, v in arguments.items()}, (_data(out, kept),), call.name)
+        # Under autocast the call's arguments are not the numbers that it computed with: then its nodes are told.
+        operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]
+        cast = any(each.is_floating_point() and each.dtype != out.dtype for each in operands)
+        if not cast and _accepts(rule, op):
+            return _Unit(index, call.operations, rule, op, tuple(references(arguments)), call.outputs)
+    return None
+
+
+def _accepts(rule: Rule, op: Applied) -> bool:
+    try:
+        return rule.accepts(op)
+    except RuntimeError:  # it asks for numbers, and they were not kept
+        if op.has_numbers:
+            raise
+        return False
+
+
+def _forward(graph: Graph, unit: _Unit) -> Step:
+    nodes = tuple(n for o in unit.operations if (n := graph.operations[o].node) is not None)
+    return Step(0, "forward", unit.call, unit.operations, nodes, unit.rule, unit.op, unit.arguments, unit.outputs)
+
+
+def _backward_steps(
+    graph: Graph, units: list[_Unit], node_steps: list[NodeStep], gradients: dict[int, Tensor]
+) -> list[Step]:
+    unit_of = {operation: unit for unit in units for operation in unit.operations}
+    by_unit: dict[tuple[int, int], list[NodeStep]] = {}
+    for step in node_steps:
+        if step.operation in unit_of:
+            key = (step.backward, unit_of[step.operation].operations[0])
+            by_unit.setdefault(key, []).append(step)
+    sources: dict[tuple[int, int], set[int]] = {}
+    for step in node_steps:
+        for edge in graph.nodes[step.node].edges:
+            sources.setdefault((step.backward, edge.node), set()).add(step.node)
+    steps: list[Step] = []
+    for (backward, operation), members in by_unit.items():
+        unit = unit_of[operation]
+        if len(unit.operations) > 1 and _goes_through(graph, unit, members, sources):
+            steps.append(_backward(unit, unit.rule, backward, members, partial(_call_shares, graph, unit, members)))
+            continue
+        for member in members:  # of a call that the pass entered in its middle too, as second derivatives do, each
+            assert member.operation is not None
+            alone = unit if len(unit.operations) == 1 else _operation_unit(graph, graph.operations[member.operation])
+            steps.append(_backward(alone, member.rule, backward, [member], partial(_own_shares, member)))
+    return steps
+
+
+def _goes_through(graph: Graph, unit: _Unit, members: list[NodeStep], sources: dict[tuple[int, int], set[int]]) -> bool:
+    """Whether a pass enters a call at its result, and nowhere else."""
+    first, *others = members
+    entered = bool(set(unit.outputs) & set(graph.nodes[first.node].outputs))
+    inside = {member.node for member in members}
+    return entered and not any(sources.get((first.backward, each.node), set()) - inside for each in others)
+
+
+def _backward(
+    unit: _Unit,
+    rule: Rule | None,
+    backward: int,
+    members: list[NodeStep],
+    sharing: Callable[[], tuple[Share, ...]],
+) -> Step:
+    nodes = tuple(member.node for member in members)
+    return Step(
+        0, "backward", unit.call, unit.operations, nodes, rule, unit.op, unit.arguments, unit.outputs, backward,
+        members[0].upstream, sharing,
+    )  # fmt: skip
+
+
+def _own_shares(member: NodeStep) -> tuple[Share, ...]:
+    return member.shares
+
+
+def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Share, ...]:
+    """The call's own rule, beside what the nodes of the call together gave each argument."""
+    assert unit.rule is not None
+    assert unit.op is not None
+    inside = {member.node for member in members}
+    left: dict[int, list[Tensor | None]] = {}
+    for member in members:
+        for share, edge in zip(member.shares, graph.nodes[member.node].edges, strict=True):
+            asked = share.gradient is not None or share.recorded is not None
+            if edge.node not in inside and share.value is not None and asked:
+                left.setdefault(share.value, []).append(share.recorded)
+    found = []
+    for name, item, value in unit.arguments:
+        if name not in unit.rule.wrt or value not in left:
+            continue
+        numbers = unit.op.has_numbers and not any(g is not None and g.is_meta for g in members[0].upstream)
+        gradient = (
+            unit.rule.gradient(unit.op, members[0].upstream, name) if numbers else graph.values[value].without_numbers()
+        )
+        summed: tuple[int, ...] = ()
+        if gradient is not None:
+            gradient, summed = rules.reduce_to_shape(gradient, graph.values[value].shape)
+        alone = len(left[value]) == 1 and sum(value == other for _, _, other in unit.arguments) == 1
+        found.append(Share(name, item, value, gradient, left[value][0] if alone else None, summed))
+    return tuple(found)

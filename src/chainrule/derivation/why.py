@@ -1,0 +1,448 @@
+"""The sum behind one number of a gradient: which terms it is made of, and for a zero the first cause.
+
+One element x_j of a value has dJ/dx_j = sum_i dJ/dy_i * dy_i/dx_j, over the elements y_i of every result it entered;
+`terms` finds them, and this gives them their names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from chainrule.derivation.backprop import Derivation
+from chainrule.derivation.contributions import (
+    Entry,
+    Number,
+    RuledWay,
+    Way,
+    aligned,
+    at_kink,
+    closed_form,
+    entries_of,
+    ways_back,
+)
+from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
+from chainrule.errors import MissingError
+from chainrule.graph.graph import Graph, Operation, references
+from chainrule.graph.lookup import Index, check_index, find_value
+from chainrule.graph.symbols import Notation
+from chainrule.numbers import number
+
+LISTED = 64  # terms of one use that are told one by one; the rest as their sum
+FOLLOWED = 200  # elements that are visited in search of what made a gradient zero
+CAUSES = 3  # different causes of one zero that are told
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One of the two numbers that make a term. `reason` says why it is zero, where it is.
+
+    `element` is (value, index, whether it is the gradient's element) where it is one number of the recording.
+    """
+
+    name: str
+    latex: str
+    value: Number
+    reason: str = ""
+    element: tuple[int, Index, bool] | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand: the upstream element times the local derivative. A remainder has no factors, and says what it is."""
+
+    value: Number
+    factors: tuple[Factor, ...]
+    text: str = ""
+
+    def __str__(self) -> str:
+        return " * ".join(factor.name for factor in self.factors) or f"({self.text})"
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of the value, and what comes back from it: `result` is what it was used for, `argument` as what."""
+
+    result: str
+    argument: str
+    terms: tuple[Term, ...]
+    subtotal: Number
+
+
+@dataclass(frozen=True)
+class Why:
+    """The sum that made one element of a gradient.
+
+    `value` is the gradient as recorded (None: there is none, and `sentence` says why), `total` the sum of the terms.
+    """
+
+    name: str
+    index: Index
+    value: Number | None
+    total: Number
+    uses: tuple[Use, ...]
+    gradient: str  # `dJ/dW1[1,0]`
+    latex: str
+    sentence: str = ""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of all uses, in order."""
+        return tuple(term for use in self.uses for term in use.terms)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why factors are zero: each once, in order."""
+        told = (
+            f"{f.name} = 0: {f.reason}" if not f.reason.startswith(f"{f.name} = 0") else f.reason
+            for term in self.terms
+            for f in term.factors
+            if f.reason
+        )
+        return tuple(dict.fromkeys(told))
+
+    def __str__(self) -> str:
+        lines = [self._sum()] if self.terms else []
+        lines += [self.sentence] if self.sentence else []
+        if len(self.uses) > 1:
+            lines += [f"  {use.result}: {_sum_of(use.terms)} = {number(use.subtotal)}" for use in self.uses]
+        return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
+
+    def document(self) -> Section:
+        """The same as a section: the sum in symbols and in numbers, each use on its own, and the reasons of zeros."""
+        blocks: list[Block] = [Paragraph((Code(self._sum()),))] if self.terms else []
+        if self.terms:
+            blocks.append(Equation(self._equation(), "chain rule"))
+        if self.sentence:
+            blocks.append(Paragraph((self.sentence,)))
+        if len(self.terms) > 1 or len(self.uses) > 1:
+            blocks.append(self._table())
+        blocks += [Paragraph((reason + ".",), "note") for reason in self.reasons]
+        anchor = "why-" + re.sub(r"[^A-Za-z0-9]+", "-", f"{self.name} {' '.join(map(str, self.index))}").strip("-")
+        found = () if self.value is None else (f" is {number(self.value)}",)
+        title: tuple[Span, ...] = ("Why ", Code(self.gradient), *found)
+        return Section(title, anchor.lower(), "note", tuple(blocks))
+
+    def _sum(self) -> str:
+        return " = ".join([self.gradient, *_sides(self.terms), number(self.total)])
+
+    def _equation(self) -> str:
+        products = [r" \cdot ".join(f.latex for f in term.factors) or rf"\text{{({term.text})}}" for term in self.terms]
+        return f"{self.latex} = {' + '.join(products)} = {number(self.total)}"
+
+    def _table(self) -> Table:
+        several = len(self.uses) > 1
+        rows: list[tuple[tuple[Span, ...], ...]] = []
+        for use in self.uses:
+            where: tuple[tuple[Span, ...], ...] = ((Code(use.result),),) if several else ()
+            rows += [(*where, *_row(term)) for term in use.terms]
+            if several:
+                rows.append((*where, (), ("together",), (number(use.subtotal),)))
+        headers = (*(("used for",) if several else ()), "upstream", "local derivative", "term")
+        return Table(headers, tuple(rows))
+
+
+def _row(term: Term) -> tuple[tuple[Span, ...], ...]:
+    told: list[tuple[Span, ...]] = [
+        (Math(f.latex), f" = {number(f.value)}") if f.latex != number(f.value) else (number(f.value),)
+        for f in term.factors
+    ]
+    return (*(told or [(term.text,), ()]), (number(term.value),))
+
+
+def _sum_of(terms: tuple[Term, ...]) -> str:
+    return " = ".join(_sides(terms))
+
+
+def _sides(terms: tuple[Term, ...]) -> list[str]:
+    symbols = " + ".join(map(str, terms))
+    numbers = " + ".join(
+        " * ".join(_in_product(factor.value) for factor in term.factors) or _in_product(term.value) for term in terms
+    )
+    return list(dict.fromkeys(side for side in (symbols, numbers) if side))
+
+
+def _in_product(value: Number) -> str:
+    return f"({number(value)})" if isinstance(value, complex) else number(value)
+
+
+def element(name: str, index: Index) -> str:
+    """`Z1[0,2]`; a value of no axes goes by its name alone."""
+    return f"{name}[{','.join(map(str, index))}]" if index else name
+
+
+def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, index: Index | int) -> Why:
+    """The sum behind one element of d loss / d `name`.
+
+    Where there is no such gradient, or no operation that it came back from, `sentence` says why.
+
+    Raises MissingError for a name that the recording does not hold, for an index outside the value's shape, and where
+    the numbers were not kept.
+    """
+    parameter = graph.parameters.get(name)
+    if parameter is not None and parameter.value is None:
+        given = index if isinstance(index, tuple) else (index,)
+        sentence = no_gradient(graph, None, name)
+        return Why(name, given, None, 0, (), element(f"dJ/d{name}", given), "", sentence)
+    value = find_value(graph, name)
+    place, search = check_index(graph, value, index, name), Search(graph, derivation, notation)
+    if not search.has_numbers(value):
+        raise MissingError(
+            f"{element(f'dJ/d{name}', place)}: of this gradient, or of what it is the sum of, only figures were kept. "
+            f"Ask recording.recompute({name!r}).why({name!r}, {place}), or record the step with keep= for it."
+        )
+    return search.why(value, place)
+
+
+def no_gradient(graph: Graph, value: int | None, name: str) -> str:
+    """Why no gradient arrived at a value, in one sentence."""
+    if value is None:
+        return f"{name} got no gradient, because the recorded forward pass did not use it."
+    if not graph.backwards:
+        return f"{name} has no gradient, because no backward pass ran."
+    if not graph.values[value].requires_grad:
+        frozen = "it is frozen" if name in graph.parameters else "nothing asked for one"
+        return f"{name} has no gradient, because {frozen}: requires_grad is False."
+    cut, arrives = _where_cut(graph, value)
+    if cut is None and not arrives:
+        return f"{name} got no gradient: it was used, but nothing made from it is on the way to the loss."
+    if cut is None and graph.error:
+        return f"{name} got no gradient: the step ended in an exception before backward came to it."
+    if cut is None:
+        return (
+            f"{name} got no gradient, though the loss depends on it: backward() was not asked for it (`inputs=`), or a "
+            "function's own backward gave None."
+        )
+    result = graph.values[cut.outputs[0]] if cut.outputs and cut.outputs[0] is not None else None
+    place = f" ({result.place})" if result is not None and result.place else ""
+    called = graph.calls[cut.call].name if cut.call is not None else cut.name
+    return (
+        f"{name} got no gradient: on its way to the loss it passes `{called}`{place}, which no gradient passes back "
+        "through (detached, under no_grad, or not differentiable)."
+    )
+
+
+def _where_cut(graph: Graph, value: int) -> tuple[Operation | None, bool]:
+    """The operation on the way to a loss at which the gradient of `value` ends, as its result wants none.
+
+    And whether another way leads to a loss without an end.
+    """
+    losses = {b.loss for b in graph.backwards if b.loss is not None}
+    to_loss: set[int] = set(losses)
+    for operation in reversed(graph.operations):
+        if any(out in to_loss for out in operation.outputs):
+            to_loss.update(used for _, _, used in references(operation.arguments))
+    reached = {value}
+    for operation in graph.operations:
+        if any(used in reached for _, _, used in references(operation.arguments)):
+            outputs = [out for out in operation.outputs if out is not None]
+            alive = [out for out in outputs if graph.values[out].requires_grad]
+            if not alive and any(out in to_loss for out in outputs):
+                return operation, False
+            reached.update(alive)
+    return None, not losses.isdisjoint(reached)
+
+
+class Search:
+    """Answers many questions about one recording."""
+
+    def __init__(self, graph: Graph, derivation: Derivation, notation: Notation) -> None:
+        self.graph = graph
+        self.notation = notation
+        self._ways = ways_back(graph, derivation)
+
+    def has_numbers(self, value: int) -> bool:
+        """Whether the gradient of a value, and what it is the sum of, was kept."""
+        known = self.graph.values[value]
+        is_known = known.grad is not None or not known.has_gradient
+        return is_known and all(way.has_numbers for way in self._ways.get(value, ()))
+
+    def why(self, value: int, index: Index) -> Why:
+        """The sum behind one element of the gradient of a value."""
+        called = self.notation.plain(value)
+        grad = self.graph.values[value].grad
+        recorded = None if grad is None else (grad.to_dense() if grad.is_sparse else grad)[index].item()
+        ways = self._ways.get(value, ())
+        if not all(way.has_numbers for way in ways):
+            return self._not_kept(value, index, recorded)
+        gradient, latex = self._gradient(value, index)
+        uses = tuple(self._use(way, index) for way in ways)
+        total = sum((use.subtotal for use in uses), start=0.0)
+        sentence = self._sentence(value, called, index, recorded, total) if recorded is not None or not uses else ""
+        if uses and not any(use.terms for use in uses):
+            causes = dict.fromkeys(self._not_taken(way, value, index) for way in ways)
+            sentence = f"{gradient} = 0: {'; '.join(causes)}"
+        if recorded is not None and not uses:
+            total = recorded
+        return Why(called, index, recorded, total, uses, gradient, latex, sentence)
+
+    def _sentence(self, value: int, called: str, index: Index, recorded: Number | None, total: Number) -> str:
+        if recorded is None:
+            return no_gradient(self.graph, value, called)
+        if value in self._ways:
+            scale = max(abs(recorded), abs(total), 1e-30)
+            if abs(recorded - total) <= 1e-3 * scale or recorded != recorded:
+                return ""
+            return (
+                f"PyTorch's gradient is {number(recorded)}, the terms add up to {number(total)}: "
+                "a hook changed it on the way, or a rule and PyTorch disagree here."
+            )
+        gradient, _ = self._gradient(value, index)
+        return f"The backward pass began at {called}: its gradient is the seed, {gradient} = {number(recorded)}."
+
+    def _gradient(self, value: int, index: Index) -> tuple[str, str]:
+        """d loss / d element, in a line of text and in LaTeX."""
+        symbol, loss = _at(self.notation.symbol(value), index), self.notation.differentiated(value)
+        return element(self.notation.plain_gradient(value), index), rf"\frac{{\partial {loss}}}{{\partial {symbol}}}"
+
+    def _not_kept(self, value: int, index: Index, recorded: Number | None) -> Why:
+        """The answer where the terms cannot be had: what is known, and how to have the rest."""
+        called = self.notation.plain(value)
+        total = math.nan if recorded is None else recorded
+        gradient, latex = self._gradient(value, index)
+        known = f"{gradient} = {number(recorded)}; the" if recorded is not None else "The"
+        sentence = (
+            f"{known} numbers that {gradient if recorded is None else 'it'} is made of were not kept. Record with "
+            'keep="all", or with its module among the patterns of keep, to see the sum.'
+        )
+        return Why(called, index, recorded, total, (), gradient, latex, sentence)
+
+    # -- one use ------------------------------------------------------------------------------------------------------
+
+    def _use(self, way: Way, index: Index) -> Use:
+        result = " and ".join(self.notation.plain(out) for out in way.outputs if out is not None) or "an operation"
+        entries = entries_of(way, index)
+        if entries is None or not isinstance(way, RuledWay):
+            value = way.gradient[index].item()
+            text = "not opened, as there is no rule for this operation yet: PyTorch's own share"
+            if isinstance(way, RuledWay):
+                text = "not opened, as its terms do not follow from the rule alone: our own share"
+            return Use(result, way.argument, (Term(value, (), text),), value)
+        listed = entries
+        rest: list[Term] = []
+        if len(entries) > LISTED:
+            largest = sorted(range(len(entries)), key=lambda place: -abs(entries[place].value))[:LISTED]
+            listed = [entries[place] for place in sorted(largest)]
+            left = sum((entry.value for entry in entries), start=0.0) - sum((e.value for e in listed), start=0.0)
+            rest = [Term(left, (), f"and {len(entries) - LISTED} more that add up to {number(left)}")]
+        terms = tuple(self._term(way, index, entry) for entry in listed)
+        return Use(result, way.argument, (*terms, *rest), sum((entry.value for entry in entries), start=0.0))
+
+    def _term(self, way: RuledWay, index: Index, entry: Entry) -> Term:
+        out = way.outputs[entry.slot]
+        assert out is not None
+        loss = self.notation.loss(way.backward)
+        name = element(f"d{self.notation.plain_loss(way.backward)}/d{self.notation.plain(out)}", entry.at)
+        latex = rf"\frac{{\partial {loss}}}{{\partial {_at(self.notation.symbol(out), entry.at)}}}"
+        reason = self._first_cause(out, entry.at) if entry.upstream == 0 else ""
+        upstream = Factor(name, latex, entry.upstream, reason, (out, entry.at, True))
+        return Term(entry.value, (upstream, self._local(way, index, entry)))
+
+    def _local(self, way: RuledWay, index: Index, entry: Entry) -> Factor:
+        name, latex = self._named(way, index, entry)
+        reason = self._flat(way, index, entry, name) if entry.local == 0 and name != "0" else ""
+        factor = closed_form(way, index, entry)
+        operand = way.operands.get((factor.argument or "", None)) if factor is not None else None
+        element = None if factor is None or operand is None else (operand, factor.index, False)
+        if isinstance(entry.local, complex) and entry.local.imag:  # a VJP multiplies by the conjugate
+            return Factor(f"conj({name})", rf"\overline{{{latex}}}", entry.local.conjugate(), reason, None)
+        return Factor(name, latex, entry.local, reason, element)
+
+    def _named(self, way: RuledWay, index: Index, entry: Entry) -> tuple[str, str]:
+        """The local derivative as an operand's element, as a formula, or as one symbol."""
+        out, value = way.outputs[entry.slot], way.operands.get((way.argument, way.item))
+        assert out is not None
+        mine = self.notation.plain(value) if value is not None else way.argument
+        symbol = self.notation.symbol(value) if value is not None else rf"\text{{{way.argument}}}"
+        name = f"d{element(self.notation.plain(out), entry.at)}/d{element(mine, index)}"
+        latex = rf"\frac{{\partial {_at(self.notation.symbol(out), entry.at)}}}{{\partial {_at(symbol, index)}}}"
+        factor = closed_form(way, index, entry)
+        if factor is None:
+            return name, latex
+        sign = {1: "", -1: "-"}.get(factor.scale, f"{number(factor.scale)} ")  # type: ignore[call-overload]
+        operand = way.operands.get((factor.argument or "", None))
+        if operand is not None:
+            told = _at(self.notation.symbol(operand), factor.index)
+            return sign + element(self.notation.plain(operand), factor.index), sign + told
+        if factor.argument is not None:
+            return number(entry.local), number(entry.local)
+        formula = sign + self._filled(way, entry, factor.latex)
+        plain = re.sub(r"\\frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", formula)
+        return (plain if re.fullmatch(r"-?[\d.]+(/\d+)?", plain) else name), formula
+
+    def _filled(self, way: RuledWay, entry: Entry, template: str) -> str:
+        """A formula with the symbols of the operands, and of their elements where it is one of whole tensors."""
+        out = way.outputs[entry.slot]
+        indexed = "_{" in template
+        symbols = {}
+        for name, value in [*((name, v) for (name, _), v in way.operands.items()), ("out", out)]:
+            if value is not None:
+                symbol, shape = self.notation.symbol(value), self.graph.values[value].shape
+                own = aligned(entry.at, shape)
+                symbols[name] = symbol if indexed or own is None else _at(symbol, own)
+        return way.rule.latex(template, way.op, symbols).replace(r"\odot", r"\cdot")
+
+    # -- zeros --------------------------------------------------------------------------------------------------------
+
+    def _flat(self, way: RuledWay, index: Index, entry: Entry, name: str) -> str:
+        """Why a local derivative is zero: an operand is, the point is a kink, or the function is flat there."""
+        factor = closed_form(way, index, entry)
+        if factor is not None and factor.argument is not None:
+            return f"{name.lstrip('-')} = 0"
+        value = way.operands.get((way.argument, way.item))
+        data = self.graph.values[value].data if value is not None else None
+        if value is None or data is None:
+            return f"the derivative of {way.rule.name} is 0 there"
+        here = f"{element(self.notation.plain(value), index)} = {number(data[index].item())}"
+        if at_kink(way, index, entry.at):
+            assert way.rule.kink is not None
+            return f"{here} lies exactly at a kink: {way.rule.kink.choice}"
+        equation = way.rule.equation if isinstance(way.rule.equation, str) else way.rule.equation(way.op)
+        named = re.search(r"\\operatorname\{(\w+)\}", equation)
+        called = named[1] if named else way.rule.name
+        out = way.outputs[entry.slot]
+        result = self.graph.values[out].data if out is not None else None
+        off = result is not None and result[entry.at].item() == 0 and way.rule.kink is not None
+        below = " < 0" if off and not data.is_complex() and data[index].item() < 0 else ""
+        return f"{called} is {'off' if off else 'flat'}: {here}{below}"
+
+    def _first_cause(self, value: int, index: Index) -> str:
+        """Follow a zero gradient along the way it came until something made it zero; "" where that is not found."""
+        waiting, seen = [(value, index)], {(value, index)}
+        causes: dict[str, None] = {}
+        while waiting and len(seen) <= FOLLOWED and len(causes) < CAUSES:
+            here, at = waiting.pop()
+            ways = self._ways.get(here, [])
+            if not ways:
+                causes[f"the backward pass began with {self._gradient(here, at)[0]} = 0"] = None
+            for way in ways:
+                if not way.has_numbers:
+                    causes["what made it so was not kept"] = None
+                    continue
+                entries = entries_of(way, at)
+                if entries is None or not isinstance(way, RuledWay):
+                    causes["an operation that has no rule yet gave 0"] = None
+                    continue
+                if not entries:
+                    causes[self._not_taken(way, here, at)] = None
+                for entry in entries:
+                    out = way.outputs[entry.slot]
+                    if entry.value != 0:
+                        causes["its terms cancel"] = None
+                    elif entry.local == 0:
+                        causes[self._local(way, at, entry).reason] = None
+                    elif out is not None and (out, entry.at) not in seen:
+                        seen.add((out, entry.at))
+                        waiting.append((out, entry.at))
+        return "; ".join(list(causes)[:CAUSES])
+
+    def _not_taken(self, way: Way, value: int, index: Index) -> str:
+        """No result has a term of this element: an index left it out, or a maximum took another."""
+        called = element(self.notation.plain(value), index)
+        out = next((out for out in way.outputs if out is not None), None)
+        return f"{'the result' if out is None else self.notation.plain(out)} does not change with {called} here"
+
+
+def _at(symbol: str, index: Index) -> str:
+    return rf"{{{symbol}}}_{{{','.join(map(str, index))}}}" if index else symbol

@@ -1,0 +1,106 @@
+"""What is unhealthy in one training step, and over a run: each finding with the numbers that show it, and what to try.
+
+A finding is advice, never a verdict on the mathematics: the step may be exactly what its author wants. One kind of
+finding is one block in its topic file (`Kind`); checks, titles, thresholds, silencing and docs/findings.md follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from chainrule.derivation.backprop import Derivation
+from chainrule.diagnostics import (
+    data,
+    depth,
+    gradients,
+    layers,
+    loss_curve,
+    losses,
+    nonfinite_origin,
+    optimizer,
+    ranks,
+    units,
+)
+from chainrule.diagnostics.finding import KINDS, Finding, Kind, Severity, check_silence, in_order
+from chainrule.diagnostics.run import Run, joined
+from chainrule.diagnostics.step_context import Case
+from chainrule.diagnostics.thresholds import Thresholds, check_thresholds
+from chainrule.graph.graph import Graph
+from chainrule.graph.history import History
+from chainrule.graph.statistics_cache import Measures
+from chainrule.graph.symbols import Notation
+
+__all__ = [
+    "BY_TOPIC", "KINDS", "Finding", "Kind", "Severity", "Thresholds", "check_silence", "findings", "findings_over_time",
+]  # fmt: skip
+
+TOPICS = {
+    "Numbers that are not finite": nonfinite_origin,
+    "Units": units,
+    "Losses": losses,
+    "Layers": layers,
+    "Data": data,
+    "Gradients": gradients,
+    "Gradients through depth": depth,
+    "The optimizer": optimizer,
+    "The course of a run": loss_curve,
+    "Ranks": ranks,
+}
+"""The topic files, in the order in which their checks run and their kinds are told."""
+
+BY_TOPIC = {
+    topic: [each for each in vars(module).values() if isinstance(each, Kind)] for topic, module in TOPICS.items()
+}
+
+
+def findings(
+    graph: Graph,
+    derivation: Derivation | None,
+    notation: Notation,
+    thresholds: Thresholds | None = None,
+    silence: Collection[str] = (),
+    measures: Measures | None = None,
+    unfinished: bool = False,
+) -> tuple[Finding, ...]:
+    """All findings of one step: errors first, then warnings, then notes; each group in the order of the step.
+
+    `measures` are the figures of its tensors, where others ask for them too. Without a derivation, or where a value's
+    numbers were not kept, the checks that need them are left out. Of an `unfinished` step, which never came to its
+    update, only kinds that hold all the same are looked for. Raises SilenceError for an id in `silence` that no kind of
+    finding has.
+    """
+    silent = check_silence(silence)
+    case = Case(graph, derivation, notation, check_thresholds(thresholds), measures, unfinished)
+    kinds = (kind for kind in _kinds() if kind.unfinished or not unfinished)
+    found = (finding for kind in kinds for check in kind.step_checks for finding in check(case))
+    return in_order(finding for finding in found if finding.id not in silent)
+
+
+def findings_over_time(
+    history: History,
+    step_findings: Mapping[int, Sequence[Finding]],
+    thresholds: Thresholds | None = None,
+    silence: Collection[str] = (),
+    unfinished: int | None = None,
+) -> tuple[Finding, ...]:
+    """All findings of a run: what its course shows, and what single steps showed, with the step since which it holds.
+
+    `step_findings` gives, for every step that was examined, what was found there (nothing is said by an empty one);
+    `unfinished` is the step among them, if any, that never came to its update.
+    Raises SilenceError for an id in `silence` that no kind of finding has.
+    """
+    silent = check_silence(silence)
+    run = Run(history, step_findings, check_thresholds(thresholds), unfinished)
+    return in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
+
+
+def _of_run(run: Run) -> Iterator[Finding]:
+    for kind in _kinds():
+        for check in kind.run_checks:
+            yield from check(run)
+        if not kind.run_checks:
+            yield from run.carried(kind)
+
+
+def _kinds() -> Iterator[Kind]:
+    return (kind for kinds in BY_TOPIC.values() for kind in kinds)

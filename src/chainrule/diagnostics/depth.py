@@ -1,0 +1,115 @@
+"""Gradients that vanish or explode on their way back through the layers, or through the moments of a recurrent network.
+
+What is compared is the gradient of the layers' outputs, never that of their weights: in a network of ReLUs the product
+of a weight and its gradient has the same sum in every layer, however much the gradient of the outputs grows or shrinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from chainrule.diagnostics.finding import Finding, Kind
+from chainrule.diagnostics.step_context import Case
+from chainrule.graph.graph import references
+from chainrule.numbers import number
+
+MIN_LAYERS = 6  # on the way to the loss, below which first and last third are single layers
+
+VANISHING = Kind(
+    "vanishing-gradient",
+    title="Gradients vanish through depth",
+    severity="warning",
+    what="The gradient of the first layers' outputs is far smaller than that of the last layers': the medians of the "
+    "norm over the first and the last third of the layers (or of the moments of a recurrent network).",
+    why="The first layers hardly learn, while the last ones fit to what those happen to give.",
+    advice="Take ReLU-like functions with He's initialisation, or tanh with Xavier's; put in skip connections or "
+    "norms; for a recurrent network, gates (LSTM, GRU).",
+    thresholds=("depth_ratio",),
+    source="Hochreiter, 1991; Glorot and Bengio, 2010; He et al., 2015",
+    lasts=3,
+)
+EXPLODING = Kind(
+    "exploding-gradient",
+    title="Gradients explode through depth",
+    severity="warning",
+    what="The gradient of the first layers' outputs is far larger than that of the last layers': the medians of the "
+    "norm over the first and the last third of the layers (or of the moments of a recurrent network).",
+    why="No learning rate fits all layers: one that lets the last ones learn throws the first ones about.",
+    advice="Make the initial weights smaller (He's or Xavier's initialisation, an orthogonal one for a recurrent "
+    "network), put in norms, and clip the norm of the gradient.",
+    thresholds=("depth_growth",),
+    source="Pascanu, Mikolov and Bengio, 2013; He et al., 2015",
+    lasts=3,
+)
+
+
+@VANISHING.in_step
+def _vanishing(case: Case) -> Iterator[Finding]:
+    for layers, early, late in _through_depth(case):
+        if early < case.thresholds.depth_ratio * late:
+            yield VANISHING.found(
+                case.name(layers[0][0]),
+                f"The gradient vanishes on its way back: in the first layers it is {number(early / late)} times as "
+                "large as in the last.",
+                _evidence(case, layers),
+                place=case.graph.values[layers[0][0]].place,
+            )
+
+
+@EXPLODING.in_step
+def _exploding(case: Case) -> Iterator[Finding]:
+    for layers, early, late in _through_depth(case):
+        if early > case.thresholds.depth_growth * late:
+            yield EXPLODING.found(
+                case.name(layers[0][0]),
+                f"The gradient explodes on its way back: in the first layers it is {number(early / late)} times as "
+                "large as in the last.",
+                _evidence(case, layers),
+                place=case.graph.values[layers[0][0]].place,
+            )
+
+
+def _through_depth(case: Case) -> Iterator[tuple[list[tuple[int, float]], float, float]]:
+    """(layers with the norm of their output's gradient, its median in the first and in the last third of them)."""
+    if "longest way" not in case.worked_out:
+        case.worked_out["longest way"] = _longest_way(case)
+    path = case.worked_out["longest way"]
+    layers = [(out, norm) for out in path if (norm := case.gradient_norm(out)) is not None and norm > 0]
+    if len(layers) >= MIN_LAYERS:
+        third = len(layers) // 3
+        yield layers, median([n for _, n in layers[:third]]), median([n for _, n in layers[-third:]])
+
+
+def _longest_way(case: Case) -> list[int]:
+    """The outputs of weighing operations on the longest way through the step, counted in such operations.
+
+    So a discriminator that sees real and made data, or a tower beside the trunk, is not taken for depth.
+    """
+    outputs = {out for _, _, _, out in case.weighed if case.graph.values[out].requires_grad}
+    depth: dict[int, tuple[int, int | None]] = {}  # value -> (weighing operations before it, the last of them)
+    before: dict[int, int | None] = {}
+    for operation in case.graph.operations:
+        known = [depth[value] for _, _, value in references(operation.arguments) if value in depth]
+        deepest = max(known, key=lambda each: each[0], default=(0, None))
+        for out in operation.outputs:
+            if out is None or not case.graph.values[out].requires_grad:
+                continue
+            if out in outputs:
+                before[out] = deepest[1]
+                depth[out] = (deepest[0] + 1, out)
+            elif deepest[0]:
+                depth[out] = deepest
+    ends = [depth[b.loss] for b in case.graph.accumulating if b.loss in depth]
+    way, at = [], max(ends, key=lambda each: each[0], default=(0, None))[1]
+    while at is not None:
+        way.append(at)
+        at = before[at]
+    return way[::-1]
+
+
+def _evidence(case: Case, layers: list[tuple[int, float]]) -> Iterator[str]:
+    shown = layers if len(layers) <= 8 else [*layers[:4], *layers[-4:]]
+    told = ", ".join(f"{case.name(value)} {number(norm)}" for value, norm in shown)
+    ends = " (the first and last four)" if len(layers) > 8 else ""
+    yield f"Norms of the gradient of {len(layers)} layers' outputs, from first to last{ends}: {told}."

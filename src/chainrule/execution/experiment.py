@@ -1,0 +1,369 @@
+"""Central differences in float64 of a recorded operation, weighed with the upstream gradient that reached it.
+
+Everything is told in real numbers: a complex tensor counts as its real and imaginary parts, for which PyTorch's
+gradient is the plain one. An argument x is one flat vector, the outputs that received an upstream gradient u are
+another, and what is measured is u^T J, term by term, so that the size of the summed terms (which decides how much
+rounding may change the sum) is known beside the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.capture.tape import Traits, tensors_in
+from chainrule.derivation.backprop import data
+from chainrule.graph.graph import Edge, Graph, Node, Ref
+
+EPS = 2.0**-52
+STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least
+MARGIN = 8  # how many roundings of the largest terms are allowed
+
+
+class CannotRunError(Exception):
+    """The operation cannot be run again; the message says why."""
+
+
+class Experiment:
+    """One node's operation, ready to be run again on the recorded inputs.
+
+    `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved,
+    `memory` the bytes that running it may take. Raises CannotRunError where the recording does not hold what is needed.
+    """
+
+    def __init__(self, graph: Graph, node: Node, upstream: tuple[Tensor | None, ...], memory: int) -> None:
+        assert node.operation is not None
+        operation = graph.operations[node.operation]
+        if operation.function is None:
+            raise CannotRunError("the recording does not hold the operation that made it")
+        if any(graph.values[ref.value].data is None for ref in _refs(operation.arguments)):
+            raise CannotRunError("its inputs were not kept")
+        self.name, self.memory = operation.name, memory
+        self.custom = node.function_class is not None
+        self.function: Any = operation.function
+        self.random_state = operation.random_state
+        self.recorded: dict[str, Any] = {name: data(graph, tree) for name, tree in operation.arguments.items()}
+        self.writes = set(self.recorded) if self.custom else written_by(operation.function)
+        self.outs = {slot: graph.values[value].data for slot, value in enumerate(node.outputs) if value is not None}
+        position = {value: place for place, value in enumerate(operation.outputs)}
+        self.place = {
+            slot: slot if self.custom or value is None else position.get(value, slot)
+            for slot, value in enumerate(node.outputs)
+        }
+        self.upstream = {self.place.get(slot, slot): g for slot, g in enumerate(upstream) if g is not None}
+        self.mask = None
+        if operation.name == "aten.native_dropout.default" and operation.outputs[1] is not None:
+            self.mask = graph.values[operation.outputs[1]].data
+        self.eps = max(
+            (
+                torch.finfo(t.dtype).eps
+                for t in tensors_in((list(self.recorded.values()), list(upstream), list(self.outs.values())))
+                if t.is_floating_point() or t.is_complex()
+            ),
+            default=EPS,
+        )
+
+    @cached_property
+    def wide(self) -> dict[str, Any]:
+        """The recorded arguments in float64, made once, when first asked for."""
+        wide = {name: widened(tree) for name, tree in self.recorded.items()}
+        if wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
+            wide["half_to_float"] = False
+        return wide
+
+    def afford(self, variable: Tensor, inputs: int, outputs: int, wide: bool = True) -> int:
+        """How many bytes are left beside so many tensors like `variable` and so many times the outputs.
+
+        `wide`: in float64, beside all arguments in float64. Raises CannotRunError where it is more than may be taken.
+        """
+        size = 8 if wide else variable.itemsize
+        out = sum(g.numel() for g in self.upstream.values())
+        taken = size * (inputs * variable.numel() + outputs * out)
+        if wide:
+            coarse = (t for t in tensors_in(list(self.recorded.values())) if t.dtype != _wide_dtype(t.dtype))
+            taken += 8 * sum(t.numel() for t in coarse)
+        if taken > self.memory:
+            raise CannotRunError(
+                f"running it again takes about {taken / 2**20:,.0f} MiB, and a check may take "
+                f"{self.memory / 2**20:,.0f} MiB (`memory=` of `verify`)"
+            )
+        return self.memory - taken
+
+    def run(self, arguments: dict[str, Any]) -> list[Tensor]:
+        """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""
+        if self.mask is not None:  # the recorded draw is held, also where its generator's state is not known
+            kept = 1 - arguments["p"]
+            return [arguments["input"] * self.mask * (1 / kept if kept else 0.0)]
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state)
+        held = {name: _cloned(tree) if name in self.writes else tree for name, tree in arguments.items()}
+        return list(tensors_in(self.function(held)))
+
+    def repeats(self) -> bool:
+        """Whether running it again on the recorded inputs, in their own number types, gives the recorded outputs."""
+        again = self.run(self.recorded)
+        return all(
+            out is None or (self.place[slot] < len(again) and _same(again[self.place[slot]], out, self.eps))
+            for slot, out in self.outs.items()
+        )
+
+    def replayed(self, edges: list[Edge], wide: bool, jitter: torch.Generator | None = None) -> list[Tensor | None]:
+        """The gradients that autograd gives for the edges when the operation runs again with gradients on.
+
+        With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
+        """
+        arguments = dict(self.wide if wide else self.recorded)
+        arguments |= {name: _cloned(tree) for name, tree in arguments.items() if name in self.writes}
+        if jitter is not None:
+            arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
+        leaves = []
+        for edge in edges:
+            leaf = pick(arguments, edge).detach().clone().requires_grad_()
+            leaves.append(leaf)
+            put(arguments, edge, leaf)
+        with torch.enable_grad():
+            for edge, leaf in zip(edges, leaves, strict=True):
+                put(arguments, edge, leaf.clone())  # an in-place operation may not write to a leaf
+            if self.random_state is not None:
+                torch.set_rng_state(self.random_state)
+            function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
+            out = function.apply(*arguments.values()) if self.custom else function(**arguments)
+            outs = list(tensors_in(out))
+            pairs = [(outs[place], g) for place, g in self.upstream.items() if outs[place].requires_grad]
+            if not pairs:
+                return [None] * len(edges)
+            return list(
+                torch.autograd.grad(
+                    [out for out, _ in pairs],
+                    leaves,
+                    [g.to(out.dtype) for out, g in pairs],
+                    allow_unused=True,
+                )
+            )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What differences say of some elements: u^T J, the size of its terms, and how far the differences may be off."""
+
+    slope: Tensor
+    terms: Tensor
+    error: Tensor
+
+
+class Probe:
+    """One argument of an experiment, as the variable that differences are taken in."""
+
+    def __init__(self, experiment: Experiment, edge: Edge) -> None:
+        self.experiment, self.edge = experiment, edge
+        self.left = experiment.afford(pick(experiment.recorded, edge), 8, 6)  # bytes, for more than one line at once
+        start = pick(experiment.wide, edge)
+        self.complex = start.is_complex()
+        self.x = real(start)
+        self.shape = tuple(start.shape)
+        base = experiment.run(experiment.wide)
+        self.places = [place for place in experiment.upstream if place < len(base)]
+        self.u = torch.cat([real(experiment.upstream[p].to(_wide_dtype(base[p].dtype))) for p in self.places])
+        self.y = self._flat(base)
+        if self.u.shape != self.y.shape:
+            raise CannotRunError("run again, its outputs have other shapes than the recorded ones")
+        finite = self.x[self.x.isfinite()]
+        size = float(finite.square().mean().sqrt()) if finite.numel() else 0.0
+        self.scale = size or 1.0
+        self.grain = self._grain() if experiment.custom else EPS
+        self.step = max(STEP, self.grain ** (1 / 3)) * self.scale
+
+    def _grain(self) -> float:
+        """The rounding of what a user's function gives: it may compute in a coarser type than it is given."""
+        moved = self.f(
+            self.x
+            + self.scale * torch.linspace(0.01, 0.0137, self.x.numel(), dtype=torch.float64, device=self.x.device)
+        )
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            if torch.equal(moved.to(dtype).double(), moved) and not torch.equal(moved, self.y):
+                return torch.finfo(dtype).eps
+        return EPS
+
+    def f(self, x: Tensor) -> Tensor:
+        """The outputs at x, flat."""
+        start = torch.view_as_complex(x.reshape(*self.shape, 2)) if self.complex else x.reshape(self.shape)
+        arguments = dict(self.experiment.wide)
+        put(arguments, self.edge, start)
+        return self._flat(self.experiment.run(arguments))
+
+    def _flat(self, outs: list[Tensor]) -> Tensor:
+        parts = [real(outs[place].to(_wide_dtype(outs[place].dtype))) for place in self.places]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def index(self, element: int) -> tuple[int, ...]:
+        """Where a flat element stands in the argument."""
+        return unravel(element // 2 if self.complex else element, self.shape)
+
+    def elements(self, chosen: list[int]) -> Measured:
+        """Central differences at single elements, as many at once as memory allows."""
+        many = max(1, self.left // (8 * (self.x.numel() + 3 * self.u.numel())))
+        found = [self._each(chosen[first : first + many]) for first in range(0, len(chosen), many)]
+        return Measured(
+            torch.cat([each.slope for each in found]),
+            torch.cat([each.terms for each in found]),
+            torch.cat([each.error for each in found]),
+        )
+
+    def _each(self, chosen: list[int]) -> Measured:
+        steps = self._steps(*[self.step] * len(chosen))
+        return self._measured(self._terms([self._line(element) for element in chosen], steps), steps)
+
+    def refined(self, chosen: int | Tensor, step: float) -> Measured:
+        """One element, or one direction, with two step sizes: Richardson's extrapolation, and its error."""
+        line = self._line(chosen) if isinstance(chosen, int) else chosen
+        steps = self._steps(step, step / 2)
+        pair = self._terms([line, line], steps)
+        fine = pair[1].sum()
+        best = (4 * pair[1] - pair[0]) / 3
+        rounding = self._measured(pair[1:], steps[1:]).error
+        slope = best.sum()[None]
+        return Measured(slope, best.abs().sum()[None], (slope - fine).abs() + rounding)
+
+    def direction(self, v: Tensor) -> tuple[Tensor, float]:
+        """The terms of <u, J v> along one direction, and how far rounding may move their sum."""
+        step = self.step
+        terms = self._terms([v], self._steps(step))[0]
+        return terms, float(MARGIN * self.grain * weigh(self.u, self.y).norm() / step)
+
+    def sides(self, line: int | Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """The terms of u^T J by one-sided differences: from the right, from the left."""
+        v = self._line(line) if isinstance(line, int) else line
+        right, left = self.f(self.x + step * v), self.f(self.x - step * v)
+        return weigh(self.u, (right - self.y) / step), weigh(self.u, (self.y - left) / step)
+
+    def _steps(self, *steps: float) -> Tensor:
+        return torch.tensor(steps, dtype=torch.float64, device=self.x.device)
+
+    def _line(self, element: int) -> Tensor:
+        line = torch.zeros_like(self.x)
+        line[element] = 1
+        return line
+
+    def _terms(self, lines: list[Tensor], step: Tensor) -> Tensor:
+        moves = (line * h for line, h in zip(lines, step.unbind(), strict=True))
+        change = torch.stack([self.f(self.x + move) - self.f(self.x - move) for move in moves])
+        return weigh(self.u, change / (2 * step)[:, None])
+
+    def _measured(self, terms: Tensor, step: Tensor) -> Measured:
+        # Rounding of the outputs hides any change below it, also one that seems to be exactly 0.
+        rounding = MARGIN * self.grain * weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm()
+        return Measured(terms.sum(1), terms.abs().sum(1), rounding / step)
+
+
+def weigh(u: Tensor, y: Tensor) -> Tensor:
+    """u * y, where no gradient arrives nothing counts, not even what is not finite (a mask of -inf)."""
+    return torch.where(u == 0, 0.0, u * y)
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A tensor as a flat vector of float64: complex numbers as pairs."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.to(torch.float64).reshape(-1)
+
+
+def unravel(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The index of a row-major flat element."""
+    index = []
+    for size in reversed(shape):
+        element, place = divmod(element, size)
+        index.append(place)
+    return tuple(reversed(index))
+
+
+def pick(arguments: dict[str, Any], edge: Edge) -> Tensor:
+    """The tensor that an edge belongs to."""
+    tree = arguments[edge.argument or ""]
+    found: Tensor = tree if edge.item is None else tree[edge.item]
+    return found
+
+
+def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
+    """Set the tensor that an edge belongs to; the recorded list is left as it is."""
+    name = edge.argument or ""
+    if edge.item is None:
+        arguments[name] = tensor
+    else:
+        arguments[name] = [*arguments[name][: edge.item], tensor, *arguments[name][edge.item + 1 :]]
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Put back the states of the random generators, and keep gradients off."""
+    state = torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_rng_state(state)
+        if devices is not None:
+            torch.cuda.set_rng_state_all(devices)
+
+
+def _refs(tree: Any) -> Iterator[Ref]:
+    waiting = [tree]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Ref):
+            yield item
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+
+
+def written_by(function: Callable[..., Any]) -> set[str]:
+    """The arguments that a recorded operation writes to when it runs again."""
+    overload = getattr(function, "function", None)
+    return {name for _, name in Traits.of(overload).writes} if hasattr(overload, "_schema") else set()
+
+
+def widened(tree: Any) -> Any:
+    """Float64 and complex128 for what is coarser, in tensors and where a number type is asked for."""
+    if isinstance(tree, Tensor):
+        return tree.to(_wide_dtype(tree.dtype))
+    if isinstance(tree, torch.dtype):
+        return _wide_dtype(tree)
+    return [widened(item) for item in tree] if isinstance(tree, list) else tree
+
+
+def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else dtype
+
+
+def _jittered(tree: Any, generator: torch.Generator) -> Any:
+    if isinstance(tree, Tensor) and tree.is_floating_point():
+        steps = torch.randint(-2, 3, tree.shape, generator=generator).to(tree)
+        return tree * (1 + steps * torch.finfo(tree.dtype).eps)
+    return [_jittered(item, generator) for item in tree] if isinstance(tree, list) else tree
+
+
+def _cloned(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    return [_cloned(item) for item in tree] if isinstance(tree, list) else tree
+
+
+def _same(again: Tensor, recorded: Tensor, eps: float) -> bool:
+    if again.shape != recorded.shape:
+        return False
+    new, old = real(again), real(recorded)
+    size = float(old[old.isfinite()].abs().max()) if old.isfinite().any() else 0.0
+    return torch.allclose(new, old, rtol=4 * MARGIN * eps, atol=MARGIN * eps * size, equal_nan=True)

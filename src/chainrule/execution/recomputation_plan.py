@@ -1,0 +1,104 @@
+"""What must run again, so that some values of a step, and their gradients, have numbers: forward, and back.
+
+Nothing runs here. Two walks over the facts: from what is wanted along the nodes that sent it gradients, up to where a
+gradient was kept; then from all that these take along the operations that made it, up to where numbers are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from chainrule.graph.graph import Graph, Node, Operation, Value, references
+
+
+class Wanted:
+    """What must run: the calls around the chosen values, and all that these need, forward and back."""
+
+    def __init__(self, graph: Graph, chosen: set[int]) -> None:
+        self.graph = graph
+        around = {op.index for op in graph.operations if chosen & {*operands(op), *_results(op)}}
+        calls = {graph.operations[each].call for each in around} - {None}
+        around |= {op.index for op in graph.operations if op.call in calls}
+        self.values = set(chosen)
+        for each in around:
+            self.values.update(operands(graph.operations[each]), _results(graph.operations[each]))
+        self.nodes = {node.index for node in graph.nodes if node.operation in around or node.leaf in chosen}
+        self._senders_of: dict[int, list[int]] = {}
+        for node in graph.nodes:
+            for edge in node.edges if node.passages else ():
+                self._senders_of.setdefault(edge.node, []).append(node.index)
+        self.nodes |= {
+            node.index
+            for node in graph.nodes
+            if node.leaf in self.values and self.nodes.issuperset(self._senders_of.get(node.index, ()))
+        }
+        self.ran = self._senders()
+        self.rerun = {index for index in self.ran if _unknown(graph.nodes[index])}
+        self.overtaken: list[Value] = []  # of memory that was written to through another tensor
+        self.operations = self._makers()
+
+    def is_missing(self) -> bool:
+        """Whether there is anything to recompute."""
+        values = (self.graph.values[each] for each in self.values)
+        return bool(self.rerun) or any(value.data is None for value in values)
+
+    def _senders(self) -> set[int]:
+        """The nodes whose gradients flow into the wanted ones, back to where what arrived was kept."""
+        waiting, found = list(self.nodes), set(self.nodes)
+        while waiting:
+            node = self.graph.nodes[waiting.pop()]
+            if node.leaf is None and not any(is_lost(g) for passage in node.passages for g in passage.upstream):
+                continue
+            new = set(self._senders_of.get(node.index, ())) - found
+            found |= new
+            waiting += new
+        return found
+
+    def operands_of(self, index: int) -> list[int]:
+        """The values that a node's operation takes, where it must run again."""
+        operation = self.graph.nodes[index].operation
+        return operands(self.graph.operations[operation]) if index in self.rerun and operation is not None else []
+
+    def lasting(self) -> Iterator[int]:
+        """What must be there when the forward pass is over: once as wanted, once for each node that takes it."""
+        yield from self.values
+        for index in self.ran:
+            yield from self.operands_of(index)
+
+    def _makers(self) -> list[Operation]:
+        """The operations that give the values, in their order."""
+        waiting = list(self.lasting())
+        seen, found = set(waiting), set()
+        while waiting:
+            value = self.graph.values[waiting.pop()]
+            new: set[int] = set()
+            if value.data is None and value.earlier is not None:
+                self.overtaken.append(value)
+                new.add(value.earlier)
+            if value.data is None and value.operation is not None and value.operation not in found:
+                found.add(value.operation)
+                new.update(operands(self.graph.operations[value.operation]))
+            waiting += new - seen
+            seen |= new
+        return [self.graph.operations[each] for each in sorted(found)]
+
+
+def operands(operation: Operation) -> list[int]:
+    """The values that an operation takes, each once."""
+    return list(dict.fromkeys(value for *_, value in references(operation.arguments)))
+
+
+def _results(operation: Operation) -> Iterator[int]:
+    return (each for each in operation.outputs if each is not None)
+
+
+def is_lost(gradient: Tensor | None) -> bool:
+    """Whether there was a gradient that was not kept."""
+    return gradient is not None and gradient.is_meta
+
+
+def _unknown(node: Node) -> bool:
+    """Whether any gradient that a node sent on was not kept."""
+    return any(is_lost(g) for passage in node.passages for g in passage.downstream)

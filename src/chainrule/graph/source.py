@@ -1,0 +1,192 @@
+"""The user's names: from a frame's code and last instruction back to the expression, and to what it was assigned to.
+
+While recording, only `(code, instruction)` is kept, which costs next to nothing; the source is read afterwards.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import CodeType, FrameType
+
+import torch
+
+from chainrule.graph.graph import Place
+
+_package = os.path.dirname(os.path.abspath(__file__))  # graph/, inside of chainrule/
+_roots = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, os.path.dirname(_package) + os.sep, "<frozen")
+_examples = os.path.join(_roots[1], "examples") + os.sep
+_library: dict[str, bool] = {}
+
+
+def is_library(code: CodeType) -> bool:
+    """Whether code belongs to PyTorch, to Python's own plumbing, or to us: not to the user."""
+    name = code.co_filename
+    known = _library.get(name)
+    if known is None:
+        inside = name.startswith(_roots) and not name.startswith(_examples)
+        known = _library[name] = inside or name == contextlib_file
+    return known
+
+
+contextlib_file = sys.modules["contextlib"].__file__
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in running code: which instruction of which code object.
+
+    `through` is the name of the library function that the instruction called ("" where it called us directly).
+    """
+
+    code: CodeType
+    instruction: int
+    through: str = field(default="", compare=False)
+
+    @classmethod
+    def of(cls, frame: FrameType | None) -> Site | None:
+        """The nearest frame outside PyTorch, counted from `frame` outwards."""
+        found, through = _of_user(frame)
+        return None if found is None else cls(found.f_code, found.f_lasti, through)
+
+    def place(self) -> Place:
+        """Read the source: file, line, the expression, and the names that its result is assigned to."""
+        return _place(self.code, self.instruction)
+
+    def argument_names(self) -> tuple[str, ...]:
+        """What the operands are called where the call stands: `("output", "Y")` in `loss(output, Y)`; "" for none."""
+        return _argument_names(self.code, self.instruction)
+
+
+class Sites:
+    """The sites of one recording, each made once: a loop comes by the same ones again and again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, str], Site] = {}  # a site holds its code, whose id so stays its own
+
+    def of(self, frame: FrameType | None) -> Site | None:
+        """As `Site.of`."""
+        found, through = _of_user(frame)
+        if found is None:
+            return None
+        key = (id(found.f_code), found.f_lasti, through)
+        site = self._known.get(key)
+        if site is None:
+            site = self._known[key] = Site(found.f_code, found.f_lasti, through)
+        return site
+
+
+def _of_user(frame: FrameType | None) -> tuple[FrameType | None, str]:
+    """The nearest frame outside PyTorch, and the library function that it called."""
+    through = ""
+    while frame is not None:
+        code = frame.f_code
+        known = _library.get(code.co_filename)
+        if known is None:
+            known = is_library(code)
+        if not known:
+            break
+        through = code.co_name
+        frame = frame.f_back
+    return frame, through
+
+
+@lru_cache(maxsize=4096)
+def _argument_names(code: CodeType, instruction: int) -> tuple[str, ...]:
+    node = _expression(code, instruction)[0]
+    operands: list[ast.expr] = []
+    if isinstance(node, ast.Call):
+        operands = node.args
+    elif isinstance(node, ast.BinOp):
+        operands = [node.left, node.right]
+    return tuple(_name(each) for each in operands)
+
+
+def _expression(code: CodeType, instruction: int) -> tuple[ast.expr | ast.stmt | None, ast.stmt | None]:
+    """The expression that an instruction evaluates, and the statement that it stands in."""
+    positions = list(code.co_positions())
+    line, last_line, column, last_column = positions[instruction // 2]
+    if line is None or last_line is None or column is None or last_column is None:
+        return None, None
+    return _find(code.co_filename, (line, column, last_line, last_column))
+
+
+@lru_cache(maxsize=4096)
+def _place(code: CodeType, instruction: int) -> Place:
+    line = list(code.co_positions())[instruction // 2][0] or code.co_firstlineno
+    node, statement = _expression(code, instruction)
+    if node is None:
+        return Place(code.co_filename, line, code.co_name)
+    return Place(code.co_filename, line, code.co_name, ast.unparse(node), _targets(node, statement))
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _find(file: str, where: tuple[int, int, int, int]) -> tuple[ast.expr | ast.stmt | None, ast.stmt | None]:
+    """The outermost expression that stands exactly there, and its statement.
+
+    `x += y` has no expression of its own: the instruction's place is the statement's. Only what lies around the place
+    is looked into: a file may have thousands of lines, of which a step runs a few.
+    """
+    waiting: list[tuple[ast.AST, ast.stmt | None]] = [(_parsed("".join(linecache.getlines(file))), None)]
+    written = None
+    while waiting:
+        node, statement = waiting.pop()
+        inner = node if isinstance(node, ast.stmt) else statement
+        if isinstance(node, ast.expr) and inner is not None and _span(node) == where:
+            return node, inner
+        if isinstance(node, ast.AugAssign) and _span(node) == where:
+            return node, node
+        if isinstance(node, ast.AugAssign) and (node.lineno, node.end_lineno) == (where[0], where[2]):
+            written = node
+        waiting.extend((child, inner) for child in ast.iter_child_nodes(node) if _reaches(child, where))
+    return written, written
+
+
+def _span(node: ast.expr | ast.AugAssign) -> tuple[int, int, int | None, int | None]:
+    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
+
+
+def _reaches(node: ast.AST, where: tuple[int, int, int, int]) -> bool:
+    """Whether a place may lie inside a node; not every kind of node knows where it stands."""
+    if not isinstance(node, (ast.stmt, ast.expr)) or node.end_lineno is None:
+        return True
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])  # they stand before the line of a definition
+    first = min(each.lineno for each in (node, *decorators))
+    return first <= where[0] and where[2] <= node.end_lineno
+
+
+def _targets(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:
+    """The names on the left, if the whole right side is this expression (or a tuple is unpacked from it)."""
+    if isinstance(statement, ast.Assign) and statement.value is node:
+        target = statement.targets[0]
+    elif (isinstance(statement, ast.AnnAssign) and statement.value is node) or (
+        isinstance(statement, ast.AugAssign) and statement is node
+    ):
+        target = statement.target
+    else:
+        return _walrus(node, statement)
+    elements = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+    return tuple(_name(element) for element in elements)
+
+
+def _walrus(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:
+    named = (each for each in ast.walk(statement) if isinstance(each, ast.NamedExpr)) if statement else ()
+    return next(((each.target.id,) for each in named if each.value is node), ())
+
+
+def _name(target: ast.expr) -> str:
+    """`Z1`, `self.hidden` -> `hidden`; anything else gives no name."""
+    if isinstance(target, ast.Name):
+        return "" if target.id == "_" else target.id
+    return target.attr if isinstance(target, ast.Attribute) else ""

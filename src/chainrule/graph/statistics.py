@@ -1,0 +1,316 @@
+"""What is said of a tensor without its numbers: size, norm, mean, spread, extremes, zeros, and where its sizes lie.
+
+Worked out where the tensor lives, in few passes over its memory. On a processor `measure` has the figures at once; on
+another device they stay there until somebody reads them, so that a thousand tensors are measured without waiting for
+one. Many numbers on a processor are measured in one pass (`onepass`), where numba is installed. Elsewhere every pass is
+one that PyTorch or numpy runs at the speed of the memory: reductions in the tensor's own number type over rows that
+are short enough to lose nothing, added up in float64. (A reduction that converts to float64 on the way takes thirty
+times as long.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from chainrule.graph.bins import EXPONENTS, SAMPLE
+from chainrule.graph.single_pass import one_pass
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROW = 4096  # numbers that are added up in their own type
+MANY = 4096  # numbers from which on one pass is worth a call of its own
+SLAB = 2**20  # numbers that are looked at, or converted, at a time
+TINY = 1e-15  # below, the square of a float32 may be lost
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Figures of one tensor. Of a complex tensor those of its absolute values; of whole numbers and booleans as floats.
+
+    All but `elements`, `zeros` and `not_finite` are of the finite elements alone, and 0 where there are none:
+
+        norm = sqrt(sum x^2)     mean = sum x / n     std = sqrt(sum (x - mean)^2 / n)
+
+    `magnitudes` counts the finite elements that are not 0 by the power of two of their size (`EXPONENTS`), among at
+    most 512 elements spread evenly over the tensor; empty where it was not asked for.
+    """
+
+    elements: int
+    norm: float
+    mean: float
+    std: float
+    low: float
+    high: float
+    zeros: int
+    not_finite: int
+    magnitudes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tensor: Tensor, magnitudes: bool = False) -> Statistics:
+        """Measure one tensor, of any layout and type, on any device; waits for the device."""
+        return measure(tensor).read(magnitudes)
+
+
+Row = tuple[float, ...]
+"""What is found in a pass: how many elements; least, greatest, sum, norm; how many are zero, and not finite."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """A tensor's figures, perhaps still on its device, and the histogram, or some of its numbers to make it of."""
+
+    row: Row | Tensor
+    magnitudes: tuple[int, ...] | Tensor
+
+    def read(self, magnitudes: bool = True) -> Statistics:
+        """The figures; waits for the device that they are on."""
+        row = self.row if isinstance(self.row, tuple) else tuple(self.row.tolist())
+        if not magnitudes:
+            return _statistics(row, ())
+        return _statistics(row, self.magnitudes if isinstance(self.magnitudes, tuple) else _magnitudes(self.magnitudes))
+
+
+def measure(tensor: Tensor) -> Measured:
+    """Measure a tensor where it lives. The tensor may be overwritten as soon as this returns."""
+    import torch
+
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        known = in_place(tensor)
+        if known is not None:
+            return known
+        flat = _flat(tensor.detach())
+        if flat.device.type != "cpu":
+            return Measured(_on_device(flat), _sample(flat))
+        return in_place(flat) or Measured(_on_processor(flat), _sample(flat))
+
+
+def in_place(tensor: Tensor) -> Measured | None:
+    """The figures and their histogram, where one pass over the memory as it is can find them all.
+
+    Runs no operation of PyTorch's, and takes no memory: so much is asked while a step runs.
+    """
+    import torch
+
+    count = tensor.numel()
+    if count < MANY or tensor.layout is not torch.strided or not is_dense(tensor) or tensor.is_neg():
+        return None
+    found = one_pass(tensor)
+    if found is None or not math.isfinite(found.squares):  # a float64 may be too large for its square
+        return None
+    low, high, total, squares, zeros, not_finite, magnitudes = found
+    return Measured((count, low, high, total, math.sqrt(squares), zeros, not_finite), magnitudes)
+
+
+def fetch(several: Iterable[Measured]) -> None:
+    """Bring figures and samples to the processor, in one transfer for each device and type of number.
+
+    Waits for the devices, all of their streams included: who measured may have done so on any of them.
+    """
+    import torch
+
+    away: list[Any] = [each for each in several if not isinstance(each.row, tuple)]
+    for device in {each.row.device for each in away}:
+        torch.accelerator.synchronize(device)
+    _gather(away)
+
+
+def _gather(away: list[Any]) -> None:
+    import torch
+
+    for part in _alike(away, lambda each: (each.magnitudes.device, each.magnitudes.dtype)):
+        samples = torch.cat([each.magnitudes for each in part]).cpu().split([each.magnitudes.numel() for each in part])
+        for each, sample in zip(part, samples, strict=True):
+            each.magnitudes = sample
+    for part in _alike(away, lambda each: each.row.device):
+        rows = torch.stack([each.row for each in part]).tolist()
+        for each, row in zip(part, rows, strict=True):
+            each.row = tuple(row)
+
+
+def _alike(several: list[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    found: dict[Any, list[Any]] = {}
+    for each in several:
+        found.setdefault(key(each), []).append(each)
+    return list(found.values())
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a strided tensor fills one piece of memory, each place once."""
+    if tensor.is_contiguous():
+        return tensor.numel() > 0
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return tensor.numel() > 0
+
+
+def in_a_row(tensor: Tensor) -> Tensor:
+    """All numbers of a strided tensor in one row, in the order of memory where that saves a copy."""
+    return tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1)
+
+
+def norm_of(*tensors: Tensor) -> float:
+    """The Euclidean norm of all elements of all tensors together; not finite where an element is not."""
+    found = []
+    for tensor in tensors:
+        flat = _flat(tensor.detach())
+        norm = math.hypot(*map(_norm, _slabs(flat)))
+        found.append(norm if math.isfinite(norm) and norm > TINY else _wide_norm(flat))
+    return math.hypot(*found)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All numbers as real ones in one row; of complex ones the absolute values."""
+    import torch
+
+    tensor = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+    return in_a_row(tensor.abs() if tensor.is_complex() else tensor.resolve_neg())
+
+
+def _sample(flat: Tensor) -> Tensor:
+    every = -(-flat.numel() // SAMPLE)
+    return flat[::every].clone() if every else flat.clone()
+
+
+def _magnitudes(sample: Tensor) -> tuple[int, ...]:
+    import numpy  # on so few numbers torch takes five times as long
+
+    sizes = numpy.abs(sample.double().cpu().numpy())
+    exponents = numpy.frexp(sizes)[1] - 1  # frexp: size = mantissa * 2^exponent, mantissa from 0.5 up to 1
+    there = numpy.isfinite(sizes) & (sizes > 0)
+    bins = ((exponents[there] - EXPONENTS.start) // EXPONENTS.step).clip(0, len(EXPONENTS) - 1)
+    return tuple(numpy.bincount(bins, minlength=len(EXPONENTS)).tolist())
+
+
+def _statistics(row: Row, magnitudes: tuple[int, ...]) -> Statistics:
+    elements, low, high, total, norm, zeros, not_finite = row
+    count = elements - not_finite
+    if not count:
+        return Statistics(int(elements), 0.0, 0.0, 0.0, 0.0, 0.0, 0, int(not_finite), magnitudes)
+    mean = total / count
+    std = 0.0 if low == high else spread(norm / math.sqrt(count), mean)
+    return Statistics(int(elements), norm, mean, std, low, high, int(zeros), int(not_finite), magnitudes)
+
+
+def spread(size: float, mean: float) -> float:
+    """The standard deviation from the root mean square: sqrt(size^2 - mean^2), where squares might be too large."""
+    between = size - abs(mean)  # not above 0 where all are the same, or their sum was too large for the type
+    return math.sqrt(between) * math.sqrt(size + abs(mean)) if between > 0 else 0.0
+
+
+# -- on a processor ---------------------------------------------------------------------------------------------------
+
+
+def _on_processor(flat: Tensor) -> Row:
+    import torch
+
+    found = [_slab(each) for each in _slabs(flat)]
+    if not found or not all(math.isfinite(low) and math.isfinite(high) for low, high, *_ in found):
+        finite = flat[flat.isfinite()]
+        _, *inner, _ = _on_processor(finite) if finite.numel() else (0.0,) * 7
+        return flat.numel(), *inner, flat.numel() - finite.numel()
+    lows, highs, sums, norms, zeros = zip(*found, strict=True)
+    low, high, total, norm = min(lows), max(highs), sum(sums), math.hypot(*norms)
+    if not math.isfinite(norm) or max(-low, high, 0.0) < TINY:  # squares too large or too small for the type
+        norm = _wide_norm(flat)
+    if not math.isfinite(total):
+        total = math.fsum(part.sum(dtype=torch.float64).item() for part in flat.split(SLAB))
+    return flat.numel(), low, high, total, norm, sum(zeros), 0
+
+
+def _slabs(flat: Tensor) -> Iterator[Tensor]:
+    """The numbers as float32 or float64: as they are, or converted part by part."""
+    import torch
+
+    if not flat.numel():
+        return
+    parts = flat.split(SLAB) if flat.numel() > SLAB else (flat,)
+    if flat.dtype in (torch.float32, torch.float64):
+        yield from parts
+    else:
+        wide = torch.float32 if flat.is_floating_point() else torch.float64
+        yield from (part.to(wide) for part in parts)
+
+
+def _slab(flat: Tensor) -> tuple[float, float, float, float, int]:
+    """Least, greatest, sum, norm, and how many are zero."""
+    import numpy
+    import torch
+
+    if flat.numel() >= MANY and (found := one_pass(flat.contiguous())) and not found.not_finite:
+        return found.low, found.high, found.total, math.sqrt(found.squares), found.zeros
+    low, high = flat.aminmax()
+    numbers = numpy.from_dlpack(flat)  # `flat.numpy()` would forbid for good that its memory is resized, as FSDP2 does
+    zeros = int(numpy.count_nonzero(numbers == 0)) if low <= 0 <= high else 0  # numpy counts in a fifth of the time
+    if flat.numel() <= ROW * 16:
+        return low.item(), high.item(), flat.sum().item(), _norm(flat), zeros
+    whole = flat.numel() // ROW * ROW
+    total = flat[:whole].view(-1, ROW).sum(1).sum(dtype=torch.float64) + flat[whole:].sum()
+    return low.item(), high.item(), total.item(), _norm(flat), zeros
+
+
+def _norm(flat: Tensor) -> float:
+    """The norm of float32 or float64 in their own type, over rows that are short enough to lose nothing."""
+    import torch
+
+    if flat.numel() <= ROW * 16:
+        return float(torch.linalg.vector_norm(flat))
+    whole = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)
+    return math.hypot(torch.linalg.vector_norm(rows, dtype=torch.float64).item(), _norm(flat[whole:]))
+
+
+def _wide_norm(flat: Tensor) -> float:
+    import torch
+
+    return math.hypot(*(torch.linalg.vector_norm(part.double()).item() for part in flat.split(SLAB)))
+
+
+# -- on another device ------------------------------------------------------------------------------------------------
+
+
+def _on_device(flat: Tensor) -> Any:
+    """The figures in one small tensor, without waiting for any of them."""
+    import torch
+
+    finite = flat.isfinite() if flat.is_floating_point() else torch.ones_like(flat, dtype=torch.bool)
+    count, wide = flat.numel(), torch.float32 if flat.dtype.itemsize < 8 else torch.float64
+    numbers = torch.where(finite, flat, 0).to(wide)
+    if not count:
+        return torch.zeros(7, dtype=torch.float64)
+    low, high = numbers.aminmax()
+    found = (
+        low, high, numbers.sum(), torch.linalg.vector_norm(numbers),
+        (flat == 0).sum(), count - finite.sum(),
+    )  # fmt: skip
+    return torch.stack([torch.full((), count, dtype=torch.float64, device=flat.device), *(x.double() for x in found)])
+
+
+# -- of a part --------------------------------------------------------------------------------------------------------
+
+PART = 4096  # numbers of a large tensor from which an update is estimated; each is a cache line to fetch
+
+
+def part_of(tensor: Tensor) -> Tensor:
+    """Numbers spread evenly over a tensor, at most 4,096; all of a small one. A copy."""
+    return spread_over(_flat(tensor.detach())).clone()
+
+
+def spread_over(flat: Tensor) -> Tensor:
+    """Every so many-th of the numbers in a row: an odd count, or they would all be of a few columns of a matrix."""
+    return flat if flat.numel() <= PART else flat[:: flat.numel() // PART | 1][:PART]
+
+
+def of_a_sample(found: Statistics, elements: int) -> Statistics:
+    """The statistics of a tensor of so many elements from those of an even sample: norm and counts are scaled up."""
+    if found.elements == elements:
+        return found
+    scale = elements / max(found.elements, 1)
+    zeros, lost = round(found.zeros * scale), round(found.not_finite * scale)
+    return replace(found, elements=elements, norm=found.norm * math.sqrt(scale), zeros=zeros, not_finite=lost)

@@ -1,0 +1,453 @@
+"""A recording in one safetensors file: its tensors as they are, and everything else as JSON in the header.
+
+Nothing is pickled and nothing in a file is code: operations are named (`aten.addmm.default`) and looked up among
+PyTorch's own; a user's own `autograd.Function` or registered operation keeps its name alone. Reading is strict: what
+does not fit the types of `graph`, or refers to what is not there, is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from chainrule.errors import StorageError
+from chainrule.gc_control import uncollected
+from chainrule.graph import graph as facts
+from chainrule.graph.graph import Graph
+from chainrule.graph.reexecution import Rerun, WriteThroughView
+from chainrule.graph.statistics import Statistics
+
+FORMAT = "chainrule-recording"
+VERSION = 2
+IN_HEADER = 2**24  # characters of JSON: a longer one stands beside the tensors, as a header may take 100 MB at most
+
+_kinds = {
+    each.__name__: each
+    for each in (
+        facts.Place, facts.Ref, facts.Value, facts.Operation, facts.Edge, facts.Passage, facts.Node, facts.Call,
+        facts.Backward, facts.ParameterUpdate, facts.Update, facts.Parameter, facts.Event, facts.Module, facts.Graph,
+        facts.Reducer, facts.Reduction, Statistics,
+    )
+}  # fmt: skip
+_added = {1: {"Backward": {"accumulates": True, "given": {"dict": []}}}}  # after that version, with what was so then
+_of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
+_attributes = {str(each): each for each in vars(torch).values() if isinstance(each, tuple(_of_torch))}
+_SPACES = ("aten", "prims")
+_REACHES_OUT = ("from_file",)  # touches more than memory: no file may have it run
+_MALFORMED = (
+    KeyError, TypeError, ValueError, RecursionError, IndexError, AttributeError, RuntimeError, OverflowError
+)  # fmt: skip
+
+
+@uncollected()
+def write(graph: Graph, path: str | os.PathLike[str]) -> None:
+    """Write a graph to `path`, all at once: an interrupted write leaves the old file.
+
+    Raises StorageError where the file cannot be written, or where a tensor is of a kind that safetensors cannot hold.
+    """
+    packer = _Packer()
+    try:
+        body = json.dumps(packer.pack(graph), allow_nan=False)
+        header = {"format": FORMAT, "version": str(VERSION)}
+        if len(body) <= IN_HEADER:
+            header["graph"] = body
+        else:
+            packer.tensors["graph"] = torch.frombuffer(bytearray(body.encode()), dtype=torch.uint8)
+        # From where the tensors are into the file: in one piece of memory they would be there twice.
+        write_atomically(path, lambda file: save_file(packer.tensors, file, header))
+    except _MALFORMED as error:
+        raise StorageError(
+            f"{path}: the recording holds something that safetensors cannot store ({_brief(error)}). Save it in "
+            "another form, such as .html."
+        ) from error
+
+
+@uncollected()
+def read(path: str | os.PathLike[str]) -> Graph:
+    """Read a graph that `write` wrote.
+
+    Raises StorageError where the file is missing, cut short, not a recording, of a newer version, or malformed.
+    """
+    if os.path.isdir(path):
+        raise StorageError(f"{path} is a folder. Give a file that recording.save() wrote.")
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            header = file.metadata() or {}
+            _check(header, path)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no dict)
+    except FileNotFoundError as error:
+        raise StorageError(f"{path}: there is no such file. Give a file that recording.save() wrote.") from error
+    except (SafetensorError, OSError, MemoryError, *_MALFORMED) as error:
+        raise StorageError(
+            f"{path} is not a readable safetensors file ({_brief(error)}). It is cut short, corrupt, or of another "
+            "kind; record the step again, or take a whole copy."
+        ) from error
+    try:
+        graph = _Unpacker(tensors, int(header["version"])).unpack(json.loads(_body(header, tensors)))
+        if not isinstance(graph, Graph):
+            raise ValueError(f"a {type(graph).__name__} stands where the graph should")
+        _check_indices(graph)
+    except _MALFORMED as error:
+        raise StorageError(
+            f"{path}: the header does not describe a recording ({_brief(error)}). Record the step again."
+        ) from error
+    return graph
+
+
+def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """The JSON of the graph: in the header, or beside the tensors where it is long."""
+    if "graph" in header:
+        return header["graph"]
+    return bytes(tensors.pop("graph").numpy()).decode()
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Path], None]) -> None:
+    """Write a file beside `path`, then put it in its place: a crash or a full disk leaves the old file.
+
+    The content is given, or written by a function into the file that it is told. A link stays a link, and a file that
+    is there keeps its permissions. Raises StorageError where that fails.
+    """
+    target = Path(os.path.realpath(path))
+    temporary, handle = _beside(target, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not callable(content):
+                file.write(content)
+        if callable(content):
+            content(temporary)  # safetensors puts a file of its own there, which nobody else may read
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            mode = target.stat().st_mode
+        os.chmod(temporary, stat.S_IMODE(mode))
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or _brief(error)
+        raise StorageError(f"{path} could not be written: {said}. What stood there before is unharmed.") from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)  # there is none once it is in its place
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise StorageError where `write_atomically` could not begin, before there is anything to write."""
+    temporary, handle = _beside(Path(os.path.realpath(path)), path)
+    os.close(handle)
+    os.unlink(temporary)
+
+
+def _beside(target: Path, path: str | os.PathLike[str]) -> tuple[Path, int]:
+    """A new file in the folder of `target`, which was given as `path`, and its open handle."""
+    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(4)}"
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}. Give a path in a folder you can write to."
+        ) from error
+    return temporary, handle
+
+
+def _check(header: dict[str, str], path: object) -> None:
+    if header.get("format") != FORMAT:
+        raise StorageError(
+            f"{path} is a safetensors file, but not a recording of chainrule. Give one that recording.save() wrote."
+        )
+    version = header.get("version", "")
+    if not version.isdigit() or int(version) > VERSION:
+        raise StorageError(
+            f"{path} has format version {version[:20] or 'none'}, and this chainrule reads up to {VERSION}. "
+            "Update chainrule."
+        )
+
+
+def _brief(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+# -- to JSON and back -------------------------------------------------------------------------------------------------
+
+
+class _Packer:
+    """Dataclasses to JSON, tensors set aside under a key each."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._keys: dict[int, str] = {}
+        self._memories: set[int] = set()
+
+    def pack(self, item: Any) -> Any:
+        """One item of a graph as JSON."""
+        if item is None or isinstance(item, (bool, int, str)):
+            return item
+        if isinstance(item, float):
+            return item if math.isfinite(item) else {"float": str(item)}
+        if isinstance(item, complex):
+            return {"complex": [self.pack(item.real), self.pack(item.imag)]}
+        if isinstance(item, Tensor) and item.is_meta:
+            return {"unkept": [list(item.shape), str(item.dtype)]}
+        if isinstance(item, Tensor):
+            return {"tensor": self._key(item), "complex": item.is_complex()}
+        if isinstance(item, tuple):
+            return {"tuple": [self.pack(each) for each in item]}
+        if isinstance(item, list):
+            return [self.pack(each) for each in item]
+        if isinstance(item, dict):
+            return {"dict": [[self.pack(key), self.pack(value)] for key, value in item.items()]}
+        if isinstance(item, slice):
+            return {"slice": [self.pack(each) for each in (item.start, item.stop, item.step)]}
+        if is_dataclass(item):
+            return {type(item).__name__: {each.name: self.pack(getattr(item, each.name)) for each in fields(item)}}
+        return self._named(item)
+
+    def _named(self, item: Any) -> Any:
+        if item is Ellipsis:
+            return {"ellipsis": None}
+        if isinstance(item, Rerun):
+            return {"operation": self._function(item.function)}
+        if isinstance(item, type):
+            return {"class": item.__name__}
+        for kind, name in _of_torch.items():
+            if isinstance(item, kind):
+                return {name: str(item)}
+        return {"other": type(item).__name__}
+
+    def _function(self, function: Any) -> Any:
+        """An operation's name; for a write through a view also which part of the base the view is."""
+        if isinstance(function, torch._ops.OpOverload):
+            return str(function)
+        if isinstance(function, WriteThroughView) and isinstance(function.function, torch._ops.OpOverload):
+            return self.pack(vars(function) | {"function": str(function.function)})
+        return None
+
+    def _key(self, tensor: Tensor) -> str:
+        key = self._keys.get(id(tensor))
+        if key is None:
+            key = self._keys[id(tensor)] = str(len(self._keys))
+            data = tensor.detach()
+            data = data if data.layout is torch.strided else data.to_dense()
+            data = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
+            self.tensors[key] = self._alone(data.resolve_neg().cpu().contiguous())
+        return key
+
+    def _alone(self, data: Tensor) -> Tensor:
+        """In memory that no other tensor of the file is in, as safetensors wants it; copied only where one is."""
+        memory = data.untyped_storage().data_ptr()
+        if memory in self._memories:
+            return data.clone()
+        self._memories.add(memory)
+        return data
+
+
+class _Unpacker:
+    """The way back, with every type checked."""
+
+    def __init__(self, tensors: dict[str, Tensor], version: int) -> None:
+        self._tensors = tensors
+        self._added: dict[str, dict[str, Any]] = _added.get(version, {})  # to what the file holds
+
+    def unpack(self, item: Any) -> Any:
+        """One item of a graph from JSON."""
+        if isinstance(item, list):
+            return [self.unpack(each) for each in item]
+        if not isinstance(item, dict):
+            return item
+        if "tensor" in item:
+            data = self._tensors[item["tensor"]]
+            return torch.view_as_complex(data) if item["complex"] else data
+        ((kind, content),) = item.items()
+        if kind in _kinds:
+            return self._dataclass(_kinds[kind], self._added.get(kind, {}) | content)
+        return _makers[kind](self, content)
+
+    def _dataclass(self, kind: type, content: dict[str, Any]) -> Any:
+        hints = _hints(kind)
+        if set(content) != set(hints):
+            raise ValueError(f"a {kind.__name__} has the fields {sorted(content)}, not {sorted(hints)}")
+        found = {name: self.unpack(value) for name, value in content.items()}
+        for name, hint in hints.items():
+            if not _fits(found[name], hint):
+                raise TypeError(f"the field {name} of a {kind.__name__} cannot be {str(content[name])[:60]}")
+        return kind(**found)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(item: Any, hint: Any) -> bool:
+    """Whether an item is what a field's type says."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(item, each) for each in arguments)
+    if origin is Literal:
+        return item in arguments
+    if origin is tuple:
+        several = len(arguments) == 2 and arguments[1] is Ellipsis
+        inner = (arguments[0],) * len(item) if several and isinstance(item, tuple) else arguments
+        return isinstance(item, tuple) and len(item) == len(inner) and all(map(_fits, item, inner))
+    if origin is dict:
+        key, value = arguments
+        return isinstance(item, dict) and all(_fits(k, key) and _fits(v, value) for k, v in item.items())
+    if origin is Callable:
+        return isinstance(item, Rerun)
+    if hint is None or hint is NoneType:
+        return item is None
+    return isinstance(item, hint) and not (hint is int and isinstance(item, bool))
+
+
+def _rerun(content: Any) -> Rerun | None:
+    """What runs an operation again; None for one that this torch has not, and for anybody else's."""
+    if not isinstance(content, dict):
+        found = _operation(content)
+        return None if found is None else Rerun(found)
+    if set(content) != set(_VIEW) or not all(_fits(content[name], hint) for name, hint in _VIEW.items()):
+        raise ValueError("this is no write through a view")
+    found = _operation(content["function"])
+    if found is None:
+        return None
+    written = WriteThroughView.__new__(WriteThroughView)
+    vars(written).update(content | {"function": found})
+    return Rerun(written)
+
+
+_Shape = tuple[int, ...]
+_VIEW = {
+    "function": str, "argument": str, "size": _Shape, "stride": _Shape, "real": bool, "offset": int,
+    "layout": tuple[_Shape, _Shape],
+}  # fmt: skip
+
+
+def _operation(name: str | None) -> Any:
+    """An operation of PyTorch's by its name, or None."""
+    if name is None:
+        return None
+    if not re.fullmatch(r"\w+\.\w+\.\w+", name):
+        raise ValueError(f"{name!r} is no operation's name")
+    space, operation, overload = name.split(".")
+    if space not in _SPACES or operation in _REACHES_OUT:
+        return None
+    found = getattr(getattr(getattr(torch.ops, space), operation, None), overload, None)
+    return found if isinstance(found, torch._ops.OpOverload) else None
+
+
+def _class(name: str) -> type:
+    """A class of this name, to be told; what it did is not in the file."""
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} is no class's name")
+    return type(name, (), {})
+
+
+def _dtype(name: Any) -> torch.dtype:
+    found = _attributes[name]
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return found
+
+
+def _unkept(shape: Any, dtype: Any) -> Tensor:
+    """A tensor whose numbers were not kept. Takes no memory, whatever its shape claims."""
+    if not (_fits(tuple(shape), _Shape) and all(size >= 0 for size in shape)):
+        raise ValueError(f"{shape!r} is no shape")
+    return torch.empty(shape, dtype=_dtype(dtype), device="meta")
+
+
+_makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
+    "float": lambda unpacker, text: float(text),
+    "complex": lambda unpacker, parts: complex(*(unpacker.unpack(each) for each in parts)),
+    "tuple": lambda unpacker, items: tuple(unpacker.unpack(each) for each in items),
+    "dict": lambda unpacker, items: {unpacker.unpack(key): unpacker.unpack(value) for key, value in items},
+    "slice": lambda unpacker, parts: slice(*(unpacker.unpack(each) for each in parts)),
+    "ellipsis": lambda unpacker, content: Ellipsis,
+    "operation": lambda unpacker, content: _rerun(unpacker.unpack(content)),
+    "class": lambda unpacker, name: _class(name),
+    "unkept": lambda unpacker, content: _unkept(*content),
+    "dtype": lambda unpacker, name: _attributes[name],
+    "layout": lambda unpacker, name: _attributes[name],
+    "memory_format": lambda unpacker, name: _attributes[name],
+    "device": lambda unpacker, name: torch.device(str(name)),
+    "other": lambda unpacker, name: None,
+}
+
+
+# -- indices ----------------------------------------------------------------------------------------------------------
+
+
+def _check_indices(graph: Graph) -> None:
+    """Every index must lead somewhere, or whatever reads the graph later would fail far from here."""
+    values, operations, nodes, calls = map(len, (graph.values, graph.operations, graph.nodes, graph.calls))
+    counted: tuple[tuple[Any, ...], ...] = (graph.values, graph.operations, graph.nodes, graph.calls, graph.backwards)
+    for several in counted:
+        for place, each in enumerate(several):
+            if each.index != place:
+                raise ValueError(f"number {place} of its kind ({type(each).__name__}) says that it is {each.index}")
+    for value in graph.values:
+        _within((value.operation,), operations, f"value {value.index}")
+        _within((value.earlier,), values, f"value {value.index}")
+        _within((value.node,), nodes, f"value {value.index}")
+    for operation in graph.operations:
+        where = f"operation {operation.index}"
+        _within((*operation.outputs, *_refs(operation.arguments)), values, where)
+        _within((operation.node,), nodes, where)
+        _within((operation.call,), calls, where)
+    for node in graph.nodes:
+        where = f"node {node.index}"
+        _within((*node.outputs, node.leaf, *(edge.value for edge in node.edges)), values, where)
+        _within((edge.node for edge in node.edges), nodes, where)
+        _within((node.operation,), operations, where)
+        _within((node.call,), calls, where)
+        _within((passage.backward for passage in node.passages), len(graph.backwards), where)
+    for call in graph.calls:
+        _within(call.operations, operations, f"call {call.index}")
+        _within((*call.outputs, *_refs((call.arguments, call.keywords))), values, f"call {call.index}")
+    for backward in graph.backwards:
+        _within((backward.loss, *backward.given), values, f"backward pass {backward.index}")
+        _within((node for node, _ in backward.roots), nodes, f"backward pass {backward.index}")
+    _within((parameter.value for parameter in graph.parameters.values()), values, "a parameter")
+    _within((each.value for update in graph.updates for each in update.parameters), values, "an update")
+    _within((each.reducer for each in graph.reductions.values()), len(graph.reducers), "a reduction")
+
+
+def _refs(tree: Any) -> Iterable[int]:
+    """Every value that a tree of arguments refers to."""
+    waiting = [tree]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, facts.Ref):
+            yield item.value
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, slice):
+            waiting.extend((item.start, item.stop, item.step))
+
+
+def _within(indices: Iterable[int | None], count: int, where: str) -> None:
+    for index in indices:
+        if index is not None and not 0 <= index < count:
+            raise ValueError(f"{where} refers to number {index} of {count}")

@@ -1,0 +1,209 @@
+"""A training while it runs: a dashboard that stays at the bottom of a terminal, or a line now and then where none is.
+
+The script's own output goes on above the dashboard. What is shown is what the watch last saw; the steps counted are
+those of the training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from chainrule.graph.history import StepFacts
+from chainrule.monitor.runs import Figure, Found
+from chainrule.numbers import number
+from chainrule.views.unicode import printable
+
+SPARKS = "▁▂▃▄▅▆▇█"
+WIDE = 48  # steps in the curve of the loss
+LAYERS = 12  # parameters in the table; of more, those evenly spread in depth
+FOUND = 5
+LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
+STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+class Reading:
+    """What was seen last."""
+
+    def __init__(self) -> None:
+        self.facts: StepFacts | None = None
+        self.losses: list[float] = []
+        self.layers: list[tuple[str, float, float | None]] = []  # (parameter, norm of its gradient, update over weight)
+        self.norm = 0.0  # of all gradients
+
+    def take(self, facts: StepFacts, figures: Iterable[Figure]) -> None:
+        """One watched step."""
+        self.facts = facts
+        if facts.loss is not None:
+            self.losses = [*self.losses, facts.loss][-WIDE:]
+        norms: dict[str, dict[str, float]] = {}
+        for each in figures:
+            norms.setdefault(each.kind, {})[each.name] = (
+                math.nan if each.statistics.not_finite else each.statistics.norm
+            )
+        gradients, weights, updates = (norms.get(kind, {}) for kind in ("parameter gradient", "parameter", "update"))
+        self.norm = math.hypot(*gradients.values()) if gradients else 0.0
+        self.layers = [
+            (name, norm, updates[name] / weights[name] if weights.get(name) and name in updates else None)
+            for name, norm in gradients.items()
+        ]
+
+    def sentence(self) -> str:
+        """The step in a line."""
+        facts = self.facts
+        if facts is None:
+            return "no step watched yet"
+        parts = [f"step {facts.step:,}"]
+        parts += [] if facts.loss is None else [f"loss {number(facts.loss)}"]
+        parts += [f"learning rate {', '.join(map(number, facts.rates))}"] if facts.rates else []
+        parts += [f"gradient norm {number(self.norm)}"]
+        ratios = [ratio for _, _, ratio in self.layers if ratio is not None and math.isfinite(ratio)]
+        parts += [f"largest update/weight {number(max(ratios))}"] if ratios else []
+        parts += [f"loss scale {facts.scale:g}"] if facts.scale is not None else []
+        return ", ".join(parts)
+
+
+class Lines:
+    """A line for a step now and then, and one for each finding as it comes."""
+
+    def __init__(self, console: Console, total: int | None = None) -> None:
+        self.progress: Callable[[], int] = lambda: 0
+        self._console, self._total = console, total
+        self._reading = Reading()
+        self._said: set[tuple[str, str]] = set()
+        self._next = 0.0
+
+    def report(self, facts: StepFacts, figures: Iterable[Figure], findings: Sequence[Found]) -> None:
+        """One watched step."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LINE_EVERY
+            self._reading.take(facts, figures)
+            of = f" of {self._total:,}" if self._total else ""
+            self._say(self._reading.sentence().replace(",", f"{of},", 1) if of else self._reading.sentence())
+        self._tell(findings, f"at step {facts.step:,}")
+
+    def conclude(self, findings: Sequence[Found]) -> None:
+        """What was found when the training had ended."""
+        self._tell(findings)
+
+    def _tell(self, findings: Sequence[Found], when: str = "") -> None:
+        for found in findings:
+            if (found.id, found.where) not in self._said:
+                self._said.add((found.id, found.where))
+                self._say(f"{found.severity} {when or found.when}: {found.text}{_place(found)}")
+
+    def _say(self, sentence: str) -> None:
+        self._console.print(Text(f"chainrule: {printable(sentence)}"), soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class Dashboard:
+    """Drawn anew four times a second, from a thread of rich's own."""
+
+    def __init__(self, script: str, console: Console, total: int | None = None) -> None:
+        self.progress: Callable[[], int] = lambda: 0
+        self._script, self._total, self._console = script, total, console
+        self._reading = Reading()
+        self._findings: Sequence[Found] = ()
+        self._began = time.monotonic()
+        self._live = Live(self, console=console, refresh_per_second=4)
+
+    def report(self, facts: StepFacts, figures: Iterable[Figure], findings: Sequence[Found]) -> None:
+        """One watched step."""
+        self._reading.take(facts, figures)
+        self._findings = findings
+
+    def conclude(self, findings: Sequence[Found]) -> None:
+        """What was found when the training had ended."""
+        self._findings = findings
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
+
+    def __rich__(self) -> RenderableType:
+        parts: list[RenderableType] = [self._head(), Text(self._reading.sentence()), self._curve()]
+        if self._reading.layers and self._console.height > 24:
+            parts.append(self._layers())
+        parts += [_finding(found) for found in self._findings[-FOUND:]]
+        if len(self._findings) > FOUND:
+            parts.append(Text(f"and {len(self._findings) - FOUND} findings before these", style="dim"))
+        return Panel(
+            Group(*parts), title=f"chainrule watch {printable(self._script)}", title_align="left", border_style="dim"
+        )
+
+    def _head(self) -> RenderableType:
+        steps, seconds = self.progress(), time.monotonic() - self._began
+        rate = steps / seconds if seconds else 0.0
+        text = Text(f"{steps:,} steps, {rate:,.1f} a second, {_clock(seconds)}")
+        if not self._total:
+            return text
+        left = (self._total - steps) / rate if rate else math.inf
+        text.append(f" of about {_clock(seconds + left)}" if math.isfinite(left) else "")
+        line = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        line.add_column()
+        line.add_column(ratio=1)
+        line.add_row(text, ProgressBar(self._total, min(steps, self._total)))
+        return line
+
+    def _curve(self) -> Text:
+        return Text.assemble(("loss ", "dim"), (sparkline(self._reading.losses), "blue"))
+
+    def _layers(self) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("parameter", no_wrap=True, overflow="ellipsis", ratio=1)
+        for name in ("gradient norm", "update / weight"):
+            table.add_column(name, justify="right")
+        for name, norm, ratio in spread(self._reading.layers, LAYERS):
+            style = "" if math.isfinite(norm) else STYLES["error"]
+            table.add_row(printable(name), Text(number(norm), style), "" if ratio is None else number(ratio))
+        return table
+
+
+def _finding(found: Found) -> Text:
+    when = f" {found.when}" if found.when else ""
+    told = printable(found.text + _place(found))
+    return Text.assemble((f"{found.severity}{when}: ", STYLES.get(found.severity, "")), told)
+
+
+def _place(found: Found) -> str:
+    return f" ({found.place})" if found.place else ""
+
+
+def sparkline(numbers: Sequence[float]) -> str:
+    """Numbers as a row of bars between the smallest and the largest; one that is not finite is a cross."""
+    finite = [each for each in numbers if math.isfinite(each)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+    step = (high - low) / (len(SPARKS) - 1) or 1.0
+    return "".join(SPARKS[round((each - low) / step)] if math.isfinite(each) else "✗" for each in numbers)
+
+
+def spread(items: Sequence[Any], count: int) -> Sequence[Any]:
+    """At most so many of the items: the first, the last, and evenly between."""
+    if len(items) <= count:
+        return items
+    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,0 +1,148 @@
+"""A run in the forms of other tools, written by their own libraries, which are imported when they are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chainrule.errors import MissingError, StorageError
+from chainrule.graph.history import Kind
+from chainrule.monitor.runs.chunks import COLUMNS
+
+if TYPE_CHECKING:
+    from chainrule.monitor.runs.run import Run
+
+FRAMES = ("pandas", "polars")
+FIGURES = ("norm", "mean", "std", "low", "high", "zeros", "not_finite")  # as scalars of TensorBoard
+
+
+def frame(run: Run, kind: Kind | None, library: str | None) -> Any:
+    """A DataFrame of the steps, or of the tensors of a kind."""
+    chosen = library or next((each for each in FRAMES if find_spec(each)), None)
+    if chosen not in FRAMES:
+        met = f"{chosen} is none of them" if chosen else "neither is installed"
+        raise MissingError(f"a DataFrame needs {' or '.join(FRAMES)}, and {met}: pip install pandas")
+    return _import(chosen, "a DataFrame").DataFrame(steps_of(run) if kind is None else figures_of(run, kind))
+
+
+def steps_of(run: Run) -> dict[str, Any]:
+    """The steps as columns."""
+    steps = run.steps()
+    groups = max((len(facts.rates) for facts in steps), default=0)
+    rates = {
+        f"learning_rate_{group}": [facts.rates[group] if group < len(facts.rates) else None for facts in steps]
+        for group in range(groups)
+    }
+    return {
+        "step": [facts.step for facts in steps],
+        "time": [facts.time for facts in steps],
+        "loss": [facts.loss for facts in steps],
+        **rates,
+        "skipped": [facts.skipped for facts in steps],
+        "scale": [facts.scale for facts in steps],
+        "norm": [facts.clipped[0] if facts.clipped else None for facts in steps],
+        "norm_clipped": [facts.clipped[1] if facts.clipped else None for facts in steps],
+        "passes": [facts.passes for facts in steps],
+    }
+
+
+def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
+    """All tensors of a kind as columns, a row for each tensor and step."""
+    tables = {figure: run.table(kind, figure) for figure in COLUMNS}
+    steps, tensors, elements = tables["elements"]
+    there = ~np.isnan(elements)
+    rows, columns = np.nonzero(there)
+    names = np.array([tensor.name for tensor in tensors], object)
+    layers = np.array([tensor.layer for tensor in tensors], np.int64)
+    types = np.array([tensor.type for tensor in tensors], object)
+    numbers = {figure: table[2][there] for figure, table in tables.items()}
+    counts = {figure: numbers[figure].astype(np.int64) for figure in ("elements", "zeros", "not_finite")}
+    return {
+        "step": steps[columns], "name": names[rows], "layer": layers[rows], "type": types[rows], **numbers, **counts
+    }  # fmt: skip
+
+
+def findings_of(run: Run) -> dict[str, Any]:
+    """The findings as columns."""
+    found = run.findings()
+    names = ("id", "severity", "where", "since", "until", "text", "advice", "place", "size")
+    return {name: [getattr(each, name) for each in found] for name in names}
+
+
+def to_parquet(run: Run, folder: str | os.PathLike[str]) -> None:
+    """`steps.parquet`, `findings.parquet`, and one file for each kind of tensor."""
+    arrow = _import("pyarrow", "Parquet")
+    parquet = import_module("pyarrow.parquet")
+    kinds = dict.fromkeys(tensor.kind for tensor in run.tensors())
+    tables = {"steps": steps_of(run), "findings": findings_of(run)}
+    tables |= {kind.replace(" ", "_"): figures_of(run, kind) for kind in kinds}
+    target = _folder(folder)
+    try:
+        for name, columns in tables.items():
+            parquet.write_table(arrow.table(columns), target / f"{name}.parquet")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def to_tensorboard(run: Run, folder: str | os.PathLike[str]) -> None:
+    """Scalars: the loss, the learning rates, and the figures of each tensor under its kind; findings as text."""
+    _import("tensorboard", "TensorBoard event files")
+    writer_of = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter
+    messages = (
+        import_module("tensorboard.compat.proto.event_pb2"),
+        import_module("tensorboard.compat.proto.summary_pb2"),
+    )
+    try:
+        writer = writer_of(str(_folder(folder)))
+        for event in _events(run, *messages):
+            writer.add_event(event)
+        writer.close()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _events(run: Run, event: Any, summary: Any) -> Iterator[Any]:
+    """Every watched step as one event with all its scalars."""
+    at: dict[int, list[tuple[str, float]]] = {}
+    for facts in run.steps():
+        scalars = at.setdefault(facts.step, [])
+        if facts.loss is not None:
+            scalars.append(("loss", facts.loss))
+        scalars += [(f"learning rate/{group}", rate) for group, rate in enumerate(facts.rates)]
+    times = {facts.step: facts.time for facts in run.steps()}
+    for kind in dict.fromkeys(tensor.kind for tensor in run.tensors()):
+        for figure in FIGURES:
+            steps, tensors, numbers = run.table(kind, figure)
+            for row, tensor in enumerate(tensors):
+                tag = f"{kind}/{figure}/{tensor.name}"
+                for place in np.nonzero(~np.isnan(numbers[row]))[0]:
+                    at.setdefault(int(steps[place]), []).append((tag, float(numbers[row, place])))
+    for step, scalars in sorted(at.items()):
+        values = [summary.Summary.Value(tag=tag, simple_value=number) for tag, number in scalars]
+        yield event.Event(wall_time=times.get(step, run.began), step=step, summary=summary.Summary(value=values))
+
+
+def _folder(folder: str | os.PathLike[str]) -> Path:
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return target
+
+
+def _unwritable(folder: str | os.PathLike[str], error: OSError) -> StorageError:
+    return StorageError(f"{folder} cannot be written: {error.strerror}. Give a folder that you can write to.")
+
+
+def _import(name: str, what: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingError(f"{what} needs {name}, which is not installed: pip install {name}") from error

@@ -1,0 +1,55 @@
+"""A finding as the file of a run keeps it: words and numbers alone, so that reading a file needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One thing that a reader of the run should know, since which step and until when it held (None: not said)."""
+
+    id: str
+    severity: str
+    where: str
+    text: str
+    evidence: tuple[str, ...] = ()
+    advice: str = ""
+    place: str = ""
+    since: int | None = None
+    until: int | None = None
+    rows: tuple[int, ...] = ()
+    size: int = 0
+
+    @classmethod
+    def of(cls, finding: Any) -> Found:
+        """The same of a `chainrule.diagnostics.Finding`."""
+        return cls(
+            finding.id,
+            finding.severity,
+            finding.where,
+            finding.sentence,
+            tuple(finding.evidence),
+            finding.advice,
+            str(finding.place or ""),
+            finding.since,
+            finding.until,
+            tuple(finding.rows),
+            finding.size,
+        )
+
+    @property
+    def when(self) -> str:
+        """`since step 20`, `at step 20` or `from step 20 to 40`."""
+        if self.since is None:
+            return ""
+        if self.until is None:
+            return f"since step {self.since:,}"
+        return f"at step {self.since:,}" if self.since == self.until else f"from step {self.since:,} to {self.until:,}"
+
+    def __str__(self) -> str:
+        since = f" {self.when}" if self.when else ""
+        return "\n".join(
+            [f"{self.severity}{since}: {self.text}", *(f"  {each}" for each in (*self.evidence, self.advice) if each)]
+        )

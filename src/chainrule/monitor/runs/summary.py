@@ -1,0 +1,112 @@
+"""A run in a screenful, as the neutral document that every view tells: its course, its findings, its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chainrule.document import Block, Code, Document, Paragraph, Section, Table, Text
+from chainrule.numbers import number
+
+if TYPE_CHECKING:
+    from chainrule.graph.history import StepFacts
+    from chainrule.monitor.runs.found import Found
+    from chainrule.monitor.runs.run import Run
+
+LINES = 10  # steps in the table of the course
+PARAMETERS = 30  # rows in theirs
+
+
+def document(run: Run) -> Document:
+    """Tell a run."""
+    steps = run.steps()
+    return Document(("One run of training",), tuple(_summary(run, steps)), tuple(_sections(run, steps)))
+
+
+def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
+    if not steps:
+        yield Paragraph(("No step has been watched yet.",))
+        yield from _findings(run)
+        return
+    began = datetime.fromtimestamp(run.began).strftime("%Y-%m-%d %H:%M")
+    ending = run.status if run.status in ("running", "ended") else f"ended by {run.status}"
+    yield Paragraph(
+        (
+            f"{len(steps):,} watched steps, {steps[0].step:,} to {steps[-1].step:,}, every {run.every:,}; "
+            f"begun {began}, {ending}. Script: ",
+            Code(run.script or "none"),
+        )
+    )
+    if len(run.runs) > 1:
+        there = ", ".join(map(str, run.runs))
+        yield Paragraph((f"The file holds the runs {there}; this is number {run.id}.",), "note")
+    skipped = sum(facts.skipped for facts in steps)
+    if skipped:
+        yield Paragraph((f"A GradScaler left out {skipped:,} steps, whose gradients were not finite.",), "note")
+    if not run.findings():
+        yield Paragraph(("Nothing was found to be unhealthy.",))
+    yield from _findings(run)
+
+
+def _findings(run: Run) -> Iterator[Block]:
+    for found in run.findings():
+        yield Paragraph((_found(found),), "note" if found.severity == "note" else "warning")
+
+
+def _found(found: Found) -> str:
+    when = f"{found.when[0].upper()}{found.when[1:]}: " if found.when else ""
+    return " ".join([f"{when}{found.text}", *found.evidence, found.advice]).strip()
+
+
+def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
+    if steps:
+        yield Section(("The course of it",), "course", "overview", (_course(steps),))
+    rows = tuple(_parameters(run))
+    if rows:
+        shown = [rows[place] for place in _spread(len(rows), PARAMETERS)]
+        left = (
+            f"{len(rows) - len(shown)} more between these are in the page of the run." if len(rows) > len(shown) else ""
+        )
+        headers = ("parameter", "gradient norm", "largest", "update / weight", "largest")
+        words = Paragraph((f"Medians over the watched steps. {left}".strip(),))
+        yield Section(("Parameters",), "parameters", "overview", (words, Table(headers, tuple(shown))))
+    recordings = run.recordings().values()
+    if recordings:
+        full = tuple(((f"{each.step:,}",), (Code(str(each.file)),), (each.reason,)) for each in recordings)
+        yield Section(("Steps recorded in full",), "full", "overview", (Table(("step", "file", "why"), full),))
+
+
+def _course(steps: Sequence[StepFacts]) -> Table:
+    rows = []
+    for facts in (steps[place] for place in _spread(len(steps), LINES)):
+        loss = "skipped" if facts.skipped else "" if facts.loss is None else number(facts.loss)
+        clipped = "" if facts.clipped is None else " -> ".join(map(number, facts.clipped))
+        rows.append(((f"{facts.step:,}",), (loss,), (", ".join(map(number, facts.rates)),), (clipped,)))
+    return Table(("step", "loss", "learning rate", "norm before and after clipping"), tuple(rows))
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places: the first, the last, and evenly between."""
+    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+    return places
+
+
+def _parameters(run: Run) -> Iterator[tuple[Text, ...]]:
+    _, tensors, norms = run.table("parameter gradient", "norm", marked=True)
+    _, moved, ratios = run.ratios()
+    ratio_of = {tensor.name: row for tensor, row in zip(moved, ratios, strict=True)}
+    for tensor, row in zip(tensors, norms, strict=True):
+        figures = (*_figures(row), *_figures(ratio_of.get(tensor.name, row[:0])))
+        yield (Code(tensor.name),), *((figure,) for figure in figures)
+
+
+def _figures(row: np.ndarray) -> tuple[str, str]:
+    """The median and the largest of what there is."""
+    there = row[~np.isnan(row)]
+    if not there.size:
+        return "", ""
+    with np.errstate(invalid="ignore"):
+        return number(float(np.median(there))), number(float(there.max()))

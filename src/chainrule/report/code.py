@@ -1,0 +1,404 @@
+"""The same step as code, which recomputes the results of each section with torch and asserts that they are the same.
+
+Each section's code builds on that of the sections before it, in reading order: leaves, forward, backward, update. Small
+tensors begin as the numbers that were recorded; whatever follows from them is computed, so that a reader can change a
+number and see what follows. A step whose operands are too large to be written down, or that draws random numbers, has
+no code that computes it. Operations are called by their ATen names, exactly as they ran; nothing of a user's text
+stands in the code but as an identifier or a string's `repr`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor as Data
+
+from chainrule.derivation.backprop import Share, Step
+from chainrule.document import Section
+from chainrule.graph.graph import Operation, ParameterUpdate, Ref, counted
+from chainrule.graph.reexecution import Rerun
+from chainrule.report.context import ELEMENTS, JACOBIAN, Context
+
+PREAMBLE = '''\
+from math import inf, nan
+
+import torch
+
+aten = torch.ops.aten
+COMPARE = True  # False: change any number, and see what follows, instead of holding it against the recording
+
+
+def check(result, recorded):
+    """Assert that a recomputed result is the recorded one up to rounding, and go on with that, bit for bit."""
+    if not COMPARE:
+        return result
+    torch.testing.assert_close(result, recorded, equal_nan=True)
+    return recorded
+'''
+_of_torch = (torch.dtype, torch.layout, torch.memory_format)
+
+
+class Unwritable(Exception):  # noqa: N818 (never leaves this module)
+    """This cannot be said in code that runs on its own."""
+
+
+def with_code(context: Context, sections: Sequence[Section]) -> tuple[Section, ...]:
+    """The sections, each with the code that recomputes it where there is some."""
+    there = {each.anchor for section in sections for _, each in section.walk()}
+    codes: dict[str, str] = {}
+    waiting: list[str] = []  # of steps that have no section, because one of a block like theirs stands for them
+    for anchor, written in _Writer(context).codes():
+        waiting += [written] if written else []
+        if anchor in there:
+            codes[anchor] = "\n".join(waiting)
+            waiting = []
+    return tuple(_filled(section, codes) for section in sections)
+
+
+def _filled(section: Section, codes: Mapping[str, str]) -> Section:
+    inner = tuple(_filled(each, codes) for each in section.sections)
+    return replace(section, sections=inner, code=codes.get(section.anchor, ""))
+
+
+class _Writer:
+    """Writes the code in reading order, and remembers which names it has defined."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._graph = context.graph
+        self._names: dict[object, str] = {}
+        self._defined: set[str] = set()
+        steps = context.derivation.steps
+        self._forward = [step for step in steps if step.kind == "forward"]
+        self._backward = [step for step in steps if step.kind == "backward"]
+        self._shares: dict[tuple[int, int], list[Share]] = {}  # (value, backward) -> what adds up to its gradient
+        for step in self._backward:
+            for share in step.shares:
+                if share.value is not None and share.gradient is not None:
+                    self._shares.setdefault((share.value, step.backward or 0), []).append(share)
+
+        self._reached: dict[int, list[int]] = {}  # value -> the passes that brought it gradients
+        for value, backward in self._shares:
+            self._reached.setdefault(value, []).append(backward)
+
+    def codes(self) -> Iterator[tuple[str, str]]:
+        """The code of each section that has some, by its anchor."""
+        yield "setting", "\n".join([PREAMBLE, "", *self._leaves()])
+        for number, (_, parameter) in enumerate(self._graph.parameters.items()):
+            if parameter.value is not None:
+                yield f"parameter-{number}", "\n".join(self._leaf(parameter.value, parameter.before))
+        for number, step in enumerate(self._forward, 1):
+            yield f"forward-{number}", "\n".join(self._computed(step))
+        for number, step in enumerate(self._backward, 1):
+            yield f"backward-{number}", "\n".join(self._arrived(step))
+            for share in step.shares:
+                if share.value is not None and share.gradient is not None:
+                    item = "" if share.item is None else f"-{share.item}"
+                    yield f"backward-{number}-{share.argument}{item}", "\n".join(self._back(step, share))
+        yield "gradients", "\n".join(self._sums())
+        for number, update in enumerate(self._graph.updates, 1):
+            for place, each in enumerate(update.parameters):
+                yield f"update-{number}-{place}", "\n".join(self._update(update.optimizer, each))
+
+    # -- leaves and the forward pass
+
+    def _leaves(self) -> Iterator[str]:
+        """What is used and no told step makes: data from outside, and what the block made where no gradient flows."""
+        used = {value for step in self._forward for _, _, value in step.arguments}
+        made = {value for step in self._forward for operation in step.operations for value in self._outputs(operation)}
+        leaves = used - made
+        for value in self._graph.values:
+            if value.index in leaves and value.kind != "parameter":
+                yield from self._leaf(value.index, value.data)
+
+    def _leaf(self, value: int, data: Data | None) -> Iterator[str]:
+        name = self._name(value)
+        if name not in self._defined and _is_small(data):
+            self._defined.add(name)
+            yield f"{name} = {literal(data)}"
+
+    def _computed(self, step: Step) -> list[str]:
+        results = self._context.results(step)
+        try:
+            lines = self._run(step, {})
+        except Unwritable:
+            return [line for value in results for line in self._leaf(value, self._graph.values[value].data)]
+        self._defined |= {self._name(value) for op in step.operations for value in self._outputs(op)}
+        for value in results:
+            data = self._graph.values[value].data
+            if data is not None and _is_small(data):
+                lines.append(_held(self._name(value), data))
+        return lines
+
+    def _run(self, step: Step, renamed: Mapping[tuple[str, int | None] | int, str]) -> list[str]:
+        """The operations of a step, one line each. Raises Unwritable where one cannot be written."""
+        inner: set[int] = set()
+        lines = []
+        for index in step.operations:
+            operation = self._graph.operations[index]
+            outputs = self._outputs(index)
+            left = ", ".join("_" if v is None else self._name(v) for v in operation.outputs)
+            lines.append(f"{left} = {self._called(operation, inner, renamed)}")
+            inner.update(outputs)
+        return lines
+
+    def _outputs(self, operation: int) -> list[int]:
+        return [value for value in self._graph.operations[operation].outputs if value is not None]
+
+    def _called(self, operation: Operation, inner: set[int], renamed: Mapping[Any, str]) -> str:
+        """One operation as a call by its ATen name, without the arguments that have their default."""
+        overload = operation.function.function if isinstance(operation.function, Rerun) else None
+        if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
+            raise Unwritable
+        if torch.Tag.nondeterministic_seeded in overload.tags or not operation.outputs:
+            raise Unwritable
+        if len(overload._schema.returns) not in (1, len(operation.outputs)):  # it gave None for some of its results
+            raise Unwritable
+        given: list[tuple[Any, Any]] = []
+        for argument in overload._schema.arguments:
+            value = operation.arguments.get(argument.name)
+            if argument.is_out:
+                raise Unwritable
+            given.append((argument, value))
+        while given and _is_default(*given[-1]):
+            given.pop()
+        parts = []
+        for argument, value in given:
+            text = renamed.get((argument.name, None)) or self._argument(value, argument.name, inner, renamed)
+            changed = argument.alias_info is not None and argument.alias_info.is_write
+            text += ".clone()" if changed and isinstance(value, Ref) else ""
+            parts.append(f"{argument.name}={text}" if argument.kwarg_only else text)
+        overload_name = "" if overload._overloadname == "default" else f".{overload._overloadname}"
+        return f"aten.{overload._opname}{overload_name}({', '.join(parts)})"
+
+    def _argument(self, item: Any, name: str, inner: set[int], renamed: Mapping[Any, str]) -> str:
+        if isinstance(item, Ref):
+            if item.value in renamed:
+                return renamed[item.value]
+            written = self._name(item.value)
+            if item.value not in inner and written not in self._defined:
+                raise Unwritable
+            return written
+        if isinstance(item, list):
+            each = (renamed.get((name, i)) or self._argument(x, name, inner, renamed) for i, x in enumerate(item))
+            return f"[{', '.join(each)}]"
+        if isinstance(item, _of_torch):
+            return str(item)
+        if isinstance(item, torch.device):
+            return f"torch.device({str(item)!r})"
+        if item is None or isinstance(item, (bool, int, float, str)):
+            return repr(item)
+        raise Unwritable
+
+    # -- the backward pass
+
+    def _arrived(self, step: Step) -> list[str]:
+        """The upstream gradients: the sum of the shares where all are there, else as recorded."""
+        lines: list[str] = []
+        for slot, value in enumerate(step.outputs):
+            upstream = step.upstream[slot] if slot < len(step.upstream) else None
+            if upstream is not None:
+                lines += self._total(value, step.backward or 0, upstream)
+        return lines
+
+    def _total(self, value: int, backward: int, recorded: Data) -> Iterator[str]:
+        name = self._gradient(value, backward)
+        shares = [self._share(value, backward, each) for each in self._shares.get((value, backward), [])]
+        if name in self._defined:
+            return
+        if len(shares) > 1 and self._defined.issuperset(shares):
+            self._defined.add(name)
+            yield f"{name} = {' + '.join(shares)}  # one share for each use"
+            if _is_small(recorded):
+                yield _held(name, recorded)
+        elif _is_small(recorded):
+            self._defined.add(name)
+            yield f"{name} = {literal(recorded)}"
+
+    def _back(self, step: Step, share: Share) -> list[str]:
+        """One share of a gradient: the product that PyTorch runs, and the same by the Jacobian where it is small."""
+        recorded = share.gradient if share.recorded is None else share.recorded
+        if share.value is None or recorded is None:
+            return []
+        name = self._share(share.value, step.backward or 0, share)
+        try:
+            lines = self._product(step, share.value, name, self._renamed(step, share))
+        except Unwritable:
+            if not _is_small(recorded) or name in self._defined:
+                return []
+            self._defined.add(name)
+            return [f"{name} = {literal(recorded)}"]
+        self._defined.add(name)
+        return [*lines, _held(name, recorded)] if _is_small(recorded) else lines
+
+    def _product(self, step: Step, variable: int, name: str, renamed: Mapping[Any, str]) -> list[str]:
+        operand = self._name(variable)
+        slots = [slot for slot, g in enumerate(step.upstream) if g is not None and slot < len(step.outputs)]
+        upstream = [self._gradient(step.outputs[slot], step.backward or 0) for slot in slots]
+        outputs = [self._name(step.outputs[slot]) for slot in slots]
+        if not outputs or not self._defined.issuperset([operand, *upstream]):
+            raise Unwritable
+        body = self._run(step, renamed)
+        one = len(outputs) == 1
+        lines = ["def through(operand):", *(f"    {line}" for line in body)]
+        lines += [f"    return {', '.join(outputs)}", "", ""]
+        given = upstream[0] if one else f"({', '.join(upstream)})"
+        lines.append(f"{name} = torch.autograd.functional.vjp(through, {operand}, {given})[1]  # what PyTorch runs")
+        value, output = self._graph.values[variable], self._graph.values[step.outputs[slots[0]]]
+        rows, columns = math.prod(output.shape), math.prod(value.shape)
+        real = value.dtype == output.dtype and value.dtype.is_floating_point
+        if one and real and 0 < rows * columns <= JACOBIAN:
+            lines.append(
+                f"jacobian = torch.autograd.functional.jacobian(through, {operand}).reshape({rows}, {columns})"
+            )
+            product = f"({upstream[0]}.reshape(1, -1) @ jacobian).reshape({operand}.shape)"
+            lines.append(f"check({product}, {name})  # the long way")
+        return lines
+
+    def _renamed(self, step: Step, share: Share) -> dict[Any, str]:
+        """Which argument is the variable: the value wherever it stands, or this one argument where it stands twice."""
+        if sum(value == share.value for _, _, value in step.arguments) == 1:
+            return {share.value: "operand"}
+        if len(step.operations) == 1:
+            return {(share.argument, share.item): "operand"}
+        raise Unwritable
+
+    def _sums(self) -> Iterator[str]:
+        """What no step took on: the gradients of leaves that are used several times."""
+        for (value, backward), shares in self._shares.items():
+            recorded = self._graph.values[value].grad
+            if len(shares) > 1 and recorded is not None and self._pass_of(value) == backward:
+                yield from self._total(value, backward, recorded)
+
+    # -- the update
+
+    def _update(self, optimizer: str, each: ParameterUpdate) -> list[str]:
+        try:
+            return list(self._stepped(optimizer, each))
+        except Unwritable:
+            return []
+
+    def _stepped(self, optimizer: str, each: ParameterUpdate) -> Iterator[str]:
+        kind = getattr(torch.optim, optimizer, None)
+        if each.grad is None or each.value is None or not optimizer.isidentifier() or not isinstance(kind, type):
+            raise Unwritable
+        name = self._name(each.value)
+        backward = self._pass_of(each.value)
+        gradient = None if backward is None else self._gradient(each.value, backward)
+        recorded = self._graph.values[each.value].grad
+        if name not in self._defined:
+            raise Unwritable
+        if gradient not in self._defined or recorded is None or not torch.equal(recorded, each.grad):
+            gradient = _needed(each.grad)
+        state = [f"{key!r}: {_needed(value)}" for key, value in each.state_before.items()]
+        options = "".join(f", {key}={value!r}" for key, value in _options(kind, each.options))
+        yield f"{name}_new = {name}.clone().requires_grad_()"
+        yield f"{name}_new.grad = {gradient}.clone()"
+        yield f"optimizer = torch.optim.{optimizer}([{name}_new]{options})"
+        if state:
+            yield f"optimizer.state[{name}_new] = {{{', '.join(state)}}}"
+        yield "optimizer.step()"
+        yield f"check({name}_new.detach(), {_needed(each.after)})"
+
+    def _pass_of(self, value: int) -> int | None:
+        """The one pass that a value's gradient is from; None where it is the sum of several."""
+        passes = counted(self._graph.backwards, self._reached.get(value, ()))
+        return passes[0] if len(passes) == 1 else None
+
+    # -- names
+
+    def _name(self, value: int) -> str:
+        return self._identifier(value, self._context.notation.plain(value))
+
+    def _gradient(self, value: int, backward: int) -> str:
+        loss = self._context.notation.plain_loss(backward)
+        return self._identifier((value, backward), f"d{loss}_d{self._name(value)}")
+
+    def _share(self, value: int, backward: int, share: Share) -> str:
+        """The name of one share: the gradient's own where it is the only one."""
+        shares = self._shares[(value, backward)]
+        if len(shares) == 1:
+            return self._gradient(value, backward)
+        place = next(i for i, each in enumerate(shares, 1) if each is share)
+        return self._identifier((value, backward, place), f"{self._gradient(value, backward)}_share{place}")
+
+    def _identifier(self, key: object, wish: str) -> str:
+        """A name of its own for each key, as near to the wish as Python's grammar lets it be."""
+        if key not in self._names:
+            name = re.sub(r"\W", "_", wish, flags=re.ASCII)
+            name = f"_{name}" if not name or name[0].isdigit() or keyword.iskeyword(name) or name in _TAKEN else name
+            taken, number = set(self._names.values()), 2
+            unique = name
+            while unique in taken:
+                unique, number = f"{name}_{number}", number + 1
+            self._names[key] = unique
+        return self._names[key]
+
+
+_TAKEN = frozenset(
+    ("torch", "aten", "check", "through", "operand", "jacobian", "optimizer", "COMPARE", "inf", "nan", "_")
+)
+
+
+def _is_default(argument: Any, value: Any) -> bool:
+    return not isinstance(value, (Ref, list)) and argument.has_default_value() and value == argument.default_value
+
+
+def _held(name: str, recorded: Data) -> str:
+    return f"{name} = check({name}, {literal(recorded)})"
+
+
+def _is_small(data: Data | None) -> bool:
+    return data is not None and not data.is_meta and data.numel() <= ELEMENTS and data.layout is torch.strided
+
+
+def _needed(item: Any) -> str:
+    if isinstance(item, Data):
+        if _is_small(item):
+            return literal(item)
+        raise Unwritable
+    if item is None or isinstance(item, (bool, int, float)):
+        return repr(item)
+    raise Unwritable
+
+
+def _options(kind: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The optimizer's options that differ from their defaults, and that its constructor takes."""
+    for key, parameter in inspect.signature(kind).parameters.items():
+        if key in options and options[key] != parameter.default:
+            value = options[key]
+            several = value if isinstance(value, tuple) else (value,)
+            if not all(each is None or isinstance(each, (bool, int, float)) for each in several):
+                raise Unwritable
+            yield key, value
+
+
+def literal(data: Data | None) -> str:
+    """A tensor as code that makes the same tensor, bit for bit; floats as short as that allows."""
+    assert data is not None
+    data = data.detach().cpu().resolve_conj().resolve_neg()
+    if not data.numel():
+        return f"torch.empty({tuple(data.shape)}, dtype={data.dtype})"
+    body = _nested(data.tolist(), data.dtype)
+    return f"torch.tensor({body}" + (")" if data.dtype in _OWN else f", dtype={data.dtype})")
+
+
+_OWN = (torch.float32, torch.int64, torch.bool)  # what torch.tensor takes Python's numbers for, by default
+
+
+def _nested(item: Any, dtype: torch.dtype) -> str:
+    if isinstance(item, list):
+        return "[" + ", ".join(_nested(each, dtype) for each in item) + "]"
+    if isinstance(item, float) and math.isfinite(item) and dtype is not torch.float64:
+        return repr(float(str(numpy.float32(item))))  # the shortest text that is this float32, or a narrower one
+    if isinstance(item, complex):
+        return f"complex({item.real!r}, {item.imag!r})"
+    return repr(item)

@@ -1,0 +1,252 @@
+"""What happens to the gradients after the backward pass: into `.grad`, clipped or not, and into the parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from string import Template
+
+import torch
+from torch import Tensor as Data
+
+from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
+from chainrule.graph.graph import Backward, Parameter, ParameterUpdate, Update
+from chainrule.graph.statistics import Statistics
+from chainrule.graph.symbols import escape
+from chainrule.numbers import number
+from chainrule.report import alike
+from chainrule.report.context import Context, group, matrix, shape_text
+from chainrule.rules.optimizers import terms
+
+
+def gradients(context: Context) -> Section:
+    """The gradients as they stand in `.grad`, and what clearing them is for."""
+    return Section(("The gradients, and why they are cleared",), "gradients", "backward", tuple(_gradients(context)))
+
+
+def _gradients(context: Context) -> Iterator[Block]:
+    graph = context.graph
+    yield from _given(context)
+    given = {value for backward in graph.backwards for value in backward.given}
+    rows: list[tuple[Text, ...]] = []
+    for name, parameter in graph.parameters.items():
+        if not (parameter.has_gradient or parameter.grad is not None):
+            why = "given by torch.autograd.grad alone" if parameter.value in given else "no gradient arrived"
+            rows.append(((Code(name),), (f"None: {why}",), ("",)))
+            continue
+        known = context.figures(parameter.grad, parameter.grad_statistics)
+        norm = "not kept" if known is None else f"{math.nan if known.not_finite else known.norm:.4g}"
+        rows.append(((Code(name),), (shape_text(parameter.shape),), (norm,)))
+    yield Table(("parameter", "gradient", "norm"), tuple(rows))
+    ours = context.derivation.gradients
+    for name, parameter in graph.parameters.items():
+        value = parameter.value
+        recorded = graph.values[value].grad if value is not None else None
+        if value in ours and recorded is not None and len(context.uses(value)) > 1:
+            yield context.agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
+    filled = [
+        (n, p, sent) for n, p in graph.parameters.items() if (sent := graph.sent(p)) is not None and p.value is not None
+    ]
+    if not filled:
+        return
+    name, parameter, sent = filled[-1] if len(filled) < 2 else filled[-2]
+    assert parameter.value is not None
+    arrived = graph.values[parameter.value].grad
+    accumulated = arrived is not None and not arrived.is_meta and _differ(arrived, sent)
+    symbol = context.notation.gradient(parameter.value)
+    if accumulated:
+        yield Paragraph(
+            (Code(f"{name}.grad"), " was not empty when backward began, and backward adds to what is there: the "
+             "optimizer sees the old gradient plus the new one. Call ", Code("optimizer.zero_grad()"), " before each "
+             "step, unless you accumulate on purpose."),
+            "warning",
+        )  # fmt: skip
+        return
+    yield Paragraph(
+        (Code(".grad"), " was empty when backward began (", Code("optimizer.zero_grad()"), " clears it). Backward "
+         "adds to what is there: without clearing, a second pass over the same batch would leave twice the gradient, "
+         "and the optimizer would take it for the true one. For ", Math(symbol), " it would be"),
+    )  # fmt: skip
+    yield context.passing(rf"2 \cdot {symbol}", 2 * sent, "gradient", "after two backward passes")
+
+
+def _given(context: Context) -> Iterator[Block]:
+    """What each `torch.autograd.grad` gave its caller, beside our own sums."""
+    for backward in context.graph.backwards:
+        if backward.accumulates:
+            continue
+        yield Paragraph(handed_out(context, backward))
+        for value, gradient in backward.given.items():
+            symbol = context.notation.gradient(value, backward.index)
+            yield context.tensor(symbol, gradient, "gradient", "given by torch.autograd.grad")
+            ours = context.derivation.of_passes.get(backward.index, {}).get(value)
+            if ours is not None:
+                text = (f"our rules against what torch.autograd.grad gave of {context.notation.plain(value)}",)
+                yield context.agreement(ours, gradient, text)
+
+
+def handed_out(context: Context, backward: Backward) -> Text:
+    """What a pass of `torch.autograd.grad` is, in a sentence."""
+    notation, where = context.notation, f" ({backward.place})" if backward.place else ""
+    of = "" if backward.loss is None else f" of {notation.plain(backward.loss)}"
+    names = " and ".join(notation.plain(value) for value in backward.given) or "values outside this recording"
+    return (
+        Code("torch.autograd.grad"), f"{where} gave the gradient{of} with respect to {names} to the code that called "
+        "it: a result like any other, which is not in ", Code(".grad"), ".",
+    )  # fmt: skip
+
+
+def _differ(arrived: Data, left: Data) -> bool:
+    """Whether more stands in `.grad` than arrived there in this step, rounding apart."""
+    arrived, left = arrived.to_dense(), left.to_dense()
+    return bool((arrived - left).abs().max() > 1e-4 * left.abs().max()) if left.numel() else False
+
+
+def update(context: Context, number: int, step: Update) -> Section:
+    """One `optimizer.step()`: every parameter's update, term by term."""
+    title: tuple[Span, ...] = (f"Update: {step.optimizer}",)
+    inner = tuple(
+        _parameter(context, step, each, f"update-{number}-{place}")
+        for place, each in enumerate(step.parameters)
+        if context.folding.parameter_fold(each.name) is None
+    )
+    return Section(title, f"update-{number}", "update", tuple(_events(context, step)), inner)
+
+
+def _events(context: Context, step: Update) -> Iterator[Block]:
+    said: set[str] = set()
+    for event in context.graph.events:
+        if event.position <= step.position and event.kind not in said:
+            said.add(event.kind)
+            where = f" ({event.place})" if event.place else ""
+            yield Paragraph(
+                ("Between backward and the step, ", Code(event.kind), f" changed gradients in place{where}. The "
+                 "optimizer sees what is left in .grad."),
+                "note",
+            )  # fmt: skip
+
+
+def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: str) -> Section:
+    name = each.name if each.value is None else context.notation.plain(each.value)
+    title: tuple[Span, ...] = (name,) if name == each.name else (f"{name} (", Code(each.name), ")")
+    return Section(title, anchor, "update", (*_terms(context, step, each), *alike.updates(context, step, each.name)))
+
+
+def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
+    symbol = rf"\text{{{escape(each.name)}}}" if each.value is None else context.notation.symbol(each.value)
+    gradient = r"\frac{\partial J}{\partial " + symbol + "}"
+    yield context.known(symbol, each.before, "parameter", each.before_statistics, "before")
+    if each.grad is None:
+        yield Paragraph(("No gradient: the optimizer leaves this parameter as it is.",), "note")
+        return
+    yield from _changed(context, each)
+    yield context.known(gradient, each.grad, "gradient", each.grad_statistics, "gradient")
+    worked_out = terms(each, step.optimizer)
+    if worked_out is None:
+        yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
+        yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
+        known = each if each.is_whole else each.without_numbers()
+        yield context.passing(rf"\Delta {symbol}", known.after - known.before, "parameter", "difference")
+        return
+    yield from _state(context, each)
+    fill = {"theta": group(symbol), "g": group(gradient)}
+    numbers = fill | {"theta": matrix(each.before) or fill["theta"], "g": matrix(each.grad) or fill["g"]}
+    for term in worked_out:
+        left = Template(term.symbol).safe_substitute(fill)
+        yield Paragraph((term.meaning[:1].upper() + term.meaning[1:] + ":",))
+        yield Equation(Template(term.equation).safe_substitute(fill))
+        left_side, _, right_side = term.numbers.partition(" = " if " = " in term.numbers else r" \leftarrow ")
+        put_in = Template(right_side).safe_substitute(numbers)
+        yield Equation(f"{Template(left_side).safe_substitute(fill)} = {put_in}", "numbers")
+        value = term.value if isinstance(term.value, Data) else torch.tensor(term.value)
+        yield context.passing(left, value, "parameter")
+    new = worked_out[-1].value
+    assert isinstance(new, Data)
+    text = ("against the parameter after ", Code("optimizer.step()"))
+    yield context.agreement(new, each.after, text, passing=True)
+
+
+def written_by_hand(context: Context) -> list[Parameter]:
+    """The parameters that the step changed, and no optimizer."""
+    graph = context.graph
+    stepped = {each.name for step in graph.updates for each in step.parameters}
+    return [
+        parameter
+        for name, parameter in graph.parameters.items()
+        if parameter.after is not None and name not in stepped and context.folding.parameter_fold(name) is None
+    ]
+
+
+def by_hand(context: Context, written: Iterable[Parameter]) -> Section:
+    """What the user's own lines made of the parameters: before, gradient, after, and what was added."""
+    inner = tuple(
+        Section(
+            (Code(parameter.name),), f"by-hand-{place}", "update",
+            (*_written(context, parameter), *alike.by_hand(context, parameter.name)),
+        )
+        for place, parameter in enumerate(written)
+    )  # fmt: skip
+    said = Paragraph(("Other code than an optimizer of ", Code("torch.optim"), " changed these parameters."))
+    return Section(("Update: by hand",), "by-hand", "update", (said,), inner)
+
+
+def _written(context: Context, parameter: Parameter) -> Iterator[Block]:
+    value, before, after = parameter.value, parameter.before, parameter.after
+    symbol = rf"\text{{{escape(parameter.name)}}}" if value is None else context.notation.symbol(value)
+    grad = parameter.grad
+    if grad is None and value is not None:  # given by torch.autograd.grad
+        grad = context.graph.values[value].grad
+    yield context.tensor(symbol, before, "parameter", "before")
+    if grad is not None and value is not None:
+        yield context.tensor(context.notation.gradient(value), grad, "gradient", "gradient")
+    yield context.tensor(rf"{group(symbol)}_{{new}}", after, "parameter", "after")
+    if before is None or after is None:
+        return
+    added = after - before
+    yield context.passing(rf"\Delta {symbol}", added, "parameter", "what was added")
+    rate = None if grad is None else _rate(added, grad, before)
+    if rate is not None and value is not None:
+        gradient = context.notation.gradient(value)
+        yield Equation(rf"\Delta {symbol} = {number(rate)} \cdot {gradient}", "up to rounding")
+
+
+def _rate(added: Data, grad: Data, before: Data) -> float | None:
+    """What the gradient was multiplied by, where that is all that was added; None where it is not."""
+    grad, size = grad.to_dense(), float((grad.to_dense().double() ** 2).sum())
+    if not size or added.is_complex() or not math.isfinite(size):
+        return None
+    rate = float((added.double() * grad.double()).sum()) / size
+    rounding = 4 * torch.finfo(added.dtype).eps * (before.abs() + added.abs()).double()
+    return (
+        rate
+        if bool(((added.double() - rate * grad.double()).abs() <= rounding + abs(rate) * 1e-6 * grad.abs()).all())
+        else None
+    )
+
+
+def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
+    """What the optimizer remembers of earlier steps."""
+    for name, held in each.state_before.items():
+        symbol, label = rf"\text{{{escape(name)}}}", "remembered from the steps before"
+        if isinstance(held, Statistics):
+            bare = torch.empty(each.before.shape, dtype=each.before.dtype, device="meta")
+            yield context.known(symbol, bare, "parameter", held, label)
+        elif isinstance(held, Data) and name != "step":
+            yield context.tensor(symbol, held, "parameter", label)
+    if not each.state_before:
+        yield Paragraph(("The first step: the optimizer remembers nothing yet, and what it would is 0.",))
+
+
+def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
+    """Say so where the gradient that the optimizer saw is not the one that backward left."""
+    parameter = context.graph.parameters.get(each.name)
+    if parameter is None or parameter.grad is None or each.grad is None or each.grad.is_meta:
+        return
+    if context.measures.are_twins(each.grad, parameter.grad):
+        return
+    before, after = context.measures.norm(parameter.grad), context.measures.norm(each.grad)
+    ratio = f", {after / before:.4g} of it" if before else ""
+    yield Paragraph(
+        (f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed.",),
+        "note",
+    )

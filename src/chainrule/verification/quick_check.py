@@ -1,0 +1,263 @@
+"""The first look at one argument of a large operation: few passes over its numbers, and only agreement is believed.
+
+A large operation (its argument or outputs above LARGE elements) would cost many whole-tensor passes in float64. Here
+our rule's gradient is held against autograd's at every element, in their own number type; and autograd's against the
+operation itself along one random direction v, of which only a few thousand elements differ from 0 where the argument
+has more than DENSE. Where the operation is linear in the argument, J v is the operation on v, run in the recorded
+number type with the terms that do not hold the argument set to zero; elsewhere it is a central difference in float64.
+The tolerances are those of the full proof. Whatever does not agree at this look goes through the full proof.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.execution.experiment import EPS, MARGIN, STEP, Experiment, pick, put, unravel
+from chainrule.graph.graph import Edge
+from chainrule.rules import Kink
+from chainrule.verification.comparison import FINEST, FLOOR, Case, Difference, Finding, label_of
+
+LARGE = 2**16  # elements: from here on a first look comes before the full proof
+DENSE = 2**20  # elements: above, directions are sparse
+DRAWN, KEPT = 2**18, 2**12  # elements of a sparse direction: drawn, and kept of those
+
+Arguments = dict[str, Any]
+
+
+def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) -> Finding | None:
+    """What a first look finds of one argument; None where the full proof is to look, also where we have no rule."""
+    got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
+    if got is None or ours is None or not _plain(got) or case.rule is None:
+        return None
+    recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
+    size = max(got.numel(), *(g.numel() for g in upstream.values())) if upstream else 0
+    if size <= LARGE or not _plain(recorded) or recorded.shape != got.shape or not all(map(_plain, upstream.values())):
+        return None
+    if case.rule.kink is not None and _at_corner(case.rule.kink, case.op, edge, recorded):
+        return None
+    label = label_of(edge)
+    beside = _beside(got, ours, case.eps, label)
+    finite = _along(experiment, edge, got, label) if beside is not None else None
+    if finite is None or not finite.largest <= finite.tolerance:
+        return None
+    return Finding(edge, label, got, False, ours, finite, rule=beside)
+
+
+def only_beside(case: Case, edge: Edge, ours: Tensor | None) -> Finding | None:
+    """Our rule's gradient beside autograd's alone, for a large operation that is not run again."""
+    got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
+    if not _plain(got) or not _plain(ours) or got is None or ours is None or got.numel() <= LARGE:
+        return None
+    found = _beside(got, ours, case.eps, label_of(edge))
+    return None if found is None else Finding(edge, label_of(edge), got, False, ours, rule=found)
+
+
+def _at_corner(kink: Kink, op: Any, edge: Edge, recorded: Tensor) -> bool:
+    """Whether an element lies so near to a point without a derivative that a difference would step over it."""
+    mine = (kink.argument, None) == (edge.argument, edge.item)
+    return mine and bool(kink.where(op, 8 * STEP * (rms(recorded) or 1.0)).any())
+
+
+def _plain(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
+
+
+def same_numbers(got: Tensor, other: Tensor, eps: float, label: str) -> Difference | None:
+    """A difference of 0 between two equal tensors, with what rounding would allow at their first element."""
+    if got is not other and (got.dtype != other.dtype or not torch.equal(got, other)):
+        return None
+    if not got.numel():
+        return Difference(0.0, label, None, 0.0)
+    first = (0,) * got.dim()
+    return Difference(0.0, label, first, MARGIN * eps * (abs(float(got[first])) + rms(got)) + FLOOR)
+
+
+def _beside(got: Tensor, ours: Tensor, eps: float, label: str) -> Difference | None:
+    """Our rule's gradient beside autograd's; None where an element seems off, or the two are of other kinds."""
+    if ours.shape != got.shape or ours.dtype != got.dtype or ours.layout != torch.strided:
+        return None
+    if (same := same_numbers(got, ours, eps, label)) is not None:
+        return same
+    apart = (got - ours).abs_()
+    place = int(apart.argmax())
+    where = unravel(place, tuple(got.shape))
+    largest, allowed = float(apart[where]), MARGIN * eps * rms(got) + FLOOR
+    tolerance = allowed + MARGIN * eps * max(abs(float(got[where])), abs(float(ours[where])))
+    if not largest <= tolerance:
+        return None
+    if largest > allowed and not bool(apart.sub_(got.abs(), alpha=MARGIN * eps).max() <= allowed):
+        return None
+    return Difference(largest, label, where, tolerance)
+
+
+def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape in pieces that stay in the processor's cache."""
+    if first.numel() <= DENSE:
+        return iter([(first, *others)])
+    axis = max(range(first.dim()), key=first.stride)
+    thickness = max(1, DENSE // 4 * first.shape[axis] // first.numel())
+    return zip(*(each.split(thickness, axis) for each in (first, *others)), strict=True)
+
+
+def rms(gradient: Tensor) -> float:
+    """The root of the mean square, in few passes."""
+    length: float = torch.linalg.vector_norm(gradient).item()
+    return length / math.sqrt(max(gradient.numel(), 1))
+
+
+# -- along one direction ----------------------------------------------------------------------------------------------
+
+
+def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Difference | None:
+    """The dot-product test, <u, J v> = <J^T u, v>, along one direction."""
+    v, places = _direction(got)
+    eps = max(experiment.eps, FINEST)
+    found = _linear(experiment, edge, v) or _central(experiment, edge, v)
+    if found is None:
+        return None
+    change, rounding = found
+    if places is None:
+        ours = got.double() * v
+    else:
+        ours = got.reshape(-1)[places].double() * v.view(-1)[places] if got.is_contiguous() else _picked(got, v, places)
+    slope = square = size = 0.0
+    for place, moved in change.items():
+        u = experiment.upstream[place]
+        if moved.shape != u.shape:
+            return None
+        for part, other in slabs(u, moved):
+            terms = part * other
+            slope += float(terms.sum(dtype=torch.float64))
+            square += float(torch.linalg.vector_norm(terms)) ** 2
+            size += float(torch.linalg.vector_norm(terms, 1))
+    accumulated = max(torch.finfo(torch.float32).eps if eps > FINEST else 0.0, EPS)
+    tolerance = MARGIN * eps * (square**0.5 + float(ours.norm())) + accumulated * size + rounding + FLOOR
+    return Difference(abs(slope - float(ours.sum())), label, None, tolerance)
+
+
+def _picked(got: Tensor, v: Tensor, places: Tensor) -> Tensor:
+    index = torch.unravel_index(places, got.shape)
+    return got[index].double() * v.view(-1)[places]
+
+
+def _direction(got: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A random direction of the shape of `got`, and which elements differ from 0 (None: any may).
+
+    Of the elements drawn for a sparse one, half of those kept are where the gradient is largest: most of an
+    embedding's gradient is 0.
+    """
+    if got.numel() <= DENSE:
+        return _normal(got.numel(), got.device).view(got.shape), None
+    drawn = _draw(got.numel(), got.device)
+    there = got[torch.unravel_index(drawn, got.shape)]
+    kept = torch.cat([there.abs().topk(KEPT // 2).indices, torch.arange(KEPT // 2, device=got.device)]).unique()
+    places = drawn[kept].unique()
+    v = torch.zeros(got.shape, dtype=torch.float64 if got.dtype == torch.float64 else torch.float32, device=got.device)
+    v.view(-1)[places] = _normal(KEPT, got.device)[: len(places)].to(v.dtype)
+    return v, places
+
+
+def _normal(count: int, device: torch.device) -> Tensor:
+    return _normals(device)[:count]
+
+
+@lru_cache(maxsize=2)
+def _normals(device: torch.device) -> Tensor:
+    # Rounded to float32, so that a run in float32 moves along the same direction.
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(DENSE, generator=generator).double().to(device)
+
+
+@lru_cache(maxsize=4)
+def _draw(count: int, device: torch.device) -> Tensor:
+    return torch.randint(count, (DRAWN,), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _central(experiment: Experiment, edge: Edge, v: Tensor) -> tuple[dict[int, Tensor], float] | None:
+    """J v by a central difference in float64, and how far rounding may move <u, J v>."""
+    experiment.afford(pick(experiment.recorded, edge), 4, 5)
+    x = pick(experiment.wide, edge)
+    step = STEP * (rms(x) or 1.0)
+    if not step < float("inf"):  # something in it is not finite
+        return None
+    up, down = (_run(experiment, {**experiment.wide}, edge, torch.add(x, v, alpha=h)) for h in (step, -step))
+    if up.keys() != experiment.upstream.keys():
+        return None
+    heights = [float(torch.linalg.vector_norm(experiment.upstream[p] * y)) for p, y in up.items()]
+    rounding = MARGIN * EPS * sum(height**2 for height in heights) ** 0.5 / step
+    return {place: (up[place] - down[place]).div_(2 * step) for place in up}, rounding
+
+
+def _linear(experiment: Experiment, edge: Edge, v: Tensor) -> tuple[dict[int, Tensor], float] | None:
+    """J v as the operation on v itself, where it is linear in the argument."""
+    recorded = pick(experiment.recorded, edge)
+    without = _LINEAR.get(experiment.name, {}).get(edge.argument or "")
+    if without is None or recorded.dtype not in (torch.float32, torch.float64):
+        return None
+    experiment.afford(recorded, 3, 3, wide=False)
+    change = _run(experiment, without({**experiment.recorded}), edge, v.to(recorded.dtype))
+    return (change, 0.0) if change.keys() == experiment.upstream.keys() else None
+
+
+def _run(experiment: Experiment, arguments: Arguments, edge: Edge, x: Tensor) -> dict[int, Tensor]:
+    put(arguments, edge, x)
+    outs = experiment.run(arguments)
+    return {place: outs[place] for place in experiment.upstream if place < len(outs)}
+
+
+def _alone(arguments: Arguments) -> Arguments:
+    return arguments
+
+
+def _zeroed(*names: str) -> Callable[[Arguments], Arguments]:
+    """The terms that do not hold the argument, set to zero."""
+
+    def without(arguments: Arguments) -> Arguments:
+        for name in names:
+            held = arguments[name]
+            arguments[name] = torch.zeros_like(held) if isinstance(held, Tensor) else held and 0
+        return arguments
+
+    return without
+
+
+def _unmultiplied(arguments: Arguments) -> Arguments:
+    """No product of matrices: they are left without the axis that is summed over."""
+    return {**arguments, "mat1": arguments["mat1"][:, :0], "mat2": arguments["mat2"][:0]}
+
+
+def _pieces(arguments: Arguments) -> Arguments:
+    return {**arguments, "tensors": [torch.zeros_like(each) for each in arguments["tensors"]]}
+
+
+_SUM = {"self": _zeroed("other"), "other": _zeroed("self")}
+_PRODUCT = {"self": _alone, "mat2": _alone}
+_LINEAR: dict[str, dict[str, Callable[..., Any]]] = {
+    "aten.add.Tensor": _SUM,
+    "aten.sub.Tensor": _SUM,
+    "aten.mul.Tensor": {"self": _alone, "other": _alone},
+    "aten.div.Tensor": {"self": _alone},
+    "aten.mm.default": _PRODUCT,
+    "aten.bmm.default": _PRODUCT,
+    "aten.addmm.default": {"self": _unmultiplied, "mat1": _zeroed("self"), "mat2": _zeroed("self")},
+    "aten.embedding.default": {"weight": _alone},
+    "aten.nll_loss_forward.default": {"self": _alone},
+    "aten.cat.default": {"tensors": _pieces},
+    "aten.stack.default": {"tensors": _pieces},
+    **{
+        f"aten.{name}": {"self": _alone}
+        for name in (
+            "t.default", "view.default", "_unsafe_view.default", "transpose.int", "permute.default", "expand.default",
+            "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "slice.Tensor", "select.int",
+            "split.Tensor", "split_with_sizes.default", "unbind.int", "alias.default", "clone.default", "neg.default",
+            "sum.default", "sum.dim_IntList", "mean.default", "mean.dim", "index_select.default", "gather.default",
+            "mul.Scalar", "div.Scalar",
+        )
+    },
+}  # fmt: skip

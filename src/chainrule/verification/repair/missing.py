@@ -1,0 +1,108 @@
+"""Terms that are missing: of a use of a tensor, of elements beside the diagonal, or a product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import combinations_with_replacement, product
+
+import torch
+from torch import Tensor
+
+from chainrule.execution.function_trace import Trial
+from chainrule.verification.comparison import Finding
+from chainrule.verification.repair.mending import SAME, Found, Mended, fit, readable
+
+
+def missing_use(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+    """The gradient is what comes back when one use of a tensor in the forward is forgotten."""
+    position, point = finding.edge.position, points[0]
+    if not _forward_agrees(points, position):
+        return
+    for cut, name in enumerate(point.uses[:64]):
+        if all(_same(each.without_use(cut)[position], each.got[position]) for each in points):
+            yield (
+                "missing term",
+                f"a term is missing in the gradient of `{finding.label}`: the one that comes back through `{name}` of "
+                "the forward; with it, it agrees",
+            )
+
+
+def _forward_agrees(points: list[Trial], position: int) -> bool:
+    """Whether autograd, let through the steps of the forward, gives the gradient that differences measure."""
+    wholes = [each.without_use(None)[position] for each in points]
+    return all(whole is not None and each.agrees(position, whole) for each, whole in zip(points, wholes, strict=True))
+
+
+def missing_others(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+    """The diagonal of the Jacobian alone, as where a softmax is taken for a sigmoid."""
+    position = finding.edge.position
+    if _forward_agrees(points, position) and all(
+        _same(each.along_the_diagonal(position), each.got[position]) for each in points
+    ):
+        yield (
+            "missing term",
+            f"the gradient of `{finding.label}` is made of the diagonal of the Jacobian alone: it lets each element of "
+            "the output depend on the same element of the input, and the terms of all others are missing",
+        )
+
+
+def _same(left: Tensor | None, right: Tensor) -> bool:
+    if left is None or not right.any():
+        return False
+    return bool((left - right).abs().max() <= 1e-8 * right.abs().max())
+
+
+def missing_product(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+    """A multiple of a product of what the backward reads is missing, or too much."""
+    position, name = finding.edge.position, f"the gradient of `{finding.label}`"
+    for called, term in _terms(points[0], points[0].got[position].shape):
+        try:
+            factor = fit(points, position, lambda point: point.got[position], term)
+        except Exception:  # shapes that do not fit
+            continue
+        if factor is not None:
+            times = "" if abs(factor - 1) < SAME else "minus " if abs(factor + 1) < SAME else f"{factor:.6g} times "
+            yield "missing term", f"a term is missing in {name}: with {times}{called} added it agrees"
+
+
+def _terms(point: Trial, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
+    """Products of the upstream gradient with up to two tensors, with and without a sum along an axis, in this shape."""
+    tensors = dict(readable(point))
+    upstream = [(name, (take,)) for name, take in tensors.items() if "upstream" in name][:1]
+    factors = [(name, take) for name, take in tensors.items() if "upstream" not in name][:24]
+    for name, take in tensors.items():
+        yield name, partial(_product, (take,), shape)
+    products = upstream + [(f"{name} times {g}", (take, *gs)) for name, take in factors for g, gs in upstream]
+    for told, parts in products[1:]:
+        yield told, partial(_product, parts, shape)
+    for (one, first), (two, second) in combinations_with_replacement(factors, 2):
+        for g, gs in upstream:
+            yield f"{one} times {two} times {g}", partial(_product, (first, second, *gs), shape)
+    outside: list[tuple[str, tuple[Mended, ...]]] = [
+        ("", ()),
+        *((f", times {name}", (take,)) for name, take in factors),
+    ]
+    for (inner, parts), (outer, taken) in product(products, outside):
+        for axis in (None, *range(len(shape))):
+            along = "all axes" if axis is None else f"axis {axis}"
+            yield f"the sum of {inner} over {along}{outer}", partial(_sum_times, parts, taken, axis, shape)
+
+
+def _product(parts: tuple[Mended, ...], shape: torch.Size, point: Trial) -> Tensor:
+    whole = parts[0](point)
+    for take in parts[1:]:
+        whole = whole * take(point)
+    return whole if whole.shape == shape else whole.sum_to_size(shape)
+
+
+def _sum_times(
+    parts: tuple[Mended, ...], taken: tuple[Mended, ...], axis: int | None, shape: torch.Size, point: Trial
+) -> Tensor:
+    inner = parts[0](point)
+    for take in parts[1:]:
+        inner = inner * take(point)
+    total = inner.sum() if axis is None else inner.sum(axis, keepdim=True)
+    for take in taken:
+        total = total * take(point)
+    return total.expand(shape) if total.numel() < shape.numel() else total.sum_to_size(shape)

@@ -1,0 +1,151 @@
+"""`chainrule.verify(fn, *inputs)`: the proof of one function at one point, without a training step around it.
+
+The outputs are weighed with random numbers and sent back, so that no gradient is hidden by symmetry. Everything that
+running the function changes is put back: `.grad` of the leaves that it reads, buffers of a module, random generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.capture.tape import tensors_in
+from chainrule.errors import RecordingError
+from chainrule.execution.experiment import nothing_left_behind
+from chainrule.recording import record
+from chainrule.verification.gradient_check import Verification
+from chainrule.verification.gradient_check import verify as prove
+
+
+def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any, **keywords: Any) -> Verification:
+    """Prove the gradients of a function, a module, or an `autograd.Function` (the class, or its `.apply`) on inputs.
+
+    Tensors of real or complex numbers among the inputs count as variables, on copies: the inputs stay as they are.
+
+    >>> import torch, chainrule
+    >>> chainrule.verify(torch.nn.functional.gelu, torch.randn(3, 4)).passed
+    True
+
+    Raises RecordingError where `fn` cannot be called, fails on these inputs in forward or backward, or gives nothing
+    that depends on a variable.
+    """
+    name = _name(fn)
+    call = _callable(fn, name)
+    with nothing_left_behind(), _restored(fn), torch.enable_grad():
+        arguments, named = _variables(inputs), _variables(keywords)
+        with record(namespace={}) as recording:
+            out = _tried(lambda: call(*arguments, **named), name, "on these inputs")
+            outs = [each for each in tensors_in(_values(out)) if each.requires_grad]
+            if not outs:
+                raise RecordingError(_nothing(name, [*tensors_in((arguments, list(named.values())))], out))
+            with _gradients_restored(outs):
+                seeds = _projection(outs)
+                _tried(lambda: torch.autograd.backward(outs, seeds), name, "in its backward")
+        return prove(recording.graph)
+
+
+def _name(fn: Any) -> str:
+    owner = getattr(fn, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner.__name__
+    return str(getattr(fn, "__name__", type(fn).__name__))
+
+
+def _callable(fn: Any, name: str) -> Callable[..., Any]:
+    if isinstance(fn, type) and issubclass(fn, torch.autograd.Function):
+        apply: Callable[..., Any] = fn.apply
+        return apply
+    if isinstance(fn, Tensor) or not callable(fn):
+        told = repr(fn) if isinstance(fn, str) else f"a {type(fn).__name__}"
+        raise RecordingError(
+            f"chainrule.verify: {told} cannot be called. Give a "
+            "function, a module or an autograd.Function first, then its inputs: chainrule.verify(fn, x, y)."
+        )
+    if isinstance(fn, type):
+        raise RecordingError(f"chainrule.verify: {name} is a class. Give an instance of it: {name}(...).")
+    return fn  # type: ignore[no-any-return]
+
+
+def _variables(tree: Any) -> Any:
+    """Copies of all tensors; those that have a derivative want a gradient."""
+    if isinstance(tree, Tensor):
+        variable = tree.detach().clone()
+        return variable.requires_grad_(tree.is_floating_point() or tree.is_complex())
+    if isinstance(tree, dict):
+        return {key: _variables(each) for key, each in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_variables(each) for each in tree) if type(tree) in (list, tuple) else tree
+    return tree
+
+
+def _values(out: Any) -> Any:
+    return list(out.values()) if isinstance(out, dict) else out
+
+
+def _tried(run: Callable[[], Any], name: str, where: str) -> Any:
+    try:
+        return run()
+    except Exception as error:
+        told = str(error).strip().splitlines()
+        writes = told and "a leaf Variable that requires grad" in told[0]
+        advice = f" It writes to what it is given: chainrule.verify(lambda x: {name}(x.clone()), x)." if writes else ""
+        raise RecordingError(
+            f"chainrule.verify: {name} failed {where}: {type(error).__name__}{': ' + told[0] if told else ''}{advice}"
+        ) from error
+
+
+def _nothing(name: str, inputs: list[Tensor], out: Any) -> str:
+    if not any(each.requires_grad for each in inputs) and not inputs:
+        return f"chainrule.verify: {name} got no tensor. Give its inputs after it: chainrule.verify(fn, x, y)."
+    if not any(each.requires_grad for each in inputs):
+        return f"chainrule.verify: no input of {name} has real or complex numbers, so there is no derivative to verify."
+    if not list(tensors_in(_values(out))):
+        return f"chainrule.verify: {name} returned {type(out).__name__}, and no tensor."
+    return (
+        f"chainrule.verify: what {name} returned does not depend on its inputs for autograd. It may detach them, run "
+        "under no_grad, or go through NumPy."
+    )
+
+
+def _projection(outs: list[Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(each.shape, dtype=torch.float64, generator=generator) for each in outs]
+    return [draw.to(each.device).to(each.dtype) for draw, each in zip(draws, outs, strict=True)]
+
+
+@contextmanager
+def _restored(fn: Any) -> Iterator[None]:
+    """A module's buffers, as running statistics, are as they were."""
+    buffers = [(each, each.detach().clone()) for each in fn.buffers()] if isinstance(fn, torch.nn.Module) else []
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            with torch.no_grad():
+                buffer.copy_(before)
+
+
+@contextmanager
+def _gradients_restored(outs: list[Tensor]) -> Iterator[None]:
+    """Every leaf that the outputs were made from has no `.grad` inside, and the one that it had afterwards."""
+    waiting, seen, leaves = [each.grad_fn for each in outs if each.grad_fn is not None], set(), []
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        waiting += [following for following, _ in node.next_functions if following is not None]
+    before = [(leaf, leaf.grad) for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, grad in before:
+            leaf.grad = grad
