@@ -92,7 +92,7 @@ def _norms(path: Path) -> None:
 
 
 def _page(path: Path) -> None:
-    from chainrule.views import run_page
+    from chainrule.monitor import run_page
 
     with runs.open(path) as run:
         run_page.render(run)

@@ -17,8 +17,9 @@ import chainrule
 from chainrule.capture import retention as keeping
 from chainrule.capture.eviction import BATCH
 from chainrule.errors import RecordingError
+from chainrule.graph import statistics
 from chainrule.graph.bins import EXPONENTS
-from chainrule.graph.graph import Graph, statistics
+from chainrule.graph.graph import Graph
 from chainrule.graph.statistics import Statistics, measure
 from tests.zoo.models import ZOO
 

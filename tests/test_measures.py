@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.graph.graph import single_pass as onepass
-from chainrule.graph.graph import statistics
+from chainrule.graph import single_pass as onepass
+from chainrule.graph import statistics
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures, distance, memory
 from chainrule.report.checks import FEW, held_against

@@ -18,7 +18,8 @@ from chainrule import load, record
 from chainrule.errors import StorageError
 from chainrule.examples import worked_example
 from chainrule.graph import graph as facts
-from chainrule.graph.graph import Graph, storage
+from chainrule.graph import storage
+from chainrule.graph.graph import Graph
 from chainrule.graph.reexecution import Rerun, WriteThroughView
 from chainrule.recording import Recording
 

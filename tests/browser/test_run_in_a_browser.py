@@ -5,7 +5,7 @@ import re
 import pytest
 
 from chainrule import runs
-from chainrule.views import run_page
+from chainrule.monitor import run_page
 from tests.runs import sick
 from tests.views import hostile
 

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import chainrule
 from chainrule.capture.sharding import own_part
 from chainrule.errors import ChainruleWarning, MissingError
-from chainrule.graph.graph import statistics
-from chainrule.monitor import together
+from chainrule.graph import statistics
+from chainrule.monitor import all_ranks as together
 from chainrule.monitor.runs import Run
 
 SAMPLES, STEPS = 24, 5

@@ -8,8 +8,8 @@ import pytest
 
 from chainrule import runs
 from chainrule.errors import StorageError
+from chainrule.monitor import run_page
 from chainrule.monitor.run_page import data
-from chainrule.views import run_page
 from tests.runs import sick
 from tests.views import hostile
 from tests.views.test_page import Elements, data_of

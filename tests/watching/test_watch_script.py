@@ -12,8 +12,8 @@ from chainrule.cli import commands
 from chainrule.errors import ChainruleWarning
 from chainrule.graph.history import StepFacts
 from chainrule.graph.statistics import Statistics
+from chainrule.monitor import dashboard
 from chainrule.monitor.script import watch_script
-from chainrule.views import dashboard
 
 TRAINING = """
 import sys
