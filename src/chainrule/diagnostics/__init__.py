@@ -22,7 +22,7 @@ from chainrule.diagnostics import (
     units,
 )
 from chainrule.diagnostics.finding import KINDS, Finding, Kind, Severity, check_silence, in_order
-from chainrule.diagnostics.run import Run, joined
+from chainrule.diagnostics.run_context import Run, joined
 from chainrule.diagnostics.step_context import Case
 from chainrule.diagnostics.thresholds import Thresholds, check_thresholds
 from chainrule.graph.graph import Graph

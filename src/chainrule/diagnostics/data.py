@@ -10,7 +10,7 @@ import torch
 
 from chainrule.diagnostics.finding import Finding, Kind
 from chainrule.diagnostics.losses import COMPARING
-from chainrule.diagnostics.run import Run, listed
+from chainrule.diagnostics.run_context import Run, listed
 from chainrule.diagnostics.step_context import Case, argument, base_of, dense
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.statistics import Statistics

@@ -16,7 +16,7 @@ from chainrule.errors import SilenceError
 from chainrule.graph.graph import Place
 
 if TYPE_CHECKING:
-    from chainrule.diagnostics.run import Run
+    from chainrule.diagnostics.run_context import Run
     from chainrule.diagnostics.step_context import Case
 
 Severity = Literal["note", "warning", "error"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chainrule.derivation.why import no_gradient
 from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.run import Run, listed
+from chainrule.diagnostics.run_context import Run, listed
 from chainrule.diagnostics.step_context import Case, argument, base_of, dense, kept
 from chainrule.document import Code
 from chainrule.graph.bins import EXPONENTS

@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import mean, median, pstdev
 
 from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.run import Run, robust_spread
+from chainrule.diagnostics.run_context import Run, robust_spread
 from chainrule.graph.history import Series
 from chainrule.numbers import number
 

@@ -20,7 +20,7 @@ from chainrule.derivation.contributions import aligned
 from chainrule.derivation.why import element
 from chainrule.diagnostics.finding import Finding, Kind
 from chainrule.diagnostics.nonfinite_births import Birth, Births, births_of, on_purpose
-from chainrule.diagnostics.run import Run, listed
+from chainrule.diagnostics.run_context import Run, listed
 from chainrule.diagnostics.step_context import Case, argument, base_of, dense, floating
 from chainrule.graph.graph import Operation, Value, references
 from chainrule.graph.history import Kind as Kind_

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.run import Run, is_bias, listed
+from chainrule.diagnostics.run_context import Run, is_bias, listed
 from chainrule.diagnostics.step_context import Case, kept
 from chainrule.graph.graph import ParameterUpdate
 from chainrule.graph.statistics import Statistics

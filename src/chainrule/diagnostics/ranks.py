@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from chainrule.diagnostics.finding import Finding, Kind, in_order
-from chainrule.diagnostics.run import listed
+from chainrule.diagnostics.run_context import listed
 from chainrule.graph.ranks import RankFacts, RankParameter
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number

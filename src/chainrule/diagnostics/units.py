@@ -13,7 +13,7 @@ from chainrule.derivation.backprop import Step
 from chainrule.derivation.contributions import aligned
 from chainrule.derivation.why import element
 from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.run import LISTED, Run, carry, listed
+from chainrule.diagnostics.run_context import LISTED, Run, carry, listed
 from chainrule.diagnostics.step_context import Case, argument, base_of, dense, kept
 from chainrule.graph.graph import Operation, Parameter
 from chainrule.numbers import number
