@@ -252,7 +252,7 @@ class Recording:
         is quickly made; with `coded` also the code that recomputes each section, for a notebook.
         """
         from chainrule import report as telling
-        from chainrule.diagnostics.run_context import joined
+        from chainrule.diagnostics.finding import joined
 
         if pointing and len(self.nodes) <= QUICKLY_PROVED:
             self.verify()

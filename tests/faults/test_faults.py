@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from chainrule import runs
-from chainrule.diagnostics import KINDS
+from chainrule.diagnostics import CHECKS
 from tests.faults.faulty import FAULTS
 from tests.faults.healthy import HEALTHY
 from tests.faults.watched import watched
@@ -98,7 +98,7 @@ def test_a_seeded_fault_is_silenced(name, tmp_path):
 
 def test_the_bed_has_two_faults_of_each_kind_at_least():
     counted = Counter(id for id, _, _ in FAULTS.values())
-    alone = {id for id, kind in KINDS.items() if not kind.across_ranks}  # tests/distributed has those of several ranks
+    alone = {id for id, kind in CHECKS.items() if not kind.across_ranks}  # tests/distributed has those of several ranks
     assert not {id: counted[id] for id in alone if id not in NO_FAULT and counted[id] < 2}
     assert len(FAULTS) >= 40
     assert len(HEALTHY) >= 20

@@ -3,7 +3,7 @@ import math
 import pytest
 
 import chainrule
-from chainrule.diagnostics import BY_TOPIC, KINDS, Finding, Thresholds, catalogue, findings_over_time
+from chainrule.diagnostics import BY_TOPIC, CHECKS, Finding, Thresholds, catalogue, findings_over_time
 from chainrule.errors import ChainruleError
 from chainrule.graph.history import History, Series, StepFacts
 from chainrule.graph.statistics import Statistics
@@ -25,7 +25,7 @@ def course(losses, ratio=1e-3, full=True, **facts):
 
 
 def of_step(id, severity="warning", where="A1", rows=(), size=0):
-    return KINDS[id].found(where, f"{where} is not well.", ("1 of 2.",), severity=severity, rows=rows, size=size)
+    return CHECKS[id].found(where, f"{where} is not well.", ("1 of 2.",), severity=severity, rows=rows, size=size)
 
 
 def ids(found):
@@ -239,7 +239,7 @@ def test_silence_leaves_out_and_refuses_what_does_not_exist():
 
 def test_a_kind_says_everything_and_names_thresholds_that_exist():
     used = set()
-    for kind in KINDS.values():
+    for kind in CHECKS.values():
         assert kind.title
         assert not kind.title.endswith(".")
         assert all(text.endswith(".") for text in (kind.what, kind.why, kind.advice)), kind.id
@@ -247,7 +247,7 @@ def test_a_kind_says_everything_and_names_thresholds_that_exist():
         assert kind.step_checks or kind.run_checks or kind.across_ranks, kind.id
         used.update(kind.thresholds)
     assert used == set(vars(Thresholds()))
-    assert sorted(KINDS) == sorted(kind.id for kinds in BY_TOPIC.values() for kind in kinds)
+    assert sorted(CHECKS) == sorted(kind.id for kinds in BY_TOPIC.values() for kind in kinds)
 
 
 def test_the_page_of_findings_is_up_to_date():

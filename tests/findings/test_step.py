@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainrule.derivation.backprop import derive
-from chainrule.diagnostics import KINDS, findings
+from chainrule.diagnostics import CHECKS, findings
 from chainrule.examples import worked_example
 from chainrule.graph.symbols import Notation
 from chainrule.recording import record
@@ -16,10 +16,10 @@ def diagnose(step, namespace=None):
     graph = recording.graph
     found = findings(graph, derive(graph), Notation(graph))
     for finding in found:
-        assert finding.title == KINDS[finding.id].title
+        assert finding.title == CHECKS[finding.id].title
         assert finding.evidence
         assert finding.advice.endswith(".")
-        assert finding.id in KINDS
+        assert finding.id in CHECKS
         assert str(finding)
     return found
 

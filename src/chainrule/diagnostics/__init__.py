@@ -1,7 +1,7 @@
 """What is unhealthy in one training step, and over a run: each finding with the numbers that show it, and what to try.
 
 A finding is advice, never a verdict on the mathematics: the step may be exactly what its author wants. One kind of
-finding is one block in its topic file (`Kind`); checks, titles, thresholds, silencing and docs/findings.md follow.
+finding is one block in its topic file (`Check`); checks, titles, thresholds, silencing and docs/findings.md follow.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from chainrule.diagnostics import (
     ranks,
     units,
 )
-from chainrule.diagnostics.finding import KINDS, Finding, Kind, Severity, check_silence, in_order
-from chainrule.diagnostics.run_context import Run, joined
-from chainrule.diagnostics.step_context import Case
+from chainrule.diagnostics.check import CHECKS, Check, check_silence
+from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
+from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.step_context import StepContext
 from chainrule.diagnostics.thresholds import Thresholds, check_thresholds
 from chainrule.graph.graph import Graph
 from chainrule.graph.history import History
@@ -31,7 +32,15 @@ from chainrule.graph.statistics_cache import Measures
 from chainrule.graph.symbols import Notation
 
 __all__ = [
-    "BY_TOPIC", "KINDS", "Finding", "Kind", "Severity", "Thresholds", "check_silence", "findings", "findings_over_time",
+    "BY_TOPIC",
+    "CHECKS",
+    "Check",
+    "Finding",
+    "Severity",
+    "Thresholds",
+    "check_silence",
+    "findings",
+    "findings_over_time",
 ]  # fmt: skip
 
 TOPICS = {
@@ -49,7 +58,7 @@ TOPICS = {
 """The topic files, in the order in which their checks run and their kinds are told."""
 
 BY_TOPIC = {
-    topic: [each for each in vars(module).values() if isinstance(each, Kind)] for topic, module in TOPICS.items()
+    topic: [each for each in vars(module).values() if isinstance(each, Check)] for topic, module in TOPICS.items()
 }
 
 
@@ -70,9 +79,9 @@ def findings(
     finding has.
     """
     silent = check_silence(silence)
-    case = Case(graph, derivation, notation, check_thresholds(thresholds), measures, unfinished)
-    kinds = (kind for kind in _kinds() if kind.unfinished or not unfinished)
-    found = (finding for kind in kinds for check in kind.step_checks for finding in check(case))
+    context = StepContext(graph, derivation, notation, check_thresholds(thresholds), measures, unfinished)
+    checks = (check for check in _checks() if check.unfinished or not unfinished)
+    found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))
     return in_order(finding for finding in found if finding.id not in silent)
 
 
@@ -95,12 +104,12 @@ def findings_over_time(
 
 
 def _of_run(run: Run) -> Iterator[Finding]:
-    for kind in _kinds():
-        for check in kind.run_checks:
-            yield from check(run)
-        if not kind.run_checks:
-            yield from run.carried(kind)
+    for check in _checks():
+        for over_time in check.run_checks:
+            yield from over_time(run)
+        if not check.run_checks:
+            yield from check.carried(run)
 
 
-def _kinds() -> Iterator[Kind]:
-    return (kind for kinds in BY_TOPIC.values() for kind in kinds)
+def _checks() -> Iterator[Check]:
+    return (check for checks in BY_TOPIC.values() for check in checks)

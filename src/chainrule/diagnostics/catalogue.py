@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from chainrule.diagnostics import BY_TOPIC, KINDS, Kind, Thresholds
+from chainrule.diagnostics import BY_TOPIC, CHECKS, Check, Thresholds
 
 PAGE = Path(__file__).parents[3] / "docs" / "findings.md"
 COMMAND = "python -m chainrule.diagnostics.catalogue"
@@ -40,13 +40,13 @@ The fields of `chainrule.Thresholds`, in the order of that table. Each lies well
 
 def page() -> str:
     """The whole page, in Markdown."""
-    text = HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(KINDS)))
+    text = HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(CHECKS)))
     for topic, kinds in BY_TOPIC.items():
         text += f"## {topic}\n\n" + "".join("\n".join(_entry(kind)) + "\n\n" for kind in kinds)
     return text + TABLE_HEAD + "\n".join(_thresholds()) + "\n"
 
 
-def _entry(kind: Kind) -> Iterator[str]:
+def _entry(kind: Check) -> Iterator[str]:
     yield f"### {kind.id}\n"
     yield f"{_escape(kind.title)}. *{_severity(kind)}*\n"
     yield f"- found: {_escape(kind.what)}"
@@ -57,7 +57,7 @@ def _entry(kind: Kind) -> Iterator[str]:
     yield f"- source: {_escape(kind.source)}"
 
 
-def _severity(kind: Kind) -> str:
+def _severity(kind: Check) -> str:
     looks = "across ranks" if kind.across_ranks else "in one step and over time" if kind.step_checks else "over time"
     lasting = f"; over time once it has held at {kind.lasts} examined steps" if kind.lasts > 1 else ""
     unfinished = "; also in a step that never came to its update" if kind.unfinished else ""
@@ -79,7 +79,7 @@ def _escape(text: str) -> str:
 def main() -> None:
     """Rewrite docs/findings.md."""
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"{PAGE.relative_to(PAGE.parents[1])}: {len(KINDS)} kinds of findings", file=sys.stderr)
+    print(f"{PAGE.relative_to(PAGE.parents[1])}: {len(CHECKS)} kinds of findings", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ from statistics import median
 
 import torch
 
-from chainrule.diagnostics.finding import Finding, Kind
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.losses import COMPARING
-from chainrule.diagnostics.run_context import Run, listed
-from chainrule.diagnostics.step_context import Case, argument, base_of, dense
+from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
-NOT_NORMALISED = Kind(
+NOT_NORMALISED = Check(
     "input-not-normalised",
     title="The input is not normalised",
     severity="warning",
@@ -32,20 +33,20 @@ NOT_NORMALISED = Kind(
 
 
 @NOT_NORMALISED.in_step
-def _not_normalised(case: Case) -> Iterator[Finding]:
+def _not_normalised(context: StepContext) -> Iterator[Finding]:
     told: set[int] = set()
-    for _, given, _, out in case.weighed:
-        value, known = case.graph.values[given], case.statistics(given)
-        if given in told or known is None or not value.dtype.is_floating_point or not case.is_data(given):
+    for _, given, _, out in context.weighed:
+        value, known = context.graph.values[given], context.statistics(given)
+        if given in told or known is None or not value.dtype.is_floating_point or not context.is_data(given):
             continue
         told.add(given)
-        matter = _matter(case, value)
+        matter = _matter(context, value)
         if matter:
-            after = {base_of(each) for each in case.uses.get(out, ())}
+            after = {base_of(each) for each in context.uses.get(out, ())}
             normalised = any("norm" in each for each in after)
             yield NOT_NORMALISED.found(
-                case.name(given),
-                f"{case.name(given)}, which enters the first layer, is not normalised: {matter}.",
+                context.name(given),
+                f"{context.name(given)}, which enters the first layer, is not normalised: {matter}.",
                 (
                     f"Mean {number(known.mean)}, standard deviation {number(known.std)}, between {number(known.low)} "
                     f"and {number(known.high)}.",
@@ -55,8 +56,8 @@ def _not_normalised(case: Case) -> Iterator[Finding]:
             )
 
 
-def _matter(case: Case, value: Value) -> str:
-    known, limit = case.statistics(value.index), case.thresholds.input_size
+def _matter(context: StepContext, value: Value) -> str:
+    known, limit = context.statistics(value.index), context.thresholds.input_size
     assert known is not None
     if known.std > limit:
         return f"its standard deviation is {number(known.std)}"
@@ -66,7 +67,7 @@ def _matter(case: Case, value: Value) -> str:
         return ""
     spread = dense(value.data).double().std(0, correction=0)
     varied = spread[spread > 0]
-    if varied.numel() > 1 and varied.max() > case.thresholds.input_spread * varied.min():
+    if varied.numel() > 1 and varied.max() > context.thresholds.input_spread * varied.min():
         widest, narrowest = int(spread.argmax()), int(torch.where(spread > 0, spread, math.inf).argmin())
         return (
             f"its feature {widest} varies {number(float(varied.max() / varied.min()))} times as much as feature "
@@ -75,7 +76,7 @@ def _matter(case: Case, value: Value) -> str:
     return ""
 
 
-UNFITTABLE = Kind(
+UNFITTABLE = Check(
     "unfittable-labels",
     title="Labels that can't be fitted",
     severity="warning",
@@ -98,76 +99,76 @@ BEYOND = 1e-3  # rounding of targets that lie at the very end of the range
 
 
 @UNFITTABLE.in_step
-def _out_of_reach(case: Case) -> Iterator[Finding]:
+def _out_of_reach(context: StepContext) -> Iterator[Finding]:
     """The target's extremes against the range of the function that makes the prediction."""
-    for operation, prediction, target in _comparisons(case):
-        made, base = case.made_by(prediction), base_of(operation)
+    for operation, prediction, target in _comparisons(context):
+        made, base = context.made_by(prediction), base_of(operation)
         low, high = (
             (0.0, 1.0) if base == "binary_cross_entropy_with_logits" else RANGES.get(made, (-math.inf, math.inf))
         )
-        known = case.statistics(target)
-        if known is None or not known.elements or (made == "hardtanh" and _bounds(case, prediction) != (-1, 1)):
+        known = context.statistics(target)
+        if known is None or not known.elements or (made == "hardtanh" and _bounds(context, prediction) != (-1, 1)):
             continue
         if known.low >= low - BEYOND and known.high <= high + BEYOND:
             continue
         what = (
             "a probability"
             if base == "binary_cross_entropy_with_logits"
-            else f"{case.name(prediction)} ({made.strip('_')})"
+            else f"{context.name(prediction)} ({made.strip('_')})"
         )
         reach = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         yield UNFITTABLE.found(
-            case.name(target),
-            f"The targets {case.name(target)} go beyond what can be reached: {what} is {reach}.",
-            (f"{case.name(target)} lies between {number(known.low)} and {number(known.high)}.",),
-            place=case.place(operation),
+            context.name(target),
+            f"The targets {context.name(target)} go beyond what can be reached: {what} is {reach}.",
+            (f"{context.name(target)} lies between {number(known.low)} and {number(known.high)}.",),
+            place=context.place(operation),
             advice="Scale the targets into the range, or leave the last function out (a plain linear layer for a "
             "regression).",
         )
 
 
-def _comparisons(case: Case) -> Iterator[tuple[Operation, int, int]]:
+def _comparisons(context: StepContext) -> Iterator[tuple[Operation, int, int]]:
     """(operation, prediction, target) of every loss, and of differences taken by hand outside the modules."""
-    for operation in case.graph.operations:
+    for operation in context.graph.operations:
         base = base_of(operation)
-        by_hand = base == "sub" and _is_measured(case, operation)
+        by_hand = base == "sub" and _is_measured(context, operation)
         pair = argument(operation, "self"), argument(operation, COMPARING.get(base, "other"))
         if (base not in COMPARING and not by_hand) or base.startswith("nll") or None in pair:
             continue
         ordered: list[int] = [each for each in pair if each is not None]
         if by_hand:  # either way round
-            ordered.sort(key=lambda value: not case.graph.values[value].requires_grad)
+            ordered.sort(key=lambda value: not context.graph.values[value].requires_grad)
         prediction, target = ordered
-        boolean = case.graph.values[case.source(target)].dtype == torch.bool
-        if case.graph.values[prediction].requires_grad and case.is_data(target) and not boolean:
+        boolean = context.graph.values[context.source(target)].dtype == torch.bool
+        if context.graph.values[prediction].requires_grad and context.is_data(target) and not boolean:
             yield operation, prediction, target
 
 
 MEASURING = frozenset({"pow", "abs", "square", "mul", "norm", "linalg_vector_norm"})
 
 
-def _is_measured(case: Case, operation: Operation) -> bool:
+def _is_measured(context: StepContext, operation: Operation) -> bool:
     """Whether a difference is taken outside the modules, and its size after that: then it is a loss by hand."""
-    outside = operation.call is not None and not case.graph.calls[operation.call].module
-    uses = [use for out in operation.outputs if out is not None for use in case.uses.get(out, ())]
+    outside = operation.call is not None and not context.graph.calls[operation.call].module
+    uses = [use for out in operation.outputs if out is not None for use in context.uses.get(out, ())]
     return outside and bool(uses) and all(base_of(use) in MEASURING for use in uses)
 
 
-def _bounds(case: Case, value: int) -> tuple[object, object]:
-    operation = case.producer(case.source(value))
+def _bounds(context: StepContext, value: int) -> tuple[object, object]:
+    operation = context.producer(context.source(value))
     assert operation is not None
     return operation.arguments.get("min_val"), operation.arguments.get("max_val")
 
 
 @UNFITTABLE.in_step
-def _contradictions(case: Case) -> Iterator[Finding]:
+def _contradictions(context: StepContext) -> Iterator[Finding]:
     """Samples that are the same in every input, and are not in their label."""
-    for operation in case.named(*COMPARING):
+    for operation in context.named(*COMPARING):
         target = argument(operation, COMPARING[base_of(operation)])
-        labels = case.graph.values[case.source(target)] if target is not None else None
-        if labels is None or not case.is_data(labels.index) or labels.data is None or not labels.shape:
+        labels = context.graph.values[context.source(target)] if target is not None else None
+        if labels is None or not context.is_data(labels.index) or labels.data is None or not labels.shape:
             continue
-        inputs = _inputs(case, labels)
+        inputs = _inputs(context, labels)
         if inputs is None or labels.shape[0] < 4:
             continue
         rows = torch.cat([dense(each.data).flatten(1).double() for each in inputs if each.data is not None], 1)
@@ -178,11 +179,11 @@ def _contradictions(case: Case) -> Iterator[Finding]:
                            if labels.data.dim() > 1 else dense(labels.data).double().unsqueeze(1)], 1)  # fmt: skip
         _, kinds = pairs.unique(dim=0)[:, 0].unique(return_counts=True)
         wrong = (kinds[sample] > 1).nonzero().flatten().tolist()
-        if len(wrong) <= case.thresholds.conflicts * rows.shape[0]:
+        if len(wrong) <= context.thresholds.conflicts * rows.shape[0]:
             continue
         twin = next(other for other in wrong[1:] if sample[other] == sample[wrong[0]])
-        told = ", ".join(case.name(each.index) for each in inputs)
-        name = case.name(labels.index)
+        told = ", ".join(context.name(each.index) for each in inputs)
+        name = context.name(labels.index)
         tokens = not any(each.dtype.is_floating_point for each in inputs)
         yield UNFITTABLE.found(
             name,
@@ -192,25 +193,25 @@ def _contradictions(case: Case) -> Iterator[Finding]:
                 f"Samples {wrong[0]} and {twin} have equal inputs; their labels are {_row(labels, wrong[0])} and "
                 f"{_row(labels, twin)}.",
             ),
-            place=case.place(operation),
+            place=context.place(operation),
             severity="note" if tokens else "warning",  # the same words are followed by others, as they should be
             rows=wrong,
             size=rows.shape[0],
         )
 
 
-def _inputs(case: Case, labels: Value) -> list[Value] | None:
+def _inputs(context: StepContext, labels: Value) -> list[Value] | None:
     """What the network was given, a row a sample; None where that is not known for certain.
 
     Nor where the labels are a part of it, as with a language model: what is left are states that begin at 0, alike for
     every sample.
     """
-    found = {given for _, given, _, _ in case.weighed if case.is_data(given)}
-    for operation in case.named("embedding"):
+    found = {given for _, given, _, _ in context.weighed if context.is_data(given)}
+    for operation in context.named("embedding"):
         indices = argument(operation, "indices")
-        if indices is not None and case.is_data(case.source(indices)):
-            found.add(case.source(indices))
-    values = [case.graph.values[index] for index in sorted(found)]
+        if indices is not None and context.is_data(context.source(indices)):
+            found.add(context.source(indices))
+    values = [context.graph.values[index] for index in sorted(found)]
     if (
         not values
         or labels.index in found
@@ -233,7 +234,7 @@ FELL = 1.1  # times the loss at the start: a loss that has risen has another fau
 
 @UNFITTABLE.over_time
 def _carried(run: Run) -> Iterator[Finding]:
-    yield from run.carried(UNFITTABLE)
+    yield from UNFITTABLE.carried(run)
 
 
 @UNFITTABLE.over_time

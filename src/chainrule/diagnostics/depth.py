@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.step_context import Case
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.step_context import StepContext
 from chainrule.graph.graph import references
 from chainrule.numbers import number
 
 MIN_LAYERS = 6  # on the way to the loss, below which first and last third are single layers
 
-VANISHING = Kind(
+VANISHING = Check(
     "vanishing-gradient",
     title="Gradients vanish through depth",
     severity="warning",
@@ -29,7 +30,7 @@ VANISHING = Kind(
     source="Hochreiter, 1991; Glorot and Bengio, 2010; He et al., 2015",
     lasts=3,
 )
-EXPLODING = Kind(
+EXPLODING = Check(
     "exploding-gradient",
     title="Gradients explode through depth",
     severity="warning",
@@ -45,62 +46,62 @@ EXPLODING = Kind(
 
 
 @VANISHING.in_step
-def _vanishing(case: Case) -> Iterator[Finding]:
-    for layers, early, late in _through_depth(case):
-        if early < case.thresholds.depth_ratio * late:
+def _vanishing(context: StepContext) -> Iterator[Finding]:
+    for layers, early, late in _through_depth(context):
+        if early < context.thresholds.depth_ratio * late:
             yield VANISHING.found(
-                case.name(layers[0][0]),
+                context.name(layers[0][0]),
                 f"The gradient vanishes on its way back: in the first layers it is {number(early / late)} times as "
                 "large as in the last.",
-                _evidence(case, layers),
-                place=case.graph.values[layers[0][0]].place,
+                _evidence(context, layers),
+                place=context.graph.values[layers[0][0]].place,
             )
 
 
 @EXPLODING.in_step
-def _exploding(case: Case) -> Iterator[Finding]:
-    for layers, early, late in _through_depth(case):
-        if early > case.thresholds.depth_growth * late:
+def _exploding(context: StepContext) -> Iterator[Finding]:
+    for layers, early, late in _through_depth(context):
+        if early > context.thresholds.depth_growth * late:
             yield EXPLODING.found(
-                case.name(layers[0][0]),
+                context.name(layers[0][0]),
                 f"The gradient explodes on its way back: in the first layers it is {number(early / late)} times as "
                 "large as in the last.",
-                _evidence(case, layers),
-                place=case.graph.values[layers[0][0]].place,
+                _evidence(context, layers),
+                place=context.graph.values[layers[0][0]].place,
             )
 
 
-def _through_depth(case: Case) -> Iterator[tuple[list[tuple[int, float]], float, float]]:
+def _through_depth(context: StepContext) -> Iterator[tuple[list[tuple[int, float]], float, float]]:
     """(layers with the norm of their output's gradient, its median in the first and in the last third of them)."""
-    if "longest way" not in case.worked_out:
-        case.worked_out["longest way"] = _longest_way(case)
-    path = case.worked_out["longest way"]
-    layers = [(out, norm) for out in path if (norm := case.gradient_norm(out)) is not None and norm > 0]
+    if "longest way" not in context.worked_out:
+        context.worked_out["longest way"] = _longest_way(context)
+    path = context.worked_out["longest way"]
+    layers = [(out, norm) for out in path if (norm := context.gradient_norm(out)) is not None and norm > 0]
     if len(layers) >= MIN_LAYERS:
         third = len(layers) // 3
         yield layers, median([n for _, n in layers[:third]]), median([n for _, n in layers[-third:]])
 
 
-def _longest_way(case: Case) -> list[int]:
+def _longest_way(context: StepContext) -> list[int]:
     """The outputs of weighing operations on the longest way through the step, counted in such operations.
 
     So a discriminator that sees real and made data, or a tower beside the trunk, is not taken for depth.
     """
-    outputs = {out for _, _, _, out in case.weighed if case.graph.values[out].requires_grad}
+    outputs = {out for _, _, _, out in context.weighed if context.graph.values[out].requires_grad}
     depth: dict[int, tuple[int, int | None]] = {}  # value -> (weighing operations before it, the last of them)
     before: dict[int, int | None] = {}
-    for operation in case.graph.operations:
+    for operation in context.graph.operations:
         known = [depth[value] for _, _, value in references(operation.arguments) if value in depth]
         deepest = max(known, key=lambda each: each[0], default=(0, None))
         for out in operation.outputs:
-            if out is None or not case.graph.values[out].requires_grad:
+            if out is None or not context.graph.values[out].requires_grad:
                 continue
             if out in outputs:
                 before[out] = deepest[1]
                 depth[out] = (deepest[0] + 1, out)
             elif deepest[0]:
                 depth[out] = deepest
-    ends = [depth[b.loss] for b in case.graph.accumulating if b.loss in depth]
+    ends = [depth[b.loss] for b in context.graph.accumulating if b.loss in depth]
     way, at = [], max(ends, key=lambda each: each[0], default=(0, None))[1]
     while at is not None:
         way.append(at)
@@ -108,8 +109,8 @@ def _longest_way(case: Case) -> list[int]:
     return way[::-1]
 
 
-def _evidence(case: Case, layers: list[tuple[int, float]]) -> Iterator[str]:
+def _evidence(context: StepContext, layers: list[tuple[int, float]]) -> Iterator[str]:
     shown = layers if len(layers) <= 8 else [*layers[:4], *layers[-4:]]
-    told = ", ".join(f"{case.name(value)} {number(norm)}" for value, norm in shown)
+    told = ", ".join(f"{context.name(value)} {number(norm)}" for value, norm in shown)
     ends = " (the first and last four)" if len(layers) > 8 else ""
     yield f"Norms of the gradient of {len(layers)} layers' outputs, from first to last{ends}: {told}."

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.why import no_gradient
-from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.run_context import Run, listed
-from chainrule.diagnostics.step_context import Case, argument, base_of, dense, kept
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense, kept
 from chainrule.document import Code
 from chainrule.graph.bins import EXPONENTS
 from chainrule.graph.graph import Parameter, Place, Value
@@ -22,7 +23,7 @@ from chainrule.graph.statistics import norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
 
-NO_GRADIENT = Kind(
+NO_GRADIENT = Check(
     "no-gradient",
     title="A parameter got no gradient",
     severity="warning",
@@ -36,10 +37,10 @@ NO_GRADIENT = Kind(
 
 
 @NO_GRADIENT.in_step
-def _without_gradient(case: Case) -> Iterator[Finding]:
-    given = {value for backward in case.graph.backwards for value in backward.given}  # by torch.autograd.grad
-    missing = [each for each in case.graph.parameters.values() if not each.has_gradient and each.value not in given]
-    if missing and not case.graph.backwards:
+def _without_gradient(context: StepContext) -> Iterator[Finding]:
+    given = {value for backward in context.graph.backwards for value in backward.given}  # by torch.autograd.grad
+    missing = [each for each in context.graph.parameters.values() if not each.has_gradient and each.value not in given]
+    if missing and not context.graph.backwards:
         yield NO_GRADIENT.found(
             missing[0].name,
             "No parameter has a gradient, because no backward pass ran.",
@@ -48,19 +49,19 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
             advice="Call backward() on the loss inside the recorded block.",
         )
         return
-    if missing and case.graph.error:
-        yield _cut_short(case, missing)
+    if missing and context.graph.error:
+        yield _cut_short(context, missing)
         return
     for parameter in missing:
-        value = None if parameter.value is None else case.graph.values[parameter.value]
+        value = None if parameter.value is None else context.graph.values[parameter.value]
         frozen = value is not None and not value.requires_grad
         yield NO_GRADIENT.found(
             parameter.name,
-            no_gradient(case.graph, parameter.value, parameter.name),
-            (f"Its shape is {parameter.shape}; the optimizer {_moved(case, parameter)}.",),
+            no_gradient(context.graph, parameter.value, parameter.name),
+            (f"Its shape is {parameter.shape}; the optimizer {_moved(context, parameter)}.",),
             place=value.place if value is not None else None,
             # What no optimizer of this step holds is not asked to learn now: a teacher, or the other half of a GAN.
-            severity="note" if frozen or not case.may_learn(parameter) else "warning",
+            severity="note" if frozen or not context.may_learn(parameter) else "warning",
             advice="This is right for a layer that is meant to stay as it is."
             if frozen
             else "If it is meant to learn, call its module on the way to the loss, with gradients on: what runs under "
@@ -70,13 +71,13 @@ def _without_gradient(case: Case) -> Iterator[Finding]:
         )
 
 
-def _cut_short(case: Case, missing: list[Parameter]) -> Finding:
+def _cut_short(context: StepContext, missing: list[Parameter]) -> Finding:
     """Once for all parameters where an exception ended the step: what is missing may have come later.
 
     PyTorch says that what backward needs was overwritten, but not where; that is on record.
     """
-    error = str(case.graph.error)
-    writes = list(_overwrites(case, error)) if OVERWRITTEN in error else []
+    error = str(context.graph.error)
+    writes = list(_overwrites(context, error)) if OVERWRITTEN in error else []
     return NO_GRADIENT.found(
         missing[0].name if len(missing) == 1 else f"{len(missing)} parameters",
         "The step ended in an exception" + (", as backward needs what was overwritten." if writes else ".")
@@ -92,29 +93,29 @@ def _cut_short(case: Case, missing: list[Parameter]) -> Finding:
 OVERWRITTEN = "modified by an inplace operation"
 
 
-def _overwrites(case: Case, error: str) -> Iterator[str]:
+def _overwrites(context: StepContext, error: str) -> Iterator[str]:
     """Every write over a result of the shape that the exception names: what was written over, by what and where."""
-    for operation in case.graph.operations:
+    for operation in context.graph.operations:
         written = argument(operation, "self") if base_of(operation).endswith("_") else None
-        value = None if written is None else case.graph.values[written]
+        value = None if written is None else context.graph.values[written]
         if value is None or not (value.requires_grad or value.kind == "parameter"):
             continue
         if f"{list(value.shape)}" in error:
-            at, made = case.place(operation), value.place
+            at, made = context.place(operation), value.place
             yield (
-                f"`{base_of(operation)}`{f' ({at})' if at else ''} wrote over {case.name(value.index)}"
+                f"`{base_of(operation)}`{f' ({at})' if at else ''} wrote over {context.name(value.index)}"
                 f"{f' ({made})' if made else ''}."
             )
 
 
-def _moved(case: Case, parameter: Parameter) -> str:
+def _moved(context: StepContext, parameter: Parameter) -> str:
     if parameter.after is None or parameter.before is None:
         return "did not touch it" if parameter.after_statistics is None else "may have moved it"
     same = torch.equal(parameter.before.detach(), parameter.after.detach())
     return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
 
 
-ACCUMULATED = Kind(
+ACCUMULATED = Check(
     "accumulated-gradient",
     title="A gradient was there before the backward pass",
     severity="warning",
@@ -130,16 +131,16 @@ CLEARLY = 0.01  # relative difference of two norms, which say less than the numb
 
 
 @ACCUMULATED.in_step
-def _accumulated(case: Case) -> Iterator[Finding]:
+def _accumulated(context: StepContext) -> Iterator[Finding]:
     """What was left in `.grad` is more than what the backward passes of this step sent."""
-    sent = _sent(case)
-    for parameter in case.graph.parameters.values():
-        grad = case.graph.sent(parameter)
-        if not kept(grad) or parameter.value is None or not case.graph.backwards or _is_hooked(case, parameter):
+    sent = _sent(context)
+    for parameter in context.graph.parameters.values():
+        grad = context.graph.sent(parameter)
+        if not kept(grad) or parameter.value is None or not context.graph.backwards or _is_hooked(context, parameter):
             continue
         # Clearing between two passes is fine: then only the last of them are left.
         sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
-        if not sums or any(_same(case, grad, each) for each in sums):
+        if not sums or any(_same(context, grad, each) for each in sums):
             continue
         left = dense(grad)
         before = left - sums[-1]
@@ -150,52 +151,52 @@ def _accumulated(case: Case) -> Iterator[Finding]:
                 f"Its norm was {number(norm_of(before))}; this step sent {number(norm_of(sums[-1]))}, which left "
                 f"{number(norm_of(left))} in `.grad`.",
             ),
-            place=case.graph.accumulating[0].place,
-            severity="warning" if case.may_learn(parameter) else "note",  # nobody reads it now
+            place=context.graph.accumulating[0].place,
+            severity="warning" if context.may_learn(parameter) else "note",  # nobody reads it now
         )
 
 
 @ACCUMULATED.in_step
-def _accumulated_by_statistics(case: Case) -> Iterator[Finding]:
+def _accumulated_by_statistics(context: StepContext) -> Iterator[Finding]:
     """Without a derivation: the norm of what arrived in the step's only pass, and of what was left in `.grad`."""
-    if case.derivation is not None or len(case.graph.accumulating) != 1:
+    if context.derivation is not None or len(context.graph.accumulating) != 1:
         return
-    for parameter in case.graph.parameters.values():
-        left = case.sent(parameter)
-        sent = case.statistics(parameter.value, gradient=True) if parameter.value is not None else None
-        if left is None or sent is None or left.not_finite or sent.not_finite or _is_hooked(case, parameter):
+    for parameter in context.graph.parameters.values():
+        left = context.sent(parameter)
+        sent = context.statistics(parameter.value, gradient=True) if parameter.value is not None else None
+        if left is None or sent is None or left.not_finite or sent.not_finite or _is_hooked(context, parameter):
             continue
         if abs(left.norm - sent.norm) > CLEARLY * max(left.norm, sent.norm):
             yield ACCUMULATED.found(
                 parameter.name,
                 f"{parameter.name} had a gradient already when backward began, and the new one was added to it.",
                 (f"This step sent a gradient of norm {number(sent.norm)}, and left {number(left.norm)} in `.grad`.",),
-                place=case.graph.accumulating[0].place,
-                severity="warning" if case.may_learn(parameter) else "note",
+                place=context.graph.accumulating[0].place,
+                severity="warning" if context.may_learn(parameter) else "note",
             )
 
 
-def _is_hooked(case: Case, parameter: Parameter) -> bool:
+def _is_hooked(context: StepContext, parameter: Parameter) -> bool:
     """Whether a hook was seen to change its gradient on the way into `.grad`."""
-    return any(event.kind == "hook" and event.text == parameter.name for event in case.graph.events)
+    return any(event.kind == "hook" and event.text == parameter.name for event in context.graph.events)
 
 
-def _sent(case: Case) -> dict[int, list[Tensor]]:
+def _sent(context: StepContext) -> dict[int, list[Tensor]]:
     """For each leaf the gradient that each backward pass sent to it, the sum of its shares where it has several."""
     passes: dict[int, dict[int, Tensor]] = {}
     unknown: set[int] = set()
-    accumulating = {backward.index for backward in case.graph.accumulating}
-    for step in case.derivation.nodes if case.derivation is not None else ():
+    accumulating = {backward.index for backward in context.graph.accumulating}
+    for step in context.derivation.nodes if context.derivation is not None else ():
         if step.backward not in accumulating:
             continue
-        for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
-            leaf = case.graph.nodes[edge.node].leaf
+        for share, edge in zip(step.shares, context.graph.nodes[step.node].edges, strict=True):
+            leaf = context.graph.nodes[edge.node].leaf
             sent = share.gradient if share.recorded is None else share.recorded
             if leaf is not None and sent is not None and not kept(sent):
                 unknown.add(leaf)
             elif leaf is not None and sent is not None:
                 sent, sums = dense(sent), passes.setdefault(leaf, {})
-                alone = case.graph.values[leaf].grad if len(case.graph.accumulating) == 1 else None
+                alone = context.graph.values[leaf].grad if len(context.graph.accumulating) == 1 else None
                 if step.backward in sums and alone is not None and kept(alone):  # summed once, with the graph
                     sums[step.backward] = dense(alone)
                 else:
@@ -203,7 +204,7 @@ def _sent(case: Case) -> dict[int, list[Tensor]]:
     return {leaf: [sums[index] for index in sorted(sums)] for leaf, sums in passes.items() if leaf not in unknown}
 
 
-CHANGED = Kind(
+CHANGED = Check(
     "gradient-changed",
     title="A gradient was changed between backward and the optimizer's step",
     severity="note",
@@ -216,22 +217,22 @@ CHANGED = Kind(
 
 
 @CHANGED.in_step
-def _changed(case: Case) -> Iterator[Finding]:
+def _changed(context: StepContext) -> Iterator[Finding]:
     """The gradient that the optimizer saw is not the one that backward left: clipped, scaled, cleared."""
     found: dict[str, list[tuple[str, Tensor, Tensor | None]]] = {}
     places: dict[str, Place | None] = {}
-    for update in case.graph.updates:
+    for update in context.graph.updates:
         for member in update.parameters:
-            known = case.parameter(member)
+            known = context.parameter(member)
             if known is None or not kept(known.grad) or (member.grad is not None and not kept(member.grad)):
                 continue
             left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)
-            if seen is not None and case.measures.are_twins(left, seen):
+            if seen is not None and context.measures.are_twins(left, seen):
                 continue
             event = next(
-                (e for e in case.graph.events if e.text == member.name and e.position <= update.position), None
+                (e for e in context.graph.events if e.text == member.name and e.position <= update.position), None
             )
-            if event is None and len(case.graph.accumulating) > 1:
+            if event is None and len(context.graph.accumulating) > 1:
                 continue  # a later backward pass may have written what `.grad` held at the end
             kind = event.kind if event is not None else "your code"
             found.setdefault(kind, []).append((member.name, left, seen))
@@ -248,7 +249,7 @@ def _changed(case: Case) -> Iterator[Finding]:
                 Code(kind),
                 f" {told} the gradient of {listed([name for name, _, _ in members])}.",
             ),
-            (f"Their norm together was {number(before)}, and is {number(after)}.", *_factor(case, members)),
+            (f"Their norm together was {number(before)}, and is {number(after)}.", *_factor(context, members)),
             place=places[kind],
             severity="warning" if cleared else "note",
             advice="The optimizer had no gradient to work with: clear gradients before backward(), not after it."
@@ -257,7 +258,7 @@ def _changed(case: Case) -> Iterator[Finding]:
         )
 
 
-def _factor(case: Case, members: list[tuple[str, Tensor, Tensor | None]]) -> tuple[str, ...]:
+def _factor(context: StepContext, members: list[tuple[str, Tensor, Tensor | None]]) -> tuple[str, ...]:
     pairs = [(left.flatten(), g.flatten()) for _, left, g in members if g is not None and left.numel() == g.numel()]
     if not pairs:
         return ()
@@ -266,7 +267,7 @@ def _factor(case: Case, members: list[tuple[str, Tensor, Tensor | None]]) -> tup
     if not square or not math.isfinite(square):
         return ()
     factor = (left * g).sum().item() / square
-    if _same(case, g, left * factor):
+    if _same(context, g, left * factor):
         return (f"Every element was multiplied by {number(factor)}.",)
     changed = int((left != g).sum())
     return (
@@ -275,20 +276,20 @@ def _factor(case: Case, members: list[tuple[str, Tensor, Tensor | None]]) -> tup
     )
 
 
-def _same(case: Case, a: Tensor, b: Tensor) -> bool:
+def _same(context: StepContext, a: Tensor, b: Tensor) -> bool:
     """Whether two gradients are the same up to rounding; nothing can be said of those that are not finite."""
     a, b = dense(a), dense(b)
     if a.shape != b.shape:
         return False
-    if case.measures.are_twins(b, a, passing=True):
+    if context.measures.are_twins(b, a, passing=True):
         return True
     size = max(norm_of(a), norm_of(b))
-    return not math.isfinite(size) or distance(a, b) <= case.thresholds.accumulated * size
+    return not math.isfinite(size) or distance(a, b) <= context.thresholds.accumulated * size
 
 
 # -- too small for its number type, or only noise ----------------------------------------------------------------------
 
-UNDERFLOW = Kind(
+UNDERFLOW = Check(
     "fp16-underflow",
     title="Gradients too small for float16",
     severity="warning",
@@ -304,14 +305,14 @@ SMALL = EXPONENTS.index(-16)
 
 
 @UNDERFLOW.in_step
-def _underflow(case: Case) -> Iterator[Finding]:
+def _underflow(context: StepContext) -> Iterator[Finding]:
     worst: tuple[float, Value, str] | None = None
     count = 0
-    for value in case.graph.values:
+    for value in context.graph.values:
         if value.dtype != torch.float16 or value.kind == "input" or not value.requires_grad:
             continue
-        share, told = _tiny(case, value)
-        if share > case.thresholds.tiny:
+        share, told = _tiny(context, value)
+        if share > context.thresholds.tiny:
             count += 1
             if worst is None or share > worst[0]:
                 worst = (share, value, told)
@@ -319,20 +320,21 @@ def _underflow(case: Case) -> Iterator[Finding]:
         _, value, told = worst
         yield UNDERFLOW.found(
             "float16 gradients",
-            f"The gradients of {count} values in float16 are too small for it, that of {case.name(value.index)} most.",
+            f"The gradients of {count} values in float16 are too small for it, most of all that of "
+            f"{context.name(value.index)}.",
             (told,),
             place=value.place,
         )
 
 
-def _tiny(case: Case, value: Value) -> tuple[float, str]:
+def _tiny(context: StepContext, value: Value) -> tuple[float, str]:
     """The share of the gradient's elements that lie below 2^-16, of those that are not 0."""
-    known = case.statistics(value.index, gradient=True)
+    known = context.statistics(value.index, gradient=True)
     if known is None or not known.elements:
         return 0.0, ""
-    name, lively = case.name(value.index), known.elements - known.zeros - known.not_finite
+    name, lively = context.name(value.index), known.elements - known.zeros - known.not_finite
     if not lively:
-        lost = _sent_something(case, value.index)
+        lost = _sent_something(context, value.index)
         return (
             1.0 if lost else 0.0
         ), f"dJ/d{name} is 0 in all {known.elements} elements, though its uses have gradients."
@@ -347,18 +349,18 @@ def _tiny(case: Case, value: Value) -> tuple[float, str]:
     )
 
 
-def _sent_something(case: Case, value: int) -> bool:
+def _sent_something(context: StepContext, value: int) -> bool:
     """Whether a linear use of it has a gradient that is not 0: then 0 can only be an underflow."""
     linear = {"addmm", "mm", "linear", "_to_copy", "convolution", "view", "t", "mul", "add"}
-    for operation in case.uses.get(value, ()):
+    for operation in context.uses.get(value, ()):
         for out in operation.outputs if base_of(operation) in linear else ():
-            known = case.statistics(out, gradient=True) if out is not None else None
+            known = context.statistics(out, gradient=True) if out is not None else None
             if known is not None and known.norm > 0:
                 return True
     return False
 
 
-NOISE = Kind(
+NOISE = Check(
     "gradient-noise",
     title="The gradients of micro-batches share no direction",
     severity="note",
@@ -375,14 +377,14 @@ SAME_LOSS = 0.02  # how little of the loss at the start may have been gained for
 
 
 @NOISE.in_step
-def _noise(case: Case) -> Iterator[Finding]:
-    if len(case.graph.accumulating) < MIN_PASSES:
+def _noise(context: StepContext) -> Iterator[Finding]:
+    if len(context.graph.accumulating) < MIN_PASSES:
         return
-    grads = {p.value: p.grad for p in case.graph.parameters.values()}
+    grads = {p.value: p.grad for p in context.graph.parameters.values()}
     whole = []  # of the parameters that every pass used, and whose gradients were added up, not cleared in between
-    for leaf, sent in _sent(case).items():
+    for leaf, sent in _sent(context).items():
         left = grads.get(leaf)
-        if len(sent) == len(case.graph.accumulating) and kept(left) and _same(case, left, sum(sent[1:], sent[0])):
+        if len(sent) == len(context.graph.accumulating) and kept(left) and _same(context, left, sum(sent[1:], sent[0])):
             whole.append(sent)
     if not whole:
         return
@@ -392,14 +394,14 @@ def _noise(case: Case) -> Iterator[Finding]:
     if passes < MIN_PASSES:
         return
     cosine = (float(stacked.sum(0).square().sum()) - passes) / (passes * (passes - 1))
-    if cosine < case.thresholds.noise:
+    if cosine < context.thresholds.noise:
         norms = listed([number(float(g.norm())) for g in joined])
         yield NOISE.found(
             "all gradients",
             f"The gradients of {passes} backward passes share next to no direction: their mean cosine is "
             f"{number(cosine)}.",
             (f"Their norms are {norms}; the norm of their sum is {number(float(torch.stack(joined).sum(0).norm()))}.",),
-            place=case.graph.accumulating[0].place,
+            place=context.graph.accumulating[0].place,
         )
 
 
@@ -408,7 +410,7 @@ def _noise_from_the_start(run: Run) -> Iterator[Finding]:
     """From the first step on, and nothing gained by it: then it is more than the noise of a loss near its minimum."""
     losses = [loss for _, loss in run.losses]
     gained = run.first_loss - median(losses[-5:]) if losses else math.nan
-    for stretch, told in zip(run.stretches(NOISE), run.carried(NOISE), strict=True):
+    for stretch, told in zip(run.stretches(NOISE.id), NOISE.carried(run), strict=True):
         fruitless = stretch.whole and not stretch.ended and run.enough and gained < SAME_LOSS * abs(run.first_loss)
         if fruitless:
             loss = f"The loss was {number(run.first_loss)} at the start, and is {number(median(losses[-5:]))}."

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.step_context import Case, argument, base_of
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.step_context import StepContext, argument, base_of
 from chainrule.numbers import number
 
-BATCH_NORM_OF_ONE = Kind(
+BATCH_NORM_OF_ONE = Check(
     "batch-norm-of-one",
     title="A batch norm in training with one sample",
     severity="warning",
@@ -22,8 +23,8 @@ BATCH_NORM_OF_ONE = Kind(
 
 
 @BATCH_NORM_OF_ONE.in_step
-def _batch_norm_of_one(case: Case) -> Iterator[Finding]:
-    for operation in case.graph.operations:
+def _batch_norm_of_one(context: StepContext) -> Iterator[Finding]:
+    for operation in context.graph.operations:
         if "batch_norm" not in operation.name or "backward" in operation.name:
             continue
         training = operation.arguments.get(
@@ -32,15 +33,15 @@ def _batch_norm_of_one(case: Case) -> Iterator[Finding]:
         given, out = argument(operation, "input"), operation.outputs[0] if operation.outputs else None
         if given is None or out is None or not training:
             continue
-        shape = case.graph.values[given].shape
-        call = case.graph.calls[operation.call] if operation.call is not None else None
+        shape = context.graph.values[given].shape
+        call = context.graph.calls[operation.call] if operation.call is not None else None
         if not shape or shape[0] != 1 or call is None or "batch_norm" not in call.name:
             continue  # an instance norm is a batch norm of PyTorch's own making, with the samples as channels
         evidence = [f"Its input has the shape {shape}: mean and variance of each channel are those of one sample."]
-        known = case.statistics(given)
+        known = context.statistics(given)
         if known is not None:
             evidence.append(f"The input's mean is {number(known.mean)}, its standard deviation {number(known.std)}.")
-        where = call.module or case.name(out)
+        where = call.module or context.name(out)
         yield BATCH_NORM_OF_ONE.found(
             where, f"The batch norm {where} is in training and got one sample.", evidence, place=call.place
         )

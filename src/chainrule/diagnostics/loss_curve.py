@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from itertools import pairwise
 from statistics import mean, median, pstdev
 
-from chainrule.diagnostics.finding import Finding, Kind
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run, robust_spread
 from chainrule.graph.history import Series
 from chainrule.numbers import number
 
-RATE_TOO_HIGH = Kind(
+RATE_TOO_HIGH = Check(
     "learning-rate-too-high",
     title="The learning rate is too high",
     severity="warning",
@@ -103,7 +104,7 @@ def _swings(run: Run) -> Reason | None:
     )  # fmt: skip
 
 
-SPIKE = Kind(
+SPIKE = Check(
     "loss-spike",
     title="The loss jumps up",
     severity="warning",

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.step_context import Case, argument, base_of
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.step_context import StepContext, argument, base_of
 from chainrule.document import Code
 from chainrule.graph.graph import Call, Operation, Ref, Value, references
 from chainrule.numbers import number
@@ -25,7 +26,7 @@ COMPARING = {
 
 BROADCASTING = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})  # the others ask for equal shapes
 
-SIGMOID_BEFORE_BCE = Kind(
+SIGMOID_BEFORE_BCE = Check(
     "sigmoid-before-bce",
     title="A sigmoid before binary cross-entropy",
     severity="warning",
@@ -38,14 +39,14 @@ SIGMOID_BEFORE_BCE = Kind(
 
 
 @SIGMOID_BEFORE_BCE.in_step
-def _sigmoid_before_bce(case: Case) -> Iterator[Finding]:
-    for operation in case.named("binary_cross_entropy"):
+def _sigmoid_before_bce(context: StepContext) -> Iterator[Finding]:
+    for operation in context.named("binary_cross_entropy"):
         probability = argument(operation, "self")
-        if probability is None or case.made_by(probability) != "sigmoid":
+        if probability is None or context.made_by(probability) != "sigmoid":
             continue
-        sigmoid = case.producer(case.source(probability))
+        sigmoid = context.producer(context.source(probability))
         assert sigmoid is not None
-        a, logits = case.graph.values[probability], argument(sigmoid, "self")
+        a, logits = context.graph.values[probability], argument(sigmoid, "self")
         evidence = []
         if a.data is not None and a.data.numel():
             steepest = 1 / (a.data * (1 - a.data)).min().item() if (a.data * (1 - a.data)).min() > 0 else math.inf
@@ -60,10 +61,10 @@ def _sigmoid_before_bce(case: Case) -> Iterator[Finding]:
         evidence.append(
             f"In {str(a.dtype).removeprefix('torch.')} a probability rounds to 1 from a logit of {limit:.1f} on."
         )
-        name = case.name(logits) if logits is not None else "the logits"
+        name = context.name(logits) if logits is not None else "the logits"
         yield SIGMOID_BEFORE_BCE.found(
-            case.name(probability),
-            f"{case.name(probability)} is a sigmoid, and goes into binary cross-entropy.",
+            context.name(probability),
+            f"{context.name(probability)} is a sigmoid, and goes into binary cross-entropy.",
             evidence,
             place=a.place,
             advice=f"Give {name} to binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) and leave the sigmoid out: "
@@ -71,7 +72,7 @@ def _sigmoid_before_bce(case: Case) -> Iterator[Finding]:
         )
 
 
-SIGMOID_TWICE = Kind(
+SIGMOID_TWICE = Check(
     "sigmoid-twice",
     title="A sigmoid before a loss that takes the sigmoid itself",
     severity="warning",
@@ -84,24 +85,24 @@ SIGMOID_TWICE = Kind(
 
 
 @SIGMOID_TWICE.in_step
-def _sigmoid_twice(case: Case) -> Iterator[Finding]:
-    for operation in case.named("binary_cross_entropy_with_logits"):
+def _sigmoid_twice(context: StepContext) -> Iterator[Finding]:
+    for operation in context.named("binary_cross_entropy_with_logits"):
         given = argument(operation, "self")
-        if given is None or case.made_by(given) != "sigmoid":
+        if given is None or context.made_by(given) != "sigmoid":
             continue
         evidence = ["The loss of a sample lies between 0.3133 and 1.3133, however sure the network is."]
-        known = case.statistics(given)
+        known = context.statistics(given)
         if known is not None:
-            evidence.append(f"{case.name(given)} lies between {number(known.low)} and {number(known.high)}.")
+            evidence.append(f"{context.name(given)} lies between {number(known.low)} and {number(known.high)}.")
         yield SIGMOID_TWICE.found(
-            case.name(given),
-            f"{case.name(given)} is a sigmoid, and goes into a loss that takes the sigmoid once more.",
+            context.name(given),
+            f"{context.name(given)} is a sigmoid, and goes into a loss that takes the sigmoid once more.",
             evidence,
-            place=case.graph.values[given].place,
+            place=context.graph.values[given].place,
         )
 
 
-SOFTMAX_BEFORE_CROSS_ENTROPY = Kind(
+SOFTMAX_BEFORE_CROSS_ENTROPY = Check(
     "softmax-before-cross-entropy",
     title="A softmax before cross-entropy",
     severity="warning",
@@ -113,22 +114,22 @@ SOFTMAX_BEFORE_CROSS_ENTROPY = Kind(
 
 
 @SOFTMAX_BEFORE_CROSS_ENTROPY.in_step
-def _softmax_before_cross_entropy(case: Case) -> Iterator[Finding]:
-    for operation in case.named("_log_softmax"):
+def _softmax_before_cross_entropy(context: StepContext) -> Iterator[Finding]:
+    for operation in context.named("_log_softmax"):
         probability = argument(operation, "self")
-        if probability is None or case.made_by(probability) != "_softmax":
+        if probability is None or context.made_by(probability) != "_softmax":
             continue
-        softmax = case.producer(case.source(probability))
+        softmax = context.producer(context.source(probability))
         assert softmax is not None
-        logits, a = argument(softmax, "self"), case.graph.values[probability]
+        logits, a = argument(softmax, "self"), context.graph.values[probability]
         axis, classes = operation.arguments.get("dim", -1), 1
         if a.shape:
             classes = a.shape[axis]
         floor = math.log(1 + (classes - 1) / math.e)
-        name = case.name(logits) if logits is not None else "the logits"
+        name = context.name(logits) if logits is not None else "the logits"
         yield SOFTMAX_BEFORE_CROSS_ENTROPY.found(
-            case.name(probability),
-            f"{case.name(probability)} is a softmax, and cross-entropy takes the softmax once more.",
+            context.name(probability),
+            f"{context.name(probability)} is a softmax, and cross-entropy takes the softmax once more.",
             (
                 f"With {classes} classes the loss of a sample can't fall below {floor:.4f}, however sure the network: "
                 "probabilities lie between 0 and 1, and are taken for logits.",
@@ -138,7 +139,7 @@ def _softmax_before_cross_entropy(case: Case) -> Iterator[Finding]:
         )
 
 
-NO_LOGARITHM = Kind(
+NO_LOGARITHM = Check(
     "nll-without-log",
     title="A negative log-likelihood of what is no logarithm",
     severity="warning",
@@ -156,28 +157,28 @@ _NOT_LOGARITHMS = {
 
 
 @NO_LOGARITHM.in_step
-def _no_logarithm(case: Case) -> Iterator[Finding]:
-    for operation in case.named("nll_loss_forward", "nll_loss2d_forward"):
+def _no_logarithm(context: StepContext) -> Iterator[Finding]:
+    for operation in context.named("nll_loss_forward", "nll_loss2d_forward"):
         given = argument(operation, "self")
-        made = case.made_by(given) if given is not None else ""
+        made = context.made_by(given) if given is not None else ""
         if given is None or made not in _NOT_LOGARITHMS:
             continue
-        known = case.statistics(given)
+        known = context.statistics(given)
         evidence = [f"nll_loss takes minus the entry of the right class; what it got was made by `{made.strip('_')}`."]
         if known is not None:
             evidence.append(
-                f"{case.name(given)} lies between {number(known.low)} and {number(known.high)}; a logarithm of a "
+                f"{context.name(given)} lies between {number(known.low)} and {number(known.high)}; a logarithm of a "
                 "probability is never above 0."
             )
         yield NO_LOGARITHM.found(
-            case.name(given),
-            f"{case.name(given)} holds {_NOT_LOGARITHMS[made]}, and nll_loss takes it for log-probabilities.",
+            context.name(given),
+            f"{context.name(given)} holds {_NOT_LOGARITHMS[made]}, and nll_loss takes it for log-probabilities.",
             evidence,
-            place=case.graph.values[given].place,
+            place=context.graph.values[given].place,
         )
 
 
-BROADCAST_IN_LOSS = Kind(
+BROADCAST_IN_LOSS = Check(
     "broadcast-in-loss",
     title="Predictions and targets are broadcast against each other",
     severity="warning",
@@ -190,22 +191,22 @@ BROADCAST_IN_LOSS = Kind(
 
 
 @BROADCAST_IN_LOSS.in_step
-def _broadcast_in_loss(case: Case) -> Iterator[Finding]:
+def _broadcast_in_loss(context: StepContext) -> Iterator[Finding]:
     """(N, 1) against (N,): each prediction meets every target. In a function that is a loss, any two shapes."""
-    for call in case.graph.calls:
+    for call in context.graph.calls:
         refs = [each.value for each in call.arguments[:2] if isinstance(each, Ref)]
         refs += [v.value for k, v in call.keywords.items() if k in ("target", "other") and isinstance(v, Ref)]
         if len(refs) != 2:
             continue
-        first, second = (case.graph.values[ref] for ref in refs)
-        if not (case.is_data(refs[0]) or case.is_data(refs[1])) or not (first.requires_grad or second.requires_grad):
+        first, second = (context.graph.values[ref] for ref in refs)
+        if not any(map(context.is_data, refs)) or not (first.requires_grad or second.requires_grad):
             continue
         shape = _common(first.shape, second.shape)
         if shape is None or not _crossed(call, first, second, shape):
             continue
-        if not any(_wide(case, case.graph.operations[index], shape) for index in call.operations):
+        if not any(_wide(context, context.graph.operations[index], shape) for index in call.operations):
             continue
-        names = f"{case.name(first.index)} {first.shape} and {case.name(second.index)} {second.shape}"
+        names = f"{context.name(first.index)} {first.shape} and {context.name(second.index)} {second.shape}"
         pairs, n = math.prod(shape), max(math.prod(first.shape), math.prod(second.shape))
         evidence = f"Each of the {n} predictions is compared with all {n} targets: {pairs} differences instead of {n}."
         if not _column_and_row(first.shape, second.shape):
@@ -213,7 +214,7 @@ def _broadcast_in_loss(case: Case) -> Iterator[Finding]:
                 f"{pairs} differences are taken of {math.prod(first.shape)} and {math.prod(second.shape)} numbers."
             )
         yield BROADCAST_IN_LOSS.found(
-            case.name(call.outputs[0]) if call.outputs else call.name,
+            context.name(call.outputs[0]) if call.outputs else call.name,
             (f"{names} are broadcast to {shape} in ", Code(call.name), "."),
             (evidence,),
             place=call.place,
@@ -243,15 +244,15 @@ def _common(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...] 
         return None
 
 
-def _wide(case: Case, operation: Operation, shape: tuple[int, ...]) -> bool:
+def _wide(context: StepContext, operation: Operation, shape: tuple[int, ...]) -> bool:
     values = [
         *(out for out in operation.outputs if out is not None),
         *(v for _, _, v in references(operation.arguments)),
     ]
-    return any(case.graph.values[value].shape == shape for value in values)
+    return any(context.graph.values[value].shape == shape for value in values)
 
 
-SUM_OF_LOSSES = Kind(
+SUM_OF_LOSSES = Check(
     "sum-reduction",
     title="The loss is a sum over the batch",
     severity="note",
@@ -265,34 +266,34 @@ SUM_OF_LOSSES = Kind(
 
 
 @SUM_OF_LOSSES.in_step
-def _sum_of_losses(case: Case) -> Iterator[Finding]:
-    for backward in case.graph.accumulating:
+def _sum_of_losses(context: StepContext) -> Iterator[Finding]:
+    for backward in context.graph.accumulating:
         if backward.loss is None:
             continue
-        summed = case.producer(case.source(backward.loss))
-        comparing = _summed_comparison(case, summed) if summed is not None else None
+        summed = context.producer(context.source(backward.loss))
+        comparing = _summed_comparison(context, summed) if summed is not None else None
         given = argument(comparing, "self") if comparing is not None else None
         if given is None or comparing is None:
             continue
-        shape = case.graph.values[given].shape
+        shape = context.graph.values[given].shape
         terms = math.prod(shape[:1] if base_of(comparing).startswith("nll") else shape)
         if terms < 2:
             continue
         yield SUM_OF_LOSSES.found(
-            case.name(backward.loss),
-            f"The loss {case.name(backward.loss)} is the sum of {terms} terms, not their mean.",
+            context.name(backward.loss),
+            f"The loss {context.name(backward.loss)} is the sum of {terms} terms, not their mean.",
             (f"Its gradient is {terms} times that of the mean, and grows with the batch.",),
-            place=case.graph.values[backward.loss].place,
+            place=context.graph.values[backward.loss].place,
         )
 
 
-def _summed_comparison(case: Case, operation: Operation) -> Operation | None:
+def _summed_comparison(context: StepContext, operation: Operation) -> Operation | None:
     """The loss whose elements an operation adds up: itself with reduction="sum", or what a sum was taken of."""
     if base_of(operation) in COMPARING and operation.arguments.get("reduction") == SUM:
         return operation
     given = argument(operation, "self")
     if base_of(operation) != "sum" or given is None:
         return None
-    inner = case.producer(case.source(given))
+    inner = context.producer(context.source(given))
     unreduced = inner is not None and base_of(inner) in COMPARING and inner.arguments.get("reduction") == NONE
     return inner if unreduced else None

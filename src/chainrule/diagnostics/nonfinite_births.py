@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.diagnostics.step_context import TRANSPARENT, Case, base_of, dense, floating, kept
+from chainrule.diagnostics.step_context import TRANSPARENT, StepContext, base_of, dense, floating, kept
 from chainrule.graph.graph import Graph, Operation, Ref, Value, references
 
 COLLECTIVES = ("fsdp.", "c10d.")  # whose results other ranks fill
@@ -40,31 +40,33 @@ class Birth:
 class Births:
     """Every birth of the forward pass, and which values carry which on."""
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    def __init__(self, context: StepContext) -> None:
+        self.context = context
         self.births: list[Birth] = []
         self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
         self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
         self.bad_losses: list[int] = []
         self.first: list[Birth] = []
-        if not case.measures.all_finite(value.data for value in case.graph.values):
+        if not context.measures.all_finite(value.data for value in context.graph.values):
             self._find()
 
     def _find(self) -> None:
-        graph = self.case.graph
+        graph = self.context.graph
         self._buffers = _buffers_of_shards(graph)
         for operation in graph.operations:
             self._read(operation)
-        self.bad_losses = [loss for loss in self.case.losses if not self.case.measures.finite(graph.values[loss].data)]
+        self.bad_losses = [
+            loss for loss in self.context.losses if not self.context.measures.finite(graph.values[loss].data)
+        ]
         self.first = self._first()
 
     def _read(self, operation: Operation) -> None:
-        case, values = self.case, self.case.graph.values
+        context, values = self.context, self.context.graph.values
         operands = [values[index] for _, _, index in references(operation.arguments)]
         for leaf in operands:
             if leaf.index in self._buffers or leaf.operation is not None or leaf.index in self.of:
                 continue
-            if leaf.data is not None and not case.measures.finite(leaf.data):
+            if leaf.data is not None and not context.measures.finite(leaf.data):
                 if self._is_gradient(leaf, leaf.data) or not self._is_read(leaf.index):
                     continue
                 if dense(leaf.data).isnan().any():
@@ -81,14 +83,14 @@ class Births:
                 self.of[made.index] = inherited
             elif made.data is None or on_purpose(operation, slot) or any(map(self._is_lost_unkept, operands)):
                 continue  # what was not kept is asked by its figures, see `origin`
-            elif _makes(case, made.data, [each.data for each in operands]):
+            elif _makes(context, made.data, [each.data for each in operands]):
                 self._born(made, operation)
 
     def _is_lost(self, value: Value) -> bool:
-        return not self.case.measures.finite(value.data) or self._is_lost_unkept(value)
+        return not self.context.measures.finite(value.data) or self._is_lost_unkept(value)
 
     def _is_lost_unkept(self, value: Value) -> bool:
-        known = self.case.statistics(value.index) if value.data is None else None
+        known = self.context.statistics(value.index) if value.data is None else None
         return known is not None and known.not_finite > 0
 
     def _is_gradient(self, leaf: Value, data: Tensor) -> bool:
@@ -96,16 +98,16 @@ class Births:
 
         The gradient of a factor is the other one, number for number, so what a loss was made of is none.
         """
-        known = (each.grad for each in self.case.graph.parameters.values() if each.shape == leaf.shape)
+        known = (each.grad for each in self.context.graph.parameters.values() if each.shape == leaf.shape)
         same = any(kept(each) and _are_same(dense(each), dense(data)) for each in known)
-        return same and leaf.index not in self.case.graph.made_of(self.case.losses)
+        return same and leaf.index not in self.context.graph.made_of(self.context.losses)
 
     def _is_read(self, leaf: int) -> bool:
         """Whether any operation takes its numbers: a new parameter holds anything until it is initialised."""
         seen, waiting = {leaf}, [leaf]
         while waiting:
             value = waiting.pop()
-            for operation in self.case.uses.get(value, ()):
+            for operation in self.context.uses.get(value, ()):
                 base, given = base_of(operation), operation.arguments
                 if base in FILLS and Ref(value) in (given.get("self"), given.get("base")):
                     if "base" not in given:  # else only a part of it is filled
@@ -118,7 +120,7 @@ class Births:
         return False
 
     def _may_carry(self, value: int) -> bool:
-        known = self.case.statistics(value)
+        known = self.context.statistics(value)
         return known is None or bool(known.not_finite)
 
     def _born(self, value: Value, operation: Operation | None) -> None:
@@ -132,13 +134,15 @@ class Births:
         In an unfinished step only what reached a loss or a gradient counts: what else ran in it (an evaluation, say) is
         not known to be of the training.
         """
-        losses = [loss for loss in self.bad_losses if self.case.is_loss(loss)]  # masked scores are infinite on purpose
+        losses = [
+            loss for loss in self.bad_losses if self.context.is_loss(loss)
+        ]  # masked scores are infinite on purpose
         if losses and self.infinite and not self.births:
             self._born(self.infinite[0], None)
         reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
         if not reached:
-            return self.births[:1] if self._gradients_lost or not self.case.unfinished else []
-        before = self.case.graph.made_of([reached[0].value.index])
+            return self.births[:1] if self._gradients_lost or not self.context.unfinished else []
+        before = self.context.graph.made_of([reached[0].value.index])
         return [*[birth for birth in self.births if birth.value.index in before][:1], *reached]
 
     @property
@@ -148,14 +152,14 @@ class Births:
 
     @property
     def _gradients_lost(self) -> bool:
-        return not all(self.case.measures.finite(each.grad) for each in self.case.graph.parameters.values())
+        return not all(self.context.measures.finite(each.grad) for each in self.context.graph.parameters.values())
 
 
-def births_of(case: Case) -> Births:
+def births_of(context: StepContext) -> Births:
     """The births of a step, worked out once."""
-    if "births" not in case.worked_out:
-        case.worked_out["births"] = Births(case)
-    known: Births = case.worked_out["births"]
+    if "births" not in context.worked_out:
+        context.worked_out["births"] = Births(context)
+    known: Births = context.worked_out["births"]
     return known
 
 
@@ -164,12 +168,12 @@ def _are_same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def _makes(case: Case, made: Tensor, operands: list[Tensor | None]) -> bool:
+def _makes(context: StepContext, made: Tensor, operands: list[Tensor | None]) -> bool:
     """NaN where no operand has it, or infinity where all operands are finite."""
     known = [dense(each) for each in operands if each is not None and floating(each)]
     if dense(made).isnan().any():
         return not any(each.isnan().any() for each in known)
-    return all(case.measures.finite(each) for each in known)
+    return all(context.measures.finite(each) for each in known)
 
 
 def _buffers_of_shards(graph: Graph) -> set[int]:

@@ -2,7 +2,7 @@
 
 A number that is not finite is *born* where an operation makes it of operands that are finite (or infinite on purpose,
 as in a mask); wherever an operand was already tainted by an earlier birth it is only *passed on*. PyTorch raises
-nothing in either case: the loss is NaN, and so is every parameter after the next step.
+nothing in either context: the loss is NaN, and so is every parameter after the next step.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 from chainrule.derivation.backprop import Derivation, NodeStep
 from chainrule.derivation.contributions import aligned
 from chainrule.derivation.why import element
-from chainrule.diagnostics.finding import Finding, Kind
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.nonfinite_births import Birth, Births, births_of, on_purpose
-from chainrule.diagnostics.run_context import Run, listed
-from chainrule.diagnostics.step_context import Case, argument, base_of, dense, floating
+from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense, floating
 from chainrule.graph.graph import Operation, Value, references
-from chainrule.graph.history import Kind as Kind_
+from chainrule.graph.history import Kind as SeriesKind
 from chainrule.graph.history import Series
 from chainrule.graph.lookup import Index
 from chainrule.numbers import number
@@ -54,7 +55,7 @@ IN_RANGE = (
 )
 
 
-FORWARD = Kind(
+FORWARD = Check(
     "non-finite-forward",
     title="A number that is not finite is born in the forward pass",
     severity="error",
@@ -66,7 +67,7 @@ FORWARD = Kind(
     source="IEEE 754: what 0 / 0, log of a negative number and inf - inf are",
     unfinished=True,
 )
-BACKWARD = Kind(
+BACKWARD = Check(
     "non-finite-backward",
     title="A number that is not finite is born in the backward pass",
     severity="error",
@@ -81,97 +82,102 @@ BACKWARD = Kind(
 
 
 @FORWARD.in_step
-def _births_forward(case: Case) -> Iterator[Finding]:
+def _births_forward(context: StepContext) -> Iterator[Finding]:
     """The first number that is not finite, with the operands that made it."""
-    history = births_of(case)
+    history = births_of(context)
     for birth in history.first:
-        yield _told(case, history, birth)
+        yield _told(context, history, birth)
 
 
 @FORWARD.in_step
-def _by_statistics(case: Case) -> Iterator[Finding]:
+def _by_statistics(context: StepContext) -> Iterator[Finding]:
     """Where numbers were not kept: the first operation that gives what is not finite of operands that all are."""
-    reach = _reach_a_loss(case) if case.unfinished else None
-    for operation in case.graph.operations:
+    reach = _reach_a_loss(context) if context.unfinished else None
+    for operation in context.graph.operations:
         for slot, out in enumerate(operation.outputs):
-            if out is None or case.graph.values[out].data is not None or (reach is not None and out not in reach):
+            if out is None or context.graph.values[out].data is not None or (reach is not None and out not in reach):
                 continue
-            known = case.statistics(out)
+            known = context.statistics(out)
             if known is None or not known.not_finite or on_purpose(operation, slot):
                 continue
-            given = [case.statistics(index) for _, _, index in references(operation.arguments)]
+            given = [context.statistics(index) for _, _, index in references(operation.arguments)]
             if any(each is not None and each.not_finite for each in given):
                 continue
             yield FORWARD.found(
-                case.name(out),
-                f"{case.called(operation)} makes numbers that are not finite of finite numbers, first of all.",
-                (f"{known.not_finite} of {known.elements} elements of {case.name(out)}.",),
-                place=case.graph.values[out].place or case.place(operation),
+                context.name(out),
+                f"{context.called(operation)} makes numbers that are not finite of finite numbers, first of all.",
+                (f"{known.not_finite} of {known.elements} elements of {context.name(out)}.",),
+                place=context.graph.values[out].place or context.place(operation),
                 severity="error"
-                if _reaches_the_end(case)
+                if _reaches_the_end(context)
                 else "warning"
-                if case.graph.values[out].requires_grad
+                if context.graph.values[out].requires_grad
                 else "note",
-                advice=_advice(case, operation),
+                advice=_advice(context, operation),
             )
             return
 
 
-def _reach_a_loss(case: Case) -> set[int]:
+def _reach_a_loss(context: StepContext) -> set[int]:
     """The losses that are not finite, and what they were made of."""
-    lost = {loss for loss in case.losses if (known := case.statistics(loss)) is not None and known.not_finite}
-    return lost | case.graph.made_of(lost)
+    lost = {loss for loss in context.losses if (known := context.statistics(loss)) is not None and known.not_finite}
+    return lost | context.graph.made_of(lost)
 
 
-def _reaches_the_end(case: Case) -> bool:
+def _reaches_the_end(context: StepContext) -> bool:
     """Whether a loss or a parameter's gradient is not finite, by the figures."""
-    losses = map(case.statistics, case.losses)
-    gradients = (case.gradient(parameter) for parameter in case.graph.parameters.values())
+    losses = map(context.statistics, context.losses)
+    gradients = (context.gradient(parameter) for parameter in context.graph.parameters.values())
     return any(known is not None and known.not_finite for known in (*losses, *gradients))
 
 
 @BACKWARD.in_step
-def _births_backward(case: Case) -> Iterator[Finding]:
+def _births_backward(context: StepContext) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite, with the operands that made it."""
-    if case.derivation is not None:
-        yield from _backward(case, case.derivation, births_of(case))
+    if context.derivation is not None:
+        yield from _backward(context, context.derivation, births_of(context))
 
 
 @BACKWARD.in_step
-def _backward_by_statistics(case: Case) -> Iterator[Finding]:
+def _backward_by_statistics(context: StepContext) -> Iterator[Finding]:
     """Without a derivation: the first operation back from the loss whose operand's gradient is not finite, and whose
     results' gradients all are.
     """
-    if case.derivation is not None or births_of(case).births or _reach_a_loss(case) or _all_gradients_are_finite(case):
+    if (
+        context.derivation is not None
+        or births_of(context).births
+        or _reach_a_loss(context)
+        or _all_gradients_are_finite(context)
+    ):
         return
-    for operation in reversed(case.graph.operations):
-        arrived = [case.statistics(out, gradient=True) for out in operation.outputs if out is not None]
+    for operation in reversed(context.graph.operations):
+        arrived = [context.statistics(out, gradient=True) for out in operation.outputs if out is not None]
         if not any(arrived) or any(each is not None and each.not_finite for each in arrived):
             continue
         for _, _, index in references(operation.arguments):
-            known = case.statistics(index, gradient=True)
-            if known is not None and known.not_finite and len(case.uses.get(index, ())) == 1:
+            known = context.statistics(index, gradient=True)
+            if known is not None and known.not_finite and len(context.uses.get(index, ())) == 1:
                 yield BACKWARD.found(
-                    f"dJ/d{case.name(index)}",
-                    f"Going back through {case.called(operation)} makes a gradient that is not finite, the first.",
-                    (f"{known.not_finite} of {known.elements} elements of dJ/d{case.name(index)}.",),
-                    place=case.place(operation),
+                    f"dJ/d{context.name(index)}",
+                    f"Going back through {context.called(operation)} makes a gradient that is not finite, the first.",
+                    (f"{known.not_finite} of {known.elements} elements of dJ/d{context.name(index)}.",),
+                    place=context.place(operation),
                 )
                 return
 
 
-def _all_gradients_are_finite(case: Case) -> bool:
-    known = (value.grad_statistics for value in case.graph.values)
+def _all_gradients_are_finite(context: StepContext) -> bool:
+    known = (value.grad_statistics for value in context.graph.values)
     lost = any(each is not None and each.not_finite for each in known)
-    return not lost and case.measures.all_finite(value.grad for value in case.graph.values)
+    return not lost and context.measures.all_finite(value.grad for value in context.graph.values)
 
 
 @FORWARD.over_time
 def _forward_over_time(run: Run) -> Iterator[Finding]:
-    for told in run.carried(FORWARD):
+    for told in FORWARD.carried(run):
         if not _follows(run, told):
             yield told
-    if not any(True for kind in (FORWARD, BACKWARD) for _ in run.stretches(kind)):
+    if not any(True for kind in (FORWARD, BACKWARD) for _ in run.stretches(kind.id)):
         yield from _first_of_history(run)
 
 
@@ -179,7 +185,7 @@ def _forward_over_time(run: Run) -> Iterator[Finding]:
 def _backward_over_time(run: Run) -> Iterator[Finding]:
     """A GradScaler tries a scale that is too large now and then, and leaves that step out: this is how it works."""
     skipped = {each.step for each in run.steps if each.skipped}
-    for stretch, told in zip(run.stretches(BACKWARD), run.carried(BACKWARD), strict=True):
+    for stretch, told in zip(run.stretches(BACKWARD.id), BACKWARD.carried(run), strict=True):
         left_out = set(stretch.steps) <= skipped and len(skipped) < len(run.steps) / 2
         if not _follows(run, told):
             yield replace(told, severity="note") if left_out else told
@@ -187,13 +193,13 @@ def _backward_over_time(run: Run) -> Iterator[Finding]:
 
 def _follows(run: Run, told: Finding) -> bool:
     """Whether it only follows from what came before: numbers were lost, and the loss has not been finite since."""
-    lost = [stretch.steps[0] for kind in (FORWARD, BACKWARD) for stretch in run.stretches(kind)]
+    lost = [stretch.steps[0] for kind in (FORWARD, BACKWARD) for stretch in run.stretches(kind.id)]
     first, at = min(lost), told.since
     return at is not None and at > first and not any(first < step < at for step, _ in run.losses)
 
 
-ORDER: tuple[Kind_, ...] = ("input", "parameter", "value", "gradient", "parameter gradient", "update")
-LOST: tuple[Kind_, ...] = ("parameter", "parameter gradient", "update")  # what the next step depends on
+ORDER: tuple[SeriesKind, ...] = ("input", "parameter", "value", "gradient", "parameter gradient", "update")
+LOST: tuple[SeriesKind, ...] = ("parameter", "parameter gradient", "update")  # what the next step depends on
 
 
 def _first_of_history(run: Run) -> Iterator[Finding]:
@@ -237,104 +243,104 @@ def _became_bad(series: Series, step: int) -> bool:
 # -- forward -----------------------------------------------------------------------------------------------------------
 
 
-def _told(case: Case, history: Births, birth: Birth) -> Finding:
+def _told(context: StepContext, history: Births, birth: Birth) -> Finding:
     data = birth.value.data
     assert data is not None
     nan = bool(dense(data).isnan().any())
     kind = "NaN" if nan else "infinity"
     if birth.operation is None:
         at = (dense(data).isnan() if nan else ~dense(data).isfinite()).nonzero().tolist()
-        name = case.name(birth.value.index)
+        name = context.name(birth.value.index)
         told = listed([element(name, tuple(place)) for place in at])
         evidence = [f"{len(at)} of {data.numel()} elements: {told}."]
         text, place = f"{name} held {kind} before the step began.", birth.value.place
         advice = "Look at the data that was loaded, or, for a parameter, at the step before this one."
     else:
         order = "first of all" if birth is history.births[0] else "and that reaches the loss"
-        text = f"{case.called(birth.operation)} makes {kind} of {_made_of(case, birth.operation)}, {order}."
-        evidence = list(_evidence(case, birth.operation, birth.value))
-        place, advice = birth.value.place or case.place(birth.operation), _advice(case, birth.operation)
-    evidence += _passed_on(case, history, birth)
+        text = f"{context.called(birth.operation)} makes {kind} of {_made_of(context, birth.operation)}, {order}."
+        evidence = list(_evidence(context, birth.operation, birth.value))
+        place, advice = birth.value.place or context.place(birth.operation), _advice(context, birth.operation)
+    evidence += _passed_on(context, history, birth)
     if not history.harmful:
         evidence.append("Neither a loss that a backward pass began from nor a parameter's gradient holds it.")
     return FORWARD.found(
-        case.name(birth.value.index),
+        context.name(birth.value.index),
         text,
         evidence,
         place=place,
-        severity="error" if history.harmful else "warning" if _may_harm(case, birth) else "note",
+        severity="error" if history.harmful else "warning" if _may_harm(context, birth) else "note",
         advice=advice,
     )
 
 
-def _may_harm(case: Case, birth: Birth) -> bool:
+def _may_harm(context: StepContext, birth: Birth) -> bool:
     """Not so where no value that wants a gradient holds it, and what uses them masks it out (positions, say)."""
     holding = (birth.value.index, *birth.passed_on)
-    return any(case.graph.values[each].requires_grad or not case.uses.get(each) for each in holding)
+    return any(context.graph.values[each].requires_grad or not context.uses.get(each) for each in holding)
 
 
-def _made_of(case: Case, operation: Operation) -> str:
-    known = [case.graph.values[index].data for _, _, index in references(operation.arguments)]
-    return "finite numbers" if all(case.measures.finite(each) for each in known) else "numbers that are not NaN"
+def _made_of(context: StepContext, operation: Operation) -> str:
+    known = [context.graph.values[index].data for _, _, index in references(operation.arguments)]
+    return "finite numbers" if all(context.measures.finite(each) for each in known) else "numbers that are not NaN"
 
 
-def _evidence(case: Case, operation: Operation, made: Value) -> Iterator[str]:
+def _evidence(context: StepContext, operation: Operation, made: Value) -> Iterator[str]:
     """The first such element with its operands, why it is so, and how many there are."""
     assert made.data is not None
     data = dense(made.data)
     bad = data.isnan() if data.isnan().any() else ~data.isfinite()
     places = [tuple(at) for at in bad.nonzero().tolist()]
     at = places[0]
-    told = f"{element(case.name(made.index), at)} = {number(data[at].item())}"
-    operands = list(_operands(case, operation, at))
+    told = f"{element(context.name(made.index), at)} = {number(data[at].item())}"
+    operands = list(_operands(context, operation, at))
     yield f"{told} from {', '.join(operands)}." if operands else f"{told}."
-    reason = _reason(case, operation, at, data)
+    reason = _reason(context, operation, at, data)
     if reason:
         yield reason
     if len(places) > 1:
         yield f"{len(places)} of {data.numel()} elements are {'NaN' if data[at].isnan() else 'infinite'}."
 
 
-def _operands(case: Case, operation: Operation, at: Index) -> Iterator[str]:
+def _operands(context: StepContext, operation: Operation, at: Index) -> Iterator[str]:
     """What stood at the same place in each operand, or, where the places don't match, its range."""
     for _, _, index in references(operation.arguments):
-        value = case.graph.values[index]
+        value = context.graph.values[index]
         if value.data is None or not value.data.numel():
             continue
         own = aligned(at, value.shape)
         if own is not None:
-            yield f"{element(case.name(index), own)} = {number(dense(value.data)[own].item())}"
+            yield f"{element(context.name(index), own)} = {number(dense(value.data)[own].item())}"
         elif floating(value.data) and not value.data.is_complex():
             low, high = dense(value.data).min().item(), dense(value.data).max().item()
-            yield f"{case.name(index)} between {number(low)} and {number(high)}"
+            yield f"{context.name(index)} between {number(low)} and {number(high)}"
 
 
-def _advice(case: Case, operation: Operation) -> str:
-    if _mean_of_nothing(case, operation):
+def _advice(context: StepContext, operation: Operation) -> str:
+    if _mean_of_nothing(context, operation):
         return ADVICE["mean"]
     base = base_of(operation).removesuffix("_")
     return ADVICE.get(ALIKE.get(base, base), IN_RANGE)
 
 
-def _mean_of_nothing(case: Case, operation: Operation) -> str:
+def _mean_of_nothing(context: StepContext, operation: Operation) -> str:
     """Why a loss is a mean over nothing, if it is one: all labels are ignored, or there are no predictions."""
     target = argument(operation, "target")
-    labels = case.graph.values[target].data if target is not None else None
+    labels = context.graph.values[target].data if target is not None else None
     ignored = operation.arguments.get("ignore_index")
     if ignored is not None and labels is not None and labels.numel() and bool((labels == ignored).all()):
         return f"All {labels.numel()} labels are {ignored}, which is ignored: a mean of nothing is 0 / 0."
     given = argument(operation, "self")
-    if target is not None and given is not None and not math.prod(case.graph.values[given].shape):
-        return f"{case.name(given)} has no elements: a mean of nothing is 0 / 0."
+    if target is not None and given is not None and not math.prod(context.graph.values[given].shape):
+        return f"{context.name(given)} has no elements: a mean of nothing is 0 / 0."
     return ""
 
 
-def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
+def _reason(context: StepContext, operation: Operation, at: Index, made: Tensor) -> str:
     """The calculation itself, as one would write it: `log(-1.2)`, `0 / 0`, and what is the matter with it."""
-    if nothing := _mean_of_nothing(case, operation):
+    if nothing := _mean_of_nothing(context, operation):
         return nothing
     base = base_of(operation).removesuffix("_")
-    numbers = _numbers(case, operation, at)
+    numbers = _numbers(context, operation, at)
     result = made[at].item()
     limit = _overflow(result, made) if base in OVERFLOWING and "0" not in numbers else ""
     if base == "div" and len(numbers) == 2:
@@ -350,14 +356,14 @@ def _reason(case: Case, operation: Operation, at: Index, made: Tensor) -> str:
     return f"T{limit[3:]}." if limit else ""
 
 
-def _numbers(case: Case, operation: Operation, at: Index) -> list[str]:
+def _numbers(context: StepContext, operation: Operation, at: Index) -> list[str]:
     """The operands as numbers, tensors at this place and plain ones alike; [] where a tensor's place is not known."""
     told = []
     for name, given in operation.arguments.items():
         if name in ("alpha", "rounding_mode") or isinstance(given, (bool, str)):
             continue
         if hasattr(given, "value"):
-            value = case.graph.values[given.value]
+            value = context.graph.values[given.value]
             own = aligned(at, value.shape)
             if value.data is None or own is None:
                 return []
@@ -375,21 +381,21 @@ def _overflow(result: Any, made: Tensor) -> str:
     return f": the largest {str(made.dtype).removeprefix('torch.')} is {largest:.3g}"
 
 
-def _passed_on(case: Case, history: Births, birth: Birth) -> Iterator[str]:
+def _passed_on(context: StepContext, history: Births, birth: Birth) -> Iterator[str]:
     """What only handed it on, as far as the loss."""
     loss = next((each for each in history.bad_losses if history.of.get(each, birth) is birth), None)
     others = [each for each in birth.passed_on if each != loss]
     if others:
-        names = list(dict.fromkeys(case.name(each) for each in others))
+        names = list(dict.fromkeys(context.name(each) for each in others))
         yield f"Passed on, not made, by what came after: {listed(names)}."
     if loss is not None:
-        yield _reached(case, loss)
+        yield _reached(context, loss)
 
 
-def _reached(case: Case, loss: int) -> str:
+def _reached(context: StepContext, loss: int) -> str:
     """That it came as far as the loss; or, where an unfinished step has none yet, as far as the step did."""
-    name, data = case.name(loss), case.graph.values[loss].data
-    if not case.is_loss(loss):
+    name, data = context.name(loss), context.graph.values[loss].data
+    if not context.is_loss(loss):
         return f"The step came as far as {name}, which holds it."
     told = "holds it"
     if data is not None and data.numel() == 1:
@@ -400,51 +406,51 @@ def _reached(case: Case, loss: int) -> str:
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 
-def _backward(case: Case, derivation: Derivation, history: Births) -> Iterator[Finding]:
+def _backward(context: StepContext, derivation: Derivation, history: Births) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
-    fed = {edge.node for node in case.graph.nodes if node.passages for edge in node.edges}
+    fed = {edge.node for node in context.graph.nodes if node.passages for edge in node.edges}
     for step in derivation.nodes:
-        if not all(case.measures.finite(g) for g in step.upstream):
-            if step.node not in fed or _added_up(case, derivation, step):
-                yield _arrived(case, step, seed=step.node not in fed)
+        if not all(context.measures.finite(g) for g in step.upstream):
+            if step.node not in fed or _added_up(context, derivation, step):
+                yield _arrived(context, step, seed=step.node not in fed)
                 return
             continue
-        if step.operation is None or _inherits(case, history, step):
+        if step.operation is None or _inherits(context, history, step):
             continue
         for share in step.shares:
             sent = share.gradient if share.recorded is None else share.recorded
-            if share.value is None or sent is None or case.measures.finite(sent):
+            if share.value is None or sent is None or context.measures.finite(sent):
                 continue
-            yield _gradient_born(case, step, case.graph.values[share.value], dense(sent))
+            yield _gradient_born(context, step, context.graph.values[share.value], dense(sent))
             return
 
 
-def _inherits(case: Case, history: Births, step: NodeStep) -> bool:
+def _inherits(context: StepContext, history: Births, step: NodeStep) -> bool:
     """Whether the forward pass made it: a tainted operand or output, and a loss that is not finite for it."""
     if not history.bad_losses or step.operation is None:
         return False
-    operation = case.graph.operations[step.operation]
+    operation = context.graph.operations[step.operation]
     near = [index for _, _, index in references(operation.arguments)] + [o for o in operation.outputs if o is not None]
     return any(index in history.of for index in near)
 
 
-def _added_up(case: Case, derivation: Derivation, step: NodeStep) -> bool:
+def _added_up(context: StepContext, derivation: Derivation, step: NodeStep) -> bool:
     """Whether every share that arrived was finite, so that only their sum is not."""
     shares = [
         share.recorded if share.recorded is not None else share.gradient
         for other in derivation.nodes
         if other.backward == step.backward
-        for share, edge in zip(other.shares, case.graph.nodes[other.node].edges, strict=True)
+        for share, edge in zip(other.shares, context.graph.nodes[other.node].edges, strict=True)
         if edge.node == step.node
     ]
-    return all(case.measures.finite(each) for each in shares)
+    return all(context.measures.finite(each) for each in shares)
 
 
-def _arrived(case: Case, step: NodeStep, *, seed: bool) -> Finding:
-    node = case.graph.nodes[step.node]
-    slot = next(slot for slot, g in enumerate(step.upstream) if not case.measures.finite(g))
+def _arrived(context: StepContext, step: NodeStep, *, seed: bool) -> Finding:
+    node = context.graph.nodes[step.node]
+    slot = next(slot for slot, g in enumerate(step.upstream) if not context.measures.finite(g))
     value = node.outputs[slot] if slot < len(node.outputs) else None
-    name = "dJ/d" + (case.name(value) if value is not None else node.name)
+    name = "dJ/d" + (context.name(value) if value is not None else node.name)
     data = step.upstream[slot]
     assert data is not None
     at = tuple((~dense(data).isfinite()).nonzero()[0].tolist())
@@ -462,37 +468,39 @@ def _arrived(case: Case, step: NodeStep, *, seed: bool) -> Finding:
     return BACKWARD.found(name, text, evidence, place=node.place, advice=advice)
 
 
-def _gradient_born(case: Case, step: NodeStep, value: Value, sent: Tensor) -> Finding:
+def _gradient_born(context: StepContext, step: NodeStep, value: Value, sent: Tensor) -> Finding:
     assert step.operation is not None
-    operation = case.graph.operations[step.operation]
+    operation = context.graph.operations[step.operation]
     kind = "NaN" if sent.isnan().any() else "infinity"
-    name = case.called(operation)
+    name = context.called(operation)
     return BACKWARD.found(
-        f"dJ/d{case.name(value.index)}",
+        f"dJ/d{context.name(value.index)}",
         f"Going back through {name} makes {kind} of finite gradients, the first.",
-        _gradient_evidence(case, step, operation, value, sent),
-        place=case.graph.nodes[step.node].place,
+        _gradient_evidence(context, step, operation, value, sent),
+        place=context.graph.nodes[step.node].place,
     )
 
 
-def _gradient_evidence(case: Case, step: NodeStep, operation: Operation, value: Value, sent: Tensor) -> Iterator[str]:
+def _gradient_evidence(
+    context: StepContext, step: NodeStep, operation: Operation, value: Value, sent: Tensor
+) -> Iterator[str]:
     places = [tuple(at) for at in (~sent.isfinite()).nonzero().tolist()]
     at = places[0]
-    gradient = f"dJ/d{element(case.name(value.index), at)} = {number(sent[at].item())}"
+    gradient = f"dJ/d{element(context.name(value.index), at)} = {number(sent[at].item())}"
     told = []
     if value.data is not None and value.data.shape == sent.shape:
-        told.append(f"{element(case.name(value.index), at)} = {number(dense(value.data)[at].item())}")
+        told.append(f"{element(context.name(value.index), at)} = {number(dense(value.data)[at].item())}")
     stopped = False
     for _, _, index in references(operation.arguments):
-        other, own = case.graph.values[index], aligned(at, case.graph.values[index].shape)
+        other, own = context.graph.values[index], aligned(at, context.graph.values[index].shape)
         if index != value.index and other.data is not None and own is not None and other.data.numel():
-            told.append(f"{element(case.name(index), own)} = {number(dense(other.data)[own].item())}")
+            told.append(f"{element(context.name(index), own)} = {number(dense(other.data)[own].item())}")
     for g, out in zip(step.upstream, operation.outputs, strict=False):
         if g is None or out is None:
             continue
         own = aligned(at, tuple(g.shape)) if g.shape != sent.shape else at
         if own is not None:
-            told.append(f"dJ/d{element(case.name(out), own)} = {number(dense(g)[own].item())}")
+            told.append(f"dJ/d{element(context.name(out), own)} = {number(dense(g)[own].item())}")
             stopped = bool(dense(g)[own] == 0)
     yield f"{gradient}{', where ' + ' and '.join(told) if told else ''}."
     if stopped:

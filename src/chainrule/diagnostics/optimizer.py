@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.run_context import Run, is_bias, listed
-from chainrule.diagnostics.step_context import Case, kept
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.run_context import Run, is_bias
+from chainrule.diagnostics.step_context import StepContext, kept
 from chainrule.graph.graph import ParameterUpdate
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
-NOT_IN_OPTIMIZER = Kind(
+NOT_IN_OPTIMIZER = Check(
     "not-in-optimizer",
     title="A parameter has a gradient, and no optimizer holds it",
     severity="warning",
@@ -33,24 +34,24 @@ NOT_IN_OPTIMIZER = Kind(
 
 
 @NOT_IN_OPTIMIZER.in_step
-def _not_in_optimizer(case: Case) -> Iterator[Finding]:
-    if not case.held:
+def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
+    if not context.held:
         return
     left_out: dict[str, list[str]] = {}
     # A leaf that is in no module is data of which the gradient is wanted: a penalty, an adversarial example.
-    own = {name for module in case.graph.modules for name in module.parameters}
-    for name, parameter in case.graph.parameters.items():
+    own = {name for module in context.graph.modules for name in module.parameters}
+    for name, parameter in context.graph.parameters.items():
         known = name in own or name.partition("@")[0] in own
-        if known and name not in case.held and parameter.has_gradient and parameter.value is not None:
+        if known and name not in context.held and parameter.has_gradient and parameter.value is not None:
             left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
     for owner, names in left_out.items():
-        gradients = [case.gradient(case.graph.parameters[name]) for name in names]
+        gradients = [context.gradient(context.graph.parameters[name]) for name in names]
         norm = math.hypot(*(each.norm for each in gradients if each is not None))
         yield NOT_IN_OPTIMIZER.found(
             owner,
             f"No optimizer that stepped holds {listed(names)}, and {'it has' if len(names) == 1 else 'they have'} a "
             "gradient.",
-            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(case.held)} other parameters.",),
+            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",),
             severity="note",
         )
 
@@ -60,7 +61,7 @@ def _never_in_optimizer(run: Run) -> Iterator[Finding]:
     """Only what never moves: what does is trained at steps that were not watched, or by hand."""
     moved = {series.name for series in run.history.of_kind("update")}
     moved |= {each.name for each in run.history.of_kind("parameter") if len({known.norm for _, known in each}) > 1}
-    for told in run.lasting(NOT_IN_OPTIMIZER):
+    for told in NOT_IN_OPTIMIZER.lasting(run):
         turns = any(_belongs(name, told.where) for name in moved)
         yield replace(told, severity="note") if turns else told
 
@@ -71,7 +72,7 @@ def _belongs(name: str, owner: str) -> bool:
     return name == owner or of == owner or (bool(of) and owner.endswith(f".{of}"))
 
 
-IN_TWO_OPTIMIZERS = Kind(
+IN_TWO_OPTIMIZERS = Check(
     "in-two-optimizers",
     title="A parameter is in two optimizers",
     severity="warning",
@@ -84,12 +85,12 @@ IN_TWO_OPTIMIZERS = Kind(
 
 
 @IN_TWO_OPTIMIZERS.in_step
-def _in_two_optimizers(case: Case) -> Iterator[Finding]:
+def _in_two_optimizers(context: StepContext) -> Iterator[Finding]:
     holders: dict[str, dict[int, tuple[str, ParameterUpdate]]] = {}
-    for update in case.graph.updates:
+    for update in context.graph.updates:
         for member in update.parameters:
-            known = case.parameter(member)
-            if known is not None and case.gradient(member) is not None:
+            known = context.parameter(member)
+            if known is not None and context.gradient(member) is not None:
                 holders.setdefault(known.name, {})[update.optimizer_number] = update.optimizer, member
     shared: dict[tuple[int, ...], list[str]] = {}
     for name, updates in holders.items():
@@ -99,7 +100,7 @@ def _in_two_optimizers(case: Case) -> Iterator[Finding]:
         both = holders[names[0]].values()
         kinds = " and ".join(f"{optimizer} (rate {number(_lr(member.options))})" for optimizer, member in both)
         moves = [
-            " and then by ".join(_move(case, member) for _, member in holders[name].values()) for name in names[:2]
+            " and then by ".join(_move(context, member) for _, member in holders[name].values()) for name in names[:2]
         ]
         yield IN_TWO_OPTIMIZERS.found(
             names[0] if len(names) == 1 else f"{len(names)} parameters",
@@ -108,14 +109,14 @@ def _in_two_optimizers(case: Case) -> Iterator[Finding]:
         )
 
 
-def _move(case: Case, member: ParameterUpdate) -> str:
-    moved = case.move(member)
+def _move(context: StepContext, member: ParameterUpdate) -> str:
+    moved = context.move(member)
     return "an unknown distance" if moved is None else number(moved.norm)
 
 
 # -- how far -----------------------------------------------------------------------------------------------------------
 
-TOO_LARGE = Kind(
+TOO_LARGE = Check(
     "update-too-large",
     title="Updates are too large for their weights",
     severity="warning",
@@ -130,10 +131,10 @@ TOO_LARGE = Kind(
 
 
 @TOO_LARGE.in_step
-def _larger_than_itself(case: Case) -> Iterator[Finding]:
-    limit = 10 * case.thresholds.update_ratio_large
-    for member in _members(case):
-        before, moved = case.before(member), case.move(member)
+def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
+    limit = 10 * context.thresholds.update_ratio_large
+    for member in _members(context):
+        before, moved = context.before(member), context.move(member)
         if is_bias(member.name) or before is None or moved is None or not before.norm or moved.not_finite:
             continue
         ratio = moved.norm / before.norm
@@ -189,7 +190,7 @@ def _grown(ratios: list[tuple[int, float]], limit: float) -> list[tuple[int, flo
     return [(step, ratio) for step, ratio in ratios if step - ratios[0][0] >= 1 / max(limit, 1e-9) ** 2]
 
 
-TOO_SMALL = Kind(
+TOO_SMALL = Check(
     "update-too-small",
     title="Updates are too small for their weights",
     severity="warning",
@@ -227,7 +228,7 @@ def _rates(run: Run) -> str:
     return listed([number(rate) for rate in dict.fromkeys(rates)]) or "not known"
 
 
-STUCK = Kind(
+STUCK = Check(
     "stuck-update",
     title="The optimizer hardly moves a parameter that has a gradient",
     severity="warning",
@@ -247,13 +248,13 @@ REMEMBERED = 1000.0  # times as large as the gradient is now: what a second mome
 
 
 @STUCK.in_step
-def _stuck(case: Case) -> Iterator[Finding]:
-    for member in _members(case):
-        grad, moved, before = case.gradient(member), case.move(member), case.before(member)
+def _stuck(context: StepContext) -> Iterator[Finding]:
+    for member in _members(context):
+        grad, moved, before = context.gradient(member), context.move(member), context.before(member)
         if grad is None or moved is None or before is None or not grad.norm or grad.not_finite:
             continue
         root = math.sqrt(before.elements)
-        reason = _reason(member, moved.norm / root, grad.norm / root, case.thresholds.stuck)
+        reason = _reason(member, moved.norm / root, grad.norm / root, context.thresholds.stuck)
         if not reason:
             continue
         yield STUCK.found(
@@ -278,7 +279,7 @@ def _memory_told(member: ParameterUpdate) -> Iterator[str]:
 def _stuck_for_long(run: Run) -> Iterator[Finding]:
     """What has been learnt to the end has small gradients beside what its optimizer remembers, and that is no fault."""
     learnt = bool(run.losses) and run.losses[-1][1] < LEARNT * run.first_loss
-    for told in run.lasting(STUCK):
+    for told in STUCK.lasting(run):
         yield replace(told, severity="note") if learnt else told
 
 
@@ -315,15 +316,15 @@ def _second_moment(member: ParameterUpdate) -> float | None:
     return None
 
 
-def _members(case: Case) -> Iterator[ParameterUpdate]:
-    return (member for update in case.graph.updates for member in update.parameters)
+def _members(context: StepContext) -> Iterator[ParameterUpdate]:
+    return (member for update in context.graph.updates for member in update.parameters)
 
 
 def _lr(options: dict[str, Any]) -> float:
     return float(options.get("lr", math.nan))
 
 
-CLIPPED = Kind(
+CLIPPED = Check(
     "always-clipped",
     title="The gradient is clipped at every step",
     severity="warning",

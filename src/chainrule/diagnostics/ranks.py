@@ -1,7 +1,7 @@
 """What differs between the ranks of a distributed training that ought not to: parameters, batches, gradients.
 
 These checks ask the figures of every rank, which one process has only where they were gathered
-(`chainrule.distributed.gather`, or a watch): they stand beside those of one step (`Kind.in_step`).
+(`chainrule.distributed.gather`, or a watch): they stand beside those of one step (`Check.in_step`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from chainrule.diagnostics.finding import Finding, Kind, in_order
-from chainrule.diagnostics.run_context import listed
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding, in_order, listed
 from chainrule.graph.ranks import RankFacts, RankParameter
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 ROUNDING = 1e-6  # relative difference of figures of equal tensors on machines that add in another order
 
-DIVERGED = Kind(
+DIVERGED = Check(
     "rank-diverged",
     title="The parameters of a rank differ",
     severity="warning",
@@ -31,7 +31,7 @@ DIVERGED = Kind(
     across_ranks=True,
 )
 
-NOT_REDUCED = Kind(
+NOT_REDUCED = Check(
     "rank-not-reduced",
     title="A gradient was not made one over the ranks",
     severity="warning",
@@ -43,7 +43,7 @@ NOT_REDUCED = Kind(
     across_ranks=True,
 )
 
-UNEQUAL_BATCH = Kind(
+UNEQUAL_BATCH = Check(
     "rank-unequal-batch",
     title="The ranks have batches of different sizes",
     severity="warning",
@@ -56,7 +56,7 @@ UNEQUAL_BATCH = Kind(
     across_ranks=True,
 )
 
-NOT_FINITE = Kind(
+NOT_FINITE = Check(
     "rank-not-finite",
     title="One rank sends NaN or infinity to all",
     severity="error",
@@ -119,7 +119,7 @@ def _not_reduced(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _told(
-    kind: Kind,
+    kind: Check,
     ranks: Sequence[RankFacts],
     found: dict[str, list[int]],
     words: str,

@@ -8,17 +8,15 @@ that was never finished breaks none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from statistics import median
 
-from chainrule.diagnostics.finding import RANK, Finding, Kind
+from chainrule.diagnostics.finding import RANK, Finding
 from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.history import History, StepFacts
-
-LISTED = 5  # places that are named one by one
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Run:
 
     @cached_property
     def _seen(self) -> dict[str, dict[str, dict[int, Finding]]]:
-        """Kind -> place -> step -> the worst that was found there."""
+        """Check -> place -> step -> the worst that was found there."""
         seen: dict[str, dict[str, dict[int, Finding]]] = {}
         for step in sorted(self.step_findings):
             for finding in self.step_findings[step]:
@@ -77,11 +75,11 @@ class Run:
                     at[step] = finding
         return seen
 
-    def stretches(self, kind: Kind) -> Iterator[Stretch]:
-        """The last unbroken row of every place at which this kind was found."""
+    def stretches(self, id: str) -> Iterator[Stretch]:
+        """The last unbroken row of every place at which a kind was found."""
         examined = sorted(self.step_findings)
         full = {each.step for each in self.steps if each.full}
-        for at in self._seen.get(kind.id, {}).values():
+        for at in self._seen.get(id, {}).values():
             asked = [step for step in examined if step in full] if full >= set(at) else examined
             asked = [step for step in asked if step != self.unfinished or step in at]
             last = asked.index(max(at))
@@ -90,18 +88,6 @@ class Run:
                 first -= 1
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
-
-    def carried(self, kind: Kind) -> Iterator[Finding]:
-        """What single steps showed, with the step since which it holds."""
-        for stretch in self.stretches(kind):
-            if (told := carry(stretch, kind.lasts)) is not None:
-                yield told
-
-    def lasting(self, kind: Kind) -> Iterator[Finding]:
-        """The same for what a single step is too little to judge: where it lasts, it is as serious as its kind."""
-        for stretch in self.stretches(kind):
-            if (told := carry(stretch, kind.lasts)) is not None:
-                yield replace(told, severity=kind.severity) if len(stretch.steps) >= kind.lasts else told
 
     # -- courses ------------------------------------------------------------------------------------------------------
 
@@ -176,24 +162,6 @@ def carry(stretch: Stretch, lasts: int) -> Finding | None:
         told, severity=severity, since=stretch.steps[0], until=stretch.steps[-1] if stretch.ended else None,
         evidence=(*told.evidence, *held), rows=stretch.rows or told.rows,
     )  # fmt: skip
-
-
-def joined(found: Iterable[Finding]) -> Iterator[Finding]:
-    """What is said of several places in the same words is said once, with a list of the places."""
-    groups: dict[object, list[Finding]] = {}
-    for each in found:
-        words = each.sentence.replace(each.where, "...")
-        key = (each.id, each.severity, each.since, each.until, words) if each.where in each.sentence else id(each)
-        groups.setdefault(key, []).append(each)
-    for first, *others in groups.values():
-        more = (f" The same holds of {listed([each.where for each in others])}.",) if others else ()
-        yield replace(first, text=(*first.text, *more))
-
-
-def listed(items: Sequence[object]) -> str:
-    """The first few of several."""
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(map(str, items[:LISTED])) + more
 
 
 def is_bias(name: str) -> bool:

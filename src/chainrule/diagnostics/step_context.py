@@ -33,7 +33,7 @@ WEIGHING = {"addmm": ("mat1", "mat2"), "mm": ("self", "mat2"), "linear": ("input
 """What multiplies an input by a weight, and as which arguments it takes the two."""
 
 
-class Case:
+class StepContext:
     """The step under examination."""
 
     def __init__(

@@ -12,16 +12,17 @@ from torch import Tensor
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.contributions import aligned
 from chainrule.derivation.why import element
-from chainrule.diagnostics.finding import Finding, Kind
-from chainrule.diagnostics.run_context import LISTED, Run, carry, listed
-from chainrule.diagnostics.step_context import Case, argument, base_of, dense, kept
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import LISTED, Finding, listed
+from chainrule.diagnostics.run_context import Run, carry
+from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense, kept
 from chainrule.graph.graph import Operation, Parameter
 from chainrule.numbers import number
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
 MIN_STEPS = 3  # examined steps after which a unit that was always off is called dead
 
-UNIT_OFF = Kind(
+UNIT_OFF = Check(
     "unit-off",
     title="A unit is off for every sample",
     severity="warning",
@@ -36,16 +37,16 @@ UNIT_OFF = Kind(
 
 
 @UNIT_OFF.in_step
-def _units_off(case: Case) -> Iterator[Finding]:
+def _units_off(context: StepContext) -> Iterator[Finding]:
     """Units whose nonlinearity passes nothing back, whatever the sample: its slope is 0 in their whole column."""
-    for step, name, value in _hinges(case):
-        before = case.graph.values[value]
+    for step, name, value in _hinges(context):
+        before = context.graph.values[value]
         if not kept(step.op.out):  # type: ignore[union-attr]
             continue
         slope = step.rule.gradient(step.op, (torch.ones_like(step.op.out),), name)  # type: ignore[union-attr, arg-type]
         if before.data is None or len(before.shape) < 2 or slope.shape != before.shape:
             continue
-        axis = 1 if _by_channels(case, value) else len(before.shape) - 1
+        axis = 1 if _by_channels(context, value) else len(before.shape) - 1
         places = math.prod(before.shape) // max(before.shape[axis], 1)
         if before.shape[0] < MIN_SAMPLES or not slope.numel():
             continue
@@ -57,44 +58,44 @@ def _units_off(case: Case) -> Iterator[Finding]:
         evidence = []
         for unit in units[:LISTED]:
             told_column = listed([number(each) for each in before.data.movedim(axis, 0).flatten(1)[unit].tolist()])
-            at = _slice(case.name(value), axis, unit, len(before.shape))
+            at = _slice(context.name(value), axis, unit, len(before.shape))
             kind = "samples" if len(before.shape) == 2 else "places"
             evidence.append(
-                f"{at} is {told_column}: the slope of {case.name(step.outputs[0])} is 0 in all {places} {kind}."
+                f"{at} is {told_column}: the slope of {context.name(step.outputs[0])} is 0 in all {places} {kind}."
             )
         yield UNIT_OFF.found(
-            case.name(step.outputs[0]),
-            f"{told[0].upper()}{told[1:]}{case.layer(value)} {'is' if one else 'are'} off for every sample: "
+            context.name(step.outputs[0]),
+            f"{told[0].upper()}{told[1:]}{context.layer(value)} {'is' if one else 'are'} off for every sample: "
             f"{'its' if one else 'their'} weights get no gradient.",
             evidence,
-            place=case.graph.values[step.outputs[0]].place,
-            severity="warning" if len(units) > case.thresholds.units_off * before.shape[axis] else "note",
+            place=context.graph.values[step.outputs[0]].place,
+            severity="warning" if len(units) > context.thresholds.units_off * before.shape[axis] else "note",
             rows=units,
             size=before.shape[axis],
         )
 
 
 @UNIT_OFF.in_step
-def _layer_off(case: Case) -> Iterator[Finding]:
+def _layer_off(context: StepContext) -> Iterator[Finding]:
     """Of statistics alone: a ReLU that gives nothing but zeros."""
-    for operation in case.named("relu", "threshold"):
+    for operation in context.named("relu", "threshold"):
         (out,) = operation.outputs
-        known = case.statistics(out) if out is not None and case.graph.values[out].data is None else None
+        known = context.statistics(out) if out is not None and context.graph.values[out].data is None else None
         if out is None or known is None or not known.elements or known.zeros < known.elements:
             continue
-        if case.graph.values[out].requires_grad:
-            units = case.graph.values[out].shape[-1] if case.graph.values[out].shape else 1
+        if context.graph.values[out].requires_grad:
+            units = context.graph.values[out].shape[-1] if context.graph.values[out].shape else 1
             yield UNIT_OFF.found(
-                case.name(out), f"Every unit{case.layer(out)} is off for every sample: no gradient passes.",
-                (f"All {known.elements} elements of {case.name(out)} are 0.",),
-                place=case.place(operation), rows=range(units), size=units,
+                context.name(out), f"Every unit{context.layer(out)} is off for every sample: no gradient passes.",
+                (f"All {known.elements} elements of {context.name(out)} are 0.",),
+                place=context.place(operation), rows=range(units), size=units,
             )  # fmt: skip
 
 
 @UNIT_OFF.over_time
 def _dead(run: Run) -> Iterator[Finding]:
     """The units that were off at every one of the last steps: one that is off now and on then is no trouble."""
-    for stretch in (each.of_lasting_rows(MIN_STEPS) for each in run.stretches(UNIT_OFF)):
+    for stretch in (each.of_lasting_rows(MIN_STEPS) for each in run.stretches(UNIT_OFF.id)):
         rows, latest = stretch.rows, stretch.findings[-1]
         if stretch.ended or not rows or len(stretch.steps) < MIN_STEPS:
             continue
@@ -109,9 +110,9 @@ def _dead(run: Run) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _by_channels(case: Case, value: int) -> bool:
+def _by_channels(context: StepContext, value: int) -> bool:
     """Whether units lie along axis 1, as a convolution and the norms after it give them."""
-    while (operation := case.producer(case.source(value))) is not None:
+    while (operation := context.producer(context.source(value))) is not None:
         base = base_of(operation).removesuffix("_")
         if "conv" in base or "batch_norm" in base or base == "native_group_norm":
             return True
@@ -122,19 +123,19 @@ def _by_channels(case: Case, value: int) -> bool:
     return False
 
 
-def _hinges(case: Case) -> Iterator[tuple[Step, str, int]]:
+def _hinges(context: StepContext) -> Iterator[tuple[Step, str, int]]:
     """Nonlinearities with kinks: elementwise, of one tensor, which a gradient passes."""
-    for step in case.forward():
+    for step in context.forward():
         if step.rule is None or step.op is None or step.rule.kink is None or step.rule.structure != "elementwise":
             continue
         wanted = [(name, value) for name, _, value in step.arguments if name in step.rule.wrt]
         if len(wanted) == 1 and len(step.arguments) == 1 and len(step.outputs) == 1:
             name, value = wanted[0]
-            if case.graph.values[value].requires_grad and isinstance(step.op.out, Tensor):
+            if context.graph.values[value].requires_grad and isinstance(step.op.out, Tensor):
                 yield step, name, value
 
 
-AT_KINK = Kind(
+AT_KINK = Check(
     "at-kink",
     title="A value lies exactly where a function has no derivative",
     severity="note",
@@ -148,35 +149,35 @@ AT_KINK = Kind(
 
 
 @AT_KINK.in_step
-def _at_kinks(case: Case) -> Iterator[Finding]:
+def _at_kinks(context: StepContext) -> Iterator[Finding]:
     """Elements exactly where a function has no derivative, and what PyTorch takes there."""
-    for step in case.forward():
+    for step in context.forward():
         if step.rule is None or step.op is None or step.rule.kink is None or not kept(step.op.out):
             continue
         kink = step.rule.kink
         value = next((value for name, item, value in step.arguments if name == kink.argument and item is None), None)
-        if value is None or not case.graph.values[value].requires_grad or case.graph.values[value].data is None:
+        if value is None or not context.graph.values[value].requires_grad or context.graph.values[value].data is None:
             continue
         places = [tuple(place) for place in kink.where(step.op, 0.0).nonzero().tolist()]
         if not places:
             continue
-        numbers = case.graph.values[value].data
+        numbers = context.graph.values[value].data
         told = []
         for place in places[:LISTED]:
-            own = aligned(place, case.graph.values[value].shape)
+            own = aligned(place, context.graph.values[value].shape)
             if own is not None and numbers is not None:
-                told.append(f"{element(case.name(value), own)} = {number(numbers[own].item())}")
+                told.append(f"{element(context.name(value), own)} = {number(numbers[own].item())}")
         count = "1 element" if len(places) == 1 else f"{len(places)} elements"
         lies = "lies" if len(places) == 1 else "lie"
         yield AT_KINK.found(
-            case.name(value),
-            (f"{count} of {case.name(value)} {lies} exactly at a kink: ", kink.choice, "."),
+            context.name(value),
+            (f"{count} of {context.name(value)} {lies} exactly at a kink: ", kink.choice, "."),
             (*told, *((f"and {len(places) - LISTED} more",) if len(places) > LISTED else ())),
-            place=case.graph.values[value].place,
+            place=context.graph.values[value].place,
         )
 
 
-SATURATED = Kind(
+SATURATED = Check(
     "saturated",
     title="A sigmoid, a tanh or a softmax is saturated",
     severity="warning",
@@ -192,22 +193,22 @@ SATURATED = Kind(
 
 
 @SATURATED.in_step
-def _saturated(case: Case) -> Iterator[Finding]:
+def _saturated(context: StepContext) -> Iterator[Finding]:
     """The mean slope follows from size, mean and norm of the output alone."""
-    for operation in case.named("sigmoid", "tanh", "_softmax"):
+    for operation in context.named("sigmoid", "tanh", "_softmax"):
         out = operation.outputs[0]
-        known = case.statistics(out) if out is not None and case.graph.values[out].requires_grad else None
+        known = context.statistics(out) if out is not None and context.graph.values[out].requires_grad else None
         if out is None or known is None or known.not_finite or known.elements < 2:
             continue
-        share, told = _slope(case, operation, out)
-        if not share < case.thresholds.flat or _is_output(case, out):
+        share, told = _slope(context, operation, out)
+        if not share < context.thresholds.flat or _is_output(context, out):
             continue
         name = base_of(operation).strip("_")
         yield SATURATED.found(
-            case.name(out),
-            f"The {name} {case.name(out)} is saturated: it passes back {100 * share:.2g} % of what it could.",
+            context.name(out),
+            f"The {name} {context.name(out)} is saturated: it passes back {100 * share:.2g} % of what it could.",
             (told, f"It lies between {number(known.low)} and {number(known.high)}."),
-            place=case.graph.values[out].place,
+            place=context.graph.values[out].place,
             # A softmax may well grow sure of itself; what is wrong is to be so from the start, see `_since_start`.
             severity="note" if name == "softmax" else "warning",
         )
@@ -215,7 +216,7 @@ def _saturated(case: Case) -> Iterator[Finding]:
 
 @SATURATED.over_time
 def _since_start(run: Run) -> Iterator[Finding]:
-    for stretch in run.stretches(SATURATED):
+    for stretch in run.stretches(SATURATED.id):
         told = carry(stretch, SATURATED.lasts)
         if told is None:
             continue
@@ -223,9 +224,9 @@ def _since_start(run: Run) -> Iterator[Finding]:
         yield replace(told, severity="warning") if stretch.whole and lasting else told
 
 
-def _slope(case: Case, operation: Operation, out: int) -> tuple[float, str]:
+def _slope(context: StepContext, operation: Operation, out: int) -> tuple[float, str]:
     """The mean slope of its output as a share of the largest, and a sentence that says so."""
-    known = case.statistics(out)
+    known = context.statistics(out)
     assert known is not None
     square = known.norm**2 / known.elements
     if base_of(operation).startswith("tanh"):
@@ -233,19 +234,19 @@ def _slope(case: Case, operation: Operation, out: int) -> tuple[float, str]:
     if base_of(operation).startswith("sigmoid"):
         slope = known.mean - square
         return 4 * slope, f"a(1 - a) is {number(slope)} on average, and at most 0.25."
-    shape = case.graph.values[out].shape
+    shape = context.graph.values[out].shape
     classes = shape[operation.arguments.get("dim", -1)] if shape else 1
     spread = 1 - square * classes
     share = spread / (1 - 1 / classes) if classes > 1 else 1.0
     return share, f"1 - sum p^2 is {number(spread)} on average over the rows, and at most {number(1 - 1 / classes)}."
 
 
-def _is_output(case: Case, value: int) -> bool:
+def _is_output(context: StepContext, value: int) -> bool:
     """Whether it is what a loss is made of, where being sure of itself is the aim: no weight comes after it."""
     reached, waiting = {value}, [value]
-    weights = {given for _, given, _, _ in case.weighed}
+    weights = {given for _, given, _, _ in context.weighed}
     while waiting:
-        for operation in case.uses.get(waiting.pop(), ()):
+        for operation in context.uses.get(waiting.pop(), ()):
             if base_of(operation) in ("bmm", "baddbmm", "mm", "addmm"):
                 return False
             for out in operation.outputs:
@@ -255,7 +256,7 @@ def _is_output(case: Case, value: int) -> bool:
     return not reached & weights
 
 
-SYMMETRIC = Kind(
+SYMMETRIC = Check(
     "symmetric-units",
     title="Units that are the same, and stay the same",
     severity="warning",
@@ -271,19 +272,19 @@ SYMMETRIC = Kind(
 
 
 @SYMMETRIC.in_step
-def _symmetric(case: Case) -> Iterator[Finding]:
-    weights = {weight for _, _, weight, _ in case.weighed}
-    for name, parameter in case.graph.parameters.items():
+def _symmetric(context: StepContext) -> Iterator[Finding]:
+    weights = {weight for _, _, weight, _ in context.weighed}
+    for name, parameter in context.graph.parameters.items():
         if parameter.value not in weights or not kept(parameter.grad) or not kept(parameter.before):
             continue
         if parameter.before.dim() < 2 or parameter.before.shape[0] < 2:
             continue
-        if not _may_be_symmetric(case, parameter):
+        if not _may_be_symmetric(context, parameter):
             continue
         before, grad = (dense(each).detach().flatten(1).double() for each in (parameter.before, parameter.grad))
         if before.shape != grad.shape or not grad.isfinite().all():
             continue
-        size, tolerance = before.shape[0], case.thresholds.same
+        size, tolerance = before.shape[0], context.thresholds.same
         if not before.any() and not grad.any():
             rows = list(range(size))
             told = f"The weight {name} is 0, and so is its whole gradient: it can never leave that point."
@@ -299,13 +300,13 @@ def _symmetric(case: Case) -> Iterator[Finding]:
                 f"{listed([number(each) for each in grad[row].tolist()])}."
                 for row in rows[:2]
             ]
-        value = case.graph.values[parameter.value] if parameter.value is not None else None
+        value = context.graph.values[parameter.value] if parameter.value is not None else None
         yield SYMMETRIC.found(
             name, told, evidence, place=value.place if value is not None else None, rows=rows, size=size
         )
 
 
-def _may_be_symmetric(case: Case, parameter: Parameter) -> bool:
+def _may_be_symmetric(context: StepContext, parameter: Parameter) -> bool:
     """A quick look: equal rows have equal products with any three vectors, and hardly any others have."""
     before = parameter.before
     if before is None or before.layout is not torch.strided or not before.is_floating_point():
@@ -314,7 +315,7 @@ def _may_be_symmetric(case: Case, parameter: Parameter) -> bool:
     angles = torch.linspace(1, 2, rows.shape[1], device=rows.device)
     products = rows @ torch.stack([angles.sin(), angles.cos(), (7 * angles).sin()], 1)
     ordered = products[products[:, 0].argsort()]
-    return bool((ordered.diff(dim=0).abs() <= case.thresholds.same * products.abs().amax(0)).all(1).any())
+    return bool((ordered.diff(dim=0).abs() <= context.thresholds.same * products.abs().amax(0)).all(1).any())
 
 
 def _equal_rows(before: Tensor, grad: Tensor, tolerance: float) -> list[int]:

@@ -7,7 +7,7 @@ finding, it only delays one: whatever it says, there is a look where a step show
 note, before any step is forgotten, and when the watch ends. What a later look does not see any more becomes a note,
 with the step until which it held: the course of ten steps may look worse than that of a hundred.
 
-A step that the watch ended in is no part of the course: only what was lost in it is asked for, see `Kind.unfinished`.
+A step that the watch ended in is no part of the course: only what was lost in it is asked for, see `Check.unfinished`.
 """
 
 from __future__ import annotations
