@@ -19,13 +19,13 @@ from chainrule.views import page
 from chainrule.views.unicode import printable
 
 if TYPE_CHECKING:
-    from chainrule.monitor.runs import Run
+    from chainrule.monitor.runs.reader import RunReader
 
 SHARED = ("numbers.js", "dom.js")  # of the page of one step
 MODULES = ("scene.js", "curves.js", "heat.js", "findings.js", "main.js")
 
 
-def render(run: Run, links: dict[int, str] | None = None) -> str:
+def render(run: RunReader, links: dict[int, str] | None = None) -> str:
     """The run as the text of one self-contained HTML file; `links` lead to the pages of steps recorded in full."""
     style = page.read("base.css") + _read("run.css")
     script = _script()
@@ -39,7 +39,7 @@ def render(run: Run, links: dict[int, str] | None = None) -> str:
     return re.sub(r"<!--\s*put:(\w+)\s*-->", lambda place: parts[place[1]], _read("run.html"))
 
 
-def write(run: Run, path: Path) -> None:
+def write(run: RunReader, path: Path) -> None:
     """Write the page, and beside each step that was recorded in full a page of its own, which it links to.
 
     A page of a step that is there already is left as it is. Raises StorageError where a file cannot be written, or

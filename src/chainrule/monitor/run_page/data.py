@@ -17,7 +17,7 @@ import numpy.typing as npt
 from chainrule.graph.history import StepFacts
 
 if TYPE_CHECKING:
-    from chainrule.monitor.runs import Run, Tensor
+    from chainrule.monitor.runs.reader import RunReader, Tensor
 
 FORMAT, VERSION = "chainrule-run", 1
 COLUMNS = 600
@@ -26,7 +26,7 @@ ROWS = 400  # of a heat map; of more tensors every second, third, ... is shown
 Array = npt.NDArray[Any]
 
 
-def data_of(run: Run, links: dict[int, str]) -> dict[str, Any]:
+def data_of(run: RunReader, links: dict[int, str]) -> dict[str, Any]:
     """Everything that the page shows."""
     steps = run.steps()
     watched = np.array([facts.step for facts in steps], np.int64)
@@ -57,7 +57,7 @@ def _edges(count: int) -> list[tuple[int, int]]:
     return list(pairwise(places))
 
 
-def _about(run: Run, steps: Sequence[StepFacts]) -> list[list[str]]:
+def _about(run: RunReader, steps: Sequence[StepFacts]) -> list[list[str]]:
     began = datetime.fromtimestamp(run.began).strftime("%Y-%m-%d %H:%M")
     facts = [["begun", began], ["status", run.status], ["watched", f"{len(steps):,} steps, every {run.every:,}"]]
     facts += [["run", f"{run.id} of {len(run.runs)} in the file"]] if len(run.runs) > 1 else []
@@ -90,7 +90,7 @@ def _rates(steps: Sequence[StepFacts], edges: Sequence[tuple[int, int]]) -> list
     return rates
 
 
-def _maps(run: Run, watched: Array, edges: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+def _maps(run: RunReader, watched: Array, edges: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     gradients = run.table("parameter gradient", "norm", marked=True)
     outputs = run.table("value", "std", marked=True)
     arriving = run.table("gradient", "norm", marked=True)

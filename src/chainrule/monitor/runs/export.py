@@ -16,13 +16,13 @@ from chainrule.graph.history import Kind
 from chainrule.monitor.runs.chunks import COLUMNS
 
 if TYPE_CHECKING:
-    from chainrule.monitor.runs.run import Run
+    from chainrule.monitor.runs.reader import RunReader
 
 FRAMES = ("pandas", "polars")
 FIGURES = ("norm", "mean", "std", "low", "high", "zeros", "not_finite")  # as scalars of TensorBoard
 
 
-def frame(run: Run, kind: Kind | None, library: str | None) -> Any:
+def frame(run: RunReader, kind: Kind | None, library: str | None) -> Any:
     """A DataFrame of the steps, or of the tensors of a kind."""
     chosen = library or next((each for each in FRAMES if find_spec(each)), None)
     if chosen not in FRAMES:
@@ -31,7 +31,7 @@ def frame(run: Run, kind: Kind | None, library: str | None) -> Any:
     return _import(chosen, "a DataFrame").DataFrame(steps_of(run) if kind is None else figures_of(run, kind))
 
 
-def steps_of(run: Run) -> dict[str, Any]:
+def steps_of(run: RunReader) -> dict[str, Any]:
     """The steps as columns."""
     steps = run.steps()
     groups = max((len(facts.rates) for facts in steps), default=0)
@@ -52,7 +52,7 @@ def steps_of(run: Run) -> dict[str, Any]:
     }
 
 
-def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
+def figures_of(run: RunReader, kind: Kind) -> dict[str, Any]:
     """All tensors of a kind as columns, a row for each tensor and step."""
     tables = {figure: run.table(kind, figure) for figure in COLUMNS}
     steps, tensors, elements = tables["elements"]
@@ -68,14 +68,14 @@ def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def findings_of(run: Run) -> dict[str, Any]:
+def findings_of(run: RunReader) -> dict[str, Any]:
     """The findings as columns."""
     found = run.findings()
     names = ("id", "severity", "where", "since", "until", "text", "advice", "place", "size")
     return {name: [getattr(each, name) for each in found] for name in names}
 
 
-def to_parquet(run: Run, folder: str | os.PathLike[str]) -> None:
+def to_parquet(run: RunReader, folder: str | os.PathLike[str]) -> None:
     """`steps.parquet`, `findings.parquet`, and one file for each kind of tensor."""
     arrow = _import("pyarrow", "Parquet")
     parquet = import_module("pyarrow.parquet")
@@ -90,7 +90,7 @@ def to_parquet(run: Run, folder: str | os.PathLike[str]) -> None:
         raise _unwritable(folder, error) from error
 
 
-def to_tensorboard(run: Run, folder: str | os.PathLike[str]) -> None:
+def to_tensorboard(run: RunReader, folder: str | os.PathLike[str]) -> None:
     """Scalars: the loss, the learning rates, and the figures of each tensor under its kind; findings as text."""
     _import("tensorboard", "TensorBoard event files")
     writer_of = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter
@@ -107,7 +107,7 @@ def to_tensorboard(run: Run, folder: str | os.PathLike[str]) -> None:
         raise _unwritable(folder, error) from error
 
 
-def _events(run: Run, event: Any, summary: Any) -> Iterator[Any]:
+def _events(run: RunReader, event: Any, summary: Any) -> Iterator[Any]:
     """Every watched step as one event with all its scalars."""
     at: dict[int, list[tuple[str, float]]] = {}
     for facts in run.steps():

@@ -14,19 +14,19 @@ from chainrule.numbers import number
 if TYPE_CHECKING:
     from chainrule.graph.history import StepFacts
     from chainrule.monitor.runs.found import Found
-    from chainrule.monitor.runs.run import Run
+    from chainrule.monitor.runs.reader import RunReader
 
 LINES = 10  # steps in the table of the course
 PARAMETERS = 30  # rows in theirs
 
 
-def document(run: Run) -> Document:
+def document(run: RunReader) -> Document:
     """Tell a run."""
     steps = run.steps()
     return Document(("One run of training",), tuple(_summary(run, steps)), tuple(_sections(run, steps)))
 
 
-def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
+def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
     if not steps:
         yield Paragraph(("No step has been watched yet.",))
         yield from _findings(run)
@@ -51,7 +51,7 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
     yield from _findings(run)
 
 
-def _findings(run: Run) -> Iterator[Block]:
+def _findings(run: RunReader) -> Iterator[Block]:
     for found in run.findings():
         yield Paragraph((_found(found),), "note" if found.severity == "note" else "warning")
 
@@ -61,7 +61,7 @@ def _found(found: Found) -> str:
     return " ".join([f"{when}{found.text}", *found.evidence, found.advice]).strip()
 
 
-def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
+def _sections(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Section]:
     if steps:
         yield Section(("The course of it",), "course", "overview", (_course(steps),))
     rows = tuple(_parameters(run))
@@ -94,7 +94,7 @@ def _spread(count: int, most: int) -> list[int]:
     return places
 
 
-def _parameters(run: Run) -> Iterator[tuple[Text, ...]]:
+def _parameters(run: RunReader) -> Iterator[tuple[Text, ...]]:
     _, tensors, norms = run.table("parameter gradient", "norm", marked=True)
     _, moved, ratios = run.ratios()
     ratio_of = {tensor.name: row for tensor, row in zip(moved, ratios, strict=True)}
