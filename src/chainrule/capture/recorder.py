@@ -50,10 +50,10 @@ from chainrule.capture.tape import (
     Tape,
     Traits,
     storage_of,
-    tensors_in,
 )
 from chainrule.errors import RecordingError
 from chainrule.graph.source import Site, Sites, is_library
+from chainrule.graph.trees import tensors_in
 
 _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]

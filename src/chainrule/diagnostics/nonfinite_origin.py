@@ -120,7 +120,7 @@ def _by_statistics(case: Case) -> Iterator[Finding]:
 def _reach_a_loss(case: Case) -> set[int]:
     """The losses that are not finite, and what they were made of."""
     lost = {loss for loss in case.losses if (known := case.statistics(loss)) is not None and known.not_finite}
-    return lost | case.graph.made_of(lost)
+    return lost | case.graph.ancestors(lost)
 
 
 def _reaches_the_end(case: Case) -> bool:

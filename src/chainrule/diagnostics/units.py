@@ -16,6 +16,7 @@ from chainrule.diagnostics.finding import Finding, Kind
 from chainrule.diagnostics.run import LISTED, Run, carry, listed
 from chainrule.diagnostics.step_context import Case, argument, base_of, dense, kept
 from chainrule.graph.graph import Operation, Parameter
+from chainrule.graph.trees import reach
 from chainrule.numbers import number
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
@@ -242,17 +243,15 @@ def _slope(case: Case, operation: Operation, out: int) -> tuple[float, str]:
 
 def _is_output(case: Case, value: int) -> bool:
     """Whether it is what a loss is made of, where being sure of itself is the aim: no weight comes after it."""
-    reached, waiting = {value}, [value]
     weights = {given for _, given, _, _ in case.weighed}
-    while waiting:
-        for operation in case.uses.get(waiting.pop(), ()):
-            if base_of(operation) in ("bmm", "baddbmm", "mm", "addmm"):
-                return False
-            for out in operation.outputs:
-                if out is not None and out not in reached:
-                    reached.add(out)
-                    waiting.append(out)
-    return not reached & weights
+
+    def made(value: int) -> list[int]:
+        return [out for operation in case.uses.get(value, ()) for out in operation.outputs if out is not None]
+
+    return not any(
+        each in weights or any(base_of(use) in ("bmm", "baddbmm", "mm", "addmm") for use in case.uses.get(each, ()))
+        for each in reach([value], made)
+    )
 
 
 SYMMETRIC = Kind(

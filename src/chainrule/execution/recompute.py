@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import Loan
-from chainrule.capture.tape import Traits, storage_of, tensors_in
-from chainrule.derivation.backprop import data, passes_of, summed
+from chainrule.capture.tape import Traits, storage_of
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import Wanted, is_lost, operands
-from chainrule.graph.graph import Graph, Node, Operation, Parameter, Passage, Value
+from chainrule.graph.graph import Graph, Node, Operation, Parameter, Passage, Value, accumulate
 from chainrule.graph.lookup import find_value
 from chainrule.graph.selection import values_named
 from chainrule.graph.statistics import Statistics, measure
+from chainrule.graph.trees import map_leaves, tensors_in
 
 ROUNDING = 1024  # roundings of its number type that figures of what is recomputed may be off: other kernels, threads
 NO_WAY = (
@@ -106,7 +106,7 @@ class _Replay:
     def _run(self, operation: Operation) -> dict[int, Tensor]:
         if operation.function is None:
             raise ReplayError(f"{_told(self.old, operation)}: the recording does not hold what it ran. {NO_WAY}")
-        arguments = {name: data(self.working, tree) for name, tree in operation.arguments.items()}
+        arguments: dict[str, Any] = self.working.filled(operation.arguments)
         written = [name for name in arguments if name in written_by(operation.function)]
         given = tensors_in([arguments[name] for name in written]) or tensors_in(arguments.get("base"))
         arguments |= {name: _cloned(arguments[name]) for name in written}
@@ -199,15 +199,15 @@ class _Replay:
 
     def backward(self) -> None:
         """Every pass again, from where it began, as far as it leads to what is wanted."""
-        left = Counter(index for _, ran in passes_of(self.old) for index in ran if index in self.wanted.ran)
-        for _, ran in passes_of(self.old):
+        left = Counter(index for _, ran in self.old.passes() for index in ran if index in self.wanted.ran)
+        for _, ran in self.old.passes():
             arriving: dict[int, dict[int, Tensor]] = {}
             for index in sorted(self.wanted.ran & ran.keys(), key=lambda each: ran[each].order):
                 self._step_back(self.old.nodes[index], ran[index], arriving)
                 left[index] -= 1
                 if not left[index]:
                     self._release(self.wanted.operands_of(index))
-        self.gradients = summed(self.old, self.of_passes)
+        self.gradients = self.old.summed(self.of_passes)
         for index, gradient in self.gradients.items():
             value = self.values[index]
             if value.grad is None and not _same_figures(value.grad_statistics, gradient):
@@ -230,15 +230,15 @@ class _Replay:
             self.passages.setdefault(node.index, []).append(replace(passage, upstream=upstream, downstream=downstream))
             for value, gradient in zip(node.outputs, upstream, strict=False):
                 if value is not None and gradient is not None:
-                    _add(gradients, value, gradient)
+                    accumulate(gradients, value, gradient)
         for edge in node.edges:
             sent = downstream[edge.position] if edge.position < len(downstream) else None
             target = self.old.nodes[edge.node]
             if sent is not None and target.leaf is not None:
                 if edge.node in self.wanted.nodes:
-                    _add(gradients, target.leaf, sent)
+                    accumulate(gradients, target.leaf, sent)
             elif sent is not None and edge.node in self.wanted.ran:
-                _add(arriving.setdefault(edge.node, {}), edge.slot, sent)
+                accumulate(arriving.setdefault(edge.node, {}), edge.slot, sent)
 
     def _downstream(self, node: Node, passage: Passage, upstream: Gradients) -> Gradients:
         """What the node sends on: as recorded where it was kept, else as autograd gives it on the operation alone."""
@@ -309,17 +309,15 @@ def _parameter(parameter: Parameter, values: list[Value]) -> Parameter:
     return replace(parameter, before=before, grad=grad)
 
 
-def _add(sums: dict[Any, Tensor], key: int, gradient: Tensor) -> None:
-    sums[key] = sums[key] + gradient if key in sums else gradient
-
-
 def _cloned(tree: Any) -> Any:
     """Tensors to write to, with all of the memory that they are a part of: each stands where it stood."""
-    if isinstance(tree, Tensor):
-        if tree.layout is not torch.strided:
-            return tree.clone()
-        return _in_memory(tree, tree.untyped_storage().clone(), int(tree.storage_offset()))
-    return [_cloned(item) for item in tree] if isinstance(tree, list) else tree
+
+    def copied(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.layout is not torch.strided:
+            return leaf.clone() if isinstance(leaf, Tensor) else leaf
+        return _in_memory(leaf, leaf.untyped_storage().clone(), int(leaf.storage_offset()))
+
+    return map_leaves(copied, tree)
 
 
 def _in_memory(like: Tensor, memory: torch.UntypedStorage, offset: int) -> Tensor:

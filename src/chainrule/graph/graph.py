@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.trees import map_leaves, reach
 
 type_of_value = Literal["input", "parameter", "buffer", "result"]
 type_of_reduction = Literal["all-reduce", "reduce-scatter"]
@@ -204,6 +205,16 @@ def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:
     return [each for each in passes if backwards[each].accumulates] or passes[-1:]
 
 
+def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor | None) -> None:
+    """Add a gradient to what arrived before it, in no tensor's memory; a sum with a part not kept has no numbers."""
+    if gradient is not None:
+        known = sums.get(key)
+        if known is not None and (known.is_meta or gradient.is_meta):
+            sums[key] = torch.empty(known.shape, dtype=known.dtype, device="meta")
+        else:
+            sums[key] = gradient if known is None else known + gradient
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterUpdate:
     """One parameter in one `optimizer.step()`. `state_before` is what the optimizer remembered of it until then.
@@ -353,17 +364,44 @@ class Graph:
     reducers: tuple[Reducer, ...] = ()
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
 
-    def made_of(self, values: Iterable[int]) -> set[int]:
+    def ancestors(self, values: Iterable[int]) -> set[int]:
         """The values that these were computed from, whatever came between."""
-        found: set[int] = set()
-        waiting = list(values)
-        while waiting:
-            made_by = self.values[waiting.pop()].operation
-            given = () if made_by is None else references(self.operations[made_by].arguments)
-            for _, _, value in given:
-                if value not in found:
-                    found.add(value)
-                    waiting.append(value)
+        return set(reach((operand for value in values for operand in self.operands(value)), self.operands))
+
+    def operands(self, value: int) -> list[int]:
+        """The values that the operation which made a value took; none of a leaf."""
+        made_by = self.values[value].operation
+        return [] if made_by is None else [operand for *_, operand in references(self.operations[made_by].arguments)]
+
+    def filled(self, tree: Any, numbers: bool = True) -> Any:
+        """An argument tree with the data of each `Ref`, or a tensor without numbers where there is none."""
+
+        def filled(leaf: Any) -> Any:
+            if not isinstance(leaf, Ref):
+                return leaf
+            value = self.values[leaf.value]
+            return value.data if numbers and value.data is not None else value.without_numbers()
+
+        return map_leaves(filled, tree)
+
+    def passes(self) -> list[tuple[int, dict[int, Passage]]]:
+        """The backward passes in order, each with the nodes that ran in it."""
+        ran: dict[int, dict[int, Passage]] = {}
+        for node in self.nodes:
+            for passage in node.passages:
+                ran.setdefault(passage.backward, {})[node.index] = passage
+        return sorted(ran.items())
+
+    def summed(self, of_passes: dict[int, dict[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
+        """The gradient of each value, from those of each backward pass: the sum over the passes that are counted."""
+        reached: dict[int, list[int]] = {}
+        for backward, gradients in of_passes.items():
+            for value in gradients:
+                reached.setdefault(value, []).append(backward)
+        found: dict[int, torch.Tensor] = {}
+        for value, backwards in reached.items():
+            for backward in counted(self.backwards, backwards):
+                accumulate(found, value, of_passes[backward][value])
         return found
 
     @property

@@ -33,6 +33,7 @@ from chainrule.graph import graph as facts
 from chainrule.graph.graph import Graph
 from chainrule.graph.reexecution import Rerun, WriteThroughView
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.trees import leaves
 
 FORMAT = "chainrule-recording"
 VERSION = 2
@@ -434,17 +435,7 @@ def _check_indices(graph: Graph) -> None:
 
 def _refs(tree: Any) -> Iterable[int]:
     """Every value that a tree of arguments refers to."""
-    waiting = [tree]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, facts.Ref):
-            yield item.value
-        elif isinstance(item, (list, tuple)):
-            waiting.extend(item)
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, slice):
-            waiting.extend((item.start, item.stop, item.step))
+    return (ref.value for ref in leaves(tree, facts.Ref))
 
 
 def _within(indices: Iterable[int | None], count: int, where: str) -> None:

@@ -125,7 +125,7 @@ def _left_out(graph: Graph, named: Sequence[NamedValue]) -> set[int]:
     had_part = {value.index for value in graph.values if value.has_gradient}
     if not had_part:
         return set()
-    had_part |= graph.made_of(had_part)
+    had_part |= graph.ancestors(had_part)
     kept = {name for name, index in repeated if index in had_part}
     return {index for name, index in repeated if name in kept}.union(inputs) - had_part
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chainrule.capture.lowering.leaves import Leaves
@@ -16,7 +15,7 @@ from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawBackward, Tape
-from chainrule.graph.graph import Backward, Passage, counted
+from chainrule.graph.graph import Backward, Passage, accumulate, counted
 
 
 class Passes:
@@ -166,14 +165,3 @@ def _summed(
         if seen in found:
             found[value] = found[seen]
     return found
-
-
-def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
-    """Add a gradient to what arrived before it; never in place, for it is the tape's."""
-    known = sums.get(key)
-    if known is None:
-        sums[key] = gradient
-    elif known.is_meta or gradient.is_meta:  # of one of them only the figures are known, and of the sum nothing
-        sums[key] = torch.empty_like(known, device="meta")
-    else:
-        sums[key] = known + gradient

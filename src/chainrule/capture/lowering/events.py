@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.modules._functions import BackwardHookFunction
 
-from chainrule.capture.lowering.backward_passes import Passes, accumulate
+from chainrule.capture.lowering.backward_passes import Passes
 from chainrule.capture.lowering.naming import Names
 from chainrule.capture.lowering.operations import Reading
 from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.tape import Tape
-from chainrule.graph.graph import Event
+from chainrule.graph.graph import Event, accumulate
 
 Arriving = dict[tuple[int, int, int], Tensor]  # (task, node, slot) -> the sum of what was sent there so far
 
