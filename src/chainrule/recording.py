@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chainrule.capture.borrowed import Loan
 from chainrule.capture.lowering.assemble import assemble, let_go
-from chainrule.capture.lowering.statistics import Borrowed, Figures
+from chainrule.capture.lowering.statistics import Borrowed, Snapshots
 from chainrule.capture.recorder import Recorder, exception_site
 from chainrule.capture.retention import Keep, is_trained_leaf
 from chainrule.capture.tape import Tape
@@ -67,7 +67,7 @@ class Recording:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             tape.secure()
             tape.release()
-        graph = assemble(tape, Figures(tape))
+        graph = assemble(tape, Snapshots(tape))
         self._tape, self._lent = None, tape.lent
         let_go(tape)  # of autograd's graph and of the user's objects
         return graph

@@ -19,6 +19,7 @@ from chainrule import rules
 from chainrule.errors import RuleError
 from chainrule.gc_control import uncollected
 from chainrule.graph.graph import Graph, Node, Operation, Passage, Ref, Update, accumulate, references
+from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
 
 
@@ -150,7 +151,7 @@ def shares_of(
     """
     computed: dict[str, Any] = {}
     for edge in node.edges:
-        recorded = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+        recorded = tensor_of(passage.along(edge))
         if edge.argument is None or edge.argument not in rule.wrt:
             yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, None, recorded)
             continue
@@ -186,7 +187,7 @@ def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[
             upstream = passage.upstream  # the seed, to which another root may have added
         if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
             upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
-        if any(each is not None and each.is_meta for each in upstream):
+        if not all_have_numbers(*upstream):
             upstream = passage.upstream  # what came before was not kept; what arrived here may have been
         step = _asked(graph, ran, _step_back(graph, node, passage, backward, upstream))
         for slot, value in enumerate(node.outputs):
@@ -220,9 +221,12 @@ def _step_back(
     op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
     rule = rule_of(graph, node, op)
     failure = ""
-    if op is not None and not (op.has_numbers and all(g is None or not g.is_meta for g in upstream)):
+    if op is not None and not (op.has_numbers and all_have_numbers(*upstream)):
         shares = tuple(
-            replace(share, gradient=None if share.recorded is None else share.recorded.to("meta"))
+            replace(
+                share,
+                gradient=None if share.recorded is None else share.recorded.to("meta"),
+            )
             for share in _recorded(node, passage)
         )
         return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
@@ -240,7 +244,7 @@ def _step_back(
 def _recorded(node: Node, passage: Passage) -> Iterator[Share]:
     """What autograd gave each argument, in the place of what a rule would have given."""
     for edge in node.edges:
-        recorded = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+        recorded = tensor_of(passage.along(edge))
         yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
 
 
@@ -407,10 +411,9 @@ def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Sh
     for name, item, value in unit.arguments:
         if name not in unit.rule.wrt or value not in left:
             continue
-        numbers = unit.op.has_numbers and not any(g is not None and g.is_meta for g in members[0].upstream)
-        gradient = (
-            unit.rule.gradient(unit.op, members[0].upstream, name) if numbers else graph.values[value].without_numbers()
-        )
+        unkept = graph.values[value].snapshot.placeholder
+        numbers = unit.op.has_numbers and all_have_numbers(*members[0].upstream)
+        gradient = unit.rule.gradient(unit.op, members[0].upstream, name) if numbers else unkept
         summed: tuple[int, ...] = ()
         if gradient is not None:
             gradient, summed = rules.reduce_to_shape(gradient, graph.values[value].shape)

@@ -14,10 +14,11 @@ from torch import Tensor
 from chainrule.derivation.why import no_gradient
 from chainrule.diagnostics.finding import Finding, Kind
 from chainrule.diagnostics.run import Run, listed
-from chainrule.diagnostics.step_context import Case, argument, base_of, dense, kept
+from chainrule.diagnostics.step_context import Case, argument, base_of, dense
 from chainrule.document import Code
 from chainrule.graph.bins import EXPONENTS
 from chainrule.graph.graph import Parameter, Place, Value
+from chainrule.graph.snapshot import has_numbers, statistics_of
 from chainrule.graph.statistics import norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
@@ -109,7 +110,7 @@ def _overwrites(case: Case, error: str) -> Iterator[str]:
 
 def _moved(case: Case, parameter: Parameter) -> str:
     if parameter.after is None or parameter.before is None:
-        return "did not touch it" if parameter.after_statistics is None else "may have moved it"
+        return "did not touch it" if statistics_of(parameter.end) is None else "may have moved it"
     same = torch.equal(parameter.before.detach(), parameter.after.detach())
     return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
 
@@ -135,7 +136,7 @@ def _accumulated(case: Case) -> Iterator[Finding]:
     sent = _sent(case)
     for parameter in case.graph.parameters.values():
         grad = case.graph.sent(parameter)
-        if not kept(grad) or parameter.value is None or not case.graph.backwards or _is_hooked(case, parameter):
+        if not has_numbers(grad) or parameter.value is None or not case.graph.backwards or _is_hooked(case, parameter):
             continue
         # Clearing between two passes is fine: then only the last of them are left.
         sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
@@ -191,12 +192,12 @@ def _sent(case: Case) -> dict[int, list[Tensor]]:
         for share, edge in zip(step.shares, case.graph.nodes[step.node].edges, strict=True):
             leaf = case.graph.nodes[edge.node].leaf
             sent = share.gradient if share.recorded is None else share.recorded
-            if leaf is not None and sent is not None and not kept(sent):
+            if leaf is not None and sent is not None and not has_numbers(sent):
                 unknown.add(leaf)
             elif leaf is not None and sent is not None:
                 sent, sums = dense(sent), passes.setdefault(leaf, {})
                 alone = case.graph.values[leaf].grad if len(case.graph.accumulating) == 1 else None
-                if step.backward in sums and alone is not None and kept(alone):  # summed once, with the graph
+                if step.backward in sums and alone is not None and has_numbers(alone):  # summed once, with the graph
                     sums[step.backward] = dense(alone)
                 else:
                     sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
@@ -223,7 +224,11 @@ def _changed(case: Case) -> Iterator[Finding]:
     for update in case.graph.updates:
         for member in update.parameters:
             known = case.parameter(member)
-            if known is None or not kept(known.grad) or (member.grad is not None and not kept(member.grad)):
+            if (
+                known is None
+                or not has_numbers(known.grad)
+                or (member.grad is not None and not has_numbers(member.grad))
+            ):
                 continue
             left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)
             if seen is not None and case.measures.are_twins(left, seen):
@@ -382,7 +387,11 @@ def _noise(case: Case) -> Iterator[Finding]:
     whole = []  # of the parameters that every pass used, and whose gradients were added up, not cleared in between
     for leaf, sent in _sent(case).items():
         left = grads.get(leaf)
-        if len(sent) == len(case.graph.accumulating) and kept(left) and _same(case, left, sum(sent[1:], sent[0])):
+        if (
+            len(sent) == len(case.graph.accumulating)
+            and has_numbers(left)
+            and _same(case, left, sum(sent[1:], sent[0]))
+        ):
             whole.append(sent)
     if not whole:
         return

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chainrule.diagnostics.step_context import TRANSPARENT, Case, base_of, dense, floating, kept
+from chainrule.diagnostics.step_context import TRANSPARENT, Case, base_of, dense, floating
 from chainrule.graph.graph import Graph, Operation, Ref, Value, references
+from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import leaves, reach
 
 COLLECTIVES = ("fsdp.", "c10d.")  # whose results other ranks fill
@@ -96,7 +97,7 @@ class Births:
         The gradient of a factor is the other one, number for number, so what a loss was made of is none.
         """
         known = (each.grad for each in self.case.graph.parameters.values() if each.shape == leaf.shape)
-        same = any(kept(each) and _are_same(dense(each), dense(data)) for each in known)
+        same = any(has_numbers(each) and _are_same(dense(each), dense(data)) for each in known)
         return same and leaf.index not in self.case.graph.ancestors(self.case.losses)
 
     def _is_read(self, leaf: int) -> bool:

@@ -14,8 +14,9 @@ from chainrule.derivation.contributions import aligned
 from chainrule.derivation.why import element
 from chainrule.diagnostics.finding import Finding, Kind
 from chainrule.diagnostics.run import LISTED, Run, carry, listed
-from chainrule.diagnostics.step_context import Case, argument, base_of, dense, kept
+from chainrule.diagnostics.step_context import Case, argument, base_of, dense
 from chainrule.graph.graph import Operation, Parameter
+from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import reach
 from chainrule.numbers import number
 
@@ -41,7 +42,7 @@ def _units_off(case: Case) -> Iterator[Finding]:
     """Units whose nonlinearity passes nothing back, whatever the sample: its slope is 0 in their whole column."""
     for step, name, value in _hinges(case):
         before = case.graph.values[value]
-        if not kept(step.op.out):  # type: ignore[union-attr]
+        if not has_numbers(step.op.out):  # type: ignore[union-attr]
             continue
         slope = step.rule.gradient(step.op, (torch.ones_like(step.op.out),), name)  # type: ignore[union-attr, arg-type]
         if before.data is None or len(before.shape) < 2 or slope.shape != before.shape:
@@ -152,7 +153,7 @@ AT_KINK = Kind(
 def _at_kinks(case: Case) -> Iterator[Finding]:
     """Elements exactly where a function has no derivative, and what PyTorch takes there."""
     for step in case.forward():
-        if step.rule is None or step.op is None or step.rule.kink is None or not kept(step.op.out):
+        if step.rule is None or step.op is None or step.rule.kink is None or not has_numbers(step.op.out):
             continue
         kink = step.rule.kink
         value = next((value for name, item, value in step.arguments if name == kink.argument and item is None), None)
@@ -273,7 +274,7 @@ SYMMETRIC = Kind(
 def _symmetric(case: Case) -> Iterator[Finding]:
     weights = {weight for _, _, weight, _ in case.weighed}
     for name, parameter in case.graph.parameters.items():
-        if parameter.value not in weights or not kept(parameter.grad) or not kept(parameter.before):
+        if parameter.value not in weights or not has_numbers(parameter.grad) or not has_numbers(parameter.before):
             continue
         if parameter.before.dim() < 2 or parameter.before.shape[0] < 2:
             continue

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from chainrule.graph.graph import Graph, Node, Operation, Value, references
+from chainrule.graph.snapshot import Snapshot, all_have_numbers
 from chainrule.graph.trees import reach
 
 
@@ -50,7 +51,7 @@ class Wanted:
 
         def senders(index: int) -> list[int]:
             node = self.graph.nodes[index]
-            lost = any(is_lost(g) for passage in node.passages for g in passage.upstream)
+            lost = any(is_lost(g) for passage in node.passages for g in passage.arrived)
             return self._senders_of.get(index, []) if lost or node.leaf is not None else []
 
         return set(reach(self.nodes, senders))
@@ -90,11 +91,13 @@ def _results(operation: Operation) -> Iterator[int]:
     return (each for each in operation.outputs if each is not None)
 
 
-def is_lost(gradient: Tensor | None) -> bool:
+def is_lost(gradient: Tensor | Snapshot | None) -> bool:
     """Whether there was a gradient that was not kept."""
-    return gradient is not None and gradient.is_meta
+    if isinstance(gradient, Snapshot):
+        return not gradient.has_numbers
+    return not all_have_numbers(gradient)
 
 
 def _unknown(node: Node) -> bool:
     """Whether any gradient that a node sent on was not kept."""
-    return any(is_lost(g) for passage in node.passages for g in passage.downstream)
+    return any(is_lost(g) for passage in node.passages for g in passage.sent)
