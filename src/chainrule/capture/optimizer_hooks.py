@@ -8,9 +8,9 @@ from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.sharding import own_part
+from chainrule.capture.source import Site
 from chainrule.capture.tape import RawUpdate, Tape, Version
 from chainrule.graph.batched_statistics import measured
-from chainrule.graph.source import Site
 from chainrule.graph.statistics import of_a_sample, part_of
 from chainrule.graph.trees import map_leaves
 

@@ -21,7 +21,7 @@ from chainrule.capture.borrowed import Loan, Loans
 from chainrule.capture.data_parallel import RawArrival, Reducers
 from chainrule.capture.retention import Absentees, Keeper, is_trained_leaf, within_memory
 from chainrule.capture.sharding import own_part
-from chainrule.graph.source import Site
+from chainrule.capture.source import Site
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
 

@@ -27,8 +27,8 @@ from chainrule.diagnostics.step_context import Case
 from chainrule.diagnostics.thresholds import Thresholds, check_thresholds
 from chainrule.graph.graph import Graph
 from chainrule.graph.history import History
+from chainrule.graph.names import Notation
 from chainrule.graph.statistics_cache import Measures
-from chainrule.graph.symbols import Notation
 
 __all__ = [
     "BY_TOPIC", "KINDS", "Finding", "Kind", "Severity", "Thresholds", "check_silence", "findings", "findings_over_time",

@@ -17,10 +17,10 @@ from torch import Tensor
 from chainrule.derivation.backprop import Derivation, Step
 from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, references
+from chainrule.graph.names import Notation
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures
-from chainrule.graph.symbols import Notation
 
 # What hands its numbers on as they are: only their shape, order or number type changes.
 TRANSPARENT = frozenset({

@@ -16,10 +16,10 @@ from chainrule.derivation.backprop import Derivation, Share, Step
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.graph.graph import Graph, Parameter, Place
+from chainrule.graph.names import Notation
 from chainrule.graph.snapshot import Snapshot, all_have_numbers, data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures, distance, memory
-from chainrule.graph.symbols import Notation
 from chainrule.numbers import number
 from chainrule.report.checks import held_against
 from chainrule.report.folding import Folding

@@ -8,8 +8,8 @@ import torch
 
 from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, Table, Text, Verdict
 from chainrule.graph.graph import Reducer, Reduction
+from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Snapshot, data_of, statistics_of
-from chainrule.graph.symbols import escape
 from chainrule.numbers import number
 from chainrule.report.context import Context, shape_text
 

@@ -11,8 +11,8 @@ from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
 from chainrule.graph.graph import Backward, Parameter, ParameterUpdate, Update
+from chainrule.graph.names import escape
 from chainrule.graph.snapshot import has_numbers
-from chainrule.graph.symbols import escape
 from chainrule.numbers import number
 from chainrule.report import alike
 from chainrule.report.context import Context, group, matrix, shape_text
