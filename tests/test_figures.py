@@ -30,17 +30,16 @@ def step(dtype=torch.float32):
 def said(graph):
     """All that is said of it but for nodes, which one of the two lacks, and what parameters became."""
     values = [
-        replace(value, data=_numbers(value.data), grad=_numbers(value.grad), node=value.node is not None)
+        replace(value, snapshot=_said(value.snapshot), gradient=_said(value.gradient), node=value.node is not None)
         for value in graph.values
     ]
     parameters = [
-        replace(each, before=_numbers(each.before), grad=_numbers(each.grad), after=_numbers(each.after),
-                after_statistics=None)
+        replace(each, start=_said(each.start), gradient=_said(each.gradient), end=None)
         for each in graph.parameters.values()
-    ]  # fmt: skip
+    ]
     updates = [
-        replace(each, before=_numbers(each.before), grad=_numbers(each.grad), after=_numbers(each.after),
-                state_before={})
+        replace(each, start=_said(each.start), gradient=_said(each.gradient),
+                end=replace(_said(each.end), statistics=None), state_before={})
         for update in graph.updates
         for each in update.parameters
     ]  # fmt: skip
@@ -48,8 +47,9 @@ def said(graph):
     return values, parameters, updates, operations, graph.calls, graph.modules, graph.events, graph.notes
 
 
-def _numbers(tensor):
-    return None if tensor is None or tensor.is_meta else tensor.tolist()
+def _said(snapshot):
+    """With its numbers as a list, as tensors cannot be compared."""
+    return snapshot and snapshot.filled(None if snapshot.data is None else snapshot.data.tolist())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -67,17 +67,17 @@ def test_without_histograms_but_where_float16_may_underflow():
         recording, _, _theirs = step(dtype)
         graph = recording.at_once(Measures(), magnitudes=False)
         weight = graph.parameters["0.weight"]
-        assert [bool(each.magnitudes) for each in (weight.before_statistics, weight.grad_statistics)] == [wanted] * 2
+        assert [bool(each.magnitudes) for each in (weight.start.statistics, weight.gradient.statistics)] == [wanted] * 2
 
 
 def test_nothing_is_copied_that_is_read_at_once():
     recording, model, _theirs = step()
     graph = recording.at_once(Measures(), magnitudes=False)
     assert graph.parameters["0.weight"].after is None
-    assert graph.parameters["0.weight"].after_statistics is None
+    assert graph.parameters["0.weight"].end.statistics is None
     assert graph.parameters["2.bias"].grad.tolist() == model[2].bias.grad.tolist()
     members = {each.name: each for each in graph.updates[0].parameters}
-    assert members["0.weight"].after.is_meta
+    assert members["0.weight"].end.data is None
     assert members["0.weight"].after.shape == model[0].weight.shape
 
 

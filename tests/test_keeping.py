@@ -93,16 +93,16 @@ def test_the_facts_are_the_same_but_for_the_numbers(name: str) -> None:
             close(other.statistics, Statistics.of(one.data))
             measured += 1
         if one.grad is not None and other.grad is None and other.grad_statistics is not None:
-            close(other.grad_statistics, Statistics.of(one.grad))
+            close(other.gradient.statistics, Statistics.of(one.grad))
             measured += 1
     assert measured > len(whole.nodes)
     for path, parameter in whole.parameters.items():
         other = figures.parameters[path]
         assert (other.shape, other.has_gradient) == (parameter.shape, parameter.has_gradient)
-        close(other.before_statistics, Statistics.of(parameter.before))
-        close(other.after_statistics, Statistics.of(parameter.after))
+        close(other.start.statistics, Statistics.of(parameter.before))
+        close(other.end.statistics, Statistics.of(parameter.after))
         if parameter.grad is not None:
-            close(other.grad_statistics, Statistics.of(parameter.grad))
+            close(other.gradient.statistics, Statistics.of(parameter.grad))
 
 
 def test_small_tensors_are_kept_and_large_ones_are_not() -> None:
@@ -127,9 +127,9 @@ def test_updates_are_measured() -> None:
         true = Statistics.of(one.after - one.before)
         assert other.update_statistics.norm == pytest.approx(true.norm, rel=0.02)
         assert other.update_statistics.elements == true.elements
-        if other.before.is_meta:
-            close(other.before_statistics, Statistics.of(one.before))
-            close(other.grad_statistics, Statistics.of(one.grad))
+        if other.start.data is None:
+            close(other.start.statistics, Statistics.of(one.before))
+            close(other.gradient.statistics, Statistics.of(one.grad))
 
 
 def test_a_gradient_is_measured_as_backward_left_it_and_as_the_optimizer_met_it() -> None:
@@ -141,9 +141,9 @@ def test_a_gradient_is_measured_as_backward_left_it_and_as_the_optimizer_met_it(
         nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
         after = model.first.weight.grad.norm().item()
         optimizer.step()
-    assert recording.parameters["first.weight"].grad_statistics.norm == pytest.approx(before, rel=1e-5)
+    assert recording.parameters["first.weight"].gradient.statistics.norm == pytest.approx(before, rel=1e-5)
     update = next(u for u in recording.graph.updates[0].parameters if u.name == "first.weight")
-    assert update.grad_statistics.norm == pytest.approx(after, rel=1e-5)
+    assert update.gradient.statistics.norm == pytest.approx(after, rel=1e-5)
 
 
 def test_what_is_not_kept_is_freed_while_the_step_runs() -> None:

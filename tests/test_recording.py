@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import chainrule
-from chainrule.capture.tape import tensors_in
-from chainrule.derivation.backprop import data
 from chainrule.graph.graph import Graph
+from chainrule.graph.trees import tensors_in
 
 
 def assert_tied(graph: Graph) -> None:
@@ -534,7 +533,7 @@ def test_a_compiled_model_is_recorded_eagerly() -> None:
 def assert_replays(graph: Graph) -> None:
     """Each operation, run again on its recorded inputs, gives its recorded outputs: no value is a stale version."""
     for operation in graph.operations:
-        arguments = {name: cloned(data(graph, tree)) for name, tree in operation.arguments.items()}
+        arguments = cloned(graph.filled(operation.arguments))
         again = tensors_in(operation.function(arguments))
         for value, out in zip((v for v in operation.outputs if v is not None), again, strict=True):
             assert torch.allclose(graph.values[value].data, out), operation

@@ -21,6 +21,7 @@ from chainrule.graph import graph as facts
 from chainrule.graph import storage
 from chainrule.graph.graph import Graph
 from chainrule.graph.reexecution import Rerun, WriteThroughView
+from chainrule.graph.snapshot import Snapshot
 from chainrule.recording import Recording
 
 
@@ -138,7 +139,7 @@ def test_a_loaded_recording_tells_and_proves_the_same(saved: Path) -> None:
 def test_shared_tensors_are_written_once(tmp_path: Path) -> None:
     data = torch.arange(1000.0)
     graph = dataclasses.replace(worked().graph, notes=())
-    values = tuple(dataclasses.replace(value, data=data) for value in graph.values)
+    values = tuple(dataclasses.replace(value, snapshot=Snapshot.of(data)) for value in graph.values)
     storage.write(dataclasses.replace(graph, values=values), tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").stat().st_size < 60_000
 
@@ -146,7 +147,10 @@ def test_shared_tensors_are_written_once(tmp_path: Path) -> None:
 def test_what_safetensors_cannot_hold_is_an_error(tmp_path: Path) -> None:
     graph = worked().graph
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
-    values = (dataclasses.replace(graph.values[0], data=nested), *graph.values[1:])
+    values = (
+        dataclasses.replace(graph.values[0], snapshot=Snapshot((2,), nested.dtype, "cpu", nested)),
+        *graph.values[1:],
+    )
     with pytest.raises(StorageError, match="something that safetensors cannot store"):
         storage.write(dataclasses.replace(graph, values=values), tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -209,7 +213,7 @@ def raw(path: Path, header: dict[str, Any], data: bytes = b"") -> Path:
 
 def test_huge_claims(tmp_path: Path) -> None:
     shape = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
-    meta = {"format": storage.FORMAT, "version": "1", "graph": "{}"}
+    meta = {"format": storage.FORMAT, "version": "3", "graph": "{}"}
     refused(raw(tmp_path / "a.safetensors", {"0": shape, "__metadata__": meta}), "is not a readable safetensors file")
     overflow = {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}
     refused(raw(tmp_path / "b.safetensors", {"0": overflow, "__metadata__": meta}, b"1234"), "is not a readable")
@@ -221,14 +225,15 @@ def test_huge_claims(tmp_path: Path) -> None:
         ({}, "not a recording of chainrule"),
         ({"format": "pt"}, "not a recording of chainrule"),
         ({"format": storage.FORMAT}, "has format version none"),
-        ({"format": storage.FORMAT, "version": "3"}, "has format version 3, and this chainrule reads up to 2. Update"),
-        ({"format": storage.FORMAT, "version": "9" * 5000}, "readable"),
+        ({"format": storage.FORMAT, "version": "2"}, "has format version 2, and this chainrule reads 3. Record the"),
+        ({"format": storage.FORMAT, "version": "4"}, "has format version 4, and this chainrule reads 3. Update"),
+        ({"format": storage.FORMAT, "version": "9" * 5000}, "has format version 9{20}, and"),
         ({"format": storage.FORMAT, "version": "x"}, "has format version x"),
-        ({"format": storage.FORMAT, "version": "1"}, "does not describe a recording"),
-        ({"format": storage.FORMAT, "version": "1", "graph": "["}, "does not describe a recording"),
-        ({"format": storage.FORMAT, "version": "1", "graph": "[" * 100_000}, "does not describe a recording"),
-        ({"format": storage.FORMAT, "version": "1", "graph": "null"}, "a NoneType stands where the graph should"),
-        ({"format": storage.FORMAT, "version": "1", "graph": '{"Place": {}}'}, "a Place has the fields"),
+        ({"format": storage.FORMAT, "version": "3"}, "does not describe a recording"),
+        ({"format": storage.FORMAT, "version": "3", "graph": "["}, "does not describe a recording"),
+        ({"format": storage.FORMAT, "version": "3", "graph": "[" * 100_000}, "does not describe a recording"),
+        ({"format": storage.FORMAT, "version": "3", "graph": "null"}, "a NoneType stands where the graph should"),
+        ({"format": storage.FORMAT, "version": "3", "graph": '{"Place": {}}'}, "a Place has the fields"),
     ],
 )
 def test_another_kind_or_version(tmp_path: Path, meta: dict[str, str], match: str) -> None:
@@ -260,6 +265,14 @@ def changed(*keys: Any, to: Any) -> Callable[[Any], Any]:
 
 
 VALUE = ("Graph", "values", "tuple", 3, "Value")
+SNAPSHOT = (*VALUE, "snapshot", "Snapshot")
+UNKEPT = {
+    "shape": {"tuple": [-1]},
+    "dtype": {"dtype": "torch.float32"},
+    "device": "cpu",
+    "data": None,
+    "statistics": None,
+}
 OPERATION = ("Graph", "operations", "tuple", 1, "Operation")
 
 
@@ -274,15 +287,17 @@ OPERATION = ("Graph", "operations", "tuple", 1, "Operation")
         (changed(*VALUE, "index", to=True), "the field index of a Value"),
         (changed(*VALUE, "index", to=4), "says that it is 4"),
         (changed(*VALUE, "names", to={"tuple": [1]}), "the field names of a Value"),
-        (changed(*VALUE, "shape", to={"tuple": ["x"]}), "the field shape of a Value"),
-        (changed(*VALUE, "dtype", to="float32"), "the field dtype of a Value"),
-        (changed(*VALUE, "dtype", to={"dtype": "torch.nn"}), "KeyError: 'torch.nn'"),
-        (changed(*VALUE, "data", to={"tensor": "none", "complex": False}), "KeyError: 'none'"),
-        (changed(*VALUE, "data", to={"tensor": "0"}), "KeyError: 'complex'"),
-        (changed(*VALUE, "data", to={"tensor": 0, "complex": False}), "KeyError: 0"),
-        (changed(*VALUE, "data", to={"device": "cup"}), "does not describe a recording"),
-        (changed(*VALUE, "data", to={"pickle": "gASV"}), "KeyError: 'pickle'"),
-        (changed(*VALUE, "data", to={}), "does not describe a recording"),
+        (changed(*SNAPSHOT, "shape", to={"tuple": ["x"]}), "the field shape of a Snapshot"),
+        (changed(*SNAPSHOT, "shape", to={"tuple": [7]}), "a tensor is not what its snapshot says"),
+        (changed(*SNAPSHOT, to=UNKEPT), "is no shape"),
+        (changed(*SNAPSHOT, "dtype", to="float32"), "the field dtype of a Snapshot"),
+        (changed(*SNAPSHOT, "dtype", to={"dtype": "torch.nn"}), "KeyError: 'torch.nn'"),
+        (changed(*SNAPSHOT, "data", to={"tensor": "none", "complex": False}), "KeyError: 'none'"),
+        (changed(*SNAPSHOT, "data", to={"tensor": "0"}), "KeyError: 'complex'"),
+        (changed(*SNAPSHOT, "data", to={"tensor": 0, "complex": False}), "KeyError: 0"),
+        (changed(*SNAPSHOT, "data", to={"device": "cup"}), "does not describe a recording"),
+        (changed(*SNAPSHOT, "data", to={"pickle": "gASV"}), "KeyError: 'pickle'"),
+        (changed(*SNAPSHOT, "data", to={}), "does not describe a recording"),
         (changed(*VALUE, "node", to=999), "value 3 refers to number 999 of"),
         (changed(*VALUE, "node", to=-1), "value 3 refers to number -1 of"),
         (changed(*VALUE, "extra", to=1), "a Value has the fields"),

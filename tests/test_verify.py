@@ -11,6 +11,7 @@ import chainrule.derivation.backprop
 import chainrule.execution.experiment
 from chainrule import document
 from chainrule.errors import MissingError, RequestError
+from chainrule.graph.snapshot import Snapshot
 from chainrule.recording import record
 from chainrule.verification.gradient_check import verify
 
@@ -383,7 +384,9 @@ def test_the_shares_of_all_uses_add_up_at_a_leaf():
     assert row.verdict == "agrees"
     assert "3 uses" in row.reason
     graph = recorded(lambda: (x.exp() * x).sum().backward())
-    values = tuple(replace(v, grad=v.grad + 0.01) if v.kind == "parameter" else v for v in graph.values)
+    values = tuple(
+        replace(v, gradient=Snapshot.of(v.grad + 0.01)) if v.kind == "parameter" else v for v in graph.values
+    )
     caught(verify(replace(graph, values=values)), "AccumulateGrad")
 
 

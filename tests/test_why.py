@@ -10,7 +10,7 @@ from chainrule.derivation.why import why
 from chainrule.errors import MissingError
 from chainrule.examples import worked_example
 from chainrule.graph.lookup import find_value
-from chainrule.graph.symbols import Notation
+from chainrule.graph.names import Notation
 from chainrule.recording import record
 
 

@@ -15,22 +15,22 @@ from torch import Tensor
 
 from chainrule.capture.borrowed import Loan
 from chainrule.capture.lowering.assemble import assemble, let_go
-from chainrule.capture.lowering.statistics import Borrowed, Figures
+from chainrule.capture.lowering.statistics import Borrowed, Snapshots
 from chainrule.capture.recorder import Recorder, exception_site
 from chainrule.capture.retention import Keep, is_trained_leaf
+from chainrule.capture.source import is_library
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
 from chainrule.gc_control import Seldom
 from chainrule.graph.graph import Graph, Node, Parameter, Value
-from chainrule.graph.source import is_library
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step
     from chainrule.derivation.why import Why
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
+    from chainrule.graph.names import Notation
     from chainrule.graph.statistics_cache import Measures
-    from chainrule.graph.symbols import Notation
     from chainrule.verification.gradient_check import Verification
 
 
@@ -67,7 +67,7 @@ class Recording:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             tape.secure()
             tape.release()
-        graph = assemble(tape, Figures(tape))
+        graph = assemble(tape, Snapshots(tape))
         self._tape, self._lent = None, tape.lent
         let_go(tape)  # of autograd's graph and of the user's objects
         return graph
@@ -157,7 +157,7 @@ class Recording:
     @cached_property
     def notation(self) -> Notation:
         """What each value is called."""
-        from chainrule.graph.symbols import Notation
+        from chainrule.graph.names import Notation
 
         return Notation(self.graph)
 

@@ -26,8 +26,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from chainrule.capture.source import is_library
 from chainrule.errors import RecordingError
-from chainrule.graph.source import is_library
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording

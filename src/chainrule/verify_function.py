@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.tape import tensors_in
 from chainrule.errors import RecordingError
 from chainrule.execution.experiment import nothing_left_behind
+from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.recording import record
 from chainrule.verification.gradient_check import Verification
 from chainrule.verification.gradient_check import verify as prove
@@ -72,14 +72,13 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
 
 def _variables(tree: Any) -> Any:
     """Copies of all tensors; those that have a derivative want a gradient."""
-    if isinstance(tree, Tensor):
-        variable = tree.detach().clone()
-        return variable.requires_grad_(tree.is_floating_point() or tree.is_complex())
-    if isinstance(tree, dict):
-        return {key: _variables(each) for key, each in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_variables(each) for each in tree) if type(tree) in (list, tuple) else tree
-    return tree
+
+    def variable(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.detach().clone().requires_grad_(leaf.is_floating_point() or leaf.is_complex())
+
+    return map_leaves(variable, tree)
 
 
 def _values(out: Any) -> Any:
@@ -132,15 +131,9 @@ def _restored(fn: Any) -> Iterator[None]:
 @contextmanager
 def _gradients_restored(outs: list[Tensor]) -> Iterator[None]:
     """Every leaf that the outputs were made from has no `.grad` inside, and the one that it had afterwards."""
-    waiting, seen, leaves = [each.grad_fn for each in outs if each.grad_fn is not None], set(), []
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        waiting += [following for following, _ in node.next_functions if following is not None]
+    roots = [each.grad_fn for each in outs if each.grad_fn is not None]
+    nodes = reach(roots, lambda node: [each for each, _ in node.next_functions if each is not None])
+    leaves = [node.variable for node in nodes if hasattr(node, "variable")]
     before = [(leaf, leaf.grad) for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None

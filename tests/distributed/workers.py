@@ -166,7 +166,7 @@ def _statistics(rank, ranks):
     known, full = _recorded(rank, ranks, keep="statistics"), _recorded(rank, ranks, keep="all")
     found = chainrule.distributed.gather(known)
     return {
-        "local": {name: each.local_statistics for name, each in known.graph.reductions.items()},
+        "local": {name: each.sent.statistics for name, each in known.graph.reductions.items()},
         "whole": {name: each.local for name, each in full.graph.reductions.items()},
         "combined": found.parameters,
         "findings": [each.id for each in (*known.findings(), *found.findings)],
@@ -177,7 +177,7 @@ def _sharded_statistics(rank, ranks):
     found = _recorded(rank, ranks, keep="statistics", wrap=sharded)
     graph = found.graph
     return {
-        "local": {name: each.local_statistics for name, each in graph.reductions.items()},
+        "local": {name: each.sent.statistics for name, each in graph.reductions.items()},
         "before": {name: tuple(each.before.shape) for name, each in graph.parameters.items()},
         "shapes": {name: each.shape for name, each in graph.parameters.items()},
         "leaves": {value.name: value.shape for value in graph.values if value.kind == "parameter"},

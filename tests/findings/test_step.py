@@ -6,7 +6,7 @@ from torch import nn
 from chainrule.derivation.backprop import derive
 from chainrule.diagnostics import CHECKS, findings
 from chainrule.examples import worked_example
-from chainrule.graph.symbols import Notation
+from chainrule.graph.names import Notation
 from chainrule.recording import record
 
 

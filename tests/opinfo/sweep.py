@@ -21,9 +21,10 @@ from torch import Tensor
 
 import chainrule
 from chainrule import rules
-from chainrule.capture.tape import tensors_in
-from chainrule.derivation.backprop import applied, data
+from chainrule.derivation.backprop import applied
+from chainrule.execution.experiment import cloned
 from chainrule.graph.graph import Graph, Node, Operation
+from chainrule.graph.trees import tensors_in
 
 # LAPACK's gelsy gives other last digits with other memory alignment, recorded or not.
 UNSTEADY = {"linalg_lstsq", "linalg_lstsq_grad_oriented"}
@@ -213,7 +214,7 @@ def _gives_its_outputs(graph: Graph, node: Node, operation: Operation) -> bool:
     """Whether running it again on the recorded inputs gives the recorded outputs: every value is the right version."""
     if operation.function is None:
         return True
-    arguments = {name: _cloned(data(graph, tree)) for name, tree in operation.arguments.items()}
+    arguments = cloned(graph.filled(operation.arguments))
     if operation.random_state is not None:
         torch.set_rng_state(operation.random_state)
     try:
@@ -226,12 +227,6 @@ def _gives_its_outputs(graph: Graph, node: Node, operation: Operation) -> bool:
         for value, out in zip(values, tensors_in(again), strict=True)
         if value in node.outputs  # CTC's others hold memory that nobody has written to
     )
-
-
-def _cloned(tree: Any) -> Any:
-    if isinstance(tree, list):
-        return [_cloned(item) for item in tree]
-    return tree.clone() if isinstance(tree, Tensor) else tree
 
 
 def _output(node: Node, slot: int) -> int | None:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import chainrule
 from chainrule import rules
-from chainrule.capture.tape import tensors_in
 from chainrule.derivation.backprop import NodeStep, Step
+from chainrule.graph.trees import tensors_in
 from chainrule.rules import Applied, Factor, Rule, Sample, Wrt
 
 RULES = list(rules.registered())

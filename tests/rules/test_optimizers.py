@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from chainrule.graph.graph import ParameterUpdate
+from chainrule.graph.snapshot import Snapshot
 from chainrule.rules.optimizers import Term, explained, terms
 
 
@@ -29,7 +30,8 @@ def steps(
         before, state = parameter.detach().clone(), copy(optimizer.state.get(parameter, {}))
         optimizer.step()
         group = {name: each for name, each in optimizer.param_groups[0].items() if name != "params"}
-        yield ParameterUpdate(0, "w", before, parameter.grad, parameter.detach().clone(), group, state)
+        start, gradient, end = map(Snapshot.of, (before, parameter.grad, parameter.detach().clone()))
+        yield ParameterUpdate(0, "w", start, gradient, end, group, state)
 
 
 def combinations(**choices: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -152,5 +154,5 @@ def test_no_rule() -> None:
     fields = {name: getattr(update, name) for name in ParameterUpdate.__slots__}
     assert terms(update, "Lion") is None
     assert terms(update, "Adam") is None  # not the options of PyTorch's Adam
-    assert terms(ParameterUpdate(**{**fields, "grad": None}), "SGD") is None
-    assert terms(ParameterUpdate(**{**fields, "grad": torch.ones(2, 3).to_sparse()}), "SGD") is None
+    assert terms(ParameterUpdate(**{**fields, "gradient": None}), "SGD") is None
+    assert terms(ParameterUpdate(**{**fields, "gradient": Snapshot.of(torch.ones(2, 3).to_sparse())}), "SGD") is None

@@ -12,7 +12,7 @@ from chainrule.document import (
     Tensor,
     Verdict,
 )
-from chainrule.graph.symbols import escape
+from chainrule.graph.names import escape
 
 NAMES = (
     "</script><img src=x onerror=alert(1)>",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from chainrule.graph.graph import type_of_reduction
+from chainrule.graph.trees import tensors_in
 
 
 @dataclass(slots=True)
@@ -128,10 +129,7 @@ def _leaves(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _batch(tree: Any) -> int | None:
     """The size of the first axis of the first tensor that has one."""
-    if isinstance(tree, Tensor):
-        return tree.shape[0] if tree.dim() else None
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
-    return next((found for each in items if (found := _batch(each)) is not None), None)
+    return next((each.shape[0] for each in tensors_in(tree) if each.dim()), None)
 
 
 def _sum(before: int | None, more: int | None) -> int | None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from chainrule.capture import retention as keeping
 from chainrule.capture.node_matching import Ties
 from chainrule.capture.retention import Keeper
-from chainrule.capture.tape import RawModule, Tape, Traits, tensors_in
+from chainrule.capture.tape import RawModule, Tape, Traits
+from chainrule.graph.trees import tensors_in
 
 BATCH = 8 * 2**20  # bytes of results and gradients that live longer than the step itself has a use for them
 
@@ -42,7 +43,7 @@ class Settling:
             if size > keeping.SMALL:
                 self._large = True
         elif out is not None:
-            for each in out if isinstance(out, tuple) else tensors_in(out):
+            for each in tensors_in(out):
                 self.note(each)
 
     def settle(self, between: bool = True) -> None:

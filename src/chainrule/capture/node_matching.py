@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.tape import RawNode, Tape, Traits, tensors_in
+from chainrule.capture.tape import RawNode, Tape, Traits
+from chainrule.graph.trees import tensors_in
 
 
 class Ties:

@@ -8,10 +8,11 @@ from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.sharding import own_part
+from chainrule.capture.source import Site
 from chainrule.capture.tape import RawUpdate, Tape, Version
 from chainrule.graph.batched_statistics import measured
-from chainrule.graph.source import Site
 from chainrule.graph.statistics import of_a_sample, part_of
+from chainrule.graph.trees import map_leaves
 
 _only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` as it is (a fused one may unscale it in place)
     {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
@@ -59,9 +60,10 @@ def _gradients_of(tape: Tape, optimizer: Optimizer, parameters: list[Tensor]) ->
 
 
 def _copied(tape: Tape, tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        own = own_part(tree)
+    def copied(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        own = own_part(leaf)
         return own.detach().clone() if tape.keeper is None else tape.keeper.copy(own, measured=False)
-    if isinstance(tree, dict):
-        return {key: _copied(tape, value) for key, value in tree.items()}
-    return [_copied(tape, item) for item in tree] if isinstance(tree, list) else tree
+
+    return map_leaves(copied, tree)

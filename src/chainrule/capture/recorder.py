@@ -42,6 +42,7 @@ from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.node_matching import Ties
 from chainrule.capture.optimizer_hooks import after_step, before_step
 from chainrule.capture.retention import Keep, Keeper
+from chainrule.capture.source import Site, Sites, is_library
 from chainrule.capture.tape import (
     RawBackward,
     RawCall,
@@ -50,10 +51,9 @@ from chainrule.capture.tape import (
     Tape,
     Traits,
     storage_of,
-    tensors_in,
 )
 from chainrule.errors import RecordingError
-from chainrule.graph.source import Site, Sites, is_library
+from chainrule.graph.trees import tensors_in
 
 _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ from chainrule.capture.sharding import own_part
 from chainrule.errors import RecordingError
 from chainrule.graph.single_pass import prepare
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure
+from chainrule.graph.trees import map_leaves
 
 T = TypeVar("T")
 
@@ -225,30 +226,27 @@ class Keeper:
 
     def of(self, tree: Any) -> Any:
         """A tree of arguments or results with stand-ins in the place of tensors that are not kept."""
-        if not self._present:
-            return tree
-        if isinstance(tree, Tensor):
-            known = self._present.get(id(tree))
-            return tree if known is None or known.tensor() is not tree else known.stand_in
-        if isinstance(tree, tuple) and type(tree) is not torch.Size:  # PyTorch's own named ones too
-            return tuple(self.of(each) for each in tree)
-        if type(tree) is list:
-            return [self.of(each) for each in tree]
-        if type(tree) is dict:
-            return {key: self.of(each) for key, each in tree.items()}
-        return tree
+        return map_leaves(self._leaf, tree) if self._present else tree
+
+    def _leaf(self, leaf: Any) -> Any:
+        known = self._present.get(id(leaf))
+        return leaf if known is None or known.tensor() is not leaf else known.stand_in
 
     def result(self, out: Any, viewed: Tensor | None, written: Iterable[Tensor], position: int) -> Any:
         """What the operation at `position` gave, measured and replaced where it is not kept.
 
         `viewed` is the operand that the result is a view of, `written` are those that the operation wrote to.
         """
-        if isinstance(out, Tensor):
-            own = self._living(out)
-            if own is None and any(out is each for each in written):
-                return out  # the user's own, or kept before the write
-            return self._result(out, own, viewed, position)
-        return [self.result(each, viewed, written, position) for each in out] if isinstance(out, (tuple, list)) else out
+
+        def replaced(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            own = self._living(leaf)
+            if own is None and any(leaf is each for each in written):
+                return leaf  # the user's own, or kept before the write
+            return self._result(leaf, own, viewed, position)
+
+        return map_leaves(replaced, out, lists=True)
 
     def _result(self, tensor: Tensor, known: _Present | None, viewed: Tensor | None, position: int) -> Tensor:
         if known is not None:  # overwritten in place, or handed through

@@ -21,8 +21,9 @@ from chainrule.capture.borrowed import Loan, Loans
 from chainrule.capture.data_parallel import RawArrival, Reducers
 from chainrule.capture.retention import Absentees, Keeper, is_trained_leaf, within_memory
 from chainrule.capture.sharding import own_part
-from chainrule.graph.source import Site
+from chainrule.capture.source import Site
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.trees import tensors_in
 
 # Their results share the operand's memory, and their schemas do not own up to it.
 _UNDECLARED_VIEWS = frozenset(
@@ -429,27 +430,6 @@ class _Ranges:
             return True  # sparse, or a wrapper: whoever asks must look for himself
         place = bisect_right(self._starts, address)
         return place > 0 and address < self._ends[self._starts[place - 1]]
-
-
-def tensors_in(tree: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists and dicts, left to right."""
-    found: list[Tensor] = []
-    _gather(tree, found)
-    return found
-
-
-def _gather(tree: Any, into: list[Tensor]) -> None:
-    if isinstance(tree, Tensor):
-        into.append(tree)
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            if isinstance(item, Tensor):
-                into.append(item)
-            elif isinstance(item, (tuple, list, dict)):
-                _gather(item, into)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            _gather(item, into)
 
 
 def detached(tensor: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 from chainrule import rules
 from chainrule.errors import RuleError
 from chainrule.gc_control import uncollected
-from chainrule.graph.graph import Graph, Node, Operation, Passage, Ref, Update, Value, counted, references
+from chainrule.graph.graph import Graph, Node, Operation, Passage, Ref, Update, accumulate, references
+from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
 
 
@@ -99,43 +100,18 @@ def derive(graph: Graph) -> Derivation:
     """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
     node_steps: list[NodeStep] = []
     of_passes: dict[int, dict[int, Tensor]] = {}
-    for backward, ran in passes_of(graph):
+    for backward, ran in graph.passes():
         node_steps += _walk(graph, backward, ran, of_passes.setdefault(backward, {}))
-    gradients = summed(graph, of_passes)
+    gradients = graph.summed(of_passes)
     return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients, of_passes)
-
-
-def summed(graph: Graph, of_passes: dict[int, dict[int, Tensor]]) -> dict[int, Tensor]:
-    """The gradient of each value, from those of each backward pass: the sum over the passes that are counted."""
-    reached: dict[int, list[int]] = {}
-    for backward, gradients in of_passes.items():
-        for value in gradients:
-            reached.setdefault(value, []).append(backward)
-    found: dict[int, Tensor] = {}
-    for value, backwards in reached.items():
-        for backward in counted(graph.backwards, backwards):
-            _add(found, value, of_passes[backward][value])
-    return found
 
 
 def applied(graph: Graph, operation: Operation) -> Applied:
     """A recorded operation with its data, as rules see it; without numbers where those of an operand were not kept."""
     indices = [*(index for *_, index in references(operation.arguments)), *operation.outputs]
     kept = all(graph.values[index].data is not None for index in indices if index is not None)
-    arguments = {name: data(graph, value, kept) for name, value in operation.arguments.items()}
-    outs = tuple(None if index is None else _data(graph.values[index], kept) for index in operation.outputs)
-    return Applied(arguments, outs, operation.name)
-
-
-def data(graph: Graph, tree: Any, kept: bool = True) -> Any:
-    """An argument tree with each `Ref` replaced by its recorded data, or by a tensor without numbers."""
-    if isinstance(tree, Ref):
-        return _data(graph.values[tree.value], kept)
-    return [data(graph, item, kept) for item in tree] if isinstance(tree, list) else tree
-
-
-def _data(value: Value, kept: bool) -> Tensor:
-    return value.data if kept and value.data is not None else value.without_numbers()
+    outs = (None if index is None else Ref(index) for index in operation.outputs)
+    return Applied(graph.filled(operation.arguments, kept), graph.filled(tuple(outs), kept), operation.name)
 
 
 def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
@@ -175,7 +151,7 @@ def shares_of(
     """
     computed: dict[str, Any] = {}
     for edge in node.edges:
-        recorded = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+        recorded = tensor_of(passage.along(edge))
         if edge.argument is None or edge.argument not in rule.wrt:
             yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, None, recorded)
             continue
@@ -196,15 +172,6 @@ def shares_of(
         yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
 
 
-def passes_of(graph: Graph) -> list[tuple[int, dict[int, Passage]]]:
-    """The backward passes in order, each with the nodes that ran in it."""
-    ran: dict[int, dict[int, Passage]] = {}
-    for node in graph.nodes:
-        for passage in node.passages:
-            ran.setdefault(passage.backward, {})[node.index] = passage
-    return sorted(ran.items())
-
-
 def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[int, Tensor]) -> Iterator[NodeStep]:
     """One backward pass, from its roots, each node after all nodes that send it a gradient."""
     arriving: dict[int, dict[int, Tensor]] = {}
@@ -220,23 +187,23 @@ def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[
             upstream = passage.upstream  # the seed, to which another root may have added
         if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
             upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
-        if any(each is not None and each.is_meta for each in upstream):
+        if not all_have_numbers(*upstream):
             upstream = passage.upstream  # what came before was not kept; what arrived here may have been
         step = _asked(graph, ran, _step_back(graph, node, passage, backward, upstream))
         for slot, value in enumerate(node.outputs):
             if value is not None and slot < len(upstream) and upstream[slot] is not None:
-                _add(gradients, value, upstream[slot])
+                accumulate(gradients, value, upstream[slot])
         for share, edge in zip(step.shares, node.edges, strict=True):
             target = graph.nodes[edge.node]
             if target.leaf is not None:
-                _add(gradients, target.leaf, share.gradient)
+                accumulate(gradients, target.leaf, share.gradient)
             elif share.gradient is not None:
-                _add(arriving.setdefault(edge.node, {}), edge.slot, share.gradient)
+                accumulate(arriving.setdefault(edge.node, {}), edge.slot, share.gradient)
         yield step
     for index in arriving.keys() - ran.keys():  # where `torch.autograd.grad` ends: nothing was asked of what is behind
         for slot, value in enumerate(graph.nodes[index].outputs):
             if value is not None:
-                _add(gradients, value, arriving[index].get(slot))
+                accumulate(gradients, value, arriving[index].get(slot))
 
 
 def _asked(graph: Graph, ran: dict[int, Passage], step: NodeStep) -> NodeStep:
@@ -254,9 +221,12 @@ def _step_back(
     op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
     rule = rule_of(graph, node, op)
     failure = ""
-    if op is not None and not (op.has_numbers and all(g is None or not g.is_meta for g in upstream)):
+    if op is not None and not (op.has_numbers and all_have_numbers(*upstream)):
         shares = tuple(
-            replace(share, gradient=None if share.recorded is None else share.recorded.to("meta"))
+            replace(
+                share,
+                gradient=None if share.recorded is None else share.recorded.to("meta"),
+            )
             for share in _recorded(node, passage)
         )
         return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
@@ -274,17 +244,8 @@ def _step_back(
 def _recorded(node: Node, passage: Passage) -> Iterator[Share]:
     """What autograd gave each argument, in the place of what a rule would have given."""
     for edge in node.edges:
-        recorded = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+        recorded = tensor_of(passage.along(edge))
         yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
-
-
-def _add(into: dict[int, Tensor], key: int, gradient: Tensor | None) -> None:
-    """Accumulate: a value that was used several times gets the sum of what comes back from each use."""
-    if gradient is not None:
-        known = into.get(key)
-        if known is not None and known.is_meta != gradient.is_meta:
-            known, gradient = known.to("meta"), gradient.to("meta")
-        into[key] = gradient if known is None else known + gradient
 
 
 # -- the steps as they are told ---------------------------------------------------------------------------------------
@@ -341,19 +302,11 @@ def _in_module(graph: Graph, operation: Operation) -> bool:
 
 
 def _ancestors(graph: Graph) -> set[int]:
-    losses = [b.loss for b in graph.backwards if b.loss is not None]
+    losses = {b.loss for b in graph.backwards if b.loss is not None}
     if not losses:
         return {operation.index for operation in graph.operations}
-    waiting = [op for loss in losses if (op := graph.values[loss].operation) is not None]
-    found = set(waiting)
-    while waiting:
-        operation = graph.operations[waiting.pop()]
-        for _, _, value in references(operation.arguments):
-            producer = graph.values[value].operation
-            if producer is not None and producer not in found:
-                found.add(producer)
-                waiting.append(producer)
-    return found
+    makers = (graph.values[value].operation for value in losses | graph.ancestors(losses))
+    return {operation for operation in makers if operation is not None}
 
 
 def _call_unit(graph: Graph, index: int) -> _Unit | None:
@@ -368,7 +321,7 @@ def _call_unit(graph: Graph, index: int) -> _Unit | None:
             dict.fromkeys(names) | dict(zip(names, call.arguments, strict=False)) | call.keywords
         )
         kept = all(graph.values[v].data is not None for *_, v in references(arguments)) and out.data is not None
-        op = Applied({k: data(graph, v, kept) for k, v in arguments.items()}, (_data(out, kept),), call.name)
+        op = Applied(graph.filled(arguments, kept), (graph.filled(Ref(out.index), kept),), call.name)
         # Under autocast the call's arguments are not the numbers that it computed with: then its nodes are told.
         operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]
         cast = any(each.is_floating_point() and each.dtype != out.dtype for each in operands)
@@ -458,10 +411,9 @@ def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Sh
     for name, item, value in unit.arguments:
         if name not in unit.rule.wrt or value not in left:
             continue
-        numbers = unit.op.has_numbers and not any(g is not None and g.is_meta for g in members[0].upstream)
-        gradient = (
-            unit.rule.gradient(unit.op, members[0].upstream, name) if numbers else graph.values[value].without_numbers()
-        )
+        unkept = graph.values[value].snapshot.placeholder
+        numbers = unit.op.has_numbers and all_have_numbers(*members[0].upstream)
+        gradient = unit.rule.gradient(unit.op, members[0].upstream, name) if numbers else unkept
         summed: tuple[int, ...] = ()
         if gradient is not None:
             gradient, summed = rules.reduce_to_shape(gradient, graph.values[value].shape)

@@ -18,6 +18,7 @@ from chainrule import rules
 from chainrule.derivation.backprop import Derivation, NodeStep, Share, Step
 from chainrule.graph.graph import Graph, counted, references
 from chainrule.graph.lookup import Index
+from chainrule.graph.snapshot import all_have_numbers, has_numbers
 from chainrule.rules import Applied, Rule
 
 SEARCHED = 4_096  # elements of an output up to which each is asked whether its derivative is 0 only by chance
@@ -40,7 +41,7 @@ class Way:
     @property
     def has_numbers(self) -> bool:
         """Whether the numbers that it is made of were kept."""
-        return not self.gradient.is_meta
+        return has_numbers(self.gradient)
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class RuledWay(Way):
     @property
     def has_numbers(self) -> bool:
         """Whether the numbers that it is made of were kept: upstream gradients, operands and results."""
-        arrived = (*self.upstream, self.gradient)
-        return self.op.has_numbers and not any(each is not None and each.is_meta for each in arrived)
+        return self.op.has_numbers and all_have_numbers(*self.upstream, self.gradient)
 
     def pull(self, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
         """The rule's vector-Jacobian product, in the value's own shape."""

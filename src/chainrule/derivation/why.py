@@ -26,7 +26,7 @@ from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, 
 from chainrule.errors import MissingError
 from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.lookup import Index, check_index, find_value
-from chainrule.graph.symbols import Notation
+from chainrule.graph.names import Notation
 from chainrule.numbers import number
 
 LISTED = 64  # terms of one use that are told one by one; the rest as their sum
@@ -229,10 +229,7 @@ def _where_cut(graph: Graph, value: int) -> tuple[Operation | None, bool]:
     And whether another way leads to a loss without an end.
     """
     losses = {b.loss for b in graph.backwards if b.loss is not None}
-    to_loss: set[int] = set(losses)
-    for operation in reversed(graph.operations):
-        if any(out in to_loss for out in operation.outputs):
-            to_loss.update(used for _, _, used in references(operation.arguments))
+    to_loss = losses | graph.ancestors(losses)
     reached = {value}
     for operation in graph.operations:
         if any(used in reached for _, _, used in references(operation.arguments)):

@@ -28,8 +28,8 @@ from chainrule.diagnostics.step_context import StepContext
 from chainrule.diagnostics.thresholds import Thresholds, check_thresholds
 from chainrule.graph.graph import Graph
 from chainrule.graph.history import History
+from chainrule.graph.names import Notation
 from chainrule.graph.statistics_cache import Measures
-from chainrule.graph.symbols import Notation
 
 __all__ = [
     "BY_TOPIC",

@@ -15,10 +15,11 @@ from chainrule.derivation.why import no_gradient
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense, kept
+from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
 from chainrule.document import Code
 from chainrule.graph.bins import EXPONENTS
 from chainrule.graph.graph import Parameter, Place, Value
+from chainrule.graph.snapshot import has_numbers, statistics_of
 from chainrule.graph.statistics import norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
@@ -110,7 +111,7 @@ def _overwrites(context: StepContext, error: str) -> Iterator[str]:
 
 def _moved(context: StepContext, parameter: Parameter) -> str:
     if parameter.after is None or parameter.before is None:
-        return "did not touch it" if parameter.after_statistics is None else "may have moved it"
+        return "did not touch it" if statistics_of(parameter.end) is None else "may have moved it"
     same = torch.equal(parameter.before.detach(), parameter.after.detach())
     return "left it as it was" if same else "moved it all the same (by momentum or weight decay)"
 
@@ -136,7 +137,12 @@ def _accumulated(context: StepContext) -> Iterator[Finding]:
     sent = _sent(context)
     for parameter in context.graph.parameters.values():
         grad = context.graph.sent(parameter)
-        if not kept(grad) or parameter.value is None or not context.graph.backwards or _is_hooked(context, parameter):
+        if (
+            not has_numbers(grad)
+            or parameter.value is None
+            or not context.graph.backwards
+            or _is_hooked(context, parameter)
+        ):
             continue
         # Clearing between two passes is fine: then only the last of them are left.
         sums = list(itertools.accumulate(reversed(sent.get(parameter.value, []))))
@@ -192,12 +198,12 @@ def _sent(context: StepContext) -> dict[int, list[Tensor]]:
         for share, edge in zip(step.shares, context.graph.nodes[step.node].edges, strict=True):
             leaf = context.graph.nodes[edge.node].leaf
             sent = share.gradient if share.recorded is None else share.recorded
-            if leaf is not None and sent is not None and not kept(sent):
+            if leaf is not None and sent is not None and not has_numbers(sent):
                 unknown.add(leaf)
             elif leaf is not None and sent is not None:
                 sent, sums = dense(sent), passes.setdefault(leaf, {})
                 alone = context.graph.values[leaf].grad if len(context.graph.accumulating) == 1 else None
-                if step.backward in sums and alone is not None and kept(alone):  # summed once, with the graph
+                if step.backward in sums and alone is not None and has_numbers(alone):  # summed once, with the graph
                     sums[step.backward] = dense(alone)
                 else:
                     sums[step.backward] = sums[step.backward] + sent if step.backward in sums else sent
@@ -224,7 +230,11 @@ def _changed(context: StepContext) -> Iterator[Finding]:
     for update in context.graph.updates:
         for member in update.parameters:
             known = context.parameter(member)
-            if known is None or not kept(known.grad) or (member.grad is not None and not kept(member.grad)):
+            if (
+                known is None
+                or not has_numbers(known.grad)
+                or (member.grad is not None and not has_numbers(member.grad))
+            ):
                 continue
             left, seen = dense(known.grad), None if member.grad is None else dense(member.grad)
             if seen is not None and context.measures.are_twins(left, seen):
@@ -384,7 +394,11 @@ def _noise(context: StepContext) -> Iterator[Finding]:
     whole = []  # of the parameters that every pass used, and whose gradients were added up, not cleared in between
     for leaf, sent in _sent(context).items():
         left = grads.get(leaf)
-        if len(sent) == len(context.graph.accumulating) and kept(left) and _same(context, left, sum(sent[1:], sent[0])):
+        if (
+            len(sent) == len(context.graph.accumulating)
+            and has_numbers(left)
+            and _same(context, left, sum(sent[1:], sent[0]))
+        ):
             whole.append(sent)
     if not whole:
         return

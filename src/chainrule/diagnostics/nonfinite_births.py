@@ -7,15 +7,15 @@ as in a mask); wherever an operand was already tainted by an earlier birth it is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.diagnostics.step_context import TRANSPARENT, StepContext, base_of, dense, floating, kept
+from chainrule.diagnostics.step_context import TRANSPARENT, StepContext, base_of, dense, floating
 from chainrule.graph.graph import Graph, Operation, Ref, Value, references
+from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.trees import leaves, reach
 
 COLLECTIVES = ("fsdp.", "c10d.")  # whose results other ranks fill
 FILLS = frozenset({
@@ -99,25 +99,22 @@ class Births:
         The gradient of a factor is the other one, number for number, so what a loss was made of is none.
         """
         known = (each.grad for each in self.context.graph.parameters.values() if each.shape == leaf.shape)
-        same = any(kept(each) and _are_same(dense(each), dense(data)) for each in known)
-        return same and leaf.index not in self.context.graph.made_of(self.context.losses)
+        same = any(has_numbers(each) and _are_same(dense(each), dense(data)) for each in known)
+        return same and leaf.index not in self.context.graph.ancestors(self.context.losses)
 
     def _is_read(self, leaf: int) -> bool:
         """Whether any operation takes its numbers: a new parameter holds anything until it is initialised."""
-        seen, waiting = {leaf}, [leaf]
-        while waiting:
-            value = waiting.pop()
-            for operation in self.context.uses.get(value, ()):
-                base, given = base_of(operation), operation.arguments
-                if base in FILLS and Ref(value) in (given.get("self"), given.get("base")):
-                    if "base" not in given:  # else only a part of it is filled
-                        continue
-                elif base not in TRANSPARENT and base != "detach":
-                    return True
-                made = {out for out in operation.outputs if out is not None and self._may_carry(out)} - seen
-                seen |= made
-                waiting.extend(made)
-        return False
+        return any(
+            base_of(use) not in TRANSPARENT and base_of(use) != "detach"
+            for value in reach([leaf], self._carries_on)
+            for use in self.context.uses.get(value, ())
+            if not _fills(use, value)
+        )
+
+    def _carries_on(self, value: int) -> list[int]:
+        """The results that may hold the numbers of a value; of one that is filled whole there are none."""
+        uses = (use for use in self.context.uses.get(value, ()) if "base" in use.arguments or not _fills(use, value))
+        return [out for use in uses for out in use.outputs if out is not None and self._may_carry(out)]
 
     def _may_carry(self, value: int) -> bool:
         known = self.context.statistics(value)
@@ -142,7 +139,7 @@ class Births:
         reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
         if not reached:
             return self.births[:1] if self._gradients_lost or not self.context.unfinished else []
-        before = self.context.graph.made_of([reached[0].value.index])
+        before = self.context.graph.ancestors([reached[0].value.index])
         return [*[birth for birth in self.births if birth.value.index in before][:1], *reached]
 
     @property
@@ -161,6 +158,12 @@ def births_of(context: StepContext) -> Births:
         context.worked_out["births"] = Births(context)
     known: Births = context.worked_out["births"]
     return known
+
+
+def _fills(operation: Operation, value: int) -> bool:
+    """Whether an operation writes over a value, or over a part of it."""
+    given = operation.arguments
+    return base_of(operation) in FILLS and Ref(value) in (given.get("self"), given.get("base"))
 
 
 def _are_same(one: Tensor, other: Tensor) -> bool:
@@ -197,15 +200,5 @@ def on_purpose(operation: Operation, slot: int) -> bool:
     """
     if (base_of(operation), slot) in OF_LOGARITHMS:
         return True
-    given = [a for a in _scalars(list(operation.arguments.values())) if isinstance(a, float) and not math.isfinite(a)]
-    return bool(given) or "empty" in operation.name or operation.name.startswith((*COLLECTIVES, "aten.as_strided."))
-
-
-def _scalars(tree: Any) -> Iterator[Any]:
-    waiting = list(tree)
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, (list, tuple)):
-            waiting.extend(item)
-        else:
-            yield item
+    given = any(not math.isfinite(each) for each in leaves(operation.arguments, float))
+    return given or "empty" in operation.name or operation.name.startswith((*COLLECTIVES, "aten.as_strided."))

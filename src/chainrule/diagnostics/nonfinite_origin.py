@@ -121,7 +121,7 @@ def _by_statistics(context: StepContext) -> Iterator[Finding]:
 def _reach_a_loss(context: StepContext) -> set[int]:
     """The losses that are not finite, and what they were made of."""
     lost = {loss for loss in context.losses if (known := context.statistics(loss)) is not None and known.not_finite}
-    return lost | context.graph.made_of(lost)
+    return lost | context.graph.ancestors(lost)
 
 
 def _reaches_the_end(context: StepContext) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from torch import Tensor
 from chainrule.derivation.backprop import Derivation, Step
 from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, references
+from chainrule.graph.names import Notation
+from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures
-from chainrule.graph.symbols import Notation
 
 # What hands its numbers on as they are: only their shape, order or number type changes.
 TRANSPARENT = frozenset({
@@ -207,39 +208,33 @@ class StepContext:
         key = (value, gradient)
         if key not in self._statistics:
             known = self.graph.values[value]
-            name, data = ("grad_statistics", known.grad) if gradient else ("statistics", known.data)
-            self._statistics[key] = self._figures(known, name, data)
+            self._statistics[key] = self.measures.of(known.gradient if gradient else known.snapshot)
         return self._statistics[key]
 
     def before(self, item: Parameter | ParameterUpdate) -> Statistics | None:
         """What is known of a parameter before the step."""
-        return self._once("before", item, lambda: self._figures(item, "before_statistics", item.before))
+        return self._once("before", item, lambda: self.measures.of(item.start))
 
     def gradient(self, item: Parameter | ParameterUpdate) -> Statistics | None:
         """What is known of a parameter's gradient, or of that which the optimizer met; None also where it has none."""
-        return self._once("gradient", item, lambda: self._figures(item, "grad_statistics", item.grad))
+        return self._once("gradient", item, lambda: self.measures.of(item.gradient))
 
     def sent(self, parameter: Parameter) -> Statistics | None:
         """What is known of what backward left in `.grad`, before other ranks' gradients were mixed in."""
         reduction = self.graph.reductions.get(parameter.name)
         if reduction is None:
             return self.gradient(parameter)
-        return self._once("sent", reduction, lambda: self._figures(reduction, "local_statistics", reduction.local))
+        return self._once("sent", reduction, lambda: self.measures.of(reduction.sent))
 
     def move(self, item: ParameterUpdate) -> Statistics | None:
         """What is known of a parameter's update: what it was after the step, minus what it was before."""
 
         def moved() -> Statistics | None:
-            if item.update_statistics is not None or not (kept(item.after) and kept(item.before)):
+            if item.update_statistics is not None or not (has_numbers(item.after) and has_numbers(item.before)):
                 return item.update_statistics
             return Statistics.of(item.after - item.before)  # measured once, and let go
 
         return self._once("move", item, moved)
-
-    def _figures(self, item: object, name: str, data: Tensor | None) -> Statistics | None:
-        """The figures that were taken while the step ran; of a step with all its numbers, those of the numbers."""
-        known: Statistics | None = getattr(item, name, None)
-        return self.measures.statistics(data) if known is None and kept(data) else known
 
     def _once(self, what: str, item: object, figures: Callable[[], Statistics | None]) -> Statistics | None:
         key = f"{what} {id(item)}"
@@ -252,11 +247,6 @@ class StepContext:
         """The norm of d loss / d value; None where it is not known, or not finite."""
         known = self.statistics(value, gradient=True)
         return None if known is None or known.not_finite else known.norm
-
-
-def kept(tensor: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether a tensor's numbers are at hand."""
-    return tensor is not None and not tensor.is_meta
 
 
 def base_of(operation: Operation) -> str:

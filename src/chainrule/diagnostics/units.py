@@ -15,8 +15,10 @@ from chainrule.derivation.why import element
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import LISTED, Finding, listed
 from chainrule.diagnostics.run_context import Run, carry
-from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense, kept
+from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
 from chainrule.graph.graph import Operation, Parameter
+from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.trees import reach
 from chainrule.numbers import number
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
@@ -41,7 +43,7 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
     """Units whose nonlinearity passes nothing back, whatever the sample: its slope is 0 in their whole column."""
     for step, name, value in _hinges(context):
         before = context.graph.values[value]
-        if not kept(step.op.out):  # type: ignore[union-attr]
+        if not has_numbers(step.op.out):  # type: ignore[union-attr]
             continue
         slope = step.rule.gradient(step.op, (torch.ones_like(step.op.out),), name)  # type: ignore[union-attr, arg-type]
         if before.data is None or len(before.shape) < 2 or slope.shape != before.shape:
@@ -152,7 +154,7 @@ AT_KINK = Check(
 def _at_kinks(context: StepContext) -> Iterator[Finding]:
     """Elements exactly where a function has no derivative, and what PyTorch takes there."""
     for step in context.forward():
-        if step.rule is None or step.op is None or step.rule.kink is None or not kept(step.op.out):
+        if step.rule is None or step.op is None or step.rule.kink is None or not has_numbers(step.op.out):
             continue
         kink = step.rule.kink
         value = next((value for name, item, value in step.arguments if name == kink.argument and item is None), None)
@@ -243,17 +245,15 @@ def _slope(context: StepContext, operation: Operation, out: int) -> tuple[float,
 
 def _is_output(context: StepContext, value: int) -> bool:
     """Whether it is what a loss is made of, where being sure of itself is the aim: no weight comes after it."""
-    reached, waiting = {value}, [value]
     weights = {given for _, given, _, _ in context.weighed}
-    while waiting:
-        for operation in context.uses.get(waiting.pop(), ()):
-            if base_of(operation) in ("bmm", "baddbmm", "mm", "addmm"):
-                return False
-            for out in operation.outputs:
-                if out is not None and out not in reached:
-                    reached.add(out)
-                    waiting.append(out)
-    return not reached & weights
+
+    def made(value: int) -> list[int]:
+        return [out for operation in context.uses.get(value, ()) for out in operation.outputs if out is not None]
+
+    return not any(
+        each in weights or any(base_of(use) in ("bmm", "baddbmm", "mm", "addmm") for use in context.uses.get(each, ()))
+        for each in reach([value], made)
+    )
 
 
 SYMMETRIC = Check(
@@ -275,7 +275,7 @@ SYMMETRIC = Check(
 def _symmetric(context: StepContext) -> Iterator[Finding]:
     weights = {weight for _, _, weight, _ in context.weighed}
     for name, parameter in context.graph.parameters.items():
-        if parameter.value not in weights or not kept(parameter.grad) or not kept(parameter.before):
+        if parameter.value not in weights or not has_numbers(parameter.grad) or not has_numbers(parameter.before):
             continue
         if parameter.before.dim() < 2 or parameter.before.shape[0] < 2:
             continue

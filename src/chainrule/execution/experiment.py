@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.tape import Traits, tensors_in
-from chainrule.derivation.backprop import data
+from chainrule.capture.tape import Traits
 from chainrule.graph.graph import Edge, Graph, Node, Ref
+from chainrule.graph.trees import leaves, map_leaves, tensors_in
 
 EPS = 2.0**-52
 STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least
@@ -42,13 +42,13 @@ class Experiment:
         operation = graph.operations[node.operation]
         if operation.function is None:
             raise CannotRunError("the recording does not hold the operation that made it")
-        if any(graph.values[ref.value].data is None for ref in _refs(operation.arguments)):
+        if any(graph.values[ref.value].data is None for ref in leaves(operation.arguments, Ref)):
             raise CannotRunError("its inputs were not kept")
         self.name, self.memory = operation.name, memory
         self.custom = node.function_class is not None
         self.function: Any = operation.function
         self.random_state = operation.random_state
-        self.recorded: dict[str, Any] = {name: data(graph, tree) for name, tree in operation.arguments.items()}
+        self.recorded: dict[str, Any] = graph.filled(operation.arguments)
         self.writes = set(self.recorded) if self.custom else written_by(operation.function)
         self.outs = {slot: graph.values[value].data for slot, value in enumerate(node.outputs) if value is not None}
         position = {value: place for place, value in enumerate(operation.outputs)}
@@ -72,7 +72,7 @@ class Experiment:
     @cached_property
     def wide(self) -> dict[str, Any]:
         """The recorded arguments in float64, made once, when first asked for."""
-        wide = {name: widened(tree) for name, tree in self.recorded.items()}
+        wide: dict[str, Any] = widened(self.recorded)
         if wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
             wide["half_to_float"] = False
         return wide
@@ -102,7 +102,7 @@ class Experiment:
             return [arguments["input"] * self.mask * (1 / kept if kept else 0.0)]
         if self.random_state is not None:
             torch.set_rng_state(self.random_state)
-        held = {name: _cloned(tree) if name in self.writes else tree for name, tree in arguments.items()}
+        held = {name: cloned(tree) if name in self.writes else tree for name, tree in arguments.items()}
         return list(tensors_in(self.function(held)))
 
     def repeats(self) -> bool:
@@ -119,7 +119,7 @@ class Experiment:
         With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
         """
         arguments = dict(self.wide if wide else self.recorded)
-        arguments |= {name: _cloned(tree) for name, tree in arguments.items() if name in self.writes}
+        arguments |= {name: cloned(tree) for name, tree in arguments.items() if name in self.writes}
         if jitter is not None:
             arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
         leaves = []
@@ -315,18 +315,6 @@ def nothing_left_behind() -> Iterator[None]:
             torch.cuda.set_rng_state_all(devices)
 
 
-def _refs(tree: Any) -> Iterator[Ref]:
-    waiting = [tree]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Ref):
-            yield item
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
-
-
 def written_by(function: Callable[..., Any]) -> set[str]:
     """The arguments that a recorded operation writes to when it runs again."""
     overload = getattr(function, "function", None)
@@ -335,11 +323,13 @@ def written_by(function: Callable[..., Any]) -> set[str]:
 
 def widened(tree: Any) -> Any:
     """Float64 and complex128 for what is coarser, in tensors and where a number type is asked for."""
-    if isinstance(tree, Tensor):
-        return tree.to(_wide_dtype(tree.dtype))
-    if isinstance(tree, torch.dtype):
-        return _wide_dtype(tree)
-    return [widened(item) for item in tree] if isinstance(tree, list) else tree
+
+    def wide(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(_wide_dtype(leaf.dtype))
+        return _wide_dtype(leaf) if isinstance(leaf, torch.dtype) else leaf
+
+    return map_leaves(wide, tree)
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -349,16 +339,18 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _jittered(tree: Any, generator: torch.Generator) -> Any:
-    if isinstance(tree, Tensor) and tree.is_floating_point():
-        steps = torch.randint(-2, 3, tree.shape, generator=generator).to(tree)
-        return tree * (1 + steps * torch.finfo(tree.dtype).eps)
-    return [_jittered(item, generator) for item in tree] if isinstance(tree, list) else tree
+    def jittered(leaf: Any) -> Any:
+        if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            return leaf
+        steps = torch.randint(-2, 3, leaf.shape, generator=generator).to(leaf)
+        return leaf * (1 + steps * torch.finfo(leaf.dtype).eps)
+
+    return map_leaves(jittered, tree)
 
 
-def _cloned(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.clone()
-    return [_cloned(item) for item in tree] if isinstance(tree, list) else tree
+def cloned(tree: Any) -> Any:
+    """A tree of arguments with copies of its tensors."""
+    return map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def _same(again: Tensor, recorded: Tensor, eps: float) -> bool:

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.calls import function_name
-from chainrule.capture.tape import tensors_in
 from chainrule.execution.experiment import Experiment, Probe, real
 from chainrule.graph.graph import Edge
+from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.verification.comparison import FLOOR, SMALL, WIDE
 
 DIRECTIONS = 6  # random directions that a large gradient is looked at along
@@ -192,24 +192,20 @@ class Trial:
             new[id(instead[0])] = instead[1]
 
         def renewed(item: Any) -> Any:
-            if isinstance(item, Tensor):
-                return new.get(id(item), item)
-            if isinstance(item, (tuple, list)):
-                return type(item)(renewed(each) for each in item)
-            return item
+            return new.get(id(item), item) if isinstance(item, Tensor) else item
 
         with torch.no_grad():
             for place, call in enumerate(self.calls):
-                arguments = [renewed(each) for each in call.arguments]
+                arguments = [map_leaves(renewed, each) for each in call.arguments]
                 if edit is not None:
                     arguments = edit(place, arguments)
                 if skip is not None and place == skip[0]:
                     out = arguments[skip[1]]
                 else:
-                    out = call.run(arguments, {key: renewed(each) for key, each in call.keywords.items()})
+                    out = call.run(arguments, map_leaves(renewed, call.keywords))
                 for old, fresh in zip(tensors_in(call.out), tensors_in(out), strict=True):
                     new[id(old)] = instead[1] if instead is not None and old is instead[0] else fresh
-        return self._returned(tuple(renewed(each) for each in self.back), position)
+        return self._returned(map_leaves(renewed, self.back), position)
 
     @cached_property
     def repeats(self) -> bool:
@@ -274,12 +270,12 @@ class _Cut(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def taken(item: Any) -> Any:
-            if isinstance(item, Tensor) and item.requires_grad:
-                self.uses.append(function_name(function).strip("_"))
-                return item.detach() if len(self.uses) - 1 == self.cut else item
-            return type(item)(taken(each) for each in item) if isinstance(item, (tuple, list)) else item
+            if not (isinstance(item, Tensor) and item.requires_grad):
+                return item
+            self.uses.append(function_name(function).strip("_"))
+            return item.detach() if len(self.uses) - 1 == self.cut else item
 
-        return function(*[taken(each) for each in args], **{k: taken(v) for k, v in (kwargs or {}).items()})
+        return function(*map_leaves(taken, args), **map_leaves(taken, kwargs or {}))
 
 
 class _Unsaving:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from chainrule.graph.graph import Graph, Node, Operation, Value, references
+from chainrule.graph.snapshot import Snapshot, all_have_numbers
+from chainrule.graph.trees import reach
 
 
 class Wanted:
@@ -46,15 +48,13 @@ class Wanted:
 
     def _senders(self) -> set[int]:
         """The nodes whose gradients flow into the wanted ones, back to where what arrived was kept."""
-        waiting, found = list(self.nodes), set(self.nodes)
-        while waiting:
-            node = self.graph.nodes[waiting.pop()]
-            if node.leaf is None and not any(is_lost(g) for passage in node.passages for g in passage.upstream):
-                continue
-            new = set(self._senders_of.get(node.index, ())) - found
-            found |= new
-            waiting += new
-        return found
+
+        def senders(index: int) -> list[int]:
+            node = self.graph.nodes[index]
+            lost = any(is_lost(g) for passage in node.passages for g in passage.arrived)
+            return self._senders_of.get(index, []) if lost or node.leaf is not None else []
+
+        return set(reach(self.nodes, senders))
 
     def operands_of(self, index: int) -> list[int]:
         """The values that a node's operation takes, where it must run again."""
@@ -69,20 +69,17 @@ class Wanted:
 
     def _makers(self) -> list[Operation]:
         """The operations that give the values, in their order."""
-        waiting = list(self.lasting())
-        seen, found = set(waiting), set()
-        while waiting:
-            value = self.graph.values[waiting.pop()]
-            new: set[int] = set()
-            if value.data is None and value.earlier is not None:
-                self.overtaken.append(value)
-                new.add(value.earlier)
-            if value.data is None and value.operation is not None and value.operation not in found:
-                found.add(value.operation)
-                new.update(operands(self.graph.operations[value.operation]))
-            waiting += new - seen
-            seen |= new
-        return [self.graph.operations[each] for each in sorted(found)]
+
+        def made_of(index: int) -> list[int]:
+            value = self.graph.values[index]
+            if value.data is not None:
+                return []
+            return [*self.graph.operands(index), *(() if value.earlier is None else (value.earlier,))]
+
+        missing = [v for v in map(self.graph.values.__getitem__, reach(self.lasting(), made_of)) if v.data is None]
+        self.overtaken = [value for value in missing if value.earlier is not None]
+        makers = {value.operation for value in missing if value.operation is not None}
+        return [self.graph.operations[each] for each in sorted(makers)]
 
 
 def operands(operation: Operation) -> list[int]:
@@ -94,11 +91,13 @@ def _results(operation: Operation) -> Iterator[int]:
     return (each for each in operation.outputs if each is not None)
 
 
-def is_lost(gradient: Tensor | None) -> bool:
+def is_lost(gradient: Tensor | Snapshot | None) -> bool:
     """Whether there was a gradient that was not kept."""
-    return gradient is not None and gradient.is_meta
+    if isinstance(gradient, Snapshot):
+        return not gradient.has_numbers
+    return not all_have_numbers(gradient)
 
 
 def _unknown(node: Node) -> bool:
     """Whether any gradient that a node sent on was not kept."""
-    return any(is_lost(g) for passage in node.passages for g in passage.downstream)
+    return any(is_lost(g) for passage in node.passages for g in passage.sent)

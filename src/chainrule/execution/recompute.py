@@ -22,15 +22,16 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import Loan
-from chainrule.capture.tape import Traits, storage_of, tensors_in
-from chainrule.derivation.backprop import data, passes_of, summed
+from chainrule.capture.tape import Traits, storage_of
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import Wanted, is_lost, operands
-from chainrule.graph.graph import Graph, Node, Operation, Parameter, Passage, Value
+from chainrule.graph.graph import Graph, Node, Operation, Parameter, Passage, Value, accumulate
 from chainrule.graph.lookup import find_value
 from chainrule.graph.selection import values_named
+from chainrule.graph.snapshot import Snapshot
 from chainrule.graph.statistics import Statistics, measure
+from chainrule.graph.trees import map_leaves, tensors_in
 
 ROUNDING = 1024  # roundings of its number type that figures of what is recomputed may be off: other kernels, threads
 NO_WAY = (
@@ -106,7 +107,7 @@ class _Replay:
     def _run(self, operation: Operation) -> dict[int, Tensor]:
         if operation.function is None:
             raise ReplayError(f"{_told(self.old, operation)}: the recording does not hold what it ran. {NO_WAY}")
-        arguments = {name: data(self.working, tree) for name, tree in operation.arguments.items()}
+        arguments: dict[str, Any] = self.working.filled(operation.arguments)
         written = [name for name in arguments if name in written_by(operation.function)]
         given = tensors_in([arguments[name] for name in written]) or tensors_in(arguments.get("base"))
         arguments |= {name: _cloned(arguments[name]) for name in written}
@@ -149,7 +150,7 @@ class _Replay:
         if not loan.is_unchanged() or not _same_figures(value.statistics, loan.tensor, exact=True):
             raise ReplayError(f"{what} was not kept, and was overwritten after the recorded step. {NO_WAY}")
         leaf = loan.tensor.detach()  # its owner may overwrite it, so what is given out is a copy
-        self.values[index] = replace(value, data=leaf.clone() if index in self.wanted.values else leaf)
+        self.values[index] = _with(value, leaf.clone() if index in self.wanted.values else leaf)
 
     def _overtake(self, value: Value, earlier: int) -> bool:
         """Give a value of memory that others wrote to: what its tensor was before, in the memory as it is now."""
@@ -164,7 +165,7 @@ class _Replay:
             offset, memory = offset - old.storage_offset() + new.storage_offset(), new.untyped_storage()
         if memory.nbytes() < view.untyped_storage().nbytes():
             return False
-        self.values[value.index] = replace(value, data=_in_memory(view, memory, int(offset)))
+        self.values[value.index] = _with(value, _in_memory(view, memory, int(offset)))
         self._release([earlier])
         return True
 
@@ -178,7 +179,7 @@ class _Replay:
                 f"recorded ({_figures(made)}; recorded: {_figures(value.statistics)}). The operation reads what the "
                 f"recording does not hold (a clock, a random generator of its own, a buffer written unseen). {NO_WAY}"
             )
-        self.values[index] = replace(value, data=made.detach())
+        self.values[index] = _with(value, made.detach())
 
     def _means_nothing(self, value: Value, operation: Operation) -> bool:
         """Whether a value is memory that nothing has been written to, or not to all of it."""
@@ -199,15 +200,15 @@ class _Replay:
 
     def backward(self) -> None:
         """Every pass again, from where it began, as far as it leads to what is wanted."""
-        left = Counter(index for _, ran in passes_of(self.old) for index in ran if index in self.wanted.ran)
-        for _, ran in passes_of(self.old):
+        left = Counter(index for _, ran in self.old.passes() for index in ran if index in self.wanted.ran)
+        for _, ran in self.old.passes():
             arriving: dict[int, dict[int, Tensor]] = {}
             for index in sorted(self.wanted.ran & ran.keys(), key=lambda each: ran[each].order):
                 self._step_back(self.old.nodes[index], ran[index], arriving)
                 left[index] -= 1
                 if not left[index]:
                     self._release(self.wanted.operands_of(index))
-        self.gradients = summed(self.old, self.of_passes)
+        self.gradients = self.old.summed(self.of_passes)
         for index, gradient in self.gradients.items():
             value = self.values[index]
             if value.grad is None and not _same_figures(value.grad_statistics, gradient):
@@ -227,18 +228,19 @@ class _Replay:
             )
         downstream = self._downstream(node, passage, upstream)
         if node.index in self.wanted.nodes:
-            self.passages.setdefault(node.index, []).append(replace(passage, upstream=upstream, downstream=downstream))
+            whole = replace(passage, arrived=_filled(passage.arrived, upstream), sent=_filled(passage.sent, downstream))
+            self.passages.setdefault(node.index, []).append(whole)
             for value, gradient in zip(node.outputs, upstream, strict=False):
                 if value is not None and gradient is not None:
-                    _add(gradients, value, gradient)
+                    accumulate(gradients, value, gradient)
         for edge in node.edges:
             sent = downstream[edge.position] if edge.position < len(downstream) else None
             target = self.old.nodes[edge.node]
             if sent is not None and target.leaf is not None:
                 if edge.node in self.wanted.nodes:
-                    _add(gradients, target.leaf, sent)
+                    accumulate(gradients, target.leaf, sent)
             elif sent is not None and edge.node in self.wanted.ran:
-                _add(arriving.setdefault(edge.node, {}), edge.slot, sent)
+                accumulate(arriving.setdefault(edge.node, {}), edge.slot, sent)
 
     def _downstream(self, node: Node, passage: Passage, upstream: Gradients) -> Gradients:
         """What the node sends on: as recorded where it was kept, else as autograd gives it on the operation alone."""
@@ -293,8 +295,11 @@ class _Replay:
 
     def _filled(self, value: Value, lent: set[int]) -> Value:
         if value.data is not None and storage_of(value.data) in lent:
-            value = replace(value, data=value.data.clone())
-        return replace(value, grad=self.gradients.get(value.index)) if value.grad is None else value
+            value = _with(value, value.data.clone())
+        gradient = self.gradients.get(value.index)
+        if gradient is None or value.gradient is None or value.gradient.has_numbers:
+            return value
+        return replace(value, gradient=value.gradient.filled(gradient))
 
 
 def _parameter(parameter: Parameter, values: list[Value]) -> Parameter:
@@ -302,24 +307,36 @@ def _parameter(parameter: Parameter, values: list[Value]) -> Parameter:
     value = values[parameter.value] if parameter.value is not None else None
     if value is None:
         return parameter
-    before = value.data if parameter.before is None else parameter.before
-    grad = parameter.grad
-    if grad is None and parameter.grad_statistics is not None and value.grad is not None:
-        grad = value.grad if _same_figures(parameter.grad_statistics, value.grad) else None
-    return replace(parameter, before=before, grad=grad)
+    start, gradient = parameter.start, parameter.gradient
+    if not start.has_numbers:
+        start = start.filled(value.data)
+    if gradient is not None and not gradient.has_numbers and gradient.statistics is not None and value.grad is not None:
+        gradient = gradient.filled(value.grad if _same_figures(gradient.statistics, value.grad) else None)
+    return replace(parameter, start=start, gradient=gradient)
 
 
-def _add(sums: dict[Any, Tensor], key: int, gradient: Tensor) -> None:
-    sums[key] = sums[key] + gradient if key in sums else gradient
+def _with(value: Value, data: Tensor) -> Value:
+    """A value with its numbers."""
+    return replace(value, snapshot=value.snapshot.filled(data))
+
+
+def _filled(recorded: tuple[Snapshot | None, ...], gradients: Gradients) -> tuple[Snapshot | None, ...]:
+    """The gradients of one run of a node with their numbers."""
+    return tuple(
+        known if known is None or known.has_numbers else known.filled(found)
+        for known, found in zip(recorded, gradients, strict=True)
+    )
 
 
 def _cloned(tree: Any) -> Any:
     """Tensors to write to, with all of the memory that they are a part of: each stands where it stood."""
-    if isinstance(tree, Tensor):
-        if tree.layout is not torch.strided:
-            return tree.clone()
-        return _in_memory(tree, tree.untyped_storage().clone(), int(tree.storage_offset()))
-    return [_cloned(item) for item in tree] if isinstance(tree, list) else tree
+
+    def copied(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.layout is not torch.strided:
+            return leaf.clone() if isinstance(leaf, Tensor) else leaf
+        return _in_memory(leaf, leaf.untyped_storage().clone(), int(leaf.storage_offset()))
+
+    return map_leaves(copied, tree)
 
 
 def _in_memory(like: Tensor, memory: torch.UntypedStorage, offset: int) -> Tensor:

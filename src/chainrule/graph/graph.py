@@ -15,7 +15,17 @@ from typing import Any, Literal
 
 import torch
 
+from chainrule.graph.snapshot import (
+    Snapshot,
+    all_have_numbers,
+    data_of,
+    placeholder,
+    snapshots_of,
+    statistics_of,
+    tensor_of,
+)
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.trees import map_leaves, reach
 
 type_of_value = Literal["input", "parameter", "buffer", "result"]
 type_of_reduction = Literal["all-reduce", "reduce-scatter"]
@@ -60,40 +70,68 @@ def references(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int
 class Value:
     """One tensor at one moment of the step; an in-place operation makes a new Value of the same tensor.
 
-    `data` is as it was at that moment, `grad` is d loss / d value, summed over all its uses (None: no gradient arrived,
-    or it was not kept: `has_gradient` tells which), in the passes that are `counted`. Of what was not kept there are
-    `statistics` and `grad_statistics`, unless it was overwritten before it could be measured. `names` are the user's
-    names, best first; `operation` and `slot` say which output of which operation it is (None: a leaf, it came from
-    outside); `node` is the autograd node that leads back from it. A tensor whose memory was written to through another
-    one has `earlier`, the value that it was until then.
+    `gradient` is d loss / d value, summed over all its uses in the passes that are `counted` (None: no gradient
+    arrived). `names` are the user's names, best first; `operation` and `slot` say which output of which operation it is
+    (None: a leaf, it came from outside); `node` is the autograd node that leads back from it. A tensor whose memory was
+    written to through another one has `earlier`, the value that it was until then.
     """
 
     index: int
     kind: type_of_value
     names: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: str
     requires_grad: bool
-    data: torch.Tensor | None
-    grad: torch.Tensor | None
+    snapshot: Snapshot
+    gradient: Snapshot | None = None
     operation: int | None = None
     slot: int = 0
     node: int | None = None
     place: Place | None = None
-    has_gradient: bool = False
-    statistics: Statistics | None = None
-    grad_statistics: Statistics | None = None
     earlier: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape at that moment."""
+        return self.snapshot.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its number type."""
+        return self.snapshot.dtype
+
+    @property
+    def device(self) -> str:
+        """Where it was."""
+        return self.snapshot.device
+
+    @property
+    def data(self) -> torch.Tensor | None:
+        """Its numbers, where they were kept."""
+        return self.snapshot.data
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What was measured of it where its numbers were not kept."""
+        return self.snapshot.statistics
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a gradient arrived, kept or not."""
+        return self.gradient is not None
+
+    @property
+    def grad(self) -> torch.Tensor | None:
+        """The numbers of its gradient, where one arrived and they were kept."""
+        return data_of(self.gradient)
+
+    @property
+    def grad_statistics(self) -> Statistics | None:
+        """What was measured of its gradient where the numbers were not kept."""
+        return statistics_of(self.gradient)
 
     @property
     def name(self) -> str:
         """The best of its names."""
         return self.names[0] if self.names else f"value{self.index}"
-
-    def without_numbers(self) -> torch.Tensor:
-        """A tensor of its shape and type on the device `meta`, where tensors have no numbers."""
-        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +172,37 @@ class Edge:
 class Passage:
     """One run of one node in one backward pass.
 
-    `upstream`: d loss / d output, one for each output of the node; `downstream`: d loss / d input as autograd computed
-    it, one for each of its edges, aligned with `next_functions` (None: undefined, or not needed). One that was not kept
-    is a tensor on the device `meta`, which has a shape but no numbers.
+    `arrived`: d loss / d output, one for each output of the node; `sent`: d loss / d input as autograd computed it, one
+    for each of its edges, aligned with `next_functions` (None: undefined, or not needed).
     """
 
     backward: int
     order: int
-    upstream: tuple[torch.Tensor | None, ...]
-    downstream: tuple[torch.Tensor | None, ...]
+    arrived: tuple[Snapshot | None, ...]
+    sent: tuple[Snapshot | None, ...]
+
+    @property
+    def upstream(self) -> tuple[torch.Tensor | None, ...]:
+        """What arrived, as tensors: a placeholder where the numbers were not kept."""
+        return tuple(map(tensor_of, self.arrived))
+
+    @property
+    def downstream(self) -> tuple[torch.Tensor | None, ...]:
+        """What was sent on, as tensors: a placeholder where the numbers were not kept."""
+        return tuple(map(tensor_of, self.sent))
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether all its gradients were kept."""
+        return all(each is None or each.has_numbers for each in (*self.arrived, *self.sent))
+
+    def along(self, edge: Edge) -> Snapshot | None:
+        """What was sent on along an edge."""
+        return self.sent[edge.position] if edge.position < len(self.sent) else None
+
+    def with_upstream(self, upstream: tuple[torch.Tensor | None, ...]) -> Passage:
+        """The same run with other gradients arriving."""
+        return replace(self, arrived=snapshots_of(upstream))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +244,7 @@ class Backward:
     """One backward pass: `roots` are (node, slot) where it began, with their seeds in the nodes' passages.
 
     It `accumulates` into `.grad`, but for one of `torch.autograd.grad`: what that returned is `given`, the gradient of
-    each value that it was asked for (on the device `meta` where it was not kept).
+    each value that it was asked for.
     """
 
     index: int
@@ -192,7 +252,7 @@ class Backward:
     loss: int | None
     place: Place | None = None
     accumulates: bool = True
-    given: dict[int, torch.Tensor] = field(default_factory=dict)
+    given: dict[int, Snapshot] = field(default_factory=dict)
 
 
 def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:
@@ -204,41 +264,63 @@ def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:
     return [each for each in passes if backwards[each].accumulates] or passes[-1:]
 
 
+def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor | None) -> None:
+    """Add a gradient to what arrived before it, in no tensor's memory; a sum with a part not kept has no numbers."""
+    if gradient is not None:
+        known = sums.get(key)
+        if known is not None and not all_have_numbers(known, gradient):
+            sums[key] = placeholder(tuple(known.shape), known.dtype)
+        else:
+            sums[key] = gradient if known is None else known + gradient
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterUpdate:
     """One parameter in one `optimizer.step()`. `state_before` is what the optimizer remembered of it until then.
 
-    `grad` is the gradient as the optimizer met it, after unscaling and clipping. A tensor that was not kept is one on
-    the device `meta`; then there are statistics, those of the update (after minus before) of a sample where the
-    parameter is large (`statistics.of_a_sample`).
+    `gradient` is what the optimizer met, after unscaling and clipping. Where the parameter was not kept, there are
+    statistics of the update (after minus before): of a sample, where it is large (`statistics.of_a_sample`).
     """
 
     value: int | None
     name: str
-    before: torch.Tensor
-    grad: torch.Tensor | None
-    after: torch.Tensor
+    start: Snapshot
+    gradient: Snapshot | None
+    end: Snapshot
     options: dict[str, Any]
     state_before: dict[str, Any]
-    before_statistics: Statistics | None = None
-    grad_statistics: Statistics | None = None
     update_statistics: Statistics | None = None
+
+    @property
+    def before(self) -> torch.Tensor:
+        """The parameter before, or a placeholder."""
+        return self.start.tensor
+
+    @property
+    def grad(self) -> torch.Tensor | None:
+        """The gradient, or a placeholder; None where the optimizer met none."""
+        return tensor_of(self.gradient)
+
+    @property
+    def after(self) -> torch.Tensor:
+        """The parameter after, or a placeholder."""
+        return self.end.tensor
 
     @property
     def is_whole(self) -> bool:
         """Whether all numbers that the update is made of were kept."""
-        held = (self.before, self.grad, self.after, *self.state_before.values())
-        return not any(isinstance(each, Statistics) or getattr(each, "is_meta", False) for each in held)
+        state = (each for each in self.state_before.values() if isinstance(each, torch.Tensor))
+        facts = (each for each in (self.start, self.gradient, self.end) if each is not None)
+        return all(each.has_numbers for each in facts) and all_have_numbers(*state)
 
     def without_numbers(self) -> ParameterUpdate:
-        """The same with shapes alone: tensors of the parameter's shape are on the device `meta`."""
-        bare = torch.empty(self.before.shape, dtype=self.before.dtype, device="meta")
+        """The same with shapes alone: what has the parameter's shape is a placeholder."""
+        bare = self.start.filled(None)
         state = {
-            name: bare if isinstance(each, Statistics) or getattr(each, "shape", None) == bare.shape != () else each
+            name: bare.placeholder if getattr(each, "shape", None) == bare.shape != () else each
             for name, each in self.state_before.items()
         }
-        grad = None if self.grad is None else bare
-        return replace(self, before=bare, grad=grad, after=bare, state_before=state)
+        return replace(self, start=bare, gradient=self.gradient and bare, end=bare, state_before=state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,22 +335,41 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A trained leaf: its data before the step, the gradient that arrived, its data after the step.
+    """A trained leaf at the start of the step and at its end, with the gradient that arrived.
 
-    `grad` is what backward left in `.grad` (None: nothing arrived, or it was not kept: `has_gradient` tells which);
-    `after` is None where no optimizer stepped. What was not kept is None, and has statistics instead.
+    `gradient` is what backward left in `.grad` (None: nothing arrived). `end` is None where no optimizer stepped.
     """
 
     name: str
     value: int | None
-    shape: tuple[int, ...]
-    before: torch.Tensor | None
-    grad: torch.Tensor | None
-    after: torch.Tensor | None
-    has_gradient: bool = False
-    before_statistics: Statistics | None = None
-    grad_statistics: Statistics | None = None
-    after_statistics: Statistics | None = None
+    start: Snapshot
+    gradient: Snapshot | None = None
+    end: Snapshot | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.start.shape
+
+    @property
+    def before(self) -> torch.Tensor | None:
+        """Its numbers before the step, where they were kept."""
+        return self.start.data
+
+    @property
+    def grad(self) -> torch.Tensor | None:
+        """What backward left in `.grad`, where something arrived and was kept."""
+        return data_of(self.gradient)
+
+    @property
+    def after(self) -> torch.Tensor | None:
+        """Its numbers after the step, where an optimizer stepped and they were kept."""
+        return data_of(self.end)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a gradient arrived, kept or not."""
+        return self.gradient is not None
 
     @property
     def elements(self) -> int:
@@ -317,22 +418,38 @@ class Reducer:
 class Reduction:
     """One parameter's gradient on its way over the ranks.
 
-    `local` is what this rank gave, as it stood in `.grad` (micro-batches of before included), `mean` what it was given
-    back: the mean over all ranks, or of a sharded parameter this rank's part of it. What was not kept is None, and has
-    statistics. `gathered` is the local gradient of every rank, in their order, where they were gathered; `verdict` is
-    then what the ranks together found of the mean.
+    `sent` is what this rank gave, as it stood in `.grad` (micro-batches of before included), `received` what it was
+    given back: the mean over all ranks, or of a sharded parameter this rank's part of it. `gathered` is the local
+    gradient of every rank, in their order, where they were gathered; `verdict` is then what the ranks together found of
+    the mean.
     """
 
     name: str
     reducer: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    local: torch.Tensor | None
-    mean: torch.Tensor | None
-    local_statistics: Statistics | None = None
-    mean_statistics: Statistics | None = None
+    sent: Snapshot
+    received: Snapshot | None
     gathered: tuple[torch.Tensor, ...] = ()
     verdict: str = ""  # on the mean, where it was gathered
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of this rank's gradient."""
+        return self.sent.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its number type."""
+        return self.sent.dtype
+
+    @property
+    def local(self) -> torch.Tensor | None:
+        """The numbers of this rank's gradient, where they were kept."""
+        return self.sent.data
+
+    @property
+    def mean(self) -> torch.Tensor | None:
+        """The numbers of what was given back, where they were kept."""
+        return data_of(self.received)
 
 
 @dataclass(frozen=True)
@@ -353,17 +470,44 @@ class Graph:
     reducers: tuple[Reducer, ...] = ()
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
 
-    def made_of(self, values: Iterable[int]) -> set[int]:
+    def ancestors(self, values: Iterable[int]) -> set[int]:
         """The values that these were computed from, whatever came between."""
-        found: set[int] = set()
-        waiting = list(values)
-        while waiting:
-            made_by = self.values[waiting.pop()].operation
-            given = () if made_by is None else references(self.operations[made_by].arguments)
-            for _, _, value in given:
-                if value not in found:
-                    found.add(value)
-                    waiting.append(value)
+        return set(reach((operand for value in values for operand in self.operands(value)), self.operands))
+
+    def operands(self, value: int) -> list[int]:
+        """The values that the operation which made a value took; none of a leaf."""
+        made_by = self.values[value].operation
+        return [] if made_by is None else [operand for *_, operand in references(self.operations[made_by].arguments)]
+
+    def filled(self, tree: Any, numbers: bool = True) -> Any:
+        """An argument tree with the data of each `Ref`, or a tensor without numbers where there is none."""
+
+        def filled(leaf: Any) -> Any:
+            if not isinstance(leaf, Ref):
+                return leaf
+            value = self.values[leaf.value]
+            return value.snapshot.tensor if numbers else value.snapshot.placeholder
+
+        return map_leaves(filled, tree)
+
+    def passes(self) -> list[tuple[int, dict[int, Passage]]]:
+        """The backward passes in order, each with the nodes that ran in it."""
+        ran: dict[int, dict[int, Passage]] = {}
+        for node in self.nodes:
+            for passage in node.passages:
+                ran.setdefault(passage.backward, {})[node.index] = passage
+        return sorted(ran.items())
+
+    def summed(self, of_passes: dict[int, dict[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
+        """The gradient of each value, from those of each backward pass: the sum over the passes that are counted."""
+        reached: dict[int, list[int]] = {}
+        for backward, gradients in of_passes.items():
+            for value in gradients:
+                reached.setdefault(value, []).append(backward)
+        found: dict[int, torch.Tensor] = {}
+        for value, backwards in reached.items():
+            for backward in counted(self.backwards, backwards):
+                accumulate(found, value, of_passes[backward][value])
         return found
 
     @property

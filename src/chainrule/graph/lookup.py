@@ -7,7 +7,7 @@ import operator
 
 from chainrule.errors import MissingError
 from chainrule.graph.graph import Graph
-from chainrule.graph.symbols import Notation
+from chainrule.graph.names import Notation
 
 Index = tuple[int, ...]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule.graph.batched_statistics import is_small, measured
+from chainrule.graph.snapshot import Snapshot, all_have_numbers, has_numbers, statistics_of
 from chainrule.graph.statistics import Statistics, in_a_row, is_dense, norm_of
 
 PART = 2**18  # numbers that are subtracted at a time
@@ -37,13 +38,19 @@ class Measures:
 
         Waits for the device that the tensor is on.
         """
-        if data.is_meta:
+        if not has_numbers(data):
             return UNKNOWN
         key = memory(data)
         known = self._known.get(key)
         if known is None or (magnitudes and not known[1].magnitudes):
             known = self._known[key] = (data, Statistics.of(data, magnitudes))
         return known[1]
+
+    def of(self, snapshot: Snapshot | None, magnitudes: bool = False) -> Statistics | None:
+        """What was measured of a tensor while the step ran, else the statistics of its numbers; None without either."""
+        if snapshot is None or snapshot.statistics is not None or snapshot.data is None:
+            return statistics_of(snapshot)
+        return self.statistics(snapshot.data, magnitudes)
 
     def measure(self, tensors: Iterable[Tensor], magnitudes: bool) -> None:
         """Measure the small ones among these together, which is sooner done than one by one when they are asked for."""
@@ -59,13 +66,13 @@ class Measures:
 
     def finite(self, data: Tensor | None) -> bool:
         """Whether there is no NaN and no infinity in it, as far as is known."""
-        if data is None or data.is_meta or not (data.is_floating_point() or data.is_complex()):
+        if not has_numbers(data) or not (data.is_floating_point() or data.is_complex()):
             return True
         return not self.statistics(data).not_finite
 
     def all_finite(self, several: Iterable[Tensor | None]) -> bool:
         """The same of several; those that are small are measured together."""
-        known = [each for each in several if each is not None and not each.is_meta]
+        known = [each for each in several if has_numbers(each)]
         self.measure(known, magnitudes=False)
         return all(self.finite(each) for each in known)
 
@@ -74,7 +81,7 @@ class Measures:
 
         Nothing is kept of `one` where it is `passing`, made to be held against something once.
         """
-        if one.is_meta or other.is_meta:
+        if not all_have_numbers(one, other):
             return False
         pair = memory(one), memory(other)
         if one is other or pair in self._twins:

@@ -32,10 +32,12 @@ from chainrule.gc_control import uncollected
 from chainrule.graph import graph as facts
 from chainrule.graph.graph import Graph
 from chainrule.graph.reexecution import Rerun, WriteThroughView
+from chainrule.graph.snapshot import Snapshot, has_numbers, placeholder
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.trees import leaves
 
 FORMAT = "chainrule-recording"
-VERSION = 2
+VERSION = 3
 IN_HEADER = 2**24  # characters of JSON: a longer one stands beside the tensors, as a header may take 100 MB at most
 
 _kinds = {
@@ -43,10 +45,9 @@ _kinds = {
     for each in (
         facts.Place, facts.Ref, facts.Value, facts.Operation, facts.Edge, facts.Passage, facts.Node, facts.Call,
         facts.Backward, facts.ParameterUpdate, facts.Update, facts.Parameter, facts.Event, facts.Module, facts.Graph,
-        facts.Reducer, facts.Reduction, Statistics,
+        facts.Reducer, facts.Reduction, Snapshot, Statistics,
     )
 }  # fmt: skip
-_added = {1: {"Backward": {"accumulates": True, "given": {"dict": []}}}}  # after that version, with what was so then
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
 _attributes = {str(each): each for each in vars(torch).values() if isinstance(each, tuple(_of_torch))}
 _SPACES = ("aten", "prims")
@@ -83,7 +84,7 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
 def read(path: str | os.PathLike[str]) -> Graph:
     """Read a graph that `write` wrote.
 
-    Raises StorageError where the file is missing, cut short, not a recording, of a newer version, or malformed.
+    Raises StorageError where the file is missing, cut short, not a recording, of another version, or malformed.
     """
     if os.path.isdir(path):
         raise StorageError(f"{path} is a folder. Give a file that recording.save() wrote.")
@@ -100,7 +101,7 @@ def read(path: str | os.PathLike[str]) -> Graph:
             "kind; record the step again, or take a whole copy."
         ) from error
     try:
-        graph = _Unpacker(tensors, int(header["version"])).unpack(json.loads(_body(header, tensors)))
+        graph = _Unpacker(tensors).unpack(json.loads(_body(header, tensors)))
         if not isinstance(graph, Graph):
             raise ValueError(f"a {type(graph).__name__} stands where the graph should")
         _check_indices(graph)
@@ -174,10 +175,11 @@ def _check(header: dict[str, str], path: object) -> None:
             f"{path} is a safetensors file, but not a recording of chainrule. Give one that recording.save() wrote."
         )
     version = header.get("version", "")
-    if not version.isdigit() or int(version) > VERSION:
+    if version != str(VERSION):
+        older = version.isdigit() and int(version[:20]) < VERSION
         raise StorageError(
-            f"{path} has format version {version[:20] or 'none'}, and this chainrule reads up to {VERSION}. "
-            "Update chainrule."
+            f"{path} has format version {version[:20] or 'none'}, and this chainrule reads {VERSION}. "
+            f"{'Record the step again' if older else 'Update chainrule'}."
         )
 
 
@@ -205,7 +207,7 @@ class _Packer:
             return item if math.isfinite(item) else {"float": str(item)}
         if isinstance(item, complex):
             return {"complex": [self.pack(item.real), self.pack(item.imag)]}
-        if isinstance(item, Tensor) and item.is_meta:
+        if isinstance(item, Tensor) and not has_numbers(item):
             return {"unkept": [list(item.shape), str(item.dtype)]}
         if isinstance(item, Tensor):
             return {"tensor": self._key(item), "complex": item.is_complex()}
@@ -263,9 +265,8 @@ class _Packer:
 class _Unpacker:
     """The way back, with every type checked."""
 
-    def __init__(self, tensors: dict[str, Tensor], version: int) -> None:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
-        self._added: dict[str, dict[str, Any]] = _added.get(version, {})  # to what the file holds
 
     def unpack(self, item: Any) -> Any:
         """One item of a graph from JSON."""
@@ -278,7 +279,7 @@ class _Unpacker:
             return torch.view_as_complex(data) if item["complex"] else data
         ((kind, content),) = item.items()
         if kind in _kinds:
-            return self._dataclass(_kinds[kind], self._added.get(kind, {}) | content)
+            return self._dataclass(_kinds[kind], content)
         return _makers[kind](self, content)
 
     def _dataclass(self, kind: type, content: dict[str, Any]) -> Any:
@@ -289,7 +290,10 @@ class _Unpacker:
         for name, hint in hints.items():
             if not _fits(found[name], hint):
                 raise TypeError(f"the field {name} of a {kind.__name__} cannot be {str(content[name])[:60]}")
-        return kind(**found)
+        made = kind(**found)
+        if isinstance(made, Snapshot):
+            _check_snapshot(made)
+        return made
 
 
 @cache
@@ -369,11 +373,22 @@ def _dtype(name: Any) -> torch.dtype:
     return found
 
 
-def _unkept(shape: Any, dtype: Any) -> Tensor:
-    """A tensor whose numbers were not kept. Takes no memory, whatever its shape claims."""
+def _check_snapshot(snapshot: Snapshot) -> None:
+    _check_shape(snapshot.shape)
+    data = snapshot.data
+    if data is not None and (tuple(data.shape), data.dtype) != (snapshot.shape, snapshot.dtype):
+        raise ValueError(f"a tensor is not what its snapshot says, but {tuple(data.shape)} of {data.dtype}")
+
+
+def _check_shape(shape: Any) -> None:
     if not (_fits(tuple(shape), _Shape) and all(size >= 0 for size in shape)):
         raise ValueError(f"{shape!r} is no shape")
-    return torch.empty(shape, dtype=_dtype(dtype), device="meta")
+
+
+def _unkept(shape: Any, dtype: Any) -> Tensor:
+    """A tensor whose numbers were not kept. Takes no memory, whatever its shape claims."""
+    _check_shape(shape)
+    return placeholder(tuple(shape), _dtype(dtype))
 
 
 _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
@@ -434,17 +449,7 @@ def _check_indices(graph: Graph) -> None:
 
 def _refs(tree: Any) -> Iterable[int]:
     """Every value that a tree of arguments refers to."""
-    waiting = [tree]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, facts.Ref):
-            yield item.value
-        elif isinstance(item, (list, tuple)):
-            waiting.extend(item)
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, slice):
-            waiting.extend((item.start, item.stop, item.step))
+    return (ref.value for ref in leaves(tree, facts.Ref))
 
 
 def _within(indices: Iterable[int | None], count: int, where: str) -> None:

@@ -26,6 +26,7 @@ from chainrule.errors import MissingError, RecordingError
 from chainrule.execution.experiment import MARGIN
 from chainrule.graph.graph import Graph, Parameter, Reduction
 from chainrule.graph.ranks import RankFacts, RankParameter
+from chainrule.graph.snapshot import Snapshot, statistics_of
 from chainrule.graph.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -169,11 +170,11 @@ def facts_of_rank(recording: Recording, marks: bool = True) -> RankFacts:
 def _parameter(graph: Graph, parameter: Parameter, marks: bool) -> RankParameter:
     reduction = graph.reductions.get(parameter.name)
     sharded = reduction is not None and graph.reducers[reduction.reducer].kind == "reduce-scatter"
-    local = None if reduction is None else _figures(reduction.local_statistics, reduction.local)
+    local = None if reduction is None else _figures(reduction.sent)
     return RankParameter(
-        _figures(parameter.before_statistics, parameter.before),
+        _figures(parameter.start),
         local,
-        _figures(parameter.grad_statistics, parameter.grad),
+        _figures(parameter.gradient),
         _mark(parameter.before) if marks else None,
         _mark(parameter.grad) if marks else None,
         sharded,
@@ -181,13 +182,16 @@ def _parameter(graph: Graph, parameter: Parameter, marks: bool) -> RankParameter
     )
 
 
-def _figures(known: Statistics | None, data: Tensor | None) -> Statistics | None:
-    return Statistics.of(data) if known is None and data is not None and not data.is_meta else known
+def _figures(snapshot: Snapshot | None) -> Statistics | None:
+    known = statistics_of(snapshot)
+    return (
+        Statistics.of(snapshot.data) if known is None and snapshot is not None and snapshot.data is not None else known
+    )
 
 
 def _mark(data: Tensor | None) -> int | None:
     """A checksum of the numbers; None where they were not kept."""
-    if data is None or data.is_meta:
+    if data is None:
         return None
     dense = data.detach().to_dense() if data.layout is not torch.strided else data.detach()
     flat = dense.resolve_conj().resolve_neg().contiguous().cpu().reshape(-1).view(torch.uint8)
@@ -205,8 +209,8 @@ def _sent(graph: Graph, reduction: Reduction, patterns: Sequence[str], small: in
         return _Sent(reduction.shape, reduction.dtype, True, shard, (), ())
     return _Sent(
         reduction.shape, reduction.dtype, False, shard,
-        _products(reduction.name, local, reduction.local_statistics),
-        _products(reduction.name, mean, reduction.mean_statistics),
+        _products(reduction.name, local, statistics_of(reduction.sent)),
+        _products(reduction.name, mean, statistics_of(reduction.received)),
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from chainrule.graph.batched_statistics import measured, measured_samples
 from chainrule.graph.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.graph.history import Kind, StepFacts
 from chainrule.graph.ranks import RankFacts
+from chainrule.graph.snapshot import Snapshot, data_of
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures
 from chainrule.monitor.distributed import facts_of_rank
@@ -53,11 +54,9 @@ class Surroundings:
     histograms: bool = True  # whether those are wanted
     alone: bool = True  # no other rank watches: which inputs are parts of one, and which the same, nobody knows
 
-    def figures(self, known: Statistics | None, data: Tensor | None) -> Statistics | None:
+    def figures(self, snapshot: Snapshot | None) -> Statistics | None:
         """Those that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
-        if known is not None or data is None or data.is_meta:
-            return known
-        return self.measures.statistics(data, self.histograms)
+        return self.measures.of(snapshot, self.histograms)
 
 
 def skipped_in(graph: Graph) -> int:
@@ -102,11 +101,11 @@ def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
 
 def _floats_of(graph: Graph) -> Iterator[Tensor]:
     """Every tensor of real numbers that was kept: each is asked for, by its figures or by what looks for findings."""
-    values = ((value.data, value.grad) for value in graph.values)
-    parameters = ((parameter.before, parameter.grad) for parameter in graph.parameters.values())
-    updates = ((member.before, member.grad) for update in graph.updates for member in update.parameters)
-    for pair in chain(values, parameters, updates):
-        yield from (each for each in pair if each is not None and each.is_floating_point() and not each.is_meta)
+    values = ((value.snapshot, value.gradient) for value in graph.values)
+    parameters = ((parameter.start, parameter.gradient) for parameter in graph.parameters.values())
+    updates = ((member.start, member.gradient) for update in graph.updates for member in update.parameters)
+    known = map(data_of, chain.from_iterable(chain(values, parameters, updates)))
+    return (each for each in known if each is not None and each.is_floating_point())
 
 
 NamedValue = tuple[str, str, Value]  # the path, the class of its module or the call that made it, and itself
@@ -125,7 +124,7 @@ def _left_out(graph: Graph, named: Sequence[NamedValue]) -> set[int]:
     had_part = {value.index for value in graph.values if value.has_gradient}
     if not had_part:
         return set()
-    had_part |= graph.made_of(had_part)
+    had_part |= graph.ancestors(had_part)
     kept = {name for name, index in repeated if index in had_part}
     return {index for name, index in repeated if name in kept}.union(inputs) - had_part
 
@@ -134,7 +133,7 @@ def _of_inputs(graph: Graph, around: Surroundings, left_out: Collection[int]) ->
     for layer, value in enumerate(graph.values):
         if value.kind != "input" or value.operation is not None or not value.shape or layer in left_out:
             continue
-        statistics = around.figures(value.statistics, value.data)
+        statistics = around.figures(value.snapshot)
         if statistics is not None:
             yield Figure("input", value.name, layer, "", _short(value.dtype), statistics)
 
@@ -151,8 +150,8 @@ def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[
         layers[short] = layer
         changed = updates.get(name, parameter)
         kinds: tuple[tuple[Kind, Statistics | None], ...] = (
-            ("parameter", around.figures(changed.before_statistics, changed.before)),
-            ("parameter gradient", around.met.get(short) or around.figures(changed.grad_statistics, changed.grad)),
+            ("parameter", around.figures(changed.start)),
+            ("parameter gradient", around.met.get(short) or around.figures(changed.gradient)),
             ("update", _moved(changed, around.histograms)),
         )
         for kind, statistics in kinds:
@@ -187,8 +186,8 @@ def _of_values(named: Iterable[NamedValue], around: Surroundings) -> Iterator[Fi
         runs[short] += 1
         path = short if runs[short] == 1 else f"{short}#{runs[short]}"
         dtype = _short(value.dtype)
-        statistics = around.figures(value.statistics, value.data)
-        gradient = around.figures(value.grad_statistics, value.grad)
+        statistics = around.figures(value.snapshot)
+        gradient = around.figures(value.gradient)
         if statistics is not None:
             yield Figure("value", path, value.index, type_, dtype, statistics)
         if gradient is not None:
@@ -224,20 +223,18 @@ def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
     """The norm of all gradients as backward left them, and as the optimizer met them, where something clipped them."""
     if not any(event.kind.startswith(CLIPS) for event in graph.events):
         return None
-    left = [around.figures(each.grad_statistics, each.grad) for each in graph.parameters.values()]
+    left = [around.figures(each.gradient) for each in graph.parameters.values()]
     last = {each.name: each for update in graph.updates for each in update.parameters}
     met: Iterable[Statistics | None] = around.met.values()
-    met = met or [around.figures(each.grad_statistics, each.grad) for each in last.values()]
+    met = met or [around.figures(each.gradient) for each in last.values()]
     return _norm(left) / (around.scale or 1), _norm(met)
 
 
 def _moved(changed: Parameter | ParameterUpdate, histogram: bool) -> Statistics | None:
     """What the step added to a parameter."""
     known = changed.update_statistics if isinstance(changed, ParameterUpdate) else None
-    before, after = changed.before, changed.after
-    if known is not None or before is None or after is None or before.is_meta or after.is_meta:
-        return known
-    return Statistics.of(after - before, histogram)
+    before, after = changed.start.data, data_of(changed.end)
+    return known if known is not None or before is None or after is None else Statistics.of(after - before, histogram)
 
 
 def _norm(gradients: Iterable[Statistics | None]) -> float:

@@ -22,11 +22,11 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
 from chainrule.capture.recorder import exception_site
+from chainrule.capture.source import is_library
 from chainrule.diagnostics.ranks import of_ranks
 from chainrule.errors import ChainruleWarning, RequestError, StorageError, brief
 from chainrule.gc_control import uncollected
 from chainrule.graph.history import History, StepFacts
-from chainrule.graph.source import is_library
 from chainrule.graph.statistics_cache import Measures
 from chainrule.monitor.all_ranks import ApartError, Step, Together
 from chainrule.monitor.boundaries import Boundaries

@@ -11,6 +11,7 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Share, Step
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
 from chainrule.graph.graph import ParameterUpdate, Update
+from chainrule.graph.snapshot import Snapshot
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
@@ -64,7 +65,7 @@ def parameters(context: Context, name: str) -> Iterator[Block]:
     alike = context.folding.parameters_alike(name)
     if alike:
         members = [(path, context.graph.parameters[each]) for path, each in alike]
-        found = [(path, context.figures(each.before, each.before_statistics)) for path, each in members]
+        found = [(path, context.measures.of(each.start)) for path, each in members]
         held = [(context.held_before(each),) for _, each in alike]
         yield figures(f"{name} in each block", found, ("gradient",), held)
 
@@ -85,9 +86,7 @@ def by_hand(context: Context, name: str) -> Iterator[Block]:
     alike = context.folding.parameters_alike(name)
     if alike:
         members = [(path, context.graph.parameters[each]) for path, each in alike]
-        yield figures(
-            f"{name} after, in each block", [(path, context.figures(each.after, None)) for path, each in members]
-        )
+        yield figures(f"{name} after, in each block", [(path, context.measures.of(each.end)) for path, each in members])
 
 
 def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
@@ -98,15 +97,15 @@ def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
 def _updated(context: Context, step: Update, each: ParameterUpdate) -> Cells:
     relative = context.relative_updates.get(each.value) if each.value is not None else None
     return (
-        _norm(context, each.before, each.before_statistics),
-        "None" if each.grad is None else _norm(context, each.grad, each.grad_statistics),
+        _norm(context, each.start),
+        "None" if each.gradient is None else _norm(context, each.gradient),
         "" if relative is None else number(relative),
         "" if each.grad is None else _update_check(context, step, each),
     )
 
 
-def _norm(context: Context, data: Data, known: Statistics | None) -> str:
-    found = context.figures(data, known)
+def _norm(context: Context, snapshot: Snapshot) -> str:
+    found = context.measures.of(snapshot)
     return "not kept" if found is None else number(found.norm if not found.not_finite else math.nan)
 
 
@@ -118,12 +117,11 @@ def _update_check(context: Context, step: Update, each: ParameterUpdate) -> str:
 
 def _of_value(context: Context, index: int | None) -> Statistics | None:
     value = None if index is None else context.graph.values[index]
-    return None if value is None else context.figures(value.data, value.statistics)
+    return None if value is None else context.measures.of(value.snapshot)
 
 
 def _of_gradient(context: Context, index: int) -> Statistics | None:
-    value = context.graph.values[index]
-    return context.figures(value.grad, value.grad_statistics)
+    return context.measures.of(context.graph.values[index].gradient)
 
 
 def _of_share(context: Context, share: Share) -> Statistics | None:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Step
 from chainrule.document import Code, Document, Section, Table, Text
 from chainrule.graph.graph import Parameter
-from chainrule.graph.statistics import Statistics
+from chainrule.graph.snapshot import Snapshot
 from chainrule.numbers import number
 from chainrule.report.alike import names
 from chainrule.report.context import Context, shape_text
@@ -58,9 +57,7 @@ def _block(context: Context, fold: Fold, step: Step) -> Iterator[tuple[Text, ...
 
 def _both(context: Context, value: int) -> tuple[Text, Text]:
     told = context.graph.values[value]
-    data = told.without_numbers() if told.data is None else told.data
-    grad = told.without_numbers() if told.grad is None and told.has_gradient else told.grad
-    return (cell(context, data, told.statistics),), (cell(context, grad, told.grad_statistics),)
+    return (cell(context, told.snapshot),), (cell(context, told.gradient),)
 
 
 def _parameters(context: Context) -> Iterator[tuple[Text, ...]]:
@@ -86,26 +83,19 @@ def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text,
 
 def _cells(context: Context, parameter: Parameter) -> Iterator[str]:
     """A parameter before the step, its gradient, and the parameter after; what was not kept by its figures."""
-    unkept = torch.empty(parameter.shape, device="meta")
-    after = unkept if parameter.after is None and parameter.after_statistics is not None else parameter.after
-    grad = unkept if parameter.grad is None and parameter.has_gradient else parameter.grad
-    yield cell(context, unkept if parameter.before is None else parameter.before, parameter.before_statistics)
-    yield cell(context, grad, parameter.grad_statistics)
-    yield cell(context, after, parameter.after_statistics)
+    return (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
 
 
-def cell(context: Context, data: Data | None, known: Statistics | None = None) -> str:
-    """A tensor in a cell: its numbers where they are few, else its shape and the norm of what is finite in it.
-
-    Of one whose numbers were not kept (on the device `meta`) the figures are `known`, or nothing is.
-    """
-    if data is None:
+def cell(context: Context, snapshot: Snapshot | None) -> str:
+    """A tensor in a cell: its numbers where they are few, else its shape and the norm of what is finite in it."""
+    if snapshot is None:
         return "None"
-    if data.numel() > SHOWN or data.is_meta:
-        found = context.figures(data, known)
+    data, shape = snapshot.data, shape_text(snapshot.shape)
+    if data is None or data.numel() > SHOWN:
+        found = context.measures.of(snapshot)
         if found is None:
-            return f"{shape_text(data.shape)}, not kept"
-        return f"{shape_text(data.shape)}, norm {number(found.norm if found.elements > found.not_finite else math.nan)}"
+            return f"{shape}, not kept"
+        return f"{shape}, norm {number(found.norm if found.elements > found.not_finite else math.nan)}"
     return nested((data.to_dense() if data.layout is not torch.strided else data).tolist())
 
 

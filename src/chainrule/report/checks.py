@@ -12,6 +12,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.document import Text, Verdict
+from chainrule.graph.snapshot import all_have_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures, differences
 
@@ -23,7 +24,7 @@ def held_against(measures: Measures, ours: Data, theirs: Data, text: Text, passi
 
     Nothing is kept of `ours` where it is `passing`, made to be held against something once.
     """
-    if ours.is_meta or theirs.is_meta:
+    if not all_have_numbers(ours, theirs):
         return Verdict("not checked", ("not checked: the numbers were not kept",))
     bound = tolerance(theirs, measures.statistics(theirs))
     if measures.are_twins(ours, theirs, passing):

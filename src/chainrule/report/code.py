@@ -25,6 +25,7 @@ from chainrule.derivation.backprop import Share, Step
 from chainrule.document import Section
 from chainrule.graph.graph import Operation, ParameterUpdate, Ref, counted
 from chainrule.graph.reexecution import Rerun
+from chainrule.graph.snapshot import has_numbers
 from chainrule.report.context import ELEMENTS, JACOBIAN, Context
 
 PREAMBLE = '''\
@@ -357,7 +358,7 @@ def _held(name: str, recorded: Data) -> str:
 
 
 def _is_small(data: Data | None) -> bool:
-    return data is not None and not data.is_meta and data.numel() <= ELEMENTS and data.layout is torch.strided
+    return has_numbers(data) and data.numel() <= ELEMENTS and data.layout is torch.strided
 
 
 def _needed(item: Any) -> str:

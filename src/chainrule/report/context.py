@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,9 +16,10 @@ from chainrule.derivation.backprop import Derivation, Share, Step
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.graph.graph import Graph, Parameter, Place
+from chainrule.graph.names import Notation
+from chainrule.graph.snapshot import Snapshot, all_have_numbers, data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures, distance, memory
-from chainrule.graph.symbols import Notation
 from chainrule.numbers import number
 from chainrule.report.checks import held_against
 from chainrule.report.folding import Folding
@@ -59,8 +61,8 @@ class Context:
     ) -> Tensor:
         if data is None:
             return Tensor(symbol, (), "", role, None, label=label or "not kept")
-        if data.is_meta:
-            return _unkept(symbol, data, role, label, None)
+        if not has_numbers(data):
+            return _unkept(symbol, Snapshot.of(data), role, label)
         shape, dtype = tuple(data.shape), str(data.dtype).removeprefix("torch.")
         data = data.detach() if data.requires_grad else data
         data = data.to_dense() if data.layout is not torch.strided else data
@@ -71,7 +73,7 @@ class Context:
 
     def pictured(self, told: Tensor, data: Data | None) -> Tensor:
         """A tensor that is too large to be told number by number, with what it looks like from afar."""
-        if told.entries is not None or data is None or data.is_meta:
+        if told.entries is not None or not has_numbers(data):
             return told
         data = data if data.layout is torch.strided else data.to_dense()
         key = memory(data)
@@ -94,31 +96,29 @@ class Context:
         """A recorded value under its symbol."""
         value = self.graph.values[index]
         role: Role = "parameter" if value.kind == "parameter" else "value"
-        if value.data is None:
-            return _unkept(self.notation.symbol(index), value.without_numbers(), role, label, value.statistics)
-        return self.tensor(self.notation.symbol(index), value.data, role, label)
+        return self.known(self.notation.symbol(index), value.snapshot, role, label)
 
     def gradient(self, symbol: str, index: int, data: Data | None, label: str = "") -> Tensor:
         """The gradient of a value; `data` is what is known of it, with or without numbers."""
-        return self.known(symbol, data, "gradient", self.graph.values[index].grad_statistics, label)
+        known = None if data is None else Snapshot.of(data, self.graph.values[index].grad_statistics)
+        return self.known(symbol, known, "gradient", label)
 
-    def known(self, symbol: str, data: Data | None, role: Role, figures: Statistics | None, label: str = "") -> Tensor:
-        """A tensor of which perhaps the figures alone were kept: it is on the device `meta` then."""
-        if data is None or not data.is_meta:
-            return self.tensor(symbol, data, role, label)
-        return _unkept(symbol, data, role, label, figures)
+    def known(self, symbol: str, snapshot: Snapshot | None, role: Role, label: str = "") -> Tensor:
+        """A tensor of the recording, of which perhaps the statistics alone were kept."""
+        if snapshot is None or snapshot.has_numbers:
+            return self.tensor(symbol, data_of(snapshot), role, label)
+        return _unkept(symbol, snapshot, role, label)
 
     def arrived(self, index: int) -> Tensor | None:
         """The whole gradient of a value, pictured; None where none arrived."""
         value, symbol = self.graph.values[index], self.notation.gradient(index)
-        if value.grad is None and not value.has_gradient:
+        if value.gradient is None:
             return None
-        data = value.without_numbers() if value.grad is None else value.grad
-        return self.pictured(self.gradient(symbol, index, data), value.grad)
+        return self.pictured(self.known(symbol, value.gradient, "gradient"), value.grad)
 
     def figures(self, data: Data | None, known: Statistics | None) -> Statistics | None:
         """The figures of a tensor, or those that were taken in its place; None where there are none of either."""
-        return self.measures.statistics(data) if data is not None and not data.is_meta else known
+        return self.measures.statistics(data) if has_numbers(data) else known
 
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""
@@ -202,12 +202,12 @@ class Context:
         found = {}
         for update in self.graph.updates:
             for each in update.parameters:
-                known = self.figures(each.before, each.before_statistics)
+                known = self.measures.of(each.start)
                 if each.value is None or known is None or not (before := known.norm):
                     continue
                 if each.update_statistics is not None:
                     found[each.value] = each.update_statistics.norm / before
-                elif not (each.before.is_meta or each.after.is_meta):
+                elif all_have_numbers(each.before, each.after):
                     found[each.value] = distance(each.after, each.before) / before
         return found
 
@@ -281,12 +281,12 @@ class Context:
         return held_against(self.measures, ours, theirs, text, passing)
 
 
-def _unkept(symbol: str, data: Data, role: Role, label: str, figures: Statistics | None) -> Tensor:
+def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:
     """A tensor of which the figures alone were kept, if they were."""
-    dtype = str(data.dtype).removeprefix("torch.")
-    told = pairs(figures) if figures is not None else (("elements", data.numel()),)
-    said = "numbers not kept" if figures is not None else "not kept"
-    return Tensor(symbol, tuple(data.shape), dtype, role, None, told, label=f"{label}; {said}" if label else said)
+    dtype, known = str(snapshot.dtype).removeprefix("torch."), snapshot.statistics
+    told = pairs(known) if known is not None else (("elements", math.prod(snapshot.shape)),)
+    said = "numbers not kept" if known is not None else "not kept"
+    return Tensor(symbol, snapshot.shape, dtype, role, None, told, label=f"{label}; {said}" if label else said)
 
 
 def group(symbol: str) -> str:
@@ -332,7 +332,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def matrix(data: Data) -> str | None:
     """A small tensor as a matrix in LaTeX, to be put into a formula; None where it is too large."""
-    if data.is_meta or data.numel() > PUT_IN or data.dim() > 2 or not data.numel() or data.is_complex():
+    if not has_numbers(data) or data.numel() > PUT_IN or data.dim() > 2 or not data.numel() or data.is_complex():
         return None
     if data.dim() == 0:
         value = number(data.item())

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from chainrule.derivation.backprop import Derivation, Share, Step
 from chainrule.document import Kind
 from chainrule.graph.graph import Graph, Ref
+from chainrule.graph.trees import map_leaves
 
 BLOCKS = 3  # alike, from which on they are folded
 STEPS = 8  # forward, from which on a block is large
@@ -219,12 +221,6 @@ class _Signature:
         name = told.name.removeprefix(self._path) if own else None
         return place, told.shape, told.dtype, told.requires_grad, name
 
-    def _written(self, item: object) -> str:
+    def _written(self, arguments: dict[str, Any]) -> str:
         """An operation's arguments as text, each tensor by where the block met it."""
-        if isinstance(item, Ref):
-            return str(self._value(item.value))
-        if isinstance(item, dict):
-            return ", ".join(f"{name}={self._written(each)}" for name, each in item.items())
-        if isinstance(item, (list, tuple)):
-            return f"[{', '.join(map(self._written, item))}]"
-        return repr(item)
+        return repr(map_leaves(lambda leaf: self._value(leaf.value) if isinstance(leaf, Ref) else leaf, arguments))

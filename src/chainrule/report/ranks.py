@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, Table, Text, Verdict
 from chainrule.graph.graph import Reducer, Reduction
-from chainrule.graph.symbols import escape
+from chainrule.graph.names import escape
+from chainrule.graph.snapshot import Snapshot, data_of, statistics_of
 from chainrule.numbers import number
 from chainrule.report.context import Context, shape_text
 
@@ -54,15 +54,17 @@ def _about(context: Context, reducer: Reducer, told: list[Reduction]) -> Iterato
 def _rows(context: Context, told: list[Reduction]) -> Iterator[tuple[Text, ...]]:
     for each in told:
         norms = (
-            _norm(context, each.local, None if each.local_statistics is None else each.local_statistics.norm),
-            _norm(context, each.mean, None if each.mean_statistics is None else each.mean_statistics.norm),
+            _norm(context, each.sent),
+            _norm(context, each.received),
         )
         yield (Code(each.name),), (shape_text(each.shape),), (norms[0],), (norms[1],)
 
 
-def _norm(context: Context, data: Data | None, known: float | None) -> str:
-    norm = known if data is None else context.measures.norm(data)
-    return "not kept" if norm is None else number(norm)
+def _norm(context: Context, snapshot: Snapshot | None) -> str:
+    known, data = statistics_of(snapshot), data_of(snapshot)
+    if data is not None:
+        return number(context.measures.norm(data))
+    return "not kept" if known is None else number(known.norm)
 
 
 def _parameter(context: Context, reducer: Reducer, each: Reduction, place: int) -> Section:

@@ -10,6 +10,7 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Share, Step
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
+from chainrule.graph.snapshot import all_have_numbers
 from chainrule.report import alike
 from chainrule.report.context import (
     JACOBIAN,
@@ -240,7 +241,7 @@ def _operand(context: Context, step: Step, share: Share) -> Operand | None:
 def _named(context: Context, value: int, backward: int) -> Operand:
     notation, known = context.notation, context.graph.values[value]
     gradient = notation.gradient(value, backward)
-    data = known.without_numbers() if known.data is None else known.data
+    data = known.snapshot.tensor
     return Operand(
         notation.symbol(value), gradient, notation.plain(value), notation.plain_gradient(value, backward), data
     )
@@ -326,7 +327,7 @@ def _jacobian(
     rows, columns = output.data.numel(), operand.data.numel()
     symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
     wrt = rule.wrt[share.argument]
-    without = not op.has_numbers or any(g is not None and g.is_meta for g in upstream)
+    without = not op.has_numbers or not all_have_numbers(*upstream)
     if rows * columns > JACOBIAN or not rows * columns or without:
         yield Paragraph((Math(symbol), *too_large(rule, wrt, op, symbols, (rows, columns), share.item)))
         return

@@ -11,8 +11,8 @@ from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
 from chainrule.graph.graph import Backward, Parameter, ParameterUpdate, Update
-from chainrule.graph.statistics import Statistics
-from chainrule.graph.symbols import escape
+from chainrule.graph.names import escape
+from chainrule.graph.snapshot import has_numbers
 from chainrule.numbers import number
 from chainrule.report import alike
 from chainrule.report.context import Context, group, matrix, shape_text
@@ -30,11 +30,11 @@ def _gradients(context: Context) -> Iterator[Block]:
     given = {value for backward in graph.backwards for value in backward.given}
     rows: list[tuple[Text, ...]] = []
     for name, parameter in graph.parameters.items():
-        if not (parameter.has_gradient or parameter.grad is not None):
+        if not parameter.has_gradient:
             why = "given by torch.autograd.grad alone" if parameter.value in given else "no gradient arrived"
             rows.append(((Code(name),), (f"None: {why}",), ("",)))
             continue
-        known = context.figures(parameter.grad, parameter.grad_statistics)
+        known = context.measures.of(parameter.gradient)
         norm = "not kept" if known is None else f"{math.nan if known.not_finite else known.norm:.4g}"
         rows.append(((Code(name),), (shape_text(parameter.shape),), (norm,)))
     yield Table(("parameter", "gradient", "norm"), tuple(rows))
@@ -52,7 +52,7 @@ def _gradients(context: Context) -> Iterator[Block]:
     name, parameter, sent = filled[-1] if len(filled) < 2 else filled[-2]
     assert parameter.value is not None
     arrived = graph.values[parameter.value].grad
-    accumulated = arrived is not None and not arrived.is_meta and _differ(arrived, sent)
+    accumulated = arrived is not None and _differ(arrived, sent)
     symbol = context.notation.gradient(parameter.value)
     if accumulated:
         yield Paragraph(
@@ -78,11 +78,11 @@ def _given(context: Context) -> Iterator[Block]:
         yield Paragraph(handed_out(context, backward))
         for value, gradient in backward.given.items():
             symbol = context.notation.gradient(value, backward.index)
-            yield context.tensor(symbol, gradient, "gradient", "given by torch.autograd.grad")
+            yield context.tensor(symbol, gradient.tensor, "gradient", "given by torch.autograd.grad")
             ours = context.derivation.of_passes.get(backward.index, {}).get(value)
             if ours is not None:
                 text = (f"our rules against what torch.autograd.grad gave of {context.notation.plain(value)}",)
-                yield context.agreement(ours, gradient, text)
+                yield context.agreement(ours, gradient.tensor, text)
 
 
 def handed_out(context: Context, backward: Backward) -> Text:
@@ -135,12 +135,13 @@ def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: st
 def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
     symbol = rf"\text{{{escape(each.name)}}}" if each.value is None else context.notation.symbol(each.value)
     gradient = r"\frac{\partial J}{\partial " + symbol + "}"
-    yield context.known(symbol, each.before, "parameter", each.before_statistics, "before")
-    if each.grad is None:
+    yield context.known(symbol, each.start, "parameter", "before")
+    grad = each.grad
+    if grad is None:
         yield Paragraph(("No gradient: the optimizer leaves this parameter as it is.",), "note")
         return
     yield from _changed(context, each)
-    yield context.known(gradient, each.grad, "gradient", each.grad_statistics, "gradient")
+    yield context.known(gradient, each.gradient, "gradient", "gradient")
     worked_out = terms(each, step.optimizer)
     if worked_out is None:
         yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
@@ -150,7 +151,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
         return
     yield from _state(context, each)
     fill = {"theta": group(symbol), "g": group(gradient)}
-    numbers = fill | {"theta": matrix(each.before) or fill["theta"], "g": matrix(each.grad) or fill["g"]}
+    numbers = fill | {"theta": matrix(each.before) or fill["theta"], "g": matrix(grad) or fill["g"]}
     for term in worked_out:
         left = Template(term.symbol).safe_substitute(fill)
         yield Paragraph((term.meaning[:1].upper() + term.meaning[1:] + ":",))
@@ -228,10 +229,7 @@ def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     """What the optimizer remembers of earlier steps."""
     for name, held in each.state_before.items():
         symbol, label = rf"\text{{{escape(name)}}}", "remembered from the steps before"
-        if isinstance(held, Statistics):
-            bare = torch.empty(each.before.shape, dtype=each.before.dtype, device="meta")
-            yield context.known(symbol, bare, "parameter", held, label)
-        elif isinstance(held, Data) and name != "step":
+        if isinstance(held, Data) and name != "step":
             yield context.tensor(symbol, held, "parameter", label)
     if not each.state_before:
         yield Paragraph(("The first step: the optimizer remembers nothing yet, and what it would is 0.",))
@@ -240,7 +238,7 @@ def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
 def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     """Say so where the gradient that the optimizer saw is not the one that backward left."""
     parameter = context.graph.parameters.get(each.name)
-    if parameter is None or parameter.grad is None or each.grad is None or each.grad.is_meta:
+    if parameter is None or parameter.grad is None or not has_numbers(each.grad):
         return
     if context.measures.are_twins(each.grad, parameter.grad):
         return

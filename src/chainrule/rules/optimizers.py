@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from chainrule.graph.graph import ParameterUpdate
+from chainrule.graph.snapshot import Snapshot
 from chainrule.rules import number
 
 Number = TypeVar("Number", Tensor, float)
@@ -165,7 +166,8 @@ def _parts(update: ParameterUpdate) -> Iterator[ParameterUpdate]:
     for place in range(len(split["before"])):
         part = {name: each[place] for name, each in split.items()}
         yield replace(
-            update, before=part["before"], grad=part["grad"], after=part["after"],
+            update, start=Snapshot.of(part["before"]), gradient=Snapshot.of(part["grad"]),
+            end=Snapshot.of(part["after"]),
             state_before={**update.state_before, **{name: part[name] for name in state}},
         )  # fmt: skip
 

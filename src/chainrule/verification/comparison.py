@@ -17,6 +17,7 @@ from torch import Tensor
 from chainrule.derivation.backprop import Share, shares_of
 from chainrule.execution.experiment import EPS, MARGIN, STEP, CannotRunError, Experiment, Probe, real, unravel, widened
 from chainrule.graph.graph import Edge, Graph, Node, Passage
+from chainrule.graph.snapshot import tensor_of
 from chainrule.rules import Applied, Rule
 
 SMALL, WIDE = 64, 4096  # elements of an argument, of the outputs: up to here every element is measured
@@ -109,7 +110,7 @@ def label_of(edge: Edge) -> str:
 def unmeasured(edge: Edge, case: Case) -> Finding | None:
     """What autograd gave for one argument, with nothing to hold against it yet."""
     graph, passage = case.graph, case.passage
-    got = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+    got = tensor_of(passage.along(edge))
     if edge.value is None and got is None:
         return None
     label = label_of(edge)
@@ -421,7 +422,7 @@ def _right_in_float64(case: Case, experiment: Experiment, finding: Finding, elem
     outs = experiment.run(experiment.wide)
     op = Applied(experiment.wide, (*outs, *case.op.outs[len(outs) :]), case.op.name)
     upstream = tuple(None if g is None else widened(g) for g in case.passage.upstream)
-    precise = replace(case, op=op, passage=replace(case.passage, upstream=upstream))
+    precise = replace(case, op=op, passage=case.passage.with_upstream(upstream))
     share = precise.shares()[finding.edge.position]
     if share.gradient is None:
         return False
@@ -439,7 +440,7 @@ def _size_of_terms(case: Case, finding: Finding) -> Tensor:
             None if g is None else g * (2.0 * torch.randint(2, g.shape, generator=generator).to(g) - 1)
             for g in case.passage.upstream
         )
-        again = replace(case, passage=replace(case.passage, upstream=upstream))
+        again = replace(case, passage=case.passage.with_upstream(upstream))
         gradient = again.shares()[finding.edge.position].gradient
         if gradient is not None:
             size = torch.maximum(size, real(gradient).abs())

@@ -32,6 +32,7 @@ from chainrule.errors import RequestError
 from chainrule.execution.experiment import MARGIN, CannotRunError, Experiment, nothing_left_behind, real, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Passage, Place, Value
 from chainrule.graph.selection import select
+from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule, plain
 from chainrule.verification.comparison import (
     AtKink,
@@ -213,11 +214,11 @@ def _sums(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> list[Ro
     arrived: dict[int, list[Tensor]] = {}
     for other, edge in senders:
         for passage in other.passages:
-            share = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+            share = tensor_of(passage.along(edge))
             if share is not None:
                 arrived.setdefault(passage.backward, []).append(share)
     given = [
-        _sum(node, leaf, arrived.get(backward.index, []), backward.given[node.leaf], None, "the gradient that "
+        _sum(node, leaf, arrived.get(backward.index, []), backward.given[node.leaf].tensor, None, "the gradient that "
              "torch.autograd.grad gave of it")
         for backward in graph.backwards if node.leaf in backward.given
     ]  # fmt: skip
@@ -230,7 +231,7 @@ def _sums(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> list[Ro
 
 def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None, left: Tensor | None, it: str) -> Row:
     """What edges into a leaf brought, summed, against the gradient that arrived and what stands in `.grad`."""
-    if leaf.has_gradient and (gradient is None or any(each.is_meta for each in (gradient, *arrived))):
+    if leaf.has_gradient and (gradient is None or not all_have_numbers(gradient, *arrived)):
         return _unchecked(node, UNKEPT)
     if gradient is None or not arrived:
         return _unchecked(node, "no gradient was accumulated in it")
@@ -286,9 +287,7 @@ def _passage(case: Case, memory: int) -> Row:
     graph, node, passage = case.graph, case.node, case.passage
     if all(g is None for g in passage.upstream):
         return _unchecked(node, "no gradient flowed through it")
-    if any(g is not None and g.is_meta for g in (*passage.upstream, *passage.downstream)) or (
-        case.op is not None and not case.op.has_numbers
-    ):
+    if not passage.has_numbers or (case.op is not None and not case.op.has_numbers):
         return _unchecked(node, UNKEPT)
     if not all(map(_finite, passage.upstream)):
         return _unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from chainrule.execution.experiment import EPS, MARGIN, STEP, Experiment, pick, put, unravel
 from chainrule.graph.graph import Edge
+from chainrule.graph.snapshot import tensor_of
 from chainrule.rules import Kink
 from chainrule.verification.comparison import FINEST, FLOOR, Case, Difference, Finding, label_of
 
@@ -32,7 +33,7 @@ Arguments = dict[str, Any]
 
 def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) -> Finding | None:
     """What a first look finds of one argument; None where the full proof is to look, also where we have no rule."""
-    got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
+    got = tensor_of(case.passage.along(edge))
     if got is None or ours is None or not _plain(got) or case.rule is None:
         return None
     recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
@@ -51,7 +52,7 @@ def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) 
 
 def only_beside(case: Case, edge: Edge, ours: Tensor | None) -> Finding | None:
     """Our rule's gradient beside autograd's alone, for a large operation that is not run again."""
-    got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
+    got = tensor_of(case.passage.along(edge))
     if not _plain(got) or not _plain(ours) or got is None or ours is None or got.numel() <= LARGE:
         return None
     found = _beside(got, ours, case.eps, label_of(edge))

@@ -10,7 +10,7 @@ stand in this order, and each imports only from those before it:
     passes           backward passes, and the gradients that they make
     nodes            nodes in forward order, edges and arguments matched
     naming, calls    paths and names; what the user wrote
-    figures          the numbers that were kept, and what was measured of the rest
+    statistics       the numbers that were kept, and what was measured of the rest
     parameters       before and after the step
     reductions       what ranks gave each other
     events           what happened between the operations
@@ -32,40 +32,42 @@ from chainrule.capture.lowering.nodes import number_nodes, read_nodes
 from chainrule.capture.lowering.operations import DraftOperation, Reading
 from chainrule.capture.lowering.parameters import read_parameters, read_updates
 from chainrule.capture.lowering.reductions import read_reducers, read_reductions
-from chainrule.capture.lowering.statistics import Figures
+from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import Values
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.gc_control import uncollected
 from chainrule.graph.graph import Graph, Operation, Parameter, Reduction, Value
+from chainrule.graph.snapshot import statistics_of
 from chainrule.graph.statistics import Statistics
 
 
 @uncollected()
-def assemble(tape: Tape, figures: Figures | None = None) -> Graph:
+def assemble(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
     """Read the tape once, from its beginning to its end, and give the facts.
 
-    Facts that are not to last (`figures.lasting`) are without autograd's nodes, which nobody asks for.
+    Facts that are not to last (`snapshots.lasting`) are without autograd's nodes, which nobody asks for.
     """
-    figures = figures or Figures(tape)
+    snapshots = snapshots or Snapshots(tape)
     paths, passes = Paths(tape), Passes(tape)
     reading = Reading(tape, paths.buffers)
     leaves = Leaves(reading)
     calls = read_calls(reading, paths)
     names = Names(reading, leaves, paths, calls)
-    number = number_nodes(reading) if figures.lasting else {each: each for each in range(len(tape.nodes))}
-    backwards = passes.backwards(reading, leaves, number)
-    gradients = gradients_of(reading, leaves, passes, backwards)
-    parameters = read_parameters(reading, leaves, passes, names, figures)
-    reductions = read_reductions(reading, passes, names, parameters, figures)
+    number = number_nodes(reading) if snapshots.lasting else {each: each for each in range(len(tape.nodes))}
+    given = passes.given(reading, leaves)
+    backwards = passes.backwards(reading, number, given, snapshots)
+    gradients = gradients_of(reading, leaves, passes, backwards, given)
+    parameters = read_parameters(reading, leaves, passes, names, snapshots)
+    reductions = read_reductions(reading, passes, names, parameters, snapshots)
     of_leaves = _of_leaves(tape, parameters, reductions)
     return Graph(
-        values=_freeze(tape, reading.values, number, gradients, figures, of_leaves),
+        values=_freeze(tape, reading.values, number, gradients, snapshots, of_leaves),
         operations=tuple(_frozen(operation, number) for operation in reading.operations),
         calls=calls,
-        nodes=read_nodes(reading, leaves, number, passes.passages()) if figures.lasting else (),
-        backwards=tuple(replace(each, given=_held(each.given, figures)) for each in backwards),
-        updates=read_updates(reading, leaves, names, figures),
+        nodes=read_nodes(reading, leaves, number, passes.passages(snapshots)) if snapshots.lasting else (),
+        backwards=backwards,
+        updates=read_updates(reading, leaves, names, snapshots),
         parameters=parameters,
         modules=tuple(paths.modules()),
         events=tuple(read_events(reading, passes, names)),
@@ -120,14 +122,12 @@ def _of_leaves(
     """
     if any(backward.before for backward in tape.backwards):
         return {}
-    given = {name: each.local_statistics for name, each in reductions.items()}
+    given = {name: each.sent for name, each in reductions.items()}
     return {
-        each.value: given.get(name, each.grad_statistics) for name, each in parameters.items() if each.value is not None
+        each.value: statistics_of(given.get(name, each.gradient))
+        for name, each in parameters.items()
+        if each.value is not None
     }
-
-
-def _held(given: dict[int, Tensor], figures: Figures) -> dict[int, Tensor]:
-    return {value: figures.held(gradient) for value, gradient in given.items()}
 
 
 def _numbered(name: str, count: Counter[str]) -> str:
@@ -140,7 +140,7 @@ def _freeze(
     values: Values,
     number: dict[int, int],
     gradients: dict[int, Tensor],
-    figures: Figures,
+    snapshots: Snapshots,
     of_leaves: dict[int, Statistics | None],
 ) -> tuple[Value, ...]:
     """The drafts as facts. A name that several values have gets a number at each: `h@1`, `h@2`."""
@@ -149,27 +149,24 @@ def _freeze(
     found = []
     for index, draft in enumerate(values.drafts):
         names = tuple(_numbered(name, count) if shared[name] > 1 else name for name in draft.names)
-        data, grad = values.data(index), gradients.get(index)
+        data, grad = values.data(index), snapshots.of_some(gradients.get(index))
         if draft.operation is None and (lender := tape.lender_of(data)) is not None:
             tape.lent[index] = lender
+        snapshot = snapshots.of(data)
+        if grad is not None and not grad.has_numbers:
+            grad = replace(grad, device=snapshot.device, statistics=grad.statistics or of_leaves.get(index))
         found.append(
             Value(
                 index,
                 draft.kind,
                 names,
-                tuple(data.shape),  # the tensor's own may have been changed in place since
-                data.dtype,
-                tape.device_of(data),
                 draft.node is not None or is_trained_leaf(draft.tensor),
-                figures.numbers(data),
-                figures.numbers(grad),
+                snapshot,
+                grad,
                 draft.operation,
                 draft.slot,
                 None if draft.node is None else number[draft.node],
                 draft.place,
-                grad is not None,
-                figures.of(data),
-                figures.of(grad) or of_leaves.get(index),
                 draft.earlier,
             )
         )

@@ -7,16 +7,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chainrule.capture.lowering.leaves import Leaves
 from chainrule.capture.lowering.operations import Reading
+from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawBackward, Tape
-from chainrule.graph.graph import Backward, Passage, counted
+from chainrule.graph.graph import Backward, Passage, accumulate, counted
 
 
 class Passes:
@@ -34,12 +34,13 @@ class Passes:
             known.setdefault(task, max(len(self._tape.backwards), *known.values(), -1) + 1 if known else 0)
         return known
 
-    def passages(self) -> dict[int, list[Passage]]:
+    def passages(self, snapshots: Snapshots) -> dict[int, list[Passage]]:
         """Each node's runs, by the tape's number of the node."""
         found: dict[int, list[Passage]] = {}
         for order, (task, node, downstream, upstream) in enumerate(self._tape.passages):
             filled = self.with_leaves(node, task, downstream)
-            passage = Passage(self.number(task), order, frozen(self._tape, upstream), filled)
+            arrived = tuple(map(snapshots.of_some, frozen(self._tape, upstream)))
+            passage = Passage(self.number(task), order, arrived, tuple(map(snapshots.of_some, filled)))
             found.setdefault(node, []).append(passage)
         return found
 
@@ -77,8 +78,11 @@ class Passes:
         unseen = max(self._number.values(), default=-1) + 1 - len(known)
         return known + [None] * unseen
 
-    def given(self, raw: RawBackward, reading: Reading, leaves: Leaves) -> dict[int, Tensor]:
-        """What `torch.autograd.grad` returned, by the values that it was asked for."""
+    def given(self, reading: Reading, leaves: Leaves) -> list[dict[int, Tensor]]:
+        """What `torch.autograd.grad` returned in each pass, by the values that it was asked for."""
+        return [self._given(raw, reading, leaves) for raw in self._tape.backwards]
+
+    def _given(self, raw: RawBackward, reading: Reading, leaves: Leaves) -> dict[int, Tensor]:
         found = {}
         for asked, version in raw.given:
             value = leaves.of(asked) if is_trained_leaf(asked) else reading.values.at(asked, raw.position)
@@ -86,7 +90,9 @@ class Passes:
                 found[value] = self._tape.data_of(version)
         return found
 
-    def backwards(self, reading: Reading, leaves: Leaves, number: dict[int, int]) -> tuple[Backward, ...]:
+    def backwards(
+        self, reading: Reading, number: dict[int, int], given: list[dict[int, Tensor]], snapshots: Snapshots
+    ) -> tuple[Backward, ...]:
         """The passes with the nodes where they began; `number` puts these into forward order."""
         found, losses = [], self.losses(reading)
         for index, raw in enumerate(self._tape.backwards):
@@ -95,21 +101,26 @@ class Passes:
                 for root in raw.roots
                 if (node := self._tape.node_of(root)) is not None and node in self._tape.number_of
             )
-            place, given = raw.site.place() if raw.site else None, self.given(raw, reading, leaves)
-            found.append(Backward(index, roots, losses[index], place, raw.accumulates, given))
+            place = raw.site.place() if raw.site else None
+            gradients = {value: snapshots.of(gradient) for value, gradient in given[index].items()}
+            found.append(Backward(index, roots, losses[index], place, raw.accumulates, gradients))
         return (*found, *(Backward(index, (), None) for index in range(len(found), len(losses))))
 
 
-def gradients_of(reading: Reading, leaves: Leaves, passes: Passes, backwards: Sequence[Backward]) -> dict[int, Tensor]:
+def gradients_of(
+    reading: Reading,
+    leaves: Leaves,
+    passes: Passes,
+    backwards: Sequence[Backward],
+    given: list[dict[int, Tensor]],
+) -> dict[int, Tensor]:
     """d loss / d value of all values, summed over the passes that are `counted`.
 
     Where no node that led on from a value ran, it is what `torch.autograd.grad` gave.
     """
-    given: dict[int, Tensor] = {}
-    for backward in backwards:
-        given |= backward.given
+    last = {value: gradient for each in given for value, gradient in each.items()}
     results = _summed(reading, passes, backwards, _at_results(reading))
-    return given | results | _summed(reading, passes, backwards, _at_leaves(reading, leaves, passes))
+    return last | results | _summed(reading, passes, backwards, _at_leaves(reading, leaves, passes))
 
 
 Arrivals = Iterator[tuple[int, Tensor]]
@@ -166,14 +177,3 @@ def _summed(
         if seen in found:
             found[value] = found[seen]
     return found
-
-
-def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
-    """Add a gradient to what arrived before it; never in place, for it is the tape's."""
-    known = sums.get(key)
-    if known is None:
-        sums[key] = gradient
-    elif known.is_meta or gradient.is_meta:  # of one of them only the figures are known, and of the sum nothing
-        sums[key] = torch.empty_like(known, device="meta")
-    else:
-        sums[key] = known + gradient

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from chainrule.capture.lowering.naming import Paths
 from chainrule.capture.lowering.operations import Reading
-from chainrule.capture.tape import RawCall, tensors_in
+from chainrule.capture.tape import RawCall
 from chainrule.graph.graph import Call, Ref
+from chainrule.graph.trees import map_leaves, tensors_in
 
 
 def read_calls(reading: Reading, paths: Paths) -> tuple[Call, ...]:
@@ -41,9 +42,11 @@ def function_name(function: Any) -> str:
 
 def _known(tree: Any, first: int, reading: Reading) -> Any:
     """An argument as the call took it: None for a tensor that no operation ever used."""
-    if isinstance(tree, Tensor):
-        value = reading.values.at(tree, first)
+
+    def known(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        value = reading.values.at(leaf, first)
         return None if value is None else Ref(value)
-    if isinstance(tree, (list, tuple)):
-        return [_known(item, first, reading) for item in tree]
-    return tree
+
+    return map_leaves(known, tree, lists=True)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.modules._functions import BackwardHookFunction
 
-from chainrule.capture.lowering.backward_passes import Passes, accumulate
+from chainrule.capture.lowering.backward_passes import Passes
 from chainrule.capture.lowering.naming import Names
 from chainrule.capture.lowering.operations import Reading
 from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.tape import Tape
-from chainrule.graph.graph import Event
+from chainrule.graph.graph import Event, accumulate
+from chainrule.graph.snapshot import all_have_numbers, has_numbers
 
 Arriving = dict[tuple[int, int, int], Tensor]  # (task, node, slot) -> the sum of what was sent there so far
 
@@ -65,8 +66,8 @@ def _changes_at_leaves(reading: Reading, passes: Passes, arriving: Arriving) -> 
         if (task, id(leaf)) in combined:
             continue
         before, left = raw.before.get(id(leaf)), passes.left(raw, leaf)
-        if before is not None and before.is_meta != sent.is_meta:
-            continue  # of one of them only the figures are known
+        if before is not None and has_numbers(before) != has_numbers(sent):
+            continue  # of one of them only the statistics are known
         whole = sent if before is None else sent + before
         if left is not None and not _alike(whole, left):
             yield _change(reading, reading.values.versions[id(leaf)][0])
@@ -89,7 +90,7 @@ def _change(reading: Reading, value: int) -> Event:
 
 def _alike(left: Tensor, right: Tensor) -> bool:
     """The same but for the rounding of another order of summation, as far as is known."""
-    if left.is_meta or right.is_meta:
+    if not all_have_numbers(left, right):
         return True
     if left.layout is not torch.strided or right.layout is not torch.strided or left.shape != right.shape:
         return left.shape == right.shape

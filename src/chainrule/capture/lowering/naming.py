@@ -16,9 +16,9 @@ from chainrule.capture.lowering.leaves import Leaves
 from chainrule.capture.lowering.operations import Reading
 from chainrule.capture.lowering.tensor_versions import Draft
 from chainrule.capture.retention import is_trained_leaf
+from chainrule.capture.source import Site
 from chainrule.capture.tape import RawCall, Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
-from chainrule.graph.source import Site
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from chainrule.capture.lowering.tensor_versions import Values, data_after
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.tape import RawFunction, Tape, Traits, tensors_in
+from chainrule.capture.tape import RawFunction, Tape, Traits
 from chainrule.graph.graph import Ref, type_of_value
 from chainrule.graph.reexecution import Rerun, WriteThroughView, offset_in
+from chainrule.graph.trees import map_leaves, tensors_in
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
 
@@ -121,9 +122,8 @@ class Reading:
             id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach
         }
         for _, args, kwargs, *_ in self.tape.operations if copies else ():
-            for each in (*args, *kwargs.values()) if kwargs else args:
-                for tensor in tensors_in(each) if isinstance(each, (tuple, list)) else (each,):
-                    copies.pop(id(tensor), None)
+            for tensor in tensors_in((args, kwargs)):
+                copies.pop(id(tensor), None)
         for call in self.tape.calls if copies else ():
             for tensor in tensors_in(call.output):
                 copies.pop(id(tensor), None)
@@ -181,11 +181,10 @@ class Reading:
         return tuple(outputs)
 
     def _refs(self, tree: Any, position: int) -> Any:
-        if isinstance(tree, Tensor):
-            return Ref(self._value(tree, position))
-        if isinstance(tree, (list, tuple)):
-            return [self._refs(item, position) for item in tree]
-        return tree
+        def ref(leaf: Any) -> Any:
+            return Ref(self._value(leaf, position)) if isinstance(leaf, Tensor) else leaf
+
+        return map_leaves(ref, tree, lists=True)
 
     def _value(self, tensor: Tensor, position: int) -> int:
         """What the tensor is as the operation at `position` takes it; a new value if it is not known as it is now."""

@@ -11,19 +11,20 @@ from chainrule.capture.lowering.backward_passes import Passes
 from chainrule.capture.lowering.leaves import Leaves
 from chainrule.capture.lowering.naming import Names
 from chainrule.capture.lowering.operations import Reading
-from chainrule.capture.lowering.statistics import Figures
+from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import data_after
 from chainrule.capture.tape import RawUpdate, Tape
 from chainrule.graph.graph import Parameter, ParameterUpdate, Update
+from chainrule.graph.snapshot import all_have_numbers
 
 
-def read_updates(reading: Reading, leaves: Leaves, names: Names, figures: Figures) -> tuple[Update, ...]:
+def read_updates(reading: Reading, leaves: Leaves, names: Names, snapshots: Snapshots) -> tuple[Update, ...]:
     """Each `optimizer.step()`, with the values of the parameters as it met them."""
     number_of: dict[int, int] = {}
     return tuple(
         Update(
             type(raw.optimizer).__name__,
-            tuple(_updated(reading.tape, raw, leaves, names, figures)),
+            tuple(_updated(reading.tape, raw, leaves, names, snapshots)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
         )
@@ -31,7 +32,9 @@ def read_updates(reading: Reading, leaves: Leaves, names: Names, figures: Figure
     )
 
 
-def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, figures: Figures) -> Iterator[ParameterUpdate]:
+def _updated(
+    tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, snapshots: Snapshots
+) -> Iterator[ParameterUpdate]:
     whole = {id(part): leaf for leaf, part in tape.reducers.gathered.values()}
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
     for place, (options, parameter) in enumerate(members):
@@ -40,19 +43,17 @@ def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, figures: 
         yield ParameterUpdate(
             leaves.of(whole.get(id(parameter), parameter), before=raw.position),
             names.of_parameter(parameter, place),
-            figures.held(before),
-            None if gradient is None else figures.held(gradient),
-            figures.held(tape.data_of(raw.after[place]) if raw.after else before),
+            snapshots.of(before),
+            snapshots.of_some(gradient),
+            snapshots.of_after(tape.data_of(raw.after[place]) if raw.after else before),
             options,
             raw.states[place],
-            figures.of(before),
-            figures.of(gradient),
             raw.moved[place] if raw.moved else None,
         )
 
 
 def read_parameters(
-    reading: Reading, leaves: Leaves, passes: Passes, names: Names, figures: Figures
+    reading: Reading, leaves: Leaves, passes: Passes, names: Names, snapshots: Snapshots
 ) -> dict[str, Parameter]:
     """Every trained leaf by its name, numbered where two have the same."""
     found: dict[str, Parameter] = {}
@@ -69,25 +70,10 @@ def read_parameters(
         after = None if stepped_to is None else reading.tape.data_of(stepped_to)
         if after is None and value is not None and not spread:
             after = _changed_by_hand(reading, tensor, before)
-        found[name] = _parameter(figures, name, value, before, passes.left_last(tensor), after)
+        gradient = snapshots.of_some(passes.left_last(tensor))
+        end = None if after is None else snapshots.of_after(after)
+        found[name] = Parameter(name, value, snapshots.of(before), gradient, end)
     return found
-
-
-def _parameter(
-    figures: Figures, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
-) -> Parameter:
-    return Parameter(
-        name,
-        value,
-        tuple(before.shape),
-        figures.numbers(before),
-        figures.numbers(grad),
-        figures.numbers(after),
-        grad is not None,
-        figures.of(before),
-        figures.of(grad),
-        figures.of_after(after),
-    )
 
 
 def _members(raw: RawUpdate) -> list[Tensor]:
@@ -97,7 +83,7 @@ def _members(raw: RawUpdate) -> list[Tensor]:
 def _changed_by_hand(reading: Reading, tensor: Tensor, before: Tensor) -> Tensor | None:
     """The data that the user's own update left; the last copy was made at the end, an earlier one for a write."""
     copies = reading.tape.copies.get(id(tensor), ())
-    if len(copies) < 2 or before.is_meta or copies[-1][1].is_meta:
+    if len(copies) < 2 or not all_have_numbers(before, copies[-1][1]):
         return None
     return copies[-1][1] if not torch.equal(copies[-1][1], before) else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chainrule.capture.lowering.backward_passes import Passes
 from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Reading
-from chainrule.capture.lowering.statistics import Figures
+from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import data_after
 from chainrule.graph.graph import Parameter, Reducer, Reduction
 
@@ -19,7 +19,7 @@ def read_reducers(reading: Reading, paths: Paths) -> tuple[Reducer, ...]:
 
 
 def read_reductions(
-    reading: Reading, passes: Passes, names: Names, parameters: dict[str, Parameter], figures: Figures
+    reading: Reading, passes: Passes, names: Names, parameters: dict[str, Parameter], snapshots: Snapshots
 ) -> dict[str, Reduction]:
     """The last time that each parameter's gradient was combined, by the parameter's name and in their order."""
     tape, found = reading.tape, {}
@@ -28,14 +28,5 @@ def read_reductions(
         backward = passes.of_task(raw.task)
         left = None if backward is None else passes.left(backward, raw.parameter)
         local = data_after(tape, raw.whole, -1)
-        found[name] = Reduction(
-            name,
-            raw.reducer,
-            tuple(local.shape),
-            local.dtype,
-            figures.numbers(local),
-            figures.numbers(left),
-            figures.of(local),
-            figures.of(left),
-        )
+        found[name] = Reduction(name, raw.reducer, snapshots.of(local), snapshots.of_some(left))
     return {name: found[name] for name in parameters if name in found}

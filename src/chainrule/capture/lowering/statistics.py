@@ -1,53 +1,53 @@
-"""How the facts hold a tensor: its numbers where they were kept, else its figures, which the recorder took.
+"""How the facts hold a tensor: its numbers where they were kept, else the statistics that the recorder took.
 
-Where a step is only looked at, at once, and then let go of, nothing need be copied for it (`Borrowed`).
+Where a step is read at once, and then dropped, nothing need be copied for it (`Borrowed`).
 """
 
 from __future__ import annotations
 
-from torch import Tensor, empty_like, float16, strided
+from torch import Tensor, float16, strided
 
 from chainrule.capture import retention as keeping
 from chainrule.capture.tape import Tape
-from chainrule.graph.statistics import Statistics
+from chainrule.graph.snapshot import Snapshot, has_numbers
 from chainrule.graph.statistics_cache import Measures
 
 
-class Figures:
-    """What is known of the tensors of a tape, and of what stands for them."""
+class Snapshots:
+    """What is known of the tensors of a tape, and of those that placeholders stand for."""
 
     lasting = True  # whether the facts are read when the step has long been over
 
     def __init__(self, tape: Tape, magnitudes: bool = True) -> None:
-        self._absent = tape.absentees.known
+        self._tape = tape
         self._magnitudes = magnitudes  # whether histograms are wanted; of float16 they tell what is about to underflow
-        self._read: dict[int, Statistics] = {}  # by the id of what was measured, which the tape holds
+        self._absent: dict[int, Snapshot] = {}  # by the id of a placeholder, which the tape holds
 
-    def of(self, tensor: Tensor | None) -> Statistics | None:
-        """The figures of what was not kept, as far as they were taken; each is read once, however often it is met."""
-        absent = None if tensor is None else self._absent.get(id(tensor))
-        if tensor is None or absent is None or absent.measured is None:
-            return None
-        measured = absent.measured
-        found = self._read.get(id(measured))
+    def of(self, tensor: Tensor) -> Snapshot:
+        """A tensor of the tape; of one that was not kept with its statistics, as far as they were taken."""
+        absent = self._tape.absentees.known.get(id(tensor))
+        if absent is None:
+            return Snapshot.of(tensor)
+        found = self._absent.get(id(tensor))
         if found is None:
-            found = self._read[id(measured)] = measured.read(self._magnitudes or tensor.dtype is float16)
+            statistics = None if absent.measured is None else absent.measured.read(self._wants_histogram(tensor))
+            found = Snapshot(tuple(tensor.shape), tensor.dtype, str(absent.device), None, statistics)
+            self._absent[id(tensor)] = found
         return found
 
-    def of_after(self, tensor: Tensor | None) -> Statistics | None:
-        """The figures of what a parameter became."""
+    def of_some(self, tensor: Tensor | None) -> Snapshot | None:
+        """The same of a tensor, if there is one."""
+        return None if tensor is None else self.of(tensor)
+
+    def of_after(self, tensor: Tensor) -> Snapshot:
+        """What a parameter became."""
         return self.of(tensor)
 
-    def numbers(self, tensor: Tensor | None) -> Tensor | None:
-        """The tensor, if it has its numbers."""
-        return None if tensor is None or tensor.is_meta else tensor
-
-    def held(self, tensor: Tensor) -> Tensor:
-        """The tensor, or what stands for it on the device `meta`."""
-        return tensor
+    def _wants_histogram(self, tensor: Tensor) -> bool:
+        return self._magnitudes or tensor.dtype is float16
 
 
-class Borrowed(Figures):
+class Borrowed(Snapshots):
     """The same where nothing was copied: what is too large to be kept is there as yet, and measured where it is.
 
     Small tensors are the owners' own too, so these facts are good only until the user's code goes on. What a parameter
@@ -60,25 +60,18 @@ class Borrowed(Figures):
         super().__init__(tape, magnitudes)
         self._measures = measures
 
-    def of(self, tensor: Tensor | None) -> Statistics | None:
-        """Also of what is too large to be kept, which is measured now."""
-        if tensor is not None and _is_large(tensor):
-            return self._measures.statistics(tensor, self._magnitudes or tensor.dtype is float16)
-        return super().of(tensor)
+    def of(self, tensor: Tensor) -> Snapshot:
+        """Without numbers, but measured now, where it is too large to be kept."""
+        if not _is_large(tensor):
+            return super().of(tensor)
+        statistics = self._measures.statistics(tensor, self._wants_histogram(tensor))
+        return Snapshot(tuple(tensor.shape), tensor.dtype, str(tensor.device), None, statistics)
 
-    def of_after(self, tensor: Tensor | None) -> Statistics | None:
-        """Only those that were taken."""
-        return super().of(tensor)
-
-    def numbers(self, tensor: Tensor | None) -> Tensor | None:
-        """The tensor, if it has its numbers and is small enough to be kept."""
-        return None if tensor is None or _is_large(tensor) else super().numbers(tensor)
-
-    def held(self, tensor: Tensor) -> Tensor:
-        """The tensor, or one on the device `meta` in its place."""
-        return empty_like(tensor, device="meta") if _is_large(tensor) else tensor
+    def of_after(self, tensor: Tensor) -> Snapshot:
+        """Without numbers and unmeasured where it is too large to be kept."""
+        return Snapshot.of(tensor).filled(None) if _is_large(tensor) else super().of(tensor)
 
 
 def _is_large(tensor: Tensor) -> bool:
     """Whether it would not have been kept."""
-    return not tensor.is_meta and tensor.layout is strided and tensor.nbytes > keeping.SMALL
+    return has_numbers(tensor) and tensor.layout is strided and tensor.nbytes > keeping.SMALL
