@@ -429,7 +429,7 @@ def test_an_update_by_hand(path):
 
 
 def test_no_step_ever_ends(path, monkeypatch):
-    monkeypatch.setattr("chainrule.monitor.boundaries.MANY_PASSES", 5)
+    monkeypatch.setattr("chainrule.monitor.step_boundaries.MANY_PASSES", 5)
     model, _ = built()
     with chainrule.watch(model, to=path) as watch:
         for _ in range(6):

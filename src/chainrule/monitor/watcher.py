@@ -29,7 +29,7 @@ from chainrule.gc_control import uncollected
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import Measures
 from chainrule.monitor.all_ranks import ApartError, Step, Together
-from chainrule.monitor.boundaries import Boundaries
+from chainrule.monitor.step_boundaries import Boundaries
 from chainrule.monitor.examine import Examiner
 from chainrule.monitor.gather import (
     Surroundings,
