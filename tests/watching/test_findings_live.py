@@ -106,7 +106,7 @@ def break_at(step, watched, stop_at_nan=False, **options):
     return model.state_dict()
 
 
-def test_the_step_in_which_nan_was_born_is_played_again_with_all_its_numbers(tmp_path):
+def test_the_step_in_which_nan_was_born_is_replayed_with_all_its_numbers(tmp_path):
     path = tmp_path / "run.db"
     watched = break_at(6, True, to=path, on_finding=True)
     bare = break_at(6, False)
@@ -135,7 +135,7 @@ def test_a_step_that_was_left_because_of_nan_is_kept_in_full(tmp_path, full_ever
     assert all(each.before.isfinite().all() for each in recording.parameters.values())
 
 
-def test_where_a_step_cannot_be_played_again_the_next_one_is_recorded(tmp_path):
+def test_where_a_step_cannot_be_replayed_the_next_one_is_recorded(tmp_path):
     path = tmp_path / "run.db"
     break_at(6, True, to=path, on_finding=True, before_last=lambda module, args: Hidden.apply(args[0]))
     with runs.open(path) as run:
@@ -143,8 +143,8 @@ def test_where_a_step_cannot_be_played_again_the_next_one_is_recorded(tmp_path):
     assert (recorded.step, recorded.reason) == (7, "the step after non-finite-forward: log")
 
 
-def test_what_would_take_too_much_memory_is_not_played_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("chainrule.monitor.replayed_step.default_memory", lambda: 2**18)
+def test_what_would_take_too_much_memory_is_not_replayed(tmp_path, monkeypatch):
+    monkeypatch.setattr("chainrule.monitor.examine.default_memory", lambda: 2**18)
     path = tmp_path / "run.db"
     break_at(6, True, to=path, on_finding=True)
     with runs.open(path) as run:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chainrule.monitor.schedule import PATIENCE, Rounds
+from chainrule.monitor.step_boundaries import PATIENCE, Rounds
 
 
 def ends(steps, expected=()):

@@ -10,7 +10,7 @@ import torch
 import chainrule
 from chainrule.capture import retention as keeping
 from chainrule.graph.statistics_cache import Measures
-from chainrule.monitor.replayed_step import played_again
+from chainrule.monitor.examine import replayed
 from tests.zoo.models import ZOO
 from tests.zoo.test_zoo import OF_TRANSFORMERS, quiet  # noqa: F401 (a fixture that goes around every test)
 
@@ -50,13 +50,13 @@ def test_what_is_recomputed_is_what_was(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_step_is_played_again_after_its_update(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_replayed_after_its_update(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in OF_TRANSFORMERS and importlib.util.find_spec("transformers") is None:
         pytest.skip(f"{name} is a model of transformers, which is not installed here.")
     monkeypatch.setattr(keeping, "SMALL", BUFFERS if name in WITH_BUFFERS else SINGLE)
     whole, thin = (_updated(name, keep) for keep in ("all", "statistics"))
     thin.at_once(Measures(), magnitudes=False)
-    again = played_again(thin)
+    again = replayed(thin)
     assert again is not None
     assert again.is_whole
     assert again.loss == whole.loss

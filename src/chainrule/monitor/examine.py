@@ -17,8 +17,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from chainrule.capture.recorder import exception_site
+from chainrule.capture.retention import default_memory
 from chainrule.diagnostics import check_silence, findings, findings_over_time
 from chainrule.diagnostics.thresholds import check_thresholds
+from chainrule.errors import ReplayError, brief
+from chainrule.graph.graph import Graph
 from chainrule.graph.history import History, StepFacts
 from chainrule.monitor.runs import Figure, Found
 
@@ -148,3 +154,33 @@ class Examiner:
             series.statistics[:] = [series.statistics[place] for place in kept]
             if not kept:
                 del history.series[key]
+
+
+def replayed(recording: Recording) -> Recording | None:
+    """A step that was watched with statistics alone, recomputed with all its numbers right after it was examined.
+
+    Its operations, inputs, random states and copies of its parameters (`record.keep_leaves`) are known, and each value
+    is compared with the statistics taken while it ran. None where the numbers would take more memory than a recording
+    keeps, or where the step cannot be recomputed.
+    """
+    if _bytes(recording.graph) > default_memory():
+        return None
+    try:
+        with torch.enable_grad():
+            return recording.to_last().recompute()
+    except (ReplayError, MemoryError, torch.OutOfMemoryError):
+        return None
+
+
+def _bytes(graph: Graph) -> int:
+    """The bytes of all values and gradients."""
+    return sum(
+        torch.Size(value.shape).numel() * value.dtype.itemsize * (1 + value.has_gradient) for value in graph.values
+    )
+
+
+def ending(step: int, error: BaseException | None) -> str:
+    """How an unfinished step ended, in a sentence."""
+    site = exception_site(error.__traceback__) if error is not None else None
+    cause = f": {brief(error)}" if error is not None else ""
+    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}."

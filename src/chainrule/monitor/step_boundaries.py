@@ -10,19 +10,21 @@ Nothing that happens here reaches the training: see `watch._harmless`.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from chainrule.capture.modes import left_on
-from chainrule.monitor.schedule import Rounds
 
 EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # which we know, and want
 MANY_PASSES = 256  # forward passes of the model without an optimizer's step: it is not one of torch.optim
@@ -194,3 +196,74 @@ def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     """
     called: Callable[..., None] = torch._disable_dynamo(lambda *given: hook(*given))  # type: ignore[attr-defined]
     return called
+
+
+PATIENCE = 20  # steps of the others after which an optimizer is no longer waited for
+
+
+class Rounds:
+    """Says which optimizer's step ends a training step; `expected` are the keys of the optimizers known so far.
+
+    With one optimizer, each of its steps does. With several (a GAN's two, or one for matrices and one for the rest), a
+    training step is a round in which each has stepped at least once. An optimizer that has not stepped for `PATIENCE`
+    steps of the others is no longer waited for.
+    """
+
+    def __init__(self, expected: Iterable[int] = ()) -> None:
+        self._idle = dict.fromkeys(expected, 0)  # steps of others since its own last one
+        self._stepped: set[int] = set()
+
+    def stepped(self, optimizer: int) -> bool:
+        """One optimizer has stepped; whether this ends the training step."""
+        if optimizer not in self._idle and self._idle:
+            # It belongs to the round that another seemed to end: the next round begins behind it.
+            self._idle[optimizer] = 0
+            self._stepped.clear()
+            return False
+        for other in self._idle:
+            self._idle[other] += 1
+        self._idle[optimizer] = 0
+        self._stepped.add(optimizer)
+        self._idle = {key: idle for key, idle in self._idle.items() if idle < PATIENCE}
+        if self._stepped.issuperset(self._idle):
+            self._stepped.clear()
+            return True
+        return False
+
+
+_around_a_step = GradScaler._maybe_opt_step.__code__
+DEEP = 12  # frames between a scaler's step and the optimizer's hooks, with room for wrappers of schedulers
+
+
+class ScalerView:
+    """The GradScaler of a training loop, given or found when it first steps an optimizer.
+
+    It calls no hook, and a step that it skips reaches no optimizer: the fall of its scale shows it.
+    """
+
+    def __init__(self, scaler: Any = None) -> None:
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.scale = self._read()
+
+    def look(self) -> None:
+        """From within an optimizer's step: find the scaler that called it."""
+        frame: FrameType | None = sys._getframe(1)
+        for _ in range(DEEP):
+            if frame is None or self.scaler is not None:
+                return
+            if frame.f_code is _around_a_step:
+                self.scaler = frame.f_locals["self"]
+                self.scale = self._read()
+            frame = frame.f_back
+
+    def skipped(self) -> int:
+        """How many steps the scaler left out since this was asked last: each made its scale fall once."""
+        if self.scaler is None:
+            return 0
+        before, self.scale = self.scale, self._read()
+        if before is None or self.scale is None or not 0 < self.scale < before:
+            return 0
+        return max(1, round(math.log(self.scale / before) / math.log(self.scaler.get_backoff_factor())))
+
+    def _read(self) -> float | None:
+        return None if self.scaler is None else float(self.scaler.get_scale())

@@ -1,7 +1,7 @@
-"""`chainrule.watch`: what the user holds while a training runs. It decides which steps are recorded, and how.
+"""`chainrule.watch`: watches a whole training; decides which steps are recorded, and how.
 
-Watching may fail in many ways (a full disk, a model of a kind that nobody thought of); training must not. So all that
-is done here on behalf of a hook runs in `_harmless`: what goes wrong is said once, as a warning, and the watch ends.
+Watching may fail in many ways (a full disk, an unforeseen kind of model); training must not. So everything that a hook
+triggers runs in `_harmless`: an error is reported once, as a warning, and ends the watch.
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
-from chainrule.capture.recorder import exception_site
-from chainrule.capture.source import is_library
 from chainrule.diagnostics.ranks import of_ranks
-from chainrule.errors import ChainruleWarning, RequestError, StorageError, brief
+from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.gc_control import uncollected
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import Measures
 from chainrule.monitor.all_ranks import ApartError, Step, Together
-from chainrule.monitor.step_boundaries import Boundaries
-from chainrule.monitor.examine import Examiner
+from chainrule.monitor.examine import Examiner, ending, replayed
 from chainrule.monitor.gather import (
     Surroundings,
     facts_of,
@@ -39,56 +36,54 @@ from chainrule.monitor.gather import (
     measured_moments,
     prefix_of,
     rank_of,
-    shortened,
     skipped_in,
 )
-from chainrule.monitor.grad_scaler import Scaling
-from chainrule.monitor.replayed_step import played_again
+from chainrule.monitor.given import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
+from chainrule.monitor.step_boundaries import Boundaries, ScalerView
 from chainrule.recording import Recording, record
 
 if TYPE_CHECKING:
     from chainrule.diagnostics import Thresholds
 
-Models = nn.Module | Iterable[nn.Module] | None
-Optimizers = Optimizer | Iterable[Optimizer] | None
+OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
+OneOrMoreOptimizers = Optimizer | Iterable[Optimizer] | None
 OnFinding = bool | Callable[[Found], Any]
 
 
 class watch:  # noqa: N801 (read as a verb)
     """Watch a whole training: `with chainrule.watch(model, optimizer, every=50, to="run.db"):` around the loop.
 
-    Or without a block: it watches from here on, until `close()` or the end of the process.
+    Without a block it watches from here until `close()` or the end of the process.
 
     A training step runs from the end of an optimizer's `step()` to the end of the next; with several optimizers, until
-    each has stepped. Step 1 and each `every`-th is recorded with statistics only; with `full_every` the first of them
-    and each `full_every`-th with all its numbers, in a file beside `to`. `on_finding=True` keeps in full, too, the very
-    step that shows a new finding which is more than a note: it is played again from copies of its parameters, which
-    each watched step then makes, or, where that cannot be, the next step is recorded instead. A function is called with
-    each new finding, and may return True for the same. `start` is how many steps were done before (a resumed run: by
-    default what the optimizer's own state says), and a file goes on from there. `scaler` is a GradScaler, which is
-    otherwise met when it first steps. `thresholds` and `silence` are those of findings; `namespace` gives the names of
-    several models, by default the variables around the call.
+    each has stepped. Step 1 and every `every`-th step are recorded with statistics only. With `full_every`, the first
+    of them and every `full_every`-th are recorded with all numbers, in a file beside `to`. `on_finding=True` also keeps
+    in full the very step that shows a new finding above a note: the step is recomputed from copies of its parameters,
+    which each watched step then makes; where that is impossible, the next step is recorded instead. `on_finding` may be
+    a function: it is called with each new finding, and may return True for the same. `start` is the number of steps
+    done before, for a resumed run (default: what the optimizer's state says); an existing file is continued. `scaler`
+    is a GradScaler, otherwise found when it first steps. `thresholds` and `silence` are those of findings. `namespace`
+    names several models (default: the variables around the call).
 
-    Each watched step is looked at by itself while it is there. What the course of the run shows is looked for as often
-    as takes half a per cent of the time, and besides where a step shows something new, before old steps are forgotten
-    (the last 256 and more are remembered), and at `close()`, however the training ends: what was seen is said. Some
-    kinds of findings need the numbers themselves (dead units, equal rows); of large tensors only steps in full have
-    them. A step that is being recorded when the watch ends (`if isnan(loss): break`, an exception, Ctrl-C) is looked at
-    for numbers that are not finite.
+    Each watched step is examined by itself before its graph is freed. The course of the run is examined for at most
+    half a per cent of the training's time, and also when a step shows something new, before old steps are dropped (the
+    last 256 at least are kept), and at `close()`, however the training ends. Some checks need the numbers themselves
+    (dead units, equal rows): of large tensors, only steps recorded in full have them. A step that is being recorded
+    when the watch ends (`if isnan(loss): break`, an exception, Ctrl-C) is examined for non-finite numbers.
 
-    Under torch.distributed every rank calls it in the same way; the figures of all ranks are joined at the watched
-    steps, and rank 0 keeps them. What a finding or `record_next` asks for is then done at the next watched step.
+    Under torch.distributed every rank makes the same call. The statistics of all ranks are joined at the watched steps,
+    and rank 0 keeps them. What a finding or `record_next` asks for then happens at the next watched step.
 
-    The training is what it is without: nothing that fails in here stops it, but ends the watch with a warning. Raises
-    RequestError for options that mean nothing, before it begins.
+    The training runs as it would without a watch: an error in here ends the watch with a warning, never the training.
+    Raises RequestError for meaningless options, before it begins.
     """
 
     def __init__(
         self,
-        model: Models = None,
-        optimizer: Optimizers = None,
+        model: OneOrMoreModels = None,
+        optimizer: OneOrMoreOptimizers = None,
         *,
         every: int = 1,
         to: str | Path | None = None,
@@ -100,22 +95,20 @@ class watch:  # noqa: N801 (read as a verb)
         silence: Collection[str] = (),
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
-        _counted({"every": every, "full_every": full_every}, 1)
-        _counted({"start": start}, 0)
-        models = _listed(model, nn.Module, "model")
-        optimizers = [_inner(each) for each in _listed(optimizer, Optimizer, "optimizer")]
+        check_counts({"every": every, "full_every": full_every}, 1)
+        check_counts({"start": start}, 0)
+        models = as_list(model, nn.Module, "model")
+        optimizers = [unwrapped(each) for each in as_list(optimizer, Optimizer, "optimizer")]
         self.every, self._full_every, self._on_finding = every, full_every, on_finding
-        self.step_number = _steps_done(optimizers) if start is None else start
+        self.step_number = steps_done(optimizers) if start is None else start
         self.history = History()
         self.writer: Writer | None = None
-        self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # a dashboard, called with each watched step
+        self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # called with each watched step
         self._due = self.step_number + 1
         self._full_due = self.step_number + 1
-        self._namespace = _variables(sys._getframe(1)) if namespace is None else namespace
-        self._models = models
-        self._parameters: dict[int, str] = {}
+        self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
         self.watched = 0  # how many steps
-        self._scaling = Scaling(scaler)
+        self._scaler = ScalerView(scaler)
         self._examiner = Examiner(self.history, thresholds, silence)
         self._session: record | None = None
         self._recording: Recording | None = None
@@ -141,9 +134,9 @@ class watch:  # noqa: N801 (read as a verb)
     # -- for the user -------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Say that a training step has ended, where no optimizer of torch.optim says it: after an update by hand.
+        """End a training step where no optimizer of torch.optim steps: after an update by hand.
 
-        Where an optimizer does, this only lets a step that a GradScaler left out be seen at once.
+        Where one does, this call only shows at once a step that a GradScaler skipped.
         """
         boundaries = self._boundaries
         if self._over:
@@ -158,17 +151,17 @@ class watch:  # noqa: N801 (read as a verb)
 
     @property
     def findings(self) -> tuple[Found, ...]:
-        """What was found so far."""
+        """The findings so far."""
         return self._examiner.found
 
     def record_next(self, reason: str = "asked for") -> None:
-        """Record the step that comes next in full."""
+        """Record the next step in full."""
         self._full = reason
         if self._session is None and not self._over:
             self._boundaries.arm()
 
     def close(self, status: str = "ended") -> None:
-        """Watch no longer: every hook is taken off, the run is looked at once more, and its file written to the end."""
+        """Stop watching: remove every hook, examine the run once more, and finish its file."""
         self._close(status)
 
     def _close(self, status: str, error: BaseException | None = None) -> None:
@@ -178,12 +171,12 @@ class watch:  # noqa: N801 (read as a verb)
         atexit.unregister(self._at_exit)
         self._boundaries.remove()
         self._finish(status, error)
-        self._tell_problem()
-        self._models, self._namespace, self._parameters = [], {}, {}  # the user's: let go of them
+        self._report_problem()
+        self._models.forget()
         self._recording = None
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
-        """Say what is left to say, and end the file. What fails in here is told, and the rest is done all the same."""
+        """Report what is left and end the file. An error in one part is reported, and the others still run."""
         unfinished = None if self._session is None or self._failed else self._recording
         try:
             for part in (
@@ -206,16 +199,16 @@ class watch:  # noqa: N801 (read as a verb)
 
     @uncollected()
     def _look_at_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
-        """The step that was being recorded when the watch ended; of this rank alone, as the others may be anywhere."""
+        """Examine the step that was being recorded when the watch ended, of this rank alone."""
         if recording is None or not self._examining:
             return
         self._note_skipped()
         measures = Measures()
         if self._full is None:
             recording.at_once(measures, magnitudes=False)
-        scaled = self._scaling.scaler is not None or skipped_in(recording.graph) > 0
+        scaled = self._scaler.scaler is not None or skipped_in(recording.graph) > 0
         facts = StepFacts(self.step_number + 1, time.time(), None, full=self._full is not None)
-        self._examiner.look_at_unfinished(recording, facts, _ending(facts.step, error), measures, scaled)
+        self._examiner.look_at_unfinished(recording, facts, ending(facts.step, error), measures, scaled)
 
     def __enter__(self) -> Self:
         return self
@@ -226,7 +219,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._ended_by(error)
 
     def _at_exit(self) -> None:
-        """At the end of the process; the exception that ended it, if one did, has been told by then."""
+        """Close at the end of the process, with the exception that ended it, if one did."""
         self._ended_by(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
 
     def _ended_by(self, error: BaseException | None) -> None:
@@ -238,22 +231,22 @@ class watch:  # noqa: N801 (read as a verb)
     # -- what the boundaries call -------------------------------------------------------------------------------------
 
     def _wanted(self) -> bool:
-        """Whether the step that comes next is to be recorded: it is due, or one that was due was left out."""
+        """Whether to record the next step: it is due, or a due one was skipped."""
         step = self.step_number + 1
         due = step >= self._due
         if self._full_every and step >= self._full_due:
-            told = f"every {self._full_every} steps" if self.watched else "the first watched step"
-            due, self._full = True, self._full or told
-        # All ranks know when a step is due, and none what another was asked for.
+            reason = f"every {self._full_every} steps" if self.watched else "the first watched step"
+            due, self._full = True, self._full or reason
+        # All ranks know when a step is due; none knows what another was asked for.
         return due or (self._full is not None and not self._together.active)
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
-        self._leave()  # of what came before the step, if that is recorded
+        self._leave()  # the part before the step, where that was recorded
         self._together.call()
         if not self._together.leads:
-            self._full = None  # one rank's numbers are enough to look at
-        session = record(namespace=_modules(self._namespace), keep=None if self._full else "statistics")
-        session.know(self._whole_models())
+            self._full = None  # rank 0's numbers suffice
+        session = record(namespace=self._models.named(), keep=None if self._full else "statistics")
+        session.know(self._models.whole())
         if self._on_finding is not False:
             session.keep_leaves()
         self._recording = session.__enter__()
@@ -265,8 +258,8 @@ class watch:  # noqa: N801 (read as a verb)
     def _stepping(self, optimizer: Optimizer, closure: bool) -> None:
         self._closure = closure
         if self._session is not None:
-            if self._scaling.scaler is None:
-                self._scaling.look()
+            if self._scaler.scaler is None:
+                self._scaler.look()
             passes = self._session.passes
             if passes > self._passes:  # this optimizer's gradients came after the one that stepped before it
                 self._passes_before, self._passes = self._passes, passes
@@ -280,7 +273,7 @@ class watch:  # noqa: N801 (read as a verb)
         self.step_number += 1
         if self._session is None or self._recording is None:
             return
-        self._meet(self._session.models)
+        self._models.meet(self._session.models)
         self._leave()
         self.watched += 1
         self._due = _multiple_after(self.step_number, self.every)
@@ -289,11 +282,11 @@ class watch:  # noqa: N801 (read as a verb)
         if self._together.leads:
             for report in self.reports:
                 report(step.facts, step.figures)
-            self._tell_problem()
+            self._report_problem()
 
-    @uncollected()  # as long as its graph lives, all of it would be walked through
+    @uncollected()  # the collector would walk through all of its graph
     def _looked_at(self) -> Step:
-        """The step that has just been recorded: read, kept and looked at, and its recording let go of."""
+        """Read, store and examine the step just recorded, and drop its recording."""
         recording, self._recording = self._recording, None
         assert recording is not None
         measures = Measures()
@@ -305,9 +298,9 @@ class watch:  # noqa: N801 (read as a verb)
         return step
 
     def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
-        """The step of all ranks; where they do not watch together, that of this one."""
+        """The step of all ranks, or of this one where they do not watch together."""
         if self._together.active:
-            names = "" if self._whole_models() else prefix_of(recording.graph)
+            names = "" if self._models.whole() else prefix_of(recording.graph)
             try:
                 return self._together.combine(facts, figures, rank_of(recording, names))
             except ApartError as error:
@@ -338,18 +331,18 @@ class watch:  # noqa: N801 (read as a verb)
             self.step_number,
             time.time(),
             tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
-            self._scaling.scale,
+            self._scaler.scale,
             self._passes_before,
             self._closure,
-            bool(self._whole_models()),
+            bool(self._models.whole()),
             self._full is not None,
-            measured_gradients(optimizers, self._parameters, histograms) if self._closure else {},
-            measured_moments(optimizers, self._parameters),
+            measured_gradients(optimizers, self._models.names, histograms) if self._closure else {},
+            measured_moments(optimizers, self._models.names),
             measures,
             histograms,
             not self._together.active,
         )
-        if self._scaling.scaler is None and (missed := skipped_in(graph)):
+        if self._scaler.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
         return list(figures_of(graph, around)), facts_of(graph, around)
 
@@ -365,7 +358,7 @@ class watch:  # noqa: N801 (read as a verb)
         )
 
     def _examine(self, look: Callable[[], list[Found]], since: int) -> None:
-        """Look for findings; where looking fails, the watch goes on without them."""
+        """Look for findings; an error in there ends the findings, not the watch."""
         if not self._examining:
             return
         try:
@@ -378,62 +371,51 @@ class watch:  # noqa: N801 (read as a verb)
             if self.writer is not None:
                 self.writer.find(found)
 
-    def _keep_full(self, recording: Recording, step: int, reason: str) -> None:
-        if self.writer is None:
-            return
-        path = self.writer.path
-        folder = path.with_name(f"{path.stem}.steps")
-        name = f"{step}.safetensors" if self.writer.run == 1 else f"{self.writer.run}-{step}.safetensors"
-        try:
-            folder.mkdir(exist_ok=True)
-            recording.save(folder / name)
-        except (OSError, StorageError) as error:
-            self._warn(f"step {step} could not be kept in full: {error}")
-            return
-        self.writer.recorded(step, f"{folder.name}/{name}", reason)
-
     def _answer(self, recording: Recording, facts: StepFacts) -> None:
         """Keep a step in full where the last look found something new: this one, or the next where it cannot be had."""
-        wished = [f"{found.id}: {found.where}" for found in self._fresh() if self._wishes(found)]
-        if not wished or facts.full:
+        reason = self._wish()
+        if reason is None or facts.full:
             return
-        # Other ranks' part in it cannot be played again; and without a file there is no place for it.
-        again = None if self._together.active or self.writer is None else played_again(recording)
-        if again is None:
-            self._full = f"the step after {wished[0]}"
+        # Another rank's part in a step cannot be recomputed; and without a file there is no place for it.
+        full = None if self._together.active or self.writer is None else replayed(recording)
+        if full is None:
+            self._full = f"the step after {reason}"
         else:
-            self._keep_full(again, facts.step, wished[0])
+            self._keep_full(full, facts.step, reason)
 
     def _answer_last(self, unfinished: Recording | None) -> None:
-        """The same at the end, where the only step that can be kept is one that was never finished."""
-        wished = [f"{found.id}: {found.where}" for found in self._fresh() if self._wishes(found)]
-        if not wished or unfinished is None or self.writer is None:
+        """The same at the end, where only an unfinished step can be kept."""
+        reason = self._wish()
+        if reason is None or unfinished is None or self.writer is None:
             return
-        kept = unfinished if self._full is not None else played_again(unfinished)
-        if kept is not None:
-            self._keep_full(kept, self.step_number + 1, wished[0])
+        full = unfinished if self._full is not None else replayed(unfinished)
+        if full is not None:
+            self._keep_full(full, self.step_number + 1, reason)
 
-    def _fresh(self) -> tuple[Found, ...]:
-        """What the last look found for the first time."""
-        return self._examiner.fresh if self._examining else ()
-
-    def _wishes(self, found: Found) -> bool:
-        """Whether a finding is answered by a step in full: more than a note is, or what the user's function says."""
+    def _wish(self) -> str | None:
+        """The first new finding that asks for a step in full, in words: one above a note, or the user's choice."""
+        fresh = self._examiner.fresh if self._examining else ()
         if callable(self._on_finding):
-            return self._on_finding(found) is True
-        return self._on_finding and found.severity != "note"
+            wished = [found for found in fresh if self._on_finding(found) is True]
+        else:
+            wished = [found for found in fresh if self._on_finding and found.severity != "note"]
+        return f"{wished[0].id}: {wished[0].where}" if wished else None
+
+    def _keep_full(self, recording: Recording, step: int, reason: str) -> None:
+        if self.writer is not None and (problem := self.writer.keep_full(recording.save, step, reason)):
+            self._warn(problem)
 
     # -- skipped steps ------------------------------------------------------------------------------------------------
 
     def _note_skipped(self) -> None:
-        if self._scaling.scaler is not None:
-            self._count_skipped(self._scaling.skipped())
+        if self._scaler.scaler is not None:
+            self._count_skipped(self._scaler.skipped())
 
     def _count_skipped(self, count: int) -> None:
-        """Steps that a GradScaler left out are steps, and are kept: they have no tensors."""
+        """Store the steps that a GradScaler skipped: they count as steps, and have no tensors."""
         for _ in range(count):
             self.step_number += 1
-            facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaling.scale)
+            facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
             self.history.steps.append(facts)
             if self.writer is not None:
                 self.writer.add(facts)
@@ -454,7 +436,7 @@ class watch:  # noqa: N801 (read as a verb)
         return self._closed or self._failed
 
     def _harmless(self, act: Callable[..., Any], *arguments: Any) -> None:
-        """Do something on behalf of a hook; where it fails, end the watch and say so."""
+        """Act for a hook; an error ends the watch, with a warning."""
         if self._over:
             return
         try:
@@ -465,12 +447,12 @@ class watch:  # noqa: N801 (read as a verb)
             self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
             self._finish(f"watching ended: {type(error).__name__}: {error}")
 
-    def _tell_problem(self) -> None:
+    def _report_problem(self) -> None:
         if self.writer is not None and self.writer.problem:
             self._warn(self.writer.problem)
 
     def _warn(self, sentence: str) -> None:
-        """Say something once; where warnings are errors, on stderr, for they must not end the training."""
+        """Warn once; on stderr where warnings are errors, since they must not end the training."""
         if sentence in self._warned:
             return
         self._warned.add(sentence)
@@ -479,75 +461,6 @@ class watch:  # noqa: N801 (read as a verb)
         except ChainruleWarning:
             print(f"chainrule: {sentence}", file=sys.stderr)
 
-    def _whole_models(self) -> list[nn.Module]:
-        """The models, as given; else those that the user's code has under a name, but for parts of others."""
-        if self._models:
-            return self._models
-        named = {id(item): item for item in _modules(self._namespace).values() if any(True for _ in item.parameters())}
-        parts = {id(part) for item in named.values() for part in item.modules() if part is not item}
-        return [item for key, item in named.items() if key not in parts]
-
-    def _meet(self, roots: Iterable[nn.Module]) -> None:
-        """Learn what the parameters are called, as the recording calls them, when their model first runs."""
-        models = self._whole_models() or [root for root in roots if any(True for _ in root.parameters())]
-        known = {id(item): name for name, item in _modules(self._namespace).items()}
-        for model in models:
-            prefix = f"{known.get(id(model), type(model).__name__)}." if len(models) > 1 else ""
-            for path, parameter in model.named_parameters():
-                self._parameters.setdefault(id(parameter), prefix + shortened(path))
-
-
-def _ending(step: int, error: BaseException | None) -> str:
-    """How a step ended that did not come to its update, in a sentence."""
-    site = exception_site(error.__traceback__) if error is not None else None
-    cause = f": {brief(error)}" if error is not None else ""
-    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}."
-
 
 def _multiple_after(step: int, every: int) -> int:
     return (step // every + 1) * every
-
-
-def _listed(given: Any, kind: type, name: str) -> list[Any]:
-    """One or several, as a list. Raises RequestError for what cannot be watched, as where the two were exchanged."""
-    found = [] if given is None else [given] if isinstance(given, kind) or not isinstance(given, Iterable) else [*given]
-    for each in found:
-        if not isinstance(each, kind) and not isinstance(_inner(each), kind):
-            raise RequestError(
-                f"chainrule.watch({name}=...): {type(each).__name__} came. Give the {name} of PyTorch, or several of "
-                "them: chainrule.watch(model, optimizer)."
-            )
-    return found
-
-
-def _counted(options: Mapping[str, int | None], least: int) -> None:
-    """Raises RequestError for what is no number of steps."""
-    for name, given in options.items():
-        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < least):
-            raise RequestError(f"chainrule.watch({name}={given!r}): this is a whole number of steps, {least} or more.")
-
-
-def _inner(optimizer: Any) -> Any:
-    """The optimizer of torch.optim inside the wrappers of Accelerate and Lightning, whose hooks are the ones called."""
-    for name in ("optimizer", "_optimizer"):
-        inside = getattr(optimizer, name, None)
-        if isinstance(inside, Optimizer):
-            return _inner(inside)
-    return optimizer
-
-
-def _steps_done(optimizers: Iterable[Optimizer]) -> int:
-    """What an optimizer that was loaded from a checkpoint says of itself, where it counts (Adam; SGD does not)."""
-    counts = [state["step"] for each in optimizers for state in each.state.values() if "step" in state]
-    return max((int(count) for count in counts), default=0)
-
-
-def _variables(frame: Any) -> Mapping[str, Any]:
-    """The modules that the user's code has under a name."""
-    while frame is not None and is_library(frame.f_code):
-        frame = frame.f_back
-    return {} if frame is None else _modules({**frame.f_globals, **frame.f_locals})
-
-
-def _modules(names: Mapping[str, Any]) -> dict[str, nn.Module]:
-    return {name: item for name, item in names.items() if isinstance(item, nn.Module)}

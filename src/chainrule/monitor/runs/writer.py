@@ -13,12 +13,13 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
 
+from chainrule.errors import StorageError
 from chainrule.graph.history import Kind, StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import chunks, schema
@@ -121,6 +122,18 @@ class Writer:
     def find(self, found: Found) -> None:
         """A finding; one of the same id about the same tensor takes its place."""
         self._items.put(found)
+
+    def keep_full(self, save: Callable[[Path], object], step: int, reason: str) -> str | None:
+        """Save a step with all its numbers in a folder beside this file, and list it; returns the problem, if any."""
+        folder = self.path.with_name(f"{self.path.stem}.steps")
+        name = f"{step}.safetensors" if self.run == 1 else f"{self.run}-{step}.safetensors"
+        try:
+            folder.mkdir(exist_ok=True)
+            save(folder / name)
+        except (OSError, StorageError) as error:
+            return f"step {step} could not be kept in full: {error}"
+        self.recorded(step, f"{folder.name}/{name}", reason)
+        return None
 
     def recorded(self, step: int, file: str, reason: str) -> None:
         """A step that was recorded in full, in a file beside this one."""
