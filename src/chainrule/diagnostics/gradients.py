@@ -16,10 +16,9 @@ from chainrule.diagnostics.finding import Finding, Kind
 from chainrule.diagnostics.run import Run, listed
 from chainrule.diagnostics.step_context import Case, argument, base_of, dense
 from chainrule.document import Code
-from chainrule.graph.bins import EXPONENTS
 from chainrule.graph.graph import Parameter, Place, Value
 from chainrule.graph.snapshot import has_numbers, statistics_of
-from chainrule.graph.statistics import norm_of
+from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
 

@@ -25,7 +25,7 @@ from chainrule.diagnostics.step_context import Case, argument, base_of, dense, f
 from chainrule.graph.graph import Operation, Value, references
 from chainrule.graph.history import Kind as Kind_
 from chainrule.graph.history import Series
-from chainrule.graph.lookup import Index
+from chainrule.graph.names import Index
 from chainrule.numbers import number
 
 ADVICE = {

@@ -27,8 +27,7 @@ from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import Wanted, is_lost, operands
 from chainrule.graph.graph import Graph, Node, Operation, Parameter, Passage, Value, accumulate
-from chainrule.graph.lookup import find_value
-from chainrule.graph.selection import values_named
+from chainrule.graph.names import find_value, values_named
 from chainrule.graph.snapshot import Snapshot
 from chainrule.graph.statistics import Statistics, measure
 from chainrule.graph.trees import map_leaves, tensors_in

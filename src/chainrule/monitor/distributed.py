@@ -25,7 +25,7 @@ from torch import distributed as dist
 from chainrule.errors import MissingError, RecordingError
 from chainrule.execution.experiment import MARGIN
 from chainrule.graph.graph import Graph, Parameter, Reduction
-from chainrule.graph.ranks import RankFacts, RankParameter
+from chainrule.graph.history import RankFacts, RankParameter
 from chainrule.graph.snapshot import Snapshot, statistics_of
 from chainrule.graph.statistics import Statistics
 

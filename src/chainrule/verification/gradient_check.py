@@ -31,7 +31,7 @@ from chainrule.document import Kind
 from chainrule.errors import RequestError
 from chainrule.execution.experiment import MARGIN, CannotRunError, Experiment, nothing_left_behind, real, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Passage, Place, Value
-from chainrule.graph.selection import select
+from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule, plain
 from chainrule.verification.comparison import (
@@ -155,7 +155,7 @@ def verify(
     """
     if memory <= 0:
         raise RequestError(f"memory={memory!r} leaves nothing to work with. Give the bytes a check may take, above 0.")
-    nodes, chosen = select(graph, only, sample)
+    nodes, chosen = select_nodes(graph, only, sample)
     senders = _senders(graph)
     rows, explained = [], 0
     with nothing_left_behind():
