@@ -22,7 +22,8 @@ from chainrule.capture.source import is_library
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
 from chainrule.gc_control import Seldom
-from chainrule.graph.graph import Graph, Node, Parameter, Value
+from chainrule.graph.graph import Graph, Node, Value
+from chainrule.graph.snapshot import Parameter
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step

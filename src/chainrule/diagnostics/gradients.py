@@ -16,8 +16,8 @@ from chainrule.diagnostics.finding import Finding, Kind
 from chainrule.diagnostics.run import Run, listed
 from chainrule.diagnostics.step_context import Case, argument, base_of, dense
 from chainrule.document import Code
-from chainrule.graph.graph import Parameter, Place, Value
-from chainrule.graph.snapshot import has_numbers, statistics_of
+from chainrule.graph.graph import Place, Value
+from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
 from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number

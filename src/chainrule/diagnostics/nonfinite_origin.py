@@ -402,7 +402,7 @@ def _reached(case: Case, loss: int) -> str:
 
 def _backward(case: Case, derivation: Derivation, history: Births) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
-    fed = {edge.node for node in case.graph.nodes if node.passages for edge in node.edges}
+    fed = {edge.node for node in case.graph.nodes if node.executions for edge in node.edges}
     for step in derivation.nodes:
         if not all(case.measures.finite(g) for g in step.upstream):
             if step.node not in fed or _added_up(case, derivation, step):

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Derivation, Step
 from chainrule.diagnostics.thresholds import Thresholds
-from chainrule.graph.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, references
+from chainrule.graph.graph import Graph, Operation, Place, Ref, references
 from chainrule.graph.names import Notation
-from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache
 

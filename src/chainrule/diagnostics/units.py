@@ -15,8 +15,8 @@ from chainrule.derivation.why import element
 from chainrule.diagnostics.finding import Finding, Kind
 from chainrule.diagnostics.run import LISTED, Run, carry, listed
 from chainrule.diagnostics.step_context import Case, argument, base_of, dense
-from chainrule.graph.graph import Operation, Parameter
-from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.graph import Operation
+from chainrule.graph.snapshot import Parameter, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.numbers import number
 

@@ -8,7 +8,6 @@ is what autograd wrote down to go back through that operation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,7 +15,11 @@ from typing import Any, Literal
 import torch
 
 from chainrule.graph.snapshot import (
+    Parameter,
+    Reducer,
+    Reduction,
     Snapshot,
+    Update,
     all_have_numbers,
     data_of,
     placeholder,
@@ -28,7 +31,6 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import map_leaves, reach
 
 type_of_value = Literal["input", "parameter", "buffer", "result"]
-type_of_reduction = Literal["all-reduce", "reduce-scatter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class NodeExecution:
     """One run of one node in one backward pass.
 
     `arrived`: d loss / d output, one for each output of the node; `sent`: d loss / d input as autograd computed it, one
@@ -200,7 +202,7 @@ class Passage:
         """What was sent on along an edge."""
         return self.sent[edge.position] if edge.position < len(self.sent) else None
 
-    def with_upstream(self, upstream: tuple[torch.Tensor | None, ...]) -> Passage:
+    def with_upstream(self, upstream: tuple[torch.Tensor | None, ...]) -> NodeExecution:
         """The same run with other gradients arriving."""
         return replace(self, arrived=snapshots_of(upstream))
 
@@ -215,7 +217,7 @@ class Node:
     call: int | None
     outputs: tuple[int | None, ...]
     edges: tuple[Edge, ...]
-    passages: tuple[Passage, ...]
+    executions: tuple[NodeExecution, ...]
     leaf: int | None = None
     place: Place | None = None
     function_class: type | None = None  # the user's autograd.Function, where it is one
@@ -241,7 +243,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """One backward pass: `roots` are (node, slot) where it began, with their seeds in the nodes' passages.
+    """One backward pass: `roots` are (node, slot) where it began, with their seeds in the executions of these nodes.
 
     It `accumulates` into `.grad`, but for one of `torch.autograd.grad`: what that returned is `given`, the gradient of
     each value that it was asked for.
@@ -275,109 +277,6 @@ def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor |
 
 
 @dataclass(frozen=True, slots=True)
-class ParameterUpdate:
-    """One parameter in one `optimizer.step()`. `state_before` is what the optimizer remembered of it until then.
-
-    `gradient` is what the optimizer met, after unscaling and clipping. Where the parameter was not kept, there are
-    statistics of the update (after minus before): of a sample, where it is large (`statistics.of_a_sample`).
-    """
-
-    value: int | None
-    name: str
-    start: Snapshot
-    gradient: Snapshot | None
-    end: Snapshot
-    options: dict[str, Any]
-    state_before: dict[str, Any]
-    update_statistics: Statistics | None = None
-
-    @property
-    def before(self) -> torch.Tensor:
-        """The parameter before, or a placeholder."""
-        return self.start.tensor
-
-    @property
-    def grad(self) -> torch.Tensor | None:
-        """The gradient, or a placeholder; None where the optimizer met none."""
-        return tensor_of(self.gradient)
-
-    @property
-    def after(self) -> torch.Tensor:
-        """The parameter after, or a placeholder."""
-        return self.end.tensor
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all numbers that the update is made of were kept."""
-        state = (each for each in self.state_before.values() if isinstance(each, torch.Tensor))
-        facts = (each for each in (self.start, self.gradient, self.end) if each is not None)
-        return all(each.has_numbers for each in facts) and all_have_numbers(*state)
-
-    def without_numbers(self) -> ParameterUpdate:
-        """The same with shapes alone: what has the parameter's shape is a placeholder."""
-        bare = self.start.filled(None)
-        state = {
-            name: bare.placeholder if getattr(each, "shape", None) == bare.shape != () else each
-            for name, each in self.state_before.items()
-        }
-        return replace(self, start=bare, gradient=self.gradient and bare, end=bare, state_before=state)
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """One `optimizer.step()`."""
-
-    optimizer: str
-    parameters: tuple[ParameterUpdate, ...]
-    position: int  # the number of operations that had run before it
-    optimizer_number: int = 0  # which of the optimizers that stepped it is, in the order of their first steps
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A trained leaf at the start of the step and at its end, with the gradient that arrived.
-
-    `gradient` is what backward left in `.grad` (None: nothing arrived). `end` is None where no optimizer stepped.
-    """
-
-    name: str
-    value: int | None
-    start: Snapshot
-    gradient: Snapshot | None = None
-    end: Snapshot | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.start.shape
-
-    @property
-    def before(self) -> torch.Tensor | None:
-        """Its numbers before the step, where they were kept."""
-        return self.start.data
-
-    @property
-    def grad(self) -> torch.Tensor | None:
-        """What backward left in `.grad`, where something arrived and was kept."""
-        return data_of(self.gradient)
-
-    @property
-    def after(self) -> torch.Tensor | None:
-        """Its numbers after the step, where an optimizer stepped and they were kept."""
-        return data_of(self.end)
-
-    @property
-    def has_gradient(self) -> bool:
-        """Whether a gradient arrived, kept or not."""
-        return self.gradient is not None
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it has."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
 class Event:
     """Something between the operations that a reader must know: gradients cleared, clipped, changed by a hook."""
 
@@ -395,61 +294,6 @@ class Module:
     class_name: str
     training: bool
     parameters: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reducer:
-    """A module that combines the gradients of several processes: `DistributedDataParallel`, or one `fully_shard`ed.
-
-    `batch` is how many samples went through it on this rank; `hook` names the communication hooks that take the place
-    of the plain mean ("" without).
-    """
-
-    module: str
-    class_name: str
-    kind: type_of_reduction
-    rank: int
-    ranks: int
-    batch: int | None
-    hook: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reduction:
-    """One parameter's gradient on its way over the ranks.
-
-    `sent` is what this rank gave, as it stood in `.grad` (micro-batches of before included), `received` what it was
-    given back: the mean over all ranks, or of a sharded parameter this rank's part of it. `gathered` is the local
-    gradient of every rank, in their order, where they were gathered; `verdict` is then what the ranks together found of
-    the mean.
-    """
-
-    name: str
-    reducer: int
-    sent: Snapshot
-    received: Snapshot | None
-    gathered: tuple[torch.Tensor, ...] = ()
-    verdict: str = ""  # on the mean, where it was gathered
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of this rank's gradient."""
-        return self.sent.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its number type."""
-        return self.sent.dtype
-
-    @property
-    def local(self) -> torch.Tensor | None:
-        """The numbers of this rank's gradient, where they were kept."""
-        return self.sent.data
-
-    @property
-    def mean(self) -> torch.Tensor | None:
-        """The numbers of what was given back, where they were kept."""
-        return data_of(self.received)
 
 
 @dataclass(frozen=True)
@@ -490,12 +334,12 @@ class Graph:
 
         return map_leaves(filled, tree)
 
-    def passes(self) -> list[tuple[int, dict[int, Passage]]]:
+    def passes(self) -> list[tuple[int, dict[int, NodeExecution]]]:
         """The backward passes in order, each with the nodes that ran in it."""
-        ran: dict[int, dict[int, Passage]] = {}
+        ran: dict[int, dict[int, NodeExecution]] = {}
         for node in self.nodes:
-            for passage in node.passages:
-                ran.setdefault(passage.backward, {})[node.index] = passage
+            for execution in node.executions:
+                ran.setdefault(execution.backward, {})[node.index] = execution
         return sorted(ran.items())
 
     def summed(self, of_passes: dict[int, dict[int, torch.Tensor]]) -> dict[int, torch.Tensor]:

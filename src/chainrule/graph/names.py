@@ -119,12 +119,12 @@ class Notation:
             leaves = [
                 (edge.position, leaf) for edge in node.edges if (leaf := self.graph.nodes[edge.node].leaf) is not None
             ]
-            for passage in node.passages:
-                arrived = [*zip(node.outputs, passage.arrived, strict=False)]
-                arrived += [(leaf, passage.sent[at]) for at, leaf in leaves if at < len(passage.sent)]
+            for execution in node.executions:
+                arrived = [*zip(node.outputs, execution.arrived, strict=False)]
+                arrived += [(leaf, execution.sent[at]) for at, leaf in leaves if at < len(execution.sent)]
                 for value, gradient in arrived:
                     if value is not None and gradient is not None:
-                        found.setdefault(value, set()).add(passage.backward)
+                        found.setdefault(value, set()).add(execution.backward)
         for backward in self.graph.backwards:
             for value in backward.given:
                 found.setdefault(value, set()).add(backward.index)

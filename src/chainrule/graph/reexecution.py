@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Rerun:
+class Reexecution:
     """Runs a recorded operation again on other data, with gradients off: `rerun({"self": x, "other": y})`."""
 
     def __init__(self, function: Any) -> None:

@@ -124,6 +124,12 @@ def fetch(several: Iterable[Measured]) -> None:
     away: list[Any] = [each for each in several if not isinstance(each.row, tuple)]
     for device in {each.row.device for each in away}:
         torch.accelerator.synchronize(device)
+    _gather(away)
+
+
+def _gather(away: list[Any]) -> None:
+    import torch
+
     for part in _alike(away, lambda each: (each.magnitudes.device, each.magnitudes.dtype)):
         samples = torch.cat([each.magnitudes for each in part]).cpu().split([each.magnitudes.numel() for each in part])
         for each, sample in zip(part, samples, strict=True):

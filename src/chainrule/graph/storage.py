@@ -30,10 +30,10 @@ from torch import Tensor
 from chainrule.errors import StorageError
 from chainrule.gc_control import uncollected
 from chainrule.graph import graph as facts
+from chainrule.graph import snapshot as snapshots
 from chainrule.graph.graph import Graph
-from chainrule.graph.reexecution import Rerun, WriteThroughView
-from chainrule.graph.snapshot import Snapshot, has_numbers, placeholder
-from chainrule.graph.statistics import Statistics
+from chainrule.graph.reexecution import Reexecution, WriteThroughView
+from chainrule.graph.snapshot import Snapshot
 from chainrule.graph.trees import leaves
 
 FORMAT = "chainrule-recording"
@@ -42,12 +42,10 @@ IN_HEADER = 2**24  # characters of JSON: a longer one stands beside the tensors,
 
 _kinds = {
     each.__name__: each
-    for each in (
-        facts.Place, facts.Ref, facts.Value, facts.Operation, facts.Edge, facts.Passage, facts.Node, facts.Call,
-        facts.Backward, facts.ParameterUpdate, facts.Update, facts.Parameter, facts.Event, facts.Module, facts.Graph,
-        facts.Reducer, facts.Reduction, Snapshot, Statistics,
-    )
-}  # fmt: skip
+    for module in (facts, snapshots)
+    for each in vars(module).values()
+    if isinstance(each, type) and is_dataclass(each)
+}
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
 _attributes = {str(each): each for each in vars(torch).values() if isinstance(each, tuple(_of_torch))}
 _SPACES = ("aten", "prims")
@@ -207,8 +205,6 @@ class _Packer:
             return item if math.isfinite(item) else {"float": str(item)}
         if isinstance(item, complex):
             return {"complex": [self.pack(item.real), self.pack(item.imag)]}
-        if isinstance(item, Tensor) and not has_numbers(item):
-            return {"unkept": [list(item.shape), str(item.dtype)]}
         if isinstance(item, Tensor):
             return {"tensor": self._key(item), "complex": item.is_complex()}
         if isinstance(item, tuple):
@@ -226,7 +222,7 @@ class _Packer:
     def _named(self, item: Any) -> Any:
         if item is Ellipsis:
             return {"ellipsis": None}
-        if isinstance(item, Rerun):
+        if isinstance(item, Reexecution):
             return {"operation": self._function(item.function)}
         if isinstance(item, type):
             return {"class": item.__name__}
@@ -318,17 +314,17 @@ def _fits(item: Any, hint: Any) -> bool:
         key, value = arguments
         return isinstance(item, dict) and all(_fits(k, key) and _fits(v, value) for k, v in item.items())
     if origin is Callable:
-        return isinstance(item, Rerun)
+        return isinstance(item, Reexecution)
     if hint is None or hint is NoneType:
         return item is None
     return isinstance(item, hint) and not (hint is int and isinstance(item, bool))
 
 
-def _rerun(content: Any) -> Rerun | None:
+def _rerun(content: Any) -> Reexecution | None:
     """What runs an operation again; None for one that this torch has not, and for anybody else's."""
     if not isinstance(content, dict):
         found = _operation(content)
-        return None if found is None else Rerun(found)
+        return None if found is None else Reexecution(found)
     if set(content) != set(_VIEW) or not all(_fits(content[name], hint) for name, hint in _VIEW.items()):
         raise ValueError("this is no write through a view")
     found = _operation(content["function"])
@@ -336,7 +332,7 @@ def _rerun(content: Any) -> Rerun | None:
         return None
     written = WriteThroughView.__new__(WriteThroughView)
     vars(written).update(content | {"function": found})
-    return Rerun(written)
+    return Reexecution(written)
 
 
 _Shape = tuple[int, ...]
@@ -366,29 +362,12 @@ def _class(name: str) -> type:
     return type(name, (), {})
 
 
-def _dtype(name: Any) -> torch.dtype:
-    found = _attributes[name]
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name!r} is no dtype")
-    return found
-
-
 def _check_snapshot(snapshot: Snapshot) -> None:
-    _check_shape(snapshot.shape)
+    if any(size < 0 for size in snapshot.shape):
+        raise ValueError(f"{snapshot.shape} is no shape")
     data = snapshot.data
     if data is not None and (tuple(data.shape), data.dtype) != (snapshot.shape, snapshot.dtype):
         raise ValueError(f"a tensor is not what its snapshot says, but {tuple(data.shape)} of {data.dtype}")
-
-
-def _check_shape(shape: Any) -> None:
-    if not (_fits(tuple(shape), _Shape) and all(size >= 0 for size in shape)):
-        raise ValueError(f"{shape!r} is no shape")
-
-
-def _unkept(shape: Any, dtype: Any) -> Tensor:
-    """A tensor whose numbers were not kept. Takes no memory, whatever its shape claims."""
-    _check_shape(shape)
-    return placeholder(tuple(shape), _dtype(dtype))
 
 
 _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
@@ -400,7 +379,6 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "ellipsis": lambda unpacker, content: Ellipsis,
     "operation": lambda unpacker, content: _rerun(unpacker.unpack(content)),
     "class": lambda unpacker, name: _class(name),
-    "unkept": lambda unpacker, content: _unkept(*content),
     "dtype": lambda unpacker, name: _attributes[name],
     "layout": lambda unpacker, name: _attributes[name],
     "memory_format": lambda unpacker, name: _attributes[name],
@@ -435,7 +413,7 @@ def _check_indices(graph: Graph) -> None:
         _within((edge.node for edge in node.edges), nodes, where)
         _within((node.operation,), operations, where)
         _within((node.call,), calls, where)
-        _within((passage.backward for passage in node.passages), len(graph.backwards), where)
+        _within((execution.backward for execution in node.executions), len(graph.backwards), where)
     for call in graph.calls:
         _within(call.operations, operations, f"call {call.index}")
         _within((*call.outputs, *_refs((call.arguments, call.keywords))), values, f"call {call.index}")

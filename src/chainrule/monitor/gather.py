@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.sharding import own_part
-from chainrule.graph.graph import Graph, Parameter, ParameterUpdate, Value
+from chainrule.graph.graph import Graph, Value
 from chainrule.graph.history import Kind, RankFacts, StepFacts
-from chainrule.graph.snapshot import Snapshot, data_of
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, measured, measured_samples
 from chainrule.monitor.distributed import facts_of_rank

@@ -15,9 +15,9 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Derivation, Share, Step
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
-from chainrule.graph.graph import Graph, Parameter, Place
+from chainrule.graph.graph import Graph, Place
 from chainrule.graph.names import Notation
-from chainrule.graph.snapshot import Snapshot, all_have_numbers, data_of, has_numbers
+from chainrule.graph.snapshot import Parameter, Snapshot, all_have_numbers, data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
 from chainrule.numbers import number
