@@ -1,9 +1,8 @@
-"""The facts of one training step, as plain frozen data: nothing here computes, names or judges anything.
+"""The facts of one training step, as frozen data.
 
-Everything refers to everything else by index into the tuples of `Graph`, never by object, so that a graph can be
-written to a file and read back, and no cycle keeps memory alive. Two levels stand side by side: a `Call` is what the
-user wrote (`F.linear(x, W, b)`), an `Operation` is one ATen operation that ran for it (`t`, then `addmm`), and a `Node`
-is what autograd wrote down to go back through that operation.
+Facts refer to each other by index into the tuples of `Graph`, never by object: a graph can be written to a file and
+read back, and no cycle keeps memory alive. A `Call` is what the user wrote (`F.linear(x, W, b)`), an `Operation` is one
+ATen operation that ran for it (`t`, then `addmm`), and a `Node` is autograd's record of how to go back through it.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ type_of_value = Literal["input", "parameter", "buffer", "result"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in the user's code something happened: the nearest frame outside PyTorch.
+    """A place in the user's code: the nearest frame outside PyTorch.
 
-    `expression` is the source text that was being evaluated, `targets` the names on the left of its assignment.
+    `expression` is the source text that was being evaluated, `targets` are the names that it was assigned to.
     """
 
     file: str
@@ -52,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """Stands for a tensor inside the argument trees of an `Operation` or a `Call`: an index into `Graph.values`."""
+    """A tensor among the arguments of an `Operation` or a `Call`: an index into `Graph.values`."""
 
     value: int
 
@@ -73,9 +72,9 @@ class Value:
     """One tensor at one moment of the step; an in-place operation makes a new Value of the same tensor.
 
     `gradient` is d loss / d value, summed over all its uses in the passes that are `counted` (None: no gradient
-    arrived). `names` are the user's names, best first; `operation` and `slot` say which output of which operation it is
-    (None: a leaf, it came from outside); `node` is the autograd node that leads back from it. A tensor whose memory was
-    written to through another one has `earlier`, the value that it was until then.
+    arrived). `names` are the user's names, best first. It is output `slot` of `operation` (None: a leaf, made outside
+    the step). `node` is the autograd node that leads back from it. `earlier` is the value that the tensor was until its
+    memory was written to through another tensor.
     """
 
     index: int
@@ -102,7 +101,7 @@ class Value:
 
     @property
     def device(self) -> str:
-        """Where it was."""
+        """The device that it was on."""
         return self.snapshot.device
 
     @property
@@ -112,7 +111,7 @@ class Value:
 
     @property
     def statistics(self) -> Statistics | None:
-        """What was measured of it where its numbers were not kept."""
+        """Its statistics, where its numbers were not kept."""
         return self.snapshot.statistics
 
     @property
@@ -127,7 +126,7 @@ class Value:
 
     @property
     def grad_statistics(self) -> Statistics | None:
-        """What was measured of its gradient where the numbers were not kept."""
+        """The statistics of its gradient, where that was not kept."""
         return statistics_of(self.gradient)
 
     @property
@@ -140,8 +139,8 @@ class Value:
 class Operation:
     """One ATen operation (or one `autograd.Function`), with its arguments by the names of its schema.
 
-    `function` runs it again: `function(**arguments)` with each `Ref` replaced by data. `arguments` holds tensors as
-    `Ref`, also inside lists; `outputs` are value indices (None where an output is no tensor).
+    `function(graph.filled(arguments))` runs it again. `arguments` holds tensors as `Ref`, also inside lists; `outputs`
+    are indices of values (None where an output is no tensor).
     """
 
     index: int
@@ -156,10 +155,10 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One way on from a node: gradient number `position` of the node goes to argument `argument` of its operation.
+    """An edge of autograd's graph: gradient number `position` of a node is that of `argument` of its operation.
 
-    `value` is the tensor that argument was, `node` the node the gradient flows into next (`slot`: which of its inputs).
-    For a list argument (`cat`), `item` is the place in the list.
+    `value` is the tensor that was this argument. The gradient flows into input `slot` of `node`. In a list of tensors
+    (`cat`), `item` is the place in the list.
     """
 
     position: int
@@ -174,8 +173,8 @@ class Edge:
 class NodeExecution:
     """One run of one node in one backward pass.
 
-    `arrived`: d loss / d output, one for each output of the node; `sent`: d loss / d input as autograd computed it, one
-    for each of its edges, aligned with `next_functions` (None: undefined, or not needed).
+    `arrived` is d loss / d output for each output of the node; `sent` is d loss / d input as autograd computed it, for
+    each of `next_functions` (None: undefined, or not needed).
     """
 
     backward: int
@@ -185,12 +184,12 @@ class NodeExecution:
 
     @property
     def upstream(self) -> tuple[torch.Tensor | None, ...]:
-        """What arrived, as tensors: a placeholder where the numbers were not kept."""
+        """The gradients that arrived, as tensors or placeholders."""
         return tuple(map(tensor_of, self.arrived))
 
     @property
     def downstream(self) -> tuple[torch.Tensor | None, ...]:
-        """What was sent on, as tensors: a placeholder where the numbers were not kept."""
+        """The gradients that were sent on, as tensors or placeholders."""
         return tuple(map(tensor_of, self.sent))
 
     @property
@@ -199,7 +198,7 @@ class NodeExecution:
         return all(each is None or each.has_numbers for each in (*self.arrived, *self.sent))
 
     def along(self, edge: Edge) -> Snapshot | None:
-        """What was sent on along an edge."""
+        """The gradient that was sent along an edge."""
         return self.sent[edge.position] if edge.position < len(self.sent) else None
 
     def with_upstream(self, upstream: tuple[torch.Tensor | None, ...]) -> NodeExecution:
@@ -225,7 +224,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the user wrote: one torch function call, and the operations that ran for it.
+    """One call of a torch function in the user's code, and the operations that ran for it.
 
     `module` is the path of the innermost module whose forward was running ("" outside any).
     """
@@ -245,8 +244,8 @@ class Call:
 class Backward:
     """One backward pass: `roots` are (node, slot) where it began, with their seeds in the executions of these nodes.
 
-    It `accumulates` into `.grad`, but for one of `torch.autograd.grad`: what that returned is `given`, the gradient of
-    each value that it was asked for.
+    A pass of `torch.autograd.grad` does not accumulate into `.grad`: it returned `given`, the gradients of the values
+    that it was asked for.
     """
 
     index: int
@@ -258,16 +257,16 @@ class Backward:
 
 
 def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:
-    """Of the passes that reached a value, those that its gradient is the sum of: all that accumulate into `.grad`.
+    """The passes whose gradients add up to a value's gradient: of those that reached it, all that accumulate.
 
-    Where only `torch.autograd.grad` reached it, the last: each such pass may differentiate something else.
+    Where only `torch.autograd.grad` reached it, the last one, as each such pass may differentiate something else.
     """
     passes = sorted(reached)
     return [each for each in passes if backwards[each].accumulates] or passes[-1:]
 
 
 def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor | None) -> None:
-    """Add a gradient to what arrived before it, in no tensor's memory; a sum with a part not kept has no numbers."""
+    """Add a gradient to the sum under `key`, out of place; a sum with a part that was not kept has no numbers."""
     if gradient is not None:
         known = sums.get(key)
         if known is not None and not all_have_numbers(known, gradient):
@@ -278,7 +277,7 @@ def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor |
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something between the operations that a reader must know: gradients cleared, clipped, changed by a hook."""
+    """An event between operations that a reader must know: gradients cleared, clipped, changed by a hook."""
 
     kind: str
     text: str
@@ -315,16 +314,16 @@ class Graph:
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
 
     def ancestors(self, values: Iterable[int]) -> set[int]:
-        """The values that these were computed from, whatever came between."""
+        """The values that these were computed from, directly or not."""
         return set(reach((operand for value in values for operand in self.operands(value)), self.operands))
 
     def operands(self, value: int) -> list[int]:
-        """The values that the operation which made a value took; none of a leaf."""
+        """The operands of the operation that made a value; none for a leaf."""
         made_by = self.values[value].operation
         return [] if made_by is None else [operand for *_, operand in references(self.operations[made_by].arguments)]
 
     def filled(self, tree: Any, numbers: bool = True) -> Any:
-        """An argument tree with the data of each `Ref`, or a tensor without numbers where there is none."""
+        """An argument tree with the data of each `Ref`; placeholders where there is none, or without `numbers`."""
 
         def filled(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
@@ -335,7 +334,7 @@ class Graph:
         return map_leaves(filled, tree)
 
     def passes(self) -> list[tuple[int, dict[int, NodeExecution]]]:
-        """The backward passes in order, each with the nodes that ran in it."""
+        """The backward passes in order, each with its executions by node."""
         ran: dict[int, dict[int, NodeExecution]] = {}
         for node in self.nodes:
             for execution in node.executions:
@@ -343,7 +342,7 @@ class Graph:
         return sorted(ran.items())
 
     def summed(self, of_passes: dict[int, dict[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
-        """The gradient of each value, from those of each backward pass: the sum over the passes that are counted."""
+        """The gradient of each value: the sum of its gradients in the passes that are `counted`."""
         reached: dict[int, list[int]] = {}
         for backward, gradients in of_passes.items():
             for value in gradients:
@@ -356,10 +355,10 @@ class Graph:
 
     @property
     def accumulating(self) -> tuple[Backward, ...]:
-        """The passes that make the step's gradients: those into `.grad`; all, where there is `autograd.grad` alone."""
+        """The passes that accumulate into `.grad`; all passes, where none does."""
         return tuple(each for each in self.backwards if each.accumulates) or self.backwards
 
     def sent(self, parameter: Parameter) -> torch.Tensor | None:
-        """What the backward passes of this process left in `.grad`, before other ranks' gradients were mixed in."""
+        """The `.grad` that this rank's backward passes left, before it was combined with other ranks'."""
         reduction = self.reductions.get(parameter.name)
         return parameter.grad if reduction is None else reduction.local

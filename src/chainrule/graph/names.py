@@ -216,7 +216,7 @@ def find_value(graph: Graph, name: str) -> int:
         )
     if any(module.path == name for module in graph.modules):
         raise MissingError(f"The module '{name}' ran, but what it returned is not one tensor. Ask for one by its name.")
-    raise MissingError(f"There is no value named '{name}' in this recording. {_near_values(name, [*known, *symbols])}")
+    raise MissingError(f"There is no value named '{name}' in this recording. {_near(name, [*known, *symbols])}")
 
 
 def check_index(graph: Graph, value: int, index: Index | int, called: str) -> Index:
@@ -254,12 +254,13 @@ def _names_of_values(graph: Graph) -> dict[str, int]:
     return {**bare, **paths, **exact}
 
 
-def _near_values(name: str, known: list[str]) -> str:
+def _near(name: str, known: list[str]) -> str:
+    """The near matches of a name or pattern that was not found, or some of the names that there are."""
     by_lower = {each.lower(): each for each in known}
-    near = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    near = [by_lower[each] for each in difflib.get_close_matches(name.strip("*.").lower(), by_lower, n=3, cutoff=0.5)]
     if near:
-        return f"Near matches: {', '.join(repr(each) for each in near)}."
-    return f"It holds {', '.join(repr(each) for each in known[:8])}." if known else "It holds no values at all."
+        return f"Near matches: {', '.join(map(repr, near))}."
+    return f"It holds {', '.join(map(repr, known[:8]))}." if known else "It holds no names at all."
 
 
 def _axes(count: int) -> str:
@@ -303,8 +304,8 @@ def values_named(graph: Graph, pattern: str) -> list[int]:
     found = [v.index for v in graph.values if v.operation in modules or any(map(match.search, v.names))]
     if found:
         return found
-    near = _near(pattern, {name for value in graph.values for name in value.names})
-    raise MissingError(f"no value is named {pattern!r}. {near or 'No value has a name.'}")
+    near = _near(pattern, [name for value in graph.values for name in value.names])
+    raise MissingError(f"no value is named {pattern!r}. {near}")
 
 
 def _nodes_named(graph: Graph, patterns: list[str]) -> list[Node]:
@@ -313,9 +314,10 @@ def _nodes_named(graph: Graph, patterns: list[str]) -> list[Node]:
     nodes = [node for node in graph.nodes if any(match.search(n) for n in names[node.index] for match in matches)]
     if nodes:
         return nodes
-    near = _near(patterns[0] if patterns else "", {name for each in names.values() for name in each if name})
-    named = ", ".join(map(repr, patterns))
-    raise MissingError(f"no node is named {named}. {near}" if near else "no node was recorded.")
+    if not names:
+        raise MissingError("no node was recorded.")
+    near = _near(patterns[0] if patterns else "", list(dict.fromkeys(n for each in names.values() for n in each if n)))
+    raise MissingError(f"no node is named {', '.join(map(repr, patterns))}. {near}")
 
 
 def _names_of_node(graph: Graph, node: Node) -> Iterator[str]:
@@ -347,9 +349,3 @@ def _pattern(text: str) -> re.Pattern[str]:
         return re.compile(re.escape(text))
     body = re.escape(text.removesuffix(".*")).replace(r"\*", ".*").replace(r"\?", ".")
     return re.compile(rf"(^|\.){body}(\..*)?$", re.DOTALL)
-
-
-def _near(pattern: str, names: Iterable[str]) -> str:
-    known = sorted(names)
-    near = difflib.get_close_matches(pattern.strip("*."), known) or known[:5]
-    return f"Near it: {', '.join(near)}." if near else ""

@@ -99,9 +99,9 @@ def statistics_of(snapshot: Snapshot | None) -> Statistics | None:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A trained leaf at the start of the step and at its end, with the gradient that arrived.
+    """A trained leaf at the start of the step and at its end, with the gradient that backward left in `.grad`.
 
-    `gradient` is what backward left in `.grad` (None: nothing arrived). `end` is None where no optimizer stepped.
+    `gradient` is None where none arrived, `end` is None where no optimizer stepped.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Parameter:
 
     @property
     def grad(self) -> Tensor | None:
-        """What backward left in `.grad`, where something arrived and was kept."""
+        """Its gradient, where one arrived and was kept."""
         return data_of(self.gradient)
 
     @property
@@ -146,8 +146,8 @@ class ParameterUpdate:
     """One parameter in one `optimizer.step()`.
 
     `state_before` is the optimizer's state of it before the step; a tensor there that was not kept is a snapshot.
-    `gradient` is what the optimizer met, after unscaling and clipping. Where the parameter was not kept, there are
-    statistics of the update (after minus before): of a sample, where it is large (`statistics.of_a_sample`).
+    `gradient` is the one that the optimizer read, after unscaling and clipping. `update_statistics` are those of the
+    update (after minus before) where the parameter was not kept; of a large one they come from a sample.
     """
 
     value: int | None
@@ -166,7 +166,7 @@ class ParameterUpdate:
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient, or a placeholder; None where the optimizer met none."""
+        """The gradient, or a placeholder; None where there was none."""
         return tensor_of(self.gradient)
 
     @property
@@ -176,7 +176,7 @@ class ParameterUpdate:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all numbers that the update is made of were kept."""
+        """Whether all numbers of the update were kept."""
         facts = (self.start, self.gradient, self.end, *self.state_before.values())
         return all(each.has_numbers for each in facts if isinstance(each, Snapshot))
 
@@ -222,12 +222,11 @@ class Reducer:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """One parameter's gradient on its way over the ranks.
+    """The gradient of one parameter, combined over ranks.
 
-    `sent` is what this rank gave, as it stood in `.grad` (micro-batches of before included), `received` what it was
-    given back: the mean over all ranks, or of a sharded parameter this rank's part of it. `gathered` is the local
-    gradient of every rank, in their order, where they were gathered; `verdict` is then what the ranks together found of
-    the mean.
+    `sent` is this rank's own gradient, earlier micro-batches included. `received` is the mean over all ranks, or this
+    rank's part of it for a sharded parameter. `gathered` holds the gradients of all ranks in their order, where they
+    were gathered; `verdict` then says whether the mean is right.
     """
 
     name: str

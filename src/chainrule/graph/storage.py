@@ -1,8 +1,8 @@
-"""A recording in one safetensors file: its tensors as they are, and everything else as JSON in the header.
+"""A recording in one safetensors file: its tensors, and everything else as JSON in the header.
 
-Nothing is pickled and nothing in a file is code: operations are named (`aten.addmm.default`) and looked up among
-PyTorch's own; a user's own `autograd.Function` or registered operation keeps its name alone. Reading is strict: what
-does not fit the types of `graph`, or refers to what is not there, is refused.
+Nothing is pickled and nothing in a file is code. Operations are named (`aten.addmm.default`) and looked up among
+PyTorch's own; a user's own `autograd.Function` or registered operation keeps its name alone. Reading is strict: a file
+is refused where a field does not fit its type in `graph` or `snapshot`, or where an index leads nowhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from chainrule.graph.trees import leaves
 
 FORMAT = "chainrule-recording"
 VERSION = 3
-IN_HEADER = 2**24  # characters of JSON: a longer one stands beside the tensors, as a header may take 100 MB at most
+IN_HEADER = 2**24  # characters of JSON; longer JSON is stored beside the tensors, as a header takes 100 MB at most
 
 _kinds = {
     each.__name__: each
@@ -49,7 +49,7 @@ _kinds = {
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
 _attributes = {str(each): each for each in vars(torch).values() if isinstance(each, tuple(_of_torch))}
 _SPACES = ("aten", "prims")
-_REACHES_OUT = ("from_file",)  # touches more than memory: no file may have it run
+_REACHES_OUT = ("from_file",)  # operations that touch more than memory, which no file may run
 _MALFORMED = (
     KeyError, TypeError, ValueError, RecursionError, IndexError, AttributeError, RuntimeError, OverflowError
 )  # fmt: skip
@@ -57,7 +57,7 @@ _MALFORMED = (
 
 @uncollected()
 def write(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write a graph to `path`, all at once: an interrupted write leaves the old file.
+    """Write a graph to `path`. An interrupted write leaves the old file.
 
     Raises StorageError where the file cannot be written, or where a tensor is of a kind that safetensors cannot hold.
     """
@@ -69,7 +69,7 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
             header["graph"] = body
         else:
             packer.tensors["graph"] = torch.frombuffer(bytearray(body.encode()), dtype=torch.uint8)
-        # From where the tensors are into the file: in one piece of memory they would be there twice.
+        # Each tensor goes straight into the file: collecting all of them first would take their memory twice.
         write_atomically(path, lambda file: save_file(packer.tensors, file, header))
     except _MALFORMED as error:
         raise StorageError(
@@ -118,10 +118,10 @@ def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Path], None]) -> None:
-    """Write a file beside `path`, then put it in its place: a crash or a full disk leaves the old file.
+    """Write a file beside `path`, then move it into place: a crash or a full disk leaves the old file.
 
-    The content is given, or written by a function into the file that it is told. A link stays a link, and a file that
-    is there keeps its permissions. Raises StorageError where that fails.
+    `content` is bytes, or a function that writes to the path it is given. A link stays a link, and an existing file
+    keeps its permissions. Raises StorageError where writing fails.
     """
     target = Path(os.path.realpath(path))
     temporary, handle = _beside(target, path)
@@ -131,7 +131,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Pa
             if not callable(content):
                 file.write(content)
         if callable(content):
-            content(temporary)  # safetensors puts a file of its own there, which nobody else may read
+            content(temporary)  # safetensors replaces the file by one that nobody else may read
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         with suppress(FileNotFoundError):
@@ -143,11 +143,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Pa
         raise StorageError(f"{path} could not be written: {said}. What stood there before is unharmed.") from error
     finally:
         with suppress(OSError):
-            os.unlink(temporary)  # there is none once it is in its place
+            os.unlink(temporary)  # it is gone once it was moved into place
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise StorageError where `write_atomically` could not begin, before there is anything to write."""
+    """Raise StorageError where `write_atomically` would fail to create its file."""
     temporary, handle = _beside(Path(os.path.realpath(path)), path)
     os.close(handle)
     os.unlink(temporary)
@@ -190,7 +190,7 @@ def _brief(error: Exception) -> str:
 
 
 class _Packer:
-    """Dataclasses to JSON, tensors set aside under a key each."""
+    """Turns dataclasses into JSON, and collects tensors under a key each."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -232,7 +232,7 @@ class _Packer:
         return {"other": type(item).__name__}
 
     def _function(self, function: Any) -> Any:
-        """An operation's name; for a write through a view also which part of the base the view is."""
+        """An operation's name; of a write through a view also the view's place in its base."""
         if isinstance(function, torch._ops.OpOverload):
             return str(function)
         if isinstance(function, WriteThroughView) and isinstance(function.function, torch._ops.OpOverload):
@@ -250,7 +250,7 @@ class _Packer:
         return key
 
     def _alone(self, data: Tensor) -> Tensor:
-        """In memory that no other tensor of the file is in, as safetensors wants it; copied only where one is."""
+        """A tensor that shares its memory with no other one of the file, as safetensors asks; copied where it does."""
         memory = data.untyped_storage().data_ptr()
         if memory in self._memories:
             return data.clone()
@@ -259,7 +259,7 @@ class _Packer:
 
 
 class _Unpacker:
-    """The way back, with every type checked."""
+    """Turns JSON back into dataclasses, and checks every type."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
@@ -298,7 +298,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _fits(item: Any, hint: Any) -> bool:
-    """Whether an item is what a field's type says."""
+    """Whether an item has a field's type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -320,8 +320,8 @@ def _fits(item: Any, hint: Any) -> bool:
     return isinstance(item, hint) and not (hint is int and isinstance(item, bool))
 
 
-def _rerun(content: Any) -> Reexecution | None:
-    """What runs an operation again; None for one that this torch has not, and for anybody else's."""
+def _reexecution(content: Any) -> Reexecution | None:
+    """The function that runs an operation again; None where it is not one of this torch's."""
     if not isinstance(content, dict):
         found = _operation(content)
         return None if found is None else Reexecution(found)
@@ -356,7 +356,7 @@ def _operation(name: str | None) -> Any:
 
 
 def _class(name: str) -> type:
-    """A class of this name, to be told; what it did is not in the file."""
+    """An empty class of this name, for reports; its code is not in the file."""
     if not name.isidentifier():
         raise ValueError(f"{name!r} is no class's name")
     return type(name, (), {})
@@ -377,7 +377,7 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "dict": lambda unpacker, items: {unpacker.unpack(key): unpacker.unpack(value) for key, value in items},
     "slice": lambda unpacker, parts: slice(*(unpacker.unpack(each) for each in parts)),
     "ellipsis": lambda unpacker, content: Ellipsis,
-    "operation": lambda unpacker, content: _rerun(unpacker.unpack(content)),
+    "operation": lambda unpacker, content: _reexecution(unpacker.unpack(content)),
     "class": lambda unpacker, name: _class(name),
     "dtype": lambda unpacker, name: _attributes[name],
     "layout": lambda unpacker, name: _attributes[name],
@@ -391,7 +391,7 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
 
 
 def _check_indices(graph: Graph) -> None:
-    """Every index must lead somewhere, or whatever reads the graph later would fail far from here."""
+    """Raise ValueError where an index leads nowhere, as a later reader of the graph would fail far from here."""
     values, operations, nodes, calls = map(len, (graph.values, graph.operations, graph.nodes, graph.calls))
     counted: tuple[tuple[Any, ...], ...] = (graph.values, graph.operations, graph.nodes, graph.calls, graph.backwards)
     for several in counted:
