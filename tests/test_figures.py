@@ -9,7 +9,7 @@ from torch import nn
 
 import chainrule
 from chainrule.errors import RecordingError
-from chainrule.graph.statistics_cache import Measures
+from chainrule.graph.statistics_cache import StatisticsCache
 
 
 def step(dtype=torch.float32):
@@ -56,7 +56,7 @@ def _said(snapshot):
 def test_read_at_once_or_later(dtype):
     lasting, _, _theirs = step(dtype)
     at_once, _, _others = step(dtype)
-    passing = at_once.at_once(Measures(), magnitudes=True)
+    passing = at_once.at_once(StatisticsCache(), magnitudes=True)
     assert said(passing) == said(lasting.graph)
     assert at_once.graph is passing
     assert not passing.nodes
@@ -65,14 +65,14 @@ def test_read_at_once_or_later(dtype):
 def test_without_histograms_but_where_float16_may_underflow():
     for dtype, wanted in ((torch.float32, False), (torch.float16, True)):
         recording, _, _theirs = step(dtype)
-        graph = recording.at_once(Measures(), magnitudes=False)
+        graph = recording.at_once(StatisticsCache(), magnitudes=False)
         weight = graph.parameters["0.weight"]
         assert [bool(each.magnitudes) for each in (weight.start.statistics, weight.gradient.statistics)] == [wanted] * 2
 
 
 def test_nothing_is_copied_that_is_read_at_once():
     recording, model, _theirs = step()
-    graph = recording.at_once(Measures(), magnitudes=False)
+    graph = recording.at_once(StatisticsCache(), magnitudes=False)
     assert graph.parameters["0.weight"].after is None
     assert graph.parameters["0.weight"].end.statistics is None
     assert graph.parameters["2.bias"].grad.tolist() == model[2].bias.grad.tolist()
@@ -83,4 +83,4 @@ def test_nothing_is_copied_that_is_read_at_once():
 
 def test_not_while_the_block_runs():
     with pytest.raises(RecordingError, match="still running"), chainrule.record() as recording:
-        recording.at_once(Measures(), magnitudes=False)
+        recording.at_once(StatisticsCache(), magnitudes=False)

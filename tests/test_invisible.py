@@ -204,10 +204,10 @@ def test_the_nodes_have_no_hook_left() -> None:
     with chainrule.record() as recording:
         y = (x * 2).sum()
         y.backward(retain_graph=True)
-    passages = recording.nodes[-1].passages
+    passages = recording.nodes[-1].executions
     y.backward()
     assert len(passages) == 1
-    assert recording.nodes[-1].passages == passages
+    assert recording.nodes[-1].executions == passages
     assert not hasattr(y.grad_fn, "_chainrule")
 
 
@@ -313,7 +313,7 @@ def test_backward_on_a_non_scalar_without_a_gradient() -> None:
         y = x * 2
         y.backward()
     assert recording["y"].shape == (3,)
-    assert all(node.passages == () for node in recording.nodes)
+    assert all(node.executions == () for node in recording.nodes)
 
 
 def test_a_second_backward_on_a_freed_graph() -> None:

@@ -18,9 +18,8 @@ from chainrule.capture import retention as keeping
 from chainrule.capture.eviction import BATCH
 from chainrule.errors import RecordingError
 from chainrule.graph import statistics
-from chainrule.graph.bins import EXPONENTS
 from chainrule.graph.graph import Graph
-from chainrule.graph.statistics import Statistics, measure
+from chainrule.graph.statistics import EXPONENTS, Statistics, measure
 from tests.zoo.models import ZOO
 
 LARGE = 20_000  # elements of a float32 tensor that is not small

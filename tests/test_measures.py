@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.graph import single_pass as onepass
 from chainrule.graph import statistics
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.statistics_cache import Measures, distance, memory
+from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
 from chainrule.report.checks import FEW, held_against
 
 TEXT = ("ours against theirs",)
@@ -21,7 +20,7 @@ def compiled(request, monkeypatch):
         monkeypatch.setattr(statistics, "one_pass", lambda row: None)
     else:
         pytest.importorskip("numba")
-        onepass.prepare()
+        statistics.one_pass(torch.zeros(statistics.LARGE))  # loads the kernel
 
 
 def plainly(data):
@@ -94,12 +93,12 @@ def test_a_view_of_all_of_a_tensor_is_the_same_memory_and_a_part_is_not():
 def test_a_difference_beyond_rounding_is_found_at_any_size(size):
     theirs = torch.randn(size)
     ours = theirs.clone()
-    assert held_against(Measures(), ours, theirs, TEXT).difference == 0.0
+    assert held_against(StatisticsCache(), ours, theirs, TEXT).difference == 0.0
     ours[size - 2] += theirs.abs().max() * 1e-7
-    near = held_against(Measures(), ours, theirs, TEXT)
+    near = held_against(StatisticsCache(), ours, theirs, TEXT)
     assert (near.kind, near.difference > 0) == ("agrees", True)
     ours[size - 2] += theirs.abs().max() * 1e-3
-    far = held_against(Measures(), ours, theirs, TEXT)
+    far = held_against(StatisticsCache(), ours, theirs, TEXT)
     assert far.kind == "disagrees"
     assert far.difference == pytest.approx((ours - theirs).abs().max().item())
 
@@ -109,13 +108,13 @@ def test_nan_agrees_with_nan_and_with_nothing_else(size):
     theirs = torch.randn(size)
     theirs[5] = math.nan
     ours = theirs.clone()
-    assert held_against(Measures(), ours, theirs, TEXT).difference == 0.0
+    assert held_against(StatisticsCache(), ours, theirs, TEXT).difference == 0.0
     ours[5] = 0.0
-    assert held_against(Measures(), ours, theirs, TEXT).kind == "disagrees"
+    assert held_against(StatisticsCache(), ours, theirs, TEXT).kind == "disagrees"
 
 
 def test_nothing_is_kept_of_what_is_only_held_against_something():
-    measures = Measures()
+    measures = StatisticsCache()
     theirs = torch.randn(10)
     held_against(measures, theirs.clone(), theirs, TEXT, passing=True)
     assert [data is theirs for data, _ in measures._known.values()] == [True]

@@ -252,7 +252,7 @@ def test_asked_of_what_was_not_kept_why_says_what_to_do() -> None:
 def test_a_name_that_nothing_has() -> None:
     thin = Step("statistics").recording
     assert _error(MissingError, lambda: thin.recompute("h.1.upp.*")).startswith(
-        "no value is named 'h.1.upp.*'. Near it: h.1.up"
+        "no value is named 'h.1.upp.*'. Near matches: 'h.1.up"
     )
     assert "Near matches" in _error(MissingError, lambda: thin.recompute("h.1.upp"))
     assert _error(RequestError, lambda: thin.recompute(["h.1"])) == (  # type: ignore[arg-type]

@@ -20,13 +20,13 @@ from chainrule.graph.trees import tensors_in
 def assert_tied(graph: Graph) -> None:
     """Every node that ran knows its operation, and where each of its gradients goes."""
     for node in graph.nodes:
-        if not node.passages or node.leaf is not None or node.name == "AccumulateGrad":
+        if not node.executions or node.leaf is not None or node.name == "AccumulateGrad":
             continue
         assert node.operation is not None, node
         assert graph.operations[node.operation].function is not None, (node, graph.operations[node.operation])
         for edge in node.edges:
             if any(
-                len(p.downstream) > edge.position and p.downstream[edge.position] is not None for p in node.passages
+                len(p.downstream) > edge.position and p.downstream[edge.position] is not None for p in node.executions
             ):
                 assert edge.value is not None, (node, edge)
                 assert edge.argument is not None, (node, edge)
@@ -193,7 +193,7 @@ def test_accumulation_over_several_passes() -> None:
     assert [loss.item() for loss in recording.losses] == [4.0, 6.0]
     assert recording["w"].grad.tolist() == [5.0, 5.0]
     assert recording.parameters["w"].grad.tolist() == [105.0, 105.0]
-    assert {p.backward for node in recording.nodes for p in node.passages} == {0, 1}
+    assert {p.backward for node in recording.nodes for p in node.executions} == {0, 1}
 
 
 def test_a_graph_kept_and_walked_twice() -> None:
@@ -202,7 +202,7 @@ def test_a_graph_kept_and_walked_twice() -> None:
         loss = (w * w).sum()
         loss.backward(retain_graph=True)
         loss.backward()
-    assert [len(node.passages) for node in recording.nodes if node.name == "MulBackward0"] == [2]
+    assert [len(node.executions) for node in recording.nodes if node.name == "MulBackward0"] == [2]
     assert recording.parameters["w"].grad.tolist() == [4.0, 4.0]
     assert_tied(recording.graph)
 

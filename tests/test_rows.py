@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from chainrule.graph.batched_statistics import MOST, measured, measured_samples
 from chainrule.graph.statistics import Statistics, of_a_sample, part_of
+from chainrule.graph.statistics_cache import MOST, measured, measured_samples
 
 
 def tensors():

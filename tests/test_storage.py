@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import struct
+import typing
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,11 +18,12 @@ from torch import nn
 from chainrule import load, record
 from chainrule.errors import StorageError
 from chainrule.examples import worked_example
-from chainrule.graph import graph as facts
 from chainrule.graph import storage
 from chainrule.graph.graph import Graph
-from chainrule.graph.reexecution import Rerun, WriteThroughView
+from chainrule.graph.reexecution import Reexecution, WriteThroughView
 from chainrule.graph.snapshot import Snapshot
+from chainrule.graph.statistics import Statistics
+from chainrule.graph.trees import reach
 from chainrule.recording import Recording
 
 
@@ -81,13 +83,13 @@ def differences(one: Any, other: Any, where: str = "graph") -> list[str]:
         return [x for i, (a, b) in enumerate(zip(one, other, strict=True)) for x in differences(a, b, f"{where}[{i}]")]
     if isinstance(one, dict) and isinstance(other, dict) and list(one) == list(other):
         return [x for key in one for x in differences(one[key], other[key], f"{where}[{key!r}]")]
-    if isinstance(one, Rerun) and isinstance(other, Rerun):
+    if isinstance(one, Reexecution) and isinstance(other, Reexecution):
         return differences(one.function, other.function, where)
     if isinstance(one, WriteThroughView) and isinstance(other, WriteThroughView):
         return differences(vars(one), vars(other), where)
     if isinstance(one, type) and isinstance(other, type):
         return [] if one.__name__ == other.__name__ else [where]
-    if isinstance(one, Rerun) and isinstance(one.function, type):
+    if isinstance(one, Reexecution) and isinstance(one.function, type):
         return [] if other is None else [where]  # a user's own autograd.Function is not in the file
     return [] if repr(one) == repr(other) else [f"{where}: {one!r} {other!r}"]
 
@@ -122,7 +124,8 @@ def test_the_awkward_step_holds_what_it_is_for() -> None:
     assert any(v.grad is not None and v.grad.layout is torch.sparse_coo for v in graph.values)
     assert any(node.function_class is not None for node in graph.nodes)
     assert any(
-        isinstance(op.function, Rerun) and isinstance(op.function.function, WriteThroughView) for op in graph.operations
+        isinstance(op.function, Reexecution) and isinstance(op.function.function, WriteThroughView)
+        for op in graph.operations
     )
     scalars = [repr(argument) for operation in graph.operations for argument in operation.arguments.values()]
     assert {"inf", "1j", "torch.float64"} <= set(scalars)
@@ -428,6 +431,13 @@ def test_a_new_file_has_the_permissions_that_any_new_file_has(tmp_path: Path) ->
 
 
 def test_every_kind_of_fact_can_be_stored() -> None:
-    kinds = {each for each in vars(facts).values() if isinstance(each, type) and dataclasses.is_dataclass(each)}
-    assert set(storage._kinds.values()) == kinds
-    assert Graph in kinds
+    """What the fields of a graph lead to, by their types."""
+
+    def kinds_in(hint: Any) -> list[Any]:
+        if dataclasses.is_dataclass(hint):
+            return list(typing.get_type_hints(hint).values())
+        return list(typing.get_args(hint))
+
+    kinds = {each for each in reach([Graph], kinds_in) if dataclasses.is_dataclass(each)}
+    assert kinds <= set(storage._kinds.values())
+    assert {Snapshot, Statistics} <= kinds

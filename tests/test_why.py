@@ -9,8 +9,7 @@ from chainrule.derivation.backprop import derive
 from chainrule.derivation.why import why
 from chainrule.errors import MissingError
 from chainrule.examples import worked_example
-from chainrule.graph.lookup import find_value
-from chainrule.graph.names import Notation
+from chainrule.graph.names import Notation, find_value
 from chainrule.recording import record
 
 

@@ -22,7 +22,8 @@ from chainrule.capture.source import is_library
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
 from chainrule.gc_control import Seldom
-from chainrule.graph.graph import Graph, Node, Parameter, Value
+from chainrule.graph.graph import Graph, Node, Value
+from chainrule.graph.snapshot import Parameter
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
     from chainrule.graph.names import Notation
-    from chainrule.graph.statistics_cache import Measures
+    from chainrule.graph.statistics_cache import StatisticsCache
     from chainrule.verification.gradient_check import Verification
 
 
@@ -72,7 +73,7 @@ class Recording:
         let_go(tape)  # of autograd's graph and of the user's objects
         return graph
 
-    def at_once(self, measures: Measures, magnitudes: bool) -> Graph:
+    def at_once(self, measures: StatisticsCache, magnitudes: bool) -> Graph:
         """The graph for whoever looks at it before the user's code goes on, and then lets go of it.
 
         Nothing is copied, and no more is measured than is asked for, by `measures`, with histograms or without
@@ -143,7 +144,7 @@ class Recording:
         Where a name was given several times (`x` in a loop), it means the last; `x@1` is the first.
         Raises MissingError, with the near matches, where nothing goes by that name.
         """
-        from chainrule.graph.lookup import find_value
+        from chainrule.graph.names import find_value
 
         return self.graph.values[find_value(self.graph, name)]
 
@@ -162,10 +163,10 @@ class Recording:
         return Notation(self.graph)
 
     @cached_property
-    def _measures(self) -> Measures:
-        from chainrule.graph.statistics_cache import Measures
+    def _measures(self) -> StatisticsCache:
+        from chainrule.graph.statistics_cache import StatisticsCache
 
-        return Measures()
+        return StatisticsCache()
 
     @cached_property
     def _findings(self) -> tuple[Finding, ...]:

@@ -13,7 +13,7 @@ import torch
 import chainrule
 from chainrule import runs
 from chainrule.errors import RecordingError
-from chainrule.graph.ranks import joined
+from chainrule.graph.history import joined
 from chainrule.graph.statistics import Statistics
 from tests.distributed import workers
 

@@ -188,7 +188,7 @@ def _count(report: Report, name: str, graph: Graph) -> None:
 
 def missing(graph: Graph, node: Node) -> Iterator[str]:
     """What a node that ran is not tied to: its operation, its outputs, its arguments."""
-    if not node.passages:
+    if not node.executions:
         return
     operation = graph.operations[node.operation] if node.operation is not None else None
     if operation is None or operation.function is None:
@@ -196,10 +196,10 @@ def missing(graph: Graph, node: Node) -> Iterator[str]:
         return
     if not _gives_its_outputs(graph, node, operation):
         yield "inputs that give its outputs"
-    if any(g is not None and _output(node, slot) is None for p in node.passages for slot, g in enumerate(p.upstream)):
+    if any(g is not None and _output(node, slot) is None for p in node.executions for slot, g in enumerate(p.upstream)):
         yield "output"
     edges = {edge.position: edge for edge in node.edges}
-    for passage in node.passages:
+    for passage in node.executions:
         for position, gradient in enumerate(passage.downstream):
             edge = edges.get(position)
             if gradient is None or edge is None:  # no edge: it leads nowhere, and the gradient is thrown away

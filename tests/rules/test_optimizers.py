@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from chainrule.graph.graph import ParameterUpdate
-from chainrule.graph.snapshot import Snapshot
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot
 from chainrule.rules.optimizers import Term, explained, terms
 
 

@@ -9,7 +9,7 @@ import torch
 
 import chainrule
 from chainrule.capture import retention as keeping
-from chainrule.graph.statistics_cache import Measures
+from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.examine import replayed
 from tests.zoo.models import ZOO
 from tests.zoo.test_zoo import OF_TRANSFORMERS, quiet  # noqa: F401 (a fixture that goes around every test)
@@ -55,7 +55,7 @@ def test_a_step_is_replayed_after_its_update(name: str, monkeypatch: pytest.Monk
         pytest.skip(f"{name} is a model of transformers, which is not installed here.")
     monkeypatch.setattr(keeping, "SMALL", BUFFERS if name in WITH_BUFFERS else SINGLE)
     whole, thin = (_updated(name, keep) for keep in ("all", "statistics"))
-    thin.at_once(Measures(), magnitudes=False)
+    thin.at_once(StatisticsCache(), magnitudes=False)
     again = replayed(thin)
     assert again is not None
     assert again.is_whole

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from chainrule.graph.graph import type_of_reduction
+from chainrule.graph.snapshot import type_of_reduction
 from chainrule.graph.trees import tensors_in
 
 

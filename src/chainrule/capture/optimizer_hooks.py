@@ -10,8 +10,8 @@ from torch.optim.optimizer import Optimizer
 from chainrule.capture.sharding import own_part
 from chainrule.capture.source import Site
 from chainrule.capture.tape import RawUpdate, Tape, Version
-from chainrule.graph.batched_statistics import measured
 from chainrule.graph.statistics import of_a_sample, part_of
+from chainrule.graph.statistics_cache import measured
 from chainrule.graph.trees import map_leaves
 
 _only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` as it is (a fused one may unscale it in place)

@@ -27,8 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.capture.sharding import own_part
 from chainrule.errors import RecordingError
-from chainrule.graph.single_pass import prepare
-from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure
+from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
 from chainrule.graph.trees import map_leaves
 
 T = TypeVar("T")

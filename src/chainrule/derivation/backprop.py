@@ -18,8 +18,8 @@ from torch import Tensor
 from chainrule import rules
 from chainrule.errors import RuleError
 from chainrule.gc_control import uncollected
-from chainrule.graph.graph import Graph, Node, Operation, Passage, Ref, Update, accumulate, references
-from chainrule.graph.snapshot import all_have_numbers, tensor_of
+from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Ref, accumulate, references
+from chainrule.graph.snapshot import Update, all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
 
 
@@ -143,7 +143,7 @@ def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...])
 
 
 def shares_of(
-    graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: Passage
+    graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: NodeExecution
 ) -> Iterator[Share]:
     """Apply a rule to one node: the share of each argument that wants one.
 
@@ -172,7 +172,9 @@ def shares_of(
         yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
 
 
-def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[int, Tensor]) -> Iterator[NodeStep]:
+def _walk(
+    graph: Graph, backward: int, ran: dict[int, NodeExecution], gradients: dict[int, Tensor]
+) -> Iterator[NodeStep]:
     """One backward pass, from its roots, each node after all nodes that send it a gradient."""
     arriving: dict[int, dict[int, Tensor]] = {}
     hooked = {event.text for event in graph.events if event.kind == "hook"}
@@ -206,7 +208,7 @@ def _walk(graph: Graph, backward: int, ran: dict[int, Passage], gradients: dict[
                 accumulate(gradients, value, arriving[index].get(slot))
 
 
-def _asked(graph: Graph, ran: dict[int, Passage], step: NodeStep) -> NodeStep:
+def _asked(graph: Graph, ran: dict[int, NodeExecution], step: NodeStep) -> NodeStep:
     """Without what nobody asked for: `torch.autograd.grad` and `backward(inputs=...)` want some gradients only."""
     shares = []
     for share, edge in zip(step.shares, graph.nodes[step.node].edges, strict=True):
@@ -216,7 +218,7 @@ def _asked(graph: Graph, ran: dict[int, Passage], step: NodeStep) -> NodeStep:
 
 
 def _step_back(
-    graph: Graph, node: Node, passage: Passage, backward: int, upstream: tuple[Tensor | None, ...]
+    graph: Graph, node: Node, passage: NodeExecution, backward: int, upstream: tuple[Tensor | None, ...]
 ) -> NodeStep:
     op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
     rule = rule_of(graph, node, op)
@@ -241,7 +243,7 @@ def _step_back(
     return NodeStep(node.index, backward, node.operation, None, op, upstream, shares, failure)
 
 
-def _recorded(node: Node, passage: Passage) -> Iterator[Share]:
+def _recorded(node: Node, passage: NodeExecution) -> Iterator[Share]:
     """What autograd gave each argument, in the place of what a rule would have given."""
     for edge in node.edges:
         recorded = tensor_of(passage.along(edge))

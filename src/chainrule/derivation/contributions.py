@@ -17,7 +17,7 @@ from torch import Tensor
 from chainrule import rules
 from chainrule.derivation.backprop import Derivation, NodeStep, Share, Step
 from chainrule.graph.graph import Graph, counted, references
-from chainrule.graph.lookup import Index
+from chainrule.graph.names import Index
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
 from chainrule.rules import Applied, Rule
 

@@ -25,8 +25,7 @@ from chainrule.derivation.contributions import (
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
 from chainrule.errors import MissingError
 from chainrule.graph.graph import Graph, Operation, references
-from chainrule.graph.lookup import Index, check_index, find_value
-from chainrule.graph.names import Notation
+from chainrule.graph.names import Index, Notation, check_index, find_value
 from chainrule.numbers import number
 
 LISTED = 64  # terms of one use that are told one by one; the rest as their sum

@@ -29,7 +29,7 @@ from chainrule.diagnostics.thresholds import Thresholds, check_thresholds
 from chainrule.graph.graph import Graph
 from chainrule.graph.history import History
 from chainrule.graph.names import Notation
-from chainrule.graph.statistics_cache import Measures
+from chainrule.graph.statistics_cache import StatisticsCache
 
 __all__ = [
     "BY_TOPIC",
@@ -68,7 +68,7 @@ def findings(
     notation: Notation,
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
-    measures: Measures | None = None,
+    measures: StatisticsCache | None = None,
     unfinished: bool = False,
 ) -> tuple[Finding, ...]:
     """All findings of one step: errors first, then warnings, then notes; each group in the order of the step.

@@ -17,10 +17,9 @@ from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
 from chainrule.document import Code
-from chainrule.graph.bins import EXPONENTS
-from chainrule.graph.graph import Parameter, Place, Value
-from chainrule.graph.snapshot import has_numbers, statistics_of
-from chainrule.graph.statistics import norm_of
+from chainrule.graph.graph import Place, Value
+from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
+from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
 

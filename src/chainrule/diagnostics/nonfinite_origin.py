@@ -26,7 +26,7 @@ from chainrule.diagnostics.step_context import StepContext, argument, base_of, d
 from chainrule.graph.graph import Operation, Value, references
 from chainrule.graph.history import Kind as SeriesKind
 from chainrule.graph.history import Series
-from chainrule.graph.lookup import Index
+from chainrule.graph.names import Index
 from chainrule.numbers import number
 
 ADVICE = {
@@ -408,7 +408,7 @@ def _reached(context: StepContext, loss: int) -> str:
 
 def _backward(context: StepContext, derivation: Derivation, history: Births) -> Iterator[Finding]:
     """The first node that makes a gradient NaN or infinite while what arrived at it was finite."""
-    fed = {edge.node for node in context.graph.nodes if node.passages for edge in node.edges}
+    fed = {edge.node for node in context.graph.nodes if node.executions for edge in node.edges}
     for step in derivation.nodes:
         if not all(context.measures.finite(g) for g in step.upstream):
             if step.node not in fed or _added_up(context, derivation, step):

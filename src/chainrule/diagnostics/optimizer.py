@@ -15,8 +15,7 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run, is_bias
 from chainrule.diagnostics.step_context import StepContext
-from chainrule.graph.graph import ParameterUpdate
-from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.snapshot import ParameterUpdate
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
@@ -308,8 +307,8 @@ def _second_moment(member: ParameterUpdate) -> float | None:
     state = member.state_before
     for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
         memory = state.get(key)
-        figures = Statistics.of(memory) if isinstance(memory, Tensor) and has_numbers(memory) else memory
-        if isinstance(figures, Statistics) and figures.elements:
+        figures = Statistics.of(memory) if isinstance(memory, Tensor) else None
+        if figures is not None and figures.elements:
             step = float(state.get("step", 1))
             betas = member.options.get("betas", (0.0, float(member.options.get("alpha", 0.0))))
             grown = 1 - float(betas[1]) ** max(step, 1.0)

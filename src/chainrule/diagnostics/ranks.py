@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, in_order, listed
-from chainrule.graph.ranks import RankFacts, RankParameter
+from chainrule.graph.history import RankFacts, RankParameter
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Derivation, Step
 from chainrule.diagnostics.thresholds import Thresholds
-from chainrule.graph.graph import Graph, Operation, Parameter, ParameterUpdate, Place, Ref, references
+from chainrule.graph.graph import Graph, Operation, Place, Ref, references
 from chainrule.graph.names import Notation
-from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.statistics_cache import Measures
+from chainrule.graph.statistics_cache import StatisticsCache
 
 # What hands its numbers on as they are: only their shape, order or number type changes.
 TRANSPARENT = frozenset({
@@ -43,7 +43,7 @@ class StepContext:
         derivation: Derivation | None,
         notation: Notation,
         thresholds: Thresholds | None = None,
-        measures: Measures | None = None,
+        measures: StatisticsCache | None = None,
         unfinished: bool = False,
     ) -> None:
         self.unfinished = unfinished
@@ -51,7 +51,7 @@ class StepContext:
         self.derivation = derivation
         self.notation = notation
         self.thresholds = thresholds or Thresholds()
-        self.measures = measures or Measures()
+        self.measures = measures or StatisticsCache()
         self.worked_out: dict[str, Any] = {}  # what more than one check asks for, by the name of what it is
         self._statistics: dict[tuple[int, bool], Statistics | None] = {}
 

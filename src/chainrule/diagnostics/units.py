@@ -16,8 +16,8 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import LISTED, Finding, listed
 from chainrule.diagnostics.run_context import Run, carry
 from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
-from chainrule.graph.graph import Operation, Parameter
-from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.graph import Operation
+from chainrule.graph.snapshot import Parameter, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.numbers import number
 

@@ -29,7 +29,7 @@ class Wanted:
         self.nodes = {node.index for node in graph.nodes if node.operation in around or node.leaf in chosen}
         self._senders_of: dict[int, list[int]] = {}
         for node in graph.nodes:
-            for edge in node.edges if node.passages else ():
+            for edge in node.edges if node.executions else ():
                 self._senders_of.setdefault(edge.node, []).append(node.index)
         self.nodes |= {
             node.index
@@ -51,7 +51,7 @@ class Wanted:
 
         def senders(index: int) -> list[int]:
             node = self.graph.nodes[index]
-            lost = any(is_lost(g) for passage in node.passages for g in passage.arrived)
+            lost = any(is_lost(g) for passage in node.executions for g in passage.arrived)
             return self._senders_of.get(index, []) if lost or node.leaf is not None else []
 
         return set(reach(self.nodes, senders))
@@ -100,4 +100,4 @@ def is_lost(gradient: Tensor | Snapshot | None) -> bool:
 
 def _unknown(node: Node) -> bool:
     """Whether any gradient that a node sent on was not kept."""
-    return any(is_lost(g) for passage in node.passages for g in passage.sent)
+    return any(is_lost(g) for passage in node.executions for g in passage.sent)

@@ -26,10 +26,9 @@ from chainrule.capture.tape import Traits, storage_of
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import Wanted, is_lost, operands
-from chainrule.graph.graph import Graph, Node, Operation, Parameter, Passage, Value, accumulate
-from chainrule.graph.lookup import find_value
-from chainrule.graph.selection import values_named
-from chainrule.graph.snapshot import Snapshot
+from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Value, accumulate
+from chainrule.graph.names import find_value, values_named
+from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.graph.statistics import Statistics, measure
 from chainrule.graph.trees import map_leaves, tensors_in
 
@@ -79,7 +78,7 @@ class _Replay:
         self.written: dict[int, tuple[Tensor, Tensor]] = {}  # memory -> what was written to, before and after
         self.watched = {each.operation for each in wanted.overtaken}
         self.empty: set[int] = set()  # values that are memory which nothing has been written to
-        self.passages: dict[int, list[Passage]] = {}
+        self.passages: dict[int, list[NodeExecution]] = {}
         self.gradients: dict[int, Tensor] = {}
         self.of_passes: dict[int, dict[int, Tensor]] = {}
         self.unreturned: dict[int, list[int]] = {}  # operation -> values that it wrote, and did not return
@@ -218,7 +217,7 @@ class _Replay:
                     f"operation's backward reads what the recording does not hold. {NO_WAY}"
                 )
 
-    def _step_back(self, node: Node, passage: Passage, arriving: dict[int, dict[int, Tensor]]) -> None:
+    def _step_back(self, node: Node, passage: NodeExecution, arriving: dict[int, dict[int, Tensor]]) -> None:
         here, gradients = arriving.pop(node.index, {}), self.of_passes.setdefault(passage.backward, {})
         upstream = tuple(here.get(slot, g) if is_lost(g) else g for slot, g in enumerate(passage.upstream))
         if node.leaf is None and any(map(is_lost, upstream)):
@@ -242,7 +241,7 @@ class _Replay:
             elif sent is not None and edge.node in self.wanted.ran:
                 accumulate(arriving.setdefault(edge.node, {}), edge.slot, sent)
 
-    def _downstream(self, node: Node, passage: Passage, upstream: Gradients) -> Gradients:
+    def _downstream(self, node: Node, passage: NodeExecution, upstream: Gradients) -> Gradients:
         """What the node sends on: as recorded where it was kept, else as autograd gives it on the operation alone."""
         found = list(passage.downstream)
         lost = [e for e in node.edges if e.position < len(found) and is_lost(found[e.position])]
@@ -287,7 +286,8 @@ class _Replay:
             self.old,
             values=tuple(values),
             nodes=tuple(
-                replace(node, passages=tuple(self.passages.get(node.index, node.passages))) for node in self.old.nodes
+                replace(node, executions=tuple(self.passages.get(node.index, node.executions)))
+                for node in self.old.nodes
             ),
             parameters={name: _parameter(each, values) for name, each in self.old.parameters.items()},
             notes=(*self.old.notes, note),

@@ -1,7 +1,7 @@
-"""One pass over many numbers, as numba compiles it. Only `onepass` imports this, where numba is installed.
+"""The statistics of many numbers in one pass over their memory, compiled by numba. Only `statistics` imports this.
 
-The loop stays as fast as the memory only as long as the compiler takes eight or sixteen numbers at a time, for which it
-must see sums that may be made in any order, a least and a greatest that need not care for NaN, and plain indices.
+The loop is as fast as the memory only while the compiler takes eight or sixteen numbers at a time. For that it must see
+sums in any order, a minimum and a maximum that ignore NaN, and plain indices.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from numpy import float64
 
-from chainrule.graph.bins import EXPONENTS, SAMPLE
+from chainrule.graph.statistics import EXPONENTS, SAMPLE
 
 ROW = 4096  # numbers whose zeros are counted in an integer of their own size
 FIRST, STEP, LAST = EXPONENTS.start, EXPONENTS.step, len(EXPONENTS) - 1
 
 
 def _chosen(order: str) -> Any:
-    """The less or the greater of two numbers, neither of them NaN: for that a processor has one instruction."""
+    """The minimum or maximum of two numbers, neither of them NaN, for which a processor has one instruction."""
 
     @intrinsic
     def chosen(typing: Any, one: Any, other: Any) -> Any:
@@ -37,7 +37,7 @@ _less, _greater = _chosen("<"), _chosen(">")
 
 
 def _address(typing: Any, number: Any) -> Any:
-    """A number as the address that it is."""
+    """A number as an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
@@ -48,13 +48,13 @@ def _address(typing: Any, number: Any) -> Any:
 _at: Any = intrinsic(_address)
 
 
-def _figures(
+def _measure_memory(
     floats: Any, integers: Any, mantissa: int, exponents: int, address: int, count: int, counts: Any
 ) -> tuple[float, float, float, float, int, int]:
     """Least, greatest, sum, sum of squares, zeros, and how many are not finite; the histogram is added to `counts`.
 
-    `floats` and `integers` are empty arrays of the type of the numbers, and of integers of the same size; a number has
-    so many bits of mantissa, and exponents up to that one.
+    `floats` and `integers` are empty arrays of the numbers' type and of integers of the same size. A number has
+    `mantissa` bits of mantissa, and an exponent of at most `exponents`.
     """
     numbers, bits = carray(_at(address), count, floats.dtype), carray(_at(address), count, integers.dtype)
     zero, infinity = floats.dtype.type(0), floats.dtype.type(numpy.inf)
@@ -95,9 +95,9 @@ def _figures(
     return low, high, total, squares, zeros, not_finite
 
 
-# Sums may be made in any order, but there may be infinities and NaN: nothing else of `fastmath`.
+# Sums may be made in any order; the rest of `fastmath` would assume that there is no infinity and no NaN.
 _options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "nsz", "contract"}}
 try:
-    figures: Any = njit(cache=True, **_options)(_figures)
-except RuntimeError:  # there is no place where its machine code may be kept
-    figures = njit(**_options)(_figures)
+    measure_memory: Any = njit(cache=True, **_options)(_measure_memory)
+except RuntimeError:  # there is no folder for the compiled code
+    measure_memory = njit(**_options)(_measure_memory)

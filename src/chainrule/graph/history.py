@@ -1,27 +1,29 @@
-"""What many steps leave behind: the loss, the learning rates, and the statistics of every tensor, step after step.
+"""Facts of many steps, and of one step on many ranks: losses, learning rates, and the statistics of every tensor.
 
-The neutral form between those who gather it (a watch, a file of a run) and those who read it (findings over time, the
-page of a run). Needs no torch.
+A watch and the file of a run write these; checks of a run and its page read them. Needs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from chainrule.graph.statistics import Statistics
 
 Kind = Literal["input", "value", "gradient", "parameter", "parameter gradient", "update", "moment"]
-"""What was measured: what came from outside (data and targets); a module's output or a value; the gradient of it; a
-parameter before the step; its `.grad` as the optimizer met it; what the step added to it (after minus before); the
-optimizer's state of it."""
+"""What was measured: what came from outside (data and targets); a module's output or a value; its gradient; a parameter
+before the step; its `.grad` as the optimizer met it; the update (after minus before); the optimizer's state of it."""
 
 
 @dataclass(slots=True)
 class Series:
-    """One tensor over time. `name` is a parameter's or a module's path (with `#2`... for later runs of the same module
-    in one step), `layer` its place in forward order, `type` the class of its module (`ReLU`)."""
+    """One tensor over time.
+
+    `name` is a parameter's or a module's path (with `#2`... for later runs of the same module in one step), `layer` its
+    place in forward order, `type` the class of its module (`ReLU`).
+    """
 
     kind: Kind
     name: str
@@ -31,7 +33,7 @@ class Series:
     statistics: list[Statistics] = field(default_factory=list)
 
     def add(self, step: int, statistics: Statistics) -> None:
-        """What the tensor was at this step."""
+        """Add the statistics of one step."""
         self.steps.append(step)
         self.statistics.append(statistics)
 
@@ -56,14 +58,14 @@ class StepFacts:
 
 @dataclass(slots=True)
 class History:
-    """Everything that was watched, in the order of the steps; or the last part of it, with the loss at the start."""
+    """All watched steps in their order, or the last of them with the loss of the first."""
 
     steps: list[StepFacts] = field(default_factory=list)
     series: dict[tuple[Kind, str], Series] = field(default_factory=dict)
     first_loss: float | None = None  # of the run, where its first steps are not here
 
     def add(self, kind: Kind, name: str, step: int, statistics: Statistics, layer: int = 0, type: str = "") -> None:
-        """Add what one tensor was at one step."""
+        """Add the statistics of one tensor at one step."""
         key = (kind, name)
         if key not in self.series:
             self.series[key] = Series(kind, name, layer, type)
@@ -72,3 +74,67 @@ class History:
     def of_kind(self, kind: Kind) -> list[Series]:
         """All series of a kind, in forward order."""
         return sorted((s for s in self.series.values() if s.kind == kind), key=lambda s: s.layer)
+
+
+# -- one step on many ranks -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RankParameter:
+    """One parameter on one rank: before the step, the gradient that the rank sent, and the mean that it received.
+
+    The marks are checksums of the numbers, where these were kept: equal numbers have equal marks.
+    """
+
+    before: Statistics | None = None
+    local: Statistics | None = None
+    mean: Statistics | None = None
+    before_mark: int | None = None
+    mean_mark: int | None = None
+    sharded: bool = False  # each rank holds another part of it
+    combined: bool = False  # the gradients of all ranks are made one
+
+
+@dataclass(frozen=True, slots=True)
+class RankFacts:
+    """One rank at one step. `batch` is how many samples it took (None: not known)."""
+
+    rank: int
+    batch: int | None
+    loss: float | None
+    parameters: dict[str, RankParameter] = field(default_factory=dict)
+
+
+def joined(parts: Iterable[Statistics]) -> Statistics:
+    """The statistics of the tensors of several ranks as if they were one tensor.
+
+        n = sum n_r     norm^2 = sum norm_r^2     mean = sum n_r mean_r / n
+        std^2 = sum n_r (std_r^2 + (mean_r - mean)^2) / n
+
+    These hold up to rounding; extremes and counts are exact.
+    """
+    known = list(parts)
+    counts = [each.elements - each.not_finite for each in known]
+    count, elements = sum(counts), sum(each.elements for each in known)
+    lost = elements - count
+    if not count:
+        return Statistics(elements, 0.0, 0.0, 0.0, 0.0, 0.0, 0, lost, _magnitudes(known))
+    mean = math.fsum(n * each.mean for n, each in zip(counts, known, strict=True)) / count
+    squares = (n * (each.std**2 + (each.mean - mean) ** 2) for n, each in zip(counts, known, strict=True))
+    there = [each for n, each in zip(counts, known, strict=True) if n]
+    return Statistics(
+        elements,
+        math.hypot(*(each.norm for each in there)),
+        mean,
+        math.sqrt(math.fsum(squares) / count),
+        min(each.low for each in there),
+        max(each.high for each in there),
+        sum(each.zeros for each in there),
+        lost,
+        _magnitudes(known),
+    )
+
+
+def _magnitudes(known: list[Statistics]) -> tuple[int, ...]:
+    histograms = [each.magnitudes for each in known if each.magnitudes]
+    return tuple(map(sum, zip(*histograms, strict=True))) if histograms else ()

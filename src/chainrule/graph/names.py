@@ -1,17 +1,23 @@
-"""What each value is called: a symbol in equations, a word in a line of text.
+"""Names of values and nodes: the symbols that equations use, and the look-up of what a reader types.
 
-The user's own short names win (`Z1`, `X`). In a plain chain of layers the field's names stand for the parameters and
-for what has no short name: W^{[l]}, b^{[l]}, Z^{[l]}, A^{[l]} for layer l. Elsewhere a value goes by its path. J is the
-loss.
+The user's own short names win (`Z1`, `X`). In a plain chain of layers, parameters and values without a short name
+have a textbook's names: W^{[l]}, b^{[l]}, Z^{[l]}, A^{[l]} for layer l. Every other value has its path. The loss is J.
 """
 
 from __future__ import annotations
 
+import difflib
+import operator
+import random
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
-from chainrule.graph.graph import Graph, Operation, Value, counted, references
+from chainrule.errors import MissingError, RequestError
+from chainrule.graph.graph import Graph, Node, Operation, Value, counted, references
+
+Index = tuple[int, ...]
 
 _short = re.compile(r"([A-Za-z])(\d*)")
 
@@ -68,7 +74,7 @@ class Notation:
     def loss(self, backward: int = 0) -> str:
         """The symbol of the loss that a backward pass began from: J, or J_1, J_2 where there are several.
 
-        What `torch.autograd.grad` differentiates beside them goes by its own symbol, here and in gradients.
+        A value that `torch.autograd.grad` differentiates beside the losses keeps its own symbol.
         """
         root = self._differentiated(backward)
         if root is not None:
@@ -83,7 +89,7 @@ class Notation:
         return _plain(self.loss(backward)) if root is None else self.plain(root)
 
     def differentiated(self, value: int) -> str:
-        """The symbol of what a value's `grad` is the derivative of: J, be it the sum of several losses."""
+        """The symbol of what a value's `grad` is the derivative of; J also stands for a sum of several losses."""
         backward = self._pass_of(value)
         return "J" if self._adds_up(backward) else self.loss(backward)
 
@@ -105,7 +111,7 @@ class Notation:
 
     @cached_property
     def _passes(self) -> dict[int, set[int]]:
-        """The passes that reached each value; not asked where all accumulate, and the losses alone are told apart."""
+        """The passes that reached each value; empty where all passes accumulate, as nobody asks then."""
         found: dict[int, set[int]] = {}
         if all(each.accumulates for each in self.graph.backwards):
             return found
@@ -113,12 +119,12 @@ class Notation:
             leaves = [
                 (edge.position, leaf) for edge in node.edges if (leaf := self.graph.nodes[edge.node].leaf) is not None
             ]
-            for passage in node.passages:
-                arrived = [*zip(node.outputs, passage.upstream, strict=False)]
-                arrived += [(leaf, passage.downstream[at]) for at, leaf in leaves if at < len(passage.downstream)]
+            for execution in node.executions:
+                arrived = [*zip(node.outputs, execution.arrived, strict=False)]
+                arrived += [(leaf, execution.sent[at]) for at, leaf in leaves if at < len(execution.sent)]
                 for value, gradient in arrived:
                     if value is not None and gradient is not None:
-                        found.setdefault(value, set()).add(passage.backward)
+                        found.setdefault(value, set()).add(execution.backward)
         for backward in self.graph.backwards:
             for value in backward.given:
                 found.setdefault(value, set()).add(backward.index)
@@ -136,7 +142,7 @@ class Notation:
 
     @cached_property
     def _layers(self) -> dict[int, tuple[str, int]]:
-        """Follow the data from the input: each call takes the last result, and leaves, and nothing else."""
+        """The layers of a plain chain: each call takes the result of the last one, and otherwise leaves alone."""
         layers: dict[int, tuple[str, int]] = {}
         uses: Counter[int] = Counter()
         current: int | None = None
@@ -154,7 +160,7 @@ class Notation:
                 return {}
             letters = _letters(weights, output, layer + 1)
             if layer and current is not None and current not in layers and (letters or output in self._losses):
-                layers[current] = ("A", layer)  # what the next layer, or the loss, takes
+                layers[current] = ("A", layer)  # the input of the next layer, or of the loss
             layers.update(letters)
             layer += bool(letters)
             current = output
@@ -168,8 +174,7 @@ def _letters(weights: list[Value], output: int, layer: int) -> dict[int, tuple[s
 
 
 def _calls(graph: Graph) -> list[list[Operation]]:
-    """Operations grouped by the user's calls, up to the first backward pass; those that no gradient flows through left
-    out."""
+    """The operations that a gradient flows through, grouped by the user's calls."""
     groups: dict[int, list[Operation]] = {}
     for operation in graph.operations:
         if operation.node is not None:
@@ -185,3 +190,162 @@ def escape(text: str) -> str:
     """Plain text inside LaTeX's `\\text{...}`."""
     special = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
     return "".join(special.get(c, "\\" + c if c in "_$%&#" else c) for c in text)
+
+
+# -- look-up ----------------------------------------------------------------------------------------------------------
+
+
+def find_value(graph: Graph, name: str) -> int:
+    """The value that a reader means by `name`: the user's name, a parameter or module path, or the symbol (`W1`).
+
+    A bare name that several values share (`x@1`, `x@2`) means the last of them.
+
+    Raises MissingError, with the near matches, where no value has that name.
+    """
+    known = _names_of_values(graph)
+    if name in known:
+        return known[name]
+    notation = Notation(graph)
+    symbols = {notation.plain(value.index): value.index for value in graph.values}
+    if name in symbols:
+        return symbols[name]
+    if name in graph.parameters:
+        raise MissingError(
+            f"The parameter '{name}' has no value in this recording: the forward pass did not use it. Its data is in "
+            f"`recording.parameters['{name}']`."
+        )
+    if any(module.path == name for module in graph.modules):
+        raise MissingError(f"The module '{name}' ran, but what it returned is not one tensor. Ask for one by its name.")
+    raise MissingError(f"There is no value named '{name}' in this recording. {_near(name, [*known, *symbols])}")
+
+
+def check_index(graph: Graph, value: int, index: Index | int, called: str) -> Index:
+    """`index` as a tuple of non-negative places in the value's shape; negative ones count from the end.
+
+    Raises MissingError where it has too many or too few axes, is out of range, or is not made of whole numbers.
+    """
+    shape = graph.values[value].shape
+    given = index if isinstance(index, tuple) else (index,)
+    written = f"{called}[{', '.join(map(str, given))}]" if given else called
+    places = []
+    for place in given:
+        if isinstance(place, bool) or not hasattr(place, "__index__"):
+            raise MissingError(
+                f"{written}: {place!r} is no index. Give whole numbers, one for each axis of the shape {shape}."
+            )
+        places.append(operator.index(place))
+    if len(places) != len(shape):
+        raise MissingError(
+            f"{written} gives {_axes(len(places))}, but {called} has the shape {shape}. "
+            f"Give {_axes(len(shape))}{', as in ' + str((0,) * len(shape)) if 0 not in shape else ''}."
+        )
+    for axis, (place, size) in enumerate(zip(places, shape, strict=True)):
+        if not -size <= place < size:
+            allowed = f"Axis {axis} goes from 0 to {size - 1}." if size else f"Axis {axis} is empty."
+            raise MissingError(f"{written} is out of range: {called} has the shape {shape}. {allowed}")
+    return tuple(place % size for place, size in zip(places, shape, strict=True))
+
+
+def _names_of_values(graph: Graph) -> dict[str, int]:
+    """Every name, and every bare name; later values take bare names from earlier ones."""
+    exact = {name: value.index for value in reversed(graph.values) for name in value.names}
+    bare = {name.partition("@")[0]: value.index for value in graph.values for name in value.names if "@" in name}
+    paths = {name: each.value for name, each in graph.parameters.items() if each.value is not None}
+    return {**bare, **paths, **exact}
+
+
+def _near(name: str, known: list[str]) -> str:
+    """The near matches of a name or pattern that was not found, or some of the names that there are."""
+    by_lower = {each.lower(): each for each in known}
+    near = [by_lower[each] for each in difflib.get_close_matches(name.strip("*.").lower(), by_lower, n=3, cutoff=0.5)]
+    if near:
+        return f"Near matches: {', '.join(map(repr, near))}."
+    return f"It holds {', '.join(map(repr, known[:8]))}." if known else "It holds no names at all."
+
+
+def _axes(count: int) -> str:
+    return {0: "no index", 1: "1 index"}.get(count, f"{count} indices")
+
+
+# -- selection by patterns --------------------------------------------------------------------------------------------
+
+
+def select_nodes(graph: Graph, only: str | Iterable[str] | None, sample: float | None) -> tuple[list[Node], str]:
+    """The nodes that patterns name, or a random share of them, in the graph's order; and in words which these are.
+
+    Raises MissingError where `only` names nothing, RequestError where `sample` is no share.
+    """
+    if sample is not None and not 0 < sample <= 1:
+        raise RequestError(
+            f"sample={sample!r} is no share of the nodes. Give a number above 0 and up to 1, such as 0.1."
+        )
+    nodes, words = list(graph.nodes), []
+    if only is not None:
+        patterns = [only] if isinstance(only, str) else list(only)
+        nodes = _nodes_named(graph, patterns)
+        words.append(f"those that {', '.join(patterns)} names")
+    if sample is not None and sample < 1:
+        nodes = _random_share(nodes, sample)
+        words.append(f"a random share of {sample:.3g}")
+    return nodes, ", of these ".join(words)
+
+
+def values_named(graph: Graph, pattern: str) -> list[int]:
+    """The values that a pattern names: by their own names, or by the module that made them.
+
+    Raises MissingError, with the near matches, where there are none.
+    """
+    match = _pattern(pattern)
+    modules = {
+        operation.index
+        for operation in graph.operations
+        if operation.call is not None and match.search(graph.calls[operation.call].module)
+    }
+    found = [v.index for v in graph.values if v.operation in modules or any(map(match.search, v.names))]
+    if found:
+        return found
+    near = _near(pattern, [name for value in graph.values for name in value.names])
+    raise MissingError(f"no value is named {pattern!r}. {near}")
+
+
+def _nodes_named(graph: Graph, patterns: list[str]) -> list[Node]:
+    matches = [_pattern(each) for each in patterns]
+    names = {node.index: list(_names_of_node(graph, node)) for node in graph.nodes}
+    nodes = [node for node in graph.nodes if any(match.search(n) for n in names[node.index] for match in matches)]
+    if nodes:
+        return nodes
+    if not names:
+        raise MissingError("no node was recorded.")
+    near = _near(patterns[0] if patterns else "", list(dict.fromkeys(n for each in names.values() for n in each if n)))
+    raise MissingError(f"no node is named {', '.join(map(repr, patterns))}. {near}")
+
+
+def _names_of_node(graph: Graph, node: Node) -> Iterator[str]:
+    """A node's own name, its operation's, its module's path, and those of its outputs or its leaf."""
+    yield node.name
+    for value in (*node.outputs, node.leaf):
+        if value is not None:
+            yield from graph.values[value].names
+    if node.operation is not None:
+        yield graph.operations[node.operation].name
+    if node.call is not None:
+        yield graph.calls[node.call].module
+
+
+def _random_share(nodes: list[Node], share: float) -> list[Node]:
+    """The same nodes each time, and at least one."""
+    count = max(1, round(share * len(nodes)))
+    drawn = random.Random(0).sample(range(len(nodes)), min(count, len(nodes)))
+    return [nodes[place] for place in sorted(drawn)]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """The expression that a name must match.
+
+    A plain word may stand anywhere in the name (`Addmm`). A path, or a pattern with `*` or `?`, is matched with whole
+    parts between dots, from any part on, and includes everything inside: `h.1` and `h.1.*` are a block, not `h.10`.
+    """
+    if not any(mark in text for mark in ".*?"):
+        return re.compile(re.escape(text))
+    body = re.escape(text.removesuffix(".*")).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.compile(rf"(^|\.){body}(\..*)?$", re.DOTALL)

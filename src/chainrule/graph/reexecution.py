@@ -1,7 +1,6 @@
-"""Recorded operations, ready to run again: the one part of a graph that is code, which is stored by these classes.
+"""The functions that run recorded operations again: the one part of a graph that is code, of which a file keeps names.
 
-Proofs and trials run an operation on other data than it had; autograd must not see it, and its recorded arguments go by
-the names of its schema.
+Gradient checks run an operation on other data, unseen by autograd. Arguments have the names of the operation's schema.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ import torch
 from torch import Tensor
 
 
-class Rerun:
-    """Runs a recorded operation again on other data, with gradients off: `rerun({"self": x, "other": y})`."""
+class Reexecution:
+    """Runs a recorded operation again on other data, with gradients off: `function({"self": x, "other": y})`."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
 
     def __call__(self, arguments: dict[str, Any], gradients: bool = False) -> Any:
-        """The result on these arguments, by the names of the schema; what it writes to is written to.
+        """The result on these arguments; an in-place operation writes to them.
 
-        Some operations give more where `gradients` are on: what their backward needs.
+        With `gradients` on, some operations also return tensors for their backward.
         """
         if isinstance(self.function, type):
             return self._forward(list(arguments.values()))
@@ -36,10 +35,10 @@ class Rerun:
 
 
 class WriteThroughView:
-    """An in-place operation on a view, as the function of the view's base that it is for autograd.
+    """An in-place operation on a view, as a function of the view's base, which is what autograd makes of it.
 
-    `function(base=..., **arguments)` gives the base as it is afterwards, and the view in it. `base` and `view` have the
-    shapes that they had then, `offset` is where in the base the view begins, in the view's elements.
+    `function(base=..., **arguments)` returns the base after the write, and the view. `offset` is where in the base
+    the view begins, in the view's elements.
     """
 
     def __init__(self, function: Any, argument: str, base: Tensor, view: Tensor, offset: int) -> None:
@@ -50,7 +49,7 @@ class WriteThroughView:
         self.layout = tuple(base.shape), tuple(base.stride())
 
     def __call__(self, /, base: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
-        """The base after the write, and the view; what is given is left as it is."""
+        """The base after the write, and the view; writes to copies alone."""
         after = torch.empty_strided(*self.layout, dtype=base.dtype, device=base.device).copy_(base)
         whole = torch.view_as_real(after) if self.real else after
         view = whole.as_strided(self.size, self.stride, self.offset if whole.numel() else 0)
@@ -59,7 +58,7 @@ class WriteThroughView:
 
 
 def offset_in(base: Tensor, view: Tensor) -> int:
-    """Where in the base a view of it begins, in the view's elements."""
+    """Where in the base a view begins, in the view's elements."""
     return (view.storage_offset() * view.itemsize - base.storage_offset() * base.itemsize) // view.itemsize
 
 

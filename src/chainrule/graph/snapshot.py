@@ -1,19 +1,22 @@
-"""A tensor as it was at one moment: with its numbers, or with their statistics alone.
+"""A tensor as it was at one moment, and what a step did to a parameter between two moments.
 
-What a recording does not keep still has a shape, a type and a device. Code that computes with shapes takes a
-placeholder in its place, a tensor on the device `meta`; everybody else asks the snapshot.
+A recording may keep a tensor's numbers or their statistics alone; a snapshot has a shape, a type and a device either
+way. Code that computes with shapes takes a placeholder where there are no numbers: a tensor on the device `meta`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
 
 from chainrule.graph.statistics import Statistics
+
+type_of_reduction = Literal["all-reduce", "reduce-scatter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,166 @@ def data_of(snapshot: Snapshot | None) -> Tensor | None:
 def statistics_of(snapshot: Snapshot | None) -> Statistics | None:
     """The statistics that were measured while the step ran."""
     return None if snapshot is None else snapshot.statistics
+
+
+# -- a parameter at the start of a step and at its end ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A trained leaf at the start of the step and at its end, with the gradient that backward left in `.grad`.
+
+    `gradient` is None where none arrived, `end` is None where no optimizer stepped.
+    """
+
+    name: str
+    value: int | None
+    start: Snapshot
+    gradient: Snapshot | None = None
+    end: Snapshot | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.start.shape
+
+    @property
+    def before(self) -> Tensor | None:
+        """Its numbers before the step, where they were kept."""
+        return self.start.data
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Its gradient, where one arrived and was kept."""
+        return data_of(self.gradient)
+
+    @property
+    def after(self) -> Tensor | None:
+        """Its numbers after the step, where an optimizer stepped and they were kept."""
+        return data_of(self.end)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a gradient arrived, kept or not."""
+        return self.gradient is not None
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterUpdate:
+    """One parameter in one `optimizer.step()`.
+
+    `state_before` is the optimizer's state of it before the step; a tensor there that was not kept is a snapshot.
+    `gradient` is the one that the optimizer read, after unscaling and clipping. `update_statistics` are those of the
+    update (after minus before) where the parameter was not kept; of a large one they come from a sample.
+    """
+
+    value: int | None
+    name: str
+    start: Snapshot
+    gradient: Snapshot | None
+    end: Snapshot
+    options: dict[str, Any]
+    state_before: dict[str, Any]
+    update_statistics: Statistics | None = None
+
+    @property
+    def before(self) -> Tensor:
+        """The parameter before, or a placeholder."""
+        return self.start.tensor
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient, or a placeholder; None where there was none."""
+        return tensor_of(self.gradient)
+
+    @property
+    def after(self) -> Tensor:
+        """The parameter after, or a placeholder."""
+        return self.end.tensor
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all numbers of the update were kept."""
+        facts = (self.start, self.gradient, self.end, *self.state_before.values())
+        return all(each.has_numbers for each in facts if isinstance(each, Snapshot))
+
+    def without_numbers(self) -> ParameterUpdate:
+        """The same with shapes alone: what was not kept, or has the parameter's shape, is a placeholder."""
+        bare = self.start.filled(None)
+
+        def without(state: Any) -> Any:
+            if isinstance(state, Snapshot):
+                return state.placeholder
+            return bare.placeholder if getattr(state, "shape", None) == bare.shape != () else state
+
+        state = {name: without(each) for name, each in self.state_before.items()}
+        return replace(self, start=bare, gradient=self.gradient and bare, end=bare, state_before=state)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One `optimizer.step()`."""
+
+    optimizer: str
+    parameters: tuple[ParameterUpdate, ...]
+    position: int  # the number of operations that had run before it
+    optimizer_number: int = 0  # which of the optimizers that stepped it is, in the order of their first steps
+
+
+@dataclass(frozen=True, slots=True)
+class Reducer:
+    """A module that combines the gradients of several processes: `DistributedDataParallel`, or one `fully_shard`ed.
+
+    `batch` is how many samples went through it on this rank; `hook` names the communication hooks that take the place
+    of the plain mean ("" without).
+    """
+
+    module: str
+    class_name: str
+    kind: type_of_reduction
+    rank: int
+    ranks: int
+    batch: int | None
+    hook: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """The gradient of one parameter, combined over ranks.
+
+    `sent` is this rank's own gradient, earlier micro-batches included. `received` is the mean over all ranks, or this
+    rank's part of it for a sharded parameter. `gathered` holds the gradients of all ranks in their order, where they
+    were gathered; `verdict` then says whether the mean is right.
+    """
+
+    name: str
+    reducer: int
+    sent: Snapshot
+    received: Snapshot | None
+    gathered: tuple[Tensor, ...] = ()
+    verdict: str = ""  # on the mean, where it was gathered
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of this rank's gradient."""
+        return self.sent.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its number type."""
+        return self.sent.dtype
+
+    @property
+    def local(self) -> Tensor | None:
+        """The numbers of this rank's gradient, where they were kept."""
+        return self.sent.data
+
+    @property
+    def mean(self) -> Tensor | None:
+        """The numbers of what was given back, where they were kept."""
+        return data_of(self.received)

@@ -1,42 +1,51 @@
-"""What is said of a tensor without its numbers: size, norm, mean, spread, extremes, zeros, and where its sizes lie.
+"""What is said of a tensor without its numbers: size, norm, mean, spread, extremes, zeros, and a small histogram.
 
-Worked out where the tensor lives, in few passes over its memory. On a processor `measure` has the figures at once; on
-another device they stay there until somebody reads them, so that a thousand tensors are measured without waiting for
-one. Many numbers on a processor are measured in one pass (`onepass`), where numba is installed. Elsewhere every pass is
-one that PyTorch or numpy runs at the speed of the memory: reductions in the tensor's own number type over rows that
-are short enough to lose nothing, added up in float64. (A reduction that converts to float64 on the way takes thirty
-times as long.)
+A tensor is measured where it lives, in few passes over its memory. On a processor `measure` has the statistics at once;
+on another device they stay there until somebody reads them, so that a thousand tensors are measured without waiting
+for one. Many numbers on a processor are measured in one pass (`fused_kernel`), where numba is installed. Elsewhere
+PyTorch or numpy run each pass at the speed of the memory: they reduce rows in the tensor's own number type, which are
+short enough to lose nothing, and the rows are added up in float64. (A reduction that converts to float64 on the way
+takes thirty times as long.)
+
+Reading the file of a run needs `Statistics` without torch, so this module imports torch inside its functions.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chainrule.graph.bins import EXPONENTS, SAMPLE
-from chainrule.graph.single_pass import one_pass
+import numpy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+EXPONENTS = range(-32, 32, 4)
+"""Bin `i` of the histogram counts the sizes from 2^EXPONENTS[i] up to the next; the outermost take the rest."""
+
+SAMPLE = 512  # numbers, spread over the tensor, that the histogram is made of
 ROW = 4096  # numbers that are added up in their own type
 MANY = 4096  # numbers from which on one pass is worth a call of its own
+LARGE = 2**18  # numbers from which on it is worth loading the compiler of the kernel
 SLAB = 2**20  # numbers that are looked at, or converted, at a time
 TINY = 1e-15  # below, the square of a float32 may be lost
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Figures of one tensor. Of a complex tensor those of its absolute values; of whole numbers and booleans as floats.
+    """Statistics of one tensor: of absolute values, where it is complex; of floats, where it has integers or booleans.
 
     All but `elements`, `zeros` and `not_finite` are of the finite elements alone, and 0 where there are none:
 
         norm = sqrt(sum x^2)     mean = sum x / n     std = sqrt(sum (x - mean)^2 / n)
 
-    `magnitudes` counts the finite elements that are not 0 by the power of two of their size (`EXPONENTS`), among at
-    most 512 elements spread evenly over the tensor; empty where it was not asked for.
+    `magnitudes` is the histogram: it counts the finite elements that are not 0 by the power of two of their size, among
+    at most 512 elements spread evenly over the tensor; empty where nobody asked for it.
     """
 
     elements: int
@@ -56,18 +65,18 @@ class Statistics:
 
 
 Row = tuple[float, ...]
-"""What is found in a pass: how many elements; least, greatest, sum, norm; how many are zero, and not finite."""
+"""The result of a pass: the number of elements; least, greatest, sum, norm; how many are zero, and not finite."""
 
 
 @dataclass(slots=True)
 class Measured:
-    """A tensor's figures, perhaps still on its device, and the histogram, or some of its numbers to make it of."""
+    """A tensor's statistics, perhaps still on its device, and the histogram, or the sample to make it of."""
 
     row: Row | Tensor
     magnitudes: tuple[int, ...] | Tensor
 
     def read(self, magnitudes: bool = True) -> Statistics:
-        """The figures; waits for the device that they are on."""
+        """The statistics; waits for the device that they are on."""
         row = self.row if isinstance(self.row, tuple) else tuple(self.row.tolist())
         if not magnitudes:
             return _statistics(row, ())
@@ -89,9 +98,9 @@ def measure(tensor: Tensor) -> Measured:
 
 
 def in_place(tensor: Tensor) -> Measured | None:
-    """The figures and their histogram, where one pass over the memory as it is can find them all.
+    """Measure a tensor in one pass over its memory, where that is possible.
 
-    Runs no operation of PyTorch's, and takes no memory: so much is asked while a step runs.
+    Runs no operation of PyTorch's and takes no memory, as the recorder needs while a step runs.
     """
     import torch
 
@@ -101,14 +110,14 @@ def in_place(tensor: Tensor) -> Measured | None:
     found = one_pass(tensor)
     if found is None or not math.isfinite(found.squares):  # a float64 may be too large for its square
         return None
-    low, high, total, squares, zeros, not_finite, magnitudes = found
-    return Measured((count, low, high, total, math.sqrt(squares), zeros, not_finite), magnitudes)
+    row = (count, found.low, found.high, found.total, math.sqrt(found.squares), found.zeros, found.not_finite)
+    return Measured(row, found.magnitudes)
 
 
 def fetch(several: Iterable[Measured]) -> None:
-    """Bring figures and samples to the processor, in one transfer for each device and type of number.
+    """Bring statistics and samples to the processor, in one transfer for each device and type of number.
 
-    Waits for the devices, all of their streams included: who measured may have done so on any of them.
+    Waits for all streams of the devices, as any of them may have measured.
     """
     import torch
 
@@ -151,7 +160,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def in_a_row(tensor: Tensor) -> Tensor:
-    """All numbers of a strided tensor in one row, in the order of memory where that saves a copy."""
+    """All numbers of a strided tensor in one row, in the order of its memory where that saves a copy."""
     return tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1)
 
 
@@ -174,18 +183,21 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _sample(flat: Tensor) -> Tensor:
+    """The numbers that the histogram is made of, copied."""
     every = -(-flat.numel() // SAMPLE)
     return flat[::every].clone() if every else flat.clone()
 
 
 def _magnitudes(sample: Tensor) -> tuple[int, ...]:
-    import numpy  # on so few numbers torch takes five times as long
-
-    sizes = numpy.abs(sample.double().cpu().numpy())
-    exponents = numpy.frexp(sizes)[1] - 1  # frexp: size = mantissa * 2^exponent, mantissa from 0.5 up to 1
+    sizes = numpy.abs(sample.double().cpu().numpy())  # on so few numbers torch takes five times as long
     there = numpy.isfinite(sizes) & (sizes > 0)
-    bins = ((exponents[there] - EXPONENTS.start) // EXPONENTS.step).clip(0, len(EXPONENTS) - 1)
-    return tuple(numpy.bincount(bins, minlength=len(EXPONENTS)).tolist())
+    return tuple(numpy.bincount(bins_of(sizes[there]), minlength=len(EXPONENTS)).tolist())
+
+
+def bins_of(sizes: Any) -> Any:
+    """The bin of each size, as numpy arrays."""
+    exponents = numpy.frexp(sizes)[1] - 1  # frexp: size = mantissa * 2^exponent, mantissa from 0.5 up to 1
+    return ((exponents - EXPONENTS.start) // EXPONENTS.step).clip(0, len(EXPONENTS) - 1)
 
 
 def _statistics(row: Row, magnitudes: tuple[int, ...]) -> Statistics:
@@ -199,7 +211,7 @@ def _statistics(row: Row, magnitudes: tuple[int, ...]) -> Statistics:
 
 
 def spread(size: float, mean: float) -> float:
-    """The standard deviation from the root mean square: sqrt(size^2 - mean^2), where squares might be too large."""
+    """The standard deviation from the root mean square: sqrt(size^2 - mean^2), without squares that overflow."""
     between = size - abs(mean)  # not above 0 where all are the same, or their sum was too large for the type
     return math.sqrt(between) * math.sqrt(size + abs(mean)) if between > 0 else 0.0
 
@@ -240,13 +252,12 @@ def _slabs(flat: Tensor) -> Iterator[Tensor]:
 
 def _slab(flat: Tensor) -> tuple[float, float, float, float, int]:
     """Least, greatest, sum, norm, and how many are zero."""
-    import numpy
     import torch
 
     if flat.numel() >= MANY and (found := one_pass(flat.contiguous())) and not found.not_finite:
         return found.low, found.high, found.total, math.sqrt(found.squares), found.zeros
     low, high = flat.aminmax()
-    numbers = numpy.from_dlpack(flat)  # `flat.numpy()` would forbid for good that its memory is resized, as FSDP2 does
+    numbers = numpy.from_dlpack(flat)  # `flat.numpy()` would forbid resizing its memory for good, as FSDP2 does
     zeros = int(numpy.count_nonzero(numbers == 0)) if low <= 0 <= high else 0  # numpy counts in a fifth of the time
     if flat.numel() <= ROW * 16:
         return low.item(), high.item(), flat.sum().item(), _norm(flat), zeros
@@ -272,11 +283,67 @@ def _wide_norm(flat: Tensor) -> float:
     return math.hypot(*(torch.linalg.vector_norm(part.double()).item() for part in flat.split(SLAB)))
 
 
+# -- one pass, where numba is installed -------------------------------------------------------------------------------
+
+
+class OnePass(NamedTuple):
+    """The result of one pass: of the finite numbers, and how many others there are."""
+
+    low: float
+    high: float
+    total: float
+    squares: float
+    zeros: int
+    not_finite: int
+    magnitudes: tuple[int, ...]
+
+
+@cache
+def prepare() -> None:
+    """Load the compiler and the kernel for float32 now, where much is going to be measured.
+
+    Loading takes half a second, once in a process, and another half the first time on a machine.
+    """
+    import torch
+
+    one_pass(torch.zeros(LARGE))
+
+
+def one_pass(dense: Tensor) -> OnePass | None:
+    """Measure float32 or float64 on a processor, of a tensor that fills one piece of memory, at the memory's speed.
+
+    None for other types and devices, without numba, and for a few numbers as long as the kernel is not loaded.
+    """
+    count = dense.numel()
+    if count < LARGE and "chainrule.graph.fused_kernel" not in sys.modules:
+        return None
+    kernel = _kernel(dense.dtype) if dense.is_cpu else None
+    if kernel is None or not (address := dense.data_ptr()):
+        return None
+    counts = numpy.zeros(len(EXPONENTS), numpy.int64)
+    found = kernel(address, count, counts)
+    return OnePass._make((*found, tuple(counts.tolist())))
+
+
+@cache
+def _kernel(type: torch.dtype) -> Callable[..., Any] | None:
+    name = str(type).removeprefix("torch.")
+    integers = {"float32": numpy.int32, "float64": numpy.int64}.get(name)
+    if integers is None:
+        return None
+    try:
+        from chainrule.graph.fused_kernel import measure_memory
+    except ImportError:  # no numba, or none for this Python or numpy
+        return None
+    known = numpy.finfo(name)
+    return partial(measure_memory, numpy.empty(0, name), numpy.empty(0, integers), known.nmant, known.maxexp)
+
+
 # -- on another device ------------------------------------------------------------------------------------------------
 
 
 def _on_device(flat: Tensor) -> Any:
-    """The figures in one small tensor, without waiting for any of them."""
+    """The row of statistics as one small tensor, without waiting for any of them."""
     import torch
 
     finite = flat.isfinite() if flat.is_floating_point() else torch.ones_like(flat, dtype=torch.bool)
@@ -298,17 +365,17 @@ PART = 4096  # numbers of a large tensor from which an update is estimated; each
 
 
 def part_of(tensor: Tensor) -> Tensor:
-    """Numbers spread evenly over a tensor, at most 4,096; all of a small one. A copy."""
+    """A copy of at most 4,096 numbers spread evenly over a tensor; of all of a small one."""
     return spread_over(_flat(tensor.detach())).clone()
 
 
 def spread_over(flat: Tensor) -> Tensor:
-    """Every so many-th of the numbers in a row: an odd count, or they would all be of a few columns of a matrix."""
+    """Every n-th of the numbers in a row, n odd: an even n would take them from a few columns of a matrix alone."""
     return flat if flat.numel() <= PART else flat[:: flat.numel() // PART | 1][:PART]
 
 
 def of_a_sample(found: Statistics, elements: int) -> Statistics:
-    """The statistics of a tensor of so many elements from those of an even sample: norm and counts are scaled up."""
+    """The statistics of a tensor from those of an even sample of it: norm and counts are scaled up to `elements`."""
     if found.elements == elements:
         return found
     scale = elements / max(found.elements, 1)

@@ -1,24 +1,44 @@
-"""The figures of the tensors of one recording, each worked out once for all who ask.
+"""The statistics of many tensors: each is measured once, and small ones of one size are measured together.
 
 A step of a large model has a thousand tensors, and the same memory under several names: a view, its transpose, the
-gradient that our rule and autograd agree on to the last bit. So figures are kept by memory. Findings and telling ask
-for the same ones; and to know whether a tensor is finite is to have measured it, as PyTorch's `isfinite` alone takes
-six times as long as all the figures together.
+gradient on which our rule and autograd agree to the last bit. So `StatisticsCache` keeps statistics by memory. Findings
+and reports ask for the same ones. A tensor is also asked whether it is finite by measuring it, as PyTorch's `isfinite`
+alone takes six times as long as all statistics together.
+
+Measuring a small tensor by itself takes ten calls into PyTorch and numpy, which cost more than the numbers do. A step
+has hundreds of them (biases, norms, samples of an optimizer's state), of a few sizes. Those of one size become the rows
+of a matrix, and each reduction runs once for all rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
-from chainrule.graph.batched_statistics import is_small, measured
 from chainrule.graph.snapshot import Snapshot, all_have_numbers, has_numbers, statistics_of
-from chainrule.graph.statistics import Statistics, in_a_row, is_dense, norm_of
+from chainrule.graph.statistics import (
+    EXPONENTS,
+    SAMPLE,
+    TINY,
+    Statistics,
+    bins_of,
+    in_a_row,
+    is_dense,
+    norm_of,
+    of_a_sample,
+    part_of,
+    spread,
+    spread_over,
+)
 
 PART = 2**18  # numbers that are subtracted at a time
+MOST = 2**14  # numbers of a tensor up to which it is measured as a row
+BLOCK = 2**18  # numbers of a matrix, which should stay in the processor's cache
+REAL = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 UNKNOWN = Statistics(0, math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0)
 """Of a tensor whose numbers were not kept."""
@@ -26,18 +46,15 @@ UNKNOWN = Statistics(0, math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0)
 Key = tuple[object, ...]
 
 
-class Measures:
-    """Figures by memory; what was measured is held, so that its memory is not given to another tensor."""
+class StatisticsCache:
+    """Statistics by memory. A measured tensor is held, so that its memory is not given to another one."""
 
     def __init__(self) -> None:
         self._known: dict[Key, tuple[Tensor, Statistics]] = {}
         self._twins: set[tuple[Key, Key]] = set()
 
     def statistics(self, data: Tensor, magnitudes: bool = False) -> Statistics:
-        """What is said of a tensor without its numbers; with the histogram of its magnitudes where that is asked for.
-
-        Waits for the device that the tensor is on.
-        """
+        """The statistics of a tensor, with the histogram if `magnitudes`. Waits for the tensor's device."""
         if not has_numbers(data):
             return UNKNOWN
         key = memory(data)
@@ -47,13 +64,13 @@ class Measures:
         return known[1]
 
     def of(self, snapshot: Snapshot | None, magnitudes: bool = False) -> Statistics | None:
-        """What was measured of a tensor while the step ran, else the statistics of its numbers; None without either."""
+        """The statistics that were measured while the step ran, else those of the numbers; None without either."""
         if snapshot is None or snapshot.statistics is not None or snapshot.data is None:
             return statistics_of(snapshot)
         return self.statistics(snapshot.data, magnitudes)
 
     def measure(self, tensors: Iterable[Tensor], magnitudes: bool) -> None:
-        """Measure the small ones among these together, which is sooner done than one by one when they are asked for."""
+        """Measure the small tensors among these together, before somebody asks for them one by one."""
         small = {memory(each): each for each in tensors if is_small(each)}
         waiting = {key: each for key, each in small.items() if key not in self._known}
         found = measured(list(waiting.values()), magnitudes)
@@ -65,21 +82,21 @@ class Measures:
         return found.norm if not found.not_finite else norm_of(data)
 
     def finite(self, data: Tensor | None) -> bool:
-        """Whether there is no NaN and no infinity in it, as far as is known."""
+        """Whether a tensor holds no NaN and no infinity, as far as is known."""
         if not has_numbers(data) or not (data.is_floating_point() or data.is_complex()):
             return True
         return not self.statistics(data).not_finite
 
     def all_finite(self, several: Iterable[Tensor | None]) -> bool:
-        """The same of several; those that are small are measured together."""
+        """Whether several tensors hold neither; small ones are measured together."""
         known = [each for each in several if has_numbers(each)]
         self.measure(known, magnitudes=False)
         return all(self.finite(each) for each in known)
 
     def are_twins(self, one: Tensor, other: Tensor, passing: bool = False) -> bool:
-        """Whether two tensors are the same number for number; then both are measured as one.
+        """Whether two tensors are equal number for number; then they share their statistics.
 
-        Nothing is kept of `one` where it is `passing`, made to be held against something once.
+        Nothing is kept of `one` where it is `passing`, made to be compared once.
         """
         if not all_have_numbers(one, other):
             return False
@@ -95,7 +112,7 @@ class Measures:
 
 
 def memory(data: Tensor) -> Key:
-    """What two tensors share that hold the same numbers in another order: one is a view of all of the other."""
+    """A key that is equal for two tensors where one is a view of all of the other, in whatever order."""
     if data.layout != torch.strided or not is_dense(data):
         return (id(data),)
     return (data.data_ptr(), data.numel(), data.dtype, data.device, data.is_conj(), data.is_neg())
@@ -111,7 +128,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def differences(one: Tensor, other: Tensor) -> Iterator[Tensor]:
-    """The difference in parts that stay in the processor's cache, one after the other in the same memory."""
+    """The difference in parts, one after the other in the same memory, which stays in the processor's cache."""
     if one.stride() == other.stride() and is_dense(one):
         one, other = in_a_row(one), in_a_row(other)
     one, other = one.reshape(-1), other.reshape(-1)
@@ -124,3 +141,91 @@ def distance(one: Tensor, other: Tensor) -> float:
     """The norm of the difference of two tensors of one shape."""
     one, other = (each if each.layout == torch.strided else each.to_dense() for each in (one, other))
     return math.hypot(*(norm_of(part) for part in differences(one.detach(), other.detach())))
+
+
+# -- small tensors, measured together ---------------------------------------------------------------------------------
+
+
+def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
+    """The statistics of each tensor, as `Statistics.of` has them, with or without the histogram."""
+    found: dict[int, Statistics] = {}
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+        for places in _of_one_size(tensors):
+            rows = torch.stack([in_a_row(tensors[place]) for place in places])
+            found.update(zip(places, _of_rows(rows, magnitudes), strict=True))
+    # A row with numbers that are not finite, or whose squares are too large or too small, is measured by itself.
+    return [
+        known if (known := found.get(place)) is not None and _is_exact(known) else Statistics.of(tensor, magnitudes)
+        for place, tensor in enumerate(tensors)
+    ]
+
+
+def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
+    """The statistics of each tensor; of a large one those of an even sample, as `of_a_sample` has them of `part_of`."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+        samples = [_sampled(each) for each in tensors]
+    return [
+        of_a_sample(known, tensor.numel())
+        for known, tensor in zip(measured(samples, magnitudes=False), tensors, strict=True)
+    ]
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    """As `part_of`, without a copy where the numbers can be reduced where they are."""
+    return spread_over(in_a_row(tensor)) if _is_plain(tensor) else part_of(tensor)
+
+
+def is_small(tensor: Tensor) -> bool:
+    """Whether a tensor can be a row: not too large, and of numbers that can be reduced where they are."""
+    return 0 < tensor.numel() <= MOST and _is_plain(tensor)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.dtype not in REAL or tensor.layout is not torch.strided:
+        return False
+    return tensor.device.type == "cpu" and not tensor.is_neg()
+
+
+def _of_one_size(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The places of tensors that can be rows of one matrix, in blocks."""
+    groups: dict[tuple[int, torch.dtype], list[int]] = {}
+    for place, each in enumerate(tensors):
+        if is_small(each):
+            groups.setdefault((each.numel(), each.dtype), []).append(place)
+    for (size, _), places in groups.items():
+        most = max(BLOCK // size, 1)
+        yield from (places[start : start + most] for start in range(0, len(places), most))
+
+
+def _of_rows(rows: Tensor, magnitudes: bool) -> Iterator[Statistics]:
+    rows, count = rows.float() if rows.itemsize < 4 else rows, rows.shape[1]
+    lows, highs = rows.amin(1).tolist(), rows.amax(1).tolist()
+    sums, norms = rows.sum(1).tolist(), torch.linalg.vector_norm(rows, dim=1).tolist()
+    histograms = _histograms(rows) if magnitudes else [()] * len(lows)
+    zeros = _zeros(rows, lows, highs)
+    for low, high, total, norm, none, counts in zip(lows, highs, sums, norms, zeros, histograms, strict=True):
+        mean = total / count
+        std = 0.0 if low == high else spread(norm / math.sqrt(count), mean)
+        yield Statistics(count, norm, mean, std, low, high, none, 0, counts)
+
+
+def _is_exact(known: Statistics) -> bool:
+    if not known.low and not known.high:
+        return True
+    return all(map(math.isfinite, (known.low, known.high, known.norm))) and max(-known.low, known.high) >= TINY
+
+
+def _zeros(rows: Tensor, lows: Sequence[float], highs: Sequence[float]) -> Iterator[int]:
+    """How many numbers of each row are zero. Most rows have none, which takes less time to see than to count."""
+    around = any(low <= 0 <= high for low, high in zip(lows, highs, strict=True))
+    least = rows.abs().amin(1).tolist() if around else [1.0] * len(lows)
+    return (0 if size else rows.shape[1] - int(row.count_nonzero()) for size, row in zip(least, rows, strict=True))
+
+
+def _histograms(rows: Tensor) -> list[tuple[int, ...]]:
+    """How many of a sample of each row lie in which bin of `EXPONENTS`."""
+    sizes = numpy.abs(rows[:, :: -(-rows.shape[1] // SAMPLE)].numpy())
+    bins = bins_of(sizes)
+    bins += numpy.arange(len(bins))[:, None] * len(EXPONENTS)
+    counts = numpy.bincount(bins[sizes > 0], minlength=len(bins) * len(EXPONENTS))
+    return [tuple(each) for each in counts.reshape(len(bins), -1).tolist()]

@@ -1,8 +1,8 @@
-"""A recording in one safetensors file: its tensors as they are, and everything else as JSON in the header.
+"""A recording in one safetensors file: its tensors, and everything else as JSON in the header.
 
-Nothing is pickled and nothing in a file is code: operations are named (`aten.addmm.default`) and looked up among
-PyTorch's own; a user's own `autograd.Function` or registered operation keeps its name alone. Reading is strict: what
-does not fit the types of `graph`, or refers to what is not there, is refused.
+Nothing is pickled and nothing in a file is code. Operations are named (`aten.addmm.default`) and looked up among
+PyTorch's own; a user's own `autograd.Function` or registered operation keeps its name alone. Reading is strict: a file
+is refused where a field does not fit its type in `graph` or `snapshot`, or where an index leads nowhere.
 """
 
 from __future__ import annotations
@@ -30,28 +30,26 @@ from torch import Tensor
 from chainrule.errors import StorageError
 from chainrule.gc_control import uncollected
 from chainrule.graph import graph as facts
+from chainrule.graph import snapshot as snapshots
 from chainrule.graph.graph import Graph
-from chainrule.graph.reexecution import Rerun, WriteThroughView
-from chainrule.graph.snapshot import Snapshot, has_numbers, placeholder
-from chainrule.graph.statistics import Statistics
+from chainrule.graph.reexecution import Reexecution, WriteThroughView
+from chainrule.graph.snapshot import Snapshot
 from chainrule.graph.trees import leaves
 
 FORMAT = "chainrule-recording"
 VERSION = 3
-IN_HEADER = 2**24  # characters of JSON: a longer one stands beside the tensors, as a header may take 100 MB at most
+IN_HEADER = 2**24  # characters of JSON; longer JSON is stored beside the tensors, as a header takes 100 MB at most
 
 _kinds = {
     each.__name__: each
-    for each in (
-        facts.Place, facts.Ref, facts.Value, facts.Operation, facts.Edge, facts.Passage, facts.Node, facts.Call,
-        facts.Backward, facts.ParameterUpdate, facts.Update, facts.Parameter, facts.Event, facts.Module, facts.Graph,
-        facts.Reducer, facts.Reduction, Snapshot, Statistics,
-    )
-}  # fmt: skip
+    for module in (facts, snapshots)
+    for each in vars(module).values()
+    if isinstance(each, type) and is_dataclass(each)
+}
 _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
 _attributes = {str(each): each for each in vars(torch).values() if isinstance(each, tuple(_of_torch))}
 _SPACES = ("aten", "prims")
-_REACHES_OUT = ("from_file",)  # touches more than memory: no file may have it run
+_REACHES_OUT = ("from_file",)  # operations that touch more than memory, which no file may run
 _MALFORMED = (
     KeyError, TypeError, ValueError, RecursionError, IndexError, AttributeError, RuntimeError, OverflowError
 )  # fmt: skip
@@ -59,7 +57,7 @@ _MALFORMED = (
 
 @uncollected()
 def write(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write a graph to `path`, all at once: an interrupted write leaves the old file.
+    """Write a graph to `path`. An interrupted write leaves the old file.
 
     Raises StorageError where the file cannot be written, or where a tensor is of a kind that safetensors cannot hold.
     """
@@ -71,7 +69,7 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
             header["graph"] = body
         else:
             packer.tensors["graph"] = torch.frombuffer(bytearray(body.encode()), dtype=torch.uint8)
-        # From where the tensors are into the file: in one piece of memory they would be there twice.
+        # Each tensor goes straight into the file: collecting all of them first would take their memory twice.
         write_atomically(path, lambda file: save_file(packer.tensors, file, header))
     except _MALFORMED as error:
         raise StorageError(
@@ -120,10 +118,10 @@ def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Path], None]) -> None:
-    """Write a file beside `path`, then put it in its place: a crash or a full disk leaves the old file.
+    """Write a file beside `path`, then move it into place: a crash or a full disk leaves the old file.
 
-    The content is given, or written by a function into the file that it is told. A link stays a link, and a file that
-    is there keeps its permissions. Raises StorageError where that fails.
+    `content` is bytes, or a function that writes to the path it is given. A link stays a link, and an existing file
+    keeps its permissions. Raises StorageError where writing fails.
     """
     target = Path(os.path.realpath(path))
     temporary, handle = _beside(target, path)
@@ -133,7 +131,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Pa
             if not callable(content):
                 file.write(content)
         if callable(content):
-            content(temporary)  # safetensors puts a file of its own there, which nobody else may read
+            content(temporary)  # safetensors replaces the file by one that nobody else may read
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         with suppress(FileNotFoundError):
@@ -145,11 +143,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Pa
         raise StorageError(f"{path} could not be written: {said}. What stood there before is unharmed.") from error
     finally:
         with suppress(OSError):
-            os.unlink(temporary)  # there is none once it is in its place
+            os.unlink(temporary)  # it is gone once it was moved into place
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise StorageError where `write_atomically` could not begin, before there is anything to write."""
+    """Raise StorageError where `write_atomically` would fail to create its file."""
     temporary, handle = _beside(Path(os.path.realpath(path)), path)
     os.close(handle)
     os.unlink(temporary)
@@ -192,7 +190,7 @@ def _brief(error: Exception) -> str:
 
 
 class _Packer:
-    """Dataclasses to JSON, tensors set aside under a key each."""
+    """Turns dataclasses into JSON, and collects tensors under a key each."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -207,8 +205,6 @@ class _Packer:
             return item if math.isfinite(item) else {"float": str(item)}
         if isinstance(item, complex):
             return {"complex": [self.pack(item.real), self.pack(item.imag)]}
-        if isinstance(item, Tensor) and not has_numbers(item):
-            return {"unkept": [list(item.shape), str(item.dtype)]}
         if isinstance(item, Tensor):
             return {"tensor": self._key(item), "complex": item.is_complex()}
         if isinstance(item, tuple):
@@ -226,7 +222,7 @@ class _Packer:
     def _named(self, item: Any) -> Any:
         if item is Ellipsis:
             return {"ellipsis": None}
-        if isinstance(item, Rerun):
+        if isinstance(item, Reexecution):
             return {"operation": self._function(item.function)}
         if isinstance(item, type):
             return {"class": item.__name__}
@@ -236,7 +232,7 @@ class _Packer:
         return {"other": type(item).__name__}
 
     def _function(self, function: Any) -> Any:
-        """An operation's name; for a write through a view also which part of the base the view is."""
+        """An operation's name; of a write through a view also the view's place in its base."""
         if isinstance(function, torch._ops.OpOverload):
             return str(function)
         if isinstance(function, WriteThroughView) and isinstance(function.function, torch._ops.OpOverload):
@@ -254,7 +250,7 @@ class _Packer:
         return key
 
     def _alone(self, data: Tensor) -> Tensor:
-        """In memory that no other tensor of the file is in, as safetensors wants it; copied only where one is."""
+        """A tensor that shares its memory with no other one of the file, as safetensors asks; copied where it does."""
         memory = data.untyped_storage().data_ptr()
         if memory in self._memories:
             return data.clone()
@@ -263,7 +259,7 @@ class _Packer:
 
 
 class _Unpacker:
-    """The way back, with every type checked."""
+    """Turns JSON back into dataclasses, and checks every type."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
@@ -302,7 +298,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _fits(item: Any, hint: Any) -> bool:
-    """Whether an item is what a field's type says."""
+    """Whether an item has a field's type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -318,17 +314,17 @@ def _fits(item: Any, hint: Any) -> bool:
         key, value = arguments
         return isinstance(item, dict) and all(_fits(k, key) and _fits(v, value) for k, v in item.items())
     if origin is Callable:
-        return isinstance(item, Rerun)
+        return isinstance(item, Reexecution)
     if hint is None or hint is NoneType:
         return item is None
     return isinstance(item, hint) and not (hint is int and isinstance(item, bool))
 
 
-def _rerun(content: Any) -> Rerun | None:
-    """What runs an operation again; None for one that this torch has not, and for anybody else's."""
+def _reexecution(content: Any) -> Reexecution | None:
+    """The function that runs an operation again; None where it is not one of this torch's."""
     if not isinstance(content, dict):
         found = _operation(content)
-        return None if found is None else Rerun(found)
+        return None if found is None else Reexecution(found)
     if set(content) != set(_VIEW) or not all(_fits(content[name], hint) for name, hint in _VIEW.items()):
         raise ValueError("this is no write through a view")
     found = _operation(content["function"])
@@ -336,7 +332,7 @@ def _rerun(content: Any) -> Rerun | None:
         return None
     written = WriteThroughView.__new__(WriteThroughView)
     vars(written).update(content | {"function": found})
-    return Rerun(written)
+    return Reexecution(written)
 
 
 _Shape = tuple[int, ...]
@@ -360,35 +356,18 @@ def _operation(name: str | None) -> Any:
 
 
 def _class(name: str) -> type:
-    """A class of this name, to be told; what it did is not in the file."""
+    """An empty class of this name, for reports; its code is not in the file."""
     if not name.isidentifier():
         raise ValueError(f"{name!r} is no class's name")
     return type(name, (), {})
 
 
-def _dtype(name: Any) -> torch.dtype:
-    found = _attributes[name]
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name!r} is no dtype")
-    return found
-
-
 def _check_snapshot(snapshot: Snapshot) -> None:
-    _check_shape(snapshot.shape)
+    if any(size < 0 for size in snapshot.shape):
+        raise ValueError(f"{snapshot.shape} is no shape")
     data = snapshot.data
     if data is not None and (tuple(data.shape), data.dtype) != (snapshot.shape, snapshot.dtype):
         raise ValueError(f"a tensor is not what its snapshot says, but {tuple(data.shape)} of {data.dtype}")
-
-
-def _check_shape(shape: Any) -> None:
-    if not (_fits(tuple(shape), _Shape) and all(size >= 0 for size in shape)):
-        raise ValueError(f"{shape!r} is no shape")
-
-
-def _unkept(shape: Any, dtype: Any) -> Tensor:
-    """A tensor whose numbers were not kept. Takes no memory, whatever its shape claims."""
-    _check_shape(shape)
-    return placeholder(tuple(shape), _dtype(dtype))
 
 
 _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
@@ -398,9 +377,8 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "dict": lambda unpacker, items: {unpacker.unpack(key): unpacker.unpack(value) for key, value in items},
     "slice": lambda unpacker, parts: slice(*(unpacker.unpack(each) for each in parts)),
     "ellipsis": lambda unpacker, content: Ellipsis,
-    "operation": lambda unpacker, content: _rerun(unpacker.unpack(content)),
+    "operation": lambda unpacker, content: _reexecution(unpacker.unpack(content)),
     "class": lambda unpacker, name: _class(name),
-    "unkept": lambda unpacker, content: _unkept(*content),
     "dtype": lambda unpacker, name: _attributes[name],
     "layout": lambda unpacker, name: _attributes[name],
     "memory_format": lambda unpacker, name: _attributes[name],
@@ -413,7 +391,7 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
 
 
 def _check_indices(graph: Graph) -> None:
-    """Every index must lead somewhere, or whatever reads the graph later would fail far from here."""
+    """Raise ValueError where an index leads nowhere, as a later reader of the graph would fail far from here."""
     values, operations, nodes, calls = map(len, (graph.values, graph.operations, graph.nodes, graph.calls))
     counted: tuple[tuple[Any, ...], ...] = (graph.values, graph.operations, graph.nodes, graph.calls, graph.backwards)
     for several in counted:
@@ -435,7 +413,7 @@ def _check_indices(graph: Graph) -> None:
         _within((edge.node for edge in node.edges), nodes, where)
         _within((node.operation,), operations, where)
         _within((node.call,), calls, where)
-        _within((passage.backward for passage in node.passages), len(graph.backwards), where)
+        _within((execution.backward for execution in node.executions), len(graph.backwards), where)
     for call in graph.calls:
         _within(call.operations, operations, f"call {call.index}")
         _within((*call.outputs, *_refs((call.arguments, call.keywords))), values, f"call {call.index}")

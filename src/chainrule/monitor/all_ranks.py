@@ -25,10 +25,8 @@ import torch
 from torch import distributed as dist
 
 from chainrule.errors import brief
-from chainrule.graph.bins import EXPONENTS
-from chainrule.graph.history import Kind, StepFacts
-from chainrule.graph.ranks import RankFacts, RankParameter, joined
-from chainrule.graph.statistics import Statistics
+from chainrule.graph.history import Kind, RankFacts, RankParameter, StepFacts, joined
+from chainrule.graph.statistics import EXPONENTS, Statistics
 from chainrule.monitor.gather import divided
 from chainrule.monitor.runs import Figure
 

@@ -24,9 +24,9 @@ from torch import distributed as dist
 
 from chainrule.errors import MissingError, RecordingError
 from chainrule.execution.experiment import MARGIN
-from chainrule.graph.graph import Graph, Parameter, Reduction
-from chainrule.graph.ranks import RankFacts, RankParameter
-from chainrule.graph.snapshot import Snapshot, statistics_of
+from chainrule.graph.graph import Graph
+from chainrule.graph.history import RankFacts, RankParameter
+from chainrule.graph.snapshot import Parameter, Reduction, Snapshot, statistics_of
 from chainrule.graph.statistics import Statistics
 
 if TYPE_CHECKING:

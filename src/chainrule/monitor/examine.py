@@ -30,7 +30,7 @@ from chainrule.monitor.runs import Figure, Found
 
 if TYPE_CHECKING:
     from chainrule.diagnostics import Finding, Thresholds
-    from chainrule.graph.statistics_cache import Measures
+    from chainrule.graph.statistics_cache import StatisticsCache
     from chainrule.recording import Recording
 
 WINDOW = 256  # watched steps that are remembered; they are cut when there are twice as many
@@ -64,7 +64,7 @@ class Examiner:
         facts: StepFacts,
         figures: Iterable[Figure],
         of_ranks: Sequence[Finding] = (),
-        measures: Measures | None = None,
+        measures: StatisticsCache | None = None,
     ) -> list[Found]:
         """Remember a step, and look; gives the findings that are new or have changed.
 
@@ -84,7 +84,7 @@ class Examiner:
         return changed
 
     def look_at_unfinished(
-        self, recording: Recording, facts: StepFacts, ending: str, measures: Measures, scaled: bool
+        self, recording: Recording, facts: StepFacts, ending: str, measures: StatisticsCache, scaled: bool
     ) -> None:
         """Take in the step that the watch ended in, and how it did, for the last look.
 
@@ -125,7 +125,7 @@ class Examiner:
                 yield replace(found, severity="note", until=self._looked_at if found.until is None else found.until)
 
     def _in_step(
-        self, recording: Recording, facts: StepFacts, measures: Measures | None, unfinished: bool = False
+        self, recording: Recording, facts: StepFacts, measures: StatisticsCache | None, unfinished: bool = False
     ) -> Sequence[Finding]:
         """What the step shows by itself; the checks that need its derivation only where it was recorded in full."""
         derivation = recording.derivation if facts.full and recording.is_whole else None

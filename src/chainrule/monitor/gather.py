@@ -18,13 +18,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.sharding import own_part
-from chainrule.graph.batched_statistics import measured, measured_samples
-from chainrule.graph.graph import Graph, Parameter, ParameterUpdate, Value
-from chainrule.graph.history import Kind, StepFacts
-from chainrule.graph.ranks import RankFacts
-from chainrule.graph.snapshot import Snapshot, data_of
+from chainrule.graph.graph import Graph, Value
+from chainrule.graph.history import Kind, RankFacts, StepFacts
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.statistics_cache import Measures
+from chainrule.graph.statistics_cache import StatisticsCache, measured, measured_samples
 from chainrule.monitor.distributed import facts_of_rank
 from chainrule.monitor.runs import Figure
 
@@ -50,7 +48,7 @@ class Surroundings:
     full: bool  # recorded with all its numbers
     met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
     moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
-    measures: Measures = field(default_factory=Measures)  # of the step's tensors, for all who ask
+    measures: StatisticsCache = field(default_factory=StatisticsCache)  # of the step's tensors, for all who ask
     histograms: bool = True  # whether those are wanted
     alone: bool = True  # no other rank watches: which inputs are parts of one, and which the same, nobody knows
 

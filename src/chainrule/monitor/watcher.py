@@ -25,7 +25,7 @@ from chainrule.diagnostics.ranks import of_ranks
 from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.gc_control import uncollected
 from chainrule.graph.history import History, StepFacts
-from chainrule.graph.statistics_cache import Measures
+from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.all_ranks import ApartError, Step, Together
 from chainrule.monitor.examine import Examiner, ending, replayed
 from chainrule.monitor.gather import (
@@ -203,7 +203,7 @@ class watch:  # noqa: N801 (read as a verb)
         if recording is None or not self._examining:
             return
         self._note_skipped()
-        measures = Measures()
+        measures = StatisticsCache()
         if self._full is None:
             recording.at_once(measures, magnitudes=False)
         scaled = self._scaler.scaler is not None or skipped_in(recording.graph) > 0
@@ -289,7 +289,7 @@ class watch:  # noqa: N801 (read as a verb)
         """Read, store and examine the step just recorded, and drop its recording."""
         recording, self._recording = self._recording, None
         assert recording is not None
-        measures = Measures()
+        measures = StatisticsCache()
         figures, facts = self._read(recording, measures)
         step = self._joined(recording, facts, figures)
         if self._together.leads:
@@ -323,7 +323,7 @@ class watch:  # noqa: N801 (read as a verb)
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
-    def _read(self, recording: Recording, measures: Measures) -> tuple[list[Figure], StepFacts]:
+    def _read(self, recording: Recording, measures: StatisticsCache) -> tuple[list[Figure], StepFacts]:
         histograms = keeps_histograms(self.watched - 1)
         graph = recording.at_once(measures, histograms) if self._full is None else recording.graph
         optimizers = list(self._boundaries.optimizers.values())
@@ -346,7 +346,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._count_skipped(missed)
         return list(figures_of(graph, around)), facts_of(graph, around)
 
-    def _keep(self, recording: Recording, step: Step, measures: Measures) -> None:
+    def _keep(self, recording: Recording, step: Step, measures: StatisticsCache) -> None:
         facts, figures = step.facts, step.figures
         if self.writer is not None:
             self.writer.add(facts, figures)

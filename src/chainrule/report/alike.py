@@ -10,8 +10,7 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Share, Step
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
-from chainrule.graph.graph import ParameterUpdate, Update
-from chainrule.graph.snapshot import Snapshot
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number

@@ -9,8 +9,7 @@ import torch
 
 from chainrule.derivation.backprop import Step
 from chainrule.document import Code, Document, Section, Table, Text
-from chainrule.graph.graph import Parameter
-from chainrule.graph.snapshot import Snapshot
+from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.numbers import number
 from chainrule.report.alike import names
 from chainrule.report.context import Context, shape_text

@@ -14,12 +14,12 @@ from torch import Tensor as Data
 from chainrule.document import Text, Verdict
 from chainrule.graph.snapshot import all_have_numbers
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.statistics_cache import Measures, differences
+from chainrule.graph.statistics_cache import StatisticsCache, differences
 
 FEW = 2**16  # numbers up to which every pass is cheap
 
 
-def held_against(measures: Measures, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:
+def held_against(measures: StatisticsCache, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:
     """Hold our number against PyTorch's: `agrees` where they differ by no more than rounding.
 
     Nothing is kept of `ours` where it is `passing`, made to be held against something once.
@@ -37,7 +37,7 @@ def held_against(measures: Measures, ours: Data, theirs: Data, text: Text, passi
     return Verdict("agrees" if max(largest) <= bound else "disagrees", text, max(largest), bound)
 
 
-def _plain(measures: Measures, ours: Data, theirs: Data) -> bool:
+def _plain(measures: StatisticsCache, ours: Data, theirs: Data) -> bool:
     """Whether two large tensors can be subtracted part by part, and PyTorch's numbers are all finite."""
     alike = ours.dtype == theirs.dtype and all(each.layout == torch.strided for each in (ours, theirs))
     return alike and theirs.is_floating_point() and ours.shape == theirs.shape and measures.finite(theirs)

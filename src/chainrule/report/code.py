@@ -23,9 +23,9 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Share, Step
 from chainrule.document import Section
-from chainrule.graph.graph import Operation, ParameterUpdate, Ref, counted
-from chainrule.graph.reexecution import Rerun
-from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.graph import Operation, Ref, counted
+from chainrule.graph.reexecution import Reexecution
+from chainrule.graph.snapshot import ParameterUpdate, has_numbers
 from chainrule.report.context import ELEMENTS, JACOBIAN, Context
 
 PREAMBLE = '''\
@@ -156,7 +156,7 @@ class _Writer:
 
     def _called(self, operation: Operation, inner: set[int], renamed: Mapping[Any, str]) -> str:
         """One operation as a call by its ATen name, without the arguments that have their default."""
-        overload = operation.function.function if isinstance(operation.function, Rerun) else None
+        overload = operation.function.function if isinstance(operation.function, Reexecution) else None
         if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
             raise Unwritable
         if torch.Tag.nondeterministic_seeded in overload.tags or not operation.outputs:
@@ -290,6 +290,8 @@ class _Writer:
     def _stepped(self, optimizer: str, each: ParameterUpdate) -> Iterator[str]:
         kind = getattr(torch.optim, optimizer, None)
         if each.grad is None or each.value is None or not optimizer.isidentifier() or not isinstance(kind, type):
+            raise Unwritable
+        if not each.is_whole:
             raise Unwritable
         name = self._name(each.value)
         backward = self._pass_of(each.value)

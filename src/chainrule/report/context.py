@@ -15,11 +15,11 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Derivation, Share, Step
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
-from chainrule.graph.graph import Graph, Parameter, Place
+from chainrule.graph.graph import Graph, Place
 from chainrule.graph.names import Notation
-from chainrule.graph.snapshot import Snapshot, all_have_numbers, data_of, has_numbers
+from chainrule.graph.snapshot import Parameter, Snapshot, all_have_numbers, data_of, has_numbers
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.statistics_cache import Measures, distance, memory
+from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
 from chainrule.numbers import number
 from chainrule.report.checks import held_against
 from chainrule.report.folding import Folding
@@ -40,7 +40,7 @@ class Context:
     notation: Notation
     findings: tuple[Finding, ...] = ()
     verdicts: Mapping[int, Kind] = field(default_factory=dict)  # node -> what the proof says
-    measures: Measures = field(default_factory=Measures)
+    measures: StatisticsCache = field(default_factory=StatisticsCache)
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
         """A tensor as a block of the document: its numbers where it is small, else its statistics."""

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, Table, Text, Verdict
-from chainrule.graph.graph import Reducer, Reduction
 from chainrule.graph.names import escape
-from chainrule.graph.snapshot import Snapshot, data_of, statistics_of
+from chainrule.graph.snapshot import Reducer, Reduction, Snapshot, data_of, statistics_of
 from chainrule.numbers import number
 from chainrule.report.context import Context, shape_text
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
-from chainrule.graph.graph import Backward, Parameter, ParameterUpdate, Update
+from chainrule.graph.graph import Backward
 from chainrule.graph.names import escape
-from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, Update, has_numbers
 from chainrule.numbers import number
 from chainrule.report import alike
 from chainrule.report.context import Context, group, matrix, shape_text
@@ -229,7 +229,9 @@ def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     """What the optimizer remembers of earlier steps."""
     for name, held in each.state_before.items():
         symbol, label = rf"\text{{{escape(name)}}}", "remembered from the steps before"
-        if isinstance(held, Data) and name != "step":
+        if isinstance(held, Snapshot):
+            yield context.known(symbol, held, "parameter", label)
+        elif isinstance(held, Data) and name != "step":
             yield context.tensor(symbol, held, "parameter", label)
     if not each.state_before:
         yield Paragraph(("The first step: the optimizer remembers nothing yet, and what it would is 0.",))

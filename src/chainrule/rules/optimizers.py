@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from chainrule.graph.graph import ParameterUpdate
-from chainrule.graph.snapshot import Snapshot
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot
 from chainrule.rules import number
 
 Number = TypeVar("Number", Tensor, float)

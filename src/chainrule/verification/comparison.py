@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Share, shares_of
 from chainrule.execution.experiment import EPS, MARGIN, STEP, CannotRunError, Experiment, Probe, real, unravel, widened
-from chainrule.graph.graph import Edge, Graph, Node, Passage
+from chainrule.graph.graph import Edge, Graph, Node, NodeExecution
 from chainrule.graph.snapshot import tensor_of
 from chainrule.rules import Applied, Rule
 
@@ -63,7 +63,7 @@ class Case:
 
     graph: Graph
     node: Node
-    passage: Passage
+    passage: NodeExecution
     op: Applied | None
     rule: Rule | None
 

@@ -30,8 +30,8 @@ from chainrule.derivation.backprop import applied, rule_of
 from chainrule.document import Kind
 from chainrule.errors import RequestError
 from chainrule.execution.experiment import MARGIN, CannotRunError, Experiment, nothing_left_behind, real, unravel
-from chainrule.graph.graph import Edge, Graph, Node, Passage, Place, Value
-from chainrule.graph.selection import select
+from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Place, Value
+from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule, plain
 from chainrule.verification.comparison import (
@@ -155,7 +155,7 @@ def verify(
     """
     if memory <= 0:
         raise RequestError(f"memory={memory!r} leaves nothing to work with. Give the bytes a check may take, above 0.")
-    nodes, chosen = select(graph, only, sample)
+    nodes, chosen = select_nodes(graph, only, sample)
     senders = _senders(graph)
     rows, explained = [], 0
     with nothing_left_behind():
@@ -191,9 +191,9 @@ def _meaning(graph: Graph, node: Node) -> tuple[Applied | None, Rule | None]:
 def _row(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, memory: int, senders: Senders) -> Row:
     if node.leaf is not None:
         return _worst(_sums(graph, node, senders.get(node.index, [])))
-    if not node.passages:
+    if not node.executions:
         return _unchecked(node, "no gradient flowed through it")
-    return _worst([_passage(Case(graph, node, passage, op, rule), memory) for passage in node.passages])
+    return _worst([_passage(Case(graph, node, passage, op, rule), memory) for passage in node.executions])
 
 
 def _worst(rows: list[Row]) -> Row:
@@ -213,7 +213,7 @@ def _sums(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> list[Ro
     leaf = graph.values[node.leaf]
     arrived: dict[int, list[Tensor]] = {}
     for other, edge in senders:
-        for passage in other.passages:
+        for passage in other.executions:
             share = tensor_of(passage.along(edge))
             if share is not None:
                 arrived.setdefault(passage.backward, []).append(share)
@@ -344,7 +344,7 @@ def _finite(gradient: Tensor | None) -> bool:
     return bool(gradient.isfinite().all())
 
 
-def _experiment(graph: Graph, node: Node, passage: Passage, memory: int) -> Experiment:
+def _experiment(graph: Graph, node: Node, passage: NodeExecution, memory: int) -> Experiment:
     if node.name == "CopySlices":
         raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
     if node.operation is None:

@@ -37,8 +37,8 @@ from chainrule.capture.lowering.tensor_versions import Values
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.gc_control import uncollected
-from chainrule.graph.graph import Graph, Operation, Parameter, Reduction, Value
-from chainrule.graph.snapshot import statistics_of
+from chainrule.graph.graph import Graph, Operation, Value
+from chainrule.graph.snapshot import Parameter, Reduction, statistics_of
 from chainrule.graph.statistics import Statistics
 
 

@@ -16,7 +16,7 @@ from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawBackward, Tape
-from chainrule.graph.graph import Backward, Passage, accumulate, counted
+from chainrule.graph.graph import Backward, NodeExecution, accumulate, counted
 
 
 class Passes:
@@ -34,13 +34,13 @@ class Passes:
             known.setdefault(task, max(len(self._tape.backwards), *known.values(), -1) + 1 if known else 0)
         return known
 
-    def passages(self, snapshots: Snapshots) -> dict[int, list[Passage]]:
+    def passages(self, snapshots: Snapshots) -> dict[int, list[NodeExecution]]:
         """Each node's runs, by the tape's number of the node."""
-        found: dict[int, list[Passage]] = {}
+        found: dict[int, list[NodeExecution]] = {}
         for order, (task, node, downstream, upstream) in enumerate(self._tape.passages):
             filled = self.with_leaves(node, task, downstream)
             arrived = tuple(map(snapshots.of_some, frozen(self._tape, upstream)))
-            passage = Passage(self.number(task), order, arrived, tuple(map(snapshots.of_some, filled)))
+            passage = NodeExecution(self.number(task), order, arrived, tuple(map(snapshots.of_some, filled)))
             found.setdefault(node, []).append(passage)
         return found
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from chainrule.capture.lowering.leaves import Leaves
 from chainrule.capture.lowering.operations import Reading, node_name
-from chainrule.graph.graph import Edge, Node, Passage, Place, Ref, references
+from chainrule.graph.graph import Edge, Node, NodeExecution, Place, Ref, references
 
 # What PyTorch runs below autograd for an operation that cannot take its argument as it is (conjugated, say).
 _copying = frozenset({"aten.clone.default", "aten._to_copy.default"})
@@ -34,7 +34,7 @@ def _forward_order(reading: Reading) -> Callable[[int], tuple[int, int]]:
 
 
 def read_nodes(
-    reading: Reading, leaves: Leaves, number: dict[int, int], passages: dict[int, list[Passage]]
+    reading: Reading, leaves: Leaves, number: dict[int, int], passages: dict[int, list[NodeExecution]]
 ) -> tuple[Node, ...]:
     """The nodes by our numbers; `passages` are their runs, by the tape's."""
     sites = {reading.at.get(each.first): each.site for each in reversed(reading.tape.functions)}
@@ -50,7 +50,7 @@ def _node(
     reading: Reading,
     leaves: Leaves,
     number: dict[int, int],
-    passages: list[Passage],
+    passages: list[NodeExecution],
     functions: dict[int, Place],
 ) -> Node:
     """One node; `functions` are the places of the operations that are an `autograd.Function`."""

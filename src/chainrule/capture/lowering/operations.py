@@ -20,7 +20,7 @@ from chainrule.capture.lowering.tensor_versions import Values, data_after
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawFunction, Tape, Traits
 from chainrule.graph.graph import Ref, type_of_value
-from chainrule.graph.reexecution import Rerun, WriteThroughView, offset_in
+from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
@@ -33,14 +33,14 @@ class Form:
     name: str
     arguments: tuple[tuple[str, Any], ...]  # their names, and what they are where they are left out
     traits: Traits
-    rerun: Rerun
+    rerun: Reexecution
 
     @classmethod
     @cache
     def of(cls, func: Any) -> Form:
         """The form of an operation."""
         arguments = tuple((each.name, each.default_value) for each in func._schema.arguments)
-        return cls(str(func), arguments, Traits.of(func), Rerun(func))
+        return cls(str(func), arguments, Traits.of(func), Reexecution(func))
 
     def by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """The arguments of one run by the names of the schema, with what was left to the defaults."""
@@ -147,7 +147,7 @@ class Reading:
             name = next(name for name, value in given.items() if value is written[0])
             whole, part = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
             # A copy may have its memory to itself: only the tensor on the tape knows where in the base it stands.
-            function = Rerun(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
+            function = Reexecution(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
         index = self.at[position] = len(self.operations)
         draft = DraftOperation(index, form.name, function, arguments, (), call, nodes[0] if nodes else None, state)
         self.operations.append(draft)
@@ -242,7 +242,7 @@ class Reading:
             "storage_offset": view.storage_offset(),  # a copy may have its memory to itself
         }
         func = torch.ops.aten.as_strided.default
-        self.operations.append(DraftOperation(index, str(func), Rerun(func), arguments, (value,), None, node))
+        self.operations.append(DraftOperation(index, str(func), Reexecution(func), arguments, (value,), None, node))
         self._tie(node, self.tape.output_nr(view), value, index)
         return True
 
@@ -291,7 +291,7 @@ class Reading:
             self._tie(node, slot, value, index)
             outputs.append(value)
         self.operation_of.setdefault(node, index)
-        rerun = Rerun(function.cls)
+        rerun = Reexecution(function.cls)
         call = next((c for c, raw in enumerate(self.tape.calls) if function.first <= raw.first < function.last), None)
         self.operations.append(
             DraftOperation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node)

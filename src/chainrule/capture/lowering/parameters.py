@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ from chainrule.capture.lowering.operations import Reading
 from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import data_after
 from chainrule.capture.tape import RawUpdate, Tape
-from chainrule.graph.graph import Parameter, ParameterUpdate, Update
-from chainrule.graph.snapshot import all_have_numbers
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, Update, all_have_numbers, has_numbers
 
 
 def read_updates(reading: Reading, leaves: Leaves, names: Names, snapshots: Snapshots) -> tuple[Update, ...]:
@@ -47,7 +47,7 @@ def _updated(
             snapshots.of_some(gradient),
             snapshots.of_after(tape.data_of(raw.after[place]) if raw.after else before),
             options,
-            raw.states[place],
+            {name: _state(each, snapshots) for name, each in raw.states[place].items()},
             raw.moved[place] if raw.moved else None,
         )
 
@@ -74,6 +74,11 @@ def read_parameters(
         end = None if after is None else snapshots.of_after(after)
         found[name] = Parameter(name, value, snapshots.of(before), gradient, end)
     return found
+
+
+def _state(state: Any, snapshots: Snapshots) -> Any:
+    """A part of an optimizer's state; a snapshot of a tensor that was not kept."""
+    return snapshots.of(state) if isinstance(state, Tensor) and not has_numbers(state) else state
 
 
 def _members(raw: RawUpdate) -> list[Tensor]:

@@ -7,7 +7,7 @@ from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Reading
 from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import data_after
-from chainrule.graph.graph import Parameter, Reducer, Reduction
+from chainrule.graph.snapshot import Parameter, Reducer, Reduction
 
 
 def read_reducers(reading: Reading, paths: Paths) -> tuple[Reducer, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, float16, strided
 from chainrule.capture import retention as keeping
 from chainrule.capture.tape import Tape
 from chainrule.graph.snapshot import Snapshot, has_numbers
-from chainrule.graph.statistics_cache import Measures
+from chainrule.graph.statistics_cache import StatisticsCache
 
 
 class Snapshots:
@@ -56,7 +56,7 @@ class Borrowed(Snapshots):
 
     lasting = False
 
-    def __init__(self, tape: Tape, measures: Measures, magnitudes: bool) -> None:
+    def __init__(self, tape: Tape, measures: StatisticsCache, magnitudes: bool) -> None:
         super().__init__(tape, magnitudes)
         self._measures = measures
 
