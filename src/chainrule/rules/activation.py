@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Wrt, elementwise, rule, sample
-from chainrule.rules.arithmetic import Named, at, near, unary, x
-from chainrule.rules.expression import HALF, PI, Argument, Choice, Equation, Expression, Let, Phi, Symbol, X, cases
+from chainrule.rules.arithmetic import at, near, unary, x
+from chainrule.rules.expression import HALF, PI, Argument, Choice, Equation, Expression, Let, Named, Phi, Symbol, X, cases
 from chainrule.rules.expression import exp, fraction, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
 
 CORNER = (-1.5, 0, 0.3, 2.0)

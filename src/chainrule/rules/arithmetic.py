@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Kink, Sample, elementwise, reduce_to_shape, sample
-from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Argument, Choice, Equation, Function as Named, X
+from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Argument, Choice, Equation, Named, X
 from chainrule.rules.expression import cases, highest, like, ln, lowest, of
 
 Function = Callable[..., Any]
@@ -255,17 +255,18 @@ lerp = elementwise(
     source="derivatives.yaml: lerp.Scalar, lerp.Tensor",
 )
 
-for node, extremum, function, mine, theirs in (
-    ("Maximum", highest, torch.maximum, X < OTHER, OTHER < X),
-    ("Minimum", lowest, torch.minimum, X > OTHER, OTHER > X),
+for node, extremum, function, wins in (
+    # NaN wins, as for PyTorch.
+    ("Maximum", highest, torch.maximum, Named("@1 > @2", lambda a, b: ~(a <= b), (), SUM)),
+    ("Minimum", lowest, torch.minimum, Named("@1 < @2", lambda a, b: ~(a >= b), (), SUM)),
 ):
     elementwise(
         f"{node}Backward0",
         equation=extremum(X, OTHER),
         # The share of the gradient that a candidate gets: 1 if it wins, one half at a tie, 0 if it loses.
         derivative={
-            "self": cases(HALF, X.equals(OTHER), cases(0, mine, 1)),
-            "other": cases(HALF, X.equals(OTHER), cases(0, theirs, 1)),
+            "self": cases(1, wins(X, OTHER), cases(HALF, X.equals(OTHER))),
+            "other": cases(1, wins(OTHER, X), cases(HALF, X.equals(OTHER))),
         },
         samples=lambda f=function: [*binary(f), sample(f, x(1, 2), x(1, 3), note="tie")],
         source=f"derivatives.yaml: {node.lower()}",
@@ -299,6 +300,11 @@ def _by_bounds(both: Any, low: Any, high: Any) -> Choice:
     return Choice(lambda op: high if op.arguments.get("min") is None else low if op.arguments.get("max") is None else both)
 
 
+def _may_cross(crossing: Any, otherwise: Any) -> Choice:
+    """One of two formulas: for bounds that are tensors, and so may be crossed in some places, or for numbers."""
+    return Choice(lambda op: crossing if isinstance(op.min, Tensor) and isinstance(op.max, Tensor) else otherwise)
+
+
 def _at_a_bound(op: Any, radius: float) -> Tensor:
     marks = torch.zeros_like(op.out, dtype=torch.bool)
     for bound in (op.arguments.get("min"), op.arguments.get("max")):
@@ -314,8 +320,8 @@ clamp = elementwise(
     equation=_by_bounds(lowest(highest(X, MIN), MAX), highest(X, MIN), lowest(X, MAX)),
     derivative={
         "self": _by_bounds(cases(1, WITHIN(MIN, X, MAX)), cases(1, X >= MIN), cases(1, X <= MAX)),
-        "min": _by_bounds(cases(1, BELOW_BOTH(X, MIN, MAX)), cases(1, X < MIN), of(0)),
-        "max": _by_bounds(cases(1, ABOVE(X, MAX, MIN)), of(0), cases(1, X > MAX)),
+        "min": _by_bounds(_may_cross(cases(1, BELOW_BOTH(X, MIN, MAX)), cases(1, X < MIN)), cases(1, X < MIN), 0),
+        "max": _by_bounds(_may_cross(cases(1, ABOVE(X, MAX, MIN)), cases(1, X > MAX)), 0, cases(1, X > MAX)),
     },
     samples=lambda: [
         *unary(torch.clamp, min=-0.5, max=1.0),

@@ -280,14 +280,13 @@ class Product(Expression):
 
     @property
     def above(self) -> list[tuple[Expression, Expression]]:
-        """The factors of the numerator, functions without brackets last."""
-        return sorted((pair for pair in self.powers if not _is_below(pair[1])), key=lambda pair: _is_bare(pair[0]))
+        """The factors of the numerator: single numbers first, functions without brackets last."""
+        return sorted((pair for pair in self.powers if not _is_below(pair[1])), key=_place)
 
     @property
     def below(self) -> list[tuple[Expression, Expression]]:
         """The factors of the denominator."""
-        pairs = ((base, -exponent) for base, exponent in self.powers if _is_below(exponent))
-        return sorted(pairs, key=lambda pair: _is_bare(pair[0]))
+        return sorted(((base, -exponent) for base, exponent in self.powers if _is_below(exponent)), key=_place)
 
     @property
     def is_fraction(self) -> bool:
@@ -329,6 +328,10 @@ def _is_below(exponent: Expression) -> bool:
     return isinstance(exponent, Number) and exponent.value < 0
 
 
+def _place(pair: tuple[Expression, Expression]) -> int:
+    return 2 if _is_bare(pair[0]) else 0 if pair[0].scalar else 1
+
+
 def _is_bare(base: Expression) -> bool:
     return isinstance(base, Call) and base.function.is_bare
 
@@ -355,7 +358,7 @@ def _joined(size: Any, pairs: list[tuple[Expression, Expression]]) -> str:
             factor = rf"\left({factor}\right)"
         if text:
             thin = single or base.scalar
-            loose = " " if re.match(r"\\(left\(|ln|log|sin|cos|tan|sinh|cosh)", factor) else r" \, "
+            loose = " " if text[-1].isdigit() and isinstance(base, Symbol) or re.match(r"\\(left\((?!\$\w+\\right\)\^)|ln|log|sin|cos|tan|sinh|cosh)", factor) else r" \, "
             text += loose if thin else r" \odot "
         text, single = text + factor, base.scalar
     return text
@@ -410,8 +413,8 @@ def power(base: Expression, exponent: Expression) -> Expression:
 
 
 @dataclass(frozen=True, eq=False)
-class Function:
-    r"""A named function: LaTeX with `@` (`@1`, `@2`) for its operands, its code, and its slope by each operand.
+class Named:
+    r"""A function with a name: LaTeX with `@` (`@1`, `@2`) for its operands, its code, and its slope by each operand.
 
     A comparison has an `opposite`, for the other one of two cases.
     """
@@ -438,6 +441,8 @@ class Function:
         texts = [each.text for each in operands]
         if not all(re.fullmatch(r"-?\$?[\w.]+", each) for each in texts):
             latex = re.sub(r"\((@.*)\)", r"\\left(\1\\right)", latex)
+        if latex.endswith("^{@}"):
+            texts = [re.sub(r"^(-?)\\frac\{((?:[^{}+]|\{[^{}]*\})*)\}\{([\d.]+)\}$", r"\1\2 / \3", texts[0])]
         return re.sub(r"@(\d?)", lambda found: texts[int(found[1] or 1) - 1], latex)
 
 
@@ -445,7 +450,7 @@ class Function:
 class Call(Expression):
     """A function of formulas."""
 
-    function: Function
+    function: Named
     parts: tuple[Expression, ...]
 
     @property
@@ -496,7 +501,8 @@ class Cases(Expression):
         closing = (last.text, r"\text{otherwise}")
         if len(rows) == 1 and isinstance(final, Call) and final.function.opposite:
             closing = (last.text, final.function.text(final.function.opposite, final.parts))
-            rows = [closing, *rows] if final.function in (AT_MOST, LESS) else [*rows, closing]
+            is_second = self.value == ZERO or (final.function == AT_MOST and self.otherwise != ZERO)
+            rows = [closing, *rows] if is_second else [*rows, closing]
         else:
             rows.append(closing)
         return r"\begin{cases} " + r" \\ ".join(" & ".join(row) for row in rows) + r" \end{cases}"
@@ -566,7 +572,7 @@ class Let(Expression):
 
     def derivative(self, name: str) -> Expression:
         slope = self.inner.derivative(name)
-        return Let(f"{self.symbol}'", slope, True) if self.primed else slope
+        return Let(f"{self.symbol}'", slope, True) if self.primed and slope != ZERO else slope
 
 
 @dataclass(frozen=True)
@@ -625,32 +631,32 @@ X, OTHER, OUT, G = Argument("self"), Argument("other"), Argument("out"), Argumen
 PI, I = Symbol(r"\pi", math.pi), Symbol("i", 1j)
 HALF = fraction(1, 2)
 
-LESS = Function("@1 < @2", operator.lt, (), SUM, r"@1 \ge @2")
-AT_MOST = Function(r"@1 \le @2", operator.le, (), SUM, "@1 > @2")
-MORE = Function("@1 > @2", operator.gt, (), SUM, r"@1 \le @2")
-AT_LEAST = Function(r"@1 \ge @2", operator.ge, (), SUM, "@1 < @2")
-EQUAL = Function("@1 = @2", operator.eq, (), SUM)
+LESS = Named("@1 < @2", operator.lt, (), SUM, r"@1 \ge @2")
+AT_MOST = Named(r"@1 \le @2", operator.le, (), SUM, "@1 > @2")
+MORE = Named("@1 > @2", operator.gt, (), SUM, r"@1 \le @2")
+AT_LEAST = Named(r"@1 \ge @2", operator.ge, (), SUM, "@1 < @2")
+EQUAL = Named("@1 = @2", operator.eq, (), SUM)
 # NaN lies inside, as for PyTorch, which asks whether it lies outside.
-INSIDE = Function("@1 < @2 < @3", lambda low, z, high: ~((z <= low) | (z >= high)), (), SUM)
+INSIDE = Named("@1 < @2 < @3", lambda low, z, high: ~((z <= low) | (z >= high)), (), SUM)
 
-exp = Function("e^{@}", torch.exp, (lambda u: exp(u),), POWER)
-exp2 = Function("2^{@}", torch.exp2, (lambda u: exp2(u) * ln(2),), POWER)
-ln = Function(r"\ln @", torch.log, (lambda u: 1 / u,))
-ln1p = Function(r"\ln\left(1 + @\right)", torch.log1p, (lambda u: 1 / (1 + u),))
-softplus = Function(r"\ln\left(1 + e^{@}\right)", torch.nn.functional.softplus, (lambda u: sigma(u),))
-log2 = Function(r"\log_2 @", torch.log2, (lambda u: 1 / (u * ln(2)),))
-log10 = Function(r"\log_{10} @", torch.log10, (lambda u: 1 / (u * ln(10)),))
-sqrt = Function(r"\sqrt{@}", torch.sqrt, (lambda u: 1 / (2 * sqrt(u)),))
-sin = Function(r"\sin @", torch.sin, (lambda u: cos(u),))
-cos = Function(r"\cos @", torch.cos, (lambda u: -sin(u),))
-tan = Function(r"\tan @", torch.tan, (lambda u: 1 + tan(u) ** 2,))
-sinh = Function(r"\sinh @", torch.sinh, (lambda u: cosh(u),))
-cosh = Function(r"\cosh @", torch.cosh, (lambda u: sinh(u),))
-tanh = Function(r"\tanh @", torch.tanh, (lambda u: 1 - tanh(u) ** 2,))
-sigma = Function(r"\sigma(@)", torch.sigmoid, (lambda u: sigma(u) * (1 - sigma(u)),))
-Phi = Function(r"\Phi(@)", lambda z: 0.5 * (1 + torch.erf(z / math.sqrt(2))), (lambda u: phi(u),))
-phi = Function(r"\varphi(@)", lambda z: (-0.5 * z * z).exp() / math.sqrt(2 * math.pi), (lambda u: -u * phi(u),))
-sign = Function(r"\operatorname{sign}(@)", lambda z: z.sgn().conj(), (lambda u: 0,))
-size = Function(r"\left|@\right|", torch.abs, (sign,))
-highest = Function(r"\max(@1, @2)", torch.maximum)
-lowest = Function(r"\min(@1, @2)", torch.minimum)
+exp = Named("e^{@}", torch.exp, (lambda u: exp(u),), POWER)
+exp2 = Named("2^{@}", torch.exp2, (lambda u: exp2(u) * ln(2),), POWER)
+ln = Named(r"\ln @", torch.log, (lambda u: 1 / u,))
+ln1p = Named(r"\ln\left(1 + @\right)", torch.log1p, (lambda u: 1 / (1 + u),))
+softplus = Named(r"\ln\left(1 + e^{@}\right)", torch.nn.functional.softplus, (lambda u: sigma(u),))
+log2 = Named(r"\log_2 @", torch.log2, (lambda u: 1 / (u * ln(2)),))
+log10 = Named(r"\log_{10} @", torch.log10, (lambda u: 1 / (u * ln(10)),))
+sqrt = Named(r"\sqrt{@}", torch.sqrt, (lambda u: 1 / (2 * sqrt(u)),))
+sin = Named(r"\sin @", torch.sin, (lambda u: cos(u),))
+cos = Named(r"\cos @", torch.cos, (lambda u: -sin(u),))
+tan = Named(r"\tan @", torch.tan, (lambda u: 1 + tan(u) ** 2,))
+sinh = Named(r"\sinh @", torch.sinh, (lambda u: cosh(u),))
+cosh = Named(r"\cosh @", torch.cosh, (lambda u: sinh(u),))
+tanh = Named(r"\tanh @", torch.tanh, (lambda u: 1 - tanh(u) ** 2,))
+sigma = Named(r"\sigma(@)", torch.sigmoid, (lambda u: sigma(u) * (1 - sigma(u)),))
+Phi = Named(r"\Phi(@)", lambda z: 0.5 * (1 + torch.erf(z / math.sqrt(2))), (lambda u: phi(u),))
+phi = Named(r"\varphi(@)", lambda z: (-0.5 * z * z).exp() / math.sqrt(2 * math.pi), (lambda u: -u * phi(u),))
+sign = Named(r"\operatorname{sign}(@)", lambda z: z.sgn().conj(), (lambda u: 0,))
+size = Named(r"\left|@\right|", torch.abs, (sign,))
+highest = Named(r"\max(@1, @2)", torch.maximum)
+lowest = Named(r"\min(@1, @2)", torch.minimum)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
-from chainrule.rules.arithmetic import QUOTIENT, Named, at, binary, in_shape_of, near_whole, quotient_steps, unary, x
-from chainrule.rules.expression import HALF, OTHER, OUT, PI, SUM, Argument, Choice, Expression, I, Symbol, X, cases
+from chainrule.rules.arithmetic import QUOTIENT, at, binary, in_shape_of, near_whole, quotient_steps, unary, x
+from chainrule.rules.expression import HALF, OTHER, OUT, PI, SUM, Argument, Choice, Expression, I, Named, Symbol, X, cases
 from chainrule.rules.expression import cos, cosh, exp, exp2, ln, ln1p, log2, log10, of, sigma, sign, sin, sinh, size, sqrt
 from chainrule.rules.expression import tan, tanh
 
@@ -122,7 +122,7 @@ for row in (
     ("Sign",    torch.sign,     sign(X),           of(0),                          STEPS, _jumps(at(0), "the sign jumps at 0")),
     ("Frac",    torch.frac,     X - trunc(X),      of(1),                          STEPS, FRAC),
     ("Angle",   torch.angle,    Named(r"\arg @", torch.angle)(X), Choice(lambda op: plain(I * X / size(X)**2).but(0, X.equals(0)) if op.self.is_complex() else 0),
-                                ALL, NO_ANGLE, "", [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")]),
+                                ALL, NO_ANGLE, "of a complex z the gradient is i z/|z|^2", [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")]),
     ("NanToNum", torch.nan_to_num, cases(X, FINITE(X), Symbol(r"\text{a chosen number}", lambda op: op.out)), None, (1, math.inf, -math.inf, math.nan, 0)),
 ):
     function(*row)

@@ -18,7 +18,7 @@ from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
 from chainrule.rules.activation import CORNER, GELU, GELU_TANH, HARDTANH_SLOPE, LEAKY_SLOPE, SOFTPLUS, THRESHOLDED
 from chainrule.rules.activation import near_to
 from chainrule.rules.arithmetic import at, x
-from chainrule.rules.expression import Argument, Choice, Expression, X, fraction
+from chainrule.rules.expression import Argument, Choice, Expression, Symbol, X, of
 
 aten = torch.ops.aten
 GRAD, OUTPUT, TARGET = Argument("grad_output"), Argument("output"), Argument("target")
@@ -52,7 +52,7 @@ def slope_rule(
         f"{node}BackwardBackward0",
         name=name,
         equation=GRAD * slope,
-        derivative=("grad_output", by),
+        derivative={"grad_output": slope, by: GRAD * slope.derivative(by)},
         samples=samples,
         source=f"derivatives.yaml: {entry}; the product rule",
         kink=kink,
@@ -84,7 +84,15 @@ for row in (
     slope_rule(*row)
 # fmt: on
 
-SHARE = Choice(lambda op: fraction(2, max(op.self.numel(), 1)) if op.reduction == 1 else 2)
+
+
+def _two(op: Any) -> Expression:
+    """2, or 2/n where the loss is a mean: not in lowest terms, so that a reader sees the n."""
+    n = max(op.self.numel(), 1)
+    return Symbol(rf"\frac{{2}}{{{n}}}", 2 / n) if op.reduction == 1 else of(2)
+
+
+SHARE = Choice(_two)
 
 mse_loss_backward = elementwise(
     "MseLossBackwardBackward0",

@@ -11,8 +11,8 @@ import torch
 import torch.special as S
 
 from chainrule.rules import Kink, Sample, elementwise, sample
-from chainrule.rules.arithmetic import WITHIN, Named, at, binary, unary, x
-from chainrule.rules.expression import OTHER, OUT, PI, POWER, PRODUCT, Argument, Choice, Equation, Phi, X, cases
+from chainrule.rules.arithmetic import WITHIN, at, binary, unary, x
+from chainrule.rules.expression import OTHER, OUT, PI, POWER, PRODUCT, Argument, Choice, Equation, Named, Phi, X, cases
 from chainrule.rules.expression import exp, fraction, highest, ln, ln1p, lowest, sign, sqrt, total
 from chainrule.rules.function import ALL, INSIDE_ONE, POSITIVE, function, named
 
