@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from chainrule.errors import RuleError
-from chainrule.rules.expression import Equation, Expression, number as number, of, times_upstream, without_brackets
+from chainrule.rules.expression import Expression, of, stated, times_upstream, without_brackets
+from chainrule.rules.expression import number as number
 from chainrule.rules.pattern import Pattern, aligned, real
 
 TOPICS = (
@@ -247,14 +248,14 @@ def elementwise(
     Where f' follows from f (it is not told by the output, and has no place to be careful about), the argument's name is
     enough. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments broadcast.
     """
-    stated = equation if isinstance(equation, Equation | str) else Equation(equation)
+    told = stated(equation) if isinstance(equation, Expression) else equation
     if not isinstance(derivative, Mapping):
-        assert isinstance(stated, Equation)
-        derivative = {argument: stated.derivative(argument) for argument in derivative}
+        assert isinstance(equation, Expression)
+        derivative = {argument: equation.derivative(argument) for argument in derivative}
     return rule(
         *nodes,
-        equation=stated,
-        wrt={argument: _elementwise_wrt(argument, stated, of(local)) for argument, local in derivative.items()},
+        equation=told,
+        wrt={argument: _elementwise_wrt(argument, told, of(local)) for argument, local in derivative.items()},
         samples=samples,
         source=source,
         structure="elementwise",

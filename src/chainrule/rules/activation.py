@@ -16,14 +16,14 @@ from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Wrt, elementwise, rule, sample
 from chainrule.rules.arithmetic import at, near, unary, x
-from chainrule.rules.expression import HALF, PI, Argument, Choice, Equation, Expression, Let, Named, Phi, Symbol, X, cases
+from chainrule.rules.expression import HALF, PI, argument, choice, Expression, let, Named, Phi, symbol, X, cases
 from chainrule.rules.expression import exp, fraction, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
 
 CORNER = (-1.5, 0, 0.3, 2.0)
 DEAD_ZONE = (-1.5, -0.5, 0, 0.3, 0.5, 2)
-ALPHA, BETA, LAMBDA, THRESHOLD = (Argument(name) for name in ("alpha", "beta", "lambd", "threshold"))
-LEAK, LOW, HIGH, P = (Argument(name) for name in ("negative_slope", "min_val", "max_val", "p"))
-SCALE, RATE = Argument("scale"), Argument("input_scale")
+ALPHA, BETA, LAMBDA, THRESHOLD = (argument(name) for name in ("alpha", "beta", "lambd", "threshold"))
+LEAK, LOW, HIGH, P = (argument(name) for name in ("negative_slope", "min_val", "max_val", "p"))
+SCALE, RATE = argument("scale"), argument("input_scale")
 
 
 def near_to(*points: str) -> Callable[[Any, float], Tensor]:
@@ -37,11 +37,11 @@ def known_as(name: str, f: Callable[..., Any], *arguments: Expression) -> Expres
 
 
 # `<=` lets NaN pass, as PyTorch does.
-THRESHOLDED = cases(Argument("value"), X <= THRESHOLD, X)
+THRESHOLDED = cases(argument("value"), X <= THRESHOLD, X)
 LEAKY_SLOPE = cases(1, X > 0, LEAK)
 HARDTANH_SLOPE = cases(1, X.between(LOW, HIGH))
 SOFTPLUS = (softplus(BETA * X) / BETA).but(X, BETA * X > THRESHOLD)
-U = Let("u", sqrt(2 / PI) * (X + 0.044715 * X**3), primed=True)
+U = let("u", sqrt(2 / PI) * (X + 0.044715 * X**3), primed=True)
 GELU, GELU_TANH = X * Phi(X), HALF * X * (1 + tanh(U))
 
 relu = elementwise(
@@ -81,7 +81,7 @@ def _elu_corner(op: Any, radius: float) -> Tensor:
 
 elu = elementwise(
     "EluBackward0",
-    equation=Choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", _elu, ALPHA, SCALE, RATE)),
+    equation=choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", _elu, ALPHA, SCALE, RATE)),
     derivative={"self": cases(SCALE, X > 0, ALPHA * SCALE * RATE * exp(RATE * X))},
     samples=lambda: [*unary(F.elu, *CORNER), *unary(F.elu, *CORNER, alpha=0.5), *unary(F.selu, *CORNER)],
     source="derivatives.yaml: elu; arXiv:1511.07289, arXiv:1706.02515 (SELU)",
@@ -121,7 +121,7 @@ silu = elementwise(
 )
 mish = elementwise(
     "MishBackward0",
-    equation=X * tanh(Let("s", softplus(X))),
+    equation=X * tanh(let("s", softplus(X))),
     derivative=("self",),
     samples=lambda: unary(F.mish, *CORNER),
     source="derivatives.yaml: mish; arXiv:1908.08681",
@@ -153,7 +153,7 @@ def _hardtanh(op: Any) -> Expression:
 
 hardtanh = elementwise(
     "HardtanhBackward0",
-    equation=Choice(_hardtanh),
+    equation=choice(_hardtanh),
     derivative={"self": HARDTANH_SLOPE},
     samples=lambda: [*unary(F.hardtanh, -1.5, -1, 0.3, 1, 2), *unary(F.relu6, -1, 0, 3, 6, 7)],
     source="derivatives.yaml: hardtanh (ReLU6 is hardtanh between 0 and 6)",
@@ -202,7 +202,7 @@ softshrink = elementwise(
 prelu = elementwise(
     "PreluKernelBackward0",
     name="prelu",
-    equation=cases(X, X > 0, Argument("weight") * X),
+    equation=cases(X, X > 0, argument("weight") * X),
     derivative=("self", "weight"),
     samples=lambda: [
         *unary(F.prelu, *CORNER, weight=x(0.25)),
@@ -222,7 +222,7 @@ def _drawn(op: Any) -> Tensor:
 rrelu = elementwise(
     "RreluWithNoiseBackward0",
     name="rrelu",
-    equation=cases(X, X > 0, Symbol("r", _drawn) * X),
+    equation=cases(X, X > 0, symbol("r", _drawn) * X),
     derivative=("self",),
     samples=lambda: [*unary(F.rrelu, *CORNER), *unary(F.rrelu, -1.5, -0.2, 0.3, training=True)],
     source=(
@@ -276,15 +276,14 @@ glu = rule(
 )
 
 
-KEPT = Symbol("M", lambda op: op.outs[1].to(op.out.dtype))  # the mask is held as drawn
-DROPPING = Choice(lambda op: KEPT if op.train is False else 0 if op.p == 1 else KEPT / (1 - P))
+KEPT = symbol("M", lambda op: op.outs[1].to(op.out.dtype))  # the mask is held as drawn
+DROPPING = choice(lambda op: KEPT if op.train is False else 0 if op.p == 1 else KEPT / (1 - P))
 
 native_dropout = elementwise(
     "NativeDropoutBackward0",
     name="dropout",
-    equation=Equation(
-        DROPPING * Argument("input"), r", \quad M \in \{0, 1\} \text{ drawn, 0 with probability } $p"
-    ),
+    equation=DROPPING * argument("input"),
+    remark="M is drawn for each element: 0 with probability p, else 1.",
     derivative={"input": DROPPING},
     samples=lambda: [
         *(

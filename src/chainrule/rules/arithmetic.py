@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Kink, Sample, elementwise, reduce_to_shape, sample
-from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Argument, Choice, Equation, Named, X
+from chainrule.rules.expression import HALF, OTHER, OUT, SUM, argument, choice, Named, X
 from chainrule.rules.expression import cases, highest, like, ln, lowest, of
 
 Function = Callable[..., Any]
@@ -105,8 +105,8 @@ def in_shape_of(operand: Any, marks: Tensor) -> Tensor:
 
 
 # The scalar `alpha` is missing from some overloads, and then 1.
-ALPHA, EXPONENT, VALUE = Argument("alpha", 1), Argument("exponent"), Argument("value", 1)
-TENSOR1, TENSOR2 = Argument("tensor1"), Argument("tensor2")
+ALPHA, EXPONENT, VALUE = argument("alpha", 1), argument("exponent"), argument("value", 1)
+TENSOR1, TENSOR2 = argument("tensor1"), argument("tensor2")
 
 add = elementwise(
     "AddBackward0",
@@ -161,7 +161,7 @@ QUOTIENT = {
 div_rounded = elementwise(
     "DivBackward0",
     name="div_rounded",
-    equation=Choice(lambda op: QUOTIENT[op.rounding_mode](X, OTHER)),
+    equation=choice(lambda op: QUOTIENT[op.rounding_mode](X, OTHER)),
     derivative={"self": 0, "other": 0},
     samples=lambda: [
         *binary(torch.div, rounding_mode="floor"),
@@ -246,7 +246,7 @@ addcdiv = elementwise(
 )
 lerp = elementwise(
     "LerpBackward0",
-    equation=X + Argument("weight") * (Argument("end") - X),
+    equation=X + argument("weight") * (argument("end") - X),
     derivative=("self", "end", "weight"),
     samples=lambda: [
         *binary(torch.lerp, weight=0.3),
@@ -279,7 +279,7 @@ for node, latex, function, first in (
 ):
     elementwise(
         f"{node}Backward0",
-        equation=Equation(Named(latex, function)(X, OTHER), r" \text{ (NaN counts as missing)}"),
+        equation=Named(latex, function)(X, OTHER),
         derivative={"self": cases(1, first(X, OTHER)), "other": cases(0, first(X, OTHER), 1)},
         samples=lambda f=function: [
             *binary(f),
@@ -287,22 +287,23 @@ for node, latex, function, first in (
         ],
         source=f"derivatives.yaml: {node.lower()}",
         kink=Kink(meeting("other"), "at a tie PyTorch gives the whole gradient to the first operand"),
+        remark="NaN counts as missing.",
     )
 
-MIN, MAX = Argument("min"), Argument("max")
+MIN, MAX = argument("min"), argument("max")
 WITHIN = Named(r"@1 \le @2 \le @3", lambda low, z, high: (z >= low) & (z <= high), (), SUM)
 BELOW_BOTH = Named("@1 < @2 < @3", lambda z, low, high: (z < low) & (low < high), (), SUM)
 ABOVE = Named(r"@1 > @2 \text{ or } @2 < @3", lambda z, high, low: (z > high) | (high < low), (), SUM)
 
 
-def _by_bounds(both: Any, low: Any, high: Any) -> Choice:
+def _by_bounds(both: Any, low: Any, high: Any) -> Expression:
     """One of three formulas: with both bounds, the lower one alone, the upper one alone."""
-    return Choice(lambda op: high if op.arguments.get("min") is None else low if op.arguments.get("max") is None else both)
+    return choice(lambda op: high if op.arguments.get("min") is None else low if op.arguments.get("max") is None else both)
 
 
-def _may_cross(crossing: Any, otherwise: Any) -> Choice:
+def _may_cross(crossing: Any, otherwise: Any) -> Expression:
     """One of two formulas: for bounds that are tensors, and so may be crossed in some places, or for numbers."""
-    return Choice(lambda op: crossing if isinstance(op.min, Tensor) and isinstance(op.max, Tensor) else otherwise)
+    return choice(lambda op: crossing if isinstance(op.min, Tensor) and isinstance(op.max, Tensor) else otherwise)
 
 
 def _at_a_bound(op: Any, radius: float) -> Tensor:
@@ -339,7 +340,7 @@ clamp = elementwise(
 )
 where = elementwise(
     "WhereBackward0",
-    equation=cases(X, Argument("condition"), OTHER),
+    equation=cases(X, argument("condition"), OTHER),
     derivative=("self", "other"),
     samples=lambda: [
         sample(torch.where, torch.tensor([True, False, True]), x(1, 2, shape=(2, 1)), x(4), note="broadcast"),
@@ -352,7 +353,7 @@ where = elementwise(
 )
 masked_fill = elementwise(
     "MaskedFillBackward0",
-    equation=cases(VALUE, Argument("mask"), X),
+    equation=cases(VALUE, argument("mask"), X),
     derivative=("self", "value"),
     samples=lambda: [
         sample(torch.masked_fill, x(1, 2, 3), torch.tensor([True, False, True]), -math.inf, note="number"),
@@ -371,8 +372,9 @@ clone = elementwise(
 )
 to_copy = elementwise(
     "ToCopyBackward0",
-    equation=Equation(X, r" \text{ (in another number type or on another device)}"),
+    equation=X,
     derivative=("self",),
+    remark="The copy is in another number type or on another device.",
     samples=lambda: [
         *unary(torch.Tensor.to, dtype=torch.float32),
         sample(torch.Tensor.to, x(1, 2), torch.complex128, note="real to complex"),
@@ -382,7 +384,7 @@ to_copy = elementwise(
 copy = elementwise(
     "CopyBackwards",
     name="copy_",
-    equation=Argument("src"),
+    equation=argument("src"),
     derivative=("self", "src"),
     samples=lambda: [
         sample(lambda target, source: target.clone().copy_(source), x(1, 2, 3), x(4), note="broadcast"),

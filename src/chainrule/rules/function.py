@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
 from chainrule.rules.arithmetic import QUOTIENT, at, binary, in_shape_of, near_whole, quotient_steps, unary, x
-from chainrule.rules.expression import HALF, OTHER, OUT, PI, SUM, Argument, Choice, Expression, I, Named, Symbol, X, cases
+from chainrule.rules.expression import HALF, OTHER, OUT, PI, SUM, argument, choice, Expression, I, Named, symbol, X, cases
 from chainrule.rules.expression import cos, cosh, exp, exp2, ln, ln1p, log2, log10, of, sigma, sign, sin, sinh, size, sqrt
 from chainrule.rules.expression import tan, tanh
 
@@ -55,8 +55,8 @@ STEPS = (-1.5, -1, 0, 0.5, 2.2)
 arcsin, arccos, arctan = (Named(rf"\arc{name} @", getattr(torch, f"a{name}")) for name in ("sin", "cos", "tan"))
 arsinh, arcosh, artanh = (named(rf"\operatorname{{ar{n}}}", getattr(torch, f"a{n}")) for n in ("sinh", "cosh", "tanh"))
 trunc, rounded = named(r"\operatorname{trunc}", torch.trunc), named(r"\operatorname{round}", torch.round)
-UNIT = of(10) ** Argument("decimals", 0)
-FINITE = Named(r"@ \text{ is finite}", torch.isfinite, (), SUM)
+UNIT = of(10) ** argument("decimals", 0)
+FINITE = Named(r"\left|@\right| < \infty", torch.isfinite, (), SUM)
 
 
 def _whole(op: Any, radius: float) -> Tensor:
@@ -121,9 +121,9 @@ for row in (
     ("Round",   torch.round,    rounded(UNIT * X) / UNIT, of(0),                   STEPS, _jumps(_half, "round jumps between numbers"), "", [sample(torch.round, x(0.123, -1.5), decimals=1)]),
     ("Sign",    torch.sign,     sign(X),           of(0),                          STEPS, _jumps(at(0), "the sign jumps at 0")),
     ("Frac",    torch.frac,     X - trunc(X),      of(1),                          STEPS, FRAC),
-    ("Angle",   torch.angle,    Named(r"\arg @", torch.angle)(X), Choice(lambda op: plain(I * X / size(X)**2).but(0, X.equals(0)) if op.self.is_complex() else 0),
+    ("Angle",   torch.angle,    Named(r"\arg @", torch.angle)(X), choice(lambda op: plain(I * X / size(X)**2).but(0, X.equals(0)) if op.self.is_complex() else 0),
                                 ALL, NO_ANGLE, "of a complex z the gradient is i z/|z|^2", [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")]),
-    ("NanToNum", torch.nan_to_num, cases(X, FINITE(X), Symbol(r"\text{a chosen number}", lambda op: op.out)), None, (1, math.inf, -math.inf, math.nan, 0)),
+    ("NanToNum", torch.nan_to_num, cases(X, FINITE(X), symbol(r"\text{a chosen number}", lambda op: op.out)), None, (1, math.inf, -math.inf, math.nan, 0)),
 ):
     function(*row)
 # fmt: on
@@ -143,12 +143,12 @@ sgn = rule(
         "self": Wrt(
             _sgn_vjp,
             lambda op: (
-                r"\frac{i \, $out}{\left|$self\right|} \operatorname{Im}\left(\overline{$out} \, \cdot\right)"
+                r"\frac{\mathrm{i} \, $out}{\left|$self\right|} \operatorname{Im}\left(\overline{$out} \, \cdot\right)"
                 if op.self.is_complex()
                 else "0"
             ),
             lambda op: (
-                r"\frac{i \, $out}{\left|$self\right|} \odot \operatorname{Im}\left(\overline{$out} \odot $g\right)"
+                r"\frac{\mathrm{i} \, $out}{\left|$self\right|} \odot \operatorname{Im}\left(\overline{$out} \odot $g\right)"
                 if op.self.is_complex()
                 else "0"
             ),
@@ -267,7 +267,7 @@ def _binade_edge(op: Any, radius: float) -> Tensor:
 frexp = elementwise(
     "FrexpBackward0",
     equation=r"$self = $out \cdot 2^{e}, \quad \frac{1}{2} \le |$out| < 1",
-    derivative={"self": exp2(-Symbol("e", lambda op: op.outs[1].to(op.out.dtype)))},
+    derivative={"self": exp2(-symbol("e", lambda op: op.outs[1].to(op.out.dtype)))},
     samples=lambda: [*unary(torch.frexp), sample(torch.frexp, x(0, 4), note="on a step")],
     source="derivatives.yaml: frexp.Tensor",
     kink=Kink(_binade_edge, "the exponent steps at powers of two; PyTorch holds it constant"),
@@ -275,18 +275,18 @@ frexp = elementwise(
 
 polar = rule(
     "PolarBackward0",
-    equation=r"$out = $abs \odot e^{i \, $angle}",
+    equation=r"$out = $abs \odot e^{\mathrm{i} \, $angle}",
     wrt={
         "abs": Wrt(
             lambda op, g: (g * torch.exp(-1j * op.angle)).real,
-            r"e^{i \, $angle}",
-            r"\operatorname{Re}\left($g \odot e^{-i \, $angle}\right)",
+            r"e^{\mathrm{i} \, $angle}",
+            r"\operatorname{Re}\left($g \odot e^{-\mathrm{i} \, $angle}\right)",
             "each element stands alone",
         ),
         "angle": Wrt(
             lambda op, g: (g * (1j * op.out).conj()).real,
-            r"i \, $out",
-            r"\operatorname{Re}\left($g \odot \overline{i \, $out}\right)",
+            r"\mathrm{i} \, $out",
+            r"\operatorname{Re}\left($g \odot \overline{\mathrm{i} \, $out}\right)",
             "each element stands alone",
         ),
     },

@@ -36,7 +36,7 @@ from chainrule.rules import (
     rule,
     sample,
 )
-from chainrule.rules.expression import PRODUCT, Argument, Choice, Expression, Named, X, cases, exp, ln, ln1p, sigma
+from chainrule.rules.expression import PRODUCT, argument, choice, Expression, Named, X, cases, exp, ln, ln1p, sigma
 from chainrule.rules.expression import sign, size, times_upstream
 from chainrule.rules.pattern import aligned, real
 
@@ -259,8 +259,8 @@ def bits(*shape: int) -> Tensor:
     return (x(*shape, seed=7) > 0).to(torch.get_default_dtype())
 
 
-WEIGHT, Y, BETA, DELTA = Argument("weight", 1), Argument("target"), Argument("beta"), Argument("delta")
-Q = Argument("pos_weight", 1)
+WEIGHT, Y, BETA, DELTA = argument("weight", 1), argument("target"), argument("beta"), argument("delta")
+Q = argument("pos_weight", 1)
 ERROR = X - Y
 # ln a, held above -100 as PyTorch holds it, so that 0 ln 0 counts as 0; and the denominator that it holds above 1e-12.
 bounded_ln = Named(r"\ln @", lambda a: a.log().clamp(min=-100))
@@ -305,7 +305,7 @@ binary_cross_entropy_with_logits = pointwise(
     loss=-(Q * Y * ln_sigma(X) + (1 - Y) * ln_rest(X)),
     derivative={
         "self": (Q * Y + 1 - Y) * sigma(X) - Q * Y,
-        "target": Choice(lambda op: -X if op.pos_weight is None else ln_sigma(-X) - Q * ln_sigma(X)),
+        "target": choice(lambda op: -X if op.pos_weight is None else ln_sigma(-X) - Q * ln_sigma(X)),
     },
     constants={"weight": "not differentiable", "pos_weight": "not differentiable"},
     remark=(
@@ -348,12 +348,12 @@ mse_loss = pointwise(
 )
 
 HUBER = cases(ERROR**2 / (2 * BETA), size(ERROR) < BETA, size(ERROR) - BETA / 2)
-SMOOTH = Choice(lambda op: clamp(ERROR / BETA, -1, 1) if op.beta else sign(ERROR))
+SMOOTH = choice(lambda op: clamp(ERROR / BETA, -1, 1) if op.beta else sign(ERROR))
 
 smooth_l1_loss = pointwise(
     "SmoothL1LossBackward0",
     name="smooth_l1_loss",
-    loss=Choice(lambda op: HUBER if op.beta else size(ERROR)),
+    loss=choice(lambda op: HUBER if op.beta else size(ERROR)),
     derivative={"self": SMOOTH, "target": -SMOOTH},
     samples=lambda: [
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1)),

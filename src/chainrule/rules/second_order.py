@@ -18,10 +18,10 @@ from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
 from chainrule.rules.activation import CORNER, GELU, GELU_TANH, HARDTANH_SLOPE, LEAKY_SLOPE, SOFTPLUS, THRESHOLDED
 from chainrule.rules.activation import near_to
 from chainrule.rules.arithmetic import at, x
-from chainrule.rules.expression import Argument, Choice, Expression, Symbol, X, of
+from chainrule.rules.expression import argument, choice, Expression, symbol, X, of
 
 aten = torch.ops.aten
-GRAD, OUTPUT, TARGET = Argument("grad_output"), Argument("output"), Argument("target")
+GRAD, OUTPUT, TARGET = argument("grad_output"), argument("output"), argument("target")
 
 
 def pairs(function: Callable[..., Any], *rest: Any, **keywords: Any) -> list[Sample]:
@@ -89,10 +89,10 @@ for row in (
 def _two(op: Any) -> Expression:
     """2, or 2/n where the loss is a mean: not in lowest terms, so that a reader sees the n."""
     n = max(op.self.numel(), 1)
-    return Symbol(rf"\frac{{2}}{{{n}}}", 2 / n) if op.reduction == 1 else of(2)
+    return symbol(rf"\frac{{2}}{{{n}}}", 2 / n) if op.reduction == 1 else of(2)
 
 
-SHARE = Choice(_two)
+SHARE = choice(_two)
 
 mse_loss_backward = elementwise(
     "MseLossBackwardBackward0",
@@ -108,7 +108,7 @@ mse_loss_backward = elementwise(
 
 native_dropout_backward = elementwise(
     "NativeDropoutBackwardBackward0",
-    equation=Argument("scale") * Argument("mask") * GRAD,
+    equation=argument("scale") * argument("mask") * GRAD,
     derivative=("grad_output",),
     samples=lambda: [sample(aten.native_dropout_backward, x(0.5, 2.0), torch.tensor([True, False]), 1.25)],
     source="derivatives.yaml: native_dropout_backward",

@@ -12,7 +12,7 @@ import torch.special as S
 
 from chainrule.rules import Kink, Sample, elementwise, sample
 from chainrule.rules.arithmetic import WITHIN, at, binary, unary, x
-from chainrule.rules.expression import OTHER, OUT, PI, POWER, PRODUCT, Argument, Choice, Equation, Named, Phi, X, cases
+from chainrule.rules.expression import OTHER, OUT, PI, POWER, PRODUCT, argument, choice, Named, Phi, X, cases
 from chainrule.rules.expression import exp, fraction, highest, ln, ln1p, lowest, sign, sqrt, total
 from chainrule.rules.function import ALL, INSIDE_ONE, POSITIVE, function, named
 
@@ -57,29 +57,29 @@ for row in (
 
 mvlgamma = elementwise(
     "MvlgammaBackward0",
-    equation=Choice(lambda op: named(rf"\ln \Gamma_{{{op.p}}}", partial(torch.mvlgamma, p=op.p))(X)),
-    derivative={"self": Choice(lambda op: total(*(psi(X - fraction(j, 2)) for j in range(op.p))))},
+    equation=choice(lambda op: named(rf"\ln \Gamma_{{{op.p}}}", partial(torch.mvlgamma, p=op.p))(X)),
+    derivative={"self": choice(lambda op: total(*(psi(X - fraction(j, 2)) for j in range(op.p))))},
     samples=lambda: unary(torch.mvlgamma, 1.7, 3, 5.5, p=3),
     source="derivatives.yaml: mvlgamma; DLMF 35.3",
 )
 polygamma = elementwise(
     "PolygammaBackward0",
-    equation=Choice(lambda op: polygamma_of(op.n)(X)),
-    derivative={"self": Choice(lambda op: polygamma_of(op.n + 1)(X))},
+    equation=choice(lambda op: polygamma_of(op.n)(X)),
+    derivative={"self": choice(lambda op: polygamma_of(op.n + 1)(X))},
     samples=lambda: [sample(torch.polygamma, 2, each.arguments[0]) for each in unary(torch.exp, *POSITIVE)],
     source="derivatives.yaml: polygamma",
 )
 
-EPS = Argument("eps")
+EPS = argument("eps")
 OUTSIDE = Named("", lambda z: ~((z >= 0) & (z <= 1)))
 ODDS_SLOPE = 1 / (X * (1 - X))
-HELD = Choice(lambda op: X if op.eps is None else lowest(highest(X, EPS), 1 - EPS))
+HELD = choice(lambda op: X if op.eps is None else lowest(highest(X, EPS), 1 - EPS))
 
 logit = elementwise(
     "LogitBackward0",
     equation=ln(HELD / (1 - HELD)),
     derivative={
-        "self": Choice(
+        "self": choice(
             lambda op: (
                 ODDS_SLOPE.but(math.nan, OUTSIDE(X)) if op.eps is None else cases(ODDS_SLOPE, WITHIN(EPS, X, 1 - EPS))
             )
@@ -143,11 +143,11 @@ GAMMA_SLOPE = Named(
     (),
     POWER,
 )
-LOWER, UPPER = (r" \text{ (regularised %s incomplete gamma function)}" % side for side in ("lower", "upper"))
 
 igamma = elementwise(
     "IgammaBackward0",
-    equation=Equation(Named("P(@1, @2)", torch.igamma)(X, OTHER), LOWER),
+    equation=Named("P(@1, @2)", torch.igamma)(X, OTHER),
+    remark="P is the regularised lower incomplete gamma function.",
     derivative={"other": GAMMA_SLOPE(X, OTHER)},
     samples=lambda: _fixed_first(torch.igamma),
     source="derivatives.yaml: igamma; DLMF 8.8.13",
@@ -155,7 +155,8 @@ igamma = elementwise(
 )
 igammac = elementwise(
     "IgammacBackward0",
-    equation=Equation(Named("Q(@1, @2)", torch.igammac)(X, OTHER), UPPER),
+    equation=Named("Q(@1, @2)", torch.igammac)(X, OTHER),
+    remark="Q is the regularised upper incomplete gamma function.",
     derivative={"other": -GAMMA_SLOPE(X, OTHER)},
     samples=lambda: _fixed_first(torch.igammac),
     source="derivatives.yaml: igammac; DLMF 8.8.14",
