@@ -16,8 +16,8 @@ from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Wrt, elementwise, rule, sample
 from chainrule.rules.arithmetic import at, near, unary, x
-from chainrule.rules.expression import HALF, PI, argument, choice, Expression, let, Named, Phi, symbol, X, cases
-from chainrule.rules.expression import exp, fraction, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
+from chainrule.rules.elementary import PI, Phi, exp, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
+from chainrule.rules.expression import HALF, Expression, Named, X, argument, cases, choice, fraction, let, symbol
 
 CORNER = (-1.5, 0, 0.3, 2.0)
 DEAD_ZONE = (-1.5, -0.5, 0, 0.3, 0.5, 2)
@@ -40,7 +40,9 @@ def known_as(name: str, f: Callable[..., Any], *arguments: Expression) -> Expres
 THRESHOLDED = cases(argument("value"), X <= THRESHOLD, X)
 LEAKY_SLOPE = cases(1, X > 0, LEAK)
 HARDTANH_SLOPE = cases(1, X.between(LOW, HIGH))
-SOFTPLUS = (softplus(BETA * X) / BETA).but(X, BETA * X > THRESHOLD)
+CURVE, IS_STRAIGHT = softplus(BETA * X) / BETA, BETA * X > THRESHOLD
+# Past the usual threshold, 20, line and curve are the same number in single precision.
+SOFTPLUS = choice(lambda op: CURVE.but(X, IS_STRAIGHT) if op.threshold >= 20 else cases(X, IS_STRAIGHT, CURVE))
 U = let("u", sqrt(2 / PI) * (X + 0.044715 * X**3), primed=True)
 GELU, GELU_TANH = X * Phi(X), HALF * X * (1 + tanh(U))
 

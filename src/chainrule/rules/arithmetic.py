@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Kink, Sample, elementwise, reduce_to_shape, sample
-from chainrule.rules.expression import HALF, OTHER, OUT, SUM, argument, choice, Named, X
-from chainrule.rules.expression import cases, highest, like, ln, lowest, of
+from chainrule.rules.elementary import highest, ln, lowest
+from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, like, of
 
 Function = Callable[..., Any]
 Where = Callable[[Any, float], Tensor]
@@ -255,6 +255,16 @@ lerp = elementwise(
     source="derivatives.yaml: lerp.Scalar, lerp.Tensor",
 )
 
+
+def _ties(
+    function: Function,
+    left: tuple[float, ...] = (1, 2),
+    right: tuple[float, ...] = (1, 3),
+    note: str = "tie",
+) -> list[Sample]:
+    return [*binary(function), sample(function, x(*left), x(*right), note=note)]
+
+
 for node, extremum, function, wins in (
     # NaN wins, as for PyTorch.
     ("Maximum", highest, torch.maximum, Named("@1 > @2", lambda a, b: ~(a <= b), (), SUM)),
@@ -268,7 +278,8 @@ for node, extremum, function, wins in (
             "self": cases(1, wins(X, OTHER), cases(HALF, X.equals(OTHER))),
             "other": cases(1, wins(OTHER, X), cases(HALF, X.equals(OTHER))),
         },
-        samples=lambda f=function: [*binary(f), sample(f, x(1, 2), x(1, 3), note="tie")],
+        samples=partial(_ties, function),
+        topic="arithmetic",
         source=f"derivatives.yaml: {node.lower()}",
         kink=Kink(meeting("other"), "at a tie PyTorch gives each operand one half of the gradient"),
     )
@@ -281,10 +292,8 @@ for node, latex, function, first in (
         f"{node}Backward0",
         equation=Named(latex, function)(X, OTHER),
         derivative={"self": cases(1, first(X, OTHER)), "other": cases(0, first(X, OTHER), 1)},
-        samples=lambda f=function: [
-            *binary(f),
-            sample(f, x(1, math.nan, 2), x(1, 3, math.nan), note="tie and NaN"),
-        ],
+        samples=partial(_ties, function, (1, math.nan, 2), (1, 3, math.nan), "tie and NaN"),
+        topic="arithmetic",
         source=f"derivatives.yaml: {node.lower()}",
         kink=Kink(meeting("other"), "at a tie PyTorch gives the whole gradient to the first operand"),
         remark="NaN counts as missing.",
@@ -298,7 +307,9 @@ ABOVE = Named(r"@1 > @2 \text{ or } @2 < @3", lambda z, high, low: (z > high) | 
 
 def _by_bounds(both: Any, low: Any, high: Any) -> Expression:
     """One of three formulas: with both bounds, the lower one alone, the upper one alone."""
-    return choice(lambda op: high if op.arguments.get("min") is None else low if op.arguments.get("max") is None else both)
+    return choice(
+        lambda op: high if op.arguments.get("min") is None else low if op.arguments.get("max") is None else both
+    )
 
 
 def _may_cross(crossing: Any, otherwise: Any) -> Expression:

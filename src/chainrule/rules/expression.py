@@ -30,13 +30,21 @@ def number(value: float) -> str:
     return text if not exponent else rf"{mantissa} \cdot 10^{{{int(exponent)}}}"
 
 
+Operator = Callable[["Expression", Any], "Expression"]
+
+
+def _both(build: Operator) -> tuple[Operator, Operator]:
+    """An operator with the formula on its left, and on its right."""
+    return lambda self, other: build(self, of(other)), lambda self, other: build(of(other), self)
+
+
 @dataclass(frozen=True, eq=False)
 class Expression:
     """A formula: its LaTeX template, how tightly that binds, its value for an operation, its derivative by an argument.
 
     A value is a tensor, a Python number, or a mask where it is 1 or 0. `put` gives the formula as a reader of an
     operation is shown it. A number is a product without factors, and other formulas are one factor. Formulas of one
-    `key` are the same. A `single` number needs no product sign. `names` are the abbreviations in it, with their meaning.
+    `key` are the same. A `single` number needs no product sign. `names` are its abbreviations with their meaning.
     """
 
     text: str
@@ -98,47 +106,18 @@ class Expression:
         """Whether both are the same number."""
         return EQUAL(self, other)
 
-    def __add__(self, other: Any) -> Expression:
-        return total(self, of(other))
-
-    def __radd__(self, other: Any) -> Expression:
-        return total(of(other), self)
-
     def __neg__(self) -> Expression:
         return product(of(-1), self)
 
-    def __sub__(self, other: Any) -> Expression:
-        return total(self, -of(other))
-
-    def __rsub__(self, other: Any) -> Expression:
-        return total(of(other), -self)
-
-    def __mul__(self, other: Any) -> Expression:
-        return product(self, of(other))
-
-    def __rmul__(self, other: Any) -> Expression:
-        return product(of(other), self)
-
-    def __truediv__(self, other: Any) -> Expression:
-        return product(self, power(of(other), of(-1)))
-
-    def __rtruediv__(self, other: Any) -> Expression:
-        return product(of(other), power(self, of(-1)))
-
-    def __pow__(self, exponent: Any) -> Expression:
-        return power(self, of(exponent))
-
-    def __lt__(self, other: Any) -> Expression:
-        return LESS(self, other)
-
-    def __le__(self, other: Any) -> Expression:
-        return AT_MOST(self, other)
-
-    def __gt__(self, other: Any) -> Expression:
-        return MORE(self, other)
-
-    def __ge__(self, other: Any) -> Expression:
-        return AT_LEAST(self, other)
+    __add__, __radd__ = _both(lambda a, b: total(a, b))
+    __sub__, __rsub__ = _both(lambda a, b: total(a, -b))
+    __mul__, __rmul__ = _both(lambda a, b: product(a, b))
+    __truediv__, __rtruediv__ = _both(lambda a, b: product(a, power(b, of(-1))))
+    __pow__, _ = _both(lambda a, b: power(a, b))
+    __lt__, _ = _both(lambda a, b: LESS(a, b))
+    __le__, _ = _both(lambda a, b: AT_MOST(a, b))
+    __gt__, _ = _both(lambda a, b: MORE(a, b))
+    __ge__, _ = _both(lambda a, b: AT_LEAST(a, b))
 
 
 def like(value: Any, op: Any) -> Tensor:
@@ -291,7 +270,7 @@ def _product(top: Any, bottom: Any, factors: tuple[tuple[Expression, Expression]
         for base, exponent in factors:
             value = base.run(op)
             if _is_below(exponent):
-                down = _times(down, value if exponent.value == -1 else value ** -exponent.value)
+                down = _times(down, value if exponent.value == -1 else value**-exponent.value)
             else:
                 up = _times(up, value if exponent.value == 1 else value ** exponent.run(op))
         return up if isinstance(down, int) and down == 1 else up / down
@@ -308,10 +287,10 @@ def _product(top: Any, bottom: Any, factors: tuple[tuple[Expression, Expression]
     text = _row(-top if minus else top, above, bool(below) or bottom != 1)
     if below or bottom != 1:
         text = rf"\frac{{{text}}}{{{_row(bottom, below, True)}}}"
-    tight = not factors and bottom == 1
+    is_one = bottom != 1 or bool(below) or (len(factors) < 2 and top == 1)  # a fraction, or a power alone
     whole = Expression(
         minus + text,
-        PRODUCT if minus else ATOM if tight else POWER if bottom != 1 or below or len(factors) < 2 and top == 1 else PRODUCT,
+        PRODUCT if minus else POWER if is_one else PRODUCT if factors else ATOM,
         run,
         derivative,
         put,
@@ -341,7 +320,7 @@ THIN = re.compile(r"\\(left\((?!\$\w+\\right\)\^)|ln|log|sin|cos|tan|pi)")  # wh
 
 
 def _row(size: Any, pairs: list[tuple[Expression, Expression]], is_part: bool) -> str:
-    """A number and factors; a thin space where one is a single number, else the product sign. `is_part` of a fraction."""
+    """A number and factors, with a thin space beside a single number, else the product sign."""
     if is_part and size == 1 and len(pairs) == 1 and pairs[0][1].value == 1:
         return pairs[0][0].text
     text, single = "" if size == 1 and pairs else number(size), True
@@ -360,8 +339,8 @@ def _raised(base: Expression, exponent: Expression) -> str:
         function, operands = base.call
         return function.text(f"{function.latex[:-2]}^{{{exponent.text}}} @", operands)
     # Brackets that a symbol does not need fall off when it is put in: see `without_brackets`.
-    text = rf"\left({base.text}\right)" if base.text[0] == "$" and base.binds == ATOM or "'" in base.text else base.at(ATOM)
-    return f"{text}^{{{exponent.text}}}"
+    is_symbol = base.binds == ATOM and (base.text[0] == "$" or base.text[-1] == "'")
+    return (rf"\left({base.text}\right)" if is_symbol else base.at(ATOM)) + f"^{{{exponent.text}}}"
 
 
 # Functions and cases
@@ -386,6 +365,7 @@ class Named:
         return self.latex.endswith(" @")
 
     def __call__(self, *operands: Any) -> Expression:
+        """The function of formulas or numbers."""
         parts = tuple(map(of, operands))
         return Expression(
             self.text(self.latex, parts),
@@ -459,7 +439,8 @@ def times_upstream(local: Expression, op: Any) -> str:
     """The upstream gradient times a local derivative (the conjugate of a complex one), as written by hand."""
     known, upstream = local.put(op), G.put(op)
     is_complex = any(isinstance(each, Tensor) and each.is_complex() for each in (op.out, *op.arguments.values()))
-    known = CONJUGATE(known) if is_complex and known.value is None else known
+    if is_complex and known.value is None:
+        known = known.call[1][0] if known.call and known.call[0] is CONJUGATE else CONJUGATE(known)
     if r"\frac" in known.text[:6] and known.factors and any(not _is_below(exponent) for _, exponent in known.factors):
         minus, rest = ("-", known.text[1:]) if known.text.startswith("-") else ("", known.text)
         return rf"{minus}{rest} \, $g" if known.single or upstream.single else rf"{minus}$g \odot {rest}"
@@ -477,35 +458,13 @@ def without_brackets(template: str, symbols: Mapping[str, str]) -> str:
 
 
 X, OTHER, OUT, G = argument("self"), argument("other"), argument("out"), argument("g")
-PI, I = symbol(r"\pi", math.pi), symbol(r"\mathrm{i}", 1j)
 HALF = fraction(1, 2)
 
-LESS = Named("@1 < @2", operator.lt, (), SUM, r"@1 \ge @2")
-AT_MOST = Named(r"@1 \le @2", operator.le, (), SUM, "@1 > @2")
-MORE = Named("@1 > @2", operator.gt, (), SUM, r"@1 \le @2")
-AT_LEAST = Named(r"@1 \ge @2", operator.ge, (), SUM, "@1 < @2")
+LESS: Named = Named("@1 < @2", operator.lt, (), SUM, r"@1 \ge @2")
+AT_MOST: Named = Named(r"@1 \le @2", operator.le, (), SUM, "@1 > @2")
+MORE: Named = Named("@1 > @2", operator.gt, (), SUM, r"@1 \le @2")
+AT_LEAST: Named = Named(r"@1 \ge @2", operator.ge, (), SUM, "@1 < @2")
 EQUAL = Named("@1 = @2", operator.eq, (), SUM)
 # NaN lies inside, as for PyTorch, which asks whether it lies outside.
 INSIDE = Named("@1 < @2 < @3", lambda low, z, high: ~((z <= low) | (z >= high)), (), SUM)
 CONJUGATE = Named(r"\overline{@}", torch.conj)
-
-exp: Named = Named("e^{@}", torch.exp, (lambda u: exp(u),), POWER)
-exp2: Named = Named("2^{@}", torch.exp2, (lambda u: exp2(u) * ln(2),), POWER)
-ln = Named(r"\ln @", torch.log, (lambda u: 1 / u,))
-ln1p = Named(r"\ln\left(1 + @\right)", torch.log1p, (lambda u: 1 / (1 + u),))
-log2 = Named(r"\log_2 @", torch.log2, (lambda u: 1 / (u * ln(2)),))
-log10 = Named(r"\log_{10} @", torch.log10, (lambda u: 1 / (u * ln(10)),))
-sqrt: Named = Named(r"\sqrt{@}", torch.sqrt, (lambda u: 1 / (2 * sqrt(u)),))
-sin: Named = Named(r"\sin @", torch.sin, (lambda u: cos(u),))
-cos: Named = Named(r"\cos @", torch.cos, (lambda u: -sin(u),))
-tan: Named = Named(r"\tan @", torch.tan, (lambda u: 1 + tan(u) ** 2,))
-sinh: Named = Named(r"\sinh @", torch.sinh, (lambda u: cosh(u),))
-cosh: Named = Named(r"\cosh @", torch.cosh, (lambda u: sinh(u),))
-tanh: Named = Named(r"\tanh @", torch.tanh, (lambda u: 1 - tanh(u) ** 2,))
-sigma: Named = Named(r"\sigma(@)", torch.sigmoid, (lambda u: sigma(u) * (1 - sigma(u)),))
-softplus = Named(r"\ln\left(1 + e^{@}\right)", torch.nn.functional.softplus, (sigma,))
-phi: Named = Named(r"\varphi(@)", lambda z: (-z * z / 2).exp() / math.sqrt(2 * math.pi), (lambda u: -u * phi(u),))
-Phi = Named(r"\Phi(@)", lambda z: 0.5 * (1 + torch.erf(z / math.sqrt(2))), (phi,))
-sign = Named(r"\operatorname{sign}(@)", lambda z: z.sgn().conj(), (lambda u: 0,))
-size = Named(r"\left|@\right|", torch.abs, (sign,))
-highest, lowest = Named(r"\max(@1, @2)", torch.maximum), Named(r"\min(@1, @2)", torch.minimum)

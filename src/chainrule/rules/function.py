@@ -14,10 +14,23 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
+from chainrule.rules import elementary as e
 from chainrule.rules.arithmetic import QUOTIENT, at, binary, in_shape_of, near_whole, quotient_steps, unary, x
-from chainrule.rules.expression import HALF, OTHER, OUT, PI, SUM, argument, choice, Expression, I, Named, symbol, X, cases
-from chainrule.rules.expression import cos, cosh, exp, exp2, ln, ln1p, log2, log10, of, sigma, sign, sin, sinh, size, sqrt
-from chainrule.rules.expression import tan, tanh
+from chainrule.rules.expression import (
+    CONJUGATE,
+    HALF,
+    OTHER,
+    OUT,
+    SUM,
+    Expression,
+    Named,
+    X,
+    argument,
+    cases,
+    choice,
+    of,
+    symbol,
+)
 
 
 def function(
@@ -55,7 +68,9 @@ STEPS = (-1.5, -1, 0, 0.5, 2.2)
 arcsin, arccos, arctan = (Named(rf"\arc{name} @", getattr(torch, f"a{name}")) for name in ("sin", "cos", "tan"))
 arsinh, arcosh, artanh = (named(rf"\operatorname{{ar{n}}}", getattr(torch, f"a{n}")) for n in ("sinh", "cosh", "tanh"))
 trunc, rounded = named(r"\operatorname{trunc}", torch.trunc), named(r"\operatorname{round}", torch.round)
-UNIT = of(10) ** argument("decimals", 0)
+TENS = of(10) ** argument("decimals", 0)
+floor, ceil = Named(r"\lfloor @ \rfloor", torch.floor), Named(r"\lceil @ \rceil", torch.ceil)
+argument_of, CHOSEN = Named(r"\arg @", torch.angle), symbol(r"\text{a chosen number}", lambda op: op.out)
 FINITE = Named(r"\left|@\right| < \infty", torch.isfinite, (), SUM)
 
 
@@ -63,7 +78,7 @@ def _whole(op: Any, radius: float) -> Tensor:
     return near_whole(op.self, radius)
 
 
-def _whole_but_zero(op: Any, radius: float) -> Tensor:
+def _but_0(op: Any, radius: float) -> Tensor:
     return near_whole(op.self, radius, "trunc")
 
 
@@ -72,61 +87,71 @@ def _half(op: Any, radius: float) -> Tensor:
     return near_whole(op.self * unit + 0.5, radius * unit)
 
 
-def _jumps(where: Callable[..., Any], what: str) -> Kink:
-    return Kink(where, f"{what}; PyTorch takes 0 there too")
+def _jump(where: Callable[..., Any], what: str, slope: int = 0) -> Kink:
+    return Kink(where, f"{what}; PyTorch takes {slope} there too")
 
 
+def _for_complex(gradient: Expression, real: Any) -> Expression:
+    """A slope for real numbers, and for complex ones from the gradient: the walk multiplies by the conjugate."""
+    return choice(lambda op: CONJUGATE(gradient).but(0, ZERO) if op.self.is_complex() else real)
+
+
+ZERO = X.equals(0)
 STEEP = Kink(at(0), "the slope of the square root grows without bound at 0; PyTorch takes infinity")
 CORNER = Kink(at(0), "|x| has a corner at 0; PyTorch takes 0")
-NO_ANGLE = Kink(at(0), "the angle is not defined at 0; PyTorch takes 0")
-FRAC = Kink(_whole_but_zero, "frac jumps at whole numbers but 0; PyTorch takes 1 there too")
-COMPLEX = [sample(torch.abs, x(3 + 4j, -1j, 0j), note="complex")]
-# The walk multiplies by the conjugate; where the gradient is stated itself, that is undone.
-plain = Named("@", torch.conj)
+SINC, SINC_SLOPE = e.sin(e.PI * X) / (e.PI * X), (e.cos(e.PI * X) - OUT) / X
+SIGMOID = "s = 1/(1 + e^-x), s' = e^-x/(1 + e^-x)^2 = s(1 - s)"
+COMPLEX = x(3 + 4j, -1j, 0j)
 
 # fmt: off
 for row in (
-    # node      function        f(x)               f'(x) (may follow)              tried at, kink, source, more samples
-    ("Exp",     torch.exp,      exp(X),            OUT),
-    ("Exp2",    torch.exp2,     exp2(X),           OUT * ln(2)),
-    ("Expm1",   torch.expm1,    exp(X) - 1,        OUT + 1),
-    ("Log",     torch.log,      ln(X),             None,                           POSITIVE),
-    ("Log1P",   torch.log1p,    ln1p(X),           None,                           POSITIVE),
-    ("Log2",    torch.log2,     log2(X),           None,                           POSITIVE),
-    ("Log10",   torch.log10,    log10(X),          None,                           POSITIVE),
-    ("Sqrt",    torch.sqrt,     sqrt(X),           1 / (2 * OUT),                  (*POSITIVE, 0), STEEP),
-    ("Rsqrt",   torch.rsqrt,    1 / sqrt(X),       -HALF * OUT**3,                 POSITIVE),
-    ("Sin",     torch.sin,      sin(X)),
-    ("Cos",     torch.cos,      cos(X)),
-    ("Tan",     torch.tan,      tan(X),            1 + OUT**2),
-    ("Sinh",    torch.sinh,     sinh(X)),
-    ("Cosh",    torch.cosh,     cosh(X)),
-    ("Tanh",    torch.tanh,     tanh(X),           1 - OUT**2),
-    ("Asin",    torch.asin,     arcsin(X),         1 / sqrt(1 - X**2),             INSIDE_ONE),
-    ("Acos",    torch.acos,     arccos(X),         -1 / sqrt(1 - X**2),            INSIDE_ONE),
+    # node      function        f(x)               f'(x) (may follow)         tried at, kink, source, more samples
+    ("Exp",     torch.exp,      e.exp(X),          OUT),
+    ("Exp2",    torch.exp2,     e.exp2(X),         OUT * e.ln(2)),
+    ("Expm1",   torch.expm1,    e.exp(X) - 1,      OUT + 1),
+    ("Log",     torch.log,      e.ln(X),           None,                      POSITIVE),
+    ("Log1P",   torch.log1p,    e.ln1p(X),         None,                      POSITIVE),
+    ("Log2",    torch.log2,     e.log2(X),         None,                      POSITIVE),
+    ("Log10",   torch.log10,    e.log10(X),        None,                      POSITIVE),
+    ("Sqrt",    torch.sqrt,     e.sqrt(X),         1 / (2 * OUT),             (*POSITIVE, 0), STEEP),
+    ("Rsqrt",   torch.rsqrt,    1 / e.sqrt(X),     -HALF * OUT**3,            POSITIVE),
+    ("Sin",     torch.sin,      e.sin(X)),
+    ("Cos",     torch.cos,      e.cos(X)),
+    ("Tan",     torch.tan,      e.tan(X),          1 + OUT**2),
+    ("Sinh",    torch.sinh,     e.sinh(X)),
+    ("Cosh",    torch.cosh,     e.cosh(X)),
+    ("Tanh",    torch.tanh,     e.tanh(X),         1 - OUT**2),
+    ("Asin",    torch.asin,     arcsin(X),         1 / e.sqrt(1 - X**2),      INSIDE_ONE),
+    ("Acos",    torch.acos,     arccos(X),         -1 / e.sqrt(1 - X**2),     INSIDE_ONE),
     ("Atan",    torch.atan,     arctan(X),         1 / (1 + X**2)),
-    ("Asinh",   torch.asinh,    arsinh(X),         1 / sqrt(1 + X**2)),
+    ("Asinh",   torch.asinh,    arsinh(X),         1 / e.sqrt(1 + X**2)),
     # In two factors for the right complex branch.
-    ("Acosh",   torch.acosh,    arcosh(X),         1 / (sqrt(X - 1) * sqrt(X + 1)), (1.2, 2.0, 5.5)),
-    ("Atanh",   torch.atanh,    artanh(X),         1 / (1 - X**2),                 INSIDE_ONE),
-    ("Sinc",    torch.sinc,     (sin(PI * X) / (PI * X)).but(1, X.equals(0)), ((cos(PI * X) - OUT) / X).but(0, X.equals(0)),
-                                (-1.5, 0, 0.3, 2.0), None, "at 0 the value is 1 and the slope 0, the limits of both"),
-    ("Deg2Rad", torch.deg2rad,  PI / 180 * X),
-    ("Rad2Deg", torch.rad2deg,  180 / PI * X),
-    ("Sigmoid", torch.sigmoid,  sigma(X),          OUT * (1 - OUT),                ALL, None, "s = 1/(1 + e^-x), s' = e^-x/(1 + e^-x)^2 = s(1 - s)"),
-    ("Abs",     torch.abs,      size(X),           sign(X),                        (-1.5, 0, 0.3, 2.0), CORNER, "", COMPLEX),
-    ("Floor",   torch.floor,    Named(r"\lfloor @ \rfloor", torch.floor)(X), of(0), STEPS, _jumps(_whole, "floor jumps at whole numbers")),
-    ("Ceil",    torch.ceil,     Named(r"\lceil @ \rceil", torch.ceil)(X), of(0),   STEPS, _jumps(_whole, "ceil jumps at whole numbers")),
-    ("Trunc",   torch.trunc,    trunc(X),          of(0),                          STEPS, _jumps(_whole_but_zero, "trunc jumps at whole numbers but 0")),
-    ("Round",   torch.round,    rounded(UNIT * X) / UNIT, of(0),                   STEPS, _jumps(_half, "round jumps between numbers"), "", [sample(torch.round, x(0.123, -1.5), decimals=1)]),
-    ("Sign",    torch.sign,     sign(X),           of(0),                          STEPS, _jumps(at(0), "the sign jumps at 0")),
-    ("Frac",    torch.frac,     X - trunc(X),      of(1),                          STEPS, FRAC),
-    ("Angle",   torch.angle,    Named(r"\arg @", torch.angle)(X), choice(lambda op: plain(I * X / size(X)**2).but(0, X.equals(0)) if op.self.is_complex() else 0),
-                                ALL, NO_ANGLE, "of a complex z the gradient is i z/|z|^2", [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")]),
-    ("NanToNum", torch.nan_to_num, cases(X, FINITE(X), symbol(r"\text{a chosen number}", lambda op: op.out)), None, (1, math.inf, -math.inf, math.nan, 0)),
+    ("Acosh",   torch.acosh,    arcosh(X),         1 / (e.sqrt(X - 1) * e.sqrt(X + 1)), (1.2, 2.0, 5.5)),
+    ("Atanh",   torch.atanh,    artanh(X),         1 / (1 - X**2),            INSIDE_ONE),
+    ("Sinc",    torch.sinc,     SINC.but(1, ZERO), SINC_SLOPE.but(0, ZERO),   (-1.5, 0, 0.3, 2.0), None,
+     "at 0 the value is 1 and the slope 0, the limits of both"),
+    ("Deg2Rad", torch.deg2rad,  e.PI / 180 * X),
+    ("Rad2Deg", torch.rad2deg,  180 / e.PI * X),
+    ("Sigmoid", torch.sigmoid,  e.sigma(X),        OUT * (1 - OUT),           ALL, None, SIGMOID),
+    ("Abs",     torch.abs,      e.size(X),         _for_complex(e.sign(X), e.sign(X)), (-1.5, 0, 0.3, 2.0), CORNER, "",
+     [sample(torch.abs, COMPLEX, note="complex")]),
+    ("Floor",   torch.floor,    floor(X),          of(0), STEPS, _jump(_whole, "floor jumps at whole numbers")),
+    ("Ceil",    torch.ceil,     ceil(X),           of(0), STEPS, _jump(_whole, "ceil jumps at whole numbers")),
+    ("Trunc",   torch.trunc,    trunc(X),          of(0), STEPS, _jump(_but_0, "trunc jumps at whole numbers but 0")),
+    ("Round",   torch.round,    rounded(TENS * X) / TENS, of(0), STEPS, _jump(_half, "round jumps between numbers"), "",
+     [sample(torch.round, x(0.123, -1.5), decimals=1)]),
+    ("Sign",    torch.sign,     e.sign(X),         of(0), STEPS, _jump(at(0), "the sign jumps at 0")),
+    ("Frac",    torch.frac,     X - trunc(X),      of(1), STEPS, _jump(_but_0, "frac jumps at whole numbers but 0", 1)),
+    ("Angle",   torch.angle,    argument_of(X),    _for_complex(e.UNIT * X / e.size(X)**2, 0), ALL,
+     Kink(at(0), "the angle is not defined at 0; PyTorch takes 0"), "of a complex z the gradient is i z/|z|^2",
+     [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")]),
+    ("NanToNum", torch.nan_to_num, cases(X, FINITE(X), CHOSEN), None,         (1, math.inf, -math.inf, math.nan, 0)),
 ):
     function(*row)
 # fmt: on
+
+
+TURNED = r"\frac{\mathrm{i} \, $out}{\left|$self\right|}"
 
 
 def _sgn_vjp(op: Any, g: Tensor) -> Tensor:
@@ -143,12 +168,10 @@ sgn = rule(
         "self": Wrt(
             _sgn_vjp,
             lambda op: (
-                r"\frac{\mathrm{i} \, $out}{\left|$self\right|} \operatorname{Im}\left(\overline{$out} \, \cdot\right)"
-                if op.self.is_complex()
-                else "0"
+                TURNED + r" \operatorname{Im}\left(\overline{$out} \, \cdot\right)" if op.self.is_complex() else "0"
             ),
             lambda op: (
-                r"\frac{\mathrm{i} \, $out}{\left|$self\right|} \odot \operatorname{Im}\left(\overline{$out} \odot $g\right)"
+                TURNED + r" \odot \operatorname{Im}\left(\overline{$out} \odot $g\right)"
                 if op.self.is_complex()
                 else "0"
             ),
@@ -173,7 +196,7 @@ SQUARES = X**2 + OTHER**2
 
 hypot = elementwise(
     "HypotBackward0",
-    equation=sqrt(SQUARES),
+    equation=e.sqrt(SQUARES),
     derivative={"self": X / OUT, "other": OTHER / OUT},
     samples=lambda: [*binary(torch.hypot), sample(torch.hypot, x(0, 3), x(0, 4), note="origin")],
     source="derivatives.yaml: hypot",
@@ -192,15 +215,15 @@ atan2 = elementwise(
 )
 logaddexp = elementwise(
     "LogaddexpBackward0",
-    equation=ln(exp(X) + exp(OTHER)),
-    derivative={"self": 1 / (1 + exp(OTHER - X)), "other": 1 / (1 + exp(X - OTHER))},
+    equation=e.ln(e.exp(X) + e.exp(OTHER)),
+    derivative={"self": 1 / (1 + e.exp(OTHER - X)), "other": 1 / (1 + e.exp(X - OTHER))},
     samples=lambda: binary(torch.logaddexp),
     source="derivatives.yaml: logaddexp",
 )
 logaddexp2 = elementwise(
     "Logaddexp2Backward0",
-    equation=log2(exp2(X) + exp2(OTHER)),
-    derivative={"self": 1 / (1 + exp2(OTHER - X)), "other": 1 / (1 + exp2(X - OTHER))},
+    equation=e.log2(e.exp2(X) + e.exp2(OTHER)),
+    derivative={"self": 1 / (1 + e.exp2(OTHER - X)), "other": 1 / (1 + e.exp2(X - OTHER))},
     samples=lambda: binary(torch.logaddexp2),
     source="derivatives.yaml: logaddexp2",
 )
@@ -230,7 +253,7 @@ remainder = _remainder(torch.remainder, "floor")
 
 copysign = elementwise(
     "CopysignBackward0",
-    equation=size(X) * named(r"\operatorname{sign}", lambda z: torch.copysign(torch.ones_like(z), z))(OTHER),
+    equation=e.size(X) * named(r"\operatorname{sign}", lambda z: torch.copysign(torch.ones_like(z), z))(OTHER),
     derivative={"self": (OUT / X).but(0, X.equals(0)), "other": 0},
     samples=lambda: [*binary(torch.copysign), sample(torch.copysign, x(0, 2), -1.0, note="corner")],
     source="derivatives.yaml: copysign.Tensor",
@@ -238,8 +261,8 @@ copysign = elementwise(
 )
 ldexp = elementwise(
     "LdexpBackward0",
-    equation=X * exp2(OTHER),
-    derivative={"self": exp2(OTHER), "other": OUT * ln(2)},
+    equation=X * e.exp2(OTHER),
+    derivative={"self": e.exp2(OTHER), "other": OUT * e.ln(2)},
     samples=lambda: [*binary(torch.ldexp), sample(torch.ldexp, x(1, 2), torch.tensor([1, 3]), note="whole powers")],
     source="derivatives.yaml: ldexp",
 )
@@ -267,7 +290,7 @@ def _binade_edge(op: Any, radius: float) -> Tensor:
 frexp = elementwise(
     "FrexpBackward0",
     equation=r"$self = $out \cdot 2^{e}, \quad \frac{1}{2} \le |$out| < 1",
-    derivative={"self": exp2(-symbol("e", lambda op: op.outs[1].to(op.out.dtype)))},
+    derivative={"self": e.exp2(-symbol("e", lambda op: op.outs[1].to(op.out.dtype)))},
     samples=lambda: [*unary(torch.frexp), sample(torch.frexp, x(0, 4), note="on a step")],
     source="derivatives.yaml: frexp.Tensor",
     kink=Kink(_binade_edge, "the exponent steps at powers of two; PyTorch holds it constant"),

@@ -36,8 +36,8 @@ from chainrule.rules import (
     rule,
     sample,
 )
-from chainrule.rules.expression import PRODUCT, argument, choice, Expression, Named, X, cases, exp, ln, ln1p, sigma
-from chainrule.rules.expression import sign, size, times_upstream
+from chainrule.rules.elementary import exp, ln, ln1p, sigma, sign, size
+from chainrule.rules.expression import PRODUCT, Expression, Named, X, argument, cases, choice, stated, times_upstream
 from chainrule.rules.pattern import aligned, real
 
 NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
@@ -112,7 +112,7 @@ def reducible(
     per_sample = rule(
         *nodes,
         name=name,
-        equation=lambda op: f"$out = {tell(loss, op)}",
+        equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"$out = {tell(loss, op)}",
         wrt=wrt,
         samples=lambda: [with_reduction(each, "none") for each in samples()],
         accepts=lambda op: reduction(op) == NONE,

@@ -15,10 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
-from chainrule.rules.activation import CORNER, GELU, GELU_TANH, HARDTANH_SLOPE, LEAKY_SLOPE, SOFTPLUS, THRESHOLDED
-from chainrule.rules.activation import near_to
+from chainrule.rules.activation import (
+    CORNER,
+    GELU,
+    GELU_TANH,
+    HARDTANH_SLOPE,
+    LEAKY_SLOPE,
+    SOFTPLUS,
+    THRESHOLDED,
+    near_to,
+)
 from chainrule.rules.arithmetic import at, x
-from chainrule.rules.expression import argument, choice, Expression, symbol, X, of
+from chainrule.rules.expression import Expression, X, argument, choice, of, symbol
 
 aten = torch.ops.aten
 GRAD, OUTPUT, TARGET = argument("grad_output"), argument("output"), argument("target")
@@ -83,7 +91,6 @@ for row in (
 ):
     slope_rule(*row)
 # fmt: on
-
 
 
 def _two(op: Any) -> Expression:

@@ -12,8 +12,8 @@ import torch.special as S
 
 from chainrule.rules import Kink, Sample, elementwise, sample
 from chainrule.rules.arithmetic import WITHIN, at, binary, unary, x
-from chainrule.rules.expression import OTHER, OUT, PI, POWER, PRODUCT, argument, choice, Named, Phi, X, cases
-from chainrule.rules.expression import exp, fraction, highest, ln, ln1p, lowest, sign, sqrt, total
+from chainrule.rules.elementary import PI, Phi, exp, highest, ln, ln1p, lowest, sign, sqrt
+from chainrule.rules.expression import OTHER, OUT, POWER, PRODUCT, Named, X, argument, cases, choice, fraction, total
 from chainrule.rules.function import ALL, INSIDE_ONE, POSITIVE, function, named
 
 erf, erfc = named(r"\operatorname{erf}", torch.erf), named(r"\operatorname{erfc}", torch.erfc)
@@ -27,7 +27,7 @@ ROOT_PI = sqrt(PI)
 SIGNED = (-1.5, 0, 2.0)
 LIMIT = "DLMF 10.29; the limit at 0 is 1/2"
 KINK = Kink(at(0), "e^{-|x|} has a corner at 0; PyTorch takes 0")
-AT_0 = X.equals(0)
+AT_0, I1E_SLOPE = X.equals(0), I0E(X) - OUT * (sign(X) + 1 / X)
 
 
 def polygamma_of(order: int) -> Named:
@@ -37,22 +37,25 @@ def polygamma_of(order: int) -> Named:
 
 # fmt: off
 for row in (
-    # node             function      f(x)                f'(x)                               tried at, kink, source
-    ("Erf",            torch.erf,    erf(X),             2 * exp(-X**2) / ROOT_PI),
-    ("Erfc",           torch.erfc,   erfc(X),            -2 * exp(-X**2) / ROOT_PI),
-    ("SpecialErfcx",   S.erfcx,      exp(X**2) * erfc(X), 2 * X * OUT - 2 / ROOT_PI),
-    ("Erfinv",         torch.erfinv, erfinv(X),          ROOT_PI * exp(OUT**2) / 2,          INSIDE_ONE, None, "the inverse function: f' = 1/erf'(out)"),
-    ("SpecialNdtri",   S.ndtri,      probit(X),          sqrt(2 * PI) * exp(OUT**2 / 2),     (0.1, 0.5, 0.9), None, "the inverse function: f' = 1/phi(out)"),
-    ("SpecialLogNdtr", S.log_ndtr,   ln(Phi(X)),         HAZARD(X),                          ALL, None, "phi/Phi, told by erfcx so that neither underflows"),
-    ("SpecialEntr",    S.entr,       -X * ln(X),         -ln(X) - 1,                         POSITIVE),
-    ("Lgamma",         torch.lgamma, loggamma(X),        psi(X),                             POSITIVE),
-    ("Digamma",        torch.digamma, psi(X),            polygamma_of(1)(X),                 POSITIVE),
-    ("I0",             torch.i0,     I0(X),              I1(X)),
-    ("SpecialI0E",     S.i0e,        I0E(X),             I1E(X) - sign(X) * OUT,             SIGNED, KINK),
-    ("SpecialI1",      S.i1,         I1(X),              (I0(X) - OUT / X).but(0.5, AT_0),   SIGNED, None, LIMIT),
-    ("SpecialI1E",     S.i1e,        I1E(X),             (I0E(X) - OUT * (sign(X) + 1 / X)).but(0.5, AT_0), SIGNED, None, LIMIT),
+    # node             function       f(x)                 f'(x)                             tried at, kink, source
+    ("Erf",            torch.erf,     erf(X),              2 * exp(-X**2) / ROOT_PI),
+    ("Erfc",           torch.erfc,    erfc(X),             -2 * exp(-X**2) / ROOT_PI),
+    ("SpecialErfcx",   S.erfcx,       exp(X**2) * erfc(X), 2 * X * OUT - 2 / ROOT_PI),
+    ("Erfinv",         torch.erfinv,  erfinv(X),           ROOT_PI * exp(OUT**2) / 2,        INSIDE_ONE, None,
+     "the inverse function: f' = 1/erf'(out)"),
+    ("SpecialNdtri",   S.ndtri,       probit(X),           sqrt(2 * PI) * exp(OUT**2 / 2),   (0.1, 0.5, 0.9), None,
+     "the inverse function: f' = 1/phi(out)"),
+    ("SpecialLogNdtr", S.log_ndtr,    ln(Phi(X)),          HAZARD(X),                        ALL, None,
+     "phi/Phi, computed by erfcx so that neither underflows"),
+    ("SpecialEntr",    S.entr,        -X * ln(X),          -ln(X) - 1,                       POSITIVE),
+    ("Lgamma",         torch.lgamma,  loggamma(X),         psi(X),                           POSITIVE),
+    ("Digamma",        torch.digamma, psi(X),              polygamma_of(1)(X),               POSITIVE),
+    ("I0",             torch.i0,      I0(X),               I1(X)),
+    ("SpecialI0E",     S.i0e,         I0E(X),              I1E(X) - sign(X) * OUT,           SIGNED, KINK),
+    ("SpecialI1",      S.i1,          I1(X),               (I0(X) - OUT / X).but(0.5, AT_0), SIGNED, None, LIMIT),
+    ("SpecialI1E",     S.i1e,         I1E(X),              I1E_SLOPE.but(0.5, AT_0),         SIGNED, None, LIMIT),
 ):
-    function(*row, topic="special")  # type: ignore[arg-type]
+    function(*row, topic="special")  # type: ignore[misc]
 # fmt: on
 
 mvlgamma = elementwise(
