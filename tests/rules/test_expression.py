@@ -21,7 +21,7 @@ from torch import Tensor
 
 from chainrule.rules import Applied, Rule, elementary
 from chainrule.rules.elementary import exp, ln, sin, tanh
-from chainrule.rules.expression import OTHER, OUT, Expression, Named, X, argument, cases, let
+from chainrule.rules.expression import OTHER, OUT, Expression, Named, X, argument, cases, let, of
 
 # A reader of the printed LaTeX
 
@@ -355,6 +355,7 @@ OPERATION = Applied({"self": torch.rand(4), "other": torch.rand(4), "y": 3, "one
         (exp(-(X**2) / 2), r"e^{-\left($self\right)^{2} / 2}"),
         (exp(X).derivative("self"), "e^{$self}"),
         ((OUT * (1 - OUT)).derivative("out"), r"1 - 2 \, $out"),
+        (of(1e7) ** X, r"\left(1 \cdot 10^{7}\right)^{$self}"),
         (cases(0, X <= 0, 1), r"\begin{cases} 1 & $self > 0 \\ 0 & $self \le 0 \end{cases}"),
         (U.derivative("self"), r"u', \quad u' = 2 \, $self"),
         (U.derivative("self").derivative("self"), r"u'', \quad u'' = 2"),

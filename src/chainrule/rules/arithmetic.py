@@ -106,40 +106,73 @@ def in_shape_of(operand: Any, marks: Tensor) -> Tensor:
 
 # The scalar `alpha` is missing from some overloads, and then 1.
 ALPHA, EXPONENT, VALUE = argument("alpha", 1), argument("exponent"), argument("value", 1)
-TENSOR1, TENSOR2 = argument("tensor1"), argument("tensor2")
+TENSOR1, TENSOR2, WEIGHT, END = (argument(name) for name in ("tensor1", "tensor2", "weight", "end"))
+CONDITION, MASK = argument("condition"), argument("mask")
 
-add = elementwise(
-    "AddBackward0",
-    equation=X + ALPHA * OTHER,
-    derivative=("self", "other"),
-    samples=lambda: [*binary(torch.add), sample(torch.add, x(), 2.5), sample(torch.add, x(), x(1), alpha=3)],
-    source="derivatives.yaml: add.Tensor",
-)
-sub = elementwise(
-    "SubBackward0",
-    equation=X - ALPHA * OTHER,
-    derivative=("self", "other"),
-    samples=lambda: [*binary(torch.sub), sample(torch.sub, x(), 2.5), sample(torch.sub, x(), x(1), alpha=3)],
-    source="derivatives.yaml: sub.Tensor",
-)
-rsub = elementwise(
-    "RsubBackward0",
-    equation=OTHER - ALPHA * X,
-    derivative=("self", "other"),
-    samples=lambda: [*binary(torch.rsub), sample(torch.rsub, x(), 1), sample(torch.rsub, x(), x(1), alpha=3)],
-    source="derivatives.yaml: rsub.Tensor",
-)
-mul = elementwise(
-    "MulBackward0",
-    equation=X * OTHER,
-    derivative=("self", "other"),
-    samples=lambda: [
+
+def _scaled(function: Function, scalar: float) -> Callable[[], list[Sample]]:
+    return lambda: [*binary(function), sample(function, x(), scalar), sample(function, x(), x(1), alpha=3)]
+
+
+def _three(function: Function) -> Callable[[], list[Sample]]:
+    return lambda: [
+        sample(function, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.5, shape=()), value=2.5, note="broadcast"),
+        sample(function, x(), x(), x(), note="one shape"),
+        sample(function, x(1), x(shape=(0,)), x(2), note="empty"),
+    ]
+
+
+YES_NO, NONE = torch.tensor([True, False]), torch.ones(0, dtype=torch.bool)
+
+# fmt: off
+for name, equation, arguments, samples, entries, *masks in (
+    # node          equation                          differentiated by, samples, entries of derivatives.yaml
+    ("Add",         X + ALPHA * OTHER,                ("self", "other"), _scaled(torch.add, 2.5), "add.Tensor"),
+    ("Sub",         X - ALPHA * OTHER,                ("self", "other"), _scaled(torch.sub, 2.5), "sub.Tensor"),
+    ("Rsub",        OTHER - ALPHA * X,                ("self", "other"), _scaled(torch.rsub, 1), "rsub.Tensor"),
+    ("Mul",         X * OTHER,                        ("self", "other"), lambda: [
         *binary(torch.mul),
         sample(torch.mul, x(), 3.0, note="number"),
         sample(torch.mul, x(1 + 2j, -1j), x(2, 3), note="complex times real"),
-    ],
-    source="derivatives.yaml: mul.Tensor",
-)
+    ], "mul.Tensor"),
+    ("Neg",         -X,                               ("self",), lambda: unary(torch.neg), "neg"),
+    ("Addcmul",     X + VALUE * TENSOR1 * TENSOR2,    ("self", "tensor1", "tensor2"), _three(torch.addcmul), "addcmul"),
+    ("Addcdiv",     X + VALUE * TENSOR1 / TENSOR2,    ("self", "tensor1", "tensor2"), _three(torch.addcdiv), "addcdiv"),
+    ("Lerp",        X + WEIGHT * (END - X),           ("self", "end", "weight"), lambda: [
+        *binary(torch.lerp, weight=0.3),
+        sample(torch.lerp, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.25), note="weight as tensor"),
+    ], "lerp.Scalar, lerp.Tensor"),
+    ("Where",       cases(X, CONDITION, OTHER),       ("self", "other"), lambda: [
+        sample(torch.where, torch.tensor([True, False, True]), x(1, 2, shape=(2, 1)), x(4), note="broadcast"),
+        sample(torch.where, YES_NO.unsqueeze(1), x(1, 2), x(3, shape=()), note="condition broadcast"),
+        sample(torch.where, YES_NO, x(1, 2), 0.0, note="number"),
+        sample(torch.where, NONE, x(1), x(shape=(0,)), note="empty"),
+    ], "where", "condition"),
+    ("MaskedFill",  cases(VALUE, MASK, X),            ("self", "value"), lambda: [
+        sample(torch.masked_fill, x(1, 2, 3), torch.tensor([True, False, True]), -math.inf, note="number"),
+        sample(torch.masked_fill, x(1, 2), YES_NO.unsqueeze(1), x(5, shape=()), note="tensor, broadcast"),
+        sample(torch.masked_fill, x(shape=(0,)), NONE, 1.0, note="empty"),
+    ], "masked_fill.Scalar, masked_fill.Tensor", "mask"),
+    ("Clone",       X,                                ("self",), lambda: unary(torch.clone), "clone"),
+    ("Fill",        VALUE,                            ("self", "value"), lambda: [
+        sample(torch.fill, x(1, 2, 3), x(4, shape=()), note="tensor"),
+        sample(torch.fill, x(1, 2, 3), 4.0, note="number"),
+        sample(torch.fill, x(shape=(0,)), x(4, shape=()), note="empty"),
+    ], "fill.Scalar, fill.Tensor"),
+    ("Zero",        of(0),                            ("self",), lambda: [
+        sample(lambda value: value.clone().zero_(), x(1, 2)), *unary(torch.ops.aten.zero),
+    ], "zero"),
+):
+    elementwise(
+        f"{name}Backward0",
+        equation=equation,
+        derivative=arguments,
+        samples=samples,
+        source=f"derivatives.yaml: {entries}",
+        constants=dict.fromkeys(masks, "not differentiable"),
+    )
+# fmt: on
+
 div = elementwise(
     "DivBackward0",
     name="div",
@@ -171,13 +204,6 @@ div_rounded = elementwise(
     source="derivatives.yaml: div.Tensor_mode",
     accepts=lambda op: op.arguments.get("rounding_mode") is not None,
     kink=Kink(quotient_steps(), "a rounded quotient jumps where it is whole; PyTorch takes 0 there too"),
-)
-neg = elementwise(
-    "NegBackward0",
-    equation=-X,
-    derivative=("self",),
-    samples=lambda: unary(torch.neg),
-    source="derivatives.yaml: neg",
 )
 
 
@@ -219,40 +245,6 @@ reciprocal = elementwise(
     derivative={"self": -(OUT**2)},
     samples=lambda: unary(torch.reciprocal),
     source="derivatives.yaml: reciprocal; (1/x)' = -1/x^2",
-)
-
-
-def _three(function: Function) -> list[Sample]:
-    return [
-        sample(function, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.5, shape=()), value=2.5, note="broadcast"),
-        sample(function, x(), x(), x(), note="one shape"),
-        sample(function, x(1), x(shape=(0,)), x(2), note="empty"),
-    ]
-
-
-addcmul = elementwise(
-    "AddcmulBackward0",
-    equation=X + VALUE * TENSOR1 * TENSOR2,
-    derivative=("self", "tensor1", "tensor2"),
-    samples=lambda: _three(torch.addcmul),
-    source="derivatives.yaml: addcmul",
-)
-addcdiv = elementwise(
-    "AddcdivBackward0",
-    equation=X + VALUE * TENSOR1 / TENSOR2,
-    derivative=("self", "tensor1", "tensor2"),
-    samples=lambda: _three(torch.addcdiv),
-    source="derivatives.yaml: addcdiv",
-)
-lerp = elementwise(
-    "LerpBackward0",
-    equation=X + argument("weight") * (argument("end") - X),
-    derivative=("self", "end", "weight"),
-    samples=lambda: [
-        *binary(torch.lerp, weight=0.3),
-        sample(torch.lerp, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.25), note="weight as tensor"),
-    ],
-    source="derivatives.yaml: lerp.Scalar, lerp.Tensor",
 )
 
 
@@ -349,38 +341,6 @@ clamp = elementwise(
     source="derivatives.yaml: clamp, clamp.Tensor, clamp_min, clamp_max",
     kink=Kink(_at_a_bound, "at a bound PyTorch lets the gradient pass to the clamped tensor, and gives the bound 0"),
 )
-where = elementwise(
-    "WhereBackward0",
-    equation=cases(X, argument("condition"), OTHER),
-    derivative=("self", "other"),
-    samples=lambda: [
-        sample(torch.where, torch.tensor([True, False, True]), x(1, 2, shape=(2, 1)), x(4), note="broadcast"),
-        sample(torch.where, torch.tensor([[True], [False]]), x(1, 2), x(3, shape=()), note="condition broadcast"),
-        sample(torch.where, torch.tensor([True, False]), x(1, 2), 0.0, note="number"),
-        sample(torch.where, torch.ones(0, dtype=torch.bool), x(1), x(shape=(0,)), note="empty"),
-    ],
-    source="derivatives.yaml: where",
-    constants={"condition": "not differentiable"},
-)
-masked_fill = elementwise(
-    "MaskedFillBackward0",
-    equation=cases(VALUE, argument("mask"), X),
-    derivative=("self", "value"),
-    samples=lambda: [
-        sample(torch.masked_fill, x(1, 2, 3), torch.tensor([True, False, True]), -math.inf, note="number"),
-        sample(torch.masked_fill, x(1, 2), torch.tensor([[True], [False]]), x(5, shape=()), note="tensor, broadcast"),
-        sample(torch.masked_fill, x(shape=(0,)), torch.ones(0, dtype=torch.bool), 1.0, note="empty"),
-    ],
-    source="derivatives.yaml: masked_fill.Scalar, masked_fill.Tensor",
-    constants={"mask": "not differentiable"},
-)
-clone = elementwise(
-    "CloneBackward0",
-    equation=X,
-    derivative=("self",),
-    samples=lambda: unary(torch.clone),
-    source="derivatives.yaml: clone",
-)
 to_copy = elementwise(
     "ToCopyBackward0",
     equation=X,
@@ -392,6 +352,7 @@ to_copy = elementwise(
     ],
     source="derivatives.yaml: _to_copy",
 )
+
 copy = elementwise(
     "CopyBackwards",
     name="copy_",
@@ -403,22 +364,4 @@ copy = elementwise(
         sample(lambda source: torch.zeros(0).copy_(source), x(shape=(0,)), note="empty"),
     ],
     source="derivatives.yaml: copy (what was there before is gone, so its derivative is 0)",
-)
-fill = elementwise(
-    "FillBackward0",
-    equation=VALUE,
-    derivative=("self", "value"),
-    samples=lambda: [
-        sample(torch.fill, x(1, 2, 3), x(4, shape=()), note="tensor"),
-        sample(torch.fill, x(1, 2, 3), 4.0, note="number"),
-        sample(torch.fill, x(shape=(0,)), x(4, shape=()), note="empty"),
-    ],
-    source="derivatives.yaml: fill.Scalar, fill.Tensor",
-)
-zeroed = elementwise(
-    "ZeroBackward0",
-    equation=of(0),
-    derivative=("self",),
-    samples=lambda: [sample(lambda value: value.clone().zero_(), x(1, 2)), *unary(torch.ops.aten.zero)],
-    source="derivatives.yaml: zero",
 )

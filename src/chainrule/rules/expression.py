@@ -290,7 +290,7 @@ def _product(top: Any, bottom: Any, factors: tuple[tuple[Expression, Expression]
     is_one = bottom != 1 or bool(below) or (len(factors) < 2 and top == 1)  # a fraction, or a power alone
     whole = Expression(
         minus + text,
-        PRODUCT if minus else POWER if is_one else PRODUCT if factors else ATOM,
+        PRODUCT if minus or r"\cdot" in text else POWER if is_one else PRODUCT if factors else ATOM,
         run,
         derivative,
         put,
@@ -392,7 +392,7 @@ class Named:
             return latex[:-2] + ("" if inner.startswith(r"\left(") else " ") + inner
         texts = [each.text for each in operands]
         if not all(re.fullmatch(r"-?\$?[\w.]+", each) for each in texts):
-            latex = re.sub(r"\((@.*)\)", r"\\left(\1\\right)", latex)
+            latex = re.sub(r"\((@[^()]*)\)", r"\\left(\1\\right)", latex)
         if latex.endswith("^{@}"):  # a quotient in an exponent is written in a line
             texts = [re.sub(r"^(-?)\\frac\{((?:[^{}+]|\{[^{}]*\})*)\}\{([\d.]+)\}$", r"\1\2 / \3", texts[0])]
         return re.sub(r"@(\d?)", lambda found: texts[int(found[1] or 1) - 1], latex)

@@ -254,6 +254,16 @@ def p(*shape: int, seed: int = 0) -> Tensor:
     return x(*shape, seed=seed).detach().sigmoid().requires_grad_()
 
 
+def weights() -> Tensor:
+    """Sample weights of four classes."""
+    return p(4, seed=1).detach()
+
+
+def given(*values: Any) -> Tensor:
+    """A sample input of these numbers."""
+    return torch.tensor(values).requires_grad_()
+
+
 def bits(*shape: int) -> Tensor:
     """Sample targets 0 and 1."""
     return (x(*shape, seed=7) > 0).to(torch.get_default_dtype())
@@ -261,6 +271,7 @@ def bits(*shape: int) -> Tensor:
 
 WEIGHT, Y, BETA, DELTA = argument("weight", 1), argument("target"), argument("beta"), argument("delta")
 Q = argument("pos_weight", 1)
+CLASSES, PIXELS = torch.tensor([0, 2, 1]), torch.arange(12).reshape(2, 2, 3) % 4
 ERROR = X - Y
 # ln a, held above -100 as PyTorch holds it, so that 0 ln 0 counts as 0; and the denominator that it holds above 1e-12.
 bounded_ln = Named(r"\ln @", lambda a: a.log().clamp(min=-100))
@@ -288,12 +299,7 @@ binary_cross_entropy = pointwise(
         sample(F.binary_cross_entropy, p(2, 1), torch.tensor([[0.0], [1.0]]), note="one output"),
         sample(F.binary_cross_entropy, p(3, 4), p(3, 4, seed=1), note="soft targets"),
         sample(F.binary_cross_entropy, p(3, 4), bits(3, 4), weight=torch.tensor([1.0, 2.0, 0.5, 0.0]), note="weights"),
-        sample(
-            F.binary_cross_entropy,
-            torch.tensor([0.0, 1.0, 0.0, 1.0]).requires_grad_(),
-            torch.tensor([0.0, 1.0, 1.0, 0.0]),
-            note="saturated",
-        ),
+        sample(F.binary_cross_entropy, given(0.0, 1.0, 0.0, 1.0), torch.tensor([0.0, 1.0, 1.0, 0.0]), note="saturated"),
         sample(F.binary_cross_entropy, p(0, 1), bits(0, 1), note="empty"),
     ],
     source="derivatives.yaml: binary_cross_entropy; with L = -(y ln a + (1-y) ln(1-a)), dL/da = -y/a + (1-y)/(1-a)",
@@ -326,7 +332,7 @@ binary_cross_entropy_with_logits = pointwise(
         ),
         sample(
             F.binary_cross_entropy_with_logits,
-            torch.tensor([-800.0, 800.0, 0.0]).requires_grad_(),
+            given(-800.0, 800.0, 0.0),
             torch.tensor([1.0, 0.0, 1.0]),
             note="large logits",
         ),
@@ -358,7 +364,7 @@ smooth_l1_loss = pointwise(
     samples=lambda: [
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1), beta=0.3, note="narrow"),
-        sample(F.smooth_l1_loss, torch.tensor([1.0, -1.0, 0.0]).requires_grad_(), torch.zeros(3), note="at the bend"),
+        sample(F.smooth_l1_loss, given(1.0, -1.0, 0.0), torch.zeros(3), note="at the bend"),
     ],
     source="derivatives.yaml: smooth_l1_loss; Girshick, Fast R-CNN, ICCV 2015",
 )
@@ -476,29 +482,15 @@ nll_loss = reducible(
     constants={"target": "not differentiable", "weight": "not differentiable"},
     structure="linear",
     samples=lambda: [
-        sample(F.nll_loss, x(3, 4), torch.tensor([0, 2, 1])),
-        sample(F.nll_loss, x(3, 4), torch.tensor([0, 2, 1]), weight=p(4, seed=1).detach(), note="weights"),
+        sample(F.nll_loss, x(3, 4), CLASSES),
+        sample(F.nll_loss, x(3, 4), CLASSES, weight=weights(), note="weights"),
         sample(F.nll_loss, x(3, 4), torch.tensor([0, -100, 1]), note="ignored"),
-        sample(
-            F.nll_loss,
-            x(3, 4),
-            torch.tensor([0, 2, 1]),
-            weight=p(4, seed=1).detach(),
-            ignore_index=2,
-            note="weights, ignored",
-        ),
+        sample(F.nll_loss, x(3, 4), CLASSES, weight=weights(), ignore_index=2, note="weights, ignored"),
         sample(F.nll_loss, x(2, 4), torch.tensor([-100, -100]), note="all ignored"),
         sample(F.nll_loss, x(4), torch.tensor(1), note="no batch"),
-        sample(F.nll_loss, x(2, 4, 2, 3), torch.arange(12).reshape(2, 2, 3) % 4, note="pixels"),
-        sample(
-            F.nll_loss,
-            x(2, 4, 2, 3),
-            torch.arange(12).reshape(2, 2, 3) % 4,
-            weight=p(4, seed=1).detach(),
-            ignore_index=3,
-            note="pixels, weights, ignored",
-        ),
-        sample(F.cross_entropy, x(3, 4), torch.tensor([0, 2, 1]), note="cross-entropy"),
+        sample(F.nll_loss, x(2, 4, 2, 3), PIXELS, note="pixels"),
+        sample(F.nll_loss, x(2, 4, 2, 3), PIXELS, weight=weights(), ignore_index=3, note="pixels, weights, ignored"),
+        sample(F.cross_entropy, x(3, 4), CLASSES, note="cross-entropy"),
     ],
     source="derivatives.yaml: nll_loss_forward, nll_loss2d_forward",
 )
@@ -652,14 +644,14 @@ cross_entropy = reducible(
     },
     constants={"weight": "not differentiable"},
     samples=lambda: [
-        sample(F.cross_entropy, x(3, 4), torch.tensor([0, 2, 1])),
+        sample(F.cross_entropy, x(3, 4), CLASSES),
         sample(F.cross_entropy, x(4), torch.tensor(2), note="no batch"),
         sample(F.cross_entropy, x(3, 4), torch.tensor([0, -100, 1]), label_smoothing=0.1, note="smoothed, ignored"),
         sample(
             F.cross_entropy,
             x(2, 4, 2, 3),
-            torch.arange(12).reshape(2, 2, 3) % 4,
-            weight=p(4, seed=1).detach(),
+            PIXELS,
+            weight=weights(),
             ignore_index=3,
             label_smoothing=0.1,
             note="pixels, weights, smoothed, ignored",
@@ -714,18 +706,13 @@ multi_margin_loss = reducible(
         choice="0, as on the side where the margin is kept",
     ),
     samples=lambda: [
-        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1])),
-        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), p=2, margin=0.5, note="squared"),
-        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), weight=p(4, seed=1).detach(), note="weights"),
+        sample(F.multi_margin_loss, x(3, 4), CLASSES),
+        sample(F.multi_margin_loss, x(3, 4), CLASSES, p=2, margin=0.5, note="squared"),
+        sample(F.multi_margin_loss, x(3, 4), CLASSES, weight=weights(), note="weights"),
         sample(F.multi_margin_loss, x(4), torch.tensor(1), note="no batch"),
         sample(F.multi_margin_loss, x(4), torch.tensor([1]), reduction="none", note="no batch, its class in a list"),
         sample(F.multi_margin_loss, x(), torch.tensor(0), note="a number"),
-        sample(
-            F.multi_margin_loss,
-            torch.tensor([[1.0, 0.0, 3.0]]).requires_grad_(),
-            torch.tensor([0]),
-            note="at the margin",
-        ),
+        sample(F.multi_margin_loss, given([1.0, 0.0, 3.0]), torch.tensor([0]), note="at the margin"),
     ],
     source="derivatives.yaml: multi_margin_loss; Crammer and Singer, JMLR 2, 2001",
 )
@@ -780,12 +767,7 @@ multilabel_margin_loss = reducible(
         sample(F.multilabel_margin_loss, x(4), torch.tensor([3, 0, -1, 1]), note="no batch"),
         sample(F.multilabel_margin_loss, x(), torch.tensor(0), note="a number"),
         sample(F.multilabel_margin_loss, x(1, 3), torch.tensor([[-1, 0, 1]]), note="no target"),
-        sample(
-            F.multilabel_margin_loss,
-            torch.tensor([[1.0, 0.0, 3.0]]).requires_grad_(),
-            torch.tensor([[0, -1, 0]]),
-            note="at the margin",
-        ),
+        sample(F.multilabel_margin_loss, given([1.0, 0.0, 3.0]), torch.tensor([[0, -1, 0]]), note="at the margin"),
     ],
     source="derivatives.yaml: multilabel_margin_loss_forward",
 )
