@@ -343,6 +343,8 @@ OPERATION = Applied({"self": torch.rand(4), "other": torch.rand(4), "y": 3, "one
         (X - (X + OTHER), r"$self - \left($self + $other\right)"),
         (-(X - OTHER), r"-\left($self - $other\right)"),
         (X / 2 + 0.5 * X, "$self"),
+        (argument("one") * X + 1 - X, "1"),
+        (OTHER * argument("pi", 3.5), r"3.5 \, $other"),
         (1 / (2 * X), r"\frac{1}{2 \, $self}"),
         (X / (-2 * OTHER), r"-\frac{$self}{2 \, $other}"),
         (-(X**2), r"-\left($self\right)^{2}"),

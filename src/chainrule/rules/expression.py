@@ -82,6 +82,11 @@ class Expression:
         r"""Whether it is a function whose operand has no brackets: `\ln x`."""
         return self.call is not None and self.call[0].is_bare
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is a number that depends on no operand."""
+        return self.single and "$" not in self.text and not self.names
+
     def at(self, level: int) -> str:
         """Its LaTeX inside something that binds as tightly as `level`."""
         return self.text if self.binds >= level else rf"\left({self.text}\right)"
@@ -216,7 +221,7 @@ def total(*terms: Expression) -> Expression:
     """A sum with like terms added up."""
     found: dict[Any, tuple[Expression, Any, Any]] = {}
     for term in (each for some in terms for each in some.terms or (some,)):
-        core = term if term.factors is None else _product(1, 1, term.factors)
+        core = term if term.factors is None else product(_product(1, 1, term.factors))
         (top, bottom), (_, more, below) = term.times, found.get(core.same, (core, 0, 1))
         found[core.same] = (core, *_lowest(top * below + more * bottom, bottom * below))
     kept = tuple(product(fraction(top, bottom), core) for core, top, bottom in found.values() if top != 0)
@@ -294,7 +299,7 @@ def _product(top: Any, bottom: Any, factors: tuple[tuple[Expression, Expression]
         run,
         derivative,
         put,
-        single=all(base.single for base, _ in factors),
+        single=all(each.single for pair in factors for each in pair),
         names=_names(*(each for pair in factors for each in pair)),
         key=(top, bottom, tuple((base.same, exponent.same) for base, exponent in factors)) if factors else None,
         times=(top, bottom),
@@ -308,8 +313,8 @@ def _is_below(exponent: Expression) -> bool:
 
 
 def _place(pair: tuple[Expression, Expression]) -> int:
-    """Single numbers stand first, functions without brackets last."""
-    return 2 if pair[0].is_bare else 0 if pair[0].single else 1
+    """Constants stand first, functions without brackets last."""
+    return 2 if pair[0].is_bare else 0 if pair[0].is_constant else 1
 
 
 def _times(a: Any, b: Any) -> Any:
@@ -327,8 +332,9 @@ def _row(size: Any, pairs: list[tuple[Expression, Expression]], is_part: bool) -
     for place, (base, exponent) in enumerate(pairs):
         factor = _raised(base, exponent)
         factor = rf"\left({factor}\right)" if base.is_bare and place < len(pairs) - 1 else factor
-        sign = r" \odot " if not (single or base.single) else " " if THIN.match(factor) else r" \, "
-        text, single = text + (sign if text else "") + factor, base.single
+        is_single = base.single and exponent.single
+        sign = r" \odot " if not (single or is_single) else " " if THIN.match(factor) else r" \, "
+        text, single = text + (sign if text else "") + factor, is_single
     return text
 
 
@@ -440,10 +446,13 @@ def times_upstream(local: Expression, op: Any) -> str:
     known, upstream = local.put(op), G.put(op)
     is_complex = any(isinstance(each, Tensor) and each.is_complex() for each in (op.out, *op.arguments.values()))
     if is_complex and known.value is None:
-        known = known.call[1][0] if known.call and known.call[0] is CONJUGATE else CONJUGATE(known)
-    if r"\frac" in known.text[:6] and known.factors and any(not _is_below(exponent) for _, exponent in known.factors):
-        minus, rest = ("-", known.text[1:]) if known.text.startswith("-") else ("", known.text)
-        return rf"{minus}{rest} \, $g" if known.single or upstream.single else rf"{minus}$g \odot {rest}"
+        size, core = fraction(*known.times), product(known, 1 / fraction(*known.times))
+        known = size * (core.call[1][0] if core.call and core.call[0] is CONJUGATE else CONJUGATE(core))
+    minus, rest = ("-", known.text[1:]) if known.text.startswith("-") else ("", known.text)
+    factors = known.factors or ()
+    is_fraction = known.times[1] != 1 or any(_is_below(exponent) for _, exponent in factors)
+    if is_fraction and any(not _is_below(exponent) and not base.is_constant for base, exponent in factors):
+        return rf"{minus}$g \, {rest}" if known.single or upstream.single else rf"{minus}$g \odot {rest}"
     return product(upstream, known).text
 
 
