@@ -43,8 +43,12 @@ HARDTANH_SLOPE = cases(1, X.between(LOW, HIGH))
 CURVE, IS_STRAIGHT = softplus(BETA * X) / BETA, BETA * X > THRESHOLD
 # Past the usual threshold, 20, line and curve are the same number in single precision.
 SOFTPLUS = choice(lambda op: CURVE.but(X, IS_STRAIGHT) if op.threshold >= 20 else cases(X, IS_STRAIGHT, CURVE))
+STRAIGHT = (
+    "past its threshold softplus is taken as the straight line x; at the threshold PyTorch takes the curve's slope"
+)
 U = let("u", sqrt(2 / PI) * (X + 0.044715 * X**3), primed=True)
 GELU, GELU_TANH = X * Phi(X), HALF * X * (1 + tanh(U))
+RAMP = lowest(highest(X / 6 + HALF, 0), 1)
 
 relu = elementwise(
     "ReluBackward0",
@@ -54,21 +58,12 @@ relu = elementwise(
     source="derivatives.yaml: relu",
     kink=Kink(at(0), "ReLU has a corner at 0, with slope 0 on the left and 1 on the right; PyTorch takes 0"),
 )
-threshold = elementwise(
-    "ThresholdBackward0",
-    equation=THRESHOLDED,
+silu = elementwise(
+    "SiluBackward0",
+    equation=X * sigma(X),
     derivative=("self",),
-    samples=lambda: unary(F.threshold, -1.5, 0.25, 0.3, 2.0, threshold=0.25, value=-2.0),
-    source="derivatives.yaml: threshold",
-    kink=Kink(near_to("threshold"), "the function may jump at the threshold; PyTorch takes the slope 0 there"),
-)
-leaky_relu = elementwise(
-    "LeakyReluBackward0",
-    equation=known_as("LeakyReLU", lambda z, slope: torch.where(z > 0, z, slope * z), LEAK),
-    derivative={"self": LEAKY_SLOPE},
-    samples=lambda: [*unary(F.leaky_relu, *CORNER), *unary(F.leaky_relu, *CORNER, negative_slope=0.2)],
-    source="derivatives.yaml: leaky_relu",
-    kink=Kink(at(0), "leaky ReLU has a corner at 0; PyTorch takes the slope of the left side"),
+    samples=lambda: unary(F.silu, *CORNER),
+    source="derivatives.yaml: silu; the product rule with s' = s(1 - s)",
 )
 
 
@@ -81,21 +76,74 @@ def _elu_corner(op: Any, radius: float) -> Tensor:
     return near(op.self, *(() if smooth else (0.0,)), radius=radius)
 
 
-elu = elementwise(
-    "EluBackward0",
-    equation=choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", _elu, ALPHA, SCALE, RATE)),
-    derivative={"self": cases(SCALE, X > 0, ALPHA * SCALE * RATE * exp(RATE * X))},
-    samples=lambda: [*unary(F.elu, *CORNER), *unary(F.elu, *CORNER, alpha=0.5), *unary(F.selu, *CORNER)],
-    source="derivatives.yaml: elu; arXiv:1511.07289, arXiv:1706.02515 (SELU)",
-    kink=Kink(_elu_corner, "where alpha is not 1, ELU has a corner at 0; PyTorch takes the slope of the left side"),
-)
-celu = elementwise(
-    "CeluBackward0",
-    equation=known_as("CELU", lambda z, alpha: torch.where(z > 0, z, alpha * (z / alpha).expm1()), ALPHA),
-    derivative={"self": cases(1, X > 0, exp(X / ALPHA))},
-    samples=lambda: [*unary(F.celu, *CORNER), *unary(F.celu, *CORNER, alpha=0.5)],
-    source="derivatives.yaml: celu; arXiv:1704.07483 (its slope is 1 on both sides of 0)",
-)
+def _hardtanh(op: Any) -> Expression:
+    is_relu6 = (op.min_val, op.max_val) == (0, 6)
+    return known_as("ReLU6", lambda z: z.clamp(0, 6)) if is_relu6 else lowest(highest(X, LOW), HIGH)
+
+
+def _at_lambda(op: Any, radius: float) -> Tensor:
+    return near(op.self, -op.lambd, op.lambd, radius=radius)
+
+
+def _drawn(op: Any) -> Tensor:
+    """The slope drawn for each element, from the output: the noise is not known yet when the operation is called."""
+    mean = torch.full_like(op.self, (op.lower + op.upper) / 2)
+    return torch.where(op.self == 0, mean, op.out / op.self) if op.training else mean
+
+
+# fmt: off
+for node, equation, slope, samples, source, *kink in (
+    # node, f(x), f'(x) (None: it follows), samples, source; where there is no derivative
+    ("Threshold", THRESHOLDED, None,
+     lambda: unary(F.threshold, -1.5, 0.25, 0.3, 2.0, threshold=0.25, value=-2.0), "threshold",
+     Kink(near_to("threshold"), "the function may jump at the threshold; PyTorch takes the slope 0 there")),
+    ("LeakyRelu", known_as("LeakyReLU", lambda z, slope: torch.where(z > 0, z, slope * z), LEAK), LEAKY_SLOPE,
+     lambda: [*unary(F.leaky_relu, *CORNER), *unary(F.leaky_relu, *CORNER, negative_slope=0.2)], "leaky_relu",
+     Kink(at(0), "leaky ReLU has a corner at 0; PyTorch takes the slope of the left side")),
+    ("Elu", choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", _elu, ALPHA, SCALE, RATE)),
+     cases(SCALE, X > 0, ALPHA * SCALE * RATE * exp(RATE * X)),
+     lambda: [*unary(F.elu, *CORNER), *unary(F.elu, *CORNER, alpha=0.5), *unary(F.selu, *CORNER)],
+     "elu; arXiv:1511.07289, arXiv:1706.02515 (SELU)",
+     Kink(_elu_corner, "where alpha is not 1, ELU has a corner at 0; PyTorch takes the slope of the left side")),
+    ("Celu", known_as("CELU", lambda z, alpha: torch.where(z > 0, z, alpha * (z / alpha).expm1()), ALPHA),
+     cases(1, X > 0, exp(X / ALPHA)), lambda: [*unary(F.celu, *CORNER), *unary(F.celu, *CORNER, alpha=0.5)],
+     "celu; arXiv:1704.07483 (its slope is 1 on both sides of 0)"),
+    ("Mish", X * tanh(let("s", softplus(X))), None, lambda: unary(F.mish, *CORNER), "mish; arXiv:1908.08681"),
+    ("Softplus", SOFTPLUS, None,
+     lambda: [*unary(F.softplus, *CORNER, 25), *unary(F.softplus, *CORNER, 1.2, beta=2.5, threshold=3)],
+     "softplus (past its threshold PyTorch takes the straight line x itself)",
+     Kink(lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius),
+          "past its threshold softplus is taken as the straight line x; at the threshold PyTorch takes the curve's "
+          "slope")),
+    ("LogSigmoid", ln(sigma(X)), sigma(-X), lambda: unary(F.logsigmoid, *CORNER, -40),
+     "log_sigmoid_forward; (ln s)' = s'/s = 1 - s"),
+    ("Hardtanh", choice(_hardtanh), HARDTANH_SLOPE,
+     lambda: [*unary(F.hardtanh, -1.5, -1, 0.3, 1, 2), *unary(F.relu6, -1, 0, 3, 6, 7)],
+     "hardtanh (ReLU6 is hardtanh between 0 and 6)",
+     Kink(near_to("min_val", "max_val"), "hardtanh has a corner at each bound; PyTorch takes 0")),
+    ("Hardsigmoid", RAMP, cases(fraction(1, 6), Named("-3 < @ < 3", lambda z: (z > -3) & (z < 3))(X)),
+     lambda: unary(F.hardsigmoid, -4, -3, 0.3, 3, 5), "hardsigmoid",
+     Kink(at(-3, 3), "hardsigmoid has corners at -3 and 3; PyTorch takes 0")),
+    ("Hardswish", X * RAMP, cases(0, X <= -3, cases(X / 3 + HALF, Named("-3 < @ < 3", lambda z: z < 3)(X), 1)),
+     lambda: unary(F.hardswish, -4, -3, 0.3, 3, 5), "hardswish; arXiv:1905.02244",
+     Kink(at(-3, 3), "hardswish has corners at -3 and 3; PyTorch takes the slope outside: 0 and 1")),
+    ("Hardshrink", cases(0, size(X) <= LAMBDA, X), None,
+     lambda: unary(F.hardshrink, *DEAD_ZONE), "hardshrink",
+     Kink(_at_lambda, "hardshrink jumps at both ends of its dead zone; PyTorch takes the slope 0 there")),
+    ("Softshrink", sign(X) * highest(size(X) - LAMBDA, 0), cases(0, size(X) <= LAMBDA, 1),
+     lambda: unary(F.softshrink, *DEAD_ZONE), "softshrink",
+     Kink(_at_lambda, "softshrink has a corner at both ends of its dead zone; PyTorch takes the slope 0 there")),
+):
+    elementwise(
+        f"{node}Backward0",
+        equation=equation,
+        derivative=("self",) if slope is None else {"self": slope},
+        samples=samples,
+        source=f"derivatives.yaml: {source}",
+        **({"kink": kink[0]} if kink else {}),
+    )
+# fmt: on
+
 gelu = elementwise(
     "GeluBackward0",
     name="gelu",
@@ -114,93 +162,6 @@ gelu_tanh = elementwise(
     source="derivatives.yaml: gelu; arXiv:1606.08415, the approximation by tanh",
     accepts=lambda op: op.arguments.get("approximate", "none") == "tanh",
 )
-silu = elementwise(
-    "SiluBackward0",
-    equation=X * sigma(X),
-    derivative=("self",),
-    samples=lambda: unary(F.silu, *CORNER),
-    source="derivatives.yaml: silu; the product rule with s' = s(1 - s)",
-)
-mish = elementwise(
-    "MishBackward0",
-    equation=X * tanh(let("s", softplus(X))),
-    derivative=("self",),
-    samples=lambda: unary(F.mish, *CORNER),
-    source="derivatives.yaml: mish; arXiv:1908.08681",
-)
-softplus_rule = elementwise(
-    "SoftplusBackward0",
-    equation=SOFTPLUS,
-    derivative=("self",),
-    samples=lambda: [*unary(F.softplus, *CORNER, 25), *unary(F.softplus, *CORNER, 1.2, beta=2.5, threshold=3)],
-    source="derivatives.yaml: softplus (past its threshold PyTorch takes the straight line x itself)",
-    kink=Kink(
-        lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius),
-        "past its threshold softplus is taken as the straight line x; at the threshold PyTorch takes the curve's slope",
-    ),
-)
-log_sigmoid = elementwise(
-    "LogSigmoidBackward0",
-    equation=ln(sigma(X)),
-    derivative={"self": sigma(-X)},
-    samples=lambda: unary(F.logsigmoid, *CORNER, -40),
-    source="derivatives.yaml: log_sigmoid_forward; (ln s)' = s'/s = 1 - s",
-)
-
-
-def _hardtanh(op: Any) -> Expression:
-    is_relu6 = (op.min_val, op.max_val) == (0, 6)
-    return known_as("ReLU6", lambda z: z.clamp(0, 6)) if is_relu6 else lowest(highest(X, LOW), HIGH)
-
-
-hardtanh = elementwise(
-    "HardtanhBackward0",
-    equation=choice(_hardtanh),
-    derivative={"self": HARDTANH_SLOPE},
-    samples=lambda: [*unary(F.hardtanh, -1.5, -1, 0.3, 1, 2), *unary(F.relu6, -1, 0, 3, 6, 7)],
-    source="derivatives.yaml: hardtanh (ReLU6 is hardtanh between 0 and 6)",
-    kink=Kink(near_to("min_val", "max_val"), "hardtanh has a corner at each bound; PyTorch takes 0"),
-)
-RAMP = lowest(highest(X / 6 + HALF, 0), 1)
-
-hardsigmoid = elementwise(
-    "HardsigmoidBackward0",
-    equation=RAMP,
-    derivative={"self": cases(fraction(1, 6), Named("-3 < @ < 3", lambda z: (z > -3) & (z < 3))(X))},
-    samples=lambda: unary(F.hardsigmoid, -4, -3, 0.3, 3, 5),
-    source="derivatives.yaml: hardsigmoid",
-    kink=Kink(at(-3, 3), "hardsigmoid has corners at -3 and 3; PyTorch takes 0"),
-)
-hardswish = elementwise(
-    "HardswishBackward0",
-    equation=X * RAMP,
-    derivative={"self": cases(0, X <= -3, cases(X / 3 + HALF, Named("-3 < @ < 3", lambda z: z < 3)(X), 1))},
-    samples=lambda: unary(F.hardswish, -4, -3, 0.3, 3, 5),
-    source="derivatives.yaml: hardswish; arXiv:1905.02244",
-    kink=Kink(at(-3, 3), "hardswish has corners at -3 and 3; PyTorch takes the slope outside: 0 and 1"),
-)
-
-
-def _at_lambda(op: Any, radius: float) -> Tensor:
-    return near(op.self, -op.lambd, op.lambd, radius=radius)
-
-
-hardshrink = elementwise(
-    "HardshrinkBackward0",
-    equation=cases(0, size(X) <= LAMBDA, X),
-    derivative=("self",),
-    samples=lambda: unary(F.hardshrink, *DEAD_ZONE),
-    source="derivatives.yaml: hardshrink",
-    kink=Kink(_at_lambda, "hardshrink jumps at both ends of its dead zone; PyTorch takes the slope 0 there"),
-)
-softshrink = elementwise(
-    "SoftshrinkBackward0",
-    equation=sign(X) * highest(size(X) - LAMBDA, 0),
-    derivative={"self": cases(0, size(X) <= LAMBDA, 1)},
-    samples=lambda: unary(F.softshrink, *DEAD_ZONE),
-    source="derivatives.yaml: softshrink",
-    kink=Kink(_at_lambda, "softshrink has a corner at both ends of its dead zone; PyTorch takes the slope 0 there"),
-)
 prelu = elementwise(
     "PreluKernelBackward0",
     name="prelu",
@@ -213,14 +174,6 @@ prelu = elementwise(
     source="derivatives.yaml: _prelu_kernel; arXiv:1502.01852",
     kink=Kink(at(0), "PReLU has a corner at 0; PyTorch takes the slope of the left side, the weight"),
 )
-
-
-def _drawn(op: Any) -> Tensor:
-    """The slope drawn for each element, told by the output: the noise is not known yet when the operation is called."""
-    mean = torch.full_like(op.self, (op.lower + op.upper) / 2)
-    return torch.where(op.self == 0, mean, op.out / op.self) if op.training else mean
-
-
 rrelu = elementwise(
     "RreluWithNoiseBackward0",
     name="rrelu",

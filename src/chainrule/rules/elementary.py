@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from chainrule.rules.expression import POWER, Named, symbol
+from chainrule.rules.expression import CONJUGATE, POWER, Named, symbol
 
 PI, UNIT = symbol(r"\pi", math.pi), symbol(r"\mathrm{i}", 1j)
+conjugate = CONJUGATE
 
 exp: Named = Named("e^{@}", torch.exp, (lambda u: exp(u),), POWER)
 exp2: Named = Named("2^{@}", torch.exp2, (lambda u: exp2(u) * ln(2),), POWER)

@@ -16,21 +16,7 @@ from torch import Tensor
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
 from chainrule.rules import elementary as e
 from chainrule.rules.arithmetic import QUOTIENT, at, binary, in_shape_of, near_whole, quotient_steps, unary, x
-from chainrule.rules.expression import (
-    CONJUGATE,
-    HALF,
-    OTHER,
-    OUT,
-    SUM,
-    Expression,
-    Named,
-    X,
-    argument,
-    cases,
-    choice,
-    of,
-    symbol,
-)
+from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, of, symbol
 
 
 def function(
@@ -93,7 +79,7 @@ def _jump(where: Callable[..., Any], what: str, slope: int = 0) -> Kink:
 
 def _for_complex(gradient: Expression, real: Any) -> Expression:
     """A slope for real numbers, and for complex ones from the gradient: the walk multiplies by the conjugate."""
-    return choice(lambda op: CONJUGATE(gradient).but(0, ZERO) if op.self.is_complex() else real)
+    return choice(lambda op: e.conjugate(gradient).but(0, ZERO) if op.self.is_complex() else real)
 
 
 ZERO = X.equals(0)

@@ -15,16 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
-from chainrule.rules.activation import (
-    CORNER,
-    GELU,
-    GELU_TANH,
-    HARDTANH_SLOPE,
-    LEAKY_SLOPE,
-    SOFTPLUS,
-    THRESHOLDED,
-    near_to,
-)
+from chainrule.rules import activation as forward
 from chainrule.rules.arithmetic import at, x
 from chainrule.rules.expression import Expression, X, argument, choice, of, symbol
 
@@ -34,7 +25,7 @@ GRAD, OUTPUT, TARGET = argument("grad_output"), argument("output"), argument("ta
 
 def pairs(function: Callable[..., Any], *rest: Any, **keywords: Any) -> list[Sample]:
     """Samples of an upstream gradient and a point: vectors, size 1, empty."""
-    points = (x(*CORNER), x(0.3), x(shape=(0, 2)))
+    points = (x(*forward.CORNER), x(0.3), x(shape=(0, 2)))
     return [
         sample(function, (0.5 * point + 1).detach().requires_grad_(), point, *rest, note=note, **keywords)
         for point, note in zip(points, ("", "size 1", "empty"), strict=True)
@@ -73,20 +64,20 @@ AT_BOUNDS = "the slope jumps at each bound; PyTorch takes 0 there"
 
 # fmt: off
 for row in (
-    # node        told by   f'                         samples
-    ("Tanh",      "output", 1 - OUTPUT**2,             lambda: pairs(aten.tanh_backward), "tanh_backward"),
-    ("Sigmoid",   "output", OUTPUT * (1 - OUTPUT),     lambda: pairs(aten.sigmoid_backward), "sigmoid_backward"),
-    ("Threshold", "self",   THRESHOLDED.derivative("self"), lambda: pairs(aten.threshold_backward, 0.0),
-     "threshold_backward (the way back of ReLU too)", Kink(near_to("threshold"), AT_THRESHOLD)),
-    ("LeakyRelu", "self",   LEAKY_SLOPE,               lambda: pairs(aten.leaky_relu_backward, 0.2, False),
+    # node        by        f'                                 samples, entry of derivatives.yaml, kink
+    ("Tanh",      "output", 1 - OUTPUT**2,                     lambda: pairs(aten.tanh_backward), "tanh_backward"),
+    ("Sigmoid",   "output", OUTPUT * (1 - OUTPUT),             lambda: pairs(aten.sigmoid_backward), "sigmoid_backward"),
+    ("Threshold", "self",   forward.THRESHOLDED.derivative("self"), lambda: pairs(aten.threshold_backward, 0.0),
+     "threshold_backward (the way back of ReLU too)", Kink(forward.near_to("threshold"), AT_THRESHOLD)),
+    ("LeakyRelu", "self",   forward.LEAKY_SLOPE,                  lambda: pairs(aten.leaky_relu_backward, 0.2, False),
      "leaky_relu_backward", Kink(at(0), "the slope jumps at 0; PyTorch takes 0 there")),
-    ("Hardtanh",  "self",   HARDTANH_SLOPE,            lambda: pairs(aten.hardtanh_backward, -1.0, 1.0),
-     "hardtanh_backward", Kink(near_to("min_val", "max_val"), AT_BOUNDS)),
-    ("Softplus",  "self",   SOFTPLUS.derivative("self"), lambda: pairs(aten.softplus_backward, 1.5, 20.0),
+    ("Hardtanh",  "self",   forward.HARDTANH_SLOPE,               lambda: pairs(aten.hardtanh_backward, -1.0, 1.0),
+     "hardtanh_backward", Kink(forward.near_to("min_val", "max_val"), AT_BOUNDS)),
+    ("Softplus",  "self",   forward.SOFTPLUS.derivative("self"),  lambda: pairs(aten.softplus_backward, 1.5, 20.0),
      "softplus_backward"),
-    ("Gelu",      "self",   GELU.derivative("self"),   lambda: pairs(aten.gelu_backward),
+    ("Gelu",      "self",   forward.GELU.derivative("self"),      lambda: pairs(aten.gelu_backward),
      "gelu_backward", None, "", _says("none")),
-    ("Gelu",      "self",   GELU_TANH.derivative("self"), lambda: pairs(aten.gelu_backward, approximate="tanh"),
+    ("Gelu",      "self",   forward.GELU_TANH.derivative("self"), lambda: pairs(aten.gelu_backward, approximate="tanh"),
      "gelu_backward, the approximation by tanh", None, "gelu_tanh_backward", _says("tanh")),
 ):
     slope_rule(*row)
