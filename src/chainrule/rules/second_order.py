@@ -64,9 +64,9 @@ AT_BOUNDS = "the slope jumps at each bound; PyTorch takes 0 there"
 
 # fmt: off
 for row in (
-    # node        by        f'                                 samples, entry of derivatives.yaml, kink
-    ("Tanh",      "output", 1 - OUTPUT**2,                     lambda: pairs(aten.tanh_backward), "tanh_backward"),
-    ("Sigmoid",   "output", OUTPUT * (1 - OUTPUT),             lambda: pairs(aten.sigmoid_backward), "sigmoid_backward"),
+    # node        by        f'                                samples, entry of derivatives.yaml, kink
+    ("Tanh",      "output", 1 - OUTPUT**2,                    lambda: pairs(aten.tanh_backward), "tanh_backward"),
+    ("Sigmoid",   "output", OUTPUT * (1 - OUTPUT),            lambda: pairs(aten.sigmoid_backward), "sigmoid_backward"),
     ("Threshold", "self",   forward.THRESHOLDED.derivative("self"), lambda: pairs(aten.threshold_backward, 0.0),
      "threshold_backward (the way back of ReLU too)", Kink(forward.near_to("threshold"), AT_THRESHOLD)),
     ("LeakyRelu", "self",   forward.LEAKY_SLOPE,                  lambda: pairs(aten.leaky_relu_backward, 0.2, False),
