@@ -245,17 +245,18 @@ def elementwise(
 ) -> Rule:
     """Register y = f(x) taken element by element, from f and, per argument, f' as formulas that run and print.
 
-    Where f' follows from f (it is not told by the output, and has no place to be careful about), the argument's name is
-    enough. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments broadcast.
+    Where f' is f differentiated, the argument's name is enough; otherwise f' is given: in terms of the output, or with a
+    convention at a corner. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments
+    broadcast.
     """
-    told = stated(equation) if isinstance(equation, Expression) else equation
+    result = stated(equation) if isinstance(equation, Expression) else equation
     if not isinstance(derivative, Mapping):
         assert isinstance(equation, Expression)
         derivative = {argument: equation.derivative(argument) for argument in derivative}
     return rule(
         *nodes,
-        equation=told,
-        wrt={argument: _elementwise_wrt(argument, told, of(local)) for argument, local in derivative.items()},
+        equation=result,
+        wrt={argument: _elementwise_wrt(argument, result, of(local)) for argument, local in derivative.items()},
         samples=samples,
         source=source,
         structure="elementwise",

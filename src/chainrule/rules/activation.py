@@ -32,7 +32,7 @@ def near_to(*points: str) -> Callable[[Any, float], Tensor]:
 
 
 def known_as(name: str, f: Callable[..., Any], *arguments: Expression) -> Expression:
-    """A function of `self` and further arguments that goes by its name alone: `ReLU(x)`."""
+    """A function of `self` and further arguments that prints its name alone: `ReLU(x)`."""
     return Named(rf"\operatorname{{{name}}}(@1)", f)(X, *arguments)
 
 

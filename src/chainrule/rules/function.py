@@ -1,6 +1,7 @@
 """Rules of elementary functions of one number, and of some of two: exponentials, logarithms, trigonometry, rounding.
 
-Where the derivative can be told by the output (e^x, tanh, sqrt), it is: that is what PyTorch keeps, and what is taught.
+Where the derivative has a short form in the output (e^x, tanh, sqrt), it is given so: PyTorch keeps the output, and
+textbooks teach that form.
 """
 
 from __future__ import annotations

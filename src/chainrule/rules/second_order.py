@@ -46,7 +46,7 @@ def slope_rule(
     name: str = "",
     only: Callable[[Any], bool] = lambda op: True,
 ) -> Rule:
-    """Register out = grad_output * f' from f'; `by` is the argument that f' is told by."""
+    """Register out = grad_output * f' from f', a formula in the argument `by`."""
     return elementwise(
         f"{node}BackwardBackward0",
         name=name,
