@@ -245,8 +245,8 @@ def elementwise(
 ) -> Rule:
     """Register y = f(x) taken element by element, from f and, per argument, f' as formulas that run and print.
 
-    Where f' is f differentiated, the argument's name is enough; otherwise f' is given: in terms of the output, or with a
-    convention at a corner. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments
+    Where f' is f differentiated, the argument's name is enough; otherwise f' is given, in terms of the output or with
+    a convention at a corner. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments
     broadcast.
     """
     result = stated(equation) if isinstance(equation, Expression) else equation
