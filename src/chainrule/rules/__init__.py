@@ -9,11 +9,10 @@ that walking back with the rules is a second backpropagation beside PyTorch's.
 from __future__ import annotations
 
 import importlib
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from string import Template
 from typing import Any, Literal
 
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from chainrule.errors import RuleError
+from chainrule.rules.expression import Expression, of, stated, times_upstream, without_brackets
+from chainrule.rules.expression import number as number
 from chainrule.rules.pattern import Pattern, aligned, real
 
 TOPICS = (
@@ -187,9 +188,9 @@ class Rule:
 
     def latex(self, template: str | Callable[[Any], str], op: Applied, symbols: Mapping[str, str]) -> str:
         """Fill the operands' symbols into one of this rule's templates; unknown names stay as they are."""
-        text = _text(template, op)
         scalars = {name: number(value) for name, value in op.arguments.items() if isinstance(value, (int, float))}
-        return Template(text).safe_substitute({**scalars, **symbols})
+        known = {**scalars, **symbols}
+        return Template(without_brackets(_text(template, op), known)).safe_substitute(known)
 
     def gradient(self, op: Applied, upstream: tuple[Tensor | None, ...], argument: str) -> Any:
         """The VJP with respect to `argument`; rules with one output get its gradient bare, the others the tuple.
@@ -236,21 +237,26 @@ def rule(
 
 def elementwise(
     *nodes: str,
-    equation: str | Callable[[Any], str],
-    derivative: Mapping[str, tuple[str | Callable[[Any], str], Callable[[Any], Any]]],
+    equation: Expression | str,
+    derivative: Mapping[str, Any] | Iterable[str],
     samples: Callable[[], Iterable[Sample]],
     source: str,
     **more: Any,
 ) -> Rule:
-    """Register y = f(x) taken element by element: only f and, per argument, f' as (LaTeX, code) are to be told.
+    """Register y = f(x) taken element by element, from f and, per argument, f' as formulas that run and print.
 
-    The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments broadcast. The code of f'
-    gives a number, a tensor, or a mask (a boolean tensor), which lets the upstream gradient pass or stops it.
+    Where f' is f differentiated, the argument's name is enough; otherwise f' is given, in terms of the output or with
+    a convention at a corner. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments
+    broadcast.
     """
+    result = stated(equation) if isinstance(equation, Expression) else equation
+    if not isinstance(derivative, Mapping):
+        assert isinstance(equation, Expression)
+        derivative = {argument: equation.derivative(argument) for argument in derivative}
     return rule(
         *nodes,
-        equation=equation,
-        wrt={argument: _elementwise_wrt(argument, equation, *local) for argument, local in derivative.items()},
+        equation=result,
+        wrt={argument: _elementwise_wrt(argument, result, of(local)) for argument, local in derivative.items()},
         samples=samples,
         source=source,
         structure="elementwise",
@@ -258,14 +264,9 @@ def elementwise(
     )
 
 
-def _elementwise_wrt(
-    argument: str,
-    equation: str | Callable[[Any], str],
-    local: str | Callable[[Any], str],
-    derivative: Callable[[Any], Any],
-) -> Wrt:
+def _elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: Expression) -> Wrt:
     def vjp(op: Any, g: Tensor) -> Tensor:
-        slope = derivative(op)
+        slope = local.run(op)
         if not isinstance(slope, Tensor):
             gradient = g * (slope.conjugate() if isinstance(slope, complex) else slope)
         elif slope.dtype == torch.bool:
@@ -275,12 +276,10 @@ def _elementwise_wrt(
         return _in_type_of(op.arguments[argument], gradient)
 
     def factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor:
-        return _diagonal(op, out_index, _text(equation, op), _text(local, op))
-
-    def product(op: Any) -> str:
-        return _product(op, _text(local, op))
+        return _diagonal(op, out_index, _text(equation, op), local.put(op).text)
 
     zeros = "each output element depends on its own input element alone, so only the diagonal can differ from zero"
+    product = partial(times_upstream, local)
     return Wrt(vjp, local, product, zeros, factor, lambda op: _pattern(op, argument))
 
 
@@ -296,19 +295,6 @@ def _in_type_of(operand: Any, gradient: Tensor) -> Tensor:
     if gradient.is_complex() and not operand.is_complex():
         gradient = gradient.real
     return gradient.to(operand.dtype)
-
-
-def _product(op: Any, local: str) -> str:
-    """The upstream gradient times the local derivative, as one would write it by hand."""
-    if local in ("0", "1", "-1"):
-        return {"0": "0", "1": "$g", "-1": "-$g"}[local]
-    if isinstance(op.arguments.get(local.removeprefix("$")), int | float):
-        return rf"{local} \, $g"
-    latex = parenthesise(local)
-    sign, latex = ("-", latex[1:]) if latex.startswith("-") else ("", latex)
-    if latex.startswith(r"\frac{1}"):
-        return sign + latex.replace(r"\frac{1}", r"\frac{$g}", 1)
-    return rf"{sign}$g \odot {latex}"
 
 
 def _diagonal(op: Any, out_index: tuple[int, ...], equation: str, local: str) -> Factor:
@@ -393,15 +379,6 @@ def parenthesise(latex: str) -> str:
         if depth == 0 and token.start() and token[0] in "+-":
             return rf"\left({latex}\right)"
     return latex
-
-
-def number(value: float) -> str:
-    """A Python number in LaTeX."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return r"\mathrm{NaN}" if math.isnan(value) else r"\infty" if value > 0 else r"-\infty"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    mantissa, _, exponent = text.partition("e")
-    return text if not exponent else rf"{mantissa} \cdot 10^{{{int(exponent)}}}"
 
 
 def reduce_to_shape(gradient: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

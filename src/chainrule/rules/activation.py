@@ -1,313 +1,172 @@
 """Rules of activation functions, gates, and dropout.
 
-A hinge (ReLU and its kin) has no derivative at its corner; the rule's `kink` says which slope PyTorch takes there.
+A hinge (ReLU and its kin) has no derivative at its corner; the rule's `kink` says which slope PyTorch takes there. Some
+formulas have names, because second derivatives (`second_order.py`) follow from them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Factor, Kink, Wrt, elementwise, number, rule, sample
-from chainrule.rules.arithmetic import at, either, near, tensor_like, unary, x
+from chainrule.rules import Factor, Kink, Wrt, elementwise, rule, sample
+from chainrule.rules.arithmetic import at, near, unary, x
+from chainrule.rules.elementary import PI, Phi, exp, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
+from chainrule.rules.expression import HALF, Expression, Named, X, argument, cases, choice, fraction, let, symbol
 
 CORNER = (-1.5, 0, 0.3, 2.0)
+DEAD_ZONE = (-1.5, -0.5, 0, 0.3, 0.5, 2)
+ALPHA, BETA, LAMBDA, THRESHOLD = (argument(name) for name in ("alpha", "beta", "lambd", "threshold"))
+LEAK, LOW, HIGH, P = (argument(name) for name in ("negative_slope", "min_val", "max_val", "p"))
+SCALE, RATE = argument("scale"), argument("input_scale")
 
 
-def _above(threshold: float) -> Any:
-    return lambda op: ~(op.self <= threshold)  # said in this way, NaN lets the gradient pass, as in PyTorch
+def near_to(*points: str) -> Callable[[Any, float], Tensor]:
+    """Where `self` lies within the radius of one of the arguments `points`."""
+    return lambda op, radius: near(op.self, *(op.arguments[point] for point in points), radius=radius)
 
+
+def known_as(name: str, f: Callable[..., Any], *arguments: Expression) -> Expression:
+    """A function of `self` and further arguments that prints its name alone: `ReLU(x)`."""
+    return Named(rf"\operatorname{{{name}}}(@1)", f)(X, *arguments)
+
+
+# `<=` lets NaN pass, as PyTorch does.
+THRESHOLDED = cases(argument("value"), X <= THRESHOLD, X)
+LEAKY_SLOPE = cases(1, X > 0, LEAK)
+HARDTANH_SLOPE = cases(1, X.between(LOW, HIGH))
+CURVE, IS_STRAIGHT = softplus(BETA * X) / BETA, BETA * X > THRESHOLD
+# Past the usual threshold, 20, line and curve are the same number in single precision.
+SOFTPLUS = choice(lambda op: CURVE.but(X, IS_STRAIGHT) if op.threshold >= 20 else cases(X, IS_STRAIGHT, CURVE))
+STRAIGHT = (
+    "past its threshold softplus is taken as the straight line x; at the threshold PyTorch takes the curve's slope"
+)
+U = let("u", sqrt(2 / PI) * (X + 0.044715 * X**3), primed=True)
+GELU, GELU_TANH = X * Phi(X), HALF * X * (1 + tanh(U))
+RAMP = lowest(highest(X / 6 + HALF, 0), 1)
 
 relu = elementwise(
     "ReluBackward0",
-    equation=r"$out = \operatorname{ReLU}($self)",
-    derivative={"self": (r"\begin{cases} 1 & $self > 0 \\ 0 & $self \le 0 \end{cases}", _above(0))},
+    equation=known_as("ReLU", torch.relu),
+    derivative={"self": cases(0, X <= 0, 1)},
     samples=lambda: unary(F.relu, *CORNER),
     source="derivatives.yaml: relu",
     kink=Kink(at(0), "ReLU has a corner at 0, with slope 0 on the left and 1 on the right; PyTorch takes 0"),
 )
-
-threshold = elementwise(
-    "ThresholdBackward0",
-    equation=r"$out = \begin{cases} $self & $self > $threshold \\ $value & $self \le $threshold \end{cases}",
-    derivative={
-        "self": (
-            r"\begin{cases} 1 & $self > $threshold \\ 0 & $self \le $threshold \end{cases}",
-            lambda op: ~(op.self <= op.threshold),
-        )
-    },
-    samples=lambda: unary(F.threshold, -1.5, 0.25, 0.3, 2.0, threshold=0.25, value=-2.0),
-    source="derivatives.yaml: threshold",
-    kink=Kink(
-        lambda op, radius: near(op.self, op.threshold, radius=radius),
-        "the function may jump at the threshold; PyTorch takes the slope 0 there",
-    ),
-)
-
-leaky_relu = elementwise(
-    "LeakyReluBackward0",
-    equation=r"$out = \operatorname{LeakyReLU}($self)",
-    derivative={
-        "self": (
-            r"\begin{cases} 1 & $self > 0 \\ $negative_slope & $self \le 0 \end{cases}",
-            lambda op: torch.where(op.self > 0, tensor_like(1, op.self), op.negative_slope),
-        )
-    },
-    samples=lambda: [*unary(F.leaky_relu, *CORNER), *unary(F.leaky_relu, *CORNER, negative_slope=0.2)],
-    source="derivatives.yaml: leaky_relu",
-    kink=Kink(at(0), "leaky ReLU has a corner at 0; PyTorch takes the slope of the left side"),
-)
-
-
-def _elu_slopes(op: Any) -> tuple[float, float, float]:
-    """The slope on the right, the slope on the left at 0, and the rate of the exponential."""
-    return op.scale, op.alpha * op.scale * op.input_scale, op.input_scale
-
-
-def _elu_local(op: Any) -> str:
-    right, left, rate = _elu_slopes(op)
-    exponent = "$self" if rate == 1 else rf"{number(rate)} \, $self"
-    factor = "" if left == 1 else rf"{number(left)} \, "
-    return _exponential_side(number(right), exponent, factor)
-
-
-def _exponential_side(right: str, exponent: str, factor: str = "") -> str:
-    return rf"\begin{{cases}} {right} & $self > 0 \\ {factor}e^{{{exponent}}} & $self \le 0 \end{{cases}}"
-
-
-def _elu_slope(op: Any) -> Tensor:
-    right, left, rate = _elu_slopes(op)
-    return torch.where(op.self > 0, tensor_like(right, op.self), left * (rate * op.self).exp())
-
-
-def _elu_corner(op: Any, radius: float) -> Tensor:
-    right, left, _ = _elu_slopes(op)
-    return near(op.self, *(() if math.isclose(right, left) else (0.0,)), radius=radius)
-
-
-elu = elementwise(
-    "EluBackward0",
-    equation=lambda op: rf"$out = \operatorname{{{'ELU' if op.scale == 1 else 'SELU'}}}($self)",
-    derivative={"self": (_elu_local, _elu_slope)},
-    samples=lambda: [*unary(F.elu, *CORNER), *unary(F.elu, *CORNER, alpha=0.5), *unary(F.selu, *CORNER)],
-    source="derivatives.yaml: elu; arXiv:1511.07289, arXiv:1706.02515 (SELU)",
-    kink=Kink(_elu_corner, "where alpha is not 1, ELU has a corner at 0; PyTorch takes the slope of the left side"),
-)
-
-celu = elementwise(
-    "CeluBackward0",
-    equation=r"$out = \operatorname{CELU}($self)",
-    derivative={
-        "self": (
-            lambda op: _exponential_side("1", "$self" if op.alpha == 1 else "$self / $alpha"),
-            lambda op: torch.where(op.self > 0, tensor_like(1, op.self), (op.self / op.alpha).exp()),
-        )
-    },
-    samples=lambda: [*unary(F.celu, *CORNER), *unary(F.celu, *CORNER, alpha=0.5)],
-    source="derivatives.yaml: celu; arXiv:1704.07483 (its slope is 1 on both sides of 0)",
-)
-
-
-def _normal_cdf(z: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
-
-
-def _normal_density(z: Tensor) -> Tensor:
-    return (-0.5 * z * z).exp() / math.sqrt(2 * math.pi)
-
-
-gelu = elementwise(
-    "GeluBackward0",
-    name="gelu",
-    equation=r"$out = $self \odot \Phi($self)",
-    derivative={
-        "self": (
-            r"\Phi($self) + $self \odot \varphi($self)",
-            lambda op: _normal_cdf(op.self) + op.self * _normal_density(op.self),
-        )
-    },
-    samples=lambda: unary(F.gelu, *CORNER),
-    source="derivatives.yaml: gelu; arXiv:1606.08415. Phi and phi: distribution and density of the standard normal",
-    accepts=lambda op: op.arguments.get("approximate", "none") == "none",
-)
-
-GELU_ROOT, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
-
-
-def _gelu_tanh_slope(op: Any) -> Any:
-    z = op.self
-    t = torch.tanh(GELU_ROOT * (z + GELU_CUBE * z**3))
-    return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * GELU_ROOT * (1 + 3 * GELU_CUBE * z * z)
-
-
-gelu_tanh = elementwise(
-    "GeluBackward0",
-    name="gelu_tanh",
-    equation=(
-        r"$out = \tfrac{1}{2} \, $self \odot \left(1 + \tanh u\right), \quad "
-        r"u = \sqrt{\tfrac{2}{\pi}} \left($self + 0.044715 \left($self\right)^{3}\right)"
-    ),
-    derivative={
-        "self": (
-            r"\tfrac{1}{2} \left(1 + \tanh u\right) + \tfrac{1}{2} \, $self \odot \left(1 - \tanh^2 u\right) \odot "
-            r"\sqrt{\tfrac{2}{\pi}} \left(1 + 0.134145 \left($self\right)^{2}\right)",
-            _gelu_tanh_slope,
-        )
-    },
-    samples=lambda: unary(F.gelu, *CORNER, approximate="tanh"),
-    source="derivatives.yaml: gelu; arXiv:1606.08415, the approximation by tanh",
-    accepts=lambda op: op.arguments.get("approximate", "none") == "tanh",
-)
-
-
-def _silu_slope(op: Any) -> Any:
-    s = op.self.sigmoid()
-    return s * (1 + op.self * (1 - s))
-
-
 silu = elementwise(
     "SiluBackward0",
-    equation=r"$out = $self \odot \sigma($self)",
-    derivative={
-        "self": (r"\sigma($self) \odot \left(1 + $self \odot \left(1 - \sigma($self)\right)\right)", _silu_slope)
-    },
+    equation=X * sigma(X),
+    derivative=("self",),
     samples=lambda: unary(F.silu, *CORNER),
     source="derivatives.yaml: silu; the product rule with s' = s(1 - s)",
 )
 
 
-def _mish_slope(op: Any) -> Any:
-    t = F.softplus(op.self).tanh()
-    return t + op.self * op.self.sigmoid() * (1 - t * t)
+def _elu(z: Tensor, alpha: Tensor, scale: Tensor, rate: Tensor) -> Tensor:
+    return scale * torch.where(z > 0, z, alpha * (rate * z).expm1())
 
 
-mish = elementwise(
-    "MishBackward0",
-    equation=r"$out = $self \odot \tanh s, \quad s = \ln\left(1 + e^{$self}\right)",
-    derivative={"self": (r"\tanh s + $self \odot \sigma($self) \odot \left(1 - \tanh^2 s\right)", _mish_slope)},
-    samples=lambda: unary(F.mish, *CORNER),
-    source="derivatives.yaml: mish; arXiv:1908.08681",
-)
+def _elu_corner(op: Any, radius: float) -> Tensor:
+    smooth = math.isclose(op.scale, op.alpha * op.scale * op.input_scale)
+    return near(op.self, *(() if smooth else (0.0,)), radius=radius)
 
-softplus = elementwise(
-    "SoftplusBackward0",
-    equation=lambda op: (
-        r"$out = \ln\left(1 + e^{$self}\right)"
-        if op.beta == 1
-        else r"$out = \frac{1}{$beta} \ln\left(1 + e^{$beta \, $self}\right)"
-    ),
-    derivative={
-        "self": (
-            lambda op: r"\sigma($self)" if op.beta == 1 else r"\sigma\left($beta \, $self\right)",
-            lambda op: torch.where(op.beta * op.self > op.threshold, 1.0, (op.beta * op.self).sigmoid()),
-        )
-    },
-    samples=lambda: [*unary(F.softplus, *CORNER, 25), *unary(F.softplus, *CORNER, 1.2, beta=2.5, threshold=3)],
-    source="derivatives.yaml: softplus (past its threshold PyTorch takes the straight line x itself)",
-    kink=Kink(
-        lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius),
-        "past its threshold softplus is taken as the straight line x; at the threshold PyTorch takes the curve's slope",
-    ),
-)
 
-log_sigmoid = elementwise(
-    "LogSigmoidBackward0",
-    equation=r"$out = \ln \sigma($self)",
-    derivative={"self": (r"1 - \sigma($self)", lambda op: (-op.self).sigmoid())},
-    samples=lambda: unary(F.logsigmoid, *CORNER, -40),
-    source="derivatives.yaml: log_sigmoid_forward; (ln s)' = s'/s = 1 - s",
-)
-
-hardtanh = elementwise(
-    "HardtanhBackward0",
-    equation=lambda op: (
-        r"$out = \operatorname{ReLU6}($self)"
-        if (op.min_val, op.max_val) == (0, 6)
-        else r"$out = \min\left(\max\left($self, $min_val\right), $max_val\right)"
-    ),
-    derivative={
-        "self": (either("$min_val < $self < $max_val"), lambda op: ~((op.self <= op.min_val) | (op.self >= op.max_val)))
-    },
-    samples=lambda: [*unary(F.hardtanh, -1.5, -1, 0.3, 1, 2), *unary(F.relu6, -1, 0, 3, 6, 7)],
-    source="derivatives.yaml: hardtanh (ReLU6 is hardtanh between 0 and 6)",
-    kink=Kink(
-        lambda op, radius: near(op.self, op.min_val, op.max_val, radius=radius),
-        "hardtanh has a corner at each bound; PyTorch takes 0",
-    ),
-)
-
-hardsigmoid = elementwise(
-    "HardsigmoidBackward0",
-    equation=r"$out = \min\left(\max\left(\tfrac{1}{6} \, $self + \tfrac{1}{2}, 0\right), 1\right)",
-    derivative={
-        "self": (
-            either("-3 < $self < 3", first=r"\tfrac{1}{6}"),
-            lambda op: torch.where((op.self > -3) & (op.self < 3), tensor_like(1, op.self) / 6, 0),
-        )
-    },
-    samples=lambda: unary(F.hardsigmoid, -4, -3, 0.3, 3, 5),
-    source="derivatives.yaml: hardsigmoid",
-    kink=Kink(at(-3, 3), "hardsigmoid has corners at -3 and 3; PyTorch takes 0"),
-)
-
-hardswish = elementwise(
-    "HardswishBackward0",
-    equation=r"$out = $self \odot \min\left(\max\left(\tfrac{1}{6} \, $self + \tfrac{1}{2}, 0\right), 1\right)",
-    derivative={
-        "self": (
-            r"\begin{cases} 0 & $self \le -3 \\ \tfrac{1}{3} \, $self + \tfrac{1}{2} & -3 < $self < 3 \\ "
-            r"1 & $self \ge 3 \end{cases}",
-            lambda op: torch.where(op.self <= -3, 0, torch.where(op.self < 3, op.self / 3 + 0.5, 1)),
-        )
-    },
-    samples=lambda: unary(F.hardswish, -4, -3, 0.3, 3, 5),
-    source="derivatives.yaml: hardswish; arXiv:1905.02244",
-    kink=Kink(at(-3, 3), "hardswish has corners at -3 and 3; PyTorch takes the slope outside: 0 and 1"),
-)
+def _hardtanh(op: Any) -> Expression:
+    is_relu6 = (op.min_val, op.max_val) == (0, 6)
+    return known_as("ReLU6", lambda z: z.clamp(0, 6)) if is_relu6 else lowest(highest(X, LOW), HIGH)
 
 
 def _at_lambda(op: Any, radius: float) -> Tensor:
     return near(op.self, -op.lambd, op.lambd, radius=radius)
 
 
-SHRINK = r"\begin{cases} 0 & \left|$self\right| \le $lambd \\ 1 & \text{otherwise} \end{cases}"
+def _drawn(op: Any) -> Tensor:
+    """The slope drawn for each element, from the output: the noise is not known yet when the operation is called."""
+    mean = torch.full_like(op.self, (op.lower + op.upper) / 2)
+    return torch.where(op.self == 0, mean, op.out / op.self) if op.training else mean
 
-hardshrink = elementwise(
-    "HardshrinkBackward0",
-    equation=(r"$out = \begin{cases} 0 & \left|$self\right| \le $lambd \\ $self & \text{otherwise} \end{cases}"),
-    derivative={"self": (SHRINK, lambda op: ~(op.self.abs() <= op.lambd))},
-    samples=lambda: unary(F.hardshrink, -1.5, -0.5, 0, 0.3, 0.5, 2),
-    source="derivatives.yaml: hardshrink",
-    kink=Kink(_at_lambda, "hardshrink jumps at both ends of its dead zone; PyTorch takes the slope 0 there"),
+
+# fmt: off
+for node, equation, slope, samples, source, *kink in (
+    # node, f(x), f'(x) (None: it follows), samples, source; where there is no derivative
+    ("Threshold", THRESHOLDED, None,
+     lambda: unary(F.threshold, -1.5, 0.25, 0.3, 2.0, threshold=0.25, value=-2.0), "threshold",
+     Kink(near_to("threshold"), "the function may jump at the threshold; PyTorch takes the slope 0 there")),
+    ("LeakyRelu", known_as("LeakyReLU", lambda z, slope: torch.where(z > 0, z, slope * z), LEAK), LEAKY_SLOPE,
+     lambda: [*unary(F.leaky_relu, *CORNER), *unary(F.leaky_relu, *CORNER, negative_slope=0.2)], "leaky_relu",
+     Kink(at(0), "leaky ReLU has a corner at 0; PyTorch takes the slope of the left side")),
+    ("Elu", choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", _elu, ALPHA, SCALE, RATE)),
+     cases(SCALE, X > 0, ALPHA * SCALE * RATE * exp(RATE * X)),
+     lambda: [*unary(F.elu, *CORNER), *unary(F.elu, *CORNER, alpha=0.5), *unary(F.selu, *CORNER)],
+     "elu; arXiv:1511.07289, arXiv:1706.02515 (SELU)",
+     Kink(_elu_corner, "where alpha is not 1, ELU has a corner at 0; PyTorch takes the slope of the left side")),
+    ("Celu", known_as("CELU", lambda z, alpha: torch.where(z > 0, z, alpha * (z / alpha).expm1()), ALPHA),
+     cases(1, X > 0, exp(X / ALPHA)), lambda: [*unary(F.celu, *CORNER), *unary(F.celu, *CORNER, alpha=0.5)],
+     "celu; arXiv:1704.07483 (its slope is 1 on both sides of 0)"),
+    ("Mish", X * tanh(let("s", softplus(X))), None, lambda: unary(F.mish, *CORNER), "mish; arXiv:1908.08681"),
+    ("Softplus", SOFTPLUS, None,
+     lambda: [*unary(F.softplus, *CORNER, 25), *unary(F.softplus, *CORNER, 1.2, beta=2.5, threshold=3)],
+     "softplus (past its threshold PyTorch takes the straight line x itself)",
+     Kink(lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius),
+          "past its threshold softplus is taken as the straight line x; at the threshold PyTorch takes the curve's "
+          "slope")),
+    ("LogSigmoid", ln(sigma(X)), sigma(-X), lambda: unary(F.logsigmoid, *CORNER, -40),
+     "log_sigmoid_forward; (ln s)' = s'/s = 1 - s"),
+    ("Hardtanh", choice(_hardtanh), HARDTANH_SLOPE,
+     lambda: [*unary(F.hardtanh, -1.5, -1, 0.3, 1, 2), *unary(F.relu6, -1, 0, 3, 6, 7)],
+     "hardtanh (ReLU6 is hardtanh between 0 and 6)",
+     Kink(near_to("min_val", "max_val"), "hardtanh has a corner at each bound; PyTorch takes 0")),
+    ("Hardsigmoid", RAMP, cases(fraction(1, 6), Named("-3 < @ < 3", lambda z: (z > -3) & (z < 3))(X)),
+     lambda: unary(F.hardsigmoid, -4, -3, 0.3, 3, 5), "hardsigmoid",
+     Kink(at(-3, 3), "hardsigmoid has corners at -3 and 3; PyTorch takes 0")),
+    ("Hardswish", X * RAMP, cases(0, X <= -3, cases(X / 3 + HALF, Named("-3 < @ < 3", lambda z: z < 3)(X), 1)),
+     lambda: unary(F.hardswish, -4, -3, 0.3, 3, 5), "hardswish; arXiv:1905.02244",
+     Kink(at(-3, 3), "hardswish has corners at -3 and 3; PyTorch takes the slope outside: 0 and 1")),
+    ("Hardshrink", cases(0, size(X) <= LAMBDA, X), None,
+     lambda: unary(F.hardshrink, *DEAD_ZONE), "hardshrink",
+     Kink(_at_lambda, "hardshrink jumps at both ends of its dead zone; PyTorch takes the slope 0 there")),
+    ("Softshrink", sign(X) * highest(size(X) - LAMBDA, 0), cases(0, size(X) <= LAMBDA, 1),
+     lambda: unary(F.softshrink, *DEAD_ZONE), "softshrink",
+     Kink(_at_lambda, "softshrink has a corner at both ends of its dead zone; PyTorch takes the slope 0 there")),
+):
+    elementwise(
+        f"{node}Backward0",
+        equation=equation,
+        derivative=("self",) if slope is None else {"self": slope},
+        samples=samples,
+        source=f"derivatives.yaml: {source}",
+        **({"kink": kink[0]} if kink else {}),
+    )
+# fmt: on
+
+gelu = elementwise(
+    "GeluBackward0",
+    name="gelu",
+    equation=GELU,
+    derivative=("self",),
+    samples=lambda: unary(F.gelu, *CORNER),
+    source="derivatives.yaml: gelu; arXiv:1606.08415. Phi and phi: distribution and density of the standard normal",
+    accepts=lambda op: op.arguments.get("approximate", "none") == "none",
 )
-
-softshrink = elementwise(
-    "SoftshrinkBackward0",
-    equation=r"$out = \operatorname{sign}($self) \odot \max\left(\left|$self\right| - $lambd, 0\right)",
-    derivative={"self": (SHRINK, lambda op: ~(op.self.abs() <= op.lambd))},
-    samples=lambda: unary(F.softshrink, -1.5, -0.5, 0, 0.3, 0.5, 2),
-    source="derivatives.yaml: softshrink",
-    kink=Kink(_at_lambda, "softshrink has a corner at both ends of its dead zone; PyTorch takes the slope 0 there"),
+gelu_tanh = elementwise(
+    "GeluBackward0",
+    name="gelu_tanh",
+    equation=GELU_TANH,
+    derivative=("self",),
+    samples=lambda: unary(F.gelu, *CORNER, approximate="tanh"),
+    source="derivatives.yaml: gelu; arXiv:1606.08415, the approximation by tanh",
+    accepts=lambda op: op.arguments.get("approximate", "none") == "tanh",
 )
-
 prelu = elementwise(
     "PreluKernelBackward0",
     name="prelu",
-    equation=r"$out = \begin{cases} $self & $self > 0 \\ $weight \odot $self & $self \le 0 \end{cases}",
-    derivative={
-        "self": (
-            r"\begin{cases} 1 & $self > 0 \\ $weight & $self \le 0 \end{cases}",
-            lambda op: torch.where(op.self > 0, tensor_like(1, op.self), op.weight),
-        ),
-        "weight": (
-            r"\begin{cases} 0 & $self > 0 \\ $self & $self \le 0 \end{cases}",
-            lambda op: torch.where(op.self > 0, 0, op.self),
-        ),
-    },
+    equation=cases(X, X > 0, argument("weight") * X),
+    derivative=("self", "weight"),
     samples=lambda: [
         *unary(F.prelu, *CORNER, weight=x(0.25)),
         sample(F.prelu, x(-1, 0, 2, -3, shape=(2, 2)), x(0.25, 0.5), note="a slope for each channel"),
@@ -315,20 +174,11 @@ prelu = elementwise(
     source="derivatives.yaml: _prelu_kernel; arXiv:1502.01852",
     kink=Kink(at(0), "PReLU has a corner at 0; PyTorch takes the slope of the left side, the weight"),
 )
-
-
-def _rrelu_slope(op: Any) -> Tensor:
-    """The slope drawn for each element, told by the output: the noise is not known yet when the operation is called."""
-    mean = tensor_like((op.lower + op.upper) / 2, op.self)
-    drawn = torch.where(op.self == 0, mean, op.out / op.self) if op.training else mean
-    return torch.where(op.self > 0, 1, drawn)
-
-
 rrelu = elementwise(
     "RreluWithNoiseBackward0",
     name="rrelu",
-    equation=r"$out = \begin{cases} $self & $self > 0 \\ r \odot $self & $self \le 0 \end{cases}",
-    derivative={"self": (r"\begin{cases} 1 & $self > 0 \\ r & $self \le 0 \end{cases}", _rrelu_slope)},
+    equation=cases(X, X > 0, symbol("r", _drawn) * X),
+    derivative=("self",),
     samples=lambda: [*unary(F.rrelu, *CORNER), *unary(F.rrelu, -1.5, -0.2, 0.3, training=True)],
     source=(
         "derivatives.yaml: rrelu_with_noise; arXiv:1505.00853. r is drawn between lower and upper for each element in "
@@ -381,16 +231,15 @@ glu = rule(
 )
 
 
-def _dropout_slope(op: Any) -> Any:
-    kept = op.outs[1].to(op.out.dtype)  # the mask is held as drawn
-    return kept if op.train is False else kept * (0 if op.p == 1 else 1 / (1 - op.p))
-
+KEPT = symbol("M", lambda op: op.outs[1].to(op.out.dtype))  # the mask is held as drawn
+DROPPING = choice(lambda op: KEPT if op.train is False else 0 if op.p == 1 else KEPT / (1 - P))
 
 native_dropout = elementwise(
     "NativeDropoutBackward0",
     name="dropout",
-    equation=r"$out = \frac{M}{1 - $p} \odot $input, \quad M \in \{0, 1\} \text{ drawn, 0 with probability } $p",
-    derivative={"input": (r"\frac{M}{1 - $p}", _dropout_slope)},
+    equation=DROPPING * argument("input"),
+    remark="M is drawn for each element: 0 with probability p, else 1.",
+    derivative={"input": DROPPING},
     samples=lambda: [
         *(
             sample(torch.native_dropout, each.arguments[0], 0.4, True, note=each.note)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.rules import Kink, Sample, elementwise, number, reduce_to_shape, sample
+from chainrule.rules import Kink, Sample, elementwise, reduce_to_shape, sample
+from chainrule.rules.elementary import highest, ln, lowest
+from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, like, of
 
 Function = Callable[..., Any]
 Where = Callable[[Any, float], Tensor]
@@ -101,94 +104,80 @@ def in_shape_of(operand: Any, marks: Tensor) -> Tensor:
     return reduce_to_shape(marks.to(torch.int64), shape)[0] > 0
 
 
-def scaled(name: str, latex: str) -> Callable[[Any], str]:
-    """A template times the scalar argument `name`, which is left away where it is 1."""
-
-    def template(op: Any) -> str:
-        scale = op.arguments.get(name, 1)
-        if scale == 1:
-            return latex
-        sign, rest = ("-", latex[1:]) if latex.startswith("-") else ("", latex)
-        return sign + (number(scale) if rest == "1" else rf"{number(scale)} \, {rest}")
-
-    return template
+# The scalar `alpha` is missing from some overloads, and then 1.
+ALPHA, EXPONENT, VALUE = argument("alpha", 1), argument("exponent"), argument("value", 1)
+TENSOR1, TENSOR2, WEIGHT, END = (argument(name) for name in ("tensor1", "tensor2", "weight", "end"))
+CONDITION, MASK = argument("condition"), argument("mask")
 
 
-def plus(left: str, sign: str, name: str, right: str) -> Callable[[Any], str]:
-    """`$out = left + name * right`, with a scalar of 1 left away."""
-    return lambda op: f"$out = {left} {sign} {scaled(name, right)(op)}"
+def _scaled(function: Function, scalar: float) -> Callable[[], list[Sample]]:
+    return lambda: [*binary(function), sample(function, x(), scalar), sample(function, x(), x(1), alpha=3)]
 
 
-def scale_of(op: Any, name: str = "alpha") -> Any:
-    """A scalar argument that some overloads lack: 1 there."""
-    return op.arguments.get(name, 1)
+def _three(function: Function) -> Callable[[], list[Sample]]:
+    return lambda: [
+        sample(function, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.5, shape=()), value=2.5, note="broadcast"),
+        sample(function, x(), x(), x(), note="one shape"),
+        sample(function, x(1), x(shape=(0,)), x(2), note="empty"),
+    ]
 
 
-def tensor_like(value: Any, like: Tensor) -> Tensor:
-    """An operand that may have been passed as a Python number, as a tensor."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=like.dtype, device=like.device)
+YES_NO, NONE = torch.tensor([True, False]), torch.ones(0, dtype=torch.bool)
 
-
-def zero(op: Any) -> int:
-    """The derivative of what does not change with its argument."""
-    return 0
-
-
-def one(op: Any) -> int:
-    """The derivative of what passes its argument on."""
-    return 1
-
-
-add = elementwise(
-    "AddBackward0",
-    equation=plus("$self", "+", "alpha", "$other"),
-    derivative={"self": ("1", one), "other": (scaled("alpha", "1"), scale_of)},
-    samples=lambda: [*binary(torch.add), sample(torch.add, x(), 2.5), sample(torch.add, x(), x(1), alpha=3)],
-    source="derivatives.yaml: add.Tensor",
-)
-
-sub = elementwise(
-    "SubBackward0",
-    equation=plus("$self", "-", "alpha", "$other"),
-    derivative={"self": ("1", one), "other": (scaled("alpha", "-1"), lambda op: -scale_of(op))},
-    samples=lambda: [*binary(torch.sub), sample(torch.sub, x(), 2.5), sample(torch.sub, x(), x(1), alpha=3)],
-    source="derivatives.yaml: sub.Tensor",
-)
-
-rsub = elementwise(
-    "RsubBackward0",
-    equation=plus("$other", "-", "alpha", "$self"),
-    derivative={"self": (scaled("alpha", "-1"), lambda op: -scale_of(op)), "other": ("1", one)},
-    samples=lambda: [*binary(torch.rsub), sample(torch.rsub, x(), 1), sample(torch.rsub, x(), x(1), alpha=3)],
-    source="derivatives.yaml: rsub.Tensor",
-)
-
-mul = elementwise(
-    "MulBackward0",
-    equation=lambda op: r"$out = $self \odot $other" if isinstance(op.other, Tensor) else r"$out = $other \, $self",
-    derivative={"self": ("$other", lambda op: op.other), "other": ("$self", lambda op: op.self)},
-    samples=lambda: [
+# fmt: off
+for name, equation, arguments, samples, entries, *masks in (
+    # node          equation                          differentiated by, samples, entries of derivatives.yaml
+    ("Add",         X + ALPHA * OTHER,                ("self", "other"), _scaled(torch.add, 2.5), "add.Tensor"),
+    ("Sub",         X - ALPHA * OTHER,                ("self", "other"), _scaled(torch.sub, 2.5), "sub.Tensor"),
+    ("Rsub",        OTHER - ALPHA * X,                ("self", "other"), _scaled(torch.rsub, 1), "rsub.Tensor"),
+    ("Mul",         X * OTHER,                        ("self", "other"), lambda: [
         *binary(torch.mul),
         sample(torch.mul, x(), 3.0, note="number"),
         sample(torch.mul, x(1 + 2j, -1j), x(2, 3), note="complex times real"),
-    ],
-    source="derivatives.yaml: mul.Tensor",
-)
-
-
-def divisor(op: Any) -> Any:
-    """The divisor in the quotient's precision: 1 divided by whole numbers would be float32."""
-    return op.other.to(op.out.dtype) if isinstance(op.other, Tensor) else op.other
-
+    ], "mul.Tensor"),
+    ("Neg",         -X,                               ("self",), lambda: unary(torch.neg), "neg"),
+    ("Addcmul",     X + VALUE * TENSOR1 * TENSOR2,    ("self", "tensor1", "tensor2"), _three(torch.addcmul), "addcmul"),
+    ("Addcdiv",     X + VALUE * TENSOR1 / TENSOR2,    ("self", "tensor1", "tensor2"), _three(torch.addcdiv), "addcdiv"),
+    ("Lerp",        X + WEIGHT * (END - X),           ("self", "end", "weight"), lambda: [
+        *binary(torch.lerp, weight=0.3),
+        sample(torch.lerp, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.25), note="weight as tensor"),
+    ], "lerp.Scalar, lerp.Tensor"),
+    ("Where",       cases(X, CONDITION, OTHER),       ("self", "other"), lambda: [
+        sample(torch.where, torch.tensor([True, False, True]), x(1, 2, shape=(2, 1)), x(4), note="broadcast"),
+        sample(torch.where, YES_NO.unsqueeze(1), x(1, 2), x(3, shape=()), note="condition broadcast"),
+        sample(torch.where, YES_NO, x(1, 2), 0.0, note="number"),
+        sample(torch.where, NONE, x(1), x(shape=(0,)), note="empty"),
+    ], "where", "condition"),
+    ("MaskedFill",  cases(VALUE, MASK, X),            ("self", "value"), lambda: [
+        sample(torch.masked_fill, x(1, 2, 3), torch.tensor([True, False, True]), -math.inf, note="number"),
+        sample(torch.masked_fill, x(1, 2), YES_NO.unsqueeze(1), x(5, shape=()), note="tensor, broadcast"),
+        sample(torch.masked_fill, x(shape=(0,)), NONE, 1.0, note="empty"),
+    ], "masked_fill.Scalar, masked_fill.Tensor", "mask"),
+    ("Clone",       X,                                ("self",), lambda: unary(torch.clone), "clone"),
+    ("Fill",        VALUE,                            ("self", "value"), lambda: [
+        sample(torch.fill, x(1, 2, 3), x(4, shape=()), note="tensor"),
+        sample(torch.fill, x(1, 2, 3), 4.0, note="number"),
+        sample(torch.fill, x(shape=(0,)), x(4, shape=()), note="empty"),
+    ], "fill.Scalar, fill.Tensor"),
+    ("Zero",        of(0),                            ("self",), lambda: [
+        sample(lambda value: value.clone().zero_(), x(1, 2)), *unary(torch.ops.aten.zero),
+    ], "zero"),
+):
+    elementwise(
+        f"{name}Backward0",
+        equation=equation,
+        derivative=arguments,
+        samples=samples,
+        source=f"derivatives.yaml: {entries}",
+        constants=dict.fromkeys(masks, "not differentiable"),
+    )
+# fmt: on
 
 div = elementwise(
     "DivBackward0",
     name="div",
-    equation=r"$out = \frac{$self}{$other}",
-    derivative={
-        "self": (r"\frac{1}{$other}", lambda op: 1 / divisor(op)),
-        "other": (r"-\frac{$self}{\left($other\right)^{2}}", lambda op: -(op.self / op.other) / op.other),
-    },
+    equation=X / OTHER,
+    derivative=("self", "other"),
     samples=lambda: [
         *binary(torch.div),
         sample(torch.div, x(), 3.0, note="number"),
@@ -198,12 +187,15 @@ div = elementwise(
     source="derivatives.yaml: div.Tensor",
     accepts=lambda op: op.arguments.get("rounding_mode") is None,
 )
-
+QUOTIENT = {
+    "floor": Named(r"\left\lfloor \frac{@1}{@2} \right\rfloor", partial(torch.div, rounding_mode="floor")),
+    "trunc": Named(r"\operatorname{trunc}\left(\frac{@1}{@2}\right)", partial(torch.div, rounding_mode="trunc")),
+}
 div_rounded = elementwise(
     "DivBackward0",
     name="div_rounded",
-    equation=lambda op: rf"$out = \operatorname{{{op.rounding_mode}}}\left(\frac{{$self}}{{$other}}\right)",
-    derivative={"self": ("0", zero), "other": ("0", zero)},
+    equation=choice(lambda op: QUOTIENT[op.rounding_mode](X, OTHER)),
+    derivative={"self": 0, "other": 0},
     samples=lambda: [
         *binary(torch.div, rounding_mode="floor"),
         *binary(torch.div, rounding_mode="trunc"),
@@ -211,54 +203,26 @@ div_rounded = elementwise(
     ],
     source="derivatives.yaml: div.Tensor_mode",
     accepts=lambda op: op.arguments.get("rounding_mode") is not None,
-    kink=Kink(
-        quotient_steps(),
-        "a rounded quotient jumps where it is whole; PyTorch takes 0 there too",
-    ),
+    kink=Kink(quotient_steps(), "a rounded quotient jumps where it is whole; PyTorch takes 0 there too"),
 )
-
-neg = elementwise(
-    "NegBackward0",
-    equation="$out = -$self",
-    derivative={"self": ("-1", lambda op: -1)},
-    samples=lambda: unary(torch.neg),
-    source="derivatives.yaml: neg",
-)
-
-
-def _power_slope(op: Any) -> Tensor:
-    base, exponent = tensor_like(op.self, op.out), tensor_like(op.exponent, op.out)
-    return torch.where(exponent == 0, 0, exponent * base ** (exponent - 1))
-
-
-def _exponent_slope(op: Any) -> Tensor:
-    base, exponent = tensor_like(op.self, op.out), tensor_like(op.exponent, op.out)
-    nothing = (base == 0) & (exponent.real >= 0)  # 0^p stays 0 while p > 0; log(0) would make this NaN
-    return torch.where(nothing, 0, op.out * base.log())
-
-
-def _power_local(op: Any) -> str:
-    exponent = op.exponent
-    if isinstance(exponent, Tensor):
-        return r"$exponent \odot \left($self\right)^{$exponent - 1}"
-    if exponent in (0, 1, 2):
-        return ("0", "1", r"2 \, $self")[int(exponent)]
-    return rf"{number(exponent)} \, \left($self\right)^{{{number(exponent - 1)}}}"
 
 
 def _at_base_zero(op: Any, radius: float) -> Tensor:
-    base, exponent = tensor_like(op.self, op.out), op.exponent
+    exponent = op.exponent
     polynomial = not isinstance(exponent, Tensor | complex) and exponent >= 0 and float(exponent).is_integer()
-    return near(base, *(() if polynomial else (0.0,)), radius=radius)
+    return near(like(op.self, op), *(() if polynomial else (0.0,)), radius=radius)
 
+
+# 0^p stays 0 while p > 0; ln 0 would make this NaN.
+STAYS_ZERO = Named("@1 = 0", lambda base, exponent: (base == 0) & (exponent.real >= 0))
 
 power = elementwise(
     "PowBackward0",
     name="pow",
-    equation=r"$out = \left($self\right)^{$exponent}",
+    equation=X**EXPONENT,
     derivative={
-        "self": (_power_local, _power_slope),
-        "exponent": (r"$out \odot \ln $self", _exponent_slope),
+        "self": (EXPONENT * X ** (EXPONENT - 1)).but(0, EXPONENT.equals(0)),
+        "exponent": (OUT * ln(X)).but(0, STAYS_ZERO(X, EXPONENT)),
     },
     samples=lambda: [
         *unary(torch.square),
@@ -275,182 +239,81 @@ power = elementwise(
         "exponent 0 and for the derivative by the exponent",
     ),
 )
-
 reciprocal = elementwise(
     "ReciprocalBackward0",
-    equation=r"$out = \frac{1}{$self}",
-    derivative={"self": (r"-\left($out\right)^{2}", lambda op: -op.out * op.out)},
+    equation=1 / X,
+    derivative={"self": -(OUT**2)},
     samples=lambda: unary(torch.reciprocal),
     source="derivatives.yaml: reciprocal; (1/x)' = -1/x^2",
 )
 
-addcmul = elementwise(
-    "AddcmulBackward0",
-    equation=plus("$self", "+", "value", r"$tensor1 \odot $tensor2"),
-    derivative={
-        "self": ("1", one),
-        "tensor1": (scaled("value", "$tensor2"), lambda op: op.value * op.tensor2),
-        "tensor2": (scaled("value", "$tensor1"), lambda op: op.value * op.tensor1),
-    },
-    samples=lambda: [
-        sample(torch.addcmul, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.5, shape=()), value=2.5, note="broadcast"),
-        sample(torch.addcmul, x(), x(), x(), note="one shape"),
-        sample(torch.addcmul, x(1), x(shape=(0,)), x(2), note="empty"),
-    ],
-    source="derivatives.yaml: addcmul",
-)
 
-addcdiv = elementwise(
-    "AddcdivBackward0",
-    equation=plus("$self", "+", "value", r"\frac{$tensor1}{$tensor2}"),
-    derivative={
-        "self": ("1", one),
-        "tensor1": (scaled("value", r"\frac{1}{$tensor2}"), lambda op: op.value / op.tensor2),
-        "tensor2": (
-            scaled("value", r"-\frac{$tensor1}{\left($tensor2\right)^{2}}"),
-            lambda op: -op.value * op.tensor1 / op.tensor2**2,
-        ),
-    },
-    samples=lambda: [
-        sample(torch.addcdiv, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.5, shape=()), value=2.5, note="broadcast"),
-        sample(torch.addcdiv, x(), x(), x(), note="one shape"),
-        sample(torch.addcdiv, x(1), x(shape=(0,)), x(2), note="empty"),
-    ],
-    source="derivatives.yaml: addcdiv",
-)
-
-lerp = elementwise(
-    "LerpBackward0",
-    equation=r"$out = $self + $weight \left($end - $self\right)",
-    derivative={
-        "self": ("1 - $weight", lambda op: 1 - op.weight),
-        "end": ("$weight", lambda op: op.weight),
-        "weight": ("$end - $self", lambda op: op.end - op.self),
-    },
-    samples=lambda: [
-        *binary(torch.lerp, weight=0.3),
-        sample(torch.lerp, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.25), note="weight as tensor"),
-    ],
-    source="derivatives.yaml: lerp.Scalar, lerp.Tensor",
-)
+def _ties(
+    function: Function,
+    left: tuple[float, ...] = (1, 2),
+    right: tuple[float, ...] = (1, 3),
+    note: str = "tie",
+) -> list[Sample]:
+    return [*binary(function), sample(function, x(*left), x(*right), note=note)]
 
 
-def _winner(wins: str, loses: Function) -> tuple[str, Function]:
-    """The share of the gradient that one of two candidates gets: 1 if it wins, one half at a tie, 0 if it loses."""
-    latex = rf"\begin{{cases}} 1 & {wins} \\ \tfrac{{1}}{{2}} & $self = $other \\ 0 & \text{{otherwise}} \end{{cases}}"
-    return latex, lambda op: torch.where(op.self == op.other, 0.5, torch.where(loses(op), 0.0, 1.0))
+for node, extremum, function, wins in (
+    # NaN wins, as for PyTorch.
+    ("Maximum", highest, torch.maximum, Named("@1 > @2", lambda a, b: ~(a <= b), (), SUM)),
+    ("Minimum", lowest, torch.minimum, Named("@1 < @2", lambda a, b: ~(a >= b), (), SUM)),
+):
+    elementwise(
+        f"{node}Backward0",
+        equation=extremum(X, OTHER),
+        # The share of the gradient that a candidate gets: 1 if it wins, one half at a tie, 0 if it loses.
+        derivative={
+            "self": cases(1, wins(X, OTHER), cases(HALF, X.equals(OTHER))),
+            "other": cases(1, wins(OTHER, X), cases(HALF, X.equals(OTHER))),
+        },
+        samples=partial(_ties, function),
+        topic="arithmetic",
+        source=f"derivatives.yaml: {node.lower()}",
+        kink=Kink(meeting("other"), "at a tie PyTorch gives each operand one half of the gradient"),
+    )
+
+for node, latex, function, first in (
+    ("Fmax", r"\max(@1, @2)", torch.fmax, Named(r"@1 \ge @2", lambda a, b: (a >= b) | b.isnan(), (), SUM, "@1 < @2")),
+    ("Fmin", r"\min(@1, @2)", torch.fmin, Named(r"@1 \le @2", lambda a, b: (a <= b) | b.isnan(), (), SUM, "@1 > @2")),
+):
+    elementwise(
+        f"{node}Backward0",
+        equation=Named(latex, function)(X, OTHER),
+        derivative={"self": cases(1, first(X, OTHER)), "other": cases(0, first(X, OTHER), 1)},
+        samples=partial(_ties, function, (1, math.nan, 2), (1, 3, math.nan), "tie and NaN"),
+        topic="arithmetic",
+        source=f"derivatives.yaml: {node.lower()}",
+        kink=Kink(meeting("other"), "at a tie PyTorch gives the whole gradient to the first operand"),
+        remark="NaN counts as missing.",
+    )
+
+MIN, MAX = argument("min"), argument("max")
+WITHIN = Named(r"@1 \le @2 \le @3", lambda low, z, high: (z >= low) & (z <= high), (), SUM)
+BELOW_BOTH = Named("@1 < @2 < @3", lambda z, low, high: (z < low) & (low < high), (), SUM)
+ABOVE = Named(r"@1 > @2 \text{ or } @2 < @3", lambda z, high, low: (z > high) | (high < low), (), SUM)
 
 
-maximum = elementwise(
-    "MaximumBackward0",
-    equation=r"$out = \max\left($self, $other\right)",
-    derivative={
-        "self": _winner("$self > $other", lambda op: op.self < op.other),
-        "other": _winner("$other > $self", lambda op: op.self > op.other),
-    },
-    samples=lambda: [*binary(torch.maximum), sample(torch.maximum, x(1, 2), x(1, 3), note="tie")],
-    source="derivatives.yaml: maximum",
-    kink=Kink(meeting("other"), "at a tie PyTorch gives each operand one half of the gradient"),
-)
-
-minimum = elementwise(
-    "MinimumBackward0",
-    equation=r"$out = \min\left($self, $other\right)",
-    derivative={
-        "self": _winner("$self < $other", lambda op: op.self > op.other),
-        "other": _winner("$other < $self", lambda op: op.self < op.other),
-    },
-    samples=lambda: [*binary(torch.minimum), sample(torch.minimum, x(1, 2), x(1, 3), note="tie")],
-    source="derivatives.yaml: minimum",
-    kink=Kink(meeting("other"), "at a tie PyTorch gives each operand one half of the gradient"),
-)
+def _by_bounds(both: Any, low: Any, high: Any) -> Expression:
+    """One of three formulas: with both bounds, the lower one alone, the upper one alone."""
+    return choice(
+        lambda op: high if op.arguments.get("min") is None else low if op.arguments.get("max") is None else both
+    )
 
 
-def either(condition: str, first: str = "1", otherwise: str = "0") -> str:
-    """The template of a derivative with two cases."""
-    return rf"\begin{{cases}} {first} & {condition} \\ {otherwise} & \text{{otherwise}} \end{{cases}}"
-
-
-def _fmax_takes_self(op: Any) -> Any:
-    return (op.self >= op.other) | op.other.isnan()
-
-
-def _fmin_takes_self(op: Any) -> Any:
-    return (op.self <= op.other) | op.other.isnan()
-
-
-fmax = elementwise(
-    "FmaxBackward0",
-    equation=r"$out = \max\left($self, $other\right) \text{ (NaN counts as missing)}",
-    derivative={
-        "self": (either(r"$self \ge $other"), _fmax_takes_self),
-        "other": (either("$other > $self"), lambda op: ~_fmax_takes_self(op)),
-    },
-    samples=lambda: [
-        *binary(torch.fmax),
-        sample(torch.fmax, x(1, math.nan, 2), x(1, 3, math.nan), note="tie and NaN"),
-    ],
-    source="derivatives.yaml: fmax",
-    kink=Kink(meeting("other"), "at a tie PyTorch gives the whole gradient to the first operand"),
-)
-
-fmin = elementwise(
-    "FminBackward0",
-    equation=r"$out = \min\left($self, $other\right) \text{ (NaN counts as missing)}",
-    derivative={
-        "self": (either(r"$self \le $other"), _fmin_takes_self),
-        "other": (either("$other < $self"), lambda op: ~_fmin_takes_self(op)),
-    },
-    samples=lambda: [
-        *binary(torch.fmin),
-        sample(torch.fmin, x(1, math.nan, 2), x(1, 3, math.nan), note="tie and NaN"),
-    ],
-    source="derivatives.yaml: fmin",
-    kink=Kink(meeting("other"), "at a tie PyTorch gives the whole gradient to the first operand"),
-)
-
-
-def _bound(op: Any, name: str) -> Any:
-    return op.arguments.get(name)
-
-
-def _clamp_equation(op: Any) -> str:
-    inner = "$self" if _bound(op, "min") is None else r"\max\left($self, $min\right)"
-    return f"$out = {inner}" if _bound(op, "max") is None else rf"$out = \min\left({inner}, $max\right)"
-
-
-def _clamp_local(op: Any) -> str:
-    lower = "" if _bound(op, "min") is None else r"$min \le "
-    upper = "" if _bound(op, "max") is None else r" \le $max"
-    return either(f"{lower}$self{upper}")
-
-
-def _passes(op: Any) -> Tensor:
-    within = torch.ones_like(op.out, dtype=torch.bool)
-    if (low := _bound(op, "min")) is not None:
-        within = within & (op.self >= low)
-    if (high := _bound(op, "max")) is not None:
-        within = within & (op.self <= high)
-    return within
-
-
-def _lower_bound_holds(op: Any) -> Tensor:
-    high = _bound(op, "max")
-    below: Tensor = op.self < op.min
-    return below if high is None else below & (op.min < high)
-
-
-def _upper_bound_holds(op: Any) -> Tensor:
-    low = _bound(op, "min")
-    above: Tensor = op.self > op.max
-    return above if low is None else above | (op.max < low)
+def _may_cross(crossing: Any, otherwise: Any) -> Expression:
+    """One of two formulas: for bounds that are tensors, and so may be crossed in some places, or for numbers."""
+    return choice(lambda op: crossing if isinstance(op.min, Tensor) and isinstance(op.max, Tensor) else otherwise)
 
 
 def _at_a_bound(op: Any, radius: float) -> Tensor:
-    bounds = [bound for bound in (_bound(op, "min"), _bound(op, "max")) if bound is not None]
     marks = torch.zeros_like(op.out, dtype=torch.bool)
-    for bound in bounds:
-        marks = marks | ((op.self - bound).abs() <= radius)
+    for bound in (op.arguments.get("min"), op.arguments.get("max")):
+        if bound is not None:
+            marks = marks | ((op.self - bound).abs() <= radius)
     return in_shape_of(op.self, marks)
 
 
@@ -458,11 +321,11 @@ clamp = elementwise(
     "ClampBackward0",
     "ClampMinBackward0",
     "ClampMaxBackward0",
-    equation=_clamp_equation,
+    equation=_by_bounds(lowest(highest(X, MIN), MAX), highest(X, MIN), lowest(X, MAX)),
     derivative={
-        "self": (_clamp_local, _passes),
-        "min": (either("$self < $min"), _lower_bound_holds),
-        "max": (either("$self > $max"), _upper_bound_holds),
+        "self": _by_bounds(cases(1, WITHIN(MIN, X, MAX)), cases(1, X >= MIN), cases(1, X <= MAX)),
+        "min": _by_bounds(_may_cross(cases(1, BELOW_BOTH(X, MIN, MAX)), cases(1, X < MIN)), cases(1, X < MIN), 0),
+        "max": _by_bounds(_may_cross(cases(1, ABOVE(X, MAX, MIN)), cases(1, X > MAX)), 0, cases(1, X > MAX)),
     },
     samples=lambda: [
         *unary(torch.clamp, min=-0.5, max=1.0),
@@ -478,52 +341,11 @@ clamp = elementwise(
     source="derivatives.yaml: clamp, clamp.Tensor, clamp_min, clamp_max",
     kink=Kink(_at_a_bound, "at a bound PyTorch lets the gradient pass to the clamped tensor, and gives the bound 0"),
 )
-
-where = elementwise(
-    "WhereBackward0",
-    equation=r"$out = \begin{cases} $self & \text{where } $condition \\ $other & \text{otherwise} \end{cases}",
-    derivative={
-        "self": (either("$condition"), lambda op: op.condition),
-        "other": (either(r"\lnot $condition"), lambda op: ~op.condition),
-    },
-    samples=lambda: [
-        sample(torch.where, torch.tensor([True, False, True]), x(1, 2, shape=(2, 1)), x(4), note="broadcast"),
-        sample(torch.where, torch.tensor([[True], [False]]), x(1, 2), x(3, shape=()), note="condition broadcast"),
-        sample(torch.where, torch.tensor([True, False]), x(1, 2), 0.0, note="number"),
-        sample(torch.where, torch.ones(0, dtype=torch.bool), x(1), x(shape=(0,)), note="empty"),
-    ],
-    source="derivatives.yaml: where",
-    constants={"condition": "not differentiable"},
-)
-
-masked_fill = elementwise(
-    "MaskedFillBackward0",
-    equation=r"$out = \begin{cases} $value & \text{where } $mask \\ $self & \text{otherwise} \end{cases}",
-    derivative={
-        "self": (either(r"\lnot $mask"), lambda op: ~op.mask),
-        "value": (either("$mask"), lambda op: op.mask),
-    },
-    samples=lambda: [
-        sample(torch.masked_fill, x(1, 2, 3), torch.tensor([True, False, True]), -math.inf, note="number"),
-        sample(torch.masked_fill, x(1, 2), torch.tensor([[True], [False]]), x(5, shape=()), note="tensor, broadcast"),
-        sample(torch.masked_fill, x(shape=(0,)), torch.ones(0, dtype=torch.bool), 1.0, note="empty"),
-    ],
-    source="derivatives.yaml: masked_fill.Scalar, masked_fill.Tensor",
-    constants={"mask": "not differentiable"},
-)
-
-clone = elementwise(
-    "CloneBackward0",
-    equation="$out = $self",
-    derivative={"self": ("1", one)},
-    samples=lambda: unary(torch.clone),
-    source="derivatives.yaml: clone",
-)
-
 to_copy = elementwise(
     "ToCopyBackward0",
-    equation=r"$out = $self \text{ (in another number type or on another device)}",
-    derivative={"self": ("1", one)},
+    equation=X,
+    derivative=("self",),
+    remark="The copy is in another number type or on another device.",
     samples=lambda: [
         *unary(torch.Tensor.to, dtype=torch.float32),
         sample(torch.Tensor.to, x(1, 2), torch.complex128, note="real to complex"),
@@ -534,32 +356,12 @@ to_copy = elementwise(
 copy = elementwise(
     "CopyBackwards",
     name="copy_",
-    equation="$out = $src",
-    derivative={"self": ("0", zero), "src": ("1", one)},
+    equation=argument("src"),
+    derivative=("self", "src"),
     samples=lambda: [
         sample(lambda target, source: target.clone().copy_(source), x(1, 2, 3), x(4), note="broadcast"),
         sample(lambda source: torch.zeros(2).copy_(source), x(4, 5), note="into a constant"),
         sample(lambda source: torch.zeros(0).copy_(source), x(shape=(0,)), note="empty"),
     ],
     source="derivatives.yaml: copy (what was there before is gone, so its derivative is 0)",
-)
-
-fill = elementwise(
-    "FillBackward0",
-    equation="$out = $value",
-    derivative={"self": ("0", zero), "value": ("1", one)},
-    samples=lambda: [
-        sample(torch.fill, x(1, 2, 3), x(4, shape=()), note="tensor"),
-        sample(torch.fill, x(1, 2, 3), 4.0, note="number"),
-        sample(torch.fill, x(shape=(0,)), x(4, shape=()), note="empty"),
-    ],
-    source="derivatives.yaml: fill.Scalar, fill.Tensor",
-)
-
-zeroed = elementwise(
-    "ZeroBackward0",
-    equation="$out = 0",
-    derivative={"self": ("0", zero)},
-    samples=lambda: [sample(lambda value: value.clone().zero_(), x(1, 2)), *unary(torch.ops.aten.zero)],
-    source="derivatives.yaml: zero",
 )

@@ -1,53 +1,43 @@
 """Rules of elementary functions of one number, and of some of two: exponentials, logarithms, trigonometry, rounding.
 
-Where the derivative can be told by the output (e^x, tanh, sqrt), it is: that is what PyTorch keeps, and what is taught.
+Where the derivative has a short form in the output (e^x, tanh, sqrt), it is given so: PyTorch keeps the output, and
+textbooks teach that form.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
-from chainrule.rules.arithmetic import (
-    Function,
-    at,
-    binary,
-    either,
-    in_shape_of,
-    near_whole,
-    one,
-    quotient_steps,
-    unary,
-    x,
-    zero,
-)
+from chainrule.rules import elementary as e
+from chainrule.rules.arithmetic import QUOTIENT, at, binary, in_shape_of, near_whole, quotient_steps, unary, x
+from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, of, symbol
 
 
 def function(
     node: str,
-    f: Function,
-    equation: str,
-    local: str,
-    slope: Function,
-    *,
+    f: Callable[..., Any],
+    equation: Expression,
+    slope: Expression | None = None,
     points: tuple[float, ...] = (-1.5, -0.2, 0.3, 2.0),
-    more_samples: Iterable[Sample] = (),
     kink: Kink | None = None,
     source: str = "",
+    more_samples: Iterable[Sample] = (),
     topic: str = "function",
 ) -> Rule:
-    """Register y = f(x) of one operand, tried at `points`: `equation` is f(x) alone, `local` and `slope` are f'(x)."""
+    """Register y = f(x) of one operand, tried at `points`, from f(x) and f'(x), which may follow."""
     extra = tuple(more_samples)
     return elementwise(
-        node,
+        f"{node}Backward0",
         name=f.__name__,
-        equation=f"$out = {equation}",
-        derivative={"self": (local, slope)},
+        equation=equation,
+        derivative=("self",) if slope is None else {"self": slope},
         samples=lambda: [*unary(f, *points), *extra],
         source=f"derivatives.yaml: {f.__name__}" + (f"; {source}" if source else ""),
         kink=kink,
@@ -55,177 +45,27 @@ def function(
     )
 
 
-POSITIVE = (0.3, 1.0, 2.5, 7.0)
-INSIDE_ONE = (-0.9, -0.2, 0.3, 0.8)
-
-# Exponentials, logarithms and roots
-
-exp = function("ExpBackward0", torch.exp, "e^{$self}", "$out", lambda op: op.out)
-exp2 = function("Exp2Backward0", torch.exp2, "2^{$self}", r"$out \ln 2", lambda op: op.out * math.log(2))
-expm1 = function("Expm1Backward0", torch.expm1, "e^{$self} - 1", "$out + 1", lambda op: op.out + 1)
-log = function("LogBackward0", torch.log, r"\ln $self", r"\frac{1}{$self}", lambda op: 1 / op.self, points=POSITIVE)
-log1p = function(
-    "Log1PBackward0",
-    torch.log1p,
-    r"\ln\left(1 + $self\right)",
-    r"\frac{1}{1 + $self}",
-    lambda op: 1 / (1 + op.self),
-    points=POSITIVE,
-)
-log2 = function(
-    "Log2Backward0",
-    torch.log2,
-    r"\log_2 $self",
-    r"\frac{1}{$self \ln 2}",
-    lambda op: 1 / (op.self * math.log(2)),
-    points=POSITIVE,
-)
-log10 = function(
-    "Log10Backward0",
-    torch.log10,
-    r"\log_{10} $self",
-    r"\frac{1}{$self \ln 10}",
-    lambda op: 1 / (op.self * math.log(10)),
-    points=POSITIVE,
-)
-sqrt = function(
-    "SqrtBackward0",
-    torch.sqrt,
-    r"\sqrt{$self}",
-    r"\frac{1}{2 \, $out}",
-    lambda op: 1 / (2 * op.out),
-    points=(*POSITIVE, 0),
-    kink=Kink(at(0), "the slope of the square root grows without bound at 0; PyTorch takes infinity"),
-)
-rsqrt = function(
-    "RsqrtBackward0",
-    torch.rsqrt,
-    r"\frac{1}{\sqrt{$self}}",
-    r"-\tfrac{1}{2} \left($out\right)^{3}",
-    lambda op: -0.5 * op.out**3,
-    points=POSITIVE,
-)
-
-# Trigonometric and hyperbolic functions
-
-sin = function("SinBackward0", torch.sin, r"\sin $self", r"\cos $self", lambda op: op.self.cos())
-cos = function("CosBackward0", torch.cos, r"\cos $self", r"-\sin $self", lambda op: -op.self.sin())
-tan = function("TanBackward0", torch.tan, r"\tan $self", r"1 + \left($out\right)^{2}", lambda op: 1 + op.out**2)
-sinh = function("SinhBackward0", torch.sinh, r"\sinh $self", r"\cosh $self", lambda op: op.self.cosh())
-cosh = function("CoshBackward0", torch.cosh, r"\cosh $self", r"\sinh $self", lambda op: op.self.sinh())
-tanh = function("TanhBackward0", torch.tanh, r"\tanh $self", r"1 - \left($out\right)^{2}", lambda op: 1 - op.out**2)
-asin = function(
-    "AsinBackward0",
-    torch.asin,
-    r"\arcsin $self",
-    r"\frac{1}{\sqrt{1 - \left($self\right)^{2}}}",
-    lambda op: (1 - op.self**2).rsqrt(),
-    points=INSIDE_ONE,
-)
-acos = function(
-    "AcosBackward0",
-    torch.acos,
-    r"\arccos $self",
-    r"-\frac{1}{\sqrt{1 - \left($self\right)^{2}}}",
-    lambda op: -(1 - op.self**2).rsqrt(),
-    points=INSIDE_ONE,
-)
-atan = function(
-    "AtanBackward0",
-    torch.atan,
-    r"\arctan $self",
-    r"\frac{1}{1 + \left($self\right)^{2}}",
-    lambda op: 1 / (1 + op.self**2),
-)
-asinh = function(
-    "AsinhBackward0",
-    torch.asinh,
-    r"\operatorname{arsinh}($self)",
-    r"\frac{1}{\sqrt{1 + \left($self\right)^{2}}}",
-    lambda op: (1 + op.self**2).rsqrt(),
-)
-acosh = function(
-    "AcoshBackward0",
-    torch.acosh,
-    r"\operatorname{arcosh}($self)",
-    r"\frac{1}{\sqrt{\left($self\right)^{2} - 1}}",
-    lambda op: (op.self - 1).rsqrt() * (op.self + 1).rsqrt(),  # in two factors for the right complex branch
-    points=(1.2, 2.0, 5.5),
-)
-atanh = function(
-    "AtanhBackward0",
-    torch.atanh,
-    r"\operatorname{artanh}($self)",
-    r"\frac{1}{1 - \left($self\right)^{2}}",
-    lambda op: 1 / (1 - op.self**2),
-    points=INSIDE_ONE,
-)
+def named(latex: str, f: Callable[..., Any]) -> Named:
+    """A function that has no slope here: `\\operatorname{erf}`, say."""
+    return Named(f"{latex}(@)", f)
 
 
-def _sinc_slope(op: Any) -> Tensor:
-    angle = math.pi * op.self
-    slope = (angle * angle.cos() - angle.sin()) / (angle * op.self)
-    return torch.where(angle * op.self == 0, 0, slope)
-
-
-sinc = function(
-    "SincBackward0",
-    torch.sinc,
-    r"\frac{\sin(\pi \, $self)}{\pi \, $self}",
-    r"\frac{\cos(\pi \, $self) - $out}{$self}",
-    _sinc_slope,
-    points=(-1.5, 0, 0.3, 2.0),
-    source="at 0 the value is 1 and the slope 0, the limits of both",
-)
-deg2rad = function(
-    "Deg2RadBackward0",
-    torch.deg2rad,
-    r"\frac{\pi}{180} \, $self",
-    r"\frac{\pi}{180}",
-    lambda op: math.pi / 180,
-)
-rad2deg = function(
-    "Rad2DegBackward0",
-    torch.rad2deg,
-    r"\frac{180}{\pi} \, $self",
-    r"\frac{180}{\pi}",
-    lambda op: 180 / math.pi,
-)
-sigmoid = function(
-    "SigmoidBackward0",
-    torch.sigmoid,
-    r"\sigma\left($self\right)",
-    r"$out \odot \left(1 - $out\right)",
-    lambda op: op.out * (1 - op.out),
-    source="s = 1/(1 + e^-x), s' = e^-x/(1 + e^-x)^2 = s(1 - s)",
-)
-
-# Absolute value, signs and rounding
-
-absolute = function(
-    "AbsBackward0",
-    torch.abs,
-    r"\left|$self\right|",
-    r"\operatorname{sign}($self)",
-    lambda op: op.self.sgn().conj(),  # of a complex z the gradient is z/|z|, so the conjugate is taken back here
-    points=(-1.5, 0, 0.3, 2.0),
-    more_samples=[sample(torch.abs, x(3 + 4j, -1j, 0j), note="complex")],
-    kink=Kink(at(0), "|x| has a corner at 0; PyTorch takes 0"),
-)
-
-
-def _rounding(node: str, f: Function, equation: str, steps: Function, choice: str) -> Rule:
-    decimals = [sample(f, x(0.123, -1.5), decimals=1)] if f is torch.round else []
-    kink = Kink(steps, f"{choice}; PyTorch takes 0 there too")
-    points = (-1.5, -1, 0, 0.5, 2.2)
-    return function(node, f, equation, "0", zero, points=points, more_samples=decimals, kink=kink)
+ALL, POSITIVE, INSIDE_ONE = (-1.5, -0.2, 0.3, 2.0), (0.3, 1.0, 2.5, 7.0), (-0.9, -0.2, 0.3, 0.8)
+STEPS = (-1.5, -1, 0, 0.5, 2.2)
+arcsin, arccos, arctan = (Named(rf"\arc{name} @", getattr(torch, f"a{name}")) for name in ("sin", "cos", "tan"))
+arsinh, arcosh, artanh = (named(rf"\operatorname{{ar{n}}}", getattr(torch, f"a{n}")) for n in ("sinh", "cosh", "tanh"))
+trunc, rounded = named(r"\operatorname{trunc}", torch.trunc), named(r"\operatorname{round}", torch.round)
+TENS = of(10) ** argument("decimals", 0)
+floor, ceil = Named(r"\lfloor @ \rfloor", torch.floor), Named(r"\lceil @ \rceil", torch.ceil)
+argument_of, CHOSEN = Named(r"\arg @", torch.angle), symbol(r"\text{a chosen number}", lambda op: op.out)
+FINITE = Named(r"\left|@\right| < \infty", torch.isfinite, (), SUM)
 
 
 def _whole(op: Any, radius: float) -> Tensor:
     return near_whole(op.self, radius)
 
 
-def _whole_but_zero(op: Any, radius: float) -> Tensor:
+def _but_0(op: Any, radius: float) -> Tensor:
     return near_whole(op.self, radius, "trunc")
 
 
@@ -234,24 +74,71 @@ def _half(op: Any, radius: float) -> Tensor:
     return near_whole(op.self * unit + 0.5, radius * unit)
 
 
-floor = _rounding("FloorBackward0", torch.floor, r"\lfloor $self \rfloor", _whole, "floor jumps at whole numbers")
-ceil = _rounding("CeilBackward0", torch.ceil, r"\lceil $self \rceil", _whole, "ceil jumps at whole numbers")
-trunc = _rounding(
-    "TruncBackward0", torch.trunc, r"\operatorname{trunc}($self)", _whole_but_zero, "trunc jumps at whole numbers but 0"
-)
-rounding = _rounding(
-    "RoundBackward0", torch.round, r"\operatorname{round}($self)", _half, "round jumps between numbers"
-)
-sign = _rounding("SignBackward0", torch.sign, r"\operatorname{sign}($self)", at(0), "the sign jumps at 0")
-frac = function(
-    "FracBackward0",
-    torch.frac,
-    r"$self - \operatorname{trunc}($self)",
-    "1",
-    one,
-    points=(-1.5, -1, 0, 0.5, 2.2),
-    kink=Kink(_whole_but_zero, "frac jumps at whole numbers but 0; PyTorch takes 1 there too"),
-)
+def _jump(where: Callable[..., Any], what: str, slope: int = 0) -> Kink:
+    return Kink(where, f"{what}; PyTorch takes {slope} there too")
+
+
+def _for_complex(gradient: Expression, real: Any) -> Expression:
+    """A slope for real numbers, and for complex ones from the gradient: the walk multiplies by the conjugate."""
+    return choice(lambda op: e.conjugate(gradient).but(0, ZERO) if op.self.is_complex() else real)
+
+
+ZERO = X.equals(0)
+STEEP = Kink(at(0), "the slope of the square root grows without bound at 0; PyTorch takes infinity")
+CORNER = Kink(at(0), "|x| has a corner at 0; PyTorch takes 0")
+SINC, SINC_SLOPE = e.sin(e.PI * X) / (e.PI * X), (e.cos(e.PI * X) - OUT) / X
+SIGMOID = "s = 1/(1 + e^-x), s' = e^-x/(1 + e^-x)^2 = s(1 - s)"
+COMPLEX = x(3 + 4j, -1j, 0j)
+
+# fmt: off
+for row in (
+    # node      function        f(x)               f'(x) (may follow)         tried at, kink, source, more samples
+    ("Exp",     torch.exp,      e.exp(X),          OUT),
+    ("Exp2",    torch.exp2,     e.exp2(X),         OUT * e.ln(2)),
+    ("Expm1",   torch.expm1,    e.exp(X) - 1,      OUT + 1),
+    ("Log",     torch.log,      e.ln(X),           None,                      POSITIVE),
+    ("Log1P",   torch.log1p,    e.ln1p(X),         None,                      POSITIVE),
+    ("Log2",    torch.log2,     e.log2(X),         None,                      POSITIVE),
+    ("Log10",   torch.log10,    e.log10(X),        None,                      POSITIVE),
+    ("Sqrt",    torch.sqrt,     e.sqrt(X),         1 / (2 * OUT),             (*POSITIVE, 0), STEEP),
+    ("Rsqrt",   torch.rsqrt,    1 / e.sqrt(X),     -HALF * OUT**3,            POSITIVE),
+    ("Sin",     torch.sin,      e.sin(X)),
+    ("Cos",     torch.cos,      e.cos(X)),
+    ("Tan",     torch.tan,      e.tan(X),          1 + OUT**2),
+    ("Sinh",    torch.sinh,     e.sinh(X)),
+    ("Cosh",    torch.cosh,     e.cosh(X)),
+    ("Tanh",    torch.tanh,     e.tanh(X),         1 - OUT**2),
+    ("Asin",    torch.asin,     arcsin(X),         1 / e.sqrt(1 - X**2),      INSIDE_ONE),
+    ("Acos",    torch.acos,     arccos(X),         -1 / e.sqrt(1 - X**2),     INSIDE_ONE),
+    ("Atan",    torch.atan,     arctan(X),         1 / (1 + X**2)),
+    ("Asinh",   torch.asinh,    arsinh(X),         1 / e.sqrt(1 + X**2)),
+    # In two factors for the right complex branch.
+    ("Acosh",   torch.acosh,    arcosh(X),         1 / (e.sqrt(X - 1) * e.sqrt(X + 1)), (1.2, 2.0, 5.5)),
+    ("Atanh",   torch.atanh,    artanh(X),         1 / (1 - X**2),            INSIDE_ONE),
+    ("Sinc",    torch.sinc,     SINC.but(1, ZERO), SINC_SLOPE.but(0, ZERO),   (-1.5, 0, 0.3, 2.0), None,
+     "at 0 the value is 1 and the slope 0, the limits of both"),
+    ("Deg2Rad", torch.deg2rad,  e.PI / 180 * X),
+    ("Rad2Deg", torch.rad2deg,  180 / e.PI * X),
+    ("Sigmoid", torch.sigmoid,  e.sigma(X),        OUT * (1 - OUT),           ALL, None, SIGMOID),
+    ("Abs",     torch.abs,      e.size(X),         _for_complex(e.sign(X), e.sign(X)), (-1.5, 0, 0.3, 2.0), CORNER, "",
+     [sample(torch.abs, COMPLEX, note="complex")]),
+    ("Floor",   torch.floor,    floor(X),          of(0), STEPS, _jump(_whole, "floor jumps at whole numbers")),
+    ("Ceil",    torch.ceil,     ceil(X),           of(0), STEPS, _jump(_whole, "ceil jumps at whole numbers")),
+    ("Trunc",   torch.trunc,    trunc(X),          of(0), STEPS, _jump(_but_0, "trunc jumps at whole numbers but 0")),
+    ("Round",   torch.round,    rounded(TENS * X) / TENS, of(0), STEPS, _jump(_half, "round jumps between numbers"), "",
+     [sample(torch.round, x(0.123, -1.5), decimals=1)]),
+    ("Sign",    torch.sign,     e.sign(X),         of(0), STEPS, _jump(at(0), "the sign jumps at 0")),
+    ("Frac",    torch.frac,     X - trunc(X),      of(1), STEPS, _jump(_but_0, "frac jumps at whole numbers but 0", 1)),
+    ("Angle",   torch.angle,    argument_of(X),    _for_complex(e.UNIT * X / e.size(X)**2, 0), ALL,
+     Kink(at(0), "the angle is not defined at 0; PyTorch takes 0"), "of a complex z the gradient is i z/|z|^2",
+     [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")]),
+    ("NanToNum", torch.nan_to_num, cases(X, FINITE(X), CHOSEN), None,         (1, math.inf, -math.inf, math.nan, 0)),
+):
+    function(*row)
+# fmt: on
+
+
+TURNED = r"\frac{\mathrm{i} \, $out}{\left|$self\right|}"
 
 
 def _sgn_vjp(op: Any, g: Tensor) -> Tensor:
@@ -268,12 +155,10 @@ sgn = rule(
         "self": Wrt(
             _sgn_vjp,
             lambda op: (
-                r"\frac{i \, $out}{\left|$self\right|} \operatorname{Im}\left(\overline{$out} \, \cdot\right)"
-                if op.self.is_complex()
-                else "0"
+                TURNED + r" \operatorname{Im}\left(\overline{$out} \, \cdot\right)" if op.self.is_complex() else "0"
             ),
             lambda op: (
-                r"\frac{i \, $out}{\left|$self\right|} \odot \operatorname{Im}\left(\overline{$out} \odot $g\right)"
+                TURNED + r" \odot \operatorname{Im}\left(\overline{$out} \odot $g\right)"
                 if op.self.is_complex()
                 else "0"
             ),
@@ -287,31 +172,6 @@ sgn = rule(
 )
 
 
-def _angle_slope(op: Any) -> Any:
-    if not op.self.is_complex():
-        return 0
-    length = op.self.abs() ** 2
-    return torch.where(length == 0, 0, 1j * op.self / length).conj()  # the gradient is i z/|z|^2 itself
-
-
-angle = function(
-    "AngleBackward0",
-    torch.angle,
-    r"\arg $self",
-    r"\frac{i \, $self}{\left|$self\right|^{2}} \text{ (0 for real numbers)}",
-    _angle_slope,
-    more_samples=[sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")],
-    kink=Kink(at(0), "the angle is not defined at 0; PyTorch takes 0"),
-)
-nan_to_num = function(
-    "NanToNumBackward0",
-    torch.nan_to_num,
-    r"\begin{cases} $self & $self \text{ is finite} \\ \text{a chosen number} & \text{otherwise} \end{cases}",
-    either(r"$self \text{ is finite}"),
-    lambda op: op.self.isfinite(),
-    points=(1, math.inf, -math.inf, math.nan, 0),
-)
-
 # Functions of two operands
 
 
@@ -319,36 +179,22 @@ def _both_zero(op: Any, radius: float) -> Tensor:
     return in_shape_of(op.self, (op.self.abs() <= radius) & (op.other.abs() <= radius))
 
 
+SQUARES = X**2 + OTHER**2
+
 hypot = elementwise(
     "HypotBackward0",
-    equation=r"$out = \sqrt{\left($self\right)^{2} + \left($other\right)^{2}}",
-    derivative={
-        "self": (r"\frac{$self}{$out}", lambda op: op.self / op.out),
-        "other": (r"\frac{$other}{$out}", lambda op: op.other / op.out),
-    },
+    equation=e.sqrt(SQUARES),
+    derivative={"self": X / OUT, "other": OTHER / OUT},
     samples=lambda: [*binary(torch.hypot), sample(torch.hypot, x(0, 3), x(0, 4), note="origin")],
     source="derivatives.yaml: hypot",
     kink=Kink(_both_zero, "a length has no derivative at the origin; PyTorch takes 0/0, not a number"),
 )
-
-
-def _by_square_length(op: Any, leg: Tensor) -> Tensor:
-    square = op.self**2 + op.other**2
-    return torch.where(square == 0, 0, leg / square)
-
-
 atan2 = elementwise(
     "Atan2Backward0",
-    equation=r"$out = \operatorname{atan2}\left($self, $other\right)",
+    equation=Named(r"\operatorname{atan2}(@1, @2)", torch.atan2)(X, OTHER),
     derivative={
-        "self": (
-            r"\frac{$other}{\left($self\right)^{2} + \left($other\right)^{2}}",
-            lambda op: _by_square_length(op, op.other),
-        ),
-        "other": (
-            r"-\frac{$self}{\left($self\right)^{2} + \left($other\right)^{2}}",
-            lambda op: _by_square_length(op, -op.self),
-        ),
+        "self": (OTHER / SQUARES).but(0, SQUARES.equals(0)),
+        "other": (-X / SQUARES).but(0, SQUARES.equals(0)),
     },
     samples=lambda: [*binary(torch.atan2), sample(torch.atan2, x(0, 3), x(0, 4), note="origin")],
     source="derivatives.yaml: atan2",
@@ -356,36 +202,27 @@ atan2 = elementwise(
 )
 logaddexp = elementwise(
     "LogaddexpBackward0",
-    equation=r"$out = \ln\left(e^{$self} + e^{$other}\right)",
-    derivative={
-        "self": ("e^{$self - $out}", lambda op: 1 / (1 + (op.other - op.self).exp())),
-        "other": ("e^{$other - $out}", lambda op: 1 / (1 + (op.self - op.other).exp())),
-    },
+    equation=e.ln(e.exp(X) + e.exp(OTHER)),
+    derivative={"self": 1 / (1 + e.exp(OTHER - X)), "other": 1 / (1 + e.exp(X - OTHER))},
     samples=lambda: binary(torch.logaddexp),
     source="derivatives.yaml: logaddexp",
 )
 logaddexp2 = elementwise(
     "Logaddexp2Backward0",
-    equation=r"$out = \log_2\left(2^{$self} + 2^{$other}\right)",
-    derivative={
-        "self": ("2^{$self - $out}", lambda op: 1 / (1 + (op.other - op.self).exp2())),
-        "other": ("2^{$other - $out}", lambda op: 1 / (1 + (op.self - op.other).exp2())),
-    },
+    equation=e.log2(e.exp2(X) + e.exp2(OTHER)),
+    derivative={"self": 1 / (1 + e.exp2(OTHER - X)), "other": 1 / (1 + e.exp2(X - OTHER))},
     samples=lambda: binary(torch.logaddexp2),
     source="derivatives.yaml: logaddexp2",
 )
 
 
-def _remainder(node: str, f: Function, rounding: str, symbol: str) -> Rule:
-    quotient = symbol.format(r"\frac{$self}{$other}")
+def _remainder(f: Callable[..., Any], rounding: str) -> Rule:
+    quotient = QUOTIENT[rounding](X, OTHER)
     return elementwise(
-        node,
+        f"{f.__name__.title()}Backward0",
         name=f.__name__,
-        equation=rf"$out = $self - $other \odot {quotient}",
-        derivative={
-            "self": ("1", one),
-            "other": (f"-{quotient}", lambda op: -torch.div(op.self, op.other, rounding_mode=rounding)),
-        },
+        equation=X - OTHER * quotient,
+        derivative={"self": 1, "other": -quotient},
         samples=lambda: [
             *binary(f, (-4.5, 2.2, 7.1), (1.3, -1.0, 2.0)),
             sample(f, x(-4.5, 2.2), 0.7, note="number"),
@@ -398,41 +235,28 @@ def _remainder(node: str, f: Function, rounding: str, symbol: str) -> Rule:
     )
 
 
-fmod = _remainder("FmodBackward0", torch.fmod, "trunc", r"\operatorname{{trunc}}\left({}\right)")
-remainder = _remainder("RemainderBackward0", torch.remainder, "floor", r"\left\lfloor {} \right\rfloor")
+fmod = _remainder(torch.fmod, "trunc")
+remainder = _remainder(torch.remainder, "floor")
 
 copysign = elementwise(
     "CopysignBackward0",
-    equation=r"$out = \left|$self\right| \odot \operatorname{sign}($other)",
-    derivative={
-        "self": (
-            r"\frac{$out}{$self}",
-            lambda op: torch.where(op.self == 0, 0, op.out / op.self),
-        ),
-        "other": ("0", zero),
-    },
+    equation=e.size(X) * named(r"\operatorname{sign}", lambda z: torch.copysign(torch.ones_like(z), z))(OTHER),
+    derivative={"self": (OUT / X).but(0, X.equals(0)), "other": 0},
     samples=lambda: [*binary(torch.copysign), sample(torch.copysign, x(0, 2), -1.0, note="corner")],
     source="derivatives.yaml: copysign.Tensor",
-    kink=Kink(at(0), "|x| has a corner at 0; PyTorch takes 0"),
+    kink=CORNER,
 )
 ldexp = elementwise(
     "LdexpBackward0",
-    equation=r"$out = $self \odot 2^{$other}",
-    derivative={
-        "self": ("2^{$other}", lambda op: torch.exp2(op.other)),
-        "other": (r"$out \ln 2", lambda op: op.out * math.log(2)),
-    },
+    equation=X * e.exp2(OTHER),
+    derivative={"self": e.exp2(OTHER), "other": OUT * e.ln(2)},
     samples=lambda: [*binary(torch.ldexp), sample(torch.ldexp, x(1, 2), torch.tensor([1, 3]), note="whole powers")],
     source="derivatives.yaml: ldexp",
 )
-
 nextafter = elementwise(
     "NextafterBackward0",
-    equation=r"$out = \text{the number next to } $self \text{ on the way to } $other",
-    derivative={
-        "self": (either("$self \\neq $other"), lambda op: op.self != op.other),
-        "other": ("0", zero),
-    },
+    equation=Named(r"\text{the number next to } @1 \text{ on the way to } @2", torch.nextafter)(X, OTHER),
+    derivative={"self": cases(1, Named(r"@1 \neq @2", operator.ne, (), SUM, "@1 = @2")(X, OTHER)), "other": 0},
     samples=lambda: [*binary(torch.nextafter), sample(torch.nextafter, x(1, 2), x(1, 3), note="equal")],
     source="derivatives.yaml: nextafter",
     kink=Kink(
@@ -453,7 +277,7 @@ def _binade_edge(op: Any, radius: float) -> Tensor:
 frexp = elementwise(
     "FrexpBackward0",
     equation=r"$self = $out \cdot 2^{e}, \quad \frac{1}{2} \le |$out| < 1",
-    derivative={"self": ("2^{-e}", lambda op: torch.exp2(-op.outs[1].to(op.out.dtype)))},
+    derivative={"self": e.exp2(-symbol("e", lambda op: op.outs[1].to(op.out.dtype)))},
     samples=lambda: [*unary(torch.frexp), sample(torch.frexp, x(0, 4), note="on a step")],
     source="derivatives.yaml: frexp.Tensor",
     kink=Kink(_binade_edge, "the exponent steps at powers of two; PyTorch holds it constant"),
@@ -461,18 +285,18 @@ frexp = elementwise(
 
 polar = rule(
     "PolarBackward0",
-    equation=r"$out = $abs \odot e^{i \, $angle}",
+    equation=r"$out = $abs \odot e^{\mathrm{i} \, $angle}",
     wrt={
         "abs": Wrt(
             lambda op, g: (g * torch.exp(-1j * op.angle)).real,
-            r"e^{i \, $angle}",
-            r"\operatorname{Re}\left($g \odot e^{-i \, $angle}\right)",
+            r"e^{\mathrm{i} \, $angle}",
+            r"\operatorname{Re}\left($g \odot e^{-\mathrm{i} \, $angle}\right)",
             "each element stands alone",
         ),
         "angle": Wrt(
             lambda op, g: (g * (1j * op.out).conj()).real,
-            r"i \, $out",
-            r"\operatorname{Re}\left($g \odot \overline{i \, $out}\right)",
+            r"\mathrm{i} \, $out",
+            r"\operatorname{Re}\left($g \odot \overline{\mathrm{i} \, $out}\right)",
             "each element stands alone",
         ),
     },

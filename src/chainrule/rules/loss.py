@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from string import Template
 from typing import Any
 
@@ -35,6 +36,8 @@ from chainrule.rules import (
     rule,
     sample,
 )
+from chainrule.rules.elementary import exp, ln, ln1p, sigma, sign, size
+from chainrule.rules.expression import PRODUCT, Expression, Named, X, argument, cases, choice, stated, times_upstream
 from chainrule.rules.pattern import aligned, real
 
 NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
@@ -83,10 +86,10 @@ def reducible(
 
     def whole(op: Any) -> str:
         # A leading minus reads better in front of the sum than behind it.
-        sign, term = ("-", tell(loss, op)[1:]) if tell(loss, op).startswith("-") else ("", tell(loss, op))
+        sign, term = signed(tell(loss, op))
         mean = rf"\frac{{1}}{{{divisor(op, value(op))[0]}}} " if reduction(op) == MEAN else ""
         over = "" if more.get("structure") == "elementwise" else "_n"
-        return rf"$out = {sign}{mean}\sum{over} {parenthesise(term)}"
+        return rf"$out = {sign}{mean}\sum{over} {term}"
 
     def stages(op: Any) -> list[Stage]:
         each = apart(op)
@@ -109,7 +112,7 @@ def reducible(
     per_sample = rule(
         *nodes,
         name=name,
-        equation=lambda op: f"$out = {tell(loss, op)}",
+        equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"$out = {tell(loss, op)}",
         wrt=wrt,
         samples=lambda: [with_reduction(each, "none") for each in samples()],
         accepts=lambda op: reduction(op) == NONE,
@@ -130,8 +133,9 @@ def reduced_wrt(each: Wrt, apart: Callable[[Any], Applied], divisor: Divisor) ->
         """1/d of a formula."""
         if reduction(op) != MEAN:
             return latex
-        bottom = divisor(op, apart(op).out)[0]
-        return rf"\frac{{1}}{{{bottom}}} {parenthesise(latex)}" if "frac" in latex else rf"\frac{{{latex}}}{{{bottom}}}"
+        bottom, (sign, term) = divisor(op, apart(op).out)[0], signed(latex)
+        whole = rf"\frac{{1}}{{{bottom}}} {term}"
+        return sign + (whole if "frac" in latex else rf"\frac{{{term if sign else latex}}}{{{bottom}}}")
 
     def factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
         named = each.factor(op, in_index, in_index) if each.factor else None
@@ -173,10 +177,16 @@ def with_reduction(each: Sample, how: str) -> Sample:
     return replace(each, keywords={**each.keywords, "reduction": how}, note=f"{each.note} {how}".strip())
 
 
+def signed(latex: str) -> tuple[str, str]:
+    """The minus of a formula that is one term ("" where there is none), and the rest as a factor."""
+    latex = parenthesise(latex)
+    return ("-", latex[1:]) if latex.startswith("-") else ("", latex)
+
+
 def times(factor: str, latex: str) -> str:
     """A factor in front of a formula, with the formula's minus in front of both."""
-    latex = parenthesise(latex)
-    return f"-{factor} {latex[1:]}" if latex.startswith("-") else f"{factor} {latex}"
+    sign, term = signed(latex)
+    return f"{sign}{factor} {term}"
 
 
 def tell(latex: Latex, op: Any) -> str:
@@ -187,52 +197,33 @@ def tell(latex: Latex, op: Any) -> str:
 # Losses of one element each: l(x, y), and a weight that multiplies it.
 
 
-def pointwise(
-    *nodes: str,
-    loss: Latex,
-    value: Callable[[Any], Tensor],
-    derivative: Mapping[str, tuple[Latex, Callable[[Any], Tensor]]],
-    **more: Any,
-) -> Rule:
-    """Register a loss taken element by element: only l, and per argument its derivative, as LaTeX and code.
+def pointwise(*nodes: str, loss: Expression, derivative: Mapping[str, Expression] | Iterable[str], **more: Any) -> Rule:
+    """Register a loss taken element by element: only l, and per argument its derivative, which may follow from l.
 
     Where the operation has a `weight`, it multiplies l and so each derivative.
     """
+    if not isinstance(derivative, Mapping):
+        derivative = {argument: loss.derivative(argument) for argument in derivative}
     return reducible(
         *nodes,
-        loss=lambda op: weighted_latex(tell(loss, op), op),
-        value=lambda op: weighted(value(op), op),
-        wrt={argument: pointwise_wrt(latex, local) for argument, (latex, local) in derivative.items()},
+        loss=WEIGHT * loss,
+        value=(WEIGHT * loss).run,
+        wrt={argument: pointwise_wrt(WEIGHT * local) for argument, local in derivative.items()},
         structure="elementwise",
         **more,
     )
 
 
-def pointwise_wrt(latex: Latex, local: Callable[[Any], Tensor]) -> Wrt:
+def pointwise_wrt(local: Expression) -> Wrt:
     """x_bar = L_bar * w * dl/dx, element by element."""
-
-    def formula(op: Any) -> str:
-        return weighted_latex(tell(latex, op), op)
-
     return Wrt(
-        vjp=lambda op, g: g * weighted(local(op), op),
-        local=formula,
-        product=lambda op: times(r"$g \odot", formula(op)),
+        vjp=lambda op, g: g * local.run(op),
+        local=local,
+        product=partial(times_upstream, local),
         zeros="each loss depends on its own element alone",
-        factor=lambda op, out_index, in_index: at_element(formula(op), op, out_index),
+        factor=lambda op, out_index, in_index: at_element(local(op), op, out_index),
         pattern=lambda op: aligned(op.out.shape, op.self.shape) if real(op.out, op.self) else None,
     )
-
-
-def weighted(losses: Tensor, op: Any) -> Tensor:
-    """Multiply by the operation's weight, where it has one."""
-    weight = op.arguments.get("weight")
-    return losses if weight is None else losses * weight
-
-
-def weighted_latex(latex: str, op: Any) -> str:
-    """The same in LaTeX."""
-    return latex if op.arguments.get("weight") is None else times(r"$weight \odot", latex)
 
 
 def at_element(latex: str, op: Any, index: tuple[int, ...]) -> Factor | None:
@@ -263,26 +254,41 @@ def p(*shape: int, seed: int = 0) -> Tensor:
     return x(*shape, seed=seed).detach().sigmoid().requires_grad_()
 
 
+def weights() -> Tensor:
+    """Sample weights of four classes."""
+    return p(4, seed=1).detach()
+
+
+def given(*values: Any) -> Tensor:
+    """A sample input of these numbers."""
+    return torch.tensor(values).requires_grad_()
+
+
 def bits(*shape: int) -> Tensor:
     """Sample targets 0 and 1."""
     return (x(*shape, seed=7) > 0).to(torch.get_default_dtype())
 
 
+WEIGHT, Y, BETA, DELTA = argument("weight", 1), argument("target"), argument("beta"), argument("delta")
+Q = argument("pos_weight", 1)
+CLASSES, PIXELS = torch.tensor([0, 2, 1]), torch.arange(12).reshape(2, 2, 3) % 4
+ERROR = X - Y
+# ln a, held above -100 as PyTorch holds it, so that 0 ln 0 counts as 0; and the denominator that it holds above 1e-12.
+bounded_ln = Named(r"\ln @", lambda a: a.log().clamp(min=-100))
+bounded_spread = Named(r"@ \odot \left(1 - @\right)", lambda a: (a * (1 - a)).clamp(min=1e-12), (), PRODUCT)
+# Each in one: the sigmoid of a large logit is 0 or 1, and the logarithm would be infinite.
+ln_sigma = Named(r"\ln \sigma(@)", F.logsigmoid, (), PRODUCT)
+ln_rest = Named(r"\ln\left(1 - \sigma(@)\right)", lambda z: F.logsigmoid(-z), (), PRODUCT)
+clamp = Named(r"\operatorname{clamp}(@1, @2, @3)", torch.clamp)
+
 binary_cross_entropy = pointwise(
     "BinaryCrossEntropyBackward0",
     name="binary_cross_entropy",
-    loss=r"-\left($target \odot \ln $self + (1 - $target) \odot \ln(1 - $self)\right)",
-    value=lambda op: -(op.target * bounded_log(op.self) + (1 - op.target) * bounded_log(1 - op.self)),
+    loss=-(Y * bounded_ln(X) + (1 - Y) * bounded_ln(1 - X)),
     derivative={
-        "self": (
-            r"\frac{$self - $target}{$self \odot (1 - $self)}",
-            lambda op: (op.self - op.target) / (op.self * (1 - op.self)).clamp(min=1e-12),
-        ),
-        "target": (
-            r"\ln(1 - $self) - \ln $self",
-            # Not bounded, as in PyTorch: at 0 and 1 it is infinite, though the bounded loss grows by 100 there.
-            lambda op: (1 - op.self).log() - op.self.log(),
-        ),
+        "self": (X - Y) / bounded_spread(X),
+        # Not bounded, as in PyTorch: at 0 and 1 it is infinite, though the bounded loss grows by 100 there.
+        "target": ln(1 - X) - ln(X),
     },
     constants={"weight": "not differentiable"},
     kink=Kink(
@@ -293,71 +299,19 @@ binary_cross_entropy = pointwise(
         sample(F.binary_cross_entropy, p(2, 1), torch.tensor([[0.0], [1.0]]), note="one output"),
         sample(F.binary_cross_entropy, p(3, 4), p(3, 4, seed=1), note="soft targets"),
         sample(F.binary_cross_entropy, p(3, 4), bits(3, 4), weight=torch.tensor([1.0, 2.0, 0.5, 0.0]), note="weights"),
-        sample(
-            F.binary_cross_entropy,
-            torch.tensor([0.0, 1.0, 0.0, 1.0]).requires_grad_(),
-            torch.tensor([0.0, 1.0, 1.0, 0.0]),
-            note="saturated",
-        ),
+        sample(F.binary_cross_entropy, given(0.0, 1.0, 0.0, 1.0), torch.tensor([0.0, 1.0, 1.0, 0.0]), note="saturated"),
         sample(F.binary_cross_entropy, p(0, 1), bits(0, 1), note="empty"),
     ],
     source="derivatives.yaml: binary_cross_entropy; with L = -(y ln a + (1-y) ln(1-a)), dL/da = -y/a + (1-y)/(1-a)",
 )
 
-
-def bounded_log(a: Tensor) -> Tensor:
-    """ln a, held above -100 as PyTorch holds it, so that 0 ln 0 counts as 0."""
-    return a.log().clamp(min=-100)
-
-
-def positive_share(op: Any) -> Tensor:
-    """q y + 1 - y: how much of the loss each sigmoid carries, with the weight q of the positive class."""
-    share: Tensor = op.pos_weight * op.target + (1 - op.target)
-    return share
-
-
-def logits_loss(op: Any) -> Tensor:
-    """-(q y ln s(z) + (1 - y) ln s(-z)), with ln s(-z) = ln s(z) - z."""
-    share = 1 if op.pos_weight is None else positive_share(op)
-    loss: Tensor = (1 - op.target) * op.self - share * F.logsigmoid(op.self)
-    return loss
-
-
-def logits_loss_by_target(op: Any) -> Tensor:
-    """ln s(-z) - q ln s(z), which is -z where q = 1."""
-    logits: Tensor = op.self
-    return -logits if op.pos_weight is None else F.logsigmoid(-logits) - op.pos_weight * F.logsigmoid(logits)
-
-
-def by_class_weight(plain: str, weighted: str) -> Latex:
-    """One formula without `pos_weight`, another with it."""
-    return lambda op: plain if op.pos_weight is None else weighted
-
-
 binary_cross_entropy_with_logits = pointwise(
     "BinaryCrossEntropyWithLogitsBackward0",
     name="binary_cross_entropy_with_logits",
-    loss=by_class_weight(
-        r"-\left($target \odot \ln \sigma($self) + (1 - $target) \odot \ln(1 - \sigma($self))\right)",
-        r"-\left($pos_weight \odot $target \odot \ln \sigma($self) + (1 - $target) \odot \ln(1 - \sigma($self))\right)",
-    ),
-    value=logits_loss,
+    loss=-(Q * Y * ln_sigma(X) + (1 - Y) * ln_rest(X)),
     derivative={
-        "self": (
-            by_class_weight(
-                r"\sigma($self) - $target",
-                r"($pos_weight \odot $target + 1 - $target) \odot \sigma($self) - $pos_weight \odot $target",
-            ),
-            lambda op: (
-                op.self.sigmoid() - op.target
-                if op.pos_weight is None
-                else positive_share(op) * op.self.sigmoid() - op.pos_weight * op.target
-            ),
-        ),
-        "target": (
-            by_class_weight(r"-$self", r"\ln \sigma(-$self) - $pos_weight \odot \ln \sigma($self)"),
-            logits_loss_by_target,
-        ),
+        "self": (Q * Y + 1 - Y) * sigma(X) - Q * Y,
+        "target": choice(lambda op: -X if op.pos_weight is None else ln_sigma(-X) - Q * ln_sigma(X)),
     },
     constants={"weight": "not differentiable", "pos_weight": "not differentiable"},
     remark=(
@@ -378,7 +332,7 @@ binary_cross_entropy_with_logits = pointwise(
         ),
         sample(
             F.binary_cross_entropy_with_logits,
-            torch.tensor([-800.0, 800.0, 0.0]).requires_grad_(),
+            given(-800.0, 800.0, 0.0),
             torch.tensor([1.0, 0.0, 1.0]),
             note="large logits",
         ),
@@ -386,16 +340,11 @@ binary_cross_entropy_with_logits = pointwise(
     source="derivatives.yaml: binary_cross_entropy_with_logits; with a = s(z) and ds/dz = a(1-a), dL/dz = a - y",
 )
 
-
 mse_loss = pointwise(
     "MseLossBackward0",
     name="mse_loss",
-    loss=r"\left($self - $target\right)^2",
-    value=lambda op: (op.self - op.target) ** 2,
-    derivative={
-        "self": (r"2 \left($self - $target\right)", lambda op: 2 * (op.self - op.target)),
-        "target": (r"2 \left($target - $self\right)", lambda op: 2 * (op.target - op.self)),
-    },
+    loss=ERROR**2,
+    derivative=("self", "target"),
     samples=lambda: [
         sample(F.mse_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.mse_loss, x(), x(seed=1), note="a single number"),
@@ -404,53 +353,18 @@ mse_loss = pointwise(
     source="derivatives.yaml: mse_loss",
 )
 
-
-def bounded_error(op: Any, bound: float) -> Tensor:
-    """x - y, held between -bound and bound."""
-    error: Tensor = op.self - op.target
-    return error.clamp(-bound, bound)
-
-
-def huber(op: Any, delta: float) -> Tensor:
-    """d^2/2 up to |d| = delta, then delta (|d| - delta/2): a parabola that goes on as its tangent."""
-    distance = (op.self - op.target).abs()
-    return torch.where(distance < delta, distance**2 / 2, delta * (distance - delta / 2))
-
-
-def sign_or_bounded(op: Any) -> Tensor:
-    """The derivative of smooth L1 by its first argument; with beta = 0 the loss is the absolute error."""
-    error: Tensor = op.self - op.target
-    return bounded_error(op, op.beta) / op.beta if op.beta else error.sign()
-
-
-def in_betas(op: Any, error: str) -> str:
-    """An error divided by beta, in LaTeX."""
-    return error if op.beta == 1 else rf"\frac{{{error}}}{{$beta}}"
-
+HUBER = cases(ERROR**2 / (2 * BETA), size(ERROR) < BETA, size(ERROR) - BETA / 2)
+SMOOTH = choice(lambda op: clamp(ERROR / BETA, -1, 1) if op.beta else sign(ERROR))
 
 smooth_l1_loss = pointwise(
     "SmoothL1LossBackward0",
     name="smooth_l1_loss",
-    loss=lambda op: (
-        (r"\begin{cases} \frac{1}{2} " if op.beta == 1 else r"\begin{cases} \frac{1}{2 \cdot $beta} ")
-        + r"\left($self - $target\right)^2 & \left|$self - $target\right| < $beta \\"
-        + r" \left|$self - $target\right| - \frac{$beta}{2} & \text{otherwise} \end{cases}"
-    ),
-    value=lambda op: huber(op, op.beta) / op.beta if op.beta else (op.self - op.target).abs(),
-    derivative={
-        "self": (
-            lambda op: rf"\operatorname{{clamp}}\left({in_betas(op, '$self - $target')}, -1, 1\right)",
-            sign_or_bounded,
-        ),
-        "target": (
-            lambda op: rf"\operatorname{{clamp}}\left({in_betas(op, '$target - $self')}, -1, 1\right)",
-            lambda op: -sign_or_bounded(op),
-        ),
-    },
+    loss=choice(lambda op: HUBER if op.beta else size(ERROR)),
+    derivative={"self": SMOOTH, "target": -SMOOTH},
     samples=lambda: [
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1), beta=0.3, note="narrow"),
-        sample(F.smooth_l1_loss, torch.tensor([1.0, -1.0, 0.0]).requires_grad_(), torch.zeros(3), note="at the bend"),
+        sample(F.smooth_l1_loss, given(1.0, -1.0, 0.0), torch.zeros(3), note="at the bend"),
     ],
     source="derivatives.yaml: smooth_l1_loss; Girshick, Fast R-CNN, ICCV 2015",
 )
@@ -458,22 +372,8 @@ smooth_l1_loss = pointwise(
 huber_loss = pointwise(
     "HuberLossBackward0",
     name="huber_loss",
-    loss=lambda op: (
-        r"\begin{cases} \frac{1}{2} \left($self - $target\right)^2 & \left|$self - $target\right| < $delta \\"
-        + ("" if op.delta == 1 else " $delta")
-        + r" \left(\left|$self - $target\right| - \frac{$delta}{2}\right) & \text{otherwise} \end{cases}"
-    ),
-    value=lambda op: huber(op, op.delta),
-    derivative={
-        "self": (
-            r"\operatorname{clamp}\left($self - $target, -$delta, $delta\right)",
-            lambda op: bounded_error(op, op.delta),
-        ),
-        "target": (
-            r"\operatorname{clamp}\left($target - $self, -$delta, $delta\right)",
-            lambda op: -bounded_error(op, op.delta),
-        ),
-    },
+    loss=cases(ERROR**2 / 2, size(ERROR) < DELTA, DELTA * (size(ERROR) - DELTA / 2)),
+    derivative={"self": clamp(ERROR, -DELTA, DELTA), "target": -clamp(ERROR, -DELTA, DELTA)},
     samples=lambda: [
         sample(F.huber_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.huber_loss, x(3, 4), x(3, 4, seed=1), delta=0.3, note="narrow"),
@@ -484,14 +384,8 @@ huber_loss = pointwise(
 soft_margin_loss = pointwise(
     "SoftMarginLossBackward0",
     name="soft_margin_loss",
-    loss=r"\ln\left(1 + e^{-$target \odot $self}\right)",
-    value=lambda op: (-op.target * op.self).exp().log1p(),
-    derivative={
-        "self": (
-            r"\frac{-$target}{1 + e^{$target \odot $self}}",
-            lambda op: -op.target * (-op.target * op.self).sigmoid(),
-        ),
-    },
+    loss=ln1p(exp(-Y * X)),
+    derivative={"self": -Y / (1 + exp(Y * X))},
     constants={"target": "not differentiable"},
     samples=lambda: [sample(F.soft_margin_loss, x(3, 4), 2 * bits(3, 4) - 1)],
     source="derivatives.yaml: soft_margin_loss",
@@ -588,29 +482,15 @@ nll_loss = reducible(
     constants={"target": "not differentiable", "weight": "not differentiable"},
     structure="linear",
     samples=lambda: [
-        sample(F.nll_loss, x(3, 4), torch.tensor([0, 2, 1])),
-        sample(F.nll_loss, x(3, 4), torch.tensor([0, 2, 1]), weight=p(4, seed=1).detach(), note="weights"),
+        sample(F.nll_loss, x(3, 4), CLASSES),
+        sample(F.nll_loss, x(3, 4), CLASSES, weight=weights(), note="weights"),
         sample(F.nll_loss, x(3, 4), torch.tensor([0, -100, 1]), note="ignored"),
-        sample(
-            F.nll_loss,
-            x(3, 4),
-            torch.tensor([0, 2, 1]),
-            weight=p(4, seed=1).detach(),
-            ignore_index=2,
-            note="weights, ignored",
-        ),
+        sample(F.nll_loss, x(3, 4), CLASSES, weight=weights(), ignore_index=2, note="weights, ignored"),
         sample(F.nll_loss, x(2, 4), torch.tensor([-100, -100]), note="all ignored"),
         sample(F.nll_loss, x(4), torch.tensor(1), note="no batch"),
-        sample(F.nll_loss, x(2, 4, 2, 3), torch.arange(12).reshape(2, 2, 3) % 4, note="pixels"),
-        sample(
-            F.nll_loss,
-            x(2, 4, 2, 3),
-            torch.arange(12).reshape(2, 2, 3) % 4,
-            weight=p(4, seed=1).detach(),
-            ignore_index=3,
-            note="pixels, weights, ignored",
-        ),
-        sample(F.cross_entropy, x(3, 4), torch.tensor([0, 2, 1]), note="cross-entropy"),
+        sample(F.nll_loss, x(2, 4, 2, 3), PIXELS, note="pixels"),
+        sample(F.nll_loss, x(2, 4, 2, 3), PIXELS, weight=weights(), ignore_index=3, note="pixels, weights, ignored"),
+        sample(F.cross_entropy, x(3, 4), CLASSES, note="cross-entropy"),
     ],
     source="derivatives.yaml: nll_loss_forward, nll_loss2d_forward",
 )
@@ -700,6 +580,11 @@ def cross_entropy_divisor(op: Any, losses: Tensor) -> tuple[str, int | Tensor]:
     return count(op, losses) if op.target.is_floating_point() else nll_divisor(with_defaults(op), losses)
 
 
+def weighted_latex(latex: str, op: Any) -> str:
+    """A formula times the operation's weight, where it has one."""
+    return latex if op.arguments.get("weight") is None else times(r"$weight \odot", latex)
+
+
 def targets_latex(op: Any) -> str:
     """W in LaTeX."""
     aim = "$target" if op.target.is_floating_point() else r"\operatorname{onehot}\left($target\right)"
@@ -759,14 +644,14 @@ cross_entropy = reducible(
     },
     constants={"weight": "not differentiable"},
     samples=lambda: [
-        sample(F.cross_entropy, x(3, 4), torch.tensor([0, 2, 1])),
+        sample(F.cross_entropy, x(3, 4), CLASSES),
         sample(F.cross_entropy, x(4), torch.tensor(2), note="no batch"),
         sample(F.cross_entropy, x(3, 4), torch.tensor([0, -100, 1]), label_smoothing=0.1, note="smoothed, ignored"),
         sample(
             F.cross_entropy,
             x(2, 4, 2, 3),
-            torch.arange(12).reshape(2, 2, 3) % 4,
-            weight=p(4, seed=1).detach(),
+            PIXELS,
+            weight=weights(),
             ignore_index=3,
             label_smoothing=0.1,
             note="pixels, weights, smoothed, ignored",
@@ -821,18 +706,13 @@ multi_margin_loss = reducible(
         choice="0, as on the side where the margin is kept",
     ),
     samples=lambda: [
-        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1])),
-        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), p=2, margin=0.5, note="squared"),
-        sample(F.multi_margin_loss, x(3, 4), torch.tensor([0, 2, 1]), weight=p(4, seed=1).detach(), note="weights"),
+        sample(F.multi_margin_loss, x(3, 4), CLASSES),
+        sample(F.multi_margin_loss, x(3, 4), CLASSES, p=2, margin=0.5, note="squared"),
+        sample(F.multi_margin_loss, x(3, 4), CLASSES, weight=weights(), note="weights"),
         sample(F.multi_margin_loss, x(4), torch.tensor(1), note="no batch"),
         sample(F.multi_margin_loss, x(4), torch.tensor([1]), reduction="none", note="no batch, its class in a list"),
         sample(F.multi_margin_loss, x(), torch.tensor(0), note="a number"),
-        sample(
-            F.multi_margin_loss,
-            torch.tensor([[1.0, 0.0, 3.0]]).requires_grad_(),
-            torch.tensor([0]),
-            note="at the margin",
-        ),
+        sample(F.multi_margin_loss, given([1.0, 0.0, 3.0]), torch.tensor([0]), note="at the margin"),
     ],
     source="derivatives.yaml: multi_margin_loss; Crammer and Singer, JMLR 2, 2001",
 )
@@ -887,12 +767,7 @@ multilabel_margin_loss = reducible(
         sample(F.multilabel_margin_loss, x(4), torch.tensor([3, 0, -1, 1]), note="no batch"),
         sample(F.multilabel_margin_loss, x(), torch.tensor(0), note="a number"),
         sample(F.multilabel_margin_loss, x(1, 3), torch.tensor([[-1, 0, 1]]), note="no target"),
-        sample(
-            F.multilabel_margin_loss,
-            torch.tensor([[1.0, 0.0, 3.0]]).requires_grad_(),
-            torch.tensor([[0, -1, 0]]),
-            note="at the margin",
-        ),
+        sample(F.multilabel_margin_loss, given([1.0, 0.0, 3.0]), torch.tensor([[0, -1, 0]]), note="at the margin"),
     ],
     source="derivatives.yaml: multilabel_margin_loss_forward",
 )

@@ -2,13 +2,12 @@ r"""Rules of the operations that a backward pass is made of, met when it is diff
 
 A gradient penalty, a Hessian-vector product or a meta-learning step runs the way back as a computation of its own. For
 y = f(x) taken element by element that computation is x_bar = y_bar f'(x): linear in `grad_output`, with f' as its
-derivative, and by x it has the second derivative, y_bar f''(x).
+derivative, and by x it has the second derivative, y_bar f''(x), which follows from the formula of f'.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,208 +15,87 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
-from chainrule.rules.activation import CORNER, GELU_CUBE, GELU_ROOT
-from chainrule.rules.arithmetic import near, x
+from chainrule.rules import activation as forward
+from chainrule.rules.arithmetic import at, x
+from chainrule.rules.expression import Expression, X, argument, choice, of, symbol
 
 aten = torch.ops.aten
-Latex = str | Callable[[Any], str]
-Slope = Callable[[Any], Any]
-
-
-def slope_rule(
-    node: str,
-    by: str,
-    first: tuple[Latex, Slope],
-    second: tuple[Latex, Slope],
-    samples: Callable[[], Iterable[Sample]],
-    **more: Any,
-) -> Rule:
-    """Register out = grad_output * f' from f' and f'', each as (LaTeX, code); `by` is what f' is told by."""
-
-    def told(op: Any, latex: Latex) -> str:
-        return latex(op) if callable(latex) else latex
-
-    return elementwise(
-        node,
-        name=more.pop("name", ""),
-        equation=lambda op: rf"$out = $grad_output \odot {told(op, first[0])}",
-        derivative={
-            "grad_output": first,
-            by: (
-                lambda op: "0" if told(op, second[0]) == "0" else rf"$grad_output \odot {told(op, second[0])}",
-                lambda op: op.grad_output * second[1](op),
-            ),
-        },
-        samples=samples,
-        source=f"derivatives.yaml: {more.pop('entry')}; the product rule",
-        accepts=lambda op: not op.grad_output.is_complex() and more.get("only", lambda op: True)(op),
-        **{name: value for name, value in more.items() if name != "only"},
-    )
+GRAD, OUTPUT, TARGET = argument("grad_output"), argument("output"), argument("target")
 
 
 def pairs(function: Callable[..., Any], *rest: Any, **keywords: Any) -> list[Sample]:
     """Samples of an upstream gradient and a point: vectors, size 1, empty."""
-    points = (x(*CORNER), x(0.3), x(shape=(0, 2)))
+    points = (x(*forward.CORNER), x(0.3), x(shape=(0, 2)))
     return [
         sample(function, (0.5 * point + 1).detach().requires_grad_(), point, *rest, note=note, **keywords)
         for point, note in zip(points, ("", "size 1", "empty"), strict=True)
     ]
 
 
-tanh_backward = slope_rule(
-    "TanhBackwardBackward0",
-    "output",
-    (r"\left(1 - \left($output\right)^{2}\right)", lambda op: 1 - op.output**2),
-    (r"\left(-2 \, $output\right)", lambda op: -2 * op.output),
-    lambda: pairs(aten.tanh_backward),
-    entry="tanh_backward",
-)
-
-sigmoid_backward = slope_rule(
-    "SigmoidBackwardBackward0",
-    "output",
-    (r"\left($output \odot \left(1 - $output\right)\right)", lambda op: op.output * (1 - op.output)),
-    (r"\left(1 - 2 \, $output\right)", lambda op: 1 - 2 * op.output),
-    lambda: pairs(aten.sigmoid_backward),
-    entry="sigmoid_backward",
-)
+def _says(how: str) -> Callable[[Any], bool]:
+    return lambda op: op.arguments.get("approximate", "none") == how
 
 
-def _nothing(op: Any) -> Tensor:
-    return torch.zeros_like(op.self)
+def slope_rule(
+    node: str,
+    by: str,
+    slope: Expression,
+    samples: Callable[[], list[Sample]],
+    entry: str,
+    kink: Kink | None = None,
+    name: str = "",
+    only: Callable[[Any], bool] = lambda op: True,
+) -> Rule:
+    """Register out = grad_output * f' from f', a formula in the argument `by`."""
+    return elementwise(
+        f"{node}BackwardBackward0",
+        name=name,
+        equation=GRAD * slope,
+        derivative={"grad_output": slope, by: GRAD * slope.derivative(by)},
+        samples=samples,
+        source=f"derivatives.yaml: {entry}; the product rule",
+        kink=kink,
+        accepts=lambda op: not op.grad_output.is_complex() and only(op),
+    )
 
 
-threshold_backward = slope_rule(
-    "ThresholdBackwardBackward0",
-    "self",
-    (r"\left[$self > $threshold\right]", lambda op: ~(op.self <= op.threshold)),
-    ("0", _nothing),
-    lambda: pairs(aten.threshold_backward, 0.0),
-    entry="threshold_backward (the way back of ReLU too)",
-    kink=Kink(
-        lambda op, radius: near(op.self, op.threshold, radius=radius),
-        "the slope jumps at the threshold; PyTorch takes 0 for its derivative there",
-    ),
-)
+AT_THRESHOLD = "the slope jumps at the threshold; PyTorch takes 0 for its derivative there"
+AT_BOUNDS = "the slope jumps at each bound; PyTorch takes 0 there"
 
-leaky_relu_backward = slope_rule(
-    "LeakyReluBackwardBackward0",
-    "self",
-    (
-        r"\left[$self > 0 \text{ ? } 1 : $negative_slope\right]",
-        lambda op: torch.where(op.self > 0, 1.0, op.negative_slope).to(op.self.dtype),
-    ),
-    ("0", _nothing),
-    lambda: pairs(aten.leaky_relu_backward, 0.2, False),
-    entry="leaky_relu_backward",
-    kink=Kink(lambda op, radius: near(op.self, 0, radius=radius), "the slope jumps at 0; PyTorch takes 0 there"),
-)
-
-hardtanh_backward = slope_rule(
-    "HardtanhBackwardBackward0",
-    "self",
-    (r"\left[$min_val < $self < $max_val\right]", lambda op: (op.self > op.min_val) & (op.self < op.max_val)),
-    ("0", _nothing),
-    lambda: pairs(aten.hardtanh_backward, -1.0, 1.0),
-    entry="hardtanh_backward",
-    kink=Kink(
-        lambda op, radius: near(op.self, op.min_val, op.max_val, radius=radius),
-        "the slope jumps at each bound; PyTorch takes 0 there",
-    ),
-)
+# fmt: off
+for row in (
+    # node        by        f'                                samples, entry of derivatives.yaml, kink
+    ("Tanh",      "output", 1 - OUTPUT**2,                    lambda: pairs(aten.tanh_backward), "tanh_backward"),
+    ("Sigmoid",   "output", OUTPUT * (1 - OUTPUT),            lambda: pairs(aten.sigmoid_backward), "sigmoid_backward"),
+    ("Threshold", "self",   forward.THRESHOLDED.derivative("self"), lambda: pairs(aten.threshold_backward, 0.0),
+     "threshold_backward (the way back of ReLU too)", Kink(forward.near_to("threshold"), AT_THRESHOLD)),
+    ("LeakyRelu", "self",   forward.LEAKY_SLOPE,                  lambda: pairs(aten.leaky_relu_backward, 0.2, False),
+     "leaky_relu_backward", Kink(at(0), "the slope jumps at 0; PyTorch takes 0 there")),
+    ("Hardtanh",  "self",   forward.HARDTANH_SLOPE,               lambda: pairs(aten.hardtanh_backward, -1.0, 1.0),
+     "hardtanh_backward", Kink(forward.near_to("min_val", "max_val"), AT_BOUNDS)),
+    ("Softplus",  "self",   forward.SOFTPLUS.derivative("self"),  lambda: pairs(aten.softplus_backward, 1.5, 20.0),
+     "softplus_backward"),
+    ("Gelu",      "self",   forward.GELU.derivative("self"),      lambda: pairs(aten.gelu_backward),
+     "gelu_backward", None, "", _says("none")),
+    ("Gelu",      "self",   forward.GELU_TANH.derivative("self"), lambda: pairs(aten.gelu_backward, approximate="tanh"),
+     "gelu_backward, the approximation by tanh", None, "gelu_tanh_backward", _says("tanh")),
+):
+    slope_rule(*row)
+# fmt: on
 
 
-def _steep(op: Any) -> Tensor:
-    """sigma(beta x), and 1 past the threshold, where softplus is taken as a straight line."""
-    return torch.where(op.beta * op.self > op.threshold, 1.0, (op.beta * op.self).sigmoid())
+def _two(op: Any) -> Expression:
+    """2, or 2/n where the loss is a mean: not in lowest terms, so that a reader sees the n."""
+    n = max(op.self.numel(), 1)
+    return symbol(rf"\frac{{2}}{{{n}}}", 2 / n) if op.reduction == 1 else of(2)
 
 
-softplus_backward = slope_rule(
-    "SoftplusBackwardBackward0",
-    "self",
-    (r"\sigma\left($beta \, $self\right)", _steep),
-    (
-        r"\left($beta \, \sigma \odot (1 - \sigma)\right), \; \sigma = \sigma\left($beta \, $self\right)",
-        lambda op: op.beta * _steep(op) * (1 - _steep(op)),
-    ),
-    lambda: pairs(aten.softplus_backward, 1.5, 20.0),
-    entry="softplus_backward",
-)
-
-
-def _density(z: Tensor) -> Tensor:
-    return (-0.5 * z * z).exp() / math.sqrt(2 * math.pi)
-
-
-gelu_backward = slope_rule(
-    "GeluBackwardBackward0",
-    "self",
-    (
-        r"\left(\Phi($self) + $self \odot \varphi($self)\right)",
-        lambda op: 0.5 * (1 + torch.erf(op.self / math.sqrt(2))) + op.self * _density(op.self),
-    ),
-    (
-        r"\left(\varphi($self) \odot \left(2 - \left($self\right)^{2}\right)\right)",
-        lambda op: _density(op.self) * (2 - op.self**2),
-    ),
-    lambda: pairs(aten.gelu_backward),
-    entry="gelu_backward",
-    only=lambda op: op.arguments.get("approximate", "none") == "none",
-)
-
-
-def _gelu_parts(op: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """tanh u, u' and u'' of u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    z = op.self
-    inner = torch.tanh(GELU_ROOT * (z + GELU_CUBE * z**3))
-    return inner, GELU_ROOT * (1 + 3 * GELU_CUBE * z**2), 6 * GELU_ROOT * GELU_CUBE * z
-
-
-def _gelu_tanh_slope(op: Any) -> Any:
-    t, u1, _ = _gelu_parts(op)
-    return 0.5 * (1 + t) + 0.5 * op.self * (1 - t**2) * u1
-
-
-def _gelu_tanh_curvature(op: Any) -> Any:
-    t, u1, u2 = _gelu_parts(op)
-    return (1 - t**2) * (u1 + 0.5 * op.self * (u2 - 2 * t * u1**2))
-
-
-gelu_tanh_backward = slope_rule(
-    "GeluBackwardBackward0",
-    "self",
-    (r"\tfrac{1}{2} \left(1 + \tanh u + $self \odot \left(1 - \tanh^2 u\right) \odot u'\right)", _gelu_tanh_slope),
-    (
-        r"\left(1 - \tanh^2 u\right) \odot "
-        r"\left(u' + \tfrac{1}{2} \, $self \odot \left(u'' - 2 \tanh u \left(u'\right)^{2}\right)\right)",
-        _gelu_tanh_curvature,
-    ),
-    lambda: pairs(aten.gelu_backward, approximate="tanh"),
-    name="gelu_tanh_backward",
-    entry="gelu_backward, the approximation by tanh",
-    only=lambda op: op.arguments.get("approximate", "none") == "tanh",
-)
-
-
-def _squares(op: Any) -> float:
-    return 2 / max(op.self.numel(), 1) if op.reduction == 1 else 2.0
-
-
-def _two(op: Any) -> str:
-    return rf"\frac{{2}}{{{op.self.numel()}}}" if op.reduction == 1 else "2"
-
+SHARE = choice(_two)
 
 mse_loss_backward = elementwise(
     "MseLossBackwardBackward0",
-    equation=lambda op: rf"$out = {_two(op)} \, $grad_output \odot \left($self - $target\right)",
-    derivative={
-        "grad_output": (
-            lambda op: rf"{_two(op)} \left($self - $target\right)",
-            lambda op: _squares(op) * (op.self - op.target),
-        ),
-        "self": (lambda op: rf"{_two(op)} \, $grad_output", lambda op: _squares(op) * op.grad_output),
-        "target": (lambda op: rf"-{_two(op)} \, $grad_output", lambda op: -_squares(op) * op.grad_output),
-    },
+    equation=SHARE * GRAD * (X - TARGET),
+    derivative={"grad_output": SHARE * (X - TARGET), "self": SHARE * GRAD, "target": -SHARE * GRAD},
     samples=lambda: [
         sample(aten.mse_loss_backward, x(0.5, shape=()), x(1.0, 2.0), x(0.0, 4.0), 1, note="mean"),
         sample(aten.mse_loss_backward, x(0.5, shape=()), x(1.0, 2.0), x(0.0, 4.0), 2, note="sum"),
@@ -228,8 +106,8 @@ mse_loss_backward = elementwise(
 
 native_dropout_backward = elementwise(
     "NativeDropoutBackwardBackward0",
-    equation=r"$out = $scale \, $mask \odot $grad_output",
-    derivative={"grad_output": (r"$scale \, $mask", lambda op: op.mask * op.scale)},
+    equation=argument("scale") * argument("mask") * GRAD,
+    derivative=("grad_output",),
     samples=lambda: [sample(aten.native_dropout_backward, x(0.5, 2.0), torch.tensor([True, False]), 1.25)],
     source="derivatives.yaml: native_dropout_backward",
     constants={"mask": "not differentiable"},
