@@ -302,7 +302,7 @@ def wrong_differential(use: Use, argument: str) -> str:
         direction = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
         into = use.called(argument, item)
         moved[rf"\dot{{{into}}}"] = direction
-        for slot, out in enumerate(outs):
+        for slot in range(len(outs)):
             plain, conjugate = wirtinger(outs, slot, leaf)
             change = torch.tensordot(plain, direction.to(plain.dtype), leaf.dim())
             if conjugate.dim():
