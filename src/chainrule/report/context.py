@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -141,6 +142,8 @@ class Context:
         for slot, value in enumerate(step.outputs):
             found[f"out{slot}"] = group(self.notation.symbol(value))
             found[f"g{slot}"] = group(self.notation.gradient(value, backward))
+        if "g" in found:
+            found["g_"] = found["g"]  # an argument of that name, as `$g` is the upstream gradient
         if step.outputs:
             found |= {"out": found["out0"], "g": found["g0"]}
         return found
@@ -343,7 +346,9 @@ def matrix(data: Data) -> str | None:
 
 
 def put_in(rule: Rule, template: Any, op: Applied, more: Mapping[str, Data | None]) -> str | None:
-    """A rule's template with the numbers put in; None where an operand is too large to stand in a line."""
+    """A rule's template with the numbers put in; None where an operand is too large, or its elements have indices."""
+    if re.search(r"\$(\w+)\}_|\$grad\b", rule.latex(template, op, {})):
+        return None
     numbers = {}
     for name, data in {**op.arguments, **more}.items():
         if isinstance(data, Data):

@@ -9,6 +9,7 @@ that walking back with the rules is a second backpropagation beside PyTorch's.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,31 +25,7 @@ from chainrule.rules.expression import Expression, of, stated, times_upstream, w
 from chainrule.rules.expression import number as number
 from chainrule.rules.pattern import Pattern, aligned, real
 
-TOPICS = (
-    "arithmetic",
-    "function",
-    "special",
-    "activation",
-    "linear",
-    "reduce",
-    "shape",
-    "index",
-    "group",
-    "normalise",
-    "convolve",
-    "pool",
-    "resample",
-    "attention",
-    "recurrent",
-    "linalg",
-    "spectral",
-    "draw",
-    "second_order",
-    "factorise",
-    "distance",
-    "sparse",
-    "loss",
-)
+NO_TOPICS = {"catalogue", "optimizers", "pytorch_formulas"}  # modules without rules, left out since they take time
 
 Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
 
@@ -106,8 +83,9 @@ class Wrt:
 
     `vjp(op, g)` gives g^T (d out / d argument) in plain tensor code: in the argument's shape, or in the shape of the
     output where the operation broadcast it (the walk then sums, as a step of its own). For an argument that is a list
-    of tensors it gives a list. `local` is the derivative of an element, or of the whole where that says more, and
-    `product` what PyTorch runs, both LaTeX templates. `zeros` says why most of the Jacobian is zero, in words.
+    of tensors it gives a list. `local` and `product` (what PyTorch runs) are LaTeX templates: a bare expression, or a
+    statement with its own left side, `derivative(...)` or an element of `$grad`, the argument's gradient. `zeros`
+    says why most of the Jacobian is zero, in words.
     `factor(op, out_index, in_index)` names one Jacobian entry that need not be zero (None: no closed name).
     `pattern(op)` says where the Jacobian can differ from zero, from the sizes alone (None: not known).
     """
@@ -166,8 +144,9 @@ class Rule:
     """One operation (or one family of overloads of it), all in one block.
 
     `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
-    several nodes that it tells as one (`linear`). `wrt` maps argument names to their derivatives; `constants` says for
-    the other tensor arguments why there is none. `source` cites the formula. `remark` is what a reader should know.
+    several nodes that it tells as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
+    argument names to their derivatives; `constants` says for the other tensor arguments why there is none. `source`
+    cites the formula. `remark` is what a reader should know.
     """
 
     name: str
@@ -176,6 +155,7 @@ class Rule:
     wrt: Mapping[str, Wrt]
     source: str
     samples: Callable[[], Iterable[Sample]]
+    where: str | Callable[[Any], str] = ""
     calls: tuple[str, ...] = ()
     constants: Mapping[str, Nondifferentiable] = field(default_factory=dict)
     structure: Literal["elementwise", "linear", "dense"] = "dense"
@@ -213,18 +193,22 @@ def rule(
     equation: str | Callable[[Any], str],
     wrt: Mapping[str, Wrt],
     samples: Callable[[], Iterable[Sample]],
-    source: str,
+    source: str = "",
     name: str = "",
     **more: Any,
 ) -> Rule:
-    """Register a rule and return it. See `Rule` for what the parts are; `name` defaults to that of the first node."""
+    """Register a rule and return it. See `Rule` for what the parts are; `name` defaults to that of the first node.
+
+    `source` defaults to the entry of that name in PyTorch's list of derivatives.
+    """
+    name = name or snake(nodes[0] if nodes else more["calls"][0])
     made = Rule(
-        name=name or snake(nodes[0] if nodes else more["calls"][0]),
+        name=name,
         nodes=nodes,
         equation=equation,
         wrt=wrt,
         samples=samples,
-        source=source,
+        source=source or f"derivatives.yaml: {name}",
         **{"topic": samples.__module__.rsplit(".", 1)[-1], **more},
     )
     _all.append(made)
@@ -342,16 +326,17 @@ def all_for_call(call: str) -> tuple[Rule, ...]:
 
 
 def registered() -> Iterator[Rule]:
-    """Every rule, in the order of the topic files."""
+    """Every rule, topic by topic."""
     load()
     yield from _all
 
 
 @cache
 def load() -> None:
-    """Read the topic files. Not done on import, so that recording alone does not pay for it."""
-    for topic in TOPICS:
-        importlib.import_module(f"{__name__}.{topic}")
+    """Read the topic files: all modules of this package. Not done on import, so that recording does not pay for it."""
+    for module in pkgutil.iter_modules(__path__):
+        if module.name not in NO_TOPICS:
+            importlib.import_module(f"{__name__}.{module.name}")
 
 
 def _choose(candidates: list[Rule], op: Applied | None) -> Rule | None:
@@ -379,6 +364,24 @@ def parenthesise(latex: str) -> str:
         if depth == 0 and token.start() and token[0] in "+-":
             return rf"\left({latex}\right)"
     return latex
+
+
+def at(name: str, indices: Iterable[str]) -> str:
+    """An element of an operand in LaTeX: `{$self}_{n,i}`."""
+    places = ",".join(indices)
+    return rf"{{${name}}}_{{{places}}}" if places else f"${name}"
+
+
+def lettered(template: str, letters: Mapping[str, str]) -> str:
+    """A template whose subscripts depend on the call: `@h` stands for `letters["h"]`; empty subscripts are left out."""
+    for name, text in letters.items():
+        template = re.sub(rf"@{name}\b", lambda _, text=text: text, template)  # type: ignore[misc]
+    return template.replace("_{,", "_{").replace("_{}", "")
+
+
+def derivative(of: str, by: str, value: str) -> str:
+    """A local derivative in LaTeX, element by element; those that it does not name are 0."""
+    return rf"\frac{{\partial {of}}}{{\partial {by}}} = {value}"
 
 
 def reduce_to_shape(gradient: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, number, reduce_to_shape, rule, sample
+from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
+from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 
 Index = tuple[int, ...]
@@ -97,32 +98,61 @@ def _mask(op: Any, g: Tensor) -> Tensor | None:
     return reduce_to_shape(_back_to_scores(op, g), tuple(mask.shape))[0].to(mask.dtype)
 
 
-def _scaled(op: Any, latex: str) -> str:
-    scale = op.arguments.get("scale")
-    if scale is None:
-        return rf"\frac{{{latex}}}{{\sqrt{{{op.query.shape[-1]}}}}}"
-    return rf"{number(float(scale))} \, {latex}"
-
-
-def _equation(op: Any) -> str:
-    scores, mask = _scaled(op, "$query \\, $key^{T}"), mask_of(op)
-    name = "$attn_mask" if "attn_mask" in op.arguments else "$attn_bias"
-    if mask is not None and mask.dtype != torch.bool:
-        scores += f" + {name}"
-    text = rf"$out = P \, $value, \quad P = \operatorname{{softmax}}\left({scores}\right) \text{{ of each row}}"
-    if mask is not None and mask.dtype == torch.bool:
-        text += rf" \text{{, only where }} {name}"
-    if op.arguments.get("is_causal"):
-        text += r" \text{, only keys } j \le i \text{ for query } i"
-    if op.key.dim() >= 3 and op.key.shape[-3] != op.query.shape[-3]:
-        text += rf" \text{{, each key head for }} {op.query.shape[-3] // op.key.shape[-3]} \text{{ query heads}}"
-    return text
-
-
-S_BAR = (
-    r"\bar{S} = P \odot \left(\bar{P} - \operatorname{rowsum}(\bar{P} \odot P)\right), \; "
-    r"\bar{P} = $g \, $value^{T}"
+BARS = (
+    r", \quad \bar{S}_{@h} = P_{@h} \odot \left(\bar{P}_{@h} - \operatorname{rowsum}(\bar{P}_{@h} \odot P_{@h})\right)"
+    r", \quad \bar{P}_{@h} = {$g}_{@h} \, {$value}_{@k}^{T}"
 )
+TURNED = r"P_{@h,i,j} \, ({$value}_{@k,j,e} - {$out}_{@h,i,e})"
+
+# For each sample b and head h: query i, key j, features d of the key and e of the value. `@k` is the key head that
+# serves head h, `@s` the query heads that key head h serves, `@c` the scale of the scores.
+FORMULAS = {
+    "equation": r"{$out}_{@h} = P_{@h} \, {$value}_{@k}",
+    "where": r"P_{@h} = \operatorname{softmax}(S_{@h}), \quad S_{@h} = @scores",
+    "by query": derivative("{$out}_{@h,i,e}", "{$query}_{@h,i,d}", rf"@c \sum_j {TURNED} \, {{$key}}_{{@k,j,d}}"),
+    "by key": derivative("{$out}_{@h,i,e}", "{$key}_{@k,j,d}", rf"@c {TURNED} \, {{$query}}_{{@h,i,d}}"),
+    "by value": derivative("{$out}_{@h,i,e}", "{$value}_{@k,j,e}", "P_{@h,i,j}"),
+    "by mask": derivative("{$out}_{@h,i,e}", "@mask", TURNED),
+    "to query": r"{$grad}_{@h} = @c \bar{S}_{@h} \, {$key}_{@k}" + BARS,
+    "to key": r"{$grad}_{@h} = @c @served \bar{S}_{@s}^{T} \, {$query}_{@s}" + BARS,
+    "to value": r"{$grad}_{@h} = @served P_{@s}^{T} \, {$g}_{@s}",
+    "to mask": r"@target = @over \bar{S}_{@h,i,j}" + BARS,
+}
+
+
+def _told(name: str) -> Callable[[Any], str]:
+    """One of the formulas, for a call."""
+
+    def formula(op: Any) -> str:
+        heads = list("facbh"[7 - op.query.dim() :])
+        shared = op.query.shape[-3] // op.key.shape[-3] if op.key.dim() >= 3 and op.key.shape[-3] else 1
+        scale = op.arguments.get("scale")
+        letters = {
+            "h": ",".join(heads),
+            "k": ",".join(rf"\lfloor h / {shared} \rfloor" if h == "h" and shared > 1 else h for h in heads),
+            "s": ",".join(rf"{shared} \, h + m" if h == "h" and shared > 1 else h for h in heads),
+            "served": rf"\sum_{{m=0}}^{{{shared - 1}}}" if shared > 1 else "",
+            "c": rf"\frac{{1}}{{\sqrt{{{op.query.shape[-1]}}}}} \," if scale is None else rf"{number(float(scale))} \,",
+        }
+        mask = mask_of(op)
+        scores, masked = r"@c {$query}_{@h} \, {$key}_{@k}^{T}", ""
+        if mask is not None:
+            sizes = dict(zip([*heads, "i", "j"], [*op.query.shape[:-1], op.key.shape[-2]], strict=True))
+            places = ["0" if n == 1 else a for a, n in zip([*sizes][-mask.dim() :], mask.shape, strict=True)]
+            kind = "attn_mask" if "attn_mask" in op.arguments else "attn_bias"
+            masked = at(kind, places[: max(len(places) - 2, 0)])
+            letters |= {"mask": at(kind, places), "target": at("grad", places)}
+            letters["over"] = "".join(rf"\sum_{{{a}=0}}^{{{n - 1}}} " for a, n in sizes.items() if a not in places)
+            if mask.dtype == torch.bool:
+                scores = rf"\begin{{cases}} {scores} & {masked} \\ -\infty & \text{{otherwise}} \end{{cases}}"
+            else:
+                scores = f"{scores} + {masked}"
+        scores = rf"\operatorname{{causal}}({scores})" if op.arguments.get("is_causal") else scores
+        return lettered(lettered(FORMULAS[name], {"scores": scores}), letters)
+
+    return formula
+
+
 OWN_HEAD = "each sample and each head attends by itself, and a query looks through its own row of weights alone"
 
 
@@ -149,23 +179,11 @@ def _pattern(argument: str) -> Callable[[Any], Pattern | None]:
 
 
 QUERY_KEY_VALUE = {
-    "query": Wrt(
-        _query,
-        lambda op: r"P_{ij} \left({$value}_{j} - {$out}_{i}\right) \cdot " + _scaled(op, r"{$key}_{j}"),
-        lambda op: _scaled(op, r"\bar{S} \, $key") + rf", \quad {S_BAR}",
-        OWN_HEAD,
-        pattern=_pattern("query"),
-    ),
-    "key": Wrt(
-        _key,
-        lambda op: r"P_{ij} \left({$value}_{j} - {$out}_{i}\right) \cdot " + _scaled(op, r"{$query}_{i}"),
-        lambda op: _scaled(op, r"\bar{S}^{T} $query") + rf", \quad {S_BAR}",
-        OWN_HEAD,
-        pattern=_pattern("key"),
-    ),
-    "value": Wrt(_value, "P_{ij}", r"P^{T} \, $g", OWN_HEAD, _value_factor, _pattern("value")),
+    "query": Wrt(_query, _told("by query"), _told("to query"), OWN_HEAD, pattern=_pattern("query")),
+    "key": Wrt(_key, _told("by key"), _told("to key"), OWN_HEAD, pattern=_pattern("key")),
+    "value": Wrt(_value, _told("by value"), _told("to value"), OWN_HEAD, _value_factor, _pattern("value")),
 }
-ADDED_TO_SCORES = Wrt(_mask, r"P_{ij} \left({$value}_{j} - {$out}_{i}\right)", rf"\bar{{S}}, \quad {S_BAR}", OWN_HEAD)
+ADDED_TO_SCORES = Wrt(_mask, _told("by mask"), _told("to mask"), OWN_HEAD)
 
 
 def _no_dropout(op: Any) -> bool:
@@ -178,7 +196,8 @@ def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iter
     return rule(
         *nodes,
         name=name,
-        equation=_equation,
+        equation=_told("equation"),
+        where=_told("where"),
         wrt={**QUERY_KEY_VALUE, **({mask: ADDED_TO_SCORES} if mask else {})},
         accepts=_no_dropout,
         samples=samples,
@@ -186,13 +205,10 @@ def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iter
     )
 
 
-def x(*shape: int, shift: int = 0) -> Tensor:
-    """A sample input that wants a gradient; the same numbers each time."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape) + shift)).requires_grad_()
-
-
 def _qkv(keys: int = 4, heads: int = 2, features: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    return x(2, 2, 4, features), x(2, heads, keys, features, shift=1), x(2, heads, keys, features, shift=2)
+    return tuple(
+        randn(2, n, k, features, shift=shift) for shift, n, k in ((0, 2, 4), (1, heads, keys), (2, heads, keys))
+    )  # type: ignore[return-value]
 
 
 def _samples(function: Callable[..., Any]) -> list[Sample]:
@@ -213,14 +229,20 @@ flash_for_cpu = attention(
     constants={"attn_mask": "not differentiable"},
     samples=lambda: [
         *_samples(F.scaled_dot_product_attention),
-        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(4, 4).detach(), note="mask added"),
+        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(4, 4, shift=0).detach(), note="mask added"),
         sample(
             F.scaled_dot_product_attention,
             *_qkv(),
             attn_mask=torch.tensor([[True, False, True, False]] * 3 + [[False] * 4]),
             note="a query that may look at nothing",
         ),
-        sample(F.scaled_dot_product_attention, x(2, 4, 3, 5), *_qkv(3, 2, 5)[1:], enable_gqa=True, note="shared heads"),
+        sample(
+            F.scaled_dot_product_attention,
+            randn(2, 4, 3, 5, shift=0),
+            *_qkv(3, 2, 5)[1:],
+            enable_gqa=True,
+            note="shared heads",
+        ),
     ],
     source=SOURCE + "derivatives.yaml: _scaled_dot_product_flash_attention_for_cpu",
 )
@@ -253,9 +275,18 @@ math_path = attention(
     mask="attn_mask",
     constants=dict.fromkeys(("dropout_p", "is_causal", "scale", "enable_gqa"), "not differentiable"),
     samples=lambda: [
-        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(4, 4), note="a mask that wants a gradient"),
-        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(2, 1, 1, 4), note="a broadcast mask"),
-        sample(F.scaled_dot_product_attention, x(4, 3), x(5, 3), x(5, 2), attn_mask=x(5), note="no batch, no heads"),
+        sample(
+            F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(4, 4, shift=0), note="a mask that wants a gradient"
+        ),
+        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(2, 1, 1, 4, shift=0), note="a broadcast mask"),
+        sample(
+            F.scaled_dot_product_attention,
+            randn(4, 3, shift=0),
+            randn(5, 3, shift=0),
+            randn(5, 2, shift=0),
+            attn_mask=randn(5, shift=0),
+            note="no batch, no heads",
+        ),
     ],
     source=SOURCE,
 )

@@ -14,16 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Sample, Wrt, number, rule, sample
+from chainrule.rules import Factor, Sample, Wrt, at, derivative, lettered, number, rule, sample
+from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, product, real
 
 Index = tuple[int, ...]
-
-
-def x(*shape: int) -> Tensor:
-    """A sample input that wants a gradient; the same numbers each time."""
-    generator = torch.Generator().manual_seed(sum(shape) + 1)
-    return torch.randn(shape, generator=generator).requires_grad_()
 
 
 # Softmax ---------------------------------------------------------------------------------------------------------
@@ -33,11 +28,11 @@ OWN_ROW = "an output element depends on the elements that share its row along di
 
 def _softmax_samples(function: Callable[..., Any]) -> list[Sample]:
     return [
-        sample(function, x(2, 3), 1),
-        sample(function, x(2, 3, 2), 0),
-        sample(function, x(2, 1), -1, note="size 1"),
-        sample(function, x(0, 3), -1, note="empty"),
-        sample(function, x(), 0, note="0-dim"),
+        sample(function, randn(2, 3), 1),
+        sample(function, randn(2, 3, 2), 0),
+        sample(function, randn(2, 1), -1, note="size 1"),
+        sample(function, randn(0, 3), -1, note="empty"),
+        sample(function, randn(), 0, note="0-dim"),
         sample(function, torch.tensor([[1000.0, -1000.0, 999.0]], requires_grad=True), 1, note="large"),
     ]
 
@@ -80,12 +75,12 @@ def _log_softmax_factor(op: Any, out_index: Index, in_index: Index) -> Factor | 
 softmax = rule(
     "SoftmaxBackward0",
     "SafeSoftmaxBackward0",
-    equation=r"$out = \operatorname{softmax}($self) = \frac{e^{$self}}{\sum_{\text{dim $dim}} e^{$self}}",
+    equation=r"{$out}_i = \frac{e^{{$self}_i - m}}{\sum_j e^{{$self}_j - m}}, \quad m = \max_j {$self}_j" + ALONG,
     wrt={
         "self": Wrt(
             lambda op, g: op.out * (g - (g * op.out).sum(op.dim, keepdim=True)),
-            r"\operatorname{diag}(s) - s \, s^{T}, \; s = $out",
-            r"$out \odot \left($g - \sum_{\text{dim $dim}} $g \odot $out\right)",
+            derivative("{$out}_i", "{$self}_j", "{$out}_i \\, ([i = j] - {$out}_j)") + ALONG,
+            r"$out \odot \left($g - \sum_j {$g}_j \, {$out}_j\right)" + ALONG,
             OWN_ROW,
             _softmax_factor,
             _rows,
@@ -97,12 +92,12 @@ softmax = rule(
 
 log_softmax = rule(
     "LogSoftmaxBackward0",
-    equation=r"$out = $self - \log \sum_{\text{dim $dim}} e^{$self}",
+    equation=r"{$out}_i = {$self}_i - m - \log \sum_j e^{{$self}_j - m}, \quad m = \max_j {$self}_j" + ALONG,
     wrt={
         "self": Wrt(
             lambda op, g: g - op.out.exp() * g.sum(op.dim, keepdim=True),
-            r"I - \mathbf{1} \, s^{T}, \; s = e^{$out}",
-            r"$g - e^{$out} \odot \sum_{\text{dim $dim}} $g",
+            derivative("{$out}_i", "{$self}_j", "[i = j] - e^{{$out}_j}") + ALONG,
+            r"$g - e^{$out} \, \sum_j {$g}_j" + ALONG,
             OWN_ROW,
             _log_softmax_factor,
             _rows,
@@ -128,25 +123,85 @@ def standardise_vjp(g: Tensor, x_hat: Tensor, inverse: Tensor, dims: Index) -> T
     return inverse * (g - g.mean(dims, keepdim=True) - x_hat * along)
 
 
-CENTRED = (
-    r"\frac{1}{\sigma} \left(\tilde{g} - \overline{\tilde{g}} - \hat{x} \, \overline{\tilde{g} \odot \hat{x}}\right)"
-)
-LOCAL = r"\frac{1}{\sigma} \left(I - \frac{1}{N} \mathbf{1} \mathbf{1}^{T} - \frac{1}{N} \hat{x} \, \hat{x}^{T}\right)"
+# An element of x (and of the output) has the index `@x`, another one of the same group `@o`; `@over` are the letters of
+# a sum over a group, `@k` those of what a group shares, and `@p` the group of `@x`. `@f` are the letters of the gain.
+FORMULAS = {
+    "equation": r"{$out}_{@x} = @gain \hat{x}_{@x}@shift",
+    "where": r"\hat{x}_{@x} = \frac{{$input}_{@x}@centre}{\sigma_{@p}}@mean"
+    r", \quad \sigma_{@k} = \sqrt{@variance + @eps}",
+    "by input": derivative(
+        "{$out}_{@x}",
+        "{$input}_{@o}",
+        r"@gain \frac{1}{\sigma_{@p}} \, \left(@same - \frac{1}{@count} @within (@one \hat{x}_{@x} \, \hat{x}_{@o})"
+        r"\right)",
+    ),
+    "to input": r"{$grad}_{@x} = \frac{1}{\sigma_{@p}} \, \left(\tilde{g}_{@x}@less - \beta_{@p} \, \hat{x}_{@x}\right)"
+    r"@more, \quad \tilde{g}_{@x} = @gain {$g}_{@x}, \quad \alpha_{@k} = @average \tilde{g}_{@o}"
+    r", \quad \beta_{@k} = @average \tilde{g}_{@o} \, \hat{x}_{@o}",
+    "by input, running": derivative("{$out}_{@x}", "{$input}_{@x}", r"@gain \frac{1}{\sigma_{@p}}"),
+    "to input, running": r"{$grad}_{@x} = @gain \frac{1}{\sigma_{@p}} \, {$g}_{@x}",
+    "by weight": derivative("{$out}_{@x}", "{$weight}_{@f}", r"\hat{x}_{@x}"),
+    "to weight": r"{$grad}_{@f} = \sum_{@rest} {$g}_{@x} \, \hat{x}_{@x}",
+    "by bias": derivative("{$out}_{@x}", "{$bias}_{@f}", "1"),
+    "to bias": r"{$grad}_{@f} = \sum_{@rest} {$g}_{@x}",
+}
 
 
-def _affine(op: Any, statistics: str) -> str:
-    gain = "" if op.weight is None else r"$weight \odot "
-    shift = "" if op.bias is None else " + $bias"
-    return rf"$out = {gain}\hat{{x}}{shift}, \quad \hat{{x}} = {statistics}"
+def _letters(
+    op: Any,
+    own: str,
+    other: str,
+    features: str,
+    group: str,
+    count: int,
+    place: str = "",
+    limit: str = "",
+    mean: str = "",
+) -> dict[str, str]:
+    """What the formulas' letters stand for; `limit` says which places are in a group, `mean` is "" without a centre."""
+    over = ",".join(letter for letter in other if letter not in group)
+    eps = op.arguments.get("epsilon", op.arguments.get("eps"))
+    average = rf"\frac{{1}}{{{count}}} \sum_{{{over}{f': {limit}' if limit else ''}}}"
+    centre = r" - \mu_{@p}" if mean else ""
+    return {
+        "gain": "" if op.weight is None else r"{$weight}_{@f} \,",
+        "shift": "" if op.arguments.get("bias") is None else " + {$bias}_{@f}",
+        "centre": centre,
+        "mean": rf", \quad \mu_{{@k}} = {mean}" if mean else "",
+        "variance": "{$running_var}_{c}"
+        if "running" in mean
+        else rf"@average ({{$input}}_{{@o}}{centre.replace('@p', '@k')})^2",
+        "less": r" - \alpha_{@p}" if mean else "",
+        "one": "1 +" if mean else "",
+        "same": r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b),
+        "within": rf"[{limit.replace('= a', '= ' + place.split(',')[-1])}] \," if limit else "",
+        "more": _statistics_back(op) if limit else "",
+        "average": average,
+        "rest": ",".join(letter for letter in own if letter not in features),
+        "x": ",".join(own),
+        "o": ",".join(other),
+        "f": ",".join(features),
+        "k": ",".join(group),
+        "p": place or ",".join(group),
+        "count": str(count),
+        "eps": number(torch.finfo(op.input.dtype).eps if eps is None else float(eps)),
+    }
 
 
-def _scaled(op: Any, local: str) -> str:
-    return local if op.weight is None else rf"$weight \odot {local}"
+def _told(letters: Callable[[Any], dict[str, str]], name: str) -> Callable[[Any], str]:
+    def formula(op: Any) -> str:
+        given = letters(op)
+        kept = name + (", running" if "running" in given["mean"] and name in ("by input", "to input") else "")
+        return lettered(lettered(FORMULAS[kept], given), given)
+
+    return formula
 
 
-def _with_gain(op: Any, formula: str) -> str:
-    g_tilde = "$g" if op.weight is None else r"$g \odot $weight"
-    return rf"{formula}, \; \tilde{{g}} = {g_tilde}"
+def _formulas(
+    letters: Callable[[Any], dict[str, str]], argument: str
+) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
+    """The local derivative by an argument, and its gradient."""
+    return _told(letters, f"by {argument}"), _told(letters, f"to {argument}")
 
 
 # Layer norm: the last axes are one group; gain and shift broadcast over the rest, which the walk sums over.
@@ -165,6 +220,18 @@ def _features(op: Any, operand: Any) -> Pattern | None:
     return aligned(op.out.shape, operand.shape) if real(op.out, operand) else None
 
 
+def _layer(op: Any, centred: bool = True) -> dict[str, str]:
+    """A sample's features i, j are one group."""
+    count = len(op.normalized_shape)
+    samples, own, other = "cdefgmn"[7 - op.input.dim() + count :], "ijkl"[:count], "pqrs"[:count]
+    mean = r"@average {$input}_{@o}" if centred else ""
+    return _letters(op, samples + own, samples + other, own, samples, math.prod(op.normalized_shape), mean=mean)
+
+
+def _rms(op: Any) -> dict[str, str]:
+    return _layer(op, centred=False)
+
+
 def _gained(op: Any, g: Tensor) -> Tensor:
     return g if op.weight is None else g * op.weight
 
@@ -177,37 +244,36 @@ def _layer_norm(op: Any, g: Tensor) -> Tensor:
 
 native_layer_norm = rule(
     "NativeLayerNormBackward0",
-    equation=lambda op: _affine(op, r"\frac{$input - \mu}{\sqrt{\sigma^2 + $eps}}"),
+    equation=_told(_layer, "equation"),
+    where=_told(_layer, "where"),
     wrt={
         "input": Wrt(
             _layer_norm,
-            lambda op: _scaled(op, LOCAL),
-            lambda op: _with_gain(op, CENTRED),
+            *_formulas(_layer, "input"),
             "each sample is normalised by itself: its output depends on no other sample",
             pattern=_samples,
         ),
         "weight": Wrt(
             lambda op, g: g * standardise(op.input, _last_axes(op), op.eps)[0],
-            r"\hat{x}",
-            r"\sum_{\text{samples}} $g \odot \hat{x}",
+            *_formulas(_layer, "weight"),
             "each feature has its own gain",
             pattern=lambda op: _features(op, op.weight),
         ),
         "bias": Wrt(
             lambda op, g: g,
             "1",
-            r"\sum_{\text{samples}} $g",
+            "$g",
             "each feature has its own shift",
             pattern=lambda op: _features(op, op.bias),
         ),
     },
     samples=lambda: [
-        sample(F.layer_norm, x(2, 4), (4,), x(4), x(4)),
-        sample(F.layer_norm, x(2, 3, 4), (3, 4), x(3, 4), x(3, 4)),
-        sample(F.layer_norm, x(2, 4), (4,), note="without gain and shift"),
-        sample(F.layer_norm, x(2, 4), (4,), x(4), note="without shift"),
-        sample(F.layer_norm, x(2, 1), (1,), x(1), x(1), note="size 1"),
-        sample(F.layer_norm, x(0, 4), (4,), x(4), x(4), note="empty batch"),
+        sample(F.layer_norm, randn(2, 4), (4,), randn(4), randn(4)),
+        sample(F.layer_norm, randn(2, 3, 4), (3, 4), randn(3, 4), randn(3, 4)),
+        sample(F.layer_norm, randn(2, 4), (4,), note="without gain and shift"),
+        sample(F.layer_norm, randn(2, 4), (4,), randn(4), note="without shift"),
+        sample(F.layer_norm, randn(2, 1), (1,), randn(1), randn(1), note="size 1"),
+        sample(F.layer_norm, randn(0, 4), (4,), randn(4), randn(4), note="empty batch"),
         sample(F.layer_norm, torch.ones(2, 4, requires_grad=True), (4,), note="no spread"),
     ],
     source="derivatives.yaml: native_layer_norm. Ba, Kiros, Hinton: Layer Normalization, arXiv:1607.06450 (2016).",
@@ -231,31 +297,25 @@ def _rms_norm(op: Any, g: Tensor) -> Tensor:
 fused_rms_norm = rule(
     "FusedRmsNormBackward0",
     name="rms_norm",
-    equation=lambda op: (
-        ("$out = " if op.weight is None else r"$out = $weight \odot ")
-        + r"\hat{x}, \quad \hat{x} = \frac{$input}{\sqrt{\operatorname{mean}($input^2) + \epsilon}}"
-    ),
+    equation=_told(_rms, "equation"),
+    where=_told(_rms, "where"),
     wrt={
         "input": Wrt(
             _rms_norm,
-            lambda op: _scaled(op, r"\frac{1}{\sigma} \left(I - \frac{1}{N} \hat{x} \, \hat{x}^{T}\right)"),
-            lambda op: _with_gain(
-                op, r"\frac{1}{\sigma} \left(\tilde{g} - \hat{x} \, \overline{\tilde{g} \odot \hat{x}}\right)"
-            ),
+            *_formulas(_rms, "input"),
             "each sample is normalised by itself: its output depends on no other sample",
             pattern=_samples,
         ),
         "weight": Wrt(
             lambda op, g: g * _root_mean_square(op)[0],
-            r"\hat{x}",
-            r"\sum_{\text{samples}} $g \odot \hat{x}",
+            *_formulas(_rms, "weight"),
             "each feature has its own gain",
             pattern=lambda op: _features(op, op.weight),
         ),
     },
     samples=lambda: [
-        sample(torch.ops.aten._fused_rms_norm, x(2, 4), [4], x(4), 1e-5),
-        sample(torch.ops.aten._fused_rms_norm, x(2, 3, 4), [3, 4], x(3, 4), None, note="the dtype's own eps"),
+        sample(torch.ops.aten._fused_rms_norm, randn(2, 4), [4], randn(4), 1e-5),
+        sample(torch.ops.aten._fused_rms_norm, randn(2, 3, 4), [3, 4], randn(3, 4), None, note="the dtype's own eps"),
     ],
     source=(
         "derivatives.yaml: _fused_rms_norm. Zhang, Sennrich: Root Mean Square Layer Normalization, arXiv:1910.07467 "
@@ -306,9 +366,12 @@ def _batch_norm(op: Any, g: Tensor) -> Tensor:
     return standardise_vjp(g, x_hat, inverse, _but_channels(g)) if _training(op) else g * inverse
 
 
-def _batch_equation(op: Any) -> str:
-    whose = r"_{\text{batch}}" if _training(op) else r"_{\text{running}}"
-    return _affine(op, rf"\frac{{$input - \mu{whose}}}{{\sqrt{{\sigma^2{whose} + {number(_eps(op))}}}}}")
+def _batch(op: Any) -> dict[str, str]:
+    """Channel c of all samples n and places i, j is one group."""
+    places, others = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2]
+    count = op.input.numel() // max(op.input.shape[1], 1)
+    mean = r"@average {$input}_{@o}" if _training(op) else "{$running_mean}_{c}"
+    return _letters(op, f"nc{places}", f"mc{others}", "c", "c", count, mean=mean)
 
 
 def _batch_samples() -> list[Sample]:
@@ -316,17 +379,19 @@ def _batch_samples() -> list[Sample]:
         return torch.full((3,), 0.5), torch.full((3,), 2.0)
 
     return [
-        sample(F.batch_norm, x(4, 3), *running(), x(3), x(3), True, note="training"),
-        sample(F.batch_norm, x(2, 3, 2, 2), *running(), x(3), x(3), True, note="training, images"),
-        sample(F.batch_norm, x(4, 3), *running(), x(3), x(3), False, note="evaluation"),
-        sample(F.batch_norm, x(4, 3), *running(), None, None, False, note="evaluation, no gain or shift"),
-        sample(F.batch_norm, x(4, 3), None, None, None, None, True, note="no running statistics"),
-        sample(F.instance_norm, x(2, 3, 4), weight=x(3), bias=x(3), note="instance norm"),
-        sample(torch.ops.aten._native_batch_norm_legit, x(4, 3), x(3), x(3), *running(), True, 0.1, 1e-5),
-        sample(torch.ops.aten._native_batch_norm_legit.no_stats, x(4, 3), x(3), x(3), True, 0.1, 1e-5),
-        sample(torch.ops.aten._native_batch_norm_legit_no_training, x(4, 3), x(3), x(3), *running(), 0.1, 1e-5),
-        sample(torch.ops.aten._batch_norm_with_update, x(4, 3), x(3), x(3), *running(), 0.1, 1e-5),
-        sample(torch.ops.aten._batch_norm_no_update, x(4, 3), x(3), x(3), *running(), 0.1, 1e-5),
+        sample(F.batch_norm, randn(4, 3), *running(), randn(3), randn(3), True, note="training"),
+        sample(F.batch_norm, randn(2, 3, 2, 2), *running(), randn(3), randn(3), True, note="training, images"),
+        sample(F.batch_norm, randn(4, 3), *running(), randn(3), randn(3), False, note="evaluation"),
+        sample(F.batch_norm, randn(4, 3), *running(), None, None, False, note="evaluation, no gain or shift"),
+        sample(F.batch_norm, randn(4, 3), None, None, None, None, True, note="no running statistics"),
+        sample(F.instance_norm, randn(2, 3, 4), weight=randn(3), bias=randn(3), note="instance norm"),
+        sample(torch.ops.aten._native_batch_norm_legit, randn(4, 3), randn(3), randn(3), *running(), True, 0.1, 1e-5),
+        sample(torch.ops.aten._native_batch_norm_legit.no_stats, randn(4, 3), randn(3), randn(3), True, 0.1, 1e-5),
+        sample(
+            torch.ops.aten._native_batch_norm_legit_no_training, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5
+        ),
+        sample(torch.ops.aten._batch_norm_with_update, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5),
+        sample(torch.ops.aten._batch_norm_no_update, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5),
     ]
 
 
@@ -339,26 +404,24 @@ batch_norm = rule(
     "CudnnBatchNormBackward0",
     "MiopenBatchNormBackward0",
     name="batch_norm",
-    equation=_batch_equation,
+    equation=_told(_batch, "equation"),
+    where=_told(_batch, "where"),
     wrt={
         "input": Wrt(
             _batch_norm,
-            lambda op: _scaled(op, LOCAL if _training(op) else r"\frac{1}{\sigma}"),
-            lambda op: _with_gain(op, CENTRED if _training(op) else r"\frac{1}{\sigma} \, \tilde{g}"),
+            *_formulas(_batch, "input"),
             "each channel is normalised by itself: its output depends on no other channel",
             pattern=lambda op: _groups(op, op.input, _but_channels(op.input) if _training(op) else ()),
         ),
         "weight": Wrt(
             lambda op, g: (g * _batch_statistics(op)[0]).sum(_but_channels(g)),
-            r"\hat{x}",
-            r"\sum_{\text{all but channels}} $g \odot \hat{x}",
+            *_formulas(_batch, "weight"),
             "each channel has its own gain",
             pattern=lambda op: _by_channel(op, op.weight),
         ),
         "bias": Wrt(
             lambda op, g: g.sum(_but_channels(g)),
-            "1",
-            r"\sum_{\text{all but channels}} $g",
+            *_formulas(_batch, "bias"),
             "each channel has its own shift",
             pattern=lambda op: _by_channel(op, op.bias),
         ),
@@ -394,6 +457,28 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     return gradient.reshape(op.input.shape)
 
 
+def _group(op: Any) -> dict[str, str]:
+    """The channels of group a of sample n, at all places, are one group."""
+    places, others, size = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2], op.C // op.group
+    place, limit = rf"n,\lfloor c / {size} \rfloor", rf"\lfloor d / {size} \rfloor = a"
+    mean = r"@average {$input}_{@o}"
+    return _letters(op, f"nc{places}", f"nd{others}", "c", "na", size * op.HxW, place, limit, mean)
+
+
+def _group_local(op: Any) -> str:
+    """Of the output, and of mu and 1 / sigma, which the node gives too."""
+    other = {**_group(op), "q": rf"n,\lfloor d / {op.C // op.group} \rfloor"}
+    statistics = (
+        derivative("{$out1}_{@q}", "{$input}_{@o}", r"\frac{1}{@count}"),
+        derivative("{$out2}_{@q}", "{$input}_{@o}", r"-\frac{1}{@count} \, \frac{\hat{x}_{@o}}{(\sigma_{@q})^2}"),
+    )
+    return r", \quad ".join([_told(_group, "by input")(op), *(lettered(each, other) for each in statistics)])
+
+
+def _statistics_back(op: Any) -> str:
+    return r" + \frac{1}{@count} \, \left({$g1}_{@p} - {$g2}_{@p} \, \frac{\hat{x}_{@x}}{(\sigma_{@p})^2}\right)"
+
+
 def _group_gain(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
     return None if gs[0] is None else (gs[0] * _in_groups(op)[0].reshape(gs[0].shape)).sum(_but_channels(gs[0]))
 
@@ -412,38 +497,38 @@ def _channel_groups(op: Any) -> Pattern | None:
 
 native_group_norm = rule(
     "NativeGroupNormBackward0",
-    equation=lambda op: _affine(
-        op, r"\frac{$input - \mu}{\sqrt{\sigma^2 + $eps}} \text{ in each of } $group \text{ groups}"
+    equation=lambda op: (
+        _told(_group, "equation")(op)
+        + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
     ),
+    where=_told(_group, "where"),
     wrt={
         "input": Wrt(
             _group_norm,
-            lambda op: _scaled(op, LOCAL),
-            lambda op: _with_gain(op, CENTRED),
+            _group_local,
+            _told(_group, "to input"),
             "each group of channels of each sample is normalised by itself",
             pattern=_channel_groups,
         ),
         "weight": Wrt(
             _group_gain,
-            r"\hat{x}",
-            r"\sum_{\text{all but channels}} $g \odot \hat{x}",
+            *_formulas(_group, "weight"),
             "each channel has its own gain",
             pattern=lambda op: _by_channel(op, op.weight),
         ),
         "bias": Wrt(
             _group_shift,
-            "1",
-            r"\sum_{\text{all but channels}} $g",
+            *_formulas(_group, "bias"),
             "each channel has its own shift",
             pattern=lambda op: _by_channel(op, op.bias),
         ),
     },
     outputs=3,
     samples=lambda: [
-        sample(F.group_norm, x(2, 4, 3), 2, x(4), x(4)),
-        sample(F.group_norm, x(2, 4, 2, 2), 4, note="one channel a group, no gain or shift"),
-        sample(F.group_norm, x(2, 4, 3), 1, x(4), x(4), note="one group"),
-        sample(F.group_norm, x(0, 4, 3), 2, x(4), x(4), note="empty batch"),
+        sample(F.group_norm, randn(2, 4, 3), 2, randn(4), randn(4)),
+        sample(F.group_norm, randn(2, 4, 2, 2), 4, note="one channel a group, no gain or shift"),
+        sample(F.group_norm, randn(2, 4, 3), 1, randn(4), randn(4), note="one group"),
+        sample(F.group_norm, randn(0, 4, 3), 2, randn(4), randn(4), note="empty batch"),
     ],
     source="derivatives.yaml: native_group_norm. Wu, He: Group Normalization, arXiv:1803.08494 (2018).",
 )
@@ -468,31 +553,58 @@ def _weight_norm_v(op: Any, g: Tensor) -> Tensor:
     return stretch * (g - direction * along)
 
 
+def _weight_norm_formula(kind: str) -> Callable[[Any], str]:
+    """v, its length nu, and the gain, which has the axes of v, of size 1 but for `dim`."""
+
+    def formula(op: Any) -> str:
+        own = "ijk"[: op.v.dim()]
+        other = "".join(p if axis in _but(op) else i for axis, (i, p) in enumerate(zip(own, "pqr", strict=False)))
+        over = ",".join(letter for letter in other if letter not in own)
+        kept = [letter for letter in own if letter in other]
+        nu, gain = (
+            at("x", kept).replace("$x", r"\nu"),
+            at("g_", [i if i in kept else "0" for i in own[: op.arguments["g"].dim()]]),
+        )
+        where = rf"{nu} = \sqrt{{\sum_{{{over}}} {at('v', other)}^2}}"
+        v, w, unit = at("v", own), at("v", other), rf"\frac{{{gain}}}{{{nu}}}"
+        same = r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b)
+        return {
+            "equation": rf"{at('out', own)} = {unit} \, {v}",
+            "by v": derivative(at("out", own), w, rf"{unit} \, \left({same} - \frac{{{v} \, {w}}}{{({nu})^2}}\right)"),
+            "back to v": rf"{at('grad', own)} = {unit} \, \left({at('g', own)} - \frac{{{v}}}{{({nu})^2}} \, "
+            rf"\sum_{{{over}}} {at('g', other)} \, {w}\right)",
+            "by g": derivative(at("out", own), gain, rf"\frac{{{v}}}{{{nu}}}"),
+            "back to g": rf"{gain.replace('$g_', '$grad')} = \sum_{{{','.join(i for i in own if i not in kept)}}} "
+            rf"\frac{{{v}}}{{{nu}}} \, {at('g', own)}",
+            "where": where,
+        }[kind]
+
+    return formula
+
+
 weight_norm = rule(
     "WeightNormInterfaceBackward0",
     name="weight_norm",
-    equation=(
-        r"$out = \text{length} \cdot \frac{$v}{\lVert $v \rVert}"
-        r" \quad \text{(a length for each index of dim } $dim \text{)}"
-    ),
+    equation=_weight_norm_formula("equation"),
+    where=_weight_norm_formula("where"),
     wrt={
         "v": Wrt(
             _weight_norm_v,
-            r"\frac{\text{length}}{\lVert $v \rVert} \left(I - u \, u^{T}\right), \; u = \frac{$v}{\lVert $v \rVert}",
-            r"\frac{\text{length}}{\lVert $v \rVert} \left($g - u \, (u \cdot $g)\right)",
+            _weight_norm_formula("by v"),
+            _weight_norm_formula("back to v"),
             "each index of dim has its own direction and length",
         ),
         "g": Wrt(
             lambda op, g: (g * _direction(op)[0]).sum(_but(op), keepdim=True),
-            r"u = \frac{$v}{\lVert $v \rVert}",
-            r"u \cdot $g",
+            _weight_norm_formula("by g"),
+            _weight_norm_formula("back to g"),
             "each index of dim has its own direction and length",
         ),
     },
     samples=lambda: [
-        sample(torch._weight_norm, x(3, 4), x(3, 1), 0),
-        sample(torch._weight_norm, x(3, 4), x(1, 4), 1),
-        sample(torch._weight_norm, x(3, 2, 2), x(3, 1, 1), 0),
+        sample(torch._weight_norm, randn(3, 4), randn(3, 1), 0),
+        sample(torch._weight_norm, randn(3, 4), randn(1, 4), 1),
+        sample(torch._weight_norm, randn(3, 2, 2), randn(3, 1, 1), 0),
     ],
     source="derivatives.yaml: _weight_norm_interface. Salimans, Kingma: Weight Normalization, arXiv:1602.07868 (2016).",
 )

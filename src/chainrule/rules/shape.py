@@ -41,7 +41,7 @@ def moves(
     samples: Callable[[], Iterable[Sample]],
     source: str,
     zeros: str = COPIES,
-    local: str = "1",
+    local: str | Callable[[Any], str] = "1",
     **more: Any,
 ) -> Rule:
     """Register an operation that moves the elements of `self`: `move(op, tensor)` does to a tensor what it did.
