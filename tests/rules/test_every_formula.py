@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from chainrule.backprop import NodeStep
-from chainrule.tape import tensors_in
 from latex_math import FormulaError, Statement, differ
 from test_every_rule import quiet, recorded, steps_of  # noqa: F401 (a fixture)
 from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule import rules
+from chainrule.derivation.backprop import NodeStep
+from chainrule.graph.trees import tensors_in
 from chainrule.rules import Applied, Rule, catalogue, reduce_to_shape
 
 RULES = list(rules.registered())

@@ -14,7 +14,7 @@ import torch
 from latex_math import Statement, differ
 from test_optimizers import CASES, steps
 
-from chainrule.graph import ParameterUpdate
+from chainrule.graph.snapshot import ParameterUpdate
 from chainrule.rules.optimizers import SYMBOLS, hyperparameters, terms
 
 # What the state before the step is called in the formulas.
