@@ -1,8 +1,8 @@
 r"""LaTeX as a person would type it in a terminal: `{W^{[1]}}^{T}` becomes `W1ᵀ`, a fraction of ∂'s `dJ/dW1`.
 
-pylatexenc parses and knows the symbols, unicodeit knows the raised and lowered characters; what is done here is what
-neither does: scripts bound to their base, brackets where one line needs them, and the spaces between operators. All
-text leaves through `printable`, so that no name and no formula can move the cursor or colour the screen.
+pylatexenc parses the LaTeX and knows the symbols. This module binds scripts to their base, adds the brackets that one
+line needs, and sets the spaces between operators. All text leaves through `printable`, so that no name and no formula
+can move the cursor or colour the screen.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing import Any, Literal
 from pylatexenc import latexwalker
 from pylatexenc.latex2text import LatexNodes2Text
 from pylatexenc.macrospec import MacroSpec
-from unicodeit.data import REPLACEMENTS, SUBSUPERSCRIPTS
 
-# unicodeit offers look-alikes from other scripts for these; none of them reads as what it stands for.
-_MISLEADING = {"^V", "^.", "^∫", "^<", "^>", "_<", "_>"}
-_RAISED = {key[1]: char for key, char in SUBSUPERSCRIPTS if key[0] == "^" and key not in _MISLEADING} | {"V": "ⱽ"}
-_LOWERED = {key[1]: char for key, char in SUBSUPERSCRIPTS if key[0] == "_" and key not in _MISLEADING}
-
-_REPLACEMENTS = dict(REPLACEMENTS)
+# The characters that Unicode has raised and lowered, look-alikes from other scripts apart.
+_RAISED = dict(
+    zip(
+        "()*+-0123456789=−ABDEGHIJKLMNOPRTUVWabcdefghijklmnoprstuvwxyzβγδφχ",
+        "⁽⁾*⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹⁼⁻ᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᵝᵞᵟᵠᵡ",
+        strict=True,
+    )
+)
+_LOWERED = dict(zip("()+-0123456789=−aehijklmnoprstuvxβγρφχ", "₍₎₊₋₀₁₂₃₄₅₆₇₈₉₌₋ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓᵦᵧᵨᵩᵪ", strict=True))
 
 _ACCENTS = {"hat": "\u0302", "bar": "\u0304", "tilde": "\u0303", "dot": "\u0307", "ddot": "\u0308", "vec": "\u20d7"}
 _ACCENTS |= {"widehat": "\u0302", "overline": "\u0304", "widetilde": "\u0303"}
@@ -38,7 +40,8 @@ _SPACES = {",", ";", ":", "!", " ", ">", "thinspace"}
 _DISCARDED = {"displaystyle", "textstyle", "limits", "nolimits", "nonumber", "notag", "middle", "big", "Big", "&"}
 _MATRICES = {"matrix", "pmatrix", "bmatrix", "vmatrix", "smallmatrix", "array"}
 _SYMBOLS = {"partial": "d", "sum": "Σ", "prod": "Π", "epsilon": "ε", "cdot": "·", "mid": "|", "top": "T"}
-_SYMBOLS |= {"prime": "'", "lVert": "‖", "rVert": "‖", "|": "‖", "lvert": "|", "rvert": "|", "lt": "<", "gt": ">"}
+_SYMBOLS |= {"land": "∧", "lor": "∨", "ne": "≠", "prime": "'", "|": "‖", "lt": "<", "gt": ">"}
+_SYMBOLS |= {"lVert": "‖", "rVert": "‖", "lvert": "|", "rvert": "|"}
 _LONG_WORD = re.compile(r"[A-Za-z]{5}")  # hard to read raised or lowered
 _ONE_WORD = re.compile(r"[\w.]+|.")
 _NO_OPERATORS = "∇∞∅∀∃∫√⊤⊥|‖"
@@ -244,7 +247,7 @@ def _macro(node: Any) -> _Atom:
         return _Atom("   ", "wide")
     if name == "\\":
         return _Atom("\n", "wide")
-    known = _SYMBOLS.get(name) or _symbol_table().macro_node_to_text(node).strip() or _REPLACEMENTS.get("\\" + name)
+    known = _SYMBOLS.get(name) or _symbol_table().macro_node_to_text(node).strip()
     return _symbol(name, known or name)
 
 
