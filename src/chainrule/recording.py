@@ -282,8 +282,9 @@ class Recording:
         if suffix == ".safetensors":
             storage.write(self.graph, path)
             return
-        document = self.document(pointing=suffix in views.POINTING, coded=suffix in views.CODED)
-        storage.write_atomically(path, views.written(document, suffix).encode())
+        view = views.by_suffix()[suffix]
+        document = self.document(pointing=view.pointing, coded=view.coded)
+        storage.write_atomically(path, view.written(document).encode())
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         """What a notebook shows: the page in a frame, and the summary where HTML is not shown."""

@@ -19,6 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from chainrule import document as doc
 from chainrule.errors import StorageError
 
+SUFFIX = ".json"
+POINTING = True
 FORMAT = "chainrule document"
 VERSION = 1
 BLOCKS: Mapping[str, type] = {

@@ -20,6 +20,7 @@ from chainrule.views.formula import is_known
 from chainrule.views.grid import Grid, about, grids
 from chainrule.views.unicode import printable
 
+SUFFIX = ".tex"
 HEADINGS = ("section", "subsection", "subsubsection", "paragraph")
 HUES = {"value": "forward", "parameter": "forward", "gradient": "backward", "jacobian": "backward"}
 _ASCII = frozenset(map(chr, range(32, 127)))

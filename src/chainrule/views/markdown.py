@@ -18,6 +18,7 @@ from chainrule.views.formula import is_known
 from chainrule.views.grid import Grid, about, grids
 from chainrule.views.unicode import printable
 
+SUFFIX = ".md"
 TONES = {"plain": "", "note": "**Note.** ", "warning": "**Warning.** "}
 MARKS = {
     "agrees": "✓",

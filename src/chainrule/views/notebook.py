@@ -13,6 +13,8 @@ from typing import Any
 from chainrule import document as doc
 from chainrule.views import markdown
 
+SUFFIX = ".ipynb"
+CODED = True
 FORMAT, MINOR = 4, 5
 LANGUAGE = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

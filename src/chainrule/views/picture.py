@@ -22,6 +22,7 @@ from chainrule.views.grid import grids
 from chainrule.views.layers import Layout, Point
 from chainrule.views.unicode import latex, printable
 
+SUFFIX = ".svg"
 CHARACTER, LINE = 7.3, 16.0  # the room for one character and one line of the font below, in px
 MARGIN = 24.0
 LONGEST = 28  # characters of a name; the whole name is in the vertex's tooltip

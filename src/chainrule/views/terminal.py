@@ -22,6 +22,7 @@ from chainrule import document as doc
 from chainrule.numbers import aligned, number
 from chainrule.views.unicode import latex, printable
 
+SUFFIX = ".txt"
 INDENT = 4
 LABEL_WIDTH = 20
 MINIMUM_WIDTH = 20

@@ -18,10 +18,13 @@ from typing import Any
 
 from chainrule import document as doc
 from chainrule.gc_control import uncollected
+from chainrule.views import picture
 from chainrule.views.json import FORMAT, VERSION, encoded, text_of
 from chainrule.views.page.mathml import Formulas
 from chainrule.views.unicode import printable
 
+SUFFIX = ".html"
+POINTING = True
 # In the order in which they build on one another: a module imports only from those before it.
 MODULES = (
     "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
@@ -134,6 +137,4 @@ def _picture(document: doc.Document) -> str:
     """The graph as SVG, without the declaration that only a file of its own has."""
     if not 0 < len(document.rows) <= PICTURED:
         return ""
-    from chainrule.views import picture  # here, because it brings a layout library
-
     return re.sub(r"^\s*<\?xml.*?\?>\s*(<!DOCTYPE.*?>)?", "", picture.written(document), flags=re.DOTALL)
