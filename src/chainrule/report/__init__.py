@@ -6,8 +6,8 @@ its step; what is shown of a tensor depends on its size alone.
 
 from __future__ import annotations
 
-from chainrule.report.brief import brief
 from chainrule.report.context import Context
-from chainrule.report.whole import whole
+from chainrule.report.full import whole
+from chainrule.report.summary import brief
 
 __all__ = ["Context", "brief", "whole"]

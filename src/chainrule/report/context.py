@@ -18,10 +18,10 @@ from chainrule.graph.graph import Graph, Parameter, Place
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures, distance, memory
 from chainrule.graph.symbols import Notation
+from chainrule.graph.thumbnails import histogram, sketch
 from chainrule.numbers import number
 from chainrule.report.checks import held_against
-from chainrule.report.folding import Folding
-from chainrule.report.sketches import histogram, sketch
+from chainrule.report.repeated_blocks import Folding
 from chainrule.rules import Applied, Rule
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics

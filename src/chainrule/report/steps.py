@@ -10,7 +10,7 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Share, Step
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
-from chainrule.report import alike
+from chainrule.report import block_tables
 from chainrule.report.context import (
     JACOBIAN,
     Context,
@@ -42,7 +42,7 @@ def forward(context: Context, step: Step, number: int) -> Section:
     """What one operation computes: its equation, its operands' numbers put in, its result."""
     names = ", ".join(context.notation.plain(value) for value in context.results(step))
     title: tuple[Span, ...] = (f"Forward {number}: {names} = ", *context.expression(step))
-    blocks = (*_forward_blocks(context, step), *alike.forward(context, step))
+    blocks = (*_forward_blocks(context, step), *block_tables.forward(context, step))
     return Section(title, f"forward-{number}", "forward", blocks)
 
 
@@ -470,7 +470,7 @@ def _check(context: Context, step: Step, share: Share) -> Iterator[Block]:
     if share.recorded is not None or context.graph.values[share.value].kind == "parameter":
         yield context.check(share)
     yield from _reasons(context, step, share)
-    yield from alike.backward(context, step, share)
+    yield from block_tables.backward(context, step, share)
 
 
 def _reasons(context: Context, step: Step, share: Share) -> Iterator[Block]:

@@ -18,7 +18,7 @@ from chainrule.document import Source, Sum, Summand
 from chainrule.execution.experiment import unravel
 from chainrule.numbers import number
 from chainrule.report.context import Context, element, indices
-from chainrule.report.mirror import numbered
+from chainrule.report.value_table import numbered
 from chainrule.rules import Applied, Rule, broadcast_index
 
 SMALL = 36  # elements of a tensor up to which every one of its numbers is explained

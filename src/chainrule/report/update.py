@@ -14,7 +14,7 @@ from chainrule.graph.graph import Backward, Parameter, ParameterUpdate, Update
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.symbols import escape
 from chainrule.numbers import number
-from chainrule.report import alike
+from chainrule.report import block_tables
 from chainrule.report.context import Context, group, matrix, shape_text
 from chainrule.rules.optimizers import terms
 
@@ -129,7 +129,9 @@ def _events(context: Context, step: Update) -> Iterator[Block]:
 def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: str) -> Section:
     name = each.name if each.value is None else context.notation.plain(each.value)
     title: tuple[Span, ...] = (name,) if name == each.name else (f"{name} (", Code(each.name), ")")
-    return Section(title, anchor, "update", (*_terms(context, step, each), *alike.updates(context, step, each.name)))
+    return Section(
+        title, anchor, "update", (*_terms(context, step, each), *block_tables.updates(context, step, each.name))
+    )
 
 
 def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
@@ -182,7 +184,7 @@ def by_hand(context: Context, written: Iterable[Parameter]) -> Section:
     inner = tuple(
         Section(
             (Code(parameter.name),), f"by-hand-{place}", "update",
-            (*_written(context, parameter), *alike.by_hand(context, parameter.name)),
+            (*_written(context, parameter), *block_tables.by_hand(context, parameter.name)),
         )
         for place, parameter in enumerate(written)
     )  # fmt: skip

@@ -120,7 +120,7 @@ class Verification:
 
     def document(self) -> document.Document:
         """The proof, told: a summary, a table of all nodes, and each disagreement with its wrong elements."""
-        from chainrule.report.proof import proof
+        from chainrule.report.verification import proof
 
         return proof(self)
 

@@ -28,7 +28,7 @@ POINTING = True
 # In the order in which they build on one another: a module imports only from those before it.
 MODULES = (
     "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
-    "lanes.js", "mirror.js", "why.js", "overview.js", "walk.js", "main.js",
+    "lanes.js", "values.js", "why.js", "overview.js", "walk.js", "main.js",
 )  # fmt: skip
 EXACT = ("float64", "complex128")
 LATEX = ("latex", "symbol", "gradient_symbol", "math")  # the fields that hold a formula

@@ -2,7 +2,7 @@
 
 import { shown, text } from "./blocks.js";
 import { byId, h } from "./dom.js";
-import { foldAll, lineOf, mark, searchMirror, startMirror } from "./mirror.js";
+import { foldAll, lineOf, mark, searchMirror, startMirror } from "./values.js";
 import { findings, overview, searchOverview } from "./overview.js";
 import { load, rows, stops, told } from "./store.js";
 import { everyStep, startWalk, walkTo } from "./walk.js";

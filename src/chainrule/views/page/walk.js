@@ -2,7 +2,7 @@
 
 import { sectionOf, shown, text, plainText, waysOf } from "./blocks.js";
 import { byId, h } from "./dom.js";
-import { mark } from "./mirror.js";
+import { mark } from "./values.js";
 import { below, fragment, fragmentFor, named, rowOf, stopOf, stops } from "./store.js";
 import { tensor } from "./tensors.js";
 

@@ -1,7 +1,7 @@
 // Why this number: pointing at an element lights up the elements that made it, and prints the sum.
 
 import { h } from "./dom.js";
-import { lineOf, mark } from "./mirror.js";
+import { lineOf, mark } from "./values.js";
 import { number } from "./numbers.js";
 import { key, rows, sumOf } from "./store.js";
 

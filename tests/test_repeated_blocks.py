@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import chainrule
 from chainrule.document import Table
-from chainrule.report.alike import names
-from chainrule.report.folding import Fold, Folding
+from chainrule.report.block_tables import names
+from chainrule.report.repeated_blocks import Fold, Folding
 from tests.browser.transformer import Transformer
 
 

@@ -8,9 +8,9 @@ from chainrule.derivation.backprop import Step
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.gc_control import uncollected
 from chainrule.graph.symbols import escape
-from chainrule.report import alike, code, mirror, ranks, steps, sums, update
+from chainrule.report import block_tables, code, data_parallel, steps, sums, update, value_table
 from chainrule.report.context import Context, shape_text
-from chainrule.report.folding import Fold
+from chainrule.report.repeated_blocks import Fold
 
 
 @uncollected()
@@ -24,7 +24,7 @@ def whole(context: Context, pointing: bool = False, coded: bool = False) -> Docu
     because = sums.sums(context) if pointing else ()
     sections = tuple(_sections(context))
     sections = code.with_code(context, sections) if coded else sections
-    return Document(title, tuple(summary(context)), sections, mirror.rows(context), because)
+    return Document(title, tuple(summary(context)), sections, value_table.rows(context), because)
 
 
 def summary(context: Context) -> Iterator[Block]:
@@ -87,7 +87,7 @@ def _sections(context: Context) -> Iterator[Section]:
             ("Backward",), "backward", "backward", tuple(_how_to_read(context)),
             tuple(_told(context, backward, steps.backward)),
         )  # fmt: skip
-    yield from ranks.reductions(context)
+    yield from data_parallel.reductions(context)
     if context.graph.backwards:
         yield update.gradients(context)
     for number, step in enumerate(context.graph.updates, 1):
@@ -109,7 +109,7 @@ def _told(
             yield tell(context, step, number)
         elif fold not in met:
             met.add(fold)
-            yield alike.blocks(context, fold, step)
+            yield block_tables.blocks(context, fold, step)
 
 
 def _findings(context: Context) -> Iterator[Section]:
@@ -153,7 +153,7 @@ def _modules(context: Context) -> Iterator[tuple[Text, ...]]:
             yield (Code(module.path or "(the model)"),), (module.class_name,), (shapes,), (mode,)
         elif fold not in met:
             met.add(fold)
-            yield (Code(alike.names(fold)),), (module.class_name,), ("as ", Code(fold.told)), (mode,)
+            yield (Code(block_tables.names(fold)),), (module.class_name,), ("as ", Code(fold.told)), (mode,)
 
 
 def _inputs(context: Context) -> Iterator[Block]:
@@ -173,5 +173,5 @@ def _parameters(context: Context) -> Iterator[Section]:
         title: tuple[Span, ...] = (Code(name),) if plain == name else (f"{plain}: ", Code(name))
         held = Paragraph((f"gradient: {context.held_before(name)}",))
         told = context.parameter(symbol, parameter)
-        blocks = (told, held, *alike.parameters(context, name))
+        blocks = (told, held, *block_tables.parameters(context, name))
         yield Section(title, f"parameter-{number}", "overview", blocks)

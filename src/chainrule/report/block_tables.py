@@ -15,7 +15,7 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
 from chainrule.report.context import Context, pairs, shape_text
-from chainrule.report.folding import Fold
+from chainrule.report.repeated_blocks import Fold
 from chainrule.rules.optimizers import terms_agree
 
 FIGURES = ("norm", "mean", "std", "min", "max")

@@ -13,10 +13,10 @@ from chainrule.document import Code, Document, Section, Table, Text
 from chainrule.graph.graph import Parameter
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
-from chainrule.report.alike import names
+from chainrule.report.block_tables import names
 from chainrule.report.context import Context, shape_text
-from chainrule.report.folding import Fold
-from chainrule.report.whole import summary
+from chainrule.report.full import summary
+from chainrule.report.repeated_blocks import Fold
 
 SHOWN = 6  # numbers in a cell of a table
 
