@@ -251,15 +251,15 @@ class Recording:
         With `pointing` also the sum behind each number, for a page, and the verdict of the proof, where it was made or
         is quickly made; with `coded` also the code that recomputes each section, for a notebook.
         """
-        from chainrule import report as telling
+        from chainrule import report
         from chainrule.diagnostics.run import joined
 
         if pointing and len(self.nodes) <= QUICKLY_PROVED:
             self.verify()
         verdicts = {row.node.index: row.verdict for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))
-        context = telling.Context(self.graph, self.derivation, self.notation, found, verdicts, self._measures)
-        return telling.brief(context) if brief else telling.whole(context, pointing, coded)
+        context = report.Context(self.graph, self.derivation, self.notation, found, verdicts, self._measures)
+        return report.brief(context) if brief else report.full(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:
         """Tell the whole step in the terminal, or with `brief` in a screenful."""
