@@ -290,7 +290,7 @@ class Recording:
         """What a notebook shows: the page in a frame, and the summary where HTML is not shown."""
         if self._open:
             return {"text/plain": repr(self)}
-        from chainrule.views.frame import framed
+        from chainrule.views.page import framed
 
         return {"text/html": framed(self.document(pointing=True)), "text/plain": str(self)}
 

@@ -62,7 +62,7 @@ def transformer() -> Document:
 def shoot(browser: Any, folder: Path, images: Path | None = None) -> None:
     """Write every picture, and the two pages, into `folder`; with `images` also those that are kept, made small."""
     for name, document in (("worked", worked()), ("transformer", transformer())):
-        (folder / f"{name}.html").write_text(view.render(document), encoding="utf-8")
+        (folder / f"{name}.html").write_text(view.written(document), encoding="utf-8")
     for shot in SHOTS:
         _shoot(browser, folder, folder, *shot)
     for shot in KEPT if images is not None else ():

@@ -267,7 +267,7 @@ def test_what_cannot_be_shown_is_an_error() -> None:
     with pytest.raises(TypeError) as caught:
         shown(unknown)
     assert str(caught.value) == (
-        "the terminal view has no function for a block of type Picture. Add one to chainrule.views.terminal._SHOW."
+        "chainrule.views.terminal has no function for a block of type Picture. Add one to its _WRITERS."
     )
     with pytest.raises(
         ValueError, match=r"^tensor A of shape \(2, 2\) has 4 elements, but its block holds 3 entries\."

@@ -1,8 +1,8 @@
-"""The written form of the document: JSON, field by field as docs/document.md describes it, and back.
+"""A document as JSON, as docs/document.md describes it, and back.
 
-The dataclasses of `document` are the one description: what is written and what is accepted follow from their fields and
-types. Fields that hold their default are left out. What JSON has no word for is written as `"nan"`, `"inf"`, `"-inf"`,
-and `{"re": 1.0, "im": 2.0}`.
+The dataclasses of `document` are the only description: their fields and types decide what is written and accepted.
+Fields with their default value are left out. Numbers that JSON lacks are written as `"nan"`, `"inf"`, `"-inf"`, and
+`{"re": 1.0, "im": 2.0}`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def to_json(document: doc.Document) -> str:
 
 
 def text_of(item: Any) -> str:
-    """JSON without spaces. Half a surrogate pair, which no encoding knows, is written as an escape."""
+    """JSON without spaces. A lone surrogate, which UTF-8 cannot encode, is written as an escape."""
     text = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
@@ -55,8 +55,8 @@ written = to_json
 def from_json(text: str) -> doc.Document:
     """The document that `to_json` wrote.
 
-    Raises StorageError, with the path of the field, for anything that is not one: cut short, of a newer version, with
-    an unknown field or a wrong type, with fewer numbers than a shape asks for, with an anchor that stands twice.
+    Raises StorageError, with the path of the field, for anything else: truncated, of a newer version, with an unknown
+    field, a wrong type, too few numbers for a shape, or a duplicate anchor.
     """
     try:
         whole = json.loads(text, parse_constant=_no_constant)
@@ -79,7 +79,7 @@ def from_json(text: str) -> doc.Document:
 
 
 class _MalformedError(Exception):
-    """What was met, and where."""
+    """What is wrong, and where."""
 
 
 def _no_constant(name: str) -> None:
@@ -100,12 +100,12 @@ def _document(whole: Any) -> doc.Document:
     if set(whole) != {"format", "version", "document"}:
         raise _MalformedError("the first level has the fields format, version and document, and no other")
     document: doc.Document = _decoder(doc.Document)(whole["document"], "document")
-    _hold_together(document)
+    _check_references(document)
     return document
 
 
-def _hold_together(document: doc.Document) -> None:
-    """What no type says: anchors are unique, and rows and elements that are pointed at exist."""
+def _check_references(document: doc.Document) -> None:
+    """Check what no type says: anchors are unique, and rows that are referred to exist."""
     seen: set[str] = set()
     for _, section in document.walk():
         if section.anchor in seen:
@@ -133,7 +133,7 @@ def encoded(item: Any) -> Any:
         return item
     if kind is float:
         return item if math.isfinite(item) else str(item)
-    if kind is tuple:  # most hold plain numbers alone, of which a large step has hundreds of thousands
+    if kind is tuple:  # mostly of plain numbers alone, of which a large step has hundreds of thousands
         kinds = set(map(type, item))
         if kinds <= _PLAIN or (kinds == {float} and all(map(math.isfinite, item))):
             return list(item)
@@ -161,7 +161,7 @@ def _encoded_fields(item: Any) -> dict[str, Any]:
 
 @cache
 def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
-    """The fields of one part of a document, each with what it is where nothing is said."""
+    """The fields of one part of a document with their defaults."""
     return tuple((field.name, field.default) for field in fields(kind))
 
 
@@ -170,7 +170,7 @@ def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
 
 @cache
 def _decoder(hint: Any) -> Decode:
-    """What reads a value of this type, and says where it is wrong."""
+    """The function that reads a value of this type, and says where it is wrong."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint == doc.Span:
         return _span
@@ -246,7 +246,7 @@ def _fields(kind: Any) -> Decode:
 
 
 def _check_counts(made: Any, path: str) -> None:
-    """A shape, a grid and a table have as many entries as they claim."""
+    """Check that a tensor, a sketch and a table have as many entries as they claim."""
     if isinstance(made, doc.Tensor):
         if not all(0 <= size < 2**63 for size in made.shape):
             raise _MalformedError(f"{path}.shape has a size that no tensor has")
@@ -287,7 +287,7 @@ def _one_of(allowed: tuple[Any, ...]) -> Decode:
 
 
 def _union(arguments: tuple[Any, ...]) -> Decode:
-    """None or one type; or the numbers that stand in a tensor."""
+    """None or one type; or the numbers of a tensor."""
     rest = tuple(each for each in arguments if each is not NoneType)
     inner = _decoder(rest[0]) if len(rest) == 1 else _entry
 

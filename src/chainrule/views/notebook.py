@@ -1,7 +1,7 @@
-"""A document as a Jupyter notebook: the derivation in cells of text, and between them the code that recomputes it.
+"""A document as a Jupyter notebook: the derivation in text cells, and between them the code that recomputes it.
 
-The code is the sections' own, so that the notebook runs from top to bottom and asserts every result that it recomputes;
-a reader can change a number in it and see what follows.
+The code is that of the sections, so the notebook runs from top to bottom and asserts every result that it recomputes. A
+reader can change a number in it and see the effect.
 """
 
 from __future__ import annotations

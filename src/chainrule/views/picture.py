@@ -1,8 +1,8 @@
 """The computational graph as a picture in SVG: values flow from left to right, gradients come back below them.
 
-A vertex is a row of the document. On the stem of its way out stands its value, above the line, and the gradient of the
-same value, below it; then the line forks to every use of the value, so that a sum over several uses is shown once, as
-a sum. Kinds differ in shape, not only in hue.
+A vertex is a row of the document. Its output line has its value above it and its gradient below it, before it forks to
+every use of the value; so a gradient that is a sum over several uses is shown once. Kinds differ in shape, not only in
+hue.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from rich.cells import cell_len
 
 from chainrule import document as doc
 from chainrule.numbers import aligned, number
-from chainrule.views.grid import grids
+from chainrule.views.blocks import grids, printable
+from chainrule.views.formula import latex
 from chainrule.views.layers import Layout, Point
-from chainrule.views.unicode import latex, printable
 
 SUFFIX = ".svg"
-CHARACTER, LINE = 7.3, 16.0  # the room for one character and one line of the font below, in px
+CHARACTER, LINE = 7.3, 16.0  # the size of one character and one line of the font below, in px
 MARGIN = 24.0
 LONGEST = 28  # characters of a name; the whole name is in the vertex's tooltip
-DESCRIBED = 40  # vertices that the description names one by one
-WRITTEN_OUT = 12  # a tensor of up to this many elements stands on its stem number by number
+DESCRIBED = 40  # vertices that the description lists one by one
+WRITTEN_OUT = 12  # elements of a tensor up to which its numbers are written
 
 STYLE = """
 .chainrule-picture{--ink:#1f2328;--paper:#ffffff;--line:#6e7781;--value:#0550ae;--gradient:#a04100;
@@ -48,7 +48,7 @@ fill:var(--ink);white-space:pre}
 
 @dataclass(frozen=True, slots=True)
 class Vertex:
-    """A row with the text it shows and the room that this takes: a box of `box` px, then a stem up to `width`."""
+    """A row with its text and its size: a box of `box` px, then a stem up to `width`."""
 
     row: doc.Row
     words: tuple[str, ...]
@@ -62,7 +62,7 @@ class Vertex:
 def written(document: doc.Document) -> str:
     """The document's rows as one SVG file.
 
-    Raises ValueError where a row refers to one that is not there.
+    Raises ValueError if an input of a row is not an earlier row.
     """
     vertices = [_vertex(row) for row in document.rows]
     placed = Layout([(each.width, each.height) for each in vertices], [row.inputs for row in document.rows])
@@ -98,7 +98,7 @@ def _vertex(row: doc.Row) -> Vertex:
 
 
 def _numbers(tensor: doc.Tensor) -> tuple[str, ...]:
-    """A tensor beside its vertex: its numbers where they are few, else its shape and norm."""
+    """A tensor beside its vertex: its numbers if they are few, else its shape and norm."""
     shape = " x ".join(map(str, tensor.shape)) or "a number"
     if tensor.entries is not None and len(tensor.entries) <= WRITTEN_OUT and len(tensor.shape) <= 2 and tensor.entries:
         (grid,) = grids(tensor)
@@ -121,7 +121,7 @@ def _drawn(vertex: Vertex, centre: Point) -> Iterator[str]:
     x, y = centre
     left, right = x - vertex.width / 2, x + vertex.width / 2
     row, edge = vertex.row, x - vertex.width / 2 + vertex.box
-    yield f'<g class="vertex {row.kind}" data-row="{row.index}"><title>{_escaped(_told(row))}</title>'
+    yield f'<g class="vertex {row.kind}" data-row="{row.index}"><title>{_escaped(_in_words(row))}</title>'
     yield f'<path class="stem" d="M{edge:g} {y:g}H{right:g}"/>'
     yield _shape(row.kind, left, y - vertex.height / 2, vertex.box, vertex.height)
     top = y - LINE * (len(vertex.words) - 1) / 2 + 4
@@ -160,8 +160,8 @@ def _shape(kind: str, x: float, y: float, width: float, height: float) -> str:
             raise ValueError(f"the picture has no shape for a row of kind {kind!r}. Add one to {__name__}._shape.")
 
 
-def _told(row: doc.Row) -> str:
-    """A vertex in words: what a pointer and a screen reader are told."""
+def _in_words(row: doc.Row) -> str:
+    """A vertex in words, for the tooltip and for screen readers."""
     parts = [f"{row.name}: {row.kind}" + (f" {row.operation}" if row.operation else "")]
     parts += [part for part in (row.expression, row.place, row.module) if part]
     parts.append(f"value {'; '.join(_numbers(row.value))}")
@@ -172,11 +172,11 @@ def _told(row: doc.Row) -> str:
 def _description(rows: Sequence[doc.Row]) -> str:
     counts = Counter(row.kind for row in rows)
     kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-    told = ". ".join(_told(row) for row in rows[:DESCRIBED])
+    listed = ". ".join(map(_in_words, rows[:DESCRIBED]))
     more = "" if len(rows) <= DESCRIBED else f". And {len(rows) - DESCRIBED} more."
     return (
-        f"{len(rows)} values ({kinds}), from left to right in the order in which they were computed. Above the line "
-        f"that leaves a value stand its numbers, below it its gradient. {told}{more}"
+        f"{len(rows)} values ({kinds}), from left to right in the order in which they were computed. The numbers of a "
+        f"value are above its output line, its gradient is below. {listed}{more}"
     )
 
 
@@ -189,12 +189,12 @@ def _width(words: Sequence[str]) -> float:
 
 
 def _shortened(name: str) -> str:
-    """A long name with its middle left out: a path tells most at its ends."""
+    """A long name without its middle: the ends of a path say most."""
     name = printable(name)
     half = (LONGEST - 1) // 2
     return name if len(name) <= LONGEST else f"{name[:half]}…{name[-half:]}"
 
 
 def _escaped(text: str) -> str:
-    """Text for SVG: nothing in it is markup, and nothing in it is a character that XML forbids."""
+    """Text for SVG, without markup and without characters that XML forbids."""
     return escape(re.sub("[\ufffe\uffff]", "\ufffd", printable(text)))
