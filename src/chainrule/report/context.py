@@ -121,10 +121,9 @@ class Context:
 
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""
-        label = f"shape {shape_text(parameter.shape)}"
         if parameter.before is not None or parameter.value is None:
-            return self.tensor(symbol, parameter.before, "parameter", label)
-        return self.value(parameter.value, label)
+            return self.tensor(symbol, parameter.before, "parameter")
+        return self.value(parameter.value)
 
     def symbols(self, step: Step) -> dict[str, str]:
         """The symbols for a rule's templates: `$self`, `$out`, `$g`, and `$out0`, `$g0`, ... for several results."""

@@ -13,7 +13,7 @@ from chainrule.derivation.jacobian import indices, jacobian, zeros_by_value
 from chainrule.derivation.why import element
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
 from chainrule.report import block_tables
-from chainrule.report.context import JACOBIAN, Context, group, put_in, shape_text
+from chainrule.report.context import JACOBIAN, Context, group, put_in
 from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
 
@@ -50,12 +50,6 @@ class Pullback:
     def wrt(self) -> Wrt:
         """The rule's entry for the operand."""
         return self.rule.wrt[self.share.argument]
-
-    @property
-    def gradient(self) -> Data:
-        """The contribution itself."""
-        assert self.share.gradient is not None
-        return self.share.gradient
 
 
 # -- forward ----------------------------------------------------------------------------------------------------------
@@ -271,7 +265,7 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
         yield Paragraph(
             (Math(operand.symbol), f" was broadcast along {axis} {axes}, so its gradient is the sum over {over}.")
         )
-    yield _result(context, target, share, f"result, shape {shape_text(pullback.gradient.shape)}")
+    yield _result(context, target, share, "result")
 
 
 def _summed(share: Share, product: str, is_bare: bool) -> str:
@@ -315,9 +309,7 @@ def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Op
     full = jacobian(rule, op, share, operand.data.shape, output.data, upstream)
     row_names = tuple(element(output.name, i) for i in indices(output.data.shape))
     column_names = tuple(element(operand.name, i) for i in indices(operand.data.shape))
-    yield context.tensor(
-        symbol, full, "jacobian", f"Jacobian, {rows} x {columns}", row_labels=row_names, column_labels=column_names
-    )
+    yield context.tensor(symbol, full, "jacobian", "Jacobian", row_labels=row_names, column_labels=column_names)
     yield from _zeros(pullback, full, operand, output)
     flat = next(g for g in upstream if g is not None).reshape(1, -1)
     before, after = rf"\mathrm{{vec}}({output.gradient})", rf"\mathrm{{vec}}({operand.gradient})"

@@ -168,7 +168,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
         yield context.passing(left, value, "parameter")
     new = worked_out[-1].value
     assert isinstance(new, Data)
-    text = ("against the parameter after ", Code("optimizer.step()"))
+    text = ("our formula against the parameter after ", Code("optimizer.step()"))
     yield context.agreement(new, each.after, text, passing=True)
 
 
