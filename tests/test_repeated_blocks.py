@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import chainrule
+from chainrule.derivation.repeated_blocks import RepeatedBlocks, Repetition
 from chainrule.document import Table
 from chainrule.report.block_tables import names
-from chainrule.report.repeated_blocks import RepeatedBlocks, Repetition
 from tests.browser.transformer import Transformer
 
 

@@ -10,13 +10,13 @@ from typing import Literal
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Share, Step
+from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
 from chainrule.graph.graph import ParameterUpdate, Update
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
 from chainrule.report.context import Context, pairs, shape_text
-from chainrule.report.repeated_blocks import Repetition
 from chainrule.rules.optimizers import terms_agree
 
 FIGURES = ("norm", "mean", "std", "min", "max")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Derivation, Share, Step
+from chainrule.derivation.repeated_blocks import RepeatedBlocks
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.graph.graph import Graph, Parameter, Place
@@ -20,7 +21,6 @@ from chainrule.graph.symbols import Notation
 from chainrule.graph.thumbnails import histogram, sketch
 from chainrule.numbers import number
 from chainrule.report.checks import held_against
-from chainrule.report.repeated_blocks import RepeatedBlocks
 from chainrule.rules import Applied, Rule
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from chainrule.derivation.backprop import Step
+from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.gc_control import uncollected
 from chainrule.graph.symbols import escape
 from chainrule.report import block_tables, code, data_parallel, steps, update, value_table
 from chainrule.report.context import Context, shape_text
-from chainrule.report.repeated_blocks import Repetition
 
 HOW_TO_READ = (
     "Each step takes the gradient of its output, the upstream gradient, and computes the gradient of each of its "

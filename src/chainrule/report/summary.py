@@ -9,6 +9,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Step
+from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Code, Document, Section, Table, Text
 from chainrule.graph.graph import Parameter
 from chainrule.graph.statistics import Statistics
@@ -16,7 +17,6 @@ from chainrule.numbers import number
 from chainrule.report.block_tables import names
 from chainrule.report.context import Context, shape_text
 from chainrule.report.full import summary
-from chainrule.report.repeated_blocks import Repetition
 
 SHOWN = 6  # numbers in a cell of a table
 
