@@ -175,7 +175,7 @@ def _decoder(hint: Any) -> Decode:
     if hint == doc.Span:
         return _span
     if hint == doc.Block:
-        return _block
+        return _block(*BLOCKS.values())
     if origin is Literal:
         return _one_of(arguments)
     if origin is tuple and arguments[-1:] == (...,):
@@ -185,7 +185,7 @@ def _decoder(hint: Any) -> Decode:
     if origin in (Union, UnionType):
         return _union(arguments)
     if hint in _BLOCK_NAMES:
-        return _block_of(hint)
+        return _block(hint)
     if is_dataclass(hint):
         return _fields(hint)
     return _SCALARS[hint]
@@ -201,24 +201,17 @@ def _span(item: Any, path: str) -> doc.Span:
     raise _MalformedError(f'{path} must be a string, {{"math": "..."}} or {{"code": "..."}}, not {_short(item)}')
 
 
-def _block(item: Any, path: str) -> doc.Block:
-    name = item.get("block") if isinstance(item, dict) else None
-    kind = BLOCKS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise _MalformedError(
-            f'{path} must be an object with "block": one of {", ".join(BLOCKS)}; it is {_short(item)}'
-        )
-    block: doc.Block = _decoder(kind)(item, path)
-    return block
-
-
-def _block_of(kind: Any) -> Decode:
-    inner = _fields(kind)
+def _block(*kinds: Any) -> Decode:
+    """A block of one of these kinds."""
+    decoders = {_BLOCK_NAMES[kind]: _fields(kind) for kind in kinds}
 
     def decode(item: Any, path: str) -> Any:
-        if not isinstance(item, dict) or item.get("block") != _BLOCK_NAMES[kind]:
-            raise _MalformedError(f'{path} must be an object with "block": "{_BLOCK_NAMES[kind]}", not {_short(item)}')
-        return inner({key: value for key, value in item.items() if key != "block"}, path)
+        name = item.get("block") if isinstance(item, dict) else None
+        if not isinstance(name, str) or name not in decoders:
+            raise _MalformedError(
+                f'{path} must be an object with "block": one of {", ".join(decoders)}; it is {_short(item)}'
+            )
+        return decoders[name]({key: value for key, value in item.items() if key != "block"}, path)
 
     return decode
 
@@ -313,19 +306,16 @@ def _float(item: Any, path: str) -> float:
     raise _MalformedError(f"{path} must be a number, not {_short(item)}")
 
 
-def _int(item: Any, path: str) -> int:
-    if type(item) is not int:
-        raise _MalformedError(f"{path} must be a whole number, not {_short(item)}")
-    return item
+def _exactly(kind: type, words: str) -> Decode:
+    def decode(item: Any, path: str) -> Any:
+        if type(item) is not kind:
+            raise _MalformedError(f"{path} must be a {words}, not {_short(item)}")
+        return item
+
+    return decode
 
 
-def _str(item: Any, path: str) -> str:
-    if not isinstance(item, str):
-        raise _MalformedError(f"{path} must be a string, not {_short(item)}")
-    return item
-
-
-_SCALARS: Mapping[Any, Decode] = {str: _str, int: _int, float: _float}
+_SCALARS: Mapping[Any, Decode] = {str: _exactly(str, "string"), int: _exactly(int, "whole number"), float: _float}
 
 
 def _short(item: Any) -> str:
