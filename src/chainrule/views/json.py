@@ -63,17 +63,17 @@ def from_json(text: str) -> doc.Document:
         document: doc.Document = _document(whole)
     except json.JSONDecodeError as error:
         raise StorageError(
-            f"this is no JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is the file cut short?"
+            f"this is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is the file truncated?"
         ) from None
     except ValueError:  # Python converts no number of more than 4300 digits
-        raise StorageError("a number in this document is too long. chainrule writes no such file.") from None
+        raise StorageError("a number in this document is too long. chainrule does not write such files.") from None
     except RecursionError:
         raise StorageError(
-            "this document nests its sections too deeply to be read. chainrule writes no such file."
+            "this document nests its sections too deeply. chainrule does not write such files."
         ) from None
     except _MalformedError as error:
         raise StorageError(
-            f"this is no document of chainrule: {error}. Write it again with `recording.save`."
+            f"this is not a chainrule document: {error}. Write it again with `recording.save`."
         ) from None
     return document
 
@@ -83,22 +83,22 @@ class _MalformedError(Exception):
 
 
 def _no_constant(name: str) -> None:
-    raise _MalformedError(f"the number {name} is no JSON; such numbers are written as strings")
+    raise _MalformedError(f"the number {name} is not JSON; such numbers are written as strings")
 
 
 def _document(whole: Any) -> doc.Document:
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise _MalformedError(f'the first level must be an object with "format": "{FORMAT}"')
+        raise _MalformedError(f'the top level must be an object with "format": "{FORMAT}"')
     version = whole.get("version")
     if type(version) is not int or version < 1:
-        raise _MalformedError(f"`version` must be a whole number from 1 on, not {_short(version)}")
+        raise _MalformedError(f"`version` must be a positive integer, not {_short(version)}")
     if version > VERSION:
         raise StorageError(
             f"this document has version {version}, and this chainrule reads up to version {VERSION}. "
             "Update chainrule: pip install -U chainrule."
         )
     if set(whole) != {"format", "version", "document"}:
-        raise _MalformedError("the first level has the fields format, version and document, and no other")
+        raise _MalformedError("the top level must have exactly the fields format, version and document")
     document: doc.Document = _decoder(doc.Document)(whole["document"], "document")
     _check_references(document)
     return document
@@ -109,7 +109,7 @@ def _check_references(document: doc.Document) -> None:
     seen: set[str] = set()
     for _, section in document.walk():
         if section.anchor in seen:
-            raise _MalformedError(f"the anchor {_short(section.anchor)} stands at two sections")
+            raise _MalformedError(f"two sections have the anchor {_short(section.anchor)}")
         seen.add(section.anchor)
     for place, row in enumerate(document.rows):
         if row.index != place or not all(0 <= i < place for i in row.inputs):
@@ -117,7 +117,7 @@ def _check_references(document: doc.Document) -> None:
     for place, each in enumerate(document.sums):
         for source in (each.of, *(s for summand in each.summands for s in summand.sources)):
             if not 0 <= source.row < len(document.rows):
-                raise _MalformedError(f"document.sums[{place}] points at row {source.row}, which does not exist")
+                raise _MalformedError(f"document.sums[{place}] refers to row {source.row}, which does not exist")
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def _fields(kind: Any) -> Decode:
             raise _MalformedError(f"{path} must be an object, not {_short(item)}")
         for name in item:
             if name not in known:
-                raise _MalformedError(f"{path} has a field {_short(name)}, which nobody knows")
+                raise _MalformedError(f"{path} has an unknown field {_short(name)}")
         for name in needed:
             if name not in item:
                 raise _MalformedError(f"{path} has no field `{name}`")
@@ -242,7 +242,7 @@ def _check_counts(made: Any, path: str) -> None:
     """Check that a tensor, a sketch and a table have as many entries as they claim."""
     if isinstance(made, doc.Tensor):
         if not all(0 <= size < 2**63 for size in made.shape):
-            raise _MalformedError(f"{path}.shape has a size that no tensor has")
+            raise _MalformedError(f"{path}.shape has an invalid size")
         if made.entries is not None and len(made.entries) != math.prod(made.shape):
             raise _MalformedError(f"{path} has shape {list(made.shape)}, but {len(made.entries)} entries")
     elif isinstance(made, doc.Sketch):
@@ -309,13 +309,13 @@ def _float(item: Any, path: str) -> float:
 def _exactly(kind: type, words: str) -> Decode:
     def decode(item: Any, path: str) -> Any:
         if type(item) is not kind:
-            raise _MalformedError(f"{path} must be a {words}, not {_short(item)}")
+            raise _MalformedError(f"{path} must be {words}, not {_short(item)}")
         return item
 
     return decode
 
 
-_SCALARS: Mapping[Any, Decode] = {str: _exactly(str, "string"), int: _exactly(int, "whole number"), float: _float}
+_SCALARS: Mapping[Any, Decode] = {str: _exactly(str, "a string"), int: _exactly(int, "an integer"), float: _float}
 
 
 def _short(item: Any) -> str:
