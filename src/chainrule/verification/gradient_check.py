@@ -120,9 +120,9 @@ class Verification:
 
     def document(self) -> document.Document:
         """The proof, told: a summary, a table of all nodes, and each disagreement with its wrong elements."""
-        from chainrule.report.verification import report
+        from chainrule.report.gradient_check import gradient_check
 
-        return report(self)
+        return gradient_check(self)
 
     def __str__(self) -> str:
         from chainrule.views import terminal

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LISTED = 6  # nodes that are named one by one, of those with the same verdict and reason
 
 
-def report(verification: Verification) -> document.Document:
+def gradient_check(verification: Verification) -> document.Document:
     """A summary, a table of all nodes, the reasons for other verdicts, and each disagreement in full."""
     sections = [document.Section(("All nodes",), "proof", "overview", (_table(verification.rows),))]
     reasons = tuple(_reasons(verification.rows))
