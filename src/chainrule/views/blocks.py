@@ -82,26 +82,30 @@ def about(tensor: Tensor) -> str:
 
 
 def grids(tensor: Tensor, columns: int = COLUMNS) -> Iterator[Grid]:
-    """The matrices of a tensor, each at most `columns` wide.
+    """The matrices of a tensor, each at most `columns` wide. A vector is a row, or with row labels alone a column.
 
-    Raises ValueError if the number of entries is not that of the shape.
+    Raises ValueError if the entries or the labels do not fit the shape.
     """
-    entries = tensor.entries or ()
+    entries, name = tensor.entries or (), f"tensor {printable(tensor.symbol)}"
     if len(entries) != prod(tensor.shape):
-        raise ValueError(f"a tensor of shape {tensor.shape} has {prod(tensor.shape)} elements, not {len(entries)}")
+        raise ValueError(
+            f"{name} of shape {tensor.shape} has {prod(tensor.shape)} elements, but its block holds {len(entries)} "
+            "entries. Give all of them in row-major order, or None."
+        )
     if not entries:
         return
     *leading, height, width = (1, 1, *tensor.shape)[-max(2, len(tensor.shape)) :]
+    if len(tensor.shape) == 1 and tensor.row_labels and not tensor.column_labels:
+        height, width = width, height
+    labels = len(tensor.row_labels), len(tensor.column_labels)
+    if labels[0] not in (0, height) or labels[1] not in (0, width):
+        raise ValueError(
+            f"{name} has {height} rows and {width} columns, but {labels[0]} row labels and {labels[1]} column labels. "
+            "Give one label each, or none."
+        )
     for place, index in enumerate(product(*map(range, leading))):
-        part = entries[place * height * width : (place + 1) * height * width]
+        part = [number(entry) for entry in entries[place * height * width : (place + 1) * height * width]]
         for first in range(0, width, columns):
             last = min(first + columns, width)
-            rows = (part[row * width + first : row * width + last] for row in range(height))
-            yield Grid(
-                index,
-                first,
-                tuple(tuple(number(entry) for entry in row) for row in rows),
-                tensor.row_labels if len(tensor.row_labels) == height else (),
-                tensor.column_labels[first:last] if len(tensor.column_labels) == width else (),
-                width > columns,
-            )
+            rows = tuple(tuple(part[row * width + first : row * width + last]) for row in range(height))
+            yield Grid(index, first, rows, tensor.row_labels, tensor.column_labels[first:last], width > columns)

@@ -7,9 +7,9 @@ from the user passes through `printable` and goes to rich as `Text`, never as ma
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, groupby, product
-from math import prod
+from itertools import accumulate, groupby
 from typing import Any
 
 from rich.cells import cell_len
@@ -19,8 +19,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 from chainrule import document as doc
-from chainrule.numbers import aligned, number
-from chainrule.views.blocks import MARKS, USUAL_DTYPE, figures, printable, statistics, writer_of
+from chainrule.numbers import aligned
+from chainrule.views.blocks import MARKS, USUAL_DTYPE, Grid, figures, grids, printable, statistics, writer_of
 from chainrule.views.formula import latex
 
 SUFFIX = ".txt"
@@ -178,22 +178,21 @@ def _tensor(block: doc.Tensor, console: Console) -> list[Text]:
         if cell_len(head.plain) + cell_len(figures.plain) <= console.width - INDENT:
             return _indented([head + figures])
         return [*_indented([name + about]), *_hanging(Text(" " * INDENT), figures, console)]
-    if len(block.entries) != prod(block.shape):
-        raise ValueError(
-            f"tensor {printable(block.symbol)} of shape {block.shape} has {prod(block.shape)} elements, but its block "
-            f"holds {len(block.entries)} entries. Give all of them in row-major order, or None."
-        )
-    width = console.width - INDENT
-    if not block.entries:
+    width, hue = console.width - INDENT, HUES[block.role]
+    matrices = list(grids(block, sys.maxsize))
+    if not matrices:
         lines = [name + Text(" = []") + about]
     elif not block.shape:
-        lines = [name + Text(" = ") + _entry(number(block.entries[0]), HUES[block.role]) + about]
+        lines = [name + Text(" = ") + _entry(matrices[0].rows[0][0], hue) + about]
     elif block.row_labels or block.column_labels:
-        lines = [name + Text(" =") + about, *_indented(_labelled(block, width - INDENT))]
+        lines = [name + Text(" =") + about, *_indented(_labelled(matrices[0], hue, width - INDENT))]
     elif len(block.shape) <= 2:
-        lines = _matrix(name, block.entries, block.shape, HUES[block.role], about, width)
+        lines = _matrix(name, matrices[0], hue, about, width)
     else:
-        lines = [name + Text(" =") + about, *_slices(block, name, width)]
+        lines = [name + Text(" =") + about]
+        for place, grid in enumerate(matrices):
+            lines += [Text()] * (place > 0 and len(grid.rows) > 1)
+            lines += _matrix(name + Text(f"[{','.join(map(str, grid.index))}]"), grid, hue, Text(), width)
     return _indented(lines)
 
 
@@ -207,28 +206,13 @@ def _entry(text: str, style: str) -> Text:
     return Text(text, "dim" if text.strip() == "0" else style)
 
 
-def _slices(block: doc.Tensor, name: Text, width: int) -> Iterator[Text]:
-    """One matrix for each index of the leading axes."""
-    assert block.entries is not None
-    *leading, rows, columns = block.shape
-    size = rows * columns
-    for place, index in enumerate(product(*map(range, leading))):
-        entries = block.entries[place * size : (place + 1) * size]
-        label = name + Text(f"[{','.join(map(str, index))}]")
-        yield from [Text()] * (place > 0 and rows > 1)
-        yield from _matrix(label, entries, (rows, columns), HUES[block.role], Text(), width)
-
-
-def _matrix(
-    name: Text, entries: Sequence[Any], shape: tuple[int, ...], style: str, about: Text, width: int
-) -> list[Text]:
+def _matrix(name: Text, matrix: Grid, style: str, about: Text, width: int) -> list[Text]:
     """Rows in brackets beside their name; a wide matrix below it, in parts."""
-    rows = shape[0] if len(shape) == 2 else 1
-    columns = _columns(entries, rows)
+    columns = _columns(matrix)
     head = name + Text(" = ")
     grid = _bracketed(columns, style)
     if cell_len(head.plain) + cell_len(grid[0].plain) + cell_len(about.plain) <= width:
-        middle = (rows - 1) // 2
+        middle = (len(grid) - 1) // 2
         blank = Text(" " * cell_len(head.plain))
         return [head + row + about if place == middle else blank + row for place, row in enumerate(grid)]
     lines = [name + Text(" =") + about]
@@ -240,10 +224,9 @@ def _matrix(
     return lines
 
 
-def _columns(entries: Sequence[Any], rows: int) -> list[list[str]]:
-    """Row-major entries as columns of numbers, each aligned at the decimal point."""
-    width = len(entries) // rows
-    return [aligned([number(entry) for entry in entries[column::width]]) for column in range(width)]
+def _columns(matrix: Grid) -> list[list[str]]:
+    """The columns of a matrix, each aligned at the decimal point."""
+    return [aligned(column) for column in zip(*matrix.rows, strict=True)]
 
 
 def _bracketed(columns: Sequence[Sequence[str]], style: str) -> list[Text]:
@@ -266,31 +249,23 @@ def _parts(widths: Sequence[int], room: int, gap: int) -> Iterator[tuple[int, in
     yield first, len(widths)
 
 
-def _labelled(block: doc.Tensor, width: int) -> list[Text]:
+def _labelled(matrix: Grid, style: str, width: int) -> list[Text]:
     """A matrix with a label for each row and column, in blocks whose labels share all but the last index.
 
     In a Jacobian of row-major flattened tensors, such a block is the derivative of one row by one row.
     """
-    assert block.entries is not None
-    upright = len(block.shape) == 1 and bool(block.row_labels) and not block.column_labels
-    columns = 1 if upright else block.shape[-1]
-    rows = len(block.entries) // columns
-    row_labels = [printable(label) for label in block.row_labels] or [""] * rows
-    column_labels = [printable(label) for label in block.column_labels] or [""] * columns
-    if (len(row_labels), len(column_labels)) != (rows, columns):
-        raise ValueError(
-            f"tensor {printable(block.symbol)} has {rows} rows and {columns} columns, but {len(row_labels)} row labels "
-            f"and {len(column_labels)} column labels. Give one label each, or none."
-        )
+    columns = _columns(matrix)
+    row_labels = [printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows)
+    column_labels = [printable(label) for label in matrix.column_labels] or [""] * len(columns)
     cells = []
-    for label, column in zip(column_labels, _columns(block.entries, rows), strict=True):
+    for label, column in zip(column_labels, columns, strict=True):
         room = max(cell_len(label), len(column[0]))
         cells.append([" " * (room - cell_len(label)) + label, *(entry.rjust(room) for entry in column)])
     stripes = _stripes(cells, _blocks(column_labels), width - max(map(cell_len, row_labels)) - 3)
     lines: list[Text] = []
     for stripe in stripes:
         lines += [Text()] * bool(lines)
-        lines += _grid(cells, stripe, row_labels, _blocks(row_labels), HUES[block.role])
+        lines += _grid(cells, stripe, row_labels, _blocks(row_labels), style)
     return lines
 
 
