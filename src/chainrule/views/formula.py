@@ -61,6 +61,11 @@ _MATRICES = {"matrix", "pmatrix", "bmatrix", "vmatrix", "smallmatrix", "array"}
 _SYMBOLS = {"partial": "d", "sum": "Σ", "prod": "Π", "epsilon": "ε", "cdot": "·", "mid": "|", "top": "T"}
 _SYMBOLS |= {"land": "∧", "lor": "∨", "ne": "≠", "prime": "'", "|": "‖", "lt": "<", "gt": ">"}
 _SYMBOLS |= {"lVert": "‖", "rVert": "‖", "lvert": "|", "rvert": "|"}
+Kind = Literal[
+    "operand", "fraction", "operator", "sign", "open", "close", "comma", "function", "sum", "tight", "wide", "words"
+]
+_KINDS: dict[str, Kind] = {"partial": "tight", "sum": "sum", "prod": "sum", "int": "sum", "mid": "operator"}
+_KINDS |= {"lVert": "open", "lvert": "open", "rVert": "close", "rvert": "close"}
 _LONG_WORD = re.compile(r"[A-Za-z]{5}")  # hard to read raised or lowered
 _ONE_WORD = re.compile(r"[\w.]+|.")
 _NO_OPERATORS = "∇∞∅∀∃∫√⊤⊥|‖"
@@ -123,11 +128,6 @@ def latex(source: str) -> str:
     except Exception:  # one malformed formula must not fail a whole report
         text = source
     return "\n".join(printable(line) for line in text.splitlines())
-
-
-Kind = Literal[
-    "operand", "fraction", "operator", "sign", "open", "close", "comma", "function", "sum", "tight", "wide", "words"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,21 +280,9 @@ def _macro(node: Any) -> _Atom:
         return _Atom("   ", "wide")
     if name == "\\":
         return _Atom("\n", "wide")
-    known = _SYMBOLS.get(name) or _symbol_table().macro_node_to_text(node).strip()
-    return _symbol(name, known or name)
-
-
-def _symbol(name: str, text: str) -> _Atom:
-    if name == "partial":
-        return _Atom(text, "tight")
-    if name in ("sum", "prod", "int"):
-        return _Atom(text, "sum")
-    if name == "mid":
-        return _Atom(text, "operator")
-    if name in ("lVert", "lvert"):
-        return _Atom(text, "open")
-    if name in ("rVert", "rvert"):
-        return _Atom(text, "close")
+    text = _SYMBOLS.get(name) or _symbol_table().macro_node_to_text(node).strip() or name
+    if name in _KINDS:
+        return _Atom(text, _KINDS[name])
     if text == name and text.isalpha():  # \log, \max, and unknown macros
         return _Atom(text, "function" if len(text) > 1 else "operand")
     return _Atom(text, _kind_of(text) if len(text) == 1 else "operand")
