@@ -22,7 +22,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 OPENED = 5  # times
 # Scroll the unfolded mirror from its top to its end, and tell how long each frame took, in milliseconds.
 SCROLL = """async () => {
-  const pane = document.querySelector("#mirror"), frames = [];
+  const pane = document.querySelector("#values"), frames = [];
   pane.scrollTop = 0;
   const more = () => pane.scrollTop + pane.clientHeight < pane.scrollHeight - 2 && frames.length < 600;
   for (let last = performance.now(); more();) {

@@ -117,7 +117,7 @@ def test_an_update_that_is_no_multiple_of_the_gradient() -> None:
     sections = told(recording)
     assert sections.keys() == {"weight"}
     assert not any(isinstance(each, Equation) for each in sections["weight"].blocks)
-    assert [each.label for each in sections["weight"].blocks] == ["before", "gradient", "after", "what was added"]
+    assert [each.label for each in sections["weight"].blocks] == ["before", "gradient", "after", "change"]
 
 
 def test_what_an_optimizer_changed_is_not_told_as_by_hand() -> None:

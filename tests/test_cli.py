@@ -117,7 +117,7 @@ def test_version(invoke):
         ),
         (
             ("run", "train.py", "-o", "step.xyz"),  # before the script has run for hours
-            "no view writes .xyz. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt, .safetensors.",
+            "no view writes .xyz. Give one of .html, .ipynb, .json, .md, .svg, .tex, .txt, .safetensors.",
         ),
         (
             ("run", "train.py", "-o", "missing/step.html"),
@@ -139,8 +139,8 @@ def test_wrong_usage_is_one_sentence_and_status_2(invoke, arguments, sentence):
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("step.docx", "no view writes .docx. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt, .safetensors."),
-        ("step", "no view writes a file without a suffix. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt, "
+        ("step.docx", "no view writes .docx. Give one of .html, .ipynb, .json, .md, .svg, .tex, .txt, .safetensors."),
+        ("step", "no view writes a file without a suffix. Give one of .html, .ipynb, .json, .md, .svg, .tex, .txt, "
          ".safetensors."),
         ("no/step.md", "no/step.md cannot be written: No such file or directory. Give a path in a folder you can write "
          "to."),

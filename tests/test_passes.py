@@ -81,7 +81,7 @@ def test_a_gradient_penalty_is_told() -> None:
     titles = [str(section.title[0]) for _, section in text.walk()]
     assert "djudged/dbetween" in titles
     assert not any(title.startswith("djudged/d0.") for title in titles), "nobody asked for these"
-    assert "dJ/d2.weight (share 3 of 3: the value is used 3 times, and the shares add up)" in titles
+    assert "dJ/d2.weight (contribution 3 of 3: the value is used 3 times, and the contributions add up)" in titles
     told = str(recording)
     assert "J = " in told
     assert "torch.autograd.grad (test_passes.py:" in re.sub(r"\s+", " ", told)

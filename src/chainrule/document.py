@@ -1,7 +1,7 @@
-"""What is told, before it is known where: headings, equations, tensors, notes and verdicts, as neutral frozen data.
+"""The document that all views render: headings, equations, tensors, notes and verdicts as neutral frozen data.
 
-Everything a reader sees passes through here, so that a terminal, a page and a LaTeX file say the same thing. Text is a
-tuple of spans, plain strings and `Math`, so that a user's names are never mistaken for markup. Needs no torch.
+Everything that a reader sees is in a document, so a terminal, a page and a LaTeX file say the same. Text is a tuple of
+spans, so a user's names are never mistaken for markup. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["value", "gradient", "jacobian", "parameter"]
-"""What a tensor's numbers are; views keep the hues of values and gradients apart."""
+"""What a tensor holds; views show values and gradients in different hues."""
 
 Kind = Literal["agrees", "disagrees", "kink", "no rule yet", "not differentiable", "not checked"]
 
 
 @dataclass(frozen=True, slots=True)
 class Math:
-    """A formula in a line of text, in LaTeX."""
+    """A formula in LaTeX within a line of text."""
 
     latex: str
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A name or an expression as it stands in the user's code."""
+    """A name or an expression from the user's code."""
 
     source: str
 
@@ -36,7 +36,7 @@ Text = tuple[Span, ...]
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Words. `tone` is `plain`, `note` (worth knowing), or `warning` (probably not what the user wants)."""
+    """Words. `tone` is `plain`, `note`, or `warning` (probably not what the user wants)."""
 
     text: Text
     tone: Literal["plain", "note", "warning"] = "plain"
@@ -44,7 +44,7 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """One displayed formula, in LaTeX. `label` says in a few words what it is (`chain rule`)."""
+    """One displayed formula in LaTeX. `label` says in a few words what it is (`chain rule`)."""
 
     latex: str
     label: str = ""
@@ -54,7 +54,7 @@ class Equation:
 class Histogram:
     """How many numbers lie in each of equally wide bins between `low` and `high`.
 
-    `sample` is how many of a very large tensor's numbers were counted, at regular distances; None: all of them.
+    `sample` is how many numbers of a very large tensor were counted, at regular intervals; None: all of them.
     """
 
     low: float
@@ -65,7 +65,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A tensor made small enough to be looked at: the mean of each cell of a `rows` x `columns` grid, row by row."""
+    """The thumbnail of a tensor: the mean of each cell of a `rows` x `columns` grid, row by row."""
 
     rows: int
     columns: int
@@ -76,9 +76,8 @@ class Sketch:
 class Tensor:
     """Numbers under a symbol.
 
-    `entries` are the numbers in row-major order, or None where the tensor is too large to be told: then `statistics`
-    tells it, and a histogram and a sketch where they were made. `shape` is always the true one. Row and column labels
-    are plain text (`Z1[0,1]`).
+    `entries` are the numbers in row-major order; None for a large tensor, which has `statistics` instead, and perhaps a
+    histogram and a sketch. `shape` is always the true one. Row and column labels are plain text (`Z1[0,1]`).
     """
 
     symbol: str
@@ -96,7 +95,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the proof says about one thing; `difference` is the largest one met, `tolerance` what rounding allows."""
+    """The result of one check; `difference` is the largest one found, `tolerance` what rounding allows."""
 
     kind: Kind
     text: Text
@@ -118,10 +117,10 @@ Block = Paragraph | Equation | Tensor | Verdict | Table
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with what stands under it. `anchor` is unique in the document, and stays the same between versions.
+    """A heading with its content. `anchor` is unique in the document and the same in all versions of chainrule.
 
-    `code` is Python that recomputes the section's results with torch and asserts them, after the code of all sections
-    before it in reading order; empty where there is none.
+    `code` is Python that recomputes the section's results with torch and asserts that they are the recorded ones. It
+    runs after the code of all sections before it in reading order.
     """
 
     title: Text
@@ -132,7 +131,7 @@ class Section:
     code: str = ""
 
     def walk(self, depth: int = 1) -> Iterator[tuple[int, Section]]:
-        """This section and all below it, each with its depth, in reading order."""
+        """This section and all sections in it, each with its depth, in reading order."""
         waiting = [(depth, self)]
         while waiting:
             level, section = waiting.pop()
@@ -142,12 +141,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One value of the step with the gradient of the same value: a line of the mirror, a vertex of the picture.
+    """One value of the step with its gradient: a row of the value table, a vertex of the picture.
 
     `inputs` are the rows that it was computed from, `module` is the path of the module that it was computed in.
-    `forward` and `backward` are the anchors of the sections that work it out; `verdict` is what the proof says of the
-    node that leads back from it. `update` is, for a parameter, the norm of what the optimizer changed divided by the
-    norm of what was there before.
+    `forward` and `backward` are the anchors of the sections that work out the value and its gradient; `verdict` is the
+    result of the check of its autograd node. `update` is, for a parameter, the norm of the optimizer's change over the
+    norm of the parameter before it.
     """
 
     index: int
@@ -170,7 +169,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One element of one row: of its value, or of its gradient."""
+    """One element of the value, or of the gradient, of one row."""
 
     row: int
     role: Literal["value", "gradient"]
@@ -179,7 +178,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Summand:
-    """One term of a sum: its value, its factors as text (`dJ/dZ1[0,1]`) with their values, and where they stand."""
+    """One term of a sum: its value, its factors as text (`dJ/dZ1[0,1]`) with their values, and their sources."""
 
     value: float
     factors: tuple[tuple[str, float], ...]
@@ -189,7 +188,7 @@ class Summand:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Why one number is what it is: the terms that add up to it."""
+    """The terms that add up to one number."""
 
     of: Source
     text: str
@@ -198,7 +197,7 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One recording, told: sections to be read, and rows and sums to be looked at."""
+    """The report of one recording: sections, and the rows and sums of its value table."""
 
     title: Text
     summary: tuple[Block, ...]

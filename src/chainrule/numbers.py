@@ -1,4 +1,4 @@
-"""How one number is written, in every view: exact where it is short, else rounded and visibly so."""
+"""How every view writes a number: exactly if that is short, else visibly rounded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 def number(value: float | complex) -> str:
     """`value` with at most 4 decimals.
 
-    Trailing zeros are dropped only where the number equals what is written to within 5e-7 of itself (a float32 holds
-    hardly more): 4, -7.8, 0.5, but -0.0600 for -0.05998. Below 1e-4 and from 1e6 on it is 3 significant digits and a
-    power of ten (1.23e-05). Minus zero is 0; booleans and integers are written as they are.
+    Trailing zeros are dropped only if the written number equals the value up to a relative 5e-7, which is about the
+    precision of float32: 4, -7.8, 0.5, but -0.0600 for -0.05998. Below 1e-4 and from 1e6 on, a number has 3 significant
+    digits and a power of ten (1.23e-05). Minus zero is 0; booleans and integers are written in full.
     """
     if isinstance(value, int):
         return str(value)
@@ -31,7 +31,7 @@ def number(value: float | complex) -> str:
 
 
 def aligned(column: Sequence[str]) -> list[str]:
-    """Written numbers padded to one width, their decimal points under one another."""
+    """Written numbers padded to one width, aligned at their decimal points."""
     parts = [_at_point(text) for text in column]
     left = max((len(whole) for whole, _ in parts), default=0)
     right = max((len(rest) for _, rest in parts), default=0)
@@ -39,6 +39,6 @@ def aligned(column: Sequence[str]) -> list[str]:
 
 
 def _at_point(text: str) -> tuple[str, str]:
-    """The digits before the point, and the rest; what is no plain real number is all before it."""
+    """The digits before the point, and the rest; text that is no plain real number has no rest."""
     match = re.fullmatch(r"([+-]?\d+)([.e][^j]*)", text)
     return (match[1], match[2]) if match else (text, "")

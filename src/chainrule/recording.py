@@ -252,15 +252,15 @@ class Recording:
         With `pointing` also the sum behind each number, for a page, and the verdict of the proof, where it was made or
         is quickly made; with `coded` also the code that recomputes each section, for a notebook.
         """
-        from chainrule import report as telling
+        from chainrule import report
         from chainrule.diagnostics.finding import joined
 
         if pointing and len(self.nodes) <= QUICKLY_PROVED:
             self.verify()
         verdicts = {row.node.index: row.verdict for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))
-        context = telling.Context(self.graph, self.derivation, self.notation, found, verdicts, self._measures)
-        return telling.brief(context) if brief else telling.whole(context, pointing, coded)
+        context = report.Context(self.graph, self.derivation, self.notation, found, verdicts, self._measures)
+        return report.brief(context) if brief else report.full(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:
         """Tell the whole step in the terminal, or with `brief` in a screenful."""
@@ -283,14 +283,15 @@ class Recording:
         if suffix == ".safetensors":
             storage.write(self.graph, path)
             return
-        document = self.document(pointing=suffix in views.POINTING, coded=suffix in views.CODED)
-        storage.write_atomically(path, views.written(document, suffix).encode())
+        view = views.by_suffix()[suffix]
+        document = self.document(pointing=view.pointing, coded=view.coded)
+        storage.write_atomically(path, view.written(document).encode())
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         """What a notebook shows: the page in a frame, and the summary where HTML is not shown."""
         if self._open:
             return {"text/plain": repr(self)}
-        from chainrule.views.frame import framed
+        from chainrule.views.page import framed
 
         return {"text/html": framed(self.document(pointing=True)), "text/plain": str(self)}
 

@@ -90,7 +90,7 @@ def _back(row: Row) -> Section:
         Equation(rf"{local} = 1", "local derivative"),
         Paragraph((f"The Jacobian has {98304**2:,} entries: too many to write out.",)),
         Equation(rf"{row.gradient_symbol} = {row.gradient_symbol} \odot x^{{T}}", "what PyTorch runs"),
-        _tensor(row.gradient_symbol, "gradient", row.index, "result, in the shape 1 x 128 x 768"),
+        _tensor(row.gradient_symbol, "gradient", row.index, "result"),
         Verdict("agrees", ("our rules against ", Code(".grad")), 1.5e-9, 3e-8),
     )
     return Section((f"dJ/d{row.name}",), f"backward-{row.index}", "backward", blocks)

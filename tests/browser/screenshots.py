@@ -21,24 +21,24 @@ from tests.browser.conftest import FLAGS
 from tests.browser.transformer import Transformer
 
 SHOTS = (  # name, document, fragment, tab, what is pointed at, colour scheme, width, height
-    ("walk", "worked", "#backward-5-weight", "mirror", None, "light", 1440, 900),
-    ("why", "worked", "#backward-7-weight", "mirror", '#rows [data-source="1 gradient 1,0"]', "dark", 1440, 900),
+    ("walk", "worked", "#backward-5-weight", "values", None, "light", 1440, 900),
+    ("why", "worked", "#backward-7-weight", "values", '#rows [data-source="1 gradient 1,0"]', "dark", 1440, 900),
     ("overview", "worked", "#finding-1", "overview", None, "light", 1440, 900),
     ("picture", "worked", "#forward-3", "picture", None, "dark", 1440, 900),
-    ("narrow", "worked", "#backward-4-self", "mirror", None, "light", 420, 1600),
-    ("transformer", "transformer", "#forward-14", "mirror", None, "light", 1440, 900),
+    ("narrow", "worked", "#backward-4-self", "values", None, "light", 420, 1600),
+    ("transformer", "transformer", "#forward-14", "values", None, "light", 1440, 900),
     ("transformer-overview", "transformer", "#backward-30", "overview", None, "dark", 1440, 900),
-    ("transformer-narrow", "transformer", "#backward-30", "mirror", None, "dark", 420, 1600),
+    ("transformer-narrow", "transformer", "#backward-30", "values", None, "dark", 420, 1600),
 )
 KEPT = (  # for the README, into IMAGES
-    ("demo", "worked", "#backward-7-weight", "mirror", '#rows [data-source="1 gradient 1,0"]', "light", 1440, 860),
-    ("transformer", "transformer", "#backward-15-self", "mirror", None, "light", 1440, 860),
+    ("demo", "worked", "#backward-7-weight", "values", '#rows [data-source="1 gradient 1,0"]', "light", 1440, 860),
+    ("transformer", "transformer", "#backward-15-self", "values", None, "light", 1440, 860),
     ("overview", "transformer", "#forward-14", "overview", None, "dark", 1440, 860),
 )
 
 
 def worked() -> Document:
-    """The worked example, told."""
+    """The worked example as a document."""
     model, loss, optimizer = worked_example.build()
     with chainrule.record() as recording:
         worked_example.train_step(model, loss, optimizer)
@@ -46,7 +46,7 @@ def worked() -> Document:
 
 
 def transformer() -> Document:
-    """One step of a small hand-written transformer, told."""
+    """One step of a small hand-written transformer as a document."""
     torch.manual_seed(0)
     model = Transformer(vocabulary=11, width=8, heads=2, layers=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -62,7 +62,7 @@ def transformer() -> Document:
 def shoot(browser: Any, folder: Path, images: Path | None = None) -> None:
     """Write every picture, and the two pages, into `folder`; with `images` also those that are kept, made small."""
     for name, document in (("worked", worked()), ("transformer", transformer())):
-        (folder / f"{name}.html").write_text(view.render(document), encoding="utf-8")
+        (folder / f"{name}.html").write_text(view.written(document), encoding="utf-8")
     for shot in SHOTS:
         _shoot(browser, folder, folder, *shot)
     for shot in KEPT if images is not None else ():

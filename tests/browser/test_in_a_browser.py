@@ -23,7 +23,7 @@ AXE = "the accessibility test needs axe-core: pip install axe-playwright-python"
 
 
 def title(page: Any) -> str:
-    return page.inner_text("#told h2")
+    return page.inner_text("#step h2")
 
 
 def test_the_walk_goes_from_the_setting_to_the_update_with_arrow_keys(open_page, worked):
@@ -32,7 +32,7 @@ def test_the_walk_goes_from_the_setting_to_the_update_with_arrow_keys(open_page,
     while page.is_enabled("#next"):
         page.keyboard.press("ArrowRight")
         met.append(title(page))
-    assert met[0] == "What is set"
+    assert met[0] == "Setup"
     assert [each.split(":")[0] for each in met[1:8]] == [f"Forward {i}" for i in range(1, 8)]
     assert met[8:12] == ["dJ/dL", "dJ/dA3", "dJ/dZ3", "dJ/dA2"]
     assert met[-2].startswith("b3")
@@ -56,7 +56,7 @@ def test_a_link_opens_at_its_step(open_page, worked):
     assert title(page) == "dJ/dW2"
     assert page.get_attribute("li.current", "data-row") == str(next(r.index for r in worked.rows if r.name == "W2"))
     page.evaluate("location.hash = '#forward-3'")
-    page.wait_for_selector("#told h2:has-text('Forward 3')")
+    page.wait_for_selector("#step h2:has-text('Forward 3')")
 
 
 def test_play_walks_by_itself(open_page, worked):
@@ -74,14 +74,14 @@ def test_every_number_on_the_page_is_the_documents(open_page, worked):
     page = open_page(worked)
     for _, section in worked.walk():
         page.evaluate("anchor => location.hash = '#' + encodeURIComponent(anchor)", section.anchor)
-        shown = page.locator(f'#told [data-anchor="{section.anchor}"]')
+        shown = page.locator(f'#step [data-anchor="{section.anchor}"]')
         if not shown.count():  # a heading, which has no stop of its own
             continue
         expected = [number(entry) for b in section.blocks if isinstance(b, Tensor) for entry in b.entries or ()]
         assert shown.locator("td.number").all_inner_texts() == expected
 
 
-def test_the_mirror_has_each_value_beside_its_gradient(open_page, worked):
+def test_the_value_table_has_each_value_beside_its_gradient(open_page, worked):
     page = open_page(worked)
     for row in worked.rows:
         line = page.locator(f'li[data-row="{row.index}"]')
@@ -95,7 +95,7 @@ def test_the_mirror_has_each_value_beside_its_gradient(open_page, worked):
 
 def test_the_switch_shows_one_way_at_a_time(open_page, worked):
     page = open_page(worked, "#backward-5-weight")
-    labels = lambda: page.locator("#told .label").all_inner_texts()  # noqa: E731
+    labels = lambda: page.locator("#step .label").all_inner_texts()  # noqa: E731
     assert "product" in labels()
     assert "what PyTorch runs" in labels()
     page.check("input[value=jacobian]")
@@ -104,7 +104,7 @@ def test_the_switch_shows_one_way_at_a_time(open_page, worked):
     page.check("input[value=product]")
     assert "product" not in labels()
     assert "what PyTorch runs" in labels()
-    assert page.locator("#told .jacobian").count() == 0
+    assert page.locator("#step .jacobian").count() == 0
     page.click("#phases button:has-text('Forward')")
     assert page.is_hidden("#ways")
 
@@ -147,7 +147,7 @@ def test_modules_fold_and_names_are_searched(open_page, worked):
     page.keyboard.type("relu")
     assert page.locator("li.row").count() == 2
     page.fill("#search", "nothing like that")
-    assert page.inner_text("#rows") == "Nothing goes by that name."
+    assert page.inner_text("#rows") == "No value has that name."
 
 
 def test_repeated_blocks_are_folded_at_first(open_page):
@@ -183,7 +183,7 @@ def test_the_overview_has_a_line_a_module_and_links_findings_to_rows(open_page, 
     names = page.locator("#overview tbody th").all_inner_texts()
     assert [name for name in names if name.startswith("linear")] == ["linear1", "linear2", "linear3"]
     page.locator(".findings .chip").first.click()
-    assert page.get_attribute("#tab-mirror", "aria-selected") == "true"
+    assert page.get_attribute("#tab-values", "aria-selected") == "true"
     found = next(s for _, s in worked.walk() if s.anchor == "finding-1")
     named = next(span.source for span in found.title if not isinstance(span, str))
     assert page.get_attribute("li.current", "data-row") == str(next(r.index for r in worked.rows if r.name == named))
@@ -218,7 +218,7 @@ def test_a_large_tensor_explains_the_elements_that_were_kept(open_page):
     source = Source(row.index, "gradient", (0, 3, 5))
     kept = Sum(source, "the whole sum", (Summand(0.5, (("x[3]", 2.0), ("g", 0.25)), (Source(0, "value", (3,)),)),))
     page = open_page(replace(document, sums=(kept,)), f"#{row.backward[0]}")
-    page.locator("#told .chip", has_text="[0, 3, 5]").first.click()
+    page.locator("#step .chip", has_text="[0, 3, 5]").first.click()
     assert page.inner_text("#why code") == f"dJ/d{row.name}[0,3,5]"
     assert "x[3] (2)" in page.inner_text("#why")
     page.locator("#why .factor").click()
@@ -257,25 +257,25 @@ def test_axe_finds_nothing(open_page, worked, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=AXE, exc_type=ImportError).Axe()
     page = open_page(worked, "#backward-5-weight", color_scheme=scheme)
     page.hover('#rows [data-source="1 gradient 1,0"]')
-    for tab in ("mirror", "overview", "picture"):
+    for tab in ("values", "overview", "picture"):
         page.click(f"#tab-{tab}")
         found = axe.run(page)
         assert found.violations_count == 0, found.generate_report()
 
 
 def test_the_worked_example_is_small(open_page, worked):
-    assert len(view.render(worked).encode()) < 400_000
+    assert len(view.written(worked).encode()) < 400_000
     assert int(open_page(worked).get_attribute("html", "data-ready")) > 0  # benchmarks/page.py says how soon
 
 
 def test_a_large_step_is_small_and_fills_its_lines_as_they_are_scrolled_to(open_page):
     document = large()
-    assert len(view.render(document).encode()) < 4_000_000
+    assert len(view.written(document).encode()) < 4_000_000
     page = open_page(document)
     page.click("#unfold")
     last = f'li[data-row="{len(document.rows) - 1}"]'
     assert page.locator(f"{last} .name").count() == 0
-    page.evaluate("document.querySelector('#mirror').scrollTop = 1e9")
+    page.evaluate("document.querySelector('#values').scrollTop = 1e9")
     page.wait_for_selector(f"{last} .name")
 
 
@@ -295,31 +295,31 @@ def test_a_row_of_a_block_that_is_told_once_brings_its_own_numbers(open_page, de
     row = next(row for row in deep.rows if row.module == "h.2.attn.c_attn" and row.kind == "operation")
     told = next(row for row in deep.rows if row.module == "h.0.attn.c_attn" and row.kind == "operation")
     page.evaluate(f"location.hash = '#{row.forward}@{row.index}'")
-    page.wait_for_selector("#told .instead")
-    assert f"The numbers of {row.name} in h.2.attn.c_attn" in page.inner_text("#told .instead")
+    page.wait_for_selector("#step .instead")
+    assert f"The numbers of {row.name} in h.2.attn.c_attn" in page.inner_text("#step .instead")
     norm = next(number(figure) for name, figure in row.value.statistics if name == "norm")
-    assert norm in page.locator("#told .instead dd").all_inner_texts()
+    assert norm in page.locator("#step .instead dd").all_inner_texts()
     assert title(page).startswith(f"Forward {row.forward.removeprefix('forward-')}: {told.name}")
     assert page.get_attribute("li.current", "data-row") == str(row.index)
     page.click(f"li[data-row='{row.index}'] .side.gradient")
     assert page.url.endswith(f"#{row.backward[0]}@{row.index}")
     page.click("#next")
-    assert page.locator("#told .instead").count() == 0
+    assert page.locator("#step .instead").count() == 0
 
 
 def test_blocks_that_are_told_once_stand_in_tables(open_page, deep):
     page = open_page(deep, "#backward-alike-1")
-    assert page.locator("#told tbody tr code").all_inner_texts() == ["h.3", "h.2", "h.1", "h.0"]
+    assert page.locator("#step tbody tr code").all_inner_texts() == ["h.3", "h.2", "h.1", "h.0"]
     told = next(row for row in deep.rows if row.module == "h.0.ln_1" and row.kind == "operation")
     page.evaluate(f"location.hash = '#{told.forward}'")
-    page.wait_for_selector("#told tbody code:has-text('h.3')")
+    page.wait_for_selector("#step tbody code:has-text('h.3')")
 
 
 def test_one_number_of_a_large_gradient_is_explained(open_page, deep):
     row = next(row for row in deep.rows if row.name == "h.0.attn.c_attn.weight")
     made = next(s for s in deep.sums if (s.of.row, s.of.role) == (row.index, "gradient"))
     page = open_page(deep, f"#{row.backward[0]}")
-    page.locator("#told .chip").first.click()
+    page.locator("#step .chip").first.click()
     assert made.text in page.inner_text("#why")
 
 
@@ -328,7 +328,7 @@ def test_axe_finds_nothing_in_a_folded_step(open_page, deep, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=AXE, exc_type=ImportError).Axe()
     row = next(row for row in deep.rows if row.module == "h.2.mlp.1" and row.kind == "operation")
     page = open_page(deep, f"#{row.forward}@{row.index}", color_scheme=scheme)
-    for tab in ("mirror", "overview"):
+    for tab in ("values", "overview"):
         page.click(f"#tab-{tab}")
         found = axe.run(page)
         assert found.violations_count == 0, found.generate_report()
@@ -352,12 +352,12 @@ def test_it_works_in_the_sandboxed_frame_of_a_notebook(open_page, worked, browse
     errors: list[str] = []
     outer.on("pageerror", lambda error: errors.append(str(error)))
     outer.set_content("<iframe sandbox='allow-scripts' style='width:100%;height:800px'></iframe>")
-    outer.evaluate("html => document.querySelector('iframe').srcdoc = html", view.render(worked))
+    outer.evaluate("html => document.querySelector('iframe').srcdoc = html", view.written(worked))
     frame = outer.frame_locator("iframe")
     frame.locator("html[data-ready]").wait_for()
     frame.locator("#next").click()
     frame.locator("li.row a").first.click()
-    assert frame.locator("#told h2").inner_text() != "What is set"
+    assert frame.locator("#step h2").inner_text() != "Setup"
     assert errors == []
     context.close()
 

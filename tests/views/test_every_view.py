@@ -1,5 +1,7 @@
 """Every suffix that the package names writes a file, of a small step and of one with blocks that are alike."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 
 import chainrule
 from chainrule.examples import worked_example
-from chainrule.views import VIEWS
+from chainrule.views import by_suffix
 from tests.browser.transformer import Transformer
 
 
@@ -29,7 +31,7 @@ def deep():
     return recording
 
 
-@pytest.mark.parametrize("suffix", VIEWS)
+@pytest.mark.parametrize("suffix", by_suffix())
 @pytest.mark.parametrize("name", ["worked", "deep"])
 def test_it_writes_a_file_that_names_what_is_told(suffix: str, name: str, request, tmp_path: Path) -> None:
     recording = request.getfixturevalue(name)
@@ -38,3 +40,16 @@ def test_it_writes_a_file_that_names_what_is_told(suffix: str, name: str, reques
     assert ("linear2" if name == "worked" else "ln_1") in text.replace("\\_", "_")
     told_once = "h.1 and h.2" in text
     assert told_once == (name == "deep" and suffix != ".svg")
+
+
+def test_a_view_states_its_suffix_and_what_it_needs() -> None:
+    stated = {suffix: (view.pointing, view.coded) for suffix, view in by_suffix().items()}
+    assert stated == {
+        ".html": (True, False), ".json": (True, False), ".ipynb": (False, True),
+        ".md": (False, False), ".svg": (False, False), ".tex": (False, False), ".txt": (False, False),
+    }  # fmt: skip
+
+
+def test_finding_the_views_needs_no_torch() -> None:
+    code = "import sys; from chainrule.views import by_suffix; by_suffix(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -84,23 +84,23 @@ def test_a_histogram_and_a_sketch():
     [
         (small(title="t"), 'document.title must be an array, not "t"'),
         (small(title=[{"math": 1}]), 'document.title[0] must be a string, {"math": "..."} or {"code": "..."}'),
-        (small(more=1), 'document has a field "more", which nobody knows'),
+        (small(more=1), 'document has an unknown field "more"'),
         (small(summary=[{"text": []}]), "document.summary[0] must be an object with \"block\": one of paragraph, "),
         (small(summary=[{"block": "paragraph"}]), "document.summary[0] has no field `text`"),
         (small(summary=[tensor(shape=[3])]), "document.summary[0] has shape [3], but 2 entries"),
         (small(summary=[tensor(shape=[10**9] * 2)]), "document.summary[0] has shape [1000000000, 1000000000], but 2"),
-        (small(summary=[tensor(shape=[10**40])]), "document.summary[0].shape has a size that no tensor has"),
-        (small(summary=[tensor(shape=[-1, -2])]), "document.summary[0].shape has a size that no tensor has"),
-        (small(summary=[tensor(shape=[True, 2])]), "document.summary[0].shape[0] must be a whole number, not true"),
+        (small(summary=[tensor(shape=[10**40])]), "document.summary[0].shape has an invalid size"),
+        (small(summary=[tensor(shape=[-1, -2])]), "document.summary[0].shape has an invalid size"),
+        (small(summary=[tensor(shape=[True, 2])]), "document.summary[0].shape[0] must be an integer, not true"),
         (small(summary=[tensor(entries=[1, "2"])]), 'document.summary[0].entries[1] must be a number, not "2"'),
         (small(summary=[tensor(role="secret")]), "document.summary[0].role must be one of value, gradient, jacobian, "),
         (small(summary=[tensor(statistics=[["norm"]])]), "document.summary[0].statistics[0] must be an array of 2"),
         (small(summary=[{"block": "table", "headers": ["a"], "rows": [[]]}]), "has a row that is longer"),
-        (small(sections=[{"title": [], "anchor": "a", "kind": "note"}] * 2), 'the anchor "a" stands at two sections'),
-        (small(sums=[{"of": {"row": 0, "role": "value", "index": []}, "text": "", "summands": []}]), "points at row 0"),
-        ([], 'the first level must be an object with "format": "chainrule document"'),
-        ({**small(), "version": 0}, "`version` must be a whole number from 1 on, not 0"),
-        ({**small(), "more": 0}, "the first level has the fields format, version and document, and no other"),
+        (small(sections=[{"title": [], "anchor": "a", "kind": "note"}] * 2), 'two sections have the anchor "a"'),
+        (small(sums=[{"of": {"row": 0, "role": "value", "index": []}, "text": "", "summands": []}]), "refers to row 0"),
+        ([], 'the top level must be an object with "format": "chainrule document"'),
+        ({**small(), "version": 0}, "`version` must be a positive integer, not 0"),
+        ({**small(), "more": 0}, "the top level must have exactly the fields format, version and document"),
     ],
 )  # fmt: skip
 def test_what_is_malformed_is_refused_with_its_place(met, said):
@@ -118,9 +118,9 @@ def test_a_newer_version_says_what_to_do():
 
 
 def test_no_json_and_no_number():
-    with pytest.raises(StorageError, match=r"this is no JSON: .* Is the file cut short\?"):
+    with pytest.raises(StorageError, match=r"this is not JSON: .* Is the file truncated\?"):
         from_json(to_json(hostile.document("x"))[:500])
-    with pytest.raises(StorageError, match="the number NaN is no JSON"):
+    with pytest.raises(StorageError, match="the number NaN is not JSON"):
         from_json('{"format": NaN}')
     with pytest.raises(StorageError, match="a number in this document is too long"):
         from_json("1" * 5000)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import chainrule
 from chainrule.errors import MissingError
-from chainrule.views import VIEWS
+from chainrule.views import by_suffix
 from tests.browser.transformer import Transformer
 
 STATISTICS, BLOCK = "statistics", ["h.2.*"]
@@ -34,7 +34,7 @@ def recording(request):
     return recorded(request.param)
 
 
-@pytest.mark.parametrize("suffix", VIEWS)
+@pytest.mark.parametrize("suffix", by_suffix())
 def test_every_view_is_written_and_makes_up_no_number(suffix: str, recording, tmp_path: Path) -> None:
     recording.save(tmp_path / f"step{suffix}")
     text = (tmp_path / f"step{suffix}").read_text(encoding="utf-8")

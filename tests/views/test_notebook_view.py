@@ -84,7 +84,7 @@ def test_the_code_of_the_worked_example_recomputes_every_gradient(optimizer: str
     assert after is not None
     torch.testing.assert_close(names["W2_new"].detach(), after)
     code = "\n".join(sources(recording))
-    assert code.count("# what PyTorch runs") == code.count("# the long way") >= 11
+    assert code.count("# what PyTorch runs") == code.count("# by the Jacobian") >= 11
 
 
 def test_data_that_the_block_makes_is_data() -> None:

@@ -46,8 +46,8 @@ def data_of(html: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", hostile.NAMES, ids=range(len(hostile.NAMES)))
 def test_no_name_becomes_an_element(name):
-    html = page.render(hostile.document(name))
-    harmless = page.render(hostile.document("x"))
+    html = page.written(hostile.document(name))
+    harmless = page.written(hostile.document("x"))
     kinds = [tag for tag, _ in Elements(html).found]
     assert set(kinds) == {tag for tag, _ in Elements(harmless).found}
     assert kinds.count("script") == 2
@@ -57,7 +57,7 @@ def test_no_name_becomes_an_element(name):
 
 
 def test_the_policy_allows_the_one_script_and_the_styles_and_nothing_else():
-    html = page.render(hostile.document("x"))
+    html = page.written(hostile.document("x"))
     [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
     [script] = re.findall(r'<script type="module">(.*?)</script>', html, re.DOTALL)
     [style, *pictured] = re.findall(r"<style[^>]*>(.*?)</style>", html, re.DOTALL)
@@ -70,7 +70,7 @@ def test_the_policy_allows_the_one_script_and_the_styles_and_nothing_else():
 
 
 def test_nothing_is_loaded_from_anywhere():
-    html = page.render(hostile.document("x"))
+    html = page.written(hostile.document("x"))
     for tag, attributes in Elements(html).found:
         assert "src" not in attributes, tag
         assert (attributes.get("href") or "#").startswith("#"), tag
@@ -154,5 +154,5 @@ def test_numbers_of_32_bits_are_short_and_exact_and_those_of_64_bits_whole():
     value = 0.1000000014901161193847656  # the float32 that is nearest to 0.1
     single = doc.Tensor("x", (1,), "float32", "value", (value,))
     double = doc.Tensor("y", (1,), "float64", "value", (value,))
-    told = data_of(page.render(doc.Document((), (single, double), ())))["document"]["summary"]
+    told = data_of(page.written(doc.Document((), (single, double), ())))["document"]["summary"]
     assert [block["entries"] for block in told] == [[0.100000001], [value]]

@@ -267,13 +267,13 @@ def test_what_cannot_be_shown_is_an_error() -> None:
     with pytest.raises(TypeError) as caught:
         shown(unknown)
     assert str(caught.value) == (
-        "the terminal view has no function for a block of type Picture. Add one to chainrule.views.terminal._SHOW."
+        "chainrule.views.terminal has no function for a block of type Picture. Add one to its _WRITERS."
     )
     with pytest.raises(
         ValueError, match=r"^tensor A of shape \(2, 2\) has 4 elements, but its block holds 3 entries\."
     ):
         shown(tensor("A", (2, 2), [1, 2, 3]))
-    with pytest.raises(ValueError, match=r"^tensor A has 1 rows and 2 columns, but 1 row labels and 1 column labels\."):
+    with pytest.raises(ValueError, match=r"^tensor A has 1 rows and 2 columns, but 0 row labels and 1 column labels\."):
         shown(tensor("A", (2,), [1, 2], column_labels=("x",)))
     with pytest.raises(TypeError, match=r"^a span of text is a str, Math or Code, not int$"):
         shown(Paragraph((unknown and 3,)))  # type: ignore[arg-type]

@@ -143,7 +143,7 @@ def test_a_run_goes_into_no_file_of_a_step(script):
     result = invoke("show", "run.db", "-o", "run.safetensors")
     assert result.exit_code == 2
     assert result.stderr == (
-        "Error: no view writes .safetensors. Give one of .html, .json, .md, .tex, .ipynb, .svg, .txt.\n"
+        "Error: no view writes .safetensors. Give one of .html, .ipynb, .json, .md, .svg, .tex, .txt.\n"
     )
 
 

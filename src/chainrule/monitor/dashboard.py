@@ -21,7 +21,7 @@ from rich.text import Text
 from chainrule.graph.history import StepFacts
 from chainrule.monitor.runs import Figure, Found
 from chainrule.numbers import number
-from chainrule.views.unicode import printable
+from chainrule.views.blocks import printable
 
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDE = 48  # steps in the curve of the loss

@@ -1,13 +1,13 @@
-"""From the derivation to the document: what is told, in which order, and in which words.
+"""Reports: from the derivation to a document. All wording, and all choice of what to show in which order, is here.
 
-All wording and all choice of what to show is here, so that every view says the same. A section is told by the kind of
-its step; what is shown of a tensor depends on its size alone.
+So every view says the same. How a section reads depends on the kind of its step, and what it shows of a tensor on the
+size of the tensor alone.
 """
 
 from __future__ import annotations
 
-from chainrule.report.brief import brief
 from chainrule.report.context import Context
-from chainrule.report.whole import whole
+from chainrule.report.full import full
+from chainrule.report.summary import brief
 
-__all__ = ["Context", "brief", "whole"]
+__all__ = ["Context", "brief", "full"]

@@ -1,10 +1,10 @@
-"""The same step as code, which recomputes the results of each section with torch and asserts that they are the same.
+"""The step as code, which recomputes the results of each section with torch and compares them with the recorded ones.
 
-Each section's code builds on that of the sections before it, in reading order: leaves, forward, backward, update. Small
-tensors begin as the numbers that were recorded; whatever follows from them is computed, so that a reader can change a
-number and see what follows. A step whose operands are too large to be written down, or that draws random numbers, has
-no code that computes it. Operations are called by their ATen names, exactly as they ran; nothing of a user's text
-stands in the code but as an identifier or a string's `repr`.
+The code of each section builds on that of the sections before it, in reading order: leaves, forward, backward, update.
+Small tensors start as the recorded numbers and everything else is computed from them, so that a reader can change a
+number and see the effect. There is no code for a step whose operands are too large to be written down, or that draws
+random numbers. Operations are called by their ATen names, exactly as they ran. A user's text enters the code only as an
+identifier or as the `repr` of a string.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from math import inf, nan
 import torch
 
 aten = torch.ops.aten
-COMPARE = True  # False: change any number, and see what follows, instead of holding it against the recording
+COMPARE = True  # False: change any number and see the effect, without comparing with the recording
 
 
 def check(result, recorded):
-    """Assert that a recomputed result is the recorded one up to rounding, and go on with that, bit for bit."""
+    """Compare a recomputed result with the recorded one, up to rounding, and return the recorded one."""
     if not COMPARE:
         return result
     torch.testing.assert_close(result, recorded, equal_nan=True)
     return recorded
 '''
-_of_torch = (torch.dtype, torch.layout, torch.memory_format)
+_TORCH_TYPES = (torch.dtype, torch.layout, torch.memory_format)
 
 
 class Unwritable(Exception):  # noqa: N818 (never leaves this module)
-    """This cannot be said in code that runs on its own."""
+    """This cannot be written as code that runs on its own."""
 
 
 def with_code(context: Context, sections: Sequence[Section]) -> tuple[Section, ...]:
-    """The sections, each with the code that recomputes it where there is some."""
-    there = {each.anchor for section in sections for _, each in section.walk()}
+    """The sections, each with the code that recomputes it, if there is any."""
+    anchors = {each.anchor for section in sections for _, each in section.walk()}
     codes: dict[str, str] = {}
-    waiting: list[str] = []  # of steps that have no section, because one of a block like theirs stands for them
+    waiting: list[str] = []  # of steps without a section, because the step of a repeated block is shown for them
     for anchor, written in _Writer(context).codes():
         waiting += [written] if written else []
-        if anchor in there:
+        if anchor in anchors:
             codes[anchor] = "\n".join(waiting)
             waiting = []
     return tuple(_filled(section, codes) for section in sections)
@@ -70,7 +70,7 @@ def _filled(section: Section, codes: Mapping[str, str]) -> Section:
 
 
 class _Writer:
-    """Writes the code in reading order, and remembers which names it has defined."""
+    """Writes the code in reading order, and keeps track of the names that it has defined."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -80,18 +80,18 @@ class _Writer:
         steps = context.derivation.steps
         self._forward = [step for step in steps if step.kind == "forward"]
         self._backward = [step for step in steps if step.kind == "backward"]
-        self._shares: dict[tuple[int, int], list[Share]] = {}  # (value, backward) -> what adds up to its gradient
+        self._shares: dict[tuple[int, int], list[Share]] = {}  # (value, backward) -> contributions
         for step in self._backward:
             for share in step.shares:
                 if share.value is not None and share.gradient is not None:
                     self._shares.setdefault((share.value, step.backward or 0), []).append(share)
 
-        self._reached: dict[int, list[int]] = {}  # value -> the passes that brought it gradients
+        self._reached: dict[int, list[int]] = {}  # value -> the backward passes in which it got gradients
         for value, backward in self._shares:
             self._reached.setdefault(value, []).append(backward)
 
     def codes(self) -> Iterator[tuple[str, str]]:
-        """The code of each section that has some, by its anchor."""
+        """The code of each section that has any, with its anchor."""
         yield "setting", "\n".join([PREAMBLE, "", *self._leaves()])
         for number, (_, parameter) in enumerate(self._graph.parameters.items()):
             if parameter.value is not None:
@@ -112,7 +112,7 @@ class _Writer:
     # -- leaves and the forward pass
 
     def _leaves(self) -> Iterator[str]:
-        """What is used and no told step makes: data from outside, and what the block made where no gradient flows."""
+        """What the shown steps use but do not compute: input data, and results through which no gradient flows."""
         used = {value for step in self._forward for _, _, value in step.arguments}
         made = {value for step in self._forward for operation in step.operations for value in self._outputs(operation)}
         leaves = used - made
@@ -136,7 +136,7 @@ class _Writer:
         for value in results:
             data = self._graph.values[value].data
             if data is not None and _is_small(data):
-                lines.append(_held(self._name(value), data))
+                lines.append(_checked(self._name(value), data))
         return lines
 
     def _run(self, step: Step, renamed: Mapping[tuple[str, int | None] | int, str]) -> list[str]:
@@ -161,7 +161,7 @@ class _Writer:
             raise Unwritable
         if torch.Tag.nondeterministic_seeded in overload.tags or not operation.outputs:
             raise Unwritable
-        if len(overload._schema.returns) not in (1, len(operation.outputs)):  # it gave None for some of its results
+        if len(overload._schema.returns) not in (1, len(operation.outputs)):  # some of its results are None
             raise Unwritable
         given: list[tuple[Any, Any]] = []
         for argument in overload._schema.arguments:
@@ -191,7 +191,7 @@ class _Writer:
         if isinstance(item, list):
             each = (renamed.get((name, i)) or self._argument(x, name, inner, renamed) for i, x in enumerate(item))
             return f"[{', '.join(each)}]"
-        if isinstance(item, _of_torch):
+        if isinstance(item, _TORCH_TYPES):
             return str(item)
         if isinstance(item, torch.device):
             return f"torch.device({str(item)!r})"
@@ -202,7 +202,7 @@ class _Writer:
     # -- the backward pass
 
     def _arrived(self, step: Step) -> list[str]:
-        """The upstream gradients: the sum of the shares where all are there, else as recorded."""
+        """The upstream gradients: the sums of their contributions if all of these are defined, else as recorded."""
         lines: list[str] = []
         for slot, value in enumerate(step.outputs):
             upstream = step.upstream[slot] if slot < len(step.upstream) else None
@@ -217,15 +217,15 @@ class _Writer:
             return
         if len(shares) > 1 and self._defined.issuperset(shares):
             self._defined.add(name)
-            yield f"{name} = {' + '.join(shares)}  # one share for each use"
+            yield f"{name} = {' + '.join(shares)}  # one contribution per use"
             if _is_small(recorded):
-                yield _held(name, recorded)
+                yield _checked(name, recorded)
         elif _is_small(recorded):
             self._defined.add(name)
             yield f"{name} = {literal(recorded)}"
 
     def _back(self, step: Step, share: Share) -> list[str]:
-        """One share of a gradient: the product that PyTorch runs, and the same by the Jacobian where it is small."""
+        """One contribution to a gradient: the product that PyTorch runs, and the same by a small Jacobian."""
         recorded = share.gradient if share.recorded is None else share.recorded
         if share.value is None or recorded is None:
             return []
@@ -238,7 +238,7 @@ class _Writer:
             self._defined.add(name)
             return [f"{name} = {literal(recorded)}"]
         self._defined.add(name)
-        return [*lines, _held(name, recorded)] if _is_small(recorded) else lines
+        return [*lines, _checked(name, recorded)] if _is_small(recorded) else lines
 
     def _product(self, step: Step, variable: int, name: str, renamed: Mapping[Any, str]) -> list[str]:
         operand = self._name(variable)
@@ -261,11 +261,11 @@ class _Writer:
                 f"jacobian = torch.autograd.functional.jacobian(through, {operand}).reshape({rows}, {columns})"
             )
             product = f"({upstream[0]}.reshape(1, -1) @ jacobian).reshape({operand}.shape)"
-            lines.append(f"check({product}, {name})  # the long way")
+            lines.append(f"check({product}, {name})  # by the Jacobian")
         return lines
 
     def _renamed(self, step: Step, share: Share) -> dict[Any, str]:
-        """Which argument is the variable: the value wherever it stands, or this one argument where it stands twice."""
+        """Which argument is the variable: the value itself, or this one argument if the value is used for several."""
         if sum(value == share.value for _, _, value in step.arguments) == 1:
             return {share.value: "operand"}
         if len(step.operations) == 1:
@@ -273,7 +273,7 @@ class _Writer:
         raise Unwritable
 
     def _sums(self) -> Iterator[str]:
-        """What no step took on: the gradients of leaves that are used several times."""
+        """The gradients of leaves that are used several times, which no step needs."""
         for (value, backward), shares in self._shares.items():
             recorded = self._graph.values[value].grad
             if len(shares) > 1 and recorded is not None and self._pass_of(value) == backward:
@@ -312,7 +312,7 @@ class _Writer:
         yield f"check({name}_new.detach(), {_needed(each.after)})"
 
     def _pass_of(self, value: int) -> int | None:
-        """The one pass that a value's gradient is from; None where it is the sum of several."""
+        """The backward pass that a value's gradient comes from; None if it is the sum of several."""
         passes = counted(self._graph.backwards, self._reached.get(value, ()))
         return passes[0] if len(passes) == 1 else None
 
@@ -326,15 +326,15 @@ class _Writer:
         return self._identifier((value, backward), f"d{loss}_d{self._name(value)}")
 
     def _share(self, value: int, backward: int, share: Share) -> str:
-        """The name of one share: the gradient's own where it is the only one."""
+        """The name of one contribution: that of the gradient if there is no other."""
         shares = self._shares[(value, backward)]
         if len(shares) == 1:
             return self._gradient(value, backward)
         place = next(i for i, each in enumerate(shares, 1) if each is share)
-        return self._identifier((value, backward, place), f"{self._gradient(value, backward)}_share{place}")
+        return self._identifier((value, backward, place), f"{self._gradient(value, backward)}_use{place}")
 
     def _identifier(self, key: object, wish: str) -> str:
-        """A name of its own for each key, as near to the wish as Python's grammar lets it be."""
+        """A unique name for each key, as near to the wish as Python's grammar allows."""
         if key not in self._names:
             name = re.sub(r"\W", "_", wish, flags=re.ASCII)
             name = f"_{name}" if not name or name[0].isdigit() or keyword.iskeyword(name) or name in _TAKEN else name
@@ -355,7 +355,7 @@ def _is_default(argument: Any, value: Any) -> bool:
     return not isinstance(value, (Ref, list)) and argument.has_default_value() and value == argument.default_value
 
 
-def _held(name: str, recorded: Data) -> str:
+def _checked(name: str, recorded: Data) -> str:
     return f"{name} = check({name}, {literal(recorded)})"
 
 
@@ -374,7 +374,7 @@ def _needed(item: Any) -> str:
 
 
 def _options(kind: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The optimizer's options that differ from their defaults, and that its constructor takes."""
+    """The options of the optimizer's constructor that differ from their defaults."""
     for key, parameter in inspect.signature(kind).parameters.items():
         if key in options and options[key] != parameter.default:
             value = options[key]
@@ -385,23 +385,23 @@ def _options(kind: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]
 
 
 def literal(data: Data | None) -> str:
-    """A tensor as code that makes the same tensor, bit for bit; floats as short as that allows."""
+    """A tensor as code that creates the same tensor, bit for bit, with floats as short as that allows."""
     assert data is not None
     data = data.detach().cpu().resolve_conj().resolve_neg()
     if not data.numel():
         return f"torch.empty({tuple(data.shape)}, dtype={data.dtype})"
     body = _nested(data.tolist(), data.dtype)
-    return f"torch.tensor({body}" + (")" if data.dtype in _OWN else f", dtype={data.dtype})")
+    return f"torch.tensor({body}" + (")" if data.dtype in _DEFAULT else f", dtype={data.dtype})")
 
 
-_OWN = (torch.float32, torch.int64, torch.bool)  # what torch.tensor takes Python's numbers for, by default
+_DEFAULT = (torch.float32, torch.int64, torch.bool)  # the dtypes that torch.tensor gives to Python's numbers
 
 
 def _nested(item: Any, dtype: torch.dtype) -> str:
     if isinstance(item, list):
         return "[" + ", ".join(_nested(each, dtype) for each in item) + "]"
     if isinstance(item, float) and math.isfinite(item) and dtype is not torch.float64:
-        return repr(float(str(numpy.float32(item))))  # the shortest text that is this float32, or a narrower one
+        return repr(float(str(numpy.float32(item))))  # the shortest text of this float32 or narrower
     if isinstance(item, complex):
         return f"complex({item.real!r}, {item.imag!r})"
     return repr(item)

@@ -1,19 +1,19 @@
-"""What every section needs: the facts, the derivation, the names, and how a tensor is shown."""
+"""What every section needs: the recorded step, its derivation, the names, and how a tensor becomes a block."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Derivation, Share, Step
+from chainrule.derivation.repeated_blocks import RepeatedBlocks
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.graph.graph import Graph, Place
@@ -21,34 +21,33 @@ from chainrule.graph.names import Notation
 from chainrule.graph.snapshot import Parameter, Snapshot, all_have_numbers, data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
+from chainrule.graph.thumbnails import histogram, sketch
 from chainrule.numbers import number
 from chainrule.report.checks import held_against
-from chainrule.report.folding import Folding
-from chainrule.report.sketches import histogram, sketch
 from chainrule.rules import Applied, Rule
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
-PUT_IN = 12  # operands of up to this many elements stand as matrices in a formula with the numbers put in
+PUT_IN = 12  # operands of up to this many elements are written as matrices in a formula
 
 
 @dataclass(frozen=True)
 class Context:
-    """One recording, ready to be told."""
+    """One recording with all that its reports are made from."""
 
     graph: Graph
     derivation: Derivation
     notation: Notation
     findings: tuple[Finding, ...] = ()
-    verdicts: Mapping[int, Kind] = field(default_factory=dict)  # node -> what the proof says
+    verdicts: Mapping[int, Kind] = field(default_factory=dict)  # node -> what verify() found
     measures: StatisticsCache = field(default_factory=StatisticsCache)
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
-        """A tensor as a block of the document: its numbers where it is small, else its statistics."""
+        """A tensor as a block of the document: its numbers if it is small, else its statistics."""
         return self._tensor(symbol, data, role, label, self.measures.statistics, labels)
 
     def passing(self, symbol: str, data: Data, role: Role, label: str = "") -> Tensor:
-        """The same of a tensor that was made to be told: nothing is kept of it."""
+        """The same for a temporary tensor, whose statistics are not cached."""
         return self._tensor(symbol, data, role, label, Statistics.of, {})
 
     def _tensor(
@@ -72,10 +71,10 @@ class Context:
             return Tensor(symbol, shape, dtype, role, entries(data), label=label, **labels)
         return Tensor(symbol, shape, dtype, role, None, pairs(measure(data)), label=label)
 
-    def pictured(self, told: Tensor, data: Data | None) -> Tensor:
-        """A tensor that is too large to be told number by number, with what it looks like from afar."""
-        if told.entries is not None or not has_numbers(data):
-            return told
+    def pictured(self, block: Tensor, data: Data | None) -> Tensor:
+        """The block of a large tensor, with a thumbnail and a histogram."""
+        if block.entries is not None or not has_numbers(data):
+            return block
         data = data if data.layout is torch.strided else data.to_dense()
         key = memory(data)
         view = (key, data.shape, data.stride())
@@ -83,11 +82,11 @@ class Context:
             self._histograms[key] = histogram(data, self.measures.statistics(data))
         if view not in self._sketches:
             self._sketches[view] = (data, sketch(data))
-        return replace(told, sketch=self._sketches[view][1], histogram=self._histograms[key])
+        return replace(block, sketch=self._sketches[view][1], histogram=self._histograms[key])
 
     @cached_property
     def _histograms(self) -> dict[object, Histogram | None]:
-        return {}  # by memory, which the measures hold
+        return {}  # by memory, which the statistics cache holds
 
     @cached_property
     def _sketches(self) -> dict[object, tuple[Data, Sketch | None]]:
@@ -100,36 +99,35 @@ class Context:
         return self.known(self.notation.symbol(index), value.snapshot, role, label)
 
     def gradient(self, symbol: str, index: int, data: Data | None, label: str = "") -> Tensor:
-        """The gradient of a value; `data` is what is known of it, with or without numbers."""
+        """The gradient of a value; `data` may be without numbers."""
         known = None if data is None else Snapshot.of(data, self.graph.values[index].grad_statistics)
         return self.known(symbol, known, "gradient", label)
 
     def known(self, symbol: str, snapshot: Snapshot | None, role: Role, label: str = "") -> Tensor:
-        """A tensor of the recording, of which perhaps the statistics alone were kept."""
+        """A tensor of the recording, of which perhaps only statistics were kept."""
         if snapshot is None or snapshot.has_numbers:
             return self.tensor(symbol, data_of(snapshot), role, label)
         return _unkept(symbol, snapshot, role, label)
 
     def arrived(self, index: int) -> Tensor | None:
-        """The whole gradient of a value, pictured; None where none arrived."""
+        """The whole gradient of a value, with its thumbnail; None if none arrived."""
         value, symbol = self.graph.values[index], self.notation.gradient(index)
         if value.gradient is None:
             return None
         return self.pictured(self.known(symbol, value.gradient, "gradient"), value.grad)
 
     def figures(self, data: Data | None, known: Statistics | None) -> Statistics | None:
-        """The figures of a tensor, or those that were taken in its place; None where there are none of either."""
+        """The statistics of a tensor, or those that were recorded in place of it; None if there are neither."""
         return self.measures.statistics(data) if has_numbers(data) else known
 
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""
-        label = f"shape {shape_text(parameter.shape)}"
         if parameter.before is not None or parameter.value is None:
-            return self.tensor(symbol, parameter.before, "parameter", label)
-        return self.value(parameter.value, label)
+            return self.tensor(symbol, parameter.before, "parameter")
+        return self.value(parameter.value)
 
     def symbols(self, step: Step) -> dict[str, str]:
-        """The operands' symbols for a rule's templates: `$self`, `$out`, `$g`, and `$out0`, `$g0`, ... for several."""
+        """The symbols for a rule's templates: `$self`, `$out`, `$g`, and `$out0`, `$g0`, ... for several results."""
         found: dict[str, str] = {}
         lists: dict[str, list[str]] = {}
         for name, item, value in step.arguments:
@@ -149,7 +147,7 @@ class Context:
         return found
 
     def results(self, step: Step) -> tuple[int, ...]:
-        """The outputs worth telling: not those that an operation keeps for itself, as a norm keeps the mean."""
+        """The outputs to show: not those that an operation keeps for its own backward, as a norm keeps the mean."""
         return tuple(
             value
             for slot, value in enumerate(step.outputs)
@@ -161,9 +159,9 @@ class Context:
         return {value for step in self.derivation.steps for _, _, value in step.arguments}
 
     def uses(self, value: int, backward: int | None = None) -> list[Share]:
-        """The shares of a value's gradient that its uses send back, in the order in which they are told.
+        """The contributions to a value's gradient, one per use, in the order in which they are shown.
 
-        Those of all passes that accumulate are one sum; what `torch.autograd.grad` finds is one of its own.
+        Those of all backward passes that accumulate are one sum; each `torch.autograd.grad` is a sum of its own.
         """
         return self._uses.get((value, self._sum(backward)), [])
 
@@ -177,11 +175,11 @@ class Context:
         return found
 
     def _sum(self, backward: int | None) -> int | None:
-        """Which sum the shares of a pass belong to: None for `.grad`."""
+        """The sum that the contributions of a backward pass belong to: None for `.grad`."""
         return None if backward is None or self.graph.backwards[backward].accumulates else backward
 
     def shares(self, value: int) -> list[Share]:
-        """The shares that the value's `grad` is the sum of, as `graph.counted` says."""
+        """The contributions that add up to the value's `grad`, as `graph.counted` says."""
         return self.uses(value) or self._last_uses.get(value, [])
 
     @cached_property
@@ -189,11 +187,11 @@ class Context:
         return {value: shares for (value, _), shares in self._uses.items()}
 
     def is_whole(self, share: Share) -> bool:
-        """Whether a share is all of its value's `grad`."""
+        """Whether a contribution is the whole `grad` of its value."""
         return share.value is not None and [id(each) for each in self.shares(share.value)] == [id(share)]
 
     def arriving(self, value: int, backward: int, upstream: Data, label: str) -> Tensor:
-        """What arrived at a value in one pass; its figures are known where it is the value's `grad`."""
+        """What arrived at a value in one backward pass; if it is the value's `grad`, its statistics are known."""
         symbol, uses = self.notation.gradient(value, backward), self.uses(value, backward)
         if uses and uses is not self.shares(value):
             return self.tensor(symbol, upstream, "gradient", label)
@@ -201,7 +199,7 @@ class Context:
 
     @cached_property
     def relative_updates(self) -> dict[int, float]:
-        """For each parameter that an optimizer changed: the norm of the change over the norm of what it was before."""
+        """For each parameter that an optimizer changed: the norm of the change over the norm before it."""
         found = {}
         for update in self.graph.updates:
             for each in update.parameters:
@@ -223,7 +221,7 @@ class Context:
         return (*code, f"({place})")
 
     def place(self, step: Step) -> Place | None:
-        """Where in the user's code a step began; for a user's own `autograd.Function` where it was applied."""
+        """Where in the user's code a step was called; a user's own `autograd.Function`: where it was applied."""
         if step.nodes and self.graph.nodes[step.nodes[0]].function_class is not None:
             return self.graph.nodes[step.nodes[0]].place
         if step.call is not None:
@@ -231,18 +229,18 @@ class Context:
         return self.graph.nodes[step.nodes[0]].place if step.nodes else None
 
     def operation_name(self, step: Step) -> str:
-        """What the step runs, in a word: the torch function, or the operation."""
+        """What the step runs: the torch function, or the operation."""
         if step.call is not None and len(self.graph.calls[step.call].operations) == len(step.operations):
             return self.graph.calls[step.call].name
         return self.graph.operations[step.operations[0]].name.removeprefix("aten.").split(".")[0]
 
     @cached_property
-    def folding(self) -> Folding:
-        """Which blocks are alike, so that one of them is told for all."""
-        return Folding(self.graph, self.derivation, lambda share: self.check(share).kind)
+    def repeated(self) -> RepeatedBlocks:
+        """Which blocks are repeated, so that one of them is shown for all."""
+        return RepeatedBlocks(self.graph, self.derivation, lambda share: self.check(share).kind)
 
     def check(self, share: Share) -> Verdict:
-        """A share of a gradient against autograd's own of this very edge."""
+        """Compare a contribution with autograd's gradient of the same edge."""
         known = self._checks.get(id(share))
         if known is None:
             known = self._checks[id(share)] = self._checked(share)
@@ -250,25 +248,25 @@ class Context:
 
     def _checked(self, share: Share) -> Verdict:
         if share.gradient is None or share.recorded is None:
-            return Verdict("not checked", ("this share goes into a sum; the sum is checked where it is complete",))
-        is_left = (
+            return Verdict("not checked", ("this contribution is part of a sum, and the complete sum is checked",))
+        in_grad = (
             share.value is not None
             and self.graph.values[share.value].kind == "parameter"
             and any(each is share for each in self.uses(share.value))
         )
-        where = Code(".grad" if is_left else "autograd's own gradient")
+        where: Span = Code(".grad") if in_grad else "autograd's gradient"
         return self.agreement(share.gradient, share.recorded, ("our rules against ", where))
 
     @cached_property
     def _checks(self) -> dict[int, Verdict]:
-        return {}  # by the identity of shares, which the derivation holds
+        return {}  # by the identity of contributions, which the derivation holds
 
     def agrees(self, ours: Data, theirs: Data) -> bool:
-        """Whether a part of a tensor that was made to be told is PyTorch's up to rounding."""
+        """Whether a temporary tensor equals PyTorch's up to rounding."""
         return held_against(self.measures, ours, theirs, (), passing=True).kind == "agrees"
 
     def held_before(self, name: str) -> str:
-        """What a parameter's `.grad` held when backward began."""
+        """What the `.grad` of a parameter held when backward began."""
         parameter = self.graph.parameters[name]
         if parameter.has_gradient and parameter.grad is None:
             return "not kept"
@@ -277,19 +275,20 @@ class Context:
         if sent is None or arrived is None or self.measures.are_twins(arrived, sent):
             return "None"
         left = distance(sent, arrived)
-        return f"left from before, norm {left:.4g}" if left else "None"
+        return f"left over from before, norm {left:.4g}" if left else "None"
 
     def agreement(self, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:
-        """Hold our number against PyTorch's; nothing is kept of one that is only `passing`."""
+        """Compare our tensor with PyTorch's; statistics of one that is `passing` are not cached."""
         return held_against(self.measures, ours, theirs, text, passing)
 
 
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:
-    """A tensor of which the figures alone were kept, if they were."""
+    """A tensor of which at most the statistics were kept."""
     dtype, known = str(snapshot.dtype).removeprefix("torch."), snapshot.statistics
-    told = pairs(known) if known is not None else (("elements", math.prod(snapshot.shape)),)
-    said = "numbers not kept" if known is not None else "not kept"
-    return Tensor(symbol, snapshot.shape, dtype, role, None, told, label=f"{label}; {said}" if label else said)
+    statistics = pairs(known) if known is not None else (("elements", math.prod(snapshot.shape)),)
+    note = "numbers not kept" if known is not None else "not kept"
+    label = f"{label}; {note}" if label else note
+    return Tensor(symbol, snapshot.shape, dtype, role, None, statistics, label=label)
 
 
 def group(symbol: str) -> str:
@@ -303,7 +302,7 @@ def entries(data: Data) -> tuple[Any, ...]:
 
 
 def pairs(found: Statistics) -> tuple[tuple[str, float], ...]:
-    """Statistics as a document has them; those of nothing finite are left out."""
+    """Statistics as a document has them; without finite elements, only the counts."""
     if found.not_finite == found.elements:
         return (("elements", found.elements), ("not finite", found.not_finite))
     return (
@@ -318,23 +317,13 @@ def pairs(found: Statistics) -> tuple[tuple[str, float], ...]:
     )
 
 
-def indices(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Every index of a shape in row-major order."""
-    return product(*(range(size) for size in shape))
-
-
-def element(name: str, index: Sequence[int]) -> str:
-    """One element of something, in a line of text: `Z1[0,1]`."""
-    return f"{name}[{','.join(map(str, index))}]" if index else name
-
-
 def shape_text(shape: Sequence[int]) -> str:
     """A shape as a reader writes it: `2 x 3`, `3`, `a single number`."""
     return " x ".join(map(str, shape)) if shape else "a single number"
 
 
 def matrix(data: Data) -> str | None:
-    """A small tensor as a matrix in LaTeX, to be put into a formula; None where it is too large."""
+    """A small tensor as a matrix in LaTeX; None if it is too large to be part of a formula."""
     if not has_numbers(data) or data.numel() > PUT_IN or data.dim() > 2 or not data.numel() or data.is_complex():
         return None
     if data.dim() == 0:
@@ -346,7 +335,7 @@ def matrix(data: Data) -> str | None:
 
 
 def put_in(rule: Rule, template: Any, op: Applied, more: Mapping[str, Data | None]) -> str | None:
-    """A rule's template with the numbers put in; None where an operand is too large, or its elements have indices."""
+    """A rule's template with numbers in place of the operands; None if one is too large, or is written by index."""
     if re.search(r"\$(\w+)\}_|\$grad\b", rule.latex(template, op, {})):
         return None
     numbers = {}

@@ -1,4 +1,4 @@
-"""What happens to the gradients after the backward pass: into `.grad`, clipped or not, and into the parameters."""
+"""After the backward pass: the gradients in `.grad`, clipped or not, and the update of the parameters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from chainrule.graph.graph import Backward
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, Update, has_numbers
 from chainrule.numbers import number
-from chainrule.report import alike
+from chainrule.report import block_tables
 from chainrule.report.context import Context, group, matrix, shape_text
 from chainrule.rules.optimizers import terms
 
 
 def gradients(context: Context) -> Section:
-    """The gradients as they stand in `.grad`, and what clearing them is for."""
-    return Section(("The gradients, and why they are cleared",), "gradients", "backward", tuple(_gradients(context)))
+    """The gradients in `.grad`, and why they are cleared."""
+    return Section(
+        ("Gradients in .grad, and why they are cleared",), "gradients", "backward", tuple(_gradients(context))
+    )
 
 
 def _gradients(context: Context) -> Iterator[Block]:
@@ -31,7 +33,7 @@ def _gradients(context: Context) -> Iterator[Block]:
     rows: list[tuple[Text, ...]] = []
     for name, parameter in graph.parameters.items():
         if not parameter.has_gradient:
-            why = "given by torch.autograd.grad alone" if parameter.value in given else "no gradient arrived"
+            why = "returned by torch.autograd.grad only" if parameter.value in given else "no gradient arrived"
             rows.append(((Code(name),), (f"None: {why}",), ("",)))
             continue
         known = context.measures.of(parameter.gradient)
@@ -43,7 +45,9 @@ def _gradients(context: Context) -> Iterator[Block]:
         value = parameter.value
         recorded = graph.values[value].grad if value is not None else None
         if value in ours and recorded is not None and len(context.uses(value)) > 1:
-            yield context.agreement(ours[value], recorded, ("the sum of all shares against ", Code(f"{name}.grad")))
+            yield context.agreement(
+                ours[value], recorded, ("the sum of all contributions against ", Code(f"{name}.grad"))
+            )
     filled = [
         (n, p, sent) for n, p in graph.parameters.items() if (sent := graph.sent(p)) is not None and p.value is not None
     ]
@@ -56,72 +60,72 @@ def _gradients(context: Context) -> Iterator[Block]:
     symbol = context.notation.gradient(parameter.value)
     if accumulated:
         yield Paragraph(
-            (Code(f"{name}.grad"), " was not empty when backward began, and backward adds to what is there: the "
-             "optimizer sees the old gradient plus the new one. Call ", Code("optimizer.zero_grad()"), " before each "
-             "step, unless you accumulate on purpose."),
+            (Code(f"{name}.grad"), " was not empty when backward began, and backward accumulates into it: the "
+             "optimizer uses the old gradient plus the new one. Call ", Code("optimizer.zero_grad()"), " before each "
+             "step, unless you accumulate gradients on purpose."),
             "warning",
         )  # fmt: skip
         return
     yield Paragraph(
         (Code(".grad"), " was empty when backward began (", Code("optimizer.zero_grad()"), " clears it). Backward "
-         "adds to what is there: without clearing, a second pass over the same batch would leave twice the gradient, "
-         "and the optimizer would take it for the true one. For ", Math(symbol), " it would be"),
+         "accumulates into it: without clearing, a second pass over the same batch would leave twice the gradient, and "
+         "the optimizer would use that. For ", Math(symbol), " it would be"),
     )  # fmt: skip
     yield context.passing(rf"2 \cdot {symbol}", 2 * sent, "gradient", "after two backward passes")
 
 
 def _given(context: Context) -> Iterator[Block]:
-    """What each `torch.autograd.grad` gave its caller, beside our own sums."""
+    """What each `torch.autograd.grad` returned, compared with our own sums."""
     for backward in context.graph.backwards:
         if backward.accumulates:
             continue
-        yield Paragraph(handed_out(context, backward))
+        yield Paragraph(returned(context, backward))
         for value, gradient in backward.given.items():
             symbol = context.notation.gradient(value, backward.index)
-            yield context.tensor(symbol, gradient.tensor, "gradient", "given by torch.autograd.grad")
+            yield context.tensor(symbol, gradient.tensor, "gradient", "returned by torch.autograd.grad")
             ours = context.derivation.of_passes.get(backward.index, {}).get(value)
             if ours is not None:
-                text = (f"our rules against what torch.autograd.grad gave of {context.notation.plain(value)}",)
+                text = (f"our rules against what torch.autograd.grad returned for {context.notation.plain(value)}",)
                 yield context.agreement(ours, gradient.tensor, text)
 
 
-def handed_out(context: Context, backward: Backward) -> Text:
-    """What a pass of `torch.autograd.grad` is, in a sentence."""
+def returned(context: Context, backward: Backward) -> Text:
+    """What a pass of `torch.autograd.grad` returned, in a sentence."""
     notation, where = context.notation, f" ({backward.place})" if backward.place else ""
     of = "" if backward.loss is None else f" of {notation.plain(backward.loss)}"
-    names = " and ".join(notation.plain(value) for value in backward.given) or "values outside this recording"
+    names = " and ".join(notation.plain(value) for value in backward.given) or "values that were not recorded"
     return (
-        Code("torch.autograd.grad"), f"{where} gave the gradient{of} with respect to {names} to the code that called "
-        "it: a result like any other, which is not in ", Code(".grad"), ".",
+        Code("torch.autograd.grad"), f"{where} returned the gradient{of} with respect to {names} to its caller. It is "
+        "not accumulated into ", Code(".grad"), ".",
     )  # fmt: skip
 
 
 def _differ(arrived: Data, left: Data) -> bool:
-    """Whether more stands in `.grad` than arrived there in this step, rounding apart."""
+    """Whether `.grad` holds more than what arrived in this step, up to rounding."""
     arrived, left = arrived.to_dense(), left.to_dense()
     return bool((arrived - left).abs().max() > 1e-4 * left.abs().max()) if left.numel() else False
 
 
 def update(context: Context, number: int, step: Update) -> Section:
-    """One `optimizer.step()`: every parameter's update, term by term."""
+    """One `optimizer.step()`: the update of every parameter, term by term."""
     title: tuple[Span, ...] = (f"Update: {step.optimizer}",)
     inner = tuple(
         _parameter(context, step, each, f"update-{number}-{place}")
         for place, each in enumerate(step.parameters)
-        if context.folding.parameter_fold(each.name) is None
+        if context.repeated.of_parameter(each.name) is None
     )
     return Section(title, f"update-{number}", "update", tuple(_events(context, step)), inner)
 
 
 def _events(context: Context, step: Update) -> Iterator[Block]:
-    said: set[str] = set()
+    seen: set[str] = set()
     for event in context.graph.events:
-        if event.position <= step.position and event.kind not in said:
-            said.add(event.kind)
+        if event.position <= step.position and event.kind not in seen:
+            seen.add(event.kind)
             where = f" ({event.place})" if event.place else ""
             yield Paragraph(
-                ("Between backward and the step, ", Code(event.kind), f" changed gradients in place{where}. The "
-                 "optimizer sees what is left in .grad."),
+                ("Between backward and the optimizer step, ", Code(event.kind), f" changed gradients in place{where}. "
+                 "The optimizer uses the changed ones."),
                 "note",
             )  # fmt: skip
 
@@ -129,7 +133,9 @@ def _events(context: Context, step: Update) -> Iterator[Block]:
 def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: str) -> Section:
     name = each.name if each.value is None else context.notation.plain(each.value)
     title: tuple[Span, ...] = (name,) if name == each.name else (f"{name} (", Code(each.name), ")")
-    return Section(title, anchor, "update", (*_terms(context, step, each), *alike.updates(context, step, each.name)))
+    return Section(
+        title, anchor, "update", (*_terms(context, step, each), *block_tables.updates(context, step, each.name))
+    )
 
 
 def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
@@ -138,7 +144,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
     yield context.known(symbol, each.start, "parameter", "before")
     grad = each.grad
     if grad is None:
-        yield Paragraph(("No gradient: the optimizer leaves this parameter as it is.",), "note")
+        yield Paragraph(("No gradient: the optimizer skips this parameter.",), "note")
         return
     yield from _changed(context, each)
     yield context.known(gradient, each.gradient, "gradient", "gradient")
@@ -163,39 +169,39 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
         yield context.passing(left, value, "parameter")
     new = worked_out[-1].value
     assert isinstance(new, Data)
-    text = ("against the parameter after ", Code("optimizer.step()"))
+    text = ("our formula against the parameter after ", Code("optimizer.step()"))
     yield context.agreement(new, each.after, text, passing=True)
 
 
 def written_by_hand(context: Context) -> list[Parameter]:
-    """The parameters that the step changed, and no optimizer."""
+    """The parameters that the step changed without an optimizer."""
     graph = context.graph
     stepped = {each.name for step in graph.updates for each in step.parameters}
     return [
         parameter
         for name, parameter in graph.parameters.items()
-        if parameter.after is not None and name not in stepped and context.folding.parameter_fold(name) is None
+        if parameter.after is not None and name not in stepped and context.repeated.of_parameter(name) is None
     ]
 
 
 def by_hand(context: Context, written: Iterable[Parameter]) -> Section:
-    """What the user's own lines made of the parameters: before, gradient, after, and what was added."""
+    """The parameters that the user's own code changed: before, gradient, after, and the change."""
     inner = tuple(
         Section(
             (Code(parameter.name),), f"by-hand-{place}", "update",
-            (*_written(context, parameter), *alike.by_hand(context, parameter.name)),
+            (*_written(context, parameter), *block_tables.by_hand(context, parameter.name)),
         )
         for place, parameter in enumerate(written)
     )  # fmt: skip
-    said = Paragraph(("Other code than an optimizer of ", Code("torch.optim"), " changed these parameters."))
-    return Section(("Update: by hand",), "by-hand", "update", (said,), inner)
+    note = Paragraph(("Code other than a ", Code("torch.optim"), " optimizer changed these parameters."))
+    return Section(("Update: by hand",), "by-hand", "update", (note,), inner)
 
 
 def _written(context: Context, parameter: Parameter) -> Iterator[Block]:
     value, before, after = parameter.value, parameter.before, parameter.after
     symbol = rf"\text{{{escape(parameter.name)}}}" if value is None else context.notation.symbol(value)
     grad = parameter.grad
-    if grad is None and value is not None:  # given by torch.autograd.grad
+    if grad is None and value is not None:  # returned by torch.autograd.grad
         grad = context.graph.values[value].grad
     yield context.tensor(symbol, before, "parameter", "before")
     if grad is not None and value is not None:
@@ -204,7 +210,7 @@ def _written(context: Context, parameter: Parameter) -> Iterator[Block]:
     if before is None or after is None:
         return
     added = after - before
-    yield context.passing(rf"\Delta {symbol}", added, "parameter", "what was added")
+    yield context.passing(rf"\Delta {symbol}", added, "parameter", "change")
     rate = None if grad is None else _rate(added, grad, before)
     if rate is not None and value is not None:
         gradient = context.notation.gradient(value)
@@ -212,7 +218,7 @@ def _written(context: Context, parameter: Parameter) -> Iterator[Block]:
 
 
 def _rate(added: Data, grad: Data, before: Data) -> float | None:
-    """What the gradient was multiplied by, where that is all that was added; None where it is not."""
+    """The factor of the gradient, if the change is a multiple of it up to rounding; else None."""
     grad, size = grad.to_dense(), float((grad.to_dense().double() ** 2).sum())
     if not size or added.is_complex() or not math.isfinite(size):
         return None
@@ -226,19 +232,19 @@ def _rate(added: Data, grad: Data, before: Data) -> float | None:
 
 
 def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
-    """What the optimizer remembers of earlier steps."""
+    """The optimizer's state before the step."""
     for name, held in each.state_before.items():
-        symbol, label = rf"\text{{{escape(name)}}}", "remembered from the steps before"
+        symbol, label = rf"\text{{{escape(name)}}}", "optimizer state before the step"
         if isinstance(held, Snapshot):
             yield context.known(symbol, held, "parameter", label)
         elif isinstance(held, Data) and name != "step":
             yield context.tensor(symbol, held, "parameter", label)
     if not each.state_before:
-        yield Paragraph(("The first step: the optimizer remembers nothing yet, and what it would is 0.",))
+        yield Paragraph(("The first step: the optimizer has no state yet; it starts at 0.",))
 
 
 def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
-    """Say so where the gradient that the optimizer saw is not the one that backward left."""
+    """Say so where the optimizer used another gradient than the one that backward left."""
     parameter = context.graph.parameters.get(each.name)
     if parameter is None or parameter.grad is None or not has_numbers(each.grad):
         return
@@ -247,6 +253,6 @@ def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     before, after = context.measures.norm(parameter.grad), context.measures.norm(each.grad)
     ratio = f", {after / before:.4g} of it" if before else ""
     yield Paragraph(
-        (f"The gradient's norm was {before:.4g} after backward and is {after:.4g} now{ratio}: it was changed.",),
+        (f"The gradient was changed after backward: its norm was {before:.4g} and is now {after:.4g}{ratio}.",),
         "note",
     )

@@ -121,9 +121,9 @@ class Verification:
 
     def document(self) -> document.Document:
         """The proof, told: a summary, a table of all nodes, and each disagreement with its wrong elements."""
-        from chainrule.report.proof import proof
+        from chainrule.report.gradient_check import gradient_check
 
-        return proof(self)
+        return gradient_check(self)
 
     def __str__(self) -> str:
         from chainrule.views import terminal

@@ -1,38 +1,49 @@
-"""Output forms of the one document: each view is a file of small functions, one for each kind of block."""
+"""Output forms of a document. A view is a module of this package that states its SUFFIX and has `written(document)`.
+
+It also states what its document must hold beyond the text: with `POINTING = True` the sum behind each number, for a
+reader who can point at one, and with `CODED = True` the code that recomputes each section.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 
 from chainrule.document import Document
 from chainrule.errors import StorageError
 
-VIEWS = {
-    ".html": "page",
-    ".json": "json",
-    ".md": "markdown",
-    ".tex": "latex",
-    ".ipynb": "notebook",
-    ".svg": "picture",
-    ".txt": "terminal",
-}
-"""Which view writes which kind of file; each has `written(document) -> str`."""
 
-POINTING = (".html", ".json")
-"""Views in which a reader can point at a number and ask why."""
+@dataclass(frozen=True, slots=True)
+class View:
+    """One output form: the function that writes it, and what its document must hold."""
 
-CODED = (".ipynb",)
-"""Views that hold code which recomputes the step."""
+    written: Callable[[Document], str]
+    pointing: bool
+    coded: bool
+
+
+@cache
+def by_suffix() -> Mapping[str, View]:
+    """Every view of the package, by the suffix of its files."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    views = {
+        module.SUFFIX: View(module.written, getattr(module, "POINTING", False), getattr(module, "CODED", False))
+        for module in modules
+        if hasattr(module, "SUFFIX")
+    }
+    return dict(sorted(views.items()))
 
 
 def check_suffix(suffix: str, *others: str) -> None:
-    """Raise StorageError for a suffix that neither a view has nor is one of `others`, which are written without one."""
-    if suffix not in (*VIEWS, *others):
-        known = ", ".join((*VIEWS, *others))
+    """Raise StorageError unless a view has this suffix, or it is one of `others`, which are written without a view."""
+    if suffix not in (*by_suffix(), *others):
+        known = ", ".join((*by_suffix(), *others))
         raise StorageError(f"no view writes {suffix or 'a file without a suffix'}. Give one of {known}.")
 
 
 def written(document: Document, suffix: str) -> str:
-    """The document as text in the view that a file's suffix, one of `VIEWS`, names."""
-    text: str = import_module(f"{__name__}.{VIEWS[suffix]}").written(document)
-    return text
+    """The document as text in the view that has this suffix."""
+    return by_suffix()[suffix].written(document)

@@ -1,8 +1,8 @@
-"""The written form of the document: JSON, field by field as docs/document.md describes it, and back.
+"""A document as JSON, as docs/document.md describes it, and back.
 
-The dataclasses of `document` are the one description: what is written and what is accepted follow from their fields and
-types. Fields that hold their default are left out. What JSON has no word for is written as `"nan"`, `"inf"`, `"-inf"`,
-and `{"re": 1.0, "im": 2.0}`.
+The dataclasses of `document` are the only description: their fields and types decide what is written and accepted.
+Fields with their default value are left out. Numbers that JSON lacks are written as `"nan"`, `"inf"`, `"-inf"`, and
+`{"re": 1.0, "im": 2.0}`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from chainrule import document as doc
 from chainrule.errors import StorageError
 
+SUFFIX = ".json"
+POINTING = True
 FORMAT = "chainrule document"
 VERSION = 1
 BLOCKS: Mapping[str, type] = {
@@ -42,7 +44,7 @@ def to_json(document: doc.Document) -> str:
 
 
 def text_of(item: Any) -> str:
-    """JSON without spaces. Half a surrogate pair, which no encoding knows, is written as an escape."""
+    """JSON without spaces. A lone surrogate, which UTF-8 cannot encode, is written as an escape."""
     text = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
@@ -53,61 +55,61 @@ written = to_json
 def from_json(text: str) -> doc.Document:
     """The document that `to_json` wrote.
 
-    Raises StorageError, with the path of the field, for anything that is not one: cut short, of a newer version, with
-    an unknown field or a wrong type, with fewer numbers than a shape asks for, with an anchor that stands twice.
+    Raises StorageError, with the path of the field, for anything else: truncated, of a newer version, with an unknown
+    field, a wrong type, too few numbers for a shape, or a duplicate anchor.
     """
     try:
         whole = json.loads(text, parse_constant=_no_constant)
         document: doc.Document = _document(whole)
     except json.JSONDecodeError as error:
         raise StorageError(
-            f"this is no JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is the file cut short?"
+            f"this is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is the file truncated?"
         ) from None
     except ValueError:  # Python converts no number of more than 4300 digits
-        raise StorageError("a number in this document is too long. chainrule writes no such file.") from None
+        raise StorageError("a number in this document is too long. chainrule does not write such files.") from None
     except RecursionError:
         raise StorageError(
-            "this document nests its sections too deeply to be read. chainrule writes no such file."
+            "this document nests its sections too deeply. chainrule does not write such files."
         ) from None
     except _MalformedError as error:
         raise StorageError(
-            f"this is no document of chainrule: {error}. Write it again with `recording.save`."
+            f"this is not a chainrule document: {error}. Write it again with `recording.save`."
         ) from None
     return document
 
 
 class _MalformedError(Exception):
-    """What was met, and where."""
+    """What is wrong, and where."""
 
 
 def _no_constant(name: str) -> None:
-    raise _MalformedError(f"the number {name} is no JSON; such numbers are written as strings")
+    raise _MalformedError(f"the number {name} is not JSON; such numbers are written as strings")
 
 
 def _document(whole: Any) -> doc.Document:
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise _MalformedError(f'the first level must be an object with "format": "{FORMAT}"')
+        raise _MalformedError(f'the top level must be an object with "format": "{FORMAT}"')
     version = whole.get("version")
     if type(version) is not int or version < 1:
-        raise _MalformedError(f"`version` must be a whole number from 1 on, not {_short(version)}")
+        raise _MalformedError(f"`version` must be a positive integer, not {_short(version)}")
     if version > VERSION:
         raise StorageError(
             f"this document has version {version}, and this chainrule reads up to version {VERSION}. "
             "Update chainrule: pip install -U chainrule."
         )
     if set(whole) != {"format", "version", "document"}:
-        raise _MalformedError("the first level has the fields format, version and document, and no other")
+        raise _MalformedError("the top level must have exactly the fields format, version and document")
     document: doc.Document = _decoder(doc.Document)(whole["document"], "document")
-    _hold_together(document)
+    _check_references(document)
     return document
 
 
-def _hold_together(document: doc.Document) -> None:
-    """What no type says: anchors are unique, and rows and elements that are pointed at exist."""
+def _check_references(document: doc.Document) -> None:
+    """Check what no type says: anchors are unique, and rows that are referred to exist."""
     seen: set[str] = set()
     for _, section in document.walk():
         if section.anchor in seen:
-            raise _MalformedError(f"the anchor {_short(section.anchor)} stands at two sections")
+            raise _MalformedError(f"two sections have the anchor {_short(section.anchor)}")
         seen.add(section.anchor)
     for place, row in enumerate(document.rows):
         if row.index != place or not all(0 <= i < place for i in row.inputs):
@@ -115,7 +117,7 @@ def _hold_together(document: doc.Document) -> None:
     for place, each in enumerate(document.sums):
         for source in (each.of, *(s for summand in each.summands for s in summand.sources)):
             if not 0 <= source.row < len(document.rows):
-                raise _MalformedError(f"document.sums[{place}] points at row {source.row}, which does not exist")
+                raise _MalformedError(f"document.sums[{place}] refers to row {source.row}, which does not exist")
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -131,7 +133,7 @@ def encoded(item: Any) -> Any:
         return item
     if kind is float:
         return item if math.isfinite(item) else str(item)
-    if kind is tuple:  # most hold plain numbers alone, of which a large step has hundreds of thousands
+    if kind is tuple:  # mostly of plain numbers alone, of which a large step has hundreds of thousands
         kinds = set(map(type, item))
         if kinds <= _PLAIN or (kinds == {float} and all(map(math.isfinite, item))):
             return list(item)
@@ -159,7 +161,7 @@ def _encoded_fields(item: Any) -> dict[str, Any]:
 
 @cache
 def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
-    """The fields of one part of a document, each with what it is where nothing is said."""
+    """The fields of one part of a document with their defaults."""
     return tuple((field.name, field.default) for field in fields(kind))
 
 
@@ -168,12 +170,12 @@ def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
 
 @cache
 def _decoder(hint: Any) -> Decode:
-    """What reads a value of this type, and says where it is wrong."""
+    """The function that reads a value of this type, and says where it is wrong."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint == doc.Span:
         return _span
     if hint == doc.Block:
-        return _block
+        return _block(*BLOCKS.values())
     if origin is Literal:
         return _one_of(arguments)
     if origin is tuple and arguments[-1:] == (...,):
@@ -183,7 +185,7 @@ def _decoder(hint: Any) -> Decode:
     if origin in (Union, UnionType):
         return _union(arguments)
     if hint in _BLOCK_NAMES:
-        return _block_of(hint)
+        return _block(hint)
     if is_dataclass(hint):
         return _fields(hint)
     return _SCALARS[hint]
@@ -199,24 +201,17 @@ def _span(item: Any, path: str) -> doc.Span:
     raise _MalformedError(f'{path} must be a string, {{"math": "..."}} or {{"code": "..."}}, not {_short(item)}')
 
 
-def _block(item: Any, path: str) -> doc.Block:
-    name = item.get("block") if isinstance(item, dict) else None
-    kind = BLOCKS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise _MalformedError(
-            f'{path} must be an object with "block": one of {", ".join(BLOCKS)}; it is {_short(item)}'
-        )
-    block: doc.Block = _decoder(kind)(item, path)
-    return block
-
-
-def _block_of(kind: Any) -> Decode:
-    inner = _fields(kind)
+def _block(*kinds: Any) -> Decode:
+    """A block of one of these kinds."""
+    decoders = {_BLOCK_NAMES[kind]: _fields(kind) for kind in kinds}
 
     def decode(item: Any, path: str) -> Any:
-        if not isinstance(item, dict) or item.get("block") != _BLOCK_NAMES[kind]:
-            raise _MalformedError(f'{path} must be an object with "block": "{_BLOCK_NAMES[kind]}", not {_short(item)}')
-        return inner({key: value for key, value in item.items() if key != "block"}, path)
+        name = item.get("block") if isinstance(item, dict) else None
+        if not isinstance(name, str) or name not in decoders:
+            raise _MalformedError(
+                f'{path} must be an object with "block": one of {", ".join(decoders)}; it is {_short(item)}'
+            )
+        return decoders[name]({key: value for key, value in item.items() if key != "block"}, path)
 
     return decode
 
@@ -232,7 +227,7 @@ def _fields(kind: Any) -> Decode:
             raise _MalformedError(f"{path} must be an object, not {_short(item)}")
         for name in item:
             if name not in known:
-                raise _MalformedError(f"{path} has a field {_short(name)}, which nobody knows")
+                raise _MalformedError(f"{path} has an unknown field {_short(name)}")
         for name in needed:
             if name not in item:
                 raise _MalformedError(f"{path} has no field `{name}`")
@@ -244,10 +239,10 @@ def _fields(kind: Any) -> Decode:
 
 
 def _check_counts(made: Any, path: str) -> None:
-    """A shape, a grid and a table have as many entries as they claim."""
+    """Check that a tensor, a sketch and a table have as many entries as they claim."""
     if isinstance(made, doc.Tensor):
         if not all(0 <= size < 2**63 for size in made.shape):
-            raise _MalformedError(f"{path}.shape has a size that no tensor has")
+            raise _MalformedError(f"{path}.shape has an invalid size")
         if made.entries is not None and len(made.entries) != math.prod(made.shape):
             raise _MalformedError(f"{path} has shape {list(made.shape)}, but {len(made.entries)} entries")
     elif isinstance(made, doc.Sketch):
@@ -285,7 +280,7 @@ def _one_of(allowed: tuple[Any, ...]) -> Decode:
 
 
 def _union(arguments: tuple[Any, ...]) -> Decode:
-    """None or one type; or the numbers that stand in a tensor."""
+    """None or one type; or the numbers of a tensor."""
     rest = tuple(each for each in arguments if each is not NoneType)
     inner = _decoder(rest[0]) if len(rest) == 1 else _entry
 
@@ -311,19 +306,16 @@ def _float(item: Any, path: str) -> float:
     raise _MalformedError(f"{path} must be a number, not {_short(item)}")
 
 
-def _int(item: Any, path: str) -> int:
-    if type(item) is not int:
-        raise _MalformedError(f"{path} must be a whole number, not {_short(item)}")
-    return item
+def _exactly(kind: type, words: str) -> Decode:
+    def decode(item: Any, path: str) -> Any:
+        if type(item) is not kind:
+            raise _MalformedError(f"{path} must be {words}, not {_short(item)}")
+        return item
+
+    return decode
 
 
-def _str(item: Any, path: str) -> str:
-    if not isinstance(item, str):
-        raise _MalformedError(f"{path} must be a string, not {_short(item)}")
-    return item
-
-
-_SCALARS: Mapping[Any, Decode] = {str: _str, int: _int, float: _float}
+_SCALARS: Mapping[Any, Decode] = {str: _exactly(str, "a string"), int: _exactly(int, "an integer"), float: _float}
 
 
 def _short(item: Any) -> str:

@@ -1,8 +1,8 @@
 r"""A document as one LaTeX file that a plain TeX Live compiles, with pdfTeX as with LuaTeX.
 
-Formulas go through as they are, if they are made of our own commands alone; all other text is escaped by pylatexenc,
-which also knows what characters are called in LaTeX. A character that it does not know stands as `<U+4E2D>`: an error
-in the middle of somebody's compile would tell less. Wide matrices are shrunk to the line.
+Formulas that consist of our own commands alone are written unchanged; all other text is escaped by pylatexenc, which
+also knows the LaTeX names of characters. An unknown character becomes `<U+4E2D>`, which says more than an error in the
+middle of a compilation. Wide matrices are shrunk to the line.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pylatexenc.latexencode import UnicodeToLatexEncoder
 
 from chainrule import document as doc
 from chainrule.numbers import number
+from chainrule.views.blocks import Grid, about, figures, grids, plain, printable, statistics, writer_of
 from chainrule.views.formula import is_known
-from chainrule.views.grid import Grid, about, grids
-from chainrule.views.unicode import printable
 
+SUFFIX = ".tex"
 HEADINGS = ("section", "subsection", "subsubsection", "paragraph")
 HUES = {"value": "forward", "parameter": "forward", "gradient": "backward", "jacobian": "backward"}
 _ASCII = frozenset(map(chr, range(32, 127)))
@@ -28,8 +28,8 @@ _TEXT_COMMANDS = frozenset(
     ss ae AE oe OE o O aa AA l L i j textendash textemdash textquoteleft textquoteright textquotedblleft textellipsis
     textquotedblright textdegree textmu texteuro texttwosuperior textthreesuperior textperiodcentered texttimes
     """.split()  # noqa: SIM905 (words are read more easily without quotation marks)
-)  # what pylatexenc may answer with that LaTeX knows without another package
-LINE = 90  # letters of a table's small print that go into a line
+)  # commands that pylatexenc may return and that need no further package
+LINE = 90  # characters of a table's small print that fit on a line
 TONES = {"plain": "", "note": r"\emph{Note.} ", "warning": r"\textbf{Warning.} "}
 PREAMBLE = r"""\documentclass[11pt]{article}
 \usepackage[T1]{fontenc}
@@ -45,7 +45,7 @@ PREAMBLE = r"""\documentclass[11pt]{article}
 \setlength{\parindent}{0pt}
 \setlength{\parskip}{5pt plus 2pt}
 \sloppy
-% A formula in a line of its own, shrunk where it is wider than the line.
+% A formula on a line of its own, shrunk if it is wider than the line.
 \newcommand{\shown}[1]{\par\smallskip\noindent\hspace*{1em}\resizebox{%
   \ifdim\width>\dimexpr\linewidth-1em\relax\dimexpr\linewidth-1em\relax\else\width\fi}{!}{$\displaystyle #1$}\par}
 \newcommand{\said}[1]{\par\smallskip{\small\itshape #1}\nopagebreak}
@@ -66,26 +66,15 @@ def written(document: doc.Document) -> str:
 
 
 def _heading(title: doc.Text) -> str:
-    r"""A title, with the words that stand for its formulas in a PDF's bookmarks, which have no mathematics."""
-    plain = re.sub(r"[^ -~]", "?", printable("".join(map(_plain, title))))
-    return rf"\texorpdfstring{{{_spans(title)}}}{{{_text(plain)}}}"
-
-
-def _plain(span: doc.Span) -> str:
-    return span.latex if isinstance(span, doc.Math) else span.source if isinstance(span, doc.Code) else span
+    r"""A title, with plain text for the bookmarks of a PDF, which have no mathematics."""
+    bookmark = re.sub(r"[^ -~]", "?", printable(plain(title)))
+    return rf"\texorpdfstring{{{_spans(title)}}}{{{_text(bookmark)}}}"
 
 
 def _blocks(blocks: Sequence[doc.Block]) -> Iterator[str]:
     for block in blocks:
-        try:
-            write = _WRITE[type(block)]
-        except KeyError:
-            raise TypeError(
-                f"the LaTeX view has no function for a block of type {type(block).__name__}. "
-                f"Add one to {__name__}._WRITE."
-            ) from None
         yield ""
-        yield from write(block)
+        yield from writer_of(block, _WRITERS, __name__)(block)
 
 
 def _spans(text: doc.Text) -> str:
@@ -104,7 +93,7 @@ def _encoder() -> Any:
 
 @lru_cache(maxsize=4096)
 def _character(char: str) -> str:
-    """One character in LaTeX; spelled as `<U+4E2D>` where the fonts of every TeX Live lack it."""
+    """One character in LaTeX, or `<U+4E2D>` if TeX Live's fonts lack it."""
     encoded: str = _encoder().unicode_to_latex(char)
     math = re.fullmatch(r"\\ensuremath\{\\([A-Za-z]+)\}", encoded)
     accent = re.fullmatch(r"\\(?:['`^\"~=.]|[cvuHkr] ?)\{?(?:[A-Za-z]|\\[ij])\}?", encoded)
@@ -115,19 +104,19 @@ def _character(char: str) -> str:
 
 
 def _text(text: str) -> str:
-    """User's or our own text: nothing in it is a command, and no pair of characters becomes another (`--`)."""
+    """Text from the user or from us: nothing in it is a command, and no pair of characters is a ligature (`--`)."""
     encoded = "".join(map(_character, printable(text)))
     return re.sub(r"([-<>',`!?])(?=[-<>',`])", r"\1{}", encoded)
 
 
 def _code(source: str) -> str:
-    """Code in a typewriter font, which may break after a point, a comma or a bracket."""
+    """Code in a typewriter font, which may break after a dot, a comma or a bracket."""
     parts = re.split(r"(?<=[._,(=/])", source)
     return r"\texttt{" + r"\allowbreak{}".join(map(_text, parts)) + "}"
 
 
 def formula(latex: str) -> str:
-    """A formula as it is; as text where it is none of ours. Characters that TeX's fonts lack are spelled."""
+    """A formula of ours unchanged, any other as text. Characters that TeX's fonts lack become their code points."""
     if not is_known(latex):
         return rf"\text{{{_text(latex)}}}"
     return re.sub(r"[^\x00-\x7f]+", lambda match: rf"\text{{{_text(match[0])}}}", latex)
@@ -143,13 +132,8 @@ def _equation(block: doc.Equation) -> list[str]:
 
 
 def _verdict(block: doc.Verdict) -> list[str]:
-    figures = [
-        f"{name} {number(figure)}"
-        for name, figure in (("largest difference", block.difference), ("tolerance", block.tolerance))
-        if figure is not None
-    ]
     words = rf"\textbf{{{_text(block.kind)}}}" + (": " + _spans(block.text) if block.text else "")
-    return [words + (_text(f" ({', '.join(figures)})") if figures else "")]
+    return [words + _text(figures(block))]
 
 
 def _table(block: doc.Table) -> list[str]:
@@ -161,8 +145,8 @@ def _table(block: doc.Table) -> list[str]:
 
 
 def _columns(block: doc.Table) -> str:
-    """Columns as wide as what is in them, where all fit into the line; else parts of the line, and broken cells."""
-    cells = zip(*(tuple("".join(map(_plain, cell)) for cell in row) for row in block.rows), strict=True)
+    """Columns as wide as their content if all fit on the line; else shares of the line, with line breaks in cells."""
+    cells = zip(*(map(plain, row) for row in block.rows), strict=True)
     columns = list(cells) or [()] * len(block.headers)
     widths = [max(map(len, (header, *column))) for header, column in zip(block.headers, columns, strict=True)]
     if sum(width + 1 for width in widths) <= LINE:
@@ -177,8 +161,7 @@ def _tensor(block: doc.Tensor) -> Iterator[str]:
     if said:
         yield rf"\said{{{said}}}"
     if block.entries is None:
-        statistics = ", ".join(f"{name} {number(figure)}" for name, figure in block.statistics)
-        yield rf"${symbol}$: {_text(statistics)}"
+        yield rf"${symbol}$: {_text(statistics(block))}"
         return
     hue = HUES[block.role]
     if not block.shape:
@@ -194,7 +177,7 @@ def _tensor(block: doc.Tensor) -> Iterator[str]:
 
 
 def _matrix(grid: Grid, hue: str) -> str:
-    """Numbers in brackets; with labels a table of them, a line between labels and numbers."""
+    """Numbers in brackets; with labels a table, with a line between labels and numbers."""
     rows = [" & ".join(map(_matrix_entry, row)) for row in grid.rows]
     columns = "r" * len(grid.rows[0])
     if not grid.row_labels and not grid.column_labels:
@@ -215,14 +198,14 @@ def _label(label: str) -> str:
 
 
 def _matrix_entry(text: str) -> str:
-    r"""A written number in mathematics: `1.23e-05` with its power of ten, `inf` and `True` as words."""
+    r"""A number in mathematics: `1.23e-05` as a power of ten, `inf` and `True` as words."""
     if re.fullmatch(r"-?[\d.]+", text):
         return text
     power = re.fullmatch(r"(-?[\d.]+)e([+-]\d+)", text)
     return rf"{power[1]}\cdot 10^{{{int(power[2])}}}" if power else rf"\text{{{_text(text)}}}"
 
 
-_WRITE: dict[type, Callable[[Any], Sequence[str] | Iterator[str]]] = {
+_WRITERS: dict[type, Callable[[Any], Sequence[str] | Iterator[str]]] = {
     doc.Paragraph: _paragraph,
     doc.Equation: _equation,
     doc.Tensor: _tensor,

@@ -1,9 +1,9 @@
-r"""A document as Markdown with the mathematics that GitHub and Jupyter show.
+r"""A document as Markdown, with mathematics as GitHub and Jupyter render it.
 
-Text is escaped by character references, which can never begin a construct in Markdown, and `$`, `\` and `@` stand in a
-`<code>` of their own besides, because what looks for mathematics and mentions looks at the finished page. A formula
-stands between $` and `$, or in a fence, where Markdown leaves it alone; one that is not made of our own commands is
-shown as code.
+Text is escaped by character references, which never begin a construct of Markdown. `$`, `\` and `@` are also put into a
+`<code>` of their own, because the search for mathematics and mentions runs on the rendered page. A formula is put
+between $` and `$, or in a fence, where Markdown does not change it; one that is not of our own commands alone is shown
+as code.
 """
 
 from __future__ import annotations
@@ -13,20 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from chainrule import document as doc
-from chainrule.numbers import number
+from chainrule.views.blocks import MARKS, Grid, about, figures, grids, printable, statistics, writer_of
 from chainrule.views.formula import is_known
-from chainrule.views.grid import Grid, about, grids
-from chainrule.views.unicode import printable
 
+SUFFIX = ".md"
 TONES = {"plain": "", "note": "**Note.** ", "warning": "**Warning.** "}
-MARKS = {
-    "agrees": "✓",
-    "disagrees": "✗",
-    "kink": "∠",
-    "no rule yet": "?",
-    "not differentiable": "–",
-    "not checked": "·",
-}
 _PLAIN_CODE = re.compile(r"[\w ().,:+\-*/=\[\]'\"{}%^@#;!?&]+")
 
 
@@ -39,25 +30,18 @@ def written(document: doc.Document) -> str:
 
 
 def heading(section: doc.Section, depth: int, *, dollars: bool = False) -> str:
-    """A section's title; below the sixth level Markdown has no more."""
+    """A section's title. Markdown has six levels of headings."""
     return f"{'#' * min(depth + 1, 6)} {spans(section.title, dollars)}"
 
 
 def blocks(several: Sequence[doc.Block], *, dollars: bool = False) -> Iterator[str]:
     """The blocks in Markdown, one text each.
 
-    With `dollars`, formulas stand between dollars alone, which is all that Jupyter knows. Raises TypeError for a kind
-    of block that this view does not know.
+    With `dollars`, formulas are put between dollars alone, the only form that Jupyter knows. Raises TypeError for a
+    kind of block that this view does not know.
     """
     for block in several:
-        try:
-            write = _WRITE[type(block)]
-        except KeyError:
-            raise TypeError(
-                f"the Markdown view has no function for a block of type {type(block).__name__}. "
-                f"Add one to {__name__}._WRITE."
-            ) from None
-        yield from write(block, dollars)
+        yield from writer_of(block, _WRITERS, __name__)(block, dollars)
 
 
 def spans(text: doc.Text, dollars: bool = False) -> str:
@@ -71,9 +55,9 @@ def spans(text: doc.Text, dollars: bool = False) -> str:
                 piece = _code(span.source)
             case _:
                 piece = escaped(span)
-        # Between two spans of code the backticks would run together.
+        # The backticks of two adjacent spans of code would run together.
         line += " " + piece if line[-1:] in ("`", "$") and piece[:1] in ("`", "$") else piece
-    # A list, a heading's underline or a number with a point begins a construct only where a line begins.
+    # A list, an underlined heading or a numbered item can begin only at the start of a line.
     return re.sub(r"^(?:[-+=]|\d+(?=[.)]))", lambda match: "".join(f"&#{ord(c)};" for c in match[0]), line.strip())
 
 
@@ -92,16 +76,16 @@ def _code(source: str) -> str:
 
 
 def formula(latex: str) -> str | None:
-    """A formula as MathJax and KaTeX on GitHub know it; None where it is none of ours."""
+    """A formula in the dialect of MathJax and of KaTeX on GitHub; None if it is not of our own commands alone."""
     if not is_known(latex):
         return None
-    latex = re.sub(r"\\operatorname\s*(?={)", r"\\mathrm", latex)  # GitHub does not allow it
+    latex = re.sub(r"\\operatorname\s*(?={)", r"\\mathrm", latex)  # GitHub does not allow this command
     parts = re.split(r"(\\text\{(?:[^{}\\]|\\[^A-Za-z]|\\[a-z]+\{\})*\})", latex)
     return "".join(_words(part) if place % 2 else _without_tags(part) for place, part in enumerate(parts))
 
 
 def _words(part: str) -> str:
-    r"""Words in a formula: `\text` knows no escapes in MathJax, so that a name with some is set as mathematics."""
+    r"""Words in a formula. MathJax has no escapes in `\text`, so a name that needs some is set as mathematics."""
     words = part.removeprefix(r"\text{").removesuffix("}")
     if not set(words) & set("\\<>") and "](" not in words:
         return part
@@ -111,7 +95,7 @@ def _words(part: str) -> str:
 
 
 def _without_tags(latex: str) -> str:
-    """No tag and no link: a formula between dollars passes through readers that look for those first."""
+    """A formula without tags and links, which some readers look for before mathematics."""
     return latex.replace("<", r"\lt ").replace(">", r"\gt ").replace("](", "]{}(")
 
 
@@ -139,13 +123,8 @@ def _equation(block: doc.Equation, dollars: bool) -> list[str]:
 
 
 def _verdict(block: doc.Verdict, dollars: bool) -> list[str]:
-    figures = [
-        f"{name} {number(figure)}"
-        for name, figure in (("largest difference", block.difference), ("tolerance", block.tolerance))
-        if figure is not None
-    ]
     words = f"{MARKS[block.kind]} **{block.kind}**" + (": " + spans(block.text, dollars) if block.text else "")
-    return [words + (f" ({', '.join(figures)})" if figures else "")]
+    return [words + figures(block)]
 
 
 def _table(block: doc.Table, dollars: bool) -> list[str]:
@@ -160,18 +139,17 @@ def _rows(headers: Sequence[str], rows: Sequence[Sequence[str]], right: bool = F
 
 
 def _without_bars(cell: str) -> str:
-    """In a table a bar ends a cell even inside a formula, where it has another name."""
+    """A cell without bars, which end a cell of a table even inside a formula."""
     return cell.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
 
 
 def _tensor(block: doc.Tensor, dollars: bool) -> Iterator[str]:
-    said = escaped(about(block))
+    note = escaped(about(block))
     symbol = _inline(block.symbol, dollars)
     if block.entries is None:
-        statistics = ", ".join(f"{name} {number(figure)}" for name, figure in block.statistics)
-        yield f"{symbol} ({said}): {escaped(statistics)}"
+        yield f"{symbol} ({note}): {escaped(statistics(block))}"
         return
-    yield f"{symbol} ({said}):" if said else f"{symbol}:"
+    yield f"{symbol} ({note}):" if note else f"{symbol}:"
     if not block.entries:
         yield "`[]`"
     name = block.symbol if formula(block.symbol) is not None else r"\cdot"
@@ -204,7 +182,7 @@ def _entry(text: str) -> str:
     return text if re.fullmatch(r"-?[\d.]+", text) else rf"\text{{{text}}}"
 
 
-_WRITE: dict[type, Callable[[Any, bool], Sequence[str] | Iterator[str]]] = {
+_WRITERS: dict[type, Callable[[Any, bool], Sequence[str] | Iterator[str]]] = {
     doc.Paragraph: _paragraph,
     doc.Equation: _equation,
     doc.Tensor: _tensor,

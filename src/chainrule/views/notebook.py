@@ -1,7 +1,7 @@
-"""A document as a Jupyter notebook: the derivation in cells of text, and between them the code that recomputes it.
+"""A document as a Jupyter notebook: the derivation in text cells, and between them the code that recomputes it.
 
-The code is the sections' own, so that the notebook runs from top to bottom and asserts every result that it recomputes;
-a reader can change a number in it and see what follows.
+The code is that of the sections, so the notebook runs from top to bottom and asserts every result that it recomputes. A
+reader can change a number in it and see the effect.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 from chainrule import document as doc
 from chainrule.views import markdown
 
+SUFFIX = ".ipynb"
+CODED = True
 FORMAT, MINOR = 4, 5
 LANGUAGE = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

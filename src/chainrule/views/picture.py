@@ -1,8 +1,8 @@
 """The computational graph as a picture in SVG: values flow from left to right, gradients come back below them.
 
-A vertex is a row of the document. On the stem of its way out stands its value, above the line, and the gradient of the
-same value, below it; then the way forks to whatever uses the value. So a sum over several uses is told once, as the sum
-that it is. Kinds differ in shape, not only in hue. graphlay places the vertices and routes the edges.
+A vertex is a row of the document. Its output line has its value above it and its gradient below it, before it forks to
+every use of the value; so a gradient that is a sum over several uses is shown once. Kinds differ in shape, not only in
+hue.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import copysign
+from itertools import pairwise
 
 from rich.cells import cell_len
 
 from chainrule import document as doc
 from chainrule.numbers import aligned, number
-from chainrule.views.grid import grids
-from chainrule.views.unicode import latex, printable
+from chainrule.views.blocks import grids, printable
+from chainrule.views.formula import latex
+from chainrule.views.layers import Layout, Point
 
-CHARACTER, LINE = 7.3, 16.0  # the room for one character and one line of the font below, in px
+SUFFIX = ".svg"
+CHARACTER, LINE = 7.3, 16.0  # the size of one character and one line of the font below, in px
 MARGIN = 24.0
-ROUNDING = 18.0
 LONGEST = 28  # characters of a name; the whole name is in the vertex's tooltip
-DESCRIBED = 40  # vertices that the description names one by one
-WRITTEN_OUT = 12  # a tensor of up to this many elements stands on its stem number by number
-Point = tuple[float, float]
-Frame = tuple[float, float, float, float]
+DESCRIBED = 40  # vertices that the description lists one by one
+WRITTEN_OUT = 12  # elements of a tensor up to which its numbers are written
 
 STYLE = """
 .chainrule-picture{--ink:#1f2328;--paper:#ffffff;--line:#6e7781;--value:#0550ae;--gradient:#a04100;
@@ -49,7 +48,7 @@ fill:var(--ink);white-space:pre}
 
 @dataclass(frozen=True, slots=True)
 class Vertex:
-    """A row with the text it shows and the room that this takes: a box of `box` px, then a stem up to `width`."""
+    """A row with its text and its size: a box of `box` px, then a stem up to `width`."""
 
     row: doc.Row
     words: tuple[str, ...]
@@ -63,23 +62,27 @@ class Vertex:
 def written(document: doc.Document) -> str:
     """The document's rows as one SVG file.
 
-    Raises ValueError where a row refers to one that is not there.
+    Raises ValueError if an input of a row is not an earlier row.
     """
     vertices = [_vertex(row) for row in document.rows]
-    centres, paths, (left, top, width, height) = _placed(vertices)
+    placed = Layout([(each.width, each.height) for each in vertices], [row.inputs for row in document.rows])
+    width, height = placed.width + 2 * MARGIN, placed.height + 2 * MARGIN
     title = "".join(_plain(span) for span in document.title) + ": the computational graph"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chainrule-picture" role="img" '
         f'aria-labelledby="chainrule-picture-title chainrule-picture-desc" width="{width:g}" height="{height:g}" '
-        f'viewBox="{left:g} {top:g} {width:g} {height:g}">',
+        f'viewBox="{-MARGIN:g} {-MARGIN:g} {width:g} {height:g}">',
         f'<title id="chainrule-picture-title">{_escaped(title)}</title>',
         f'<desc id="chainrule-picture-desc">{_escaped(_description(document.rows))}</desc>',
         f"<style>{STYLE}</style>",
         '<defs><marker id="chainrule-picture-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="context-stroke"/></marker></defs>',
-        *(f'<path class="edge" d="{path}" marker-end="url(#chainrule-picture-arrow)"/>' for path in paths),
+        *(
+            f'<path class="edge" d="{_curve(path)}" marker-end="url(#chainrule-picture-arrow)"/>'
+            for path in placed.paths
+        ),
     ]
-    for vertex, centre in zip(vertices, centres, strict=True):
+    for vertex, centre in zip(vertices, placed.centres, strict=True):
         lines += _drawn(vertex, centre)
     return "\n".join([*lines, "</svg>", ""])
 
@@ -95,7 +98,7 @@ def _vertex(row: doc.Row) -> Vertex:
 
 
 def _numbers(tensor: doc.Tensor) -> tuple[str, ...]:
-    """A tensor beside its vertex: its numbers where they are few, else its shape and norm."""
+    """A tensor beside its vertex: its numbers if they are few, else its shape and norm."""
     shape = " x ".join(map(str, tensor.shape)) or "a number"
     if tensor.entries is not None and len(tensor.entries) <= WRITTEN_OUT and len(tensor.shape) <= 2 and tensor.entries:
         (grid,) = grids(tensor)
@@ -105,57 +108,20 @@ def _numbers(tensor: doc.Tensor) -> tuple[str, ...]:
     return (shape,) if norm is None else (shape, f"norm {number(norm)}")
 
 
-def _placed(vertices: Sequence[Vertex]) -> tuple[list[Point], list[str], Frame]:
-    """The centre of each vertex, the path of each edge, and the whole picture's left, top, width and height."""
-    if not vertices:
-        return [], [], (0.0, 0.0, 2 * MARGIN, 2 * MARGIN)
-    import graphlay  # here: only pictures need it
-
-    graph = graphlay.Graph()
-    for vertex in vertices:
-        graph.node(vertex.row.index, width=vertex.width, height=vertex.height)
-    ends = [(source, row.index) for row in (vertex.row for vertex in vertices) for source in row.inputs]
-    for source, target in ends:
-        graph.edge(source, target)
-    options = {"spacing": {"layer_gap": 44.0, "node_gap": 22.0}, "routing": {"style": "orthogonal"}}
-    layout = graphlay.layout(graph, options=options)
-    centres = layout.positions()
-    widths = {vertex.row.index: vertex.width for vertex in vertices}
-    paths = []
-    for (source, _), edge in zip(ends, layout.edges, strict=True):
-        points = [(point["x"], point["y"]) for point in edge["points"]]
-        x, y = centres[source]
-        points[0] = x + widths[source] / 2, y
-        if len(points) > 2:
-            points[1] = points[1][0], y  # every edge begins where the stem ends, whatever port it was given
-        paths.append(_curve(points))
-    low, high = layout.bounds["min"], layout.bounds["max"]
-    frame = low["x"] - MARGIN, low["y"] - MARGIN, high["x"] - low["x"] + 2 * MARGIN, high["y"] - low["y"] + 2 * MARGIN
-    return [centres[vertex.row.index] for vertex in vertices], paths, frame
-
-
 def _curve(points: Sequence[Point]) -> str:
-    """A way of level and upright pieces with its corners rounded: those of one jog are the handles of one curve."""
+    """A path with a level line through each column, and an S-curve across each gap between two columns."""
     path = f"M{points[0][0]:g} {points[0][1]:g}"
-    for place in range(1, len(points) - 2, 2):
-        before, corner, next_corner, after = points[place - 1 : place + 3]
-        begin, end = _towards(corner, before), _towards(next_corner, after)
-        path += f"L{begin:g} {corner[1]:g}C{corner[0]:g} {corner[1]:g} {next_corner[0]:g} {next_corner[1]:g} "
-        path += f"{end:g} {next_corner[1]:g}"
-    return path + f"L{points[-1][0]:g} {points[-1][1]:g}"
-
-
-def _towards(corner: Point, other: Point) -> float:
-    """How far left or right of a corner its rounding reaches."""
-    room = other[0] - corner[0]
-    return corner[0] + copysign(min(ROUNDING, abs(room) / 2), room)
+    for (x, y), (to, level) in pairwise(points):
+        middle = (x + to) / 2
+        path += f"L{to:g} {y:g}" if y == level else f"C{middle:g} {y:g} {middle:g} {level:g} {to:g} {level:g}"
+    return path
 
 
 def _drawn(vertex: Vertex, centre: Point) -> Iterator[str]:
     x, y = centre
     left, right = x - vertex.width / 2, x + vertex.width / 2
     row, edge = vertex.row, x - vertex.width / 2 + vertex.box
-    yield f'<g class="vertex {row.kind}" data-row="{row.index}"><title>{_escaped(_told(row))}</title>'
+    yield f'<g class="vertex {row.kind}" data-row="{row.index}"><title>{_escaped(_in_words(row))}</title>'
     yield f'<path class="stem" d="M{edge:g} {y:g}H{right:g}"/>'
     yield _shape(row.kind, left, y - vertex.height / 2, vertex.box, vertex.height)
     top = y - LINE * (len(vertex.words) - 1) / 2 + 4
@@ -194,8 +160,8 @@ def _shape(kind: str, x: float, y: float, width: float, height: float) -> str:
             raise ValueError(f"the picture has no shape for a row of kind {kind!r}. Add one to {__name__}._shape.")
 
 
-def _told(row: doc.Row) -> str:
-    """A vertex in words: what a pointer and a screen reader are told."""
+def _in_words(row: doc.Row) -> str:
+    """A vertex in words, for the tooltip and for screen readers."""
     parts = [f"{row.name}: {row.kind}" + (f" {row.operation}" if row.operation else "")]
     parts += [part for part in (row.expression, row.place, row.module) if part]
     parts.append(f"value {'; '.join(_numbers(row.value))}")
@@ -206,11 +172,11 @@ def _told(row: doc.Row) -> str:
 def _description(rows: Sequence[doc.Row]) -> str:
     counts = Counter(row.kind for row in rows)
     kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-    told = ". ".join(_told(row) for row in rows[:DESCRIBED])
+    listed = ". ".join(map(_in_words, rows[:DESCRIBED]))
     more = "" if len(rows) <= DESCRIBED else f". And {len(rows) - DESCRIBED} more."
     return (
-        f"{len(rows)} values ({kinds}), from left to right in the order in which they were computed. Above the line "
-        f"that leaves a value stand its numbers, below it its gradient. {told}{more}"
+        f"{len(rows)} values ({kinds}), from left to right in the order in which they were computed. The numbers of a "
+        f"value are above its output line, its gradient is below. {listed}{more}"
     )
 
 
@@ -223,12 +189,12 @@ def _width(words: Sequence[str]) -> float:
 
 
 def _shortened(name: str) -> str:
-    """A long name with its middle left out: a path tells most at its ends."""
+    """A long name without its middle: the ends of a path say most."""
     name = printable(name)
     half = (LONGEST - 1) // 2
     return name if len(name) <= LONGEST else f"{name[:half]}…{name[-half:]}"
 
 
 def _escaped(text: str) -> str:
-    """Text for SVG: nothing in it is markup, and nothing in it is a character that XML forbids."""
+    """Text for SVG, without markup and without characters that XML forbids."""
     return escape(re.sub("[\ufffe\uffff]", "\ufffd", printable(text)))

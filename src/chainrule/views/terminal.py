@@ -1,15 +1,15 @@
 """A document in a terminal: one function for each kind of block, chosen by its type.
 
-Hues only repeat what the words and marks already say (values cyan, derivatives magenta), so nothing is lost without
-them. Whatever comes from a user passes `unicode.printable` and is handed to rich as `Text`, never as markup.
+Colours only repeat what words and marks say (values cyan, derivatives magenta), so nothing is lost without them. Text
+from the user passes through `printable` and goes to rich as `Text`, never as markup.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, groupby, product
-from math import prod
+from itertools import accumulate, groupby
 from typing import Any
 
 from rich.cells import cell_len
@@ -19,27 +19,21 @@ from rich.segment import Segment
 from rich.text import Text
 
 from chainrule import document as doc
-from chainrule.numbers import aligned, number
-from chainrule.views.unicode import latex, printable
+from chainrule.numbers import aligned
+from chainrule.views.blocks import MARKS, USUAL_DTYPE, Grid, figures, grids, printable, statistics, writer_of
+from chainrule.views.formula import latex
 
+SUFFIX = ".txt"
 INDENT = 4
 LABEL_WIDTH = 20
 MINIMUM_WIDTH = 20
-USUAL_DTYPE = "float32"  # not worth saying at every tensor
 HUES = {"value": "cyan", "parameter": "cyan", "gradient": "magenta", "jacobian": "magenta"}
-MARKS = {
-    "agrees": ("✓", "green"),
-    "disagrees": ("✗", "bold red"),
-    "kink": ("∠", "yellow"),
-    "no rule yet": ("?", "yellow"),
-    "not differentiable": ("–", "dim"),
-    "not checked": ("·", "dim"),
-}
+VERDICTS = {"agrees": "green", "disagrees": "bold red", "kink": "yellow", "no rule yet": "yellow"}  # others: dim
 TONES = {"plain": ("", ""), "note": ("Note: ", "bold blue"), "warning": ("Warning: ", "bold yellow")}
 
 
 def render(document: doc.Document, console: Console | None = None) -> None:
-    """Print the whole document. Without a console: to standard output, in colour where that is a terminal."""
+    """Print the whole document. Without a console: to standard output, in colour if that is a terminal."""
     console = console or Console(highlight=False, markup=False, emoji=False)
     title = _spans(document.title, "bold")
     _print(console, title, Text("═" * min(cell_len(title.plain), console.width), "dim"))
@@ -49,7 +43,7 @@ def render(document: doc.Document, console: Console | None = None) -> None:
 
 
 def render_section(section: doc.Section, console: Console | None = None) -> None:
-    """Print one section with all below it."""
+    """Print one section with all sections in it."""
     console = console or Console(highlight=False, markup=False, emoji=False)
     for depth, each in section.walk():
         _print(console, Text(), _heading(each.title, depth, console.width))
@@ -57,7 +51,7 @@ def render_section(section: doc.Section, console: Console | None = None) -> None
 
 
 def text(document: doc.Document, width: int = 100) -> str:
-    """The document as plain text, without colour, at most `width` columns wide where its numbers can be folded."""
+    """The document as plain text without colour, at most `width` columns wide if its numbers can be wrapped."""
     file = io.StringIO()
     console = Console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False)
     render(document, console)
@@ -70,7 +64,7 @@ written = text
 def _print_blocks(blocks: Sequence[doc.Block], console: Console) -> None:
     previous: type | None = None
     for block in blocks:
-        # Formulas that follow one another, and verdicts, read as a list; all else is set apart by a line.
+        # Consecutive formulas or verdicts read as a list; all other blocks are separated by an empty line.
         if type(block) is not previous or not isinstance(block, (doc.Equation, doc.Verdict)):
             _print(console, Text())
         _print(console, *render_block(block, console))
@@ -89,7 +83,7 @@ def _print(console: Console, *renderables: RenderableType) -> None:
 
 
 class _Encodable:
-    """A renderable on a terminal that knows fewer characters: `?` for the others, rather than an exception."""
+    """A renderable for a terminal with a small character set: other characters become `?`."""
 
     def __init__(self, renderable: RenderableType) -> None:
         self.renderable = renderable
@@ -101,14 +95,7 @@ class _Encodable:
 
 def render_block(block: doc.Block, console: Console) -> Sequence[RenderableType]:
     """One block as lines for `console`. Raises TypeError for a kind of block that this view does not know."""
-    try:
-        show = _SHOW[type(block)]
-    except KeyError:
-        raise TypeError(
-            f"the terminal view has no function for a block of type {type(block).__name__}. "
-            f"Add one to {__name__}._SHOW."
-        ) from None
-    return show(block, console)
+    return writer_of(block, _WRITERS, __name__)(block, console)
 
 
 def _heading(title: doc.Text, depth: int, width: int) -> Text:
@@ -136,7 +123,7 @@ def _spans(text: doc.Text, style: str = "") -> Text:
 
 
 def _hanging(first: Text, body: Text, console: Console, indent: int = INDENT) -> list[Text]:
-    """`body`, wrapped in the room that `first` leaves on its line, later lines under the first one."""
+    """`body` after `first`, wrapped with a hanging indent."""
     room = indent + cell_len(first.plain)
     lines = body.wrap(console, max(console.width - room, MINIMUM_WIDTH))
     heads = [Text(" " * indent) + first] + [Text(" " * room)] * len(lines)
@@ -144,7 +131,7 @@ def _hanging(first: Text, body: Text, console: Console, indent: int = INDENT) ->
 
 
 def _unfolded(line: Text) -> Text:
-    """`line`, never to be wrapped: it was already, or it is a row of numbers that must stay whole."""
+    """`line`, not to be wrapped: it is wrapped already, or a row of numbers."""
     line.no_wrap, line.overflow = True, "ignore"
     line.rstrip()
     return line
@@ -165,20 +152,13 @@ def _equation(block: doc.Equation, console: Console) -> list[Text]:
 
 
 def _verdict(block: doc.Verdict, console: Console) -> list[Text]:
-    mark, style = MARKS[block.kind]
-    figures = [
-        f"{name} {number(figure)}"
-        for name, figure in (("largest difference", block.difference), ("tolerance", block.tolerance))
-        if figure is not None
-    ]
-    words = Text.assemble((block.kind, style), ": " if block.text else "", _spans(block.text))
-    if figures:
-        words.append(f" ({', '.join(figures)})", "dim")
-    return _hanging(Text(f"{mark} ", style), words, console)
+    style = VERDICTS.get(block.kind, "dim")
+    words = Text.assemble((block.kind, style), ": " if block.text else "", _spans(block.text), (figures(block), "dim"))
+    return _hanging(Text(f"{MARKS[block.kind]} ", style), words, console)
 
 
 def _table(block: doc.Table, console: Console) -> list[RenderableType]:
-    from rich import box  # here, because many documents are printed without any table
+    from rich import box  # here, because many documents have no table
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
@@ -194,27 +174,25 @@ def _tensor(block: doc.Tensor, console: Console) -> list[Text]:
     name = Text(" ".join(latex(block.symbol).split("\n")))
     about = Text(printable("   " + "  ".join(_facts(block))), "dim")
     if block.entries is None:
-        statistics = ", ".join(f"{printable(name)} {number(figure)}" for name, figure in block.statistics)
-        head, room = name + about + Text("   "), console.width - INDENT
-        if cell_len(head.plain) + cell_len(statistics) <= room:
-            return _indented([head + Text(statistics)])
-        return [*_indented([name + about]), *_hanging(Text(" " * INDENT), Text(statistics), console)]
-    if len(block.entries) != prod(block.shape):
-        raise ValueError(
-            f"tensor {printable(block.symbol)} of shape {block.shape} has {prod(block.shape)} elements, but its block "
-            f"holds {len(block.entries)} entries. Give all of them in row-major order, or None."
-        )
-    width = console.width - INDENT
-    if not block.entries:
+        head, figures = name + about + Text("   "), Text(statistics(block))
+        if cell_len(head.plain) + cell_len(figures.plain) <= console.width - INDENT:
+            return _indented([head + figures])
+        return [*_indented([name + about]), *_hanging(Text(" " * INDENT), figures, console)]
+    width, hue = console.width - INDENT, HUES[block.role]
+    matrices = list(grids(block, sys.maxsize))
+    if not matrices:
         lines = [name + Text(" = []") + about]
     elif not block.shape:
-        lines = [name + Text(" = ") + _entry(number(block.entries[0]), HUES[block.role]) + about]
+        lines = [name + Text(" = ") + _entry(matrices[0].rows[0][0], hue) + about]
     elif block.row_labels or block.column_labels:
-        lines = [name + Text(" =") + about, *_indented(_labelled(block, width - INDENT))]
+        lines = [name + Text(" =") + about, *_indented(_labelled(matrices[0], hue, width - INDENT))]
     elif len(block.shape) <= 2:
-        lines = _matrix(name, block.entries, block.shape, HUES[block.role], about, width)
+        lines = _matrix(name, matrices[0], hue, about, width)
     else:
-        lines = [name + Text(" =") + about, *_slices(block, name, width)]
+        lines = [name + Text(" =") + about]
+        for place, grid in enumerate(matrices):
+            lines += [Text()] * (place > 0 and len(grid.rows) > 1)
+            lines += _matrix(name + Text(f"[{','.join(map(str, grid.index))}]"), grid, hue, Text(), width)
     return _indented(lines)
 
 
@@ -228,28 +206,13 @@ def _entry(text: str, style: str) -> Text:
     return Text(text, "dim" if text.strip() == "0" else style)
 
 
-def _slices(block: doc.Tensor, name: Text, width: int) -> Iterator[Text]:
-    """One matrix for each index of the leading axes."""
-    assert block.entries is not None
-    *leading, rows, columns = block.shape
-    size = rows * columns
-    for place, index in enumerate(product(*map(range, leading))):
-        entries = block.entries[place * size : (place + 1) * size]
-        label = name + Text(f"[{','.join(map(str, index))}]")
-        yield from [Text()] * (place > 0 and rows > 1)
-        yield from _matrix(label, entries, (rows, columns), HUES[block.role], Text(), width)
-
-
-def _matrix(
-    name: Text, entries: Sequence[Any], shape: tuple[int, ...], style: str, about: Text, width: int
-) -> list[Text]:
-    """Rows in brackets beside their name; below it, and in parts, where they need the room."""
-    rows = shape[0] if len(shape) == 2 else 1
-    columns = _columns(entries, rows)
+def _matrix(name: Text, matrix: Grid, style: str, about: Text, width: int) -> list[Text]:
+    """Rows in brackets beside their name; a wide matrix below it, in parts."""
+    columns = _columns(matrix)
     head = name + Text(" = ")
     grid = _bracketed(columns, style)
     if cell_len(head.plain) + cell_len(grid[0].plain) + cell_len(about.plain) <= width:
-        middle = (rows - 1) // 2
+        middle = (len(grid) - 1) // 2
         blank = Text(" " * cell_len(head.plain))
         return [head + row + about if place == middle else blank + row for place, row in enumerate(grid)]
     lines = [name + Text(" =") + about]
@@ -261,10 +224,9 @@ def _matrix(
     return lines
 
 
-def _columns(entries: Sequence[Any], rows: int) -> list[list[str]]:
-    """Row-major entries as columns of written numbers, each aligned on the decimal point."""
-    width = len(entries) // rows
-    return [aligned([number(entry) for entry in entries[column::width]]) for column in range(width)]
+def _columns(matrix: Grid) -> list[list[str]]:
+    """The columns of a matrix, each aligned at the decimal point."""
+    return [aligned(column) for column in zip(*matrix.rows, strict=True)]
 
 
 def _bracketed(columns: Sequence[Sequence[str]], style: str) -> list[Text]:
@@ -277,7 +239,7 @@ def _bracketed(columns: Sequence[Sequence[str]], style: str) -> list[Text]:
 
 
 def _parts(widths: Sequence[int], room: int, gap: int) -> Iterator[tuple[int, int]]:
-    """Cut columns into runs that fit into `room`; a column that is too wide stands alone."""
+    """Split columns into runs that fit into `room`; a column that is too wide is a run of its own."""
     first, used = 0, 0
     for place, width in enumerate(widths):
         if place > first and used + width > room:
@@ -287,39 +249,31 @@ def _parts(widths: Sequence[int], room: int, gap: int) -> Iterator[tuple[int, in
     yield first, len(widths)
 
 
-def _labelled(block: doc.Tensor, width: int) -> list[Text]:
-    """A matrix with a name at each row and column, cut into the blocks that share all but the last index.
+def _labelled(matrix: Grid, style: str, width: int) -> list[Text]:
+    """A matrix with a label for each row and column, in blocks whose labels share all but the last index.
 
-    In a Jacobian of row-major flattened tensors those blocks are what one row of the output owes one row of the input.
+    In a Jacobian of row-major flattened tensors, such a block is the derivative of one row by one row.
     """
-    assert block.entries is not None
-    upright = len(block.shape) == 1 and bool(block.row_labels) and not block.column_labels
-    columns = 1 if upright else block.shape[-1]
-    rows = len(block.entries) // columns
-    row_labels = [printable(label) for label in block.row_labels] or [""] * rows
-    column_labels = [printable(label) for label in block.column_labels] or [""] * columns
-    if (len(row_labels), len(column_labels)) != (rows, columns):
-        raise ValueError(
-            f"tensor {printable(block.symbol)} has {rows} rows and {columns} columns, but {len(row_labels)} row labels "
-            f"and {len(column_labels)} column labels. Give one label each, or none."
-        )
+    columns = _columns(matrix)
+    row_labels = [printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows)
+    column_labels = [printable(label) for label in matrix.column_labels] or [""] * len(columns)
     cells = []
-    for label, column in zip(column_labels, _columns(block.entries, rows), strict=True):
+    for label, column in zip(column_labels, columns, strict=True):
         room = max(cell_len(label), len(column[0]))
         cells.append([" " * (room - cell_len(label)) + label, *(entry.rjust(room) for entry in column)])
     stripes = _stripes(cells, _blocks(column_labels), width - max(map(cell_len, row_labels)) - 3)
     lines: list[Text] = []
     for stripe in stripes:
         lines += [Text()] * bool(lines)
-        lines += _grid(cells, stripe, row_labels, _blocks(row_labels), HUES[block.role])
+        lines += _grid(cells, stripe, row_labels, _blocks(row_labels), style)
     return lines
 
 
-Run = tuple[int, int]  # columns or rows, from the first up to but without the last
+Run = tuple[int, int]  # columns or rows: the first, and the one after the last
 
 
 def _blocks(labels: Sequence[str]) -> list[Run]:
-    """Runs of labels that share all but their last index; one run where every such run would hold a single label."""
+    """Runs of labels that share all but their last index; one run if each would have a single label."""
     sizes = [len(list(group)) for _, group in groupby(labels, key=lambda label: label.rpartition(",")[0])]
     if max(sizes) == 1:
         return [(0, len(labels))]
@@ -328,7 +282,7 @@ def _blocks(labels: Sequence[str]) -> list[Run]:
 
 
 def _stripes(cells: Sequence[Sequence[str]], blocks: list[Run], room: int) -> list[list[Run]]:
-    """The blocks of columns that stand beside one another, cut between blocks; within one only if it is too wide."""
+    """The blocks of columns that fit side by side; a block is split only if it is too wide by itself."""
 
     def width(span: Run) -> int:
         return sum(cell_len(column[0]) + 2 for column in cells[slice(*span)]) - 2
@@ -362,7 +316,7 @@ def _grid(
     return lines
 
 
-_SHOW: dict[type, Callable[[Any, Console], Sequence[RenderableType]]] = {
+_WRITERS: dict[type, Callable[[Any, Console], Sequence[RenderableType]]] = {
     doc.Paragraph: _paragraph,
     doc.Equation: _equation,
     doc.Tensor: _tensor,

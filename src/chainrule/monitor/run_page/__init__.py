@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from chainrule.monitor.run_page.data import data_of
 from chainrule.views import page
-from chainrule.views.unicode import printable
+from chainrule.views.blocks import printable
 
 if TYPE_CHECKING:
     from chainrule.monitor.runs.reader import RunReader

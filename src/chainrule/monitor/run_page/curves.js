@@ -1,7 +1,7 @@
 // Curves over time: the loss with its least and most in each column, and the learning rates.
 
-import { h, svg } from "../page/dom.js";
-import { number } from "../page/numbers.js";
+import { h, svg } from "../../views/page/dom.js";
+import { number } from "../../views/page/numbers.js";
 import { listen, size } from "./scene.js";
 
 /** @import { Cell, Drawn } from "./types.d.ts" */

@@ -1,6 +1,6 @@
 // What was found, and when: a bar for each finding on the line of time, and its words below.
 
-import { h } from "../page/dom.js";
+import { h } from "../../views/page/dom.js";
 import { listen, whole } from "./scene.js";
 
 /** @import { Drawn, Finding, Recorded } from "./types.d.ts" */

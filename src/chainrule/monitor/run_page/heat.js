@@ -1,7 +1,7 @@
 // The heat map: a row for each tensor, a column for each part of time. Strength says how large, on a logarithmic scale.
 
-import { h } from "../page/dom.js";
-import { number } from "../page/numbers.js";
+import { h } from "../../views/page/dom.js";
+import { number } from "../../views/page/numbers.js";
 import { listen, size } from "./scene.js";
 
 /** @import { Drawn, HeatMap } from "./types.d.ts" */

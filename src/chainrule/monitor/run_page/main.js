@@ -1,6 +1,6 @@
 // The page of a run: builds its parts once, then each draws itself whenever another part of time is shown.
 
-import { byId, h } from "../page/dom.js";
+import { byId, h } from "../../views/page/dom.js";
 import { chart } from "./curves.js";
 import { timeline, words } from "./findings.js";
 import { heat } from "./heat.js";

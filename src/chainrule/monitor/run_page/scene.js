@@ -1,7 +1,7 @@
 // What all charts of the page share: which columns of time are shown, where the line stands, and how a place becomes one.
 
-import { h } from "../page/dom.js";
-import { number, real } from "../page/numbers.js";
+import { h } from "../../views/page/dom.js";
+import { number, real } from "../../views/page/numbers.js";
 
 /** @import { Cell, Drawn, RunPage } from "./types.d.ts" */
 

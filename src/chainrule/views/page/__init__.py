@@ -1,9 +1,8 @@
 """A document as one HTML page that works from a file: no network, no server, nothing to install.
 
-The page is plain HTML, CSS and ES modules that stand beside this file. Here they are put into one file, with the
-document as JSON in it; a policy in the page names the hash of its one script and of its styles, so that nothing else
-can run whatever a name contains. Sections are built when they are looked at, so that a large step opens as fast as a
-small one.
+The page is plain HTML, CSS and ES modules beside this file. They are joined into one file with the document as JSON. A
+policy in the page has the hashes of its one script and its styles, so nothing else can run, whatever a name contains.
+Sections are built when they are shown, so a large step opens as fast as a small one.
 """
 
 from __future__ import annotations
@@ -18,45 +17,55 @@ from typing import Any
 
 from chainrule import document as doc
 from chainrule.gc_control import uncollected
+from chainrule.views import picture
+from chainrule.views.blocks import plain, printable
 from chainrule.views.json import FORMAT, VERSION, encoded, text_of
 from chainrule.views.page.mathml import Formulas
-from chainrule.views.unicode import printable
 
-# In the order in which they build on one another: a module imports only from those before it.
+SUFFIX = ".html"
+POINTING = True
+# In order of dependency: a module imports only from those before it.
 MODULES = (
     "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
-    "lanes.js", "mirror.js", "why.js", "overview.js", "walk.js", "main.js",
+    "lanes.js", "values.js", "why.js", "overview.js", "walk.js", "main.js",
 )  # fmt: skip
+HEIGHT = "min(85vh, 900px); min-height: 480px"  # of the frame; the window's height may be unknown
 EXACT = ("float64", "complex128")
-LATEX = ("latex", "symbol", "gradient_symbol", "math")  # the fields that hold a formula
-SHORT = ("means", "counts", "shape", "inputs")  # the fields whose numbers have few digits as they are
-NESTED = (float, list, dict)  # what stands in a page in another form, or holds what does
-PICTURED = 160  # rows; the picture of a larger step is for a file of its own
+LATEX = ("latex", "symbol", "gradient_symbol", "math")  # fields with a formula
+SHORT = ("means", "counts", "shape", "inputs")  # fields whose numbers have few digits already
+NESTED = (float, list, dict)  # types that change in a page, or contain such
+PICTURED = 160  # rows; the picture of a larger step is a file of its own
 
 
 @uncollected()
-def render(document: doc.Document) -> str:
-    """The document as the text of one self-contained HTML file."""
+def written(document: doc.Document) -> str:
+    """The document as one self-contained HTML file."""
     picture = _picture(document)
     style, script = read("base.css") + read("page.css"), _script()
     styles = [style, *re.findall(r"<style[^>]*>(.*?)</style>", picture, re.DOTALL)]
     parts = {
         "policy": policy(script, styles),
-        "title": escape(printable(_plain(document.title))),
+        "title": escape(printable(plain(document.title))),
         "style": style,
         "data": embedded(_data(document)),
         "picture": picture,
         "script": script,
     }
-    # One pass, so that what is put in is never searched for further places.
+    # One pass, so that the inserted text is never searched for placeholders.
     return re.sub(r"<!--\s*put:(\w+)\s*-->", lambda place: parts[place[1]], read("page.html"))
 
 
-written = render
+def framed(document: doc.Document) -> str:
+    """The page in a sandboxed frame, for a notebook: its script runs, but cannot reach the notebook around it."""
+    title = escape(printable(plain(document.title)))
+    return (
+        f'<iframe sandbox="allow-scripts" title="{title}" srcdoc="{escape(written(document))}" '
+        f'style="width: 100%; height: {HEIGHT}; border: 1px solid #8884; border-radius: 6px"></iframe>'
+    )
 
 
 def policy(script: str, styles: list[str]) -> str:
-    """What may run in a page: its one script and its styles, and nothing from anywhere else."""
+    """The content security policy of a page: its one script and its styles, and nothing else."""
     hashes = " ".join(dict.fromkeys(_hash(style) for style in styles))
     return (
         f"default-src 'none'; script-src {_hash(script)}; style-src {hashes}; img-src data:; "
@@ -70,12 +79,12 @@ def _hash(text: str) -> str:
 
 @cache
 def read(name: str) -> str:
-    """A file that stands beside this one."""
+    """The text of a file beside this one."""
     return (resources.files(__name__) / name).read_text(encoding="utf-8")
 
 
 def joined(modules: list[str]) -> str:
-    """The text of modules as that of one: what they import from one another is already there."""
+    """Modules joined into one, without the imports among them."""
     text = re.sub(r'^import .*? from "\.[./\w]+\.js";\n', "", "\n".join(modules), flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^export ", "", text, flags=re.MULTILINE)
 
@@ -96,10 +105,9 @@ def _data(document: doc.Document) -> dict[str, Any]:
 
 
 def compact(item: Any, formulas: Formulas) -> Any:
-    """The JSON form as it stands in a page, which differs in two things from the one in a file.
+    """The JSON form for a page: each formula is replaced by its number in the page's table, and numbers are rounded.
 
-    In the place of each formula stands its number in the page's table. Numbers have 9 significant digits, which hold a
-    float32 exactly; those of tensors of 64 bits stay as they are.
+    9 significant digits represent a float32 exactly; numbers of 64-bit tensors are not rounded.
     """
     kind = type(item)
     if kind is float:
@@ -120,20 +128,12 @@ def compact(item: Any, formulas: Formulas) -> Any:
 
 
 def embedded(data: dict[str, Any]) -> str:
-    """JSON that cannot end its own element: `<` is written as an escape."""
+    """JSON that cannot end its own HTML element: `<` is escaped."""
     return text_of(data).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _plain(text: doc.Text) -> str:
-    return "".join(
-        span if isinstance(span, str) else span.latex if isinstance(span, doc.Math) else span.source for span in text
-    )
-
-
 def _picture(document: doc.Document) -> str:
-    """The graph as SVG, without the declaration that only a file of its own has."""
+    """The graph as SVG, without the XML declaration."""
     if not 0 < len(document.rows) <= PICTURED:
         return ""
-    from chainrule.views import picture  # here, because it brings a layout library
-
     return re.sub(r"^\s*<\?xml.*?\?>\s*(<!DOCTYPE.*?>)?", "", picture.written(document), flags=re.DOTALL)

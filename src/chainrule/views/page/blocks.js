@@ -6,7 +6,7 @@ import { tensor } from "./tensors.js";
 
 /** @import { Block, Equation, Paragraph, Section, Span, Table, Verdict } from "./types.d.ts" */
 
-const SHORT = 24; // letters of a table's cell that are kept in one line
+const SHORT = 24; // characters of a table cell that are not wrapped
 
 /** @type {Record<string, string>} */
 export const MARKS = {
@@ -32,7 +32,7 @@ export function shown(block) {
 }
 
 /**
- * A line of text: words, formulas, and what stands in the user's code.
+ * A line of text: words, formulas, and the user's code.
  * @param {Span[]} spans
  * @returns {(string | Element)[]}
  */
@@ -91,10 +91,10 @@ function table(block) {
 /** @typedef {"both" | "jacobian" | "product"} Way */
 
 /**
- * The blocks of one way of working a step out: over the Jacobian, by the product that PyTorch runs, or both.
+ * The blocks of a step that compute its gradient with the Jacobian, or as PyTorch runs it, or both.
  *
- * The labels are telling's: a block with role `jacobian` begins the long way, the equation that is labelled `what PyTorch
- * runs` the short one, with its `numbers` after it. Where a Jacobian is too large to be told there is one way only.
+ * Roles and labels come from the report: a block with role `jacobian` begins the product with the Jacobian; the equation
+ * labelled `what PyTorch runs`, with its `numbers`, is the other. A Jacobian that is too large has no blocks.
  * @param {Block[]} blocks
  * @param {Way} way
  */
@@ -117,7 +117,7 @@ export function waysOf(blocks, way) {
 export function sectionOf(section, way, level) {
   return h(
     "section",
-    { class: `told ${section.kind}`, "data-anchor": section.anchor },
+    { class: `step ${section.kind}`, "data-anchor": section.anchor },
     h(`h${Math.min(level, 6)}`, null, text(section.title)),
     waysOf(section.blocks ?? [], way).map(shown),
   );

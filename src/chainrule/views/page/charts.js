@@ -1,5 +1,5 @@
-// Pictures of many numbers. The hue says what the numbers are (values, gradients), grey that they are negative, and the
-// strength how large they are; so nothing hangs on telling two hues apart.
+// Pictures of many numbers. The hue says what the numbers are (values, gradients), grey marks negative ones, and the
+// opacity says how large they are; so nothing depends on telling two hues apart.
 
 import { h, svg } from "./dom.js";
 import { number, real } from "./numbers.js";
@@ -7,7 +7,7 @@ import { number, real } from "./numbers.js";
 /** @import { Entry, Histogram } from "./types.d.ts" */
 
 /**
- * How many numbers lie where.
+ * The distribution of a tensor's numbers.
  * @param {Histogram} bins
  * @param {string} side
  */
@@ -22,7 +22,7 @@ export function histogram(bins, side) {
   );
   const zero = low < 0 && high > 0 ? (-100 * low) / (high - low) : null;
   const total = counts.reduce((sum, count) => sum + count, 0);
-  const sample = bins.sample ? h("span", { class: "sampled" }, `counted: ${bins.sample.toLocaleString("en")} of them, at regular distances`) : null;
+  const sample = bins.sample ? h("span", { class: "sampled" }, `a sample of ${bins.sample.toLocaleString("en")}, at regular intervals`) : null;
   return h(
     "figure",
     { class: `histogram ${side}` },
@@ -32,12 +32,12 @@ export function histogram(bins, side) {
       bars,
       zero === null ? null : svg("line", { class: "zero", x1: zero, x2: zero, y1: 0, y2: 40 }),
     ),
-    h("figcaption", null, h("span", null, number(low)), h("span", null, "how many, where"), h("span", null, number(high)), sample),
+    h("figcaption", null, h("span", null, number(low)), h("span", null, "count"), h("span", null, number(high)), sample),
   );
 }
 
 /**
- * A grid of numbers as a heat map, with a scale centred at zero.
+ * A grid of numbers as a heat map, with a colour scale centred at zero.
  * @param {Entry[]} means
  * @param {number} gridRows
  * @param {number} columns
@@ -113,7 +113,7 @@ export function logBar(value, range, side) {
 }
 
 /**
- * The powers of ten that hold all of these.
+ * The powers of ten around all of these.
  * @param {number[]} values
  * @returns {[number, number]}
  */

@@ -1,4 +1,4 @@
-// Elements made of plain calls. Text is always text: nothing here, or anywhere in the page, parses markup.
+// Elements made by plain calls. Text is always text: nothing in the page parses markup.
 
 /** @import { Formula, Formulas, Tree } from "./types.d.ts" */
 
@@ -77,7 +77,7 @@ export function useFormulas(table) {
 }
 
 /**
- * A formula as MathML, from the table that came with the page.
+ * A formula as MathML, from the table in the page's data.
  * @param {Formula} place
  * @param {boolean} [display]
  * @returns {Element}
@@ -108,7 +108,7 @@ function formula(place) {
 }
 
 /**
- * A shape with the names in its holes.
+ * A shape with its holes filled with names.
  * @param {Tree} tree
  * @param {number[]} names
  * @returns {Element}

@@ -1,11 +1,11 @@
-// Lanes, as a commit graph draws them: a value keeps its lane from where it is made to where it is last used.
+// Lanes, as in a commit graph: a value has a lane from where it is computed to where it is last used.
 
-/** @typedef {{ id: number, inputs: Set<number> } | null} Vertex  null: a heading, which lanes only pass */
+/** @typedef {{ id: number, inputs: Set<number> } | null} Vertex  null: a heading, which lanes pass through */
 /** @typedef {{ from: number, to: number, part: "through" | "in" | "out" }} Line */
 /** @typedef {{ lane: number, lines: Line[] }} Drawn */
 
 /**
- * For each line of the mirror the lane of its vertex, and the lines to be drawn in it.
+ * For each line of the value table the lane of its vertex, and the lines to draw.
  * @param {Vertex[]} vertices
  * @returns {Drawn[]}
  */

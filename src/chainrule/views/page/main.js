@@ -1,22 +1,22 @@
-// The page starts here: read the data, draw the mirror, open the walk where the address says.
+// The page starts here: read the data, draw the value table, and show the step that the address names.
 
 import { shown, text } from "./blocks.js";
 import { byId, h } from "./dom.js";
-import { foldAll, lineOf, mark, searchMirror, startMirror } from "./mirror.js";
+import { foldAll, lineOf, mark, searchValues, startValues } from "./values.js";
 import { findings, overview, searchOverview } from "./overview.js";
-import { load, rows, stops, told } from "./store.js";
+import { load, report, rows, stops } from "./store.js";
 import { everyStep, startWalk, walkTo } from "./walk.js";
 import { startWhy } from "./why.js";
 
 /** @import { Row } from "./types.d.ts" */
 
-const PRINTED = 150; // steps; a longer walk is printed as it stands on the screen
+const PRINTED = 150; // steps; of a longer report only the current one is printed
 
 function start() {
   load();
-  byId("title").replaceChildren(...text(told.title));
-  byId("summary").replaceChildren(...told.summary.map(shown));
-  startMirror(byId("rows"));
+  byId("title").replaceChildren(...text(report.title));
+  byId("summary").replaceChildren(...report.summary.map(shown));
+  startValues(byId("rows"));
   startTabs();
   startSearch();
   startTheme();
@@ -24,19 +24,19 @@ function start() {
   startWalk();
   byId("unfold").addEventListener("click", () => foldAll(true));
   byId("fold").addEventListener("click", () => foldAll(false));
-  openTab("mirror");
+  openTab("values");
   const count = findings().length;
   if (count) byId("tab-overview").append(h("span", { class: "count", title: "findings" }, String(count)));
   window.addEventListener("beforeprint", () => {
     if (stops.length <= PRINTED) byId("printed").replaceChildren(...everyStep());
   });
   window.addEventListener("afterprint", () => byId("printed").replaceChildren());
-  document.documentElement.dataset.ready = String(Math.round(performance.now())); // milliseconds after the address was given
+  document.documentElement.dataset.ready = String(Math.round(performance.now())); // milliseconds since navigation began
 }
 
 // -- tabs -------------------------------------------------------------------------------------------------------------
 
-const TABS = ["mirror", "overview", "picture"];
+const TABS = ["values", "overview", "picture"];
 
 function startTabs() {
   const template = /** @type {HTMLTemplateElement} */ (byId("picture-source"));
@@ -61,7 +61,7 @@ function openTab(name) {
     byId(`tab-${each}`).tabIndex = each === name ? 0 : -1;
     byId(each).hidden = each !== name;
   }
-  byId("fold-tools").hidden = name !== "mirror" || !document.querySelector("#rows button.fold");
+  byId("fold-tools").hidden = name !== "values" || !document.querySelector("#rows button.fold");
   if (name === "overview" && !byId("overview").hasChildNodes()) {
     byId("overview").append(overview(showRow));
     searchOverview(byId("overview"), search().value);
@@ -73,13 +73,13 @@ function openTab(name) {
 }
 
 /**
- * Show a row in the mirror.
+ * Show a row in the value table.
  * @param {Row} row
  */
 function showRow(row) {
   search().value = "";
-  searchMirror("");
-  openTab("mirror");
+  searchValues("");
+  openTab("values");
   mark({ row: row.index, role: "value" }, true);
   const link = lineOf(row.index)?.querySelector("a, td[tabindex]");
   if (link instanceof HTMLElement) link.focus({ preventScroll: true });
@@ -93,9 +93,9 @@ function search() {
 
 function startSearch() {
   search().addEventListener("input", () => {
-    const count = searchMirror(search().value);
+    const count = searchValues(search().value);
     searchOverview(byId("overview"), search().value);
-    byId("said").textContent = search().value ? `${count} of ${rows.length} values` : "";
+    byId("status").textContent = search().value ? `${count} of ${rows.length} values` : "";
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || (event.target instanceof Element && event.target.closest("input"))) return;

@@ -1,8 +1,8 @@
-"""Formulas for the page: LaTeX to MathML, as trees of plain lists that the page builds its elements from.
+"""Formulas for the page: LaTeX to MathML, as trees of plain lists from which the page builds its elements.
 
-A step of a large model has thousands of formulas and a few hundred shapes of formulas: `\\bar{x} = g \\odot y` with
-other names in it. So names are taken out first, each shape is converted once, and the page puts the names back. No
-markup is ever written or parsed: what a user called a module arrives as the text of an `mtext` element.
+A step of a large model has thousands of formulas, but only a few hundred shapes of formulas: `\\bar{x} = g \\odot y`
+with different names. So names are replaced by holes, each shape is converted once, and the page fills the names in. No
+markup is written or parsed: the name of a user's module becomes the text of an `mtext` element.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from latex2mathml.converter import convert_to_element
 Tree = list[Any]  # [tag, text], [tag, child, ...], either with a dict of attributes after the tag
 Formula = list[int] | str  # a shape and the formulas of the names in it, or plain text
 
-HOLE = 0xE000  # characters of the private use area stand for the names that were taken out
+HOLE = 0xE000  # characters of the private use area mark the holes
 _HOLES = re.compile("[\ue000-\uf8ff]")
 _TEXT = r"\\text\{(?:[^{}\\]|\\[A-Za-z]+(?:\{\})?|\\.)*\}"
 _SCRIPTS = r"(?:_\{\d+\})?\^\{(?:\[\d+\]|\(\d+\))\}"
@@ -35,7 +35,7 @@ _TAGS = frozenset(
 
 @dataclass
 class Formulas:
-    """Every formula of a page: its shape, and what stands in the holes of the shape."""
+    """Every formula of a page: its shape, and the formulas that fill the holes of the shape."""
 
     shapes: list[Tree] = field(default_factory=list)
     formulas: list[Formula] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Formulas:
     _shape_index: dict[str, int] = field(default_factory=dict)
 
     def add(self, latex: str) -> int:
-        """The place of a formula, which is made where it is new."""
+        """The number of a formula, which is added if it is new."""
         if latex not in self._index:
             formula = self._formula(latex)
             self._index[latex] = len(self.formulas)
@@ -57,7 +57,7 @@ class Formulas:
 
         def hole(match: re.Match[str]) -> str:
             name = match[0]
-            if name == latex:  # a name with scripts: only its text is taken out
+            if name == latex:  # a name with scripts: only its text becomes a hole
                 return _WHOLE_TEXT.sub(lambda text: _hole(names, text[0]), name)
             return _hole(names, name)
 
@@ -78,20 +78,20 @@ def _hole(names: list[str], name: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    r"""What stands in `\text{...}`, read as LaTeX reads it."""
+    r"""The content of `\text{...}`, with its escapes resolved."""
     body = text.removeprefix(r"\text{").removesuffix("}")
     return re.sub(r"\\([A-Za-z]+)(?:\{\})?|\\(.)", lambda m: _ESCAPES.get(m[1], m[1]) if m[1] else m[2], body)
 
 
 @lru_cache(maxsize=4096)
 def converted(latex: str) -> Tree:
-    """One shape as a tree; what the library cannot read stands there as it is written."""
-    # A matrix in braces is one thing: its brackets take its own height, and a script stands at the whole.
+    """One shape as a tree; LaTeX that the library cannot read becomes text."""
+    # In braces, a matrix gets brackets of its own height, and a script belongs to the whole of it.
     grouped = re.sub(r"(\\begin\{([pbv]?matrix|cases)\})", r"{\1", latex)
     grouped = re.sub(r"(\\end\{([pbv]?matrix|cases)\})", r"\1}", grouped)
     try:
         return ["mrow", *map(_tree, convert_to_element(grouped))]
-    except Exception:  # the library has a dozen errors of its own, and raises others for what it did not foresee
+    except Exception:  # the library raises a dozen errors of its own, and others
         return ["mtext", latex]
 
 
@@ -100,7 +100,7 @@ def _tree(element: Element) -> Tree:
     attributes = {key: value for key, value in element.attrib.items() if key in _KEPT}
     children = list(element)
     text = unescape(element.text or "")
-    if tag == "mo" and text.isalpha() and len(text) > 1:  # a function's name is no operator
+    if tag == "mo" and text.isalpha() and len(text) > 1:  # the name of a function is no operator
         return ["mi", text]
     if tag == "mrow" and not children:
         return ["mrow", text] if text else ["mrow"]

@@ -1,9 +1,9 @@
-// How one number is written: the same as numbers.py, which says why.
+// How a number is written: as in numbers.py, which says why.
 
 /** @import { Entry } from "./types.d.ts" */
 
 /**
- * A number with at most 4 decimals; `whole` where it is an integer by its type.
+ * A number with at most 4 decimals; `whole` if its type is an integer.
  * @param {Entry} value
  * @param {boolean} [whole]
  * @returns {string}
@@ -29,7 +29,7 @@ function complex(value) {
 }
 
 /**
- * Four decimals; what lies exactly between two goes to the even one, as Python has it.
+ * Four decimals, with ties to even, as in Python.
  * @param {number} value
  */
 function fixed(value) {
@@ -45,7 +45,7 @@ function powered(value) {
 }
 
 /**
- * An entry as a real number for drawing: the size of a complex one, NaN where there is none.
+ * An entry as a real number for drawing: the magnitude of a complex one, NaN if there is none.
  * @param {Entry} value
  * @returns {number}
  */

@@ -1,10 +1,10 @@
-// The overview: one line a module, so that a gradient that vanishes or explodes is seen in a second; and the findings.
+// The overview: one line per module, which shows vanishing and exploding gradients at a glance; and the findings.
 
 import { plainText, text } from "./blocks.js";
 import { logBar, powers } from "./charts.js";
 import { h } from "./dom.js";
 import { real } from "./numbers.js";
-import { fragment, rows, told } from "./store.js";
+import { fragment, report, rows } from "./store.js";
 import { typical } from "./tensors.js";
 
 /** @import { Row, Section } from "./types.d.ts" */
@@ -13,11 +13,11 @@ import { typical } from "./tensors.js";
 
 /** @returns {Section[]} */
 export function findings() {
-  return told.sections.find((section) => section.anchor === "findings")?.sections ?? [];
+  return report.sections.find((section) => section.anchor === "findings")?.sections ?? [];
 }
 
 /**
- * The row that a finding's title names, in code.
+ * The row that the title of a finding names.
  * @param {Section} finding
  * @returns {Row | undefined}
  */
@@ -27,7 +27,7 @@ export function rowOfFinding(finding) {
 }
 
 /**
- * One line a module: its last result, and the largest update of its parameters.
+ * One line per module: its last result, and the largest update of its parameters.
  * @returns {Module[]}
  */
 function modules() {
@@ -43,7 +43,7 @@ function modules() {
     const gradient = row.gradient ? typical(row.gradient) : NaN;
     return { path, row, value: row.value.dtype ? typical(row.value) : NaN, gradient, update: updates.length ? Math.max(...updates) : NaN };
   });
-  return found.sort((one, other) => one.row.index - other.row.index); // in the order in which they are done
+  return found.sort((one, other) => one.row.index - other.row.index); // in execution order
 }
 
 /** @param {(row: Row) => void} show */
@@ -53,7 +53,7 @@ export function overview(show) {
   const table = h(
     "table",
     { class: "modules" },
-    h("caption", null, "One line a module: typical size of an element (root mean square) of its result and of that result's gradient, on a logarithmic scale", updated ? "; and the size of the update beside the size of the weights." : "."),
+    h("caption", null, "One line per module: the root mean square of its output and of the gradient of this output, on a logarithmic scale", updated ? "; and the norm of the update over the norm of the weights." : "."),
     h("thead", null, h("tr", null, ["module", "value", "gradient", ...(updated ? ["update / weight"] : [])].map((head) => h("th", { scope: "col" }, head)))),
     h("tbody", null, all.map(lineOfModule(all, updated, show))),
   );
@@ -93,15 +93,15 @@ function findingList(show) {
       "li",
       null,
       h("a", { href: fragment(finding.anchor) }, text(finding.title)),
-      row ? h("button", { type: "button", class: "chip", "aria-label": `show ${row.name} in the mirror, for ${plainText(finding.title)}`, onclick: () => show(row) }, "show the row") : null,
+      row ? h("button", { type: "button", class: "chip", "aria-label": `show ${row.name} in the value table, for ${plainText(finding.title)}`, onclick: () => show(row) }, "show the row") : null,
       said?.block === "paragraph" ? h("p", null, text(said.text)) : null,
     );
   });
-  return h("section", { class: "findings" }, h("h2", null, "Worth knowing"), h("ul", null, items));
+  return h("section", { class: "findings" }, h("h2", null, "Findings"), h("ul", null, items));
 }
 
 /**
- * Keep only the modules whose name holds the text.
+ * Show only the modules whose name contains the text.
  * @param {HTMLElement} place
  * @param {string} wanted
  */

@@ -1,16 +1,16 @@
-// The document, and what is looked up in it again and again.
+// The document, with indexes for what is looked up often.
 
 import { useFormulas } from "./dom.js";
 
 /** @import { Document, Formula, Page, Row, Section, Source, Stop, Sum } from "./types.d.ts" */
 
 /** @type {Document} */
-export let told = { title: [], summary: [], sections: [] };
+export let report = { title: [], summary: [], sections: [] };
 /** @type {Row[]} */
 export let rows = [];
 /** @type {Stop[]} */
 export const stops = [];
-/** @type {number[][]} Which rows use a row. */
+/** @type {number[][]} The rows that use a row. */
 export let uses = [];
 
 /** @type {Map<string, number>} */
@@ -27,24 +27,24 @@ export function load() {
   const text = document.getElementById("data")?.textContent ?? "{}";
   /** @type {Page} */
   const page = JSON.parse(text);
-  told = page.document;
-  rows = told.rows ?? [];
+  report = page.document;
+  rows = report.rows ?? [];
   useFormulas(page.math);
-  for (const section of told.sections) gather(section, []);
+  for (const section of report.sections) gather(section, []);
   uses = rows.map(() => []);
   for (const row of rows) {
     for (const input of row.inputs) uses[input].push(row.index);
-    // Of blocks that are alike the first is told for all: the section is about its row.
+    // Of repeated blocks the first is shown for all: the section is about its row.
     for (const anchor of [row.forward, ...(row.backward ?? [])]) if (anchor && !rowOfAnchor.has(anchor)) rowOfAnchor.set(anchor, row);
     for (const symbol of [`value ${row.symbol}`, `gradient ${row.gradient_symbol}`]) {
       rowOfSymbol.set(symbol, rowOfSymbol.has(symbol) ? null : row);
     }
   }
-  for (const sum of told.sums ?? []) sumOfSource.set(key(sum.of), sum);
+  for (const sum of report.sums ?? []) sumOfSource.set(key(sum.of), sum);
 }
 
 /**
- * The walk stops where something is worked out; what only sets the scene is one stop with all below it.
+ * A stop is a section that computes something. An overview or a note is one stop with all sections in it.
  * @param {Section} section
  * @param {Section[]} above
  */
@@ -78,7 +78,7 @@ export function stopOf(anchor) {
 }
 
 /**
- * The address of a section within the page. A name that holds half a character has no address, so it is mended first.
+ * The address of a section within the page. Lone surrogates have no address, so they are replaced.
  * @param {string} anchor
  * @returns {string}
  */
@@ -87,7 +87,7 @@ export function fragment(anchor) {
 }
 
 /**
- * The address of a section as one row sees it: a section that is told for many names the row that asks.
+ * The address of a section for one row: for a section that is shown for several rows it also names the row.
  * @param {string} anchor
  * @param {Row} row
  */
@@ -96,7 +96,7 @@ export function fragmentFor(anchor, row) {
 }
 
 /**
- * What an address names: a stop, and the row that asks where it is not the one that the section is about.
+ * What an address names: a stop, and the row, if that is not the row that the section is about.
  * @param {string} address
  * @returns {{ stop: number, row: Row | null } | undefined}
  */
@@ -111,7 +111,7 @@ export function named(address) {
 }
 
 /**
- * The row that a section works out, and which side of it.
+ * The row that a section computes, and which side of it.
  * @param {Section} section
  * @returns {{ row: Row, role: "value" | "gradient" } | null}
  */
@@ -121,7 +121,7 @@ export function rowOf(section) {
 }
 
 /**
- * The row whose tensor a symbol stands for, where that is beyond doubt.
+ * The row whose tensor a symbol stands for, if that is unambiguous.
  * @param {Formula} symbol
  * @param {string} role
  * @returns {Row | null}
@@ -148,11 +148,11 @@ export function sumOf(text) {
 }
 
 /**
- * The sums that are kept for one side of a row.
+ * The sums of one side of a row.
  * @param {number} row
  * @param {string} role
  * @returns {Sum[]}
  */
 export function sumsOf(row, role) {
-  return (told.sums ?? []).filter((sum) => sum.of.row === row && sum.of.role === role);
+  return (report.sums ?? []).filter((sum) => sum.of.row === row && sum.of.role === role);
 }

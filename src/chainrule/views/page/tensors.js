@@ -1,4 +1,4 @@
-// Tensors: numbers in a grid where there are few, statistics and pictures where there are many.
+// Tensors: small ones as a grid of numbers, large ones as statistics and pictures.
 
 import { heatMap, histogram } from "./charts.js";
 import { h, math } from "./dom.js";
@@ -12,7 +12,7 @@ const USUAL = "float32";
 const WHOLE = /^(u?int|bool)/;
 
 /**
- * Which hue numbers take: a gradient's, or a value's.
+ * The hue of a tensor's numbers: that of gradients, or of values.
  * @param {Tensor} block
  */
 export function side(block) {
@@ -25,7 +25,7 @@ export function shapeText(shape) {
 }
 
 /**
- * A tensor with its symbol and what is to be known of it.
+ * A tensor with its symbol, shape and label.
  * @param {Tensor} block
  * @returns {HTMLElement}
  */
@@ -44,7 +44,7 @@ export function tensor(block) {
 /**
  * The numbers alone.
  * @param {Tensor} block
- * @param {Row | null} [row] the row whose tensor this is, where the symbol alone does not say it
+ * @param {Row | null} [row] the row of this tensor, if the symbol does not determine it
  * @returns {HTMLElement}
  */
 export function body(block, row) {
@@ -59,8 +59,8 @@ export function body(block, row) {
 }
 
 /**
- * The row whose value or gradient a block shows: the symbol names it, and the numbers are the same (one share of a
- * gradient, and a parameter after its update, go by the same symbol).
+ * The row whose value or gradient a block shows: it has the same symbol and the same numbers (one contribution to a
+ * gradient, or a parameter after its update, has the same symbol but other numbers).
  * @param {Tensor} block
  */
 function owned(block) {
@@ -79,13 +79,13 @@ function tensorOf(row, block) {
 }
 
 /**
- * Whether two blocks tell the same tensor: worked out by our rules and by autograd, it may differ by rounding.
+ * Whether two blocks show the same tensor; computed by our rules and by autograd, it may differ by rounding.
  * @param {Tensor} one
  * @param {Tensor} other
  */
 function same(one, other) {
-  const told = (/** @type {Tensor} */ block) => (block.entries ?? (block.statistics ?? []).map(([, figure]) => figure)).map(real);
-  const [ours, theirs] = [told(one), told(other)];
+  const numbersOf = (/** @type {Tensor} */ block) => (block.entries ?? (block.statistics ?? []).map(([, figure]) => figure)).map(real);
+  const [ours, theirs] = [numbersOf(one), numbersOf(other)];
   if (String(one.shape) !== String(other.shape) || ours.length !== theirs.length) return false;
   const largest = (/** @type {number[]} */ numbers) => numbers.reduce((most, each) => Math.max(most, Math.abs(each) || 0), 0);
   const scale = ROUNDING * (one.entries ? largest(ours) : norm(one));
@@ -143,7 +143,7 @@ function grid(block, owner, first, rowCount, columns) {
  * @param {number} most
  * @param {boolean} whole
  * @param {string | null} source
- * @param {boolean} first the first cell takes the tabulator; arrow keys go on from there
+ * @param {boolean} first the first cell is in the tab order; arrow keys move between cells
  */
 function cell(entry, most, whole, source, first) {
   const value = real(entry);
@@ -173,7 +173,7 @@ function plain(block, owner) {
 }
 
 /**
- * The index of an element by its place in row-major order.
+ * The index of an element from its position in row-major order.
  * @param {number} place
  * @param {number[]} shape
  * @returns {number[]}
@@ -201,7 +201,7 @@ function large(block, owner) {
       h("dl", { class: "statistics" }, said.map(([name, figure]) => h("div", null, h("dt", null, name), h("dd", null, number(figure, whole.has(name)))))),
     );
   }
-  const pictured = (owner && tensorOf(owner, block)) ?? block; // pictures come with the rows, once for each tensor
+  const pictured = (owner && tensorOf(owner, block)) ?? block; // only rows have pictures, one for each tensor
   const sketch = block.sketch ?? pictured.sketch;
   const bins = block.histogram ?? pictured.histogram;
   if (sketch) shown.append(heatMap(sketch.means, sketch.rows, sketch.columns, side(block)));
@@ -215,7 +215,7 @@ function large(block, owner) {
 }
 
 /**
- * One tensor in a line of the mirror: numbers where they are few, a thumbnail and the size where not.
+ * One tensor in a line of the value table: its numbers if they are few, else a thumbnail, shape and norm.
  * @param {Tensor} block
  * @param {Row} row
  */
@@ -237,13 +237,13 @@ export function brief(block, row) {
  * @returns {number}
  */
 export function norm(block) {
-  const told = block.statistics?.find(([name]) => name === "norm");
-  if (told) return real(told[1]);
+  const known = block.statistics?.find(([name]) => name === "norm");
+  if (known) return real(known[1]);
   return Math.hypot(...(block.entries ?? []).map(real));
 }
 
 /**
- * The typical size of an element: the root of the mean square.
+ * The root mean square of the elements.
  * @param {Tensor} block
  * @returns {number}
  */

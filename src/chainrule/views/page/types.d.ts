@@ -1,13 +1,13 @@
 /**
- * The written form of the document, as docs/document.md tells it, with the place of each formula in the page's table
- * where a file has its LaTeX. tests/views/test_page.py holds the two together.
+ * The JSON form of the document, as in docs/document.md, but with the number of each formula in the page's table instead
+ * of its LaTeX. tests/views/test_page.py compares the two.
  */
 
 export type Role = "value" | "gradient" | "jacobian" | "parameter";
 export type Verdicts = "agrees" | "disagrees" | "kink" | "no rule yet" | "not differentiable" | "not checked";
-/** A number that JSON has no word for is a string (`nan`, `inf`, `-inf`) or a complex number. */
+/** A number that JSON lacks is a string (`nan`, `inf`, `-inf`) or a complex number. */
 export type Entry = number | boolean | string | { re: Entry; im: Entry };
-/** A formula: its place in `Formulas.formulas`. */
+/** A formula: its index in `Formulas.formulas`. */
 export type Formula = number;
 export type Span = string | { math: Formula } | { code: string };
 
@@ -71,5 +71,5 @@ export type Tree = (string | Record<string, string> | Tree)[];
 export interface Formulas { shapes: Tree[]; formulas: (number[] | string)[] }
 export interface Page { format: string; version: number; document: Document; math: Formulas }
 
-/** One place of the walk: a section, with those above it. */
+/** One stop of the walk: a section, with the sections around it. */
 export interface Stop { section: Section; above: Section[]; whole: boolean; phase: string }

@@ -1,8 +1,8 @@
-// The walk: forward, loss, backward, update, one step after the other; the detail pane tells the one that it is at.
+// The walk: forward, loss, backward, update, one step after another; the detail pane shows the current one.
 
 import { sectionOf, shown, text, plainText, waysOf } from "./blocks.js";
 import { byId, h } from "./dom.js";
-import { mark } from "./mirror.js";
+import { mark } from "./values.js";
 import { below, fragment, fragmentFor, named, rowOf, stopOf, stops } from "./store.js";
 import { tensor } from "./tensors.js";
 
@@ -12,8 +12,8 @@ import { tensor } from "./tensors.js";
 const PAUSE = 2200; // milliseconds on each step while it plays
 
 let current = 0;
-/** @type {Row | null} the row that asked, where its step is told for the same step of another block */
-let asking = null;
+/** @type {Row | null} the row that was followed here, if the step shown is that of a repeated block */
+let viewed = null;
 /** @type {Way} */
 let way = "both";
 /** @type {ReturnType<typeof setInterval> | null} */
@@ -26,7 +26,7 @@ export function startWalk() {
   for (const button of document.querySelectorAll("input[name=way]")) {
     button.addEventListener("change", () => {
       way = /** @type {Way} */ (/** @type {HTMLInputElement} */ (button).value);
-      tell();
+      render();
     });
   }
   byId("phases").append(...phases());
@@ -38,9 +38,9 @@ export function startWalk() {
 }
 
 /**
- * Go to what an address names; whether it names something.
+ * Go to what an address names. Returns whether it names a step.
  * @param {string} address
- * @param {boolean} [asNamed] whether the address is to name it
+ * @param {boolean} [asNamed] whether to set the address
  */
 function open(address, asNamed = true) {
   const found = decoded(address);
@@ -53,20 +53,20 @@ function decoded(address) {
   try {
     return named(decodeURIComponent(address));
   } catch {
-    return undefined; // a fragment that is no proper escape names no step
+    return undefined; // a malformed escape names no step
   }
 }
 
 /**
  * @param {string} anchor
- * @param {Row} [row] the row that asks
+ * @param {Row} [row] the row to show
  */
 export function walkTo(anchor, row) {
   open((row ? fragmentFor(anchor, row) : fragment(anchor)).slice(1));
 }
 
 /**
- * Links to steps are followed here, because in a notebook's frame the address cannot change.
+ * Follow links to steps: in a notebook's frame the address cannot change.
  * @param {MouseEvent} event
  */
 function followLink(event) {
@@ -101,16 +101,16 @@ function play(on) {
 
 /**
  * @param {number} stop
- * @param {boolean} [asNamed] whether the address is to name it
- * @param {Row | null} [row] the row that asks
+ * @param {boolean} [asNamed] whether to set the address
+ * @param {Row | null} [row] the row to show
  */
 function go(stop, asNamed = true, row = null) {
   if (!stops.length) return;
   current = Math.min(stops.length - 1, Math.max(0, stop));
-  asking = row;
+  viewed = row;
   const { anchor } = stops[current].section;
   if (asNamed) name(row ? fragmentFor(anchor, row) : fragment(anchor));
-  tell();
+  render();
   byId("detail").scrollTop = 0;
   const at = rowOf(stops[current].section);
   mark(at && { row: (row ?? at.row).index, role: at.role }, true);
@@ -121,15 +121,15 @@ function name(address) {
   try {
     history.replaceState(null, "", address);
   } catch {
-    // A page in a notebook's sandboxed frame has no address of its own.
+    // A page in a notebook's sandboxed frame has no address.
   }
 }
 
-function tell() {
+function render() {
   const stop = stops[current];
-  byId("told").replaceChildren(...parts(stop));
+  byId("step").replaceChildren(...parts(stop));
   byId("position").textContent = `${current + 1} of ${stops.length}`;
-  byId("said").textContent = plainText(stop.section.title);
+  byId("status").textContent = plainText(stop.section.title);
   /** @type {HTMLButtonElement} */ (byId("previous")).disabled = current === 0;
   /** @type {HTMLButtonElement} */ (byId("next")).disabled = current === stops.length - 1;
   for (const phase of document.querySelectorAll("#phases button")) {
@@ -145,7 +145,7 @@ function tell() {
 }
 
 /**
- * The step with what stands above it: a heading's own words before its first step, what arrives before each of its parts.
+ * The step with its context: the text of a heading before its first step, the upstream gradient before each of its parts.
  * @param {Stop} stop
  * @returns {HTMLElement[]}
  */
@@ -156,7 +156,7 @@ function parts(stop) {
   const inner = whole ? below(section).slice(1) : [];
   return [
     ...(crumbs.length ? [h("ol", { class: "crumbs", "aria-label": "in" }, crumbs)] : []),
-    ...(asking && asking.module !== rowOf(section)?.row.module ? [instead(asking, section)] : []),
+    ...(viewed && viewed.module !== rowOf(section)?.row.module ? [instead(viewed, section)] : []),
     ...(before.length ? [h("div", { class: "arrives" }, before.map(shown))] : []),
     sectionOf(section, way, 2),
     ...inner.map((each) => sectionOf(each, way, 3)),
@@ -164,17 +164,17 @@ function parts(stop) {
 }
 
 /**
- * The numbers of the row that asked, above the same step of the block that is told for all.
+ * The numbers of the row that was followed, above the step of the repeated block that is shown for all.
  * @param {Row} row
  * @param {import("./types.d.ts").Section} section
  */
 function instead(row, section) {
-  const told = rowOf(section);
-  const own = told?.role === "gradient" ? row.gradient : row.value;
+  const shownRow = rowOf(section);
+  const own = shownRow?.role === "gradient" ? row.gradient : row.value;
   return h(
     "section",
     { class: "instead", "aria-label": `the numbers of ${row.name}` },
-    h("p", null, "The numbers of ", h("code", null, row.name), row.module ? [" in ", h("code", null, row.module)] : "", ". Below, the same step is worked out with those of ", h("code", null, told?.row.name ?? ""), told?.row.module ? [" in ", h("code", null, told.row.module)] : "", ", which stands for all blocks that are alike."),
+    h("p", null, "The numbers of ", h("code", null, row.name), row.module ? [" in ", h("code", null, row.module)] : "", ". Below is the same step of ", h("code", null, shownRow?.row.name ?? ""), shownRow?.row.module ? [" in ", h("code", null, shownRow.row.module)] : "", ", which is shown for all repeated blocks."),
     own && tensor(own),
   );
 }
@@ -204,9 +204,9 @@ function phases() {
 }
 
 /** @type {Record<string, string>} */
-const PHASES = { forward: "Forward", backward: "Backward", update: "Update", note: "Worth knowing" };
+const PHASES = { forward: "Forward", backward: "Backward", update: "Update", note: "Findings" };
 
-/** Every step, for paper. */
+/** Every step, for printing. */
 export function everyStep() {
   return stops.flatMap((stop) => parts(stop));
 }

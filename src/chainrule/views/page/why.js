@@ -1,7 +1,7 @@
-// Why this number: pointing at an element lights up the elements that made it, and prints the sum.
+// Why this number: pointing at an element highlights the elements that it is computed from, and shows the sum.
 
 import { h } from "./dom.js";
-import { lineOf, mark } from "./mirror.js";
+import { lineOf, mark } from "./values.js";
 import { number } from "./numbers.js";
 import { key, rows, sumOf } from "./store.js";
 
@@ -71,7 +71,7 @@ function show(source) {
 }
 
 /**
- * Light up an element, and those that made it, wherever they are shown.
+ * Highlight an element, and those that it is computed from, wherever they are shown.
  * @param {string | null} asked
  * @param {string[]} factors
  */
@@ -134,7 +134,7 @@ function term(summand) {
 }
 
 /**
- * Walk on to a factor: to the step that made it, and to its element.
+ * Go to a factor: to the step that computes it, and to its element.
  * @param {Source} source
  */
 function follow(source) {
@@ -148,7 +148,7 @@ function follow(source) {
 }
 
 /**
- * Arrow keys go from element to element; Enter keeps the sum.
+ * Arrow keys move between elements; Enter pins the sum.
  * @param {KeyboardEvent} event
  */
 function inGrid(event) {

@@ -1,4 +1,4 @@
-// The mirror: every value of the step with its gradient beside it. Forward runs down on the left, backward up on the right.
+// The value table: every value of the step beside its gradient. Forward runs down on the left, backward up on the right.
 
 import { MARKS } from "./blocks.js";
 import { h, math, svg } from "./dom.js";
@@ -14,14 +14,14 @@ import { brief, norm } from "./tensors.js";
 /** @typedef {{ group: Group, depth: number } | { row: Row, depth: number }} Line */
 
 const LANE = 14;
-const MOST_LANES = 12; // more share the last one
-const MANY = 40; // rows; most tensors of such a step are thumbnails, and names need the room
-const LONG = 10; // letters of a name that is written small below the line of a fraction
-const BROKEN = 20; // letters of a name that is written as text, which unlike a formula is broken into lines
-const BROKEN_BELOW = 12; // the same, for a name below the line of a fraction
-/** @type {any} how far ahead lines are filled; TypeScript does not know the margin of an inner scroller yet */
+const MOST_LANES = 12; // further lanes are drawn on the last one
+const MANY = 40; // rows; most tensors of such a step are thumbnails, so names get more room
+const LONG = 10; // characters from which a name in a denominator is small
+const BROKEN = 20; // characters from which a name is text, which wraps, unlike a formula
+const BROKEN_BELOW = 12; // the same, in a denominator
+/** @type {any} how far ahead lines are filled; TypeScript lacks scrollMargin */
 const MARGIN = { rootMargin: "800px", scrollMargin: "800px" };
-const AT_ONCE = 120; // lines that are filled without waiting until they are seen
+const AT_ONCE = 120; // lines that are filled before they are visible
 
 /** @type {(Group | Row)[]} */
 let tree = [];
@@ -36,7 +36,7 @@ let wanted = "";
 let marked = null;
 
 /** @param {HTMLElement} place */
-export function startMirror(place) {
+export function startValues(place) {
   list = place;
   list.parentElement?.classList.toggle("many", rows.length > MANY);
   tree = grouped(rows, 0, "");
@@ -52,7 +52,7 @@ function segments(row) {
 }
 
 /**
- * Runs of rows from one module, and in them runs from one submodule.
+ * Runs of rows from one module, with runs from one submodule in them.
  * @param {Row[]} some
  * @param {number} depth
  * @param {string} above
@@ -74,7 +74,7 @@ function grouped(some, depth, above) {
 }
 
 /**
- * A group; one that holds nothing but another takes the other's place, with both names.
+ * A group. If it contains only another group, the two become one, with both names.
  * @param {Row[]} run
  * @param {number} depth
  * @param {string} path
@@ -89,7 +89,7 @@ function group(run, depth, path, name) {
 }
 
 /**
- * Of numbered blocks that run the same operations all but the first are folded.
+ * Fold numbered blocks that run the same operations, all but the first.
  * @param {(Group | Row)[]} items
  */
 function foldRepeated(items) {
@@ -117,7 +117,7 @@ export function foldAll(open) {
 }
 
 /** @param {string} text */
-export function searchMirror(text) {
+export function searchValues(text) {
   wanted = text.trim().toLowerCase();
   draw();
   return list.querySelectorAll("li.row").length;
@@ -129,7 +129,7 @@ function matches(row) {
 }
 
 /**
- * The lines that are to be seen now.
+ * The lines that are shown now.
  * @param {(Group | Row)[]} items
  * @param {number} depth
  * @returns {Line[]}
@@ -153,7 +153,7 @@ function draw() {
   list.parentElement?.style.setProperty("--lanes", `${width}px`);
   const made = seen.map((line, place) => drawnLine(line, drawn[place], width, place < AT_ONCE));
   list.replaceChildren(...made);
-  if (!seen.length) list.append(h("li", { class: "nothing" }, "Nothing goes by that name."));
+  if (!seen.length) list.append(h("li", { class: "nothing" }, "No value has that name."));
   mark(marked);
 }
 
@@ -251,7 +251,7 @@ function rowParts(row) {
 }
 
 /**
- * A path as text, which breaks at its dots if it can.
+ * A path as text that may wrap at its dots.
  * @param {string} path
  */
 function longName(path) {
@@ -260,18 +260,18 @@ function longName(path) {
 
 /** @param {Row} row */
 function back(row) {
-  const shares = row.backward ?? [];
+  const anchors = row.backward ?? [];
   const symbol = row.name.length > BROKEN_BELOW ? longName(`dJ/d${row.name}`) : math(row.gradient_symbol);
   const parts = h("div", { class: row.name.length > LONG ? "back long" : "back" });
   if (!row.gradient) return parts;
-  const link = shares.length === 1 ? h("a", { href: fragmentFor(shares[0], row), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
+  const link = anchors.length === 1 ? h("a", { href: fragmentFor(anchors[0], row), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
   parts.append(link);
-  if (shares.length > 1) {
-    const links = shares.map((anchor, place) => h("a", { href: fragmentFor(anchor, row), "aria-label": `share ${place + 1} of the gradient of ${row.name}` }, String(place + 1)));
-    parts.append(h("span", { class: "sum" }, `∑ of ${shares.length} shares `, links));
+  if (anchors.length > 1) {
+    const links = anchors.map((anchor, place) => h("a", { href: fragmentFor(anchor, row), "aria-label": `contribution ${place + 1} to the gradient of ${row.name}` }, String(place + 1)));
+    parts.append(h("span", { class: "sum" }, `∑ of ${anchors.length} uses `, links));
   }
   if (row.verdict) {
-    const title = `proof: ${row.verdict}`;
+    const title = `check: ${row.verdict}`;
     parts.append(h("span", { class: `mark ${row.verdict.replaceAll(" ", "-")}`, role: "img", title, "aria-label": title }, MARKS[row.verdict]));
   }
   return parts;
@@ -310,10 +310,10 @@ function fold(some) {
   }
 }
 
-// -- the walk in the mirror -------------------------------------------------------------------------------------------
+// -- the current step in the table ----------------------------------------------------------------------------------------
 
 /**
- * Mark the row that the walk is at, on the side that it works out; unfold what hides it, and bring it into sight.
+ * Mark the row of the current step, on the side that the step computes; unfold it and scroll to it.
  * @param {{ row: number, role: string } | null} at
  * @param {boolean} [scroll]
  */
@@ -328,7 +328,7 @@ export function mark(at, scroll = false) {
 }
 
 /**
- * Scroll the mirror, and never the page around it: the reader may be looking at the step.
+ * Scroll the table, but not the page around it: the reader may be looking at the step.
  * @param {HTMLElement} line
  * @param {number} [tries]
  */
@@ -339,7 +339,7 @@ function bringIntoSight(line, tries = 3) {
   const box = line.getBoundingClientRect();
   const frame = pane.getBoundingClientRect();
   if (box.top < frame.top + head || box.bottom > frame.bottom) pane.scrollTop += box.top - frame.top - frame.height / 3;
-  // Lines take their true height when they come into sight, which moves those below them.
+  // Lines get their true height when they become visible, which moves those below them.
   if (tries) requestAnimationFrame(() => bringIntoSight(line, tries - 1));
 }
 
@@ -355,7 +355,7 @@ export function lineOf(row) {
 }
 
 /**
- * Open the groups around a row; whether there was one to open.
+ * Open the groups around a row. Returns whether one was closed.
  * @param {(Group | Row)[]} items
  * @param {number} row
  * @returns {boolean}

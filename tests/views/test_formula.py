@@ -2,7 +2,8 @@ import unicodedata
 
 import pytest
 
-from chainrule.views.unicode import latex, printable
+from chainrule.views.blocks import printable
+from chainrule.views.formula import latex
 
 WRITTEN = {
     # layers, scripts

@@ -1,4 +1,4 @@
-"""The proof of a step, told: one short line a node, and words only where there is something to say."""
+"""The report of a verification: one short line per node, and words only where there is something to say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from chainrule import document
+from chainrule.derivation.why import element
 from chainrule.document import Code, Text
 from chainrule.numbers import number
 from chainrule.verification.comparison import Difference, worst
@@ -15,17 +16,17 @@ from chainrule.verification.comparison import Difference, worst
 if TYPE_CHECKING:
     from chainrule.verification.gradient_check import Row, Verification, Wrong
 
-LISTED = 6  # nodes that are named one by one where many have the same to say
+LISTED = 6  # nodes that are named one by one, of those with the same verdict and reason
 
 
-def proof(verification: Verification) -> document.Document:
-    """A summary, a table of all nodes, what is to be said of some, and each disagreement with its wrong elements."""
-    sections = [document.Section(("Every node",), "proof", "overview", (_table(verification.rows),))]
-    said = tuple(_said(verification.rows))
-    if said:
-        sections.append(document.Section(("What is more to say",), "proof-more", "note", said))
+def gradient_check(verification: Verification) -> document.Document:
+    """A summary, a table of all nodes, the reasons for other verdicts, and each disagreement in full."""
+    sections = [document.Section(("All nodes",), "proof", "overview", (_table(verification.rows),))]
+    reasons = tuple(_reasons(verification.rows))
+    if reasons:
+        sections.append(document.Section(("Other verdicts",), "proof-more", "note", reasons))
     sections += [_failure(row) for row in verification.failures]
-    return document.Document(("Proof",), (_summary(verification),), tuple(sections))
+    return document.Document(("Verification",), (_summary(verification),), tuple(sections))
 
 
 def _summary(verification: Verification) -> document.Verdict:
@@ -35,21 +36,21 @@ def _summary(verification: Verification) -> document.Verdict:
     largest = worst([d for row in verification.rows for d in (row.rule_difference, row.finite_difference)])
     return document.Verdict(
         "disagrees" if verification.failures else "agrees",
-        (f"{_looked_at(verification)}: {words}; {explained} of {total} explained by a rule",),
+        (f"{_checked(verification)}: {words}; {explained} of {total} explained by a rule",),
         largest.largest if largest else None,
         largest.tolerance if largest else None,
     )
 
 
-def _looked_at(verification: Verification) -> str:
-    looked, left = len(verification.rows), verification.left_out
+def _checked(verification: Verification) -> str:
+    checked, left = len(verification.rows), verification.left_out
     if not left:
-        return f"{looked} nodes"
-    return f"{looked} of {looked + left} nodes ({verification.chosen}), the other {left} were not looked at"
+        return f"{checked} nodes"
+    return f"{checked} of {checked + left} nodes ({verification.chosen}), the other {left} were not checked"
 
 
 def _table(rows: Iterable[Row]) -> document.Table:
-    """Short cells only, so that no word is broken in a terminal of 80 columns."""
+    """Short cells only, so that no word is broken in a terminal with 80 columns."""
     cells = (
         (str(row.node.index), row.node.name, str(row.place or ""), row.verdict, _figure(row.finite_difference))
         for row in rows
@@ -62,13 +63,13 @@ def _figure(difference: Difference | None) -> str:
     return "" if difference is None else f"{difference.largest:.1e}"
 
 
-def _said(rows: Iterable[Row]) -> Iterator[document.Verdict]:
-    """Why a row does not simply agree; nodes of which the same is to be said stand together."""
-    alike: dict[tuple[document.Kind, str], list[Row]] = {}
+def _reasons(rows: Iterable[Row]) -> Iterator[document.Verdict]:
+    """Why nodes neither agree nor disagree; nodes with the same verdict and reason share a line."""
+    groups: dict[tuple[document.Kind, str], list[Row]] = {}
     for row in rows:
         if row.verdict not in ("agrees", "disagrees"):
-            alike.setdefault((row.verdict, row.reason), []).append(row)
-    for (verdict, reason), members in alike.items():
+            groups.setdefault((row.verdict, row.reason), []).append(row)
+    for (verdict, reason), members in groups.items():
         named = ", ".join(f"{row.node.name} {row.node.index}{_at(row)}" for row in members[:LISTED])
         more = f" and {len(members) - LISTED} more" if len(members) > LISTED else ""
         yield document.Verdict(verdict, (f"{named}{more}: {reason}",))
@@ -80,13 +81,10 @@ def _at(row: Row) -> str:
 
 def _failure(row: Row) -> document.Section:
     blocks: list[document.Block] = [document.Paragraph(line) for line in _lines(row)]
-    told = worst([row.rule_difference, row.finite_difference])
-    at = f", most at {_element(told.argument, told.index)}" if told is not None and told.index is not None else ""
-    blocks.append(
-        document.Verdict(
-            "disagrees", (row.reason + at,), told.largest if told else None, told.tolerance if told else None
-        )
-    )
+    most = worst([row.rule_difference, row.finite_difference])
+    at = f", most at {element(most.argument, most.index)}" if most is not None and most.index is not None else ""
+    difference, tolerance = (most.largest, most.tolerance) if most else (None, None)
+    blocks.append(document.Verdict("disagrees", (row.reason + at,), difference, tolerance))
     blocks += [document.Paragraph((repair.text + ".",), "note") for repair in row.repairs]
     if row.wrong:
         blocks.append(_sides(row.wrong))
@@ -95,7 +93,7 @@ def _failure(row: Row) -> document.Section:
 
 
 def _lines(row: Row) -> Iterator[Text]:
-    """Where it was called, and where its backward stands."""
+    """Where the node was called, and where its backward is defined."""
     if row.place is not None:
         yield (f"{row.place}: ", Code(row.place.expression)) if row.place.expression else (str(row.place),)
     if row.node.function_class is not None:
@@ -108,13 +106,9 @@ def _lines(row: Row) -> Iterator[Text]:
 
 def _sides(wrong: Iterable[Wrong]) -> document.Table:
     headers = ("element", "rule", "autograd", "finite difference")
-    cells = ((_element(w.argument, w.index), *map(_number, (w.rule, w.autograd, w.finite))) for w in wrong)
-    label = "wrong elements, and what each side says"
+    cells = ((element(w.argument, w.index), *map(_number, (w.rule, w.autograd, w.finite))) for w in wrong)
+    label = "wrong elements, by rule, autograd and finite difference"
     return document.Table(headers, tuple(tuple((cell,) for cell in row) for row in cells), label)
-
-
-def _element(argument: str, index: tuple[int, ...]) -> str:
-    return f"{argument}[{','.join(map(str, index))}]" if index else argument
 
 
 def _number(value: float | complex | None) -> str:

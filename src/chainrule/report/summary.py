@@ -1,4 +1,4 @@
-"""A screenful: each value with its gradient, the parameters before and after, and what is worth knowing."""
+"""The step in a screenful: each value with its gradient, the parameters before and after, and the findings."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterator
 import torch
 
 from chainrule.derivation.backprop import Step
+from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Code, Document, Section, Table, Text
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.numbers import number
-from chainrule.report.alike import names
+from chainrule.report.block_tables import names
 from chainrule.report.context import Context, shape_text
-from chainrule.report.folding import Fold
-from chainrule.report.whole import summary
+from chainrule.report.full import summary
 
 SHOWN = 6  # numbers in a cell of a table
 
 
 def brief(context: Context) -> Document:
-    """Tell the step in a screenful."""
+    """The step in a screenful."""
     return Document(("One training step, in brief",), tuple(summary(context)), tuple(_sections(context)))
 
 
 def _sections(context: Context) -> Iterator[Section]:
     rows = tuple(_values(context))
-    table = Table(("value", "what you wrote", "number", "gradient"), rows)
+    table = Table(("name", "code", "value", "gradient"), rows)
     yield Section(("Forward and backward",), "brief", "overview", (table,))
     if context.graph.parameters:
         table = Table(("parameter", "before", "gradient", "after", "check"), tuple(_parameters(context)))
@@ -37,9 +37,9 @@ def _values(context: Context) -> Iterator[tuple[Text, ...]]:
     for step in context.derivation.steps:
         if step.kind != "forward":
             continue
-        fold = context.folding.fold_of(step)
-        if fold is not None:
-            yield from _block(context, fold, step)
+        repetition = context.repeated.of_step(step)
+        if repetition is not None:
+            yield from _block(context, repetition, step)
             continue
         place = context.place(step)
         code = (Code(place.expression),) if place and place.expression else (context.operation_name(step),)
@@ -47,27 +47,27 @@ def _values(context: Context) -> Iterator[tuple[Text, ...]]:
             yield (context.notation.plain(value),), code, *_both(context, value)
 
 
-def _block(context: Context, fold: Fold, step: Step) -> Iterator[tuple[Text, ...]]:
-    """A whole block in a row: what came out of it."""
-    path = next((each for each in fold.others if context.folding.last_step(each) is step), None)
+def _block(context: Context, repetition: Repetition, step: Step) -> Iterator[tuple[Text, ...]]:
+    """A whole block in a row: its output."""
+    path = next((each for each in repetition.others if context.repeated.last_step(each) is step), None)
     if path is not None:
-        yield (path,), ("as ", Code(fold.told)), *_both(context, step.outputs[0])
+        yield (path,), ("like ", Code(repetition.shown)), *_both(context, step.outputs[0])
 
 
 def _both(context: Context, value: int) -> tuple[Text, Text]:
-    told = context.graph.values[value]
-    return (cell(context, told.snapshot),), (cell(context, told.gradient),)
+    known = context.graph.values[value]
+    return (cell(context, known.snapshot),), (cell(context, known.gradient),)
 
 
 def _parameters(context: Context) -> Iterator[tuple[Text, ...]]:
-    met: set[Fold] = set()
+    seen: set[Repetition] = set()
     for name, parameter in context.graph.parameters.items():
-        fold = context.folding.parameter_fold(name)
-        if fold is None:
+        repetition = context.repeated.of_parameter(name)
+        if repetition is None:
             yield _parameter(context, name, parameter)
-        elif fold not in met:
-            met.add(fold)
-            yield (f"{names(fold)}: as {fold.told}",), ("",), ("",), ("",), ("",)
+        elif repetition not in seen:
+            seen.add(repetition)
+            yield (f"{names(repetition)}: like {repetition.shown}",), ("",), ("",), ("",), ("",)
 
 
 def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
@@ -81,12 +81,12 @@ def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text,
 
 
 def _cells(context: Context, parameter: Parameter) -> Iterator[str]:
-    """A parameter before the step, its gradient, and the parameter after; what was not kept by its figures."""
+    """A parameter before the step, its gradient, and the parameter after; by statistics where numbers were not kept."""
     return (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
 
 
 def cell(context: Context, snapshot: Snapshot | None) -> str:
-    """A tensor in a cell: its numbers where they are few, else its shape and the norm of what is finite in it."""
+    """A tensor in a cell: its numbers if they are few, else its shape and the norm of its finite elements."""
     if snapshot is None:
         return "None"
     data, shape = snapshot.data, shape_text(snapshot.shape)
@@ -99,7 +99,7 @@ def cell(context: Context, snapshot: Snapshot | None) -> str:
 
 
 def nested(item: object) -> str:
-    """Nested lists of numbers as Python would write them, each number as everywhere."""
+    """Nested lists of numbers as Python writes them, each number as in all views."""
     if isinstance(item, list):
         return "[" + ", ".join(nested(each) for each in item) + "]"
     return number(item)  # type: ignore[arg-type]

@@ -1,21 +1,22 @@
-"""What blocks that are told only once have of their own: their figures and verdicts, a row each."""
+"""Tables of repeated blocks: the statistics and verdicts of each block, one row per block."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Share, Step
+from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
 from chainrule.report.context import Context, pairs, shape_text
-from chainrule.report.folding import Fold
 from chainrule.rules.optimizers import terms_agree
 
 FIGURES = ("norm", "mean", "std", "min", "max")
@@ -23,8 +24,8 @@ Cells = tuple[str, ...]
 
 
 def forward(context: Context, step: Step) -> Iterator[Block]:
-    """The results of one step in each of the blocks that are alike, but of one that only views its operand."""
-    alike = context.folding.alike(step)
+    """The results of one step in each block; not those that are views of an operand."""
+    alike = context.repeated.equivalent_steps(step)
     operands = [context.graph.values[value].data for _, _, value in step.arguments]
     for value in context.results(step) if alike else ():
         if are_views(context.graph.values[value].data, operands):
@@ -35,11 +36,9 @@ def forward(context: Context, step: Step) -> Iterator[Block]:
 
 
 def backward(context: Context, step: Step, share: Share) -> Iterator[Block]:
-    """One share of a gradient in each of the blocks that are alike, with the check against autograd's."""
-    alike = context.folding.alike(step)
-    if not alike or share.value is None:
-        return
-    if are_views(share.gradient, step.upstream):
+    """One contribution to a gradient in each block, with its check against autograd."""
+    alike = context.repeated.equivalent_steps(step)
+    if not alike or share.value is None or are_views(share.gradient, step.upstream):
         return
     place = next(i for i, each in enumerate(step.shares) if each is share)
     shares = [(path, other.shares[place]) for path, other in alike]
@@ -50,7 +49,7 @@ def backward(context: Context, step: Step, share: Share) -> Iterator[Block]:
 
 
 def are_views(data: Data | None, others: Iterable[Data | None]) -> bool:
-    """Whether a tensor holds nothing but the numbers of another, in the same memory."""
+    """Whether a tensor shares its memory with one of the others, and so has the same numbers."""
     return data is not None and any(each is not None and memory(each) == memory(data) for each in others)
 
 
@@ -60,18 +59,18 @@ def _check(context: Context, share: Share) -> Cells:
 
 
 def parameters(context: Context, name: str) -> Iterator[Block]:
-    """A parameter of each of the blocks that are alike."""
-    alike = context.folding.parameters_alike(name)
+    """A parameter in each block."""
+    alike = context.repeated.equivalent_parameters(name)
     if alike:
         members = [(path, context.graph.parameters[each]) for path, each in alike]
         found = [(path, context.measures.of(each.start)) for path, each in members]
         held = [(context.held_before(each),) for _, each in alike]
-        yield figures(f"{name} in each block", found, ("gradient",), held)
+        yield figures(f"{name} in each block", found, (".grad before backward",), held)
 
 
 def updates(context: Context, step: Update, name: str) -> Iterator[Block]:
-    """What the optimizer did to a parameter in each of the blocks that are alike."""
-    alike = context.folding.parameters_alike(name)
+    """What the optimizer did to a parameter in each block."""
+    alike = context.repeated.equivalent_parameters(name)
     of_name = {each.name: each for each in step.parameters}
     rows = [(path, of_name[each]) for path, each in alike if each in of_name]
     if rows:
@@ -81,8 +80,8 @@ def updates(context: Context, step: Update, name: str) -> Iterator[Block]:
 
 
 def by_hand(context: Context, name: str) -> Iterator[Block]:
-    """What became of a parameter in each of the blocks that are alike."""
-    alike = context.folding.parameters_alike(name)
+    """A parameter in each block after the user's own code changed it."""
+    alike = context.repeated.equivalent_parameters(name)
     if alike:
         members = [(path, context.graph.parameters[each]) for path, each in alike]
         yield figures(f"{name} after, in each block", [(path, context.measures.of(each.end)) for path, each in members])
@@ -124,7 +123,7 @@ def _of_gradient(context: Context, index: int) -> Statistics | None:
 
 
 def _of_share(context: Context, share: Share) -> Statistics | None:
-    """The figures of one share; where its numbers were not kept, those of the gradient that it is all of."""
+    """The statistics of a contribution; without its numbers, those of the gradient if the contribution is all of it."""
     whole = share.value is not None and context.is_whole(share)
     known = context.graph.values[share.value].grad_statistics if whole and share.value is not None else None
     return context.figures(share.gradient, known)
@@ -136,69 +135,68 @@ def figures(
     more: Sequence[str] = (),
     cells: Sequence[Cells] = (),
 ) -> Table:
-    """A row of figures for each tensor, under the path of its block."""
+    """A row of statistics for each tensor, under the path of its block."""
     found = [({} if each is None else dict(pairs(each))) for _, each in known]
     shown = (*FIGURES, *(name for name in ("zeros", "not finite") if any(each.get(name) for each in found)))
     rows = []
     for place, ((path, _), row) in enumerate(zip(known, found, strict=True)):
-        told = [number(row[name]) if name in row else "" for name in shown]
-        rows.append(_row(path, [*told, *(cells[place] if cells else ())]))
+        numbers = [number(row[name]) if name in row else "" for name in shown]
+        rows.append(_row(path, [*numbers, *(cells[place] if cells else ())]))
     return Table(("block", *shown, *more), tuple(rows), label)
 
 
-# -- the blocks themselves --------------------------------------------------------------------------------------------
+# -- the blocks as a whole ---------------------------------------------------------------------------------------------
 
 
-def names(fold: Fold) -> str:
-    """The blocks that are not told in full: `h.1 to h.11`; `h.1, h.2 and h.4 to h.11` where the third is not alike."""
+def names(repetition: Repetition) -> str:
+    """The blocks that are not shown: `h.1 to h.11`; `h.1, h.2 and h.4 to h.11` where h.3 differs."""
     runs: list[list[str]] = []
-    for path in fold.others:
+    for path in repetition.others:
         if runs and _follows(runs[-1][-1], path):
             runs[-1].append(path)
         else:
             runs.append([path])
-    told = [part for run in runs for part in (run if len(run) <= 2 else [f"{run[0]} to {run[-1]}"])]
-    return " and ".join([part for part in (", ".join(told[:-1]), told[-1]) if part])
+    parts = [part for run in runs for part in (run if len(run) <= 2 else [f"{run[0]} to {run[-1]}"])]
+    return " and ".join([part for part in (", ".join(parts[:-1]), parts[-1]) if part])
 
 
 def _follows(one: str, other: str) -> bool:
-    """Whether `h.4` comes right after `h.3`; of names without a number nothing is between them."""
+    """Whether `h.4` comes right after `h.3`; between names without a number there is nothing."""
     (outside, _, before), (beside, _, after) = one.rpartition("."), other.rpartition(".")
     numbered = before.isdecimal() and after.isdecimal()
     return outside == beside and (not numbered or int(after) == int(before) + 1)
 
 
-def blocks(context: Context, fold: Fold, step: Step) -> Section:
-    """Stands where the other blocks would be told: what came out of each, or what gradient arrived at each."""
-    place = context.folding.folds.index(fold) + 1
-    ends = [context.folding.last_step(path) for path in fold.blocks]
-    results = [(path, context.graph.values[end.outputs[0]]) for path, end in zip(fold.blocks, ends, strict=True)]
-    count = context.folding.forward_steps(fold.told)
+def blocks(context: Context, repetition: Repetition, kind: Literal["forward", "backward"]) -> Section:
+    """The section in place of the blocks that are not shown: the output of each, or the gradient that arrived at it."""
+    place, shown = context.repeated.repetitions.index(repetition) + 1, repetition.shown
+    ends = [context.repeated.last_step(path) for path in repetition.blocks]
+    results = [(path, context.graph.values[end.outputs[0]]) for path, end in zip(repetition.blocks, ends, strict=True)]
     said: Text = (
-        f"{names(fold)} run the same {count} steps on tensors of the same shapes as ",
-        Code(fold.told), ", which is told in full, with the figures of all of them in a table at each of its steps. ",
+        f"{names(repetition)} run the same {context.repeated.forward_steps(shown)} steps as ", Code(shown),
+        ", on tensors of the same shapes. ", Code(shown), " is shown in full; a table at each of its steps has the "
+        "statistics of all these blocks. ",
     )  # fmt: skip
-    if step.kind == "backward":
-        said = (*said, "Here is the gradient that arrives at each, the last block first:")
-        title: Text = (f"Back through {names(fold)}: as ", Code(fold.told))
+    if kind == "backward":
+        said = (*said, "The gradients that arrive at them, the last block first:")
         gradients = [(path, _of_gradient(context, value.index)) for path, value in reversed(results)]
         checks = [(_checks(context, path),) for path, _ in gradients]
         table = figures("upstream", gradients, ("checks",), checks)
-        return Section(title, f"backward-alike-{place}", "backward", (Paragraph(said), table))
-    said = (*said, f"Here is what comes out of each, {shape_text(results[0][1].shape)}:")
-    title = (f"Forward through {names(fold)}: as ", Code(fold.told))
-    table = figures("results", [(path, _of_value(context, value.index)) for path, value in results])
-    return Section(title, f"forward-alike-{place}", "forward", (Paragraph(said), table))
+    else:
+        said = (*said, f"Their outputs, {shape_text(results[0][1].shape)}:")
+        table = figures("results", [(path, _of_value(context, value.index)) for path, value in results])
+    title: Text = (f"{kind.capitalize()}: {names(repetition)}, like ", Code(shown))
+    return Section(title, f"{kind}-alike-{place}", kind, (Paragraph(said), table))
 
 
 def _checks(context: Context, path: str) -> str:
     """How many of a block's gradients agree with autograd's: `38 agree`."""
     kinds = Counter(
         context.check(share).kind
-        for step in context.folding.backward_steps(path)
+        for step in context.repeated.backward_steps(path)
         for share in step.shares
         if share.gradient is not None and share.recorded is not None
     )
     agree = kinds.pop("agrees", 0)
-    told = [f"{agree} agree"] if agree or not kinds else []
-    return ", ".join([*told, *(f"{count} {kind}" for kind, count in kinds.items())])
+    counts = [f"{agree} agree"] if agree or not kinds else []
+    return ", ".join([*counts, *(f"{count} {kind}" for kind, count in kinds.items())])

@@ -43,4 +43,4 @@ def test_a_row_of_a_buffer_stands_in_the_module_that_it_belongs_to():
 def test_the_error_that_ended_the_block_ends_in_one_full_stop():
     with suppress(ValueError), record() as recording:
         raise ValueError("No more data.")
-    assert "The block ended in ValueError: No more data. What is told" in str(recording).replace("\n         ", " ")
+    assert "The block ended in ValueError: No more data. This report" in str(recording).replace("\n         ", " ")

@@ -1,4 +1,4 @@
-"""Blocks that are alike are told once; what is not alike, or small, is told whole."""
+"""Of repeated blocks one is shown; blocks that differ, or are small, are shown in full."""
 
 import re
 
@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import chainrule
+from chainrule.derivation.repeated_blocks import RepeatedBlocks, Repetition
 from chainrule.document import Table
-from chainrule.report.alike import names
-from chainrule.report.folding import Fold, Folding
+from chainrule.report.block_tables import names
 from tests.browser.transformer import Transformer
 
 
@@ -34,27 +34,27 @@ def deep():
     return recording, recording.document(pointing=True)
 
 
-def folds(recording):
-    return [(f.told, f.others) for f in folding(recording).folds]
+def repetitions(recording):
+    return [(each.shown, each.others) for each in repeated(recording).repetitions]
 
 
-def folding(recording):
-    return Folding(recording.graph, recording.derivation, lambda share: "agrees")
+def repeated(recording):
+    return RepeatedBlocks(recording.graph, recording.derivation, lambda share: "agrees")
 
 
-def test_the_first_block_is_told_and_the_others_stand_in_its_tables(deep):
+def test_the_first_block_is_shown_and_the_others_are_rows_of_its_tables(deep):
     recording, document = deep
-    assert folds(recording) == [("h.0", ("h.1", "h.2", "h.3"))]
+    assert repetitions(recording) == [("h.0", ("h.1", "h.2", "h.3"))]
     titles = ["".join(s if isinstance(s, str) else s.source for s in section.title) for _, section in document.walk()]
-    assert [t for t in titles if "alike" in t or ": as" in t] == [
-        "Forward through h.1 to h.3: as h.0",
-        "Back through h.1 to h.3: as h.0",
+    assert [title for title in titles if ", like " in title] == [
+        "Forward: h.1 to h.3, like h.0",
+        "Backward: h.1 to h.3, like h.0",
     ]
     assert not any(re.search(r"h\.[123]\.", title) for title in titles)
     assert "h.0.attn.c_attn.weight" in titles
 
 
-def test_the_figures_of_every_block_are_its_own(deep):
+def test_every_block_has_its_own_statistics(deep):
     recording, document = deep
     sections = {section.anchor: section for _, section in document.walk()}
     row = next(row for row in document.rows if row.module == "h.0.mlp.1")
@@ -71,7 +71,7 @@ def test_the_figures_of_every_block_are_its_own(deep):
         assert cells[-1] == ("agrees",)
 
 
-def test_the_update_of_every_parameter_is_held_against_pytorchs(deep):
+def test_the_update_of_every_parameter_is_compared_with_pytorchs(deep):
     recording, document = deep
     tables = [
         block
@@ -85,7 +85,7 @@ def test_the_update_of_every_parameter_is_held_against_pytorchs(deep):
     assert {cells[-1] for table in tables for cells in table.rows} == {("agrees",)}
 
 
-def test_every_row_is_there_and_leads_to_a_section(deep):
+def test_every_value_has_a_row_that_leads_to_a_section(deep):
     _, document = deep
     anchors = {section.anchor for _, section in document.walk()}
     assert {f"h.{block}.attn.c_attn" for block in range(4)} <= {row.module for row in document.rows}
@@ -138,20 +138,20 @@ class Block(nn.Module):
         ([Block(), Block(), Block(), Block().requires_grad_(False)], [("0", ("1", "2"))]),
     ],
 )
-def test_only_what_is_alike_and_large_is_folded(blocks, expected):
-    assert folds(record(nn.Sequential(*blocks), torch.randn(2, 4, requires_grad=True))) == expected
+def test_only_equivalent_large_blocks_are_folded(blocks, expected):
+    assert repetitions(record(nn.Sequential(*blocks), torch.randn(2, 4, requires_grad=True))) == expected
 
 
-def test_a_block_in_which_something_disagrees_is_told_whole():
+def test_a_block_in_which_something_disagrees_is_shown_in_full():
     recording = record(nn.Sequential(*[Block() for _ in range(4)]), torch.randn(2, 4, requires_grad=True))
     bad = next(step for step in recording.steps if step.kind == "backward" and step.call is not None
                and recording.graph.calls[step.call].module == "2")  # fmt: skip
     kinds = {id(share): "disagrees" for share in bad.shares}
-    found = Folding(recording.graph, recording.derivation, lambda share: kinds.get(id(share), "agrees"))
-    assert [(fold.told, fold.others) for fold in found.folds] == [("0", ("1", "3"))]
+    found = RepeatedBlocks(recording.graph, recording.derivation, lambda share: kinds.get(id(share), "agrees"))
+    assert [(each.shown, each.others) for each in found.repetitions] == [("0", ("1", "3"))]
 
 
-def test_one_module_that_runs_again_and_again_is_told_each_time():
+def test_one_module_that_runs_repeatedly_is_shown_each_time():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -162,7 +162,7 @@ def test_one_module_that_runs_again_and_again_is_told_each_time():
                 x = self.block(x)
             return x
 
-    assert folds(record(Shared(), torch.randn(2, 4, requires_grad=True))) == []
+    assert repetitions(record(Shared(), torch.randn(2, 4, requires_grad=True))) == []
 
 
 def test_the_largest_element_of_a_large_gradient_is_explained(deep):
@@ -175,7 +175,7 @@ def test_the_largest_element_of_a_large_gradient_is_explained(deep):
 
 
 @pytest.mark.parametrize(
-    ("others", "told"),
+    ("others", "text"),
     [
         (("h.1", "h.2"), "h.1 and h.2"),
         (("h.1", "h.2", "h.3"), "h.1 to h.3"),
@@ -184,5 +184,5 @@ def test_the_largest_element_of_a_large_gradient_is_explained(deep):
         (("down", "middle", "up"), "down to up"),
     ],
 )
-def test_a_block_that_is_told_by_itself_is_in_no_range(others, told):
-    assert names(Fold("h.0", others)) == told
+def test_a_block_that_is_shown_is_in_no_range(others, text):
+    assert names(Repetition("h.0", others)) == text

@@ -1,4 +1,4 @@
-"""The step between backward and `.grad` in a distributed training: what each rank gave, and the mean that all got."""
+"""The reduction of gradients in data-parallel training: the gradient of each rank, and the mean over all ranks."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ NAMES = {"all-reduce": "All-reduce", "reduce-scatter": "Reduce-scatter"}
 
 
 def reductions(context: Context) -> Iterator[Section]:
-    """A section for all modules that combine gradients in the same way."""
+    """A section for each kind of reduction."""
     graph = context.graph
     for kind in dict.fromkeys(each.kind for each in graph.reducers):
-        told = [each for each in graph.reductions.values() if graph.reducers[each.reducer].kind == kind]
-        if not told:
+        found = [each for each in graph.reductions.values() if graph.reducers[each.reducer].kind == kind]
+        if not found:
             continue
-        reducer = graph.reducers[told[0].reducer]
+        reducer = graph.reducers[found[0].reducer]
         inner = (
             _parameter(context, reducer, each, number)
-            for number, each in enumerate(told)
-            if context.folding.parameter_fold(each.name) is None
+            for number, each in enumerate(found)
+            if context.repeated.of_parameter(each.name) is None
         )
-        title = f"{NAMES[kind]}: the gradients of {reducer.ranks} ranks become one"
-        yield Section((title,), kind, "backward", tuple(_about(context, reducer, told)), tuple(inner))
+        title = f"{NAMES[kind]}: gradients are averaged over {reducer.ranks} ranks"
+        yield Section((title,), kind, "backward", tuple(_about(context, reducer, found)), tuple(inner))
 
 
-def _about(context: Context, reducer: Reducer, told: list[Reduction]) -> Iterator[Block]:
+def _about(context: Context, reducer: Reducer, reductions: list[Reduction]) -> Iterator[Block]:
     yield Paragraph(
-        ("What stands above is what this process, rank ", f"{reducer.rank} of {reducer.ranks}, worked out from its own "
-         "samples. Before backward returns, ", Code(reducer.class_name), " puts the mean over all ranks in its place"
-         + (", and each rank keeps its own part of it." if reducer.kind == "reduce-scatter" else "."),)
+        (f"The gradients above are those of this process, rank {reducer.rank} of {reducer.ranks}, from its own "
+         "samples. Before backward returns, ", Code(reducer.class_name), " replaces them by the mean over all ranks"
+         + (", of which each rank keeps its own shard." if reducer.kind == "reduce-scatter" else "."),)
     )  # fmt: skip
     yield Equation(rf"\bar g = \frac{{1}}{{{reducer.ranks}}} \sum_{{r=0}}^{{{reducer.ranks - 1}}} g_r", "all ranks")
     if reducer.hook:
-        yield Paragraph(("A communication hook, ", Code(reducer.hook), ", takes the place of the plain mean."), "note")
-    if not any(each.gathered for each in told):
+        yield Paragraph(("A communication hook, ", Code(reducer.hook), ", replaces the plain mean."), "note")
+    if not any(each.gathered for each in reductions):
         yield Paragraph(
-            ("Only this rank's gradients are known here. ", Code("chainrule.distributed.gather(recording)"), ", called "
-             "on every rank, brings those of the others and proves the mean."),
+            ("Only this rank's gradients were recorded. ", Code("chainrule.distributed.gather(recording)"), ", called "
+             "on every rank, adds those of the others and checks the mean."),
             "note",
         )  # fmt: skip
-    yield Table(("parameter", "this rank's gradient", "norm", "norm in .grad"), tuple(_rows(context, told)))
+    yield Table(("parameter", "this rank's gradient", "norm", "norm in .grad"), tuple(_rows(context, reductions)))
 
 
-def _rows(context: Context, told: list[Reduction]) -> Iterator[tuple[Text, ...]]:
-    for each in told:
+def _rows(context: Context, reductions: list[Reduction]) -> Iterator[tuple[Text, ...]]:
+    for each in reductions:
         norms = (
             _norm(context, each.sent),
             _norm(context, each.received),
@@ -71,10 +71,10 @@ def _parameter(context: Context, reducer: Reducer, each: Reduction, place: int) 
     value = None if parameter is None else parameter.value
     symbol = rf"\text{{{escape(each.name)}}}" if value is None else context.notation.symbol(value)
     title = (Code(each.name),)
-    return Section(title, f"{reducer.kind}-{place}", "backward", tuple(_told(context, reducer, each, symbol)))
+    return Section(title, f"{reducer.kind}-{place}", "backward", tuple(_gradients(context, reducer, each, symbol)))
 
 
-def _told(context: Context, reducer: Reducer, each: Reduction, symbol: str) -> Iterator[Block]:
+def _gradients(context: Context, reducer: Reducer, each: Reduction, symbol: str) -> Iterator[Block]:
     gradient = rf"\frac{{\partial J}}{{\partial {symbol}}}"
     if each.gathered:
         for rank, local in enumerate(each.gathered):
@@ -83,7 +83,7 @@ def _told(context: Context, reducer: Reducer, each: Reduction, symbol: str) -> I
     elif each.local is not None:
         yield context.tensor(rf"{gradient}_{{r={reducer.rank}}}", each.local, "gradient", "this rank's gradient")
     if each.mean is not None:
-        part = ", this rank's part of it" if reducer.kind == "reduce-scatter" else ""
+        part = ", this rank's shard" if reducer.kind == "reduce-scatter" else ""
         yield context.tensor(rf"\overline{{{gradient}}}", each.mean, "gradient", f"the mean, in .grad{part}")
     if each.gathered and each.mean is not None:
         yield _verdict(context, reducer, each)
@@ -92,10 +92,10 @@ def _told(context: Context, reducer: Reducer, each: Reduction, symbol: str) -> I
 def _verdict(context: Context, reducer: Reducer, each: Reduction) -> Verdict:
     assert each.mean is not None
     if len(each.gathered) != reducer.ranks:
-        return Verdict("not checked", ("it was combined over another group of ranks than was gathered",))
+        return Verdict("not checked", ("the gradients were reduced over another group of ranks than gather() ran on",))
     if reducer.kind == "reduce-scatter":
         known: dict[str, Kind] = {"agrees": "agrees", "disagrees": "disagrees"}
-        text = ("the mean of all ranks against all parts of ", Code(f"{each.name}.grad"), ", as gather() found")
+        text = ("the mean of all ranks against all shards of ", Code(f"{each.name}.grad"), ", as gather() found")
         return Verdict(known.get(each.verdict, "not checked"), text)
     mean = torch.stack([local.double() for local in each.gathered]).mean(0).to(each.mean.dtype)
     return context.agreement(mean, each.mean, ("the mean of all ranks against ", Code(f"{each.name}.grad")))

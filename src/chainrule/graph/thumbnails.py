@@ -1,7 +1,7 @@
-"""Large tensors made small enough to be looked at: where their numbers lie, and what they look like from afar.
+"""Thumbnails and histograms of large tensors.
 
-A sketch is exact: every number goes into the mean of its cell. A histogram of very many numbers counts a regular sample
-of them, every n-th as they lie in memory, and says how many it counted; its ends are the true extremes.
+A thumbnail is exact: every number goes into the mean of its cell. A histogram of very many numbers counts a regular
+sample of them, every n-th in memory order, and says how many it counted; its ends are the true extremes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from chainrule.document import Histogram, Sketch
 from chainrule.graph.statistics import Statistics, in_a_row
 
 BINS = 24
-COUNTED = 2**15  # numbers that are all counted; of more, at most half as many are
-ROWS, COLUMNS = 8, 16  # of a sketch: a thousand of them still make a page that opens at once
+COUNTED = 2**15  # numbers up to which all are counted; of more, at most half as many are
+ROWS, COLUMNS = 8, 16  # of a thumbnail: a page with a thousand of them still opens at once
 
 
 def histogram(data: Data, found: Statistics) -> Histogram | None:
-    """How many finite numbers lie in each of 24 equally wide bins; None where all of them are the same."""
+    """How many finite numbers lie in each of 24 equally wide bins; None if all of them are equal."""
     if found.elements == found.not_finite or found.low == found.high:
         return None
     numbers = _real(_sample(data))
@@ -32,7 +32,7 @@ def histogram(data: Data, found: Statistics) -> Histogram | None:
 
 
 def _sample(data: Data) -> Data:
-    """Every n-th number, n without a factor in common with their count, so that no row, column or head is left out."""
+    """Every n-th number, n coprime to their count, so that no row, column or head is left out."""
     if data.numel() <= COUNTED:
         return data
     step = -(-data.numel() // (COUNTED // 2))
@@ -42,15 +42,15 @@ def _sample(data: Data) -> Data:
 
 
 def sketch(data: Data) -> Sketch | None:
-    """The mean of each cell of a grid over the last axis (columns) and all others (rows); None for an empty tensor."""
+    """A thumbnail: the mean of each cell of a grid, last axis by all others; None for an empty tensor."""
     if not data.numel():
         return None
     grid = data.detach().reshape(-1, data.shape[-1]) if data.dim() else data.detach().reshape(1, 1)
     grid = grid.abs() if grid.is_complex() else grid
     rows, columns = min(ROWS, grid.shape[0]), min(COLUMNS, grid.shape[1])
-    # Down the columns first, which goes through the memory in its order; what is left is small.
+    # The rows of a cell first, which reads memory in order; what is left is small.
     means = adaptive_avg_pool1d(_bands(grid, rows).unsqueeze(0), columns).reshape(-1).tolist()
-    short = (" ".join(["%.3g"] * len(means)) % tuple(means)).split()  # in one go, as there are so many
+    short = (" ".join(["%.3g"] * len(means)) % tuple(means)).split()  # one call, as there are so many
     return Sketch(rows, columns, tuple(map(float, short)))
 
 
@@ -64,7 +64,7 @@ def _bands(grid: Data, count: int) -> Data:
 
 
 def _cells(length: int, count: int) -> list[tuple[int, int]]:
-    """The bounds of `count` cells as even as can be; they overlap by one where `length` does not divide."""
+    """The bounds of `count` cells of nearly equal size; they overlap by one where `length` is not a multiple."""
     return [(place * length // count, -(-(place + 1) * length // count)) for place in range(count)]
 
 
@@ -73,6 +73,6 @@ def _wide(data: Data) -> torch.dtype:
 
 
 def _real(data: Data) -> Data:
-    """The numbers as float32, the size of complex ones: enough to be looked at."""
+    """The numbers, or the magnitudes of complex ones, as float32: precise enough for a picture."""
     data = data.detach()
     return (data.abs() if data.is_complex() else data).float().cpu()

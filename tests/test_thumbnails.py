@@ -5,8 +5,8 @@ import torch
 
 from chainrule.document import Histogram
 from chainrule.graph.statistics import Statistics
-from chainrule.report.sketches import COUNTED, sketch
-from chainrule.report.sketches import histogram as counted
+from chainrule.graph.thumbnails import COUNTED, sketch
+from chainrule.graph.thumbnails import histogram as counted
 
 
 def histogram(data):
