@@ -13,10 +13,7 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from numpy import float64
 
-from chainrule.graph.statistics import EXPONENTS, SAMPLE
-
 ROW = 4096  # numbers whose zeros are counted in an integer of their own size
-FIRST, STEP, LAST = EXPONENTS.start, EXPONENTS.step, len(EXPONENTS) - 1
 
 
 def _chosen(order: str) -> Any:
@@ -49,18 +46,28 @@ _at: Any = intrinsic(_address)
 
 
 def _measure_memory(
-    floats: Any, integers: Any, mantissa: int, exponents: int, address: int, count: int, counts: Any
+    floats: Any,
+    integers: Any,
+    mantissa: int,
+    exponents: int,
+    first: int,
+    shift: int,
+    address: int,
+    count: int,
+    every: int,
+    counts: Any,
 ) -> tuple[float, float, float, float, int, int]:
     """Least, greatest, sum, sum of squares, zeros, and how many are not finite; the histogram is added to `counts`.
 
     `floats` and `integers` are empty arrays of the numbers' type and of integers of the same size. A number has
-    `mantissa` bits of mantissa, and an exponent of at most `exponents`.
+    `mantissa` bits of mantissa, and an exponent of at most `exponents`. The histogram counts one number of `every` so
+    many; its first bin begins at 2^`first`, and each spans 2^`shift` powers of two.
     """
     numbers, bits = carray(_at(address), count, floats.dtype), carray(_at(address), count, integers.dtype)
     zero, infinity = floats.dtype.type(0), floats.dtype.type(numpy.inf)
     total, squares, zeros, not_finite = 0.0, 0.0, 0, 0
     low, high = infinity, -infinity
-    sample, every = 0, max(-(-count // SAMPLE), 1)
+    sample = 0
     for start in range(0, count, ROW):
         row = numbers[start : start + ROW]
         row_total, row_squares, row_zeros = 0.0, 0.0, integers.dtype.type(0)
@@ -90,7 +97,7 @@ def _measure_memory(
         while sample < start + row.size:  # now, while the row is in the processor's cache
             exponent = (bits[sample] >> mantissa) & (2 * exponents - 1)
             if numbers[sample] != zero and exponent != 2 * exponents - 1:
-                counts[min(max((exponent - exponents + 1 - FIRST) // STEP, 0), LAST)] += 1
+                counts[min(max((exponent - exponents + 1 - first) >> shift, 0), counts.size - 1)] += 1
             sample += every
     return low, high, total, squares, zeros, not_finite
 

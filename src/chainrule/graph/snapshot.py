@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from chainrule.graph.statistics import Statistics
 
+name_of = cache(str)  # of a device: a step has thousands of tensors on a few
 type_of_reduction = Literal["all-reduce", "reduce-scatter"]
 
 
@@ -36,8 +38,8 @@ class Snapshot:
     @classmethod
     def of(cls, tensor: Tensor, statistics: Statistics | None = None) -> Snapshot:
         """A tensor as it is now; nothing is copied."""
-        data = tensor if has_numbers(tensor) else None
-        return cls(tuple(tensor.shape), tensor.dtype, str(tensor.device), data, statistics)
+        data = None if tensor.is_meta else tensor
+        return cls(tuple(tensor.shape), tensor.dtype, name_of(tensor.device), data, statistics)
 
     @property
     def has_numbers(self) -> bool:

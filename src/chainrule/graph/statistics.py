@@ -321,7 +321,7 @@ def one_pass(dense: Tensor) -> OnePass | None:
     if kernel is None or not (address := dense.data_ptr()):
         return None
     counts = numpy.zeros(len(EXPONENTS), numpy.int64)
-    found = kernel(address, count, counts)
+    found = kernel(address, count, max(-(-count // SAMPLE), 1), counts)
     return OnePass._make((*found, tuple(counts.tolist())))
 
 
@@ -336,7 +336,9 @@ def _kernel(type: torch.dtype) -> Callable[..., Any] | None:
     except ImportError:  # no numba, or none for this Python or numpy
         return None
     known = numpy.finfo(name)
-    return partial(measure_memory, numpy.empty(0, name), numpy.empty(0, integers), known.nmant, known.maxexp)
+    types = numpy.empty(0, name), numpy.empty(0, integers)
+    shift = EXPONENTS.step.bit_length() - 1  # a shift is faster than a division
+    return partial(measure_memory, *types, known.nmant, known.maxexp, EXPONENTS.start, shift)
 
 
 # -- on another device ------------------------------------------------------------------------------------------------

@@ -297,11 +297,16 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
+
+
 def _fits(item: Any, hint: Any) -> bool:
     """Whether an item has a field's type."""
-    origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
+    origin, arguments = _parts(hint)
     if origin in (Union, UnionType):
         return any(_fits(item, each) for each in arguments)
     if origin is Literal:

@@ -19,6 +19,13 @@ def read_calls(reading: Reading, paths: Paths) -> tuple[Call, ...]:
 
 
 def _call(index: int, raw: RawCall, reading: Reading, paths: Paths) -> Call:
+    def known(leaf: Any) -> Any:
+        """None for a tensor that no operation ever used."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        value = reading.values.at(leaf, raw.first)
+        return None if value is None else Ref(value)
+
     operations = dict.fromkeys(reading.at[p] for p in range(raw.first, raw.last) if p in reading.at)
     outputs = (reading.values.at(tensor, raw.last) for tensor in tensors_in(raw.output))
     return Call(
@@ -26,8 +33,8 @@ def _call(index: int, raw: RawCall, reading: Reading, paths: Paths) -> Call:
         function_name(raw.function),
         paths.of_run(raw.module),
         raw.site.place() if raw.site else None,
-        tuple(_known(argument, raw.first, reading) for argument in raw.arguments),
-        {key: _known(value, raw.first, reading) for key, value in raw.keywords.items()},
+        tuple(map_leaves(known, argument, lists=True) for argument in raw.arguments),
+        map_leaves(known, raw.keywords, lists=True),
         tuple(operations),
         tuple(value for value in outputs if value is not None),
         raw.error,
@@ -38,15 +45,3 @@ def function_name(function: Any) -> str:
     """What a function of torch is called: `softmax`, `__add__`; a property by its own name, as `T` and `real`."""
     name = getattr(function, "__name__", str(function))
     return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else str(name)
-
-
-def _known(tree: Any, first: int, reading: Reading) -> Any:
-    """An argument as the call took it: None for a tensor that no operation ever used."""
-
-    def known(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        value = reading.values.at(leaf, first)
-        return None if value is None else Ref(value)
-
-    return map_leaves(known, tree, lists=True)

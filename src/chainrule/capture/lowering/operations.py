@@ -181,10 +181,11 @@ class Reading:
         return tuple(outputs)
 
     def _refs(self, tree: Any, position: int) -> Any:
-        def ref(leaf: Any) -> Any:
-            return Ref(self._value(leaf, position)) if isinstance(leaf, Tensor) else leaf
-
-        return map_leaves(ref, tree, lists=True)
+        if isinstance(tree, Tensor):  # as most arguments are
+            return Ref(self._value(tree, position))
+        return map_leaves(
+            lambda each: self._refs(each, position) if isinstance(each, Tensor) else each, tree, lists=True
+        )
 
     def _value(self, tensor: Tensor, position: int) -> int:
         """What the tensor is as the operation at `position` takes it; a new value if it is not known as it is now."""

@@ -9,7 +9,7 @@ from torch import Tensor, float16, strided
 
 from chainrule.capture import retention as keeping
 from chainrule.capture.tape import Tape
-from chainrule.graph.snapshot import Snapshot, has_numbers
+from chainrule.graph.snapshot import Snapshot, has_numbers, name_of
 from chainrule.graph.statistics_cache import StatisticsCache
 
 
@@ -19,19 +19,19 @@ class Snapshots:
     lasting = True  # whether the facts are read when the step has long been over
 
     def __init__(self, tape: Tape, magnitudes: bool = True) -> None:
-        self._tape = tape
+        self._known = tape.absentees.known
         self._magnitudes = magnitudes  # whether histograms are wanted; of float16 they tell what is about to underflow
         self._absent: dict[int, Snapshot] = {}  # by the id of a placeholder, which the tape holds
 
     def of(self, tensor: Tensor) -> Snapshot:
         """A tensor of the tape; of one that was not kept with its statistics, as far as they were taken."""
-        absent = self._tape.absentees.known.get(id(tensor))
+        absent = self._known.get(id(tensor))
         if absent is None:
             return Snapshot.of(tensor)
         found = self._absent.get(id(tensor))
         if found is None:
             statistics = None if absent.measured is None else absent.measured.read(self._wants_histogram(tensor))
-            found = Snapshot(tuple(tensor.shape), tensor.dtype, str(absent.device), None, statistics)
+            found = Snapshot(tuple(tensor.shape), tensor.dtype, name_of(absent.device), None, statistics)
             self._absent[id(tensor)] = found
         return found
 
@@ -65,7 +65,7 @@ class Borrowed(Snapshots):
         if not _is_large(tensor):
             return super().of(tensor)
         statistics = self._measures.statistics(tensor, self._wants_histogram(tensor))
-        return Snapshot(tuple(tensor.shape), tensor.dtype, str(tensor.device), None, statistics)
+        return Snapshot(tuple(tensor.shape), tensor.dtype, name_of(tensor.device), None, statistics)
 
     def of_after(self, tensor: Tensor) -> Snapshot:
         """Without numbers and unmeasured where it is too large to be kept."""
