@@ -212,18 +212,22 @@ def rule(
     equation: str | Callable[[Any], str],
     wrt: Mapping[str, Wrt],
     samples: Callable[[], Iterable[Sample]],
-    source: str,
+    source: str = "",
     name: str = "",
     **more: Any,
 ) -> Rule:
-    """Register a rule and return it. See `Rule` for what the parts are; `name` defaults to that of the first node."""
+    """Register a rule and return it. See `Rule` for what the parts are.
+
+    `name` defaults to that of the first node, and `source` to PyTorch's formula of that name.
+    """
+    name = name or snake(nodes[0] if nodes else more["calls"][0])
     made = Rule(
-        name=name or snake(nodes[0] if nodes else more["calls"][0]),
+        name=name,
         nodes=nodes,
         equation=equation,
         wrt=wrt,
         samples=samples,
-        source=source,
+        source=source or f"derivatives.yaml: {name}",
         **{"topic": samples.__module__.rsplit(".", 1)[-1], **more},
     )
     _all.append(made)

@@ -7,8 +7,8 @@ that was reduced into it; only the factor at each element differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
 Template = str | Callable[[Any], str]
+Entry = Callable[[Any, Index, Index], Factor | None]
 
 OWN_SLICE = "an output element depends on the elements that were reduced into it, and on no others"
 TIES = "the extreme elements share the gradient evenly"
@@ -27,6 +28,11 @@ TIES = "the extreme elements share the gradient evenly"
 def x(*rows: Any, dtype: torch.dtype | None = None) -> Tensor:
     """A sample input that wants a gradient: the given rows."""
     return torch.tensor(rows or ((1.5, -2.0, 0.5), (3.0, 0.25, -1.0)), dtype=dtype).requires_grad_()
+
+
+def scalar() -> Tensor:
+    """A sample input without axes."""
+    return torch.tensor(2.0, requires_grad=True)
 
 
 def axes(op: Any) -> Index:
@@ -58,13 +64,23 @@ def _over(op: Any) -> str:
     return rf"\text{{dim{'s' * (len(dims) > 1)} {', '.join(map(str, dims))}}}"
 
 
-def told(template: str) -> Callable[[Any], str]:
-    """A template in which OVER stands for the axes, COUNT for the number of elements, with a word on `keepdim`."""
+WORDS: dict[str, Callable[[Any], str]] = {
+    "OVER": _over,
+    "COUNT": lambda op: str(count(op)),
+    "DEGREES": lambda op: number(_degrees(op)),
+    "ORDER": lambda op: number(_order(op)),
+    "ORDERLESS": lambda op: number(_order(op) - 1),
+}
+
+
+def told(template: Template) -> Callable[[Any], str]:
+    """A template with its capital WORDS filled in, and with a word on `keepdim`."""
 
     def filled(op: Any) -> str:
-        text = template.replace("OVER", _over(op)).replace("COUNT", str(count(op))).replace(r"\frac{1}{1}", "1")
-        kept = op.arguments.get("keepdim") and template.startswith("$out")
-        return text + (r" \quad \text{(reduced axes kept, with size 1)}" if kept else "")
+        text = template(op) if callable(template) else template
+        kept = r" \quad \text{(reduced axes kept, with size 1)}" if text.startswith("$out") else ""
+        text = re.sub(r"\b[A-Z]{4,}\b", lambda word: WORDS[word[0]](op), text).replace(r"\frac{1}{1}", "1")
+        return text + (kept if op.arguments.get("keepdim") else "")
 
     return filled
 
@@ -87,58 +103,68 @@ def _slices(op: Any) -> Pattern | None:
 
 def reduction(
     *nodes: str,
-    equation: str,
+    equation: Template,
     vjp: Callable[[Any, Any], Tensor],
-    local: str,
-    product: str,
-    samples: Callable[[], Iterable[Sample]],
-    source: str,
-    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
+    local: Template,
+    product: Template = "",
+    factor: Entry | None = None,
     **more: Any,
 ) -> Rule:
     """Register an operation that reduces `self` along `dim` (an int, a list, or all of it)."""
-    wrt = {"self": Wrt(vjp, told(local), told(product), OWN_SLICE, factor, _slices)}
-    return rule(*nodes, equation=told(equation), wrt=wrt, samples=samples, source=source, **more)
+
+    def times(op: Any) -> str:
+        each = told(local)(op)
+        return "0" if each == "0" else rf"$g \odot {each}"
+
+    wrt = {"self": Wrt(vjp, told(local), told(product or times), OWN_SLICE, factor, _slices)}
+    return rule(*nodes, equation=told(equation), wrt=wrt, **more)
 
 
 # Sums and means --------------------------------------------------------------------------------------------------
 
-sum_ = reduction(
+
+def _weighted(*nodes: str, weight: str, of: str, **more: Any) -> Rule:
+    """Register a sum in which every element has the same weight."""
+    each = told(weight)
+    return reduction(
+        *nodes,
+        local=weight,
+        product=("" if weight == "1" else rf"{weight} \, ") + r"$g \text{ for every element}",
+        equation=of,
+        factor=lambda op, out_index, in_index: Factor(latex=each(op)) if _within(op, out_index, in_index) else None,
+        structure="linear",
+        **more,
+    )
+
+
+sum_ = _weighted(
     "SumBackward0",
-    equation=r"$out = \sum_{OVER} $self",
+    of=r"$out = \sum_{OVER} $self",
+    weight="1",
     vjp=lambda op, g: back(op, g).expand_as(op.self),
-    local="1",
-    product=r"$g \text{ for every element}",
-    factor=lambda op, out_index, in_index: Factor(latex="1") if _within(op, out_index, in_index) else None,
-    structure="linear",
     samples=lambda: [
         sample(torch.sum, x()),
         sample(torch.sum, x(), 1),
         sample(torch.sum, x(), (0, -1), keepdim=True),
         sample(torch.sum, x(), 0, keepdim=True),
         sample(torch.sum, torch.ones(0, 3, requires_grad=True), 0, note="empty"),
-        sample(torch.sum, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+        sample(torch.sum, scalar(), note="0-dim"),
         sample(torch.sum, x(), dtype=torch.float32, note="into another dtype"),
     ],
     source="derivatives.yaml: sum, sum.dim_IntList",
 )
 
-mean = reduction(
+mean = _weighted(
     "MeanBackward0",
-    equation=r"$out = \frac{1}{COUNT} \sum_{OVER} $self",
+    of=r"$out = \frac{1}{COUNT} \sum_{OVER} $self",
+    weight=r"\frac{1}{COUNT}",
     vjp=lambda op, g: (back(op, g) / count(op)).expand_as(op.self),
-    local=r"\frac{1}{COUNT}",
-    product=r"\frac{1}{COUNT} \, $g \text{ for every element}",
-    factor=lambda op, out_index, in_index: (
-        Factor(latex=rf"\frac{{1}}{{{count(op)}}}") if _within(op, out_index, in_index) else None
-    ),
-    structure="linear",
     samples=lambda: [
         sample(torch.mean, x()),
         sample(torch.mean, x(), 1),
         sample(torch.mean, x(), (0, 1), keepdim=True),
         sample(torch.mean, x((2.0,)), 1, note="size 1"),
-        sample(torch.mean, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+        sample(torch.mean, scalar(), note="0-dim"),
     ],
     source="derivatives.yaml: mean, mean.dim",
 )
@@ -150,7 +176,6 @@ nansum = reduction(
     local=r"1 \text{, or } 0 \text{ at NaN}",
     product=r"$g \odot [$self \text{ is a number}]",
     samples=lambda: [sample(torch.nansum, x(1.0, math.nan, 2.0)), sample(torch.nansum, x((1.0, math.nan)), 1)],
-    source="derivatives.yaml: nansum",
 )
 
 
@@ -164,7 +189,6 @@ trace = rule(
     wrt={"self": Wrt(_trace, "I", r"$g \, I", "only the diagonal enters the sum")},
     structure="linear",
     samples=lambda: [sample(torch.trace, x()), sample(torch.trace, torch.ones(0, 0, requires_grad=True), note="empty")],
-    source="derivatives.yaml: trace",
 )
 
 # Products --------------------------------------------------------------------------------------------------------
@@ -199,7 +223,7 @@ prod = reduction(
         sample(torch.prod, x((2.0, 0.0, 3.0), (0.0, 0.0, 1.0)), 1, note="one zero, two zeros"),
         sample(torch.prod, x(2.0, 0.0, 3.0), note="a zero"),
         sample(torch.prod, torch.ones(0, requires_grad=True), note="empty"),
-        sample(torch.prod, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+        sample(torch.prod, scalar(), 0, note="0-dim"),
     ],
     source="derivatives.yaml: prod. The derivative by one factor is the product of all others.",
 )
@@ -223,113 +247,54 @@ def _std(op: Any, g: Tensor) -> Tensor:
     return _var(op, (g / (2 * op.out)).masked_fill(op.out == 0, 0))
 
 
-def _with_mean(spread: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
-    def vjp(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
-        g_spread, g_mean = gs
-        gradient = torch.zeros_like(op.self)
-        if g_spread is not None:
-            gradient = gradient + spread(op, g_spread)
-        return gradient if g_mean is None else gradient + back(op, g_mean) / count(op)
-
-    return vjp
-
-
 def _flat(op: Any, radius: float) -> Tensor:
     """Slices whose elements are all equal, where the standard deviation has a corner."""
     distance: Tensor = (op.self - op.self.mean(axes(op), keepdim=True)).abs()
     return (distance <= radius).all(axes(op), keepdim=True).expand_as(distance)
 
 
-def _spread_equation(root: bool, out: str = "$out") -> Callable[[Any], str]:
-    def filled(op: Any) -> str:
-        divisor = number(_degrees(op))
-        variance = rf"\frac{{1}}{{{divisor}}} \sum_{{OVER}} ($self - \mu)^2"
-        return told(rf"{out} = \sqrt{{{variance}}}" if root else f"{out} = {variance}")(op)
+def _spread(node: str, function: Callable[..., Any], source: str, root: bool, with_mean: bool) -> Rule:
+    """Register a variance or its root, alone or as a pair with the mean."""
+    spread = _std if root else _var
 
-    return filled
+    def vjp(op: Any, gs: Any) -> Tensor:
+        if not with_mean:
+            return spread(op, gs)
+        gradient = torch.zeros_like(op.self) if gs[0] is None else spread(op, gs[0])
+        return gradient if gs[1] is None else gradient + back(op, gs[1]) / count(op)
+
+    symbol = r"\sigma" if root else r"\sigma^2"
+    out = symbol if with_mean else "$out"
+    value = r"\frac{1}{DEGREES} \sum_{OVER} ($self - \mu)^2"
+    local = rf"\frac{{$self - \mu}}{{DEGREES \, {out}}}" if root else r"\frac{2}{DEGREES} ($self - \mu)"
+    product = rf"{{$g}}_{{{symbol}}} \odot {local} + \frac{{1}}{{COUNT}} \, {{$g}}_{{\mu}}" if with_mean else ""
+    return reduction(
+        node,
+        equation=(rf"$out = ({symbol}, \mu), \quad " if with_mean else "")
+        + (rf"{out} = \sqrt{{{value}}}" if root else rf"{out} = {value}"),
+        vjp=vjp,
+        local=local + (r" \text{ and } \frac{1}{COUNT}" if with_mean else ""),
+        product=product,
+        kink=Kink(_flat, "0 where all elements are equal") if root else None,
+        outputs=1 + with_mean,
+        samples=lambda: [
+            sample(function, x()),
+            sample(function, x(), 1, keepdim=True),
+            sample(function, x(), 0, correction=0),
+            sample(function, x((2.0, 2.0)), 1, note="all equal"),
+        ],
+        source=source,
+    )
 
 
-def _by_degrees(template: str) -> Callable[[Any], str]:
-    return lambda op: template.replace("DEGREES", number(_degrees(op)))
-
-
-def _spread_samples(function: Callable[..., Any]) -> list[Sample]:
-    return [
-        sample(function, x()),
-        sample(function, x(), 1, keepdim=True),
-        sample(function, x(), 0, correction=0),
-        sample(function, x((2.0, 2.0)), 1, note="all equal"),
-    ]
-
-
-var = rule(
-    "VarBackward0",
-    equation=_spread_equation(root=False),
-    wrt={
-        "self": Wrt(
-            _var,
-            _by_degrees(r"\frac{2}{DEGREES} ($self - \mu)"),
-            _by_degrees(r"\frac{2}{DEGREES} \, $g \odot ($self - \mu)"),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
-    samples=lambda: _spread_samples(torch.var),
-    source="derivatives.yaml: var.correction. The mean's own dependence adds nothing, as the distances sum to zero.",
-)
-
-SPREAD_KINK = Kink(_flat, "0 where all elements are equal")
-
-std = rule(
-    "StdBackward0",
-    equation=_spread_equation(root=True),
-    wrt={
-        "self": Wrt(
-            _std,
-            _by_degrees(r"\frac{$self - \mu}{DEGREES \, $out}"),
-            _by_degrees(r"$g \odot \frac{$self - \mu}{DEGREES \, $out}"),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
-    kink=SPREAD_KINK,
-    samples=lambda: _spread_samples(torch.std),
-    source="derivatives.yaml: std.correction",
-)
-
-var_mean = rule(
-    "VarMeanBackward0",
-    equation=_spread_equation(root=False, out=r"$out = (\sigma^2, \mu), \quad \sigma^2"),
-    wrt={
-        "self": Wrt(
-            _with_mean(_var),
-            _by_degrees(r"\frac{2}{DEGREES} ($self - \mu) \text{ and } \frac{1}{N}"),
-            _by_degrees(r"\frac{2}{DEGREES} \, {$g}_{\sigma^2} \odot ($self - \mu) + \frac{1}{N} \, {$g}_{\mu}"),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
-    outputs=2,
-    samples=lambda: _spread_samples(torch.var_mean),
-    source="derivatives.yaml: var_mean.correction",
-)
-
-std_mean = rule(
-    "StdMeanBackward0",
-    equation=_spread_equation(root=True, out=r"$out = (\sigma, \mu), \quad \sigma"),
-    wrt={
-        "self": Wrt(
-            _with_mean(_std),
-            _by_degrees(r"\frac{$self - \mu}{DEGREES \, \sigma} \text{ and } \frac{1}{N}"),
-            _by_degrees(r"{$g}_{\sigma} \odot \frac{$self - \mu}{DEGREES \, \sigma} + \frac{1}{N} \, {$g}_{\mu}"),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
-    kink=SPREAD_KINK,
-    outputs=2,
-    samples=lambda: _spread_samples(torch.std_mean),
-    source="derivatives.yaml: std_mean.correction",
+VAR = "derivatives.yaml: var.correction. The mean's own dependence adds nothing, as the distances sum to zero."
+var = _spread("VarBackward0", torch.var, VAR, root=False, with_mean=False)
+std = _spread("StdBackward0", torch.std, "derivatives.yaml: std.correction", root=True, with_mean=False)
+var_mean, std_mean = (
+    _spread(
+        f"{name.capitalize()}MeanBackward0", function, f"derivatives.yaml: {name}_mean.correction", name == "std", True
+    )
+    for name, function in (("var", torch.var_mean), ("std", torch.std_mean))
 )
 
 # Extremes and order statistics -----------------------------------------------------------------------------------
@@ -341,10 +306,13 @@ def _share(op: Any, g: Tensor, extreme: Tensor) -> Tensor:
     return back(op, g) * winners / winners.sum(axes(op), keepdim=True)
 
 
-def _tied(op: Any, radius: float) -> Tensor:
+def _tied(op: Any, radius: float, extremes: int = 1) -> Tensor:
     """Elements that another one would overtake: two may move towards each other by `radius` each."""
-    near: Tensor = (op.self - back(op, op.out)).abs() <= 2 * radius
-    return near & (near.sum(axes(op), keepdim=True) > 1)
+    marks = torch.zeros_like(op.self, dtype=torch.bool)
+    for out in op.outs[:extremes]:
+        near = (op.self - back(op, out)).abs() <= 2 * radius
+        marks = marks | (near & (near.sum(axes(op), keepdim=True) > 1))
+    return marks
 
 
 def _winner_takes(op: Any, g: Tensor) -> Tensor:
@@ -360,35 +328,35 @@ def _winner(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex="1") if int(op.outs[1][out_index]) == in_index[op.dim % op.self.dim()] else None
 
 
-def _with_index(*nodes: str, operator: str, samples: Callable[[], Iterable[Sample]], source: str) -> Rule:
+def _with_index(operator: str, samples: Callable[[Any], Iterable[Sample]], source: str) -> Rule:
     """Register an operation that gives one chosen element along `dim`, and its index."""
     return reduction(
-        *nodes,
+        f"{operator.capitalize()}Backward0",
+        name=f"{operator}_dim",
         equation=rf"$out = \operatorname{{{operator}}}_{{OVER}} $self",
         vjp=_winner_takes,
-        local="1 \\text{ at the chosen element, } 0 \\text{ elsewhere}",
+        local=r"1 \text{ at the chosen element, } 0 \text{ elsewhere}",
         product=r"$g \text{ at the chosen index, } 0 \text{ elsewhere}",
         factor=_winner,
-        name=f"{operator}_dim",
         accepts=lambda op: "dim" in op.arguments,
         kink=Kink(_tied, "of tied elements, the one whose index was returned gets the whole gradient"),
         constants={"indices": "not differentiable"},
-        samples=samples,
-        source=source,
+        samples=lambda: samples(getattr(torch, operator)),
+        source=f"derivatives.yaml: {source}",
     )
 
 
-def _shared(*nodes: str, operator: str, samples: Callable[[], Iterable[Sample]], source: str, **more: Any) -> Rule:
+def _shared(node: str, name: str, operator: str, samples: Callable[[Any], Iterable[Sample]], **more: Any) -> Rule:
     """Register an operation that gives one element, without saying which of several equal ones it is."""
     return reduction(
-        *nodes,
+        node,
+        name=name,
         equation=rf"$out = \operatorname{{{operator}}}_{{OVER}} $self",
         vjp=lambda op, g: _share(op, g, op.out),
         local=r"\frac{[$self = $out]}{\text{number of ties}}",
-        product=r"$g \odot \frac{[$self = $out]}{\text{number of ties}}",
         kink=Kink(_tied, TIES),
-        samples=samples,
-        source=source,
+        samples=lambda: samples(getattr(torch, name.removesuffix("_all"))),
+        source=f"derivatives.yaml: {name.removesuffix('_all')}",
         **more,
     )
 
@@ -399,87 +367,48 @@ def _tie() -> Tensor:
 
 amax = _shared(
     "AmaxBackward0",
-    operator="max",
-    name="amax",
-    samples=lambda: [
-        sample(torch.amax, x(), 1),
-        sample(torch.amax, x()),
-        sample(torch.amax, _tie(), 1, keepdim=True, note="ties"),
-        sample(torch.amax, x(), (0, 1)),
-        sample(torch.amax, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+    "amax",
+    "max",
+    lambda f: [
+        sample(f, x(), 1),
+        sample(f, x()),
+        sample(f, _tie(), 1, keepdim=True, note="ties"),
+        sample(f, x(), (0, 1)),
+        sample(f, scalar(), note="0-dim"),
     ],
-    source="derivatives.yaml: amax",
 )
-
-amin = _shared(
-    "AminBackward0",
-    operator="min",
-    name="amin",
-    samples=lambda: [sample(torch.amin, x(), 1), sample(torch.amin, _tie(), note="ties")],
-    source="derivatives.yaml: amin",
-)
+amin = _shared("AminBackward0", "amin", "min", lambda f: [sample(f, x(), 1), sample(f, _tie(), note="ties")])
 
 max_all, min_all, median_all, nanmedian_all = (
     _shared(
         f"{operator.capitalize()}Backward1",
-        operator=operator,
-        name=f"{operator}_all",
+        f"{operator}_all",
+        operator,
+        lambda f: [sample(f, x()), sample(f, _tie(), note="ties"), sample(f, scalar(), note="0-dim")],
         accepts=lambda op: "dim" not in op.arguments,
-        samples=lambda function=function: [  # type: ignore[misc]
-            sample(function, x()),
-            sample(function, _tie(), note="ties"),
-            sample(function, torch.tensor(2.0, requires_grad=True), note="0-dim"),
-        ],
-        source=f"derivatives.yaml: {operator}",
     )
-    for operator, function in (
-        ("max", torch.max),
-        ("min", torch.min),
-        ("median", torch.median),
-        ("nanmedian", torch.nanmedian),
-    )
+    for operator in ("max", "min", "median", "nanmedian")
 )
 
 max_dim, min_dim, median_dim, nanmedian_dim, mode = (
     _with_index(
-        f"{operator.capitalize()}Backward0",
-        operator=operator,
-        samples=lambda function=function: [  # type: ignore[misc]
-            sample(function, x(), 1),
-            sample(function, x(), 0, keepdim=True),
-            sample(function, _tie(), 1, note="ties"),
-            sample(function, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+        operator,
+        lambda f: [
+            sample(f, x(), 1),
+            sample(f, x(), 0, keepdim=True),
+            sample(f, _tie(), 1, note="ties"),
+            sample(f, scalar(), 0, note="0-dim"),
         ],
-        source=f"derivatives.yaml: {operator}.dim",
+        f"{operator}.dim",
     )
-    for operator, function in (
-        ("max", torch.max),
-        ("min", torch.min),
-        ("median", torch.median),
-        ("nanmedian", torch.nanmedian),
-        ("mode", torch.mode),
-    )
+    for operator in ("max", "min", "median", "nanmedian", "mode")
 )
-
-kthvalue = _with_index(
-    "KthvalueBackward0",
-    operator="kthvalue",
-    samples=lambda: [sample(torch.kthvalue, x(), 2, 1), sample(torch.kthvalue, x(), 1, 0, keepdim=True)],
-    source="derivatives.yaml: kthvalue",
-)
+kthvalue = _with_index("kthvalue", lambda f: [sample(f, x(), 2, 1), sample(f, x(), 1, 0, keepdim=True)], "kthvalue")
 
 
 def _aminmax(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
     shares = [_share(op, g, out) for g, out in zip(gs, op.outs, strict=True) if g is not None]
     return sum(shares, torch.zeros_like(op.self))
-
-
-def _aminmax_tied(op: Any, radius: float) -> Tensor:
-    marks = torch.zeros_like(op.self, dtype=torch.bool)
-    for out in op.outs:
-        near = (op.self - back(op, out)).abs() <= 2 * radius
-        marks = marks | (near & (near.sum(axes(op), keepdim=True) > 1))
-    return marks
 
 
 aminmax = reduction(
@@ -492,13 +421,12 @@ aminmax = reduction(
         r" + {$g}_{\max} \odot \frac{[$self = \max]}{\text{ties}}"
     ),
     outputs=2,
-    kink=Kink(_aminmax_tied, TIES),
+    kink=Kink(lambda op, radius: _tied(op, radius, extremes=2), TIES),
     samples=lambda: [
         sample(torch.aminmax, x()),
         sample(torch.aminmax, x(), dim=1, keepdim=True),
         sample(torch.aminmax, _tie(), dim=1, note="ties"),
     ],
-    source="derivatives.yaml: aminmax",
 )
 
 # Norms and log-sums ----------------------------------------------------------------------------------------------
@@ -515,7 +443,6 @@ logsumexp = reduction(
         sample(torch.logsumexp, x((-math.inf, 1.0)), 1, note="minus infinity"),
         sample(torch.logsumexp, x(1000.0, 999.0), 0, note="large"),
     ],
-    source="derivatives.yaml: logsumexp",
 )
 
 
@@ -547,55 +474,26 @@ def _norm_kink(op: Any, radius: float) -> Tensor:
     return near if p <= 1 else near.all(axes(op), keepdim=True).expand_as(size)
 
 
-def _by_order(general: str, special: Mapping[float, str] = MappingProxyType({})) -> Callable[[Any], str]:
-    def filled(op: Any) -> str:
-        p = _order(op)
-        return told(special.get(p, general).replace("ORDERLESS", number(p - 1)).replace("ORDER", number(p)))(op)
+EXTREME = r"\operatorname{sgn}($self) \, \frac{[|$self| = $out]}{\text{number of ties}}"
+NORMS = {  # equation and local derivative
+    0: (r"\text{number of nonzero elements of } $self \text{ over } OVER", "0"),
+    1: (r"\sum_{OVER} |$self|", r"\operatorname{sgn}($self)"),
+    2: (r"\sqrt{\sum_{OVER} |$self|^2}", r"\frac{$self}{$out}"),
+    math.inf: (r"\max_{OVER} |$self|", EXTREME),
+    -math.inf: (r"\min_{OVER} |$self|", EXTREME),
+}
+ANY_NORM = (
+    r"\left(\sum_{OVER} |$self|^{ORDER}\right)^{1/ORDER}",
+    r"\operatorname{sgn}($self) \, \left(\frac{|$self|}{$out}\right)^{ORDERLESS}",
+)
 
-    return filled
-
-
-norm = rule(
+norm = reduction(
     "LinalgVectorNormBackward0",
     "NormBackward0",
     name="norm",
-    equation=_by_order(
-        r"$out = \left(\sum_{OVER} |$self|^{ORDER}\right)^{1/ORDER}",
-        {
-            0.0: r"$out = \text{number of nonzero elements of } $self \text{ over } OVER",
-            1.0: r"$out = \sum_{OVER} |$self|",
-            2.0: r"$out = \sqrt{\sum_{OVER} |$self|^2}",
-            math.inf: r"$out = \max_{OVER} |$self|",
-            -math.inf: r"$out = \min_{OVER} |$self|",
-        },
-    ),
-    wrt={
-        "self": Wrt(
-            lambda op, g: norm_gradient(op.self, back(op, g), back(op, op.out), _order(op), axes(op)),
-            _by_order(
-                r"\operatorname{sgn}($self) \, \left(\frac{|$self|}{$out}\right)^{ORDERLESS}",
-                {
-                    0.0: "0",
-                    1.0: r"\operatorname{sgn}($self)",
-                    2.0: r"\frac{$self}{$out}",
-                    math.inf: r"\operatorname{sgn}($self) \, \frac{[|$self| = $out]}{\text{number of ties}}",
-                    -math.inf: r"\operatorname{sgn}($self) \, \frac{[|$self| = $out]}{\text{number of ties}}",
-                },
-            ),
-            _by_order(
-                r"$g \odot \operatorname{sgn}($self) \left(\frac{|$self|}{$out}\right)^{ORDERLESS}",
-                {
-                    0.0: "0",
-                    1.0: r"$g \odot \operatorname{sgn}($self)",
-                    2.0: r"$g \odot \frac{$self}{$out}",
-                    math.inf: r"$g \odot \operatorname{sgn}($self) \frac{[|$self| = $out]}{\text{number of ties}}",
-                    -math.inf: r"$g \odot \operatorname{sgn}($self) \frac{[|$self| = $out]}{\text{number of ties}}",
-                },
-            ),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
+    equation=lambda op: "$out = " + NORMS.get(_order(op), ANY_NORM)[0],
+    vjp=lambda op, g: norm_gradient(op.self, back(op, g), back(op, op.out), _order(op), axes(op)),
+    local=lambda op: NORMS.get(_order(op), ANY_NORM)[1],
     kink=Kink(_norm_kink, "0 at 0, and an even share for ties"),
     samples=lambda: [
         *(
@@ -620,45 +518,22 @@ def _dist(op: Any, g: Tensor) -> Tensor:
     return norm_gradient(difference, g, op.out, _order(op), tuple(range(difference.dim())))
 
 
+DIST = r"\operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}"
+
 dist = rule(
     "DistBackward0",
     equation=r"$out = \lVert $self - $other \rVert_{$p}",
     wrt={
-        "self": Wrt(
-            _dist,
-            _by_order(r"\operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}, \; d = $self - $other"),
-            _by_order(r"$g \odot \operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}"),
-        ),
-        "other": Wrt(
-            lambda op, g: -_dist(op, g),
-            _by_order(r"-\operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}, \; d = $self - $other"),
-            _by_order(r"-$g \odot \operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}"),
-        ),
+        "self": Wrt(_dist, told(rf"{DIST}, \; d = $self - $other"), told(rf"$g \odot {DIST}")),
+        "other": Wrt(lambda op, g: -_dist(op, g), told(rf"-{DIST}, \; d = $self - $other"), told(rf"-$g \odot {DIST}")),
     },
     samples=lambda: (
         [sample(torch.dist, x(1.0, 2.0), x(0.0, 4.0), p) for p in (1, 2, 3)]
         + [sample(torch.dist, x(1.0), x(0.0, 4.0), note="broadcast"), sample(torch.dist, x(1.0), x(1.0), note="at 0")]
     ),
-    source="derivatives.yaml: dist",
 )
 
 # Running ---------------------------------------------------------------------------------------------------------
-
-
-def _running(
-    node: str,
-    equation: str,
-    vjp: Callable[[Any, Tensor], Tensor],
-    local: str,
-    product: str,
-    samples: Callable[[], Iterable[Sample]],
-    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
-    **more: Any,
-) -> Rule:
-    zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
-    return rule(
-        node, equation=equation, wrt={"self": Wrt(vjp, local, product, zeros, factor, _up_to)}, samples=samples, **more
-    )
 
 
 def _up_to(op: Any) -> Pattern | None:
@@ -670,6 +545,29 @@ def _earlier(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     dim = op.dim % max(op.self.dim(), 1)
     pairs = enumerate(zip(out_index, in_index, strict=True))
     return Factor(latex="1") if all(i <= k if axis == dim else i == k for axis, (k, i) in pairs) else None
+
+
+def _running(
+    name: str,
+    equation: str,
+    vjp: Callable[[Any, Tensor], Tensor],
+    local: str,
+    product: str,
+    samples: Callable[[Callable[..., Any]], Iterable[Sample]],
+    remark: str = "",
+    factor: Entry | None = None,
+    **more: Any,
+) -> Rule:
+    """Register an operation in which each element is made of those of its row up to its own place."""
+    zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
+    return rule(
+        f"{name.capitalize()}Backward0",
+        equation=rf"{{$out}}_{{k}} = {equation} \quad \text{{along dim }} $dim",
+        wrt={"self": Wrt(vjp, local, product, zeros, factor, _up_to)},
+        samples=lambda: samples(getattr(torch, name)),
+        source=f"derivatives.yaml: {name}{remark}",
+        **more,
+    )
 
 
 def _horner(g: Tensor, weights: Tensor, dim: int) -> Tensor:
@@ -702,81 +600,75 @@ def _running_samples(function: Callable[..., Any]) -> list[Sample]:
         sample(function, x(), 1),
         sample(function, x(), 0),
         sample(function, x((2.0, 0.0, 3.0), (0.0, 0.0, 1.0)), -1, note="zeros"),
-        sample(function, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+        sample(function, scalar(), 0, note="0-dim"),
         sample(function, torch.ones(0, 2, requires_grad=True), 0, note="empty"),
     ]
 
 
 cumsum = _running(
-    "CumsumBackward0",
-    r"{$out}_{k} = \sum_{i \le k} {$self}_{i} \quad \text{along dim } $dim",
+    "cumsum",
+    r"\sum_{i \le k} {$self}_{i}",
     lambda op, g: (g.flip(op.dim).cumsum(op.dim).flip(op.dim) if g.dim() else g).to(op.self.dtype),
     r"1 \text{ for } i \le k",
     r"\sum_{k \ge i} {$g}_{k}",
-    lambda: _running_samples(torch.cumsum),
+    _running_samples,
     factor=_earlier,
     structure="linear",
-    source="derivatives.yaml: cumsum",
 )
 
 cumprod = _running(
-    "CumprodBackward0",
-    r"{$out}_{k} = \prod_{i \le k} {$self}_{i} \quad \text{along dim } $dim",
+    "cumprod",
+    r"\prod_{i \le k} {$self}_{i}",
     _cumprod,
     r"\prod_{j \le k, \, j \neq i} {$self}_{j}",
     r"\sum_{k \ge i} {$g}_{k} \prod_{j \le k, \, j \neq i} {$self}_{j}",
-    lambda: _running_samples(torch.cumprod),
-    source="derivatives.yaml: cumprod; summed from the right by Horner's scheme, so zeros are no trouble.",
+    _running_samples,
+    remark="; summed from the right by Horner's scheme, so zeros are no trouble.",
 )
 
 logcumsumexp = _running(
-    "LogcumsumexpBackward0",
-    r"{$out}_{k} = \log \sum_{i \le k} e^{{$self}_{i}} \quad \text{along dim } $dim",
+    "logcumsumexp",
+    r"\log \sum_{i \le k} e^{{$self}_{i}}",
     _logcumsumexp,
     r"e^{{$self}_{i} - {$out}_{k}}",
     r"\sum_{k \ge i} {$g}_{k} \, e^{{$self}_{i} - {$out}_{k}}",
-    lambda: _running_samples(torch.logcumsumexp),
-    source="derivatives.yaml: logcumsumexp",
+    _running_samples,
 )
-
-
-def _running_extreme(op: Any, g: Tensor) -> Tensor:
-    return torch.zeros_like(g).scatter_add(op.dim, op.outs[1], g)
-
 
 cummax, cummin = (
     _running(
-        f"{name.capitalize()}Backward0",
-        rf"{{$out}}_{{k}} = \{name[3:]}_{{i \le k}} {{$self}}_{{i}} \quad \text{{along dim }} $dim",
-        _running_extreme,
+        name,
+        rf"\{name[3:]}_{{i \le k}} {{$self}}_{{i}}",
+        lambda op, g: torch.zeros_like(g).scatter_add(op.dim, op.outs[1], g),
         r"1 \text{ at the index returned, } 0 \text{ elsewhere}",
         r"\sum_{k: \, \text{index}_k = i} {$g}_{k}",
-        lambda function=function: [sample(function, x(), 1), sample(function, _tie(), 1, note="ties")],  # type: ignore[misc]
+        lambda function: [sample(function, x(), 1), sample(function, _tie(), 1, note="ties")],
         constants={"indices": "not differentiable"},
-        source=f"derivatives.yaml: {name}",
     )
-    for name, function in (("cummax", torch.cummax), ("cummin", torch.cummin))
+    for name in ("cummax", "cummin")
 )
 
 
-def _but_one(op: Any) -> Index:
-    """All axes but the one whose slices are held to the largest norm."""
-    return tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
+def _slice_norms(op: Any) -> tuple[Index, Tensor]:
+    """All axes but the one whose slices are held to the largest norm, and the norms of those slices."""
+    dims = tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
+    return dims, torch.linalg.vector_norm(op.self, float(op.p), dims, keepdim=True)
+
+
+RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
 
 
 def _renorm(op: Any, g: Tensor) -> Tensor:
     """<g, x m / (n + t)> moves with x itself and, against it, with the norm n of its slice."""
-    dims, order = _but_one(op), float(op.p)
-    length: Tensor = torch.linalg.vector_norm(op.self, order, dims, keepdim=True)
+    dims, length = _slice_norms(op)
     held = length + RENORM_TINY
-    along = (
-        (g * op.self.conj()).real.sum(dims, keepdim=True) if g.is_complex() else (g * op.self).sum(dims, keepdim=True)
-    )
-    pull = norm_gradient(op.self, along / held, length, order, dims)
+    along = (g * op.self.conj()).sum(dims, keepdim=True)
+    pull = norm_gradient(op.self, (along.real if g.is_complex() else along) / held, length, float(op.p), dims)
     return torch.where(length > op.maxnorm, op.maxnorm / held * (g - pull), g)
 
 
-RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
+RENORM = r"\frac{$maxnorm}{n_i} \left(WHOLE - \frac{PART}{n_i} \frac{\partial n_i}{\partial {$self}_{i}}\right)"
+LONG = r" \text{ where } n_i > $maxnorm, \text{ else } "
 
 renorm = rule(
     "RenormBackward0",
@@ -787,17 +679,13 @@ renorm = rule(
     wrt={
         "self": Wrt(
             _renorm,
-            r"\frac{$maxnorm}{n_i} \left(I - \frac{{$self}_{i}}{n_i} \frac{\partial n_i}{\partial {$self}_{i}}\right)"
-            r" \text{ where } n_i > $maxnorm, \text{ else } I",
-            r"\frac{$maxnorm}{n_i} \left({$g}_{i} - \frac{{$g}_{i} \cdot {$self}_{i}}{n_i}"
-            r" \frac{\partial n_i}{\partial {$self}_{i}}\right) \text{ where } n_i > $maxnorm, \text{ else } {$g}_{i}",
+            RENORM.replace("WHOLE", "I").replace("PART", "{$self}_{i}") + LONG + "I",
+            RENORM.replace("WHOLE", "{$g}_{i}").replace("PART", r"{$g}_{i} \cdot {$self}_{i}") + LONG + "{$g}_{i}",
             "a slice has its own norm, and other slices do not enter",
         )
     },
     kink=Kink(
-        lambda op, radius: (
-            (torch.linalg.vector_norm(op.self, float(op.p), _but_one(op), keepdim=True) - op.maxnorm).abs() <= radius
-        ).expand_as(op.self),
+        lambda op, radius: ((_slice_norms(op)[1] - op.maxnorm).abs() <= radius).expand_as(op.self),
         "1 where the norm is just the largest allowed one",
     ),
     samples=lambda: [
@@ -806,5 +694,4 @@ renorm = rule(
         sample(torch.renorm, x(), 2, 0, 100.0, note="short enough"),
         sample(torch.renorm, x(1 + 2j, -1j, dtype=torch.complex128).reshape(2, 1), 2, 0, 0.5, note="complex"),
     ],
-    source="derivatives.yaml: renorm",
 )
