@@ -435,7 +435,6 @@ lu_unpack = rule(
         sample(lambda a, p: torch.lu_unpack(a, p)[1:], randn(*shape), torch.tensor([1, 2]).int())
         for shape in ((2, 2), (3, 2), (2, 3))
     ],
-    source="derivatives.yaml: lu_unpack",
 )
 
 

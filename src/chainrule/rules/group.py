@@ -234,7 +234,6 @@ scatter_reduce = reduces(
     ],
     accepts=lambda op: op.src.shape == op.index.shape,  # PyTorch refuses to go back through any other
     remark=OVERWRITTEN,
-    source="derivatives.yaml: scatter_reduce",
 )
 
 index_reduce = reduces(
@@ -250,7 +249,6 @@ index_reduce = reduces(
         sample(torch.index_reduce, x(3), 0, at(), x(0), "mean", note="nothing sent"),
     ],
     remark=OVERWRITTEN,
-    source="derivatives.yaml: index_reduce",
 )
 
 segment_reduce = reduces(
@@ -275,5 +273,4 @@ segment_reduce = reduces(
         ),
         sample(torch.segment_reduce, x(2, 3), "max", lengths=at((1, 2), (2, 1)), axis=1, note="rows of their own"),
     ],
-    source="derivatives.yaml: segment_reduce",
 )

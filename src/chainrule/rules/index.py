@@ -130,7 +130,6 @@ index_select = picks(
         sample(torch.index_select, x(3, 4), 0, at(), note="empty"),
         sample(torch.index_select, x(), 0, at(0), note="0-dim"),
     ],
-    source="derivatives.yaml: index_select",
 )
 
 
@@ -154,7 +153,6 @@ gather = picks(
         sample(torch.gather, x(3, 4), 0, torch.zeros(0, 4, dtype=torch.long), note="empty"),
         sample(torch.gather, x(), 0, torch.tensor(0), note="0-dim"),
     ],
-    source="derivatives.yaml: gather",
 )
 
 # Picked by advanced indexing, mask, flat position ----------------------------------------------------------------
@@ -203,7 +201,6 @@ masked_select = picks(
         sample(torch.masked_select, x(3), torch.tensor([[True, False, True], [True, True, False]]), note="broadcast"),
         sample(torch.masked_select, x(3), torch.tensor([False]), note="nothing picked"),
     ],
-    source="derivatives.yaml: masked_select",
 )
 
 
@@ -218,7 +215,6 @@ take = picks(
     vjp=_take,
     product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
     samples=lambda: [sample(torch.take, x(2, 3), at((0, 5), (0, -1))), sample(torch.take, x(3), at(), note="empty")],
-    source="derivatives.yaml: take",
 )
 
 
@@ -418,7 +414,6 @@ sort = picks(
         sample(torch.sort, x(), note="0-dim"),
         sample(torch.sort, x(0, 2), 0, note="empty"),
     ],
-    source="derivatives.yaml: sort",
 )
 
 topk = picks(
@@ -437,7 +432,6 @@ topk = picks(
         sample(torch.topk, x(3, 2), 1, 0, False),
         sample(torch.topk, x(3), 0, note="none"),
     ],
-    source="derivatives.yaml: topk",
 )
 
 # Written along one axis ------------------------------------------------------------------------------------------
@@ -489,7 +483,6 @@ scatter_add = writes(
         sample(torch.scatter_add, x(3, 4), 1, at((0, 0), (1, 3)), x(2, 2), note="one place twice"),
         sample(torch.scatter_add, x(3), 0, at(2, 2, 0), x(3)),
     ],
-    source="derivatives.yaml: scatter_add",
 )
 
 
@@ -512,7 +505,6 @@ index_add = writes(
         sample(torch.index_add, x(3, 4), 0, at(0, 0), x(2, 4), alpha=2),
         sample(torch.index_add, x(), 0, at(0), torch.tensor(2.0, requires_grad=True), note="0-dim"),
     ],
-    source="derivatives.yaml: index_add",
 )
 
 index_copy = writes(
@@ -521,7 +513,6 @@ index_copy = writes(
     kept=lambda op, g: g.index_fill(op.dim, op.index, 0),
     written={"source": _selected},
     samples=lambda: [sample(torch.index_copy, x(3, 4), 1, at(3, 0), x(3, 2))],
-    source="derivatives.yaml: index_copy",
 )
 
 index_fill = writes(
@@ -533,7 +524,6 @@ index_fill = writes(
         sample(torch.index_fill, x(3, 4), 1, at(3, 0), 5.0),
         sample(torch.index_fill, x(3, 4), 0, at(1, 1), torch.tensor(2.0, requires_grad=True)),
     ],
-    source="derivatives.yaml: index_fill",
 )
 
 # Written by advanced indexing, mask, flat position ---------------------------------------------------------------
@@ -569,7 +559,6 @@ index_put = writes(
         sample(torch.index_put, x(3, 4), (at(0, 2),), x(4), note="broadcast"),
         sample(torch.index_put, x(3), (torch.tensor([True, False, True]),), x(1), note="by a mask"),
     ],
-    source="derivatives.yaml: index_put",
 )
 
 
@@ -635,7 +624,6 @@ masked_scatter = writes(
         sample(torch.masked_scatter, x(2, 3), torch.tensor([True, False, True]), x(5), note="not all of it read"),
         sample(torch.masked_scatter, x(3), torch.tensor([False] * 3), x(2), note="nothing written"),
     ],
-    source="derivatives.yaml: masked_scatter",
 )
 
 put = writes(
@@ -648,5 +636,4 @@ put = writes(
         sample(torch.Tensor.put, x(2, 3), at(0, 4), x(2)),
         sample(torch.Tensor.put, x(2, 3), at(4, 4), x(2), accumulate=True, note="one place twice"),
     ],
-    source="derivatives.yaml: put",
 )

@@ -284,7 +284,6 @@ triangular_solve = rule(
         sample(torch.triangular_solve, randn(3, 2), triangle(), upper=False, transpose=True),
         sample(torch.triangular_solve, randn(3, 2), triangle(), upper=False, unitriangular=True),
     ],
-    source="derivatives.yaml: triangular_solve",
     remark="There is a derivative where no element of the diagonal is zero.",
 )
 

@@ -170,7 +170,6 @@ t = moves(
         sample(torch.t, x(3), note="a vector stays as it is"),
         sample(torch.t, x(0, 2), note="empty"),
     ],
-    source="derivatives.yaml: t",
 )
 
 transpose = moves(
@@ -235,7 +234,6 @@ unsqueeze = moves(
     home=_reshape_home,
     product=lambda op: rf"\operatorname{{reshape}}($g;\ {_sizes(op.self.shape)})",
     samples=lambda: [sample(torch.unsqueeze, x(2, 3), 1), sample(torch.unsqueeze, x(), -1, note="0-dim")],
-    source="derivatives.yaml: unsqueeze",
 )
 
 squeeze = moves(
@@ -252,7 +250,6 @@ squeeze = moves(
         sample(torch.squeeze, x(2, 3), 0, note="no axis of size 1"),
         sample(torch.squeeze, x(1, 1), note="to 0-dim"),
     ],
-    source="derivatives.yaml: squeeze",
 )
 
 alias = moves(
@@ -264,7 +261,6 @@ alias = moves(
     home=lambda op, g: g,
     product="$g",
     samples=lambda: [sample(torch.ops.aten.alias, x(2, 3))],
-    source="derivatives.yaml: alias",
 )
 
 # Repeated --------------------------------------------------------------------------------------------------------
@@ -306,7 +302,6 @@ repeat = moves(
         sample(torch.Tensor.repeat, x(3), 0, note="no copy"),
         sample(torch.Tensor.repeat, x(), 3, note="0-dim"),
     ],
-    source="derivatives.yaml: repeat",
 )
 
 # Picked out ------------------------------------------------------------------------------------------------------
@@ -366,7 +361,6 @@ narrow_copy = moves(
         sample(torch.narrow_copy, x(3, 4), 1, 1, 2),
         sample(torch.narrow_copy, x(3, 4), 0, 1, 0, note="empty"),
     ],
-    source="derivatives.yaml: narrow_copy",
 )
 
 diagonal = moves(
@@ -381,7 +375,6 @@ diagonal = moves(
         sample(torch.diagonal, x(2, 2), 5, note="a diagonal without elements"),
         sample(torch.diag, x(3, 2), -1),
     ],
-    source="derivatives.yaml: diagonal",
 )
 
 diag_embed = moves(
@@ -392,7 +385,6 @@ diag_embed = moves(
     product=r"\operatorname{diagonal}($g)",
     zeros=FILLED,
     samples=lambda: [sample(torch.diag_embed, x(2, 3)), sample(torch.diag, x(3), 1), sample(torch.diag_embed, x(0))],
-    source="derivatives.yaml: diag_embed",
 )
 
 unfold = moves(
@@ -455,7 +447,6 @@ as_strided = moves(
         sample(torch.as_strided, x(3, 4), (2, 2), (1, 2), 1, note="with an offset"),
         sample(lambda a: a.t().as_strided((2, 2), (1, 3)), x(2, 3), note="of a transposed view"),
     ],
-    source="derivatives.yaml: as_strided",
 )
 
 # Mirrored, shifted, masked, padded -------------------------------------------------------------------------------
@@ -467,7 +458,6 @@ flip = moves(
     home=lambda op, g: g.flip(op.dims),
     product=r"\operatorname{flip}($g)",
     samples=lambda: [sample(torch.flip, x(2, 3), (0, 1)), sample(torch.flip, x(0, 3), (0,), note="empty")],
-    source="derivatives.yaml: flip",
 )
 
 roll = moves(
@@ -477,7 +467,6 @@ roll = moves(
     home=lambda op, g: g.roll([-shift for shift in op.shifts], op.dims),
     product=r"\operatorname{roll}($g; -\text{shifts})",
     samples=lambda: [sample(torch.roll, x(2, 3), 1), sample(torch.roll, x(2, 3), (1, -2), (0, 1))],
-    source="derivatives.yaml: roll",
 )
 
 rot90 = moves(
@@ -487,7 +476,6 @@ rot90 = moves(
     home=lambda op, g: g.rot90(-op.k, op.dims),
     product=r"\operatorname{rot90}($g; -k)",
     samples=lambda: [sample(torch.rot90, x(2, 3)), sample(torch.rot90, x(2, 3, 2), 3, (1, 2))],
-    source="derivatives.yaml: rot90",
 )
 
 tril = moves(
@@ -498,7 +486,6 @@ tril = moves(
     product=r"\operatorname{tril}($g)",
     zeros="an element is copied to its own place where that lies in the lower triangle, and 0 is written elsewhere",
     samples=lambda: [sample(torch.tril, x(3, 3)), sample(torch.tril, x(2, 2, 3), -1)],
-    source="derivatives.yaml: tril",
 )
 
 triu = moves(
@@ -509,7 +496,6 @@ triu = moves(
     product=r"\operatorname{triu}($g)",
     zeros="an element is copied to its own place where that lies in the upper triangle, and 0 is written elsewhere",
     samples=lambda: [sample(torch.triu, x(3, 3), 1), sample(torch.triu, x(2, 2, 3), -1)],
-    source="derivatives.yaml: triu",
 )
 
 constant_pad_nd = moves(
@@ -524,7 +510,6 @@ constant_pad_nd = moves(
         sample(F.pad, x(2, 3), (1, -1, -1, 0), note="negative amounts cut"),
         sample(F.pad, x(0, 3), (0, 0, 1, 1), note="empty"),
     ],
-    source="derivatives.yaml: constant_pad_nd",
 )
 
 pixel_shuffle = moves(
@@ -534,7 +519,6 @@ pixel_shuffle = moves(
     home=lambda op, g: F.pixel_unshuffle(g, op.upscale_factor),
     product=r"\operatorname{pixel\_unshuffle}($g)",
     samples=lambda: [sample(F.pixel_shuffle, x(1, 4, 2, 3), 2)],
-    source="derivatives.yaml: pixel_shuffle",
 )
 
 pixel_unshuffle = moves(
@@ -544,7 +528,6 @@ pixel_unshuffle = moves(
     home=lambda op, g: F.pixel_shuffle(g, op.downscale_factor),
     product=r"\operatorname{pixel\_shuffle}($g)",
     samples=lambda: [sample(F.pixel_unshuffle, x(1, 1, 4, 2), 2)],
-    source="derivatives.yaml: pixel_unshuffle",
 )
 
 channel_shuffle = moves(
@@ -598,7 +581,6 @@ view_as_real = rule(
         sample(torch.view_as_real, x(2, 3, dtype=torch.complex128)),
         sample(torch.real, x(2, dtype=torch.complex128)),
     ],
-    source="derivatives.yaml: view_as_real",
 )
 
 view_as_complex = rule(
@@ -615,7 +597,6 @@ view_as_complex = rule(
     },
     structure="linear",
     samples=lambda: [sample(torch.view_as_complex, x(3, 2))],
-    source="derivatives.yaml: view_as_complex",
 )
 
 complex_ = rule(
@@ -627,7 +608,6 @@ complex_ = rule(
     },
     structure="linear",
     samples=lambda: [sample(torch.complex, x(3), x(3)), sample(torch.complex, x(2, 1), x(3), note="broadcast")],
-    source="derivatives.yaml: complex",
 )
 
 # Joined and cut --------------------------------------------------------------------------------------------------
@@ -668,7 +648,6 @@ cat = rule(
         sample(lambda a, b: torch.cat([a, b]), x(0), x(2, 3), note="an empty vector among matrices"),
         sample(lambda a: torch.cat([a, a]), x(2), note="one tensor twice"),
     ],
-    source="derivatives.yaml: cat",
 )
 
 stack = rule(
@@ -689,7 +668,6 @@ stack = rule(
         sample(lambda a, b: torch.stack([a, b], -1), x(2), x(2)),
         sample(lambda a: torch.stack([a]), x(), note="0-dim"),
     ],
-    source="derivatives.yaml: stack",
 )
 
 
@@ -759,7 +737,6 @@ block_diag = rule(
     wrt={"tensors": Wrt(_blocks, "1", r"\text{the blocks of } $g", FILLED)},
     structure="linear",
     samples=lambda: [sample(torch.block_diag, x(2, 3), x(2), x(), note="a matrix, a vector and a number")],
-    source="derivatives.yaml: block_diag",
 )
 
 # Written into a copy ---------------------------------------------------------------------------------------------
