@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, rule, sample
-from chainrule.rules.index import at, x
+from chainrule.rules.index import at
+from chainrule.rules.shape import x
 
 MEET = "a result depends only on the elements that were sent to its place"
 OVERWRITTEN = (

@@ -15,18 +15,9 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
 from chainrule.rules.pattern import Pattern, copied, real
-from chainrule.rules.shape import strided_origins
+from chainrule.rules.shape import COPIES, FILLED, Index, Move, Template, moves, slice_of, strided_origins, x
 
-Index = tuple[int, ...]
-
-PICKED = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
 WRITTEN = "each output element is made of what was there before and of what was written there, and of nothing else"
-
-
-def x(*shape: int) -> Tensor:
-    """A sample input that wants a gradient: 1, 2, 3, ... in the given shape."""
-    count = torch.Size(shape).numel()
-    return (torch.arange(count, dtype=torch.get_default_dtype()) + 1).reshape(shape).requires_grad_()
 
 
 def at(*places: Any) -> Tensor:
@@ -34,96 +25,49 @@ def at(*places: Any) -> Tensor:
     return torch.tensor(places, dtype=torch.long)
 
 
-def picks(
-    *nodes: str,
-    equation: str | Callable[[Any], str],
-    vjp: Callable[[Any, Tensor], Tensor],
-    product: str,
-    samples: Callable[[], Iterable[Sample]],
-    argument: str = "self",
-    index: tuple[str, ...] = ("index",),
-    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
-    **more: Any,
-) -> Rule:
-    """Register an operation that copies chosen elements of one argument."""
+COPIED = r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}"
 
-    def pattern(op: Any) -> Pattern | None:
-        origin = op.arguments[argument]
-        divided = op.arguments.get("scale_grad_by_freq")  # its gradient is not that of a copy
-        return copied(op.out.numel(), origin.numel(), filled=True) if real(op.out, origin) and not divided else None
 
-    return rule(
-        *nodes,
-        equation=equation,
-        wrt={argument: Wrt(vjp, "1", product, PICKED, factor, pattern)},
-        constants=dict.fromkeys(index, "not differentiable"),
-        structure="linear",
-        samples=samples,
-        **more,
-    )
+def picks(*nodes: str, index: tuple[str, ...] = ("index",), **more: Any) -> Rule:
+    """Register an operation that copies chosen elements of `self`, perhaps several times."""
+    return moves(*nodes, index=index, **{"product": COPIED, "repeats": True, **more})
 
 
 def writes(
     *nodes: str,
-    equation: str | Callable[[Any], str],
-    kept: Callable[[Any, Tensor], Tensor],
-    written: dict[str, Callable[[Any, Tensor], Tensor]],
-    samples: Callable[[], Iterable[Sample]],
+    equation: Template,
+    kept: Move | None = None,
+    written: dict[str, Move],
     index: str = "index",
     adds: Callable[[Any], bool] = lambda op: False,
     scale: str = "1",
     **more: Any,
 ) -> Rule:
-    """Register an operation that copies `self` and writes other elements at chosen places, or `adds` them there."""
+    """Register an operation that copies `self` and writes other elements at chosen places, or `adds` them there.
+
+    `kept` takes what was overwritten out of a gradient; without it, nothing is overwritten, as all is added.
+    """
+
+    def adds_up(op: Any) -> bool:
+        return kept is None or adds(op)
 
     def product(op: Any) -> str:
-        return "$g" if adds(op) else r"$g \text{, with zeros where it was overwritten}"
+        return "$g" if adds_up(op) else r"$g \text{, with zeros where it was overwritten}"
 
-    wrt = {"self": Wrt(lambda op, g: g if adds(op) else kept(op, g), "1", product, WRITTEN)}
+    wrt = {"self": Wrt(lambda op, g: kept(op, g) if kept and not adds(op) else g, "1", product, WRITTEN)}
     for name, vjp in written.items():
         told = rf"$g \text{{ at the places where }} ${name} \text{{ went}}"
         wrt[name] = Wrt(vjp, scale, told if scale == "1" else rf"{scale} \, {told}", WRITTEN)
-    return rule(
-        *nodes,
-        equation=equation,
-        wrt=wrt,
-        constants={index: "not differentiable"},
-        structure="linear",
-        samples=samples,
-        **more,
-    )
-
-
-def _one_if(same: bool) -> Factor | None:
-    return Factor(latex="1") if same else None
-
-
-def _axis(op: Any) -> int:
-    return int(op.dim % max(op.self.dim(), 1))
+    constants = {index: "not differentiable"} if index else {}
+    return rule(*nodes, equation=equation, wrt=wrt, constants=constants, structure="linear", **more)
 
 
 # Picked along one axis -------------------------------------------------------------------------------------------
 
-
-def _index_select(op: Any, g: Tensor) -> Tensor:
-    if not op.self.dim():
-        return g.reshape(())
-    return g.new_zeros(op.self.shape).index_add_(op.dim, op.index.reshape(-1), g)
-
-
-def _index_select_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    came_from = list(out_index)
-    if came_from:
-        came_from[_axis(op)] = int(op.index.reshape(-1)[out_index[_axis(op)]])
-    return _one_if(tuple(came_from) == in_index)
-
-
 index_select = picks(
     "IndexSelectBackward0",
     equation=r"$out = $self \text{ at } $index \text{ of dim } $dim",
-    vjp=_index_select,
-    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
-    factor=_index_select_factor,
+    move=lambda op, v: v.index_select(op.dim, op.index),
     samples=lambda: [
         sample(torch.index_select, x(3, 4), 1, at(0, 0, 2), note="one place twice"),
         sample(torch.index_select, x(3, 4), -2, at(2)),
@@ -133,19 +77,11 @@ index_select = picks(
 )
 
 
-def _gather_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    came_from = list(out_index)
-    if came_from:
-        came_from[_axis(op)] = int(op.index[out_index])
-    return _one_if(tuple(came_from) == in_index)
-
-
 gather = picks(
     "GatherBackward0",
     equation=r"$out = \operatorname{gather}($self; \text{dim} = $dim), \quad {$out}_{k} = {$self}_{{$index}_{k}}",
-    vjp=lambda op, g: g.new_zeros(op.self.shape).scatter_add(op.dim, op.index, g),
-    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
-    factor=_gather_factor,
+    move=lambda op, v: v.gather(op.dim, op.index),
+    home=lambda op, g: g.new_zeros(op.self.shape).scatter_add(op.dim, op.index, g),
     samples=lambda: [
         sample(torch.gather, x(3, 4), 1, at((0, 1), (2, 2)), note="fewer rows, one place twice"),
         sample(torch.gather, x(3, 4), 0, at((0, 1, 2, 0))),
@@ -158,18 +94,12 @@ gather = picks(
 # Picked by advanced indexing, mask, flat position ----------------------------------------------------------------
 
 
-def _index(op: Any, g: Tensor) -> Tensor:
-    home = g.new_zeros(op.self.shape)
-    # takes None among the indices, unlike Tensor.index_put
-    added: Tensor = torch.ops.aten.index_put(home, op.indices, g, True)
-    return added
-
-
 index = picks(
     "IndexBackward0",
     "UnsafeIndexBackward0",
     equation=r"$out = $self[\text{indices}]",
-    vjp=_index,
+    move=lambda op, v: torch.ops.aten.index(v, op.indices),  # takes None among the indices, unlike Tensor.index_put
+    home=lambda op, g: torch.ops.aten.index_put(g.new_zeros(op.self.shape), op.indices, g, True),
     product=r"\mathbf{0} \text{ with } $g \text{ added at } [\text{indices}]",
     index=("indices",),
     samples=lambda: [
@@ -185,15 +115,10 @@ index = picks(
 )
 
 
-def _masked_select(op: Any, g: Tensor) -> Tensor:
-    mask = op.mask.expand(torch.broadcast_shapes(op.mask.shape, op.self.shape))
-    return g.new_zeros(mask.shape).masked_scatter(mask, g)
-
-
 masked_select = picks(
     "MaskedSelectBackward0",
     equation=r"$out = $self[$mask]",
-    vjp=_masked_select,
+    move=lambda op, v: v.masked_select(op.mask),
     product=r"\mathbf{0} \text{ with } $g \text{ where } $mask",
     index=("mask",),
     samples=lambda: [
@@ -204,35 +129,19 @@ masked_select = picks(
 )
 
 
-def _take(op: Any, g: Tensor) -> Tensor:
-    places = op.index.reshape(-1) % max(op.self.numel(), 1)
-    return g.new_zeros(op.self.numel()).index_add_(0, places, g.reshape(-1)).reshape(op.self.shape)
-
-
 take = picks(
     "TakeBackward0",
     equation=r"$out = $self \text{ (flattened) at } $index",
-    vjp=_take,
-    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
+    move=lambda op, v: v.take(op.index),
     samples=lambda: [sample(torch.take, x(2, 3), at((0, 5), (0, -1))), sample(torch.take, x(3), at(), note="empty")],
 )
-
-
-def _inside(op: Any) -> list[Tensor | None]:
-    """The indices, moved into the tensor where they point outside: the mask leaves those out."""
-    sizes = op.self.shape
-    return [None if i is None else i.clamp(-sizes[axis], sizes[axis] - 1) for axis, i in enumerate(op.indices)]
-
-
-def _masked_index(op: Any, g: Tensor) -> Tensor:
-    home: Tensor = torch.ops.aten.index_put(g.new_zeros(op.self.shape), _inside(op), g.masked_fill(~op.mask, 0), True)
-    return home
 
 
 unsafe_masked_index = picks(
     "UnsafeMaskedIndexBackward0",
     equation=r"$out = $self[\text{indices}] \text{ where } $mask \text{, else } $fill",
-    vjp=_masked_index,
+    move=lambda op, v: torch.ops.aten._unsafe_masked_index(v, op.mask, op.indices, 0),
+    zeros=FILLED,
     product=r"\mathbf{0} \text{ with } $g \text{ added at } [\text{indices}] \text{ where } $mask",
     index=("mask", "indices"),
     samples=lambda: [
@@ -270,14 +179,27 @@ def _embedding_factor(op: Any, out_index: Index, in_index: Index) -> Factor | No
     return Factor(latex="1" if uses == 1 else rf"\frac{{1}}{{{uses}}}")
 
 
-embedding = picks(
+def _embedding_pattern(op: Any) -> Pattern | None:
+    if not real(op.out, op.weight) or op.scale_grad_by_freq:  # a gradient that was divided is not that of a copy
+        return None
+    return copied(op.out.numel(), op.weight.numel(), filled=True)
+
+
+embedding = rule(
     "EmbeddingBackward0",
     equation=r"{$out}_{k} = {$weight}_{{$indices}_{k}}",
-    vjp=_embedding,
-    product=r"\sum_{k: \, {$indices}_{k} = i} {$g}_{k}",
-    argument="weight",
-    index=("indices",),
-    factor=_embedding_factor,
+    wrt={
+        "weight": Wrt(
+            _embedding,
+            "1",
+            r"\sum_{k: \, {$indices}_{k} = i} {$g}_{k}",
+            COPIES,
+            _embedding_factor,
+            _embedding_pattern,
+        )
+    },
+    constants={"indices": "not differentiable"},
+    structure="linear",
     samples=lambda: [
         sample(F.embedding, at((0, 1), (1, 3)), x(4, 2), note="one word twice"),
         sample(F.embedding, at(0, 1, 1), x(4, 2), padding_idx=1, note="padding gets no gradient"),
@@ -371,15 +293,8 @@ embedding_bag = rule(
 # Ordered ---------------------------------------------------------------------------------------------------------
 
 
-def _ordered(op: Any, g: Tensor) -> Tensor:
-    return g.new_zeros(op.self.shape).scatter(op.dim, op.outs[1], g)
-
-
-def _ordered_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    came_from = list(out_index)
-    if came_from:
-        came_from[_axis(op)] = int(op.outs[1][out_index])
-    return _one_if(tuple(came_from) == in_index)
+def _in_order(op: Any, v: Tensor) -> Tensor:
+    return v.gather(op.dim, op.outs[1])
 
 
 def _neighbours(op: Any, radius: float) -> Tensor:
@@ -401,10 +316,9 @@ sort = picks(
         r"$out = \operatorname{sort}($self; \text{dim} = $dim, "
         rf"\text{{{'falling' if op.descending else 'rising'}}})"
     ),
-    vjp=_ordered,
+    move=_in_order,
     product=r"$g \text{ sent back by the indices of the sort}",
     index=("indices",),
-    factor=_ordered_factor,
     kink=ORDER_KINK,
     samples=lambda: [
         sample(torch.sort, torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], requires_grad=True), 1),
@@ -422,10 +336,9 @@ topk = picks(
         rf"$out = \text{{the }} $k \text{{ {'largest' if op.largest else 'smallest'} of }} $self"
         r" \text{ along dim } $dim"
     ),
-    vjp=_ordered,
+    move=_in_order,
     product=r"$g \text{ sent back by the indices; } 0 \text{ for all others}",
     index=("indices",),
-    factor=_ordered_factor,
     kink=ORDER_KINK,
     samples=lambda: [
         sample(torch.topk, torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], requires_grad=True), 2),
@@ -476,8 +389,6 @@ scatter_value = writes(
 scatter_add = writes(
     "ScatterAddBackward0",
     equation=r"$out = $self \text{ with } $src \text{ added at } $index \text{ of dim } $dim",
-    kept=lambda op, g: g,
-    adds=lambda op: True,
     written={"src": _scatter_sources},
     samples=lambda: [
         sample(torch.scatter_add, x(3, 4), 1, at((0, 0), (1, 3)), x(2, 2), note="one place twice"),
@@ -497,8 +408,6 @@ def _selected(op: Any, g: Tensor) -> Tensor:
 index_add = writes(
     "IndexAddBackward0",
     equation=r"$out = $self \text{ with } $alpha \cdot $source \text{ added at } $index \text{ of dim } $dim",
-    kept=lambda op, g: g,
-    adds=lambda op: True,
     written={"source": lambda op, g: op.alpha * _selected(op, g)},
     scale="$alpha",
     samples=lambda: [
@@ -533,25 +442,15 @@ def _verb(op: Any) -> str:
     return "added" if op.accumulate else "written"
 
 
-def _index_put_kept(op: Any, g: Tensor) -> Tensor:
-    rest: Tensor = torch.ops.aten.index_put(g, op.indices, g.new_zeros(()), False)
-    return rest
-
-
-def _index_put_values(op: Any, g: Tensor) -> Tensor:
-    # in the shape of the places: the walk sums where `values` was broadcast
-    read: Tensor = torch.ops.aten.index(g, op.indices)
-    return read
-
-
 index_put = writes(
     "IndexPutBackward0",
     "UnsafeIndexPutBackward0",
     "IndexPutImplBackward0",
     equation=lambda op: rf"$out = $self \text{{ with }} $values \text{{ {_verb(op)} at [indices]}}",
-    kept=_index_put_kept,
+    kept=lambda op, g: torch.ops.aten.index_put(g, op.indices, g.new_zeros(()), False),
     adds=lambda op: op.accumulate,
-    written={"values": _index_put_values},
+    # in the shape of the places: the walk sums where `values` was broadcast
+    written={"values": lambda op, g: torch.ops.aten.index(g, op.indices)},
     index="indices",
     samples=lambda: [
         sample(torch.index_put, x(3, 4), (at(0, 1),), x(2, 4)),
@@ -562,17 +461,10 @@ index_put = writes(
 )
 
 
-def _masked_values(op: Any, g: Tensor) -> Tensor:
-    read: Tensor = torch.ops.aten.index(g, _inside(op))
-    return read.masked_fill(~op.mask, 0)
-
-
 unsafe_masked_index_put = writes(
     "UnsafeMaskedIndexPutAccumulateBackward0",
     equation=r"$out = $self \text{ with } $values \text{ added at [indices] where } $mask",
-    kept=lambda op, g: g,
-    adds=lambda op: True,
-    written={"values": _masked_values},
+    written={"values": lambda op, g: torch.ops.aten._unsafe_masked_index(g, op.mask, op.indices, 0)},
     index="mask",
     samples=lambda: [
         sample(
@@ -636,4 +528,46 @@ put = writes(
         sample(torch.Tensor.put, x(2, 3), at(0, 4), x(2)),
         sample(torch.Tensor.put, x(2, 3), at(4, 4), x(2), accumulate=True, note="one place twice"),
     ],
+)
+
+# Written where a view looks --------------------------------------------------------------------------------------
+
+
+def _overwrites(node: str, where: str, place: Move, samples: Callable[[], Iterable[Sample]]) -> Rule:
+    """Register an operation that copies `self` and writes `src` where the view `place` looks."""
+
+    def kept(op: Any, g: Tensor) -> Tensor:
+        rest = g.clone()
+        place(op, rest).zero_()
+        return rest
+
+    return writes(
+        node,
+        equation=rf"$out = $self \text{{ with }} $src \text{{ written {where}",
+        kept=kept,
+        written={"src": place},
+        index="",
+        samples=samples,
+    )
+
+
+slice_scatter = _overwrites(
+    "SliceScatterBackward0",
+    r"into a slice of dim } $dim",
+    slice_of,
+    lambda: [sample(torch.slice_scatter, x(4, 3), x(2, 3), 0, 1, 3)],
+)
+
+select_scatter = _overwrites(
+    "SelectScatterBackward0",
+    r"at index } $index \text{ of dim } $dim",
+    lambda op, v: v.select(op.dim, op.index),
+    lambda: [sample(torch.select_scatter, x(4, 3), x(4), 1, -1)],
+)
+
+diagonal_scatter = _overwrites(
+    "DiagonalScatterBackward0",
+    "on a diagonal}",
+    lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2),
+    lambda: [sample(torch.diagonal_scatter, x(4, 3), x(3))],
 )

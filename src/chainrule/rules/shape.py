@@ -8,7 +8,6 @@ A rule tells how the operation moves a tensor; which entry of the Jacobian is 1 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +20,7 @@ from chainrule.rules.pattern import Pattern, copied, identity, permuted, real
 
 Index = tuple[int, ...]
 Move = Callable[[Any, Tensor], Tensor]
+Template = str | Callable[[Any], str]
 
 COPIES = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
 FILLED = "each output element is a copy of one input element, or a constant: a row of the Jacobian has at most one 1"
@@ -34,94 +34,75 @@ def x(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
 
 def moves(
     *nodes: str,
-    equation: str | Callable[[Any], str],
+    equation: Template,
     move: Move,
     home: Move | None = None,
-    product: str | Callable[[Any], str],
-    samples: Callable[[], Iterable[Sample]],
-    source: str,
+    product: Template,
     zeros: str = COPIES,
-    local: str = "1",
+    repeats: bool = False,
+    index: Iterable[str] = (),
     **more: Any,
 ) -> Rule:
     """Register an operation that moves the elements of `self`: `move(op, tensor)` does to a tensor what it did.
 
-    `home(op, g)` is the way back; without one, `move` gives a view, and the way back writes g through that view.
+    `home(op, g)` is the way back; without one, every upstream element is added to the place it came from. `repeats`
+    says that one element may be copied to several places, also where there are as many as before. The arguments in
+    `index` say where to.
     """
-    way = home or _through(move)
-    pattern = _pattern(move, in_order=home is _reshape_home, filled=zeros is not COPIES)
+
+    def pattern(op: Any) -> Pattern | None:
+        """A selection; where nothing is left out, repeated or filled in, a permutation, or the identity in order."""
+        if not real(op.self, op.out):
+            return None
+        out, into = op.out.numel(), op.self.numel()
+        if home is _reshape_home:
+            return identity(out)
+        if out == into and zeros is COPIES and not repeats:
+            return permuted(out)
+        return copied(out, into, lambda: _origins(move, op), filled=zeros is not COPIES)
+
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        """1 where the output element came from that input element, else structurally zero."""
+        if op not in _found:
+            _found[op] = _origins(move, op)
+        return Factor(latex="1") if _found[op][out_index] == _labels(op.self)[in_index] else None
+
+    def add_up(op: Any, g: Tensor) -> Tensor:
+        gradient = g.new_zeros(op.self.numel() + 1).index_add(0, _origins(move, op).reshape(-1), g.reshape(-1))
+        return gradient[1:].reshape(op.self.shape)
+
     return rule(
         *nodes,
         equation=equation,
-        wrt={"self": Wrt(way, local, product, zeros, _moved(move), pattern)},
-        samples=samples,
-        source=source,
+        wrt={"self": Wrt(home or add_up, "1", product, zeros, factor, pattern)},
+        constants=dict.fromkeys(index, "not differentiable"),
         structure="linear",
         **more,
     )
 
 
-def _pattern(move: Move, in_order: bool, filled: bool) -> Callable[[Any], Pattern | None]:
-    """A selection; where nothing is left out, repeated or filled in, a permutation, or the identity `in_order`."""
+def views(node: str, *others: str, move: Move, home: Move | None = None, **more: Any) -> Rule:
+    """Register a view (and the operation that copies where it makes one): the way back writes g through the view."""
 
-    def pattern(op: Any) -> Pattern | None:
-        if not real(op.self, op.out):
-            return None
-        out, into = op.out.numel(), op.self.numel()
-        if in_order:
-            return identity(out)
-        origins = copied(out, into, lambda: move(op, _positions(op.self).double() + 1).long(), filled)
-        return permuted(out) if out == into and not filled and not _repeats(op) else origins
-
-    return pattern
-
-
-def _repeats(op: Any) -> bool:
-    """Whether one element may have been copied to several places, also where there are as many as before."""
-    return any(name in op.arguments for name in ("step", "stride"))
-
-
-def _through(view: Move) -> Move:
-    """The way back through a view without overlap: on an empty page of the input's shape, write g in that view."""
-
-    def home(op: Any, g: Tensor) -> Tensor:
+    def through(op: Any, g: Tensor) -> Tensor:
         page = g.new_zeros(op.self.shape)
-        view(op, page).copy_(g)
+        move(op, page).copy_(g)
         return page
 
-    return home
+    return moves(node, *others, f"{node}_copy", move=move, home=home or through, **more)
 
 
-def _overlapping(move: Move) -> Move:
-    """The way back where one input element may have gone to several places: all that comes home is added."""
-
-    def home(op: Any, g: Tensor) -> Tensor:
-        origins = move(op, _positions(op.self))
-        return g.new_zeros(op.self.numel()).index_add(0, origins.reshape(-1), g.reshape(-1)).reshape(op.self.shape)
-
-    return home
+def _labels(t: Tensor) -> Tensor:
+    """The place of every element, counted from 1, as 0 is what an operation fills in."""
+    return torch.arange(1, t.numel() + 1, device=t.device).reshape(t.shape)
 
 
-def _positions(t: Tensor) -> Tensor:
-    return torch.arange(t.numel(), device=t.device).reshape(t.shape)
+def _origins(move: Move, op: Any) -> Tensor:
+    """For each output element the label of the input element that it is a copy of; 0 for a constant."""
+    return move(op, _labels(op.self).double()).long()  # as floating point, since not every operation takes integers
 
 
-_origins: WeakKeyDictionary[Applied, Tensor] = WeakKeyDictionary()  # a reader asks for many entries of one Jacobian
-
-
-def _moved(move: Move) -> Callable[[Any, Index, Index], Factor | None]:
-    """The Jacobian entry of a move: 1 where the output element came from that input element, else structurally zero."""
-
-    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-        if op not in _origins:
-            # counted from 1, as 0 is what an operation fills in; as floating point, as not every move takes integers
-            _origins[op] = move(op, _positions(op.self).double() + 1)
-        position = 0
-        for place, size in zip(in_index, op.self.shape, strict=True):
-            position = position * size + place
-        return Factor(latex="1") if _origins[op][out_index] == position + 1 else None
-
-    return factor
+_found: WeakKeyDictionary[Applied, Tensor] = WeakKeyDictionary()  # a reader asks for many entries of one Jacobian
 
 
 def _sizes(values: Iterable[Any]) -> str:
@@ -156,11 +137,14 @@ def _reshape_home(op: Any, g: Tensor) -> Tensor:
     return g.reshape(op.self.shape)
 
 
+def _reshaped(op: Any) -> str:
+    return rf"\operatorname{{reshape}}($g;\ {_sizes(op.self.shape)})"
+
+
 # Turned and reshaped ---------------------------------------------------------------------------------------------
 
-t = moves(
+t = views(
     "TBackward0",
-    "TBackward0_copy",
     equation="$out = $self^{T}",
     move=lambda op, v: v.t(),
     home=lambda op, g: g.t(),
@@ -172,9 +156,8 @@ t = moves(
     ],
 )
 
-transpose = moves(
+transpose = views(
     "TransposeBackward0",
-    "TransposeBackward0_copy",
     equation=lambda op: "$out = $self^{T}" if op.self.dim() == 2 else _named("transpose", "dim0", "dim1")(op),
     move=lambda op, v: v.transpose(op.dim0, op.dim1),
     home=lambda op, g: g.transpose(op.dim0, op.dim1),
@@ -184,17 +167,11 @@ transpose = moves(
 )
 
 
-def _permute_home(op: Any, g: Tensor) -> Tensor:
-    came_from = [dim % op.self.dim() for dim in op.dims]
-    return g.permute([came_from.index(axis) for axis in range(len(came_from))])
-
-
-permute = moves(
+permute = views(
     "PermuteBackward0",
-    "PermuteBackward0_copy",
     equation=lambda op: "$out = $self^{T}" if op.self.dim() == 2 else _named("permute", "dims")(op),
     move=lambda op, v: v.permute(op.dims),
-    home=_permute_home,
+    home=lambda op, g: g.movedim(tuple(range(g.dim())), tuple(op.dims)),
     product=lambda op: "$g^{T}" if op.self.dim() == 2 else r"\operatorname{permute}^{-1}($g)",
     samples=lambda: [
         sample(torch.permute, x(2, 3, 4), (2, 0, 1)),
@@ -205,16 +182,15 @@ permute = moves(
     source="derivatives.yaml: permute. The inverse permutation brings every axis home.",
 )
 
-view = moves(
+view = views(
     "ViewBackward0",
     "UnsafeViewBackward0",
     "ReshapeAliasBackward0",
     "ReshapeCopyBackward0",
-    "ViewBackward0_copy",
     equation=lambda op: rf"$out = \operatorname{{reshape}}($self;\ {_sizes(op.outs[0].shape)})",
     move=lambda op, v: v.reshape(op.out.shape),
     home=_reshape_home,
-    product=lambda op: rf"\operatorname{{reshape}}($g;\ {_sizes(op.self.shape)})",
+    product=_reshaped,
     samples=lambda: [
         sample(torch.Tensor.view, x(2, 3), 3, 2),
         sample(torch.flatten, x(2, 3, 2), 1),
@@ -226,23 +202,21 @@ view = moves(
     source="derivatives.yaml: view, _unsafe_view, _reshape_alias. Row-major order is kept: the Jacobian is I.",
 )
 
-unsqueeze = moves(
+unsqueeze = views(
     "UnsqueezeBackward0",
-    "UnsqueezeBackward0_copy",
     equation=_named("unsqueeze", "dim"),
     move=lambda op, v: v.unsqueeze(op.dim),
     home=_reshape_home,
-    product=lambda op: rf"\operatorname{{reshape}}($g;\ {_sizes(op.self.shape)})",
+    product=_reshaped,
     samples=lambda: [sample(torch.unsqueeze, x(2, 3), 1), sample(torch.unsqueeze, x(), -1, note="0-dim")],
 )
 
-squeeze = moves(
+squeeze = views(
     "SqueezeBackward0",
-    "SqueezeBackward0_copy",
     equation=_named("squeeze", "dim"),
     move=lambda op, v: v.reshape(op.out.shape),
     home=_reshape_home,
-    product=lambda op: rf"\operatorname{{reshape}}($g;\ {_sizes(op.self.shape)})",
+    product=_reshaped,
     samples=lambda: [
         sample(torch.squeeze, x(1, 3, 1)),
         sample(torch.squeeze, x(1, 3, 1), 0),
@@ -265,9 +239,8 @@ alias = moves(
 
 # Repeated --------------------------------------------------------------------------------------------------------
 
-expand = moves(
+expand = views(
     "ExpandBackward0",
-    "ExpandBackward0_copy",
     equation=lambda op: rf"$out = \operatorname{{expand}}($self;\ {_sizes(op.outs[0].shape)})",
     move=lambda op, v: v.expand(op.out.shape),
     home=lambda op, g: g,  # in the shape of the output: the walk sums over the copies, as a step of its own
@@ -282,19 +255,10 @@ expand = moves(
 )
 
 
-def _repeat_home(op: Any, g: Tensor) -> Tensor:
-    """Split each axis into (repetition, place) and sum over the repetitions."""
-    sizes = (1,) * (len(op.repeats) - op.self.dim()) + tuple(op.self.shape)
-    pairs = [size for pair in zip(op.repeats, sizes, strict=True) for size in pair]
-    repetitions = tuple(range(0, len(pairs), 2))
-    return (g.reshape(pairs).sum(repetitions) if repetitions else g).reshape(op.self.shape)
-
-
 repeat = moves(
     "RepeatBackward0",
     equation=_named("repeat", "repeats"),
     move=lambda op, v: v.repeat(op.repeats),
-    home=_repeat_home,
     product=r"\sum_{\text{copies}} $g",
     samples=lambda: [
         sample(torch.Tensor.repeat, x(2, 3), 2, 1, 2),
@@ -306,9 +270,8 @@ repeat = moves(
 
 # Picked out ------------------------------------------------------------------------------------------------------
 
-select = moves(
+select = views(
     "SelectBackward0",
-    "SelectBackward0_copy",
     equation=lambda op: rf"$out = $self[{_commas(op.dim, op.self)}{op.index}]",
     move=lambda op, v: v.select(op.dim, op.index),
     product=lambda op: rf"\mathbf{{0}} \text{{ with }} $g \text{{ at }} [{_commas(op.dim, op.self)}{op.index}]",
@@ -331,15 +294,15 @@ def _range(op: Any) -> str:
     return _commas(op.dim, op.self) + f"{start}:{end}" + (f":{op.step}" if op.step != 1 else "")
 
 
-def _slice(op: Any, v: Tensor) -> Tensor:
+def slice_of(op: Any, v: Tensor) -> Tensor:
+    """The view from `start` to `end` along `dim`."""
     return v[(slice(None),) * (op.dim % v.dim()) + (slice(op.start, op.end, op.step),)]
 
 
-slice_ = moves(
+slice_ = views(
     "SliceBackward0",
-    "SliceBackward0_copy",
     equation=lambda op: f"$out = $self[{_range(op)}]",
-    move=_slice,
+    move=slice_of,
     product=lambda op: rf"\mathbf{{0}} \text{{ with }} $g \text{{ at }} [{_range(op)}]",
     samples=lambda: [
         sample(lambda a: a[1:3], x(4, 2)),
@@ -363,9 +326,8 @@ narrow_copy = moves(
     ],
 )
 
-diagonal = moves(
+diagonal = views(
     "DiagonalBackward0",
-    "DiagonalBackward0_copy",
     equation=_named("diagonal", "offset", "dim1", "dim2"),
     move=lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2),
     product=r"\operatorname{diag}($g)",
@@ -392,7 +354,7 @@ unfold = moves(
     "UnfoldBackward0_copy",
     equation=_named("unfold", "dimension", "size", "step"),
     move=lambda op, v: v.unfold(op.dimension, op.size, op.step),
-    home=_overlapping(lambda op, v: v.unfold(op.dimension, op.size, op.step)),
+    repeats=True,
     product=r"\sum_{\text{windows}} $g",
     samples=lambda: [
         sample(torch.Tensor.unfold, x(2, 5), 1, 3, 1, note="overlapping windows"),
@@ -425,18 +387,12 @@ def strided_origins(op: Any) -> Tensor | None:
     return order[found].to(op.self.device)
 
 
-def _as_strided_home(op: Any, g: Tensor) -> Tensor:
-    origins = strided_origins(op)
-    assert origins is not None
-    return g.new_zeros(op.self.numel()).index_add(0, origins.reshape(-1), g.reshape(-1)).reshape(op.self.shape)
-
-
 as_strided = moves(
     "AsStridedBackward0",
     "AsStridedBackward0_copy",
     equation=_named("as_strided", "size", "stride", "storage_offset"),
     move=lambda op, v: v.reshape(-1)[strided_origins(op)],
-    home=_as_strided_home,
+    repeats=True,
     product=r"\sum_{\text{copies}} $g",
     # It looks at memory rather than at its argument: where the input is itself a stretched view, or the reach goes
     # beyond it, there is nothing to say.
@@ -478,25 +434,23 @@ rot90 = moves(
     samples=lambda: [sample(torch.rot90, x(2, 3)), sample(torch.rot90, x(2, 3, 2), 3, (1, 2))],
 )
 
-tril = moves(
-    "TrilBackward0",
-    equation=_named("tril", "diagonal"),
-    move=lambda op, v: v.tril(op.diagonal),
-    home=lambda op, g: g.tril(op.diagonal),
-    product=r"\operatorname{tril}($g)",
-    zeros="an element is copied to its own place where that lies in the lower triangle, and 0 is written elsewhere",
-    samples=lambda: [sample(torch.tril, x(3, 3)), sample(torch.tril, x(2, 2, 3), -1)],
-)
 
-triu = moves(
-    "TriuBackward0",
-    equation=_named("triu", "diagonal"),
-    move=lambda op, v: v.triu(op.diagonal),
-    home=lambda op, g: g.triu(op.diagonal),
-    product=r"\operatorname{triu}($g)",
-    zeros="an element is copied to its own place where that lies in the upper triangle, and 0 is written elsewhere",
-    samples=lambda: [sample(torch.triu, x(3, 3), 1), sample(torch.triu, x(2, 2, 3), -1)],
-)
+def _triangle(name: str, part: str, diagonal: int) -> Rule:
+    return moves(
+        f"{name.capitalize()}Backward0",
+        equation=_named(name, "diagonal"),
+        move=lambda op, v: getattr(v, name)(op.diagonal),
+        home=lambda op, g: getattr(g, name)(op.diagonal),
+        product=rf"\operatorname{{{name}}}($g)",
+        zeros=f"an element is copied to its own place where that lies in the {part} triangle, else 0 is written there",
+        samples=lambda: [
+            sample(getattr(torch, name), x(3, 3), diagonal),
+            sample(getattr(torch, name), x(2, 2, 3), -1),
+        ],
+    )
+
+
+tril, triu = _triangle("tril", "lower", 0), _triangle("triu", "upper", 1)
 
 constant_pad_nd = moves(
     "ConstantPadNdBackward0",
@@ -534,17 +488,12 @@ channel_shuffle = moves(
     "ChannelShuffleBackward0",
     "NativeChannelShuffleBackward0",
     equation=_named("channel_shuffle", "groups"),
-    move=lambda op, v: _exchange(v, op.groups),
-    home=lambda op, g: _exchange(g, g.shape[1] // op.groups),
+    move=lambda op, v: F.channel_shuffle(v, op.groups),
+    home=lambda op, g: F.channel_shuffle(g, g.shape[1] // op.groups),
     product=r"\operatorname{channel\_shuffle}^{-1}($g)",
     samples=lambda: [sample(F.channel_shuffle, x(2, 6, 1, 2), 2)],
     source="derivatives.yaml: channel_shuffle. Channels (group, place) become (place, group).",
 )
-
-
-def _exchange(v: Tensor, groups: int) -> Tensor:
-    grouped = v.reshape(v.shape[0], groups, v.shape[1] // groups, *v.shape[2:])
-    return grouped.transpose(1, 2).reshape(v.shape)
 
 
 # Complex numbers as pairs ----------------------------------------------------------------------------------------
@@ -613,36 +562,46 @@ complex_ = rule(
 # Joined and cut --------------------------------------------------------------------------------------------------
 
 
-def _parts(op: Any, g: Tensor) -> list[Tensor]:
-    dim = op.dim % g.dim()
-    # torch.cat lets an empty vector stand among tensors of any shape; it takes no room
-    widths = [0 if each.shape == (0,) else each.shape[dim] for each in op.tensors]
-    starts = accumulate(widths, initial=0)
-    pieces = [g.narrow(dim, start, width) for start, width in zip(starts, widths, strict=False)]
-    return [piece.reshape(each.shape) for piece, each in zip(pieces, op.tensors, strict=True)]
+Pieces = Sequence[Tensor]
 
 
-def _cat_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    """`in_index` begins with the place in the list."""
-    item, *place = in_index
-    dim = op.dim % len(out_index)
-    place[dim] += sum(each.shape[dim] for each in op.tensors[:item] if each.shape != (0,))
-    return Factor(latex="1") if tuple(place) == out_index else None
+def joins(
+    node: str,
+    equation: str,
+    join: Callable[[Any, Pieces], Tensor],
+    cut: Callable[[Any, Tensor], Pieces],
+    product: str,
+    samples: Callable[[], Iterable[Sample]],
+    zeros: str = COPIES,
+) -> Rule:
+    """Register an operation that joins a list of tensors; `cut` takes a tensor of the output's shape apart again."""
+
+    def home(op: Any, g: Tensor) -> list[Tensor]:
+        return [piece.reshape(each.shape) for piece, each in zip(cut(op, g), op.tensors, strict=True)]
+
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        """`in_index` begins with the place in the list; that tensor's elements are counted, all others are 0."""
+        item, *place = in_index
+        marked = [_labels(each) * (position == item) for position, each in enumerate(op.tensors)]
+        came_from = join(op, marked)[out_index]
+        return Factor(latex="1") if came_from == marked[item][tuple(place)] else None
+
+    wrt = {"tensors": Wrt(home, "1", product, zeros, factor)}
+    return rule(node, equation=equation, wrt=wrt, structure="linear", samples=samples)
 
 
-def _stack_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    """`in_index` begins with the place in the list."""
-    item, *place = in_index
-    place.insert(op.dim % len(out_index), item)
-    return Factor(latex="1") if tuple(place) == out_index else None
+def _widths(op: Any) -> list[int]:
+    """torch.cat lets an empty vector stand among tensors of any shape; it takes no room."""
+    return [0 if each.shape == (0,) else each.shape[op.dim] for each in op.tensors]
 
 
-cat = rule(
+cat = joins(
     "CatBackward0",
-    equation=r"$out = \operatorname{cat}($tensors; \text{dim} = $dim)",
-    wrt={"tensors": Wrt(_parts, "1", r"\text{the parts of } $g \text{ along dim } $dim", COPIES, _cat_factor)},
-    structure="linear",
-    samples=lambda: [
+    r"$out = \operatorname{cat}($tensors; \text{dim} = $dim)",
+    lambda op, pieces: torch.cat(list(pieces), op.dim),
+    lambda op, g: g.split(_widths(op), op.dim),
+    r"\text{the parts of } $g \text{ along dim } $dim",
+    lambda: [
         sample(lambda a, b: torch.cat([a, b]), x(2, 3), x(1, 3)),
         sample(lambda a, b: torch.cat([a, b], -1), x(2, 3), x(2, 1)),
         sample(lambda a, b: torch.cat([a, b]), x(0), x(2, 3), note="an empty vector among matrices"),
@@ -650,20 +609,13 @@ cat = rule(
     ],
 )
 
-stack = rule(
+stack = joins(
     "StackBackward0",
-    equation=r"$out = \operatorname{stack}($tensors; \text{dim} = $dim)",
-    wrt={
-        "tensors": Wrt(
-            lambda op, g: list(g.unbind(op.dim)),
-            "1",
-            r"\text{the slices of } $g \text{ along dim } $dim",
-            COPIES,
-            _stack_factor,
-        )
-    },
-    structure="linear",
-    samples=lambda: [
+    r"$out = \operatorname{stack}($tensors; \text{dim} = $dim)",
+    lambda op, pieces: torch.stack(list(pieces), op.dim),
+    lambda op, g: g.unbind(op.dim),
+    r"\text{the slices of } $g \text{ along dim } $dim",
+    lambda: [
         sample(lambda a, b: torch.stack([a, b]), x(2, 3), x(2, 3)),
         sample(lambda a, b: torch.stack([a, b], -1), x(2), x(2)),
         sample(lambda a: torch.stack([a]), x(), note="0-dim"),
@@ -671,29 +623,60 @@ stack = rule(
 )
 
 
-def _defined(op: Any, gs: tuple[Tensor | None, ...]) -> list[Tensor]:
-    """One gradient for each part: zeros where nothing came back."""
-    return [torch.zeros_like(out) if g is None else g for out, g in zip(op.outs, gs, strict=False)]
+def _blocks(op: Any, g: Tensor) -> list[Tensor]:
+    blocks, row, column = [], 0, 0
+    for height, width in (torch.atleast_2d(each).shape for each in op.tensors):
+        blocks.append(g[row : row + height, column : column + width])
+        row, column = row + height, column + width
+    return blocks
 
 
-def _part(op: Any) -> Pattern | None:
-    """Of each part: its elements are copies of the whole's."""
-    return copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None
+block_diag = joins(
+    "BlockDiagBackward0",
+    r"$out = \operatorname{block\_diag}($tensors)",
+    lambda op, pieces: torch.block_diag(*pieces),
+    _blocks,
+    r"\text{the blocks of } $g",
+    lambda: [sample(torch.block_diag, x(2, 3), x(2), x(), note="a matrix, a vector and a number")],
+    zeros=FILLED,
+)
 
 
-split = rule(
+def cuts(
+    *nodes: str,
+    verb: str,
+    join: Callable[[Any, Pieces], Tensor],
+    inverse: str,
+    samples: Callable[[], Iterable[Sample]],
+    **more: Any,
+) -> Rule:
+    """Register an operation that cuts `self` into parts; `join` puts them together again, zeros where none came."""
+
+    def home(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
+        return join(op, [torch.zeros_like(out) if g is None else g for out, g in zip(op.outs, gs, strict=False)])
+
+    def pattern(op: Any) -> Pattern | None:
+        return copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None
+
+    return rule(
+        *nodes,
+        equation=rf"$out = \operatorname{{{verb}}}($self; \text{{dim}} = $dim)",
+        wrt={"self": Wrt(home, "1", rf"\operatorname{{{inverse}}}($g)", COPIES, pattern=pattern)},
+        structure="linear",
+        outputs=2,
+        samples=samples,
+        **more,
+    )
+
+
+split = cuts(
     "SplitBackward0",
     "SplitWithSizesBackward0",
     "UnsafeSplitBackward0",
     "UnsafeSplitWithSizesBackward0",
-    equation=r"$out = \operatorname{split}($self; \text{dim} = $dim)",
-    wrt={
-        "self": Wrt(
-            lambda op, gs: torch.cat(_defined(op, gs), op.dim), "1", r"\operatorname{cat}($g)", COPIES, pattern=_part
-        )
-    },
-    structure="linear",
-    outputs=2,
+    verb="split",
+    join=lambda op, pieces: torch.cat(list(pieces), op.dim),
+    inverse="cat",
     samples=lambda: [
         sample(torch.split, x(5, 2), 2),
         sample(torch.split, x(2, 5), [1, 4], 1),
@@ -703,80 +686,11 @@ split = rule(
     source="derivatives.yaml: split.Tensor, split_with_sizes",
 )
 
-unbind = rule(
+unbind = cuts(
     "UnbindBackward0",
-    equation=r"$out = \operatorname{unbind}($self; \text{dim} = $dim)",
-    wrt={
-        "self": Wrt(
-            lambda op, gs: torch.stack(_defined(op, gs), op.dim),
-            "1",
-            r"\operatorname{stack}($g)",
-            COPIES,
-            pattern=_part,
-        )
-    },
-    structure="linear",
-    outputs=2,
+    verb="unbind",
+    join=lambda op, pieces: torch.stack(list(pieces), op.dim),
+    inverse="stack",
     samples=lambda: [sample(torch.unbind, x(2, 3)), sample(torch.unbind, x(2, 1), -1)],
     source="derivatives.yaml: unbind.int",
-)
-
-
-def _blocks(op: Any, g: Tensor) -> list[Tensor]:
-    gradients, row, column = [], 0, 0
-    for each in op.tensors:
-        height, width = torch.atleast_2d(each).shape
-        gradients.append(g[row : row + height, column : column + width].reshape(each.shape))
-        row, column = row + height, column + width
-    return gradients
-
-
-block_diag = rule(
-    "BlockDiagBackward0",
-    equation=r"$out = \operatorname{block\_diag}($tensors)",
-    wrt={"tensors": Wrt(_blocks, "1", r"\text{the blocks of } $g", FILLED)},
-    structure="linear",
-    samples=lambda: [sample(torch.block_diag, x(2, 3), x(2), x(), note="a matrix, a vector and a number")],
-)
-
-# Written into a copy ---------------------------------------------------------------------------------------------
-
-
-def _written(node: str, place: Move, equation: str, samples: Callable[[], Iterable[Sample]], source: str) -> Rule:
-    """Register an operation that copies `self` and writes `src` where `place` looks."""
-
-    def untouched(op: Any, g: Tensor) -> Tensor:
-        rest = g.clone()
-        place(op, rest).zero_()
-        return rest
-
-    wrt = {
-        "self": Wrt(untouched, "1", r"$g \text{ with zeros where } $src \text{ was written}", FILLED),
-        "src": Wrt(place, "1", r"$g \text{ where } $src \text{ was written}", COPIES),
-    }
-    return rule(node, equation=equation, wrt=wrt, structure="linear", samples=samples, source=source)
-
-
-slice_scatter = _written(
-    "SliceScatterBackward0",
-    _slice,
-    r"$out = $self \text{ with } $src \text{ written into a slice of dim } $dim",
-    lambda: [sample(torch.slice_scatter, x(4, 3), x(2, 3), 0, 1, 3)],
-    "derivatives.yaml: slice_scatter",
-)
-
-select_scatter = _written(
-    "SelectScatterBackward0",
-    lambda op, v: v.select(op.dim, op.index),
-    r"$out = $self \text{ with } $src \text{ written at index } $index \text{ of dim } $dim",
-    lambda: [sample(torch.select_scatter, x(4, 3), x(4), 1, -1)],
-    "derivatives.yaml: select_scatter",
-)
-
-diagonal_scatter = _written(
-    "DiagonalScatterBackward0",
-    lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2),
-    r"$out = $self \text{ with } $src \text{ written on a diagonal}",
-    lambda: [sample(torch.diagonal_scatter, x(4, 3), x(3))],
-    "derivatives.yaml: diagonal_scatter",
 )
