@@ -1,0 +1,1247 @@
+r"""Numbers from printed LaTeX: an evaluator for the formulas of the rules, which shares no code with them.
+
+A text is parsed into clauses, separated by commas, semicolons, `\quad`, or words such as `\text{for}`:
+
+- the first clause is the claim, `y_{ik} = \sum_j x_{ij} w_{jk}` or a bare expression; a later clause that begins with
+  an operand, or with a derivative, is a claim too;
+- `\hat{x}_{i} = ...` and `\lambda(t) = ...` define names, before or after their use;
+- `0 \le i < 4` states the range of an index, or limits the claim;
+- `x \text{ is 0 outside}` gives x the value 0 where an index names no element. Without it such an element is NaN.
+
+The conventions are those of docs/glossary.md, "Formulas". In short: indices start at 0; an index that is bare in a
+subscript of an operand runs over that axis; a letter that neither the left side, nor a sum, nor a range binds is an
+error. Fewer subscripts than axes name a part, as in `x[i]`. Juxtaposition scales, or is the matrix product; `\odot`
+is elementwise; `\cdot` of two vectors is their inner product.
+
+To use it: `Statement(text, {"x": tensor, "y": tensor})`, then `.wrong_equation("y")` ("" if all is well),
+`.jacobian("y", "x")`, or `.value()`. Names are those that print (`\bar{y}`, `\mathrm{other}`, `\beta_{1}`).
+`elementwise=shape` reads every operand, broadcast to `shape`, as one element, so that juxtaposition is a product of
+numbers. `along=dim` reads every operand as its rows along one axis: the statement holds for each row.
+
+How a value is represented: a tensor whose first axes are the indices in scope (size 1 where it does not depend on one)
+and whose last axes are its own. So an index is an axis, a sum is a reduction over one, and nothing is looped over.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import scipy.special
+import torch
+from torch import Tensor
+
+SLACK = 1e-9  # a quotient of whole numbers may miss the whole number that it is by a rounding
+
+
+class FormulaError(Exception):
+    """The text is not a well-formed statement, or names something that is not bound."""
+
+
+# Reading: text -> tokens -> tree -------------------------------------------------------------------------------------
+
+Node = tuple[Any, ...]
+
+NAMED = r"\\(?:text|mathrm|mathbf|mathsf|mathit|mathbb|mathcal|operatorname\*?)\{[^{}]*\}"
+TOKEN = re.compile(rf"{NAMED}|\\begin\{{\w+\}}|\\end\{{\w+\}}|\\[a-zA-Z]+|\\.|\d+(?:\.\d+)?|\.\d+|\S")
+BARS = {"|": (r"\lvert", r"\rvert"), r"\|": (r"\lVert", r"\rVert")}
+SPACES = {r"\,", r"\;", r"\:", r"\!", r"\ ", "~", r"\displaystyle", r"\limits"}
+SIZES = re.compile(r"\\(?:left|bigl?|Bigl?|biggl?)$"), re.compile(r"\\(?:right|bigr|Bigr|biggr)$")
+SAME = {r"\leq": r"\le", r"\geq": r"\ge", r"\neq": r"\ne", r"\tfrac": r"\frac", r"\dfrac": r"\frac", r"\lbrack": "["}
+ACCENTS = {r"\hat", r"\tilde", r"\bar", r"\dot", r"\vec", r"\check"}
+RELATIONS = {"=", r"\ne", "<", ">", r"\le", r"\ge"}
+OPEN, CLOSE = {"(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert", r"\lVert", r"\langle"}, {
+    ")", "]", "}", r"\}", r"\rfloor", r"\rceil", r"\rvert", r"\rVert", r"\rangle",
+}  # fmt: skip
+BIG = {r"\sum": "sum", r"\prod": "prod", r"\max": "max", r"\min": "min", r"\operatorname{mean}": "mean"}
+BIG |= {r"\operatorname{any}": "max", r"\operatorname{all}": "min"}
+WORDS = re.compile(r"\\text\{\s*(for|where|if|with|when|and|is 0 outside|otherwise|or|not)\s*\}")
+ALONG = re.compile(r"(?:,?\s*\\(?:quad|qquad|;|,))*\s*\\text\{[,( ]*along dim (-?\d+)\)?\}")
+BREAKS = {"for", "where", "with", "and", "if"}
+
+
+def tokens(text: str) -> list[str]:
+    """The words of a formula, without what only sets spaces and sizes."""
+    found: list[str] = []
+    size = ""
+    for token in TOKEN.findall(text):
+        if SIZES[0].match(token) or SIZES[1].match(token):
+            size = token
+            continue
+        if size and token in BARS:
+            token = BARS[token][bool(SIZES[1].match(size))]
+        size, dropped = "", size and token == "."
+        if token not in SPACES and not dropped:
+            found.append(SAME.get(token, token))
+    return found
+
+
+def word(token: str) -> str:
+    """The word that a piece of text in a formula stands for; "" where the token is none."""
+    if not token.startswith(r"\text{"):
+        return ""
+    known = WORDS.fullmatch(token)
+    if known is None:
+        raise FormulaError(f"prose in a formula: {token}")
+    return known[1]
+
+
+def clauses(found: Sequence[str]) -> Iterator[list[str]]:
+    """The parts between separators that stand outside all brackets; a bracket around conditions is taken off."""
+    part: list[str] = []
+    depth = 0
+    for token in [*found, r"\quad"]:
+        depth += (token in OPEN or token.startswith(r"\begin")) - (token in CLOSE or token.startswith(r"\end"))
+        breaks = token in {",", ";", r"\quad", r"\qquad"} or (token.startswith(r"\text") and word(token) in BREAKS)
+        if depth or not breaks:
+            part.append(token)
+        elif part:
+            if part[0] == "(" and _closing(part, 0) == len(part) - 1 and any(each in RELATIONS for each in part):
+                yield from clauses(part[1:-1])
+            else:
+                yield part
+            part = []
+
+
+def _closing(part: Sequence[str], start: int) -> int:
+    depth = 0
+    for place in range(start, len(part)):
+        depth += (part[place] in OPEN) - (part[place] in CLOSE)
+        if not depth:
+            return place
+    raise FormulaError("brackets do not close: " + " ".join(part))
+
+
+class Parser:
+    """One clause as a tree. `values` are names that stand for numbers, `functions` those that are applied."""
+
+    def __init__(self, found: Sequence[str], values: set[str], functions: set[str]) -> None:
+        self.tokens, self.place = list(found), 0
+        self.values, self.functions = values, functions
+        self.bars = 0
+
+    def peek(self, ahead: int = 0) -> str:
+        """The next token, "" at the end."""
+        return self.tokens[self.place + ahead] if self.place + ahead < len(self.tokens) else ""
+
+    def take(self, expected: str = "") -> str:
+        """Step over the next token."""
+        token = self.peek()
+        if not token or (expected and token != expected):
+            raise FormulaError(f"{expected or 'more'} expected, not {token or 'the end'}: {' '.join(self.tokens)}")
+        self.place += 1
+        return token
+
+    def whole(self) -> Node:
+        """The tree of all tokens."""
+        tree = self.condition()
+        if self.peek():
+            raise FormulaError(f"left over: {' '.join(self.tokens[self.place :])}, of {' '.join(self.tokens)}")
+        return tree
+
+    def condition(self) -> Node:
+        """Relations joined by commas, "and" or "or"; with no relation, an expression."""
+        tree = self.relation()
+        while self.peek() in {r"\land", r"\lor", r"\wedge", r"\vee"} or word(self.peek()) in {"and", "or"}:
+            token = self.take()
+            either = token in {r"\lor", r"\vee"} or word(token) == "or"
+            tree = ("logic", "or" if either else "and", tree, self.relation())
+        return tree
+
+    def relation(self) -> Node:
+        """A chain such as `0 \\le i < 4`."""
+        if self.peek() in {r"\lnot", r"\neg"}:
+            self.take()
+            return ("not", self.relation())
+        parts, signs = [self.sum()], []
+        while self.peek() in RELATIONS:
+            signs.append(self.take())
+            parts.append(self.sum())
+        return ("relation", tuple(parts), tuple(signs)) if signs else parts[0]
+
+    def sum(self) -> Node:
+        """Terms with signs between them."""
+        tree: Node | None = None
+        while tree is None or self.peek() in {"+", "-"}:
+            sign = self.take() if self.peek() in {"+", "-"} else "+"
+            term = self.term()
+            term = ("negative", term) if sign == "-" else term
+            tree = term if tree is None else ("+", tree, term)
+        return tree
+
+    def term(self) -> Node:
+        """Factors with signs of multiplication or division between them."""
+        tree = self.juxtaposed()
+        while self.peek() in {r"\cdot", r"\odot", r"\times", "/", r"\bmod", r"\oslash", r"\otimes", r"\circ"}:
+            sign = self.take()
+            negative = self.peek() == "-"
+            if negative:
+                self.take()
+            right = self.juxtaposed()
+            tree = (sign, tree, ("negative", right) if negative else right)
+        return tree
+
+    def juxtaposed(self) -> Node:
+        """Factors side by side."""
+        tree = self.factor()
+        while self.starts_factor():
+            tree = ("beside", tree, self.factor())
+        return tree
+
+    def starts_factor(self) -> bool:
+        """Whether the next token begins another factor."""
+        token = self.peek()
+        if token == "|":
+            return not self.bars
+        return token in OPEN or token in BIG or bool(
+            re.fullmatch(r"[a-zA-Z0-9.]+|\\(?!r(?:angle|floor|ceil|vert|Vert)$|text|end|\\)[a-zA-Z]+(?:\{.*\})?", token)
+            and token not in RELATIONS | {r"\cdot", r"\odot", r"\times", r"\bmod", r"\oslash", r"\otimes", r"\land"}
+            and token not in {r"\lor", r"\wedge", r"\vee", r"\quad", r"\qquad", r"\in", r"\circ"}
+        )  # fmt: skip
+
+    def factor(self) -> Node:
+        """A primary with its subscripts and powers."""
+        token = self.peek()
+        if token in BIG and self.peek(1) == "_":
+            return self.big()
+        name = self.name()
+        tree = self.applied(name) if name and self.is_function(name) else self.named(name) if name else self.primary()
+        while self.peek() in {"_", "^", "!"}:
+            mark = self.take()
+            if mark == "!":
+                tree = ("call", r"\operatorname{factorial}", (tree,))
+            elif mark == "_":
+                tree = ("at", tree, tuple(self.subscripts(self.group())))
+            else:
+                tree = self.raised(tree, self.group())
+        return tree
+
+    def is_function(self, name: str) -> bool:
+        """Whether a name is applied to what follows; a Greek letter without a bracket is a number."""
+        if name in GREEK and name not in self.functions and self.peek() != "(":
+            return False
+        return name not in self.values and (name in self.functions or name in FUNCTIONS)
+
+    def name(self) -> str:
+        """The name that begins here, accents and a subscript that belongs to it included; "" where none does."""
+        start, token = self.place, self.peek()
+        if token == "{" and _closing(self.tokens, self.place) > self.place + 1:
+            end = _closing(self.tokens, self.place)
+            inside = Parser(self.tokens[self.place + 1 : end], self.values, self.functions)
+            inner = inside.name()
+            if inner and not inside.peek():
+                self.place = end + 1
+                return self.subscripted(inner)
+            return ""
+        if token in ACCENTS:
+            self.take()
+            mark = "".join(self.group())
+            return self.subscripted(f"{token}{{{mark}}}")
+        letter = re.fullmatch(r"[a-zA-Z]|\\(?:mathrm|mathbf|mathsf|mathit|mathbb|mathcal|operatorname\*?)\{.*\}", token)
+        if letter or token in self.values or token in self.functions or token in FUNCTIONS or token in GREEK:
+            self.take()
+            return self.subscripted(token)
+        self.place = start
+        return ""
+
+    def subscripted(self, name: str) -> str:
+        """A name with its subscript where both together are a name, as in `\\beta_1`."""
+        if self.peek() != "_":
+            return name
+        start = self.place
+        self.take()
+        whole = f"{name}_{{{''.join(self.group())}}}"
+        if whole in self.values or whole in self.functions:
+            return whole
+        self.place = start
+        return name
+
+    def named(self, name: str) -> Node:
+        """A name that stands for a number."""
+        if name == "e" and name not in self.values and self.peek() == "^":
+            self.take()
+            return ("call", r"\exp", (self.inner(self.group()),))
+        if name == r"\pi" and name not in self.values:
+            return ("number", math.pi)
+        if name == r"\infty":
+            return ("number", math.inf)
+        return ("name", name)
+
+    def applied(self, name: str) -> Node:
+        """A function with its arguments; `\\log x` applies to the next factor."""
+        power = self.group() if self.peek() == "^" and self.take() else None
+        if self.peek() == "(":
+            inside = self.between("(", ")")
+            tree: Node = ("call", name, tuple(self.inner(each) for each in _split(inside)))
+        else:
+            tree = ("call", name, (self.factor(),))
+        return tree if power is None else self.raised(tree, power)
+
+    def between(self, opening: str, closing: str) -> list[str]:
+        """The tokens inside brackets."""
+        end = _closing(self.tokens, self.place)
+        self.take(opening)
+        inside = self.tokens[self.place : end]
+        self.place = end
+        self.take(closing)
+        return inside
+
+    def group(self) -> list[str]:
+        """The tokens of a braced group, or the single one."""
+        if self.peek() == "{":
+            return self.between("{", "}")
+        return [self.take()]
+
+    def inner(self, found: Sequence[str]) -> Node:
+        """The tree of other tokens, under the same names."""
+        return Parser(found, self.values, self.functions).whole()
+
+    def subscripts(self, found: Sequence[str]) -> Iterator[Node]:
+        """The indices in a subscript: between commas, or letter by letter (`ij`)."""
+        parts = _split(found)
+        letters = all(re.fullmatch(r"[a-zA-Z]|\d", each) for each in found)
+        if len(parts) == 1 and len(found) > 1 and letters:
+            parts = [[each] for each in found]
+        return (self.inner(each) for each in parts)
+
+    def raised(self, tree: Node, power: Sequence[str]) -> Node:
+        """A power, a transpose (`T`, `H`, `-T`), or an inverse."""
+        text = "".join(power)
+        if text in {"T", "H", "-T", "-H", r"\top"} and text not in self.values:
+            base = ("inverse", tree) if text[0] == "-" else tree
+            return ("transpose", base, text[-1] == "H")
+        return ("^", tree, self.inner(power))
+
+    def big(self) -> Node:
+        """A sum (product, maximum, ...) over indices, with what it runs over."""
+        kind = BIG[self.take()]
+        self.take("_")
+        under = self.group()
+        upper = None
+        if self.peek() == "^":
+            self.take()
+            upper = self.inner(self.group())
+        items = tuple(self.inner(each) for each in _split([("," if each == ":" else each) for each in under]))
+        if upper is not None:
+            (_, (letter, low), _), *rest = items
+            items = (("relation", (low, letter, upper), (r"\le", r"\le")), *rest)
+        return ("big", kind, items, self.term())
+
+    def primary(self) -> Node:
+        """A number, a bracket, a root, a fraction, an environment."""
+        token = self.peek()
+        if re.fullmatch(r"[\d.]+", token):
+            return ("number", float(self.take()))
+        if token == "(":
+            return self.inner(self.between("(", ")"))
+        if token == "{":
+            return self.inner(self.between("{", "}"))
+        if token == "[":
+            tree = self.inner(self.between("[", "]"))
+            if tree[0] not in {"relation", "logic", "not"}:
+                raise FormulaError(f"square brackets hold a condition: {' '.join(self.tokens)}")
+            return ("iverson", tree)
+        for opening, closing, function in BRACKETS:
+            if token == opening:
+                return self.bracketed(opening, closing, function)
+        if token == r"\frac":
+            return self.fraction()
+        if token == r"\sqrt":
+            self.take()
+            root = self.inner(self.between("[", "]")) if self.peek() == "[" else ("number", 2.0)
+            return ("^", self.inner(self.group()), ("fraction", ("number", 1.0), root))
+        if token == r"\overline":
+            self.take()
+            return ("call", r"\operatorname{conj}", (self.inner(self.group()),))
+        if token.startswith(r"\begin{"):
+            return self.environment()
+        raise FormulaError(f"{token or 'the end'} where a value is expected: {' '.join(self.tokens)}")
+
+    def bracketed(self, opening: str, closing: str, function: str) -> Node:
+        """Floor, ceiling, absolute value, norm."""
+        if opening != "|":
+            tree = self.inner(self.between(opening, closing))
+        else:
+            self.take()
+            self.bars += 1
+            tree = self.sum()
+            self.bars -= 1
+            self.take("|")
+        if function == "norm":
+            order = ("number", 2.0)
+            if self.peek() == "_":
+                self.take()
+                found = self.group()
+                order = ("number", 2.0) if found == ["F"] else self.inner(found)
+            return ("norm", tree, order)
+        return ("call", function, (tree,))
+
+    def fraction(self) -> Node:
+        """A quotient, or a derivative that a claim is about."""
+        self.take(r"\frac")
+        above, below = self.group(), self.group()
+        if above[0] == r"\partial":
+            conjugate = below[1] == r"\overline"
+            variable = self.inner(below[1:])
+            if conjugate:
+                variable = _without_bar(variable)
+            return ("derivative", self.inner(above[1:]), variable, conjugate)
+        return ("fraction", self.inner(above), self.inner(below))
+
+    def environment(self) -> Node:
+        """Cases, or a matrix."""
+        kind = self.take().removeprefix(r"\begin{").removesuffix("}")
+        inside: list[str] = []
+        depth = 1
+        while depth:
+            token = self.take()
+            depth += token.startswith(r"\begin{") - token.startswith(r"\end{")
+            inside.append(token)
+        rows = [_split(row, "&") for row in _split(inside[:-1], r"\\") if row]
+        if kind != "cases":
+            return ("matrix", tuple(tuple(self.inner(each) for each in row) for row in rows))
+        return ("cases", tuple((self.inner(value), self.case(condition)) for value, condition in rows))
+
+    def case(self, found: list[str]) -> Node:
+        """The condition of a case: commas and "and" join, and words before it are left out."""
+        found = (
+            found[1:] if found and found[0].startswith(r"\text") and word(found[0]) in {"if", "for", "where"} else found
+        )
+        if len(found) == 1 and found[0].startswith(r"\text") and word(found[0]) == "otherwise":
+            return ("otherwise",)
+        first, *rest = (self.inner(each) for each in _split(found))
+        for each in rest:
+            first = ("logic", "and", first, each)
+        return first
+
+
+BRACKETS = (
+    (r"\lfloor", r"\rfloor", r"\operatorname{floor}"), (r"\lceil", r"\rceil", r"\operatorname{ceil}"),
+    (r"\lvert", r"\rvert", r"\operatorname{abs}"), ("|", "|", r"\operatorname{abs}"), (r"\lVert", r"\rVert", "norm"),
+)  # fmt: skip
+
+
+def _without_bar(tree: Node) -> Node:
+    if tree[0] == "at":
+        return ("at", _without_bar(tree[1]), tree[2])
+    return tree[2][0]  # type: ignore[no-any-return]
+
+
+def _split(found: Sequence[str], separator: str = ",") -> list[list[str]]:
+    """The parts between separators outside all brackets."""
+    parts: list[list[str]] = [[]]
+    depth = 0
+    for token in found:
+        depth += (token in OPEN or token.startswith(r"\begin")) - (token in CLOSE or token.startswith(r"\end"))
+        if token == separator and not depth:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
+
+
+# Functions -----------------------------------------------------------------------------------------------------------
+
+GREEK = {rf"\{name}" for name in (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell infty"
+).split()}  # fmt: skip
+
+
+def _scipy(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    def called(*arguments: Tensor) -> Tensor:
+        return torch.as_tensor(function(*(each.numpy() for each in torch.broadcast_tensors(*arguments))))
+
+    return called
+
+
+def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def called(first: Tensor, *rest: Tensor) -> Tensor:
+        for each in rest:
+            first = function(first, each)
+        return first
+
+    return called
+
+
+# Applied to tensors whose own axes were made to agree, element by element.
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    **{rf"\{name}": getattr(torch, name) for name in "exp sin cos tan sinh cosh tanh".split()},
+    r"\log": torch.log, r"\ln": torch.log, r"\arcsin": torch.asin, r"\arccos": torch.acos, r"\arctan": torch.atan,
+    r"\operatorname{arsinh}": torch.asinh, r"\operatorname{arcosh}": torch.acosh, r"\operatorname{artanh}": torch.atanh,
+    r"\operatorname{conj}": torch.conj, r"\operatorname{Re}": torch.real, r"\operatorname{Im}": torch.imag,
+    r"\operatorname{abs}": torch.abs, r"\operatorname{sgn}": torch.sgn, r"\operatorname{sign}": torch.sgn,
+    r"\operatorname{floor}": lambda t: torch.floor(t + SLACK), r"\operatorname{ceil}": lambda t: torch.ceil(t - SLACK),
+    r"\operatorname{round}": torch.round, r"\operatorname{trunc}": torch.trunc,
+    r"\max": _folded(torch.maximum), r"\min": _folded(torch.minimum),
+    r"\operatorname{ReLU}": lambda t: torch.where(t > 0, t, 0.0), r"\sigma": lambda t: 1 / (1 + torch.exp(-t)),
+    r"\Gamma": _scipy(scipy.special.gamma), r"\psi": _scipy(scipy.special.digamma),
+    r"\operatorname{erf}": _scipy(scipy.special.erf), r"\operatorname{factorial}": _scipy(scipy.special.factorial),
+    r"\operatorname{sinc}": torch.sinc,
+}  # fmt: skip
+
+
+def _trace(t: Tensor) -> Tensor:
+    return t.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+# Applied to the last one or two axes: name -> (axes, function).
+OF_TENSORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    r"\operatorname{diag}": (1, torch.diag_embed),
+    r"\operatorname{tr}": (2, _trace),
+    r"\det": (2, torch.linalg.det),
+    r"\operatorname{tril}": (2, torch.tril),
+    r"\operatorname{triu}": (2, torch.triu),
+}
+FUNCTIONS |= {name: function for name, (_, function) in OF_TENSORS.items()}
+
+
+# Evaluating ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Value:
+    """Numbers: `tensor` has the scope's indices as its first axes, then its own. `row` marks a transposed vector."""
+
+    tensor: Tensor
+    row: bool = False
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A name's numbers, made where `depth` indices were in scope; `outside` is what a missing element is."""
+
+    tensor: Tensor
+    depth: int = 0
+    outside: float = math.nan
+    index: bool = False
+
+
+@dataclass(frozen=True)
+class Defined:
+    """A name that a clause defines, with the letters that it depends on."""
+
+    letters: tuple[str, ...]
+    body: Node
+
+
+Names = Mapping[str, "Bound | Defined"]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The names that stand for something here, and how many indices are in scope.
+
+    `outer` are the names of the whole statement, which is all that a definition sees beside its own letters.
+    """
+
+    names: Names
+    outer: Names
+    depth: int = 0
+    ranges: Mapping[str, Node] = field(default_factory=dict)
+
+    def with_index(self, letter: str, numbers: Tensor, stated: bool = False) -> Scope:
+        """One more index, which runs over `numbers`."""
+        if letter in self.names:
+            raise FormulaError(f"the index {letter} already stands for something else here")
+        along = numbers.double().reshape((1,) * self.depth + (-1,))
+        bound = Bound(along, self.depth + 1, index=True)
+        outer = {**self.outer, letter: bound} if stated else self.outer
+        return replace(self, names={**self.names, letter: bound}, outer=outer, depth=self.depth + 1)
+
+    def lift(self, bound: Bound) -> Tensor:
+        """A name's numbers, with an axis for each index in scope."""
+        shape = bound.tensor.shape
+        return bound.tensor.reshape(shape[: bound.depth] + (1,) * (self.depth - bound.depth) + shape[bound.depth :])
+
+    def rank(self, value: Value) -> int:
+        """How many axes of its own a value has."""
+        return value.tensor.dim() - self.depth
+
+    def together(self, *values: Value) -> list[Tensor]:
+        """The numbers of several values, with equally many axes of their own."""
+        rank = max(self.rank(each) for each in values)
+        return [
+            each.tensor.reshape(
+                each.tensor.shape[: self.depth] + (1,) * (rank - self.rank(each)) + each.tensor.shape[self.depth :]
+            )
+            for each in values
+        ]
+
+    def __call__(self, node: Node) -> Value:
+        """The value of a tree."""
+        handler: Callable[..., Value] = getattr(self, "_" + KINDS[node[0]])
+        return handler(*node[1:]) if node[0] in OWN else handler(*node)
+
+    def number(self, node: Node) -> Tensor:
+        """The value of a tree that must be a number for each index, not a tensor."""
+        value = self(node)
+        if self.rank(value):
+            raise FormulaError(f"a number is expected, not a tensor of {self.rank(value)} axes")
+        return value.tensor
+
+    def _constant(self, number: float) -> Value:
+        return Value(torch.full((1,) * self.depth, number, dtype=torch.float64))
+
+    def _named(self, name: str) -> Value:
+        found = self.names.get(name)
+        if found is None:
+            raise FormulaError(f"{name} is not bound: no operand, no definition, and no sum or left side runs over it")
+        if isinstance(found, Bound):
+            return Value(self.lift(found))
+        if found.letters:
+            raise FormulaError(f"{name} is defined for an index or an argument, and stands without")
+        return self._hidden({})(found.body)
+
+    def _hidden(self, letters: Names) -> Scope:
+        """What a definition's body sees: the statement's names, and its own letters."""
+        return replace(self, names={**self.outer, **letters})
+
+    def _defined(self, found: Defined, arguments: Sequence[Node]) -> Value:
+        if len(arguments) != len(found.letters):
+            raise FormulaError("a definition is used with another number of indices than it has")
+        values = (self(each).tensor for each in arguments)
+        letters = {
+            letter: Bound(value, self.depth, index=True) for letter, value in zip(found.letters, values, strict=True)
+        }
+        return self._hidden(letters)(found.body)
+
+    def _at(self, base: Node, indices: tuple[Node, ...]) -> Value:
+        found = self.names.get(base[1]) if base[0] == "name" else None
+        if isinstance(found, Defined) and found.letters:
+            count = len(found.letters)
+            value = self._defined(found, indices[:count])
+            return value if len(indices) == count else self._picked(value.tensor, indices[count:], math.nan)
+        outside = found.outside if isinstance(found, Bound) else math.nan
+        return self._picked(self(base).tensor, indices, outside)
+
+    def _picked(self, tensor: Tensor, indices: Sequence[Node], outside: float) -> Value:
+        """The elements (or the parts) that indices name."""
+        own = tensor.shape[self.depth :]
+        if len(indices) > len(own):
+            raise FormulaError(f"{len(indices)} indices of a tensor of {len(own)} axes")
+        places = [self.number(each).real for each in indices]
+        shape = torch.broadcast_shapes(tensor.shape[: self.depth], *(each.shape for each in places))
+        lead = [
+            torch.arange(size).reshape((-1,) + (1,) * (self.depth - axis - 1)) * (tensor.shape[axis] > 1)
+            for axis, size in enumerate(shape)
+        ]
+        whole, exists = [], torch.ones(shape, dtype=torch.bool)
+        for place, size in zip(places, own, strict=False):
+            near = place.round()
+            exists = exists & ((place - near).abs() < SLACK) & (near >= 0) & (near < size)
+            whole.append(near.clamp(0, max(size - 1, 0)).nan_to_num(0).long())
+        rest = own[len(indices) :]
+        if not math.prod(own[: len(indices)]):
+            picked = tensor.new_full((*shape, *rest), math.nan)
+        else:
+            picked = tensor[(*lead, *whole)].expand(*shape, *rest)
+        return Value(torch.where(exists.reshape(*shape, *(1 for _ in rest)), picked, outside))
+
+    def _call(self, name: str, arguments: tuple[Node, ...]) -> Value:
+        found = self.names.get(name)
+        if isinstance(found, Defined):
+            return self._defined(found, arguments)
+        values = [self(each) for each in arguments]
+        if name in OF_TENSORS:
+            axes, function = OF_TENSORS[name]
+            if any(self.rank(each) < axes for each in values):
+                raise FormulaError(f"{name} of a number")
+            return Value(function(values[0].tensor))
+        return Value(FUNCTIONS[name](*self.together(*values)))
+
+    def _elementwise(self, sign: str, left: Node, right: Node) -> Value:
+        a, b = self(left), self(right)
+        rows = {each.row for each in (a, b) if self.rank(each)}
+        if len(rows) > 1:
+            raise FormulaError("a row and a column, element by element")
+        x, y = self.together(a, b)
+        return Value(ELEMENTWISE[sign](x, y), rows == {True})
+
+    def _dot(self, sign: str, left: Node, right: Node) -> Value:
+        a, b = self(left), self(right)
+        if not self.rank(a) or not self.rank(b):
+            return self._elementwise(r"\odot", left, right)
+        return Value((a.tensor * b.tensor).sum(tuple(range(self.depth, a.tensor.dim()))))
+
+    def _negative(self, inside: Node) -> Value:
+        value = self(inside)
+        return Value(-value.tensor, value.row)
+
+    def _beside(self, left: Node, right: Node) -> Value:
+        a, b = self(left), self(right)
+        ranks = self.rank(a), self.rank(b)
+        if 0 in ranks:
+            x, y = self.together(a, b)
+            return Value(x * y, a.row or b.row)
+        x, y = _promoted(a.tensor, b.tensor)
+        if ranks == (1, 1):
+            if a.row and not b.row:
+                return Value((x * y).sum(-1))
+            if b.row and not a.row:
+                return Value(x.unsqueeze(-1) * y.unsqueeze(-2))
+            raise FormulaError("two vectors side by side: neither an inner product nor an outer one")
+        if 1 in ranks:
+            if ranks[0] == 1:
+                return Value((x.unsqueeze(-2) @ y).squeeze(-2), a.row)
+            return Value((x @ y.unsqueeze(-1)).squeeze(-1))
+        if ranks[0] != ranks[1]:  # one stack of matrices and one matrix
+            x, y = self.together(Value(x), Value(y))
+        return Value(x @ y)
+
+    def _transpose(self, inside: Node, conjugate: bool) -> Value:
+        value = self(inside)
+        tensor = value.tensor.conj() if conjugate else value.tensor
+        rank = self.rank(value)
+        return Value(tensor.mT if rank > 1 else tensor, rank == 1 and not value.row)
+
+    def _inverse(self, inside: Node) -> Value:
+        return Value(torch.linalg.inv(self(inside).tensor))
+
+    def _power(self, sign: str, base: Node, exponent: Node) -> Value:
+        value = self(base)
+        if self.rank(value) >= 2:
+            power = self.number(exponent)
+            if power.numel() != 1 or float(power) != round(float(power)):
+                raise FormulaError("a matrix to a power that is not a whole number")
+            return Value(torch.linalg.matrix_power(value.tensor, int(power)))
+        x, y = self.together(value, self(exponent))
+        return Value(torch.pow(x, y))
+
+    def _norm(self, inside: Node, order: Node) -> Value:
+        value, power = self(inside), self.number(order)
+        axes = tuple(range(self.depth, value.tensor.dim()))
+        return Value(torch.linalg.vector_norm(value.tensor, float(power), axes) if axes else value.tensor.abs())
+
+    def _matrix(self, rows: tuple[tuple[Node, ...], ...]) -> Value:
+        cells = torch.broadcast_tensors(*(self.number(each) for row in rows for each in row))
+        return Value(torch.stack(cells, -1).unflatten(-1, (len(rows), len(rows[0]))))
+
+    def _iverson(self, condition: Node) -> Value:
+        return Value(self.truth(condition).tensor.double())
+
+    def _relation(self, parts: tuple[Node, ...], signs: tuple[str, ...]) -> Value:
+        values = [self(each) for each in parts]
+        truth: Value | None = None
+        for left, sign, right in zip(values, signs, values[1:], strict=False):
+            here = Value(COMPARED[sign](*self.together(left, right)))
+            truth = here if truth is None else Value(torch.logical_and(*self.together(truth, here)))
+        assert truth is not None
+        return truth
+
+    def _logic(self, kind: str, left: Node, right: Node) -> Value:
+        x, y = self.together(self.truth(left), self.truth(right))
+        return Value(x & y if kind == "and" else x | y)
+
+    def _not(self, inside: Node) -> Value:
+        return Value(~self.truth(inside).tensor)
+
+    def _otherwise(self) -> Value:
+        return Value(torch.ones((1,) * self.depth, dtype=torch.bool))
+
+    def truth(self, condition: Node) -> Value:
+        """Whether a condition holds; numbers (a recorded mask) hold where they are not 0."""
+        value = self(condition)
+        return value if value.tensor.dtype == torch.bool else Value(value.tensor != 0)
+
+    def _cases(self, rows: tuple[tuple[Node, Node], ...]) -> Value:
+        result = Value(torch.full((1,) * self.depth, math.nan, dtype=torch.float64))
+        for value, condition in reversed(rows):
+            holds, here, other = self.together(self.truth(condition), self(value), result)
+            result = Value(torch.where(holds, *_promoted(here, other)))
+        return result
+
+    def _big(self, kind: str, items: tuple[Node, ...], body: Node) -> Value:
+        letters = [each for each in _new_names(items, self.names)]
+        scope, limits = self, [each for each in items if each[0] != "name"]
+        if not letters:
+            raise FormulaError("a sum over nothing")
+        for letter in letters:
+            conditions = [*limits, *([self.ranges[letter]] if letter in self.ranges else [])]
+            limits += [self.ranges[letter]] if letter in self.ranges else []
+            scope = scope.with_index(letter, scope.run(letter, conditions, body))
+        holds = Value(torch.ones((1,) * scope.depth, dtype=torch.bool))
+        for each in limits:
+            x, y = scope.together(holds, scope.truth(each))
+            holds = Value(x & y)
+        mask, terms = scope.together(holds, scope(body))
+        sizes = [scope.names[letter].tensor.numel() for letter in letters]  # type: ignore[union-attr]
+        own = terms.shape[scope.depth :]
+        shape = torch.broadcast_shapes(terms.shape, mask.shape, (*(1,) * self.depth, *sizes, *(1 for _ in own)))
+        axes = tuple(range(self.depth, scope.depth))
+        mask, terms = mask.expand(shape), terms.expand(shape)
+        if kind == "mean":
+            return Value(torch.where(mask, terms, 0).sum(axes) / mask.sum(axes))
+        return Value(REDUCED[kind](torch.where(mask, terms, NEUTRAL[kind]), axes))
+
+    def run(self, letter: str, conditions: Sequence[Node], body: Node) -> Tensor:
+        """The numbers that an index runs over: from its stated range, or from the axis on which it stands bare."""
+        low, high = self._stated(letter, conditions)
+        if high is None:
+            sizes = set(self.sizes(letter, (body, *conditions)))
+            if len(sizes) != 1:
+                raise FormulaError(
+                    f"nothing says what {letter} runs over" if not sizes else f"{letter} runs over {sizes}"
+                )
+            high = float(sizes.pop())
+        return torch.arange(0.0 if low is None else low, high, dtype=torch.float64)
+
+    def _stated(self, letter: str, conditions: Sequence[Node]) -> tuple[float | None, float | None]:
+        """The least number and the end of a range that conditions such as `0 \\le i < 4` state."""
+        low: float | None = None
+        high: float | None = None
+        for condition in conditions:
+            if condition[0] != "relation":
+                continue
+            _, parts, signs = condition
+            for place, part in enumerate(parts):
+                if part != ("name", letter):
+                    continue
+                for sign, other in ((signs[p], parts[p + 1]) for p in range(place, len(signs))):
+                    if sign in {"<", r"\le"} and self._known(other):
+                        high = self._end(other, sign == r"\le")
+                        break
+                for sign, other in ((signs[p], parts[p]) for p in range(place - 1, -1, -1)):
+                    if sign in {"<", r"\le"} and self._known(other):
+                        found = self.number(other).real
+                        low = math.floor(float(found.min()) + SLACK) + (sign == "<") if found.numel() else 0
+                        break
+        return low, high
+
+    def _end(self, node: Node, included: bool) -> float:
+        found = self.number(node).real
+        if not found.numel():
+            return 0
+        top = float(found.max())
+        return math.floor(top + SLACK) + 1 if included else math.ceil(top - SLACK)
+
+    def _known(self, node: Node) -> bool:
+        return all(name in self.names for name in _names(node))
+
+    def sizes(self, letter: str, trees: Sequence[Node]) -> Iterator[int]:
+        """The sizes of the axes on which an index stands bare."""
+        for tree in trees:
+            for base, indices in _subscripts(tree):
+                for place, index in enumerate(indices):
+                    if index == ("name", letter):
+                        yield from self._size(base, place)
+
+    def _size(self, base: Node, place: int) -> Iterator[int]:
+        found = self.names.get(base[1]) if base[0] == "name" else None
+        if isinstance(found, Defined):
+            if place < len(found.letters):
+                yield from replace(self, names=self.outer).sizes(found.letters[place], (found.body,))
+        elif isinstance(found, Bound):
+            own = found.tensor.shape[found.depth :]
+            if place < len(own):
+                yield own[place]
+        elif base[0] == "transpose":
+            yield from self._size(base[1], 1 - place)
+
+
+def _promoted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    kind = torch.promote_types(x.dtype, y.dtype)
+    return x.to(kind), y.to(kind)
+
+
+ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "+": torch.add, r"\odot": torch.mul, r"\times": torch.mul, "/": torch.div, r"\oslash": torch.div,
+    "fraction": torch.div, r"\bmod": torch.remainder,
+}  # fmt: skip
+COMPARED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "=": torch.eq, r"\ne": torch.ne, "<": torch.lt, ">": torch.gt, r"\le": torch.le, r"\ge": torch.ge,
+}  # fmt: skip
+NEUTRAL = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
+
+
+def _one_by_one(function: Callable[..., Tensor]) -> Callable[[Tensor, tuple[int, ...]], Tensor]:
+    def reduced(t: Tensor, axes: tuple[int, ...]) -> Tensor:
+        for axis in reversed(axes):
+            t = function(t, axis)
+        return t
+
+    return reduced
+
+
+def _extreme(function: Callable[..., Tensor], empty: float) -> Callable[[Tensor, int], Tensor]:
+    return lambda t, axis: function(t, axis) if t.shape[axis] else t.sum(axis) + empty
+
+
+REDUCED: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
+    "sum": lambda t, axes: t.sum(axes), "prod": _one_by_one(torch.prod),
+    "max": _one_by_one(_extreme(torch.amax, -math.inf)), "min": _one_by_one(_extreme(torch.amin, math.inf)),
+}  # fmt: skip
+
+# Which method evaluates a kind of tree, and which of them want the parts without the kind.
+KINDS = {
+    "number": "constant", "name": "named", "at": "at", "call": "call", "negative": "negative", "beside": "beside",
+    "transpose": "transpose", "inverse": "inverse", "^": "power", "norm": "norm", "matrix": "matrix",
+    "iverson": "iverson", "relation": "relation", "logic": "logic", "not": "not", "otherwise": "otherwise",
+    "cases": "cases", "big": "big", r"\cdot": "dot", **dict.fromkeys(ELEMENTWISE, "elementwise"),
+}  # fmt: skip
+OWN = {kind for kind, method in KINDS.items() if method not in {"elementwise", "dot", "power"}}
+
+
+def _children(node: Any) -> Iterator[Node]:
+    if isinstance(node, (tuple, list)):
+        if node and isinstance(node[0], str):
+            yield node
+        for each in node:
+            yield from _children(each)
+
+
+def _names(tree: Any) -> Iterator[str]:
+    return (node[1] for node in _children(tree) if node[0] == "name" and isinstance(node[1], str))
+
+
+def _new_names(trees: Any, known: Names) -> list[str]:
+    """The names in trees that nothing binds yet, in their order."""
+    return list(dict.fromkeys(name for name in _names(trees) if name not in known))
+
+
+def _subscripts(tree: Any) -> Iterator[tuple[Node, tuple[Node, ...]]]:
+    return ((node[1], node[2]) for node in _children(tree) if node[0] == "at")
+
+
+# Statements ----------------------------------------------------------------------------------------------------------
+
+
+class Statement:
+    """A formula with numbers for its operands: see the module's docstring."""
+
+    def __init__(
+        self,
+        text: str,
+        symbols: Mapping[str, Tensor],
+        *,
+        elementwise: Sequence[int] | None = None,
+        along: int | None = None,
+    ) -> None:
+        found = ALONG.search(text)
+        if found:
+            text, along = text.replace(found[0], ""), int(found[1])
+        self.text = text
+        self.operands = {_spelled(name): _wide(tensor) for name, tensor in symbols.items()}
+        self.names: dict[str, Bound | Defined] = {name: Bound(tensor) for name, tensor in self.operands.items()}
+        self.depth, self.rank = 0, 0
+        self.dim: int | None = None  # the axis that the statement goes along, row by row
+        if elementwise is not None:
+            self._read_elements(tuple(elementwise))
+        if along is not None:
+            self._read_rows(along)
+        self.claims: list[Node] = []
+        self.limits: list[Node] = []
+        self._sort(list(clauses(tokens(text))))
+
+    def _read_elements(self, shape: tuple[int, ...]) -> None:
+        self.depth = len(shape)
+        for name, tensor in self.operands.items():
+            if torch.broadcast_shapes(tensor.shape, shape) == torch.Size(shape):
+                self.names[name] = Bound(tensor.reshape((1,) * (len(shape) - tensor.dim()) + tensor.shape), len(shape))
+
+    def _read_rows(self, dim: int) -> None:
+        self.rank = max(tensor.dim() for tensor in self.operands.values())
+        if not self.rank:  # a single number is a row of one
+            self.operands = {name: tensor.reshape(1) for name, tensor in self.operands.items()}
+            self.rank = 1
+        self.dim, self.depth = dim % self.rank, self.rank - 1
+        for name, tensor in self.operands.items():
+            if tensor.dim() >= self.depth:
+                self.names[name] = Bound(self._moved(tensor), self.depth)
+
+    def _sort(self, parts: list[list[str]]) -> None:
+        """Which clauses define names, which limit, and which claim."""
+        values, functions, kinds = set(self.operands), set[str](), []
+        for number, part in enumerate(parts):
+            kind, name = self._kind(part, number)
+            kinds.append(kind)
+            if kind == "function":
+                functions.add(name)
+            elif kind == "definition":
+                values.add(name)
+        for part, kind in zip(parts, kinds, strict=True):
+            if kind == "outside":
+                name = Parser(part[:-1], values, functions).name()
+                bound = self.names[name]
+                assert isinstance(bound, Bound)
+                self.names[name] = replace(bound, outside=0.0)
+            elif kind in {"definition", "function"}:
+                self._define(part, values, functions)
+            else:
+                tree = Parser(part, values, functions).whole()
+                (self.limits if kind == "limit" else self.claims).append(tree)
+        if not self.claims:
+            raise FormulaError(f"nothing is claimed: {self.text}")
+
+    def _kind(self, part: list[str], number: int) -> tuple[str, str]:
+        if part[-1].startswith(r"\text") and word(part[-1]) == "is 0 outside":
+            return "outside", ""
+        if number and "=" in part:
+            parser = Parser(part, set(self.operands), set())
+            name = parser.name()
+            if name and name not in self.operands:
+                return ("function" if parser.peek() == "(" else "definition"), self._whole_name(parser, name)
+        signs = [each for each in _outside_brackets(part) if each in RELATIONS]
+        return ("limit" if number and signs and "=" not in signs else "claim"), ""
+
+    def _whole_name(self, parser: Parser, name: str) -> str:
+        """A defined name: with a subscript that is no list of letters, the subscript belongs to it."""
+        if parser.peek() == "_":
+            parser.take()
+            found = parser.group()
+            if not all(re.fullmatch("[a-z],?", each) or each == "," for each in found):
+                return f"{name}_{{{''.join(found)}}}"
+        return name
+
+    def _define(self, part: list[str], values: set[str], functions: set[str]) -> None:
+        parser = Parser(part, values, functions)
+        name = parser.name()
+        letters: tuple[str, ...] = ()
+        if parser.peek() == "(":
+            letters = tuple("".join(each) for each in _split(parser.between("(", ")")))
+        elif parser.peek() == "_":
+            parser.take()
+            letters = tuple(each for each in parser.group() if each != ",")
+        parser.take("=")
+        if name in self.names:
+            raise FormulaError(f"{name} is defined twice, or is an operand")
+        body = Parser(parser.tokens[parser.place :], values | set(letters), functions).whole()
+        self.names[name] = Defined(letters, body)
+
+    def _scope(self, heads: Sequence[Node]) -> tuple[Scope, Tensor | None]:
+        """The scope in which a claim's left side has bound its indices, and where its limits hold."""
+        ranges = {}
+        for limit in self.limits:
+            for name in _new_names(limit, self.names):
+                if limit[0] == "relation" and ("name", name) in limit[1]:
+                    ranges[name] = limit
+        scope = Scope(self.names, self.names, self.depth, ranges)
+        letters = _new_names(heads, self.names)
+        for letter in letters:
+            scope = scope.with_index(letter, scope.run(letter, self.limits, heads), stated=True)
+        holds: Tensor | None = None
+        for limit in self.limits:
+            if not _new_names(limit, scope.names):
+                here = scope.truth(limit).tensor
+                holds = here if holds is None else holds & here
+        return scope, holds
+
+    def _of(self, head: Node, subject: str) -> bool:
+        """Whether a left side is an operand or its elements."""
+        base = head[1] if head[0] == "at" else head
+        return bool(base == ("name", subject))
+
+    def wrong_equation(self, subject: str, tolerance: float = 1e-5) -> str:
+        """Why the claims about an operand (`y = ...`) do not hold, or leave some of its elements out; "" if they hold."""
+        subject = _spelled(subject)
+        tensor = self.operands[subject]
+        said = torch.zeros(tensor.shape, dtype=torch.bool)
+        for claim in self.claims:
+            if claim[0] != "relation" or set(claim[2]) != {"="}:
+                raise FormulaError(f"no equation: {self.text}")
+            head, *others = claim[1]
+            if not self._of(head, subject):
+                continue
+            scope, holds = self._scope([head])
+            mine = scope(head)
+            for other in others:
+                difference = _difference(scope, mine, scope(other), holds, tolerance)
+                if difference:
+                    return difference
+            said |= self._elements(scope, head, holds, tensor.shape)
+        return "" if bool(said.all()) else f"it says nothing of {int((~said).sum())} of {said.numel()} elements"
+
+    def _elements(self, scope: Scope, head: Node, holds: Tensor | None, shape: torch.Size) -> Tensor:
+        """Which elements of an operand a left side names."""
+        said = torch.zeros(shape, dtype=torch.bool)
+        if head[0] != "at":
+            return ~said
+        if self.depth:
+            bare = all(each[0] == "name" for each in head[2]) and holds is None
+            return ~said if bare else said
+        places = [scope.number(each) for each in head[2]]
+        *whole, keep = torch.broadcast_tensors(*places, torch.ones(()) if holds is None else holds)
+        if said.numel():
+            said[tuple(each[keep != 0].long() for each in whole)] = True
+        return said
+
+    def value(self) -> Tensor:
+        """The value of a bare expression."""
+        scope, _ = self._scope([])
+        return scope(self.claims[0]).tensor
+
+    def _sides(self, claim: Node) -> tuple[Node | None, Node]:
+        if claim[0] != "relation":
+            return None, claim
+        if claim[2] != ("=",):
+            raise FormulaError(f"one equality is expected: {self.text}")
+        return claim[1]
+
+    def gradient(self, shape: Sequence[int], name: str = "") -> Tensor:
+        r"""The value of a product for an argument of `shape`: `\bar{w}_{ij} = \sum_n ...`, or a bare expression.
+
+        A left side names the gradient, whose axes are the argument's. Elements that no left side names are 0.
+        """
+        name = _spelled(name)
+        result = torch.zeros(tuple(shape), dtype=torch.float64)
+        known = self.names
+        for claim in self.claims:
+            head, tree = self._sides(claim)
+            if head is None or head[0] != "at":
+                scope, _ = self._scope([])
+                value = scope(tree).tensor
+                return value.movedim(-1, self.dim) if self.dim is not None and scope.depth < value.dim() else value
+            if head[1] != ("name", name):
+                raise FormulaError(f"{head[1]} is no gradient of the argument: {self.text}")
+            axes = self._moved(result)
+            self.names = {**known, name: Bound(axes, self.depth)}
+            scope, holds = self._scope([head])
+            self.names = known
+            written = self._scattered(scope, [(head[2], axes.shape)], scope(tree), holds, axes)
+            result = written if self.dim is None else written.movedim(-1, self.dim)
+        return result
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """A tensor as the statement sees it: the axis that it goes along last, if it has that one."""
+        return tensor.movedim(self.dim, -1) if self.dim is not None and tensor.dim() > self.depth else tensor
+
+    def jacobian(self, out: str, into: str, conjugate: bool = False) -> Tensor:
+        r"""d out / d into, as [*out, *into]. Derivatives that no left side names are 0.
+
+        A bare expression is that of an elementwise map: out[i] depends on the element that broadcasting puts at i. It is
+        the gradient by all elements where `out` is a single number.
+        """
+        out, into = _spelled(out), _spelled(into)
+        y, x = (self._moved(self.operands[each]) for each in (out, into))
+        result = torch.zeros((*y.shape, *x.shape), dtype=torch.float64)
+        written = torch.zeros(result.shape, dtype=torch.bool)
+        for claim in self.claims:
+            head, tree = self._sides(claim)
+            if head is not None and head[0] != "derivative":
+                raise FormulaError(f"the left side is no derivative: {self.text}")
+            of, by, barred = (("name", out), ("name", into), False) if head is None else head[1:]
+            if not self._of(of, out) or not self._of(by, into) or barred != conjugate:
+                continue
+            if of[0] != "at" and by[0] != "at" and self.dim is None:
+                return self._diagonal(tree, y, x)
+            scope, holds = self._scope([of, by])
+            sides = [(each[2] if each[0] == "at" else (), t.shape) for each, t in ((of, y), (by, x))]
+            result = self._scattered(scope, sides, scope(tree), holds, result, written)
+        if self.dim is None:
+            return result
+        result = result.movedim(-1, self.dim - self.rank) if x.dim() > self.depth else result
+        return result.movedim(y.dim() - 1, self.dim) if y.dim() > self.depth else result
+
+    def _diagonal(self, tree: Node, y: Tensor, x: Tensor) -> Tensor:
+        scope, _ = self._scope([])
+        value = scope(tree).tensor
+        if y.dim() == 0 and x.dim():
+            return value.expand(x.shape).clone()
+        try:
+            fits = torch.broadcast_shapes(y.shape, x.shape) == y.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise FormulaError(
+                f"{tuple(x.shape)} does not broadcast to {tuple(y.shape)}: a derivative of which elements?"
+            )
+        value = value.expand(y.shape).reshape(-1)
+        places = torch.arange(x.numel()).reshape(x.shape).expand(y.shape).reshape(-1)
+        full = value.new_zeros(y.numel(), x.numel())
+        full[torch.arange(y.numel()), places] = value
+        return full.reshape(*y.shape, *x.shape)
+
+    def _scattered(
+        self,
+        scope: Scope,
+        sides: Sequence[tuple[tuple[Node, ...], torch.Size]],
+        value: Value,
+        holds: Tensor | None,
+        result: Tensor,
+        written: Tensor | None = None,
+    ) -> Tensor:
+        """Write values where the indices of left sides point; what is named twice must have one value."""
+        if scope.rank(value):
+            raise FormulaError(f"an element is expected on the right: {self.text}")
+        places, sizes = [], []
+        for indices, shape in sides:
+            for axis in range(self.depth):
+                places.append(torch.arange(shape[axis]).reshape([-1 if axis == a else 1 for a in range(scope.depth)]))
+                sizes.append(shape[axis])
+            shape = shape[self.depth :]
+            if len(indices) != len(shape):
+                raise FormulaError(f"{len(indices)} indices on the left of a tensor of {len(shape)} axes: {self.text}")
+            places += [scope.number(each) for each in indices]
+            sizes += list(shape)
+        limits = [] if holds is None else [holds.double()]
+        *places, numbers = torch.broadcast_tensors(*places, *limits, value.tensor)
+        keep = torch.ones(numbers.shape, dtype=torch.bool)
+        if limits:
+            keep &= places.pop() != 0
+        flat = torch.zeros(numbers.shape, dtype=torch.long)
+        for place, size in zip(places, sizes, strict=True):
+            near = place.double().round()
+            keep &= ((place - near).abs() < SLACK) & (near >= 0) & (near < size)
+            flat = flat * size + near.long()
+        flat, numbers = flat[keep], numbers[keep]
+        result = result.to(torch.promote_types(result.dtype, numbers.dtype))
+        page = result.reshape(-1).clone()
+        fresh = page.clone()
+        page[flat] = numbers
+        if not torch.allclose(page[flat], numbers, equal_nan=True):
+            raise FormulaError(f"one element has two values: {self.text}")
+        if written is not None:
+            before = written.reshape(-1)
+            if bool(before[flat].any()) and not torch.allclose(fresh[flat][before[flat]], numbers[before[flat]]):
+                raise FormulaError(f"two claims give one element two values: {self.text}")
+            before[flat] = True
+        return page.reshape(result.shape)
+
+
+def _outside_brackets(part: Sequence[str]) -> Iterator[str]:
+    depth = 0
+    for token in part:
+        depth += (token in OPEN or token.startswith(r"\begin")) - (token in CLOSE or token.startswith(r"\end"))
+        if not depth:
+            yield token
+
+
+def _spelled(name: str) -> str:
+    """A name as the parser writes it: `\beta_1` is `\beta_{1}`, and spaces are left out."""
+    found = tokens(name)
+    text = "".join(found)
+    return re.sub(r"_([^{])$", r"_{\1}", text.removeprefix("{").removesuffix("}") if text.startswith("{") else text)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    full = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    return full.to(torch.complex128 if full.is_complex() else torch.float64)
+
+
+def _difference(scope: Scope, left: Value, right: Value, holds: Tensor | None, tolerance: float) -> str:
+    """How two values differ by more than rounding; "" where they do not."""
+    x, y = scope.together(left, right)
+    own = torch.broadcast_shapes(x.shape[scope.depth :], y.shape[scope.depth :])
+    if own != x.shape[scope.depth :]:
+        return f"the right side has the shape {tuple(y.shape[scope.depth :])}, the left {tuple(x.shape[scope.depth :])}"
+    x, y = torch.broadcast_tensors(*_promoted(x, y))
+    if holds is not None:
+        mask = holds.reshape(holds.shape + (1,) * len(own)).expand(x.shape)
+        x, y = x[mask], y[mask]
+    return differ(x, y, tolerance)
+
+
+def differ(x: Tensor, y: Tensor, tolerance: float = 1e-5) -> str:
+    """How the second of two tensors of one shape differs from the first by more than rounding; "" where it does not."""
+    x, y = _promoted(x.detach(), y.detach())
+    if x.shape != y.shape:
+        return f"shape {tuple(y.shape)}, not {tuple(x.shape)}"
+    finite = x.abs()[x.abs().isfinite()]
+    scale = float(finite.max()) if finite.numel() else 1.0
+    if torch.allclose(y, x, tolerance, tolerance * min(scale, 1.0) + 1e-12, equal_nan=True):
+        return ""
+    place = int(((y - x).abs() / (x.abs() + 1e-12)).nan_to_num(math.inf).argmax())
+    return f"it gives {y.flatten()[place].item():.6g}, not {x.flatten()[place].item():.6g} (element {place})"

@@ -1,0 +1,243 @@
+r"""The printed LaTeX of every rule, evaluated from its text on every sample of the rule, and compared with PyTorch.
+
+What is compared: the equation with the recorded output; each local derivative with the Jacobian that autograd gives,
+entry by entry; each product with `torch.autograd.grad` for a random upstream gradient. The numbers on the other side
+come from running the recorded operation again, never from the code of a rule. `latex_math.py` says what a formula means.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from latex_math import FormulaError, Statement, differ
+from test_every_rule import quiet, recorded, steps_of  # noqa: F401 (a fixture)
+from torch import Tensor
+from torch.nn import functional as F
+
+from chainrule import rules
+from chainrule.backprop import NodeStep
+from chainrule.rules import Applied, Rule, catalogue, reduce_to_shape
+from chainrule.tape import tensors_in
+
+RULES = list(rules.registered())
+
+# Topics that are not evaluated yet. The aim is an empty list.
+TOPICS_TO_COME = {
+    "arithmetic",
+    "function",
+    "special",
+    "activation",
+    "second_order",
+    "draw",
+    "distance",
+    "loss",
+    "reduce",
+    "shape",
+    "index",
+    "group",
+    "linalg",
+    "spectral",
+    "factorise",
+}
+
+# Rules of the other topics that are not evaluated yet, each with its reason. A rule that passes must leave this list.
+NOT_EVALUATED: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Use:
+    """One recorded run of a rule's operation, which can run again."""
+
+    rule: Rule
+    op: Applied
+    function: Callable[..., Any]
+    random_state: Tensor | None
+
+    def run(self, arguments: Mapping[str, Any]) -> list[Tensor]:
+        """The outputs that want a gradient, on other arguments: as many as the rule has."""
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state)
+        with torch.enable_grad():
+            outs = [out for out in tensors_in(self.function(**arguments)) if out.requires_grad]
+        return [full(out) for out in outs[: self.rule.outputs]]
+
+    def leaf(self, argument: str) -> tuple[Any, list[Tensor]]:
+        """The outputs, and the leaves that one argument was made: a single one, unless it is a list."""
+        given = self.op.arguments[argument]
+        leaves = [each.detach().clone().requires_grad_() for each in tensors_in([given])]
+        moved = [each.clone() for each in leaves]  # an in-place operation may not write to a leaf
+        rest = {name: _copied(each) for name, each in self.op.arguments.items()}
+        return self.run({**rest, argument: moved if isinstance(given, list) else moved[0]}), leaves
+
+    def symbols(self) -> dict[str, str]:
+        """The names of the operands as docs/rules.md prints them."""
+        return catalogue._symbols(self.rule, self.op)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """The tensors behind the names."""
+        symbols, found = self.symbols(), {}
+        for name, given in self.op.arguments.items():
+            if isinstance(given, Tensor):
+                found[symbols[name]] = given
+            elif isinstance(given, list) and all(isinstance(each, Tensor) for each in given):
+                found |= {f"{symbols[name]}_{{{place}}}": each for place, each in enumerate(given)}
+        for slot, out in enumerate(self.op.outs):
+            if isinstance(out, Tensor):
+                found[f"{symbols['out']}_{{{slot}}}"] = out
+        return found | {symbols["out"]: self.op.out}
+
+    def statement(self, template: Any, more: Mapping[str, Tensor] | None = None, **symbols: str) -> Statement:
+        """One of the rule's formulas, as it prints, with the numbers behind it."""
+        text = self.rule.latex(template, self.op, {**self.symbols(), **symbols})
+        elements = self.op.out.shape if self.rule.structure == "elementwise" else None
+        return Statement(text, {**self.numbers(), **(more or {})}, elementwise=elements)
+
+    @property
+    def tolerance(self) -> float:
+        """How far rounding may go: printed numbers have six digits."""
+        single = any(each.dtype == torch.float32 for each in tensors_in(list(self.op.arguments.values())))
+        return 1e-3 if single else 1e-5
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor with all its elements, where only some are stored."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def _copied(given: Any) -> Any:
+    if isinstance(given, list):
+        return [_copied(each) for each in given]
+    return given.detach().clone() if isinstance(given, Tensor) else given
+
+
+def uses(rule: Rule) -> Iterator[tuple[str, Use]]:
+    """Every run of a rule's operation in its samples, with the sample's name."""
+    for place, sample in enumerate(rule.samples()):
+        recording = recorded(sample, torch.float64) or recorded(sample, torch.float32)
+        for step in [] if recording is None else steps_of(rule, recording):
+            if step.op is None:
+                continue
+            function, state = _function(rule, step, recording.graph)
+            yield f"sample {place} {sample.note}".strip(), Use(rule, step.op, function, state)
+
+
+def _function(rule: Rule, step: Any, graph: Any) -> tuple[Callable[..., Any], Tensor | None]:
+    if isinstance(step, NodeStep) and step.operation is not None:
+        operation = graph.operations[step.operation]
+        return operation.function.function, operation.random_state
+    called = getattr(F, rule.calls[0])
+    try:
+        names = list(inspect.signature(called).parameters)
+    except ValueError:  # a builtin, which takes them all by position
+        return lambda **given: called(*given.values()), None
+    return lambda **given: called(**{name: each for name, each in given.items() if name in names}), None
+
+
+def wrong_equation(use: Use) -> str:
+    """Why a rule's equation does not give the recorded output."""
+    return use.statement(use.rule.equation).wrong_equation(use.symbols()["out"], use.tolerance)
+
+
+def wirtinger(out: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
+    r"""d out / d leaf and d out / d \bar{leaf}, as [*out, *leaf]: row by row, by autograd."""
+
+    def rows(factor: complex) -> Tensor:
+        found = []
+        for place in range(out.numel()):
+            unit = torch.zeros_like(out).flatten()
+            unit[place] = factor
+            row = torch.autograd.grad(out, leaf, unit.reshape(out.shape), retain_graph=True, allow_unused=True)[0]
+            found.append(torch.zeros_like(full(leaf)) if row is None else full(row))
+        return torch.stack(found).reshape(*out.shape, *leaf.shape) if found else out.new_zeros(*out.shape, *leaf.shape)
+
+    if not out.is_complex():
+        return rows(1.0), torch.zeros(())
+    ones, units = rows(1.0), rows(1j)
+    if not leaf.is_complex():
+        return torch.complex(ones, units), torch.zeros(())
+    return (ones - 1j * units).conj() / 2, (ones + 1j * units) / 2
+
+
+def wrong_local(use: Use, argument: str) -> str:
+    """Why a rule's local derivative is not the Jacobian."""
+    outs, leaves = use.leaf(argument)
+    symbols = use.symbols()
+    statement = use.statement(use.rule.wrt[argument].local)
+    listed = isinstance(use.op.arguments[argument], list)
+    for item, leaf in enumerate(leaves):
+        into = f"{symbols[argument]}_{{{item}}}" if listed else symbols[argument]
+        for slot, out in enumerate(outs):
+            name = symbols["out"] if use.rule.outputs == 1 else symbols[f"out{slot}"]
+            for conjugate, theirs in enumerate(wirtinger(out, leaf)):
+                if conjugate and not (out.is_complex() and leaf.is_complex()):
+                    continue
+                difference = differ(theirs, statement.jacobian(name, into, bool(conjugate)), use.tolerance)
+                if difference:
+                    return f"d {name} / d {into}{' conjugated' * conjugate}: {difference}"
+    return ""
+
+
+def wrong_product(use: Use, argument: str) -> str:
+    """Why a rule's product is not what autograd gives for a random upstream gradient."""
+    outs, leaves = use.leaf(argument)
+    generator, symbols = torch.Generator().manual_seed(3), use.symbols()
+    upstream = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outs]
+    names = [symbols["g"]] if use.rule.outputs == 1 else [symbols[f"g{slot}"] for slot in range(len(outs))]
+    theirs = torch.autograd.grad(outs, leaves, upstream, allow_unused=True)
+    listed = isinstance(use.op.arguments[argument], list)
+    given = dict(zip(names, upstream, strict=True))
+    for item, (leaf, their) in enumerate(zip(leaves, theirs, strict=True)):
+        into = f"{symbols[argument]}_{{{item}}}" if listed else symbols[argument]
+        bar = rf"\bar{{{into}}}"
+        statement = use.statement(use.rule.wrt[argument].product, given, grad=bar)
+        mine = statement.gradient(leaf.shape, bar)
+        expected = torch.zeros_like(full(leaf)) if their is None else full(their)
+        if mine.is_complex() and not expected.is_complex():
+            mine = mine.real
+        if mine.shape != expected.shape:
+            mine = mine.expand(outs[0].shape) if mine.numel() == 1 else mine
+            mine, _ = reduce_to_shape(mine, tuple(expected.shape))
+        difference = differ(expected, mine, use.tolerance)
+        if difference:
+            return difference
+    return ""
+
+
+def mistakes(rule: Rule) -> Iterator[str]:
+    """All that is wrong with the formulas of a rule, over all its samples."""
+    asked = False
+    for where, use in uses(rule):
+        asked = True
+        checks: list[tuple[str, Callable[..., str], tuple[Any, ...]]] = [("equation", wrong_equation, (use,))]
+        for argument in rule.wrt:
+            if any(
+                each.is_floating_point() or each.is_complex() for each in tensors_in([use.op.arguments.get(argument)])
+            ):
+                checks += [(f"{argument}, local", wrong_local, (use, argument))]
+                checks += [(f"{argument}, product", wrong_product, (use, argument))]
+        for what, check, arguments in checks:
+            try:
+                wrong = check(*arguments)
+            except (FormulaError, RuntimeError, IndexError) as error:  # shapes that do not fit are the formula's fault
+                wrong = str(error)
+            if wrong:
+                yield f"{where}: {what}: {wrong}"
+    if not asked:
+        yield "no sample runs the operation"
+
+
+EVALUATED = [rule for rule in RULES if rule.topic not in TOPICS_TO_COME]
+
+
+@pytest.mark.parametrize("rule", EVALUATED, ids=lambda rule: rule.name)
+def test_the_formulas_of_a_rule(rule: Rule) -> None:
+    found = list(mistakes(rule))
+    if rule.name in NOT_EVALUATED:
+        assert found, f"{rule.name} is evaluated: take it off the list"
+    else:
+        assert not found, "\n".join(found)
