@@ -110,7 +110,8 @@ def _symbols(rule: Rule, op: Applied | None) -> dict[str, str]:
     arguments = op.arguments if op else {}
     numbers = {name for name, value in arguments.items() if isinstance(value, (int, float))}
     names = {*arguments, *rule.wrt, *rule.constants} - numbers
-    outputs = {f"{name}{slot}": f"{SYMBOLS[name]}_{{{slot}}}" for name in ("out", "g") for slot in range(rule.outputs)}
+    slots = max(rule.outputs, len(op.outs) if op else 0)
+    outputs = {f"{name}{slot}": f"{SYMBOLS[name]}_{{{slot}}}" for name in ("out", "g") for slot in range(slots)}
     return {name: LETTERS.get(name, _upright(name)) for name in names} | outputs | SYMBOLS
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, pattern, rule, sample
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, parenthesise, pattern, rule, sample
+from chainrule.rules.indices import OTHERS, broadcast, element, letters, partial, where
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -57,30 +58,43 @@ def back(op: Any, t: Tensor) -> Tensor:
     return t.to(op.self.dtype)
 
 
-def _over(op: Any) -> str:
-    dims = axes(op)
-    if len(dims) == op.self.dim():
-        return r"\text{all}"
-    return rf"\text{{dim{'s' * (len(dims) > 1)} {', '.join(map(str, dims))}}}"
+def _words(op: Any) -> dict[str, str]:
+    """What the capital words of a template stand for: elements of the operands, and numbers.
 
-
-WORDS: dict[str, Callable[[Any], str]] = {
-    "OVER": _over,
-    "COUNT": lambda op: str(count(op)),
-    "DEGREES": lambda op: number(_degrees(op)),
-    "ORDER": lambda op: number(_order(op)),
-    "ORDERLESS": lambda op: number(_order(op) - 1),
-}
+    OUT is made of SELF for all OVER. A second element of the same slice is OTHER, for all AMONG, and DIFFER says that
+    it is not the first.
+    """
+    own, reduced = letters(op.self), axes(op)
+    other = [OTHERS[axis] if axis in reduced else letter for axis, letter in enumerate(own)]
+    out = [letter for axis, letter in enumerate(own) if axis not in reduced]
+    if op.arguments.get("keepdim"):
+        out = ["0" if axis in reduced else letter for axis, letter in enumerate(own)]
+    chosen = element("out1", out)
+    return {
+        **{name.upper(): element(name, out) for name in ("out", "out0", "out1", "g", "g0", "g1")},
+        **{"SELF": element("self", own), "GRAD": element("grad", own), "OTHER": element("self", other)},
+        "MEAN": rf"\mu_{{{', '.join(out)}}}" if out else r"\mu",
+        "MOST": f"m_{{{', '.join(out)}}}" if out else "m",
+        "OVER": ", ".join(own[axis] for axis in reduced),
+        "AMONG": ", ".join(other[axis] for axis in reduced),
+        "DIFFER": r" \lor ".join(rf"{other[axis]} \neq {own[axis]}" for axis in reduced),
+        "CHOSEN": element("self", [chosen if axis in reduced else letter for axis, letter in enumerate(own)]),
+        "PICKED": "".join(f"[{own[axis]} = {chosen}]" for axis in reduced) or "1",
+        "COUNTED": rf"c_{{{', '.join(own)}}}",
+        "COUNT": str(count(op)),
+        "DEGREES": number(_degrees(op)),
+        "ORDER": number(_order(op)),
+        "ORDERLESS": number(_order(op) - 1),
+    }
 
 
 def told(template: Template) -> Callable[[Any], str]:
-    """A template with its capital WORDS filled in, and with a word on `keepdim`."""
+    """A template with its capital words filled in; what runs over nothing, as no axis was reduced, is left out."""
 
     def filled(op: Any) -> str:
-        text = template(op) if callable(template) else template
-        kept = r" \quad \text{(reduced axes kept, with size 1)}" if text.startswith("$out") else ""
-        text = re.sub(r"\b[A-Z]{4,}\b", lambda word: WORDS[word[0]](op), text).replace(r"\frac{1}{1}", "1")
-        return text + (kept if op.arguments.get("keepdim") else "")
+        text, words = template(op) if callable(template) else template, _words(op)
+        text = re.sub(r"\b[A-Z]+\d?\b", lambda word: words[word[0]], text)
+        return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", text).replace(r"\frac{1}{1}", "1")
 
     return filled
 
@@ -103,34 +117,47 @@ def _slices(op: Any) -> Pattern | None:
 
 def reduction(
     *nodes: str,
-    equation: Template,
+    value: Template,
     vjp: Callable[[Any, Any], Tensor],
     local: Template,
-    product: Template = "",
+    given: str = "",
+    product: str = "",
     factor: Entry | None = None,
     **more: Any,
 ) -> Rule:
-    """Register an operation that reduces `self` along `dim` (an int, a list, or all of it)."""
+    """Register an operation that reduces `self` along `dim` (an int, a list, or all of it).
+
+    `value` is OUT, `local` its derivative by SELF, and `given` defines what they use; see `_words`.
+    """
+
+    def each(op: Any) -> str:
+        return parenthesise(local(op) if callable(local) else local)
 
     def times(op: Any) -> str:
-        each = told(local)(op)
-        return "0" if each == "0" else rf"$g \odot {each}"
+        slope = rf"\overline{{{each(op)}}}" if op.out.is_complex() and each(op) != "1" else each(op)
+        return product or {"0": "GRAD = 0", "1": "GRAD = G"}.get(slope, rf"GRAD = G \, {slope}") + given
 
-    wrt = {"self": Wrt(vjp, told(local), told(product or times), OWN_SLICE, factor, _slices)}
+    def equation(op: Any) -> str:
+        return "OUT = " + (value(op) if callable(value) else value) + given
+
+    def derivative(op: Any) -> str:
+        text = local(op) if callable(local) else local
+        return (text if text.startswith(r"\frac{\partial") else rf"{partial('OUT', 'SELF')} = {text}") + given
+
+    wrt = {"self": Wrt(vjp, told(derivative), told(times), OWN_SLICE, factor, _slices)}
     return rule(*nodes, equation=told(equation), wrt=wrt, **more)
 
 
 # Sums and means --------------------------------------------------------------------------------------------------
 
 
-def _weighted(*nodes: str, weight: str, of: str, **more: Any) -> Rule:
+def _weighted(*nodes: str, weight: str, **more: Any) -> Rule:
     """Register a sum in which every element has the same weight."""
     each = told(weight)
     return reduction(
         *nodes,
+        value=("" if weight == "1" else weight) + r" \sum_{OVER} SELF",
         local=weight,
-        product=("" if weight == "1" else rf"{weight} \, ") + r"$g \text{ for every element}",
-        equation=of,
         factor=lambda op, out_index, in_index: Factor(latex=each(op)) if _within(op, out_index, in_index) else None,
         structure="linear",
         **more,
@@ -139,7 +166,6 @@ def _weighted(*nodes: str, weight: str, of: str, **more: Any) -> Rule:
 
 sum_ = _weighted(
     "SumBackward0",
-    of=r"$out = \sum_{OVER} $self",
     weight="1",
     vjp=lambda op, g: back(op, g).expand_as(op.self),
     samples=lambda: [
@@ -156,7 +182,6 @@ sum_ = _weighted(
 
 mean = _weighted(
     "MeanBackward0",
-    of=r"$out = \frac{1}{COUNT} \sum_{OVER} $self",
     weight=r"\frac{1}{COUNT}",
     vjp=lambda op, g: (back(op, g) / count(op)).expand_as(op.self),
     samples=lambda: [
@@ -171,22 +196,25 @@ mean = _weighted(
 
 nansum = reduction(
     "NansumBackward0",
-    equation=r"$out = \sum_{OVER} $self \text{, NaN counting as 0}",
+    value=r"\sum_{OVER: \, SELF = SELF} SELF",
     vjp=lambda op, g: torch.where(op.self.isnan(), 0, back(op, g)),
-    local=r"1 \text{, or } 0 \text{ at NaN}",
-    product=r"$g \odot [$self \text{ is a number}]",
+    local="[SELF = SELF]",
+    remark="NaN counts as 0: it is what does not equal itself.",
     samples=lambda: [sample(torch.nansum, x(1.0, math.nan, 2.0)), sample(torch.nansum, x((1.0, math.nan)), 1)],
 )
 
 
-def _trace(op: Any, g: Tensor) -> Tensor:
-    return g * torch.eye(*op.self.shape, dtype=g.dtype, device=g.device)
-
-
 trace = rule(
     "TraceBackward0",
-    equation=r"$out = \operatorname{tr} $self = \sum_i {$self}_{i,i}",
-    wrt={"self": Wrt(_trace, "I", r"$g \, I", "only the diagonal enters the sum")},
+    equation=lambda op: rf"$out = \sum_{{i=0}}^{{{min(op.self.shape) - 1}}} {{$self}}_{{i, i}}",
+    wrt={
+        "self": Wrt(
+            lambda op, g: g * torch.eye(*op.self.shape, dtype=g.dtype, device=g.device),
+            partial("$out", "{$self}_{i, j}") + " = [i = j]",
+            "{$grad}_{i, j} = [i = j] \\, $g",
+            "only the diagonal enters the sum",
+        )
+    },
     structure="linear",
     samples=lambda: [sample(torch.trace, x()), sample(torch.trace, torch.ones(0, 0, requires_grad=True), note="empty")],
 )
@@ -213,10 +241,9 @@ def _prod(op: Any, g: Tensor) -> Tensor:
 
 prod = reduction(
     "ProdBackward0",
-    equation=r"$out = \prod_{OVER} $self",
+    value=r"\prod_{OVER} SELF",
     vjp=_prod,
-    local=r"\prod_{j \neq i} {$self}_{j}",
-    product=r"$g \, \prod_{j \neq i} {$self}_{j}",
+    local=lambda op: r"\prod_{AMONG: \, DIFFER} OTHER" if op.self.dim() else "1",
     samples=lambda: [
         sample(torch.prod, x()),
         sample(torch.prod, x(), 1, keepdim=True),
@@ -263,18 +290,21 @@ def _spread(node: str, function: Callable[..., Any], source: str, root: bool, wi
         gradient = torch.zeros_like(op.self) if gs[0] is None else spread(op, gs[0])
         return gradient if gs[1] is None else gradient + back(op, gs[1]) / count(op)
 
-    symbol = r"\sigma" if root else r"\sigma^2"
-    out = symbol if with_mean else "$out"
-    value = r"\frac{1}{DEGREES} \sum_{OVER} ($self - \mu)^2"
-    local = rf"\frac{{$self - \mu}}{{DEGREES \, {out}}}" if root else r"\frac{2}{DEGREES} ($self - \mu)"
-    product = rf"{{$g}}_{{{symbol}}} \odot {local} + \frac{{1}}{{COUNT}} \, {{$g}}_{{\mu}}" if with_mean else ""
+    square = r"\frac{1}{DEGREES} \sum_{OVER} (SELF - MEAN)^2"
+    slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
+    local = slope
+    if with_mean:
+        local = rf"{partial('OUT0', 'SELF')} = {slope}, \quad {partial('OUT1', 'SELF')} = \frac{{1}}{{COUNT}}"
+    else:
+        local = slope.replace("OUT0", "OUT")
+    given = r", \quad MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER"
     return reduction(
         node,
-        equation=(rf"$out = ({symbol}, \mu), \quad " if with_mean else "")
-        + (rf"{out} = \sqrt{{{value}}}" if root else rf"{out} = {value}"),
+        value=(rf"\sqrt{{{square}}}" if root else square) + (r", \quad OUT1 = MEAN" if with_mean else ""),
         vjp=vjp,
-        local=local + (r" \text{ and } \frac{1}{COUNT}" if with_mean else ""),
-        product=product,
+        local=local,
+        given=given,
+        product=rf"GRAD = {slope} \, G0 + \frac{{1}}{{COUNT}} \, G1{given}" if with_mean else "",
         kink=Kink(_flat, "0 where all elements are equal") if root else None,
         outputs=1 + with_mean,
         samples=lambda: [
@@ -328,15 +358,22 @@ def _winner(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex="1") if int(op.outs[1][out_index]) == in_index[op.dim % op.self.dim()] else None
 
 
+def _big(operator: str) -> str:
+    if operator == "kthvalue":
+        return r"\min_{OVER: \, COUNTED \ge $k} SELF"
+    name = rf"\{operator}" if operator in ("max", "min") else rf"\operatorname{{{operator}}}"
+    return rf"{name}_{{OVER}} SELF"
+
+
 def _with_index(operator: str, samples: Callable[[Any], Iterable[Sample]], source: str) -> Rule:
     """Register an operation that gives one chosen element along `dim`, and its index."""
     return reduction(
         f"{operator.capitalize()}Backward0",
         name=f"{operator}_dim",
-        equation=rf"$out = \operatorname{{{operator}}}_{{OVER}} $self",
+        value=lambda op: (f"{_big(operator)} = " if op.self.dim() else "") + "CHOSEN",
+        given=r", \quad COUNTED = \sum_{AMONG} [OTHER \le SELF]" if operator == "kthvalue" else "",
         vjp=_winner_takes,
-        local=r"1 \text{ at the chosen element, } 0 \text{ elsewhere}",
-        product=r"$g \text{ at the chosen index, } 0 \text{ elsewhere}",
+        local="PICKED",
         factor=_winner,
         accepts=lambda op: "dim" in op.arguments,
         kink=Kink(_tied, "of tied elements, the one whose index was returned gets the whole gradient"),
@@ -351,9 +388,9 @@ def _shared(node: str, name: str, operator: str, samples: Callable[[Any], Iterab
     return reduction(
         node,
         name=name,
-        equation=rf"$out = \operatorname{{{operator}}}_{{OVER}} $self",
+        value=_big(operator),
         vjp=lambda op, g: _share(op, g, op.out),
-        local=r"\frac{[$self = $out]}{\text{number of ties}}",
+        local=r"\frac{[SELF = OUT]}{\sum_{AMONG} [OTHER = OUT]}",
         kink=Kink(_tied, TIES),
         samples=lambda: samples(getattr(torch, name.removesuffix("_all"))),
         source=f"derivatives.yaml: {name.removesuffix('_all')}",
@@ -411,15 +448,14 @@ def _aminmax(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
     return sum(shares, torch.zeros_like(op.self))
 
 
+SHARED = [rf"\frac{{[SELF = {each}]}}{{\sum_{{AMONG}} [OTHER = {each}]}}" for each in ("OUT0", "OUT1")]
+
 aminmax = reduction(
     "AminmaxBackward0",
-    equation=r"$out = (\min_{OVER} $self, \max_{OVER} $self)",
+    value=r"\min_{OVER} SELF, \quad OUT1 = \max_{OVER} SELF",
     vjp=_aminmax,
-    local=r"\frac{[$self = \text{the extreme}]}{\text{number of ties}}",
-    product=(
-        r"{$g}_{\min} \odot \frac{[$self = \min]}{\text{ties}}"
-        r" + {$g}_{\max} \odot \frac{[$self = \max]}{\text{ties}}"
-    ),
+    local=rf"{partial('OUT0', 'SELF')} = {SHARED[0]}, \quad {partial('OUT1', 'SELF')} = {SHARED[1]}",
+    product=rf"GRAD = {SHARED[0]} \, G0 + {SHARED[1]} \, G1",
     outputs=2,
     kink=Kink(lambda op, radius: _tied(op, radius, extremes=2), TIES),
     samples=lambda: [
@@ -433,10 +469,10 @@ aminmax = reduction(
 
 logsumexp = reduction(
     "LogsumexpBackward0",
-    equation=r"$out = \log \sum_{OVER} e^{$self}",
+    value=r"MOST + \log \sum_{OVER} e^{SELF - MOST}, \quad MOST = \max_{AMONG} OTHER",
     vjp=lambda op, g: back(op, g) * (op.self - back(op, op.out)).exp().conj(),
-    local=r"e^{$self - $out} = \operatorname{softmax}($self)",
-    product=r"$g \odot e^{$self - $out}",
+    local="e^{SELF - OUT}",
+    remark="The maximum m cancels, and keeps the powers from overflowing. The derivative is the softmax.",
     samples=lambda: [
         sample(torch.logsumexp, x(), 1),
         sample(torch.logsumexp, x(), (0, 1), keepdim=True),
@@ -474,24 +510,24 @@ def _norm_kink(op: Any, radius: float) -> Tensor:
     return near if p <= 1 else near.all(axes(op), keepdim=True).expand_as(size)
 
 
-EXTREME = r"\operatorname{sgn}($self) \, \frac{[|$self| = $out]}{\text{number of ties}}"
-NORMS = {  # equation and local derivative
-    0: (r"\text{number of nonzero elements of } $self \text{ over } OVER", "0"),
-    1: (r"\sum_{OVER} |$self|", r"\operatorname{sgn}($self)"),
-    2: (r"\sqrt{\sum_{OVER} |$self|^2}", r"\frac{$self}{$out}"),
-    math.inf: (r"\max_{OVER} |$self|", EXTREME),
-    -math.inf: (r"\min_{OVER} |$self|", EXTREME),
+EXTREME = r"\operatorname{sgn}(SELF) \, \frac{[|SELF| = OUT]}{\sum_{AMONG} [|OTHER| = OUT]}"
+NORMS = {  # value and local derivative
+    0: (r"\sum_{OVER} [SELF \neq 0]", "0"),
+    1: (r"\sum_{OVER} |SELF|", r"\operatorname{sgn}(SELF)"),
+    2: (r"\sqrt{\sum_{OVER} |SELF|^2}", where(r"\frac{SELF}{OUT}", r"SELF \neq 0")),
+    math.inf: (r"\max_{OVER} |SELF|", EXTREME),
+    -math.inf: (r"\min_{OVER} |SELF|", EXTREME),
 }
 ANY_NORM = (
-    r"\left(\sum_{OVER} |$self|^{ORDER}\right)^{1/ORDER}",
-    r"\operatorname{sgn}($self) \, \left(\frac{|$self|}{$out}\right)^{ORDERLESS}",
+    r"\left(\sum_{OVER} |SELF|^{ORDER}\right)^{1/ORDER}",
+    where(r"\operatorname{sgn}(SELF) \left(\frac{|SELF|}{OUT}\right)^{ORDERLESS}", r"SELF \neq 0"),
 )
 
 norm = reduction(
     "LinalgVectorNormBackward0",
     "NormBackward0",
     name="norm",
-    equation=lambda op: "$out = " + NORMS.get(_order(op), ANY_NORM)[0],
+    value=lambda op: NORMS.get(_order(op), ANY_NORM)[0],
     vjp=lambda op, g: norm_gradient(op.self, back(op, g), back(op, op.out), _order(op), axes(op)),
     local=lambda op: NORMS.get(_order(op), ANY_NORM)[1],
     kink=Kink(_norm_kink, "0 at 0, and an even share for ties"),
@@ -518,14 +554,34 @@ def _dist(op: Any, g: Tensor) -> Tensor:
     return norm_gradient(difference, g, op.out, _order(op), tuple(range(difference.dim())))
 
 
-DIST = r"\operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}"
+def _distance(sign: str = "", argument: str = "") -> Callable[[Any], str]:
+    """The distance of two tensors that broadcast, or its derivative: of an operand that was copied, over the copies."""
+
+    def filled(op: Any) -> str:
+        whole = op.self - op.other
+        places = letters(whole)
+        own = {name: broadcast(op.arguments[name], whole.shape) for name in ("self", "other")}
+        d, over = ("d" + f"_{{{', '.join(places)}}}" * bool(places)), ", ".join(places)
+        given = rf", \quad {d} = {element('self', own['self'])} - {element('other', own['other'])}"
+        if not argument:
+            size = rf"\sum_{{{over}}} |{d}|^{{ORDER}}" if places else rf"|{d}|^{{ORDER}}"
+            return told(rf"$out = \left({size}\right)^{{1/ORDER}}{given}")(op)
+        each = where(rf"\operatorname{{sgn}}({d}) \left(\frac{{|{d}|}}{{$out}}\right)^{{ORDERLESS}}", rf"{d} \neq 0")
+        copies = ", ".join(place for place in places if place not in own[argument])
+        summed = rf"\sum_{{{copies}}} {each}" if copies else each
+        if sign.endswith("$g"):
+            return told(rf"{element('grad', own[argument])} = {sign} \, {summed}{given}")(op)
+        return told(rf"{partial('$out', element(argument, own[argument]))} = {sign}{summed}{given}")(op)
+
+    return filled
+
 
 dist = rule(
     "DistBackward0",
-    equation=r"$out = \lVert $self - $other \rVert_{$p}",
+    equation=_distance(),
     wrt={
-        "self": Wrt(_dist, told(rf"{DIST}, \; d = $self - $other"), told(rf"$g \odot {DIST}")),
-        "other": Wrt(lambda op, g: -_dist(op, g), told(rf"-{DIST}, \; d = $self - $other"), told(rf"-$g \odot {DIST}")),
+        "self": Wrt(_dist, _distance("", "self"), _distance("$g", "self")),
+        "other": Wrt(lambda op, g: -_dist(op, g), _distance("-", "other"), _distance("-$g", "other")),
     },
     samples=lambda: (
         [sample(torch.dist, x(1.0, 2.0), x(0.0, 4.0), p) for p in (1, 2, 3)]
@@ -549,21 +605,50 @@ def _earlier(op: Any, out_index: Index, in_index: Index) -> Factor | None:
 
 def _running(
     name: str,
-    equation: str,
+    value: str,
     vjp: Callable[[Any, Tensor], Tensor],
     local: str,
-    product: str,
     samples: Callable[[Callable[..., Any]], Iterable[Sample]],
     remark: str = "",
     factor: Entry | None = None,
     **more: Any,
 ) -> Rule:
-    """Register an operation in which each element is made of those of its row up to its own place."""
+    """Register an operation in which each element is made of those of its row up to its own place.
+
+    In the templates OUT has the place K of its row, FIRST, SELF and THIRD are input elements at I, J and U.
+    """
     zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
+
+    def filled(template: str) -> Callable[[Any], str]:
+        def text(op: Any) -> str:
+            own = letters(op.self)
+            if not own:  # a single number is its own sum
+                return {"O": "$out = $self", "R": partial("$out", "$self") + " = 1", "G": "$grad = $g"}[template[0]]
+            axis = op.dim % len(own)
+
+            def at(operand: str, place: str) -> str:
+                return element(operand, [*own[:axis], place, *own[axis + 1 :]])
+
+            k = own[axis]
+            words = {"I": "v", "J": "u", "K": k, "OUT": at("out", k), "SELF": at("self", "v"), "OTHER": at("self", "u")}
+            words |= {"G": at("g", k), "GRAD": at("grad", "v"), "CHOSEN": at("out1", k)}
+            words |= {"RATE": partial(words["OUT"], words["SELF"])}
+            return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], template)
+
+        return text
+
+    wrt = Wrt(
+        vjp,
+        filled(f"RATE = {local}"),
+        filled(rf"GRAD = \sum_{{K: \, K \ge I}} G \, {local}"),
+        zeros,
+        factor,
+        _up_to,
+    )
     return rule(
         f"{name.capitalize()}Backward0",
-        equation=rf"{{$out}}_{{k}} = {equation} \quad \text{{along dim }} $dim",
-        wrt={"self": Wrt(vjp, local, product, zeros, factor, _up_to)},
+        equation=filled(f"OUT = {value}"),
+        wrt={"self": wrt},
         samples=lambda: samples(getattr(torch, name)),
         source=f"derivatives.yaml: {name}{remark}",
         **more,
@@ -607,10 +692,9 @@ def _running_samples(function: Callable[..., Any]) -> list[Sample]:
 
 cumsum = _running(
     "cumsum",
-    r"\sum_{i \le k} {$self}_{i}",
+    r"\sum_{I \le K} SELF",
     lambda op, g: (g.flip(op.dim).cumsum(op.dim).flip(op.dim) if g.dim() else g).to(op.self.dtype),
-    r"1 \text{ for } i \le k",
-    r"\sum_{k \ge i} {$g}_{k}",
+    r"[I \le K]",
     _running_samples,
     factor=_earlier,
     structure="linear",
@@ -618,30 +702,27 @@ cumsum = _running(
 
 cumprod = _running(
     "cumprod",
-    r"\prod_{i \le k} {$self}_{i}",
+    r"\prod_{I \le K} SELF",
     _cumprod,
-    r"\prod_{j \le k, \, j \neq i} {$self}_{j}",
-    r"\sum_{k \ge i} {$g}_{k} \prod_{j \le k, \, j \neq i} {$self}_{j}",
+    r"[I \le K] \prod_{J \le K, \, J \neq I} OTHER",
     _running_samples,
     remark="; summed from the right by Horner's scheme, so zeros are no trouble.",
 )
 
 logcumsumexp = _running(
     "logcumsumexp",
-    r"\log \sum_{i \le k} e^{{$self}_{i}}",
+    r"\log \sum_{I \le K} e^{SELF}",
     _logcumsumexp,
-    r"e^{{$self}_{i} - {$out}_{k}}",
-    r"\sum_{k \ge i} {$g}_{k} \, e^{{$self}_{i} - {$out}_{k}}",
+    r"[I \le K] \, e^{SELF - OUT}",
     _running_samples,
 )
 
 cummax, cummin = (
     _running(
         name,
-        rf"\{name[3:]}_{{i \le k}} {{$self}}_{{i}}",
+        rf"\{name[3:]}_{{I \le K}} SELF",
         lambda op, g: torch.zeros_like(g).scatter_add(op.dim, op.outs[1], g),
-        r"1 \text{ at the index returned, } 0 \text{ elsewhere}",
-        r"\sum_{k: \, \text{index}_k = i} {$g}_{k}",
+        "[I = CHOSEN]",
         lambda function: [sample(function, x(), 1), sample(function, _tie(), 1, note="ties")],
         constants={"indices": "not differentiable"},
     )
@@ -667,20 +748,59 @@ def _renorm(op: Any, g: Tensor) -> Tensor:
     return torch.where(length > op.maxnorm, op.maxnorm / held * (g - pull), g)
 
 
-RENORM = r"\frac{$maxnorm}{n_i} \left(WHOLE - \frac{PART}{n_i} \frac{\partial n_i}{\partial {$self}_{i}}\right)"
-LONG = r" \text{ where } n_i > $maxnorm, \text{ else } "
+def _renormed(template: str) -> Callable[[Any], str]:
+    """A template with its words filled in: OUT at the place L of a slice, SELF at J, of the length n."""
+
+    def filled(op: Any) -> str:
+        own, axis = letters(op.self), op.dim % op.self.dim()
+        u, v = ([letter if a == axis else OTHERS[2 * k + a] for a, letter in enumerate(own)] for k in (0, 1))
+        n, complex_ = f"n_{{{own[axis]}}}", op.self.is_complex()
+        same = "".join(f"[{a} = {b}]" for a, b in zip(own, u, strict=True) if a != b)
+        inside = element("self", u)
+        turn = rf"\operatorname{{sgn}}({inside}) \left(\frac{{|{inside}|}}{{{n}}}\right)^{{{number(float(op.p) - 1)}}}"
+
+        def rate(same: str, turn: str, into: str) -> str:
+            held = rf"\frac{{$maxnorm}}{{{n}}} \left({same} - \frac{{{element('self', own)}}}{{{n}}} \, {turn}\right)"
+            return f"{partial(element('out', own), into)} = {where(held, rf'{n} > $maxnorm', same)}"
+
+        turns = rf"\frac{{1}}{{2}} \overline{{{turn}}}" if complex_ else turn
+        text = rate(same, turns, inside)
+        if complex_:
+            text += r", \quad " + rate("0", rf"\frac{{1}}{{2}} {turn}", rf"\overline{{{inside}}}")
+        words = {
+            "OUT": element("out", own),
+            "SELF": element("self", own),
+            "RATE": text,
+            "N": n,
+            "G": element("g", own),
+            "GRAD": element("grad", own),
+            "TURN": turn.replace(inside, element("self", own)),
+            "ALONG": rf"\sum_{{{', '.join(b for a, b in zip(own, u, strict=True) if a != b)}}} "
+            + rf"{element('g', u)} \, \overline{{{inside}}}",
+            "LENGTH": rf"{n} = \left(\sum_{{{', '.join(b for a, b in zip(own, v, strict=True) if a != b)}}} "
+            + rf"|{element('self', v)}|^{{{number(float(op.p))}}}\right)^{{1/{number(float(op.p))}}}",
+        }
+        return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], template)
+
+    return filled
+
 
 renorm = rule(
     "RenormBackward0",
-    equation=(
-        r"{$out}_{i} = {$self}_{i} \, \min\left(1, \frac{$maxnorm}{n_i}\right),"
-        r" \quad n_i = \lVert {$self}_{i} \rVert_{$p}"
-    ),
+    equation=_renormed(r"OUT = SELF \, \min\left(1, \frac{$maxnorm}{N}\right), \quad LENGTH"),
     wrt={
         "self": Wrt(
             _renorm,
-            RENORM.replace("WHOLE", "I").replace("PART", "{$self}_{i}") + LONG + "I",
-            RENORM.replace("WHOLE", "{$g}_{i}").replace("PART", r"{$g}_{i} \cdot {$self}_{i}") + LONG + "{$g}_{i}",
+            _renormed(r"RATE, \quad LENGTH"),
+            _renormed(
+                "GRAD = "
+                + where(
+                    r"\frac{$maxnorm}{N} \left(G - \frac{TURN}{N} \operatorname{Re}\left(ALONG\right)\right)",
+                    "N > $maxnorm",
+                    "G",
+                )
+                + r", \quad LENGTH"
+            ),
             "a slice has its own norm, and other slices do not enter",
         )
     },
