@@ -153,7 +153,7 @@ def wirtinger(out: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
             unit[place] = factor
             row = torch.autograd.grad(out, leaf, unit.reshape(out.shape), retain_graph=True, allow_unused=True)[0]
             found.append(torch.zeros_like(full(leaf)) if row is None else full(row))
-        return torch.stack(found).reshape(out.shape + leaf.shape) if found else out.new_zeros(out.shape + leaf.shape)
+        return torch.stack(found).reshape(*out.shape, *leaf.shape) if found else out.new_zeros(*out.shape, *leaf.shape)
 
     if not out.is_complex():
         return rows(1.0), torch.zeros(())
