@@ -59,7 +59,7 @@ OPEN, CLOSE = {"(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert", r"\lVert"
 BIG = {r"\sum": "sum", r"\prod": "prod", r"\max": "max", r"\min": "min", r"\operatorname{mean}": "mean"}
 BIG |= {r"\operatorname{any}": "max", r"\operatorname{all}": "min"}
 WORDS = re.compile(r"\\text\{\s*(for|where|if|with|when|and|is 0 outside|otherwise|or|not)\s*\}")
-ALONG = re.compile(r"(?:,?\s*\\(?:quad|qquad|;|,))*\s*\\text\{[,( ]*along dim (-?\d+)\)?\}")
+ALONG = re.compile(r"(?:,?\s*\\(?:quad|qquad|;|,))*\s*\\text\{[,( ]*along dim (?:\} *)?(-?\d+)\)?\}?")
 BREAKS = {"for", "where", "with", "and", "if"}
 
 
@@ -221,7 +221,7 @@ class Parser:
 
     def is_function(self, name: str) -> bool:
         """Whether a name is applied to what follows; a Greek letter without a bracket is a number."""
-        if name in GREEK and name not in self.functions and self.peek() != "(":
+        if GREEK.fullmatch(name) and name not in self.functions and self.peek() != "(":
             return False
         return name not in self.values and (name in self.functions or name in FUNCTIONS)
 
@@ -241,7 +241,7 @@ class Parser:
             mark = "".join(self.group())
             return self.subscripted(f"{token}{{{mark}}}")
         letter = re.fullmatch(r"[a-zA-Z]|\\(?:mathrm|mathbf|mathsf|mathit|mathbb|mathcal|operatorname\*?)\{.*\}", token)
-        if letter or token in self.values or token in self.functions or token in FUNCTIONS or token in GREEK:
+        if letter or token in self.values or token in self.functions or token in FUNCTIONS or GREEK.fullmatch(token):
             self.take()
             return self.subscripted(token)
         self.place = start
@@ -266,6 +266,8 @@ class Parser:
             return ("call", r"\exp", (self.inner(self.group()),))
         if name == r"\pi" and name not in self.values:
             return ("number", math.pi)
+        if name == r"\mathrm{i}" and name not in self.values:
+            return ("number", 1j)
         if name == r"\infty":
             return ("number", math.inf)
         return ("name", name)
@@ -445,10 +447,10 @@ def _split(found: Sequence[str], separator: str = ",") -> list[list[str]]:
 
 # Functions -----------------------------------------------------------------------------------------------------------
 
-GREEK = {rf"\{name}" for name in (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell infty"
-).split()}  # fmt: skip
+GREEK = re.compile(
+    r"\\(?:var)?(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|upsilon|phi"
+    r"|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell|infty)"
+)
 
 
 def _scipy(function: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -469,7 +471,7 @@ def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tenso
 
 # Applied to tensors whose own axes were made to agree, element by element.
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    **{rf"\{name}": getattr(torch, name) for name in "exp sin cos tan sinh cosh tanh".split()},
+    **{rf"\{name}": getattr(torch, name) for name in ["exp", "sin", "cos", "tan", "sinh", "cosh", "tanh"]},
     r"\log": torch.log, r"\ln": torch.log, r"\arcsin": torch.asin, r"\arccos": torch.acos, r"\arctan": torch.atan,
     r"\operatorname{arsinh}": torch.asinh, r"\operatorname{arcosh}": torch.acosh, r"\operatorname{artanh}": torch.atanh,
     r"\operatorname{conj}": torch.conj, r"\operatorname{Re}": torch.real, r"\operatorname{Im}": torch.imag,
@@ -583,8 +585,9 @@ class Scope:
             raise FormulaError(f"a number is expected, not a tensor of {self.rank(value)} axes")
         return value.tensor
 
-    def _constant(self, number: float) -> Value:
-        return Value(torch.full((1,) * self.depth, number, dtype=torch.float64))
+    def _constant(self, number: complex) -> Value:
+        kind = torch.complex128 if isinstance(number, complex) else torch.float64
+        return Value(torch.full((1,) * self.depth, number, dtype=kind))
 
     def _named(self, name: str) -> Value:
         found = self.names.get(name)
@@ -638,8 +641,8 @@ class Scope:
         if not math.prod(own[: len(indices)]):
             picked = tensor.new_full((*shape, *rest), math.nan)
         else:
-            picked = tensor[(*lead, *whole)].expand(*shape, *rest)
-        return Value(torch.where(exists.reshape(*shape, *(1 for _ in rest)), picked, outside))
+            picked = tensor[(*lead, *whole)].expand((*shape, *rest))
+        return Value(torch.where(exists.reshape((*shape, *(1 for _ in rest))), picked, outside))
 
     def _call(self, name: str, arguments: tuple[Node, ...]) -> Value:
         found = self.names.get(name)
@@ -755,7 +758,7 @@ class Scope:
         return result
 
     def _big(self, kind: str, items: tuple[Node, ...], body: Node) -> Value:
-        letters = [each for each in _new_names(items, self.names)]
+        letters = list(_new_names(items, self.names))
         scope, limits = self, [each for each in items if each[0] != "name"]
         if not letters:
             raise FormulaError("a sum over nothing")
@@ -1035,7 +1038,7 @@ class Statement:
         return bool(base == ("name", subject))
 
     def wrong_equation(self, subject: str, tolerance: float = 1e-5) -> str:
-        """Why the claims about an operand (`y = ...`) do not hold, or leave some of its elements out; "" if they hold."""
+        """Why the claims about an operand (`y = ...`) do not hold, or which elements they leave out; "" if neither."""
         subject = _spelled(subject)
         tensor = self.operands[subject]
         said = torch.zeros(tensor.shape, dtype=torch.bool)
@@ -1111,8 +1114,8 @@ class Statement:
     def jacobian(self, out: str, into: str, conjugate: bool = False) -> Tensor:
         r"""d out / d into, as [*out, *into]. Derivatives that no left side names are 0.
 
-        A bare expression is that of an elementwise map: out[i] depends on the element that broadcasting puts at i. It is
-        the gradient by all elements where `out` is a single number.
+        A bare expression is that of an elementwise map: out[i] depends on the element that broadcasting puts at i.
+        Where `out` is a single number, it is the gradient by all elements.
         """
         out, into = _spelled(out), _spelled(into)
         y, x = (self._moved(self.operands[each]) for each in (out, into))
@@ -1152,7 +1155,7 @@ class Statement:
         places = torch.arange(x.numel()).reshape(x.shape).expand(y.shape).reshape(-1)
         full = value.new_zeros(y.numel(), x.numel())
         full[torch.arange(y.numel()), places] = value
-        return full.reshape(*y.shape, *x.shape)
+        return full.reshape((*y.shape, *x.shape))
 
     def _scattered(
         self,

@@ -2,7 +2,7 @@ r"""The printed LaTeX of every rule, evaluated from its text on every sample of 
 
 What is compared: the equation with the recorded output; each local derivative with the Jacobian that autograd gives,
 entry by entry; each product with `torch.autograd.grad` for a random upstream gradient. The numbers on the other side
-come from running the recorded operation again, never from the code of a rule. `latex_math.py` says what a formula means.
+come from running the recorded operation again, never from the code of a rule. `latex_math.py` says what formulas mean.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def wirtinger(out: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
             unit[place] = factor
             row = torch.autograd.grad(out, leaf, unit.reshape(out.shape), retain_graph=True, allow_unused=True)[0]
             found.append(torch.zeros_like(full(leaf)) if row is None else full(row))
-        return torch.stack(found).reshape(*out.shape, *leaf.shape) if found else out.new_zeros(*out.shape, *leaf.shape)
+        return (
+            torch.stack(found).reshape((*out.shape, *leaf.shape)) if found else out.new_zeros(*out.shape, *leaf.shape)
+        )
 
     if not out.is_complex():
         return rows(1.0), torch.zeros(())
