@@ -58,6 +58,7 @@ OPEN, CLOSE = {"(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert", r"\lVert"
 }  # fmt: skip
 BIG = {r"\sum": "sum", r"\prod": "prod", r"\max": "max", r"\min": "min", r"\operatorname{mean}": "mean"}
 BIG |= {r"\operatorname{any}": "max", r"\operatorname{all}": "min"}
+BIG |= {rf"\operatorname{{{name}}}": name for name in ("median", "nanmedian", "mode")}
 WORDS = re.compile(r"\\text\{\s*(for|where|if|with|when|and|is 0 outside|otherwise|or|not)\s*\}")
 ALONG = re.compile(r"(?:,?\s*\\(?:quad|qquad|;|,))*\s*\\text\{[,( ]*along dim (?:\} *)?(-?\d+)\)?\}?")
 BREAKS = {"for", "where", "with", "and", "if"}
@@ -776,6 +777,10 @@ class Scope:
         shape = torch.broadcast_shapes(terms.shape, mask.shape, (*(1,) * self.depth, *sizes, *(1 for _ in own)))
         axes = tuple(range(self.depth, scope.depth))
         mask, terms = mask.expand(shape), terms.expand(shape)
+        if kind in {"median", "nanmedian", "mode"}:
+            if not bool(mask.all()):
+                raise FormulaError(f"a {kind} of some elements alone")
+            return Value(REDUCED[kind](terms, axes))
         if kind == "mean":
             return Value(torch.where(mask, terms, 0).sum(axes) / mask.sum(axes))
         return Value(REDUCED[kind](torch.where(mask, terms, NEUTRAL[kind]), axes))
@@ -873,7 +878,12 @@ def _extreme(function: Callable[..., Tensor], empty: float) -> Callable[[Tensor,
     return lambda t, axis: function(t, axis) if t.shape[axis] else t.sum(axis) + empty
 
 
+def _ordered(name: str) -> Callable[[Tensor, tuple[int, ...]], Tensor]:
+    return lambda t, axes: getattr(torch, name)(t.flatten(axes[0], axes[-1]), axes[0]).values
+
+
 REDUCED: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
+    **{name: _ordered(name) for name in ("median", "nanmedian", "mode")},
     "sum": lambda t, axes: t.sum(axes), "prod": _one_by_one(torch.prod),
     "max": _one_by_one(_extreme(torch.amax, -math.inf)), "min": _one_by_one(_extreme(torch.amin, math.inf)),
 }  # fmt: skip
