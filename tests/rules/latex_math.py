@@ -939,7 +939,7 @@ class Statement:
         self.text = text
         self.operands = {_spelled(name): _wide(tensor) for name, tensor in symbols.items()}
         self.names: dict[str, Bound | Defined] = {name: Bound(tensor) for name, tensor in self.operands.items()}
-        self.depth, self.rank = 0, 0
+        self.depth, self.rank, self.single = 0, 0, False
         self.dim: int | None = None  # the axis that the statement goes along, row by row
         if elementwise is not None:
             self._read_elements(tuple(elementwise))
@@ -957,7 +957,8 @@ class Statement:
 
     def _read_rows(self, dim: int) -> None:
         self.rank = max(tensor.dim() for tensor in self.operands.values())
-        if not self.rank:  # a single number is a row of one
+        self.single = not self.rank
+        if self.single:  # a single number is a row of one
             self.operands = {name: tensor.reshape(1) for name, tensor in self.operands.items()}
             self.rank = 1
         self.dim, self.depth = dim % self.rank, self.rank - 1
@@ -1099,7 +1100,7 @@ class Statement:
         A left side names the gradient, whose axes are the argument's. Elements that no left side names are 0.
         """
         name = _spelled(name)
-        result = torch.zeros(tuple(shape), dtype=torch.float64)
+        result = torch.zeros((1,) if self.single else tuple(shape), dtype=torch.float64)
         known = self.names
         for claim in self.claims:
             head, tree = self._sides(claim)
@@ -1115,7 +1116,7 @@ class Statement:
             self.names = known
             written = self._scattered(scope, [(head[2], axes.shape)], scope(tree), holds, axes)
             result = written if self.dim is None else written.movedim(-1, self.dim)
-        return result
+        return result.reshape(tuple(shape))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """A tensor as the statement sees it: the axis that it goes along last, if it has that one."""
@@ -1143,8 +1144,8 @@ class Statement:
             scope, holds = self._scope([of, by])
             sides = [(each[2] if each[0] == "at" else (), t.shape) for each, t in ((of, y), (by, x))]
             result = self._scattered(scope, sides, scope(tree), holds, result, written)
-        if self.dim is None:
-            return result
+        if self.dim is None or self.single:
+            return result.reshape(()) if self.single else result
         result = result.movedim(-1, self.dim - self.rank) if x.dim() > self.depth else result
         return result.movedim(y.dim() - 1, self.dim) if y.dim() > self.depth else result
 

@@ -613,41 +613,20 @@ def _running(
     factor: Entry | None = None,
     **more: Any,
 ) -> Rule:
-    """Register an operation in which each element is made of those of its row up to its own place.
-
-    In the templates OUT has the place K of its row, FIRST, SELF and THIRD are input elements at I, J and U.
-    """
+    """Register an operation in which each element y_k of a row is made of x_i, i <= k; `local` is their derivative."""
     zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
-
-    def filled(template: str) -> Callable[[Any], str]:
-        def text(op: Any) -> str:
-            own = letters(op.self)
-            if not own:  # a single number is its own sum
-                return {"O": "$out = $self", "R": partial("$out", "$self") + " = 1", "G": "$grad = $g"}[template[0]]
-            axis = op.dim % len(own)
-
-            def at(operand: str, place: str) -> str:
-                return element(operand, [*own[:axis], place, *own[axis + 1 :]])
-
-            k = own[axis]
-            words = {"I": "v", "J": "u", "K": k, "OUT": at("out", k), "SELF": at("self", "v"), "OTHER": at("self", "u")}
-            words |= {"G": at("g", k), "GRAD": at("grad", "v"), "CHOSEN": at("out1", k)}
-            words |= {"RATE": partial(words["OUT"], words["SELF"])}
-            return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], template)
-
-        return text
-
+    along = r" \quad \text{along dim } $dim"
     wrt = Wrt(
         vjp,
-        filled(f"RATE = {local}"),
-        filled(rf"GRAD = \sum_{{K: \, K \ge I}} G \, {local}"),
+        partial("{$out}_{k}", "{$self}_{i}") + f" = {local}{along}",
+        rf"{{$grad}}_{{i}} = \sum_{{k: \, k \ge i}} {{$g}}_{{k}} \, {local}{along}",
         zeros,
         factor,
         _up_to,
     )
     return rule(
         f"{name.capitalize()}Backward0",
-        equation=filled(f"OUT = {value}"),
+        equation=f"{{$out}}_{{k}} = {value}{along}",
         wrt={"self": wrt},
         samples=lambda: samples(getattr(torch, name)),
         source=f"derivatives.yaml: {name}{remark}",
@@ -692,9 +671,9 @@ def _running_samples(function: Callable[..., Any]) -> list[Sample]:
 
 cumsum = _running(
     "cumsum",
-    r"\sum_{I \le K} SELF",
+    r"\sum_{i \le k} {$self}_{i}",
     lambda op, g: (g.flip(op.dim).cumsum(op.dim).flip(op.dim) if g.dim() else g).to(op.self.dtype),
-    r"[I \le K]",
+    r"[i \le k]",
     _running_samples,
     factor=_earlier,
     structure="linear",
@@ -702,27 +681,27 @@ cumsum = _running(
 
 cumprod = _running(
     "cumprod",
-    r"\prod_{I \le K} SELF",
+    r"\prod_{i \le k} {$self}_{i}",
     _cumprod,
-    r"[I \le K] \prod_{J \le K, \, J \neq I} OTHER",
+    r"[i \le k] \prod_{j \le k, \, j \neq i} {$self}_{j}",
     _running_samples,
     remark="; summed from the right by Horner's scheme, so zeros are no trouble.",
 )
 
 logcumsumexp = _running(
     "logcumsumexp",
-    r"\log \sum_{I \le K} e^{SELF}",
+    r"\log \sum_{i \le k} e^{{$self}_{i}}",
     _logcumsumexp,
-    r"[I \le K] \, e^{SELF - OUT}",
+    r"[i \le k] \, e^{{$self}_{i} - {$out}_{k}}",
     _running_samples,
 )
 
 cummax, cummin = (
     _running(
         name,
-        rf"\{name[3:]}_{{I \le K}} SELF",
+        rf"\{name[3:]}_{{i \le k}} {{$self}}_{{i}}",
         lambda op, g: torch.zeros_like(g).scatter_add(op.dim, op.outs[1], g),
-        "[I = CHOSEN]",
+        "[i = {$out1}_{k}]",
         lambda function: [sample(function, x(), 1), sample(function, _tie(), 1, note="ties")],
         constants={"indices": "not differentiable"},
     )
