@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
+from chainrule.rules.indices import digits, element
 from chainrule.rules.pattern import Pattern, copied, real
 from chainrule.rules.shape import COPIES, FILLED, Index, Move, Template, moves, slice_of, strided_origins, x
 
@@ -25,12 +26,9 @@ def at(*places: Any) -> Tensor:
     return torch.tensor(places, dtype=torch.long)
 
 
-COPIED = r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}"
-
-
 def picks(*nodes: str, index: tuple[str, ...] = ("index",), **more: Any) -> Rule:
     """Register an operation that copies chosen elements of `self`, perhaps several times."""
-    return moves(*nodes, index=index, **{"product": COPIED, "repeats": True, **more})
+    return moves(*nodes, index=index, repeats=True, **more)
 
 
 def writes(
@@ -62,11 +60,16 @@ def writes(
     return rule(*nodes, equation=equation, wrt=wrt, constants=constants, structure="linear", **more)
 
 
+def along(op: Any, at: list[str], place: str) -> list[str]:
+    """Indices with another one along `dim`."""
+    return [place if axis == op.dim % len(at) else each for axis, each in enumerate(at)]
+
+
 # Picked along one axis -------------------------------------------------------------------------------------------
 
 index_select = picks(
     "IndexSelectBackward0",
-    equation=r"$out = $self \text{ at } $index \text{ of dim } $dim",
+    came=lambda op, at: along(op, at, element("index", [at[op.dim]] * op.index.dim() if at else [])),
     move=lambda op, v: v.index_select(op.dim, op.index),
     samples=lambda: [
         sample(torch.index_select, x(3, 4), 1, at(0, 0, 2), note="one place twice"),
@@ -79,7 +82,7 @@ index_select = picks(
 
 gather = picks(
     "GatherBackward0",
-    equation=r"$out = \operatorname{gather}($self; \text{dim} = $dim), \quad {$out}_{k} = {$self}_{{$index}_{k}}",
+    came=lambda op, at: along(op, at, element("index", at)),
     move=lambda op, v: v.gather(op.dim, op.index),
     home=lambda op, g: g.new_zeros(op.self.shape).scatter_add(op.dim, op.index, g),
     samples=lambda: [
@@ -131,7 +134,7 @@ masked_select = picks(
 
 take = picks(
     "TakeBackward0",
-    equation=r"$out = $self \text{ (flattened) at } $index",
+    came=lambda op, at: digits(rf"{element('index', at)} \bmod {op.self.numel()}", op.self.shape),
     move=lambda op, v: v.take(op.index),
     samples=lambda: [sample(torch.take, x(2, 3), at((0, 5), (0, -1))), sample(torch.take, x(3), at(), note="empty")],
 )
@@ -293,8 +296,8 @@ embedding_bag = rule(
 # Ordered ---------------------------------------------------------------------------------------------------------
 
 
-def _in_order(op: Any, v: Tensor) -> Tensor:
-    return v.gather(op.dim, op.outs[1])
+def _ranked(op: Any, at: list[str]) -> list[str]:
+    return along(op, at, element("out1", at))
 
 
 def _neighbours(op: Any, radius: float) -> Tensor:
@@ -312,12 +315,9 @@ ORDER_KINK = Kink(_neighbours, "tied elements keep the order that was returned")
 
 sort = picks(
     "SortBackward0",
-    equation=lambda op: (
-        r"$out = \operatorname{sort}($self; \text{dim} = $dim, "
-        rf"\text{{{'falling' if op.descending else 'rising'}}})"
-    ),
-    move=_in_order,
-    product=r"$g \text{ sent back by the indices of the sort}",
+    remark="The indices that are returned put each row along `dim` in rising order (falling, where `descending`).",
+    came=_ranked,
+    move=lambda op, v: v.gather(op.dim, op.outs[1]),
     index=("indices",),
     kink=ORDER_KINK,
     samples=lambda: [
@@ -332,12 +332,9 @@ sort = picks(
 
 topk = picks(
     "TopkBackward0",
-    equation=lambda op: (
-        rf"$out = \text{{the }} $k \text{{ {'largest' if op.largest else 'smallest'} of }} $self"
-        r" \text{ along dim } $dim"
-    ),
-    move=_in_order,
-    product=r"$g \text{ sent back by the indices; } 0 \text{ for all others}",
+    remark="The indices that are returned are those of the `k` largest of each row along `dim` (smallest, if so asked).",
+    came=_ranked,
+    move=lambda op, v: v.gather(op.dim, op.outs[1]),
     index=("indices",),
     kink=ORDER_KINK,
     samples=lambda: [

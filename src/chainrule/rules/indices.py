@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,13 +35,34 @@ def partial(out: str, into: str) -> str:
     return rf"\frac{{\partial {out}}}{{\partial {into}}}"
 
 
-def row_major(places: Sequence[Any], sizes: Sequence[int]) -> str:
-    """The position of an element when all are counted row by row: `12 i + 4 j + k`."""
-    terms, step = [], 1
-    for place, size in zip(reversed(places), reversed(sizes), strict=True):
-        terms.append(f"{place}" if step == 1 else rf"{step} {place}")
-        step *= size
-    return " + ".join(reversed(terms)) or "0"
+def affine(place: str, step: int = 1, start: int = 0) -> str:
+    """`step` times an index, and `start` more: `2 i + 1`."""
+    if place == "0":
+        return str(start)
+    text = place if step == 1 else f"{step} {place}"
+    return text if not start else f"{text} {'+' if start > 0 else '-'} {abs(start)}"
+
+
+def position(places: Sequence[Any], steps: Sequence[int]) -> str:
+    """Where an element lies when each index is a step of some length: `12 i + 4 j + k`."""
+    return " + ".join(affine(p, step) for p, step in zip(places, steps, strict=True) if step and p != "0") or "0"
+
+
+def row_major(sizes: Sequence[int]) -> list[int]:
+    """The steps by which all elements are counted row by row; 0 along an axis of size 1, which has one place alone."""
+    return [math.prod(sizes[axis + 1 :]) * (size != 1) for axis, size in enumerate(sizes)]
+
+
+def digits(place: str, sizes: Sequence[int], steps: Sequence[int] = ()) -> list[str]:
+    """The indices of the element that lies at a position: the inverse of `position`."""
+    steps = steps or row_major(sizes)
+    longest = max((step for step, size in zip(steps, sizes, strict=True) if size != 1), default=0)
+    place = f"({place})" if " " in place else place
+    found = []
+    for size, step in zip(sizes, steps, strict=True):
+        whole = place if step == 1 else rf"\lfloor {place} / {step} \rfloor"
+        found.append("0" if size == 1 else whole if step == longest else rf"{whole} \bmod {size}")
+    return [each[1:-1] if each == place and " " in place else each for each in found]
 
 
 def where(value: str, condition: str, otherwise: str = "0") -> str:

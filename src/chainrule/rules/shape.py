@@ -7,6 +7,7 @@ A rule tells how the operation moves a tensor; which entry of the Jacobian is 1 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,12 +16,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, rule, sample
+from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, number, rule, sample
+from chainrule.rules.indices import (
+    LETTERS,
+    OTHERS,
+    affine,
+    broadcast,
+    digits,
+    element,
+    letters,
+    partial,
+    position,
+    row_major,
+    where,
+)
 from chainrule.rules.pattern import Pattern, copied, identity, permuted, real
 
 Index = tuple[int, ...]
 Move = Callable[[Any, Tensor], Tensor]
 Template = str | Callable[[Any], str]
+Came = Callable[[Any, list[str]], list[str]]
 
 COPIES = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
 FILLED = "each output element is a copy of one input element, or a constant: a row of the Jacobian has at most one 1"
@@ -34,10 +49,13 @@ def x(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
 
 def moves(
     *nodes: str,
-    equation: Template,
     move: Move,
+    came: Came = lambda op, at: at,
     home: Move | None = None,
-    product: Template,
+    only: Callable[[Any, list[str]], str] | None = None,
+    equation: Template = "",
+    local: Template = "",
+    product: Template = "",
     zeros: str = COPIES,
     repeats: bool = False,
     index: Iterable[str] = (),
@@ -45,10 +63,38 @@ def moves(
 ) -> Rule:
     """Register an operation that moves the elements of `self`: `move(op, tensor)` does to a tensor what it did.
 
-    `home(op, g)` is the way back; without one, every upstream element is added to the place it came from. `repeats`
-    says that one element may be copied to several places, also where there are as many as before. The arguments in
-    `index` say where to.
+    The formulas follow from `came(op, at)`, the indices of the element that is copied to the place `at`, where the
+    condition `only` holds. `home(op, g)` is the way back; without one, every upstream element is added to the place it
+    came from. `repeats` says that one element may be copied to several places, also where there are as many as before.
+    The arguments in `index` say where to.
     """
+
+    def copy(op: Any) -> tuple[list[str], list[str], str]:
+        at = ["0" if size == 1 else letter for letter, size in zip(letters(op.out), op.out.shape, strict=True)]
+        return at, came(op, at), rf" \, [{only(op, at)}]" if only else ""
+
+    def value(op: Any) -> str:
+        at, origin, held = copy(op)
+        outside = r", \quad $self \text{ is 0 outside}" if zeros is FILLED else ""
+        return f"{element('out', at)} = {element('self', origin)}{held}{outside}"
+
+    def derivative(op: Any) -> str:
+        at, origin, held = copy(op)
+        rate = f"{partial(element('out', at), element('self', origin))} = 1{held}"
+        return rate + _ranges(op, at, origin, [place for place in at if place in origin])
+
+    def back(op: Any) -> str:
+        at, origin, held = copy(op)
+        if not repeats and all(place in f"{origin}" for place in at):
+            return f"{element('grad', origin)} = {element('g', at)}{held}{_ranges(op, at, origin, at)}"
+        own = [place if place in at and origin.count(place) == 1 else OTHERS[axis] for axis, place in enumerate(origin)]
+        met = r" \land ".join(
+            f"{place} = {letter}" for place, letter in zip(origin, own, strict=True) if place != letter
+        )
+        among = ", ".join(letter for letter in at if letter not in own and letter != "0")
+        summed = rf"\sum_{{{among}{': ' * bool(met)}{met}}} " if among else ""
+        each = f"{element('g', at)}{held}" + (rf" \, [{met}]" if met and not among else "")
+        return f"{element('grad', own)} = {summed}{each}{_ranges(op, at, own, [each for each in at if each in own])}"
 
     def pattern(op: Any) -> Pattern | None:
         """A selection; where nothing is left out, repeated or filled in, a permutation, or the identity in order."""
@@ -73,12 +119,22 @@ def moves(
 
     return rule(
         *nodes,
-        equation=equation,
-        wrt={"self": Wrt(home or add_up, "1", product, zeros, factor, pattern)},
+        equation=equation or value,
+        wrt={"self": Wrt(home or add_up, local or derivative, product or back, zeros, factor, pattern)},
         constants=dict.fromkeys(index, "not differentiable"),
         structure="linear",
         **more,
     )
+
+
+def _ranges(op: Any, at: list[str], origin: list[str], letters: list[str]) -> str:
+    """The ranges of those letters of which the axes that they stand on bare do not give one, or not the same one."""
+    found = ""
+    for letter, size in zip(at, op.out.shape, strict=True):
+        sizes = {n for place, n in zip(origin, op.self.shape, strict=True) if place == letter}
+        if letter in letters and letter != "0" and sizes != {size}:
+            found += rf", \quad 0 \le {letter} < {size}"
+    return found
 
 
 def views(node: str, *others: str, move: Move, home: Move | None = None, **more: Any) -> Rule:
@@ -105,50 +161,47 @@ def _origins(move: Move, op: Any) -> Tensor:
 _found: WeakKeyDictionary[Applied, Tensor] = WeakKeyDictionary()  # a reader asks for many entries of one Jacobian
 
 
-def _sizes(values: Iterable[Any]) -> str:
-    return r" \times ".join(str(value) for value in values) or "1"
-
-
-def _list(values: Iterable[Any]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
-def _named(verb: str, *settings: str) -> Callable[[Any], str]:
-    """`$out = verb($self; setting = value, ...)`, for the settings that the operation has."""
-
-    def equation(op: Any) -> str:
-        told = [rf"\text{{{_text(name)}}} = {_value(op.arguments[name])}" for name in settings if name in op.arguments]
-        return rf"$out = \operatorname{{{_text(verb)}}}($self{'; ' if told else ''}{', '.join(told)})"
-
-    return equation
-
-
-def _text(name: str) -> str:
-    return name.replace("_", r"\_")
-
-
-def _value(setting: Any) -> str:
-    return (
-        f"({_list(setting)})" if isinstance(setting, Sequence) else r"\text{none}" if setting is None else f"{setting}"
-    )
-
-
 def _reshape_home(op: Any, g: Tensor) -> Tensor:
     return g.reshape(op.self.shape)
 
 
-def _reshaped(op: Any) -> str:
-    return rf"\operatorname{{reshape}}($g;\ {_sizes(op.self.shape)})"
+def _regrouped(op: Any, at: list[str]) -> list[str]:
+    """Where an element of a reshaped tensor was: runs of axes with the same number of elements keep to themselves."""
+    into, out = op.self.shape, op.out.shape
+    origin, a, b = [], 0, 0
+    while a < len(into):
+        if into[a] == 1 or not op.out.numel():
+            origin.append("0")
+            a += 1
+            continue
+        while out[b] == 1:
+            b += 1
+        c, d = a + 1, b + 1
+        while (mine := math.prod(into[a:c])) != (theirs := math.prod(out[b:d])):
+            c, d = (c + 1, d) if mine < theirs else (c, d + 1)
+        origin += digits(position(at[b:d], row_major(out[b:d])), into[a:c])
+        a, b = c, d
+    return origin
+
+
+def _replaced(places: list[str], new: dict[int, str]) -> list[str]:
+    """Indices, with other ones along some axes."""
+    return [new.get(axis, place) for axis, place in enumerate(places)]
+
+
+def _exchanged(op: Any, at: list[str]) -> list[str]:
+    """Exchange the axes `dim0` and `dim1`."""
+    first, second = op.dim0 % len(at), op.dim1 % len(at)
+    return _replaced(at, {first: at[second], second: at[first]})
 
 
 # Turned and reshaped ---------------------------------------------------------------------------------------------
 
 t = views(
     "TBackward0",
-    equation="$out = $self^{T}",
+    came=lambda op, at: at[::-1],
     move=lambda op, v: v.t(),
     home=lambda op, g: g.t(),
-    product="$g^{T}",
     samples=lambda: [
         sample(torch.t, x(2, 3)),
         sample(torch.t, x(3), note="a vector stays as it is"),
@@ -158,10 +211,9 @@ t = views(
 
 transpose = views(
     "TransposeBackward0",
-    equation=lambda op: "$out = $self^{T}" if op.self.dim() == 2 else _named("transpose", "dim0", "dim1")(op),
+    came=_exchanged,
     move=lambda op, v: v.transpose(op.dim0, op.dim1),
     home=lambda op, g: g.transpose(op.dim0, op.dim1),
-    product=lambda op: "$g^{T}" if op.self.dim() == 2 else r"\operatorname{transpose}($g)",
     samples=lambda: [sample(torch.transpose, x(2, 3, 4), 0, -1), sample(torch.swapaxes, x(1, 3), 0, 1)],
     source="derivatives.yaml: transpose.int. Exchanging two axes twice changes nothing.",
 )
@@ -169,10 +221,9 @@ transpose = views(
 
 permute = views(
     "PermuteBackward0",
-    equation=lambda op: "$out = $self^{T}" if op.self.dim() == 2 else _named("permute", "dims")(op),
+    came=lambda op, at: [at[[dim % len(at) for dim in op.dims].index(axis)] for axis in range(len(at))],
     move=lambda op, v: v.permute(op.dims),
     home=lambda op, g: g.movedim(tuple(range(g.dim())), tuple(op.dims)),
-    product=lambda op: "$g^{T}" if op.self.dim() == 2 else r"\operatorname{permute}^{-1}($g)",
     samples=lambda: [
         sample(torch.permute, x(2, 3, 4), (2, 0, 1)),
         sample(torch.permute, x(2, 3, 4), (-1, 0, -2)),
@@ -187,10 +238,9 @@ view = views(
     "UnsafeViewBackward0",
     "ReshapeAliasBackward0",
     "ReshapeCopyBackward0",
-    equation=lambda op: rf"$out = \operatorname{{reshape}}($self;\ {_sizes(op.outs[0].shape)})",
+    came=_regrouped,
     move=lambda op, v: v.reshape(op.out.shape),
     home=_reshape_home,
-    product=_reshaped,
     samples=lambda: [
         sample(torch.Tensor.view, x(2, 3), 3, 2),
         sample(torch.flatten, x(2, 3, 2), 1),
@@ -204,19 +254,17 @@ view = views(
 
 unsqueeze = views(
     "UnsqueezeBackward0",
-    equation=_named("unsqueeze", "dim"),
+    came=_regrouped,
     move=lambda op, v: v.unsqueeze(op.dim),
     home=_reshape_home,
-    product=_reshaped,
     samples=lambda: [sample(torch.unsqueeze, x(2, 3), 1), sample(torch.unsqueeze, x(), -1, note="0-dim")],
 )
 
 squeeze = views(
     "SqueezeBackward0",
-    equation=_named("squeeze", "dim"),
+    came=_regrouped,
     move=lambda op, v: v.reshape(op.out.shape),
     home=_reshape_home,
-    product=_reshaped,
     samples=lambda: [
         sample(torch.squeeze, x(1, 3, 1)),
         sample(torch.squeeze, x(1, 3, 1), 0),
@@ -230,10 +278,9 @@ alias = moves(
     "AliasBackward0",
     "LiftBackward0",
     "LiftFreshBackward0",
-    equation="$out = $self",
+    came=lambda op, at: at,
     move=lambda op, v: v,
     home=lambda op, g: g,
-    product="$g",
     samples=lambda: [sample(torch.ops.aten.alias, x(2, 3))],
 )
 
@@ -241,10 +288,10 @@ alias = moves(
 
 expand = views(
     "ExpandBackward0",
-    equation=lambda op: rf"$out = \operatorname{{expand}}($self;\ {_sizes(op.outs[0].shape)})",
+    came=lambda op, at: broadcast(op.self, op.out.shape),
     move=lambda op, v: v.expand(op.out.shape),
     home=lambda op, g: g,  # in the shape of the output: the walk sums over the copies, as a step of its own
-    product=r"\sum_{\text{copies}} $g",
+    product="$g",
     samples=lambda: [
         sample(torch.Tensor.expand, x(3), 2, 3),
         sample(torch.Tensor.expand, x(2, 1), 2, 3),
@@ -257,9 +304,11 @@ expand = views(
 
 repeat = moves(
     "RepeatBackward0",
-    equation=_named("repeat", "repeats"),
+    came=lambda op, at: [
+        rf"{place} \bmod {size}" for place, size in zip(at[len(at) - op.self.dim() :], op.self.shape, strict=True)
+    ],
     move=lambda op, v: v.repeat(op.repeats),
-    product=r"\sum_{\text{copies}} $g",
+    repeats=True,
     samples=lambda: [
         sample(torch.Tensor.repeat, x(2, 3), 2, 1, 2),
         sample(torch.tile, x(3), (2,)),
@@ -272,9 +321,12 @@ repeat = moves(
 
 select = views(
     "SelectBackward0",
-    equation=lambda op: rf"$out = $self[{_commas(op.dim, op.self)}{op.index}]",
+    came=lambda op, at: [
+        *at[: op.dim % op.self.dim()],
+        f"{op.index % op.self.shape[op.dim]}",
+        *at[op.dim % op.self.dim() :],
+    ],
     move=lambda op, v: v.select(op.dim, op.index),
-    product=lambda op: rf"\mathbf{{0}} \text{{ with }} $g \text{{ at }} [{_commas(op.dim, op.self)}{op.index}]",
     samples=lambda: [
         sample(torch.select, x(3, 4), 0, 1),
         sample(torch.select, x(3, 4), -1, -1),
@@ -284,26 +336,20 @@ select = views(
 )
 
 
-def _commas(dim: int, t: Tensor) -> str:
-    """The axes before `dim`, as in an index expression: `:, :, `."""
-    return ":, " * (dim % max(t.dim(), 1))
-
-
-def _range(op: Any) -> str:
-    start, end = ("" if bound is None or bound >= 2**62 else str(bound) for bound in (op.start, op.end))
-    return _commas(op.dim, op.self) + f"{start}:{end}" + (f":{op.step}" if op.step != 1 else "")
-
-
 def slice_of(op: Any, v: Tensor) -> Tensor:
     """The view from `start` to `end` along `dim`."""
     return v[(slice(None),) * (op.dim % v.dim()) + (slice(op.start, op.end, op.step),)]
 
 
+def _shifted(op: Any, at: list[str], start: int, step: int = 1) -> list[str]:
+    axis = op.dim % len(at)
+    return _replaced(at, {axis: affine(at[axis], step, start)})
+
+
 slice_ = views(
     "SliceBackward0",
-    equation=lambda op: f"$out = $self[{_range(op)}]",
+    came=lambda op, at: _shifted(op, at, slice(op.start, op.end).indices(op.self.shape[op.dim])[0], op.step),
     move=slice_of,
-    product=lambda op: rf"\mathbf{{0}} \text{{ with }} $g \text{{ at }} [{_range(op)}]",
     samples=lambda: [
         sample(lambda a: a[1:3], x(4, 2)),
         sample(lambda a: a[:, ::2], x(2, 5)),
@@ -317,20 +363,28 @@ slice_ = views(
 
 narrow_copy = moves(
     "NarrowCopyBackward0",
-    equation=_named("narrow", "dim", "start", "length"),
+    came=lambda op, at: _shifted(op, at, op.start % op.self.shape[op.dim]),
     move=lambda op, v: v.narrow(op.dim, op.start, op.length),
-    product=r"\mathbf{0} \text{ with } $g \text{ written at the same place}",
     samples=lambda: [
         sample(torch.narrow_copy, x(3, 4), 1, 1, 2),
         sample(torch.narrow_copy, x(3, 4), 0, 1, 0, note="empty"),
     ],
 )
 
+
+def _on_diagonal(op: Any, at: list[str]) -> list[str]:
+    *origin, k = at
+    first, second = op.dim1 % op.self.dim(), op.dim2 % op.self.dim()
+    along = {first: affine(k, 1, max(-op.offset, 0)), second: affine(k, 1, max(op.offset, 0))}
+    for axis in sorted(along):
+        origin.insert(axis, along[axis])
+    return origin
+
+
 diagonal = views(
     "DiagonalBackward0",
-    equation=_named("diagonal", "offset", "dim1", "dim2"),
+    came=_on_diagonal,
     move=lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2),
-    product=r"\operatorname{diag}($g)",
     samples=lambda: [
         sample(torch.diagonal, x(3, 3)),
         sample(torch.diagonal, x(2, 3, 4), 1, 0, 2),
@@ -341,10 +395,13 @@ diagonal = views(
 
 diag_embed = moves(
     "DiagEmbedBackward0",
-    equation=_named("diag", "offset", "dim1", "dim2"),
+    came=lambda op, at: [
+        *(place for axis, place in enumerate(at) if axis not in (op.dim1 % len(at), op.dim2 % len(at))),
+        affine(at[op.dim1], 1, -max(-op.offset, 0)),
+    ],
+    only=lambda op, at: f"{at[op.dim2]} = {affine(at[op.dim1], 1, op.offset)}",
     move=lambda op, v: torch.diag_embed(v, op.offset, op.dim1, op.dim2),
     home=lambda op, g: g.diagonal(op.offset, op.dim1, op.dim2),
-    product=r"\operatorname{diagonal}($g)",
     zeros=FILLED,
     samples=lambda: [sample(torch.diag_embed, x(2, 3)), sample(torch.diag, x(3), 1), sample(torch.diag_embed, x(0))],
 )
@@ -352,10 +409,12 @@ diag_embed = moves(
 unfold = moves(
     "UnfoldBackward0",
     "UnfoldBackward0_copy",
-    equation=_named("unfold", "dimension", "size", "step"),
+    came=lambda op, at: [
+        f"{affine(place, op.step)} + {at[-1]}" if axis == op.dimension % op.self.dim() else place
+        for axis, place in enumerate(at[:-1])
+    ],
     move=lambda op, v: v.unfold(op.dimension, op.size, op.step),
     repeats=True,
-    product=r"\sum_{\text{windows}} $g",
     samples=lambda: [
         sample(torch.Tensor.unfold, x(2, 5), 1, 3, 1, note="overlapping windows"),
         sample(torch.Tensor.unfold, x(6), 0, 2, 3, note="windows with gaps"),
@@ -387,13 +446,17 @@ def strided_origins(op: Any) -> Tensor | None:
     return order[found].to(op.self.device)
 
 
+def _in_memory(op: Any, at: list[str]) -> list[str]:
+    start = op.storage_offset - op.self.storage_offset() if op.storage_offset is not None else 0
+    return digits(affine(position(at, op.stride), 1, start), op.self.shape, op.self.stride())
+
+
 as_strided = moves(
     "AsStridedBackward0",
     "AsStridedBackward0_copy",
-    equation=_named("as_strided", "size", "stride", "storage_offset"),
+    came=_in_memory,
     move=lambda op, v: v.reshape(-1)[strided_origins(op)],
     repeats=True,
-    product=r"\sum_{\text{copies}} $g",
     # It looks at memory rather than at its argument: where the input is itself a stretched view, or the reach goes
     # beyond it, there is nothing to say.
     accepts=lambda op: "stride" in op.arguments and strided_origins(op) is not None,
@@ -409,39 +472,64 @@ as_strided = moves(
 
 flip = moves(
     "FlipBackward0",
-    equation=_named("flip", "dims"),
+    came=lambda op, at: _replaced(at, {dim % len(at): f"{op.self.shape[dim] - 1} - {at[dim]}" for dim in op.dims}),
     move=lambda op, v: v.flip(op.dims),
     home=lambda op, g: g.flip(op.dims),
-    product=r"\operatorname{flip}($g)",
     samples=lambda: [sample(torch.flip, x(2, 3), (0, 1)), sample(torch.flip, x(0, 3), (0,), note="empty")],
 )
 
+
+def _rolled(op: Any, at: list[str]) -> list[str]:
+    """Without dims, all elements are one row."""
+    if not op.dims:
+        whole = affine(position(at, row_major(op.self.shape)), 1, -op.shifts[0])
+        return digits(rf"({whole}) \bmod {op.self.numel()}", op.self.shape)
+    return _replaced(
+        at,
+        {
+            dim % len(at): rf"({affine(at[dim], 1, -shift)}) \bmod {op.self.shape[dim]}"
+            for shift, dim in zip(op.shifts, op.dims, strict=True)
+        },
+    )
+
+
 roll = moves(
     "RollBackward0",
-    equation=_named("roll", "shifts", "dims"),
+    came=_rolled,
     move=lambda op, v: v.roll(op.shifts, op.dims),
     home=lambda op, g: g.roll([-shift for shift in op.shifts], op.dims),
-    product=r"\operatorname{roll}($g; -\text{shifts})",
     samples=lambda: [sample(torch.roll, x(2, 3), 1), sample(torch.roll, x(2, 3), (1, -2), (0, 1))],
 )
 
+
+def _turned(op: Any, at: list[str]) -> list[str]:
+    a, b = (dim % len(at) for dim in op.dims)
+    last_a, last_b = op.self.shape[a] - 1, op.self.shape[b] - 1
+    quarters = [
+        (at[a], at[b]),
+        (at[b], f"{last_b} - {at[a]}"),
+        (f"{last_a} - {at[a]}", f"{last_b} - {at[b]}"),
+        (f"{last_a} - {at[b]}", at[a]),
+    ]
+    return _replaced(at, dict(zip((a, b), quarters[op.k % 4], strict=True)))
+
+
 rot90 = moves(
     "Rot90Backward0",
-    equation=_named("rot90", "k", "dims"),
+    came=_turned,
     move=lambda op, v: v.rot90(op.k, op.dims),
     home=lambda op, g: g.rot90(-op.k, op.dims),
-    product=r"\operatorname{rot90}($g; -k)",
     samples=lambda: [sample(torch.rot90, x(2, 3)), sample(torch.rot90, x(2, 3, 2), 3, (1, 2))],
 )
 
 
-def _triangle(name: str, part: str, diagonal: int) -> Rule:
+def _triangle(name: str, part: str, sign: str, diagonal: int) -> Rule:
     return moves(
         f"{name.capitalize()}Backward0",
-        equation=_named(name, "diagonal"),
+        came=lambda op, at: at,
+        only=lambda op, at: rf"{at[-1]} {sign} {affine(at[-2], 1, op.diagonal)}",
         move=lambda op, v: getattr(v, name)(op.diagonal),
         home=lambda op, g: getattr(g, name)(op.diagonal),
-        product=rf"\operatorname{{{name}}}($g)",
         zeros=f"an element is copied to its own place where that lies in the {part} triangle, else 0 is written there",
         samples=lambda: [
             sample(getattr(torch, name), x(3, 3), diagonal),
@@ -450,14 +538,31 @@ def _triangle(name: str, part: str, diagonal: int) -> Rule:
     )
 
 
-tril, triu = _triangle("tril", "lower", 0), _triangle("triu", "upper", 1)
+tril, triu = _triangle("tril", "lower", r"\le", 0), _triangle("triu", "upper", r"\ge", 1)
+
+
+def _inside_border(op: Any, at: list[str]) -> list[str]:
+    return [affine(place, 1, -amount) for place, amount in zip(at, _borders(op), strict=True)]
+
+
+def _borders(op: Any) -> list[int]:
+    """How much was put before the first element along each axis; `pad` begins with the last axis."""
+    return [0] * (op.self.dim() - len(op.pad) // 2) + list(op.pad[-2::-2])
+
+
+def _padded(op: Any) -> str:
+    at = letters(op.out)
+    bounds = zip(_inside_border(op, at), op.self.shape, strict=True)
+    inside = r" \land ".join(rf"0 \le {place} < {size}" for place, size in bounds)
+    return f"{element('out', at)} = " + where(element("self", _inside_border(op, at)), inside, number(op.value or 0))
+
 
 constant_pad_nd = moves(
     "ConstantPadNdBackward0",
-    equation=_named("pad", "pad", "value"),
+    came=_inside_border,
+    equation=_padded,
     move=lambda op, v: F.pad(v, op.pad),
     home=lambda op, g: F.pad(g, [-amount for amount in op.pad]),
-    product=r"$g \text{ without the border}",
     zeros=FILLED,
     samples=lambda: [
         sample(F.pad, x(2, 3), (1, 2), value=5.0),
@@ -466,31 +571,46 @@ constant_pad_nd = moves(
     ],
 )
 
+
+def _from_pixels(at: list[str], r: int) -> list[str]:
+    *batch, c, h, w = at
+    return [
+        *batch,
+        rf"{r * r} {c} + {r} ({h} \bmod {r}) + {w} \bmod {r}",
+        *(rf"\lfloor {p} / {r} \rfloor" for p in (h, w)),
+    ]
+
+
+def _from_channels(at: list[str], r: int) -> list[str]:
+    *batch, c, h, w = at
+    high, wide = rf"{r} {h} + \lfloor {c} / {r} \rfloor \bmod {r}", rf"{r} {w} + {c} \bmod {r}"
+    return [*batch, rf"\lfloor {c} / {r * r} \rfloor", high, wide]
+
+
 pixel_shuffle = moves(
     "PixelShuffleBackward0",
-    equation=_named("pixel_shuffle", "upscale_factor"),
+    came=lambda op, at: _from_pixels(at, op.upscale_factor),
     move=lambda op, v: F.pixel_shuffle(v, op.upscale_factor),
     home=lambda op, g: F.pixel_unshuffle(g, op.upscale_factor),
-    product=r"\operatorname{pixel\_unshuffle}($g)",
     samples=lambda: [sample(F.pixel_shuffle, x(1, 4, 2, 3), 2)],
 )
 
 pixel_unshuffle = moves(
     "PixelUnshuffleBackward0",
-    equation=_named("pixel_unshuffle", "downscale_factor"),
+    came=lambda op, at: _from_channels(at, op.downscale_factor),
     move=lambda op, v: F.pixel_unshuffle(v, op.downscale_factor),
     home=lambda op, g: F.pixel_shuffle(g, op.downscale_factor),
-    product=r"\operatorname{pixel\_shuffle}($g)",
     samples=lambda: [sample(F.pixel_unshuffle, x(1, 1, 4, 2), 2)],
 )
 
 channel_shuffle = moves(
     "ChannelShuffleBackward0",
     "NativeChannelShuffleBackward0",
-    equation=_named("channel_shuffle", "groups"),
+    came=lambda op, at: _replaced(
+        at, {1: rf"{op.self.shape[1] // op.groups} ({at[1]} \bmod {op.groups}) + \lfloor {at[1]} / {op.groups} \rfloor"}
+    ),
     move=lambda op, v: F.channel_shuffle(v, op.groups),
     home=lambda op, g: F.channel_shuffle(g, g.shape[1] // op.groups),
-    product=r"\operatorname{channel\_shuffle}^{-1}($g)",
     samples=lambda: [sample(F.channel_shuffle, x(2, 6, 1, 2), 2)],
     source="derivatives.yaml: channel_shuffle. Channels (group, place) become (place, group).",
 )
@@ -502,7 +622,11 @@ conj = rule(
     "ConjBackward0",
     "ConjPhysicalBackward0",
     equation=r"$out = \overline{$self}",
-    wrt={"self": Wrt(lambda op, g: g.conj(), r"\text{conjugation}", r"\overline{$g}", COPIES)},
+    wrt={
+        "self": Wrt(
+            lambda op, g: g.conj(), r"\frac{\partial $out}{\partial \overline{$self}} = 1", r"\overline{$g}", COPIES
+        )
+    },
     structure="linear",
     samples=lambda: [
         sample(torch.conj, x(2, dtype=torch.complex128)),
@@ -520,11 +644,33 @@ neg_view = rule(
     source="derivatives.yaml: _neg_view",
 )
 
+
+def _pairs(template: str) -> Callable[[Any], str]:
+    """A template in which * stands for the axes before the last one, which holds the two parts of a number."""
+    return lambda op: template.replace(
+        "*, ", "".join(f"{each}, " for each in LETTERS[: max(op.self.dim(), op.out.dim()) - 1])
+    ).replace("_{*}", f"_{{{', '.join(LETTERS[: max(op.self.dim(), op.out.dim()) - 1])}}}")
+
+
 view_as_real = rule(
     "ViewAsRealBackward0",
     "ViewAsRealBackward0_copy",
-    equation=r"$out = (\operatorname{Re} $self, \operatorname{Im} $self)",
-    wrt={"self": Wrt(lambda op, g: torch.complex(g[..., 0], g[..., 1]), "1", r"{$g}_{0} + i \, {$g}_{1}", COPIES)},
+    equation=_pairs(
+        r"{$out}_{*, 0} = \operatorname{Re} {$self}_{*}, \quad {$out}_{*, 1} = \operatorname{Im} {$self}_{*}"
+    ),
+    wrt={
+        "self": Wrt(
+            lambda op, g: torch.complex(g[..., 0], g[..., 1]),
+            _pairs(
+                partial("{$out}_{*, 0}", "{$self}_{*}")
+                + r" = 1, \quad "
+                + partial("{$out}_{*, 1}", "{$self}_{*}")
+                + r" = \mathrm{i}"
+            ),
+            _pairs(r"{$grad}_{*} = {$g}_{*, 0} + \mathrm{i} \, {$g}_{*, 1}"),
+            COPIES,
+        )
+    },
     structure="linear",
     samples=lambda: [
         sample(torch.view_as_real, x(2, 3, dtype=torch.complex128)),
@@ -535,12 +681,17 @@ view_as_real = rule(
 view_as_complex = rule(
     "ViewAsComplexBackward0",
     "ViewAsComplexBackward0_copy",
-    equation=r"$out = {$self}_{0} + i \, {$self}_{1}",
+    equation=_pairs(r"{$out}_{*} = {$self}_{*, 0} + \mathrm{i} \, {$self}_{*, 1}"),
     wrt={
         "self": Wrt(
             lambda op, g: torch.stack((g.real, g.imag), -1),
-            "(1, i)",
-            r"(\operatorname{Re} $g, \operatorname{Im} $g)",
+            _pairs(
+                partial("{$out}_{*}", "{$self}_{*, 0}")
+                + r" = 1, \quad "
+                + partial("{$out}_{*}", "{$self}_{*, 1}")
+                + r" = \mathrm{i}"
+            ),
+            _pairs(r"{$grad}_{*, 0} = \operatorname{Re} {$g}_{*}, \quad {$grad}_{*, 1} = \operatorname{Im} {$g}_{*}"),
             COPIES,
         )
     },
@@ -550,10 +701,10 @@ view_as_complex = rule(
 
 complex_ = rule(
     "ComplexBackward0",
-    equation=r"$out = $real + i \, $imag",
+    equation=r"$out = $real + \mathrm{i} \, $imag",
     wrt={
         "real": Wrt(lambda op, g: g.real, "1", r"\operatorname{Re} $g", COPIES),
-        "imag": Wrt(lambda op, g: g.imag, "i", r"\operatorname{Im} $g", COPIES),
+        "imag": Wrt(lambda op, g: g.imag, r"\mathrm{i}", r"\operatorname{Im} $g", COPIES),
     },
     structure="linear",
     samples=lambda: [sample(torch.complex, x(3), x(3)), sample(torch.complex, x(2, 1), x(3), note="broadcast")],
