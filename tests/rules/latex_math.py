@@ -58,7 +58,7 @@ OPEN, CLOSE = {"(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert", r"\lVert"
 }  # fmt: skip
 BIG = {r"\sum": "sum", r"\prod": "prod", r"\max": "max", r"\min": "min", r"\operatorname{mean}": "mean"}
 BIG |= {r"\operatorname{any}": "max", r"\operatorname{all}": "min"}
-WORDS = re.compile(r"\\text\{\s*(for|where|if|with|when|and|is 0 outside|otherwise|or|not)\s*\}")
+WORDS = re.compile(r"\\text\{\s*(for|where|if|with|and|or|is 0 outside|is stored|otherwise|\(?in each batch\)?)\s*\}")
 ALONG = re.compile(r"(?:,?\s*\\(?:quad|qquad|;|,))*\s*\\text\{[,( ]*along dim (?:\} *)?(-?\d+)\)?\}?")
 BREAKS = {"for", "where", "with", "and", "if"}
 
@@ -98,11 +98,12 @@ def clauses(found: Sequence[str]) -> Iterator[list[str]]:
         breaks = token in {",", ";", r"\quad", r"\qquad"} or (token.startswith(r"\text") and word(token) in BREAKS)
         if depth or not breaks:
             part.append(token)
-        elif part:
+        elif part and not (len(part) == 1 and "in each batch" in part[0]):
             if part[0] == "(" and _closing(part, 0) == len(part) - 1 and any(each in RELATIONS for each in part):
                 yield from clauses(part[1:-1])
             else:
                 yield part
+        if breaks and not depth:
             part = []
 
 
@@ -157,6 +158,9 @@ class Parser:
             self.take()
             return ("not", self.relation())
         parts, signs = [self.sum()], []
+        if self.peek().startswith(r"\text") and word(self.peek()) == "is stored":
+            self.take()
+            return ("stored", parts[0])
         while self.peek() in RELATIONS:
             signs.append(self.take())
             parts.append(self.sum())
@@ -342,8 +346,11 @@ class Parser:
         if token == "{":
             return self.inner(self.between("{", "}"))
         if token == "[":
-            tree = self.inner(self.between("[", "]"))
-            if tree[0] not in {"relation", "logic", "not"}:
+            inside = self.between("[", "]")
+            if len(parts := _split(inside)) > 1 and not any(each in RELATIONS for each in inside):
+                return ("row", tuple(self.inner(each) for each in parts))
+            tree = self.inner(inside)
+            if tree[0] not in {"relation", "logic", "not", "stored"}:
                 raise FormulaError(f"square brackets hold a condition: {' '.join(self.tokens)}")
             return ("iverson", tree)
         for opening, closing, function in BRACKETS:
@@ -490,6 +497,14 @@ def _trace(t: Tensor) -> Tensor:
     return t.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
+def _softmax(t: Tensor) -> Tensor:
+    """Of each row; a row without a finite number gives 0."""
+    top = t.amax(-1, keepdim=True) if t.shape[-1] else t.new_zeros(())
+    powers = torch.exp(t - torch.where(top.isfinite(), top, 0))
+    total = powers.sum(-1, keepdim=True)
+    return torch.where(total == 0, 0, powers / total)
+
+
 # Applied to the last one or two axes: name -> (axes, function).
 OF_TENSORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     r"\operatorname{diag}": (1, torch.diag_embed),
@@ -497,7 +512,11 @@ OF_TENSORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     r"\det": (2, torch.linalg.det),
     r"\operatorname{tril}": (2, torch.tril),
     r"\operatorname{triu}": (2, torch.triu),
+    r"\operatorname{rowsum}": (1, lambda t: t.sum(-1, keepdim=True)),
+    r"\operatorname{softmax}": (1, _softmax),
+    r"\operatorname{causal}": (2, lambda t: t.masked_fill(torch.ones_like(t, dtype=torch.bool).triu(1), -math.inf)),
 }
+FUNCTIONS[r"\operatorname{chunk}"] = lambda t: t
 FUNCTIONS |= {name: function for name, (_, function) in OF_TENSORS.items()}
 
 
@@ -544,6 +563,9 @@ class Scope:
     outer: Names
     depth: int = 0
     ranges: Mapping[str, Node] = field(default_factory=dict)
+    steps: frozenset[str] = frozenset()  # names that are defined by themselves, step by step
+    known: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # the steps worked out
+    masks: Mapping[str, Tensor] = field(default_factory=dict)  # where sparse operands store an element
 
     def with_index(self, letter: str, numbers: Tensor, stated: bool = False) -> Scope:
         """One more index, which runs over `numbers`."""
@@ -597,26 +619,45 @@ class Scope:
             return Value(self.lift(found))
         if found.letters:
             raise FormulaError(f"{name} is defined for an index or an argument, and stands without")
+        if name in self.steps:
+            return Value(self.lift(Bound(self._step(found, 0))))
         return self._hidden({})(found.body)
 
     def _hidden(self, letters: Names) -> Scope:
         """What a definition's body sees: the statement's names, and its own letters."""
         return replace(self, names={**self.outer, **letters})
 
-    def _defined(self, found: Defined, arguments: Sequence[Node]) -> Value:
+    def _defined(self, name: str, arguments: Sequence[Node]) -> Value:
+        found = self.names[name]
+        assert isinstance(found, Defined)
         if len(arguments) != len(found.letters):
             raise FormulaError("a definition is used with another number of indices than it has")
-        values = (self(each).tensor for each in arguments)
+        values = [self(each).tensor for each in arguments]
+        if name in self.steps:
+            if len(values) != 1 or values[0].dim() != self.depth:
+                raise FormulaError(f"{name} is defined by itself, and has more than one index")
+            numbers, places = values[0].round().unique(return_inverse=True)
+            steps = torch.broadcast_tensors(*(self._step(found, int(each)) for each in numbers))
+            return Value(torch.stack(steps)[places])
         letters = {
             letter: Bound(value, self.depth, index=True) for letter, value in zip(found.letters, values, strict=True)
         }
         return self._hidden(letters)(found.body)
 
+    def _step(self, found: Defined, number: int) -> Tensor:
+        """One step of a definition that refers to other steps of itself."""
+        key = (id(found), number)
+        if key not in self.known:
+            letters = {letter: Bound(torch.tensor(float(number)), 0, index=True) for letter in found.letters}
+            base = {name: each for name, each in self.outer.items() if not (isinstance(each, Bound) and each.index)}
+            self.known[key] = replace(self, names={**base, **letters}, outer=base, depth=0)(found.body).tensor
+        return self.known[key]
+
     def _at(self, base: Node, indices: tuple[Node, ...]) -> Value:
         found = self.names.get(base[1]) if base[0] == "name" else None
         if isinstance(found, Defined) and found.letters:
             count = len(found.letters)
-            value = self._defined(found, indices[:count])
+            value = self._defined(base[1], indices[:count])
             return value if len(indices) == count else self._picked(value.tensor, indices[count:], math.nan)
         outside = found.outside if isinstance(found, Bound) else math.nan
         return self._picked(self(base).tensor, indices, outside)
@@ -647,8 +688,11 @@ class Scope:
     def _call(self, name: str, arguments: tuple[Node, ...]) -> Value:
         found = self.names.get(name)
         if isinstance(found, Defined):
-            return self._defined(found, arguments)
+            return self._defined(name, arguments)
         values = [self(each) for each in arguments]
+        if name == r"\operatorname{chunk}":
+            place, count = (int(self.number(each)) for each in arguments[1:])
+            return Value(values[0].tensor.chunk(count, -1)[place])
         if name in OF_TENSORS:
             axes, function = OF_TENSORS[name]
             if any(self.rank(each) < axes for each in values):
@@ -669,6 +713,23 @@ class Scope:
         if not self.rank(a) or not self.rank(b):
             return self._elementwise(r"\odot", left, right)
         return Value((a.tensor * b.tensor).sum(tuple(range(self.depth, a.tensor.dim()))))
+
+    def _times(self, sign: str, left: Node, right: Node) -> Value:
+        """A product of numbers, or the vector product along the last axis."""
+        a, b = self(left), self(right)
+        if not self.rank(a) or not self.rank(b):
+            return self._elementwise(r"\odot", left, right)
+        x, y = torch.broadcast_tensors(a.tensor, b.tensor)
+        turned = [
+            x[..., (i + 1) % 3] * y[..., (i + 2) % 3] - x[..., (i + 2) % 3] * y[..., (i + 1) % 3] for i in range(3)
+        ]
+        return Value(torch.stack(turned, -1))
+
+    def _row(self, parts: tuple[Node, ...]) -> Value:
+        return Value(torch.cat([self(each).tensor for each in parts], -1))
+
+    def _stored(self, tree: Node) -> Value:
+        return replace(self, names={**self.names, **{name: Bound(mask) for name, mask in self.masks.items()}})(tree)
 
     def _negative(self, inside: Node) -> Value:
         value = self(inside)
@@ -753,7 +814,10 @@ class Scope:
     def _cases(self, rows: tuple[tuple[Node, Node], ...]) -> Value:
         result = Value(torch.full((1,) * self.depth, math.nan, dtype=torch.float64))
         for value, condition in reversed(rows):
-            holds, here, other = self.together(self.truth(condition), self(value), result)
+            truth = self.truth(condition)
+            if not truth.tensor.any():  # so that a definition by steps comes to an end
+                continue
+            holds, here, other = self.together(truth, self(value), result)
             result = Value(torch.where(holds, *_promoted(here, other)))
         return result
 
@@ -780,7 +844,7 @@ class Scope:
             return Value(torch.where(mask, terms, 0).sum(axes) / mask.sum(axes))
         return Value(REDUCED[kind](torch.where(mask, terms, NEUTRAL[kind]), axes))
 
-    def run(self, letter: str, conditions: Sequence[Node], body: Node) -> Tensor:
+    def run(self, letter: str, conditions: Sequence[Node], body: Any) -> Tensor:
         """The numbers that an index runs over: from its stated range, or from the axis on which it stands bare."""
         low, high = self._stated(letter, conditions)
         if high is None:
@@ -851,7 +915,7 @@ def _promoted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "+": torch.add, r"\odot": torch.mul, r"\times": torch.mul, "/": torch.div, r"\oslash": torch.div,
+    "+": torch.add, r"\odot": torch.mul, "/": torch.div, r"\oslash": torch.div,
     "fraction": torch.div, r"\bmod": torch.remainder,
 }  # fmt: skip
 COMPARED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -883,9 +947,10 @@ KINDS = {
     "number": "constant", "name": "named", "at": "at", "call": "call", "negative": "negative", "beside": "beside",
     "transpose": "transpose", "inverse": "inverse", "^": "power", "norm": "norm", "matrix": "matrix",
     "iverson": "iverson", "relation": "relation", "logic": "logic", "not": "not", "otherwise": "otherwise",
-    "cases": "cases", "big": "big", r"\cdot": "dot", **dict.fromkeys(ELEMENTWISE, "elementwise"),
+    "cases": "cases", "big": "big", "row": "row", "stored": "stored", r"\cdot": "dot", r"\times": "times",
+    **dict.fromkeys(ELEMENTWISE, "elementwise"),
 }  # fmt: skip
-OWN = {kind for kind, method in KINDS.items() if method not in {"elementwise", "dot", "power"}}
+OWN = {kind for kind, method in KINDS.items() if method not in {"elementwise", "dot", "times", "power"}}
 
 
 def _children(node: Any) -> Iterator[Node]:
@@ -928,6 +993,7 @@ class Statement:
             text, along = text.replace(found[0], ""), int(found[1])
         self.text = text
         self.operands = {_spelled(name): _wide(tensor) for name, tensor in symbols.items()}
+        self.masks = {_spelled(name): _mask(tensor) for name, tensor in symbols.items()}
         self.names: dict[str, Bound | Defined] = {name: Bound(tensor) for name, tensor in self.operands.items()}
         self.depth, self.rank = 0, 0
         self.dim: int | None = None  # the axis that the statement goes along, row by row
@@ -938,6 +1004,19 @@ class Statement:
         self.claims: list[Node] = []
         self.limits: list[Node] = []
         self._sort(list(clauses(tokens(text))))
+        self.steps = frozenset(name for name in self.names if name in self._reached(name))
+
+    def _reached(self, name: str) -> set[str]:
+        """The names that a definition refers to, directly or through others."""
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            each = self.names.get(waiting.pop())
+            if isinstance(each, Defined):
+                fresh = {other for other in _names(each.body) if other not in each.letters} - found
+                found |= fresh
+                waiting += fresh
+        return found
 
     def _read_elements(self, shape: tuple[int, ...]) -> None:
         self.depth = len(shape)
@@ -1014,17 +1093,17 @@ class Statement:
         body = Parser(parser.tokens[parser.place :], values | set(letters), functions).whole()
         self.names[name] = Defined(letters, body)
 
-    def _scope(self, heads: Sequence[Node]) -> tuple[Scope, Tensor | None]:
+    def _scope(self, heads: Sequence[Node], *others: Node) -> tuple[Scope, Tensor | None]:
         """The scope in which a claim's left side has bound its indices, and where its limits hold."""
         ranges = {}
         for limit in self.limits:
             for name in _new_names(limit, self.names):
                 if limit[0] == "relation" and ("name", name) in limit[1]:
                     ranges[name] = limit
-        scope = Scope(self.names, self.names, self.depth, ranges)
+        scope = Scope(self.names, self.names, self.depth, ranges, self.steps, {}, self.masks)
         letters = _new_names(heads, self.names)
         for letter in letters:
-            scope = scope.with_index(letter, scope.run(letter, self.limits, heads), stated=True)
+            scope = scope.with_index(letter, scope.run(letter, self.limits, (heads, others)), stated=True)
         holds: Tensor | None = None
         for limit in self.limits:
             if not _new_names(limit, scope.names):
@@ -1048,7 +1127,7 @@ class Statement:
             head, *others = claim[1]
             if not self._of(head, subject):
                 continue
-            scope, holds = self._scope([head])
+            scope, holds = self._scope([head], *others)
             mine = scope(head)
             for other in others:
                 difference = _difference(scope, mine, scope(other), holds, tolerance)
@@ -1101,7 +1180,7 @@ class Statement:
                 raise FormulaError(f"{head[1]} is no gradient of the argument: {self.text}")
             axes = self._moved(result)
             self.names = {**known, name: Bound(axes, self.depth)}
-            scope, holds = self._scope([head])
+            scope, holds = self._scope([head], tree)
             self.names = known
             written = self._scattered(scope, [(head[2], axes.shape)], scope(tree), holds, axes)
             result = written if self.dim is None else written.movedim(-1, self.dim)
@@ -1130,7 +1209,7 @@ class Statement:
                 continue
             if of[0] != "at" and by[0] != "at" and self.dim is None:
                 return self._diagonal(tree, y, x)
-            scope, holds = self._scope([of, by])
+            scope, holds = self._scope([of, by], tree)
             sides = [(each[2] if each[0] == "at" else (), t.shape) for each, t in ((of, y), (by, x))]
             result = self._scattered(scope, sides, scope(tree), holds, result, written)
         if self.dim is None:
@@ -1167,9 +1246,14 @@ class Statement:
         written: Tensor | None = None,
     ) -> Tensor:
         """Write values where the indices of left sides point; what is named twice must have one value."""
-        if scope.rank(value):
+        places, sizes, parts = [], [], scope.rank(value)
+        if parts and len(sides) > 1:
             raise FormulaError(f"an element is expected on the right: {self.text}")
-        places, sizes = [], []
+        if parts:  # a part of the argument: its own axes are written whole
+            indices, shape = sides[0]
+            whole = shape[len(shape) - parts :]
+            value = Value(value.tensor.expand((*value.tensor.shape[: scope.depth], *whole)))
+            sides = [(indices, shape[: len(shape) - parts])]
         for indices, shape in sides:
             for axis in range(self.depth):
                 places.append(torch.arange(shape[axis]).reshape([-1 if axis == a else 1 for a in range(scope.depth)]))
@@ -1179,7 +1263,11 @@ class Statement:
                 raise FormulaError(f"{len(indices)} indices on the left of a tensor of {len(shape)} axes: {self.text}")
             places += [scope.number(each) for each in indices]
             sizes += list(shape)
-        limits = [] if holds is None else [holds.double()]
+        places = [each.reshape(each.shape + (1,) * parts) for each in places]
+        for axis in range(parts):
+            sizes.append(value.tensor.shape[scope.depth + axis])
+            places.append(torch.arange(sizes[-1]).reshape([-1 if axis == other else 1 for other in range(parts)]))
+        limits = [] if holds is None else [holds.double().reshape(holds.shape + (1,) * parts)]
         *places, numbers = torch.broadcast_tensors(*places, *limits, value.tensor)
         keep = torch.ones(numbers.shape, dtype=torch.bool)
         if limits:
@@ -1222,6 +1310,15 @@ def _spelled(name: str) -> str:
 def _wide(tensor: Tensor) -> Tensor:
     full = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
     return full.to(torch.complex128 if full.is_complex() else torch.float64)
+
+
+def _mask(tensor: Tensor) -> Tensor:
+    """1 where a tensor stores an element, 0 elsewhere."""
+    if tensor.layout == torch.strided:
+        return torch.ones(tensor.shape, dtype=torch.float64)
+    coo = (tensor.detach() if tensor.layout == torch.sparse_coo else tensor.detach().to_sparse_coo()).coalesce()
+    ones = torch.ones_like(coo.values(), dtype=torch.float64)
+    return torch.sparse_coo_tensor(coo.indices(), ones, coo.shape).to_dense()
 
 
 def _difference(scope: Scope, left: Value, right: Value, holds: Tensor | None, tolerance: float) -> str:

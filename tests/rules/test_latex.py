@@ -74,9 +74,15 @@ class Use:
         rest = {name: _copied(each) for name, each in self.op.arguments.items()}
         return self.run({**rest, argument: moved if isinstance(given, list) else moved[0]}), leaves
 
+    def differentiable(self) -> range:
+        """The places of the outputs that want a gradient."""
+        argument = next(name for name in self.rule.wrt if tensors_in([self.op.arguments.get(name)]))
+        return range(len(self.leaf(argument)[0]))
+
     def symbols(self) -> dict[str, str]:
         """The names of the operands as docs/rules.md prints them."""
-        return catalogue._symbols(self.rule, self.op)
+        symbols = catalogue._symbols(self.rule, self.op)
+        return symbols if self.rule.outputs == 1 else {**symbols, "out": symbols["out0"], "g": symbols["g0"]}
 
     def numbers(self) -> dict[str, Tensor]:
         """The tensors behind the names."""
@@ -88,7 +94,7 @@ class Use:
                 found |= {f"{symbols[name]}_{{{place}}}": each for place, each in enumerate(given)}
         for slot, out in enumerate(self.op.outs):
             if isinstance(out, Tensor):
-                found[f"{symbols['out']}_{{{slot}}}"] = out
+                found[f"{catalogue.SYMBOLS['out']}_{{{slot}}}"] = out
         return found | {symbols["out"]: self.op.out}
 
     def statement(self, template: Any, more: Mapping[str, Tensor] | None = None, **symbols: str) -> Statement:
@@ -140,7 +146,10 @@ def _function(rule: Rule, step: Any, graph: Any) -> tuple[Callable[..., Any], Te
 
 def wrong_equation(use: Use) -> str:
     """Why a rule's equation does not give the recorded output."""
-    return use.statement(use.rule.equation).wrong_equation(use.symbols()["out"], use.tolerance)
+    statement, symbols = use.statement(use.rule.equation), use.symbols()
+    names = ["out"] if use.rule.outputs == 1 else [f"out{slot}" for slot in use.differentiable()]
+    wrong = (statement.wrong_equation(symbols[name], use.tolerance) for name in names)
+    return next(filter(None, wrong), "")
 
 
 def wirtinger(out: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,6 +178,8 @@ def wrong_local(use: Use, argument: str) -> str:
     """Why a rule's local derivative is not the Jacobian."""
     outs, leaves = use.leaf(argument)
     symbols = use.symbols()
+    if r"\dot{" in use.rule.latex(use.rule.wrt[argument].local, use.op, symbols):
+        return wrong_differential(use, argument)
     statement = use.statement(use.rule.wrt[argument].local)
     listed = isinstance(use.op.arguments[argument], list)
     for item, leaf in enumerate(leaves):
@@ -182,6 +193,29 @@ def wrong_local(use: Use, argument: str) -> str:
                 if difference:
                     return f"d {name} / d {into}{' conjugated' * conjugate}: {difference}"
     return ""
+
+
+def wrong_differential(use: Use, argument: str) -> str:
+    r"""Why `\dot{y} = ...` is not the Jacobian times a random direction `\dot{x}`."""
+    outs, leaves = use.leaf(argument)
+    symbols, generator = use.symbols(), torch.Generator().manual_seed(4)
+    listed, moved = isinstance(use.op.arguments[argument], list), {}
+    changes: list[Tensor] = [torch.zeros_like(out) for out in outs]
+    for item, leaf in enumerate(leaves):
+        direction = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+        into = f"{symbols[argument]}_{{{item}}}" if listed else symbols[argument]
+        moved[rf"\dot{{{into}}}"] = direction
+        for slot, out in enumerate(outs):
+            plain, conjugate = wirtinger(out, leaf)
+            change = torch.tensordot(plain, direction.to(plain.dtype), leaf.dim())
+            if conjugate.dim():
+                change = change + torch.tensordot(conjugate, direction.conj(), leaf.dim())
+            changes[slot] = changes[slot] + change
+    names = [symbols["out"]] if use.rule.outputs == 1 else [symbols[f"out{slot}"] for slot in range(len(outs))]
+    moved |= {rf"\dot{{{name}}}": change for name, change in zip(names, changes, strict=True)}
+    statement = use.statement(use.rule.wrt[argument].local, moved)
+    wrong = (statement.wrong_equation(rf"\dot{{{name}}}", use.tolerance) for name in names)
+    return next(filter(None, wrong), "")
 
 
 def wrong_product(use: Use, argument: str) -> str:
@@ -201,9 +235,8 @@ def wrong_product(use: Use, argument: str) -> str:
         expected = torch.zeros_like(full(leaf)) if their is None else full(their)
         if mine.is_complex() and not expected.is_complex():
             mine = mine.real
-        if mine.shape != expected.shape:
-            mine = mine.expand(outs[0].shape) if mine.numel() == 1 else mine
-            mine, _ = reduce_to_shape(mine, tuple(expected.shape))
+        if mine.shape != expected.shape:  # an argument that was broadcast: the walk sums
+            mine, _ = reduce_to_shape(mine.expand(outs[0].shape), tuple(expected.shape))
         difference = differ(expected, mine, use.tolerance)
         if difference:
             return difference

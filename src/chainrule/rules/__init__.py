@@ -216,9 +216,9 @@ def rule(
     name: str = "",
     **more: Any,
 ) -> Rule:
-    """Register a rule and return it. See `Rule` for what the parts are.
+    """Register a rule and return it. See `Rule` for what the parts are; `name` defaults to that of the first node.
 
-    `name` defaults to that of the first node, and `source` to PyTorch's formula of that name.
+    `source` defaults to the entry of that name in PyTorch's list of derivatives.
     """
     name = name or snake(nodes[0] if nodes else more["calls"][0])
     made = Rule(
@@ -397,6 +397,17 @@ def parenthesise(latex: str) -> str:
         if depth == 0 and token.start() and token[0] in "+-":
             return rf"\left({latex}\right)"
     return latex
+
+
+def at(name: str, indices: Iterable[str]) -> str:
+    """An element of an operand in LaTeX: `{$self}_{n,i}`."""
+    places = ",".join(indices)
+    return rf"{{${name}}}_{{{places}}}" if places else f"${name}"
+
+
+def derivative(of: str, by: str, value: str) -> str:
+    """A local derivative in LaTeX, element by element; those that it does not name are 0."""
+    return rf"\frac{{\partial {of}}}{{\partial {by}}} = {value}"
 
 
 def number(value: float) -> str:

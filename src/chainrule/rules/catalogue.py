@@ -63,17 +63,18 @@ def entry(rule: Rule) -> str:
 def _facts(rule: Rule, op: Applied | None) -> Iterator[str]:
     symbols = _symbols(rule, op)
 
-    def told(template: Template) -> str:
+    def told(template: Template, **more: str) -> str:
         if op is None and callable(template):
             return "(depends on how it is called)"
-        return "$`" + " ".join(rule.latex(template, op or Applied({}, ()), symbols).split()) + "`$"
+        return "$`" + " ".join(rule.latex(template, op or Applied({}, ()), {**symbols, **more}).split()) + "`$"
 
     nodes = ", ".join(f"`{node}`" for node in rule.nodes)
     calls = ", ".join(f"`{call}`" for call in rule.calls)
     yield "- answers to " + ", and to the call ".join(part for part in (nodes, calls) if part)
     yield f"- equation: {told(rule.equation)}"
     for argument, wrt in rule.wrt.items():
-        yield f"- `{argument}`: local derivative {told(wrt.local)}; product {told(wrt.product)}"
+        product = told(wrt.product, grad=rf"\bar{{{symbols[argument]}}}")
+        yield f"- `{argument}`: local derivative {told(wrt.local)}; product {product}"
     for argument, kind in rule.constants.items():
         yield f"- `{argument}`: {kind}"
     if rule.kink:
@@ -110,8 +111,9 @@ def _symbols(rule: Rule, op: Applied | None) -> dict[str, str]:
     arguments = op.arguments if op else {}
     numbers = {name for name, value in arguments.items() if isinstance(value, (int, float))}
     names = {*arguments, *rule.wrt, *rule.constants} - numbers
-    slots = max(rule.outputs, len(op.outs) if op else 0)
-    outputs = {f"{name}{slot}": f"{SYMBOLS[name]}_{{{slot}}}" for name in ("out", "g") for slot in range(slots)}
+    outputs = {f"{name}{slot}": f"{SYMBOLS[name]}_{{{slot}}}" for name in ("out", "g") for slot in range(rule.outputs)}
+    if "g" in names:
+        outputs["g_"] = "g"  # an argument of that name, as `$g` is the upstream gradient
     return {name: LETTERS.get(name, _upright(name)) for name in names} | outputs | SYMBOLS
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, number, reduce_to_shape, rule, sample
-from chainrule.rules.pattern import Pattern, aligned, axes, real
+from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, number, reduce_to_shape, rule, sample
+from chainrule.rules.pattern import Pattern, aligned, real
 from chainrule.rules.pattern import letters as lettered
 from chainrule.rules.pattern import product as meeting
 
@@ -27,35 +27,47 @@ def randn(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
 
 
+Letters = tuple[str, str, str]  # of the operand, of the other one, of the result
+
+
 def product_rule(
     node: str,
     subscripts: str,
     equation: str,
     products: tuple[str, str],
     samples: Callable[[], Iterable[Sample]],
-    source: str,
-    operands: tuple[str, str],
+    operands: tuple[str, str] = ("self", "mat2"),
 ) -> Rule:
     """Register out = sum of left * right over the indices that `subscripts` ("ij,jk->ik") leaves out of the result.
 
     An operation with an argument `self` beside its operands (addmm) is out = beta self + alpha (left right).
     """
     inputs, result = subscripts.split("->")
-    letters = dict(zip(operands, inputs.split(","), strict=True))
-    left, right = operands
+    (left, right), (mine, others) = operands, inputs.split(",")
     wrt = {
-        left: _operand(left, right, letters, result, products[0]),
-        right: _operand(right, left, letters, result, products[1]),
+        left: _operand(left, right, (mine, others, result), products[0]),
+        right: _operand(right, left, (others, mine, result), products[1]),
     }
     if "self" not in operands:
         wrt = {"self": ADDED, **wrt}
-    return rule(node, equation=_with_scales(f"$out = {equation}"), wrt=wrt, samples=samples, source=source)
+    return rule(node, equation=_with_scales(f"$out = {equation}"), wrt=wrt, samples=samples)
 
 
-def _operand(name: str, other: str, letters: dict[str, str], result: str, product: str) -> Wrt:
-    mine, others = letters[name], letters[other]
+def _operand(
+    name: str,
+    other: str,
+    subscripts: Letters | Callable[[Any], Letters],
+    product: str | Callable[[Any], str],
+    vjp: Callable[[Any, Tensor], Tensor] | None = None,
+    zeros: str = "",
+) -> Wrt:
+    """The derivative by one of the two operands; the letters may depend on the call, as those of a layer do."""
 
-    def vjp(op: Any, g: Tensor) -> Tensor:
+    def letters(op: Any) -> Letters:
+        return subscripts(op) if callable(subscripts) else subscripts
+
+    def back(op: Any, g: Tensor) -> Tensor:
+        mine, others, result = letters(op)
         columns = _in_columns(getattr(op, name))  # then so is its gradient, or writing it takes half as long again
         asked = mine[::-1] if columns else mine
         gradient = torch.einsum(f"{result},{others}->{asked}", g, getattr(op, other).conj())
@@ -63,36 +75,38 @@ def _operand(name: str, other: str, letters: dict[str, str], result: str, produc
         return _scaled(gradient, _scale(op, "alpha"))
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        mine, others, result = letters(op)
         places = dict(zip(result, out_index, strict=True))
         if any(places.setdefault(letter, place) != place for letter, place in zip(mine, in_index, strict=True)):
             return None
         return Factor(other, tuple(places[letter] for letter in others), scale=_scale(op, "alpha"))
 
     def local(op: Any) -> str:
-        element = rf"{{${other}}}_{{{','.join(others)}}}"
-        return _prefix(_scale(op, "alpha")) + element
+        mine, others, result = letters(op)
+        return derivative(at("out", result), at(name, mine), _prefix(_scale(op, "alpha")) + at(other, others))
 
     def told(op: Any) -> str:
-        text = product.replace("^{T}", "^{H}") if getattr(op, other).is_complex() else product
+        text = product(op) if callable(product) else product
+        if getattr(op, other).is_complex():
+            text = (
+                text.replace("^{T}", "^{H}") if "^{T}" in text else text.replace(f"${other}", rf"\overline{{${other}}}")
+            )
         return _prefix(_scale(op, "alpha")) + text
 
-    shared = [letter for letter in mine if letter in result]
-    zeros = (
-        f"output element ({', '.join(result)}) is made of the elements ({', '.join(mine)}) with the same "
-        f"{' and '.join(shared)}; its derivative by all others is zero"
-    )
-    rows, columns = (
-        "".join(letter for letter in side if letter not in rest) for side, rest in ((result, mine), (mine, result))
-    )
-
     def pattern(op: Any) -> Pattern | None:
-        operand, factor = getattr(op, name), getattr(op, other)
+        (mine, others, result), operand, factor = letters(op), getattr(op, name), getattr(op, other)
         if not real(op.out, operand, factor):
             return None
+        rows, columns = ("".join(sorted(set(a) - set(b), key=a.index)) for a, b in ((result, mine), (mine, result)))
         block = "" if _scale(op, "alpha") != 1 else _block(other, others, rows, columns)
         return meeting(lettered(result, op.out.shape), lettered(mine, operand.shape), block)
 
-    return Wrt(vjp, local, told, zeros if shared else "", factor, pattern)
+    if not callable(subscripts) and (shared := [letter for letter in subscripts[0] if letter in subscripts[2]]):
+        zeros = (
+            f"output element ({', '.join(subscripts[2])}) is made of the elements ({', '.join(subscripts[0])}) with the "
+            f"same {' and '.join(shared)}; its derivative by all others is zero"
+        )
+    return Wrt(vjp or back, local, told, zeros, factor, pattern)
 
 
 def _block(name: str, letters: str, rows: str, columns: str) -> str:
@@ -150,7 +164,6 @@ mm = product_rule(
     "ij,jk->ik",
     r"$self \, $mat2",
     (r"$g \, $mat2^{T}", r"$self^{T} \, $g"),
-    operands=("self", "mat2"),
     samples=lambda: [
         sample(torch.mm, randn(2, 3), randn(3, 4)),
         sample(torch.mm, randn(1, 1), randn(1, 1), note="size 1"),
@@ -158,7 +171,6 @@ mm = product_rule(
         sample(torch.mm, randn(2, 0), randn(0, 3), note="nothing to sum"),
         sample(torch.mm, randn(2, 3, dtype=torch.complex128), randn(3, 2, dtype=torch.complex128), note="complex"),
     ],
-    source="derivatives.yaml: mm. out_ik = sum_j self_ij mat2_jk, so d out_ik / d self_ij = mat2_jk.",
 )
 
 bmm = product_rule(
@@ -166,13 +178,11 @@ bmm = product_rule(
     "bij,bjk->bik",
     r"$self \, $mat2 \quad \text{(in each batch)}",
     (r"$g \, $mat2^{T}", r"$self^{T} \, $g"),
-    operands=("self", "mat2"),
     samples=lambda: [
         sample(torch.bmm, randn(2, 3, 4), randn(2, 4, 2)),
         sample(torch.bmm, randn(0, 3, 4), randn(0, 4, 2), note="no batch"),
         sample(torch.matmul, randn(2, 1, 3, 4), randn(3, 4, 2), note="matmul with broadcast batches"),
     ],
-    source="derivatives.yaml: bmm",
 )
 
 mv = product_rule(
@@ -186,7 +196,6 @@ mv = product_rule(
         sample(torch.mv, randn(2, 0), randn(0), note="nothing to sum"),
         sample(torch.mv, randn(2, 3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
     ],
-    source="derivatives.yaml: mv",
 )
 
 dot = product_rule(
@@ -200,7 +209,6 @@ dot = product_rule(
         sample(torch.dot, randn(0), randn(0), note="empty"),
         sample(torch.dot, randn(3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
     ],
-    source="derivatives.yaml: dot",
 )
 
 addmm = product_rule(
@@ -216,7 +224,6 @@ addmm = product_rule(
         sample(torch.addmm, randn(2), randn(0, 3), randn(3, 2), note="no rows"),
         sample(torch.addmm, randn(4), randn(2, 3), randn(3, 4), beta=0, note="beta 0"),
     ],
-    source="derivatives.yaml: addmm",
 )
 
 addmv = product_rule(
@@ -229,7 +236,6 @@ addmv = product_rule(
         sample(torch.addmv, randn(2), randn(2, 3), randn(3), beta=2, alpha=0.5),
         sample(torch.addmv, randn(1), randn(2, 3), randn(3), note="broadcast"),
     ],
-    source="derivatives.yaml: addmv",
 )
 
 addr = product_rule(
@@ -242,7 +248,6 @@ addr = product_rule(
         sample(torch.addr, randn(2, 3), randn(2), randn(3), beta=2, alpha=0.5),
         sample(torch.addr, randn(3), randn(2), randn(3), note="broadcast"),
     ],
-    source="derivatives.yaml: addr",
 )
 
 baddbmm = product_rule(
@@ -255,7 +260,6 @@ baddbmm = product_rule(
         sample(torch.baddbmm, randn(2, 3, 2), randn(2, 3, 4), randn(2, 4, 2), beta=2, alpha=0.5),
         sample(torch.baddbmm, randn(2, 1, 2), randn(2, 3, 4), randn(2, 4, 2), note="broadcast"),
     ],
-    source="derivatives.yaml: baddbmm",
 )
 
 addbmm = product_rule(
@@ -268,7 +272,6 @@ addbmm = product_rule(
         sample(torch.addbmm, randn(3, 2), randn(2, 3, 4), randn(2, 4, 2), beta=2, alpha=0.5),
         sample(torch.addbmm, randn(2), randn(2, 3, 4), randn(2, 4, 2), note="broadcast"),
     ],
-    source="derivatives.yaml: addbmm",
 )
 
 # The conjugate stands on the first operand, so its own gradient is that of a function of the conjugate.
@@ -276,28 +279,55 @@ vdot = rule(
     "VdotBackward0",
     equation=r"$out = $self^{H} $other",
     wrt={
-        "self": Wrt(lambda op, g: g.conj() * op.other, "$other", r"\overline{$g} \, $other"),
-        "other": Wrt(lambda op, g: g * op.self, r"\overline{$self}", r"$g \, $self"),
+        "self": Wrt(
+            lambda op, g: g.conj() * op.other,
+            lambda op: derivative(
+                "$out", r"\overline{$self}_{i}" if op.self.is_complex() else at("self", "i"), "{$other}_{i}"
+            ),
+            r"\overline{$g} \, $other",
+        ),
+        "other": Wrt(
+            lambda op, g: g * op.self, derivative("$out", at("other", "i"), r"\overline{{$self}_{i}}"), r"$g \, $self"
+        ),
     },
     samples=lambda: [
         sample(torch.vdot, randn(3), randn(3) + 1),
         sample(torch.vdot, randn(3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
     ],
-    source="derivatives.yaml: vdot",
 )
+
+
+def _turned(argument: str, other: str, sign: int) -> Callable[[Any], str]:
+    """The derivative of one factor of a vector product: the other one, whose place comes after or before."""
+    plus, minus = (at(other, [rf"(i + {step}) \bmod 3"]) for step in (2, 1))
+
+    def local(op: Any) -> str:
+        after, before = (
+            derivative(at("out", "i"), at(argument, [rf"(i + {step}) \bmod 3"]), value)
+            for step, value in ((1, plus if sign > 0 else f"-{plus}"), (2, f"-{minus}" if sign > 0 else minus))
+        )
+        return rf"{after}, \quad {before}" + ALONG
+
+    return local
+
+
+ALONG = r" \quad \text{(along dim $dim)}"
 
 linalg_cross = rule(
     "LinalgCrossBackward0",
-    equation=r"$out = $self \times $other",
+    equation=r"$out = $self \times $other" + ALONG,
     wrt={
         "self": Wrt(
             lambda op, g: _cross(op.other.conj(), g, op.dim),
-            r"-[$other]_{\times}",
-            r"$other \times $g",
+            _turned("self", "other", 1),
+            r"$other \times $g" + ALONG,
             "a x a is zero",
         ),
         "other": Wrt(
-            lambda op, g: _cross(g, op.self.conj(), op.dim), r"[$self]_{\times}", r"$g \times $self", "a x a is zero"
+            lambda op, g: _cross(g, op.self.conj(), op.dim),
+            _turned("other", "self", -1),
+            r"$g \times $self" + ALONG,
+            "a x a is zero",
         ),
     },
     samples=lambda: [
@@ -313,6 +343,15 @@ def _cross(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """The vector product along `dim`, from its definition: (a x b)_i = a_{i+1} b_{i+2} - a_{i+2} b_{i+1}."""
     a, b = torch.broadcast_tensors(a, b)
     return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
+
+
+# A layer: the samples (n; m, n where there are two batch axes), out_features o, in_features i. -----------------------
+
+
+def _layer(op: Any) -> tuple[str, str, str]:
+    """The letters of input, weight and output; a one-dimensional weight has no axis of features."""
+    samples, out = "bcdefghjklmn"[13 - op.input.dim() :], "o" * (op.weight.dim() - 1)
+    return f"{samples}i", f"{out}i", samples + out
 
 
 def _out_features(op: Any) -> int:
@@ -331,43 +370,33 @@ def _linear_weight(op: Any, g: Tensor) -> Tensor:
     return gradient.reshape(op.weight.shape)
 
 
-def _split(op: Any, out_index: Index) -> tuple[Index, Index]:
-    """The output's index as (sample, feature); a one-dimensional weight has no feature axis."""
-    features = op.weight.dim() - 1
-    cut = len(out_index) - features
-    return out_index[:cut], out_index[cut:]
+def _weight_product(op: Any) -> str:
+    into, weight, out = _layer(op)
+    if len(into) == 2:
+        return r"$g^{T} \, $input" if not op.input.is_complex() else r"$g^{T} \, \overline{$input}"
+    sums = rf"\sum_{{{','.join(into[:-1])}}} " if into[:-1] else ""
+    return rf"{at('grad', weight)} = {sums}{at('g', out)} \, {at('input', into)}"
 
 
-def _linear_input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    n, o = _split(op, out_index)
-    return Factor("weight", (*o, in_index[-1])) if in_index[:-1] == n else None
+def _bias_product(op: Any) -> str:
+    samples = _layer(op)[0][:-1]
+    return rf"\sum_{{{','.join(samples)}}} {at('g', samples)}" if samples else "$g"
 
 
-def _linear_weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    n, o = _split(op, out_index)
-    return Factor("input", (*n, in_index[-1])) if in_index[:-1] == o else None
+def _bias_features(op: Any) -> str:
+    """The letters of the bias: a single number is added to all."""
+    return "o" * (op.bias.numel() == _out_features(op) and op.bias.dim() == op.weight.dim() - 1)
 
 
-def _linear_bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    _, o = _split(op, out_index)
-    return Factor(latex="1") if in_index in (o, ()) else None
-
-
-def _linear_pattern(argument: str) -> Callable[[Any], Pattern | None]:
-    """A layer's axes: samples and out_features; samples and in_features; out_features and in_features."""
-
-    def pattern(op: Any) -> Pattern | None:
-        if not real(op.out, op.input, op.weight, op.arguments[argument]):
-            return None
-        samples, out = axes(op.input.shape[:-1]), [("o", _out_features(op))]
-        inner = [("i", op.input.shape[-1])]
-        into = {"input": (*samples, *inner), "weight": (*out, *inner), "bias": out}[argument]
-        block = {"input": "$weight", "weight": "$input", "bias": ""}[argument]
-        if argument == "bias" and op.bias.numel() != _out_features(op):
-            return aligned(op.out.shape, op.bias.shape)
-        return meeting((*samples, *out), into, block)
-
-    return pattern
+def _bias_pattern(op: Any) -> Pattern | None:
+    if not real(op.out, op.input, op.weight, op.bias):
+        return None
+    letters = _bias_features(op)
+    return (
+        meeting(lettered(_layer(op)[2], op.out.shape), lettered(letters, op.bias.shape))
+        if letters
+        else aligned(op.out.shape, op.bias.shape)
+    )
 
 
 linear = rule(
@@ -375,29 +404,29 @@ linear = rule(
     calls=("linear",),
     equation=lambda op: r"$out = $input \, $weight^{T}" + ("" if op.bias is None else " + $bias"),
     wrt={
-        "input": Wrt(
+        "input": _operand(
+            "input",
+            "weight",
+            _layer,
+            lambda op: r"$g \, $weight" if op.weight.dim() == 2 else r"$g \, $weight^{T}",
             _linear_input,
-            r"{$weight}_{o,i}",
-            lambda op: r"$g \, \overline{$weight}" if op.input.is_complex() else r"$g \, $weight",
             "each sample has its own row: output row n is made of input row n alone",
-            _linear_input_factor,
-            _linear_pattern("input"),
         ),
-        "weight": Wrt(
+        "weight": _operand(
+            "weight",
+            "input",
+            lambda op: (_layer(op)[1], _layer(op)[0], _layer(op)[2]),
+            _weight_product,
             _linear_weight,
-            r"{$input}_{n,i}",
-            lambda op: r"$g^{T} \, \overline{$input}" if op.input.is_complex() else r"$g^{T} \, $input",
             "each neuron has its own row of weights: output column o is made with row o of the weight alone",
-            _linear_weight_factor,
-            _linear_pattern("weight"),
         ),
         "bias": Wrt(
             lambda op, g: reduce_to_shape(g, tuple(op.bias.shape))[0],
             "1",
-            r"\sum_{n} {$g}_{n}",
+            _bias_product,
             "each neuron has its own bias: output column o has bias o alone added to it, in every sample",
-            _linear_bias_factor,
-            _linear_pattern("bias"),
+            lambda op, out, into: Factor(latex="1") if into in (out[len(out) - len(into) :], ()) else None,
+            _bias_pattern,
         ),
     },
     samples=lambda: [
@@ -437,18 +466,64 @@ def _groups(op: Any) -> Iterator[tuple[Any, Any, Any]]:
             yield e, (every, group), (every, group)
 
 
-def _grouped_left(op: Any, g: Tensor) -> Tensor:
-    home = torch.zeros_like(op.self, dtype=g.dtype)
-    for left, right, out in _groups(op):
-        home[left] = g[out] @ op.mat2[right].mH
-    return home
+def _grouped(argument: str) -> Callable[[Any, Tensor], Tensor]:
+    """g times the other operand's piece, for each group, in the place of this operand's."""
+
+    def vjp(op: Any, g: Tensor) -> Tensor:
+        home = torch.zeros_like(op.arguments[argument], dtype=g.dtype)
+        for left, right, out in _groups(op):
+            if argument == "self":
+                home[left] = g[out] @ op.mat2[right].mH
+            else:
+                home[right] = op.self[left].mH @ g[out]
+        return home
+
+    return vjp
 
 
-def _grouped_right(op: Any, g: Tensor) -> Tensor:
-    home = torch.zeros_like(op.mat2, dtype=g.dtype)
-    for left, right, out in _groups(op):
-        home[right] = op.self[left].mH @ g[out]
-    return home
+def _grouped_letters(op: Any) -> tuple[dict[str, list[str]], str]:
+    """The indices of the operands and the result, `e` for the group where there is an axis for it, and the flat axis.
+
+    Along the flat axis the groups lie one behind the other, so there the group depends on the place.
+    """
+    letters = {"self": ["e", "i", "j"], "mat2": ["e", "j", "k"], "out": ["e", "i", "k"]}
+    if op.offs is None:
+        return letters, ""
+    flat = {(True, True): "j", (True, False): "i", (False, True): "k"}[op.self.dim() == 2, op.mat2.dim() == 2]
+    group = rf"\operatorname{{group}}({flat})"
+    return {name: each[1:] if flat in each else [group, *each[1:]] for name, each in letters.items()}, flat
+
+
+def _grouped_sum(target: str, *factors: str) -> Callable[[Any], str]:
+    """`target = sum of products of factors`, over the one letter that the target has not."""
+
+    def formula(op: Any) -> str:
+        letters, flat = _grouped_letters(op)
+        asked, g = [letters[name if name != "g" else "out"] for name in factors], letters
+        own = ["e" if each.startswith("\\") else each for each in g[target if target != "grad" else _missing(factors)]]
+        over = next(letter for letter in "ijk" if letter not in own)
+        limit = rf": \operatorname{{group}}({flat}) = e" if flat == over else ""
+        product = r" \, ".join(at(name, each) for name, each in zip(factors, asked, strict=True))
+        return rf"{at(target, own)} = \sum_{{{over}{limit}}} {product}" + _grouping(flat)
+
+    return formula
+
+
+def _missing(factors: tuple[str, ...]) -> str:
+    return "mat2" if "self" in factors else "self"
+
+
+def _grouping(flat: str) -> str:
+    return rf", \quad \operatorname{{group}}({flat}) = \sum_{{m}} [{{$offs}}_{{m}} \le {flat}]" if flat else ""
+
+
+def _grouped_local(argument: str, other: str) -> Callable[[Any], str]:
+    def local(op: Any) -> str:
+        letters, flat = _grouped_letters(op)
+        of, by, value = (at(name, letters[name]) for name in ("out", argument, other))
+        return derivative(of, by, value) + _grouping(flat)
+
+    return local
 
 
 def _experts(left: tuple[int, ...], right: tuple[int, ...], *ends: int) -> Sample:
@@ -462,10 +537,10 @@ IN_GROUPS = "a group is multiplied with its own matrix alone"
 
 grouped_mm = rule(
     "GroupedMmBackward0",
-    equation=r"{$out}_{e} = {$self}_{e} \, {$mat2}_{e} \quad \text{for each group } e",
+    equation=_grouped_sum("out", "self", "mat2"),
     wrt={
-        "self": Wrt(_grouped_left, r"{$mat2}_{e,j,k}", r"{$g}_{e} \, {$mat2}_{e}^{T}", IN_GROUPS),
-        "mat2": Wrt(_grouped_right, r"{$self}_{e,i,j}", r"{$self}_{e}^{T} \, {$g}_{e}", IN_GROUPS),
+        "self": Wrt(_grouped("self"), _grouped_local("self", "mat2"), _grouped_sum("grad", "g", "mat2"), IN_GROUPS),
+        "mat2": Wrt(_grouped("mat2"), _grouped_local("mat2", "self"), _grouped_sum("grad", "self", "g"), IN_GROUPS),
     },
     constants={"offs": "not differentiable"},
     samples=lambda: [
