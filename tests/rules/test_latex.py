@@ -64,7 +64,7 @@ class Use:
             torch.set_rng_state(self.random_state)
         with torch.enable_grad():
             outs = [out for out in tensors_in(self.function(**arguments)) if out.requires_grad]
-        return [full(out) for out in outs[: self.rule.outputs]]
+        return [full(out) for out in (outs if self.rule.outputs > 1 else outs[:1])]
 
     def leaf(self, argument: str) -> tuple[Any, list[Tensor]]:
         """The outputs, and the leaves that one argument was made: a single one, unless it is a list."""
@@ -90,10 +90,11 @@ class Use:
         for name, given in self.op.arguments.items():
             if isinstance(given, Tensor):
                 found[symbols[name]] = given
-            elif isinstance(given, list) and all(isinstance(each, Tensor) for each in given):
-                found |= {f"{symbols[name]}_{{{place}}}": each for place, each in enumerate(given)}
+            elif isinstance(given, list):
+                items = ((place, each) for place, each in enumerate(given) if isinstance(each, Tensor))
+                found |= {f"{symbols[name]}_{{{place}}}": each for place, each in items}
         for slot, out in enumerate(self.op.outs):
-            if isinstance(out, Tensor):
+            if isinstance(out, Tensor) and (slot or self.rule.outputs > 1):  # else y_0 is an element
                 found[f"{catalogue.SYMBOLS['out']}_{{{slot}}}"] = out
         return found | {symbols["out"]: self.op.out}
 
