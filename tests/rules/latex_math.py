@@ -1075,7 +1075,7 @@ class Statement:
         if number and "=" in part:
             parser = Parser(part, set(self.operands), set())
             name = parser.name()
-            if name and name not in self.operands:
+            if name and name not in self.operands and not name.startswith(r"\bar"):
                 return ("function" if parser.peek() == "(" else "definition"), self._whole_name(parser, name)
         signs = [each for each in _outside_brackets(part) if each in RELATIONS]
         return ("limit" if number and signs and "=" not in signs else "claim"), ""
@@ -1180,13 +1180,17 @@ class Statement:
         """
         name = _spelled(name)
         result = torch.zeros((1,) if self.single else tuple(shape), dtype=torch.float64)
-        known = self.names
+        known, others = self.names, len(self.claims) > 1
         for claim in self.claims:
             head, tree = self._sides(claim)
+            if others and head is not None and head[0] == "name" and head[1] != name:
+                continue  # the gradient of another tensor of the list
             if head is None or head[0] != "at":
                 scope, _ = self._scope([])
                 value = scope(tree).tensor
                 return value.movedim(-1, self.dim) if self.dim is not None and scope.depth < value.dim() else value
+            if head[1] != ("name", name) and others:
+                continue  # the gradient of another tensor of the list
             if head[1] != ("name", name):
                 raise FormulaError(f"{head[1]} is no gradient of the argument: {self.text}")
             axes = self._moved(result)

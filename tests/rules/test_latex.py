@@ -231,7 +231,8 @@ def wrong_product(use: Use, argument: str) -> str:
     for item, (leaf, their) in enumerate(zip(leaves, theirs, strict=True)):
         into = f"{symbols[argument]}_{{{item}}}" if listed else symbols[argument]
         bar = rf"\bar{{{into}}}"
-        statement = use.statement(use.rule.wrt[argument].product, given, grad=bar)
+        names = {f"grad{place}": rf"\bar{{{symbols[argument]}_{{{place}}}}}" for place in range(len(leaves)) if listed}
+        statement = use.statement(use.rule.wrt[argument].product, given, grad=bar, **names)
         mine = statement.gradient(leaf.shape, bar)
         expected = torch.zeros_like(full(leaf)) if their is None else full(their)
         if mine.is_complex() and not expected.is_complex():

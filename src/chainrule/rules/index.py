@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
-from chainrule.rules.indices import digits, element
+from chainrule.rules import at as element
+from chainrule.rules.indices import digits
 from chainrule.rules.pattern import Pattern, copied, real
 from chainrule.rules.shape import COPIES, FILLED, Index, Move, Template, moves, slice_of, strided_origins, x
 

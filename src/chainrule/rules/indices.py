@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,27 +12,20 @@ LETTERS = "ijklmnpqrs"
 OTHERS = "uvwabcdfgh"  # of a second element of the same tensor
 
 
-def element(name: str, places: Iterable[Any]) -> str:
-    """An element of the operand `name` of a template: `{$self}_{i, j}`, or `$self` of a tensor without axes."""
-    text = ", ".join(map(str, places))
-    return f"{{${name}}}_{{{text}}}" if text else f"${name}"
-
-
 def letters(t: Tensor) -> list[str]:
     """One letter for each axis."""
     return list(LETTERS[: t.dim()])
 
 
-def broadcast(t: Tensor, shape: Sequence[int]) -> list[str]:
-    """The indices of the element of `t` that broadcasting to `shape` puts at i, j, k, ..."""
-    added = len(shape) - t.dim()
-    axes = zip(LETTERS[added : len(shape)], t.shape, shape[added:], strict=True)
-    return ["0" if size == 1 != whole else letter for letter, size, whole in axes]
+def places(shape: Sequence[int], letters: str = LETTERS) -> list[str]:
+    """One letter for each axis that has more than one place, and 0 for the others."""
+    return ["0" if size == 1 else letter for letter, size in zip(letters, shape, strict=False)]
 
 
-def partial(out: str, into: str) -> str:
-    """The derivative of one element by another."""
-    return rf"\frac{{\partial {out}}}{{\partial {into}}}"
+def fitted(places: Sequence[str], t: Tensor) -> list[str]:
+    """The indices of the element of `t` that broadcasting puts at `places`."""
+    own = places[len(places) - t.dim() :]
+    return ["0" if size == 1 else place for place, size in zip(own, t.shape, strict=True)]
 
 
 def affine(place: str, step: int = 1, start: int = 0) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, parenthesise, pattern, rule, sample
-from chainrule.rules.indices import OTHERS, broadcast, element, letters, partial, where
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, derivative, number, parenthesise, pattern, rule, sample
+from chainrule.rules import at as element
+from chainrule.rules.indices import OTHERS, fitted, letters, places, where
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -140,12 +141,17 @@ def reduction(
     def equation(op: Any) -> str:
         return "OUT = " + (value(op) if callable(value) else value) + given
 
-    def derivative(op: Any) -> str:
+    def rate(op: Any) -> str:
         text = local(op) if callable(local) else local
-        return (text if text.startswith(r"\frac{\partial") else rf"{partial('OUT', 'SELF')} = {text}") + given
+        return (text if text.startswith(r"\frac{\partial") else derivative("OUT", "SELF", text)) + given
 
-    wrt = {"self": Wrt(vjp, told(derivative), told(times), OWN_SLICE, factor, _slices)}
+    wrt = {"self": Wrt(vjp, told(rate), told(times), OWN_SLICE, factor, _slices)}
     return rule(*nodes, equation=told(equation), wrt=wrt, **more)
+
+
+def _pair(first: str, second: str) -> str:
+    """The derivatives of two outputs."""
+    return derivative("OUT0", "SELF", first) + r", \quad " + derivative("OUT1", "SELF", second)
 
 
 # Sums and means --------------------------------------------------------------------------------------------------
@@ -210,7 +216,7 @@ trace = rule(
     wrt={
         "self": Wrt(
             lambda op, g: g * torch.eye(*op.self.shape, dtype=g.dtype, device=g.device),
-            partial("$out", "{$self}_{i, j}") + " = [i = j]",
+            derivative("$out", "{$self}_{i, j}", "[i = j]"),
             "{$grad}_{i, j} = [i = j] \\, $g",
             "only the diagonal enters the sum",
         )
@@ -294,7 +300,7 @@ def _spread(node: str, function: Callable[..., Any], source: str, root: bool, wi
     slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
     local = slope
     if with_mean:
-        local = rf"{partial('OUT0', 'SELF')} = {slope}, \quad {partial('OUT1', 'SELF')} = \frac{{1}}{{COUNT}}"
+        local = _pair(slope, r"\frac{1}{COUNT}")
     else:
         local = slope.replace("OUT0", "OUT")
     given = r", \quad MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER"
@@ -454,7 +460,7 @@ aminmax = reduction(
     "AminmaxBackward0",
     value=r"\min_{OVER} SELF, \quad OUT1 = \max_{OVER} SELF",
     vjp=_aminmax,
-    local=rf"{partial('OUT0', 'SELF')} = {SHARED[0]}, \quad {partial('OUT1', 'SELF')} = {SHARED[1]}",
+    local=_pair(*SHARED),
     product=rf"GRAD = {SHARED[0]} \, G0 + {SHARED[1]} \, G1",
     outputs=2,
     kink=Kink(lambda op, radius: _tied(op, radius, extremes=2), TIES),
@@ -559,19 +565,20 @@ def _distance(sign: str = "", argument: str = "") -> Callable[[Any], str]:
 
     def filled(op: Any) -> str:
         whole = op.self - op.other
-        places = letters(whole)
-        own = {name: broadcast(op.arguments[name], whole.shape) for name in ("self", "other")}
-        d, over = ("d" + f"_{{{', '.join(places)}}}" * bool(places)), ", ".join(places)
+        every = places(whole.shape)
+        own = {name: fitted(every, op.arguments[name]) for name in ("self", "other")}
+        over = [place for place in every if place != "0"]
+        d = f"d_{{{', '.join(over)}}}" if over else "d"
         given = rf", \quad {d} = {element('self', own['self'])} - {element('other', own['other'])}"
         if not argument:
-            size = rf"\sum_{{{over}}} |{d}|^{{ORDER}}" if places else rf"|{d}|^{{ORDER}}"
+            size = rf"\sum_{{{', '.join(over)}}} |{d}|^{{ORDER}}" if over else rf"|{d}|^{{ORDER}}"
             return told(rf"$out = \left({size}\right)^{{1/ORDER}}{given}")(op)
         each = where(rf"\operatorname{{sgn}}({d}) \left(\frac{{|{d}|}}{{$out}}\right)^{{ORDERLESS}}", rf"{d} \neq 0")
-        copies = ", ".join(place for place in places if place not in own[argument])
+        copies = ", ".join(place for place in over if place not in own[argument])
         summed = rf"\sum_{{{copies}}} {each}" if copies else each
         if sign.endswith("$g"):
             return told(rf"{element('grad', own[argument])} = {sign} \, {summed}{given}")(op)
-        return told(rf"{partial('$out', element(argument, own[argument]))} = {sign}{summed}{given}")(op)
+        return told(derivative("$out", element(argument, own[argument]), f"{sign}{summed}{given}"))(op)
 
     return filled
 
@@ -618,7 +625,7 @@ def _running(
     along = r" \quad \text{along dim } $dim"
     wrt = Wrt(
         vjp,
-        partial("{$out}_{k}", "{$self}_{i}") + f" = {local}{along}",
+        derivative("{$out}_{k}", "{$self}_{i}", f"{local}{along}"),
         rf"{{$grad}}_{{i}} = \sum_{{k: \, k \ge i}} {{$g}}_{{k}} \, {local}{along}",
         zeros,
         factor,
@@ -740,7 +747,7 @@ def _renormed(template: str) -> Callable[[Any], str]:
 
         def rate(same: str, turn: str, into: str) -> str:
             held = rf"\frac{{$maxnorm}}{{{n}}} \left({same} - \frac{{{element('self', own)}}}{{{n}}} \, {turn}\right)"
-            return f"{partial(element('out', own), into)} = {where(held, rf'{n} > $maxnorm', same)}"
+            return derivative(element("out", own), into, where(held, rf"{n} > $maxnorm", same))
 
         turns = rf"\frac{{1}}{{2}} \overline{{{turn}}}" if complex_ else turn
         text = rate(same, turns, inside)

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, number, rule, sample
+from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, derivative, number, rule, sample
+from chainrule.rules import at as element
 from chainrule.rules.indices import (
     LETTERS,
     OTHERS,
     affine,
-    broadcast,
     digits,
-    element,
+    fitted,
     letters,
-    partial,
+    places,
     position,
     row_major,
     where,
@@ -70,31 +70,27 @@ def moves(
     """
 
     def copy(op: Any) -> tuple[list[str], list[str], str]:
-        at = ["0" if size == 1 else letter for letter, size in zip(letters(op.out), op.out.shape, strict=True)]
+        at = places(op.out.shape)
         return at, came(op, at), rf" \, [{only(op, at)}]" if only else ""
 
     def value(op: Any) -> str:
         at, origin, held = copy(op)
         outside = r", \quad $self \text{ is 0 outside}" if zeros is FILLED else ""
-        return f"{element('out', at)} = {element('self', origin)}{held}{outside}"
+        stated = _ranges(op, at, origin, [place for place in at if place in origin])
+        return f"{element('out', at)} = {element('self', origin)}{held}{outside}{stated}"
 
-    def derivative(op: Any) -> str:
+    def rate(op: Any) -> str:
         at, origin, held = copy(op)
-        rate = f"{partial(element('out', at), element('self', origin))} = 1{held}"
-        return rate + _ranges(op, at, origin, [place for place in at if place in origin])
+        text = derivative(element("out", at), element("self", origin), f"1{held}")
+        return text + _ranges(op, at, origin, [place for place in at if place in origin])
 
     def back(op: Any) -> str:
         at, origin, held = copy(op)
         if not repeats and all(place in f"{origin}" for place in at):
             return f"{element('grad', origin)} = {element('g', at)}{held}{_ranges(op, at, origin, at)}"
-        own = [place if place in at and origin.count(place) == 1 else OTHERS[axis] for axis, place in enumerate(origin)]
-        met = r" \land ".join(
-            f"{place} = {letter}" for place, letter in zip(origin, own, strict=True) if place != letter
-        )
-        among = ", ".join(letter for letter in at if letter not in own and letter != "0")
-        summed = rf"\sum_{{{among}{': ' * bool(met)}{met}}} " if among else ""
-        each = f"{element('g', at)}{held}" + (rf" \, [{met}]" if met and not among else "")
-        return f"{element('grad', own)} = {summed}{each}{_ranges(op, at, own, [each for each in at if each in own])}"
+        own, gathered = arrivals(at, origin)
+        stated = _ranges(op, at, own, [each for each in at if each in own])
+        return f"{element('grad', own)} = {gathered(element('g', at) + held)}{stated}"
 
     def pattern(op: Any) -> Pattern | None:
         """A selection; where nothing is left out, repeated or filled in, a permutation, or the identity in order."""
@@ -120,11 +116,26 @@ def moves(
     return rule(
         *nodes,
         equation=equation or value,
-        wrt={"self": Wrt(home or add_up, local or derivative, product or back, zeros, factor, pattern)},
+        wrt={"self": Wrt(home or add_up, local or rate, product or back, zeros, factor, pattern)},
         constants=dict.fromkeys(index, "not differentiable"),
         structure="linear",
         **more,
     )
+
+
+def arrivals(at: list[str], origin: list[str], *conditions: str) -> tuple[list[str], Callable[[str], str]]:
+    r"""The indices of a place, and the sum of what comes to it from all `at` whose `origin` it is: `\sum_{j: p_j = u}`."""
+    own = [place if place in at and origin.count(place) == 1 else OTHERS[axis] for axis, place in enumerate(origin)]
+    met = [f"{place} = {letter}" for place, letter in zip(origin, own, strict=True) if place != letter]
+    held = r" \land ".join([*met, *conditions])
+    among = ", ".join(letter for letter in at if letter not in own and letter != "0")
+
+    def gathered(each: str) -> str:
+        if among:
+            return rf"\sum_{{{among}{': ' * bool(held)}{held}}} {each}"
+        return rf"{each} \, [{held}]" if held else each
+
+    return own, gathered
 
 
 def _ranges(op: Any, at: list[str], origin: list[str], letters: list[str]) -> str:
@@ -288,7 +299,7 @@ alias = moves(
 
 expand = views(
     "ExpandBackward0",
-    came=lambda op, at: broadcast(op.self, op.out.shape),
+    came=lambda op, at: fitted(at, op.self),
     move=lambda op, v: v.expand(op.out.shape),
     home=lambda op, g: g,  # in the shape of the output: the walk sums over the copies, as a step of its own
     product="$g",
@@ -647,9 +658,12 @@ neg_view = rule(
 
 def _pairs(template: str) -> Callable[[Any], str]:
     """A template in which * stands for the axes before the last one, which holds the two parts of a number."""
-    return lambda op: template.replace(
-        "*, ", "".join(f"{each}, " for each in LETTERS[: max(op.self.dim(), op.out.dim()) - 1])
-    ).replace("_{*}", f"_{{{', '.join(LETTERS[: max(op.self.dim(), op.out.dim()) - 1])}}}")
+
+    def filled(op: Any) -> str:
+        before = ", ".join(LETTERS[: max(op.self.dim(), op.out.dim()) - 1])
+        return template.replace("*, ", f"{before}, " * bool(before)).replace("*", before).replace("_{}", "")
+
+    return filled
 
 
 view_as_real = rule(
@@ -662,10 +676,8 @@ view_as_real = rule(
         "self": Wrt(
             lambda op, g: torch.complex(g[..., 0], g[..., 1]),
             _pairs(
-                partial("{$out}_{*, 0}", "{$self}_{*}")
-                + r" = 1, \quad "
-                + partial("{$out}_{*, 1}", "{$self}_{*}")
-                + r" = \mathrm{i}"
+                derivative("{$out}_{*, 0}", "{$self}_{*}", r"1, \quad ")
+                + derivative("{$out}_{*, 1}", "{$self}_{*}", r"\mathrm{i}")
             ),
             _pairs(r"{$grad}_{*} = {$g}_{*, 0} + \mathrm{i} \, {$g}_{*, 1}"),
             COPIES,
@@ -686,12 +698,10 @@ view_as_complex = rule(
         "self": Wrt(
             lambda op, g: torch.stack((g.real, g.imag), -1),
             _pairs(
-                partial("{$out}_{*}", "{$self}_{*, 0}")
-                + r" = 1, \quad "
-                + partial("{$out}_{*}", "{$self}_{*, 1}")
-                + r" = \mathrm{i}"
+                derivative("{$out}_{*}", "{$self}_{*, 0}", r"1, \quad ")
+                + derivative("{$out}_{*}", "{$self}_{*, 1}", r"\mathrm{i}")
             ),
-            _pairs(r"{$grad}_{*, 0} = \operatorname{Re} {$g}_{*}, \quad {$grad}_{*, 1} = \operatorname{Im} {$g}_{*}"),
+            _pairs(r"{$grad}_{*, u} = [u = 0] \operatorname{Re} {$g}_{*} + [u = 1] \operatorname{Im} {$g}_{*}"),
             COPIES,
         )
     },
@@ -718,14 +728,18 @@ Pieces = Sequence[Tensor]
 
 def joins(
     node: str,
-    equation: str,
+    came: Callable[[Any, list[str], int], list[str]],
     join: Callable[[Any, Pieces], Tensor],
     cut: Callable[[Any, Tensor], Pieces],
-    product: str,
     samples: Callable[[], Iterable[Sample]],
+    only: Callable[[Any, list[str], int], list[str]] = lambda op, at, item: [],
     zeros: str = COPIES,
 ) -> Rule:
-    """Register an operation that joins a list of tensors; `cut` takes a tensor of the output's shape apart again."""
+    """Register an operation that joins a list of tensors; `cut` takes a tensor of the output's shape apart again.
+
+    `came(op, at, item)` are the indices of the element of one of them that would come to the place `at`, if those of
+    `only` hold.
+    """
 
     def home(op: Any, g: Tensor) -> list[Tensor]:
         return [piece.reshape(each.shape) for piece, each in zip(cut(op, g), op.tensors, strict=True)]
@@ -737,8 +751,46 @@ def joins(
         came_from = join(op, marked)[out_index]
         return Factor(latex="1") if came_from == marked[item][tuple(place)] else None
 
-    wrt = {"tensors": Wrt(home, "1", product, zeros, factor)}
-    return rule(node, equation=equation, wrt=wrt, structure="linear", samples=samples)
+    def value(op: Any) -> str:
+        """The first tensor that has an element for this place."""
+        at = letters(op.out)
+        inside = (
+            (element(f"tensors{item}", came(op, at, item)), _bounds(came(op, at, item), each.shape, only(op, at, item)))
+            for item, each in enumerate(op.tensors)
+            if each.numel()
+        )
+        parts = [rf"{text} & {bounds or '0 = 0'}" for text, bounds in inside]
+        rest = [r"0 & \text{otherwise}"] if zeros is FILLED else []
+        cases = r" \\ ".join([*parts, *rest])
+        ranges = "".join(rf", \quad 0 \le {letter} < {size}" for letter, size in zip(at, op.out.shape, strict=True))
+        return f"{element('out', at)} = " + rf"\begin{{cases}} {cases or 0} \end{{cases}}{ranges}"
+
+    def each(op: Any, text: Callable[[str, str, str], str]) -> str:
+        """For each tensor, a text of an output element, an input element, and when one is a copy of the other."""
+        at, found = list(OTHERS[: op.out.dim()]), []
+        for item, tensor in enumerate(op.tensors):
+            own = letters(tensor)
+            pairs = zip(came(op, at, item), own, strict=True)
+            met = r" \land ".join([*(f"{place} = {letter}" for place, letter in pairs), *only(op, at, item)])
+            found.append(text(f"{item}", element("tensors" + str(item), own), met))
+        return r", \quad ".join(found)
+
+    def local(op: Any) -> str:
+        out = element("out", OTHERS[: op.out.dim()])
+        return each(op, lambda item, into, met: derivative(out, into, f"[{met}]" if met else "1"))
+
+    def product(op: Any) -> str:
+        g, among = element("g", OTHERS[: op.out.dim()]), ", ".join(OTHERS[: op.out.dim()])
+        return each(op, lambda item, into, met: into.replace("tensors", "grad") + rf" = \sum_{{{among}: {met}}} {g}")
+
+    wrt = {"tensors": Wrt(home, local, product, zeros, factor)}
+    return rule(node, equation=value, wrt=wrt, structure="linear", samples=samples)
+
+
+def _bounds(origin: list[str], sizes: Sequence[int], conditions: Iterable[str]) -> str:
+    """The condition that a place lies inside a tensor, and further ones."""
+    inside = (rf"0 \le {place} < {size}" for place, size in zip(origin, sizes, strict=True))
+    return r" \land ".join([*inside, *conditions])
 
 
 def _widths(op: Any) -> list[int]:
@@ -748,10 +800,12 @@ def _widths(op: Any) -> list[int]:
 
 cat = joins(
     "CatBackward0",
-    r"$out = \operatorname{cat}($tensors; \text{dim} = $dim)",
+    lambda op, at, item: [
+        affine(place, 1, -sum(_widths(op)[:item])) if axis == op.dim % len(at) else place
+        for axis, place in enumerate(at[: op.tensors[item].dim()])
+    ],
     lambda op, pieces: torch.cat(list(pieces), op.dim),
     lambda op, g: g.split(_widths(op), op.dim),
-    r"\text{the parts of } $g \text{ along dim } $dim",
     lambda: [
         sample(lambda a, b: torch.cat([a, b]), x(2, 3), x(1, 3)),
         sample(lambda a, b: torch.cat([a, b], -1), x(2, 3), x(2, 1)),
@@ -762,46 +816,52 @@ cat = joins(
 
 stack = joins(
     "StackBackward0",
-    r"$out = \operatorname{stack}($tensors; \text{dim} = $dim)",
+    lambda op, at, item: [place for axis, place in enumerate(at) if axis != op.dim % len(at)],
     lambda op, pieces: torch.stack(list(pieces), op.dim),
     lambda op, g: g.unbind(op.dim),
-    r"\text{the slices of } $g \text{ along dim } $dim",
     lambda: [
         sample(lambda a, b: torch.stack([a, b]), x(2, 3), x(2, 3)),
         sample(lambda a, b: torch.stack([a, b], -1), x(2), x(2)),
         sample(lambda a: torch.stack([a]), x(), note="0-dim"),
     ],
+    only=lambda op, at, item: [f"{at[op.dim]} = {item}"],
 )
 
 
-def _blocks(op: Any, g: Tensor) -> list[Tensor]:
-    blocks, row, column = [], 0, 0
+def _corners(op: Any) -> list[tuple[int, int, int, int]]:
+    """First row, first column, height and width of each block."""
+    corners, row, column = [], 0, 0
     for height, width in (torch.atleast_2d(each).shape for each in op.tensors):
-        blocks.append(g[row : row + height, column : column + width])
+        corners.append((row, column, height, width))
         row, column = row + height, column + width
-    return blocks
+    return corners
+
+
+def _within_corner(op: Any, at: list[str], item: int) -> list[str]:
+    return [affine(place, 1, -start) for place, start in zip(at, _corners(op)[item][:2], strict=True)]
 
 
 block_diag = joins(
     "BlockDiagBackward0",
-    r"$out = \operatorname{block\_diag}($tensors)",
+    lambda op, at, item: _within_corner(op, at, item)[2 - op.tensors[item].dim() :],
     lambda op, pieces: torch.block_diag(*pieces),
-    _blocks,
-    r"\text{the blocks of } $g",
+    lambda op, g: [g[row : row + high, column : column + wide] for row, column, high, wide in _corners(op)],
     lambda: [sample(torch.block_diag, x(2, 3), x(2), x(), note="a matrix, a vector and a number")],
+    only=lambda op, at, item: [f"{each} = 0" for each in _within_corner(op, at, item)[: 2 - op.tensors[item].dim()]],
     zeros=FILLED,
 )
 
 
 def cuts(
     *nodes: str,
-    verb: str,
+    came: Callable[[Any, list[str], int], list[str]],
     join: Callable[[Any, Pieces], Tensor],
-    inverse: str,
-    samples: Callable[[], Iterable[Sample]],
     **more: Any,
 ) -> Rule:
-    """Register an operation that cuts `self` into parts; `join` puts them together again, zeros where none came."""
+    """Register an operation that cuts `self` into parts; `join` puts them together again, zeros where none came.
+
+    `came(op, at, slot)` are the indices of the element that came to the place `at` of one of the parts.
+    """
 
     def home(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
         return join(op, [torch.zeros_like(out) if g is None else g for out, g in zip(op.outs, gs, strict=False)])
@@ -809,15 +869,32 @@ def cuts(
     def pattern(op: Any) -> Pattern | None:
         return copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None
 
-    return rule(
-        *nodes,
-        equation=rf"$out = \operatorname{{{verb}}}($self; \text{{dim}} = $dim)",
-        wrt={"self": Wrt(home, "1", rf"\operatorname{{{inverse}}}($g)", COPIES, pattern=pattern)},
-        structure="linear",
-        outputs=2,
-        samples=samples,
-        **more,
-    )
+    def each(text: Callable[[list[str], list[str], int], str], joined: str) -> Callable[[Any], str]:
+        def filled(op: Any) -> str:
+            ats = [letters(out) for out in op.outs]
+            return joined.join(text(at, came(op, at, slot), slot) for slot, at in enumerate(ats))
+
+        return filled
+
+    def back(op: Any) -> str:
+        own = letters(op.self)
+        parts = []
+        for slot, out in enumerate(op.outs):
+            at = list(OTHERS[: out.dim()])
+            met = r" \land ".join(f"{p} = {letter}" for p, letter in zip(came(op, at, slot), own, strict=True))
+            parts.append(
+                rf"\sum_{{{', '.join(at)}: {met}}} {element(f'g{slot}', at)}" if at else rf"[{met}] \, $g{slot}"
+            )
+        return f"{element('grad', own)} = " + " + ".join(parts)
+
+    def value(at: list[str], origin: list[str], slot: int) -> str:
+        return f"{element(f'out{slot}', at)} = {element('self', origin)}"
+
+    def local(at: list[str], origin: list[str], slot: int) -> str:
+        return derivative(element(f"out{slot}", at), element("self", origin), "1")
+
+    wrt = {"self": Wrt(home, each(local, r", \quad "), back, COPIES, pattern=pattern)}
+    return rule(*nodes, equation=each(value, r", \quad "), wrt=wrt, structure="linear", outputs=2, **more)
 
 
 split = cuts(
@@ -825,9 +902,11 @@ split = cuts(
     "SplitWithSizesBackward0",
     "UnsafeSplitBackward0",
     "UnsafeSplitWithSizesBackward0",
-    verb="split",
+    came=lambda op, at, slot: [
+        f"{sum(out.shape[op.dim] for out in op.outs[:slot])} + {place}" if axis == op.dim % len(at) else place
+        for axis, place in enumerate(at)
+    ],
     join=lambda op, pieces: torch.cat(list(pieces), op.dim),
-    inverse="cat",
     samples=lambda: [
         sample(torch.split, x(5, 2), 2),
         sample(torch.split, x(2, 5), [1, 4], 1),
@@ -839,9 +918,8 @@ split = cuts(
 
 unbind = cuts(
     "UnbindBackward0",
-    verb="unbind",
+    came=lambda op, at, slot: [*at[: op.dim % op.self.dim()], f"{slot}", *at[op.dim % op.self.dim() :]],
     join=lambda op, pieces: torch.stack(list(pieces), op.dim),
-    inverse="stack",
     samples=lambda: [sample(torch.unbind, x(2, 3)), sample(torch.unbind, x(2, 1), -1)],
     source="derivatives.yaml: unbind.int",
 )
