@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 LETTERS = "ijklmnpqrs"
+AND = r" \land "
 OTHERS = "uvwabcdfgh"  # of a second element of the same tensor
 
 
@@ -61,3 +62,20 @@ def digits(place: str, sizes: Sequence[int], steps: Sequence[int] = ()) -> list[
 def where(value: str, condition: str, otherwise: str = "0") -> str:
     """A value where a condition holds, and another one elsewhere."""
     return rf"\begin{{cases}} {value} & {condition} \\ {otherwise} & \text{{otherwise}} \end{{cases}}"
+
+
+def total(among: Sequence[str], conditions: Sequence[str], each: str) -> str:
+    """The sum over some indices, under conditions; where no index is summed over, it is there or not."""
+    if among:
+        return rf"\sum_{{{', '.join(among)}{': ' * bool(conditions)}{', '.join(conditions)}}} {each}"
+    return rf"{each} \, [{AND.join(conditions)}]" if conditions else each
+
+
+def ranges(letters: Iterable[str], sizes: Iterable[int]) -> dict[str, str]:
+    """What each letter runs over."""
+    return {a: rf"0 \le {a} < {size}" for a, size in zip(letters, sizes, strict=True) if a.isalpha()}
+
+
+def stated(conditions: Iterable[str]) -> str:
+    """Conditions beside a formula."""
+    return "".join(rf", \quad {each}" for each in conditions)

@@ -75,13 +75,13 @@ def _words(op: Any) -> dict[str, str]:
         **{name.upper(): element(name, out) for name in ("out", "out0", "out1", "g", "g0", "g1")},
         **{"SELF": element("self", own), "GRAD": element("grad", own), "OTHER": element("self", other)},
         "MEAN": rf"\mu_{{{', '.join(out)}}}" if out else r"\mu",
-        "MOST": f"m_{{{', '.join(out)}}}" if out else "m",
+        "MOST": f"M_{{{', '.join(out)}}}" if out else "M",
         "OVER": ", ".join(own[axis] for axis in reduced),
         "AMONG": ", ".join(other[axis] for axis in reduced),
         "DIFFER": r" \lor ".join(rf"{other[axis]} \neq {own[axis]}" for axis in reduced),
         "CHOSEN": element("self", [chosen if axis in reduced else letter for axis, letter in enumerate(own)]),
         "PICKED": "".join(f"[{own[axis]} = {chosen}]" for axis in reduced) or "1",
-        "COUNTED": rf"c_{{{', '.join(own)}}}",
+        "COUNTED": f"C_{{{', '.join(own)}}}",
         "COUNT": str(count(op)),
         "DEGREES": number(_degrees(op)),
         "ORDER": number(_order(op)),
@@ -94,7 +94,7 @@ def told(template: Template) -> Callable[[Any], str]:
 
     def filled(op: Any) -> str:
         text, words = template(op) if callable(template) else template, _words(op)
-        text = re.sub(r"\b[A-Z]+\d?\b", lambda word: words[word[0]], text)
+        text = re.sub(r"\b[A-Z]+\d?\b", lambda word: words.get(word[0], word[0]), text)
         return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", text).replace(r"\frac{1}{1}", "1")
 
     return filled
@@ -298,11 +298,7 @@ def _spread(node: str, function: Callable[..., Any], source: str, root: bool, wi
 
     square = r"\frac{1}{DEGREES} \sum_{OVER} (SELF - MEAN)^2"
     slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
-    local = slope
-    if with_mean:
-        local = _pair(slope, r"\frac{1}{COUNT}")
-    else:
-        local = slope.replace("OUT0", "OUT")
+    local = _pair(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT")
     given = r", \quad MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER"
     return reduction(
         node,
@@ -478,7 +474,7 @@ logsumexp = reduction(
     value=r"MOST + \log \sum_{OVER} e^{SELF - MOST}, \quad MOST = \max_{AMONG} OTHER",
     vjp=lambda op, g: back(op, g) * (op.self - back(op, op.out)).exp().conj(),
     local="e^{SELF - OUT}",
-    remark="The maximum m cancels, and keeps the powers from overflowing. The derivative is the softmax.",
+    remark="The maximum M cancels, and keeps the powers from overflowing. The derivative is the softmax.",
     samples=lambda: [
         sample(torch.logsumexp, x(), 1),
         sample(torch.logsumexp, x(), (0, 1), keepdim=True),
@@ -568,7 +564,7 @@ def _distance(sign: str = "", argument: str = "") -> Callable[[Any], str]:
         every = places(whole.shape)
         own = {name: fitted(every, op.arguments[name]) for name in ("self", "other")}
         over = [place for place in every if place != "0"]
-        d = f"d_{{{', '.join(over)}}}" if over else "d"
+        d = f"D_{{{', '.join(over)}}}" if over else "D"
         given = rf", \quad {d} = {element('self', own['self'])} - {element('other', own['other'])}"
         if not argument:
             size = rf"\sum_{{{', '.join(over)}}} |{d}|^{{ORDER}}" if over else rf"|{d}|^{{ORDER}}"
@@ -740,7 +736,7 @@ def _renormed(template: str) -> Callable[[Any], str]:
     def filled(op: Any) -> str:
         own, axis = letters(op.self), op.dim % op.self.dim()
         u, v = ([letter if a == axis else OTHERS[2 * k + a] for a, letter in enumerate(own)] for k in (0, 1))
-        n, complex_ = f"n_{{{own[axis]}}}", op.self.is_complex()
+        n, complex_ = f"N_{{{own[axis]}}}", op.self.is_complex()
         same = "".join(f"[{a} = {b}]" for a, b in zip(own, u, strict=True) if a != b)
         inside = element("self", u)
         turn = rf"\operatorname{{sgn}}({inside}) \left(\frac{{|{inside}|}}{{{n}}}\right)^{{{number(float(op.p) - 1)}}}"

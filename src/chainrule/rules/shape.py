@@ -8,7 +8,7 @@ A rule tells how the operation moves a tensor; which entry of the Jacobian is 1 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,7 @@ from chainrule.rules.indices import (
     places,
     position,
     row_major,
+    total,
     where,
 )
 from chainrule.rules.pattern import Pattern, copied, identity, permuted, real
@@ -59,6 +60,8 @@ def moves(
     zeros: str = COPIES,
     repeats: bool = False,
     index: Iterable[str] = (),
+    fill: str = "",
+    instead: Callable[[Any], Mapping[str, Callable[[Any], str]] | None] = lambda op: None,
     **more: Any,
 ) -> Rule:
     """Register an operation that moves the elements of `self`: `move(op, tensor)` does to a tensor what it did.
@@ -66,7 +69,8 @@ def moves(
     The formulas follow from `came(op, at)`, the indices of the element that is copied to the place `at`, where the
     condition `only` holds. `home(op, g)` is the way back; without one, every upstream element is added to the place it
     came from. `repeats` says that one element may be copied to several places, also where there are as many as before.
-    The arguments in `index` say where to.
+    The arguments in `index` say where to, and `fill` is put where there is nothing to copy. `instead` are other formulas
+    for some calls.
     """
 
     def copy(op: Any) -> tuple[list[str], list[str], str]:
@@ -74,23 +78,31 @@ def moves(
         return at, came(op, at), rf" \, [{only(op, at)}]" if only else ""
 
     def value(op: Any) -> str:
+        if other := instead(op):
+            return other["equation"](op)
         at, origin, held = copy(op)
+        if fill and only:
+            return f"{element('out', at)} = {where(element('self', origin), only(op, at), f'${fill}')}"
         outside = r", \quad $self \text{ is 0 outside}" if zeros is FILLED else ""
         stated = _ranges(op, at, origin, [place for place in at if place in origin])
         return f"{element('out', at)} = {element('self', origin)}{held}{outside}{stated}"
 
     def rate(op: Any) -> str:
+        if other := instead(op):
+            return other["local"](op)
         at, origin, held = copy(op)
         text = derivative(element("out", at), element("self", origin), f"1{held}")
         return text + _ranges(op, at, origin, [place for place in at if place in origin])
 
     def back(op: Any) -> str:
+        if other := instead(op):
+            return other["product"](op)
         at, origin, held = copy(op)
         if not repeats and all(place in f"{origin}" for place in at):
             return f"{element('grad', origin)} = {element('g', at)}{held}{_ranges(op, at, origin, at)}"
-        own, gathered = arrivals(at, origin)
+        own, among, met = arrivals(at, origin)
         stated = _ranges(op, at, own, [each for each in at if each in own])
-        return f"{element('grad', own)} = {gathered(element('g', at) + held)}{stated}"
+        return f"{element('grad', own)} = {total(among, met, element('g', at) + held)}{stated}"
 
     def pattern(op: Any) -> Pattern | None:
         """A selection; where nothing is left out, repeated or filled in, a permutation, or the identity in order."""
@@ -107,7 +119,7 @@ def moves(
         """1 where the output element came from that input element, else structurally zero."""
         if op not in _found:
             _found[op] = _origins(move, op)
-        return Factor(latex="1") if _found[op][out_index] == _labels(op.self)[in_index] else None
+        return Factor(latex="1") if _found[op][out_index] == labels(op.self)[in_index] else None
 
     def add_up(op: Any, g: Tensor) -> Tensor:
         gradient = g.new_zeros(op.self.numel() + 1).index_add(0, _origins(move, op).reshape(-1), g.reshape(-1))
@@ -123,19 +135,11 @@ def moves(
     )
 
 
-def arrivals(at: list[str], origin: list[str], *conditions: str) -> tuple[list[str], Callable[[str], str]]:
-    r"""The indices of a place, and the sum of what comes to it from all `at` whose `origin` it is: `\sum_{j: p_j = u}`."""
+def arrivals(at: list[str], origin: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """The indices of a place, and what is added up there: for which of the indices `at`, under which conditions."""
     own = [place if place in at and origin.count(place) == 1 else OTHERS[axis] for axis, place in enumerate(origin)]
     met = [f"{place} = {letter}" for place, letter in zip(origin, own, strict=True) if place != letter]
-    held = r" \land ".join([*met, *conditions])
-    among = ", ".join(letter for letter in at if letter not in own and letter != "0")
-
-    def gathered(each: str) -> str:
-        if among:
-            return rf"\sum_{{{among}{': ' * bool(held)}{held}}} {each}"
-        return rf"{each} \, [{held}]" if held else each
-
-    return own, gathered
+    return own, [letter for letter in at if letter not in own and letter != "0"], met
 
 
 def _ranges(op: Any, at: list[str], origin: list[str], letters: list[str]) -> str:
@@ -159,14 +163,14 @@ def views(node: str, *others: str, move: Move, home: Move | None = None, **more:
     return moves(node, *others, f"{node}_copy", move=move, home=home or through, **more)
 
 
-def _labels(t: Tensor) -> Tensor:
+def labels(t: Tensor) -> Tensor:
     """The place of every element, counted from 1, as 0 is what an operation fills in."""
     return torch.arange(1, t.numel() + 1, device=t.device).reshape(t.shape)
 
 
 def _origins(move: Move, op: Any) -> Tensor:
     """For each output element the label of the input element that it is a copy of; 0 for a constant."""
-    return move(op, _labels(op.self).double()).long()  # as floating point, since not every operation takes integers
+    return move(op, labels(op.self).double()).long()  # as floating point, since not every operation takes integers
 
 
 _found: WeakKeyDictionary[Applied, Tensor] = WeakKeyDictionary()  # a reader asks for many entries of one Jacobian
@@ -330,13 +334,16 @@ repeat = moves(
 
 # Picked out ------------------------------------------------------------------------------------------------------
 
+
+def selected(op: Any, at: list[str]) -> list[str]:
+    """With the index along `dim` again."""
+    axis = op.dim % op.self.dim()
+    return [*at[:axis], f"{op.index % op.self.shape[axis]}", *at[axis:]]
+
+
 select = views(
     "SelectBackward0",
-    came=lambda op, at: [
-        *at[: op.dim % op.self.dim()],
-        f"{op.index % op.self.shape[op.dim]}",
-        *at[op.dim % op.self.dim() :],
-    ],
+    came=selected,
     move=lambda op, v: v.select(op.dim, op.index),
     samples=lambda: [
         sample(torch.select, x(3, 4), 0, 1),
@@ -357,9 +364,14 @@ def _shifted(op: Any, at: list[str], start: int, step: int = 1) -> list[str]:
     return _replaced(at, {axis: affine(at[axis], step, start)})
 
 
+def in_slice(op: Any, at: list[str]) -> list[str]:
+    """Counted from the start of the slice, in its steps."""
+    return _shifted(op, at, slice(op.start, op.end).indices(op.self.shape[op.dim])[0], op.step)
+
+
 slice_ = views(
     "SliceBackward0",
-    came=lambda op, at: _shifted(op, at, slice(op.start, op.end).indices(op.self.shape[op.dim])[0], op.step),
+    came=in_slice,
     move=slice_of,
     samples=lambda: [
         sample(lambda a: a[1:3], x(4, 2)),
@@ -383,7 +395,8 @@ narrow_copy = moves(
 )
 
 
-def _on_diagonal(op: Any, at: list[str]) -> list[str]:
+def on_diagonal(op: Any, at: list[str]) -> list[str]:
+    """The last index runs along the diagonal."""
     *origin, k = at
     first, second = op.dim1 % op.self.dim(), op.dim2 % op.self.dim()
     along = {first: affine(k, 1, max(-op.offset, 0)), second: affine(k, 1, max(op.offset, 0))}
@@ -394,7 +407,7 @@ def _on_diagonal(op: Any, at: list[str]) -> list[str]:
 
 diagonal = views(
     "DiagonalBackward0",
-    came=_on_diagonal,
+    came=on_diagonal,
     move=lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2),
     samples=lambda: [
         sample(torch.diagonal, x(3, 3)),
@@ -457,7 +470,8 @@ def strided_origins(op: Any) -> Tensor | None:
     return order[found].to(op.self.device)
 
 
-def _in_memory(op: Any, at: list[str]) -> list[str]:
+def in_memory(op: Any, at: list[str]) -> list[str]:
+    """The element of `self` at the same place in memory."""
     start = op.storage_offset - op.self.storage_offset() if op.storage_offset is not None else 0
     return digits(affine(position(at, op.stride), 1, start), op.self.shape, op.self.stride())
 
@@ -465,7 +479,7 @@ def _in_memory(op: Any, at: list[str]) -> list[str]:
 as_strided = moves(
     "AsStridedBackward0",
     "AsStridedBackward0_copy",
-    came=_in_memory,
+    came=in_memory,
     move=lambda op, v: v.reshape(-1)[strided_origins(op)],
     repeats=True,
     # It looks at memory rather than at its argument: where the input is itself a stretched view, or the reach goes
@@ -747,7 +761,7 @@ def joins(
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         """`in_index` begins with the place in the list; that tensor's elements are counted, all others are 0."""
         item, *place = in_index
-        marked = [_labels(each) * (position == item) for position, each in enumerate(op.tensors)]
+        marked = [labels(each) * (position == item) for position, each in enumerate(op.tensors)]
         came_from = join(op, marked)[out_index]
         return Factor(latex="1") if came_from == marked[item][tuple(place)] else None
 
