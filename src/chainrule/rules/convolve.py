@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Sample, Wrt, rule, sample
+from chainrule.rules import Applied, Factor, Sample, Wrt, at, derivative, rule, sample
 from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 from chainrule.rules.shape import moves
@@ -26,8 +26,7 @@ from chainrule.rules.shape import moves
 Index = tuple[int, ...]
 Place = tuple[Any, ...]  # `[..., 1, 2]` or `[..., 0:4, 1:5]`
 
-PLACES = {1: "i", 2: "ij", 3: "hij"}
-TAPS = {1: "u", 2: "uv", 3: "tuv"}
+PLACES, TAPS = "ijk", "uvw"  # the letters of places and of kernel elements, as many as there are axes
 
 
 @dataclass(frozen=True)
@@ -90,20 +89,19 @@ class Sliding:
             for size, s, d, pad, inside, count in sides
         )
 
-    def source(self, letters: str, taps: str) -> list[str]:
+    def source(self, letters: str, taps: Sequence[str]) -> list[str]:
         """Where in the input output place (i, j) and kernel element (u, v) meet, in LaTeX: `2 i + u - 1`."""
         axes = zip(letters, self._reach(taps, "+"), self.stride, self.padding, strict=True)
         return [_times(s, p) + reach + _shift("-", pad) for p, reach, s, pad in axes]
 
-    def target(self, letters: str, taps: str) -> list[str]:
+    def target(self, letters: str, taps: Sequence[str]) -> list[str]:
         """The output place that meets input place (i, j) by kernel element (u, v), in LaTeX: `(i - u + 1) / 2`."""
         axes = zip(letters, self._reach(taps, "-"), self.stride, self.padding, strict=True)
         sums = [(q + reach + _shift("+", pad), s) for q, reach, s, pad in axes]
         return [text if s == 1 else f"({text}) / {s}" if len(text) > 1 else f"{text} / {s}" for text, s in sums]
 
-    def _reach(self, taps: str, sign: str) -> list[str]:
-        axes = zip(taps, self.size, self.dilation, strict=True)
-        return ["" if size == 1 else f" {sign} {_times(d, k)}" for k, size, d in axes]
+    def _reach(self, taps: Sequence[str], sign: str) -> list[str]:
+        return ["" if k == "0" else f" {sign} {_times(d, k)}" for k, d in zip(taps, self.dilation, strict=True)]
 
 
 def _times(number: int, letter: str) -> str:
@@ -188,7 +186,7 @@ def _wide(t: Tensor) -> torch.dtype:
 
 
 def _x(op: Any) -> Tensor:
-    found: Tensor = op.arguments[_x_name(op)[1:]]
+    found: Tensor = op.arguments[Formulas(op).x]
     return found
 
 
@@ -204,97 +202,142 @@ def _bias(op: Any, g: Tensor) -> Tensor:
     return g.sum((0, *range(2, g.dim())))
 
 
-# How it is told --------------------------------------------------------------------------------------------------
+# How it is written ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Told:
-    """One convolution in letters: sample n, output channel o, input channel c, place (i, j), kernel element (u, v)."""
+class Formulas:
+    """The formulas of a convolution: sample n, input channel c, output channel o, place (i, j), kernel element (u, v).
+
+    Place i of the `slow` side meets place s i + d u - pad of the `fast` one. The slow side of a convolution is its output,
+    that of a transposed one its input; the weight's first axis is the slow side's channel.
+    """
 
     op: Any
 
     @property
     def setting(self) -> Convolution:
+        """What it is a convolution of."""
         return Convolution.of(self.op)
 
     @property
     def places(self) -> str:
-        return PLACES[len(self.setting.sliding.size)]
+        """The letters of the places' axes."""
+        return PLACES[: len(self.setting.sliding.size)]
 
     @property
-    def taps(self) -> str:
-        return TAPS[len(self.setting.sliding.size)]
+    def x(self) -> str:
+        """What the schema calls the input."""
+        return "input" if "input" in self.op.arguments else "self"
+
+    @property
+    def taps(self) -> list[str]:
+        """The letters of the kernel's axes; one of size 1 is always met at 0."""
+        sizes = self.setting.sliding.size
+        return ["0" if size == 1 else letter for letter, size in zip(TAPS, sizes, strict=False)]
+
+    @property
+    def channels(self) -> tuple[str, str]:
+        """The letters of the weight's first two axes."""
+        first, second = ("c", "o") if self.setting.transposed else ("o", "c")
+        return first, second if self.op.weight.shape[1] > 1 else "0"
+
+    def weight(self, name: str = "weight") -> str:
+        """An element of the kernel."""
+        return at(name, [*self.channels, *self.taps])
+
+    def slow(self, name: str) -> str:
+        """An element of the picture whose places are counted."""
+        return at(name, ["n", self.channels[0], *self.places])
+
+    def fast(self, name: str) -> str:
+        """The element of the other picture that meets it."""
+        first, second = self.channels
+        group, rest = _share(first, self.op.weight.shape[0] // self.setting.groups), second
+        if self.setting.groups > 1:
+            rest = _plus(_times(self.op.weight.shape[1], group), second)
+        return at(name, ["n", rest, *self.setting.sliding.source(self.places, self.taps)])
+
+    def of_input(self, name: str) -> str:
+        """An element on the input's side."""
+        return self.slow(name) if self.setting.transposed else self.fast(name)
+
+    def of_output(self, name: str) -> str:
+        """An element on the output's side."""
+        return self.fast(name) if self.setting.transposed else self.slow(name)
+
+    def to_slow(self, name: str, weight: str = "weight") -> str:
+        """What an element of the slow side is made of."""
+        ranges = zip([self.channels[1], *self.taps], self.op.weight.shape[1:], strict=True)
+        return f"{_sums(ranges)}{self.weight(weight)} \\, {self.fast(name)}"
+
+    def to_fast(self, name: str, weight: str = "weight") -> str:
+        """What an element of the other side, at place (i, j), is made of."""
+        first, second = ("c", "o") if self.setting.transposed else ("o", "c")
+        size, width = self.op.weight.shape[0] // self.setting.groups, self.op.weight.shape[1]
+        channel = first if size > 1 else "0"
+        if self.setting.groups > 1:
+            channel = _plus(_times(size, _share(second, width)), channel)
+        inner = "0" if width == 1 else rf"{second} \bmod {width}" if self.setting.groups > 1 else second
+        met = at(name, ["n", channel, *self.setting.sliding.target(self.places, self.taps)])
+        sums = _sums(zip([first, *self.taps], [size, *self.setting.sliding.size], strict=True))
+        return f"{sums}{at(weight, [channel, inner, *self.taps])} \\, {met}"
+
+    def forward(self, name: str, weight: str = "weight") -> str:
+        """What an output element is made of."""
+        return self.to_fast(name, weight) if self.setting.transposed else self.to_slow(name, weight)
 
     def equation(self) -> str:
-        """The gather form: what one output element is made of, with the ranges of all sums."""
-        inputs, outputs = (t.shape[1] // self.setting.groups for t in (_x(self.op), self.op.out))
-        channel = "c" if self.setting.groups == 1 else _channel(outputs, inputs)
-        ranges = [("c", inputs), *zip(self.taps, self.setting.sliding.size, strict=True)]
-        sums = " ".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}}" for letter, count in ranges if count != 1)
+        """What one output element is made of, with the ranges of all sums."""
         bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
-        kernel = self.kernel("o", channel) if self.setting.transposed else self.kernel("o", "c", grouped=False)
-        return f"{_element('$out', 'no' + self.places)} = {bias}{sums} {kernel} \\, {self.met(channel)}{self.where()}"
-
-    def where(self) -> str:
-        """The range of the output's places, and which terms of the sums do not occur."""
         ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
-        if self.setting.transposed:
-            return rf" \qquad ({ranges}; \text{{ only places that exist: whole numbers inside }} {_x_name(self.op)})"
-        outside = rf"; \; {_x_name(self.op)} \text{{ is 0 outside}}" if any(self.setting.sliding.padding) else ""
-        return rf" \qquad ({ranges}{outside})"
+        outside = self.outside(self.x, self.setting.transposed).replace(r", \quad", "; ")
+        return rf"{at('out', 'no' + self.places)} = {bias}{self.forward(self.x)} \qquad ({ranges}{outside})"
 
-    def kernel(self, output: str = "o", channel: str = "c", grouped: bool = True) -> str:
-        """The weight between an output and an input channel; an axis of size 1 is always met at 0."""
-        first, second = (channel, output) if self.setting.transposed else (output, channel)
-        width = self.op.weight.shape[1]
-        if width == 1:
-            second = "0"
-        elif grouped and self.setting.groups > 1:
-            second = rf"{second} \bmod {width}"
-        axes = zip(self.taps, self.setting.sliding.size, strict=True)
-        return _element("$weight", [first, second, *("0" if size == 1 else k for k, size in axes)])
+    def outside(self, name: str, quotients: bool = False) -> str:
+        """That an element beyond the border, or between the places that a stride leaves out, is 0."""
+        return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.setting.sliding.padding) else ""
 
-    def met(self, channel: str = "c") -> str:
-        """The input element that a kernel element meets on its way to output place (i, j)."""
-        sliding = self.setting.sliding
-        way = sliding.target if self.setting.transposed else sliding.source
-        return _element(_x_name(self.op), ["n", channel, *way(self.places, self.taps)])
-
-    def back(self) -> str:
+    def back(self, target: str, name: str, weight: str = "weight") -> str:
         """The input's gradient: through each kernel element, from the output place to which it led."""
-        sliding = self.setting.sliding
-        way = sliding.source if self.setting.transposed else sliding.target
-        summed = ",".join(["o", *(k for k, size in zip(self.taps, sliding.size, strict=True) if size != 1)])
-        group = "" if self.setting.groups == 1 else r" \quad (o \text{ in the group of } c)"
-        return (
-            rf"\sum_{{{summed}}} {self.kernel()} \, {_element('$g', ['n', 'o', *way(self.places, self.taps)])}{group}"
-        )
+        way = self.to_slow if self.setting.transposed else self.to_fast
+        outside = self.outside(name, not self.setting.transposed)
+        return f"{at(target, 'nc' + self.places)} = {way(name, weight)}{outside}"
 
-    def pairs(self) -> str:
+    def pairs(self, target: str, x: str, g: str) -> str:
         """A weight's gradient: the products of all that this kernel element brought together."""
-        met, x = self.setting.sliding.source(self.places, self.taps), _x_name(self.op)
-        large, small = ("$g", x) if self.setting.transposed else (x, "$g")
-        channel, other = ("o", "c") if self.setting.transposed else ("c", "o")
-        here, there = _element(small, ["n", other, *self.places]), _element(large, ["n", channel, *met])
-        return rf"\sum_{{n,{','.join(self.places)}}} {here} \, {there}"
+        sums = rf"\sum_{{n,{','.join(self.places)}}} {self.of_output(g)} \, {self.of_input(x)}"
+        return f"{self.weight(target)} = {sums}{self.outside(g if self.setting.transposed else x)}"
 
-    def upstream(self) -> str:
+    def upstream(self, target: str, g: str) -> str:
         """The bias's gradient."""
-        return rf"\sum_{{n,{','.join(self.places)}}} {_element('$g', 'no' + self.places)}"
+        return rf"{at(target, 'o')} = \sum_{{n,{','.join(self.places)}}} {at(g, 'no' + self.places)}"
+
+    def by_input(self) -> str:
+        """The derivative of an output element by an input element that it meets."""
+        return derivative(self.of_output("out"), self.of_input(self.x), self.weight())
+
+    def by_weight(self) -> str:
+        """The derivative of an output element by a kernel element."""
+        local = derivative(self.of_output("out"), self.weight(), self.of_input(self.x))
+        return local if self.setting.transposed else local + self.outside(self.x)
+
+    def by_bias(self) -> str:
+        """The derivative of an output element by the bias of its channel."""
+        return derivative(at("out", "no" + self.places), "{$bias}_{o}", "1")
 
 
-def _x_name(op: Any) -> str:
-    return "$input" if "input" in op.arguments else "$self"
+def _sums(ranges: Iterable[tuple[str, int]]) -> str:
+    return "".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}} " for letter, count in ranges if count != 1)
 
 
-def _element(symbol: str, index: Sequence[str]) -> str:
-    return rf"{{{symbol}}}_{{{', '.join(index)}}}"
+def _share(letter: str, count: int) -> str:
+    """The group that a channel is in, of `count` channels each."""
+    return letter if count == 1 else rf"\lfloor {letter} / {count} \rfloor"
 
 
-def _channel(outputs: int, inputs: int) -> str:
-    """The input channel that place c of the group of output channel o stands for."""
-    group = "o" if outputs == 1 else rf"\lfloor o / {outputs} \rfloor"
-    return group if inputs == 1 else rf"{_times(inputs, group)} + c"
+def _plus(start: str, letter: str) -> str:
+    return start if letter == "0" else f"{start} + {letter}"
 
 
 def _input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -318,7 +361,7 @@ def _weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     output, channel = (other, first) if setting.transposed else (first, other)
     way = setting.sliding.start if setting.transposed else setting.sliding.meeting
     met = way(tuple(place), tuple(element), x.shape[2:])
-    return Factor(_x_name(op)[1:], (n, channel, *met)) if met is not None and output == o else None
+    return Factor(Formulas(op).x, (n, channel, *met)) if met is not None and output == o else None
 
 
 def _bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -341,24 +384,24 @@ def _wrt(x: str) -> dict[str, Wrt]:
     return {
         x: Wrt(
             _input,
-            lambda op: _Told(op).kernel(),
-            lambda op: _Told(op).back(),
+            lambda op: Formulas(op).by_input(),
+            lambda op: Formulas(op).back("grad", "g"),
             "an output element is made of the input elements under its kernel alone, in its own sample and group",
             _input_factor,
             lambda op: _meetings(op, _x(op), "sparse Toeplitz, the kernel shifted from place to place"),
         ),
         "weight": Wrt(
             _weight,
-            lambda op: _Told(op).met(),
-            lambda op: _Told(op).pairs(),
+            lambda op: Formulas(op).by_weight(),
+            lambda op: Formulas(op).pairs("grad", x, "g"),
             "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
             _weight_factor,
             lambda op: _meetings(op, op.weight, "sparse, each output channel with its own weights alone"),
         ),
         "bias": Wrt(
             _bias,
-            "1",
-            lambda op: _Told(op).upstream(),
+            lambda op: Formulas(op).by_bias(),
+            lambda op: Formulas(op).upstream("grad", "g"),
             "output channel o has bias o alone added to it, at every place of every sample",
             _bias_factor,
             lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
@@ -408,7 +451,7 @@ SOURCE = (
 convolution = rule(
     "ConvolutionBackward0",
     calls=(),
-    equation=lambda op: _Told(op).equation(),
+    equation=lambda op: Formulas(op).equation(),
     wrt=_wrt("input"),
     samples=_samples,
     source=SOURCE,
@@ -426,7 +469,7 @@ convolution_kernel = rule(
     "SlowConvTranspose3DBackward0",
     "MkldnnConvolutionBackward0",
     name="convolution_kernel",
-    equation=lambda op: _Told(op).equation(),
+    equation=lambda op: Formulas(op).equation(),
     wrt=_wrt("self"),
     samples=lambda: [
         sample(ATEN.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
@@ -469,31 +512,39 @@ def _tbc_weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | N
     return Factor("self", (then, n, c)) if own == o and 0 <= then < op.self.shape[0] else None
 
 
+def _tbc_met(op: Any) -> str:
+    return at("self", [f"t + k{_shift('-', op.pad)}", "n", "c"])
+
+
+OUTSIDE = r", \quad $self \text{ is 0 outside}"
+
 conv_tbc = rule(
     "ConvTbcBackward0",
     equation=lambda op: (
-        rf"{{$out}}_{{t,n,o}} = {{$bias}}_{{o}} + \sum_{{k,c}} {{$weight}}_{{k,c,o}} \, "
-        rf"{{$self}}_{{t + k{_shift('-', op.pad)}, n, c}}"
+        rf"{{$out}}_{{t,n,o}} = {{$bias}}_{{o}} + \sum_{{k,c}} {{$weight}}_{{k,c,o}} \, {_tbc_met(op)}" + OUTSIDE
     ),
     wrt={
         "self": Wrt(
             lambda op, g: _input(_batch_first(op), g.permute(1, 2, 0)).permute(2, 0, 1),
-            "{$weight}_{k,c,o}",
-            lambda op: rf"\sum_{{k,o}} {{$weight}}_{{k,c,o}} \, {{$g}}_{{t - k{_shift('+', op.pad)}, n, o}}",
+            lambda op: derivative("{$out}_{t,n,o}", _tbc_met(op), "{$weight}_{k,c,o}"),
+            lambda op: (
+                rf"{{$grad}}_{{t,n,c}} = \sum_{{k,o}} {{$weight}}_{{k,c,o}} \, {{$g}}_{{t - k{_shift('+', op.pad)},n,o}}"
+                r", \quad $g \text{ is 0 outside}"
+            ),
             "an output element is made of the times under its kernel alone, in its own sample",
             _tbc_input_factor,
         ),
         "weight": Wrt(
             lambda op, g: _weight(_batch_first(op), g.permute(1, 2, 0)).permute(2, 1, 0),
-            lambda op: rf"{{$self}}_{{t + k{_shift('-', op.pad)}, n, c}}",
-            lambda op: rf"\sum_{{t,n}} {{$g}}_{{t,n,o}} \, {{$self}}_{{t + k{_shift('-', op.pad)}, n, c}}",
+            lambda op: derivative("{$out}_{t,n,o}", "{$weight}_{k,c,o}", _tbc_met(op)) + OUTSIDE,
+            lambda op: rf"{{$grad}}_{{k,c,o}} = \sum_{{t,n}} {{$g}}_{{t,n,o}} \, {_tbc_met(op)}" + OUTSIDE,
             "an output channel is made with its own weights alone",
             _tbc_weight_factor,
         ),
         "bias": Wrt(
             lambda op, g: g.sum((0, 1)),
-            "1",
-            r"\sum_{t,n} {$g}_{t,n,o}",
+            derivative("{$out}_{t,n,o}", "{$bias}_{o}", "1"),
+            r"{$grad}_{o} = \sum_{t,n} {$g}_{t,n,o}",
             "output channel o has bias o alone added to it",
             lambda op, out_index, in_index: Factor(latex="1") if out_index[2] == in_index[0] else None,
         ),
@@ -538,6 +589,27 @@ def _twice_weight(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
     return None if gs[0] is None else Convolution.of(op).weight_gradient(gs[0], op.grad_output, op.weight)
 
 
+def _by_upstream(op: Any) -> str:
+    """The three gradients by the upstream one."""
+    f = Formulas(op)
+    by = f.of_output("grad_output")
+    image, weight = (
+        derivative(of, by, to) for of, to in ((f.of_input("out0"), f.weight()), (f.weight("out1"), f.of_input("input")))
+    )
+    return (
+        rf"{image}, \quad {weight}, \quad {derivative('{$out2}_{o}', at('grad_output', 'no' + f.places), '1')}"
+        + f.outside("input")
+    )
+
+
+def _upstream_twice(op: Any) -> str:
+    """What comes back to the upstream gradient: the convolution of what came to each of its gradients."""
+    f = Formulas(op)
+    total = rf"{f.forward('g0')} + {f.forward('input', 'g1')} + {{$g2}}_{{o}}"
+    outside = "".join(f.outside(name, f.setting.transposed) for name in ("g0", "input"))
+    return rf"{at('grad', 'no' + f.places)} = {total}{outside}"
+
+
 def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
     """The gradients of a convolution, as something to differentiate again."""
     return torch.autograd.grad(F.conv2d(x, w, b, **settings).sin().sum(), (x, w, b), create_graph=True)
@@ -545,26 +617,27 @@ def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
 
 convolution_backward = rule(
     "ConvolutionBackwardBackward0",
-    equation=(
-        r"$out = \left(\overline{$input}, \overline{$weight}, \overline{b}\right)"
-        r" \text{ of the convolution } $weight * $input \text{ with upstream } $grad_output"
+    equation=lambda op: (
+        Formulas(op).back("out0", "grad_output")
+        + rf", \quad {Formulas(op).pairs('out1', 'input', 'grad_output')}"
+        + rf", \quad {Formulas(op).upstream('out2', 'grad_output')}"
     ),
     wrt={
-        "grad_output": Wrt(
-            _twice_upstream,
-            r"\text{the convolution itself}",
-            r"$weight * {$g}_{0} + {$g}_{1} * $input + {$g}_{2}",
-        ),
+        "grad_output": Wrt(_twice_upstream, _by_upstream, _upstream_twice),
         "input": Wrt(
             _twice_input,
-            r"\text{the weight gradient is linear in } $input",
-            r"{$g}_{1} *^{T} $grad_output",
+            lambda op: derivative(
+                Formulas(op).weight("out1"), Formulas(op).of_input("input"), Formulas(op).of_output("grad_output")
+            ),
+            lambda op: Formulas(op).back("grad", "grad_output", "g1"),
             "the gradients of the input and the bias do not depend on the input",
         ),
         "weight": Wrt(
             _twice_weight,
-            r"\text{the input gradient is linear in } $weight",
-            r"\text{the weight gradient for input } {$g}_{0} \text{ and upstream } $grad_output",
+            lambda op: derivative(
+                Formulas(op).of_input("out0"), Formulas(op).weight(), Formulas(op).of_output("grad_output")
+            ),
+            lambda op: Formulas(op).pairs("grad", "g0", "grad_output"),
             "the gradients of the weight and the bias do not depend on the weight",
         ),
     },
@@ -615,17 +688,56 @@ def _fold_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex="1") if lead == batch and c == channel and met == (i, j) else None
 
 
+@dataclass(frozen=True)
+class _Patches:
+    """The formulas of patches: element (c, u, v) of patch (i, j) has its place in the columns row by row."""
+
+    op: Any
+    picture: str  # what the schema calls the picture
+    columns: str
+
+    @property
+    def lead(self) -> str:
+        """The letter of the sample, where there is an axis for it."""
+        return "n" if self.op.out.dim() + self.op.self.dim() == 7 else ""
+
+    def pair(self, picture: str, columns: str) -> tuple[str, str, str]:
+        """An element of the picture, the one of the columns that is its copy, and where they are the same."""
+        shape = (self.op.self if self.picture == "self" else self.op.out).shape
+        sliding, places = _patches(self.op, shape[-2:])
+        (height, width), met = sliding.size, sliding.source("ij", "uv")
+        row, column = f"{_times(height * width, 'c')} + {_times(width, 'u')} + v", f"{_times(places[1], 'i')} + j"
+        counts = zip("uvij", (height, width, *places), strict=True)
+        ranges = r" \qquad (" + ", ".join(rf"0 \le {letter} < {count}" for letter, count in counts) + ")"
+        return at(picture, [*self.lead, "c", *met]), at(columns, [*self.lead, row, column]), ranges
+
+    def local(self) -> str:
+        """1 for each pair."""
+        picture, columns, ranges = self.pair(self.picture, self.columns)
+        of, by = (columns, picture) if self.picture == "self" else (picture, columns)
+        return derivative(of, by, "1") + ranges
+
+    def cut(self, columns: str, picture: str) -> str:
+        """Columns made of a picture."""
+        place, element, ranges = self.pair(picture, columns)
+        return rf"{element} = {place}{ranges}, \quad ${picture} \text{{ is 0 outside}}"
+
+    def laid(self, picture: str, columns: str) -> str:
+        """A picture made of columns, which add up where they overlap."""
+        _, element, ranges = self.pair(picture, columns)
+        met = _patches(self.op, (1, 1))[0].source("ij", "uv")
+        pairs = rf"\sum_{{u,v,i,j}} [p = {met[0]}] \, [q = {met[1]}] \, {element}"
+        return rf"{at(picture, [*self.lead, 'c', 'p', 'q'])} = {pairs}{ranges}"
+
+
 im2col = moves(
     "Im2ColBackward0",
     name="im2col",
-    equation=lambda op: (
-        r"{$out}_{n, (c, u, v), (i, j)} = "
-        + _element("$self", ["n", "c", *_patches(op, op.self.shape[-2:])[0].source("ij", "uv")])
-        + (r" \quad (0 \text{ outside})" if any(op.padding) else "")
-    ),
+    equation=lambda op: _Patches(op, "self", "out").cut("out", "self"),
+    local=lambda op: _Patches(op, "self", "out").local(),
     move=_collect,
     home=lambda op, g: _lay(op, g, op.self.shape[-2:]),
-    product=r"\sum_{\text{patches}} $g",
+    product=lambda op: _Patches(op, "self", "out").laid("grad", "g"),
     zeros="each output element is a copy of one input element, or a 0 of the padding",
     samples=lambda: [
         sample(F.unfold, randn(2, 3, 4, 5), (2, 3)),
@@ -639,12 +751,12 @@ im2col = moves(
 col2im = rule(
     "Col2ImBackward0",
     name="col2im",
-    equation=r"{$out}_{n, c, q} = \sum_{\text{patches over place } q} {$self}_{n, (c, u, v), (i, j)}",
+    equation=lambda op: _Patches(op, "out", "self").laid("out", "self"),
     wrt={
         "self": Wrt(
             _collect,
-            "1",
-            r"\operatorname{unfold}($g)",
+            lambda op: _Patches(op, "out", "self").local(),
+            lambda op: _Patches(op, "out", "self").cut("grad", "g"),
             "an element of a patch is added to one place of the picture, or lies in the padding",
             _fold_factor,
         )

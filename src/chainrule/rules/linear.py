@@ -103,8 +103,8 @@ def _operand(
 
     if not callable(subscripts) and (shared := [letter for letter in subscripts[0] if letter in subscripts[2]]):
         zeros = (
-            f"output element ({', '.join(subscripts[2])}) is made of the elements ({', '.join(subscripts[0])}) with the "
-            f"same {' and '.join(shared)}; its derivative by all others is zero"
+            f"output element ({', '.join(subscripts[2])}) is made of the elements ({', '.join(subscripts[0])}) with "
+            f"the same {' and '.join(shared)}; its derivative by all others is zero"
         )
     return Wrt(vjp or back, local, told, zeros, factor, pattern)
 
