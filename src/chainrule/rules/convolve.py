@@ -209,8 +209,8 @@ def _bias(op: Any, g: Tensor) -> Tensor:
 class Formulas:
     """The formulas of a convolution: sample n, input channel c, output channel o, place (i, j), kernel element (u, v).
 
-    Place i of the `slow` side meets place s i + d u - pad of the `fast` one. The slow side of a convolution is its output,
-    that of a transposed one its input; the weight's first axis is the slow side's channel.
+    Place i of the `slow` side meets place s i + d u - pad of the `fast` one. The slow side of a convolution is its
+    output, that of a transposed one its input; the weight's first axis is the slow side's channel.
     """
 
     op: Any
@@ -528,8 +528,8 @@ conv_tbc = rule(
             lambda op, g: _input(_batch_first(op), g.permute(1, 2, 0)).permute(2, 0, 1),
             lambda op: derivative("{$out}_{t,n,o}", _tbc_met(op), "{$weight}_{k,c,o}"),
             lambda op: (
-                rf"{{$grad}}_{{t,n,c}} = \sum_{{k,o}} {{$weight}}_{{k,c,o}} \, {{$g}}_{{t - k{_shift('+', op.pad)},n,o}}"
-                r", \quad $g \text{ is 0 outside}"
+                rf"{{$grad}}_{{t,n,c}} = \sum_{{k,o}} {{$weight}}_{{k,c,o}} \, "
+                rf"{{$g}}_{{t - k{_shift('+', op.pad)},n,o}}, \quad $g \text{{ is 0 outside}}"
             ),
             "an output element is made of the times under its kernel alone, in its own sample",
             _tbc_input_factor,
