@@ -247,6 +247,8 @@ class Parser:
         letter = re.fullmatch(r"[a-zA-Z]|\\(?:mathrm|mathbf|mathsf|mathit|mathbb|mathcal|operatorname\*?)\{.*\}", token)
         if letter or token in self.values or token in self.functions or token in FUNCTIONS or GREEK.fullmatch(token):
             self.take()
+            while self.peek() == "'":
+                token += self.take()
             return self.subscripted(token)
         self.place = start
         return ""
@@ -333,7 +335,7 @@ class Parser:
         items = tuple(self.inner(each) for each in _split([("," if each == ":" else each) for each in under]))
         if upper is not None:
             (_, (letter, low), _), *rest = items
-            items = (("relation", (low, letter, upper), (r"\le", r"\le")), *rest)
+            items = (("relation", (low, letter, upper), (r"\le", r"\le"), "whole"), *rest)
         return ("big", kind, items, self.term())
 
     def primary(self) -> Node:
@@ -787,7 +789,7 @@ class Scope:
     def _iverson(self, condition: Node) -> Value:
         return Value(self.truth(condition).tensor.double())
 
-    def _relation(self, parts: tuple[Node, ...], signs: tuple[str, ...]) -> Value:
+    def _relation(self, parts: tuple[Node, ...], signs: tuple[str, ...], kind: str = "") -> Value:
         values = [self(each) for each in parts]
         truth: Value | None = None
         for left, sign, right in zip(values, signs, values[1:], strict=False):
@@ -829,7 +831,8 @@ class Scope:
         for letter in letters:
             conditions = [*limits, *([self.ranges[letter]] if letter in self.ranges else [])]
             limits += [self.ranges[letter]] if letter in self.ranges else []
-            scope = scope.with_index(letter, scope.run(letter, conditions, body))
+            whole = letter in self.ranges or any(each[3:] for each in limits if ("name", letter) in each[1:2][0])
+            scope = scope.with_index(letter, scope.run(letter, conditions, body, whole))
         holds = Value(torch.ones((1,) * scope.depth, dtype=torch.bool))
         for each in limits:
             x, y = scope.together(holds, scope.truth(each))
@@ -844,16 +847,20 @@ class Scope:
             return Value(torch.where(mask, terms, 0).sum(axes) / mask.sum(axes))
         return Value(REDUCED[kind](torch.where(mask, terms, NEUTRAL[kind]), axes))
 
-    def run(self, letter: str, conditions: Sequence[Node], body: Any) -> Tensor:
-        """The numbers that an index runs over: from its stated range, or from the axis on which it stands bare."""
+    def run(self, letter: str, conditions: Sequence[Node], body: Any, whole: bool = True) -> Tensor:
+        """The numbers that an index runs over: from its stated range, or from the axis on which it stands bare.
+
+        A mere condition below a sum (not `whole`) takes some of the axis.
+        """
         low, high = self._stated(letter, conditions)
-        if high is None:
+        if high is None or not whole:
             sizes = set(self.sizes(letter, (body, *conditions)))
             if len(sizes) != 1:
                 raise FormulaError(
                     f"nothing says what {letter} runs over" if not sizes else f"{letter} runs over {sizes}"
                 )
-            high = float(sizes.pop())
+            axis = float(sizes.pop())
+            low, high = max(low or 0.0, 0.0), axis if high is None else min(high, axis)
         return torch.arange(0.0 if low is None else low, high, dtype=torch.float64)
 
     def _stated(self, letter: str, conditions: Sequence[Node]) -> tuple[float | None, float | None]:
@@ -863,7 +870,7 @@ class Scope:
         for condition in conditions:
             if condition[0] != "relation":
                 continue
-            _, parts, signs = condition
+            parts, signs = condition[1:3]
             for place, part in enumerate(parts):
                 if part != ("name", letter):
                     continue
@@ -987,11 +994,12 @@ class Statement:
         *,
         elementwise: Sequence[int] | None = None,
         along: int | None = None,
+        subject: str = "",
     ) -> None:
         found = ALONG.search(text)
         if found:
             text, along = text.replace(found[0], ""), int(found[1])
-        self.text = text
+        self.text, self.subject = text, _spelled(subject)
         self.operands = {_spelled(name): _wide(tensor) for name, tensor in symbols.items()}
         self.masks = {_spelled(name): _mask(tensor) for name, tensor in symbols.items()}
         self.names: dict[str, Bound | Defined] = {name: Bound(tensor) for name, tensor in self.operands.items()}
@@ -1036,7 +1044,7 @@ class Statement:
 
     def _sort(self, parts: list[list[str]]) -> None:
         """Which clauses define names, which limit, and which claim."""
-        values, functions, kinds = set(self.operands), set[str](), []
+        values, functions, kinds = {*self.operands, self.subject}, set[str](), []
         for number, part in enumerate(parts):
             kind, name = self._kind(part, number)
             kinds.append(kind)
@@ -1062,9 +1070,9 @@ class Statement:
         if part[-1].startswith(r"\text") and word(part[-1]) == "is 0 outside":
             return "outside", ""
         if number and "=" in part:
-            parser = Parser(part, set(self.operands), set())
+            parser = Parser(part, {*self.operands, self.subject}, set())
             name = parser.name()
-            if name and name not in self.operands:
+            if name and name not in {*self.operands, self.subject}:
                 return ("function" if parser.peek() == "(" else "definition"), self._whole_name(parser, name)
         signs = [each for each in _outside_brackets(part) if each in RELATIONS]
         return ("limit" if number and signs and "=" not in signs else "claim"), ""
@@ -1162,12 +1170,12 @@ class Statement:
             raise FormulaError(f"one equality is expected: {self.text}")
         return claim[1]
 
-    def gradient(self, shape: Sequence[int], name: str = "") -> Tensor:
+    def gradient(self, shape: Sequence[int]) -> Tensor:
         r"""The value of a product for an argument of `shape`: `\bar{w}_{ij} = \sum_n ...`, or a bare expression.
 
-        A left side names the gradient, whose axes are the argument's. Elements that no left side names are 0.
+        A left side names the gradient (`subject`), whose axes are the argument's. Elements that none names are 0.
         """
-        name = _spelled(name)
+        name = self.subject
         result = torch.zeros(tuple(shape), dtype=torch.float64)
         known = self.names
         for claim in self.claims:

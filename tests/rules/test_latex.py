@@ -101,7 +101,9 @@ class Use:
         """One of the rule's formulas, as it prints, with the numbers behind it."""
         text = self.rule.latex(template, self.op, {**self.symbols(), **symbols})
         elements = self.op.out.shape if self.rule.structure == "elementwise" else None
-        return Statement(text, {**self.numbers(), **(more or {})}, elementwise=elements)
+        return Statement(
+            text, {**self.numbers(), **(more or {})}, elementwise=elements, subject=symbols.get("grad", "")
+        )
 
     @property
     def tolerance(self) -> float:
@@ -178,7 +180,7 @@ def wrong_local(use: Use, argument: str) -> str:
     """Why a rule's local derivative is not the Jacobian."""
     outs, leaves = use.leaf(argument)
     symbols = use.symbols()
-    if r"\dot{" in use.rule.latex(use.rule.wrt[argument].local, use.op, symbols):
+    if use.rule.latex(use.rule.wrt[argument].local, use.op, symbols).startswith(r"\dot{"):
         return wrong_differential(use, argument)
     statement = use.statement(use.rule.wrt[argument].local)
     listed = isinstance(use.op.arguments[argument], list)
@@ -231,7 +233,7 @@ def wrong_product(use: Use, argument: str) -> str:
         into = f"{symbols[argument]}_{{{item}}}" if listed else symbols[argument]
         bar = rf"\bar{{{into}}}"
         statement = use.statement(use.rule.wrt[argument].product, given, grad=bar)
-        mine = statement.gradient(leaf.shape, bar)
+        mine = statement.gradient(leaf.shape)
         expected = torch.zeros_like(full(leaf)) if their is None else full(their)
         if mine.is_complex() and not expected.is_complex():
             mine = mine.real

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Sample, Wrt, rule, sample, unread
+from chainrule.rules import Factor, Kink, Sample, Wrt, at, derivative, rule, sample, unread
 from chainrule.rules.linear import randn
 from chainrule.rules.pattern import copied, real
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, twice
@@ -88,38 +88,36 @@ def _adaptive_windows(axes: int) -> Windows:
     return lambda op: [_adaptive(*sizes) for sizes in _sizes(op, axes)]
 
 
-def _letters(axes: int, name: str) -> str:
-    return rf"{{{name}}}_{{n,c,{','.join(PLACES[axes])}}}"
+Bounds = Callable[[Any], list[tuple[str, str, str]]]
 
 
-def _source(op: Any, axes: int) -> str:
-    """The input element that window place (u, v) of output place (i, j) is: `self_{n, c, 2 i + u - 1, ...}`."""
-    places = []
-    for p, q, (_, stride, padding, dilation) in zip(PLACES[axes], INSIDE[axes], _settings(op, axes), strict=True):
-        reach = q if dilation == 1 else rf"{dilation} \, {q}"
-        start = p if stride == 1 else rf"{stride} \, {p}"
-        places.append(f"{start} + {reach}" + (f" - {padding}" if padding else ""))
-    return rf"{{$self}}_{{n,c,{', '.join(places)}}}"
+def _kernel_bounds(axes: int) -> Bounds:
+    """Where each window begins and ends along each axis, in LaTeX (`2 i - 1`, `2 i + 1`), and what else limits it."""
+
+    def bounds(op: Any) -> list[tuple[str, str, str]]:
+        found = []
+        for i, u, (kernel, stride, padding, dilation) in zip(PLACES, INSIDE, _settings(op, axes), strict=False):
+            start = i if stride == 1 else rf"{stride} \, {i}"
+            first, end = _moved(start, -padding), _moved(start, (kernel - 1) * dilation + 1 - padding)
+            found.append((first, end, "" if dilation == 1 else rf", ({u} - ({first})) \bmod {dilation} = 0"))
+        return found
+
+    return bounds
 
 
-def _ranges(op: Any, axes: int) -> str:
-    return ", ".join(
-        rf"0 \le {q} < {kernel}" for q, (kernel, *_) in zip(INSIDE[axes], _settings(op, axes), strict=True)
-    )
+def _moved(start: str, by: int) -> str:
+    return start if not by else f"{start} {'-' if by < 0 else '+'} {abs(by)}"
 
 
-def _adaptive_equation(name: str, axes: int) -> Callable[[Any], str]:
-    def equation(op: Any) -> str:
+def _adaptive_bounds(axes: int) -> Bounds:
+    def bounds(op: Any) -> list[tuple[str, str, str]]:
         steps = ["" if size == places else rf"{fraction(size / places)} \, " for size, places in _sizes(op, axes)]
-        inside = INSIDE[axes]
-        ranges = ", ".join(
-            rf"\lfloor {step}{p} \rfloor \le {q} < \lceil {step}({p} + 1) \rceil"
-            for step, p, q in zip(steps, PLACES[axes], inside, strict=True)
-        )
-        over = ",".join(inside)
-        return rf"{_letters(axes, '$out')} = {name}_{{{over}}} \, {{$self}}_{{n,c,{over}}} \qquad ({ranges})"
+        return [
+            (rf"\lfloor {step}{i} \rfloor", rf"\lceil {step}({i} + 1) \rceil", "")
+            for step, i in zip(steps, PLACES, strict=False)
+        ]
 
-    return equation
+    return bounds
 
 
 # Means -----------------------------------------------------------------------------------------------------------
@@ -142,22 +140,28 @@ def _mean_tables(windows: Windows) -> Callable[[Any], list[Taps]]:
     return tables
 
 
-def _mean_equation(axes: int) -> Callable[[Any], str]:
-    def equation(op: Any) -> str:
-        summed = rf"\sum_{{{','.join(INSIDE[axes])}}} {_source(op, axes)}"
-        if op.divisor_override is not None:
-            count, words = str(op.divisor_override), ""
-        elif any(padding for _, _, padding, _ in _settings(op, axes)) or op.ceil_mode:
-            padding = "with" if op.count_include_pad else "without"
-            count, words = "m", rf", \; m \text{{ places in the window, {padding} padding}}"
-        else:
-            count, words = str(math.prod(kernel for kernel, *_ in _settings(op, axes))), ""
-        return rf"{_letters(axes, '$out')} = \frac{{1}}{{{count}}} {summed} \qquad ({_ranges(op, axes)}{words})"
+def _mean_weights(bounds: Bounds, axes: int) -> Callable[[Any], list[str]]:
+    """In LaTeX: one over the number of places in the window, for each of them."""
 
-    return equation
+    def weights(op: Any) -> list[str]:
+        found = []
+        for u, (first, end, _), (size, _) in zip(INSIDE, bounds(op), _sizes(op, axes), strict=False):
+            inside, count = rf"[{first} \le {u} < {end}]", rf"{end} - {first}"
+            if "kernel_size" in op.arguments:
+                kernel, stride, padding, _ = _settings(op, axes)[INSIDE.index(u)]
+                count = str(kernel)
+                if op.divisor_override is not None:
+                    count = str(op.divisor_override) if len(found) == axes - 1 else "1"
+                elif padding and not op.count_include_pad:
+                    count = rf"\sum_{{m=0}}^{{{size - 1}}} [{first} \le m < {end}]"
+                elif op.ceil_mode:
+                    count = rf"\min({kernel}, {size + 2 * padding} - {stride} \, {PLACES[len(found)]})"
+            found.append(rf"\frac{{1}}{{{count}}} \, {inside}")
+        return found
+
+    return weights
 
 
-SPREAD = r"\text{each } $g \text{ divided by the size of its window, for every place in it}"
 UNDER = "an output element is made of the input elements in its window alone, in its own channel"
 
 
@@ -195,9 +199,7 @@ def _means(axes: int) -> None:
         f"AvgPool{axes}DBackward0",
         name=f"avg_pool{axes}d",
         tables=_mean_tables(_kernel_windows(axes)),
-        equation=_mean_equation(axes),
-        local=r"\frac{1}{\text{places in the window}}",
-        product=SPREAD,
+        weights=_mean_weights(_kernel_bounds(axes), axes),
         zeros=UNDER,
         samples=lambda: _mean_samples(axes),
         source=f"derivatives.yaml: avg_pool{axes}d",
@@ -206,9 +208,7 @@ def _means(axes: int) -> None:
         f"AdaptiveAvgPool{axes}DBackward0",
         name=f"adaptive_avg_pool{axes}d",
         tables=_mean_tables(_adaptive_windows(axes)),
-        equation=_adaptive_equation(r"\operatorname{mean}", axes),
-        local=r"\frac{1}{\text{places in the window}}",
-        product=SPREAD,
+        weights=_mean_weights(_adaptive_bounds(axes), axes),
         zeros=UNDER,
         samples=lambda: _adaptive_samples("avg", axes),
         source=f"derivatives.yaml: _adaptive_avg_pool{axes}d",
@@ -273,25 +273,106 @@ def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
     return where
 
 
-def _max_equation(axes: int) -> Callable[[Any], str]:
-    def equation(op: Any) -> str:
-        largest = rf"\max_{{{','.join(INSIDE[axes])}}} {_source(op, axes)}"
-        clipped = op.ceil_mode or any(padding for _, _, padding, _ in _settings(op, axes))
-        words = r"; \text{ places outside do not count}" if clipped else ""
-        return rf"{_letters(axes, '$out')} = {largest} \qquad ({_ranges(op, axes)}{words})"
+@dataclass(frozen=True)
+class _Picked:
+    """The formulas of elements picked from a picture: place (u, v) of the picture, place (i, j) of what was picked.
 
-    return equation
+    `index` is the LaTeX of the flat position of the element picked, with its definition in `where`.
+    """
+
+    axes: int
+    lead: str
+    sizes: tuple[int, ...]  # of the picture
+    index: str
+    where: str = ""
+
+    def small(self, name: str) -> str:
+        """An element of what was picked."""
+        return at(name, self.lead + PLACES[: self.axes])
+
+    def large(self, name: str) -> str:
+        """An element of the picture."""
+        return at(name, self.lead + INSIDE[: self.axes])
+
+    def met(self) -> str:
+        """1 where one is a copy of the other."""
+        return rf"[{_position(self.sizes)} = {self.index}]"
+
+    def local(self, of: str, by: str) -> str:
+        """The derivative of one by the other."""
+        return derivative(of, by, self.met()) + self.where
+
+    def home(self, target: str, source: str) -> str:
+        """Each element put where it was picked, zeros elsewhere."""
+        sums = rf"\sum_{{{','.join(PLACES[: self.axes])}}}"
+        return rf"{self.large(target)} = {sums} {self.met()} \, {self.small(source)}{self.where}"
+
+    def pick(self, target: str, source: str) -> str:
+        """The elements picked."""
+        sums = rf"\sum_{{{','.join(INSIDE[: self.axes])}}}"
+        return rf"{self.small(target)} = {sums} {self.met()} \, {self.large(source)}{self.where}"
 
 
-ONE = r"1 \text{ for the largest of the window, } 0 \text{ for the others}"
-BACK = r"$g \text{ at the index of the largest, } 0 \text{ elsewhere; summed where windows share it}"
+def _position(sizes: tuple[int, ...], inside: str = INSIDE) -> str:
+    """The row-major position of place (u, v), in LaTeX."""
+    factors = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return " + ".join(u if f == 1 else rf"{f} \, {u}" for f, u in zip(factors, inside, strict=False))
+
+
+def _lead(t: Tensor, axes: int) -> str:
+    return "nc"[2 + axes - t.dim() :]
+
+
+def _by_indices(op: Any, axes: int, picture: Tensor) -> _Picked:
+    """Of an operation that is given the indices."""
+    lead = _lead(op.indices, axes)
+    return _Picked(axes, lead, tuple(picture.shape[-axes:]), at("indices", lead + PLACES[:axes]))
+
+
+@dataclass(frozen=True)
+class _Largest:
+    """The formulas of a pool that picks the largest element of each window; of tied ones, the first."""
+
+    op: Any
+    axes: int
+    bounds: Bounds
+    defined: str = ""
+
+    def window(self, inside: str = INSIDE) -> str:
+        """The condition that place (u, v) is in the window of place (i, j)."""
+        bounds = zip(INSIDE, inside, self.bounds(self.op), strict=False)
+        return ", ".join(rf"{first} \le {u} < {end}{rest.replace(usual, u)}" for usual, u, (first, end, rest) in bounds)
+
+    def equation(self) -> str:
+        """The largest element."""
+        picked = self.picked()
+        over = rf"{','.join(INSIDE[: self.axes])}: \, {self.window()}"
+        return rf"{picked.small('out')} = \max_{{{over}}} {picked.large('self')}{self.defined}"
+
+    def picked(self) -> _Picked:
+        """What was picked: the first place of the window whose element is the largest."""
+        lead, sizes = _lead(self.op.self, self.axes), tuple(self.op.self.shape[-self.axes :])
+        index = at("index", lead + PLACES[: self.axes]).replace("$index", "I")
+        inside = "rst"[: self.axes]
+        same = f"{at('self', lead + inside)} = {at('out', lead + PLACES[: self.axes])}"
+        over = rf"{','.join(inside)}: \, {self.window(inside)}, \, {same}"
+        where = rf", \quad {index} = \min_{{{over}}} ({_position(sizes, inside)}){self.defined}"
+        return _Picked(self.axes, lead, sizes, index, where)
+
+
 FIRST = "of tied elements, the first one of the window (in row-major order) gets the whole gradient"
+
+
+def _written(op: Any, axes: int, picture: Tensor, argument: str) -> str:
+    """The derivative of a picture by what is written to it."""
+    picked = _by_indices(op, axes, picture)
+    return picked.local(picked.large("out"), picked.small(argument))
 
 
 def _max_pool(
     name: str,
     axes: int,
-    equation: str | Callable[[Any], str],
+    largest: Callable[[Any], _Largest],
     samples: Callable[[], Iterable[Sample]],
     windows: Windows | None,
     entry: str,
@@ -300,12 +381,14 @@ def _max_pool(
     rule(
         f"{name}Backward0",
         name=entry,
-        equation=equation,
+        equation=lambda op: largest(op).equation(),
         wrt={
             "self": Wrt(
                 lambda op, g: _home(g, op.outs[1], axes, op.self),
-                ONE,
-                BACK,
+                lambda op: (
+                    largest(op).picked().local(largest(op).picked().small("out"), largest(op).picked().large("self"))
+                ),
+                lambda op: largest(op).picked().home("grad", "g"),
                 "an output element is a copy of the largest input element in its window",
                 _winner(axes),
                 lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
@@ -319,12 +402,12 @@ def _max_pool(
     rule(
         f"{name}BackwardBackward0",
         name=f"{entry}_backward",
-        equation=r"$out = $grad_output \text{ at the index of the largest, } 0 \text{ elsewhere}",
+        equation=lambda op: _by_indices(op, axes, op.self).home("out", "grad_output"),
         wrt={
             "grad_output": Wrt(
                 lambda op, g: _pick(g, op.indices, axes),
-                "1",
-                r"$g \text{ at the index of the largest}",
+                lambda op: _written(op, axes, op.self, "grad_output"),
+                lambda op: _by_indices(op, axes, op.self).pick("grad", "g"),
                 "every upstream element goes to one place",
             ),
             "self": unread("self"),
@@ -361,11 +444,33 @@ def _fractional_samples(axes: int) -> list[Sample]:
     pool, shape = (F.fractional_max_pool2d, (1, 2, 6, 5)) if axes == 2 else (F.fractional_max_pool3d, (1, 2, 6, 5, 5))
 
     def made(x: Tensor, size: int) -> Tensor:
-        draw = torch.full((x.shape[0], x.shape[1], axes), 0.4, dtype=x.dtype)
+        draw = torch.linspace(0.2, 0.7, x.shape[0] * x.shape[1] * axes, dtype=x.dtype).reshape(*x.shape[:2], axes)
         result: Tensor = pool(x, 2, output_size=size, _random_samples=draw)
         return result
 
     return [sample(made, randn(*shape), 3), sample(made, randn(*shape), 2)]
+
+
+def _drawn_bounds(op: Any, axes: int) -> list[tuple[str, str, str]]:
+    """Windows that begin at places drawn at random, for each sample and channel."""
+    kernel, lead = _setting(op, "kernel_size", axes, (1,)), _lead(op.self, axes)
+    starts = [f"{start}_{{{lead}{i}}}" for start, i in zip("fgh", PLACES[:axes], strict=False)]
+    return [(start, f"{start} + {size}", "") for start, size in zip(starts, kernel, strict=True)]
+
+
+def _drawn_starts(op: Any, axes: int) -> str:
+    """How those places follow from the numbers drawn."""
+    text, lead = "", _lead(op.self, axes)
+    for axis, (kernel, (size, places)) in enumerate(
+        zip(_setting(op, "kernel_size", axes, (1,)), _sizes(op, axes), strict=True)
+    ):
+        i, room = PLACES[axis], size - kernel
+        drawn = at("random_samples", [*"nc", str(axes - 1 - axis if axes == 2 else axis)])
+        step = fraction(room / max(places - 1, 1))
+        steps = rf"\lfloor ({i} + {drawn}) \, {step} \rfloor - \lfloor {drawn} \, {step} \rfloor"
+        cases = rf"\begin{{cases}} {room} & {i} = {places - 1} \\ {steps} & \text{{otherwise}} \end{{cases}}"
+        text += rf", \quad {'fgh'[axis]}_{{{lead}{i}}} = {cases}"
+    return text
 
 
 def _maxima(axes: int) -> None:
@@ -373,7 +478,7 @@ def _maxima(axes: int) -> None:
     _max_pool(
         f"MaxPool{axes}DWithIndices",
         axes,
-        _max_equation(axes),
+        lambda op: _Largest(op, axes, _kernel_bounds(axes)),
         lambda: _max_samples(axes),
         _kernel_windows(axes),
         f"max_pool{axes}d_with_indices",
@@ -381,7 +486,7 @@ def _maxima(axes: int) -> None:
     _max_pool(
         f"AdaptiveMaxPool{axes}D",
         axes,
-        _adaptive_equation(r"\max", axes),
+        lambda op: _Largest(op, axes, _adaptive_bounds(axes)),
         lambda: _adaptive_samples("max", axes),
         _adaptive_windows(axes),
         f"adaptive_max_pool{axes}d",
@@ -389,8 +494,7 @@ def _maxima(axes: int) -> None:
     _max_pool(
         f"FractionalMaxPool{axes}D",
         axes,
-        rf"{_letters(axes, '$out')} = \max_{{{','.join(INSIDE[axes])}}} \,"
-        rf" {{$self}}_{{n,c,{','.join(INSIDE[axes])}}} \qquad (\text{{windows at places drawn at random}})",
+        lambda op: _Largest(op, axes, lambda op: _drawn_bounds(op, axes), _drawn_starts(op, axes)),
         lambda: _fractional_samples(axes),
         None,
         f"fractional_max_pool{axes}d",
@@ -436,12 +540,12 @@ def _unpools(axes: int) -> None:
     rule(
         f"MaxUnpool{axes}DBackward0",
         name=f"max_unpool{axes}d",
-        equation=r"{$out}_{n,c,{$indices}_{n,c,p}} = {$self}_{n,c,p}, \quad 0 \text{ elsewhere}",
+        equation=lambda op: _by_indices(op, axes, op.out).home("out", "self"),
         wrt={
             "self": Wrt(
                 lambda op, g: _pick(g, op.indices, axes),
-                "1",
-                r"{$g}_{n,c,{$indices}_{n,c,p}}",
+                lambda op: _written(op, axes, op.out, "self"),
+                lambda op: _by_indices(op, axes, op.out).pick("grad", "g"),
                 "each input element is written to one place, the one that its index names",
                 _unpooled(axes),
             )

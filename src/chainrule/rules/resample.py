@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, rule, sample, unread
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, at, derivative, number, rule, sample, unread
 from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, real
 
@@ -56,6 +56,57 @@ class Taps:
 
 
 Tables = Callable[[Any], list[Taps]]
+Weights = Callable[[Any], list[str]]
+
+PLACES, INSIDE, MAPS = "ijk", "uvw", "ABC"  # the letters of output places, of input places, and of each axis' map
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The formulas of y = sum over input places of weights along each axis: A_iu B_jv x_ncuv.
+
+    `weights` is the LaTeX of each axis' weight of place u in place i, in these letters, which `each` puts right.
+    """
+
+    weights: list[str]
+    lead: str  # the letters of the axes before
+
+    @property
+    def over(self) -> tuple[str, str]:
+        """The letters of the output's places, and of the input's."""
+        return PLACES[: len(self.weights)], INSIDE[: len(self.weights)]
+
+    def product(self) -> str:
+        """The weight of an input place in an output place."""
+        return r" \, ".join(f"{m}_{{{i}{u}}}" for m, i, u in zip(MAPS, *self.over, strict=False))
+
+    def where(self) -> str:
+        """The definitions of the maps."""
+        return "".join(
+            rf", \quad {m}_{{{i}{u}}} = {each}" for m, i, u, each in zip(MAPS, *self.over, self.weights, strict=False)
+        )
+
+    def out(self, name: str) -> str:
+        """An element on the output's side."""
+        return at(name, self.lead + self.over[0])
+
+    def into(self, name: str) -> str:
+        """An element on the input's side."""
+        return at(name, self.lead + self.over[1])
+
+    def forward(self, target: str, source: str) -> str:
+        """An output element, summed over input places."""
+        return (
+            rf"{self.out(target)} = \sum_{{{','.join(self.over[1])}}} {self.product()} \, {self.into(source)}"
+            + self.where()
+        )
+
+    def back(self, target: str, source: str) -> str:
+        """An element on the input's side, summed over output places."""
+        return (
+            rf"{self.into(target)} = \sum_{{{','.join(self.over[0])}}} {self.product()} \, {self.out(source)}"
+            + self.where()
+        )
 
 
 def through(tables: list[Taps], t: Tensor, way: Callable[[Taps, Tensor, int], Tensor]) -> Tensor:
@@ -70,11 +121,10 @@ def along_axes(
     *nodes: str,
     name: str,
     tables: Tables,
-    equation: str | Callable[[Any], str],
-    local: str | Callable[[Any], str],
-    product: str,
+    weights: Weights,
     samples: Callable[[], Iterable[Sample]],
     source: str,
+    equation: Callable[[Any], str] | None = None,
     zeros: str = "an output element is made of a few input elements near its place, in its own channel",
     **more: Any,
 ) -> Rule:
@@ -83,6 +133,11 @@ def along_axes(
     The way back of `XBackward0` is an operation of its own where a gradient is differentiated again: what it does to
     `grad_output` is the transposed map, so its own VJP is the map.
     """
+
+    def maps(op: Any) -> Maps:
+        found = weights(op)
+        operand = op.arguments.get("grad_output", op.out)
+        return Maps(found, "nc"[2 - operand.dim() + len(found) :])
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         each = tables(op)
@@ -102,9 +157,16 @@ def along_axes(
     rule(
         *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
         name=f"{name}_backward",
-        equation=r"$out = A^{T} $grad_output \quad \text{where the operation is } x \mapsto A x",
+        equation=lambda op: maps(op).back("out", "grad_output"),
         wrt={
-            "grad_output": Wrt(lambda op, g: through(tables(op), g, Taps.forward), "A^{T}", "A \\, $g", zeros),
+            "grad_output": Wrt(
+                lambda op, g: through(tables(op), g, Taps.forward),
+                lambda op: (
+                    derivative(maps(op).into("out"), maps(op).out("grad_output"), maps(op).product()) + maps(op).where()
+                ),
+                lambda op: maps(op).forward("grad", "g"),
+                zeros,
+            ),
             "self": unread("self"),
         },
         structure="linear",
@@ -115,8 +177,19 @@ def along_axes(
     return rule(
         *nodes,
         name=name,
-        equation=equation,
-        wrt={"self": Wrt(lambda op, g: through(tables(op), g, Taps.back), local, product, zeros, factor, pattern)},
+        equation=equation or (lambda op: maps(op).forward("out", "self")),
+        wrt={
+            "self": Wrt(
+                lambda op, g: through(tables(op), g, Taps.back),
+                lambda op: (
+                    derivative(maps(op).out("out"), maps(op).into("self"), maps(op).product()) + maps(op).where()
+                ),
+                lambda op: maps(op).back("grad", "g"),
+                zeros,
+                factor,
+                pattern,
+            )
+        },
         structure="linear",
         samples=samples,
         source=source,
@@ -235,57 +308,89 @@ def _filter_tables(kind: str) -> Tables:
     return lambda op: [make(size, places, op.align_corners, scale, kind) for size, places, scale in _axes(op)]
 
 
-PLACES = {1: "j", 2: "ij", 3: "hij"}
-INSIDE = {1: "v", 2: "uv", 3: "tuv"}
+def _steps(op: Any) -> list[str]:
+    """How far two output places are apart in the input, along each axis."""
+    corners = op.arguments.get("align_corners", False)
+    return [fraction(_step(size, places, corners, scale)) for size, places, scale in _axes(op)]
 
 
-def _letters(op: Any) -> tuple[str, str]:
-    return PLACES[len(op.output_size)], INSIDE[len(op.output_size)]
+def _nearest_weights(exact: bool) -> Weights:
+    half = r"({i} + \frac{{1}}{{2}})" if exact else "{i}"
+    return lambda op: [
+        rf"[{u} = \lfloor {step} \, {half.format(i=i)} \rfloor]"
+        for step, i, u in zip(_steps(op), PLACES, INSIDE, strict=False)
+    ]
 
 
-def _steps(op: Any, align_corners: bool = False) -> list[str]:
-    return [fraction(_step(size, places, align_corners, scale)) for size, places, scale in _axes(op)]
+def _centres(op: Any, antialiased: bool) -> list[str]:
+    """Where the centre of each output place lies in the input, along each axis."""
+    form = (
+        r"{s} \, {i}" if op.align_corners and not antialiased else r"{s} \, ({i} + \frac{{1}}{{2}}) - \frac{{1}}{{2}}"
+    )
+    return [form.format(s=s, i=i) for s, i in zip(_steps(op), PLACES, strict=False)]
 
 
-def _copied(exact: bool) -> Callable[[Any], str]:
-    def equation(op: Any) -> str:
-        letters, _ = _letters(op)
-        half = r" + \frac{1}{2}" if exact else ""
-        places = [
-            rf"\lfloor {s} \, ({p}{half}) \rfloor" if exact else rf"\lfloor {s} \, {p} \rfloor"
-            for s, p in zip(_steps(op), letters, strict=True)
-        ]
-        return rf"{{$out}}_{{n,c,{','.join(letters)}}} = {{$self}}_{{n,c,{','.join(places)}}}"
-
-    return equation
+def clipped(place: str, size: int) -> str:
+    """The nearest place inside."""
+    return rf"\min(\max({place}, 0), {size - 1})"
 
 
-def _weights(op: Any) -> str:
-    letters, inside = _letters(op)
-    return r" \, ".join(rf"\lambda(r_{p} - {q})" for p, q in zip(letters, inside, strict=True))
+def _filter_weights(kind: str) -> Weights:
+    """The filter `lambda` by the distance from the centre; see `_filtered` and `_antialiased`."""
+
+    def weight(centre: str, u: str, size: int, stretch: str) -> str:
+        if kind == "linear":
+            return rf"\lambda({clipped(centre, size)} - {u})"
+        if kind == "cubic":
+            return _four_places(centre, clipped(rf"\lfloor {centre} \rfloor + m", size), u)
+        near = [rf"\lambda(({place} - ({centre})) / {stretch})" for place in (u, "m")]
+        return rf"\frac{{{near[0]}}}{{\sum_{{m=0}}^{{{size - 1}}} {near[1]}}}"
+
+    def weights(op: Any) -> list[str]:
+        antialiased = kind.startswith("antialiased")
+        stretches = [fraction(max(_step(*axis[:2], op.align_corners, axis[2]), 1.0)) for axis in _axes(op)]
+        each = zip(_centres(op, antialiased), INSIDE, _axes(op), stretches, strict=False)
+        texts = [weight(centre, u, size, stretch) for centre, u, (size, *_), stretch in each]
+        return [*texts[:-1], texts[-1] + rf", \quad \lambda(t) = {LAMBDA[kind]}"]
+
+    return weights
 
 
-def _weighted(words: str, antialiased: bool) -> Callable[[Any], str]:
-    def equation(op: Any) -> str:
-        at_corners = op.align_corners and not antialiased
-        letters, inside = (",".join(each) for each in _letters(op))
-        steps = zip(_letters(op)[0], _steps(op, op.align_corners), strict=True)
-        centre = "{s} \\, {p}" if at_corners else r"{s} \, ({p} + \frac{{1}}{{2}}) - \frac{{1}}{{2}}"
-        centres = ", ".join(rf"r_{p} = {centre.format(s=s, p=p)}" for p, s in steps)
-        total = rf"\sum_{{{inside}}} {_weights(op)} \, {{$self}}_{{n,c,{inside}}}"
-        return rf"{{$out}}_{{n,c,{letters}}} = {total}, \quad {centres}, \quad {words}"
+def _four_places(centre: str, place: str, u: str, curve: str = r"\lambda") -> str:
+    """The cubic filter's weight of place u, if that is one of the four around a centre."""
+    return rf"\sum_{{m=-1}}^{{2}} [{u} = {place}] \, {curve}({centre} - \lfloor {centre} \rfloor - m)"
 
-    return equation
 
+def _cases(*cases: tuple[str, str]) -> str:
+    return r"\begin{cases} " + r" \\ ".join(f"{value} & {where}" for value, where in cases) + r" \end{cases}"
+
+
+def _cubic_text(a: float) -> str:
+    """The cubic filter in LaTeX, see `_cubic`."""
+    inner = rf"{fraction(a + 2)} \, |t|^3 - {fraction(a + 3)} \, |t|^2 + 1"
+    outer = rf"{fraction(a)} \, |t|^3 + {fraction(-5 * a)} \, |t|^2 - {fraction(-8 * a)} \, |t| + {fraction(-4 * a)}"
+    return _cases((inner, r"|t| \le 1"), (outer, "1 < |t| < 2"), ("0", r"\text{otherwise}"))
+
+
+TRIANGLE = r"\max(0, 1 - |t|)"
+LAMBDA = {
+    "linear": TRIANGLE,
+    "cubic": _cubic_text(-0.75),
+    "antialiased linear": TRIANGLE,
+    "antialiased cubic": _cubic_text(-0.5),
+    "antialiased lanczos": _cases(
+        ("1", "t = 0"),
+        (r"\frac{3 \sin(\pi \, t) \, \sin(\pi \, t / 3)}{\pi^2 \, t^2}", "0 < |t| < 3"),
+        ("0", r"\text{otherwise}"),
+    ),
+}
 
 nearest, nearest_exact = (
     along_axes(
         *(f"UpsampleNearest{'Exact' if exact else ''}{d}DBackward0" for d in (1, 2, 3)),
         name="upsample_nearest_exact" if exact else "upsample_nearest",
         tables=_nearest_tables(exact),
-        equation=_copied(exact),
-        local="1",
-        product=r"\sum_{\text{copies}} $g",
+        weights=_nearest_weights(exact),
         zeros="each output element is a copy of one input element alone, so every row of the Jacobian has a single 1",
         samples=lambda mode="nearest-exact" if exact else "nearest": [  # type: ignore[misc]
             sample(F.interpolate, randn(2, 3, 4), size=7, mode=mode),
@@ -312,22 +417,9 @@ def _resized(mode: str, antialias: bool = False, corners: tuple[bool, ...] = (Fa
     return [*made, factors, empty]
 
 
-def _smooth(
-    *nodes: str, kind: str, words: str, samples: Callable[[], Iterable[Sample]], source: str, **more: Any
-) -> Rule:
-    return along_axes(
-        *nodes,
-        tables=_filter_tables(kind),
-        equation=_weighted(words, kind.startswith("antialiased")),
-        local=_weights,
-        product=r"\text{each } $g \text{ spread over the places it was made of, by their weights}",
-        samples=samples,
-        source=source,
-        **more,
-    )
+def _smooth(*nodes: str, kind: str, **more: Any) -> Rule:
+    return along_axes(*nodes, tables=_filter_tables(kind), weights=_filter_weights(kind), **more)
 
-
-BORDER = r"\text{places beyond the border stand at the border}"
 
 upsample_linear = _smooth(
     "UpsampleLinear1DBackward0",
@@ -335,7 +427,6 @@ upsample_linear = _smooth(
     "UpsampleTrilinear3DBackward0",
     name="upsample_linear",
     kind="linear",
-    words=rf"\lambda(t) = \max(0, 1 - |t|), \quad {BORDER}",
     samples=lambda: [
         sample(F.interpolate, randn(2, 3, 4), size=7, mode="linear"),
         sample(F.interpolate, randn(2, 3, 4), size=3, mode="linear", align_corners=True),
@@ -350,26 +441,22 @@ upsample_bicubic = _smooth(
     "UpsampleBicubic2DBackward0",
     name="upsample_bicubic",
     kind="cubic",
-    words=rf"\lambda \text{{ the cubic convolution kernel with }} a = -\frac{{3}}{{4}}, \quad {BORDER}",
     samples=lambda: _resized("bicubic"),
     source="derivatives.yaml: upsample_bicubic2d. Keys, Cubic convolution interpolation, 1981.",
 )
-
-SUMMED = r"\text{stretched by the step where that is above 1, and scaled so that its weights sum to 1}"
 
 upsample_bilinear_aa, upsample_bicubic_aa, upsample_lanczos_aa = (
     _smooth(
         f"Upsample{name}2DAaBackward0",
         name=f"upsample_{name.lower()}_aa",
         kind=f"antialiased {kind}",
-        words=rf"\lambda \text{{ the {words} filter, }} {SUMMED}",
         samples=samples,
         source=f"derivatives.yaml: _upsample_{name.lower()}2d_aa",
     )
-    for name, kind, words, samples in (
-        ("Bilinear", "linear", "triangle", lambda: _resized("bilinear", antialias=True)),
-        ("Bicubic", "cubic", "cubic", lambda: _resized("bicubic", antialias=True)),
-        ("Lanczos", "lanczos", "Lanczos", lambda: _resized("lanczos", antialias=True, corners=(False,))),
+    for name, kind, samples in (
+        ("Bilinear", "linear", lambda: _resized("bilinear", antialias=True)),
+        ("Bicubic", "cubic", lambda: _resized("bicubic", antialias=True)),
+        ("Lanczos", "lanczos", lambda: _resized("lanczos", antialias=True, corners=(False,))),
     )
 )
 
@@ -393,16 +480,24 @@ def _border_tables(reflected: bool) -> Tables:
     return tables
 
 
+def _border_weights(reflected: bool) -> Weights:
+    def weights(op: Any) -> list[str]:
+        befores = list(op.padding[::2])[::-1]
+        sizes = op.self.shape[-len(befores) :]
+        places = [(f"{i} - {before}", size) for i, before, size in zip(PLACES, befores, sizes, strict=False)]
+        mirror = "{1} - |{1} - |{0}||"
+        texts = [mirror.format(place, size - 1) if reflected else clipped(place, size) for place, size in places]
+        return [f"[{u} = {text}]" for u, text in zip(INSIDE, texts, strict=False)]
+
+    return weights
+
+
 reflection_pad, replication_pad = (
     along_axes(
         *(f"{name}Pad{d}DBackward0" for d in (1, 2, 3)),
         name=f"{name.lower()}_pad",
         tables=_border_tables(mode == "reflect"),
-        equation=lambda op, mode=mode: (  # type: ignore[misc]
-            rf"$out = \operatorname{{pad}}($self; \text{{{mode}}}, ({', '.join(map(str, op.padding))}))"
-        ),
-        local="1",
-        product=r"\sum_{\text{copies}} $g",
+        weights=_border_weights(mode == "reflect"),
         zeros="each output element is a copy of one input element alone, so every row of the Jacobian has a single 1",
         samples=lambda mode=mode: [  # type: ignore[misc]
             sample(F.pad, randn(2, 4), (3, 1), mode=mode),
@@ -542,19 +637,136 @@ def _grid_kink(op: Any, radius: float) -> Tensor:
     return marks
 
 
-def _sampler_equation(op: Any) -> str:
-    letters = PLACES[op.input.dim() - 2]
-    inside = INSIDE[op.input.dim() - 2]
-    weights = r" \, ".join(rf"\lambda(r_{q} - {q})" for q in inside)
-    mode = ("linear", "nearest", "cubic")[op.interpolation_mode]
-    padding = ("0 outside", "the border's value outside", "mirrored outside")[op.padding_mode]
-    place = ",".join(letters)
-    scale = r"\frac{S_q - 1}{2} \, ({$grid}_{n," if op.align_corners else r"\frac{S_q}{2} \, ({$grid}_{n,"
-    shift = "" if op.align_corners else r" - \frac{1}{2}"
-    centre = rf"r_q = {scale}{place},q}} + 1){shift}"
-    total = rf"\sum_{{{','.join(inside)}}} {weights} \, {{$input}}_{{n,c,{','.join(inside)}}}"
-    words = rf"\lambda \text{{: {mode} interpolation, }} S_q \text{{: size of axis }} q, \text{{ {padding}}}"
-    return rf"{{$out}}_{{n,c,{place}}} = {total}, \quad {centre}, \quad {words}"
+@dataclass(frozen=True)
+class _Sampler:
+    """The formulas of grid sampling: the weight of input place u along one axis, A_niju, depends on the point."""
+
+    op: Any
+
+    @property
+    def axes(self) -> int:
+        """How many axes the picture has."""
+        return int(self.op.input.dim()) - 2
+
+    @property
+    def point(self) -> str:
+        """The letters of a point."""
+        return "n" + PLACES[: self.axes]
+
+    def inside(self, place: str, size: int) -> str:
+        """A coordinate moved into the picture."""
+        if self.op.padding_mode == REFLECTION:
+            low, span = self.mirrors(size)
+            place = rf"{low} + {span} - |{span} - |{place} - ({low})| \bmod {2 * span}|" if span else "0"
+        return clipped(place, size) if self.op.padding_mode != ZEROS else place
+
+    def mirrors(self, size: int) -> tuple[str, int]:
+        """The first mirror, and how far the other one is."""
+        return ("0", size - 1) if self.op.align_corners else (r"-\frac{1}{2}", size)
+
+    def coordinate(self, axis: int) -> str:
+        """Where a point lies along an axis, counted in input places."""
+        size = self.op.input.shape[2 + axis]
+        number = at("grid", f"{self.point}{self.axes - 1 - axis}")
+        if self.op.align_corners:
+            return rf"\frac{{{size - 1}}}{{2}} \, ({number} + 1)"
+        return rf"\frac{{{size}}}{{2}} \, ({number} + 1) - \frac{{1}}{{2}}"
+
+    def weight(self, axis: int) -> str:
+        """The weight of an input place along an axis."""
+        size, u, p = self.op.input.shape[2 + axis], INSIDE[axis], f"{'pqr'[axis]}_{{{self.point}}}"
+        if self.op.interpolation_mode == BICUBIC:
+            return _four_places(p, self.inside(rf"\lfloor {p} \rfloor + m", size), u)
+        moved = self.inside(p, size)
+        if self.op.interpolation_mode == NEAREST:
+            return rf"[{u} = \operatorname{{round}}({moved})]"
+        return rf"\lambda({moved} - {u})"
+
+    def slope(self, axis: int) -> str:
+        """The derivative of that weight by the grid's number."""
+        size, u, p = self.op.input.shape[2 + axis], INSIDE[axis], f"{'pqr'[axis]}_{{{self.point}}}"
+        scale = fraction((size - 1) / 2 if self.op.align_corners else size / 2)
+        if self.op.interpolation_mode == NEAREST:
+            return "0"
+        if self.op.interpolation_mode == BICUBIC:
+            four = _four_places(p, self.inside(rf"\lfloor {p} \rfloor + m", size), u, r"\lambda'")
+            return rf"{scale} \, {four}"
+        moved = self.inside(p, size)
+        text = rf"{scale} \, \lambda'({moved} - {u})"
+        if self.op.padding_mode == REFLECTION and self.mirrors(size)[1]:
+            low, span = self.mirrors(size)
+            text += rf" \, (-1)^{{\lfloor |{p} - ({low})| / {span} \rfloor}} \, (1 - 2 \, [{p} < {low}])"
+        return text if self.op.padding_mode == ZEROS else text + rf" \, [0 < {moved} < {size - 1}]"
+
+    def where(self, moved: bool = False) -> str:
+        """The definitions: the points, the weights, the filter, and where `moved` their derivatives."""
+        axes = range(self.axes)
+        parts = [f"{'pqr'[axis]}_{{{self.point}}} = {self.coordinate(axis)}" for axis in axes]
+        parts += [f"{MAPS[axis]}_{{{self.point}{INSIDE[axis]}}} = {self.weight(axis)}" for axis in axes]
+        mode = self.op.interpolation_mode
+        if mode != NEAREST:
+            parts.append(r"\lambda(t) = " + LAMBDA["linear" if mode == BILINEAR else "cubic"])
+        if moved:
+            parts += [f"{MAPS[axis]}'_{{{self.point}{INSIDE[axis]}}} = {self.slope(axis)}" for axis in axes]
+            if mode != NEAREST:
+                parts.append(r"\lambda'(t) = " + SLOPES[mode])
+        return "".join(rf", \quad {part}" for part in parts)
+
+    def product(self, moved: int | None = None) -> str:
+        """The weight of an input place; its derivative along one axis."""
+        return r" \, ".join(
+            f"{MAPS[axis]}{chr(39) * (axis == moved)}_{{{self.point}{INSIDE[axis]}}}" for axis in range(self.axes)
+        )
+
+    def sampled(self, moved: int | None = None) -> str:
+        """The sum over input places."""
+        inside = INSIDE[: self.axes]
+        return rf"\sum_{{{','.join(inside)}}} {self.product(moved)} \, {at('input', 'nc' + inside)}"
+
+    def out(self, name: str) -> str:
+        """An element on the output's side."""
+        return at(name, "nc" + PLACES[: self.axes])
+
+    def equation(self) -> str:
+        """What a sampled point is made of."""
+        return f"{self.out('out')} = {self.sampled()}{self.where()}"
+
+    def by_input(self) -> str:
+        """The derivative by an input element."""
+        return derivative(self.out("out"), at("input", "nc" + INSIDE[: self.axes]), self.product()) + self.where()
+
+    def back(self) -> str:
+        """The input's gradient."""
+        sums = rf"\sum_{{{','.join(PLACES[: self.axes])}}}"
+        return rf"{at('grad', 'nc' + INSIDE[: self.axes])} = {sums} {self.product()} \, {self.out('g')}{self.where()}"
+
+    def by_grid(self) -> str:
+        """The derivative by each number of a point."""
+        axes = range(self.axes)
+        parts = [
+            derivative(self.out("out"), at("grid", f"{self.point}{self.axes - 1 - axis}"), self.sampled(axis))
+            for axis in axes
+        ]
+        return r", \quad ".join(parts) + self.where(True)
+
+    def back_to_grid(self) -> str:
+        """The grid's gradient."""
+        parts = [
+            rf"{at('grad', f'{self.point}{self.axes - 1 - axis}')} = \sum_{{c}} {self.out('g')} \, {self.sampled(axis)}"
+            for axis in range(self.axes)
+        ]
+        return r", \quad ".join(parts) + self.where(True)
+
+
+SLOPES = {  # at a whole number, that of the cell to the right
+    BILINEAR: r"[-1 \le t < 0] - [0 \le t < 1]",
+    BICUBIC: r"\operatorname{sgn}(t) \, "
+    + _cases(
+        (r"\frac{15}{4} \, |t|^2 - \frac{9}{2} \, |t|", r"|t| \le 1"),
+        (r"-\frac{9}{4} \, |t|^2 + \frac{15}{2} \, |t| - 6", "1 < |t| < 2"),
+        ("0", r"\text{otherwise}"),
+    ),
+}
 
 
 def _grid_samples() -> list[Sample]:
@@ -585,19 +797,18 @@ grid_sampler = rule(
     "GridSampler2DBackward0",
     "GridSampler3DBackward0",
     name="grid_sampler",
-    equation=_sampler_equation,
+    equation=lambda op: _Sampler(op).equation(),
     wrt={
         "input": Wrt(
             _sampled_input,
-            r"\prod_{q} \lambda(r_q - q)",
-            r"\text{each } $g \text{ spread over the places around its point, by their weights}",
+            lambda op: _Sampler(op).by_input(),
+            lambda op: _Sampler(op).back(),
             "a sampled point is made of the input elements around it alone",
         ),
         "grid": Wrt(
             _sampled_grid,
-            r"\sum_{\text{places}} \lambda'(r_q - q) \, \frac{d r_q}{d $grid}"
-            r" \prod_{p \neq q} \lambda(r_p - p) \, $input",
-            r"\sum_{c} $g \, \frac{\partial $out}{\partial $grid}",
+            lambda op: _Sampler(op).by_grid(),
+            lambda op: _Sampler(op).back_to_grid(),
             "a point of the grid moves its own sample alone, in all channels",
         ),
     },
@@ -627,15 +838,43 @@ def _base_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex=fraction(value)) if n == m and row == own else None
 
 
+def _affine_formula(total: bool, target: str) -> Callable[[Any], str]:
+    """Each place's coordinates, by the columns of theta: p for the last axis, q for the one before, and 1."""
+
+    def formula(op: Any) -> str:
+        sizes = list(op.size[2:])
+        letters = PLACES[: len(sizes)]
+        axes = list(zip("pqr", reversed(letters), reversed(sizes), strict=False))
+        base = [*(f"{name}_{letter}" for name, letter, _ in axes), "1"]
+        line = r"\frac{{2 \, {0}}}{{{2}}} - 1" if op.align_corners else r"\frac{{2 \, {0} + 1}}{{{1}}} - 1"
+        where = "".join(
+            rf", \quad {name}_{letter} = {line.format(letter, size, max(size - 1, 1))}" for name, letter, size in axes
+        )
+        place, columns = f"n{letters}l", [at(target, f"nl{k}") for k in range(len(base))]
+        if total:
+            return (
+                rf"{at('out', place)} = "
+                + " + ".join(rf"{c} \, {b}" for c, b in zip(columns, base, strict=True))
+                + where
+            )
+        if target == "theta":
+            parts = [derivative(at("out", place), c, b) for c, b in zip(columns, base, strict=True)]
+        else:
+            sums = rf"\sum_{{{','.join(letters)}}} {at('g', place)}"
+            parts = [rf"{c} = {sums} \, {b}" for c, b in zip(columns, base, strict=True)]
+        return r", \quad ".join(parts) + where
+
+    return formula
+
+
 affine_grid = rule(
     "AffineGridGeneratorBackward0",
-    equation=r"{$out}_{n,p} = {$theta}_{n} \, \begin{pmatrix} b_p \\ 1 \end{pmatrix}, \quad b_p \text{: place } p"
-    r" \text{ of the output in the square from } -1 \text{ to } 1",
+    equation=_affine_formula(True, "theta"),
     wrt={
         "theta": Wrt(
             lambda op, g: torch.einsum("npj,pk->njk", g.flatten(1, -2), _base_grid(op).flatten(0, -2)),
-            "{b}_{p,k}",
-            r"\sum_{p} {$g}_{n,p} \, (b_p, 1)^{T}",
+            _affine_formula(False, "theta"),
+            _affine_formula(False, "grad"),
             "each sample has its own matrix, and each coordinate its own row",
             _base_factor,
         )
