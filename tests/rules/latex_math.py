@@ -58,6 +58,7 @@ OPEN, CLOSE = {"(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert", r"\lVert"
 }  # fmt: skip
 BIG = {r"\sum": "sum", r"\prod": "prod", r"\max": "max", r"\min": "min", r"\operatorname{mean}": "mean"}
 BIG |= {r"\operatorname{any}": "max", r"\operatorname{all}": "min"}
+BIG |= {rf"\operatorname{{{name}}}": name for name in ("median", "nanmedian", "mode")}
 WORDS = re.compile(r"\\text\{\s*(for|where|if|with|and|or|is 0 outside|is stored|otherwise|\(?in each batch\)?)\s*\}")
 ALONG = re.compile(r"(?:,?\s*\\(?:quad|qquad|;|,))*\s*\\text\{[,( ]*along dim (?:\} *)?(-?\d+)\)?\}?")
 BREAKS = {"for", "where", "with", "and", "if"}
@@ -831,7 +832,7 @@ class Scope:
         for letter in letters:
             conditions = [*limits, *([self.ranges[letter]] if letter in self.ranges else [])]
             limits += [self.ranges[letter]] if letter in self.ranges else []
-            whole = letter in self.ranges or any(each[3:] for each in limits if ("name", letter) in each[1:2][0])
+            whole = letter in self.ranges or any(each[3:] for each in limits if each[0] == "relation" and ("name", letter) in each[1])
             scope = scope.with_index(letter, scope.run(letter, conditions, body, whole))
         holds = Value(torch.ones((1,) * scope.depth, dtype=torch.bool))
         for each in limits:
@@ -843,6 +844,10 @@ class Scope:
         shape = torch.broadcast_shapes(terms.shape, mask.shape, (*(1,) * self.depth, *sizes, *(1 for _ in own)))
         axes = tuple(range(self.depth, scope.depth))
         mask, terms = mask.expand(shape), terms.expand(shape)
+        if kind in {"median", "nanmedian", "mode"}:
+            if not bool(mask.all()):
+                raise FormulaError(f"a {kind} of some elements alone")
+            return Value(REDUCED[kind](terms, axes))
         if kind == "mean":
             return Value(torch.where(mask, terms, 0).sum(axes) / mask.sum(axes))
         return Value(REDUCED[kind](torch.where(mask, terms, NEUTRAL[kind]), axes))
@@ -944,7 +949,12 @@ def _extreme(function: Callable[..., Tensor], empty: float) -> Callable[[Tensor,
     return lambda t, axis: function(t, axis) if t.shape[axis] else t.sum(axis) + empty
 
 
+def _ordered(name: str) -> Callable[[Tensor, tuple[int, ...]], Tensor]:
+    return lambda t, axes: getattr(torch, name)(t.flatten(axes[0], axes[-1]), axes[0]).values
+
+
 REDUCED: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
+    **{name: _ordered(name) for name in ("median", "nanmedian", "mode")},
     "sum": lambda t, axes: t.sum(axes), "prod": _one_by_one(torch.prod),
     "max": _one_by_one(_extreme(torch.amax, -math.inf)), "min": _one_by_one(_extreme(torch.amin, math.inf)),
 }  # fmt: skip
@@ -1003,7 +1013,7 @@ class Statement:
         self.operands = {_spelled(name): _wide(tensor) for name, tensor in symbols.items()}
         self.masks = {_spelled(name): _mask(tensor) for name, tensor in symbols.items()}
         self.names: dict[str, Bound | Defined] = {name: Bound(tensor) for name, tensor in self.operands.items()}
-        self.depth, self.rank = 0, 0
+        self.depth, self.rank, self.single = 0, 0, False
         self.dim: int | None = None  # the axis that the statement goes along, row by row
         if elementwise is not None:
             self._read_elements(tuple(elementwise))
@@ -1034,7 +1044,8 @@ class Statement:
 
     def _read_rows(self, dim: int) -> None:
         self.rank = max(tensor.dim() for tensor in self.operands.values())
-        if not self.rank:  # a single number is a row of one
+        self.single = not self.rank
+        if self.single:  # a single number is a row of one
             self.operands = {name: tensor.reshape(1) for name, tensor in self.operands.items()}
             self.rank = 1
         self.dim, self.depth = dim % self.rank, self.rank - 1
@@ -1176,14 +1187,18 @@ class Statement:
         A left side names the gradient (`subject`), whose axes are the argument's. Elements that none names are 0.
         """
         name = self.subject
-        result = torch.zeros(tuple(shape), dtype=torch.float64)
-        known = self.names
+        result = torch.zeros((1,) if self.single else tuple(shape), dtype=torch.float64)
+        known, others = self.names, len(self.claims) > 1
         for claim in self.claims:
             head, tree = self._sides(claim)
+            if others and head is not None and head[0] == "name" and head[1] != name:
+                continue  # the gradient of another tensor of the list
             if head is None or head[0] != "at":
                 scope, _ = self._scope([])
                 value = scope(tree).tensor
                 return value.movedim(-1, self.dim) if self.dim is not None and scope.depth < value.dim() else value
+            if head[1] != ("name", name) and others:
+                continue  # the gradient of another tensor of the list
             if head[1] != ("name", name):
                 raise FormulaError(f"{head[1]} is no gradient of the argument: {self.text}")
             axes = self._moved(result)
@@ -1192,7 +1207,7 @@ class Statement:
             self.names = known
             written = self._scattered(scope, [(head[2], axes.shape)], scope(tree), holds, axes)
             result = written if self.dim is None else written.movedim(-1, self.dim)
-        return result
+        return result.reshape(tuple(shape))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """A tensor as the statement sees it: the axis that it goes along last, if it has that one."""
@@ -1220,8 +1235,8 @@ class Statement:
             scope, holds = self._scope([of, by], tree)
             sides = [(each[2] if each[0] == "at" else (), t.shape) for each, t in ((of, y), (by, x))]
             result = self._scattered(scope, sides, scope(tree), holds, result, written)
-        if self.dim is None:
-            return result
+        if self.dim is None or self.single:
+            return result.reshape(()) if self.single else result
         result = result.movedim(-1, self.dim - self.rank) if x.dim() > self.depth else result
         return result.movedim(y.dim() - 1, self.dim) if y.dim() > self.depth else result
 
