@@ -122,8 +122,8 @@ def writes(
         """How many come to a place, and its definition."""
         _, bounds, _, own, among, met = goes(op)
         count = f"N_{{{', '.join(own)}}}" if own else "N"
-        summed = total(among, [*(bounds[each] for each in among), *met], "1")
-        return count, stated([f"{count} = {summed}", *ranges(own, op.self.shape).values()])
+        within = {**bounds, **ranges(own, op.self.shape)}
+        return count, stated([f"{count} = {total(among, met, '1')}", *within.values()])
 
     def single(op: Any) -> bool:
         return not isinstance(op.arguments[argument], Tensor) or (
@@ -135,7 +135,9 @@ def writes(
             return mask.written(argument, adds(op))
         at, bounds, _, own, among, met = goes(op)
         count, given = counted(op)
-        arrived = total(among, [*(bounds[each] for each in among), *met], written(op, at))
+        if adds(op):
+            given = stated({**bounds, **ranges(own, op.self.shape)}.values())
+        arrived = total(among, met, written(op, at))
         arrived = rf"[{count} > 0] \, ${argument}" if single(op) else arrived
         stays = "" if adds(op) else rf" \, [{count} = 0]"
         factor = rf"${scale} \, " if scale else ""
@@ -176,8 +178,8 @@ def writes(
         mine = fitted(at, op.arguments[argument])
         copies = [each for each in bounds if each not in mine]
         each = where(element("g", origin), only(op, at)) if only else element("g", origin)
-        summed = total(copies, [bounds[letter] for letter in copies], (rf"${scale} \, " if scale else "") + each)
-        return f"{element('grad', mine)} = {summed}{stated(bounds[letter] for letter in bounds if letter in mine)}"
+        summed = total(copies, [], (rf"${scale} \, " if scale else "") + each)
+        return f"{element('grad', mine)} = {summed}{stated(bounds.values())}"
 
     wrt = {"self": Wrt(kept, self_local, self_product, WRITTEN)}
     if argument not in index:
@@ -206,8 +208,8 @@ class Masked:
         held, there = (element(name, fitted([each[axis] for axis in axes], mask)) for each in (own, other))
         rank = f"R_{{{', '.join(own[axis] for axis in axes)}}}"
         among = ranges([other[axis] for axis in axes], [shape[axis] for axis in axes])
-        given = f"{rank} = {total(list(among), [*among.values(), f'{before} < {after}'], there)}"
-        return cls(source, own, held, rank, stated([given]))
+        given = f"{rank} = {total(list(among), [f'{before} < {after}'], there)}"
+        return cls(source, own, held, rank, stated([given, *among.values()]))
 
     @property
     def held(self) -> str:
@@ -540,19 +542,19 @@ def _bag(text: str) -> Callable[[Any], str]:
             rate = r"{$per_sample_weights}_{u} \, "
         elif op.mode == _MEAN:
             rate = r"\frac{1}{\max(N_{i}, 1)} \, "
-            every = rf"0 \le u < {op.indices.numel()}"
-            given.append(f"N_{{i}} = {total(['u'], [every, *counts], '1')}")
+            given.append(f"N_{{i}} = {total(['u'], counts, '1')}")
         slope = rate.removesuffix(r" \, ") or "1"
         if op.scale_grad_by_freq:
             slope = rf"\frac{{{slope}}}{{F_{{u}}}}"
             given.append(r"F_{u} = \sum_{v} [{$indices}_{v} = {$indices}_{u}]")
         words = {
             "BIG": r"\max" if op.mode == _MAX else r"\sum",
-            "HERE": ", ".join([*counts, rf"0 \le u < {op.indices.numel()}"]),
+            "HERE": ", ".join(counts),
             "COUNTED": AND.join(counts),
             "RATE": rate,
             "SLOPE": slope,
         }
+        given += ranges("u", [op.indices.numel()]).values()
         return re.sub("(?<![A-Z])[A-Z]{3,}(?![A-Z])", lambda word: words[word[0]], text) + stated(given)
 
     return filled
