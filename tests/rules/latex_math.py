@@ -534,6 +534,7 @@ OF_TENSORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     r"\operatorname{tril}": (2, torch.tril),
     r"\operatorname{triu}": (2, torch.triu),
     r"\operatorname{tril}-1": (2, lambda t: torch.tril(t, -1)),
+    r"\operatorname{triu}1": (2, lambda t: torch.triu(t, 1)),
     r"\operatorname{expm}": (2, lambda t: torch.as_tensor(scipy.linalg.expm(t.numpy())) if t.numel() else t),
     r"\operatorname{rowsum}": (1, lambda t: t.sum(-1, keepdim=True)),
     r"\operatorname{softmax}": (1, _softmax),
