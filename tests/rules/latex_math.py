@@ -540,7 +540,6 @@ class Bound:
     tensor: Tensor
     depth: int = 0
     outside: float = math.nan
-    index: bool = False
 
 
 @dataclass(frozen=True)
@@ -569,14 +568,13 @@ class Scope:
     known: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # the steps worked out
     masks: Mapping[str, Tensor] = field(default_factory=dict)  # where sparse operands store an element
 
-    def with_index(self, letter: str, numbers: Tensor, stated: bool = False) -> Scope:
+    def with_index(self, letter: str, numbers: Tensor) -> Scope:
         """One more index, which runs over `numbers`."""
         if letter in self.names:
             raise FormulaError(f"the index {letter} already stands for something else here")
         along = numbers.double().reshape((1,) * self.depth + (-1,))
-        bound = Bound(along, self.depth + 1, index=True)
-        outer = {**self.outer, letter: bound} if stated else self.outer
-        return replace(self, names={**self.names, letter: bound}, outer=outer, depth=self.depth + 1)
+        bound = Bound(along, self.depth + 1)
+        return replace(self, names={**self.names, letter: bound}, depth=self.depth + 1)
 
     def lift(self, bound: Bound) -> Tensor:
         """A name's numbers, with an axis for each index in scope."""
@@ -641,18 +639,15 @@ class Scope:
             numbers, places = values[0].round().unique(return_inverse=True)
             steps = torch.broadcast_tensors(*(self._step(found, int(each)) for each in numbers))
             return Value(torch.stack(steps)[places])
-        letters = {
-            letter: Bound(value, self.depth, index=True) for letter, value in zip(found.letters, values, strict=True)
-        }
+        letters = {letter: Bound(value, self.depth) for letter, value in zip(found.letters, values, strict=True)}
         return self._hidden(letters)(found.body)
 
     def _step(self, found: Defined, number: int) -> Tensor:
         """One step of a definition that refers to other steps of itself."""
         key = (id(found), number)
         if key not in self.known:
-            letters = {letter: Bound(torch.tensor(float(number)), 0, index=True) for letter in found.letters}
-            base = {name: each for name, each in self.outer.items() if not (isinstance(each, Bound) and each.index)}
-            self.known[key] = replace(self, names={**base, **letters}, outer=base, depth=0)(found.body).tensor
+            letters = {letter: Bound(torch.tensor(float(number)), 0) for letter in found.letters}
+            self.known[key] = replace(self, names={**self.outer, **letters}, depth=0)(found.body).tensor
         return self.known[key]
 
     def _at(self, base: Node, indices: tuple[Node, ...]) -> Value:
@@ -1003,7 +998,7 @@ class Statement:
         self.operands = {_spelled(name): _wide(tensor) for name, tensor in symbols.items()}
         self.masks = {_spelled(name): _mask(tensor) for name, tensor in symbols.items()}
         self.names: dict[str, Bound | Defined] = {name: Bound(tensor) for name, tensor in self.operands.items()}
-        self.depth, self.rank = 0, 0
+        self.depth, self.rank, self.single = 0, 0, False
         self.dim: int | None = None  # the axis that the statement goes along, row by row
         if elementwise is not None:
             self._read_elements(tuple(elementwise))
@@ -1036,7 +1031,7 @@ class Statement:
         self.rank = max(tensor.dim() for tensor in self.operands.values())
         if not self.rank:  # a single number is a row of one
             self.operands = {name: tensor.reshape(1) for name, tensor in self.operands.items()}
-            self.rank = 1
+            self.rank, self.single = 1, True
         self.dim, self.depth = dim % self.rank, self.rank - 1
         for name, tensor in self.operands.items():
             if tensor.dim() >= self.depth:
@@ -1111,7 +1106,7 @@ class Statement:
         scope = Scope(self.names, self.names, self.depth, ranges, self.steps, {}, self.masks)
         letters = _new_names(heads, self.names)
         for letter in letters:
-            scope = scope.with_index(letter, scope.run(letter, self.limits, (heads, others)), stated=True)
+            scope = scope.with_index(letter, scope.run(letter, self.limits, (heads, others)))
         holds: Tensor | None = None
         for limit in self.limits:
             if not _new_names(limit, scope.names):
@@ -1183,16 +1178,18 @@ class Statement:
             if head is None or head[0] != "at":
                 scope, _ = self._scope([])
                 value = scope(tree).tensor
+                if self.single:
+                    return value.reshape(())
                 return value.movedim(-1, self.dim) if self.dim is not None and scope.depth < value.dim() else value
             if head[1] != ("name", name):
                 raise FormulaError(f"{head[1]} is no gradient of the argument: {self.text}")
-            axes = self._moved(result)
+            axes = self._moved(result.reshape(1) if self.single else result)
             self.names = {**known, name: Bound(axes, self.depth)}
             scope, holds = self._scope([head], tree)
             self.names = known
             written = self._scattered(scope, [(head[2], axes.shape)], scope(tree), holds, axes)
             result = written if self.dim is None else written.movedim(-1, self.dim)
-        return result
+        return result.reshape(()) if self.single else result
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """A tensor as the statement sees it: the axis that it goes along last, if it has that one."""
@@ -1220,6 +1217,8 @@ class Statement:
             scope, holds = self._scope([of, by], tree)
             sides = [(each[2] if each[0] == "at" else (), t.shape) for each, t in ((of, y), (by, x))]
             result = self._scattered(scope, sides, scope(tree), holds, result, written)
+        if self.single:
+            return result.reshape(())
         if self.dim is None:
             return result
         result = result.movedim(-1, self.dim - self.rank) if x.dim() > self.depth else result

@@ -7,7 +7,6 @@ come from running the recorded operation again, never from the code of a rule. `
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +88,7 @@ class Use:
         symbols, found = self.symbols(), {}
         for name, given in self.op.arguments.items():
             if isinstance(given, Tensor):
-                found[symbols[name]] = given
+                found["g" if name == "g" else symbols[name]] = given
             elif isinstance(given, list) and all(isinstance(each, Tensor) for each in given):
                 found |= {f"{symbols[name]}_{{{place}}}": each for place, each in enumerate(given)}
         for slot, out in enumerate(self.op.outs):
@@ -123,8 +122,41 @@ def _copied(given: Any) -> Any:
     return given.detach().clone() if isinstance(given, Tensor) else given
 
 
+def _normed(input: Tensor, normalized_shape: list[int], weight: Tensor, eps: float | None) -> Tensor:
+    return F.rms_norm(input, normalized_shape, weight, eps)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None, **how: Any) -> Tensor:
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return F.scaled_dot_product_attention(query, key, value, attn_bias, **how)
+
+
+def _rand(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _kernel(causal: bool, bias: Tensor | None = None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    given = {"query": _rand(2, 2, 3, 5), "key": _rand(2, 2, 4, 5), "value": _rand(2, 2, 4, 2), "attn_bias": bias}
+    return _attended, {**given, "dropout_p": 0.0, "is_causal": causal, "scale": None if causal else 0.3}
+
+
+# Kernels of other devices: the same computation, with their arguments.
+ELSEWHERE: dict[str, Callable[[], list[tuple[Callable[..., Any], dict[str, Any]]]]] = {
+    "rms_norm": lambda: [
+        (_normed, {"input": _rand(2, 3, 4), "normalized_shape": shape, "weight": weight, "eps": eps})
+        for shape, weight, eps in (([4], _rand(4), 1e-3), ([3, 4], _rand(3, 4), None), ([4], None, None))
+    ],
+    "flash_attention": lambda: [_kernel(False), _kernel(True)],
+    "efficient_attention": lambda: [_kernel(False), _kernel(True), _kernel(False, _rand(2, 1, 3, 4))],
+}
+
+
 def uses(rule: Rule) -> Iterator[tuple[str, Use]]:
     """Every run of a rule's operation in its samples, with the sample's name."""
+    for place, (function, arguments) in enumerate(ELSEWHERE.get(rule.name, list)()):
+        outs = function(**arguments)
+        op = Applied(arguments, outs if isinstance(outs, tuple) else (outs,), rule.name)
+        yield f"by hand {place}", Use(rule, op, function, None)
     for place, sample in enumerate(rule.samples()):
         recording = recorded(sample, torch.float64) or recorded(sample, torch.float32)
         for step in [] if recording is None else steps_of(rule, recording):
@@ -139,11 +171,7 @@ def _function(rule: Rule, step: Any, graph: Any) -> tuple[Callable[..., Any], Te
         operation = graph.operations[step.operation]
         return operation.function.function, operation.random_state
     called = getattr(F, rule.calls[0])
-    try:
-        names = list(inspect.signature(called).parameters)
-    except ValueError:  # a builtin, which takes them all by position
-        return lambda **given: called(*given.values()), None
-    return lambda **given: called(**{name: each for name, each in given.items() if name in names}), None
+    return lambda **given: called(**given), None
 
 
 def wrong_equation(use: Use) -> str:
@@ -154,15 +182,20 @@ def wrong_equation(use: Use) -> str:
     return next(filter(None, wrong), "")
 
 
-def wirtinger(out: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
-    r"""d out / d leaf and d out / d \bar{leaf}, as [*out, *leaf]: row by row, by autograd."""
+def wirtinger(outs: list[Tensor], slot: int, leaf: Tensor) -> tuple[Tensor, Tensor]:
+    r"""d out / d leaf and d out / d \bar{leaf}, as [*out, *leaf]: row by row, by autograd.
+
+    The other outputs get zeros: PyTorch's group norm takes a missing gradient of its output for one of them all.
+    """
+    out, zeros = outs[slot], [torch.zeros_like(each) for each in outs]
 
     def rows(factor: complex) -> Tensor:
         found = []
         for place in range(out.numel()):
             unit = torch.zeros_like(out).flatten()
             unit[place] = factor
-            row = torch.autograd.grad(out, leaf, unit.reshape(out.shape), retain_graph=True, allow_unused=True)[0]
+            given = [*zeros[:slot], unit.reshape(out.shape), *zeros[slot + 1 :]]
+            row = torch.autograd.grad(outs, leaf, given, retain_graph=True, allow_unused=True)[0]
             found.append(torch.zeros_like(full(leaf)) if row is None else full(row))
         return (
             torch.stack(found).reshape((*out.shape, *leaf.shape)) if found else out.new_zeros(*out.shape, *leaf.shape)
@@ -185,10 +218,10 @@ def wrong_local(use: Use, argument: str) -> str:
     statement = use.statement(use.rule.wrt[argument].local)
     listed = isinstance(use.op.arguments[argument], list)
     for item, leaf in enumerate(leaves):
-        into = f"{symbols[argument]}_{{{item}}}" if listed else symbols[argument]
+        into = f"{symbols[argument]}_{{{item}}}" if listed else "g" if argument == "g" else symbols[argument]
         for slot, out in enumerate(outs):
             name = symbols["out"] if use.rule.outputs == 1 else symbols[f"out{slot}"]
-            for conjugate, theirs in enumerate(wirtinger(out, leaf)):
+            for conjugate, theirs in enumerate(wirtinger(outs, slot, leaf)):
                 if conjugate and not (out.is_complex() and leaf.is_complex()):
                     continue
                 difference = differ(theirs, statement.jacobian(name, into, bool(conjugate)), use.tolerance)
@@ -205,10 +238,10 @@ def wrong_differential(use: Use, argument: str) -> str:
     changes: list[Tensor] = [torch.zeros_like(out) for out in outs]
     for item, leaf in enumerate(leaves):
         direction = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
-        into = f"{symbols[argument]}_{{{item}}}" if listed else symbols[argument]
+        into = f"{symbols[argument]}_{{{item}}}" if listed else "g" if argument == "g" else symbols[argument]
         moved[rf"\dot{{{into}}}"] = direction
         for slot, out in enumerate(outs):
-            plain, conjugate = wirtinger(out, leaf)
+            plain, conjugate = wirtinger(outs, slot, leaf)
             change = torch.tensordot(plain, direction.to(plain.dtype), leaf.dim())
             if conjugate.dim():
                 change = change + torch.tensordot(conjugate, direction.conj(), leaf.dim())
@@ -230,7 +263,7 @@ def wrong_product(use: Use, argument: str) -> str:
     listed = isinstance(use.op.arguments[argument], list)
     given = dict(zip(names, upstream, strict=True))
     for item, (leaf, their) in enumerate(zip(leaves, theirs, strict=True)):
-        into = f"{symbols[argument]}_{{{item}}}" if listed else symbols[argument]
+        into = f"{symbols[argument]}_{{{item}}}" if listed else "g" if argument == "g" else symbols[argument]
         bar = rf"\bar{{{into}}}"
         statement = use.statement(use.rule.wrt[argument].product, given, grad=bar)
         mine = statement.gradient(leaf.shape)

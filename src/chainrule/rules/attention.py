@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, number, reduce_to_shape, rule, sample
+from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, number, reduce_to_shape, rule, sample
+from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 
 Index = tuple[int, ...]
@@ -97,32 +99,140 @@ def _mask(op: Any, g: Tensor) -> Tensor | None:
     return reduce_to_shape(_back_to_scores(op, g), tuple(mask.shape))[0].to(mask.dtype)
 
 
-def _scaled(op: Any, latex: str) -> str:
-    scale = op.arguments.get("scale")
-    if scale is None:
-        return rf"\frac{{{latex}}}{{\sqrt{{{op.query.shape[-1]}}}}}"
-    return rf"{number(float(scale))} \, {latex}"
+@dataclass(frozen=True)
+class Formulas:
+    """The formulas of one call, for each sample b and head h: query i, key j, features d of the key, e of the value."""
+
+    op: Any
+
+    @property
+    def heads(self) -> str:
+        """The letters of the axes before queries and features."""
+        return "abch"[6 - self.op.query.dim() :]
+
+    @property
+    def shared(self) -> int:
+        """How many query heads a key head serves."""
+        op = self.op
+        return int(op.query.shape[-3] // op.key.shape[-3]) if op.key.dim() >= 3 and op.key.shape[-3] else 1
+
+    @property
+    def key_heads(self) -> list[str]:
+        """The place of the key head that serves head h."""
+        return [rf"\lfloor h / {self.shared} \rfloor" if h == "h" and self.shared > 1 else h for h in self.heads]
+
+    @property
+    def mask_name(self) -> str:
+        """What the schema calls the mask."""
+        return "attn_mask" if "attn_mask" in self.op.arguments else "attn_bias"
+
+    def query(self, name: str, more: str = "") -> str:
+        """The rows of one head, or one element, on the queries' side."""
+        return at(name, [*self.heads, *more])
+
+    def key(self, name: str, more: str = "") -> str:
+        """The same on the keys' side."""
+        return at(name, [*self.key_heads, *more])
+
+    def mask(self, more: str = "") -> str:
+        """What the mask has for this head; an axis of size 1 is met at 0."""
+        letters = [*self.heads, *"ij"][self.op.query.dim() - mask_of(self.op).dim() :]  # type: ignore[union-attr]
+        shape = mask_of(self.op).shape  # type: ignore[union-attr]
+        places = ["0" if size == 1 else letter for letter, size in zip(letters, shape, strict=True)]
+        return at(self.mask_name, places if more else places[: max(len(places) - 2, 0)])
+
+    def own(self, symbol: str, more: str = "") -> str:
+        """A matrix of this head, such as P."""
+        return at("x", [*self.heads, *more]).replace("$x", symbol)
+
+    def scaled(self, latex: str) -> str:
+        """Times the scale of the scores."""
+        scale = self.op.arguments.get("scale")
+        if scale is None:
+            return rf"\frac{{1}}{{\sqrt{{{self.op.query.shape[-1]}}}}} \, {latex}"
+        return rf"{number(float(scale))} \, {latex}"
+
+    def where(self) -> str:
+        """The definitions of the weights and of the scores."""
+        mask, scores = mask_of(self.op), self.scaled(rf"{self.query('query')} \, {self.key('key')}^{{T}}")
+        if mask is not None and mask.dtype == torch.bool:
+            scores = rf"\begin{{cases}} {scores} & {self.mask()} \\ -\infty & \text{{otherwise}} \end{{cases}}"
+        elif mask is not None:
+            scores += f" + {self.mask()}"
+        if self.op.arguments.get("is_causal"):
+            scores = rf"\operatorname{{causal}}({scores})"
+        weights = rf"\operatorname{{softmax}}({self.own('S')})"
+        return rf", \quad {self.own('P')} = {weights}, \quad {self.own('S')} = {scores}"
+
+    def equation(self) -> str:
+        """The output: weighted rows of the value."""
+        return rf"{self.query('out')} = {self.own('P')} \, {self.key('value')}{self.where()}"
+
+    def through_scores(self, argument: str, by: str, inner: str) -> str:
+        """The derivative by what the scores are made of: through the softmax of each row."""
+        turned = f"({self.key('value', 'je')} - {self.query('out', 'ie')})"
+        weight = self.own("P", "ij")
+        value = rf"{weight} \, {turned}{inner}" if argument != "query" else rf"\sum_j {weight} \, {turned}{inner}"
+        return (
+            derivative(self.query("out", "ie"), by, value if argument == self.mask_name else self.scaled(value))
+            + self.where()
+        )
+
+    def by_query(self) -> str:
+        """Through all scores of its row."""
+        return self.through_scores("query", self.query("query", "id"), rf" \, {self.key('key', 'jd')}")
+
+    def by_key(self) -> str:
+        """Through its score in each row."""
+        return self.through_scores("key", self.key("key", "jd"), rf" \, {self.query('query', 'id')}")
+
+    def by_value(self) -> str:
+        """The weights."""
+        return derivative(self.query("out", "ie"), self.key("value", "je"), self.own("P", "ij")) + self.where()
+
+    def by_mask(self) -> str:
+        """Through the score to which it was added."""
+        return self.through_scores(self.mask_name, self.mask("ij"), "")
+
+    def scores_back(self) -> str:
+        """The definitions of the gradients of the scores and the weights."""
+        s, p, p_bar = self.own(r"\bar{S}"), self.own("P"), self.own(r"\bar{P}")
+        row = rf"\left({p_bar} - \operatorname{{rowsum}}({p_bar} \odot {p})\right)"
+        return rf", \quad {s} = {p} \odot {row}, \quad {p_bar} = {self.query('g')} \, {self.key('value')}^{{T}}{self.where()}"
+
+    def back_to_query(self) -> str:
+        """From the scores, by the keys."""
+        return (
+            f"{self.query('grad')} = "
+            + self.scaled(rf"{self.own(chr(92) + 'bar{S}')} \, {self.key('key')}")
+            + self.scores_back()
+        )
+
+    def summed(self, argument: str, symbol: str, other: str, scaled: bool, definitions: str) -> str:
+        """The gradient of key or value: over the queries, and over the heads that it serves."""
+        served = [rf"{self.shared} \, h + m" if h == "h" and self.shared > 1 else h for h in self.heads]
+        left, right = (at(name, served).replace("$x", symbol) for name in ("x", other))
+        total = rf"{left}^{{T}} \, {right}"
+        total = rf"\sum_{{m=0}}^{{{self.shared - 1}}} {total}" if self.shared > 1 else total
+        return f"{at('grad', self.heads)} = {self.scaled(total) if scaled else total}{definitions}"
+
+    def back_to_key(self) -> str:
+        """From the scores, by the queries."""
+        return self.summed("key", r"\bar{S}", "query", True, self.scores_back())
+
+    def back_to_value(self) -> str:
+        """By the weights."""
+        return self.summed("value", "P", "g", False, self.where())
+
+    def back_to_mask(self) -> str:
+        """The gradient of the scores, summed where the mask was broadcast."""
+        sizes = dict(zip([*self.heads, "i", "j"], [*self.op.query.shape[:-1], self.op.key.shape[-2]], strict=True))
+        target = self.mask("ij").replace(f"${self.mask_name}", "$grad")
+        over = [letter for letter in sizes if letter not in target.split("_")[-1]]
+        sums = "".join(rf"\sum_{{{letter}=0}}^{{{sizes[letter] - 1}}} " for letter in over)
+        return rf"{target} = {sums}{self.own(chr(92) + 'bar{S}', 'ij')}{self.scores_back()}"
 
 
-def _equation(op: Any) -> str:
-    scores, mask = _scaled(op, "$query \\, $key^{T}"), mask_of(op)
-    name = "$attn_mask" if "attn_mask" in op.arguments else "$attn_bias"
-    if mask is not None and mask.dtype != torch.bool:
-        scores += f" + {name}"
-    text = rf"$out = P \, $value, \quad P = \operatorname{{softmax}}\left({scores}\right) \text{{ of each row}}"
-    if mask is not None and mask.dtype == torch.bool:
-        text += rf" \text{{, only where }} {name}"
-    if op.arguments.get("is_causal"):
-        text += r" \text{, only keys } j \le i \text{ for query } i"
-    if op.key.dim() >= 3 and op.key.shape[-3] != op.query.shape[-3]:
-        text += rf" \text{{, each key head for }} {op.query.shape[-3] // op.key.shape[-3]} \text{{ query heads}}"
-    return text
-
-
-S_BAR = (
-    r"\bar{S} = P \odot \left(\bar{P} - \operatorname{rowsum}(\bar{P} \odot P)\right), \; "
-    r"\bar{P} = $g \, $value^{T}"
-)
 OWN_HEAD = "each sample and each head attends by itself, and a query looks through its own row of weights alone"
 
 
@@ -151,21 +261,24 @@ def _pattern(argument: str) -> Callable[[Any], Pattern | None]:
 QUERY_KEY_VALUE = {
     "query": Wrt(
         _query,
-        lambda op: r"P_{ij} \left({$value}_{j} - {$out}_{i}\right) \cdot " + _scaled(op, r"{$key}_{j}"),
-        lambda op: _scaled(op, r"\bar{S} \, $key") + rf", \quad {S_BAR}",
+        lambda op: Formulas(op).by_query(),
+        lambda op: Formulas(op).back_to_query(),
         OWN_HEAD,
         pattern=_pattern("query"),
     ),
     "key": Wrt(
-        _key,
-        lambda op: r"P_{ij} \left({$value}_{j} - {$out}_{i}\right) \cdot " + _scaled(op, r"{$query}_{i}"),
-        lambda op: _scaled(op, r"\bar{S}^{T} $query") + rf", \quad {S_BAR}",
-        OWN_HEAD,
-        pattern=_pattern("key"),
+        _key, lambda op: Formulas(op).by_key(), lambda op: Formulas(op).back_to_key(), OWN_HEAD, pattern=_pattern("key")
     ),
-    "value": Wrt(_value, "P_{ij}", r"P^{T} \, $g", OWN_HEAD, _value_factor, _pattern("value")),
+    "value": Wrt(
+        _value,
+        lambda op: Formulas(op).by_value(),
+        lambda op: Formulas(op).back_to_value(),
+        OWN_HEAD,
+        _value_factor,
+        _pattern("value"),
+    ),
 }
-ADDED_TO_SCORES = Wrt(_mask, r"P_{ij} \left({$value}_{j} - {$out}_{i}\right)", rf"\bar{{S}}, \quad {S_BAR}", OWN_HEAD)
+ADDED_TO_SCORES = Wrt(_mask, lambda op: Formulas(op).by_mask(), lambda op: Formulas(op).back_to_mask(), OWN_HEAD)
 
 
 def _no_dropout(op: Any) -> bool:
@@ -178,7 +291,7 @@ def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iter
     return rule(
         *nodes,
         name=name,
-        equation=_equation,
+        equation=lambda op: Formulas(op).equation(),
         wrt={**QUERY_KEY_VALUE, **({mask: ADDED_TO_SCORES} if mask else {})},
         accepts=_no_dropout,
         samples=samples,
@@ -186,13 +299,10 @@ def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iter
     )
 
 
-def x(*shape: int, shift: int = 0) -> Tensor:
-    """A sample input that wants a gradient; the same numbers each time."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape) + shift)).requires_grad_()
-
-
 def _qkv(keys: int = 4, heads: int = 2, features: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    return x(2, 2, 4, features), x(2, heads, keys, features, shift=1), x(2, heads, keys, features, shift=2)
+    return tuple(
+        randn(2, n, k, features, shift=shift) for shift, n, k in ((0, 2, 4), (1, heads, keys), (2, heads, keys))
+    )  # type: ignore[return-value]
 
 
 def _samples(function: Callable[..., Any]) -> list[Sample]:
@@ -213,14 +323,20 @@ flash_for_cpu = attention(
     constants={"attn_mask": "not differentiable"},
     samples=lambda: [
         *_samples(F.scaled_dot_product_attention),
-        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(4, 4).detach(), note="mask added"),
+        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(4, 4, shift=0).detach(), note="mask added"),
         sample(
             F.scaled_dot_product_attention,
             *_qkv(),
             attn_mask=torch.tensor([[True, False, True, False]] * 3 + [[False] * 4]),
             note="a query that may look at nothing",
         ),
-        sample(F.scaled_dot_product_attention, x(2, 4, 3, 5), *_qkv(3, 2, 5)[1:], enable_gqa=True, note="shared heads"),
+        sample(
+            F.scaled_dot_product_attention,
+            randn(2, 4, 3, 5, shift=0),
+            *_qkv(3, 2, 5)[1:],
+            enable_gqa=True,
+            note="shared heads",
+        ),
     ],
     source=SOURCE + "derivatives.yaml: _scaled_dot_product_flash_attention_for_cpu",
 )
@@ -253,9 +369,18 @@ math_path = attention(
     mask="attn_mask",
     constants=dict.fromkeys(("dropout_p", "is_causal", "scale", "enable_gqa"), "not differentiable"),
     samples=lambda: [
-        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(4, 4), note="a mask that wants a gradient"),
-        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=x(2, 1, 1, 4), note="a broadcast mask"),
-        sample(F.scaled_dot_product_attention, x(4, 3), x(5, 3), x(5, 2), attn_mask=x(5), note="no batch, no heads"),
+        sample(
+            F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(4, 4, shift=0), note="a mask that wants a gradient"
+        ),
+        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(2, 1, 1, 4, shift=0), note="a broadcast mask"),
+        sample(
+            F.scaled_dot_product_attention,
+            randn(4, 3, shift=0),
+            randn(5, 3, shift=0),
+            randn(5, 2, shift=0),
+            attn_mask=randn(5, shift=0),
+            note="no batch, no heads",
+        ),
     ],
     source=SOURCE,
 )

@@ -21,9 +21,9 @@ from chainrule.rules.pattern import product as meeting
 Index = tuple[int, ...]
 
 
-def randn(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """A sample input that wants a gradient; the same numbers each time."""
-    generator = torch.Generator().manual_seed(sum(shape) + 1)
+def randn(*shape: int, dtype: torch.dtype | None = None, shift: int = 1) -> Tensor:
+    """A sample input that wants a gradient; the same numbers each time, and others with another `shift`."""
+    generator = torch.Generator().manual_seed(sum(shape) + shift)
     return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
 
 
@@ -83,7 +83,7 @@ def _operand(
 
     def local(op: Any) -> str:
         mine, others, result = letters(op)
-        return derivative(at("out", result), at(name, mine), _prefix(_scale(op, "alpha")) + at(other, others))
+        return derivative(at("out", result), at(name, mine), prefix(_scale(op, "alpha")) + at(other, others))
 
     def told(op: Any) -> str:
         text = product(op) if callable(product) else product
@@ -91,7 +91,7 @@ def _operand(
             text = (
                 text.replace("^{T}", "^{H}") if "^{T}" in text else text.replace(f"${other}", rf"\overline{{${other}}}")
             )
-        return _prefix(_scale(op, "alpha")) + text
+        return prefix(_scale(op, "alpha")) + text
 
     def pattern(op: Any) -> Pattern | None:
         (mine, others, result), operand, factor = letters(op), getattr(op, name), getattr(op, other)
@@ -129,15 +129,16 @@ def _scaled(gradient: Tensor, scale: Any) -> Tensor:
     return gradient if scale == 1 else gradient * (scale.conjugate() if isinstance(scale, complex) else scale)
 
 
-def _prefix(scale: Any) -> str:
+def prefix(scale: Any) -> str:
+    """A scale as a factor in LaTeX; nothing where it is 1."""
     return "" if scale == 1 else rf"{number(scale)} \, "
 
 
 def _with_scales(equation: str) -> Callable[[Any], str]:
     def filled(op: Any) -> str:
         beta, alpha = (_scale(op, name) for name in ("beta", "alpha"))
-        text = equation.replace("BETA $self + ", "") if beta == 0 else equation.replace("BETA ", _prefix(beta))
-        return text.replace("ALPHA ", _prefix(alpha)).replace("+ -", "- ")
+        text = equation.replace("BETA $self + ", "") if beta == 0 else equation.replace("BETA ", prefix(beta))
+        return text.replace("ALPHA ", prefix(alpha)).replace("+ -", "- ")
 
     return filled
 
@@ -153,7 +154,7 @@ ADDED = Wrt(
     # beta = 0 means that `self` is not even read, so its gradient is 0 also where the upstream gradient is not finite
     vjp=lambda op, g: torch.zeros_like(g) if op.beta == 0 else _scaled(g, op.beta),
     local=lambda op: number(op.beta),
-    product=lambda op: "0" if op.beta == 0 else _prefix(op.beta) + "$g",
+    product=lambda op: "0" if op.beta == 0 else prefix(op.beta) + "$g",
     zeros="each output element has one element of this argument added to it",
     factor=_added_factor,
     pattern=lambda op: aligned(op.out.shape, op.self.shape) if real(op.out, op.self) and op.beta != 0 else None,

@@ -7,23 +7,19 @@ gradient loses its own mean and its part along x_hat: shifting or stretching the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Sample, Wrt, number, rule, sample
+from chainrule.rules import Factor, Sample, Wrt, at, derivative, number, rule, sample
+from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, product, real
 
 Index = tuple[int, ...]
-
-
-def x(*shape: int) -> Tensor:
-    """A sample input that wants a gradient; the same numbers each time."""
-    generator = torch.Generator().manual_seed(sum(shape) + 1)
-    return torch.randn(shape, generator=generator).requires_grad_()
 
 
 # Softmax ---------------------------------------------------------------------------------------------------------
@@ -33,11 +29,11 @@ OWN_ROW = "an output element depends on the elements that share its row along di
 
 def _softmax_samples(function: Callable[..., Any]) -> list[Sample]:
     return [
-        sample(function, x(2, 3), 1),
-        sample(function, x(2, 3, 2), 0),
-        sample(function, x(2, 1), -1, note="size 1"),
-        sample(function, x(0, 3), -1, note="empty"),
-        sample(function, x(), 0, note="0-dim"),
+        sample(function, randn(2, 3), 1),
+        sample(function, randn(2, 3, 2), 0),
+        sample(function, randn(2, 1), -1, note="size 1"),
+        sample(function, randn(0, 3), -1, note="empty"),
+        sample(function, randn(), 0, note="0-dim"),
         sample(function, torch.tensor([[1000.0, -1000.0, 999.0]], requires_grad=True), 1, note="large"),
     ]
 
@@ -80,12 +76,12 @@ def _log_softmax_factor(op: Any, out_index: Index, in_index: Index) -> Factor | 
 softmax = rule(
     "SoftmaxBackward0",
     "SafeSoftmaxBackward0",
-    equation=r"$out = \operatorname{softmax}($self) = \frac{e^{$self}}{\sum_{\text{dim $dim}} e^{$self}}",
+    equation=r"{$out}_i = \frac{e^{{$self}_i - m}}{\sum_j e^{{$self}_j - m}}, \quad m = \max_j {$self}_j" + ALONG,
     wrt={
         "self": Wrt(
             lambda op, g: op.out * (g - (g * op.out).sum(op.dim, keepdim=True)),
-            r"\operatorname{diag}(s) - s \, s^{T}, \; s = $out",
-            r"$out \odot \left($g - \sum_{\text{dim $dim}} $g \odot $out\right)",
+            derivative("{$out}_i", "{$self}_j", "{$out}_i \\, ([i = j] - {$out}_j)") + ALONG,
+            r"$out \odot \left($g - \sum_j {$g}_j \, {$out}_j\right)" + ALONG,
             OWN_ROW,
             _softmax_factor,
             _rows,
@@ -97,12 +93,12 @@ softmax = rule(
 
 log_softmax = rule(
     "LogSoftmaxBackward0",
-    equation=r"$out = $self - \log \sum_{\text{dim $dim}} e^{$self}",
+    equation=r"{$out}_i = {$self}_i - m - \log \sum_j e^{{$self}_j - m}, \quad m = \max_j {$self}_j" + ALONG,
     wrt={
         "self": Wrt(
             lambda op, g: g - op.out.exp() * g.sum(op.dim, keepdim=True),
-            r"I - \mathbf{1} \, s^{T}, \; s = e^{$out}",
-            r"$g - e^{$out} \odot \sum_{\text{dim $dim}} $g",
+            derivative("{$out}_i", "{$self}_j", "[i = j] - e^{{$out}_j}") + ALONG,
+            r"$g - e^{$out} \, \sum_j {$g}_j" + ALONG,
             OWN_ROW,
             _log_softmax_factor,
             _rows,
@@ -128,25 +124,114 @@ def standardise_vjp(g: Tensor, x_hat: Tensor, inverse: Tensor, dims: Index) -> T
     return inverse * (g - g.mean(dims, keepdim=True) - x_hat * along)
 
 
-CENTRED = (
-    r"\frac{1}{\sigma} \left(\tilde{g} - \overline{\tilde{g}} - \hat{x} \, \overline{\tilde{g} \odot \hat{x}}\right)"
-)
-LOCAL = r"\frac{1}{\sigma} \left(I - \frac{1}{N} \mathbf{1} \mathbf{1}^{T} - \frac{1}{N} \hat{x} \, \hat{x}^{T}\right)"
+@dataclass(frozen=True)
+class Normalised:
+    """The formulas of y = w x_hat + b, in letters: element `own` of x, and another one, `other`, of the same group.
 
+    What the elements of a group share has the index `group`, a list of letters; `place` is that of element `own`.
+    `over` are the letters of a sum over the group, with the condition `limit`, and `features` those of gain and shift.
+    """
 
-def _affine(op: Any, statistics: str) -> str:
-    gain = "" if op.weight is None else r"$weight \odot "
-    shift = "" if op.bias is None else " + $bias"
-    return rf"$out = {gain}\hat{{x}}{shift}, \quad \hat{{x}} = {statistics}"
+    op: Any
+    own: str
+    other: str
+    over: str
+    features: str
+    group: Sequence[str]
+    place: Sequence[str]
+    count: int
+    limit: str = ""
+    centred: bool = True
+    running: bool = False
 
+    @property
+    def eps(self) -> str:
+        """What is added to the variance."""
+        eps = self.op.arguments.get("epsilon", self.op.arguments.get("eps"))
+        return number(torch.finfo(self.op.input.dtype).eps if eps is None else float(eps))
 
-def _scaled(op: Any, local: str) -> str:
-    return local if op.weight is None else rf"$weight \odot {local}"
+    def shared(self, name: str, place: Sequence[str] | None = None) -> str:
+        """What a group shares."""
+        return at("x", self.group if place is None else place).replace("$x", name)
 
+    def mean(self, what: str, limit: str = "") -> str:
+        """The mean over a group."""
+        limit = rf": \, {limit or self.limit}" if self.limit else ""
+        return rf"\frac{{1}}{{{self.count}}} \sum_{{{','.join(self.over)}{limit}}} {what}"
 
-def _with_gain(op: Any, formula: str) -> str:
-    g_tilde = "$g" if op.weight is None else r"$g \odot $weight"
-    return rf"{formula}, \; \tilde{{g}} = {g_tilde}"
+    def hat(self, index: str) -> str:
+        """An element of x_hat."""
+        return at("x", index).replace("$x", r"\hat{x}")
+
+    def where(self) -> str:
+        """The definitions of x_hat, mu and sigma."""
+        mu, sigma, other = self.shared(r"\mu"), self.shared(r"\sigma"), at("input", self.other)
+        if self.running:
+            mean, variance = "{$running_mean}_{c}", "{$running_var}_{c}"
+        else:
+            mean = self.mean(other)
+            variance = self.mean(f"({other} - {mu})^2" if self.centred else f"{other}^2")
+        centre = f" - {self.shared('MU', self.place)}".replace("MU", r"\mu") if self.centred else ""
+        hat = rf"\frac{{{at('input', self.own)}{centre}}}{{{self.shared('SIGMA', self.place)}}}".replace(
+            "SIGMA", r"\sigma"
+        )
+        parts = [f"{self.hat(self.own)} = {hat}", *([f"{mu} = {mean}"] if self.centred else [])]
+        return "".join(rf", \quad {part}" for part in [*parts, rf"{sigma} = \sqrt{{{variance} + {self.eps}}}"])
+
+    def gain(self) -> str:
+        """The gain as a factor, if there is one."""
+        return "" if self.op.weight is None else at("weight", self.features) + r" \, "
+
+    def equation(self) -> str:
+        """y = w x_hat + b."""
+        shift = "" if self.op.arguments.get("bias") is None else f" + {at('bias', self.features)}"
+        return f"{at('out', self.own)} = {self.gain()}{self.hat(self.own)}{shift}{self.where()}"
+
+    def by_input(self) -> str:
+        """Each output element depends on all elements of its group, through mu and sigma."""
+        slope = rf"\frac{{1}}{{{self.shared('SIGMA', self.place)}}}".replace("SIGMA", r"\sigma")
+        if self.running:
+            return derivative(at("out", self.own), at("input", self.own), self.gain() + slope) + self.where()
+        pairs = zip(self.own, self.other, strict=True)
+        same = r" \, ".join(f"[{a} = {b}]" for a, b in pairs if a != b)
+        within = rf"[{self.limit.replace('= a', '= ' + self.place[-1])}] \, " if self.limit else ""
+        mean = "1 + " if self.centred else ""
+        inner = rf"{same} - \frac{{1}}{{{self.count}}} {within}({mean}{self.hat(self.own)} \, {self.hat(self.other)})"
+        local = derivative(
+            at("out", self.own), at("input", self.other), rf"{self.gain()}{slope} \, \left({inner}\right)"
+        )
+        return local + self.where()
+
+    def back(self, more: str = "") -> str:
+        """The upstream gradient without its own mean and without its part along x_hat."""
+        slope = rf"\frac{{1}}{{{self.shared('SIGMA', self.place)}}}".replace("SIGMA", r"\sigma")
+        own, other = (at("g", index).replace("$g", r"\tilde{g}") for index in (self.own, self.other))
+        where = rf", \quad {own} = {self.gain()}{at('g', self.own)}"
+        total = own
+        if not self.running:
+            means = [(r"\beta", self.mean(rf"{other} \, {self.hat(self.other)}"), rf" \, {self.hat(self.own)}")]
+            means = [(r"\alpha", self.mean(other), ""), *means] if self.centred else means
+            for name, mean, factor in means:
+                total += f" - {self.shared('NAME', self.place)}{factor}".replace("NAME", name)
+                where += rf", \quad {self.shared('NAME')} = {mean}".replace("NAME", name)
+        return rf"{at('grad', self.own)} = {slope} \, \left({total}\right){more}{where}{self.where()}"
+
+    def by_weight(self) -> str:
+        """The derivative by the gain."""
+        return derivative(at("out", self.own), at("weight", self.features), self.hat(self.own)) + self.where()
+
+    def summed(self, what: str) -> str:
+        """A gradient of gain or shift: summed over all axes but theirs."""
+        sums = ",".join(letter for letter in self.own if letter not in self.features)
+        return rf"{at('grad', self.features)} = \sum_{{{sums}}} {at('g', self.own)}{what}"
+
+    def back_to_weight(self) -> str:
+        """The gain's gradient."""
+        return self.summed(rf" \, {self.hat(self.own)}") + self.where()
+
+    def by_bias(self) -> str:
+        """The derivative by the shift."""
+        return derivative(at("out", self.own), at("bias", self.features), "1")
 
 
 # Layer norm: the last axes are one group; gain and shift broadcast over the rest, which the walk sums over.
@@ -165,6 +250,14 @@ def _features(op: Any, operand: Any) -> Pattern | None:
     return aligned(op.out.shape, operand.shape) if real(op.out, operand) else None
 
 
+def _layer(op: Any, centred: bool = True) -> Normalised:
+    """A sample's features i, j are one group."""
+    count = len(op.normalized_shape)
+    samples, own, other = "cdefgmn"[7 - op.input.dim() + count :], "ijkl"[:count], "pqrs"[:count]
+    size = math.prod(op.normalized_shape)
+    return Normalised(op, samples + own, samples + other, other, own, samples, samples, size, centred=centred)
+
+
 def _gained(op: Any, g: Tensor) -> Tensor:
     return g if op.weight is None else g * op.weight
 
@@ -177,37 +270,37 @@ def _layer_norm(op: Any, g: Tensor) -> Tensor:
 
 native_layer_norm = rule(
     "NativeLayerNormBackward0",
-    equation=lambda op: _affine(op, r"\frac{$input - \mu}{\sqrt{\sigma^2 + $eps}}"),
+    equation=lambda op: _layer(op).equation(),
     wrt={
         "input": Wrt(
             _layer_norm,
-            lambda op: _scaled(op, LOCAL),
-            lambda op: _with_gain(op, CENTRED),
+            lambda op: _layer(op).by_input(),
+            lambda op: _layer(op).back(),
             "each sample is normalised by itself: its output depends on no other sample",
             pattern=_samples,
         ),
         "weight": Wrt(
             lambda op, g: g * standardise(op.input, _last_axes(op), op.eps)[0],
-            r"\hat{x}",
-            r"\sum_{\text{samples}} $g \odot \hat{x}",
+            lambda op: _layer(op).by_weight(),
+            lambda op: _layer(op).back_to_weight(),
             "each feature has its own gain",
             pattern=lambda op: _features(op, op.weight),
         ),
         "bias": Wrt(
             lambda op, g: g,
             "1",
-            r"\sum_{\text{samples}} $g",
+            "$g",
             "each feature has its own shift",
             pattern=lambda op: _features(op, op.bias),
         ),
     },
     samples=lambda: [
-        sample(F.layer_norm, x(2, 4), (4,), x(4), x(4)),
-        sample(F.layer_norm, x(2, 3, 4), (3, 4), x(3, 4), x(3, 4)),
-        sample(F.layer_norm, x(2, 4), (4,), note="without gain and shift"),
-        sample(F.layer_norm, x(2, 4), (4,), x(4), note="without shift"),
-        sample(F.layer_norm, x(2, 1), (1,), x(1), x(1), note="size 1"),
-        sample(F.layer_norm, x(0, 4), (4,), x(4), x(4), note="empty batch"),
+        sample(F.layer_norm, randn(2, 4), (4,), randn(4), randn(4)),
+        sample(F.layer_norm, randn(2, 3, 4), (3, 4), randn(3, 4), randn(3, 4)),
+        sample(F.layer_norm, randn(2, 4), (4,), note="without gain and shift"),
+        sample(F.layer_norm, randn(2, 4), (4,), randn(4), note="without shift"),
+        sample(F.layer_norm, randn(2, 1), (1,), randn(1), randn(1), note="size 1"),
+        sample(F.layer_norm, randn(0, 4), (4,), randn(4), randn(4), note="empty batch"),
         sample(F.layer_norm, torch.ones(2, 4, requires_grad=True), (4,), note="no spread"),
     ],
     source="derivatives.yaml: native_layer_norm. Ba, Kiros, Hinton: Layer Normalization, arXiv:1607.06450 (2016).",
@@ -231,31 +324,26 @@ def _rms_norm(op: Any, g: Tensor) -> Tensor:
 fused_rms_norm = rule(
     "FusedRmsNormBackward0",
     name="rms_norm",
-    equation=lambda op: (
-        ("$out = " if op.weight is None else r"$out = $weight \odot ")
-        + r"\hat{x}, \quad \hat{x} = \frac{$input}{\sqrt{\operatorname{mean}($input^2) + \epsilon}}"
-    ),
+    equation=lambda op: _layer(op, centred=False).equation(),
     wrt={
         "input": Wrt(
             _rms_norm,
-            lambda op: _scaled(op, r"\frac{1}{\sigma} \left(I - \frac{1}{N} \hat{x} \, \hat{x}^{T}\right)"),
-            lambda op: _with_gain(
-                op, r"\frac{1}{\sigma} \left(\tilde{g} - \hat{x} \, \overline{\tilde{g} \odot \hat{x}}\right)"
-            ),
+            lambda op: _layer(op, centred=False).by_input(),
+            lambda op: _layer(op, centred=False).back(),
             "each sample is normalised by itself: its output depends on no other sample",
             pattern=_samples,
         ),
         "weight": Wrt(
             lambda op, g: g * _root_mean_square(op)[0],
-            r"\hat{x}",
-            r"\sum_{\text{samples}} $g \odot \hat{x}",
+            lambda op: _layer(op, centred=False).by_weight(),
+            lambda op: _layer(op, centred=False).back_to_weight(),
             "each feature has its own gain",
             pattern=lambda op: _features(op, op.weight),
         ),
     },
     samples=lambda: [
-        sample(torch.ops.aten._fused_rms_norm, x(2, 4), [4], x(4), 1e-5),
-        sample(torch.ops.aten._fused_rms_norm, x(2, 3, 4), [3, 4], x(3, 4), None, note="the dtype's own eps"),
+        sample(torch.ops.aten._fused_rms_norm, randn(2, 4), [4], randn(4), 1e-5),
+        sample(torch.ops.aten._fused_rms_norm, randn(2, 3, 4), [3, 4], randn(3, 4), None, note="the dtype's own eps"),
     ],
     source=(
         "derivatives.yaml: _fused_rms_norm. Zhang, Sennrich: Root Mean Square Layer Normalization, arXiv:1910.07467 "
@@ -306,9 +394,12 @@ def _batch_norm(op: Any, g: Tensor) -> Tensor:
     return standardise_vjp(g, x_hat, inverse, _but_channels(g)) if _training(op) else g * inverse
 
 
-def _batch_equation(op: Any) -> str:
-    whose = r"_{\text{batch}}" if _training(op) else r"_{\text{running}}"
-    return _affine(op, rf"\frac{{$input - \mu{whose}}}{{\sqrt{{\sigma^2{whose} + {number(_eps(op))}}}}}")
+def _batch(op: Any) -> Normalised:
+    """Channel c of all samples n and places i, j is one group."""
+    places, others = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2]
+    count = op.input.numel() // max(op.input.shape[1], 1)
+    own, other, over = f"nc{places}", f"mc{others}", f"m{others}"
+    return Normalised(op, own, other, over, "c", "c", "c", count, running=not _training(op))
 
 
 def _batch_samples() -> list[Sample]:
@@ -316,17 +407,19 @@ def _batch_samples() -> list[Sample]:
         return torch.full((3,), 0.5), torch.full((3,), 2.0)
 
     return [
-        sample(F.batch_norm, x(4, 3), *running(), x(3), x(3), True, note="training"),
-        sample(F.batch_norm, x(2, 3, 2, 2), *running(), x(3), x(3), True, note="training, images"),
-        sample(F.batch_norm, x(4, 3), *running(), x(3), x(3), False, note="evaluation"),
-        sample(F.batch_norm, x(4, 3), *running(), None, None, False, note="evaluation, no gain or shift"),
-        sample(F.batch_norm, x(4, 3), None, None, None, None, True, note="no running statistics"),
-        sample(F.instance_norm, x(2, 3, 4), weight=x(3), bias=x(3), note="instance norm"),
-        sample(torch.ops.aten._native_batch_norm_legit, x(4, 3), x(3), x(3), *running(), True, 0.1, 1e-5),
-        sample(torch.ops.aten._native_batch_norm_legit.no_stats, x(4, 3), x(3), x(3), True, 0.1, 1e-5),
-        sample(torch.ops.aten._native_batch_norm_legit_no_training, x(4, 3), x(3), x(3), *running(), 0.1, 1e-5),
-        sample(torch.ops.aten._batch_norm_with_update, x(4, 3), x(3), x(3), *running(), 0.1, 1e-5),
-        sample(torch.ops.aten._batch_norm_no_update, x(4, 3), x(3), x(3), *running(), 0.1, 1e-5),
+        sample(F.batch_norm, randn(4, 3), *running(), randn(3), randn(3), True, note="training"),
+        sample(F.batch_norm, randn(2, 3, 2, 2), *running(), randn(3), randn(3), True, note="training, images"),
+        sample(F.batch_norm, randn(4, 3), *running(), randn(3), randn(3), False, note="evaluation"),
+        sample(F.batch_norm, randn(4, 3), *running(), None, None, False, note="evaluation, no gain or shift"),
+        sample(F.batch_norm, randn(4, 3), None, None, None, None, True, note="no running statistics"),
+        sample(F.instance_norm, randn(2, 3, 4), weight=randn(3), bias=randn(3), note="instance norm"),
+        sample(torch.ops.aten._native_batch_norm_legit, randn(4, 3), randn(3), randn(3), *running(), True, 0.1, 1e-5),
+        sample(torch.ops.aten._native_batch_norm_legit.no_stats, randn(4, 3), randn(3), randn(3), True, 0.1, 1e-5),
+        sample(
+            torch.ops.aten._native_batch_norm_legit_no_training, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5
+        ),
+        sample(torch.ops.aten._batch_norm_with_update, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5),
+        sample(torch.ops.aten._batch_norm_no_update, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5),
     ]
 
 
@@ -339,26 +432,26 @@ batch_norm = rule(
     "CudnnBatchNormBackward0",
     "MiopenBatchNormBackward0",
     name="batch_norm",
-    equation=_batch_equation,
+    equation=lambda op: _batch(op).equation(),
     wrt={
         "input": Wrt(
             _batch_norm,
-            lambda op: _scaled(op, LOCAL if _training(op) else r"\frac{1}{\sigma}"),
-            lambda op: _with_gain(op, CENTRED if _training(op) else r"\frac{1}{\sigma} \, \tilde{g}"),
+            lambda op: _batch(op).by_input(),
+            lambda op: _batch(op).back(),
             "each channel is normalised by itself: its output depends on no other channel",
             pattern=lambda op: _groups(op, op.input, _but_channels(op.input) if _training(op) else ()),
         ),
         "weight": Wrt(
             lambda op, g: (g * _batch_statistics(op)[0]).sum(_but_channels(g)),
-            r"\hat{x}",
-            r"\sum_{\text{all but channels}} $g \odot \hat{x}",
+            lambda op: _batch(op).by_weight(),
+            lambda op: _batch(op).back_to_weight(),
             "each channel has its own gain",
             pattern=lambda op: _by_channel(op, op.weight),
         ),
         "bias": Wrt(
             lambda op, g: g.sum(_but_channels(g)),
-            "1",
-            r"\sum_{\text{all but channels}} $g",
+            lambda op: _batch(op).by_bias(),
+            lambda op: _batch(op).summed(""),
             "each channel has its own shift",
             pattern=lambda op: _by_channel(op, op.bias),
         ),
@@ -394,6 +487,31 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     return gradient.reshape(op.input.shape)
 
 
+def _group(op: Any) -> Normalised:
+    """The channels of group a of sample n, at all places, are one group."""
+    places, others, size = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2], op.C // op.group
+    place, limit = ["n", rf"\lfloor c / {size} \rfloor"], rf"\lfloor d / {size} \rfloor = a"
+    return Normalised(op, f"nc{places}", f"nd{others}", f"d{others}", "c", "na", place, size * op.HxW, limit)
+
+
+def _group_local(op: Any) -> str:
+    """Of the output, and of mu and 1 / sigma, which the node gives too."""
+    f, size = _group(op), op.C // op.group
+    place, other = ["n", rf"\lfloor d / {size} \rfloor"], at("input", _group(op).other)
+    inverse = rf"-\frac{{1}}{{{f.count}}} \, \frac{{{f.hat(f.other)}}}{{({f.shared('S', place)})^2}}".replace(
+        "S", r"\sigma"
+    )
+    mean = derivative(at("out1", place), other, rf"\frac{{1}}{{{f.count}}}")
+    return rf"{f.by_input()}, \quad {mean}, \quad {derivative(at('out2', place), other, inverse)}"
+
+
+def _statistics_back(op: Any) -> str:
+    f = _group(op)
+    mean, inverse = at("g1", f.place), at("g2", f.place)
+    along = rf"\frac{{{f.hat(f.own)}}}{{({f.shared('S', f.place)})^2}}".replace("S", r"\sigma")
+    return rf" + \frac{{1}}{{{f.count}}} \, \left({mean} - {inverse} \, {along}\right)"
+
+
 def _group_gain(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
     return None if gs[0] is None else (gs[0] * _in_groups(op)[0].reshape(gs[0].shape)).sum(_but_channels(gs[0]))
 
@@ -412,38 +530,38 @@ def _channel_groups(op: Any) -> Pattern | None:
 
 native_group_norm = rule(
     "NativeGroupNormBackward0",
-    equation=lambda op: _affine(
-        op, r"\frac{$input - \mu}{\sqrt{\sigma^2 + $eps}} \text{ in each of } $group \text{ groups}"
+    equation=lambda op: (
+        rf"{_group(op).equation()}, \quad {{$out1}}_{{n,a}} = \mu_{{n,a}}, \quad {{$out2}}_{{n,a}} = \frac{{1}}{{\sigma_{{n,a}}}}"
     ),
     wrt={
         "input": Wrt(
             _group_norm,
-            lambda op: _scaled(op, LOCAL),
-            lambda op: _with_gain(op, CENTRED),
+            _group_local,
+            lambda op: _group(op).back(_statistics_back(op)),
             "each group of channels of each sample is normalised by itself",
             pattern=_channel_groups,
         ),
         "weight": Wrt(
             _group_gain,
-            r"\hat{x}",
-            r"\sum_{\text{all but channels}} $g \odot \hat{x}",
+            lambda op: _group(op).by_weight(),
+            lambda op: _group(op).back_to_weight(),
             "each channel has its own gain",
             pattern=lambda op: _by_channel(op, op.weight),
         ),
         "bias": Wrt(
             _group_shift,
-            "1",
-            r"\sum_{\text{all but channels}} $g",
+            lambda op: _group(op).by_bias(),
+            lambda op: _group(op).summed(""),
             "each channel has its own shift",
             pattern=lambda op: _by_channel(op, op.bias),
         ),
     },
     outputs=3,
     samples=lambda: [
-        sample(F.group_norm, x(2, 4, 3), 2, x(4), x(4)),
-        sample(F.group_norm, x(2, 4, 2, 2), 4, note="one channel a group, no gain or shift"),
-        sample(F.group_norm, x(2, 4, 3), 1, x(4), x(4), note="one group"),
-        sample(F.group_norm, x(0, 4, 3), 2, x(4), x(4), note="empty batch"),
+        sample(F.group_norm, randn(2, 4, 3), 2, randn(4), randn(4)),
+        sample(F.group_norm, randn(2, 4, 2, 2), 4, note="one channel a group, no gain or shift"),
+        sample(F.group_norm, randn(2, 4, 3), 1, randn(4), randn(4), note="one group"),
+        sample(F.group_norm, randn(0, 4, 3), 2, randn(4), randn(4), note="empty batch"),
     ],
     source="derivatives.yaml: native_group_norm. Wu, He: Group Normalization, arXiv:1803.08494 (2018).",
 )
@@ -468,31 +586,57 @@ def _weight_norm_v(op: Any, g: Tensor) -> Tensor:
     return stretch * (g - direction * along)
 
 
+def _weight_norm_formula(kind: str) -> Callable[[Any], str]:
+    """v, its length nu, and the gain, which has the axes of v, of size 1 but for `dim`."""
+
+    def formula(op: Any) -> str:
+        own = "ijk"[: op.v.dim()]
+        other = "".join(p if axis in _but(op) else i for axis, (i, p) in enumerate(zip(own, "pqr", strict=False)))
+        over = ",".join(letter for letter in other if letter not in own)
+        kept = [letter for letter in own if letter in other]
+        nu, gain = (
+            at("x", kept).replace("$x", r"\nu"),
+            at("g_", [i if i in kept else "0" for i in own[: op.arguments["g"].dim()]]),
+        )
+        where = rf", \quad {nu} = \sqrt{{\sum_{{{over}}} {at('v', other)}^2}}"
+        v, w, unit = at("v", own), at("v", other), rf"\frac{{{gain}}}{{{nu}}}"
+        same = r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b)
+        text = {
+            "equation": rf"{at('out', own)} = {unit} \, {v}",
+            "by v": derivative(at("out", own), w, rf"{unit} \, \left({same} - \frac{{{v} \, {w}}}{{({nu})^2}}\right)"),
+            "back to v": rf"{at('grad', own)} = {unit} \, \left({at('g', own)} - \frac{{{v}}}{{({nu})^2}} \, "
+            rf"\sum_{{{over}}} {at('g', other)} \, {w}\right)",
+            "by g": derivative(at("out", own), gain, rf"\frac{{{v}}}{{{nu}}}"),
+            "back to g": rf"{gain.replace('$g_', '$grad')} = \sum_{{{','.join(i for i in own if i not in kept)}}} "
+            rf"\frac{{{v}}}{{{nu}}} \, {at('g', own)}",
+        }[kind]
+        return text + where
+
+    return formula
+
+
 weight_norm = rule(
     "WeightNormInterfaceBackward0",
     name="weight_norm",
-    equation=(
-        r"$out = \text{length} \cdot \frac{$v}{\lVert $v \rVert}"
-        r" \quad \text{(a length for each index of dim } $dim \text{)}"
-    ),
+    equation=_weight_norm_formula("equation"),
     wrt={
         "v": Wrt(
             _weight_norm_v,
-            r"\frac{\text{length}}{\lVert $v \rVert} \left(I - u \, u^{T}\right), \; u = \frac{$v}{\lVert $v \rVert}",
-            r"\frac{\text{length}}{\lVert $v \rVert} \left($g - u \, (u \cdot $g)\right)",
+            _weight_norm_formula("by v"),
+            _weight_norm_formula("back to v"),
             "each index of dim has its own direction and length",
         ),
         "g": Wrt(
             lambda op, g: (g * _direction(op)[0]).sum(_but(op), keepdim=True),
-            r"u = \frac{$v}{\lVert $v \rVert}",
-            r"u \cdot $g",
+            _weight_norm_formula("by g"),
+            _weight_norm_formula("back to g"),
             "each index of dim has its own direction and length",
         ),
     },
     samples=lambda: [
-        sample(torch._weight_norm, x(3, 4), x(3, 1), 0),
-        sample(torch._weight_norm, x(3, 4), x(1, 4), 1),
-        sample(torch._weight_norm, x(3, 2, 2), x(3, 1, 1), 0),
+        sample(torch._weight_norm, randn(3, 4), randn(3, 1), 0),
+        sample(torch._weight_norm, randn(3, 4), randn(1, 4), 1),
+        sample(torch._weight_norm, randn(3, 2, 2), randn(3, 1, 1), 0),
     ],
     source="derivatives.yaml: _weight_norm_interface. Salimans, Kingma: Weight Normalization, arXiv:1602.07868 (2016).",
 )

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Wrt, number, rule, sample
-from chainrule.rules.linear import randn
+from chainrule.rules import Wrt, at, derivative, rule, sample
+from chainrule.rules.linear import prefix, randn
 
 
 def dense(t: Tensor) -> Tensor:
@@ -35,36 +35,56 @@ def _graph(layout: torch.layout = torch.sparse_coo) -> Tensor:
     return full.to_sparse(layout=layout).requires_grad_()
 
 
-def _prefix(scale: Any) -> str:
-    return "" if scale == 1 else rf"{number(scale)} \, "
-
-
 def _times(scale: str, latex: str) -> Callable[[Any], str]:
-    return lambda op: _prefix(op.arguments.get(scale, 1)) + latex
+    """A formula with a scale of the operation before its right side."""
+
+    def formula(op: Any) -> str:
+        head, equals, tail = latex.rpartition(" = ")
+        return head + equals + prefix(op.arguments.get(scale, 1)) + tail
+
+    return formula
 
 
 PLACES = "only the elements that are stored have a gradient"
 
+
+def _product(where: str, mat1: Wrt, mat2: Wrt) -> dict[str, Wrt]:
+    """beta self + alpha mat1 mat2; `where` is a factor that is 0 at the places that do not count."""
+    bare = where or "1"
+    return {
+        "self": Wrt(
+            lambda op, g: dense(g) * op.beta * (stored(op.self) if where else 1),
+            lambda op: prefix(op.beta) + bare,
+            lambda op: prefix(op.beta) + (rf"{where} \odot $g" if where else "$g"),
+        ),
+        "mat1": mat1,
+        "mat2": mat2,
+    }
+
+
+A, B, Y = "{$mat1}_{i,j}", "{$mat2}_{j,k}", "{$out}_{i,k}"
+KEPT = r"[{$self}_{i,k} \text{ is stored}]"
+
 sparse_addmm = rule(
     "SparseAddmmBackward0",
     equation=lambda op: (
-        ("$out = " if op.beta == 0 else f"$out = {_prefix(op.beta)}$self + ") + _prefix(op.alpha) + r"$mat1 \, $mat2"
+        ("$out = " if op.beta == 0 else f"$out = {prefix(op.beta)}$self + ") + prefix(op.alpha) + r"$mat1 \, $mat2"
     ),
-    wrt={
-        "self": Wrt(lambda op, g: dense(g) * op.beta, lambda op: number(op.beta), _times("beta", "$g")),
-        "mat1": Wrt(
+    wrt=_product(
+        "",
+        Wrt(
             lambda op, g: op.alpha * (dense(g) @ dense(op.mat2).mH) * stored(op.mat1),
-            _times("alpha", r"{$mat2}_{j,k}"),
-            _times("alpha", r"$g \, $mat2^{T} \text{ at the stored places}"),
+            _times("alpha", derivative(Y, A, rf"[{A} \text{{ is stored}}] \, {B}")),
+            _times("alpha", r"[$mat1 \text{ is stored}] \odot ($g \, $mat2^{T})"),
             PLACES,
         ),
-        "mat2": Wrt(
+        Wrt(
             lambda op, g: op.alpha * (dense(op.mat1).mH @ dense(g)),
-            _times("alpha", r"{$mat1}_{i,j}"),
+            _times("alpha", derivative(Y, B, A)),
             _times("alpha", r"$mat1^{T} \, $g"),
             "a row of the result is made of the rows that the sparse matrix points at",
         ),
-    },
+    ),
     samples=lambda: [
         sample(torch.sparse.mm, _graph(), randn(3, 2, dtype=torch.float64)),
         sample(
@@ -83,24 +103,21 @@ sparse_addmm = rule(
 sampled_addmm = rule(
     "SparseSampledAddmmBackward0",
     equation=lambda op: (
-        rf"$out = {_prefix(op.beta)}$self + {_prefix(op.alpha)}$mat1 \, $mat2 \text{{ at the places that }} $self "
-        r"\text{ stores}"
+        rf"$out = [$self \text{{ is stored}}] \odot ({prefix(op.beta)}$self + {prefix(op.alpha)}$mat1 \, $mat2)"
     ),
-    wrt={
-        "self": Wrt(
-            lambda op, g: dense(g) * stored(op.self) * op.beta, lambda op: number(op.beta), _times("beta", "$g")
-        ),
-        "mat1": Wrt(
+    wrt=_product(
+        r"[$self \text{ is stored}]",
+        Wrt(
             lambda op, g: op.alpha * (dense(g) * stored(op.self)) @ op.mat2.mH,
-            _times("alpha", r"{$mat2}_{j,k}"),
-            _times("alpha", r"$g \, $mat2^{T}"),
+            _times("alpha", derivative(Y, A, rf"{KEPT} \, {B}")),
+            _times("alpha", r"([$self \text{ is stored}] \odot $g) \, $mat2^{T}"),
         ),
-        "mat2": Wrt(
+        Wrt(
             lambda op, g: op.alpha * op.mat1.mH @ (dense(g) * stored(op.self)),
-            _times("alpha", r"{$mat1}_{i,j}"),
-            _times("alpha", r"$mat1^{T} \, $g"),
+            _times("alpha", derivative(Y, B, rf"{KEPT} \, {A}")),
+            _times("alpha", r"$mat1^{T} \, ([$self \text{ is stored}] \odot $g)"),
         ),
-    },
+    ),
     samples=lambda: [
         sample(
             torch.sparse.sampled_addmm,
@@ -116,38 +133,59 @@ sampled_addmm = rule(
 
 to_dense = rule(
     "ToDenseBackward0",
-    equation=r"$out = $self \text{, with zeros written out}",
+    equation="$out = $self",
     wrt={
         "self": Wrt(
             lambda op, g: dense(g) * (1 if op.masked_grad is False else stored(op.self)),
-            "1",
-            r"$g \text{ at the stored places}",
+            lambda op: "1" if op.masked_grad is False else r"[$self \text{ is stored}]",
+            lambda op: "$g" if op.masked_grad is False else r"[$self \text{ is stored}] \odot $g",
             PLACES,
         )
     },
     structure="linear",
+    remark="The zeros that are not stored are written out.",
     samples=lambda: [sample(torch.Tensor.to_dense, _graph()), sample(torch.Tensor.to_dense, _graph(torch.sparse_csr))],
     source="derivatives.yaml: _to_dense",
 )
 
 to_sparse = rule(
     "ToSparseBackward0",
-    equation=r"$out = $self \text{, without its zeros}",
-    wrt={"self": Wrt(lambda op, g: dense(g), "1", r"$g \text{, zero where nothing is stored}", PLACES)},
+    equation="$out = $self",
+    wrt={"self": Wrt(lambda op, g: dense(g), "1", "$g", PLACES)},
+    remark="Zeros are not stored, and have no gradient.",
     structure="linear",
     samples=lambda: [sample(torch.Tensor.to_sparse, randn(2, 3)), sample(torch.Tensor.to_sparse, randn(2, 3), 1)],
     source="derivatives.yaml: _to_sparse",
 )
 
+
+def _named(op: Any) -> list[str]:
+    """The place that the indices name for value n."""
+    return [f"{{$indices}}_{{{axis},n}}" for axis in range(op.indices.shape[0])]
+
+
+def _rest(op: Any) -> str:
+    """The letters of the axes of a value, where each value is itself a tensor."""
+    return "pqr"[: op.values.dim() - 1]
+
+
+def _placed(op: Any) -> str:
+    return "ijkl"[: op.indices.shape[0]] + _rest(op)
+
+
+def _met(op: Any) -> str:
+    return r" \, ".join(f"[{place} = {letter}]" for place, letter in zip(_named(op), "ijkl", strict=False))
+
+
 sparse_coo_tensor = rule(
     "SparseCooTensorWithDimsAndTensorsBackward0",
     name="sparse_coo_tensor",
-    equation=r"{$out}_{i} = \sum_{n: \, i_n = i} {$values}_n, \quad i_n = {$indices}_n",
+    equation=lambda op: rf"{at('out', _placed(op))} = \sum_{{n}} {_met(op)} \, {at('values', 'n' + _rest(op))}",
     wrt={
         "values": Wrt(
             lambda op, g: dense(g)[tuple(op.indices)],
-            r"\left[i_n = i\right]",
-            r"{$g}_{i_n}",
+            lambda op: derivative(at("out", _placed(op)), at("values", "n" + _rest(op)), _met(op)),
+            lambda op: at("grad", "n" + _rest(op)) + " = " + at("g", [*_named(op), *_rest(op)]),
             "each value goes to its own place",
         )
     },

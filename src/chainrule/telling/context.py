@@ -141,6 +141,8 @@ class Context:
         for slot, value in enumerate(step.outputs):
             found[f"out{slot}"] = group(self.notation.symbol(value))
             found[f"g{slot}"] = group(self.notation.gradient(value, backward))
+        if "g" in found:
+            found["g_"] = found["g"]  # an argument of that name, as `$g` is the upstream gradient
         if step.outputs:
             found |= {"out": found["out0"], "g": found["g0"]}
         return found
