@@ -515,6 +515,7 @@ OF_TENSORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     r"\operatorname{tril}": (2, torch.tril),
     r"\operatorname{triu}": (2, torch.triu),
     r"\operatorname{rowsum}": (1, lambda t: t.sum(-1, keepdim=True)),
+    r"\operatorname{colsum}": (2, lambda t: t.sum(-2)),
     r"\operatorname{softmax}": (1, _softmax),
     r"\operatorname{causal}": (2, lambda t: t.masked_fill(torch.ones_like(t, dtype=torch.bool).triu(1), -math.inf)),
 }
@@ -689,7 +690,8 @@ class Scope:
         values = [self(each) for each in arguments]
         if name == r"\operatorname{chunk}":
             place, count = (int(self.number(each)) for each in arguments[1:])
-            return Value(values[0].tensor.chunk(count, -1)[place])
+            whole = values[0]
+            return Value(whole.tensor.chunk(count, -1)[place]) if self.rank(whole) else whole
         if name in OF_TENSORS:
             axes, function = OF_TENSORS[name]
             if any(self.rank(each) < axes for each in values):
@@ -810,12 +812,13 @@ class Scope:
 
     def _cases(self, rows: tuple[tuple[Node, Node], ...]) -> Value:
         result = Value(torch.full((1,) * self.depth, math.nan, dtype=torch.float64))
-        for value, condition in reversed(rows):
-            truth = self.truth(condition)
-            if not truth.tensor.any():  # so that a definition by steps comes to an end
-                continue
-            holds, here, other = self.together(truth, self(value), result)
-            result = Value(torch.where(holds, *_promoted(here, other)))
+        open_ = self._otherwise()
+        for value, condition in rows:
+            truth, left = self.together(self.truth(condition), open_)
+            if bool((truth & left).any()):  # so that a definition by steps comes to an end
+                holds, here, other = self.together(Value(truth & left), self(value), result)
+                result = Value(torch.where(holds, *_promoted(here, other)))
+            open_ = Value(left & ~truth)
         return result
 
     def _big(self, kind: str, items: tuple[Node, ...], body: Node) -> Value:
@@ -1172,23 +1175,26 @@ class Statement:
         """
         name = self.subject
         result = torch.zeros(tuple(shape), dtype=torch.float64)
-        known = self.names
+        known, claimed = self.names, False
         for claim in self.claims:
             head, tree = self._sides(claim)
+            if head is not None and not self._of(head, name):
+                continue
+            claimed = True
             if head is None or head[0] != "at":
                 scope, _ = self._scope([])
                 value = scope(tree).tensor
                 if self.single:
                     return value.reshape(())
                 return value.movedim(-1, self.dim) if self.dim is not None and scope.depth < value.dim() else value
-            if head[1] != ("name", name):
-                raise FormulaError(f"{head[1]} is no gradient of the argument: {self.text}")
             axes = self._moved(result.reshape(1) if self.single else result)
             self.names = {**known, name: Bound(axes, self.depth)}
             scope, holds = self._scope([head], tree)
             self.names = known
             written = self._scattered(scope, [(head[2], axes.shape)], scope(tree), holds, axes)
             result = written if self.dim is None else written.movedim(-1, self.dim)
+        if not claimed:
+            raise FormulaError(f"nothing is said of {name}: {self.text}")
         return result.reshape(()) if self.single else result
 
     def _moved(self, tensor: Tensor) -> Tensor:
@@ -1311,7 +1317,8 @@ def _spelled(name: str) -> str:
     """A name as the parser writes it: `\beta_1` is `\beta_{1}`, and spaces are left out."""
     found = tokens(name)
     text = "".join(found)
-    return re.sub(r"_([^{])$", r"_{\1}", text.removeprefix("{").removesuffix("}") if text.startswith("{") else text)
+    text = text.removeprefix("{").removesuffix("}") if text.startswith("{") else text
+    return re.sub(r"(?<!\\)_([a-zA-Z0-9])$", r"_{\1}", text)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -83,6 +83,14 @@ class Use:
         symbols = catalogue._symbols(self.rule, self.op)
         return symbols if self.rule.outputs == 1 else {**symbols, "out": symbols["out0"], "g": symbols["g0"]}
 
+    def called(self, argument: str, item: int) -> str:
+        """The name of an argument, or of one of a list."""
+        if not isinstance(self.op.arguments[argument], list):
+            return "g" if argument == "g" else self.symbols()[argument]
+        if self.rule.name == "recurrent_layers":
+            return ("W_{ih}", "W_{hh}", "b_{ih}", "b_{hh}")[item]  # as its remark says
+        return f"{self.symbols()[argument]}_{{{item}}}"
+
     def numbers(self) -> dict[str, Tensor]:
         """The tensors behind the names."""
         symbols, found = self.symbols(), {}
@@ -90,7 +98,7 @@ class Use:
             if isinstance(given, Tensor):
                 found["g" if name == "g" else symbols[name]] = given
             elif isinstance(given, list) and all(isinstance(each, Tensor) for each in given):
-                found |= {f"{symbols[name]}_{{{place}}}": each for place, each in enumerate(given)}
+                found |= {self.called(name, place): each for place, each in enumerate(given)}
         for slot, out in enumerate(self.op.outs):
             if isinstance(out, Tensor):
                 found[f"{catalogue.SYMBOLS['out']}_{{{slot}}}"] = out
@@ -140,6 +148,47 @@ def _kernel(causal: bool, bias: Tensor | None = None) -> tuple[Callable[..., Any
     return _attended, {**given, "dropout_p": 0.0, "is_causal": causal, "scale": None if causal else 0.3}
 
 
+def _layers(module: type, parts: int, biased: bool, **how: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """cuDNN's kernel with one layer in one direction, and how PyTorch's own layer computes the same."""
+    sizes = ((parts * 3, 4), (parts * 3, 3), (parts * 3,), (parts * 3,))[: 4 if biased else 2]
+    mode = {"LSTM": 2, "GRU": 3}.get(module.__name__, int(how.get("nonlinearity") == "tanh"))
+
+    def run(input: Tensor, weight: list[Tensor], hx: Tensor, cx: Tensor | None, **rest: Any) -> Any:
+        layer = module(4, 3, bias=biased, dtype=torch.float64, **how)
+        given = dict(zip([name for name, _ in layer.named_parameters()], weight, strict=True))
+        out, last = torch.func.functional_call(layer, given, (input, (hx, cx) if mode == 2 else hx))
+        return out, *(last if mode == 2 else (last,))
+
+    state = {"hx": _rand(1, 2, 3), "cx": _rand(1, 2, 3) if mode == 2 else None, "mode": mode}
+    weight = [_rand(*size) for size in sizes]
+    more = {"weight_stride0": len(weight), "batch_sizes": [], "batch_first": False}
+    return run, {"input": _rand(3, 2, 4), "weight": weight, **state, **more}
+
+
+def _lstm_cell(input_gates: Any, hidden_gates: Any, cx: Any, input_bias: Any, hidden_bias: Any) -> Any:
+    gates = input_gates + hidden_gates if input_bias is None else input_gates + input_bias + hidden_gates + hidden_bias
+    i, f, g, o = gates.chunk(4, 1)
+    c = f.sigmoid() * cx + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru_cell(input_gates: Any, hidden_gates: Any, hx: Any, input_bias: Any, hidden_bias: Any) -> Any:
+    a, b = (input_gates, hidden_gates) if input_bias is None else (input_gates + input_bias, hidden_gates + hidden_bias)
+    r, z = ((a[:, part] + b[:, part]).sigmoid() for part in (slice(0, 3), slice(3, 6)))
+    n = (a[:, 6:] + r * b[:, 6:]).tanh()
+    return (1 - z) * n + z * hx
+
+
+def _cell(function: Callable[..., Any], gates: int, state: str) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
+    return [
+        (function, {
+            "input_gates": _rand(2, gates), "hidden_gates": _rand(2, gates), state: _rand(2, 3),
+            "input_bias": _rand(gates) if biased else None, "hidden_bias": _rand(gates) if biased else None,
+        })
+        for biased in (True, False)
+    ]  # fmt: skip
+
+
 # Kernels of other devices: the same computation, with their arguments.
 ELSEWHERE: dict[str, Callable[[], list[tuple[Callable[..., Any], dict[str, Any]]]]] = {
     "rms_norm": lambda: [
@@ -147,6 +196,18 @@ ELSEWHERE: dict[str, Callable[[], list[tuple[Callable[..., Any], dict[str, Any]]
         for shape, weight, eps in (([4], _rand(4), 1e-3), ([3, 4], _rand(3, 4), None), ([4], None, None))
     ],
     "flash_attention": lambda: [_kernel(False), _kernel(True)],
+    "thnn_fused_lstm_cell": lambda: _cell(_lstm_cell, 12, "cx"),
+    "thnn_fused_gru_cell": lambda: _cell(_gru_cell, 9, "hx"),
+    "recurrent_layers": lambda: [
+        _layers(module, parts, biased, **how)
+        for module, parts, how in (
+            (torch.nn.LSTM, 4, {}),
+            (torch.nn.GRU, 3, {}),
+            (torch.nn.RNN, 1, {"nonlinearity": "relu"}),
+            (torch.nn.RNN, 1, {"nonlinearity": "tanh"}),
+        )
+        for biased in (True, False)
+    ],
     "efficient_attention": lambda: [_kernel(False), _kernel(True), _kernel(False, _rand(2, 1, 3, 4))],
 }
 
@@ -171,7 +232,7 @@ def _function(rule: Rule, step: Any, graph: Any) -> tuple[Callable[..., Any], Te
         operation = graph.operations[step.operation]
         return operation.function.function, operation.random_state
     called = getattr(F, rule.calls[0])
-    return lambda **given: called(**given), None
+    return lambda **given: called(**{name: each for name, each in given.items() if each is not None}), None
 
 
 def wrong_equation(use: Use) -> str:
@@ -216,9 +277,8 @@ def wrong_local(use: Use, argument: str) -> str:
     if use.rule.latex(use.rule.wrt[argument].local, use.op, symbols).startswith(r"\dot{"):
         return wrong_differential(use, argument)
     statement = use.statement(use.rule.wrt[argument].local)
-    listed = isinstance(use.op.arguments[argument], list)
     for item, leaf in enumerate(leaves):
-        into = f"{symbols[argument]}_{{{item}}}" if listed else "g" if argument == "g" else symbols[argument]
+        into = use.called(argument, item)
         for slot, out in enumerate(outs):
             name = symbols["out"] if use.rule.outputs == 1 else symbols[f"out{slot}"]
             for conjugate, theirs in enumerate(wirtinger(outs, slot, leaf)):
@@ -234,11 +294,11 @@ def wrong_differential(use: Use, argument: str) -> str:
     r"""Why `\dot{y} = ...` is not the Jacobian times a random direction `\dot{x}`."""
     outs, leaves = use.leaf(argument)
     symbols, generator = use.symbols(), torch.Generator().manual_seed(4)
-    listed, moved = isinstance(use.op.arguments[argument], list), {}
+    moved: dict[str, Tensor] = {}
     changes: list[Tensor] = [torch.zeros_like(out) for out in outs]
     for item, leaf in enumerate(leaves):
         direction = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
-        into = f"{symbols[argument]}_{{{item}}}" if listed else "g" if argument == "g" else symbols[argument]
+        into = use.called(argument, item)
         moved[rf"\dot{{{into}}}"] = direction
         for slot, out in enumerate(outs):
             plain, conjugate = wirtinger(outs, slot, leaf)
@@ -260,10 +320,9 @@ def wrong_product(use: Use, argument: str) -> str:
     upstream = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outs]
     names = [symbols["g"]] if use.rule.outputs == 1 else [symbols[f"g{slot}"] for slot in range(len(outs))]
     theirs = torch.autograd.grad(outs, leaves, upstream, allow_unused=True)
-    listed = isinstance(use.op.arguments[argument], list)
     given = dict(zip(names, upstream, strict=True))
     for item, (leaf, their) in enumerate(zip(leaves, theirs, strict=True)):
-        into = f"{symbols[argument]}_{{{item}}}" if listed else "g" if argument == "g" else symbols[argument]
+        into = use.called(argument, item)
         bar = rf"\bar{{{into}}}"
         statement = use.statement(use.rule.wrt[argument].product, given, grad=bar)
         mine = statement.gradient(leaf.shape)

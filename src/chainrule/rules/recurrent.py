@@ -17,21 +17,18 @@ first, which is what a packed sequence is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.rules import Rule, Wrt, rule, sample
+from chainrule.rules import Rule, Wrt, at, derivative, rule, sample
+from chainrule.rules.linear import randn
 
 Steps = list[Tensor]
-
-
-def randn(*shape: int, shift: int = 0) -> Tensor:
-    """A sample input that wants a gradient; the same numbers each time."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape) + shift)).requires_grad_()
 
 
 # Cells: what one step does with its gates, and the way back of that. -----------------------------------------------
@@ -280,40 +277,198 @@ def _layer_weight(place: int) -> Callable[[Any, Any], Tensor]:
     return _layer_part(pick)
 
 
-LSTM_STEP = (
-    r"i, f, o = \sigma(\cdot), \; g = \tanh(\cdot) \text{ of } x_t W_{ih}^{T} + b_{ih} + h_{t-1} W_{hh}^{T} + b_{hh}, "
-    r"\quad c_t = f \odot c_{t-1} + i \odot g, \quad h_t = o \odot \tanh c_t"
-)
-GRU_STEP = (
-    r"r, z = \sigma(a + b), \quad n = \tanh\left(a_n + r \odot b_n\right), \quad "
-    r"h_t = (1 - z) \odot n + z \odot h_{t-1}, \quad a = x_t W_{ih}^{T} + b_{ih}, \; b = h_{t-1} W_{hh}^{T} + b_{hh}"
-)
-RNN_STEP = r"h_t = FUNCTION\left(x_t W_{ih}^{T} + b_{ih} + h_{t-1} W_{hh}^{T} + b_{hh}\right)"
+# Formulas: a cell's, and those of all steps. -------------------------------------------------------------------------
 
 
-def _told(op: Any) -> str:
-    step = {
-        0: RNN_STEP.replace("FUNCTION", r"\operatorname{ReLU}"),
-        1: RNN_STEP.replace("FUNCTION", r"\tanh"),
-        LSTM: LSTM_STEP,
-        3: GRU_STEP,
-    }[op.mode]
-    return rf"{{$out}}_t = h_t, \quad {step}"
+@dataclass(frozen=True)
+class CellFormulas:
+    """A cell from its gates a and d and the states u and v before the step, in short: see `_latex`.
+
+    `moved` says how all of that changes with its gates and states, `back` what comes back to the gates from h and c
+    (w is what comes to c from later steps), `to_h` and `to_c` what comes back to the states beside the gates.
+    """
+
+    forward: str
+    moved: str
+    back: str
+    to_h: str = ""
+    to_c: str = ""
 
 
-INPUT = (r"\frac{\partial a_t}{\partial x_t} = W_{ih}", r"\bar{a}_t \, W_{ih}")
-STATE = (r"\prod_{t} \frac{\partial h_t}{\partial h_{t-1}}", r"\bar{b}_1 \, W_{hh} + \text{what skips the gates}")
-MEMORY = (r"\prod_{t} f_t \text{, beside what the gates pass on}", r"f_1 \odot \bar{c}_1")
-INPUT_WEIGHT = (r"x_t \text{ at each step}", r"\sum_t \bar{a}_t^{T} \, x_t")
-HIDDEN_WEIGHT = (r"h_{t-1} \text{ at each step}", r"\sum_t \bar{b}_t^{T} \, h_{t-1}")
-INPUT_BIAS = (r"1 \text{ at each step}", r"\sum_t \bar{a}_t")
-HIDDEN_BIAS = (r"1 \text{ at each step}", r"\sum_t \bar{b}_t")
+def _latex(short: str) -> str:
+    """LaTeX of formulas in short: `z` is z_t, `.z` its direction, `~z` its gradient, `z[0/4]` the first of four parts."""
+
+    def letter(found: re.Match[str]) -> str:
+        mark, name, place, count = found.groups()
+        name = {"": name, ".": rf"\dot{{{name}}}", "~": rf"\bar{{{name}}}"}[mark] + "_t"
+        return name if place is None else rf"\operatorname{{chunk}}({name}, {place}, {count})"
+
+    text = re.sub(r"([.~]?)\b([a-z])\b(?:\[(\d)/(\d)\])?", letter, " ".join(short.split()))
+    for word, command in (("*", r"\odot"), ("tanh", r"\tanh"), ("sigma", r"\sigma"), (";", r", \quad")):
+        text = text.replace(word, command)
+    return text.replace("ReLU", r"\operatorname{ReLU}")
+
+
+FORMULAS = {
+    LSTM: CellFormulas(
+        "z = a + d; i = sigma(z[0/4]); f = sigma(z[1/4]); g = tanh(z[2/4]); o = sigma(z[3/4]); c = f * v + i * g; "
+        "h = o * tanh(c)",
+        ".z = .a + .d; .i = i * (1 - i) * .z[0/4]; .f = f * (1 - f) * .z[1/4]; .g = (1 - g * g) * .z[2/4]; "
+        ".o = o * (1 - o) * .z[3/4]; .c = .f * v + f * .v + .i * g + i * .g; "
+        ".h = .o * tanh(c) + o * (1 - tanh(c) * tanh(c)) * .c",
+        "~c = ~h * o * (1 - tanh(c) * tanh(c)) + ~w; ~a = [~c * g * i * (1 - i), ~c * v * f * (1 - f), "
+        "~c * i * (1 - g * g), ~h * tanh(c) * o * (1 - o)]; ~d = ~a",
+        to_c="f * ~c",
+    ),
+    3: CellFormulas(
+        "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); h = (1 - z) * n + z * u",
+        ".r = r * (1 - r) * (.a[0/3] + .d[0/3]); .z = z * (1 - z) * (.a[1/3] + .d[1/3]); "
+        ".n = (1 - n * n) * (.a[2/3] + .r * d[2/3] + r * .d[2/3]); .h = (1 - z) * .n + .z * (u - n) + z * .u",
+        "~n = ~h * (1 - z) * (1 - n * n); ~z = ~h * (u - n) * z * (1 - z); ~r = ~n * d[2/3] * r * (1 - r); "
+        "~a = [~r, ~z, ~n]; ~d = [~r, ~z, ~n * r]",
+        to_h="z * ~h",
+    ),
+    **{
+        mode: CellFormulas(f"h = {squash}(a + d)", f".h = {slope} * (.a + .d)", f"~a = ~h * {slope}; ~d = ~a")
+        for mode, squash, slope in ((0, "ReLU", "[h > 0]"), (1, "tanh", "(1 - h * h)"))
+    },
+}
+
+
+def _after(parts: Iterable[str]) -> str:
+    return "".join(rf", \quad {part}" for part in parts)
+
+
+def _dotted(name: str) -> str:
+    """The direction in which an operand, or the first of its parts, changes."""
+    return rf"\dot{name.removesuffix('_{0}')}_{{0}}" if name.endswith("}_{0}") else rf"\dot{{{name}}}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The formulas of one layer in one direction: a_t = x_t W^T + b and d_t = u_t R^T + b', step after step."""
+
+    op: Any
+    names: dict[str, str]  # what x, W, R, b, B, h and c are called
+    count: int
+    reverse: bool = False
+
+    @property
+    def cell(self) -> CellFormulas:
+        """Its cell."""
+        return FORMULAS[self.op.mode]
+
+    @property
+    def lstm(self) -> bool:
+        """Whether it has a memory c beside its state h."""
+        return bool(self.op.mode == LSTM)
+
+    def _at(self, end: bool) -> int:
+        return self.count - 1 if end != self.reverse else 0
+
+    def _state(self, name: str, first: str, before: str) -> str:
+        """A state before a step: the first one is given."""
+        sign = "+" if self.reverse else "-"
+        cases = rf"{first} & t = {self._at(False)} \\ {before}_{{t {sign} 1}} & \text{{otherwise}}"
+        return rf"{name}_t = \begin{{cases}} {cases} \end{{cases}}"
+
+    def forward(self) -> str:
+        """The definitions of all that a step computes."""
+        n = self.names
+        biases = (f" + {n['b']}", f" + {n['B']}") if n.get("b") else ("", "")
+        gates = [rf"a_t = {{{n['x']}}}_t \, {n['W']}^T{biases[0]}", rf"d_t = u_t \, {n['R']}^T{biases[1]}"]
+        states = [self._state("u", n["h"], "h"), *([self._state("v", n["c"], "c")] if self.lstm else [])]
+        return _after([_latex(self.cell.forward), *gates, *states])
+
+    def ends(self, mark: str) -> str:
+        """What the kernel gives: all states, and the last ones."""
+        out, last = (f"{mark}{{{name}}}" if mark else f"{{{name}}}" for name in ("$out0", "$out1"))
+        h, c = (f"{mark}{{{name}}}" if mark else name for name in "hc")
+        lead = "_{0}" * (self.names["h"] != "$hx_")  # of cuDNN's kernel, the states of all layers
+        text = rf"{out}_t = {h}_t, \quad {last}{lead} = {h}_{{{self._at(True)}}}"
+        memory = f"{mark}{{$out2}}" if mark else "{$out2}"
+        return text + (rf", \quad {memory}{lead} = {c}_{{{self._at(True)}}}" if self.lstm else "")
+
+    def equation(self) -> str:
+        """What it computes."""
+        return self.ends("") + self.forward()
+
+    def moved(self, argument: str) -> str:
+        """How the outputs change with one argument, as a direction (a dot) at each step."""
+        if argument in "bB" and argument not in self.names:
+            return "0"
+        n, dot = self.names, {key: _dotted(name) for key, name in self.names.items()}
+        first = {key: dot[key] if key == argument else rf"0 \, {n[key]}" for key in "hc" if key in n}
+        inputs = {
+            "x": rf"{{{dot['x']}}}_t \, {n['W']}^T",
+            "W": rf"{{{n['x']}}}_t \, {dot['W']}^T",
+            "b": dot.get("b", ""),
+        }
+        hidden = {"R": rf" + u_t \, {dot['R']}^T", "B": f" + {dot['B']}" if "B" in dot else ""}
+        if argument == "all":
+            inputs["all"] = f"{inputs['W']} + {inputs['b']}" if "b" in dot else inputs["W"]
+            hidden["all"] = hidden["R"] + hidden["B"]
+        gates = [
+            rf"\dot{{a}}_t = {inputs.get(argument, '0')}",
+            rf"\dot{{d}}_t = \dot{{u}}_t \, {n['R']}^T{hidden.get(argument, '')}",
+        ]
+        states = [self._state(r"\dot{u}", first["h"], r"\dot{h}")]
+        states += [self._state(r"\dot{v}", first["c"], r"\dot{c}")] if self.lstm else []
+        return self.ends(r"\dot") + _after([_latex(self.cell.moved), *gates, *states]) + self.forward()
+
+    def back(self, argument: str) -> str:
+        """The gradient of one argument: backpropagation through time, from the last step to the first."""
+        if argument in "bB" and argument not in self.names:
+            return "0"
+        n, first, sign = self.names, self._at(False), "-" if self.reverse else "+"
+        target, lead = "$grad", "_{0}" * (self.names["h"] != "$hx_")
+        to_h = rf"\bar{{d}}_t \, {n['R']}" + (f" + {_latex(self.cell.to_h)}" if self.cell.to_h else "")
+        totals = {
+            "x": rf"{{{target}}}_t = \bar{{a}}_t \, {n['W']}",
+            "W": rf"{target} = \sum_t \bar{{a}}_t^T \, {{{n['x']}}}_t",
+            "R": rf"{target} = \sum_t \bar{{d}}_t^T \, u_t",
+            "b": rf"{target} = \sum_t \operatorname{{colsum}}(\bar{{a}}_t)",
+            "B": rf"{target} = \sum_t \operatorname{{colsum}}(\bar{{d}}_t)",
+            "h": rf"{{{target}}}{lead} = " + to_h.replace("_t", f"_{first}"),
+            "c": rf"{{{target}}}{lead} = " + _latex(self.cell.to_c).replace("_t", f"_{first}"),
+        }
+        every = [totals[key].replace(target, rf"\bar{{{n[key]}}}") for key in "WRbB" if key in n]
+        total = r", \quad ".join(every) if argument == "all" else totals[argument]
+
+        def later(last: str, rest: str) -> str:
+            rest = rest.replace("_t", f"_{{t {sign} 1}}")
+            return rf"\begin{{cases}} {last} & t = {self._at(True)} \\ {rest} & \text{{otherwise}} \end{{cases}}"
+
+        bars = [rf"\bar{{h}}_t = {{$g0}}_t + {later('{$g1}' + lead, to_h)}"]
+        bars += [rf"\bar{{w}}_t = {later('{$g2}' + lead, _latex(self.cell.to_c))}"] if self.lstm else []
+        return total + _after([*bars, _latex(self.cell.back)]) + self.forward()
+
+
 LATER = "a step reaches its own output and later ones, never earlier ones, and each sequence is by itself"
 SOURCE = (
     "doi:10.1109/5.58337 (backpropagation through time); the cells as in the documentation of torch.nn.LSTM, GRU and "
     "RNN. derivatives.yaml: "
 )
-HELD = "a and b are the gates made from the input and from the state, before their sigmoid or tanh. "
+HELD = "a and d are the gates made from the input and from the state, before their sigmoid or tanh. "
+
+
+def _formulas(layer: Callable[[Any], Layer], argument: str) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
+    """The local derivative by an argument, and its gradient."""
+    return lambda op: layer(op).moved(argument), lambda op: layer(op).back(argument)
+
+
+def _layer_formulas(op: Any) -> Layer:
+    """Of oneDNN's kernel."""
+    names = {"x": "$input", "W": "$weight0", "R": "$weight1", "h": "$hx_", "c": "$cx_"}
+    biases = {"b": "$weight2", "B": "$weight3"} if op.has_biases else {}
+    return Layer(op, names | biases, op.input.shape[0], op.reverse)
+
+
+def _stack_formulas(op: Any) -> Layer:
+    """Of cuDNN's kernel, one layer of it in one direction."""
+    names = {"x": "$input", "W": "W_{ih}", "R": "W_{hh}", "h": "{$hx}_{0}", "c": "{$cx}_{0}"}
+    biases = {"b": "b_{ih}", "B": "b_{hh}"} if op.weight_stride0 >= 4 else {}
+    return Layer(op, names | biases, len(_steps(op, op.input)))
 
 
 def _lstm_sample(**how: Any) -> Callable[..., Any]:
@@ -326,23 +481,24 @@ def _lstm_sample(**how: Any) -> Callable[..., Any]:
 mkldnn_rnn_layer = rule(
     "MkldnnRnnLayerBackward0",
     name="lstm_layer",
-    equation=_told,
+    equation=lambda op: _layer_formulas(op).equation(),
     wrt={
-        "input": Wrt(_layer_part(lambda op, found: torch.stack(found[0])), *INPUT, LATER),
-        "weight0": Wrt(_layer_weight(0), *INPUT_WEIGHT),
-        "weight1": Wrt(_layer_weight(1), *HIDDEN_WEIGHT),
-        "weight2": Wrt(_layer_weight(2), *INPUT_BIAS),
-        "weight3": Wrt(_layer_weight(3), *HIDDEN_BIAS),
-        "hx_": Wrt(_layer_part(lambda op, found: found[1][0]), *STATE, LATER),
-        "cx_": Wrt(_layer_part(lambda op, found: found[2][0]), *MEMORY, LATER),
+        "input": Wrt(
+            _layer_part(lambda op, found: torch.stack(found[0])), *_formulas(_layer_formulas, "x"), zeros=LATER
+        ),
+        **{f"weight{n}": Wrt(_layer_weight(n), *_formulas(_layer_formulas, name)) for n, name in enumerate("WRbB")},
+        "hx_": Wrt(_layer_part(lambda op, found: found[1][0]), *_formulas(_layer_formulas, "h"), zeros=LATER),
+        "cx_": Wrt(_layer_part(lambda op, found: found[2][0]), *_formulas(_layer_formulas, "c"), zeros=LATER),
     },
     outputs=4,
     accepts=lambda op: op.mode == LSTM and not op.batch_sizes,
     samples=lambda: [
-        sample(_lstm_sample(), randn(4, 2, 3)),
-        sample(_lstm_sample(num_layers=2, bidirectional=True), randn(3, 2, 3), note="two layers, both directions"),
-        sample(_lstm_sample(bias=False, batch_first=True), randn(2, 3, 3), note="no bias, batch first"),
-        sample(_lstm_sample(), randn(1, 1, 3), note="one step"),
+        sample(_lstm_sample(), randn(4, 2, 3, shift=0)),
+        sample(
+            _lstm_sample(num_layers=2, bidirectional=True), randn(3, 2, 3, shift=0), note="two layers, both directions"
+        ),
+        sample(_lstm_sample(bias=False, batch_first=True), randn(2, 3, 3, shift=0), note="no bias, batch first"),
+        sample(_lstm_sample(), randn(1, 1, 3, shift=0), note="one step"),
     ],
     source=SOURCE + "mkldnn_rnn_layer",
     remark=HELD + "weight0 to weight3 are W_ih, W_hh, b_ih and b_hh.",
@@ -372,17 +528,17 @@ stacked = rule(
     "CudnnRnnBackward0",
     "MiopenRnnBackward0",
     name="recurrent_layers",
-    equation=_told,
+    equation=lambda op: _stack_formulas(op).equation(),
     wrt={
-        "input": Wrt(_stack_part(lambda op, found: _sequence(op, found[0])), *INPUT, LATER),
+        "input": Wrt(
+            _stack_part(lambda op, found: _sequence(op, found[0])), *_formulas(_stack_formulas, "x"), zeros=LATER
+        ),
         "weight": Wrt(
             _stack_part(lambda op, found: [w for group in found[3] for w in group]),
-            r"x_t, \; h_{t-1}, \; 1 \text{ at each step}",
-            r"\left[\sum_t \bar{a}_t^{T} \, x_t, \; \sum_t \bar{b}_t^{T} \, h_{t-1}, \; \sum_t \bar{a}_t, \; "
-            r"\sum_t \bar{b}_t\right]",
+            *_formulas(_stack_formulas, "all"),
         ),
-        "hx": Wrt(_stack_part(lambda op, found: found[1]), *STATE, LATER),
-        "cx": Wrt(_stack_part(lambda op, found: found[2]), *MEMORY, LATER),
+        "hx": Wrt(_stack_part(lambda op, found: found[1]), *_formulas(_stack_formulas, "h"), zeros=LATER),
+        "cx": Wrt(_stack_part(lambda op, found: found[2]), *_formulas(_stack_formulas, "c"), zeros=LATER),
     },
     constants={"weight_buf": "not differentiable", "dropout_state": "not differentiable"},
     outputs=5,
@@ -411,18 +567,75 @@ def _gru_cell(op: Any, g: Any) -> GateGradients:
     return _gru_back(*_with_biases(op), op.hx, None, _given(g[0], op.hx), None)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """The formulas of one step from its gates, as a cell's without the index t."""
+
+    op: Any
+    mode: int
+    state: str  # what the schema calls the state that enters beside the gates
+
+    def _plain(self, short: str) -> str:
+        return _after([_latex(short).replace("_t", "")])
+
+    def _gates(self) -> str:
+        biases = ("", "") if self.op.input_bias is None else (" + $input_bias", " + $hidden_bias")
+        state = f"{'v' if self.mode == LSTM else 'u'} = ${self.state}"
+        gates = (f"a = $input_gates{biases[0]}", f"d = $hidden_gates{biases[1]}", state)
+        return self._plain(FORMULAS[self.mode].forward) + _after(gates)
+
+    def _ends(self, mark: str) -> str:
+        names = zip("hc", ("$out0", "$out1") if self.mode == LSTM else ("$out0",), strict=False)
+        pairs = [f"{mark}{{{out}}} = {mark}{{{name}}}" if mark else f"{out} = {name}" for name, out in names]
+        return r", \quad ".join(pairs)
+
+    def equation(self) -> str:
+        """What it computes."""
+        return self._ends("") + self._gates()
+
+    def moved(self, argument: str) -> str:
+        """How the outputs change with one argument, as a direction (a dot)."""
+        sides = {"a": ("input_gates", "input_bias"), "d": ("hidden_gates", "hidden_bias"), "uv": (self.state,)}
+        dots = [
+            rf"\dot{{{letter}}} = " + (rf"\dot{{${argument}}}" if argument in names else "0")
+            for letters, names in sides.items()
+            for letter in letters
+        ]
+        return self._ends(r"\dot") + self._plain(FORMULAS[self.mode].moved) + _after(dots) + self._gates()
+
+    def back(self, argument: str) -> str:
+        """The gradient of one argument."""
+        cell = FORMULAS[self.mode]
+        total = {
+            "input_gates": r"\bar{a}",
+            "hidden_gates": r"\bar{d}",
+            "input_bias": r"\operatorname{colsum}(\bar{a})",
+            "hidden_bias": r"\operatorname{colsum}(\bar{d})",
+            self.state: _latex(cell.to_c or cell.to_h).replace("_t", ""),
+        }[argument]
+        bars = [r"\bar{h} = $g0", *([r"\bar{w} = $g1"] if self.mode == LSTM else [])]
+        return rf"$grad = {total}" + _after(bars) + self._plain(cell.back) + self._gates()
+
+
 def _fused_cell(
-    node: str, back: Callable[[Any, Any], GateGradients], state: tuple[str, Wrt], equation: str, outputs: int
+    node: str, back: Callable[[Any, Any], GateGradients], mode: int, state: tuple[str, Callable[..., Any]], outputs: int
 ) -> Rule:
+    def wrt(argument: str, vjp: Callable[[Any, Any], Tensor]) -> Wrt:
+        return Wrt(
+            vjp,
+            lambda op: _Step(op, mode, state[0]).moved(argument),
+            lambda op: _Step(op, mode, state[0]).back(argument),
+        )
+
     return rule(
         node,
-        equation=equation,
+        equation=lambda op: _Step(op, mode, state[0]).equation(),
         wrt={
-            "input_gates": Wrt(lambda op, g: back(op, g).input_gates, r"\text{the cell's}", r"\bar{a}"),
-            "hidden_gates": Wrt(lambda op, g: back(op, g).hidden_gates, r"\text{the cell's}", r"\bar{b}"),
-            state[0]: state[1],
-            "input_bias": Wrt(lambda op, g: back(op, g).input_gates.sum(0), "1", r"\sum_n \bar{a}_n"),
-            "hidden_bias": Wrt(lambda op, g: back(op, g).hidden_gates.sum(0), "1", r"\sum_n \bar{b}_n"),
+            "input_gates": wrt("input_gates", lambda op, g: back(op, g).input_gates),
+            "hidden_gates": wrt("hidden_gates", lambda op, g: back(op, g).hidden_gates),
+            state[0]: wrt(*state),
+            "input_bias": wrt("input_bias", lambda op, g: back(op, g).input_gates.sum(0)),
+            "hidden_bias": wrt("hidden_bias", lambda op, g: back(op, g).hidden_gates.sum(0)),
         },
         outputs=outputs,
         samples=lambda: (),
@@ -431,21 +644,8 @@ def _fused_cell(
     )
 
 
-lstm_cell = _fused_cell(
-    "ThnnFusedLstmCellBackward0",
-    _lstm_cell,
-    ("cx", Wrt(lambda op, g: _lstm_cell(op, g).c, "f", r"f \odot \bar{c}")),
-    r"[i, f, g, o] = a + b, \quad c = \sigma(f) \odot $cx + \sigma(i) \odot \tanh g, "
-    r"\quad $out = \sigma(o) \odot \tanh c",
-    3,
-)
-gru_cell = _fused_cell(
-    "ThnnFusedGruCellBackward0",
-    _gru_cell,
-    ("hx", Wrt(lambda op, g: _gru_cell(op, g).h, "z", r"z \odot $g")),
-    r"r, z = \sigma(a + b), \quad n = \tanh\left(a_n + r \odot b_n\right), \quad $out = (1 - z) \odot n + z \odot $hx",
-    2,
-)
+lstm_cell = _fused_cell("ThnnFusedLstmCellBackward0", _lstm_cell, LSTM, ("cx", lambda op, g: _lstm_cell(op, g).c), 3)
+gru_cell = _fused_cell("ThnnFusedGruCellBackward0", _gru_cell, 3, ("hx", lambda op, g: _gru_cell(op, g).h), 2)
 
 
 # Packing -----------------------------------------------------------------------------------------------------------
@@ -459,14 +659,27 @@ def _unpack(op: Any, g: Any) -> Tensor:
     return gradient
 
 
+PACKED = (
+    "{$g}_{m_t + n, k}"  # step t has the N_t sequences that are long enough, longest first; m_t elements lie before
+)
+TAKEN = (
+    r" \qquad (0 \le n < N_t), \quad N_t = \sum_s [{$lengths}_s > t], "
+    r"\quad m_t = \sum_s \min({$lengths}_s, t)"
+)
+
+
+def _padded(op: Any, name: str) -> str:
+    return at(name, "ntk" if op.batch_first else "tnk")
+
+
 pack_padded_sequence = rule(
     "PackPaddedSequenceBackward0",
-    equation=r"$out = \text{the steps of } $input \text{ under each other, without the padding}",
+    equation=lambda op: f"{PACKED.replace('$g', '$out')} = {_padded(op, 'input')}{TAKEN}",
     wrt={
         "input": Wrt(
             _unpack,
-            r"1 \text{ for an element that was taken, } 0 \text{ for padding}",
-            r"$g \text{ put back where it was taken, } 0 \text{ at padding}",
+            lambda op: derivative(PACKED.replace("$g", "$out"), _padded(op, "input"), "1") + TAKEN,
+            lambda op: rf"{_padded(op, 'grad')} = [n < N_t] \, {PACKED}, \quad $g \text{{ is 0 outside}}{TAKEN}",
             "each output element is a copy of one input element",
         )
     },
@@ -474,8 +687,8 @@ pack_padded_sequence = rule(
     structure="linear",
     outputs=2,
     samples=lambda: [
-        sample(torch._pack_padded_sequence, randn(3, 2, 2), torch.tensor([3, 1]), False),
-        sample(torch._pack_padded_sequence, randn(2, 3, 2), torch.tensor([2, 2]), True, note="batch first"),
+        sample(torch._pack_padded_sequence, randn(3, 2, 2, shift=0), torch.tensor([3, 1]), False),
+        sample(torch._pack_padded_sequence, randn(2, 3, 2, shift=0), torch.tensor([2, 2]), True, note="batch first"),
     ],
     source="derivatives.yaml: _pack_padded_sequence",
 )
