@@ -358,14 +358,13 @@ def _qr(op: Any, g: Any) -> Tensor:
 
 
 def _qr_local(op: Any) -> str:
-    """W is a turn of Q, and undoes what would leave R triangular no more."""
-    size, wide = min(op.A.shape[-2:]), op.A.shape[-1] > op.A.shape[-2]
-    first = rf"\dot{{$A}}_{{1..{size}}}, \; R_{{1..{size}}} \text{{ the first columns}}" if wide else ""
+    """W is a turn of Q, and undoes what would leave R triangular no more; of a wide matrix, what the factors satisfy."""
+    if op.A.shape[-1] > op.A.shape[-2]:
+        return r"\dot{$A} = \dot{$out0} \, $out1 + $out0 \, \dot{$out1}"
     return (
-        r"\dot{$out0} = $out0 W + \left(I - $out0 \, $out0^{H}\right) \dot{$A} R^{-1}, \quad "
+        r"\dot{$out0} = $out0 W + \left(I - $out0 \, $out0^{H}\right) \dot{$A} \, $out1^{-1}, \quad "
         r"\dot{$out1} = $out0^{H} \dot{$A} - W $out1, \quad W = P - P^{H}, \quad "
-        rf"P = \frac{{1}}{{2}} \left({LOWER}(C) + {BELOW}(C)\right), \quad C = $out0^{{H}} \dot{{$A}} R^{{-1}}, \quad "
-        + (f"R = {first}" if wide else "R = $out1")
+        rf"P = \frac{{1}}{{2}} \left({LOWER}(C) + {BELOW}(C)\right), \quad C = $out0^{{H}} \dot{{$A}} \, $out1^{{-1}}"
     )
 
 
@@ -450,13 +449,19 @@ LU_SOURCE = (
 )
 LU_REMARK = "There is a derivative where the leading square block is invertible, while the same pivots are chosen."
 
+
+def _lu_local(op: Any) -> str:
+    """Of a matrix that is not square, what the factors satisfy."""
+    if op.A.shape[-1] == op.A.shape[-2]:
+        return rf"\dot{{$out1}} = L {BELOW}(C), \quad \dot{{$out2}} = {UPPER}(C) U, \quad {LU_LOCAL}{_lu_parts(op)}"
+    return r"\dot{$A} = $out0 \left(\dot{$out1} \, $out2 + $out1 \, \dot{$out2}\right)"
+
+
 lu = of_matrix(
     "LinalgLuBackward0",
     equation=lambda op: "$A = " + (r"$out0 \, " if op.pivot else "") + r"$out1 \, $out2",
     vjp=_lu,
-    local=lambda op: (
-        rf"\dot{{$out1}} = L {BELOW}(C), \quad \dot{{$out2}} = {UPPER}(C) U, \quad {LU_LOCAL}{_lu_parts(op)}"
-    ),
+    local=_lu_local,
     product=lambda op: LU_PRODUCT.replace("GL", "$g1").replace("GU", "$g2") + _lu_parts(op),
     outputs=3,
     samples=lambda: [
@@ -471,7 +476,10 @@ lu = of_matrix(
 
 lu_factor = of_matrix(
     "LinalgLuFactorExBackward0",
-    equation=r"$A^{H} $A = \left(L U\right)^{H} L U" + _packed("$out"),
+    equation=(
+        r"\left(\left(\operatorname{tril}_{-1}($out) + I\right) \operatorname{triu}($out)\right)^{H} "
+        r"\left(\operatorname{tril}_{-1}($out) + I\right) \operatorname{triu}($out) = $A^{H} $A"
+    ),
     vjp=_lu_factor,
     local=rf"\dot{{$out}} = L {BELOW}(C) + {UPPER}(C) U, \quad {LU_LOCAL}{PERMUTED}" + _packed("$out"),
     product=LU_PRODUCT.replace("GL", f"{BELOW}($g)").replace("GU", f"{UPPER}($g)") + PERMUTED + _packed("$out"),

@@ -67,15 +67,15 @@ def _words(op: Any) -> dict[str, str]:
     """
     own, reduced = letters(op.self), axes(op)
     other = [OTHERS[axis] if axis in reduced else letter for axis, letter in enumerate(own)]
-    out = [letter for axis, letter in enumerate(own) if axis not in reduced]
+    out = kept = [letter for axis, letter in enumerate(own) if axis not in reduced]
     if op.arguments.get("keepdim"):
         out = ["0" if axis in reduced else letter for axis, letter in enumerate(own)]
     chosen = element("out1", out)
     return {
         **{name.upper(): element(name, out) for name in ("out", "out0", "out1", "g", "g0", "g1")},
         **{"SELF": element("self", own), "GRAD": element("grad", own), "OTHER": element("self", other)},
-        "MEAN": rf"\mu_{{{', '.join(out)}}}" if out else r"\mu",
-        "MOST": f"M_{{{', '.join(out)}}}" if out else "M",
+        "MEAN": rf"\mu_{{{', '.join(kept)}}}" if kept else r"\mu",
+        "MOST": f"M_{{{', '.join(kept)}}}" if kept else "M",
         "OVER": ", ".join(own[axis] for axis in reduced),
         "AMONG": ", ".join(other[axis] for axis in reduced),
         "DIFFER": r" \lor ".join(rf"{other[axis]} \neq {own[axis]}" for axis in reduced),
