@@ -24,7 +24,7 @@ def test_a_property_goes_by_its_name_and_a_negative_axis_is_no_difference():
         (x.T.softmax(dim=-1) * torch.arange(2)).sum().backward()
     told = terminal.text(recording.document())
     assert "Forward 1: T = x.T" in told
-    assert "Σ_(dim -1)" in told
+    assert "(along dim -1)" in told
 
 
 def test_a_row_of_a_buffer_stands_in_the_module_that_it_belongs_to():

@@ -374,6 +374,8 @@ def mistakes(rule: Rule) -> Iterator[str]:
         asked = True
         checks: list[tuple[str, Callable[..., str], tuple[Any, ...]]] = [("equation", wrong_equation, (use,))]
         for argument in rule.wrt.keys() - WRONG_IN_PYTORCH.get(rule.name, set()):
+            if argument in ("weight2", "weight3") and not use.op.arguments.get("has_biases", True):
+                continue  # PyTorch passes another tensor there, reads nothing of it, and fails to give it a gradient
             if any(
                 each.is_floating_point() or each.is_complex() for each in tensors_in([use.op.arguments.get(argument)])
             ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,31 +24,7 @@ from torch import Tensor
 from chainrule.errors import RuleError
 from chainrule.rules.pattern import Pattern, aligned, real
 
-TOPICS = (
-    "arithmetic",
-    "function",
-    "special",
-    "activation",
-    "linear",
-    "reduce",
-    "shape",
-    "index",
-    "group",
-    "normalise",
-    "convolve",
-    "pool",
-    "resample",
-    "attention",
-    "recurrent",
-    "linalg",
-    "spectral",
-    "draw",
-    "second_order",
-    "factorise",
-    "distance",
-    "sparse",
-    "loss",
-)
+NO_TOPICS = {"catalogue", "optimizers"}  # modules of this package that hold no rules, and cost time to import
 
 Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
 
@@ -105,8 +82,8 @@ class Wrt:
 
     `vjp(op, g)` gives g^T (d out / d argument) in plain tensor code: in the argument's shape, or in the shape of the
     output where the operation broadcast it (the walk then sums, as a step of its own). For an argument that is a list
-    of tensors it gives a list. `local` is the derivative of an element, or of the whole where that says more, and
-    `product` what PyTorch runs, both LaTeX templates. `zeros` says why most of the Jacobian is zero, in words.
+    of tensors it gives a list. `local` and `product` (what PyTorch runs) are LaTeX templates: a bare expression, or a
+    statement with its own left side, `derivative(...)` or an element of `$grad`, the argument's gradient. `zeros` says why most of the Jacobian is zero, in words.
     `factor(op, out_index, in_index)` names one Jacobian entry that need not be zero (None: no closed name).
     `pattern(op)` says where the Jacobian can differ from zero, from the sizes alone (None: not known).
     """
@@ -338,7 +315,7 @@ def broadcast_index(out_index: tuple[int, ...], shape: tuple[int, ...]) -> tuple
 
 def _items(op: Applied, symbols: Mapping[str, str]) -> dict[str, str]:
     """The symbols of a list's tensors, `$tensors0`, and of their gradients, `$grad0`."""
-    found = {}
+    found: dict[str, str] = {}
     for name, given in op.arguments.items():
         if isinstance(given, list) and name in symbols:
             listed = symbols[name].split(", ")
@@ -372,16 +349,17 @@ def all_for_call(call: str) -> tuple[Rule, ...]:
 
 
 def registered() -> Iterator[Rule]:
-    """Every rule, in the order of the topic files."""
+    """Every rule, topic by topic."""
     load()
     yield from _all
 
 
 @cache
 def load() -> None:
-    """Read the topic files. Not done on import, so that recording alone does not pay for it."""
-    for topic in TOPICS:
-        importlib.import_module(f"{__name__}.{topic}")
+    """Read the topic files: all modules of this package. Not done on import, so that recording does not pay for it."""
+    for module in pkgutil.iter_modules(__path__):
+        if module.name not in NO_TOPICS:
+            importlib.import_module(f"{__name__}.{module.name}")
 
 
 def _choose(candidates: list[Rule], op: Applied | None) -> Rule | None:

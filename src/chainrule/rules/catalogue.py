@@ -17,7 +17,7 @@ import torch
 
 from chainrule.backprop import applied, rule_of
 from chainrule.recording import record
-from chainrule.rules import TOPICS, Applied, Rule, Sample, registered
+from chainrule.rules import Applied, Rule, Sample, registered
 
 PAGE = Path(__file__).parents[3] / "docs" / "rules.md"
 COMMAND = "python -m chainrule.rules.catalogue"
@@ -35,6 +35,10 @@ with PyTorch's own formula.
 
 """
 
+# What a reader meets first; other topics follow by their names.
+READ_FIRST = ["arithmetic", "function", "special", "activation", "linear", "reduce", "shape", "index", "group"]
+READ_FIRST += ["normalise", "convolve", "pool", "resample", "attention", "recurrent", "linalg", "spectral", "draw"]
+
 Template = str | Callable[[Any], str]
 
 SYMBOLS = {"self": "x", "out": "y", "g": r"\bar{y}"}
@@ -49,10 +53,14 @@ def page() -> str:
     torch.manual_seed(0)  # some samples are drawn
     rules = list(registered())
     text = HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(rules)))
-    for topic in (*TOPICS, *sorted({rule.topic for rule in rules} - set(TOPICS))):
+    for topic in sorted({rule.topic for rule in rules}, key=lambda topic: (_reading_order(topic), topic)):
         entries = [entry(rule) for rule in rules if rule.topic == topic]
         text += f"## {topic}\n\n" + "\n".join(entries) + "\n" if entries else ""
     return text.rstrip() + "\n"
+
+
+def _reading_order(topic: str) -> int:
+    return READ_FIRST.index(topic) if topic in READ_FIRST else len(READ_FIRST)
 
 
 def entry(rule: Rule) -> str:
@@ -73,7 +81,7 @@ def _facts(rule: Rule, op: Applied | None) -> Iterator[str]:
     yield "- answers to " + ", and to the call ".join(part for part in (nodes, calls) if part)
     yield f"- equation: {told(rule.equation)}"
     for argument, wrt in rule.wrt.items():
-        product = told(wrt.product, grad=rf"\bar{{{symbols[argument]}}}")
+        product = told(wrt.product, grad=rf"\bar{{{symbols.get(argument, argument)}}}")
         yield f"- `{argument}`: local derivative {told(wrt.local)}; product {product}"
     for argument, kind in rule.constants.items():
         yield f"- `{argument}`: {kind}"

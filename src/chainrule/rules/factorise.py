@@ -214,9 +214,9 @@ def _svd_local(op: Any) -> str:
     phase = r" + [i = j] \frac{\mathrm{i} \operatorname{Im}(C_{*i,i})}{2 \, {$out1}_{*i}}" if op.A.is_complex() else ""
     apart = r"{{$out1}_{*j}^2 - {$out1}_{*i}^2 + [i = j]}"
     return batched(
-        rf"{{\dot{{$out1}}}}_{{*i}} = {real}C_{{*i,i}}, \quad "
-        r"{\dot{$out0}}_{*i,j} = \sum_{k} {$out0}_{*i,k} K_{*k,j} + \frac{X_{*i,j}}{{$out1}_{*j}}, \quad "
-        r"{\dot{$out2}}_{*i,j} = \sum_{k} \overline{M_{*k,i}} \, {$out2}_{*k,j} + \frac{Y_{*i,j}}{{$out1}_{*i}}, \quad "
+        rf"\dot{{$out1}}_{{*i}} = {real}C_{{*i,i}}, \quad "
+        r"\dot{$out0}_{*i,j} = \sum_{k} {$out0}_{*i,k} K_{*k,j} + \frac{X_{*i,j}}{{$out1}_{*j}}, \quad "
+        r"\dot{$out2}_{*i,j} = \sum_{k} \overline{M_{*k,i}} \, {$out2}_{*k,j} + \frac{Y_{*i,j}}{{$out1}_{*i}}, \quad "
         r"C = $out0^{H} \dot{$A} \, $out2^{H}, \quad X = \left(I - $out0 \, $out0^{H}\right) \dot{$A} \, $out2^{H}, \quad "
         r"Y = $out0^{H} \dot{$A} \left(I - $out2^{H} $out2\right), \quad "
         rf"K_{{*i,j}} = [i \neq j] \frac{{{{$out1}}_{{*j}} C_{{*i,j}} + {{$out1}}_{{*i}} \overline{{C_{{*j,i}}}}}}{apart}{phase}, \quad "
@@ -270,7 +270,7 @@ eigh = of_matrix(
     equation=batched(r"{$A}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \, \overline{{$out1}_{*j,k}}"),
     vjp=_eigh,
     local=batched(
-        r"{\dot{$out0}}_{*i} = C_{*i,i}, \quad {\dot{$out1}}_{*i,j} = "
+        r"\dot{$out0}_{*i} = C_{*i,i}, \quad \dot{$out1}_{*i,j} = "
         r"\sum_{k: \, k \neq j} \frac{{$out1}_{*i,k} C_{*k,j}}{{$out0}_{*j} - {$out0}_{*k}}, \quad "
         rf"C = $out1^{{H}} S \, $out1, \quad {HERMITIAN.replace('ARG', '$A')}"
     ),
@@ -314,7 +314,7 @@ eig = of_matrix(
     ),
     vjp=_eig,
     local=batched(
-        r"{\dot{$out0}}_{*i} = C_{*i,i}, \quad {\dot{$out1}}_{*i,j} = \sum_{k} {$out1}_{*i,k} K_{*k,j}"
+        r"\dot{$out0}_{*i} = C_{*i,i}, \quad \dot{$out1}_{*i,j} = \sum_{k} {$out1}_{*i,k} K_{*k,j}"
         r" - {$out1}_{*i,j} \operatorname{Re}\left(\sum_{k} G_{*j,k} K_{*k,j}\right), \quad "
         r"K_{*k,j} = [k \neq j] \frac{C_{*k,j}}{{$out0}_{*j} - {$out0}_{*k} + [k = j]}, \quad "
         r"C = $out1^{-1} \dot{$self} \, $out1, \quad G = $out1^{H} $out1",

@@ -453,7 +453,7 @@ lstsq = rule(
             _lstsq_matrix,
             _least(
                 rf"\dot{{$out0}} = \left({_pinv_dot('$self', 'Y')}\right) $b, \quad Y = $self^{{+}}",
-                batched(r"{\dot{$out1}}_{*j} = 2 \sum_{i} R_{*i,j} \left(\dot{$self} \, $out0\right)_{*i,j}", "self"),
+                batched(r"\dot{$out1}_{*j} = 2 \sum_{i} R_{*i,j} \left(\dot{$self} \, $out0\right)_{*i,j}", "self"),
             ),
             _least(
                 rf"{_pinv_bar('$self', 'Y', 'G')}, \quad Y = $self^{{+}}, \; G = $g0 \, $b^{{H}}",
@@ -465,7 +465,7 @@ lstsq = rule(
             _lstsq_right_side,
             _least(
                 r"\dot{$out0} = $self^{+} \dot{$b}",
-                batched(r"{\dot{$out1}}_{*j} = -2 \sum_{i} R_{*i,j} \, {\dot{$b}}_{*i,j}", "self"),
+                batched(r"\dot{$out1}_{*j} = -2 \sum_{i} R_{*i,j} \, \dot{$b}_{*i,j}", "self"),
             ),
             _least(r"\left($self^{+}\right)^{H} $g0", lambda op: r"- R \operatorname{diag}(2 \, $g1)"),
             "each column of the right side has its own column of the solution",

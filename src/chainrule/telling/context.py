@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -345,7 +346,9 @@ def matrix(data: Data) -> str | None:
 
 
 def put_in(rule: Rule, template: Any, op: Applied, more: Mapping[str, Data | None]) -> str | None:
-    """A rule's template with the numbers put in; None where an operand is too large to stand in a line."""
+    """A rule's template with the numbers put in; None where an operand is too large, or its elements have indices."""
+    if re.search(r"\$(\w+)\}_|\$grad\b", rule.latex(template, op, {})):
+        return None
     numbers = {}
     for name, data in {**op.arguments, **more}.items():
         if isinstance(data, Data):

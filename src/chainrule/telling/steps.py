@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -263,12 +264,13 @@ def _worked_out(
     if operand and output:
         local = rf"\frac{{\partial {output.symbol}}}{{\partial {operand.symbol}}}"
         yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
-        yield Equation(rf"{local} = {rule.latex(wrt.local, op, symbols)}", "local derivative")
+        yield Equation(_stated(local, rule.latex(wrt.local, op, symbols)), "local derivative")
         yield from _local_numbers(context, rule, op, wrt, operand, output)
         yield from _jacobian(context, rule, op, symbols, share, operand, output, upstream)
     product = rule.latex(wrt.product, op, symbols)
     is_bare = product == symbols.get("g")
-    yield Equation(rf"{target} = {_added_up(share, product, is_bare)}", "what PyTorch runs")
+    stated = _with_left_side(product, target) or rf"{target} = {_added_up(share, product, is_bare)}"
+    yield Equation(stated, "what PyTorch runs")
     if output and isinstance(g := upstream[0] if rule.outputs == 1 else None, Data):
         numbers = put_in(rule, wrt.product, op, {"g": g, "out": op.out if isinstance(op.out, Data) else None})
         if numbers is not None:
@@ -280,6 +282,17 @@ def _worked_out(
              "added up along it.")
         )  # fmt: skip
     yield _result(context, target, share, f"result, in the shape {shape_text(share.gradient.shape)}")
+
+
+def _stated(symbol: str, formula: str) -> str:
+    """A formula after what it is equal to, where it does not say that itself."""
+    return formula if formula.startswith((r"\frac{\partial", r"\dot{")) else rf"{symbol} = {formula}"
+
+
+def _with_left_side(product: str, gradient: str) -> str:
+    """A product that says itself which element of the gradient (`$grad`) it is; "" where it does not."""
+    stated = re.sub(r"\$grad\b", lambda _: gradient, product)
+    return stated if stated != product else ""
 
 
 def _added_up(share: Share, product: str, is_bare: bool) -> str:
@@ -454,7 +467,8 @@ def _stages_back(context: Context, step: Step, share: Share) -> Iterator[tuple[s
         blocks = list(_worked_out(context, rule, op, symbols, part, inner, output, (upstream,)))
         if not place:
             product = step.rule.latex(step.rule.wrt[share.argument].product, step.op, context.symbols(step))
-            blocks.append(Equation(rf"{inner.gradient} = {product}", "in one step"))
+            stated = _with_left_side(product, inner.gradient) or rf"{inner.gradient} = {product}"
+            blocks.append(Equation(stated, "in one step"))
         yield inner.gradient_name, blocks
         upstream = whole
 
