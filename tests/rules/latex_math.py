@@ -874,7 +874,8 @@ class Scope:
         for letter in letters:
             conditions = [*limits, *([self.ranges[letter]] if letter in self.ranges else [])]
             limits += [self.ranges[letter]] if letter in self.ranges else []
-            whole = letter in self.ranges or any(each[3:] for each in limits if each[0] == "relation" and ("name", letter) in each[1])
+            ranges = (each for each in limits if each[0] == "relation" and ("name", letter) in each[1])
+            whole = letter in self.ranges or any(each[3:] for each in ranges)
             scope = scope.with_index(letter, scope.run(letter, conditions, body, whole))
         holds = Value(torch.ones((1,) * scope.depth, dtype=torch.bool))
         for each in limits:
@@ -1004,7 +1005,8 @@ REDUCED: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
 # Which method evaluates a kind of tree, and which of them want the parts without the kind.
 KINDS = {
     "number": "constant", "name": "named", "at": "at", "call": "call", "negative": "negative", "beside": "beside",
-    "transpose": "transpose", "inverse": "inverse", "pseudoinverse": "pseudoinverse", "integral": "integral", "^": "power", "norm": "norm", "matrix": "matrix",
+    "transpose": "transpose", "inverse": "inverse",
+    "pseudoinverse": "pseudoinverse", "integral": "integral", "^": "power", "norm": "norm", "matrix": "matrix",
     "iverson": "iverson", "relation": "relation", "logic": "logic", "not": "not", "otherwise": "otherwise",
     "cases": "cases", "big": "big", "row": "row", "stored": "stored", r"\cdot": "dot", r"\times": "times",
     **dict.fromkeys(ELEMENTWISE, "elementwise"),

@@ -72,7 +72,7 @@ class Use:
     random_state: Tensor | None
 
     def run(self, arguments: Mapping[str, Any]) -> dict[int, Tensor]:
-        """The outputs that want a gradient, on other arguments, by their places: one, or all where the rule has more."""
+        """The outputs that want a gradient, on other arguments, by their places: one, or all if the rule has more."""
         if self.random_state is not None:
             torch.set_rng_state(self.random_state)
         with torch.enable_grad():
@@ -332,7 +332,8 @@ def wrong_differential(use: Use, argument: str) -> str:
             if conjugate.dim():
                 change = change + torch.tensordot(conjugate, direction.conj(), leaf.dim())
             changes[slot] = changes[slot] + change
-    names = [symbols["out"]] if use.rule.outputs == 1 else [symbols[f"out{slot}"] for slot in use.differentiable(argument)]
+    slots = use.differentiable(argument)
+    names = [symbols["out"]] if use.rule.outputs == 1 else [symbols[f"out{slot}"] for slot in slots]
     moved |= {rf"\dot{{{name}}}": change for name, change in zip(names, changes, strict=True)}
     statement = use.statement(use.rule.wrt[argument].local, moved)
     names = [name for name, out in zip(names, outs, strict=True) if out.numel()]

@@ -217,17 +217,20 @@ def _svd_local(op: Any) -> str:
         rf"\dot{{$out1}}_{{*i}} = {real}C_{{*i,i}}, \quad "
         r"\dot{$out0}_{*i,j} = \sum_{k} {$out0}_{*i,k} K_{*k,j} + \frac{X_{*i,j}}{{$out1}_{*j}}, \quad "
         r"\dot{$out2}_{*i,j} = \sum_{k} \overline{M_{*k,i}} \, {$out2}_{*k,j} + \frac{Y_{*i,j}}{{$out1}_{*i}}, \quad "
-        r"C = $out0^{H} \dot{$A} \, $out2^{H}, \quad X = \left(I - $out0 \, $out0^{H}\right) \dot{$A} \, $out2^{H}, \quad "
+        r"C = $out0^{H} \dot{$A} \, $out2^{H}, \quad "
+        r"X = \left(I - $out0 \, $out0^{H}\right) \dot{$A} \, $out2^{H}, \quad "
         r"Y = $out0^{H} \dot{$A} \left(I - $out2^{H} $out2\right), \quad "
-        rf"K_{{*i,j}} = [i \neq j] \frac{{{{$out1}}_{{*j}} C_{{*i,j}} + {{$out1}}_{{*i}} \overline{{C_{{*j,i}}}}}}{apart}{phase}, \quad "
-        rf"M_{{*i,j}} = [i \neq j] \frac{{{{$out1}}_{{*i}} C_{{*i,j}} + {{$out1}}_{{*j}} \overline{{C_{{*j,i}}}}}}{apart}"
-        + phase.replace("+", "-", 1)
+        r"K_{*i,j} = [i \neq j] \frac{{$out1}_{*j} C_{*i,j} + {$out1}_{*i} \overline{C_{*j,i}}}"
+        rf"{apart}{phase}, \quad "
+        r"M_{*i,j} = [i \neq j] \frac{{$out1}_{*i} C_{*i,j} + {$out1}_{*j} \overline{C_{*j,i}}}"
+        rf"{apart}{phase.replace('+', '-', 1)}"
     )(op)
 
 
 SVD_PRODUCT = (
-    r"{$grad}_{*i,j} = \sum_{k,l} {$out0}_{*i,k} T_{*k,l} \, {$out2}_{*l,j} + O_{*i,j}, \quad T_{*k,l} = [k = l] {$g1}_{*k}"
-    r" + \frac{X_{*k,l} \, {$out1}_{*l} + {$out1}_{*k} \, Y_{*k,l}}{{$out1}_{*l}^2 - {$out1}_{*k}^2 + [k = l]}, \quad "
+    r"{$grad}_{*i,j} = \sum_{k,l} {$out0}_{*i,k} T_{*k,l} \, {$out2}_{*l,j} + O_{*i,j}, \quad "
+    r"T_{*k,l} = [k = l] {$g1}_{*k} + "
+    r"\frac{X_{*k,l} \, {$out1}_{*l} + {$out1}_{*k} \, Y_{*k,l}}{{$out1}_{*l}^2 - {$out1}_{*k}^2 + [k = l]}, \quad "
     r"X = $out0^{H} $g0 - $g0^{H} $out0, \quad Y = $out2 \, $g2^{H} - $g2 \, $out2^{H}, \quad O = "
     r"\left(I - $out0 \, $out0^{H}\right) $g0 \operatorname{diag}\left(\frac{1}{$out1}\right) $out2"
     r" + $out0 \operatorname{diag}\left(\frac{1}{$out1}\right) $g2 \left(I - $out2^{H} $out2\right)"
@@ -275,8 +278,8 @@ eigh = of_matrix(
         rf"C = $out1^{{H}} S \, $out1, \quad {HERMITIAN.replace('ARG', '$A')}"
     ),
     product=batched(
-        r"{$grad}_{*i,j} = \sum_{k,l} {$out1}_{*i,k} T_{*k,l} \, \overline{{$out1}_{*j,l}}, \quad T_{*k,l} = [k = l] {$g0}_{*k}"
-        r" + \frac{X_{*k,l}}{2 \left({$out0}_{*l} - {$out0}_{*k}\right) + [k = l]}, \quad "
+        r"{$grad}_{*i,j} = \sum_{k,l} {$out1}_{*i,k} T_{*k,l} \, \overline{{$out1}_{*j,l}}, \quad "
+        r"T_{*k,l} = [k = l] {$g0}_{*k} + \frac{X_{*k,l}}{2 \left({$out0}_{*l} - {$out0}_{*k}\right) + [k = l]}, \quad "
         r"X = $out1^{H} $g1 - $g1^{H} $out1"
     ),
     outputs=2,
@@ -358,7 +361,7 @@ def _qr(op: Any, g: Any) -> Tensor:
 
 
 def _qr_local(op: Any) -> str:
-    """W is a turn of Q, and undoes what would leave R triangular no more; of a wide matrix, what the factors satisfy."""
+    """W is a turn of Q, which undoes what would make R not triangular; of a wide matrix, what the factors satisfy."""
     if op.A.shape[-1] > op.A.shape[-2]:
         return r"\dot{$A} = \dot{$out0} \, $out1 + $out0 \, \dot{$out1}"
     return (
@@ -371,11 +374,14 @@ def _qr_local(op: Any) -> str:
 def _qr_product(op: Any) -> str:
     """The columns past the square part are Q^H A_2, and tell of Q only through that."""
     size = op.A.shape[-2]
-    note = rf" \quad \text{{(its first {size} columns, with }} $g0 + A_2 \bar{{R}}_2^{{H}} \text{{ for }} $g0 \text{{; }} Q \bar{{R}}_2 \text{{ the others)}}"
+    note = (
+        rf" \quad \text{{(its first {size} columns, with }} $g0 + A_2 \bar{{R}}_2^{{H}} \text{{ for }} $g0 "
+        r"\text{; } Q \bar{R}_2 \text{ the others)}"
+    )
     return (
         r"\left($g0 + $out0 \left(P + P^{H}\right)\right) $out1^{-H}, \quad "
-        rf"P = \frac{{1}}{{2}} \left({UPPER}(X) + {UPPER}_{{1}}(X)\right), \quad X = $g1 \, $out1^{{H}} - $out0^{{H}} $g0"
-        + (note if op.A.shape[-1] > size else "")
+        rf"P = \frac{{1}}{{2}} \left({UPPER}(X) + {UPPER}_{{1}}(X)\right), \quad "
+        r"X = $g1 \, $out1^{H} - $out0^{H} $g0" + (note if op.A.shape[-1] > size else "")
     )
 
 
@@ -429,7 +435,7 @@ def _lu_factor(op: Any, g: Tensor) -> Tensor:
     return _lu_gradient(permutation, lower, upper, g[..., :k].tril(-1), g[..., :k, :].triu())
 
 
-LU_LOCAL = rf"C = L^{{-1}} P^{{T}} \dot{{$A}} \, U^{{-1}}"
+LU_LOCAL = r"C = L^{-1} P^{T} \dot{$A} \, U^{-1}"
 LU_PRODUCT = rf"P L^{{-H}} \left({BELOW}\left(L^{{H}} GL\right) + {UPPER}\left(GU U^{{H}}\right)\right) U^{{-H}}"
 
 
@@ -518,7 +524,8 @@ def _of_packed(text: str) -> Callable[[Any], str]:
 lu_unpack = rule(
     "LuUnpackBackward0",
     equation=_of_packed(
-        r"{$out1}_{*i,j} = [j < i] \, {$LU_data}_{*i,j} + [i = j], \quad {$out2}_{*k,l} = [k \le l] \, {$LU_data}_{*k,l}"
+        r"{$out1}_{*i,j} = [j < i] \, {$LU_data}_{*i,j} + [i = j], \quad "
+        r"{$out2}_{*k,l} = [k \le l] \, {$LU_data}_{*k,l}"
     ),
     wrt={
         "LU_data": Wrt(
@@ -528,7 +535,8 @@ lu_unpack = rule(
                 + derivative("{$out2}_{*k,l}", "{$LU_data}_{*k,l}", r"[k \le l]")
             ),
             _of_packed(
-                r"{$grad}_{*u,v} = \sum_{i,j: \, i = u, j = v, j < i} {$g1}_{*i,j} + \sum_{k,l: \, k = u, l = v, k \le l} {$g2}_{*k,l}"
+                r"{$grad}_{*u,v} = \sum_{i,j: \, i = u, j = v, j < i} {$g1}_{*i,j} + "
+                r"\sum_{k,l: \, k = u, l = v, k \le l} {$g2}_{*k,l}"
             ),
             "each element of the packed matrix is one element of L or of U",
         )

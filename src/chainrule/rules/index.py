@@ -65,8 +65,9 @@ def picks(
     by_mask: Callable[[Any], Masked | None] = lambda op: None,
     **more: Any,
 ) -> Rule:
-    """Register an operation that copies chosen elements of `self`, perhaps several times; `by_mask` where one chooses."""
-    return moves(*nodes, index=index, repeats=True, instead=lambda op: by_mask(op) and _picked(by_mask), **more)
+    """Register an operation that copies chosen elements of `self`, perhaps several times; or those of a mask."""
+    masked = _picked(by_mask)
+    return moves(*nodes, index=index, repeats=True, instead=lambda op: masked if by_mask(op) else None, **more)
 
 
 def writes(
@@ -642,7 +643,7 @@ sort = picks(
 
 topk = picks(
     "TopkBackward0",
-    remark="The indices that are returned are those of the `k` largest of each row along `dim` (smallest, if so asked).",
+    remark="The indices that are returned are those of the `k` largest (or smallest) of each row along `dim`.",
     came=_ranked,
     move=lambda op, v: v.gather(op.dim, op.outs[1]),
     index=("indices",),

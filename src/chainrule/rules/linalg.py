@@ -247,7 +247,7 @@ def _triangular_matrix(op: Any, g: Tensor) -> Tensor:
 
 
 def _on_triangle(left: str, right: str = "", argument: str = "$self") -> Callable[[Any], str]:
-    """Formulas with S, the triangle that is read, with ones on its diagonal if so asked; PART takes that of a matrix."""
+    """Formulas with S, the triangle that is read (with ones on its diagonal, if unit); PART takes that of a matrix."""
 
     def filled(op: Any) -> str:
         part = r"\operatorname{triu}" if op.upper else r"\operatorname{tril}"
@@ -430,7 +430,7 @@ def _lstsq_right_side(op: Any, g: Any) -> Tensor:
 
 
 def _least(text: str, residual: Callable[[Any], str]) -> Callable[[Any], str]:
-    """A formula of the solution, and what the sums of squares add to it where there are more equations than unknowns."""
+    """A formula of the solution, and what the sums of squares add where there are more equations than unknowns."""
 
     def filled(op: Any) -> str:
         if not op.outs[1].numel():
@@ -495,7 +495,10 @@ matrix_exp = of_matrix(
     argument="self",
     equation=r"$out = \operatorname{expm}($self)",
     vjp=_matrix_exp,
-    local=r"\dot{$out} = \int_0^1 \operatorname{expm}(t \, $self) \, \dot{$self} \, \operatorname{expm}((1 - t) $self) \, dt",
+    local=(
+        r"\dot{$out} = "
+        r"\int_0^1 \operatorname{expm}(t \, $self) \, \dot{$self} \, \operatorname{expm}((1 - t) $self) \, dt"
+    ),
     product=r"\int_0^1 \operatorname{expm}(t \, $self^{H}) \, $g \, \operatorname{expm}((1 - t) $self^{H}) \, dt",
     remark="The exponential of a matrix is the sum of its powers, each divided by k!, not that of its elements.",
     samples=lambda: squares(torch.linalg.matrix_exp),

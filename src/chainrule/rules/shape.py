@@ -69,8 +69,8 @@ def moves(
     The formulas follow from `came(op, at)`, the indices of the element that is copied to the place `at`, where the
     condition `only` holds. `home(op, g)` is the way back; without one, every upstream element is added to the place it
     came from. `repeats` says that one element may be copied to several places, also where there are as many as before.
-    The arguments in `index` say where to, and `fill` is put where there is nothing to copy. `instead` are other formulas
-    for some calls.
+    The arguments in `index` say where to, and `fill` is put where there is nothing to copy. `instead` has other
+    formulas for some calls.
     """
 
     def copy(op: Any) -> tuple[list[str], list[str], str]:
