@@ -59,6 +59,91 @@ def at(*places: Any) -> Tensor:
     return torch.tensor(places, dtype=torch.long)
 
 
+@dataclass(frozen=True)
+class Masked:
+    """Elements at which a mask holds, one after the other: the element at `own` is number `rank`, as `given` says."""
+
+    source: Tensor
+    own: list[str]
+    mask: str
+    rank: str
+    given: str
+
+    @classmethod
+    def of(cls, name: str, mask: Tensor, shape: Sequence[int], source: Tensor, axes: range) -> Masked:
+        """Of elements of a shape, which a mask along some axes chooses."""
+        own = list(LETTERS[: len(shape)])
+        other = [OTHERS[4 + axis] if axis in axes else letter for axis, letter in enumerate(own)]
+        steps = row_major([shape[axis] for axis in axes])
+        before, after = (position([each[axis] for axis in axes], steps) for each in (other, own))
+        held, there = (element(name, fitted([each[axis] for axis in axes], mask)) for each in (own, other))
+        rank = f"R_{{{', '.join(own[axis] for axis in axes)}}}"
+        among = ranges([other[axis] for axis in axes], [shape[axis] for axis in axes])
+        given = f"{rank} = {total(list(among), [f'{before} < {after}'], there)}"
+        return cls(source, own, held, rank, stated([given, *among.values()]))
+
+    @property
+    def held(self) -> str:
+        """The condition that an element is chosen."""
+        return f"{self.mask} = 1"
+
+    def read(self, argument: str) -> str:
+        """The element of the source that goes to this place."""
+        return element(argument, digits(self.rank, self.source.shape))
+
+    def written(self, argument: str, adds: bool) -> str:
+        """The equation of writing them."""
+        mine = element("self", self.own)
+        text = (
+            f"{mine} + {where(self.read(argument), self.held)}" if adds else where(self.read(argument), self.held, mine)
+        )
+        return f"{element('out', self.own)} = {text}{self.given}"
+
+    def product(self, argument: str) -> str:
+        """The gradient of the source: what arrived at the place to which each of its elements went."""
+        mine = [
+            place if place == "0" else OTHERS[axis] for axis, place in enumerate(digits(self.rank, self.source.shape))
+        ]
+        origin = digits(self.rank, self.source.shape)
+        met = [self.held, *(f"{a} = {b}" for a, b in zip(origin, mine, strict=True) if a != b)]
+        return f"{element('grad', mine)} = {total(self.own, met, element('g', self.own))}{self.given}"
+
+
+def _picked(mask: Callable[[Any], Masked | None]) -> dict[str, Any]:
+    """The formulas of picking by a mask; none where the indices are numbers, as `moves` has those."""
+
+    def parts(op: Any) -> tuple[Masked, list[str], str, list[str], list[str]]:
+        found = mask(op)
+        assert found is not None
+        counted = found.rank[3:-1].split(", ")
+        first = found.own.index(counted[0])
+        out = [*found.own[:first], "u", *found.own[first + len(counted) :]]
+        mine = fitted(found.own, op.self)
+        return found, out, element("self", mine), counted, mine
+
+    def value(op: Any) -> str:
+        found, out, into, counted, _ = parts(op)
+        return f"{element('out', out)} = {total(counted, [found.held, f'{found.rank} = u'], into)}{found.given}"
+
+    def local(op: Any) -> str:
+        found, out, into, counted, mine = parts(op)
+        copies = [each for each in counted if each not in mine]
+        rate = (
+            total(copies, [found.held, f"{found.rank} = u"], "1")
+            if copies
+            else rf"[{found.held} \land {found.rank} = u]"
+        )
+        return derivative(element("out", out), into, rate + found.given)
+
+    def product(op: Any) -> str:
+        found, out, _, counted, mine = parts(op)
+        each = where(element("g", [found.rank if place == "u" else place for place in out]), found.held)
+        copies = [each for each in counted if each not in mine]
+        return f"{element('grad', mine)} = {total(copies, [], each)}{found.given}"
+
+    return {"equation": value, "local": local, "product": product}
+
+
 def picks(
     *nodes: str,
     index: tuple[str, ...] = ("index",),
@@ -189,56 +274,6 @@ def writes(
     return rule(*nodes, equation=value, wrt=wrt, constants=constants, structure="linear", **more)
 
 
-@dataclass(frozen=True)
-class Masked:
-    """Elements at which a mask holds, one after the other: the element at `own` is number `rank`, as `given` says."""
-
-    source: Tensor
-    own: list[str]
-    mask: str
-    rank: str
-    given: str
-
-    @classmethod
-    def of(cls, name: str, mask: Tensor, shape: Sequence[int], source: Tensor, axes: range) -> Masked:
-        """Of elements of a shape, which a mask along some axes chooses."""
-        own = list(LETTERS[: len(shape)])
-        other = [OTHERS[4 + axis] if axis in axes else letter for axis, letter in enumerate(own)]
-        steps = row_major([shape[axis] for axis in axes])
-        before, after = (position([each[axis] for axis in axes], steps) for each in (other, own))
-        held, there = (element(name, fitted([each[axis] for axis in axes], mask)) for each in (own, other))
-        rank = f"R_{{{', '.join(own[axis] for axis in axes)}}}"
-        among = ranges([other[axis] for axis in axes], [shape[axis] for axis in axes])
-        given = f"{rank} = {total(list(among), [f'{before} < {after}'], there)}"
-        return cls(source, own, held, rank, stated([given, *among.values()]))
-
-    @property
-    def held(self) -> str:
-        """The condition that an element is chosen."""
-        return f"{self.mask} = 1"
-
-    def read(self, argument: str) -> str:
-        """The element of the source that goes to this place."""
-        return element(argument, digits(self.rank, self.source.shape))
-
-    def written(self, argument: str, adds: bool) -> str:
-        """The equation of writing them."""
-        mine = element("self", self.own)
-        text = (
-            f"{mine} + {where(self.read(argument), self.held)}" if adds else where(self.read(argument), self.held, mine)
-        )
-        return f"{element('out', self.own)} = {text}{self.given}"
-
-    def product(self, argument: str) -> str:
-        """The gradient of the source: what arrived at the place to which each of its elements went."""
-        mine = [
-            place if place == "0" else OTHERS[axis] for axis, place in enumerate(digits(self.rank, self.source.shape))
-        ]
-        origin = digits(self.rank, self.source.shape)
-        met = [self.held, *(f"{a} = {b}" for a, b in zip(origin, mine, strict=True) if a != b)]
-        return f"{element('grad', mine)} = {total(self.own, met, element('g', self.own))}{self.given}"
-
-
 def along(op: Any, at: list[str], place: str) -> list[str]:
     """Indices with another one along `dim`."""
     return [place if axis == op.dim % len(at) else each for axis, each in enumerate(at)]
@@ -297,41 +332,6 @@ def _index_mask(op: Any) -> Masked | None:
             source = op.arguments.get("values", op.out)
             return Masked.of(f"indices{axis}", each, op.self.shape, source, range(axis, axis + each.dim()))
     return None
-
-
-def _picked(mask: Callable[[Any], Masked | None]) -> dict[str, Any]:
-    """The formulas of picking by a mask; none where the indices are numbers, as `moves` has those."""
-
-    def parts(op: Any) -> tuple[Masked, list[str], str, list[str], list[str]]:
-        found = mask(op)
-        assert found is not None
-        counted = found.rank[3:-1].split(", ")
-        first = found.own.index(counted[0])
-        out = [*found.own[:first], "u", *found.own[first + len(counted) :]]
-        mine = fitted(found.own, op.self)
-        return found, out, element("self", mine), counted, mine
-
-    def value(op: Any) -> str:
-        found, out, into, counted, _ = parts(op)
-        return f"{element('out', out)} = {total(counted, [found.held, f'{found.rank} = u'], into)}{found.given}"
-
-    def local(op: Any) -> str:
-        found, out, into, counted, mine = parts(op)
-        copies = [each for each in counted if each not in mine]
-        rate = (
-            total(copies, [found.held, f"{found.rank} = u"], "1")
-            if copies
-            else rf"[{found.held} \land {found.rank} = u]"
-        )
-        return derivative(element("out", out), into, rate + found.given)
-
-    def product(op: Any) -> str:
-        found, out, _, counted, mine = parts(op)
-        each = where(element("g", [found.rank if place == "u" else place for place in out]), found.held)
-        copies = [each for each in counted if each not in mine]
-        return f"{element('grad', mine)} = {total(copies, [], each)}{found.given}"
-
-    return {"equation": value, "local": local, "product": product}
 
 
 index = picks(
