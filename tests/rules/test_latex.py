@@ -129,7 +129,9 @@ class Use:
 
     def statement(self, template: Any, more: Mapping[str, Tensor] | None = None, **symbols: str) -> Statement:
         """One of the rule's formulas, as it prints, with the numbers behind it."""
-        text = self.rule.latex(template, self.op, {**self.symbols(), **symbols})
+        names = {**self.symbols(), **symbols}
+        parts = [self.rule.latex(each, self.op, names) for each in (template, self.rule.where)]
+        text = r" \quad ".join(filter(None, parts))
         elements = self.op.out.shape if self.rule.structure == "elementwise" else None
         return Statement(
             text, {**self.numbers(), **(more or {})}, elementwise=elements, subject=symbols.get("grad", "")

@@ -83,7 +83,8 @@ class Wrt:
     `vjp(op, g)` gives g^T (d out / d argument) in plain tensor code: in the argument's shape, or in the shape of the
     output where the operation broadcast it (the walk then sums, as a step of its own). For an argument that is a list
     of tensors it gives a list. `local` and `product` (what PyTorch runs) are LaTeX templates: a bare expression, or a
-    statement with its own left side, `derivative(...)` or an element of `$grad`, the argument's gradient. `zeros` says why most of the Jacobian is zero, in words.
+    statement with its own left side, `derivative(...)` or an element of `$grad`, the argument's gradient. `zeros`
+    says why most of the Jacobian is zero, in words.
     `factor(op, out_index, in_index)` names one Jacobian entry that need not be zero (None: no closed name).
     `pattern(op)` says where the Jacobian can differ from zero, from the sizes alone (None: not known).
     """
@@ -142,8 +143,9 @@ class Rule:
     """One operation (or one family of overloads of it), all in one block.
 
     `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
-    several nodes that it tells as one (`linear`). `wrt` maps argument names to their derivatives; `constants` says for
-    the other tensor arguments why there is none. `source` cites the formula. `remark` is what a reader should know.
+    several nodes that it tells as one (`linear`). `where` defines the names that its formulas share. `wrt` maps argument
+    names to their derivatives; `constants` says for the other tensor arguments why there is none. `source` cites the
+    formula. `remark` is what a reader should know.
     """
 
     name: str
@@ -152,6 +154,7 @@ class Rule:
     wrt: Mapping[str, Wrt]
     source: str
     samples: Callable[[], Iterable[Sample]]
+    where: str | Callable[[Any], str] = ""
     calls: tuple[str, ...] = ()
     constants: Mapping[str, Nondifferentiable] = field(default_factory=dict)
     structure: Literal["elementwise", "linear", "dense"] = "dense"

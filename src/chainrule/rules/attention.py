@@ -162,21 +162,18 @@ class Formulas:
         if self.op.arguments.get("is_causal"):
             scores = rf"\operatorname{{causal}}({scores})"
         weights = rf"\operatorname{{softmax}}({self.own('S')})"
-        return rf", \quad {self.own('P')} = {weights}, \quad {self.own('S')} = {scores}"
+        return rf"{self.own('P')} = {weights}, \quad {self.own('S')} = {scores}"
 
     def equation(self) -> str:
         """The output: weighted rows of the value."""
-        return rf"{self.query('out')} = {self.own('P')} \, {self.key('value')}{self.where()}"
+        return rf"{self.query('out')} = {self.own('P')} \, {self.key('value')}"
 
     def through_scores(self, argument: str, by: str, inner: str) -> str:
         """The derivative by what the scores are made of: through the softmax of each row."""
         turned = f"({self.key('value', 'je')} - {self.query('out', 'ie')})"
         weight = self.own("P", "ij")
         value = rf"{weight} \, {turned}{inner}" if argument != "query" else rf"\sum_j {weight} \, {turned}{inner}"
-        return (
-            derivative(self.query("out", "ie"), by, value if argument == self.mask_name else self.scaled(value))
-            + self.where()
-        )
+        return derivative(self.query("out", "ie"), by, value if argument == self.mask_name else self.scaled(value))
 
     def by_query(self) -> str:
         """Through all scores of its row."""
@@ -188,7 +185,7 @@ class Formulas:
 
     def by_value(self) -> str:
         """The weights."""
-        return derivative(self.query("out", "ie"), self.key("value", "je"), self.own("P", "ij")) + self.where()
+        return derivative(self.query("out", "ie"), self.key("value", "je"), self.own("P", "ij"))
 
     def by_mask(self) -> str:
         """Through the score to which it was added."""
@@ -198,7 +195,7 @@ class Formulas:
         """The definitions of the gradients of the scores and the weights."""
         s, p, p_bar = self.own(r"\bar{S}"), self.own("P"), self.own(r"\bar{P}")
         row = rf"\left({p_bar} - \operatorname{{rowsum}}({p_bar} \odot {p})\right)"
-        return rf", \quad {s} = {p} \odot {row}, \quad {p_bar} = {self.query('g')} \, {self.key('value')}^{{T}}{self.where()}"
+        return rf", \quad {s} = {p} \odot {row}, \quad {p_bar} = {self.query('g')} \, {self.key('value')}^{{T}}"
 
     def back_to_query(self) -> str:
         """From the scores, by the keys."""
@@ -222,7 +219,7 @@ class Formulas:
 
     def back_to_value(self) -> str:
         """By the weights."""
-        return self.summed("value", "P", "g", False, self.where())
+        return self.summed("value", "P", "g", False, "")
 
     def back_to_mask(self) -> str:
         """The gradient of the scores, summed where the mask was broadcast."""
@@ -292,6 +289,7 @@ def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iter
         *nodes,
         name=name,
         equation=lambda op: Formulas(op).equation(),
+        where=lambda op: Formulas(op).where(),
         wrt={**QUERY_KEY_VALUE, **({mask: ADDED_TO_SCORES} if mask else {})},
         accepts=_no_dropout,
         samples=samples,

@@ -80,6 +80,8 @@ def _facts(rule: Rule, op: Applied | None) -> Iterator[str]:
     calls = ", ".join(f"`{call}`" for call in rule.calls)
     yield "- answers to " + ", and to the call ".join(part for part in (nodes, calls) if part)
     yield f"- equation: {told(rule.equation)}"
+    if (where := told(rule.where)) != "$``$":
+        yield f"- where {where}"
     for argument, wrt in rule.wrt.items():
         product = told(wrt.product, grad=rf"\bar{{{symbols.get(argument, argument)}}}")
         yield f"- `{argument}`: local derivative {told(wrt.local)}; product {product}"

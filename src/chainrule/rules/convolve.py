@@ -291,8 +291,11 @@ class Formulas:
         """What one output element is made of, with the ranges of all sums."""
         bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
         ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
-        outside = self.outside(self.x, self.setting.transposed).replace(r", \quad", "; ")
-        return rf"{at('out', 'no' + self.places)} = {bias}{self.forward(self.x)} \qquad ({ranges}{outside})"
+        return rf"{at('out', 'no' + self.places)} = {bias}{self.forward(self.x)} \qquad ({ranges})"
+
+    def where(self) -> str:
+        """Whether an input element beyond the border, or between those that a stride leaves out, is met."""
+        return self.outside(self.x, self.setting.transposed).removeprefix(r", \quad ")
 
     def outside(self, name: str, quotients: bool = False) -> str:
         """That an element beyond the border, or between the places that a stride leaves out, is 0."""
@@ -307,7 +310,7 @@ class Formulas:
     def pairs(self, target: str, x: str, g: str) -> str:
         """A weight's gradient: the products of all that this kernel element brought together."""
         sums = rf"\sum_{{n,{','.join(self.places)}}} {self.of_output(g)} \, {self.of_input(x)}"
-        return f"{self.weight(target)} = {sums}{self.outside(g if self.setting.transposed else x)}"
+        return f"{self.weight(target)} = {sums}{self.outside(g) if self.setting.transposed else ''}"
 
     def upstream(self, target: str, g: str) -> str:
         """The bias's gradient."""
@@ -319,8 +322,7 @@ class Formulas:
 
     def by_weight(self) -> str:
         """The derivative of an output element by a kernel element."""
-        local = derivative(self.of_output("out"), self.weight(), self.of_input(self.x))
-        return local if self.setting.transposed else local + self.outside(self.x)
+        return derivative(self.of_output("out"), self.weight(), self.of_input(self.x))
 
     def by_bias(self) -> str:
         """The derivative of an output element by the bias of its channel."""
@@ -452,6 +454,7 @@ convolution = rule(
     "ConvolutionBackward0",
     calls=(),
     equation=lambda op: Formulas(op).equation(),
+    where=lambda op: Formulas(op).where(),
     wrt=_wrt("input"),
     samples=_samples,
     source=SOURCE,
@@ -470,6 +473,7 @@ convolution_kernel = rule(
     "MkldnnConvolutionBackward0",
     name="convolution_kernel",
     equation=lambda op: Formulas(op).equation(),
+    where=lambda op: Formulas(op).where(),
     wrt=_wrt("self"),
     samples=lambda: [
         sample(ATEN.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
@@ -516,13 +520,10 @@ def _tbc_met(op: Any) -> str:
     return at("self", [f"t + k{_shift('-', op.pad)}", "n", "c"])
 
 
-OUTSIDE = r", \quad $self \text{ is 0 outside}"
-
 conv_tbc = rule(
     "ConvTbcBackward0",
-    equation=lambda op: (
-        rf"{{$out}}_{{t,n,o}} = {{$bias}}_{{o}} + \sum_{{k,c}} {{$weight}}_{{k,c,o}} \, {_tbc_met(op)}" + OUTSIDE
-    ),
+    equation=lambda op: rf"{{$out}}_{{t,n,o}} = {{$bias}}_{{o}} + \sum_{{k,c}} {{$weight}}_{{k,c,o}} \, {_tbc_met(op)}",
+    where=r"$self \text{ is 0 outside}",
     wrt={
         "self": Wrt(
             lambda op, g: _input(_batch_first(op), g.permute(1, 2, 0)).permute(2, 0, 1),
@@ -536,8 +537,8 @@ conv_tbc = rule(
         ),
         "weight": Wrt(
             lambda op, g: _weight(_batch_first(op), g.permute(1, 2, 0)).permute(2, 1, 0),
-            lambda op: derivative("{$out}_{t,n,o}", "{$weight}_{k,c,o}", _tbc_met(op)) + OUTSIDE,
-            lambda op: rf"{{$grad}}_{{k,c,o}} = \sum_{{t,n}} {{$g}}_{{t,n,o}} \, {_tbc_met(op)}" + OUTSIDE,
+            lambda op: derivative("{$out}_{t,n,o}", "{$weight}_{k,c,o}", _tbc_met(op)),
+            lambda op: rf"{{$grad}}_{{k,c,o}} = \sum_{{t,n}} {{$g}}_{{t,n,o}} \, {_tbc_met(op)}",
             "an output channel is made with its own weights alone",
             _tbc_weight_factor,
         ),
@@ -637,10 +638,11 @@ convolution_backward = rule(
             lambda op: derivative(
                 Formulas(op).of_input("out0"), Formulas(op).weight(), Formulas(op).of_output("grad_output")
             ),
-            lambda op: Formulas(op).pairs("grad", "g0", "grad_output"),
+            lambda op: Formulas(op).pairs("grad", "g0", "grad_output") + Formulas(op).outside("g0"),
             "the gradients of the weight and the bias do not depend on the weight",
         ),
     },
+    where=lambda op: "; ".join(rf"${name} \text{{ is 0 outside}}" for name in ("input", "grad_output")),
     outputs=3,
     samples=lambda: [
         sample(_second, randn(2, 4, 5, 6), randn(6, 2, 3, 2), randn(6), groups=2, padding=1, stride=2),

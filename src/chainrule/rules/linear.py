@@ -505,7 +505,7 @@ def _grouped_sum(target: str, *factors: str) -> Callable[[Any], str]:
         over = next(letter for letter in "ijk" if letter not in own)
         limit = rf": \operatorname{{group}}({flat}) = e" if flat == over else ""
         product = r" \, ".join(at(name, each) for name, each in zip(factors, asked, strict=True))
-        return rf"{at(target, own)} = \sum_{{{over}{limit}}} {product}" + _grouping(flat)
+        return rf"{at(target, own)} = \sum_{{{over}{limit}}} {product}"
 
     return formula
 
@@ -514,15 +514,16 @@ def _missing(factors: tuple[str, ...]) -> str:
     return "mat2" if "self" in factors else "self"
 
 
-def _grouping(flat: str) -> str:
-    return rf", \quad \operatorname{{group}}({flat}) = \sum_{{m}} [{{$offs}}_{{m}} \le {flat}]" if flat else ""
+def _grouping(op: Any) -> str:
+    flat = _grouped_letters(op)[1]
+    return rf"\operatorname{{group}}({flat}) = \sum_{{m}} [{{$offs}}_{{m}} \le {flat}]" if flat else ""
 
 
 def _grouped_local(argument: str, other: str) -> Callable[[Any], str]:
     def local(op: Any) -> str:
-        letters, flat = _grouped_letters(op)
+        letters, _ = _grouped_letters(op)
         of, by, value = (at(name, letters[name]) for name in ("out", argument, other))
-        return derivative(of, by, value) + _grouping(flat)
+        return derivative(of, by, value)
 
     return local
 
@@ -539,6 +540,7 @@ IN_GROUPS = "a group is multiplied with its own matrix alone"
 grouped_mm = rule(
     "GroupedMmBackward0",
     equation=_grouped_sum("out", "self", "mat2"),
+    where=_grouping,
     wrt={
         "self": Wrt(_grouped("self"), _grouped_local("self", "mat2"), _grouped_sum("grad", "g", "mat2"), IN_GROUPS),
         "mat2": Wrt(_grouped("mat2"), _grouped_local("mat2", "self"), _grouped_sum("grad", "self", "g"), IN_GROUPS),

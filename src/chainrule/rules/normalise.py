@@ -176,7 +176,7 @@ class Normalised:
             "SIGMA", r"\sigma"
         )
         parts = [f"{self.hat(self.own)} = {hat}", *([f"{mu} = {mean}"] if self.centred else [])]
-        return "".join(rf", \quad {part}" for part in [*parts, rf"{sigma} = \sqrt{{{variance} + {self.eps}}}"])
+        return r", \quad ".join([*parts, rf"{sigma} = \sqrt{{{variance} + {self.eps}}}"])
 
     def gain(self) -> str:
         """The gain as a factor, if there is one."""
@@ -185,13 +185,13 @@ class Normalised:
     def equation(self) -> str:
         """y = w x_hat + b."""
         shift = "" if self.op.arguments.get("bias") is None else f" + {at('bias', self.features)}"
-        return f"{at('out', self.own)} = {self.gain()}{self.hat(self.own)}{shift}{self.where()}"
+        return f"{at('out', self.own)} = {self.gain()}{self.hat(self.own)}{shift}"
 
     def by_input(self) -> str:
         """Each output element depends on all elements of its group, through mu and sigma."""
         slope = rf"\frac{{1}}{{{self.shared('SIGMA', self.place)}}}".replace("SIGMA", r"\sigma")
         if self.running:
-            return derivative(at("out", self.own), at("input", self.own), self.gain() + slope) + self.where()
+            return derivative(at("out", self.own), at("input", self.own), self.gain() + slope)
         pairs = zip(self.own, self.other, strict=True)
         same = r" \, ".join(f"[{a} = {b}]" for a, b in pairs if a != b)
         within = rf"[{self.limit.replace('= a', '= ' + self.place[-1])}] \, " if self.limit else ""
@@ -200,7 +200,7 @@ class Normalised:
         local = derivative(
             at("out", self.own), at("input", self.other), rf"{self.gain()}{slope} \, \left({inner}\right)"
         )
-        return local + self.where()
+        return local
 
     def back(self, more: str = "") -> str:
         """The upstream gradient without its own mean and without its part along x_hat."""
@@ -214,11 +214,11 @@ class Normalised:
             for name, mean, factor in means:
                 total += f" - {self.shared('NAME', self.place)}{factor}".replace("NAME", name)
                 where += rf", \quad {self.shared('NAME')} = {mean}".replace("NAME", name)
-        return rf"{at('grad', self.own)} = {slope} \, \left({total}\right){more}{where}{self.where()}"
+        return rf"{at('grad', self.own)} = {slope} \, \left({total}\right){more}{where}"
 
     def by_weight(self) -> str:
         """The derivative by the gain."""
-        return derivative(at("out", self.own), at("weight", self.features), self.hat(self.own)) + self.where()
+        return derivative(at("out", self.own), at("weight", self.features), self.hat(self.own))
 
     def summed(self, what: str) -> str:
         """A gradient of gain or shift: summed over all axes but theirs."""
@@ -227,7 +227,7 @@ class Normalised:
 
     def back_to_weight(self) -> str:
         """The gain's gradient."""
-        return self.summed(rf" \, {self.hat(self.own)}") + self.where()
+        return self.summed(rf" \, {self.hat(self.own)}")
 
     def by_bias(self) -> str:
         """The derivative by the shift."""
@@ -271,6 +271,7 @@ def _layer_norm(op: Any, g: Tensor) -> Tensor:
 native_layer_norm = rule(
     "NativeLayerNormBackward0",
     equation=lambda op: _layer(op).equation(),
+    where=lambda op: _layer(op).where(),
     wrt={
         "input": Wrt(
             _layer_norm,
@@ -325,6 +326,7 @@ fused_rms_norm = rule(
     "FusedRmsNormBackward0",
     name="rms_norm",
     equation=lambda op: _layer(op, centred=False).equation(),
+    where=lambda op: _layer(op, centred=False).where(),
     wrt={
         "input": Wrt(
             _rms_norm,
@@ -433,6 +435,7 @@ batch_norm = rule(
     "MiopenBatchNormBackward0",
     name="batch_norm",
     equation=lambda op: _batch(op).equation(),
+    where=lambda op: _batch(op).where(),
     wrt={
         "input": Wrt(
             _batch_norm,
@@ -533,6 +536,7 @@ native_group_norm = rule(
     equation=lambda op: (
         rf"{_group(op).equation()}, \quad {{$out1}}_{{n,a}} = \mu_{{n,a}}, \quad {{$out2}}_{{n,a}} = \frac{{1}}{{\sigma_{{n,a}}}}"
     ),
+    where=lambda op: _group(op).where(),
     wrt={
         "input": Wrt(
             _group_norm,
@@ -598,7 +602,7 @@ def _weight_norm_formula(kind: str) -> Callable[[Any], str]:
             at("x", kept).replace("$x", r"\nu"),
             at("g_", [i if i in kept else "0" for i in own[: op.arguments["g"].dim()]]),
         )
-        where = rf", \quad {nu} = \sqrt{{\sum_{{{over}}} {at('v', other)}^2}}"
+        where = rf"{nu} = \sqrt{{\sum_{{{over}}} {at('v', other)}^2}}"
         v, w, unit = at("v", own), at("v", other), rf"\frac{{{gain}}}{{{nu}}}"
         same = r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b)
         text = {
@@ -609,8 +613,9 @@ def _weight_norm_formula(kind: str) -> Callable[[Any], str]:
             "by g": derivative(at("out", own), gain, rf"\frac{{{v}}}{{{nu}}}"),
             "back to g": rf"{gain.replace('$g_', '$grad')} = \sum_{{{','.join(i for i in own if i not in kept)}}} "
             rf"\frac{{{v}}}{{{nu}}} \, {at('g', own)}",
+            "where": where,
         }[kind]
-        return text + where
+        return text
 
     return formula
 
@@ -619,6 +624,7 @@ weight_norm = rule(
     "WeightNormInterfaceBackward0",
     name="weight_norm",
     equation=_weight_norm_formula("equation"),
+    where=_weight_norm_formula("where"),
     wrt={
         "v": Wrt(
             _weight_norm_v,

@@ -300,17 +300,17 @@ class _Picked:
 
     def local(self, of: str, by: str) -> str:
         """The derivative of one by the other."""
-        return derivative(of, by, self.met()) + self.where
+        return derivative(of, by, self.met())
 
     def home(self, target: str, source: str) -> str:
         """Each element put where it was picked, zeros elsewhere."""
         sums = rf"\sum_{{{','.join(PLACES[: self.axes])}}}"
-        return rf"{self.large(target)} = {sums} {self.met()} \, {self.small(source)}{self.where}"
+        return rf"{self.large(target)} = {sums} {self.met()} \, {self.small(source)}"
 
     def pick(self, target: str, source: str) -> str:
         """The elements picked."""
         sums = rf"\sum_{{{','.join(INSIDE[: self.axes])}}}"
-        return rf"{self.small(target)} = {sums} {self.met()} \, {self.large(source)}{self.where}"
+        return rf"{self.small(target)} = {sums} {self.met()} \, {self.large(source)}"
 
 
 def _position(sizes: tuple[int, ...], inside: str = INSIDE) -> str:
@@ -347,7 +347,7 @@ class _Largest:
         """The largest element."""
         picked = self.picked()
         over = rf"{','.join(INSIDE[: self.axes])}: \, {self.window()}"
-        return rf"{picked.small('out')} = \max_{{{over}}} {picked.large('self')}{self.defined}"
+        return rf"{picked.small('out')} = \max_{{{over}}} {picked.large('self')}"
 
     def picked(self) -> _Picked:
         """What was picked: the first place of the window whose element is the largest."""
@@ -356,7 +356,7 @@ class _Largest:
         inside = "rst"[: self.axes]
         same = f"{at('self', lead + inside)} = {at('out', lead + PLACES[: self.axes])}"
         over = rf"{','.join(inside)}: \, {self.window(inside)}, \, {same}"
-        where = rf", \quad {index} = \min_{{{over}}} ({_position(sizes, inside)}){self.defined}"
+        where = rf"{index} = \min_{{{over}}} ({_position(sizes, inside)}){self.defined}"
         return _Picked(self.axes, lead, sizes, index, where)
 
 
@@ -382,6 +382,7 @@ def _max_pool(
         f"{name}Backward0",
         name=entry,
         equation=lambda op: largest(op).equation(),
+        where=lambda op: largest(op).picked().where,
         wrt={
             "self": Wrt(
                 lambda op, g: _home(g, op.outs[1], axes, op.self),

@@ -378,7 +378,7 @@ class Layer:
         biases = (f" + {n['b']}", f" + {n['B']}") if n.get("b") else ("", "")
         gates = [rf"a_t = {{{n['x']}}}_t \, {n['W']}^T{biases[0]}", rf"d_t = u_t \, {n['R']}^T{biases[1]}"]
         states = [self._state("u", n["h"], "h"), *([self._state("v", n["c"], "c")] if self.lstm else [])]
-        return _after([_latex(self.cell.forward), *gates, *states])
+        return r", \quad ".join([_latex(self.cell.forward), *gates, *states])
 
     def ends(self, mark: str) -> str:
         """What the kernel gives: all states, and the last ones."""
@@ -391,7 +391,7 @@ class Layer:
 
     def equation(self) -> str:
         """What it computes."""
-        return self.ends("") + self.forward()
+        return self.ends("")
 
     def moved(self, argument: str) -> str:
         """How the outputs change with one argument, as a direction (a dot) at each step."""
@@ -414,7 +414,7 @@ class Layer:
         ]
         states = [self._state(r"\dot{u}", first["h"], r"\dot{h}")]
         states += [self._state(r"\dot{v}", first["c"], r"\dot{c}")] if self.lstm else []
-        return self.ends(r"\dot") + _after([_latex(self.cell.moved), *gates, *states]) + self.forward()
+        return self.ends(r"\dot") + _after([_latex(self.cell.moved), *gates, *states])
 
     def back(self, argument: str) -> str:
         """The gradient of one argument: backpropagation through time, from the last step to the first."""
@@ -441,7 +441,7 @@ class Layer:
 
         bars = [rf"\bar{{h}}_t = {{$g0}}_t + {later('{$g1}' + lead, to_h)}"]
         bars += [rf"\bar{{w}}_t = {later('{$g2}' + lead, _latex(self.cell.to_c))}"] if self.lstm else []
-        return total + _after([*bars, _latex(self.cell.back)]) + self.forward()
+        return total + _after([*bars, _latex(self.cell.back)])
 
 
 LATER = "a step reaches its own output and later ones, never earlier ones, and each sequence is by itself"
@@ -482,6 +482,7 @@ mkldnn_rnn_layer = rule(
     "MkldnnRnnLayerBackward0",
     name="lstm_layer",
     equation=lambda op: _layer_formulas(op).equation(),
+    where=lambda op: _layer_formulas(op).forward(),
     wrt={
         "input": Wrt(
             _layer_part(lambda op, found: torch.stack(found[0])), *_formulas(_layer_formulas, "x"), zeros=LATER
@@ -529,6 +530,7 @@ stacked = rule(
     "MiopenRnnBackward0",
     name="recurrent_layers",
     equation=lambda op: _stack_formulas(op).equation(),
+    where=lambda op: _stack_formulas(op).forward(),
     wrt={
         "input": Wrt(
             _stack_part(lambda op, found: _sequence(op, found[0])), *_formulas(_stack_formulas, "x"), zeros=LATER
@@ -578,11 +580,12 @@ class _Step:
     def _plain(self, short: str) -> str:
         return _after([_latex(short).replace("_t", "")])
 
-    def _gates(self) -> str:
+    def where(self) -> str:
+        """The definitions of all that the step computes."""
         biases = ("", "") if self.op.input_bias is None else (" + $input_bias", " + $hidden_bias")
         state = f"{'v' if self.mode == LSTM else 'u'} = ${self.state}"
         gates = (f"a = $input_gates{biases[0]}", f"d = $hidden_gates{biases[1]}", state)
-        return self._plain(FORMULAS[self.mode].forward) + _after(gates)
+        return (self._plain(FORMULAS[self.mode].forward) + _after(gates)).removeprefix(r", \quad ")
 
     def _ends(self, mark: str) -> str:
         names = zip("hc", ("$out0", "$out1") if self.mode == LSTM else ("$out0",), strict=False)
@@ -591,7 +594,7 @@ class _Step:
 
     def equation(self) -> str:
         """What it computes."""
-        return self._ends("") + self._gates()
+        return self._ends("")
 
     def moved(self, argument: str) -> str:
         """How the outputs change with one argument, as a direction (a dot)."""
@@ -601,7 +604,7 @@ class _Step:
             for letters, names in sides.items()
             for letter in letters
         ]
-        return self._ends(r"\dot") + self._plain(FORMULAS[self.mode].moved) + _after(dots) + self._gates()
+        return self._ends(r"\dot") + self._plain(FORMULAS[self.mode].moved) + _after(dots)
 
     def back(self, argument: str) -> str:
         """The gradient of one argument."""
@@ -614,7 +617,7 @@ class _Step:
             self.state: _latex(cell.to_c or cell.to_h).replace("_t", ""),
         }[argument]
         bars = [r"\bar{h} = $g0", *([r"\bar{w} = $g1"] if self.mode == LSTM else [])]
-        return rf"$grad = {total}" + _after(bars) + self._plain(cell.back) + self._gates()
+        return rf"$grad = {total}" + _after(bars) + self._plain(cell.back)
 
 
 def _fused_cell(
@@ -630,6 +633,7 @@ def _fused_cell(
     return rule(
         node,
         equation=lambda op: _Step(op, mode, state[0]).equation(),
+        where=lambda op: _Step(op, mode, state[0]).where(),
         wrt={
             "input_gates": wrt("input_gates", lambda op, g: back(op, g).input_gates),
             "hidden_gates": wrt("hidden_gates", lambda op, g: back(op, g).hidden_gates),
@@ -663,7 +667,7 @@ PACKED = (
     "{$g}_{m_t + n, k}"  # step t has the N_t sequences that are long enough, longest first; m_t elements lie before
 )
 TAKEN = (
-    r" \qquad (0 \le n < N_t), \quad N_t = \sum_s [{$lengths}_s > t], "
+    r"0 \le n < N_t, \quad N_t = \sum_s [{$lengths}_s > t], "
     r"\quad m_t = \sum_s \min({$lengths}_s, t)"
 )
 
@@ -674,12 +678,13 @@ def _padded(op: Any, name: str) -> str:
 
 pack_padded_sequence = rule(
     "PackPaddedSequenceBackward0",
-    equation=lambda op: f"{PACKED.replace('$g', '$out')} = {_padded(op, 'input')}{TAKEN}",
+    equation=lambda op: f"{PACKED.replace('$g', '$out')} = {_padded(op, 'input')}",
+    where=TAKEN,
     wrt={
         "input": Wrt(
             _unpack,
-            lambda op: derivative(PACKED.replace("$g", "$out"), _padded(op, "input"), "1") + TAKEN,
-            lambda op: rf"{_padded(op, 'grad')} = [n < N_t] \, {PACKED}, \quad $g \text{{ is 0 outside}}{TAKEN}",
+            lambda op: derivative(PACKED.replace("$g", "$out"), _padded(op, "input"), "1"),
+            lambda op: rf"{_padded(op, 'grad')} = [n < N_t] \, {PACKED}, \quad $g \text{{ is 0 outside}}",
             "each output element is a copy of one input element",
         )
     },

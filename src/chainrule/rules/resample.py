@@ -82,9 +82,8 @@ class Maps:
 
     def where(self) -> str:
         """The definitions of the maps."""
-        return "".join(
-            rf", \quad {m}_{{{i}{u}}} = {each}" for m, i, u, each in zip(MAPS, *self.over, self.weights, strict=False)
-        )
+        named = zip(MAPS, *self.over, self.weights, strict=False)
+        return r", \quad ".join(f"{m}_{{{i}{u}}} = {each}" for m, i, u, each in named)
 
     def out(self, name: str) -> str:
         """An element on the output's side."""
@@ -96,17 +95,11 @@ class Maps:
 
     def forward(self, target: str, source: str) -> str:
         """An output element, summed over input places."""
-        return (
-            rf"{self.out(target)} = \sum_{{{','.join(self.over[1])}}} {self.product()} \, {self.into(source)}"
-            + self.where()
-        )
+        return rf"{self.out(target)} = \sum_{{{','.join(self.over[1])}}} {self.product()} \, {self.into(source)}"
 
     def back(self, target: str, source: str) -> str:
         """An element on the input's side, summed over output places."""
-        return (
-            rf"{self.into(target)} = \sum_{{{','.join(self.over[0])}}} {self.product()} \, {self.out(source)}"
-            + self.where()
-        )
+        return rf"{self.into(target)} = \sum_{{{','.join(self.over[0])}}} {self.product()} \, {self.out(source)}"
 
 
 def through(tables: list[Taps], t: Tensor, way: Callable[[Taps, Tensor, int], Tensor]) -> Tensor:
@@ -124,7 +117,6 @@ def along_axes(
     weights: Weights,
     samples: Callable[[], Iterable[Sample]],
     source: str,
-    equation: Callable[[Any], str] | None = None,
     zeros: str = "an output element is made of a few input elements near its place, in its own channel",
     **more: Any,
 ) -> Rule:
@@ -158,12 +150,11 @@ def along_axes(
         *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
         name=f"{name}_backward",
         equation=lambda op: maps(op).back("out", "grad_output"),
+        where=lambda op: maps(op).where(),
         wrt={
             "grad_output": Wrt(
                 lambda op, g: through(tables(op), g, Taps.forward),
-                lambda op: (
-                    derivative(maps(op).into("out"), maps(op).out("grad_output"), maps(op).product()) + maps(op).where()
-                ),
+                lambda op: derivative(maps(op).into("out"), maps(op).out("grad_output"), maps(op).product()),
                 lambda op: maps(op).forward("grad", "g"),
                 zeros,
             ),
@@ -177,13 +168,12 @@ def along_axes(
     return rule(
         *nodes,
         name=name,
-        equation=equation or (lambda op: maps(op).forward("out", "self")),
+        equation=lambda op: maps(op).forward("out", "self"),
+        where=lambda op: maps(op).where(),
         wrt={
             "self": Wrt(
                 lambda op, g: through(tables(op), g, Taps.back),
-                lambda op: (
-                    derivative(maps(op).out("out"), maps(op).into("self"), maps(op).product()) + maps(op).where()
-                ),
+                lambda op: derivative(maps(op).out("out"), maps(op).into("self"), maps(op).product()),
                 lambda op: maps(op).back("grad", "g"),
                 zeros,
                 factor,
@@ -698,19 +688,18 @@ class _Sampler:
             text += rf" \, (-1)^{{\lfloor |{p} - ({low})| / {span} \rfloor}} \, (1 - 2 \, [{p} < {low}])"
         return text if self.op.padding_mode == ZEROS else text + rf" \, [0 < {moved} < {size - 1}]"
 
-    def where(self, moved: bool = False) -> str:
-        """The definitions: the points, the weights, the filter, and where `moved` their derivatives."""
+    def where(self) -> str:
+        """The definitions: the points, the weights, the filter, and their derivatives by the grid's numbers."""
         axes = range(self.axes)
         parts = [f"{'pqr'[axis]}_{{{self.point}}} = {self.coordinate(axis)}" for axis in axes]
         parts += [f"{MAPS[axis]}_{{{self.point}{INSIDE[axis]}}} = {self.weight(axis)}" for axis in axes]
         mode = self.op.interpolation_mode
         if mode != NEAREST:
             parts.append(r"\lambda(t) = " + LAMBDA["linear" if mode == BILINEAR else "cubic"])
-        if moved:
-            parts += [f"{MAPS[axis]}'_{{{self.point}{INSIDE[axis]}}} = {self.slope(axis)}" for axis in axes]
-            if mode != NEAREST:
-                parts.append(r"\lambda'(t) = " + SLOPES[mode])
-        return "".join(rf", \quad {part}" for part in parts)
+        parts += [f"{MAPS[axis]}'_{{{self.point}{INSIDE[axis]}}} = {self.slope(axis)}" for axis in axes]
+        if mode != NEAREST:
+            parts.append(r"\lambda'(t) = " + SLOPES[mode])
+        return r", \quad ".join(parts)
 
     def product(self, moved: int | None = None) -> str:
         """The weight of an input place; its derivative along one axis."""
@@ -729,16 +718,16 @@ class _Sampler:
 
     def equation(self) -> str:
         """What a sampled point is made of."""
-        return f"{self.out('out')} = {self.sampled()}{self.where()}"
+        return f"{self.out('out')} = {self.sampled()}"
 
     def by_input(self) -> str:
         """The derivative by an input element."""
-        return derivative(self.out("out"), at("input", "nc" + INSIDE[: self.axes]), self.product()) + self.where()
+        return derivative(self.out("out"), at("input", "nc" + INSIDE[: self.axes]), self.product())
 
     def back(self) -> str:
         """The input's gradient."""
         sums = rf"\sum_{{{','.join(PLACES[: self.axes])}}}"
-        return rf"{at('grad', 'nc' + INSIDE[: self.axes])} = {sums} {self.product()} \, {self.out('g')}{self.where()}"
+        return rf"{at('grad', 'nc' + INSIDE[: self.axes])} = {sums} {self.product()} \, {self.out('g')}"
 
     def by_grid(self) -> str:
         """The derivative by each number of a point."""
@@ -747,7 +736,7 @@ class _Sampler:
             derivative(self.out("out"), at("grid", f"{self.point}{self.axes - 1 - axis}"), self.sampled(axis))
             for axis in axes
         ]
-        return r", \quad ".join(parts) + self.where(True)
+        return r", \quad ".join(parts)
 
     def back_to_grid(self) -> str:
         """The grid's gradient."""
@@ -755,7 +744,7 @@ class _Sampler:
             rf"{at('grad', f'{self.point}{self.axes - 1 - axis}')} = \sum_{{c}} {self.out('g')} \, {self.sampled(axis)}"
             for axis in range(self.axes)
         ]
-        return r", \quad ".join(parts) + self.where(True)
+        return r", \quad ".join(parts)
 
 
 SLOPES = {  # at a whole number, that of the cell to the right
@@ -798,6 +787,7 @@ grid_sampler = rule(
     "GridSampler3DBackward0",
     name="grid_sampler",
     equation=lambda op: _Sampler(op).equation(),
+    where=lambda op: _Sampler(op).where(),
     wrt={
         "input": Wrt(
             _sampled_input,
@@ -838,43 +828,41 @@ def _base_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex=fraction(value)) if n == m and row == own else None
 
 
-def _affine_formula(total: bool, target: str) -> Callable[[Any], str]:
-    """Each place's coordinates, by the columns of theta: p for the last axis, q for the one before, and 1."""
+def _coordinates(op: Any) -> tuple[str, list[str], str]:
+    """The letters of a place; its coordinates p, q and 1, by the columns of theta; and their definitions."""
+    sizes = list(op.size[2:])
+    letters = PLACES[: len(sizes)]
+    axes = list(zip("pqr", reversed(letters), reversed(sizes), strict=False))
+    line = r"\frac{{2 \, {0}}}{{{2}}} - 1" if op.align_corners else r"\frac{{2 \, {0} + 1}}{{{1}}} - 1"
+    where = (f"{name}_{letter} = {line.format(letter, size, max(size - 1, 1))}" for name, letter, size in axes)
+    return letters, [*(f"{name}_{letter}" for name, letter, _ in axes), "1"], r", \quad ".join(where)
+
+
+def _affine(form: str) -> Callable[[Any], str]:
+    """A formula with a term for each column of theta."""
 
     def formula(op: Any) -> str:
-        sizes = list(op.size[2:])
-        letters = PLACES[: len(sizes)]
-        axes = list(zip("pqr", reversed(letters), reversed(sizes), strict=False))
-        base = [*(f"{name}_{letter}" for name, letter, _ in axes), "1"]
-        line = r"\frac{{2 \, {0}}}{{{2}}} - 1" if op.align_corners else r"\frac{{2 \, {0} + 1}}{{{1}}} - 1"
-        where = "".join(
-            rf", \quad {name}_{letter} = {line.format(letter, size, max(size - 1, 1))}" for name, letter, size in axes
-        )
-        place, columns = f"n{letters}l", [at(target, f"nl{k}") for k in range(len(base))]
-        if total:
-            return (
-                rf"{at('out', place)} = "
-                + " + ".join(rf"{c} \, {b}" for c, b in zip(columns, base, strict=True))
-                + where
-            )
-        if target == "theta":
-            parts = [derivative(at("out", place), c, b) for c, b in zip(columns, base, strict=True)]
-        else:
-            sums = rf"\sum_{{{','.join(letters)}}} {at('g', place)}"
-            parts = [rf"{c} = {sums} \, {b}" for c, b in zip(columns, base, strict=True)]
-        return r", \quad ".join(parts) + where
+        letters, base, _ = _coordinates(op)
+        place, sums = f"n{letters}l", rf"\sum_{{{','.join(letters)}}}"
+        columns = [(at("grad" if "sum" in form else "theta", f"nl{k}"), b) for k, b in enumerate(base)]
+        if form == "equation":
+            return f"{at('out', place)} = " + " + ".join(rf"{column} \, {b}" for column, b in columns)
+        if form == "local":
+            return r", \quad ".join(derivative(at("out", place), column, b) for column, b in columns)
+        return r", \quad ".join(rf"{column} = {sums} {at('g', place)} \, {b}" for column, b in columns)
 
     return formula
 
 
 affine_grid = rule(
     "AffineGridGeneratorBackward0",
-    equation=_affine_formula(True, "theta"),
+    equation=_affine("equation"),
+    where=lambda op: _coordinates(op)[2],
     wrt={
         "theta": Wrt(
             lambda op, g: torch.einsum("npj,pk->njk", g.flatten(1, -2), _base_grid(op).flatten(0, -2)),
-            _affine_formula(False, "theta"),
-            _affine_formula(False, "grad"),
+            _affine("local"),
+            _affine("sums"),
             "each sample has its own matrix, and each coordinate its own row",
             _base_factor,
         )

@@ -66,6 +66,8 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
 def _equation(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[Block]:
     """The forward equation in symbols, and with the numbers of small operands put in."""
     yield Equation(rule.latex(rule.equation, op, symbols))
+    if where := rule.latex(rule.where, op, symbols):
+        yield Equation(where, "where")
     numbers = put_in(rule, rule.equation, op, {})
     if numbers is not None:
         yield Equation(rule.latex(numbers, op, {k: v for k, v in symbols.items() if k.startswith("out")}), "numbers")
