@@ -1393,7 +1393,7 @@ def _spelled(name: str) -> str:
     found = tokens(name)
     text = "".join(found)
     text = text.removeprefix("{").removesuffix("}") if text.startswith("{") else text
-    return re.sub(r"(?<!\\)_([a-zA-Z0-9])$", r"_{\1}", text)
+    return re.sub(r"(?<!\\)_(\\[a-zA-Z]+|[a-zA-Z0-9])$", r"_{\1}", text)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -326,7 +326,7 @@ def wrong_differential(use: Use, argument: str) -> str:
         direction = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
         into = use.called(argument, item)
         moved[rf"\dot{{{into}}}"] = direction
-        for slot, out in enumerate(outs):
+        for slot in range(len(outs)):
             plain, conjugate = wirtinger(outs, slot, leaf)
             if leaf.is_complex() and not out.is_complex():  # autograd has the conjugate of twice the derivative
                 plain, conjugate = plain.conj() / 2, plain / 2

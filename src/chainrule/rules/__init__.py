@@ -143,9 +143,9 @@ class Rule:
     """One operation (or one family of overloads of it), all in one block.
 
     `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
-    several nodes that it tells as one (`linear`). `where` defines the names that its formulas share. `wrt` maps argument
-    names to their derivatives; `constants` says for the other tensor arguments why there is none. `source` cites the
-    formula. `remark` is what a reader should know.
+    several nodes that it tells as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
+    argument names to their derivatives; `constants` says for the other tensor arguments why there is none. `source`
+    cites the formula. `remark` is what a reader should know.
     """
 
     name: str

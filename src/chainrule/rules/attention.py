@@ -108,7 +108,7 @@ class Formulas:
     @property
     def heads(self) -> str:
         """The letters of the axes before queries and features."""
-        return "abch"[6 - self.op.query.dim() :]
+        return "facbh"[7 - self.op.query.dim() :]
 
     @property
     def shared(self) -> int:

@@ -197,10 +197,8 @@ class Normalised:
         within = rf"[{self.limit.replace('= a', '= ' + self.place[-1])}] \, " if self.limit else ""
         mean = "1 + " if self.centred else ""
         inner = rf"{same} - \frac{{1}}{{{self.count}}} {within}({mean}{self.hat(self.own)} \, {self.hat(self.other)})"
-        local = derivative(
-            at("out", self.own), at("input", self.other), rf"{self.gain()}{slope} \, \left({inner}\right)"
-        )
-        return local
+        value = rf"{self.gain()}{slope} \, \left({inner}\right)"
+        return derivative(at("out", self.own), at("input", self.other), value)
 
     def back(self, more: str = "") -> str:
         """The upstream gradient without its own mean and without its part along x_hat."""
@@ -534,7 +532,7 @@ def _channel_groups(op: Any) -> Pattern | None:
 native_group_norm = rule(
     "NativeGroupNormBackward0",
     equation=lambda op: (
-        rf"{_group(op).equation()}, \quad {{$out1}}_{{n,a}} = \mu_{{n,a}}, \quad {{$out2}}_{{n,a}} = \frac{{1}}{{\sigma_{{n,a}}}}"
+        _group(op).equation() + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
     ),
     where=lambda op: _group(op).where(),
     wrt={
@@ -605,7 +603,7 @@ def _weight_norm_formula(kind: str) -> Callable[[Any], str]:
         where = rf"{nu} = \sqrt{{\sum_{{{over}}} {at('v', other)}^2}}"
         v, w, unit = at("v", own), at("v", other), rf"\frac{{{gain}}}{{{nu}}}"
         same = r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b)
-        text = {
+        return {
             "equation": rf"{at('out', own)} = {unit} \, {v}",
             "by v": derivative(at("out", own), w, rf"{unit} \, \left({same} - \frac{{{v} \, {w}}}{{({nu})^2}}\right)"),
             "back to v": rf"{at('grad', own)} = {unit} \, \left({at('g', own)} - \frac{{{v}}}{{({nu})^2}} \, "
@@ -615,7 +613,6 @@ def _weight_norm_formula(kind: str) -> Callable[[Any], str]:
             rf"\frac{{{v}}}{{{nu}}} \, {at('g', own)}",
             "where": where,
         }[kind]
-        return text
 
     return formula
 

@@ -95,7 +95,7 @@ def _kernel_bounds(axes: int) -> Bounds:
     """Where each window begins and ends along each axis, in LaTeX (`2 i - 1`, `2 i + 1`), and what else limits it."""
 
     def bounds(op: Any) -> list[tuple[str, str, str]]:
-        found = []
+        found: list[str] = []
         for i, u, (kernel, stride, padding, dilation) in zip(PLACES, INSIDE, _settings(op, axes), strict=False):
             start = i if stride == 1 else rf"{stride} \, {i}"
             first, end = _moved(start, -padding), _moved(start, (kernel - 1) * dilation + 1 - padding)
@@ -144,7 +144,7 @@ def _mean_weights(bounds: Bounds, axes: int) -> Callable[[Any], list[str]]:
     """In LaTeX: one over the number of places in the window, for each of them."""
 
     def weights(op: Any) -> list[str]:
-        found = []
+        found: list[str] = []
         for u, (first, end, _), (size, _) in zip(INSIDE, bounds(op), _sizes(op, axes), strict=False):
             inside, count = rf"[{first} \le {u} < {end}]", rf"{end} - {first}"
             if "kernel_size" in op.arguments:

@@ -296,7 +296,7 @@ class CellFormulas:
 
 
 def _latex(short: str) -> str:
-    """LaTeX of formulas in short: `z` is z_t, `.z` its direction, `~z` its gradient, `z[0/4]` the first of four parts."""
+    """LaTeX of formulas in short: `z` is z_t, `.z` its direction, `~z` its gradient, `z[0/4]` its first quarter."""
 
     def letter(found: re.Match[str]) -> str:
         mark, name, place, count = found.groups()
@@ -321,7 +321,8 @@ FORMULAS = {
         to_c="f * ~c",
     ),
     3: CellFormulas(
-        "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); h = (1 - z) * n + z * u",
+        "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); "
+        "h = (1 - z) * n + z * u",
         ".r = r * (1 - r) * (.a[0/3] + .d[0/3]); .z = z * (1 - z) * (.a[1/3] + .d[1/3]); "
         ".n = (1 - n * n) * (.a[2/3] + .r * d[2/3] + r * .d[2/3]); .h = (1 - z) * .n + .z * (u - n) + z * .u",
         "~n = ~h * (1 - z) * (1 - n * n); ~z = ~h * (u - n) * z * (1 - z); ~r = ~n * d[2/3] * r * (1 - r); "

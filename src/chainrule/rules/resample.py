@@ -333,7 +333,8 @@ def _filter_weights(kind: str) -> Weights:
             return rf"\lambda({clipped(centre, size)} - {u})"
         if kind == "cubic":
             return _four_places(centre, clipped(rf"\lfloor {centre} \rfloor + m", size), u)
-        near = [rf"\lambda(({place} - ({centre})) / {stretch})" for place in (u, "m")]
+        by = "" if stretch == "1" else f" / {stretch}"
+        near = [rf"\lambda(({place} - ({centre})){by})" for place in (u, "m")]
         return rf"\frac{{{near[0]}}}{{\sum_{{m=0}}^{{{size - 1}}} {near[1]}}}"
 
     def weights(op: Any) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Wrt, at, derivative, rule, sample
+from chainrule.rules import Wrt, at, derivative, number, rule, sample
 from chainrule.rules.linear import prefix, randn
 
 
@@ -50,12 +50,11 @@ PLACES = "only the elements that are stored have a gradient"
 
 def _product(where: str, mat1: Wrt, mat2: Wrt) -> dict[str, Wrt]:
     """beta self + alpha mat1 mat2; `where` is a factor that is 0 at the places that do not count."""
-    bare = where or "1"
     return {
         "self": Wrt(
             lambda op, g: dense(g) * op.beta * (stored(op.self) if where else 1),
-            lambda op: prefix(op.beta) + bare,
-            lambda op: prefix(op.beta) + (rf"{where} \odot $g" if where else "$g"),
+            lambda op: prefix(op.beta) + where if where else number(op.beta),
+            lambda op: "0" if op.beta == 0 else prefix(op.beta) + (rf"{where} \odot $g" if where else "$g"),
         ),
         "mat1": mat1,
         "mat2": mat2,
