@@ -45,7 +45,7 @@ NOT_EVALUATED: dict[str, str] = {
 }
 
 
-# Outputs that are defined up to a phase: PyTorch refuses a derivative that depends on it.
+# Outputs that are defined up to a phase: PyTorch refuses a derivative that depends on it, so theirs are not compared.
 PHASES = {"linalg_eig": {1}}
 
 # Formulas of single samples that are not evaluated, as (rule, note of the sample), and the formula ("" for all):
@@ -328,7 +328,7 @@ def wrong_differential(use: Use, argument: str) -> str:
         moved[rf"\dot{{{into}}}"] = direction
         for slot in range(len(outs)):
             plain, conjugate = wirtinger(outs, slot, leaf)
-            if leaf.is_complex() and not out.is_complex():  # autograd has the conjugate of twice the derivative
+            if leaf.is_complex() and not outs[slot].is_complex():  # autograd has the conjugate of twice the derivative
                 plain, conjugate = plain.conj() / 2, plain / 2
             change = torch.tensordot(plain, direction.to(plain.dtype), leaf.dim())
             if conjugate.dim():

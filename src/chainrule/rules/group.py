@@ -229,7 +229,8 @@ def _told(op: Any, text: str, argument: str, onto: bool) -> str:
     axis = op.arguments.get("dim", op.arguments.get("axis", 0))
     if op.out.dim():
         members = op.arguments[argument].shape[axis]
-        given += [*ranges(letters(op.out), op.out.shape).values(), *ranges("vub", [members] * 3).values()]
+        used = [each for each in "vub" if re.search(rf"\b{each}\b", text + "".join(given))]
+        given += ranges([*letters(op.out), *used], [*op.out.shape, *[members] * len(used)]).values()
     return text + stated(given)
 
 

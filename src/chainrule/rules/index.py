@@ -243,7 +243,8 @@ def writes(
 
     def self_product(op: Any) -> str:
         own, stays, given = staying(op)
-        return rf"{element('grad', own)} = {element('g', own)} \, {stays}{given}"
+        factor = "" if stays == "1" else rf" \, {stays}"
+        return f"{element('grad', own)} = {element('g', own)}{factor}{given}"
 
     def source_local(op: Any) -> str:
         if mask := masked(op):
@@ -463,7 +464,11 @@ embedding = rule(
             _embedding_formula(
                 lambda k, j, rate, given: (
                     f"{{$grad}}_{{u, {j}}} = "
-                    + total(k.split(", ")[:-1], [f"{_word(k)} = u"], rf"{{$g}}_{{{k}{j}}} \, {rate}")
+                    + total(
+                        k.split(", ")[:-1],
+                        [f"{_word(k)} = u"],
+                        f"{{$g}}_{{{k}{j}}}" + (rf" \, {rate}" if rate != "1" else ""),
+                    )
                     + given
                 )
             ),
@@ -579,7 +584,7 @@ embedding_bag = rule(
                 derivative("{$out}_{i, j}", "{$weight}_{w, j}", LARGEST),
             ),
             _by_mode(
-                r"{$grad}_{w, j} = \sum_{i} \sum_{u: HERE, {$indices}_{u} = w} {$g}_{i, j} \, SLOPE",
+                r"{$grad}_{w, j} = \sum_{i} \sum_{u: HERE, {$indices}_{u} = w} SLOPE \, {$g}_{i, j}",
                 rf"{{$grad}}_{{w, j}} = \sum_{{i}} {{$g}}_{{i, j}} \, {LARGEST}",
             ),
             "a bag depends on the rows of its own words alone",

@@ -440,7 +440,7 @@ def _least(text: str, residual: Callable[[Any], str]) -> Callable[[Any], str]:
         claims = "=" in more
         sign = "" if claims or more.startswith("-") else " + "
         joined = [first, more] if claims else [first + sign + more]
-        return r", \quad ".join([*joined, *rest, r"R = $self \, $out0 - $b"])
+        return r", \quad ".join([*joined, *rest, r"R = $self \, $out0 - $b", rf"0 \le i < {op.self.shape[-2]}"])
 
     return filled
 
@@ -475,6 +475,7 @@ lstsq = rule(
     samples=lambda: [
         sample(torch.linalg.lstsq, square(), randn(3, 2)),
         sample(torch.linalg.lstsq, randn(4, 2), randn(4, 1), note="more equations than unknowns"),
+        sample(torch.linalg.lstsq, randn(4, 2), randn(4, 3), driver="gels", note="with residuals"),
         sample(torch.linalg.lstsq, randn(2, 2, 3), randn(2, 2, 1), note="fewer equations, batch"),
     ],
     source="derivatives.yaml: linalg_lstsq; the pseudo-inverse times the right side",

@@ -601,14 +601,14 @@ def _from_pixels(at: list[str], r: int) -> list[str]:
     *batch, c, h, w = at
     return [
         *batch,
-        rf"{r * r} {c} + {r} ({h} \bmod {r}) + {w} \bmod {r}",
+        rf"{affine(c, r * r)} + {r} ({h} \bmod {r}) + {w} \bmod {r}",
         *(rf"\lfloor {p} / {r} \rfloor" for p in (h, w)),
     ]
 
 
 def _from_channels(at: list[str], r: int) -> list[str]:
     *batch, c, h, w = at
-    high, wide = rf"{r} {h} + \lfloor {c} / {r} \rfloor \bmod {r}", rf"{r} {w} + {c} \bmod {r}"
+    high, wide = rf"{affine(h, r)} + \lfloor {c} / {r} \rfloor \bmod {r}", rf"{affine(w, r)} + {c} \bmod {r}"
     return [*batch, rf"\lfloor {c} / {r * r} \rfloor", high, wide]
 
 
