@@ -170,7 +170,10 @@ def labels(t: Tensor) -> Tensor:
 
 def _origins(move: Move, op: Any) -> Tensor:
     """For each output element the label of the input element that it is a copy of; 0 for a constant."""
-    return move(op, labels(op.self).double()).long()  # as floating point, since not every operation takes integers
+    try:
+        return move(op, labels(op.self))
+    except RuntimeError:  # not every operation takes integers
+        return move(op, labels(op.self).double()).long()
 
 
 _found: WeakKeyDictionary[Applied, Tensor] = WeakKeyDictionary()  # a reader asks for many entries of one Jacobian
