@@ -100,60 +100,50 @@ def _mask(op: Any, g: Tensor) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Formulas:
+class _Formulas:
     """The formulas of one call, for each sample b and head h: query i, key j, features d of the key, e of the value."""
 
     op: Any
 
     @property
     def heads(self) -> str:
-        """The letters of the axes before queries and features."""
         return "facbh"[7 - self.op.query.dim() :]
 
     @property
     def shared(self) -> int:
-        """How many query heads a key head serves."""
         op = self.op
         return int(op.query.shape[-3] // op.key.shape[-3]) if op.key.dim() >= 3 and op.key.shape[-3] else 1
 
     @property
     def key_heads(self) -> list[str]:
-        """The place of the key head that serves head h."""
         return [rf"\lfloor h / {self.shared} \rfloor" if h == "h" and self.shared > 1 else h for h in self.heads]
 
     @property
     def mask_name(self) -> str:
-        """What the schema calls the mask."""
         return "attn_mask" if "attn_mask" in self.op.arguments else "attn_bias"
 
     def query(self, name: str, more: str = "") -> str:
-        """The rows of one head, or one element, on the queries' side."""
         return at(name, [*self.heads, *more])
 
     def key(self, name: str, more: str = "") -> str:
-        """The same on the keys' side."""
         return at(name, [*self.key_heads, *more])
 
     def mask(self, more: str = "") -> str:
-        """What the mask has for this head; an axis of size 1 is met at 0."""
         letters = [*self.heads, *"ij"][self.op.query.dim() - mask_of(self.op).dim() :]  # type: ignore[union-attr]
         shape = mask_of(self.op).shape  # type: ignore[union-attr]
         places = ["0" if size == 1 else letter for letter, size in zip(letters, shape, strict=True)]
         return at(self.mask_name, places if more else places[: max(len(places) - 2, 0)])
 
     def own(self, symbol: str, more: str = "") -> str:
-        """A matrix of this head, such as P."""
         return at("x", [*self.heads, *more]).replace("$x", symbol)
 
     def scaled(self, latex: str) -> str:
-        """Times the scale of the scores."""
         scale = self.op.arguments.get("scale")
         if scale is None:
             return rf"\frac{{1}}{{\sqrt{{{self.op.query.shape[-1]}}}}} \, {latex}"
         return rf"{number(float(scale))} \, {latex}"
 
     def where(self) -> str:
-        """The definitions of the weights and of the scores."""
         mask, scores = mask_of(self.op), self.scaled(rf"{self.query('query')} \, {self.key('key')}^{{T}}")
         if mask is not None and mask.dtype == torch.bool:
             scores = rf"\begin{{cases}} {scores} & {self.mask()} \\ -\infty & \text{{otherwise}} \end{{cases}}"
@@ -165,40 +155,32 @@ class Formulas:
         return rf"{self.own('P')} = {weights}, \quad {self.own('S')} = {scores}"
 
     def equation(self) -> str:
-        """The output: weighted rows of the value."""
         return rf"{self.query('out')} = {self.own('P')} \, {self.key('value')}"
 
     def through_scores(self, argument: str, by: str, inner: str) -> str:
-        """The derivative by what the scores are made of: through the softmax of each row."""
         turned = f"({self.key('value', 'je')} - {self.query('out', 'ie')})"
         weight = self.own("P", "ij")
         value = rf"{weight} \, {turned}{inner}" if argument != "query" else rf"\sum_j {weight} \, {turned}{inner}"
         return derivative(self.query("out", "ie"), by, value if argument == self.mask_name else self.scaled(value))
 
     def by_query(self) -> str:
-        """Through all scores of its row."""
         return self.through_scores("query", self.query("query", "id"), rf" \, {self.key('key', 'jd')}")
 
     def by_key(self) -> str:
-        """Through its score in each row."""
         return self.through_scores("key", self.key("key", "jd"), rf" \, {self.query('query', 'id')}")
 
     def by_value(self) -> str:
-        """The weights."""
         return derivative(self.query("out", "ie"), self.key("value", "je"), self.own("P", "ij"))
 
     def by_mask(self) -> str:
-        """Through the score to which it was added."""
         return self.through_scores(self.mask_name, self.mask("ij"), "")
 
     def scores_back(self) -> str:
-        """The definitions of the gradients of the scores and the weights."""
         s, p, p_bar = self.own(r"\bar{S}"), self.own("P"), self.own(r"\bar{P}")
         row = rf"\left({p_bar} - \operatorname{{rowsum}}({p_bar} \odot {p})\right)"
         return rf", \quad {s} = {p} \odot {row}, \quad {p_bar} = {self.query('g')} \, {self.key('value')}^{{T}}"
 
     def back_to_query(self) -> str:
-        """From the scores, by the keys."""
         return (
             f"{self.query('grad')} = "
             + self.scaled(rf"{self.own(chr(92) + 'bar{S}')} \, {self.key('key')}")
@@ -206,7 +188,6 @@ class Formulas:
         )
 
     def summed(self, argument: str, symbol: str, other: str, scaled: bool, definitions: str) -> str:
-        """The gradient of key or value: over the queries, and over the heads that it serves."""
         served = [rf"{self.shared} \, h + m" if h == "h" and self.shared > 1 else h for h in self.heads]
         left, right = (at(name, served).replace("$x", symbol) for name in ("x", other))
         total = rf"{left}^{{T}} \, {right}"
@@ -214,15 +195,12 @@ class Formulas:
         return f"{at('grad', self.heads)} = {self.scaled(total) if scaled else total}{definitions}"
 
     def back_to_key(self) -> str:
-        """From the scores, by the queries."""
         return self.summed("key", r"\bar{S}", "query", True, self.scores_back())
 
     def back_to_value(self) -> str:
-        """By the weights."""
         return self.summed("value", "P", "g", False, "")
 
     def back_to_mask(self) -> str:
-        """The gradient of the scores, summed where the mask was broadcast."""
         sizes = dict(zip([*self.heads, "i", "j"], [*self.op.query.shape[:-1], self.op.key.shape[-2]], strict=True))
         target = self.mask("ij").replace(f"${self.mask_name}", "$grad")
         over = [letter for letter in sizes if letter not in target.split("_")[-1]]
@@ -258,24 +236,28 @@ def _pattern(argument: str) -> Callable[[Any], Pattern | None]:
 QUERY_KEY_VALUE = {
     "query": Wrt(
         _query,
-        lambda op: Formulas(op).by_query(),
-        lambda op: Formulas(op).back_to_query(),
+        lambda op: _Formulas(op).by_query(),
+        lambda op: _Formulas(op).back_to_query(),
         OWN_HEAD,
         pattern=_pattern("query"),
     ),
     "key": Wrt(
-        _key, lambda op: Formulas(op).by_key(), lambda op: Formulas(op).back_to_key(), OWN_HEAD, pattern=_pattern("key")
+        _key,
+        lambda op: _Formulas(op).by_key(),
+        lambda op: _Formulas(op).back_to_key(),
+        OWN_HEAD,
+        pattern=_pattern("key"),
     ),
     "value": Wrt(
         _value,
-        lambda op: Formulas(op).by_value(),
-        lambda op: Formulas(op).back_to_value(),
+        lambda op: _Formulas(op).by_value(),
+        lambda op: _Formulas(op).back_to_value(),
         OWN_HEAD,
         _value_factor,
         _pattern("value"),
     ),
 }
-ADDED_TO_SCORES = Wrt(_mask, lambda op: Formulas(op).by_mask(), lambda op: Formulas(op).back_to_mask(), OWN_HEAD)
+ADDED_TO_SCORES = Wrt(_mask, lambda op: _Formulas(op).by_mask(), lambda op: _Formulas(op).back_to_mask(), OWN_HEAD)
 
 
 def _no_dropout(op: Any) -> bool:
@@ -288,8 +270,8 @@ def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iter
     return rule(
         *nodes,
         name=name,
-        equation=lambda op: Formulas(op).equation(),
-        where=lambda op: Formulas(op).where(),
+        equation=lambda op: _Formulas(op).equation(),
+        where=lambda op: _Formulas(op).where(),
         wrt={**QUERY_KEY_VALUE, **({mask: ADDED_TO_SCORES} if mask else {})},
         accepts=_no_dropout,
         samples=samples,

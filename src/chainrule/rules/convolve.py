@@ -186,7 +186,7 @@ def _wide(t: Tensor) -> torch.dtype:
 
 
 def _x(op: Any) -> Tensor:
-    found: Tensor = op.arguments[Formulas(op).x]
+    found: Tensor = op.arguments[_Formulas(op).x]
     return found
 
 
@@ -206,7 +206,7 @@ def _bias(op: Any, g: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Formulas:
+class _Formulas:
     """The formulas of a convolution: sample n, input channel c, output channel o, place (i, j), kernel element (u, v).
 
     Place i of the `slow` side meets place s i + d u - pad of the `fast` one. The slow side of a convolution is its
@@ -217,41 +217,33 @@ class Formulas:
 
     @property
     def setting(self) -> Convolution:
-        """What it is a convolution of."""
         return Convolution.of(self.op)
 
     @property
     def places(self) -> str:
-        """The letters of the places' axes."""
         return PLACES[: len(self.setting.sliding.size)]
 
     @property
     def x(self) -> str:
-        """What the schema calls the input."""
         return "input" if "input" in self.op.arguments else "self"
 
     @property
     def taps(self) -> list[str]:
-        """The letters of the kernel's axes; one of size 1 is always met at 0."""
         sizes = self.setting.sliding.size
         return ["0" if size == 1 else letter for letter, size in zip(TAPS, sizes, strict=False)]
 
     @property
     def channels(self) -> tuple[str, str]:
-        """The letters of the weight's first two axes."""
         first, second = ("c", "o") if self.setting.transposed else ("o", "c")
         return first, second if self.op.weight.shape[1] > 1 else "0"
 
     def weight(self, name: str = "weight") -> str:
-        """An element of the kernel."""
         return at(name, [*self.channels, *self.taps])
 
     def slow(self, name: str) -> str:
-        """An element of the picture whose places are counted."""
         return at(name, ["n", self.channels[0], *self.places])
 
     def fast(self, name: str) -> str:
-        """The element of the other picture that meets it."""
         first, second = self.channels
         group, rest = _share(first, self.op.weight.shape[0] // self.setting.groups), second
         if self.setting.groups > 1:
@@ -259,20 +251,16 @@ class Formulas:
         return at(name, ["n", rest, *self.setting.sliding.source(self.places, self.taps)])
 
     def of_input(self, name: str) -> str:
-        """An element on the input's side."""
         return self.slow(name) if self.setting.transposed else self.fast(name)
 
     def of_output(self, name: str) -> str:
-        """An element on the output's side."""
         return self.fast(name) if self.setting.transposed else self.slow(name)
 
     def to_slow(self, name: str, weight: str = "weight") -> str:
-        """What an element of the slow side is made of."""
         ranges = zip([self.channels[1], *self.taps], self.op.weight.shape[1:], strict=True)
         return f"{_sums(ranges)}{self.weight(weight)} \\, {self.fast(name)}"
 
     def to_fast(self, name: str, weight: str = "weight") -> str:
-        """What an element of the other side, at place (i, j), is made of."""
         first, second = ("c", "o") if self.setting.transposed else ("o", "c")
         size, width = self.op.weight.shape[0] // self.setting.groups, self.op.weight.shape[1]
         channel = first if size > 1 else "0"
@@ -284,48 +272,38 @@ class Formulas:
         return f"{sums}{at(weight, [channel, inner, *self.taps])} \\, {met}"
 
     def forward(self, name: str, weight: str = "weight") -> str:
-        """What an output element is made of."""
         return self.to_fast(name, weight) if self.setting.transposed else self.to_slow(name, weight)
 
     def equation(self) -> str:
-        """What one output element is made of, with the ranges of all sums."""
         bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
         ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
         return rf"{at('out', 'no' + self.places)} = {bias}{self.forward(self.x)} \qquad ({ranges})"
 
     def where(self) -> str:
-        """Whether an input element beyond the border, or between those that a stride leaves out, is met."""
         return self.outside(self.x, self.setting.transposed).removeprefix(r", \quad ")
 
     def outside(self, name: str, quotients: bool = False) -> str:
-        """That an element beyond the border, or between the places that a stride leaves out, is 0."""
         return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.setting.sliding.padding) else ""
 
     def back(self, target: str, name: str, weight: str = "weight") -> str:
-        """The input's gradient: through each kernel element, from the output place to which it led."""
         way = self.to_slow if self.setting.transposed else self.to_fast
         outside = self.outside(name, not self.setting.transposed)
         return f"{at(target, 'nc' + self.places)} = {way(name, weight)}{outside}"
 
     def pairs(self, target: str, x: str, g: str) -> str:
-        """A weight's gradient: the products of all that this kernel element brought together."""
         sums = rf"\sum_{{n,{','.join(self.places)}}} {self.of_output(g)} \, {self.of_input(x)}"
         return f"{self.weight(target)} = {sums}{self.outside(g) if self.setting.transposed else ''}"
 
     def upstream(self, target: str, g: str) -> str:
-        """The bias's gradient."""
         return rf"{at(target, 'o')} = \sum_{{n,{','.join(self.places)}}} {at(g, 'no' + self.places)}"
 
     def by_input(self) -> str:
-        """The derivative of an output element by an input element that it meets."""
         return derivative(self.of_output("out"), self.of_input(self.x), self.weight())
 
     def by_weight(self) -> str:
-        """The derivative of an output element by a kernel element."""
         return derivative(self.of_output("out"), self.weight(), self.of_input(self.x))
 
     def by_bias(self) -> str:
-        """The derivative of an output element by the bias of its channel."""
         return derivative(at("out", "no" + self.places), "{$bias}_{o}", "1")
 
 
@@ -363,7 +341,7 @@ def _weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     output, channel = (other, first) if setting.transposed else (first, other)
     way = setting.sliding.start if setting.transposed else setting.sliding.meeting
     met = way(tuple(place), tuple(element), x.shape[2:])
-    return Factor(Formulas(op).x, (n, channel, *met)) if met is not None and output == o else None
+    return Factor(_Formulas(op).x, (n, channel, *met)) if met is not None and output == o else None
 
 
 def _bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -386,24 +364,24 @@ def _wrt(x: str) -> dict[str, Wrt]:
     return {
         x: Wrt(
             _input,
-            lambda op: Formulas(op).by_input(),
-            lambda op: Formulas(op).back("grad", "g"),
+            lambda op: _Formulas(op).by_input(),
+            lambda op: _Formulas(op).back("grad", "g"),
             "an output element is made of the input elements under its kernel alone, in its own sample and group",
             _input_factor,
             lambda op: _meetings(op, _x(op), "sparse Toeplitz, the kernel shifted from place to place"),
         ),
         "weight": Wrt(
             _weight,
-            lambda op: Formulas(op).by_weight(),
-            lambda op: Formulas(op).pairs("grad", x, "g"),
+            lambda op: _Formulas(op).by_weight(),
+            lambda op: _Formulas(op).pairs("grad", x, "g"),
             "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
             _weight_factor,
             lambda op: _meetings(op, op.weight, "sparse, each output channel with its own weights alone"),
         ),
         "bias": Wrt(
             _bias,
-            lambda op: Formulas(op).by_bias(),
-            lambda op: Formulas(op).upstream("grad", "g"),
+            lambda op: _Formulas(op).by_bias(),
+            lambda op: _Formulas(op).upstream("grad", "g"),
             "output channel o has bias o alone added to it, at every place of every sample",
             _bias_factor,
             lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
@@ -453,8 +431,8 @@ SOURCE = (
 convolution = rule(
     "ConvolutionBackward0",
     calls=(),
-    equation=lambda op: Formulas(op).equation(),
-    where=lambda op: Formulas(op).where(),
+    equation=lambda op: _Formulas(op).equation(),
+    where=lambda op: _Formulas(op).where(),
     wrt=_wrt("input"),
     samples=_samples,
     source=SOURCE,
@@ -472,8 +450,8 @@ convolution_kernel = rule(
     "SlowConvTranspose3DBackward0",
     "MkldnnConvolutionBackward0",
     name="convolution_kernel",
-    equation=lambda op: Formulas(op).equation(),
-    where=lambda op: Formulas(op).where(),
+    equation=lambda op: _Formulas(op).equation(),
+    where=lambda op: _Formulas(op).where(),
     wrt=_wrt("self"),
     samples=lambda: [
         sample(ATEN.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
@@ -592,7 +570,7 @@ def _twice_weight(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
 
 def _by_upstream(op: Any) -> str:
     """The three gradients by the upstream one."""
-    f = Formulas(op)
+    f = _Formulas(op)
     by = f.of_output("grad_output")
     image, weight = (
         derivative(of, by, to) for of, to in ((f.of_input("out0"), f.weight()), (f.weight("out1"), f.of_input("input")))
@@ -605,7 +583,7 @@ def _by_upstream(op: Any) -> str:
 
 def _upstream_twice(op: Any) -> str:
     """What comes back to the upstream gradient: the convolution of what came to each of its gradients."""
-    f = Formulas(op)
+    f = _Formulas(op)
     total = rf"{f.forward('g0')} + {f.forward('input', 'g1')} + {{$g2}}_{{o}}"
     outside = "".join(f.outside(name, f.setting.transposed) for name in ("g0", "input"))
     return rf"{at('grad', 'no' + f.places)} = {total}{outside}"
@@ -619,26 +597,26 @@ def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
 convolution_backward = rule(
     "ConvolutionBackwardBackward0",
     equation=lambda op: (
-        Formulas(op).back("out0", "grad_output")
-        + rf", \quad {Formulas(op).pairs('out1', 'input', 'grad_output')}"
-        + rf", \quad {Formulas(op).upstream('out2', 'grad_output')}"
+        _Formulas(op).back("out0", "grad_output")
+        + rf", \quad {_Formulas(op).pairs('out1', 'input', 'grad_output')}"
+        + rf", \quad {_Formulas(op).upstream('out2', 'grad_output')}"
     ),
     wrt={
         "grad_output": Wrt(_twice_upstream, _by_upstream, _upstream_twice),
         "input": Wrt(
             _twice_input,
             lambda op: derivative(
-                Formulas(op).weight("out1"), Formulas(op).of_input("input"), Formulas(op).of_output("grad_output")
+                _Formulas(op).weight("out1"), _Formulas(op).of_input("input"), _Formulas(op).of_output("grad_output")
             ),
-            lambda op: Formulas(op).back("grad", "grad_output", "g1"),
+            lambda op: _Formulas(op).back("grad", "grad_output", "g1"),
             "the gradients of the input and the bias do not depend on the input",
         ),
         "weight": Wrt(
             _twice_weight,
             lambda op: derivative(
-                Formulas(op).of_input("out0"), Formulas(op).weight(), Formulas(op).of_output("grad_output")
+                _Formulas(op).of_input("out0"), _Formulas(op).weight(), _Formulas(op).of_output("grad_output")
             ),
-            lambda op: Formulas(op).pairs("grad", "g0", "grad_output") + Formulas(op).outside("g0"),
+            lambda op: _Formulas(op).pairs("grad", "g0", "grad_output") + _Formulas(op).outside("g0"),
             "the gradients of the weight and the bias do not depend on the weight",
         ),
     },
@@ -700,11 +678,9 @@ class _Patches:
 
     @property
     def lead(self) -> str:
-        """The letter of the sample, where there is an axis for it."""
         return "n" if self.op.out.dim() + self.op.self.dim() == 7 else ""
 
     def pair(self, picture: str, columns: str) -> tuple[str, str, str]:
-        """An element of the picture, the one of the columns that is its copy, and where they are the same."""
         shape = (self.op.self if self.picture == "self" else self.op.out).shape
         sliding, places = _patches(self.op, shape[-2:])
         (height, width), met = sliding.size, sliding.source("ij", "uv")
@@ -714,18 +690,15 @@ class _Patches:
         return at(picture, [*self.lead, "c", *met]), at(columns, [*self.lead, row, column]), ranges
 
     def local(self) -> str:
-        """1 for each pair."""
         picture, columns, ranges = self.pair(self.picture, self.columns)
         of, by = (columns, picture) if self.picture == "self" else (picture, columns)
         return derivative(of, by, "1") + ranges
 
     def cut(self, columns: str, picture: str) -> str:
-        """Columns made of a picture."""
         place, element, ranges = self.pair(picture, columns)
         return rf"{element} = {place}{ranges}, \quad ${picture} \text{{ is 0 outside}}"
 
     def laid(self, picture: str, columns: str) -> str:
-        """A picture made of columns, which add up where they overlap."""
         _, element, ranges = self.pair(picture, columns)
         met = _patches(self.op, (1, 1))[0].source("ij", "uv")
         pairs = rf"\sum_{{u,v,i,j}} [p = {met[0]}] \, [q = {met[1]}] \, {element}"

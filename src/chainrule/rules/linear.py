@@ -386,7 +386,7 @@ def _bias_product(op: Any) -> str:
 
 def _bias_features(op: Any) -> str:
     """The letters of the bias: a single number is added to all."""
-    return "o" * (op.bias.numel() == _out_features(op) and op.bias.dim() == op.weight.dim() - 1)
+    return "o" if op.bias.numel() == _out_features(op) and op.bias.dim() == op.weight.dim() - 1 == 1 else ""
 
 
 def _bias_pattern(op: Any) -> Pattern | None:

@@ -125,7 +125,7 @@ def standardise_vjp(g: Tensor, x_hat: Tensor, inverse: Tensor, dims: Index) -> T
 
 
 @dataclass(frozen=True)
-class Normalised:
+class _Normalised:
     """The formulas of y = w x_hat + b, in letters: element `own` of x, and another one, `other`, of the same group.
 
     What the elements of a group share has the index `group`, a list of letters; `place` is that of element `own`.
@@ -146,25 +146,20 @@ class Normalised:
 
     @property
     def eps(self) -> str:
-        """What is added to the variance."""
         eps = self.op.arguments.get("epsilon", self.op.arguments.get("eps"))
         return number(torch.finfo(self.op.input.dtype).eps if eps is None else float(eps))
 
     def shared(self, name: str, place: Sequence[str] | None = None) -> str:
-        """What a group shares."""
         return at("x", self.group if place is None else place).replace("$x", name)
 
     def mean(self, what: str, limit: str = "") -> str:
-        """The mean over a group."""
         limit = rf": \, {limit or self.limit}" if self.limit else ""
         return rf"\frac{{1}}{{{self.count}}} \sum_{{{','.join(self.over)}{limit}}} {what}"
 
     def hat(self, index: str) -> str:
-        """An element of x_hat."""
         return at("x", index).replace("$x", r"\hat{x}")
 
     def where(self) -> str:
-        """The definitions of x_hat, mu and sigma."""
         mu, sigma, other = self.shared(r"\mu"), self.shared(r"\sigma"), at("input", self.other)
         if self.running:
             mean, variance = "{$running_mean}_{c}", "{$running_var}_{c}"
@@ -179,16 +174,13 @@ class Normalised:
         return r", \quad ".join([*parts, rf"{sigma} = \sqrt{{{variance} + {self.eps}}}"])
 
     def gain(self) -> str:
-        """The gain as a factor, if there is one."""
         return "" if self.op.weight is None else at("weight", self.features) + r" \, "
 
     def equation(self) -> str:
-        """y = w x_hat + b."""
         shift = "" if self.op.arguments.get("bias") is None else f" + {at('bias', self.features)}"
         return f"{at('out', self.own)} = {self.gain()}{self.hat(self.own)}{shift}"
 
     def by_input(self) -> str:
-        """Each output element depends on all elements of its group, through mu and sigma."""
         slope = rf"\frac{{1}}{{{self.shared('SIGMA', self.place)}}}".replace("SIGMA", r"\sigma")
         if self.running:
             return derivative(at("out", self.own), at("input", self.own), self.gain() + slope)
@@ -201,7 +193,6 @@ class Normalised:
         return derivative(at("out", self.own), at("input", self.other), value)
 
     def back(self, more: str = "") -> str:
-        """The upstream gradient without its own mean and without its part along x_hat."""
         slope = rf"\frac{{1}}{{{self.shared('SIGMA', self.place)}}}".replace("SIGMA", r"\sigma")
         own, other = (at("g", index).replace("$g", r"\tilde{g}") for index in (self.own, self.other))
         where = rf", \quad {own} = {self.gain()}{at('g', self.own)}"
@@ -215,20 +206,16 @@ class Normalised:
         return rf"{at('grad', self.own)} = {slope} \, \left({total}\right){more}{where}"
 
     def by_weight(self) -> str:
-        """The derivative by the gain."""
         return derivative(at("out", self.own), at("weight", self.features), self.hat(self.own))
 
     def summed(self, what: str) -> str:
-        """A gradient of gain or shift: summed over all axes but theirs."""
         sums = ",".join(letter for letter in self.own if letter not in self.features)
         return rf"{at('grad', self.features)} = \sum_{{{sums}}} {at('g', self.own)}{what}"
 
     def back_to_weight(self) -> str:
-        """The gain's gradient."""
         return self.summed(rf" \, {self.hat(self.own)}")
 
     def by_bias(self) -> str:
-        """The derivative by the shift."""
         return derivative(at("out", self.own), at("bias", self.features), "1")
 
 
@@ -248,12 +235,12 @@ def _features(op: Any, operand: Any) -> Pattern | None:
     return aligned(op.out.shape, operand.shape) if real(op.out, operand) else None
 
 
-def _layer(op: Any, centred: bool = True) -> Normalised:
+def _layer(op: Any, centred: bool = True) -> _Normalised:
     """A sample's features i, j are one group."""
     count = len(op.normalized_shape)
     samples, own, other = "cdefgmn"[7 - op.input.dim() + count :], "ijkl"[:count], "pqrs"[:count]
     size = math.prod(op.normalized_shape)
-    return Normalised(op, samples + own, samples + other, other, own, samples, samples, size, centred=centred)
+    return _Normalised(op, samples + own, samples + other, other, own, samples, samples, size, centred=centred)
 
 
 def _gained(op: Any, g: Tensor) -> Tensor:
@@ -394,12 +381,12 @@ def _batch_norm(op: Any, g: Tensor) -> Tensor:
     return standardise_vjp(g, x_hat, inverse, _but_channels(g)) if _training(op) else g * inverse
 
 
-def _batch(op: Any) -> Normalised:
+def _batch(op: Any) -> _Normalised:
     """Channel c of all samples n and places i, j is one group."""
     places, others = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2]
     count = op.input.numel() // max(op.input.shape[1], 1)
     own, other, over = f"nc{places}", f"mc{others}", f"m{others}"
-    return Normalised(op, own, other, over, "c", "c", "c", count, running=not _training(op))
+    return _Normalised(op, own, other, over, "c", "c", "c", count, running=not _training(op))
 
 
 def _batch_samples() -> list[Sample]:
@@ -488,11 +475,11 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     return gradient.reshape(op.input.shape)
 
 
-def _group(op: Any) -> Normalised:
+def _group(op: Any) -> _Normalised:
     """The channels of group a of sample n, at all places, are one group."""
     places, others, size = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2], op.C // op.group
     place, limit = ["n", rf"\lfloor c / {size} \rfloor"], rf"\lfloor d / {size} \rfloor = a"
-    return Normalised(op, f"nc{places}", f"nd{others}", f"d{others}", "c", "na", place, size * op.HxW, limit)
+    return _Normalised(op, f"nc{places}", f"nd{others}", f"d{others}", "c", "na", place, size * op.HxW, limit)
 
 
 def _group_local(op: Any) -> str:

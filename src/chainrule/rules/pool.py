@@ -95,7 +95,7 @@ def _kernel_bounds(axes: int) -> Bounds:
     """Where each window begins and ends along each axis, in LaTeX (`2 i - 1`, `2 i + 1`), and what else limits it."""
 
     def bounds(op: Any) -> list[tuple[str, str, str]]:
-        found: list[str] = []
+        found = []
         for i, u, (kernel, stride, padding, dilation) in zip(PLACES, INSIDE, _settings(op, axes), strict=False):
             start = i if stride == 1 else rf"{stride} \, {i}"
             first, end = _moved(start, -padding), _moved(start, (kernel - 1) * dilation + 1 - padding)
@@ -287,28 +287,22 @@ class _Picked:
     where: str = ""
 
     def small(self, name: str) -> str:
-        """An element of what was picked."""
         return at(name, self.lead + PLACES[: self.axes])
 
     def large(self, name: str) -> str:
-        """An element of the picture."""
         return at(name, self.lead + INSIDE[: self.axes])
 
     def met(self) -> str:
-        """1 where one is a copy of the other."""
         return rf"[{_position(self.sizes)} = {self.index}]"
 
     def local(self, of: str, by: str) -> str:
-        """The derivative of one by the other."""
         return derivative(of, by, self.met())
 
     def home(self, target: str, source: str) -> str:
-        """Each element put where it was picked, zeros elsewhere."""
         sums = rf"\sum_{{{','.join(PLACES[: self.axes])}}}"
         return rf"{self.large(target)} = {sums} {self.met()} \, {self.small(source)}"
 
     def pick(self, target: str, source: str) -> str:
-        """The elements picked."""
         sums = rf"\sum_{{{','.join(INSIDE[: self.axes])}}}"
         return rf"{self.small(target)} = {sums} {self.met()} \, {self.large(source)}"
 
@@ -339,18 +333,15 @@ class _Largest:
     defined: str = ""
 
     def window(self, inside: str = INSIDE) -> str:
-        """The condition that place (u, v) is in the window of place (i, j)."""
         bounds = zip(INSIDE, inside, self.bounds(self.op), strict=False)
         return ", ".join(rf"{first} \le {u} < {end}{rest.replace(usual, u)}" for usual, u, (first, end, rest) in bounds)
 
     def equation(self) -> str:
-        """The largest element."""
         picked = self.picked()
         over = rf"{','.join(INSIDE[: self.axes])}: \, {self.window()}"
         return rf"{picked.small('out')} = \max_{{{over}}} {picked.large('self')}"
 
     def picked(self) -> _Picked:
-        """What was picked: the first place of the window whose element is the largest."""
         lead, sizes = _lead(self.op.self, self.axes), tuple(self.op.self.shape[-self.axes :])
         index = at("index", lead + PLACES[: self.axes]).replace("$index", "I")
         inside = "rst"[: self.axes]

@@ -281,7 +281,7 @@ def _layer_weight(place: int) -> Callable[[Any, Any], Tensor]:
 
 
 @dataclass(frozen=True)
-class CellFormulas:
+class _CellFormulas:
     """A cell from its gates a and d and the states u and v before the step, in short: see `_latex`.
 
     `moved` says how all of that changes with its gates and states, `back` what comes back to the gates from h and c
@@ -310,7 +310,7 @@ def _latex(short: str) -> str:
 
 
 FORMULAS = {
-    LSTM: CellFormulas(
+    LSTM: _CellFormulas(
         "z = a + d; i = sigma(z[0/4]); f = sigma(z[1/4]); g = tanh(z[2/4]); o = sigma(z[3/4]); c = f * v + i * g; "
         "h = o * tanh(c)",
         ".z = .a + .d; .i = i * (1 - i) * .z[0/4]; .f = f * (1 - f) * .z[1/4]; .g = (1 - g * g) * .z[2/4]; "
@@ -320,7 +320,7 @@ FORMULAS = {
         "~c * i * (1 - g * g), ~h * tanh(c) * o * (1 - o)]; ~d = ~a",
         to_c="f * ~c",
     ),
-    3: CellFormulas(
+    3: _CellFormulas(
         "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); "
         "h = (1 - z) * n + z * u",
         ".r = r * (1 - r) * (.a[0/3] + .d[0/3]); .z = z * (1 - z) * (.a[1/3] + .d[1/3]); "
@@ -330,7 +330,7 @@ FORMULAS = {
         to_h="z * ~h",
     ),
     **{
-        mode: CellFormulas(f"h = {squash}(a + d)", f".h = {slope} * (.a + .d)", f"~a = ~h * {slope}; ~d = ~a")
+        mode: _CellFormulas(f"h = {squash}(a + d)", f".h = {slope} * (.a + .d)", f"~a = ~h * {slope}; ~d = ~a")
         for mode, squash, slope in ((0, "ReLU", "[h > 0]"), (1, "tanh", "(1 - h * h)"))
     },
 }
@@ -346,7 +346,7 @@ def _dotted(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Layer:
+class _Layer:
     """The formulas of one layer in one direction: a_t = x_t W^T + b and d_t = u_t R^T + b', step after step."""
 
     op: Any
@@ -355,26 +355,22 @@ class Layer:
     reverse: bool = False
 
     @property
-    def cell(self) -> CellFormulas:
-        """Its cell."""
+    def cell(self) -> _CellFormulas:
         return FORMULAS[self.op.mode]
 
     @property
     def lstm(self) -> bool:
-        """Whether it has a memory c beside its state h."""
         return bool(self.op.mode == LSTM)
 
     def _at(self, end: bool) -> int:
         return self.count - 1 if end != self.reverse else 0
 
     def _state(self, name: str, first: str, before: str) -> str:
-        """A state before a step: the first one is given."""
         sign = "+" if self.reverse else "-"
         cases = rf"{first} & t = {self._at(False)} \\ {before}_{{t {sign} 1}} & \text{{otherwise}}"
         return rf"{name}_t = \begin{{cases}} {cases} \end{{cases}}"
 
     def forward(self) -> str:
-        """The definitions of all that a step computes."""
         n = self.names
         biases = (f" + {n['b']}", f" + {n['B']}") if n.get("b") else ("", "")
         gates = [rf"a_t = {{{n['x']}}}_t \, {n['W']}^T{biases[0]}", rf"d_t = u_t \, {n['R']}^T{biases[1]}"]
@@ -382,7 +378,6 @@ class Layer:
         return r", \quad ".join([_latex(self.cell.forward), *gates, *states])
 
     def ends(self, mark: str) -> str:
-        """What the kernel gives: all states, and the last ones."""
         out, last = (f"{mark}{{{name}}}" if mark else f"{{{name}}}" for name in ("$out0", "$out1"))
         h, c = (f"{mark}{{{name}}}" if mark else name for name in "hc")
         lead = "_{0}" * (self.names["h"] != "$hx_")  # of cuDNN's kernel, the states of all layers
@@ -391,11 +386,9 @@ class Layer:
         return text + (rf", \quad {memory}{lead} = {c}_{{{self._at(True)}}}" if self.lstm else "")
 
     def equation(self) -> str:
-        """What it computes."""
         return self.ends("")
 
     def moved(self, argument: str) -> str:
-        """How the outputs change with one argument, as a direction (a dot) at each step."""
         if argument in "bB" and argument not in self.names:
             return "0"
         n, dot = self.names, {key: _dotted(name) for key, name in self.names.items()}
@@ -418,7 +411,6 @@ class Layer:
         return self.ends(r"\dot") + _after([_latex(self.cell.moved), *gates, *states])
 
     def back(self, argument: str) -> str:
-        """The gradient of one argument: backpropagation through time, from the last step to the first."""
         if argument in "bB" and argument not in self.names:
             return "0"
         n, first, sign = self.names, self._at(False), "-" if self.reverse else "+"
@@ -453,23 +445,23 @@ SOURCE = (
 HELD = "a and d are the gates made from the input and from the state, before their sigmoid or tanh. "
 
 
-def _formulas(layer: Callable[[Any], Layer], argument: str) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
+def _formulas(layer: Callable[[Any], _Layer], argument: str) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
     """The local derivative by an argument, and its gradient."""
     return lambda op: layer(op).moved(argument), lambda op: layer(op).back(argument)
 
 
-def _layer_formulas(op: Any) -> Layer:
+def _layer_formulas(op: Any) -> _Layer:
     """Of oneDNN's kernel."""
     names = {"x": "$input", "W": "$weight0", "R": "$weight1", "h": "$hx_", "c": "$cx_"}
     biases = {"b": "$weight2", "B": "$weight3"} if op.has_biases else {}
-    return Layer(op, names | biases, op.input.shape[0], op.reverse)
+    return _Layer(op, names | biases, op.input.shape[0], op.reverse)
 
 
-def _stack_formulas(op: Any) -> Layer:
+def _stack_formulas(op: Any) -> _Layer:
     """Of cuDNN's kernel, one layer of it in one direction."""
     names = {"x": "$input", "W": "W_{ih}", "R": "W_{hh}", "h": "{$hx}_{0}", "c": "{$cx}_{0}"}
     biases = {"b": "b_{ih}", "B": "b_{hh}"} if op.weight_stride0 >= 4 else {}
-    return Layer(op, names | biases, len(_steps(op, op.input)))
+    return _Layer(op, names | biases, len(_steps(op, op.input)))
 
 
 def _lstm_sample(**how: Any) -> Callable[..., Any]:
@@ -582,7 +574,6 @@ class _Step:
         return _after([_latex(short).replace("_t", "")])
 
     def where(self) -> str:
-        """The definitions of all that the step computes."""
         biases = ("", "") if self.op.input_bias is None else (" + $input_bias", " + $hidden_bias")
         state = f"{'v' if self.mode == LSTM else 'u'} = ${self.state}"
         gates = (f"a = $input_gates{biases[0]}", f"d = $hidden_gates{biases[1]}", state)
@@ -594,11 +585,9 @@ class _Step:
         return r", \quad ".join(pairs)
 
     def equation(self) -> str:
-        """What it computes."""
         return self._ends("")
 
     def moved(self, argument: str) -> str:
-        """How the outputs change with one argument, as a direction (a dot)."""
         sides = {"a": ("input_gates", "input_bias"), "d": ("hidden_gates", "hidden_bias"), "uv": (self.state,)}
         dots = [
             rf"\dot{{{letter}}} = " + (rf"\dot{{${argument}}}" if argument in names else "0")
@@ -608,7 +597,6 @@ class _Step:
         return self._ends(r"\dot") + self._plain(FORMULAS[self.mode].moved) + _after(dots)
 
     def back(self, argument: str) -> str:
-        """The gradient of one argument."""
         cell = FORMULAS[self.mode]
         total = {
             "input_gates": r"\bar{a}",

@@ -62,7 +62,7 @@ PLACES, INSIDE, MAPS = "ijk", "uvw", "ABC"  # the letters of output places, of i
 
 
 @dataclass(frozen=True)
-class Maps:
+class _Maps:
     """The formulas of y = sum over input places of weights along each axis: A_iu B_jv x_ncuv.
 
     `weights` is the LaTeX of each axis' weight of place u in place i, in these letters, which `each` puts right.
@@ -73,32 +73,25 @@ class Maps:
 
     @property
     def over(self) -> tuple[str, str]:
-        """The letters of the output's places, and of the input's."""
         return PLACES[: len(self.weights)], INSIDE[: len(self.weights)]
 
     def product(self) -> str:
-        """The weight of an input place in an output place."""
         return r" \, ".join(f"{m}_{{{i}{u}}}" for m, i, u in zip(MAPS, *self.over, strict=False))
 
     def where(self) -> str:
-        """The definitions of the maps."""
         named = zip(MAPS, *self.over, self.weights, strict=False)
         return r", \quad ".join(f"{m}_{{{i}{u}}} = {each}" for m, i, u, each in named)
 
     def out(self, name: str) -> str:
-        """An element on the output's side."""
         return at(name, self.lead + self.over[0])
 
     def into(self, name: str) -> str:
-        """An element on the input's side."""
         return at(name, self.lead + self.over[1])
 
     def forward(self, target: str, source: str) -> str:
-        """An output element, summed over input places."""
         return rf"{self.out(target)} = \sum_{{{','.join(self.over[1])}}} {self.product()} \, {self.into(source)}"
 
     def back(self, target: str, source: str) -> str:
-        """An element on the input's side, summed over output places."""
         return rf"{self.into(target)} = \sum_{{{','.join(self.over[0])}}} {self.product()} \, {self.out(source)}"
 
 
@@ -126,10 +119,10 @@ def along_axes(
     `grad_output` is the transposed map, so its own VJP is the map.
     """
 
-    def maps(op: Any) -> Maps:
+    def maps(op: Any) -> _Maps:
         found = weights(op)
         operand = op.arguments.get("grad_output", op.out)
-        return Maps(found, "nc"[2 - operand.dim() + len(found) :])
+        return _Maps(found, "nc"[2 - operand.dim() + len(found) :])
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         each = tables(op)
@@ -636,27 +629,22 @@ class _Sampler:
 
     @property
     def axes(self) -> int:
-        """How many axes the picture has."""
         return int(self.op.input.dim()) - 2
 
     @property
     def point(self) -> str:
-        """The letters of a point."""
         return "n" + PLACES[: self.axes]
 
     def inside(self, place: str, size: int) -> str:
-        """A coordinate moved into the picture."""
         if self.op.padding_mode == REFLECTION:
             low, span = self.mirrors(size)
             place = rf"{low} + {span} - |{span} - |{place} - ({low})| \bmod {2 * span}|" if span else "0"
         return clipped(place, size) if self.op.padding_mode != ZEROS else place
 
     def mirrors(self, size: int) -> tuple[str, int]:
-        """The first mirror, and how far the other one is."""
         return ("0", size - 1) if self.op.align_corners else (r"-\frac{1}{2}", size)
 
     def coordinate(self, axis: int) -> str:
-        """Where a point lies along an axis, counted in input places."""
         size = self.op.input.shape[2 + axis]
         number = at("grid", f"{self.point}{self.axes - 1 - axis}")
         if self.op.align_corners:
@@ -664,7 +652,6 @@ class _Sampler:
         return rf"\frac{{{size}}}{{2}} \, ({number} + 1) - \frac{{1}}{{2}}"
 
     def weight(self, axis: int) -> str:
-        """The weight of an input place along an axis."""
         size, u, p = self.op.input.shape[2 + axis], INSIDE[axis], f"{'pqr'[axis]}_{{{self.point}}}"
         if self.op.interpolation_mode == BICUBIC:
             return _four_places(p, self.inside(rf"\lfloor {p} \rfloor + m", size), u)
@@ -674,7 +661,6 @@ class _Sampler:
         return rf"\lambda({moved} - {u})"
 
     def slope(self, axis: int) -> str:
-        """The derivative of that weight by the grid's number."""
         size, u, p = self.op.input.shape[2 + axis], INSIDE[axis], f"{'pqr'[axis]}_{{{self.point}}}"
         scale = fraction((size - 1) / 2 if self.op.align_corners else size / 2)
         if self.op.interpolation_mode == NEAREST:
@@ -690,7 +676,6 @@ class _Sampler:
         return text if self.op.padding_mode == ZEROS else text + rf" \, [0 < {moved} < {size - 1}]"
 
     def where(self) -> str:
-        """The definitions: the points, the weights, the filter, and their derivatives by the grid's numbers."""
         axes = range(self.axes)
         parts = [f"{'pqr'[axis]}_{{{self.point}}} = {self.coordinate(axis)}" for axis in axes]
         parts += [f"{MAPS[axis]}_{{{self.point}{INSIDE[axis]}}} = {self.weight(axis)}" for axis in axes]
@@ -703,35 +688,28 @@ class _Sampler:
         return r", \quad ".join(parts)
 
     def product(self, moved: int | None = None) -> str:
-        """The weight of an input place; its derivative along one axis."""
         return r" \, ".join(
             f"{MAPS[axis]}{chr(39) * (axis == moved)}_{{{self.point}{INSIDE[axis]}}}" for axis in range(self.axes)
         )
 
     def sampled(self, moved: int | None = None) -> str:
-        """The sum over input places."""
         inside = INSIDE[: self.axes]
         return rf"\sum_{{{','.join(inside)}}} {self.product(moved)} \, {at('input', 'nc' + inside)}"
 
     def out(self, name: str) -> str:
-        """An element on the output's side."""
         return at(name, "nc" + PLACES[: self.axes])
 
     def equation(self) -> str:
-        """What a sampled point is made of."""
         return f"{self.out('out')} = {self.sampled()}"
 
     def by_input(self) -> str:
-        """The derivative by an input element."""
         return derivative(self.out("out"), at("input", "nc" + INSIDE[: self.axes]), self.product())
 
     def back(self) -> str:
-        """The input's gradient."""
         sums = rf"\sum_{{{','.join(PLACES[: self.axes])}}}"
         return rf"{at('grad', 'nc' + INSIDE[: self.axes])} = {sums} {self.product()} \, {self.out('g')}"
 
     def by_grid(self) -> str:
-        """The derivative by each number of a point."""
         axes = range(self.axes)
         parts = [
             derivative(self.out("out"), at("grid", f"{self.point}{self.axes - 1 - axis}"), self.sampled(axis))
@@ -740,7 +718,6 @@ class _Sampler:
         return r", \quad ".join(parts)
 
     def back_to_grid(self) -> str:
-        """The grid's gradient."""
         parts = [
             rf"{at('grad', f'{self.point}{self.axes - 1 - axis}')} = \sum_{{c}} {self.out('g')} \, {self.sampled(axis)}"
             for axis in range(self.axes)
