@@ -398,6 +398,13 @@ def at(name: str, indices: Iterable[str]) -> str:
     return rf"{{${name}}}_{{{places}}}" if places else f"${name}"
 
 
+def lettered(template: str, letters: Mapping[str, str]) -> str:
+    """A template whose subscripts depend on the call: `@h` stands for `letters["h"]`; empty subscripts are left out."""
+    for name, text in letters.items():
+        template = re.sub(rf"@{name}\b", lambda _, text=text: text, template)  # type: ignore[misc]
+    return template.replace("_{,", "_{").replace("_{}", "")
+
+
 def derivative(of: str, by: str, value: str) -> str:
     """A local derivative in LaTeX, element by element; those that it does not name are 0."""
     return rf"\frac{{\partial {of}}}{{\partial {by}}} = {value}"

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, number, reduce_to_shape, rule, sample
+from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
 from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 
@@ -99,113 +98,59 @@ def _mask(op: Any, g: Tensor) -> Tensor | None:
     return reduce_to_shape(_back_to_scores(op, g), tuple(mask.shape))[0].to(mask.dtype)
 
 
-@dataclass(frozen=True)
-class _Formulas:
-    """The formulas of one call, for each sample b and head h: query i, key j, features d of the key, e of the value."""
+BARS = (
+    r", \quad \bar{S}_{@h} = P_{@h} \odot \left(\bar{P}_{@h} - \operatorname{rowsum}(\bar{P}_{@h} \odot P_{@h})\right)"
+    r", \quad \bar{P}_{@h} = {$g}_{@h} \, {$value}_{@k}^{T}"
+)
+TURNED = r"P_{@h,i,j} \, ({$value}_{@k,j,e} - {$out}_{@h,i,e})"
 
-    op: Any
+# For each sample b and head h: query i, key j, features d of the key and e of the value. `@k` is the key head that
+# serves head h, `@s` the query heads that key head h serves, `@c` the scale of the scores.
+FORMULAS = {
+    "equation": r"{$out}_{@h} = P_{@h} \, {$value}_{@k}",
+    "where": r"P_{@h} = \operatorname{softmax}(S_{@h}), \quad S_{@h} = @scores",
+    "by query": derivative("{$out}_{@h,i,e}", "{$query}_{@h,i,d}", rf"@c \sum_j {TURNED} \, {{$key}}_{{@k,j,d}}"),
+    "by key": derivative("{$out}_{@h,i,e}", "{$key}_{@k,j,d}", rf"@c {TURNED} \, {{$query}}_{{@h,i,d}}"),
+    "by value": derivative("{$out}_{@h,i,e}", "{$value}_{@k,j,e}", "P_{@h,i,j}"),
+    "by mask": derivative("{$out}_{@h,i,e}", "@mask", TURNED),
+    "to query": r"{$grad}_{@h} = @c \bar{S}_{@h} \, {$key}_{@k}" + BARS,
+    "to key": r"{$grad}_{@h} = @c @served \bar{S}_{@s}^{T} \, {$query}_{@s}" + BARS,
+    "to value": r"{$grad}_{@h} = @served P_{@s}^{T} \, {$g}_{@s}",
+    "to mask": r"@target = @over \bar{S}_{@h,i,j}" + BARS,
+}
 
-    @property
-    def heads(self) -> str:
-        return "facbh"[7 - self.op.query.dim() :]
 
-    @property
-    def shared(self) -> int:
-        op = self.op
-        return int(op.query.shape[-3] // op.key.shape[-3]) if op.key.dim() >= 3 and op.key.shape[-3] else 1
+def _told(name: str) -> Callable[[Any], str]:
+    """One of the formulas, for a call."""
 
-    @property
-    def key_heads(self) -> list[str]:
-        return [rf"\lfloor h / {self.shared} \rfloor" if h == "h" and self.shared > 1 else h for h in self.heads]
+    def formula(op: Any) -> str:
+        heads = list("facbh"[7 - op.query.dim() :])
+        shared = op.query.shape[-3] // op.key.shape[-3] if op.key.dim() >= 3 and op.key.shape[-3] else 1
+        scale = op.arguments.get("scale")
+        letters = {
+            "h": ",".join(heads),
+            "k": ",".join(rf"\lfloor h / {shared} \rfloor" if h == "h" and shared > 1 else h for h in heads),
+            "s": ",".join(rf"{shared} \, h + m" if h == "h" and shared > 1 else h for h in heads),
+            "served": rf"\sum_{{m=0}}^{{{shared - 1}}}" if shared > 1 else "",
+            "c": rf"\frac{{1}}{{\sqrt{{{op.query.shape[-1]}}}}} \," if scale is None else rf"{number(float(scale))} \,",
+        }
+        mask = mask_of(op)
+        scores, masked = r"@c {$query}_{@h} \, {$key}_{@k}^{T}", ""
+        if mask is not None:
+            sizes = dict(zip([*heads, "i", "j"], [*op.query.shape[:-1], op.key.shape[-2]], strict=True))
+            places = ["0" if n == 1 else a for a, n in zip([*sizes][-mask.dim() :], mask.shape, strict=True)]
+            kind = "attn_mask" if "attn_mask" in op.arguments else "attn_bias"
+            masked = at(kind, places[: max(len(places) - 2, 0)])
+            letters |= {"mask": at(kind, places), "target": at("grad", places)}
+            letters["over"] = "".join(rf"\sum_{{{a}=0}}^{{{n - 1}}} " for a, n in sizes.items() if a not in places)
+            if mask.dtype == torch.bool:
+                scores = rf"\begin{{cases}} {scores} & {masked} \\ -\infty & \text{{otherwise}} \end{{cases}}"
+            else:
+                scores = f"{scores} + {masked}"
+        scores = rf"\operatorname{{causal}}({scores})" if op.arguments.get("is_causal") else scores
+        return lettered(lettered(FORMULAS[name], {"scores": scores}), letters)
 
-    @property
-    def mask_name(self) -> str:
-        return "attn_mask" if "attn_mask" in self.op.arguments else "attn_bias"
-
-    def query(self, name: str, more: str = "") -> str:
-        return at(name, [*self.heads, *more])
-
-    def key(self, name: str, more: str = "") -> str:
-        return at(name, [*self.key_heads, *more])
-
-    def mask(self, more: str = "") -> str:
-        letters = [*self.heads, *"ij"][self.op.query.dim() - mask_of(self.op).dim() :]  # type: ignore[union-attr]
-        shape = mask_of(self.op).shape  # type: ignore[union-attr]
-        places = ["0" if size == 1 else letter for letter, size in zip(letters, shape, strict=True)]
-        return at(self.mask_name, places if more else places[: max(len(places) - 2, 0)])
-
-    def own(self, symbol: str, more: str = "") -> str:
-        return at("x", [*self.heads, *more]).replace("$x", symbol)
-
-    def scaled(self, latex: str) -> str:
-        scale = self.op.arguments.get("scale")
-        if scale is None:
-            return rf"\frac{{1}}{{\sqrt{{{self.op.query.shape[-1]}}}}} \, {latex}"
-        return rf"{number(float(scale))} \, {latex}"
-
-    def where(self) -> str:
-        mask, scores = mask_of(self.op), self.scaled(rf"{self.query('query')} \, {self.key('key')}^{{T}}")
-        if mask is not None and mask.dtype == torch.bool:
-            scores = rf"\begin{{cases}} {scores} & {self.mask()} \\ -\infty & \text{{otherwise}} \end{{cases}}"
-        elif mask is not None:
-            scores += f" + {self.mask()}"
-        if self.op.arguments.get("is_causal"):
-            scores = rf"\operatorname{{causal}}({scores})"
-        weights = rf"\operatorname{{softmax}}({self.own('S')})"
-        return rf"{self.own('P')} = {weights}, \quad {self.own('S')} = {scores}"
-
-    def equation(self) -> str:
-        return rf"{self.query('out')} = {self.own('P')} \, {self.key('value')}"
-
-    def through_scores(self, argument: str, by: str, inner: str) -> str:
-        turned = f"({self.key('value', 'je')} - {self.query('out', 'ie')})"
-        weight = self.own("P", "ij")
-        value = rf"{weight} \, {turned}{inner}" if argument != "query" else rf"\sum_j {weight} \, {turned}{inner}"
-        return derivative(self.query("out", "ie"), by, value if argument == self.mask_name else self.scaled(value))
-
-    def by_query(self) -> str:
-        return self.through_scores("query", self.query("query", "id"), rf" \, {self.key('key', 'jd')}")
-
-    def by_key(self) -> str:
-        return self.through_scores("key", self.key("key", "jd"), rf" \, {self.query('query', 'id')}")
-
-    def by_value(self) -> str:
-        return derivative(self.query("out", "ie"), self.key("value", "je"), self.own("P", "ij"))
-
-    def by_mask(self) -> str:
-        return self.through_scores(self.mask_name, self.mask("ij"), "")
-
-    def scores_back(self) -> str:
-        s, p, p_bar = self.own(r"\bar{S}"), self.own("P"), self.own(r"\bar{P}")
-        row = rf"\left({p_bar} - \operatorname{{rowsum}}({p_bar} \odot {p})\right)"
-        return rf", \quad {s} = {p} \odot {row}, \quad {p_bar} = {self.query('g')} \, {self.key('value')}^{{T}}"
-
-    def back_to_query(self) -> str:
-        return (
-            f"{self.query('grad')} = "
-            + self.scaled(rf"{self.own(chr(92) + 'bar{S}')} \, {self.key('key')}")
-            + self.scores_back()
-        )
-
-    def summed(self, argument: str, symbol: str, other: str, scaled: bool, definitions: str) -> str:
-        served = [rf"{self.shared} \, h + m" if h == "h" and self.shared > 1 else h for h in self.heads]
-        left, right = (at(name, served).replace("$x", symbol) for name in ("x", other))
-        total = rf"{left}^{{T}} \, {right}"
-        total = rf"\sum_{{m=0}}^{{{self.shared - 1}}} {total}" if self.shared > 1 else total
-        return f"{at('grad', self.heads)} = {self.scaled(total) if scaled else total}{definitions}"
-
-    def back_to_key(self) -> str:
-        return self.summed("key", r"\bar{S}", "query", True, self.scores_back())
-
-    def back_to_value(self) -> str:
-        return self.summed("value", "P", "g", False, "")
-
-    def back_to_mask(self) -> str:
-        sizes = dict(zip([*self.heads, "i", "j"], [*self.op.query.shape[:-1], self.op.key.shape[-2]], strict=True))
-        target = self.mask("ij").replace(f"${self.mask_name}", "$grad")
-        over = [letter for letter in sizes if letter not in target.split("_")[-1]]
-        sums = "".join(rf"\sum_{{{letter}=0}}^{{{sizes[letter] - 1}}} " for letter in over)
-        return rf"{target} = {sums}{self.own(chr(92) + 'bar{S}', 'ij')}{self.scores_back()}"
+    return formula
 
 
 OWN_HEAD = "each sample and each head attends by itself, and a query looks through its own row of weights alone"
@@ -234,30 +179,11 @@ def _pattern(argument: str) -> Callable[[Any], Pattern | None]:
 
 
 QUERY_KEY_VALUE = {
-    "query": Wrt(
-        _query,
-        lambda op: _Formulas(op).by_query(),
-        lambda op: _Formulas(op).back_to_query(),
-        OWN_HEAD,
-        pattern=_pattern("query"),
-    ),
-    "key": Wrt(
-        _key,
-        lambda op: _Formulas(op).by_key(),
-        lambda op: _Formulas(op).back_to_key(),
-        OWN_HEAD,
-        pattern=_pattern("key"),
-    ),
-    "value": Wrt(
-        _value,
-        lambda op: _Formulas(op).by_value(),
-        lambda op: _Formulas(op).back_to_value(),
-        OWN_HEAD,
-        _value_factor,
-        _pattern("value"),
-    ),
+    "query": Wrt(_query, _told("by query"), _told("to query"), OWN_HEAD, pattern=_pattern("query")),
+    "key": Wrt(_key, _told("by key"), _told("to key"), OWN_HEAD, pattern=_pattern("key")),
+    "value": Wrt(_value, _told("by value"), _told("to value"), OWN_HEAD, _value_factor, _pattern("value")),
 }
-ADDED_TO_SCORES = Wrt(_mask, lambda op: _Formulas(op).by_mask(), lambda op: _Formulas(op).back_to_mask(), OWN_HEAD)
+ADDED_TO_SCORES = Wrt(_mask, _told("by mask"), _told("to mask"), OWN_HEAD)
 
 
 def _no_dropout(op: Any) -> bool:
@@ -270,8 +196,8 @@ def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iter
     return rule(
         *nodes,
         name=name,
-        equation=lambda op: _Formulas(op).equation(),
-        where=lambda op: _Formulas(op).where(),
+        equation=_told("equation"),
+        where=_told("where"),
         wrt={**QUERY_KEY_VALUE, **({mask: ADDED_TO_SCORES} if mask else {})},
         accepts=_no_dropout,
         samples=samples,

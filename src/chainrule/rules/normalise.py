@@ -7,15 +7,14 @@ gradient loses its own mean and its part along x_hat: shifting or stretching the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Sample, Wrt, at, derivative, number, rule, sample
+from chainrule.rules import Factor, Sample, Wrt, at, derivative, lettered, number, rule, sample
 from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, product, real
 
@@ -124,99 +123,85 @@ def standardise_vjp(g: Tensor, x_hat: Tensor, inverse: Tensor, dims: Index) -> T
     return inverse * (g - g.mean(dims, keepdim=True) - x_hat * along)
 
 
-@dataclass(frozen=True)
-class _Normalised:
-    """The formulas of y = w x_hat + b, in letters: element `own` of x, and another one, `other`, of the same group.
+# An element of x (and of the output) has the index `@x`, another one of the same group `@o`; `@over` are the letters of
+# a sum over a group, `@k` those of what a group shares, and `@p` the group of `@x`. `@f` are the letters of the gain.
+FORMULAS = {
+    "equation": r"{$out}_{@x} = @gain \hat{x}_{@x}@shift",
+    "where": r"\hat{x}_{@x} = \frac{{$input}_{@x}@centre}{\sigma_{@p}}@mean"
+    r", \quad \sigma_{@k} = \sqrt{@variance + @eps}",
+    "by input": derivative(
+        "{$out}_{@x}",
+        "{$input}_{@o}",
+        r"@gain \frac{1}{\sigma_{@p}} \, \left(@same - \frac{1}{@count} @within (@one \hat{x}_{@x} \, \hat{x}_{@o})"
+        r"\right)",
+    ),
+    "to input": r"{$grad}_{@x} = \frac{1}{\sigma_{@p}} \, \left(\tilde{g}_{@x}@less - \beta_{@p} \, \hat{x}_{@x}\right)"
+    r"@more, \quad \tilde{g}_{@x} = @gain {$g}_{@x}, \quad \alpha_{@k} = @average \tilde{g}_{@o}"
+    r", \quad \beta_{@k} = @average \tilde{g}_{@o} \, \hat{x}_{@o}",
+    "by input, running": derivative("{$out}_{@x}", "{$input}_{@x}", r"@gain \frac{1}{\sigma_{@p}}"),
+    "to input, running": r"{$grad}_{@x} = @gain \frac{1}{\sigma_{@p}} \, {$g}_{@x}",
+    "by weight": derivative("{$out}_{@x}", "{$weight}_{@f}", r"\hat{x}_{@x}"),
+    "to weight": r"{$grad}_{@f} = \sum_{@rest} {$g}_{@x} \, \hat{x}_{@x}",
+    "by bias": derivative("{$out}_{@x}", "{$bias}_{@f}", "1"),
+    "to bias": r"{$grad}_{@f} = \sum_{@rest} {$g}_{@x}",
+}
 
-    What the elements of a group share has the index `group`, a list of letters; `place` is that of element `own`.
-    `over` are the letters of a sum over the group, with the condition `limit`, and `features` those of gain and shift.
-    """
 
-    op: Any
-    own: str
-    other: str
-    over: str
-    features: str
-    group: Sequence[str]
-    place: Sequence[str]
-    count: int
-    limit: str = ""
-    centred: bool = True
-    running: bool = False
+def _letters(
+    op: Any,
+    own: str,
+    other: str,
+    features: str,
+    group: str,
+    count: int,
+    place: str = "",
+    limit: str = "",
+    mean: str = "",
+) -> dict[str, str]:
+    """What the formulas' letters stand for; `limit` says which places are in a group, `mean` is "" without a centre."""
+    over = ",".join(letter for letter in other if letter not in group)
+    eps = op.arguments.get("epsilon", op.arguments.get("eps"))
+    average = rf"\frac{{1}}{{{count}}} \sum_{{{over}{f': {limit}' if limit else ''}}}"
+    centre = r" - \mu_{@p}" if mean else ""
+    return {
+        "gain": "" if op.weight is None else r"{$weight}_{@f} \,",
+        "shift": "" if op.arguments.get("bias") is None else " + {$bias}_{@f}",
+        "centre": centre,
+        "mean": rf", \quad \mu_{{@k}} = {mean}" if mean else "",
+        "variance": "{$running_var}_{c}"
+        if "running" in mean
+        else rf"@average ({{$input}}_{{@o}}{centre.replace('@p', '@k')})^2",
+        "less": r" - \alpha_{@p}" if mean else "",
+        "one": "1 +" if mean else "",
+        "same": r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b),
+        "within": rf"[{limit.replace('= a', '= ' + place.split(',')[-1])}] \," if limit else "",
+        "more": _statistics_back(op) if limit else "",
+        "average": average,
+        "rest": ",".join(letter for letter in own if letter not in features),
+        "x": ",".join(own),
+        "o": ",".join(other),
+        "f": ",".join(features),
+        "k": ",".join(group),
+        "p": place or ",".join(group),
+        "count": str(count),
+        "eps": number(torch.finfo(op.input.dtype).eps if eps is None else float(eps)),
+    }
 
-    @property
-    def eps(self) -> str:
-        eps = self.op.arguments.get("epsilon", self.op.arguments.get("eps"))
-        return number(torch.finfo(self.op.input.dtype).eps if eps is None else float(eps))
 
-    def shared(self, name: str, place: Sequence[str] | None = None) -> str:
-        return at("x", self.group if place is None else place).replace("$x", name)
+def _told(letters: Callable[[Any], dict[str, str]], name: str) -> Callable[[Any], str]:
+    def formula(op: Any) -> str:
+        given = letters(op)
+        kept = name + (", running" if "running" in given["mean"] and name in ("by input", "to input") else "")
+        return lettered(lettered(FORMULAS[kept], given), given)
 
-    def mean(self, what: str, limit: str = "") -> str:
-        limit = rf": \, {limit or self.limit}" if self.limit else ""
-        return rf"\frac{{1}}{{{self.count}}} \sum_{{{','.join(self.over)}{limit}}} {what}"
+    return formula
 
-    def hat(self, index: str) -> str:
-        return at("x", index).replace("$x", r"\hat{x}")
 
-    def where(self) -> str:
-        mu, sigma, other = self.shared(r"\mu"), self.shared(r"\sigma"), at("input", self.other)
-        if self.running:
-            mean, variance = "{$running_mean}_{c}", "{$running_var}_{c}"
-        else:
-            mean = self.mean(other)
-            variance = self.mean(f"({other} - {mu})^2" if self.centred else f"{other}^2")
-        centre = f" - {self.shared('MU', self.place)}".replace("MU", r"\mu") if self.centred else ""
-        hat = rf"\frac{{{at('input', self.own)}{centre}}}{{{self.shared('SIGMA', self.place)}}}".replace(
-            "SIGMA", r"\sigma"
-        )
-        parts = [f"{self.hat(self.own)} = {hat}", *([f"{mu} = {mean}"] if self.centred else [])]
-        return r", \quad ".join([*parts, rf"{sigma} = \sqrt{{{variance} + {self.eps}}}"])
-
-    def gain(self) -> str:
-        return "" if self.op.weight is None else at("weight", self.features) + r" \, "
-
-    def equation(self) -> str:
-        shift = "" if self.op.arguments.get("bias") is None else f" + {at('bias', self.features)}"
-        return f"{at('out', self.own)} = {self.gain()}{self.hat(self.own)}{shift}"
-
-    def by_input(self) -> str:
-        slope = rf"\frac{{1}}{{{self.shared('SIGMA', self.place)}}}".replace("SIGMA", r"\sigma")
-        if self.running:
-            return derivative(at("out", self.own), at("input", self.own), self.gain() + slope)
-        pairs = zip(self.own, self.other, strict=True)
-        same = r" \, ".join(f"[{a} = {b}]" for a, b in pairs if a != b)
-        within = rf"[{self.limit.replace('= a', '= ' + self.place[-1])}] \, " if self.limit else ""
-        mean = "1 + " if self.centred else ""
-        inner = rf"{same} - \frac{{1}}{{{self.count}}} {within}({mean}{self.hat(self.own)} \, {self.hat(self.other)})"
-        value = rf"{self.gain()}{slope} \, \left({inner}\right)"
-        return derivative(at("out", self.own), at("input", self.other), value)
-
-    def back(self, more: str = "") -> str:
-        slope = rf"\frac{{1}}{{{self.shared('SIGMA', self.place)}}}".replace("SIGMA", r"\sigma")
-        own, other = (at("g", index).replace("$g", r"\tilde{g}") for index in (self.own, self.other))
-        where = rf", \quad {own} = {self.gain()}{at('g', self.own)}"
-        total = own
-        if not self.running:
-            means = [(r"\beta", self.mean(rf"{other} \, {self.hat(self.other)}"), rf" \, {self.hat(self.own)}")]
-            means = [(r"\alpha", self.mean(other), ""), *means] if self.centred else means
-            for name, mean, factor in means:
-                total += f" - {self.shared('NAME', self.place)}{factor}".replace("NAME", name)
-                where += rf", \quad {self.shared('NAME')} = {mean}".replace("NAME", name)
-        return rf"{at('grad', self.own)} = {slope} \, \left({total}\right){more}{where}"
-
-    def by_weight(self) -> str:
-        return derivative(at("out", self.own), at("weight", self.features), self.hat(self.own))
-
-    def summed(self, what: str) -> str:
-        sums = ",".join(letter for letter in self.own if letter not in self.features)
-        return rf"{at('grad', self.features)} = \sum_{{{sums}}} {at('g', self.own)}{what}"
-
-    def back_to_weight(self) -> str:
-        return self.summed(rf" \, {self.hat(self.own)}")
-
-    def by_bias(self) -> str:
-        return derivative(at("out", self.own), at("bias", self.features), "1")
+def _formulas(
+    letters: Callable[[Any], dict[str, str]], argument: str
+) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
+    """The local derivative by an argument, and its gradient."""
+    return _told(letters, f"by {argument}"), _told(letters, f"to {argument}")
 
 
 # Layer norm: the last axes are one group; gain and shift broadcast over the rest, which the walk sums over.
@@ -235,12 +220,16 @@ def _features(op: Any, operand: Any) -> Pattern | None:
     return aligned(op.out.shape, operand.shape) if real(op.out, operand) else None
 
 
-def _layer(op: Any, centred: bool = True) -> _Normalised:
+def _layer(op: Any, centred: bool = True) -> dict[str, str]:
     """A sample's features i, j are one group."""
     count = len(op.normalized_shape)
     samples, own, other = "cdefgmn"[7 - op.input.dim() + count :], "ijkl"[:count], "pqrs"[:count]
-    size = math.prod(op.normalized_shape)
-    return _Normalised(op, samples + own, samples + other, other, own, samples, samples, size, centred=centred)
+    mean = r"@average {$input}_{@o}" if centred else ""
+    return _letters(op, samples + own, samples + other, own, samples, math.prod(op.normalized_shape), mean=mean)
+
+
+def _rms(op: Any) -> dict[str, str]:
+    return _layer(op, centred=False)
 
 
 def _gained(op: Any, g: Tensor) -> Tensor:
@@ -255,20 +244,18 @@ def _layer_norm(op: Any, g: Tensor) -> Tensor:
 
 native_layer_norm = rule(
     "NativeLayerNormBackward0",
-    equation=lambda op: _layer(op).equation(),
-    where=lambda op: _layer(op).where(),
+    equation=_told(_layer, "equation"),
+    where=_told(_layer, "where"),
     wrt={
         "input": Wrt(
             _layer_norm,
-            lambda op: _layer(op).by_input(),
-            lambda op: _layer(op).back(),
+            *_formulas(_layer, "input"),
             "each sample is normalised by itself: its output depends on no other sample",
             pattern=_samples,
         ),
         "weight": Wrt(
             lambda op, g: g * standardise(op.input, _last_axes(op), op.eps)[0],
-            lambda op: _layer(op).by_weight(),
-            lambda op: _layer(op).back_to_weight(),
+            *_formulas(_layer, "weight"),
             "each feature has its own gain",
             pattern=lambda op: _features(op, op.weight),
         ),
@@ -310,20 +297,18 @@ def _rms_norm(op: Any, g: Tensor) -> Tensor:
 fused_rms_norm = rule(
     "FusedRmsNormBackward0",
     name="rms_norm",
-    equation=lambda op: _layer(op, centred=False).equation(),
-    where=lambda op: _layer(op, centred=False).where(),
+    equation=_told(_rms, "equation"),
+    where=_told(_rms, "where"),
     wrt={
         "input": Wrt(
             _rms_norm,
-            lambda op: _layer(op, centred=False).by_input(),
-            lambda op: _layer(op, centred=False).back(),
+            *_formulas(_rms, "input"),
             "each sample is normalised by itself: its output depends on no other sample",
             pattern=_samples,
         ),
         "weight": Wrt(
             lambda op, g: g * _root_mean_square(op)[0],
-            lambda op: _layer(op, centred=False).by_weight(),
-            lambda op: _layer(op, centred=False).back_to_weight(),
+            *_formulas(_rms, "weight"),
             "each feature has its own gain",
             pattern=lambda op: _features(op, op.weight),
         ),
@@ -381,12 +366,12 @@ def _batch_norm(op: Any, g: Tensor) -> Tensor:
     return standardise_vjp(g, x_hat, inverse, _but_channels(g)) if _training(op) else g * inverse
 
 
-def _batch(op: Any) -> _Normalised:
+def _batch(op: Any) -> dict[str, str]:
     """Channel c of all samples n and places i, j is one group."""
     places, others = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2]
     count = op.input.numel() // max(op.input.shape[1], 1)
-    own, other, over = f"nc{places}", f"mc{others}", f"m{others}"
-    return _Normalised(op, own, other, over, "c", "c", "c", count, running=not _training(op))
+    mean = r"@average {$input}_{@o}" if _training(op) else "{$running_mean}_{c}"
+    return _letters(op, f"nc{places}", f"mc{others}", "c", "c", count, mean=mean)
 
 
 def _batch_samples() -> list[Sample]:
@@ -419,27 +404,24 @@ batch_norm = rule(
     "CudnnBatchNormBackward0",
     "MiopenBatchNormBackward0",
     name="batch_norm",
-    equation=lambda op: _batch(op).equation(),
-    where=lambda op: _batch(op).where(),
+    equation=_told(_batch, "equation"),
+    where=_told(_batch, "where"),
     wrt={
         "input": Wrt(
             _batch_norm,
-            lambda op: _batch(op).by_input(),
-            lambda op: _batch(op).back(),
+            *_formulas(_batch, "input"),
             "each channel is normalised by itself: its output depends on no other channel",
             pattern=lambda op: _groups(op, op.input, _but_channels(op.input) if _training(op) else ()),
         ),
         "weight": Wrt(
             lambda op, g: (g * _batch_statistics(op)[0]).sum(_but_channels(g)),
-            lambda op: _batch(op).by_weight(),
-            lambda op: _batch(op).back_to_weight(),
+            *_formulas(_batch, "weight"),
             "each channel has its own gain",
             pattern=lambda op: _by_channel(op, op.weight),
         ),
         "bias": Wrt(
             lambda op, g: g.sum(_but_channels(g)),
-            lambda op: _batch(op).by_bias(),
-            lambda op: _batch(op).summed(""),
+            *_formulas(_batch, "bias"),
             "each channel has its own shift",
             pattern=lambda op: _by_channel(op, op.bias),
         ),
@@ -475,29 +457,26 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     return gradient.reshape(op.input.shape)
 
 
-def _group(op: Any) -> _Normalised:
+def _group(op: Any) -> dict[str, str]:
     """The channels of group a of sample n, at all places, are one group."""
     places, others, size = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2], op.C // op.group
-    place, limit = ["n", rf"\lfloor c / {size} \rfloor"], rf"\lfloor d / {size} \rfloor = a"
-    return _Normalised(op, f"nc{places}", f"nd{others}", f"d{others}", "c", "na", place, size * op.HxW, limit)
+    place, limit = rf"n,\lfloor c / {size} \rfloor", rf"\lfloor d / {size} \rfloor = a"
+    mean = r"@average {$input}_{@o}"
+    return _letters(op, f"nc{places}", f"nd{others}", "c", "na", size * op.HxW, place, limit, mean)
 
 
 def _group_local(op: Any) -> str:
     """Of the output, and of mu and 1 / sigma, which the node gives too."""
-    f, size = _group(op), op.C // op.group
-    place, other = ["n", rf"\lfloor d / {size} \rfloor"], at("input", _group(op).other)
-    inverse = rf"-\frac{{1}}{{{f.count}}} \, \frac{{{f.hat(f.other)}}}{{({f.shared('S', place)})^2}}".replace(
-        "S", r"\sigma"
+    other = {**_group(op), "q": rf"n,\lfloor d / {op.C // op.group} \rfloor"}
+    statistics = (
+        derivative("{$out1}_{@q}", "{$input}_{@o}", r"\frac{1}{@count}"),
+        derivative("{$out2}_{@q}", "{$input}_{@o}", r"-\frac{1}{@count} \, \frac{\hat{x}_{@o}}{(\sigma_{@q})^2}"),
     )
-    mean = derivative(at("out1", place), other, rf"\frac{{1}}{{{f.count}}}")
-    return rf"{f.by_input()}, \quad {mean}, \quad {derivative(at('out2', place), other, inverse)}"
+    return r", \quad ".join([_told(_group, "by input")(op), *(lettered(each, other) for each in statistics)])
 
 
 def _statistics_back(op: Any) -> str:
-    f = _group(op)
-    mean, inverse = at("g1", f.place), at("g2", f.place)
-    along = rf"\frac{{{f.hat(f.own)}}}{{({f.shared('S', f.place)})^2}}".replace("S", r"\sigma")
-    return rf" + \frac{{1}}{{{f.count}}} \, \left({mean} - {inverse} \, {along}\right)"
+    return r" + \frac{1}{@count} \, \left({$g1}_{@p} - {$g2}_{@p} \, \frac{\hat{x}_{@x}}{(\sigma_{@p})^2}\right)"
 
 
 def _group_gain(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -519,28 +498,27 @@ def _channel_groups(op: Any) -> Pattern | None:
 native_group_norm = rule(
     "NativeGroupNormBackward0",
     equation=lambda op: (
-        _group(op).equation() + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
+        _told(_group, "equation")(op)
+        + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
     ),
-    where=lambda op: _group(op).where(),
+    where=_told(_group, "where"),
     wrt={
         "input": Wrt(
             _group_norm,
             _group_local,
-            lambda op: _group(op).back(_statistics_back(op)),
+            _told(_group, "to input"),
             "each group of channels of each sample is normalised by itself",
             pattern=_channel_groups,
         ),
         "weight": Wrt(
             _group_gain,
-            lambda op: _group(op).by_weight(),
-            lambda op: _group(op).back_to_weight(),
+            *_formulas(_group, "weight"),
             "each channel has its own gain",
             pattern=lambda op: _by_channel(op, op.weight),
         ),
         "bias": Wrt(
             _group_shift,
-            lambda op: _group(op).by_bias(),
-            lambda op: _group(op).summed(""),
+            *_formulas(_group, "bias"),
             "each channel has its own shift",
             pattern=lambda op: _by_channel(op, op.bias),
         ),
