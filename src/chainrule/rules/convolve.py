@@ -532,7 +532,6 @@ conv_tbc = rule(
         sample(torch.conv_tbc, randn(5, 2, 3), randn(2, 3, 4), randn(4)),
         sample(torch.conv_tbc, randn(5, 2, 3), randn(3, 3, 4), randn(4), 2, note="padding"),
     ],
-    source="derivatives.yaml: conv_tbc",
 )
 
 # The way back of a convolution, itself differentiated (create_graph) ---------------------------------------------
@@ -742,5 +741,4 @@ col2im = rule(
         sample(F.fold, randn(1, 8, 9), (4, 4), 2, note="overlapping patches"),
         sample(F.fold, randn(4, 4), (4, 4), 2, stride=2, note="no batch axis"),
     ],
-    source="derivatives.yaml: col2im",
 )

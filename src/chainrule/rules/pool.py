@@ -202,7 +202,6 @@ def _means(axes: int) -> None:
         weights=_mean_weights(_kernel_bounds(axes), axes),
         zeros=UNDER,
         samples=lambda: _mean_samples(axes),
-        source=f"derivatives.yaml: avg_pool{axes}d",
     )
     along_axes(
         f"AdaptiveAvgPool{axes}DBackward0",
@@ -389,7 +388,6 @@ def _max_pool(
         constants={"random_samples": "not differentiable"} if "fractional" in entry else {},
         kink=Kink(_tied(windows, axes), FIRST) if windows else None,
         samples=samples,
-        source=f"derivatives.yaml: {entry}",
     )
     rule(
         f"{name}BackwardBackward0",
@@ -407,7 +405,6 @@ def _max_pool(
         constants={"indices": "not differentiable"},
         structure="linear",
         samples=lambda: [twice(each) for each in samples()],
-        source=f"derivatives.yaml: {entry}_backward",
     )
 
 
@@ -546,7 +543,6 @@ def _unpools(axes: int) -> None:
         kink=Kink(_written_twice(axes), "each of several elements written to one place gets that place's gradient"),
         structure="linear",
         samples=lambda: _unpool_samples(axes),
-        source=f"derivatives.yaml: max_unpool{axes}d",
     )
 
 

@@ -109,7 +109,7 @@ def along_axes(
     tables: Tables,
     weights: Weights,
     samples: Callable[[], Iterable[Sample]],
-    source: str,
+    source: str = "",
     zeros: str = "an output element is made of a few input elements near its place, in its own channel",
     **more: Any,
 ) -> Rule:
@@ -118,6 +118,8 @@ def along_axes(
     The way back of `XBackward0` is an operation of its own where a gradient is differentiated again: what it does to
     `grad_output` is the transposed map, so its own VJP is the map.
     """
+
+    source = source or f"derivatives.yaml: {name}"
 
     def maps(op: Any) -> _Maps:
         found = weights(op)
