@@ -1,4 +1,4 @@
-r"""Wrong formulas are caught: small edits of the printed LaTeX, which the evaluation in `test_latex.py` must see.
+r"""Wrong formulas are caught: small edits of the printed LaTeX, which the evaluation in `test_every_formula.py` must see.
 
 An edit replaces one piece of one formula of one rule, everywhere in it: a sign, a factor, an exponent, a swapped
 operand, a missing term, another function, an index. `where` are the definitions that a rule's formulas share.
@@ -14,7 +14,7 @@ import pytest
 import torch
 from latex_math import FormulaError, Statement
 from test_every_rule import quiet  # noqa: F401 (a fixture)
-from test_latex import RULES, Use, uses, wrong_equation, wrong_local, wrong_product
+from test_every_formula import RULES, Use, uses, wrong_equation, wrong_local, wrong_product
 
 from chainrule.rules import Rule, Wrt
 
