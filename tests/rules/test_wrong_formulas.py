@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from latex_math import FormulaError, Statement
-from test_every_rule import quiet  # noqa: F401 (a fixture)
 from test_every_formula import RULES, Use, uses, wrong_equation, wrong_local, wrong_product
+from test_every_rule import quiet  # noqa: F401 (a fixture)
 
 from chainrule.rules import Rule, Wrt
 
