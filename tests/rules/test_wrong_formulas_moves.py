@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from test_every_formula import RULES
 from test_every_rule import quiet  # noqa: F401 (a fixture)
-from test_latex import RULES
-from test_latex_mutants import Mutant
+from test_wrong_formulas import Mutant
 
 # (rule, formula, what is replaced, by what)
 MUTANTS = [
