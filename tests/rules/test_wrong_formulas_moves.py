@@ -40,7 +40,7 @@ MUTANTS = [
     ("index", "equation", r"\bmod 3", ""),
     ("masked_select", "self product", "3 b", "2 b"),
     ("embedding", "weight local", r"\frac{1}{", r"\frac{2}{"),
-    ("embedding_bag", "weight local", r"\le u", "< u"),
+    ("embedding_bag", "where", r"\le u", "< u"),
     ("embedding_bag", "per_sample_weights product", "B_{u} = i", "B_{u} = 0"),
     ("sort", "equation", "{x}_{i,", "{x}_{0,"),
     ("scatter", "self local", "= 0]", "= 1]"),

@@ -537,7 +537,7 @@ _SUM, _MEAN, _MAX = range(3)  # `mode` as the operation has it
 def _bag(text: str) -> Callable[[Any], str]:
     """A formula with its words filled in: HERE is the bag of word u and that it counts, ROW its weight's element.
 
-    RATE is the factor of word u in bag i: its sample's weight, one over the number of words of the bag, or of its uses.
+    Without a text, what these use. RATE is the factor of word u in bag i: its sample's weight, one over the number of words of the bag, or of its uses.
     """
 
     def filled(op: Any) -> str:
@@ -561,7 +561,7 @@ def _bag(text: str) -> Callable[[Any], str]:
             "SLOPE": slope,
         }
         given += ranges("u", [op.indices.numel()]).values()
-        return re.sub("(?<![A-Z])[A-Z]{3,}(?![A-Z])", lambda word: words[word[0]], text) + stated(given)
+        return re.sub("(?<![A-Z])[A-Z]{3,}(?![A-Z])", lambda word: words[word[0]], text or r", \quad ".join(given))
 
     return filled
 
@@ -576,6 +576,7 @@ LARGEST = r"[\sum_{u: HERE} [{$indices}_{u} = w] > 0] \, [{$weight}_{w, j} = {$o
 embedding_bag = rule(
     "EmbeddingBagBackward0",
     equation=_bag(rf"{{$out}}_{{i, j}} = BIG_{{u: HERE}} RATE {ROW}"),
+    where=_bag(""),
     wrt={
         "weight": Wrt(
             _embedding_bag,

@@ -136,17 +136,17 @@ def reduction(
 
     def times(op: Any) -> str:
         slope = rf"\overline{{{each(op)}}}" if op.out.is_complex() and each(op) != "1" else each(op)
-        return product or {"0": "GRAD = 0", "1": "GRAD = G"}.get(slope, rf"GRAD = G \, {slope}") + given
+        return product or {"0": "GRAD = 0", "1": "GRAD = G"}.get(slope, rf"GRAD = G \, {slope}")
 
     def equation(op: Any) -> str:
-        return "OUT = " + (value(op) if callable(value) else value) + given
+        return "OUT = " + (value(op) if callable(value) else value)
 
     def rate(op: Any) -> str:
         text = local(op) if callable(local) else local
-        return (text if text.startswith(r"\frac{\partial") else derivative("OUT", "SELF", text)) + given
+        return text if text.startswith(r"\frac{\partial") else derivative("OUT", "SELF", text)
 
     wrt = {"self": Wrt(vjp, told(rate), told(times), OWN_SLICE, factor, _slices)}
-    return rule(*nodes, equation=told(equation), wrt=wrt, **more)
+    return rule(*nodes, equation=told(equation), wrt=wrt, where=told(given), **more)
 
 
 def _pair(first: str, second: str) -> str:
@@ -299,14 +299,14 @@ def _spread(node: str, function: Callable[..., Any], source: str, root: bool, wi
     square = r"\frac{1}{DEGREES} \sum_{OVER} (SELF - MEAN)^2"
     slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
     local = _pair(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT")
-    given = r", \quad MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER"
+    given = r"MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER"
     return reduction(
         node,
         value=(rf"\sqrt{{{square}}}" if root else square) + (r", \quad OUT1 = MEAN" if with_mean else ""),
         vjp=vjp,
         local=local,
         given=given,
-        product=rf"GRAD = {slope} \, G0 + \frac{{1}}{{COUNT}} \, G1{given}" if with_mean else "",
+        product=rf"GRAD = {slope} \, G0 + \frac{{1}}{{COUNT}} \, G1" if with_mean else "",
         kink=Kink(_flat, "0 where all elements are equal") if root else None,
         outputs=1 + with_mean,
         samples=lambda: [
@@ -373,7 +373,7 @@ def _with_index(operator: str, samples: Callable[[Any], Iterable[Sample]], sourc
         f"{operator.capitalize()}Backward0",
         name=f"{operator}_dim",
         value=lambda op: (f"{_big(operator)} = " if op.self.dim() else "") + "CHOSEN",
-        given=r", \quad COUNTED = \sum_{AMONG} [OTHER \le SELF]" if operator == "kthvalue" else "",
+        given=r"COUNTED = \sum_{AMONG} [OTHER \le SELF]" if operator == "kthvalue" else "",
         vjp=_winner_takes,
         local="PICKED",
         factor=_winner,
@@ -471,7 +471,8 @@ aminmax = reduction(
 
 logsumexp = reduction(
     "LogsumexpBackward0",
-    value=r"MOST + \log \sum_{OVER} e^{SELF - MOST}, \quad MOST = \max_{AMONG} OTHER",
+    value=r"MOST + \log \sum_{OVER} e^{SELF - MOST}",
+    given=r"MOST = \max_{AMONG} OTHER",
     vjp=lambda op, g: back(op, g) * (op.self - back(op, op.out)).exp().conj(),
     local="e^{SELF - OUT}",
     remark="The maximum M cancels, and keeps the powers from overflowing. The derivative is the softmax.",
@@ -769,11 +770,12 @@ def _renormed(template: str) -> Callable[[Any], str]:
 
 renorm = rule(
     "RenormBackward0",
-    equation=_renormed(r"OUT = SELF \, \min\left(1, \frac{$maxnorm}{N}\right), \quad LENGTH"),
+    equation=_renormed(r"OUT = SELF \, \min\left(1, \frac{$maxnorm}{N}\right)"),
+    where=_renormed("LENGTH"),
     wrt={
         "self": Wrt(
             _renorm,
-            _renormed(r"RATE, \quad LENGTH"),
+            _renormed("RATE"),
             _renormed(
                 "GRAD = "
                 + where(
@@ -781,7 +783,6 @@ renorm = rule(
                     "N > $maxnorm",
                     "G",
                 )
-                + r", \quad LENGTH"
             ),
             "a slice has its own norm, and other slices do not enter",
         )

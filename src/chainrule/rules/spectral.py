@@ -151,14 +151,13 @@ COUNTED = "C_{v} = 1 + [0 < 2 v < SIZE]"  # a frequency with a mirror image stan
 fft_c2r = rule(
     "FftC2RBackward0",
     name="fft_c2r",
-    equation=_formula(
-        rf"OUT = SCALE \sum_{{OVER}} C_{{LAST}} \operatorname{{Re}}\left(SELF \, TURN\right), \quad {COUNTED}", "out"
-    ),
+    equation=_formula(r"OUT = SCALE \sum_{OVER} C_{LAST} \operatorname{Re}\left(SELF \, TURN\right)", "out"),
+    where=_formula(COUNTED, "out"),
     wrt={
         "self": Wrt(
             _fft_c2r,
-            _formula(derivative("OUT", "SELF", rf"SCALE C_{{LAST}} \, BACK, \quad {COUNTED}"), "out"),
-            _formula(rf"GRAD = SCALE C_{{LAST}} \sum_{{THERE}} G \, BACK, \quad {COUNTED}", "out"),
+            _formula(derivative("OUT", "SELF", r"SCALE C_{LAST} \, BACK"), "out"),
+            _formula(r"GRAD = SCALE C_{LAST} \sum_{THERE} G \, BACK", "out"),
             OWN_LINE,
         )
     },
