@@ -535,9 +535,10 @@ _SUM, _MEAN, _MAX = range(3)  # `mode` as the operation has it
 
 
 def _bag(text: str) -> Callable[[Any], str]:
-    """A formula with its words filled in: HERE is the bag of word u and that it counts, ROW its weight's element.
+    """A formula of word u in bag i with its words filled in; without a text, the definitions of what these use.
 
-    Without a text, what these use. RATE is the factor of word u in bag i: its sample's weight, one over the number of words of the bag, or of its uses.
+    HERE are the conditions that the word is in the bag and counts. RATE is what its row is multiplied by, SLOPE the same
+    for the derivative, which divides by the word's uses where asked to.
     """
 
     def filled(op: Any) -> str:
