@@ -537,8 +537,8 @@ _SUM, _MEAN, _MAX = range(3)  # `mode` as the operation has it
 def _bag(text: str) -> Callable[[Any], str]:
     """A formula of word u in bag i with its words filled in; without a text, the definitions of what these use.
 
-    HERE are the conditions that the word is in the bag and counts. RATE is what its row is multiplied by, SLOPE the same
-    for the derivative, which divides by the word's uses where asked to.
+    HERE are the conditions that the word is in the bag and counts. RATE is what its row is multiplied by, SLOPE that
+    of the derivative, which divides by the word's uses where asked to.
     """
 
     def filled(op: Any) -> str:
