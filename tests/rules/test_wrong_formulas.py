@@ -1,4 +1,4 @@
-r"""Wrong formulas are caught: small edits of the printed LaTeX, which the evaluation in `test_every_formula.py` must see.
+r"""Wrong formulas are caught: small edits of the printed LaTeX, which the tests of `test_every_formula.py` must see.
 
 An edit replaces one piece of one formula of one rule, everywhere in it: a sign, a factor, an exponent, a swapped
 operand, a missing term, another function, an index. `where` are the definitions that a rule's formulas share.
