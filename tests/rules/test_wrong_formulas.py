@@ -107,7 +107,7 @@ MUTANTS = [
     ("flash_attention_for_cpu", "key product", r"\bar{S}_{b,h}^{T}", r"P_{b,h}^{T}"),
     ("flash_attention", "where", r"\operatorname{softmax}", r"\exp"),
     ("efficient_attention", "value product", r"P_{b,h}^{T}", r"2 P_{b,h}^{T}"),
-    ("scaled_dot_product_attention", "attn_mask local", r"{P}_{b,h,i,j} \, ", ""),
+    ("scaled_dot_product_attention", "attn_mask local", r"P_{b,h,i,j} \, ", ""),
     ("lstm_layer", "where", r"\tanh(c_t)", "c_t"),
     ("lstm_layer", "input local", r"\dot{f}_t \odot v_t + ", ""),
     ("lstm_layer", "weight0 product", r"\bar{d}_{t + 1}", r"\bar{d}_{t}"),
