@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy
+import scipy.linalg
 import scipy.special
 import torch
 from torch import Tensor
@@ -58,6 +60,7 @@ OPEN, CLOSE = {"(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert", r"\lVert"
 }  # fmt: skip
 BIG = {r"\sum": "sum", r"\prod": "prod", r"\max": "max", r"\min": "min", r"\operatorname{mean}": "mean"}
 BIG |= {r"\operatorname{any}": "max", r"\operatorname{all}": "min"}
+BIG |= {rf"\operatorname{{{name}}}": name for name in ("median", "nanmedian", "mode")}
 WORDS = re.compile(r"\\text\{\s*(for|where|if|with|and|or|is 0 outside|is stored|otherwise|\(?in each batch\)?)\s*\}")
 ALONG = re.compile(r"(?:,?\s*\\(?:quad|qquad|;|,))*\s*\\text\{[,( ]*along dim (?:\} *)?(-?\d+)\)?\}?")
 BREAKS = {"for", "where", "with", "and", "if"}
@@ -211,6 +214,8 @@ class Parser:
         token = self.peek()
         if token in BIG and self.peek(1) == "_":
             return self.big()
+        if token == r"\int":
+            return self.integral()
         name = self.name()
         tree = self.applied(name) if name and self.is_function(name) else self.named(name) if name else self.primary()
         while self.peek() in {"_", "^", "!"}:
@@ -280,6 +285,9 @@ class Parser:
 
     def applied(self, name: str) -> Node:
         """A function with its arguments; `\\log x` applies to the next factor."""
+        if name in {r"\operatorname{tril}", r"\operatorname{triu}"} and self.peek() == "_":
+            self.take()
+            name += "".join(self.group())
         power = self.group() if self.peek() == "^" and self.take() else None
         if self.peek() == "(":
             inside = self.between("(", ")")
@@ -318,6 +326,8 @@ class Parser:
     def raised(self, tree: Node, power: Sequence[str]) -> Node:
         """A power, a transpose (`T`, `H`, `-T`), or an inverse."""
         text = "".join(power)
+        if text == "+":
+            return ("pseudoinverse", tree)
         if text in {"T", "H", "-T", "-H", r"\top"} and text not in self.values:
             base = ("inverse", tree) if text[0] == "-" else tree
             return ("transpose", base, text[-1] == "H")
@@ -337,6 +347,15 @@ class Parser:
             (_, (letter, low), _), *rest = items
             items = (("relation", (low, letter, upper), (r"\le", r"\le"), "whole"), *rest)
         return ("big", kind, items, self.term())
+
+    def integral(self) -> Node:
+        """`\\int_0^1 f(t) \\, dt`."""
+        self.take()
+        bounds = {self.take(): self.inner(self.group()) for _ in range(2)}
+        end = next(p for p in range(self.place, len(self.tokens)) if self.tokens[p] == "d")
+        body, letter = self.tokens[self.place : end], self.tokens[end + 1]
+        self.place = end + 2
+        return ("integral", letter, bounds["_"], bounds["^"], self.inner(body))
 
     def primary(self) -> Node:
         """A number, a bracket, a root, a fraction, an environment."""
@@ -514,6 +533,9 @@ OF_TENSORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     r"\det": (2, torch.linalg.det),
     r"\operatorname{tril}": (2, torch.tril),
     r"\operatorname{triu}": (2, torch.triu),
+    r"\operatorname{tril}-1": (2, lambda t: torch.tril(t, -1)),
+    r"\operatorname{triu}1": (2, lambda t: torch.triu(t, 1)),
+    r"\operatorname{expm}": (2, lambda t: torch.as_tensor(scipy.linalg.expm(t.numpy())) if t.numel() else t),
     r"\operatorname{rowsum}": (1, lambda t: t.sum(-1, keepdim=True)),
     r"\operatorname{colsum}": (2, lambda t: t.sum(-2)),
     r"\operatorname{softmax}": (1, _softmax),
@@ -699,8 +721,19 @@ class Scope:
             return Value(function(values[0].tensor))
         return Value(FUNCTIONS[name](*self.together(*values)))
 
+    def _with_identity(self, *sides: Node) -> Iterator[Value]:
+        """The values of two sides; I beside a matrix is the identity of its size."""
+        unit = ("name", "I")
+        found = [None if each == unit and "I" not in self.names else self(each) for each in sides]
+        for value, other in zip(found, reversed(found), strict=True):
+            if value is None and other is not None:
+                size = other.tensor.shape[-1]
+                eye = torch.eye(size, dtype=other.tensor.dtype)
+                value = Value(eye.reshape((1,) * (other.tensor.dim() - 2) + (size, size)))
+            yield self(unit) if value is None else value
+
     def _elementwise(self, sign: str, left: Node, right: Node) -> Value:
-        a, b = self(left), self(right)
+        a, b = self._with_identity(left, right)
         rows = {each.row for each in (a, b) if self.rank(each)}
         if len(rows) > 1:
             raise FormulaError("a row and a column, element by element")
@@ -760,6 +793,18 @@ class Scope:
         tensor = value.tensor.conj() if conjugate else value.tensor
         rank = self.rank(value)
         return Value(tensor.mT if rank > 1 else tensor, rank == 1 and not value.row)
+
+    def _integral(self, letter: str, low: Node, high: Node, body: Node) -> Value:
+        """By the rule of Gauss and Legendre."""
+        places, weights = (torch.as_tensor(each) for each in numpy.polynomial.legendre.leggauss(24))
+        a, b = (float(self.number(each)) for each in (low, high))
+        inside = self.with_index(letter, (b - a) / 2 * places + (a + b) / 2)
+        found = inside(body).tensor
+        weights = ((b - a) / 2 * weights).reshape([-1 if axis == self.depth else 1 for axis in range(found.dim())])
+        return Value((found * weights).sum(self.depth))
+
+    def _pseudoinverse(self, inside: Node) -> Value:
+        return Value(torch.linalg.pinv(self(inside).tensor))
 
     def _inverse(self, inside: Node) -> Value:
         return Value(torch.linalg.inv(self(inside).tensor))
@@ -829,7 +874,8 @@ class Scope:
         for letter in letters:
             conditions = [*limits, *([self.ranges[letter]] if letter in self.ranges else [])]
             limits += [self.ranges[letter]] if letter in self.ranges else []
-            whole = letter in self.ranges or any(each[3:] for each in limits if ("name", letter) in each[1:2][0])
+            ranges = (each for each in limits if each[0] == "relation" and ("name", letter) in each[1])
+            whole = letter in self.ranges or any(each[3:] for each in ranges)
             scope = scope.with_index(letter, scope.run(letter, conditions, body, whole))
         holds = Value(torch.ones((1,) * scope.depth, dtype=torch.bool))
         for each in limits:
@@ -841,6 +887,10 @@ class Scope:
         shape = torch.broadcast_shapes(terms.shape, mask.shape, (*(1,) * self.depth, *sizes, *(1 for _ in own)))
         axes = tuple(range(self.depth, scope.depth))
         mask, terms = mask.expand(shape), terms.expand(shape)
+        if kind in {"median", "nanmedian", "mode"}:
+            if not bool(mask.all()):
+                raise FormulaError(f"a {kind} of some elements alone")
+            return Value(REDUCED[kind](terms, axes))
         if kind == "mean":
             return Value(torch.where(mask, terms, 0).sum(axes) / mask.sum(axes))
         return Value(REDUCED[kind](torch.where(mask, terms, NEUTRAL[kind]), axes))
@@ -942,7 +992,12 @@ def _extreme(function: Callable[..., Tensor], empty: float) -> Callable[[Tensor,
     return lambda t, axis: function(t, axis) if t.shape[axis] else t.sum(axis) + empty
 
 
+def _ordered(name: str) -> Callable[[Tensor, tuple[int, ...]], Tensor]:
+    return lambda t, axes: getattr(torch, name)(t.flatten(axes[0], axes[-1]), axes[0]).values
+
+
 REDUCED: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
+    **{name: _ordered(name) for name in ("median", "nanmedian", "mode")},
     "sum": lambda t, axes: t.sum(axes), "prod": _one_by_one(torch.prod),
     "max": _one_by_one(_extreme(torch.amax, -math.inf)), "min": _one_by_one(_extreme(torch.amin, math.inf)),
 }  # fmt: skip
@@ -950,7 +1005,8 @@ REDUCED: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
 # Which method evaluates a kind of tree, and which of them want the parts without the kind.
 KINDS = {
     "number": "constant", "name": "named", "at": "at", "call": "call", "negative": "negative", "beside": "beside",
-    "transpose": "transpose", "inverse": "inverse", "^": "power", "norm": "norm", "matrix": "matrix",
+    "transpose": "transpose", "inverse": "inverse",
+    "pseudoinverse": "pseudoinverse", "integral": "integral", "^": "power", "norm": "norm", "matrix": "matrix",
     "iverson": "iverson", "relation": "relation", "logic": "logic", "not": "not", "otherwise": "otherwise",
     "cases": "cases", "big": "big", "row": "row", "stored": "stored", r"\cdot": "dot", r"\times": "times",
     **dict.fromkeys(ELEMENTWISE, "elementwise"),
@@ -1127,6 +1183,8 @@ class Statement:
         subject = _spelled(subject)
         tensor = self.operands[subject]
         said = torch.zeros(tensor.shape, dtype=torch.bool)
+        if not any(self._of(claim[1][0], subject) for claim in self.claims if claim[0] == "relation"):
+            return self._unsatisfied(subject, tolerance)
         for claim in self.claims:
             if claim[0] != "relation" or set(claim[2]) != {"="}:
                 raise FormulaError(f"no equation: {self.text}")
@@ -1141,6 +1199,23 @@ class Statement:
                     return difference
             said |= self._elements(scope, head, holds, tensor.shape)
         return "" if bool(said.all()) else f"it says nothing of {int((~said).sum())} of {said.numel()} elements"
+
+    def _unsatisfied(self, subject: str, tolerance: float) -> str:
+        """Why the output does not satisfy the equations that define it, `A = L L^T`."""
+        found = f"it says nothing of {subject}"
+        for claim in self.claims:
+            if subject not in _names(claim):
+                continue
+            found = ""
+            if claim[0] != "relation" or set(claim[2]) != {"="}:
+                raise FormulaError(f"no equation: {self.text}")
+            heads = [each for each in claim[1] if each[0] == "at"][:1]
+            scope, holds = self._scope(heads, *claim[1])
+            first, *others = (scope(each) for each in claim[1])
+            for other in others:
+                if found := _difference(scope, first, other, holds, tolerance):
+                    return found
+        return found
 
     def _elements(self, scope: Scope, head: Node, holds: Tensor | None, shape: torch.Size) -> Tensor:
         """Which elements of an operand a left side names."""

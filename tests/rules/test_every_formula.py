@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from latex_math import FormulaError, Statement, differ
-from test_every_rule import quiet, recorded, steps_of  # noqa: F401 (a fixture)
+from test_every_rule import WRONG_IN_PYTORCH, quiet, recorded, steps_of  # noqa: F401 (a fixture)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,17 +35,31 @@ TOPICS_TO_COME = {
     "draw",
     "distance",
     "loss",
-    "reduce",
-    "shape",
-    "index",
-    "group",
-    "linalg",
-    "spectral",
-    "factorise",
 }
 
 # Rules of the other topics that are not evaluated yet, each with its reason. A rule that passes must leave this list.
-NOT_EVALUATED: dict[str, str] = {}
+NOT_EVALUATED: dict[str, str] = {
+    "linalg_lu_solve": "the permutation is stored as a list of swaps, for which there is no notation",
+    "linalg_householder_product": "a product of as many reflections as there are columns, each of a column's part",
+    "ormqr": "a product of as many reflections as there are columns, each of a column's part",
+}
+
+
+# Outputs that are defined up to a phase: PyTorch refuses a derivative that depends on it, so theirs are not compared.
+PHASES = {"linalg_eig": {1}}
+
+# Formulas of single samples that are not evaluated, as (rule, note of the sample), and the formula ("" for all):
+# - under any TorchDispatchMode, PyTorch 2.13 gives another pseudo-inverse of a complex matrix, so what is recorded is
+#   wrong; the formulas hold for the right one;
+# - the diagonal of a Cholesky factor is real, yet autograd has a derivative of its imaginary part;
+# - blocks of a factor that is not square, and a permutation that is stored as a list of swaps, have no notation.
+EXCEPTIONS = [
+    (("linalg_pinv", "complex"), ""),
+    (("cholesky", "complex"), "local"),
+    (("linalg_qr", "wide, batch"), "product"),
+    *((("linalg_lu", note), "product") for note in ("tall", "wide, batch")),
+    *((("linalg_lu_factor_ex", note), "") for note in ("tall", "wide")),
+]
 
 
 @dataclass(frozen=True)
@@ -57,13 +71,14 @@ class Use:
     function: Callable[..., Any]
     random_state: Tensor | None
 
-    def run(self, arguments: Mapping[str, Any]) -> list[Tensor]:
-        """The outputs that want a gradient, on other arguments: as many as the rule has."""
+    def run(self, arguments: Mapping[str, Any]) -> dict[int, Tensor]:
+        """The outputs that want a gradient, on other arguments, by their places: one, or all if the rule has more."""
         if self.random_state is not None:
             torch.set_rng_state(self.random_state)
         with torch.enable_grad():
-            outs = [out for out in tensors_in(self.function(**arguments)) if out.requires_grad]
-        return [full(out) for out in outs[: self.rule.outputs]]
+            outs = enumerate(tensors_in(self.function(**arguments)))
+            found = {slot: full(out) for slot, out in outs if out.requires_grad}
+        return found if self.rule.outputs > 1 else dict([*found.items()][:1])
 
     def leaf(self, argument: str) -> tuple[Any, list[Tensor]]:
         """The outputs, and the leaves that one argument was made: a single one, unless it is a list."""
@@ -71,12 +86,19 @@ class Use:
         leaves = [each.detach().clone().requires_grad_() for each in tensors_in([given])]
         moved = [each.clone() for each in leaves]  # an in-place operation may not write to a leaf
         rest = {name: _copied(each) for name, each in self.op.arguments.items()}
-        return self.run({**rest, argument: moved if isinstance(given, list) else moved[0]}), leaves
+        return [*self.outputs({**rest, argument: moved if isinstance(given, list) else moved[0]}).values()], leaves
 
-    def differentiable(self) -> range:
+    def outputs(self, arguments: Mapping[str, Any]) -> dict[int, Tensor]:
+        """The outputs that are compared: those that want a gradient, but for what is free (see PHASES)."""
+        return {slot: out for slot, out in self.run(arguments).items() if slot not in PHASES.get(self.rule.name, ())}
+
+    def differentiable(self, argument: str = "") -> list[int]:
         """The places of the outputs that want a gradient."""
-        argument = next(name for name in self.rule.wrt if tensors_in([self.op.arguments.get(name)]))
-        return range(len(self.leaf(argument)[0]))
+        argument = argument or next(name for name in self.rule.wrt if tensors_in([self.op.arguments.get(name)]))
+        given = {name: _copied(each) for name, each in self.op.arguments.items()}
+        for each in tensors_in([given[argument]]):
+            each.requires_grad_()
+        return [*self.outputs(given)]
 
     def symbols(self) -> dict[str, str]:
         """The names of the operands as docs/rules.md prints them."""
@@ -97,10 +119,11 @@ class Use:
         for name, given in self.op.arguments.items():
             if isinstance(given, Tensor):
                 found["g" if name == "g" else symbols[name]] = given
-            elif isinstance(given, list) and all(isinstance(each, Tensor) for each in given):
-                found |= {self.called(name, place): each for place, each in enumerate(given)}
+            elif isinstance(given, list):
+                items = ((place, each) for place, each in enumerate(given) if isinstance(each, Tensor))
+                found |= {self.called(name, place): each for place, each in items}
         for slot, out in enumerate(self.op.outs):
-            if isinstance(out, Tensor):
+            if isinstance(out, Tensor) and (slot or self.rule.outputs > 1):  # else y_0 is an element
                 found[f"{catalogue.SYMBOLS['out']}_{{{slot}}}"] = out
         return found | {symbols["out"]: self.op.out}
 
@@ -240,7 +263,8 @@ def _function(rule: Rule, step: Any, graph: Any) -> tuple[Callable[..., Any], Te
 def wrong_equation(use: Use) -> str:
     """Why a rule's equation does not give the recorded output."""
     statement, symbols = use.statement(use.rule.equation), use.symbols()
-    names = ["out"] if use.rule.outputs == 1 else [f"out{slot}" for slot in use.differentiable()]
+    slots = [slot for slot in use.differentiable() if use.op.outs[slot].numel()]
+    names = ["out"] if use.rule.outputs == 1 else [f"out{slot}" for slot in slots]
     wrong = (statement.wrong_equation(symbols[name], use.tolerance) for name in names)
     return next(filter(None, wrong), "")
 
@@ -276,14 +300,14 @@ def wrong_local(use: Use, argument: str) -> str:
     """Why a rule's local derivative is not the Jacobian."""
     outs, leaves = use.leaf(argument)
     symbols = use.symbols()
-    if use.rule.latex(use.rule.wrt[argument].local, use.op, symbols).startswith(r"\dot{"):
+    if use.rule.latex(use.rule.wrt[argument].local, use.op, symbols).lstrip("{").startswith(r"\dot{"):
         return wrong_differential(use, argument)
     statement = use.statement(use.rule.wrt[argument].local)
     for item, leaf in enumerate(leaves):
         into = use.called(argument, item)
-        for slot, out in enumerate(outs):
+        for place, (slot, out) in enumerate(zip(use.differentiable(argument), outs, strict=True)):
             name = symbols["out"] if use.rule.outputs == 1 else symbols[f"out{slot}"]
-            for conjugate, theirs in enumerate(wirtinger(outs, slot, leaf)):
+            for conjugate, theirs in enumerate(wirtinger(outs, place, leaf)):
                 if conjugate and not (out.is_complex() and leaf.is_complex()):
                     continue
                 difference = differ(theirs, statement.jacobian(name, into, bool(conjugate)), use.tolerance)
@@ -304,13 +328,17 @@ def wrong_differential(use: Use, argument: str) -> str:
         moved[rf"\dot{{{into}}}"] = direction
         for slot in range(len(outs)):
             plain, conjugate = wirtinger(outs, slot, leaf)
+            if leaf.is_complex() and not outs[slot].is_complex():  # autograd has the conjugate of twice the derivative
+                plain, conjugate = plain.conj() / 2, plain / 2
             change = torch.tensordot(plain, direction.to(plain.dtype), leaf.dim())
             if conjugate.dim():
                 change = change + torch.tensordot(conjugate, direction.conj(), leaf.dim())
             changes[slot] = changes[slot] + change
-    names = [symbols["out"]] if use.rule.outputs == 1 else [symbols[f"out{slot}"] for slot in range(len(outs))]
+    slots = use.differentiable(argument)
+    names = [symbols["out"]] if use.rule.outputs == 1 else [symbols[f"out{slot}"] for slot in slots]
     moved |= {rf"\dot{{{name}}}": change for name, change in zip(names, changes, strict=True)}
     statement = use.statement(use.rule.wrt[argument].local, moved)
+    names = [name for name, out in zip(names, outs, strict=True) if out.numel()]
     wrong = (statement.wrong_equation(rf"\dot{{{name}}}", use.tolerance) for name in names)
     return next(filter(None, wrong), "")
 
@@ -320,13 +348,16 @@ def wrong_product(use: Use, argument: str) -> str:
     outs, leaves = use.leaf(argument)
     generator, symbols = torch.Generator().manual_seed(3), use.symbols()
     upstream = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outs]
-    names = [symbols["g"]] if use.rule.outputs == 1 else [symbols[f"g{slot}"] for slot in range(len(outs))]
+    names = [symbols["g"]] if use.rule.outputs == 1 else [symbols[f"g{slot}"] for slot in use.differentiable(argument)]
     theirs = torch.autograd.grad(outs, leaves, upstream, allow_unused=True)
     given = dict(zip(names, upstream, strict=True))
+    if use.rule.name in PHASES:
+        given |= {symbols[f"g{slot}"]: torch.zeros_like(use.op.outs[slot]) for slot in PHASES[use.rule.name]}
     for item, (leaf, their) in enumerate(zip(leaves, theirs, strict=True)):
         into = use.called(argument, item)
         bar = rf"\bar{{{into}}}"
-        statement = use.statement(use.rule.wrt[argument].product, given, grad=bar)
+        others = {f"grad{place}": rf"\bar{{{use.called(argument, place)}}}" for place in range(len(leaves))}
+        statement = use.statement(use.rule.wrt[argument].product, given, grad=bar, **others)
         mine = statement.gradient(leaf.shape)
         expected = torch.zeros_like(full(leaf)) if their is None else full(their)
         if mine.is_complex() and not expected.is_complex():
@@ -345,7 +376,7 @@ def mistakes(rule: Rule) -> Iterator[str]:
     for where, use in uses(rule):
         asked = True
         checks: list[tuple[str, Callable[..., str], tuple[Any, ...]]] = [("equation", wrong_equation, (use,))]
-        for argument in rule.wrt:
+        for argument in rule.wrt.keys() - WRONG_IN_PYTORCH.get(rule.name, set()):
             if argument in ("weight2", "weight3") and not use.op.arguments.get("has_biases", True):
                 continue  # PyTorch passes another tensor there, reads nothing of it, and fails to give it a gradient
             if any(
@@ -353,7 +384,10 @@ def mistakes(rule: Rule) -> Iterator[str]:
             ):
                 checks += [(f"{argument}, local", wrong_local, (use, argument))]
                 checks += [(f"{argument}, product", wrong_product, (use, argument))]
+        exceptions = {part for (name, note), part in EXCEPTIONS if name == rule.name and where.endswith(note)}
         for what, check, arguments in checks:
+            if any(what.endswith(part) for part in exceptions):
+                continue
             try:
                 wrong = check(*arguments)
             except (FormulaError, RuntimeError, IndexError) as error:  # shapes that do not fit are the formula's fault

@@ -106,7 +106,7 @@ def full(tensor: Tensor) -> Tensor:
 
 def templates(rule: Rule, op: Applied) -> Iterator[str]:
     """Every formula of a rule that tells this operation, filled in."""
-    slots = {f"{name}{slot}" for name in ("out", "g") for slot in range(rule.outputs)}
+    slots = {f"{name}{slot}" for name in ("out", "g") for slot in range(max(rule.outputs, len(op.outs)))}
     names = {name: rf"\mathbf{{{name[0]}}}" for name in {*op.arguments, *slots, "out", "g", "g_", "grad", "self"}}
     here = [wrt for argument, wrt in rule.wrt.items() if op.arguments.get(argument) is not None]
     for template in [rule.equation, rule.where, *(each for wrt in here for each in (wrt.local, wrt.product))]:

@@ -1,4 +1,4 @@
-r"""Wrong formulas are caught: small edits of the printed LaTeX, which `test_every_formula.py` must see.
+r"""Wrong formulas are caught: small edits of the printed LaTeX, which the tests of `test_every_formula.py` must see.
 
 An edit replaces one piece of one formula of one rule, everywhere in it: a sign, a factor, an exponent, a swapped
 operand, a missing term, another function, an index. `where` are the definitions that a rule's formulas share.
@@ -69,11 +69,11 @@ MUTANTS = [
     ("native_layer_norm", "where", ")^2", ")"),
     ("native_layer_norm", "where", r" + 1 \cdot 10^{-5}", r" + 1 \cdot 10^{-1}"),
     ("native_layer_norm", "input local", "(1 + ", "("),
-    ("native_layer_norm", "input product", r" - {\alpha}_{n}", ""),
+    ("native_layer_norm", "input product", r" - \alpha_{n}", ""),
     ("rms_norm", "where", r"\frac{1}{4}", r"\frac{1}{3}"),
     ("rms_norm", "input local", "[i = p] - ", "[i = p] + "),
     ("batch_norm", "equation", r"{W}_{c} \, ", ""),
-    ("batch_norm", "where", r"- {\mu}_{c}}", "}"),
+    ("batch_norm", "where", r"- \mu_{c}}", "}"),
     ("batch_norm", "bias product", r"\sum_{n}", r"\sum_{n} n"),
     ("native_group_norm", "where", r"\lfloor d / 2 \rfloor = a", "d = a"),
     ("native_group_norm", "input local", r"= -\frac{1}{6}", r"= \frac{1}{6}"),
@@ -104,10 +104,10 @@ MUTANTS = [
     ("max_unpool2d", "equation", "4 \\, u + v", "4 \\, u - v"),
     ("flash_attention_for_cpu", "where", r"\sqrt{3}", "3"),
     ("flash_attention_for_cpu", "query local", r" - {y}_{b,h,i,e}", ""),
-    ("flash_attention_for_cpu", "key product", r"{\bar{S}}_{b,h}^{T}", r"{P}_{b,h}^{T}"),
+    ("flash_attention_for_cpu", "key product", r"\bar{S}_{b,h}^{T}", r"P_{b,h}^{T}"),
     ("flash_attention", "where", r"\operatorname{softmax}", r"\exp"),
-    ("efficient_attention", "value product", r"{P}_{b,h}^{T}", r"2 {P}_{b,h}^{T}"),
-    ("scaled_dot_product_attention", "attn_mask local", r"{P}_{b,h,i,j} \, ", ""),
+    ("efficient_attention", "value product", r"P_{b,h}^{T}", r"2 P_{b,h}^{T}"),
+    ("scaled_dot_product_attention", "attn_mask local", r"P_{b,h,i,j} \, ", ""),
     ("lstm_layer", "where", r"\tanh(c_t)", "c_t"),
     ("lstm_layer", "input local", r"\dot{f}_t \odot v_t + ", ""),
     ("lstm_layer", "weight0 product", r"\bar{d}_{t + 1}", r"\bar{d}_{t}"),

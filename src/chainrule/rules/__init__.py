@@ -169,7 +169,7 @@ class Rule:
     def latex(self, template: str | Callable[[Any], str], op: Applied, symbols: Mapping[str, str]) -> str:
         """Fill the operands' symbols into one of this rule's templates; unknown names stay as they are."""
         scalars = {name: number(value) for name, value in op.arguments.items() if isinstance(value, (int, float))}
-        known = {**scalars, **symbols}
+        known = {**_items(op, symbols), **scalars, **symbols}
         return Template(without_brackets(_text(template, op), known)).safe_substitute(known)
 
     def gradient(self, op: Applied, upstream: tuple[Tensor | None, ...], argument: str) -> Any:
@@ -300,6 +300,18 @@ def broadcast_index(out_index: tuple[int, ...], shape: tuple[int, ...]) -> tuple
     """The element of an operand of `shape` that broadcasting put at `out_index`."""
     kept = out_index[len(out_index) - len(shape) :]
     return tuple(0 if size == 1 else position for position, size in zip(kept, shape, strict=True))
+
+
+def _items(op: Applied, symbols: Mapping[str, str]) -> dict[str, str]:
+    """The symbols of a list's tensors, `$tensors0`, and of their gradients, `$grad0`."""
+    found: dict[str, str] = {}
+    for name, given in op.arguments.items():
+        if isinstance(given, list) and name in symbols:
+            listed = symbols[name].split(", ")
+            for place in range(len(given)):
+                symbol = listed[place] if len(listed) == len(given) else f"{symbols[name]}_{{{place}}}"
+                found |= {f"{name}{place}": symbol, f"grad{place}": rf"\bar{{{symbol}}}"}
+    return found
 
 
 def _text(template: str | Callable[[Any], str], op: Any) -> str:

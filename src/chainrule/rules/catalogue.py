@@ -44,7 +44,7 @@ Template = str | Callable[[Any], str]
 SYMBOLS = {"self": "x", "out": "y", "g": r"\bar{y}"}
 LETTERS = {
     "input": "X", "weight": "W", "bias": "b", "target": "t", "mat1": "A", "mat2": "B", "query": "Q", "key": "K",
-    "value": "V", "exponent": "p", "alpha": r"\alpha", "beta": r"\beta", "eps": r"\epsilon", "tensors": "x_1, x_2, ...",
+    "value": "V", "exponent": "p", "alpha": r"\alpha", "beta": r"\beta", "eps": r"\epsilon", "tensors": "x",
 }  # fmt: skip
 
 
@@ -121,10 +121,14 @@ def _symbols(rule: Rule, op: Applied | None) -> dict[str, str]:
     arguments = op.arguments if op else {}
     numbers = {name for name, value in arguments.items() if isinstance(value, (int, float))}
     names = {*arguments, *rule.wrt, *rule.constants} - numbers
-    outputs = {f"{name}{slot}": f"{SYMBOLS[name]}_{{{slot}}}" for name in ("out", "g") for slot in range(rule.outputs)}
+    slots = max(rule.outputs, len(op.outs) if op else 0)
+    outputs = {f"{name}{slot}": f"{SYMBOLS[name]}_{{{slot}}}" for name in ("out", "g") for slot in range(slots)}
     if "g" in names:
         outputs["g_"] = "g"  # an argument of that name, as `$g` is the upstream gradient
-    return {name: LETTERS.get(name, _upright(name)) for name in names} | outputs | SYMBOLS
+    symbols = {name: LETTERS.get(name, _upright(name)) for name in names}
+    lists = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
+    items = {f"{name}{place}": f"{symbols[name]}_{{{place}}}" for name in lists for place in range(lists[name])}
+    return symbols | items | outputs | SYMBOLS
 
 
 def _upright(name: str) -> str:

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Wrt, rule, sample
+from chainrule.rules import Wrt, derivative, rule, sample
+from chainrule.rules.indices import ranges, stated
 from chainrule.rules.linalg import (
     ALL,
     INVERTIBLE,
+    batched,
     given,
     of_matrix,
     positive,
@@ -58,6 +60,11 @@ def pairwise(values: Tensor) -> Tensor:
     return values.unsqueeze(-2) - values.unsqueeze(-1)
 
 
+LOWER, BELOW, UPPER = r"\operatorname{tril}", r"\operatorname{tril}_{-1}", r"\operatorname{triu}"
+HERMITIAN = (
+    r"S = \frac{1}{2} \left(\dot{ARG} + \dot{ARG}^{H}\right)"  # how a matrix moves of which one triangle is read
+)
+
 # Cholesky
 
 
@@ -76,13 +83,15 @@ cholesky = of_matrix(
     argument="self",
     equation=lambda op: r"$self = $out^{H} \, $out" if op.upper else r"$self = $out \, $out^{H}",
     vjp=_cholesky,
-    local=(
-        r"dL = L \, \varphi\left(L^{-1} \, dA \, L^{-H}\right), "
-        r"\quad \varphi \text{: the lower triangle, half the diagonal}"
+    local=lambda op: (
+        (r"\dot{$out} = \left(L P\right)^{H}" if op.upper else r"\dot{$out} = L P")
+        + rf", \quad P = \frac{{1}}{{2}} \left({LOWER}(C) + {BELOW}(C)\right), \quad C = L^{{-1}} S \, L^{{-H}}"
+        + rf", \quad {HERMITIAN.replace('ARG', '$self')}, \quad L = "
+        + ("$out^{H}" if op.upper else "$out")
     ),
-    product=(
-        r"\tfrac{1}{2} L^{-H} \operatorname{sym}\left(L^{H} \bar{L}\right) L^{-1}, "
-        r"\quad \operatorname{sym} \text{: the lower triangle, mirrored}"
+    product=lambda op: (
+        rf"\frac{{1}}{{2}} L^{{-H}} \left({LOWER}(C) + {BELOW}(C)^{{H}}\right) L^{{-1}}, \quad C = L^{{H}} "
+        + (r"$g^{H}, \quad L = $out^{H}" if op.upper else r"$g, \quad L = $out")
     ),
     samples=lambda: [
         *squares(torch.linalg.cholesky, positive),
@@ -104,8 +113,23 @@ def _cholesky_solve_factor(op: Any, g: Tensor) -> Tensor:
     return _gram_gradient(op, op.input2, -torch.cholesky_solve(g, op.input2, op.upper) @ op.out.mH)
 
 
-def _gram(factor: str) -> Callable[[Any], str]:
-    return lambda op: rf"{factor}^{{H}} {factor}" if op.upper else rf"{factor} \, {factor}^{{H}}"
+def _gram(text: str, factor: str) -> Callable[[Any], str]:
+    """A formula with A, the product of a factor and its conjugate transpose, and D, how it moves; LEFT ( ) RIGHT bring
+    the gradient of A to the factor."""
+
+    def filled(op: Any) -> str:
+        dot = rf"\dot{{{factor}}}"
+        a = rf"{factor}^{{H}} {factor}" if op.upper else rf"{factor} \, {factor}^{{H}}"
+        d = (
+            rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
+            if op.upper
+            else rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
+        )
+        to_factor = rf"{factor} \left(G + G^{{H}}\right)" if op.upper else rf"\left(G + G^{{H}}\right) {factor}"
+        start = text.replace("BACK", to_factor)
+        return start + rf", \quad A = {a}" + (rf", \quad D = {d}" if " D " in start else "")
+
+    return filled
 
 
 FULL_FACTOR = (
@@ -114,25 +138,18 @@ FULL_FACTOR = (
 
 cholesky_solve = rule(
     "CholeskySolveBackward0",
-    equation=lambda op: rf"{_gram('$input2')(op)} \, $out = $self",
+    equation=_gram(r"$out = A^{-1} $self", "$input2"),
     wrt={
         "self": Wrt(
             lambda op, g: torch.cholesky_solve(g, op.input2, op.upper),
-            "A^{-1}",
-            r"A^{-1} \, $g",
+            _gram(r"\dot{$out} = A^{-1} \dot{$self}", "$input2"),
+            _gram(r"A^{-1} \, $g", "$input2"),
             "each column of the right side has its own column of the solution",
         ),
         "input2": Wrt(
             _cholesky_solve_factor,
-            r"-A^{-1} \, dA \, $out",
-            lambda op: (
-                (
-                    r"$input2 \left(\bar{A} + \bar{A}^{H}\right)"
-                    if op.upper
-                    else r"\left(\bar{A} + \bar{A}^{H}\right) $input2"
-                )
-                + r", \quad \bar{A} = -A^{-1} \, $g \, $out^{H}"
-            ),
+            _gram(r"\dot{$out} = -A^{-1} D \, $out", "$input2"),
+            _gram(r"BACK, \quad G = -A^{-1} \, $g \, $out^{H}", "$input2"),
             ALL,
         ),
     },
@@ -149,13 +166,10 @@ cholesky_solve = rule(
 cholesky_inverse = of_matrix(
     "CholeskyInverseBackward0",
     argument="self",
-    equation=lambda op: rf"$out = \left({_gram('$self')(op)}\right)^{{-1}}",
+    equation=_gram(r"$out = A^{-1}", "$self"),
     vjp=lambda op, g: _gram_gradient(op, op.self, -op.out @ g @ op.out),
-    local=r"-$out \, dA \, $out",
-    product=lambda op: (
-        (r"$self \left(\bar{A} + \bar{A}^{H}\right)" if op.upper else r"\left(\bar{A} + \bar{A}^{H}\right) $self")
-        + r", \quad \bar{A} = -$out \, $g \, $out"
-    ),
+    local=_gram(r"\dot{$out} = -$out D \, $out", "$self"),
+    product=_gram(r"BACK, \quad G = -$out \, $g \, $out", "$self"),
     samples=lambda: [
         sample(torch.cholesky_inverse, triangle()),
         sample(torch.cholesky_inverse, triangle(2, 2, upper=True), upper=True, note="upper, batch"),
@@ -194,16 +208,40 @@ def _svd(op: Any, g: Any) -> Tensor:
     return gradient + (u / s.unsqueeze(-2)) @ outside
 
 
+def _svd_local(op: Any) -> str:
+    """The factors turn within their own columns, and move out of them where they are not square."""
+    real = r"\operatorname{Re} " if op.A.is_complex() else ""
+    phase = r" + [i = j] \frac{\mathrm{i} \operatorname{Im}(C_{*i,i})}{2 \, {$out1}_{*i}}" if op.A.is_complex() else ""
+    apart = r"{{$out1}_{*j}^2 - {$out1}_{*i}^2 + [i = j]}"
+    return batched(
+        rf"\dot{{$out1}}_{{*i}} = {real}C_{{*i,i}}, \quad "
+        r"\dot{$out0}_{*i,j} = \sum_{k} {$out0}_{*i,k} K_{*k,j} + \frac{X_{*i,j}}{{$out1}_{*j}}, \quad "
+        r"\dot{$out2}_{*i,j} = \sum_{k} \overline{M_{*k,i}} \, {$out2}_{*k,j} + \frac{Y_{*i,j}}{{$out1}_{*i}}, \quad "
+        r"C = $out0^{H} \dot{$A} \, $out2^{H}, \quad "
+        r"X = \left(I - $out0 \, $out0^{H}\right) \dot{$A} \, $out2^{H}, \quad "
+        r"Y = $out0^{H} \dot{$A} \left(I - $out2^{H} $out2\right), \quad "
+        r"K_{*i,j} = [i \neq j] \frac{{$out1}_{*j} C_{*i,j} + {$out1}_{*i} \overline{C_{*j,i}}}"
+        rf"{apart}{phase}, \quad "
+        r"M_{*i,j} = [i \neq j] \frac{{$out1}_{*i} C_{*i,j} + {$out1}_{*j} \overline{C_{*j,i}}}"
+        rf"{apart}{phase.replace('+', '-', 1)}"
+    )(op)
+
+
+SVD_PRODUCT = (
+    r"{$grad}_{*i,j} = \sum_{k,l} {$out0}_{*i,k} T_{*k,l} \, {$out2}_{*l,j} + O_{*i,j}, \quad "
+    r"T_{*k,l} = [k = l] {$g1}_{*k} + "
+    r"\frac{X_{*k,l} \, {$out1}_{*l} + {$out1}_{*k} \, Y_{*k,l}}{{$out1}_{*l}^2 - {$out1}_{*k}^2 + [k = l]}, \quad "
+    r"X = $out0^{H} $g0 - $g0^{H} $out0, \quad Y = $out2 \, $g2^{H} - $g2 \, $out2^{H}, \quad O = "
+    r"\left(I - $out0 \, $out0^{H}\right) $g0 \operatorname{diag}\left(\frac{1}{$out1}\right) $out2"
+    r" + $out0 \operatorname{diag}\left(\frac{1}{$out1}\right) $g2 \left(I - $out2^{H} $out2\right)"
+)
+
 svd = of_matrix(
     "LinalgSvdBackward0",
-    equation=r"$A = U \operatorname{diag}(s) \, V^{H}",
+    equation=batched(r"{$A}_{*i,j} = \sum_{k} {$out0}_{*i,k} \, {$out1}_{*k} \, {$out2}_{*k,j}"),
     vjp=_svd,
-    local=r"\frac{\partial s_i}{\partial $A} = u_i v_i^{H}",
-    product=(
-        r"U \left(\operatorname{diag}(\bar{s}) + \frac{U^{H} \bar{U} - \bar{U}^{H} U}{E} S + "
-        r"S \frac{V^{H} \bar{V} - \bar{V}^{H} V}{E}\right) V^{H} + \text{what lies outside } U, V, "
-        r"\quad E_{ij} = s_j^2 - s_i^2"
-    ),
+    local=_svd_local,
+    product=batched(SVD_PRODUCT),
     outputs=3,
     samples=lambda: [
         sample(torch.linalg.svd, randn(3, 3)),
@@ -232,12 +270,17 @@ def _eigh(op: Any, g: Any) -> Tensor:
 
 eigh = of_matrix(
     "LinalgEighBackward0",
-    equation=r"$A = V \operatorname{diag}(\lambda) \, V^{H}, \quad $out = \lambda",
+    equation=batched(r"{$A}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \, \overline{{$out1}_{*j,k}}"),
     vjp=_eigh,
-    local=r"\frac{\partial \lambda_i}{\partial $A} = v_i v_i^{H}",
-    product=(
-        r"V \left(\operatorname{diag}(\bar{\lambda}) + \frac{V^{H} \bar{V} - \bar{V}^{H} V}{2 E}\right) V^{H}, "
-        r"\quad E_{ij} = \lambda_j - \lambda_i"
+    local=batched(
+        r"\dot{$out0}_{*i} = C_{*i,i}, \quad \dot{$out1}_{*i,j} = "
+        r"\sum_{k: \, k \neq j} \frac{{$out1}_{*i,k} C_{*k,j}}{{$out0}_{*j} - {$out0}_{*k}}, \quad "
+        rf"C = $out1^{{H}} S \, $out1, \quad {HERMITIAN.replace('ARG', '$A')}"
+    ),
+    product=batched(
+        r"{$grad}_{*i,j} = \sum_{k,l} {$out1}_{*i,k} T_{*k,l} \, \overline{{$out1}_{*j,l}}, \quad "
+        r"T_{*k,l} = [k = l] {$g0}_{*k} + \frac{X_{*k,l}}{2 \left({$out0}_{*l} - {$out0}_{*k}\right) + [k = l]}, \quad "
+        r"X = $out1^{H} $g1 - $g1^{H} $out1"
     ),
     outputs=2,
     samples=lambda: [
@@ -269,13 +312,22 @@ def _eig(op: Any, g: Any) -> Tensor:
 eig = of_matrix(
     "LinalgEigBackward0",
     argument="self",
-    equation=r"$self \, V = V \operatorname{diag}(\lambda), \quad $out = \lambda",
+    equation=batched(
+        r"{$self}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \left($out1^{-1}\right)_{*k,j}", "self"
+    ),
     vjp=_eig,
-    local=r"\frac{\partial \lambda_i}{\partial $self} = \left(V^{-1}\right)_i^{T} v_i^{T}",
-    product=(
-        r"V^{-H} \left(\operatorname{diag}(\bar{\lambda}) + \frac{V^{H} \bar{V} - V^{H} V "
-        r"\operatorname{diag}\left(\Re V^{H} \bar{V}\right)}{\bar{E}}\right) V^{H}, "
-        r"\quad E_{ij} = \lambda_j - \lambda_i"
+    local=batched(
+        r"\dot{$out0}_{*i} = C_{*i,i}, \quad \dot{$out1}_{*i,j} = \sum_{k} {$out1}_{*i,k} K_{*k,j}"
+        r" - {$out1}_{*i,j} \operatorname{Re}\left(\sum_{k} G_{*j,k} K_{*k,j}\right), \quad "
+        r"K_{*k,j} = [k \neq j] \frac{C_{*k,j}}{{$out0}_{*j} - {$out0}_{*k} + [k = j]}, \quad "
+        r"C = $out1^{-1} \dot{$self} \, $out1, \quad G = $out1^{H} $out1",
+        "self",
+    ),
+    product=batched(
+        r"{$grad}_{*i,j} = \sum_{k,l} \left($out1^{-H}\right)_{*i,k} T_{*k,l} \, \overline{{$out1}_{*j,l}}, \quad "
+        r"T_{*k,l} = [k = l] {$g0}_{*k} + [k \neq l] \frac{W_{*k,l} - G_{*k,l} \operatorname{Re}(W_{*l,l})}"
+        r"{\overline{{$out0}_{*l} - {$out0}_{*k}} + [k = l]}, \quad W = $out1^{H} $g1, \quad G = $out1^{H} $out1",
+        "self",
     ),
     outputs=2,
     samples=lambda: [
@@ -308,15 +360,37 @@ def _qr(op: Any, g: Any) -> Tensor:
     return torch.cat([gradient, *rest], -1)
 
 
+def _qr_local(op: Any) -> str:
+    """W is a turn of Q, which undoes what would make R not triangular; of a wide matrix, what the factors satisfy."""
+    if op.A.shape[-1] > op.A.shape[-2]:
+        return r"\dot{$A} = \dot{$out0} \, $out1 + $out0 \, \dot{$out1}"
+    return (
+        r"\dot{$out0} = $out0 W + \left(I - $out0 \, $out0^{H}\right) \dot{$A} \, $out1^{-1}, \quad "
+        r"\dot{$out1} = $out0^{H} \dot{$A} - W $out1, \quad W = P - P^{H}, \quad "
+        rf"P = \frac{{1}}{{2}} \left({LOWER}(C) + {BELOW}(C)\right), \quad C = $out0^{{H}} \dot{{$A}} \, $out1^{{-1}}"
+    )
+
+
+def _qr_product(op: Any) -> str:
+    """The columns past the square part are Q^H A_2, and tell of Q only through that."""
+    size = op.A.shape[-2]
+    note = (
+        rf" \quad \text{{(its first {size} columns, with }} $g0 + A_2 \bar{{R}}_2^{{H}} \text{{ for }} $g0 "
+        r"\text{; } Q \bar{R}_2 \text{ the others)}"
+    )
+    return (
+        r"\left($g0 + $out0 \left(P + P^{H}\right)\right) $out1^{-H}, \quad "
+        rf"P = \frac{{1}}{{2}} \left({UPPER}(X) + {UPPER}_{{1}}(X)\right), \quad "
+        r"X = $g1 \, $out1^{H} - $out0^{H} $g0" + (note if op.A.shape[-1] > size else "")
+    )
+
+
 qr = of_matrix(
     "LinalgQrBackward0",
-    equation=r"$A = $out \, R",
+    equation=r"$A = $out0 \, $out1",
     vjp=_qr,
-    local=r"dR = Q^{H} dA - \Omega R, \; dQ = \left(dA - Q \, dR\right) R^{-1}, \; \Omega = Q^{H} dQ \text{ skew}",
-    product=(
-        r"\left(\bar{Q} + Q \operatorname{sym}\left(\bar{R} R^{H} - Q^{H} \bar{Q}\right)\right) R^{-H}, \quad "
-        r"\operatorname{sym} \text{: the upper triangle, mirrored}"
-    ),
+    local=_qr_local,
+    product=_qr_product,
     outputs=2,
     accepts=lambda op: op.mode == "reduced" or (op.mode == "complete" and op.A.shape[-2] <= op.A.shape[-1]),
     samples=lambda: [
@@ -361,23 +435,40 @@ def _lu_factor(op: Any, g: Tensor) -> Tensor:
     return _lu_gradient(permutation, lower, upper, g[..., :k].tril(-1), g[..., :k, :].triu())
 
 
-LU = (
-    r"A = P L U, \quad L \text{ with ones on its diagonal}",
-    r"L^{-1} dL + dU \, U^{-1} = L^{-1} P^{T} dA \, U^{-1}",
-    r"P L^{-H} \left(\operatorname{tril}_{-1}\left(L^{H} \bar{L}\right) + "
-    r"\operatorname{triu}\left(\bar{U} U^{H}\right)\right) U^{-H}",
-)
+LU_LOCAL = r"C = L^{-1} P^{T} \dot{$A} \, U^{-1}"
+LU_PRODUCT = rf"P L^{{-H}} \left({BELOW}\left(L^{{H}} GL\right) + {UPPER}\left(GU U^{{H}}\right)\right) U^{{-H}}"
+
+
+def _lu_parts(op: Any) -> str:
+    """The factors of a square matrix, by their letters."""
+    return r", \quad L = $out1, \quad U = $out2" + (r", \quad P = $out0" if op.pivot else "")
+
+
+def _packed(argument: str) -> str:
+    return rf", \quad L = {BELOW}({argument}) + I, \quad U = {UPPER}({argument})"
+
+
+PERMUTED = r", \quad P = $A \, U^{-1} L^{-1}"
+
 LU_SOURCE = (
     "derivatives.yaml: linalg_lu, linalg_lu_factor_ex. P^T dA = dL U + L dU; the triangles tell both terms apart."
 )
 LU_REMARK = "There is a derivative where the leading square block is invertible, while the same pivots are chosen."
 
+
+def _lu_local(op: Any) -> str:
+    """Of a matrix that is not square, what the factors satisfy."""
+    if op.A.shape[-1] == op.A.shape[-2]:
+        return rf"\dot{{$out1}} = L {BELOW}(C), \quad \dot{{$out2}} = {UPPER}(C) U, \quad {LU_LOCAL}{_lu_parts(op)}"
+    return r"\dot{$A} = $out0 \left(\dot{$out1} \, $out2 + $out1 \, \dot{$out2}\right)"
+
+
 lu = of_matrix(
     "LinalgLuBackward0",
-    equation=LU[0].replace("A", "$A", 1),
+    equation=lambda op: "$A = " + (r"$out0 \, " if op.pivot else "") + r"$out1 \, $out2",
     vjp=_lu,
-    local=LU[1],
-    product=LU[2],
+    local=_lu_local,
+    product=lambda op: LU_PRODUCT.replace("GL", "$g1").replace("GU", "$g2") + _lu_parts(op),
     outputs=3,
     samples=lambda: [
         sample(torch.linalg.lu, square()),
@@ -391,10 +482,13 @@ lu = of_matrix(
 
 lu_factor = of_matrix(
     "LinalgLuFactorExBackward0",
-    equation=LU[0].replace("A", "$A", 1) + r", \quad $out = L - I + U",
+    equation=(
+        r"\left(\left(\operatorname{tril}_{-1}($out) + I\right) \operatorname{triu}($out)\right)^{H} "
+        r"\left(\operatorname{tril}_{-1}($out) + I\right) \operatorname{triu}($out) = $A^{H} $A"
+    ),
     vjp=_lu_factor,
-    local=LU[1],
-    product=LU[2],
+    local=rf"\dot{{$out}} = L {BELOW}(C) + {UPPER}(C) U, \quad {LU_LOCAL}{PERMUTED}" + _packed("$out"),
+    product=LU_PRODUCT.replace("GL", f"{BELOW}($g)").replace("GU", f"{UPPER}($g)") + PERMUTED + _packed("$out"),
     samples=lambda: [
         sample(torch.linalg.lu_factor, square()),
         sample(torch.linalg.lu_factor, randn(4, 2), note="tall"),
@@ -417,14 +511,33 @@ def _unpacked(op: Any, g: Any) -> Tensor:
     return gradient
 
 
+def _of_packed(text: str) -> Callable[[Any], str]:
+    """A formula of the element i, j of L and k, l of U, which one matrix holds."""
+
+    def filled(op: Any) -> str:
+        m, n = op.LU_data.shape[-2:]
+        return batched(text, "LU_data")(op) + stated(ranges("ijkl", [m, min(m, n), min(m, n), n]).values())
+
+    return filled
+
+
 lu_unpack = rule(
     "LuUnpackBackward0",
-    equation=r"L = \operatorname{tril}_{-1}($LU_data) + I, \quad U = \operatorname{triu}($LU_data)",
+    equation=_of_packed(
+        r"{$out1}_{*i,j} = [j < i] \, {$LU_data}_{*i,j} + [i = j], \quad "
+        r"{$out2}_{*k,l} = [k \le l] \, {$LU_data}_{*k,l}"
+    ),
     wrt={
         "LU_data": Wrt(
             _unpacked,
-            "1",
-            r"\operatorname{tril}_{-1}(\bar{L}) + \operatorname{triu}(\bar{U})",
+            _of_packed(
+                derivative("{$out1}_{*i,j}", "{$LU_data}_{*i,j}", r"[j < i], \quad ")
+                + derivative("{$out2}_{*k,l}", "{$LU_data}_{*k,l}", r"[k \le l]")
+            ),
+            _of_packed(
+                r"{$grad}_{*u,v} = \sum_{i,j: \, i = u, j = v, j < i} {$g1}_{*i,j} + "
+                r"\sum_{k,l: \, k = u, l = v, k \le l} {$g2}_{*k,l}"
+            ),
             "each element of the packed matrix is one element of L or of U",
         )
     },
@@ -435,7 +548,6 @@ lu_unpack = rule(
         sample(lambda a, p: torch.lu_unpack(a, p)[1:], randn(*shape), torch.tensor([1, 2]).int())
         for shape in ((2, 2), (3, 2), (2, 3))
     ],
-    source="derivatives.yaml: lu_unpack",
 )
 
 

@@ -7,6 +7,7 @@ reduction (sum, mean, product, extreme) gives one local derivative for each of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Kink, Rule, Sample, Wrt, rule, sample
-from chainrule.rules.index import at, x
+from chainrule.rules import Kink, Rule, Sample, Wrt, derivative, rule, sample
+from chainrule.rules import at as element
+from chainrule.rules.index import at
+from chainrule.rules.indices import letters, ranges, stated, where
+from chainrule.rules.shape import x
 
 MEET = "a result depends only on the elements that were sent to its place"
 OVERWRITTEN = (
     "Where what stood at a place before is left out of a maximum or minimum but is equal to it, PyTorch still counts "
     "it among the ties, and the gradient of the others comes out too small."
 )
-SYMBOLS = {"sum": r"\sum", "mean": r"\operatorname{mean}", "prod": r"\prod", "amax": r"\max", "amin": r"\min"}
-LOCALS = {
-    "sum": "1",
-    "mean": r"\frac{1}{N_i}",
-    "prod": r"\prod_{\text{others at } i}",
-    "amax": r"\frac{1}{N_i} \left[\text{one of the } N_i \text{ largest}\right]",
-    "amin": r"\frac{1}{N_i} \left[\text{one of the } N_i \text{ smallest}\right]",
+# For each kind of reduction: its value from the members alone, and on top of what stands at the place already.
+VALUES = {
+    "sum": ("SUM MEMBER", "BASE + SUM MEMBER"),
+    "mean": (r"\frac{1}{N} SUM MEMBER", r"\frac{1}{COUNT} \left(BASE + SUM MEMBER\right)"),
+    "prod": ("PROD MEMBER", r"BASE \, PROD MEMBER"),
+    "amax": ("MAX MEMBER", r"\max\left(BASE, MAX MEMBER\right)"),
+    "amin": ("MIN MEMBER", r"\min\left(BASE, MIN MEMBER\right)"),
+}
+TIED = (r"\frac{[MEMBER = OUT]}{TIES}", r"\frac{[BASE = OUT]}{TIES}")
+# Its derivatives by a member that met at the place, and by what stands there.
+RATES = {
+    "sum": ("1", "1"),
+    "mean": (r"\frac{1}{COUNT}", r"\frac{1}{COUNT}"),
+    "prod": ("FIRST OTHERS", "PROD MEMBER"),
+    "amax": TIED,
+    "amin": TIED,
 }
 
 
@@ -151,34 +164,111 @@ def kind(op: Any) -> str:
     return named
 
 
+def _words(op: Any, argument: str, onto: bool) -> dict[str, str]:
+    """What the words of a formula stand for: OUT and BASE at a place, MEMBER v, another one u that met there too."""
+    own = letters(op.out)
+    axis = op.arguments.get("dim", op.arguments.get("axis", 0)) % max(len(own), 1)
+
+    def member(letter: str) -> list[str]:
+        return [letter if each == axis else place for each, place in enumerate(own)]
+
+    def went(letter: str) -> str:
+        if not onto:
+            return f"B_{{{', '.join([*own[:axis], letter])}}}"
+        return element("index", member(letter) if "src" in op.arguments else [letter] * op.index.dim())
+
+    def big(symbol: str, letter: str, *conditions: str) -> str:
+        return rf"{symbol}_{{{letter}: {', '.join([f'{went(letter)} = {own[axis]}', *conditions])}}}" if own else ""
+
+    stands = (onto and op.include_self) or (not onto and op.initial is not None)
+    base = element("self", own) if onto else "$initial"
+    other = element(argument, member("u"))
+    count = f"N_{{{', '.join(own)}}}" if own else "N"
+    ties = f"{big(chr(92) + 'sum', 'u')} [{other} = OUT]"
+    return {
+        "OUT": element("out", own),
+        "BASE": base,
+        "FIRST": base if stands else "",
+        "MEMBER": element(argument, member("v")),
+        "SUM": big(r"\sum", "v"),
+        "ALL": big(r"\sum", "b"),
+        "PROD": big(r"\prod", "v"),
+        "MAX": big(r"\max", "v"),
+        "MIN": big(r"\min", "v"),
+        "OTHERS": f"{big(chr(92) + 'prod', 'u', 'u ' + chr(92) + 'neq v')} {other}" if own else "1",
+        "TIES": f"[{base} = OUT] + {ties}" if stands else ties,
+        "N": count,
+        "COUNT": f"({count} + 1)" if onto and op.include_self else count,
+        "MET": f"{went('v')} = {own[axis]}" if own else "0 = 0",
+        "G": element("g", own),
+        "GRAD": element("grad", member("v")),
+        "BARE": element("grad", own),
+        "PLACE": own[axis] if own else "",
+    }
+
+
+def _told(op: Any, text: str, argument: str, onto: bool) -> str:
+    """A formula with its words filled in, the definitions of what it uses, and the ranges."""
+    words = _words(op, argument, onto)
+    for _ in range(2):
+        text = re.sub(r"\b[A-Z]{2,}\b|\b[GN]\b(?!_)", lambda word: words[word[0]], text)
+    given = []
+    if "N_" in text or text.count("N"):
+        given.append(f"{words['N']} = {words['ALL']} 1")
+    if not onto:
+        row = letters(op.out)[: op.axis % op.out.dim()]
+        start = ", ".join([*row, "v"])
+        ends = r"\sum_{w: \, w \le s} " + element("lengths", [*row, "w"]) if op.lengths is not None else ""
+        counted = (
+            rf"\sum_{{s}} [E_{{{', '.join([*row, 's'])}}} \le v]" if ends else r"\sum_{s} [{$offsets}_{s} \le v] - 1"
+        )
+        given.append(f"B_{{{start}}} = {counted}")
+        if ends:
+            given.append(rf"E_{{{', '.join([*row, 's'])}}} = {ends}")
+            given.append(rf"0 \le s < {op.lengths.shape[-1]}")
+    axis = op.arguments.get("dim", op.arguments.get("axis", 0))
+    if op.out.dim():
+        members = op.arguments[argument].shape[axis]
+        used = [each for each in "vub" if re.search(rf"\b{each}\b", text + "".join(given))]
+        given += ranges([*letters(op.out), *used], [*op.out.shape, *[members] * len(used)]).values()
+    return text + stated(given)
+
+
 def reduces(
     node: str,
     argument: str,
     grouping: Callable[[Any], Grouping],
     samples: Callable[[], Iterable[Sample]],
-    where: str,
     onto: bool = True,
     **more: Any,
 ) -> Rule:
     """Register a reduction of the elements of `argument` into places, onto what `self` holds there or not."""
 
     def equation(op: Any) -> str:
-        with_self = r"\text{, and } {$self}_{i}" if onto and op.include_self else ""
-        return rf"{{$out}}_{{i}} = {SYMBOLS[kind(op)]}_{{{where}}} {{${argument}}}_{{k}}{with_self}"
+        alone, both = VALUES[kind(op)]
+        if not onto:
+            text = alone if op.initial is None else both
+        else:
+            text = both if op.include_self else where("BASE", "N = 0", alone)
+        return _told(op, f"OUT = {text}", argument, onto)
 
-    wrt = {
-        argument: Wrt(
-            _members(grouping),
-            lambda op: LOCALS[kind(op)],
-            lambda op: "{$g}_{i(k)}" + ("" if kind(op) == "sum" else rf" \cdot {LOCALS[kind(op)]}"),
-            MEET,
+    def member(template: str) -> Callable[[Any], str]:
+        return lambda op: _told(op, template.replace("RATE", RATES[kind(op)][0]), argument, onto)
+
+    def base(template: str) -> Callable[[Any], str]:
+        return lambda op: _told(
+            op, template.replace("RATE", RATES[kind(op)][1] if op.include_self else "[N = 0]"), argument, onto
         )
-    }
+
+    def product(op: Any) -> str:
+        return member((r"GRAD = \sum_{PLACE: MET} G \, " if op.out.dim() else r"GRAD = G \, ") + "RATE")(op)
+
+    wrt = {argument: Wrt(_members(grouping), member(derivative("OUT", "MEMBER", where("RATE", "MET"))), product, MEET)}
     if onto:
         wrt["self"] = Wrt(
             _base(grouping),
-            lambda op: LOCALS[kind(op)] if op.include_self else r"1 \text{ where nothing was sent}",
-            lambda op: rf"$g \odot {LOCALS[kind(op)]}" if op.include_self else r"$g \text{, 0 where it was replaced}",
+            base(derivative("OUT", "BASE", "RATE")),
+            base(r"BARE = G \, RATE"),
             MEET,
         )
     return rule(
@@ -221,7 +311,6 @@ scatter_reduce = reduces(
     "ScatterReduceBackward0",
     "src",
     _scattered,
-    where=r"k: \, {$index}_{k} = i",
     constants={"index": "not differentiable"},
     samples=lambda: [
         *_each(torch.scatter_reduce, x(3, 4), 1, at((0, 0), (1, 3)), half(2, 2)),
@@ -234,14 +323,12 @@ scatter_reduce = reduces(
     ],
     accepts=lambda op: op.src.shape == op.index.shape,  # PyTorch refuses to go back through any other
     remark=OVERWRITTEN,
-    source="derivatives.yaml: scatter_reduce",
 )
 
 index_reduce = reduces(
     "IndexReduceBackward0",
     "source",
     _indexed,
-    where=r"k: \, {$index}_{k} = i",
     constants={"index": "not differentiable"},
     samples=lambda: [
         *_each(torch.index_reduce, x(3, 4), 0, at(0, 2, 0), half(3, 4)),
@@ -250,14 +337,12 @@ index_reduce = reduces(
         sample(torch.index_reduce, x(3), 0, at(), x(0), "mean", note="nothing sent"),
     ],
     remark=OVERWRITTEN,
-    source="derivatives.yaml: index_reduce",
 )
 
 segment_reduce = reduces(
     "SegmentReduceBackward0",
     "data",
     _segmented,
-    where=r"k \text{ in segment } i",
     onto=False,
     constants=dict.fromkeys(("lengths", "indices", "offsets"), "not differentiable"),
     samples=lambda: [
@@ -275,5 +360,4 @@ segment_reduce = reduces(
         ),
         sample(torch.segment_reduce, x(2, 3), "max", lengths=at((1, 2), (2, 1)), axis=1, note="rows of their own"),
     ],
-    source="derivatives.yaml: segment_reduce",
 )

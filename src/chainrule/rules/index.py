@@ -6,27 +6,52 @@ element back to its origin (an origin picked twice gets the sum); writing cuts t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, rule, sample
+from chainrule.rules import Factor, Kink, Rule, Wrt, derivative, rule, sample
+from chainrule.rules import at as element
+from chainrule.rules.indices import (
+    AND,
+    LETTERS,
+    OTHERS,
+    digits,
+    fitted,
+    letters,
+    places,
+    position,
+    ranges,
+    row_major,
+    stated,
+    total,
+    where,
+)
 from chainrule.rules.pattern import Pattern, copied, real
-from chainrule.rules.shape import strided_origins
+from chainrule.rules.shape import (
+    COPIES,
+    FILLED,
+    Came,
+    Index,
+    Move,
+    arrivals,
+    in_memory,
+    in_slice,
+    labels,
+    moves,
+    on_diagonal,
+    selected,
+    slice_of,
+    strided_origins,
+    x,
+)
 
-Index = tuple[int, ...]
-
-PICKED = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
 WRITTEN = "each output element is made of what was there before and of what was written there, and of nothing else"
-
-
-def x(*shape: int) -> Tensor:
-    """A sample input that wants a gradient: 1, 2, 3, ... in the given shape."""
-    count = torch.Size(shape).numel()
-    return (torch.arange(count, dtype=torch.get_default_dtype()) + 1).reshape(shape).requires_grad_()
 
 
 def at(*places: Any) -> Tensor:
@@ -34,119 +59,247 @@ def at(*places: Any) -> Tensor:
     return torch.tensor(places, dtype=torch.long)
 
 
+@dataclass(frozen=True)
+class Masked:
+    """Elements at which a mask holds, one after the other: the element at `own` is number `rank`, as `given` says."""
+
+    source: Tensor
+    own: list[str]
+    mask: str
+    rank: str
+    given: str
+
+    @classmethod
+    def of(cls, name: str, mask: Tensor, shape: Sequence[int], source: Tensor, axes: range) -> Masked:
+        """Of elements of a shape, which a mask along some axes chooses."""
+        own = list(LETTERS[: len(shape)])
+        other = [OTHERS[4 + axis] if axis in axes else letter for axis, letter in enumerate(own)]
+        steps = row_major([shape[axis] for axis in axes])
+        before, after = (position([each[axis] for axis in axes], steps) for each in (other, own))
+        held, there = (element(name, fitted([each[axis] for axis in axes], mask)) for each in (own, other))
+        rank = f"R_{{{', '.join(own[axis] for axis in axes)}}}"
+        among = ranges([other[axis] for axis in axes], [shape[axis] for axis in axes])
+        given = f"{rank} = {total(list(among), [f'{before} < {after}'], there)}"
+        return cls(source, own, held, rank, stated([given, *among.values()]))
+
+    @property
+    def held(self) -> str:
+        """The condition that an element is chosen."""
+        return f"{self.mask} = 1"
+
+    def read(self, argument: str) -> str:
+        """The element of the source that goes to this place."""
+        return element(argument, digits(self.rank, self.source.shape))
+
+    def written(self, argument: str, adds: bool) -> str:
+        """The equation of writing them."""
+        mine = element("self", self.own)
+        text = (
+            f"{mine} + {where(self.read(argument), self.held)}" if adds else where(self.read(argument), self.held, mine)
+        )
+        return f"{element('out', self.own)} = {text}{self.given}"
+
+    def product(self, argument: str) -> str:
+        """The gradient of the source: what arrived at the place to which each of its elements went."""
+        mine = [
+            place if place == "0" else OTHERS[axis] for axis, place in enumerate(digits(self.rank, self.source.shape))
+        ]
+        origin = digits(self.rank, self.source.shape)
+        met = [self.held, *(f"{a} = {b}" for a, b in zip(origin, mine, strict=True) if a != b)]
+        return f"{element('grad', mine)} = {total(self.own, met, element('g', self.own))}{self.given}"
+
+
+def _picked(mask: Callable[[Any], Masked | None]) -> dict[str, Any]:
+    """The formulas of picking by a mask; none where the indices are numbers, as `moves` has those."""
+
+    def parts(op: Any) -> tuple[Masked, list[str], str, list[str], list[str]]:
+        found = mask(op)
+        assert found is not None
+        counted = found.rank[3:-1].split(", ")
+        first = found.own.index(counted[0])
+        out = [*found.own[:first], "u", *found.own[first + len(counted) :]]
+        mine = fitted(found.own, op.self)
+        return found, out, element("self", mine), counted, mine
+
+    def value(op: Any) -> str:
+        found, out, into, counted, _ = parts(op)
+        return f"{element('out', out)} = {total(counted, [found.held, f'{found.rank} = u'], into)}{found.given}"
+
+    def local(op: Any) -> str:
+        found, out, into, counted, mine = parts(op)
+        copies = [each for each in counted if each not in mine]
+        rate = (
+            total(copies, [found.held, f"{found.rank} = u"], "1")
+            if copies
+            else rf"[{found.held} \land {found.rank} = u]"
+        )
+        return derivative(element("out", out), into, rate + found.given)
+
+    def product(op: Any) -> str:
+        found, out, _, counted, mine = parts(op)
+        each = where(element("g", [found.rank if place == "u" else place for place in out]), found.held)
+        copies = [each for each in counted if each not in mine]
+        return f"{element('grad', mine)} = {total(copies, [], each)}{found.given}"
+
+    return {"equation": value, "local": local, "product": product}
+
+
 def picks(
     *nodes: str,
-    equation: str | Callable[[Any], str],
-    vjp: Callable[[Any, Tensor], Tensor],
-    product: str,
-    samples: Callable[[], Iterable[Sample]],
-    argument: str = "self",
     index: tuple[str, ...] = ("index",),
-    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
+    by_mask: Callable[[Any], Masked | None] = lambda op: None,
     **more: Any,
 ) -> Rule:
-    """Register an operation that copies chosen elements of one argument."""
-
-    def pattern(op: Any) -> Pattern | None:
-        origin = op.arguments[argument]
-        divided = op.arguments.get("scale_grad_by_freq")  # its gradient is not that of a copy
-        return copied(op.out.numel(), origin.numel(), filled=True) if real(op.out, origin) and not divided else None
-
-    return rule(
-        *nodes,
-        equation=equation,
-        wrt={argument: Wrt(vjp, "1", product, PICKED, factor, pattern)},
-        constants=dict.fromkeys(index, "not differentiable"),
-        structure="linear",
-        samples=samples,
-        **more,
-    )
+    """Register an operation that copies chosen elements of `self`, perhaps several times; or those of a mask."""
+    masked = _picked(by_mask)
+    return moves(*nodes, index=index, repeats=True, instead=lambda op: masked if by_mask(op) else None, **more)
 
 
 def writes(
     *nodes: str,
-    equation: str | Callable[[Any], str],
-    kept: Callable[[Any, Tensor], Tensor],
-    written: dict[str, Callable[[Any, Tensor], Tensor]],
-    samples: Callable[[], Iterable[Sample]],
-    index: str = "index",
+    read: Move,
+    place: Came = lambda op, at: at,
+    argument: str = "src",
+    index: tuple[str, ...] = ("index",),
     adds: Callable[[Any], bool] = lambda op: False,
-    scale: str = "1",
+    only: Callable[[Any, list[str]], str] | None = None,
+    scale: str = "",
+    masked: Callable[[Any], Masked | None] = lambda op: None,
     **more: Any,
 ) -> Rule:
-    """Register an operation that copies `self` and writes other elements at chosen places, or `adds` them there."""
+    """Register an operation that copies `self` and writes elements of `argument` at some places, or `adds` them there.
 
-    def product(op: Any) -> str:
-        return "$g" if adds(op) else r"$g \text{, with zeros where it was overwritten}"
+    `read(op, tensor)` gives the elements of a tensor like `self` at these places, and `place(op, at)` the indices of
+    the place to which the element `at` goes, where the condition `only` holds. A single number goes to all places.
+    Places that a mask chooses are `masked`.
+    """
 
-    wrt = {"self": Wrt(lambda op, g: g if adds(op) else kept(op, g), "1", product, WRITTEN)}
-    for name, vjp in written.items():
-        told = rf"$g \text{{ at the places where }} ${name} \text{{ went}}"
-        wrt[name] = Wrt(vjp, scale, told if scale == "1" else rf"{scale} \, {told}", WRITTEN)
-    return rule(
-        *nodes,
-        equation=equation,
-        wrt=wrt,
-        constants={index: "not differentiable"},
-        structure="linear",
-        samples=samples,
-        **more,
-    )
+    def kept(op: Any, g: Tensor) -> Tensor:
+        if adds(op):
+            return g
+        return g.reshape(-1).index_fill(0, read(op, labels(g)).reshape(-1) - 1, 0).reshape(g.shape)
+
+    def sources(op: Any, g: Tensor) -> Tensor:
+        """In the shape of the places: the walk sums where what is written was broadcast."""
+        found, source = read(op, g), op.arguments[argument]
+        found = op.arguments[scale] * found if scale else found
+        if not source.dim() and not adds(op):
+            return (g - kept(op, g)).sum()
+        if source.dim() == found.dim() and source.numel() > found.numel():  # what lies beyond was not read
+            home = g.new_zeros(source.shape)
+            home[tuple(slice(size) for size in found.shape)] = found
+            return home
+        return found.reshape(source.shape) if found.numel() == source.numel() else found
+
+    def goes(op: Any) -> tuple[list[str], dict[str, str], list[str], list[str], list[str], list[str]]:
+        """The indices of what is written, their ranges, where it goes; those of a place, and what comes to it."""
+        shape = read(op, labels(op.self)).shape
+        at = places(shape)
+        origin = place(op, at)
+        own, among, met = arrivals(at, origin)
+        met = [*met, only(op, at)] if only else met
+        return at, ranges(at, shape), origin, own, among, met
+
+    def written(op: Any, at: list[str]) -> str:
+        source = op.arguments[argument]
+        return element(argument, fitted(at, source)) if isinstance(source, Tensor) else f"${argument}"
+
+    def counted(op: Any) -> tuple[str, str]:
+        """How many come to a place, and its definition."""
+        _, bounds, _, own, among, met = goes(op)
+        count = f"N_{{{', '.join(own)}}}" if own else "N"
+        within = {**bounds, **ranges(own, op.self.shape)}
+        return count, stated([f"{count} = {total(among, met, '1')}", *within.values()])
+
+    def single(op: Any) -> bool:
+        return not isinstance(op.arguments[argument], Tensor) or (
+            not op.arguments[argument].dim() and op.self.dim() > 0
+        )
+
+    def value(op: Any) -> str:
+        if mask := masked(op):
+            return mask.written(argument, adds(op))
+        at, bounds, _, own, among, met = goes(op)
+        count, given = counted(op)
+        if adds(op):
+            given = stated({**bounds, **ranges(own, op.self.shape)}.values())
+        arrived = total(among, met, written(op, at))
+        arrived = rf"[{count} > 0] \, ${argument}" if single(op) else arrived
+        stays = "" if adds(op) else rf" \, [{count} = 0]"
+        factor = rf"${scale} \, " if scale else ""
+        return f"{element('out', own)} = {element('self', own)}{stays} + {factor}{arrived}{given}"
+
+    def staying(op: Any) -> tuple[list[str], str, str]:
+        """The indices of a place, and on what condition its element stays."""
+        mask = masked(op)
+        own = mask.own if mask else goes(op)[3]
+        if adds(op):
+            return own, "1", ""
+        return (own, f"[{mask.mask} = 0]", "") if mask else (own, f"[{counted(op)[0]} = 0]", counted(op)[1])
+
+    def self_local(op: Any) -> str:
+        own, stays, given = staying(op)
+        return derivative(element("out", own), element("self", own), stays + given)
+
+    def self_product(op: Any) -> str:
+        own, stays, given = staying(op)
+        factor = "" if stays == "1" else rf" \, {stays}"
+        return f"{element('grad', own)} = {element('g', own)}{factor}{given}"
+
+    def source_local(op: Any) -> str:
+        if mask := masked(op):
+            return derivative(element("out", mask.own), mask.read(argument), f"[{mask.held}]{mask.given}")
+        at, bounds, origin, own, _, _ = goes(op)
+        if single(op):
+            return derivative(element("out", own), f"${argument}", f"[{counted(op)[0]} > 0]{counted(op)[1]}")
+        rate = f"${scale}" if scale else f"[{only(op, at)}]" if only else "1"
+        return derivative(element("out", origin), written(op, at), rate + stated(bounds.values()))
+
+    def source_product(op: Any) -> str:
+        if mask := masked(op):
+            return mask.product(argument)
+        at, bounds, origin, own, _, _ = goes(op)
+        if single(op):
+            summed = total(own, [f"{counted(op)[0]} > 0"], element("g", own))
+            return f"$grad = {summed}{counted(op)[1]}"
+        mine = fitted(at, op.arguments[argument])
+        copies = [each for each in bounds if each not in mine]
+        each = where(element("g", origin), only(op, at)) if only else element("g", origin)
+        summed = total(copies, [], (rf"${scale} \, " if scale else "") + each)
+        return f"{element('grad', mine)} = {summed}{stated(bounds.values())}"
+
+    wrt = {"self": Wrt(kept, self_local, self_product, WRITTEN)}
+    if argument not in index:
+        wrt[argument] = Wrt(sources, source_local, source_product, WRITTEN)
+    constants = dict.fromkeys((each for each in index if each != argument), "not differentiable")
+    return rule(*nodes, equation=value, wrt=wrt, constants=constants, structure="linear", **more)
 
 
-def _one_if(same: bool) -> Factor | None:
-    return Factor(latex="1") if same else None
-
-
-def _axis(op: Any) -> int:
-    return int(op.dim % max(op.self.dim(), 1))
+def along(op: Any, at: list[str], place: str) -> list[str]:
+    """Indices with another one along `dim`."""
+    return [place if axis == op.dim % len(at) else each for axis, each in enumerate(at)]
 
 
 # Picked along one axis -------------------------------------------------------------------------------------------
 
-
-def _index_select(op: Any, g: Tensor) -> Tensor:
-    if not op.self.dim():
-        return g.reshape(())
-    return g.new_zeros(op.self.shape).index_add_(op.dim, op.index.reshape(-1), g)
-
-
-def _index_select_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    came_from = list(out_index)
-    if came_from:
-        came_from[_axis(op)] = int(op.index.reshape(-1)[out_index[_axis(op)]])
-    return _one_if(tuple(came_from) == in_index)
-
-
 index_select = picks(
     "IndexSelectBackward0",
-    equation=r"$out = $self \text{ at } $index \text{ of dim } $dim",
-    vjp=_index_select,
-    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
-    factor=_index_select_factor,
+    came=lambda op, at: along(op, at, element("index", [at[op.dim]] * op.index.dim() if at else [])),
+    move=lambda op, v: v.index_select(op.dim, op.index),
     samples=lambda: [
         sample(torch.index_select, x(3, 4), 1, at(0, 0, 2), note="one place twice"),
         sample(torch.index_select, x(3, 4), -2, at(2)),
         sample(torch.index_select, x(3, 4), 0, at(), note="empty"),
         sample(torch.index_select, x(), 0, at(0), note="0-dim"),
     ],
-    source="derivatives.yaml: index_select",
 )
-
-
-def _gather_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    came_from = list(out_index)
-    if came_from:
-        came_from[_axis(op)] = int(op.index[out_index])
-    return _one_if(tuple(came_from) == in_index)
 
 
 gather = picks(
     "GatherBackward0",
-    equation=r"$out = \operatorname{gather}($self; \text{dim} = $dim), \quad {$out}_{k} = {$self}_{{$index}_{k}}",
-    vjp=lambda op, g: g.new_zeros(op.self.shape).scatter_add(op.dim, op.index, g),
-    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
-    factor=_gather_factor,
+    came=lambda op, at: along(op, at, element("index", at)),
+    move=lambda op, v: v.gather(op.dim, op.index),
+    home=lambda op, g: g.new_zeros(op.self.shape).scatter_add(op.dim, op.index, g),
     samples=lambda: [
         sample(torch.gather, x(3, 4), 1, at((0, 1), (2, 2)), note="fewer rows, one place twice"),
         sample(torch.gather, x(3, 4), 0, at((0, 1, 2, 0))),
@@ -154,25 +307,41 @@ gather = picks(
         sample(torch.gather, x(3, 4), 0, torch.zeros(0, 4, dtype=torch.long), note="empty"),
         sample(torch.gather, x(), 0, torch.tensor(0), note="0-dim"),
     ],
-    source="derivatives.yaml: gather",
 )
 
 # Picked by advanced indexing, mask, flat position ----------------------------------------------------------------
 
 
-def _index(op: Any, g: Tensor) -> Tensor:
-    home = g.new_zeros(op.self.shape)
-    # takes None among the indices, unlike Tensor.index_put
-    added: Tensor = torch.ops.aten.index_put(home, op.indices, g, True)
-    return added
+def _indexed(op: Any, at: list[str]) -> list[str]:
+    """Where advanced indexing reads: the axes of the indices stand at the first of theirs, or in front if apart."""
+    axes = [axis for axis, each in enumerate(op.indices) if each is not None]
+    shape = torch.broadcast_shapes(*(op.indices[axis].shape for axis in axes))
+    start = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
+    mine, rest = at[start : start + len(shape)], iter([*at[:start], *at[start + len(shape) :]])
+    origin = []
+    for axis, size in enumerate(op.self.shape):
+        place = element(f"indices{axis}", fitted(mine, op.indices[axis])) if axis in axes else next(rest)
+        signed = axis in axes and bool((op.indices[axis] < 0).any() | (op.indices[axis] >= size).any())
+        origin.append(rf"{place} \bmod {size}" if signed else place)
+    return origin
+
+
+def _index_mask(op: Any) -> Masked | None:
+    """The mask among indices; None where they are numbers."""
+    for axis, each in enumerate(op.indices):
+        if each is not None and each.dtype == torch.bool:
+            source = op.arguments.get("values", op.out)
+            return Masked.of(f"indices{axis}", each, op.self.shape, source, range(axis, axis + each.dim()))
+    return None
 
 
 index = picks(
     "IndexBackward0",
     "UnsafeIndexBackward0",
-    equation=r"$out = $self[\text{indices}]",
-    vjp=_index,
-    product=r"\mathbf{0} \text{ with } $g \text{ added at } [\text{indices}]",
+    came=_indexed,
+    by_mask=_index_mask,
+    move=lambda op, v: torch.ops.aten.index(v, op.indices),  # takes None among the indices, unlike Tensor.index_put
+    home=lambda op, g: torch.ops.aten.index_put(g.new_zeros(op.self.shape), op.indices, g, True),
     index=("indices",),
     samples=lambda: [
         sample(lambda a: a[at(0, 0), at(1, 2)], x(3, 4)),
@@ -187,57 +356,37 @@ index = picks(
 )
 
 
-def _masked_select(op: Any, g: Tensor) -> Tensor:
-    mask = op.mask.expand(torch.broadcast_shapes(op.mask.shape, op.self.shape))
-    return g.new_zeros(mask.shape).masked_scatter(mask, g)
+def _whole_mask(op: Any) -> Masked:
+    shape = torch.broadcast_shapes(op.mask.shape, op.self.shape)
+    return Masked.of("mask", op.mask, shape, op.arguments.get("source", op.out), range(len(shape)))
 
 
 masked_select = picks(
     "MaskedSelectBackward0",
-    equation=r"$out = $self[$mask]",
-    vjp=_masked_select,
-    product=r"\mathbf{0} \text{ with } $g \text{ where } $mask",
+    by_mask=_whole_mask,
+    move=lambda op, v: v.masked_select(op.mask),
     index=("mask",),
     samples=lambda: [
         sample(torch.masked_select, x(2, 3), torch.tensor([True, False, True])),
         sample(torch.masked_select, x(3), torch.tensor([[True, False, True], [True, True, False]]), note="broadcast"),
         sample(torch.masked_select, x(3), torch.tensor([False]), note="nothing picked"),
     ],
-    source="derivatives.yaml: masked_select",
 )
-
-
-def _take(op: Any, g: Tensor) -> Tensor:
-    places = op.index.reshape(-1) % max(op.self.numel(), 1)
-    return g.new_zeros(op.self.numel()).index_add_(0, places, g.reshape(-1)).reshape(op.self.shape)
-
 
 take = picks(
     "TakeBackward0",
-    equation=r"$out = $self \text{ (flattened) at } $index",
-    vjp=_take,
-    product=r"\sum_{k: \, {$index}_{k} = i} {$g}_{k}",
+    came=lambda op, at: digits(rf"{element('index', at)} \bmod {op.self.numel()}", op.self.shape),
+    move=lambda op, v: v.take(op.index),
     samples=lambda: [sample(torch.take, x(2, 3), at((0, 5), (0, -1))), sample(torch.take, x(3), at(), note="empty")],
-    source="derivatives.yaml: take",
 )
-
-
-def _inside(op: Any) -> list[Tensor | None]:
-    """The indices, moved into the tensor where they point outside: the mask leaves those out."""
-    sizes = op.self.shape
-    return [None if i is None else i.clamp(-sizes[axis], sizes[axis] - 1) for axis, i in enumerate(op.indices)]
-
-
-def _masked_index(op: Any, g: Tensor) -> Tensor:
-    home: Tensor = torch.ops.aten.index_put(g.new_zeros(op.self.shape), _inside(op), g.masked_fill(~op.mask, 0), True)
-    return home
-
 
 unsafe_masked_index = picks(
     "UnsafeMaskedIndexBackward0",
-    equation=r"$out = $self[\text{indices}] \text{ where } $mask \text{, else } $fill",
-    vjp=_masked_index,
-    product=r"\mathbf{0} \text{ with } $g \text{ added at } [\text{indices}] \text{ where } $mask",
+    came=_indexed,
+    only=lambda op, at: f"{element('mask', fitted(at, op.mask))} = 1",
+    fill="fill",
+    move=lambda op, v: torch.ops.aten._unsafe_masked_index(v, op.mask, op.indices, 0),
+    zeros=FILLED,
     index=("mask", "indices"),
     samples=lambda: [
         sample(
@@ -274,14 +423,62 @@ def _embedding_factor(op: Any, out_index: Index, in_index: Index) -> Factor | No
     return Factor(latex="1" if uses == 1 else rf"\frac{{1}}{{{uses}}}")
 
 
-embedding = picks(
+def _word(k: str) -> str:
+    return element("indices", k.split(", ")[:-1])
+
+
+def _embedding_formula(text: Callable[[str, str, str, str], str]) -> Callable[[Any], str]:
+    """A formula of the place k of a word, the axis j, and the rate at which its row counts, with what that uses."""
+
+    def filled(op: Any) -> str:
+        *k, j = letters(op.out)
+        places = "".join(f"{each}, " for each in k)
+        rate = "1" if op.padding_idx < 0 else rf"[{_word(places)} \neq {op.padding_idx}]"
+        other = OTHERS[2 : 2 + len(k)]
+        if not op.scale_grad_by_freq:
+            return text(places, j, rate, "")
+        uses = f"N_{{{', '.join(k)}}}"
+        summed = total(other, [f"{element('indices', other)} = {_word(places)}"], "1")
+        return text(places, j, rf"\frac{{{rate}}}{{{uses}}}", stated([f"{uses} = {summed}"]))
+
+    return filled
+
+
+def _embedding_pattern(op: Any) -> Pattern | None:
+    if not real(op.out, op.weight) or op.scale_grad_by_freq:  # a gradient that was divided is not that of a copy
+        return None
+    return copied(op.out.numel(), op.weight.numel(), filled=True)
+
+
+embedding = rule(
     "EmbeddingBackward0",
-    equation=r"{$out}_{k} = {$weight}_{{$indices}_{k}}",
-    vjp=_embedding,
-    product=r"\sum_{k: \, {$indices}_{k} = i} {$g}_{k}",
-    argument="weight",
-    index=("indices",),
-    factor=_embedding_factor,
+    equation=_embedding_formula(lambda k, j, rate, given: f"{{$out}}_{{{k}{j}}} = {{$weight}}_{{{_word(k)}, {j}}}"),
+    wrt={
+        "weight": Wrt(
+            _embedding,
+            _embedding_formula(
+                lambda k, j, rate, given: derivative(
+                    f"{{$out}}_{{{k}{j}}}", f"{{$weight}}_{{{_word(k)}, {j}}}", rate + given
+                )
+            ),
+            _embedding_formula(
+                lambda k, j, rate, given: (
+                    f"{{$grad}}_{{u, {j}}} = "
+                    + total(
+                        k.split(", ")[:-1],
+                        [f"{_word(k)} = u"],
+                        f"{{$g}}_{{{k}{j}}}" + (rf" \, {rate}" if rate != "1" else ""),
+                    )
+                    + given
+                )
+            ),
+            COPIES,
+            _embedding_factor,
+            _embedding_pattern,
+        )
+    },
+    constants={"indices": "not differentiable"},
+    structure="linear",
     samples=lambda: [
         sample(F.embedding, at((0, 1), (1, 3)), x(4, 2), note="one word twice"),
         sample(F.embedding, at(0, 1, 1), x(4, 2), padding_idx=1, note="padding gets no gradient"),
@@ -335,27 +532,69 @@ def _bag_weights(op: Any, g: Tensor) -> Tensor:
 
 
 _SUM, _MEAN, _MAX = range(3)  # `mode` as the operation has it
-_BAG = {
-    _SUM: r"\sum_{k \in \text{bag } b} {$weight}_{{$indices}_{k}}",
-    _MEAN: r"\frac{1}{N_b} \sum_{k \in \text{bag } b} {$weight}_{{$indices}_{k}}",
-    _MAX: r"\max_{k \in \text{bag } b} {$weight}_{{$indices}_{k}}",
-}
-_BAG_LOCAL = {_SUM: "1", _MEAN: r"\frac{1}{N_b}", _MAX: r"1 \text{ at the largest element}"}
+
+
+def _bag(text: str) -> Callable[[Any], str]:
+    """A formula of word u in bag i with its words filled in; without a text, the definitions of what these use.
+
+    HERE are the conditions that the word is in the bag and counts. RATE is what its row is multiplied by, SLOPE that
+    of the derivative, which divides by the word's uses where asked to.
+    """
+
+    def filled(op: Any) -> str:
+        counts = ["B_{u} = i", *([rf"{{$indices}}_{{u}} \neq {op.padding_idx}"] if op.padding_idx >= 0 else [])]
+        given = [r"B_{u} = \sum_{v} [{$offsets}_{v} \le u] - 1"]
+        rate = ""
+        if op.per_sample_weights is not None:
+            rate = r"{$per_sample_weights}_{u} \, "
+        elif op.mode == _MEAN:
+            rate = r"\frac{1}{\max(N_{i}, 1)} \, "
+            given.append(f"N_{{i}} = {total(['u'], counts, '1')}")
+        slope = rate.removesuffix(r" \, ") or "1"
+        if op.scale_grad_by_freq:
+            slope = rf"\frac{{{slope}}}{{F_{{u}}}}"
+            given.append(r"F_{u} = \sum_{v} [{$indices}_{v} = {$indices}_{u}]")
+        words = {
+            "BIG": r"\max" if op.mode == _MAX else r"\sum",
+            "HERE": ", ".join(counts),
+            "COUNTED": AND.join(counts),
+            "RATE": rate,
+            "SLOPE": slope,
+        }
+        given += ranges("u", [op.indices.numel()]).values()
+        return re.sub("(?<![A-Z])[A-Z]{3,}(?![A-Z])", lambda word: words[word[0]], text or r", \quad ".join(given))
+
+    return filled
+
+
+def _by_mode(usual: str, largest: str) -> Callable[[Any], str]:
+    return lambda op: _bag(largest if op.mode == _MAX else usual)(op)
+
+
+ROW = "{$weight}_{{$indices}_{u}, j}"
+LARGEST = r"[\sum_{u: HERE} [{$indices}_{u} = w] > 0] \, [{$weight}_{w, j} = {$out}_{i, j}]"
 
 embedding_bag = rule(
     "EmbeddingBagBackward0",
-    equation=lambda op: "{$out}_{b} = " + (_BAG[op.mode] if op.per_sample_weights is None else _BAG[_SUM] + " w_k"),
+    equation=_bag(rf"{{$out}}_{{i, j}} = BIG_{{u: HERE}} RATE {ROW}"),
+    where=_bag(""),
     wrt={
         "weight": Wrt(
             _embedding_bag,
-            lambda op: _BAG_LOCAL[op.mode] if op.per_sample_weights is None else "w_k",
-            r"\sum_{k: \, {$indices}_{k} = i} {$g}_{\text{bag of } k} \cdot \text{local}",
+            _by_mode(
+                derivative("{$out}_{i, j}", "{$weight}_{w, j}", r"\sum_{u: HERE, {$indices}_{u} = w} SLOPE"),
+                derivative("{$out}_{i, j}", "{$weight}_{w, j}", LARGEST),
+            ),
+            _by_mode(
+                r"{$grad}_{w, j} = \sum_{i} \sum_{u: HERE, {$indices}_{u} = w} SLOPE \, {$g}_{i, j}",
+                rf"{{$grad}}_{{w, j}} = \sum_{{i}} {{$g}}_{{i, j}} \, {LARGEST}",
+            ),
             "a bag depends on the rows of its own words alone",
         ),
         "per_sample_weights": Wrt(
             _bag_weights,
-            r"{$weight}_{{$indices}_{k}}",
-            r"{$g}_{\text{bag of } k} \cdot {$weight}_{{$indices}_{k}}",
+            _bag(derivative("{$out}_{i, j}", "{$per_sample_weights}_{u}", rf"[COUNTED] \, {ROW}")),
+            _bag(rf"{{$grad}}_{{u}} = \sum_{{i, j: COUNTED}} {{$g}}_{{i, j}} \, {ROW}"),
             "a weight belongs to one word of one bag",
         ),
     },
@@ -375,15 +614,8 @@ embedding_bag = rule(
 # Ordered ---------------------------------------------------------------------------------------------------------
 
 
-def _ordered(op: Any, g: Tensor) -> Tensor:
-    return g.new_zeros(op.self.shape).scatter(op.dim, op.outs[1], g)
-
-
-def _ordered_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    came_from = list(out_index)
-    if came_from:
-        came_from[_axis(op)] = int(op.outs[1][out_index])
-    return _one_if(tuple(came_from) == in_index)
+def _ranked(op: Any, at: list[str]) -> list[str]:
+    return along(op, at, element("out1", at))
 
 
 def _neighbours(op: Any, radius: float) -> Tensor:
@@ -401,14 +633,10 @@ ORDER_KINK = Kink(_neighbours, "tied elements keep the order that was returned")
 
 sort = picks(
     "SortBackward0",
-    equation=lambda op: (
-        r"$out = \operatorname{sort}($self; \text{dim} = $dim, "
-        rf"\text{{{'falling' if op.descending else 'rising'}}})"
-    ),
-    vjp=_ordered,
-    product=r"$g \text{ sent back by the indices of the sort}",
+    remark="The indices that are returned put each row along `dim` in rising order (falling, where `descending`).",
+    came=_ranked,
+    move=lambda op, v: v.gather(op.dim, op.outs[1]),
     index=("indices",),
-    factor=_ordered_factor,
     kink=ORDER_KINK,
     samples=lambda: [
         sample(torch.sort, torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], requires_grad=True), 1),
@@ -418,48 +646,39 @@ sort = picks(
         sample(torch.sort, x(), note="0-dim"),
         sample(torch.sort, x(0, 2), 0, note="empty"),
     ],
-    source="derivatives.yaml: sort",
 )
 
 topk = picks(
     "TopkBackward0",
-    equation=lambda op: (
-        rf"$out = \text{{the }} $k \text{{ {'largest' if op.largest else 'smallest'} of }} $self"
-        r" \text{ along dim } $dim"
-    ),
-    vjp=_ordered,
-    product=r"$g \text{ sent back by the indices; } 0 \text{ for all others}",
+    remark="The indices that are returned are those of the `k` largest (or smallest) of each row along `dim`.",
+    came=_ranked,
+    move=lambda op, v: v.gather(op.dim, op.outs[1]),
     index=("indices",),
-    factor=_ordered_factor,
     kink=ORDER_KINK,
     samples=lambda: [
         sample(torch.topk, torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], requires_grad=True), 2),
         sample(torch.topk, x(3, 2), 1, 0, False),
         sample(torch.topk, x(3), 0, note="none"),
     ],
-    source="derivatives.yaml: topk",
 )
 
 # Written along one axis ------------------------------------------------------------------------------------------
 
 
-def _scatter_sources(op: Any, g: Tensor) -> Tensor:
-    """Elements of `src` beyond the index were not read."""
-    read = g.gather(op.dim, op.index)
-    if read.shape == op.src.shape:
-        return read
-    home = g.new_zeros(op.src.shape)
-    home[tuple(slice(size) for size in op.index.shape)] = read
-    return home
+def _at_index(op: Any, at: list[str]) -> list[str]:
+    return along(op, at, element("index", at))
+
+
+def _selected_place(op: Any, at: list[str]) -> list[str]:
+    return along(op, at, element("index", at[op.dim : op.dim + 1 or None] * op.index.dim())) if at else []
 
 
 # PyTorch sends the gradient to every `src` that was written to a place, also to those overwritten by a later one: right
 # only where each place is written once, as its documentation says.
 scatter = writes(
     "ScatterBackward0",
-    equation=r"$out = $self \text{ with } $src \text{ written at } $index \text{ of dim } $dim",
-    kept=lambda op, g: g.scatter(op.dim, op.index, 0),
-    written={"src": _scatter_sources},
+    read=lambda op, v: v.gather(op.dim, op.index),
+    place=_at_index,
     accepts=lambda op: "reduce" not in op.arguments and "src" in op.arguments,
     samples=lambda: [
         sample(torch.scatter, x(3, 4), 1, at((0, 2), (1, 3)), x(2, 2)),
@@ -471,9 +690,10 @@ scatter = writes(
 scatter_value = writes(
     "ScatterBackward1",
     name="scatter_value",
-    equation=r"$out = $self \text{ with } $value \text{ written at } $index \text{ of dim } $dim",
-    kept=lambda op, g: g.scatter(op.dim, op.index, 0),
-    written={},
+    read=lambda op, v: v.gather(op.dim, op.index),
+    place=_at_index,
+    argument="value",
+    index=("index", "value"),
     accepts=lambda op: "reduce" not in op.arguments and "value" in op.arguments,
     samples=lambda: [sample(torch.scatter, x(3, 4), 1, at((0, 2), (1, 1)), 5.0)],
     source="derivatives.yaml: scatter.value",
@@ -481,110 +701,82 @@ scatter_value = writes(
 
 scatter_add = writes(
     "ScatterAddBackward0",
-    equation=r"$out = $self \text{ with } $src \text{ added at } $index \text{ of dim } $dim",
-    kept=lambda op, g: g,
+    read=lambda op, v: v.gather(op.dim, op.index),
+    place=_at_index,
     adds=lambda op: True,
-    written={"src": _scatter_sources},
     samples=lambda: [
         sample(torch.scatter_add, x(3, 4), 1, at((0, 0), (1, 3)), x(2, 2), note="one place twice"),
         sample(torch.scatter_add, x(3), 0, at(2, 2, 0), x(3)),
     ],
-    source="derivatives.yaml: scatter_add",
 )
 
 
-def _selected(op: Any, g: Tensor) -> Tensor:
-    """What stands at `index` of `dim`, in the shape of `source`."""
-    if not g.dim():
-        return g.reshape(op.source.shape)
-    picked = g.index_select(op.dim, op.index.reshape(-1))
-    return picked.expand_as(op.source) if op.source.dim() else picked.reshape(())
+def _selected(op: Any, v: Tensor) -> Tensor:
+    return v.index_select(op.dim, op.index.reshape(-1)) if v.dim() else v
 
 
 index_add = writes(
     "IndexAddBackward0",
-    equation=r"$out = $self \text{ with } $alpha \cdot $source \text{ added at } $index \text{ of dim } $dim",
-    kept=lambda op, g: g,
+    read=_selected,
+    place=_selected_place,
+    argument="source",
     adds=lambda op: True,
-    written={"source": lambda op, g: op.alpha * _selected(op, g)},
-    scale="$alpha",
+    scale="alpha",
     samples=lambda: [
         sample(torch.index_add, x(3, 4), 0, at(0, 0), x(2, 4), alpha=2),
         sample(torch.index_add, x(), 0, at(0), torch.tensor(2.0, requires_grad=True), note="0-dim"),
     ],
-    source="derivatives.yaml: index_add",
 )
 
 index_copy = writes(
     "IndexCopyBackward0",
-    equation=r"$out = $self \text{ with } $source \text{ written at } $index \text{ of dim } $dim",
-    kept=lambda op, g: g.index_fill(op.dim, op.index, 0),
-    written={"source": _selected},
+    read=_selected,
+    place=_selected_place,
+    argument="source",
     samples=lambda: [sample(torch.index_copy, x(3, 4), 1, at(3, 0), x(3, 2))],
-    source="derivatives.yaml: index_copy",
 )
 
 index_fill = writes(
     "IndexFillBackward0",
-    equation=r"$out = $self \text{ with } $value \text{ written at } $index \text{ of dim } $dim",
-    kept=lambda op, g: g.index_fill(op.dim, op.index, 0),
-    written={"value": lambda op, g: (g - g.index_fill(op.dim, op.index, 0)).sum()},
+    read=_selected,
+    place=_selected_place,
+    argument="value",
     samples=lambda: [
         sample(torch.index_fill, x(3, 4), 1, at(3, 0), 5.0),
         sample(torch.index_fill, x(3, 4), 0, at(1, 1), torch.tensor(2.0, requires_grad=True)),
     ],
-    source="derivatives.yaml: index_fill",
 )
 
 # Written by advanced indexing, mask, flat position ---------------------------------------------------------------
-
-
-def _verb(op: Any) -> str:
-    return "added" if op.accumulate else "written"
-
-
-def _index_put_kept(op: Any, g: Tensor) -> Tensor:
-    rest: Tensor = torch.ops.aten.index_put(g, op.indices, g.new_zeros(()), False)
-    return rest
-
-
-def _index_put_values(op: Any, g: Tensor) -> Tensor:
-    # in the shape of the places: the walk sums where `values` was broadcast
-    read: Tensor = torch.ops.aten.index(g, op.indices)
-    return read
 
 
 index_put = writes(
     "IndexPutBackward0",
     "UnsafeIndexPutBackward0",
     "IndexPutImplBackward0",
-    equation=lambda op: rf"$out = $self \text{{ with }} $values \text{{ {_verb(op)} at [indices]}}",
-    kept=_index_put_kept,
+    read=lambda op, v: torch.ops.aten.index(v, op.indices),
+    place=_indexed,
+    masked=_index_mask,
+    argument="values",
     adds=lambda op: op.accumulate,
-    written={"values": _index_put_values},
-    index="indices",
+    index=("indices",),
     samples=lambda: [
         sample(torch.index_put, x(3, 4), (at(0, 1),), x(2, 4)),
         sample(torch.index_put, x(3, 4), (at(0, 0), at(1, 1)), x(2), accumulate=True, note="one place twice"),
         sample(torch.index_put, x(3, 4), (at(0, 2),), x(4), note="broadcast"),
         sample(torch.index_put, x(3), (torch.tensor([True, False, True]),), x(1), note="by a mask"),
     ],
-    source="derivatives.yaml: index_put",
 )
-
-
-def _masked_values(op: Any, g: Tensor) -> Tensor:
-    read: Tensor = torch.ops.aten.index(g, _inside(op))
-    return read.masked_fill(~op.mask, 0)
 
 
 unsafe_masked_index_put = writes(
     "UnsafeMaskedIndexPutAccumulateBackward0",
-    equation=r"$out = $self \text{ with } $values \text{ added at [indices] where } $mask",
-    kept=lambda op, g: g,
+    read=lambda op, v: torch.ops.aten._unsafe_masked_index(v, op.mask, op.indices, 0),
+    place=_indexed,
+    only=lambda op, at: f"{element('mask', fitted(at, op.mask))} = 1",
+    argument="values",
     adds=lambda op: True,
-    written={"values": _masked_values},
-    index="mask",
+    index=("mask", "indices"),
     samples=lambda: [
         sample(
             torch.ops.aten._unsafe_masked_index_put_accumulate,
@@ -598,17 +790,11 @@ unsafe_masked_index_put = writes(
 )
 
 
-def _strided_kept(op: Any, g: Tensor) -> Tensor:
-    origins = strided_origins(op)
-    assert origins is not None
-    return g.reshape(-1).index_fill(0, origins.reshape(-1), 0).reshape(g.shape)
-
-
 as_strided_scatter = writes(
     "AsStridedScatterBackward0",
-    equation=r"$out = $self \text{ with } $src \text{ written over } \operatorname{as\_strided}($self)",
-    kept=_strided_kept,
-    written={"src": lambda op, g: g.reshape(-1)[strided_origins(op)]},
+    read=lambda op, v: v.reshape(-1)[strided_origins(op)],
+    place=in_memory,
+    index=(),
     accepts=lambda op: strided_origins(op) is not None,
     samples=lambda: [
         sample(torch.as_strided_scatter, x(3, 4), x(2, 2), (2, 2), (4, 1)),
@@ -619,34 +805,52 @@ as_strided_scatter = writes(
 )
 
 
-def _masked_source(op: Any, g: Tensor) -> Tensor:
-    """The source is read in row-major order, as far as the mask asks for."""
-    read = g.masked_select(op.mask)
-    return torch.cat((read, read.new_zeros(op.source.numel() - read.numel()))).reshape(op.source.shape)
-
-
 masked_scatter = writes(
     "MaskedScatterBackward0",
-    equation=r"$out = $self \text{ with } $source \text{ written, one element after the other, where } $mask",
-    kept=lambda op, g: g.masked_fill(op.mask, 0),
-    written={"source": _masked_source},
-    index="mask",
+    read=lambda op, v: v.masked_select(op.mask),
+    masked=_whole_mask,
+    argument="source",
+    index=("mask",),
     samples=lambda: [
         sample(torch.masked_scatter, x(2, 3), torch.tensor([True, False, True]), x(5), note="not all of it read"),
         sample(torch.masked_scatter, x(3), torch.tensor([False] * 3), x(2), note="nothing written"),
     ],
-    source="derivatives.yaml: masked_scatter",
 )
 
 put = writes(
     "PutBackward0",
-    equation=lambda op: rf"$out = $self \text{{ (flattened) with }} $source \text{{ {_verb(op)} at }} $index",
-    kept=lambda op, g: g.put(op.index, torch.zeros_like(op.source), False),
+    read=lambda op, v: v.take(op.index),
+    place=lambda op, at: digits(rf"{element('index', at)} \bmod {op.self.numel()}", op.self.shape),
+    argument="source",
     adds=lambda op: op.accumulate,
-    written={"source": lambda op, g: g.take(op.index).reshape(op.source.shape)},
     samples=lambda: [
         sample(torch.Tensor.put, x(2, 3), at(0, 4), x(2)),
         sample(torch.Tensor.put, x(2, 3), at(4, 4), x(2), accumulate=True, note="one place twice"),
     ],
-    source="derivatives.yaml: put",
+)
+
+# Written where a view looks --------------------------------------------------------------------------------------
+
+slice_scatter = writes(
+    "SliceScatterBackward0",
+    read=slice_of,
+    place=in_slice,
+    index=(),
+    samples=lambda: [sample(torch.slice_scatter, x(4, 3), x(2, 3), 0, 1, 3)],
+)
+
+select_scatter = writes(
+    "SelectScatterBackward0",
+    read=lambda op, v: v.select(op.dim, op.index),
+    place=selected,
+    index=(),
+    samples=lambda: [sample(torch.select_scatter, x(4, 3), x(4), 1, -1)],
+)
+
+diagonal_scatter = writes(
+    "DiagonalScatterBackward0",
+    read=lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2),
+    place=on_diagonal,
+    index=(),
+    samples=lambda: [sample(torch.diagonal_scatter, x(4, 3), x(3))],
 )

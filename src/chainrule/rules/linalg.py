@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Rule, Sample, Wrt, rule, sample
+from chainrule.rules import Rule, Sample, Wrt, derivative, rule, sample
+from chainrule.rules import at as element
+from chainrule.rules.indices import LETTERS, total
 
 Template = str | Callable[[Any], str]
 
@@ -73,6 +75,16 @@ def of_matrix(
     return rule(*nodes, equation=equation, wrt={argument: Wrt(vjp, local, product, ALL)}, samples=samples, **more)
 
 
+def batched(template: str, argument: str = "A") -> Callable[[Any], str]:
+    """A template of elements in which * stands for the indices of the axes before a matrix."""
+
+    def filled(op: Any) -> str:
+        axes = ",".join("abcdfgh"[: op.arguments[argument].dim() - 2])
+        return template.replace("_{*}", f"_{{{axes}}}" * bool(axes)).replace("*", f"{axes}," * bool(axes))
+
+    return filled
+
+
 def given(g: Tensor | None, like: Tensor) -> Tensor:
     """An upstream gradient; zero where none arrived."""
     return torch.zeros_like(like) if g is None else g
@@ -84,7 +96,7 @@ inverse = of_matrix(
     "LinalgInvExBackward0",
     equation=r"$out = $A^{-1}",
     vjp=lambda op, g: -op.out.mH @ g @ op.out.mH,
-    local=r"-{$out}_{ik} {$out}_{lj}",
+    local=r"\dot{$out} = -$out \, \dot{$A} \, $out",
     product=r"-$out^{H} \, $g \, $out^{H}",
     samples=lambda: squares(torch.linalg.inv),
     source="derivatives.yaml: linalg_inv_ex. A X = I, so dA X + A dX = 0 and dX = -X dA X.",
@@ -110,11 +122,12 @@ det = of_matrix(
     "LinalgDetBackward0",
     equation=r"$out = \det $A",
     vjp=lambda op, g: g[..., None, None] * _cofactors(op.A),
-    local=r"\operatorname{cofactor}_{ij}($A) = $out \, \left($A^{-1}\right)_{ji}",
-    product=r"$g \, \operatorname{cofactors}($A)",
+    local=r"\dot{$out} = $out \odot \operatorname{tr}\left($A^{-1} \, \dot{$A}\right)",
+    product=batched(r"{$grad}_{*i,j} = {$g}_{*} \, \overline{{$out}_{*} \left($A^{-1}\right)_{*j,i}}"),
     samples=lambda: squares(torch.linalg.det),
     source="derivatives.yaml: _linalg_det. Laplace: det A is linear in each a_ij, with its cofactor as the factor.",
-    remark="It is smooth everywhere; yet where it is exactly 0, PyTorch's own gradient is 0, not the cofactors.",
+    remark="The derivative is the matrix of cofactors, det A times the transposed inverse where there is one. "
+    "It is smooth everywhere; yet where it is exactly 0, PyTorch's own gradient is 0, not the cofactors.",
 )
 
 
@@ -127,12 +140,27 @@ def _slogdet(op: Any, g: Any) -> Tensor:
     return gradient
 
 
+def _slogdet_local(op: Any) -> str:
+    rate = r"\operatorname{tr}\left($A^{-1} \, \dot{$A}\right)"
+    if not op.A.is_complex():
+        return rf"\dot{{$out0}} = 0 \, $out0, \quad \dot{{$out1}} = {rate}"
+    turned = rf"\mathrm{{i}} \, $out0 \odot \operatorname{{Im}}\left({rate}\right)"
+    return rf"\dot{{$out0}} = {turned}, \quad \dot{{$out1}} = \operatorname{{Re}}\left({rate}\right)"
+
+
+def _slogdet_product(op: Any) -> str:
+    rate = r"{$g1}_{*}"
+    if op.A.is_complex():
+        rate += r" - \mathrm{i} \operatorname{Im}\left(\overline{{$g0}_{*}} \, {$out0}_{*}\right)"
+    return batched(rf"{{$grad}}_{{*i,j}} = \left({rate}\right) \overline{{\left($A^{{-1}}\right)_{{*j,i}}}}")(op)
+
+
 slogdet = of_matrix(
     "LinalgSlogdetBackward0",
-    equation=r"$out = \operatorname{sign}(\det $A), \quad \ell = \ln \left|\det $A\right|",
+    equation=r"$out0 = \operatorname{sgn}(\det $A), \quad $out1 = \ln \left|\det $A\right|",
     vjp=_slogdet,
-    local=r"\frac{\partial \ell}{\partial $A} = $A^{-H}",
-    product=r"\bar{\ell} \, $A^{-H}",
+    local=_slogdet_local,
+    product=_slogdet_product,
     outputs=4,
     samples=lambda: squares(torch.linalg.slogdet),
     source="derivatives.yaml: _linalg_slogdet. d ln det A = tr(A^-1 dA).",
@@ -169,17 +197,17 @@ def _sided(left: str, right: str) -> Callable[[Any], str]:
 
 solve = rule(
     "LinalgSolveExBackward0",
-    equation=_sided("$A \\, $out = $B", "$out \\, $A = $B"),
+    equation=_sided("$out = $A^{-1} \\, $B", "$out = $B \\, $A^{-1}"),
     wrt={
         "A": Wrt(
             _solve_matrix,
-            _sided(r"-$A^{-1} \, dA \, $out", r"-$out \, dA \, $A^{-1}"),
-            _sided(r"-\bar{B} \, $out^{H}", r"-$out^{H} \, \bar{B}"),
+            _sided(r"\dot{$out} = -$A^{-1} \, \dot{$A} \, $out", r"\dot{$out} = -$out \, \dot{$A} \, $A^{-1}"),
+            _sided(r"-$A^{-H} \, $g \, $out^{H}", r"-$out^{H} \, $g \, $A^{-H}"),
             ALL,
         ),
         "B": Wrt(
             _solve_right_side,
-            "$A^{-1}",
+            _sided(r"\dot{$out} = $A^{-1} \, \dot{$B}", r"\dot{$out} = \dot{$B} \, $A^{-1}"),
             _sided(r"$A^{-H} \, $g", r"$g \, $A^{-H}"),
             "each column of the right side has its own column of the solution (each row, from the right)",
         ),
@@ -218,22 +246,39 @@ def _triangular_matrix(op: Any, g: Tensor) -> Tensor:
     return _kept_triangle(gradient, op.upper, op.unitriangular)
 
 
+def _on_triangle(left: str, right: str = "", argument: str = "$self") -> Callable[[Any], str]:
+    """Formulas with S, the triangle that is read (with ones on its diagonal, if unit); PART takes that of a matrix."""
+
+    def filled(op: Any) -> str:
+        part = r"\operatorname{triu}" if op.upper else r"\operatorname{tril}"
+        if op.unitriangular:
+            part += "_{1}" if op.upper else "_{-1}"
+        triangle = f"{part}({argument})" + (" + I" if op.unitriangular else "")
+        text = left if op.arguments.get("left", True) else right
+        return rf"{text.replace('PART', part)}, \quad S = {triangle}"
+
+    return filled
+
+
 UNREAD = "the other triangle is not read, and neither is a diagonal that is taken as ones; there the gradient is zero"
 
 solve_triangular = rule(
     "LinalgSolveTriangularBackward0",
-    equation=_sided("$self \\, $out = $B", "$out \\, $self = $B"),
+    equation=_on_triangle("$out = S^{-1} \\, $B", "$out = $B \\, S^{-1}"),
     wrt={
         "self": Wrt(
             _triangular_matrix,
-            _sided(r"-$self^{-1} \, dA \, $out", r"-$out \, dA \, $self^{-1}"),
-            _sided(r"-\bar{B} \, $out^{H} \text{ on the triangle}", r"-$out^{H} \, \bar{B} \text{ on the triangle}"),
+            _on_triangle(
+                r"\dot{$out} = -S^{-1} \, PART(\dot{$self}) \, $out",
+                r"\dot{$out} = -$out \, PART(\dot{$self}) \, S^{-1}",
+            ),
+            _on_triangle(r"-PART\left(S^{-H} \, $g \, $out^{H}\right)", r"-PART\left($out^{H} \, $g \, S^{-H}\right)"),
             UNREAD,
         ),
         "B": Wrt(
             _triangular_right_side,
-            "$self^{-1}",
-            _sided(r"$self^{-H} \, $g", r"$g \, $self^{-H}"),
+            _on_triangle(r"\dot{$out} = S^{-1} \, \dot{$B}", r"\dot{$out} = \dot{$B} \, S^{-1}"),
+            _on_triangle(r"S^{-H} \, $g", r"$g \, S^{-H}"),
             "each column of the right side has its own column of the solution (each row, from the right)",
         ),
     },
@@ -266,15 +311,35 @@ def _old_triangular_matrix(op: Any, g: Any) -> Tensor:
     return kept if g[1] is None else kept + g[1]
 
 
+def _old(text: str) -> Callable[[Any], str]:
+    """Formulas with S, the triangle of A or its transpose; DOT is how it moves, and BAR what moves A."""
+
+    def filled(op: Any) -> str:
+        both = (
+            (r"PART(\dot{$A})^{T}", r"$out0 \, (S^{-H} \, $g0)^{H}")
+            if op.transpose
+            else (r"PART(\dot{$A})", r"S^{-H} \, $g0 \, $out0^{H}")
+        )
+        found = _on_triangle(text.replace("DOT", both[0]).replace("BAR", both[1]), argument="$A")(op)
+        start, triangle = found.rsplit(" S = ", 1)
+        return f"{start} S = ({triangle})^{{T}}" if op.transpose else found
+
+    return filled
+
+
 triangular_solve = rule(
     "TriangularSolveBackward0",
-    equation=lambda op: f"$A{'^{T}' if op.transpose else ''} \\, $out = $self",
+    equation=_old(r"$out0 = S^{-1} \, $self, \quad $out1 = $A"),
     wrt={
-        "self": Wrt(_old_triangular_right_side, "$A^{-1}", r"$A^{-H} \, $g"),
+        "self": Wrt(
+            _old_triangular_right_side,
+            _old(r"\dot{$out0} = S^{-1} \, \dot{$self}, \quad \dot{$out1} = 0 \, $A"),
+            _old(r"S^{-H} \, $g0"),
+        ),
         "A": Wrt(
             _old_triangular_matrix,
-            r"-$A^{-1} \, dA \, $out",
-            r"-\bar{B} \, $out^{H} \text{ on the triangle, } \bar{B} \text{ the gradient of } $self",
+            _old(r"\dot{$out0} = -S^{-1} \, DOT \, $out0, \quad \dot{$out1} = \dot{$A}"),
+            _old(r"-PART\left(BAR\right) + $g1"),
             UNREAD,
         ),
     },
@@ -284,7 +349,6 @@ triangular_solve = rule(
         sample(torch.triangular_solve, randn(3, 2), triangle(), upper=False, transpose=True),
         sample(torch.triangular_solve, randn(3, 2), triangle(), upper=False, unitriangular=True),
     ],
-    source="derivatives.yaml: triangular_solve",
     remark="There is a derivative where no element of the diagonal is zero.",
 )
 
@@ -298,7 +362,19 @@ def _pinv_gradient(a: Tensor, y: Tensor, g: Tensor) -> Tensor:
     return -y.mH @ g @ y.mH + outside_columns @ y @ y.mH + y.mH @ y @ outside_rows
 
 
-PINV = r"-Y^{H} \bar{Y} Y^{H} + (I - A Y) \bar{Y}^{H} Y Y^{H} + Y^{H} Y \bar{Y}^{H} (I - Y A)"
+def _pinv_dot(a: str, y: str) -> str:
+    """How Y = A^+ moves with A."""
+    return (
+        rf"-{y} \, \dot{{{a}}} \, {y} + {y} {y}^{{H}} \dot{{{a}}}^{{H}} (I - {a} {y})"
+        rf" + (I - {y} {a}) \, \dot{{{a}}}^{{H}} {y}^{{H}} {y}"
+    )
+
+
+def _pinv_bar(a: str, y: str, g: str) -> str:
+    """The gradient of A from that of Y = A^+."""
+    return rf"-{y}^{{H}} {g} {y}^{{H}} + (I - {a} {y}) {g}^{{H}} {y} {y}^{{H}} + {y}^{{H}} {y} {g}^{{H}} (I - {y} {a})"
+
+
 RANK = "There is a derivative where the rank does not change nearby."
 
 pinv = of_matrix(
@@ -306,8 +382,8 @@ pinv = of_matrix(
     argument="self",
     equation=r"$out = $self^{+}",
     vjp=lambda op, g: _pinv_gradient(op.self, op.out, g),
-    local=r"dY = -Y \, dA \, Y + Y Y^{H} dA^{H} (I - A Y) + (I - Y A) \, dA^{H} Y^{H} Y",
-    product=PINV,
+    local=r"\dot{$out} = " + _pinv_dot("$self", "$out"),
+    product=_pinv_bar("$self", "$out", "$g"),
     constants={"atol": "not differentiable", "rtol": "not differentiable"},
     samples=lambda: [
         sample(torch.linalg.pinv, square()),
@@ -353,20 +429,45 @@ def _lstsq_right_side(op: Any, g: Any) -> Tensor:
     return gradient.squeeze(-1) if vector_right_side(op.self, op.b) else gradient
 
 
+def _least(text: str, residual: Callable[[Any], str]) -> Callable[[Any], str]:
+    """A formula of the solution, and what the sums of squares add where there are more equations than unknowns."""
+
+    def filled(op: Any) -> str:
+        if not op.outs[1].numel():
+            return text
+        first, *rest = text.split(r", \quad ")
+        more = residual(op)
+        claims = "=" in more
+        sign = "" if claims or more.startswith("-") else " + "
+        joined = [first, more] if claims else [first + sign + more]
+        return r", \quad ".join([*joined, *rest, r"R = $self \, $out0 - $b", rf"0 \le i < {op.self.shape[-2]}"])
+
+    return filled
+
+
 lstsq = rule(
     "LinalgLstsqBackward0",
-    equation=r"$out = \operatorname{argmin}_{X} \lVert $self \, X - $b \rVert = $self^{+} \, $b",
+    equation=_least(r"$out0 = $self^{+} \, $b", batched(r"{$out1}_{*j} = \sum_{i} R_{*i,j}^2", "self")),
     wrt={
         "self": Wrt(
             _lstsq_matrix,
-            r"dX = d\left($self^{+}\right) $b",
-            rf"{PINV}, \quad Y = $self^{{+}}, \; \bar{{Y}} = $g \, $b^{{H}}",
+            _least(
+                rf"\dot{{$out0}} = \left({_pinv_dot('$self', 'Y')}\right) $b, \quad Y = $self^{{+}}",
+                batched(r"\dot{$out1}_{*j} = 2 \sum_{i} R_{*i,j} \left(\dot{$self} \, $out0\right)_{*i,j}", "self"),
+            ),
+            _least(
+                rf"{_pinv_bar('$self', 'Y', 'G')}, \quad Y = $self^{{+}}, \; G = $g0 \, $b^{{H}}",
+                lambda op: r"R \operatorname{diag}(2 \, $g1) \, $out0^{H}",
+            ),
             ALL,
         ),
         "b": Wrt(
             _lstsq_right_side,
-            r"$self^{+}",
-            r"\left($self^{+}\right)^{H} $g",
+            _least(
+                r"\dot{$out0} = $self^{+} \dot{$b}",
+                batched(r"\dot{$out1}_{*j} = -2 \sum_{i} R_{*i,j} \, \dot{$b}_{*i,j}", "self"),
+            ),
+            _least(r"\left($self^{+}\right)^{H} $g0", lambda op: r"- R \operatorname{diag}(2 \, $g1)"),
             "each column of the right side has its own column of the solution",
         ),
     },
@@ -374,6 +475,7 @@ lstsq = rule(
     samples=lambda: [
         sample(torch.linalg.lstsq, square(), randn(3, 2)),
         sample(torch.linalg.lstsq, randn(4, 2), randn(4, 1), note="more equations than unknowns"),
+        sample(torch.linalg.lstsq, randn(4, 2), randn(4, 3), driver="gels", note="with residuals"),
         sample(torch.linalg.lstsq, randn(2, 2, 3), randn(2, 2, 1), note="fewer equations, batch"),
     ],
     source="derivatives.yaml: linalg_lstsq; the pseudo-inverse times the right side",
@@ -392,10 +494,14 @@ def _matrix_exp(op: Any, g: Tensor) -> Tensor:
 matrix_exp = of_matrix(
     "LinalgMatrixExpBackward0",
     argument="self",
-    equation=r"$out = e^{$self} = \sum_{k} \frac{1}{k!} $self^{k}",
+    equation=r"$out = \operatorname{expm}($self)",
     vjp=_matrix_exp,
-    local=r"dX = \int_0^1 e^{t A} \, dA \, e^{(1 - t) A} \, dt",
-    product=r"\int_0^1 e^{t A^{H}} \, $g \, e^{(1 - t) A^{H}} \, dt",
+    local=(
+        r"\dot{$out} = "
+        r"\int_0^1 \operatorname{expm}(t \, $self) \, \dot{$self} \, \operatorname{expm}((1 - t) $self) \, dt"
+    ),
+    product=r"\int_0^1 \operatorname{expm}(t \, $self^{H}) \, $g \, \operatorname{expm}((1 - t) $self^{H}) \, dt",
+    remark="The exponential of a matrix is the sum of its powers, each divided by k!, not that of its elements.",
     samples=lambda: squares(torch.linalg.matrix_exp),
     source="doi:10.1137/1.9780898717778 (Higham, 2008, section 3.2); derivatives.yaml: linalg_matrix_exp",
 )
@@ -424,19 +530,41 @@ def _trilinear(number: int) -> Wrt:
         )
         return gradient.sum(mine) if mine else gradient
 
-    return Wrt(
-        vjp,
-        rf"$i{first} \odot $i{second}",
-        rf"\sum $g \odot $i{first} \odot $i{second}",
-        "an output element is made of the elements at its own place along the axes that are not summed",
-    )
+    def formula(local: bool) -> Callable[[Any], str]:
+        def filled(op: Any) -> str:
+            places = _trilinear_places(op)
+            mine, out = places[f"i{number}"], places["out"]
+            others = rf"{element(f'i{first}', places[f'i{first}'])} \, {element(f'i{second}', places[f'i{second}'])}"
+            if local:
+                over = [letter for letter in places["all"] if letter not in mine and letter not in out]
+                return derivative(element("out", out), element(f"i{number}", mine), total(over, [], others))
+            over = [letter for letter in places["all"] if letter not in mine]
+            g = element("g", out)
+            return f"{element('grad', mine)} = " + total(over, [], rf"{g} \, {others}")
+
+        return filled
+
+    zeros = "an output element is made of the elements at its own place along the axes that are not summed"
+    return Wrt(vjp, formula(True), formula(False), zeros)
+
+
+def _trilinear_places(op: Any) -> dict[str, list[str]]:
+    """The indices of each factor along the axes of the product, and those of the output, which are not summed over."""
+    every = LETTERS[: op.i1.dim() + len(op.expand1)]
+    missing = {"i1": op.expand1, "i2": op.expand2, "i3": op.expand3, "out": op.sumdim, "all": ()}
+    return {name: [each for axis, each in enumerate(every) if axis not in gone] for name, gone in missing.items()}
+
+
+def _trilinear_equation(op: Any) -> str:
+    places = _trilinear_places(op)
+    factors = r" \, ".join(element(name, places[name]) for name in ("i1", "i2", "i3"))
+    over = [letter for letter in places["all"] if letter not in places["out"]]
+    return f"{element('out', places['out'])} = {total(over, [], factors)}"
 
 
 trilinear = rule(
     "TrilinearBackward0",
-    equation=lambda op: (
-        r"$out = \sum $i1 \odot $i2 \odot $i3 \quad \text{over the product's axes } " + ", ".join(map(str, op.sumdim))
-    ),
+    equation=_trilinear_equation,
     wrt={f"i{number}": _trilinear(number) for number in (1, 2, 3)},
     samples=lambda: [
         sample(torch.nn.functional.bilinear, randn(2, 3), randn(2, 4), randn(5, 3, 4)),

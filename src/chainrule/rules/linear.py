@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, number, reduce_to_shape, rule, sample
+from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
 from chainrule.rules.pattern import Pattern, aligned, real
-from chainrule.rules.pattern import letters as lettered
+from chainrule.rules.pattern import letters as named
 from chainrule.rules.pattern import product as meeting
 
 Index = tuple[int, ...]
@@ -99,7 +99,7 @@ def _operand(
             return None
         rows, columns = ("".join(sorted(set(a) - set(b), key=a.index)) for a, b in ((result, mine), (mine, result)))
         block = "" if _scale(op, "alpha") != 1 else _block(other, others, rows, columns)
-        return meeting(lettered(result, op.out.shape), lettered(mine, operand.shape), block)
+        return meeting(named(result, op.out.shape), named(mine, operand.shape), block)
 
     if not callable(subscripts) and (shared := [letter for letter in subscripts[0] if letter in subscripts[2]]):
         zeros = (
@@ -394,7 +394,7 @@ def _bias_pattern(op: Any) -> Pattern | None:
         return None
     letters = _bias_features(op)
     return (
-        meeting(lettered(_layer(op)[2], op.out.shape), lettered(letters, op.bias.shape))
+        meeting(named(_layer(op)[2], op.out.shape), named(letters, op.bias.shape))
         if letters
         else aligned(op.out.shape, op.bias.shape)
     )
@@ -482,50 +482,30 @@ def _grouped(argument: str) -> Callable[[Any, Tensor], Tensor]:
     return vjp
 
 
-def _grouped_letters(op: Any) -> tuple[dict[str, list[str]], str]:
-    """The indices of the operands and the result, `e` for the group where there is an axis for it, and the flat axis.
+def _grouped_told(template: str) -> Callable[[Any], str]:
+    """A formula with `@o`, `@l`, `@r` for the indices of result and operands, `@so`, ... for the letter summed over.
 
-    Along the flat axis the groups lie one behind the other, so there the group depends on the place.
+    Where an operand has no axis e for the groups, they lie along i, j, or k, and the group depends on the place there.
+    In `@O`, `@L`, `@R`, those of a left side, the group is a letter of its own.
     """
-    letters = {"self": ["e", "i", "j"], "mat2": ["e", "j", "k"], "out": ["e", "i", "k"]}
-    if op.offs is None:
-        return letters, ""
-    flat = {(True, True): "j", (True, False): "i", (False, True): "k"}[op.self.dim() == 2, op.mat2.dim() == 2]
-    group = rf"\operatorname{{group}}({flat})"
-    return {name: each[1:] if flat in each else [group, *each[1:]] for name, each in letters.items()}, flat
-
-
-def _grouped_sum(target: str, *factors: str) -> Callable[[Any], str]:
-    """`target = sum of products of factors`, over the one letter that the target has not."""
 
     def formula(op: Any) -> str:
-        letters, flat = _grouped_letters(op)
-        asked, g = [letters[name if name != "g" else "out"] for name in factors], letters
-        own = ["e" if each.startswith("\\") else each for each in g[target if target != "grad" else _missing(factors)]]
-        over = next(letter for letter in "ijk" if letter not in own)
-        limit = rf": \operatorname{{group}}({flat}) = e" if flat == over else ""
-        product = r" \, ".join(at(name, each) for name, each in zip(factors, asked, strict=True))
-        return rf"{at(target, own)} = \sum_{{{over}{limit}}} {product}"
+        flat = _flat(op)
+        group = rf"\operatorname{{group}}({flat})"
+        indices = {"o": "e,i,k", "l": "e,i,j", "r": "e,j,k"}
+        if flat:
+            indices = {name: each[2:] if flat in each else group + each[1:] for name, each in indices.items()}
+        own = {name.upper(): each.replace(group, "e") for name, each in indices.items()}
+        sums = {f"s{n}": f"{x}: {group} = e" if x == flat else x for n, x in zip("olr", "jki", strict=True)}
+        return lettered(template, {**indices, **own, **sums})
 
     return formula
 
 
-def _missing(factors: tuple[str, ...]) -> str:
-    return "mat2" if "self" in factors else "self"
-
-
-def _grouping(op: Any) -> str:
-    flat = _grouped_letters(op)[1]
-    return rf"\operatorname{{group}}({flat}) = \sum_{{m}} [{{$offs}}_{{m}} \le {flat}]" if flat else ""
-
-
-def _grouped_local(argument: str, other: str) -> Callable[[Any], str]:
-    def local(op: Any) -> str:
-        letters, _ = _grouped_letters(op)
-        of, by, value = (at(name, letters[name]) for name in ("out", argument, other))
-        return derivative(of, by, value)
-
-    return local
+def _flat(op: Any) -> str:
+    """The letter of the axis along which the groups lie; "" where each operand has an axis for them."""
+    flat = (op.self.dim() == 2, op.mat2.dim() == 2)
+    return {(True, True): "j", (True, False): "i", (False, True): "k"}.get(flat, "")
 
 
 def _experts(left: tuple[int, ...], right: tuple[int, ...], *ends: int) -> Sample:
@@ -539,11 +519,23 @@ IN_GROUPS = "a group is multiplied with its own matrix alone"
 
 grouped_mm = rule(
     "GroupedMmBackward0",
-    equation=_grouped_sum("out", "self", "mat2"),
-    where=_grouping,
+    equation=_grouped_told(r"{$out}_{@O} = \sum_{@so} {$self}_{@l} \, {$mat2}_{@r}"),
+    where=lambda op: (
+        rf"\operatorname{{group}}({_flat(op)}) = \sum_{{m}} [{{$offs}}_{{m}} \le {_flat(op)}]" if _flat(op) else ""
+    ),
     wrt={
-        "self": Wrt(_grouped("self"), _grouped_local("self", "mat2"), _grouped_sum("grad", "g", "mat2"), IN_GROUPS),
-        "mat2": Wrt(_grouped("mat2"), _grouped_local("mat2", "self"), _grouped_sum("grad", "self", "g"), IN_GROUPS),
+        "self": Wrt(
+            _grouped("self"),
+            _grouped_told(derivative("{$out}_{@o}", "{$self}_{@l}", "{$mat2}_{@r}")),
+            _grouped_told(r"{$grad}_{@L} = \sum_{@sl} {$g}_{@o} \, {$mat2}_{@r}"),
+            IN_GROUPS,
+        ),
+        "mat2": Wrt(
+            _grouped("mat2"),
+            _grouped_told(derivative("{$out}_{@o}", "{$mat2}_{@r}", "{$self}_{@l}")),
+            _grouped_told(r"{$grad}_{@R} = \sum_{@sr} {$self}_{@l} \, {$g}_{@o}"),
+            IN_GROUPS,
+        ),
     },
     constants={"offs": "not differentiable"},
     samples=lambda: [

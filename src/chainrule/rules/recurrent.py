@@ -442,7 +442,7 @@ SOURCE = (
     "doi:10.1109/5.58337 (backpropagation through time); the cells as in the documentation of torch.nn.LSTM, GRU and "
     "RNN. derivatives.yaml: "
 )
-HELD = "a and d are the gates made from the input and from the state, before their sigmoid or tanh. "
+HELD = "The gates made from the input are a, those made from the state d, before their sigmoid or tanh. "
 
 
 def _formulas(layer: Callable[[Any], _Layer], argument: str) -> tuple[Callable[[Any], str], Callable[[Any], str]]:

@@ -7,18 +7,21 @@ that was reduced into it; only the factor at each element differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, number, pattern, rule, sample
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, derivative, number, parenthesise, pattern, rule, sample
+from chainrule.rules import at as element
+from chainrule.rules.indices import OTHERS, fitted, letters, places, where
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
 Template = str | Callable[[Any], str]
+Entry = Callable[[Any, Index, Index], Factor | None]
 
 OWN_SLICE = "an output element depends on the elements that were reduced into it, and on no others"
 TIES = "the extreme elements share the gradient evenly"
@@ -27,6 +30,11 @@ TIES = "the extreme elements share the gradient evenly"
 def x(*rows: Any, dtype: torch.dtype | None = None) -> Tensor:
     """A sample input that wants a gradient: the given rows."""
     return torch.tensor(rows or ((1.5, -2.0, 0.5), (3.0, 0.25, -1.0)), dtype=dtype).requires_grad_()
+
+
+def scalar() -> Tensor:
+    """A sample input without axes."""
+    return torch.tensor(2.0, requires_grad=True)
 
 
 def axes(op: Any) -> Index:
@@ -51,20 +59,43 @@ def back(op: Any, t: Tensor) -> Tensor:
     return t.to(op.self.dtype)
 
 
-def _over(op: Any) -> str:
-    dims = axes(op)
-    if len(dims) == op.self.dim():
-        return r"\text{all}"
-    return rf"\text{{dim{'s' * (len(dims) > 1)} {', '.join(map(str, dims))}}}"
+def _words(op: Any) -> dict[str, str]:
+    """What the capital words of a template stand for: elements of the operands, and numbers.
+
+    OUT is made of SELF for all OVER. A second element of the same slice is OTHER, for all AMONG, and DIFFER says that
+    it is not the first.
+    """
+    own, reduced = letters(op.self), axes(op)
+    other = [OTHERS[axis] if axis in reduced else letter for axis, letter in enumerate(own)]
+    out = kept = [letter for axis, letter in enumerate(own) if axis not in reduced]
+    if op.arguments.get("keepdim"):
+        out = ["0" if axis in reduced else letter for axis, letter in enumerate(own)]
+    chosen = element("out1", out)
+    return {
+        **{name.upper(): element(name, out) for name in ("out", "out0", "out1", "g", "g0", "g1")},
+        **{"SELF": element("self", own), "GRAD": element("grad", own), "OTHER": element("self", other)},
+        "MEAN": rf"\mu_{{{', '.join(kept)}}}" if kept else r"\mu",
+        "MOST": f"M_{{{', '.join(kept)}}}" if kept else "M",
+        "OVER": ", ".join(own[axis] for axis in reduced),
+        "AMONG": ", ".join(other[axis] for axis in reduced),
+        "DIFFER": r" \lor ".join(rf"{other[axis]} \neq {own[axis]}" for axis in reduced),
+        "CHOSEN": element("self", [chosen if axis in reduced else letter for axis, letter in enumerate(own)]),
+        "PICKED": "".join(f"[{own[axis]} = {chosen}]" for axis in reduced) or "1",
+        "COUNTED": f"C_{{{', '.join(own)}}}",
+        "COUNT": str(count(op)),
+        "DEGREES": number(_degrees(op)),
+        "ORDER": number(_order(op)),
+        "ORDERLESS": number(_order(op) - 1),
+    }
 
 
-def told(template: str) -> Callable[[Any], str]:
-    """A template in which OVER stands for the axes, COUNT for the number of elements, with a word on `keepdim`."""
+def told(template: Template) -> Callable[[Any], str]:
+    """A template with its capital words filled in; what runs over nothing, as no axis was reduced, is left out."""
 
     def filled(op: Any) -> str:
-        text = template.replace("OVER", _over(op)).replace("COUNT", str(count(op))).replace(r"\frac{1}{1}", "1")
-        kept = op.arguments.get("keepdim") and template.startswith("$out")
-        return text + (r" \quad \text{(reduced axes kept, with size 1)}" if kept else "")
+        text, words = template(op) if callable(template) else template, _words(op)
+        text = re.sub(r"\b[A-Z]+\d?\b", lambda word: words.get(word[0], word[0]), text)
+        return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", text).replace(r"\frac{1}{1}", "1")
 
     return filled
 
@@ -87,84 +118,111 @@ def _slices(op: Any) -> Pattern | None:
 
 def reduction(
     *nodes: str,
-    equation: str,
+    value: Template,
     vjp: Callable[[Any, Any], Tensor],
-    local: str,
-    product: str,
-    samples: Callable[[], Iterable[Sample]],
-    source: str,
-    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
+    local: Template,
+    given: str = "",
+    product: str = "",
+    factor: Entry | None = None,
     **more: Any,
 ) -> Rule:
-    """Register an operation that reduces `self` along `dim` (an int, a list, or all of it)."""
-    wrt = {"self": Wrt(vjp, told(local), told(product), OWN_SLICE, factor, _slices)}
-    return rule(*nodes, equation=told(equation), wrt=wrt, samples=samples, source=source, **more)
+    """Register an operation that reduces `self` along `dim` (an int, a list, or all of it).
+
+    `value` is OUT, `local` its derivative by SELF, and `given` defines what they use; see `_words`.
+    """
+
+    def each(op: Any) -> str:
+        return parenthesise(local(op) if callable(local) else local)
+
+    def times(op: Any) -> str:
+        slope = rf"\overline{{{each(op)}}}" if op.out.is_complex() and each(op) != "1" else each(op)
+        return product or {"0": "GRAD = 0", "1": "GRAD = G"}.get(slope, rf"GRAD = G \, {slope}")
+
+    def equation(op: Any) -> str:
+        return "OUT = " + (value(op) if callable(value) else value)
+
+    def rate(op: Any) -> str:
+        text = local(op) if callable(local) else local
+        return text if text.startswith(r"\frac{\partial") else derivative("OUT", "SELF", text)
+
+    wrt = {"self": Wrt(vjp, told(rate), told(times), OWN_SLICE, factor, _slices)}
+    return rule(*nodes, equation=told(equation), wrt=wrt, where=told(given), **more)
+
+
+def _pair(first: str, second: str) -> str:
+    """The derivatives of two outputs."""
+    return derivative("OUT0", "SELF", first) + r", \quad " + derivative("OUT1", "SELF", second)
 
 
 # Sums and means --------------------------------------------------------------------------------------------------
 
-sum_ = reduction(
+
+def _weighted(*nodes: str, weight: str, **more: Any) -> Rule:
+    """Register a sum in which every element has the same weight."""
+    each = told(weight)
+    return reduction(
+        *nodes,
+        value=("" if weight == "1" else weight) + r" \sum_{OVER} SELF",
+        local=weight,
+        factor=lambda op, out_index, in_index: Factor(latex=each(op)) if _within(op, out_index, in_index) else None,
+        structure="linear",
+        **more,
+    )
+
+
+sum_ = _weighted(
     "SumBackward0",
-    equation=r"$out = \sum_{OVER} $self",
+    weight="1",
     vjp=lambda op, g: back(op, g).expand_as(op.self),
-    local="1",
-    product=r"$g \text{ for every element}",
-    factor=lambda op, out_index, in_index: Factor(latex="1") if _within(op, out_index, in_index) else None,
-    structure="linear",
     samples=lambda: [
         sample(torch.sum, x()),
         sample(torch.sum, x(), 1),
         sample(torch.sum, x(), (0, -1), keepdim=True),
         sample(torch.sum, x(), 0, keepdim=True),
         sample(torch.sum, torch.ones(0, 3, requires_grad=True), 0, note="empty"),
-        sample(torch.sum, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+        sample(torch.sum, scalar(), note="0-dim"),
         sample(torch.sum, x(), dtype=torch.float32, note="into another dtype"),
     ],
     source="derivatives.yaml: sum, sum.dim_IntList",
 )
 
-mean = reduction(
+mean = _weighted(
     "MeanBackward0",
-    equation=r"$out = \frac{1}{COUNT} \sum_{OVER} $self",
+    weight=r"\frac{1}{COUNT}",
     vjp=lambda op, g: (back(op, g) / count(op)).expand_as(op.self),
-    local=r"\frac{1}{COUNT}",
-    product=r"\frac{1}{COUNT} \, $g \text{ for every element}",
-    factor=lambda op, out_index, in_index: (
-        Factor(latex=rf"\frac{{1}}{{{count(op)}}}") if _within(op, out_index, in_index) else None
-    ),
-    structure="linear",
     samples=lambda: [
         sample(torch.mean, x()),
         sample(torch.mean, x(), 1),
         sample(torch.mean, x(), (0, 1), keepdim=True),
         sample(torch.mean, x((2.0,)), 1, note="size 1"),
-        sample(torch.mean, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+        sample(torch.mean, scalar(), note="0-dim"),
     ],
     source="derivatives.yaml: mean, mean.dim",
 )
 
 nansum = reduction(
     "NansumBackward0",
-    equation=r"$out = \sum_{OVER} $self \text{, NaN counting as 0}",
+    value=r"\sum_{OVER: \, SELF = SELF} SELF",
     vjp=lambda op, g: torch.where(op.self.isnan(), 0, back(op, g)),
-    local=r"1 \text{, or } 0 \text{ at NaN}",
-    product=r"$g \odot [$self \text{ is a number}]",
+    local="[SELF = SELF]",
+    remark="NaN counts as 0: it is what does not equal itself.",
     samples=lambda: [sample(torch.nansum, x(1.0, math.nan, 2.0)), sample(torch.nansum, x((1.0, math.nan)), 1)],
-    source="derivatives.yaml: nansum",
 )
-
-
-def _trace(op: Any, g: Tensor) -> Tensor:
-    return g * torch.eye(*op.self.shape, dtype=g.dtype, device=g.device)
 
 
 trace = rule(
     "TraceBackward0",
-    equation=r"$out = \operatorname{tr} $self = \sum_i {$self}_{i,i}",
-    wrt={"self": Wrt(_trace, "I", r"$g \, I", "only the diagonal enters the sum")},
+    equation=lambda op: rf"$out = \sum_{{i=0}}^{{{min(op.self.shape) - 1}}} {{$self}}_{{i, i}}",
+    wrt={
+        "self": Wrt(
+            lambda op, g: g * torch.eye(*op.self.shape, dtype=g.dtype, device=g.device),
+            derivative("$out", "{$self}_{i, j}", "[i = j]"),
+            "{$grad}_{i, j} = [i = j] \\, $g",
+            "only the diagonal enters the sum",
+        )
+    },
     structure="linear",
     samples=lambda: [sample(torch.trace, x()), sample(torch.trace, torch.ones(0, 0, requires_grad=True), note="empty")],
-    source="derivatives.yaml: trace",
 )
 
 # Products --------------------------------------------------------------------------------------------------------
@@ -189,17 +247,16 @@ def _prod(op: Any, g: Tensor) -> Tensor:
 
 prod = reduction(
     "ProdBackward0",
-    equation=r"$out = \prod_{OVER} $self",
+    value=r"\prod_{OVER} SELF",
     vjp=_prod,
-    local=r"\prod_{j \neq i} {$self}_{j}",
-    product=r"$g \, \prod_{j \neq i} {$self}_{j}",
+    local=lambda op: r"\prod_{AMONG: \, DIFFER} OTHER" if op.self.dim() else "1",
     samples=lambda: [
         sample(torch.prod, x()),
         sample(torch.prod, x(), 1, keepdim=True),
         sample(torch.prod, x((2.0, 0.0, 3.0), (0.0, 0.0, 1.0)), 1, note="one zero, two zeros"),
         sample(torch.prod, x(2.0, 0.0, 3.0), note="a zero"),
         sample(torch.prod, torch.ones(0, requires_grad=True), note="empty"),
-        sample(torch.prod, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+        sample(torch.prod, scalar(), 0, note="0-dim"),
     ],
     source="derivatives.yaml: prod. The derivative by one factor is the product of all others.",
 )
@@ -223,113 +280,53 @@ def _std(op: Any, g: Tensor) -> Tensor:
     return _var(op, (g / (2 * op.out)).masked_fill(op.out == 0, 0))
 
 
-def _with_mean(spread: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
-    def vjp(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
-        g_spread, g_mean = gs
-        gradient = torch.zeros_like(op.self)
-        if g_spread is not None:
-            gradient = gradient + spread(op, g_spread)
-        return gradient if g_mean is None else gradient + back(op, g_mean) / count(op)
-
-    return vjp
-
-
 def _flat(op: Any, radius: float) -> Tensor:
     """Slices whose elements are all equal, where the standard deviation has a corner."""
     distance: Tensor = (op.self - op.self.mean(axes(op), keepdim=True)).abs()
     return (distance <= radius).all(axes(op), keepdim=True).expand_as(distance)
 
 
-def _spread_equation(root: bool, out: str = "$out") -> Callable[[Any], str]:
-    def filled(op: Any) -> str:
-        divisor = number(_degrees(op))
-        variance = rf"\frac{{1}}{{{divisor}}} \sum_{{OVER}} ($self - \mu)^2"
-        return told(rf"{out} = \sqrt{{{variance}}}" if root else f"{out} = {variance}")(op)
+def _spread(node: str, function: Callable[..., Any], source: str, root: bool, with_mean: bool) -> Rule:
+    """Register a variance or its root, alone or as a pair with the mean."""
+    spread = _std if root else _var
 
-    return filled
+    def vjp(op: Any, gs: Any) -> Tensor:
+        if not with_mean:
+            return spread(op, gs)
+        gradient = torch.zeros_like(op.self) if gs[0] is None else spread(op, gs[0])
+        return gradient if gs[1] is None else gradient + back(op, gs[1]) / count(op)
+
+    square = r"\frac{1}{DEGREES} \sum_{OVER} (SELF - MEAN)^2"
+    slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
+    local = _pair(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT")
+    given = r"MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER"
+    return reduction(
+        node,
+        value=(rf"\sqrt{{{square}}}" if root else square) + (r", \quad OUT1 = MEAN" if with_mean else ""),
+        vjp=vjp,
+        local=local,
+        given=given,
+        product=rf"GRAD = {slope} \, G0 + \frac{{1}}{{COUNT}} \, G1" if with_mean else "",
+        kink=Kink(_flat, "0 where all elements are equal") if root else None,
+        outputs=1 + with_mean,
+        samples=lambda: [
+            sample(function, x()),
+            sample(function, x(), 1, keepdim=True),
+            sample(function, x(), 0, correction=0),
+            sample(function, x((2.0, 2.0)), 1, note="all equal"),
+        ],
+        source=source,
+    )
 
 
-def _by_degrees(template: str) -> Callable[[Any], str]:
-    return lambda op: template.replace("DEGREES", number(_degrees(op)))
-
-
-def _spread_samples(function: Callable[..., Any]) -> list[Sample]:
-    return [
-        sample(function, x()),
-        sample(function, x(), 1, keepdim=True),
-        sample(function, x(), 0, correction=0),
-        sample(function, x((2.0, 2.0)), 1, note="all equal"),
-    ]
-
-
-var = rule(
-    "VarBackward0",
-    equation=_spread_equation(root=False),
-    wrt={
-        "self": Wrt(
-            _var,
-            _by_degrees(r"\frac{2}{DEGREES} ($self - \mu)"),
-            _by_degrees(r"\frac{2}{DEGREES} \, $g \odot ($self - \mu)"),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
-    samples=lambda: _spread_samples(torch.var),
-    source="derivatives.yaml: var.correction. The mean's own dependence adds nothing, as the distances sum to zero.",
-)
-
-SPREAD_KINK = Kink(_flat, "0 where all elements are equal")
-
-std = rule(
-    "StdBackward0",
-    equation=_spread_equation(root=True),
-    wrt={
-        "self": Wrt(
-            _std,
-            _by_degrees(r"\frac{$self - \mu}{DEGREES \, $out}"),
-            _by_degrees(r"$g \odot \frac{$self - \mu}{DEGREES \, $out}"),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
-    kink=SPREAD_KINK,
-    samples=lambda: _spread_samples(torch.std),
-    source="derivatives.yaml: std.correction",
-)
-
-var_mean = rule(
-    "VarMeanBackward0",
-    equation=_spread_equation(root=False, out=r"$out = (\sigma^2, \mu), \quad \sigma^2"),
-    wrt={
-        "self": Wrt(
-            _with_mean(_var),
-            _by_degrees(r"\frac{2}{DEGREES} ($self - \mu) \text{ and } \frac{1}{N}"),
-            _by_degrees(r"\frac{2}{DEGREES} \, {$g}_{\sigma^2} \odot ($self - \mu) + \frac{1}{N} \, {$g}_{\mu}"),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
-    outputs=2,
-    samples=lambda: _spread_samples(torch.var_mean),
-    source="derivatives.yaml: var_mean.correction",
-)
-
-std_mean = rule(
-    "StdMeanBackward0",
-    equation=_spread_equation(root=True, out=r"$out = (\sigma, \mu), \quad \sigma"),
-    wrt={
-        "self": Wrt(
-            _with_mean(_std),
-            _by_degrees(r"\frac{$self - \mu}{DEGREES \, \sigma} \text{ and } \frac{1}{N}"),
-            _by_degrees(r"{$g}_{\sigma} \odot \frac{$self - \mu}{DEGREES \, \sigma} + \frac{1}{N} \, {$g}_{\mu}"),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
-    kink=SPREAD_KINK,
-    outputs=2,
-    samples=lambda: _spread_samples(torch.std_mean),
-    source="derivatives.yaml: std_mean.correction",
+VAR = "derivatives.yaml: var.correction. The mean's own dependence adds nothing, as the distances sum to zero."
+var = _spread("VarBackward0", torch.var, VAR, root=False, with_mean=False)
+std = _spread("StdBackward0", torch.std, "derivatives.yaml: std.correction", root=True, with_mean=False)
+var_mean, std_mean = (
+    _spread(
+        f"{name.capitalize()}MeanBackward0", function, f"derivatives.yaml: {name}_mean.correction", name == "std", True
+    )
+    for name, function in (("var", torch.var_mean), ("std", torch.std_mean))
 )
 
 # Extremes and order statistics -----------------------------------------------------------------------------------
@@ -341,10 +338,13 @@ def _share(op: Any, g: Tensor, extreme: Tensor) -> Tensor:
     return back(op, g) * winners / winners.sum(axes(op), keepdim=True)
 
 
-def _tied(op: Any, radius: float) -> Tensor:
+def _tied(op: Any, radius: float, extremes: int = 1) -> Tensor:
     """Elements that another one would overtake: two may move towards each other by `radius` each."""
-    near: Tensor = (op.self - back(op, op.out)).abs() <= 2 * radius
-    return near & (near.sum(axes(op), keepdim=True) > 1)
+    marks = torch.zeros_like(op.self, dtype=torch.bool)
+    for out in op.outs[:extremes]:
+        near = (op.self - back(op, out)).abs() <= 2 * radius
+        marks = marks | (near & (near.sum(axes(op), keepdim=True) > 1))
+    return marks
 
 
 def _winner_takes(op: Any, g: Tensor) -> Tensor:
@@ -360,35 +360,42 @@ def _winner(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex="1") if int(op.outs[1][out_index]) == in_index[op.dim % op.self.dim()] else None
 
 
-def _with_index(*nodes: str, operator: str, samples: Callable[[], Iterable[Sample]], source: str) -> Rule:
+def _big(operator: str) -> str:
+    if operator == "kthvalue":
+        return r"\min_{OVER: \, COUNTED \ge $k} SELF"
+    name = rf"\{operator}" if operator in ("max", "min") else rf"\operatorname{{{operator}}}"
+    return rf"{name}_{{OVER}} SELF"
+
+
+def _with_index(operator: str, samples: Callable[[Any], Iterable[Sample]], source: str) -> Rule:
     """Register an operation that gives one chosen element along `dim`, and its index."""
     return reduction(
-        *nodes,
-        equation=rf"$out = \operatorname{{{operator}}}_{{OVER}} $self",
-        vjp=_winner_takes,
-        local="1 \\text{ at the chosen element, } 0 \\text{ elsewhere}",
-        product=r"$g \text{ at the chosen index, } 0 \text{ elsewhere}",
-        factor=_winner,
+        f"{operator.capitalize()}Backward0",
         name=f"{operator}_dim",
+        value=lambda op: (f"{_big(operator)} = " if op.self.dim() else "") + "CHOSEN",
+        given=r"COUNTED = \sum_{AMONG} [OTHER \le SELF]" if operator == "kthvalue" else "",
+        vjp=_winner_takes,
+        local="PICKED",
+        factor=_winner,
         accepts=lambda op: "dim" in op.arguments,
         kink=Kink(_tied, "of tied elements, the one whose index was returned gets the whole gradient"),
         constants={"indices": "not differentiable"},
-        samples=samples,
-        source=source,
+        samples=lambda: samples(getattr(torch, operator)),
+        source=f"derivatives.yaml: {source}",
     )
 
 
-def _shared(*nodes: str, operator: str, samples: Callable[[], Iterable[Sample]], source: str, **more: Any) -> Rule:
+def _shared(node: str, name: str, operator: str, samples: Callable[[Any], Iterable[Sample]], **more: Any) -> Rule:
     """Register an operation that gives one element, without saying which of several equal ones it is."""
     return reduction(
-        *nodes,
-        equation=rf"$out = \operatorname{{{operator}}}_{{OVER}} $self",
+        node,
+        name=name,
+        value=_big(operator),
         vjp=lambda op, g: _share(op, g, op.out),
-        local=r"\frac{[$self = $out]}{\text{number of ties}}",
-        product=r"$g \odot \frac{[$self = $out]}{\text{number of ties}}",
+        local=r"\frac{[SELF = OUT]}{\sum_{AMONG} [OTHER = OUT]}",
         kink=Kink(_tied, TIES),
-        samples=samples,
-        source=source,
+        samples=lambda: samples(getattr(torch, name.removesuffix("_all"))),
+        source=f"derivatives.yaml: {name.removesuffix('_all')}",
         **more,
     )
 
@@ -399,74 +406,43 @@ def _tie() -> Tensor:
 
 amax = _shared(
     "AmaxBackward0",
-    operator="max",
-    name="amax",
-    samples=lambda: [
-        sample(torch.amax, x(), 1),
-        sample(torch.amax, x()),
-        sample(torch.amax, _tie(), 1, keepdim=True, note="ties"),
-        sample(torch.amax, x(), (0, 1)),
-        sample(torch.amax, torch.tensor(2.0, requires_grad=True), note="0-dim"),
+    "amax",
+    "max",
+    lambda f: [
+        sample(f, x(), 1),
+        sample(f, x()),
+        sample(f, _tie(), 1, keepdim=True, note="ties"),
+        sample(f, x(), (0, 1)),
+        sample(f, scalar(), note="0-dim"),
     ],
-    source="derivatives.yaml: amax",
 )
-
-amin = _shared(
-    "AminBackward0",
-    operator="min",
-    name="amin",
-    samples=lambda: [sample(torch.amin, x(), 1), sample(torch.amin, _tie(), note="ties")],
-    source="derivatives.yaml: amin",
-)
+amin = _shared("AminBackward0", "amin", "min", lambda f: [sample(f, x(), 1), sample(f, _tie(), note="ties")])
 
 max_all, min_all, median_all, nanmedian_all = (
     _shared(
         f"{operator.capitalize()}Backward1",
-        operator=operator,
-        name=f"{operator}_all",
+        f"{operator}_all",
+        operator,
+        lambda f: [sample(f, x()), sample(f, _tie(), note="ties"), sample(f, scalar(), note="0-dim")],
         accepts=lambda op: "dim" not in op.arguments,
-        samples=lambda function=function: [  # type: ignore[misc]
-            sample(function, x()),
-            sample(function, _tie(), note="ties"),
-            sample(function, torch.tensor(2.0, requires_grad=True), note="0-dim"),
-        ],
-        source=f"derivatives.yaml: {operator}",
     )
-    for operator, function in (
-        ("max", torch.max),
-        ("min", torch.min),
-        ("median", torch.median),
-        ("nanmedian", torch.nanmedian),
-    )
+    for operator in ("max", "min", "median", "nanmedian")
 )
 
 max_dim, min_dim, median_dim, nanmedian_dim, mode = (
     _with_index(
-        f"{operator.capitalize()}Backward0",
-        operator=operator,
-        samples=lambda function=function: [  # type: ignore[misc]
-            sample(function, x(), 1),
-            sample(function, x(), 0, keepdim=True),
-            sample(function, _tie(), 1, note="ties"),
-            sample(function, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+        operator,
+        lambda f: [
+            sample(f, x(), 1),
+            sample(f, x(), 0, keepdim=True),
+            sample(f, _tie(), 1, note="ties"),
+            sample(f, scalar(), 0, note="0-dim"),
         ],
-        source=f"derivatives.yaml: {operator}.dim",
+        f"{operator}.dim",
     )
-    for operator, function in (
-        ("max", torch.max),
-        ("min", torch.min),
-        ("median", torch.median),
-        ("nanmedian", torch.nanmedian),
-        ("mode", torch.mode),
-    )
+    for operator in ("max", "min", "median", "nanmedian", "mode")
 )
-
-kthvalue = _with_index(
-    "KthvalueBackward0",
-    operator="kthvalue",
-    samples=lambda: [sample(torch.kthvalue, x(), 2, 1), sample(torch.kthvalue, x(), 1, 0, keepdim=True)],
-    source="derivatives.yaml: kthvalue",
-)
+kthvalue = _with_index("kthvalue", lambda f: [sample(f, x(), 2, 1), sample(f, x(), 1, 0, keepdim=True)], "kthvalue")
 
 
 def _aminmax(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
@@ -474,48 +450,38 @@ def _aminmax(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
     return sum(shares, torch.zeros_like(op.self))
 
 
-def _aminmax_tied(op: Any, radius: float) -> Tensor:
-    marks = torch.zeros_like(op.self, dtype=torch.bool)
-    for out in op.outs:
-        near = (op.self - back(op, out)).abs() <= 2 * radius
-        marks = marks | (near & (near.sum(axes(op), keepdim=True) > 1))
-    return marks
-
+SHARED = [rf"\frac{{[SELF = {each}]}}{{\sum_{{AMONG}} [OTHER = {each}]}}" for each in ("OUT0", "OUT1")]
 
 aminmax = reduction(
     "AminmaxBackward0",
-    equation=r"$out = (\min_{OVER} $self, \max_{OVER} $self)",
+    value=r"\min_{OVER} SELF, \quad OUT1 = \max_{OVER} SELF",
     vjp=_aminmax,
-    local=r"\frac{[$self = \text{the extreme}]}{\text{number of ties}}",
-    product=(
-        r"{$g}_{\min} \odot \frac{[$self = \min]}{\text{ties}}"
-        r" + {$g}_{\max} \odot \frac{[$self = \max]}{\text{ties}}"
-    ),
+    local=_pair(*SHARED),
+    product=rf"GRAD = {SHARED[0]} \, G0 + {SHARED[1]} \, G1",
     outputs=2,
-    kink=Kink(_aminmax_tied, TIES),
+    kink=Kink(lambda op, radius: _tied(op, radius, extremes=2), TIES),
     samples=lambda: [
         sample(torch.aminmax, x()),
         sample(torch.aminmax, x(), dim=1, keepdim=True),
         sample(torch.aminmax, _tie(), dim=1, note="ties"),
     ],
-    source="derivatives.yaml: aminmax",
 )
 
 # Norms and log-sums ----------------------------------------------------------------------------------------------
 
 logsumexp = reduction(
     "LogsumexpBackward0",
-    equation=r"$out = \log \sum_{OVER} e^{$self}",
+    value=r"MOST + \log \sum_{OVER} e^{SELF - MOST}",
+    given=r"MOST = \max_{AMONG} OTHER",
     vjp=lambda op, g: back(op, g) * (op.self - back(op, op.out)).exp().conj(),
-    local=r"e^{$self - $out} = \operatorname{softmax}($self)",
-    product=r"$g \odot e^{$self - $out}",
+    local="e^{SELF - OUT}",
+    remark="The maximum M cancels, and keeps the powers from overflowing. The derivative is the softmax.",
     samples=lambda: [
         sample(torch.logsumexp, x(), 1),
         sample(torch.logsumexp, x(), (0, 1), keepdim=True),
         sample(torch.logsumexp, x((-math.inf, 1.0)), 1, note="minus infinity"),
         sample(torch.logsumexp, x(1000.0, 999.0), 0, note="large"),
     ],
-    source="derivatives.yaml: logsumexp",
 )
 
 
@@ -547,55 +513,26 @@ def _norm_kink(op: Any, radius: float) -> Tensor:
     return near if p <= 1 else near.all(axes(op), keepdim=True).expand_as(size)
 
 
-def _by_order(general: str, special: Mapping[float, str] = MappingProxyType({})) -> Callable[[Any], str]:
-    def filled(op: Any) -> str:
-        p = _order(op)
-        return told(special.get(p, general).replace("ORDERLESS", number(p - 1)).replace("ORDER", number(p)))(op)
+EXTREME = r"\operatorname{sgn}(SELF) \, \frac{[|SELF| = OUT]}{\sum_{AMONG} [|OTHER| = OUT]}"
+NORMS = {  # value and local derivative
+    0: (r"\sum_{OVER} [SELF \neq 0]", "0"),
+    1: (r"\sum_{OVER} |SELF|", r"\operatorname{sgn}(SELF)"),
+    2: (r"\sqrt{\sum_{OVER} |SELF|^2}", where(r"\frac{SELF}{OUT}", r"SELF \neq 0")),
+    math.inf: (r"\max_{OVER} |SELF|", EXTREME),
+    -math.inf: (r"\min_{OVER} |SELF|", EXTREME),
+}
+ANY_NORM = (
+    r"\left(\sum_{OVER} |SELF|^{ORDER}\right)^{1/ORDER}",
+    where(r"\operatorname{sgn}(SELF) \left(\frac{|SELF|}{OUT}\right)^{ORDERLESS}", r"SELF \neq 0"),
+)
 
-    return filled
-
-
-norm = rule(
+norm = reduction(
     "LinalgVectorNormBackward0",
     "NormBackward0",
     name="norm",
-    equation=_by_order(
-        r"$out = \left(\sum_{OVER} |$self|^{ORDER}\right)^{1/ORDER}",
-        {
-            0.0: r"$out = \text{number of nonzero elements of } $self \text{ over } OVER",
-            1.0: r"$out = \sum_{OVER} |$self|",
-            2.0: r"$out = \sqrt{\sum_{OVER} |$self|^2}",
-            math.inf: r"$out = \max_{OVER} |$self|",
-            -math.inf: r"$out = \min_{OVER} |$self|",
-        },
-    ),
-    wrt={
-        "self": Wrt(
-            lambda op, g: norm_gradient(op.self, back(op, g), back(op, op.out), _order(op), axes(op)),
-            _by_order(
-                r"\operatorname{sgn}($self) \, \left(\frac{|$self|}{$out}\right)^{ORDERLESS}",
-                {
-                    0.0: "0",
-                    1.0: r"\operatorname{sgn}($self)",
-                    2.0: r"\frac{$self}{$out}",
-                    math.inf: r"\operatorname{sgn}($self) \, \frac{[|$self| = $out]}{\text{number of ties}}",
-                    -math.inf: r"\operatorname{sgn}($self) \, \frac{[|$self| = $out]}{\text{number of ties}}",
-                },
-            ),
-            _by_order(
-                r"$g \odot \operatorname{sgn}($self) \left(\frac{|$self|}{$out}\right)^{ORDERLESS}",
-                {
-                    0.0: "0",
-                    1.0: r"$g \odot \operatorname{sgn}($self)",
-                    2.0: r"$g \odot \frac{$self}{$out}",
-                    math.inf: r"$g \odot \operatorname{sgn}($self) \frac{[|$self| = $out]}{\text{number of ties}}",
-                    -math.inf: r"$g \odot \operatorname{sgn}($self) \frac{[|$self| = $out]}{\text{number of ties}}",
-                },
-            ),
-            OWN_SLICE,
-            pattern=_slices,
-        )
-    },
+    value=lambda op: NORMS.get(_order(op), ANY_NORM)[0],
+    vjp=lambda op, g: norm_gradient(op.self, back(op, g), back(op, op.out), _order(op), axes(op)),
+    local=lambda op: NORMS.get(_order(op), ANY_NORM)[1],
     kink=Kink(_norm_kink, "0 at 0, and an even share for ties"),
     samples=lambda: [
         *(
@@ -620,45 +557,43 @@ def _dist(op: Any, g: Tensor) -> Tensor:
     return norm_gradient(difference, g, op.out, _order(op), tuple(range(difference.dim())))
 
 
+def _distance(sign: str = "", argument: str = "") -> Callable[[Any], str]:
+    """The distance of two tensors that broadcast, or its derivative: of an operand that was copied, over the copies."""
+
+    def filled(op: Any) -> str:
+        whole = op.self - op.other
+        every = places(whole.shape)
+        own = {name: fitted(every, op.arguments[name]) for name in ("self", "other")}
+        over = [place for place in every if place != "0"]
+        d = f"D_{{{', '.join(over)}}}" if over else "D"
+        given = rf", \quad {d} = {element('self', own['self'])} - {element('other', own['other'])}"
+        if not argument:
+            size = rf"\sum_{{{', '.join(over)}}} |{d}|^{{ORDER}}" if over else rf"|{d}|^{{ORDER}}"
+            return told(rf"$out = \left({size}\right)^{{1/ORDER}}{given}")(op)
+        each = where(rf"\operatorname{{sgn}}({d}) \left(\frac{{|{d}|}}{{$out}}\right)^{{ORDERLESS}}", rf"{d} \neq 0")
+        copies = ", ".join(place for place in over if place not in own[argument])
+        summed = rf"\sum_{{{copies}}} {each}" if copies else each
+        if sign.endswith("$g"):
+            return told(rf"{element('grad', own[argument])} = {sign} \, {summed}{given}")(op)
+        return told(derivative("$out", element(argument, own[argument]), f"{sign}{summed}{given}"))(op)
+
+    return filled
+
+
 dist = rule(
     "DistBackward0",
-    equation=r"$out = \lVert $self - $other \rVert_{$p}",
+    equation=_distance(),
     wrt={
-        "self": Wrt(
-            _dist,
-            _by_order(r"\operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}, \; d = $self - $other"),
-            _by_order(r"$g \odot \operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}"),
-        ),
-        "other": Wrt(
-            lambda op, g: -_dist(op, g),
-            _by_order(r"-\operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}, \; d = $self - $other"),
-            _by_order(r"-$g \odot \operatorname{sgn}(d) \left(\frac{|d|}{$out}\right)^{ORDERLESS}"),
-        ),
+        "self": Wrt(_dist, _distance("", "self"), _distance("$g", "self")),
+        "other": Wrt(lambda op, g: -_dist(op, g), _distance("-", "other"), _distance("-$g", "other")),
     },
     samples=lambda: (
         [sample(torch.dist, x(1.0, 2.0), x(0.0, 4.0), p) for p in (1, 2, 3)]
         + [sample(torch.dist, x(1.0), x(0.0, 4.0), note="broadcast"), sample(torch.dist, x(1.0), x(1.0), note="at 0")]
     ),
-    source="derivatives.yaml: dist",
 )
 
 # Running ---------------------------------------------------------------------------------------------------------
-
-
-def _running(
-    node: str,
-    equation: str,
-    vjp: Callable[[Any, Tensor], Tensor],
-    local: str,
-    product: str,
-    samples: Callable[[], Iterable[Sample]],
-    factor: Callable[[Any, Index, Index], Factor | None] | None = None,
-    **more: Any,
-) -> Rule:
-    zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
-    return rule(
-        node, equation=equation, wrt={"self": Wrt(vjp, local, product, zeros, factor, _up_to)}, samples=samples, **more
-    )
 
 
 def _up_to(op: Any) -> Pattern | None:
@@ -670,6 +605,37 @@ def _earlier(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     dim = op.dim % max(op.self.dim(), 1)
     pairs = enumerate(zip(out_index, in_index, strict=True))
     return Factor(latex="1") if all(i <= k if axis == dim else i == k for axis, (k, i) in pairs) else None
+
+
+def _running(
+    name: str,
+    value: str,
+    vjp: Callable[[Any, Tensor], Tensor],
+    local: str,
+    samples: Callable[[Callable[..., Any]], Iterable[Sample]],
+    remark: str = "",
+    factor: Entry | None = None,
+    **more: Any,
+) -> Rule:
+    """Register an operation in which each element y_k of a row is made of x_i, i <= k; `local` is their derivative."""
+    zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
+    along = r" \quad \text{along dim } $dim"
+    wrt = Wrt(
+        vjp,
+        derivative("{$out}_{k}", "{$self}_{i}", f"{local}{along}"),
+        rf"{{$grad}}_{{i}} = \sum_{{k: \, k \ge i}} {{$g}}_{{k}} \, {local}{along}",
+        zeros,
+        factor,
+        _up_to,
+    )
+    return rule(
+        f"{name.capitalize()}Backward0",
+        equation=f"{{$out}}_{{k}} = {value}{along}",
+        wrt={"self": wrt},
+        samples=lambda: samples(getattr(torch, name)),
+        source=f"derivatives.yaml: {name}{remark}",
+        **more,
+    )
 
 
 def _horner(g: Tensor, weights: Tensor, dim: int) -> Tensor:
@@ -702,102 +668,127 @@ def _running_samples(function: Callable[..., Any]) -> list[Sample]:
         sample(function, x(), 1),
         sample(function, x(), 0),
         sample(function, x((2.0, 0.0, 3.0), (0.0, 0.0, 1.0)), -1, note="zeros"),
-        sample(function, torch.tensor(2.0, requires_grad=True), 0, note="0-dim"),
+        sample(function, scalar(), 0, note="0-dim"),
         sample(function, torch.ones(0, 2, requires_grad=True), 0, note="empty"),
     ]
 
 
 cumsum = _running(
-    "CumsumBackward0",
-    r"{$out}_{k} = \sum_{i \le k} {$self}_{i} \quad \text{along dim } $dim",
+    "cumsum",
+    r"\sum_{i \le k} {$self}_{i}",
     lambda op, g: (g.flip(op.dim).cumsum(op.dim).flip(op.dim) if g.dim() else g).to(op.self.dtype),
-    r"1 \text{ for } i \le k",
-    r"\sum_{k \ge i} {$g}_{k}",
-    lambda: _running_samples(torch.cumsum),
+    r"[i \le k]",
+    _running_samples,
     factor=_earlier,
     structure="linear",
-    source="derivatives.yaml: cumsum",
 )
 
 cumprod = _running(
-    "CumprodBackward0",
-    r"{$out}_{k} = \prod_{i \le k} {$self}_{i} \quad \text{along dim } $dim",
+    "cumprod",
+    r"\prod_{i \le k} {$self}_{i}",
     _cumprod,
-    r"\prod_{j \le k, \, j \neq i} {$self}_{j}",
-    r"\sum_{k \ge i} {$g}_{k} \prod_{j \le k, \, j \neq i} {$self}_{j}",
-    lambda: _running_samples(torch.cumprod),
-    source="derivatives.yaml: cumprod; summed from the right by Horner's scheme, so zeros are no trouble.",
+    r"[i \le k] \prod_{j \le k, \, j \neq i} {$self}_{j}",
+    _running_samples,
+    remark="; summed from the right by Horner's scheme, so zeros are no trouble.",
 )
 
 logcumsumexp = _running(
-    "LogcumsumexpBackward0",
-    r"{$out}_{k} = \log \sum_{i \le k} e^{{$self}_{i}} \quad \text{along dim } $dim",
+    "logcumsumexp",
+    r"\log \sum_{i \le k} e^{{$self}_{i}}",
     _logcumsumexp,
-    r"e^{{$self}_{i} - {$out}_{k}}",
-    r"\sum_{k \ge i} {$g}_{k} \, e^{{$self}_{i} - {$out}_{k}}",
-    lambda: _running_samples(torch.logcumsumexp),
-    source="derivatives.yaml: logcumsumexp",
+    r"[i \le k] \, e^{{$self}_{i} - {$out}_{k}}",
+    _running_samples,
 )
-
-
-def _running_extreme(op: Any, g: Tensor) -> Tensor:
-    return torch.zeros_like(g).scatter_add(op.dim, op.outs[1], g)
-
 
 cummax, cummin = (
     _running(
-        f"{name.capitalize()}Backward0",
-        rf"{{$out}}_{{k}} = \{name[3:]}_{{i \le k}} {{$self}}_{{i}} \quad \text{{along dim }} $dim",
-        _running_extreme,
-        r"1 \text{ at the index returned, } 0 \text{ elsewhere}",
-        r"\sum_{k: \, \text{index}_k = i} {$g}_{k}",
-        lambda function=function: [sample(function, x(), 1), sample(function, _tie(), 1, note="ties")],  # type: ignore[misc]
+        name,
+        rf"\{name[3:]}_{{i \le k}} {{$self}}_{{i}}",
+        lambda op, g: torch.zeros_like(g).scatter_add(op.dim, op.outs[1], g),
+        "[i = {$out1}_{k}]",
+        lambda function: [sample(function, x(), 1), sample(function, _tie(), 1, note="ties")],
         constants={"indices": "not differentiable"},
-        source=f"derivatives.yaml: {name}",
     )
-    for name, function in (("cummax", torch.cummax), ("cummin", torch.cummin))
+    for name in ("cummax", "cummin")
 )
 
 
-def _but_one(op: Any) -> Index:
-    """All axes but the one whose slices are held to the largest norm."""
-    return tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
-
-
-def _renorm(op: Any, g: Tensor) -> Tensor:
-    """<g, x m / (n + t)> moves with x itself and, against it, with the norm n of its slice."""
-    dims, order = _but_one(op), float(op.p)
-    length: Tensor = torch.linalg.vector_norm(op.self, order, dims, keepdim=True)
-    held = length + RENORM_TINY
-    along = (
-        (g * op.self.conj()).real.sum(dims, keepdim=True) if g.is_complex() else (g * op.self).sum(dims, keepdim=True)
-    )
-    pull = norm_gradient(op.self, along / held, length, order, dims)
-    return torch.where(length > op.maxnorm, op.maxnorm / held * (g - pull), g)
+def _slice_norms(op: Any) -> tuple[Index, Tensor]:
+    """All axes but the one whose slices are held to the largest norm, and the norms of those slices."""
+    dims = tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
+    return dims, torch.linalg.vector_norm(op.self, float(op.p), dims, keepdim=True)
 
 
 RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
 
+
+def _renorm(op: Any, g: Tensor) -> Tensor:
+    """<g, x m / (n + t)> moves with x itself and, against it, with the norm n of its slice."""
+    dims, length = _slice_norms(op)
+    held = length + RENORM_TINY
+    along = (g * op.self.conj()).sum(dims, keepdim=True)
+    pull = norm_gradient(op.self, (along.real if g.is_complex() else along) / held, length, float(op.p), dims)
+    return torch.where(length > op.maxnorm, op.maxnorm / held * (g - pull), g)
+
+
+def _renormed(template: str) -> Callable[[Any], str]:
+    """A template with its words filled in: OUT at the place L of a slice, SELF at J, of the length n."""
+
+    def filled(op: Any) -> str:
+        own, axis = letters(op.self), op.dim % op.self.dim()
+        u, v = ([letter if a == axis else OTHERS[2 * k + a] for a, letter in enumerate(own)] for k in (0, 1))
+        n, complex_ = f"N_{{{own[axis]}}}", op.self.is_complex()
+        same = "".join(f"[{a} = {b}]" for a, b in zip(own, u, strict=True) if a != b)
+        inside = element("self", u)
+        turn = rf"\operatorname{{sgn}}({inside}) \left(\frac{{|{inside}|}}{{{n}}}\right)^{{{number(float(op.p) - 1)}}}"
+
+        def rate(same: str, turn: str, into: str) -> str:
+            held = rf"\frac{{$maxnorm}}{{{n}}} \left({same} - \frac{{{element('self', own)}}}{{{n}}} \, {turn}\right)"
+            return derivative(element("out", own), into, where(held, rf"{n} > $maxnorm", same))
+
+        turns = rf"\frac{{1}}{{2}} \overline{{{turn}}}" if complex_ else turn
+        text = rate(same, turns, inside)
+        if complex_:
+            text += r", \quad " + rate("0", rf"\frac{{1}}{{2}} {turn}", rf"\overline{{{inside}}}")
+        words = {
+            "OUT": element("out", own),
+            "SELF": element("self", own),
+            "RATE": text,
+            "N": n,
+            "G": element("g", own),
+            "GRAD": element("grad", own),
+            "TURN": turn.replace(inside, element("self", own)),
+            "ALONG": rf"\sum_{{{', '.join(b for a, b in zip(own, u, strict=True) if a != b)}}} "
+            + rf"{element('g', u)} \, \overline{{{inside}}}",
+            "LENGTH": rf"{n} = \left(\sum_{{{', '.join(b for a, b in zip(own, v, strict=True) if a != b)}}} "
+            + rf"|{element('self', v)}|^{{{number(float(op.p))}}}\right)^{{1/{number(float(op.p))}}}",
+        }
+        return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], template)
+
+    return filled
+
+
 renorm = rule(
     "RenormBackward0",
-    equation=(
-        r"{$out}_{i} = {$self}_{i} \, \min\left(1, \frac{$maxnorm}{n_i}\right),"
-        r" \quad n_i = \lVert {$self}_{i} \rVert_{$p}"
-    ),
+    equation=_renormed(r"OUT = SELF \, \min\left(1, \frac{$maxnorm}{N}\right)"),
+    where=_renormed("LENGTH"),
     wrt={
         "self": Wrt(
             _renorm,
-            r"\frac{$maxnorm}{n_i} \left(I - \frac{{$self}_{i}}{n_i} \frac{\partial n_i}{\partial {$self}_{i}}\right)"
-            r" \text{ where } n_i > $maxnorm, \text{ else } I",
-            r"\frac{$maxnorm}{n_i} \left({$g}_{i} - \frac{{$g}_{i} \cdot {$self}_{i}}{n_i}"
-            r" \frac{\partial n_i}{\partial {$self}_{i}}\right) \text{ where } n_i > $maxnorm, \text{ else } {$g}_{i}",
+            _renormed("RATE"),
+            _renormed(
+                "GRAD = "
+                + where(
+                    r"\frac{$maxnorm}{N} \left(G - \frac{TURN}{N} \operatorname{Re}\left(ALONG\right)\right)",
+                    "N > $maxnorm",
+                    "G",
+                )
+            ),
             "a slice has its own norm, and other slices do not enter",
         )
     },
     kink=Kink(
-        lambda op, radius: (
-            (torch.linalg.vector_norm(op.self, float(op.p), _but_one(op), keepdim=True) - op.maxnorm).abs() <= radius
-        ).expand_as(op.self),
+        lambda op, radius: ((_slice_norms(op)[1] - op.maxnorm).abs() <= radius).expand_as(op.self),
         "1 where the norm is just the largest allowed one",
     ),
     samples=lambda: [
@@ -806,5 +797,4 @@ renorm = rule(
         sample(torch.renorm, x(), 2, 0, 100.0, note="short enough"),
         sample(torch.renorm, x(1 + 2j, -1j, dtype=torch.complex128).reshape(2, 1), 2, 0, 0.5, note="complex"),
     ],
-    source="derivatives.yaml: renorm",
 )

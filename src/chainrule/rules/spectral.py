@@ -10,12 +10,16 @@ Normalisation is PyTorch's number: 0 none, 1 one over the root of the number of 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.rules import Wrt, rule, sample
+from chainrule.rules import Wrt, derivative, rule, sample
+from chainrule.rules import at as element
+from chainrule.rules.indices import OTHERS, letters
 
 
 def x(*shape: int, complex_: bool = False) -> Tensor:
@@ -40,20 +44,41 @@ def scale(op: Any, signal: Tensor) -> float:
     return 1.0 if op.normalization == 0 or not count else 1 / math.sqrt(count) if op.normalization == 1 else 1 / count
 
 
-def _scale_latex(op: Any, signal: Tensor) -> str:
-    count = math.prod(signal.shape[dim] for dim in op.dim)
-    return {0: "", 1: rf"\frac{{1}}{{\sqrt{{{count}}}}} ", 2: rf"\frac{{1}}{{{count}}} "}[op.normalization]
+def _formula(text: str, full: str = "self") -> Callable[[Any], str]:
+    """A formula with its words filled in.
+
+    OUT, G are elements at the frequencies i, j, ..., SELF, GRAD at other ones, OVER, THERE the letters that differ;
+    TURN is e^(2 pi i ...) of both, SCALE the factor in front, and LAST the last letter of SELF, on an axis of SIZE.
+    `full` names the tensor that is the whole signal.
+    """
+
+    def filled(op: Any) -> str:
+        signal = op.self if full == "self" else op.out
+        own = letters(op.self)
+        dims = [dim % op.self.dim() for dim in op.dim]
+        other = [OTHERS[axis] if axis in dims else letter for axis, letter in enumerate(own)]
+        count = math.prod(signal.shape[dim] for dim in dims)
+        angle = " + ".join(rf"\frac{{{own[dim]} {other[dim]}}}{{{signal.shape[dim]}}}" for dim in dims)
+        words = {
+            **{name.upper(): element(name, own) for name in ("out", "g")},
+            **{name.upper(): element(name, other) for name in ("self", "grad")},
+            "OVER": ", ".join(other[dim] for dim in dims),
+            "THERE": ", ".join(own[dim] for dim in dims),
+            "TURN": rf"e^{{2 \pi \mathrm{{i}} \left({angle}\right)}}",
+            "BACK": rf"e^{{-2 \pi \mathrm{{i}} \left({angle}\right)}}",
+            "SCALE": {0: "", 1: rf"\frac{{1}}{{\sqrt{{{count}}}}} ", 2: rf"\frac{{1}}{{{count}}} "}[op.normalization],
+            "LAST": other[dims[-1]],
+            "SIZE": str(signal.shape[dims[-1]]),
+        }
+        return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], text)
+
+    return filled
 
 
-def _exponent(op: Any, signal: Tensor, sign: str) -> str:
-    turns = " + ".join(
-        rf"\frac{{k_{{{dim}}} n_{{{dim}}}}}{{{signal.shape[dim]}}}" for dim in (each % signal.dim() for each in op.dim)
-    )
-    return rf"e^{{{sign}2 \pi i \left({turns}\right)}}"
-
-
-def _sign(op: Any) -> tuple[str, str]:
-    return ("-", "") if op.forward else ("", "-")
+def _sided(text: str) -> Callable[[Any], str]:
+    """A formula in which TURN and BACK change places where the transform is not `forward`."""
+    swapped = text.replace("TURN", "BACK_").replace("BACK", "TURN").replace("TURN_", "BACK")
+    return lambda op: _formula(text if op.forward else swapped)(op)
 
 
 OWN_LINE = "only elements on the same line, along the transformed axes, meet"
@@ -61,14 +86,12 @@ OWN_LINE = "only elements on the same line, along the transformed axes, meet"
 fft_c2c = rule(
     "FftC2CBackward0",
     name="fft_c2c",
-    equation=lambda op: (
-        rf"{{$out}}_k = {_scale_latex(op, op.self)}\sum_n {{$self}}_n \, {_exponent(op, op.self, _sign(op)[0])}"
-    ),
+    equation=_sided(r"OUT = SCALE \sum_{OVER} SELF \, BACK"),
     wrt={
         "self": Wrt(
             lambda op, g: scale(op, op.self) * transform(g, op.dim, not op.forward),
-            lambda op: _scale_latex(op, op.self) + _exponent(op, op.self, _sign(op)[0]),
-            lambda op: rf"{_scale_latex(op, op.self)}\sum_k {{$g}}_k \, {_exponent(op, op.self, _sign(op)[1])}",
+            _sided(derivative("OUT", "SELF", "SCALE BACK")),
+            _sided(r"GRAD = SCALE \sum_{THERE} G \, TURN"),
             OWN_LINE,
         )
     },
@@ -93,15 +116,12 @@ def _fft_r2c(op: Any, g: Tensor) -> Tensor:
 fft_r2c = rule(
     "FftR2CBackward0",
     name="fft_r2c",
-    equation=lambda op: (
-        rf"{{$out}}_k = {_scale_latex(op, op.self)}\sum_n {{$self}}_n \, {_exponent(op, op.self, '-')}"
-        + (r" \quad \text{for } k \le N/2" if op.onesided else "")
-    ),
+    equation=_formula(r"OUT = SCALE \sum_{OVER} SELF \, BACK"),
     wrt={
         "self": Wrt(
             _fft_r2c,
-            lambda op: _scale_latex(op, op.self) + _exponent(op, op.self, "-"),
-            lambda op: rf"{_scale_latex(op, op.self)}\Re \sum_k {{$g}}_k \, {_exponent(op, op.self, '')}",
+            _formula(derivative("OUT", "SELF", "SCALE BACK")),
+            _formula(r"GRAD = SCALE \operatorname{Re} \left(\sum_{THERE} G \, TURN\right)"),
             OWN_LINE,
         )
     },
@@ -126,21 +146,18 @@ def _fft_c2r(op: Any, g: Tensor) -> Tensor:
     return scale(op, op.out) * gradient
 
 
+COUNTED = "C_{v} = 1 + [0 < 2 v < SIZE]"  # a frequency with a mirror image stands for both
+
 fft_c2r = rule(
     "FftC2RBackward0",
     name="fft_c2r",
-    equation=lambda op: (
-        rf"{{$out}}_k = {_scale_latex(op, op.out)}\sum_n {{$self}}_n \, {_exponent(op, op.out, '')}, \quad "
-        r"{$self}_{N-n} = \overline{{$self}_n}"
-    ),
+    equation=_formula(r"OUT = SCALE \sum_{OVER} C_{LAST} \operatorname{Re}\left(SELF \, TURN\right)", "out"),
+    where=_formula(COUNTED, "out"),
     wrt={
         "self": Wrt(
             _fft_c2r,
-            lambda op: _scale_latex(op, op.out) + _exponent(op, op.out, ""),
-            lambda op: (
-                rf"{_scale_latex(op, op.out)} c_n \sum_k {{$g}}_k \, {_exponent(op, op.out, '-')}, \quad "
-                r"c_n = 2 \text{ where } n \text{ has a mirror image, else } 1"
-            ),
+            _formula(derivative("OUT", "SELF", r"SCALE C_{LAST} \, BACK"), "out"),
+            _formula(r"GRAD = SCALE C_{LAST} \sum_{THERE} G \, BACK", "out"),
             OWN_LINE,
         )
     },
@@ -156,15 +173,34 @@ fft_c2r = rule(
     remark="The gradient of the imaginary part at frequency 0, and at N/2 where N is even, is 0.",
 )
 
+
+def _overlaps(text: str) -> Callable[[Any], str]:
+    """A formula of the place m along `dim`, and of the place v in window u; THERE is the upstream gradient of both."""
+
+    def filled(op: Any) -> str:
+        own = letters(op.out)
+        before, after = own[: op.dim % len(own)], own[op.dim % len(own) + 1 :]
+        words = {
+            "OUT": element("out", [*before, "m", *after]),
+            "THERE": element("g", [*before, f"{op.step} u + v", *after]),
+            "IN": element("grad_in", [*before, "u", *after, "v"]),
+            "GRAD": element("grad", [*before, "u", *after, "v"]),
+            "SIZE": str(op.out.shape[op.dim]),
+        }
+        return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], text)
+
+    return filled
+
+
 overlap_add = rule(
     "UnfoldBackwardBackward0",
     name="overlap_add",
-    equation=r"{$out}_m = \sum_{s, i: \, s \cdot $step + i = m} {$grad_in}_{s, i} \quad \text{along dim } $dim",
+    equation=_overlaps(r"OUT = \sum_{u, v: \, $step u + v = m} IN, \quad 0 \le m < SIZE"),
     wrt={
         "grad_in": Wrt(
             lambda op, g: g.unfold(op.dim, op.size, op.step),
-            r"1 \text{ where } m = s \cdot $step + i",
-            r"{$g}_{s \cdot $step + i}",
+            _overlaps(derivative("OUT", "IN", "[$step u + v = m]")),
+            _overlaps("GRAD = THERE"),
             "an element is added to one place alone",
         )
     },
