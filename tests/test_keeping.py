@@ -250,7 +250,7 @@ LAYERS: dict[str, tuple[Any, Any, Any]] = {
     "convolution": (
         lambda x, given: image(x, given).double(),
         lambda: nn.Conv2d(3, 3, 3, padding=1, dtype=torch.float64),
-        from_image,
+        lambda x: from_image(x).float(),
     ),
     "norm": (image, lambda: nn.BatchNorm2d(3), from_image),
     "a part": (lambda x, given: torch.tanh(x)[8:400], linear, torch.relu_),
