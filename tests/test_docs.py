@@ -161,6 +161,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.mark.printed
+@pytest.mark.trains
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_of_a_page_print_what_it_says(page, workplace):
     for block, real in outputs(page):

@@ -9,6 +9,8 @@ import chainrule
 from chainrule.errors import SilenceError
 from chainrule.findings import findings
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(autouse=True)
 def seed():

@@ -9,6 +9,8 @@ from chainrule.findings import KINDS, findings
 from chainrule.notation import Notation
 from chainrule.recording import record
 
+pytestmark = pytest.mark.trains
+
 
 def diagnose(step, namespace=None):
     with record(namespace or {}) as recording:

@@ -12,7 +12,7 @@ from chainrule import views
 from tests.properties.networks import Network, networks
 
 WRONG = Network(("linear", "wrong", "relu"), width=2, batch=2, optimizer="sgd", seed=0)
-few = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def verdicts(recording):

@@ -15,6 +15,8 @@ from chainrule.watching.script import watch_script
 from tests.faults import faulty
 from tests.faults.watched import watched
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(autouse=True)
 def no_time_to_look(monkeypatch):

@@ -15,6 +15,7 @@ from chainrule.statistics import Statistics
 from chainrule.views import dashboard
 from chainrule.watching.script import watch_script
 
+pytestmark = pytest.mark.trains
 TRAINING = """
 import sys
 import torch
