@@ -7,7 +7,7 @@ RUN := .venv/bin/python -m
 READY := .venv/ready
 PEERS := .venv-peers
 
-.PHONY: demo test test-all check check-page screenshots bench bench-peers bench-gpu clean
+.PHONY: demo test test-all test-steady golden check check-page screenshots bench bench-peers bench-gpu clean
 
 demo: $(READY)
 	$(RUN) chainrule demo $(ARGS)
@@ -17,6 +17,15 @@ test: $(READY)
 
 test-all: $(READY)
 	$(RUN) pytest -q $(ARGS)
+
+# The tests that train, with another rounding than this processor's, and with another seed.
+test-steady: $(READY)
+	ATEN_CPU_CAPABILITY=default $(RUN) pytest -q -m "trains and not slow" $(ARGS)
+	CHAINRULE_TEST_SEED=1 $(RUN) pytest -q -m "trains and not slow and not printed" $(ARGS)
+
+# Writes the expected output of tests/golden, to be read in the diff.
+golden: $(READY)
+	$(RUN) tests.golden
 
 check: $(READY)
 	$(RUN) ruff check

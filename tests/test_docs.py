@@ -160,6 +160,8 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["python"])
 
 
+@pytest.mark.printed
+@pytest.mark.trains
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_of_a_page_print_what_it_says(page, workplace):
     for block, real in outputs(page):

@@ -11,6 +11,8 @@ import chainrule
 from chainrule import runs
 from chainrule.errors import MissingError
 
+pytestmark = pytest.mark.trains
+
 
 class Regression(nn.Module):
     """A model as transformers' Trainer takes it: labels in, loss out."""

@@ -17,6 +17,7 @@ from chainrule.graph.history import joined
 from chainrule.graph.statistics import Statistics
 from tests.distributed import workers
 
+pytestmark = pytest.mark.trains
 PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 FIGURES = ("norm", "mean", "std", "low", "high")
 COUNTS = ("elements", "zeros", "not_finite")

@@ -10,6 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from tests.seeds import SHIFT
+
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
@@ -31,7 +33,7 @@ def batches(size: int = 32, images: bool = False) -> Iterator[tuple[Tensor, Tens
 
 def points(size: int = 32, features: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
     """A regression without end: a smooth function of normal points, with a little noise. Targets have one column."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1 + SHIFT)
     w = torch.randn(features, 1, generator=generator) / features**0.5
     while True:
         x = torch.randn(size, features, generator=generator)

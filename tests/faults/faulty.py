@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -210,14 +211,16 @@ def data_with_a_gap():
     return train(mlp(8, 16, 1), data(), loss=F.mse_loss)
 
 
-@fault("non-finite-forward", 40)
+@fault("non-finite-forward")
 def variance_that_overflows():
+    """At a batch that is too large, so that it is the forward pass that overflows, whatever the weights are."""
     model = mlp(8, 16, 2)
+    data = ((x * 1e5 if step == 5 else x, y) for step, (x, y) in enumerate(points()))
 
     def loss(output: Tensor, y: Tensor) -> Tensor:
-        return ((output[:, :1] - y) ** 2 / output[:, 1:].mul(200).exp() + 200 * output[:, 1:]).mean()
+        return ((output[:, :1] - y) ** 2 / output[:, 1:].exp() + output[:, 1:]).mean()
 
-    return train(model, points(), torch.optim.SGD(model.parameters(), lr=0.5), loss=loss)
+    return train(model, data, torch.optim.SGD(model.parameters(), lr=1e-3), loss=loss)
 
 
 @fault("non-finite-backward")
@@ -560,9 +563,13 @@ def schedule_that_ends_at_zero():
 
 @fault("stuck-update", 100)
 def one_huge_gradient_in_adams_memory():
-    data = ((x * 1e5 if step == 0 else x, y) for step, (x, y) in enumerate(batches()))
-    model = mlp(64, 32, 10)
-    return train(model, data, torch.optim.Adam(model.parameters(), lr=1e-3))
+    """Of every weight: a unit that was off in that batch would remember nothing of it, hence the tanh."""
+    model = mlp(64, 32, 10, act=nn.Tanh)
+    loss = count()
+    return train(
+        model, batches(), torch.optim.Adam(model.parameters(), lr=1e-3),
+        loss=lambda output, y: F.cross_entropy(output, y) * (1e6 if next(loss) == 0 else 1),
+    )  # fmt: skip
 
 
 @fault("stuck-update", 20)

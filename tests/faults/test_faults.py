@@ -18,6 +18,7 @@ from tests.faults.faulty import FAULTS
 from tests.faults.healthy import HEALTHY
 from tests.faults.watched import watched
 
+pytestmark = pytest.mark.trains
 NO_FAULT = {"at-kink"}  # a choice of PyTorch's that a reader may want to know of
 
 

@@ -9,6 +9,8 @@ import chainrule
 from chainrule.diagnostics import findings
 from chainrule.errors import SilenceError
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(autouse=True)
 def seed():
@@ -252,7 +254,7 @@ def test_an_input_of_which_the_gradient_is_wanted_is_not_left_out_of_the_optimiz
 def test_weights_that_a_moving_average_keeps_are_no_parameters_of_the_step():
     model, x = nn.Linear(3, 2), torch.randn(4, 3)
     average = torch.optim.swa_utils.AveragedModel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with chainrule.record() as recording:
         model(x).sum().backward()
         optimizer.step()

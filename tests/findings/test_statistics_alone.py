@@ -8,6 +8,7 @@ from torch import nn
 import chainrule
 from chainrule.diagnostics import findings
 
+pytestmark = pytest.mark.trains
 WIDTH, SAMPLES = 160, 64  # 40 KiB of float32 in the smallest of the tensors that count
 
 

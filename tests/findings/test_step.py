@@ -9,6 +9,8 @@ from chainrule.examples import worked_example
 from chainrule.graph.names import Notation
 from chainrule.recording import record
 
+pytestmark = pytest.mark.trains
+
 
 def diagnose(step, namespace=None):
     with record(namespace or {}) as recording:

@@ -9,6 +9,8 @@ import chainrule
 from chainrule import runs
 from chainrule.errors import SilenceError
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(autouse=True)
 def always_looking(monkeypatch):

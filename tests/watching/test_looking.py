@@ -15,6 +15,8 @@ from chainrule.monitor.script import watch_script
 from tests.faults import faulty
 from tests.faults.watched import watched
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(autouse=True)
 def no_time_to_look(monkeypatch):
@@ -160,8 +162,9 @@ def test_what_has_passed_becomes_a_note(monkeypatch):
             x = torch.randn(16, 4)
             optimizer.zero_grad()
             F.mse_loss(model(x), x[:, :1]).backward()
-            for parameter in model.parameters():
-                parameter.grad.mul_(0.2 / (1e-3 * parameter.grad.norm()) * parameter.norm() if step < 12 else 1)
+            for name, parameter in model.named_parameters():
+                ratio = (0.2 if name == "2.weight" else 0.001) if step < 12 else 0.001
+                parameter.grad.mul_(ratio * parameter.norm() / (1e-3 * parameter.grad.norm()))
             optimizer.step()
             said += [(step + 1, each) for each in watch.findings if each.id == "update-too-large"]
     step, first = said[0]

@@ -17,6 +17,7 @@ from chainrule.monitor.script import watch_script
 from tests.distributed import workers
 from tests.watching.test_watch import nothing_is_left  # noqa: F401 (holds here too)
 
+pytestmark = pytest.mark.trains
 NAN = torch.nan
 
 

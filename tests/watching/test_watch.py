@@ -18,6 +18,7 @@ from chainrule import runs
 from chainrule.errors import ChainruleError, ChainruleWarning
 from chainrule.monitor import watcher
 
+pytestmark = pytest.mark.trains
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
 Y = X[:, :3].argmax(1)
 

@@ -15,6 +15,7 @@ from chainrule.graph.statistics import Statistics
 from chainrule.monitor import dashboard
 from chainrule.monitor.script import watch_script
 
+pytestmark = pytest.mark.trains
 TRAINING = """
 import sys
 import torch

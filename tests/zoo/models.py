@@ -22,7 +22,8 @@ def entry(make: Entry) -> Entry:
 
 
 def tokens(*shape: int, vocabulary: int = 37) -> Tensor:
-    return torch.randint(0, vocabulary, shape)
+    """No token is 0: where that is the padding, PyTorch's gradient of its row is 0, which is not the derivative."""
+    return torch.randint(1, vocabulary, shape)
 
 
 def language_model(configuration: Any) -> tuple[nn.Module, Loss]:

@@ -1,0 +1,109 @@
+"""Of any small network: a recording is the same after saving and loading, and every view shows its verdicts."""
+
+import html
+import json
+import re
+
+import torch
+from hypothesis import HealthCheck, example, given, settings
+
+import chainrule
+from chainrule import views
+from tests.properties.networks import Network, networks
+
+WRONG = Network(("linear", "wrong", "relu"), width=2, batch=2, optimizer="sgd", seed=0)
+few = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def verdicts(recording):
+    return {row.node.index: (row.node.name, row.verdict) for row in recording.verify().rows}
+
+
+@few
+@example(WRONG)
+@given(networks)
+def test_a_saved_recording_is_loaded_the_same(tmp_path, network):
+    recording = network.recorded()
+    recording.save(tmp_path / "step.safetensors")
+    loaded = chainrule.load(tmp_path / "step.safetensors")
+    assert loaded.document() == recording.document()
+    for name, parameter in recording.parameters.items():
+        assert torch.equal(loaded.parameters[name].grad, parameter.grad)
+        if network.optimizer:
+            assert torch.equal(loaded.parameters[name].after, parameter.after)
+    # A file does not hold the code of a user's function.
+    expected = {
+        index: (name, "not checked" if name == "WrongBackward" else verdict)
+        for index, (name, verdict) in verdicts(recording).items()
+    }
+    assert verdicts(loaded) == expected
+
+
+@few
+@example(WRONG)
+@given(networks)
+def test_a_wrong_gradient_is_the_only_one_that_disagrees(network):
+    for name, verdict in verdicts(network.recorded()).values():
+        assert (verdict == "disagrees") == (name == "WrongBackward")
+
+
+def of_terminal(text):
+    return re.findall(r"^    (\d+) +(\w+) .*?  (\w[\w ]*?)(?:  +\S+)?$", text, re.MULTILINE)
+
+
+def of_markdown(text):
+    return re.findall(r"^\| (\d+) \| (\w+) \| .*? \| ([\w ]+) \|", html.unescape(text), re.MULTILINE)
+
+
+def of_latex(text):
+    return re.findall(r"^(\d+) & (\w+) & .*? & ([\w ]+) &", text, re.MULTILINE)
+
+
+def of_json(text):
+    (table,) = [
+        block
+        for section in json.loads(text)["document"]["sections"]
+        for block in section["blocks"]
+        if block["block"] == "table" and block["headers"][0] == "node"
+    ]
+    return [(row[0][0], row[1][0], row[3][0]) for row in table["rows"]]
+
+
+def of_page(text):
+    return of_json(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+SHOWN = {".txt": of_terminal, ".md": of_markdown, ".tex": of_latex, ".json": of_json, ".html": of_page}
+
+
+@few
+@example(WRONG)
+@given(networks)
+def test_every_view_shows_the_verdicts_of_the_proof(network):
+    recording = network.recorded()
+    verification = recording.verify()
+    expected = [(str(index), *told) for index, told in verdicts(recording).items()]
+    summary = "agrees" if verification.passed else "disagrees"
+    document = verification.document()
+    for suffix, shown in SHOWN.items():
+        text = views.written(document, suffix)
+        assert shown(text) == expected, suffix
+    assert document.summary[0].kind == summary
+    assert re.search(rf"[✓✗] {summary}:", views.written(document, ".txt"))
+
+
+@few
+@example(WRONG)
+@given(networks)
+def test_a_step_is_shown_with_the_verdicts_of_the_proof(network):
+    recording = network.recorded()
+    of_nodes = {verdict for _, verdict in verdicts(recording).values()}
+    rows = recording.document(pointing=True).rows
+    assert {row.verdict for row in rows} - {None} <= of_nodes
+    assert any(row.verdict == "disagrees" for row in rows) == ("disagrees" in of_nodes)
+    for suffix in (".json", ".html"):
+        text = views.written(recording.document(pointing=True), suffix)
+        if suffix == ".html":
+            text = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+        written = [row.get("verdict") for row in json.loads(text)["document"]["rows"]]
+        assert written == [row.verdict for row in rows]
