@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from chainrule import document
 from chainrule.document import Code, Text
 from chainrule.numbers import number
-from chainrule.verification.comparison import Difference, worst
+from chainrule.verification.differences import Difference, worst
 
 if TYPE_CHECKING:
     from chainrule.verification.gradient_check import Row, Verification, Wrong

@@ -33,7 +33,7 @@ from chainrule.execution.experiment import MARGIN, CannotRunError, Experiment, n
 from chainrule.graph.graph import Edge, Graph, Node, Passage, Place, Value
 from chainrule.graph.selection import select
 from chainrule.rules import Applied, Rule, plain
-from chainrule.verification.comparison import (
+from chainrule.verification.differences import (
     AtKink,
     Case,
     Difference,

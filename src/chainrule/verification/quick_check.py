@@ -21,7 +21,7 @@ from torch import Tensor
 from chainrule.execution.experiment import EPS, MARGIN, STEP, Experiment, pick, put, unravel
 from chainrule.graph.graph import Edge
 from chainrule.rules import Kink
-from chainrule.verification.comparison import FINEST, FLOOR, Case, Difference, Finding, label_of
+from chainrule.verification.differences import FINEST, FLOOR, Case, Difference, Finding, label_of
 
 LARGE = 2**16  # elements: from here on a first look comes before the full proof
 DENSE = 2**20  # elements: above, directions are sparse

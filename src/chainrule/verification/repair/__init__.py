@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from chainrule.execution.experiment import Experiment
 from chainrule.execution.function_trace import LARGEST, Trial, trials
-from chainrule.verification.comparison import Finding
+from chainrule.verification.differences import Finding
 from chainrule.verification.repair.mending import Mistake
 from chainrule.verification.repair.missing import missing_others, missing_product, missing_use
 from chainrule.verification.repair.steps import edited, summed

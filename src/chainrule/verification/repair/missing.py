@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chainrule.execution.function_trace import Trial
-from chainrule.verification.comparison import Finding
+from chainrule.verification.differences import Finding
 from chainrule.verification.repair.mending import SAME, Found, Mended, fit, readable
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chainrule.execution.function_trace import Trial
-from chainrule.verification.comparison import Finding
+from chainrule.verification.differences import Finding
 from chainrule.verification.repair.mending import Found, Mended, Mistake, agree, along, equal, fit, moves, readable
 
 MOST_EDITS = 6000  # of single steps of a backward
