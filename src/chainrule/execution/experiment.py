@@ -19,11 +19,12 @@ from torch import Tensor
 
 from chainrule.capture.tape import Traits, tensors_in
 from chainrule.derivation.backprop import data
+from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
 
-EPS = 2.0**-52
 STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least
-MARGIN = 8  # how many roundings of the largest terms are allowed
+FINEST = 1e-10  # what a central difference in float64 can tell, relative to the terms
+SMALL, WIDE = 64, 4096  # elements of an argument, of the outputs: up to here every element is measured
 
 
 class CannotRunError(Exception):
@@ -108,8 +109,13 @@ class Experiment:
     def repeats(self) -> bool:
         """Whether running it again on the recorded inputs, in their own number types, gives the recorded outputs."""
         again = self.run(self.recorded)
+        most = sum(t.numel() for t in tensors_in(list(self.recorded.values())))  # terms of one element of an output
         return all(
-            out is None or (self.place[slot] < len(again) and _same(again[self.place[slot]], out, self.eps))
+            out is None
+            or (
+                self.place[slot] < len(again)
+                and compare(again[self.place[slot]], out, count=max(1, most), eps=self.eps).agrees
+            )
             for slot, out in self.outs.items()
         )
 
@@ -276,15 +282,6 @@ def real(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64).reshape(-1)
 
 
-def unravel(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The index of a row-major flat element."""
-    index = []
-    for size in reversed(shape):
-        element, place = divmod(element, size)
-        index.append(place)
-    return tuple(reversed(index))
-
-
 def pick(arguments: dict[str, Any], edge: Edge) -> Tensor:
     """The tensor that an edge belongs to."""
     tree = arguments[edge.argument or ""]
@@ -359,11 +356,3 @@ def _cloned(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return tree.clone()
     return [_cloned(item) for item in tree] if isinstance(tree, list) else tree
-
-
-def _same(again: Tensor, recorded: Tensor, eps: float) -> bool:
-    if again.shape != recorded.shape:
-        return False
-    new, old = real(again), real(recorded)
-    size = float(old[old.isfinite()].abs().max()) if old.isfinite().any() else 0.0
-    return torch.allclose(new, old, rtol=4 * MARGIN * eps, atol=MARGIN * eps * size, equal_nan=True)

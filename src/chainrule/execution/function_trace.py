@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.calls import function_name
 from chainrule.capture.tape import tensors_in
-from chainrule.execution.experiment import Experiment, Probe, real
+from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real
+from chainrule.graph.comparison import FLOOR
 from chainrule.graph.graph import Edge
-from chainrule.verification.differences import FLOOR, SMALL, WIDE
 
 DIRECTIONS = 6  # random directions that a large gradient is looked at along
 CLOSE = 1e-6  # how well a repaired gradient agrees, relative to the terms of the differences

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from chainrule.errors import MissingError, RecordingError
-from chainrule.execution.experiment import MARGIN
+from chainrule.graph.comparison import MARGIN
 from chainrule.graph.graph import Graph, Parameter, Reduction
 from chainrule.graph.ranks import RankFacts, RankParameter
 from chainrule.graph.statistics import Statistics

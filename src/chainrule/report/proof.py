@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from chainrule import document
 from chainrule.document import Code, Text
+from chainrule.graph.comparison import Comparison, worst
 from chainrule.numbers import number
-from chainrule.verification.differences import Difference, worst
 
 if TYPE_CHECKING:
     from chainrule.verification.gradient_check import Row, Verification, Wrong
@@ -58,7 +58,7 @@ def _table(rows: Iterable[Row]) -> document.Table:
     return document.Table(headers, tuple(tuple((cell,) for cell in row) for row in cells))
 
 
-def _figure(difference: Difference | None) -> str:
+def _figure(difference: Comparison | None) -> str:
     return "" if difference is None else f"{difference.largest:.1e}"
 
 

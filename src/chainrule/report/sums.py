@@ -15,7 +15,7 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.why import Search, Term
 from chainrule.document import Source, Sum, Summand
-from chainrule.execution.experiment import unravel
+from chainrule.graph.comparison import unravel
 from chainrule.numbers import number
 from chainrule.report.context import Context, element, indices
 from chainrule.report.mirror import numbered

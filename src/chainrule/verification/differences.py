@@ -8,42 +8,30 @@ rounding, and from a gradient that a hook changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Share, shares_of
-from chainrule.execution.experiment import EPS, MARGIN, STEP, CannotRunError, Experiment, Probe, real, unravel, widened
+from chainrule.execution.experiment import (
+    FINEST,
+    SMALL,
+    STEP,
+    WIDE,
+    CannotRunError,
+    Experiment,
+    Probe,
+    real,
+    widened,
+)
+from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Passage
 from chainrule.rules import Applied, Rule
 
-SMALL, WIDE = 64, 4096  # elements of an argument, of the outputs: up to here every element is measured
-DIRECTIONS = 2
-FINEST = 1e-10  # what a central difference in float64 can tell, relative to the terms
-FLOOR = torch.finfo(torch.float32).tiny  # what counts as nothing at all, so that what underflows raises no alarm
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The largest absolute difference from autograd's gradient, where it is, and what rounding allows there.
-
-    `index` is None where it was met along a random direction.
-    """
-
-    largest: float
-    argument: str
-    index: tuple[int, ...] | None
-    tolerance: float
-
-    def __float__(self) -> float:
-        return self.largest
-
-    @property
-    def excess(self) -> float:
-        """How many tolerances it amounts to; above 1 it is more than rounding."""
-        return self.largest / self.tolerance if self.tolerance else self.largest
+EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
+SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +77,12 @@ class Finding:
     got: Tensor  # autograd's, flat in float64 (as recorded, where a first look was enough); zeros where it gave nothing
     missing: bool
     ours: Tensor | None = None
-    finite: Difference | None = None
+    finite: Comparison | None = None
     measured: dict[int, float] | None = None  # element -> u^T J
     terms: Tensor | None = None  # the size of the summed terms, where each element was measured
     off: list[int] | None = None  # elements where autograd and differences disagree
     kinks: AtKink | None = None
-    rule: Difference | None = None
+    rule: Comparison | None = None
     rule_off: tuple[int, ...] = ()
     unsettled: str = ""
     rounding: bool = False
@@ -165,18 +153,17 @@ class _Marks:
 
 
 def _each_element(probe: Probe, finding: Finding, chosen: list[int], eps: float, tell: bool) -> None:
-    """Hold autograd's gradient against differences at single elements; look closer where they do not agree."""
+    """Compare autograd's gradient with differences at single elements; look closer where they do not agree."""
     finding.measured, finding.off, corners = {}, [], []
     got = finding.got[chosen]
     if chosen:
         found = probe.elements(chosen)
-        tolerance = MARGIN * eps * found.terms + found.error + FLOOR
         if tell:
             finding.terms = torch.zeros_like(finding.got)
             finding.terms[chosen] = found.terms.nan_to_num(0.0, 0.0)
-        slope = found.slope.clone()
-        for i in (~((slope - got).abs() <= tolerance)).nonzero()[:, 0].tolist():
-            verdict, slope[i], tolerance[i] = _closer(probe, chosen[i], float(got[i]), eps, FLOOR)
+        slope, terms, error = found.slope.clone(), found.terms.clone(), found.error.clone()
+        for i in compare(got, slope, terms, eps=eps, slack=error).off:
+            verdict, slope[i], terms[i], error[i] = _closer(probe, chosen[i], float(got[i]), eps)
             if verdict == "wrong":
                 finding.off.append(chosen[i])
             elif verdict == "kink":
@@ -190,35 +177,35 @@ def _each_element(probe: Probe, finding: Finding, chosen: list[int], eps: float,
         finding.measured = dict(zip(chosen, slope.tolist(), strict=True))
         compared = [i for i, element in enumerate(chosen) if element not in corners and slope[i].isfinite()]
         if compared:
-            finding.finite = largest_difference(
-                finding.label, got[compared], slope[compared], tolerance[compared], None, probe.complex,
-                lambda i: probe.index(chosen[compared[i]]),
-            )  # fmt: skip
+            sides = got[compared], slope[compared], terms[compared]
+            largest = compare(*sides, eps=eps, slack=error[compared], argument=finding.label)
+            place = largest.index[0] if largest.index else 0
+            finding.finite = replace(largest, index=probe.index(chosen[compared[place]]), off=())
     if corners:
         finding.kinks = _at_kink(probe, finding, corners, "")
 
 
-def _closer(probe: Probe, element: int, got: float, eps: float, floor: float) -> tuple[str, float, float]:
-    """Try other step sizes at one element, then one-sided ones: (verdict, u^T J, tolerance)."""
-    best: tuple[float, float, float] | None = None  # error, slope, tolerance
+def _closer(probe: Probe, element: int, got: float, eps: float) -> tuple[str, float, float, float]:
+    """Try other step sizes at one element, then one-sided ones: (verdict, u^T J, its terms, its error)."""
+    best: tuple[float, float, float] | None = None  # error, slope, terms
     for step in _steps(probe, abs(float(probe.x[element]))):
         found = probe.refined(element, step)
         slope, terms, error = float(found.slope), float(found.terms), float(found.error)
-        tolerance = MARGIN * eps * terms + 4 * error + floor
         if not (error < float("inf")):
             continue
-        settled = error <= max(MARGIN * eps, 1e-4) * terms + floor
-        if settled and abs(slope - got) <= tolerance:
-            return "agrees", slope, tolerance
+        settled = error <= max(MARGIN * eps, SETTLED) * terms + FLOOR
+        if settled and compare(got, slope, terms, eps=eps, slack=4 * error).agrees:
+            return "agrees", slope, terms, 4 * error
         if best is None or error < best[0]:
-            best = error, slope, tolerance
+            best = error, slope, terms
     if best is None:
-        return "unsettled", float("nan"), float("nan")
-    error, slope, tolerance = best
-    corner = _corner(probe, element, got, tolerance)
+        return "unsettled", float("nan"), float("nan"), float("nan")
+    error, slope, terms = best
+    corner = _corner(probe, element, got, tolerance(0.0, terms, 1, eps) + 4 * error)
     if corner is not None:
-        return corner, slope, tolerance
-    return ("wrong" if abs(slope - got) > 10 * error + tolerance else "unsettled"), slope, tolerance
+        return corner, slope, terms, 4 * error
+    apart = not compare(got, slope, terms, eps=eps, slack=14 * error).agrees
+    return "wrong" if apart else "unsettled", slope, terms, 4 * error
 
 
 def _steps(probe: Probe, size: float) -> Iterator[float]:
@@ -229,7 +216,7 @@ def _steps(probe: Probe, size: float) -> Iterator[float]:
     yield from (STEP, probe.step * 2.0**-10, probe.step * 2.0**10)
 
 
-def _corner(probe: Probe, line: int, got: float, tolerance: float) -> str | None:
+def _corner(probe: Probe, line: int, got: float, allowed: float) -> str | None:
     """Whether the one-sided differences stay apart as the step shrinks; at a corner autograd must lie between them."""
     gaps, middle = [], 0.0
     for step in (probe.step, probe.step / 16, probe.step / 256):
@@ -240,19 +227,21 @@ def _corner(probe: Probe, line: int, got: float, tolerance: float) -> str | None
     if not gaps[-1] > max(0.5 * gaps[0], rounding):
         return None
     jump = gaps[-1] > 8 * gaps[0]
-    return "kink" if jump or abs(got - middle) <= gaps[-1] / 2 * (1 + 1e-6) + tolerance else "wrong"
+    return "kink" if jump or abs(got - middle) <= gaps[-1] / 2 * (1 + 1e-6) + allowed else "wrong"
 
 
 def _along_directions(probe: Probe, finding: Finding, left_out: Tensor, eps: float) -> None:
     """The dot-product test; where it fails, kinks are left out, and single elements are looked at."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(DIRECTIONS):
+    for weights in (1.0, 1.0, _evened(finding.got)):
+        if weights is None:
+            continue
         v = torch.randn(probe.x.numel(), dtype=torch.float64, generator=generator).to(probe.x.device)
-        v = torch.where(left_out | ~probe.x.isfinite(), 0.0, v)
+        v = torch.where(left_out | ~probe.x.isfinite(), 0.0, v * weights)
         found = _dot_product(probe, finding, v, eps)
         if finding.finite is None or not found.excess <= finding.finite.excess:
             finding.finite = found
-        if found.largest <= found.tolerance:
+        if found.agrees:
             continue
         corners = _corners_along(probe, v)
         if corners is not None:
@@ -263,7 +252,7 @@ def _along_directions(probe: Probe, finding: Finding, left_out: Tensor, eps: flo
             if finding.off:
                 return
             finding.finite, finding.kinks = found, _at_kink(probe, finding, kinks, "")
-            if found.largest <= found.tolerance:
+            if found.agrees:
                 continue
         kinks_before, along = finding.kinks, finding.finite
         sample = _suspects(probe, finding, v, eps, generator)
@@ -278,20 +267,35 @@ def _along_directions(probe: Probe, finding: Finding, left_out: Tensor, eps: flo
         return
 
 
-def _dot_product(probe: Probe, finding: Finding, v: Tensor, eps: float) -> Difference:
-    accumulated = max(torch.finfo(torch.float32).eps if eps > FINEST else 0.0, EPS)
+def _evened(got: Tensor) -> Tensor | None:
+    """Weights of a direction to which small elements contribute as much as large ones; None where they do anyway.
+
+    In a sum of products an error of a small element, however wrong, is lost in the rounding of the large ones.
+    """
+    size, typical = got.abs(), rms(got)
+    if not typical:
+        return None
+    least = max(float(size[size > 0].min()), EVENED * typical)
+    return least / size.clamp(min=least) if least < typical / 10 else None
+
+
+def _dot_product(probe: Probe, finding: Finding, v: Tensor, eps: float) -> Comparison:
+    """<u, J v> by differences, and <J^T u, v>. The roundings of the elements are independent: squares add up."""
+    adding = max(FLOAT32 if eps > FINEST else 0.0, EPS)
     terms, rounding = probe.direction(v)
     ours = finding.got * v
     spread = float(terms.norm() + ours.norm())
-    tolerance = MARGIN * eps * spread + accumulated * float(terms.abs().sum()) + rounding + FLOOR
-    difference = float((terms.sum() - ours.sum()).abs())
-    if not difference <= tolerance:
+    slack, total = adding * float(terms.abs().sum()) + rounding, float(ours.sum())
+    found = compare(total, float(terms.sum()), spread, eps=eps, slack=slack, argument=finding.label)
+    if not found.agrees:
         for factor in (2.0**-5, 2.0**5, 2.0**-9):
-            found = probe.refined(v, probe.step * factor)
-            closer, allowed = abs(float(found.slope) - float(ours.sum())), tolerance + 4 * float(found.error)
-            if closer <= allowed and float(found.error) <= 0.01 * spread:
-                return Difference(closer, finding.label, None, allowed)
-    return Difference(difference, finding.label, None, tolerance)
+            fine = probe.refined(v, probe.step * factor)
+            error = float(fine.error)
+            again = compare(total, float(fine.slope), spread, eps=eps, slack=slack + 4 * error, argument=finding.label)
+            if again.agrees and error <= 0.01 * spread:
+                found = again
+                break
+    return replace(found, index=None, off=())
 
 
 def _corners_along(probe: Probe, v: Tensor) -> Tensor | None:
@@ -311,7 +315,7 @@ def _suspects(probe: Probe, finding: Finding, v: Tensor, eps: float, generator: 
         part = torch.zeros_like(v)
         part[half] = v[half]
         found = _dot_product(probe, finding, part, eps)
-        alive = half if not found.largest <= found.tolerance else alive[alive.numel() // 2 :]
+        alive = half if not found.agrees else alive[alive.numel() // 2 :]
     usable = v != 0
     largest = torch.where(usable, finding.got.abs(), -1).topk(min(8, v.numel())).indices.tolist()
     random = torch.randint(v.numel(), (24,), generator=generator).tolist()
@@ -344,8 +348,7 @@ def settle(experiment: Experiment, findings: list[Finding], graph: Graph) -> Non
         _each_element(Probe(experiment, finding.edge), finer, elements, FINEST, tell=False)
         if (finer.off or finer.unsettled) and not _shrunk(finding, finer, measured):
             continue
-        tolerance = 4 * MARGIN * experiment.eps * (finding.got.abs() + _rms(finding.got))
-        same = not outside(finding.got, real(repeated), tolerance)
+        same = compare(finding.got, real(repeated), eps=4 * experiment.eps).agrees
         if same and experiment.eps > FINEST:
             finding.off, finding.rounding = [], True
         elif not same and not experiment.custom and graph.nodes[finding.edge.node].leaf is not None:
@@ -393,26 +396,33 @@ def _holding(finding: Finding, got: Tensor) -> Finding:
 # -- our rule against autograd ----------------------------------------------------------------------------------------
 
 
-def hold_rule(case: Case, experiment: Experiment | None, finding: Finding, share: Share | None) -> None:
-    """Hold our rule's gradient against autograd's, where that is not done yet."""
+def compare_rule(case: Case, experiment: Experiment | None, finding: Finding, share: Share | None) -> None:
+    """Compare our rule's gradient with autograd's, where that is not done yet."""
     if finding.rule is not None or share is None or share.gradient is None or share.recorded is None:
         return
     finding.ours = ours = real(share.gradient)
-    got, eps = finding.got, case.eps
-    size = torch.maximum(ours.abs(), got.abs()) + _rms(got) + (finding.terms if finding.terms is not None else 0.0)
-    tolerance = MARGIN * eps * size + FLOOR
-    off = outside(got, ours, tolerance)
-    if off:
-        tolerance = tolerance + MARGIN * eps * _size_of_terms(case, finding)
-        if finding.rounding and finding.finite is not None:
-            tolerance = tolerance + 4 * finding.finite.largest
-        off = outside(got, ours, tolerance)
-    if off and experiment is not None and not finding.off and _right_in_float64(case, experiment, finding, off[:8]):
+    got, eps, size = finding.got, case.eps, torch.maximum(ours.abs(), finding.got.abs()) + rms(finding.got)
+    terms = size if finding.terms is None else size + finding.terms
+    found = compare(got, ours, terms, eps=eps, argument=finding.label)
+    if not found.agrees:
+        apart = finding.finite.largest if finding.rounding and finding.finite is not None else 0.0
+        terms, count = terms + _size_of_terms(case, finding), _most_terms(case, got)
+        found = compare(got, ours, terms, count=count, eps=eps, slack=4.0 * apart, argument=finding.label)
+    off = found.off
+    if off and experiment is not None and not finding.off and _right_in_float64(case, experiment, finding, [*off[:8]]):
         # One of the two is the coarser one here (a constant in float32, a sum that cancels), and neither is wrong.
-        tolerance, off = torch.maximum(tolerance, (got - ours).abs()), []
+        found, off = replace(found, tolerance=max(found.tolerance, found.largest)), ()
+    pairs = 2 if share.gradient.is_complex() else 1
     shape = tuple(share.gradient.shape)
-    finding.rule = largest_difference(finding.label, got, ours, tolerance, shape, share.gradient.is_complex())
-    finding.rule_off = tuple(off)
+    index = unravel(found.index[0] // pairs, shape) if found.index else None
+    finding.rule, finding.rule_off = replace(found, index=index, off=()), off
+
+
+def _most_terms(case: Case, got: Tensor) -> int:
+    """How many terms an element of a gradient can have: of every element of the outputs one, if all depend on it."""
+    elementwise = case.rule is not None and case.rule.structure == "elementwise"
+    outs = max((g.numel() for g in case.passage.upstream if g is not None), default=1)
+    return max(1, outs // max(got.numel(), 1) if elementwise else outs)
 
 
 def _right_in_float64(case: Case, experiment: Experiment, finding: Finding, elements: list[int]) -> bool:
@@ -443,7 +453,7 @@ def _size_of_terms(case: Case, finding: Finding) -> Tensor:
         gradient = again.shares()[finding.edge.position].gradient
         if gradient is not None:
             size = torch.maximum(size, real(gradient).abs())
-    return size + _rms(size)
+    return size + rms(size)
 
 
 def _at_kink(probe: Probe, finding: Finding, elements: list[int], choice: str) -> AtKink | None:
@@ -454,40 +464,3 @@ def _at_kink(probe: Probe, finding: Finding, elements: list[int], choice: str) -
         taken = f"{float(finding.got[elements[0]]):.4g}"
         choice = f"the one-sided derivatives differ here; PyTorch's gradient there is {taken}"
     return AtKink(finding.label, tuple(places), len(elements), choice)
-
-
-def largest_difference(
-    label: str,
-    got: Tensor,
-    other: Tensor,
-    tolerance: Tensor,
-    shape: tuple[int, ...] | None,
-    paired: bool,
-    index: Callable[[int], tuple[int, ...]] | None = None,
-) -> Difference:
-    """The difference furthest beyond the tolerance, or the largest where none is."""
-    apart = (got - other).abs()
-    if not apart.numel():
-        return Difference(0.0, label, None, 0.0)
-    place = int(torch.where(apart.isnan(), float("inf"), apart - tolerance).argmax())
-    if apart[place] <= tolerance[place]:
-        place = int(apart.argmax())
-    where = unravel(place // 2 if paired else place, shape or ()) if index is None else index(place)
-    return Difference(float(apart[place]), label, where, float(tolerance[place]))
-
-
-def worst(differences: Iterable[Difference | None]) -> Difference | None:
-    """The difference furthest beyond its tolerance."""
-    found = [each for each in differences if each is not None]
-    return max(found, key=lambda d: (d.excess, d.largest), default=None)
-
-
-def outside(got: Tensor, other: Tensor, tolerance: Tensor) -> list[int]:
-    """The elements that differ by more than the tolerance."""
-    apart = ~(((got - other).abs() <= tolerance) | (got == other) | (got.isnan() & other.isnan()))
-    found: list[int] = apart.nonzero()[:, 0].tolist()
-    return found
-
-
-def _rms(gradient: Tensor) -> float:
-    return float(gradient.square().mean().sqrt()) if gradient.numel() else 0.0

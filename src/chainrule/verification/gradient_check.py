@@ -29,24 +29,21 @@ from chainrule import document
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.document import Kind
 from chainrule.errors import RequestError
-from chainrule.execution.experiment import MARGIN, CannotRunError, Experiment, nothing_left_behind, real, unravel
+from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, real
+from chainrule.graph.comparison import FLOAT32, Comparison, compare, rounding, unravel, worst
 from chainrule.graph.graph import Edge, Graph, Node, Passage, Place, Value
 from chainrule.graph.selection import select
 from chainrule.rules import Applied, Rule, plain
 from chainrule.verification.differences import (
     AtKink,
     Case,
-    Difference,
     Finding,
-    hold_rule,
-    largest_difference,
+    compare_rule,
     measure,
-    outside,
     settle,
     unmeasured,
-    worst,
 )
-from chainrule.verification.quick_check import LARGE, glance, only_beside, same_numbers, slabs
+from chainrule.verification.quick_check import LARGE, glance, only_beside, slabs
 from chainrule.verification.repair import Repair, recognise
 
 _SYMMETRIC = "its argument stands for a symmetric matrix, of which it reads one triangle"
@@ -87,8 +84,8 @@ class Row:
     verdict: Kind
     reason: str
     arguments: tuple[str, ...] = ()
-    rule_difference: Difference | None = None
-    finite_difference: Difference | None = None
+    rule_difference: Comparison | None = None
+    finite_difference: Comparison | None = None
     tolerance: float | None = None
     kinks: tuple[AtKink, ...] = ()
     wrong: tuple[Wrong, ...] = ()
@@ -242,31 +239,32 @@ def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None
     recorded, total = real(gradient), sum(brought[1:], brought[0])
     if not recorded.isfinite().all():
         return _unchecked(node, "its gradient is not finite")
-    size = sum((share.abs() for share in brought), torch.zeros_like(total))
-    tolerance = MARGIN * torch.finfo(leaf.dtype).eps * size
-    found = largest_difference("grad", recorded, total, tolerance, leaf.shape, leaf.dtype.is_complex)
-    row = Row(node, leaf.place, "agrees", "", ("grad",), found, tolerance=found.tolerance)
-    if bad := outside(recorded, total, tolerance):
-        pairs = 2 if leaf.dtype.is_complex else 1
-        places = dict.fromkeys(i // pairs for i in bad[:8])
+    terms, eps = sum((share.abs() for share in brought), torch.zeros_like(total)), rounding(leaf.dtype)
+    found = compare(recorded, total, terms, eps=eps, argument="grad")
+    pairs = 2 if leaf.dtype.is_complex else 1
+    index = unravel(found.index[0] // pairs, leaf.shape) if found.index else None
+    at = replace(found, index=index, off=())
+    row = Row(node, leaf.place, "agrees", "", ("grad",), at, tolerance=at.tolerance)
+    if not found.agrees:
+        places = dict.fromkeys(i // pairs for i in found.off[:8])
         sides = [(unravel(i, leaf.shape), _number(total, i, pairs), _number(recorded, i, pairs)) for i in places]
         wrong = tuple(Wrong("grad", index, ours, theirs, None) for index, ours, theirs in sides)
         reason = f"{it} is not the sum of what came back from {uses}"
         return replace(row, verdict="disagrees", reason=reason, wrong=wrong)
-    if left is not None and not _holds(left, total, tolerance):
-        if any(_holds(left, each, tolerance) for each in itertools.accumulate(reversed(brought))):
+    if left is not None and not _holds(left, total, terms):
+        if any(_holds(left, each, terms) for each in itertools.accumulate(reversed(brought))):
             return replace(row, reason=f"{summed}; `.grad` was cleared in between, and holds what came after that")
         reason = "`.grad` holds more than what its uses brought: an earlier gradient, or the work of a hook"
         return replace(row, verdict="not checked", reason=reason)
     return replace(row, reason=summed)
 
 
-def _holds(left: Tensor, total: Tensor, tolerance: Tensor) -> bool:
-    """Whether a sum stands in `.grad`, rounding apart."""
-    return not outside(real(left), total, tolerance + MARGIN * torch.finfo(left.dtype).eps * real(left).abs())
+def _holds(left: Tensor, total: Tensor, terms: Tensor) -> bool:
+    """Whether a sum stands in `.grad`."""
+    return compare(real(left), total, terms, eps=rounding(left.dtype)).agrees
 
 
-def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Difference | None:
+def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Comparison | None:
     """A large leaf's gradient where it is, to the last bit, the sum of what arrived, and what stands in `.grad`."""
     if any(g.layout != torch.strided for g in (recorded, *arrived)) or not _finite(recorded):
         return None
@@ -276,7 +274,7 @@ def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Di
         return None
     if not all(torch.equal(whole, sum(parts[1:], parts[0])) for whole, *parts in slabs(recorded, *arrived)):
         return None
-    return same_numbers(recorded, recorded, torch.finfo(recorded.dtype).eps, "grad")
+    return compare(recorded, recorded, argument="grad")
 
 
 # -- one passage through one node -------------------------------------------------------------------------------------
@@ -328,7 +326,7 @@ def _passage(case: Case, memory: int) -> Row:
             if edge.position not in known and finding is not None:
                 findings.append(finding)
     for finding in findings:
-        hold_rule(case, experiment, finding, shares.get(finding.edge.position))
+        compare_rule(case, experiment, finding, shares.get(finding.edge.position))
     explained = case.rule is not None and all(f.ours is not None or f.missing for f in findings)
     row = _judged(graph, node, findings, obstacle, broken, explained)
     if experiment is None or not experiment.custom or row.verdict != "disagrees":
@@ -423,11 +421,9 @@ def _rule_is_right(finding: Finding) -> bool:
     measured, ours = finding.measured or {}, finding.ours
     if ours is None or finding.finite is None:
         return False
-    return all(
-        abs(float(ours[i]) - measured[i]) <= max(finding.finite.tolerance, 1e-6 * abs(measured[i]))
-        for i in finding.off or ()
-        if i in measured
-    )
+    off = [i for i in finding.off or () if i in measured]
+    differences = torch.tensor([measured[i] for i in off], dtype=torch.float64)
+    return compare(ours[off].cpu(), differences, eps=FLOAT32, slack=finding.finite.tolerance).agrees
 
 
 def _wrong(graph: Graph, finding: Finding) -> Iterator[Wrong]:

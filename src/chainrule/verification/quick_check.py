@@ -10,18 +10,19 @@ The tolerances are those of the full proof. Whatever does not agree at this look
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.execution.experiment import EPS, MARGIN, STEP, Experiment, pick, put, unravel
+from chainrule.execution.experiment import FINEST, STEP, Experiment, pick, put
+from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare, rms
 from chainrule.graph.graph import Edge
 from chainrule.rules import Kink
-from chainrule.verification.differences import FINEST, FLOOR, Case, Difference, Finding, label_of
+from chainrule.verification.differences import Case, Finding, label_of
 
 LARGE = 2**16  # elements: from here on a first look comes before the full proof
 DENSE = 2**20  # elements: above, directions are sparse
@@ -44,7 +45,7 @@ def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) 
     label = label_of(edge)
     beside = _beside(got, ours, case.eps, label)
     finite = _along(experiment, edge, got, label) if beside is not None else None
-    if finite is None or not finite.largest <= finite.tolerance:
+    if finite is None or not finite.agrees:
         return None
     return Finding(edge, label, got, False, ours, finite, rule=beside)
 
@@ -68,32 +69,12 @@ def _plain(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
 
 
-def same_numbers(got: Tensor, other: Tensor, eps: float, label: str) -> Difference | None:
-    """A difference of 0 between two equal tensors, with what rounding would allow at their first element."""
-    if got is not other and (got.dtype != other.dtype or not torch.equal(got, other)):
-        return None
-    if not got.numel():
-        return Difference(0.0, label, None, 0.0)
-    first = (0,) * got.dim()
-    return Difference(0.0, label, first, MARGIN * eps * (abs(float(got[first])) + rms(got)) + FLOOR)
-
-
-def _beside(got: Tensor, ours: Tensor, eps: float, label: str) -> Difference | None:
-    """Our rule's gradient beside autograd's; None where an element seems off, or the two are of other kinds."""
+def _beside(got: Tensor, ours: Tensor, eps: float, label: str) -> Comparison | None:
+    """Our rule's gradient compared with autograd's; None where they differ, or are of other kinds."""
     if ours.shape != got.shape or ours.dtype != got.dtype or ours.layout != torch.strided:
         return None
-    if (same := same_numbers(got, ours, eps, label)) is not None:
-        return same
-    apart = (got - ours).abs_()
-    place = int(apart.argmax())
-    where = unravel(place, tuple(got.shape))
-    largest, allowed = float(apart[where]), MARGIN * eps * rms(got) + FLOOR
-    tolerance = allowed + MARGIN * eps * max(abs(float(got[where])), abs(float(ours[where])))
-    if not largest <= tolerance:
-        return None
-    if largest > allowed and not bool(apart.sub_(got.abs(), alpha=MARGIN * eps).max() <= allowed):
-        return None
-    return Difference(largest, label, where, tolerance)
+    found = compare(got, ours, eps=eps, argument=label)
+    return found if found.agrees else None
 
 
 def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -105,16 +86,10 @@ def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(each.split(thickness, axis) for each in (first, *others)), strict=True)
 
 
-def rms(gradient: Tensor) -> float:
-    """The root of the mean square, in few passes."""
-    length: float = torch.linalg.vector_norm(gradient).item()
-    return length / math.sqrt(max(gradient.numel(), 1))
-
-
 # -- along one direction ----------------------------------------------------------------------------------------------
 
 
-def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Difference | None:
+def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Comparison | None:
     """The dot-product test, <u, J v> = <J^T u, v>, along one direction."""
     v, places = _direction(got)
     eps = max(experiment.eps, FINEST)
@@ -136,9 +111,10 @@ def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Diffe
             slope += float(terms.sum(dtype=torch.float64))
             square += float(torch.linalg.vector_norm(terms)) ** 2
             size += float(torch.linalg.vector_norm(terms, 1))
-    accumulated = max(torch.finfo(torch.float32).eps if eps > FINEST else 0.0, EPS)
-    tolerance = MARGIN * eps * (square**0.5 + float(ours.norm())) + accumulated * size + rounding + FLOOR
-    return Difference(abs(slope - float(ours.sum())), label, None, tolerance)
+    spread = square**0.5 + float(ours.norm())
+    slack = max(FLOAT32 if eps > FINEST else 0.0, EPS) * size + rounding
+    compared = compare(float(ours.sum()), slope, spread, eps=eps, slack=slack, argument=label)
+    return replace(compared, index=None, off=())
 
 
 def _picked(got: Tensor, v: Tensor, places: Tensor) -> Tensor:
