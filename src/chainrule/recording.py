@@ -256,9 +256,9 @@ class Recording:
 
         if pointing and len(self.nodes) <= QUICKLY_PROVED:
             self.verify()
-        verdicts = {row.node.index: row.verdict for row in self._verification.rows} if self._verification else {}
+        rows = {row.node.index: row for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))
-        context = telling.Context(self.graph, self.derivation, self.notation, found, verdicts, self._measures)
+        context = telling.Context(self.graph, self.derivation, self.notation, found, rows, self._measures)
         return telling.brief(context) if brief else telling.whole(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:

@@ -27,7 +27,7 @@ underflows raises no alarm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +185,13 @@ def identical(one: Tensor, other: Tensor) -> bool:
     if not (one.dtype.is_floating_point or one.dtype.is_complex) or not bool(one.isnan().any()):
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def compare_mean(several: Sequence[Tensor], mean: Tensor) -> Comparison:
+    """A mean as it was given, compared with that of several tensors; it may round as its own number type does."""
+    wide = torch.stack([_plain(each).to(_wide(each.dtype)) for each in several])
+    terms, eps = wide.abs().sum(0) / len(several), rounding(mean.dtype)
+    return compare(mean, wide.sum(0) / len(several), terms, eps=eps)
 
 
 def same_statistics(one: Statistics, other: Statistics, eps: float, count: float = 1) -> bool:

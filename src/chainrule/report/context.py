@@ -14,15 +14,19 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Derivation, Share, Step
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
-from chainrule.graph.graph import Graph, Parameter, Place
+from chainrule.graph.comparison import compare
+from chainrule.graph.graph import Graph, Parameter, ParameterUpdate, Place, Update
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures, distance, memory
 from chainrule.graph.symbols import Notation
 from chainrule.numbers import number
-from chainrule.report.checks import held_against
+from chainrule.report.checks import UNKEPT, of_check
 from chainrule.report.folding import Folding
 from chainrule.report.sketches import histogram, sketch
 from chainrule.rules import Applied, Rule
+from chainrule.rules.optimizers import terms_agree
+from chainrule.verification.gradient_check import Row, Rows
+from chainrule.verification.step_checks import StepChecks, compare_update
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
@@ -37,7 +41,7 @@ class Context:
     derivation: Derivation
     notation: Notation
     findings: tuple[Finding, ...] = ()
-    verdicts: Mapping[int, Kind] = field(default_factory=dict)  # node -> what the proof says
+    rows: Mapping[int, Row] = field(default_factory=dict)  # node -> what `verify` has found there
     measures: Measures = field(default_factory=Measures)
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
@@ -248,21 +252,34 @@ class Context:
     def _checked(self, share: Share) -> Verdict:
         if share.gradient is None or share.recorded is None:
             return Verdict("not checked", ("this share goes into a sum; the sum is checked where it is complete",))
+        self.measures.are_twins(share.gradient, share.recorded)  # equal tensors are measured once
         is_left = (
             share.value is not None
             and self.graph.values[share.value].kind == "parameter"
             and any(each is share for each in self.uses(share.value))
         )
         where = Code(".grad" if is_left else "autograd's own gradient")
-        return self.agreement(share.gradient, share.recorded, ("our rules against ", where))
+        check = self.checks.contribution(share)
+        if is_left and share.value is not None and check.verdict != "disagrees":
+            whole = self.checks.gradient(share.value)
+            check = whole if whole.verdict == "disagrees" else check
+        return of_check(check, ("our rules against ", where))
+
+    @cached_property
+    def checks(self) -> StepChecks:
+        """What the gradient check says of each step."""
+        return StepChecks(self.graph, self.derivation, Rows(self.graph, self.rows))
 
     @cached_property
     def _checks(self) -> dict[int, Verdict]:
         return {}  # by the identity of shares, which the derivation holds
 
-    def agrees(self, ours: Data, theirs: Data) -> bool:
-        """Whether a part of a tensor that was made to be told is PyTorch's up to rounding."""
-        return held_against(self.measures, ours, theirs, (), passing=True).kind == "agrees"
+    def check_update(self, step: Update, update: ParameterUpdate) -> Kind:
+        """Whether a parameter is what the terms of its update give."""
+        if update.grad is None or not update.is_whole:
+            return "not checked"
+        found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part).agrees)
+        return "no rule yet" if found is None else "agrees" if found else "disagrees"
 
     def held_before(self, name: str) -> str:
         """What a parameter's `.grad` held when backward began."""
@@ -276,9 +293,16 @@ class Context:
         left = distance(sent, arrived)
         return f"left from before, norm {left:.4g}" if left else "None"
 
-    def agreement(self, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:
-        """Hold our number against PyTorch's; nothing is kept of one that is only `passing`."""
-        return held_against(self.measures, ours, theirs, text, passing)
+    def check_gradient(self, value: int, ours: Data, recorded: Data, text: Text) -> Verdict:
+        """The whole gradient of a value, as our rules give it and as PyTorch did."""
+        if ours.is_meta or recorded.is_meta:
+            return UNKEPT
+        check = self.checks.gradient(value)
+        if check.verdict == "agrees":
+            found = compare(ours, recorded, count=len(self.derivation.nodes))
+            grown = "" if found.agrees else f"rounding on the way makes {number(found.largest)} between the two"
+            check = replace(check, reason=grown, comparison=found if found.agrees else None)
+        return of_check(check, text)
 
 
 def _unkept(symbol: str, data: Data, role: Role, label: str, figures: Statistics | None) -> Tensor:

@@ -79,7 +79,7 @@ def _row(
         context.arrived(value),
         forward[0] if forward else None,
         tuple(backward),
-        context.verdicts.get(told.node) if told.node is not None else None,
+        row.verdict if told.node is not None and (row := context.rows.get(told.node)) is not None else None,
         context.relative_updates.get(value),
     )
 

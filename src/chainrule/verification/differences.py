@@ -30,6 +30,7 @@ from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, 
 from chainrule.graph.graph import Edge, Graph, Node, Passage
 from chainrule.rules import Applied, Rule
 
+LARGE = 2**16  # elements: from here on a quick check comes first, and tensors are compared in their own type
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
 SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
 
@@ -94,8 +95,8 @@ def label_of(edge: Edge) -> str:
     return label if edge.item is None else f"{label}[{edge.item}]"
 
 
-def unmeasured(edge: Edge, case: Case) -> Finding | None:
-    """What autograd gave for one argument, with nothing to hold against it yet."""
+def unmeasured(edge: Edge, case: Case, ours: Tensor | None = None) -> Finding | None:
+    """What autograd gave for one argument, with nothing measured; `ours` is compared at once where it is large."""
     graph, passage = case.graph, case.passage
     got = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
     if edge.value is None and got is None:
@@ -105,7 +106,34 @@ def unmeasured(edge: Edge, case: Case) -> Finding | None:
         value = graph.values[edge.value or 0]
         count = 2 if value.dtype.is_complex else 1
         return Finding(edge, label, torch.zeros(torch.Size(value.shape).numel() * count, dtype=torch.float64), True)
+    if ours is not None and got.numel() > LARGE and (found := compare_large(got, ours, case.eps, label)) is not None:
+        return Finding(edge, label, got, False, ours, rule=found)
     return Finding(edge, label, real(got), False)
+
+
+def compare_large(got: Tensor, ours: Tensor, eps: float, label: str) -> Comparison | None:
+    """Our rule's gradient compared with autograd's as they are; None where they differ, or are of other kinds."""
+    if not is_plain(got) or not is_plain(ours) or ours.shape != got.shape or ours.dtype != got.dtype:
+        return None
+    found = compare(got, ours, eps=eps, argument=label)
+    return found if found.agrees else None
+
+
+def is_plain(tensor: object) -> bool:
+    """Whether something is a dense tensor of real numbers."""
+    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
+
+
+def at_known_kink(case: Case, finding: Finding | None) -> Finding | None:
+    """The same with the elements that lie exactly at a kink that our rule knows."""
+    kink = case.rule.kink if case.rule is not None else None
+    if kink is None or finding is None or (kink.argument, None) != (finding.edge.argument, finding.edge.item):
+        return finding
+    marks = kink.where(case.op, 0.0)
+    if marks.numel() == finding.got.numel() and (count := int(marks.count_nonzero())):
+        first = marks.nonzero()[:8].tolist()
+        finding.kinks = AtKink(finding.label, tuple(map(tuple, first)), count, kink.choice)
+    return finding
 
 
 def measure(case: Case, experiment: Experiment, edge: Edge) -> Finding | None:
@@ -292,7 +320,7 @@ def _dot_product(probe: Probe, finding: Finding, v: Tensor, eps: float) -> Compa
             fine = probe.refined(v, probe.step * factor)
             error = float(fine.error)
             again = compare(total, float(fine.slope), spread, eps=eps, slack=slack + 4 * error, argument=finding.label)
-            if again.agrees and error <= 0.01 * spread:
+            if again.agrees and error <= 0.01 * spread and 4 * error < found.largest:
                 found = again
                 break
     return replace(found, index=None, off=())
@@ -302,8 +330,10 @@ def _corners_along(probe: Probe, v: Tensor) -> Tensor | None:
     """Elements at a corner, where every output element belongs to the input element at its place."""
     if probe.y.numel() != probe.x.numel():
         return None
-    right, left = probe.sides(v, probe.step / 256)
-    apart = (right - left).abs() > 1e-3 * (right.abs() + left.abs())
+    (right, left), (far_right, far_left) = probe.sides(v, probe.step / 256), probe.sides(v, probe.step / 16)
+    gap = (right - left).abs()
+    # Of a curve the gap shrinks with the step, to a sixteenth; of a corner it stays.
+    apart = (gap > 1e-3 * (right.abs() + left.abs())) & (gap > (far_right - far_left).abs() / 12)
     return apart if apart.any() else None
 
 

@@ -22,9 +22,8 @@ from chainrule.execution.experiment import FINEST, STEP, Experiment, pick, put
 from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare, rms
 from chainrule.graph.graph import Edge
 from chainrule.rules import Kink
-from chainrule.verification.differences import Case, Finding, label_of
+from chainrule.verification.differences import LARGE, Case, Finding, compare_large, is_plain, label_of
 
-LARGE = 2**16  # elements: from here on a first look comes before the full proof
 DENSE = 2**20  # elements: above, directions are sparse
 DRAWN, KEPT = 2**18, 2**12  # elements of a sparse direction: drawn, and kept of those
 
@@ -34,47 +33,31 @@ Arguments = dict[str, Any]
 def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) -> Finding | None:
     """What a first look finds of one argument; None where the full proof is to look, also where we have no rule."""
     got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
-    if got is None or ours is None or not _plain(got) or case.rule is None:
+    if got is None or ours is None or not is_plain(got) or case.rule is None:
         return None
     recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
     size = max(got.numel(), *(g.numel() for g in upstream.values())) if upstream else 0
-    if size <= LARGE or not _plain(recorded) or recorded.shape != got.shape or not all(map(_plain, upstream.values())):
+    if (
+        size <= LARGE
+        or not is_plain(recorded)
+        or recorded.shape != got.shape
+        or not all(map(is_plain, upstream.values()))
+    ):
         return None
     if case.rule.kink is not None and _at_corner(case.rule.kink, case.op, edge, recorded):
         return None
     label = label_of(edge)
-    beside = _beside(got, ours, case.eps, label)
+    beside = compare_large(got, ours, case.eps, label)
     finite = _along(experiment, edge, got, label) if beside is not None else None
     if finite is None or not finite.agrees:
         return None
     return Finding(edge, label, got, False, ours, finite, rule=beside)
 
 
-def only_beside(case: Case, edge: Edge, ours: Tensor | None) -> Finding | None:
-    """Our rule's gradient beside autograd's alone, for a large operation that is not run again."""
-    got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
-    if not _plain(got) or not _plain(ours) or got is None or ours is None or got.numel() <= LARGE:
-        return None
-    found = _beside(got, ours, case.eps, label_of(edge))
-    return None if found is None else Finding(edge, label_of(edge), got, False, ours, rule=found)
-
-
 def _at_corner(kink: Kink, op: Any, edge: Edge, recorded: Tensor) -> bool:
     """Whether an element lies so near to a point without a derivative that a difference would step over it."""
     mine = (kink.argument, None) == (edge.argument, edge.item)
     return mine and bool(kink.where(op, 8 * STEP * (rms(recorded) or 1.0)).any())
-
-
-def _plain(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
-
-
-def _beside(got: Tensor, ours: Tensor, eps: float, label: str) -> Comparison | None:
-    """Our rule's gradient compared with autograd's; None where they differ, or are of other kinds."""
-    if ours.shape != got.shape or ours.dtype != got.dtype or ours.layout != torch.strided:
-        return None
-    found = compare(got, ours, eps=eps, argument=label)
-    return found if found.agrees else None
 
 
 def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
