@@ -16,12 +16,12 @@ from torch import Tensor
 
 from chainrule import rules
 from chainrule.derivation.backprop import Derivation, NodeStep, Share, Step
+from chainrule.graph.comparison import compare, rounding
 from chainrule.graph.graph import Graph, counted, references
 from chainrule.graph.lookup import Index
 from chainrule.rules import Applied, Rule
 
 SEARCHED = 4_096  # elements of an output up to which each is asked whether its derivative is 0 only by chance
-ROUNDING = 1e-4  # how far a sum may be from the share that it makes, relative to the sum of sizes
 BASIS = 4_096  # elements of an output up to which a Jacobian is worked out with one basis vector after another
 
 Number = float | complex
@@ -144,9 +144,10 @@ def entries_of(way: Way, index: Index) -> list[Entry] | None:
 
 def _add_up(entries: list[Entry], dtype: torch.dtype, own: Number) -> bool:
     """Whether the terms make the share that they are terms of; not so where a VJP is not linear (conjugates)."""
-    total, size = sum(entry.value for entry in entries), sum(abs(entry.value) for entry in entries)
-    allowed = max(ROUNDING, 32 * torch.finfo(dtype).eps) * max(size, abs(own))
-    return not abs(total - own) > allowed  # said in this way, NaN is let pass
+    total, terms = sum(entry.value for entry in entries), sum(abs(entry.value) for entry in entries)
+    if total != total or own != own:
+        return True  # NaN is what its terms make it
+    return compare(total, own, terms, count=max(1, len(entries)), eps=rounding(dtype)).agrees
 
 
 def _column(way: RuledWay, index: Index) -> list[Tensor | None] | None:

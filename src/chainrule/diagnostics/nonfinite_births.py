@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chainrule.diagnostics.step_context import TRANSPARENT, Case, base_of, dense, floating, kept
+from chainrule.graph.comparison import identical
 from chainrule.graph.graph import Graph, Operation, Ref, Value, references
 
 COLLECTIVES = ("fsdp.", "c10d.")  # whose results other ranks fill
@@ -97,7 +97,7 @@ class Births:
         The gradient of a factor is the other one, number for number, so what a loss was made of is none.
         """
         known = (each.grad for each in self.case.graph.parameters.values() if each.shape == leaf.shape)
-        same = any(kept(each) and _are_same(dense(each), dense(data)) for each in known)
+        same = any(kept(each) and identical(dense(each), dense(data)) for each in known)
         return same and leaf.index not in self.case.graph.made_of(self.case.losses)
 
     def _is_read(self, leaf: int) -> bool:
@@ -157,11 +157,6 @@ def births_of(case: Case) -> Births:
         case.worked_out["births"] = Births(case)
     known: Births = case.worked_out["births"]
     return known
-
-
-def _are_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN for NaN."""
-    return one.dtype == other.dtype and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _makes(case: Case, made: Tensor, operands: list[Tensor | None]) -> bool:

@@ -20,11 +20,11 @@ from torch.overrides import TorchFunctionMode
 from chainrule.capture.lowering.calls import function_name
 from chainrule.capture.tape import tensors_in
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real
-from chainrule.graph.comparison import FLOOR
+from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 
 DIRECTIONS = 6  # random directions that a large gradient is looked at along
-CLOSE = 1e-6  # how well a repaired gradient agrees, relative to the terms of the differences
+CLOSE = 1e-7  # the rounding of a repaired gradient, as differences along a few directions tell it
 LARGEST = 1 << 20  # elements, of a gradient to be repaired
 
 Edit = Callable[[int, list[Any]], list[Any]]
@@ -139,23 +139,24 @@ class Trial:
     # -- what differences measure --------------------------------------------------------------------------------------
 
     @cached_property
-    def _measured(self) -> dict[int, tuple[Tensor | None, Tensor, Tensor]]:
+    def _measured(self) -> dict[int, tuple[Tensor | None, Tensor, Tensor, Tensor]]:
         return {position: self._measure(edge) for position, edge in self.edges.items()}
 
-    def _measure(self, edge: Edge) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Directions (None: each element), u^T J along them, and how far that may be off."""
+    def _measure(self, edge: Edge) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """Directions (None: each element), u^T J along them, the size of its terms, and how far that may be off."""
         probe = Probe(self.experiment, edge)
         size = probe.x.numel()
         if size <= SMALL and probe.u.numel() <= WIDE:
             found = probe.elements(list(range(size)))
             typical = found.terms.square().mean().sqrt()
-            return None, found.slope, CLOSE * (found.terms + typical) + found.error + FLOOR
+            return None, found.slope, found.terms + typical, found.error
         generator = torch.Generator().manual_seed(1)
         lines = torch.randn(DIRECTIONS, size, dtype=torch.float64, generator=generator).to(probe.x.device)
         along = [probe.direction(line) for line in lines]
         slope = torch.stack([terms.sum() for terms, _ in along])
-        allowed = torch.tensor([CLOSE * float(terms.norm()) + 4 * rounding + FLOOR for terms, rounding in along])
-        return lines, slope, allowed.to(slope)
+        terms = torch.stack([each.norm() for each, _ in along])
+        error = torch.tensor([4 * rounding for _, rounding in along]).to(terms)
+        return lines, slope, terms, error
 
     def seen(self, position: int, gradient: Tensor) -> Tensor:
         """A gradient as it is compared: its elements, or its products with the directions."""
@@ -168,10 +169,10 @@ class Trial:
 
     def agrees(self, position: int, gradient: Tensor) -> bool:
         """Whether a gradient is what differences measure."""
-        _, target, allowed = self._measured[position]
+        _, target, terms, error = self._measured[position]
         if gradient.numel() != self.got[position].numel() or not gradient.isfinite().all():
             return False
-        return bool(((self.seen(position, gradient) - target).abs() <= allowed).all())
+        return compare(self.seen(position, gradient), target, terms, eps=CLOSE, slack=error).agrees
 
     # -- its steps again, with one changed -----------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Trial:
         if any(call.name.endswith("_") or call.name in ("setitem", "iadd", "imul", "isub") for call in self.calls):
             return False
         try:
-            return all(torch.allclose(self.replay(position), got) for position, got in self.got.items())
+            return all(compare(self.replay(position), got, eps=CLOSE).agrees for position, got in self.got.items())
         except Exception:  # whatever the user's code does
             return False
 

@@ -13,6 +13,7 @@ order of summation. What was recomputed says so in the notes of the graph.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -27,12 +28,12 @@ from chainrule.derivation.backprop import data, passes_of, summed
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import Wanted, is_lost, operands
+from chainrule.graph.comparison import FLOAT32, UNKNOWN_SUMS, rounding, same_statistics, tolerance
 from chainrule.graph.graph import Graph, Node, Operation, Parameter, Passage, Value
 from chainrule.graph.lookup import find_value
 from chainrule.graph.selection import values_named
 from chainrule.graph.statistics import Statistics, measure
 
-ROUNDING = 1024  # roundings of its number type that figures of what is recomputed may be off: other kernels, threads
 NO_WAY = (
     "Record the step with keep= for it, or recompute before the next optimizer.step() (and end the block before it)."
 )
@@ -340,14 +341,12 @@ def _same_figures(recorded: Statistics | None, data: Tensor, exact: bool = False
         return True
     if exact or found.elements != recorded.elements or found.not_finite != recorded.not_finite:
         return False
-    floating = data.is_floating_point() or data.is_complex()
-    allowed = ROUNDING * torch.finfo(data.dtype if data.dtype.itemsize > 2 else torch.float32).eps if floating else 0.0
-    size = max(-recorded.low, recorded.high, 0.0)
-    if recorded.zeros > found.zeros and recorded.zeros > int((data.abs() <= allowed * size).sum()):
+    eps = min(rounding(data.dtype), FLOAT32)
+    typical = math.sqrt(UNKNOWN_SUMS) * recorded.norm / math.sqrt(max(recorded.elements, 1))
+    small = tolerance(0.0, typical, UNKNOWN_SUMS, eps)
+    if recorded.zeros > found.zeros and recorded.zeros > int((data.abs() <= small).sum()):
         return False  # what was 0 may come out next to it; what was next to it and comes out as 0 is in the norm
-    return abs(found.norm - recorded.norm) <= allowed * recorded.norm and all(
-        abs(getattr(found, name) - getattr(recorded, name)) <= allowed * size for name in ("low", "high", "mean", "std")
-    )
+    return same_statistics(found, recorded, eps, UNKNOWN_SUMS)
 
 
 def _figures(of: Tensor | Statistics | None) -> str:

@@ -187,11 +187,10 @@ def identical(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def compare_mean(several: Sequence[Tensor], mean: Tensor) -> Comparison:
-    """A mean as it was given, compared with that of several tensors; it may round as its own number type does."""
+def compare_mean(several: Sequence[Tensor], mean: Tensor, eps: float) -> Comparison:
+    """A mean as it was given, with the rounding of its number type, compared with that of several tensors."""
     wide = torch.stack([_plain(each).to(_wide(each.dtype)) for each in several])
-    terms, eps = wide.abs().sum(0) / len(several), rounding(mean.dtype)
-    return compare(mean, wide.sum(0) / len(several), terms, eps=eps)
+    return compare(mean, wide.sum(0) / len(several), wide.abs().sum(0) / len(several), eps=eps)
 
 
 def same_statistics(one: Statistics, other: Statistics, eps: float, count: float = 1) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, Table, Text, Verdict
-from chainrule.graph.comparison import compare_mean
+from chainrule.graph.comparison import compare_mean, rounding
 from chainrule.graph.graph import Reducer, Reduction
 from chainrule.graph.symbols import escape
 from chainrule.numbers import number
@@ -97,5 +97,5 @@ def _verdict(context: Context, reducer: Reducer, each: Reduction) -> Verdict:
         known: dict[str, Kind] = {"agrees": "agrees", "disagrees": "disagrees"}
         text = ("the mean of all ranks against all parts of ", Code(f"{each.name}.grad"), ", as gather() found")
         return Verdict(known.get(each.verdict, "not checked"), text)
-    found = compare_mean(each.gathered, each.mean)
+    found = compare_mean(each.gathered, each.mean, rounding(each.mean.dtype))
     return of_comparison(found, ("the mean of all ranks against ", Code(f"{each.name}.grad")))

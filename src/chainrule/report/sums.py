@@ -15,7 +15,7 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.why import Search, Term
 from chainrule.document import Source, Sum, Summand
-from chainrule.graph.comparison import unravel
+from chainrule.graph.comparison import compare, rounding, unravel
 from chainrule.numbers import number
 from chainrule.report.context import Context, element, indices
 from chainrule.report.mirror import numbered
@@ -136,7 +136,8 @@ def _made_of(context: Context, step: Step, value: int, index: tuple[int, ...], d
             if argument in ("input", "self", "mat1") or bias:
                 linear.append(summand)
     total = sum(each.value for each in linear)
-    if linear and abs(total - data[index].item()) <= 1e-5 * max(1.0, abs(total)):
+    terms, eps = sum(abs(each.value) for each in linear), rounding(data.dtype)
+    if linear and compare(data[index].item(), total, terms, count=len(linear), eps=eps).agrees:
         symbols = " + ".join(" * ".join(name for name, _ in each.factors) for each in linear)
         numbers = " + ".join(" * ".join(number(v) for _, v in each.factors) for each in linear)
         return Sum(of, " = ".join(dict.fromkeys([own, symbols, numbers, result])), tuple(linear))

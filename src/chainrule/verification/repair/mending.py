@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from chainrule.execution.function_trace import Trial
+from chainrule.graph.comparison import compare
 
 Mistake = Literal[
     "sign",
@@ -31,7 +32,7 @@ Mistake = Literal[
 ]
 Found = tuple[Mistake, str]
 Mended = Callable[[Trial], Tensor]
-SAME = 1e-4  # relative difference up to which a fitted factor is the same at each point
+FITTED = 1e-5  # the rounding of a factor that is fitted to differences
 
 
 def agree(points: list[Trial], position: int, mended: Mended) -> bool:
@@ -52,12 +53,17 @@ def fit(points: list[Trial], position: int, base: Mended, part: Mended) -> float
         if not math.isfinite(size) or size == 0:
             return None
         here = float(along @ (point.target(position) - point.seen(position, start))) / size
-        if factor is not None and abs(here - factor) > SAME * abs(factor):
+        if factor is not None and not same(here, factor):
             return None
         if not abs(here) > 1e-6 or not point.agrees(position, start + here * share):
             return None
         factor = here if factor is None else factor
     return factor
+
+
+def same(factor: float, other: float) -> bool:
+    """Whether a fitted factor is this number."""
+    return compare(factor, other, eps=FITTED).agrees
 
 
 def moves(tensor: Tensor) -> Iterator[tuple[Mistake, str, Callable[[Tensor], Tensor]]]:

@@ -9,9 +9,11 @@ from itertools import combinations_with_replacement, product
 import torch
 from torch import Tensor
 
+from chainrule.execution.experiment import FINEST
 from chainrule.execution.function_trace import Trial
+from chainrule.graph.comparison import compare
 from chainrule.verification.differences import Finding
-from chainrule.verification.repair.mending import SAME, Found, Mended, fit, readable
+from chainrule.verification.repair.mending import Found, Mended, fit, readable, same
 
 
 def missing_use(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
@@ -50,7 +52,7 @@ def missing_others(points: list[Trial], finding: Finding, wrong: list[Finding]) 
 def _same(left: Tensor | None, right: Tensor) -> bool:
     if left is None or not right.any():
         return False
-    return bool((left - right).abs().max() <= 1e-8 * right.abs().max())
+    return compare(left, right, eps=FINEST).agrees
 
 
 def missing_product(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
@@ -62,7 +64,7 @@ def missing_product(points: list[Trial], finding: Finding, wrong: list[Finding])
         except Exception:  # shapes that do not fit
             continue
         if factor is not None:
-            times = "" if abs(factor - 1) < SAME else "minus " if abs(factor + 1) < SAME else f"{factor:.6g} times "
+            times = "" if same(factor, 1) else "minus " if same(factor, -1) else f"{factor:.6g} times "
             yield "missing term", f"a term is missing in {name}: with {times}{called} added it agrees"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chainrule.execution.function_trace import Trial
 from chainrule.verification.differences import Finding
-from chainrule.verification.repair.mending import SAME, Found, agree, along, equal, fit, moves
+from chainrule.verification.repair.mending import Found, agree, along, equal, fit, moves, same
 
 
 def anew(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
@@ -51,21 +51,21 @@ def scaled(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Itera
     if factor is None:
         return
     name = f"the gradient of `{finding.label}`"
-    if abs(factor + 1) < SAME:
+    if same(factor, -1):
         yield "sign", f"the sign of {name} is wrong: with -1 it agrees"
         return
     for given, value in _constants(points[0]):
-        if abs(factor / value - 1) < SAME:
+        if same(factor, value):
             yield "factor", f"a factor {given} = {value:.6g} is missing in {name}: multiplied by it, it agrees"
             return
-        if abs(factor * value - 1) < SAME:
+        if same(factor, 1 / value):
             yield "factor", f"{name} has a factor {given} = {value:.6g} too many: divided by it, it agrees"
             return
     for size, called in _sizes(points[0]):
-        if abs(factor * size - 1) < SAME:
+        if same(factor, 1 / size):
             yield "1/N", f"a factor 1/N is missing in {name}: divided by N = {size}, {called}, it agrees"
             return
-        if abs(factor / size - 1) < SAME:
+        if same(factor, size):
             yield "1/N", f"{name} has a factor 1/N too many: multiplied by N = {size}, {called}, it agrees"
             return
     yield "factor", f"{name} is {1 / factor:.6g} times what it should be: multiplied by {factor:.6g} it agrees"
