@@ -143,7 +143,7 @@ class _Limits:
         """For a part, whose elements have this size."""
         terms, slack = (each[here] if isinstance(each, Tensor) else each for each in (self.terms, self.slack))
         total = size + self.spread if terms is None else torch.as_tensor(terms).to(size)
-        return _allowed(size, total, self.count, self.eps) + slack
+        return allowance(size, total, self.count, self.eps) + slack
 
     def at(self, element: int, size: float) -> float:
         """For one element of this size."""
@@ -154,10 +154,11 @@ class _Limits:
 
 def tolerance(size: float, terms: float, count: float, eps: float) -> float:
     """What rounding allows a sum of this size, of terms whose sizes add up to `terms`."""
-    return float(_allowed(torch.tensor(size, dtype=torch.float64), torch.tensor(terms).double(), count, eps))
+    return float(allowance(torch.tensor(size, dtype=torch.float64), torch.tensor(terms).double(), count, eps))
 
 
-def _allowed(size: Tensor, terms: Tensor, count: float, eps: float) -> Tensor:
+def allowance(size: Tensor, terms: Tensor, count: float, eps: float) -> Tensor:
+    """What rounding allows sums of these sizes, of `count` terms whose sizes add up to `terms`."""
     adding = min(eps, FLOAT32) if count > 1 else 0.0
     of_terms = MARGIN * eps * torch.maximum(size, terms / math.sqrt(count))
     return of_terms + adding * (MARGIN * terms + math.sqrt(count) * size) + FLOOR

@@ -31,6 +31,7 @@ from chainrule.graph.graph import Edge, Graph, Node, Passage
 from chainrule.rules import Applied, Rule
 
 LARGE = 2**16  # elements: from here on a quick check comes first, and tensors are compared in their own type
+DIRECTIONS = 2
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
 SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
 
@@ -152,7 +153,10 @@ def measure(case: Case, experiment: Experiment, edge: Edge) -> Finding | None:
         left_out = marks.near(probe.step * 2**-10)
         _each_element(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, tell=True)
     else:
-        _along_directions(probe, finding, marks.near(8 * probe.step), eps)
+        left_out = marks.near(8 * probe.step) | ~probe.x.isfinite()
+        _along_directions(probe, finding, left_out, eps)
+        if case.rule is None and not (finding.off or finding.unsettled):
+            _small_elements(probe, finding, left_out, eps)
     at = marks.near(0.0).nonzero()[:, 0].tolist()
     if at and marks.kink is not None:
         finding.kinks = _at_kink(probe, finding, at, marks.kink.choice)
@@ -261,11 +265,9 @@ def _corner(probe: Probe, line: int, got: float, allowed: float) -> str | None:
 def _along_directions(probe: Probe, finding: Finding, left_out: Tensor, eps: float) -> None:
     """The dot-product test; where it fails, kinks are left out, and single elements are looked at."""
     generator = torch.Generator().manual_seed(0)
-    for weights in (1.0, 1.0, _evened(finding.got)):
-        if weights is None:
-            continue
+    for _ in range(DIRECTIONS):
         v = torch.randn(probe.x.numel(), dtype=torch.float64, generator=generator).to(probe.x.device)
-        v = torch.where(left_out | ~probe.x.isfinite(), 0.0, v * weights)
+        v = torch.where(left_out, 0.0, v)
         found = _dot_product(probe, finding, v, eps)
         if finding.finite is None or not found.excess <= finding.finite.excess:
             finding.finite = found
@@ -295,16 +297,27 @@ def _along_directions(probe: Probe, finding: Finding, left_out: Tensor, eps: flo
         return
 
 
-def _evened(got: Tensor) -> Tensor | None:
-    """Weights of a direction to which small elements contribute as much as large ones; None where they do anyway.
+def _small_elements(probe: Probe, finding: Finding, left_out: Tensor, eps: float) -> None:
+    """The dot product along a direction to which small elements of the gradient contribute as much as large ones.
 
-    In a sum of products an error of a small element, however wrong, is lost in the rounding of the large ones.
+    Along the others an error of a small element, however wrong it is, is lost in the rounding of the large ones. What
+    fails here may be a cancellation inside the operation, so only an element that is wrong by itself counts.
     """
-    size, typical = got.abs(), rms(got)
-    if not typical:
-        return None
-    least = max(float(size[size > 0].min()), EVENED * typical)
-    return least / size.clamp(min=least) if least < typical / 10 else None
+    size, typical = finding.got.abs(), rms(finding.got)
+    least = max(float(size[size > 0].min()), EVENED * typical) if typical else 0.0
+    if not 0 < least < typical / 10:
+        return
+    generator = torch.Generator().manual_seed(1)
+    v = torch.randn(probe.x.numel(), dtype=torch.float64, generator=generator).to(probe.x.device)
+    v = torch.where(left_out, 0.0, v * (least / size.clamp(min=least)))
+    if _dot_product(probe, finding, v, eps).agrees:
+        return
+    corners = _corners_along(probe, v)
+    v = v if corners is None else torch.where(corners, 0.0, v)
+    closer = _holding(finding, finding.got)
+    _each_element(probe, closer, _suspects(probe, finding, v, eps, generator), eps, tell=False)
+    if closer.off:
+        finding.finite, finding.measured, finding.off = closer.finite, closer.measured, closer.off
 
 
 def _dot_product(probe: Probe, finding: Finding, v: Tensor, eps: float) -> Comparison:
