@@ -23,6 +23,7 @@ from chainrule.errors import RecordingError
 from chainrule.gc_control import Seldom
 from chainrule.graph.graph import Graph, Node, Parameter, Value
 from chainrule.graph.source import is_library
+from chainrule.verification.gradient_check import MEMORY, GradientCheck, verify
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step
@@ -31,10 +32,29 @@ if TYPE_CHECKING:
     from chainrule.document import Document
     from chainrule.graph.statistics_cache import Measures
     from chainrule.graph.symbols import Notation
-    from chainrule.verification.gradient_check import Verification
 
 
 QUICKLY_PROVED = 300  # nodes up to which a page is written with its proof without being asked
+
+
+class Verification(GradientCheck):
+    """A gradient check as the user holds it; printed, it is rendered for a terminal."""
+
+    @classmethod
+    def of(cls, check: GradientCheck) -> Verification:
+        """The same check, to be shown."""
+        return cls(check.rows, check.coverage, check.left_out, check.chosen)
+
+    def document(self) -> Document:
+        """The check for any view: a summary, a table of all nodes, and each disagreement with its wrong elements."""
+        from chainrule.report.gradient_check import gradient_check
+
+        return gradient_check(self)
+
+    def __str__(self) -> str:
+        from chainrule.views import terminal
+
+        return terminal.text(self.document())
 
 
 class Recording:
@@ -217,15 +237,13 @@ class Recording:
         Raises MissingError where `only` names nothing, RequestError for a share or a memory that means nothing.
         """
         from chainrule.progress import bar
-        from chainrule.verification.gradient_check import MEMORY, verify
 
         whole = only is None and sample is None and memory is None
         if whole and self._verification is not None:
             return self._verification
         with bar("verifying nodes") as progress:
-            found = verify(
-                self.graph, only=only, sample=sample, memory=MEMORY if memory is None else memory, progress=progress
-            )
+            memory = MEMORY if memory is None else memory
+            found = Verification.of(verify(self.graph, only=only, sample=sample, memory=memory, progress=progress))
         if whole:
             self._verification = found
         return found

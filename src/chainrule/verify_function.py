@@ -16,9 +16,8 @@ from torch import Tensor
 from chainrule.capture.tape import tensors_in
 from chainrule.errors import RecordingError
 from chainrule.execution.experiment import nothing_left_behind
-from chainrule.recording import record
-from chainrule.verification.gradient_check import Verification
-from chainrule.verification.gradient_check import verify as prove
+from chainrule.recording import Verification, record
+from chainrule.verification.gradient_check import verify as check_gradients
 
 
 def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any, **keywords: Any) -> Verification:
@@ -45,7 +44,7 @@ def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any,
             with _gradients_restored(outs):
                 seeds = _projection(outs)
                 _tried(lambda: torch.autograd.backward(outs, seeds), name, "in its backward")
-        return prove(recording.graph)
+        return Verification.of(check_gradients(recording.graph))
 
 
 def _name(fn: Any) -> str:

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from chainrule import document
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.document import Kind
 from chainrule.errors import RequestError
@@ -95,8 +94,8 @@ class Row:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification:
-    """The proof of a step: one row a node, in the order of the graph.
+class GradientCheck:
+    """The check of a step: one row a node, in the order of the graph.
 
     `coverage` is (explained by a rule, total) of the nodes that were looked at; `left_out` counts the nodes that were
     not, because of what was asked for, which `chosen` says in words. What was left out is not proved.
@@ -117,22 +116,11 @@ class Verification:
         """The rows that disagree."""
         return tuple(row for row in self.rows if row.verdict == "disagrees")
 
-    def document(self) -> document.Document:
-        """The proof, told: a summary, a table of all nodes, and each disagreement with its wrong elements."""
-        from chainrule.report.proof import proof
-
-        return proof(self)
-
-    def __str__(self) -> str:
-        from chainrule.views import terminal
-
-        return terminal.text(self.document())
-
     def __repr__(self) -> str:
         explained, total = self.coverage
-        told = "passed" if self.passed else f"{len(self.failures)} disagree"
+        result = "passed" if self.passed else f"{len(self.failures)} disagree"
         left = f", {self.left_out} not looked at" if self.left_out else ""
-        return f"<chainrule.Verification: {told}, {total} nodes, {explained} explained by a rule{left}>"
+        return f"<chainrule.Verification: {result}, {total} nodes, {explained} explained by a rule{left}>"
 
 
 def verify(
@@ -142,7 +130,7 @@ def verify(
     sample: float | None = None,
     memory: int = MEMORY,
     progress: Callable[[int, int], None] | None = None,
-) -> Verification:
+) -> GradientCheck:
     """Prove the nodes of a recorded step: all of them, or those that `only` names, or a random share, `sample`.
 
     `only` is a pattern, or several: a part of a node's name, of its operation's, of a module's path, or of the name of
@@ -163,7 +151,7 @@ def verify(
             rows.append(_row(graph, node, op, rule, senders, memory))
             if progress is not None:
                 progress(done, len(nodes))
-    return Verification(tuple(rows), (explained, len(nodes)), len(graph.nodes) - len(nodes), chosen)
+    return GradientCheck(tuple(rows), (explained, len(nodes)), len(graph.nodes) - len(nodes), chosen)
 
 
 def _senders(graph: Graph) -> Senders:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from chainrule import document
 from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
 from chainrule.numbers import number
-
-if TYPE_CHECKING:
-    from chainrule.verification.gradient_check import Row, Verification, Wrong
+from chainrule.verification.gradient_check import GradientCheck, Row, Wrong
 
 LISTED = 6  # nodes that are named one by one where many have the same to say
 
 
-def proof(verification: Verification) -> document.Document:
+def gradient_check(verification: GradientCheck) -> document.Document:
     """A summary, a table of all nodes, what is to be said of some, and each disagreement with its wrong elements."""
     sections = [document.Section(("Every node",), "proof", "overview", (_table(verification.rows),))]
     said = tuple(_said(verification.rows))
@@ -28,7 +25,7 @@ def proof(verification: Verification) -> document.Document:
     return document.Document(("Proof",), (_summary(verification),), tuple(sections))
 
 
-def _summary(verification: Verification) -> document.Verdict:
+def _summary(verification: GradientCheck) -> document.Verdict:
     explained, total = verification.coverage
     count = Counter(row.verdict for row in verification.rows)
     words = ", ".join(f"{many} {kind}" for kind, many in count.most_common())
@@ -41,7 +38,7 @@ def _summary(verification: Verification) -> document.Verdict:
     )
 
 
-def _looked_at(verification: Verification) -> str:
+def _looked_at(verification: GradientCheck) -> str:
     looked, left = len(verification.rows), verification.left_out
     if not left:
         return f"{looked} nodes"
