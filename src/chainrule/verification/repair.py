@@ -1,19 +1,81 @@
-"""Terms that are missing: of a use of a tensor, of elements beside the diagonal, or a product."""
+"""What is wrong with a user's wrong backward, where it can be recognised: each kind of mistake is tried to be mended.
+
+A mistake is named only where the mended gradient agrees with the differences at the recorded point, with another
+upstream gradient, and at a point nearby. Simple mistakes are tried before intricate ones; where nothing agrees the
+answer is that it was not recognised.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations_with_replacement, product
 
 import torch
 from torch import Tensor
 
-from chainrule.execution.experiment import FINEST
-from chainrule.execution.function_trace import Trial
+from chainrule.execution.experiment import FINEST, Experiment
+from chainrule.execution.function_trace import LARGEST, Trial, trials
 from chainrule.graph.comparison import compare
 from chainrule.verification.differences import Finding
-from chainrule.verification.repair.mending import Found, Mended, fit, readable, same
+from chainrule.verification.mistakes import (
+    Found,
+    Mended,
+    Mistake,
+    anew,
+    edited,
+    fit,
+    flat,
+    moved,
+    padded,
+    readable,
+    same,
+    scaled,
+    summed,
+    swapped,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What is wrong with the gradient of one argument, in words, found by mending it."""
+
+    kind: Mistake
+    argument: str
+    text: str
+
+
+def recognise(experiment: Experiment, findings: list[Finding]) -> tuple[Repair, ...]:
+    """For each argument whose gradient is wrong, what is wrong with it."""
+    wrong = [finding for finding in findings if finding.off and not finding.missing]
+    edges = [finding.edge for finding in findings if not finding.missing and finding.edge.argument is not None]
+    if not wrong:
+        return ()
+    points: list[Trial] = []
+    if all(finding.got.numel() <= LARGEST for finding in wrong):
+        try:
+            points = list(trials(experiment, edges))
+        except Exception:  # a user's code may do anything when it runs again
+            points = []
+    return tuple(_recognised(points, finding, wrong) for finding in wrong)
+
+
+def _recognised(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Repair:
+    if points:
+        for attempt in _ATTEMPTS:
+            try:
+                found = next(attempt(points, finding, wrong), None)
+            except Exception:  # an attempt that cannot be made is none
+                continue
+            if found is not None:
+                return Repair(found[0], finding.label, found[1])
+    return Repair(
+        "not recognised", finding.label, f"what is wrong with the gradient of `{finding.label}` was not recognised"
+    )
+
+
+# -- terms that are missing -------------------------------------------------------------------------------------------
 
 
 def missing_use(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
@@ -108,3 +170,8 @@ def _sum_times(
     for take in taken:
         total = total * take(point)
     return total.expand(shape) if total.numel() < shape.numel() else total.sum_to_size(shape)
+
+
+_ATTEMPTS = (
+    anew, flat, scaled, swapped, moved, summed, edited, missing_use, missing_others, missing_product, padded
+)  # fmt: skip
