@@ -23,7 +23,8 @@ from chainrule.errors import RecordingError
 from chainrule.gc_control import Seldom
 from chainrule.graph.graph import Graph, Node, Parameter, Value
 from chainrule.graph.source import is_library
-from chainrule.verification.gradient_check import MEMORY, GradientCheck, verify
+from chainrule.verification.gradient_check import MEMORY, verify
+from chainrule.verification.rows import GradientCheck
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from chainrule.recording import record
-from chainrule.verification.gradient_check import GradientCheck, verify
+from chainrule.verification.gradient_check import verify
+from chainrule.verification.rows import GradientCheck
 from tests.mutants.operations import OPERATIONS, Gradient, Operation, Term
 
 MOVED = 1e-3  # how much a wrong gradient must differ from the right one, relative to it, to be a mutant at all

@@ -25,7 +25,8 @@ from chainrule.report.folding import Folding
 from chainrule.report.sketches import histogram, sketch
 from chainrule.rules import Applied, Rule
 from chainrule.rules.optimizers import terms_agree
-from chainrule.verification.gradient_check import Row, Rows
+from chainrule.verification.gradient_check import Rows
+from chainrule.verification.rows import Row
 from chainrule.verification.step_checks import StepChecks, compare_update
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics

@@ -10,7 +10,7 @@ from chainrule import document
 from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
 from chainrule.numbers import number
-from chainrule.verification.gradient_check import GradientCheck, Row, Wrong
+from chainrule.verification.rows import GradientCheck, Row, Wrong
 
 LISTED = 6  # nodes that are named one by one where many have the same to say
 

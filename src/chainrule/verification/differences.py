@@ -1,8 +1,8 @@
-"""One argument of one node: autograd's recorded gradient against differences, and against our rule.
+"""One argument of one node: autograd's recorded gradient compared with differences, and with our rule's.
 
-A first look is cheap. Only where it finds a difference beyond the tolerance are other step sizes tried, one-sided
-differences taken (at a kink no step size helps), and autograd run again, to tell a wrong derivative from a kink, from
-rounding, and from a gradient that a hook changed.
+The first measurement is cheap. Only where it disagrees, other step sizes are tried, one-sided differences are taken
+(at a kink no step size helps), and autograd runs again, which separates a wrong derivative from a kink, from rounding,
+and from a gradient that a hook changed.
 """
 
 from __future__ import annotations
@@ -15,22 +15,11 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Share, shares_of
-from chainrule.execution.experiment import (
-    FINEST,
-    SMALL,
-    STEP,
-    WIDE,
-    CannotRunError,
-    Experiment,
-    Probe,
-    real,
-    widened,
-)
+from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, real, widened
 from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Passage
 from chainrule.rules import Applied, Rule
 
-LARGE = 2**16  # elements: from here on a quick check comes first, and tensors are compared in their own type
 DIRECTIONS = 2
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
 SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
@@ -47,8 +36,8 @@ class AtKink:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One passage through one node, with what our rules know of it."""
+class NodeContext:
+    """One execution of one node, with what our rules know of it."""
 
     graph: Graph
     node: Node
@@ -62,21 +51,21 @@ class Case:
         gradients = [g for g in (*self.passage.upstream, *self.passage.downstream) if g is not None]
         return max((torch.finfo(g.dtype).eps for g in gradients), default=EPS)
 
-    def shares(self) -> dict[int, Share]:
+    def contributions(self) -> dict[int, Share]:
         """Our rule's gradients by the positions of the edges."""
         if self.rule is None or self.op is None:
             return {}
-        shares = shares_of(self.graph, self.node, self.rule, self.op, self.passage.upstream, self.passage)
-        return {edge.position: share for edge, share in zip(self.node.edges, shares, strict=True)}
+        found = shares_of(self.graph, self.node, self.rule, self.op, self.passage.upstream, self.passage)
+        return {edge.position: each for edge, each in zip(self.node.edges, found, strict=True)}
 
 
 @dataclass
-class Finding:
+class ArgumentCheck:
     """What was found of one argument."""
 
     edge: Edge
     label: str
-    got: Tensor  # autograd's, flat in float64 (as recorded, where a first look was enough); zeros where it gave nothing
+    got: Tensor  # autograd's, flat in float64 (as recorded after a quick check); zeros where it gave nothing
     missing: bool
     ours: Tensor | None = None
     finite: Comparison | None = None
@@ -96,66 +85,22 @@ def label_of(edge: Edge) -> str:
     return label if edge.item is None else f"{label}[{edge.item}]"
 
 
-def unmeasured(edge: Edge, case: Case, ours: Tensor | None = None) -> Finding | None:
-    """What autograd gave for one argument, with nothing measured; `ours` is compared at once where it is large."""
-    graph, passage = case.graph, case.passage
-    got = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
-    if edge.value is None and got is None:
-        return None
-    label = label_of(edge)
-    if got is None:
-        value = graph.values[edge.value or 0]
-        count = 2 if value.dtype.is_complex else 1
-        return Finding(edge, label, torch.zeros(torch.Size(value.shape).numel() * count, dtype=torch.float64), True)
-    if ours is not None and got.numel() > LARGE and (found := compare_large(got, ours, case.eps, label)) is not None:
-        return Finding(edge, label, got, False, ours, rule=found)
-    return Finding(edge, label, real(got), False)
-
-
-def compare_large(got: Tensor, ours: Tensor, eps: float, label: str) -> Comparison | None:
-    """Our rule's gradient compared with autograd's as they are; None where they differ, or are of other kinds."""
-    if not is_plain(got) or not is_plain(ours) or ours.shape != got.shape or ours.dtype != got.dtype:
-        return None
-    found = compare(got, ours, eps=eps, argument=label)
-    return found if found.agrees else None
-
-
-def is_plain(tensor: object) -> bool:
-    """Whether something is a dense tensor of real numbers."""
-    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
-
-
-def at_known_kink(case: Case, finding: Finding | None) -> Finding | None:
-    """The same with the elements that lie exactly at a kink that our rule knows."""
-    kink = case.rule.kink if case.rule is not None else None
-    if kink is None or finding is None or (kink.argument, None) != (finding.edge.argument, finding.edge.item):
-        return finding
-    marks = kink.where(case.op, 0.0)
-    if marks.numel() == finding.got.numel() and (count := int(marks.count_nonzero())):
-        first = marks.nonzero()[:8].tolist()
-        finding.kinks = AtKink(finding.label, tuple(map(tuple, first)), count, kink.choice)
-    return finding
-
-
-def measure(case: Case, experiment: Experiment, edge: Edge) -> Finding | None:
+def measure(context: NodeContext, experiment: Experiment, edge: Edge, finding: ArgumentCheck) -> ArgumentCheck:
     """Measure one argument."""
-    finding = unmeasured(edge, case)
-    if finding is None:
-        return None
     probe = Probe(experiment, edge)
     if finding.missing:
         finding.got = finding.got.to(probe.x.device)
     if finding.got.numel() != probe.x.numel():
         raise CannotRunError(f"the gradient of `{finding.label}` has another shape than the argument")
     eps = max(experiment.eps, FINEST, probe.grain ** (2 / 3) if probe.grain > EPS else 0)
-    marks = _Marks(case, edge, probe)
+    marks = _Marks(context, edge, probe)
     if probe.x.numel() <= SMALL and probe.u.numel() <= WIDE:
         left_out = marks.near(probe.step * 2**-10)
         _each_element(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, tell=True)
     else:
         left_out = marks.near(8 * probe.step) | ~probe.x.isfinite()
         _along_directions(probe, finding, left_out, eps)
-        if case.rule is None and not (finding.off or finding.unsettled):
+        if context.rule is None and not (finding.off or finding.unsettled):
             _small_elements(probe, finding, left_out, eps)
     at = marks.near(0.0).nonzero()[:, 0].tolist()
     if at and marks.kink is not None:
@@ -166,10 +111,10 @@ def measure(case: Case, experiment: Experiment, edge: Edge) -> Finding | None:
 class _Marks:
     """Which elements of an argument lie at or near a kink that our rule knows."""
 
-    def __init__(self, case: Case, edge: Edge, probe: Probe) -> None:
-        kink = case.rule.kink if case.rule is not None else None
+    def __init__(self, context: NodeContext, edge: Edge, probe: Probe) -> None:
+        kink = context.rule.kink if context.rule is not None else None
         self.kink = kink if kink is not None and (kink.argument, None) == (edge.argument, edge.item) else None
-        self.op, self.probe = case.op, probe
+        self.op, self.probe = context.op, probe
 
     def near(self, radius: float) -> Tensor:
         size = self.probe.x.numel()
@@ -181,10 +126,10 @@ class _Marks:
         return marks if marks.numel() == size else nowhere
 
 
-# -- differences against autograd -------------------------------------------------------------------------------------
+# -- autograd and differences -----------------------------------------------------------------------------------------
 
 
-def _each_element(probe: Probe, finding: Finding, chosen: list[int], eps: float, tell: bool) -> None:
+def _each_element(probe: Probe, finding: ArgumentCheck, chosen: list[int], eps: float, tell: bool) -> None:
     """Compare autograd's gradient with differences at single elements; look closer where they do not agree."""
     finding.measured, finding.off, corners = {}, [], []
     got = finding.got[chosen]
@@ -262,8 +207,8 @@ def _corner(probe: Probe, line: int, got: float, allowed: float) -> str | None:
     return "kink" if jump or abs(got - middle) <= gaps[-1] / 2 * (1 + 1e-6) + allowed else "wrong"
 
 
-def _along_directions(probe: Probe, finding: Finding, left_out: Tensor, eps: float) -> None:
-    """The dot-product test; where it fails, kinks are left out, and single elements are looked at."""
+def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps: float) -> None:
+    """The dot-product test; where it fails, kinks are left out, and single elements are measured."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(DIRECTIONS):
         v = torch.randn(probe.x.numel(), dtype=torch.float64, generator=generator).to(probe.x.device)
@@ -297,7 +242,7 @@ def _along_directions(probe: Probe, finding: Finding, left_out: Tensor, eps: flo
         return
 
 
-def _small_elements(probe: Probe, finding: Finding, left_out: Tensor, eps: float) -> None:
+def _small_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps: float) -> None:
     """The dot product along a direction to which small elements of the gradient contribute as much as large ones.
 
     Along the others an error of a small element, however wrong it is, is lost in the rounding of the large ones. What
@@ -314,13 +259,13 @@ def _small_elements(probe: Probe, finding: Finding, left_out: Tensor, eps: float
         return
     corners = _corners_along(probe, v)
     v = v if corners is None else torch.where(corners, 0.0, v)
-    closer = _holding(finding, finding.got)
+    closer = _with_gradient(finding, finding.got)
     _each_element(probe, closer, _suspects(probe, finding, v, eps, generator), eps, tell=False)
     if closer.off:
         finding.finite, finding.measured, finding.off = closer.finite, closer.measured, closer.off
 
 
-def _dot_product(probe: Probe, finding: Finding, v: Tensor, eps: float) -> Comparison:
+def _dot_product(probe: Probe, finding: ArgumentCheck, v: Tensor, eps: float) -> Comparison:
     """<u, J v> by differences, and <J^T u, v>. The roundings of the elements are independent: squares add up."""
     adding = max(FLOAT32 if eps > FINEST else 0.0, EPS)
     terms, rounding = probe.direction(v)
@@ -350,8 +295,8 @@ def _corners_along(probe: Probe, v: Tensor) -> Tensor | None:
     return apart if apart.any() else None
 
 
-def _suspects(probe: Probe, finding: Finding, v: Tensor, eps: float, generator: torch.Generator) -> list[int]:
-    """Elements worth a closer look: one found by halving the direction, the largest gradients, and some at random."""
+def _suspects(probe: Probe, finding: ArgumentCheck, v: Tensor, eps: float, generator: torch.Generator) -> list[int]:
+    """Elements to be measured: one found by halving the direction, the largest gradients, and some at random."""
     alive = v.nonzero()[:, 0]
     while alive.numel() > 1:
         half = alive[: alive.numel() // 2]
@@ -366,8 +311,8 @@ def _suspects(probe: Probe, finding: Finding, v: Tensor, eps: float, generator: 
     return sorted(element for element in chosen if usable[element])
 
 
-def settle(experiment: Experiment, findings: list[Finding], graph: Graph) -> None:
-    """Where autograd and differences disagree, run autograd again: that tells rounding, hooks, unwanted gradients."""
+def settle(experiment: Experiment, findings: list[ArgumentCheck], graph: Graph) -> None:
+    """Run autograd again where it disagrees with differences: this finds rounding, hooks and unwanted gradients."""
     doubtful = [finding for finding in findings if finding.off]
     if not doubtful:
         return
@@ -387,7 +332,7 @@ def settle(experiment: Experiment, findings: list[Finding], graph: Graph) -> Non
         if _mere_rounding(experiment, edges, finding, measured):
             finding.off, finding.rounding = [], True
             continue
-        finer = _holding(finding, real(precise))
+        finer = _with_gradient(finding, real(precise))
         _each_element(Probe(experiment, finding.edge), finer, elements, FINEST, tell=False)
         if (finer.off or finer.unsettled) and not _shrunk(finding, finer, measured):
             continue
@@ -403,12 +348,14 @@ def settle(experiment: Experiment, findings: list[Finding], graph: Graph) -> Non
         finding.measured = measured
 
 
-def _mere_rounding(experiment: Experiment, edges: list[Edge], finding: Finding, measured: dict[int, float]) -> bool:
+def _mere_rounding(
+    experiment: Experiment, edges: list[Edge], finding: ArgumentCheck, measured: dict[int, float]
+) -> bool:
     """Whether autograd's own gradient moves as far as it is off when its arguments move by a rounding.
 
-    An operation may cancel large terms inside, as the normalisation of a single element does, which the size of its
-    derivatives does not show. Only what is nothing beside the upstream gradient is put down to that, and nothing in a
-    user's own backward.
+    An operation may cancel large terms inside, as the normalisation of a single element does, and the size of its
+    derivatives does not show them. This excuses only what is negligible beside the upstream gradient, and nothing in
+    a user's own backward.
     """
     off = finding.off or []
     apart = torch.tensor([abs(float(finding.got[i]) - measured.get(i, math.inf)) for i in off], dtype=torch.float64)
@@ -423,7 +370,7 @@ def _mere_rounding(experiment: Experiment, edges: list[Edge], finding: Finding, 
     return bool((apart <= MARGIN * moved).all())
 
 
-def _shrunk(coarse: Finding, fine: Finding, measured: dict[int, float]) -> bool:
+def _shrunk(coarse: ArgumentCheck, fine: ArgumentCheck, measured: dict[int, float]) -> bool:
     """Whether the difference all but vanishes in float64, as rounding does."""
     return all(
         i in measured and abs(float(fine.got[i]) - measured[i]) <= 1e-4 * abs(float(coarse.got[i]) - measured[i])
@@ -431,29 +378,31 @@ def _shrunk(coarse: Finding, fine: Finding, measured: dict[int, float]) -> bool:
     )
 
 
-def _holding(finding: Finding, got: Tensor) -> Finding:
-    """The same argument with another gradient to hold against the differences."""
-    return Finding(finding.edge, finding.label, got, False)
+def _with_gradient(finding: ArgumentCheck, got: Tensor) -> ArgumentCheck:
+    """The same argument with another gradient to be compared with the differences."""
+    return ArgumentCheck(finding.edge, finding.label, got, False)
 
 
-# -- our rule against autograd ----------------------------------------------------------------------------------------
+# -- our rule and autograd -------------------------------------------------------------------------------------------
 
 
-def compare_rule(case: Case, experiment: Experiment | None, finding: Finding, share: Share | None) -> None:
-    """Compare our rule's gradient with autograd's, where that is not done yet."""
+def compare_rule(
+    context: NodeContext, experiment: Experiment | None, finding: ArgumentCheck, share: Share | None
+) -> None:
+    """Compare our rule's gradient with autograd's, unless the quick check has."""
     if finding.rule is not None or share is None or share.gradient is None or share.recorded is None:
         return
     finding.ours = ours = real(share.gradient)
-    got, eps, size = finding.got, case.eps, torch.maximum(ours.abs(), finding.got.abs()) + rms(finding.got)
+    got, eps, size = finding.got, context.eps, torch.maximum(ours.abs(), finding.got.abs()) + rms(finding.got)
     terms = size if finding.terms is None else size + finding.terms
     found = compare(got, ours, terms, eps=eps, argument=finding.label)
     if not found.agrees:
         apart = finding.finite.largest if finding.rounding and finding.finite is not None else 0.0
-        terms, count = terms + _size_of_terms(case, finding), _most_terms(case, got)
+        terms, count = terms + _size_of_terms(context, finding), _most_terms(context, got)
         found = compare(got, ours, terms, count=count, eps=eps, slack=4.0 * apart, argument=finding.label)
-    off = found.off
-    if off and experiment is not None and not finding.off and _right_in_float64(case, experiment, finding, [*off[:8]]):
-        # One of the two is the coarser one here (a constant in float32, a sum that cancels), and neither is wrong.
+    off = found.off or (() if found.agrees else (0,))
+    if off and not finding.off and _right_in_float64(context, experiment, finding, [*off[:8]]):
+        # One of the two rounds more (a constant in float32, a sum that cancels), and neither is wrong.
         found, off = replace(found, tolerance=max(found.tolerance, found.largest)), ()
     pairs = 2 if share.gradient.is_complex() else 1
     shape = tuple(share.gradient.shape)
@@ -461,45 +410,49 @@ def compare_rule(case: Case, experiment: Experiment | None, finding: Finding, sh
     finding.rule, finding.rule_off = replace(found, index=index, off=()), off
 
 
-def _most_terms(case: Case, got: Tensor) -> int:
-    """How many terms an element of a gradient can have: of every element of the outputs one, if all depend on it."""
-    elementwise = case.rule is not None and case.rule.structure == "elementwise"
-    outs = max((g.numel() for g in case.passage.upstream if g is not None), default=1)
+def _most_terms(context: NodeContext, got: Tensor) -> int:
+    """The most terms that an element of a gradient can have: one for each element of the outputs."""
+    elementwise = context.rule is not None and context.rule.structure == "elementwise"
+    outs = max((g.numel() for g in context.passage.upstream if g is not None), default=1)
     return max(1, outs // max(got.numel(), 1) if elementwise else outs)
 
 
-def _right_in_float64(case: Case, experiment: Experiment, finding: Finding, elements: list[int]) -> bool:
+def _right_in_float64(
+    context: NodeContext, experiment: Experiment | None, finding: ArgumentCheck, elements: list[int]
+) -> bool:
     """Whether our rule, computed in float64, agrees with differences at these elements."""
-    assert case.op is not None
+    if experiment is None:
+        return False
+    assert context.op is not None
     outs = experiment.run(experiment.wide)
-    op = Applied(experiment.wide, (*outs, *case.op.outs[len(outs) :]), case.op.name)
-    upstream = tuple(None if g is None else widened(g) for g in case.passage.upstream)
-    precise = replace(case, op=op, passage=replace(case.passage, upstream=upstream))
-    share = precise.shares()[finding.edge.position]
+    op = Applied(experiment.wide, (*outs, *context.op.outs[len(outs) :]), context.op.name)
+    upstream = tuple(None if g is None else widened(g) for g in context.passage.upstream)
+    precise = replace(context, op=op, passage=replace(context.passage, upstream=upstream))
+    share = precise.contributions()[finding.edge.position]
     if share.gradient is None:
         return False
-    judged = _holding(finding, real(share.gradient))
+    judged = _with_gradient(finding, real(share.gradient))
     _each_element(Probe(experiment, finding.edge), judged, elements, FINEST, tell=False)
     return not judged.off and not judged.unsettled
 
 
-def _size_of_terms(case: Case, finding: Finding) -> Tensor:
-    """How large the summed terms are: the VJP of the upstream gradient with random signs does not cancel."""
+def _size_of_terms(context: NodeContext, finding: ArgumentCheck) -> Tensor:
+    """The size of the summed terms: the VJP of the upstream gradient with random signs does not cancel."""
     generator = torch.Generator().manual_seed(0)
     size = torch.zeros_like(finding.got)
     for _ in range(3):
         upstream = tuple(
             None if g is None else g * (2.0 * torch.randint(2, g.shape, generator=generator).to(g) - 1)
-            for g in case.passage.upstream
+            for g in context.passage.upstream
         )
-        again = replace(case, passage=replace(case.passage, upstream=upstream))
-        gradient = again.shares()[finding.edge.position].gradient
+        again = replace(context, passage=replace(context.passage, upstream=upstream))
+        gradient = again.contributions()[finding.edge.position].gradient
         if gradient is not None:
             size = torch.maximum(size, real(gradient).abs())
     return size + rms(size)
 
 
-def _at_kink(probe: Probe, finding: Finding, elements: list[int], choice: str) -> AtKink | None:
+def _at_kink(probe: Probe, finding: ArgumentCheck, elements: list[int], choice: str) -> AtKink | None:
     places = list(dict.fromkeys(probe.index(element) for element in elements[:8]))
     if not places:
         return None

@@ -1,11 +1,11 @@
-"""The first look at one argument of a large operation: few passes over its numbers, and only agreement is believed.
+"""The quick check of one argument of a large operation: few passes over its numbers, and only agreement counts.
 
-A large operation (its argument or outputs above LARGE elements) would cost many whole-tensor passes in float64. Here
-our rule's gradient is held against autograd's at every element, in their own number type; and autograd's against the
-operation itself along one random direction v, of which only a few thousand elements differ from 0 where the argument
-has more than DENSE. Where the operation is linear in the argument, J v is the operation on v, run in the recorded
-number type with the terms that do not hold the argument set to zero; elsewhere it is a central difference in float64.
-The tolerances are those of the full proof. Whatever does not agree at this look goes through the full proof.
+A large operation (its argument or outputs above LARGE elements) would cost many whole-tensor passes in float64. The
+quick check compares our rule's gradient with autograd's at every element, in their own number type. It compares
+autograd's with the operation itself along one random direction v, of which only a few thousand elements differ from 0
+where the argument has more than DENSE. Where the operation is linear in the argument, J v is the operation on v, run in
+the recorded number type with the terms that do not hold the argument set to zero; elsewhere it is a central difference
+in float64. The tolerances are those of the full check. What does not agree here goes through the full check.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.execution.experiment import FINEST, STEP, Experiment, pick, put
+from chainrule.execution.experiment import FINEST, STEP, Experiment, pick, put, real
 from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare, rms
 from chainrule.graph.graph import Edge
 from chainrule.rules import Kink
-from chainrule.verification.differences import LARGE, Case, Finding, compare_large, is_plain, label_of
+from chainrule.verification.differences import ArgumentCheck, AtKink, NodeContext, label_of
 
+LARGE = 2**16  # elements: from here on a quick check comes first, and tensors are compared in their own type
 DENSE = 2**20  # elements: above, directions are sparse
 DRAWN, KEPT = 2**18, 2**12  # elements of a sparse direction: drawn, and kept of those
 
 Arguments = dict[str, Any]
 
 
-def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) -> Finding | None:
-    """What a first look finds of one argument; None where the full proof is to look, also where we have no rule."""
-    got = case.passage.downstream[edge.position] if edge.position < len(case.passage.downstream) else None
-    if got is None or ours is None or not is_plain(got) or case.rule is None:
+def quick_check(context: NodeContext, experiment: Experiment, edge: Edge, ours: Tensor | None) -> ArgumentCheck | None:
+    """What is found of one argument; None where the full check decides, also where we have no rule."""
+    got = context.passage.downstream[edge.position] if edge.position < len(context.passage.downstream) else None
+    if got is None or ours is None or not is_plain(got) or context.rule is None:
         return None
     recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
     size = max(got.numel(), *(g.numel() for g in upstream.values())) if upstream else 0
@@ -44,14 +45,57 @@ def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) 
         or not all(map(is_plain, upstream.values()))
     ):
         return None
-    if case.rule.kink is not None and _at_corner(case.rule.kink, case.op, edge, recorded):
+    if context.rule.kink is not None and _at_corner(context.rule.kink, context.op, edge, recorded):
         return None
     label = label_of(edge)
-    beside = compare_large(got, ours, case.eps, label)
+    beside = compare_large(got, ours, context.eps, label)
     finite = _along(experiment, edge, got, label) if beside is not None else None
     if finite is None or not finite.agrees:
         return None
-    return Finding(edge, label, got, False, ours, finite, rule=beside)
+    return ArgumentCheck(edge, label, got, False, ours, finite, rule=beside)
+
+
+def unmeasured(edge: Edge, context: NodeContext, ours: Tensor | None = None) -> ArgumentCheck | None:
+    """What autograd gave for one argument, unmeasured; where it is large, it is compared with `ours` at once."""
+    graph, passage = context.graph, context.passage
+    got = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
+    if edge.value is None and got is None:
+        return None
+    label = label_of(edge)
+    if got is None:
+        value = graph.values[edge.value or 0]
+        count = 2 if value.dtype.is_complex else 1
+        return ArgumentCheck(
+            edge, label, torch.zeros(torch.Size(value.shape).numel() * count, dtype=torch.float64), True
+        )
+    if ours is not None and got.numel() > LARGE and (found := compare_large(got, ours, context.eps, label)) is not None:
+        return ArgumentCheck(edge, label, got, False, ours, rule=found)
+    return ArgumentCheck(edge, label, real(got), False)
+
+
+def compare_large(got: Tensor, ours: Tensor, eps: float, label: str) -> Comparison | None:
+    """Our rule's gradient compared with autograd's as they are; None where they differ, or are of other kinds."""
+    if not is_plain(got) or not is_plain(ours) or ours.shape != got.shape or ours.dtype != got.dtype:
+        return None
+    found = compare(got, ours, eps=eps, argument=label)
+    return found if found.agrees else None
+
+
+def is_plain(tensor: object) -> bool:
+    """Whether something is a dense tensor of real numbers."""
+    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
+
+
+def at_known_kink(context: NodeContext, finding: ArgumentCheck | None) -> ArgumentCheck | None:
+    """The same with the elements that lie exactly at a kink that our rule knows."""
+    kink = context.rule.kink if context.rule is not None else None
+    if kink is None or finding is None or (kink.argument, None) != (finding.edge.argument, finding.edge.item):
+        return finding
+    marks = kink.where(context.op, 0.0)
+    if marks.numel() == finding.got.numel() and (count := int(marks.count_nonzero())):
+        first = marks.nonzero()[:8].tolist()
+        finding.kinks = AtKink(finding.label, tuple(map(tuple, first)), count, kink.choice)
+    return finding
 
 
 def _at_corner(kink: Kink, op: Any, edge: Edge, recorded: Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from chainrule.execution.experiment import FINEST, Experiment
 from chainrule.execution.function_trace import LARGEST, Trial, trials
 from chainrule.graph.comparison import compare
-from chainrule.verification.differences import Finding
+from chainrule.verification.differences import ArgumentCheck
 from chainrule.verification.mistakes import (
     Found,
     Mended,
@@ -46,7 +46,7 @@ class Repair:
     text: str
 
 
-def recognise(experiment: Experiment, findings: list[Finding]) -> tuple[Repair, ...]:
+def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Repair, ...]:
     """For each argument whose gradient is wrong, what is wrong with it."""
     wrong = [finding for finding in findings if finding.off and not finding.missing]
     edges = [finding.edge for finding in findings if not finding.missing and finding.edge.argument is not None]
@@ -61,7 +61,7 @@ def recognise(experiment: Experiment, findings: list[Finding]) -> tuple[Repair, 
     return tuple(_recognised(points, finding, wrong) for finding in wrong)
 
 
-def _recognised(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Repair:
+def _recognised(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Repair:
     if points:
         for attempt in _ATTEMPTS:
             try:
@@ -78,7 +78,7 @@ def _recognised(points: list[Trial], finding: Finding, wrong: list[Finding]) -> 
 # -- terms that are missing -------------------------------------------------------------------------------------------
 
 
-def missing_use(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+def missing_use(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """The gradient is what comes back when one use of a tensor in the forward is forgotten."""
     position, point = finding.edge.position, points[0]
     if not _forward_agrees(points, position):
@@ -98,7 +98,7 @@ def _forward_agrees(points: list[Trial], position: int) -> bool:
     return all(whole is not None and each.agrees(position, whole) for each, whole in zip(points, wholes, strict=True))
 
 
-def missing_others(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+def missing_others(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """The diagonal of the Jacobian alone, as where a softmax is taken for a sigmoid."""
     position = finding.edge.position
     if _forward_agrees(points, position) and all(
@@ -117,7 +117,7 @@ def _same(left: Tensor | None, right: Tensor) -> bool:
     return compare(left, right, eps=FINEST).agrees
 
 
-def missing_product(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+def missing_product(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """A multiple of a product of what the backward reads is missing, or too much."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for called, term in _terms(points[0], points[0].got[position].shape):

@@ -18,7 +18,8 @@ from chainrule.execution.experiment import widened
 from chainrule.graph.comparison import Comparison, compare, worst
 from chainrule.graph.graph import Graph, ParameterUpdate
 from chainrule.rules import Applied, reduce_to_shape
-from chainrule.verification.gradient_check import Row, Rows, worst_row
+from chainrule.verification.gradient_check import Rows
+from chainrule.verification.rows import Row, worst_row
 
 
 @dataclass(frozen=True)
