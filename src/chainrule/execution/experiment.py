@@ -1,9 +1,8 @@
 """Central differences in float64 of a recorded operation, weighed with the upstream gradient that reached it.
 
-Everything is told in real numbers: a complex tensor counts as its real and imaginary parts, for which PyTorch's
-gradient is the plain one. An argument x is one flat vector, the outputs that received an upstream gradient u are
-another, and what is measured is u^T J, term by term, so that the size of the summed terms (which decides how much
-rounding may change the sum) is known beside the sum.
+All numbers are real: a complex tensor is its real and imaginary parts, for which PyTorch's gradient is the plain one.
+An argument x is one flat vector, and the outputs that received an upstream gradient u are another. What is measured is
+u^T J, term by term, because the size of the terms decides how much rounding may change their sum.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class CannotRunError(Exception):
 
 
 class Experiment:
-    """One node's operation, ready to be run again on the recorded inputs.
+    """One node's operation, ready to run again on the recorded inputs.
 
     `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved,
     `memory` the bytes that running it may take. Raises CannotRunError where the recording does not hold what is needed.
@@ -72,16 +71,16 @@ class Experiment:
 
     @cached_property
     def wide(self) -> dict[str, Any]:
-        """The recorded arguments in float64, made once, when first asked for."""
+        """The recorded arguments in float64, made at first use."""
         wide = {name: widened(tree) for name, tree in self.recorded.items()}
         if wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
             wide["half_to_float"] = False
         return wide
 
     def afford(self, variable: Tensor, inputs: int, outputs: int, wide: bool = True) -> int:
-        """How many bytes are left beside so many tensors like `variable` and so many times the outputs.
+        """The bytes left beside so many tensors like `variable` and so many times the outputs.
 
-        `wide`: in float64, beside all arguments in float64. Raises CannotRunError where it is more than may be taken.
+        `wide`: in float64, beside all arguments in float64. Raises CannotRunError where nothing is left.
         """
         size = 8 if wide else variable.itemsize
         out = sum(g.numel() for g in self.upstream.values())
@@ -98,7 +97,7 @@ class Experiment:
 
     def run(self, arguments: dict[str, Any]) -> list[Tensor]:
         """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""
-        if self.mask is not None:  # the recorded draw is held, also where its generator's state is not known
+        if self.mask is not None:  # the recorded draw, also where the state of its generator is not known
             kept = 1 - arguments["p"]
             return [arguments["input"] * self.mask * (1 / kept if kept else 0.0)]
         if self.random_state is not None:
@@ -156,7 +155,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Measured:
-    """What differences say of some elements: u^T J, the size of its terms, and how far the differences may be off."""
+    """The differences at some elements: u^T J, the size of its terms, and the error of the differences."""
 
     slope: Tensor
     terms: Tensor
@@ -164,7 +163,7 @@ class Measured:
 
 
 class Probe:
-    """One argument of an experiment, as the variable that differences are taken in."""
+    """One argument of an experiment, as the variable of the differences."""
 
     def __init__(self, experiment: Experiment, edge: Edge) -> None:
         self.experiment, self.edge = experiment, edge
@@ -268,7 +267,7 @@ class Probe:
 
 
 def weigh(u: Tensor, y: Tensor) -> Tensor:
-    """u * y, where no gradient arrives nothing counts, not even what is not finite (a mask of -inf)."""
+    """u * y. Where no gradient arrives nothing counts, not even what is not finite (a mask of -inf)."""
     return torch.where(u == 0, 0.0, u * y)
 
 
@@ -300,7 +299,7 @@ def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Put back the states of the random generators, and keep gradients off."""
+    """Turn gradients off, and restore the states of the random generators afterwards."""
     state = torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:

@@ -1,8 +1,8 @@
-"""A user's `autograd.Function` at one point: the steps of its backward, its gradients, and what differences measure.
+"""The trace of a user's `autograd.Function` at one point: the steps of its backward, its gradients, and differences.
 
-A repair is believed only if it agrees at several points, so that symmetric data (an upstream gradient of ones, say)
-lets nothing pass by chance. The steps of a backward are what it calls of torch; they can be run again with one of them
-changed, on the same saved tensors.
+A repair must agree at several points, so that symmetric data (an upstream gradient of ones, say) lets nothing pass by
+chance. The steps of a backward are its calls of torch. They can run again with one of them changed, on the same saved
+tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 
-DIRECTIONS = 6  # random directions that a large gradient is looked at along
+DIRECTIONS = 6  # random directions along which a large gradient is measured
 CLOSE = 1e-7  # the rounding of a repaired gradient, as differences along a few directions tell it
 LARGEST = 1 << 20  # elements, of a gradient to be repaired
 
@@ -52,14 +52,14 @@ class Called:
 
 
 def _widened(out: Any) -> Any:
-    """A result in float64: what a backward makes itself, as `torch.zeros(shape)` does, would not fit the rest."""
+    """A result in float64, as everything else: a backward may make its own tensors, as `torch.zeros(shape)` does."""
     if not isinstance(out, Tensor) or not (out.is_floating_point() or out.is_complex()):
         return out
     return out.to(torch.promote_types(out.dtype, torch.float64))
 
 
 class _Tape(TorchFunctionMode):
-    """Writes down what is called of torch, outermost calls only, and has all of it in float64."""
+    """Records the outermost calls of torch, with results in float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Tape(TorchFunctionMode):
 
 
 class _Context:
-    """The `ctx` of a backward, with saved tensors that stay the same objects each time they are asked for."""
+    """The `ctx` of a backward, whose saved tensors are the same objects at each access."""
 
     def __init__(self, node: Any) -> None:
         self._node = node
@@ -83,7 +83,7 @@ class _Context:
         return getattr(self._node, name)
 
 
-class Trial:
+class FunctionTrace:
     """One point at which repairs are tried, in float64.
 
     `upstream` replaces the recorded upstream gradients, `moved` the arguments. Raises whatever the user's code raises.
@@ -126,7 +126,7 @@ class Trial:
 
     @cached_property
     def sources(self) -> dict[str, Tensor]:
-        """Everything that a backward may read, by what it is called; a tensor with two names goes by the first."""
+        """Everything that a backward may read, by name; a tensor with two names has the first."""
         named = {f"`{name}`": value for name, value in self.inputs.items()}
         named |= {"the output" if len(self.outs) == 1 else f"output {i}": out for i, out in enumerate(self.outs)}
         named |= {f"saved tensor {i}": each for i, each in enumerate(self.context.saved_tensors) if each is not None}
@@ -185,8 +185,8 @@ class Trial:
     ) -> Tensor:
         """The gradient of an edge with its backward's steps run again.
 
-        `edit` changes the operands of steps; `skip` is a step and which of its operands stands in its place; `instead`
-        is a tensor that the backward reads or works out, and what stands for it in every step.
+        `edit` changes the operands of steps. `skip` is a step and which of its operands replaces its result. `instead`
+        is a tensor that the backward reads or computes, and what replaces it in every step.
         """
         new: dict[int, Tensor] = {}
         if instead is not None:
@@ -225,7 +225,7 @@ class Trial:
     # -- the forward pass, with one use of a tensor cut off ------------------------------------------------------------
 
     def without_use(self, cut: int | None) -> dict[int, Tensor | None]:
-        """The gradients of the forward's own steps, as if use number `cut` of a tensor passed nothing back."""
+        """The gradients of the forward's own steps, with use number `cut` of a tensor detached."""
         leaves, out = self._run_forward(cut)
         outs = [(o, g) for o, g in zip(tensors_in(out), self.upstream, strict=True) if o.requires_grad]
         if not outs:
@@ -262,7 +262,7 @@ class Trial:
 
 
 def _writable(argument: Any) -> Any:
-    """What a forward may write to (`mark_dirty`), which is not allowed to a leaf, nor to what others still read."""
+    """A copy that a forward may write to (`mark_dirty`): a leaf does not allow it, and others read the original."""
     return argument.clone() if isinstance(argument, Tensor) else argument
 
 
@@ -284,7 +284,7 @@ class _Cut(TorchFunctionMode):
 
 
 class _Unsaving:
-    """A `ctx` for a forward whose gradients autograd itself works out."""
+    """A `ctx` for a forward whose gradients autograd computes."""
 
     def save_for_backward(self, *tensors: Any) -> None: ...
 
@@ -301,7 +301,7 @@ def _plain_forward(function: Any, arguments: list[Any]) -> Any:
     return function.forward(_Unsaving(), *arguments)
 
 
-def trials(experiment: Experiment, edges: list[Edge]) -> Iterator[Trial]:
+def traces(experiment: Experiment, edges: list[Edge]) -> Iterator[FunctionTrace]:
     """The recorded point; the same with another upstream gradient; and a point nearby, where that can be run."""
     generator = torch.Generator().manual_seed(2)
 
@@ -309,9 +309,9 @@ def trials(experiment: Experiment, edges: list[Edge]) -> Iterator[Trial]:
         return torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like.device).to(like.dtype)
 
     upstream = {place: g.to(torch.promote_types(g.dtype, torch.float64)) for place, g in experiment.upstream.items()}
-    yield Trial(experiment, edges, experiment.wide, upstream)
+    yield FunctionTrace(experiment, edges, experiment.wide, upstream)
     another = {place: noise(g) for place, g in upstream.items()}
-    yield Trial(experiment, edges, experiment.wide, another)
+    yield FunctionTrace(experiment, edges, experiment.wide, another)
     moved = {
         name: value * (1 + 0.1 * noise(value).clamp(-3, 3))
         if isinstance(value, Tensor) and value.is_floating_point()
@@ -320,9 +320,9 @@ def trials(experiment: Experiment, edges: list[Edge]) -> Iterator[Trial]:
     }
     nearby = None
     try:
-        nearby = Trial(experiment, edges, moved, {place: noise(g) for place, g in upstream.items()})
+        nearby = FunctionTrace(experiment, edges, moved, {place: noise(g) for place, g in upstream.items()})
         usable = all(nearby.target(position).isfinite().all() for position in nearby.edges)
-    except Exception:  # the point is not one where the user's function is at home
+    except Exception:  # the user's function may not be defined there
         usable = False
     if nearby is not None and usable:
         yield nearby

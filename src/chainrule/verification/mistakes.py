@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from chainrule.execution.function_trace import Trial
+from chainrule.execution.function_trace import FunctionTrace
 from chainrule.graph.comparison import compare
 from chainrule.verification.differences import ArgumentCheck
 
@@ -35,11 +35,11 @@ Mistake = Literal[
     "not recognised",
 ]
 Found = tuple[Mistake, str]
-Mended = Callable[[Trial], Tensor]
+Mended = Callable[[FunctionTrace], Tensor]
 FITTED = 1e-5  # the rounding of a factor that is fitted to differences
 
 
-def agree(points: list[Trial], position: int, mended: Mended) -> bool:
+def agree(points: list[FunctionTrace], position: int, mended: Mended) -> bool:
     """Whether a mended gradient agrees at every point."""
     try:
         return all(point.agrees(position, mended(point)) for point in points)
@@ -47,7 +47,7 @@ def agree(points: list[Trial], position: int, mended: Mended) -> bool:
         return False
 
 
-def fit(points: list[Trial], position: int, base: Mended, part: Mended) -> float | None:
+def fit(points: list[FunctionTrace], position: int, base: Mended, part: Mended) -> float | None:
     """The one number c for which base + c part agrees at every point."""
     factor = None
     for point in points:
@@ -94,7 +94,7 @@ def _read_transposed(tensor: Tensor, a: int, b: int) -> Tensor:
     return tensor.reshape(shape).transpose(a, b)
 
 
-def readable(point: Trial) -> Iterator[tuple[str, Mended]]:
+def readable(point: FunctionTrace) -> Iterator[tuple[str, Mended]]:
     """Everything that a backward reads or works out, by name, with how to find it at any point."""
     for name in point.sources:
         yield name, lambda point, name=name: point.sources[name]  # type: ignore[misc]
@@ -116,7 +116,7 @@ def equal(left: Tensor, right: Tensor) -> bool:
 # -- of the gradient as a whole ---------------------------------------------------------------------------------------
 
 
-def anew(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def anew(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """Nothing is wrong with the backward when it runs again, on what the forward has just kept."""
     position = finding.edge.position
     if agree(points, position, lambda point: point.got[position]):
@@ -127,7 +127,7 @@ def anew(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]
         )
 
 
-def flat(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def flat(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """The function has slope 0 all around, and a gradient comes back all the same, as of `round` in quantisation."""
     position, points = finding.edge.position, points[:2]  # a point nearby may lie at a jump
     if not agree(points, position, lambda point: torch.zeros_like(point.got[position])):
@@ -144,7 +144,7 @@ def flat(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]
     )
 
 
-def scaled(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def scaled(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """A number times the gradient agrees: its sign, a factor, a mean's 1/N."""
     position = finding.edge.position
     factor = fit(
@@ -173,14 +173,14 @@ def scaled(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentChec
     yield "factor", f"{name} is {1 / factor:.6g} times what it should be: multiplied by {factor:.6g} it agrees"
 
 
-def _constants(point: Trial) -> Iterator[tuple[str, float]]:
+def _constants(point: FunctionTrace) -> Iterator[tuple[str, float]]:
     """The plain numbers that the forward was given, by the names of its arguments."""
     for name, value in point.experiment.wide.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) not in (0, 1):
             yield f"`{name}`", value
 
 
-def _sizes(point: Trial) -> Iterator[tuple[int, str]]:
+def _sizes(point: FunctionTrace) -> Iterator[tuple[int, str]]:
     """The numbers that a mean may divide by. Two is left to be a plain factor."""
     tensors = {**{f"`{name}`": each for name, each in point.inputs.items()}}
     tensors |= {"the output" if len(point.outs) == 1 else f"output {i}": out for i, out in enumerate(point.outs)}
@@ -194,7 +194,7 @@ def _sizes(point: Trial) -> Iterator[tuple[int, str]]:
                 yield size, f"the size of {name} along {along(axes)}"
 
 
-def swapped(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def swapped(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """What came back for another argument is the gradient of this one."""
     position = finding.edge.position
     for other, edge in points[0].edges.items():
@@ -205,7 +205,7 @@ def swapped(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentChe
             )
 
 
-def moved(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def moved(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """Its elements in other places agree, or its conjugate."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for kind, what, change in moves(points[0].got[position]):
@@ -213,7 +213,7 @@ def moved(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck
             yield kind, f"{name} {what} it agrees"
 
 
-def padded(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def padded(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """A shift that lost the element at the edge: all others agree."""
     position = finding.edge.position
     shape = points[0].got[position].shape
@@ -227,7 +227,7 @@ def padded(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentChec
             )
 
 
-def _agree_inside(point: Trial, position: int, gradient: Tensor, inner: tuple[slice, ...]) -> bool:
+def _agree_inside(point: FunctionTrace, position: int, gradient: Tensor, inner: tuple[slice, ...]) -> bool:
     if point.target(position).numel() != gradient.numel():  # measured along directions only
         return False
     patched = point.target(position).reshape(gradient.shape).clone()
@@ -241,7 +241,7 @@ def _agree_inside(point: Trial, position: int, gradient: Tensor, inner: tuple[sl
 MOST_EDITS = 6000  # of single steps of a backward
 
 
-def summed(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def summed(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """A sum over axes of what some step gave, or of the upstream gradient, where one was left out or is another."""
     position, point = finding.edge.position, points[0]
     shape = point.got[position].shape
@@ -257,7 +257,7 @@ def summed(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentChec
                 if math.prod(tensor.shape) == math.prod(kept):
                     continue
 
-                def mended(point: Trial, take: Mended = take, axes: tuple[int, ...] = axes) -> Tensor:
+                def mended(point: FunctionTrace, take: Mended = take, axes: tuple[int, ...] = axes) -> Tensor:
                     return take(point).sum(axes).reshape(shape)
 
                 if agree(points, position, mended):
@@ -268,7 +268,7 @@ def summed(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentChec
                     )
 
 
-def edited(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def edited(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """One operand of one step transposed, shifted, replaced or negated; one term of a sum left out."""
     position, first = finding.edge.position, points[0]
     if not all(point.repeats for point in points) or len({len(point.calls) for point in points}) > 1:
@@ -277,7 +277,7 @@ def edited(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentChec
     edits = sorted(_edits(first), key=lambda each: _RANK.index(each[2]))
     for place, slot, kind, text, change in edits[:MOST_EDITS]:
 
-        def mended(point: Trial, place: int = place, slot: int = slot, change: _Change = change) -> Tensor:
+        def mended(point: FunctionTrace, place: int = place, slot: int = slot, change: _Change = change) -> Tensor:
             if change is None:
                 return point.replay(position, skip=(place, slot))
             return point.replay(position, partial(_put, place, slot, partial(change, point)))
@@ -289,7 +289,7 @@ def edited(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentChec
             if source.shape != take(first).shape or source is take(first) or "upstream" in called:
                 continue
 
-            def exchanged(point: Trial, take: Mended = take, name: str = name) -> Tensor:
+            def exchanged(point: FunctionTrace, take: Mended = take, name: str = name) -> Tensor:
                 return point.replay(position, instead=(take(point), point.sources[name]))
 
             if agree(points, position, exchanged):
@@ -300,7 +300,7 @@ def edited(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentChec
                 )
 
 
-def _numbers(points: list[Trial], finding: ArgumentCheck) -> Iterator[Found]:
+def _numbers(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """A plain number in one step, such as a factor, is another: where the gradient is linear in it."""
     position = finding.edge.position
     for place, call in enumerate(points[0].calls):
@@ -308,10 +308,10 @@ def _numbers(points: list[Trial], finding: ArgumentCheck) -> Iterator[Found]:
             if call.name not in _WITH_FACTORS or not isinstance(written, (int, float)) or isinstance(written, bool):
                 continue
 
-            def put(point: Trial, number: float | Tensor, place: int = place, slot: int = slot) -> Tensor:
+            def put(point: FunctionTrace, number: float | Tensor, place: int = place, slot: int = slot) -> Tensor:
                 return point.replay(position, partial(_put, place, slot, lambda _: number))
 
-            def share(point: Trial, put: Callable[[Trial, float | Tensor], Tensor] = put) -> Tensor:
+            def share(point: FunctionTrace, put: Callable[[FunctionTrace, float | Tensor], Tensor] = put) -> Tensor:
                 return put(point, 1.0) - put(point, 0.0)
 
             try:
@@ -335,7 +335,7 @@ def _numbers(points: list[Trial], finding: ArgumentCheck) -> Iterator[Found]:
 
 _WITH_FACTORS = {"mul", "add", "sub", "multiply", "subtract"}
 _RANK: tuple[Mistake, ...] = ("sign", "conjugate", "transpose", "shifted", "wrong operand", "extra term")
-_Change = Callable[[Trial, Tensor], Tensor] | None
+_Change = Callable[[FunctionTrace, Tensor], Tensor] | None
 
 
 def _put(place: int, slot: int, change: Callable[[Any], Any], at: int, arguments: list[Any]) -> list[Any]:
@@ -344,7 +344,7 @@ def _put(place: int, slot: int, change: Callable[[Any], Any], at: int, arguments
     return arguments
 
 
-def _edits(point: Trial) -> Iterator[tuple[int, int, Mistake, str, _Change]]:
+def _edits(point: FunctionTrace) -> Iterator[tuple[int, int, Mistake, str, _Change]]:
     """(step, operand, kind, words, the change): the words end in `it agrees`."""
     for place, call in enumerate(point.calls):
         operands = [(slot, each) for slot, each in enumerate(call.arguments) if isinstance(each, Tensor)]
@@ -365,16 +365,16 @@ def _edits(point: Trial) -> Iterator[tuple[int, int, Mistake, str, _Change]]:
                 yield place, slot, "extra term", told, None
 
 
-def _to_operand(move: Callable[[Tensor], Tensor], point: Trial, operand: Tensor) -> Tensor:
+def _to_operand(move: Callable[[Tensor], Tensor], point: FunctionTrace, operand: Tensor) -> Tensor:
     return move(operand)
 
 
-def _source(name: str, transposed: bool, point: Trial, operand: Tensor) -> Tensor:
+def _source(name: str, transposed: bool, point: FunctionTrace, operand: Tensor) -> Tensor:
     source = point.sources[name]
     return source.transpose(0, 1) if transposed else source
 
 
-def _known_as(point: Trial, tensor: Tensor) -> str:
+def _known_as(point: FunctionTrace, tensor: Tensor) -> str:
     """What a step's operand is to the user: an input, the output, a saved tensor."""
     alike = (name for name, each in point.sources.items() if each is tensor or equal(each, tensor))
     name = next(alike, "")

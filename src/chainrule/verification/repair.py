@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chainrule.execution.experiment import FINEST, Experiment
-from chainrule.execution.function_trace import LARGEST, Trial, trials
+from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
 from chainrule.verification.differences import ArgumentCheck
 from chainrule.verification.mistakes import (
@@ -52,16 +52,16 @@ def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Re
     edges = [finding.edge for finding in findings if not finding.missing and finding.edge.argument is not None]
     if not wrong:
         return ()
-    points: list[Trial] = []
+    points: list[FunctionTrace] = []
     if all(finding.got.numel() <= LARGEST for finding in wrong):
         try:
-            points = list(trials(experiment, edges))
+            points = list(traces(experiment, edges))
         except Exception:  # a user's code may do anything when it runs again
             points = []
     return tuple(_recognised(points, finding, wrong) for finding in wrong)
 
 
-def _recognised(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Repair:
+def _recognised(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Repair:
     if points:
         for attempt in _ATTEMPTS:
             try:
@@ -78,7 +78,7 @@ def _recognised(points: list[Trial], finding: ArgumentCheck, wrong: list[Argumen
 # -- terms that are missing -------------------------------------------------------------------------------------------
 
 
-def missing_use(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def missing_use(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """The gradient is what comes back when one use of a tensor in the forward is forgotten."""
     position, point = finding.edge.position, points[0]
     if not _forward_agrees(points, position):
@@ -92,13 +92,13 @@ def missing_use(points: list[Trial], finding: ArgumentCheck, wrong: list[Argumen
             )
 
 
-def _forward_agrees(points: list[Trial], position: int) -> bool:
+def _forward_agrees(points: list[FunctionTrace], position: int) -> bool:
     """Whether autograd, let through the steps of the forward, gives the gradient that differences measure."""
     wholes = [each.without_use(None)[position] for each in points]
     return all(whole is not None and each.agrees(position, whole) for each, whole in zip(points, wholes, strict=True))
 
 
-def missing_others(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def missing_others(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """The diagonal of the Jacobian alone, as where a softmax is taken for a sigmoid."""
     position = finding.edge.position
     if _forward_agrees(points, position) and all(
@@ -117,7 +117,7 @@ def _same(left: Tensor | None, right: Tensor) -> bool:
     return compare(left, right, eps=FINEST).agrees
 
 
-def missing_product(points: list[Trial], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def missing_product(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """A multiple of a product of what the backward reads is missing, or too much."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for called, term in _terms(points[0], points[0].got[position].shape):
@@ -130,7 +130,7 @@ def missing_product(points: list[Trial], finding: ArgumentCheck, wrong: list[Arg
             yield "missing term", f"a term is missing in {name}: with {times}{called} added it agrees"
 
 
-def _terms(point: Trial, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
+def _terms(point: FunctionTrace, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
     """Products of the upstream gradient with up to two tensors, with and without a sum along an axis, in this shape."""
     tensors = dict(readable(point))
     upstream = [(name, (take,)) for name, take in tensors.items() if "upstream" in name][:1]
@@ -153,7 +153,7 @@ def _terms(point: Trial, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
             yield f"the sum of {inner} over {along}{outer}", partial(_sum_times, parts, taken, axis, shape)
 
 
-def _product(parts: tuple[Mended, ...], shape: torch.Size, point: Trial) -> Tensor:
+def _product(parts: tuple[Mended, ...], shape: torch.Size, point: FunctionTrace) -> Tensor:
     whole = parts[0](point)
     for take in parts[1:]:
         whole = whole * take(point)
@@ -161,7 +161,7 @@ def _product(parts: tuple[Mended, ...], shape: torch.Size, point: Trial) -> Tens
 
 
 def _sum_times(
-    parts: tuple[Mended, ...], taken: tuple[Mended, ...], axis: int | None, shape: torch.Size, point: Trial
+    parts: tuple[Mended, ...], taken: tuple[Mended, ...], axis: int | None, shape: torch.Size, point: FunctionTrace
 ) -> Tensor:
     inner = parts[0](point)
     for take in parts[1:]:
