@@ -95,13 +95,13 @@ class Why:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why factors are zero: each once, in order."""
-        told = (
+        reasons = (
             f"{f.name} = 0: {f.reason}" if not f.reason.startswith(f"{f.name} = 0") else f.reason
             for term in self.terms
             for f in term.factors
             if f.reason
         )
-        return tuple(dict.fromkeys(told))
+        return tuple(dict.fromkeys(reasons))
 
     def __str__(self) -> str:
         lines = [self._sum()] if self.terms else []
@@ -145,11 +145,11 @@ class Why:
 
 
 def _row(term: Term) -> tuple[tuple[Span, ...], ...]:
-    told: list[tuple[Span, ...]] = [
+    factors: list[tuple[Span, ...]] = [
         (Math(f.latex), f" = {number(f.value)}") if f.latex != number(f.value) else (number(f.value),)
         for f in term.factors
     ]
-    return (*(told or [(term.text,), ()]), (number(term.value),))
+    return (*(factors or [(term.text,), ()]), (number(term.value),))
 
 
 def _sum_of(terms: tuple[Term, ...]) -> str:
@@ -169,7 +169,7 @@ def _in_product(value: Number) -> str:
 
 
 def element(name: str, index: Index) -> str:
-    """`Z1[0,2]`; a value of no axes goes by its name alone."""
+    """`Z1[0,2]`; a value without axes has its name alone."""
     return f"{name}[{','.join(map(str, index))}]" if index else name
 
 
@@ -374,8 +374,8 @@ class Search:
         sign = {1: "", -1: "-"}.get(factor.scale, f"{number(factor.scale)} ")  # type: ignore[call-overload]
         operand = path.operands.get((factor.argument or "", None))
         if operand is not None:
-            told = _at(self.notation.symbol(operand), factor.index)
-            return sign + element(self.notation.plain(operand), factor.index), sign + told
+            latex = _at(self.notation.symbol(operand), factor.index)
+            return sign + element(self.notation.plain(operand), factor.index), sign + latex
         if factor.argument is not None:
             return number(entry.local), number(entry.local)
         formula = sign + self._filled(path, entry, factor.latex)

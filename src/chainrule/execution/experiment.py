@@ -22,7 +22,7 @@ from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
 
 STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least
-FINEST = 1e-10  # what a central difference in float64 can tell, relative to the terms
+FINEST = 1e-10  # the precision of a central difference in float64, relative to the terms
 SMALL, WIDE = 64, 4096  # elements of an argument, of the outputs: up to here every element is measured
 
 
@@ -289,7 +289,7 @@ def pick(arguments: dict[str, Any], edge: Edge) -> Tensor:
 
 
 def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
-    """Set the tensor that an edge belongs to; the recorded list is left as it is."""
+    """Set the tensor that an edge belongs to; the recorded list is not changed."""
     name = edge.argument or ""
     if edge.item is None:
         arguments[name] = tensor

@@ -24,7 +24,7 @@ from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 
 DIRECTIONS = 6  # random directions along which a large gradient is measured
-CLOSE = 1e-7  # the rounding of a repaired gradient, as differences along a few directions tell it
+CLOSE = 1e-7  # the rounding allowed to a repaired gradient
 LARGEST = 1 << 20  # elements, of a gradient to be repaired
 
 Edit = Callable[[int, list[Any]], list[Any]]
@@ -159,7 +159,7 @@ class FunctionTrace:
         return lines, slope, terms, error
 
     def seen(self, position: int, gradient: Tensor) -> Tensor:
-        """A gradient as it is compared: its elements, or its products with the directions."""
+        """What is compared of a gradient: its elements, or its products with the directions."""
         lines = self._measured[position][0]
         return real(gradient) if lines is None else lines @ real(gradient)
 

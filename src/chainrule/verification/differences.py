@@ -96,7 +96,7 @@ def measure(context: NodeContext, experiment: Experiment, edge: Edge, finding: A
     marks = _Marks(context, edge, probe)
     if probe.x.numel() <= SMALL and probe.u.numel() <= WIDE:
         left_out = marks.near(probe.step * 2**-10)
-        _each_element(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, tell=True)
+        _each_element(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, keep_terms=True)
     else:
         left_out = marks.near(8 * probe.step) | ~probe.x.isfinite()
         _along_directions(probe, finding, left_out, eps)
@@ -129,13 +129,13 @@ class _Marks:
 # -- autograd and differences -----------------------------------------------------------------------------------------
 
 
-def _each_element(probe: Probe, finding: ArgumentCheck, chosen: list[int], eps: float, tell: bool) -> None:
+def _each_element(probe: Probe, finding: ArgumentCheck, chosen: list[int], eps: float, keep_terms: bool) -> None:
     """Compare autograd's gradient with differences at single elements; look closer where they do not agree."""
     finding.measured, finding.off, corners = {}, [], []
     got = finding.got[chosen]
     if chosen:
         found = probe.elements(chosen)
-        if tell:
+        if keep_terms:
             finding.terms = torch.zeros_like(finding.got)
             finding.terms[chosen] = found.terms.nan_to_num(0.0, 0.0)
         slope, terms, error = found.slope.clone(), found.terms.clone(), found.error.clone()
@@ -223,7 +223,9 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
             v = torch.where(corners, 0.0, v)
             kinks = (corners & ~left_out).nonzero()[:, 0].tolist()
             found = _dot_product(probe, finding, v, eps)
-            _each_element(probe, finding, kinks[:8], eps, tell=False)  # is what autograd takes there one of the slopes?
+            _each_element(
+                probe, finding, kinks[:8], eps, keep_terms=False
+            )  # is what autograd takes there one of the slopes?
             if finding.off:
                 return
             finding.finite, finding.kinks = found, _at_kink(probe, finding, kinks, "")
@@ -231,7 +233,7 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
                 continue
         kinks_before, along = finding.kinks, finding.finite
         sample = _suspects(probe, finding, v, eps, generator)
-        _each_element(probe, finding, sample, eps, tell=False)
+        _each_element(probe, finding, sample, eps, keep_terms=False)
         if finding.kinks is None:
             finding.kinks = kinks_before
             if not finding.off and not finding.unsettled:
@@ -260,7 +262,7 @@ def _small_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps:
     corners = _corners_along(probe, v)
     v = v if corners is None else torch.where(corners, 0.0, v)
     closer = _with_gradient(finding, finding.got)
-    _each_element(probe, closer, _suspects(probe, finding, v, eps, generator), eps, tell=False)
+    _each_element(probe, closer, _suspects(probe, finding, v, eps, generator), eps, keep_terms=False)
     if closer.off:
         finding.finite, finding.measured, finding.off = closer.finite, closer.measured, closer.off
 
@@ -333,7 +335,7 @@ def settle(experiment: Experiment, findings: list[ArgumentCheck], graph: Graph) 
             finding.off, finding.rounding = [], True
             continue
         finer = _with_gradient(finding, real(precise))
-        _each_element(Probe(experiment, finding.edge), finer, elements, FINEST, tell=False)
+        _each_element(Probe(experiment, finding.edge), finer, elements, FINEST, keep_terms=False)
         if (finer.off or finer.unsettled) and not _shrunk(finding, finer, measured):
             continue
         same = compare(finding.got, real(repeated), eps=4 * experiment.eps).agrees
@@ -432,7 +434,7 @@ def _right_in_float64(
     if share.gradient is None:
         return False
     judged = _with_gradient(finding, real(share.gradient))
-    _each_element(Probe(experiment, finding.edge), judged, elements, FINEST, tell=False)
+    _each_element(Probe(experiment, finding.edge), judged, elements, FINEST, keep_terms=False)
     return not judged.off and not judged.unsettled
 
 

@@ -83,8 +83,8 @@ def moves(tensor: Tensor) -> Iterator[tuple[Mistake, str, Callable[[Tensor], Ten
     for axis in range(tensor.dim()):
         if shape[axis] > 1:
             for by in (1, -1):
-                told = f"{misplaced}: shifted by {by} along axis {axis}"
-                yield "shifted", told, partial(torch.roll, shifts=by, dims=axis)
+                text = f"{misplaced}: shifted by {by} along axis {axis}"
+                yield "shifted", text, partial(torch.roll, shifts=by, dims=axis)
 
 
 def _read_transposed(tensor: Tensor, a: int, b: int) -> Tensor:
@@ -356,13 +356,13 @@ def _edits(point: FunctionTrace) -> Iterator[tuple[int, int, Mistake, str, _Chan
             for name, source in point.sources.items():
                 if source.shape != operand.shape or source is operand or source.dtype != operand.dtype:
                     continue
-                told = f"{called} is the wrong one: with {name}"
-                yield place, slot, "wrong operand", told, partial(_source, name, False)
+                text = f"{called} is the wrong one: with {name}"
+                yield place, slot, "wrong operand", text, partial(_source, name, False)
                 if source.dim() == 2:
-                    yield place, slot, "wrong operand", f"{told} transposed", partial(_source, name, True)
+                    yield place, slot, "wrong operand", f"{text} transposed", partial(_source, name, True)
             if call.name in ("add", "sub") and isinstance(call.out, Tensor) and operand.shape == call.out.shape:
-                told = f"its `{call.name}` has a term too many: with operand {slot + 1} alone"
-                yield place, slot, "extra term", told, None
+                text = f"its `{call.name}` has a term too many: with operand {slot + 1} alone"
+                yield place, slot, "extra term", text, None
 
 
 def _to_operand(move: Callable[[Tensor], Tensor], point: FunctionTrace, operand: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ def _terms(point: FunctionTrace, shape: torch.Size) -> Iterator[tuple[str, Mende
     for name, take in tensors.items():
         yield name, partial(_product, (take,), shape)
     products = upstream + [(f"{name} times {g}", (take, *gs)) for name, take in factors for g, gs in upstream]
-    for told, parts in products[1:]:
-        yield told, partial(_product, parts, shape)
+    for text, parts in products[1:]:
+        yield text, partial(_product, parts, shape)
     for (one, first), (two, second) in combinations_with_replacement(factors, 2):
         for g, gs in upstream:
             yield f"{one} times {two} times {g}", partial(_product, (first, second, *gs), shape)
