@@ -223,9 +223,7 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
             v = torch.where(corners, 0.0, v)
             kinks = (corners & ~left_out).nonzero()[:, 0].tolist()
             found = _dot_product(probe, finding, v, eps)
-            _each_element(
-                probe, finding, kinks[:8], eps, keep_terms=False
-            )  # is what autograd takes there one of the slopes?
+            _each_element(probe, finding, kinks[:8], eps, keep_terms=False)  # is autograd's gradient one of the slopes?
             if finding.off:
                 return
             finding.finite, finding.kinks = found, _at_kink(probe, finding, kinks, "")

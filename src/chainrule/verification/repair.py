@@ -1,8 +1,8 @@
-"""What is wrong with a user's wrong backward, where it can be recognised: each kind of mistake is tried to be mended.
+"""The diagnosis of a user's wrong backward: each kind of mistake is undone in turn, until the gradient agrees.
 
 A mistake is named only where the mended gradient agrees with the differences at the recorded point, with another
-upstream gradient, and at a point nearby. Simple mistakes are tried before intricate ones; where nothing agrees the
-answer is that it was not recognised.
+upstream gradient, and at a point nearby. Simple mistakes are tried before intricate ones. Where nothing agrees, the
+mistake is not recognised.
 """
 
 from __future__ import annotations
