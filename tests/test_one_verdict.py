@@ -87,8 +87,9 @@ def test_a_document_and_the_gradient_check_give_one_verdict(name):
     same_verdicts(recording)
 
 
-def test_confident_predictions_agree():
-    logits = torch.tensor([[14.0, 0.0, -3.0], [19.0, 1.0, 2.0]], requires_grad=True)
+@pytest.mark.parametrize("by", [0.0, 6.0, 12.0, 26.0, 60.0])
+def test_confident_predictions_agree(by):
+    logits = torch.tensor([[14.0 + by, 0.0, -3.0], [19.0 + by / 3, 1.0, 2.0]], requires_grad=True)
     recording = recorded(lambda: F.cross_entropy(logits, torch.tensor([0, 0])).backward())
     assert {each.kind for each in verdicts(recording.document())} == {"agrees"}
     assert recording.verify().passed

@@ -311,7 +311,7 @@ def _suspects(probe: Probe, finding: ArgumentCheck, v: Tensor, eps: float, gener
     return sorted(element for element in chosen if usable[element])
 
 
-def settle(experiment: Experiment, findings: list[ArgumentCheck], graph: Graph) -> None:
+def settle(context: NodeContext, experiment: Experiment, findings: list[ArgumentCheck]) -> None:
     """Run autograd again where it disagrees with differences: this finds rounding, hooks and unwanted gradients."""
     doubtful = [finding for finding in findings if finding.off]
     if not doubtful:
@@ -334,18 +334,35 @@ def settle(experiment: Experiment, findings: list[ArgumentCheck], graph: Graph) 
             continue
         finer = _with_gradient(finding, real(precise))
         _each_element(Probe(experiment, finding.edge), finer, elements, FINEST, keep_terms=False)
-        if (finer.off or finer.unsettled) and not _shrunk(finding, finer, measured):
+        unresolved = context.rule is not None and not finer.unsettled and _is_unresolved(experiment, finer)
+        if (finer.off or finer.unsettled) and not unresolved and not _shrunk(finding, finer, measured):
             continue
         same = compare(finding.got, real(repeated), eps=4 * experiment.eps).agrees
         if same and experiment.eps > FINEST:
             finding.off, finding.rounding = [], True
-        elif not same and not experiment.custom and graph.nodes[finding.edge.node].leaf is not None:
+        elif not same and not experiment.custom and context.graph.nodes[finding.edge.node].leaf is not None:
             finding.off, finding.got = [], real(repeated)
             finding.unsettled = (
                 f"the gradient of `{finding.label}` is not what this node gives when it is run again: a hook on the "
                 "leaf, or a write to `.grad`, changed it"
             )
         finding.measured = measured
+
+
+def _is_unresolved(experiment: Experiment, fine: ArgumentCheck) -> bool:
+    """Whether autograd in float64 differs by less than differences can resolve beside the upstream gradient.
+
+    Log-softmax of a confident prediction computes log(1 + 1e-18) = 0: the outputs do not move, and their size does not
+    show what rounded them off. This excuses no function of the user's.
+    """
+    off, measured = fine.off or [], fine.measured or {}
+    apart = max((abs(float(fine.got[i]) - measured.get(i, math.inf)) for i in off), default=0.0)
+    return not experiment.custom and apart <= FINEST * _largest(experiment)
+
+
+def _largest(experiment: Experiment) -> float:
+    """The largest element of the upstream gradient."""
+    return max((float(g.abs().max()) for g in experiment.upstream.values() if g.numel()), default=0.0)
 
 
 def _mere_rounding(
@@ -359,8 +376,7 @@ def _mere_rounding(
     """
     off = finding.off or []
     apart = torch.tensor([abs(float(finding.got[i]) - measured.get(i, math.inf)) for i in off], dtype=torch.float64)
-    largest = max((float(g.abs().max()) for g in experiment.upstream.values() if g.numel()), default=0.0)
-    if experiment.custom or not bool((apart <= FINEST * largest).all()):
+    if experiment.custom or not bool((apart <= FINEST * _largest(experiment)).all()):
         return False
     generator, moved = torch.Generator().manual_seed(0), torch.zeros_like(apart)
     for _ in range(8):

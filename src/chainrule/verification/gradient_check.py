@@ -262,7 +262,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
                 finding = at_known_kink(context, unmeasured(edge, context, ours))
             if finding is not None:
                 findings.append(finding)
-        settle(experiment, findings, graph)
+        settle(context, experiment, findings)
     except CannotRunError as error:
         obstacle = str(error)
     except Exception as error:  # a user's function, or an operation without float64, may raise anything
