@@ -1,4 +1,4 @@
-"""One argument of one node: autograd's recorded gradient compared with differences, and with our rule's.
+"""One argument of one node: autograd's recorded gradient compared with differences.
 
 The first measurement is cheap. Only where it disagrees, other step sizes are tried, one-sided differences are taken
 (at a kink no step size helps), and autograd runs again, which separates a wrong derivative from a kink, from rounding,
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Share, shares_of
-from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, real, widened
-from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance, unravel
+from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, real
+from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance
 from chainrule.graph.graph import Edge, Graph, Node, Passage
 from chainrule.rules import Applied, Rule
 
@@ -96,7 +96,7 @@ def measure(context: NodeContext, experiment: Experiment, edge: Edge, finding: A
     marks = _Marks(context, edge, probe)
     if probe.x.numel() <= SMALL and probe.u.numel() <= WIDE:
         left_out = marks.near(probe.step * 2**-10)
-        _each_element(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, keep_terms=True)
+        compare_elements(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, keep_terms=True)
     else:
         left_out = marks.near(8 * probe.step) | ~probe.x.isfinite()
         _along_directions(probe, finding, left_out, eps)
@@ -129,7 +129,7 @@ class _Marks:
 # -- autograd and differences -----------------------------------------------------------------------------------------
 
 
-def _each_element(probe: Probe, finding: ArgumentCheck, chosen: list[int], eps: float, keep_terms: bool) -> None:
+def compare_elements(probe: Probe, finding: ArgumentCheck, chosen: list[int], eps: float, keep_terms: bool) -> None:
     """Compare autograd's gradient with differences at single elements; look closer where they do not agree."""
     finding.measured, finding.off, corners = {}, [], []
     got = finding.got[chosen]
@@ -223,7 +223,9 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
             v = torch.where(corners, 0.0, v)
             kinks = (corners & ~left_out).nonzero()[:, 0].tolist()
             found = _dot_product(probe, finding, v, eps)
-            _each_element(probe, finding, kinks[:8], eps, keep_terms=False)  # is autograd's gradient one of the slopes?
+            compare_elements(
+                probe, finding, kinks[:8], eps, keep_terms=False
+            )  # is autograd's gradient one of the slopes?
             if finding.off:
                 return
             finding.finite, finding.kinks = found, _at_kink(probe, finding, kinks, "")
@@ -231,7 +233,7 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
                 continue
         kinks_before, along = finding.kinks, finding.finite
         sample = _suspects(probe, finding, v, eps, generator)
-        _each_element(probe, finding, sample, eps, keep_terms=False)
+        compare_elements(probe, finding, sample, eps, keep_terms=False)
         if finding.kinks is None:
             finding.kinks = kinks_before
             if not finding.off and not finding.unsettled:
@@ -259,8 +261,8 @@ def _small_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps:
         return
     corners = _corners_along(probe, v)
     v = v if corners is None else torch.where(corners, 0.0, v)
-    closer = _with_gradient(finding, finding.got)
-    _each_element(probe, closer, _suspects(probe, finding, v, eps, generator), eps, keep_terms=False)
+    closer = with_gradient(finding, finding.got)
+    compare_elements(probe, closer, _suspects(probe, finding, v, eps, generator), eps, keep_terms=False)
     if closer.off:
         finding.finite, finding.measured, finding.off = closer.finite, closer.measured, closer.off
 
@@ -332,8 +334,8 @@ def settle(context: NodeContext, experiment: Experiment, findings: list[Argument
         if _mere_rounding(experiment, edges, finding, measured):
             finding.off, finding.rounding = [], True
             continue
-        finer = _with_gradient(finding, real(precise))
-        _each_element(Probe(experiment, finding.edge), finer, elements, FINEST, keep_terms=False)
+        finer = with_gradient(finding, real(precise))
+        compare_elements(Probe(experiment, finding.edge), finer, elements, FINEST, keep_terms=False)
         unresolved = context.rule is not None and not finer.unsettled and _is_unresolved(experiment, finer)
         if (finer.off or finer.unsettled) and not unresolved and not _shrunk(finding, finer, measured):
             continue
@@ -394,78 +396,9 @@ def _shrunk(coarse: ArgumentCheck, fine: ArgumentCheck, measured: dict[int, floa
     )
 
 
-def _with_gradient(finding: ArgumentCheck, got: Tensor) -> ArgumentCheck:
+def with_gradient(finding: ArgumentCheck, got: Tensor) -> ArgumentCheck:
     """The same argument with another gradient to be compared with the differences."""
     return ArgumentCheck(finding.edge, finding.label, got, False)
-
-
-# -- our rule and autograd -------------------------------------------------------------------------------------------
-
-
-def compare_rule(
-    context: NodeContext, experiment: Experiment | None, finding: ArgumentCheck, share: Share | None
-) -> None:
-    """Compare our rule's gradient with autograd's, unless the quick check has."""
-    if finding.rule is not None or share is None or share.gradient is None or share.recorded is None:
-        return
-    finding.ours = ours = real(share.gradient)
-    got, eps, size = finding.got, context.eps, torch.maximum(ours.abs(), finding.got.abs()) + rms(finding.got)
-    terms = size if finding.terms is None else size + finding.terms
-    found = compare(got, ours, terms, eps=eps, argument=finding.label)
-    if not found.agrees:
-        apart = finding.finite.largest if finding.rounding and finding.finite is not None else 0.0
-        terms, count = terms + _size_of_terms(context, finding), _most_terms(context, got)
-        found = compare(got, ours, terms, count=count, eps=eps, slack=4.0 * apart, argument=finding.label)
-    off = found.off or (() if found.agrees else (0,))
-    if off and not finding.off and _right_in_float64(context, experiment, finding, [*off[:8]]):
-        # One of the two rounds more (a constant in float32, a sum that cancels), and neither is wrong.
-        found, off = replace(found, tolerance=max(found.tolerance, found.largest)), ()
-    pairs = 2 if share.gradient.is_complex() else 1
-    shape = tuple(share.gradient.shape)
-    index = unravel(found.index[0] // pairs, shape) if found.index else None
-    finding.rule, finding.rule_off = replace(found, index=index, off=()), off
-
-
-def _most_terms(context: NodeContext, got: Tensor) -> int:
-    """The most terms that an element of a gradient can have: one for each element of the outputs."""
-    elementwise = context.rule is not None and context.rule.structure == "elementwise"
-    outs = max((g.numel() for g in context.passage.upstream if g is not None), default=1)
-    return max(1, outs // max(got.numel(), 1) if elementwise else outs)
-
-
-def _right_in_float64(
-    context: NodeContext, experiment: Experiment | None, finding: ArgumentCheck, elements: list[int]
-) -> bool:
-    """Whether our rule, computed in float64, agrees with differences at these elements."""
-    if experiment is None:
-        return False
-    assert context.op is not None
-    outs = experiment.run(experiment.wide)
-    op = Applied(experiment.wide, (*outs, *context.op.outs[len(outs) :]), context.op.name)
-    upstream = tuple(None if g is None else widened(g) for g in context.passage.upstream)
-    precise = replace(context, op=op, passage=replace(context.passage, upstream=upstream))
-    share = precise.contributions()[finding.edge.position]
-    if share.gradient is None:
-        return False
-    judged = _with_gradient(finding, real(share.gradient))
-    _each_element(Probe(experiment, finding.edge), judged, elements, FINEST, keep_terms=False)
-    return not judged.off and not judged.unsettled
-
-
-def _size_of_terms(context: NodeContext, finding: ArgumentCheck) -> Tensor:
-    """The size of the summed terms: the VJP of the upstream gradient with random signs does not cancel."""
-    generator = torch.Generator().manual_seed(0)
-    size = torch.zeros_like(finding.got)
-    for _ in range(3):
-        upstream = tuple(
-            None if g is None else g * (2.0 * torch.randint(2, g.shape, generator=generator).to(g) - 1)
-            for g in context.passage.upstream
-        )
-        again = replace(context, passage=replace(context.passage, upstream=upstream))
-        gradient = again.contributions()[finding.edge.position].gradient
-        if gradient is not None:
-            size = torch.maximum(size, real(gradient).abs())
-    return size + rms(size)
 
 
 def _at_kink(probe: Probe, finding: ArgumentCheck, elements: list[int], choice: str) -> AtKink | None:

@@ -30,10 +30,11 @@ from chainrule.graph.comparison import Comparison, compare, rounding, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Passage, Value
 from chainrule.graph.selection import select
 from chainrule.rules import Applied, Rule, plain
-from chainrule.verification.differences import ArgumentCheck, NodeContext, compare_rule, measure, settle
-from chainrule.verification.quick_check import LARGE, at_known_kink, quick_check, slabs, unmeasured
+from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
+from chainrule.verification.quick_check import quick_check, slabs
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
+from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, unmeasured
 
 _SYMMETRIC = "its argument stands for a symmetric matrix, of which it reads one triangle"
 _NORMALISED = "the statistics that it is given are those of its `input`, whose gradient counts their change too"

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.execution.experiment import FINEST, STEP, Experiment, pick, put, real
+from chainrule.execution.experiment import FINEST, STEP, Experiment, pick, put
 from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare, rms
 from chainrule.graph.graph import Edge
 from chainrule.rules import Kink
-from chainrule.verification.differences import ArgumentCheck, AtKink, NodeContext, label_of
+from chainrule.verification.differences import ArgumentCheck, NodeContext, label_of
+from chainrule.verification.rule_comparison import LARGE, compare_large, is_plain
 
-LARGE = 2**16  # elements: from here on a quick check comes first, and tensors are compared in their own type
 DENSE = 2**20  # elements: above, directions are sparse
 DRAWN, KEPT = 2**18, 2**12  # elements of a sparse direction: drawn, and kept of those
 
@@ -53,49 +53,6 @@ def quick_check(context: NodeContext, experiment: Experiment, edge: Edge, ours: 
     if finite is None or not finite.agrees:
         return None
     return ArgumentCheck(edge, label, got, False, ours, finite, rule=beside)
-
-
-def unmeasured(edge: Edge, context: NodeContext, ours: Tensor | None = None) -> ArgumentCheck | None:
-    """What autograd gave for one argument, unmeasured; where it is large, it is compared with `ours` at once."""
-    graph, passage = context.graph, context.passage
-    got = passage.downstream[edge.position] if edge.position < len(passage.downstream) else None
-    if edge.value is None and got is None:
-        return None
-    label = label_of(edge)
-    if got is None:
-        value = graph.values[edge.value or 0]
-        count = 2 if value.dtype.is_complex else 1
-        return ArgumentCheck(
-            edge, label, torch.zeros(torch.Size(value.shape).numel() * count, dtype=torch.float64), True
-        )
-    if ours is not None and got.numel() > LARGE and (found := compare_large(got, ours, context.eps, label)) is not None:
-        return ArgumentCheck(edge, label, got, False, ours, rule=found)
-    return ArgumentCheck(edge, label, real(got), False)
-
-
-def compare_large(got: Tensor, ours: Tensor, eps: float, label: str) -> Comparison | None:
-    """Our rule's gradient compared with autograd's as they are; None where they differ, or are of other kinds."""
-    if not is_plain(got) or not is_plain(ours) or ours.shape != got.shape or ours.dtype != got.dtype:
-        return None
-    found = compare(got, ours, eps=eps, argument=label)
-    return found if found.agrees else None
-
-
-def is_plain(tensor: object) -> bool:
-    """Whether something is a dense tensor of real numbers."""
-    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
-
-
-def at_known_kink(context: NodeContext, finding: ArgumentCheck | None) -> ArgumentCheck | None:
-    """The same with the elements that lie exactly at a kink that our rule knows."""
-    kink = context.rule.kink if context.rule is not None else None
-    if kink is None or finding is None or (kink.argument, None) != (finding.edge.argument, finding.edge.item):
-        return finding
-    marks = kink.where(context.op, 0.0)
-    if marks.numel() == finding.got.numel() and (count := int(marks.count_nonzero())):
-        first = marks.nonzero()[:8].tolist()
-        finding.kinks = AtKink(finding.label, tuple(map(tuple, first)), count, kink.choice)
-    return finding
 
 
 def _at_corner(kink: Kink, op: Any, edge: Edge, recorded: Tensor) -> bool:
