@@ -24,7 +24,7 @@ from chainrule.derivation.contributions import (
 )
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
 from chainrule.errors import MissingError
-from chainrule.graph.comparison import compare, rounding
+from chainrule.graph.comparison import UNKNOWN_SUMS, compare, rounding
 from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.lookup import Index, check_index, find_value
 from chainrule.graph.symbols import Notation
@@ -252,7 +252,6 @@ class Search:
         self.graph = graph
         self.notation = notation
         self._paths = paths_back(graph, derivation)
-        self._nodes = max(1, len(derivation.nodes))
 
     def has_numbers(self, value: int) -> bool:
         """Whether the gradient of a value, and what it is the sum of, was kept."""
@@ -298,9 +297,9 @@ class Search:
         return f"The backward pass began at {called}: its gradient is the seed, {gradient} = {number(recorded)}."
 
     def _add_up(self, value: int, recorded: Number, total: Number, terms: float) -> bool:
-        """Whether the terms add up to the gradient; each carries the roundings of the nodes that it came through."""
+        """Whether the terms add up to the gradient; each came down a chain of sums, and carries their roundings."""
         eps = rounding(self.graph.values[value].dtype)
-        return compare(total, recorded, terms * self._nodes**0.5, count=self._nodes, eps=eps).agrees
+        return compare(total, recorded, terms * UNKNOWN_SUMS**0.5, count=UNKNOWN_SUMS, eps=eps).agrees
 
     def _gradient(self, value: int, index: Index) -> tuple[str, str]:
         """d loss / d element, in a line of text and in LaTeX."""
