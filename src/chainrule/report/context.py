@@ -289,10 +289,9 @@ class Context:
             return "not kept"
         arrived = self.graph.values[parameter.value].grad if parameter.value is not None else None
         sent = self.graph.sent(parameter)
-        if sent is None or arrived is None or self.measures.are_twins(arrived, sent):
+        if sent is None or arrived is None or self.measures.are_twins(arrived, sent) or compare(sent, arrived).agrees:
             return "None"
-        left = distance(sent, arrived)
-        return f"left from before, norm {left:.4g}" if left else "None"
+        return f"left from before, norm {distance(sent, arrived):.4g}"
 
     def check_gradient(self, value: int, ours: Data, recorded: Data, text: Text) -> Verdict:
         """The whole gradient of a value, as our rules give it and as PyTorch did."""
