@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import chainrule
 from chainrule import runs
-from chainrule.verification.gradient_check import Row
+from chainrule.verification.rows import Row
 
 
 def proved(recording: chainrule.Recording) -> dict[str, Row]:

@@ -14,6 +14,7 @@ from chainrule import document
 from chainrule.errors import MissingError, RequestError
 from chainrule.graph.snapshot import Snapshot
 from chainrule.recording import record
+from chainrule.report.gradient_check import gradient_check
 from chainrule.verification.gradient_check import verify
 
 
@@ -629,7 +630,7 @@ def test_a_sample_is_the_same_each_time_and_says_what_it_left_out():
     assert [row.node for row in some.rows] == [row.node for row in again.rows]
     assert some.coverage == (looked, looked)
     assert some.left_out == len(graph.nodes) - looked
-    assert f"{looked} of {len(graph.nodes)} nodes (a random share of 0.1)" in str(some.document())
+    assert f"{looked} of {len(graph.nodes)} nodes (a random share of 0.1)" in str(gradient_check(some))
     both = verify(graph, only=["h.3.*", "h.4.*"], sample=0.01)
     assert (len(both.rows), both.chosen) == (1, "those that h.3.*, h.4.* names, of these a random share of 0.01")
     assert verify(graph).left_out == 0
@@ -670,7 +671,7 @@ def test_many_elements_are_looked_at_in_chunks_that_fit(monkeypatch):
 
 def test_the_document_names_node_line_and_the_three_sides():
     x = torch.randn(3, requires_grad=True)
-    told = proved(lambda: FlippedSign.apply(x).sum().backward()).document()
+    told = gradient_check(proved(lambda: FlippedSign.apply(x).sum().backward()))
     assert isinstance(told, document.Document)
     failure = told.sections[1]
     assert failure.title[0].startswith("FlippedSignBackward, node")

@@ -24,6 +24,8 @@ from chainrule.errors import RecordingError
 from chainrule.gc_control import Seldom
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.snapshot import Parameter
+from chainrule.verification.gradient_check import MEMORY, verify
+from chainrule.verification.rows import GradientCheck
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step
@@ -32,10 +34,29 @@ if TYPE_CHECKING:
     from chainrule.document import Document
     from chainrule.graph.names import Notation
     from chainrule.graph.statistics_cache import StatisticsCache
-    from chainrule.verification.gradient_check import Verification
 
 
 QUICKLY_PROVED = 300  # nodes up to which a page is written with its proof without being asked
+
+
+class Verification(GradientCheck):
+    """A gradient check as the user holds it; printed, it is rendered for a terminal."""
+
+    @classmethod
+    def of(cls, check: GradientCheck) -> Verification:
+        """The same check, to be shown."""
+        return cls(check.rows, check.coverage, check.left_out, check.chosen)
+
+    def document(self) -> Document:
+        """The check for any view: a summary, a table of all nodes, and each disagreement with its wrong elements."""
+        from chainrule.report.gradient_check import gradient_check
+
+        return gradient_check(self)
+
+    def __str__(self) -> str:
+        from chainrule.views import terminal
+
+        return terminal.text(self.document())
 
 
 class Recording:
@@ -218,15 +239,13 @@ class Recording:
         Raises MissingError where `only` names nothing, RequestError for a share or a memory that means nothing.
         """
         from chainrule.progress import bar
-        from chainrule.verification.gradient_check import MEMORY, verify
 
         whole = only is None and sample is None and memory is None
         if whole and self._verification is not None:
             return self._verification
         with bar("verifying nodes") as progress:
-            found = verify(
-                self.graph, only=only, sample=sample, memory=MEMORY if memory is None else memory, progress=progress
-            )
+            memory = MEMORY if memory is None else memory
+            found = Verification.of(verify(self.graph, only=only, sample=sample, memory=memory, progress=progress))
         if whole:
             self._verification = found
         return found
@@ -257,9 +276,9 @@ class Recording:
 
         if pointing and len(self.nodes) <= QUICKLY_PROVED:
             self.verify()
-        verdicts = {row.node.index: row.verdict for row in self._verification.rows} if self._verification else {}
+        rows = {row.node.index: row for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))
-        context = report.Context(self.graph, self.derivation, self.notation, found, verdicts, self._measures)
+        context = report.Context(self.graph, self.derivation, self.notation, found, rows, self._measures)
         return report.brief(context) if brief else report.full(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""`chainrule.verify(fn, *inputs)`: the proof of one function at one point, without a training step around it.
+"""`chainrule.verify(fn, *inputs)`: the gradient check of one function at one point, without a training step.
 
-The outputs are weighed with random numbers and sent back, so that no gradient is hidden by symmetry. Everything that
-running the function changes is put back: `.grad` of the leaves that it reads, buffers of a module, random generators.
+The outputs are weighted with random numbers and sent back, so that symmetry hides no gradient. Everything that running
+the function changes is restored: `.grad` of the leaves that it reads, buffers of a module, random generators.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from torch import Tensor
 from chainrule.errors import RecordingError
 from chainrule.execution.experiment import nothing_left_behind
 from chainrule.graph.trees import map_leaves, reach, tensors_in
-from chainrule.recording import record
-from chainrule.verification.gradient_check import Verification
-from chainrule.verification.gradient_check import verify as prove
+from chainrule.recording import Verification, record
+from chainrule.verification.gradient_check import verify as check_gradients
 
 
 def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any, **keywords: Any) -> Verification:
-    """Prove the gradients of a function, a module, or an `autograd.Function` (the class, or its `.apply`) on inputs.
+    """Check the gradients of a function, a module, or an `autograd.Function` (the class, or its `.apply`) on inputs.
 
     Tensors of real or complex numbers among the inputs count as variables, on copies: the inputs stay as they are.
 
@@ -45,7 +44,7 @@ def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any,
             with _gradients_restored(outs):
                 seeds = _projection(outs)
                 _tried(lambda: torch.autograd.backward(outs, seeds), name, "in its backward")
-        return prove(recording.graph)
+        return Verification.of(check_gradients(recording.graph))
 
 
 def _name(fn: Any) -> str:
@@ -60,9 +59,9 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
         apply: Callable[..., Any] = fn.apply
         return apply
     if isinstance(fn, Tensor) or not callable(fn):
-        told = repr(fn) if isinstance(fn, str) else f"a {type(fn).__name__}"
+        given = repr(fn) if isinstance(fn, str) else f"a {type(fn).__name__}"
         raise RecordingError(
-            f"chainrule.verify: {told} cannot be called. Give a "
+            f"chainrule.verify: {given} cannot be called. Give a "
             "function, a module or an autograd.Function first, then its inputs: chainrule.verify(fn, x, y)."
         )
     if isinstance(fn, type):
@@ -89,11 +88,11 @@ def _tried(run: Callable[[], Any], name: str, where: str) -> Any:
     try:
         return run()
     except Exception as error:
-        told = str(error).strip().splitlines()
-        writes = told and "a leaf Variable that requires grad" in told[0]
+        lines = str(error).strip().splitlines()
+        writes = lines and "a leaf Variable that requires grad" in lines[0]
         advice = f" It writes to what it is given: chainrule.verify(lambda x: {name}(x.clone()), x)." if writes else ""
         raise RecordingError(
-            f"chainrule.verify: {name} failed {where}: {type(error).__name__}{': ' + told[0] if told else ''}{advice}"
+            f"chainrule.verify: {name} failed {where}: {type(error).__name__}{': ' + lines[0] if lines else ''}{advice}"
         ) from error
 
 

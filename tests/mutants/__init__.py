@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from chainrule.recording import record
-from chainrule.verification.gradient_check import Verification, verify
+from chainrule.verification.gradient_check import verify
+from chainrule.verification.rows import GradientCheck
 from tests.mutants.operations import OPERATIONS, Gradient, Operation, Term
 
 MOVED = 1e-3  # how much a wrong gradient must differ from the right one, relative to it, to be a mutant at all
@@ -177,7 +178,7 @@ def _differs(mutant: Mutant) -> bool:
     return good.shape == bad.shape and bool((good - bad).norm() > MOVED * good.norm())
 
 
-def step(function: type[Function], operation: Operation) -> Verification:
+def step(function: type[Function], operation: Operation) -> GradientCheck:
     """A training step with the function in the middle, proved."""
     leaves = [x.requires_grad_() for x in inputs(operation)]
     with record() as recording:

@@ -15,6 +15,7 @@ from torch import nn
 from chainrule.document import Document, Paragraph, Section
 from chainrule.examples import worked_example
 from chainrule.recording import Recording, load, record
+from chainrule.report.code import PREAMBLE
 from chainrule.views import notebook
 from tests.views import hostile
 
@@ -116,7 +117,7 @@ def test_code_from_a_loaded_recording_is_the_same(tmp_path: Path) -> None:
 def test_a_wrong_number_is_met() -> None:
     codes = sources(worked())
     assert "W1 = torch.tensor([[-1.0" in "\n".join(codes)
-    with pytest.raises(AssertionError, match="not close"):
+    with pytest.raises(AssertionError, match="not the recorded result"):
         run([code.replace("W1 = torch.tensor([[-1.0", "W1 = torch.tensor([[-1.5") for code in codes])
 
 
@@ -167,7 +168,8 @@ def test_hostile_names_are_only_identifiers() -> None:
         assert not any(bad in "\n".join(codes) for bad in ("alert(", "system(", "import os"))
         names = [node for node in ast.walk(ast.parse("\n".join(codes))) if isinstance(node, ast.Name)]
         assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        assert {node.id for node in names} - assigned <= {"torch", "check", "through", "result", "recorded", "operand"}
+        ours = {node.id for node in ast.walk(ast.parse(PREAMBLE)) if isinstance(node, ast.Name)}
+        assert {node.id for node in names} - assigned <= ours | {"check", "terms_of", "through", "operand"}
         run(codes)
 
 

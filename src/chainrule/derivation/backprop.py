@@ -1,8 +1,8 @@
-"""Backpropagation with our own rules, independently of autograd: from the seed at the loss to every leaf.
+"""Backpropagation with our own rules, independent of autograd: from the seed at the loss to every leaf.
 
-The walk sees only the recorded forward values and the edges between nodes. Each gradient it passes on is one that a
-rule of ours computed, so agreement with autograd at the leaves is a proof of the whole chain. Where there is no rule
-the walk goes on with autograd's own gradient, and the step says so.
+The walk reads only the recorded forward values and the edges between nodes. A rule of ours computes each gradient that
+it passes on, so agreement with autograd at the leaves proves the whole chain. Where there is no rule the walk continues
+with autograd's own gradient, and the step says so.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from chainrule.rules import Applied, Rule
 
 @dataclass(frozen=True)
 class Share:
-    """What one step back gives to one argument: its share of d loss / d value.
+    """The contribution of one backward step to the gradient of one argument.
 
-    `gradient` is ours, in the argument's own shape; `summed` says over which axes of the output it was summed, because
-    broadcasting had copied the argument along them. `recorded` is autograd's (None: not seen on its own).
+    `gradient` is ours, in the argument's own shape. `summed` are the axes of the output over which it was summed,
+    because broadcasting had copied the argument along them. `recorded` is autograd's (None: not recorded by itself).
     """
 
     argument: str
@@ -55,11 +55,11 @@ class NodeStep:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the derivation as it is told: what the user wrote as one call, opened down to its nodes where needed.
+    """One step of the derivation: what the user wrote as one call, opened down to its nodes where needed.
 
     `arguments` and `outputs` are indices of values; `rule` and `op` say what the operation means (None: no rule yet).
-    A backward step has `upstream` and `shares`, an update step its `update`. The walk goes on with what the nodes give;
-    what the rule of a whole call gives beside them is worked out when `shares` is first read.
+    A backward step has `upstream` and `shares`, an update step its `update`. The walk continues with the gradients of
+    the nodes; those of the rule of a whole call are computed when `shares` is first read.
     """
 
     index: int
@@ -78,13 +78,13 @@ class Step:
 
     @cached_property
     def shares(self) -> tuple[Share, ...]:
-        """What the step gives back to each argument."""
+        """The contribution to the gradient of each argument."""
         return self.sharing()
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """The whole walk: steps as told, the rule's step at each node, and our own gradient of each value.
+    """The whole walk: its steps, the rule's step at each node, and our own gradient of each value.
 
     `of_passes` has the gradients of each backward pass, `gradients` their sums over the passes that are `counted`.
     """
@@ -103,7 +103,7 @@ def derive(graph: Graph) -> Derivation:
     for backward, ran in graph.passes():
         node_steps += _walk(graph, backward, ran, of_passes.setdefault(backward, {}))
     gradients = graph.summed(of_passes)
-    return Derivation(tuple(_told(graph, node_steps, gradients)), tuple(node_steps), gradients, of_passes)
+    return Derivation(tuple(_steps(graph, node_steps, gradients)), tuple(node_steps), gradients, of_passes)
 
 
 def applied(graph: Graph, operation: Operation) -> Applied:
@@ -145,7 +145,7 @@ def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...])
 def shares_of(
     graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: NodeExecution
 ) -> Iterator[Share]:
-    """Apply a rule to one node: the share of each argument that wants one.
+    """Apply a rule to one node: the contribution to each argument that requires a gradient.
 
     Raises RuleError, with the node and its place, where the rule breaks its contract.
     """
@@ -209,7 +209,7 @@ def _walk(
 
 
 def _asked(graph: Graph, ran: dict[int, NodeExecution], step: NodeStep) -> NodeStep:
-    """Without what nobody asked for: `torch.autograd.grad` and `backward(inputs=...)` want some gradients only."""
+    """Drop what nobody asked for: `torch.autograd.grad` and `backward(inputs=...)` compute some gradients only."""
     shares = []
     for share, edge in zip(step.shares, graph.nodes[step.node].edges, strict=True):
         goes_on = graph.nodes[edge.node].leaf is None and edge.node in ran
@@ -244,16 +244,16 @@ def _step_back(
 
 
 def _recorded(node: Node, passage: NodeExecution) -> Iterator[Share]:
-    """What autograd gave each argument, in the place of what a rule would have given."""
+    """What autograd gave each argument, where no rule gives anything."""
     for edge in node.edges:
         recorded = tensor_of(passage.along(edge))
         yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
 
 
-# -- the steps as they are told ---------------------------------------------------------------------------------------
+# -- the steps --------------------------------------------------------------------------------------------------------
 
 
-def _told(graph: Graph, node_steps: list[NodeStep], gradients: dict[int, Tensor]) -> Iterator[Step]:
+def _steps(graph: Graph, node_steps: list[NodeStep], gradients: dict[int, Tensor]) -> Iterator[Step]:
     units = list(_units(graph))
     steps: list[Step] = [_forward(graph, unit) for unit in units]
     steps += _backward_steps(graph, units, node_steps, gradients)
@@ -264,7 +264,7 @@ def _told(graph: Graph, node_steps: list[NodeStep], gradients: dict[int, Tensor]
 
 @dataclass(frozen=True)
 class _Unit:
-    """What is told as one: a call that a rule knows as a whole, or one operation."""
+    """What becomes one step: a call that a rule knows as a whole, or one operation."""
 
     call: int | None
     operations: tuple[int, ...]
@@ -275,7 +275,7 @@ class _Unit:
 
 
 def _units(graph: Graph) -> Iterator[_Unit]:
-    """The operations that led to a loss (all of them where there is none), grouped as they are told."""
+    """The operations that led to a loss (all of them where there is none), grouped into steps."""
     wanted = _ancestors(graph)
     flowing = {operation.call for operation in graph.operations if operation.node is not None} - {None}
     done: set[int] = set()
@@ -283,7 +283,7 @@ def _units(graph: Graph) -> Iterator[_Unit]:
         if operation.index not in wanted or operation.index in done:
             continue
         if operation.node is None and flowing and (operation.call in flowing or not _in_module(graph, operation)):
-            continue  # inner work of a call that is told, as the mask of dropout, or making of the data and the model
+            continue  # inner work of a call, as the mask of dropout, or making of the data and the model
         unit = _call_unit(graph, operation.call) if operation.call is not None else None
         unit = _operation_unit(graph, operation) if unit is None else unit
         done.update(unit.operations)
@@ -324,7 +324,7 @@ def _call_unit(graph: Graph, index: int) -> _Unit | None:
         )
         kept = all(graph.values[v].data is not None for *_, v in references(arguments)) and out.data is not None
         op = Applied(graph.filled(arguments, kept), (graph.filled(Ref(out.index), kept),), call.name)
-        # Under autocast the call's arguments are not the numbers that it computed with: then its nodes are told.
+        # Under autocast a call computes with other numbers than its arguments: then its nodes are the steps.
         operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]
         cast = any(each.is_floating_point() and each.dtype != out.dtype for each in operands)
         if not cast and _accepts(rule, op):
@@ -399,7 +399,7 @@ def _own_shares(member: NodeStep) -> tuple[Share, ...]:
 
 
 def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Share, ...]:
-    """The call's own rule, beside what the nodes of the call together gave each argument."""
+    """What the call's own rule gives each argument, with what the nodes of the call together gave it."""
     assert unit.rule is not None
     assert unit.op is not None
     inside = {member.node for member in members}

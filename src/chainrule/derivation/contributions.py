@@ -1,6 +1,6 @@
-"""The ways on which gradients came back to a value, and the terms that each element got on them.
+"""The paths along which gradients came back to a value, and the terms that each element got along them.
 
-The upstream factors are recorded; column j of the local Jacobian, dy_i/dx_j, comes from the rule alone: its
+The upstream factors are recorded. Column j of the local Jacobian, dy_i/dx_j, comes from the rule alone: its
 vector-Jacobian product is linear in the upstream gradient g, so the column is the derivative by g of its element j.
 """
 
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from chainrule import rules
 from chainrule.derivation.backprop import Derivation, NodeStep, Share, Step
+from chainrule.graph.comparison import compare, rounding
 from chainrule.graph.graph import Graph, counted, references
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
 from chainrule.rules import Applied, Rule
 
-SEARCHED = 4_096  # elements of an output up to which each is asked whether its derivative is 0 only by chance
-ROUNDING = 1e-4  # how far a sum may be from the share that it makes, relative to the sum of sizes
-BASIS = 4_096  # elements of an output up to which a Jacobian is worked out with one basis vector after another
+SEARCHED = 4_096  # elements of an output up to which each is tested for a derivative that is 0 only by chance
+BASIS = 4_096  # elements of an output up to which a Jacobian is computed from basis vectors
 
 Number = float | complex
 Arguments = tuple[tuple[str, int | None, int], ...]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way on which a gradient came back to a value: what it was used for, and as which argument."""
+class Path:
+    """One path of a gradient back to a value: what the value was used for, and as which argument."""
 
     outputs: tuple[int | None, ...]
     argument: str
@@ -40,13 +40,13 @@ class Way:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether the numbers that it is made of were kept."""
+        """Whether its numbers were kept."""
         return has_numbers(self.gradient)
 
 
 @dataclass(frozen=True)
-class RuledWay(Way):
-    """A way that a rule explains. `operands` are the values of the operation's other arguments too."""
+class RuledPath(Path):
+    """A path that a rule explains. `operands` are the values of the operation's other arguments too."""
 
     rule: Rule
     op: Applied
@@ -57,7 +57,7 @@ class RuledWay(Way):
 
     @property
     def has_numbers(self) -> bool:
-        """Whether the numbers that it is made of were kept: upstream gradients, operands and results."""
+        """Whether its numbers were kept: upstream gradients, operands and results."""
         return self.op.has_numbers and all_have_numbers(*self.upstream, self.gradient)
 
     def pull(self, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -79,32 +79,32 @@ class Entry:
     value: Number
 
 
-def ways_back(graph: Graph, derivation: Derivation) -> dict[int, list[Way]]:
-    """The ways back to each value: through the steps as they are told, else through the bare nodes."""
-    told: dict[int, list[Way]] = {}
+def paths_back(graph: Graph, derivation: Derivation) -> dict[int, list[Path]]:
+    """The paths back to each value: through the steps, or through the nodes where a value is inside a step."""
+    of_steps: dict[int, list[Path]] = {}
     for step in derivation.steps:
         if step.kind == "backward":
             alone = len(step.operations) == 1
             outputs = graph.operations[step.operations[0]].outputs if alone else step.outputs
             for share in step.shares:
-                _add(told, graph, step, share, outputs, step.arguments)
-    bare: dict[int, list[Way]] = {}
+                _add(of_steps, graph, step, share, outputs, step.arguments)
+    bare: dict[int, list[Path]] = {}
     for node in derivation.nodes:
         if node.operation is not None:
             operation = graph.operations[node.operation]
             for share in node.shares:
                 _add(bare, graph, node, share, operation.outputs, tuple(references(operation.arguments)))
-    return {value: _counted(graph, ways) for value, ways in {**bare, **told}.items()}
+    return {value: _counted(graph, paths) for value, paths in {**bare, **of_steps}.items()}
 
 
-def _counted(graph: Graph, ways: list[Way]) -> list[Way]:
-    """The ways of the passes that the value's gradient is the sum of."""
-    passes = counted(graph.backwards, {way.backward for way in ways})
-    return [way for way in ways if way.backward in passes]
+def _counted(graph: Graph, paths: list[Path]) -> list[Path]:
+    """The paths of the passes that the value's gradient is the sum of."""
+    passes = counted(graph.backwards, {path.backward for path in paths})
+    return [path for path in paths if path.backward in passes]
 
 
 def _add(
-    ways: dict[int, list[Way]],
+    paths: dict[int, list[Path]],
     graph: Graph,
     step: Step | NodeStep,
     share: Share,
@@ -115,119 +115,120 @@ def _add(
         return
     gradient = share.gradient.to_dense() if share.gradient.is_sparse else share.gradient
     common = (outputs, share.argument, gradient, step.backward or 0)
-    way = Way(*common)
+    path = Path(*common)
     if step.rule is not None and step.op is not None:
         upstream = step.upstream + (None,) * (len(outputs) - len(step.upstream))
         operands = {(name, item): value for name, item, value in arguments}
         shape = graph.values[share.value].shape
-        way = RuledWay(*common, step.rule, step.op, share.item, shape, upstream, operands)
-    ways.setdefault(share.value, []).append(way)
+        path = RuledPath(*common, step.rule, step.op, share.item, shape, upstream, operands)
+    paths.setdefault(share.value, []).append(path)
 
 
-def entries_of(way: Way, index: Index) -> list[Entry] | None:
-    """The terms of one use, in the order of the output's elements (None: the Jacobian can't be had from a rule)."""
-    columns = _column(way, index) if isinstance(way, RuledWay) else None
-    if columns is None or not isinstance(way, RuledWay):
+def entries_of(path: Path, index: Index) -> list[Entry] | None:
+    """The terms of one use, in the order of the output's elements (None: no rule gives the Jacobian)."""
+    columns = _column(path, index) if isinstance(path, RuledPath) else None
+    if columns is None or not isinstance(path, RuledPath):
         return None
     entries = []
-    own = way.gradient[index].item()
-    for slot, (upstream, column) in enumerate(zip(way.upstream, columns, strict=False)):
-        if upstream is None or column is None or way.outputs[slot] is None:
+    own = path.gradient[index].item()
+    for slot, (upstream, column) in enumerate(zip(path.upstream, columns, strict=False)):
+        if upstream is None or column is None or path.outputs[slot] is None:
             continue
-        for at in _places(way, index, slot, column):
+        for at in _places(path, index, slot, column):
             g, local = upstream[at].item(), column[at].item()
             term = g * (local.conjugate() if isinstance(local, complex) else local)
             # What a rule stops is 0, even where the upstream gradient is not finite.
             entries.append(Entry(slot, at, g, local, 0.0 if term != term and own == own and local == 0 else term))
-    return entries if _add_up(entries, way.gradient.dtype, own) else None
+    return entries if _add_up(entries, path.gradient.dtype, own) else None
 
 
 def _add_up(entries: list[Entry], dtype: torch.dtype, own: Number) -> bool:
-    """Whether the terms make the share that they are terms of; not so where a VJP is not linear (conjugates)."""
-    total, size = sum(entry.value for entry in entries), sum(abs(entry.value) for entry in entries)
-    allowed = max(ROUNDING, 32 * torch.finfo(dtype).eps) * max(size, abs(own))
-    return not abs(total - own) > allowed  # said in this way, NaN is let pass
+    """Whether the terms add up to the contribution; they do not where a VJP is not linear (conjugates)."""
+    total, terms = sum(entry.value for entry in entries), sum(abs(entry.value) for entry in entries)
+    if total != total or own != own:
+        return True  # NaN is what its terms make it
+    return compare(total, own, terms, count=max(1, len(entries)), eps=rounding(dtype)).agrees
 
 
-def _column(way: RuledWay, index: Index) -> list[Tensor | None] | None:
+def _column(path: RuledPath, index: Index) -> list[Tensor | None] | None:
     """Column `index` of the Jacobian, one part for each output: the derivative of the VJP by the upstream gradient."""
-    if any(each is not None and each.is_complex() for each in (way.gradient, *way.upstream)):
-        return _column_by_basis(way, index)
+    if any(each is not None and each.is_complex() for each in (path.gradient, *path.upstream)):
+        return _column_by_basis(path, index)
     try:
         with torch.enable_grad():
-            upstream = tuple(None if g is None else g.detach().clone().requires_grad_() for g in way.upstream)
-            gradient = way.pull(upstream)
+            upstream = tuple(None if g is None else g.detach().clone().requires_grad_() for g in path.upstream)
+            gradient = path.pull(upstream)
             wanted = [g for g in upstream if g is not None]
             if gradient is None or not gradient.requires_grad:
-                return [None if g is None else torch.zeros_like(g) for g in way.upstream]
+                return [None if g is None else torch.zeros_like(g) for g in path.upstream]
             slopes = iter(torch.autograd.grad(gradient[index], wanted, allow_unused=True))
     except (RuntimeError, NotImplementedError):
-        return _column_by_basis(way, index)
-    found = [None if g is None else (next(slopes), g) for g in way.upstream]
+        return _column_by_basis(path, index)
+    found = [None if g is None else (next(slopes), g) for g in path.upstream]
     return [None if each is None else torch.zeros_like(each[1]) if each[0] is None else each[0] for each in found]
 
 
-def _column_by_basis(way: RuledWay, index: Index) -> list[Tensor | None] | None:
-    if sum(g.numel() for g in way.upstream if g is not None) > BASIS:
+def _column_by_basis(path: RuledPath, index: Index) -> list[Tensor | None] | None:
+    if sum(g.numel() for g in path.upstream if g is not None) > BASIS:
         return None
     columns: list[Tensor | None] = []
-    for slot, g in enumerate(way.upstream):
+    for slot, g in enumerate(path.upstream):
         if g is None:
             columns.append(None)
             continue
-        column = torch.zeros(g.shape, dtype=torch.promote_types(g.dtype, way.gradient.dtype))
+        column = torch.zeros(g.shape, dtype=torch.promote_types(g.dtype, path.gradient.dtype))
         for at in itertools.product(*map(range, g.shape)):
-            basis = [None if each is None else torch.zeros_like(each) for each in way.upstream]
+            basis = [None if each is None else torch.zeros_like(each) for each in path.upstream]
             one = torch.zeros_like(g)
             one[at] = 1
             basis[slot] = one
-            gradient = way.pull(tuple(basis))
+            gradient = path.pull(tuple(basis))
             # conjugated, as a VJP multiplies by the conjugate of the derivative
             column[at] = 0 if gradient is None else gradient[index].conj()
         columns.append(column)
     return columns
 
 
-def _places(way: RuledWay, index: Index, slot: int, column: Tensor) -> Iterator[Index]:
+def _places(path: RuledPath, index: Index, slot: int, column: Tensor) -> Iterator[Index]:
     """The output elements that the input element can influence, also where the derivative happens to be 0."""
     shape = tuple(column.shape)
-    if way.rule.structure == "elementwise" and way.item is None and len(way.shape) <= len(shape):
-        added = len(shape) - len(way.shape)
+    if path.rule.structure == "elementwise" and path.item is None and len(path.shape) <= len(shape):
+        added = len(shape) - len(path.shape)
         axes = [range(size) for size in shape[:added]]
-        for size, own, place in zip(shape[added:], way.shape, index, strict=True):
+        for size, own, place in zip(shape[added:], path.shape, index, strict=True):
             axes.append(range(size) if own == 1 else range(place, place + 1))
         yield from itertools.product(*axes)
         return
     certain = {tuple(at) for at in column.nonzero().tolist()}
-    named = way.rule.wrt[way.argument].factor is not None and way.rule.structure != "linear"
+    named = path.rule.wrt[path.argument].factor is not None and path.rule.structure != "linear"
     if prod(shape) > SEARCHED or not named:
         yield from sorted(certain)
         return
     for at in itertools.product(*map(range, shape)):
-        # Only an operand's element can be 0 by chance; a formula is named for every place alike.
-        factor = None if at in certain else closed_form(way, index, Entry(slot, at, 0, 0, 0))
+        # Only an operand's element can be 0 by chance; a formula is the same everywhere.
+        factor = None if at in certain else closed_form(path, index, Entry(slot, at, 0, 0, 0))
         if at in certain or (factor is not None and factor.argument is not None):
             yield at
 
 
-def closed_form(way: RuledWay, index: Index, entry: Entry) -> rules.Factor | None:
+def closed_form(path: RuledPath, index: Index, entry: Entry) -> rules.Factor | None:
     """The rule's own name for a Jacobian entry, if it has one."""
-    factor = way.rule.wrt[way.argument].factor
+    factor = path.rule.wrt[path.argument].factor
     if factor is None:
         return None
     try:
-        return factor(way.op, entry.at, index if way.item is None else (way.item, *index))
+        return factor(path.op, entry.at, index if path.item is None else (path.item, *index))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return None  # it is a name only: without it the entry is told as dy/dx
+        return None  # it is only a name: without it the entry is written as dy/dx
 
 
-def at_kink(way: RuledWay, index: Index, at: Index) -> bool:
+def at_kink(path: RuledPath, index: Index, at: Index) -> bool:
     """Whether this element lies exactly where the function has no derivative."""
-    kink = way.rule.kink
-    if kink is None or kink.argument != way.argument:
+    kink = path.rule.kink
+    if kink is None or kink.argument != path.argument:
         return False
-    mask = kink.where(way.op, 0.0)
-    place = index if tuple(mask.shape) == way.shape else aligned(at, tuple(mask.shape))
+    mask = kink.where(path.op, 0.0)
+    place = index if tuple(mask.shape) == path.shape else aligned(at, tuple(mask.shape))
     return place is not None and bool(mask[place])
 
 

@@ -1,7 +1,7 @@
-"""The sum behind one number of a gradient: which terms it is made of, and for a zero the first cause.
+"""The sum behind one number of a gradient: its terms, and for a zero the first cause.
 
-One element x_j of a value has dJ/dx_j = sum_i dJ/dy_i * dy_i/dx_j, over the elements y_i of every result it entered;
-`terms` finds them, and this gives them their names.
+One element x_j of a value has dJ/dx_j = sum_i dJ/dy_i * dy_i/dx_j, over the elements y_i of every result that it
+entered. `contributions` finds the terms, and this module names them.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from chainrule.derivation.backprop import Derivation
 from chainrule.derivation.contributions import (
     Entry,
     Number,
-    RuledWay,
-    Way,
+    Path,
+    RuledPath,
     aligned,
     at_kink,
     closed_form,
     entries_of,
-    ways_back,
+    paths_back,
 )
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
 from chainrule.errors import MissingError
+from chainrule.graph.comparison import UNKNOWN_SUMS, compare, rounding
 from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.names import Index, Notation, check_index, find_value
 from chainrule.numbers import number
 
-LISTED = 64  # terms of one use that are told one by one; the rest as their sum
+LISTED = 64  # terms of one use that are shown one by one; the rest as their sum
 FOLLOWED = 200  # elements that are visited in search of what made a gradient zero
-CAUSES = 3  # different causes of one zero that are told
+CAUSES = 3  # different causes of one zero that are shown
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,13 @@ class Why:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why factors are zero: each once, in order."""
-        told = (
+        reasons = (
             f"{f.name} = 0: {f.reason}" if not f.reason.startswith(f"{f.name} = 0") else f.reason
             for term in self.terms
             for f in term.factors
             if f.reason
         )
-        return tuple(dict.fromkeys(told))
+        return tuple(dict.fromkeys(reasons))
 
     def __str__(self) -> str:
         lines = [self._sum()] if self.terms else []
@@ -143,11 +144,11 @@ class Why:
 
 
 def _row(term: Term) -> tuple[tuple[Span, ...], ...]:
-    told: list[tuple[Span, ...]] = [
+    factors: list[tuple[Span, ...]] = [
         (Math(f.latex), f" = {number(f.value)}") if f.latex != number(f.value) else (number(f.value),)
         for f in term.factors
     ]
-    return (*(told or [(term.text,), ()]), (number(term.value),))
+    return (*(factors or [(term.text,), ()]), (number(term.value),))
 
 
 def _sum_of(terms: tuple[Term, ...]) -> str:
@@ -167,7 +168,7 @@ def _in_product(value: Number) -> str:
 
 
 def element(name: str, index: Index) -> str:
-    """`Z1[0,2]`; a value of no axes goes by its name alone."""
+    """`Z1[0,2]`; a value without axes has its name alone."""
     return f"{name}[{','.join(map(str, index))}]" if index else name
 
 
@@ -225,7 +226,7 @@ def no_gradient(graph: Graph, value: int | None, name: str) -> str:
 def _where_cut(graph: Graph, value: int) -> tuple[Operation | None, bool]:
     """The operation on the way to a loss at which the gradient of `value` ends, as its result wants none.
 
-    And whether another way leads to a loss without an end.
+    And whether another path leads to a loss without an end.
     """
     losses = {b.loss for b in graph.backwards if b.loss is not None}
     to_loss = losses | graph.ancestors(losses)
@@ -246,46 +247,55 @@ class Search:
     def __init__(self, graph: Graph, derivation: Derivation, notation: Notation) -> None:
         self.graph = graph
         self.notation = notation
-        self._ways = ways_back(graph, derivation)
+        self._paths = paths_back(graph, derivation)
 
     def has_numbers(self, value: int) -> bool:
         """Whether the gradient of a value, and what it is the sum of, was kept."""
         known = self.graph.values[value]
         is_known = known.grad is not None or not known.has_gradient
-        return is_known and all(way.has_numbers for way in self._ways.get(value, ()))
+        return is_known and all(path.has_numbers for path in self._paths.get(value, ()))
 
     def why(self, value: int, index: Index) -> Why:
         """The sum behind one element of the gradient of a value."""
         called = self.notation.plain(value)
         grad = self.graph.values[value].grad
         recorded = None if grad is None else (grad.to_dense() if grad.is_sparse else grad)[index].item()
-        ways = self._ways.get(value, ())
-        if not all(way.has_numbers for way in ways):
+        paths = self._paths.get(value, ())
+        if not all(path.has_numbers for path in paths):
             return self._not_kept(value, index, recorded)
         gradient, latex = self._gradient(value, index)
-        uses = tuple(self._use(way, index) for way in ways)
+        uses = tuple(self._use(path, index) for path in paths)
         total = sum((use.subtotal for use in uses), start=0.0)
-        sentence = self._sentence(value, called, index, recorded, total) if recorded is not None or not uses else ""
+        size = sum(abs(term.value) for use in uses for term in use.terms)
+        sentence = (
+            self._sentence(value, called, index, recorded, total, size) if recorded is not None or not uses else ""
+        )
         if uses and not any(use.terms for use in uses):
-            causes = dict.fromkeys(self._not_taken(way, value, index) for way in ways)
+            causes = dict.fromkeys(self._not_taken(path, value, index) for path in paths)
             sentence = f"{gradient} = 0: {'; '.join(causes)}"
         if recorded is not None and not uses:
             total = recorded
         return Why(called, index, recorded, total, uses, gradient, latex, sentence)
 
-    def _sentence(self, value: int, called: str, index: Index, recorded: Number | None, total: Number) -> str:
+    def _sentence(
+        self, value: int, called: str, index: Index, recorded: Number | None, total: Number, terms: float
+    ) -> str:
         if recorded is None:
             return no_gradient(self.graph, value, called)
-        if value in self._ways:
-            scale = max(abs(recorded), abs(total), 1e-30)
-            if abs(recorded - total) <= 1e-3 * scale or recorded != recorded:
+        if value in self._paths:
+            if recorded != recorded or self._add_up(value, recorded, total, terms):
                 return ""
             return (
-                f"PyTorch's gradient is {number(recorded)}, the terms add up to {number(total)}: "
-                "a hook changed it on the way, or a rule and PyTorch disagree here."
+                f"PyTorch's gradient is {number(recorded)}, the terms add up to {number(total)}: a hook changed it on "
+                "the way, or a rule and PyTorch disagree."
             )
         gradient, _ = self._gradient(value, index)
         return f"The backward pass began at {called}: its gradient is the seed, {gradient} = {number(recorded)}."
+
+    def _add_up(self, value: int, recorded: Number, total: Number, terms: float) -> bool:
+        """Whether the terms add up to the gradient; each came down a chain of sums, and carries their roundings."""
+        eps = rounding(self.graph.values[value].dtype)
+        return compare(total, recorded, terms * UNKNOWN_SUMS**0.5, count=UNKNOWN_SUMS, eps=eps).agrees
 
     def _gradient(self, value: int, index: Index) -> tuple[str, str]:
         """d loss / d element, in a line of text and in LaTeX."""
@@ -306,15 +316,15 @@ class Search:
 
     # -- one use ------------------------------------------------------------------------------------------------------
 
-    def _use(self, way: Way, index: Index) -> Use:
-        result = " and ".join(self.notation.plain(out) for out in way.outputs if out is not None) or "an operation"
-        entries = entries_of(way, index)
-        if entries is None or not isinstance(way, RuledWay):
-            value = way.gradient[index].item()
+    def _use(self, path: Path, index: Index) -> Use:
+        result = " and ".join(self.notation.plain(out) for out in path.outputs if out is not None) or "an operation"
+        entries = entries_of(path, index)
+        if entries is None or not isinstance(path, RuledPath):
+            value = path.gradient[index].item()
             text = "not opened, as there is no rule for this operation yet: PyTorch's own share"
-            if isinstance(way, RuledWay):
+            if isinstance(path, RuledPath):
                 text = "not opened, as its terms do not follow from the rule alone: our own share"
-            return Use(result, way.argument, (Term(value, (), text),), value)
+            return Use(result, path.argument, (Term(value, (), text),), value)
         listed = entries
         rest: list[Term] = []
         if len(entries) > LISTED:
@@ -322,121 +332,121 @@ class Search:
             listed = [entries[place] for place in sorted(largest)]
             left = sum((entry.value for entry in entries), start=0.0) - sum((e.value for e in listed), start=0.0)
             rest = [Term(left, (), f"and {len(entries) - LISTED} more that add up to {number(left)}")]
-        terms = tuple(self._term(way, index, entry) for entry in listed)
-        return Use(result, way.argument, (*terms, *rest), sum((entry.value for entry in entries), start=0.0))
+        terms = tuple(self._term(path, index, entry) for entry in listed)
+        return Use(result, path.argument, (*terms, *rest), sum((entry.value for entry in entries), start=0.0))
 
-    def _term(self, way: RuledWay, index: Index, entry: Entry) -> Term:
-        out = way.outputs[entry.slot]
+    def _term(self, path: RuledPath, index: Index, entry: Entry) -> Term:
+        out = path.outputs[entry.slot]
         assert out is not None
-        loss = self.notation.loss(way.backward)
-        name = element(f"d{self.notation.plain_loss(way.backward)}/d{self.notation.plain(out)}", entry.at)
+        loss = self.notation.loss(path.backward)
+        name = element(f"d{self.notation.plain_loss(path.backward)}/d{self.notation.plain(out)}", entry.at)
         latex = rf"\frac{{\partial {loss}}}{{\partial {_at(self.notation.symbol(out), entry.at)}}}"
         reason = self._first_cause(out, entry.at) if entry.upstream == 0 else ""
         upstream = Factor(name, latex, entry.upstream, reason, (out, entry.at, True))
-        return Term(entry.value, (upstream, self._local(way, index, entry)))
+        return Term(entry.value, (upstream, self._local(path, index, entry)))
 
-    def _local(self, way: RuledWay, index: Index, entry: Entry) -> Factor:
-        name, latex = self._named(way, index, entry)
-        reason = self._flat(way, index, entry, name) if entry.local == 0 and name != "0" else ""
-        factor = closed_form(way, index, entry)
-        operand = way.operands.get((factor.argument or "", None)) if factor is not None else None
+    def _local(self, path: RuledPath, index: Index, entry: Entry) -> Factor:
+        name, latex = self._named(path, index, entry)
+        reason = self._flat(path, index, entry, name) if entry.local == 0 and name != "0" else ""
+        factor = closed_form(path, index, entry)
+        operand = path.operands.get((factor.argument or "", None)) if factor is not None else None
         element = None if factor is None or operand is None else (operand, factor.index, False)
         if isinstance(entry.local, complex) and entry.local.imag:  # a VJP multiplies by the conjugate
             return Factor(f"conj({name})", rf"\overline{{{latex}}}", entry.local.conjugate(), reason, None)
         return Factor(name, latex, entry.local, reason, element)
 
-    def _named(self, way: RuledWay, index: Index, entry: Entry) -> tuple[str, str]:
+    def _named(self, path: RuledPath, index: Index, entry: Entry) -> tuple[str, str]:
         """The local derivative as an operand's element, as a formula, or as one symbol."""
-        out, value = way.outputs[entry.slot], way.operands.get((way.argument, way.item))
+        out, value = path.outputs[entry.slot], path.operands.get((path.argument, path.item))
         assert out is not None
-        mine = self.notation.plain(value) if value is not None else way.argument
-        symbol = self.notation.symbol(value) if value is not None else rf"\text{{{way.argument}}}"
+        mine = self.notation.plain(value) if value is not None else path.argument
+        symbol = self.notation.symbol(value) if value is not None else rf"\text{{{path.argument}}}"
         name = f"d{element(self.notation.plain(out), entry.at)}/d{element(mine, index)}"
         latex = rf"\frac{{\partial {_at(self.notation.symbol(out), entry.at)}}}{{\partial {_at(symbol, index)}}}"
-        factor = closed_form(way, index, entry)
+        factor = closed_form(path, index, entry)
         if factor is None:
             return name, latex
         sign = {1: "", -1: "-"}.get(factor.scale, f"{number(factor.scale)} ")  # type: ignore[call-overload]
-        operand = way.operands.get((factor.argument or "", None))
+        operand = path.operands.get((factor.argument or "", None))
         if operand is not None:
-            told = _at(self.notation.symbol(operand), factor.index)
-            return sign + element(self.notation.plain(operand), factor.index), sign + told
+            latex = _at(self.notation.symbol(operand), factor.index)
+            return sign + element(self.notation.plain(operand), factor.index), sign + latex
         if factor.argument is not None:
             return number(entry.local), number(entry.local)
-        formula = sign + self._filled(way, entry, factor.latex)
+        formula = sign + self._filled(path, entry, factor.latex)
         plain = re.sub(r"\\frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", formula)
         return (plain if re.fullmatch(r"-?[\d.]+(/\d+)?", plain) else name), formula
 
-    def _filled(self, way: RuledWay, entry: Entry, template: str) -> str:
+    def _filled(self, path: RuledPath, entry: Entry, template: str) -> str:
         """A formula with the symbols of the operands, and of their elements where it is one of whole tensors."""
-        out = way.outputs[entry.slot]
+        out = path.outputs[entry.slot]
         indexed = "_{" in template
         symbols = {}
-        for name, value in [*((name, v) for (name, _), v in way.operands.items()), ("out", out)]:
+        for name, value in [*((name, v) for (name, _), v in path.operands.items()), ("out", out)]:
             if value is not None:
                 symbol, shape = self.notation.symbol(value), self.graph.values[value].shape
                 own = aligned(entry.at, shape)
                 symbols[name] = symbol if indexed or own is None else _at(symbol, own)
-        return way.rule.latex(template, way.op, symbols).replace(r"\odot", r"\cdot")
+        return path.rule.latex(template, path.op, symbols).replace(r"\odot", r"\cdot")
 
     # -- zeros --------------------------------------------------------------------------------------------------------
 
-    def _flat(self, way: RuledWay, index: Index, entry: Entry, name: str) -> str:
+    def _flat(self, path: RuledPath, index: Index, entry: Entry, name: str) -> str:
         """Why a local derivative is zero: an operand is, the point is a kink, or the function is flat there."""
-        factor = closed_form(way, index, entry)
+        factor = closed_form(path, index, entry)
         if factor is not None and factor.argument is not None:
             return f"{name.lstrip('-')} = 0"
-        value = way.operands.get((way.argument, way.item))
+        value = path.operands.get((path.argument, path.item))
         data = self.graph.values[value].data if value is not None else None
         if value is None or data is None:
-            return f"the derivative of {way.rule.name} is 0 there"
+            return f"the derivative of {path.rule.name} is 0 there"
         here = f"{element(self.notation.plain(value), index)} = {number(data[index].item())}"
-        if at_kink(way, index, entry.at):
-            assert way.rule.kink is not None
-            return f"{here} lies exactly at a kink: {way.rule.kink.choice}"
-        equation = way.rule.equation if isinstance(way.rule.equation, str) else way.rule.equation(way.op)
+        if at_kink(path, index, entry.at):
+            assert path.rule.kink is not None
+            return f"{here} lies exactly at a kink: {path.rule.kink.choice}"
+        equation = path.rule.equation if isinstance(path.rule.equation, str) else path.rule.equation(path.op)
         named = re.search(r"\\operatorname\{(\w+)\}", equation)
-        called = named[1] if named else way.rule.name
-        out = way.outputs[entry.slot]
+        called = named[1] if named else path.rule.name
+        out = path.outputs[entry.slot]
         result = self.graph.values[out].data if out is not None else None
-        off = result is not None and result[entry.at].item() == 0 and way.rule.kink is not None
+        off = result is not None and result[entry.at].item() == 0 and path.rule.kink is not None
         below = " < 0" if off and not data.is_complex() and data[index].item() < 0 else ""
         return f"{called} is {'off' if off else 'flat'}: {here}{below}"
 
     def _first_cause(self, value: int, index: Index) -> str:
-        """Follow a zero gradient along the way it came until something made it zero; "" where that is not found."""
+        """Follow a zero gradient back along its paths to what made it zero; "" where that is not found."""
         waiting, seen = [(value, index)], {(value, index)}
         causes: dict[str, None] = {}
         while waiting and len(seen) <= FOLLOWED and len(causes) < CAUSES:
             here, at = waiting.pop()
-            ways = self._ways.get(here, [])
-            if not ways:
+            paths = self._paths.get(here, [])
+            if not paths:
                 causes[f"the backward pass began with {self._gradient(here, at)[0]} = 0"] = None
-            for way in ways:
-                if not way.has_numbers:
+            for path in paths:
+                if not path.has_numbers:
                     causes["what made it so was not kept"] = None
                     continue
-                entries = entries_of(way, at)
-                if entries is None or not isinstance(way, RuledWay):
+                entries = entries_of(path, at)
+                if entries is None or not isinstance(path, RuledPath):
                     causes["an operation that has no rule yet gave 0"] = None
                     continue
                 if not entries:
-                    causes[self._not_taken(way, here, at)] = None
+                    causes[self._not_taken(path, here, at)] = None
                 for entry in entries:
-                    out = way.outputs[entry.slot]
+                    out = path.outputs[entry.slot]
                     if entry.value != 0:
                         causes["its terms cancel"] = None
                     elif entry.local == 0:
-                        causes[self._local(way, at, entry).reason] = None
+                        causes[self._local(path, at, entry).reason] = None
                     elif out is not None and (out, entry.at) not in seen:
                         seen.add((out, entry.at))
                         waiting.append((out, entry.at))
         return "; ".join(list(causes)[:CAUSES])
 
-    def _not_taken(self, way: Way, value: int, index: Index) -> str:
+    def _not_taken(self, path: Path, value: int, index: Index) -> str:
         """No result has a term of this element: an index left it out, or a maximum took another."""
         called = element(self.notation.plain(value), index)
-        out = next((out for out in way.outputs if out is not None), None)
+        out = next((out for out in path.outputs if out is not None), None)
         return f"{'the result' if out is None else self.notation.plain(out)} does not change with {called} here"
 
 

@@ -13,6 +13,7 @@ from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.losses import COMPARING
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
+from chainrule.graph.comparison import FLOAT32, same_statistics
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
@@ -268,6 +269,6 @@ def _same(statistics: Sequence[Statistics]) -> bool:
     exactly = (first.elements, first.low, first.high, first.zeros, first.not_finite)
     return all(
         (each.elements, each.low, each.high, each.zeros, each.not_finite) == exactly
-        and math.isclose(each.norm, first.norm, rel_tol=1e-6)
+        and same_statistics(each, first, FLOAT32)
         for each in statistics[1:]
     )

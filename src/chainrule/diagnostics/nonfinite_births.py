@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from chainrule.diagnostics.step_context import TRANSPARENT, StepContext, base_of, dense, floating
+from chainrule.graph.comparison import identical
 from chainrule.graph.graph import Graph, Operation, Ref, Value, references
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import leaves, reach
@@ -99,7 +99,7 @@ class Births:
         The gradient of a factor is the other one, number for number, so what a loss was made of is none.
         """
         known = (each.grad for each in self.context.graph.parameters.values() if each.shape == leaf.shape)
-        same = any(has_numbers(each) and _are_same(dense(each), dense(data)) for each in known)
+        same = any(has_numbers(each) and identical(dense(each), dense(data)) for each in known)
         return same and leaf.index not in self.context.graph.ancestors(self.context.losses)
 
     def _is_read(self, leaf: int) -> bool:
@@ -164,11 +164,6 @@ def _fills(operation: Operation, value: int) -> bool:
     """Whether an operation writes over a value, or over a part of it."""
     given = operation.arguments
     return base_of(operation) in FILLS and Ref(value) in (given.get("self"), given.get("base"))
-
-
-def _are_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN for NaN."""
-    return one.dtype == other.dtype and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _makes(context: StepContext, made: Tensor, operands: list[Tensor | None]) -> bool:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, in_order, listed
+from chainrule.graph.comparison import FLOAT32, same_statistics
 from chainrule.graph.history import RankFacts, RankParameter
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
-
-ROUNDING = 1e-6  # relative difference of figures of equal tensors on machines that add in another order
 
 DIVERGED = Check(
     "rank-diverged",
@@ -192,11 +191,7 @@ def _alike(one: Statistics, other: Statistics) -> bool:
     """Whether these may be the figures of equal tensors."""
     if (one.elements, one.zeros, one.not_finite) != (other.elements, other.zeros, other.not_finite):
         return False
-    size = max(one.norm, other.norm)
-    scale = size / math.sqrt(max(one.elements, 1))  # of a usual element
-    return abs(one.norm - other.norm) <= ROUNDING * size and all(
-        abs(getattr(one, each) - getattr(other, each)) <= ROUNDING * scale for each in ("mean", "low", "high")
-    )
+    return same_statistics(one, other, FLOAT32)
 
 
 def _losses(ranks: Sequence[RankFacts]) -> str:

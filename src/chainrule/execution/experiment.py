@@ -1,9 +1,8 @@
 """Central differences in float64 of a recorded operation, weighed with the upstream gradient that reached it.
 
-Everything is told in real numbers: a complex tensor counts as its real and imaginary parts, for which PyTorch's
-gradient is the plain one. An argument x is one flat vector, the outputs that received an upstream gradient u are
-another, and what is measured is u^T J, term by term, so that the size of the summed terms (which decides how much
-rounding may change the sum) is known beside the sum.
+All numbers are real: a complex tensor is its real and imaginary parts, for which PyTorch's gradient is the plain one.
+An argument x is one flat vector, and the outputs that received an upstream gradient u are another. What is measured is
+u^T J, term by term, because the size of the terms decides how much rounding may change their sum.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.tape import Traits
+from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
 from chainrule.graph.trees import leaves, map_leaves, tensors_in
 
-EPS = 2.0**-52
 STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least
-MARGIN = 8  # how many roundings of the largest terms are allowed
+FINEST = 1e-10  # the precision of a central difference in float64, relative to the terms
+SMALL, WIDE = 64, 4096  # elements of an argument, of the outputs: up to here every element is measured
 
 
 class CannotRunError(Exception):
@@ -31,7 +31,7 @@ class CannotRunError(Exception):
 
 
 class Experiment:
-    """One node's operation, ready to be run again on the recorded inputs.
+    """One node's operation, ready to run again on the recorded inputs.
 
     `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved,
     `memory` the bytes that running it may take. Raises CannotRunError where the recording does not hold what is needed.
@@ -71,16 +71,16 @@ class Experiment:
 
     @cached_property
     def wide(self) -> dict[str, Any]:
-        """The recorded arguments in float64, made once, when first asked for."""
+        """The recorded arguments in float64, made at first use."""
         wide: dict[str, Any] = widened(self.recorded)
         if wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
             wide["half_to_float"] = False
         return wide
 
     def afford(self, variable: Tensor, inputs: int, outputs: int, wide: bool = True) -> int:
-        """How many bytes are left beside so many tensors like `variable` and so many times the outputs.
+        """The bytes left beside so many tensors like `variable` and so many times the outputs.
 
-        `wide`: in float64, beside all arguments in float64. Raises CannotRunError where it is more than may be taken.
+        `wide`: in float64, beside all arguments in float64. Raises CannotRunError where nothing is left.
         """
         size = 8 if wide else variable.itemsize
         out = sum(g.numel() for g in self.upstream.values())
@@ -97,7 +97,7 @@ class Experiment:
 
     def run(self, arguments: dict[str, Any]) -> list[Tensor]:
         """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""
-        if self.mask is not None:  # the recorded draw is held, also where its generator's state is not known
+        if self.mask is not None:  # the recorded draw, also where the state of its generator is not known
             kept = 1 - arguments["p"]
             return [arguments["input"] * self.mask * (1 / kept if kept else 0.0)]
         if self.random_state is not None:
@@ -108,8 +108,13 @@ class Experiment:
     def repeats(self) -> bool:
         """Whether running it again on the recorded inputs, in their own number types, gives the recorded outputs."""
         again = self.run(self.recorded)
+        most = sum(t.numel() for t in tensors_in(list(self.recorded.values())))  # terms of one element of an output
         return all(
-            out is None or (self.place[slot] < len(again) and _same(again[self.place[slot]], out, self.eps))
+            out is None
+            or (
+                self.place[slot] < len(again)
+                and compare(again[self.place[slot]], out, count=max(1, most), eps=self.eps).agrees
+            )
             for slot, out in self.outs.items()
         )
 
@@ -150,7 +155,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Measured:
-    """What differences say of some elements: u^T J, the size of its terms, and how far the differences may be off."""
+    """The differences at some elements: u^T J, the size of its terms, and the error of the differences."""
 
     slope: Tensor
     terms: Tensor
@@ -158,7 +163,7 @@ class Measured:
 
 
 class Probe:
-    """One argument of an experiment, as the variable that differences are taken in."""
+    """One argument of an experiment, as the variable of the differences."""
 
     def __init__(self, experiment: Experiment, edge: Edge) -> None:
         self.experiment, self.edge = experiment, edge
@@ -262,7 +267,7 @@ class Probe:
 
 
 def weigh(u: Tensor, y: Tensor) -> Tensor:
-    """u * y, where no gradient arrives nothing counts, not even what is not finite (a mask of -inf)."""
+    """u * y. Where no gradient arrives nothing counts, not even what is not finite (a mask of -inf)."""
     return torch.where(u == 0, 0.0, u * y)
 
 
@@ -276,15 +281,6 @@ def real(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64).reshape(-1)
 
 
-def unravel(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The index of a row-major flat element."""
-    index = []
-    for size in reversed(shape):
-        element, place = divmod(element, size)
-        index.append(place)
-    return tuple(reversed(index))
-
-
 def pick(arguments: dict[str, Any], edge: Edge) -> Tensor:
     """The tensor that an edge belongs to."""
     tree = arguments[edge.argument or ""]
@@ -293,7 +289,7 @@ def pick(arguments: dict[str, Any], edge: Edge) -> Tensor:
 
 
 def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
-    """Set the tensor that an edge belongs to; the recorded list is left as it is."""
+    """Set the tensor that an edge belongs to; the recorded list is not changed."""
     name = edge.argument or ""
     if edge.item is None:
         arguments[name] = tensor
@@ -303,7 +299,7 @@ def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Put back the states of the random generators, and keep gradients off."""
+    """Turn gradients off, and restore the states of the random generators afterwards."""
     state = torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
@@ -351,11 +347,3 @@ def _jittered(tree: Any, generator: torch.Generator) -> Any:
 def cloned(tree: Any) -> Any:
     """A tree of arguments with copies of its tensors."""
     return map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
-
-
-def _same(again: Tensor, recorded: Tensor, eps: float) -> bool:
-    if again.shape != recorded.shape:
-        return False
-    new, old = real(again), real(recorded)
-    size = float(old[old.isfinite()].abs().max()) if old.isfinite().any() else 0.0
-    return torch.allclose(new, old, rtol=4 * MARGIN * eps, atol=MARGIN * eps * size, equal_nan=True)

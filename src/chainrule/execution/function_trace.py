@@ -1,8 +1,8 @@
-"""A user's `autograd.Function` at one point: the steps of its backward, its gradients, and what differences measure.
+"""The trace of a user's `autograd.Function` at one point: the steps of its backward, its gradients, and differences.
 
-A repair is believed only if it agrees at several points, so that symmetric data (an upstream gradient of ones, say)
-lets nothing pass by chance. The steps of a backward are what it calls of torch; they can be run again with one of them
-changed, on the same saved tensors.
+A repair must agree at several points, so that symmetric data (an upstream gradient of ones, say) lets nothing pass by
+chance. The steps of a backward are its calls of torch. They can run again with one of them changed, on the same saved
+tensors.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.calls import function_name
-from chainrule.execution.experiment import Experiment, Probe, real
+from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real
+from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.verification.comparison import FLOOR, SMALL, WIDE
 
-DIRECTIONS = 6  # random directions that a large gradient is looked at along
-CLOSE = 1e-6  # how well a repaired gradient agrees, relative to the terms of the differences
+DIRECTIONS = 6  # random directions along which a large gradient is measured
+CLOSE = 1e-7  # the rounding allowed to a repaired gradient
 LARGEST = 1 << 20  # elements, of a gradient to be repaired
 
 Edit = Callable[[int, list[Any]], list[Any]]
@@ -52,14 +52,14 @@ class Called:
 
 
 def _widened(out: Any) -> Any:
-    """A result in float64: what a backward makes itself, as `torch.zeros(shape)` does, would not fit the rest."""
+    """A result in float64, as everything else: a backward may make its own tensors, as `torch.zeros(shape)` does."""
     if not isinstance(out, Tensor) or not (out.is_floating_point() or out.is_complex()):
         return out
     return out.to(torch.promote_types(out.dtype, torch.float64))
 
 
 class _Tape(TorchFunctionMode):
-    """Writes down what is called of torch, outermost calls only, and has all of it in float64."""
+    """Records the outermost calls of torch, with results in float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Tape(TorchFunctionMode):
 
 
 class _Context:
-    """The `ctx` of a backward, with saved tensors that stay the same objects each time they are asked for."""
+    """The `ctx` of a backward, whose saved tensors are the same objects at each access."""
 
     def __init__(self, node: Any) -> None:
         self._node = node
@@ -83,7 +83,7 @@ class _Context:
         return getattr(self._node, name)
 
 
-class Trial:
+class FunctionTrace:
     """One point at which repairs are tried, in float64.
 
     `upstream` replaces the recorded upstream gradients, `moved` the arguments. Raises whatever the user's code raises.
@@ -126,7 +126,7 @@ class Trial:
 
     @cached_property
     def sources(self) -> dict[str, Tensor]:
-        """Everything that a backward may read, by what it is called; a tensor with two names goes by the first."""
+        """Everything that a backward may read, by name; a tensor with two names has the first."""
         named = {f"`{name}`": value for name, value in self.inputs.items()}
         named |= {"the output" if len(self.outs) == 1 else f"output {i}": out for i, out in enumerate(self.outs)}
         named |= {f"saved tensor {i}": each for i, each in enumerate(self.context.saved_tensors) if each is not None}
@@ -139,26 +139,27 @@ class Trial:
     # -- what differences measure --------------------------------------------------------------------------------------
 
     @cached_property
-    def _measured(self) -> dict[int, tuple[Tensor | None, Tensor, Tensor]]:
+    def _measured(self) -> dict[int, tuple[Tensor | None, Tensor, Tensor, Tensor]]:
         return {position: self._measure(edge) for position, edge in self.edges.items()}
 
-    def _measure(self, edge: Edge) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Directions (None: each element), u^T J along them, and how far that may be off."""
+    def _measure(self, edge: Edge) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """Directions (None: each element), u^T J along them, the size of its terms, and how far that may be off."""
         probe = Probe(self.experiment, edge)
         size = probe.x.numel()
         if size <= SMALL and probe.u.numel() <= WIDE:
             found = probe.elements(list(range(size)))
             typical = found.terms.square().mean().sqrt()
-            return None, found.slope, CLOSE * (found.terms + typical) + found.error + FLOOR
+            return None, found.slope, found.terms + typical, found.error
         generator = torch.Generator().manual_seed(1)
         lines = torch.randn(DIRECTIONS, size, dtype=torch.float64, generator=generator).to(probe.x.device)
         along = [probe.direction(line) for line in lines]
         slope = torch.stack([terms.sum() for terms, _ in along])
-        allowed = torch.tensor([CLOSE * float(terms.norm()) + 4 * rounding + FLOOR for terms, rounding in along])
-        return lines, slope, allowed.to(slope)
+        terms = torch.stack([each.norm() for each, _ in along])
+        error = torch.tensor([4 * rounding for _, rounding in along]).to(terms)
+        return lines, slope, terms, error
 
     def seen(self, position: int, gradient: Tensor) -> Tensor:
-        """A gradient as it is compared: its elements, or its products with the directions."""
+        """What is compared of a gradient: its elements, or its products with the directions."""
         lines = self._measured[position][0]
         return real(gradient) if lines is None else lines @ real(gradient)
 
@@ -168,10 +169,10 @@ class Trial:
 
     def agrees(self, position: int, gradient: Tensor) -> bool:
         """Whether a gradient is what differences measure."""
-        _, target, allowed = self._measured[position]
+        _, target, terms, error = self._measured[position]
         if gradient.numel() != self.got[position].numel() or not gradient.isfinite().all():
             return False
-        return bool(((self.seen(position, gradient) - target).abs() <= allowed).all())
+        return compare(self.seen(position, gradient), target, terms, eps=CLOSE, slack=error).agrees
 
     # -- its steps again, with one changed -----------------------------------------------------------------------------
 
@@ -184,8 +185,8 @@ class Trial:
     ) -> Tensor:
         """The gradient of an edge with its backward's steps run again.
 
-        `edit` changes the operands of steps; `skip` is a step and which of its operands stands in its place; `instead`
-        is a tensor that the backward reads or works out, and what stands for it in every step.
+        `edit` changes the operands of steps. `skip` is a step and which of its operands replaces its result. `instead`
+        is a tensor that the backward reads or computes, and what replaces it in every step.
         """
         new: dict[int, Tensor] = {}
         if instead is not None:
@@ -213,14 +214,14 @@ class Trial:
         if any(call.name.endswith("_") or call.name in ("setitem", "iadd", "imul", "isub") for call in self.calls):
             return False
         try:
-            return all(torch.allclose(self.replay(position), got) for position, got in self.got.items())
+            return all(compare(self.replay(position), got, eps=CLOSE).agrees for position, got in self.got.items())
         except Exception:  # whatever the user's code does
             return False
 
     # -- the forward pass, with one use of a tensor cut off ------------------------------------------------------------
 
     def without_use(self, cut: int | None) -> dict[int, Tensor | None]:
-        """The gradients of the forward's own steps, as if use number `cut` of a tensor passed nothing back."""
+        """The gradients of the forward's own steps, with use number `cut` of a tensor detached."""
         leaves, out = self._run_forward(cut)
         outs = [(o, g) for o, g in zip(tensors_in(out), self.upstream, strict=True) if o.requires_grad]
         if not outs:
@@ -257,7 +258,7 @@ class Trial:
 
 
 def _writable(argument: Any) -> Any:
-    """What a forward may write to (`mark_dirty`), which is not allowed to a leaf, nor to what others still read."""
+    """A copy that a forward may write to (`mark_dirty`): a leaf does not allow it, and others read the original."""
     return argument.clone() if isinstance(argument, Tensor) else argument
 
 
@@ -279,7 +280,7 @@ class _Cut(TorchFunctionMode):
 
 
 class _Unsaving:
-    """A `ctx` for a forward whose gradients autograd itself works out."""
+    """A `ctx` for a forward whose gradients autograd computes."""
 
     def save_for_backward(self, *tensors: Any) -> None: ...
 
@@ -296,7 +297,7 @@ def _plain_forward(function: Any, arguments: list[Any]) -> Any:
     return function.forward(_Unsaving(), *arguments)
 
 
-def trials(experiment: Experiment, edges: list[Edge]) -> Iterator[Trial]:
+def traces(experiment: Experiment, edges: list[Edge]) -> Iterator[FunctionTrace]:
     """The recorded point; the same with another upstream gradient; and a point nearby, where that can be run."""
     generator = torch.Generator().manual_seed(2)
 
@@ -304,9 +305,9 @@ def trials(experiment: Experiment, edges: list[Edge]) -> Iterator[Trial]:
         return torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like.device).to(like.dtype)
 
     upstream = {place: g.to(torch.promote_types(g.dtype, torch.float64)) for place, g in experiment.upstream.items()}
-    yield Trial(experiment, edges, experiment.wide, upstream)
+    yield FunctionTrace(experiment, edges, experiment.wide, upstream)
     another = {place: noise(g) for place, g in upstream.items()}
-    yield Trial(experiment, edges, experiment.wide, another)
+    yield FunctionTrace(experiment, edges, experiment.wide, another)
     moved = {
         name: value * (1 + 0.1 * noise(value).clamp(-3, 3))
         if isinstance(value, Tensor) and value.is_floating_point()
@@ -315,9 +316,9 @@ def trials(experiment: Experiment, edges: list[Edge]) -> Iterator[Trial]:
     }
     nearby = None
     try:
-        nearby = Trial(experiment, edges, moved, {place: noise(g) for place, g in upstream.items()})
+        nearby = FunctionTrace(experiment, edges, moved, {place: noise(g) for place, g in upstream.items()})
         usable = all(nearby.target(position).isfinite().all() for position in nearby.edges)
-    except Exception:  # the point is not one where the user's function is at home
+    except Exception:  # the user's function may not be defined there
         usable = False
     if nearby is not None and usable:
         yield nearby

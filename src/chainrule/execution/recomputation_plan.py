@@ -1,7 +1,7 @@
-"""What must run again, so that some values of a step, and their gradients, have numbers: forward, and back.
+"""The plan of a recomputation: what must run again, forward and back, so that some values and gradients have numbers.
 
-Nothing runs here. Two walks over the facts: from what is wanted along the nodes that sent it gradients, up to where a
-gradient was kept; then from all that these take along the operations that made it, up to where numbers are.
+Nothing runs here. One walk goes from the wanted values along the nodes that sent them gradients, up to gradients that
+were kept. The other goes from the operands of these nodes along the operations that made them, up to kept numbers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from chainrule.graph.snapshot import Snapshot, all_have_numbers
 from chainrule.graph.trees import reach
 
 
-class Wanted:
-    """What must run: the calls around the chosen values, and all that these need, forward and back."""
+class RecomputationPlan:
+    """The operations and nodes that must run: the calls around the chosen values, and all that these need."""
 
     def __init__(self, graph: Graph, chosen: set[int]) -> None:
         self.graph = graph
@@ -62,7 +62,7 @@ class Wanted:
         return operands(self.graph.operations[operation]) if index in self.rerun and operation is not None else []
 
     def lasting(self) -> Iterator[int]:
-        """What must be there when the forward pass is over: once as wanted, once for each node that takes it."""
+        """The values needed after the forward pass: once as wanted, once for each node that takes it."""
         yield from self.values
         for index in self.ran:
             yield from self.operands_of(index)

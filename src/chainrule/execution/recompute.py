@@ -1,18 +1,19 @@
-"""What was not kept, recomputed on demand: the recorded operations run again, and autograd back through them.
+"""Recomputes what was not kept: the recorded operations run again, and autograd goes back through them.
 
-A recording that keeps statistics alone still knows every operation, what it drew its random numbers from, the small
-tensors, and where the user has the large leaves (`Loan`). So the step can be played again as far as somebody asks: only
-the operations that are needed run, in their order, each on what is there, and what no later one needs is let go of.
-Back through them it goes node by node: autograd runs again on each operation alone, with the gradient that arrived.
+A recording that keeps statistics alone still holds every operation, the state of its random generator, the small
+tensors, and references to the user's large leaves (`Loan`). Only the operations that are needed run, in their order,
+and a tensor that no later one needs is freed. The backward pass goes node by node: autograd runs again on each
+operation alone, with the gradient that arrived.
 
-Nothing of it is taken on trust. A leaf must be as it was (its version, a few of its numbers, its figures), and what is
-recomputed must have the figures that were recorded; where it has not, that is an error, and no number is given out. Run
-again on the same machine, operations of PyTorch's give the same bits; gradients may differ by the rounding of another
-order of summation. What was recomputed says so in the notes of the graph.
+Everything is verified. A leaf must be unchanged (its version, a few of its numbers, its statistics), and what is
+recomputed must have the recorded statistics; otherwise an error is raised, and no number is returned. On the same
+machine PyTorch's operations give the same bits; gradients may differ by the rounding of another order of summation. A
+note of the graph says what was recomputed.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,14 +26,14 @@ from chainrule.capture.borrowed import Loan
 from chainrule.capture.tape import Traits, storage_of
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
-from chainrule.execution.recomputation_plan import Wanted, is_lost, operands
+from chainrule.execution.recomputation_plan import RecomputationPlan, is_lost, operands
+from chainrule.graph.comparison import FLOAT32, UNKNOWN_SUMS, rounding, same_statistics, tolerance
 from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Value, accumulate
 from chainrule.graph.names import find_value, values_named
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.graph.statistics import Statistics, measure
 from chainrule.graph.trees import map_leaves, tensors_in
 
-ROUNDING = 1024  # roundings of its number type that figures of what is recomputed may be off: other kernels, threads
 NO_WAY = (
     "Record the step with keep= for it, or recompute before the next optimizer.step() (and end the block before it)."
 )
@@ -45,18 +46,18 @@ def recompute(graph: Graph, lent: Mapping[int, Loan], names: Iterable[str]) -> G
 
     With a value come those of the calls that made it or used it, so that its gradient can be explained and proved.
 
-    Raises MissingError for a name that the recording does not hold, ReplayError where the step cannot be replayed.
+    Raises MissingError for a name that the recording does not hold, ReplayError where the step cannot run again.
     """
     names = tuple(names)
     chosen = [value for name in names for value in _named(graph, name)] if names else range(len(graph.values))
-    wanted = Wanted(graph, set(chosen))
-    if not wanted.is_missing():
+    plan = RecomputationPlan(graph, set(chosen))
+    if not plan.is_missing():
         return graph
-    replay = _Replay(graph, lent, wanted)
+    rerun = _Reexecution(graph, lent, plan)
     with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
-        replay.forward()
-        replay.backward()
-        return replay.graph(names)
+        rerun.forward()
+        rerun.backward()
+        return rerun.graph(names)
 
 
 def _named(graph: Graph, name: str) -> list[int]:
@@ -65,18 +66,18 @@ def _named(graph: Graph, name: str) -> list[int]:
     return values_named(graph, name) if any(mark in name for mark in "*?") else [find_value(graph, name)]
 
 
-class _Replay:
-    """One replay: `values` are the graph's, with numbers as long as something needs them."""
+class _Reexecution:
+    """One re-execution: `values` are the graph's, with numbers as long as something needs them."""
 
-    def __init__(self, graph: Graph, lent: Mapping[int, Loan], wanted: Wanted) -> None:
-        self.old, self.wanted, self.lent = graph, wanted, lent
+    def __init__(self, graph: Graph, lent: Mapping[int, Loan], plan: RecomputationPlan) -> None:
+        self.old, self.plan, self.lent = graph, plan, lent
         self.values = list(graph.values)
-        self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in as the replay goes on
-        self.uses = Counter(wanted.lasting())
-        self.uses.update(each for operation in wanted.operations for each in operands(operation))
-        self.uses.update(each.earlier for each in wanted.overtaken if each.earlier is not None)
+        self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in step by step
+        self.uses = Counter(plan.lasting())
+        self.uses.update(each for operation in plan.operations for each in operands(operation))
+        self.uses.update(each.earlier for each in plan.overtaken if each.earlier is not None)
         self.written: dict[int, tuple[Tensor, Tensor]] = {}  # memory -> what was written to, before and after
-        self.watched = {each.operation for each in wanted.overtaken}
+        self.watched = {each.operation for each in plan.overtaken}
         self.empty: set[int] = set()  # values that are memory which nothing has been written to
         self.passages: dict[int, list[NodeExecution]] = {}
         self.gradients: dict[int, Tensor] = {}
@@ -90,8 +91,8 @@ class _Replay:
     # -- forward ------------------------------------------------------------------------------------------------------
 
     def forward(self) -> None:
-        """Run the operations, each as soon as what it takes is there; leaves are taken from their owners."""
-        for operation in self.wanted.operations:
+        """Run the operations, each once its operands are there; leaves are read from their owners."""
+        for operation in self.plan.operations:
             needed = operands(operation)
             for each in needed:
                 self._find(each)
@@ -99,13 +100,13 @@ class _Replay:
                 if self.uses[index] and self.values[index].data is None:
                     self._fill(index, made, operation)
             self._release(needed)
-        for each in self.wanted.lasting():
+        for each in self.plan.lasting():
             self._find(each)
         self.written.clear()
 
     def _run(self, operation: Operation) -> dict[int, Tensor]:
         if operation.function is None:
-            raise ReplayError(f"{_told(self.old, operation)}: the recording does not hold what it ran. {NO_WAY}")
+            raise ReplayError(f"{_called(self.old, operation)}: the recording does not hold what it ran. {NO_WAY}")
         arguments: dict[str, Any] = self.working.filled(operation.arguments)
         written = [name for name in arguments if name in written_by(operation.function)]
         given = tensors_in([arguments[name] for name in written]) or tensors_in(arguments.get("base"))
@@ -116,7 +117,7 @@ class _Replay:
             out = operation.function(arguments, gradients=operation.node is not None)
         except Exception as error:
             said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            raise ReplayError(f"{_told(self.old, operation)} cannot be run again ({said}). {NO_WAY}") from error
+            raise ReplayError(f"{_called(self.old, operation)} cannot be run again ({said}). {NO_WAY}") from error
         made = list(tensors_in(out))
         after = tensors_in([arguments[name] for name in written]) or made[:1]
         hidden = [t for t in after if written and not any(t is each for each in made)]
@@ -130,7 +131,7 @@ class _Replay:
         return found
 
     def _find(self, index: int) -> None:
-        """See to it that a value has its numbers: a leaf's are its owner's."""
+        """Give a value its numbers: those of a leaf are its owner's."""
         value = self.values[index]
         if value.data is not None or (value.earlier is not None and self._overtake(value, value.earlier)):
             return
@@ -148,11 +149,11 @@ class _Replay:
             )
         if not loan.is_unchanged() or not _same_figures(value.statistics, loan.tensor, exact=True):
             raise ReplayError(f"{what} was not kept, and was overwritten after the recorded step. {NO_WAY}")
-        leaf = loan.tensor.detach()  # its owner may overwrite it, so what is given out is a copy
-        self.values[index] = _with(value, leaf.clone() if index in self.wanted.values else leaf)
+        leaf = loan.tensor.detach()  # its owner may overwrite it, so a wanted value is a copy
+        self.values[index] = _with(value, leaf.clone() if index in self.plan.values else leaf)
 
     def _overtake(self, value: Value, earlier: int) -> bool:
-        """Give a value of memory that others wrote to: what its tensor was before, in the memory as it is now."""
+        """Give a value of memory that others wrote to: its earlier tensor, in the memory that holds the new numbers."""
         self._find(earlier)
         view = self.values[earlier].data
         assert view is not None
@@ -174,7 +175,7 @@ class _Replay:
             self.empty.add(index)
         elif not _same_figures(value.statistics, made):
             raise ReplayError(
-                f"{_told(self.old, operation)}: run again, {value.name} comes out with other figures than those "
+                f"{_called(self.old, operation)}: run again, {value.name} comes out with other figures than those "
                 f"recorded ({_figures(made)}; recorded: {_figures(value.statistics)}). The operation reads what the "
                 f"recording does not hold (a clock, a random generator of its own, a buffer written unseen). {NO_WAY}"
             )
@@ -198,15 +199,15 @@ class _Replay:
     # -- back ---------------------------------------------------------------------------------------------------------
 
     def backward(self) -> None:
-        """Every pass again, from where it began, as far as it leads to what is wanted."""
-        left = Counter(index for _, ran in self.old.passes() for index in ran if index in self.wanted.ran)
+        """Run every pass again, from its roots, as far as it leads to what is wanted."""
+        left = Counter(index for _, ran in self.old.passes() for index in ran if index in self.plan.ran)
         for _, ran in self.old.passes():
             arriving: dict[int, dict[int, Tensor]] = {}
-            for index in sorted(self.wanted.ran & ran.keys(), key=lambda each: ran[each].order):
+            for index in sorted(self.plan.ran & ran.keys(), key=lambda each: ran[each].order):
                 self._step_back(self.old.nodes[index], ran[index], arriving)
                 left[index] -= 1
                 if not left[index]:
-                    self._release(self.wanted.operands_of(index))
+                    self._release(self.plan.operands_of(index))
         self.gradients = self.old.summed(self.of_passes)
         for index, gradient in self.gradients.items():
             value = self.values[index]
@@ -226,7 +227,7 @@ class _Replay:
                 f"and no recorded node sent it, as where backward(gradient=...) began with a large one. {NO_WAY}"
             )
         downstream = self._downstream(node, passage, upstream)
-        if node.index in self.wanted.nodes:
+        if node.index in self.plan.nodes:
             whole = replace(passage, arrived=_filled(passage.arrived, upstream), sent=_filled(passage.sent, downstream))
             self.passages.setdefault(node.index, []).append(whole)
             for value, gradient in zip(node.outputs, upstream, strict=False):
@@ -236,13 +237,13 @@ class _Replay:
             sent = downstream[edge.position] if edge.position < len(downstream) else None
             target = self.old.nodes[edge.node]
             if sent is not None and target.leaf is not None:
-                if edge.node in self.wanted.nodes:
+                if edge.node in self.plan.nodes:
                     accumulate(gradients, target.leaf, sent)
-            elif sent is not None and edge.node in self.wanted.ran:
+            elif sent is not None and edge.node in self.plan.ran:
                 accumulate(arriving.setdefault(edge.node, {}), edge.slot, sent)
 
     def _downstream(self, node: Node, passage: NodeExecution, upstream: Gradients) -> Gradients:
-        """What the node sends on: as recorded where it was kept, else as autograd gives it on the operation alone."""
+        """What the node sends on: as recorded, or where that was not kept as autograd gives it on the operation."""
         found = list(passage.downstream)
         lost = [e for e in node.edges if e.position < len(found) and is_lost(found[e.position])]
         if not lost:
@@ -268,7 +269,7 @@ class _Replay:
         """The facts, with the numbers that were recomputed, and a note that says which these are."""
         lent = {storage_of(loan.tensor) for loan in self.lent.values()}
         values = [
-            self._filled(value, lent) if value.index in self.wanted.values else self.old.values[value.index]
+            self._filled(value, lent) if value.index in self.plan.values else self.old.values[value.index]
             for value in self.values
         ]
         pairs = list(zip(values, self.old.values, strict=True))
@@ -279,8 +280,8 @@ class _Replay:
         note = (
             f"recomputed, not recorded: {', '.join(names) or 'everything'} and what it was made of and used for "
             f"(the numbers of {len(numbers)} values and {len(gradients)} gradients), by running "
-            f"{len(self.wanted.operations)} of {len(self.old.operations)} operations forward and "
-            f"{len(self.wanted.rerun)} nodes back again; the figures are those that were recorded{held}"
+            f"{len(self.plan.operations)} of {len(self.old.operations)} operations forward and "
+            f"{len(self.plan.rerun)} nodes back again; the figures are those that were recorded{held}"
         )
         return replace(
             self.old,
@@ -346,9 +347,9 @@ def _in_memory(like: Tensor, memory: torch.UntypedStorage, offset: int) -> Tenso
 
 
 def _same_figures(recorded: Statistics | None, data: Tensor, exact: bool = False) -> bool:
-    """Whether a tensor has the figures that were recorded (None: none were, and there is nothing to hold it against).
+    """Whether a tensor has the recorded figures (None: none were recorded, and there is nothing to compare it with).
 
-    `exact` is for a tensor that must be the very same; else figures may differ by rounding.
+    An `exact` tensor must be identical; other figures may differ by rounding.
     """
     if recorded is None:
         return True
@@ -357,14 +358,12 @@ def _same_figures(recorded: Statistics | None, data: Tensor, exact: bool = False
         return True
     if exact or found.elements != recorded.elements or found.not_finite != recorded.not_finite:
         return False
-    floating = data.is_floating_point() or data.is_complex()
-    allowed = ROUNDING * torch.finfo(data.dtype if data.dtype.itemsize > 2 else torch.float32).eps if floating else 0.0
-    size = max(-recorded.low, recorded.high, 0.0)
-    if recorded.zeros > found.zeros and recorded.zeros > int((data.abs() <= allowed * size).sum()):
-        return False  # what was 0 may come out next to it; what was next to it and comes out as 0 is in the norm
-    return abs(found.norm - recorded.norm) <= allowed * recorded.norm and all(
-        abs(getattr(found, name) - getattr(recorded, name)) <= allowed * size for name in ("low", "high", "mean", "std")
-    )
+    eps = min(rounding(data.dtype), FLOAT32)
+    typical = math.sqrt(UNKNOWN_SUMS) * recorded.norm / math.sqrt(max(recorded.elements, 1))
+    small = tolerance(0.0, typical, UNKNOWN_SUMS, eps)
+    if recorded.zeros > found.zeros and recorded.zeros > int((data.abs() <= small).sum()):
+        return False  # a recorded 0 may come out close to 0; the norm shows the reverse
+    return same_statistics(found, recorded, eps, UNKNOWN_SUMS)
 
 
 def _figures(of: Tensor | Statistics | None) -> str:
@@ -372,7 +371,7 @@ def _figures(of: Tensor | Statistics | None) -> str:
     return "none" if found is None else f"norm {found.norm:.6g}, from {found.low:.6g} to {found.high:.6g}"
 
 
-def _told(graph: Graph, operation: Operation) -> str:
+def _called(graph: Graph, operation: Operation) -> str:
     place = graph.calls[operation.call].place if operation.call is not None else None
     return f"{operation.name}, operation {operation.index}{f' ({place})' if place else ''}"
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from chainrule.errors import MissingError, RecordingError
-from chainrule.execution.experiment import MARGIN
+from chainrule.graph.comparison import compare, compare_mean, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.history import RankFacts, RankParameter
 from chainrule.graph.snapshot import Parameter, Reduction, Snapshot, statistics_of
@@ -308,7 +308,6 @@ def _of_elements(reduction: Reduction, locals_: tuple[Tensor, ...], shards: tupl
     assert reduction.mean is not None
     ranks = len(locals_)
     mean = torch.stack(locals_).sum(0) / ranks
-    size = torch.stack(locals_).abs().sum(0) / ranks
     given = _flat(reduction.mean).view(reduction.mean.shape) if shards is None else _whole(shards, reduction.shape)
     if given is None:
         return Combined(reduction.name, "not checked", "it is not cut along one axis", "elements")
@@ -316,20 +315,15 @@ def _of_elements(reduction: Reduction, locals_: tuple[Tensor, ...], shards: tupl
         same = bool((mean.isfinite() == given.isfinite()).all())
         reason = "the mean is not finite where a rank's is not" if same else "the mean is finite where a rank's is not"
         return Combined(reduction.name, "not checked" if same else "disagrees", reason, "elements")
-    eps = torch.finfo(reduction.mean.dtype).eps
-    tolerance = MARGIN * eps * size
-    apart = (mean - given).abs()
-    worst = int((apart - tolerance).argmax()) if apart.numel() else 0
-    largest, allowed = (float(each.reshape(-1)[worst]) if each.numel() else 0.0 for each in (apart, tolerance))
-    if largest > allowed:
-        place = [int(i) for i in torch.unravel_index(torch.tensor(worst), mean.shape)]
+    found = compare_mean(locals_, given, rounding(reduction.mean.dtype))
+    if not found.agrees and found.index is not None:
         reason = (
-            f"`.grad`{place} is {float(given.reshape(-1)[worst]):.8g}, and the mean of the {ranks} ranks' gradients is "
-            f"{float(mean.reshape(-1)[worst]):.8g}"
+            f"`.grad`{list(found.index)} is {float(given[found.index]):.8g}, and the mean of the {ranks} ranks' "
+            f"gradients is {float(mean[found.index]):.8g}"
         )
-        return Combined(reduction.name, "disagrees", reason, "elements", largest, allowed)
+        return Combined(reduction.name, "disagrees", reason, "elements", found.largest, found.tolerance)
     reason = f"`.grad` is the mean of the {ranks} ranks' gradients, element by element"
-    return Combined(reduction.name, "agrees", reason, "elements", largest, allowed)
+    return Combined(reduction.name, "agrees", reason, "elements", found.largest, found.tolerance)
 
 
 def _whole(shards: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor | None:
@@ -357,17 +351,18 @@ def _of_products(name: str, every: Sequence[dict[str, Any]]) -> Combined:
         return Combined(name, "not checked", "the gradient of a rank is not finite", how)
     # A sum of n rounding errors of either sign is some sqrt(n) of one: as large as the norm of all of them.
     # Of a plain sum they may all have the same sign.
-    tolerance = MARGIN * torch.finfo(own.dtype).eps * scale * (1 if kept else math.sqrt(math.prod(own.shape)))
-    apart = [abs(sum(several) / ranks - given) for several, given in zip(products, own.mean[:-1], strict=True)]
-    if max(apart) > tolerance:
+    terms = scale * (1 if kept else math.sqrt(math.prod(own.shape)))
+    means = [sum(several) / ranks for several in products]
+    found = compare(torch.tensor(own.mean[:-1]), torch.tensor(means), terms, eps=rounding(own.dtype))
+    if not found.agrees:
         what = "product with a random direction" if kept else "sum"
         reason = f"its {what} is not the mean of those of the {ranks} ranks' gradients"
-        return Combined(name, "disagrees", reason, how, max(apart), tolerance)
+        return Combined(name, "disagrees", reason, how, found.largest, found.tolerance)
     if not kept:
         reason = "its numbers were not kept; its sum is the mean of the ranks' sums"
-        return Combined(name, "not checked", reason, how, max(apart), tolerance)
+        return Combined(name, "not checked", reason, how, found.largest, found.tolerance)
     reason = f"`.grad` is the mean of the {ranks} ranks' gradients, along {DIRECTIONS} random directions"
-    return Combined(name, "agrees", reason, how, max(apart), tolerance)
+    return Combined(name, "agrees", reason, how, found.largest, found.tolerance)
 
 
 def _fill(recording: Recording, combined: dict[str, Combined]) -> None:

@@ -17,7 +17,6 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
 from chainrule.report.context import Context, pairs, shape_text
-from chainrule.rules.optimizers import terms_agree
 
 FIGURES = ("norm", "mean", "std", "min", "max")
 Cells = tuple[str, ...]
@@ -98,19 +97,13 @@ def _updated(context: Context, step: Update, each: ParameterUpdate) -> Cells:
         _norm(context, each.start),
         "None" if each.gradient is None else _norm(context, each.gradient),
         "" if relative is None else number(relative),
-        "" if each.grad is None else _update_check(context, step, each),
+        "" if each.grad is None else context.check_update(step, each),
     )
 
 
 def _norm(context: Context, snapshot: Snapshot) -> str:
     found = context.measures.of(snapshot)
     return "not kept" if found is None else number(found.norm if not found.not_finite else math.nan)
-
-
-def _update_check(context: Context, step: Update, each: ParameterUpdate) -> str:
-    if not each.is_whole:
-        return "not checked"
-    return {True: "agrees", False: "disagrees", None: "no rule yet"}[terms_agree(each, step.optimizer, context.agrees)]
 
 
 def _of_value(context: Context, index: int | None) -> Statistics | None:

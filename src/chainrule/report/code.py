@@ -23,25 +23,52 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Share, Step
 from chainrule.document import Section
+from chainrule.graph.comparison import FLOAT32, FLOOR, MARGIN, allowance
 from chainrule.graph.graph import Operation, Ref, counted
 from chainrule.graph.reexecution import Reexecution
 from chainrule.graph.snapshot import ParameterUpdate, has_numbers
 from chainrule.report.context import ELEMENTS, JACOBIAN, Context
 
-PREAMBLE = '''\
+PREAMBLE = f'''\
+import math
 from math import inf, nan
 
 import torch
+from torch import Tensor
 
 aten = torch.ops.aten
 COMPARE = True  # False: change any number and see the effect, without comparing with the recording
+MARGIN, FLOAT32, FLOOR = {MARGIN}, {FLOAT32}, {FLOOR}
 
 
-def check(result, recorded):
+{inspect.getsource(allowance)}
+
+def terms_of(through, operand, upstream):
+    """How large the terms of each element of a gradient are: with random signs they do not cancel."""
+    several = upstream if isinstance(upstream, tuple) else (upstream,)
+    found, generator = torch.zeros(operand.shape, dtype=torch.float64), torch.Generator().manual_seed(0)
+    for _ in range(3 if COMPARE else 0):
+        signs = [2.0 * torch.randint(2, each.shape, generator=generator).to(each) - 1 for each in several]
+        given = tuple(sign * each for sign, each in zip(signs, several))
+        product = torch.autograd.functional.vjp(through, operand, given if len(given) > 1 else given[0])[1]
+        found = torch.maximum(found, product.abs().double())
+    return found
+
+
+def check(result, recorded, terms=0.0):
     """Compare a recomputed result with the recorded one, up to rounding, and return the recorded one."""
     if not COMPARE:
         return result
-    torch.testing.assert_close(result, recorded, equal_nan=True)
+    rounds = recorded.is_floating_point() or recorded.is_complex()
+    eps = torch.finfo(recorded.dtype).eps if rounds else 0.0
+    wide = torch.complex128 if recorded.is_complex() else torch.float64
+    got, expected = result.to(wide), recorded.to(wide)
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    size = torch.maximum(got.abs(), expected.abs()).nan_to_num(0.0, 0.0, 0.0)
+    apart = (got - expected).abs()
+    same = (apart <= allowance(size, size + size.square().mean().sqrt() + terms, 1, eps)) | (got == expected)
+    same |= got.isnan() & expected.isnan()
+    assert bool(same.all()), f"not the recorded result: it differs by up to {{float(apart.max())}}"
     return recorded
 '''
 _TORCH_TYPES = (torch.dtype, torch.layout, torch.memory_format)
@@ -231,16 +258,17 @@ class _Writer:
             return []
         name = self._share(share.value, step.backward or 0, share)
         try:
-            lines = self._product(step, share.value, name, self._renamed(step, share))
+            lines, terms = self._product(step, share.value, name, self._renamed(step, share))
         except Unwritable:
             if not _is_small(recorded) or name in self._defined:
                 return []
             self._defined.add(name)
             return [f"{name} = {literal(recorded)}"]
         self._defined.add(name)
-        return [*lines, _checked(name, recorded)] if _is_small(recorded) else lines
+        return [*lines, _checked(name, recorded, terms)] if _is_small(recorded) else lines
 
-    def _product(self, step: Step, variable: int, name: str, renamed: Mapping[Any, str]) -> list[str]:
+    def _product(self, step: Step, variable: int, name: str, renamed: Mapping[Any, str]) -> tuple[list[str], str]:
+        """The lines that work a gradient out, and the code that gives the size of its terms."""
         operand = self._name(variable)
         slots = [slot for slot, g in enumerate(step.upstream) if g is not None and slot < len(step.outputs)]
         upstream = [self._gradient(step.outputs[slot], step.backward or 0) for slot in slots]
@@ -253,6 +281,7 @@ class _Writer:
         lines += [f"    return {', '.join(outputs)}", "", ""]
         given = upstream[0] if one else f"({', '.join(upstream)})"
         lines.append(f"{name} = torch.autograd.functional.vjp(through, {operand}, {given})[1]  # what PyTorch runs")
+        terms = f"terms_of(through, {operand}, {given})"
         value, output = self._graph.values[variable], self._graph.values[step.outputs[slots[0]]]
         rows, columns = math.prod(output.shape), math.prod(value.shape)
         real = value.dtype == output.dtype and value.dtype.is_floating_point
@@ -261,8 +290,8 @@ class _Writer:
                 f"jacobian = torch.autograd.functional.jacobian(through, {operand}).reshape({rows}, {columns})"
             )
             product = f"({upstream[0]}.reshape(1, -1) @ jacobian).reshape({operand}.shape)"
-            lines.append(f"check({product}, {name})  # by the Jacobian")
-        return lines
+            lines.append(f"check({product}, {name}, {terms})  # by the Jacobian")
+        return lines, terms
 
     def _renamed(self, step: Step, share: Share) -> dict[Any, str]:
         """Which argument is the variable: the value itself, or this one argument if the value is used for several."""
@@ -355,8 +384,8 @@ def _is_default(argument: Any, value: Any) -> bool:
     return not isinstance(value, (Ref, list)) and argument.has_default_value() and value == argument.default_value
 
 
-def _checked(name: str, recorded: Data) -> str:
-    return f"{name} = check({name}, {literal(recorded)})"
+def _checked(name: str, recorded: Data, terms: str = "") -> str:
+    return f"{name} = check({name}, {literal(recorded)}{', ' * bool(terms)}{terms})"
 
 
 def _is_small(data: Data | None) -> bool:

@@ -16,15 +16,28 @@ from chainrule.derivation.backprop import Derivation, Share, Step
 from chainrule.derivation.repeated_blocks import RepeatedBlocks
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
+from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Graph, Place
 from chainrule.graph.names import Notation
-from chainrule.graph.snapshot import Parameter, Snapshot, all_have_numbers, data_of, has_numbers
+from chainrule.graph.snapshot import (
+    Parameter,
+    ParameterUpdate,
+    Snapshot,
+    Update,
+    all_have_numbers,
+    data_of,
+    has_numbers,
+)
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
 from chainrule.graph.thumbnails import histogram, sketch
 from chainrule.numbers import number
-from chainrule.report.checks import held_against
+from chainrule.report.checks import UNKEPT, of_check
 from chainrule.rules import Applied, Rule
+from chainrule.rules.optimizers import terms_agree
+from chainrule.verification.gradient_check import Rows
+from chainrule.verification.rows import Row
+from chainrule.verification.step_checks import StepChecks, compare_update
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
@@ -39,7 +52,7 @@ class Context:
     derivation: Derivation
     notation: Notation
     findings: tuple[Finding, ...] = ()
-    verdicts: Mapping[int, Kind] = field(default_factory=dict)  # node -> what verify() found
+    rows: Mapping[int, Row] = field(default_factory=dict)  # node -> what verify() found
     measures: StatisticsCache = field(default_factory=StatisticsCache)
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
@@ -249,21 +262,34 @@ class Context:
     def _checked(self, share: Share) -> Verdict:
         if share.gradient is None or share.recorded is None:
             return Verdict("not checked", ("this contribution is part of a sum, and the complete sum is checked",))
+        self.measures.are_twins(share.gradient, share.recorded)  # equal tensors are measured once
         in_grad = (
             share.value is not None
             and self.graph.values[share.value].kind == "parameter"
             and any(each is share for each in self.uses(share.value))
         )
         where: Span = Code(".grad") if in_grad else "autograd's gradient"
-        return self.agreement(share.gradient, share.recorded, ("our rules against ", where))
+        check = self.checks.contribution(share)
+        if in_grad and share.value is not None and check.verdict != "disagrees":
+            whole = self.checks.gradient(share.value)
+            check = whole if whole.verdict == "disagrees" else check
+        return of_check(check, ("our rules against ", where))
+
+    @cached_property
+    def checks(self) -> StepChecks:
+        """What the gradient check says of each step."""
+        return StepChecks(self.graph, self.derivation, Rows(self.graph, self.rows))
 
     @cached_property
     def _checks(self) -> dict[int, Verdict]:
         return {}  # by the identity of contributions, which the derivation holds
 
-    def agrees(self, ours: Data, theirs: Data) -> bool:
-        """Whether a temporary tensor equals PyTorch's up to rounding."""
-        return held_against(self.measures, ours, theirs, (), passing=True).kind == "agrees"
+    def check_update(self, step: Update, update: ParameterUpdate) -> Kind:
+        """Whether a parameter is what the terms of its update give."""
+        if update.grad is None or not update.is_whole:
+            return "not checked"
+        found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part).agrees)
+        return "no rule yet" if found is None else "agrees" if found else "disagrees"
 
     def held_before(self, name: str) -> str:
         """What the `.grad` of a parameter held when backward began."""
@@ -272,14 +298,20 @@ class Context:
             return "not kept"
         arrived = self.graph.values[parameter.value].grad if parameter.value is not None else None
         sent = self.graph.sent(parameter)
-        if sent is None or arrived is None or self.measures.are_twins(arrived, sent):
+        if sent is None or arrived is None or self.measures.are_twins(arrived, sent) or compare(sent, arrived).agrees:
             return "None"
-        left = distance(sent, arrived)
-        return f"left over from before, norm {left:.4g}" if left else "None"
+        return f"left over from before, norm {distance(sent, arrived):.4g}"
 
-    def agreement(self, ours: Data, theirs: Data, text: Text, passing: bool = False) -> Verdict:
-        """Compare our tensor with PyTorch's; statistics of one that is `passing` are not cached."""
-        return held_against(self.measures, ours, theirs, text, passing)
+    def check_gradient(self, value: int, ours: Data, recorded: Data, text: Text) -> Verdict:
+        """Compare the whole gradient of a value by our rules with PyTorch's."""
+        if not all_have_numbers(ours, recorded):
+            return UNKEPT
+        check = self.checks.gradient(value)
+        if check.verdict == "agrees":
+            found = compare(ours, recorded, count=len(self.derivation.nodes))
+            grown = "" if found.agrees else f"rounding on the way makes {number(found.largest)} between the two"
+            check = replace(check, reason=grown, comparison=found if found.agrees else None)
+        return of_check(check, text)
 
 
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, Table, Text, Verdict
+from chainrule.graph.comparison import compare_mean, rounding
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Reducer, Reduction, Snapshot, data_of, statistics_of
 from chainrule.numbers import number
+from chainrule.report.checks import of_comparison
 from chainrule.report.context import Context, shape_text
 
 NAMES = {"all-reduce": "All-reduce", "reduce-scatter": "Reduce-scatter"}
@@ -97,5 +97,5 @@ def _verdict(context: Context, reducer: Reducer, each: Reduction) -> Verdict:
         known: dict[str, Kind] = {"agrees": "agrees", "disagrees": "disagrees"}
         text = ("the mean of all ranks against all shards of ", Code(f"{each.name}.grad"), ", as gather() found")
         return Verdict(known.get(each.verdict, "not checked"), text)
-    mean = torch.stack([local.double() for local in each.gathered]).mean(0).to(each.mean.dtype)
-    return context.agreement(mean, each.mean, ("the mean of all ranks against ", Code(f"{each.name}.grad")))
+    found = compare_mean(each.gathered, each.mean, rounding(each.mean.dtype))
+    return of_comparison(found, ("the mean of all ranks against ", Code(f"{each.name}.grad")))

@@ -5,21 +5,18 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from chainrule import document
 from chainrule.derivation.why import element
 from chainrule.document import Code, Text
+from chainrule.graph.comparison import Comparison, worst
 from chainrule.numbers import number
-from chainrule.verification.comparison import Difference, worst
-
-if TYPE_CHECKING:
-    from chainrule.verification.gradient_check import Row, Verification, Wrong
+from chainrule.verification.rows import GradientCheck, Row, Wrong
 
 LISTED = 6  # nodes that are named one by one, of those with the same verdict and reason
 
 
-def gradient_check(verification: Verification) -> document.Document:
+def gradient_check(verification: GradientCheck) -> document.Document:
     """A summary, a table of all nodes, the reasons for other verdicts, and each disagreement in full."""
     sections = [document.Section(("All nodes",), "proof", "overview", (_table(verification.rows),))]
     reasons = tuple(_reasons(verification.rows))
@@ -29,7 +26,7 @@ def gradient_check(verification: Verification) -> document.Document:
     return document.Document(("Verification",), (_summary(verification),), tuple(sections))
 
 
-def _summary(verification: Verification) -> document.Verdict:
+def _summary(verification: GradientCheck) -> document.Verdict:
     explained, total = verification.coverage
     count = Counter(row.verdict for row in verification.rows)
     words = ", ".join(f"{many} {kind}" for kind, many in count.most_common())
@@ -42,7 +39,7 @@ def _summary(verification: Verification) -> document.Verdict:
     )
 
 
-def _checked(verification: Verification) -> str:
+def _checked(verification: GradientCheck) -> str:
     checked, left = len(verification.rows), verification.left_out
     if not left:
         return f"{checked} nodes"
@@ -59,7 +56,7 @@ def _table(rows: Iterable[Row]) -> document.Table:
     return document.Table(headers, tuple(tuple((cell,) for cell in row) for row in cells))
 
 
-def _figure(difference: Difference | None) -> str:
+def _figure(difference: Comparison | None) -> str:
     return "" if difference is None else f"{difference.largest:.1e}"
 
 

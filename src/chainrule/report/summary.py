@@ -72,12 +72,23 @@ def _parameters(context: Context) -> Iterator[tuple[Text, ...]]:
 
 def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
     label = name if parameter.value is None else context.notation.plain(parameter.value)
-    check = ""
+    return (label,), *((each,) for each in _cells(context, parameter)), (_check(context, name, parameter),)
+
+
+def _check(context: Context, name: str, parameter: Parameter) -> str:
+    """The verdict on its gradient; on its update, where that is wrong."""
     ours = context.derivation.gradients.get(parameter.value) if parameter.value is not None else None
     arrived = context.graph.values[parameter.value].grad if parameter.value is not None else None
-    if ours is not None and arrived is not None:
-        check = context.agreement(ours, arrived, ("",)).kind
-    return (label,), *((each,) for each in _cells(context, parameter)), (check,)
+    if ours is None or arrived is None or parameter.value is None:
+        return ""
+    updates = (
+        context.check_update(step, each)
+        for step in context.graph.updates
+        for each in step.parameters
+        if each.name == name
+    )
+    kind = context.check_gradient(parameter.value, ours, arrived, ()).kind
+    return "disagrees" if "disagrees" in updates else kind
 
 
 def _cells(context: Context, parameter: Parameter) -> Iterator[str]:

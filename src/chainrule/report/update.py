@@ -10,13 +10,16 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
+from chainrule.graph.comparison import compare, rounding
 from chainrule.graph.graph import Backward
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, Update, has_numbers
 from chainrule.numbers import number
 from chainrule.report import block_tables
+from chainrule.report.checks import UNKEPT, of_comparison
 from chainrule.report.context import Context, group, matrix, shape_text
 from chainrule.rules.optimizers import terms
+from chainrule.verification.step_checks import compare_update
 
 
 def gradients(context: Context) -> Section:
@@ -44,10 +47,9 @@ def _gradients(context: Context) -> Iterator[Block]:
     for name, parameter in graph.parameters.items():
         value = parameter.value
         recorded = graph.values[value].grad if value is not None else None
-        if value in ours and recorded is not None and len(context.uses(value)) > 1:
-            yield context.agreement(
-                ours[value], recorded, ("the sum of all contributions against ", Code(f"{name}.grad"))
-            )
+        if value is not None and value in ours and recorded is not None and len(context.uses(value)) > 1:
+            text = ("the sum of all contributions against ", Code(f"{name}.grad"))
+            yield context.check_gradient(value, ours[value], recorded, text)
     filled = [
         (n, p, sent) for n, p in graph.parameters.items() if (sent := graph.sent(p)) is not None and p.value is not None
     ]
@@ -86,7 +88,7 @@ def _given(context: Context) -> Iterator[Block]:
             ours = context.derivation.of_passes.get(backward.index, {}).get(value)
             if ours is not None:
                 text = (f"our rules against what torch.autograd.grad returned for {context.notation.plain(value)}",)
-                yield context.agreement(ours, gradient.tensor, text)
+                yield context.check_gradient(value, ours, gradient.tensor, text)
 
 
 def returned(context: Context, backward: Backward) -> Text:
@@ -102,8 +104,7 @@ def returned(context: Context, backward: Backward) -> Text:
 
 def _differ(arrived: Data, left: Data) -> bool:
     """Whether `.grad` holds more than what arrived in this step, up to rounding."""
-    arrived, left = arrived.to_dense(), left.to_dense()
-    return bool((arrived - left).abs().max() > 1e-4 * left.abs().max()) if left.numel() else False
+    return not compare(left, arrived).agrees
 
 
 def update(context: Context, number: int, step: Update) -> Section:
@@ -170,7 +171,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
     new = worked_out[-1].value
     assert isinstance(new, Data)
     text = ("our formula against the parameter after ", Code("optimizer.step()"))
-    yield context.agreement(new, each.after, text, passing=True)
+    yield of_comparison(compare_update(new, each), text) if each.is_whole else UNKEPT
 
 
 def written_by_hand(context: Context) -> list[Parameter]:
@@ -223,12 +224,8 @@ def _rate(added: Data, grad: Data, before: Data) -> float | None:
     if not size or added.is_complex() or not math.isfinite(size):
         return None
     rate = float((added.double() * grad.double()).sum()) / size
-    rounding = 4 * torch.finfo(added.dtype).eps * (before.abs() + added.abs()).double()
-    return (
-        rate
-        if bool(((added.double() - rate * grad.double()).abs() <= rounding + abs(rate) * 1e-6 * grad.abs()).all())
-        else None
-    )
+    terms, eps = before.abs().double() + added.abs(), rounding(added.dtype)
+    return rate if compare(added, rate * grad.double(), terms, eps=eps).agrees else None
 
 
 def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:

@@ -16,7 +16,7 @@ from chainrule.derivation.backprop import Step
 from chainrule.derivation.jacobian import Index, indices, row_of
 from chainrule.derivation.why import Search, Term, element
 from chainrule.document import Row, Source, Sum, Summand
-from chainrule.execution.experiment import unravel
+from chainrule.graph.comparison import compare, rounding, unravel
 from chainrule.numbers import number
 from chainrule.report.context import Context
 
@@ -89,7 +89,7 @@ def _row(
         gradient=context.arrived(index),
         forward=forward[0] if forward else None,
         backward=tuple(backward),
-        verdict=context.verdicts.get(value.node) if value.node is not None else None,
+        verdict=row.verdict if value.node is not None and (row := context.rows.get(value.node)) else None,
         update=context.relative_updates.get(index),
     )
 
@@ -214,7 +214,8 @@ def _value(context: Context, step: Step, index: Index, data: Data, rows: dict[in
             if argument in ("input", "self", "mat1", "bias"):
                 linear.append(summand)
     total = sum(each.value for each in linear)
-    if linear and abs(total - data[index].item()) <= 1e-5 * max(1.0, abs(total)):
+    terms, eps = sum(abs(each.value) for each in linear), rounding(data.dtype)
+    if linear and compare(data[index].item(), total, terms, count=len(linear), eps=eps).agrees:
         symbols = " + ".join(" * ".join(name for name, _ in each.factors) for each in linear)
         numbers = " + ".join(" * ".join(number(v) for _, v in each.factors) for each in linear)
         return Sum(of, " = ".join(dict.fromkeys([own, symbols, numbers, result])), tuple(linear))

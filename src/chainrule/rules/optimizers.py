@@ -136,8 +136,10 @@ def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
 PART = 2**19  # elements that are worked out at a time where nothing is told of them but that they agree
 
 
-def terms_agree(update: ParameterUpdate, optimizer: str, agree: Callable[[Tensor, Tensor], bool]) -> bool | None:
-    """Whether the new parameter is what the terms say, by `agree(ours, theirs)`; None where `terms` has none.
+def terms_agree(
+    update: ParameterUpdate, optimizer: str, agree: Callable[[Tensor, ParameterUpdate], bool]
+) -> bool | None:
+    """Whether the new parameter is what the terms say, by `agree(ours, update)`; None where `terms` has none.
 
     Every optimizer explained here works element by element, so a large parameter is worked out part by part.
     """
@@ -146,7 +148,7 @@ def terms_agree(update: ParameterUpdate, optimizer: str, agree: Callable[[Tensor
         worked_out = terms(part, optimizer)
         if worked_out is None:
             return None
-        found.append(agree(torch.as_tensor(worked_out[-1].value), part.after))
+        found.append(agree(torch.as_tensor(worked_out[-1].value), part))
     return all(found)
 
 

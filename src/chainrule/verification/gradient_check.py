@@ -1,17 +1,15 @@
-"""The proof: at each node our rule, autograd, and a central difference in float64 are held against each other.
+"""The gradient check: it compares our rule, autograd, and a central difference in float64 at each node.
 
 What is compared is the gradient that left a node in the recorded step, given the upstream gradient u that reached it:
-(1) our rule's VJP on the recorded values; (2) autograd's recorded gradient; (3) u^T J measured by running the operation
-again in float64 on both sides of the recorded point. Element by element for at most 64 elements (and 4,096 outputs);
-above that along random directions v, by the dot-product test <u, J v> = <J^T u, v>, and where that fails at single
-elements, to find which are wrong.
+(1) our rule's VJP on the recorded values; (2) autograd's recorded gradient; (3) u^T J, measured by running the
+operation again in float64 on both sides of the recorded point. Up to 64 elements (and 4,096 outputs) are measured one
+by one. Above that the dot-product test <u, J v> = <J^T u, v> is made along random directions v; where it fails, single
+elements are measured to find the wrong ones.
 
-Tolerance. A gradient computed with rounding eps is a sum of terms; it may be off by 8 eps times the sum of the terms'
-magnitudes, here sum_i |u_i J_ij|. Along a direction that is 8 eps times the root of the sum of their squares, since
-independent roundings add up so, and one float32 rounding of the sum of magnitudes for the summation. Central
-differences are good to about 1e-10 of the terms, so eps counts as at least that. A disagreement is called only after
-other step sizes, one-sided differences (a kink?), and autograd run again in float64 and in the recorded type (mere
-rounding?).
+The tolerance is that of `graph.comparison`, with the terms u_i J_ij of each element. Along a direction the terms of all
+elements count as the root of the sum of their squares, since independent roundings add up so. Central differences are
+good to about 1e-10 of the terms, so eps counts as at least that. A verdict of disagreement comes only after other step
+sizes, one-sided differences (a kink?), and autograd run again in float64 and in the recorded type (mere rounding?).
 
 Nothing global is changed, the state of the random generators included.
 """
@@ -19,36 +17,25 @@ Nothing global is changed, the state of the random generators included.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from chainrule import document
 from chainrule.derivation.backprop import applied, rule_of
-from chainrule.document import Kind
 from chainrule.errors import RequestError
-from chainrule.execution.experiment import MARGIN, CannotRunError, Experiment, nothing_left_behind, real, unravel
-from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Place, Value
+from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, real
+from chainrule.graph.comparison import Comparison, compare, rounding, unravel
+from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Value
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule, plain
-from chainrule.verification.comparison import (
-    AtKink,
-    Case,
-    Difference,
-    Finding,
-    hold_rule,
-    largest_difference,
-    measure,
-    outside,
-    settle,
-    unmeasured,
-    worst,
-)
-from chainrule.verification.quick_check import LARGE, glance, only_beside, same_numbers, slabs
-from chainrule.verification.repair import Repair, recognise
+from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
+from chainrule.verification.quick_check import quick_check, slabs
+from chainrule.verification.repair import recognise
+from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
+from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, unmeasured
 
 _SYMMETRIC = "its argument stands for a symmetric matrix, of which it reads one triangle"
 _NORMALISED = "the statistics that it is given are those of its `input`, whose gradient counts their change too"
@@ -62,79 +49,9 @@ _CONSTRAINED = {
     "CholeskySolveBackward": "its argument stands for a triangular matrix",
     "CtcLossBackward": "its argument stands for logarithms of probabilities, which add up to one",
 }
-MEMORY = 2 * 2**30  # bytes that the check of one node may take, where nothing else is said
+MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
 UNKEPT = "its numbers were not kept: recording.recompute gives them"
-_WORST: tuple[Kind, ...] = ("disagrees", "kink", "not checked", "no rule yet", "agrees", "not differentiable")
-
-
-@dataclass(frozen=True, slots=True)
-class Wrong:
-    """One element on which the sides differ: what each of them says (None: that side says nothing)."""
-
-    argument: str
-    index: tuple[int, ...]
-    rule: float | complex | None
-    autograd: float | complex | None
-    finite: float | complex | None
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The proof of one node. `tolerance` is the one at its largest difference."""
-
-    node: Node
-    place: Place | None
-    verdict: Kind
-    reason: str
-    arguments: tuple[str, ...] = ()
-    rule_difference: Difference | None = None
-    finite_difference: Difference | None = None
-    tolerance: float | None = None
-    kinks: tuple[AtKink, ...] = ()
-    wrong: tuple[Wrong, ...] = ()
-    repairs: tuple[Repair, ...] = ()
-
-
-@dataclass(frozen=True, repr=False)
-class Verification:
-    """The proof of a step: one row a node, in the order of the graph.
-
-    `coverage` is (explained by a rule, total) of the nodes that were looked at; `left_out` counts the nodes that were
-    not, because of what was asked for, which `chosen` says in words. What was left out is not proved.
-    """
-
-    rows: tuple[Row, ...]
-    coverage: tuple[int, int]
-    left_out: int = 0
-    chosen: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing disagrees, of what was looked at."""
-        return not self.failures
-
-    @property
-    def failures(self) -> tuple[Row, ...]:
-        """The rows that disagree."""
-        return tuple(row for row in self.rows if row.verdict == "disagrees")
-
-    def document(self) -> document.Document:
-        """The proof, told: a summary, a table of all nodes, and each disagreement with its wrong elements."""
-        from chainrule.report.gradient_check import gradient_check
-
-        return gradient_check(self)
-
-    def __str__(self) -> str:
-        from chainrule.views import terminal
-
-        return terminal.text(self.document())
-
-    def __repr__(self) -> str:
-        explained, total = self.coverage
-        told = "passed" if self.passed else f"{len(self.failures)} disagree"
-        left = f", {self.left_out} not looked at" if self.left_out else ""
-        return f"<chainrule.Verification: {told}, {total} nodes, {explained} explained by a rule{left}>"
 
 
 def verify(
@@ -144,14 +61,14 @@ def verify(
     sample: float | None = None,
     memory: int = MEMORY,
     progress: Callable[[int, int], None] | None = None,
-) -> Verification:
-    """Prove the nodes of a recorded step: all of them, or those that `only` names, or a random share, `sample`.
+) -> GradientCheck:
+    """Check the nodes of a recorded step: all of them, those that `only` names, or a random fraction, `sample`.
 
     `only` is a pattern, or several: a part of a node's name, of its operation's, of a module's path, or of the name of
-    one of its outputs; with dots or a `*` it is held against whole parts of a path (`h.3.*`). `sample` draws the same
-    nodes each time. `memory` is what the check of one node may take, in bytes: many elements are looked at in chunks
-    that fit, and where a single run does not fit the node is not checked, and says so. `progress(done, total)` is
-    called after each node. Raises MissingError where `only` names nothing, RequestError for a value that means nothing.
+    one of its outputs. A pattern with dots or a `*` matches whole parts of a path (`h.3.*`). `sample` draws the same
+    nodes each time. `memory` is the number of bytes that the check of one node may take: elements are measured in
+    chunks that fit, and a node whose operation does not fit at all is not checked. `progress(done, total)` is called
+    after each node. Raises MissingError where `only` names nothing, RequestError for a value that means nothing.
     """
     if memory <= 0:
         raise RequestError(f"memory={memory!r} leaves nothing to work with. Give the bytes a check may take, above 0.")
@@ -162,10 +79,10 @@ def verify(
         for done, node in enumerate(nodes, 1):
             op, rule = _meaning(graph, node)
             explained += rule is not None or node.leaf is not None
-            rows.append(_row(graph, node, op, rule, memory, senders))
+            rows.append(_row(graph, node, op, rule, senders, memory))
             if progress is not None:
                 progress(done, len(nodes))
-    return Verification(tuple(rows), (explained, len(nodes)), len(graph.nodes) - len(nodes), chosen)
+    return GradientCheck(tuple(rows), (explained, len(nodes)), len(graph.nodes) - len(nodes), chosen)
 
 
 def _senders(graph: Graph) -> Senders:
@@ -188,16 +105,42 @@ def _meaning(graph: Graph, node: Node) -> tuple[Applied | None, Rule | None]:
         return op, None
 
 
-def _row(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, memory: int, senders: Senders) -> Row:
+class Rows:
+    """The rows of single nodes, each worked out when it is first asked for.
+
+    A row that `verify` has not given yet compares our rule with autograd alone, which is cheap. Where the two differ,
+    and where there is no rule, central differences decide there as well.
+    """
+
+    def __init__(self, graph: Graph, measured: Mapping[int, Row]) -> None:
+        self._graph, self._rows = graph, dict(measured)
+        self._senders = _senders(graph)
+
+    def __getitem__(self, index: int) -> Row:
+        if index not in self._rows:
+            node = self._graph.nodes[index]
+            with nothing_left_behind():
+                meaning = _meaning(self._graph, node)
+                self._rows[index] = _row(self._graph, node, *meaning, self._senders, MEMORY, differences=False)
+        return self._rows[index]
+
+
+def _row(
+    graph: Graph,
+    node: Node,
+    op: Applied | None,
+    rule: Rule | None,
+    senders: Senders,
+    memory: int,
+    differences: bool = True,
+) -> Row:
     if node.leaf is not None:
-        return _worst(_sums(graph, node, senders.get(node.index, [])))
+        return worst_row(_sums(graph, node, senders.get(node.index, [])))
     if not node.executions:
         return _unchecked(node, "no gradient flowed through it")
-    return _worst([_passage(Case(graph, node, passage, op, rule), memory) for passage in node.executions])
-
-
-def _worst(rows: list[Row]) -> Row:
-    return min(rows, key=lambda row: _WORST.index(row.verdict))
+    return worst_row(
+        _execution(NodeContext(graph, node, each, op, rule), memory, differences) for each in node.executions
+    )
 
 
 def _unchecked(node: Node, reason: str) -> Row:
@@ -214,23 +157,23 @@ def _sums(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> list[Ro
     arrived: dict[int, list[Tensor]] = {}
     for other, edge in senders:
         for passage in other.executions:
-            share = tensor_of(passage.along(edge))
-            if share is not None:
-                arrived.setdefault(passage.backward, []).append(share)
+            contribution = tensor_of(passage.along(edge))
+            if contribution is not None:
+                arrived.setdefault(passage.backward, []).append(contribution)
     given = [
         _sum(node, leaf, arrived.get(backward.index, []), backward.given[node.leaf].tensor, None, "the gradient that "
              "torch.autograd.grad gave of it")
         for backward in graph.backwards if node.leaf in backward.given
     ]  # fmt: skip
-    shares = [each for index in sorted(arrived) if graph.backwards[index].accumulates for each in arrived[index]]
-    if given and not shares:
+    contributions = [each for index in sorted(arrived) if graph.backwards[index].accumulates for each in arrived[index]]
+    if given and not contributions:
         return given
     left = next((graph.sent(p) for p in graph.parameters.values() if p.value == node.leaf), None)
-    return [_sum(node, leaf, shares, leaf.grad, left, "its gradient"), *given]
+    return [_sum(node, leaf, contributions, leaf.grad, left, "its gradient"), *given]
 
 
 def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None, left: Tensor | None, it: str) -> Row:
-    """What edges into a leaf brought, summed, against the gradient that arrived and what stands in `.grad`."""
+    """Compare the sum of what the edges into a leaf sent with the gradient that arrived, and with `.grad`."""
     if leaf.has_gradient and (gradient is None or not all_have_numbers(gradient, *arrived)):
         return _unchecked(node, UNKEPT)
     if gradient is None or not arrived:
@@ -239,36 +182,37 @@ def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None
     summed = f"{it} is the sum of what came back from {uses}"
     if gradient.numel() > LARGE and (exact := _exactly(gradient, arrived, left)) is not None:
         return Row(node, leaf.place, "agrees", summed, ("grad",), exact, tolerance=exact.tolerance)
-    brought = [real(share) for share in arrived]
-    recorded, total = real(gradient), sum(brought[1:], brought[0])
+    sent = [real(contribution) for contribution in arrived]
+    recorded, total = real(gradient), sum(sent[1:], sent[0])
     if not recorded.isfinite().all():
         return _unchecked(node, "its gradient is not finite")
-    size = sum((share.abs() for share in brought), torch.zeros_like(total))
-    tolerance = MARGIN * torch.finfo(leaf.dtype).eps * size
-    found = largest_difference("grad", recorded, total, tolerance, leaf.shape, leaf.dtype.is_complex)
-    row = Row(node, leaf.place, "agrees", "", ("grad",), found, tolerance=found.tolerance)
-    if bad := outside(recorded, total, tolerance):
-        pairs = 2 if leaf.dtype.is_complex else 1
-        places = dict.fromkeys(i // pairs for i in bad[:8])
-        sides = [(unravel(i, leaf.shape), _number(total, i, pairs), _number(recorded, i, pairs)) for i in places]
+    terms, eps = sum((contribution.abs() for contribution in sent), torch.zeros_like(total)), rounding(leaf.dtype)
+    found = compare(recorded, total, terms, eps=eps, argument="grad")
+    pairs = 2 if leaf.dtype.is_complex else 1
+    index = unravel(found.index[0] // pairs, leaf.shape) if found.index else None
+    at = replace(found, index=index, off=())
+    row = Row(node, leaf.place, "agrees", "", ("grad",), at, tolerance=at.tolerance)
+    if not found.agrees:
+        places = dict.fromkeys(i // pairs for i in found.off[:8])
+        sides = [(unravel(i, leaf.shape), number_at(total, i, pairs), number_at(recorded, i, pairs)) for i in places]
         wrong = tuple(Wrong("grad", index, ours, theirs, None) for index, ours, theirs in sides)
         reason = f"{it} is not the sum of what came back from {uses}"
         return replace(row, verdict="disagrees", reason=reason, wrong=wrong)
-    if left is not None and not _holds(left, total, tolerance):
-        if any(_holds(left, each, tolerance) for each in itertools.accumulate(reversed(brought))):
+    if left is not None and not _equals(left, total, terms):
+        if any(_equals(left, each, terms) for each in itertools.accumulate(reversed(sent))):
             return replace(row, reason=f"{summed}; `.grad` was cleared in between, and holds what came after that")
-        reason = "`.grad` holds more than what its uses brought: an earlier gradient, or the work of a hook"
+        reason = "`.grad` holds more than what its uses sent: an earlier gradient, or the work of a hook"
         return replace(row, verdict="not checked", reason=reason)
     return replace(row, reason=summed)
 
 
-def _holds(left: Tensor, total: Tensor, tolerance: Tensor) -> bool:
-    """Whether a sum stands in `.grad`, rounding apart."""
-    return not outside(real(left), total, tolerance + MARGIN * torch.finfo(left.dtype).eps * real(left).abs())
+def _equals(left: Tensor, total: Tensor, terms: Tensor) -> bool:
+    """Whether `.grad` is this sum."""
+    return compare(real(left), total, terms, eps=rounding(left.dtype)).agrees
 
 
-def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Difference | None:
-    """A large leaf's gradient where it is, to the last bit, the sum of what arrived, and what stands in `.grad`."""
+def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Comparison | None:
+    """For a large leaf whose gradient, and whose `.grad`, is bit for bit the sum of what arrived."""
     if any(g.layout != torch.strided for g in (recorded, *arrived)) or not _finite(recorded):
         return None
     if left is not None and left is not recorded and not torch.equal(left, recorded):
@@ -277,17 +221,18 @@ def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Di
         return None
     if not all(torch.equal(whole, sum(parts[1:], parts[0])) for whole, *parts in slabs(recorded, *arrived)):
         return None
-    return same_numbers(recorded, recorded, torch.finfo(recorded.dtype).eps, "grad")
+    return compare(recorded, recorded, argument="grad")
 
 
-# -- one passage through one node -------------------------------------------------------------------------------------
+# -- one execution of one node ----------------------------------------------------------------------------------------
 
 
-def _passage(case: Case, memory: int) -> Row:
-    graph, node, passage = case.graph, case.node, case.passage
+def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
+    graph, node, passage = context.graph, context.node, context.passage
+    differences = differences or context.rule is None
     if all(g is None for g in passage.upstream):
         return _unchecked(node, "no gradient flowed through it")
-    if not passage.has_numbers or (case.op is not None and not case.op.has_numbers):
+    if not passage.has_numbers or (context.op is not None and not context.op.has_numbers):
         return _unchecked(node, UNKEPT)
     if not all(map(_finite, passage.upstream)):
         return _unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")
@@ -296,10 +241,10 @@ def _passage(case: Case, memory: int) -> Row:
     if all(g is None for g in passage.downstream) and node.function_class is None:
         return _unchecked(node, "no gradient was asked of it for any of its inputs")
     try:
-        shares, broken = case.shares(), ""
+        contributions, broken = context.contributions(), ""
     except Exception as error:  # whatever a rule does wrong is a result to show
-        shares, broken = {}, f"our rule fails here: {error}"
-    findings: list[Finding] = []
+        contributions, broken = {}, f"our rule fails here: {error}"
+    findings: list[ArgumentCheck] = []
     obstacle, experiment = "", None
     try:
         experiment = _experiment(graph, node, passage, memory)
@@ -307,12 +252,17 @@ def _passage(case: Case, memory: int) -> Row:
             if edge.argument is None:
                 obstacle = "which argument one of its gradients belongs to is not known"
                 continue
-            share = shares.get(edge.position)
-            finding = glance(case, experiment, edge, share.gradient if share else None)
-            finding = finding or measure(case, experiment, edge)
+            contribution = contributions.get(edge.position)
+            ours = contribution.gradient if contribution else None
+            if differences:
+                finding = quick_check(context, experiment, edge, ours)
+                if finding is None and (known := unmeasured(edge, context)) is not None:
+                    finding = measure(context, experiment, edge, known)
+            else:
+                finding = at_known_kink(context, unmeasured(edge, context, ours))
             if finding is not None:
                 findings.append(finding)
-        settle(experiment, findings, graph)
+        settle(context, experiment, findings)
     except CannotRunError as error:
         obstacle = str(error)
     except Exception as error:  # a user's function, or an operation without float64, may raise anything
@@ -320,16 +270,20 @@ def _passage(case: Case, memory: int) -> Row:
             f"it cannot be run again ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         )
     if obstacle:
-        known = {finding.edge.position for finding in findings}
+        found = {finding.edge.position for finding in findings}
         for edge in node.edges:
-            share = shares.get(edge.position)
-            finding = only_beside(case, edge, share.gradient if share else None) or unmeasured(edge, case)
-            if edge.position not in known and finding is not None:
+            contribution = contributions.get(edge.position)
+            finding = unmeasured(edge, context, contribution.gradient if contribution else None)
+            if edge.position not in found and finding is not None:
                 findings.append(finding)
     for finding in findings:
-        hold_rule(case, experiment, finding, shares.get(finding.edge.position))
-    explained = case.rule is not None and all(f.ours is not None or f.missing for f in findings)
-    row = _judged(graph, node, findings, obstacle, broken, explained)
+        compare_rule(context, experiment, finding, contributions.get(finding.edge.position))
+    explained = context.rule is not None and all(f.ours is not None or f.missing for f in findings)
+    if not differences and (broken or not explained or any(f.rule_off or f.missing for f in findings)):
+        return _execution(context, memory, differences=True)
+    row = judged(graph, node, findings, obstacle, broken, explained)
+    if not differences and row.verdict == "agrees":
+        return replace(row, reason="our rule and autograd agree")
     if experiment is None or not experiment.custom or row.verdict != "disagrees":
         return row
     return replace(row, repairs=recognise(experiment, findings))
@@ -362,87 +316,3 @@ def _experiment(graph: Graph, node: Node, passage: NodeExecution, memory: int) -
             "running its forward again does not give what was recorded: it draws random numbers, or keeps a state"
         )
     return experiment
-
-
-# -- the verdict ------------------------------------------------------------------------------------------------------
-
-
-def _judged(graph: Graph, node: Node, findings: list[Finding], obstacle: str, broken: str, explained: bool) -> Row:
-    verdict, reason = _verdict(node, findings, obstacle, broken, explained)
-    finite = worst([f.finite for f in findings])
-    rule = worst([f.rule for f in findings])
-    told = worst([finite, rule])
-    wrong = tuple(each for f in findings for each in _wrong(graph, f)) if verdict == "disagrees" else ()
-    kinks = tuple(f.kinks for f in findings if f.kinks is not None)
-    arguments = tuple(f.label for f in findings if not f.missing or f.off)
-    return Row(
-        node, node.place, verdict, reason, arguments, rule, finite, told.tolerance if told else None, kinks, wrong
-    )
-
-
-def _verdict(node: Node, findings: list[Finding], obstacle: str, broken: str, explained: bool) -> tuple[Kind, str]:
-    off = [f for f in findings if f.off]
-    rule_off = [f for f in findings if f.rule_off]
-    if off:
-        names = ", ".join(f"`{f.label}`" for f in off)
-        if all(f.missing for f in off):
-            return "disagrees", f"no gradient came back for {names}, though the output depends on it"
-        beside = ""
-        if all(f.ours is not None for f in off):
-            beside = "; our rule differs too" if rule_off else "; our rule says the same as autograd"
-            if rule_off and all(_rule_is_right(f) for f in off):
-                beside = "; our rule agrees with the differences"
-        return "disagrees", f"the gradient of {names} is not the derivative that differences measure{beside}"
-    if rule_off:
-        names = ", ".join(f"`{f.label}`" for f in rule_off)
-        if obstacle:
-            return "disagrees", f"our rule and autograd differ in the gradient of {names}; {obstacle}"
-        return "disagrees", f"autograd and differences agree: our rule is wrong in the gradient of {names}"
-    if broken:
-        return "disagrees", broken
-    unsettled = next((f.unsettled for f in findings if f.unsettled), "")
-    if obstacle or unsettled:
-        agreed = "our rule and autograd agree, but " if explained and findings else ""
-        return "not checked", agreed + (obstacle or unsettled)
-    kinks = [f.kinks for f in findings if f.kinks is not None]
-    if kinks:
-        where = "; ".join(f"{k.count} of `{k.argument}`, first at {list(k.indices[0])}" for k in kinks)
-        return "kink", f"{kinks[0].choice} ({where})"
-    if not findings:
-        return "not differentiable", "none of its inputs has a gradient"
-    rounding = ", within the rounding of its number type" if any(f.rounding for f in findings) else ""
-    if node.function_class is not None:
-        return "agrees", f"its backward agrees with central differences{rounding}"
-    if not explained:
-        return "no rule yet", f"autograd and central differences agree{rounding}"
-    return "agrees", f"our rule, autograd and central differences agree{rounding}"
-
-
-def _rule_is_right(finding: Finding) -> bool:
-    measured, ours = finding.measured or {}, finding.ours
-    if ours is None or finding.finite is None:
-        return False
-    return all(
-        abs(float(ours[i]) - measured[i]) <= max(finding.finite.tolerance, 1e-6 * abs(measured[i]))
-        for i in finding.off or ()
-        if i in measured
-    )
-
-
-def _wrong(graph: Graph, finding: Finding) -> Iterator[Wrong]:
-    value = graph.values[finding.edge.value] if finding.edge.value is not None else None
-    shape = value.shape if value is not None else (finding.got.numel(),)
-    pairs = 2 if value is not None and value.dtype.is_complex else 1
-    for place in dict.fromkeys(element // pairs for element in [*(finding.off or ()), *finding.rule_off][:8]):
-        sides = [_number(side, place, pairs) for side in (finding.ours, None if finding.missing else finding.got)]
-        measured = finding.measured or {}
-        parts = [measured[i] for i in range(place * pairs, place * pairs + pairs) if i in measured]
-        finite = (complex(*parts) if pairs == 2 else parts[0]) if len(parts) == pairs else None
-        yield Wrong(finding.label, unravel(place, shape), sides[0], sides[1], finite)
-
-
-def _number(side: Tensor | None, place: int, pairs: int) -> float | complex | None:
-    if side is None:
-        return None
-    parts = side[place * pairs : place * pairs + pairs].tolist()
-    return complex(*parts) if pairs == 2 else float(parts[0])

@@ -1,100 +1,65 @@
-"""The first look at one argument of a large operation: few passes over its numbers, and only agreement is believed.
+"""The quick check of one argument of a large operation: few passes over its numbers, and only agreement counts.
 
-A large operation (its argument or outputs above LARGE elements) would cost many whole-tensor passes in float64. Here
-our rule's gradient is held against autograd's at every element, in their own number type; and autograd's against the
-operation itself along one random direction v, of which only a few thousand elements differ from 0 where the argument
-has more than DENSE. Where the operation is linear in the argument, J v is the operation on v, run in the recorded
-number type with the terms that do not hold the argument set to zero; elsewhere it is a central difference in float64.
-The tolerances are those of the full proof. Whatever does not agree at this look goes through the full proof.
+A large operation (its argument or outputs above LARGE elements) would cost many whole-tensor passes in float64. The
+quick check compares our rule's gradient with autograd's at every element, in their own number type. It compares
+autograd's with the operation itself along one random direction v, of which only a few thousand elements differ from 0
+where the argument has more than DENSE. Where the operation is linear in the argument, J v is the operation on v, run in
+the recorded number type with the terms that do not hold the argument set to zero; elsewhere it is a central difference
+in float64. The tolerances are those of the full check. What does not agree here goes through the full check.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.execution.experiment import EPS, MARGIN, STEP, Experiment, pick, put, unravel
+from chainrule.execution.experiment import FINEST, STEP, Experiment, pick, put
+from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare, rms
 from chainrule.graph.graph import Edge
 from chainrule.graph.snapshot import tensor_of
 from chainrule.rules import Kink
-from chainrule.verification.comparison import FINEST, FLOOR, Case, Difference, Finding, label_of
+from chainrule.verification.differences import ArgumentCheck, NodeContext, label_of
+from chainrule.verification.rule_comparison import LARGE, compare_large, is_plain
 
-LARGE = 2**16  # elements: from here on a first look comes before the full proof
 DENSE = 2**20  # elements: above, directions are sparse
 DRAWN, KEPT = 2**18, 2**12  # elements of a sparse direction: drawn, and kept of those
 
 Arguments = dict[str, Any]
 
 
-def glance(case: Case, experiment: Experiment, edge: Edge, ours: Tensor | None) -> Finding | None:
-    """What a first look finds of one argument; None where the full proof is to look, also where we have no rule."""
-    got = tensor_of(case.passage.along(edge))
-    if got is None or ours is None or not _plain(got) or case.rule is None:
+def quick_check(context: NodeContext, experiment: Experiment, edge: Edge, ours: Tensor | None) -> ArgumentCheck | None:
+    """What is found of one argument; None where the full check decides, also where we have no rule."""
+    got = tensor_of(context.passage.along(edge))
+    if got is None or ours is None or not is_plain(got) or context.rule is None:
         return None
     recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
     size = max(got.numel(), *(g.numel() for g in upstream.values())) if upstream else 0
-    if size <= LARGE or not _plain(recorded) or recorded.shape != got.shape or not all(map(_plain, upstream.values())):
+    if (
+        size <= LARGE
+        or not is_plain(recorded)
+        or recorded.shape != got.shape
+        or not all(map(is_plain, upstream.values()))
+    ):
         return None
-    if case.rule.kink is not None and _at_corner(case.rule.kink, case.op, edge, recorded):
+    if context.rule.kink is not None and _at_corner(context.rule.kink, context.op, edge, recorded):
         return None
     label = label_of(edge)
-    beside = _beside(got, ours, case.eps, label)
+    beside = compare_large(got, ours, context.eps, label)
     finite = _along(experiment, edge, got, label) if beside is not None else None
-    if finite is None or not finite.largest <= finite.tolerance:
+    if finite is None or not finite.agrees:
         return None
-    return Finding(edge, label, got, False, ours, finite, rule=beside)
-
-
-def only_beside(case: Case, edge: Edge, ours: Tensor | None) -> Finding | None:
-    """Our rule's gradient beside autograd's alone, for a large operation that is not run again."""
-    got = tensor_of(case.passage.along(edge))
-    if not _plain(got) or not _plain(ours) or got is None or ours is None or got.numel() <= LARGE:
-        return None
-    found = _beside(got, ours, case.eps, label_of(edge))
-    return None if found is None else Finding(edge, label_of(edge), got, False, ours, rule=found)
+    return ArgumentCheck(edge, label, got, False, ours, finite, rule=beside)
 
 
 def _at_corner(kink: Kink, op: Any, edge: Edge, recorded: Tensor) -> bool:
     """Whether an element lies so near to a point without a derivative that a difference would step over it."""
     mine = (kink.argument, None) == (edge.argument, edge.item)
     return mine and bool(kink.where(op, 8 * STEP * (rms(recorded) or 1.0)).any())
-
-
-def _plain(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
-
-
-def same_numbers(got: Tensor, other: Tensor, eps: float, label: str) -> Difference | None:
-    """A difference of 0 between two equal tensors, with what rounding would allow at their first element."""
-    if got is not other and (got.dtype != other.dtype or not torch.equal(got, other)):
-        return None
-    if not got.numel():
-        return Difference(0.0, label, None, 0.0)
-    first = (0,) * got.dim()
-    return Difference(0.0, label, first, MARGIN * eps * (abs(float(got[first])) + rms(got)) + FLOOR)
-
-
-def _beside(got: Tensor, ours: Tensor, eps: float, label: str) -> Difference | None:
-    """Our rule's gradient beside autograd's; None where an element seems off, or the two are of other kinds."""
-    if ours.shape != got.shape or ours.dtype != got.dtype or ours.layout != torch.strided:
-        return None
-    if (same := same_numbers(got, ours, eps, label)) is not None:
-        return same
-    apart = (got - ours).abs_()
-    place = int(apart.argmax())
-    where = unravel(place, tuple(got.shape))
-    largest, allowed = float(apart[where]), MARGIN * eps * rms(got) + FLOOR
-    tolerance = allowed + MARGIN * eps * max(abs(float(got[where])), abs(float(ours[where])))
-    if not largest <= tolerance:
-        return None
-    if largest > allowed and not bool(apart.sub_(got.abs(), alpha=MARGIN * eps).max() <= allowed):
-        return None
-    return Difference(largest, label, where, tolerance)
 
 
 def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -106,16 +71,10 @@ def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(each.split(thickness, axis) for each in (first, *others)), strict=True)
 
 
-def rms(gradient: Tensor) -> float:
-    """The root of the mean square, in few passes."""
-    length: float = torch.linalg.vector_norm(gradient).item()
-    return length / math.sqrt(max(gradient.numel(), 1))
-
-
 # -- along one direction ----------------------------------------------------------------------------------------------
 
 
-def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Difference | None:
+def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Comparison | None:
     """The dot-product test, <u, J v> = <J^T u, v>, along one direction."""
     v, places = _direction(got)
     eps = max(experiment.eps, FINEST)
@@ -137,9 +96,10 @@ def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Diffe
             slope += float(terms.sum(dtype=torch.float64))
             square += float(torch.linalg.vector_norm(terms)) ** 2
             size += float(torch.linalg.vector_norm(terms, 1))
-    accumulated = max(torch.finfo(torch.float32).eps if eps > FINEST else 0.0, EPS)
-    tolerance = MARGIN * eps * (square**0.5 + float(ours.norm())) + accumulated * size + rounding + FLOOR
-    return Difference(abs(slope - float(ours.sum())), label, None, tolerance)
+    spread = square**0.5 + float(ours.norm())
+    slack = max(FLOAT32 if eps > FINEST else 0.0, EPS) * size + rounding
+    compared = compare(float(ours.sum()), slope, spread, eps=eps, slack=slack, argument=label)
+    return replace(compared, index=None, off=())
 
 
 def _picked(got: Tensor, v: Tensor, places: Tensor) -> Tensor:

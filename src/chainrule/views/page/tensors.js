@@ -7,7 +7,9 @@ import { key, rowOfTensor, sumsOf } from "./store.js";
 
 /** @import { Entry, Row, Tensor } from "./types.d.ts" */
 
-const ROUNDING = 1e-5; // of the largest number
+const ROUNDINGS = 8; // as graph/comparison.py states it, of the size of a number and of a typical one
+/** @type {Record<string, number>} */
+const ROUNDING = { float64: 2 ** -52, complex128: 2 ** -52, float16: 2 ** -10, bfloat16: 2 ** -7 };
 const USUAL = "float32";
 const WHOLE = /^(u?int|bool)/;
 
@@ -87,9 +89,10 @@ function same(one, other) {
   const numbersOf = (/** @type {Tensor} */ block) => (block.entries ?? (block.statistics ?? []).map(([, figure]) => figure)).map(real);
   const [ours, theirs] = [numbersOf(one), numbersOf(other)];
   if (String(one.shape) !== String(other.shape) || ours.length !== theirs.length) return false;
-  const largest = (/** @type {number[]} */ numbers) => numbers.reduce((most, each) => Math.max(most, Math.abs(each) || 0), 0);
-  const scale = ROUNDING * (one.entries ? largest(ours) : norm(one));
-  return ours.every((each, place) => Object.is(each, theirs[place]) || Math.abs(each - theirs[place]) <= scale);
+  const eps = ROUNDING[one.dtype] ?? 2 ** -23;
+  const typical = one.entries ? Math.hypot(...ours.filter(Number.isFinite)) / Math.sqrt(ours.length || 1) : norm(one);
+  const allowed = (/** @type {number} */ a, /** @type {number} */ b) => ROUNDINGS * eps * (Math.max(Math.abs(a), Math.abs(b)) + typical);
+  return ours.every((each, place) => Object.is(each, theirs[place]) || Math.abs(each - theirs[place]) <= allowed(each, theirs[place]));
 }
 
 /**

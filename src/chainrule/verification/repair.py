@@ -1,20 +1,84 @@
-"""Terms that are missing: of a use of a tensor, of elements beside the diagonal, or a product."""
+"""The diagnosis of a user's wrong backward: each kind of mistake is undone in turn, until the gradient agrees.
+
+A mistake is named only where the mended gradient agrees with the differences at the recorded point, with another
+upstream gradient, and at a point nearby. Simple mistakes are tried before intricate ones. Where nothing agrees, the
+mistake is not recognised.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations_with_replacement, product
 
 import torch
 from torch import Tensor
 
-from chainrule.execution.function_trace import Trial
-from chainrule.verification.comparison import Finding
-from chainrule.verification.repair.mending import SAME, Found, Mended, fit, readable
+from chainrule.execution.experiment import FINEST, Experiment
+from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
+from chainrule.graph.comparison import compare
+from chainrule.verification.differences import ArgumentCheck
+from chainrule.verification.mistakes import (
+    Found,
+    Mended,
+    Mistake,
+    anew,
+    edited,
+    fit,
+    flat,
+    moved,
+    padded,
+    readable,
+    same,
+    scaled,
+    summed,
+    swapped,
+)
 
 
-def missing_use(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What is wrong with the gradient of one argument, in words, found by mending it."""
+
+    kind: Mistake
+    argument: str
+    text: str
+
+
+def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Repair, ...]:
+    """For each argument whose gradient is wrong, what is wrong with it."""
+    wrong = [finding for finding in findings if finding.off and not finding.missing]
+    edges = [finding.edge for finding in findings if not finding.missing and finding.edge.argument is not None]
+    if not wrong:
+        return ()
+    points: list[FunctionTrace] = []
+    if all(finding.got.numel() <= LARGEST for finding in wrong):
+        try:
+            points = list(traces(experiment, edges))
+        except Exception:  # a user's code may do anything when it runs again
+            points = []
+    return tuple(_recognised(points, finding, wrong) for finding in wrong)
+
+
+def _recognised(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Repair:
+    if points:
+        for attempt in _ATTEMPTS:
+            try:
+                found = next(attempt(points, finding, wrong), None)
+            except Exception:  # an attempt that cannot be made is none
+                continue
+            if found is not None:
+                return Repair(found[0], finding.label, found[1])
+    return Repair(
+        "not recognised", finding.label, f"what is wrong with the gradient of `{finding.label}` was not recognised"
+    )
+
+
+# -- terms that are missing -------------------------------------------------------------------------------------------
+
+
+def missing_use(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """The gradient is what comes back when one use of a tensor in the forward is forgotten."""
     position, point = finding.edge.position, points[0]
     if not _forward_agrees(points, position):
@@ -28,13 +92,13 @@ def missing_use(points: list[Trial], finding: Finding, wrong: list[Finding]) -> 
             )
 
 
-def _forward_agrees(points: list[Trial], position: int) -> bool:
+def _forward_agrees(points: list[FunctionTrace], position: int) -> bool:
     """Whether autograd, let through the steps of the forward, gives the gradient that differences measure."""
     wholes = [each.without_use(None)[position] for each in points]
     return all(whole is not None and each.agrees(position, whole) for each, whole in zip(points, wholes, strict=True))
 
 
-def missing_others(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+def missing_others(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """The diagonal of the Jacobian alone, as where a softmax is taken for a sigmoid."""
     position = finding.edge.position
     if _forward_agrees(points, position) and all(
@@ -50,10 +114,10 @@ def missing_others(points: list[Trial], finding: Finding, wrong: list[Finding]) 
 def _same(left: Tensor | None, right: Tensor) -> bool:
     if left is None or not right.any():
         return False
-    return bool((left - right).abs().max() <= 1e-8 * right.abs().max())
+    return compare(left, right, eps=FINEST).agrees
 
 
-def missing_product(points: list[Trial], finding: Finding, wrong: list[Finding]) -> Iterator[Found]:
+def missing_product(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
     """A multiple of a product of what the backward reads is missing, or too much."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for called, term in _terms(points[0], points[0].got[position].shape):
@@ -62,11 +126,11 @@ def missing_product(points: list[Trial], finding: Finding, wrong: list[Finding])
         except Exception:  # shapes that do not fit
             continue
         if factor is not None:
-            times = "" if abs(factor - 1) < SAME else "minus " if abs(factor + 1) < SAME else f"{factor:.6g} times "
+            times = "" if same(factor, 1) else "minus " if same(factor, -1) else f"{factor:.6g} times "
             yield "missing term", f"a term is missing in {name}: with {times}{called} added it agrees"
 
 
-def _terms(point: Trial, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
+def _terms(point: FunctionTrace, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
     """Products of the upstream gradient with up to two tensors, with and without a sum along an axis, in this shape."""
     tensors = dict(readable(point))
     upstream = [(name, (take,)) for name, take in tensors.items() if "upstream" in name][:1]
@@ -74,8 +138,8 @@ def _terms(point: Trial, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
     for name, take in tensors.items():
         yield name, partial(_product, (take,), shape)
     products = upstream + [(f"{name} times {g}", (take, *gs)) for name, take in factors for g, gs in upstream]
-    for told, parts in products[1:]:
-        yield told, partial(_product, parts, shape)
+    for text, parts in products[1:]:
+        yield text, partial(_product, parts, shape)
     for (one, first), (two, second) in combinations_with_replacement(factors, 2):
         for g, gs in upstream:
             yield f"{one} times {two} times {g}", partial(_product, (first, second, *gs), shape)
@@ -89,7 +153,7 @@ def _terms(point: Trial, shape: torch.Size) -> Iterator[tuple[str, Mended]]:
             yield f"the sum of {inner} over {along}{outer}", partial(_sum_times, parts, taken, axis, shape)
 
 
-def _product(parts: tuple[Mended, ...], shape: torch.Size, point: Trial) -> Tensor:
+def _product(parts: tuple[Mended, ...], shape: torch.Size, point: FunctionTrace) -> Tensor:
     whole = parts[0](point)
     for take in parts[1:]:
         whole = whole * take(point)
@@ -97,7 +161,7 @@ def _product(parts: tuple[Mended, ...], shape: torch.Size, point: Trial) -> Tens
 
 
 def _sum_times(
-    parts: tuple[Mended, ...], taken: tuple[Mended, ...], axis: int | None, shape: torch.Size, point: Trial
+    parts: tuple[Mended, ...], taken: tuple[Mended, ...], axis: int | None, shape: torch.Size, point: FunctionTrace
 ) -> Tensor:
     inner = parts[0](point)
     for take in parts[1:]:
@@ -106,3 +170,8 @@ def _sum_times(
     for take in taken:
         total = total * take(point)
     return total.expand(shape) if total.numel() < shape.numel() else total.sum_to_size(shape)
+
+
+_ATTEMPTS = (
+    anew, flat, scaled, swapped, moved, summed, edited, missing_use, missing_others, missing_product, padded
+)  # fmt: skip
