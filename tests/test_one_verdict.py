@@ -48,12 +48,13 @@ def same_verdicts(recording):
     rows = {row.node.index: row for row in recording.verify().rows}
     after = report.Context(recording.graph, recording.derivation, recording.notation, rows=rows)
     for step in recording.steps:
-        for share in step.shares:
-            if share.gradient is not None and share.recorded is not None and len(step.nodes) == 1:
+        for contribution in step.contributions:
+            if contribution.gradient is not None and contribution.recorded is not None and len(step.nodes) == 1:
                 expected = rows[step.nodes[0]].verdict
-                assert [after.checks.contribution(share).verdict, before.checks.contribution(share).verdict] == [
-                    expected
-                ] * 2, (step.index, share.argument, rows[step.nodes[0]].reason)
+                assert [
+                    after.checks.contribution(contribution).verdict,
+                    before.checks.contribution(contribution).verdict,
+                ] == [expected] * 2, (step.index, contribution.argument, rows[step.nodes[0]].reason)
 
 
 HARD = {

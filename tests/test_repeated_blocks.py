@@ -39,7 +39,7 @@ def repetitions(recording):
 
 
 def repeated(recording):
-    return RepeatedBlocks(recording.graph, recording.derivation, lambda share: "agrees")
+    return RepeatedBlocks(recording.graph, recording.derivation, lambda contribution: "agrees")
 
 
 def test_the_first_block_is_shown_and_the_others_are_rows_of_its_tables(deep):
@@ -146,8 +146,10 @@ def test_a_block_in_which_something_disagrees_is_shown_in_full():
     recording = record(nn.Sequential(*[Block() for _ in range(4)]), torch.randn(2, 4, requires_grad=True))
     bad = next(step for step in recording.steps if step.kind == "backward" and step.call is not None
                and recording.graph.calls[step.call].module == "2")  # fmt: skip
-    kinds = {id(share): "disagrees" for share in bad.shares}
-    found = RepeatedBlocks(recording.graph, recording.derivation, lambda share: kinds.get(id(share), "agrees"))
+    kinds = {id(contribution): "disagrees" for contribution in bad.contributions}
+    found = RepeatedBlocks(
+        recording.graph, recording.derivation, lambda contribution: kinds.get(id(contribution), "agrees")
+    )
     assert [(each.shown, each.others) for each in found.repetitions] == [("0", ("1", "3"))]
 
 

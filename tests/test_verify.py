@@ -380,7 +380,7 @@ def test_several_backward_passes_and_accumulation():
     no_alarm(proved(step))
 
 
-def test_the_shares_of_all_uses_add_up_at_a_leaf():
+def test_the_contributions_of_all_uses_add_up_at_a_leaf():
     x = torch.randn(3, requires_grad=True)
     row = rows(proved(lambda: (x.exp() * x + x.sin()).sum().backward()), "AccumulateGrad")[0]
     assert row.verdict == "agrees"

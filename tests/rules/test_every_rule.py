@@ -88,20 +88,20 @@ def steps_of(rule: Rule, recording: Any) -> list[NodeStep | Step]:
 
 def disagreements(rule: Rule, step: NodeStep | Step) -> Iterator[str]:
     """In which arguments a step's gradient has another shape than its value, or other numbers than autograd's."""
-    for share in step.shares:
-        if share.recorded is None or share.argument in WRONG_IN_PYTORCH.get(rule.name, ()):
+    for contribution in step.contributions:
+        if contribution.recorded is None or contribution.argument in WRONG_IN_PYTORCH.get(rule.name, ()):
             continue
-        if share.gradient is None:
-            yield f"{share.argument}: none, but autograd has one"
+        if contribution.gradient is None:
+            yield f"{contribution.argument}: none, but autograd has one"
             continue
-        relative, absolute = PRECISIONS.get(share.recorded.abs().dtype, PRECISIONS[torch.float32])
+        relative, absolute = PRECISIONS.get(contribution.recorded.abs().dtype, PRECISIONS[torch.float32])
         if rule.name in SINGLE_IN_PYTORCH:
             relative = max(relative, torch.finfo(torch.float32).eps)
-        mine, theirs = full(share.gradient), full(share.recorded)
+        mine, theirs = full(contribution.gradient), full(contribution.recorded)
         if mine.shape != theirs.shape:
-            yield f"{share.argument}: shape {tuple(mine.shape)}, not {tuple(theirs.shape)}"
+            yield f"{contribution.argument}: shape {tuple(mine.shape)}, not {tuple(theirs.shape)}"
         elif not torch.allclose(mine.to(theirs.dtype), theirs, relative, absolute, equal_nan=True):
-            yield f"{share.argument}: {mine.flatten()[:6]}, not {theirs.flatten()[:6]}"
+            yield f"{contribution.argument}: {mine.flatten()[:6]}, not {theirs.flatten()[:6]}"
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -38,7 +38,11 @@ def claims(rule: Rule) -> Iterator[tuple[str, Wrt, Applied, str, Pattern, Tensor
         recording = recorded(sample, torch.float64)
         for step in steps_of(rule, recording) if recording is not None else ():
             op, upstream = step.op, step.upstream
-            arguments = {share.argument for share in step.shares if share.item is None and share.value is not None}
+            arguments = {
+                contribution.argument
+                for contribution in step.contributions
+                if contribution.item is None and contribution.value is not None
+            }
             for argument in arguments & set(rule.wrt):
                 found, wrt = None, rule.wrt[argument]
                 if op is not None and wrt.pattern is not None and isinstance(op.arguments[argument], Tensor):

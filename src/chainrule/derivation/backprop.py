@@ -24,7 +24,7 @@ from chainrule.rules import Applied, Rule
 
 
 @dataclass(frozen=True)
-class Share:
+class Contribution:
     """The contribution of one backward step to the gradient of one argument.
 
     `gradient` is ours, in the argument's own shape. `summed` are the axes of the output over which it was summed,
@@ -49,7 +49,7 @@ class NodeStep:
     rule: Rule | None
     op: Applied | None
     upstream: tuple[Tensor | None, ...]
-    shares: tuple[Share, ...]
+    contributions: tuple[Contribution, ...]
     failure: str = ""  # why the node's rule could not be used
 
 
@@ -58,8 +58,8 @@ class Step:
     """One step of the derivation: what the user wrote as one call, opened down to its nodes where needed.
 
     `arguments` and `outputs` are indices of values; `rule` and `op` say what the operation means (None: no rule yet).
-    A backward step has `upstream` and `shares`, an update step its `update`. The walk continues with the gradients of
-    the nodes; those of the rule of a whole call are computed when `shares` is first read.
+    A backward step has `upstream` and `contributions`, an update step its `update`. The walk continues with the
+    gradients of the nodes; those of the rule of a whole call are computed when `contributions` is first read.
     """
 
     index: int
@@ -73,13 +73,13 @@ class Step:
     outputs: tuple[int, ...] = ()
     backward: int | None = None
     upstream: tuple[Tensor | None, ...] = ()
-    sharing: Callable[[], tuple[Share, ...]] = tuple
+    compute_contributions: Callable[[], tuple[Contribution, ...]] = tuple
     update: Update | None = None
 
     @cached_property
-    def shares(self) -> tuple[Share, ...]:
+    def contributions(self) -> tuple[Contribution, ...]:
         """The contribution to the gradient of each argument."""
-        return self.sharing()
+        return self.compute_contributions()
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...])
     return tuple(arrived.get(slot) for slot in range(len(outputs)))
 
 
-def shares_of(
+def contributions_of(
     graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: NodeExecution
-) -> Iterator[Share]:
+) -> Iterator[Contribution]:
     """Apply a rule to one node: the contribution to each argument that requires a gradient.
 
     Raises RuleError, with the node and its place, where the rule breaks its contract.
@@ -153,7 +153,7 @@ def shares_of(
     for edge in node.edges:
         recorded = tensor_of(passage.along(edge))
         if edge.argument is None or edge.argument not in rule.wrt:
-            yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, None, recorded)
+            yield Contribution(edge.argument or f"input {edge.position}", edge.item, edge.value, None, recorded)
             continue
         if edge.argument not in computed:
             computed[edge.argument] = rule.gradient(op, node_upstream(graph, node, upstream), edge.argument)
@@ -169,7 +169,7 @@ def shares_of(
                 raise RuleError(
                     f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}"
                 ) from None
-        yield Share(edge.argument, edge.item, edge.value, gradient, recorded, summed)
+        yield Contribution(edge.argument, edge.item, edge.value, gradient, recorded, summed)
 
 
 def _walk(
@@ -195,12 +195,12 @@ def _walk(
         for slot, value in enumerate(node.outputs):
             if value is not None and slot < len(upstream) and upstream[slot] is not None:
                 accumulate(gradients, value, upstream[slot])
-        for share, edge in zip(step.shares, node.edges, strict=True):
+        for contribution, edge in zip(step.contributions, node.edges, strict=True):
             target = graph.nodes[edge.node]
             if target.leaf is not None:
-                accumulate(gradients, target.leaf, share.gradient)
-            elif share.gradient is not None:
-                accumulate(arriving.setdefault(edge.node, {}), edge.slot, share.gradient)
+                accumulate(gradients, target.leaf, contribution.gradient)
+            elif contribution.gradient is not None:
+                accumulate(arriving.setdefault(edge.node, {}), edge.slot, contribution.gradient)
         yield step
     for index in arriving.keys() - ran.keys():  # where `torch.autograd.grad` ends: nothing was asked of what is behind
         for slot, value in enumerate(graph.nodes[index].outputs):
@@ -210,11 +210,13 @@ def _walk(
 
 def _asked(graph: Graph, ran: dict[int, NodeExecution], step: NodeStep) -> NodeStep:
     """Drop what nobody asked for: `torch.autograd.grad` and `backward(inputs=...)` compute some gradients only."""
-    shares = []
-    for share, edge in zip(step.shares, graph.nodes[step.node].edges, strict=True):
+    contributions = []
+    for contribution, edge in zip(step.contributions, graph.nodes[step.node].edges, strict=True):
         goes_on = graph.nodes[edge.node].leaf is None and edge.node in ran
-        shares.append(share if share.recorded is not None or goes_on else replace(share, gradient=None))
-    return replace(step, shares=tuple(shares))
+        contributions.append(
+            contribution if contribution.recorded is not None or goes_on else replace(contribution, gradient=None)
+        )
+    return replace(step, contributions=tuple(contributions))
 
 
 def _step_back(
@@ -224,30 +226,32 @@ def _step_back(
     rule = rule_of(graph, node, op)
     failure = ""
     if op is not None and not (op.has_numbers and all_have_numbers(*upstream)):
-        shares = tuple(
+        contributions = tuple(
             replace(
-                share,
-                gradient=None if share.recorded is None else share.recorded.to("meta"),
+                contribution,
+                gradient=None if contribution.recorded is None else contribution.recorded.to("meta"),
             )
-            for share in _recorded(node, passage)
+            for contribution in _recorded(node, passage)
         )
-        return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
+        return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
     if rule is not None and op is not None:
         try:
-            shares = tuple(shares_of(graph, node, rule, op, upstream, passage))
-            if all(share.gradient is not None or share.recorded is None for share in shares):
-                return NodeStep(node.index, backward, node.operation, rule, op, upstream, shares)
+            contributions = tuple(contributions_of(graph, node, rule, op, upstream, passage))
+            if all(
+                contribution.gradient is not None or contribution.recorded is None for contribution in contributions
+            ):
+                return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
         except (RuleError, RuntimeError, IndexError, ValueError, TypeError) as error:
             failure = f"{node.name}: the rule {rule.name} cannot take this case ({error})"
-    shares = tuple(_recorded(node, passage))
-    return NodeStep(node.index, backward, node.operation, None, op, upstream, shares, failure)
+    contributions = tuple(_recorded(node, passage))
+    return NodeStep(node.index, backward, node.operation, None, op, upstream, contributions, failure)
 
 
-def _recorded(node: Node, passage: NodeExecution) -> Iterator[Share]:
+def _recorded(node: Node, passage: NodeExecution) -> Iterator[Contribution]:
     """What autograd gave each argument, where no rule gives anything."""
     for edge in node.edges:
         recorded = tensor_of(passage.along(edge))
-        yield Share(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
+        yield Contribution(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
 
 
 # -- the steps --------------------------------------------------------------------------------------------------------
@@ -363,12 +367,14 @@ def _backward_steps(
     for (backward, operation), members in by_unit.items():
         unit = unit_of[operation]
         if len(unit.operations) > 1 and _goes_through(graph, unit, members, sources):
-            steps.append(_backward(unit, unit.rule, backward, members, partial(_call_shares, graph, unit, members)))
+            steps.append(
+                _backward(unit, unit.rule, backward, members, partial(_call_contributions, graph, unit, members))
+            )
             continue
         for member in members:  # of a call that the pass entered in its middle too, as second derivatives do, each
             assert member.operation is not None
             alone = unit if len(unit.operations) == 1 else _operation_unit(graph, graph.operations[member.operation])
-            steps.append(_backward(alone, member.rule, backward, [member], partial(_own_shares, member)))
+            steps.append(_backward(alone, member.rule, backward, [member], partial(_own_contributions, member)))
     return steps
 
 
@@ -385,30 +391,30 @@ def _backward(
     rule: Rule | None,
     backward: int,
     members: list[NodeStep],
-    sharing: Callable[[], tuple[Share, ...]],
+    compute_contributions: Callable[[], tuple[Contribution, ...]],
 ) -> Step:
     nodes = tuple(member.node for member in members)
     return Step(
         0, "backward", unit.call, unit.operations, nodes, rule, unit.op, unit.arguments, unit.outputs, backward,
-        members[0].upstream, sharing,
+        members[0].upstream, compute_contributions,
     )  # fmt: skip
 
 
-def _own_shares(member: NodeStep) -> tuple[Share, ...]:
-    return member.shares
+def _own_contributions(member: NodeStep) -> tuple[Contribution, ...]:
+    return member.contributions
 
 
-def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Share, ...]:
+def _call_contributions(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Contribution, ...]:
     """What the call's own rule gives each argument, with what the nodes of the call together gave it."""
     assert unit.rule is not None
     assert unit.op is not None
     inside = {member.node for member in members}
     left: dict[int, list[Tensor | None]] = {}
     for member in members:
-        for share, edge in zip(member.shares, graph.nodes[member.node].edges, strict=True):
-            asked = share.gradient is not None or share.recorded is not None
-            if edge.node not in inside and share.value is not None and asked:
-                left.setdefault(share.value, []).append(share.recorded)
+        for contribution, edge in zip(member.contributions, graph.nodes[member.node].edges, strict=True):
+            asked = contribution.gradient is not None or contribution.recorded is not None
+            if edge.node not in inside and contribution.value is not None and asked:
+                left.setdefault(contribution.value, []).append(contribution.recorded)
     found = []
     for name, item, value in unit.arguments:
         if name not in unit.rule.wrt or value not in left:
@@ -420,5 +426,5 @@ def _call_shares(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Sh
         if gradient is not None:
             gradient, summed = rules.reduce_to_shape(gradient, graph.values[value].shape)
         alone = len(left[value]) == 1 and sum(value == other for _, _, other in unit.arguments) == 1
-        found.append(Share(name, item, value, gradient, left[value][0] if alone else None, summed))
+        found.append(Contribution(name, item, value, gradient, left[value][0] if alone else None, summed))
     return tuple(found)

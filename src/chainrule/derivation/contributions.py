@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule import rules
-from chainrule.derivation.backprop import Derivation, NodeStep, Share, Step
+from chainrule.derivation.backprop import Contribution, Derivation, NodeStep, Step
 from chainrule.graph.comparison import compare, rounding
 from chainrule.graph.graph import Graph, counted, references
 from chainrule.graph.names import Index
@@ -86,14 +86,14 @@ def paths_back(graph: Graph, derivation: Derivation) -> dict[int, list[Path]]:
         if step.kind == "backward":
             alone = len(step.operations) == 1
             outputs = graph.operations[step.operations[0]].outputs if alone else step.outputs
-            for share in step.shares:
-                _add(of_steps, graph, step, share, outputs, step.arguments)
+            for contribution in step.contributions:
+                _add(of_steps, graph, step, contribution, outputs, step.arguments)
     bare: dict[int, list[Path]] = {}
     for node in derivation.nodes:
         if node.operation is not None:
             operation = graph.operations[node.operation]
-            for share in node.shares:
-                _add(bare, graph, node, share, operation.outputs, tuple(references(operation.arguments)))
+            for contribution in node.contributions:
+                _add(bare, graph, node, contribution, operation.outputs, tuple(references(operation.arguments)))
     return {value: _counted(graph, paths) for value, paths in {**bare, **of_steps}.items()}
 
 
@@ -107,21 +107,21 @@ def _add(
     paths: dict[int, list[Path]],
     graph: Graph,
     step: Step | NodeStep,
-    share: Share,
+    contribution: Contribution,
     outputs: tuple[int | None, ...],
     arguments: Arguments,
 ) -> None:
-    if share.value is None or share.gradient is None:
+    if contribution.value is None or contribution.gradient is None:
         return
-    gradient = share.gradient.to_dense() if share.gradient.is_sparse else share.gradient
-    common = (outputs, share.argument, gradient, step.backward or 0)
+    gradient = contribution.gradient.to_dense() if contribution.gradient.is_sparse else contribution.gradient
+    common = (outputs, contribution.argument, gradient, step.backward or 0)
     path = Path(*common)
     if step.rule is not None and step.op is not None:
         upstream = step.upstream + (None,) * (len(outputs) - len(step.upstream))
         operands = {(name, item): value for name, item, value in arguments}
-        shape = graph.values[share.value].shape
-        path = RuledPath(*common, step.rule, step.op, share.item, shape, upstream, operands)
-    paths.setdefault(share.value, []).append(path)
+        shape = graph.values[contribution.value].shape
+        path = RuledPath(*common, step.rule, step.op, contribution.item, shape, upstream, operands)
+    paths.setdefault(contribution.value, []).append(path)
 
 
 def entries_of(path: Path, index: Index) -> list[Entry] | None:

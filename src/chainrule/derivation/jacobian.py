@@ -8,14 +8,19 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from chainrule.derivation.backprop import Share
+from chainrule.derivation.backprop import Contribution
 from chainrule.rules import Applied, Rule, broadcast_index, reduce_to_shape
 
 Index = tuple[int, ...]
 
 
 def jacobian(
-    rule: Rule, op: Applied, share: Share, shape: torch.Size, output: Tensor, upstream: tuple[Tensor | None, ...]
+    rule: Rule,
+    op: Applied,
+    contribution: Contribution,
+    shape: torch.Size,
+    output: Tensor,
+    upstream: tuple[Tensor | None, ...],
 ) -> Tensor:
     """The Jacobian of the row-major flattened tensors: (elements of the output, elements of an input of this shape)."""
     slot = next(i for i, g in enumerate(upstream) if g is not None)
@@ -25,25 +30,25 @@ def jacobian(
         basis[i] = 1
         seeds: list[Tensor | None] = [None] * max(len(upstream), rule.outputs)
         seeds[slot] = basis.reshape(output.shape)
-        row = rule.gradient(op, tuple(seeds), share.argument)
-        row = row[share.item] if share.item is not None and row is not None else row
+        row = rule.gradient(op, tuple(seeds), contribution.argument)
+        row = row[contribution.item] if contribution.item is not None and row is not None else row
         rows.append(torch.zeros(shape) if row is None else reduce_to_shape(row, tuple(shape))[0])
-    assert share.gradient is not None
-    return torch.stack([row.reshape(-1).to(share.gradient.dtype) for row in rows])
+    assert contribution.gradient is not None
+    return torch.stack([row.reshape(-1).to(contribution.gradient.dtype) for row in rows])
 
 
 def zeros_by_value(
-    rule: Rule, op: Applied, share: Share, full: Tensor, output: torch.Size, shape: torch.Size
+    rule: Rule, op: Applied, contribution: Contribution, full: Tensor, output: torch.Size, shape: torch.Size
 ) -> Iterator[tuple[Index, Index]]:
     """The entries that are zero because of the numbers, though the structure allows others: (output, input) indices."""
-    factor = rule.wrt[share.argument].factor
+    factor = rule.wrt[contribution.argument].factor
     for row, i in enumerate(indices(output)):
         for column, j in enumerate(indices(shape)):
             if full[row, column] != 0 or factor is None:
                 continue
             if rule.structure == "elementwise" and broadcast_index(i, tuple(shape)) != j:
                 continue
-            if factor(op, i, j if share.item is None else (share.item, *j)) is not None:
+            if factor(op, i, j if contribution.item is None else (contribution.item, *j)) is not None:
                 yield i, j
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from chainrule.derivation.backprop import Derivation, Share, Step
+from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.document import Kind
 from chainrule.graph.graph import Graph, Ref
 from chainrule.graph.trees import map_leaves
@@ -39,7 +39,7 @@ class Repetition:
 class RepeatedBlocks:
     """Which steps, modules and parameters of a recording are shown, and which others each of them stands for."""
 
-    def __init__(self, graph: Graph, derivation: Derivation, check: Callable[[Share], Kind]) -> None:
+    def __init__(self, graph: Graph, derivation: Derivation, check: Callable[[Contribution], Kind]) -> None:
         self._graph = graph
         self._steps = derivation.steps
         self._check = check
@@ -179,7 +179,7 @@ class RepeatedBlocks:
 class _Signature:
     """One block as lines that are the same for equivalent blocks."""
 
-    def __init__(self, graph: Graph, path: str, steps: list[Step], check: Callable[[Share], Kind]) -> None:
+    def __init__(self, graph: Graph, path: str, steps: list[Step], check: Callable[[Contribution], Kind]) -> None:
         self._graph = graph
         self._path = path
         self._steps = steps
@@ -206,12 +206,12 @@ class _Signature:
         )  # fmt: skip
 
     def _backward(self, step: Step) -> tuple[object, ...]:
-        shares = tuple(
-            (share.argument, share.item, share.summed, share.gradient is None, self._check(share),
-             None if share.value is None else self._value(share.value))
-            for share in step.shares
+        contributions = tuple(
+            (each.argument, each.item, each.summed, each.gradient is None, self._check(each),
+             None if each.value is None else self._value(each.value))
+            for each in step.contributions
         )  # fmt: skip
-        return "backward", step.backward, len(step.nodes), tuple(each is None for each in step.upstream), shares
+        return "backward", step.backward, len(step.nodes), tuple(each is None for each in step.upstream), contributions
 
     def _value(self, index: int) -> tuple[object, ...]:
         """A value by its first use in the block, its type, and for a parameter of the block its name there."""

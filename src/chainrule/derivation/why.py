@@ -321,9 +321,9 @@ class Search:
         entries = entries_of(path, index)
         if entries is None or not isinstance(path, RuledPath):
             value = path.gradient[index].item()
-            text = "not opened, as there is no rule for this operation yet: PyTorch's own share"
+            text = "not opened, as there is no rule for this operation yet: PyTorch's own contribution"
             if isinstance(path, RuledPath):
-                text = "not opened, as its terms do not follow from the rule alone: our own share"
+                text = "not opened, as its terms do not follow from the rule alone: our own contribution"
             return Use(result, path.argument, (Term(value, (), text),), value)
         listed = entries
         rest: list[Term] = []

@@ -73,17 +73,17 @@ def _exploding(context: StepContext) -> Iterator[Finding]:
 
 def _through_depth(context: StepContext) -> Iterator[tuple[list[tuple[int, float]], float, float]]:
     """(layers with the norm of their output's gradient, its median in the first and in the last third of them)."""
-    if "longest way" not in context.worked_out:
-        context.worked_out["longest way"] = _longest_way(context)
-    path = context.worked_out["longest way"]
+    if "longest path" not in context.worked_out:
+        context.worked_out["longest path"] = _longest_path(context)
+    path = context.worked_out["longest path"]
     layers = [(out, norm) for out in path if (norm := context.gradient_norm(out)) is not None and norm > 0]
     if len(layers) >= MIN_LAYERS:
         third = len(layers) // 3
         yield layers, median([n for _, n in layers[:third]]), median([n for _, n in layers[-third:]])
 
 
-def _longest_way(context: StepContext) -> list[int]:
-    """The outputs of weighing operations on the longest way through the step, counted in such operations.
+def _longest_path(context: StepContext) -> list[int]:
+    """The outputs of weighing operations on the longest path through the step, counted in such operations.
 
     So a discriminator that sees real and made data, or a tower beside the trunk, is not taken for depth.
     """
@@ -102,11 +102,11 @@ def _longest_way(context: StepContext) -> list[int]:
             elif deepest[0]:
                 depth[out] = deepest
     ends = [depth[b.loss] for b in context.graph.accumulating if b.loss in depth]
-    way, at = [], max(ends, key=lambda each: each[0], default=(0, None))[1]
+    path, at = [], max(ends, key=lambda each: each[0], default=(0, None))[1]
     while at is not None:
-        way.append(at)
+        path.append(at)
         at = before[at]
-    return way[::-1]
+    return path[::-1]
 
 
 def _evidence(context: StepContext, layers: list[tuple[int, float]]) -> Iterator[str]:

@@ -187,16 +187,16 @@ def _is_hooked(context: StepContext, parameter: Parameter) -> bool:
 
 
 def _sent(context: StepContext) -> dict[int, list[Tensor]]:
-    """For each leaf the gradient that each backward pass sent to it, the sum of its shares where it has several."""
+    """For each leaf the gradient that each backward pass sent to it: the sum of its contributions."""
     passes: dict[int, dict[int, Tensor]] = {}
     unknown: set[int] = set()
     accumulating = {backward.index for backward in context.graph.accumulating}
     for step in context.derivation.nodes if context.derivation is not None else ():
         if step.backward not in accumulating:
             continue
-        for share, edge in zip(step.shares, context.graph.nodes[step.node].edges, strict=True):
+        for contribution, edge in zip(step.contributions, context.graph.nodes[step.node].edges, strict=True):
             leaf = context.graph.nodes[edge.node].leaf
-            sent = share.gradient if share.recorded is None else share.recorded
+            sent = contribution.gradient if contribution.recorded is None else contribution.recorded
             if leaf is not None and sent is not None and not has_numbers(sent):
                 unknown.add(leaf)
             elif leaf is not None and sent is not None:

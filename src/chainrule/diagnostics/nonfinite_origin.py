@@ -417,11 +417,11 @@ def _backward(context: StepContext, derivation: Derivation, history: Births) -> 
             continue
         if step.operation is None or _inherits(context, history, step):
             continue
-        for share in step.shares:
-            sent = share.gradient if share.recorded is None else share.recorded
-            if share.value is None or sent is None or context.measures.finite(sent):
+        for contribution in step.contributions:
+            sent = contribution.gradient if contribution.recorded is None else contribution.recorded
+            if contribution.value is None or sent is None or context.measures.finite(sent):
                 continue
-            yield _gradient_born(context, step, context.graph.values[share.value], dense(sent))
+            yield _gradient_born(context, step, context.graph.values[contribution.value], dense(sent))
             return
 
 
@@ -435,15 +435,15 @@ def _inherits(context: StepContext, history: Births, step: NodeStep) -> bool:
 
 
 def _added_up(context: StepContext, derivation: Derivation, step: NodeStep) -> bool:
-    """Whether every share that arrived was finite, so that only their sum is not."""
-    shares = [
-        share.recorded if share.recorded is not None else share.gradient
+    """Whether every contribution that arrived was finite, so that only their sum is not."""
+    contributions = [
+        contribution.recorded if contribution.recorded is not None else contribution.gradient
         for other in derivation.nodes
         if other.backward == step.backward
-        for share, edge in zip(other.shares, context.graph.nodes[other.node].edges, strict=True)
+        for contribution, edge in zip(other.contributions, context.graph.nodes[other.node].edges, strict=True)
         if edge.node == step.node
     ]
-    return all(context.measures.finite(each) for each in shares)
+    return all(context.measures.finite(each) for each in contributions)
 
 
 def _arrived(context: StepContext, step: NodeStep, *, seed: bool) -> Finding:

@@ -96,7 +96,7 @@ class StepContext:
     def _of_value(self) -> dict[int | None, Parameter]:
         return {known.value: known for known in self.graph.parameters.values() if known.value is not None}
 
-    # -- the way through the graph ------------------------------------------------------------------------------------
+    # -- the path through the graph ------------------------------------------------------------------------------------
 
     def forward(self) -> Iterator[Step]:
         """The steps of the forward pass, where there is a derivation."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor as Data
 
-from chainrule.derivation.backprop import Share, Step
+from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update
@@ -34,16 +34,16 @@ def forward(context: Context, step: Step) -> Iterator[Block]:
         yield figures(f"{context.notation.plain(value)} in each block", found)
 
 
-def backward(context: Context, step: Step, share: Share) -> Iterator[Block]:
+def backward(context: Context, step: Step, contribution: Contribution) -> Iterator[Block]:
     """One contribution to a gradient in each block, with its check against autograd."""
     alike = context.repeated.equivalent_steps(step)
-    if not alike or share.value is None or are_views(share.gradient, step.upstream):
+    if not alike or contribution.value is None or are_views(contribution.gradient, step.upstream):
         return
-    place = next(i for i, each in enumerate(step.shares) if each is share)
-    shares = [(path, other.shares[place]) for path, other in alike]
-    label = f"{context.notation.plain_gradient(share.value, step.backward)} in each block"
-    checks = [_check(context, each) for _, each in shares]
-    found = [(path, _of_share(context, each)) for path, each in shares]
+    place = next(i for i, each in enumerate(step.contributions) if each is contribution)
+    contributions = [(path, other.contributions[place]) for path, other in alike]
+    label = f"{context.notation.plain_gradient(contribution.value, step.backward)} in each block"
+    checks = [_check(context, each) for _, each in contributions]
+    found = [(path, _of_contribution(context, each)) for path, each in contributions]
     yield figures(label, found, ("differs by", "check"), checks)
 
 
@@ -52,8 +52,8 @@ def are_views(data: Data | None, others: Iterable[Data | None]) -> bool:
     return data is not None and any(each is not None and memory(each) == memory(data) for each in others)
 
 
-def _check(context: Context, share: Share) -> Cells:
-    verdict = context.check(share)
+def _check(context: Context, contribution: Contribution) -> Cells:
+    verdict = context.check(contribution)
     return ("" if verdict.difference is None else number(verdict.difference), verdict.kind)
 
 
@@ -115,11 +115,13 @@ def _of_gradient(context: Context, index: int) -> Statistics | None:
     return context.measures.of(context.graph.values[index].gradient)
 
 
-def _of_share(context: Context, share: Share) -> Statistics | None:
+def _of_contribution(context: Context, contribution: Contribution) -> Statistics | None:
     """The statistics of a contribution; without its numbers, those of the gradient if the contribution is all of it."""
-    whole = share.value is not None and context.is_whole(share)
-    known = context.graph.values[share.value].grad_statistics if whole and share.value is not None else None
-    return context.figures(share.gradient, known)
+    whole = contribution.value is not None and context.is_whole(contribution)
+    known = (
+        context.graph.values[contribution.value].grad_statistics if whole and contribution.value is not None else None
+    )
+    return context.figures(contribution.gradient, known)
 
 
 def figures(
@@ -185,10 +187,10 @@ def blocks(context: Context, repetition: Repetition, kind: Literal["forward", "b
 def _checks(context: Context, path: str) -> str:
     """How many of a block's gradients agree with autograd's: `38 agree`."""
     kinds = Counter(
-        context.check(share).kind
+        context.check(contribution).kind
         for step in context.repeated.backward_steps(path)
-        for share in step.shares
-        if share.gradient is not None and share.recorded is not None
+        for contribution in step.contributions
+        if contribution.gradient is not None and contribution.recorded is not None
     )
     agree = kinds.pop("agrees", 0)
     counts = [f"{agree} agree"] if agree or not kinds else []

@@ -21,7 +21,7 @@ import numpy
 import torch
 from torch import Tensor as Data
 
-from chainrule.derivation.backprop import Share, Step
+from chainrule.derivation.backprop import Contribution, Step
 from chainrule.document import Section
 from chainrule.graph.comparison import FLOAT32, FLOOR, MARGIN, allowance
 from chainrule.graph.graph import Operation, Ref, counted
@@ -107,14 +107,14 @@ class _Writer:
         steps = context.derivation.steps
         self._forward = [step for step in steps if step.kind == "forward"]
         self._backward = [step for step in steps if step.kind == "backward"]
-        self._shares: dict[tuple[int, int], list[Share]] = {}  # (value, backward) -> contributions
+        self._contributions: dict[tuple[int, int], list[Contribution]] = {}  # (value, backward) -> contributions
         for step in self._backward:
-            for share in step.shares:
-                if share.value is not None and share.gradient is not None:
-                    self._shares.setdefault((share.value, step.backward or 0), []).append(share)
+            for contribution in step.contributions:
+                if contribution.value is not None and contribution.gradient is not None:
+                    self._contributions.setdefault((contribution.value, step.backward or 0), []).append(contribution)
 
         self._reached: dict[int, list[int]] = {}  # value -> the backward passes in which it got gradients
-        for value, backward in self._shares:
+        for value, backward in self._contributions:
             self._reached.setdefault(value, []).append(backward)
 
     def codes(self) -> Iterator[tuple[str, str]]:
@@ -127,10 +127,10 @@ class _Writer:
             yield f"forward-{number}", "\n".join(self._computed(step))
         for number, step in enumerate(self._backward, 1):
             yield f"backward-{number}", "\n".join(self._arrived(step))
-            for share in step.shares:
-                if share.value is not None and share.gradient is not None:
-                    item = "" if share.item is None else f"-{share.item}"
-                    yield f"backward-{number}-{share.argument}{item}", "\n".join(self._back(step, share))
+            for contribution in step.contributions:
+                if contribution.value is not None and contribution.gradient is not None:
+                    item = "" if contribution.item is None else f"-{contribution.item}"
+                    yield f"backward-{number}-{contribution.argument}{item}", "\n".join(self._back(step, contribution))
         yield "gradients", "\n".join(self._sums())
         for number, update in enumerate(self._graph.updates, 1):
             for place, each in enumerate(update.parameters):
@@ -239,26 +239,28 @@ class _Writer:
 
     def _total(self, value: int, backward: int, recorded: Data) -> Iterator[str]:
         name = self._gradient(value, backward)
-        shares = [self._share(value, backward, each) for each in self._shares.get((value, backward), [])]
+        contributions = [
+            self._contribution(value, backward, each) for each in self._contributions.get((value, backward), [])
+        ]
         if name in self._defined:
             return
-        if len(shares) > 1 and self._defined.issuperset(shares):
+        if len(contributions) > 1 and self._defined.issuperset(contributions):
             self._defined.add(name)
-            yield f"{name} = {' + '.join(shares)}  # one contribution per use"
+            yield f"{name} = {' + '.join(contributions)}  # one contribution per use"
             if _is_small(recorded):
                 yield _checked(name, recorded)
         elif _is_small(recorded):
             self._defined.add(name)
             yield f"{name} = {literal(recorded)}"
 
-    def _back(self, step: Step, share: Share) -> list[str]:
+    def _back(self, step: Step, contribution: Contribution) -> list[str]:
         """One contribution to a gradient: the product that PyTorch runs, and the same by a small Jacobian."""
-        recorded = share.gradient if share.recorded is None else share.recorded
-        if share.value is None or recorded is None:
+        recorded = contribution.gradient if contribution.recorded is None else contribution.recorded
+        if contribution.value is None or recorded is None:
             return []
-        name = self._share(share.value, step.backward or 0, share)
+        name = self._contribution(contribution.value, step.backward or 0, contribution)
         try:
-            lines, terms = self._product(step, share.value, name, self._renamed(step, share))
+            lines, terms = self._product(step, contribution.value, name, self._renamed(step, contribution))
         except Unwritable:
             if not _is_small(recorded) or name in self._defined:
                 return []
@@ -293,19 +295,19 @@ class _Writer:
             lines.append(f"check({product}, {name}, {terms})  # by the Jacobian")
         return lines, terms
 
-    def _renamed(self, step: Step, share: Share) -> dict[Any, str]:
+    def _renamed(self, step: Step, contribution: Contribution) -> dict[Any, str]:
         """Which argument is the variable: the value itself, or this one argument if the value is used for several."""
-        if sum(value == share.value for _, _, value in step.arguments) == 1:
-            return {share.value: "operand"}
+        if sum(value == contribution.value for _, _, value in step.arguments) == 1:
+            return {contribution.value: "operand"}
         if len(step.operations) == 1:
-            return {(share.argument, share.item): "operand"}
+            return {(contribution.argument, contribution.item): "operand"}
         raise Unwritable
 
     def _sums(self) -> Iterator[str]:
         """The gradients of leaves that are used several times, which no step needs."""
-        for (value, backward), shares in self._shares.items():
+        for (value, backward), contributions in self._contributions.items():
             recorded = self._graph.values[value].grad
-            if len(shares) > 1 and recorded is not None and self._pass_of(value) == backward:
+            if len(contributions) > 1 and recorded is not None and self._pass_of(value) == backward:
                 yield from self._total(value, backward, recorded)
 
     # -- the update
@@ -354,12 +356,12 @@ class _Writer:
         loss = self._context.notation.plain_loss(backward)
         return self._identifier((value, backward), f"d{loss}_d{self._name(value)}")
 
-    def _share(self, value: int, backward: int, share: Share) -> str:
+    def _contribution(self, value: int, backward: int, contribution: Contribution) -> str:
         """The name of one contribution: that of the gradient if there is no other."""
-        shares = self._shares[(value, backward)]
-        if len(shares) == 1:
+        contributions = self._contributions[(value, backward)]
+        if len(contributions) == 1:
             return self._gradient(value, backward)
-        place = next(i for i, each in enumerate(shares, 1) if each is share)
+        place = next(i for i, each in enumerate(contributions, 1) if each is contribution)
         return self._identifier((value, backward, place), f"{self._gradient(value, backward)}_use{place}")
 
     def _identifier(self, key: object, wish: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor as Data
 
-from chainrule.derivation.backprop import Derivation, Share, Step
+from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.derivation.repeated_blocks import RepeatedBlocks
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
@@ -171,7 +171,7 @@ class Context:
     def _used(self) -> set[int]:
         return {value for step in self.derivation.steps for _, _, value in step.arguments}
 
-    def uses(self, value: int, backward: int | None = None) -> list[Share]:
+    def uses(self, value: int, backward: int | None = None) -> list[Contribution]:
         """The contributions to a value's gradient, one per use, in the order in which they are shown.
 
         Those of all backward passes that accumulate are one sum; each `torch.autograd.grad` is a sum of its own.
@@ -179,34 +179,36 @@ class Context:
         return self._uses.get((value, self._sum(backward)), [])
 
     @cached_property
-    def _uses(self) -> dict[tuple[int, int | None], list[Share]]:
-        found: dict[tuple[int, int | None], list[Share]] = {}
+    def _uses(self) -> dict[tuple[int, int | None], list[Contribution]]:
+        found: dict[tuple[int, int | None], list[Contribution]] = {}
         for step in self.derivation.steps:
-            for share in step.shares:
-                if share.value is not None:
-                    found.setdefault((share.value, self._sum(step.backward)), []).append(share)
+            for contribution in step.contributions:
+                if contribution.value is not None:
+                    found.setdefault((contribution.value, self._sum(step.backward)), []).append(contribution)
         return found
 
     def _sum(self, backward: int | None) -> int | None:
         """The sum that the contributions of a backward pass belong to: None for `.grad`."""
         return None if backward is None or self.graph.backwards[backward].accumulates else backward
 
-    def shares(self, value: int) -> list[Share]:
+    def contributions(self, value: int) -> list[Contribution]:
         """The contributions that add up to the value's `grad`, as `graph.counted` says."""
         return self.uses(value) or self._last_uses.get(value, [])
 
     @cached_property
-    def _last_uses(self) -> dict[int, list[Share]]:
-        return {value: shares for (value, _), shares in self._uses.items()}
+    def _last_uses(self) -> dict[int, list[Contribution]]:
+        return {value: contributions for (value, _), contributions in self._uses.items()}
 
-    def is_whole(self, share: Share) -> bool:
+    def is_whole(self, contribution: Contribution) -> bool:
         """Whether a contribution is the whole `grad` of its value."""
-        return share.value is not None and [id(each) for each in self.shares(share.value)] == [id(share)]
+        return contribution.value is not None and [id(each) for each in self.contributions(contribution.value)] == [
+            id(contribution)
+        ]
 
     def arriving(self, value: int, backward: int, upstream: Data, label: str) -> Tensor:
         """What arrived at a value in one backward pass; if it is the value's `grad`, its statistics are known."""
         symbol, uses = self.notation.gradient(value, backward), self.uses(value, backward)
-        if uses and uses is not self.shares(value):
+        if uses and uses is not self.contributions(value):
             return self.tensor(symbol, upstream, "gradient", label)
         return self.gradient(symbol, value, upstream, label)
 
@@ -250,28 +252,28 @@ class Context:
     @cached_property
     def repeated(self) -> RepeatedBlocks:
         """Which blocks are repeated, so that one of them is shown for all."""
-        return RepeatedBlocks(self.graph, self.derivation, lambda share: self.check(share).kind)
+        return RepeatedBlocks(self.graph, self.derivation, lambda contribution: self.check(contribution).kind)
 
-    def check(self, share: Share) -> Verdict:
+    def check(self, contribution: Contribution) -> Verdict:
         """Compare a contribution with autograd's gradient of the same edge."""
-        known = self._checks.get(id(share))
+        known = self._checks.get(id(contribution))
         if known is None:
-            known = self._checks[id(share)] = self._checked(share)
+            known = self._checks[id(contribution)] = self._checked(contribution)
         return known
 
-    def _checked(self, share: Share) -> Verdict:
-        if share.gradient is None or share.recorded is None:
+    def _checked(self, contribution: Contribution) -> Verdict:
+        if contribution.gradient is None or contribution.recorded is None:
             return Verdict("not checked", ("this contribution is part of a sum, and the complete sum is checked",))
-        self.measures.are_twins(share.gradient, share.recorded)  # equal tensors are measured once
+        self.measures.are_twins(contribution.gradient, contribution.recorded)  # equal tensors are measured once
         in_grad = (
-            share.value is not None
-            and self.graph.values[share.value].kind == "parameter"
-            and any(each is share for each in self.uses(share.value))
+            contribution.value is not None
+            and self.graph.values[contribution.value].kind == "parameter"
+            and any(each is contribution for each in self.uses(contribution.value))
         )
         where: Span = Code(".grad") if in_grad else "autograd's gradient"
-        check = self.checks.contribution(share)
-        if in_grad and share.value is not None and check.verdict != "disagrees":
-            whole = self.checks.gradient(share.value)
+        check = self.checks.contribution(contribution)
+        if in_grad and contribution.value is not None and check.verdict != "disagrees":
+            whole = self.checks.gradient(contribution.value)
             check = whole if whole.verdict == "disagrees" else check
         return of_check(check, ("our rules against ", where))
 

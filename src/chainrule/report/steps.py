@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor as Data
 
-from chainrule.derivation.backprop import Share, Step
+from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.jacobian import indices, jacobian, zeros_by_value
 from chainrule.derivation.why import element
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
@@ -43,7 +43,7 @@ class Pullback:
     rule: Rule
     op: Applied
     symbols: dict[str, str]
-    share: Share
+    contribution: Contribution
     operand: Operand | None
     output: Operand | None
     upstream: tuple[Data | None, ...]
@@ -51,7 +51,7 @@ class Pullback:
     @property
     def wrt(self) -> Wrt:
         """The rule's entry for the operand."""
-        return self.rule.wrt[self.share.argument]
+        return self.rule.wrt[self.contribution.argument]
 
 
 # -- forward ----------------------------------------------------------------------------------------------------------
@@ -201,39 +201,41 @@ def _upstream(context: Context, step: Step) -> Iterator[Block]:
 
 
 def _contributions(context: Context, step: Step, number: int) -> Iterator[Section]:
-    for share in step.shares:
-        if share.value is None or share.gradient is None:
+    for contribution in step.contributions:
+        if contribution.value is None or contribution.gradient is None:
             continue
-        context.check(share)  # first, so that equal tensors are measured once
-        anchor = f"backward-{number}-{share.argument}" + ("" if share.item is None else f"-{share.item}")
-        title = context.notation.plain_gradient(share.value, step.backward) + _use(context, step, share)
-        stages = list(_stages_back(context, step, share))
+        context.check(contribution)  # first, so that equal tensors are measured once
+        anchor = f"backward-{number}-{contribution.argument}" + (
+            "" if contribution.item is None else f"-{contribution.item}"
+        )
+        title = context.notation.plain_gradient(contribution.value, step.backward) + _use(context, step, contribution)
+        stages = list(_stages_back(context, step, contribution))
         for name, blocks in stages[:-1]:
             yield Section((name,), f"{anchor}-{_word(name)}".lower(), "backward", tuple(blocks))
-        blocks = stages[-1][1] if stages else list(_contribution(context, step, share))
-        yield Section((title,), anchor, "backward", (*blocks, *_check(context, step, share)))
+        blocks = stages[-1][1] if stages else list(_contribution(context, step, contribution))
+        yield Section((title,), anchor, "backward", (*blocks, *_check(context, step, contribution)))
 
 
-def _use(context: Context, step: Step, share: Share) -> str:
-    assert share.value is not None
-    uses = context.uses(share.value, step.backward)
+def _use(context: Context, step: Step, contribution: Contribution) -> str:
+    assert contribution.value is not None
+    uses = context.uses(contribution.value, step.backward)
     if len(uses) < 2:
         return ""
-    place = next(i for i, each in enumerate(uses, 1) if each is share)
+    place = next(i for i, each in enumerate(uses, 1) if each is contribution)
     return f" (contribution {place} of {len(uses)}: the value is used {len(uses)} times, and the contributions add up)"
 
 
-def _contribution(context: Context, step: Step, share: Share) -> Iterator[Block]:
-    assert share.value is not None
-    if step.rule is None or step.op is None or share.argument not in step.rule.wrt:
-        symbol = context.notation.gradient(share.value, step.backward or 0)
-        yield _result(context, symbol, share, "as autograd computed it")
+def _contribution(context: Context, step: Step, contribution: Contribution) -> Iterator[Block]:
+    assert contribution.value is not None
+    if step.rule is None or step.op is None or contribution.argument not in step.rule.wrt:
+        symbol = context.notation.gradient(contribution.value, step.backward or 0)
+        yield _result(context, symbol, contribution, "as autograd computed it")
         return
     arrived = [slot for slot, g in enumerate(step.upstream) if g is not None and slot < len(step.outputs)]
     output = _named(context, step.outputs[arrived[0]], step) if len(arrived) == 1 else None
-    operand = _named(context, share.value, step)
+    operand = _named(context, contribution.value, step)
     symbols = context.symbols(step)
-    yield from _worked_out(context, Pullback(step.rule, step.op, symbols, share, operand, output, step.upstream))
+    yield from _worked_out(context, Pullback(step.rule, step.op, symbols, contribution, operand, output, step.upstream))
 
 
 def _named(context: Context, value: int, step: Step) -> Operand:
@@ -247,7 +249,7 @@ def _named(context: Context, value: int, step: Step) -> Operand:
 
 def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
     """Chain rule, local derivative, Jacobian, product, the form that PyTorch runs, result."""
-    rule, op, symbols, share = pullback.rule, pullback.op, pullback.symbols, pullback.share
+    rule, op, symbols, contribution = pullback.rule, pullback.op, pullback.symbols, pullback.contribution
     operand, output = pullback.operand, pullback.output
     target = operand.gradient if operand else ""
     if operand and output:
@@ -258,19 +260,19 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
         yield from _jacobian(context, pullback, operand, output)
     product = rule.latex(pullback.wrt.product, op, symbols)
     is_bare = product == symbols.get("g")
-    stated = _with_left_side(product, target) or rf"{target} = {_summed(share, product, is_bare)}"
+    stated = _with_left_side(product, target) or rf"{target} = {_summed(contribution, product, is_bare)}"
     yield Equation(stated, "what PyTorch runs")
     if output and isinstance(g := pullback.upstream[0] if rule.outputs == 1 else None, Data):
         numbers = put_in(rule, pullback.wrt.product, op, {"g": g, "out": op.out if isinstance(op.out, Data) else None})
         if numbers is not None:
-            yield Equation(rf"{target} = {_summed(share, rule.latex(numbers, op, symbols), is_bare)}", "numbers")
-    if share.summed and operand:
-        axes = ", ".join(map(str, share.summed))
-        axis, over = ("axis", "that axis") if len(share.summed) == 1 else ("axes", "those axes")
+            yield Equation(rf"{target} = {_summed(contribution, rule.latex(numbers, op, symbols), is_bare)}", "numbers")
+    if contribution.summed and operand:
+        axes = ", ".join(map(str, contribution.summed))
+        axis, over = ("axis", "that axis") if len(contribution.summed) == 1 else ("axes", "those axes")
         yield Paragraph(
             (Math(operand.symbol), f" was broadcast along {axis} {axes}, so its gradient is the sum over {over}.")
         )
-    yield _result(context, target, share, "result")
+    yield _result(context, target, contribution, "result")
 
 
 def _stated(symbol: str, formula: str) -> str:
@@ -284,19 +286,19 @@ def _with_left_side(product: str, gradient: str) -> str:
     return stated if stated != product else ""
 
 
-def _summed(share: Share, product: str, is_bare: bool) -> str:
+def _summed(contribution: Contribution, product: str, is_bare: bool) -> str:
     """A product, summed over the axes along which its operand was broadcast; in brackets unless it is bare."""
-    if not share.summed:
+    if not contribution.summed:
         return product
-    axes = rf"\text{{dim{'s' * (len(share.summed) > 1)} {', '.join(map(str, share.summed))}}}"
+    axes = rf"\text{{dim{'s' * (len(contribution.summed) > 1)} {', '.join(map(str, contribution.summed))}}}"
     return rf"\sum_{{{axes}}} " + (product if is_bare else rf"\left({product}\right)")
 
 
-def _result(context: Context, symbol: str, share: Share, label: str) -> Tensor:
+def _result(context: Context, symbol: str, contribution: Contribution, label: str) -> Tensor:
     """A contribution; where it is the whole gradient of its value, statistics may be known without its numbers."""
-    if share.value is None or share.gradient is None or not context.is_whole(share):
-        return context.tensor(symbol, share.gradient, "gradient", label)
-    return context.gradient(symbol, share.value, share.gradient, label)
+    if contribution.value is None or contribution.gradient is None or not context.is_whole(contribution):
+        return context.tensor(symbol, contribution.gradient, "gradient", label)
+    return context.gradient(symbol, contribution.value, contribution.gradient, label)
 
 
 def _local_numbers(
@@ -314,15 +316,15 @@ def _local_numbers(
 
 def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Operand) -> Iterator[Block]:
     """The Jacobian of the tensors flattened in row-major order, and its product with the upstream gradient."""
-    rule, op, share, upstream = pullback.rule, pullback.op, pullback.share, pullback.upstream
+    rule, op, contribution, upstream = pullback.rule, pullback.op, pullback.contribution, pullback.upstream
     rows, columns = output.data.numel(), operand.data.numel()
     symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
     without = not op.has_numbers or not all_have_numbers(*upstream)
     if rows * columns > JACOBIAN or not rows * columns or without:
         shape = (rows, columns)
-        yield Paragraph((Math(symbol), *too_large(rule, pullback.wrt, op, pullback.symbols, shape, share.item)))
+        yield Paragraph((Math(symbol), *too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
         return
-    full = jacobian(rule, op, share, operand.data.shape, output.data, upstream)
+    full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
     row_names = tuple(element(output.name, i) for i in indices(output.data.shape))
     column_names = tuple(element(operand.name, i) for i in indices(operand.data.shape))
     yield context.tensor(symbol, full, "jacobian", "Jacobian", row_labels=row_names, column_labels=column_names)
@@ -368,7 +370,9 @@ def _zeros(pullback: Pullback, full: Data, operand: Operand, output: Operand) ->
     zero = int((full == 0).sum())
     if not zero:
         return
-    found = zeros_by_value(pullback.rule, pullback.op, pullback.share, full, output.data.shape, operand.data.shape)
+    found = zeros_by_value(
+        pullback.rule, pullback.op, pullback.contribution, full, output.data.shape, operand.data.shape
+    )
     by_value = [f"{element(f'd{output.name}', i)}/{element(f'd{operand.name}', j)}" for i, j in found]
     structural = zero - len(by_value)
     words = []
@@ -382,11 +386,11 @@ def _zeros(pullback: Pullback, full: Data, operand: Operand, output: Operand) ->
     yield Paragraph((" ".join(words),))
 
 
-def _stages_back(context: Context, step: Step, share: Share) -> Iterator[tuple[str, list[Block]]]:
+def _stages_back(context: Context, step: Step, contribution: Contribution) -> Iterator[tuple[str, list[Block]]]:
     """Go back through a loss in two stages: from the cost to the loss of each sample, then to the input."""
     if step.rule is None or step.rule.stages is None or step.op is None or not step.op.has_numbers:
         return
-    assert share.value is not None
+    assert contribution.value is not None
     stages = list(_stages(context, step, context.symbols(step)))
     upstream: Data | None = step.upstream[0]
     for place in range(len(stages) - 1, -1, -1):
@@ -395,15 +399,15 @@ def _stages_back(context: Context, step: Step, share: Share) -> Iterator[tuple[s
             return
         gradient = symbols["g"].removeprefix("{").removesuffix("}")
         output = Operand(symbols["out"], gradient, _word(symbols["out"]), "", op.out)
-        inner, argument = _named(context, share.value, step), share.argument
+        inner, argument = _named(context, contribution.value, step), contribution.argument
         if place:
             below, argument = symbols["self"], "self"
             inner = Operand(below, _partial(context, step, below), _word(below), f"dJ/d{_word(below)}", op.self)
         whole = reduce_to_shape(rule.gradient(op, (upstream,), argument), tuple(inner.data.shape))[0]
-        part = Share(argument, None, None, whole, None)
+        part = Contribution(argument, None, None, whole, None)
         blocks = list(_worked_out(context, Pullback(rule, op, symbols, part, inner, output, (upstream,))))
         if not place:
-            product = step.rule.latex(step.rule.wrt[share.argument].product, step.op, context.symbols(step))
+            product = step.rule.latex(step.rule.wrt[contribution.argument].product, step.op, context.symbols(step))
             stated = _with_left_side(product, inner.gradient) or rf"{inner.gradient} = {product}"
             blocks.append(Equation(stated, "in one step"))
         yield inner.gradient_name, blocks
@@ -414,14 +418,14 @@ def _word(symbol: str) -> str:
     return symbol.replace("{", "").replace("}", "").replace("^[", "").replace("]", "")
 
 
-def _check(context: Context, step: Step, share: Share) -> Iterator[Block]:
+def _check(context: Context, step: Step, contribution: Contribution) -> Iterator[Block]:
     """Compare the contribution with the gradient that autograd computed for the same edge."""
-    assert share.value is not None
-    if share.recorded is not None or context.graph.values[share.value].kind == "parameter":
-        yield context.check(share)
-    if step.rule is not None and step.rule.kink is not None and step.rule.kink.argument == share.argument:
+    assert contribution.value is not None
+    if contribution.recorded is not None or context.graph.values[contribution.value].kind == "parameter":
+        yield context.check(contribution)
+    if step.rule is not None and step.rule.kink is not None and step.rule.kink.argument == contribution.argument:
         yield from _kinks(context, step)
-    yield from block_tables.backward(context, step, share)
+    yield from block_tables.backward(context, step, contribution)
 
 
 def sentence(text: str) -> str:

@@ -60,10 +60,12 @@ def _anchors(context: Context) -> dict[int, tuple[list[str], list[str]]]:
             if kind == "forward":
                 for value in step.outputs:
                     found.setdefault(value, ([], []))[0].append(f"forward-{place}")
-            for share in step.shares:
-                if share.value is not None and share.gradient is not None:
-                    item = "" if share.item is None else f"-{share.item}"
-                    found.setdefault(share.value, ([], []))[1].append(f"backward-{place}-{share.argument}{item}")
+            for contribution in step.contributions:
+                if contribution.value is not None and contribution.gradient is not None:
+                    item = "" if contribution.item is None else f"-{contribution.item}"
+                    found.setdefault(contribution.value, ([], []))[1].append(
+                        f"backward-{place}-{contribution.argument}{item}"
+                    )
     return found
 
 

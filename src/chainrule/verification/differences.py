@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from chainrule.derivation.backprop import Share, shares_of
+from chainrule.derivation.backprop import Contribution, contributions_of
 from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, real
 from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution
@@ -51,11 +51,11 @@ class NodeContext:
         gradients = [g for g in (*self.passage.upstream, *self.passage.downstream) if g is not None]
         return max((torch.finfo(g.dtype).eps for g in gradients), default=EPS)
 
-    def contributions(self) -> dict[int, Share]:
+    def contributions(self) -> dict[int, Contribution]:
         """Our rule's gradients by the positions of the edges."""
         if self.rule is None or self.op is None:
             return {}
-        found = shares_of(self.graph, self.node, self.rule, self.op, self.passage.upstream, self.passage)
+        found = contributions_of(self.graph, self.node, self.rule, self.op, self.passage.upstream, self.passage)
         return {edge.position: each for edge, each in zip(self.node.edges, found, strict=True)}
 
 

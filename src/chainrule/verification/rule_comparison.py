@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from chainrule.derivation.backprop import Share
+from chainrule.derivation.backprop import Contribution
 from chainrule.execution.experiment import FINEST, Experiment, Probe, real, widened
 from chainrule.graph.comparison import Comparison, compare, rms, unravel
 from chainrule.graph.graph import Edge
@@ -69,12 +69,17 @@ def at_known_kink(context: NodeContext, finding: ArgumentCheck | None) -> Argume
 
 
 def compare_rule(
-    context: NodeContext, experiment: Experiment | None, finding: ArgumentCheck, share: Share | None
+    context: NodeContext, experiment: Experiment | None, finding: ArgumentCheck, contribution: Contribution | None
 ) -> None:
     """Compare our rule's gradient with autograd's, unless the quick check has."""
-    if finding.rule is not None or share is None or share.gradient is None or share.recorded is None:
+    if (
+        finding.rule is not None
+        or contribution is None
+        or contribution.gradient is None
+        or contribution.recorded is None
+    ):
         return
-    finding.ours = ours = real(share.gradient)
+    finding.ours = ours = real(contribution.gradient)
     got, eps, size = finding.got, context.eps, torch.maximum(ours.abs(), finding.got.abs()) + rms(finding.got)
     terms = size if finding.terms is None else size + finding.terms
     found = compare(got, ours, terms, eps=eps, argument=finding.label)
@@ -86,8 +91,8 @@ def compare_rule(
     if off and not finding.off and _right_in_float64(context, experiment, finding, [*off[:8]]):
         # One of the two rounds more (a constant in float32, a sum that cancels), and neither is wrong.
         found, off = replace(found, tolerance=max(found.tolerance, found.largest)), ()
-    pairs = 2 if share.gradient.is_complex() else 1
-    shape = tuple(share.gradient.shape)
+    pairs = 2 if contribution.gradient.is_complex() else 1
+    shape = tuple(contribution.gradient.shape)
     index = unravel(found.index[0] // pairs, shape) if found.index else None
     finding.rule, finding.rule_off = replace(found, index=index, off=()), off
 
@@ -110,10 +115,10 @@ def _right_in_float64(
     op = Applied(experiment.wide, (*outs, *context.op.outs[len(outs) :]), context.op.name)
     upstream = tuple(None if g is None else widened(g) for g in context.passage.upstream)
     precise = replace(context, op=op, passage=context.passage.with_upstream(upstream))
-    share = precise.contributions()[finding.edge.position]
-    if share.gradient is None:
+    contribution = precise.contributions()[finding.edge.position]
+    if contribution.gradient is None:
         return False
-    judged = with_gradient(finding, real(share.gradient))
+    judged = with_gradient(finding, real(contribution.gradient))
     compare_elements(Probe(experiment, finding.edge), judged, elements, FINEST, keep_terms=False)
     return not judged.off and not judged.unsettled
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from chainrule.derivation.backprop import Derivation, Share, Step
+from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.document import Kind
 from chainrule.execution.experiment import widened
 from chainrule.graph.comparison import Comparison, compare, worst
@@ -41,46 +41,46 @@ class StepChecks:
 
     @cached_property
     def _steps(self) -> dict[int, Step]:
-        return {id(share): step for step in self._derivation.steps for share in step.shares}
+        return {id(contribution): step for step in self._derivation.steps for contribution in step.contributions}
 
-    def contribution(self, share: Share) -> StepCheck:
+    def contribution(self, contribution: Contribution) -> StepCheck:
         """Of one contribution to a gradient: the row of the nodes that it came back through."""
-        step = self._steps[id(share)]
+        step = self._steps[id(contribution)]
         row = worst_row(self._rows[node] for node in step.nodes)
         known = worst([row.rule_difference, row.finite_difference])
         reason = "" if row.verdict == "agrees" and row.rule_difference is not None else row.reason
-        ours, recorded = share.gradient, share.recorded
+        ours, recorded = contribution.gradient, contribution.recorded
         if row.verdict in ("disagrees", "not checked") or not has_numbers(ours) or not has_numbers(recorded):
             return StepCheck(row.verdict, reason, known)
-        shown = compare(ours, recorded, count=self._way(step))
+        shown = compare(ours, recorded, count=self._path_length(step))
         if shown.agrees:
             return StepCheck(row.verdict, reason, shown)
-        if len(step.operations) > 1 and not (of_call := self._of_call(step, share, row)).agrees:
+        if len(step.operations) > 1 and not (of_call := self._of_call(step, contribution, row)).agrees:
             said = "the rule of the whole call is not what its operations give"
             return StepCheck("disagrees", said, of_call)
         grown = f"each step agrees; rounding on the way from the loss makes {shown.largest:.3g} between the two"
         return StepCheck(row.verdict, f"{reason}; {grown}" if reason else grown, known)
 
-    def _way(self, step: Step) -> int:
+    def _path_length(self, step: Step) -> int:
         """How many nodes our number came through: each of them adds its roundings."""
         runs = (each for node in step.nodes for each in self._graph.nodes[node].executions)
         return 1 + max((each.order for each in runs if each.backward == step.backward), default=0)
 
-    def _of_call(self, step: Step, share: Share, row: Row) -> Comparison:
+    def _of_call(self, step: Step, contribution: Contribution, row: Row) -> Comparison:
         """A call's own rule on what arrived in the recorded step. How far it rounds shows in float64."""
         assert step.rule is not None
         assert step.op is not None
-        assert share.recorded is not None
+        assert contribution.recorded is not None
         node = self._graph.nodes[step.nodes[0]]
         arrived = next((each.upstream for each in node.executions if each.backward == step.backward), step.upstream)
         wide = Applied({k: widened(v) for k, v in step.op.arguments.items()}, step.op.outs, step.op.name)
         ours, precise = (
-            reduce_to_shape(found, tuple(share.recorded.shape))[0].double()
+            reduce_to_shape(found, tuple(contribution.recorded.shape))[0].double()
             for op, upstream in ((step.op, arrived), (wide, widened([*arrived])))
-            if (found := step.rule.gradient(op, tuple(upstream), share.argument)) is not None
+            if (found := step.rule.gradient(op, tuple(upstream), contribution.argument)) is not None
         )
         slack = 4 * (ours - precise).abs()
-        return compare(ours.to(share.recorded.dtype), share.recorded, slack=slack)
+        return compare(ours.to(contribution.recorded.dtype), contribution.recorded, slack=slack)
 
     def gradient(self, value: int) -> StepCheck:
         """Of the whole gradient of a value: every node between it and the losses."""
