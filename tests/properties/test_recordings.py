@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 
 import chainrule
 from chainrule import views
+from chainrule.document import Verdict
 from tests.properties.networks import Network, networks
 
 WRONG = Network(("linear", "wrong", "relu"), width=2, batch=2, optimizer="sgd", seed=0)
@@ -19,6 +20,18 @@ def verdicts(recording):
     return {row.node.index: (row.node.name, row.verdict) for row in recording.verify().rows}
 
 
+def kinds(document):
+    return [block.kind for _, section in document.walk() for block in section.blocks if isinstance(block, Verdict)]
+
+
+def without_verdicts(document):
+    blocks = [
+        (section.title, [block for block in section.blocks if not isinstance(block, Verdict)])
+        for _, section in document.walk()
+    ]
+    return document.title, document.summary, document.rows, document.sums, blocks
+
+
 @few
 @example(WRONG)
 @given(networks)
@@ -26,12 +39,18 @@ def test_a_saved_recording_is_loaded_the_same(tmp_path, network):
     recording = network.recorded()
     recording.save(tmp_path / "step.safetensors")
     loaded = chainrule.load(tmp_path / "step.safetensors")
-    assert loaded.document() == recording.document()
+    if "wrong" not in network.layers:
+        assert loaded.document() == recording.document()
+    assert without_verdicts(loaded.document()) == without_verdicts(recording.document())
+    assert kinds(loaded.document()) == [
+        # A file does not hold the code of a user's function: nothing says that it is wrong, or that it is right.
+        "not checked" if kind == "disagrees" else kind
+        for kind in kinds(recording.document())
+    ]
     for name, parameter in recording.parameters.items():
         assert torch.equal(loaded.parameters[name].grad, parameter.grad)
         if network.optimizer:
             assert torch.equal(loaded.parameters[name].after, parameter.after)
-    # A file does not hold the code of a user's function.
     expected = {
         index: (name, "not checked" if name == "WrongBackward" else verdict)
         for index, (name, verdict) in verdicts(recording).items()

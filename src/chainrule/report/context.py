@@ -274,7 +274,7 @@ class Context:
         check = self.checks.contribution(contribution)
         if in_grad and contribution.value is not None and check.verdict != "disagrees":
             whole = self.checks.gradient(contribution.value)
-            check = whole if whole.verdict == "disagrees" else check
+            check = check if whole.verdict == "agrees" else whole
         return of_check(check, ("our rules against ", where))
 
     @cached_property
