@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from chainrule.graph.statistics_cache import StatisticsCache
 
 
-QUICKLY_PROVED = 300  # nodes up to which a page is written with its proof without being asked
+QUICKLY_VERIFIED = 300  # nodes up to which a page is verified unasked
 
 
 class Verification(GradientCheck):
@@ -229,7 +229,7 @@ class Recording:
     def verify(
         self, *, only: str | Iterable[str] | None = None, sample: float | None = None, memory: int | None = None
     ) -> Verification:
-        """Prove every node: our rule, autograd and finite differences, side by side.
+        """Check the gradients at every node: our rule, autograd and finite differences, side by side.
 
         `only` limits it to nodes whose name, module or value matches the pattern, or one of several (`h.3.*` is a
         block and all in it); `sample` to a random share of them (0.1 is a tenth), the same one each time; what was left
@@ -268,13 +268,13 @@ class Recording:
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as it is told, for any view.
 
-        With `pointing` also the sum behind each number, for a page, and the verdict of the proof, where it was made or
-        is quickly made; with `coded` also the code that recomputes each section, for a notebook.
+        With `pointing` also the sum behind each number, for a page, and the verdicts of `verify`, which a small step
+        runs unasked; with `coded` also the code that recomputes each section, for a notebook.
         """
         from chainrule import report
         from chainrule.diagnostics.finding import joined
 
-        if pointing and len(self.nodes) <= QUICKLY_PROVED:
+        if pointing and len(self.nodes) <= QUICKLY_VERIFIED:
             self.verify()
         rows = {row.node.index: row for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))

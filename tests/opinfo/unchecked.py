@@ -104,7 +104,7 @@ def write(text: str) -> None:
         before, rest = page.split(BEGIN, 1)
         page = before + section + rest.split(END, 1)[1]
     else:
-        page = f"{page.rstrip()}\n\n## What the proof leaves out\n\n{section}\n"
+        page = f"{page.rstrip()}\n\n## What the gradient check leaves out\n\n{section}\n"
     PAGE.write_text(page)
 
 

@@ -18,10 +18,10 @@ LISTED = 6  # nodes that are named one by one, of those with the same verdict an
 
 def gradient_check(verification: GradientCheck) -> document.Document:
     """A summary, a table of all nodes, the reasons for other verdicts, and each disagreement in full."""
-    sections = [document.Section(("All nodes",), "proof", "overview", (_table(verification.rows),))]
+    sections = [document.Section(("All nodes",), "verification", "overview", (_table(verification.rows),))]
     reasons = tuple(_reasons(verification.rows))
     if reasons:
-        sections.append(document.Section(("Other verdicts",), "proof-more", "note", reasons))
+        sections.append(document.Section(("Other verdicts",), "verification-more", "note", reasons))
     sections += [_failure(row) for row in verification.failures]
     return document.Document(("Verification",), (_summary(verification),), tuple(sections))
 
@@ -86,7 +86,7 @@ def _failure(row: Row) -> document.Section:
     if row.wrong:
         blocks.append(_sides(row.wrong))
     title = (f"{row.node.name}, node {row.node.index}",)
-    return document.Section(title, f"proof-node-{row.node.index}", "note", tuple(blocks))
+    return document.Section(title, f"verification-node-{row.node.index}", "note", tuple(blocks))
 
 
 def _lines(row: Row) -> Iterator[Text]:
