@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.capture.lowering.assemble import assemble
+from chainrule.capture.lowering import assemble
 from chainrule.gc_control import uncollected
 
 CHAIN = """

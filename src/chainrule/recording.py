@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import Loan
-from chainrule.capture.lowering.assemble import assemble, let_go
+from chainrule.capture.lowering import assemble, let_go
 from chainrule.capture.lowering.statistics import Borrowed, Figures
 from chainrule.capture.recorder import Recorder, exception_site
 from chainrule.capture.retention import Keep, is_trained_leaf

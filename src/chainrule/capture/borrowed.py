@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from chainrule.capture.sharding import own_part
+from chainrule.capture.data_parallel import own_part
 
 SMALL = 32 * 1024  # bytes: up to this a copy costs no more than to borrow
 SAMPLES = 32  # numbers of a borrowed tensor that are remembered

@@ -19,6 +19,17 @@ from torch.nn.parallel import DistributedDataParallel
 from chainrule.graph.graph import type_of_reduction
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """The plain tensor that this rank holds; any other tensor is itself."""
+    if type(tensor) is Tensor:
+        return tensor
+    spread = sys.modules.get("torch.distributed.tensor")
+    if spread is None or not isinstance(tensor, getattr(spread, "DTensor", ())):
+        return tensor
+    part: Tensor = tensor._local_tensor  # type: ignore[attr-defined]
+    return part
+
+
 @dataclass(slots=True)
 class RawReducer:
     """A module that combines gradients over ranks, as it was when it ran last; `batch` is summed over its runs."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
-from chainrule.capture.sharding import own_part
+from chainrule.capture.data_parallel import own_part
 from chainrule.capture.tape import RawUpdate, Tape, Version
 from chainrule.graph.batched_statistics import measured
 from chainrule.graph.source import Site

@@ -35,9 +35,8 @@ from torch.optim.optimizer import (
 )
 
 from chainrule.capture.borrowed import hooks_held
-from chainrule.capture.dispatch_bypass import Direct
 from chainrule.capture.eviction import BATCH, Settling
-from chainrule.capture.modes import DispatchMode, FunctionMode, in_compiled_code, is_innermost, left_on
+from chainrule.capture.modes import Direct, DispatchMode, FunctionMode, in_compiled_code, is_innermost, left_on
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.node_matching import Ties
 from chainrule.capture.optimizer_hooks import after_step, before_step

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from chainrule.capture.sharding import own_part
+from chainrule.capture.data_parallel import own_part
 from chainrule.errors import RecordingError
 from chainrule.graph.single_pass import prepare
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.borrowed import Loan, Loans
-from chainrule.capture.data_parallel import RawArrival, Reducers
+from chainrule.capture.data_parallel import RawArrival, Reducers, own_part
 from chainrule.capture.retention import Absentees, Keeper, is_trained_leaf, within_memory
-from chainrule.capture.sharding import own_part
 from chainrule.graph.source import Site
 from chainrule.graph.statistics import Statistics
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from chainrule.capture.sharding import own_part
+from chainrule.capture.data_parallel import own_part
 from chainrule.graph.batched_statistics import measured, measured_samples
 from chainrule.graph.graph import Graph, Parameter, ParameterUpdate, Value
 from chainrule.graph.history import Kind, StepFacts

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.lowering.leaves import Leaves
-from chainrule.capture.lowering.operations import Reading
+from chainrule.capture.lowering.operations import Leaves, Reading
 from chainrule.capture.lowering.tensor_versions import Draft
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.tape import RawCall, Tape
+from chainrule.capture.tape import RawCall, Tape, tensors_in
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.source import Site
 
@@ -229,3 +228,40 @@ def _is_direct(call: RawCall) -> bool:
     """Whether the user's own expression is this call, not a larger function of PyTorch's that made it on the way."""
     through = call.site.through if call.site is not None else ""
     return through in ("", "wrapped", "fn", "_wrapped_call_impl", getattr(call.function, "__name__", ""))
+
+
+def read_calls(reading: Reading, paths: Paths) -> tuple[Call, ...]:
+    """The calls in the order in which they began."""
+    return tuple(_call(index, raw, reading, paths) for index, raw in enumerate(reading.tape.calls))
+
+
+def _call(index: int, raw: RawCall, reading: Reading, paths: Paths) -> Call:
+    operations = dict.fromkeys(reading.at[p] for p in range(raw.first, raw.last) if p in reading.at)
+    outputs = (reading.values.at(tensor, raw.last) for tensor in tensors_in(raw.output))
+    return Call(
+        index,
+        function_name(raw.function),
+        paths.of_run(raw.module),
+        raw.site.place() if raw.site else None,
+        tuple(_known(argument, raw.first, reading) for argument in raw.arguments),
+        {key: _known(value, raw.first, reading) for key, value in raw.keywords.items()},
+        tuple(operations),
+        tuple(value for value in outputs if value is not None),
+        raw.error,
+    )
+
+
+def function_name(function: Any) -> str:
+    """What a function of torch is called: `softmax`, `__add__`; a property by its own name, as `T` and `real`."""
+    name = getattr(function, "__name__", str(function))
+    return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else str(name)
+
+
+def _known(tree: Any, first: int, reading: Reading) -> Any:
+    """An argument as the call took it: None for a tensor that no operation ever used."""
+    if isinstance(tree, Tensor):
+        value = reading.values.at(tree, first)
+        return None if value is None else Ref(value)
+    if isinstance(tree, (list, tuple)):
+        return [_known(item, first, reading) for item in tree]
+    return tree

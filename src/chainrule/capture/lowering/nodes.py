@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from chainrule.capture.lowering.leaves import Leaves
-from chainrule.capture.lowering.operations import Reading, node_name
+from chainrule.capture.lowering.operations import Leaves, Reading, node_name
 from chainrule.graph.graph import Edge, Node, Passage, Place, Ref, references
 
 # What PyTorch runs below autograd for an operation that cannot take its argument as it is (conjugated, say).

@@ -19,7 +19,7 @@ from torch import Tensor
 from chainrule.capture.lowering.tensor_versions import Values, data_after
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawFunction, Tape, Traits, tensors_in
-from chainrule.graph.graph import Ref, type_of_value
+from chainrule.graph.graph import Ref, references, type_of_value
 from chainrule.graph.reexecution import Rerun, WriteThroughView, offset_in
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
@@ -324,3 +324,28 @@ def _parameter_names(cls: type, count: int) -> list[str]:
     if cls.setup_context is torch.autograd.Function.setup_context:  # type: ignore[attr-defined]
         names = names[1:]
     return (names + [f"input{i}" for i in range(len(names), count)])[:count]
+
+
+class Leaves:
+    """Answers once the whole tape has been read: it takes all uses to tell the first."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._values = reading.values
+        operations = (each for each in reading.operations if each.node is not None)
+        self.used = {value for each in operations for _, _, value in references(each.arguments)}
+
+    def of(self, tensor: Tensor, before: int | None = None) -> int | None:
+        """The value of a leaf that gradients belong to; with `before` the last one by then, as an optimizer met it."""
+        versions = self._values.versions.get(id(tensor))
+        if versions is None:
+            return None
+        if before is not None:
+            earlier = [v for v in versions if v in self.used and self._values[v].created < before]
+            if earlier:
+                return earlier[-1]
+        return self.first_used(versions[0])
+
+    def first_used(self, value: int) -> int:
+        """Of all values that this one's tensor was, the first that a node was made with."""
+        versions = self._values.versions[id(self._values[value].tensor)]
+        return next((each for each in versions if each in self.used), versions[0])

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.lowering.backward_passes import Passes
-from chainrule.capture.lowering.leaves import Leaves
-from chainrule.capture.lowering.naming import Names
-from chainrule.capture.lowering.operations import Reading
+from chainrule.capture.lowering.naming import Names, Paths
+from chainrule.capture.lowering.operations import Leaves, Reading
 from chainrule.capture.lowering.statistics import Figures
 from chainrule.capture.lowering.tensor_versions import data_after
 from chainrule.capture.tape import RawUpdate, Tape
-from chainrule.graph.graph import Parameter, ParameterUpdate, Update
+from chainrule.graph.graph import Parameter, ParameterUpdate, Reducer, Reduction, Update
 
 
 def read_updates(reading: Reading, leaves: Leaves, names: Names, figures: Figures) -> tuple[Update, ...]:
@@ -113,3 +112,34 @@ def _trained(reading: Reading, used: set[int]) -> Iterator[Tensor]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield tensor
+
+
+def read_reducers(reading: Reading, paths: Paths) -> tuple[Reducer, ...]:
+    """The modules that combine gradients over ranks."""
+    return tuple(
+        Reducer(paths.of(raw.module), type(raw.module).__name__, raw.kind, raw.rank, raw.ranks, raw.batch, raw.hook)
+        for raw in reading.tape.reducers.all
+    )
+
+
+def read_reductions(
+    reading: Reading, passes: Passes, names: Names, parameters: dict[str, Parameter], figures: Figures
+) -> dict[str, Reduction]:
+    """The last time that each parameter's gradient was combined, by the parameter's name and in their order."""
+    tape, found = reading.tape, {}
+    for number, raw in enumerate(tape.arrivals):
+        name = names.of_parameter(raw.parameter, number)
+        backward = passes.of_task(raw.task)
+        left = None if backward is None else passes.left(backward, raw.parameter)
+        local = data_after(tape, raw.whole, -1)
+        found[name] = Reduction(
+            name,
+            raw.reducer,
+            tuple(local.shape),
+            local.dtype,
+            figures.numbers(local),
+            figures.numbers(left),
+            figures.of(local),
+            figures.of(left),
+        )
+    return {name: found[name] for name in parameters if name in found}
