@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No garbage collection in the block, or in the function that this decorates (which must be no generator)."""
     collecting = gc.isenabled()
     gc.disable()
@@ -26,7 +26,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-class Seldom:
+class FewerCollections:
     """Fewer collections while a step is recorded, from `begin` to `end`.
 
     All that is recorded stays until the end, so a collection goes over it again and again in vain: in a chain of

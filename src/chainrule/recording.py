@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.borrowed import Loan
-from chainrule.capture.lowering import assemble, let_go
-from chainrule.capture.lowering.statistics import Borrowed, Figures
-from chainrule.capture.recorder import Recorder, exception_site
-from chainrule.capture.retention import Keep, is_trained_leaf
+from chainrule.capture.borrowed import BorrowedTensor
+from chainrule.capture.lowering import free, lower
+from chainrule.capture.lowering.statistics import Borrowed, TapeStatistics
+from chainrule.capture.recorder import Recorder
+from chainrule.capture.retention import Policy, is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
-from chainrule.gc_control import Seldom
+from chainrule.gc_control import FewerCollections
 from chainrule.graph.graph import Graph, Node, Parameter, Value
 from chainrule.graph.source import is_library
+from chainrule.graph.unobserved import unobserved
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step
@@ -47,14 +48,14 @@ class Recording:
         self._tape = tape
         self._open = tape is not None
         self._verification: Verification | None = None
-        self._lent: Mapping[int, Loan] = {}
+        self._owners: Mapping[int, BorrowedTensor] = {}
 
     @classmethod
-    def of(cls, graph: Graph, lent: Mapping[int, Loan] | None = None) -> Recording:
-        """A recording of facts that are known already; `lent` are the leaves that were not kept and live on."""
+    def of(cls, graph: Graph, owners: Mapping[int, BorrowedTensor] | None = None) -> Recording:
+        """A recording of facts that are known already; `owners` are the leaves that were not kept and live on."""
         recording = cls(None)
         recording.graph = graph
-        recording._lent = lent or {}
+        recording._owners = owners or {}
         return recording
 
     @cached_property
@@ -64,12 +65,12 @@ class Recording:
         Raises RecordingError while the block of `record()` is still running.
         """
         tape = self._ended()
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with unobserved():
             tape.secure()
             tape.release()
-        graph = assemble(tape, Figures(tape))
-        self._tape, self._lent = None, tape.lent
-        let_go(tape)  # of autograd's graph and of the user's objects
+        graph = lower(tape, TapeStatistics(tape))
+        self._tape, self._owners = None, tape.owners
+        free(tape)  # of autograd's graph and of the user's objects
         return graph
 
     def at_once(self, measures: Measures, magnitudes: bool) -> Graph:
@@ -81,7 +82,7 @@ class Recording:
         """
         tape = self._ended()
         tape.release()
-        self.graph = assemble(tape, Borrowed(tape, measures, magnitudes))
+        self.graph = lower(tape, Borrowed(tape, measures, magnitudes))
         return self.graph
 
     def to_last(self) -> Recording:
@@ -100,7 +101,7 @@ class Recording:
 
     def __del__(self) -> None:
         if self._tape is not None and not self._open:  # nobody has asked for the graph
-            let_go(self._tape)
+            free(self._tape)
 
     @property
     def loss(self) -> float | None:
@@ -191,7 +192,7 @@ class Recording:
         from chainrule.execution.recompute import recompute
 
         graph = self.graph
-        return Recording.of(recompute(graph, self._lent, names), self._lent)
+        return Recording.of(recompute(graph, self._owners, names), self._owners)
 
     def why(self, name: str, index: tuple[int, ...] | int = ()) -> Why:
         """The sum that made one number of a gradient: `.terms`, each with its `.value` and its two factors.
@@ -359,8 +360,8 @@ class record:  # noqa: N801 (read as a verb)
         memory: int | None = None,
     ) -> None:
         self._namespace = namespace
-        self._recorder = Recorder(Keep.of(keep, memory))
-        self._seldom = Seldom()
+        self._recorder = Recorder(Policy.of(keep, memory))
+        self._seldom = FewerCollections()
 
     def __enter__(self) -> Recording:
         self._recorder.start()
@@ -374,16 +375,16 @@ class record:  # noqa: N801 (read as a verb)
 
     def keep_leaves(self) -> None:
         """Keep what an optimizer overwrites, however large it is, so that the step can be played again."""
-        if self._recorder.tape.keeper is not None:
-            self._recorder.tape.keeper.keeps_leaves = True
+        if self._recorder.tape.retention is not None:
+            self._recorder.tape.retention.keeps_leaves = True
 
     def enter(self, module: torch.nn.Module, args: Any) -> None:
         """Count a module whose forward pass had begun when the recording did."""
-        self._recorder._enter_module(module, args)
+        self._recorder.enter_module(module, args)
 
     def enter_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count an optimizer's step that had begun when the recording did."""
-        self._recorder._before_step(optimizer, args, kwargs)
+        self._recorder.before_step(optimizer, args, kwargs)
 
     @property
     def passes(self) -> int:
@@ -401,12 +402,11 @@ class record:  # noqa: N801 (read as a verb)
         tape = self._recorder.tape
         if error is not None:
             tape.error = f"{type(error).__name__}: {error}"
-            tape.error_site = exception_site(trace)
         try:
             self._recorder.stop()
             self._recording._open = False
             _note_names(tape, _variables(sys._getframe(1)) if self._namespace is None else self._namespace)
-            with torch._C.DisableTorchFunction(), torch.no_grad():
+            with unobserved():
                 tape.end()
         finally:
             self._seldom.end()

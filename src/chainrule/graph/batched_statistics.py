@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chainrule.graph.bins import EXPONENTS, SAMPLE
 from chainrule.graph.statistics import TINY, Statistics, in_a_row, of_a_sample, part_of, spread, spread_over
+from chainrule.graph.unobserved import unobserved
 
 MOST = 2**14  # numbers of a tensor up to which it is measured as a row
 REAL = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
@@ -24,7 +25,7 @@ BLOCK = 2**18  # numbers of a matrix, which should stay in the processor's cache
 def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
     """The statistics of each, as `Statistics.of` has them, with or without the histogram."""
     found: dict[int, Statistics] = {}
-    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+    with unobserved():
         for places in _alike(tensors):
             rows = torch.stack([in_a_row(tensors[place]) for place in places])
             found.update(zip(places, _of_rows(rows, magnitudes), strict=True))
@@ -37,7 +38,7 @@ def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
 
 def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
     """The statistics of each; of a large one those of an even sample, as `of_a_sample` has them of `part_of`."""
-    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+    with unobserved():
         samples = [_sampled(each) for each in tensors]
     return [
         of_a_sample(known, tensor.numel())

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chainrule.errors import StorageError
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.graph import graph as facts
 from chainrule.graph.graph import Graph
 from chainrule.graph.reexecution import Rerun, WriteThroughView
@@ -56,7 +56,7 @@ _MALFORMED = (
 )  # fmt: skip
 
 
-@uncollected()
+@gc_paused()
 def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write a graph to `path`, all at once: an interrupted write leaves the old file.
 
@@ -79,7 +79,7 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-@uncollected()
+@gc_paused()
 def read(path: str | os.PathLike[str]) -> Graph:
     """Read a graph that `write` wrote.
 

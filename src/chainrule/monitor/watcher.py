@@ -24,7 +24,7 @@ from chainrule._version import __version__
 from chainrule.capture.recorder import exception_site
 from chainrule.diagnostics.ranks import of_ranks
 from chainrule.errors import ChainruleWarning, RequestError, StorageError, brief
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.source import is_library
 from chainrule.graph.statistics_cache import Measures
@@ -204,7 +204,7 @@ class watch:  # noqa: N801 (read as a verb)
         except Exception as error:  # of `on_finding`, say
             self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
 
-    @uncollected()
+    @gc_paused()
     def _look_at_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
         """The step that was being recorded when the watch ended; of this rank alone, as the others may be anywhere."""
         if recording is None or not self._examining:
@@ -291,7 +291,7 @@ class watch:  # noqa: N801 (read as a verb)
                 report(step.facts, step.figures)
             self._tell_problem()
 
-    @uncollected()  # as long as its graph lives, all of it would be walked through
+    @gc_paused()  # as long as its graph lives, all of it would be walked through
     def _looked_at(self) -> Step:
         """The step that has just been recorded: read, kept and looked at, and its recording let go of."""
         recording, self._recording = self._recording, None

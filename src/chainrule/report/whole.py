@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from chainrule.derivation.backprop import Step
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.graph.symbols import escape
 from chainrule.report import alike, code, mirror, ranks, steps, sums, update
 from chainrule.report.context import Context, shape_text
 from chainrule.report.folding import Fold
 
 
-@uncollected()
+@gc_paused()
 def whole(context: Context, pointing: bool = False, coded: bool = False) -> Document:
     """Tell everything.
 

@@ -23,56 +23,56 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from chainrule.capture.lowering.backward_passes import Passes, gradients_of, read_events
+from chainrule.capture.lowering.backward_passes import BackwardPasses, gradients_of, read_events
 from chainrule.capture.lowering.naming import Names, Paths, read_calls
 from chainrule.capture.lowering.nodes import number_nodes, read_nodes
-from chainrule.capture.lowering.operations import DraftOperation, Leaves, Reading
+from chainrule.capture.lowering.operations import DraftOperation, Leaves, Lowering
 from chainrule.capture.lowering.parameters import read_parameters, read_reducers, read_reductions, read_updates
-from chainrule.capture.lowering.statistics import Figures
-from chainrule.capture.lowering.tensor_versions import Values
+from chainrule.capture.lowering.statistics import TapeStatistics
+from chainrule.capture.lowering.tensor_versions import TensorVersions
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.graph.graph import Graph, Operation, Parameter, Reduction, Value
 from chainrule.graph.statistics import Statistics
 
 
-@uncollected()
-def assemble(tape: Tape, figures: Figures | None = None) -> Graph:
+@gc_paused()
+def lower(tape: Tape, figures: TapeStatistics | None = None) -> Graph:
     """Read the tape once, from its beginning to its end, and give the facts.
 
     Facts that are not to last (`figures.lasting`) are without autograd's nodes, which nobody asks for.
     """
-    figures = figures or Figures(tape)
-    paths, passes = Paths(tape), Passes(tape)
-    reading = Reading(tape, paths.buffers)
-    leaves = Leaves(reading)
-    calls = read_calls(reading, paths)
-    names = Names(reading, leaves, paths, calls)
-    number = number_nodes(reading) if figures.lasting else {each: each for each in range(len(tape.nodes))}
-    backwards = passes.backwards(reading, leaves, number)
-    gradients = gradients_of(reading, leaves, passes, backwards)
-    parameters = read_parameters(reading, leaves, passes, names, figures)
-    reductions = read_reductions(reading, passes, names, parameters, figures)
+    figures = figures or TapeStatistics(tape)
+    paths, passes = Paths(tape), BackwardPasses(tape)
+    lowering = Lowering(tape, paths.buffers)
+    leaves = Leaves(lowering)
+    calls = read_calls(lowering, paths)
+    names = Names(lowering, leaves, paths, calls)
+    number = number_nodes(lowering) if figures.lasting else {each: each for each in range(len(tape.nodes))}
+    backwards = passes.backwards(lowering, leaves, number)
+    gradients = gradients_of(lowering, leaves, passes, backwards)
+    parameters = read_parameters(lowering, leaves, passes, names, figures)
+    reductions = read_reductions(lowering, passes, names, parameters, figures)
     of_leaves = _of_leaves(tape, parameters, reductions)
     return Graph(
-        values=_freeze(tape, reading.values, number, gradients, figures, of_leaves),
-        operations=tuple(_frozen(operation, number) for operation in reading.operations),
+        values=_freeze(tape, lowering.values, number, gradients, figures, of_leaves),
+        operations=tuple(_frozen(operation, number) for operation in lowering.operations),
         calls=calls,
-        nodes=read_nodes(reading, leaves, number, passes.passages()) if figures.lasting else (),
+        nodes=read_nodes(lowering, leaves, number, passes.executions()) if figures.lasting else (),
         backwards=tuple(replace(each, given=_held(each.given, figures)) for each in backwards),
-        updates=read_updates(reading, leaves, names, figures),
+        updates=read_updates(lowering, leaves, names, figures),
         parameters=parameters,
         modules=tuple(paths.modules()),
-        events=tuple(read_events(reading, passes, names)),
+        events=tuple(read_events(lowering, passes, names)),
         error=tape.error,
         notes=(*paths.notes_of_compiled(), *_notes_of_patterns(tape)),
-        reducers=read_reducers(reading, paths),
+        reducers=read_reducers(lowering, paths),
         reductions=reductions,
     )
 
 
-def let_go(tape: Tape) -> None:
+def free(tape: Tape) -> None:
     """Free a tape that nobody reads any more, its autograd nodes from the loss back to the leaves.
 
     PyTorch 2.13 frees a node that Python has seen from inside the one that leads to it, call within call: let go of in
@@ -87,7 +87,7 @@ def let_go(tape: Tape) -> None:
 
 def _notes_of_patterns(tape: Tape) -> tuple[str, ...]:
     """A pattern of `keep=` that named nothing is most likely a slip."""
-    unmet = sorted(tape.keeper.unmet) if tape.keeper is not None else []
+    unmet = sorted(tape.retention.unmet) if tape.retention is not None else []
     return tuple(
         f"keep=[{each!r}] named no module that ran, so it kept nothing: the patterns are of module paths, such as "
         "those in `recording.graph.modules`."
@@ -122,7 +122,7 @@ def _of_leaves(
     }
 
 
-def _held(given: dict[int, Tensor], figures: Figures) -> dict[int, Tensor]:
+def _held(given: dict[int, Tensor], figures: TapeStatistics) -> dict[int, Tensor]:
     return {value: figures.held(gradient) for value, gradient in given.items()}
 
 
@@ -133,10 +133,10 @@ def _numbered(name: str, count: Counter[str]) -> str:
 
 def _freeze(
     tape: Tape,
-    values: Values,
+    values: TensorVersions,
     number: dict[int, int],
     gradients: dict[int, Tensor],
-    figures: Figures,
+    figures: TapeStatistics,
     of_leaves: dict[int, Statistics | None],
 ) -> tuple[Value, ...]:
     """The drafts as facts. A name that several values have gets a number at each: `h@1`, `h@2`."""
@@ -146,8 +146,8 @@ def _freeze(
     for index, draft in enumerate(values.drafts):
         names = tuple(_numbered(name, count) if shared[name] > 1 else name for name in draft.names)
         data, grad = values.data(index), gradients.get(index)
-        if draft.operation is None and (lender := tape.lender_of(data)) is not None:
-            tape.lent[index] = lender
+        if draft.operation is None and (owner := tape.owner_of(data)) is not None:
+            tape.owners[index] = owner
         found.append(
             Value(
                 index,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules._functions import BackwardHookFunction
 
 from chainrule.capture.lowering.naming import Names
-from chainrule.capture.lowering.operations import Leaves, Reading
+from chainrule.capture.lowering.operations import Leaves, Lowering
 from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
@@ -20,7 +20,7 @@ from chainrule.capture.tape import RawBackward, Tape
 from chainrule.graph.graph import Backward, Event, Passage, counted
 
 
-class Passes:
+class BackwardPasses:
     """The backward passes of a tape, numbered in the order of their calls."""
 
     def __init__(self, tape: Tape) -> None:
@@ -31,14 +31,14 @@ class Passes:
     def _numbers(self) -> dict[int, int]:
         """Autograd's numbers of its passes -> ours; one that began unseen (inside a node) comes after those we saw."""
         known = {raw.task: index for index, raw in enumerate(self._tape.backwards) if raw.task is not None}
-        for task, *_ in self._tape.passages:
+        for task, *_ in self._tape.executions:
             known.setdefault(task, max(len(self._tape.backwards), *known.values(), -1) + 1 if known else 0)
         return known
 
-    def passages(self) -> dict[int, list[Passage]]:
+    def executions(self) -> dict[int, list[Passage]]:
         """Each node's runs, by the tape's number of the node."""
         found: dict[int, list[Passage]] = {}
-        for order, (task, node, downstream, upstream) in enumerate(self._tape.passages):
+        for order, (task, node, downstream, upstream) in enumerate(self._tape.executions):
             filled = self.with_leaves(node, task, downstream)
             passage = Passage(self.number(task), order, frozen(self._tape, upstream), filled)
             found.setdefault(node, []).append(passage)
@@ -72,36 +72,38 @@ class Passes:
         left = (self.left(raw, leaf) for raw in reversed(self._tape.backwards))
         return next((each for each in left if each is not None), None)
 
-    def losses(self, reading: Reading) -> list[int | None]:
+    def losses(self, lowering: Lowering) -> list[int | None]:
         """What each pass began from, as a value; None of one that began unseen."""
-        known = [reading.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards]
+        known = [lowering.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards]
         unseen = max(self._number.values(), default=-1) + 1 - len(known)
         return known + [None] * unseen
 
-    def given(self, raw: RawBackward, reading: Reading, leaves: Leaves) -> dict[int, Tensor]:
+    def given(self, raw: RawBackward, lowering: Lowering, leaves: Leaves) -> dict[int, Tensor]:
         """What `torch.autograd.grad` returned, by the values that it was asked for."""
         found = {}
         for asked, version in raw.given:
-            value = leaves.of(asked) if is_trained_leaf(asked) else reading.values.at(asked, raw.position)
+            value = leaves.of(asked) if is_trained_leaf(asked) else lowering.values.at(asked, raw.position)
             if value is not None:
                 found[value] = self._tape.data_of(version)
         return found
 
-    def backwards(self, reading: Reading, leaves: Leaves, number: dict[int, int]) -> tuple[Backward, ...]:
+    def backwards(self, lowering: Lowering, leaves: Leaves, number: dict[int, int]) -> tuple[Backward, ...]:
         """The passes with the nodes where they began; `number` puts these into forward order."""
-        found, losses = [], self.losses(reading)
+        found, losses = [], self.losses(lowering)
         for index, raw in enumerate(self._tape.backwards):
             roots = tuple(
                 (number[self._tape.number_of[node]], self._tape.output_nr(root))
                 for root in raw.roots
                 if (node := self._tape.node_of(root)) is not None and node in self._tape.number_of
             )
-            place, given = raw.site.place() if raw.site else None, self.given(raw, reading, leaves)
+            place, given = raw.site.place() if raw.site else None, self.given(raw, lowering, leaves)
             found.append(Backward(index, roots, losses[index], place, raw.accumulates, given))
         return (*found, *(Backward(index, (), None) for index in range(len(found), len(losses))))
 
 
-def gradients_of(reading: Reading, leaves: Leaves, passes: Passes, backwards: Sequence[Backward]) -> dict[int, Tensor]:
+def gradients_of(
+    lowering: Lowering, leaves: Leaves, passes: BackwardPasses, backwards: Sequence[Backward]
+) -> dict[int, Tensor]:
     """d loss / d value of all values, summed over the passes that are `counted`.
 
     Where no node that led on from a value ran, it is what `torch.autograd.grad` gave.
@@ -109,27 +111,27 @@ def gradients_of(reading: Reading, leaves: Leaves, passes: Passes, backwards: Se
     given: dict[int, Tensor] = {}
     for backward in backwards:
         given |= backward.given
-    results = _summed(reading, passes, backwards, _at_results(reading))
-    return given | results | _summed(reading, passes, backwards, _at_leaves(reading, leaves, passes))
+    results = _summed(lowering, passes, backwards, _at_results(lowering))
+    return given | results | _summed(lowering, passes, backwards, _at_leaves(lowering, leaves, passes))
 
 
 Arrivals = Iterator[tuple[int, Tensor]]
 
 
-def _at_results(reading: Reading) -> Callable[..., Arrivals]:
+def _at_results(lowering: Lowering) -> Callable[..., Arrivals]:
     """To what operations made: what arrived at its node from all its uses."""
 
     def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
-        for slot, value in reading.outputs_of.get(node, {}).items():
+        for slot, value in lowering.outputs_of.get(node, {}).items():
             if slot < len(upstream) and upstream[slot] is not None:
-                yield value, data_after(reading.tape, upstream[slot], -1)
+                yield value, data_after(lowering.tape, upstream[slot], -1)
 
     return arrivals
 
 
-def _at_leaves(reading: Reading, leaves: Leaves, passes: Passes) -> Callable[..., Arrivals]:
+def _at_leaves(lowering: Lowering, leaves: Leaves, passes: BackwardPasses) -> Callable[..., Arrivals]:
     """To leaves: what nodes sent straight to them."""
-    nodes = reading.tape.nodes
+    nodes = lowering.tape.nodes
     at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in nodes]
 
     def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
@@ -146,14 +148,14 @@ def _at_leaves(reading: Reading, leaves: Leaves, passes: Passes) -> Callable[...
 
 
 def _summed(
-    reading: Reading, passes: Passes, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
+    lowering: Lowering, passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
 ) -> dict[int, Tensor]:
     """The sum of what arrived at each value in all runs of nodes, in the passes that are counted.
 
     A pass that ended in an exception counts only where no other brought a gradient.
     """
-    tape, arrived = reading.tape, dict[int, dict[int, Tensor]]()
-    for run in tape.passages:
+    tape, arrived = lowering.tape, dict[int, dict[int, Tensor]]()
+    for run in tape.executions:
         number = passes.number(run[0])
         for value, gradient in arrivals(*run):
             accumulate(arrived.setdefault(value, {}), number, gradient)
@@ -162,8 +164,8 @@ def _summed(
     for value, sums in arrived.items():
         for index in counted(backwards, sums.keys() - failed or sums):
             accumulate(found, value, sums[index])
-    for node, slot, value in reading.unseen:
-        seen = reading.outputs_of.get(node, {}).get(slot)
+    for node, slot, value in lowering.unseen:
+        seen = lowering.outputs_of.get(node, {}).get(slot)
         if seen in found:
             found[value] = found[seen]
     return found
@@ -183,10 +185,10 @@ def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
 Arriving = dict[tuple[int, int, int], Tensor]  # (task, node, slot) -> the sum of what was sent there so far
 
 
-def read_events(reading: Reading, passes: Passes, names: Names) -> Iterator[Event]:
+def read_events(lowering: Lowering, passes: BackwardPasses, names: Names) -> Iterator[Event]:
     """The writes in their order, then the changes by hooks in the order in which the gradients passed."""
-    yield from _writes(reading.tape, names)
-    yield from _changes_by_hooks(reading, passes)
+    yield from _writes(lowering.tape, names)
+    yield from _changes_by_hooks(lowering, passes)
 
 
 def _writes(tape: Tape, names: Names) -> Iterator[Event]:
@@ -197,30 +199,30 @@ def _writes(tape: Tape, names: Names) -> Iterator[Event]:
             yield Event(function or "write", name, position, site.place() if site else None)
 
 
-def _changes_by_hooks(reading: Reading, passes: Passes) -> Iterator[Event]:
-    tape, arriving = reading.tape, Arriving()
-    for task, number, downstream, upstream in tape.passages:
+def _changes_by_hooks(lowering: Lowering, passes: BackwardPasses) -> Iterator[Event]:
+    tape, arriving = lowering.tape, Arriving()
+    for task, number, downstream, upstream in tape.executions:
         sent_on = frozen(tape, downstream)
         if getattr(tape.nodes[number].node, "_forward_cls", None) is BackwardHookFunction:
-            yield from _changes_by_module_hooks(reading, number, frozen(tape, upstream), sent_on)
-        for slot, value in reading.outputs_of.get(number, {}).items():
+            yield from _changes_by_module_hooks(lowering, number, frozen(tape, upstream), sent_on)
+        for slot, value in lowering.outputs_of.get(number, {}).items():
             sent = arriving.pop((task, number, slot), None)
             arrived: Any = upstream[slot] if slot < len(upstream) else None
             if sent is not None and arrived is not None and not _alike(sent, data_after(tape, arrived, -1)):
-                yield _change(reading, value)
+                yield _change(lowering, value)
         for (node, slot), gradient in zip(tape.nodes[number].edges, sent_on, strict=False):
             if gradient is not None and node in tape.number_of:
                 accumulate(arriving, (task, tape.number_of[node], slot), gradient)
-    yield from _changes_at_leaves(reading, passes, arriving)
+    yield from _changes_at_leaves(lowering, passes, arriving)
 
 
-def _changes_at_leaves(reading: Reading, passes: Passes, arriving: Arriving) -> Iterator[Event]:
+def _changes_at_leaves(lowering: Lowering, passes: BackwardPasses, arriving: Arriving) -> Iterator[Event]:
     """What nodes sent to a leaf ought to be what the pass left in its `.grad`, over what had been there."""
-    combined = {(raw.task, id(raw.leaf)) for raw in reading.tape.arrivals}  # with other ranks': no hook of the user's
+    combined = {(raw.task, id(raw.leaf)) for raw in lowering.tape.arrivals}  # with other ranks': no hook of the user's
     for (task, number, _), sent in arriving.items():
-        leaf = getattr(reading.tape.nodes[number].node, "variable", None)
+        leaf = getattr(lowering.tape.nodes[number].node, "variable", None)
         raw = passes.of_task(task)
-        if raw is None or leaf is None or id(leaf) not in reading.values.versions:
+        if raw is None or leaf is None or id(leaf) not in lowering.values.versions:
             continue
         if (task, id(leaf)) in combined:
             continue
@@ -229,21 +231,21 @@ def _changes_at_leaves(reading: Reading, passes: Passes, arriving: Arriving) -> 
             continue  # of one of them only the figures are known
         whole = sent if before is None else sent + before
         if left is not None and not _alike(whole, left):
-            yield _change(reading, reading.values.versions[id(leaf)][0])
+            yield _change(lowering, lowering.values.versions[id(leaf)][0])
 
 
 def _changes_by_module_hooks(
-    reading: Reading, number: int, upstream: tuple[Tensor | None, ...], downstream: tuple[Tensor | None, ...]
+    lowering: Lowering, number: int, upstream: tuple[Tensor | None, ...], downstream: tuple[Tensor | None, ...]
 ) -> Iterator[Event]:
     """`register_full_backward_hook` hangs on a function of PyTorch's that hands everything through."""
     for slot, (arrived, sent) in enumerate(zip(upstream, downstream, strict=False)):
-        value = reading.outputs_of.get(number, {}).get(slot)
+        value = lowering.outputs_of.get(number, {}).get(slot)
         if value is not None and arrived is not None and sent is not None and not _alike(arrived, sent):
-            yield _change(reading, value)
+            yield _change(lowering, value)
 
 
-def _change(reading: Reading, value: int) -> Event:
-    draft = reading.values[value]
+def _change(lowering: Lowering, value: int) -> Event:
+    draft = lowering.values[value]
     return Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.lowering.operations import Leaves, Reading
-from chainrule.capture.lowering.tensor_versions import Draft
+from chainrule.capture.lowering.operations import Leaves, Lowering
+from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawCall, Tape, tensors_in
 from chainrule.graph.graph import Call, Module, Place, Ref
@@ -83,9 +83,9 @@ class Paths:
 class Names:
     """Gives each value its names, and each parameter the one that it goes by."""
 
-    def __init__(self, reading: Reading, leaves: Leaves, paths: Paths, calls: tuple[Call, ...]) -> None:
-        self._tape, self._values = reading.tape, reading.values
-        self._reading, self._leaves, self._paths, self._calls = reading, leaves, paths, calls
+    def __init__(self, lowering: Lowering, leaves: Leaves, paths: Paths, calls: tuple[Call, ...]) -> None:
+        self._tape, self._values = lowering.tape, lowering.values
+        self._reading, self._leaves, self._paths, self._calls = lowering, leaves, paths, calls
         self._ranked: dict[int, list[tuple[int, str]]] = {}
         self._name_parameters()
         self._name_results()
@@ -208,7 +208,7 @@ class Names:
             if isinstance(argument, Ref) and self._values[argument.value].kind == "input":
                 yield argument.value, name
 
-    def _fallback(self, draft: Draft) -> str:
+    def _fallback(self, draft: DraftValue) -> str:
         if draft.operation is None:
             return draft.kind
         operation = self._reading.operations[draft.operation]
@@ -230,21 +230,21 @@ def _is_direct(call: RawCall) -> bool:
     return through in ("", "wrapped", "fn", "_wrapped_call_impl", getattr(call.function, "__name__", ""))
 
 
-def read_calls(reading: Reading, paths: Paths) -> tuple[Call, ...]:
+def read_calls(lowering: Lowering, paths: Paths) -> tuple[Call, ...]:
     """The calls in the order in which they began."""
-    return tuple(_call(index, raw, reading, paths) for index, raw in enumerate(reading.tape.calls))
+    return tuple(_call(index, raw, lowering, paths) for index, raw in enumerate(lowering.tape.calls))
 
 
-def _call(index: int, raw: RawCall, reading: Reading, paths: Paths) -> Call:
-    operations = dict.fromkeys(reading.at[p] for p in range(raw.first, raw.last) if p in reading.at)
-    outputs = (reading.values.at(tensor, raw.last) for tensor in tensors_in(raw.output))
+def _call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Call:
+    operations = dict.fromkeys(lowering.at[p] for p in range(raw.first, raw.last) if p in lowering.at)
+    outputs = (lowering.values.at(tensor, raw.last) for tensor in tensors_in(raw.output))
     return Call(
         index,
         function_name(raw.function),
         paths.of_run(raw.module),
         raw.site.place() if raw.site else None,
-        tuple(_known(argument, raw.first, reading) for argument in raw.arguments),
-        {key: _known(value, raw.first, reading) for key, value in raw.keywords.items()},
+        tuple(_known(argument, raw.first, lowering) for argument in raw.arguments),
+        {key: _known(value, raw.first, lowering) for key, value in raw.keywords.items()},
         tuple(operations),
         tuple(value for value in outputs if value is not None),
         raw.error,
@@ -257,11 +257,11 @@ def function_name(function: Any) -> str:
     return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else str(name)
 
 
-def _known(tree: Any, first: int, reading: Reading) -> Any:
+def _known(tree: Any, first: int, lowering: Lowering) -> Any:
     """An argument as the call took it: None for a tensor that no operation ever used."""
     if isinstance(tree, Tensor):
-        value = reading.values.at(tree, first)
+        value = lowering.values.at(tree, first)
         return None if value is None else Ref(value)
     if isinstance(tree, (list, tuple)):
-        return [_known(item, first, reading) for item in tree]
+        return [_known(item, first, lowering) for item in tree]
     return tree

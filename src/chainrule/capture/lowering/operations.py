@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.lowering.tensor_versions import Values, data_after
+from chainrule.capture.lowering.tensor_versions import TensorVersions, data_after
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawFunction, Tape, Traits, tensors_in
 from chainrule.graph.graph import Ref, references, type_of_value
@@ -63,7 +63,7 @@ class DraftOperation:
     random_state: Tensor | None = None
 
 
-class Reading:
+class Lowering:
     """The operations and values of a tape, and the ties between them and autograd's nodes.
 
     `buffers` are the ids of the modules' buffers: a leaf among them is no input.
@@ -71,7 +71,7 @@ class Reading:
 
     def __init__(self, tape: Tape, buffers: set[int]) -> None:
         self.tape = tape
-        self.values = Values(tape)
+        self.values = TensorVersions(tape)
         self.operations: list[DraftOperation] = []
         self.at: dict[int, int] = {}  # position on the tape -> operation
         self.operation_of: dict[int, int] = {}  # node -> operation
@@ -161,7 +161,7 @@ class Reading:
     def _outputs(
         self, flat: list[Any], written: list[Tensor], position: int, index: int, nodes: list[int]
     ) -> tuple[int | None, ...]:
-        ties = {id(t): (n, slot) for n in nodes for slot, t in self.tape.nodes[n].outputs.items()}
+        matched = {id(t): (n, slot) for n in nodes for slot, t in self.tape.nodes[n].outputs.items()}
         outputs: list[int | None] = []
         for slot, tensor in enumerate(flat):
             if not isinstance(tensor, Tensor):
@@ -170,9 +170,9 @@ class Reading:
             before = self.values.latest(tensor)
             value = self.values.new(tensor, position, operation=index, slot=slot)
             outputs.append(value)
-            if id(tensor) in ties:
-                node, output = ties[id(tensor)]
-                self._tie(node, output, value, index)
+            if id(tensor) in matched:
+                node, output = matched[id(tensor)]
+                self._match(node, output, value, index)
             elif not self._lead_through_base(tensor, value, position + 1) and before is not None:
                 self._write_unseen(value, before)
         for tensor in written:  # written to, but not returned
@@ -219,7 +219,7 @@ class Reading:
 
     # -- the nodes of values ------------------------------------------------------------------------------------------
 
-    def _tie(self, node: int, output: int, value: int, operation: int) -> None:
+    def _match(self, node: int, output: int, value: int, operation: int) -> None:
         self.values[value].node = node
         self.outputs_of.setdefault(node, {})[output] = value
         self.operation_of.setdefault(node, operation)
@@ -244,7 +244,7 @@ class Reading:
         }
         func = torch.ops.aten.as_strided.default
         self.operations.append(DraftOperation(index, str(func), Rerun(func), arguments, (value,), None, node))
-        self._tie(node, self.tape.output_nr(view), value, index)
+        self._match(node, self.tape.output_nr(view), value, index)
         return True
 
     def _made_by(self, node: int, position: int) -> bool:
@@ -289,7 +289,7 @@ class Reading:
         outputs = []
         for slot, tensor in sorted(self.tape.nodes[node].outputs.items()):
             value = self.values.new(tensor, function.last - 1, operation=index, slot=slot)
-            self._tie(node, slot, value, index)
+            self._match(node, slot, value, index)
             outputs.append(value)
         self.operation_of.setdefault(node, index)
         rerun = Rerun(function.cls)
@@ -306,7 +306,7 @@ class Reading:
         for slot, tensor in sorted(raw.outputs.items()):
             known = self.values.now(tensor)
             value = self.values.new(tensor, -1, operation=index, slot=slot) if known is None else known
-            self._tie(node, slot, value, index)
+            self._match(node, slot, value, index)
             outputs.append(value)
         self.operations.append(DraftOperation(index, node_name(raw.node), None, {}, tuple(outputs), None, node))
 
@@ -329,9 +329,9 @@ def _parameter_names(cls: type, count: int) -> list[str]:
 class Leaves:
     """Answers once the whole tape has been read: it takes all uses to tell the first."""
 
-    def __init__(self, reading: Reading) -> None:
-        self._values = reading.values
-        operations = (each for each in reading.operations if each.node is not None)
+    def __init__(self, lowering: Lowering) -> None:
+        self._values = lowering.values
+        operations = (each for each in lowering.operations if each.node is not None)
         self.used = {value for each in operations for _, _, value in references(each.arguments)}
 
     def of(self, tensor: Tensor, before: int | None = None) -> int | None:

@@ -7,30 +7,32 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from chainrule.capture.lowering.backward_passes import Passes
+from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
-from chainrule.capture.lowering.operations import Leaves, Reading
-from chainrule.capture.lowering.statistics import Figures
+from chainrule.capture.lowering.operations import Leaves, Lowering
+from chainrule.capture.lowering.statistics import TapeStatistics
 from chainrule.capture.lowering.tensor_versions import data_after
 from chainrule.capture.tape import RawUpdate, Tape
 from chainrule.graph.graph import Parameter, ParameterUpdate, Reducer, Reduction, Update
 
 
-def read_updates(reading: Reading, leaves: Leaves, names: Names, figures: Figures) -> tuple[Update, ...]:
+def read_updates(lowering: Lowering, leaves: Leaves, names: Names, figures: TapeStatistics) -> tuple[Update, ...]:
     """Each `optimizer.step()`, with the values of the parameters as it met them."""
     number_of: dict[int, int] = {}
     return tuple(
         Update(
             type(raw.optimizer).__name__,
-            tuple(_updated(reading.tape, raw, leaves, names, figures)),
+            tuple(_updated(lowering.tape, raw, leaves, names, figures)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
         )
-        for raw in reading.tape.updates
+        for raw in lowering.tape.updates
     )
 
 
-def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, figures: Figures) -> Iterator[ParameterUpdate]:
+def _updated(
+    tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, figures: TapeStatistics
+) -> Iterator[ParameterUpdate]:
     whole = {id(part): leaf for leaf, part in tape.reducers.gathered.values()}
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
     for place, (options, parameter) in enumerate(members):
@@ -51,29 +53,31 @@ def _updated(tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, figures: 
 
 
 def read_parameters(
-    reading: Reading, leaves: Leaves, passes: Passes, names: Names, figures: Figures
+    lowering: Lowering, leaves: Leaves, passes: BackwardPasses, names: Names, figures: TapeStatistics
 ) -> dict[str, Parameter]:
     """Every trained leaf by its name, numbered where two have the same."""
     found: dict[str, Parameter] = {}
-    stepped = {id(p): after for raw in reading.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)}
-    whole = {id(part): leaf for leaf, part in reading.tape.reducers.gathered.values()}
-    for tensor in _trained(reading, leaves.used):
+    stepped = {
+        id(p): after for raw in lowering.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)
+    }
+    whole = {id(part): leaf for leaf, part in lowering.tape.reducers.gathered.values()}
+    for tensor in _trained(lowering, leaves.used):
         value = leaves.of(whole.get(id(tensor), tensor))
         name = names.of_parameter(tensor, len(found))
         if name in found:
             name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
         spread = value is None or id(tensor) in whole  # not met by any operation, or only what was made of its parts
-        before = data_after(reading.tape, tensor, -1) if spread or value is None else reading.values.data(value)
+        before = data_after(lowering.tape, tensor, -1) if spread or value is None else lowering.values.data(value)
         stepped_to = stepped.get(id(tensor))
-        after = None if stepped_to is None else reading.tape.data_of(stepped_to)
+        after = None if stepped_to is None else lowering.tape.data_of(stepped_to)
         if after is None and value is not None and not spread:
-            after = _changed_by_hand(reading, tensor, before)
+            after = _changed_by_hand(lowering, tensor, before)
         found[name] = _parameter(figures, name, value, before, passes.left_last(tensor), after)
     return found
 
 
 def _parameter(
-    figures: Figures, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
+    figures: TapeStatistics, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
 ) -> Parameter:
     return Parameter(
         name,
@@ -93,40 +97,40 @@ def _members(raw: RawUpdate) -> list[Tensor]:
     return [parameter for _, group in raw.groups for parameter in group]
 
 
-def _changed_by_hand(reading: Reading, tensor: Tensor, before: Tensor) -> Tensor | None:
+def _changed_by_hand(lowering: Lowering, tensor: Tensor, before: Tensor) -> Tensor | None:
     """The data that the user's own update left; the last copy was made at the end, an earlier one for a write."""
-    copies = reading.tape.copies.get(id(tensor), ())
+    copies = lowering.tape.copies.get(id(tensor), ())
     if len(copies) < 2 or before.is_meta or copies[-1][1].is_meta:
         return None
     return copies[-1][1] if not torch.equal(copies[-1][1], before) else None
 
 
-def _trained(reading: Reading, used: set[int]) -> Iterator[Tensor]:
+def _trained(lowering: Lowering, used: set[int]) -> Iterator[Tensor]:
     """Every parameter of the modules that ran, those in an optimizer that stepped, then other leaves in use."""
-    seen: set[int] = set(reading.tape.reducers.gathered)  # their parts are the parameters
-    roots = [run.module for run in reading.tape.modules if run.parent is None]
-    groups = [parameter for raw in reading.tape.updates for parameter in _members(raw)]
+    seen: set[int] = set(lowering.tape.reducers.gathered)  # their parts are the parameters
+    roots = [run.module for run in lowering.tape.modules if run.parent is None]
+    groups = [parameter for raw in lowering.tape.updates for parameter in _members(raw)]
     # A leaf that is read under `no_grad` alone, as by a moving average of weights, is not trained here.
-    leaves = [reading.values[each].tensor for each in sorted(used) if reading.values[each].kind == "parameter"]
+    leaves = [lowering.values[each].tensor for each in sorted(used) if lowering.values[each].kind == "parameter"]
     for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield tensor
 
 
-def read_reducers(reading: Reading, paths: Paths) -> tuple[Reducer, ...]:
+def read_reducers(lowering: Lowering, paths: Paths) -> tuple[Reducer, ...]:
     """The modules that combine gradients over ranks."""
     return tuple(
         Reducer(paths.of(raw.module), type(raw.module).__name__, raw.kind, raw.rank, raw.ranks, raw.batch, raw.hook)
-        for raw in reading.tape.reducers.all
+        for raw in lowering.tape.reducers.all
     )
 
 
 def read_reductions(
-    reading: Reading, passes: Passes, names: Names, parameters: dict[str, Parameter], figures: Figures
+    lowering: Lowering, passes: BackwardPasses, names: Names, parameters: dict[str, Parameter], figures: TapeStatistics
 ) -> dict[str, Reduction]:
     """The last time that each parameter's gradient was combined, by the parameter's name and in their order."""
-    tape, found = reading.tape, {}
+    tape, found = lowering.tape, {}
     for number, raw in enumerate(tape.arrivals):
         name = names.of_parameter(raw.parameter, number)
         backward = passes.of_task(raw.task)

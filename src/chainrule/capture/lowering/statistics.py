@@ -13,22 +13,22 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures
 
 
-class Figures:
+class TapeStatistics:
     """What is known of the tensors of a tape, and of what stands for them."""
 
     lasting = True  # whether the facts are read when the step has long been over
 
     def __init__(self, tape: Tape, magnitudes: bool = True) -> None:
-        self._absent = tape.absentees.known
+        self._absent = tape.placeholders.known
         self._magnitudes = magnitudes  # whether histograms are wanted; of float16 they tell what is about to underflow
         self._read: dict[int, Statistics] = {}  # by the id of what was measured, which the tape holds
 
     def of(self, tensor: Tensor | None) -> Statistics | None:
         """The figures of what was not kept, as far as they were taken; each is read once, however often it is met."""
-        absent = None if tensor is None else self._absent.get(id(tensor))
-        if tensor is None or absent is None or absent.measured is None:
+        original = None if tensor is None else self._absent.get(id(tensor))
+        if tensor is None or original is None or original.measured is None:
             return None
-        measured = absent.measured
+        measured = original.measured
         found = self._read.get(id(measured))
         if found is None:
             found = self._read[id(measured)] = measured.read(self._magnitudes or tensor.dtype is float16)
@@ -47,7 +47,7 @@ class Figures:
         return tensor
 
 
-class Borrowed(Figures):
+class Borrowed(TapeStatistics):
     """The same where nothing was copied: what is too large to be kept is there as yet, and measured where it is.
 
     Small tensors are the owners' own too, so these facts are good only until the user's code goes on. What a parameter

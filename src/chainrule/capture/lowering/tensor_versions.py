@@ -18,7 +18,7 @@ from chainrule.graph.graph import Place, type_of_value
 
 
 @dataclass(slots=True)
-class Draft:
+class DraftValue:
     """A value while its names are still being found."""
 
     tensor: Tensor
@@ -33,11 +33,11 @@ class Draft:
     earlier: int | None = None
 
 
-class Values:
+class TensorVersions:
     """All values in the order in which they were met, and what each tensor was at any position of the tape."""
 
     def __init__(self, tape: Tape) -> None:
-        self.drafts: list[Draft] = []
+        self.drafts: list[DraftValue] = []
         self.versions: dict[int, list[int]] = {}  # id of a tensor -> its values, in order
         self._tape = tape
         self._current: dict[int, int] = {}  # id of a tensor -> its value now
@@ -45,7 +45,7 @@ class Values:
         self._stale: dict[int, int] = {}  # id of a tensor written to through another -> by which operation
         self._skip: dict[int, int] = {}  # id of a tensor -> copies that are older than an optimizer's step
 
-    def __getitem__(self, value: int) -> Draft:
+    def __getitem__(self, value: int) -> DraftValue:
         return self.drafts[value]
 
     def new(self, tensor: Tensor, created: int, operation: int | None = None, slot: int = 0) -> int:
@@ -55,7 +55,9 @@ class Values:
         self._sharing.setdefault(self._tape.storage_of(tensor), {})[id(tensor)] = tensor
         self._stale.pop(id(tensor), None)
         kind: type_of_value = "parameter" if is_trained_leaf(tensor) else "result"
-        self.drafts.append(Draft(tensor, created, kind, self._skip.get(id(tensor), 0), operation=operation, slot=slot))
+        self.drafts.append(
+            DraftValue(tensor, created, kind, self._skip.get(id(tensor), 0), operation=operation, slot=slot)
+        )
         return value
 
     def lend(self, value: int, tensor: Tensor) -> None:

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from chainrule import document as doc
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.views.json import FORMAT, VERSION, encoded, text_of
 from chainrule.views.page.mathml import Formulas
 from chainrule.views.unicode import printable
@@ -34,7 +34,7 @@ NESTED = (float, list, dict)  # what stands in a page in another form, or holds 
 PICTURED = 160  # rows; the picture of a larger step is for a file of its own
 
 
-@uncollected()
+@gc_paused()
 def render(document: doc.Document) -> str:
     """The document as the text of one self-contained HTML file."""
     picture = _picture(document)
