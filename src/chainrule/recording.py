@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.lowering import free, lower
-from chainrule.capture.lowering.statistics import Borrowed, TapeStatistics
+from chainrule.capture.lowering.statistics import StatisticsInPlace, TapeStatistics
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.retention import Policy, is_trained_leaf
 from chainrule.capture.tape import Tape
@@ -82,7 +82,7 @@ class Recording:
         """
         tape = self._ended()
         tape.release()
-        self.graph = lower(tape, Borrowed(tape, measures, magnitudes))
+        self.graph = lower(tape, StatisticsInPlace(tape, measures, magnitudes))
         return self.graph
 
     def to_last(self) -> Recording:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -90,27 +90,6 @@ class Observer(Protocol):
         """Run `backward` or `grad`."""
 
 
-class NoObserver:
-    """Lets everything pass: what modes report to that cannot be taken off yet."""
-
-    def __init__(self) -> None:
-        self.bypass = DispatchBypass()
-
-    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        """Run an ATen operation."""
-        return func(*args, **(kwargs or {}))
-
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a torch function."""
-        return func(*args, **kwargs)
-
-    def call_bypassing(self, operation: Any, func: Any, args: tuple[Any, ...]) -> Any:
-        """Run a torch function."""
-        return func(*args)
-
-    backward = call
-
-
 class DispatchMode(TorchDispatchMode):
     """Sees each ATen operation, below autograd."""
 
@@ -122,19 +101,13 @@ class DispatchMode(TorchDispatchMode):
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.observer = observer
-
-    def __enter__(self) -> Self:
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self.observer: Observer | None = observer  # None: nobody looks, and everything passes
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return self.observer.dispatch(func, args, kwargs)
+        observer = self.observer
+        return func(*args, **(kwargs or {})) if observer is None else observer.dispatch(func, args, kwargs)
 
 
 class FunctionMode(TorchFunctionMode):
@@ -142,19 +115,14 @@ class FunctionMode(TorchFunctionMode):
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()
-        self.observer = observer
-
-    def __enter__(self) -> Self:
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self.observer: Observer | None = observer
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         observer = self.observer
+        if observer is None:
+            return func(*args, **(kwargs or {}))
         if not kwargs:
             operation = observer.bypass.known.get((func, *map(type, args)))
             if operation is not None and bypass_applies():
@@ -177,7 +145,7 @@ class LeftOn(threading.local):
     def leave(self, *modes: DispatchMode | FunctionMode) -> None:
         """Modes that are on, the innermost first."""
         for mode in modes:
-            mode.observer = NoObserver()
+            mode.observer = None
         self.modes = modes
 
     def take_off(self, for_others: bool = False) -> bool:
@@ -188,11 +156,19 @@ class LeftOn(threading.local):
         if self.modes and (for_others or not in_compiled_code()) and all(map(is_innermost, self.modes)):
             modes, self.modes = self.modes, ()
             for mode in modes:
-                mode.__exit__(None, None, None)
+                _off(mode)
         return not self.modes
 
 
 left_on = LeftOn()
+
+
+def _on(mode: DispatchMode | FunctionMode) -> None:
+    mode.__enter__()  # type: ignore[no-untyped-call]
+
+
+def _off(mode: DispatchMode | FunctionMode) -> None:
+    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 def is_innermost(mode: DispatchMode | FunctionMode) -> bool:
@@ -225,8 +201,8 @@ class Modes:
 
     def enter(self) -> None:
         """Put both on."""
-        self._function.__enter__()
-        self._dispatch.__enter__()
+        _on(self._function)
+        _on(self._dispatch)
 
     def leave(self) -> None:
         """Take both off, for good."""
@@ -234,8 +210,8 @@ class Modes:
         if in_compiled_code():
             left_on.leave(self._dispatch, self._function)
         else:
-            self._dispatch.__exit__(None, None, None)
-            self._function.__exit__(None, None, None)
+            _off(self._dispatch)
+            _off(self._function)
         del self._dispatch, self._function  # they hold the recorder, which holds us: a cycle
 
     def pause(self) -> None:
@@ -243,14 +219,14 @@ class Modes:
         self.paused = True
         for mode in (self._dispatch, self._function):
             if is_innermost(mode):
-                mode.__exit__(None, None, None)
+                _off(mode)
                 self._taken.append(mode)
 
     def resume(self) -> None:
         """End a pause, if there is one."""
         self.paused = False
         while self._taken:
-            self._taken.pop().__enter__()
+            _on(self._taken.pop())
 
     @contextmanager
     def during_backward(self, pauses: bool) -> Iterator[None]:
@@ -273,11 +249,11 @@ class Modes:
         self._inside.append(self.paused)
         if self.paused:
             self.resume()
-        self._function.__enter__()
+        _on(self._function)
 
     def leave_function(self) -> None:
         """It has ended: a pause goes on."""
         if self._inside:
-            self._function.__exit__(None, None, None)
+            _off(self._function)
             if self._inside.pop():
                 self.pause()

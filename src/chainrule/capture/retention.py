@@ -77,12 +77,12 @@ def default_memory() -> int:
 
 @dataclass(slots=True)
 class Original:
-    """What is known of the tensor that a placeholder stands for."""
+    """What is known of the tensor that a placeholder stands for, by the names that a tensor has for it."""
 
     device: torch.device
     storage: int
-    base: Tensor | None = None
-    node: Any = None
+    grad_fn: Any = None
+    _base: Tensor | None = None
     output_nr: int = 0
     requires_grad: bool = False
     measured: Measured | None = None  # None: overwritten before it was measured
@@ -401,10 +401,10 @@ class Retention:
                 continue
             known = self.placeholders.known[id(placeholder)]
             known.requires_grad = tensor.requires_grad
-            known.base = None if tensor._base is None else self.of(tensor._base)
-            known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
-            if known.node is not None:
-                yield known.node, placeholder, known.output_nr, position
+            known._base = None if tensor._base is None else self.of(tensor._base)
+            known.grad_fn, known.output_nr = tensor.grad_fn, tensor.output_nr
+            if known.grad_fn is not None:
+                yield known.grad_fn, placeholder, known.output_nr, position
 
     def _is_written(self, tensor: Tensor) -> bool:
         """Whether its memory was written to since it was measured."""

@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.borrowed import BorrowedTensor, BorrowedTensors, Ranges
 from chainrule.capture.data_parallel import RawArrival, Reducers, own_part
-from chainrule.capture.retention import Placeholders, Retention, is_trained_leaf, within_memory
+from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.graph.source import Site
 from chainrule.graph.statistics import Statistics
 
@@ -179,9 +179,7 @@ class Tape:
         self.shared = False  # whether memory with several tensors in it was ever overwritten
         self.placeholders = Placeholders()
         self.retention: Retention | None = None  # None: everything is kept
-        self.owners: dict[
-            int, BorrowedTensor
-        ] = {}  # value of a leaf that was not kept -> its owner's tensor (`lowering`)
+        self.owners: dict[int, BorrowedTensor] = {}  # value of a leaf that was not kept -> its owner's tensor
         self._owners: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
         self._borrowed = BorrowedTensors()
         self._held: list[Tensor] = []
@@ -234,32 +232,11 @@ class Tape:
         later = self.copies.get(id(tensor), [])[copied:]
         return later[0][1] if later else detached(tensor)
 
-    def device_of(self, tensor: Tensor) -> str:
-        """The device of a tensor, or of what it stands for."""
-        original = self.placeholders.known.get(id(tensor))
-        return str(tensor.device if original is None else original.device)
-
     # -- of tensors that may be placeholders --------------------------------------------------------------------------
 
-    def node_of(self, tensor: Tensor) -> Any:
-        """The autograd node that leads back from a tensor."""
-        original = self.placeholders.known.get(id(tensor))
-        return tensor.grad_fn if original is None else original.node
-
-    def output_nr(self, tensor: Tensor) -> int:
-        """Which output of its node a tensor is."""
-        original = self.placeholders.known.get(id(tensor))
-        return tensor.output_nr if original is None else original.output_nr
-
-    def base_of(self, tensor: Tensor) -> Tensor | None:
-        """What a tensor is a view of."""
-        original = self.placeholders.known.get(id(tensor))
-        return tensor._base if original is None else original.base
-
-    def requires_grad(self, tensor: Tensor) -> bool:
-        """Whether gradients are wanted of a tensor."""
-        original = self.placeholders.known.get(id(tensor))
-        return tensor.requires_grad if original is None else original.requires_grad
+    def original(self, tensor: Tensor) -> Tensor | Original:
+        """What a placeholder stands for, which answers as a tensor does; any other tensor is itself."""
+        return self.placeholders.known.get(id(tensor), tensor)
 
     def storage_of(self, tensor: Tensor) -> int:
         """Identifies the memory of a tensor as long as the tape lives."""
@@ -350,7 +327,8 @@ class Tape:
             self._enter(tensor for tensor in upstream if tensor is not None)
         for backward in self.backwards[self._scanned[2] :]:
             self._enter(left[0] for left in backward.after.values() if left is not None)
-        self._scanned = [len(self.operations), len(self.executions), max(len(self.backwards) - 1, 0)]  # the last may run
+        # The last backward may still be running.
+        self._scanned = [len(self.operations), len(self.executions), max(len(self.backwards) - 1, 0)]
 
     def _copied(
         self, tensor: Tensor, memory: torch.UntypedStorage | None

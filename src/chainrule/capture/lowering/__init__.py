@@ -1,19 +1,16 @@
-"""From what happened (`Tape`) to the facts (`Graph`): which tensor is which value, which node went back through which
-operation, and what the user calls them.
+"""Turns the tape of a recorded step into a `Graph`: which tensor is which value, which node belongs to which operation,
+and what the user calls them.
 
-The tape is read once, from its beginning to its end (`reading`, with `values`); all else asks what was read. The rooms
-stand in this order, and each imports only from those before it:
+The tape is read once, from its beginning to its end (`operations`, with `tensor_versions`); everything else asks what
+was read. Each file imports only from those before it:
 
-    rerun, values    an operation that runs again; which tensor is which value
-    reading          operations, and the nodes that go back through them
-    leaves           of the values that a leaf was, the one that its gradients belong to
-    passes           backward passes, and the gradients that they make
-    nodes            nodes in forward order, edges and arguments matched
-    naming, calls    paths and names; what the user wrote
-    figures          the numbers that were kept, and what was measured of the rest
-    parameters       before and after the step
-    reductions       what ranks gave each other
-    events           what happened between the operations
+    tensor_versions  which tensor is which value, at each position of the tape
+    operations       operations, and the nodes that lead back through them
+    backward_passes  passes, the gradients that they make, and events
+    nodes            nodes in forward order, edges matched with arguments
+    naming           paths and names; what the user wrote
+    statistics       numbers that were kept, and statistics of the rest
+    parameters       before and after the step, and combined over ranks
 """
 
 from __future__ import annotations
@@ -38,30 +35,27 @@ from chainrule.graph.statistics import Statistics
 
 
 @gc_paused()
-def lower(tape: Tape, figures: TapeStatistics | None = None) -> Graph:
-    """Read the tape once, from its beginning to its end, and give the facts.
-
-    Facts that are not to last (`figures.lasting`) are without autograd's nodes, which nobody asks for.
-    """
-    figures = figures or TapeStatistics(tape)
+def lower(tape: Tape, statistics: TapeStatistics | None = None) -> Graph:
+    """The facts of a step; without autograd's nodes, which nobody asks for, where they do not last."""
+    statistics = statistics or TapeStatistics(tape)
     paths, passes = Paths(tape), BackwardPasses(tape)
     lowering = Lowering(tape, paths.buffers)
     leaves = Leaves(lowering)
     calls = read_calls(lowering, paths)
     names = Names(lowering, leaves, paths, calls)
-    number = number_nodes(lowering) if figures.lasting else {each: each for each in range(len(tape.nodes))}
+    number = number_nodes(lowering) if statistics.lasting else {each: each for each in range(len(tape.nodes))}
     backwards = passes.backwards(lowering, leaves, number)
     gradients = gradients_of(lowering, leaves, passes, backwards)
-    parameters = read_parameters(lowering, leaves, passes, names, figures)
-    reductions = read_reductions(lowering, passes, names, parameters, figures)
+    parameters = read_parameters(lowering, leaves, passes, names, statistics)
+    reductions = read_reductions(lowering, passes, names, parameters, statistics)
     of_leaves = _of_leaves(tape, parameters, reductions)
     return Graph(
-        values=_freeze(tape, lowering.values, number, gradients, figures, of_leaves),
+        values=_freeze(tape, lowering.values, number, gradients, statistics, of_leaves),
         operations=tuple(_frozen(operation, number) for operation in lowering.operations),
         calls=calls,
-        nodes=read_nodes(lowering, leaves, number, passes.executions()) if figures.lasting else (),
-        backwards=tuple(replace(each, given=_held(each.given, figures)) for each in backwards),
-        updates=read_updates(lowering, leaves, names, figures),
+        nodes=read_nodes(lowering, leaves, number, passes.executions()) if statistics.lasting else (),
+        backwards=tuple(replace(each, given=_held(each.given, statistics)) for each in backwards),
+        updates=read_updates(lowering, leaves, names, statistics),
         parameters=parameters,
         modules=tuple(paths.modules()),
         events=tuple(read_events(lowering, passes, names)),
@@ -75,8 +69,8 @@ def lower(tape: Tape, figures: TapeStatistics | None = None) -> Graph:
 def free(tape: Tape) -> None:
     """Free a tape that nobody reads any more, its autograd nodes from the loss back to the leaves.
 
-    PyTorch 2.13 frees a node that Python has seen from inside the one that leads to it, call within call: let go of in
-    another order, a chain of 50,000 nodes overflows the stack.
+    PyTorch 2.13 frees a node that Python has seen inside the call that frees the node before it: in another order, a
+    chain of 50,000 nodes overflows the stack.
     """
     nodes = [raw.node for raw in tape.nodes]
     tape.__dict__.clear()
@@ -86,7 +80,7 @@ def free(tape: Tape) -> None:
 
 
 def _notes_of_patterns(tape: Tape) -> tuple[str, ...]:
-    """A pattern of `keep=` that named nothing is most likely a slip."""
+    """A pattern of `keep=` that named nothing is most likely a mistake."""
     unmet = sorted(tape.retention.unmet) if tape.retention is not None else []
     return tuple(
         f"keep=[{each!r}] named no module that ran, so it kept nothing: the patterns are of module paths, such as "
@@ -111,8 +105,9 @@ def _frozen(draft: DraftOperation, number: dict[int, int]) -> Operation:
 def _of_leaves(
     tape: Tape, parameters: dict[str, Parameter], reductions: dict[str, Reduction]
 ) -> dict[int, Statistics | None]:
-    """Of a gradient that was not kept, and came from several uses of a leaf, the sum alone was measured: `.grad`, or
-    what was there before ranks were combined.
+    """The statistics of each leaf's gradient: `.grad`, or what was there before ranks were combined.
+
+    Where a gradient was not kept and came from several uses of a leaf, the sum alone was measured.
     """
     if any(backward.before for backward in tape.backwards):
         return {}
@@ -122,12 +117,12 @@ def _of_leaves(
     }
 
 
-def _held(given: dict[int, Tensor], figures: TapeStatistics) -> dict[int, Tensor]:
-    return {value: figures.held(gradient) for value, gradient in given.items()}
+def _held(given: dict[int, Tensor], statistics: TapeStatistics) -> dict[int, Tensor]:
+    return {value: statistics.held(gradient) for value, gradient in given.items()}
 
 
 def _numbered(name: str, count: Counter[str]) -> str:
-    count[name] += 1  # no value has a name twice
+    count[name] += 1  # no value has the same name twice
     return f"{name}@{count[name]}"
 
 
@@ -136,10 +131,10 @@ def _freeze(
     values: TensorVersions,
     number: dict[int, int],
     gradients: dict[int, Tensor],
-    figures: TapeStatistics,
+    statistics: TapeStatistics,
     of_leaves: dict[int, Statistics | None],
 ) -> tuple[Value, ...]:
-    """The drafts as facts. A name that several values have gets a number at each: `h@1`, `h@2`."""
+    """The drafts as facts. A name that several values share is numbered: `h@1`, `h@2`."""
     shared = Counter(name for draft in values.drafts for name in draft.names)
     count: Counter[str] = Counter()
     found = []
@@ -155,17 +150,17 @@ def _freeze(
                 names,
                 tuple(data.shape),  # the tensor's own may have been changed in place since
                 data.dtype,
-                tape.device_of(data),
+                str(tape.original(data).device),
                 draft.node is not None or is_trained_leaf(draft.tensor),
-                figures.numbers(data),
-                figures.numbers(grad),
+                statistics.numbers(data),
+                statistics.numbers(grad),
                 draft.operation,
                 draft.slot,
                 None if draft.node is None else number[draft.node],
                 draft.place,
                 grad is not None,
-                figures.of(data),
-                figures.of(grad) or of_leaves.get(index),
+                statistics.of(data),
+                statistics.of(grad) or of_leaves.get(index),
                 draft.earlier,
             )
         )

@@ -1,5 +1,5 @@
-"""The backward passes: which node ran in which, what came down to it and what it sent on, and the gradients that this
-makes for each value.
+"""The backward passes: which node ran in which, what arrived at it and what it sent on, the gradient of each value, and
+events between the operations: gradients cleared, clipped or written to by hand, and changed by hooks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BackwardPasses:
         self._by_task = {raw.task: raw for raw in reversed(tape.backwards) if raw.task is not None}
 
     def _numbers(self) -> dict[int, int]:
-        """Autograd's numbers of its passes -> ours; one that began unseen (inside a node) comes after those we saw."""
+        """Autograd's numbers of its passes -> ours; a pass that began unseen (inside a node) comes last."""
         known = {raw.task: index for index, raw in enumerate(self._tape.backwards) if raw.task is not None}
         for task, *_ in self._tape.executions:
             known.setdefault(task, max(len(self._tape.backwards), *known.values(), -1) + 1 if known else 0)
@@ -45,7 +45,7 @@ class BackwardPasses:
         return found
 
     def with_leaves(self, node: int, task: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-        """Put in the gradients that went straight into a leaf, and were read from its `.grad` afterwards."""
+        """Fill in the gradients that went straight into a leaf, which were read from its `.grad` afterwards."""
         filled = list(frozen(self._tape, downstream))
         raw = self.of_task(task)
         if raw is not None:
@@ -55,7 +55,7 @@ class BackwardPasses:
         return tuple(filled)
 
     def number(self, task: int) -> int:
-        """Our number of one of autograd's passes."""
+        """Our number for one of autograd's."""
         return self._number[task]
 
     def of_task(self, task: int) -> RawBackward | None:
@@ -73,13 +73,13 @@ class BackwardPasses:
         return next((each for each in left if each is not None), None)
 
     def losses(self, lowering: Lowering) -> list[int | None]:
-        """What each pass began from, as a value; None of one that began unseen."""
+        """The value that each pass began from; None for one that began unseen."""
         known = [lowering.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards]
         unseen = max(self._number.values(), default=-1) + 1 - len(known)
         return known + [None] * unseen
 
     def given(self, raw: RawBackward, lowering: Lowering, leaves: Leaves) -> dict[int, Tensor]:
-        """What `torch.autograd.grad` returned, by the values that it was asked for."""
+        """What `torch.autograd.grad` returned, by the value that it was asked for."""
         found = {}
         for asked, version in raw.given:
             value = leaves.of(asked) if is_trained_leaf(asked) else lowering.values.at(asked, raw.position)
@@ -92,9 +92,9 @@ class BackwardPasses:
         found, losses = [], self.losses(lowering)
         for index, raw in enumerate(self._tape.backwards):
             roots = tuple(
-                (number[self._tape.number_of[node]], self._tape.output_nr(root))
+                (number[self._tape.number_of[node]], self._tape.original(root).output_nr)
                 for root in raw.roots
-                if (node := self._tape.node_of(root)) is not None and node in self._tape.number_of
+                if (node := self._tape.original(root).grad_fn) is not None and node in self._tape.number_of
             )
             place, given = raw.site.place() if raw.site else None, self.given(raw, lowering, leaves)
             found.append(Backward(index, roots, losses[index], place, raw.accumulates, given))
@@ -106,7 +106,7 @@ def gradients_of(
 ) -> dict[int, Tensor]:
     """d loss / d value of all values, summed over the passes that are `counted`.
 
-    Where no node that led on from a value ran, it is what `torch.autograd.grad` gave.
+    Where no node that uses a value ran, it is what `torch.autograd.grad` returned.
     """
     given: dict[int, Tensor] = {}
     for backward in backwards:
@@ -119,7 +119,7 @@ Arrivals = Iterator[tuple[int, Tensor]]
 
 
 def _at_results(lowering: Lowering) -> Callable[..., Arrivals]:
-    """To what operations made: what arrived at its node from all its uses."""
+    """For the result of an operation: what arrived at its node from all uses."""
 
     def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
         for slot, value in lowering.outputs_of.get(node, {}).items():
@@ -130,7 +130,7 @@ def _at_results(lowering: Lowering) -> Callable[..., Arrivals]:
 
 
 def _at_leaves(lowering: Lowering, leaves: Leaves, passes: BackwardPasses) -> Callable[..., Arrivals]:
-    """To leaves: what nodes sent straight to them."""
+    """For a leaf: what nodes sent straight to it."""
     nodes = lowering.tape.nodes
     at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in nodes]
 
@@ -150,7 +150,7 @@ def _at_leaves(lowering: Lowering, leaves: Leaves, passes: BackwardPasses) -> Ca
 def _summed(
     lowering: Lowering, passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
 ) -> dict[int, Tensor]:
-    """The sum of what arrived at each value in all runs of nodes, in the passes that are counted.
+    """The sum of what arrived at each value in the passes that are counted.
 
     A pass that ended in an exception counts only where no other brought a gradient.
     """
@@ -172,11 +172,11 @@ def _summed(
 
 
 def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
-    """Add a gradient to what arrived before it; never in place, for it is the tape's."""
+    """Add a gradient to what arrived before it; never in place, because the tape holds it."""
     known = sums.get(key)
     if known is None:
         sums[key] = gradient
-    elif known.is_meta or gradient.is_meta:  # of one of them only the figures are known, and of the sum nothing
+    elif known.is_meta or gradient.is_meta:  # one is known by its statistics alone, and the sum not at all
         sums[key] = torch.empty_like(known, device="meta")
     else:
         sums[key] = known + gradient
@@ -186,7 +186,11 @@ Arriving = dict[tuple[int, int, int], Tensor]  # (task, node, slot) -> the sum o
 
 
 def read_events(lowering: Lowering, passes: BackwardPasses, names: Names) -> Iterator[Event]:
-    """The writes in their order, then the changes by hooks in the order in which the gradients passed."""
+    """The writes in their order, then the changes by hooks in the order in which they ran.
+
+    A write is on the tape. A hook runs inside autograd, unseen: it shows as a gradient that is not the sum of what the
+    uses of the value sent.
+    """
     yield from _writes(lowering.tape, names)
     yield from _changes_by_hooks(lowering, passes)
 
@@ -217,8 +221,8 @@ def _changes_by_hooks(lowering: Lowering, passes: BackwardPasses) -> Iterator[Ev
 
 
 def _changes_at_leaves(lowering: Lowering, passes: BackwardPasses, arriving: Arriving) -> Iterator[Event]:
-    """What nodes sent to a leaf ought to be what the pass left in its `.grad`, over what had been there."""
-    combined = {(raw.task, id(raw.leaf)) for raw in lowering.tape.arrivals}  # with other ranks': no hook of the user's
+    """What nodes sent to a leaf should be what the pass added to its `.grad`."""
+    combined = {(raw.task, id(raw.leaf)) for raw in lowering.tape.arrivals}  # over ranks: no hook of the user's
     for (task, number, _), sent in arriving.items():
         leaf = getattr(lowering.tape.nodes[number].node, "variable", None)
         raw = passes.of_task(task)
@@ -228,7 +232,7 @@ def _changes_at_leaves(lowering: Lowering, passes: BackwardPasses, arriving: Arr
             continue
         before, left = raw.before.get(id(leaf)), passes.left(raw, leaf)
         if before is not None and before.is_meta != sent.is_meta:
-            continue  # of one of them only the figures are known
+            continue  # one of them is known by its statistics alone
         whole = sent if before is None else sent + before
         if left is not None and not _alike(whole, left):
             yield _change(lowering, lowering.values.versions[id(leaf)][0])
@@ -237,7 +241,7 @@ def _changes_at_leaves(lowering: Lowering, passes: BackwardPasses, arriving: Arr
 def _changes_by_module_hooks(
     lowering: Lowering, number: int, upstream: tuple[Tensor | None, ...], downstream: tuple[Tensor | None, ...]
 ) -> Iterator[Event]:
-    """`register_full_backward_hook` hangs on a function of PyTorch's that hands everything through."""
+    """`register_full_backward_hook` puts its hook on a function of PyTorch's that passes everything on unchanged."""
     for slot, (arrived, sent) in enumerate(zip(upstream, downstream, strict=False)):
         value = lowering.outputs_of.get(number, {}).get(slot)
         if value is not None and arrived is not None and sent is not None and not _alike(arrived, sent):
@@ -250,7 +254,7 @@ def _change(lowering: Lowering, value: int) -> Event:
 
 
 def _alike(left: Tensor, right: Tensor) -> bool:
-    """The same but for the rounding of another order of summation, as far as is known."""
+    """The same apart from the rounding of another order of summation, as far as is known."""
     if left.is_meta or right.is_meta:
         return True
     if left.layout is not torch.strided or right.layout is not torch.strided or left.shape != right.shape:

@@ -1,7 +1,7 @@
-"""What the user calls things: the paths of modules and parameters, and the names of values, best first.
+"""What the user wrote and calls things: calls, paths of modules and parameters, and names of values, best first.
 
-A value's best name is the one that the user's code gave it; then what the caller's scope calls it at the end, the path
-of the module that made it, and the call it came from.
+A value's best name is what the user's code assigned it to; then its name in the caller's scope at the end, the path of
+the module that made it, and the call that it came from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, pl
 
 
 class Paths:
-    """The paths of all modules that ran, and of what they hold; a prefix tells several models apart."""
+    """The paths of all modules that ran, and of their parameters and buffers; several models get prefixes."""
 
     def __init__(self, tape: Tape) -> None:
         self.of_tensor: dict[int, str] = {}  # id of a parameter or buffer -> its path
@@ -71,7 +71,7 @@ class Paths:
                 yield Module(self.of(run.module), type(run.module).__name__, run.training, own)
 
     def notes_of_compiled(self) -> tuple[str, ...]:
-        """What a reader must know of modules under `torch.compile`."""
+        """Notes on modules under `torch.compile`."""
         compiled = (run.module for run in self._tape.modules if type(run.module).__name__ == "OptimizedModule")
         names = dict.fromkeys(self.of(module) or self._name_of(module) for module in compiled)
         return tuple(
@@ -81,7 +81,7 @@ class Paths:
 
 
 class Names:
-    """Gives each value its names, and each parameter the one that it goes by."""
+    """Names each value and each parameter."""
 
     def __init__(self, lowering: Lowering, leaves: Leaves, paths: Paths, calls: tuple[Call, ...]) -> None:
         self._tape, self._values = lowering.tape, lowering.values
@@ -98,7 +98,7 @@ class Names:
             self._number(versions)
 
     def _number(self, versions: list[int]) -> None:
-        """What an optimizer, or a write by hand, made of a parameter goes by the parameter's name, with a number."""
+        """A later value of a parameter, made by an optimizer or by hand, has the parameter's name with a number."""
         first = self._leaves.first_used(versions[0])
         if not is_trained_leaf(self._values[first].tensor):
             return
@@ -147,7 +147,7 @@ class Names:
             self._add(value, rank, name, place)
 
     def _by_modules(self) -> Iterator[Naming]:
-        for run in reversed(self._tape.modules):  # of modules that end together the inner ones name the result first
+        for run in reversed(self._tape.modules):  # where modules end together, the inner ones name the result first
             if run.last is None:
                 continue
             parent = self._tape.modules[run.parent].site if run.parent is not None else None
@@ -155,7 +155,7 @@ class Names:
             path = self._paths.of(run.module)
             value = self._values.at(run.output, run.last) if path and isinstance(run.output, Tensor) else None
             if value is not None:
-                rank = 4 if path.replace(".", "").isdigit() else 2  # a place in a Sequential says little
+                rank = 4 if path.replace(".", "").isdigit() else 2  # an index in a Sequential says little
                 yield run.last * 3 + 2, rank, path, value, run.site.place() if run.site else None
 
     def _by_assignments(self) -> Iterator[Naming]:
@@ -179,7 +179,7 @@ class Names:
     def _targets(
         self, when: int, output: Any, site: Site | None, enclosing: Site | None, last: int
     ) -> Iterator[Naming]:
-        """Names for a result, unless its call came from the same spot as the module around it: then it is PyTorch's."""
+        """Names for a result, unless its call is PyTorch's own: then it has the same site as the module around it."""
         if site is None or site == enclosing:
             return
         place = site.place()
@@ -201,7 +201,7 @@ class Names:
                 self._add(value, 3, _readable(call.name), call.place)
 
     def _named_operands(self, call: Call, raw: RawCall) -> Iterator[tuple[int, str]]:
-        """Leaves that go by a name where the call stands: the `X` of `self.linear1(X)`."""
+        """Leaves that have a name at the call: the `X` of `self.linear1(X)`."""
         if raw.site is None or raw.custom is not None:
             return
         for argument, name in zip(call.arguments, raw.site.argument_names(), strict=False):
@@ -217,7 +217,7 @@ class Names:
 
 
 def _readable(call: str) -> str:
-    """A function's name as one says it: an operator's is `getitem`, or `sub` from whichever side it was asked."""
+    """A function's name as one says it: `getitem` for an operator, `sub` also for `__rsub__`."""
     if not call.startswith("__"):
         return call
     bare = call.strip("_")
@@ -225,7 +225,7 @@ def _readable(call: str) -> str:
 
 
 def _is_direct(call: RawCall) -> bool:
-    """Whether the user's own expression is this call, not a larger function of PyTorch's that made it on the way."""
+    """Whether the user's own expression is this call, not a function of PyTorch's that made it on the way."""
     through = call.site.through if call.site is not None else ""
     return through in ("", "wrapped", "fn", "_wrapped_call_impl", getattr(call.function, "__name__", ""))
 
@@ -252,13 +252,13 @@ def _call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Call:
 
 
 def function_name(function: Any) -> str:
-    """What a function of torch is called: `softmax`, `__add__`; a property by its own name, as `T` and `real`."""
+    """The name of a torch function: `softmax`, `__add__`; for a property its own, such as `T` and `real`."""
     name = getattr(function, "__name__", str(function))
     return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else str(name)
 
 
 def _known(tree: Any, first: int, lowering: Lowering) -> Any:
-    """An argument as the call took it: None for a tensor that no operation ever used."""
+    """An argument of a call: None for a tensor that no operation ever used."""
     if isinstance(tree, Tensor):
         value = lowering.values.at(tree, first)
         return None if value is None else Ref(value)

@@ -1,4 +1,4 @@
-"""Autograd's nodes in forward order, with each edge matched to the argument of the operation that it belongs to."""
+"""Autograd's nodes in forward order, each edge matched with the argument of the operation that it belongs to."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from chainrule.capture.lowering.operations import Leaves, Lowering, node_name
 from chainrule.graph.graph import Edge, Node, Passage, Place, Ref, references
 
-# What PyTorch runs below autograd for an operation that cannot take its argument as it is (conjugated, say).
+# What PyTorch runs below autograd for an operation that cannot take its argument unchanged (conjugated, say).
 _copying = frozenset({"aten.clone.default", "aten._to_copy.default"})
-_UNPACKED = "aten.detach.default"  # gives a node its own result back, which autograd then ties to that node once more
+_UNPACKED = "aten.detach.default"  # gives a node its own result back, which then has that node too
 
 
 def number_nodes(lowering: Lowering) -> dict[int, int]:
@@ -20,7 +20,7 @@ def number_nodes(lowering: Lowering) -> dict[int, int]:
 
 
 def _forward_order(lowering: Lowering) -> Callable[[int], tuple[int, int]]:
-    """A leaf's `AccumulateGrad` stands where the leaf is first used; any other node at its operation."""
+    """A leaf's `AccumulateGrad` comes where the leaf is first used; any other node at its operation."""
     first_use: dict[int, int] = {}
     for index, raw in enumerate(lowering.tape.nodes):
         for node, _ in raw.edges:
@@ -100,19 +100,19 @@ def _edges(raw: int, operation: int | None, lowering: Lowering, number: dict[int
 
 
 def _source(value: int, target: int, slot: int, node: Any, lowering: Lowering) -> int | None:
-    """This argument, if the edge leads to where it came from; or what it was copied from, unseen by autograd."""
+    """This argument if the edge leads to its source; or what it was copied from, unseen by autograd."""
     draft = lowering.values[value]
     if hasattr(node, "variable"):
         found = draft.tensor is node.variable
     else:
-        # The tensor is compared too: under `no_grad` a write makes another value, and leaves the node as it is.
+        # The tensor is compared too: under `no_grad` a write makes another value and leaves the node unchanged.
         same = lowering.tape.nodes[target].outputs.get(slot) is draft.tensor
         found = same or lowering.outputs_of.get(target, {}).get(slot) == value
     if found:
         return value
     operation = lowering.operations[draft.operation] if draft.operation is not None and draft.node is None else None
-    if operation is not None and operation.name == _UNPACKED and lowering.tape.node_of(draft.tensor) is node:
-        return lowering.outputs_of.get(target, {}).get(lowering.tape.output_nr(draft.tensor))
+    if operation is not None and operation.name == _UNPACKED and lowering.tape.original(draft.tensor).grad_fn is node:
+        return lowering.outputs_of.get(target, {}).get(lowering.tape.original(draft.tensor).output_nr)
     if operation is None or operation.name not in _copying or not isinstance(operation.arguments["self"], Ref):
         return None
     return _source(operation.arguments["self"].value, target, slot, node, lowering)

@@ -1,7 +1,6 @@
-"""One reading of the tape's operations, from the beginning to the end: what each took and made, as values, and which
-autograd node goes back through it.
+"""Reads the tape's operations in order: the values that each took and made, and its autograd node.
 
-The numbers of nodes here are the tape's own; `nodes` puts them into forward order afterwards.
+Nodes have the tape's numbers here; `nodes` puts them into forward order afterwards.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What is the same each time that an ATen operation runs: read off its schema once."""
+    """What is the same in all runs of an ATen operation, read off its schema once."""
 
     name: str
-    arguments: tuple[tuple[str, Any], ...]  # their names, and what they are where they are left out
+    arguments: tuple[tuple[str, Any], ...]  # their names and defaults
     traits: Traits
     rerun: Rerun
 
@@ -42,7 +41,7 @@ class Form:
         return cls(str(func), arguments, Traits.of(func), Rerun(func))
 
     def by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
-        """The arguments of one run by the names of the schema, with what was left to the defaults."""
+        """The arguments of one run by their names in the schema, defaults included."""
         given = {name: value for (name, _), value in zip(self.arguments, args, strict=False)}
         for name, default in self.arguments[len(args) :]:
             given[name] = kwargs.get(name, default) if kwargs else default
@@ -51,7 +50,7 @@ class Form:
 
 @dataclass(slots=True)
 class DraftOperation:
-    """An operation while its outputs are still being found; `node` is numbered as on the tape."""
+    """An operation whose outputs are still being found; `node` is the tape's number."""
 
     index: int
     name: str
@@ -64,7 +63,7 @@ class DraftOperation:
 
 
 class Lowering:
-    """The operations and values of a tape, and the ties between them and autograd's nodes.
+    """The operations and values of a tape, matched with autograd's nodes.
 
     `buffers` are the ids of the modules' buffers: a leaf among them is no input.
     """
@@ -79,7 +78,7 @@ class Lowering:
         self.unseen: list[tuple[int, int, int]] = []  # (node, slot, value) where a write hid from autograd
         self._buffers = buffers
         self._nodes_at: dict[int, list[int]] = {}
-        self._views: dict[int, list[int]] = {}  # id of a view -> the nodes made anew for it
+        self._views: dict[int, list[int]] = {}  # id of a view -> the nodes that writes made for it
         self._index_nodes()
         self._read()
 
@@ -112,10 +111,10 @@ class Lowering:
             position += 1
         for index, raw in enumerate(self.tape.nodes):  # nodes whose outputs no operation has seen
             if index not in self.operation_of and not hasattr(raw.node, "variable"):
-                self._read_untied(index)
+                self._read_unmatched(index)
 
     def _saved_copies(self) -> set[int]:
-        """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
+        """The `detach` operations by which autograd saves results for itself: nothing ever uses them."""
         detach = torch.ops.aten.detach.default
         copies = {
             id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach
@@ -141,12 +140,12 @@ class Lowering:
         written = [t for each in form.traits.written(args, kwargs or {}) for t in tensors_in(each)]
         nodes = self._nodes_at.get(position, [])
         function: Any = form.rerun
-        base = self.tape.base_of(written[0]) if len(written) == 1 else None
+        base = self.tape.original(written[0])._base if len(written) == 1 else None
         if base is not None:
             arguments = {"base": Ref(self._value(base, position)), **arguments}
             name = next(name for name, value in given.items() if value is written[0])
             whole, part = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
-            # A copy may have its memory to itself: only the tensor on the tape knows where in the base it stands.
+            # A copy may have its own memory: only the tensor on the tape knows its place in the base.
             function = Rerun(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
         index = self.at[position] = len(self.operations)
         draft = DraftOperation(index, form.name, function, arguments, (), call, nodes[0] if nodes else None, state)
@@ -188,7 +187,7 @@ class Lowering:
         return tree
 
     def _value(self, tensor: Tensor, position: int) -> int:
-        """What the tensor is as the operation at `position` takes it; a new value if it is not known as it is now."""
+        """The value of a tensor that the operation at `position` takes; a new one if it was written to meanwhile."""
         known = self.values.now(tensor)
         if known is not None:
             return known
@@ -201,8 +200,8 @@ class Lowering:
             draft.operation = len(self.operations) - 1
             return value
         with suppress(RuntimeError):
-            leads_back, slot = self.tape.node_of(tensor), self.tape.output_nr(tensor)
-            node = self.tape.number_of.get(leads_back) if leads_back is not None else None
+            original = self.tape.original(tensor)
+            slot, node = original.output_nr, self.tape.number_of.get(original.grad_fn)
             if node is not None and slot not in self.outputs_of.get(node, {}):
                 self.tape.nodes[node].outputs.setdefault(slot, tensor)
                 draft.node = node
@@ -228,11 +227,11 @@ class Lowering:
             self.values.lend(value, view)
 
     def _lead_through_base(self, view: Tensor, value: int, position: int) -> bool:
-        """Tie the node that autograd made for a view of overwritten memory: an `as_strided` of the base, by itself."""
+        """Add an `as_strided` of the base, for the node that autograd made for a view of overwritten memory."""
         node = next((n for n in reversed(self._views.get(id(view), [])) if self._made_by(n, position)), None)
         if node is None:
             return False
-        base = self.tape.base_of(view)
+        base = self.tape.original(view)._base
         assert base is not None
         index = len(self.operations)
         then = data_after(self.tape, view, self.values[value].created)  # its shape may be changed in place later
@@ -240,11 +239,11 @@ class Lowering:
             "self": Ref(self._value(base, position)),
             "size": list(then.shape),
             "stride": list(then.stride()),
-            "storage_offset": view.storage_offset(),  # a copy may have its memory to itself
+            "storage_offset": view.storage_offset(),  # a copy may have its own memory
         }
         func = torch.ops.aten.as_strided.default
         self.operations.append(DraftOperation(index, str(func), Rerun(func), arguments, (value,), None, node))
-        self._match(node, self.tape.output_nr(view), value, index)
+        self._match(node, self.tape.original(view).output_nr, value, index)
         return True
 
     def _made_by(self, node: int, position: int) -> bool:
@@ -252,16 +251,16 @@ class Lowering:
         return begins is not None and begins <= position and node not in self.operation_of
 
     def _write_unseen(self, value: int, before: int) -> None:
-        """A write under `no_grad`: the tensor's node goes on as if nothing had happened, now from the new value."""
+        """A write under `no_grad`: the tensor keeps its node, which now belongs to the new value."""
         node, tensor = self.values[before].node, self.values[value].tensor
-        if node is not None and self.tape.requires_grad(tensor):
+        if node is not None and self.tape.original(tensor).requires_grad:
             self.values[value].node = node
-            self.unseen.append((node, self.tape.output_nr(tensor), value))
+            self.unseen.append((node, self.tape.original(tensor).output_nr, value))
 
     # -- what is known by its node ------------------------------------------------------------------------------------
 
     def _node_of(self, function: RawFunction) -> int | None:
-        """The node of an `autograd.Function`'s application (None: no gradient was wanted of it)."""
+        """The node of an `autograd.Function` that was applied (None: no gradient is wanted of it)."""
         for position in range(function.last - 1, function.first - 1, -1):
             for node in self._nodes_at.get(position, []):
                 if getattr(self.tape.nodes[node].node, "_forward_cls", None) is function.cls:
@@ -278,7 +277,7 @@ class Lowering:
         )
 
     def _read_function(self, function: RawFunction, node: int) -> None:
-        """An `autograd.Function` is one operation; those that its forward ran are its own affair."""
+        """An `autograd.Function` is one operation; those that its forward ran are not shown."""
         names = _parameter_names(function.cls, len(function.arguments))
         arguments = {
             name: self._refs(value, function.first) for name, value in zip(names, function.arguments, strict=True)
@@ -298,8 +297,8 @@ class Lowering:
             DraftOperation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node)
         )
 
-    def _read_untied(self, node: int) -> None:
-        """A node that no recorded operation made: its operation is known by its edges alone."""
+    def _read_unmatched(self, node: int) -> None:
+        """A node that no recorded operation made: only its edges are known."""
         index = self.operation_of[node] = len(self.operations)
         raw = self.tape.nodes[node]
         outputs = []
@@ -327,7 +326,11 @@ def _parameter_names(cls: type, count: int) -> list[str]:
 
 
 class Leaves:
-    """Answers once the whole tape has been read: it takes all uses to tell the first."""
+    """Finds the value of a leaf that its gradients belong to, once the whole tape has been read.
+
+    A leaf may be initialised inside the block, and updated there, by hand or by an optimizer: it is several values,
+    which autograd, with one `AccumulateGrad` for the leaf, does not distinguish.
+    """
 
     def __init__(self, lowering: Lowering) -> None:
         self._values = lowering.values
@@ -335,7 +338,7 @@ class Leaves:
         self.used = {value for each in operations for _, _, value in references(each.arguments)}
 
     def of(self, tensor: Tensor, before: int | None = None) -> int | None:
-        """The value of a leaf that gradients belong to; with `before` the last one by then, as an optimizer met it."""
+        """The value of a leaf that gradients belong to; with `before` the last one before that position."""
         versions = self._values.versions.get(id(tensor))
         if versions is None:
             return None
@@ -346,6 +349,6 @@ class Leaves:
         return self.first_used(versions[0])
 
     def first_used(self, value: int) -> int:
-        """Of all values that this one's tensor was, the first that a node was made with."""
+        """The first value of this one's tensor that a node was made with."""
         versions = self._values.versions[id(self._values[value].tensor)]
         return next((each for each in versions if each in self.used), versions[0])

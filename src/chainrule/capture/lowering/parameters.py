@@ -1,4 +1,4 @@
-"""What the step is for: the parameters before and after it, and what each `optimizer.step()` did to them."""
+"""The parameters before and after the step, what each `optimizer.step()` did to them, and what ranks combined."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from chainrule.capture.tape import RawUpdate, Tape
 from chainrule.graph.graph import Parameter, ParameterUpdate, Reducer, Reduction, Update
 
 
-def read_updates(lowering: Lowering, leaves: Leaves, names: Names, figures: TapeStatistics) -> tuple[Update, ...]:
-    """Each `optimizer.step()`, with the values of the parameters as it met them."""
+def read_updates(lowering: Lowering, leaves: Leaves, names: Names, statistics: TapeStatistics) -> tuple[Update, ...]:
+    """Each `optimizer.step()`, with the values of the parameters before it."""
     number_of: dict[int, int] = {}
     return tuple(
         Update(
             type(raw.optimizer).__name__,
-            tuple(_updated(lowering.tape, raw, leaves, names, figures)),
+            tuple(_updated(lowering.tape, raw, leaves, names, statistics)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
         )
@@ -31,7 +31,7 @@ def read_updates(lowering: Lowering, leaves: Leaves, names: Names, figures: Tape
 
 
 def _updated(
-    tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, figures: TapeStatistics
+    tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, statistics: TapeStatistics
 ) -> Iterator[ParameterUpdate]:
     whole = {id(part): leaf for leaf, part in tape.reducers.gathered.values()}
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
@@ -41,21 +41,21 @@ def _updated(
         yield ParameterUpdate(
             leaves.of(whole.get(id(parameter), parameter), before=raw.position),
             names.of_parameter(parameter, place),
-            figures.held(before),
-            None if gradient is None else figures.held(gradient),
-            figures.held(tape.data_of(raw.after[place]) if raw.after else before),
+            statistics.held(before),
+            None if gradient is None else statistics.held(gradient),
+            statistics.held(tape.data_of(raw.after[place]) if raw.after else before),
             options,
             raw.states[place],
-            figures.of(before),
-            figures.of(gradient),
+            statistics.of(before),
+            statistics.of(gradient),
             raw.moved[place] if raw.moved else None,
         )
 
 
 def read_parameters(
-    lowering: Lowering, leaves: Leaves, passes: BackwardPasses, names: Names, figures: TapeStatistics
+    lowering: Lowering, leaves: Leaves, passes: BackwardPasses, names: Names, statistics: TapeStatistics
 ) -> dict[str, Parameter]:
-    """Every trained leaf by its name, numbered where two have the same."""
+    """Every trained leaf by its name; equal names are numbered."""
     found: dict[str, Parameter] = {}
     stepped = {
         id(p): after for raw in lowering.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)
@@ -66,30 +66,30 @@ def read_parameters(
         name = names.of_parameter(tensor, len(found))
         if name in found:
             name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
-        spread = value is None or id(tensor) in whole  # not met by any operation, or only what was made of its parts
+        spread = value is None or id(tensor) in whole  # no operation took it, or only what was gathered from its parts
         before = data_after(lowering.tape, tensor, -1) if spread or value is None else lowering.values.data(value)
         stepped_to = stepped.get(id(tensor))
         after = None if stepped_to is None else lowering.tape.data_of(stepped_to)
         if after is None and value is not None and not spread:
             after = _changed_by_hand(lowering, tensor, before)
-        found[name] = _parameter(figures, name, value, before, passes.left_last(tensor), after)
+        found[name] = _parameter(statistics, name, value, before, passes.left_last(tensor), after)
     return found
 
 
 def _parameter(
-    figures: TapeStatistics, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
+    statistics: TapeStatistics, name: str, value: int | None, before: Tensor, grad: Tensor | None, after: Tensor | None
 ) -> Parameter:
     return Parameter(
         name,
         value,
         tuple(before.shape),
-        figures.numbers(before),
-        figures.numbers(grad),
-        figures.numbers(after),
+        statistics.numbers(before),
+        statistics.numbers(grad),
+        statistics.numbers(after),
         grad is not None,
-        figures.of(before),
-        figures.of(grad),
-        figures.of_after(after),
+        statistics.of(before),
+        statistics.of(grad),
+        statistics.of_after(after),
     )
 
 
@@ -98,7 +98,7 @@ def _members(raw: RawUpdate) -> list[Tensor]:
 
 
 def _changed_by_hand(lowering: Lowering, tensor: Tensor, before: Tensor) -> Tensor | None:
-    """The data that the user's own update left; the last copy was made at the end, an earlier one for a write."""
+    """The data after the user's own update: the last copy was made at the end, an earlier one for a write."""
     copies = lowering.tape.copies.get(id(tensor), ())
     if len(copies) < 2 or before.is_meta or copies[-1][1].is_meta:
         return None
@@ -106,11 +106,11 @@ def _changed_by_hand(lowering: Lowering, tensor: Tensor, before: Tensor) -> Tens
 
 
 def _trained(lowering: Lowering, used: set[int]) -> Iterator[Tensor]:
-    """Every parameter of the modules that ran, those in an optimizer that stepped, then other leaves in use."""
+    """Every parameter of the modules that ran, those of an optimizer that stepped, then other leaves in use."""
     seen: set[int] = set(lowering.tape.reducers.gathered)  # their parts are the parameters
     roots = [run.module for run in lowering.tape.modules if run.parent is None]
     groups = [parameter for raw in lowering.tape.updates for parameter in _members(raw)]
-    # A leaf that is read under `no_grad` alone, as by a moving average of weights, is not trained here.
+    # A leaf that is read under `no_grad` alone (by a moving average of weights) is not trained here.
     leaves = [lowering.values[each].tensor for each in sorted(used) if lowering.values[each].kind == "parameter"]
     for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
         if id(tensor) not in seen:
@@ -127,9 +127,13 @@ def read_reducers(lowering: Lowering, paths: Paths) -> tuple[Reducer, ...]:
 
 
 def read_reductions(
-    lowering: Lowering, passes: BackwardPasses, names: Names, parameters: dict[str, Parameter], figures: TapeStatistics
+    lowering: Lowering,
+    passes: BackwardPasses,
+    names: Names,
+    parameters: dict[str, Parameter],
+    statistics: TapeStatistics,
 ) -> dict[str, Reduction]:
-    """The last time that each parameter's gradient was combined, by the parameter's name and in their order."""
+    """For each parameter the last time that its gradient was combined: what this rank gave, and what it got."""
     tape, found = lowering.tape, {}
     for number, raw in enumerate(tape.arrivals):
         name = names.of_parameter(raw.parameter, number)
@@ -141,9 +145,9 @@ def read_reductions(
             raw.reducer,
             tuple(local.shape),
             local.dtype,
-            figures.numbers(local),
-            figures.numbers(left),
-            figures.of(local),
-            figures.of(left),
+            statistics.numbers(local),
+            statistics.numbers(left),
+            statistics.of(local),
+            statistics.of(left),
         )
     return {name: found[name] for name in parameters if name in found}

@@ -1,30 +1,27 @@
-"""How the facts hold a tensor: its numbers where they were kept, else its figures, which the recorder took.
-
-Where a step is only looked at, at once, and then let go of, nothing need be copied for it (`Borrowed`).
-"""
+"""Numbers of a tape's tensors where they were kept, else their statistics, which were measured while the step ran."""
 
 from __future__ import annotations
 
 from torch import Tensor, empty_like, float16, strided
 
-from chainrule.capture import retention as keeping
+from chainrule.capture import retention as limits
 from chainrule.capture.tape import Tape
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures
 
 
 class TapeStatistics:
-    """What is known of the tensors of a tape, and of what stands for them."""
+    """What is known of the tensors of a tape."""
 
-    lasting = True  # whether the facts are read when the step has long been over
+    lasting = True  # whether the facts stay true when the user's code goes on
 
     def __init__(self, tape: Tape, magnitudes: bool = True) -> None:
         self._absent = tape.placeholders.known
-        self._magnitudes = magnitudes  # whether histograms are wanted; of float16 they tell what is about to underflow
+        self._magnitudes = magnitudes  # whether histograms are wanted; float16 always has them, which show underflow
         self._read: dict[int, Statistics] = {}  # by the id of what was measured, which the tape holds
 
     def of(self, tensor: Tensor | None) -> Statistics | None:
-        """The figures of what was not kept, as far as they were taken; each is read once, however often it is met."""
+        """The statistics of what was not kept, as far as it was measured; each is read once."""
         original = None if tensor is None else self._absent.get(id(tensor))
         if tensor is None or original is None or original.measured is None:
             return None
@@ -35,7 +32,7 @@ class TapeStatistics:
         return found
 
     def of_after(self, tensor: Tensor | None) -> Statistics | None:
-        """The figures of what a parameter became."""
+        """The statistics of a parameter after the step."""
         return self.of(tensor)
 
     def numbers(self, tensor: Tensor | None) -> Tensor | None:
@@ -43,15 +40,16 @@ class TapeStatistics:
         return None if tensor is None or tensor.is_meta else tensor
 
     def held(self, tensor: Tensor) -> Tensor:
-        """The tensor, or what stands for it on the device `meta`."""
+        """The tensor, or its placeholder."""
         return tensor
 
 
-class Borrowed(TapeStatistics):
-    """The same where nothing was copied: what is too large to be kept is there as yet, and measured where it is.
+class StatisticsInPlace(TapeStatistics):
+    """The same without copies: what is too large to be kept is still there, and measured where it is.
 
-    Small tensors are the owners' own too, so these facts are good only until the user's code goes on. What a parameter
-    became is not measured: what was added to it is known.
+    The facts are good only until the user's code goes on. Parameters after the step are not measured: what was added to
+    them is known. With copies, nodes and all statistics each step that is watched would cost 15 % more for the MLP of
+    the benchmarks and 49 % for a tiny GPT-2 (the nodes alone 25 %).
     """
 
     lasting = False
@@ -61,13 +59,13 @@ class Borrowed(TapeStatistics):
         self._measures = measures
 
     def of(self, tensor: Tensor | None) -> Statistics | None:
-        """Also of what is too large to be kept, which is measured now."""
+        """Also the statistics of what is too large to be kept, measured now."""
         if tensor is not None and _is_large(tensor):
             return self._measures.statistics(tensor, self._magnitudes or tensor.dtype is float16)
         return super().of(tensor)
 
     def of_after(self, tensor: Tensor | None) -> Statistics | None:
-        """Only those that were taken."""
+        """Only what was measured while the step ran."""
         return super().of(tensor)
 
     def numbers(self, tensor: Tensor | None) -> Tensor | None:
@@ -75,10 +73,10 @@ class Borrowed(TapeStatistics):
         return None if tensor is None or _is_large(tensor) else super().numbers(tensor)
 
     def held(self, tensor: Tensor) -> Tensor:
-        """The tensor, or one on the device `meta` in its place."""
+        """The tensor, or a placeholder where it is too large to be kept."""
         return empty_like(tensor, device="meta") if _is_large(tensor) else tensor
 
 
 def _is_large(tensor: Tensor) -> bool:
-    """Whether it would not have been kept."""
-    return not tensor.is_meta and tensor.layout is strided and tensor.nbytes > keeping.SMALL
+    """Whether it is too large to be kept."""
+    return not tensor.is_meta and tensor.layout is strided and tensor.nbytes > limits.SMALL

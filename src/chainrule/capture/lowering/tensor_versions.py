@@ -1,8 +1,8 @@
 """Which tensor is which value.
 
-A tensor object is one value until something writes to its memory; then it, and every tensor that shares the memory, is
-another. Which values those are is found when they are next used: most never are. The tape holds every tensor, so an
-object's id stays its own while we read it.
+A tensor object is one value until something writes to its memory; then it, and every tensor in the same memory, is
+another. That value is made when the tensor is next used, as most never are. The tape holds every tensor, so ids are
+unique while it is read.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from chainrule.graph.graph import Place, type_of_value
 
 @dataclass(slots=True)
 class DraftValue:
-    """A value while its names are still being found."""
+    """A value whose names are still being found."""
 
     tensor: Tensor
     created: int  # the position of the operation that made it; a leaf's is just before its first use
     kind: type_of_value = "result"
-    skip: int = 0  # copies of the tensor that were made of its earlier values, at the same position
+    skip: int = 0  # copies of the tensor's earlier values, made at the same position
     names: list[str] = field(default_factory=list)
     operation: int | None = None
     slot: int = 0
@@ -34,7 +34,7 @@ class DraftValue:
 
 
 class TensorVersions:
-    """All values in the order in which they were met, and what each tensor was at any position of the tape."""
+    """All values in the order in which they were met, and the value of each tensor at any position of the tape."""
 
     def __init__(self, tape: Tape) -> None:
         self.drafts: list[DraftValue] = []
@@ -49,7 +49,7 @@ class TensorVersions:
         return self.drafts[value]
 
     def new(self, tensor: Tensor, created: int, operation: int | None = None, slot: int = 0) -> int:
-        """From here on the tensor is this value."""
+        """A new value, which the tensor is from here on."""
         value = self._current[id(tensor)] = len(self.drafts)
         self.versions.setdefault(id(tensor), []).append(value)
         self._sharing.setdefault(self._tape.storage_of(tensor), {})[id(tensor)] = tensor
@@ -61,13 +61,13 @@ class TensorVersions:
         return value
 
     def lend(self, value: int, tensor: Tensor) -> None:
-        """Another tensor object is the same value: the view that autograd made anew for it."""
+        """Another tensor object is the same value: the view that autograd has made again for it."""
         self._current[id(tensor)] = value
         self.versions.setdefault(id(tensor), []).append(value)
         self._stale.pop(id(tensor), None)
 
     def overwrite(self, written: Tensor, operation: int) -> None:
-        """After a write, every tensor in the same memory is another value: which, is found when it is next used."""
+        """After a write, every tensor in the same memory is another value, made when it is next used."""
         for identity in self._sharing.pop(self._tape.storage_of(written), {}):
             if self._current.pop(identity, None) is not None:
                 self._stale[identity] = operation
@@ -82,35 +82,35 @@ class TensorVersions:
             self._skip[id(parameter)] = next((i for i, copy in enumerate(copies, 1) if copy is before), 0)
 
     def replace(self, tensor: Tensor, copies: int) -> None:
-        """After `tensor.data = ...` it is another value; so many copies are of earlier ones."""
+        """After `tensor.data = ...` it is another value; the first `copies` copies are of earlier ones."""
         self._current.pop(id(tensor), None)
         self._skip[id(tensor)] = copies
 
     def now(self, tensor: Tensor) -> int | None:
-        """What the tensor is at the point that the reading has come to (None: it has not been met since a write)."""
+        """The tensor's value at the position read last (None: not met since a write)."""
         return self._current.get(id(tensor))
 
     def latest(self, tensor: Tensor) -> int | None:
-        """What the tensor was when it was met last, be it overwritten since."""
+        """The tensor's value when it was met last, even if it was overwritten since."""
         return self.versions.get(id(tensor), [None])[-1]
 
     def take_writer(self, tensor: Tensor) -> int | None:
-        """The operation that wrote to the tensor through another one; asked once, for the value it makes of it."""
+        """The operation that wrote to the tensor through another one; asked once, for the value that it made."""
         return self._stale.pop(id(tensor), None)
 
     def at(self, tensor: Tensor, position: int) -> int | None:
-        """What the tensor was when `position` operations had run."""
+        """The tensor's value when `position` operations had run."""
         versions = self.versions.get(id(tensor))
         if versions is None:
             return None
         for value in reversed(versions):
             if self.drafts[value].created < position:
                 return value
-        # A leaf was there before the first operation that saw it.
+        # A leaf existed before the first operation that saw it.
         return versions[0] if self.drafts[versions[0]].operation is None else None
 
     def data(self, value: int) -> Tensor:
-        """The value's data, as it was before anything overwrote it."""
+        """The value's data, before anything overwrote it."""
         draft = self.drafts[value]
         return data_after(self._tape, draft.tensor, draft.created, draft.skip)
 
@@ -124,5 +124,5 @@ def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tens
 
 
 def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients with the data that they arrived with: nothing has been copied of them before."""
+    """Gradients with the data that they had when they arrived, which is the first copy of it."""
     return tuple(None if each is None else data_after(tape, each, -1) for each in gradients)
