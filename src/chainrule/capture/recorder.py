@@ -25,7 +25,7 @@ from torch.optim.optimizer import (
 )
 
 from chainrule.capture.borrowed import hooks_held
-from chainrule.capture.data_parallel import own_part
+from chainrule.capture.data_parallel import own_part, wraps_others
 from chainrule.capture.eviction import BATCH, Eviction
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
@@ -337,7 +337,7 @@ def _update(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:
         for group in optimizer.param_groups
     ]
     parameters = [p for _, members in groups for p in members]
-    strict = tape.retention is not None and tape.retention.is_strict
+    own = [] if tape.retention is None or not tape.retention.is_strict else list(map(own_part, parameters))
     return RawUpdate(
         optimizer,
         len(tape.operations),
@@ -346,7 +346,7 @@ def _update(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:
         tape.overwritten(parameters),
         _gradients_of(tape, optimizer, parameters),
         [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
-        parts=[part_of(own_part(p)) for p in parameters] if strict else [],
+        parts=[] if any(map(wraps_others, own)) else list(map(part_of, own)),
     )
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from chainrule.capture.data_parallel import own_part
+from chainrule.capture.data_parallel import own_part, wraps_others
 from chainrule.errors import RecordingError
 from chainrule.graph.single_pass import prepare
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure
@@ -331,7 +331,7 @@ class Retention:
 
     def _statistics(self, tensor: Tensor) -> Measured | None:
         """Measured once for all tensors that show the same numbers of one memory, in whatever shape."""
-        if tensor.is_meta:  # the user's own: it has no numbers
+        if tensor.is_meta or wraps_others(tensor):  # the user's own: it has no numbers, or not in one place
             return None
         if tensor.layout is not torch.strided or not is_dense(tensor) or tensor.is_inference():  # has no version
             return within_memory(lambda: measure(tensor))

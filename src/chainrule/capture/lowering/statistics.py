@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, empty_like, float16, strided
 
 from chainrule.capture import retention as limits
+from chainrule.capture.data_parallel import wraps_others
 from chainrule.capture.tape import Tape
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import Measures
@@ -37,11 +38,11 @@ class TapeStatistics:
 
     def numbers(self, tensor: Tensor | None) -> Tensor | None:
         """The tensor, if it has its numbers."""
-        return None if tensor is None or tensor.is_meta else tensor
+        return None if tensor is None or tensor.is_meta or wraps_others(tensor) else tensor
 
     def held(self, tensor: Tensor) -> Tensor:
         """The tensor, or its placeholder."""
-        return tensor
+        return empty_like(tensor, device="meta") if wraps_others(tensor) else tensor
 
 
 class StatisticsInPlace(TapeStatistics):
@@ -74,9 +75,9 @@ class StatisticsInPlace(TapeStatistics):
 
     def held(self, tensor: Tensor) -> Tensor:
         """The tensor, or a placeholder where it is too large to be kept."""
-        return empty_like(tensor, device="meta") if _is_large(tensor) else tensor
+        return empty_like(tensor, device="meta") if _is_large(tensor) else super().held(tensor)
 
 
 def _is_large(tensor: Tensor) -> bool:
     """Whether it is too large to be kept."""
-    return not tensor.is_meta and tensor.layout is strided and tensor.nbytes > limits.SMALL
+    return not tensor.is_meta and not wraps_others(tensor) and tensor.layout is strided and tensor.nbytes > limits.SMALL
