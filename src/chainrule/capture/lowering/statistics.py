@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, empty_like, float16, strided
+from torch import Tensor, empty_strided, float16, strided
 
 from chainrule.capture import retention as limits
 from chainrule.capture.data_parallel import wraps_others
@@ -42,7 +42,7 @@ class TapeStatistics:
 
     def held(self, tensor: Tensor) -> Tensor:
         """The tensor, or its placeholder."""
-        return empty_like(tensor, device="meta") if wraps_others(tensor) else tensor
+        return _placeholder(tensor) if wraps_others(tensor) else tensor
 
 
 class StatisticsInPlace(TapeStatistics):
@@ -75,9 +75,13 @@ class StatisticsInPlace(TapeStatistics):
 
     def held(self, tensor: Tensor) -> Tensor:
         """The tensor, or a placeholder where it is too large to be kept."""
-        return empty_like(tensor, device="meta") if _is_large(tensor) else super().held(tensor)
+        return _placeholder(tensor) if _is_large(tensor) else super().held(tensor)
 
 
 def _is_large(tensor: Tensor) -> bool:
     """Whether it is too large to be kept."""
     return not tensor.is_meta and not wraps_others(tensor) and tensor.layout is strided and tensor.nbytes > limits.SMALL
+
+
+def _placeholder(tensor: Tensor) -> Tensor:
+    return empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
