@@ -6,7 +6,9 @@ the module that made it, and the call that it came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawCall, Tape, tensors_in
 from chainrule.graph.graph import Call, Module, Place, Ref
-from chainrule.graph.source import Site
+from chainrule.graph.source import Site, is_library
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)
@@ -265,3 +267,57 @@ def _known(tree: Any, first: int, lowering: Lowering) -> Any:
     if isinstance(tree, (list, tuple)):
         return [_known(item, first, lowering) for item in tree]
     return tree
+
+
+def variables_around(frame: FrameType | None) -> dict[str, Any]:
+    """The variables of the nearest frame outside PyTorch and chainrule."""
+    while frame is not None and is_library(frame.f_code):
+        frame = frame.f_back
+    if frame is None:
+        return {}
+    return {**frame.f_globals, **locals_of(frame)}
+
+
+def locals_of(frame: FrameType) -> dict[str, Any]:
+    """A frame's local variables. Before Python 3.13 a function's frame would keep alive what `f_locals` has shown."""
+    shown = frame.f_locals
+    found = dict(shown)
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
+        shown.clear()
+    return found
+
+
+def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
+    """Note on the tape what the surrounding code calls its tensors and models.
+
+    Of several names the last wins, but for a parameter the first: the last may be that of a loop over all parameters.
+    """
+    parameters: set[int] = set()
+    for name, item in list(names.items()):
+        if type(item) in (list, tuple) and len(item) <= 1000:
+            members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
+            tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
+        if isinstance(item, Tensor) and id(item) not in parameters:
+            tape.scope[id(item)] = (name, item)
+            if is_trained_leaf(item):
+                parameters.add(id(item))
+    modules = {name: item for name, item in names.items() if isinstance(item, torch.nn.Module)}
+    owned = getattr(names.get("self"), "__dict__", {})  # a trainer's `self.model`
+    known = {name: item for name, item in owned.items() if isinstance(item, torch.nn.Module)} | modules
+    tape.names_of_modules.update({id(item): name for name, item in known.items()})
+    if not tape.models:
+        tape.models.extend(_whole_models(tape, known.values()))
+
+
+def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
+    """The models of which parts were called by themselves (`model.encoder(x)`): paths begin at them.
+
+    What only wraps another module (DistributedDataParallel) is no such model.
+    """
+    roots = {id(run.module) for run in tape.modules if run.parent is None}
+    lone = roots - set(tape.names_of_modules)
+    for model in known:
+        parts = lone.intersection(map(id, model.modules())) if lone and id(model) not in roots else set()
+        if parts and len([*model.children()]) > 1:
+            lone -= parts
+            yield model
