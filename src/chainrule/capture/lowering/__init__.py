@@ -23,7 +23,7 @@ from torch import Tensor
 from chainrule.capture.lowering.backward_passes import BackwardPasses, gradients_of, read_events
 from chainrule.capture.lowering.naming import Names, Paths, read_calls
 from chainrule.capture.lowering.nodes import number_nodes, read_nodes
-from chainrule.capture.lowering.operations import DraftOperation, Leaves, Lowering
+from chainrule.capture.lowering.operations import DraftOperation, Lowering
 from chainrule.capture.lowering.parameters import read_parameters, read_reducers, read_reductions, read_updates
 from chainrule.capture.lowering.statistics import TapeStatistics
 from chainrule.capture.lowering.tensor_versions import TensorVersions
@@ -38,27 +38,27 @@ from chainrule.graph.statistics import Statistics
 def lower(tape: Tape, statistics: TapeStatistics | None = None) -> Graph:
     """The facts of a step; without autograd's nodes, which nobody asks for, where they do not last."""
     statistics = statistics or TapeStatistics(tape)
-    paths, passes = Paths(tape), BackwardPasses(tape)
+    paths = Paths(tape)
     lowering = Lowering(tape, paths.buffers)
-    leaves = Leaves(lowering)
+    passes = BackwardPasses(lowering)
     calls = read_calls(lowering, paths)
-    names = Names(lowering, leaves, paths, calls)
+    names = Names(lowering, paths, calls)
     number = number_nodes(lowering) if statistics.lasting else {each: each for each in range(len(tape.nodes))}
-    backwards = passes.backwards(lowering, leaves, number)
-    gradients = gradients_of(lowering, leaves, passes, backwards)
-    parameters = read_parameters(lowering, leaves, passes, names, statistics)
-    reductions = read_reductions(lowering, passes, names, parameters, statistics)
+    backwards = passes.backwards(number)
+    gradients = gradients_of(passes, backwards)
+    parameters = read_parameters(passes, names, statistics)
+    reductions = read_reductions(passes, names, parameters, statistics)
     of_leaves = _of_leaves(tape, parameters, reductions)
     return Graph(
         values=_freeze(tape, lowering.values, number, gradients, statistics, of_leaves),
         operations=tuple(_frozen(operation, number) for operation in lowering.operations),
         calls=calls,
-        nodes=read_nodes(lowering, leaves, number, passes.executions()) if statistics.lasting else (),
+        nodes=read_nodes(lowering, number, passes.executions()) if statistics.lasting else (),
         backwards=tuple(replace(each, given=_held(each.given, statistics)) for each in backwards),
-        updates=read_updates(lowering, leaves, names, statistics),
+        updates=read_updates(lowering, names, statistics),
         parameters=parameters,
         modules=tuple(paths.modules()),
-        events=tuple(read_events(lowering, passes, names)),
+        events=tuple(read_events(passes, names)),
         error=tape.error,
         notes=(*paths.notes_of_compiled(), *_notes_of_patterns(tape)),
         reducers=read_reducers(lowering, paths),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules._functions import BackwardHookFunction
 
 from chainrule.capture.lowering.naming import Names
-from chainrule.capture.lowering.operations import Leaves, Lowering
+from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
@@ -23,8 +23,9 @@ from chainrule.graph.graph import Backward, Event, Passage, counted
 class BackwardPasses:
     """The backward passes of a tape, numbered in the order of their calls."""
 
-    def __init__(self, tape: Tape) -> None:
-        self._tape = tape
+    def __init__(self, lowering: Lowering) -> None:
+        self.lowering = lowering
+        self._tape = tape = lowering.tape
         self._number = self._numbers()
         self._by_task = {raw.task: raw for raw in reversed(tape.backwards) if raw.task is not None}
 
@@ -72,38 +73,39 @@ class BackwardPasses:
         left = (self.left(raw, leaf) for raw in reversed(self._tape.backwards))
         return next((each for each in left if each is not None), None)
 
-    def losses(self, lowering: Lowering) -> list[int | None]:
+    def losses(self) -> list[int | None]:
         """The value that each pass began from; None for one that began unseen."""
-        known = [lowering.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards]
+        known = [
+            self.lowering.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards
+        ]
         unseen = max(self._number.values(), default=-1) + 1 - len(known)
         return known + [None] * unseen
 
-    def given(self, raw: RawBackward, lowering: Lowering, leaves: Leaves) -> dict[int, Tensor]:
+    def given(self, raw: RawBackward) -> dict[int, Tensor]:
         """What `torch.autograd.grad` returned, by the value that it was asked for."""
-        found = {}
+        found, lowering = {}, self.lowering
         for asked, version in raw.given:
-            value = leaves.of(asked) if is_trained_leaf(asked) else lowering.values.at(asked, raw.position)
+            of_leaf = is_trained_leaf(asked)
+            value = lowering.leaves.of(asked) if of_leaf else lowering.values.at(asked, raw.position)
             if value is not None:
                 found[value] = self._tape.data_of(version)
         return found
 
-    def backwards(self, lowering: Lowering, leaves: Leaves, number: dict[int, int]) -> tuple[Backward, ...]:
+    def backwards(self, number: dict[int, int]) -> tuple[Backward, ...]:
         """The passes with the nodes where they began; `number` puts these into forward order."""
-        found, losses = [], self.losses(lowering)
+        found, losses = [], self.losses()
         for index, raw in enumerate(self._tape.backwards):
             roots = tuple(
                 (number[self._tape.number_of[node]], self._tape.original(root).output_nr)
                 for root in raw.roots
                 if (node := self._tape.original(root).grad_fn) is not None and node in self._tape.number_of
             )
-            place, given = raw.site.place() if raw.site else None, self.given(raw, lowering, leaves)
+            place, given = raw.site.place() if raw.site else None, self.given(raw)
             found.append(Backward(index, roots, losses[index], place, raw.accumulates, given))
         return (*found, *(Backward(index, (), None) for index in range(len(found), len(losses))))
 
 
-def gradients_of(
-    lowering: Lowering, leaves: Leaves, passes: BackwardPasses, backwards: Sequence[Backward]
-) -> dict[int, Tensor]:
+def gradients_of(passes: BackwardPasses, backwards: Sequence[Backward]) -> dict[int, Tensor]:
     """d loss / d value of all values, summed over the passes that are `counted`.
 
     Where no node that uses a value ran, it is what `torch.autograd.grad` returned.
@@ -111,8 +113,8 @@ def gradients_of(
     given: dict[int, Tensor] = {}
     for backward in backwards:
         given |= backward.given
-    results = _summed(lowering, passes, backwards, _at_results(lowering))
-    return given | results | _summed(lowering, passes, backwards, _at_leaves(lowering, leaves, passes))
+    results = _summed(passes, backwards, _at_results(passes.lowering))
+    return given | results | _summed(passes, backwards, _at_leaves(passes))
 
 
 Arrivals = Iterator[tuple[int, Tensor]]
@@ -129,9 +131,9 @@ def _at_results(lowering: Lowering) -> Callable[..., Arrivals]:
     return arrivals
 
 
-def _at_leaves(lowering: Lowering, leaves: Leaves, passes: BackwardPasses) -> Callable[..., Arrivals]:
+def _at_leaves(passes: BackwardPasses) -> Callable[..., Arrivals]:
     """For a leaf: what nodes sent straight to it."""
-    nodes = lowering.tape.nodes
+    nodes, leaves = passes.lowering.tape.nodes, passes.lowering.leaves
     at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in nodes]
 
     def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
@@ -148,13 +150,14 @@ def _at_leaves(lowering: Lowering, leaves: Leaves, passes: BackwardPasses) -> Ca
 
 
 def _summed(
-    lowering: Lowering, passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
+    passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
 ) -> dict[int, Tensor]:
     """The sum of what arrived at each value in the passes that are counted.
 
     A pass that ended in an exception counts only where no other brought a gradient.
     """
-    tape, arrived = lowering.tape, dict[int, dict[int, Tensor]]()
+    lowering, tape = passes.lowering, passes.lowering.tape
+    arrived: dict[int, dict[int, Tensor]] = {}
     for run in tape.executions:
         number = passes.number(run[0])
         for value, gradient in arrivals(*run):
@@ -185,14 +188,14 @@ def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor) -> None:
 Arriving = dict[tuple[int, int, int], Tensor]  # (task, node, slot) -> the sum of what was sent there so far
 
 
-def read_events(lowering: Lowering, passes: BackwardPasses, names: Names) -> Iterator[Event]:
+def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
     """The writes in their order, then the changes by hooks in the order in which they ran.
 
     A write is on the tape. A hook runs inside autograd, unseen: it shows as a gradient that is not the sum of what the
     uses of the value sent.
     """
-    yield from _writes(lowering.tape, names)
-    yield from _changes_by_hooks(lowering, passes)
+    yield from _writes(passes.lowering.tape, names)
+    yield from _changes_by_hooks(passes)
 
 
 def _writes(tape: Tape, names: Names) -> Iterator[Event]:
@@ -203,8 +206,8 @@ def _writes(tape: Tape, names: Names) -> Iterator[Event]:
             yield Event(function or "write", name, position, site.place() if site else None)
 
 
-def _changes_by_hooks(lowering: Lowering, passes: BackwardPasses) -> Iterator[Event]:
-    tape, arriving = lowering.tape, Arriving()
+def _changes_by_hooks(passes: BackwardPasses) -> Iterator[Event]:
+    lowering, tape, arriving = passes.lowering, passes.lowering.tape, Arriving()
     for task, number, downstream, upstream in tape.executions:
         sent_on = frozen(tape, downstream)
         if getattr(tape.nodes[number].node, "_forward_cls", None) is BackwardHookFunction:
@@ -217,11 +220,12 @@ def _changes_by_hooks(lowering: Lowering, passes: BackwardPasses) -> Iterator[Ev
         for (node, slot), gradient in zip(tape.nodes[number].edges, sent_on, strict=False):
             if gradient is not None and node in tape.number_of:
                 accumulate(arriving, (task, tape.number_of[node], slot), gradient)
-    yield from _changes_at_leaves(lowering, passes, arriving)
+    yield from _changes_at_leaves(passes, arriving)
 
 
-def _changes_at_leaves(lowering: Lowering, passes: BackwardPasses, arriving: Arriving) -> Iterator[Event]:
+def _changes_at_leaves(passes: BackwardPasses, arriving: Arriving) -> Iterator[Event]:
     """What nodes sent to a leaf should be what the pass added to its `.grad`."""
+    lowering = passes.lowering
     combined = {(raw.task, id(raw.leaf)) for raw in lowering.tape.arrivals}  # over ranks: no hook of the user's
     for (task, number, _), sent in arriving.items():
         leaf = getattr(lowering.tape.nodes[number].node, "variable", None)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.lowering.operations import Leaves, Lowering
+from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawCall, Tape, tensors_in
@@ -85,9 +85,9 @@ class Paths:
 class Names:
     """Names each value and each parameter."""
 
-    def __init__(self, lowering: Lowering, leaves: Leaves, paths: Paths, calls: tuple[Call, ...]) -> None:
+    def __init__(self, lowering: Lowering, paths: Paths, calls: tuple[Call, ...]) -> None:
         self._tape, self._values = lowering.tape, lowering.values
-        self._reading, self._leaves, self._paths, self._calls = lowering, leaves, paths, calls
+        self._lowering, self._leaves, self._paths, self._calls = lowering, lowering.leaves, paths, calls
         self._ranked: dict[int, list[tuple[int, str]]] = {}
         self._name_parameters()
         self._name_results()
@@ -169,8 +169,8 @@ class Names:
 
     def _by_functions(self) -> Iterator[Naming]:
         for raw in self._tape.functions:
-            operation = self._reading.at.get(raw.first)
-            node = None if operation is None else self._reading.operations[operation].node
+            operation = self._lowering.at.get(raw.first)
+            node = None if operation is None else self._lowering.operations[operation].node
             outputs = [t for _, t in sorted(self._tape.nodes[node].outputs.items())] if node is not None else []
             result: Any = outputs[0] if len(outputs) == 1 else tuple(outputs)
             yield from self._targets(raw.last * 3, result, raw.site, self._site_around(raw.module), raw.last)
@@ -213,7 +213,7 @@ class Names:
     def _fallback(self, draft: DraftValue) -> str:
         if draft.operation is None:
             return draft.kind
-        operation = self._reading.operations[draft.operation]
+        operation = self._lowering.operations[draft.operation]
         name = operation.name.removeprefix("aten.").split(".")[0].lstrip("_")
         return name if operation.call is None else f"{_readable(self._calls[operation.call].name)}.{name}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from chainrule.capture.lowering.operations import Leaves, Lowering, node_name
+from chainrule.capture.lowering.operations import Lowering, node_name
 from chainrule.graph.graph import Edge, Node, Passage, Place, Ref, references
 
 # What PyTorch runs below autograd for an operation that cannot take its argument unchanged (conjugated, say).
@@ -32,24 +32,19 @@ def _forward_order(lowering: Lowering) -> Callable[[int], tuple[int, int]]:
     return lambda index: (first_use[index], 0) if index in first_use else (lowering.operation_of.get(index, last), 1)
 
 
-def read_nodes(
-    lowering: Lowering, leaves: Leaves, number: dict[int, int], executions: dict[int, list[Passage]]
-) -> tuple[Node, ...]:
+def read_nodes(lowering: Lowering, number: dict[int, int], executions: dict[int, list[Passage]]) -> tuple[Node, ...]:
     """The nodes by our numbers; `executions` are their runs, by the tape's."""
     sites = {lowering.at.get(each.first): each.site for each in reversed(lowering.tape.functions)}
     places = {
         operation: site.place() for operation, site in sites.items() if operation is not None and site is not None
     }
-    return tuple(
-        _node(new, raw, lowering, leaves, number, executions.get(raw, []), places) for raw, new in number.items()
-    )
+    return tuple(_node(new, raw, lowering, number, executions.get(raw, []), places) for raw, new in number.items())
 
 
 def _node(
     index: int,
     raw: int,
     lowering: Lowering,
-    leaves: Leaves,
     number: dict[int, int],
     executions: list[Passage],
     functions: dict[int, Place],
@@ -67,7 +62,7 @@ def _node(
         tuple(slots.get(slot) for slot in range(max(slots, default=-1) + 1)),
         tuple(_edges(raw, operation, lowering, number)),
         tuple(executions),
-        leaves.of(node.variable) if hasattr(node, "variable") else None,
+        lowering.leaves.of(node.variable) if hasattr(node, "variable") else None,
         functions.get(-1 if operation is None else operation) or _place(call, lowering),
         getattr(node, "_forward_cls", None),
     )

@@ -81,6 +81,7 @@ class Lowering:
         self._views: dict[int, list[int]] = {}  # id of a view -> the nodes that writes made for it
         self._index_nodes()
         self._read()
+        self.leaves = Leaves(self)
 
     def _index_nodes(self) -> None:
         for index, node in enumerate(self.tape.nodes):

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
-from chainrule.capture.lowering.operations import Leaves, Lowering
+from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.statistics import TapeStatistics
 from chainrule.capture.lowering.tensor_versions import data_after
-from chainrule.capture.tape import RawUpdate, Tape
+from chainrule.capture.tape import RawUpdate
 from chainrule.graph.graph import Parameter, ParameterUpdate, Reducer, Reduction, Update
 
 
-def read_updates(lowering: Lowering, leaves: Leaves, names: Names, statistics: TapeStatistics) -> tuple[Update, ...]:
+def read_updates(lowering: Lowering, names: Names, statistics: TapeStatistics) -> tuple[Update, ...]:
     """Each `optimizer.step()`, with the values of the parameters before it."""
     number_of: dict[int, int] = {}
     return tuple(
         Update(
             type(raw.optimizer).__name__,
-            tuple(_updated(lowering.tape, raw, leaves, names, statistics)),
+            tuple(_updated(lowering, raw, names, statistics)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
         )
@@ -30,9 +30,8 @@ def read_updates(lowering: Lowering, leaves: Leaves, names: Names, statistics: T
     )
 
 
-def _updated(
-    tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, statistics: TapeStatistics
-) -> Iterator[ParameterUpdate]:
+def _updated(lowering: Lowering, raw: RawUpdate, names: Names, statistics: TapeStatistics) -> Iterator[ParameterUpdate]:
+    tape, leaves = lowering.tape, lowering.leaves
     whole = {id(part): leaf for leaf, part in tape.reducers.gathered.values()}
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
     for place, (options, parameter) in enumerate(members):
@@ -52,10 +51,9 @@ def _updated(
         )
 
 
-def read_parameters(
-    lowering: Lowering, leaves: Leaves, passes: BackwardPasses, names: Names, statistics: TapeStatistics
-) -> dict[str, Parameter]:
+def read_parameters(passes: BackwardPasses, names: Names, statistics: TapeStatistics) -> dict[str, Parameter]:
     """Every trained leaf by its name; equal names are numbered."""
+    lowering, leaves = passes.lowering, passes.lowering.leaves
     found: dict[str, Parameter] = {}
     stepped = {
         id(p): after for raw in lowering.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)
@@ -127,14 +125,13 @@ def read_reducers(lowering: Lowering, paths: Paths) -> tuple[Reducer, ...]:
 
 
 def read_reductions(
-    lowering: Lowering,
     passes: BackwardPasses,
     names: Names,
     parameters: dict[str, Parameter],
     statistics: TapeStatistics,
 ) -> dict[str, Reduction]:
     """For each parameter the last time that its gradient was combined: what this rank gave, and what it got."""
-    tape, found = lowering.tape, {}
+    tape, found = passes.lowering.tape, {}
     for number, raw in enumerate(tape.arrivals):
         name = names.of_parameter(raw.parameter, number)
         backward = passes.of_task(raw.task)
