@@ -24,6 +24,7 @@ import chainrule
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
+from chainrule.graph.unobserved import unobserved
 
 Step = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], Tensor]
 
@@ -473,3 +474,15 @@ def test_a_parameter_that_wraps_another_tensor_is_trained_as_ever(keep: str) -> 
     assert weights
     assert all(value.data is None for value in weights)
     assert "weight" in str(recording)
+
+
+def test_unobserved_work_is_seen_by_no_mode_and_everything_is_put_back() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    with chainrule.record() as recording:
+        before = _len_torch_dispatch_stack(), _len_torch_function_stack()
+        with pytest.raises(ZeroDivisionError), unobserved():
+            assert (_len_torch_dispatch_stack(), (weight * 2).requires_grad) == (0, False)
+            1 / 0  # noqa: B018
+        assert (_len_torch_dispatch_stack(), _len_torch_function_stack()) == before
+        (weight * 3).sum().backward()
+    assert [call.name for call in recording.graph.calls] == ["mul", "sum"]
