@@ -1,7 +1,7 @@
-"""`chainrule.verify(fn, *inputs)`: the proof of one function at one point, without a training step around it.
+"""`chainrule.verify(fn, *inputs)`: verifies the gradients of one function at one point, without a training step.
 
-The outputs are weighed with random numbers and sent back, so that no gradient is hidden by symmetry. Everything that
-running the function changes is put back: `.grad` of the leaves that it reads, buffers of a module, random generators.
+The outputs get random upstream gradients, so that no error is hidden by symmetry. Whatever running the function changes
+is restored: `.grad` of the leaves that it reads, buffers of a module, random generators.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from chainrule.execution.experiment import nothing_left_behind
 from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.recording import record
 from chainrule.verification.gradient_check import Verification
-from chainrule.verification.gradient_check import verify as prove
+from chainrule.verification.gradient_check import verify as verify_graph
 
 
 def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any, **keywords: Any) -> Verification:
-    """Prove the gradients of a function, a module, or an `autograd.Function` (the class, or its `.apply`) on inputs.
+    """Verify the gradients of a function, a module, or an `autograd.Function` (the class, or its `.apply`) on inputs.
 
-    Tensors of real or complex numbers among the inputs count as variables, on copies: the inputs stay as they are.
+    Copies of the real or complex tensors among the inputs are the variables; the inputs do not change.
 
     >>> import torch, chainrule
     >>> chainrule.verify(torch.nn.functional.gelu, torch.randn(3, 4)).passed
     True
 
-    Raises RecordingError where `fn` cannot be called, fails on these inputs in forward or backward, or gives nothing
+    Raises RecordingError where `fn` cannot be called, fails on these inputs in forward or backward, or returns nothing
     that depends on a variable.
     """
     name = _name(fn)
@@ -45,7 +45,7 @@ def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any,
             with _gradients_restored(outs):
                 seeds = _projection(outs)
                 _tried(lambda: torch.autograd.backward(outs, seeds), name, "in its backward")
-        return prove(recording.graph)
+        return verify_graph(recording.graph)
 
 
 def _name(fn: Any) -> str:
@@ -60,9 +60,9 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
         apply: Callable[..., Any] = fn.apply
         return apply
     if isinstance(fn, Tensor) or not callable(fn):
-        told = repr(fn) if isinstance(fn, str) else f"a {type(fn).__name__}"
+        given = repr(fn) if isinstance(fn, str) else f"a {type(fn).__name__}"
         raise RecordingError(
-            f"chainrule.verify: {told} cannot be called. Give a "
+            f"chainrule.verify: {given} cannot be called. Give a "
             "function, a module or an autograd.Function first, then its inputs: chainrule.verify(fn, x, y)."
         )
     if isinstance(fn, type):
@@ -71,7 +71,7 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
 
 
 def _variables(tree: Any) -> Any:
-    """Copies of all tensors; those that have a derivative want a gradient."""
+    """Copies of all tensors; those with derivatives require gradients."""
 
     def variable(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -89,11 +89,11 @@ def _tried(run: Callable[[], Any], name: str, where: str) -> Any:
     try:
         return run()
     except Exception as error:
-        told = str(error).strip().splitlines()
-        writes = told and "a leaf Variable that requires grad" in told[0]
+        lines = str(error).strip().splitlines()
+        writes = lines and "a leaf Variable that requires grad" in lines[0]
         advice = f" It writes to what it is given: chainrule.verify(lambda x: {name}(x.clone()), x)." if writes else ""
         raise RecordingError(
-            f"chainrule.verify: {name} failed {where}: {type(error).__name__}{': ' + told[0] if told else ''}{advice}"
+            f"chainrule.verify: {name} failed {where}: {type(error).__name__}{': ' + lines[0] if lines else ''}{advice}"
         ) from error
 
 
@@ -118,7 +118,7 @@ def _projection(outs: list[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _restored(fn: Any) -> Iterator[None]:
-    """A module's buffers, as running statistics, are as they were."""
+    """Restore a module's buffers (running statistics) at the end."""
     buffers = [(each, each.detach().clone()) for each in fn.buffers()] if isinstance(fn, torch.nn.Module) else []
     try:
         yield
@@ -130,12 +130,11 @@ def _restored(fn: Any) -> Iterator[None]:
 
 @contextmanager
 def _gradients_restored(outs: list[Tensor]) -> Iterator[None]:
-    """Every leaf that the outputs were made from has no `.grad` inside, and the one that it had afterwards."""
+    """Clear `.grad` of every leaf behind the outputs, and restore it at the end."""
     roots = [each.grad_fn for each in outs if each.grad_fn is not None]
     nodes = reach(roots, lambda node: [each for each, _ in node.next_functions if each is not None])
-    leaves = [node.variable for node in nodes if hasattr(node, "variable")]
-    before = [(leaf, leaf.grad) for leaf in leaves]
-    for leaf in leaves:
+    before = [(node.variable, node.variable.grad) for node in nodes if hasattr(node, "variable")]
+    for leaf, _ in before:
         leaf.grad = None
     try:
         yield

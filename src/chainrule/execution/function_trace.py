@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from chainrule.capture.lowering.calls import function_name
+from chainrule.capture.lowering.naming import function_name
 from chainrule.execution.experiment import Experiment, Probe, real
 from chainrule.graph.graph import Edge
 from chainrule.graph.trees import map_leaves, tensors_in

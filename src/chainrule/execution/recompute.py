@@ -1,9 +1,10 @@
 """What was not kept, recomputed on demand: the recorded operations run again, and autograd back through them.
 
 A recording that keeps statistics alone still knows every operation, what it drew its random numbers from, the small
-tensors, and where the user has the large leaves (`Loan`). So the step can be played again as far as somebody asks: only
-the operations that are needed run, in their order, each on what is there, and what no later one needs is let go of.
-Back through them it goes node by node: autograd runs again on each operation alone, with the gradient that arrived.
+tensors, and where the user has the large leaves (`BorrowedTensor`). So the step can be played again as far as somebody
+asks: only the operations that are needed run, in their order, each on what is there, and what no later one needs is let
+go of. Back through them it goes node by node: autograd runs again on each operation alone, with the gradient that
+arrived.
 
 Nothing of it is taken on trust. A leaf must be as it was (its version, a few of its numbers, its figures), and what is
 recomputed must have the figures that were recorded; where it has not, that is an error, and no number is given out. Run
@@ -21,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from chainrule.capture.borrowed import Loan
+from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.tape import Traits, storage_of
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
@@ -40,7 +41,7 @@ NO_WAY = (
 Gradients = tuple[Tensor | None, ...]
 
 
-def recompute(graph: Graph, lent: Mapping[int, Loan], names: Iterable[str]) -> Graph:
+def recompute(graph: Graph, lent: Mapping[int, BorrowedTensor], names: Iterable[str]) -> Graph:
     """The facts of a step with the numbers of the values that `names` name; of all values where none is named.
 
     With a value come those of the calls that made it or used it, so that its gradient can be explained and proved.
@@ -68,7 +69,7 @@ def _named(graph: Graph, name: str) -> list[int]:
 class _Replay:
     """One replay: `values` are the graph's, with numbers as long as something needs them."""
 
-    def __init__(self, graph: Graph, lent: Mapping[int, Loan], wanted: Wanted) -> None:
+    def __init__(self, graph: Graph, lent: Mapping[int, BorrowedTensor], wanted: Wanted) -> None:
         self.old, self.wanted, self.lent = graph, wanted, lent
         self.values = list(graph.values)
         self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in as the replay goes on
