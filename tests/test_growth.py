@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.capture.lowering.assemble import assemble
-from chainrule.gc_control import uncollected
+from chainrule.capture.lowering import lower
+from chainrule.gc_control import gc_paused
 
 CHAIN = """
     import sys, threading, torch, chainrule
@@ -90,7 +90,7 @@ def test_nothing_is_collected_while_a_graph_is_built() -> None:
 
     gc.callbacks.append(seen)
     try:
-        graph = assemble(recording._tape)
+        graph = lower(recording._tape)
     finally:
         gc.callbacks.remove(seen)
     assert len(graph.nodes) == 402
@@ -103,7 +103,7 @@ def test_the_collector_is_left_as_it_was(collecting: bool) -> None:
     before = gc.isenabled()
     try:
         (gc.enable if collecting else gc.disable)()
-        with pytest.raises(ValueError, match="in the middle"), uncollected():
+        with pytest.raises(ValueError, match="in the middle"), gc_paused():
             assert not gc.isenabled()
             raise ValueError("in the middle")
         assert gc.isenabled() is collecting

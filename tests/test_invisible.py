@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ from torch import Tensor
 from torch._C import _len_torch_function_stack
 from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
+from torch.utils._python_dispatch import _len_torch_dispatch_stack, return_and_correct_aliasing
+from torch.utils._pytree import tree_map_only
 
 import chainrule
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
+from chainrule.graph.unobserved import unobserved
 
 Step = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], Tensor]
 
@@ -431,3 +434,55 @@ def test_garbage_is_collected_less_often_in_the_block_and_as_before_after_it(bef
         assert gc.get_threshold() == (123, *before[1:])
     finally:
         gc.set_threshold(*threshold)
+
+
+class Wrapper(Tensor):
+    """Holds a tensor on which its operations run, and has no memory itself, as tensors of quantized weights do."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapper:
+        made: Wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain, named = tree_map_only(Wrapper, lambda each: each.inner, (args, kwargs or {}))
+        return return_and_correct_aliasing(func, args, kwargs or {}, tree_map_only(Tensor, cls, func(*plain, **named)))
+
+
+@pytest.mark.parametrize("keep", ["all", "statistics"])
+def test_a_parameter_that_wraps_another_tensor_is_trained_as_ever(keep: str) -> None:
+    def trained(recorded: bool) -> tuple[Tensor, chainrule.Recording | None]:
+        torch.manual_seed(0)
+        weight = nn.Parameter(Wrapper(torch.randn(100, 100)))
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+        with chainrule.record(keep=keep) if recorded else nullcontext() as recording:
+            for _ in range(2):
+                optimizer.zero_grad()
+                (weight * 2).mul_(3).square().mean().backward()
+                optimizer.step()
+        return weight.detach().inner, recording
+
+    plain, _ = trained(False)
+    same, recording = trained(True)
+    assert torch.equal(plain, same)
+    assert recording is not None
+    weights = [value for value in recording.graph.values if value.shape == (100, 100)]
+    assert weights
+    assert all(value.data is None for value in weights)
+    assert "weight" in str(recording)
+
+
+def test_unobserved_work_is_seen_by_no_mode_and_everything_is_put_back() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    with chainrule.record() as recording:
+        before = _len_torch_dispatch_stack(), _len_torch_function_stack()
+        with pytest.raises(ZeroDivisionError), unobserved():
+            assert (_len_torch_dispatch_stack(), (weight * 2).requires_grad) == (0, False)
+            1 / 0  # noqa: B018
+        assert (_len_torch_dispatch_stack(), _len_torch_function_stack()) == before
+        (weight * 3).sum().backward()
+    assert [call.name for call in recording.graph.calls] == ["mul", "sum"]

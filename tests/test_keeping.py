@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
-from chainrule.capture import retention as keeping
+from chainrule.capture import retention
 from chainrule.capture.eviction import BATCH
 from chainrule.errors import RecordingError
 from chainrule.graph import statistics
@@ -27,7 +27,7 @@ LARGE = 20_000  # elements of a float32 tensor that is not small
 
 @pytest.fixture
 def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "SMALL", 0)
+    monkeypatch.setattr(retention, "SMALL", 0)
 
 
 class Wide(nn.Module):
@@ -361,8 +361,8 @@ def test_a_device_without_memory_left_does_not_end_the_step(
     def measure(tensor: Tensor) -> Any:
         raise error("no memory left")
 
-    monkeypatch.setattr(keeping, "in_place", lambda tensor: None)  # as on a device, where figures take memory
-    monkeypatch.setattr(keeping, "measure", measure)
+    monkeypatch.setattr(retention, "in_place", lambda tensor: None)  # as on a device, where figures take memory
+    monkeypatch.setattr(retention, "measure", measure)
     recording, _, loss = wide_step(keep="statistics")
     monkeypatch.undo()
     assert torch.equal(loss, wide_step(keep="all")[2])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import chainrule
-from chainrule.capture import retention as keeping
+from chainrule.capture import retention
 from chainrule.errors import MissingError, ReplayError, RequestError
 from chainrule.execution import recompute as replay
 from chainrule.graph.statistics import Statistics
@@ -60,7 +60,7 @@ class Step:
 
 @pytest.fixture(autouse=True)
 def _single_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "SMALL", 8)
+    monkeypatch.setattr(retention, "SMALL", 8)
 
 
 def test_what_is_named_is_recomputed_and_the_rest_is_left() -> None:

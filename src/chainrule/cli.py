@@ -22,7 +22,7 @@ NOTHING = 2  # also click's status for wrong usage
 
 
 class Failure(click.ClickException):
-    """A `ChainruleError`, told in its one sentence."""
+    """A `ChainruleError`, printed as its sentence."""
 
     exit_code = NOTHING
 
@@ -31,7 +31,7 @@ class Commands(click.Group):
     """A group whose commands may raise `ChainruleError`."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what is raised on purpose is told without a traceback."""
+        """Run the command; an error raised on purpose is printed without a traceback."""
         try:
             return super().invoke(ctx)
         except ChainruleError as error:
@@ -39,7 +39,7 @@ class Commands(click.Group):
 
 
 class ScriptCommand(click.Command):
-    """A command that takes a script, whose own options stand after `--`."""
+    """A command that takes a script, whose own options come after `--`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Say where an option that is not ours belongs."""
@@ -115,7 +115,7 @@ def demo(optimizer: str, logits: bool, train: int, brief: bool, output: str | No
 @output_option
 @click.option("--stop", is_flag=True, help="End the script right after the step.")
 def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str | None, stop: bool) -> NoReturn:
-    """Run SCRIPT as python would, and tell its N-th training step.
+    """Run SCRIPT as python would, and show its N-th training step.
 
     The script is not changed, runs on to its end, and its exit status is passed on. The status is 2 if the step never
     came.
@@ -133,9 +133,9 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str 
         check_output(output)  # the script may run for hours
         output = os.path.abspath(output)  # and change its folder
     outcome = run_script(script, args, step=step, stop=stop)
-    _tell_shortfall(outcome)
+    _say_shortfall(outcome)
     if outcome.recording is not None and outcome.recording.graph.calls:
-        _tell(outcome.recording, brief, output)
+        _show(outcome.recording, brief, output)
     sys.exit(outcome.status or (0 if outcome.complete else NOTHING))
 
 
@@ -158,7 +158,7 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str 
 def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...], sample: float | None) -> NoReturn:
     """Check every gradient of one training step of SCRIPT.
 
-    Each autograd node is held against our rule and against a finite difference. The script ends right after the step.
+    Each autograd node is compared with our rule and with a finite difference. The script ends right after the step.
     The exit status is 1 where the three disagree, and 2 where there was nothing to verify.
 
     \b
@@ -173,7 +173,7 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
     from chainrule.views.terminal import render
 
     outcome = run_script(script, args, step=step, stop=True)
-    _tell_shortfall(outcome)
+    _say_shortfall(outcome)
     if outcome.recording is None or not outcome.recording.nodes:
         if outcome.complete:
             _say(
@@ -193,7 +193,7 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
 @click.option(
     "--every", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Watch each N-th step."
 )
-@click.option("--to", type=click.Path(dir_okay=False), metavar="FILE", help="Keep what is seen in a file (run.db).")
+@click.option("--to", type=click.Path(dir_okay=False), metavar="FILE", help="Write what is seen to a file (run.db).")
 @click.option(
     "--full-every",
     type=click.IntRange(min=1),
@@ -238,7 +238,7 @@ def watch(
 @brief_option
 @output_option
 def show(file: str, brief: bool, output: str | None) -> None:
-    """Tell a step or a whole run from its FILE.
+    """Show a step or a whole run from its FILE.
 
     A step is saved as FILE.safetensors, and a run that is watched as FILE.db.
 
@@ -252,14 +252,14 @@ def show(file: str, brief: bool, output: str | None) -> None:
     from chainrule.monitor import runs
 
     if runs.is_run(file) or file.lower().endswith(".db"):
-        _tell_run(file, output)
+        _show_run(file, output)
         return
     from chainrule.recording import load
 
-    _tell(load(file), brief, output)
+    _show(load(file), brief, output)
 
 
-def _tell(recording: Recording, brief: bool, output: str | None) -> None:
+def _show(recording: Recording, brief: bool, output: str | None) -> None:
     if output is None:
         recording.show(brief=brief)
     else:
@@ -267,7 +267,7 @@ def _tell(recording: Recording, brief: bool, output: str | None) -> None:
         _say(f"the step is written to {output}")
 
 
-def _tell_run(file: str, output: str | None) -> None:
+def _show_run(file: str, output: str | None) -> None:
     from chainrule.monitor import runs
     from chainrule.views.terminal import render
 
@@ -279,7 +279,7 @@ def _tell_run(file: str, output: str | None) -> None:
             _say(f"the run is written to {output}")
 
 
-def _tell_shortfall(outcome: ScriptRun) -> None:
+def _say_shortfall(outcome: ScriptRun) -> None:
     if outcome.shortfall:
         _say(outcome.shortfall)
 

@@ -1,4 +1,4 @@
-"""The worked example, recorded like anybody's code: one step of a model file that knows nothing of chainrule."""
+"""The worked example: one step of a model file that knows nothing of chainrule, recorded like anybody's code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def show_demo(
     output: str | None = None,
     console: Console | None = None,
 ) -> None:
-    """Tell one training step, then the cost after it; `train` more steps end with the predictions."""
+    """Show one training step and the cost after it; with `train` more steps also the predictions."""
     console = console or Console(highlight=False)
     model, loss, update = build(optimizer, logits)
     with record(namespace=vars(worked_example)) as recording:

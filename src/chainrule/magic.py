@@ -1,7 +1,7 @@
 """`%load_ext chainrule`, and then `%%chainrule` at the head of a cell records what the cell runs.
 
-The cell runs as any cell does, in the user's own variables; the recording is shown below it, and stands in the variable
-that the magic's line names (`%%chainrule step`), by default `recording`.
+The cell runs as usual, in the user's variables. The recording is shown below it, and assigned to the variable that the
+magic's line names (`%%chainrule step`), by default `recording`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run_cell(shell: Any, line: str, cell: str) -> Recording:
             f"%%chainrule: {name!r} is no name for a variable. Write `%%chainrule step`, or `%%chainrule`."
         )
     source = shell.transform_cell(cell)
-    # Under the name that the shell gives it, its lines can be found again, and so the names of its values.
+    # The source lines, and so the names of values, are found by the file name that the shell gives the cell.
     file = shell.compile.cache(source, shell.execution_count, raw_code=cell)
     code = compile(source, file, "exec")
     with record(namespace=shell.user_ns) as recording:

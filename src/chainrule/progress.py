@@ -1,4 +1,4 @@
-"""A progress bar for work that takes long: on a terminal, on the standard error, and gone when the work is done."""
+"""A progress bar for long work: on standard error, if that is a terminal, and removed when the work is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PATIENCE = 0.5  # seconds before a bar is worth showing
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Give `progress(done, total)`, which shows a bar where somebody is there to see it; quick work shows none."""
+    """Give `progress(done, total)`, which shows a bar on a terminal, unless the work is quick."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -19,7 +19,7 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with ExitStack() as shown:
         progress: Progress | None = None
 
-        def tell(done: int, total: int) -> None:
+        def show(done: int, total: int) -> None:
             nonlocal progress
             if progress is None and console.is_terminal and time.monotonic() - began > PATIENCE:
                 progress = shown.enter_context(Progress(console=console, transient=True))
@@ -27,4 +27,4 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
             if progress is not None:
                 progress.update(progress.task_ids[0], completed=done)
 
-        yield tell
+        yield show

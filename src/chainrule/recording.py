@@ -1,29 +1,29 @@
-"""What the user holds: `record()`, and the `Recording` that it gives. Facts inside, verbs that only delegate."""
+"""The public objects: `record()`, and the `Recording` that it gives. Facts inside, verbs that only delegate."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from chainrule.capture.borrowed import Loan
-from chainrule.capture.lowering.assemble import assemble, let_go
-from chainrule.capture.lowering.statistics import Borrowed, Snapshots
-from chainrule.capture.recorder import Recorder, exception_site
-from chainrule.capture.retention import Keep, is_trained_leaf
-from chainrule.capture.source import is_library
+from chainrule.capture.borrowed import BorrowedTensor
+from chainrule.capture.lowering import free, lower
+from chainrule.capture.lowering.naming import note_names, variables_around
+from chainrule.capture.lowering.statistics import Snapshots, SnapshotsInPlace
+from chainrule.capture.recorder import Recorder
+from chainrule.capture.retention import Policy
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
-from chainrule.gc_control import Seldom
+from chainrule.gc_control import FewerCollections
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.snapshot import Parameter
+from chainrule.graph.unobserved import unobserved
 from chainrule.verification.gradient_check import MEMORY, verify
 from chainrule.verification.rows import GradientCheck
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from chainrule.graph.statistics_cache import StatisticsCache
 
 
-QUICKLY_VERIFIED = 300  # nodes up to which a page is verified unasked
+QUICKLY_VERIFIED = 300  # nodes up to which a page shows verdicts without being asked
 
 
 class Verification(GradientCheck):
@@ -60,54 +60,50 @@ class Verification(GradientCheck):
 
 
 class Recording:
-    """One recorded training step: its facts, and everything that can be worked out from them, when it is asked for.
+    """One recorded training step: its facts, and everything that can be worked out from them, on demand.
 
-    While the block of `record()` runs there is nothing to see yet; every property raises RecordingError until it ends.
+    While the block of `record()` runs, every property raises RecordingError.
     """
 
     def __init__(self, tape: Tape | None) -> None:
         self._tape = tape
         self._open = tape is not None
         self._verification: Verification | None = None
-        self._lent: Mapping[int, Loan] = {}
+        self._owners: Mapping[int, BorrowedTensor] = {}
 
     @classmethod
-    def of(cls, graph: Graph, lent: Mapping[int, Loan] | None = None) -> Recording:
-        """A recording of facts that are known already; `lent` are the leaves that were not kept and live on."""
+    def of(cls, graph: Graph, owners: Mapping[int, BorrowedTensor] | None = None) -> Recording:
+        """A recording of given facts; `owners` are the leaves that were not kept and live on."""
         recording = cls(None)
         recording.graph = graph
-        recording._lent = lent or {}
+        recording._owners = owners or {}
         return recording
 
     @cached_property
     def graph(self) -> Graph:
-        """All facts of the step: values, operations, calls, nodes, backward passes, updates.
-
-        Raises RecordingError while the block of `record()` is still running.
-        """
+        """All facts of the step: values, operations, calls, nodes, backward passes, updates."""
         tape = self._ended()
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with unobserved():
             tape.secure()
             tape.release()
-        graph = assemble(tape, Snapshots(tape))
-        self._tape, self._lent = None, tape.lent
-        let_go(tape)  # of autograd's graph and of the user's objects
+        graph = lower(tape, Snapshots(tape))
+        self._tape, self._owners = None, tape.owners
+        free(tape)  # also autograd's graph and the user's objects
         return graph
 
     def at_once(self, measures: StatisticsCache, magnitudes: bool) -> Graph:
-        """The graph for whoever looks at it before the user's code goes on, and then lets go of it.
+        """The graph for use before the user's code goes on: nothing is copied (see `SnapshotsInPlace`).
 
-        Nothing is copied, and no more is measured than is asked for, by `measures`, with histograms or without
-        (`magnitudes`); for what else it lacks, see `assemble`. It is this recording's `graph` from now on; until the
-        user's code goes on, `to_last` gives another that has everything.
+        Tensors are measured by `measures`, with histograms or without (`magnitudes`). From now on it is this
+        recording's `graph`; until the user's code goes on, `to_last` gives another recording that has everything.
         """
         tape = self._ended()
         tape.release()
-        self.graph = assemble(tape, Borrowed(tape, measures, magnitudes))
+        self.graph = lower(tape, SnapshotsInPlace(tape, measures, magnitudes))
         return self.graph
 
     def to_last(self) -> Recording:
-        """The same step, read once more and for good, after `at_once` has given what is good only for now."""
+        """The same step with a graph that lasts, after `at_once`."""
         lasting = Recording(self._ended())
         lasting._open, self._tape = False, None
         return lasting
@@ -121,8 +117,8 @@ class Recording:
         return self._tape
 
     def __del__(self) -> None:
-        if self._tape is not None and not self._open:  # nobody has asked for the graph
-            let_go(self._tape)
+        if self._tape is not None and not self._open:  # the graph was never asked for
+            free(self._tape)
 
     @property
     def loss(self) -> float | None:
@@ -146,7 +142,7 @@ class Recording:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """Every autograd node, in forward order; a leaf's `AccumulateGrad` stands where the leaf is first used."""
+        """Every autograd node, in forward order; a leaf's `AccumulateGrad` comes where the leaf is first used."""
         return self.graph.nodes
 
     @property
@@ -156,14 +152,14 @@ class Recording:
 
     @property
     def error(self) -> str | None:
-        """The exception that ended the block, if one did; what is recorded goes up to there."""
+        """The exception that ended the block, if one did; the recording ends there."""
         return self.graph.error
 
     def __getitem__(self, name: str) -> Value:
-        """The value that goes by this name: a variable of the user's code, a parameter's or a module's path.
+        """The value of this name: a variable of the user's code, or the path of a parameter or module.
 
-        Where a name was given several times (`x` in a loop), it means the last; `x@1` is the first.
-        Raises MissingError, with the near matches, where nothing goes by that name.
+        Of several values of one name (`x` in a loop) it is the last; `x@1` is the first.
+        Raises MissingError, with near matches, where nothing has that name.
         """
         from chainrule.graph.names import find_value
 
@@ -195,32 +191,30 @@ class Recording:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The derivation: forward, backward and update steps, in the order in which they are told."""
+        """The derivation: forward, backward and update steps, in the order in which they are shown."""
         return self.derivation.steps
 
     def recompute(self, *names: str) -> Recording:
-        """A recording in which these values and their gradients have numbers, also where only figures were kept.
+        """A recording in which these values and their gradients have numbers, where only statistics were kept.
 
-        A name is what `recording[name]` takes, or a pattern of module paths (`h.3.*`); without any it is everything.
+        A name is what `recording[name]` takes, or a pattern of module paths (`h.3.*`); without names it is everything.
         The recorded operations run again, as far as needed, from the small tensors that were kept, the parameters and
         inputs that you still hold, and the recorded states of the random generator. What the calls around the values
-        took and gave comes with them, so that `why`, `verify` and `show` have what they need. This recording is left
-        as it is; the new one says in a note what was recomputed, not recorded.
+        took and gave is included, so that `why`, `verify` and `show` have what they need. This recording does not
+        change; a note of the new one says what was recomputed.
 
         Raises MissingError for a name that does not exist, RequestError for what is no name, and ReplayError where a
-        parameter or an input was overwritten meanwhile, or what is recomputed has other figures than those recorded.
+        parameter or an input was overwritten meanwhile, or the statistics differ from those recorded.
         """
         from chainrule.execution.recompute import recompute
 
         graph = self.graph
-        return Recording.of(recompute(graph, self._lent, names), self._lent)
+        return Recording.of(recompute(graph, self._owners, names), self._owners)
 
     def why(self, name: str, index: tuple[int, ...] | int = ()) -> Why:
-        """The sum that made one number of a gradient: `.terms`, each with its `.value` and its two factors.
+        """The sum behind one number of a gradient: `.terms`, each with its `.value` and its two factors.
 
-        A single number has no axes, and needs no index.
-
-        Raises MissingError where the name or the index does not exist.
+        A single number needs no index. Raises MissingError where the name or the index does not exist.
         """
         from chainrule.derivation.why import why
 
@@ -231,10 +225,10 @@ class Recording:
     ) -> Verification:
         """Check the gradients at every node: our rule, autograd and finite differences, side by side.
 
-        `only` limits it to nodes whose name, module or value matches the pattern, or one of several (`h.3.*` is a
-        block and all in it); `sample` to a random share of them (0.1 is a tenth), the same one each time; what was left
-        out is said. `memory` is what the check of one node may take, in bytes: 2 GiB by default. A bar on a terminal's
-        standard error shows how far it is.
+        `only` limits it to nodes whose name, module or value matches a pattern, or one of several (`h.3.*` is a block
+        and all in it); `sample` to a random share of them (0.1 is a tenth), the same one each time. The result says
+        what was left out. `memory` is how many bytes the check of one node may take: 2 GiB by default. On a terminal a
+        progress bar is shown on standard error.
 
         Raises MissingError where `only` names nothing, RequestError for a share or a memory that means nothing.
         """
@@ -251,10 +245,10 @@ class Recording:
         return found
 
     def findings(self, thresholds: Thresholds | None = None, silence: Collection[str] = ()) -> tuple[Finding, ...]:
-        """What is unhealthy in this step, or at least worth knowing, with evidence.
+        """What is unhealthy in this step, or worth knowing, with evidence.
 
-        `thresholds` decide what counts as such; `silence` leaves findings out by their ids, as in `("unit-off",)`.
-        Where numbers were not kept, the checks that need them all are left out, and others go by the statistics.
+        `thresholds` decide what counts; `silence` leaves findings out by their ids, as in `("unit-off",)`. Without all
+        numbers, checks that need them are left out, and others use the statistics.
         Raises SilenceError for an id that no finding has.
         """
         return self._findings if thresholds is None and not silence else self._found(thresholds, silence)
@@ -266,7 +260,7 @@ class Recording:
         return findings(self.graph, derivation, self.notation, thresholds, silence, self._measures)
 
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
-        """The step as it is told, for any view.
+        """The step as a document, for any view.
 
         With `pointing` also the sum behind each number, for a page, and the verdicts of `verify`, which a small step
         runs unasked; with `coded` also the code that recomputes each section, for a notebook.
@@ -282,7 +276,7 @@ class Recording:
         return report.brief(context) if brief else report.full(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:
-        """Tell the whole step in the terminal, or with `brief` in a screenful."""
+        """Print the whole step in the terminal, or with `brief` a screenful."""
         from chainrule.views import terminal
 
         terminal.render(self.document(brief))
@@ -290,8 +284,7 @@ class Recording:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recording to a file; its suffix names the view.
 
-        `.safetensors` is the recording itself, which `chainrule.load` reads. A file that is there is replaced all at
-        once, so that an interrupted write leaves the old one.
+        `.safetensors` is the recording itself, which `chainrule.load` reads. An existing file is replaced atomically.
 
         Raises StorageError for a suffix that no view has, and where the file cannot be written.
         """
@@ -307,7 +300,7 @@ class Recording:
         storage.write_atomically(path, view.written(document).encode())
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        """What a notebook shows: the page in a frame, and the summary where HTML is not shown."""
+        """What a notebook shows: the page in a frame, or the summary where HTML is not shown."""
         if self._open:
             return {"text/plain": repr(self)}
         from chainrule.views.page import framed
@@ -326,7 +319,7 @@ class Recording:
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Raise StorageError where `recording.save(path)` would, for its suffix or its place: before a step is recorded."""
+    """Raise StorageError where `recording.save(path)` would, before a step is recorded."""
     from chainrule.graph import storage
 
     _suffix(path)
@@ -334,7 +327,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:
-    """What names the view, in lower case. Raises StorageError where nothing writes such a file."""
+    """The suffix, in lower case. Raises StorageError where nothing writes such a file."""
     from chainrule import views
 
     suffix = os.path.splitext(os.fspath(path))[1].lower()
@@ -345,7 +338,7 @@ def _suffix(path: str | os.PathLike[str]) -> str:
 def load(path: str | os.PathLike[str]) -> Recording:
     """Read a recording that `recording.save("step.safetensors")` wrote. Nothing in the file is executed.
 
-    A user's own `autograd.Function` is not in the file, so its node can be told but not run again.
+    A user's own `autograd.Function` is not in the file, so its node can be shown but not run again.
 
     Raises StorageError where the file is missing, cut short, corrupt, no recording, or of a newer version.
     """
@@ -358,18 +351,16 @@ class record:  # noqa: N801 (read as a verb)
     """Record what runs in the block as one training step: `with chainrule.record() as recording:`.
 
     Nothing about the step changes: losses, gradients, random numbers and updated parameters are bit for bit those of
-    the same step without it, and no hook is left on the model, even after an exception (which passes
-    through). `namespace` gives the names of tensors that the block itself does not name; by default the variables
-    around it.
+    the same step without it, and no hook is left on the model, even after an exception (which passes through).
+    `namespace` names the tensors that the block itself does not name; by default it is the variables around the block.
 
-    `keep` says how much is kept: "all"; "statistics", the figures of each value and gradient (`Statistics`) instead of
-    its numbers, but for those of up to 16 KiB; a list of patterns of module paths, such as `["h.3.*", "lm_head"]`,
-    statistics but for these modules. By default all, up to `memory` bytes of values and gradients (4 GiB, or a quarter
-    of the machine's memory where that is less), and statistics beyond. Parameters, inputs and `.grad` are the user's:
-    they are copied when the recording is read, or before an optimizer overwrites them.
+    `keep` is "all"; "statistics", the `Statistics` of each value and gradient of more than 16 KiB instead of its
+    numbers; or a list of patterns of module paths, such as `["h.3.*", "lm_head"]`, for which numbers are kept, and
+    statistics elsewhere. By default all is kept, up to `memory` bytes of values and gradients (4 GiB, or a quarter of
+    the machine's memory where that is less), and statistics beyond. Parameters, inputs and `.grad` are the user's: they
+    are copied when the recording is read, or before an optimizer overwrites them.
 
-    Raises RecordingError inside another `record()` of the same thread, and for a `keep` or `memory` that is no such
-    thing.
+    Raises RecordingError inside another `record()` of the same thread, and for any other `keep` or `memory`.
     """
 
     def __init__(
@@ -380,31 +371,31 @@ class record:  # noqa: N801 (read as a verb)
         memory: int | None = None,
     ) -> None:
         self._namespace = namespace
-        self._recorder = Recorder(Keep.of(keep, memory))
-        self._seldom = Seldom()
+        self._recorder = Recorder(Policy.of(keep, memory))
+        self._collections = FewerCollections()
 
     def __enter__(self) -> Recording:
         self._recorder.start()
-        self._seldom.begin()
+        self._collections.begin()
         self._recording = Recording(self._recorder.tape)
         return self._recording
 
     def know(self, models: Iterable[torch.nn.Module]) -> None:
-        """Say which modules are whole models: paths begin at them, whichever of their parts are called."""
+        """Name whole models: paths begin at them, even if only parts of them are called."""
         self._recorder.tape.models.extend(models)
 
     def keep_leaves(self) -> None:
-        """Keep what an optimizer overwrites, however large it is, so that the step can be played again."""
-        if self._recorder.tape.keeper is not None:
-            self._recorder.tape.keeper.keeps_leaves = True
+        """Keep what an optimizer overwrites, however large it is, so that the step can be recomputed."""
+        if self._recorder.tape.retention is not None:
+            self._recorder.tape.retention.keeps_leaves = True
 
     def enter(self, module: torch.nn.Module, args: Any) -> None:
-        """Count a module whose forward pass had begun when the recording did."""
-        self._recorder._enter_module(module, args)
+        """Record a module whose forward pass began before the recording."""
+        self._recorder.enter_module(module, args)
 
     def enter_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count an optimizer's step that had begun when the recording did."""
-        self._recorder._before_step(optimizer, args, kwargs)
+        """Record an optimizer's step that began before the recording."""
+        self._recorder.before_step(optimizer, args, kwargs)
 
     @property
     def passes(self) -> int:
@@ -413,7 +404,7 @@ class record:  # noqa: N801 (read as a verb)
 
     @property
     def models(self) -> list[torch.nn.Module]:
-        """The modules that ran outside any other, so far."""
+        """The modules that ran outside of any other, so far."""
         return list({id(run.module): run.module for run in self._recorder.tape.modules if run.parent is None}.values())
 
     def __exit__(
@@ -422,15 +413,14 @@ class record:  # noqa: N801 (read as a verb)
         tape = self._recorder.tape
         if error is not None:
             tape.error = f"{type(error).__name__}: {error}"
-            tape.error_site = exception_site(trace)
         try:
             self._recorder.stop()
             self._recording._open = False
-            _note_names(tape, _variables(sys._getframe(1)) if self._namespace is None else self._namespace)
-            with torch._C.DisableTorchFunction(), torch.no_grad():
+            note_names(tape, variables_around(sys._getframe(1)) if self._namespace is None else self._namespace)
+            with unobserved():
                 tape.end()
         finally:
-            self._seldom.end()
+            self._collections.end()
 
 
 def explain(
@@ -449,7 +439,7 @@ def explain(
 
     Raises RecordingError where no scalar loss comes out.
     """
-    with record(namespace=_variables(sys._getframe(1))) as recording:
+    with record(namespace=variables_around(sys._getframe(1))) as recording:
         (optimizer or model).zero_grad()
         output = _run(model, inputs)
         cost = _loss(output, targets, loss)
@@ -477,51 +467,3 @@ def _loss(output: Any, targets: Any, loss: Callable[..., Tensor] | None) -> Tens
             "of (output, targets) that returns a scalar, such as torch.nn.functional.cross_entropy."
         )
     return cost
-
-
-def _variables(frame: FrameType | None) -> dict[str, Any]:
-    """The variables of the nearest frame outside PyTorch and chainrule."""
-    while frame is not None and is_library(frame.f_code):
-        frame = frame.f_back
-    if frame is None:
-        return {}
-    names = {**frame.f_globals, **frame.f_locals}
-    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
-        frame.f_locals.clear()  # a copy, which would keep the function's variables alive after `del`
-    return names
-
-
-def _note_names(tape: Tape, names: Mapping[str, Any]) -> None:
-    """Remember what the surrounding code calls its tensors and models.
-
-    The last name of several wins, but for a parameter the first: the last may be that of a loop over all of them.
-    """
-    parameters: set[int] = set()
-    for name, item in list(names.items()):
-        if type(item) in (list, tuple) and len(item) <= 1000:
-            members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
-            tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
-        if isinstance(item, Tensor) and id(item) not in parameters:
-            tape.scope[id(item)] = (name, item)
-            if is_trained_leaf(item):
-                parameters.add(id(item))
-    modules = {name: item for name, item in names.items() if isinstance(item, torch.nn.Module)}
-    owned = getattr(names.get("self"), "__dict__", {})  # a trainer's `self.model`
-    known = {name: item for name, item in owned.items() if isinstance(item, torch.nn.Module)} | modules
-    tape.names_of_modules.update({id(item): name for name, item in known.items()})
-    if not tape.models:
-        tape.models.extend(_whole_models(tape, known.values()))
-
-
-def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
-    """The models of which parts were called by themselves (`model.encoder(x)`), as their paths are the user's names.
-
-    What only wraps another (DistributedDataParallel) is not one: what is inside goes by its own paths.
-    """
-    roots = {id(run.module) for run in tape.modules if run.parent is None}
-    lone = roots - set(tape.names_of_modules)
-    for model in known:
-        parts = lone.intersection(map(id, model.modules())) if lone and id(model) not in roots else set()
-        if parts and len([*model.children()]) > 1:
-            lone -= parts
-            yield model

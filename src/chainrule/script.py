@@ -1,14 +1,13 @@
-"""Run somebody's unmodified training script as `python SCRIPT` would, and record one of its training steps.
+"""Runs an unmodified training script as `python SCRIPT` would, and records one of its training steps.
 
-PyTorch calls global hooks around every `optimizer.step()`, so nothing in the script needs to change: training step N
-runs from the end of the optimizer's step N-1 (or the start of the script) to the end of step N. PyTorch is imported
-before the script begins; environment variables that PyTorch reads while it is imported must be set outside.
+PyTorch calls global hooks around every `optimizer.step()`: training step N runs from the end of the optimizer's step
+N-1 (or the start of the script) to the end of step N. PyTorch is imported before the script begins, so environment
+variables that it reads at import must be set outside.
 """
 
 from __future__ import annotations
 
 import builtins
-import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from chainrule.capture.lowering.naming import locals_of
 from chainrule.capture.source import is_library
 from chainrule.errors import RecordingError
 
@@ -35,17 +35,16 @@ if TYPE_CHECKING:
 Namespace = dict[str, Any]
 Ending = Literal["ended", "exited", "crashed", "was interrupted", "was stopped"]
 Session = Callable[[Namespace], AbstractContextManager["Recording"]]
-"""Makes the context manager that records. The names it is given are those that the script can see when the step ends;
-until then the dict is empty."""
+"""Makes the context manager that records. The dict is empty until the step ends, and then has all names in scope."""
 
 INTERRUPTED = 130  # what a shell reports for a process ended by SIGINT
 
 
 @dataclass(frozen=True)
 class ScriptRun:
-    """How a script ran: `steps` is how many training steps came, `status` its exit status.
+    """How a script ran: `steps` is how many training steps it made, `status` its exit status.
 
-    `recording` is None where the step asked for never began; it is partial where the step did not end.
+    `recording` is None where the step asked for never began, and partial where it did not end.
     """
 
     script: str
@@ -62,7 +61,7 @@ class ScriptRun:
 
     @property
     def shortfall(self) -> str | None:
-        """Where, what was met, and what to do, if the step asked for did not come; else None."""
+        """Where the script ended, and what to do, if the step asked for did not come; else None."""
         if self.complete:
             return None
         ending = f"exited with status {self.status}" if self.ending == "exited" else self.ending
@@ -98,7 +97,7 @@ def run_script(
 ) -> ScriptRun:
     """Run `script` to its end, or with `stop` to the end of training step `step`, which is recorded.
 
-    Output, exit status and an exception's traceback are the script's own; nothing is raised for what it does.
+    Output, exit status and tracebacks are the script's own; its exceptions end here.
     Raises RecordingError if the file cannot be read.
     """
     source = _read(script)
@@ -111,7 +110,7 @@ def run_script(
 def run_inside(
     script: str, arguments: Sequence[str], around: Callable[[Namespace], AbstractContextManager[Any]]
 ) -> tuple[Ending, int]:
-    """Run `script` to its end inside a context manager, made with its global names; gives how it ended, and its status.
+    """Run `script` to its end inside a context manager made with its globals; gives its ending and exit status.
 
     Raises RecordingError if the file cannot be read.
     """
@@ -121,7 +120,7 @@ def run_inside(
 
 
 def _execute(source: bytes, namespace: Namespace, around: AbstractContextManager[Any]) -> tuple[Ending, int]:
-    """Run a script's source; its exceptions are told as Python tells them, and end here."""
+    """Run a script's source; its exceptions are printed as Python prints them, and end here."""
     try:
         with around:
             exec(compile(source, namespace["__file__"], "exec", dont_inherit=True), namespace)
@@ -153,7 +152,7 @@ def _read(script: str) -> bytes:
 
 @contextmanager
 def _as_main(script: str, arguments: Sequence[str]) -> Iterator[Namespace]:
-    """Stand the script in as `__main__`, with the argv and the import path that Python would give it."""
+    """Make the script `__main__`, with the argv and the import path that Python would give it."""
     path = os.path.abspath(script)
     module = ModuleType("__main__")
     module.__dict__.update(
@@ -175,11 +174,11 @@ def _as_main(script: str, arguments: Sequence[str]) -> Iterator[Namespace]:
 
 
 class _StepRecorded(BaseException):
-    """Ends a script after the step that was asked for; no `except Exception` of the script's own stops it."""
+    """Ends a script after the step that was asked for; an `except Exception` of the script does not catch it."""
 
 
 class _StepRecorder:
-    """Counts the steps of optimizers, and holds a session open from the end of step N-1 to the end of step N."""
+    """Counts the steps of optimizers; its session is open from the end of step N-1 to the end of step N."""
 
     def __init__(self, session: Session, namespace: Namespace, step: int, stop: bool) -> None:
         self.steps = 0
@@ -203,7 +202,7 @@ class _StepRecorder:
     ) -> None:
         self._before.remove()
         self._after.remove()
-        if isinstance(error, SystemExit):  # leaving is no crash
+        if isinstance(error, SystemExit):  # an exit is no crash
             kind, error, trace = None, None, None
         self._close([entry.tb_frame for entry in _entries(trace)], kind, error, trace)
 
@@ -225,7 +224,7 @@ class _StepRecorder:
         self._names.update(self._globals)
         for frame in dropwhile(lambda frame: frame.f_globals is not self._globals, frames):
             if not is_library(frame.f_code):
-                self._names.update(_locals(frame))
+                self._names.update(locals_of(frame))
         try:
             session.__exit__(kind, error, trace)
         finally:
@@ -235,8 +234,8 @@ class _StepRecorder:
         # An optimizer may wrap another: only the outermost ends a training step.
         if self._stepping is None:
             self._stepping = optimizer
-        # PyTorch walks through the hooks while it calls them, and only the last may add or remove any, as opening and
-        # closing a session does. Being last also lets the session's own hook see the update before we close it.
+        # PyTorch iterates over the hooks while it calls them, so only the last may add or remove any, as opening and
+        # closing a session does. As the last we also close the session after its own hook has seen the update.
         self._after.remove()
         self._after = register_optimizer_step_post_hook(self._after_step)
 
@@ -254,7 +253,7 @@ class _StepRecorder:
 
 
 def _exit_status(code: object) -> int:
-    """What Python makes of `sys.exit(code)`: a number is the status, words are printed and mean 1."""
+    """The exit status that Python gives `sys.exit(code)`: words are printed and mean 1."""
     if code is None:
         return 0
     if isinstance(code, int):
@@ -264,7 +263,7 @@ def _exit_status(code: object) -> int:
 
 
 def _print_as_python(error: BaseException) -> None:
-    """Print a traceback as if the script had run without us: through the script's own hook, if it set one."""
+    """Print a traceback as Python would without us: by the script's own hook, if it set one."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -277,10 +276,10 @@ def _print_as_python(error: BaseException) -> None:
 
 
 def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Drop the frames that recording put between the script's own: ours, and PyTorch's on the way to and from us.
+    """Drop the frames that recording adds: ours, and PyTorch's on the way to and from us.
 
-    Under a function mode PyTorch's own Python functions (`F.linear` is none, `F.relu` is one) come twice: once on the
-    way to us, through `handle_torch_function`, and once for the work.
+    Under a function mode PyTorch's Python functions (`F.relu`, but not `F.linear`) come twice: on the way to us,
+    through `handle_torch_function`, and for the work.
     """
     kept: list[TracebackType] = []
     ours = False
@@ -311,15 +310,6 @@ def _frames(frame: FrameType | None) -> list[FrameType]:
         found.append(frame)
         frame = frame.f_back
     return found[::-1]
-
-
-def _locals(frame: FrameType) -> Namespace:
-    """The frame's variables, once: before Python 3.13 a function's frame would hold on to what `f_locals` showed."""
-    shown = frame.f_locals
-    found = dict(shown)
-    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
-        shown.clear()
-    return found
 
 
 def _is_ours(module: str) -> bool:

@@ -1,7 +1,7 @@
-"""`chainrule.verify(fn, *inputs)`: the gradient check of one function at one point, without a training step.
+"""`chainrule.verify(fn, *inputs)`: checks the gradients of one function at one point, without a training step.
 
-The outputs are weighted with random numbers and sent back, so that symmetry hides no gradient. Everything that running
-the function changes is restored: `.grad` of the leaves that it reads, buffers of a module, random generators.
+The outputs get random upstream gradients, so that no error is hidden by symmetry. Whatever running the function changes
+is restored: `.grad` of the leaves that it reads, buffers of a module, random generators.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from chainrule.verification.gradient_check import verify as check_gradients
 def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any, **keywords: Any) -> Verification:
     """Check the gradients of a function, a module, or an `autograd.Function` (the class, or its `.apply`) on inputs.
 
-    Tensors of real or complex numbers among the inputs count as variables, on copies: the inputs stay as they are.
+    Copies of the real or complex tensors among the inputs are the variables; the inputs do not change.
 
     >>> import torch, chainrule
     >>> chainrule.verify(torch.nn.functional.gelu, torch.randn(3, 4)).passed
     True
 
-    Raises RecordingError where `fn` cannot be called, fails on these inputs in forward or backward, or gives nothing
+    Raises RecordingError where `fn` cannot be called, fails on these inputs in forward or backward, or returns nothing
     that depends on a variable.
     """
     name = _name(fn)
@@ -70,7 +70,7 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
 
 
 def _variables(tree: Any) -> Any:
-    """Copies of all tensors; those that have a derivative want a gradient."""
+    """Copies of all tensors; those with derivatives require gradients."""
 
     def variable(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -117,7 +117,7 @@ def _projection(outs: list[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _restored(fn: Any) -> Iterator[None]:
-    """A module's buffers, as running statistics, are as they were."""
+    """Restore a module's buffers (running statistics) at the end."""
     buffers = [(each, each.detach().clone()) for each in fn.buffers()] if isinstance(fn, torch.nn.Module) else []
     try:
         yield
@@ -129,12 +129,11 @@ def _restored(fn: Any) -> Iterator[None]:
 
 @contextmanager
 def _gradients_restored(outs: list[Tensor]) -> Iterator[None]:
-    """Every leaf that the outputs were made from has no `.grad` inside, and the one that it had afterwards."""
+    """Clear `.grad` of every leaf behind the outputs, and restore it at the end."""
     roots = [each.grad_fn for each in outs if each.grad_fn is not None]
     nodes = reach(roots, lambda node: [each for each, _ in node.next_functions if each is not None])
-    leaves = [node.variable for node in nodes if hasattr(node, "variable")]
-    before = [(leaf, leaf.grad) for leaf in leaves]
-    for leaf in leaves:
+    before = [(node.variable, node.variable.grad) for node in nodes if hasattr(node, "variable")]
+    for leaf, _ in before:
         leaf.grad = None
     try:
         yield

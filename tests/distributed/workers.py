@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import chainrule
-from chainrule.capture.sharding import own_part
+from chainrule.capture.data_parallel import own_part
 from chainrule.errors import ChainruleWarning, MissingError
 from chainrule.graph import statistics
 from chainrule.monitor import all_ranks as together

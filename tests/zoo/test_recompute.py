@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.capture import retention as keeping
+from chainrule.capture import retention
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.examine import replayed
 from tests.zoo.models import ZOO
@@ -27,7 +27,7 @@ WORKSPACE = "aten.mkldnn_rnn_layer.default"
 def test_what_is_recomputed_is_what_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in OF_TRANSFORMERS and importlib.util.find_spec("transformers") is None:
         pytest.skip(f"{name} is a model of transformers, which is not installed here.")
-    monkeypatch.setattr(keeping, "SMALL", BUFFERS if name in WITH_BUFFERS else SINGLE)
+    monkeypatch.setattr(retention, "SMALL", BUFFERS if name in WITH_BUFFERS else SINGLE)
     whole, thin = _recorded(name, "all"), _recorded(name, "statistics")
     unkept = [value.index for value in thin.graph.values if value.data is None]
     recomputed = thin.recompute()
@@ -53,7 +53,7 @@ def test_what_is_recomputed_is_what_was(name: str, monkeypatch: pytest.MonkeyPat
 def test_a_step_is_replayed_after_its_update(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in OF_TRANSFORMERS and importlib.util.find_spec("transformers") is None:
         pytest.skip(f"{name} is a model of transformers, which is not installed here.")
-    monkeypatch.setattr(keeping, "SMALL", BUFFERS if name in WITH_BUFFERS else SINGLE)
+    monkeypatch.setattr(retention, "SMALL", BUFFERS if name in WITH_BUFFERS else SINGLE)
     whole, thin = (_updated(name, keep) for keep in ("all", "statistics"))
     thin.at_once(StatisticsCache(), magnitudes=False)
     again = replayed(thin)

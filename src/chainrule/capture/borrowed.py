@@ -1,18 +1,19 @@
-"""Large tensors that a recording needs and others own: parameters, their `.grad`, inputs.
+"""Large tensors that a recording needs and others own (parameters, their `.grad`, inputs), borrowed instead of copied.
 
-To copy them at the end of every recorded step would cost more than all else together, and mostly for nothing: a
-recording is read, or dropped, before anybody writes to them. So they are borrowed. Whoever reads the recording copies
-them first; should an optimizer step before that, one hook of PyTorch's own for all optimizers has them copied, and is
-gone. That hook is there only while a recording that borrowed something is neither read nor dropped. A write by other
-means shows in the tensor's version, or (`x.data.add_(...)`) in a few of its numbers: then the numbers are lost, and a
-stand-in says so. (PyTorch can copy on write by itself, but moves the memory of whoever writes: what looks at a
-parameter from outside, a numpy array or a captured CUDA graph, would from then on look at another one.)
+To copy them at the end of every recorded step would cost more than everything else together, and mostly for nothing: a
+recording is read, or dropped, before anybody writes to them. Whoever reads the recording copies them first. If an
+optimizer steps before that, a global hook of PyTorch's for all optimizers copies them and is removed; the hook exists
+only while a recording that borrowed something is neither read nor dropped. Any other write shows in the tensor's
+version, or (`x.data.add_(...)`) in a few of its numbers: then the numbers are lost, and a placeholder says so. (PyTorch
+can copy on write by itself, but moves the memory of whoever writes: a numpy array or a captured CUDA graph that refers
+to a parameter would then refer to another tensor.)
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,53 +22,54 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from chainrule.capture.sharding import own_part
+from chainrule.capture.data_parallel import own_part
+from chainrule.graph.unobserved import unobserved
 
-SMALL = 32 * 1024  # bytes: up to this a copy costs no more than to borrow
+SMALL = 32 * 1024  # bytes up to which a copy costs no more than borrowing
 SAMPLES = 32  # numbers of a borrowed tensor that are remembered
 
 
 @dataclass(slots=True)
-class Loan:
-    """One borrowed tensor, with what shows whether its owner has written to it since."""
+class BorrowedTensor:
+    """A borrowed tensor, and what shows whether its owner has written to it since."""
 
     tensor: Tensor
     version: int
     sample: Tensor
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Loan:
-        """A tensor as it is now."""
+    def of(cls, tensor: Tensor) -> BorrowedTensor:
+        """Borrow a tensor with its present data."""
         return cls(tensor, 0 if tensor.is_inference() else tensor._version, _sample(tensor))
 
     def is_unchanged(self) -> bool:
-        """Whether its numbers are still those that were recorded."""
+        """Whether its numbers are still the recorded ones."""
         try:
             if not self.tensor.is_inference() and self.tensor._version != self.version:
                 return False
             with torch.no_grad():
                 return torch.equal(_bytes(_sample(self.tensor)), _bytes(self.sample))
-        except RuntimeError:  # its memory was taken away
+        except RuntimeError:  # its memory was freed
             return False
 
 
 class Borrower(Protocol):
-    """What copies what it borrowed."""
+    """Whoever borrowed: a tape."""
 
     def secure(self) -> None:
-        """Copy it now."""
+        """Copy all that is borrowed."""
 
 
-class Loans:
-    """What one recording has borrowed."""
+class BorrowedTensors:
+    """All that one recording has borrowed."""
 
     def __init__(self) -> None:
-        self._loans: list[Loan] = []
+        self._borrowed: list[BorrowedTensor] = []
         self._known: set[int] = set()
         self._remove: Callable[[], Any] | None = None
 
     def take(self, tensor: Tensor) -> bool:
-        """Borrow a tensor; False for one that is better copied."""
+        """Borrow a tensor; False for one that should be copied."""
         if id(tensor) in self._known:
             return True
         if own_part(tensor) is not tensor:
@@ -77,45 +79,45 @@ class Loans:
         if not tensor.is_contiguous() or tensor.is_conj():  # its sample would cost a copy of it
             return False
         self._known.add(id(tensor))
-        self._loans.append(Loan.of(tensor))
+        self._borrowed.append(BorrowedTensor.of(tensor))
         return True
 
-    def give_back(self) -> list[Loan]:
-        """All that is borrowed, for the last time."""
-        loans, self._loans = self._loans, []
+    def give_back(self) -> list[BorrowedTensor]:
+        """All that was borrowed; nothing is from now on."""
+        borrowed, self._borrowed = self._borrowed, []
         self._known.clear()
-        return loans
+        return borrowed
 
     def guard(self, borrower: Borrower) -> None:
-        """Have the borrower secure its loans before the next step of any optimizer."""
-        if not self._loans:
+        """Have the borrower secure what it borrowed before the next step of any optimizer."""
+        if not self._borrowed:
             return
         waiting = weakref.ref(borrower)
 
         def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
             living = waiting()
             if living is not None:
-                with hooks_held(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+                with hooks_held(), unobserved():
                     living.secure()
 
         handle = register_optimizer_step_pre_hook(before_step)
         self._remove = weakref.finalize(borrower, _remove, handle)
 
     def release(self) -> None:
-        """Take the hook off, if there is one."""
+        """Remove the hook, if there is one."""
         if self._remove is not None:
             self._remove()
 
 
-_held: list[int] = []  # an optimizer goes through its hooks while there is something in it
+_held: list[int] = []  # not empty while an optimizer runs its hooks
 _waiting: list[Any] = []  # handles that were to be removed meanwhile
 
 
 @contextmanager
 def hooks_held() -> Iterator[None]:
-    """No hook of an optimizer's is removed in here: PyTorch is going through them, and would stumble.
+    """Remove no optimizer hook in this block, in which PyTorch iterates over them.
 
-    A recording may be freed at any moment, by the garbage collector too.
+    The garbage collector may free a recording, and so remove its hook, at any moment.
     """
     _held.append(0)
     try:
@@ -135,8 +137,31 @@ def _bytes(numbers: Tensor) -> Tensor:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """A few numbers of a tensor; none of one that it would cost a copy to look into."""
+    """A few numbers of a tensor; none where that would cost a copy."""
     if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_conj():
         return torch.empty(0)
     count = min(SAMPLES, tensor.numel())
     return tensor.as_strided((count,), (max(tensor.numel() // SAMPLES, 1),)).clone()
+
+
+class Ranges:
+    """The memory of some tensors as address ranges, which are cheaper to ask for than storages."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._ends: dict[int, int] = {}
+        for tensor in tensors:
+            try:
+                storage = own_part(tensor).untyped_storage()
+                first = storage.data_ptr()
+            except (NotImplementedError, RuntimeError):
+                continue
+            self._ends[first] = max(self._ends.get(first, 0), first + storage.nbytes())
+        self._starts = sorted(self._ends)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        try:
+            address = own_part(tensor).data_ptr()  # 0 for a placeholder
+        except (NotImplementedError, RuntimeError):
+            return True  # sparse, or a wrapper: it may
+        place = bisect_right(self._starts, address)
+        return place > 0 and address < self._ends[self._starts[place - 1]]

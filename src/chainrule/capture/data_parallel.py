@@ -1,8 +1,8 @@
-"""Which modules combine their gradients over the processes of a training, seen while they run.
+"""Finds the modules that combine their gradients over the ranks of a training.
 
-`DistributedDataParallel` and `fully_shard` do so out of sight, in hooks in C++ or inside autograd, when a gradient has
-reached its leaf: what stands in `.grad` afterwards is not what the nodes of this process sent. So the recorder holds
-what a leaf was about to be given (`RawArrival`), which is the local gradient, apart from what was left in `.grad`.
+`DistributedDataParallel` and `fully_shard` do so out of sight, in C++ hooks or inside autograd, when a gradient has
+reached its leaf: `.grad` is then not what the nodes of this rank sent. So the recorder notes the local gradient that a
+leaf was about to be given (`RawArrival`), apart from what is in `.grad` afterwards.
 """
 
 from __future__ import annotations
@@ -19,27 +19,50 @@ from torch.nn.parallel import DistributedDataParallel
 from chainrule.graph.snapshot import type_of_reduction
 from chainrule.graph.trees import tensors_in
 
+_WITH_MEMORY = frozenset({Tensor, nn.Parameter, nn.Buffer})
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that is spread over ranks (`DTensor`), or else the tensor itself."""
+    if type(tensor) is Tensor:
+        return tensor
+    spread = sys.modules.get("torch.distributed.tensor")
+    if spread is None or not isinstance(tensor, getattr(spread, "DTensor", ())):
+        return tensor
+    part: Tensor = tensor._local_tensor  # type: ignore[attr-defined]
+    return part
+
+
+def wraps_others(tensor: Tensor) -> bool:
+    """Whether it is a subclass that has no memory itself, as its operations run on tensors that it holds."""
+    if type(tensor) in _WITH_MEMORY or tensor.is_meta or tensor.layout is not torch.strided:
+        return False
+    try:
+        return bool(tensor.numel()) and not tensor.data_ptr()
+    except RuntimeError:
+        return True
+
 
 @dataclass(slots=True)
 class RawReducer:
-    """A module that combines gradients over ranks, as it was when it ran last; `batch` is summed over its runs."""
+    """A module that combines gradients over ranks, at the time it ran last; `batch` is summed over its runs."""
 
     module: nn.Module
     kind: type_of_reduction
     rank: int
     ranks: int
     batch: int | None
-    hook: str  # of a communication hook, which may do something else than take the mean
+    hook: str  # a communication hook, which may do something other than take the mean
     combines: bool  # at the end of the next backward pass; not inside `no_sync()`
 
 
 @dataclass(slots=True)
 class RawArrival:
-    """What a leaf's `.grad` was about to be in one pass, before it was combined with that of other ranks."""
+    """What a leaf's `.grad` was about to become in one pass, before it was combined with that of other ranks."""
 
     task: int
     leaf: Tensor
-    parameter: Tensor  # that the optimizer holds: the leaf, or what is sharded of it
+    parameter: Tensor  # what the optimizer has: the leaf, or a shard of it
     reducer: int
     whole: Tensor
 
@@ -49,9 +72,7 @@ class Reducers:
 
     def __init__(self) -> None:
         self.all: list[RawReducer] = []
-        self.gathered: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # id of a leaf put together of all ranks' parts -> (it, part)
+        self.gathered: dict[int, tuple[Tensor, Tensor]] = {}  # id of a leaf gathered from all ranks -> (it, our part)
         self._number: dict[int, int] = {}
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -71,9 +92,9 @@ class Reducers:
             self.all[place] = found
 
     def leave(self, module: nn.Module, output: Any) -> list[Tensor]:
-        """Look at a module that has run; gives the parameters whose memory it is about to give back.
+        """Look at a module that has run; gives the gathered parameters, whose memory it is about to free.
 
-        A batch that did not come as an argument by position shows in the output.
+        A batch that was no positional argument is read off the output.
         """
         place = self._number.get(id(module))
         if place is None:
@@ -85,7 +106,7 @@ class Reducers:
         return [leaf for leaf, _ in found]
 
     def leaves(self) -> dict[int, tuple[int, Tensor]]:
-        """id of a leaf -> its reducer, and the parameter that it is, or is gathered from."""
+        """id of a leaf -> its reducer, and the parameter that it is or is gathered from."""
         found = {}
         for place, reducer in enumerate(self.all):
             for leaf, parameter in _leaves(reducer.module):
@@ -107,7 +128,7 @@ def _reducer(module: nn.Module, args: Any) -> RawReducer | None:
 
 
 def _sharded_group(module: nn.Module) -> Any:
-    """What `fully_shard` keeps of a module that has parameters of its own to shard."""
+    """The state that `fully_shard` has of a module with parameters of its own."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not isinstance(module, getattr(fsdp, "FSDPModule", ())):
         return None

@@ -1,12 +1,12 @@
-"""Hooks on autograd's nodes: the gradients that pass them, in the order in which autograd runs them.
+"""Runs backward passes with hooks on autograd's nodes: they see the gradients, in the order in which autograd runs.
 
 Nothing is held that would stop PyTorch from reusing a buffer: a gradient that flows into a leaf is read from `.grad`
-afterwards. A closure holds a node's index, never the node, which would be a cycle that Python cannot collect.
+afterwards. A hook holds a node's index, never the node: that would be a cycle that Python cannot collect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from functools import partial
 from typing import Any
 
@@ -15,48 +15,130 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from chainrule.capture.data_parallel import RawArrival
-from chainrule.capture.eviction import BATCH, Settling
-from chainrule.capture.node_matching import Ties
-from chainrule.capture.tape import RawNode, Tape
+from chainrule.capture.eviction import BATCH, Eviction
+from chainrule.capture.modes import Modes
+from chainrule.capture.node_matching import NodeMatcher
+from chainrule.capture.source import Site
+from chainrule.capture.tape import RawBackward, RawNode, Tape
+from chainrule.graph.trees import tensors_in
+from chainrule.graph.unobserved import unobserved
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
 _current_pass = torch._C._current_graph_task_id
-_handing_on = frozenset({"TBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0"})
+_passing_through = frozenset({"TBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0"})
+_create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 
 
 class NodeHooks:
-    """Hooks every node that a backward pass can reach; `remove` takes all of them off.
+    """Hooks every node that a backward pass can reach; `remove` takes all hooks off."""
 
-    `enter` and `leave` are called around the backward of a Python function, in which anything may run.
-    """
-
-    def __init__(self, tape: Tape, ties: Ties, enter: Callable[[], None], leave: Callable[[], None]) -> None:
-        self.tape = tape
-        self.ties = ties
-        self.settling: Settling | None = None  # None: everything is kept
-        self._enter, self._leave = enter, leave
-        self.straight: dict[int, tuple[tuple[int, Tensor], ...]] = {}  # of the pass that `reach` prepared last
+    def __init__(self, tape: Tape, matcher: NodeMatcher, modes: Modes, eviction: Eviction | None) -> None:
+        self._tape = tape
+        self._matcher = matcher
+        self._modes = modes
+        self._eviction = eviction  # None: everything is kept
+        self._straight: dict[int, tuple[tuple[int, Tensor], ...]] = {}  # of the pass that was prepared last
         self._handles: list[Any] = []
-        self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient goes over the ranks -> where
+        self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient is combined over ranks -> where
 
     def remove(self) -> None:
         """Take every hook off."""
         for handle in self._handles:
             handle.remove()
 
-    def reach(self, roots: tuple[Tensor, ...], accumulates: bool) -> list[Tensor]:
+    # -- a backward pass ----------------------------------------------------------------------------------------------
+
+    def backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `backward` or `grad` with a hook on every node that it can reach."""
+        if torch._C._are_functorch_transforms_active():
+            return func(*args, **kwargs)  # a level of its own, whose nodes are gone when it ends: its operations remain
+        if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
+            return self._batched(func, args, kwargs)
+        tape, accumulates = self._tape, func is not torch.autograd.grad
+        roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
+        backward, leaves = self._prepare(getattr(func, "__name__", "backward"), roots, accumulates)
+        tape.backwards.append(backward)
+        first = len(tape.executions)
+        position = _create_graph_position.get(func, 3)
+        create_graph = kwargs.get("create_graph", len(args) > position and args[position])
+        try:
+            with self._modes.during_backward(pauses=not create_graph):
+                out = func(*args, **kwargs)
+        except Exception as error:
+            backward.error = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._note_task(backward, first)
+            for leaf in leaves if accumulates else ():
+                _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
+                self._note_gradient(backward, part)
+        if not accumulates:
+            self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], out)
+        return out
+
+    def _prepare(self, name: str, roots: tuple[Tensor, ...], accumulates: bool) -> tuple[RawBackward, list[Tensor]]:
+        """What a pass begins with, and the leaves that it can reach. `.grad` is copied: it is added to in place."""
+        tape = self._tape
+        if self._eviction is not None:
+            self._eviction.evict()
+        with unobserved():
+            self._matcher.sweep()
+            leaves = self._reach(roots, accumulates)
+            filled = {id(leaf): leaf.grad for leaf in leaves if accumulates and leaf.grad is not None}
+            before = dict(zip(filled, tape.overwritten(filled.values()), strict=True))
+            known = roots if tape.retention is None else tape.retention.of(roots)
+            site, position = Site.of(sys._getframe(3)), len(tape.operations)
+            return RawBackward(name, site, position, known, accumulates, before, self._straight), leaves
+
+    def _batched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `autograd.grad` over many gradients at once: what reaches the nodes then has no numbers of its own."""
+        eviction, first = self._eviction, len(self._tape.executions)
+        if eviction is not None:
+            eviction.evict()
+        self._eviction = None
+        try:
+            with self._modes.during_backward(pauses=True):
+                return func(*args, **kwargs)
+        finally:
+            self._eviction = eviction
+            del self._tape.executions[first:]
+
+    def _note_given(self, backward: RawBackward, asked: Any, gradients: Any) -> None:
+        """What `torch.autograd.grad` returned, and of which tensors it is the gradient."""
+        retention = self._tape.retention
+        with unobserved():
+            for of, gradient in zip((asked,) if isinstance(asked, Tensor) else asked, gradients, strict=False):
+                if isinstance(of, Tensor) and gradient is not None and gradient.shape == of.shape:
+                    if retention is not None:
+                        of, (gradient,) = retention.of(of), retention.arrived((gradient,))
+                    backward.given.append((of, self._tape.version(gradient)))
+
+    def _note_gradient(self, backward: RawBackward, leaf: Tensor) -> None:
+        gradient, tape = leaf.grad, self._tape
+        backward.after[id(leaf)] = None if gradient is None else tape.version(gradient)
+        if gradient is not None:
+            tape.gradients[id(gradient)] = leaf
+
+    def _note_task(self, backward: RawBackward, first: int) -> None:
+        """Which of autograd's passes this was: the first that ran a node, apart from those that ran inside it."""
+        taken = {other.task for other in self._tape.backwards}
+        backward.task = next((task for task, *_ in self._tape.executions[first:] if task not in taken), None)
+
+    # -- hooks --------------------------------------------------------------------------------------------------------
+
+    def _reach(self, roots: tuple[Tensor, ...], accumulates: bool) -> list[Tensor]:
         """Number every node behind `roots`, find the leaves, and mark which gradients must not be held."""
-        number_of, nodes = self.tape.number_of, self.tape.nodes
+        number_of, nodes = self._tape.number_of, self._tape.nodes
         waiting: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
         seen: set[Any] = set(waiting)
         uses: dict[Any, int] = {}
         at_leaves: list[RawNode] = []
-        self._reduced = self.tape.reducers.leaves() if accumulates else {}
+        self._reduced = self._tape.reducers.leaves() if accumulates else {}
         while waiting:
             node = waiting.pop()
             index = number_of.get(node)
-            raw = self.ties.number(node) if index is None else nodes[index]
+            raw = self._matcher.number(node) if index is None else nodes[index]
             edges = raw.edges
             if not edges:
                 edges = raw.edges = node.next_functions
@@ -74,7 +156,7 @@ class NodeHooks:
             if not raw.hooked and type(node) is not AccumulateGrad:
                 self._hook(number_of[node], raw, at_leaf)
         for raw in at_leaves:
-            raw.lends = len(raw.edges) == 1 and type(raw.node).__name__ in _handing_on
+            raw.passes_through = len(raw.edges) == 1 and type(raw.node).__name__ in _passing_through
             raw.leaves = tuple(
                 (position, node.variable)
                 for position, (node, _) in enumerate(raw.edges)
@@ -83,7 +165,7 @@ class NodeHooks:
                 and node.variable.grad is None
                 and not self._changes(node.variable)
             )
-        self.straight = {number_of[raw.node]: raw.leaves for raw in at_leaves if raw.leaves}
+        self._straight = {number_of[raw.node]: raw.leaves for raw in at_leaves if raw.leaves}
         for node in uses if self._reduced else ():
             raw = nodes[number_of[node]]
             if id(node.variable) in self._reduced and not raw.hooked:
@@ -92,58 +174,60 @@ class NodeHooks:
         return [node.variable for node in uses]
 
     def _changes(self, leaf: Tensor) -> bool:
-        """Whether `.grad` may be something else in the end than what arrived."""
+        """Whether `.grad` may differ in the end from what arrived."""
         return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks) or id(leaf) in self._reduced
 
-    def _note_arrival(self, index: int, upstream: tuple[Tensor | None, ...]) -> None:
-        """What a leaf is given, before it is combined with that of other ranks."""
-        leaf, (arrived,) = self.tape.nodes[index].node.variable, upstream
-        reducer, parameter = self._reduced.get(id(leaf), (None, leaf))
-        if arrived is None or reducer is None or not self.tape.reducers.all[reducer].combines:
-            return
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
-            whole = arrived if leaf.grad is None else leaf.grad + arrived
-            if self.tape.keeper is not None:
-                (whole,) = self.tape.keeper.arrived((whole,))
-        assert whole is not None
-        self.tape.arrivals.append(RawArrival(_current_pass(), leaf, parameter, reducer, whole))
-
     def _hook(self, index: int, raw: RawNode, at_leaf: bool) -> None:
-        """See the gradients that pass a node, whenever it runs."""
+        """See the gradients at a node whenever it runs."""
         raw.hooked = True
         node, hooks = raw.node, self._handles
         if isinstance(node, BackwardCFunction):
             hooks.append(node.register_prehook(self._enter_function))
             hooks.append(node.register_hook(partial(self._leave_function, index)))
-        elif at_leaf or self.settling is not None:
+        elif at_leaf or self._eviction is not None:
             hooks.append(node.register_hook(partial(self._before_leaves, index)))
         else:
-            hooks.append(node.register_hook(partial(_note_passage, self.tape.passages, index)))
+            hooks.append(node.register_hook(partial(_note_execution, self._tape.executions, index)))
+
+    def _note_arrival(self, index: int, upstream: tuple[Tensor | None, ...]) -> None:
+        """What a leaf is given, before it is combined with that of other ranks."""
+        leaf, (arrived,) = self._tape.nodes[index].node.variable, upstream
+        reducer, parameter = self._reduced.get(id(leaf), (None, leaf))
+        if arrived is None or reducer is None or not self._tape.reducers.all[reducer].combines:
+            return
+        with unobserved():
+            whole = arrived if leaf.grad is None else leaf.grad + arrived
+            if self._tape.retention is not None:
+                (whole,) = self._tape.retention.arrived((whole,))
+        assert whole is not None
+        self._tape.arrivals.append(RawArrival(_current_pass(), leaf, parameter, reducer, whole))
 
     def _enter_function(self, upstream: tuple[Any, ...]) -> None:
-        self._enter()
+        if self._eviction is not None:
+            self._eviction.evict(between=False)  # the function may write to what it is given
+        self._modes.enter_function()
 
     def _leave_function(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
-        self._leave()
+        self._modes.leave_function()
         self._before_leaves(index, downstream, upstream)
 
     def _before_leaves(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
         """A node that sends gradients into leaves: they are not held, so that PyTorch can keep them as `.grad`."""
-        leaves = self.tape.nodes[index].leaves
+        leaves = self._tape.nodes[index].leaves
         if leaves:
             kept = list(downstream)
             for position, _ in leaves:
                 kept[position] = None
             downstream = tuple(kept)
-        _note_passage(self.tape.passages, index, downstream, upstream)
-        if self.settling is not None:
-            self.settling.note(upstream)
-            self.settling.note(downstream)
-            if self.settling.waiting > BATCH:
-                self.settling.settle(between=False)
+        _note_execution(self._tape.executions, index, downstream, upstream)
+        if self._eviction is not None:
+            self._eviction.note(upstream)
+            self._eviction.note(downstream)
+            if self._eviction.waiting > BATCH:
+                self._eviction.evict(between=False)
 
 
-def _note_passage(
-    passages: list[tuple[int, int, Any, Any]], index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]
+def _note_execution(
+    executions: list[tuple[int, int, Any, Any]], index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]
 ) -> None:
-    passages.append((_current_pass(), index, downstream, upstream))
+    executions.append((_current_pass(), index, downstream, upstream))

@@ -1,15 +1,15 @@
-"""What is kept of a step, and what stands on the tape for a tensor whose numbers are not.
+"""Decides what is kept of a step, and puts placeholders on the tape for tensors whose numbers are not.
 
-A large tensor that is not to be kept is measured as soon as it is there, and then let go of: PyTorch frees it when the
-step itself has no more use for it. Its place on the tape takes a *stand-in*: a tensor of the same shape and type on the
-device `meta`, where tensors have no numbers. So everything that asks a tensor for its shape goes on as it did, and what
-asks for numbers finds `is_meta`. What else must be known of a tensor, its node and its memory, stands in `Absent`.
+A large tensor that is not kept is measured soon after it was made and then dropped, so that PyTorch frees it when the
+step itself has no more use for it. A *placeholder* takes its place on the tape: a tensor of the same shape and type on
+the device `meta`, where tensors have no numbers. Code that asks for a shape works unchanged, and code that asks for
+numbers finds `is_meta`. What else must be known of the tensor, its node and its memory, is in `Original`.
 
-A module that is chosen to be kept may take what has been let go of. It still lives, or the module could not take it; so
-its numbers are copied, as what stood in the place of the stand-in up to then (`Keeper.want`).
+A module that is chosen to be kept may take a tensor that was evicted. It still lives, or the module could not take it;
+so its numbers are copied then (`Retention.want`).
 
-While a tensor lives, it is known by its id and a weak reference; the memory of one that is gone is told apart from
-another's at the same address by a weak reference to the storage, which keeps the address from being given away.
+A tensor that lives is known by its id and a weak reference. A weak reference to its storage keeps the address from
+being reused, so the memory of a freed tensor cannot be taken for that of a new one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from chainrule.capture.sharding import own_part
+from chainrule.capture.data_parallel import own_part, wraps_others
 from chainrule.errors import RecordingError
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
 from chainrule.graph.trees import map_leaves
@@ -37,10 +37,10 @@ MEMORY = 4 * 2**30  # bytes of values and gradients that are kept by default
 
 
 @dataclass(frozen=True)
-class Keep:
+class Policy:
     """How much of a step is kept: everything, statistics alone, or statistics but for modules that match a pattern.
 
-    `memory` is the number of bytes from which on the rest is told by statistics.
+    Beyond `memory` bytes the rest is kept as statistics.
     """
 
     everything: bool
@@ -48,8 +48,8 @@ class Keep:
     memory: float = float("inf")
 
     @classmethod
-    def of(cls, keep: str | Sequence[str] | None, memory: int | None) -> Keep:
-        """From the arguments of `record`. Raises RecordingError for what is neither."""
+    def of(cls, keep: str | Sequence[str] | None, memory: int | None) -> Policy:
+        """From the arguments of `record`. Raises RecordingError for any other value."""
         if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 0):
             raise RecordingError(
                 f"record(memory={memory!r}): the memory is a number of bytes, such as 2 * 2**30 for two gibibytes."
@@ -68,65 +68,64 @@ class Keep:
 
 
 def default_memory() -> int:
-    """What is kept where nobody says how much: 4 GiB, or a quarter of the machine's memory where that is less."""
+    """How much is kept by default: 4 GiB, or a quarter of the machine's memory where that is less."""
     try:
         return min(MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
-    except (AttributeError, OSError, ValueError):  # not said by this system
+    except (AttributeError, OSError, ValueError):  # this system does not say
         return MEMORY
 
 
 @dataclass(slots=True)
-class Absent:
-    """What is known of a tensor for which a stand-in stands on the tape."""
+class Original:
+    """What is known of the tensor that a placeholder stands for, by the names that a tensor has for it."""
 
     device: torch.device
     storage: int
-    base: Tensor | None = None
-    node: Any = None
+    grad_fn: Any = None
+    _base: Tensor | None = None
     output_nr: int = 0
     requires_grad: bool = False
     measured: Measured | None = None  # None: overwritten before it was measured
 
 
 @dataclass(slots=True)
-class _Present:
-    """A tensor that lives, with what stands for it."""
+class _Living:
+    """A tensor that lives, with its placeholder."""
 
     tensor: weakref.ref[Tensor]
     version: int
-    stand_in: Tensor
-    copied: int = -1  # the version of which there is a copy besides
+    placeholder: Tensor
+    copied: int = -1  # the version of which a copy was made as well
 
 
 @dataclass
-class Absentees:
-    """All stand-ins of a tape. Every question that a stand-in cannot answer by itself is asked here."""
+class Placeholders:
+    """All placeholders of a tape; answers the questions that a placeholder cannot answer by itself."""
 
-    known: dict[int, Absent] = field(default_factory=dict)  # id of a stand-in -> what it stands for
-    _held: list[Tensor] = field(default_factory=list)  # the stand-ins, or their ids would be given away
+    known: dict[int, Original] = field(default_factory=dict)  # id of a placeholder -> what it stands for
+    _held: list[Tensor] = field(default_factory=list)  # the placeholders, or their ids would be reused
     _storages: dict[int, StorageWeakRef] = field(default_factory=dict)
-    _shapes: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # a stand-in of each shape that was met
+    _shapes: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # a placeholder of each shape that was met
 
-    def stand_in(self, tensor: Tensor, measured: Measured | None) -> Tensor:
-        """A tensor without numbers, in the place of this one."""
+    def placeholder(self, tensor: Tensor, measured: Measured | None) -> Tensor:
+        """A new placeholder for this tensor."""
         made = self.without_numbers(tensor)
-        self.known[id(made)] = Absent(tensor.device, self.storage_of(tensor), measured=measured)
+        self.known[id(made)] = Original(tensor.device, self.storage_of(tensor), measured=measured)
         self._held.append(made)
         return made
 
     def without_numbers(self, tensor: Tensor) -> Tensor:
-        """On the device `meta`, of the same shape, strides and offset: a view is known by where in its base it stands.
+        """On the device `meta`, of the same shape, strides and offset: a view is known by its place in its base.
 
-        One of the same shape gives another at a fifth of the price of a new one; there is no memory that they share.
+        Taking `.data` of one of the same shape costs a fifth of making one; they share no memory, for there is none.
         """
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # our own modes may be on
-            if tensor.layout is not torch.strided:
-                return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
-            key = (tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)
-            known = self._shapes.get(key)
-            if known is None:
-                known = self._shapes[key] = _shaped(tensor)
-            return known.data
+        if tensor.layout is not torch.strided:
+            return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+        key = (tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        known = self._shapes.get(key)
+        if known is None:
+            known = self._shapes[key] = _shaped(tensor)
+        return known.data
 
     def storage_of(self, tensor: Tensor) -> int:
         """A number that no other memory has, until `forget_storages`."""
@@ -137,64 +136,55 @@ class Absentees:
         return key
 
     def forget_storages(self) -> None:
-        """Nothing new can come: no address need be kept from being given away."""
+        """The step is over: addresses may be reused."""
         self._storages.clear()
         self._shapes.clear()
 
     def fetch(self) -> None:
-        """Bring all figures from the devices that they are on, at once."""
+        """Bring all statistics from their devices, in one transfer each."""
         fetch({id(each.measured): each.measured for each in self.known.values() if each.measured is not None}.values())
 
-    def measured(self, stand_in: Tensor) -> Measured | None:
-        """The figures of what it stands for, where they are known."""
-        known = self.known.get(id(stand_in))
-        return None if known is None else known.measured
 
+class Retention:
+    """Decides what is kept while the step runs, and makes placeholders for the rest."""
 
-class Keeper:
-    """Decides what is kept while the step runs, and puts stand-ins in the place of the rest."""
-
-    def __init__(self, keep: Keep, absentees: Absentees) -> None:
-        self.keep = keep
-        self.absentees = absentees
-        self.left = keep.memory  # bytes that may still be kept
-        self.chosen = False  # whether what runs now is to be kept whatever the rest is
-        self.keeps_leaves = False  # whether what an optimizer overwrites is to be: the step is perhaps played again
-        self.unmet = set(keep.patterns)  # those that have named no module yet
+    def __init__(self, policy: Policy, placeholders: Placeholders) -> None:
+        self.policy = policy
+        self.placeholders = placeholders
+        self.left = policy.memory  # bytes that may still be kept
+        self.chosen = False  # whether what runs now is kept whatever the rest is
+        self.keeps_leaves = False  # whether what an optimizer overwrites is kept: the step may be recomputed
+        self.unmet = set(policy.patterns)  # patterns that have named no module yet
         self._chosen_modules: set[int] = set()
         self._chosen_leaves: dict[int, weakref.ref[Tensor]] = {}
-        self._wanted: set[int] = set()  # ids of what stands on the tape for what chosen modules take and give
+        self._wanted: set[int] = set()  # ids of what chosen modules take and give, or of the placeholders for it
         self._copies: dict[tuple[Any, ...], Tensor] = {}  # of what they take, by `_part`
-        self._present: dict[int, _Present] = {}
+        self._living_by_id: dict[int, _Living] = {}
         self._measured: dict[tuple[Any, ...], Measured | None] = {}  # by `_part`
-        # (tensor, stand-in, position of its operation) that autograd has given no node yet
+        # (tensor, placeholder, position of its operation) of results whose nodes have not been asked for
         self.pending: list[tuple[Tensor, Tensor, int]] = []
         self.late: list[tuple[weakref.ref[Tensor], Tensor, int]] = []  # as `pending`, of an open autograd.Function
-        if not keep.everything:
+        if not policy.everything:
             prepare()
 
     @property
     def is_strict(self) -> bool:
-        """Whether there is anything that is not kept."""
-        return not self.keep.everything or self.left < 0
+        """Whether anything is not kept."""
+        return not self.policy.everything or self.left < 0
 
     @property
-    def has_let_go(self) -> bool:
-        """Whether a stand-in may stand for a tensor that is met again."""
-        return bool(self._present)
+    def has_evicted(self) -> bool:
+        """Whether a placeholder may stand for a tensor that is met again."""
+        return bool(self._living_by_id)
 
     def choose_among(self, root: torch.nn.Module) -> None:
-        """Find the modules that the patterns name; with one go all that stand inside it, and their parameters.
+        """Find the modules that the patterns name; a pattern chooses the modules inside too, and all parameters.
 
-        `h.3.*` is the block `h.3` and all in it, as everywhere: without what the block itself adds up, the inputs of
-        its parts would be missing.
+        `h.3.*` chooses the block `h.3` and all in it: the block itself makes inputs of its parts.
         """
-        for path, module in root.named_modules() if self.keep.patterns else ():
-            named = {
-                each
-                for each in self.keep.patterns
-                if fnmatchcase(path, each) or fnmatchcase(path, each.removesuffix(".*"))
-            }
+        for path, module in root.named_modules() if self.policy.patterns else ():
+            patterns = self.policy.patterns
+            named = {each for each in patterns if fnmatchcase(path, each) or fnmatchcase(path, each.removesuffix(".*"))}
             if named:
                 self.unmet -= named
                 self._chosen_modules.add(id(module))
@@ -202,7 +192,7 @@ class Keeper:
                     self.choose_leaf(leaf)
 
     def choose_leaf(self, leaf: Tensor) -> None:
-        """Keep this leaf, and its gradient, whatever the rest is."""
+        """Keep this leaf and its gradient."""
         self._chosen_leaves[id(leaf)] = weakref.ref(leaf)
 
     def is_chosen(self, module: torch.nn.Module) -> bool:
@@ -210,29 +200,29 @@ class Keeper:
         return id(module) in self._chosen_modules
 
     def is_wanted(self, *tensors: Tensor) -> bool:
-        """Whether one of these, which stand on the tape, is what a chosen module takes or gives."""
+        """Whether a chosen module takes or gives one of these, which are on the tape."""
         return bool(self._wanted) and any(id(each) in self._wanted for each in tensors)
 
     def is_kept(self, tensor: Tensor, wanted: bool = False) -> bool:
-        """Whether this tensor's numbers stay, and always where they are `wanted`; counts them where they do."""
+        """Whether this tensor's numbers are kept, because they are `wanted` or there is room; counts those that are."""
         size = tensor.nbytes if tensor.layout is torch.strided else 0
         if size <= SMALL:
             return True
-        if not (self.keep.everything or self.chosen or wanted) or self.left < 0:
+        if not (self.policy.everything or self.chosen or wanted) or self.left < 0:
             return False
         self.left -= size
         return self.left >= 0
 
     def of(self, tree: Any) -> Any:
-        """A tree of arguments or results with stand-ins in the place of tensors that are not kept."""
-        return map_leaves(self._leaf, tree) if self._present else tree
+        """Arguments or results with each tensor that is not kept replaced by its placeholder."""
+        return map_leaves(self._leaf, tree) if self._living_by_id else tree
 
     def _leaf(self, leaf: Any) -> Any:
-        known = self._present.get(id(leaf))
-        return leaf if known is None or known.tensor() is not leaf else known.stand_in
+        known = self._living_by_id.get(id(leaf))
+        return leaf if known is None or known.tensor() is not leaf else known.placeholder
 
     def result(self, out: Any, viewed: Tensor | None, written: Iterable[Tensor], position: int) -> Any:
-        """What the operation at `position` gave, measured and replaced where it is not kept.
+        """The result of the operation at `position`; what is not kept of it is measured and replaced.
 
         `viewed` is the operand that the result is a view of, `written` are those that the operation wrote to.
         """
@@ -240,47 +230,46 @@ class Keeper:
         def replaced(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            own = self._living(leaf)
+            own = self._known(leaf)
             if own is None and any(leaf is each for each in written):
-                return leaf  # the user's own, or kept before the write
+                return leaf  # the user's own, or copied before the write
             return self._result(leaf, own, viewed, position)
 
         return map_leaves(replaced, out, lists=True)
 
-    def _result(self, tensor: Tensor, known: _Present | None, viewed: Tensor | None, position: int) -> Tensor:
-        if known is not None:  # overwritten in place, or handed through
-            stand_in = known.stand_in
-            if stand_in.shape != tensor.shape:  # `transpose_` and the like
-                with torch._C._DisableTorchDispatch():
-                    stand_in.as_strided_(tensor.size(), tensor.stride())
+    def _result(self, tensor: Tensor, known: _Living | None, viewed: Tensor | None, position: int) -> Tensor:
+        if known is not None:  # overwritten in place, or returned unchanged
+            placeholder = known.placeholder
+            if placeholder.shape != tensor.shape:  # `transpose_` and the like
+                placeholder.as_strided_(tensor.size(), tensor.stride())
             if known.version != _version(tensor):
                 known.version = _version(tensor)
-                self.absentees.known[id(stand_in)].measured = self._figures(tensor)
+                self.placeholders.known[id(placeholder)].measured = self._statistics(tensor)
         else:
-            whole = None if viewed is None else self._living(viewed)
+            whole = None if viewed is None else self._known(viewed)
             if whole is None and (viewed is not None or self.is_kept(tensor)):
-                return tensor  # a view of what is kept, or of the user's own, takes no more memory
-            stand_in = self._absent(tensor)
-        self.pending.append((tensor, stand_in, position))
-        return stand_in
+                return tensor  # a view of what is kept, or of the user's own, takes no memory
+            placeholder = self._evicted(tensor)
+        self.pending.append((tensor, placeholder, position))
+        return placeholder
 
-    def _living(self, tensor: Tensor) -> _Present | None:
-        known = self._present.get(id(tensor))
+    def _known(self, tensor: Tensor) -> _Living | None:
+        known = self._living_by_id.get(id(tensor))
         return known if known is not None and known.tensor() is tensor else None
 
-    def _absent(self, tensor: Tensor, measured: bool = True) -> Tensor:
-        stand_in = self.absentees.stand_in(tensor, self._figures(tensor) if measured else None)
-        self._present[id(tensor)] = _Present(weakref.ref(tensor), _version(tensor), stand_in)
-        return stand_in
+    def _evicted(self, tensor: Tensor, measured: bool = True) -> Tensor:
+        placeholder = self.placeholders.placeholder(tensor, self._statistics(tensor) if measured else None)
+        self._living_by_id[id(tensor)] = _Living(weakref.ref(tensor), _version(tensor), placeholder)
+        return placeholder
 
     def want(self, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
-        """A chosen module takes or gives this tensor: its numbers, and the gradient that arrives at it, are kept.
+        """A chosen module takes or gives this tensor: keep its numbers, and the gradient that arrives at it.
 
-        Where they have been let go of already, the stand-in and a copy of the numbers as they are now, which the module
-        is about to use or has just made.
+        If it was evicted already, gives the placeholder and a copy of the numbers, which the module is about to use or
+        has just made.
         """
-        known = self._living(tensor)
-        self.hold((tensor if known is None else known.stand_in,))
+        known = self._known(tensor)
+        self.hold((tensor if known is None else known.placeholder,))
         if known is None:
             return None
         version = _version(tensor)
@@ -290,14 +279,14 @@ class Keeper:
         if numbers is None:
             return None
         known.copied = version
-        return known.stand_in, numbers
+        return known.placeholder, numbers
 
     def hold(self, several: Iterable[Tensor | None]) -> None:
-        """Keep the numbers of what stands on the tape, this, also when they are about to be overwritten."""
+        """Keep the numbers of these, which are on the tape, also when they are about to be overwritten."""
         self._wanted.update(id(each) for each in several if each is not None)
 
     def _copied(self, tensor: Tensor) -> Tensor | None:
-        """A copy of the numbers, one for all tensors that show the same ones in another shape (a layer's input)."""
+        """A copy of the numbers; tensors that show the same numbers in another shape (a layer's input) share it."""
         own = own_part(tensor).detach()
         if not own.is_contiguous() or own.is_conj() or own.is_inference():
             return within_memory(own.clone)
@@ -310,37 +299,36 @@ class Keeper:
         return self._copies[key].view(own.shape)
 
     def arrived(self, several: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The gradients that arrived at a node: those of values, which are measured where they are not kept."""
+        """The gradients that arrived at a node. They are the values' gradients, and measured if they are not kept."""
         return tuple([each if each is None else self._gradient(each, True) for each in several])
 
     def sent_on(self, several: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The gradients that a node sends on: shares of what will arrive, and be measured, where they go."""
+        """The gradients that a node sends on: contributions to what arrives elsewhere, and is measured there."""
         return tuple([each if each is None else self._gradient(each, False) for each in several])
 
     def _gradient(self, tensor: Tensor, arrives: bool) -> Tensor:
         if tensor.layout is torch.strided and tensor.nbytes <= SMALL and tensor._base is None:
             return tensor  # the usual case among small tensors
-        known = self._living(tensor)
+        known = self._known(tensor)
         if self.chosen and (self.is_wanted(tensor) or self.is_kept(tensor)):
             self.hold((tensor,))
             return tensor
         if known is not None and known.version == _version(tensor):
-            figures = self.absentees.known[id(known.stand_in)]
-            if arrives and figures.measured is None:
-                figures.measured = self._figures(tensor)
-            return known.stand_in
+            original = self.placeholders.known[id(known.placeholder)]
+            if arrives and original.measured is None:
+                original.measured = self._statistics(tensor)
+            return known.placeholder
         if not self.is_kept(tensor):
-            return self._absent(tensor, measured=arrives)
+            return self._evicted(tensor, measured=arrives)
         if not self.is_strict or tensor.layout is not torch.strided:
             return tensor
         if tensor.untyped_storage().nbytes() > max(SMALL, tensor.nbytes):
-            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-                return tensor.clone()  # a part of a larger tensor must not hold all of it
+            return tensor.clone()  # a part of a larger tensor must not hold all of it
         return tensor
 
-    def _figures(self, tensor: Tensor) -> Measured | None:
-        """Measured once, however many tensors show the same numbers of one memory, in whatever shape."""
-        if tensor.is_meta:  # the user's own: there are no numbers
+    def _statistics(self, tensor: Tensor) -> Measured | None:
+        """Measured once for all tensors that show the same numbers of one memory, in whatever shape."""
+        if tensor.is_meta or wraps_others(tensor):  # the user's own: it has no numbers, or not in one place
             return None
         if tensor.layout is not torch.strided or not is_dense(tensor) or tensor.is_inference():  # has no version
             return within_memory(lambda: measure(tensor))
@@ -350,23 +338,23 @@ class Keeper:
         return self._measured[key]
 
     def _part(self, tensor: Tensor) -> tuple[Any, ...]:
-        """What the numbers of a dense tensor are known by: the memory, its version, and the part of it."""
+        """Identifies the numbers of a dense tensor: the memory, its version, and the part of it."""
         part = (int(tensor.storage_offset()), tensor.numel(), tensor.dtype, tensor.is_neg())
-        return (self.absentees.storage_of(tensor), _version(tensor), *part)
+        return (self.placeholders.storage_of(tensor), _version(tensor), *part)
 
     def copy(self, tensor: Tensor, measured: bool = True) -> Tensor:
-        """A copy of what is about to be overwritten; a stand-in with its figures where it is not kept.
+        """A copy of what is about to be overwritten; a placeholder with statistics where it is not kept.
 
-        What an optimizer remembers need not be measured: nobody asks for its figures before the step.
+        The state of an optimizer need not be `measured`: nothing asks for its statistics before the step.
         """
-        if id(tensor) in self.absentees.known:  # a stand-in, whose tensor gets other numbers now
-            return self._succeeded(tensor)
+        if id(tensor) in self.placeholders.known:  # a placeholder, whose tensor is about to get other numbers
+            return self._split_off(tensor)
         chosen = self._is_of_chosen_leaf(tensor) or (self.keeps_leaves and is_trained_leaf(tensor))
         if chosen or self.is_kept(tensor, self.is_wanted(tensor)):
             copied = within_memory(lambda: tensor.detach().clone())
             if copied is not None:
                 return copied
-        return self.absentees.stand_in(tensor, self._figures(tensor) if measured else None)
+        return self.placeholders.placeholder(tensor, self._statistics(tensor) if measured else None)
 
     def _is_of_chosen_leaf(self, tensor: Tensor) -> bool:
         """Whether it is a parameter of a chosen module, or its gradient."""
@@ -377,64 +365,64 @@ class Keeper:
 
     def end(self) -> None:
         """The step is over: no tensor will be met again."""
-        self._present.clear()
+        self._living_by_id.clear()
         self._measured.clear()
         self._copies.clear()
         self.late.clear()
-        self.absentees.forget_storages()
+        self.placeholders.forget_storages()
 
-    def _succeeded(self, stand_in: Tensor) -> Tensor:
-        """Another stand-in for what it stood for up to now; what it stands for next has not been measured."""
-        known = self.absentees.known[id(stand_in)]
-        earlier = self.absentees.without_numbers(stand_in)
-        self.absentees.known[id(earlier)] = Absent(known.device, known.storage, measured=known.measured)
-        self.absentees._held.append(earlier)
+    def _split_off(self, placeholder: Tensor) -> Tensor:
+        """A new placeholder for what this one stood for until now; this one stands for something not yet measured."""
+        known = self.placeholders.known[id(placeholder)]
+        earlier = self.placeholders.without_numbers(placeholder)
+        self.placeholders.known[id(earlier)] = Original(known.device, known.storage, measured=known.measured)
+        self.placeholders._held.append(earlier)
         known.measured = None
         return earlier
 
-    def settle(self, between: bool) -> Iterator[tuple[Any, Tensor, int, int]]:
-        """The nodes that autograd has made meanwhile: (node, stand-in, output number, position of the operation).
+    def take_matched(self, between: bool) -> Iterator[tuple[Any, Tensor, int, int]]:
+        """The nodes that autograd has made meanwhile: (node, placeholder, output number, position of the operation).
 
-        Views of what was written to wait until no call into PyTorch is running (`between`); others must not, or the
-        write that is about to be made would give them another node first.
+        Views of overwritten memory wait until no call into PyTorch is running (`between`). Others must not wait: the
+        write that comes next would give them another node first.
         """
         pending, self.pending = self.pending, []
-        if not torch.is_grad_enabled():  # the results of an autograd.Function get their nodes when it has returned
+        if not torch.is_grad_enabled():  # the results of an autograd.Function get their nodes when it returns
             self.late += [(weakref.ref(t), s, p) for t, s, p in pending if t._base is None and t.grad_fn is None]
         elif self.late and between:
             late, self.late = [(known(), s, p) for known, s, p in self.late], []
             pending = [*((t, s, p) for t, s, p in late if t is not None), *pending]
-        for tensor, stand_in, position in pending:
+        for tensor, placeholder, position in pending:
             if not between and tensor._base is not None and self._is_written(tensor):
-                self.pending.append((tensor, stand_in, position))
+                self.pending.append((tensor, placeholder, position))
                 continue
-            known = self.absentees.known[id(stand_in)]
+            known = self.placeholders.known[id(placeholder)]
             known.requires_grad = tensor.requires_grad
-            known.base = None if tensor._base is None else self.of(tensor._base)
-            known.node, known.output_nr = tensor.grad_fn, tensor.output_nr
-            if known.node is not None:
-                yield known.node, stand_in, known.output_nr, position
+            known._base = None if tensor._base is None else self.of(tensor._base)
+            known.grad_fn, known.output_nr = tensor.grad_fn, tensor.output_nr
+            if known.grad_fn is not None:
+                yield known.grad_fn, placeholder, known.output_nr, position
 
     def _is_written(self, tensor: Tensor) -> bool:
         """Whether its memory was written to since it was measured."""
-        known = self._living(tensor)
+        known = self._known(tensor)
         return known is None or known.version != _version(tensor)
 
 
 def is_trained_leaf(tensor: Tensor) -> bool:
     """Whether gradients end in this tensor.
 
-    A view of a trained tensor that is made under `no_grad` says so of itself, and never gets one.
+    A view of a trained tensor that was made under `no_grad` calls itself a leaf, and never gets a gradient.
     """
     try:
         trained = tensor.is_leaf and tensor.requires_grad
         return trained and not (tensor._base is not None and tensor._base.requires_grad)
-    except RuntimeError:  # not said of a view made under `no_grad` whose base was written to with gradients on
+    except RuntimeError:  # a view made under `no_grad` whose base was written to with gradients on
         return False
 
 
 def within_memory(work: Callable[[], T]) -> T | None:
-    """What `work` gives; None where the device has no memory left for it: the user's step must go on."""
+    """What `work` gives; None where the device has no memory left, because the user's step must go on."""
     try:
         return work()
     except MemoryError:

@@ -17,7 +17,7 @@ import torch
 
 from chainrule.graph.graph import Place
 
-_package = os.path.dirname(os.path.abspath(__file__))  # graph/, inside of chainrule/
+_package = os.path.dirname(os.path.abspath(__file__))  # capture/, inside of chainrule/
 _roots = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, os.path.dirname(_package) + os.sep, "<frozen")
 _examples = os.path.join(_roots[1], "examples") + os.sep
 _library: dict[str, bool] = {}

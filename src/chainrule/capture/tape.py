@@ -1,13 +1,12 @@
 """The tape: what happened while the user's code ran, raw and in order, and copies of what was overwritten on the way.
 
-The recorder appends to it and `assemble` reads it. It holds tensors, not numbers: a tensor object is the same one from
-its first operation to its last, and its data is copied only if something is about to write to its memory.
+The recorder appends to it and `lowering` reads it. It holds the user's tensor objects, and copies the data of one only
+when something is about to write to its memory.
 """
 
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,15 +16,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from chainrule.capture.borrowed import Loan, Loans
-from chainrule.capture.data_parallel import RawArrival, Reducers
-from chainrule.capture.retention import Absentees, Keeper, is_trained_leaf, within_memory
-from chainrule.capture.sharding import own_part
+from chainrule.capture.borrowed import BorrowedTensor, BorrowedTensors, Ranges
+from chainrule.capture.data_parallel import RawArrival, Reducers, own_part
+from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
 
-# Their results share the operand's memory, and their schemas do not own up to it.
+# Their results share the operand's memory, and their schemas do not say so.
 _UNDECLARED_VIEWS = frozenset(
     f"aten::{name}" for name in ("_unsafe_view", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
 )
@@ -33,10 +31,8 @@ _UNDECLARED_VIEWS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What the recorder must know of an operation before it runs.
-
-    What it overwrites, whether its result is a view, whether it draws random numbers, and whether it is mere
-    bookkeeping (the profiler's marks).
+    """What an operation overwrites, whether its result is a view, whether it draws random numbers, and whether it is
+    bookkeeping (`silent`: the profiler's marks).
     """
 
     writes: tuple[tuple[int, str], ...]
@@ -52,7 +48,7 @@ class Traits:
         writes = tuple(
             (i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
         )
-        if "batch_norm" in func._schema.name:  # its schema does not own up to updating the running statistics
+        if "batch_norm" in func._schema.name:  # its schema does not say that it updates the running statistics
             writes += tuple((i, a.name) for i, a in enumerate(arguments) if a.name in ("running_mean", "running_var"))
         views = func._schema.name in _UNDECLARED_VIEWS or any(
             r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
@@ -67,7 +63,7 @@ class Traits:
 
 @dataclass(slots=True)
 class RawCall:
-    """One torch function that the user's code called, and the stretch of operations that ran for it."""
+    """One torch function that the user's code called, and the range of operations that ran for it."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -83,7 +79,7 @@ class RawCall:
 
 @dataclass(slots=True)
 class RawModule:
-    """One run of one module's forward. `parent` is the run that it happened in."""
+    """One run of a module's forward, inside the run `parent`."""
 
     module: torch.nn.Module
     parent: int | None
@@ -108,21 +104,21 @@ class RawFunction:
 
 @dataclass(slots=True)
 class RawNode:
-    """An autograd node; `operation` and `outputs` tie it to what made it. Its edges are known once it is reached."""
+    """An autograd node, with the operation and the tensors that made it. Edges are known once a pass reaches it."""
 
     node: Any
     operation: int | None
     outputs: dict[int, Tensor]
     edges: tuple[tuple[Any, int], ...] = ()
-    view_from: int | None = None  # made anew for a view, after a write to its memory, from this position on
-    remade: Tensor | None = None  # the view that has this node, where an operation ran to make it
+    view_from: int | None = None  # made for a view by a write to its memory, from this position on
+    remade: Tensor | None = None  # the view of this node, where autograd ran an operation to make it
     leaves: tuple[tuple[int, Tensor], ...] = ()  # (position, leaf) of gradients that must not be held in this pass
     hooked: bool = False
-    lends: bool = False  # what arrives here is handed on to a leaf, as another view of the same memory
+    passes_through: bool = False  # what arrives here goes to a leaf, as another view of the same memory
 
 
 Version = tuple[Tensor, int]
-"""A tensor as it was when so many copies of it had been made (`Tape.version`)."""
+"""A tensor at the time when so many copies of it had been made (`Tape.version`)."""
 
 
 @dataclass(slots=True)
@@ -159,7 +155,7 @@ class RawUpdate:
 
 
 class Tape:
-    """What happened, raw and in order. Plain lists: the recorder appends, `assemble` reads."""
+    """What happened, in order: plain lists, to which the recorder appends."""
 
     def __init__(self) -> None:
         self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any] | None, Any, int | None, Tensor | None]] = []
@@ -168,7 +164,7 @@ class Tape:
         self.functions: list[RawFunction] = []
         self.nodes: list[RawNode] = []
         self.number_of: dict[Any, int] = {}  # autograd node -> index into nodes
-        self.passages: list[tuple[int, int, tuple[Any, ...], tuple[Any, ...]]] = []
+        self.executions: list[tuple[int, int, tuple[Any, ...], tuple[Any, ...]]] = []
         self.backwards: list[RawBackward] = []
         self.updates: list[RawUpdate] = []
         self.writes: list[tuple[int, int, str, Site | None]] = []  # (position, id of .grad, function, site)
@@ -181,13 +177,12 @@ class Tape:
         self.reducers = Reducers()
         self.arrivals: list[RawArrival] = []
         self.error: str | None = None
-        self.error_site: Site | None = None
         self.shared = False  # whether memory with several tensors in it was ever overwritten
-        self.absentees = Absentees()
-        self.keeper: Keeper | None = None  # None: everything is kept
-        self.lent: dict[int, Loan] = {}  # value of a leaf that was not kept -> where its owner has it (`assemble`)
-        self._lent: dict[int, Loan] = {}  # the same by the id of its stand-in
-        self._loans = Loans()
+        self.placeholders = Placeholders()
+        self.retention: Retention | None = None  # None: everything is kept
+        self.owners: dict[int, BorrowedTensor] = {}  # value of a leaf that was not kept -> its owner's tensor
+        self._owners: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
+        self._borrowed = BorrowedTensors()
         self._held: list[Tensor] = []
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
         self._entered: set[int] = set()  # ids of the tensors in _storages
@@ -200,10 +195,10 @@ class Tape:
     # -- copies of what is overwritten --------------------------------------------------------------------------------
 
     def overwritten(self, tensors: Iterable[Tensor], seen: bool = True) -> list[Tensor]:
-        """Copy these tensors and all that was recorded of their memory: it is about to be overwritten.
+        """Copy these tensors, and all recorded tensors in the same memory, because it is about to be overwritten.
 
-        `seen` tells that the tensors are the caller's own, and known; otherwise one that no operation has met may share
-        its memory with anything that was recorded (`x.data`).
+        With `seen` the tensors are known to the tape. Otherwise one that no operation has met (`x.data`) may share its
+        memory with any recorded tensor.
         """
         tensors = list(tensors)
         if not tensors:
@@ -218,17 +213,17 @@ class Tape:
         return [self.copies[id(tensor)][-1][1] for tensor in tensors]
 
     def want(self, tensors: Iterable[Tensor], position: int) -> None:
-        """Keep what a chosen module takes at this position, or gives before it, though it may have been let go of."""
-        assert self.keeper is not None
+        """Keep what a chosen module takes at this position, or gave before it, even if it was evicted already."""
+        assert self.retention is not None
         for tensor in tensors:
             if is_trained_leaf(tensor):
-                self.keeper.choose_leaf(tensor)
-            if (found := self.keeper.want(tensor)) is not None:
-                stand_in, numbers = found
-                self.copies.setdefault(id(stand_in), []).append((position, numbers))
+                self.retention.choose_leaf(tensor)
+            if (found := self.retention.want(tensor)) is not None:
+                placeholder, numbers = found
+                self.copies.setdefault(id(placeholder), []).append((position, numbers))
 
     def version(self, tensor: Tensor) -> Version:
-        """The tensor as it is now, whatever overwrites it later; it may be one that no operation has met."""
+        """The tensor with its present data, whatever overwrites it later; no operation need have met it."""
         self._enter((tensor,))
         return tensor, len(self.copies.get(id(tensor), ()))
 
@@ -238,51 +233,30 @@ class Tape:
         later = self.copies.get(id(tensor), [])[copied:]
         return later[0][1] if later else detached(tensor)
 
-    def device_of(self, tensor: Tensor) -> str:
-        """Where a tensor lives, or the one that it stands for."""
-        absent = self.absentees.known.get(id(tensor))
-        return str(tensor.device if absent is None else absent.device)
+    # -- of tensors that may be placeholders --------------------------------------------------------------------------
 
-    # -- of tensors that may be stand-ins -----------------------------------------------------------------------------
-
-    def node_of(self, tensor: Tensor) -> Any:
-        """The autograd node that leads back from a tensor."""
-        absent = self.absentees.known.get(id(tensor))
-        return tensor.grad_fn if absent is None else absent.node
-
-    def output_nr(self, tensor: Tensor) -> int:
-        """Which output of its node a tensor is."""
-        absent = self.absentees.known.get(id(tensor))
-        return tensor.output_nr if absent is None else absent.output_nr
-
-    def base_of(self, tensor: Tensor) -> Tensor | None:
-        """What a tensor is a view of."""
-        absent = self.absentees.known.get(id(tensor))
-        return tensor._base if absent is None else absent.base
-
-    def requires_grad(self, tensor: Tensor) -> bool:
-        """Whether gradients are wanted of a tensor."""
-        absent = self.absentees.known.get(id(tensor))
-        return tensor.requires_grad if absent is None else absent.requires_grad
+    def original(self, tensor: Tensor) -> Tensor | Original:
+        """What a placeholder stands for, which answers as a tensor does; any other tensor is itself."""
+        return self.placeholders.known.get(id(tensor), tensor)
 
     def storage_of(self, tensor: Tensor) -> int:
-        """What is one and the same for all tensors in one piece of memory, as long as the tape lives."""
-        absent = self.absentees.known.get(id(tensor))
-        return storage_of(tensor) if absent is None else absent.storage
+        """Identifies the memory of a tensor as long as the tape lives."""
+        original = self.placeholders.known.get(id(tensor))
+        return storage_of(tensor) if original is None else original.storage
 
     def end(self) -> None:
-        """The step is over: stand-ins go by their tensors' names, and what others own is kept."""
-        if self.keeper is not None:
-            known = [(name, self.keeper.of(tensor)) for name, tensor in self.scope.values()]
+        """The step is over: placeholders get their tensors' names, and what others own is copied or borrowed."""
+        if self.retention is not None:
+            known = [(name, self.retention.of(tensor)) for name, tensor in self.scope.values()]
             self.scope = {id(tensor): (name, tensor) for name, tensor in known}
-            self.keeper.end()
+            self.retention.end()
         self.keep_what_others_own(tensor for _, tensor in self.scope.values())
 
     def keep_what_others_own(self, named: Iterable[Tensor] = ()) -> None:
-        """Leaves, their `.grad`, and results that the user holds under a name live on, and may be overwritten.
+        """Leaves, their `.grad`, and results that the user has named live on, and may be overwritten.
 
-        Small ones are copied now. A large one is borrowed: it stays where it is, uncopied, until the recording is
-        read, or until an optimizer is about to overwrite it.
+        Small ones are copied now. Large ones are borrowed, until the recording is read or an optimizer is about to
+        overwrite them.
         """
         self._find_leaves()
         named = [tensor for tensor in named if id(tensor) in self._made and not tensor.is_meta]
@@ -295,27 +269,27 @@ class Tape:
         owned = [*self._leaves.values(), *parts, *(each[0] for each in versions if each is not None), *named]
         self._enter(owned)
         self._enter_neighbours(owned)
-        self._copy((tensor for tensor in owned if not self._loans.take(tensor)), lives_on=True)
-        self._loans.guard(self)
+        self._copy((tensor for tensor in owned if not self._borrowed.take(tensor)), lives_on=True)
+        self._borrowed.guard(self)
 
     def secure(self) -> None:
-        """Copy what was borrowed; what its owner has overwritten meanwhile is lost: a stand-in takes its place."""
-        for loan in self._loans.give_back():
-            self._copy([loan.tensor], lost=not loan.is_unchanged(), lives_on=True)
-        self.absentees.fetch()
+        """Copy what was borrowed. What its owner has overwritten meanwhile is lost: a placeholder takes its place."""
+        for each in self._borrowed.give_back():
+            self._copy([each.tensor], lost=not each.is_unchanged(), lives_on=True)
+        self.placeholders.fetch()
 
     def release(self) -> None:
-        """Nothing waits for an optimizer any more."""
-        self._loans.release()
+        """Stop waiting for an optimizer."""
+        self._borrowed.release()
 
-    def lender_of(self, stand_in: Tensor) -> Loan | None:
-        """Where the owner of what a stand-in stands for has its numbers, if that lives on."""
-        return self._lent.get(id(stand_in))
+    def owner_of(self, placeholder: Tensor) -> BorrowedTensor | None:
+        """The owner's tensor that a placeholder stands for, if that lives on."""
+        return self._owners.get(id(placeholder))
 
     def _copy(self, tensors: Iterable[Tensor], lost: bool = False, lives_on: bool = False) -> None:
-        """Copy what was recorded of these tensors' memory since the last copy.
+        """Copy all recorded tensors in these tensors' memory that were used since it was copied last.
 
-        `lives_on` tells that nothing is about to be overwritten: what is not kept stays with its owner.
+        With `lives_on` nothing is about to be overwritten: what is not kept stays with its owner.
         """
         position = len(self.operations)
         for tensor in tensors:
@@ -328,19 +302,20 @@ class Tape:
                 self._entered.discard(id(alias))
                 own = own_part(alias)
                 if lost or _is_freed(own):
-                    data = self.absentees.stand_in(own, None)
-                elif self.keeper is not None and (id(alias) in self.absentees.known or self.keeper.is_strict):
-                    data = self.keeper.copy(own)
+                    data = self.placeholders.placeholder(own, None)
+                elif self.retention is not None and (id(alias) in self.placeholders.known or self.retention.is_strict):
+                    data = self.retention.copy(own)
                     if lives_on and data.is_meta and not own.is_meta:
-                        self._lent[id(data)] = Loan.of(own)
+                        self._owners[id(data)] = BorrowedTensor.of(own)
                 else:
                     data, memory = self._copied(own, memory)
                 self.copies.setdefault(id(alias), []).append((position, data))
-                self._held.append(alias)  # or its id would be given to another tensor
+                self._held.append(alias)  # or its id would be reused
 
     def _scan(self) -> None:
-        """Enter, under the memory that they use, the tensors that may share it: leaves, views with what they view, and
-        gradients. Any other result has its memory to itself.
+        """Enter, by their memory, the tensors that may share it: leaves, views with what they view, and gradients.
+
+        Any other result has its memory to itself.
         """
         self._find_leaves()
         sharing = self._sharing
@@ -349,29 +324,29 @@ class Tape:
                 self._enter(tensors_in((args, kwargs, out)))
             elif sharing:
                 self._enter(each for each in tensors_in((args, kwargs) if kwargs else args) if id(each) in sharing)
-        for _, _, _, upstream in self.passages[self._scanned[1] :]:
+        for _, _, _, upstream in self.executions[self._scanned[1] :]:
             self._enter(tensor for tensor in upstream if tensor is not None)
         for backward in self.backwards[self._scanned[2] :]:
             self._enter(left[0] for left in backward.after.values() if left is not None)
-        # The last backward may still be running; look at it again next time.
-        self._scanned = [len(self.operations), len(self.passages), max(len(self.backwards) - 1, 0)]
+        # The last backward may still be running.
+        self._scanned = [len(self.operations), len(self.executions), max(len(self.backwards) - 1, 0)]
 
     def _copied(
         self, tensor: Tensor, memory: torch.UntypedStorage | None
     ) -> tuple[Tensor, torch.UntypedStorage | None]:
-        """A copy; of a part of its storage, as a part of a copy of all of that, which is given back for other parts."""
+        """A copy. For a part of a storage all of it is copied, and returned for other parts of it."""
         if tensor.layout is not torch.strided or tensor.nbytes == tensor.untyped_storage().nbytes():
             data = within_memory(lambda: tensor.detach().clone())
-            return self.absentees.stand_in(tensor, None) if data is None else data, memory
+            return self.placeholders.placeholder(tensor, None) if data is None else data, memory
         memory = memory if memory is not None else within_memory(tensor.untyped_storage().clone)
         if memory is None:
-            return self.absentees.stand_in(tensor, None), None
+            return self.placeholders.placeholder(tensor, None), None
         data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         data.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
         return data, memory
 
     def _find_leaves(self) -> None:
-        """What operations take and none has made; it is entered whenever it is used."""
+        """Find what operations take and none has made, and enter it whenever it is used."""
         made, leaves = self._made, self._leaves
         for _, args, kwargs, out, _, _ in self.operations[self._found :]:
             for each in args if not kwargs else (*args, kwargs):
@@ -391,12 +366,12 @@ class Tape:
         self._found = len(self.operations)
 
     def _enter_neighbours(self, owned: Iterable[Tensor]) -> None:
-        """As `_scan`, of what shares its memory with these tensors alone: their storages' addresses tell it apart."""
-        memory = _Ranges(owned)
+        """As `_scan`, but enter only what shares its memory with these tensors, by address."""
+        memory = Ranges(owned)
         for func, args, kwargs, out, _, _ in self.operations[self._scanned[0] :]:
             if Traits.of(func).views:
                 self._enter(each for each in tensors_in((args, kwargs, out)) if each in memory)
-        for _, _, _, upstream in self.passages[self._scanned[1] :]:
+        for _, _, _, upstream in self.executions[self._scanned[1] :]:
             for each in upstream:
                 if each is not None and each in memory:
                     self._enter((each,))
@@ -409,33 +384,10 @@ class Tape:
                 self._storages.setdefault(self.storage_of(tensor), []).append(tensor)
 
 
-class _Ranges:
-    """The memory of some tensors, as addresses; asks less of a tensor than its storage does."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._ends: dict[int, int] = {}
-        for tensor in tensors:
-            try:
-                storage = own_part(tensor).untyped_storage()
-                first = storage.data_ptr()
-            except (NotImplementedError, RuntimeError):
-                continue
-            self._ends[first] = max(self._ends.get(first, 0), first + storage.nbytes())
-        self._starts = sorted(self._ends)
-
-    def __contains__(self, tensor: Tensor) -> bool:
-        try:
-            address = own_part(tensor).data_ptr()  # 0 for a stand-in
-        except (NotImplementedError, RuntimeError):
-            return True  # sparse, or a wrapper: whoever asks must look for himself
-        place = bisect_right(self._starts, address)
-        return place > 0 and address < self._ends[self._starts[place - 1]]
-
-
 def detached(tensor: Tensor) -> Tensor:
-    """Without its history; a stand-in is known by its id, and stays itself.
+    """A tensor without its history: this rank's part, or a tensor without numbers where the memory was freed.
 
-    Of a tensor that is spread over ranks this rank's part; one without numbers where the memory was given back.
+    A placeholder is known by its id, and returned unchanged.
     """
     if tensor.is_meta:
         return tensor
@@ -446,7 +398,7 @@ def detached(tensor: Tensor) -> Tensor:
 
 
 def _is_freed(tensor: Tensor) -> bool:
-    """Whether its memory was given back while the tensor lives, as FSDP2 does with what it has gathered."""
+    """Whether its memory was freed while the tensor lives, as FSDP2 does with gathered parameters."""
     if "torch.distributed.fsdp" not in sys.modules or tensor.is_meta or tensor.layout is not torch.strided:
         return False
     try:
@@ -456,7 +408,7 @@ def _is_freed(tensor: Tensor) -> bool:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """What is one and the same for all tensors in one piece of memory, as long as one of them lives."""
+    """Identifies the memory of a tensor as long as a tensor in it lives."""
     try:
         return int(own_part(tensor).untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share

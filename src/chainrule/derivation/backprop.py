@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chainrule import rules
 from chainrule.errors import RuleError
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Ref, accumulate, references
 from chainrule.graph.snapshot import Update, all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
@@ -95,7 +95,7 @@ class Derivation:
     of_passes: dict[int, dict[int, Tensor]]
 
 
-@uncollected()
+@gc_paused()
 def derive(graph: Graph) -> Derivation:
     """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
     node_steps: list[NodeStep] = []

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from chainrule.capture.lowering.calls import function_name
+from chainrule.capture.lowering.naming import function_name
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge

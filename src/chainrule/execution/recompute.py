@@ -1,8 +1,8 @@
 """Recomputes what was not kept: the recorded operations run again, and autograd goes back through them.
 
 A recording that keeps statistics alone still holds every operation, the state of its random generator, the small
-tensors, and references to the user's large leaves (`Loan`). Only the operations that are needed run, in their order,
-and a tensor that no later one needs is freed. The backward pass goes node by node: autograd runs again on each
+tensors, and references to the user's large leaves (`BorrowedTensor`). Only the operations that are needed run, in their
+order, and a tensor that no later one needs is freed. The backward pass goes node by node: autograd runs again on each
 operation alone, with the gradient that arrived.
 
 Everything is verified. A leaf must be unchanged (its version, a few of its numbers, its statistics), and what is
@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from chainrule.capture.borrowed import Loan
+from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.tape import Traits, storage_of
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
@@ -41,7 +41,7 @@ NO_WAY = (
 Gradients = tuple[Tensor | None, ...]
 
 
-def recompute(graph: Graph, lent: Mapping[int, Loan], names: Iterable[str]) -> Graph:
+def recompute(graph: Graph, lent: Mapping[int, BorrowedTensor], names: Iterable[str]) -> Graph:
     """The facts of a step with the numbers of the values that `names` name; of all values where none is named.
 
     With a value come those of the calls that made it or used it, so that its gradient can be explained and proved.
@@ -69,7 +69,7 @@ def _named(graph: Graph, name: str) -> list[int]:
 class _Reexecution:
     """One re-execution: `values` are the graph's, with numbers as long as something needs them."""
 
-    def __init__(self, graph: Graph, lent: Mapping[int, Loan], plan: RecomputationPlan) -> None:
+    def __init__(self, graph: Graph, lent: Mapping[int, BorrowedTensor], plan: RecomputationPlan) -> None:
         self.old, self.plan, self.lent = graph, plan, lent
         self.values = list(graph.values)
         self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in step by step

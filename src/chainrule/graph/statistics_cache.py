@@ -34,6 +34,7 @@ from chainrule.graph.statistics import (
     spread,
     spread_over,
 )
+from chainrule.graph.unobserved import unobserved
 
 PART = 2**18  # numbers that are subtracted at a time
 MOST = 2**14  # numbers of a tensor up to which it is measured as a row
@@ -149,7 +150,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
     """The statistics of each tensor, as `Statistics.of` has them, with or without the histogram."""
     found: dict[int, Statistics] = {}
-    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+    with unobserved():
         for places in _of_one_size(tensors):
             rows = torch.stack([in_a_row(tensors[place]) for place in places])
             found.update(zip(places, _of_rows(rows, magnitudes), strict=True))
@@ -162,7 +163,7 @@ def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
 
 def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
     """The statistics of each tensor; of a large one those of an even sample, as `of_a_sample` has them of `part_of`."""
-    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+    with unobserved():
         samples = [_sampled(each) for each in tensors]
     return [
         of_a_sample(known, tensor.numel())

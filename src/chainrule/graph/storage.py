@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chainrule.errors import StorageError
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.graph import graph as facts
 from chainrule.graph import snapshot as snapshots
 from chainrule.graph.graph import Graph
@@ -55,7 +55,7 @@ _MALFORMED = (
 )  # fmt: skip
 
 
-@uncollected()
+@gc_paused()
 def write(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write a graph to `path`. An interrupted write leaves the old file.
 
@@ -78,7 +78,7 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-@uncollected()
+@gc_paused()
 def read(path: str | os.PathLike[str]) -> Graph:
     """Read a graph that `write` wrote.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from chainrule.capture.sharding import own_part
+from chainrule.capture.data_parallel import own_part
 from chainrule.graph.graph import Graph, Value
 from chainrule.graph.history import Kind, RankFacts, StepFacts
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of

@@ -23,7 +23,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule._version import __version__
 from chainrule.diagnostics.ranks import of_ranks
 from chainrule.errors import ChainruleWarning, StorageError
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.all_ranks import ApartError, Step, Together
@@ -197,7 +197,6 @@ class watch:  # noqa: N801 (read as a verb)
         except Exception as error:  # of `on_finding`, say
             self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
 
-    @uncollected()
     def _look_at_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
         """Examine the step that was being recorded when the watch ended, of this rank alone."""
         if recording is None or not self._examining:
@@ -284,7 +283,7 @@ class watch:  # noqa: N801 (read as a verb)
                 report(step.facts, step.figures)
             self._report_problem()
 
-    @uncollected()  # the collector would walk through all of its graph
+    @gc_paused()  # 5 % of a watched step of a small GPT-2: the collector would walk through all of its graph
     def _looked_at(self) -> Step:
         """Read, store and examine the step just recorded, and drop its recording."""
         recording, self._recording = self._recording, None

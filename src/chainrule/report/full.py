@@ -8,7 +8,7 @@ from typing import Literal
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.graph.names import escape
 from chainrule.report import block_tables, code, data_parallel, steps, update, value_table
 from chainrule.report.context import Context, shape_text
@@ -20,7 +20,7 @@ HOW_TO_READ = (
 )
 
 
-@uncollected()
+@gc_paused()
 def full(context: Context, pointing: bool = False, coded: bool = False) -> Document:
     """Every step of the derivation.
 

@@ -1,1 +1,163 @@
-"""Turns the tape of a recorded step into a `Graph`: which tensor is which value, and what each is called."""
+"""Turns the tape of a recorded step into a `Graph`: which tensor is which value, which node belongs to which operation,
+and what the user calls them.
+
+The tape is read once, from its beginning to its end (`operations`, with `tensor_versions`); everything else asks what
+was read. Each file imports only from those before it:
+
+    tensor_versions  which tensor is which value, at each position of the tape
+    operations       operations, and the nodes that lead back through them
+    nodes            nodes in forward order, edges matched with arguments
+    naming           paths and names; what the user wrote
+    statistics       snapshots: numbers that were kept, and statistics of the rest
+    backward_passes  passes, the gradients that they make, and events
+    parameters       before and after the step, and combined over ranks
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from torch import Tensor
+
+from chainrule.capture.lowering.backward_passes import BackwardPasses, gradients_of, read_events
+from chainrule.capture.lowering.naming import Names, Paths, read_calls
+from chainrule.capture.lowering.nodes import number_nodes, read_nodes
+from chainrule.capture.lowering.operations import DraftOperation, Lowering
+from chainrule.capture.lowering.parameters import read_parameters, read_reducers, read_reductions, read_updates
+from chainrule.capture.lowering.statistics import Snapshots
+from chainrule.capture.lowering.tensor_versions import TensorVersions
+from chainrule.capture.retention import is_trained_leaf
+from chainrule.capture.tape import Tape
+from chainrule.gc_control import gc_paused
+from chainrule.graph.graph import Graph, Operation, Value
+from chainrule.graph.snapshot import Parameter, Reduction, statistics_of
+from chainrule.graph.statistics import Statistics
+
+
+@gc_paused()
+def lower(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
+    """The facts of a step; without autograd's nodes, which nobody asks for, where they do not last."""
+    snapshots = snapshots or Snapshots(tape)
+    paths = Paths(tape)
+    lowering = Lowering(tape, paths.buffers)
+    passes = BackwardPasses(lowering)
+    calls = read_calls(lowering, paths)
+    names = Names(lowering, paths, calls)
+    number = number_nodes(lowering) if snapshots.lasting else {each: each for each in range(len(tape.nodes))}
+    backwards = passes.backwards(number, snapshots)
+    gradients = gradients_of(passes, backwards)
+    parameters = read_parameters(passes, names, snapshots)
+    reductions = read_reductions(passes, names, parameters, snapshots)
+    of_leaves = _of_leaves(tape, parameters, reductions)
+    return Graph(
+        values=_freeze(tape, lowering.values, number, gradients, snapshots, of_leaves),
+        operations=tuple(_frozen(operation, number) for operation in lowering.operations),
+        calls=calls,
+        nodes=read_nodes(lowering, number, passes.executions(snapshots)) if snapshots.lasting else (),
+        backwards=backwards,
+        updates=read_updates(lowering, names, snapshots),
+        parameters=parameters,
+        modules=tuple(paths.modules()),
+        events=tuple(read_events(passes, names)),
+        error=tape.error,
+        notes=(*paths.notes_of_compiled(), *_notes_of_patterns(tape)),
+        reducers=read_reducers(lowering, paths),
+        reductions=reductions,
+    )
+
+
+def free(tape: Tape) -> None:
+    """Free a tape that nobody reads any more, its autograd nodes from the loss back to the leaves.
+
+    PyTorch 2.13 frees a node that Python has seen inside the call that frees the node before it: in another order, a
+    chain of 50,000 nodes overflows the stack.
+    """
+    nodes = [raw.node for raw in tape.nodes]
+    tape.__dict__.clear()
+    nodes.sort(key=lambda node: node._sequence_nr())
+    while nodes:
+        nodes.pop()
+
+
+def _notes_of_patterns(tape: Tape) -> tuple[str, ...]:
+    """A pattern of `keep=` that named nothing is most likely a mistake."""
+    unmet = sorted(tape.retention.unmet) if tape.retention is not None else []
+    return tuple(
+        f"keep=[{each!r}] named no module that ran, so it kept nothing: the patterns are of module paths, such as "
+        "those in `recording.graph.modules`."
+        for each in unmet
+    )
+
+
+def _frozen(draft: DraftOperation, number: dict[int, int]) -> Operation:
+    return Operation(
+        draft.index,
+        draft.name,
+        draft.function,
+        draft.arguments,
+        draft.outputs,
+        draft.call,
+        None if draft.node is None else number[draft.node],
+        draft.random_state,
+    )
+
+
+def _of_leaves(
+    tape: Tape, parameters: dict[str, Parameter], reductions: dict[str, Reduction]
+) -> dict[int, Statistics | None]:
+    """The statistics of each leaf's gradient: `.grad`, or what was there before ranks were combined.
+
+    Where a gradient was not kept and came from several uses of a leaf, the sum alone was measured.
+    """
+    if any(backward.before for backward in tape.backwards):
+        return {}
+    given = {name: each.sent for name, each in reductions.items()}
+    return {
+        each.value: statistics_of(given.get(name, each.gradient))
+        for name, each in parameters.items()
+        if each.value is not None
+    }
+
+
+def _numbered(name: str, count: Counter[str]) -> str:
+    count[name] += 1  # no value has the same name twice
+    return f"{name}@{count[name]}"
+
+
+def _freeze(
+    tape: Tape,
+    values: TensorVersions,
+    number: dict[int, int],
+    gradients: dict[int, Tensor],
+    snapshots: Snapshots,
+    of_leaves: dict[int, Statistics | None],
+) -> tuple[Value, ...]:
+    """The drafts as facts. A name that several values share is numbered: `h@1`, `h@2`."""
+    shared = Counter(name for draft in values.drafts for name in draft.names)
+    count: Counter[str] = Counter()
+    found = []
+    for index, draft in enumerate(values.drafts):
+        names = tuple(_numbered(name, count) if shared[name] > 1 else name for name in draft.names)
+        data, grad = values.data(index), snapshots.of_some(gradients.get(index))
+        if draft.operation is None and (owner := tape.owner_of(data)) is not None:
+            tape.owners[index] = owner
+        snapshot = snapshots.of(data)
+        if grad is not None and not grad.has_numbers:
+            grad = replace(grad, device=snapshot.device, statistics=grad.statistics or of_leaves.get(index))
+        found.append(
+            Value(
+                index,
+                draft.kind,
+                names,
+                draft.node is not None or is_trained_leaf(draft.tensor),
+                snapshot,
+                grad,
+                draft.operation,
+                draft.slot,
+                None if draft.node is None else number[draft.node],
+                draft.place,
+                draft.earlier,
+            )
+        )
+    return tuple(found)

@@ -1,51 +1,57 @@
-"""The backward passes: which node ran in which, what came down to it and what it sent on, and the gradients that this
-makes for each value.
+"""The backward passes: which node ran in which, what arrived at it and what it sent on, the gradient of each value, and
+events between the operations: gradients cleared, clipped or written to by hand, and changed by hooks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.modules._functions import BackwardHookFunction
 
-from chainrule.capture.lowering.leaves import Leaves
-from chainrule.capture.lowering.operations import Reading
+from chainrule.capture.lowering.naming import Names
+from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawBackward, Tape
-from chainrule.graph.graph import Backward, NodeExecution, accumulate, counted
+from chainrule.graph.comparison import compare
+from chainrule.graph.graph import Backward, Event, NodeExecution, accumulate, counted
+from chainrule.graph.snapshot import all_have_numbers, has_numbers
 
 
-class Passes:
+class BackwardPasses:
     """The backward passes of a tape, numbered in the order of their calls."""
 
-    def __init__(self, tape: Tape) -> None:
-        self._tape = tape
+    def __init__(self, lowering: Lowering) -> None:
+        self.lowering = lowering
+        self._tape = tape = lowering.tape
         self._number = self._numbers()
         self._by_task = {raw.task: raw for raw in reversed(tape.backwards) if raw.task is not None}
 
     def _numbers(self) -> dict[int, int]:
-        """Autograd's numbers of its passes -> ours; one that began unseen (inside a node) comes after those we saw."""
+        """Autograd's numbers of its passes -> ours; a pass that began unseen (inside a node) comes last."""
         known = {raw.task: index for index, raw in enumerate(self._tape.backwards) if raw.task is not None}
-        for task, *_ in self._tape.passages:
+        for task, *_ in self._tape.executions:
             known.setdefault(task, max(len(self._tape.backwards), *known.values(), -1) + 1 if known else 0)
         return known
 
-    def passages(self, snapshots: Snapshots) -> dict[int, list[NodeExecution]]:
+    def executions(self, snapshots: Snapshots) -> dict[int, list[NodeExecution]]:
         """Each node's runs, by the tape's number of the node."""
         found: dict[int, list[NodeExecution]] = {}
-        for order, (task, node, downstream, upstream) in enumerate(self._tape.passages):
+        for order, (task, node, downstream, upstream) in enumerate(self._tape.executions):
             filled = self.with_leaves(node, task, downstream)
             arrived = tuple(map(snapshots.of_some, frozen(self._tape, upstream)))
-            passage = NodeExecution(self.number(task), order, arrived, tuple(map(snapshots.of_some, filled)))
-            found.setdefault(node, []).append(passage)
+            execution = NodeExecution(self.number(task), order, arrived, tuple(map(snapshots.of_some, filled)))
+            found.setdefault(node, []).append(execution)
         return found
 
     def with_leaves(self, node: int, task: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-        """Put in the gradients that went straight into a leaf, and were read from its `.grad` afterwards."""
+        """Fill in the gradients that went straight into a leaf, which were read from its `.grad` afterwards."""
         filled = list(frozen(self._tape, downstream))
         raw = self.of_task(task)
         if raw is not None:
@@ -55,7 +61,7 @@ class Passes:
         return tuple(filled)
 
     def number(self, task: int) -> int:
-        """Our number of one of autograd's passes."""
+        """Our number for one of autograd's."""
         return self._number[task]
 
     def of_task(self, task: int) -> RawBackward | None:
@@ -72,74 +78,70 @@ class Passes:
         left = (self.left(raw, leaf) for raw in reversed(self._tape.backwards))
         return next((each for each in left if each is not None), None)
 
-    def losses(self, reading: Reading) -> list[int | None]:
-        """What each pass began from, as a value; None of one that began unseen."""
-        known = [reading.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards]
+    def losses(self) -> list[int | None]:
+        """The value that each pass began from; None for one that began unseen."""
+        known = [
+            self.lowering.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards
+        ]
         unseen = max(self._number.values(), default=-1) + 1 - len(known)
         return known + [None] * unseen
 
-    def given(self, reading: Reading, leaves: Leaves) -> list[dict[int, Tensor]]:
-        """What `torch.autograd.grad` returned in each pass, by the values that it was asked for."""
-        return [self._given(raw, reading, leaves) for raw in self._tape.backwards]
+    @cached_property
+    def given(self) -> list[dict[int, Tensor]]:
+        """What `torch.autograd.grad` returned in each pass, by the value that it was asked for."""
+        return [self._given(raw) for raw in self._tape.backwards]
 
-    def _given(self, raw: RawBackward, reading: Reading, leaves: Leaves) -> dict[int, Tensor]:
-        found = {}
+    def _given(self, raw: RawBackward) -> dict[int, Tensor]:
+        found, lowering = {}, self.lowering
         for asked, version in raw.given:
-            value = leaves.of(asked) if is_trained_leaf(asked) else reading.values.at(asked, raw.position)
+            of_leaf = is_trained_leaf(asked)
+            value = lowering.leaves.of(asked) if of_leaf else lowering.values.at(asked, raw.position)
             if value is not None:
                 found[value] = self._tape.data_of(version)
         return found
 
-    def backwards(
-        self, reading: Reading, number: dict[int, int], given: list[dict[int, Tensor]], snapshots: Snapshots
-    ) -> tuple[Backward, ...]:
+    def backwards(self, number: dict[int, int], snapshots: Snapshots) -> tuple[Backward, ...]:
         """The passes with the nodes where they began; `number` puts these into forward order."""
-        found, losses = [], self.losses(reading)
+        found, losses = [], self.losses()
         for index, raw in enumerate(self._tape.backwards):
             roots = tuple(
-                (number[self._tape.number_of[node]], self._tape.output_nr(root))
+                (number[self._tape.number_of[node]], self._tape.original(root).output_nr)
                 for root in raw.roots
-                if (node := self._tape.node_of(root)) is not None and node in self._tape.number_of
+                if (node := self._tape.original(root).grad_fn) is not None and node in self._tape.number_of
             )
             place = raw.site.place() if raw.site else None
-            gradients = {value: snapshots.of(gradient) for value, gradient in given[index].items()}
-            found.append(Backward(index, roots, losses[index], place, raw.accumulates, gradients))
+            given = {value: snapshots.of(gradient) for value, gradient in self.given[index].items()}
+            found.append(Backward(index, roots, losses[index], place, raw.accumulates, given))
         return (*found, *(Backward(index, (), None) for index in range(len(found), len(losses))))
 
 
-def gradients_of(
-    reading: Reading,
-    leaves: Leaves,
-    passes: Passes,
-    backwards: Sequence[Backward],
-    given: list[dict[int, Tensor]],
-) -> dict[int, Tensor]:
+def gradients_of(passes: BackwardPasses, backwards: Sequence[Backward]) -> dict[int, Tensor]:
     """d loss / d value of all values, summed over the passes that are `counted`.
 
-    Where no node that led on from a value ran, it is what `torch.autograd.grad` gave.
+    Where no node that uses a value ran, it is what `torch.autograd.grad` returned.
     """
-    last = {value: gradient for each in given for value, gradient in each.items()}
-    results = _summed(reading, passes, backwards, _at_results(reading))
-    return last | results | _summed(reading, passes, backwards, _at_leaves(reading, leaves, passes))
+    given = {value: gradient for each in passes.given for value, gradient in each.items()}
+    results = _summed(passes, backwards, _at_results(passes.lowering))
+    return given | results | _summed(passes, backwards, _at_leaves(passes))
 
 
 Arrivals = Iterator[tuple[int, Tensor]]
 
 
-def _at_results(reading: Reading) -> Callable[..., Arrivals]:
-    """To what operations made: what arrived at its node from all its uses."""
+def _at_results(lowering: Lowering) -> Callable[..., Arrivals]:
+    """For the result of an operation: what arrived at its node from all uses."""
 
     def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
-        for slot, value in reading.outputs_of.get(node, {}).items():
+        for slot, value in lowering.outputs_of.get(node, {}).items():
             if slot < len(upstream) and upstream[slot] is not None:
-                yield value, data_after(reading.tape, upstream[slot], -1)
+                yield value, data_after(lowering.tape, upstream[slot], -1)
 
     return arrivals
 
 
-def _at_leaves(reading: Reading, leaves: Leaves, passes: Passes) -> Callable[..., Arrivals]:
-    """To leaves: what nodes sent straight to them."""
-    nodes = reading.tape.nodes
+def _at_leaves(passes: BackwardPasses) -> Callable[..., Arrivals]:
+    """For a leaf: what nodes sent straight to it."""
+    nodes, leaves = passes.lowering.tape.nodes, passes.lowering.leaves
     at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in nodes]
 
     def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
@@ -156,14 +158,15 @@ def _at_leaves(reading: Reading, leaves: Leaves, passes: Passes) -> Callable[...
 
 
 def _summed(
-    reading: Reading, passes: Passes, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
+    passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
 ) -> dict[int, Tensor]:
-    """The sum of what arrived at each value in all runs of nodes, in the passes that are counted.
+    """The sum of what arrived at each value in the passes that are counted.
 
     A pass that ended in an exception counts only where no other brought a gradient.
     """
-    tape, arrived = reading.tape, dict[int, dict[int, Tensor]]()
-    for run in tape.passages:
+    lowering, tape = passes.lowering, passes.lowering.tape
+    arrived: dict[int, dict[int, Tensor]] = {}
+    for run in tape.executions:
         number = passes.number(run[0])
         for value, gradient in arrivals(*run):
             accumulate(arrived.setdefault(value, {}), number, gradient)
@@ -172,8 +175,89 @@ def _summed(
     for value, sums in arrived.items():
         for index in counted(backwards, sums.keys() - failed or sums):
             accumulate(found, value, sums[index])
-    for node, slot, value in reading.unseen:
-        seen = reading.outputs_of.get(node, {}).get(slot)
+    for node, slot, value in lowering.unseen:
+        seen = lowering.outputs_of.get(node, {}).get(slot)
         if seen in found:
             found[value] = found[seen]
     return found
+
+
+Arriving = dict[tuple[int, int, int], Tensor]  # (task, node, slot) -> the sum of what was sent there so far
+
+
+def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
+    """The writes in their order, then the changes by hooks in the order in which they ran.
+
+    A write is on the tape. A hook runs inside autograd, unseen: it shows as a gradient that is not the sum of what the
+    uses of the value sent.
+    """
+    yield from _writes(passes.lowering.tape, names)
+    yield from _changes_by_hooks(passes)
+
+
+def _writes(tape: Tape, names: Names) -> Iterator[Event]:
+    for position, gradient, function, site in tape.writes:
+        parameter = tape.gradients.get(gradient)
+        if parameter is not None:
+            name = names.of_parameter(parameter, 0)
+            yield Event(function or "write", name, position, site.place() if site else None)
+
+
+def _changes_by_hooks(passes: BackwardPasses) -> Iterator[Event]:
+    lowering, tape, arriving = passes.lowering, passes.lowering.tape, Arriving()
+    for task, number, downstream, upstream in tape.executions:
+        sent_on = frozen(tape, downstream)
+        if getattr(tape.nodes[number].node, "_forward_cls", None) is BackwardHookFunction:
+            yield from _changes_by_module_hooks(lowering, number, frozen(tape, upstream), sent_on)
+        for slot, value in lowering.outputs_of.get(number, {}).items():
+            sent = arriving.pop((task, number, slot), None)
+            arrived: Any = upstream[slot] if slot < len(upstream) else None
+            if sent is not None and arrived is not None and not _alike(sent, data_after(tape, arrived, -1)):
+                yield _change(lowering, value)
+        for (node, slot), gradient in zip(tape.nodes[number].edges, sent_on, strict=False):
+            if gradient is not None and node in tape.number_of:
+                accumulate(arriving, (task, tape.number_of[node], slot), gradient)
+    yield from _changes_at_leaves(passes, arriving)
+
+
+def _changes_at_leaves(passes: BackwardPasses, arriving: Arriving) -> Iterator[Event]:
+    """What nodes sent to a leaf should be what the pass added to its `.grad`."""
+    lowering = passes.lowering
+    combined = {(raw.task, id(raw.leaf)) for raw in lowering.tape.arrivals}  # over ranks: no hook of the user's
+    for (task, number, _), sent in arriving.items():
+        leaf = getattr(lowering.tape.nodes[number].node, "variable", None)
+        raw = passes.of_task(task)
+        if raw is None or leaf is None or id(leaf) not in lowering.values.versions:
+            continue
+        if (task, id(leaf)) in combined:
+            continue
+        before, left = raw.before.get(id(leaf)), passes.left(raw, leaf)
+        if before is not None and has_numbers(before) != has_numbers(sent):
+            continue  # one of them is known by its statistics alone
+        whole = sent if before is None else sent + before
+        if left is not None and not _alike(whole, left):
+            yield _change(lowering, lowering.values.versions[id(leaf)][0])
+
+
+def _changes_by_module_hooks(
+    lowering: Lowering, number: int, upstream: tuple[Tensor | None, ...], downstream: tuple[Tensor | None, ...]
+) -> Iterator[Event]:
+    """`register_full_backward_hook` puts its hook on a function of PyTorch's that passes everything on unchanged."""
+    for slot, (arrived, sent) in enumerate(zip(upstream, downstream, strict=False)):
+        value = lowering.outputs_of.get(number, {}).get(slot)
+        if value is not None and arrived is not None and sent is not None and not _alike(arrived, sent):
+            yield _change(lowering, value)
+
+
+def _change(lowering: Lowering, value: int) -> Event:
+    draft = lowering.values[value]
+    return Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place)
+
+
+def _alike(left: Tensor, right: Tensor) -> bool:
+    """The same apart from the rounding of another order of summation, as far as is known."""
+    if not all_have_numbers(left, right):
+        return True
+    if left.layout is not torch.strided or right.layout is not torch.strided or left.shape != right.shape:
+        return left.shape == right.shape
+    return compare(left, right).agrees

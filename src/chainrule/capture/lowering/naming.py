@@ -1,31 +1,33 @@
-"""What the user calls things: the paths of modules and parameters, and the names of values, best first.
+"""What the user wrote and calls things: calls, paths of modules and parameters, and names of values, best first.
 
-A value's best name is the one that the user's code gave it; then what the caller's scope calls it at the end, the path
-of the module that made it, and the call it came from.
+A value's best name is what the user's code assigned it to; then its name in the caller's scope at the end, the path of
+the module that made it, and the call that it came from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.capture.lowering.leaves import Leaves
-from chainrule.capture.lowering.operations import Reading
-from chainrule.capture.lowering.tensor_versions import Draft
+from chainrule.capture.lowering.operations import Lowering
+from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.source import Site
+from chainrule.capture.source import Site, is_library
 from chainrule.capture.tape import RawCall, Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
+from chainrule.graph.trees import map_leaves, tensors_in
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)
 
 
 class Paths:
-    """The paths of all modules that ran, and of what they hold; a prefix tells several models apart."""
+    """The paths of all modules that ran, and of their parameters and buffers; several models get prefixes."""
 
     def __init__(self, tape: Tape) -> None:
         self.of_tensor: dict[int, str] = {}  # id of a parameter or buffer -> its path
@@ -72,7 +74,7 @@ class Paths:
                 yield Module(self.of(run.module), type(run.module).__name__, run.training, own)
 
     def notes_of_compiled(self) -> tuple[str, ...]:
-        """What a reader must know of modules under `torch.compile`."""
+        """Notes on modules under `torch.compile`."""
         compiled = (run.module for run in self._tape.modules if type(run.module).__name__ == "OptimizedModule")
         names = dict.fromkeys(self.of(module) or self._name_of(module) for module in compiled)
         return tuple(
@@ -82,11 +84,11 @@ class Paths:
 
 
 class Names:
-    """Gives each value its names, and each parameter the one that it goes by."""
+    """Names each value and each parameter."""
 
-    def __init__(self, reading: Reading, leaves: Leaves, paths: Paths, calls: tuple[Call, ...]) -> None:
-        self._tape, self._values = reading.tape, reading.values
-        self._reading, self._leaves, self._paths, self._calls = reading, leaves, paths, calls
+    def __init__(self, lowering: Lowering, paths: Paths, calls: tuple[Call, ...]) -> None:
+        self._tape, self._values = lowering.tape, lowering.values
+        self._lowering, self._leaves, self._paths, self._calls = lowering, lowering.leaves, paths, calls
         self._ranked: dict[int, list[tuple[int, str]]] = {}
         self._name_parameters()
         self._name_results()
@@ -99,7 +101,7 @@ class Names:
             self._number(versions)
 
     def _number(self, versions: list[int]) -> None:
-        """What an optimizer, or a write by hand, made of a parameter goes by the parameter's name, with a number."""
+        """A later value of a parameter, made by an optimizer or by hand, has the parameter's name with a number."""
         first = self._leaves.first_used(versions[0])
         if not is_trained_leaf(self._values[first].tensor):
             return
@@ -148,7 +150,7 @@ class Names:
             self._add(value, rank, name, place)
 
     def _by_modules(self) -> Iterator[Naming]:
-        for run in reversed(self._tape.modules):  # of modules that end together the inner ones name the result first
+        for run in reversed(self._tape.modules):  # where modules end together, the inner ones name the result first
             if run.last is None:
                 continue
             parent = self._tape.modules[run.parent].site if run.parent is not None else None
@@ -156,7 +158,7 @@ class Names:
             path = self._paths.of(run.module)
             value = self._values.at(run.output, run.last) if path and isinstance(run.output, Tensor) else None
             if value is not None:
-                rank = 4 if path.replace(".", "").isdigit() else 2  # a place in a Sequential says little
+                rank = 4 if path.replace(".", "").isdigit() else 2  # an index in a Sequential says little
                 yield run.last * 3 + 2, rank, path, value, run.site.place() if run.site else None
 
     def _by_assignments(self) -> Iterator[Naming]:
@@ -168,8 +170,8 @@ class Names:
 
     def _by_functions(self) -> Iterator[Naming]:
         for raw in self._tape.functions:
-            operation = self._reading.at.get(raw.first)
-            node = None if operation is None else self._reading.operations[operation].node
+            operation = self._lowering.at.get(raw.first)
+            node = None if operation is None else self._lowering.operations[operation].node
             outputs = [t for _, t in sorted(self._tape.nodes[node].outputs.items())] if node is not None else []
             result: Any = outputs[0] if len(outputs) == 1 else tuple(outputs)
             yield from self._targets(raw.last * 3, result, raw.site, self._site_around(raw.module), raw.last)
@@ -180,7 +182,7 @@ class Names:
     def _targets(
         self, when: int, output: Any, site: Site | None, enclosing: Site | None, last: int
     ) -> Iterator[Naming]:
-        """Names for a result, unless its call came from the same spot as the module around it: then it is PyTorch's."""
+        """Names for a result, unless its call is PyTorch's own: then it has the same site as the module around it."""
         if site is None or site == enclosing:
             return
         place = site.place()
@@ -202,23 +204,23 @@ class Names:
                 self._add(value, 3, _readable(call.name), call.place)
 
     def _named_operands(self, call: Call, raw: RawCall) -> Iterator[tuple[int, str]]:
-        """Leaves that go by a name where the call stands: the `X` of `self.linear1(X)`."""
+        """Leaves that have a name at the call: the `X` of `self.linear1(X)`."""
         if raw.site is None or raw.custom is not None:
             return
         for argument, name in zip(call.arguments, raw.site.argument_names(), strict=False):
             if isinstance(argument, Ref) and self._values[argument.value].kind == "input":
                 yield argument.value, name
 
-    def _fallback(self, draft: Draft) -> str:
+    def _fallback(self, draft: DraftValue) -> str:
         if draft.operation is None:
             return draft.kind
-        operation = self._reading.operations[draft.operation]
+        operation = self._lowering.operations[draft.operation]
         name = operation.name.removeprefix("aten.").split(".")[0].lstrip("_")
         return name if operation.call is None else f"{_readable(self._calls[operation.call].name)}.{name}"
 
 
 def _readable(call: str) -> str:
-    """A function's name as one says it: an operator's is `getitem`, or `sub` from whichever side it was asked."""
+    """A function's name as one says it: `getitem` for an operator, `sub` also for `__rsub__`."""
     if not call.startswith("__"):
         return call
     bare = call.strip("_")
@@ -226,6 +228,94 @@ def _readable(call: str) -> str:
 
 
 def _is_direct(call: RawCall) -> bool:
-    """Whether the user's own expression is this call, not a larger function of PyTorch's that made it on the way."""
+    """Whether the user's own expression is this call, not a function of PyTorch's that made it on the way."""
     through = call.site.through if call.site is not None else ""
     return through in ("", "wrapped", "fn", "_wrapped_call_impl", getattr(call.function, "__name__", ""))
+
+
+def read_calls(lowering: Lowering, paths: Paths) -> tuple[Call, ...]:
+    """The calls in the order in which they began."""
+    return tuple(_call(index, raw, lowering, paths) for index, raw in enumerate(lowering.tape.calls))
+
+
+def _call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Call:
+    def known(leaf: Any) -> Any:
+        """None for a tensor that no operation ever used."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        value = lowering.values.at(leaf, raw.first)
+        return None if value is None else Ref(value)
+
+    operations = dict.fromkeys(lowering.at[p] for p in range(raw.first, raw.last) if p in lowering.at)
+    outputs = (lowering.values.at(tensor, raw.last) for tensor in tensors_in(raw.output))
+    return Call(
+        index,
+        function_name(raw.function),
+        paths.of_run(raw.module),
+        raw.site.place() if raw.site else None,
+        tuple(map_leaves(known, argument, lists=True) for argument in raw.arguments),
+        map_leaves(known, raw.keywords, lists=True),
+        tuple(operations),
+        tuple(value for value in outputs if value is not None),
+        raw.error,
+    )
+
+
+def function_name(function: Any) -> str:
+    """The name of a torch function: `softmax`, `__add__`; for a property its own, such as `T` and `real`."""
+    name = getattr(function, "__name__", str(function))
+    return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else str(name)
+
+
+def variables_around(frame: FrameType | None) -> dict[str, Any]:
+    """The variables of the nearest frame outside PyTorch and chainrule."""
+    while frame is not None and is_library(frame.f_code):
+        frame = frame.f_back
+    if frame is None:
+        return {}
+    return {**frame.f_globals, **locals_of(frame)}
+
+
+def locals_of(frame: FrameType) -> dict[str, Any]:
+    """A frame's local variables. Before Python 3.13 a function's frame would keep alive what `f_locals` has shown."""
+    shown = frame.f_locals
+    found = dict(shown)
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
+        shown.clear()
+    return found
+
+
+def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
+    """Note on the tape what the surrounding code calls its tensors and models.
+
+    Of several names the last wins, but for a parameter the first: the last may be that of a loop over all parameters.
+    """
+    parameters: set[int] = set()
+    for name, item in list(names.items()):
+        if type(item) in (list, tuple) and len(item) <= 1000:
+            members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
+            tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
+        if isinstance(item, Tensor) and id(item) not in parameters:
+            tape.scope[id(item)] = (name, item)
+            if is_trained_leaf(item):
+                parameters.add(id(item))
+    modules = {name: item for name, item in names.items() if isinstance(item, torch.nn.Module)}
+    owned = getattr(names.get("self"), "__dict__", {})  # a trainer's `self.model`
+    known = {name: item for name, item in owned.items() if isinstance(item, torch.nn.Module)} | modules
+    tape.names_of_modules.update({id(item): name for name, item in known.items()})
+    if not tape.models:
+        tape.models.extend(_whole_models(tape, known.values()))
+
+
+def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
+    """The models of which parts were called by themselves (`model.encoder(x)`): paths begin at them.
+
+    What only wraps another module (DistributedDataParallel) is no such model.
+    """
+    roots = {id(run.module) for run in tape.modules if run.parent is None}
+    lone = roots - set(tape.names_of_modules)
+    for model in known:
+        parts = lone.intersection(map(id, model.modules())) if lone and id(model) not in roots else set()
+        if parts and len([*model.children()]) > 1:
+            lone -= parts
+            yield model

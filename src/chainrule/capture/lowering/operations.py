@@ -1,7 +1,6 @@
-"""One reading of the tape's operations, from the beginning to the end: what each took and made, as values, and which
-autograd node goes back through it.
+"""Reads the tape's operations in order: the values that each took and made, and its autograd node.
 
-The numbers of nodes here are the tape's own; `nodes` puts them into forward order afterwards.
+Nodes have the tape's numbers here; `nodes` puts them into forward order afterwards.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.lowering.tensor_versions import Values, data_after
+from chainrule.capture.lowering.tensor_versions import TensorVersions, data_after
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawFunction, Tape, Traits
-from chainrule.graph.graph import Ref, type_of_value
+from chainrule.graph.graph import Ref, references, type_of_value
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
 
@@ -28,10 +27,10 @@ _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What is the same each time that an ATen operation runs: read off its schema once."""
+    """What is the same in all runs of an ATen operation, read off its schema once."""
 
     name: str
-    arguments: tuple[tuple[str, Any], ...]  # their names, and what they are where they are left out
+    arguments: tuple[tuple[str, Any], ...]  # their names and defaults
     traits: Traits
     rerun: Reexecution
 
@@ -43,7 +42,7 @@ class Form:
         return cls(str(func), arguments, Traits.of(func), Reexecution(func))
 
     def by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
-        """The arguments of one run by the names of the schema, with what was left to the defaults."""
+        """The arguments of one run by their names in the schema, defaults included."""
         given = {name: value for (name, _), value in zip(self.arguments, args, strict=False)}
         for name, default in self.arguments[len(args) :]:
             given[name] = kwargs.get(name, default) if kwargs else default
@@ -52,7 +51,7 @@ class Form:
 
 @dataclass(slots=True)
 class DraftOperation:
-    """An operation while its outputs are still being found; `node` is numbered as on the tape."""
+    """An operation whose outputs are still being found; `node` is the tape's number."""
 
     index: int
     name: str
@@ -64,15 +63,15 @@ class DraftOperation:
     random_state: Tensor | None = None
 
 
-class Reading:
-    """The operations and values of a tape, and the ties between them and autograd's nodes.
+class Lowering:
+    """The operations and values of a tape, matched with autograd's nodes.
 
     `buffers` are the ids of the modules' buffers: a leaf among them is no input.
     """
 
     def __init__(self, tape: Tape, buffers: set[int]) -> None:
         self.tape = tape
-        self.values = Values(tape)
+        self.values = TensorVersions(tape)
         self.operations: list[DraftOperation] = []
         self.at: dict[int, int] = {}  # position on the tape -> operation
         self.operation_of: dict[int, int] = {}  # node -> operation
@@ -80,9 +79,10 @@ class Reading:
         self.unseen: list[tuple[int, int, int]] = []  # (node, slot, value) where a write hid from autograd
         self._buffers = buffers
         self._nodes_at: dict[int, list[int]] = {}
-        self._views: dict[int, list[int]] = {}  # id of a view -> the nodes made anew for it
+        self._views: dict[int, list[int]] = {}  # id of a view -> the nodes that writes made for it
         self._index_nodes()
         self._read()
+        self.leaves = Leaves(self)
 
     def _index_nodes(self) -> None:
         for index, node in enumerate(self.tape.nodes):
@@ -113,10 +113,10 @@ class Reading:
             position += 1
         for index, raw in enumerate(self.tape.nodes):  # nodes whose outputs no operation has seen
             if index not in self.operation_of and not hasattr(raw.node, "variable"):
-                self._read_untied(index)
+                self._read_unmatched(index)
 
     def _saved_copies(self) -> set[int]:
-        """The `detach` operations by which autograd itself sets results aside: nobody ever uses them."""
+        """The `detach` operations by which autograd saves results for itself: nothing ever uses them."""
         detach = torch.ops.aten.detach.default
         copies = {
             id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach
@@ -141,12 +141,12 @@ class Reading:
         written = [t for each in form.traits.written(args, kwargs or {}) for t in tensors_in(each)]
         nodes = self._nodes_at.get(position, [])
         function: Any = form.rerun
-        base = self.tape.base_of(written[0]) if len(written) == 1 else None
+        base = self.tape.original(written[0])._base if len(written) == 1 else None
         if base is not None:
             arguments = {"base": Ref(self._value(base, position)), **arguments}
             name = next(name for name, value in given.items() if value is written[0])
             whole, part = (data_after(self.tape, each, position - 1) for each in (base, written[0]))
-            # A copy may have its memory to itself: only the tensor on the tape knows where in the base it stands.
+            # A copy may have its own memory: only the tensor on the tape knows its place in the base.
             function = Reexecution(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
         index = self.at[position] = len(self.operations)
         draft = DraftOperation(index, form.name, function, arguments, (), call, nodes[0] if nodes else None, state)
@@ -161,7 +161,7 @@ class Reading:
     def _outputs(
         self, flat: list[Any], written: list[Tensor], position: int, index: int, nodes: list[int]
     ) -> tuple[int | None, ...]:
-        ties = {id(t): (n, slot) for n in nodes for slot, t in self.tape.nodes[n].outputs.items()}
+        matched = {id(t): (n, slot) for n in nodes for slot, t in self.tape.nodes[n].outputs.items()}
         outputs: list[int | None] = []
         for slot, tensor in enumerate(flat):
             if not isinstance(tensor, Tensor):
@@ -170,9 +170,9 @@ class Reading:
             before = self.values.latest(tensor)
             value = self.values.new(tensor, position, operation=index, slot=slot)
             outputs.append(value)
-            if id(tensor) in ties:
-                node, output = ties[id(tensor)]
-                self._tie(node, output, value, index)
+            if id(tensor) in matched:
+                node, output = matched[id(tensor)]
+                self._match(node, output, value, index)
             elif not self._lead_through_base(tensor, value, position + 1) and before is not None:
                 self._write_unseen(value, before)
         for tensor in written:  # written to, but not returned
@@ -188,7 +188,7 @@ class Reading:
         )
 
     def _value(self, tensor: Tensor, position: int) -> int:
-        """What the tensor is as the operation at `position` takes it; a new value if it is not known as it is now."""
+        """The value of a tensor that the operation at `position` takes; a new one if it was written to meanwhile."""
         known = self.values.now(tensor)
         if known is not None:
             return known
@@ -201,8 +201,8 @@ class Reading:
             draft.operation = len(self.operations) - 1
             return value
         with suppress(RuntimeError):
-            leads_back, slot = self.tape.node_of(tensor), self.tape.output_nr(tensor)
-            node = self.tape.number_of.get(leads_back) if leads_back is not None else None
+            original = self.tape.original(tensor)
+            slot, node = original.output_nr, self.tape.number_of.get(original.grad_fn)
             if node is not None and slot not in self.outputs_of.get(node, {}):
                 self.tape.nodes[node].outputs.setdefault(slot, tensor)
                 draft.node = node
@@ -219,7 +219,7 @@ class Reading:
 
     # -- the nodes of values ------------------------------------------------------------------------------------------
 
-    def _tie(self, node: int, output: int, value: int, operation: int) -> None:
+    def _match(self, node: int, output: int, value: int, operation: int) -> None:
         self.values[value].node = node
         self.outputs_of.setdefault(node, {})[output] = value
         self.operation_of.setdefault(node, operation)
@@ -228,11 +228,11 @@ class Reading:
             self.values.lend(value, view)
 
     def _lead_through_base(self, view: Tensor, value: int, position: int) -> bool:
-        """Tie the node that autograd made for a view of overwritten memory: an `as_strided` of the base, by itself."""
+        """Add an `as_strided` of the base, for the node that autograd made for a view of overwritten memory."""
         node = next((n for n in reversed(self._views.get(id(view), [])) if self._made_by(n, position)), None)
         if node is None:
             return False
-        base = self.tape.base_of(view)
+        base = self.tape.original(view)._base
         assert base is not None
         index = len(self.operations)
         then = data_after(self.tape, view, self.values[value].created)  # its shape may be changed in place later
@@ -240,11 +240,11 @@ class Reading:
             "self": Ref(self._value(base, position)),
             "size": list(then.shape),
             "stride": list(then.stride()),
-            "storage_offset": view.storage_offset(),  # a copy may have its memory to itself
+            "storage_offset": view.storage_offset(),  # a copy may have its own memory
         }
         func = torch.ops.aten.as_strided.default
         self.operations.append(DraftOperation(index, str(func), Reexecution(func), arguments, (value,), None, node))
-        self._tie(node, self.tape.output_nr(view), value, index)
+        self._match(node, self.tape.original(view).output_nr, value, index)
         return True
 
     def _made_by(self, node: int, position: int) -> bool:
@@ -252,16 +252,16 @@ class Reading:
         return begins is not None and begins <= position and node not in self.operation_of
 
     def _write_unseen(self, value: int, before: int) -> None:
-        """A write under `no_grad`: the tensor's node goes on as if nothing had happened, now from the new value."""
+        """A write under `no_grad`: the tensor keeps its node, which now belongs to the new value."""
         node, tensor = self.values[before].node, self.values[value].tensor
-        if node is not None and self.tape.requires_grad(tensor):
+        if node is not None and self.tape.original(tensor).requires_grad:
             self.values[value].node = node
-            self.unseen.append((node, self.tape.output_nr(tensor), value))
+            self.unseen.append((node, self.tape.original(tensor).output_nr, value))
 
     # -- what is known by its node ------------------------------------------------------------------------------------
 
     def _node_of(self, function: RawFunction) -> int | None:
-        """The node of an `autograd.Function`'s application (None: no gradient was wanted of it)."""
+        """The node of an `autograd.Function` that was applied (None: no gradient is wanted of it)."""
         for position in range(function.last - 1, function.first - 1, -1):
             for node in self._nodes_at.get(position, []):
                 if getattr(self.tape.nodes[node].node, "_forward_cls", None) is function.cls:
@@ -278,7 +278,7 @@ class Reading:
         )
 
     def _read_function(self, function: RawFunction, node: int) -> None:
-        """An `autograd.Function` is one operation; those that its forward ran are its own affair."""
+        """An `autograd.Function` is one operation; those that its forward ran are not shown."""
         names = _parameter_names(function.cls, len(function.arguments))
         arguments = {
             name: self._refs(value, function.first) for name, value in zip(names, function.arguments, strict=True)
@@ -289,7 +289,7 @@ class Reading:
         outputs = []
         for slot, tensor in sorted(self.tape.nodes[node].outputs.items()):
             value = self.values.new(tensor, function.last - 1, operation=index, slot=slot)
-            self._tie(node, slot, value, index)
+            self._match(node, slot, value, index)
             outputs.append(value)
         self.operation_of.setdefault(node, index)
         rerun = Reexecution(function.cls)
@@ -298,15 +298,15 @@ class Reading:
             DraftOperation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node)
         )
 
-    def _read_untied(self, node: int) -> None:
-        """A node that no recorded operation made: its operation is known by its edges alone."""
+    def _read_unmatched(self, node: int) -> None:
+        """A node that no recorded operation made: only its edges are known."""
         index = self.operation_of[node] = len(self.operations)
         raw = self.tape.nodes[node]
         outputs = []
         for slot, tensor in sorted(raw.outputs.items()):
             known = self.values.now(tensor)
             value = self.values.new(tensor, -1, operation=index, slot=slot) if known is None else known
-            self._tie(node, slot, value, index)
+            self._match(node, slot, value, index)
             outputs.append(value)
         self.operations.append(DraftOperation(index, node_name(raw.node), None, {}, tuple(outputs), None, node))
 
@@ -324,3 +324,32 @@ def _parameter_names(cls: type, count: int) -> list[str]:
     if cls.setup_context is torch.autograd.Function.setup_context:  # type: ignore[attr-defined]
         names = names[1:]
     return (names + [f"input{i}" for i in range(len(names), count)])[:count]
+
+
+class Leaves:
+    """Finds the value of a leaf that its gradients belong to, once the whole tape has been read.
+
+    A leaf may be initialised inside the block, and updated there, by hand or by an optimizer: it is several values,
+    which autograd, with one `AccumulateGrad` for the leaf, does not distinguish.
+    """
+
+    def __init__(self, lowering: Lowering) -> None:
+        self._values = lowering.values
+        operations = (each for each in lowering.operations if each.node is not None)
+        self.used = {value for each in operations for _, _, value in references(each.arguments)}
+
+    def of(self, tensor: Tensor, before: int | None = None) -> int | None:
+        """The value of a leaf that gradients belong to; with `before` the last one before that position."""
+        versions = self._values.versions.get(id(tensor))
+        if versions is None:
+            return None
+        if before is not None:
+            earlier = [v for v in versions if v in self.used and self._values[v].created < before]
+            if earlier:
+                return earlier[-1]
+        return self.first_used(versions[0])
+
+    def first_used(self, value: int) -> int:
+        """The first value of this one's tensor that a node was made with."""
+        versions = self._values.versions[id(self._values[value].tensor)]
+        return next((each for each in versions if each in self.used), versions[0])

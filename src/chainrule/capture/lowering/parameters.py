@@ -1,4 +1,4 @@
-"""What the step is for: the parameters before and after it, and what each `optimizer.step()` did to them."""
+"""The parameters before and after the step, what each `optimizer.step()` did to them, and what ranks combined."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.lowering.backward_passes import Passes
-from chainrule.capture.lowering.leaves import Leaves
-from chainrule.capture.lowering.naming import Names
-from chainrule.capture.lowering.operations import Reading
+from chainrule.capture.lowering.backward_passes import BackwardPasses
+from chainrule.capture.lowering.naming import Names, Paths
+from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import data_after
-from chainrule.capture.tape import RawUpdate, Tape
-from chainrule.graph.snapshot import Parameter, ParameterUpdate, Update, all_have_numbers, has_numbers
+from chainrule.capture.tape import RawUpdate
+from chainrule.graph.snapshot import (
+    Parameter,
+    ParameterUpdate,
+    Reducer,
+    Reduction,
+    Update,
+    all_have_numbers,
+    has_numbers,
+)
 
 
-def read_updates(reading: Reading, leaves: Leaves, names: Names, snapshots: Snapshots) -> tuple[Update, ...]:
-    """Each `optimizer.step()`, with the values of the parameters as it met them."""
+def read_updates(lowering: Lowering, names: Names, snapshots: Snapshots) -> tuple[Update, ...]:
+    """Each `optimizer.step()`, with the values of the parameters before it."""
     number_of: dict[int, int] = {}
     return tuple(
         Update(
             type(raw.optimizer).__name__,
-            tuple(_updated(reading.tape, raw, leaves, names, snapshots)),
+            tuple(_updated(lowering, raw, names, snapshots)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
         )
-        for raw in reading.tape.updates
+        for raw in lowering.tape.updates
     )
 
 
-def _updated(
-    tape: Tape, raw: RawUpdate, leaves: Leaves, names: Names, snapshots: Snapshots
-) -> Iterator[ParameterUpdate]:
+def _updated(lowering: Lowering, raw: RawUpdate, names: Names, snapshots: Snapshots) -> Iterator[ParameterUpdate]:
+    tape, leaves = lowering.tape, lowering.leaves
     whole = {id(part): leaf for leaf, part in tape.reducers.gathered.values()}
     members = [(options, parameter) for options, group in raw.groups for parameter in group]
     for place, (options, parameter) in enumerate(members):
@@ -52,24 +58,25 @@ def _updated(
         )
 
 
-def read_parameters(
-    reading: Reading, leaves: Leaves, passes: Passes, names: Names, snapshots: Snapshots
-) -> dict[str, Parameter]:
-    """Every trained leaf by its name, numbered where two have the same."""
+def read_parameters(passes: BackwardPasses, names: Names, snapshots: Snapshots) -> dict[str, Parameter]:
+    """Every trained leaf by its name; equal names are numbered."""
+    lowering, leaves = passes.lowering, passes.lowering.leaves
     found: dict[str, Parameter] = {}
-    stepped = {id(p): after for raw in reading.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)}
-    whole = {id(part): leaf for leaf, part in reading.tape.reducers.gathered.values()}
-    for tensor in _trained(reading, leaves.used):
+    stepped = {
+        id(p): after for raw in lowering.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)
+    }
+    whole = {id(part): leaf for leaf, part in lowering.tape.reducers.gathered.values()}
+    for tensor in _trained(lowering, leaves.used):
         value = leaves.of(whole.get(id(tensor), tensor))
         name = names.of_parameter(tensor, len(found))
         if name in found:
             name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
-        spread = value is None or id(tensor) in whole  # not met by any operation, or only what was made of its parts
-        before = data_after(reading.tape, tensor, -1) if spread or value is None else reading.values.data(value)
+        spread = value is None or id(tensor) in whole  # no operation took it, or only what was gathered from its parts
+        before = data_after(lowering.tape, tensor, -1) if spread or value is None else lowering.values.data(value)
         stepped_to = stepped.get(id(tensor))
-        after = None if stepped_to is None else reading.tape.data_of(stepped_to)
+        after = None if stepped_to is None else lowering.tape.data_of(stepped_to)
         if after is None and value is not None and not spread:
-            after = _changed_by_hand(reading, tensor, before)
+            after = _changed_by_hand(lowering, tensor, before)
         gradient = snapshots.of_some(passes.left_last(tensor))
         end = None if after is None else snapshots.of_after(after)
         found[name] = Parameter(name, value, snapshots.of(before), gradient, end)
@@ -85,22 +92,47 @@ def _members(raw: RawUpdate) -> list[Tensor]:
     return [parameter for _, group in raw.groups for parameter in group]
 
 
-def _changed_by_hand(reading: Reading, tensor: Tensor, before: Tensor) -> Tensor | None:
-    """The data that the user's own update left; the last copy was made at the end, an earlier one for a write."""
-    copies = reading.tape.copies.get(id(tensor), ())
+def _changed_by_hand(lowering: Lowering, tensor: Tensor, before: Tensor) -> Tensor | None:
+    """The data after the user's own update: the last copy was made at the end, an earlier one for a write."""
+    copies = lowering.tape.copies.get(id(tensor), ())
     if len(copies) < 2 or not all_have_numbers(before, copies[-1][1]):
         return None
     return copies[-1][1] if not torch.equal(copies[-1][1], before) else None
 
 
-def _trained(reading: Reading, used: set[int]) -> Iterator[Tensor]:
-    """Every parameter of the modules that ran, those in an optimizer that stepped, then other leaves in use."""
-    seen: set[int] = set(reading.tape.reducers.gathered)  # their parts are the parameters
-    roots = [run.module for run in reading.tape.modules if run.parent is None]
-    groups = [parameter for raw in reading.tape.updates for parameter in _members(raw)]
-    # A leaf that is read under `no_grad` alone, as by a moving average of weights, is not trained here.
-    leaves = [reading.values[each].tensor for each in sorted(used) if reading.values[each].kind == "parameter"]
+def _trained(lowering: Lowering, used: set[int]) -> Iterator[Tensor]:
+    """Every parameter of the modules that ran, those of an optimizer that stepped, then other leaves in use."""
+    seen: set[int] = set(lowering.tape.reducers.gathered)  # their parts are the parameters
+    roots = [run.module for run in lowering.tape.modules if run.parent is None]
+    groups = [parameter for raw in lowering.tape.updates for parameter in _members(raw)]
+    # A leaf that is read under `no_grad` alone (by a moving average of weights) is not trained here.
+    leaves = [lowering.values[each].tensor for each in sorted(used) if lowering.values[each].kind == "parameter"]
     for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield tensor
+
+
+def read_reducers(lowering: Lowering, paths: Paths) -> tuple[Reducer, ...]:
+    """The modules that combine gradients over ranks."""
+    return tuple(
+        Reducer(paths.of(raw.module), type(raw.module).__name__, raw.kind, raw.rank, raw.ranks, raw.batch, raw.hook)
+        for raw in lowering.tape.reducers.all
+    )
+
+
+def read_reductions(
+    passes: BackwardPasses,
+    names: Names,
+    parameters: dict[str, Parameter],
+    snapshots: Snapshots,
+) -> dict[str, Reduction]:
+    """For each parameter the last time that its gradient was combined: what this rank gave, and what it got."""
+    tape, found = passes.lowering.tape, {}
+    for number, raw in enumerate(tape.arrivals):
+        name = names.of_parameter(raw.parameter, number)
+        backward = passes.of_task(raw.task)
+        left = None if backward is None else passes.left(backward, raw.parameter)
+        local = data_after(tape, raw.whole, -1)
+        found[name] = Reduction(name, raw.reducer, snapshots.of(local), snapshots.of_some(left))
+    return {name: found[name] for name in parameters if name in found}

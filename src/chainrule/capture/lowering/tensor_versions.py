@@ -1,8 +1,8 @@
 """Which tensor is which value.
 
-A tensor object is one value until something writes to its memory; then it, and every tensor that shares the memory, is
-another. Which values those are is found when they are next used: most never are. The tape holds every tensor, so an
-object's id stays its own while we read it.
+A tensor object is one value until something writes to its memory; then it, and every tensor in the same memory, is
+another. That value is made when the tensor is next used, as most never are. The tape holds every tensor, so ids are
+unique while it is read.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from chainrule.graph.graph import Place, type_of_value
 
 
 @dataclass(slots=True)
-class Draft:
-    """A value while its names are still being found."""
+class DraftValue:
+    """A value whose names are still being found."""
 
     tensor: Tensor
     created: int  # the position of the operation that made it; a leaf's is just before its first use
     kind: type_of_value = "result"
-    skip: int = 0  # copies of the tensor that were made of its earlier values, at the same position
+    skip: int = 0  # copies of the tensor's earlier values, made at the same position
     names: list[str] = field(default_factory=list)
     operation: int | None = None
     slot: int = 0
@@ -33,11 +33,11 @@ class Draft:
     earlier: int | None = None
 
 
-class Values:
-    """All values in the order in which they were met, and what each tensor was at any position of the tape."""
+class TensorVersions:
+    """All values in the order in which they were met, and the value of each tensor at any position of the tape."""
 
     def __init__(self, tape: Tape) -> None:
-        self.drafts: list[Draft] = []
+        self.drafts: list[DraftValue] = []
         self.versions: dict[int, list[int]] = {}  # id of a tensor -> its values, in order
         self._tape = tape
         self._current: dict[int, int] = {}  # id of a tensor -> its value now
@@ -45,27 +45,29 @@ class Values:
         self._stale: dict[int, int] = {}  # id of a tensor written to through another -> by which operation
         self._skip: dict[int, int] = {}  # id of a tensor -> copies that are older than an optimizer's step
 
-    def __getitem__(self, value: int) -> Draft:
+    def __getitem__(self, value: int) -> DraftValue:
         return self.drafts[value]
 
     def new(self, tensor: Tensor, created: int, operation: int | None = None, slot: int = 0) -> int:
-        """From here on the tensor is this value."""
+        """A new value, which the tensor is from here on."""
         value = self._current[id(tensor)] = len(self.drafts)
         self.versions.setdefault(id(tensor), []).append(value)
         self._sharing.setdefault(self._tape.storage_of(tensor), {})[id(tensor)] = tensor
         self._stale.pop(id(tensor), None)
         kind: type_of_value = "parameter" if is_trained_leaf(tensor) else "result"
-        self.drafts.append(Draft(tensor, created, kind, self._skip.get(id(tensor), 0), operation=operation, slot=slot))
+        self.drafts.append(
+            DraftValue(tensor, created, kind, self._skip.get(id(tensor), 0), operation=operation, slot=slot)
+        )
         return value
 
     def lend(self, value: int, tensor: Tensor) -> None:
-        """Another tensor object is the same value: the view that autograd made anew for it."""
+        """Another tensor object is the same value: the view that autograd has made again for it."""
         self._current[id(tensor)] = value
         self.versions.setdefault(id(tensor), []).append(value)
         self._stale.pop(id(tensor), None)
 
     def overwrite(self, written: Tensor, operation: int) -> None:
-        """After a write, every tensor in the same memory is another value: which, is found when it is next used."""
+        """After a write, every tensor in the same memory is another value, made when it is next used."""
         for identity in self._sharing.pop(self._tape.storage_of(written), {}):
             if self._current.pop(identity, None) is not None:
                 self._stale[identity] = operation
@@ -80,35 +82,35 @@ class Values:
             self._skip[id(parameter)] = next((i for i, copy in enumerate(copies, 1) if copy is before), 0)
 
     def replace(self, tensor: Tensor, copies: int) -> None:
-        """After `tensor.data = ...` it is another value; so many copies are of earlier ones."""
+        """After `tensor.data = ...` it is another value; the first `copies` copies are of earlier ones."""
         self._current.pop(id(tensor), None)
         self._skip[id(tensor)] = copies
 
     def now(self, tensor: Tensor) -> int | None:
-        """What the tensor is at the point that the reading has come to (None: it has not been met since a write)."""
+        """The tensor's value at the position read last (None: not met since a write)."""
         return self._current.get(id(tensor))
 
     def latest(self, tensor: Tensor) -> int | None:
-        """What the tensor was when it was met last, be it overwritten since."""
+        """The tensor's value when it was met last, even if it was overwritten since."""
         return self.versions.get(id(tensor), [None])[-1]
 
     def take_writer(self, tensor: Tensor) -> int | None:
-        """The operation that wrote to the tensor through another one; asked once, for the value it makes of it."""
+        """The operation that wrote to the tensor through another one; asked once, for the value that it made."""
         return self._stale.pop(id(tensor), None)
 
     def at(self, tensor: Tensor, position: int) -> int | None:
-        """What the tensor was when `position` operations had run."""
+        """The tensor's value when `position` operations had run."""
         versions = self.versions.get(id(tensor))
         if versions is None:
             return None
         for value in reversed(versions):
             if self.drafts[value].created < position:
                 return value
-        # A leaf was there before the first operation that saw it.
+        # A leaf existed before the first operation that saw it.
         return versions[0] if self.drafts[versions[0]].operation is None else None
 
     def data(self, value: int) -> Tensor:
-        """The value's data, as it was before anything overwrote it."""
+        """The value's data, before anything overwrote it."""
         draft = self.drafts[value]
         return data_after(self._tape, draft.tensor, draft.created, draft.skip)
 
@@ -122,5 +124,5 @@ def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tens
 
 
 def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients with the data that they arrived with: nothing has been copied of them before."""
+    """Gradients with the data that they had when they arrived, which is the first copy of it."""
     return tuple(None if each is None else data_after(tape, each, -1) for each in gradients)

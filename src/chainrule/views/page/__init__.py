@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from chainrule import document as doc
-from chainrule.gc_control import uncollected
+from chainrule.gc_control import gc_paused
 from chainrule.views import picture
 from chainrule.views.blocks import plain, printable
 from chainrule.views.json import FORMAT, VERSION, encoded, text_of
@@ -37,7 +37,7 @@ NESTED = (float, list, dict)  # types that change in a page, or contain such
 PICTURED = 160  # rows; the picture of a larger step is a file of its own
 
 
-@uncollected()
+@gc_paused()
 def written(document: doc.Document) -> str:
     """The document as one self-contained HTML file."""
     picture = _picture(document)
