@@ -23,7 +23,7 @@ import chainrule
 from chainrule.capture.sharding import own_part
 from chainrule.errors import ChainruleWarning, MissingError
 from chainrule.graph import statistics
-from chainrule.monitor import all_ranks as together
+from chainrule.monitor import ranks as watching_ranks
 from chainrule.monitor.runs import Run
 
 SAMPLES, STEPS = 24, 5
@@ -312,7 +312,7 @@ def _watch_failed(rank, ranks, folder):
 def _watch_alone(rank, ranks, folder):
     """Rank 1 does not watch, as where a script says `if rank == 0`."""
     if rank == 0:
-        with mock.patch.object(together, "PATIENCE", 0.2):  # for this watch alone
+        with mock.patch.object(watching_ranks, "PATIENCE", 0.2):  # for this watch alone
             return watched(rank, ranks, folder, "alone")
     model = DDP(built())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

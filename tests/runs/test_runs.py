@@ -10,7 +10,7 @@ import pytest
 from chainrule import runs
 from chainrule.errors import MissingError, StorageError
 from chainrule.graph.statistics import Statistics
-from chainrule.monitor.runs import schema
+from chainrule.monitor.runs import format
 from chainrule.monitor.runs.writer import CHUNK, HISTOGRAMS
 from tests.runs.made_up import NAMES, facts, figures, write
 
@@ -241,13 +241,13 @@ def test_files_that_are_none_of_a_run(path, tmp_path):
 def test_a_newer_version(path):
     write(path, [1])
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {format.VERSION + 1}")
     for act in (runs.open, runs.Writer):
         with pytest.raises(StorageError) as raised:
             act(path)
         assert str(raised.value) == (
-            f"{path} is the file of a run in version {schema.VERSION + 1} of its form; this chainrule knows version "
-            f"{schema.VERSION}. Read it with a newer chainrule."
+            f"{path} is the file of a run in version {format.VERSION + 1} of its form; this chainrule knows version "
+            f"{format.VERSION}. Read it with a newer chainrule."
         )
 
 

@@ -26,9 +26,13 @@ from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.gc_control import uncollected
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import StatisticsCache
-from chainrule.monitor.all_ranks import ApartError, Step, Together
+from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
 from chainrule.monitor.examine import Examiner, ending, replayed
-from chainrule.monitor.gather import (
+from chainrule.monitor.ranks import ApartError, Step, Together
+from chainrule.monitor.runs import Figure, Found, Writer
+from chainrule.monitor.runs.writer import keeps_histograms
+from chainrule.monitor.step_boundaries import Boundaries, ScalerView
+from chainrule.monitor.step_series import (
     Surroundings,
     facts_of,
     figures_of,
@@ -38,10 +42,6 @@ from chainrule.monitor.gather import (
     rank_of,
     skipped_in,
 )
-from chainrule.monitor.given import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
-from chainrule.monitor.runs import Figure, Found, Writer
-from chainrule.monitor.runs.writer import keeps_histograms
-from chainrule.monitor.step_boundaries import Boundaries, ScalerView
 from chainrule.recording import Recording, record
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from chainrule.errors import MissingError, StorageError
 from chainrule.graph.history import History, Kind, Series, StepFacts
 from chainrule.graph.statistics import Statistics
-from chainrule.monitor.runs import chunks, schema
+from chainrule.monitor.runs import chunks, format
 from chainrule.monitor.runs.found import Found
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RunReader:
 
     def __init__(self, path: str | os.PathLike[str], run: int | None = None) -> None:
         self.path = Path(path)
-        self._connection = schema.connect_to_read(path)
+        self._connection = format.connect_to_read(path)
         self.runs = tuple(row[0] for row in self._ask("SELECT id FROM run ORDER BY id"))
         if run not in (None, *self.runs) or not self.runs:
             self.close()

@@ -22,7 +22,7 @@ from typing import Literal
 from chainrule.errors import StorageError
 from chainrule.graph.history import Kind, StepFacts
 from chainrule.graph.statistics import Statistics
-from chainrule.monitor.runs import chunks, schema
+from chainrule.monitor.runs import chunks, format
 from chainrule.monitor.runs.found import Found
 
 BATCH = 1.0  # seconds between two writes
@@ -98,7 +98,7 @@ class Writer:
         self.path = Path(path).absolute()  # a script may change its folder while it runs
         self.problem: str | None = None  # the last batch could not be written, and why
         self.dropped = 0  # items given up because too many waited
-        self._connection = schema.connect_to_write(path)
+        self._connection = format.connect_to_write(path)
         self._process = os.getpid()
         self._items: SimpleQueue[_Item | threading.Event | None] = SimpleQueue()
         self._waiting: list[_Item] = []
@@ -107,7 +107,7 @@ class Writer:
         try:
             self.run = self._begin(every, start, versions or {})
         except sqlite3.Error as error:
-            raise schema.unwritable(path, error) from error
+            raise format.unwritable(path, error) from error
         self._thread = threading.Thread(target=self._work, name="chainrule writes a run", daemon=True)
         self._thread.start()
 

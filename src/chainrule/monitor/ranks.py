@@ -27,8 +27,8 @@ from torch import distributed as dist
 from chainrule.errors import brief
 from chainrule.graph.history import Kind, RankFacts, RankParameter, StepFacts, joined
 from chainrule.graph.statistics import EXPONENTS, Statistics
-from chainrule.monitor.gather import divided
 from chainrule.monitor.runs import Figure
+from chainrule.monitor.step_series import divided
 
 PATIENCE = 5.0  # seconds for the other ranks' watches to be there at the end of the first watched step
 PLAIN = ("elements", "norm", "mean", "std", "low", "high", "zeros", "not_finite")

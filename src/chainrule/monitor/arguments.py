@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.source import is_library
 from chainrule.errors import RequestError
-from chainrule.monitor.gather import shortened
+from chainrule.monitor.step_series import shortened
 
 
 class WatchedModels:
