@@ -1,4 +1,4 @@
-"""A finding as the file of a run keeps it: words and numbers alone, so that reading a file needs no torch."""
+"""A finding as stored in the file of a run: text and numbers alone, so that reading needs no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One thing that a reader of the run should know, since which step and until when it held (None: not said)."""
+    """One finding, with the steps since which and until which it holds (None: open)."""
 
     id: str
     severity: str
@@ -24,20 +24,11 @@ class Found:
 
     @classmethod
     def of(cls, finding: Any) -> Found:
-        """The same of a `chainrule.diagnostics.Finding`."""
+        """The same for a `chainrule.diagnostics.Finding`."""
         return cls(
-            finding.id,
-            finding.severity,
-            finding.where,
-            finding.sentence,
-            tuple(finding.evidence),
-            finding.advice,
-            str(finding.place or ""),
-            finding.since,
-            finding.until,
-            tuple(finding.rows),
-            finding.size,
-        )
+            finding.id, finding.severity, finding.where, finding.sentence, tuple(finding.evidence), finding.advice,
+            str(finding.place or ""), finding.since, finding.until, tuple(finding.rows), finding.size,
+        )  # fmt: skip
 
     @property
     def when(self) -> str:

@@ -1,4 +1,4 @@
-"""A run in a screenful, as the neutral document that every view tells: its course, its findings, its parameters."""
+"""A run in a screenful, as the Document that every view renders: loss curve, findings, parameters."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from chainrule.numbers import number
 if TYPE_CHECKING:
     from chainrule.graph.history import StepFacts
     from chainrule.monitor.runs.found import Found
-    from chainrule.monitor.runs.reader import RunReader
+    from chainrule.monitor.runs.reader import Run
 
-LINES = 10  # steps in the table of the course
-PARAMETERS = 30  # rows in theirs
+LINES = 10  # steps in the table of losses
+PARAMETERS = 30  # rows in the table of parameters
 
 
-def document(run: RunReader) -> Document:
-    """Tell a run."""
+def document(run: Run) -> Document:
+    """Summarise a run."""
     steps = run.steps()
     return Document(("One run of training",), tuple(_summary(run, steps)), tuple(_sections(run, steps)))
 
 
-def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
+def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
     if not steps:
         yield Paragraph(("No step has been watched yet.",))
         yield from _findings(run)
@@ -36,7 +36,7 @@ def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
     yield Paragraph(
         (
             f"{len(steps):,} watched steps, {steps[0].step:,} to {steps[-1].step:,}, every {run.every:,}; "
-            f"begun {began}, {ending}. Script: ",
+            f"started {began}, {ending}. Script: ",
             Code(run.script or "none"),
         )
     )
@@ -45,13 +45,13 @@ def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
         yield Paragraph((f"The file holds the runs {there}; this is number {run.id}.",), "note")
     skipped = sum(facts.skipped for facts in steps)
     if skipped:
-        yield Paragraph((f"A GradScaler left out {skipped:,} steps, whose gradients were not finite.",), "note")
+        yield Paragraph((f"A GradScaler skipped {skipped:,} steps, whose gradients were not finite.",), "note")
     if not run.findings():
-        yield Paragraph(("Nothing was found to be unhealthy.",))
+        yield Paragraph(("No findings.",))
     yield from _findings(run)
 
 
-def _findings(run: RunReader) -> Iterator[Block]:
+def _findings(run: Run) -> Iterator[Block]:
     for found in run.findings():
         yield Paragraph((_found(found),), "note" if found.severity == "note" else "warning")
 
@@ -61,14 +61,14 @@ def _found(found: Found) -> str:
     return " ".join([f"{when}{found.text}", *found.evidence, found.advice]).strip()
 
 
-def _sections(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Section]:
+def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
     if steps:
-        yield Section(("The course of it",), "course", "overview", (_course(steps),))
+        yield Section(("Loss curve",), "course", "overview", (_course(steps),))
     rows = tuple(_parameters(run))
     if rows:
         shown = [rows[place] for place in _spread(len(rows), PARAMETERS)]
         left = (
-            f"{len(rows) - len(shown)} more between these are in the page of the run." if len(rows) > len(shown) else ""
+            f"The page of the run shows {len(rows) - len(shown)} more between these." if len(rows) > len(shown) else ""
         )
         headers = ("parameter", "gradient norm", "largest", "update / weight", "largest")
         words = Paragraph((f"Medians over the watched steps. {left}".strip(),))
@@ -89,22 +89,22 @@ def _course(steps: Sequence[StepFacts]) -> Table:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many places: the first, the last, and evenly between."""
+    """At most `most` indices: the first, the last, and evenly spaced ones between."""
     places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
     return places
 
 
-def _parameters(run: RunReader) -> Iterator[tuple[Text, ...]]:
+def _parameters(run: Run) -> Iterator[tuple[Text, ...]]:
     _, tensors, norms = run.table("parameter gradient", "norm", marked=True)
     _, moved, ratios = run.ratios()
     ratio_of = {tensor.name: row for tensor, row in zip(moved, ratios, strict=True)}
     for tensor, row in zip(tensors, norms, strict=True):
-        figures = (*_figures(row), *_figures(ratio_of.get(tensor.name, row[:0])))
-        yield (Code(tensor.name),), *((figure,) for figure in figures)
+        numbers = (*_median_and_largest(row), *_median_and_largest(ratio_of.get(tensor.name, row[:0])))
+        yield (Code(tensor.name),), *((each,) for each in numbers)
 
 
-def _figures(row: np.ndarray) -> tuple[str, str]:
-    """The median and the largest of what there is."""
+def _median_and_largest(row: np.ndarray) -> tuple[str, str]:
+    """The median and the maximum of the numbers that are not NaN."""
     there = row[~np.isnan(row)]
     if not there.size:
         return "", ""

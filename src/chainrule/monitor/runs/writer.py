@@ -1,8 +1,8 @@
-"""Writes what is watched into the file of a run, from a thread of its own, so that training never waits for a disk.
+"""Writes the file of a run from a thread of its own, so that training never waits for a disk.
 
-Everything since the last batch goes in as one transaction, so that a process killed at any moment leaves whole batches.
-A chunk that is not full yet is written again with each batch, longer: a slow run loses no more than a fast one, and the
-chunks of both come out full. What cannot be written (a full disk) is kept and tried again; nothing is ever raised here.
+Each batch is one transaction, so a process killed at any moment leaves whole batches. A chunk that is not full is
+rewritten, longer, with each batch: a slow run loses no more than a fast one, and the chunks of both end up full. Items
+that cannot be written (a full disk) wait and are tried again. The thread never raises.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Literal
 from chainrule.errors import StorageError
 from chainrule.graph.history import Kind, StepFacts
 from chainrule.graph.statistics import Statistics
-from chainrule.monitor.runs import chunks, format
+from chainrule.monitor.runs import format
 from chainrule.monitor.runs.found import Found
 
 BATCH = 1.0  # seconds between two writes
 CHUNK = 64  # steps in a full chunk
-OPEN = 64  # layouts whose chunks are still growing; an older one is left as it is
-HISTOGRAMS = 10  # every how many watched steps the histograms are kept
-WAITING = 5000  # items that are kept while nothing can be written
+OPEN = 64  # layouts whose chunks still grow; older ones are final
+HISTOGRAMS = 10  # histograms are stored at every tenth watched step
+WAITING = 5000  # items that wait at most while nothing can be written
 
 TABLES = ("step", "recording")
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What one tensor was at one step."""
+    """The statistics of one tensor at one step."""
 
     kind: Kind
     name: str
@@ -75,35 +75,35 @@ class _Chunk:
 
     id: int | None = None
     steps: list[int] = field(default_factory=list)
-    rows: list[chunks.Array] = field(default_factory=list)
+    rows: list[format.Array] = field(default_factory=list)
 
 
 def keeps_histograms(before: int) -> bool:
-    """Whether the histograms of a watched step are kept, before which there were so many others."""
+    """Whether histograms are stored for the watched step after `before` others."""
     return before % HISTOGRAMS == 0
 
 
 class Writer:
-    """Adds one run to the file at `path`, or goes on with the last one in it.
+    """Adds a run to the file at `path`, or continues the last one.
 
-    With `start`, the number of steps that were done before, the last run of the file goes on after that step; what it
-    holds of later ones, lost with the process that did them, is removed. Else the run is a new one.
+    With `start`, the number of steps done before, the last run of the file continues after that step, and its later
+    steps, which the process that died had done, are deleted. Otherwise the run is new.
 
-    Raises StorageError where the file cannot be opened, is no run's, or is one of a newer version.
+    Raises StorageError if the file cannot be opened, is not the file of a run, or has a newer version.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, every: int = 1, start: int = 0, versions: Mapping[str, str] | None = None
     ) -> None:
-        self.path = Path(path).absolute()  # a script may change its folder while it runs
-        self.problem: str | None = None  # the last batch could not be written, and why
-        self.dropped = 0  # items given up because too many waited
+        self.path = Path(path).absolute()  # the script may change the working directory
+        self.problem: str | None = None  # why the last batch could not be written
+        self.dropped = 0  # items dropped because too many waited
         self._connection = format.connect_to_write(path)
         self._process = os.getpid()
         self._items: SimpleQueue[_Item | threading.Event | None] = SimpleQueue()
         self._waiting: list[_Item] = []
         self._forget()
-        self._watched = 0  # how many steps with figures were added
+        self._watched = 0  # how many steps with tensors were added
         try:
             self.run = self._begin(every, start, versions or {})
         except sqlite3.Error as error:
@@ -114,39 +114,39 @@ class Writer:
     # -- what the watch calls -----------------------------------------------------------------------------------------
 
     def add(self, facts: StepFacts, figures: Iterable[Figure] = ()) -> None:
-        """One watched step."""
+        """Add a watched step."""
         step = _Step(facts, tuple(figures), keeps_histograms(self._watched))
         self._watched += bool(step.figures)
         self._items.put(step)
 
     def find(self, found: Found) -> None:
-        """A finding; one of the same id about the same tensor takes its place."""
+        """Add a finding; it replaces the one with the same id and tensor."""
         self._items.put(found)
 
     def keep_full(self, save: Callable[[Path], object], step: int, reason: str) -> str | None:
-        """Save a step with all its numbers in a folder beside this file, and list it; returns the problem, if any."""
+        """Save a step recorded in full in a folder beside this file, and list it; returns the problem, if any."""
         folder = self.path.with_name(f"{self.path.stem}.steps")
         name = f"{step}.safetensors" if self.run == 1 else f"{self.run}-{step}.safetensors"
         try:
             folder.mkdir(exist_ok=True)
             save(folder / name)
         except (OSError, StorageError) as error:
-            return f"step {step} could not be kept in full: {error}"
+            return f"step {step} could not be saved in full: {error}"
         self.recorded(step, f"{folder.name}/{name}", reason)
         return None
 
     def recorded(self, step: int, file: str, reason: str) -> None:
-        """A step that was recorded in full, in a file beside this one."""
+        """List a step recorded in full, in a file beside this one."""
         self._items.put(_Recorded(step, file, reason))
 
     def flush(self, timeout: float = 30) -> bool:
-        """Wait until everything added so far was written, or cannot be; whether that came in time."""
+        """Wait until everything added so far is written or has failed to be; returns False after `timeout` seconds."""
         done = threading.Event()
         self._items.put(done)
         return done.wait(timeout)
 
     def close(self, status: Literal["ended"] | str = "ended") -> None:
-        """Write what waits, say how the run ended, and close the file. Does nothing in a forked process."""
+        """Write all items and the status of the run, and close the file. Does nothing in a forked process."""
         if os.getpid() != self._process or not self._thread.is_alive():
             return
         self._items.put(_End(status, time.time()))
@@ -163,7 +163,7 @@ class Writer:
         self._connection.close()
 
     def _take_batch(self) -> bool:
-        """Wait for something to write, then for what comes shortly after it; whether the run was closed."""
+        """Wait for an item, then for those within `BATCH` seconds of it; returns whether the run was closed."""
         until: float | None = None
         while True:
             try:
@@ -180,7 +180,7 @@ class Writer:
             until = time.monotonic() + BATCH if until is None else until
 
     def _write(self) -> None:
-        """Everything that waits, in one transaction; what cannot be written waits on."""
+        """Write all waiting items in one transaction; if it fails they keep waiting."""
         if not self._waiting:
             return
         try:
@@ -206,7 +206,7 @@ class Writer:
             del self._waiting[:surplus]
 
     def _forget(self) -> None:
-        """Know nothing of the file: after a failure what was put in is not there."""
+        """Forget the ids of rows in the file: after a failure they do not exist."""
         self._series: dict[tuple[str, str], int] = {}
         self._layouts: dict[tuple[str, tuple[int, ...]], int] = {}
         self._chunks: dict[int, _Chunk] = {}
@@ -230,7 +230,7 @@ class Writer:
         return run
 
     def _cut(self, run: int, start: int) -> None:
-        """Remove what a run holds of the steps after `start`."""
+        """Delete the steps of a run after `start`."""
         execute = self._connection.execute
         for table in TABLES:
             execute(f"DELETE FROM {table} WHERE run = ? AND step > ?", (run, start))
@@ -238,14 +238,14 @@ class Writer:
         mine = "layout IN (SELECT id FROM layout WHERE run = ?)"
         execute(f"DELETE FROM histogram WHERE {mine} AND step > ?", (run, start))
         execute(f"DELETE FROM chunk WHERE {mine} AND first > ?", (run, start))
-        names = ", ".join(chunks.COLUMNS)
+        names = ", ".join(format.COLUMNS)
         for identity, steps, *columns in execute(
             f"SELECT id, steps, {names} FROM chunk WHERE {mine} AND last > ?", (run, start)
         ).fetchall():
-            kept = [step for step in chunks.read_integers(steps).tolist() if step <= start]
+            kept = [step for step in format.read_integers(steps).tolist() if step <= start]
             shorter = [
-                chunks.shortened(column, name, len(steps) // 8, len(kept))
-                for name, column in zip(chunks.COLUMNS, columns, strict=True)
+                format.truncated(column, name, len(steps) // 8, len(kept))
+                for name, column in zip(format.COLUMNS, columns, strict=True)
             ]
             self._replace(identity, kept, shorter)
 
@@ -292,13 +292,13 @@ class Writer:
             layout = self._layout(kind, tuple(self._identity(figure) for figure in figures))
             chunk = self._chunks.setdefault(layout, _Chunk())
             chunk.steps.append(step)
-            chunk.rows.append(chunks.row(figure.statistics for figure in figures))
+            chunk.rows.append(format.row(figure.statistics for figure in figures))
             self._grown.add(layout)
             if len(chunk.steps) == CHUNK:
                 self._put_chunk(layout)
                 del self._chunks[layout]
             if item.histograms and any(figure.statistics.magnitudes for figure in figures):
-                counts = chunks.histograms([figure.statistics for figure in figures])
+                counts = format.histograms([figure.statistics for figure in figures])
                 self._connection.execute("INSERT OR REPLACE INTO histogram VALUES (?, ?, ?)", (layout, step, counts))
 
     def _identity(self, figure: Figure) -> int:
@@ -314,7 +314,7 @@ class Writer:
     def _layout(self, kind: str, series: tuple[int, ...]) -> int:
         key = (kind, series)
         if key not in self._layouts:
-            row = (self.run, kind, chunks.integers(series))
+            row = (self.run, kind, format.integers(series))
             execute = self._connection.execute
             known = execute("SELECT id FROM layout WHERE run = ? AND kind = ? AND series = ?", row).fetchone()
             added = known or (execute("INSERT INTO layout (run, kind, series) VALUES (?, ?, ?)", row).lastrowid,)
@@ -331,24 +331,24 @@ class Writer:
     def _put_chunk(self, layout: int) -> None:
         self._grown.discard(layout)
         chunk = self._chunks[layout]
-        columns = chunks.columns(chunk.rows)
+        columns = format.columns(chunk.rows)
         if chunk.id is not None:
             self._replace(chunk.id, chunk.steps, columns)
             return
-        row = (layout, chunk.steps[0], chunk.steps[-1], chunks.integers(chunk.steps), *columns)
+        row = (layout, chunk.steps[0], chunk.steps[-1], format.integers(chunk.steps), *columns)
         places = ", ".join("?" * len(row))
-        names = ", ".join(chunks.COLUMNS)
+        names = ", ".join(format.COLUMNS)
         added = self._connection.execute(
             f"INSERT INTO chunk (layout, first, last, steps, {names}) VALUES ({places})", row
         )
         chunk.id = added.lastrowid
 
     def _replace(self, identity: int, steps: Sequence[int], columns: Sequence[bytes]) -> None:
-        names = ", ".join(f"{name} = ?" for name in chunks.COLUMNS)
-        row = (steps[-1], chunks.integers(steps), *columns, identity)
+        names = ", ".join(f"{name} = ?" for name in format.COLUMNS)
+        row = (steps[-1], format.integers(steps), *columns, identity)
         self._connection.execute(f"UPDATE chunk SET last = ?, steps = ?, {names} WHERE id = ?", row)
 
 
 def _real(number: float | None) -> float | str | None:
-    """SQLite takes NaN for NULL, which is what stands where there was no loss: it is kept as a word."""
+    """NaN as text: SQLite stores NaN as NULL, which means no loss."""
     return "nan" if number is not None and number != number else number
