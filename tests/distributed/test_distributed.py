@@ -261,7 +261,7 @@ def test_a_watch_joins_the_ranks(two, folder):
 def test_a_watch_that_fails_on_one_rank_holds_up_nobody(two, folder):
     first, second = of_one("watch failed", two)
     assert len(first["told"]) == len(second["told"]) == 1
-    assert first["told"][0].startswith("chainrule: the ranks do not watch together any longer")
+    assert first["told"][0].startswith("chainrule: the ranks no longer watch together")
     assert second["told"] == ["chainrule: watching ended at step 5: ZeroDivisionError: division by zero"]
     for mine, healthy in zip(first["parameters"], two[0]["watch"]["parameters"], strict=True):
         assert torch.equal(mine, healthy)  # the training is what it is
@@ -272,7 +272,7 @@ def test_a_watch_that_fails_on_one_rank_holds_up_nobody(two, folder):
 def test_a_watch_on_rank_0_alone_says_so(two, folder):
     told = two[0]["watch alone"]["told"]
     assert len(told) == 1
-    assert told[0].startswith("chainrule: no watch is there on rank 1: call chainrule.watch on every rank")
+    assert told[0].startswith("chainrule: rank 1 has no watch: call chainrule.watch on every rank, in the same way")
     with runs.open(folder / "alone.db") as run:
         assert [facts.step for facts in run.steps()] == [1, 2, 4]
 

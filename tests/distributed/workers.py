@@ -304,7 +304,7 @@ def _watched(rank, ranks, folder):
 def _watch_failed(rank, ranks, folder):
     def fail(watch, step):
         if rank == 1 and step == 3:
-            watch._read = lambda recording, measures: 1 / 0
+            watch._read = lambda recording, cache: 1 / 0
 
     return watched(rank, ranks, folder, "failed", before=fail)
 

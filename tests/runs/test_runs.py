@@ -177,8 +177,8 @@ def test_a_disk_that_is_full_and_then_is_not(path, monkeypatch):
     writer.flush()
     put = writer._put_figures
 
-    def full(item):
-        put(item)
+    def full(*items):
+        put(*items)
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(writer, "_put_figures", full)
@@ -197,7 +197,11 @@ def test_a_disk_that_is_full_and_then_is_not(path, monkeypatch):
 def test_what_waits_too_long_is_given_up(path, monkeypatch):
     monkeypatch.setattr("chainrule.monitor.runs.writer.WAITING", 3)
     writer = runs.Writer(path)
-    monkeypatch.setattr(writer, "_put", lambda item: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error")))
+
+    def fail(*items):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(writer, "_put_step", fail)
     for step in range(1, 6):
         writer.add(facts(step))
     writer.flush()
@@ -212,8 +216,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(StorageError) as raised:
         runs.Writer(missing)
     assert str(raised.value) == (
-        f"{missing} cannot be written as the file of a run: unable to open database file. Give a path in a folder you "
-        "can write to, on a disk with room."
+        f"{missing} cannot be written as the file of a run: unable to open database file. Give a path in a writable "
+        "folder, on a disk with free space."
     )
 
 
@@ -246,8 +250,8 @@ def test_a_newer_version(path):
         with pytest.raises(StorageError) as raised:
             act(path)
         assert str(raised.value) == (
-            f"{path} is the file of a run in version {format.VERSION + 1} of its form; this chainrule knows version "
-            f"{format.VERSION}. Read it with a newer chainrule."
+            f"{path} is the file of a run in format version {format.VERSION + 1}; this chainrule reads version "
+            f"{format.VERSION}. Use a newer chainrule."
         )
 
 

@@ -181,7 +181,7 @@ def test_what_runs_between_two_steps_is_not_recorded(path, monkeypatch, compiled
     run = compiled(model) if compiled else model
     recorded = []
     real = watcher.facts_of
-    monkeypatch.setattr(watcher, "facts_of", lambda graph, around: recorded.append(graph) or real(graph, around))
+    monkeypatch.setattr(watcher, "facts_of", lambda graph, context: recorded.append(graph) or real(graph, context))
 
     def evaluate():
         model.eval()
@@ -395,10 +395,10 @@ def test_what_autograd_grad_began_from_is_no_loss(path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"every": 0}, "every=0): this is a whole number of steps, 1 or more."),
+        ({"every": 0}, "every=0): give a whole number of steps, at least 1."),
         ({"every": 1.5}, "every=1.5"),
         ({"full_every": -1}, "full_every=-1"),
-        ({"start": -2}, "start=-2): this is a whole number of steps, 0 or more."),
+        ({"start": -2}, "start=-2): give a whole number of steps, at least 0."),
         ({"thresholds": 3}, "give a chainrule.Thresholds"),
         ({"model": "model"}, "chainrule.watch(model=...): str came. Give the model of PyTorch"),
         ({"model": torch.optim.SGD([nn.Parameter(X)])}, "SGD came"),
@@ -476,7 +476,7 @@ def test_a_file_of_a_step_that_cannot_be_written(path):
     path.with_name("run.steps").write_text("a file stands where the folder should")
     with (
         chainrule.watch(model, optimizer, to=path, full_every=2),
-        pytest.warns(ChainruleWarning, match="could not be kept"),
+        pytest.warns(ChainruleWarning, match="could not be saved in full"),
     ):
         train(model, optimizer, 3)
     assert watched(path)[0] == [1, 2, 3]

@@ -109,7 +109,7 @@ class Examiner:
         return self._examine_course() if self._pending else []
 
     def requested(self, on_finding: OnFinding) -> str | None:
-        """The first new finding that requests a step in full, as text: one above a note, or the choice of a function."""
+        """The first new finding that requests a step in full: one above a note, or the choice of a function."""
         if callable(on_finding):
             chosen = [found for found in self.fresh if on_finding(found) is True]
         else:

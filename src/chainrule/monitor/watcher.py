@@ -177,14 +177,15 @@ class watch:  # noqa: N801 (read as a verb)
     def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Run every part of the end and close the file. An error in one part is a warning, and the others still run."""
         unfinished = None if self._session is None or self._failed else self._recording
+        parts: tuple[Callable[[], None], ...] = (
+            lambda: self._leave(error),
+            self._ranks.leave,
+            lambda: self._examine_unfinished(unfinished, error),
+            lambda: self._examine(self._examiner.finish, since=self.step_number),
+            lambda: self._save_last(unfinished),
+        )
         try:
-            for part in (
-                lambda: self._leave(error),
-                self._ranks.leave,
-                lambda: self._examine_unfinished(unfinished, error),
-                lambda: self._examine(self._examiner.finish, since=self.step_number),
-                lambda: self._save_last(unfinished),
-            ):
+            for part in parts:
                 try:
                     part()
                 except Exception as failure:  # in the user's `on_finding`, say

@@ -36,7 +36,7 @@ SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor with statistics in the run: the path of its parameter or module, its place in forward order, its class."""
+    """A tensor with statistics: the path of its parameter or module, its place in forward order, its class."""
 
     id: int
     kind: Kind
