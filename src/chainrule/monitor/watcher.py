@@ -309,8 +309,8 @@ class watch:  # noqa: N801 (read as a verb)
     def _lost(self) -> None:
         self._leave()
         self._warn(
-            "many forward passes ran and no optimizer of torch.optim stepped, so the end of a step is unknown. Call"
-            "  `watch.step()` at the end of each."
+            "many forward passes ran and no optimizer of torch.optim stepped, so the end of a step is unknown. Call "
+            "`watch.step()` at the end of each."
         )
 
     def _leave(self, error: BaseException | None = None) -> None:

@@ -52,7 +52,7 @@ function readout() {
   /** @type {[string, string][]} */
   const facts = [["loss", text(loss.mean[at]) + (several ? ` (${text(loss.low[at])} to ${text(loss.high[at])})` : "")]];
   if (rates.length) facts.push(["learning rate", rates.map((rate) => text(rate[at])).join(", ")]);
-  if (skipped[at]) facts.push(["skipped by the GradScaler", `${skipped[at]} steps`]);
+  if (skipped[at]) facts.push(["skipped by the GradScaler", `${skipped[at]} step${skipped[at] > 1 ? "s" : ""}`]);
   for (const map of maps) {
     const row = map.rows.findIndex((each) => each.name === scene.row);
     if (row >= 0) facts.push([map.title, text(map.cells[row][at])]);

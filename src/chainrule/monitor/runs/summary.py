@@ -45,7 +45,7 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
         yield Paragraph((f"The file holds the runs {there}; this is number {run.id}.",), "note")
     skipped = sum(facts.skipped for facts in steps)
     if skipped:
-        yield Paragraph((f"A GradScaler skipped {skipped:,} steps, whose gradients were not finite.",), "note")
+        yield Paragraph((f"A GradScaler skipped {skipped:,} step{'s' * (skipped > 1)} with gradients that were not finite.",), "note")
     if not run.findings():
         yield Paragraph(("No findings.",))
     yield from _findings(run)
