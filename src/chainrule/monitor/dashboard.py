@@ -19,6 +19,7 @@ from rich.text import Text
 
 from chainrule.graph.history import StepFacts
 from chainrule.monitor.runs import Figure, Found
+from chainrule.monitor.runs.summary import spread
 from chainrule.numbers import number
 from chainrule.views.unicode import printable
 
@@ -195,13 +196,6 @@ def sparkline(numbers: Sequence[float]) -> str:
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     step = (high - low) / (len(SPARKS) - 1) or 1.0
     return "".join(SPARKS[round((each - low) / step)] if math.isfinite(each) else "✗" for each in numbers)
-
-
-def spread(items: Sequence[Any], count: int) -> Sequence[Any]:
-    """At most `count` items: the first, the last, and evenly spaced ones between."""
-    if len(items) <= count:
-        return items
-    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
 
 
 def _clock(seconds: float) -> str:

@@ -169,15 +169,9 @@ def _parameter(graph: Graph, parameter: Parameter, marks: bool) -> RankParameter
     reduction = graph.reductions.get(parameter.name)
     sharded = reduction is not None and graph.reducers[reduction.reducer].kind == "reduce-scatter"
     local = None if reduction is None else _statistics(reduction.sent)
-    return RankParameter(
-        _statistics(parameter.start),
-        local,
-        _statistics(parameter.gradient),
-        _mark(parameter.before) if marks else None,
-        _mark(parameter.grad) if marks else None,
-        sharded,
-        reduction is not None,
-    )
+    before, mean = (_mark(parameter.before), _mark(parameter.grad)) if marks else (None, None)
+    start, gradient = _statistics(parameter.start), _statistics(parameter.gradient)
+    return RankParameter(start, local, gradient, before, mean, sharded, reduction is not None)
 
 
 def _statistics(snapshot: Snapshot | None) -> Statistics | None:
@@ -189,8 +183,7 @@ def _mark(data: Tensor | None) -> int | None:
     """A checksum of the numbers; None if they were not kept."""
     if data is None:
         return None
-    dense = data.detach().to_dense() if data.layout is not torch.strided else data.detach()
-    flat = dense.resolve_conj().resolve_neg().contiguous().cpu().reshape(-1).view(torch.uint8)
+    flat = _dense(data).resolve_conj().resolve_neg().contiguous().cpu().reshape(-1).view(torch.uint8)
     numbers: Any = from_dlpack(flat)
     return zlib.crc32(numbers)
 
@@ -200,8 +193,7 @@ def _sent(graph: Graph, reduction: Reduction, patterns: Sequence[str], small: in
     chosen = math.prod(reduction.shape) <= small or any(fnmatchcase(reduction.name, each) for each in patterns)
     sharded = graph.reducers[reduction.reducer].kind == "reduce-scatter"
     shard = tuple(mean.shape) if sharded and mean is not None else None
-    whole = chosen and local is not None and mean is not None
-    if whole:
+    if chosen and local is not None and mean is not None:
         return _Sent(reduction.shape, reduction.dtype, True, shard, (), ())
     return _Sent(
         reduction.shape, reduction.dtype, False, shard,
@@ -210,15 +202,11 @@ def _sent(graph: Graph, reduction: Reduction, patterns: Sequence[str], small: in
     )  # fmt: skip
 
 
-def _products(name: str, data: Tensor | None, statistics: Statistics | None) -> tuple[float, ...]:
+def _products(name: str, data: Tensor | None, known: Statistics | None) -> tuple[float, ...]:
     """Products with random directions of +-1, and the norm; without kept numbers, the sum and the norm."""
     if data is None:
-        return (
-            ()
-            if statistics is None
-            else (statistics.mean * (statistics.elements - statistics.not_finite), statistics.norm)
-        )
-    flat = (data.to_dense() if data.layout is not torch.strided else data).detach().reshape(-1)
+        return () if known is None else (known.mean * (known.elements - known.not_finite), known.norm)
+    flat = _dense(data).reshape(-1)
     sums = []
     for direction in range(DIRECTIONS):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {direction}".encode()))
@@ -266,9 +254,12 @@ def _gathered(
     return locals_, means
 
 
+def _dense(data: Tensor) -> Tensor:
+    return data.detach() if data.layout is torch.strided else data.detach().to_dense()
+
+
 def _flat(data: Tensor) -> Tensor:
-    dense = data.to_dense() if data.layout is not torch.strided else data
-    return dense.detach().reshape(-1).double().cpu()
+    return _dense(data).reshape(-1).double().cpu()
 
 
 def device_of(group: Any = None) -> torch.device:

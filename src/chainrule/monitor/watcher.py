@@ -138,10 +138,8 @@ class watch:  # noqa: N801 (read as a verb)
         With one, this call only stores a step that a GradScaler skipped at once.
         """
         boundaries = self._boundaries
-        if self._over:
-            return
         stepped, boundaries.stepped_by_hook = boundaries.stepped_by_hook, False
-        if stepped:
+        if self._over or stepped:
             return
         if boundaries.optimizers:
             self._guard(self._note_skipped)

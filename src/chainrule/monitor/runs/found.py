@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -30,6 +31,16 @@ class Found:
             str(finding.place or ""), finding.since, finding.until, tuple(finding.rows), finding.size,
         )  # fmt: skip
 
+    def row(self) -> dict[str, Any]:
+        """The columns of the finding in the file."""
+        return {column: _stored(getattr(self, name)) for column, name in COLUMNS.items()}
+
+    @classmethod
+    def of_row(cls, row: tuple[Any, ...]) -> Found:
+        """The inverse of `row`."""
+        found = dict(zip(COLUMNS.values(), row, strict=True))
+        return cls(**found | {name: tuple(json.loads(found[name])) for name in LISTS})
+
     @property
     def when(self) -> str:
         """`since step 20`, `at step 20` or `from step 20 to 40`."""
@@ -44,3 +55,12 @@ class Found:
         return "\n".join(
             [f"{self.severity}{since}: {self.text}", *(f"  {each}" for each in (*self.evidence, self.advice) if each)]
         )
+
+
+LISTS = ("evidence", "rows")  # stored as JSON
+COLUMNS = {{"id": "finding", "where": "name"}.get(each.name, each.name): each.name for each in fields(Found)}
+"""The columns of the finding table, and the field in each."""
+
+
+def _stored(value: Any) -> Any:
+    return json.dumps(list(value)) if isinstance(value, tuple) else value

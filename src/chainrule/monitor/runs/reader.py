@@ -8,7 +8,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,9 @@ import numpy as np
 from chainrule.errors import MissingError, StorageError
 from chainrule.graph.history import History, Kind, Series, StepFacts
 from chainrule.graph.statistics import Statistics
-from chainrule.monitor.runs import format
+from chainrule.monitor.runs import format, found
 from chainrule.monitor.runs.found import Found
+from chainrule.monitor.runs.summary import document, spread
 
 if TYPE_CHECKING:
     from chainrule.document import Document
@@ -113,8 +114,7 @@ class Run:
 
     def findings(self) -> tuple[Found, ...]:
         """The findings of the run, in the order of the steps since which they hold."""
-        columns = "finding, severity, name, text, evidence, advice, place, since, until, rows, size"
-        return tuple(_found(row) for row in self._rows(columns, "finding", "since, id"))
+        return tuple(Found.of_row(row) for row in self._rows(", ".join(found.COLUMNS), "finding", "since, id"))
 
     # -- the tensors --------------------------------------------------------------------------------------------------
 
@@ -125,10 +125,10 @@ class Run:
 
     def series(self, kind: Kind, name: str) -> Series:
         """One tensor over time. Raises MissingError with near matches if the run has no such tensor."""
-        found = next((each for each in self.tensors(kind) if each.name == name), None)
-        if found is None:
+        tensors = [each for each in self.tensors(kind) if each.name == name]
+        if not tensors:
             raise MissingError(self._no_series(kind, name))
-        return self._history([found], self.steps()).series[kind, name]
+        return self._history(tensors[:1], self.steps()).series[kind, name]
 
     def table(self, kind: Kind, figure: str, marked: bool = False) -> Table:
         """One statistic (`norm`, `mean`, `std`, `low`, `high`, `zeros`, ...) of all tensors of a kind.
@@ -179,9 +179,7 @@ class Run:
             for facts in self.steps()
             if (first is None or facts.step >= first) and (last is None or facts.step <= last)
         ]
-        if at_most is not None and len(steps) > at_most:
-            steps = [steps[place] for place in np.linspace(0, len(steps) - 1, at_most).round().astype(int)]
-        return self._history(tensors, steps)
+        return self._history(tensors, steps if at_most is None else list(spread(steps, at_most)))
 
     # -- other forms --------------------------------------------------------------------------------------------------
 
@@ -212,8 +210,6 @@ class Run:
 
     def document(self) -> Document:
         """The run in a screenful, for any view."""
-        from chainrule.monitor.runs.summary import document
-
         return document(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -363,9 +359,8 @@ class _Chunk:
                 continue
             columns = [self.columns[name][row, places].tolist() for name in STATISTICS]
             for step, numbers in zip(self.steps[places].tolist(), zip(*columns, strict=True), strict=True):
-                found = Statistics(*numbers)
-                found = replace(found, magnitudes=histograms[step][row]) if step in histograms else found
-                series[identity].add(step, found)
+                magnitudes = histograms[step][row] if step in histograms else ()
+                series[identity].add(step, Statistics(*numbers, magnitudes=magnitudes))
 
 
 def _sort(series: Series) -> None:
@@ -387,12 +382,4 @@ def _facts(row: tuple[Any, ...], full: Collection[int]) -> StepFacts:
         step, time, None if loss is None else float(loss), _rates(rates), bool(skipped),
         None if scale is None else float(scale), None if norm is None else (float(norm), float(clipped)), passes,
         step in full,
-    )  # fmt: skip
-
-
-def _found(row: tuple[Any, ...]) -> Found:
-    identity, severity, where, text, evidence, advice, place, since, until, rows, size = row
-    return Found(
-        identity, severity, where, text, tuple(json.loads(evidence)), advice, place, since, until,
-        tuple(json.loads(rows)), size,
     )  # fmt: skip

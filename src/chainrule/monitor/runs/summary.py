@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from chainrule.graph.history import StepFacts
     from chainrule.monitor.runs.found import Found
     from chainrule.monitor.runs.reader import Run
+
+T = TypeVar("T")
 
 LINES = 10  # steps in the table of losses
 PARAMETERS = 30  # rows in the table of parameters
@@ -45,7 +47,10 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
         yield Paragraph((f"The file holds the runs {there}; this is number {run.id}.",), "note")
     skipped = sum(facts.skipped for facts in steps)
     if skipped:
-        yield Paragraph((f"A GradScaler skipped {skipped:,} step{'s' * (skipped > 1)} with gradients that were not finite.",), "note")
+        yield Paragraph(
+            (f"A GradScaler skipped {skipped:,} step{'s' * (skipped > 1)} with gradients that were not finite.",),
+            "note",
+        )
     if not run.findings():
         yield Paragraph(("No findings.",))
     yield from _findings(run)
@@ -66,7 +71,7 @@ def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
         yield Section(("Loss curve",), "course", "overview", (_course(steps),))
     rows = tuple(_parameters(run))
     if rows:
-        shown = [rows[place] for place in _spread(len(rows), PARAMETERS)]
+        shown = spread(rows, PARAMETERS)
         left = (
             f"The page of the run shows {len(rows) - len(shown)} more between these." if len(rows) > len(shown) else ""
         )
@@ -81,17 +86,17 @@ def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
 
 def _course(steps: Sequence[StepFacts]) -> Table:
     rows = []
-    for facts in (steps[place] for place in _spread(len(steps), LINES)):
+    for facts in spread(steps, LINES):
         loss = "skipped" if facts.skipped else "" if facts.loss is None else number(facts.loss)
         clipped = "" if facts.clipped is None else " -> ".join(map(number, facts.clipped))
         rows.append(((f"{facts.step:,}",), (loss,), (", ".join(map(number, facts.rates)),), (clipped,)))
     return Table(("step", "loss", "learning rate", "norm before and after clipping"), tuple(rows))
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` indices: the first, the last, and evenly spaced ones between."""
-    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-    return places
+def spread(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` items: the first, the last, and evenly spaced ones between."""
+    places = np.linspace(0, len(items) - 1, most).round().astype(int).tolist()
+    return items if len(items) <= most else [items[place] for place in places]
 
 
 def _parameters(run: Run) -> Iterator[tuple[Text, ...]]:

@@ -101,7 +101,7 @@ class Writer:
 
     def find(self, found: Found) -> None:
         """Add a finding; it replaces the one with the same id and tensor."""
-        self._items.put(lambda: self._put_finding(found))
+        self._items.put(lambda: self._insert("finding", run=self.run, **found.row()))
 
     def keep_full(self, save: Callable[[Path], object], step: int, reason: str) -> str | None:
         """Save a step recorded in full in a folder beside this file, and list it; returns the problem, if any."""
@@ -254,13 +254,6 @@ class Writer:
             by_kind.setdefault(figure.kind, []).append(figure)
         for kind, several in by_kind.items():
             self._put_figures(facts.step, kind, several, histograms)
-
-    def _put_finding(self, found: Found) -> None:
-        self._insert(
-            "finding", run=self.run, finding=found.id, severity=found.severity, name=found.where, place=found.place,
-            since=found.since, until=found.until, text=found.text, evidence=json.dumps(list(found.evidence)),
-            advice=found.advice, rows=json.dumps(list(found.rows)), size=found.size,
-        )  # fmt: skip
 
     def _put_figures(self, step: int, kind: str, figures: Sequence[Figure], histograms: bool) -> None:
         layout = self._layout(kind, tuple(self._identity(figure) for figure in figures))
