@@ -99,20 +99,15 @@ _TRAINERS = {
     "LightningCallback": ("lightning.pytorch", "Callback", _LightningHooks),
     "TransformersCallback": ("transformers", "TrainerCallback", _TransformersHooks),
 }
-_LIBRARIES = {
-    "LightningCallback": "lightning",
-    "TransformersCallback": "transformers",
-    "watch_accelerate": "accelerate",
-}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'chainrule.callbacks' has no attribute {name!r}; it has {', '.join(__all__)}")
-    library = _LIBRARIES[name]
+    library = _TRAINERS[name][0].partition(".")[0] if name in _TRAINERS else "accelerate"
     try:
         import_module(library)
-        return watch_accelerate if library == "accelerate" else _callback(name)
+        return _callback(name) if name in _TRAINERS else watch_accelerate
     except ModuleNotFoundError as error:
         raise MissingError(
             f"chainrule.callbacks.{name} needs {library}, which is not installed: pip install {library}"
@@ -123,8 +118,5 @@ def __getattr__(name: str) -> Any:
 def _callback(name: str) -> type:
     """A class that the library's Trainer accepts: our hooks on its base class, under a public name, for pickle."""
     library, base, hooks = _TRAINERS[name]
-    return type(
-        name,
-        (hooks, getattr(import_module(library), base)),
-        {"__doc__": _Watching.__doc__, "__module__": "chainrule.callbacks"},
-    )
+    public = {"__doc__": _Watching.__doc__, "__module__": "chainrule.callbacks"}
+    return type(name, (hooks, getattr(import_module(library), base)), public)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,12 +78,9 @@ def to_parquet(run: Run, folder: str | os.PathLike[str]) -> None:
     kinds = dict.fromkeys(tensor.kind for tensor in run.tensors())
     tables = {"steps": steps_of(run), "findings": findings_of(run)}
     tables |= {kind.replace(" ", "_"): tensors_of(run, kind) for kind in kinds}
-    target = _folder(folder)
-    try:
+    with _writing(folder) as target:
         for name, columns in tables.items():
             parquet.write_table(arrow.table(columns), target / f"{name}.parquet")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
 
 
 def to_tensorboard(run: Run, folder: str | os.PathLike[str]) -> None:
@@ -90,13 +88,11 @@ def to_tensorboard(run: Run, folder: str | os.PathLike[str]) -> None:
     _import("tensorboard", "TensorBoard event files")
     writer_of = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter
     messages = (import_module(f"tensorboard.compat.proto.{name}_pb2") for name in ("event", "summary"))
-    try:
-        writer = writer_of(str(_folder(folder)))
+    with _writing(folder) as target:
+        writer = writer_of(str(target))
         for event in _events(run, *messages):
             writer.add_event(event)
         writer.close()
-    except OSError as error:
-        raise _unwritable(folder, error) from error
 
 
 def _events(run: Run, event: Any, summary: Any) -> Iterator[Any]:
@@ -120,17 +116,16 @@ def _events(run: Run, event: Any, summary: Any) -> Iterator[Any]:
         yield event.Event(wall_time=times.get(step, run.began), step=step, summary=summary.Summary(value=values))
 
 
-def _folder(folder: str | os.PathLike[str]) -> Path:
-    target = Path(folder)
+@contextmanager
+def _writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder, created; an error of the block is a StorageError."""
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        yield Path(folder)
     except OSError as error:
-        raise _unwritable(folder, error) from error
-    return target
-
-
-def _unwritable(folder: str | os.PathLike[str], error: OSError) -> StorageError:
-    return StorageError(f"{folder} cannot be written: {error.strerror}. Give a folder that you can write to.")
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror}. Give a folder that you can write to."
+        ) from error
 
 
 def _import(name: str, what: str) -> Any:

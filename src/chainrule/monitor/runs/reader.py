@@ -8,7 +8,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -359,8 +359,9 @@ class _Chunk:
                 continue
             columns = [self.columns[name][row, places].tolist() for name in STATISTICS]
             for step, numbers in zip(self.steps[places].tolist(), zip(*columns, strict=True), strict=True):
-                magnitudes = histograms[step][row] if step in histograms else ()
-                series[identity].add(step, Statistics(*numbers, magnitudes=magnitudes))
+                found = Statistics(*numbers)
+                found = replace(found, magnitudes=histograms[step][row]) if step in histograms else found
+                series[identity].add(step, found)
 
 
 def _sort(series: Series) -> None:

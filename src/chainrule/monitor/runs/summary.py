@@ -47,10 +47,8 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
         yield Paragraph((f"The file holds the runs {there}; this is number {run.id}.",), "note")
     skipped = sum(facts.skipped for facts in steps)
     if skipped:
-        yield Paragraph(
-            (f"A GradScaler skipped {skipped:,} step{'s' * (skipped > 1)} with gradients that were not finite.",),
-            "note",
-        )
+        count = f"{skipped:,} step{'s' * (skipped > 1)}"
+        yield Paragraph((f"A GradScaler skipped {count} with gradients that were not finite.",), "note")
     if not run.findings():
         yield Paragraph(("No findings.",))
     yield from _findings(run)

@@ -187,8 +187,7 @@ class Writer:
 
     def _forget(self) -> None:
         """Forget the ids of rows in the file: after a failure they do not exist."""
-        self._series: dict[tuple[str, str], int] = {}
-        self._layouts: dict[tuple[str, tuple[int, ...]], int] = {}
+        self._ids: dict[tuple[Any, ...], int] = {}
         self._chunks: dict[int, _Chunk] = {}
         self._grown: set[int] = set()
 
@@ -206,10 +205,13 @@ class Writer:
 
     def _id(self, table: str, key: dict[str, Any], **rest: Any) -> int:
         """The id of the row of this run with a key; it is inserted if there is none."""
-        key = {"run": self.run, **key}
-        where = " AND ".join(f"{name} = ?" for name in key)
-        known = self._execute(f"SELECT id FROM {table} WHERE {where}", tuple(key.values())).fetchone()
-        return int(known[0]) if known else self._insert(table, **key, **rest)
+        known = (table, *key.values())
+        if known not in self._ids:
+            key = {"run": self.run, **key}
+            where = " AND ".join(f"{name} = ?" for name in key)
+            found = self._execute(f"SELECT id FROM {table} WHERE {where}", tuple(key.values())).fetchone()
+            self._ids[known] = int(found[0]) if found else self._insert(table, **key, **rest)
+        return self._ids[known]
 
     def _begin(self, every: int, start: int, versions: Mapping[str, str]) -> int:
         self._execute("BEGIN IMMEDIATE")
@@ -256,7 +258,15 @@ class Writer:
             self._put_figures(facts.step, kind, several, histograms)
 
     def _put_figures(self, step: int, kind: str, figures: Sequence[Figure], histograms: bool) -> None:
-        layout = self._layout(kind, tuple(self._identity(figure) for figure in figures))
+        series = format.integers(
+            [
+                self._id(
+                    "series", {"kind": kind, "name": each.name}, layer=each.layer, type=each.type, dtype=each.dtype
+                )
+                for each in figures
+            ]
+        )
+        layout = self._id("layout", {"kind": kind, "series": series})
         chunk = self._chunks.setdefault(layout, _Chunk())
         chunk.steps.append(step)
         chunk.rows.append(format.row(figure.statistics for figure in figures))
@@ -267,21 +277,6 @@ class Writer:
         if histograms and any(figure.statistics.magnitudes for figure in figures):
             counts = format.histograms([figure.statistics for figure in figures])
             self._insert("histogram", layout=layout, step=step, counts=counts)
-
-    def _identity(self, figure: Figure) -> int:
-        key = (figure.kind, figure.name)
-        if key not in self._series:
-            self._series[key] = self._id(
-                "series", {"kind": figure.kind, "name": figure.name},
-                layer=figure.layer, type=figure.type, dtype=figure.dtype,
-            )  # fmt: skip
-        return self._series[key]
-
-    def _layout(self, kind: str, series: tuple[int, ...]) -> int:
-        key = (kind, series)
-        if key not in self._layouts:
-            self._layouts[key] = self._id("layout", {"kind": kind, "series": format.integers(series)})
-        return self._layouts[key]
 
     def _put_chunks(self) -> None:
         for layout in sorted(self._grown):
