@@ -9,7 +9,6 @@ import pytest
 from chainrule import runs
 from chainrule.errors import StorageError
 from chainrule.monitor import run_page
-
 from tests.runs import sick
 from tests.views import hostile
 from tests.views.test_page import Elements, data_of
