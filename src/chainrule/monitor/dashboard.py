@@ -19,7 +19,7 @@ from rich.text import Text
 
 from chainrule.graph.history import StepFacts
 from chainrule.monitor.runs import Figure, Found
-from chainrule.monitor.runs.summary import spread
+from chainrule.monitor.runs.reader import spread
 from chainrule.numbers import number
 from chainrule.views.unicode import printable
 

@@ -27,7 +27,7 @@ from chainrule.views import page
 from chainrule.views.unicode import printable
 
 if TYPE_CHECKING:
-    from chainrule.monitor.runs.reader import Run, Table
+    from chainrule.monitor.runs.reader import RunReader, Table
 
 SHARED = ("numbers.js", "dom.js")  # also in the page of one step
 MODULES = ("scene.js", "curves.js", "heat.js", "findings.js", "main.js")
@@ -40,7 +40,7 @@ Edges = list[tuple[int, int]]
 """The first and the end index of each column among the watched steps."""
 
 
-def render(run: Run, links: dict[int, str] | None = None) -> str:
+def render(run: RunReader, links: dict[int, str] | None = None) -> str:
     """The run as one self-contained HTML file; `links` are the pages of steps recorded in full."""
     style = page.read("base.css") + _read("run.css")
     script = _script()
@@ -54,7 +54,7 @@ def render(run: Run, links: dict[int, str] | None = None) -> str:
     return re.sub(r"<!--\s*put:(\w+)\s*-->", lambda place: parts[place[1]], _read("run.html"))
 
 
-def write(run: Run, path: Path) -> None:
+def write(run: RunReader, path: Path) -> None:
     """Write the page of the run, and beside each step recorded in full the page that it links to.
 
     An existing page of a step is kept. Raises StorageError if a file cannot be written or a recording cannot be read.
@@ -86,7 +86,7 @@ def _script() -> str:
 # -- the data of the page ---------------------------------------------------------------------------------------------
 
 
-def data_of(run: Run, links: dict[int, str]) -> dict[str, Any]:
+def data_of(run: RunReader, links: dict[int, str]) -> dict[str, Any]:
     """The data of the page, as types.d.ts declares it."""
     steps = run.steps()
     watched = np.array([facts.step for facts in steps], np.int64)
@@ -117,7 +117,7 @@ def _edges(count: int) -> Edges:
     return list(pairwise(places))
 
 
-def _about(run: Run, steps: Sequence[StepFacts]) -> list[list[str]]:
+def _about(run: RunReader, steps: Sequence[StepFacts]) -> list[list[str]]:
     began = datetime.fromtimestamp(run.began).strftime("%Y-%m-%d %H:%M")
     facts = [["started", began], ["status", run.status], ["watched", f"{len(steps):,} steps, every {run.every:,}"]]
     facts += [["run", f"{run.id} of {len(run.runs)} in the file"]] if len(run.runs) > 1 else []
@@ -150,7 +150,7 @@ def _rates(steps: Sequence[StepFacts], edges: Edges) -> list[list[Any]]:
     return rates
 
 
-def _maps(run: Run, watched: Array, edges: Edges) -> list[dict[str, Any]]:
+def _maps(run: RunReader, watched: Array, edges: Edges) -> list[dict[str, Any]]:
     """The heat maps: the maximum of each tensor in each column."""
     first = watched[[first for first, _ in edges]]
     last = watched[[end - 1 for _, end in edges]]

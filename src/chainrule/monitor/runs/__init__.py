@@ -10,7 +10,8 @@ Reading needs no torch. docs/runs.md describes the tables.
 """
 
 from chainrule.monitor.runs.found import Found
-from chainrule.monitor.runs.reader import Recorded, Run, Tensor, is_run, open
+from chainrule.monitor.runs.reader import Recorded, Tensor
+from chainrule.monitor.runs.run import Run, is_run, open
 from chainrule.monitor.runs.writer import Figure, Writer
 
 __all__ = ["Figure", "Found", "Recorded", "Run", "Tensor", "Writer", "is_run", "open"]

@@ -17,13 +17,13 @@ from chainrule.graph.history import Kind
 from chainrule.monitor.runs.format import COLUMNS, COUNTS
 
 if TYPE_CHECKING:
-    from chainrule.monitor.runs.reader import Run
+    from chainrule.monitor.runs.reader import RunReader
 
 FRAMES = ("pandas", "polars")
 SCALARS = ("norm", "mean", "std", "low", "high", "zeros", "not_finite")  # in TensorBoard
 
 
-def frame(run: Run, kind: Kind | None, library: str | None) -> Any:
+def frame(run: RunReader, kind: Kind | None, library: str | None) -> Any:
     """A DataFrame of the steps, or of the tensors of a kind."""
     chosen = library or next((each for each in FRAMES if find_spec(each)), None)
     if chosen not in FRAMES:
@@ -32,7 +32,7 @@ def frame(run: Run, kind: Kind | None, library: str | None) -> Any:
     return _import(chosen, "a DataFrame").DataFrame(steps_of(run) if kind is None else tensors_of(run, kind))
 
 
-def steps_of(run: Run) -> dict[str, Any]:
+def steps_of(run: RunReader) -> dict[str, Any]:
     """The steps as columns."""
     steps = run.steps()
     groups = max((len(facts.rates) for facts in steps), default=0)
@@ -50,7 +50,7 @@ def steps_of(run: Run) -> dict[str, Any]:
     }
 
 
-def tensors_of(run: Run, kind: Kind) -> dict[str, Any]:
+def tensors_of(run: RunReader, kind: Kind) -> dict[str, Any]:
     """All tensors of a kind as columns, a row for each tensor and step."""
     tables = {name: run.table(kind, name) for name in COLUMNS}
     steps, tensors, elements = tables["elements"]
@@ -64,14 +64,14 @@ def tensors_of(run: Run, kind: Kind) -> dict[str, Any]:
     return {"step": steps[columns], "name": names, "layer": layers, "type": types, **numbers, **counts}
 
 
-def findings_of(run: Run) -> dict[str, Any]:
+def findings_of(run: RunReader) -> dict[str, Any]:
     """The findings as columns."""
     found = run.findings()
     names = ("id", "severity", "where", "since", "until", "text", "advice", "place", "size")
     return {name: [getattr(each, name) for each in found] for name in names}
 
 
-def to_parquet(run: Run, folder: str | os.PathLike[str]) -> None:
+def to_parquet(run: RunReader, folder: str | os.PathLike[str]) -> None:
     """Write `steps.parquet`, `findings.parquet`, and one file for each kind of tensor."""
     arrow = _import("pyarrow", "Parquet")
     parquet = import_module("pyarrow.parquet")
@@ -83,7 +83,7 @@ def to_parquet(run: Run, folder: str | os.PathLike[str]) -> None:
             parquet.write_table(arrow.table(columns), target / f"{name}.parquet")
 
 
-def to_tensorboard(run: Run, folder: str | os.PathLike[str]) -> None:
+def to_tensorboard(run: RunReader, folder: str | os.PathLike[str]) -> None:
     """Write scalars: the loss, the learning rates, and the statistics of each tensor under its kind."""
     _import("tensorboard", "TensorBoard event files")
     writer_of = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter
@@ -95,7 +95,7 @@ def to_tensorboard(run: Run, folder: str | os.PathLike[str]) -> None:
         writer.close()
 
 
-def _events(run: Run, event: Any, summary: Any) -> Iterator[Any]:
+def _events(run: RunReader, event: Any, summary: Any) -> Iterator[Any]:
     """One event for each watched step, with all its scalars."""
     at: dict[int, list[tuple[str, float]]] = {}
     for facts in run.steps():

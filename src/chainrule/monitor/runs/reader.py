@@ -1,8 +1,7 @@
-"""Reads a run from its file, even while another process writes it, and saves it in any view."""
+"""Reads a run from its file, even while another process writes it."""
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import sqlite3
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -21,18 +20,17 @@ from chainrule.graph.history import History, Kind, Series, StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format, found
 from chainrule.monitor.runs.found import Found
-from chainrule.monitor.runs.summary import document, spread
 
 if TYPE_CHECKING:
-    from chainrule.document import Document
     from chainrule.monitor.runs.format import Array
 
 Table = tuple["Array", "list[Tensor]", "Array"]
 """Steps, tensors, and numbers, (tensors, steps)."""
 
+T = TypeVar("T")
+
 KINDS: tuple[Kind, ...] = get_args(Kind)
 STATISTICS = ("elements", "norm", "mean", "std", "low", "high", "zeros", "not_finite")  # in the order of the class
-SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +54,8 @@ class Recorded:
     reason: str
 
 
-class Run:
-    """One run in the file at `path`: the last one, or the one with the number `run`.
-
-    `began` is in seconds since the epoch; `every` says how often a step is watched; `versions` are those of chainrule,
-    torch and Python. Raises StorageError if the file does not exist, is not the file of a run, or has a newer version;
-    MissingError if it has no such run.
-    """
+class RunReader:
+    """Reads one run from the file at `path`, see `Run`."""
 
     def __init__(self, path: str | os.PathLike[str], run: int | None = None) -> None:
         self.path = Path(path)
@@ -181,55 +174,6 @@ class Run:
         ]
         return self._history(tensors, steps if at_most is None else list(spread(steps, at_most)))
 
-    # -- other forms --------------------------------------------------------------------------------------------------
-
-    def frame(self, kind: Kind | None = None, library: str | None = None) -> Any:
-        """A DataFrame of the steps, or with `kind` of all its tensors, a row for each tensor and step.
-
-        The library is pandas or polars, whichever is installed, or the one named by `library`. Raises MissingError if
-        neither is.
-        """
-        from chainrule.monitor.runs.export import frame
-
-        return frame(self, kind, library)
-
-    def to_tensorboard(self, folder: str | os.PathLike[str]) -> None:
-        """Write TensorBoard event files to a folder. Raises MissingError if `tensorboard` is not installed."""
-        from chainrule.monitor.runs.export import to_tensorboard
-
-        to_tensorboard(self, folder)
-
-    def to_parquet(self, folder: str | os.PathLike[str]) -> None:
-        """Write Parquet files to a folder: `steps.parquet`, `findings.parquet`, and one for each kind of tensor.
-
-        Raises MissingError if `pyarrow` is not installed.
-        """
-        from chainrule.monitor.runs.export import to_parquet
-
-        to_parquet(self, folder)
-
-    def document(self) -> Document:
-        """The run in a screenful, for any view."""
-        return document(self)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the run to a file; the suffix selects the view, and `.html` the page of the run.
-
-        The pages of steps recorded in full are written beside it. Raises StorageError for an unknown suffix, and if
-        the file cannot be written.
-        """
-        from chainrule import views
-        from chainrule.graph.storage import write_atomically
-
-        suffix = Path(path).suffix.lower()
-        views.check_suffix(suffix)
-        if suffix == ".html":
-            from chainrule.monitor import run_page
-
-            run_page.write(self, Path(path))
-            return
-        write_atomically(path, views.written(self.document(), suffix).encode())
-
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _history(self, tensors: Sequence[Tensor], steps: list[StepFacts]) -> History:
@@ -316,24 +260,6 @@ class Run:
         return f"<chainrule.runs.Run {self.id} of {self.path}: {count} watched steps, {self.status}>"
 
 
-def open(path: str | os.PathLike[str], run: int | None = None) -> Run:
-    """The last run in a file, or the one with the number `run`, even while another process writes it.
-
-    Raises StorageError if the file does not exist, is not the file of a run, or has a newer version, and MissingError
-    if it has no such run.
-    """
-    return Run(path, run)
-
-
-def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a SQLite database, as the file of a run is."""
-    try:
-        with builtins.open(path, "rb") as file:
-            return file.read(len(SQLITE)) == SQLITE
-    except OSError:
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     """One chunk, unpacked."""
@@ -362,6 +288,12 @@ class _Chunk:
                 found = Statistics(*numbers)
                 found = replace(found, magnitudes=histograms[step][row]) if step in histograms else found
                 series[identity].add(step, found)
+
+
+def spread(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` items: the first, the last, and evenly spaced ones between."""
+    places = np.linspace(0, len(items) - 1, most).round().astype(int).tolist()
+    return items if len(items) <= most else [items[place] for place in places]
 
 
 def _sort(series: Series) -> None:

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chainrule.document import Block, Code, Document, Paragraph, Section, Table, Text
+from chainrule.monitor.runs.reader import spread
 from chainrule.numbers import number
 
 if TYPE_CHECKING:
     from chainrule.graph.history import StepFacts
     from chainrule.monitor.runs.found import Found
-    from chainrule.monitor.runs.reader import Run
-
-T = TypeVar("T")
+    from chainrule.monitor.runs.reader import RunReader
 
 LINES = 10  # steps in the table of losses
 PARAMETERS = 30  # rows in the table of parameters
 
 
-def document(run: Run) -> Document:
+def document(run: RunReader) -> Document:
     """Summarise a run."""
     steps = run.steps()
     return Document(("One run of training",), tuple(_summary(run, steps)), tuple(_sections(run, steps)))
 
 
-def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
+def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
     if not steps:
         yield Paragraph(("No step has been watched yet.",))
         yield from _findings(run)
@@ -54,7 +53,7 @@ def _summary(run: Run, steps: Sequence[StepFacts]) -> Iterator[Block]:
     yield from _findings(run)
 
 
-def _findings(run: Run) -> Iterator[Block]:
+def _findings(run: RunReader) -> Iterator[Block]:
     for found in run.findings():
         yield Paragraph((_found(found),), "note" if found.severity == "note" else "warning")
 
@@ -64,7 +63,7 @@ def _found(found: Found) -> str:
     return " ".join([f"{when}{found.text}", *found.evidence, found.advice]).strip()
 
 
-def _sections(run: Run, steps: Sequence[StepFacts]) -> Iterator[Section]:
+def _sections(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Section]:
     if steps:
         yield Section(("Loss curve",), "course", "overview", (_course(steps),))
     rows = tuple(_parameters(run))
@@ -91,13 +90,7 @@ def _course(steps: Sequence[StepFacts]) -> Table:
     return Table(("step", "loss", "learning rate", "norm before and after clipping"), tuple(rows))
 
 
-def spread(items: Sequence[T], most: int) -> Sequence[T]:
-    """At most `most` items: the first, the last, and evenly spaced ones between."""
-    places = np.linspace(0, len(items) - 1, most).round().astype(int).tolist()
-    return items if len(items) <= most else [items[place] for place in places]
-
-
-def _parameters(run: Run) -> Iterator[tuple[Text, ...]]:
+def _parameters(run: RunReader) -> Iterator[tuple[Text, ...]]:
     _, tensors, norms = run.table("parameter gradient", "norm", marked=True)
     _, moved, ratios = run.ratios()
     ratio_of = {tensor.name: row for tensor, row in zip(moved, ratios, strict=True)}
