@@ -277,6 +277,17 @@ def test_a_watch_on_rank_0_alone_says_so(two, folder):
         assert [facts.step for facts in run.steps()] == [1, 2, 4]
 
 
+def test_ranks_at_different_steps_are_not_joined(two, folder):
+    said = "chainrule: the ranks are at different steps (rank 0 at 1, rank 1 at 2): from step"
+    for rank, each in enumerate(of_one("watch at different steps", two)):
+        assert each["told"] == [f"{said} {rank + 1} on all statistics are those of rank 0 alone."]
+        for mine, healthy in zip(each["parameters"], two[rank]["watch"]["parameters"], strict=True):
+            assert torch.equal(mine, healthy)
+    with runs.open(folder / "different.db") as run:
+        assert [facts.step for facts in run.steps()] == [1, 2, 4]
+        assert run.series("input", "x").statistics[0].elements == 4 * workers.SAMPLES // 2
+
+
 def test_a_watch_names_the_rank_with_a_nan(two, folder):
     with runs.open(folder / "nan.db") as run:
         found = {each.id: each for each in run.findings()}

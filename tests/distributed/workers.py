@@ -108,6 +108,7 @@ def record_steps(rank, ranks, folder):
         "watch": _watched(rank, ranks, folder),
         "watch failed": _watch_failed(rank, ranks, folder),
         "watch alone": _watch_alone(rank, ranks, folder),
+        "watch at different steps": watched(rank, ranks, folder, "different", start=rank),
         "watch nan": _watch_nan(rank, ranks, folder),
     }
 

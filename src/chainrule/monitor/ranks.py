@@ -4,9 +4,9 @@ The joined step is the one of a single process with all samples in one batch, wh
 losses. Values are pooled. Gradients of values are divided by the number of ranks, as the mean of the losses divides
 them. Parameters, their gradients, updates and moments are equal on all ranks, or shards of one tensor.
 
-A watched step takes two collectives in a process group of our own (gloo, on the CPU), so they cannot be confused with
-those of the training. A rank whose watch ends aborts the group, and the others notice at once. A slow rank is waited
-for as long as the training's own group would wait.
+A watched step takes two collectives, of the step numbers and of the statistics, in a process group of our own (gloo, on
+the CPU), so they cannot be confused with those of the training. A rank whose watch ends aborts the group, and the
+others notice at once. A slow rank is waited for as long as the training's own group would wait.
 """
 
 from __future__ import annotations
