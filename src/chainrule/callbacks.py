@@ -1,3 +1,3 @@
-"""`chainrule.watch` in the form that other libraries' training loops ask for."""
+"""`chainrule.watch` as callbacks of other libraries' training loops."""
 
 from chainrule.monitor.callbacks import __all__, __getattr__  # noqa: F401

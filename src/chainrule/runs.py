@@ -1,4 +1,4 @@
-"""Whole runs, in files: `chainrule.runs.open("run.db")` reads what `chainrule.watch(..., to="run.db")` wrote."""
+"""Files of whole runs: `chainrule.runs.open("run.db")` reads what `chainrule.watch(..., to="run.db")` wrote."""
 
 from chainrule.monitor.runs import Figure, Found, Recorded, Run, Tensor, Writer, is_run, open
 

@@ -1,5 +1,6 @@
 """The callbacks in the real libraries' own loops, on runs of a few steps."""
 
+import pickle
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from torch import nn
 import chainrule
 from chainrule import runs
 from chainrule.errors import MissingError
+from chainrule.monitor import callbacks
 
 pytestmark = pytest.mark.trains
 
@@ -195,9 +197,15 @@ def test_nothing_is_imported_before_it_is_used():
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.delitem(sys.modules, "chainrule.monitor.callbacks.lightning", raising=False)
+    callbacks._callback.cache_clear()
     with pytest.raises(MissingError) as raised:
         chainrule.callbacks.LightningCallback  # noqa: B018 (the access imports)
     assert str(raised.value) == (
         "chainrule.callbacks.LightningCallback needs lightning, which is not installed: pip install lightning"
     )
+
+
+def test_a_callback_is_pickled_by_its_public_name():
+    callback = chainrule.callbacks.LightningCallback(every=3)
+    assert pickle.loads(pickle.dumps(callback)).options == {"every": 3}
+    assert type(callback) is chainrule.callbacks.LightningCallback

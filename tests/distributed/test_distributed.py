@@ -262,7 +262,7 @@ def test_a_watch_joins_the_ranks(two, folder):
 def test_a_watch_that_fails_on_one_rank_holds_up_nobody(two, folder):
     first, second = of_one("watch failed", two)
     assert len(first["told"]) == len(second["told"]) == 1
-    assert first["told"][0].startswith("chainrule: the ranks do not watch together any longer")
+    assert first["told"][0].startswith("chainrule: the ranks no longer watch together")
     assert second["told"] == ["chainrule: watching ended at step 5: ZeroDivisionError: division by zero"]
     for mine, healthy in zip(first["parameters"], two[0]["watch"]["parameters"], strict=True):
         assert torch.equal(mine, healthy)  # the training is what it is
@@ -273,9 +273,20 @@ def test_a_watch_that_fails_on_one_rank_holds_up_nobody(two, folder):
 def test_a_watch_on_rank_0_alone_says_so(two, folder):
     told = two[0]["watch alone"]["told"]
     assert len(told) == 1
-    assert told[0].startswith("chainrule: no watch is there on rank 1: call chainrule.watch on every rank")
+    assert told[0].startswith("chainrule: rank 1 has no watch: call chainrule.watch on every rank, in the same way")
     with runs.open(folder / "alone.db") as run:
         assert [facts.step for facts in run.steps()] == [1, 2, 4]
+
+
+def test_ranks_at_different_steps_are_not_joined(two, folder):
+    said = "chainrule: the ranks are at different steps (rank 0 at 1, rank 1 at 2): from step"
+    for rank, each in enumerate(of_one("watch at different steps", two)):
+        assert each["told"] == [f"{said} {rank + 1} on all statistics are those of rank 0 alone."]
+        for mine, healthy in zip(each["parameters"], two[rank]["watch"]["parameters"], strict=True):
+            assert torch.equal(mine, healthy)
+    with runs.open(folder / "different.db") as run:
+        assert [facts.step for facts in run.steps()] == [1, 2, 4]
+        assert run.series("input", "x").statistics[0].elements == 4 * workers.SAMPLES // 2
 
 
 def test_a_watch_names_the_rank_with_a_nan(two, folder):

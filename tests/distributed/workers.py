@@ -23,7 +23,7 @@ import chainrule
 from chainrule.capture.data_parallel import own_part
 from chainrule.errors import ChainruleWarning, MissingError
 from chainrule.graph import statistics
-from chainrule.monitor import all_ranks as together
+from chainrule.monitor import ranks as watching_ranks
 from chainrule.monitor.runs import Run
 from tests.seeds import shifted
 
@@ -115,6 +115,7 @@ def record_steps(rank, ranks, folder):
         "watch": _watched(rank, ranks, folder),
         "watch failed": _watch_failed(rank, ranks, folder),
         "watch alone": _watch_alone(rank, ranks, folder),
+        "watch at different steps": watched(rank, ranks, folder, "different", start=rank),
         "watch nan": _watch_nan(rank, ranks, folder),
     }
 
@@ -311,7 +312,7 @@ def _watched(rank, ranks, folder):
 def _watch_failed(rank, ranks, folder):
     def fail(watch, step):
         if rank == 1 and step == 3:
-            watch._read = lambda recording, measures: 1 / 0
+            watch._read = lambda recording, cache: 1 / 0
 
     return watched(rank, ranks, folder, "failed", before=fail)
 
@@ -319,7 +320,7 @@ def _watch_failed(rank, ranks, folder):
 def _watch_alone(rank, ranks, folder):
     """Rank 1 does not watch, as where a script says `if rank == 0`."""
     if rank == 0:
-        with mock.patch.object(together, "PATIENCE", 0.2):  # for this watch alone
+        with mock.patch.object(watching_ranks, "PATIENCE", 0.2):  # for this watch alone
             return watched(rank, ranks, folder, "alone")
     model = DDP(built())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -10,7 +10,7 @@ import pytest
 from chainrule import runs
 from chainrule.errors import MissingError, StorageError
 from chainrule.graph.statistics import Statistics
-from chainrule.monitor.runs import schema
+from chainrule.monitor.runs import format
 from chainrule.monitor.runs.writer import CHUNK, HISTOGRAMS
 from tests.runs.made_up import NAMES, facts, figures, write
 
@@ -177,8 +177,8 @@ def test_a_disk_that_is_full_and_then_is_not(path, monkeypatch):
     writer.flush()
     put = writer._put_figures
 
-    def full(item):
-        put(item)
+    def full(*items):
+        put(*items)
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(writer, "_put_figures", full)
@@ -197,7 +197,11 @@ def test_a_disk_that_is_full_and_then_is_not(path, monkeypatch):
 def test_what_waits_too_long_is_given_up(path, monkeypatch):
     monkeypatch.setattr("chainrule.monitor.runs.writer.WAITING", 3)
     writer = runs.Writer(path)
-    monkeypatch.setattr(writer, "_put", lambda item: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error")))
+
+    def fail(*items):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(writer, "_put_step", fail)
     for step in range(1, 6):
         writer.add(facts(step))
     writer.flush()
@@ -212,8 +216,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(StorageError) as raised:
         runs.Writer(missing)
     assert str(raised.value) == (
-        f"{missing} cannot be written as the file of a run: unable to open database file. Give a path in a folder you "
-        "can write to, on a disk with room."
+        f"{missing} cannot be written as the file of a run: unable to open database file. Give a path in a writable "
+        "folder, on a disk with free space."
     )
 
 
@@ -241,13 +245,13 @@ def test_files_that_are_none_of_a_run(path, tmp_path):
 def test_a_newer_version(path):
     write(path, [1])
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {format.VERSION + 1}")
     for act in (runs.open, runs.Writer):
         with pytest.raises(StorageError) as raised:
             act(path)
         assert str(raised.value) == (
-            f"{path} is the file of a run in version {schema.VERSION + 1} of its form; this chainrule knows version "
-            f"{schema.VERSION}. Read it with a newer chainrule."
+            f"{path} is the file of a run in format version {format.VERSION + 1}; this chainrule reads version "
+            f"{format.VERSION}. Use a newer chainrule."
         )
 
 

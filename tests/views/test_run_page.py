@@ -9,7 +9,6 @@ import pytest
 from chainrule import runs
 from chainrule.errors import StorageError
 from chainrule.monitor import run_page
-from chainrule.monitor.run_page import data
 from tests.runs import sick
 from tests.views import hostile
 from tests.views.test_page import Elements, data_of
@@ -54,7 +53,7 @@ def test_a_long_run_is_cut_into_columns_and_its_spikes_stay(tmp_path):
     with runs.open(tmp_path / "run.db") as run:
         shown = data_of(run_page.render(run))
         spike = max(each.norm for each in run.series("parameter gradient", sick.LAYERS[0]).statistics)
-    assert len(shown["columns"]) == data.COLUMNS == len(shown["loss"]["mean"]) == len(shown["maps"][0]["cells"][0])
+    assert len(shown["columns"]) == run_page.COLUMNS == len(shown["loss"]["mean"]) == len(shown["maps"][0]["cells"][0])
     first, last = zip(*shown["columns"], strict=True)
     assert [step + 10 for step in last[:-1]] == list(first[1:])
     assert max(cell for cell in shown["maps"][0]["cells"][0]) == float(f"{spike:.3g}")
@@ -62,7 +61,7 @@ def test_a_long_run_is_cut_into_columns_and_its_spikes_stay(tmp_path):
 
 
 def test_of_very_many_tensors_some_are_shown_and_it_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "ROWS", 5)
+    monkeypatch.setattr(run_page, "ROWS", 5)
     sick.write(tmp_path / "run.db", steps=5)
     with runs.open(tmp_path / "run.db") as run:
         shown = data_of(run_page.render(run))["maps"][0]
@@ -136,10 +135,10 @@ def test_pages_of_recorded_steps_stand_beside_their_files_and_are_linked(tmp_pat
 
 
 def test_entries():
-    assert [data._entry(each, 3) for each in (1234.5678, math.nan, math.inf, -math.inf)] == [
+    assert [run_page._entry(each, 3) for each in (1234.5678, math.nan, math.inf, -math.inf)] == [
         1230.0,
         None,
         "inf",
         "-inf",
     ]
-    assert json.dumps(data._entry(1e-12, 3)) == "1e-12"
+    assert json.dumps(run_page._entry(1e-12, 3)) == "1e-12"

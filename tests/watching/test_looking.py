@@ -89,11 +89,11 @@ def test_also_at_the_end_of_a_script(tmp_path, ending):
 
 def test_a_file_that_cannot_be_written_is_not_said_to_tell_more(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
-    with pytest.warns(ChainruleWarning, match="not kept"):
+    with pytest.warns(ChainruleWarning, match="The training is watched without a file"):
         outcome = watch_script(
             str(tmp_path / "train.py"), (), {"every": 1, "to": str(tmp_path / "no" / "run.db")}, plain=True
         )
-    assert "tells more" not in outcome.sentence("train.py")
+    assert "chainrule show" not in outcome.sentence("train.py")
 
 
 def test_a_function_hears_of_what_is_found_at_the_end():
@@ -109,7 +109,7 @@ def test_a_last_look_that_fails_says_so_and_the_file_ends_all_the_same(tmp_path,
     def last():
         monkeypatch.setattr("chainrule.monitor.examine.findings_over_time", fail)
 
-    with pytest.warns(ChainruleWarning, match="no findings are looked for: ValueError: a bug of ours"):
+    with pytest.warns(ChainruleWarning, match="there are no findings from step 12 on: ValueError: a bug of ours"):
         train(to=tmp_path / "run.db", last=last)
     assert kept(tmp_path / "run.db") == ("ended", [])
 

@@ -229,7 +229,7 @@ def test_a_script_tells_it(tmp_path, capsys):
         capsys.readouterr().err
     )
     told = "train.py ended in the middle of its first training step: 1 finding."
-    assert outcome.sentence("train.py") == f"{told} `chainrule show {outcome.kept}` tells more."
+    assert outcome.sentence("train.py") == f"{told} `chainrule show {outcome.kept}` shows the run."
 
 
 def test_a_script_that_fails_in_a_step_that_was_not_watched_is_told_how_to_see_it(tmp_path):
@@ -244,7 +244,7 @@ def test_a_script_that_fails_in_a_step_that_was_not_watched_is_told_how_to_see_i
         "    loss.backward()\n"
         "    optimizer.step()\n"
     )
-    hint = "Step 6, in which it ended, was not watched: with --every 1 each is"
+    hint = " It ended in step 6, which was not watched: --every 1 watches and examines every step."
     assert hint in watch_script(str(script), (), {"every": 50}, plain=True).sentence("train.py")
     each = watch_script(str(script), (), {"every": 1}, plain=True)
     assert hint not in each.sentence("train.py")
@@ -371,7 +371,7 @@ def test_a_look_that_fails_is_said_and_hides_nothing_else(monkeypatch):
     def fail(*arguments):
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr(watcher.Examiner, "look_at_unfinished", fail)
+    monkeypatch.setattr(watcher.Examiner, "examine_unfinished", fail)
     with pytest.warns(ChainruleWarning, match="the end of the watch failed in part: ValueError: a bug of ours"):
         watch = train(lambda model, optimizer, x, y, broken: forward_alone(model, optimizer, x, 0 * y, broken))
     assert watch.step_number == 3

@@ -182,7 +182,7 @@ def test_what_runs_between_two_steps_is_not_recorded(path, monkeypatch, compiled
     run = compiled(model) if compiled else model
     recorded = []
     real = watcher.facts_of
-    monkeypatch.setattr(watcher, "facts_of", lambda graph, around: recorded.append(graph) or real(graph, around))
+    monkeypatch.setattr(watcher, "facts_of", lambda graph, context: recorded.append(graph) or real(graph, context))
 
     def evaluate():
         model.eval()
@@ -396,14 +396,14 @@ def test_what_autograd_grad_began_from_is_no_loss(path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"every": 0}, "every=0): this is a whole number of steps, 1 or more."),
+        ({"every": 0}, "every=0): every is a whole number of steps, at least 1."),
         ({"every": 1.5}, "every=1.5"),
         ({"full_every": -1}, "full_every=-1"),
-        ({"start": -2}, "start=-2): this is a whole number of steps, 0 or more."),
+        ({"start": -2}, "start=-2): start is a whole number of steps, at least 0."),
         ({"thresholds": 3}, "give a chainrule.Thresholds"),
-        ({"model": "model"}, "chainrule.watch(model=...): str came. Give the model of PyTorch"),
-        ({"model": torch.optim.SGD([nn.Parameter(X)])}, "SGD came"),
-        ({"optimizer": nn.Linear(1, 1)}, "Linear came. Give the optimizer of PyTorch"),
+        ({"model": "model"}, "chainrule.watch(model=...) got str. Pass one model of PyTorch"),
+        ({"model": torch.optim.SGD([nn.Parameter(X)])}, "got SGD"),
+        ({"optimizer": nn.Linear(1, 1)}, "got Linear. Pass one optimizer of PyTorch"),
     ],
 )
 def test_options_that_mean_nothing_are_refused_before_it_begins(options, words):
@@ -477,7 +477,7 @@ def test_a_file_of_a_step_that_cannot_be_written(path):
     path.with_name("run.steps").write_text("a file stands where the folder should")
     with (
         chainrule.watch(model, optimizer, to=path, full_every=2),
-        pytest.warns(ChainruleWarning, match="could not be kept"),
+        pytest.warns(ChainruleWarning, match="could not be saved in full"),
     ):
         train(model, optimizer, 3)
     assert watched(path)[0] == [1, 2, 3]
@@ -493,7 +493,7 @@ def test_a_path_that_cannot_be_written_stops_nothing(tmp_path):
         train(model, optimizer, 2)
     assert str(raised[0].message) == (
         f"chainrule: {missing} cannot be written as the file of a run: unable to open database file. Give a path in a "
-        "folder you can write to, on a disk with room. The training is watched, but not kept."
+        "writable folder, on a disk with free space. The training is watched without a file."
     )
     assert watch.watched == 2
 

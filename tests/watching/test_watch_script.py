@@ -65,7 +65,7 @@ def test_a_script_is_watched_as_it_is(script):
     assert result.exit_code == 0
     assert result.stdout == "".join(f"step {step}\n" for step in range(6))
     assert "chainrule: step 1, loss " in result.stderr
-    assert "chainrule: 4 of 6 steps were watched: 0 findings. `chainrule show run.db` tells more." in result.stderr
+    assert "chainrule: 4 of 6 steps were watched: 0 findings. `chainrule show run.db` shows the run." in result.stderr
     with runs.open("run.db") as run:
         assert [facts.step for facts in run.steps()] == [1, 2, 4, 6]
         assert list(run.recordings()) == [1, 4]
@@ -134,7 +134,7 @@ def test_a_file_that_is_no_run_is_refused(tmp_path, monkeypatch):
 
 def test_what_is_not_kept_is_not_pointed_to(script, tmp_path):
     (tmp_path / "run.db").write_bytes(b"no database")
-    with pytest.warns(ChainruleWarning, match="watched, but not kept"):
+    with pytest.warns(ChainruleWarning, match="The training is watched without a file"):
         result = invoke("watch", script(), "--to", "run.db", "--", "1")
     assert result.stderr.endswith("chainrule: 1 of 1 steps were watched: 0 findings.\n")
 
@@ -192,7 +192,7 @@ def test_a_dashboard_of_many_layers_and_findings():
     assert "loss 0.5, learning rate 0.001, 0.0001, gradient norm" in text
     assert "loss scale 1024" in text
     assert "Finding number 6." in text
-    assert "and 2 findings before these" in text
+    assert "and 2 earlier findings" in text
 
 
 def test_lines_where_there_is_no_terminal(monkeypatch):

@@ -1,7 +1,6 @@
-"""A training while it runs: a dashboard that stays at the bottom of a terminal, or a line now and then where none is.
+"""Shows a training while it runs: a dashboard at the bottom of a terminal, or a line every few seconds without one.
 
-The script's own output goes on above the dashboard. What is shown is what the watch last saw; the steps counted are
-those of the training.
+The script's own output scrolls above the dashboard. The display shows the last watched step and counts all steps.
 """
 
 from __future__ import annotations
@@ -20,19 +19,20 @@ from rich.text import Text
 
 from chainrule.graph.history import StepFacts
 from chainrule.monitor.runs import Figure, Found
+from chainrule.monitor.runs.reader import spread
 from chainrule.numbers import number
 from chainrule.views.blocks import printable
 
 SPARKS = "▁▂▃▄▅▆▇█"
-WIDE = 48  # steps in the curve of the loss
-LAYERS = 12  # parameters in the table; of more, those evenly spread in depth
+WIDE = 48  # steps in the loss curve
+LAYERS = 12  # parameters in the table, evenly spread in depth
 FOUND = 5
-LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
+LINE_EVERY = 10.0  # seconds between two lines without a terminal
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-class Reading:
-    """What was seen last."""
+class LastStep:
+    """The last watched step."""
 
     def __init__(self) -> None:
         self.facts: StepFacts | None = None
@@ -41,7 +41,7 @@ class Reading:
         self.norm = 0.0  # of all gradients
 
     def take(self, facts: StepFacts, figures: Iterable[Figure]) -> None:
-        """One watched step."""
+        """Replace it by the next watched step."""
         self.facts = facts
         if facts.loss is not None:
             self.losses = [*self.losses, facts.loss][-WIDE:]
@@ -57,12 +57,12 @@ class Reading:
             for name, norm in gradients.items()
         ]
 
-    def sentence(self) -> str:
-        """The step in a line."""
+    def sentence(self, total: int | None = None) -> str:
+        """The step as one line."""
         facts = self.facts
         if facts is None:
             return "no step watched yet"
-        parts = [f"step {facts.step:,}"]
+        parts = [f"step {facts.step:,}" + (f" of {total:,}" if total else "")]
         parts += [] if facts.loss is None else [f"loss {number(facts.loss)}"]
         parts += [f"learning rate {', '.join(map(number, facts.rates))}"] if facts.rates else []
         parts += [f"gradient norm {number(self.norm)}"]
@@ -72,64 +72,66 @@ class Reading:
         return ", ".join(parts)
 
 
-class Lines:
-    """A line for a step now and then, and one for each finding as it comes."""
+class Display:
+    """What the dashboard and the lines have in common; `progress` counts the steps of the training."""
 
-    def __init__(self, console: Console, total: int | None = None) -> None:
+    def __init__(self, console: Console, total: int | None) -> None:
         self.progress: Callable[[], int] = lambda: 0
         self._console, self._total = console, total
-        self._reading = Reading()
-        self._said: set[tuple[str, str]] = set()
-        self._next = 0.0
-
-    def report(self, facts: StepFacts, figures: Iterable[Figure], findings: Sequence[Found]) -> None:
-        """One watched step."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + LINE_EVERY
-            self._reading.take(facts, figures)
-            of = f" of {self._total:,}" if self._total else ""
-            self._say(self._reading.sentence().replace(",", f"{of},", 1) if of else self._reading.sentence())
-        self._tell(findings, f"at step {facts.step:,}")
-
-    def conclude(self, findings: Sequence[Found]) -> None:
-        """What was found when the training had ended."""
-        self._tell(findings)
-
-    def _tell(self, findings: Sequence[Found], when: str = "") -> None:
-        for found in findings:
-            if (found.id, found.where) not in self._said:
-                self._said.add((found.id, found.where))
-                self._say(f"{found.severity} {when or found.when}: {found.text}{_place(found)}")
-
-    def _say(self, sentence: str) -> None:
-        self._console.print(Text(f"chainrule: {printable(sentence)}"), soft_wrap=True)
+        self._last = LastStep()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         pass
 
 
-class Dashboard:
-    """Drawn anew four times a second, from a thread of rich's own."""
+class Lines(Display):
+    """Prints a line for a step every few seconds, and one for each new finding."""
+
+    def __init__(self, console: Console, total: int | None = None) -> None:
+        super().__init__(console, total)
+        self._printed: set[tuple[str, str]] = set()
+        self._next = 0.0
+
+    def report(self, facts: StepFacts, figures: Iterable[Figure], findings: Sequence[Found]) -> None:
+        """Print a watched step and its new findings."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LINE_EVERY
+            self._last.take(facts, figures)
+            self._print(self._last.sentence(self._total))
+        self.conclude(findings, f"at step {facts.step:,}")
+
+    def conclude(self, findings: Sequence[Found], when: str = "") -> None:
+        """Print the findings that have not been printed."""
+        for found in findings:
+            if (found.id, found.where) not in self._printed:
+                self._printed.add((found.id, found.where))
+                self._print(f"{found.severity} {when or found.when}: {found.text}{_place(found)}")
+
+    def _print(self, sentence: str) -> None:
+        self._console.print(Text(f"chainrule: {printable(sentence)}"), soft_wrap=True)
+
+
+class Dashboard(Display):
+    """A panel that a thread of rich redraws four times a second."""
 
     def __init__(self, script: str, console: Console, total: int | None = None) -> None:
-        self.progress: Callable[[], int] = lambda: 0
-        self._script, self._total, self._console = script, total, console
-        self._reading = Reading()
+        super().__init__(console, total)
+        self._script = script
         self._findings: Sequence[Found] = ()
         self._began = time.monotonic()
         self._live = Live(self, console=console, refresh_per_second=4)
 
     def report(self, facts: StepFacts, figures: Iterable[Figure], findings: Sequence[Found]) -> None:
-        """One watched step."""
-        self._reading.take(facts, figures)
+        """Show a watched step."""
+        self._last.take(facts, figures)
         self._findings = findings
 
     def conclude(self, findings: Sequence[Found]) -> None:
-        """What was found when the training had ended."""
+        """Show the findings after the end of the training."""
         self._findings = findings
 
     def __enter__(self) -> Self:
@@ -141,15 +143,14 @@ class Dashboard:
         self._live.__exit__(*error)
 
     def __rich__(self) -> RenderableType:
-        parts: list[RenderableType] = [self._head(), Text(self._reading.sentence()), self._curve()]
-        if self._reading.layers and self._console.height > 24:
+        parts: list[RenderableType] = [self._head(), Text(self._last.sentence()), self._curve()]
+        if self._last.layers and self._console.height > 24:
             parts.append(self._layers())
         parts += [_finding(found) for found in self._findings[-FOUND:]]
         if len(self._findings) > FOUND:
-            parts.append(Text(f"and {len(self._findings) - FOUND} findings before these", style="dim"))
-        return Panel(
-            Group(*parts), title=f"chainrule watch {printable(self._script)}", title_align="left", border_style="dim"
-        )
+            parts.append(Text(f"and {len(self._findings) - FOUND} earlier findings", style="dim"))
+        title = f"chainrule watch {printable(self._script)}"
+        return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 
     def _head(self) -> RenderableType:
         steps, seconds = self.progress(), time.monotonic() - self._began
@@ -166,14 +167,14 @@ class Dashboard:
         return line
 
     def _curve(self) -> Text:
-        return Text.assemble(("loss ", "dim"), (sparkline(self._reading.losses), "blue"))
+        return Text.assemble(("loss ", "dim"), (sparkline(self._last.losses), "blue"))
 
     def _layers(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.add_column("parameter", no_wrap=True, overflow="ellipsis", ratio=1)
         for name in ("gradient norm", "update / weight"):
             table.add_column(name, justify="right")
-        for name, norm, ratio in spread(self._reading.layers, LAYERS):
+        for name, norm, ratio in spread(self._last.layers, LAYERS):
             style = "" if math.isfinite(norm) else STYLES["error"]
             table.add_row(printable(name), Text(number(norm), style), "" if ratio is None else number(ratio))
         return table
@@ -181,8 +182,8 @@ class Dashboard:
 
 def _finding(found: Found) -> Text:
     when = f" {found.when}" if found.when else ""
-    told = printable(found.text + _place(found))
-    return Text.assemble((f"{found.severity}{when}: ", STYLES.get(found.severity, "")), told)
+    text = printable(found.text + _place(found))
+    return Text.assemble((f"{found.severity}{when}: ", STYLES.get(found.severity, "")), text)
 
 
 def _place(found: Found) -> str:
@@ -190,18 +191,11 @@ def _place(found: Found) -> str:
 
 
 def sparkline(numbers: Sequence[float]) -> str:
-    """Numbers as a row of bars between the smallest and the largest; one that is not finite is a cross."""
+    """Numbers as a row of bars between the minimum and the maximum; a non-finite one is a cross."""
     finite = [each for each in numbers if math.isfinite(each)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     step = (high - low) / (len(SPARKS) - 1) or 1.0
     return "".join(SPARKS[round((each - low) / step)] if math.isfinite(each) else "✗" for each in numbers)
-
-
-def spread(items: Sequence[Any], count: int) -> Sequence[Any]:
-    """At most so many of the items: the first, the last, and evenly between."""
-    if len(items) <= count:
-        return items
-    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
 
 
 def _clock(seconds: float) -> str:

@@ -1,24 +1,24 @@
-"""One step of a distributed training, on all its ranks: what each gave, what all were given, and whether that is right.
+"""One step of a distributed training on all its ranks: the local gradients, their mean, and whether the mean is right.
 
-Every rank records its own step, and then all call `gather(recording)`, as they would any collective. Two collectives of
-`torch.distributed` do it: the figures of all ranks in one gather of objects, then the gradients that are small or were
-asked for as one flat tensor. A parameter too large for that is proved along random directions, the same on all ranks,
-for what holds of the mean holds of its product with any direction:
+Every rank records its own step, then all call `gather(recording)`, a collective. It takes two collectives of
+`torch.distributed`: one gathers the statistics of all ranks as objects, the other the small and the requested gradients
+as one flat tensor. A larger gradient is checked along random directions, the same on all ranks, because
 
-    <mean, u> = 1/R sum_r <local_r, u>
+    <mean, u> = 1/R sum_r <local_r, u>    for every direction u.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy import from_dlpack  # which, unlike `Tensor.numpy`, leaves the tensor's memory resizable
+from numpy import from_dlpack  # unlike `Tensor.numpy`, it leaves the memory of the tensor resizable
 from torch import Tensor
 from torch import distributed as dist
 
@@ -26,7 +26,7 @@ from chainrule.errors import MissingError, RecordingError
 from chainrule.graph.comparison import compare, compare_mean, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.history import RankFacts, RankParameter
-from chainrule.graph.snapshot import Parameter, Reduction, Snapshot, statistics_of
+from chainrule.graph.snapshot import Parameter, Reduction, Snapshot, data_of, statistics_of
 from chainrule.graph.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 SMALL = 4096  # elements of a parameter up to which every rank's gradient is gathered
 DIRECTIONS = 3
-SLAB = 2**22  # numbers of a direction that are drawn at a time
+SLAB = 2**22  # numbers of a direction drawn at once
 
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """One parameter's gradient over all ranks, and whether what stands in `.grad` is their mean.
+    """One parameter's gradient on all ranks, and whether `.grad` is the mean.
 
-    `how` it was looked at: "elements" (each against the mean of the ranks' own), "directions" (random ones), or "sums"
-    (of a gradient whose numbers were not kept). `gathered` is each rank's local gradient, where they were gathered.
+    `how` it is compared: "elements" (each with the mean of the local ones), "directions" (random ones), or "sums" (of a
+    gradient without kept numbers). `gathered` is each rank's local gradient, if gathered.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Combined:
 
 @dataclass(frozen=True)
 class Ranks:
-    """One step on all ranks. Every rank has the same."""
+    """One step on all ranks, equal on every rank."""
 
     rank: int
     ranks: tuple[RankFacts, ...]
@@ -71,14 +71,12 @@ class Ranks:
         return not any(each.verdict == "disagrees" for each in self.parameters.values())
 
     def __str__(self) -> str:
-        count: dict[str, int] = {}
-        for each in self.parameters.values():
-            count[each.verdict] = count.get(each.verdict, 0) + 1
-        told = ", ".join(f"{many} {verdict}" for verdict, many in count.items()) or "none was combined"
-        lines = [f"{len(self.ranks)} ranks, {len(self.parameters)} gradients: {told}."]
+        count = Counter(each.verdict for each in self.parameters.values())
+        verdicts = ", ".join(f"{many} {verdict}" for verdict, many in count.items()) or "none was combined"
+        lines = [f"{len(self.ranks)} ranks, {len(self.parameters)} gradients: {verdicts}."]
         for facts in self.ranks:
             loss = "no loss" if facts.loss is None else f"loss {facts.loss:.6g}"
-            batch = "batch not known" if facts.batch is None else f"{facts.batch} samples"
+            batch = "batch unknown" if facts.batch is None else f"{facts.batch} samples"
             lines.append(f"  rank {facts.rank}: {loss}, {batch}")
         wrong = (each for each in self.parameters.values() if each.verdict == "disagrees")
         lines += [f"  {each.name}: {each.reason}" for each in wrong]
@@ -86,15 +84,15 @@ class Ranks:
 
 
 def gather(recording: Recording, parameters: Collection[str] = (), *, small: int = SMALL, group: Any = None) -> Ranks:
-    """Put together what the ranks recorded of one step, and prove that each gradient is the mean over the ranks.
+    """Join the recordings of one step on all ranks, and check that each gradient is the mean over the ranks.
 
-    A collective call: every rank of `group` (by default all) makes it, with the same arguments, about the same step.
-    The local gradients of parameters of up to `small` elements, and of those that a pattern of `parameters` names, are
-    gathered as they are, and are told from then on by the recording's own walk (`recording.show()`); of the others
-    products with random directions are. Changes nothing of the training.
+    A collective call: every rank of `group` (by default all) makes it for the same step with the same arguments. The
+    local gradients of parameters of up to `small` elements, and of those that a pattern of `parameters` matches, are
+    gathered whole, and `recording.show()` then shows them; of the others, products with random directions are gathered.
+    The training does not change.
 
-    Raises RecordingError where torch.distributed is not initialised, and on every rank where the recording of one
-    cannot be read; MissingError, on every rank, where a pattern names no parameter.
+    Raises RecordingError if torch.distributed is not initialised, and on every rank if the recording of one cannot be
+    read; MissingError, on every rank, if a pattern matches no parameter.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RecordingError(
@@ -105,7 +103,7 @@ def gather(recording: Recording, parameters: Collection[str] = (), *, small: int
     own = _own(recording, patterns, small)
     every: list[dict[str, Any]] = [{}] * dist.get_world_size(group)
     dist.all_gather_object(every, own, group=group)
-    _raise_together(every)
+    _raise_on_every_rank(every)
     names = [name for name in every[0]["sent"] if all(name in each["sent"] for each in every)]
     graph = recording.graph
     wanted = [name for name in names if all(each["sent"][name].whole for each in every)]
@@ -118,23 +116,23 @@ def gather(recording: Recording, parameters: Collection[str] = (), *, small: int
     return Ranks(dist.get_rank(group), facts, combined, of_ranks(facts))
 
 
-# -- what a rank says of itself ---------------------------------------------------------------------------------------
+# -- one rank ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What a rank says of one parameter's gradient before the gradients themselves are sent."""
+    """What a rank sends about one parameter's gradient before the gradients themselves."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    whole: bool  # its numbers are to be gathered
-    shard: tuple[int, ...] | None  # the shape of this rank's part of the mean, where it has one
+    whole: bool  # its numbers are gathered
+    shard: tuple[int, ...] | None  # the shape of this rank's part of the mean, if it is sharded
     local: tuple[float, ...]  # products with the directions, then the norm
     mean: tuple[float, ...]
 
 
 def _own(recording: Recording, patterns: Sequence[str], small: int) -> dict[str, Any]:
-    """This rank's part; what goes wrong here must be told to the others, who would wait."""
+    """What this rank sends. An error is sent to the others too, which would wait otherwise."""
     try:
         graph = recording.graph
         unknown = [each for each in patterns if not any(fnmatchcase(name, each) for name in graph.parameters)]
@@ -149,7 +147,7 @@ def _own(recording: Recording, patterns: Sequence[str], small: int) -> dict[str,
         return {"error": error if isinstance(error, RecordingError) else f"{type(error).__name__}: {error}"}
 
 
-def _raise_together(every: Sequence[dict[str, Any]]) -> None:
+def _raise_on_every_rank(every: Sequence[dict[str, Any]]) -> None:
     for rank, each in enumerate(every):
         error = each.get("error")
         if isinstance(error, MissingError):
@@ -159,7 +157,7 @@ def _raise_together(every: Sequence[dict[str, Any]]) -> None:
 
 
 def facts_of_rank(recording: Recording, marks: bool = True) -> RankFacts:
-    """What is known of this rank's step; `marks` are checksums, which take a pass over every parameter."""
+    """The facts of this rank's step; `marks` are checksums, which read every parameter."""
     graph = recording.graph
     batches = [each.batch for each in graph.reducers if each.batch is not None]
     rank = graph.reducers[0].rank if graph.reducers else dist.get_rank()
@@ -170,31 +168,22 @@ def facts_of_rank(recording: Recording, marks: bool = True) -> RankFacts:
 def _parameter(graph: Graph, parameter: Parameter, marks: bool) -> RankParameter:
     reduction = graph.reductions.get(parameter.name)
     sharded = reduction is not None and graph.reducers[reduction.reducer].kind == "reduce-scatter"
-    local = None if reduction is None else _figures(reduction.sent)
-    return RankParameter(
-        _figures(parameter.start),
-        local,
-        _figures(parameter.gradient),
-        _mark(parameter.before) if marks else None,
-        _mark(parameter.grad) if marks else None,
-        sharded,
-        reduction is not None,
-    )
+    local = None if reduction is None else _statistics(reduction.sent)
+    before, mean = (_mark(parameter.before), _mark(parameter.grad)) if marks else (None, None)
+    start, gradient = _statistics(parameter.start), _statistics(parameter.gradient)
+    return RankParameter(start, local, gradient, before, mean, sharded, reduction is not None)
 
 
-def _figures(snapshot: Snapshot | None) -> Statistics | None:
-    known = statistics_of(snapshot)
-    return (
-        Statistics.of(snapshot.data) if known is None and snapshot is not None and snapshot.data is not None else known
-    )
+def _statistics(snapshot: Snapshot | None) -> Statistics | None:
+    known, data = statistics_of(snapshot), data_of(snapshot)
+    return Statistics.of(data) if known is None and data is not None else known
 
 
 def _mark(data: Tensor | None) -> int | None:
-    """A checksum of the numbers; None where they were not kept."""
+    """A checksum of the numbers; None if they were not kept."""
     if data is None:
         return None
-    dense = data.detach().to_dense() if data.layout is not torch.strided else data.detach()
-    flat = dense.resolve_conj().resolve_neg().contiguous().cpu().reshape(-1).view(torch.uint8)
+    flat = _dense(data).resolve_conj().resolve_neg().contiguous().cpu().reshape(-1).view(torch.uint8)
     numbers: Any = from_dlpack(flat)
     return zlib.crc32(numbers)
 
@@ -204,8 +193,7 @@ def _sent(graph: Graph, reduction: Reduction, patterns: Sequence[str], small: in
     chosen = math.prod(reduction.shape) <= small or any(fnmatchcase(reduction.name, each) for each in patterns)
     sharded = graph.reducers[reduction.reducer].kind == "reduce-scatter"
     shard = tuple(mean.shape) if sharded and mean is not None else None
-    whole = chosen and local is not None and mean is not None
-    if whole:
+    if chosen and local is not None and mean is not None:
         return _Sent(reduction.shape, reduction.dtype, True, shard, (), ())
     return _Sent(
         reduction.shape, reduction.dtype, False, shard,
@@ -214,11 +202,11 @@ def _sent(graph: Graph, reduction: Reduction, patterns: Sequence[str], small: in
     )  # fmt: skip
 
 
-def _products(name: str, data: Tensor | None, figures: Statistics | None) -> tuple[float, ...]:
-    """Products with random directions of +-1 and the norm; of a tensor whose numbers were not kept its sum and norm."""
+def _products(name: str, data: Tensor | None, known: Statistics | None) -> tuple[float, ...]:
+    """Products with random directions of +-1, and the norm; without kept numbers, the sum and the norm."""
     if data is None:
-        return () if figures is None else (figures.mean * (figures.elements - figures.not_finite), figures.norm)
-    flat = (data.to_dense() if data.layout is not torch.strided else data).detach().reshape(-1)
+        return () if known is None else (known.mean * (known.elements - known.not_finite), known.norm)
+    flat = _dense(data).reshape(-1)
     sums = []
     for direction in range(DIRECTIONS):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {direction}".encode()))
@@ -236,7 +224,7 @@ def _products(name: str, data: Tensor | None, figures: Statistics | None) -> tup
 def _gathered(
     graph: Graph, names: Sequence[str], every: Sequence[dict[str, Any]], group: Any
 ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, tuple[Tensor, ...]]]:
-    """Each rank's local gradients of these parameters, and of those that are sharded each rank's part of the mean."""
+    """Each rank's local gradients of these parameters, and each rank's part of the mean of sharded ones."""
     parts: dict[str, Tensor] = {}
     for name in names:
         known = graph.reductions[name]
@@ -266,13 +254,16 @@ def _gathered(
     return locals_, means
 
 
+def _dense(data: Tensor) -> Tensor:
+    return data.detach() if data.layout is torch.strided else data.detach().to_dense()
+
+
 def _flat(data: Tensor) -> Tensor:
-    dense = data.to_dense() if data.layout is not torch.strided else data
-    return dense.detach().reshape(-1).double().cpu()
+    return _dense(data).reshape(-1).double().cpu()
 
 
 def device_of(group: Any = None) -> torch.device:
-    """Where a process group wants its tensors."""
+    """The device of the tensors that a process group takes."""
     backend = str(dist.get_backend(group))
     return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
 
@@ -327,7 +318,7 @@ def _of_elements(reduction: Reduction, locals_: tuple[Tensor, ...], shards: tupl
 
 
 def _whole(shards: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor | None:
-    """The parts of all ranks put together along the axis that they were cut along."""
+    """The parts of all ranks, concatenated along the sharded axis."""
     for axis, size in enumerate(shape):
         rest = shape[:axis] + shape[axis + 1 :]
         fits = all(tuple(each.shape[:axis] + each.shape[axis + 1 :]) == rest for each in shards if each.numel())
@@ -366,7 +357,7 @@ def _of_products(name: str, every: Sequence[dict[str, Any]]) -> Combined:
 
 
 def _fill(recording: Recording, combined: dict[str, Combined]) -> None:
-    """Put the gathered gradients into the recording, whose walk tells them."""
+    """Put the gathered gradients into the recording, for `recording.show()`."""
     graph = recording.graph
     reductions = {
         name: replace(each, gathered=combined[name].gathered, verdict=combined[name].verdict)

@@ -1,19 +1,20 @@
-"""Looks for what is unhealthy in a watched run: at each watched step by itself, and at the course of all now and then.
+"""Examines a watched run for findings: each watched step by itself, and from time to time the course of the run.
 
-The findings are those of `chainrule.diagnostics`. Decided here is only how much of the run they see (a window, so that
-a long run costs no more than a short one) and when they are asked. What a step shows by itself is asked at once,
-as its graph is let go; of the course, as often as takes a small share of the training's time. That share never hides a
-finding, it only delays one: whatever it says, there is a look where a step shows something new that is more than a
-note, before any step is forgotten, and when the watch ends. What a later look does not see any more becomes a note,
-with the step until which it held: the course of ten steps may look worse than that of a hundred.
+`chainrule.diagnostics` makes the findings. This module decides which steps they see and when. A step is examined at
+once, before its graph is freed. The course is the last steps, a window, so a long run costs no more than a short one;
+it is examined as often as a small share of the training's time allows. The share delays findings and never hides them:
+the course is also examined when a step shows something new above a note, before old steps are dropped, and at the end
+of the watch. A finding that a later examination no longer makes becomes a note with the step until which it held: ten
+steps may look worse than a hundred.
 
-A step that the watch ended in is no part of the course: only what was lost in it is asked for, see `Check.unfinished`.
+The step during which the watch ends is not part of the course: it is examined for non-finite numbers alone, see
+`Check.unfinished`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from chainrule.capture.retention import default_memory
 from chainrule.diagnostics import check_silence, findings, findings_over_time
 from chainrule.diagnostics.thresholds import check_thresholds
 from chainrule.errors import ReplayError, brief
-from chainrule.graph.graph import Graph
 from chainrule.graph.history import History, StepFacts
 from chainrule.monitor.runs import Figure, Found
 
@@ -33,121 +33,128 @@ if TYPE_CHECKING:
     from chainrule.graph.statistics_cache import StatisticsCache
     from chainrule.recording import Recording
 
-WINDOW = 256  # watched steps that are remembered; they are cut when there are twice as many
-SHARE = 0.005  # of the time of the training, at most, for looking at its course
+WINDOW = 256  # watched steps of the course; older ones are dropped when there are twice as many
+SHARE = 0.005  # of the training's time, at most, to examine its course
+OnFinding = bool | Callable[[Found], Any]
 
 
 class Examiner:
-    """Keeps the last part of the history, and what was found in it."""
+    """The course of a run and the findings in it."""
 
     def __init__(self, history: History, thresholds: Thresholds | None, silence: Collection[str]) -> None:
         check_silence(silence)
         self.history = history
-        self.fresh: tuple[Found, ...] = ()  # what the last look found for the first time
+        self.fresh: tuple[Found, ...] = ()  # new findings of the last examination
         self._options: dict[str, Any] = {"thresholds": check_thresholds(thresholds), "silence": tuple(silence)}
         self._found: dict[tuple[str, str], Found] = {}
-        self._of_step: dict[int, Sequence[Finding]] = {}
-        self._seen: set[tuple[str, str]] = set()  # what single steps have shown that is more than a note
-        self._unseen = False  # there is a step that no look at the course has taken in
+        self._in_steps: dict[int, Sequence[Finding]] = {}
+        self._seen: set[tuple[str, str]] = set()  # findings of single steps above a note
+        self._pending = False  # a step came after the last examination of the course
         self._unfinished: int | None = None
-        self._looked_at = 0  # the last step that a look at the course has taken in
+        self._examined = 0  # the last step in an examination of the course
         self._rest_until = 0.0
 
     @property
     def found(self) -> tuple[Found, ...]:
-        """Everything found so far, in the order in which it was."""
+        """All findings so far, in the order in which they were made."""
         return tuple(self._found.values())
 
-    def look(
+    def examine(
         self,
         recording: Recording,
         facts: StepFacts,
         figures: Iterable[Figure],
         of_ranks: Sequence[Finding] = (),
-        measures: StatisticsCache | None = None,
+        cache: StatisticsCache | None = None,
     ) -> list[Found]:
-        """Remember a step, and look; gives the findings that are new or have changed.
+        """Add a step to the course and examine it; returns the findings that are new or have changed.
 
-        `of_ranks` is what was found between the ranks of a distributed training at this step, `measures` are the
-        figures of its tensors that are known already.
+        `of_ranks` are the findings between the ranks at this step, `cache` has the statistics of its tensors.
         """
         self.fresh = ()
-        self._remember(facts, figures)
-        shown = self._of_step[facts.step] = (*self._in_step(recording, facts, measures), *of_ranks)
-        grave = {(each.id, each.where) for each in shown if each.severity != "note"}
-        urgent = not grave <= self._seen
-        self._seen |= grave
+        self._pending = True
+        self.history.steps.append(facts)
+        for each in figures:
+            self.history.add(each.kind, each.name, facts.step, each.statistics, each.layer, each.type)
+        shown = self._in_steps[facts.step] = (*self._in_step(recording, facts, cache), *of_ranks)
+        severe = {(each.id, each.where) for each in shown if each.severity != "note"}
+        urgent = not severe <= self._seen
+        self._seen |= severe
         full = len(self.history.steps) >= 2 * WINDOW
-        changed = self._look_at_course() if urgent or full or time.monotonic() >= self._rest_until else []
+        changed = self._examine_course() if urgent or full or time.monotonic() >= self._rest_until else []
         if full:
-            self._forget()
+            self._drop_old_steps()
         return changed
 
-    def look_at_unfinished(
-        self, recording: Recording, facts: StepFacts, ending: str, measures: StatisticsCache, scaled: bool
+    def examine_unfinished(
+        self, recording: Recording, facts: StepFacts, ending: str, cache: StatisticsCache, scaled: bool
     ) -> None:
-        """Take in the step that the watch ended in, and how it did, for the last look.
+        """Add the step during which the watch ended, for the last examination; `ending` says how it ended.
 
-        A scaler makes gradients too large now and then, to leave that step out: where it has yet to, they say nothing.
+        `scaled` gradients are left out: they may be infinite because the GradScaler is about to skip the step.
         """
-        shown = self._in_step(recording, facts, measures, unfinished=True)
-        told = [replace(each, evidence=(*each.evidence, ending)) for each in shown]
-        if scaled:
-            told = [each for each in told if each.id != "non-finite-backward"]
-        if told:
-            self._of_step[facts.step] = told
-            self._unfinished, self._unseen = facts.step, True
+        shown = self._in_step(recording, facts, cache, unfinished=True)
+        reported = [
+            replace(each, evidence=(*each.evidence, ending))
+            for each in shown
+            if not (scaled and each.id == "non-finite-backward")
+        ]
+        if reported:
+            self._in_steps[facts.step] = reported
+            self._unfinished, self._pending = facts.step, True
 
-    def last_look(self) -> list[Found]:
-        """When no more steps come: look once more, if any came since the last time."""
+    def finish(self) -> list[Found]:
+        """Examine the course once more if a step came after the last examination."""
         self.fresh = ()
-        return self._look_at_course() if self._unseen else []
+        return self._examine_course() if self._pending else []
 
-    def _look_at_course(self) -> list[Found]:
+    def requested(self, on_finding: OnFinding) -> str | None:
+        """The first new finding that requests a step in full: one above a note, or the choice of a function."""
+        if callable(on_finding):
+            chosen = [found for found in self.fresh if on_finding(found) is True]
+        else:
+            chosen = [found for found in self.fresh if on_finding and found.severity != "note"]
+        return f"{chosen[0].id}: {chosen[0].where}" if chosen else None
+
+    def _examine_course(self) -> list[Found]:
         began = time.monotonic()
-        told = findings_over_time(self.history, self._of_step, unfinished=self._unfinished, **self._options)
-        seen = [Found.of(each) for each in told]
-        changed = [found for found in (*seen, *self._gone(seen)) if self._found.get((found.id, found.where)) != found]
-        self.fresh = tuple(found for found in changed if (found.id, found.where) not in self._found)
-        self._found |= {(found.id, found.where): found for found in changed}
-        self._unseen = False
-        self._looked_at = self.history.steps[-1].step if self.history.steps else 0
+        found = findings_over_time(self.history, self._in_steps, unfinished=self._unfinished, **self._options)
+        seen = [Found.of(each) for each in found]
+        changed = [each for each in (*seen, *self._passed(seen)) if self._found.get((each.id, each.where)) != each]
+        self.fresh = tuple(each for each in changed if (each.id, each.where) not in self._found)
+        self._found |= {(each.id, each.where): each for each in changed}
+        self._pending = False
+        self._examined = self.history.steps[-1].step if self.history.steps else 0
         now = time.monotonic()
         self._rest_until = now + (now - began) / SHARE
         return changed
 
-    def _gone(self, seen: Iterable[Found]) -> Iterator[Found]:
-        """What was more than a note, and is not seen any more though the steps that showed it are: it has passed."""
-        there = {(found.id, found.where) for found in seen}
+    def _passed(self, seen: Iterable[Found]) -> Iterator[Found]:
+        """Findings above a note that are no longer made although the course still has their steps, as notes."""
+        present = {(found.id, found.where) for found in seen}
         first = self.history.steps[0].step if self.history.steps else 0
         for key, found in self._found.items():
-            if key not in there and found.severity != "note" and found.since is not None and found.since >= first:
-                yield replace(found, severity="note", until=self._looked_at if found.until is None else found.until)
+            if key not in present and found.severity != "note" and found.since is not None and found.since >= first:
+                yield replace(found, severity="note", until=self._examined if found.until is None else found.until)
 
     def _in_step(
-        self, recording: Recording, facts: StepFacts, measures: StatisticsCache | None, unfinished: bool = False
+        self, recording: Recording, facts: StepFacts, cache: StatisticsCache | None, unfinished: bool = False
     ) -> Sequence[Finding]:
-        """What the step shows by itself; the checks that need its derivation only where it was recorded in full."""
+        """The findings of one step; checks that need its derivation run only if it was recorded in full."""
         derivation = recording.derivation if facts.full and recording.is_whole else None
         return findings(
-            recording.graph, derivation, recording.notation, measures=measures, unfinished=unfinished, **self._options
+            recording.graph, derivation, recording.notation, measures=cache, unfinished=unfinished, **self._options
         )
 
-    def _remember(self, facts: StepFacts, figures: Iterable[Figure]) -> None:
-        self._unseen = True
-        self.history.steps.append(facts)
-        for each in figures:
-            self.history.add(each.kind, each.name, facts.step, each.statistics, each.layer, each.type)
-
-    def _forget(self) -> None:
-        """Let go of all but the last steps."""
+    def _drop_old_steps(self) -> None:
+        """Drop all but the last `WINDOW` steps."""
         history = self.history
-        if history.first_loss is None:  # what a later loss is held against
+        if history.first_loss is None:  # which later losses are compared with
             losses = [each.loss for each in history.steps[:3] if each.loss is not None]
             history.first_loss = min(losses, default=None)
         first = history.steps[-WINDOW].step
         history.steps[:] = [facts for facts in history.steps if facts.step >= first]
-        self._of_step = {step: found for step, found in self._of_step.items() if step >= first}
+        self._in_steps = {step: found for step, found in self._in_steps.items() if step >= first}
         for key, series in list(history.series.items()):
             kept = [place for place, step in enumerate(series.steps) if step >= first]
             series.steps[:] = [series.steps[place] for place in kept]
@@ -157,13 +164,15 @@ class Examiner:
 
 
 def replayed(recording: Recording) -> Recording | None:
-    """A step that was watched with statistics alone, recomputed with all its numbers right after it was examined.
+    """A step watched with statistics alone, recomputed with all its numbers right after it was examined.
 
     Its operations, inputs, random states and copies of its parameters (`record.keep_leaves`) are known, and each value
-    is compared with the statistics taken while it ran. None where the numbers would take more memory than a recording
-    keeps, or where the step cannot be recomputed.
+    is compared with the statistics taken while it ran. None if the numbers need more memory than a recording keeps, or
+    if the step cannot be recomputed.
     """
-    if _bytes(recording.graph) > default_memory():
+    values = recording.graph.values
+    numbers = ((torch.Size(each.shape).numel(), each.dtype.itemsize * (1 + each.has_gradient)) for each in values)
+    if sum(count * size for count, size in numbers) > default_memory():
         return None
     try:
         with torch.enable_grad():
@@ -172,15 +181,8 @@ def replayed(recording: Recording) -> Recording | None:
         return None
 
 
-def _bytes(graph: Graph) -> int:
-    """The bytes of all values and gradients."""
-    return sum(
-        torch.Size(value.shape).numel() * value.dtype.itemsize * (1 + value.has_gradient) for value in graph.values
-    )
-
-
 def ending(step: int, error: BaseException | None) -> str:
-    """How an unfinished step ended, in a sentence."""
+    """A sentence on how an unfinished step ended."""
     site = exception_site(error.__traceback__) if error is not None else None
     cause = f": {brief(error)}" if error is not None else ""
     return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}."

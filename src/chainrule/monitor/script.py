@@ -1,4 +1,4 @@
-"""`chainrule watch SCRIPT`: an unmodified training script, watched from outside, with a dashboard while it runs."""
+"""`chainrule watch SCRIPT`: watches an unmodified training script from outside, with a dashboard while it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chainrule.script import Namespace, run_inside
 
 
 class Outcome:
-    """What is left when the script has ended."""
+    """The result of a watched script."""
 
     def __init__(self, every: int = 1) -> None:
         self.every = every
@@ -23,27 +23,27 @@ class Outcome:
         self.steps = 0
         self.watched = 0
         self.findings: tuple[Found, ...] = ()
-        self.kept: str | None = None  # the file that holds it
+        self.kept: str | None = None  # the file of the run
 
     def sentence(self, script: str) -> str:
-        """What was seen, and where it is kept."""
+        """A sentence with the counts of steps and findings, and the file."""
         found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
-        kept = f" `chainrule show {self.kept}` tells more." if self.kept else ""
+        kept = f" `chainrule show {self.kept}` shows the run." if self.kept else ""
         if self.steps == 0 and self.findings:
             return f"{script} ended in the middle of its first training step: {found}.{kept}"
         if self.steps == 0:
             return (
                 f"{script} ended without a training step. One ends with the step() of an optimizer from torch.optim: "
-                "call one, or put `chainrule.watch(...)` into the script and call its step()."
+                "call one, or use `chainrule.watch(...)` in the script and call its step()."
             )
         return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}{self._missed()}"
 
     def _missed(self) -> str:
-        """What would show more of a script that failed in a step that was not watched."""
+        """A hint for a script that failed in a step that was not watched."""
         failed_in = self.steps + 1
         if not self.status or failed_in % self.every == 0:
             return ""
-        return f" Step {failed_in:,}, in which it ended, was not watched: with --every 1 each is, and looked at."
+        return f" It ended in step {failed_in:,}, which was not watched: --every 1 watches and examines every step."
 
 
 def watch_script(
@@ -57,7 +57,7 @@ def watch_script(
 ) -> Outcome:
     """Run `script` as python would, watched with these options; the dashboard goes to stderr.
 
-    Raises RecordingError where the script cannot be read.
+    Raises RecordingError if the script cannot be read.
     """
     console = console or Console(stderr=True)
     outcome = Outcome(options.get("every", 1))

@@ -1,11 +1,10 @@
-"""When a step is recorded: from its first forward pass to the end of its last optimizer's step, seen by global hooks.
+"""The boundaries of a step, from global hooks: its first forward pass, and the end of its last optimizer's step.
 
-Between the watched steps there is nothing but two calls for each optimizer's step. The recording begins with the first
-training forward pass rather than where the step before ended, so that what lies between (loading data, evaluating)
-costs nothing and fills no memory. Only where code was compiled does it begin right away, for PyTorch would have to
-compile the hooks too, and a recording that begins inside of compiled code would not outlast it; then what came before
-the forward pass is let go of again, so that a step is told the same whatever was compiled in the process.
-Nothing that happens here reaches the training: see `watch._harmless`.
+Between watched steps the cost is two calls for each optimizer's step. The recording begins with the first training
+forward pass and not at the end of the previous step, so loading data and evaluating cost nothing and take no memory.
+If code was compiled it begins right away: PyTorch would compile the hooks too, and a recording that begins inside
+compiled code ends with it. What was recorded before the forward pass is then dropped, so a step is recorded the same
+whether or not code was compiled. No error here reaches the training, see `watch._guard`.
 """
 
 from __future__ import annotations
@@ -26,17 +25,16 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from chainrule.capture.modes import left_on
 
-EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # which we know, and want
-MANY_PASSES = 256  # forward passes of the model without an optimizer's step: it is not one of torch.optim
+EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # as intended
+MANY_PASSES = 256  # forward passes of the model without a step of torch.optim: its optimizer is another
 
 
 class Boundaries:
     """Calls `begin(module, args)`, `stepping(optimizer, with_closure)` and `end()` at a training step's boundaries.
 
-    `wanted()` tells whether the step that comes next is to be recorded. `begin` is called with the module whose forward
-    pass is about to run, or with None; called again before `end`, it begins anew. `within` where it was called only
-    inside an optimizer's step, whose closure runs the forward pass. `lost()` is called where no optimizer ever steps.
-    `guard` runs each of them.
+    `wanted()` says whether to record the next step. `begin` gets the module whose forward pass is about to run, or
+    None; called again before `end`, it restarts the recording. `within` follows a `begin` inside an optimizer's step,
+    whose closure runs the forward pass. `lost()` is called if no optimizer ever steps. `guard` calls each of them.
     """
 
     def __init__(
@@ -52,7 +50,7 @@ class Boundaries:
         end: Callable[[], None],
         lost: Callable[[], None],
     ) -> None:
-        self.off = False  # nothing is watched any more, though the hooks may still be there
+        self.off = False  # the watch is over, although hooks may remain
         self.stepped_by_hook = False  # since this was last set to False
         self.optimizers: dict[int, Optimizer] = {id(each): each for each in optimizers}
         self._models = list(models)
@@ -63,13 +61,13 @@ class Boundaries:
         )  # fmt: skip
         self._thread = threading.get_ident()
         self._outermost: Optimizer | None = None
-        self._forward: Any = None  # the hook that waits for a forward pass
+        self._forward: Any = None  # the hook on forward passes, while a step is awaited or recorded
         self._first: nn.Module | None = None
         self._passes = 0
         self._recording = False
-        self._early = False  # it was begun before the step's own beginning, which is still waited for
-        self._wrapped = False  # a module that torch.compile made was met
-        self._any_mode = False  # models in eval mode are trained here
+        self._early = False  # the recording began before the step, whose forward pass is still awaited
+        self._wrapped = False  # a module made by torch.compile has run
+        self._any_mode = False  # this training runs models in eval mode
         self._before_hook, self._after_hook = _uncompiled(self._before_step), _uncompiled(self._after_step)
         self._before = register_optimizer_step_pre_hook(self._before_hook)
         self._after = register_optimizer_step_post_hook(self._after_hook)
@@ -77,7 +75,7 @@ class Boundaries:
         self._filter = warnings.filters[0]
 
     def remove(self) -> None:
-        """Take every hook off."""
+        """Remove every hook."""
         self.disarm()
         left_on.take_off()
         self._before.remove()
@@ -85,36 +83,36 @@ class Boundaries:
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
-    # -- the beginning ------------------------------------------------------------------------------------------------
+    # -- the start of a step ------------------------------------------------------------------------------------------
 
     def arm(self) -> None:
-        """Wait for the step that comes next, if it is to be recorded."""
+        """Wait for the next step if it is to be recorded."""
         self.disarm()
         if self.off or not self._wanted():
-            if not left_on.take_off():  # the step ended in compiled code: the next forward pass may be outside of it
+            if not left_on.take_off():  # the step ended in compiled code; the next forward pass may run outside it
                 self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
             return
         if self._compiled():
             self._open(None, None)
             self._early = True
         self._before.remove()
-        self._before = register_optimizer_step_pre_hook(self._before_hook)  # the last, which alone may add others
+        self._before = register_optimizer_step_pre_hook(self._before_hook)  # the last hook, which alone may add others
         self._members = {id(module) for model in self._models for module in model.modules()}
         self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
 
     def disarm(self) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         self._recording = self._early = False
         if self._forward is not None:
             self._forward.remove()
             self._forward = None
 
     def _at_forward(self, module: nn.Module, args: Any) -> None:
-        # First of all, so that a compiler that traces its way in here goes back at once.
+        # First, so that a compiler that traces this hook returns at once.
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
             return
         if left_on.modes:
-            self.arm()  # as it would have been done when the step before ended
+            self.arm()  # which was impossible at the end of the previous step
         if self.off or left_on.modes or self._forward is None:
             return
         if self._waits:
@@ -132,7 +130,7 @@ class Boundaries:
 
     @property
     def _waits(self) -> bool:
-        """Whether the step has not begun yet."""
+        """Whether the step has yet to begin."""
         return not self._recording or self._early
 
     def _open(self, module: nn.Module | None, args: Any) -> None:
@@ -140,7 +138,7 @@ class Boundaries:
         self._guard(self._begin, module, args)
 
     def _compiled(self) -> bool:
-        """Whether compiled code runs where no forward hook of ours is called: in compiled functions and methods."""
+        """Whether compiled functions and methods run, in which our forward hook is not called."""
         if any(model._compiled_call_impl is not None for model in self._models):
             return True
         if self._wrapped:
@@ -148,24 +146,24 @@ class Boundaries:
         dynamo = sys.modules.get("torch._dynamo.utils")
         return dynamo is not None and bool(dynamo.counters["frames"])
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- the end of a step --------------------------------------------------------------------------------------------
 
     def _concerns(self, optimizer: Optimizer) -> bool:
         mine = not self._given or id(optimizer) in self._given
         return mine and not self.off and threading.get_ident() == self._thread
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # An optimizer may wrap another: only the outermost counts. One that steps again has failed before it was done.
+        # An optimizer may wrap another: the outermost counts. If it steps again, its previous step raised an error.
         if self._outermost not in (None, optimizer) or not self._concerns(optimizer):
             return
         self._outermost = optimizer
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         self._guard(self._stepping, optimizer, closure is not None)
         if closure is not None and self._forward is not None and self._waits:
-            self._open(None, None)  # the forward pass will run inside the step
+            self._open(None, None)  # the forward pass runs inside the step
             self._guard(self._within, optimizer, args, kwargs)
-        # PyTorch walks through the hooks while it calls them, and only the last may add or remove any, as opening and
-        # closing a recording does. Being last also lets the recorder's own hook see the update before we close it.
+        # PyTorch iterates over the hooks while it calls them, so only the last may add or remove hooks, as starting and
+        # ending a recording does. The recorder's own hook also sees the update before the recording ends.
         if self._recording or self._compiled():
             self._after.remove()
             self._after = register_optimizer_step_post_hook(self._after_hook)
@@ -180,8 +178,8 @@ class Boundaries:
             self.finish()
 
     def finish(self) -> None:
-        """The training step is over; the next one begins."""
-        # It was waited for, and no module in training mode ran; unless it did so in code that was compiled meanwhile.
+        """End the training step, and wait for the next."""
+        # No module in training mode has run, unless in code that was compiled meanwhile.
         if self._forward is not None and self._waits and (self._early or not self._compiled()):
             self._any_mode = True
         self._recording = self._early = False
@@ -190,33 +188,32 @@ class Boundaries:
 
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that runs as it is where an optimizer's step is compiled; else it, and all it calls, would be too.
+    """A hook that is not compiled with an optimizer's compiled step, and neither is any function that it calls.
 
-    Loads PyTorch's compiler when it is first called, as each optimizer of torch.optim does in its first step.
+    The first call loads PyTorch's compiler, as the first step of every optimizer of torch.optim does.
     """
     called: Callable[..., None] = torch._disable_dynamo(lambda *given: hook(*given))  # type: ignore[attr-defined]
     return called
 
 
-PATIENCE = 20  # steps of the others after which an optimizer is no longer waited for
+PATIENCE = 20  # steps of other optimizers after which an idle one is ignored
 
 
 class Rounds:
-    """Says which optimizer's step ends a training step; `expected` are the keys of the optimizers known so far.
+    """Decides which optimizer's step ends a training step; `expected` are the keys of the known optimizers.
 
-    With one optimizer, each of its steps does. With several (a GAN's two, or one for matrices and one for the rest), a
-    training step is a round in which each has stepped at least once. An optimizer that has not stepped for `PATIENCE`
-    steps of the others is no longer waited for.
+    With one optimizer every step does. With several (the two of a GAN, or one for matrices and one for the rest) a
+    training step is a round in which each steps at least once, apart from those idle for `PATIENCE` steps of others.
     """
 
     def __init__(self, expected: Iterable[int] = ()) -> None:
-        self._idle = dict.fromkeys(expected, 0)  # steps of others since its own last one
+        self._idle = dict.fromkeys(expected, 0)  # steps of others since the last own one
         self._stepped: set[int] = set()
 
     def stepped(self, optimizer: int) -> bool:
-        """One optimizer has stepped; whether this ends the training step."""
+        """Count a step of an optimizer; returns whether it ends the training step."""
         if optimizer not in self._idle and self._idle:
-            # It belongs to the round that another seemed to end: the next round begins behind it.
+            # A new optimizer belongs to the previous round; the next round begins after it.
             self._idle[optimizer] = 0
             self._stepped.clear()
             return False
@@ -232,13 +229,13 @@ class Rounds:
 
 
 _around_a_step = GradScaler._maybe_opt_step.__code__
-DEEP = 12  # frames between a scaler's step and the optimizer's hooks, with room for wrappers of schedulers
+DEEP = 12  # frames between a scaler's step and the optimizer's hooks at most, wrappers of schedulers included
 
 
 class ScalerView:
     """The GradScaler of a training loop, given or found when it first steps an optimizer.
 
-    It calls no hook, and a step that it skips reaches no optimizer: the fall of its scale shows it.
+    A scaler calls no hook, and a skipped step reaches no optimizer: only a drop of the scale shows it.
     """
 
     def __init__(self, scaler: Any = None) -> None:
@@ -246,7 +243,7 @@ class ScalerView:
         self.scale = self._read()
 
     def look(self) -> None:
-        """From within an optimizer's step: find the scaler that called it."""
+        """Find the scaler that called the optimizer's step in which this runs."""
         frame: FrameType | None = sys._getframe(1)
         for _ in range(DEEP):
             if frame is None or self.scaler is not None:
@@ -257,7 +254,7 @@ class ScalerView:
             frame = frame.f_back
 
     def skipped(self) -> int:
-        """How many steps the scaler left out since this was asked last: each made its scale fall once."""
+        """How many steps the scaler skipped since the last call: each lowered the scale once."""
         if self.scaler is None:
             return 0
         before, self.scale = self.scale, self._read()

@@ -1,7 +1,7 @@
 """`chainrule.watch`: watches a whole training; decides which steps are recorded, and how.
 
-Watching may fail in many ways (a full disk, an unforeseen kind of model); training must not. So everything that a hook
-triggers runs in `_harmless`: an error is reported once, as a warning, and ends the watch.
+A watch may fail (a full disk, an unforeseen kind of model); the training must not. Everything that a hook triggers runs
+in `_guard`: an error ends the watch with one warning.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import StatisticsCache
-from chainrule.monitor.all_ranks import ApartError, Step, Together
-from chainrule.monitor.examine import Examiner, ending, replayed
-from chainrule.monitor.gather import (
-    Surroundings,
+from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
+from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
+from chainrule.monitor.ranks import ApartError, Step, WatchingRanks
+from chainrule.monitor.runs import Figure, Found, Writer
+from chainrule.monitor.runs.writer import keeps_histograms
+from chainrule.monitor.step_boundaries import Boundaries, ScalerView
+from chainrule.monitor.step_series import (
+    WatchContext,
     facts_of,
     figures_of,
     measured_gradients,
@@ -38,10 +42,6 @@ from chainrule.monitor.gather import (
     rank_of,
     skipped_in,
 )
-from chainrule.monitor.given import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
-from chainrule.monitor.runs import Figure, Found, Writer
-from chainrule.monitor.runs.writer import keeps_histograms
-from chainrule.monitor.step_boundaries import Boundaries, ScalerView
 from chainrule.recording import Recording, record
 
 if TYPE_CHECKING:
@@ -49,35 +49,34 @@ if TYPE_CHECKING:
 
 OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
 OneOrMoreOptimizers = Optimizer | Iterable[Optimizer] | None
-OnFinding = bool | Callable[[Found], Any]
 
 
 class watch:  # noqa: N801 (read as a verb)
     """Watch a whole training: `with chainrule.watch(model, optimizer, every=50, to="run.db"):` around the loop.
 
-    Without a block it watches from here until `close()` or the end of the process.
+    Without a `with` block it watches from here until `close()` or the end of the process.
 
     A training step runs from the end of an optimizer's `step()` to the end of the next; with several optimizers, until
     each has stepped. Step 1 and every `every`-th step are recorded with statistics only. With `full_every`, the first
-    of them and every `full_every`-th are recorded with all numbers, in a file beside `to`. `on_finding=True` also keeps
-    in full the very step that shows a new finding above a note: the step is recomputed from copies of its parameters,
-    which each watched step then makes; where that is impossible, the next step is recorded instead. `on_finding` may be
-    a function: it is called with each new finding, and may return True for the same. `start` is the number of steps
-    done before, for a resumed run (default: what the optimizer's state says); an existing file is continued. `scaler`
-    is a GradScaler, otherwise found when it first steps. `thresholds` and `silence` are those of findings. `namespace`
+    of them and every `full_every`-th are recorded with all numbers, in a file beside `to`. `on_finding=True` also saves
+    in full the step that shows a new finding above a note: the step is recomputed from copies of its parameters, which
+    each watched step then makes; if that is impossible, the next step is recorded instead. `on_finding` may be a
+    function: it is called with each new finding, and returns True to save the step. `start` is the number of steps done
+    before, for a resumed run (default: the count in the optimizer's state); an existing file is continued. `scaler` is
+    a GradScaler, otherwise found when it first steps. `thresholds` and `silence` are those of findings. `namespace`
     names several models (default: the variables around the call).
 
     Each watched step is examined by itself before its graph is freed. The course of the run is examined for at most
-    half a per cent of the training's time, and also when a step shows something new, before old steps are dropped (the
-    last 256 at least are kept), and at `close()`, however the training ends. Some checks need the numbers themselves
+    half a per cent of the training's time, and also when a step shows something new, before old steps are dropped (at
+    least the last 256 are kept), and at `close()`, however the training ends. Some checks need the numbers themselves
     (dead units, equal rows): of large tensors, only steps recorded in full have them. A step that is being recorded
     when the watch ends (`if isnan(loss): break`, an exception, Ctrl-C) is examined for non-finite numbers.
 
     Under torch.distributed every rank makes the same call. The statistics of all ranks are joined at the watched steps,
-    and rank 0 keeps them. What a finding or `record_next` asks for then happens at the next watched step.
+    and rank 0 stores them. A step in full, requested by a finding or `record_next`, is then the next watched step.
 
-    The training runs as it would without a watch: an error in here ends the watch with a warning, never the training.
-    Raises RequestError for meaningless options, before it begins.
+    The training runs as it would without a watch: an error in the watch ends it with a warning, never the training.
+    Raises RequestError for invalid options, before it begins.
     """
 
     def __init__(
@@ -112,19 +111,19 @@ class watch:  # noqa: N801 (read as a verb)
         self._examiner = Examiner(self.history, thresholds, silence)
         self._session: record | None = None
         self._recording: Recording | None = None
-        self._full: str | None = None  # why the step that comes next is recorded in full
-        self._passes = self._passes_before = 0  # backward passes at the last optimizer's step, and at the one before
-        self._closure = False  # whether the last optimizer's step was given one
+        self._full: str | None = None  # why the next step is recorded in full
+        self._passes = self._passes_before = 0  # backward passes before the last optimizer's step and the one before it
+        self._closure = False  # whether the last optimizer's step has one
         self._failed = self._closed = False
         self._examining = True
         self._warned: set[str] = set()
-        self._together = Together()
-        if not self._together.leads:  # the other ranks record for rank 0, which keeps and examines
+        self._ranks = WatchingRanks()
+        if not self._ranks.leads:  # the other ranks record for rank 0, which stores and examines
             self._on_finding = self._examining = False
-        if to is not None and self._together.leads:
+        if to is not None and self._ranks.leads:
             self._open(to)
         self._boundaries = Boundaries(
-            models, optimizers, self._harmless,
+            models, optimizers, self._guard,
             wanted=self._wanted, begin=self._begin, stepping=self._stepping, within=self._within, end=self._end,
             lost=self._lost,
         )  # fmt: skip
@@ -134,18 +133,16 @@ class watch:  # noqa: N801 (read as a verb)
     # -- for the user -------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """End a training step where no optimizer of torch.optim steps: after an update by hand.
+        """End a training step without an optimizer of torch.optim, after your own update.
 
-        Where one does, this call only shows at once a step that a GradScaler skipped.
+        With one, this call only stores a step that a GradScaler skipped at once.
         """
         boundaries = self._boundaries
-        if self._over:
-            return
         stepped, boundaries.stepped_by_hook = boundaries.stepped_by_hook, False
-        if stepped:
+        if self._over or stepped:
             return
         if boundaries.optimizers:
-            self._harmless(self._note_skipped)
+            self._guard(self._note_skipped)
         else:
             boundaries.finish()
 
@@ -176,38 +173,36 @@ class watch:  # noqa: N801 (read as a verb)
         self._recording = None
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
-        """Report what is left and end the file. An error in one part is reported, and the others still run."""
+        """Run every part of the end and close the file. An error in one part is a warning, and the others still run."""
         unfinished = None if self._session is None or self._failed else self._recording
+        parts: tuple[Callable[[], None], ...] = (
+            lambda: self._leave(error),
+            self._ranks.leave,
+            lambda: self._examine_unfinished(unfinished, error),
+            lambda: self._examine(self._examiner.finish, since=self.step_number),
+            lambda: self._save_last(unfinished),
+        )
         try:
-            for part in (
-                lambda: self._leave(error),
-                self._together.leave,
-                lambda: self._look_at_unfinished(unfinished, error),
-                lambda: self._examine(self._examiner.last_look, since=self.step_number),
-                lambda: self._answer_last(unfinished),
-            ):
-                self._try_at_the_end(part)
+            for part in parts:
+                try:
+                    part()
+                except Exception as failure:  # in the user's `on_finding`, say
+                    self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
         finally:
             if self.writer is not None:
                 self.writer.close(status)
 
-    def _try_at_the_end(self, part: Callable[[], None]) -> None:
-        try:
-            part()
-        except Exception as error:  # of `on_finding`, say
-            self._warn(f"the end of the watch failed in part: {type(error).__name__}: {error}")
-
-    def _look_at_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
-        """Examine the step that was being recorded when the watch ended, of this rank alone."""
+    def _examine_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
+        """Examine the step that was being recorded when the watch ended, on this rank alone."""
         if recording is None or not self._examining:
             return
         self._note_skipped()
-        measures = StatisticsCache()
+        cache = StatisticsCache()
         if self._full is None:
-            recording.at_once(measures, magnitudes=False)
+            recording.at_once(cache, magnitudes=False)
         scaled = self._scaler.scaler is not None or skipped_in(recording.graph) > 0
         facts = StepFacts(self.step_number + 1, time.time(), None, full=self._full is not None)
-        self._examiner.look_at_unfinished(recording, facts, ending(facts.step, error), measures, scaled)
+        self._examiner.examine_unfinished(recording, facts, ending(facts.step, error), cache, scaled)
 
     def __enter__(self) -> Self:
         return self
@@ -227,7 +222,7 @@ class watch:  # noqa: N801 (read as a verb)
         else:
             self._close(f"{type(error).__name__}: {error}", error)
 
-    # -- what the boundaries call -------------------------------------------------------------------------------------
+    # -- called at the boundaries -------------------------------------------------------------------------------------
 
     def _wanted(self) -> bool:
         """Whether to record the next step: it is due, or a due one was skipped."""
@@ -236,14 +231,14 @@ class watch:  # noqa: N801 (read as a verb)
         if self._full_every and step >= self._full_due:
             reason = f"every {self._full_every} steps" if self.watched else "the first watched step"
             due, self._full = True, self._full or reason
-        # All ranks know when a step is due; none knows what another was asked for.
-        return due or (self._full is not None and not self._together.active)
+        # Every rank knows when a step is due; none knows of another's request for a full recording.
+        return due or (self._full is not None and not self._ranks.active)
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
-        self._leave()  # the part before the step, where that was recorded
-        self._together.call()
-        if not self._together.leads:
-            self._full = None  # rank 0's numbers suffice
+        self._leave()  # a recording that began before the step
+        self._ranks.call()
+        if not self._ranks.leads:
+            self._full = None  # rank 0 alone records in full
         session = record(namespace=self._models.named(), keep=None if self._full else "statistics")
         session.know(self._models.whole())
         if self._on_finding is not False:
@@ -260,7 +255,7 @@ class watch:  # noqa: N801 (read as a verb)
             if self._scaler.scaler is None:
                 self._scaler.look()
             passes = self._session.passes
-            if passes > self._passes:  # this optimizer's gradients came after the one that stepped before it
+            if passes > self._passes:  # backward ran again since the previous optimizer's step
                 self._passes_before, self._passes = self._passes, passes
         self._note_skipped()
 
@@ -277,42 +272,42 @@ class watch:  # noqa: N801 (read as a verb)
         self.watched += 1
         self._due = _multiple_after(self.step_number, self.every)
         self._full_due = _multiple_after(self.step_number, self._full_every or 1)
-        step = self._looked_at()
-        if self._together.leads:
+        step = self._take_step()
+        if self._ranks.leads:
             for report in self.reports:
                 report(step.facts, step.figures)
             self._report_problem()
 
-    @gc_paused()  # 5 % of a watched step of a small GPT-2: the collector would walk through all of its graph
-    def _looked_at(self) -> Step:
+    @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
+    def _take_step(self) -> Step:
         """Read, store and examine the step just recorded, and drop its recording."""
         recording, self._recording = self._recording, None
         assert recording is not None
-        measures = StatisticsCache()
-        figures, facts = self._read(recording, measures)
+        cache = StatisticsCache()
+        figures, facts = self._read(recording, cache)
         step = self._joined(recording, facts, figures)
-        if self._together.leads:
-            self._keep(recording, step, measures)
-            self._answer(recording, step.facts)
+        if self._ranks.leads:
+            self._store(recording, step, cache)
+            self._save_on_finding(recording, step.facts)
         return step
 
     def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
-        """The step of all ranks, or of this one where they do not watch together."""
-        if self._together.active:
+        """The step joined over all ranks, or that of this one if they do not watch together."""
+        if self._ranks.active:
             names = "" if self._models.whole() else prefix_of(recording.graph)
             try:
-                return self._together.combine(facts, figures, rank_of(recording, names))
+                return self._ranks.join(facts, figures, rank_of(recording, names))
             except ApartError as error:
-                self._warn(f"{error}: from step {facts.step} on each figure is that of rank 0 alone.")
-                if not self._together.leads:
+                self._warn(f"{error}: from step {facts.step} on all statistics are those of rank 0 alone.")
+                if not self._ranks.leads:
                     self._boundaries.off = self._failed = True
         return Step(facts, figures, ())
 
     def _lost(self) -> None:
         self._leave()
         self._warn(
-            "no optimizer of torch.optim has stepped since many forward passes, so that the end of a training step is "
-            "not seen. Call `watch.step()` at the end of each."
+            "many forward passes ran and no optimizer of torch.optim stepped, so the end of a step is unknown. Call "
+            "`watch.step()` at the end of each."
         )
 
     def _leave(self, error: BaseException | None = None) -> None:
@@ -322,85 +317,75 @@ class watch:  # noqa: N801 (read as a verb)
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
-    def _read(self, recording: Recording, measures: StatisticsCache) -> tuple[list[Figure], StepFacts]:
+    def _read(self, recording: Recording, cache: StatisticsCache) -> tuple[list[Figure], StepFacts]:
         histograms = keeps_histograms(self.watched - 1)
-        graph = recording.at_once(measures, histograms) if self._full is None else recording.graph
+        graph = recording.at_once(cache, histograms) if self._full is None else recording.graph
         optimizers = list(self._boundaries.optimizers.values())
-        around = Surroundings(
-            self.step_number,
-            time.time(),
-            tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
-            self._scaler.scale,
-            self._passes_before,
-            self._closure,
-            bool(self._models.whole()),
-            self._full is not None,
-            measured_gradients(optimizers, self._models.names, histograms) if self._closure else {},
-            measured_moments(optimizers, self._models.names),
-            measures,
-            histograms,
-            not self._together.active,
+        context = WatchContext(
+            step=self.step_number,
+            rates=tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
+            scale=self._scaler.scale,
+            passes_before=self._passes_before,
+            closure=self._closure,
+            named=bool(self._models.whole()),
+            full=self._full is not None,
+            gradients=measured_gradients(optimizers, self._models.names, histograms) if self._closure else {},
+            moments=measured_moments(optimizers, self._models.names),
+            cache=cache,
+            histograms=histograms,
+            alone=not self._ranks.active,
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
-        return list(figures_of(graph, around)), facts_of(graph, around)
+        return list(figures_of(graph, context)), facts_of(graph, context)
 
-    def _keep(self, recording: Recording, step: Step, measures: StatisticsCache) -> None:
+    def _store(self, recording: Recording, step: Step, cache: StatisticsCache) -> None:
         facts, figures = step.facts, step.figures
         if self.writer is not None:
             self.writer.add(facts, figures)
         if self._full is not None:
             reason, self._full = self._full, None
-            self._keep_full(recording, facts.step, reason)
+            self._save_full(recording, facts.step, reason)
         self._examine(
-            lambda: self._examiner.look(recording, facts, figures, of_ranks(step.ranks), measures), since=facts.step
+            lambda: self._examiner.examine(recording, facts, figures, of_ranks(step.ranks), cache), since=facts.step
         )
 
-    def _examine(self, look: Callable[[], list[Found]], since: int) -> None:
-        """Look for findings; an error in there ends the findings, not the watch."""
+    def _examine(self, examine: Callable[[], list[Found]], since: int) -> None:
+        """Make findings and store them; an error ends the findings, not the watch."""
         if not self._examining:
             return
         try:
-            changed = look()
+            changed = examine()
         except Exception as error:
             self._examining = False
-            self._warn(f"from step {since} on no findings are looked for: {type(error).__name__}: {error}")
+            self._warn(f"there are no findings from step {since} on: {type(error).__name__}: {error}")
             return
         for found in changed:
             if self.writer is not None:
                 self.writer.find(found)
 
-    def _answer(self, recording: Recording, facts: StepFacts) -> None:
-        """Keep a step in full where the last look found something new: this one, or the next where it cannot be had."""
-        reason = self._wish()
+    def _save_on_finding(self, recording: Recording, facts: StepFacts) -> None:
+        """Save this step in full if it shows a new finding, or record the next one in full if this is impossible."""
+        reason = self._examiner.requested(self._on_finding)
         if reason is None or facts.full:
             return
-        # Another rank's part in a step cannot be recomputed; and without a file there is no place for it.
-        full = None if self._together.active or self.writer is None else replayed(recording)
+        # The part of another rank cannot be recomputed, and a full recording needs a file.
+        full = None if self._ranks.active or self.writer is None else replayed(recording)
         if full is None:
             self._full = f"the step after {reason}"
         else:
-            self._keep_full(full, facts.step, reason)
+            self._save_full(full, facts.step, reason)
 
-    def _answer_last(self, unfinished: Recording | None) -> None:
-        """The same at the end, where only an unfinished step can be kept."""
-        reason = self._wish()
+    def _save_last(self, unfinished: Recording | None) -> None:
+        """The same at the end, when only the unfinished step can be saved."""
+        reason = self._examiner.requested(self._on_finding)
         if reason is None or unfinished is None or self.writer is None:
             return
         full = unfinished if self._full is not None else replayed(unfinished)
         if full is not None:
-            self._keep_full(full, self.step_number + 1, reason)
+            self._save_full(full, self.step_number + 1, reason)
 
-    def _wish(self) -> str | None:
-        """The first new finding that asks for a step in full, in words: one above a note, or the user's choice."""
-        fresh = self._examiner.fresh if self._examining else ()
-        if callable(self._on_finding):
-            wished = [found for found in fresh if self._on_finding(found) is True]
-        else:
-            wished = [found for found in fresh if self._on_finding and found.severity != "note"]
-        return f"{wished[0].id}: {wished[0].where}" if wished else None
-
-    def _keep_full(self, recording: Recording, step: int, reason: str) -> None:
+    def _save_full(self, recording: Recording, step: int, reason: str) -> None:
         if self.writer is not None and (problem := self.writer.keep_full(recording.save, step, reason)):
             self._warn(problem)
 
@@ -411,7 +396,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._count_skipped(self._scaler.skipped())
 
     def _count_skipped(self, count: int) -> None:
-        """Store the steps that a GradScaler skipped: they count as steps, and have no tensors."""
+        """Store the steps that a GradScaler skipped: they count as steps and have no tensors."""
         for _ in range(count):
             self.step_number += 1
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
@@ -419,23 +404,21 @@ class watch:  # noqa: N801 (read as a verb)
             if self.writer is not None:
                 self.writer.add(facts)
 
-    # -- what may go wrong --------------------------------------------------------------------------------------------
+    # -- errors -------------------------------------------------------------------------------------------------------
 
     def _open(self, to: str | Path) -> None:
-        versions = {
-            "chainrule": __version__, "torch": torch.__version__, "python": platform.python_version()
-        }  # fmt: skip
+        versions = {"chainrule": __version__, "torch": torch.__version__, "python": platform.python_version()}
         try:
             self.writer = Writer(to, every=self.every, start=self.step_number, versions=versions)
         except StorageError as error:
-            self._warn(f"{error} The training is watched, but not kept.")
+            self._warn(f"{error} The training is watched without a file.")
 
     @property
     def _over(self) -> bool:
         return self._closed or self._failed
 
-    def _harmless(self, act: Callable[..., Any], *arguments: Any) -> None:
-        """Act for a hook; an error ends the watch, with a warning."""
+    def _guard(self, act: Callable[..., Any], *arguments: Any) -> None:
+        """Call `act` for a hook; an error ends the watch with a warning."""
         if self._over:
             return
         try:
@@ -451,7 +434,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._warn(self.writer.problem)
 
     def _warn(self, sentence: str) -> None:
-        """Warn once; on stderr where warnings are errors, since they must not end the training."""
+        """Warn once; on stderr if warnings are errors, because a warning must not end the training."""
         if sentence in self._warned:
             return
         self._warned.add(sentence)

@@ -1,4 +1,4 @@
-// Curves over time: the loss with its least and most in each column, and the learning rates.
+// Curves over time: the loss, with its minimum and maximum in each column, and the learning rates.
 
 import { h, svg } from "../../views/page/dom.js";
 import { number } from "../../views/page/numbers.js";
@@ -7,18 +7,18 @@ import { listen, size } from "./scene.js";
 /** @import { Cell, Drawn } from "./types.d.ts" */
 /** @import { Scene } from "./scene.js" */
 
-const TALL = 100; // units of the drawing
+const TALL = 100; // height in units of the drawing
 
 /**
  * @typedef {object} Curves
  * @property {string} title
  * @property {string} hue
  * @property {Cell[][]} lines
- * @property {[Cell[], Cell[]]} [band] the least and the most
+ * @property {[Cell[], Cell[]]} [band] the minimum and the maximum
  */
 
 /**
- * A chart of curves on one scale, linear or logarithmic.
+ * A chart of curves with one scale, linear or logarithmic.
  * @param {Scene} scene
  * @param {Curves} curves
  * @returns {HTMLElement}
@@ -61,10 +61,10 @@ export function chart(scene, curves) {
  * @returns {[number, number]}
  */
 function range(numbers, logarithmic) {
-  const there = numbers.filter((each) => Number.isFinite(each) && (!logarithmic || each > 0));
-  if (!there.length) return [NaN, NaN];
-  const low = there.reduce((least, each) => Math.min(least, each));
-  const high = there.reduce((most, each) => Math.max(most, each));
+  const usable = numbers.filter((each) => Number.isFinite(each) && (!logarithmic || each > 0));
+  if (!usable.length) return [NaN, NaN];
+  const low = usable.reduce((least, each) => Math.min(least, each));
+  const high = usable.reduce((most, each) => Math.max(most, each));
   return [low, high > low ? high : low + (Math.abs(low) || 1)];
 }
 
@@ -81,7 +81,7 @@ function height(low, high, logarithmic) {
 }
 
 /**
- * A line through the columns that have a number; it is broken where there is none.
+ * A path through the columns that have a number, with gaps at the others.
  * @param {Scene} scene
  * @param {Cell[]} line
  * @param {(value: number) => number} y

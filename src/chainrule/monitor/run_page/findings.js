@@ -1,4 +1,4 @@
-// What was found, and when: a bar for each finding on the line of time, and its words below.
+// The findings: a bar for each on the timeline, and its text below.
 
 import { h } from "../../views/page/dom.js";
 import { listen, whole } from "./scene.js";
@@ -9,7 +9,7 @@ import { listen, whole } from "./scene.js";
 const MARKS = { error: "✗", warning: "!", note: "i" };
 
 /**
- * The line of time: findings as bars, recorded steps as marks that lead to their pages.
+ * The timeline: findings as bars, recorded steps as marks that link to their pages.
  * @param {Scene} scene
  * @returns {HTMLElement}
  */
@@ -57,8 +57,8 @@ export function timeline(scene) {
  * @param {number} place
  */
 function bar(finding, place) {
-  const when = moment(finding.since, finding.until);
-  const label = `${finding.severity}${when && `, ${when}`}: ${finding.text}`;
+  const time = when(finding.since, finding.until);
+  const label = `${finding.severity}${time && `, ${time}`}: ${finding.text}`;
   return h("a", { class: `found ${finding.severity}`, href: `#finding-${place + 1}`, "aria-label": label, title: label });
 }
 
@@ -83,13 +83,13 @@ function put(scene, element, first, end) {
 }
 
 /**
- * The findings in words.
+ * The findings as text.
  * @param {Scene} scene
  * @returns {Node[]}
  */
-export function words(scene) {
+export function texts(scene) {
   const { findings } = scene.run;
-  if (!findings.length) return [h("h2", null, "Findings"), h("p", null, "Nothing was found to be unhealthy.")];
+  if (!findings.length) return [h("h2", null, "Findings"), h("p", null, "No findings.")];
   return [
     h("h2", null, `Findings (${findings.length})`),
     h("ol", null, findings.map((finding, place) => item(scene, finding, place))),
@@ -100,7 +100,7 @@ export function words(scene) {
  * @param {number | null} since
  * @param {number | null} until
  */
-function moment(since, until) {
+function when(since, until) {
   if (since === null) return "";
   if (until === null) return `since step ${whole(since)}`;
   return since === until ? `at step ${whole(since)}` : `steps ${whole(since)} to ${whole(until)}`;
@@ -114,12 +114,12 @@ function moment(since, until) {
 function item(scene, finding, place) {
   const { since, until } = finding;
   const go = () => since !== null && scene.point(scene.columnOf(since), finding.where);
-  const when = moment(since, until);
+  const time = when(since, until);
   return h(
     "li",
     { id: `finding-${place + 1}`, class: `finding ${finding.severity}`, tabindex: "-1" },
     h("p", null, h("b", { class: "mark" }, `${MARKS[finding.severity]} ${finding.severity}`), " ", h("code", null, finding.id), " ",
-      when ? h("button", { type: "button", class: "link", onclick: go }, when) : null),
+      time ? h("button", { type: "button", class: "link", onclick: go }, time) : null),
     h("p", null, finding.text),
     finding.evidence.length ? h("ul", null, finding.evidence.map((each) => h("li", null, each))) : null,
     finding.advice ? h("p", { class: "facts" }, finding.advice) : null,

@@ -1,4 +1,4 @@
-// The heat map: a row for each tensor, a column for each part of time. Strength says how large, on a logarithmic scale.
+// A heat map: a row for each tensor, a column for some steps. Opacity shows the size, on a logarithmic scale.
 
 import { h } from "../../views/page/dom.js";
 import { number } from "../../views/page/numbers.js";
@@ -9,7 +9,7 @@ import { listen, size } from "./scene.js";
 
 const HUES = { gradient: [217, 119, 6], value: [37, 99, 235] };
 const BROKEN = [220, 38, 38, 255];
-const LEGIBLE = 12; // pixels between two labels
+const LEGIBLE = 12; // minimum distance of two labels in pixels
 
 /**
  * @param {Scene} scene
@@ -57,7 +57,7 @@ export function heat(scene, map) {
     },
   };
   scene.add(drawn);
-  const left = map.left_out ? h("p", { class: "facts" }, `${map.left_out} more tensors between these are not shown.`) : null;
+  const left = map.left_out ? h("p", { class: "facts" }, `${map.left_out} tensors between these are not shown.`) : null;
   return h(
     "figure",
     { class: `chart heat-over-time ${map.hue}` },
@@ -67,7 +67,7 @@ export function heat(scene, map) {
 }
 
 /**
- * The names of the rows, as many as have room.
+ * The names of the rows, as many as fit.
  * @param {HeatMap} map
  * @param {number} tall
  */
@@ -82,7 +82,7 @@ function labels(map, tall) {
 }
 
 /**
- * Fill the canvas, a pixel a cell; gives the ends of the scale.
+ * Fill the canvas, one pixel per cell; returns the ends of the scale.
  * @param {HTMLCanvasElement} canvas
  * @param {Scene} scene
  * @param {HeatMap} map
@@ -111,7 +111,7 @@ function paint(canvas, scene, map) {
 }
 
 /**
- * The ends of a scale that one number in a hundred may lie beyond, on either side.
+ * The 1st and the 99th percentile of the sizes, as the ends of the scale.
  * @param {number[]} numbers
  * @returns {[number, number]}
  */

@@ -1,10 +1,10 @@
-// The page of a run: builds its parts once, then each draws itself whenever another part of time is shown.
+// The page of a run: the parts are built once, and each redraws itself when the visible columns change.
 
 import { byId, h } from "../../views/page/dom.js";
 import { chart } from "./curves.js";
-import { timeline, words } from "./findings.js";
+import { texts, timeline } from "./findings.js";
 import { heat } from "./heat.js";
-import { Scene, axis, told, whole } from "./scene.js";
+import { Scene, axis, text, whole } from "./scene.js";
 
 /** @import { RunPage } from "./types.d.ts" */
 
@@ -33,14 +33,14 @@ function course() {
   if (rates.length) parts.push(chart(scene, { title: "learning rate", hue: "plain", lines: rates }));
   if (findings.length || recordings.length) parts.push(timeline(scene));
   byId("course").append(...parts, axis(scene), ...maps.map((map) => heat(scene, map)), axis(scene));
-  byId("findings").append(...words(scene));
+  byId("findings").append(...texts(scene));
 }
 
 function span() {
   const most = Math.ceil(run.watched / Math.max(1, scene.count));
   const [first] = run.columns[scene.from];
   const [, last] = run.columns[scene.to - 1];
-  const wide = most > 1 ? `; one column is ${most} watched steps, of which maps show the largest` : "";
+  const wide = most > 1 ? `; a column covers up to ${most} watched steps, and heat maps show their maximum` : "";
   byId("span").textContent = `steps ${whole(first)} to ${whole(last)}${wide}`;
 }
 
@@ -50,20 +50,20 @@ function readout() {
   const [first, last] = run.columns[at];
   const several = first !== last && loss.low[at] !== loss.high[at];
   /** @type {[string, string][]} */
-  const facts = [["loss", told(loss.mean[at]) + (several ? ` (${told(loss.low[at])} to ${told(loss.high[at])})` : "")]];
-  if (rates.length) facts.push(["learning rate", rates.map((rate) => told(rate[at])).join(", ")]);
-  if (skipped[at]) facts.push(["left out by the GradScaler", `${skipped[at]} steps`]);
+  const facts = [["loss", text(loss.mean[at]) + (several ? ` (${text(loss.low[at])} to ${text(loss.high[at])})` : "")]];
+  if (rates.length) facts.push(["learning rate", rates.map((rate) => text(rate[at])).join(", ")]);
+  if (skipped[at]) facts.push(["skipped by the GradScaler", `${skipped[at]} step${skipped[at] > 1 ? "s" : ""}`]);
   for (const map of maps) {
     const row = map.rows.findIndex((each) => each.name === scene.row);
-    if (row >= 0) facts.push([map.title, told(map.cells[row][at])]);
+    if (row >= 0) facts.push([map.title, text(map.cells[row][at])]);
   }
   const full = recordings.filter((each) => each.step >= first && each.step <= last);
   byId("readout").replaceChildren(
     h("h2", null, scene.steps(at)),
-    scene.row ? h("p", null, h("code", null, scene.row)) : h("p", { class: "facts" }, "Point at a heat map for a tensor."),
+    scene.row ? h("p", null, h("code", null, scene.row)) : h("p", { class: "facts" }, "Point at a heat map to select a tensor."),
     h("dl", null, facts.flatMap(([name, fact]) => [h("dt", null, name), h("dd", null, fact)])),
     ...full.map((each) =>
-      h("p", null, each.link ? h("a", { href: each.link }, `Step ${whole(each.step)}, worked out`) : `Step ${whole(each.step)} is recorded`, ` (${each.reason})`),
+      h("p", null, each.link ? h("a", { href: each.link }, `Open step ${whole(each.step)}`) : `Step ${whole(each.step)} is recorded in full`, ` (${each.reason})`),
     ),
   );
 }
@@ -72,7 +72,7 @@ function open() {
   head();
   if (!scene.count) {
     byId("course").append(h("p", null, "No step has been watched yet."));
-    if (run.findings.length) byId("findings").append(...words(scene));
+    if (run.findings.length) byId("findings").append(...texts(scene));
   } else {
     course();
     scene.add({ draw: span, mark: readout });

@@ -1,13 +1,13 @@
-// What all charts of the page share: which columns of time are shown, where the line stands, and how a place becomes one.
+// State that all charts share: the visible columns, the column of the line, and the selected row.
 
 import { h } from "../../views/page/dom.js";
 import { number, real } from "../../views/page/numbers.js";
 
 /** @import { Cell, Drawn, RunPage } from "./types.d.ts" */
 
-const CLOSEST = 8; // columns
+const CLOSEST = 8; // columns at the highest zoom
 
-/** The shown part of time, and the charts that show it. */
+/** The visible columns, and the charts that draw them. */
 export class Scene {
   /** @param {RunPage} run */
   constructor(run) {
@@ -28,7 +28,7 @@ export class Scene {
   }
 
   /**
-   * Show these columns, or as near to them as there are.
+   * Show these columns, clamped to those of the run.
    * @param {number} from
    * @param {number} to
    */
@@ -42,7 +42,7 @@ export class Scene {
   }
 
   /**
-   * Put the line at a column, and perhaps at a row of the heat map.
+   * Move the line to a column, and select a row of the heat map.
    * @param {number} column
    * @param {string} [row]
    */
@@ -58,14 +58,14 @@ export class Scene {
     this.show(this.at - half, this.at + half);
   }
 
-  /** @param {number} part of what is shown */
+  /** @param {number} part of the visible width */
   move(part) {
     const by = Math.round((this.to - this.from) * part);
     this.show(this.from + by, this.to + by);
   }
 
   /**
-   * The column that holds a step, or the first after it.
+   * The column of a step, or the first one after it.
    * @param {number} step
    */
   columnOf(step) {
@@ -74,7 +74,7 @@ export class Scene {
   }
 
   /**
-   * Where a column stands in what is shown, in percent of its width.
+   * The position of a column, in percent of the visible width.
    * @param {number} column
    */
   percent(column) {
@@ -94,12 +94,12 @@ export function whole(value) {
 }
 
 /** @param {Cell | undefined} cell */
-export function told(cell) {
+export function text(cell) {
   return cell === null || cell === undefined ? "none" : number(cell);
 }
 
 /**
- * A cell for drawing: NaN where there is none.
+ * A cell as a number for drawing: NaN if there is none.
  * @param {Cell | undefined} cell
  */
 export function size(cell) {
@@ -107,7 +107,7 @@ export function size(cell) {
 }
 
 /**
- * A surface that the line follows, that is dragged over to look closer, and that arrow keys move on.
+ * Let the pointer and arrow keys move the line over a plot, and dragging zoom in; returns a function that draws the line.
  * @param {Scene} scene
  * @param {HTMLElement} plot
  * @param {(event: PointerEvent) => string} [rowAt]
@@ -157,7 +157,7 @@ export function listen(scene, plot, rowAt) {
 const TICKS = 8;
 
 /**
- * The line of time itself, with round numbers of steps.
+ * The time axis, with ticks at round numbers of steps.
  * @param {Scene} scene
  * @returns {HTMLElement}
  */
@@ -182,7 +182,7 @@ export function axis(scene) {
 }
 
 /**
- * A round number of at least this size: 1, 2 or 5 times a power of ten.
+ * The smallest of 1, 2 or 5 times a power of ten that is at least this size.
  * @param {number} least
  */
 function round(least) {

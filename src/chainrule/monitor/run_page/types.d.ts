@@ -1,6 +1,6 @@
-/** What stands in the page of a run, as data.py makes it. tests/views/test_run_page.py holds the two together. */
+/** The data of the page of a run, made by `data_of` in __init__.py; tests/views/test_run_page.py compares the two. */
 
-/** A number; a word where it is not finite, null where there is none. */
+/** A number; a word if it is not finite, null if there is none. */
 export type Cell = number | string | null;
 
 export interface Curve { mean: Cell[]; low: Cell[]; high: Cell[]; broken: number[] }
@@ -30,18 +30,18 @@ export interface RunPage {
   version: number;
   title: string;
   about: [string, string][];
-  /** The first and the last step of each column of time. */
+  /** The first and the last step of each column. */
   columns: [number, number][];
   watched: number;
   loss: Curve;
   /** The learning rate of each parameter group. */
   rates: Cell[][];
-  /** How many steps a GradScaler left out. */
+  /** How many steps of each column a GradScaler skipped. */
   skipped: number[];
   maps: HeatMap[];
   findings: Finding[];
   recordings: Recorded[];
 }
 
-/** A part of the page that draws the columns from `from` up to `to`, and a line at one of them. */
+/** A part of the page: `draw` renders the visible columns, `mark` moves the line. */
 export interface Drawn { draw: () => void; mark: () => void }

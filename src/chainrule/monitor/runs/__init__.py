@@ -1,4 +1,4 @@
-"""Whole runs, in files: `chainrule.runs.open("run.db")` asks what `chainrule.watch(..., to="run.db")` wrote.
+"""Files of whole runs: `chainrule.runs.open("run.db")` reads what `chainrule.watch(..., to="run.db")` wrote.
 
 run = chainrule.runs.open("run.db")
 run.losses()                                  # [(1, 2.3), (51, 1.9), ...]

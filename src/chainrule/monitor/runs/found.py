@@ -1,14 +1,15 @@
-"""A finding as the file of a run keeps it: words and numbers alone, so that reading a file needs no torch."""
+"""A finding as stored in the file of a run: text and numbers alone, so that reading needs no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One thing that a reader of the run should know, since which step and until when it held (None: not said)."""
+    """One finding, with the steps since which and until which it holds (None: open)."""
 
     id: str
     severity: str
@@ -24,20 +25,21 @@ class Found:
 
     @classmethod
     def of(cls, finding: Any) -> Found:
-        """The same of a `chainrule.diagnostics.Finding`."""
+        """The same for a `chainrule.diagnostics.Finding`."""
         return cls(
-            finding.id,
-            finding.severity,
-            finding.where,
-            finding.sentence,
-            tuple(finding.evidence),
-            finding.advice,
-            str(finding.place or ""),
-            finding.since,
-            finding.until,
-            tuple(finding.rows),
-            finding.size,
-        )
+            finding.id, finding.severity, finding.where, finding.sentence, tuple(finding.evidence), finding.advice,
+            str(finding.place or ""), finding.since, finding.until, tuple(finding.rows), finding.size,
+        )  # fmt: skip
+
+    def row(self) -> dict[str, Any]:
+        """The columns of the finding in the file."""
+        return {column: _stored(getattr(self, name)) for column, name in COLUMNS.items()}
+
+    @classmethod
+    def of_row(cls, row: tuple[Any, ...]) -> Found:
+        """The inverse of `row`."""
+        found = dict(zip(COLUMNS.values(), row, strict=True))
+        return cls(**found | {name: tuple(json.loads(found[name])) for name in LISTS})
 
     @property
     def when(self) -> str:
@@ -53,3 +55,12 @@ class Found:
         return "\n".join(
             [f"{self.severity}{since}: {self.text}", *(f"  {each}" for each in (*self.evidence, self.advice) if each)]
         )
+
+
+LISTS = ("evidence", "rows")  # stored as JSON
+COLUMNS = {{"id": "finding", "where": "name"}.get(each.name, each.name): each.name for each in fields(Found)}
+"""The columns of the finding table, and the field in each."""
+
+
+def _stored(value: Any) -> Any:
+    return json.dumps(list(value)) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Reads a run from its file, also while it is being written."""
+"""Reads a run from its file, even while another process writes it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ import sqlite3
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import numpy as np
 
 from chainrule.errors import MissingError, StorageError
 from chainrule.graph.history import History, Kind, Series, StepFacts
 from chainrule.graph.statistics import Statistics
-from chainrule.monitor.runs import chunks, schema
+from chainrule.monitor.runs import format, found
 from chainrule.monitor.runs.found import Found
 
 if TYPE_CHECKING:
-    from chainrule.monitor.runs.chunks import Array
+    from chainrule.monitor.runs.format import Array
 
 Table = tuple["Array", "list[Tensor]", "Array"]
 """Steps, tensors, and numbers, (tensors, steps)."""
 
+T = TypeVar("T")
+
 KINDS: tuple[Kind, ...] = get_args(Kind)
+STATISTICS = ("elements", "norm", "mean", "std", "low", "high", "zeros", "not_finite")  # in the order of the class
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor that the run has figures of: a parameter's or a module's path, its place in forward order, its class."""
+    """A tensor with statistics: the path of its parameter or module, its place in forward order, its class."""
 
     id: int
     kind: Kind
@@ -43,7 +47,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A step that was recorded in full: the file, beside the run's, that `chainrule.load` reads, and why."""
+    """A step recorded in full: the file beside the run's that `chainrule.load` reads, and the reason."""
 
     step: int
     file: Path
@@ -51,117 +55,85 @@ class Recorded:
 
 
 class RunReader:
-    """Reads one run from the file at `path`: the last one, or that with the number `run`.
-
-    Raises StorageError where the file is missing, no run's, or of a newer version, MissingError where it has no such
-    run.
-    """
+    """Reads one run from the file at `path`, see `Run`."""
 
     def __init__(self, path: str | os.PathLike[str], run: int | None = None) -> None:
         self.path = Path(path)
-        self._connection = schema.connect_to_read(path)
-        self.runs = tuple(row[0] for row in self._ask("SELECT id FROM run ORDER BY id"))
+        self._connection = format.connect_to_read(path)
+        self.runs = tuple(row[0] for row in self._query("SELECT id FROM run ORDER BY id"))
         if run not in (None, *self.runs) or not self.runs:
             self.close()
             there = ", ".join(map(str, self.runs)) or "none yet"
             raise MissingError(f"{path} has no run number {run or 1}; the numbers in it: {there}.")
         self.id: int = self.runs[-1] if run is None else run
+        began, script, every, versions = self._row("began, script, every, versions")
+        self.began: float = began
+        self.script: str = script
+        self.every: int = every
+        self.versions: dict[str, str] = json.loads(versions)
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
     @property
     def status(self) -> str:
-        """`running` until it was closed; then `ended`, or the exception that ended it. A killed run stays `running`."""
-        return str(self._of_run("status"))
-
-    @property
-    def began(self) -> float:
-        """Seconds since the epoch."""
-        return float(self._of_run("began"))
+        """`running` until it is closed; then `ended`, or the exception that ended it. A killed run stays `running`."""
+        return str(self._row("status")[0])
 
     @property
     def ended(self) -> float | None:
-        """Seconds since the epoch; None where it was not closed."""
-        found = self._of_run("ended")
-        return None if found is None else float(found)
+        """Seconds since the epoch; None if the run was not closed."""
+        ended: float | None = self._row("ended")[0]
+        return ended
 
-    @property
-    def script(self) -> str:
-        """What was run."""
-        return str(self._of_run("script"))
-
-    @property
-    def every(self) -> int:
-        """Every how many steps it was watched."""
-        return int(self._of_run("every"))
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Of chainrule, torch and Python."""
-        return dict(json.loads(self._of_run("versions")))
-
-    def _of_run(self, column: str) -> Any:
-        return next(self._ask(f"SELECT {column} FROM run WHERE id = ?", self.id))[0]
+    def _row(self, columns: str) -> tuple[Any, ...]:
+        return next(self._query(f"SELECT {columns} FROM run WHERE id = ?", self.id))
 
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[StepFacts]:
         """Each watched step, apart from its tensors."""
         full = self.recordings().keys()
-        rows = self._ask(
-            "SELECT step, time, loss, rates, skipped, scale, norm, norm_clipped, passes FROM step WHERE run = ? "
-            "ORDER BY step",
-            self.id,
-        )
-        return [_facts(row, full) for row in rows]
+        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes"
+        return [_facts(row, full) for row in self._rows(columns, "step", "step")]
 
     def losses(self) -> list[tuple[int, float]]:
-        """The loss at each watched step that has one."""
-        rows = self._ask("SELECT step, loss FROM step WHERE run = ? AND loss IS NOT NULL ORDER BY step", self.id)
-        return [(step, float(loss)) for step, loss in rows]
+        """The loss of each watched step that has one."""
+        return [(step, float(loss)) for step, loss in self._rows("step, loss", "step", "step") if loss is not None]
 
     def recordings(self) -> dict[int, Recorded]:
-        """The steps that were recorded in full."""
-        rows = self._ask("SELECT step, file, reason FROM recording WHERE run = ? ORDER BY step", self.id)
+        """The steps recorded in full."""
+        rows = self._rows("step, file, reason", "recording", "step")
         return {step: Recorded(step, self.path.parent / file, reason) for step, file, reason in rows}
 
     def findings(self) -> tuple[Found, ...]:
-        """What was found to be unhealthy, in the order in which it began."""
-        rows = self._ask(
-            "SELECT finding, severity, name, text, evidence, advice, place, since, until, rows, size FROM finding "
-            "WHERE run = ? ORDER BY since, id",
-            self.id,
-        )
-        return tuple(_found(row) for row in rows)
+        """The findings of the run, in the order of the steps since which they hold."""
+        return tuple(Found.of_row(row) for row in self._rows(", ".join(found.COLUMNS), "finding", "since, id"))
 
     # -- the tensors --------------------------------------------------------------------------------------------------
 
     def tensors(self, kind: Kind | None = None) -> list[Tensor]:
-        """Every tensor that there are figures of, in forward order."""
-        rows = self._ask(
-            "SELECT id, kind, name, layer, type, dtype FROM series WHERE run = ? ORDER BY layer, id", self.id
-        )
+        """Every tensor with statistics, in forward order."""
+        rows = self._rows("id, kind, name, layer, type, dtype", "series", "layer, id")
         return [Tensor(*row) for row in rows if kind in (None, row[1])]
 
     def series(self, kind: Kind, name: str) -> Series:
-        """One tensor over time. Raises MissingError, with what there is, where the run has no such tensor."""
-        found = next((each for each in self.tensors(kind) if each.name == name), None)
-        if found is None:
-            raise MissingError(self._without(kind, name))
-        history = self._gathered([found], None, None, None)
-        return history.series[kind, name]
+        """One tensor over time. Raises MissingError with near matches if the run has no such tensor."""
+        tensors = [each for each in self.tensors(kind) if each.name == name]
+        if not tensors:
+            raise MissingError(self._no_series(kind, name))
+        return self._history(tensors[:1], self.steps()).series[kind, name]
 
     def table(self, kind: Kind, figure: str, marked: bool = False) -> Table:
-        """One figure (`norm`, `mean`, `std`, `low`, `high`, `zeros`, ...) of all tensors of a kind at once.
+        """One statistic (`norm`, `mean`, `std`, `low`, `high`, `zeros`, ...) of all tensors of a kind.
 
-        Gives the steps, the tensors in forward order, and the numbers, (tensors, steps), NaN where there is none.
-        Figures are of the finite elements alone: `marked` puts infinity where a tensor had others.
+        Returns the steps, the tensors in forward order, and the numbers, (tensors, steps), NaN where there is none.
+        Statistics are of the finite elements; `marked` puts infinity where a tensor has others.
         """
         tensors = self.tensors(kind)
         row_of = {tensor.id: row for row, tensor in enumerate(tensors)}
         parts = list(self._chunks(kind, (figure, "not_finite") if marked else (figure,)))
         steps = np.unique(np.concatenate([part.steps for part in parts])) if parts else np.zeros(0, np.int64)
-        numbers = np.full((len(tensors), len(steps)), np.nan, np.float64 if figure in chunks.COUNTS else np.float32)
+        numbers = np.full((len(tensors), len(steps)), np.nan, np.float64 if figure in format.COUNTS else np.float32)
         for part in parts:
             rows = np.array([row_of[each] for each in part.series], np.int64)
             column = part.columns[figure]
@@ -171,19 +143,16 @@ class RunReader:
         return steps, tensors, numbers
 
     def ratios(self) -> Table:
-        """How far each step moved each parameter: the norm of its update over its own norm before it.
-
-        NaN where all of a parameter was zero.
-        """
+        """The norm of each parameter's update over the norm of the parameter before it; NaN for a norm of zero."""
         steps, tensors, updates = self.table("update", "norm", marked=True)
         before, parameters, weights = self.table("parameter", "norm")
         row_of = {tensor.name: row for row, tensor in enumerate(parameters)}
         known = np.array([row for row, tensor in enumerate(tensors) if tensor.name in row_of], np.int64)
         shared, left, right = np.intersect1d(steps, before, assume_unique=True, return_indices=True)
-        over = weights[np.ix_(np.array([row_of[tensors[row].name] for row in known], np.int64), right)]
-        over[over == 0] = np.nan
+        norms = weights[np.ix_(np.array([row_of[tensors[row].name] for row in known], np.int64), right)]
+        norms[norms == 0] = np.nan
         with np.errstate(invalid="ignore"):
-            return shared, [tensors[row] for row in known], updates[np.ix_(known, left)] / over
+            return shared, [tensors[row] for row in known], updates[np.ix_(known, left)] / norms
 
     def history(
         self,
@@ -193,34 +162,39 @@ class RunReader:
         last: int | None = None,
         at_most: int | None = None,
     ) -> History:
-        """What was watched between two steps, as findings read it; of more than `at_most` steps evenly spread ones.
+        """The watched steps from `first` to `last` in the form that findings read, at most `at_most`, evenly spread.
 
         Each number becomes a Python object: ask for a part of a long run.
         """
         tensors = [tensor for tensor in self.tensors() if kinds is None or tensor.kind in kinds]
-        return self._gathered(tensors, first, last, at_most)
+        steps = [
+            facts
+            for facts in self.steps()
+            if (first is None or facts.step >= first) and (last is None or facts.step <= last)
+        ]
+        return self._history(tensors, steps if at_most is None else list(spread(steps, at_most)))
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _gathered(self, tensors: Sequence[Tensor], first: int | None, last: int | None, at_most: int | None) -> History:
-        steps = [facts for facts in self.steps() if _within(facts.step, first, last)]
-        if at_most is not None and len(steps) > at_most:
-            steps = [steps[place] for place in np.linspace(0, len(steps) - 1, at_most).round().astype(int)]
+    def _history(self, tensors: Sequence[Tensor], steps: list[StepFacts]) -> History:
         history = History(steps)
         wanted = {facts.step for facts in steps}
-        by_id = {tensor.id: tensor for tensor in tensors}
-        for tensor in tensors:
-            history.series[tensor.kind, tensor.name] = _series(tensor)
+        by_id = {
+            tensor.id: history.series.setdefault(
+                (tensor.kind, tensor.name), Series(tensor.kind, tensor.name, tensor.layer, tensor.type)
+            )
+            for tensor in tensors
+        }
         for kind in dict.fromkeys(tensor.kind for tensor in tensors):
-            for part in self._chunks(kind, chunks.COLUMNS):
-                part.fill(history, by_id, wanted, self._histograms(part))
-        for series in history.series.values():
+            for part in self._chunks(kind, format.COLUMNS):
+                part.fill(by_id, wanted, self._histograms(part))
+        for series in by_id.values():
             _sort(series)
         return history
 
-    def _chunks(self, kind: Kind, names: Sequence[str]) -> Iterator[_Part]:
+    def _chunks(self, kind: Kind, names: Sequence[str]) -> Iterator[_Chunk]:
         columns = ", ".join(f"chunk.{name}" for name in names)
-        rows = self._ask(
+        rows = self._query(
             f"SELECT layout.id, layout.series, chunk.steps, {columns} FROM layout "
             "JOIN chunk ON chunk.layout = layout.id WHERE layout.run = ? AND layout.kind = ? "
             "ORDER BY chunk.first, chunk.id",
@@ -230,34 +204,36 @@ class RunReader:
         for layout, series, steps, *data in rows:
             try:
                 count = len(steps) // 8
-                read = {name: chunks.read_column(each, name, count) for name, each in zip(names, data, strict=True)}
-                part = _Part(layout, chunks.read_integers(series).tolist(), chunks.read_integers(steps), read)
-                part.check()
+                read = {name: format.read_column(each, name, count) for name, each in zip(names, data, strict=True)}
+                chunk = _Chunk(layout, format.read_integers(series).tolist(), format.read_integers(steps), read)
+                chunk.check()
             except (ValueError, zlib.error) as error:
                 raise self._damaged(error) from error
-            yield part
+            yield chunk
 
-    def _histograms(self, part: _Part) -> dict[int, list[tuple[int, ...]]]:
-        """The histograms of a part's tensors at the steps where they were kept."""
-        rows = self._ask(
+    def _histograms(self, chunk: _Chunk) -> dict[int, list[tuple[int, ...]]]:
+        """The histograms of a chunk's tensors, by step."""
+        rows = self._query(
             "SELECT step, counts FROM histogram WHERE layout = ? AND step BETWEEN ? AND ?",
-            part.layout,
-            int(part.steps[0]),
-            int(part.steps[-1]),
+            chunk.layout,
+            int(chunk.steps[0]),
+            int(chunk.steps[-1]),
         )
-        return {step: chunks.read_histograms(counts, len(part.series)) for step, counts in rows}
+        return {step: format.read_histograms(counts, len(chunk.series)) for step, counts in rows}
 
-    def _without(self, kind: Kind, name: str) -> str:
+    def _no_series(self, kind: Kind, name: str) -> str:
         if kind not in KINDS:
             return f"A run has no series of kind {kind!r}; the kinds are {', '.join(map(repr, KINDS))}."
-        from difflib import get_close_matches
-
         names = [tensor.name for tensor in self.tensors(kind)]
         near = get_close_matches(name, names, 3) or names[:3]
-        met = f"Near matches: {', '.join(map(repr, near))}." if near else "It has none of this kind."
-        return f"{self.path} has no {kind} named {name!r}. {met}"
+        matches = f"Near matches: {', '.join(map(repr, near))}." if near else "It has none of this kind."
+        return f"{self.path} has no {kind} named {name!r}. {matches}"
 
-    def _ask(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, columns: str, table: str, order: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a table that belong to this run."""
+        return self._query(f"SELECT {columns} FROM {table} WHERE run = ? ORDER BY {order}", self.id)
+
+    def _query(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         try:
             yield from self._connection.execute(statement, values)
         except sqlite3.Error as error:
@@ -265,8 +241,8 @@ class RunReader:
 
     def _damaged(self, error: Exception) -> StorageError:
         return StorageError(
-            f"{self.path} cannot be read to its end: {error}. It is damaged; `sqlite3 {self.path} .recover` saves what "
-            "is left of it."
+            f"{self.path} is damaged and cannot be read to its end: {error}. `sqlite3 {self.path} .recover` saves what "
+            "is left."
         )
 
     def close(self) -> None:
@@ -280,12 +256,12 @@ class RunReader:
         self.close()
 
     def __repr__(self) -> str:
-        (count,) = next(self._ask("SELECT count(*) FROM step WHERE run = ?", self.id))
+        (count,) = next(self._query("SELECT count(*) FROM step WHERE run = ?", self.id))
         return f"<chainrule.runs.Run {self.id} of {self.path}: {count} watched steps, {self.status}>"
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Chunk:
     """One chunk, unpacked."""
 
     layout: int
@@ -294,47 +270,38 @@ class _Part:
     columns: dict[str, Array]
 
     def check(self) -> None:
-        """Raise ValueError where it does not have a number for each tensor and step."""
+        """Raise ValueError unless it has a number for each tensor and step."""
         shape = (len(self.series), len(self.steps))
         if any(column.shape != shape for column in self.columns.values()):
-            raise ValueError("a chunk has other numbers than its tensors and steps ask for")
+            raise ValueError("the shape of a chunk's columns does not match its tensors and steps")
 
     def fill(
-        self,
-        history: History,
-        tensors: dict[int, Tensor],
-        wanted: Collection[int],
-        histograms: dict[int, list[tuple[int, ...]]],
+        self, series: dict[int, Series], wanted: Collection[int], histograms: dict[int, list[tuple[int, ...]]]
     ) -> None:
-        """Add what this chunk has of these tensors at these steps."""
+        """Add the statistics of this chunk at the wanted steps to the series."""
         places = [place for place, step in enumerate(self.steps.tolist()) if step in wanted]
         for row, identity in enumerate(self.series):
-            if identity not in tensors:
+            if identity not in series:
                 continue
-            series = history.series[tensors[identity].kind, tensors[identity].name]
             columns = [self.columns[name][row, places].tolist() for name in STATISTICS]
-            for step, figures in zip(self.steps[places].tolist(), zip(*columns, strict=True), strict=True):
-                found = Statistics(*figures)
-                series.add(step, replace(found, magnitudes=histograms[step][row]) if step in histograms else found)
+            for step, numbers in zip(self.steps[places].tolist(), zip(*columns, strict=True), strict=True):
+                found = Statistics(*numbers)
+                found = replace(found, magnitudes=histograms[step][row]) if step in histograms else found
+                series[identity].add(step, found)
 
 
-STATISTICS = ("elements", "norm", "mean", "std", "low", "high", "zeros", "not_finite")  # in the order of the class
-
-
-def _within(step: int, first: int | None, last: int | None) -> bool:
-    return (first is None or step >= first) and (last is None or step <= last)
+def spread(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` items: the first, the last, and evenly spaced ones between."""
+    places = np.linspace(0, len(items) - 1, most).round().astype(int).tolist()
+    return items if len(items) <= most else [items[place] for place in places]
 
 
 def _sort(series: Series) -> None:
-    """Put the steps in order: a tensor that comes and goes has its steps in the chunks of several layouts."""
+    """Put the steps in order: the steps of a tensor that comes and goes are in the chunks of several layouts."""
     order = sorted(range(len(series.steps)), key=series.steps.__getitem__)
     if order != list(range(len(order))):
         series.steps[:] = [series.steps[place] for place in order]
         series.statistics[:] = [series.statistics[place] for place in order]
-
-
-def _series(tensor: Tensor) -> Series:
-    return Series(tensor.kind, tensor.name, tensor.layer, tensor.type)
 
 
 @lru_cache(maxsize=1024)  # most steps have the rates of the step before
@@ -345,21 +312,7 @@ def _rates(text: str) -> tuple[float, ...]:
 def _facts(row: tuple[Any, ...], full: Collection[int]) -> StepFacts:
     step, time, loss, rates, skipped, scale, norm, clipped, passes = row
     return StepFacts(
-        step,
-        time,
-        None if loss is None else float(loss),
-        _rates(rates),
-        bool(skipped),
-        None if scale is None else float(scale),
-        None if norm is None else (float(norm), float(clipped)),
-        passes,
+        step, time, None if loss is None else float(loss), _rates(rates), bool(skipped),
+        None if scale is None else float(scale), None if norm is None else (float(norm), float(clipped)), passes,
         step in full,
-    )
-
-
-def _found(row: tuple[Any, ...]) -> Found:
-    identity, severity, where, text, evidence, advice, place, since, until, rows, size = row
-    return Found(
-        identity, severity, where, text, tuple(json.loads(evidence)), advice, place, since, until,
-        tuple(json.loads(rows)), size,
     )  # fmt: skip

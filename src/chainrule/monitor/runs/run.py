@@ -1,4 +1,4 @@
-"""A run as the user holds it: what `RunReader` reads, exported, summarised, and saved in any view."""
+"""A run for the user: what `RunReader` reads, exported, summarised, and saved in any view."""
 
 from __future__ import annotations
 
@@ -8,57 +8,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainrule.graph.history import Kind
+from chainrule.monitor.runs import export
 from chainrule.monitor.runs.reader import RunReader
+from chainrule.monitor.runs.summary import document
 
 if TYPE_CHECKING:
     from chainrule.document import Document
 
-SQLITE = b"SQLite format 3\0"  # how such a file begins
+SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 
 
 class Run(RunReader):
-    """One run of the file at `path`: the last one, or that with the number `run`.
+    """One run in the file at `path`: the last one, or the one with the number `run`.
 
-    Raises StorageError where the file is missing, no run's, or of a newer version, MissingError where it has no such
-    run.
+    `began` is in seconds since the epoch; `every` says how often a step is watched; `versions` are those of chainrule,
+    torch and Python. Raises StorageError if the file does not exist, is not the file of a run, or has a newer version;
+    MissingError if it has no such run.
     """
 
     def frame(self, kind: Kind | None = None, library: str | None = None) -> Any:
-        """A DataFrame: of the steps, or with `kind` of all its tensors, a row for each tensor and step.
+        """A DataFrame of the steps, or with `kind` of all its tensors, a row for each tensor and step.
 
-        With pandas, or polars, whichever is installed, or the one named by `library`. Raises MissingError where neither
-        is.
+        The library is pandas or polars, whichever is installed, or the one named by `library`. Raises MissingError if
+        neither is.
         """
-        from chainrule.monitor.runs.export import frame
-
-        return frame(self, kind, library)
+        return export.frame(self, kind, library)
 
     def to_tensorboard(self, folder: str | os.PathLike[str]) -> None:
-        """Write TensorBoard event files into a folder. Raises MissingError where `tensorboard` is not installed."""
-        from chainrule.monitor.runs.export import to_tensorboard
-
-        to_tensorboard(self, folder)
+        """Write TensorBoard event files to a folder. Raises MissingError if `tensorboard` is not installed."""
+        export.to_tensorboard(self, folder)
 
     def to_parquet(self, folder: str | os.PathLike[str]) -> None:
-        """Write Parquet files into a folder: `steps.parquet`, `findings.parquet`, and one for each kind of tensor.
+        """Write Parquet files to a folder: `steps.parquet`, `findings.parquet`, and one for each kind of tensor.
 
-        Raises MissingError where `pyarrow` is not installed.
+        Raises MissingError if `pyarrow` is not installed.
         """
-        from chainrule.monitor.runs.export import to_parquet
-
-        to_parquet(self, folder)
+        export.to_parquet(self, folder)
 
     def document(self) -> Document:
         """The run in a screenful, for any view."""
-        from chainrule.monitor.runs.summary import document
-
         return document(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the run to a file; its suffix names the view: `.html` is the page of the run, with every step in it.
+        """Write the run to a file; the suffix selects the view, and `.html` the page of the run.
 
-        Beside a page stand the pages of the steps that were recorded in full, which it links to. Raises StorageError
-        for a suffix that no view has, and where the file cannot be written.
+        The pages of steps recorded in full are written beside it. Raises StorageError for an unknown suffix, and if
+        the file cannot be written.
         """
         from chainrule import views
         from chainrule.graph.storage import write_atomically
@@ -74,16 +69,16 @@ class Run(RunReader):
 
 
 def open(path: str | os.PathLike[str], run: int | None = None) -> Run:
-    """The last run in a file, or that with the number `run`; also while it is being written.
+    """The last run in a file, or the one with the number `run`, even while another process writes it.
 
-    Raises StorageError where the file is missing, no run's, or of a newer version, and MissingError where it has no
-    such run.
+    Raises StorageError if the file does not exist, is not the file of a run, or has a newer version, and MissingError
+    if it has no such run.
     """
     return Run(path, run)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a SQLite database, as those of runs are."""
+    """Whether a file is a SQLite database, as the file of a run is."""
     try:
         with builtins.open(path, "rb") as file:
             return file.read(len(SQLITE)) == SQLITE

@@ -1,4 +1,4 @@
-"""A run in a screenful, as the neutral document that every view tells: its course, its findings, its parameters."""
+"""A run in a screenful, as the Document that every view renders: loss curve, findings, parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chainrule.document import Block, Code, Document, Paragraph, Section, Table, Text
+from chainrule.monitor.runs.reader import spread
 from chainrule.numbers import number
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from chainrule.monitor.runs.found import Found
     from chainrule.monitor.runs.reader import RunReader
 
-LINES = 10  # steps in the table of the course
-PARAMETERS = 30  # rows in theirs
+LINES = 10  # steps in the table of losses
+PARAMETERS = 30  # rows in the table of parameters
 
 
 def document(run: RunReader) -> Document:
-    """Tell a run."""
+    """Summarise a run."""
     steps = run.steps()
     return Document(("One run of training",), tuple(_summary(run, steps)), tuple(_sections(run, steps)))
 
@@ -36,7 +37,7 @@ def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
     yield Paragraph(
         (
             f"{len(steps):,} watched steps, {steps[0].step:,} to {steps[-1].step:,}, every {run.every:,}; "
-            f"begun {began}, {ending}. Script: ",
+            f"started {began}, {ending}. Script: ",
             Code(run.script or "none"),
         )
     )
@@ -45,9 +46,10 @@ def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
         yield Paragraph((f"The file holds the runs {there}; this is number {run.id}.",), "note")
     skipped = sum(facts.skipped for facts in steps)
     if skipped:
-        yield Paragraph((f"A GradScaler left out {skipped:,} steps, whose gradients were not finite.",), "note")
+        count = f"{skipped:,} step{'s' * (skipped > 1)}"
+        yield Paragraph((f"A GradScaler skipped {count} with gradients that were not finite.",), "note")
     if not run.findings():
-        yield Paragraph(("Nothing was found to be unhealthy.",))
+        yield Paragraph(("No findings.",))
     yield from _findings(run)
 
 
@@ -63,12 +65,12 @@ def _found(found: Found) -> str:
 
 def _sections(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Section]:
     if steps:
-        yield Section(("The course of it",), "course", "overview", (_course(steps),))
+        yield Section(("Loss curve",), "course", "overview", (_course(steps),))
     rows = tuple(_parameters(run))
     if rows:
-        shown = [rows[place] for place in _spread(len(rows), PARAMETERS)]
+        shown = spread(rows, PARAMETERS)
         left = (
-            f"{len(rows) - len(shown)} more between these are in the page of the run." if len(rows) > len(shown) else ""
+            f"The page of the run shows {len(rows) - len(shown)} more between these." if len(rows) > len(shown) else ""
         )
         headers = ("parameter", "gradient norm", "largest", "update / weight", "largest")
         words = Paragraph((f"Medians over the watched steps. {left}".strip(),))
@@ -81,17 +83,11 @@ def _sections(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Section]:
 
 def _course(steps: Sequence[StepFacts]) -> Table:
     rows = []
-    for facts in (steps[place] for place in _spread(len(steps), LINES)):
+    for facts in spread(steps, LINES):
         loss = "skipped" if facts.skipped else "" if facts.loss is None else number(facts.loss)
         clipped = "" if facts.clipped is None else " -> ".join(map(number, facts.clipped))
         rows.append(((f"{facts.step:,}",), (loss,), (", ".join(map(number, facts.rates)),), (clipped,)))
     return Table(("step", "loss", "learning rate", "norm before and after clipping"), tuple(rows))
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many places: the first, the last, and evenly between."""
-    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-    return places
 
 
 def _parameters(run: RunReader) -> Iterator[tuple[Text, ...]]:
@@ -99,12 +95,12 @@ def _parameters(run: RunReader) -> Iterator[tuple[Text, ...]]:
     _, moved, ratios = run.ratios()
     ratio_of = {tensor.name: row for tensor, row in zip(moved, ratios, strict=True)}
     for tensor, row in zip(tensors, norms, strict=True):
-        figures = (*_figures(row), *_figures(ratio_of.get(tensor.name, row[:0])))
-        yield (Code(tensor.name),), *((figure,) for figure in figures)
+        numbers = (*_median_and_largest(row), *_median_and_largest(ratio_of.get(tensor.name, row[:0])))
+        yield (Code(tensor.name),), *((each,) for each in numbers)
 
 
-def _figures(row: np.ndarray) -> tuple[str, str]:
-    """The median and the largest of what there is."""
+def _median_and_largest(row: np.ndarray) -> tuple[str, str]:
+    """The median and the maximum of the numbers that are not NaN."""
     there = row[~np.isnan(row)]
     if not there.size:
         return "", ""

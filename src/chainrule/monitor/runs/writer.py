@@ -1,8 +1,8 @@
-"""Writes what is watched into the file of a run, from a thread of its own, so that training never waits for a disk.
+"""Writes the file of a run from a thread of its own, so that training never waits for a disk.
 
-Everything since the last batch goes in as one transaction, so that a process killed at any moment leaves whole batches.
-A chunk that is not full yet is written again with each batch, longer: a slow run loses no more than a fast one, and the
-chunks of both come out full. What cannot be written (a full disk) is kept and tried again; nothing is ever raised here.
+Each batch is one transaction, so a process killed at any moment leaves whole batches. A chunk that is not full is
+rewritten, longer, with each batch: a slow run loses no more than a fast one, and the chunks of both end up full. Items
+that cannot be written (a full disk) wait and are tried again. The thread never raises.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Literal
+from typing import Any, Literal
 
 from chainrule.errors import StorageError
 from chainrule.graph.history import Kind, StepFacts
 from chainrule.graph.statistics import Statistics
-from chainrule.monitor.runs import chunks, schema
+from chainrule.monitor.runs import format
 from chainrule.monitor.runs.found import Found
 
 BATCH = 1.0  # seconds between two writes
 CHUNK = 64  # steps in a full chunk
-OPEN = 64  # layouts whose chunks are still growing; an older one is left as it is
-HISTOGRAMS = 10  # every how many watched steps the histograms are kept
-WAITING = 5000  # items that are kept while nothing can be written
-
-TABLES = ("step", "recording")
+OPEN = 64  # layouts whose chunks still grow; older ones are final
+HISTOGRAMS = 10  # histograms are stored at every tenth watched step
+WAITING = 5000  # items that wait at most while nothing can be written
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What one tensor was at one step."""
+    """The statistics of one tensor at one step."""
 
     kind: Kind
     name: str
@@ -46,27 +44,8 @@ class Figure:
     statistics: Statistics
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    facts: StepFacts
-    figures: tuple[Figure, ...]
-    histograms: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    step: int
-    file: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    status: str
-    when: float
-
-
-_Item = _Step | Found | _Recorded | _End
+_Item = Callable[[], object]
+"""Puts one thing into the tables."""
 
 
 @dataclass(slots=True)
@@ -75,81 +54,82 @@ class _Chunk:
 
     id: int | None = None
     steps: list[int] = field(default_factory=list)
-    rows: list[chunks.Array] = field(default_factory=list)
+    rows: list[format.Array] = field(default_factory=list)
 
 
 def keeps_histograms(before: int) -> bool:
-    """Whether the histograms of a watched step are kept, before which there were so many others."""
+    """Whether histograms are stored for the watched step after `before` others."""
     return before % HISTOGRAMS == 0
 
 
 class Writer:
-    """Adds one run to the file at `path`, or goes on with the last one in it.
+    """Adds a run to the file at `path`, or continues the last one.
 
-    With `start`, the number of steps that were done before, the last run of the file goes on after that step; what it
-    holds of later ones, lost with the process that did them, is removed. Else the run is a new one.
+    With `start`, the number of steps done before, the last run of the file continues after that step. Its later steps,
+    which a process did that then died, are deleted. Otherwise the run is new.
 
-    Raises StorageError where the file cannot be opened, is no run's, or is one of a newer version.
+    Raises StorageError if the file cannot be opened, is not the file of a run, or has a newer version.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, every: int = 1, start: int = 0, versions: Mapping[str, str] | None = None
     ) -> None:
-        self.path = Path(path).absolute()  # a script may change its folder while it runs
-        self.problem: str | None = None  # the last batch could not be written, and why
-        self.dropped = 0  # items given up because too many waited
-        self._connection = schema.connect_to_write(path)
+        self.path = Path(path).absolute()  # the script may change the working directory
+        self.problem: str | None = None  # why the last batch could not be written
+        self.dropped = 0  # items dropped because too many waited
+        self._connection = format.connect_to_write(path)
+        self._execute = self._connection.execute
         self._process = os.getpid()
         self._items: SimpleQueue[_Item | threading.Event | None] = SimpleQueue()
         self._waiting: list[_Item] = []
         self._forget()
-        self._watched = 0  # how many steps with figures were added
+        self._watched = 0  # how many steps with tensors were added
         try:
             self.run = self._begin(every, start, versions or {})
         except sqlite3.Error as error:
-            raise schema.unwritable(path, error) from error
+            raise format.unwritable(path, error) from error
         self._thread = threading.Thread(target=self._work, name="chainrule writes a run", daemon=True)
         self._thread.start()
 
-    # -- what the watch calls -----------------------------------------------------------------------------------------
+    # -- called by the watch ------------------------------------------------------------------------------------------
 
     def add(self, facts: StepFacts, figures: Iterable[Figure] = ()) -> None:
-        """One watched step."""
-        step = _Step(facts, tuple(figures), keeps_histograms(self._watched))
-        self._watched += bool(step.figures)
-        self._items.put(step)
+        """Add a watched step."""
+        tensors, histograms = tuple(figures), keeps_histograms(self._watched)
+        self._watched += bool(tensors)
+        self._items.put(lambda: self._put_step(facts, tensors, histograms))
 
     def find(self, found: Found) -> None:
-        """A finding; one of the same id about the same tensor takes its place."""
-        self._items.put(found)
+        """Add a finding; it replaces the one with the same id and tensor."""
+        self._items.put(lambda: self._insert("finding", run=self.run, **found.row()))
 
     def keep_full(self, save: Callable[[Path], object], step: int, reason: str) -> str | None:
-        """Save a step with all its numbers in a folder beside this file, and list it; returns the problem, if any."""
+        """Save a step recorded in full in a folder beside this file, and list it; returns the problem, if any."""
         folder = self.path.with_name(f"{self.path.stem}.steps")
         name = f"{step}.safetensors" if self.run == 1 else f"{self.run}-{step}.safetensors"
         try:
             folder.mkdir(exist_ok=True)
             save(folder / name)
         except (OSError, StorageError) as error:
-            return f"step {step} could not be kept in full: {error}"
+            return f"step {step} could not be saved in full: {error}"
         self.recorded(step, f"{folder.name}/{name}", reason)
         return None
 
     def recorded(self, step: int, file: str, reason: str) -> None:
-        """A step that was recorded in full, in a file beside this one."""
-        self._items.put(_Recorded(step, file, reason))
+        """List a step recorded in full, in a file beside this one."""
+        self._items.put(lambda: self._insert("recording", run=self.run, step=step, file=file, reason=reason))
 
     def flush(self, timeout: float = 30) -> bool:
-        """Wait until everything added so far was written, or cannot be; whether that came in time."""
+        """Wait until everything added so far is written or has failed to be; False after `timeout` seconds."""
         done = threading.Event()
         self._items.put(done)
         return done.wait(timeout)
 
     def close(self, status: Literal["ended"] | str = "ended") -> None:
-        """Write what waits, say how the run ended, and close the file. Does nothing in a forked process."""
+        """Write all items and the status of the run, and close the file. Does nothing in a forked process."""
         if os.getpid() != self._process or not self._thread.is_alive():
             return
-        self._items.put(_End(status, time.time()))
+        self._items.put(lambda: self._update("run", self.run, status=status, ended=time.time()))
         self._items.put(None)
         self._thread.join()
 
@@ -163,7 +143,7 @@ class Writer:
         self._connection.close()
 
     def _take_batch(self) -> bool:
-        """Wait for something to write, then for what comes shortly after it; whether the run was closed."""
+        """Wait for an item, then for those within `BATCH` seconds of it; returns whether the run was closed."""
         until: float | None = None
         while True:
             try:
@@ -180,15 +160,15 @@ class Writer:
             until = time.monotonic() + BATCH if until is None else until
 
     def _write(self) -> None:
-        """Everything that waits, in one transaction; what cannot be written waits on."""
+        """Write all waiting items in one transaction; if it fails they keep waiting."""
         if not self._waiting:
             return
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            for item in self._waiting:
-                self._put(item)
+            self._execute("BEGIN IMMEDIATE")
+            for put in self._waiting:
+                put()
             self._put_chunks()
-            self._connection.execute("COMMIT")
+            self._execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             self._fail(error)
             return
@@ -198,7 +178,7 @@ class Writer:
     def _fail(self, error: Exception) -> None:
         self.problem = f"{self.path} cannot be written now: {error}"
         if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+            self._execute("ROLLBACK")
         self._forget()
         surplus = len(self._waiting) - WAITING
         if surplus > 0:
@@ -206,120 +186,97 @@ class Writer:
             del self._waiting[:surplus]
 
     def _forget(self) -> None:
-        """Know nothing of the file: after a failure what was put in is not there."""
-        self._series: dict[tuple[str, str], int] = {}
-        self._layouts: dict[tuple[str, tuple[int, ...]], int] = {}
+        """Forget the ids of rows in the file: after a failure they do not exist."""
+        self._ids: dict[tuple[Any, ...], int] = {}
         self._chunks: dict[int, _Chunk] = {}
         self._grown: set[int] = set()
 
     # -- the tables ---------------------------------------------------------------------------------------------------
 
+    def _insert(self, table: str, **row: Any) -> int:
+        """Insert a row, or replace the one with the same key; returns its id."""
+        names, places = ", ".join(row), ", ".join("?" * len(row))
+        added = self._execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({places})", tuple(row.values()))
+        return added.lastrowid or 0
+
+    def _update(self, table: str, identity: int, **row: Any) -> None:
+        names = ", ".join(f"{name} = ?" for name in row)
+        self._execute(f"UPDATE {table} SET {names} WHERE id = ?", (*row.values(), identity))
+
+    def _id(self, table: str, key: dict[str, Any], **rest: Any) -> int:
+        """The id of the row of this run with a key; it is inserted if there is none."""
+        known = (table, *key.values())
+        if known not in self._ids:
+            key = {"run": self.run, **key}
+            where = " AND ".join(f"{name} = ?" for name in key)
+            found = self._execute(f"SELECT id FROM {table} WHERE {where}", tuple(key.values())).fetchone()
+            self._ids[known] = int(found[0]) if found else self._insert(table, **key, **rest)
+        return self._ids[known]
+
     def _begin(self, every: int, start: int, versions: Mapping[str, str]) -> int:
-        execute = self._connection.execute
-        execute("BEGIN IMMEDIATE")
-        (last,) = execute("SELECT max(id) FROM run").fetchone()
-        if start and last is not None:
-            self._cut(last, start)
-            execute("UPDATE run SET status = 'running', ended = NULL WHERE id = ?", (last,))
-            run = int(last)
+        self._execute("BEGIN IMMEDIATE")
+        (run,) = self._execute("SELECT max(id) FROM run").fetchone()
+        if start and run is not None:
+            self._cut(run, start)
+            self._update("run", run, status="running", ended=None)
         else:
-            row = (time.time(), "running", sys.argv[0] if sys.argv else "", every, json.dumps(dict(versions)))
-            added = execute("INSERT INTO run (began, status, script, every, versions) VALUES (?, ?, ?, ?, ?)", row)
-            run = int(added.lastrowid or 0)
-        execute("COMMIT")
-        return run
+            script = sys.argv[0] if sys.argv else ""
+            known = json.dumps(dict(versions))
+            run = self._insert("run", began=time.time(), status="running", script=script, every=every, versions=known)
+        self._execute("COMMIT")
+        return int(run)
 
     def _cut(self, run: int, start: int) -> None:
-        """Remove what a run holds of the steps after `start`."""
-        execute = self._connection.execute
-        for table in TABLES:
-            execute(f"DELETE FROM {table} WHERE run = ? AND step > ?", (run, start))
-        execute("DELETE FROM finding WHERE run = ? AND since > ?", (run, start))
+        """Delete the steps of a run after `start`."""
+        for table, column in (("step", "step"), ("recording", "step"), ("finding", "since")):
+            self._execute(f"DELETE FROM {table} WHERE run = ? AND {column} > ?", (run, start))
         mine = "layout IN (SELECT id FROM layout WHERE run = ?)"
-        execute(f"DELETE FROM histogram WHERE {mine} AND step > ?", (run, start))
-        execute(f"DELETE FROM chunk WHERE {mine} AND first > ?", (run, start))
-        names = ", ".join(chunks.COLUMNS)
-        for identity, steps, *columns in execute(
+        self._execute(f"DELETE FROM histogram WHERE {mine} AND step > ?", (run, start))
+        self._execute(f"DELETE FROM chunk WHERE {mine} AND first > ?", (run, start))
+        names = ", ".join(format.COLUMNS)
+        for identity, steps, *columns in self._execute(
             f"SELECT id, steps, {names} FROM chunk WHERE {mine} AND last > ?", (run, start)
         ).fetchall():
-            kept = [step for step in chunks.read_integers(steps).tolist() if step <= start]
+            kept = [step for step in format.read_integers(steps).tolist() if step <= start]
             shorter = [
-                chunks.shortened(column, name, len(steps) // 8, len(kept))
-                for name, column in zip(chunks.COLUMNS, columns, strict=True)
+                format.truncated(column, name, len(steps) // 8, len(kept))
+                for name, column in zip(format.COLUMNS, columns, strict=True)
             ]
-            self._replace(identity, kept, shorter)
+            self._update("chunk", identity, **_columns(kept, shorter))
 
-    def _put(self, item: _Item) -> None:
-        match item:
-            case _Step():
-                self._put_step(item.facts)
-                self._put_figures(item)
-            case Found():
-                self._put_finding(item)
-            case _Recorded():
-                row = (self.run, item.step, item.file, item.reason)
-                self._connection.execute("INSERT OR REPLACE INTO recording VALUES (?, ?, ?, ?)", row)
-            case _End():
-                ending = (item.status, item.when, self.run)
-                self._connection.execute("UPDATE run SET status = ?, ended = ? WHERE id = ?", ending)
-
-    def _put_step(self, facts: StepFacts) -> None:
+    def _put_step(self, facts: StepFacts, figures: Sequence[Figure], histograms: bool) -> None:
         norm, clipped = facts.clipped or (None, None)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                self.run, facts.step, facts.time, _real(facts.loss), json.dumps(list(facts.rates)),
-                facts.skipped, _real(facts.scale), _real(norm), _real(clipped), facts.passes,
-            ),
+        self._insert(
+            "step", run=self.run, step=facts.step, time=facts.time, loss=_real(facts.loss),
+            rates=json.dumps(list(facts.rates)), skipped=facts.skipped, scale=_real(facts.scale), norm=_real(norm),
+            norm_clipped=_real(clipped), passes=facts.passes,
         )  # fmt: skip
-
-    def _put_finding(self, found: Found) -> None:
-        self._connection.execute(
-            "INSERT OR REPLACE INTO finding (run, finding, severity, name, place, since, until, text, evidence, advice,"
-            " rows, size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                self.run, found.id, found.severity, found.where, found.place, found.since, found.until, found.text,
-                json.dumps(list(found.evidence)), found.advice, json.dumps(list(found.rows)), found.size,
-            ),
-        )  # fmt: skip
-
-    def _put_figures(self, item: _Step) -> None:
-        step = item.facts.step
         by_kind: dict[str, list[Figure]] = {}
-        for figure in item.figures:
+        for figure in figures:
             by_kind.setdefault(figure.kind, []).append(figure)
-        for kind, figures in by_kind.items():
-            layout = self._layout(kind, tuple(self._identity(figure) for figure in figures))
-            chunk = self._chunks.setdefault(layout, _Chunk())
-            chunk.steps.append(step)
-            chunk.rows.append(chunks.row(figure.statistics for figure in figures))
-            self._grown.add(layout)
-            if len(chunk.steps) == CHUNK:
-                self._put_chunk(layout)
-                del self._chunks[layout]
-            if item.histograms and any(figure.statistics.magnitudes for figure in figures):
-                counts = chunks.histograms([figure.statistics for figure in figures])
-                self._connection.execute("INSERT OR REPLACE INTO histogram VALUES (?, ?, ?)", (layout, step, counts))
+        for kind, several in by_kind.items():
+            self._put_figures(facts.step, kind, several, histograms)
 
-    def _identity(self, figure: Figure) -> int:
-        key = (figure.kind, figure.name)
-        if key not in self._series:
-            row = (self.run, *key, figure.layer, figure.type, figure.dtype)
-            known = "SELECT id FROM series WHERE run = ? AND kind = ? AND name = ?"
-            execute = self._connection.execute
-            execute("INSERT OR IGNORE INTO series (run, kind, name, layer, type, dtype) VALUES (?, ?, ?, ?, ?, ?)", row)
-            (self._series[key],) = execute(known, row[:3]).fetchone()
-        return self._series[key]
-
-    def _layout(self, kind: str, series: tuple[int, ...]) -> int:
-        key = (kind, series)
-        if key not in self._layouts:
-            row = (self.run, kind, chunks.integers(series))
-            execute = self._connection.execute
-            known = execute("SELECT id FROM layout WHERE run = ? AND kind = ? AND series = ?", row).fetchone()
-            added = known or (execute("INSERT INTO layout (run, kind, series) VALUES (?, ?, ?)", row).lastrowid,)
-            self._layouts[key] = int(added[0] or 0)
-        return self._layouts[key]
+    def _put_figures(self, step: int, kind: str, figures: Sequence[Figure], histograms: bool) -> None:
+        series = format.integers(
+            [
+                self._id(
+                    "series", {"kind": kind, "name": each.name}, layer=each.layer, type=each.type, dtype=each.dtype
+                )
+                for each in figures
+            ]
+        )
+        layout = self._id("layout", {"kind": kind, "series": series})
+        chunk = self._chunks.setdefault(layout, _Chunk())
+        chunk.steps.append(step)
+        chunk.rows.append(format.row(figure.statistics for figure in figures))
+        self._grown.add(layout)
+        if len(chunk.steps) == CHUNK:
+            self._put_chunk(layout)
+            del self._chunks[layout]
+        if histograms and any(figure.statistics.magnitudes for figure in figures):
+            counts = format.histograms([figure.statistics for figure in figures])
+            self._insert("histogram", layout=layout, step=step, counts=counts)
 
     def _put_chunks(self) -> None:
         for layout in sorted(self._grown):
@@ -331,24 +288,20 @@ class Writer:
     def _put_chunk(self, layout: int) -> None:
         self._grown.discard(layout)
         chunk = self._chunks[layout]
-        columns = chunks.columns(chunk.rows)
-        if chunk.id is not None:
-            self._replace(chunk.id, chunk.steps, columns)
-            return
-        row = (layout, chunk.steps[0], chunk.steps[-1], chunks.integers(chunk.steps), *columns)
-        places = ", ".join("?" * len(row))
-        names = ", ".join(chunks.COLUMNS)
-        added = self._connection.execute(
-            f"INSERT INTO chunk (layout, first, last, steps, {names}) VALUES ({places})", row
-        )
-        chunk.id = added.lastrowid
+        columns = _columns(chunk.steps, format.columns(chunk.rows))
+        if chunk.id is None:
+            chunk.id = self._insert("chunk", layout=layout, first=chunk.steps[0], **columns)
+        else:
+            self._update("chunk", chunk.id, **columns)
 
-    def _replace(self, identity: int, steps: Sequence[int], columns: Sequence[bytes]) -> None:
-        names = ", ".join(f"{name} = ?" for name in chunks.COLUMNS)
-        row = (steps[-1], chunks.integers(steps), *columns, identity)
-        self._connection.execute(f"UPDATE chunk SET last = ?, steps = ?, {names} WHERE id = ?", row)
+
+def _columns(steps: Sequence[int], columns: Sequence[bytes]) -> dict[str, Any]:
+    """The columns of a chunk that change as it grows."""
+    return {
+        "last": steps[-1], "steps": format.integers(steps), **dict(zip(format.COLUMNS, columns, strict=True))
+    }  # fmt: skip
 
 
 def _real(number: float | None) -> float | str | None:
-    """SQLite takes NaN for NULL, which is what stands where there was no loss: it is kept as a word."""
+    """NaN as text: SQLite stores NaN as NULL, which means no loss."""
     return "nan" if number is not None and number != number else number

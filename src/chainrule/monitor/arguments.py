@@ -1,4 +1,4 @@
-"""What a watch is given: models and the names of their parameters, optimizers, numbers of steps."""
+"""The arguments of `chainrule.watch`: models and the names of their parameters, optimizers, numbers of steps."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.source import is_library
 from chainrule.errors import RequestError
-from chainrule.monitor.gather import shortened
+from chainrule.monitor.step_series import without_wrappers
 
 
 class WatchedModels:
-    """The models under watch: those `given`, else the modules that `namespace` holds."""
+    """The watched models: those `given`, otherwise the modules in `namespace`."""
 
     def __init__(self, given: list[nn.Module], namespace: Mapping[str, Any]) -> None:
         self.given = given
-        self.names: dict[int, str] = {}  # id of a parameter -> its name, as a recording has it
+        self.names: dict[int, str] = {}  # id of a parameter -> its name in a recording
         self._namespace = namespace
 
     def named(self) -> dict[str, nn.Module]:
-        """The modules that the user's code has under a name, now."""
+        """The modules that the namespace holds now."""
         return modules_in(self._namespace)
 
     def whole(self) -> list[nn.Module]:
-        """The models as given; else the user's modules that have parameters and are no part of another."""
+        """The given models; otherwise the user's modules that have parameters and are not part of another module."""
         if self.given:
             return self.given
         named = {id(item): item for item in self.named().values() if any(True for _ in item.parameters())}
@@ -34,45 +34,45 @@ class WatchedModels:
         return [item for key, item in named.items() if key not in parts]
 
     def meet(self, roots: Iterable[nn.Module]) -> None:
-        """Name the parameters as a recording names them, when their model first runs."""
+        """Name the parameters as a recording does, once their model has run."""
         models = self.whole() or [root for root in roots if any(True for _ in root.parameters())]
         known = {id(item): name for name, item in self.named().items()}
         for model in models:
             prefix = f"{known.get(id(model), type(model).__name__)}." if len(models) > 1 else ""
             for path, parameter in model.named_parameters():
-                self.names.setdefault(id(parameter), prefix + shortened(path))
+                self.names.setdefault(id(parameter), prefix + without_wrappers(path))
 
     def forget(self) -> None:
-        """Drop every reference to what is the user's."""
+        """Drop every reference to the user's objects."""
         self.given, self.names, self._namespace = [], {}, {}
 
 
 def modules_in(names: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The modules among named things."""
+    """The modules among named objects."""
     return {name: item for name, item in names.items() if isinstance(item, nn.Module)}
 
 
 def modules_around(frame: Any) -> dict[str, nn.Module]:
-    """The modules that the user's code around a frame has under a name."""
+    """The modules among the variables of the user's code around a frame."""
     while frame is not None and is_library(frame.f_code):
         frame = frame.f_back
     return {} if frame is None else modules_in({**frame.f_globals, **frame.f_locals})
 
 
 def as_list(given: Any, kind: type, name: str) -> list[Any]:
-    """One or several, as a list. Raises RequestError for anything else, as where model and optimizer are exchanged."""
+    """One object or several, as a list. Raises RequestError for another type, as if model and optimizer are swapped."""
     found = [] if given is None else [given] if isinstance(given, kind) or not isinstance(given, Iterable) else [*given]
     for each in found:
         if not isinstance(each, kind) and not isinstance(unwrapped(each), kind):
             raise RequestError(
-                f"chainrule.watch({name}=...): {type(each).__name__} came. Give the {name} of PyTorch, or several of "
-                "them: chainrule.watch(model, optimizer)."
+                f"chainrule.watch({name}=...) got {type(each).__name__}. Pass one {name} of PyTorch, or several: "
+                "chainrule.watch(model, optimizer)."
             )
     return found
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The optimizer of torch.optim inside the wrappers of Accelerate and Lightning, whose hooks are the ones called."""
+    """The optimizer of torch.optim inside the wrappers of Accelerate and Lightning; its hooks are the ones called."""
     for name in ("optimizer", "_optimizer"):
         inside = getattr(optimizer, name, None)
         if isinstance(inside, Optimizer):
@@ -81,13 +81,15 @@ def unwrapped(optimizer: Any) -> Any:
 
 
 def steps_done(optimizers: Iterable[Optimizer]) -> int:
-    """The step count in the state of an optimizer loaded from a checkpoint; 0 where it keeps none, as SGD."""
+    """The step count in the state of an optimizer loaded from a checkpoint; 0 if it has none, as SGD."""
     counts = [state["step"] for each in optimizers for state in each.state.values() if "step" in state]
     return max((int(count) for count in counts), default=0)
 
 
 def check_counts(options: Mapping[str, int | None], least: int) -> None:
-    """Raise RequestError for anything but a number of steps."""
+    """Raise RequestError unless each option is None or a number of steps."""
     for name, given in options.items():
         if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < least):
-            raise RequestError(f"chainrule.watch({name}={given!r}): this is a whole number of steps, {least} or more.")
+            raise RequestError(
+                f"chainrule.watch({name}={given!r}): {name} is a whole number of steps, at least {least}."
+            )

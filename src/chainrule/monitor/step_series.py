@@ -1,15 +1,16 @@
-"""From one recorded step to what is kept of it: the loss, the learning rates, and the figures of its tensors.
+"""One watched step as entries of the run's series: the loss, the learning rates, the statistics of its tensors.
 
-A tensor goes by the path of its module or parameter in the model, whatever else ran at the top (a loss that is a
-module), so that it has the same name in every step. What a GradScaler multiplied is divided again.
+The name of a tensor is the path of its module or parameter in the model, even if another module (a loss) runs at the
+top level, so it is the same in every step. The scale of a GradScaler is divided out.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -34,71 +35,61 @@ CLIPS = "clip_grad"
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, and of torch.compile
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the watch knows of a step besides its recording."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchContext:
+    """What the watch knows about a step in addition to its recording."""
 
     step: int
-    time: float
     rates: tuple[float, ...]
     scale: float | None
-    passes_before: int  # backward passes that belong to an earlier optimizer's step in this round
-    closure: bool  # the optimizer ran the passes itself, the first of them where the parameters were
-    named: bool  # paths begin at models that are known
+    passes_before: int  # backward passes of an earlier optimizer's step in the same training step
+    closure: bool  # the optimizer ran the passes itself, only the first with the parameters of the step's start
+    named: bool  # paths start at known models
     full: bool  # recorded with all its numbers
-    met: Mapping[str, Statistics] = field(default_factory=dict)  # gradients, where a closure made them inside the step
-    moments: tuple[tuple[str, str, Statistics], ...] = ()  # (parameter, key, figures)
-    measures: StatisticsCache = field(default_factory=StatisticsCache)  # of the step's tensors, for all who ask
-    histograms: bool = True  # whether those are wanted
-    alone: bool = True  # no other rank watches: which inputs are parts of one, and which the same, nobody knows
+    gradients: Mapping[str, Statistics]  # those a closure made inside the optimizer's step, by parameter
+    moments: tuple[tuple[str, str, Statistics], ...]  # (parameter, key, statistics)
+    cache: StatisticsCache  # of the step's tensors
+    histograms: bool
+    alone: bool  # no other rank watches; among ranks it is not known which inputs are equal and which are parts
 
-    def figures(self, snapshot: Snapshot | None) -> Statistics | None:
-        """Those that were taken while the step ran; of a tensor whose numbers were kept, those of the numbers."""
-        return self.measures.of(snapshot, self.histograms)
+    def statistics(self, snapshot: Snapshot | None) -> Statistics | None:
+        """The statistics taken while the step ran; for a tensor with kept numbers, those of the numbers."""
+        return self.cache.of(snapshot, self.histograms)
 
 
 def skipped_in(graph: Graph) -> int:
-    """How many steps a GradScaler left out while this was recorded: it sets its scale anew after each."""
+    """How many steps a GradScaler skipped while this was recorded: it updates its scale after each."""
     return sum(operation.name.startswith(UPDATES_SCALE) for operation in graph.operations)
 
 
-def facts_of(graph: Graph, around: Surroundings) -> StepFacts:
-    """The step apart from its tensors."""
+def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
+    """The facts of the step, apart from its tensors."""
     attempts = skipped_in(graph) + 1
     backwards = graph.accumulating
-    passes = len(backwards) // attempts  # those of the attempts that were left out are no part of it
-    counted = backwards[max(len(backwards) - passes, around.passes_before) :]
+    passes = len(backwards) // attempts  # without those of skipped attempts
+    counted = backwards[max(len(backwards) - passes, context.passes_before) :]
     losses = [_number(graph.values[each.loss]) for each in counted if each.loss is not None]
-    known = [loss for loss in losses if loss is not None][: 1 if around.closure else None]
+    known = [loss for loss in losses if loss is not None][: 1 if context.closure else None]
     return StepFacts(
-        around.step,
-        around.time,
-        sum(known) / (around.scale or 1) if known else None,
-        around.rates,
-        False,
-        around.scale,
-        _clipped(graph, around),
-        max(passes, 1),
-        around.full,
-    )
+        context.step, time.time(), sum(known) / (context.scale or 1) if known else None, context.rates,
+        scale=context.scale, clipped=_clipped(graph, context), passes=max(passes, 1), full=context.full,
+    )  # fmt: skip
 
 
-def figures_of(graph: Graph, around: Surroundings) -> Iterator[Figure]:
-    """Every tensor that is kept: what came from outside, parameters, what modules and the user's named lines made, and
-    all their gradients.
-    """
-    around.measures.measure(_floats_of(graph), around.histograms)
-    prefix = "" if around.named else prefix_of(graph)
+def figures_of(graph: Graph, context: WatchContext) -> Iterator[Figure]:
+    """The tensors of the series: inputs, parameters, outputs of modules, results with a name, and their gradients."""
+    context.cache.measure(_real_tensors(graph), context.histograms)
+    prefix = "" if context.named else prefix_of(graph)
     named = list(_named_values(graph, prefix))
-    left_out = _left_out(graph, named)
-    if around.alone:
-        yield from _of_inputs(graph, around, left_out)
-    yield from _of_parameters(graph, prefix, around)
-    yield from _of_values([each for each in named if each[-1].index not in left_out], around)
+    unused = _unused(graph, named)
+    if context.alone:
+        yield from _of_inputs(graph, context, unused)
+    yield from _of_parameters(graph, prefix, context)
+    yield from _of_values([each for each in named if each[-1].index not in unused], context)
 
 
-def _floats_of(graph: Graph) -> Iterator[Tensor]:
-    """Every tensor of real numbers that was kept: each is asked for, by its figures or by what looks for findings."""
+def _real_tensors(graph: Graph) -> Iterator[Tensor]:
+    """Every kept tensor of real numbers: the series or the findings ask for the statistics of each."""
     values = ((value.snapshot, value.gradient) for value in graph.values)
     parameters = ((parameter.start, parameter.gradient) for parameter in graph.parameters.values())
     updates = ((member.start, member.gradient) for update in graph.updates for member in update.parameters)
@@ -106,13 +97,13 @@ def _floats_of(graph: Graph) -> Iterator[Tensor]:
     return (each for each in known if each is not None and each.is_floating_point())
 
 
-NamedValue = tuple[str, str, Value]  # the path, the class of its module or the call that made it, and itself
+NamedValue = tuple[str, str, Value]  # the path, the class of its module or the call that made it, the value
 
 
-def _left_out(graph: Graph, named: Sequence[NamedValue]) -> set[int]:
-    """What had no part in the update, of what the step has several of one name: a forward pass whose loss was left out.
+def _unused(graph: Graph, named: Sequence[NamedValue]) -> set[int]:
+    """Among values with the same name, those without a part in the update: a forward pass whose loss was not used.
 
-    So what remains goes by the name that it has in every other step.
+    The others then have the same names as in every other step.
     """
     again = Counter(name for name, _, _ in named)
     repeated = [(name, value.index) for name, _, value in named if again[name] > 1]
@@ -127,11 +118,11 @@ def _left_out(graph: Graph, named: Sequence[NamedValue]) -> set[int]:
     return {index for name, index in repeated if name in kept}.union(inputs) - had_part
 
 
-def _of_inputs(graph: Graph, around: Surroundings, left_out: Collection[int]) -> Iterator[Figure]:
+def _of_inputs(graph: Graph, context: WatchContext, unused: Collection[int]) -> Iterator[Figure]:
     for layer, value in enumerate(graph.values):
-        if value.kind != "input" or value.operation is not None or not value.shape or layer in left_out:
+        if value.kind != "input" or value.operation is not None or not value.shape or layer in unused:
             continue
-        statistics = around.figures(value.snapshot)
+        statistics = context.statistics(value.snapshot)
         if statistics is not None:
             yield Figure("input", value.name, layer, "", _short(value.dtype), statistics)
 
@@ -139,30 +130,30 @@ def _of_inputs(graph: Graph, around: Surroundings, left_out: Collection[int]) ->
 # -- parameters -------------------------------------------------------------------------------------------------------
 
 
-def _of_parameters(graph: Graph, prefix: str, around: Surroundings) -> Iterator[Figure]:
+def _of_parameters(graph: Graph, prefix: str, context: WatchContext) -> Iterator[Figure]:
     types = {name: module.class_name for module in graph.modules for name in module.parameters}
-    updates = {each.name: each for update in graph.updates for each in update.parameters}  # the last of each
+    updates = _last_updates(graph)
     layers: dict[str, int] = {}
     for layer, (name, parameter) in enumerate(graph.parameters.items()):
-        short = shortened(name, prefix)
+        short = without_wrappers(name, prefix)
         layers[short] = layer
-        changed = updates.get(name, parameter)
+        update = updates.get(name, parameter)
         kinds: tuple[tuple[Kind, Statistics | None], ...] = (
-            ("parameter", around.figures(changed.start)),
-            ("parameter gradient", around.met.get(short) or around.figures(changed.gradient)),
-            ("update", _moved(changed, around.histograms)),
+            ("parameter", context.statistics(update.start)),
+            ("parameter gradient", context.gradients.get(short) or context.statistics(update.gradient)),
+            ("update", _update(update, context.histograms)),
         )
         for kind, statistics in kinds:
             if statistics is not None:
                 yield Figure(kind, short, layer, types.get(name, ""), "", statistics)
-    for parameter_name, key, statistics in around.moments:
+    for parameter_name, key, statistics in context.moments:
         yield Figure("moment", f"{parameter_name}/{key}", layers.get(parameter_name, 0), "", "", statistics)
 
 
 def rank_of(recording: Recording, prefix: str) -> RankFacts:
-    """What this rank's step was like, its parameters by the names that they have in a run."""
+    """The facts of this rank at the step, with parameters named as in the run."""
     facts = facts_of_rank(recording, marks=False)
-    return replace(facts, parameters={shortened(name, prefix): each for name, each in facts.parameters.items()})
+    return replace(facts, parameters={without_wrappers(name, prefix): each for name, each in facts.parameters.items()})
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -175,25 +166,25 @@ def _named_values(graph: Graph, prefix: str) -> Iterator[NamedValue]:
             continue
         name, type_ = _named(graph, value, types)
         if name:
-            yield shortened(name, prefix), type_, value
+            yield without_wrappers(name, prefix), type_, value
 
 
-def _of_values(named: Iterable[NamedValue], around: Surroundings) -> Iterator[Figure]:
+def _of_values(named: Iterable[NamedValue], context: WatchContext) -> Iterator[Figure]:
     runs: Counter[str] = Counter()
     for short, type_, value in named:
         runs[short] += 1
         path = short if runs[short] == 1 else f"{short}#{runs[short]}"
         dtype = _short(value.dtype)
-        statistics = around.figures(value.snapshot)
-        gradient = around.figures(value.gradient)
+        statistics = context.statistics(value.snapshot)
+        gradient = context.statistics(value.gradient)
         if statistics is not None:
             yield Figure("value", path, value.index, type_, dtype, statistics)
         if gradient is not None:
-            yield Figure("gradient", path, value.index, type_, dtype, divided(gradient, around.scale or 1))
+            yield Figure("gradient", path, value.index, type_, dtype, divided(gradient, context.scale or 1))
 
 
 def _named(graph: Graph, value: Value, types: dict[str, str]) -> tuple[str, str]:
-    """The path of the module that made a value and its class, or the name that the user gave it and the call."""
+    """The path and class of the module that made a value, or the name in the user's code and the call."""
     bare = [name.partition("@")[0] for name in value.names]
     for name in bare:
         if name in types and name:
@@ -206,37 +197,40 @@ def _named(graph: Graph, value: Value, types: dict[str, str]) -> tuple[str, str]
     return (f"{module}.{name}" if module and name else name), called
 
 
-# -- figures ----------------------------------------------------------------------------------------------------------
+# -- statistics -------------------------------------------------------------------------------------------------------
 
 
 def divided(statistics: Statistics, scale: float) -> Statistics:
-    """The figures of the tensor over `scale`; the histogram only where that is a power of two, as scales are."""
+    """The statistics of the tensor divided by `scale`, without the histogram."""
     if scale == 1:
         return statistics
-    figures = {name: getattr(statistics, name) / scale for name in ("norm", "mean", "std", "low", "high")}
-    return replace(statistics, **figures, magnitudes=())
+    numbers = {name: getattr(statistics, name) / scale for name in ("norm", "mean", "std", "low", "high")}
+    return replace(statistics, **numbers, magnitudes=())
 
 
-def _clipped(graph: Graph, around: Surroundings) -> tuple[float, float] | None:
-    """The norm of all gradients as backward left them, and as the optimizer met them, where something clipped them."""
+def _clipped(graph: Graph, context: WatchContext) -> tuple[float, float] | None:
+    """The norm of all gradients after backward, and as the optimizer used them; None if nothing clipped them."""
     if not any(event.kind.startswith(CLIPS) for event in graph.events):
         return None
-    left = [around.figures(each.gradient) for each in graph.parameters.values()]
-    last = {each.name: each for update in graph.updates for each in update.parameters}
-    met: Iterable[Statistics | None] = around.met.values()
-    met = met or [around.figures(each.gradient) for each in last.values()]
-    return _norm(left) / (around.scale or 1), _norm(met)
+    left = [context.statistics(each.gradient) for each in graph.parameters.values()]
+    used: Iterable[Statistics | None] = context.gradients.values()
+    used = used or [context.statistics(each.gradient) for each in _last_updates(graph).values()]
+    return _norm(left) / (context.scale or 1), _norm(used)
 
 
-def _moved(changed: Parameter | ParameterUpdate, histogram: bool) -> Statistics | None:
-    """What the step added to a parameter."""
-    known = changed.update_statistics if isinstance(changed, ParameterUpdate) else None
-    before, after = changed.start.data, data_of(changed.end)
+def _last_updates(graph: Graph) -> dict[str, ParameterUpdate]:
+    return {each.name: each for update in graph.updates for each in update.parameters}
+
+
+def _update(update: Parameter | ParameterUpdate, histogram: bool) -> Statistics | None:
+    """The change of a parameter in the step."""
+    known = update.update_statistics if isinstance(update, ParameterUpdate) else None
+    before, after = update.start.data, data_of(update.end)
     return known if known is not None or before is None or after is None else Statistics.of(after - before, histogram)
 
 
 def _norm(gradients: Iterable[Statistics | None]) -> float:
-    """Of all gradients together; not finite where one of them is not."""
+    """The norm of all gradients; NaN if one of them is not finite."""
     known = [each for each in gradients if each is not None]
     return math.nan if any(each.not_finite for each in known) else math.hypot(*(each.norm for each in known))
 
@@ -256,15 +250,15 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def prefix_of(graph: Graph) -> str:
-    """What stands before the model's own paths where something else ran beside it at the top."""
+    """The prefix of the model's paths if another module ran beside it at the top level."""
     if any(module.path == "" for module in graph.modules):
         return ""
     firsts = {name.partition(".")[0] for name in graph.parameters}
     return f"{firsts.pop()}." if len(firsts) == 1 else ""
 
 
-def shortened(name: str, prefix: str = "") -> str:
-    """A path without the names of wrappers around the model."""
+def without_wrappers(name: str, prefix: str = "") -> str:
+    """A path without the prefix and the names of wrappers around the model."""
     name = name.removeprefix(prefix)
     for wrapper in WRAPPERS:
         name = name.removeprefix(wrapper)
@@ -274,7 +268,7 @@ def shortened(name: str, prefix: str = "") -> str:
 def measured_gradients(
     optimizers: Iterable[Optimizer], names: Mapping[int, str], histograms: bool
 ) -> dict[str, Statistics]:
-    """The gradients that the optimizers' last steps left standing, by the names of their parameters."""
+    """The statistics of the gradients present after the optimizers' last steps, by parameter."""
     gradients = {
         names[id(parameter)]: own_part(parameter.grad)
         for optimizer in optimizers
@@ -288,7 +282,7 @@ def measured_gradients(
 def measured_moments(
     optimizers: Iterable[Optimizer], names: Mapping[int, str]
 ) -> tuple[tuple[str, str, Statistics], ...]:
-    """What the optimizers remember of each parameter (by its name): their moments, of a large one a sample."""
+    """The statistics of the optimizers' moments of each parameter, from a sample if large."""
     moments = [
         (name, key, own_part(tensor))
         for optimizer in optimizers
