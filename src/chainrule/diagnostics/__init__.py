@@ -16,7 +16,7 @@ from chainrule.diagnostics import (
     layers,
     loss_curve,
     losses,
-    nonfinite_origin,
+    nonfinite,
     optimizer,
     ranks,
     units,
@@ -44,7 +44,7 @@ __all__ = [
 ]  # fmt: skip
 
 TOPICS = {
-    "Numbers that are not finite": nonfinite_origin,
+    "Numbers that are not finite": nonfinite,
     "Units": units,
     "Losses": losses,
     "Layers": layers,
