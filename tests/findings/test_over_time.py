@@ -39,7 +39,7 @@ def test_a_finding_holds_since_the_first_step_of_its_last_unbroken_row():
     seen = {step: (of_step("saturated"),) if step in (0, 3, 4, 5) else () for step in range(6)}
     (finding,) = findings_over_time(course([1.0] * 6), seen)
     assert (finding.since, finding.until, finding.severity) == (3, None, "warning")
-    assert "Held at 3 examined steps in a row." in finding.evidence
+    assert "It held at 3 examined steps in a row." in finding.evidence
     assert str(finding).startswith("warning since step 3: A1 is not well.")
 
 
@@ -80,7 +80,7 @@ def test_units_that_died_later_are_dead_since_then():
 def test_a_finding_of_several_places_is_told_once():
     seen = {0: tuple(of_step("accumulated-gradient", where=name) for name in ("a", "b", "c"))}
     (finding,) = findings_over_time(course([1.0]), seen)
-    assert finding.sentence == "a is not well. The same holds of b, c."
+    assert finding.sentence == "a is not well. The same applies to b, c."
 
 
 def test_nan_in_the_step_after_an_overflow_is_not_told_as_a_second_error():
@@ -153,7 +153,7 @@ def test_a_spike_names_the_layer_that_it_began_in():
         history.add("value", "third", step, figures(900.0 if step == 30 else 1.0), layer=3)
     (finding,) = findings_over_time(history, {})
     assert (finding.id, finding.where, finding.since, finding.until) == ("loss-spike", "second", 30, 30)
-    assert "100 times its usual" in finding.evidence[1]
+    assert "100 times its usual value" in finding.evidence[1]
     assert findings_over_time(history, {}, Thresholds(spike_factor=6.0)) == ()
 
 
@@ -192,8 +192,8 @@ def test_a_threshold_that_is_no_number_is_refused(given):
     with pytest.raises(ChainruleError) as caught:
         chainrule.Thresholds(flat=given)
     assert str(caught.value) == (
-        f"Thresholds(flat={given!r}): this is mean slope, as a share of the largest that the function has, a finite "
-        "number of 0 or more. Its default is 0.04."
+        f"Thresholds(flat={given!r}): the value must be a finite number of 0 or more (mean slope, as a share of the "
+        "function's largest slope). The default is 0.04."
     )
 
 

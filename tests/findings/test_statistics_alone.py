@@ -60,7 +60,7 @@ def test_gradients_through_depth():
 
 def test_where_a_number_is_born_that_is_not_finite():
     finding = found_in(layers(1), loss=lambda output: output.log().mean())["non-finite-forward"]
-    assert finding.sentence == "log makes numbers that are not finite of finite numbers, first of all."
+    assert finding.sentence == "log turns finite numbers into non-finite ones; it is the first to do so."
     assert f" of {SAMPLES * WIDTH} elements of " in finding.evidence[0]
 
 
@@ -100,6 +100,6 @@ def test_a_gradient_that_is_not_finite():
 def test_a_small_result_of_what_was_not_kept_is_not_where_it_was_born():
     found = found_in(layers(2), loss=lambda output: output.log().square().mean())
     assert found["non-finite-forward"].text == (
-        "log makes numbers that are not finite of finite numbers, first of all.",
+        "log turns finite numbers into non-finite ones; it is the first to do so.",
     )
     assert "non-finite-backward" not in found

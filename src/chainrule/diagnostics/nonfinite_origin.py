@@ -1,78 +1,107 @@
-"""Where in a forward pass numbers that are not finite are born, and which values carry which birth on.
+"""Where in the forward pass NaN and infinity come from, which values they reach, and why an operation made them.
 
-A number that is not finite is *born* where an operation makes it of operands that are finite (or infinite on purpose,
-as in a mask); wherever an operand was already tainted by an earlier birth it is only *passed on*.
+The *origin* is the operation that turns finite operands into numbers that are not finite. (An operand may also be
+infinite on purpose, like a mask.) An operation with an operand that an earlier origin reaches only *passes it on*.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.diagnostics.step_context import TRANSPARENT, StepContext, base_of, dense, floating
+from chainrule.derivation.contributions import aligned
+from chainrule.diagnostics.step_context import (
+    TRANSPARENT,
+    StepContext,
+    argument,
+    base_of,
+    dense,
+    element_of,
+    floating,
+    type_name,
+)
 from chainrule.graph.graph import Graph, Operation, Ref, Value, references
+from chainrule.graph.names import Index
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import leaves, reach
+from chainrule.numbers import number
 
-COLLECTIVES = ("fsdp.", "c10d.")  # whose results other ranks fill
+COLLECTIVES = ("fsdp.", "c10d.")
+"""Namespaces of operations whose results other ranks fill."""
+
 FILLS = frozenset({
     "uniform_", "normal_", "zero_", "fill_", "copy_", "random_", "bernoulli_", "exponential_", "log_normal_",
     "cauchy_", "geometric_", "eye_",
 })  # fmt: skip
-"""What writes over all of its `self`, whatever that held."""
+"""Operations that overwrite all of `self`, whatever it contains."""
 
 OF_LOGARITHMS = frozenset({("_ctc_loss", 1), ("_cudnn_ctc_loss", 1)})
-"""Results that only the backward pass reads: logarithms of the probabilities of paths, most of which are 0."""
+"""Results that only the backward pass reads: log-probabilities of paths, most of which have probability 0."""
+
+ALIKE = {
+    "log2": "log", "log10": "log", "log1p": "log", "rsqrt": "sqrt", "_softmax": "softmax", "_log_softmax": "softmax",
+    "reciprocal": "div", "expm1": "exp", "linalg_vector_norm": "norm", "sinh": "exp", "cosh": "exp",
+    "_safe_softmax": "softmax",
+}  # fmt: skip
+"""Operations that fail for the same reason as another, and get its advice."""
+ADVICE = {
+    "log": "Keep the operand of the logarithm above 0: clamp it, add an epsilon, or use a loss that takes logits.",
+    "exp": "Subtract the largest exponent first, as logsumexp, log_softmax and the losses on logits do.",
+    "div": "Keep the divisor away from 0: add a small epsilon to it, or leave those elements out before dividing.",
+    "sqrt": "Keep the operand of the root above 0: add a small epsilon inside it, or clamp it before the root.",
+    "softmax": "Leave at least one place of each row unmasked, or mask with a large negative number instead of -inf.",
+    "mean": "The mean is over no elements: look at the mask or the batch that was selected.",
+    "var": "A variance needs two numbers or more: use correction=0, or look at the shape.",
+    "std": "Add a small epsilon to the variance and take its root, instead of the standard deviation.",
+    "norm": "Add a small epsilon inside the norm, or leave out the rows that are 0.",
+}
+SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+OVERFLOWING = (
+    "exp", "expm1", "sinh", "cosh", "add", "sub", "mul", "pow", "square", "prod", "sum", "cumsum", "mm", "bmm", "addmm",
+    "_to_copy",
+)  # fmt: skip
+"""Operations whose result may be too large for its number type."""
 
 
 @dataclass
-class Birth:
-    """What was born where: in which operation (None: it was in the leaf `value` before the step)."""
+class Origin:
+    """An operation that made a value non-finite; without one, the value is a leaf that was so before the step."""
 
     value: Value
     operation: Operation | None
-    passed_on: list[int] = field(default_factory=list)  # the values that got it from here, in order
+    passed_on: list[int] = field(default_factory=list)  # the values that it reaches, in order
 
 
-class Births:
-    """Every birth of the forward pass, and which values carry which on."""
+class Origins:
+    """Every origin in the forward pass, and the values that each reaches."""
 
     def __init__(self, context: StepContext) -> None:
         self.context = context
-        self.births: list[Birth] = []
-        self.of: dict[int, Birth] = {}  # a value that is not finite -> the birth it goes back to
-        self.infinite: list[Value] = []  # leaves that hold infinity, on purpose as it may be
+        self.every: list[Origin] = []
+        self.of: dict[int, Origin] = {}  # a value that is not finite -> its origin
+        self.infinite: list[Value] = []  # leaves with infinity, which may be on purpose
         self.bad_losses: list[int] = []
-        self.first: list[Birth] = []
-        if not context.measures.all_finite(value.data for value in context.graph.values):
-            self._find()
-
-    def _find(self) -> None:
-        graph = self.context.graph
-        self._buffers = _buffers_of_shards(graph)
-        for operation in graph.operations:
-            self._read(operation)
-        self.bad_losses = [
-            loss for loss in self.context.losses if not self.context.measures.finite(graph.values[loss].data)
-        ]
-        self.first = self._first()
+        self.first: list[Origin] = []
+        values = context.graph.values
+        if not context.cache.all_finite(value.data for value in values):
+            self._buffers = _buffers_of_shards(context.graph)
+            for operation in context.graph.operations:
+                self._read(operation)
+            self.bad_losses = [loss for loss in context.losses if not context.cache.finite(values[loss].data)]
+            self.first = self._first()
 
     def _read(self, operation: Operation) -> None:
-        context, values = self.context, self.context.graph.values
+        values = self.context.graph.values
         operands = [values[index] for _, _, index in references(operation.arguments)]
         for leaf in operands:
-            if leaf.index in self._buffers or leaf.operation is not None or leaf.index in self.of:
-                continue
-            if leaf.data is not None and not context.measures.finite(leaf.data):
-                if self._is_gradient(leaf, leaf.data) or not self._is_read(leaf.index):
-                    continue
-                if dense(leaf.data).isnan().any():
-                    self._born(leaf, None)
-                else:
-                    self.infinite.append(leaf)
+            if leaf.operation is None and leaf.index not in self._buffers and leaf.index not in self.of:
+                self._read_leaf(leaf)
         inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
         for slot, out in enumerate(operation.outputs):
             if out is None or not self._is_lost(values[out]):
@@ -82,28 +111,37 @@ class Births:
                 inherited.passed_on.append(made.index)
                 self.of[made.index] = inherited
             elif made.data is None or on_purpose(operation, slot) or any(map(self._is_lost_unkept, operands)):
-                continue  # what was not kept is asked by its figures, see `origin`
-            elif _makes(context, made.data, [each.data for each in operands]):
-                self._born(made, operation)
+                continue  # values without numbers are checked by their statistics
+            elif _makes(self.context, made.data, [each.data for each in operands]):
+                self._add(made, operation)
+
+    def _read_leaf(self, leaf: Value) -> None:
+        if leaf.data is None or self.context.cache.finite(leaf.data):
+            return
+        if self._is_gradient(leaf, leaf.data) or not self._is_read(leaf.index):
+            return
+        if dense(leaf.data).isnan().any():
+            self._add(leaf, None)
+        else:
+            self.infinite.append(leaf)
 
     def _is_lost(self, value: Value) -> bool:
-        return not self.context.measures.finite(value.data) or self._is_lost_unkept(value)
+        return not self.context.cache.finite(value.data) or self._is_lost_unkept(value)
 
     def _is_lost_unkept(self, value: Value) -> bool:
-        known = self.context.statistics(value.index) if value.data is None else None
-        return known is not None and known.not_finite > 0
+        return value.data is None and self.context.lost(value.index) is not None
 
     def _is_gradient(self, leaf: Value, data: Tensor) -> bool:
-        """Whether it is what backward left in a parameter's `.grad`, as whatever clips it reads it: not born before.
+        """Whether it is the `.grad` of a parameter that backward left there and clipping reads.
 
-        The gradient of a factor is the other one, number for number, so what a loss was made of is none.
+        A factor may equal the gradient of the other factor, so a value that a loss depends on is none.
         """
         known = (each.grad for each in self.context.graph.parameters.values() if each.shape == leaf.shape)
         same = any(has_numbers(each) and _are_same(dense(each), dense(data)) for each in known)
         return same and leaf.index not in self.context.graph.ancestors(self.context.losses)
 
     def _is_read(self, leaf: int) -> bool:
-        """Whether any operation takes its numbers: a new parameter holds anything until it is initialised."""
+        """Whether an operation reads its numbers: a new parameter is arbitrary until it is initialised."""
         return any(
             base_of(use) not in TRANSPARENT and base_of(use) != "detach"
             for value in reach([leaf], self._carries_on)
@@ -112,93 +150,172 @@ class Births:
         )
 
     def _carries_on(self, value: int) -> list[int]:
-        """The results that may hold the numbers of a value; of one that is filled whole there are none."""
+        """The results that may contain the numbers of a value, which it has none if it is overwritten."""
         uses = (use for use in self.context.uses.get(value, ()) if "base" in use.arguments or not _fills(use, value))
         return [out for use in uses for out in use.outputs if out is not None and self._may_carry(out)]
 
     def _may_carry(self, value: int) -> bool:
-        known = self.context.statistics(value)
-        return known is None or bool(known.not_finite)
+        return self.context.statistics(value) is None or self.context.lost(value) is not None
 
-    def _born(self, value: Value, operation: Operation | None) -> None:
-        birth = Birth(value, operation)
-        self.births.append(birth)
-        self.of[value.index] = birth
+    def _add(self, value: Value, operation: Operation | None) -> None:
+        self.of[value.index] = origin = Origin(value, operation)
+        self.every.append(origin)
 
-    def _first(self) -> list[Birth]:
-        """The first of all, and the one that the loss goes back to, where that is another.
+    def _first(self) -> list[Origin]:
+        """The first origin of all, and that of the loss if it is another.
 
-        In an unfinished step only what reached a loss or a gradient counts: what else ran in it (an evaluation, say) is
-        not known to be of the training.
+        In an unfinished step only an origin that reaches a loss or a gradient counts: other operations of it (an
+        evaluation, for example) may not belong to the training.
         """
-        losses = [
-            loss for loss in self.bad_losses if self.context.is_loss(loss)
-        ]  # masked scores are infinite on purpose
-        if losses and self.infinite and not self.births:
-            self._born(self.infinite[0], None)
+        if self.infinite and not self.every and any(map(self.context.is_loss, self.bad_losses)):
+            self._add(self.infinite[0], None)  # masked scores are infinite on purpose, a loss is not
         reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
         if not reached:
-            return self.births[:1] if self._gradients_lost or not self.context.unfinished else []
+            return self.every[:1] if self._gradients_lost or not self.context.unfinished else []
         before = self.context.graph.ancestors([reached[0].value.index])
-        return [*[birth for birth in self.births if birth.value.index in before][:1], *reached]
+        return [*[origin for origin in self.every if origin.value.index in before][:1], *reached]
 
     @property
     def harmful(self) -> bool:
-        """Whether what is not finite reaches the loss or a parameter's gradient."""
+        """Whether the loss or the gradient of a parameter is not finite."""
         return bool(self.bad_losses) or self._gradients_lost
 
-    @property
+    @cached_property
     def _gradients_lost(self) -> bool:
-        return not all(self.context.measures.finite(each.grad) for each in self.context.graph.parameters.values())
+        return not all(self.context.cache.finite(each.grad) for each in self.context.graph.parameters.values())
 
 
-def births_of(context: StepContext) -> Births:
-    """The births of a step, worked out once."""
-    if "births" not in context.worked_out:
-        context.worked_out["births"] = Births(context)
-    known: Births = context.worked_out["births"]
-    return known
+def origins_of(context: StepContext) -> Origins:
+    """The origins in a step, found once."""
+    return context.once("origins", lambda: Origins(context))
 
 
 def _fills(operation: Operation, value: int) -> bool:
-    """Whether an operation writes over a value, or over a part of it."""
+    """Whether an operation overwrites a value, or a part of it."""
     given = operation.arguments
     return base_of(operation) in FILLS and Ref(value) in (given.get("self"), given.get("base"))
 
 
 def _are_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN for NaN."""
+    """Whether two tensors are equal; NaN equals NaN."""
     return one.dtype == other.dtype and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _makes(context: StepContext, made: Tensor, operands: list[Tensor | None]) -> bool:
-    """NaN where no operand has it, or infinity where all operands are finite."""
+    """Whether a result has NaN and no operand has, or it has infinity and all operands are finite."""
     known = [dense(each) for each in operands if each is not None and floating(each)]
     if dense(made).isnan().any():
         return not any(each.isnan().any() for each in known)
-    return all(context.measures.finite(each) for each in known)
+    return all(context.cache.finite(each) for each in known)
 
 
 def _buffers_of_shards(graph: Graph) -> set[int]:
-    """What FSDP2 gathers parts in, and what that is a view of: memory that holds anything before it is filled."""
+    """The buffers in which FSDP2 gathers shards, and their bases: memory that is arbitrary until it is filled."""
     moves = (operation for operation in graph.operations if operation.name.startswith("fsdp."))
     found = {index for operation in moves for _, _, index in references(operation.arguments)}
     makers = [graph.values[index].operation for index in found]
     views = [graph.operations[each] for each in makers if each is not None]
-    return found | {
-        index
-        for operation in views
-        if operation.name.startswith("aten.view")
-        for _, _, index in references(operation.arguments)
-    }
+    bases = (references(each.arguments) for each in views if each.name.startswith("aten.view"))
+    return found | {index for found_in in bases for _, _, index in found_in}
 
 
 def on_purpose(operation: Operation, slot: int) -> bool:
-    """Masks are filled with infinity by hand, and fresh memory, or what other ranks are yet to fill, holds anything.
+    """Whether a result may well be infinite or arbitrary: a mask, fresh memory, or memory that other ranks fill.
 
-    FSDP2 looks at such memory through `as_strided`, which makes no numbers of its own.
+    FSDP2 views such memory through `as_strided`, which makes no numbers of its own.
     """
     if (base_of(operation), slot) in OF_LOGARITHMS:
         return True
     given = any(not math.isfinite(each) for each in leaves(operation.arguments, float))
     return given or "empty" in operation.name or operation.name.startswith((*COLLECTIVES, "aten.as_strided."))
+
+
+# -- why an operation made it -----------------------------------------------------------------------------------------
+
+
+def evidence_of(context: StepContext, operation: Operation, made: Value) -> Iterator[str]:
+    """The first such element with its operands, the calculation, and the number of such elements."""
+    assert made.data is not None
+    data = dense(made.data)
+    bad = data.isnan() if data.isnan().any() else ~data.isfinite()
+    places = [tuple(at) for at in bad.nonzero().tolist()]
+    at = places[0]
+    operands = ", ".join(_operands(context, operation, at))
+    yield f"{element_of(context.name(made.index), at, data)}{' from ' + operands if operands else ''}."
+    if reason := _reason(context, operation, at, data):
+        yield reason
+    if len(places) > 1:
+        yield f"{len(places)} of {data.numel()} elements are {'NaN' if data[at].isnan() else 'infinite'}."
+
+
+def _operands(context: StepContext, operation: Operation, at: Index) -> Iterator[str]:
+    """The element of each operand at the same place; its range if the places do not correspond."""
+    for _, _, index in references(operation.arguments):
+        data = context.graph.values[index].data
+        if text := context.at(index, at):
+            yield text
+        elif data is not None and data.numel() and data.is_floating_point():
+            low, high = dense(data).min().item(), dense(data).max().item()
+            yield f"{context.name(index)} between {number(low)} and {number(high)}"
+
+
+def advice_for(context: StepContext, operation: Operation) -> str:
+    """What to try for an operation; "" if nothing more is known than for any."""
+    return ADVICE["mean"] if _mean_of_nothing(context, operation) else ADVICE.get(_family(operation), "")
+
+
+def _family(operation: Operation) -> str:
+    base = base_of(operation).removesuffix("_")
+    return ALIKE.get(base, base)
+
+
+def _mean_of_nothing(context: StepContext, operation: Operation) -> str:
+    """Why a loss is a mean over nothing, if it is one: all labels are ignored, or there are no predictions."""
+    target, given = argument(operation, "target"), argument(operation, "self")
+    labels = context.graph.values[target].data if target is not None else None
+    ignored = operation.arguments.get("ignore_index")
+    if ignored is not None and labels is not None and labels.numel() and bool((labels == ignored).all()):
+        return f"All {labels.numel()} labels are {ignored}, which is ignored: a mean of nothing is 0 / 0."
+    if target is not None and given is not None and not math.prod(context.graph.values[given].shape):
+        return f"{context.name(given)} has no elements: a mean of nothing is 0 / 0."
+    return ""
+
+
+def _reason(context: StepContext, operation: Operation, at: Index, made: Tensor) -> str:
+    """The calculation as one would write it: `log(-1.2)`, `0 / 0`, and why it is not finite."""
+    if nothing := _mean_of_nothing(context, operation):
+        return nothing
+    base, numbers, result = base_of(operation).removesuffix("_"), _numbers(context, operation, at), made[at].item()
+    limit = _overflow(result, made) if base in OVERFLOWING and "0" not in numbers else ""
+    why = f": {limit}" if limit else ""
+    if base in SIGNS and len(numbers) == 2:
+        return f"{numbers[0]} {SIGNS[base]} {numbers[1]} is {number(result)}{why}."
+    if _family(operation) == "softmax":
+        return "A row that is -inf everywhere (fully masked) has no softmax: 0 / 0."
+    if base in ("mean", "var", "std", "var_mean") and math.isnan(abs(result)):
+        return f"The {base.split('_')[0]} of too few numbers is 0 / 0."
+    if len(numbers) == 1 or base == "pow":
+        return f"{base}({', '.join(numbers)}) is {number(result)}{why}."
+    return f"{limit[0].upper()}{limit[1:]}." if limit else ""
+
+
+def _numbers(context: StepContext, operation: Operation, at: Index) -> list[str]:
+    """The operands as numbers: tensors at this place, and plain numbers; [] if a tensor's place is unknown."""
+    found = []
+    for name, given in operation.arguments.items():
+        if isinstance(given, Ref):
+            value = context.graph.values[given.value]
+            own = aligned(at, value.shape)
+            if value.data is None or own is None:
+                return []
+            found.append(number(dense(value.data)[own].item()))
+        elif isinstance(given, (int, float)) and not isinstance(given, bool) and name != "alpha":
+            found.append(number(given))
+    return found
+
+
+def _overflow(result: Any, made: Tensor) -> str:
+    """Why a finite calculation gives infinity: the largest number of the type."""
+    if isinstance(result, complex) or not math.isinf(result):
+        return ""
+    return f"the largest {type_name(made.dtype)} is {torch.finfo(made.dtype).max:.3g}"

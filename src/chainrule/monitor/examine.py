@@ -130,7 +130,7 @@ class Examiner:
         """What the step shows by itself; the checks that need its derivation only where it was recorded in full."""
         derivation = recording.derivation if facts.full and recording.is_whole else None
         return findings(
-            recording.graph, derivation, recording.notation, measures=measures, unfinished=unfinished, **self._options
+            recording.graph, derivation, recording.notation, cache=measures, unfinished=unfinished, **self._options
         )
 
     def _remember(self, facts: StepFacts, figures: Iterable[Figure]) -> None:
