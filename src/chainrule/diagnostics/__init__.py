@@ -25,21 +25,19 @@ __all__ = [
     "findings_over_time",
 ]  # fmt: skip
 
+
+def _checks_of(module: object) -> list[Check]:
+    return [each for each in vars(module).values() if isinstance(each, Check)]
+
+
 LAYERS = [units.BATCH_NORM_OF_ONE]
-TOPICS = {
-    "Numbers that are not finite": nonfinite, "Units": units, "Losses": losses, "Layers": LAYERS, "Data": data,
-    "Gradients": gradients, "Gradients through depth": depth, "The optimizer": optimizer,
-    "The loss over a run": loss_curve, "Ranks": ranks,
+BY_TOPIC = {
+    "Numbers that are not finite": _checks_of(nonfinite),
+    "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
+    "Data": _checks_of(data), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
+    "The optimizer": _checks_of(optimizer), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
 }  # fmt: skip
-"""The topics in the order in which their checks run and are documented: the checks of a file, or a list of some."""
-
-
-def _checks_of(topic: object) -> list[Check]:
-    every = topic if isinstance(topic, list) else [each for each in vars(topic).values() if each not in LAYERS]
-    return [each for each in every if isinstance(each, Check)]
-
-
-BY_TOPIC = {title: _checks_of(topic) for title, topic in TOPICS.items()}
+"""The checks by topic, in the order in which they run and are documented."""
 
 
 def findings(
@@ -58,7 +56,8 @@ def findings(
     its update, only gets the checks that apply to it. Raises SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
-    context = StepContext(graph, derivation, notation, check_thresholds(thresholds), cache, unfinished)
+    limits = check_thresholds(thresholds)
+    context = StepContext(graph, derivation, notation, limits, cache or StatisticsCache(), unfinished)
     checks = (check for check in _checks() if check.unfinished or not unfinished)
     found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))
     return in_order(finding for finding in found if finding.id not in silent)

@@ -76,7 +76,7 @@ class Check:
         self,
         where: str,
         text: str | Text,
-        evidence: Iterable[str],
+        evidence: str | Iterable[str],
         *,
         place: Place | None = None,
         severity: Severity | None = None,
@@ -86,11 +86,12 @@ class Check:
         rows: Iterable[int] = (),
         size: int = 0,
     ) -> Finding:
-        """A finding of this check."""
+        """A finding of this check. An empty sentence of evidence is dropped."""
         spans: Text = (text,) if isinstance(text, str) else text
+        shown = tuple(filter(None, (evidence,) if isinstance(evidence, str) else evidence))
         return Finding(
-            self.id, self.title, severity or self.severity, where, place, spans, tuple(evidence), advice or self.advice,
-            since, until, tuple(rows), size,
+            self.id, self.title, severity or self.severity, where, place, spans, shown, advice or self.advice, since,
+            until, tuple(rows), size,
         )  # fmt: skip
 
 

@@ -18,18 +18,12 @@ from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 NOT_NORMALISED = Check(
-    "input-not-normalised",
-    title="The input is not normalised",
-    severity="warning",
-    what="The input of the first layer has a mean far from 0, a standard deviation far above 1, or features of very "
-    "different spread.",
-    why="Initialisations and learning rates assume inputs of mean 0 and deviation 1. A large input makes large "
-    "activations and gradients; a large feature hides the others.",
-    advice="Subtract the mean of the training data and divide by its standard deviation; for pixels of 0 to 255, "
-    "dividing by 255 is enough.",
-    thresholds=("input_size", "input_spread"),
-    source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.3",
-)
+    "input-not-normalised", "The input is not normalised", "warning",
+    what="The first layer's input has a mean far from 0, a deviation far above 1, or very unequal features.",
+    why="Initialisation and learning rate assume mean 0 and deviation 1; a large feature hides the others.",
+    advice="Subtract the training data's mean and divide by its deviation; divide pixels of 0 to 255 by 255.",
+    source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.3", thresholds=("input_size", "input_spread"),
+)  # fmt: skip
 
 
 @NOT_NORMALISED.in_step
@@ -38,8 +32,8 @@ def _not_normalised(context: StepContext) -> Iterator[Finding]:
     for given, _, out in context.weighed:
         outputs.setdefault(given, []).append(out)
     for given, made in outputs.items():
-        value, known = context.graph.values[given], context.statistics(given)
-        if known is None or not value.dtype.is_floating_point or not context.is_data(given):
+        value, known = context.values[given], context.statistics(given)
+        if known is None or not value.dtype.is_floating_point or given not in context.data:
             continue
         fault = _fault(context, value, known)
         if fault:
@@ -47,7 +41,7 @@ def _not_normalised(context: StepContext) -> Iterator[Finding]:
             yield NOT_NORMALISED.found(
                 context.name(given),
                 f"{context.name(given)}, the input of the first layer, is not normalised: {fault}.",
-                (f"Mean {number(known.mean)}, standard deviation {number(known.std)}; {context.between(given)}.",),
+                (f"Mean {number(known.mean)}, standard deviation {number(known.std)}; {context.between(given)}",),
                 place=value.place,
                 severity="note" if normalised else "warning",  # a norm right after the layer makes up for it
             )
@@ -71,20 +65,13 @@ def _fault(context: StepContext, value: Value, known: Statistics) -> str:
 
 
 UNFITTABLE = Check(
-    "unfittable-labels",
-    title="Labels that can't be fitted",
-    severity="warning",
-    what="Targets lie outside the range of the output's last function (a sigmoid, tanh, ReLU or softmax), or outside 0 "
-    "to 1 for a binary cross-entropy; or equal inputs have different labels. Over a run: the loss stays up although "
-    "every step has the same batch and the network has enough parameters to memorise it.",
-    why="The loss stays above 0 however long the network trains. A batch that it cannot memorise points to a mistake "
-    "in the data or in the last layer.",
-    advice="Look at inputs and labels side by side as the network gets them: their order after shuffling, their scale, "
-    "and the range of the last function.",
-    thresholds=("conflicts", "plateau"),
+    "unfittable-labels", "Labels that can't be fitted", "warning",
+    what="Targets lie outside the range of the output's last function (or of a binary cross-entropy), or equal inputs "
+    "have different labels. Over a run: the loss stays up for one repeated batch that the network could memorise.",
+    why="The loss stays above 0. A batch that can't be memorised points to a mistake in data or last layer.",
+    advice="Compare inputs and labels as the network gets them: their order, scale, and the last function's range.",
     source="Karpathy, A recipe for training neural networks, 2019: overfit one batch; Zhang et al., 2017",
-)
-ANY = (-math.inf, math.inf)
+    thresholds=("conflicts", "plateau"))  # fmt: skip
 RANGES = {
     "sigmoid": (0.0, 1.0), "_softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf),
     "softplus": (0.0, math.inf), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0), "exp": (0.0, math.inf),
@@ -97,23 +84,24 @@ BEYOND = 1e-3  # rounding of targets at the very end of the range
 def _out_of_reach(context: StepContext) -> Iterator[Finding]:
     """Targets outside the range of the function that computes the prediction."""
     for operation, prediction, target in _comparisons(context):
-        made, logits = context.made_by(prediction), base_of(operation) == "binary_cross_entropy_with_logits"
-        low, high = (0.0, 1.0) if logits else RANGES.get(made, ANY)
-        known = context.statistics(target)
-        if known is None or not known.elements or (made == "hardtanh" and _bounds(context, prediction) != (-1, 1)):
+        logits = base_of(operation) == "binary_cross_entropy_with_logits"
+        known, maker = context.statistics(target), context.producer(context.source(prediction))
+        options = maker.arguments if maker is not None else {}
+        made = "" if maker is None else base_of(maker).removesuffix("_")
+        low, high = (0.0, 1.0) if logits else RANGES.get(made, (-math.inf, math.inf))
+        if known is None or not known.elements:
+            continue
+        if made == "hardtanh" and (options.get("min_val"), options.get("max_val")) != (-1, 1):
             continue
         if known.low >= low - BEYOND and known.high <= high + BEYOND:
             continue
         what = "a probability" if logits else f"{context.name(prediction)} ({made.strip('_')})"
         limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         yield UNFITTABLE.found(
-            context.name(target),
-            f"The targets {context.name(target)} are out of reach: {what} is {limits}.",
-            (f"{context.between(target)}.",),
-            place=context.place(operation),
-            advice="Scale the targets into the range, or drop the last function (a regression ends in a plain linear "
-            "layer).",
-        )
+            context.name(target), f"The targets {context.name(target)} are out of reach: {what} is {limits}.",
+            context.between(target), place=context.place(operation),
+            advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
+        )  # fmt: skip
 
 
 def _comparisons(context: StepContext) -> Iterator[tuple[Operation, int, int]]:
@@ -126,10 +114,10 @@ def _comparisons(context: StepContext) -> Iterator[tuple[Operation, int, int]]:
             continue
         ordered: list[int] = [each for each in pair if each is not None]
         if by_hand:  # in either order
-            ordered.sort(key=lambda value: not context.graph.values[value].requires_grad)
+            ordered.sort(key=lambda value: not context.values[value].requires_grad)
         prediction, target = ordered
-        boolean = context.graph.values[context.source(target)].dtype == torch.bool
-        if context.graph.values[prediction].requires_grad and context.is_data(target) and not boolean:
+        boolean = context.values[context.source(target)].dtype == torch.bool
+        if context.values[prediction].requires_grad and target in context.data and not boolean:
             yield operation, prediction, target
 
 
@@ -144,19 +132,13 @@ def _is_measured(context: StepContext, operation: Operation) -> bool:
     return outside and bool(uses) and all(base_of(use) in MEASURING for use in uses)
 
 
-def _bounds(context: StepContext, value: int) -> tuple[object, object]:
-    operation = context.producer(context.source(value))
-    assert operation is not None
-    return operation.arguments.get("min_val"), operation.arguments.get("max_val")
-
-
 @UNFITTABLE.in_step
 def _contradictions(context: StepContext) -> Iterator[Finding]:
     """Samples that are equal in every input and differ in their label."""
     for operation in context.named(*COMPARING):
         target = argument(operation, "target")
-        labels = context.graph.values[context.source(target)] if target is not None else None
-        if labels is None or not context.is_data(labels.index) or labels.data is None or not labels.shape:
+        labels = context.values[context.source(target)] if target is not None else None
+        if labels is None or labels.index not in context.data or labels.data is None or not labels.shape:
             continue
         inputs, count = _inputs(context, labels), labels.shape[0]
         if inputs is None or count < 4:
@@ -189,16 +171,12 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
 
 
 def _inputs(context: StepContext, labels: Value) -> list[Value] | None:
-    """The inputs of the network, one row per sample; None if they are not known for certain.
-
-    They are not if the labels are computed from them, as in a language model: the remaining inputs may be initial
-    states, which are equal for all samples.
-    """
-    found = {given for given, _, _ in context.weighed if context.is_data(given)}
+    """The inputs of the network, one row per sample; None if unknown, as when the labels are among them."""
+    found = {given for given, _, _ in context.weighed if given in context.data}
     indices = (argument(operation, "indices") for operation in context.named("embedding"))
     sources = {context.source(each) for each in indices if each is not None}
-    found |= {each for each in sources if context.is_data(each)}
-    values = [context.graph.values[index] for index in sorted(found)]
+    found |= {each for each in sources if each in context.data}
+    values = [context.values[index] for index in sorted(found)]
     rows = all(v.data is not None and len(v.shape) > 1 and v.shape[0] == labels.shape[0] for v in values)
     return values if values and rows and labels.index not in found else None
 

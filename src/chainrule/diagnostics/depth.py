@@ -12,8 +12,7 @@ from statistics import median
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.step_context import StepContext
-from chainrule.graph.graph import references
+from chainrule.diagnostics.step_context import StepContext, operands
 from chainrule.numbers import number
 
 MIN_LAYERS = 6  # on the path to the loss; with fewer, a third of them is a single layer
@@ -23,29 +22,18 @@ WHAT = (
     "norm over the first and the last third of the layers (or of the time steps of a recurrent network)."
 )
 VANISHING = Check(
-    "vanishing-gradient",
-    title="Gradients vanish through depth",
-    severity="warning",
+    "vanishing-gradient", "Gradients vanish through depth", "warning",
     what=WHAT.format("smaller"),
     why="The first layers hardly learn, and the last layers fit to whatever the first ones produce.",
-    advice="Use ReLU-like functions with He's initialisation, or tanh with Xavier's; add skip connections or norms; in "
-    "a recurrent network, use gates (LSTM, GRU).",
-    thresholds=("depth_ratio",),
-    source="Hochreiter, 1991; Glorot and Bengio, 2010; He et al., 2015",
-    lasts=3,
-)
+    advice="Use He's initialisation for ReLU, Xavier's for tanh; skip connections or norms; LSTM or GRU gates.",
+    source="Hochreiter, 1991; Glorot and Bengio, 2010; He et al., 2015", thresholds=("depth_ratio",), lasts=3,
+)  # fmt: skip
 EXPLODING = Check(
-    "exploding-gradient",
-    title="Gradients explode through depth",
-    severity="warning",
+    "exploding-gradient", "Gradients explode through depth", "warning",
     what=WHAT.format("larger"),
     why="No learning rate fits all layers: one that lets the last layers learn makes the first ones diverge.",
-    advice="Use smaller initial weights (He's or Xavier's initialisation, an orthogonal one for a recurrent network), "
-    "add norms, and clip the norm of the gradient.",
-    thresholds=("depth_growth",),
-    source="Pascanu, Mikolov and Bengio, 2013; He et al., 2015",
-    lasts=3,
-)
+    advice="Use smaller (He, Xavier; orthogonal in an RNN) initial weights, add norms, and clip the gradient.",
+    source="Pascanu, Mikolov and Bengio, 2013; He et al., 2015", thresholds=("depth_growth",), lasts=3)  # fmt: skip
 
 
 @VANISHING.in_step
@@ -68,8 +56,8 @@ Layers = list[tuple[int, float]]
 
 def _through_depth(context: StepContext) -> tuple[Layers, float]:
     """The layers, and the median gradient norm of their first third over that of the last; NaN for too few layers."""
-    path = _longest_path(context)
-    layers = [(out, norm) for out in path if (norm := context.gradient_norm(out)) is not None and norm > 0]
+    known = ((out, context.statistics(out, gradient=True)) for out in _longest_path(context))
+    layers = [(out, each.norm) for out, each in known if each and each.norm > 0 and not each.not_finite]
     third = len(layers) // 3
     if len(layers) < MIN_LAYERS:
         return layers, math.nan
@@ -77,16 +65,13 @@ def _through_depth(context: StepContext) -> tuple[Layers, float]:
 
 
 def _longest_path(context: StepContext) -> list[int]:
-    """The layers' outputs on the longest path through the step, by the number of layers.
-
-    So a discriminator that sees real and generated data, or a side branch, does not count as depth.
-    """
-    requires_grad = [value.requires_grad for value in context.graph.values]
+    """The layers' outputs on the path with most layers; a second input or a side branch does not count as depth."""
+    requires_grad = [value.requires_grad for value in context.values]
     outputs = {out for _, _, out in context.weighed}
     depth: dict[int, tuple[int, int | None]] = {}  # value -> (layers before it, the last of them)
     before: dict[int, int | None] = {}
     for operation in context.graph.operations:
-        known = [depth[value] for _, _, value in references(operation.arguments) if value in depth]
+        known = [depth[value] for value in operands(operation) if value in depth]
         deepest = max(known, key=lambda each: each[0], default=(0, None))
         for out in operation.outputs:
             if out is None or not requires_grad[out]:
@@ -111,6 +96,6 @@ def _found(check: Check, context: StepContext, layers: Layers, ratio: float) -> 
     return check.found(
         context.name(layers[0][0]),
         f"{check.title}: in the first layers they are {number(ratio)} times as large as in the last.",
-        (f"Norms of the gradients of {len(layers)} layers' outputs, from first to last{ends}: {norms}.",),
-        place=context.graph.values[layers[0][0]].place,
-    )
+        f"Norms of the gradients of {len(layers)} layers' outputs, from first to last{ends}: {norms}.",
+        place=context.values[layers[0][0]].place,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chainrule.derivation.why import no_gradient
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense, sent_by
 from chainrule.document import Code
@@ -24,20 +24,15 @@ from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
 
 NO_GRADIENT = Check(
-    "no-gradient",
-    title="A parameter got no gradient",
-    severity="warning",
-    what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The finding says why: it "
-    "was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
+    "no-gradient", "A parameter got no gradient", "warning",
+    what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The finding says why: "
+    "it was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
     why="It does not learn. This is a note if it is frozen, or if no optimizer that stepped holds it.",
     advice="If it should learn, use it in the computation of the loss, without detach(), item() or no_grad().",
-    source="PyTorch's documentation: Autograd mechanics",
-    lasts=5,  # an expert of a mixture may be unused for a few steps
-)
-NOT_USED = (
-    "If it should learn, call its module in the computation of the loss with gradients enabled: under no_grad() none "
-    "passes, and a watch does not see the call."
-)
+    source="PyTorch's documentation: Autograd mechanics", lasts=5,  # an expert of a mixture may be unused in some
+)  # fmt: skip
+FROZEN = "This is right for a layer that should stay frozen."
+NOT_USED = "If it should learn, call its module with gradients enabled; a watch does not see a call under no_grad()."
 
 
 @NO_GRADIENT.in_step
@@ -47,59 +42,47 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
     missing = [each for each in graph.parameters.values() if not each.has_gradient and each.value not in given]
     if missing and not graph.backwards:
         yield NO_GRADIENT.found(
-            missing[0].name,
-            "No parameter has a gradient, because no backward pass ran.",
-            (f"{len(missing)} parameters: {listed([each.name for each in missing])}.",),
-            severity="note",
+            missing[0].name, "No parameter has a gradient, because no backward pass ran.",
+            (f"{len(missing)} parameters: {listed([each.name for each in missing])}.",), severity="note",
             advice="Call backward() on the loss inside the recorded block.",
-        )
+        )  # fmt: skip
     elif missing and graph.error:
         yield _cut_short(context, missing)
     else:
         for parameter in missing:
             frozen = parameter.value is not None and not graph.values[parameter.value].requires_grad
+            # A parameter in no optimizer that stepped need not learn now: a teacher, or the other half of a GAN.
+            severity: Severity = "note" if frozen or not context.may_learn(parameter) else "warning"
             yield NO_GRADIENT.found(
-                parameter.name,
-                no_gradient(graph, parameter.value, parameter.name),
-                (f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",),
-                place=context.place_of(parameter),
-                # A parameter in no optimizer that stepped need not learn now: a teacher, or the other half of a GAN.
-                severity="note" if frozen or not context.may_learn(parameter) else "warning",
-                advice="This is right for a layer that should stay frozen."
-                if frozen
-                else NOT_USED
-                if parameter.value is None
-                else "",
-            )
+                parameter.name, no_gradient(graph, parameter.value, parameter.name),
+                f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",
+                place=context.place_of(parameter), severity=severity,
+                advice=FROZEN if frozen else NOT_USED if parameter.value is None else "",
+            )  # fmt: skip
 
 
 def _cut_short(context: StepContext, missing: list[Parameter]) -> Finding:
-    """One finding for all parameters if an exception ended the step, as their gradients may have come later.
-
-    PyTorch reports that a tensor that backward needs was overwritten, but not where; the recording shows where.
-    """
+    """One finding for all parameters if an exception ended the step; PyTorch does not say what overwrote a tensor."""
     error = str(context.graph.error)
     writes = list(_overwrites(context, error)) if OVERWRITTEN in error else []
     reason = ", as a tensor that backward needs was overwritten" if writes else ""
     return NO_GRADIENT.found(
         missing[0].name if len(missing) == 1 else f"{len(missing)} parameters",
         f"The step ended in an exception{reason}. {listed([each.name for each in missing])} had no gradient by then.",
-        (error.split(". ")[0].removesuffix(".") + ".", *writes),
-        severity="warning" if writes else "note",
-        advice="Write to a new tensor (`x = x + 1` for `x += 1`, no inplace=True), or to a clone()."
-        if writes
-        else "Look at the exception first.",
-    )
+        (error.split(". ")[0].removesuffix(".") + ".", *writes), severity="warning" if writes else "note",
+        advice=OUT_OF_PLACE if writes else "Look at the exception first.",
+    )  # fmt: skip
 
 
 OVERWRITTEN = "modified by an inplace operation"
+OUT_OF_PLACE = "Write to a new tensor (`x = x + 1` for `x += 1`, no inplace=True), or to a clone()."
 
 
 def _overwrites(context: StepContext, error: str) -> Iterator[str]:
     """Every write over a result of the shape that the exception names: the operation, the value and their places."""
     for operation in context.graph.operations:
         written = argument(operation, "self") if base_of(operation).endswith("_") else None
-        value = None if written is None else context.graph.values[written]
+        value = None if written is None else context.values[written]
         if value is None or not (value.requires_grad or value.kind == "parameter"):
             continue
         if f"{list(value.shape)}" in error:
@@ -115,15 +98,11 @@ def _moved(parameter: Parameter) -> str:
 
 
 ACCUMULATED = Check(
-    "accumulated-gradient",
-    title="A gradient was there before the backward pass",
-    severity="warning",
+    "accumulated-gradient", "A gradient was there before the backward pass", "warning",
     what="After backward, `.grad` contains more than the backward passes of this step sent.",
     why="The gradients of earlier steps are added to those of this one, like an unintended momentum of 1.",
     advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose.",
-    thresholds=("accumulated",),
-    source="PyTorch's documentation of zero_grad",
-)
+    source="PyTorch's documentation of zero_grad", thresholds=("accumulated",))  # fmt: skip
 CLEARLY = 0.01  # relative difference of two norms, which are less precise than the numbers
 
 
@@ -140,10 +119,9 @@ def _accumulated(context: StepContext) -> Iterator[Finding]:
             yield ACCUMULATED.found(
                 parameter.name,
                 f"{parameter.name} already had a gradient when backward began, and the new one was added to it.",
-                (evidence,),
-                place=context.graph.accumulating[0].place,
+                evidence, place=context.graph.accumulating[0].place,
                 severity="warning" if context.may_learn(parameter) else "note",  # nothing uses it now
-            )
+            )  # fmt: skip
 
 
 def _more_than(context: StepContext, parameter: Parameter, sent: list[Tensor]) -> str:
@@ -163,9 +141,12 @@ def _larger(context: StepContext, parameter: Parameter) -> str:
     left, sent = context.sent(parameter), context.statistics(parameter.value, gradient=True)
     if left is None or sent is None or left.not_finite or sent.not_finite:
         return ""
-    if abs(left.norm - sent.norm) <= CLEARLY * max(left.norm, sent.norm):
-        return ""
-    return f"This step sent a gradient of norm {number(sent.norm)}, and left {number(left.norm)} in `.grad`."
+    same = abs(left.norm - sent.norm) <= CLEARLY * max(left.norm, sent.norm)
+    return (
+        ""
+        if same
+        else f"This step sent a gradient of norm {number(sent.norm)}, and left {number(left.norm)} in `.grad`."
+    )
 
 
 def _sent(context: StepContext) -> dict[int, list[Tensor]]:
@@ -184,7 +165,7 @@ def _sent(context: StepContext) -> dict[int, list[Tensor]]:
                 unknown.add(leaf)
                 continue
             sent, sums = dense(sent), passes.setdefault(leaf, {})
-            alone = context.graph.values[leaf].grad if len(accumulating) == 1 else None
+            alone = context.values[leaf].grad if len(accumulating) == 1 else None
             if step.backward in sums and alone is not None and has_numbers(alone):  # the graph has the sum
                 sums[step.backward] = dense(alone)
             else:
@@ -193,15 +174,12 @@ def _sent(context: StepContext) -> dict[int, list[Tensor]]:
 
 
 CHANGED = Check(
-    "gradient-changed",
-    title="A gradient was changed between backward and the optimizer's step",
-    severity="note",
-    what="The gradient that the optimizer used is not the one that backward left: it was clipped, scaled, overwritten "
-    "or cleared.",
+    "gradient-changed", "A gradient was changed between backward and the optimizer's step", "note",
+    what="The optimizer did not use the gradient that backward left: it was clipped, scaled or cleared.",
     why="The update follows from the changed gradient. If it was cleared, there is no update at all.",
     advice="The update follows from the changed gradient; the derivation shows the one that backward computed.",
-    source="PyTorch's documentation of clip_grad_norm_",
-)
+    source="PyTorch's documentation of clip_grad_norm_")  # fmt: skip
+CLEARED = "The optimizer had no gradient to use: clear gradients before backward(), not after it."
 Change = tuple[str, Tensor, Tensor | None]
 """The name of a parameter, its gradient after backward, and the gradient that the optimizer used."""
 
@@ -232,12 +210,8 @@ def _changed(context: StepContext) -> Iterator[Finding]:
             changes[0][0] if len(changes) == 1 else f"{len(changes)} parameters",
             ("Between backward and the optimizer's step, ", Code(cause), f" {verb} the gradient of {names}."),
             (f"Their joint norm was {number(before_norm)}, and is {number(after_norm)}.", *_factor(context, changes)),
-            place=place,
-            severity="warning" if cleared else "note",
-            advice="The optimizer had no gradient to use: clear gradients before backward(), not after it."
-            if cleared
-            else "",
-        )
+            place=place, severity="warning" if cleared else "note", advice=CLEARED if cleared else "",
+        )  # fmt: skip
 
 
 def _factor(context: StepContext, changes: list[Change]) -> tuple[str, ...]:
@@ -267,20 +241,12 @@ def _same(context: StepContext, a: Tensor, b: Tensor) -> bool:
     return not math.isfinite(size) or distance(a, b) <= context.thresholds.accumulated * size
 
 
-# -- too small for the number type, or only noise ----------------------------------------------------------------------
-
 UNDERFLOW = Check(
-    "fp16-underflow",
-    title="Gradients are too small for float16",
-    severity="warning",
-    what="Most nonzero elements of a float16 gradient are below 2^-16, or all elements are 0 although the gradients "
-    "that it was computed from are not.",
+    "fp16-underflow", "Gradients are too small for float16", "warning",
+    what="Most nonzero elements of a float16 gradient are below 2^-16, or it is 0 although its terms are not.",
     why="float16 ends at 2^-24: small gradients lose their digits, then become 0, and the weights stop learning.",
     advice="Scale the loss (torch.amp.GradScaler), or use bfloat16, which has the range of float32.",
-    thresholds=("tiny",),
-    source="Micikevicius et al., Mixed precision training, 2018",
-    lasts=2,
-)
+    source="Micikevicius et al., Mixed precision training, 2018", thresholds=("tiny",), lasts=2)  # fmt: skip
 SMALL = EXPONENTS.index(-16)
 LINEAR = frozenset({"addmm", "mm", "linear", "_to_copy", "convolution", "view", "t", "mul", "add"})
 """Operations through which a gradient that is not 0 reaches an operand as one that is not 0."""
@@ -289,7 +255,7 @@ LINEAR = frozenset({"addmm", "mm", "linear", "_to_copy", "convolution", "view", 
 @UNDERFLOW.in_step
 def _underflow(context: StepContext) -> Iterator[Finding]:
     found: list[tuple[float, str, Value]] = []
-    for value in context.graph.values:
+    for value in context.values:
         if value.dtype == torch.float16 and value.kind != "input" and value.requires_grad:
             part, evidence = _tiny(context, value)
             if part > context.thresholds.tiny:
@@ -298,11 +264,9 @@ def _underflow(context: StepContext) -> Iterator[Finding]:
         _, evidence, value = max(found, key=lambda each: each[0])
         yield UNDERFLOW.found(
             "float16 gradients",
-            f"The gradients of {len(found)} float16 values are too small for their type, above all that of "
-            f"{context.name(value.index)}.",
-            (evidence,),
-            place=value.place,
-        )
+            f"The gradients of {len(found)} float16 values are too small, most of all {context.name(value.index)}'s.",
+            evidence, place=value.place,
+        )  # fmt: skip
 
 
 def _tiny(context: StepContext, value: Value) -> tuple[float, str]:
@@ -331,16 +295,11 @@ def _sent_something(context: StepContext, value: int) -> bool:
 
 
 NOISE = Check(
-    "gradient-noise",
-    title="The gradients of micro-batches share no direction",
-    severity="note",
+    "gradient-noise", "The gradients of micro-batches share no direction", "note",
     what="The gradients of the backward passes of one step are almost orthogonal, by the mean cosine between them.",
-    why="Their sum is mostly noise, and so is the update. This is natural near the end of training; at its start it "
-    "points to batches that are too small or to labels that mean nothing.",
+    why="The update is mostly noise. Early in training this points to small batches or meaningless labels.",
     advice="Use larger or more micro-batches, or a smaller learning rate; at the start of training check the labels.",
-    thresholds=("noise",),
-    source="McCandlish et al., An empirical model of large-batch training, 2018",
-)
+    source="McCandlish et al., An empirical model of large-batch training, 2018", thresholds=("noise",))  # fmt: skip
 MIN_PASSES = 3
 SAME_LOSS = 0.02  # share of the loss at the start; noise is a warning if less was gained
 
@@ -366,11 +325,10 @@ def _noise(context: StepContext) -> Iterator[Finding]:
         norms, total = listed([number(float(g.norm())) for g in joined]), float(torch.stack(joined).sum(0).norm())
         yield NOISE.found(
             "all gradients",
-            f"The gradients of {count} backward passes share hardly any direction: their mean cosine is "
-            f"{number(cosine)}.",
-            (f"Their norms are {norms}; the norm of their sum is {number(total)}.",),
+            f"The gradients of {count} backward passes share no direction: their mean cosine is {number(cosine)}.",
+            f"Their norms are {norms}; the norm of their sum is {number(total)}.",
             place=context.graph.accumulating[0].place,
-        )
+        )  # fmt: skip
 
 
 @NOISE.over_time

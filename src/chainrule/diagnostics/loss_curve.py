@@ -14,18 +14,13 @@ from chainrule.graph.history import Kind, Series
 from chainrule.numbers import number
 
 RATE_TOO_HIGH = Check(
-    "learning-rate-too-high",
-    title="The learning rate is too high",
-    severity="warning",
-    what="The loss ends above its start, a large update threw it far above its start, or it oscillates around a "
-    "minimum; and the updates are large for their weights, so the learning rate is the cause.",
+    "learning-rate-too-high", "The learning rate is too high", "warning",
+    what="The loss ends or is thrown far above its start, or oscillates, and updates are large for their weights.",
     why="Every step overshoots the minimum: the loss does not fall, or falls far more slowly than it could.",
-    advice="Divide the rate by 3 or by 10 and look again; warm it up over the first hundreds of steps; clip the "
-    "gradient.",
-    thresholds=("loss_rise", "loss_swing", "update_ratio_lively", "enough"),
+    advice="Divide the rate by 3 or 10; warm it up over the first hundreds of steps; clip the gradient.",
     source="Goodfellow, Bengio and Courville, 2016, 8.3 and 11.4.1; LeCun et al., 1998: beyond twice the inverse of "
     "the largest curvature gradient descent diverges",
-)
+    thresholds=("loss_rise", "loss_swing", "update_ratio_lively", "enough"))  # fmt: skip
 THROWN = 3.0  # times the loss at the start, after an update of a third of a weight's size
 HEAVY = 10.0  # times `update_ratio_lively`
 SWINGING = 0.1  # standard deviation of the loss over its mean
@@ -105,18 +100,14 @@ def _swings(run: Run) -> Reason | None:
 
 
 SPIKE = Check(
-    "loss-spike",
-    title="The loss jumps up",
-    severity="warning",
-    what="The loss of a step lies far above the median of the steps before, in standard deviations, as a multiple, and "
-    "as a share of the loss at the start. The finding names the layer in which another number jumped first.",
+    "loss-spike", "The loss jumps up", "warning",
+    what="The loss of a step lies far above the median of the steps before, in standard deviations, as a multiple, "
+    "and as a share of the loss at the start. The finding names the layer in which another number jumped first.",
     why="One bad batch or one bad update can undo hours of training, and the loss may not recover.",
-    advice="Look at that batch and at the named layer; clip the gradient, skip steps with a gradient far above the "
-    "usual one, or lower the rate and Adam's beta2.",
-    thresholds=("spike_factor", "spike_sigmas", "spike_height", "window"),
+    advice="Look at that batch and layer; clip the gradient, skip extreme ones, or lower the rate or Adam's beta2.",
     source="Chowdhery et al., PaLM, 2022, 5.1: spikes come of certain batches with a certain state of the weights; "
     "Molybog et al., A theory on Adam instability, 2023",
-)
+    thresholds=("spike_factor", "spike_sigmas", "spike_height", "window"))  # fmt: skip
 MIN_BEFORE = 8  # watched steps before a spike, so that there is a usual loss
 JUMP = 3.0  # times its median before: a tensor is named if it jumped by more
 WORDS = {
@@ -131,12 +122,10 @@ def _spikes(run: Run) -> Iterator[Finding]:
     window, found, quiet_from = int(run.thresholds.window), 0, 0
     for index, (step, loss) in enumerate(run.losses):
         before = [each for _, each in run.losses[max(quiet_from, index - window) : index]]
-        if len(before) < MIN_BEFORE or not _is_spike(run, loss, before):
+        if found == REPORTED or len(before) < MIN_BEFORE or not _is_spike(run, loss, before):
             continue
         found += 1
         quiet_from = index + 1  # later steps are compared with those after the spike
-        if found > REPORTED:
-            continue
         usual, origin = number(median(before)), _first_jump(run, index)
         spread = f"Its median over {len(before)} watched steps before is {usual}, with a standard deviation of "
         where, cause, evidence = "loss", "", [f"{spread}{number(robust_spread(before))}."]
@@ -146,12 +135,9 @@ def _spikes(run: Run) -> Iterator[Finding]:
             cause = f"; it began in {words}"
             evidence.append(f"At step {at} the norm of {words} was {number(factor)} times its usual value.")
         yield SPIKE.found(
-            where,
-            f"The loss jumps from {usual} to {number(loss)} at step {step}{cause}.",
-            evidence,
-            since=step,
+            where, f"The loss jumps from {usual} to {number(loss)} at step {step}{cause}.", evidence, since=step,
             until=step,
-        )
+        )  # fmt: skip
 
 
 def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
@@ -164,17 +150,10 @@ def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
     return high and far and multiple
 
 
-Jump = tuple[float, Series]
-"""A series and the ratio of its norm to its median before."""
-
-
 def _first_jump(run: Run, index: int) -> tuple[float, Series, int] | None:
-    """(ratio, series, step) of the tensor that jumped first.
-
-    An update that is too large shows at the step before the spike; a bad batch, or weights changed by hand, at the
-    spike itself. Of updates, weights and inputs the largest jump counts, of outputs that of the first layer.
-    """
+    """(ratio, series, step) of the tensor that jumped first: the largest, of outputs that of the first layer."""
     step, previous = run.losses[index][0], run.losses[index - 1][0]
+    # A large update shows at the step before the spike; a bad batch, or weights changed by hand, at the spike.
     kinds: tuple[tuple[int, tuple[Kind, ...]], ...] = (
         (previous, ("update", "parameter gradient")), (step, ("parameter",)), (step, ("input",)),
     )  # fmt: skip
@@ -185,8 +164,8 @@ def _first_jump(run: Run, index: int) -> tuple[float, Series, int] | None:
     return (*min(outputs, key=lambda each: each[1].layer), step) if outputs else None
 
 
-def _jumps(run: Run, kinds: tuple[Kind, ...], step: int) -> list[Jump]:
-    """The tensors that jumped at a step, against the median of the watched steps before."""
+def _jumps(run: Run, kinds: tuple[Kind, ...], step: int) -> list[tuple[float, Series]]:
+    """(ratio of the norm to its median before, series) of the tensors that jumped at a step."""
     found = []
     for series in (each for kind in kinds for each in run.history.of_kind(kind) if step in each.steps):
         at = series.steps.index(step)

@@ -9,9 +9,9 @@ import torch
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.step_context import StepContext, argument, base_of, type_name
+from chainrule.diagnostics.step_context import StepContext, argument, base_of, operands, type_name
 from chainrule.document import Code
-from chainrule.graph.graph import Call, Operation, Ref, Value, references
+from chainrule.graph.graph import Call, Operation, Ref, Value
 from chainrule.numbers import number
 
 SUM, NONE = 2, 0
@@ -26,41 +26,30 @@ COMPARING = frozenset({
 BROADCASTING = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})  # the others require equal shapes
 
 SIGMOID_BEFORE_BCE = Check(
-    "sigmoid-before-bce",
-    title="A sigmoid before binary cross-entropy",
-    severity="warning",
+    "sigmoid-before-bce", "A sigmoid before binary cross-entropy", "warning",
     what="`binary_cross_entropy` (nn.BCELoss) takes the output of a sigmoid.",
-    why="The loss divides by a(1 - a), and the sigmoid multiplies by it again. If the network is sure, a rounds to 0 "
-    "or 1 and the gradient is lost.",
+    why="The loss divides by a(1 - a). If the network is sure, a rounds to 0 or 1 and the gradient is lost.",
     advice="Pass the logits to binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) and drop the sigmoid.",
-    source="PyTorch's documentation of BCEWithLogitsLoss: the log-sum-exp trick",
-)
+    source="PyTorch's documentation of BCEWithLogitsLoss: the log-sum-exp trick")  # fmt: skip
 
 
 @SIGMOID_BEFORE_BCE.in_step
 def _sigmoid_before_bce(context: StepContext) -> Iterator[Finding]:
     for _, a, sigmoid in context.fed_by(["binary_cross_entropy"], ["sigmoid"]):
-        evidence = []
+        name, evidence = context.name(a.index), []
         if a.data is not None and a.data.numel():
             least = (a.data * (1 - a.data)).min().item()
-            evidence.append(
-                f"The loss divides by a(1 - a), here a factor of up to {number(1 / least if least > 0 else math.inf)}; "
-                "the sigmoid multiplies by the same number again."
-            )
-            saturated = int(((a.data == 0) | (a.data == 1)).sum())
-            if saturated:
+            factor = f"here a factor of up to {number(1 / least if least > 0 else math.inf)}"
+            evidence.append(f"The loss divides by a(1 - a), {factor}; the sigmoid multiplies by the same number again.")
+            if saturated := int(((a.data == 0) | (a.data == 1)).sum()):
                 evidence.append(f"{saturated} of {a.data.numel()} probabilities are rounded to exactly 0 or 1.")
         limit = -math.log(torch.finfo(a.dtype).eps / 2)
         evidence.append(f"In {type_name(a.dtype)} a probability rounds to 1 from a logit of {limit:.1f} on.")
-        name = context.name(a.index)
         yield SIGMOID_BEFORE_BCE.found(
-            name,
-            f"{name} is the output of a sigmoid, and binary cross-entropy takes it.",
-            evidence,
-            place=a.place,
+            name, f"{name} is the output of a sigmoid, and binary cross-entropy takes it.", evidence, place=a.place,
             advice=f"Pass {_logits(context, sigmoid)} to binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) and "
             "drop the sigmoid: the two factors cancel into a - y, which is accurate even if the network is sure.",
-        )
+        )  # fmt: skip
 
 
 def _logits(context: StepContext, activation: Operation) -> str:
@@ -69,41 +58,30 @@ def _logits(context: StepContext, activation: Operation) -> str:
 
 
 SIGMOID_TWICE = Check(
-    "sigmoid-twice",
-    title="A sigmoid before a loss that applies the sigmoid itself",
-    severity="warning",
+    "sigmoid-twice", "A sigmoid before a loss that applies the sigmoid itself", "warning",
     what="`binary_cross_entropy_with_logits` (nn.BCEWithLogitsLoss) takes the output of a sigmoid.",
-    why="The sigmoid is applied twice, so every probability lies between 0.5 and 0.7311, and the gradient is at most a "
-    "quarter of what it should be.",
+    why="Every probability lies between 0.5 and 0.7311, and the gradient is at most a quarter of the right one.",
     advice="Pass the logits to the loss and drop the sigmoid; apply it only where probabilities are read.",
-    source="PyTorch's documentation of BCEWithLogitsLoss",
-)
+    source="PyTorch's documentation of BCEWithLogitsLoss")  # fmt: skip
 
 
 @SIGMOID_TWICE.in_step
 def _sigmoid_twice(context: StepContext) -> Iterator[Finding]:
     for _, given, _ in context.fed_by(["binary_cross_entropy_with_logits"], ["sigmoid"]):
-        between = context.between(given.index)
+        name, floor = context.name(given.index), "lies between 0.3133 and 1.3133, however sure the network is."
         yield SIGMOID_TWICE.found(
-            context.name(given.index),
-            f"{context.name(given.index)} is the output of a sigmoid, and the loss applies the sigmoid once more.",
-            (
-                "The loss of a sample lies between 0.3133 and 1.3133, however sure the network is.",
-                *((f"{between}.",) if between else ()),
-            ),
-            place=given.place,
-        )
+            name, f"{name} is the output of a sigmoid, and the loss applies the sigmoid once more.",
+            (f"The loss of a sample {floor}", context.between(given.index)), place=given.place,
+        )  # fmt: skip
 
 
 SOFTMAX_BEFORE_CROSS_ENTROPY = Check(
-    "softmax-before-cross-entropy",
-    title="A softmax before cross-entropy",
-    severity="warning",
+    "softmax-before-cross-entropy", "A softmax before cross-entropy", "warning",
     what="`cross_entropy` (nn.CrossEntropyLoss) or `log_softmax` takes the output of a softmax.",
     why="The loss treats probabilities as logits: it cannot come near 0, and the gradient passes two softmaxes.",
     advice="Pass the logits to cross_entropy and drop the softmax; the loss applies it.",
     source="PyTorch's documentation of CrossEntropyLoss: the input is expected to contain the unnormalised logits",
-)
+)  # fmt: skip
 
 
 @SOFTMAX_BEFORE_CROSS_ENTROPY.in_step
@@ -112,27 +90,20 @@ def _softmax_before_cross_entropy(context: StepContext) -> Iterator[Finding]:
         classes = a.shape[operation.arguments.get("dim", -1)] if a.shape else 1
         floor, name = math.log(1 + (classes - 1) / math.e), context.name(a.index)
         yield SOFTMAX_BEFORE_CROSS_ENTROPY.found(
-            name,
-            f"{name} is the output of a softmax, and cross-entropy applies the softmax once more.",
-            (
-                f"With {classes} classes the loss of a sample can't fall below {floor:.4f}, however sure the network "
-                "is: its inputs, taken as logits, lie between 0 and 1.",
-            ),
+            name, f"{name} is the output of a softmax, and cross-entropy applies the softmax once more.",
+            f"With {classes} classes the loss of a sample can't fall below {floor:.4f}, however sure the network "
+            "is: its inputs, taken as logits, lie between 0 and 1.",
             place=a.place,
             advice=f"Pass {_logits(context, softmax)} to cross_entropy and drop the softmax; the loss applies it.",
-        )
+        )  # fmt: skip
 
 
 NO_LOGARITHM = Check(
-    "nll-without-log",
-    title="A negative log-likelihood of numbers that are not logarithms",
-    severity="warning",
+    "nll-without-log", "A negative log-likelihood of numbers that are not logarithms", "warning",
     what="`nll_loss` takes probabilities or logits instead of log-probabilities.",
-    why="With logits the loss falls without bound as one logit grows. With probabilities it is linear, and hardly "
-    "punishes a prediction that is wrong and sure.",
+    why="With logits the loss falls without bound; with probabilities it hardly punishes a sure mistake.",
     advice="Pass it log_softmax of the logits, or pass the logits to cross_entropy, which does both.",
-    source="PyTorch's documentation of NLLLoss: the input is expected to contain log-probabilities",
-)
+    source="PyTorch's documentation of NLLLoss: the input is expected to contain log-probabilities")  # fmt: skip
 NOT_LOGARITHMS = {
     "_softmax": "probabilities (a softmax)", "sigmoid": "probabilities (a sigmoid)", "addmm": "logits",
     "mm": "logits", "linear": "logits", "convolution": "logits", "relu": "the output of a ReLU", "bmm": "logits",
@@ -143,29 +114,21 @@ NOT_LOGARITHMS = {
 @NO_LOGARITHM.in_step
 def _no_logarithm(context: StepContext) -> Iterator[Finding]:
     for _, given, maker in context.fed_by(["nll_loss_forward", "nll_loss2d_forward"], NOT_LOGARITHMS):
-        made, between = base_of(maker).removesuffix("_"), context.between(given.index)
-        log = "; the logarithm of a probability is never above 0."
+        made, name = base_of(maker).removesuffix("_"), context.name(given.index)
         yield NO_LOGARITHM.found(
-            context.name(given.index),
-            f"{context.name(given.index)} contains {NOT_LOGARITHMS[made]}, and nll_loss expects log-probabilities.",
-            (
-                f"nll_loss takes minus the entry of the right class; `{made.strip('_')}` computed that entry.",
-                *((f"{between}{log}",) if between else ()),
-            ),
-            place=given.place,
-        )
+            name, f"{name} contains {NOT_LOGARITHMS[made]}, but nll_loss expects log-probabilities, at most 0.",
+            (f"nll_loss takes minus the entry of the right class; `{made.strip('_')}` computed that entry.",
+             context.between(given.index)), place=given.place,
+        )  # fmt: skip
 
 
 BROADCAST_IN_LOSS = Check(
-    "broadcast-in-loss",
-    title="Predictions and targets are broadcast against each other",
-    severity="warning",
-    what="A loss or a difference takes a prediction (N, 1) and a target (N,), or a loss broadcasts any other two "
-    "shapes.",
+    "broadcast-in-loss", "Predictions and targets are broadcast against each other", "warning",
+    what="A loss or a difference broadcasts a prediction (N, 1) and a target (N,), or a loss any other shapes.",
     why="Each prediction is compared with every target. Nothing fails; the network learns to predict the mean.",
     advice="Give both the same shape: squeeze(1) the predictions, or unsqueeze(1) the targets.",
     source="PyTorch's broadcasting semantics; the warning of mse_loss about a target size that is different",
-)
+)  # fmt: skip
 
 
 @BROADCAST_IN_LOSS.in_step
@@ -173,9 +136,9 @@ def _broadcast_in_loss(context: StepContext) -> Iterator[Finding]:
     for call in context.graph.calls:
         refs = [each.value for each in call.arguments[:2] if isinstance(each, Ref)]
         refs += [v.value for k, v in call.keywords.items() if k in ("target", "other") and isinstance(v, Ref)]
-        if len(refs) != 2 or not any(map(context.is_data, refs)):
+        if len(refs) != 2 or context.data.isdisjoint(refs):
             continue
-        first, second = (context.graph.values[ref] for ref in refs)
+        first, second = (context.values[ref] for ref in refs)
         shape = _common(first.shape, second.shape)
         if shape is None or not (first.requires_grad or second.requires_grad) or not _crossed(call, first, second):
             continue
@@ -186,21 +149,16 @@ def _broadcast_in_loss(context: StepContext) -> Iterator[Finding]:
         yield BROADCAST_IN_LOSS.found(
             context.name(call.outputs[0]) if call.outputs else call.name,
             (f"{names} are broadcast to {shape} in ", Code(call.name), "."),
-            (
-                f"Each of the {one} predictions is compared with all {one} targets: {pairs} differences instead of "
-                f"{one}."
-                if _column_and_row(first.shape, second.shape)
-                else f"{pairs} differences are taken of {one} and {other} numbers.",
-            ),
+            (f"Each of the {one} predictions is compared with all {one} targets: {pairs} differences instead of "
+             f"{one}."
+             if _column_and_row(first.shape, second.shape)
+             else f"{pairs} differences are taken of {one} and {other} numbers."),
             place=call.place,
-        )
+        )  # fmt: skip
 
 
 def _crossed(call: Call, first: Value, second: Value) -> bool:
-    """Whether this cannot be intended: a column against a row, or different shapes in a function that is a loss.
-
-    One number for all samples (the label of a GAN) is intended.
-    """
+    """Whether this cannot be intended: a column against a row, or a loss of different shapes (not of one number)."""
     if _column_and_row(first.shape, second.shape):
         return True
     named = call.name in BROADCASTING and first.shape != second.shape
@@ -220,21 +178,16 @@ def _common(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...] 
 
 
 def _wide(context: StepContext, operation: Operation, shape: tuple[int, ...]) -> bool:
-    values = [*operation.outputs, *(value for _, _, value in references(operation.arguments))]
-    return any(value is not None and context.graph.values[value].shape == shape for value in values)
+    values = [*operation.outputs, *operands(operation)]
+    return any(value is not None and context.values[value].shape == shape for value in values)
 
 
 SUM_OF_LOSSES = Check(
-    "sum-reduction",
-    title="The loss is a sum over the batch",
-    severity="note",
+    "sum-reduction", "The loss is a sum over the batch", "note",
     what="A loss between predictions and targets is the sum over its elements, not divided by their number.",
-    why="The gradient grows with the batch, so the effective learning rate is that many times as large, and differs "
-    "for every batch size.",
-    advice="Use the mean, or divide the sum by the number of samples; keep the sum only if the learning rate was "
-    "chosen for it.",
-    source="Goyal et al., Accurate, large minibatch SGD, 2017: the rate belongs to the mean over a batch",
-)
+    why="The gradient grows with the batch, so the effective learning rate depends on the batch size.",
+    advice="Use the mean, or divide by the number of samples; keep the sum only if the rate was chosen for it.",
+    source="Goyal et al., Accurate, large minibatch SGD, 2017: the rate belongs to the mean over a batch")  # fmt: skip
 
 
 @SUM_OF_LOSSES.in_step
@@ -245,15 +198,14 @@ def _sum_of_losses(context: StepContext) -> Iterator[Finding]:
         given = argument(comparing, "self") if comparing is not None else None
         if loss is None or given is None or comparing is None:
             continue
-        shape = context.graph.values[given].shape
+        shape = context.values[given].shape
         terms = math.prod(shape[:1] if base_of(comparing).startswith("nll") else shape)
         if terms > 1:
             yield SUM_OF_LOSSES.found(
-                context.name(loss),
-                f"The loss {context.name(loss)} is the sum of {terms} terms, not their mean.",
-                (f"Its gradient is {terms} times that of the mean, and grows with the batch.",),
-                place=context.graph.values[loss].place,
-            )
+                context.name(loss), f"The loss {context.name(loss)} is the sum of {terms} terms, not their mean.",
+                f"Its gradient is {terms} times that of the mean, and grows with the batch.",
+                place=context.values[loss].place,
+            )  # fmt: skip
 
 
 def _summed_comparison(context: StepContext, operation: Operation) -> Operation | None:

@@ -15,41 +15,30 @@ from chainrule.derivation.backprop import Derivation, NodeStep
 from chainrule.derivation.contributions import aligned
 from chainrule.derivation.why import element
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.nonfinite_origin import Origin, Origins, advice_for, evidence_of, on_purpose, origins_of
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, dense, element_of, sent_by
-from chainrule.graph.graph import Operation, Value, references
+from chainrule.diagnostics.step_context import StepContext, dense, element_of, operands, sent_by
+from chainrule.graph.graph import Operation, Value
 from chainrule.graph.history import Kind as SeriesKind
 from chainrule.graph.history import Series
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 FORWARD = Check(
-    "non-finite-forward",
-    title="The forward pass produces a non-finite number",
-    severity="error",
+    "non-finite-forward", "The forward pass produces a non-finite number", "error",
     what="An operation turns finite operands into NaN or infinity, or data or a parameter contains one before the "
     "step. Operations that only pass it on are listed. A mask of -inf is not reported.",
     why="PyTorch raises no error: the loss becomes NaN, and so does every parameter after the next update.",
     advice="Keep the operand in the range where the function is finite: clamp it, add an epsilon, or scale it down.",
-    source="IEEE 754: the results of 0 / 0, the log of a negative number and inf - inf",
-    unfinished=True,
-)
+    source="IEEE 754: the results of 0 / 0, the log of a negative number and inf - inf", unfinished=True)  # fmt: skip
 BACKWARD = Check(
-    "non-finite-backward",
-    title="The backward pass produces a non-finite number",
-    severity="error",
+    "non-finite-backward", "The backward pass produces a non-finite number", "error",
     what="The first node that turns a finite gradient into NaN or infinity, as the square root does at 0.",
     why="The loss looks fine, and the next update makes parameters NaN.",
     advice="The derivative is not finite at this point: keep the operand away from it. Add a small epsilon inside a "
     "square root or a logarithm, or clamp the operand (not the result).",
-    source="the derivative of the operation, and 0 * inf = NaN",
-    unfinished=True,
-)
-
-
-# -- forward -----------------------------------------------------------------------------------------------------------
+    source="the derivative of the operation, and 0 * inf = NaN", unfinished=True)  # fmt: skip
 
 
 @FORWARD.in_step
@@ -60,35 +49,33 @@ def _forward(context: StepContext) -> Iterator[Finding]:
         value, operation = origin.value, origin.operation
         assert value.data is not None
         name, data = context.name(value.index), dense(value.data)
-        nan = bool(data.isnan().any())
+        nan = data.isnan()
+        bad, kind = (nan, "NaN") if nan.any() else (~data.isfinite(), "infinity")
         if operation is None:
-            places = (data.isnan() if nan else ~data.isfinite()).nonzero().tolist()
+            places = bad.nonzero().tolist()
             elements = listed([element(name, tuple(place)) for place in places])
             evidence = [f"{len(places)} of {data.numel()} elements: {elements}."]
-            text, place = f"{name} contains {_kind(nan)} before the step.", value.place
+            text, place = f"{name} contains {kind} before the step.", value.place
             advice = "Look at the data that was loaded, or, for a parameter, at the previous step."
         else:
-            given = (context.graph.values[index].data for _, _, index in references(operation.arguments))
-            operands = "finite numbers" if all(map(context.cache.finite, given)) else "numbers other than NaN"
+            given = all(context.cache.finite(context.values[index].data) for index in operands(operation))
+            numbers = "finite numbers" if given else "numbers other than NaN"
             order = "it is the first to do so" if origin is origins.every[0] else "this one reaches the loss"
-            text = f"{context.called(operation)} turns {operands} into {_kind(nan)}; {order}."
+            text = f"{context.called(operation)} turns {numbers} into {kind}; {order}."
             evidence = list(evidence_of(context, operation, value))
             place, advice = value.place or context.place(operation), advice_for(context, operation)
         evidence += _passed_on(context, origins, origin)
-        if not origins.harmful:
+        harmful = origins.bad_losses or origins.gradients_lost
+        if not harmful:
             evidence.append("It reaches neither the loss of a backward pass nor a parameter's gradient.")
-        severity = "error" if origins.harmful else "warning" if _may_harm(context, origin) else "note"
-        yield FORWARD.found(name, text, evidence, place=place, severity=severity, advice=advice)  # type: ignore[arg-type]
-
-
-def _kind(nan: bool) -> str:
-    return "NaN" if nan else "infinity"
+        severity: Severity = "error" if harmful else "warning" if _may_harm(context, origin) else "note"
+        yield FORWARD.found(name, text, evidence, place=place, severity=severity, advice=advice)
 
 
 def _may_harm(context: StepContext, origin: Origin) -> bool:
     """Whether a value with a gradient contains it, or one that is not used (and so not masked out) later."""
     reached = (origin.value.index, *origin.passed_on)
-    return any(context.graph.values[each].requires_grad or not context.uses.get(each) for each in reached)
+    return any(context.values[each].requires_grad or not context.uses.get(each) for each in reached)
 
 
 def _passed_on(context: StepContext, origins: Origins, origin: Origin) -> Iterator[str]:
@@ -99,7 +86,7 @@ def _passed_on(context: StepContext, origins: Origins, origin: Origin) -> Iterat
         yield f"Later operations pass it on: {listed(list(dict.fromkeys(map(context.name, others))))}."
     if loss is None:
         return
-    name, data = context.name(loss), context.graph.values[loss].data
+    name, data = context.name(loss), context.values[loss].data
     if not context.is_loss(loss):
         yield f"The step reached {name}, which contains it."
     elif data is not None and data.numel() == 1:
@@ -113,33 +100,30 @@ def _forward_by_statistics(context: StepContext) -> Iterator[Finding]:
     """The same for values without numbers: the first operation with finite operands and a result that is not."""
     lost = {loss for loss in context.losses if context.lost(loss)}
     reaching = lost | context.graph.ancestors(lost) if context.unfinished else None
-    for operation in context.graph.operations:
-        for slot, out in enumerate(operation.outputs):
-            if out is None or context.graph.values[out].data is not None:
-                continue
-            known = context.lost(out)
-            if known is None or on_purpose(operation, slot) or (reaching is not None and out not in reaching):
-                continue
-            if any(context.lost(index) for _, _, index in references(operation.arguments)):
-                continue
-            gradients = (context.gradient(parameter) for parameter in context.graph.parameters.values())
-            harmful = lost or any(each is not None and each.not_finite for each in gradients)
-            yield FORWARD.found(
-                context.name(out),
-                f"{context.called(operation)} turns finite numbers into non-finite ones; it is the first to do so.",
-                (_count(known, f" of {context.name(out)}"),),
-                place=context.graph.values[out].place or context.place(operation),
-                severity="error" if harmful else "warning" if context.graph.values[out].requires_grad else "note",
-                advice=advice_for(context, operation),
-            )
-            return
+    for operation, slot, out in (
+        (each, *slot) for each in context.graph.operations for slot in enumerate(each.outputs)
+    ):
+        if out is None or context.values[out].data is not None:
+            continue
+        known = context.lost(out)
+        if known is None or on_purpose(operation, slot) or (reaching is not None and out not in reaching):
+            continue
+        if any(context.lost(index) for index in operands(operation)):
+            continue
+        gradients = (context.gradient(parameter) for parameter in context.graph.parameters.values())
+        harmful = lost or any(each is not None and each.not_finite for each in gradients)
+        name, made = context.name(out), context.values[out]
+        yield FORWARD.found(
+            name, f"{context.called(operation)} turns finite numbers into non-finite ones; it is the first to do so.",
+            _count(known, f" of {name}"), place=made.place or context.place(operation),
+            severity="error" if harmful else "warning" if made.requires_grad else "note",
+            advice=advice_for(context, operation),
+        )  # fmt: skip
+        return
 
 
 def _count(known: Statistics, of: str = "") -> str:
     return f"{known.not_finite} of {known.elements} elements{of}."
-
-
-# -- backward ----------------------------------------------------------------------------------------------------------
 
 
 @BACKWARD.in_step
@@ -160,21 +144,22 @@ def _backward(context: StepContext) -> Iterator[Finding]:
         for contribution in step.shares:
             sent = sent_by(contribution)
             if contribution.value is not None and sent is not None and not context.cache.finite(sent):
-                value, operation = context.graph.values[contribution.value], context.graph.operations[step.operation]
+                value, operation = context.values[contribution.value], context.graph.operations[step.operation]
+                kind = "NaN" if dense(sent).isnan().any() else "infinity"
                 yield BACKWARD.found(
                     f"dJ/d{context.name(value.index)}",
-                    f"The backward pass of {context.called(operation)} turns a finite gradient into "
-                    f"{_kind(bool(dense(sent).isnan().any()))}; it is the first to do so.",
+                    f"The backward pass of {context.called(operation)} turns a finite gradient into {kind}; "
+                    "it is the first to do so.",
                     _gradient_evidence(context, step, operation, value, dense(sent)),
                     place=context.graph.nodes[step.node].place,
-                )
+                )  # fmt: skip
                 return
 
 
 def _inherits(context: StepContext, index: int) -> bool:
     """Whether the forward pass is the cause: the loss and an operand or output of the operation are not finite."""
     origins, operation = origins_of(context), context.graph.operations[index]
-    near = (*(value for _, _, value in references(operation.arguments)), *operation.outputs)
+    near = (*operands(operation), *operation.outputs)
     return bool(origins.bad_losses) and any(value in origins.of for value in near)
 
 
@@ -211,10 +196,10 @@ def _gradient_evidence(
 ) -> Iterator[str]:
     places = [tuple(at) for at in (~sent.isfinite()).nonzero().tolist()]
     at, name = places[0], context.name(value.index)
-    operands = [index for _, _, index in references(operation.arguments) if index != value.index]
+    given = [index for index in operands(operation) if index != value.index]
     if value.data is not None and value.data.shape == sent.shape:
-        operands.insert(0, value.index)
-    shown, stopped = [text for index in operands if (text := context.at(index, at))], False
+        given.insert(0, value.index)
+    shown, stopped = [text for index in given if (text := context.at(index, at))], False
     for g, out in zip(step.upstream, operation.outputs, strict=False):
         if g is not None and out is not None and (own := aligned(at, tuple(g.shape))) is not None:
             shown.append(element_of(f"dJ/d{context.name(out)}", own, g))
@@ -230,36 +215,26 @@ def _gradient_evidence(
 
 
 def _backward_by_statistics(context: StepContext) -> Iterator[Finding]:
-    """Without a derivation: the last operation with finite gradients of its results and a non-finite one of an operand.
-
-    Nothing is found if the forward pass is the cause.
-    """
-    if origins_of(context).every or any(map(context.lost, context.losses)) or _all_gradients_are_finite(context):
+    """Without a derivation: the last operation with finite gradients of its results and not of an operand."""
+    if origins_of(context).every or any(map(context.lost, context.losses)):
+        return
+    lost = any(value.grad_statistics is not None and value.grad_statistics.not_finite for value in context.values)
+    if not lost and context.cache.all_finite(value.grad for value in context.values):
         return
     for operation in reversed(context.graph.operations):
         arrived = [context.statistics(out, gradient=True) for out in operation.outputs if out is not None]
         if not any(arrived) or any(each is not None and each.not_finite for each in arrived):
             continue
-        for _, _, index in references(operation.arguments):
+        for index in operands(operation):
             known = context.lost(index, gradient=True)
             if known is not None and len(context.uses.get(index, ())) == 1:
                 yield BACKWARD.found(
                     f"dJ/d{context.name(index)}",
                     f"The backward pass of {context.called(operation)} turns a finite gradient into a non-finite one; "
                     "it is the first to do so.",
-                    (_count(known, f" of dJ/d{context.name(index)}"),),
-                    place=context.place(operation),
-                )
+                    (_count(known, f" of dJ/d{context.name(index)}"),), place=context.place(operation),
+                )  # fmt: skip
                 return
-
-
-def _all_gradients_are_finite(context: StepContext) -> bool:
-    known = (value.grad_statistics for value in context.graph.values)
-    lost = any(each is not None and each.not_finite for each in known)
-    return not lost and context.cache.all_finite(value.grad for value in context.graph.values)
-
-
-# -- over time ---------------------------------------------------------------------------------------------------------
 
 
 @FORWARD.over_time
@@ -303,11 +278,9 @@ def _first_of_history(run: Run) -> Iterator[Finding]:
     if bad:
         rank, _, series, known = min(bad, key=lambda each: each[:2])
         yield (FORWARD if rank <= ORDER.index("value") else BACKWARD).found(
-            series.name,
-            f"The {series.kind} of {series.name} is not finite at step {step}; it is the first.",
-            (_count(known),),
-            since=step,
-        )
+            series.name, f"The {series.kind} of {series.name} is not finite at step {step}; it is the first.",
+            (_count(known),), since=step,
+        )  # fmt: skip
 
 
 def _first_lost(run: Run) -> int | None:

@@ -16,17 +16,8 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.contributions import aligned
-from chainrule.diagnostics.step_context import (
-    TRANSPARENT,
-    StepContext,
-    argument,
-    base_of,
-    dense,
-    element_of,
-    floating,
-    type_name,
-)
-from chainrule.graph.graph import Graph, Operation, Ref, Value, references
+from chainrule.diagnostics.step_context import TRANSPARENT, StepContext, argument, base_of, dense, element_of, operands
+from chainrule.graph.graph import Graph, Operation, Ref, Value
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import leaves, reach
@@ -88,7 +79,7 @@ class Origins:
         self.infinite: list[Value] = []  # leaves with infinity, which may be on purpose
         self.bad_losses: list[int] = []
         self.first: list[Origin] = []
-        values = context.graph.values
+        values = context.values
         if not context.cache.all_finite(value.data for value in values):
             self._buffers = _buffers_of_shards(context.graph)
             for operation in context.graph.operations:
@@ -97,12 +88,12 @@ class Origins:
             self.first = self._first()
 
     def _read(self, operation: Operation) -> None:
-        values = self.context.graph.values
-        operands = [values[index] for _, _, index in references(operation.arguments)]
-        for leaf in operands:
+        values = self.context.values
+        given = [values[index] for index in operands(operation)]
+        for leaf in given:
             if leaf.operation is None and leaf.index not in self._buffers and leaf.index not in self.of:
                 self._read_leaf(leaf)
-        inherited = next((self.of[each.index] for each in operands if each.index in self.of), None)
+        inherited = next((self.of[each.index] for each in given if each.index in self.of), None)
         for slot, out in enumerate(operation.outputs):
             if out is None or not self._is_lost(values[out]):
                 continue
@@ -110,9 +101,9 @@ class Origins:
             if inherited is not None:
                 inherited.passed_on.append(made.index)
                 self.of[made.index] = inherited
-            elif made.data is None or on_purpose(operation, slot) or any(map(self._is_lost_unkept, operands)):
+            elif made.data is None or on_purpose(operation, slot) or any(map(self._is_lost_unkept, given)):
                 continue  # values without numbers are checked by their statistics
-            elif _makes(self.context, made.data, [each.data for each in operands]):
+            elif _makes(self.context, made.data, [each.data for each in given]):
                 self._add(made, operation)
 
     def _read_leaf(self, leaf: Value) -> None:
@@ -126,16 +117,13 @@ class Origins:
             self.infinite.append(leaf)
 
     def _is_lost(self, value: Value) -> bool:
-        return not self.context.cache.finite(value.data) or self._is_lost_unkept(value)
+        return self._is_lost_unkept(value) if value.data is None else not self.context.cache.finite(value.data)
 
     def _is_lost_unkept(self, value: Value) -> bool:
         return value.data is None and self.context.lost(value.index) is not None
 
     def _is_gradient(self, leaf: Value, data: Tensor) -> bool:
-        """Whether it is the `.grad` of a parameter that backward left there and clipping reads.
-
-        A factor may equal the gradient of the other factor, so a value that a loss depends on is none.
-        """
+        """Whether it is the `.grad` that clipping reads; an equal value that a loss depends on is a factor instead."""
         known = (each.grad for each in self.context.graph.parameters.values() if each.shape == leaf.shape)
         same = any(has_numbers(each) and _are_same(dense(each), dense(data)) for each in known)
         return same and leaf.index not in self.context.graph.ancestors(self.context.losses)
@@ -152,36 +140,26 @@ class Origins:
     def _carries_on(self, value: int) -> list[int]:
         """The results that may contain the numbers of a value, which it has none if it is overwritten."""
         uses = (use for use in self.context.uses.get(value, ()) if "base" in use.arguments or not _fills(use, value))
-        return [out for use in uses for out in use.outputs if out is not None and self._may_carry(out)]
-
-    def _may_carry(self, value: int) -> bool:
-        return self.context.statistics(value) is None or self.context.lost(value) is not None
+        known = ((out, self.context.statistics(out)) for use in uses for out in use.outputs)
+        return [out for out, each in known if out is not None and (each is None or each.not_finite)]
 
     def _add(self, value: Value, operation: Operation | None) -> None:
         self.of[value.index] = origin = Origin(value, operation)
         self.every.append(origin)
 
     def _first(self) -> list[Origin]:
-        """The first origin of all, and that of the loss if it is another.
-
-        In an unfinished step only an origin that reaches a loss or a gradient counts: other operations of it (an
-        evaluation, for example) may not belong to the training.
-        """
+        """The first origin, and that of the loss; in an unfinished step only one that reaches a loss or gradient."""
         if self.infinite and not self.every and any(map(self.context.is_loss, self.bad_losses)):
             self._add(self.infinite[0], None)  # masked scores are infinite on purpose, a loss is not
         reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
         if not reached:
-            return self.every[:1] if self._gradients_lost or not self.context.unfinished else []
+            return self.every[:1] if self.gradients_lost or not self.context.unfinished else []
         before = self.context.graph.ancestors([reached[0].value.index])
         return [*[origin for origin in self.every if origin.value.index in before][:1], *reached]
 
-    @property
-    def harmful(self) -> bool:
-        """Whether the loss or the gradient of a parameter is not finite."""
-        return bool(self.bad_losses) or self._gradients_lost
-
     @cached_property
-    def _gradients_lost(self) -> bool:
+    def gradients_lost(self) -> bool:
+        """Whether the gradient of a parameter is not finite."""
         return not all(self.context.cache.finite(each.grad) for each in self.context.graph.parameters.values())
 
 
@@ -201,9 +179,9 @@ def _are_same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def _makes(context: StepContext, made: Tensor, operands: list[Tensor | None]) -> bool:
+def _makes(context: StepContext, made: Tensor, given: list[Tensor | None]) -> bool:
     """Whether a result has NaN and no operand has, or it has infinity and all operands are finite."""
-    known = [dense(each) for each in operands if each is not None and floating(each)]
+    known = [dense(each) for each in given if each is not None and (each.is_floating_point() or each.is_complex())]
     if dense(made).isnan().any():
         return not any(each.isnan().any() for each in known)
     return all(context.cache.finite(each) for each in known)
@@ -212,25 +190,17 @@ def _makes(context: StepContext, made: Tensor, operands: list[Tensor | None]) ->
 def _buffers_of_shards(graph: Graph) -> set[int]:
     """The buffers in which FSDP2 gathers shards, and their bases: memory that is arbitrary until it is filled."""
     moves = (operation for operation in graph.operations if operation.name.startswith("fsdp."))
-    found = {index for operation in moves for _, _, index in references(operation.arguments)}
+    found = {index for operation in moves for index in operands(operation)}
     makers = [graph.values[index].operation for index in found]
-    views = [graph.operations[each] for each in makers if each is not None]
-    bases = (references(each.arguments) for each in views if each.name.startswith("aten.view"))
-    return found | {index for found_in in bases for _, _, index in found_in}
+    views = (graph.operations[each] for each in makers if each is not None)
+    return found.union(*(operands(view) for view in views if view.name.startswith("aten.view")))
 
 
 def on_purpose(operation: Operation, slot: int) -> bool:
-    """Whether a result may well be infinite or arbitrary: a mask, fresh memory, or memory that other ranks fill.
-
-    FSDP2 views such memory through `as_strided`, which makes no numbers of its own.
-    """
-    if (base_of(operation), slot) in OF_LOGARITHMS:
-        return True
-    given = any(not math.isfinite(each) for each in leaves(operation.arguments, float))
-    return given or "empty" in operation.name or operation.name.startswith((*COLLECTIVES, "aten.as_strided."))
-
-
-# -- why an operation made it -----------------------------------------------------------------------------------------
+    """Whether a result may well be infinite or arbitrary: a mask, fresh memory, or memory that other ranks fill."""
+    masked = any(not math.isfinite(each) for each in leaves(operation.arguments, float))
+    fresh = "empty" in operation.name or operation.name.startswith((*COLLECTIVES, "aten.as_strided."))  # by FSDP2
+    return masked or fresh or (base_of(operation), slot) in OF_LOGARITHMS
 
 
 def evidence_of(context: StepContext, operation: Operation, made: Value) -> Iterator[str]:
@@ -240,8 +210,8 @@ def evidence_of(context: StepContext, operation: Operation, made: Value) -> Iter
     bad = data.isnan() if data.isnan().any() else ~data.isfinite()
     places = [tuple(at) for at in bad.nonzero().tolist()]
     at = places[0]
-    operands = ", ".join(_operands(context, operation, at))
-    yield f"{element_of(context.name(made.index), at, data)}{' from ' + operands if operands else ''}."
+    given = ", ".join(_operands(context, operation, at))
+    yield f"{element_of(context.name(made.index), at, data)}{' from ' + given if given else ''}."
     if reason := _reason(context, operation, at, data):
         yield reason
     if len(places) > 1:
@@ -250,8 +220,8 @@ def evidence_of(context: StepContext, operation: Operation, made: Value) -> Iter
 
 def _operands(context: StepContext, operation: Operation, at: Index) -> Iterator[str]:
     """The element of each operand at the same place; its range if the places do not correspond."""
-    for _, _, index in references(operation.arguments):
-        data = context.graph.values[index].data
+    for index in operands(operation):
+        data = context.values[index].data
         if text := context.at(index, at):
             yield text
         elif data is not None and data.numel() and data.is_floating_point():
@@ -272,11 +242,11 @@ def _family(operation: Operation) -> str:
 def _mean_of_nothing(context: StepContext, operation: Operation) -> str:
     """Why a loss is a mean over nothing, if it is one: all labels are ignored, or there are no predictions."""
     target, given = argument(operation, "target"), argument(operation, "self")
-    labels = context.graph.values[target].data if target is not None else None
+    labels = context.values[target].data if target is not None else None
     ignored = operation.arguments.get("ignore_index")
     if ignored is not None and labels is not None and labels.numel() and bool((labels == ignored).all()):
         return f"All {labels.numel()} labels are {ignored}, which is ignored: a mean of nothing is 0 / 0."
-    if target is not None and given is not None and not math.prod(context.graph.values[given].shape):
+    if target is not None and given is not None and not math.prod(context.values[given].shape):
         return f"{context.name(given)} has no elements: a mean of nothing is 0 / 0."
     return ""
 
@@ -304,7 +274,7 @@ def _numbers(context: StepContext, operation: Operation, at: Index) -> list[str]
     found = []
     for name, given in operation.arguments.items():
         if isinstance(given, Ref):
-            value = context.graph.values[given.value]
+            value = context.values[given.value]
             own = aligned(at, value.shape)
             if value.data is None or own is None:
                 return []
@@ -318,4 +288,5 @@ def _overflow(result: Any, made: Tensor) -> str:
     """Why a finite calculation gives infinity: the largest number of the type."""
     if isinstance(result, complex) or not math.isinf(result):
         return ""
-    return f"the largest {type_name(made.dtype)} is {torch.finfo(made.dtype).max:.3g}"
+    limits = torch.finfo(made.dtype)
+    return f"the largest {limits.dtype} is {limits.max:.3g}"

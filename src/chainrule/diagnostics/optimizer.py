@@ -19,17 +19,14 @@ from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 NOT_IN_OPTIMIZER = Check(
-    "not-in-optimizer",
-    title="A parameter has a gradient, and no optimizer holds it",
-    severity="warning",
+    "not-in-optimizer", "A parameter has a gradient, and no optimizer holds it", "warning",
     what="A parameter got a gradient, and no optimizer that stepped holds it. In one step this is a note, as another "
     "optimizer may step later (a GAN has two); over a run no optimizer ever moved it.",
     why="It does not learn, and its gradient grows for ever if only the optimizer clears gradients.",
     advice="Pass all of model.parameters() to the optimizer, after every layer was made or replaced. If the parameter "
     "should not learn, requires_grad_(False) also saves its gradient.",
     source="PyTorch's documentation of torch.optim: the parameters are given when the optimizer is constructed",
-    lasts=3,
-)
+    lasts=3)  # fmt: skip
 
 
 @NOT_IN_OPTIMIZER.in_step
@@ -48,11 +45,10 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
         norm = math.hypot(*(each.norm for each in gradients if each is not None))
         has = plural(len(names), "it has", "they have")
         yield NOT_IN_OPTIMIZER.found(
-            owner,
-            f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
-            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",),
+            owner, f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
+            f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",
             severity="note",
-        )
+        )  # fmt: skip
 
 
 @NOT_IN_OPTIMIZER.over_time
@@ -71,14 +67,11 @@ def _belongs(name: str, owner: str) -> bool:
 
 
 IN_TWO_OPTIMIZERS = Check(
-    "in-two-optimizers",
-    title="A parameter is in two optimizers",
-    severity="warning",
+    "in-two-optimizers", "A parameter is in two optimizers", "warning",
     what="Two optimizers stepped, and both hold the same parameter.",
     why="Two independent rules move it, and the second one uses a gradient at the point before the first move.",
     advice="Put each parameter in one optimizer; for different rates use the parameter groups of one optimizer.",
-    source="PyTorch's documentation of torch.optim, per-parameter options",
-)
+    source="PyTorch's documentation of torch.optim, per-parameter options")  # fmt: skip
 
 
 @IN_TWO_OPTIMIZERS.in_step
@@ -100,7 +93,7 @@ def _in_two_optimizers(context: StepContext) -> Iterator[Finding]:
             names[0] if len(names) == 1 else f"{len(names)} parameters",
             f"{listed(names)} {plural(len(names), 'is', 'are')} in {len(both)} optimizers that stepped: {kinds}.",
             [f"{name} was moved by {_distances(context, holders[name].values())}." for name in names[:2]],
-        )
+        )  # fmt: skip
 
 
 def _distances(context: StepContext, holders: Iterable[tuple[str, ParameterUpdate]]) -> str:
@@ -108,40 +101,32 @@ def _distances(context: StepContext, holders: Iterable[tuple[str, ParameterUpdat
     return " and then by ".join("an unknown distance" if each is None else number(each.norm) for each in moves)
 
 
-# -- how far -----------------------------------------------------------------------------------------------------------
-
 HEALTHY = "about 0.001 is healthy"
 SOURCE = "Karpathy, CS231n, Neural networks part 3: the ratio of updates to weights is healthy near 1e-3"
 
 TOO_LARGE = Check(
-    "update-too-large",
-    title="Updates are too large for their weights",
-    severity="warning",
-    what="The norm of a weight's update over the norm of the weight, as the median over the last watched steps, is too "
-    "large. In one step it is a note if the ratio is above ten times that threshold.",
+    "update-too-large", "Updates are too large for their weights", "warning",
+    what="The norm of a weight's update over the norm of the weight, as the median over the last watched steps, is "
+    "too large. In one step it is a note if the ratio is above ten times that threshold.",
     why="The weight is replaced every few steps: what it learns is overwritten before it is used.",
-    advice="Lower the learning rate (of this group), warm it up, or clip the gradient; a weight that began near 0 may "
-    "only need a larger initialisation.",
-    thresholds=("update_ratio_large", "window", "enough"),
-    source=SOURCE,
-)
+    advice="Lower this group's rate, warm it up, or clip the gradient; or start from a larger initial weight.",
+    source=SOURCE, thresholds=("update_ratio_large", "window", "enough"))  # fmt: skip
 
 
 @TOO_LARGE.in_step
 def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
     limit = 10 * context.thresholds.update_ratio_large
     for member in context.members:
-        before, moved = context.before(member), context.move(member)
+        before, moved = context.cache.of(member.start), context.move(member)
         if is_bias(member.name) or before is None or moved is None or not before.norm or moved.not_finite:
             continue
         ratio = moved.norm / before.norm
         if ratio > limit and member.before.dim() > 1:
             yield TOO_LARGE.found(
-                member.name,
-                f"The update of {member.name} is {number(ratio)} times as large as the weight itself.",
-                (f"The weight's norm is {number(before.norm)}, its learning rate {number(_rate(member))}.",),
+                member.name, f"The update of {member.name} is {number(ratio)} times as large as the weight itself.",
+                f"The weight's norm is {number(before.norm)}, its learning rate {number(_rate(member))}.",
                 severity="note",
-            )
+            )  # fmt: skip
 
 
 PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, whatever comes after
@@ -167,71 +152,50 @@ def _too_large(run: Run) -> Iterator[Finding]:
         worst, name, when = max(over)
         others = listed([other for _, other, _ in sorted(over, reverse=True)[1:]])
         yield TOO_LARGE.found(
-            name,
-            f"Updates of {name} are {number(worst)} times as large as the weight, {when}; {HEALTHY}.",
-            (
-                f"{len(over)} of {len(run.ratios)} weights are above {limit:g}{': also ' + others if others else ''}.",
-                run.learning_rate,
-            ),
+            name, f"Updates of {name} are {number(worst)} times as large as the weight, {when}; {HEALTHY}.",
+            (f"{len(over)} of {len(run.ratios)} weights are above {limit:g}{': also ' + others if others else ''}.",
+             run.learning_rate),
             since=next(step for step, ratio in judged[name] if ratio > limit),
-        )
+        )  # fmt: skip
 
 
 def _grown(ratios: list[tuple[int, float]], limit: float) -> list[tuple[int, float]]:
-    """The ratios of a weight that began at 0, from the step at which it has a size of its own.
-
-    The sum of n updates of one size in independent directions has sqrt(n) times that size. So for 1 / limit^2 steps
-    the ratio is above the limit for no other reason.
-    """
+    """The ratios of a weight that began at 0, from the step at which it has a size of its own."""
+    # The sum of n independent updates of one size has sqrt(n) times that size: the first ratios are large in any case.
     return [(step, ratio) for step, ratio in ratios if step - ratios[0][0] >= 1 / max(limit, 1e-9) ** 2]
 
 
 TOO_SMALL = Check(
-    "update-too-small",
-    title="Updates are too small for their weights",
-    severity="warning",
+    "update-too-small", "Updates are too small for their weights", "warning",
     what="The largest ratio in the whole run of the norm of a weight's update to the norm of the weight is too small.",
     why="At this pace the weight needs a million steps or more to change: it does not learn.",
-    advice="Raise the learning rate (of this group). If only the first layers are so slow, look at the gradients "
-    "through depth.",
-    thresholds=("update_ratio_small", "enough"),
-    source=SOURCE,
-)
+    advice="Raise this group's learning rate. If only the first layers are slow, look at gradients through depth.",
+    source=SOURCE, thresholds=("update_ratio_small", "enough"))  # fmt: skip
 
 
 @TOO_SMALL.over_time
 def _too_small(run: Run) -> Iterator[Finding]:
     limit = run.thresholds.update_ratio_small
-    largest = {name: max(ratio for _, ratio in ratios) for name, ratios in run.ratios.items()}
-    under = [
-        (ratio, name)
-        for name, ratio in largest.items()
-        if len(run.ratios[name]) >= run.thresholds.enough and 0 < ratio < limit
-    ]
-    if under:
+    judged = {name: ratios for name, ratios in run.ratios.items() if len(ratios) >= run.thresholds.enough}
+    largest = [(max(ratio for _, ratio in ratios), name) for name, ratios in judged.items()]
+    if under := [(ratio, name) for ratio, name in largest if 0 < ratio < limit]:
         ratio, name = max(under)
         yield TOO_SMALL.found(
             name if len(under) == 1 else f"{len(under)} weights",
             f"Updates of {listed([each for _, each in under])} never reached {number(limit)} of the weight; {HEALTHY}.",
-            (f"The largest was {number(ratio)}, of {name}.", run.learning_rate),
-            since=run.ratios[name][0][0],
-        )
+            (f"The largest was {number(ratio)}, of {name}.", run.learning_rate), since=run.ratios[name][0][0],
+        )  # fmt: skip
 
 
 STUCK = Check(
-    "stuck-update",
-    title="The optimizer hardly moves a parameter that has a gradient",
-    severity="warning",
-    what="A parameter has a gradient, and its update is exactly 0 or, with an adaptive optimizer, far smaller than its "
-    "learning rate. In one step this is a note; over a run it lasts.",
-    why="It does not learn, because of its optimizer: a rate of 0, a second moment that remembers one huge gradient "
-    "for thousands of steps, or a number type too coarse for such a small update.",
+    "stuck-update", "The optimizer hardly moves a parameter that has a gradient", "warning",
+    what="A parameter has a gradient, and its update is exactly 0 or, with an adaptive optimizer, far smaller than "
+    "its learning rate. In one step this is a note; over a run it lasts.",
+    why="The cause is a rate of 0, a second moment that remembers a huge gradient, or too coarse a number type.",
     advice="Check the rate that the schedule sets; clip gradients before they enter the optimizer's state, or reset "
     "its state; keep the weights in float32 if bfloat16 or float16 rounds the update away.",
-    thresholds=("stuck",),
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
-    lasts=5,
-)
+    thresholds=("stuck",), lasts=5)  # fmt: skip
 REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
 LEARNT = 0.01  # share of the loss at the start
 
@@ -239,22 +203,20 @@ LEARNT = 0.01  # share of the loss at the start
 @STUCK.in_step
 def _stuck(context: StepContext) -> Iterator[Finding]:
     for member in context.members:
-        grad, moved, before = context.gradient(member), context.move(member), context.before(member)
+        grad, moved, before = context.gradient(member), context.move(member), context.cache.of(member.start)
         if grad is None or moved is None or before is None or not grad.norm or grad.not_finite:
             continue
-        root, memory = math.sqrt(before.elements), _second_moment(member)
-        reason = _reason(member, moved.norm / root, grad.norm / root, memory, context.thresholds.stuck)
-        if reason:
+        root = math.sqrt(before.elements)
+        if reason := _reason(member, moved.norm / root, grad.norm / root, context.thresholds.stuck):
+            memory = _second_moment(member)
             yield STUCK.found(
                 member.name,
                 f"{member.name} has a gradient, and is {'hardly moved' if moved.norm else 'not moved'}: {reason}.",
-                (
-                    f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that "
-                    f"of itself {number(before.norm)}; its learning rate is {number(_rate(member))}.",
-                    *(() if memory is None else (f"The root of its second moment is {number(memory)} on average.",)),
-                ),
+                (f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that "
+                 f"of itself {number(before.norm)}; its learning rate is {number(_rate(member))}.",
+                 "" if memory is None else f"The root of its second moment is {number(memory)} on average."),
                 severity="note",
-            )
+            )  # fmt: skip
 
 
 @STUCK.over_time
@@ -265,18 +227,15 @@ def _stuck_for_long(run: Run) -> Iterator[Finding]:
         yield replace(found, severity="note") if learnt else found
 
 
-def _reason(member: ParameterUpdate, moved: float, grad: float, memory: float | None, limit: float) -> str:
-    """Why the optimizer does not move a parameter, by the root mean square of its update and gradient; "" if it does.
-
-    If the gradient itself is close to 0, as for a bias before a batch norm, the optimizer is not at fault.
-    """
+def _reason(member: ParameterUpdate, moved: float, grad: float, limit: float) -> str:
+    """Why the optimizer, not a tiny gradient, keeps a parameter from moving, by root mean squares; "" if it moves."""
     rate, dtype = _rate(member), member.before.dtype
     if rate == 0:
         return "its learning rate is 0"
     if not moved and dtype in (torch.float16, torch.bfloat16):
         spacing = f"{torch.finfo(dtype).eps:.2g}"
         return f"the update is below the spacing of {type_name(dtype)}, {spacing} of the weight"
-    if moved < limit * rate and memory is not None and grad * REMEMBERED < memory:
+    if moved < limit * rate and (memory := _second_moment(member)) is not None and grad * REMEMBERED < memory:
         return "its state remembers a far larger gradient"
     return ""
 
@@ -300,18 +259,12 @@ def _rate(member: ParameterUpdate) -> float:
 
 
 CLIPPED = Check(
-    "always-clipped",
-    title="The gradient is clipped at every step",
-    severity="warning",
-    what="clip_grad_norm_ made the gradient smaller at nearly every watched step. This is a note if by a factor "
-    "of less than ten.",
-    why="Clipping is meant for the rare large gradient. At every step it overrides the learning rate: only the "
-    "direction of the gradient counts.",
-    advice="Raise the limit to the usual norm of gradients (the 90th percentile, for example), or lower the learning "
-    "rate by the factor of the clipping.",
-    thresholds=("clipped_share", "clipped_factor", "enough"),
+    "always-clipped", "The gradient is clipped at every step", "warning",
+    what="clip_grad_norm_ made the gradient smaller at nearly every watched step; by a factor below 10, a note.",
+    why="Clipping is meant for rare large gradients. At every step, it overrides the learning rate.",
+    advice="Raise the limit to, say, the 90th percentile of the norms, or lower the rate by the clipping factor.",
     source="Pascanu, Mikolov and Bengio, 2013: the limit from the average norm over many updates",
-)
+    thresholds=("clipped_share", "clipped_factor", "enough"))  # fmt: skip
 
 
 @CLIPPED.over_time
@@ -328,10 +281,7 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
         "all gradients",
         f"The gradient was clipped at {len(clipped)} of {len(stepped)} watched steps, by a factor of {number(factor)} "
         "in the median.",
-        (
-            f"Its norm before was between {number(min(norms))} and {number(max(norms))}, with a median of "
-            f"{number(median(norms))}; the median after is {number(after)}.",
-        ),
-        severity="warning" if factor > run.thresholds.clipped_factor else "note",
-        since=clipped[0][0],
-    )
+        f"Its norm before was between {number(min(norms))} and {number(max(norms))}, with a median of "
+        f"{number(median(norms))}; the median after is {number(after)}.",
+        severity="warning" if factor > run.thresholds.clipped_factor else "note", since=clipped[0][0],
+    )  # fmt: skip

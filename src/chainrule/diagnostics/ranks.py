@@ -8,63 +8,44 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, in_order, listed, plural
-from chainrule.graph.history import RankFacts, RankParameter
+from chainrule.graph.history import RankFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 ROUNDING = 1e-6  # relative difference of statistics of equal tensors on machines that add in another order
 
 DIVERGED = Check(
-    "rank-diverged",
-    title="The parameters of a rank differ",
-    severity="warning",
+    "rank-diverged", "The parameters of a rank differ", "warning",
     what="A parameter of which every rank has a copy is not the same on all of them before the step.",
-    why="Data-parallel training averages gradients, never parameters: copies that differ once stay different, and the "
-    "mean gradient fits none of them.",
+    why="Only gradients are averaged: copies that differ once stay different, and the mean fits none of them.",
     advice="Load checkpoints on every rank before the model is wrapped, seed all ranks alike, and change parameters "
     "only through the optimizer; wrapping the model in DistributedDataParallel again copies rank 0's to all.",
-    source="PyTorch's documentation: Distributed Data Parallel",
-    across_ranks=True,
-)
+    source="PyTorch's documentation: Distributed Data Parallel", across_ranks=True)  # fmt: skip
 NOT_REDUCED = Check(
-    "rank-not-reduced",
-    title="A gradient was not reduced across the ranks",
-    severity="warning",
+    "rank-not-reduced", "A gradient was not reduced across the ranks", "warning",
     what="A parameter is the same on all ranks before the step, and its `.grad` after backward is not.",
     why="Each rank takes a different step, and from then on the ranks train different models.",
     advice="Call the wrapped model (not model.module), leave no_sync() before the last backward pass of the step, and "
     "use every parameter on every rank.",
-    source="PyTorch's documentation: Distributed Data Parallel",
-    across_ranks=True,
-)
+    source="PyTorch's documentation: Distributed Data Parallel", across_ranks=True)  # fmt: skip
 UNEQUAL_BATCH = Check(
-    "rank-unequal-batch",
-    title="The ranks have batches of different sizes",
-    severity="warning",
+    "rank-unequal-batch", "The ranks have batches of different sizes", "warning",
     what="The ranks took different numbers of samples in this step.",
-    why="The gradients of the ranks are averaged without weights, so a sample of a small batch weighs more than one of "
-    "a large batch. For a single step, as at the end of an epoch, this is a note.",
+    why="The gradients of the ranks are averaged without weights, so a sample of a small batch weighs more than one "
+    "of a large batch. For a single step, as at the end of an epoch, this is a note.",
     advice="Use drop_last=True in DistributedSampler, or weight each rank's loss by its share of the samples.",
-    source="PyTorch's documentation: torch.utils.data.distributed.DistributedSampler",
-    lasts=2,
-    across_ranks=True,
-)
+    source="PyTorch's documentation: torch.utils.data.distributed.DistributedSampler", lasts=2, across_ranks=True,
+)  # fmt: skip
 NOT_FINITE = Check(
-    "rank-not-finite",
-    title="One rank sends NaN or infinity to all",
-    severity="error",
+    "rank-not-finite", "One rank sends NaN or infinity to all", "error",
     what="The loss or a gradient of some ranks is not finite before it is combined with those of the others.",
-    why="The mean of all gradients is then NaN or infinity on every rank, and only the rank where it arises can show "
-    "the cause.",
-    advice="Look at the batch of this rank. Record the step there (chainrule.record): recording.findings() names the "
-    "operation.",
-    source="IEEE 754: a sum with a NaN is NaN",
-    across_ranks=True,
-)
+    why="The mean is then NaN or infinity on every rank, and only the rank where it arises shows the cause.",
+    advice="Look at the batch of this rank, and record its step: recording.findings() names the operation.",
+    source="IEEE 754: a sum with a NaN is NaN", across_ranks=True)  # fmt: skip
 
 
 def of_ranks(ranks: Sequence[RankFacts]) -> tuple[Finding, ...]:
@@ -83,10 +64,8 @@ def _not_finite(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
         _called(guilty),
         f"The gradients that {_called(guilty)} of {len(ranks)} sent to the others are not finite; those of the other "
         f"{plural(others, 'rank', 'ranks')} are.",
-        (f"On rank {guilty[0]} of {len(first)}: {listed(first)}.", f"Losses: {losses}."),
-        rows=guilty,
-        size=len(ranks),
-    )
+        (f"On rank {guilty[0]} of {len(first)}: {listed(first)}.", f"Losses: {losses}."), rows=guilty, size=len(ranks),
+    )  # fmt: skip
 
 
 def _lost(facts: RankFacts) -> list[str]:
@@ -94,53 +73,44 @@ def _lost(facts: RankFacts) -> list[str]:
     return ["the loss", *named] if facts.loss is not None and not math.isfinite(facts.loss) else named
 
 
-Facts = Callable[[RankParameter], tuple[Statistics | None, int | None]]
-"""The statistics of a tensor of a parameter, and its checksum if it is known."""
-
-
-def _before(parameter: RankParameter) -> tuple[Statistics | None, int | None]:
-    return parameter.before, parameter.before_mark
-
-
-def _gradient(parameter: RankParameter) -> tuple[Statistics | None, int | None]:
-    return parameter.mean, parameter.mean_mark
+Numbers = dict[int, tuple[Statistics | None, int | None]]
+"""By rank: the statistics of a tensor, and its checksum if that is known."""
 
 
 def _differing(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     """Parameters that differ before the step, and gradients that differ although their parameters do not."""
-    shared = [
-        name
-        for name in (ranks[0].parameters if len(ranks) > 1 else ())
-        if all(name in each.parameters and not each.parameters[name].sharded for each in ranks)
-    ]
-    apart = {name: _outsiders(ranks, name, _before) for name in shared}
-    gradients = {name: [] if apart[name] else _outsiders(ranks, name, _gradient) for name in shared}
-    diverged = {name: apart[name] for name in shared if any(each.parameters[name].combined for each in ranks)}
-    words = "is not the same on all ranks before the step"
-    yield from _grouped(DIVERGED, ranks, diverged, words, _before)
+    every = {each.rank: each.parameters for each in ranks}
+    first = ranks[0].parameters if len(ranks) > 1 else {}
+    shared = [name for name in first if all(name in each and not each[name].sharded for each in every.values())]
+    before: dict[str, Numbers] = {
+        name: {rank: (each[name].before, each[name].before_mark) for rank, each in every.items()} for name in shared
+    }
+    gradients: dict[str, Numbers] = {
+        name: {rank: (each[name].mean, each[name].mean_mark) for rank, each in every.items()}
+        for name in shared
+        if not _outsiders(before[name])
+    }
+    diverged = {name: before[name] for name in shared if any(each[name].combined for each in every.values())}
+    yield from _grouped(DIVERGED, diverged, "is not the same on all ranks before the step")
     words = "was the same on all ranks before the step, and its gradient after backward is not"
-    yield from _grouped(NOT_REDUCED, ranks, gradients, words, _gradient)
+    yield from _grouped(NOT_REDUCED, gradients, words)
 
 
-def _grouped(
-    check: Check, ranks: Sequence[RankFacts], found: dict[str, list[int]], words: str, facts: Facts
-) -> Iterator[Finding]:
+def _grouped(check: Check, found: dict[str, Numbers], words: str) -> Iterator[Finding]:
     """One finding for all parameters in which the same ranks differ from the others."""
     groups: dict[tuple[int, ...], list[str]] = {}
-    for name, outside in found.items():
-        if outside:
+    for name, numbers in found.items():
+        if outside := _outsiders(numbers):
             groups.setdefault(tuple(outside), []).append(name)
     for outsiders, names in groups.items():
-        known = ((each.rank, facts(each.parameters[names[0]])[0]) for each in ranks)
-        norms = ", ".join(f"rank {rank} {number(each.norm)}" for rank, each in known if each)
+        numbers = found[names[0]]
+        norms = ", ".join(f"rank {rank} {number(each.norm)}" for rank, (each, _) in numbers.items() if each)
         count = plural(len(names), "1 parameter", f"{len(names)} parameters")
         yield check.found(
             names[0],
             f"{names[0]} {words}: {_called(outsiders)} {plural(len(outsiders), 'differs', 'differ')} from the others.",
-            (f"{count}: {listed(names)}.", f"Norms: {norms}."),
-            rows=outsiders,
-            size=len(ranks),
-        )
+            (f"{count}: {listed(names)}.", f"Norms: {norms}."), rows=outsiders, size=len(numbers),
+        )  # fmt: skip
 
 
 def _unequal_batch(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
@@ -153,21 +123,18 @@ def _unequal_batch(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
         _called(others),
         f"{_called(others).capitalize()} took {listed(sorted({sizes[rank] for rank in others}))} "
         f"samples in this step, the others {usual} each.",
-        (", ".join(f"rank {rank}: {size}" for rank, size in sizes.items()) + ".",),
-        rows=others,
-        size=len(ranks),
-    )
+        (", ".join(f"rank {rank}: {size}" for rank, size in sizes.items()) + ".",), rows=others, size=len(ranks),
+    )  # fmt: skip
 
 
-def _outsiders(ranks: Sequence[RankFacts], name: str, facts: Facts) -> list[int]:
+def _outsiders(numbers: Numbers) -> list[int]:
     """The ranks whose numbers differ from those of most ranks; of two that differ, the later one."""
-    pairs = {each.rank: facts(each.parameters[name]) for each in ranks}
-    if all(mark is not None for _, mark in pairs.values()):
-        usual, _ = Counter(mark for _, mark in pairs.values()).most_common(1)[0]
-        return [rank for rank, (_, mark) in pairs.items() if mark != usual]
-    known = {rank: each for rank, (each, _) in pairs.items() if each is not None}
-    if len(known) < len(ranks):
-        return [rank for rank in pairs if rank not in known] if known else []
+    if all(mark is not None for _, mark in numbers.values()):
+        usual, _ = Counter(mark for _, mark in numbers.values()).most_common(1)[0]
+        return [rank for rank, (_, mark) in numbers.items() if mark != usual]
+    known = {rank: each for rank, (each, _) in numbers.items() if each is not None}
+    if len(known) < len(numbers):
+        return [rank for rank in numbers if rank not in known] if known else []
     common = max(known.values(), key=lambda each: sum(_may_be_equal(each, other) for other in known.values()))
     return [rank for rank, each in known.items() if not _may_be_equal(each, common)]
 

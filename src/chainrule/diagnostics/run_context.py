@@ -36,10 +36,7 @@ class Stretch:
         return tuple(sorted(common))
 
     def of_lasting_rows(self, least: int) -> Stretch:
-        """The end of the stretch through which the rows of its last half (of at least `least` steps) are present.
-
-        Earlier steps may concern other rows: other units may be off at the start, for example.
-        """
+        """The end of the stretch through which the rows of its last half (of at least `least` steps) are present."""
         first = len(self.steps) - min(max(least, -(-len(self.steps) // 2)), len(self.steps))
         rows = set(replace(self, findings=self.findings[first:]).rows)
         while first and rows <= set(self.findings[first - 1].rows):
@@ -47,23 +44,19 @@ class Stretch:
         return replace(self, steps=self.steps[first:], findings=self.findings[first:], whole=self.whole and first == 0)
 
 
+@dataclass
 class Run:
-    """The run under examination."""
+    """The run under examination; `unfinished` is the step, if any, that never reached its update."""
 
-    def __init__(
-        self,
-        history: History,
-        step_findings: Mapping[int, Sequence[Finding]],
-        thresholds: Thresholds,
-        unfinished: int | None = None,
-    ) -> None:
-        self.unfinished = unfinished
-        self.history = history
-        self.step_findings = step_findings
-        self.thresholds = thresholds
-        self.steps: list[StepFacts] = history.steps
+    history: History
+    step_findings: Mapping[int, Sequence[Finding]]
+    thresholds: Thresholds
+    unfinished: int | None = None
 
-    # -- what single steps showed -------------------------------------------------------------------------------------
+    @property
+    def steps(self) -> list[StepFacts]:
+        """The watched steps."""
+        return self.history.steps
 
     @cached_property
     def _seen(self) -> dict[str, dict[str, dict[int, Finding]]]:
@@ -89,8 +82,6 @@ class Run:
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
 
-    # -- the run over time --------------------------------------------------------------------------------------------
-
     @cached_property
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every step with a finite loss."""
@@ -98,10 +89,7 @@ class Run:
 
     @cached_property
     def first_loss(self) -> float:
-        """The loss at the start; NaN if there is none.
-
-        It is the smallest of the first three, as too high a learning rate shows from the second on.
-        """
+        """The smallest of the first three losses, as too high a rate shows from the second on; NaN without any."""
         if self.history.first_loss is not None:
             return self.history.first_loss
         return min((loss for _, loss in self.losses[:3]), default=math.nan)
@@ -130,10 +118,7 @@ class Run:
 
     @cached_property
     def lively(self) -> float:
-        """The largest median update ratio of a weight; 0 if none is known.
-
-        Only the second half of the run counts, as a weight that grows from 0 has large ratios at first.
-        """
+        """The largest median update ratio of a weight in the second half, when it has grown from 0; 0 without any."""
         halves = [ratios[len(ratios) // 2 :] for ratios in self.ratios.values()]
         return max((median([ratio for _, ratio in half]) for half in halves), default=0.0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
@@ -39,25 +40,20 @@ WEIGHING = {"addmm": ("mat1", "mat2"), "mm": ("self", "mat2"), "linear": ("input
 """Operations that multiply an input by a weight, and the names of these two arguments."""
 
 
+@dataclass
 class StepContext:
-    """The step under examination."""
+    """The step under examination; an `unfinished` step never reached its update."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        derivation: Derivation | None,
-        notation: Notation,
-        thresholds: Thresholds,
-        cache: StatisticsCache | None = None,
-        unfinished: bool = False,
-    ) -> None:
-        self.unfinished = unfinished
-        self.graph = graph
-        self.derivation = derivation
-        self.notation = notation
-        self.thresholds = thresholds
-        self.cache = cache or StatisticsCache()
-        self._memo: dict[object, Any] = {}
+    graph: Graph
+    derivation: Derivation | None
+    notation: Notation
+    thresholds: Thresholds
+    cache: StatisticsCache
+    unfinished: bool
+    _memo: dict[object, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.values = self.graph.values
 
     def once(self, key: object, compute: Callable[[], T]) -> T:
         """A result that several checks need, computed once."""
@@ -65,8 +61,6 @@ class StepContext:
             self._memo[key] = compute()
         found: T = self._memo[key]
         return found
-
-    # -- names and places ---------------------------------------------------------------------------------------------
 
     def name(self, value: int) -> str:
         """The name of a value."""
@@ -86,14 +80,12 @@ class StepContext:
 
     def place_of(self, parameter: Parameter) -> Place | None:
         """The place of a parameter's value."""
-        return None if parameter.value is None else self.graph.values[parameter.value].place
+        return None if parameter.value is None else self.values[parameter.value].place
 
     def called(self, operation: Operation) -> str:
         """The function that the user called; for an operator (`/`), the operation."""
         name = self.graph.calls[operation.call].name if operation.call is not None else "__"
         return base_of(operation) if name.startswith("__") else name
-
-    # -- parameters and optimizers ------------------------------------------------------------------------------------
 
     @cached_property
     def members(self) -> tuple[ParameterUpdate, ...]:
@@ -117,8 +109,6 @@ class StepContext:
     def _of_value(self) -> dict[int | None, Parameter]:
         return {known.value: known for known in self.graph.parameters.values() if known.value is not None}
 
-    # -- paths through the graph --------------------------------------------------------------------------------------
-
     def forward(self) -> Iterator[Step]:
         """The steps of the forward pass; none without a derivation."""
         steps = self.derivation.steps if self.derivation is not None else ()
@@ -126,7 +116,7 @@ class StepContext:
 
     def producer(self, value: int) -> Operation | None:
         """The operation that made a value."""
-        operation = self.graph.values[value].operation
+        operation = self.values[value].operation
         return None if operation is None else self.graph.operations[operation]
 
     def source(self, value: int) -> int:
@@ -147,46 +137,36 @@ class StepContext:
     def is_loss(self, value: int) -> bool:
         """Whether a backward pass began from it, or it is one number, from which one could begin."""
         begun = any(each.loss == value for each in self.graph.backwards)
-        return begun or math.prod(self.graph.values[value].shape) == 1
+        return begun or math.prod(self.values[value].shape) == 1
 
     def _ends(self) -> list[int]:
         """The results with a gradient that nothing uses: those of one element, and the last."""
-        passing = [operation for operation in self.graph.operations if self._has_gradient(operation)]
-        passed = {value for operation in passing for _, _, value in references(operation.arguments)}
+        calls, operations = self.graph.calls, self.graph.operations
+        # A call such as `isfinite(loss)` has a result without a gradient, though operations inside may have one.
+        results = ((each, each.outputs if each.call is None else calls[each.call].outputs) for each in operations)
+        passing = [operation for operation, outputs in results if self._learning(outputs)]
+        passed = {value for operation in passing for value in operands(operation)}
         ends = [out for operation in passing for out in self._learning(operation.outputs) if out not in passed]
         return [out for out in ends if self.is_loss(out) or out == ends[-1]]
 
-    def _has_gradient(self, operation: Operation) -> bool:
-        """Whether the call gave a result with a gradient; `isfinite(loss)` does not, though operations inside may."""
-        given = operation.outputs if operation.call is None else self.graph.calls[operation.call].outputs
-        return bool(self._learning(given))
-
     def _learning(self, values: Iterable[int | None]) -> list[int]:
-        return [value for value in values if value is not None and self.graph.values[value].requires_grad]
-
-    def is_data(self, value: int) -> bool:
-        """Whether a value is an input or was computed from inputs alone, without a parameter."""
-        return value in self._data
+        return [value for value in values if value is not None and self.values[value].requires_grad]
 
     @cached_property
-    def _data(self) -> frozenset[int]:
-        values = self.graph.values
+    def data(self) -> frozenset[int]:
+        """The inputs, and the values that were computed from inputs alone, without a parameter."""
+        values = self.values
         frozen = {known.value for known in self.graph.parameters.values()}
         leaves = (value.index for value in values if value.operation is None and value.kind == "input")
         found = {leaf for leaf in leaves if leaf not in frozen}
         for operation in self.graph.operations:
-            if all(operand in found for _, _, operand in references(operation.arguments)):
+            if all(operand in found for operand in operands(operation)):
                 found.update(out for out in operation.outputs if out is not None and not values[out].requires_grad)
         return frozenset(found)
 
-    def made_by(self, value: int) -> str:
-        """The base name of the operation that made the numbers of a value: `sigmoid`; "" for an input."""
-        operation = self.producer(self.source(value))
-        return "" if operation is None else base_of(operation).removesuffix("_")
-
     def named(self, *bases: str) -> Iterator[Operation]:
-        """The operations with these base names, in order."""
-        found = [operation for base in set(bases) for operation in self._by_base.get(base, ())]
+        """The operations with these base names, in place or not, in order."""
+        found = (operation for base in set(bases) for operation in self._by_base.get(base, ()))
         return iter(sorted(found, key=lambda operation: operation.index))
 
     @cached_property
@@ -202,14 +182,14 @@ class StepContext:
             given = argument(operation, "self")
             maker = self.producer(self.source(given)) if given is not None else None
             if given is not None and maker is not None and base_of(maker).removesuffix("_") in makers:
-                yield operation, self.graph.values[given], maker
+                yield operation, self.values[given], maker
 
     @cached_property
     def uses(self) -> dict[int, list[Operation]]:
         """The operations that take a value."""
         found: dict[int, list[Operation]] = {}
         for operation in self.graph.operations:
-            for _, _, value in references(operation.arguments):
+            for value in operands(operation):
                 found.setdefault(value, []).append(operation)
         return found
 
@@ -230,27 +210,21 @@ class StepContext:
             if given is None or weight is None:
                 continue
             given, weight = self.source(given), self.source(weight)
-            if self.graph.values[weight].kind == "parameter":
+            if self.values[weight].kind == "parameter":
                 found.append((given, weight, out))
         return tuple(found)
-
-    # -- numbers ------------------------------------------------------------------------------------------------------
 
     def statistics(self, value: int | None, gradient: bool = False) -> Statistics | None:
         """The statistics of a value, or of its gradient; None if neither they nor its numbers were stored."""
         if value is None:
             return None
-        known = self.graph.values[value]
+        known = self.values[value]
         return self.once((value, gradient), lambda: self.cache.of(known.gradient if gradient else known.snapshot))
 
     def lost(self, value: int | None, gradient: bool = False) -> Statistics | None:
         """The statistics of a value, or of its gradient, if they show an element that is not finite."""
         known = self.statistics(value, gradient)
         return known if known is not None and known.not_finite else None
-
-    def before(self, item: Parameter | ParameterUpdate) -> Statistics | None:
-        """The statistics of a parameter before the step."""
-        return self.cache.of(item.start)
 
     def gradient(self, item: Parameter | ParameterUpdate) -> Statistics | None:
         """The statistics of a parameter's gradient, or of the one that the optimizer used; None if it has none."""
@@ -268,19 +242,14 @@ class StepContext:
         after, before = item.after, item.before
         return self.once(("move", id(item)), lambda: Statistics.of(after - before))
 
-    def gradient_norm(self, value: int) -> float | None:
-        """The norm of d loss / d value; None if it is unknown or not finite."""
-        known = self.statistics(value, gradient=True)
-        return None if known is None or known.not_finite else known.norm
-
     def between(self, value: int) -> str:
-        """The range of a value: `x lies between -1 and 2`; "" if it is unknown."""
+        """The range of a value: `x lies between -1 and 2.`; "" if it is unknown."""
         known = self.statistics(value)
-        return f"{self.name(value)} lies between {number(known.low)} and {number(known.high)}" if known else ""
+        return f"{self.name(value)} lies between {number(known.low)} and {number(known.high)}." if known else ""
 
     def at(self, value: int, place: Index) -> str:
         """The element of a value at a place of a result, broadcast: `x[0] = 2`; "" if it is unknown."""
-        known = self.graph.values[value]
+        known = self.values[value]
         own = aligned(place, known.shape)
         if own is None or known.data is None or not known.data.numel():
             return ""
@@ -308,14 +277,14 @@ def argument(operation: Operation, name: str) -> int | None:
     return ref.value if isinstance(ref, Ref) else None
 
 
+def operands(operation: Operation) -> list[int]:
+    """The values that an operation takes."""
+    return [value for _, _, value in references(operation.arguments)]
+
+
 def dense(tensor: Tensor) -> Tensor:
     """A tensor in strided layout."""
     return tensor.to_dense() if tensor.layout != torch.strided else tensor
-
-
-def floating(tensor: Tensor) -> bool:
-    """Whether its numbers can be NaN or infinite."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def type_name(dtype: torch.dtype) -> str:

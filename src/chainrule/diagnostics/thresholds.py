@@ -27,83 +27,53 @@ class Thresholds:
 
     # fmt: off
     # units
-    units_off: float = _limit(
-        0.3, "share of a layer's units", "more units that are off for every sample of one step are a warning",
+    units_off: float = _limit(0.3, "share of a layer's units", "more units off in one step are a warning",
         "He's initialisation puts half of all pre-activations below 0, so in a small batch some units are off")
-    units_dead: float = _limit(
-        0.5, "share of a layer's units", "more units that are off at each of the last examined steps are a warning",
+    units_dead: float = _limit(0.5, "share of a layer's units", "more units off at all of the last steps are a warning",
         "Lu et al., Dying ReLU and initialization, 2019")
-    flat: float = _limit(
-        0.04, "mean slope, as a share of the function's largest slope",
-        "a sigmoid, a tanh or a softmax below it is saturated",
+    flat: float = _limit(0.04, "mean slope, as a share of the function's largest slope", "a smaller one is saturation",
         "Glorot and Bengio, 2010: saturated units of tanh and sigmoid pass almost no gradient back")
-    same: float = _limit(
-        1e-5, "relative difference", "rows of a weight, and of its gradient, that differ by less count as equal",
+    same: float = _limit(1e-5, "relative difference", "rows of a weight and its gradient within it are equal",
         "rounding of float32 sums; Goodfellow et al., Deep Learning, 8.4: initial values must break symmetry")
-
     # gradients
-    depth_ratio: float = _limit(
-        1e-4, "ratio of gradient norms, first third of the layers / last third", "a smaller ratio is vanishing",
+    depth_ratio: float = _limit(1e-4, "gradient norm of the first layers / of the last", "a smaller one is vanishing",
         "He et al., 2015, and Glorot and Bengio, 2010: a healthy initialisation keeps it near 1")
-    depth_growth: float = _limit(
-        1e4, "ratio of gradient norms, first third of the layers / last third", "a larger ratio is exploding",
+    depth_growth: float = _limit(1e4, "gradient norm of the first layers / of the last", "a larger one is exploding",
         "the same; Pascanu et al., 2013, for recurrent networks")
-    accumulated: float = _limit(
-        1e-3, "relative difference", "how far `.grad` may be from what backward sent", "rounding of bfloat16")
-    tiny: float = _limit(
-        0.5, "share of the gradient's nonzero elements", "a larger share below 2^-16 is an underflow",
+    accumulated: float = _limit(1e-3, "relative difference", "how far `.grad` may be from what backward sent",
+        "rounding of bfloat16")
+    tiny: float = _limit(0.5, "share of the gradient's nonzero elements", "a larger share below 2^-16 is an underflow",
         "Micikevicius et al., Mixed precision training, 2018: float16 is subnormal below 2^-14, 0 below 2^-24")
-    noise: float = _limit(
-        0.1, "mean cosine between the gradients of micro-batches", "gradients below it share hardly any direction",
+    noise: float = _limit(0.1, "mean cosine between the gradients of micro-batches", "a smaller one is noise",
         "McCandlish et al., An empirical model of large-batch training, 2018")
-
     # the optimizer
-    update_ratio_large: float = _limit(
-        0.1, "norm of the update / norm of the weight", "a larger median over the window is too large",
+    update_ratio_large: float = _limit(0.1, "norm of update / weight", "a larger median over the window is too large",
         "Karpathy, CS231n: a healthy ratio is about 1e-3; this is a hundred times as much")
-    update_ratio_small: float = _limit(
-        1e-6, "norm of the update / norm of the weight", "if the largest of the whole run is smaller, it is too small",
+    update_ratio_small: float = _limit(1e-6, "norm of update / weight", "a smaller maximum of the run is too small",
         "the same rule of thumb; a thousandth of it, so that fine-tuning and warm-up pass")
-    update_ratio_lively: float = _limit(
-        0.03, "norm of the update / norm of the weight",
-        "a larger ratio lets the learning rate be blamed for a loss that rises or oscillates",
-        "the same rule of thumb, thirty times")
-    stuck: float = _limit(
-        1e-2, "root mean square of the update / learning rate", "an adaptive optimizer below it does not move",
+    update_ratio_lively: float = _limit(0.03, "norm of update / weight",
+        "with a larger one the rate makes a loss rise or oscillate", "the same rule of thumb, thirty times")
+    stuck: float = _limit(1e-2, "root mean square of the update / learning rate", "an adaptive one below is stuck",
         "Kingma and Ba, Adam, 2015: the step is about the learning rate if gradients keep their size")
-    clipped_share: float = _limit(
-        0.95, "share of the watched steps", "clipping at more steps counts as always", "Pascanu et al., 2013")
-    clipped_factor: float = _limit(
-        10.0, "norm before / norm after", "if the median is larger, constant clipping is a warning",
+    clipped_share: float = _limit(0.95, "share of the watched steps", "more count as always", "Pascanu et al., 2013")
+    clipped_factor: float = _limit(10.0, "norm before / norm after", "a larger median is a warning",
         "the effective learning rate is smaller by this factor")
-
     # the loss
-    loss_rise: float = _limit(
-        1.5, "loss / loss at the start", "a larger median over the last half of the run is divergence", "our runs")
-    loss_swing: float = _limit(
-        0.6, "negative autocorrelation of the loss at lag 1", "a loss above it oscillates",
+    loss_rise: float = _limit(1.5, "loss / loss at the start", "a larger median of the last half diverges", "our runs")
+    loss_swing: float = _limit(0.6, "negative autocorrelation of the loss at lag 1", "a loss above it oscillates",
         "0 for noise, 1 for a loss that alternates around a minimum")
     spike_factor: float = _limit(2.0, "loss / median of the window before", "a larger loss may be a spike", "our runs")
-    spike_sigmas: float = _limit(
-        10.0, "robust standard deviations of the window before", "a spike also lies this far above the median",
+    spike_sigmas: float = _limit(10.0, "robust standard deviations", "a spike also lies this far above the median",
         "estimated from the median difference between steps, so a trend does not count")
-    spike_height: float = _limit(
-        0.5, "share of the loss at the start", "a spike also lies this far above the median",
+    spike_height: float = _limit(0.5, "share of the loss at the start", "a spike also lies this far above the median",
         "our runs: hard samples late in training are no spikes")
-
     # the data
-    input_size: float = _limit(
-        10.0, "absolute mean, or standard deviation", "an input of the first layer above it is not normalised",
+    input_size: float = _limit(10.0, "absolute mean, or standard deviation", "a larger one is not normalised",
         "LeCun et al., Efficient backprop, 1998: mean 0, deviation 1")
-    input_spread: float = _limit(
-        1e3, "largest / smallest standard deviation of a feature", "an input above it is not normalised", "the same")
-    conflicts: float = _limit(
-        0.05, "share of the samples", "more samples whose input also occurs with another label are contradictory",
-        "Zhang et al., Understanding deep learning requires rethinking generalization, 2017: any other labels fit")
-    plateau: float = _limit(
-        0.01, "relative change of the loss over the last quarter of a run on one batch", "a smaller change is none",
-        "our runs")
-
+    input_spread: float = _limit(1e3, "largest / smallest deviation of a feature", "more is not normalised", "the same")
+    conflicts: float = _limit(0.05, "share of the samples", "more samples with contradictory labels are reported",
+        "Zhang et al., Understanding deep learning requires rethinking generalization, 2017: others fit")
+    plateau: float = _limit(0.01, "relative change of the loss over a quarter of a run", "less is none", "our runs")
     # time
     window: float = _limit(20, "watched steps", "the length of the window of a moving median")
     enough: float = _limit(10, "watched steps", "a shorter run is not judged over time")

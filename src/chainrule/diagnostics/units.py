@@ -23,24 +23,21 @@ MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
 MIN_STEPS = 3  # examined steps after which a unit that was always off is called dead
 
 UNIT_OFF = Check(
-    "unit-off",
-    title="A unit is off for every sample",
-    severity="warning",
-    what="A ReLU (or another function that is flat on one side) has slope 0 for every sample of the batch. Over a run: "
-    "the units that were off at each of the last examined steps.",
+    "unit-off", "A unit is off for every sample", "warning",
+    what="A ReLU (or another function that is flat on one side) has slope 0 for every sample of the batch. Over a "
+    "run: the units that were off at each of the last examined steps.",
     why="Its weights get no gradient, so they do not learn, and the layer is narrower than it looks.",
     advice="If it stays off it will never learn again. A smaller learning rate, another initialisation of weight and "
     "bias, or a leaky ReLU keeps it alive.",
-    thresholds=("units_off", "units_dead"),
-    source="Lu et al., Dying ReLU and initialization, 2019; He et al., 2015",
-)
+    source="Lu et al., Dying ReLU and initialization, 2019; He et al., 2015", thresholds=("units_off", "units_dead"),
+)  # fmt: skip
 
 
 @UNIT_OFF.in_step
 def _units_off(context: StepContext) -> Iterator[Finding]:
     """Units whose nonlinearity has slope 0 for every sample."""
     for step, name, value in _hinges(context):
-        before, out = context.graph.values[value], step.outputs[0]
+        before, out = context.values[value], step.outputs[0]
         if not has_numbers(step.op.out):  # type: ignore[union-attr]
             continue
         slope = step.rule.gradient(step.op, (torch.ones_like(step.op.out),), name)  # type: ignore[union-attr, arg-type]
@@ -64,14 +61,10 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
         which = plural(len(units), f"Unit {units[0]}", f"{len(units)} of {size} units ({listed(units)})")
         verb = plural(len(units), "is off for every sample: its", "are off for every sample: their")
         yield UNIT_OFF.found(
-            context.name(out),
-            f"{which}{context.layer(value)} {verb} weights get no gradient.",
-            evidence,
-            place=context.graph.values[out].place,
-            severity="warning" if len(units) > context.thresholds.units_off * size else "note",
-            rows=units,
-            size=size,
-        )
+            context.name(out), f"{which}{context.layer(value)} {verb} weights get no gradient.", evidence,
+            place=context.values[out].place,
+            severity="warning" if len(units) > context.thresholds.units_off * size else "note", rows=units, size=size,
+        )  # fmt: skip
 
 
 @UNIT_OFF.in_step
@@ -79,14 +72,14 @@ def _layer_off(context: StepContext) -> Iterator[Finding]:
     """By statistics: a ReLU whose output is 0 everywhere."""
     for operation in context.named("relu", "threshold"):
         (out,) = operation.outputs
-        known = context.statistics(out) if out is not None and context.graph.values[out].data is None else None
-        if out is None or known is None or not known.elements or known.zeros < known.elements:
+        if out is None or context.values[out].data is not None or not context.values[out].requires_grad:
             continue
-        if context.graph.values[out].requires_grad:
-            units = context.graph.values[out].shape[-1] if context.graph.values[out].shape else 1
+        known, shape = context.statistics(out), context.values[out].shape
+        if known is not None and known.elements and known.zeros == known.elements:
+            units = shape[-1] if shape else 1
             yield UNIT_OFF.found(
                 context.name(out), f"Every unit{context.layer(out)} is off for every sample: no gradient passes.",
-                (f"All {known.elements} elements of {context.name(out)} are 0.",),
+                f"All {known.elements} elements of {context.name(out)} are 0.",
                 place=context.place(operation), rows=range(units), size=units,
             )  # fmt: skip
 
@@ -129,19 +122,16 @@ def _hinges(context: StepContext) -> Iterator[tuple[Step, str, int]]:
         wanted = [(name, value) for name, _, value in step.arguments if name in step.rule.wrt]
         if len(wanted) == 1 and len(step.arguments) == 1 and len(step.outputs) == 1:
             name, value = wanted[0]
-            if context.graph.values[value].requires_grad and isinstance(step.op.out, Tensor):
+            if context.values[value].requires_grad and isinstance(step.op.out, Tensor):
                 yield step, name, value
 
 
 AT_KINK = Check(
-    "at-kink",
-    title="A value lies exactly where a function has no derivative",
-    severity="note",
+    "at-kink", "A value lies exactly where a function has no derivative", "note",
     what="An element lies exactly at a kink, such as 0 for ReLU, and a gradient passes there.",
     why="Any slope between those of the two sides is valid. PyTorch takes one, and the gradient depends on it.",
     advice="If the gradient at this point matters, keep the value away from it; PyTorch's choice is valid.",
-    source="the rule of the operation names PyTorch's choice",
-)
+    source="the rule of the operation names PyTorch's choice")  # fmt: skip
 
 
 @AT_KINK.in_step
@@ -151,7 +141,7 @@ def _at_kinks(context: StepContext) -> Iterator[Finding]:
             continue
         kink = step.rule.kink
         value = next((value for name, item, value in step.arguments if name == kink.argument and item is None), None)
-        if value is None or not context.graph.values[value].requires_grad or context.graph.values[value].data is None:
+        if value is None or not context.values[value].requires_grad or context.values[value].data is None:
             continue
         places = [tuple(place) for place in kink.where(step.op, 0.0).nonzero().tolist()]
         if places:
@@ -159,37 +149,30 @@ def _at_kinks(context: StepContext) -> Iterator[Finding]:
             count = plural(len(places), "1 element", f"{len(places)} elements")
             lies = plural(len(places), "lies", "lie")
             yield AT_KINK.found(
-                context.name(value),
-                (f"{count} of {context.name(value)} {lies} exactly at a kink: ", kink.choice, "."),
+                context.name(value), (f"{count} of {context.name(value)} {lies} exactly at a kink: ", kink.choice, "."),
                 (*shown, *((f"and {len(places) - LISTED} more",) if len(places) > LISTED else ())),
-                place=context.graph.values[value].place,
-            )
+                place=context.values[value].place,
+            )  # fmt: skip
 
 
 SATURATED = Check(
-    "saturated",
-    title="A sigmoid, a tanh or a softmax is saturated",
-    severity="warning",
-    what="The mean slope of a hidden sigmoid or tanh over its elements is close to 0: E[a(1 - a)] or E[1 - a^2]. For a "
-    "softmax (of attention, for example) the mean of 1 - sum p^2 over its rows is close to 0: each row is one-hot.",
+    "saturated", "A sigmoid, a tanh or a softmax is saturated", "warning",
+    what="The mean slope of a hidden sigmoid or tanh over its elements is close to 0: E[a(1 - a)] or E[1 - a^2]. For "
+    "a softmax (of attention, for example) the mean of 1 - sum p^2 over its rows is close to 0: each row is one-hot.",
     why="The gradient is multiplied by that slope, so earlier layers learn little or nothing.",
-    advice="Make its input smaller: a smaller initialisation (Xavier), normalised inputs or a norm before it, scores "
-    "divided by the root of their width; or use a ReLU.",
-    thresholds=("flat",),
-    source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention",
-    lasts=3,
-)
+    advice="Use a smaller initialisation, a norm before it, scores divided by the root of their width; or a ReLU.",
+    source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention", thresholds=("flat",),
+    lasts=3)  # fmt: skip
 
 
 @SATURATED.in_step
 def _saturated(context: StepContext) -> Iterator[Finding]:
-    """By the size, the mean and the norm of the output, which give the mean slope."""
     for operation in context.named("sigmoid", "tanh", "_softmax"):
         out = operation.outputs[0]
-        known = context.statistics(out) if out is not None and context.graph.values[out].requires_grad else None
+        known = context.statistics(out) if out is not None and context.values[out].requires_grad else None
         if out is None or known is None or known.not_finite or known.elements < 2:
             continue
-        part, slope = _slope(operation, context.graph.values[out].shape, known)
+        part, slope = _slope(operation, context.values[out].shape, known)
         if not part < context.thresholds.flat or _is_output(context, out):
             continue
         name = base_of(operation).strip("_")
@@ -197,8 +180,8 @@ def _saturated(context: StepContext) -> Iterator[Finding]:
             context.name(out),
             f"The {name} {context.name(out)} is saturated: it passes back {100 * part:.2g} % of the largest possible "
             "gradient.",
-            (slope, f"{context.between(out)}."),
-            place=context.graph.values[out].place,
+            (slope, context.between(out)),
+            place=context.values[out].place,
             # A softmax may well become sure of itself; a fault is one that is so from the start, see `_since_start`.
             severity="note" if name == "softmax" else "warning",
         )
@@ -238,18 +221,12 @@ def _is_output(context: StepContext, value: int) -> bool:
 
 
 SYMMETRIC = Check(
-    "symmetric-units",
-    title="Units are equal and stay equal",
-    severity="warning",
-    what="Rows of a weight are equal, and so are their gradients (or a weight and its gradient are 0 altogether), as "
-    "after an initialisation with zeros or a constant.",
+    "symmetric-units", "Units are equal and stay equal", "warning",
+    what="Rows of a weight and their gradients are equal, or both are 0, as after a constant initialisation.",
     why="Equal units with equal gradients stay equal for ever, so the layer is no better than one unit.",
-    advice="Draw the weights at random (PyTorch's default, or nn.init.kaiming_normal_, xavier_uniform_); a zero is "
+    advice="Draw the weights at random (PyTorch's default, or nn.init.kaiming_normal_, xavier_uniform_); zeros are "
     "fine for biases, and for the last layer of a branch.",
-    thresholds=("same",),
-    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 8.4",
-    lasts=2,
-)
+    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 8.4", thresholds=("same",), lasts=2)  # fmt: skip
 
 
 @SYMMETRIC.in_step
@@ -308,16 +285,13 @@ def _equal_rows(before: Tensor, grad: Tensor, tolerance: float) -> list[int]:
 
 
 BATCH_NORM_OF_ONE = Check(
-    "batch-norm-of-one",
-    title="A batch norm in train mode gets one sample",
-    severity="warning",
+    "batch-norm-of-one", "A batch norm in train mode gets one sample", "warning",
     what="A batch norm that computes its mean and variance from the batch (train mode) gets a batch of one sample.",
-    why="It normalises the sample by itself: differences between samples are lost, and the running averages, which "
-    "evaluation uses, follow single samples.",
+    why="It removes differences between samples; running averages, used in evaluation, follow single samples.",
     advice="Use a larger batch (drop_last=True for a last one of 1), put the layer into eval mode, or use a norm "
     "within each sample: nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d.",
     source="Ioffe and Szegedy, 2015; Wu and He, Group normalization, 2018: its error grows as the batch gets small",
-)
+)  # fmt: skip
 
 
 @BATCH_NORM_OF_ONE.in_step
@@ -330,7 +304,7 @@ def _batch_norm_of_one(context: StepContext) -> Iterator[Finding]:
         given, out = argument(operation, "input"), operation.outputs[0] if operation.outputs else None
         if given is None or out is None or not training:
             continue
-        shape, call = context.graph.values[given].shape, context.graph.calls[operation.call]
+        shape, call = context.values[given].shape, context.graph.calls[operation.call]
         if not shape or shape[0] != 1 or "batch_norm" not in call.name:
             continue  # PyTorch computes an instance norm as a batch norm with the samples as channels
         evidence = [f"Its input has the shape {shape}: mean and variance of each channel are those of one sample."]
