@@ -351,7 +351,7 @@ def test_a_gradient_that_was_not_asked_for():
     assert "not asked for it" in finding.sentence
 
 
-def test_the_telling_says_once_what_holds_of_several_parameters():
+def test_the_report_says_once_what_applies_to_several_parameters():
     model, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(4, 3)
     model[0].requires_grad_(False)
     with chainrule.record() as recording:

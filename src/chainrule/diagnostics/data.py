@@ -19,9 +19,9 @@ from chainrule.numbers import number
 
 NOT_NORMALISED = Check(
     "input-not-normalised", "The input is not normalised", "warning",
-    what="The first layer's input has a mean far from 0, a deviation far above 1, or very unequal features.",
+    what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread.",
     why="Initialisation and learning rate assume mean 0 and deviation 1; a large feature hides the others.",
-    advice="Subtract the training data's mean and divide by its deviation; divide pixels of 0 to 255 by 255.",
+    advice="Subtract the training data's mean and divide by its deviation, or divide pixels of 0 to 255 by 255.",
     source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.3", thresholds=("input_size", "input_spread"),
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ UNFITTABLE = Check(
     "unfittable-labels", "Labels that can't be fitted", "warning",
     what="Targets lie outside the range of the output's last function (or of a binary cross-entropy), or equal inputs "
     "have different labels. Over a run: the loss stays up for one repeated batch that the network could memorise.",
-    why="The loss stays above 0. A batch that can't be memorised points to a mistake in data or last layer.",
+    why="The loss stays above 0. A batch that can't be memorised points to a fault in the data or the last layer.",
     advice="Compare inputs and labels as the network gets them: their order, scale, and the last function's range.",
     source="Karpathy, A recipe for training neural networks, 2019: overfit one batch; Zhang et al., 2017",
     thresholds=("conflicts", "plateau"))  # fmt: skip

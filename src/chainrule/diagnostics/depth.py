@@ -32,7 +32,7 @@ EXPLODING = Check(
     "exploding-gradient", "Gradients explode through depth", "warning",
     what=WHAT.format("larger"),
     why="No learning rate fits all layers: one that lets the last layers learn makes the first ones diverge.",
-    advice="Use smaller (He, Xavier; orthogonal in an RNN) initial weights, add norms, and clip the gradient.",
+    advice="Use a smaller initialisation (He, Xavier; orthogonal for an RNN), add norms, and clip the gradient.",
     source="Pascanu, Mikolov and Bengio, 2013; He et al., 2015", thresholds=("depth_growth",), lasts=3)  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from chainrule.numbers import number
 
 RATE_TOO_HIGH = Check(
     "learning-rate-too-high", "The learning rate is too high", "warning",
-    what="The loss ends or is thrown far above its start, or oscillates, and updates are large for their weights.",
+    what="The loss ends above its start, is thrown far above it, or oscillates; and the updates are large.",
     why="Every step overshoots the minimum: the loss does not fall, or falls far more slowly than it could.",
     advice="Divide the rate by 3 or 10; warm it up over the first hundreds of steps; clip the gradient.",
     source="Goodfellow, Bengio and Courville, 2016, 8.3 and 11.4.1; LeCun et al., 1998: beyond twice the inverse of "
@@ -104,7 +104,7 @@ SPIKE = Check(
     what="The loss of a step lies far above the median of the steps before, in standard deviations, as a multiple, "
     "and as a share of the loss at the start. The finding names the layer in which another number jumped first.",
     why="One bad batch or one bad update can undo hours of training, and the loss may not recover.",
-    advice="Look at that batch and layer; clip the gradient, skip extreme ones, or lower the rate or Adam's beta2.",
+    advice="Look at that batch and layer; clip the gradient, skip steps with extreme ones, or lower rate or beta2.",
     source="Chowdhery et al., PaLM, 2022, 5.1: spikes come of certain batches with a certain state of the weights; "
     "Molybog et al., A theory on Adam instability, 2023",
     thresholds=("spike_factor", "spike_sigmas", "spike_height", "window"))  # fmt: skip

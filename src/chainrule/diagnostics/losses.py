@@ -28,7 +28,7 @@ BROADCASTING = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 SIGMOID_BEFORE_BCE = Check(
     "sigmoid-before-bce", "A sigmoid before binary cross-entropy", "warning",
     what="`binary_cross_entropy` (nn.BCELoss) takes the output of a sigmoid.",
-    why="The loss divides by a(1 - a). If the network is sure, a rounds to 0 or 1 and the gradient is lost.",
+    why="The loss divides by a(1 - a), the sigmoid multiplies by it: once a rounds to 0 or 1, the gradient is lost.",
     advice="Pass the logits to binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) and drop the sigmoid.",
     source="PyTorch's documentation of BCEWithLogitsLoss: the log-sum-exp trick")  # fmt: skip
 
@@ -124,7 +124,7 @@ def _no_logarithm(context: StepContext) -> Iterator[Finding]:
 
 BROADCAST_IN_LOSS = Check(
     "broadcast-in-loss", "Predictions and targets are broadcast against each other", "warning",
-    what="A loss or a difference broadcasts a prediction (N, 1) and a target (N,), or a loss any other shapes.",
+    what="A loss or a difference broadcasts (N, 1) against (N,), or a loss broadcasts any other two shapes.",
     why="Each prediction is compared with every target. Nothing fails; the network learns to predict the mean.",
     advice="Give both the same shape: squeeze(1) the predictions, or unsqueeze(1) the targets.",
     source="PyTorch's broadcasting semantics; the warning of mse_loss about a target size that is different",

@@ -167,7 +167,7 @@ def _grown(ratios: list[tuple[int, float]], limit: float) -> list[tuple[int, flo
 
 TOO_SMALL = Check(
     "update-too-small", "Updates are too small for their weights", "warning",
-    what="The largest ratio in the whole run of the norm of a weight's update to the norm of the weight is too small.",
+    what="The norm of a weight's update over that of the weight is too small, even at its largest in the run.",
     why="At this pace the weight needs a million steps or more to change: it does not learn.",
     advice="Raise this group's learning rate. If only the first layers are slow, look at gradients through depth.",
     source=SOURCE, thresholds=("update_ratio_small", "enough"))  # fmt: skip
@@ -191,7 +191,7 @@ STUCK = Check(
     "stuck-update", "The optimizer hardly moves a parameter that has a gradient", "warning",
     what="A parameter has a gradient, and its update is exactly 0 or, with an adaptive optimizer, far smaller than "
     "its learning rate. In one step this is a note; over a run it lasts.",
-    why="The cause is a rate of 0, a second moment that remembers a huge gradient, or too coarse a number type.",
+    why="Its optimizer is the cause: a rate of 0, a memory of one huge gradient, or too coarse a number type.",
     advice="Check the rate that the schedule sets; clip gradients before they enter the optimizer's state, or reset "
     "its state; keep the weights in float32 if bfloat16 or float16 rounds the update away.",
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
@@ -260,7 +260,7 @@ def _rate(member: ParameterUpdate) -> float:
 
 CLIPPED = Check(
     "always-clipped", "The gradient is clipped at every step", "warning",
-    what="clip_grad_norm_ made the gradient smaller at nearly every watched step; by a factor below 10, a note.",
+    what="clip_grad_norm_ shrank the gradient at nearly every watched step. A factor below 10 is a note.",
     why="Clipping is meant for rare large gradients. At every step, it overrides the learning rate.",
     advice="Raise the limit to, say, the 90th percentile of the norms, or lower the rate by the clipping factor.",
     source="Pascanu, Mikolov and Bengio, 2013: the limit from the average norm over many updates",

@@ -27,9 +27,9 @@ class Thresholds:
 
     # fmt: off
     # units
-    units_off: float = _limit(0.3, "share of a layer's units", "more units off in one step are a warning",
+    units_off: float = _limit(0.3, "share of a layer's units", "more that are off in one step are a warning",
         "He's initialisation puts half of all pre-activations below 0, so in a small batch some units are off")
-    units_dead: float = _limit(0.5, "share of a layer's units", "more units off at all of the last steps are a warning",
+    units_dead: float = _limit(0.5, "share of a layer's units", "more that stay off are a warning",
         "Lu et al., Dying ReLU and initialization, 2019")
     flat: float = _limit(0.04, "mean slope, as a share of the function's largest slope", "a smaller one is saturation",
         "Glorot and Bengio, 2010: saturated units of tanh and sigmoid pass almost no gradient back")
@@ -55,8 +55,8 @@ class Thresholds:
         "with a larger one the rate makes a loss rise or oscillate", "the same rule of thumb, thirty times")
     stuck: float = _limit(1e-2, "root mean square of the update / learning rate", "an adaptive one below is stuck",
         "Kingma and Ba, Adam, 2015: the step is about the learning rate if gradients keep their size")
-    clipped_share: float = _limit(0.95, "share of the watched steps", "more count as always", "Pascanu et al., 2013")
-    clipped_factor: float = _limit(10.0, "norm before / norm after", "a larger median is a warning",
+    clipped_share: float = _limit(0.95, "share of the steps", "a larger share counts as always", "Pascanu et al., 2013")
+    clipped_factor: float = _limit(10.0, "norm before / norm after", "a larger median is a warning, not a note",
         "the effective learning rate is smaller by this factor")
     # the loss
     loss_rise: float = _limit(1.5, "loss / loss at the start", "a larger median of the last half diverges", "our runs")
@@ -71,9 +71,9 @@ class Thresholds:
     input_size: float = _limit(10.0, "absolute mean, or standard deviation", "a larger one is not normalised",
         "LeCun et al., Efficient backprop, 1998: mean 0, deviation 1")
     input_spread: float = _limit(1e3, "largest / smallest deviation of a feature", "more is not normalised", "the same")
-    conflicts: float = _limit(0.05, "share of the samples", "more samples with contradictory labels are reported",
-        "Zhang et al., Understanding deep learning requires rethinking generalization, 2017: others fit")
-    plateau: float = _limit(0.01, "relative change of the loss over a quarter of a run", "less is none", "our runs")
+    conflicts: float = _limit(0.05, "share of the samples", "more contradictory samples are reported",
+        "Zhang et al., Understanding deep learning requires rethinking generalization, 2017: any labels can be fit")
+    plateau: float = _limit(0.01, "relative change of loss in a quarter of a run", "less is a plateau", "our runs")
     # time
     window: float = _limit(20, "watched steps", "the length of the window of a moving median")
     enough: float = _limit(10, "watched steps", "a shorter run is not judged over time")

@@ -130,7 +130,7 @@ AT_KINK = Check(
     "at-kink", "A value lies exactly where a function has no derivative", "note",
     what="An element lies exactly at a kink, such as 0 for ReLU, and a gradient passes there.",
     why="Any slope between those of the two sides is valid. PyTorch takes one, and the gradient depends on it.",
-    advice="If the gradient at this point matters, keep the value away from it; PyTorch's choice is valid.",
+    advice="There is no derivative here. Any slope between those of the two sides is valid.",
     source="the rule of the operation names PyTorch's choice")  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def _is_output(context: StepContext, value: int) -> bool:
 
 SYMMETRIC = Check(
     "symmetric-units", "Units are equal and stay equal", "warning",
-    what="Rows of a weight and their gradients are equal, or both are 0, as after a constant initialisation.",
+    what="Rows of a weight and their gradients are equal, or all of both is 0, as after a constant initialisation.",
     why="Equal units with equal gradients stay equal for ever, so the layer is no better than one unit.",
     advice="Draw the weights at random (PyTorch's default, or nn.init.kaiming_normal_, xavier_uniform_); zeros are "
     "fine for biases, and for the last layer of a branch.",
