@@ -9,7 +9,7 @@ import torch
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.step_context import StepContext, argument, base_of, operands, type_name
+from chainrule.diagnostics.step_context import WEIGHING, StepContext, argument, base_of, operands, type_name
 from chainrule.document import Code
 from chainrule.graph.graph import Call, Operation, Ref, Value
 from chainrule.numbers import number
@@ -104,9 +104,8 @@ NO_LOGARITHM = Check(
     why="With logits the loss falls without bound; with probabilities it hardly punishes a sure mistake.",
     advice="Pass it log_softmax of the logits, or pass the logits to cross_entropy, which does both.",
     source="PyTorch's documentation of NLLLoss: the input is expected to contain log-probabilities")  # fmt: skip
-NOT_LOGARITHMS = {
-    "_softmax": "probabilities (a softmax)", "sigmoid": "probabilities (a sigmoid)", "addmm": "logits",
-    "mm": "logits", "linear": "logits", "convolution": "logits", "relu": "the output of a ReLU", "bmm": "logits",
+NOT_LOGARITHMS = dict.fromkeys(WEIGHING, "logits") | {
+    "_softmax": "probabilities (a softmax)", "sigmoid": "probabilities (a sigmoid)", "relu": "the output of a ReLU",
 }  # fmt: skip
 """Operations whose results are not log-probabilities, and what these are."""
 

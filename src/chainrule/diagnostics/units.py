@@ -12,7 +12,7 @@ from chainrule.derivation.backprop import Step
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import LISTED, Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, carry
-from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
+from chainrule.diagnostics.step_context import WEIGHING, StepContext, argument, base_of, dense
 from chainrule.graph.graph import Operation
 from chainrule.graph.snapshot import Parameter, has_numbers
 from chainrule.graph.statistics import Statistics
@@ -208,14 +208,11 @@ def _slope(operation: Operation, shape: tuple[int, ...], known: Statistics) -> t
     return part, f"1 - sum p^2 is {number(spread)} on average over the rows, and at most {number(most)}."
 
 
-PRODUCTS = ("bmm", "baddbmm", "mm", "addmm")
-
-
 def _is_output(context: StepContext, value: int) -> bool:
     """Whether no product with a weight or another value follows: an output of the network may be sure of itself."""
     weighed = {given for given, _, _ in context.weighed}
     return not any(
-        each in weighed or any(base_of(use) in PRODUCTS for use in context.uses.get(each, ()))
+        each in weighed or any(base_of(use) in WEIGHING for use in context.uses.get(each, ()))
         for each in reach([value], context.results)
     )
 
