@@ -15,23 +15,21 @@ COMMAND = "python -m chainrule.diagnostics.catalogue"
 
 HEAD = """# The findings
 
-<!-- Written by `COMMAND` from the registry. Do not edit: change the kind of finding. -->
+<!-- Written by `COMMAND` from the registry. Do not edit: change the check. -->
 
 COUNT kinds, by topic. A finding is advice with evidence, never a verdict: the step may be exactly what its author
 wants. A **note** is worth knowing, a **warning** most likely does harm, an **error** means that numbers are lost.
 
-`recording.findings()` looks at one step, `chainrule.diagnostics.findings_over_time(history, step_findings)` at a run:
-then a finding says since which step it holds, and what a single step is too little to judge is a note until it has
-lasted. Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
-What differs between the ranks of a [distributed](distributed.md) training is looked for by
-`chainrule.distributed.gather(recording)` and by a watch.
+`recording.findings()` looks at one step, and `chainrule.diagnostics.findings_over_time(history, step_findings)` at a
+run. A finding of a run says since which step it holds; if one step cannot decide, it is a note until it has lasted.
+Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
+`chainrule.distributed.gather(recording)` and a watch compare the ranks of a [distributed](distributed.md) training.
 
 """
 
 TABLE_HEAD = """## Thresholds
 
-The fields of `chainrule.Thresholds`, in the order of that table. Each lies well beyond what healthy runs showed
-(`tests/faults`).
+The fields of `chainrule.Thresholds`. Each lies well beyond what healthy runs showed (`tests/faults`).
 
 | Field | Default | In units of | What it decides | Where it comes from |
 |---|---|---|---|---|
@@ -41,37 +39,37 @@ The fields of `chainrule.Thresholds`, in the order of that table. Each lies well
 def page() -> str:
     """The whole page, in Markdown."""
     text = HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(CHECKS)))
-    for topic, kinds in BY_TOPIC.items():
-        text += f"## {topic}\n\n" + "".join("\n".join(_entry(kind)) + "\n\n" for kind in kinds)
+    for topic, checks in BY_TOPIC.items():
+        text += f"## {topic}\n\n" + "".join("\n".join(_entry(check)) + "\n\n" for check in checks)
     return text + TABLE_HEAD + "\n".join(_thresholds()) + "\n"
 
 
-def _entry(kind: Check) -> Iterator[str]:
-    yield f"### {kind.id}\n"
-    yield f"{_escape(kind.title)}. *{_severity(kind)}*\n"
-    yield f"- found: {_escape(kind.what)}"
-    yield f"- why it matters: {_escape(kind.why)}"
-    yield f"- what to try: {_escape(kind.advice)}"
-    if kind.thresholds:
-        yield "- thresholds: " + ", ".join(f"[`{name}`](#thresholds)" for name in kind.thresholds)
-    yield f"- source: {_escape(kind.source)}"
+def _entry(check: Check) -> Iterator[str]:
+    yield f"### {check.id}\n"
+    yield f"{_escape(check.title)}. *{_severity(check)}*\n"
+    yield f"- what is found: {_escape(check.what)}"
+    yield f"- why it matters: {_escape(check.why)}"
+    yield f"- what to try: {_escape(check.advice)}"
+    if check.thresholds:
+        yield "- thresholds: " + ", ".join(f"[`{name}`](#thresholds)" for name in check.thresholds)
+    yield f"- source: {_escape(check.source)}"
 
 
-def _severity(kind: Check) -> str:
-    looks = "across ranks" if kind.across_ranks else "in one step and over time" if kind.step_checks else "over time"
-    lasting = f"; over time once it has held at {kind.lasts} examined steps" if kind.lasts > 1 else ""
-    unfinished = "; also in a step that never came to its update" if kind.unfinished else ""
-    return f"{kind.severity.capitalize()}, {looks}{lasting}{unfinished}."
+def _severity(check: Check) -> str:
+    scope = "across ranks" if check.across_ranks else "in one step and over time" if check.step_checks else "over time"
+    lasting = f"; over time after {check.lasts} examined steps in a row" if check.lasts > 1 else ""
+    unfinished = "; also in a step that never reached its update" if check.unfinished else ""
+    return f"{check.severity.capitalize()}, {scope}{lasting}{unfinished}."
 
 
 def _thresholds() -> Iterator[str]:
     for each in fields(Thresholds):
-        told = (_escape(each.metadata[key]) for key in ("unit", "meaning", "source"))
-        yield f"| `{each.name}` | {each.default:g} | {' | '.join(told)} |"
+        cells = (_escape(each.metadata[key]) for key in ("unit", "meaning", "source"))
+        yield f"| `{each.name}` | {each.default:g} | {' | '.join(cells)} |"
 
 
 def _escape(text: str) -> str:
-    """Words in Markdown: what would be emphasis, markup or the edge of a cell stands for itself; code stays code."""
+    """Text in Markdown: characters that would be emphasis, markup or the edge of a cell are escaped outside code."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([*_<>\\|])", r"\\\1", part) for part in parts)
 
