@@ -1,4 +1,4 @@
-"""The page of all rules, written from the registry: `python -m chainrule.rules.catalogue` rewrites docs/rules.md.
+"""The page of all rules, written from the registry: `python -m chainrule.reference` rewrites docs/rules.md.
 
 A rule's formulas may depend on how its operation was called, so each rule is tried on its first sample that reaches it.
 For that the samples are recorded like anybody's code: this command stands above the rules, and no rule imports it.
@@ -19,8 +19,8 @@ from chainrule.derivation.backprop import applied, rule_of
 from chainrule.recording import record
 from chainrule.rules import Applied, Rule, Sample, registered
 
-PAGE = Path(__file__).parents[3] / "docs" / "rules.md"
-COMMAND = "python -m chainrule.rules.catalogue"
+PAGE = Path(__file__).parents[2] / "docs" / "rules.md"
+COMMAND = "python -m chainrule.reference"
 
 HEAD = r"""# The rules
 
