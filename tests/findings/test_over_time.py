@@ -3,7 +3,8 @@ import math
 import pytest
 
 import chainrule
-from chainrule.diagnostics import BY_TOPIC, CHECKS, Finding, Thresholds, catalogue, findings_over_time
+from chainrule import reference
+from chainrule.diagnostics import BY_TOPIC, CHECKS, Finding, Thresholds, findings_over_time
 from chainrule.errors import ChainruleError
 from chainrule.graph.history import History, Series, StepFacts
 from chainrule.graph.statistics import Statistics
@@ -251,8 +252,8 @@ def test_a_check_says_everything_and_names_thresholds_that_exist():
 
 
 def test_the_page_of_findings_is_up_to_date():
-    written = catalogue.PAGE.read_text(encoding="utf-8")
-    assert written == catalogue.page(), f"docs/findings.md is old: run `{catalogue.COMMAND}`"
+    written = reference.FINDINGS.read_text(encoding="utf-8")
+    assert written == reference.findings_page(), f"docs/findings.md is old: run `{reference.COMMAND}`"
 
 
 def test_a_finding_without_time_names_no_time():
