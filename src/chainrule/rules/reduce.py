@@ -59,13 +59,13 @@ def back(op: Any, t: Tensor) -> Tensor:
     return t.to(op.self.dtype)
 
 
-def _words(op: Any) -> dict[str, str]:
+def _words(op: Any, reduced: Index) -> dict[str, str]:
     """What the capital words of a template stand for: elements of the operands, and numbers.
 
-    OUT is made of SELF for all OVER. A second element of the same slice is OTHER, for all AMONG, and DIFFER says that
-    it is not the first.
+    OUT is made of SELF for all OVER. A second element of the same slice is OTHER, for all AMONG; SAME says that it is
+    the first, DIFFER that it is not. WHOLE, MINE and THEIRS are of an output that has all axes, and of its gradient.
     """
-    own, reduced = letters(op.self), axes(op)
+    own = letters(op.self)
     other = [OTHERS[axis] if axis in reduced else letter for axis, letter in enumerate(own)]
     out = kept = [letter for axis, letter in enumerate(own) if axis not in reduced]
     if op.arguments.get("keepdim"):
@@ -76,6 +76,9 @@ def _words(op: Any) -> dict[str, str]:
         **{"SELF": element("self", own), "GRAD": element("grad", own), "OTHER": element("self", other)},
         "MEAN": rf"\mu_{{{', '.join(kept)}}}" if kept else r"\mu",
         "MOST": f"M_{{{', '.join(kept)}}}" if kept else "M",
+        "SIZE": f"N_{{{', '.join(kept)}}}",
+        **{"WHOLE": element("out", own), "MINE": element("g", own), "THEIRS": element("g", other)},
+        "SAME": "".join(f"[{own[axis]} = {other[axis]}]" for axis in reduced),
         "OVER": ", ".join(own[axis] for axis in reduced),
         "AMONG": ", ".join(other[axis] for axis in reduced),
         "DIFFER": r" \lor ".join(rf"{other[axis]} \neq {own[axis]}" for axis in reduced),
@@ -89,11 +92,11 @@ def _words(op: Any) -> dict[str, str]:
     }
 
 
-def told(template: Template) -> Callable[[Any], str]:
+def told(template: Template, over: Callable[[Any], Index] = axes) -> Callable[[Any], str]:
     """A template with its capital words filled in; what runs over nothing, as no axis was reduced, is left out."""
 
     def filled(op: Any) -> str:
-        text, words = template(op) if callable(template) else template, _words(op)
+        text, words = template(op) if callable(template) else template, _words(op, over(op))
         text = re.sub(r"\b[A-Z]+\d?\b", lambda word: words.get(word[0], word[0]), text)
         return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", text).replace(r"\frac{1}{1}", "1")
 
@@ -713,10 +716,14 @@ cummax, cummin = (
 )
 
 
-def _slice_norms(op: Any) -> tuple[Index, Tensor]:
-    """All axes but the one whose slices are held to the largest norm, and the norms of those slices."""
-    dims = tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
-    return dims, torch.linalg.vector_norm(op.self, float(op.p), dims, keepdim=True)
+def _slices_of(op: Any) -> Index:
+    """All axes but the one whose slices are held to the largest norm."""
+    return tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
+
+
+def _slice_norms(op: Any) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(op.self, float(op.p), _slices_of(op), keepdim=True)
+    return norms
 
 
 RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
@@ -724,71 +731,46 @@ RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
 
 def _renorm(op: Any, g: Tensor) -> Tensor:
     """<g, x m / (n + t)> moves with x itself and, against it, with the norm n of its slice."""
-    dims, length = _slice_norms(op)
+    dims, length = _slices_of(op), _slice_norms(op)
     held = length + RENORM_TINY
     along = (g * op.self.conj()).sum(dims, keepdim=True)
     pull = norm_gradient(op.self, (along.real if g.is_complex() else along) / held, length, float(op.p), dims)
     return torch.where(length > op.maxnorm, op.maxnorm / held * (g - pull), g)
 
 
-def _renormed(template: str) -> Callable[[Any], str]:
-    """A template with its words filled in: OUT at the place L of a slice, SELF at J, of the length n."""
+HELD, TOO_LONG = r"\frac{$maxnorm}{SIZE}", "SIZE > $maxnorm"
+TURN = r"\operatorname{sgn}(EACH) \left(\frac{|EACH|}{SIZE}\right)^{ORDERLESS}"  # the norm's derivative by EACH
+ALONG = r"\operatorname{Re}\left(\sum_{AMONG} THEIRS \, \overline{OTHER}\right)"
+PULL = rf"\frac{{{TURN.replace('EACH', 'SELF')}}}{{SIZE}} {ALONG}"
 
-    def filled(op: Any) -> str:
-        own, axis = letters(op.self), op.dim % op.self.dim()
-        u, v = ([letter if a == axis else OTHERS[2 * k + a] for a, letter in enumerate(own)] for k in (0, 1))
-        n, complex_ = f"N_{{{own[axis]}}}", op.self.is_complex()
-        same = "".join(f"[{a} = {b}]" for a, b in zip(own, u, strict=True) if a != b)
-        inside = element("self", u)
-        turn = rf"\operatorname{{sgn}}({inside}) \left(\frac{{|{inside}|}}{{{n}}}\right)^{{{number(float(op.p) - 1)}}}"
 
-        def rate(same: str, turn: str, into: str) -> str:
-            held = rf"\frac{{$maxnorm}}{{{n}}} \left({same} - \frac{{{element('self', own)}}}{{{n}}} \, {turn}\right)"
-            return derivative(element("out", own), into, where(held, rf"{n} > $maxnorm", same))
+def _renormed(op: Any) -> str:
+    turn = TURN.replace("EACH", "OTHER")
 
-        turns = rf"\frac{{1}}{{2}} \overline{{{turn}}}" if complex_ else turn
-        text = rate(same, turns, inside)
-        if complex_:
-            text += r", \quad " + rate("0", rf"\frac{{1}}{{2}} {turn}", rf"\overline{{{inside}}}")
-        words = {
-            "OUT": element("out", own),
-            "SELF": element("self", own),
-            "RATE": text,
-            "N": n,
-            "G": element("g", own),
-            "GRAD": element("grad", own),
-            "TURN": turn.replace(inside, element("self", own)),
-            "ALONG": rf"\sum_{{{', '.join(b for a, b in zip(own, u, strict=True) if a != b)}}} "
-            + rf"{element('g', u)} \, \overline{{{inside}}}",
-            "LENGTH": rf"{n} = \left(\sum_{{{', '.join(b for a, b in zip(own, v, strict=True) if a != b)}}} "
-            + rf"|{element('self', v)}|^{{{number(float(op.p))}}}\right)^{{1/{number(float(op.p))}}}",
-        }
-        return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], template)
+    def rate(same: str, turn: str, into: str) -> str:
+        held = rf"{HELD} \left({same} - \frac{{SELF}}{{SIZE}} \, {turn}\right)"
+        return derivative("WHOLE", into, where(held, TOO_LONG, same))
 
-    return filled
+    if not op.self.is_complex():
+        return rate("SAME", turn, "OTHER")
+    plain, conjugate = rf"\frac{{1}}{{2}} \overline{{{turn}}}", rf"\frac{{1}}{{2}} {turn}"
+    return rate("SAME", plain, "OTHER") + r", \quad " + rate("0", conjugate, r"\overline{OTHER}")
 
 
 renorm = rule(
     "RenormBackward0",
-    equation=_renormed(r"OUT = SELF \, \min\left(1, \frac{$maxnorm}{N}\right)"),
-    where=_renormed("LENGTH"),
+    equation=told(rf"WHOLE = SELF \, \min\left(1, {HELD}\right)", _slices_of),
+    where=told(r"SIZE = \left(\sum_{AMONG} |OTHER|^{ORDER}\right)^{1/ORDER}", _slices_of),
     wrt={
         "self": Wrt(
             _renorm,
-            _renormed("RATE"),
-            _renormed(
-                "GRAD = "
-                + where(
-                    r"\frac{$maxnorm}{N} \left(G - \frac{TURN}{N} \operatorname{Re}\left(ALONG\right)\right)",
-                    "N > $maxnorm",
-                    "G",
-                )
-            ),
+            told(_renormed, _slices_of),
+            told("GRAD = " + where(rf"{HELD} \left(MINE - {PULL}\right)", TOO_LONG, "MINE"), _slices_of),
             "a slice has its own norm, and other slices do not enter",
         )
     },
     kink=Kink(
-        lambda op, radius: ((_slice_norms(op)[1] - op.maxnorm).abs() <= radius).expand_as(op.self),
+        lambda op, radius: ((_slice_norms(op) - op.maxnorm).abs() <= radius).expand_as(op.self),
         "1 where the norm is just the largest allowed one",
     ),
     samples=lambda: [
