@@ -18,7 +18,7 @@ from torch import Tensor
 from chainrule.rules import Kink, Rule, Sample, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
 from chainrule.rules.index import at
-from chainrule.rules.indices import letters, ranges, stated, where
+from chainrule.rules.indices import filled, letters, ranges, stated, where
 from chainrule.rules.shape import x
 
 MEET = "a result depends only on the elements that were sent to its place"
@@ -196,10 +196,9 @@ def _words(op: Any, argument: str) -> dict[str, str]:
 def _told(text: str, argument: str) -> Callable[[Any], str]:
     """A formula with its words filled in, the definitions of what it uses, and the ranges."""
 
-    def filled(op: Any) -> str:
-        words, found, before = _words(op, argument), text, ""
-        while found != before:
-            before, found = found, re.sub(r"\b[A-Z]{2,}\b|\b[GN]\b(?!_)", lambda word: words[word[0]], found)
+    def told(op: Any) -> str:
+        words = _words(op, argument)
+        found = filled(text, words)
         given = [f"{words['N']} = {words['NUMBER']}"] if "N" in found else []
         given += [] if "include_self" in op.arguments else _segments(op)
         if op.out.dim():
@@ -208,7 +207,7 @@ def _told(text: str, argument: str) -> Callable[[Any], str]:
             given += ranges([*letters(op.out), *used], [*op.out.shape, *[members] * len(used)]).values()
         return found + stated(given)
 
-    return filled
+    return told
 
 
 def _segments(op: Any) -> list[str]:

@@ -7,7 +7,6 @@ Both are one map, read one way or the other: it is stated once, as `move` (what 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +25,7 @@ from chainrule.rules.indices import (
     Statements,
     Term,
     digits,
+    filled,
     fitted,
     letters,
     own_letters,
@@ -326,13 +326,17 @@ unsafe_masked_index = picks(
 # Embeddings ------------------------------------------------------------------------------------------------------
 
 
+def _onto_rows(op: Any, words: Tensor, each: Tensor) -> Tensor:
+    """Each word's gradient, added to its row, and divided by how often the word is used where that is asked for."""
+    if op.scale_grad_by_freq:
+        each = each / words.bincount(minlength=op.weight.shape[0])[words].unsqueeze(1)
+    return each.new_zeros(op.weight.shape).index_add_(0, words, each)
+
+
 def _embedding(op: Any, g: Tensor) -> Tensor:
     words = op.indices.reshape(-1)
-    g = g.reshape(words.numel(), op.weight.shape[1])
-    if op.scale_grad_by_freq:
-        g = g / words.bincount(minlength=op.weight.shape[0])[words].unsqueeze(1)
-    g = g.masked_fill((words == op.padding_idx).unsqueeze(1), 0)
-    return g.new_zeros(op.weight.shape).index_add_(0, words, g)
+    each = g.reshape(words.numel(), op.weight.shape[1])
+    return _onto_rows(op, words, each.masked_fill((words == op.padding_idx).unsqueeze(1), 0))
 
 
 def _embedding_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -409,9 +413,7 @@ def _embedding_bag(op: Any, g: Tensor) -> Tensor:
         each = each / sizes.unsqueeze(1)
     if op.per_sample_weights is not None:
         each = each * op.per_sample_weights.unsqueeze(1)
-    if op.scale_grad_by_freq:
-        each = each / op.indices.bincount(minlength=op.weight.shape[0])[op.indices].unsqueeze(1)
-    return g.new_zeros(op.weight.shape).index_add_(0, op.indices, each)
+    return _onto_rows(op, op.indices, each)
 
 
 def _bag_extremes(op: Any, g: Tensor, bags: Tensor, counts: Tensor) -> Tensor:
@@ -437,38 +439,33 @@ _SUM, _MEAN, _MAX = range(3)  # `mode` as the operation has it
 def _bag(text: str) -> Callable[[Any], str]:
     """A formula of word u in bag i with its words filled in; without a text, the definitions of what these use.
 
-    HERE are the conditions that the word is in the bag and counts. RATE is what its row is multiplied by, SLOPE that
-    of the derivative, which divides by the word's uses where asked to.
+    HERE are the conditions that the word is in the bag and counts. RATE is what its row is multiplied by, and SHARE
+    the derivative by the row w: a gradient may be divided by the word's uses, and of extremes one row gets all.
     """
 
-    def filled(op: Any) -> str:
+    def told(op: Any) -> str:
         counts = ["B_{u} = i", *([rf"{{$indices}}_{{u}} \neq {op.padding_idx}"] if op.padding_idx >= 0 else [])]
-        given = [r"B_{u} = \sum_{v} [{$offsets}_{v} \le u] - 1"]
-        rate = ""
+        given, rate, each = [r"B_{u} = \sum_{v} [{$offsets}_{v} \le u] - 1"], "", "1"
         if op.per_sample_weights is not None:
-            rate = r"{$per_sample_weights}_{u} \, "
+            each = "{$per_sample_weights}_{u}"
+            rate = rf"{each} \, "
         elif op.mode == _MEAN:
-            rate = r"\frac{1}{\max(N_{i}, 1)} \, "
+            each = r"\frac{1}{\max(N_{i}, 1)}"
+            rate = rf"{each} \, "
             given.append(f"N_{{i}} = {total(['u'], counts, '1')}")
-        slope = rate.removesuffix(r" \, ") or "1"
         if op.scale_grad_by_freq:
-            slope = rf"\frac{{{slope}}}{{F_{{u}}}}"
+            each = rf"\frac{{{each}}}{{F_{{u}}}}"
             given.append(r"F_{u} = \sum_{v} [{$indices}_{v} = {$indices}_{u}]")
-        words = {
-            "BIG": r"\max" if op.mode == _MAX else r"\sum",
-            "HERE": ", ".join(counts),
-            "COUNTED": AND.join(counts),
-            "RATE": rate,
-            "SLOPE": slope,
-        }
         given += ranges("u", [op.indices.numel()]).values()
-        return re.sub("(?<![A-Z])[A-Z]{3,}(?![A-Z])", lambda word: words[word[0]], text or r", \quad ".join(given))
+        largest = op.mode == _MAX
+        words = {
+            "BIG": r"\max_{u: HERE}" if largest else r"\sum_{u: HERE}",
+            **{"HERE": ", ".join(counts), "COUNTED": AND.join(counts), "RATE": rate},
+            "SHARE": LARGEST if largest else rf"\sum_{{u: HERE, {{$indices}}_{{u}} = w}} {each}",
+        }
+        return filled(text or r", \quad ".join(given), words)
 
-    return filled
-
-
-def _by_mode(usual: str, largest: str) -> Callable[[Any], str]:
-    return lambda op: _bag(largest if op.mode == _MAX else usual)(op)
+    return told
 
 
 ROW = "{$weight}_{{$indices}_{u}, j}"
@@ -476,19 +473,13 @@ LARGEST = r"[\sum_{u: HERE} [{$indices}_{u} = w] > 0] \, [{$weight}_{w, j} = {$o
 
 embedding_bag = rule(
     "EmbeddingBagBackward0",
-    equation=_bag(rf"{{$out}}_{{i, j}} = BIG_{{u: HERE}} RATE {ROW}"),
+    equation=_bag(f"{{$out}}_{{i, j}} = BIG RATE {ROW}"),
     where=_bag(""),
     wrt={
         "weight": Wrt(
             _embedding_bag,
-            _by_mode(
-                derivative("{$out}_{i, j}", "{$weight}_{w, j}", r"\sum_{u: HERE, {$indices}_{u} = w} SLOPE"),
-                derivative("{$out}_{i, j}", "{$weight}_{w, j}", LARGEST),
-            ),
-            _by_mode(
-                r"{$grad}_{w, j} = \sum_{i} \sum_{u: HERE, {$indices}_{u} = w} SLOPE \, {$g}_{i, j}",
-                rf"{{$grad}}_{{w, j}} = \sum_{{i}} {{$g}}_{{i, j}} \, {LARGEST}",
-            ),
+            _bag(derivative("{$out}_{i, j}", "{$weight}_{w, j}", "SHARE")),
+            _bag(r"{$grad}_{w, j} = \sum_{i} {$g}_{i, j} \, SHARE"),
             "a bag depends on the rows of its own words alone",
         ),
         "per_sample_weights": Wrt(

@@ -7,6 +7,7 @@ its local derivatives and its products all follow from them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,6 +94,14 @@ def ranges(letters: Iterable[str], sizes: Iterable[int]) -> dict[str, str]:
 def stated(conditions: Iterable[str]) -> str:
     """Conditions beside a formula."""
     return "".join(rf", \quad {each}" for each in dict.fromkeys(conditions))
+
+
+def filled(text: str, words: Mapping[str, str]) -> str:
+    """A template with its capital words filled in, and then those of what they stand for."""
+    before = ""
+    while text != before:
+        before, text = text, re.sub(r"\b[A-Z]+\d?\b", lambda word: words.get(word[0], word[0]), text)
+    return text
 
 
 # Statements of copies --------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, derivative, number, parenthesise, pattern, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import OTHERS, fitted, letters, places, where
+from chainrule.rules.indices import JOINED, OTHERS, filled, fitted, letters, places, where
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -95,12 +95,11 @@ def _words(op: Any, reduced: Index) -> dict[str, str]:
 def told(template: Template, over: Callable[[Any], Index] = axes) -> Callable[[Any], str]:
     """A template with its capital words filled in; what runs over nothing, as no axis was reduced, is left out."""
 
-    def filled(op: Any) -> str:
-        text, words = template(op) if callable(template) else template, _words(op, over(op))
-        text = re.sub(r"\b[A-Z]+\d?\b", lambda word: words.get(word[0], word[0]), text)
-        return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", text).replace(r"\frac{1}{1}", "1")
+    def text(op: Any) -> str:
+        found = filled(template(op) if callable(template) else template, _words(op, over(op)))
+        return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", found).replace(r"\frac{1}{1}", "1")
 
-    return filled
+    return text
 
 
 def _within(op: Any, out_index: Index, in_index: Index) -> bool:
@@ -121,40 +120,40 @@ def _slices(op: Any) -> Pattern | None:
 
 def reduction(
     *nodes: str,
-    value: Template,
+    value: Template | tuple[str, ...],
     vjp: Callable[[Any, Any], Tensor],
-    local: Template,
+    local: Template | tuple[str, ...],
     given: str = "",
-    product: str = "",
     factor: Entry | None = None,
     **more: Any,
 ) -> Rule:
     """Register an operation that reduces `self` along `dim` (an int, a list, or all of it).
 
-    `value` is OUT, `local` its derivative by SELF, and `given` defines what they use; see `_words`.
+    `value` is OUT, `local` its derivative by SELF (of several outputs, those of each), and `given` defines what they
+    use; see `_words`.
     """
+    values, rates = ((each if isinstance(each, tuple) else (each,)) for each in (value, local))
+    marks = [str(slot) if len(values) > 1 else "" for slot in range(len(values))]
 
-    def each(op: Any) -> str:
-        return parenthesise(local(op) if callable(local) else local)
+    def each(templates: tuple[Template, ...], text: Callable[[str, str], str], joined: str) -> Callable[[Any], str]:
+        def whole(op: Any) -> str:
+            texts = (template(op) if callable(template) else template for template in templates)
+            return joined.join(text(mark, found) for mark, found in zip(marks, texts, strict=True))
+
+        return told(whole)
 
     def times(op: Any) -> str:
-        slope = rf"\overline{{{each(op)}}}" if op.out.is_complex() and each(op) != "1" else each(op)
-        return product or {"0": "GRAD = 0", "1": "GRAD = G"}.get(slope, rf"GRAD = G \, {slope}")
+        def addend(mark: str, rate: str) -> str:
+            slope = parenthesise(rate)
+            slope = rf"\overline{{{slope}}}" if op.out.is_complex() and slope != "1" else slope
+            return {"0": "0", "1": f"G{mark}"}.get(slope, rf"G{mark} \, {slope}")
 
-    def equation(op: Any) -> str:
-        return "OUT = " + (value(op) if callable(value) else value)
+        return f"GRAD = {each(rates, addend, ' + ')(op)}"
 
-    def rate(op: Any) -> str:
-        text = local(op) if callable(local) else local
-        return text if text.startswith(r"\frac{\partial") else derivative("OUT", "SELF", text)
-
-    wrt = {"self": Wrt(vjp, told(rate), told(times), OWN_SLICE, factor, _slices)}
-    return rule(*nodes, equation=told(equation), wrt=wrt, where=told(given), **more)
-
-
-def _pair(first: str, second: str) -> str:
-    """The derivatives of two outputs."""
-    return derivative("OUT0", "SELF", first) + r", \quad " + derivative("OUT1", "SELF", second)
+    equation = each(values, lambda mark, text: f"OUT{mark} = {text}", JOINED)
+    rate = each(rates, lambda mark, text: derivative(f"OUT{mark}", "SELF", text), JOINED)
+    wrt = {"self": Wrt(vjp, rate, told(times), OWN_SLICE, factor, _slices)}
+    return rule(*nodes, equation=equation, wrt=wrt, where=told(given), outputs=len(values), **more)
 
 
 # Sums and means --------------------------------------------------------------------------------------------------
@@ -301,17 +300,14 @@ def _spread(node: str, function: Callable[..., Any], source: str, root: bool, wi
 
     square = r"\frac{1}{DEGREES} \sum_{OVER} (SELF - MEAN)^2"
     slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
-    local = _pair(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT")
-    given = r"MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER"
+    value = rf"\sqrt{{{square}}}" if root else square
     return reduction(
         node,
-        value=(rf"\sqrt{{{square}}}" if root else square) + (r", \quad OUT1 = MEAN" if with_mean else ""),
+        value=(value, "MEAN") if with_mean else value,
         vjp=vjp,
-        local=local,
-        given=given,
-        product=rf"GRAD = {slope} \, G0 + \frac{{1}}{{COUNT}} \, G1" if with_mean else "",
+        local=(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT"),
+        given=r"MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER",
         kink=Kink(_flat, "0 where all elements are equal") if root else None,
-        outputs=1 + with_mean,
         samples=lambda: [
             sample(function, x()),
             sample(function, x(), 1, keepdim=True),
@@ -388,6 +384,11 @@ def _with_index(operator: str, samples: Callable[[Any], Iterable[Sample]], sourc
     )
 
 
+def _even(out: str) -> str:
+    """The share of an element: an even one for all that are equal to the extreme."""
+    return rf"\frac{{[SELF = {out}]}}{{\sum_{{AMONG}} [OTHER = {out}]}}"
+
+
 def _shared(node: str, name: str, operator: str, samples: Callable[[Any], Iterable[Sample]], **more: Any) -> Rule:
     """Register an operation that gives one element, without saying which of several equal ones it is."""
     return reduction(
@@ -395,7 +396,7 @@ def _shared(node: str, name: str, operator: str, samples: Callable[[Any], Iterab
         name=name,
         value=_big(operator),
         vjp=lambda op, g: _share(op, g, op.out),
-        local=r"\frac{[SELF = OUT]}{\sum_{AMONG} [OTHER = OUT]}",
+        local=_even("OUT"),
         kink=Kink(_tied, TIES),
         samples=lambda: samples(getattr(torch, name.removesuffix("_all"))),
         source=f"derivatives.yaml: {name.removesuffix('_all')}",
@@ -453,15 +454,11 @@ def _aminmax(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
     return sum(shares, torch.zeros_like(op.self))
 
 
-SHARED = [rf"\frac{{[SELF = {each}]}}{{\sum_{{AMONG}} [OTHER = {each}]}}" for each in ("OUT0", "OUT1")]
-
 aminmax = reduction(
     "AminmaxBackward0",
-    value=r"\min_{OVER} SELF, \quad OUT1 = \max_{OVER} SELF",
+    value=(r"\min_{OVER} SELF", r"\max_{OVER} SELF"),
     vjp=_aminmax,
-    local=_pair(*SHARED),
-    product=rf"GRAD = {SHARED[0]} \, G0 + {SHARED[1]} \, G1",
-    outputs=2,
+    local=(_even("OUT0"), _even("OUT1")),
     kink=Kink(lambda op, radius: _tied(op, radius, extremes=2), TIES),
     samples=lambda: [
         sample(torch.aminmax, x()),

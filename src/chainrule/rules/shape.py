@@ -28,7 +28,6 @@ from chainrule.rules.indices import (
     Term,
     affine,
     digits,
-    fitted,
     letters,
     places,
     position,
@@ -121,6 +120,24 @@ def moves(
     )
 
 
+def by_strides(move: Move) -> dict[str, Any]:
+    """A view and its map of indices, both from how it moves along memory: the strides say where each element was."""
+
+    def came(op: Any, at: list[str]) -> list[str]:
+        whole = torch.empty(op.self.shape, device="meta")
+        view = move(op, whole)
+        start, steps, origin = view.storage_offset(), list(view.stride()), []
+        for size, step in zip(whole.shape, whole.stride(), strict=True):
+            if size == 1:
+                origin.append("0")
+                continue
+            origin.append(affine(position(at, [each // step for each in steps]), 1, start // step))
+            start, steps = start % step, [each % step for each in steps]
+        return origin
+
+    return {"move": move, "came": came}
+
+
 def views(node: str, *others: str, move: Move, home: Move | None = None, **more: Any) -> Rule:
     """Register a view (and the operation that copies where it makes one): the way back writes g through the view."""
 
@@ -129,7 +146,7 @@ def views(node: str, *others: str, move: Move, home: Move | None = None, **more:
         move(op, page).copy_(g)
         return page
 
-    return moves(node, *others, f"{node}_copy", move=move, home=home or through, **more)
+    return moves(node, *others, f"{node}_copy", home=home or through, **{**by_strides(move), **more})
 
 
 def labels(t: Tensor) -> Tensor:
@@ -176,17 +193,10 @@ def _replaced(places: list[str], new: dict[int, str]) -> list[str]:
     return [new.get(axis, place) for axis, place in enumerate(places)]
 
 
-def _exchanged(op: Any, at: list[str]) -> list[str]:
-    """Exchange the axes `dim0` and `dim1`."""
-    first, second = op.dim0 % len(at), op.dim1 % len(at)
-    return _replaced(at, {first: at[second], second: at[first]})
-
-
 # Turned and reshaped ---------------------------------------------------------------------------------------------
 
 t = views(
     "TBackward0",
-    came=lambda op, at: at[::-1],
     move=lambda op, v: v.t(),
     home=lambda op, g: g.t(),
     samples=lambda: [
@@ -198,7 +208,6 @@ t = views(
 
 transpose = views(
     "TransposeBackward0",
-    came=_exchanged,
     move=lambda op, v: v.transpose(op.dim0, op.dim1),
     home=lambda op, g: g.transpose(op.dim0, op.dim1),
     samples=lambda: [sample(torch.transpose, x(2, 3, 4), 0, -1), sample(torch.swapaxes, x(1, 3), 0, 1)],
@@ -208,7 +217,6 @@ transpose = views(
 
 permute = views(
     "PermuteBackward0",
-    came=lambda op, at: [at[[dim % len(at) for dim in op.dims].index(axis)] for axis in range(len(at))],
     move=lambda op, v: v.permute(op.dims),
     home=lambda op, g: g.movedim(tuple(range(g.dim())), tuple(op.dims)),
     samples=lambda: [
@@ -241,7 +249,6 @@ view = views(
 
 unsqueeze = views(
     "UnsqueezeBackward0",
-    came=_regrouped,
     move=lambda op, v: v.unsqueeze(op.dim),
     home=_reshape_home,
     samples=lambda: [sample(torch.unsqueeze, x(2, 3), 1), sample(torch.unsqueeze, x(), -1, note="0-dim")],
@@ -249,7 +256,6 @@ unsqueeze = views(
 
 squeeze = views(
     "SqueezeBackward0",
-    came=_regrouped,
     move=lambda op, v: v.reshape(op.out.shape),
     home=_reshape_home,
     samples=lambda: [
@@ -274,7 +280,6 @@ alias = moves(
 
 expand = views(
     "ExpandBackward0",
-    came=lambda op, at: fitted(at, op.self),
     move=lambda op, v: v.expand(op.out.shape),
     home=lambda op, g: g,  # in the shape of the output: the walk sums over the copies, as a step of its own
     product="$g",
@@ -311,12 +316,7 @@ def _inserted(at: list[str], axis: int, place: int) -> list[str]:
     return [*at[:axis], f"{place}", *at[axis:]]
 
 
-def _selected(op: Any, at: list[str]) -> list[str]:
-    axis = op.dim % op.self.dim()
-    return _inserted(at, axis, op.index % op.self.shape[axis])
-
-
-SELECT: dict[str, Any] = {"move": lambda op, v: v.select(op.dim, op.index), "came": _selected}
+SELECT = by_strides(lambda op, v: v.select(op.dim, op.index))
 select = views(
     "SelectBackward0",
     **SELECT,
@@ -329,20 +329,7 @@ select = views(
 )
 
 
-def _slice(op: Any, v: Tensor) -> Tensor:
-    """The view from `start` to `end` along `dim`."""
-    return v[(slice(None),) * (op.dim % v.dim()) + (slice(op.start, op.end, op.step),)]
-
-
-def _shifted(op: Any, at: list[str], start: int, step: int = 1) -> list[str]:
-    axis = op.dim % len(at)
-    return _replaced(at, {axis: affine(at[axis], step, start)})
-
-
-SLICE: dict[str, Any] = {
-    "move": _slice,
-    "came": lambda op, at: _shifted(op, at, slice(op.start, op.end).indices(op.self.shape[op.dim])[0], op.step),
-}
+SLICE = by_strides(lambda op, v: v[(slice(None),) * (op.dim % v.dim()) + (slice(op.start, op.end, op.step),)])
 slice_ = views(
     "SliceBackward0",
     **SLICE,
@@ -359,8 +346,7 @@ slice_ = views(
 
 narrow_copy = moves(
     "NarrowCopyBackward0",
-    came=lambda op, at: _shifted(op, at, op.start % op.self.shape[op.dim]),
-    move=lambda op, v: v.narrow(op.dim, op.start, op.length),
+    **by_strides(lambda op, v: v.narrow(op.dim, op.start, op.length)),
     samples=lambda: [
         sample(torch.narrow_copy, x(3, 4), 1, 1, 2),
         sample(torch.narrow_copy, x(3, 4), 0, 1, 0, note="empty"),
@@ -368,17 +354,7 @@ narrow_copy = moves(
 )
 
 
-def _on_diagonal(op: Any, at: list[str]) -> list[str]:
-    """The last index runs along the diagonal."""
-    *origin, k = at
-    first, second = op.dim1 % op.self.dim(), op.dim2 % op.self.dim()
-    along = {first: affine(k, 1, max(-op.offset, 0)), second: affine(k, 1, max(op.offset, 0))}
-    for axis in sorted(along):
-        origin.insert(axis, along[axis])
-    return origin
-
-
-DIAGONAL: dict[str, Any] = {"move": lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2), "came": _on_diagonal}
+DIAGONAL = by_strides(lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2))
 diagonal = views(
     "DiagonalBackward0",
     **DIAGONAL,
@@ -405,11 +381,7 @@ diag_embed = moves(
 unfold = moves(
     "UnfoldBackward0",
     "UnfoldBackward0_copy",
-    came=lambda op, at: [
-        f"{affine(place, op.step)} + {at[-1]}" if axis == op.dimension % op.self.dim() else place
-        for axis, place in enumerate(at[:-1])
-    ],
-    move=lambda op, v: v.unfold(op.dimension, op.size, op.step),
+    **by_strides(lambda op, v: v.unfold(op.dimension, op.size, op.step)),
     repeats=True,
     samples=lambda: [
         sample(torch.Tensor.unfold, x(2, 5), 1, 3, 1, note="overlapping windows"),
@@ -471,6 +443,7 @@ flip = moves(
     "FlipBackward0",
     came=lambda op, at: _replaced(at, {dim % len(at): f"{op.self.shape[dim] - 1} - {at[dim]}" for dim in op.dims}),
     move=lambda op, v: v.flip(op.dims),
+    home=lambda op, g: g.flip(op.dims),
     samples=lambda: [sample(torch.flip, x(2, 3), (0, 1)), sample(torch.flip, x(0, 3), (0,), note="empty")],
 )
 
@@ -493,6 +466,7 @@ roll = moves(
     "RollBackward0",
     came=_rolled,
     move=lambda op, v: v.roll(op.shifts, op.dims),
+    home=lambda op, g: g.roll([-shift for shift in op.shifts], op.dims),
     samples=lambda: [sample(torch.roll, x(2, 3), 1), sample(torch.roll, x(2, 3), (1, -2), (0, 1))],
 )
 
@@ -522,6 +496,7 @@ def _triangle(name: str, part: str, sign: str, diagonal: int) -> Rule:
         f"{name.capitalize()}Backward0",
         only=lambda op, at: rf"{at[-1]} {sign} {affine(at[-2], 1, op.diagonal)}",
         move=lambda op, v: getattr(v, name)(op.diagonal),
+        home=lambda op, g: getattr(g, name)(op.diagonal),
         zeros=f"an element is copied to its own place where that lies in the {part} triangle, else 0 is written there",
         samples=lambda: [
             sample(getattr(torch, name), x(3, 3), diagonal),
@@ -551,6 +526,7 @@ constant_pad_nd = moves(
     came=_inside_border,
     equation=_padded,
     move=lambda op, v: F.pad(v, op.pad),
+    home=lambda op, g: F.pad(g, [-amount for amount in op.pad]),
     zeros=FILLED,
     samples=lambda: [
         sample(F.pad, x(2, 3), (1, 2), value=5.0),
@@ -579,6 +555,7 @@ pixel_shuffle = moves(
     "PixelShuffleBackward0",
     came=lambda op, at: _from_pixels(at, op.upscale_factor),
     move=lambda op, v: F.pixel_shuffle(v, op.upscale_factor),
+    home=lambda op, g: F.pixel_unshuffle(g, op.upscale_factor),
     samples=lambda: [sample(F.pixel_shuffle, x(1, 4, 2, 3), 2)],
 )
 
@@ -586,6 +563,7 @@ pixel_unshuffle = moves(
     "PixelUnshuffleBackward0",
     came=lambda op, at: _from_channels(at, op.downscale_factor),
     move=lambda op, v: F.pixel_unshuffle(v, op.downscale_factor),
+    home=lambda op, g: F.pixel_shuffle(g, op.downscale_factor),
     samples=lambda: [sample(F.pixel_unshuffle, x(1, 1, 4, 2), 2)],
 )
 
@@ -603,15 +581,11 @@ channel_shuffle = moves(
 
 # Complex numbers as pairs ----------------------------------------------------------------------------------------
 
-
-def _copy(*nodes: str, value: str, wrt: dict[str, Wrt], **more: Any) -> Rule:
-    return rule(*nodes, equation=f"$out = {value}", wrt=wrt, structure="linear", **more)
-
-
-conj = _copy(
+conj = rule(
     "ConjBackward0",
     "ConjPhysicalBackward0",
-    value=r"\overline{$self}",
+    equation=r"$out = \overline{$self}",
+    structure="linear",
     wrt={
         "self": Wrt(
             lambda op, g: g.conj(), r"\frac{\partial $out}{\partial \overline{$self}} = 1", r"\overline{$g}", COPIES
@@ -621,17 +595,19 @@ conj = _copy(
     source="derivatives.yaml: _conj",
 )
 
-neg_view = _copy(
+neg_view = rule(
     "NegViewBackward0",
-    value="-$self",
+    equation="$out = -$self",
+    structure="linear",
     wrt={"self": Wrt(lambda op, g: -g, "-1", "-$g", COPIES)},
     samples=lambda: [sample(torch._neg_view, x(2))],
     source="derivatives.yaml: _neg_view",
 )
 
-complex_ = _copy(
+complex_ = rule(
     "ComplexBackward0",
-    value=r"$real + \mathrm{i} \, $imag",
+    equation=r"$out = $real + \mathrm{i} \, $imag",
+    structure="linear",
     wrt={
         "real": Wrt(lambda op, g: g.real, "1", r"\operatorname{Re} $g", COPIES),
         "imag": Wrt(lambda op, g: g.imag, r"\mathrm{i}", r"\operatorname{Im} $g", COPIES),
