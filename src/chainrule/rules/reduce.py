@@ -288,8 +288,9 @@ def _flat(op: Any, radius: float) -> Tensor:
     return (distance <= radius).all(axes(op), keepdim=True).expand_as(distance)
 
 
-def _spread(node: str, function: Callable[..., Any], source: str, root: bool, with_mean: bool) -> Rule:
+def _spread(name: str, source: str = "") -> Rule:
     """Register a variance or its root, alone or as a pair with the mean."""
+    root, with_mean, function = name.startswith("std"), name.endswith("mean"), getattr(torch, name)
     spread = _std if root else _var
 
     def vjp(op: Any, gs: Any) -> Tensor:
@@ -302,7 +303,7 @@ def _spread(node: str, function: Callable[..., Any], source: str, root: bool, wi
     slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
     value = rf"\sqrt{{{square}}}" if root else square
     return reduction(
-        node,
+        f"{name.title().replace('_', '')}Backward0",
         value=(value, "MEAN") if with_mean else value,
         vjp=vjp,
         local=(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT"),
@@ -314,19 +315,12 @@ def _spread(node: str, function: Callable[..., Any], source: str, root: bool, wi
             sample(function, x(), 0, correction=0),
             sample(function, x((2.0, 2.0)), 1, note="all equal"),
         ],
-        source=source,
+        source=f"derivatives.yaml: {name}.correction{source}",
     )
 
 
-VAR = "derivatives.yaml: var.correction. The mean's own dependence adds nothing, as the distances sum to zero."
-var = _spread("VarBackward0", torch.var, VAR, root=False, with_mean=False)
-std = _spread("StdBackward0", torch.std, "derivatives.yaml: std.correction", root=True, with_mean=False)
-var_mean, std_mean = (
-    _spread(
-        f"{name.capitalize()}MeanBackward0", function, f"derivatives.yaml: {name}_mean.correction", name == "std", True
-    )
-    for name, function in (("var", torch.var_mean), ("std", torch.std_mean))
-)
+var = _spread("var", ". The mean's own dependence adds nothing, as the distances sum to zero.")
+std, var_mean, std_mean = (_spread(name) for name in ("std", "var_mean", "std_mean"))
 
 # Extremes and order statistics -----------------------------------------------------------------------------------
 
