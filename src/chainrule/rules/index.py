@@ -72,6 +72,11 @@ class Masked:
     rank: str
     given: list[str]
 
+    @property
+    def place(self) -> list[str]:
+        """The indices of the element among those that are chosen: its number stands for the axes of the mask."""
+        return [*self.own[: self.axes.start], self.rank, *self.own[self.axes.stop :]]
+
 
 def masked(name: str, mask: Tensor, shape: Sequence[int], axes: range) -> Masked:
     """The elements of a shape that a mask along some axes chooses."""
@@ -96,9 +101,8 @@ def picks(*nodes: str, by_mask: Mask = lambda op: None, **more: Any) -> Rule:
         mask = by_mask(op)
         if mask is None:
             return None
-        out = [*mask.own[: mask.axes.start], mask.rank, *mask.own[mask.axes.stop :]]
         into = Side("self", op.self.shape, fitted(mask.own, op.self))
-        return Term(Side("out", op.out.shape, out), into, mask.runs, [f"{mask.mask} = 1"], given=mask.given)
+        return Term(Side("out", op.out.shape, mask.place), into, mask.runs, [f"{mask.mask} = 1"], given=mask.given)
 
     return moves(*nodes, repeats=True, term=term, **more)
 
@@ -132,10 +136,10 @@ def writes(
         found = op.arguments[scale] * found if scale else found
         if not source.dim() and not adds(op):
             return (g - kept(op, g)).sum()
-        if source.dim() == found.dim() and source.numel() > found.numel():  # what lies beyond was not read
-            home = g.new_zeros(source.shape)
+        if source.numel() > found.numel():  # what lies beyond was not read
+            home = g.new_zeros(source.shape if source.dim() == found.dim() else source.numel())
             home[tuple(slice(size) for size in found.shape)] = found
-            return home
+            return home.reshape(source.shape)
         return found.reshape(source.shape) if found.numel() == source.numel() else found
 
     def side(name: str, op: Any, at: Sequence[str]) -> Side:
@@ -150,7 +154,8 @@ def writes(
     def terms(op: Any) -> list[Term]:
         source = op.arguments[argument]
         if mask := by_mask(op):
-            read = side(argument, op, digits(mask.rank, source.shape))
+            in_a_row = source.dim() > len(mask.place)
+            read = side(argument, op, digits(mask.rank, source.shape) if in_a_row else fitted(mask.place, source))
             comes = Term(side("out", op, mask.own), read, mask.runs, [f"{mask.mask} = 1"], given=mask.given)
             return both(op, mask.own, f"{mask.mask} = 0", comes)
         size = move(op, labels(op.self)).shape
@@ -624,6 +629,7 @@ index_put = writes(
         sample(torch.index_put, x(3, 4), (at(0, 0), at(1, 1)), x(2), accumulate=True, note="one place twice"),
         sample(torch.index_put, x(3, 4), (at(0, 2),), x(4), note="broadcast"),
         sample(torch.index_put, x(3), (torch.tensor([True, False, True]),), x(1), note="by a mask"),
+        sample(torch.index_put, x(3, 2), (torch.tensor([True, False, True]),), x(2, 2), note="rows by a mask"),
     ],
 )
 
@@ -651,6 +657,7 @@ masked_scatter = writes(
     samples=lambda: [
         sample(torch.masked_scatter, x(2, 3), torch.tensor([True, False, True]), x(5), note="not all of it read"),
         sample(torch.masked_scatter, x(3), torch.tensor([False] * 3), x(2), note="nothing written"),
+        sample(torch.masked_scatter, x(3), torch.tensor([True, False, True]), x(2, 2), note="read in a row"),
     ],
 )
 
@@ -682,6 +689,13 @@ slice_scatter, select_scatter, diagonal_scatter = (
     for node, where_the_view_looks, samples in (
         ("SliceScatterBackward0", SLICE, lambda: [sample(torch.slice_scatter, x(4, 3), x(2, 3), 0, 1, 3)]),
         ("SelectScatterBackward0", SELECT, lambda: [sample(torch.select_scatter, x(4, 3), x(4), 1, -1)]),
-        ("DiagonalScatterBackward0", DIAGONAL, lambda: [sample(torch.diagonal_scatter, x(4, 3), x(3))]),
+        (
+            "DiagonalScatterBackward0",
+            DIAGONAL,
+            lambda: [
+                sample(torch.diagonal_scatter, x(4, 3), x(3)),
+                sample(torch.diagonal_scatter, x(2, 3, 3), x(2, 2), -1, 1, 2, note="below the diagonal, of a batch"),
+            ],
+        ),
     )
 )

@@ -208,12 +208,13 @@ def summed(terms: Sequence[Term]) -> str:
         places |= {letter: t.runs[letter] for letter in own if letter in t.runs}
     addends, beside = [], []
     for t in terms:
-        met, among = t.met(own), t.letters(own)
+        among = t.letters(own)
+        held = [*t.held, *(f"{a} < {t.runs[a]}" for a in own if a in t.runs and t.runs[a] < places[a])]
         beside += t.bounds(own, {**t.runs, **places})
-        if among or not t.held:
-            addends.append(total(among, [*met, *t.held], t.scaled))
+        if among or not held:
+            addends.append(total(among, [*t.met(own), *held], t.scaled))
         else:
-            addends.append(where(t.scaled, AND.join([*met, *t.held])))
+            addends.append(where(t.scaled, AND.join([*t.met(own), *held])))
     return f"{element(terms[0].out.name, own)} = {' + '.join(addends)}{stated(beside)}"
 
 
