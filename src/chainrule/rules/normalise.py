@@ -7,14 +7,15 @@ gradient loses its own mean and its part along x_hat: shifting or stretching the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Sample, Wrt, at, derivative, lettered, number, rule, sample
+from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample
 from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, product, real
 
@@ -44,14 +45,10 @@ def _row_mates(op: Any, out_index: Index, in_index: Index) -> bool:
 
 
 def _rows(op: Any) -> Pattern | None:
-    return _groups(op, op.self, (op.dim % max(op.self.dim(), 1),))
-
-
-def _groups(op: Any, operand: Tensor, dims: Container[int]) -> Pattern | None:
-    """What shares its place along all other axes is in one group."""
-    if not real(op.out, operand):
+    if not real(op.out, op.self):
         return None
-    return product(axes(op.out.shape, dims, "out"), axes(operand.shape, dims, "in"))
+    dim = (op.dim % max(op.self.dim(), 1),)
+    return product(axes(op.out.shape, dim, "out"), axes(op.self.shape, dim, "in"))
 
 
 def _at(place: Index) -> str:
@@ -109,22 +106,8 @@ log_softmax = rule(
 
 # x_hat = (x - mu) / sigma ----------------------------------------------------------------------------------------
 
-
-def standardise(v: Tensor, dims: Index, eps: float) -> tuple[Tensor, Tensor]:
-    """x_hat over `dims`, and 1 / sigma with sigma = sqrt(variance + eps); the variance is the biased one (1/N)."""
-    distance = v - v.mean(dims, keepdim=True)
-    inverse = (distance.square().mean(dims, keepdim=True) + eps).rsqrt()
-    return distance * inverse, inverse
-
-
-def standardise_vjp(g: Tensor, x_hat: Tensor, inverse: Tensor, dims: Index) -> Tensor:
-    """(g - mean(g) - x_hat mean(g x_hat)) / sigma."""
-    along = (g * x_hat).mean(dims, keepdim=True)
-    return inverse * (g - g.mean(dims, keepdim=True) - x_hat * along)
-
-
-# An element of x (and of the output) has the index `@x`, another one of the same group `@o`; `@over` are the letters of
-# a sum over a group, `@k` those of what a group shares, and `@p` the group of `@x`. `@f` are the letters of the gain.
+# An element of x (and of the output) has the index `@x`, another one of the same group `@o`; `@average` is the mean over
+# a group, `@k` are the letters of what a group shares, and `@p` the group of `@x`. `@f` are the letters of the gain.
 FORMULAS = {
     "equation": r"{$out}_{@x} = @gain \hat{x}_{@x}@shift",
     "where": r"\hat{x}_{@x} = \frac{{$input}_{@x}@centre}{\sigma_{@p}}@mean"
@@ -145,128 +128,197 @@ FORMULAS = {
     "by bias": derivative("{$out}_{@x}", "{$bias}_{@f}", "1"),
     "to bias": r"{$grad}_{@f} = \sum_{@rest} {$g}_{@x}",
 }
+GROUP_STATISTICS_BACK = (
+    r" + \frac{1}{@count} \, \left({$g1}_{@p} - {$g2}_{@p} \, \frac{\hat{x}_{@x}}{(\sigma_{@p})^2}\right)"
+)
 
 
-def _letters(
-    op: Any,
-    own: str,
-    other: str,
-    features: str,
-    group: str,
-    count: int,
-    place: str = "",
-    limit: str = "",
-    mean: str = "",
-) -> dict[str, str]:
-    """What the formulas' letters stand for; `limit` says which places are in a group, `mean` is "" without a centre."""
-    over = ",".join(letter for letter in other if letter not in group)
+@dataclass(frozen=True)
+class Letters:
+    """The letters of an element, of another one of its group, of the gain, and of what a group shares.
+
+    `place` is the group of an element where that is a formula, and `limit` says which elements `other` are in a group.
+    """
+
+    own: str
+    other: str
+    features: str
+    group: str
+    place: str = ""
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A kind of normalisation: which elements share a mean and a variance, in the numbers and in the formulas.
+
+    The groups lie along the axes `dims` of a `view` of the input. Each `unit` (feature or channel) has its own gain and
+    shift. Without a centre there is no mean, so nothing is taken off the gradient but the part along x_hat.
+    """
+
+    zeros: str
+    unit: str
+    letters: Callable[[Any], Letters]
+    dims: Callable[[Any], Index]
+    view: Callable[[Any, Tensor], Tensor] = lambda op, t: t
+    centred: bool = True
+
+    def standardise(self, op: Any) -> tuple[Tensor, Tensor]:
+        """x_hat, and 1 / sigma with sigma = sqrt(variance + eps); the variance is the biased one (1/N)."""
+        x, dims = self.view(op, op.input), self.dims(op)
+        if not _training(op):
+            inverse = (_per_channel(op.running_var, x) + _eps(op)).rsqrt()
+            return (x - _per_channel(op.running_mean, x)) * inverse, inverse
+        distance = x - x.mean(dims, keepdim=True) if self.centred else x
+        inverse = (distance.square().mean(dims, keepdim=True) + _eps(op)).rsqrt()
+        return distance * inverse, inverse
+
+    def input(self, op: Any, g: Tensor) -> Tensor:
+        """(g - mean(g) - x_hat mean(g x_hat)) / sigma, for the g that comes through the gain."""
+        x_hat, inverse = self.standardise(op)
+        if op.weight is not None:
+            g = g * (_per_channel(op.weight, g) if self.unit == "channel" else op.weight)
+        g, dims = self.view(op, g), self.dims(op)
+        if _training(op):
+            mean = g.mean(dims, keepdim=True) if self.centred else 0
+            g = g - mean - x_hat * (g * x_hat).mean(dims, keepdim=True)
+        return (inverse * g).reshape(op.input.shape)
+
+    def weight(self, op: Any, g: Tensor) -> Tensor:
+        return self.bias(op, g * self.standardise(op)[0].reshape(g.shape))
+
+    def bias(self, op: Any, g: Tensor) -> Tensor:
+        return g.sum(_but_channels(g)) if self.unit == "channel" else g
+
+    def told(self, name: str) -> Callable[[Any], str]:
+        """One of the formulas, for a call."""
+
+        def formula(op: Any) -> str:
+            kept = name if _training(op) or name not in ("by input", "to input") else f"{name}, running"
+            given = self.given(op)
+            return lettered(lettered(FORMULAS[kept], given), given)
+
+        return formula
+
+    def given(self, op: Any) -> dict[str, str]:
+        """What the names in the formulas stand for."""
+        at = self.letters(op)
+        sizes = self.view(op, op.input).shape
+        count = math.prod(sizes[axis] for axis in self.dims(op))
+        over = ",".join(letter for letter in at.other if letter not in at.group)
+        average = rf"\frac{{1}}{{{count}}} \sum_{{{over}{f': {at.limit}' if at.limit else ''}}}"
+        mean, centre, running = (r"@average {$input}_{@o}", r" - \mu_{@p}", "") if self.centred else ("", "", "")
+        if not _training(op):
+            mean, running = "{$running_mean}_{c}", "{$running_var}_{c}"
+        return {
+            "gain": "" if op.weight is None else r"{$weight}_{@f} \,",
+            "shift": "" if op.arguments.get("bias") is None else " + {$bias}_{@f}",
+            "centre": centre,
+            "mean": rf", \quad \mu_{{@k}} = {mean}" if mean else "",
+            "variance": running or rf"@average ({{$input}}_{{@o}}{centre.replace('@p', '@k')})^2",
+            "less": r" - \alpha_{@p}" if mean else "",
+            "one": "1 +" if mean else "",
+            "same": _same(at.own, at.other),
+            "within": rf"[{at.limit.replace('= a', '= ' + at.place.split(',')[-1])}] \," if at.limit else "",
+            "more": GROUP_STATISTICS_BACK if at.limit else "",
+            "average": average,
+            "rest": ",".join(letter for letter in at.own if letter not in at.features),
+            "x": ",".join(at.own),
+            "o": ",".join(at.other),
+            "f": ",".join(at.features),
+            "k": ",".join(at.group),
+            "p": at.place or ",".join(at.group),
+            "count": str(count),
+            "eps": number(_eps(op)),
+        }
+
+    def pattern(self, op: Any) -> Pattern | None:
+        """What shares its place along all other axes is in one group; with running statistics, each element alone."""
+        if not real(op.out, op.input):
+            return None
+        sizes = self.view(op, op.input).shape
+        dims = {axis % len(sizes) for axis in self.dims(op)} if _training(op) else ()
+        return product(axes(sizes, dims, "out"), axes(sizes, dims, "in"))
+
+    def unit_pattern(self, op: Any, operand: Any) -> Pattern | None:
+        if not real(op.out, operand):
+            return None
+        if self.unit == "feature":
+            return aligned(op.out.shape, operand.shape)
+        return product(axes(op.out.shape), [("1", operand.numel())])
+
+    def wrt(self) -> dict[str, Wrt]:
+        """The derivatives by the input, the gain and the shift."""
+        return {
+            "input": Wrt(self.input, self.told("by input"), self.told("to input"), self.zeros, None, self.pattern),
+            "weight": Wrt(
+                self.weight,
+                self.told("by weight"),
+                self.told("to weight"),
+                f"each {self.unit} has its own gain",
+                pattern=lambda op: self.unit_pattern(op, op.weight),
+            ),
+            "bias": Wrt(
+                self.bias,
+                self.told("by bias"),
+                self.told("to bias"),
+                f"each {self.unit} has its own shift",
+                pattern=lambda op: self.unit_pattern(op, op.bias),
+            ),
+        }
+
+    def rule(self, *nodes: str, without: str = "", **more: Any) -> Rule:
+        """Register the operation; `without` names what it has not."""
+        wrt = {name: each for name, each in self.wrt().items() if name != without}
+        return rule(*nodes, **{"equation": self.told("equation"), "where": self.told("where"), "wrt": wrt, **more})
+
+
+def _training(op: Any) -> bool:
+    """Whether the batch's own statistics were used; the overloads say so by flag, or by their mere name."""
+    arguments = op.arguments
+    if "training" in arguments:
+        return bool(arguments["training"]) or arguments.get("running_mean", None) is None
+    return "no_training" not in op.name and "no_update" not in op.name
+
+
+def _eps(op: Any) -> float:
+    """cuDNN's overload has its own name for it; without one it is the number type's own."""
     eps = op.arguments.get("epsilon", op.arguments.get("eps"))
-    average = rf"\frac{{1}}{{{count}}} \sum_{{{over}{f': {limit}' if limit else ''}}}"
-    centre = r" - \mu_{@p}" if mean else ""
-    return {
-        "gain": "" if op.weight is None else r"{$weight}_{@f} \,",
-        "shift": "" if op.arguments.get("bias") is None else " + {$bias}_{@f}",
-        "centre": centre,
-        "mean": rf", \quad \mu_{{@k}} = {mean}" if mean else "",
-        "variance": "{$running_var}_{c}"
-        if "running" in mean
-        else rf"@average ({{$input}}_{{@o}}{centre.replace('@p', '@k')})^2",
-        "less": r" - \alpha_{@p}" if mean else "",
-        "one": "1 +" if mean else "",
-        "same": r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b),
-        "within": rf"[{limit.replace('= a', '= ' + place.split(',')[-1])}] \," if limit else "",
-        "more": _statistics_back(op) if limit else "",
-        "average": average,
-        "rest": ",".join(letter for letter in own if letter not in features),
-        "x": ",".join(own),
-        "o": ",".join(other),
-        "f": ",".join(features),
-        "k": ",".join(group),
-        "p": place or ",".join(group),
-        "count": str(count),
-        "eps": number(torch.finfo(op.input.dtype).eps if eps is None else float(eps)),
-    }
+    return torch.finfo(op.input.dtype).eps if eps is None else float(eps)
 
 
-def _told(letters: Callable[[Any], dict[str, str]], name: str) -> Callable[[Any], str]:
-    def formula(op: Any) -> str:
-        given = letters(op)
-        kept = name + (", running" if "running" in given["mean"] and name in ("by input", "to input") else "")
-        return lettered(lettered(FORMULAS[kept], given), given)
-
-    return formula
+def _but_channels(t: Tensor) -> Index:
+    return (0, *range(2, t.dim()))
 
 
-def _formulas(
-    letters: Callable[[Any], dict[str, str]], argument: str
-) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
-    """The local derivative by an argument, and its gradient."""
-    return _told(letters, f"by {argument}"), _told(letters, f"to {argument}")
+def _per_channel(v: Tensor, t: Tensor) -> Tensor:
+    return v.reshape(1, -1, *(1,) * (t.dim() - 2))
 
 
-# Layer norm: the last axes are one group; gain and shift broadcast over the rest, which the walk sums over.
+def _same(own: str, other: str) -> str:
+    """That two elements are one, in LaTeX."""
+    return r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b)
 
 
-def _last_axes(op: Any) -> Index:
-    return tuple(range(-len(op.normalized_shape), 0))
+# Layer and RMS norm: a sample's features i, j are one group; gain and shift broadcast, which the walk sums over.
 
 
-def _samples(op: Any) -> Pattern | None:
-    dims = op.input.dim()
-    return _groups(op, op.input, range(dims - len(op.normalized_shape), dims))
-
-
-def _features(op: Any, operand: Any) -> Pattern | None:
-    return aligned(op.out.shape, operand.shape) if real(op.out, operand) else None
-
-
-def _layer(op: Any, centred: bool = True) -> dict[str, str]:
-    """A sample's features i, j are one group."""
+def _layer_letters(op: Any) -> Letters:
     count = len(op.normalized_shape)
     samples, own, other = "cdefgmn"[7 - op.input.dim() + count :], "ijkl"[:count], "pqrs"[:count]
-    mean = r"@average {$input}_{@o}" if centred else ""
-    return _letters(op, samples + own, samples + other, own, samples, math.prod(op.normalized_shape), mean=mean)
+    return Letters(samples + own, samples + other, own, samples)
 
 
-def _rms(op: Any) -> dict[str, str]:
-    return _layer(op, centred=False)
+LAYER = Norm(
+    "each sample is normalised by itself: its output depends on no other sample",
+    "feature",
+    _layer_letters,
+    lambda op: tuple(range(-len(op.normalized_shape), 0)),
+)
+RMS = replace(LAYER, centred=False)
 
-
-def _gained(op: Any, g: Tensor) -> Tensor:
-    return g if op.weight is None else g * op.weight
-
-
-def _layer_norm(op: Any, g: Tensor) -> Tensor:
-    dims = _last_axes(op)
-    x_hat, inverse = standardise(op.input, dims, op.eps)
-    return standardise_vjp(_gained(op, g), x_hat, inverse, dims)
-
-
-native_layer_norm = rule(
+native_layer_norm = LAYER.rule(
     "NativeLayerNormBackward0",
-    equation=_told(_layer, "equation"),
-    where=_told(_layer, "where"),
-    wrt={
-        "input": Wrt(
-            _layer_norm,
-            *_formulas(_layer, "input"),
-            "each sample is normalised by itself: its output depends on no other sample",
-            pattern=_samples,
-        ),
-        "weight": Wrt(
-            lambda op, g: g * standardise(op.input, _last_axes(op), op.eps)[0],
-            *_formulas(_layer, "weight"),
-            "each feature has its own gain",
-            pattern=lambda op: _features(op, op.weight),
-        ),
-        "bias": Wrt(
-            lambda op, g: g,
-            "1",
-            "$g",
-            "each feature has its own shift",
-            pattern=lambda op: _features(op, op.bias),
-        ),
-    },
     samples=lambda: [
         sample(F.layer_norm, randn(2, 4), (4,), randn(4), randn(4)),
         sample(F.layer_norm, randn(2, 3, 4), (3, 4), randn(3, 4), randn(3, 4)),
@@ -279,40 +331,10 @@ native_layer_norm = rule(
     source="derivatives.yaml: native_layer_norm. Ba, Kiros, Hinton: Layer Normalization, arXiv:1607.06450 (2016).",
 )
 
-# RMS norm: like layer norm without a centre, so nothing is taken off but the part along x_hat.
-
-
-def _root_mean_square(op: Any) -> tuple[Tensor, Tensor]:
-    eps = torch.finfo(op.input.dtype).eps if op.eps is None else op.eps
-    inverse = (op.input.square().mean(_last_axes(op), keepdim=True) + eps).rsqrt()
-    return op.input * inverse, inverse
-
-
-def _rms_norm(op: Any, g: Tensor) -> Tensor:
-    x_hat, inverse = _root_mean_square(op)
-    g = _gained(op, g)
-    return inverse * (g - x_hat * (g * x_hat).mean(_last_axes(op), keepdim=True))
-
-
-fused_rms_norm = rule(
+fused_rms_norm = RMS.rule(
     "FusedRmsNormBackward0",
     name="rms_norm",
-    equation=_told(_rms, "equation"),
-    where=_told(_rms, "where"),
-    wrt={
-        "input": Wrt(
-            _rms_norm,
-            *_formulas(_rms, "input"),
-            "each sample is normalised by itself: its output depends on no other sample",
-            pattern=_samples,
-        ),
-        "weight": Wrt(
-            lambda op, g: g * _root_mean_square(op)[0],
-            *_formulas(_rms, "weight"),
-            "each feature has its own gain",
-            pattern=lambda op: _features(op, op.weight),
-        ),
-    },
+    without="bias",
     samples=lambda: [
         sample(torch.ops.aten._fused_rms_norm, randn(2, 4), [4], randn(4), 1e-5),
         sample(torch.ops.aten._fused_rms_norm, randn(2, 3, 4), [3, 4], randn(3, 4), None, note="the dtype's own eps"),
@@ -323,79 +345,32 @@ fused_rms_norm = rule(
     ),
 )
 
-# Batch norm: a channel (axis 1) over all samples and places is one group.
+# Batch norm: channel c of all samples n and places i, j is one group.
 
 
-def _training(op: Any) -> bool:
-    """Whether the batch's own statistics were used; the overloads say so by flag, or by their mere name."""
-    arguments = op.arguments
-    if "training" in arguments:
-        return bool(arguments["training"]) or arguments.get("running_mean", None) is None
-    return "no_training" not in op.name and "no_update" not in op.name
+def _places(op: Any) -> tuple[str, str]:
+    """The letters of a place, and of another one."""
+    return "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2]
 
 
-def _eps(op: Any) -> float:
-    """cuDNN's overload has its own name for it."""
-    arguments = op.arguments
-    return float(arguments.get("epsilon", arguments.get("eps")))
+def _batch_letters(op: Any) -> Letters:
+    places, others = _places(op)
+    return Letters(f"nc{places}", f"mc{others}", "c", "c")
 
 
-def _but_channels(t: Tensor) -> Index:
-    return (0, *range(2, t.dim()))
+def _running() -> tuple[Tensor, Tensor]:
+    return torch.full((3,), 0.5), torch.full((3,), 2.0)
 
 
-def _by_channel(op: Any, operand: Any) -> Pattern | None:
-    return product(axes(op.out.shape), [("1", operand.numel())]) if real(op.out, operand) else None
+BATCH = Norm(
+    "each channel is normalised by itself: its output depends on no other channel",
+    "channel",
+    _batch_letters,
+    lambda op: _but_channels(op.input),
+)
+ATEN, GAIN_AND_SHIFT = torch.ops.aten, lambda: (randn(3), randn(3))
 
-
-def _per_channel(v: Tensor, t: Tensor) -> Tensor:
-    return v.reshape(1, -1, *(1,) * (t.dim() - 2))
-
-
-def _batch_statistics(op: Any) -> tuple[Tensor, Tensor]:
-    if _training(op):
-        return standardise(op.input, _but_channels(op.input), _eps(op))
-    inverse = (_per_channel(op.running_var, op.input) + _eps(op)).rsqrt()
-    return (op.input - _per_channel(op.running_mean, op.input)) * inverse, inverse
-
-
-def _batch_norm(op: Any, g: Tensor) -> Tensor:
-    x_hat, inverse = _batch_statistics(op)
-    if op.weight is not None:
-        g = g * _per_channel(op.weight, g)
-    return standardise_vjp(g, x_hat, inverse, _but_channels(g)) if _training(op) else g * inverse
-
-
-def _batch(op: Any) -> dict[str, str]:
-    """Channel c of all samples n and places i, j is one group."""
-    places, others = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2]
-    count = op.input.numel() // max(op.input.shape[1], 1)
-    mean = r"@average {$input}_{@o}" if _training(op) else "{$running_mean}_{c}"
-    return _letters(op, f"nc{places}", f"mc{others}", "c", "c", count, mean=mean)
-
-
-def _batch_samples() -> list[Sample]:
-    def running() -> tuple[Tensor, Tensor]:
-        return torch.full((3,), 0.5), torch.full((3,), 2.0)
-
-    return [
-        sample(F.batch_norm, randn(4, 3), *running(), randn(3), randn(3), True, note="training"),
-        sample(F.batch_norm, randn(2, 3, 2, 2), *running(), randn(3), randn(3), True, note="training, images"),
-        sample(F.batch_norm, randn(4, 3), *running(), randn(3), randn(3), False, note="evaluation"),
-        sample(F.batch_norm, randn(4, 3), *running(), None, None, False, note="evaluation, no gain or shift"),
-        sample(F.batch_norm, randn(4, 3), None, None, None, None, True, note="no running statistics"),
-        sample(F.instance_norm, randn(2, 3, 4), weight=randn(3), bias=randn(3), note="instance norm"),
-        sample(torch.ops.aten._native_batch_norm_legit, randn(4, 3), randn(3), randn(3), *running(), True, 0.1, 1e-5),
-        sample(torch.ops.aten._native_batch_norm_legit.no_stats, randn(4, 3), randn(3), randn(3), True, 0.1, 1e-5),
-        sample(
-            torch.ops.aten._native_batch_norm_legit_no_training, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5
-        ),
-        sample(torch.ops.aten._batch_norm_with_update, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5),
-        sample(torch.ops.aten._batch_norm_no_update, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5),
-    ]
-
-
-batch_norm = rule(
+batch_norm = BATCH.rule(
     "NativeBatchNormBackward0",
     "NativeBatchNormLegitBackward0",
     "NativeBatchNormLegitNoTrainingBackward0",
@@ -404,52 +379,51 @@ batch_norm = rule(
     "CudnnBatchNormBackward0",
     "MiopenBatchNormBackward0",
     name="batch_norm",
-    equation=_told(_batch, "equation"),
-    where=_told(_batch, "where"),
-    wrt={
-        "input": Wrt(
-            _batch_norm,
-            *_formulas(_batch, "input"),
-            "each channel is normalised by itself: its output depends on no other channel",
-            pattern=lambda op: _groups(op, op.input, _but_channels(op.input) if _training(op) else ()),
-        ),
-        "weight": Wrt(
-            lambda op, g: (g * _batch_statistics(op)[0]).sum(_but_channels(g)),
-            *_formulas(_batch, "weight"),
-            "each channel has its own gain",
-            pattern=lambda op: _by_channel(op, op.weight),
-        ),
-        "bias": Wrt(
-            lambda op, g: g.sum(_but_channels(g)),
-            *_formulas(_batch, "bias"),
-            "each channel has its own shift",
-            pattern=lambda op: _by_channel(op, op.bias),
-        ),
-    },
     constants={"running_mean": "zero", "running_var": "zero"},
-    samples=_batch_samples,
+    samples=lambda: [
+        sample(F.batch_norm, randn(4, 3), *_running(), *GAIN_AND_SHIFT(), True, note="training"),
+        sample(F.batch_norm, randn(2, 3, 2, 2), *_running(), *GAIN_AND_SHIFT(), True, note="training, images"),
+        sample(F.batch_norm, randn(4, 3), *_running(), *GAIN_AND_SHIFT(), False, note="evaluation"),
+        sample(F.batch_norm, randn(4, 3), *_running(), None, None, False, note="evaluation, no gain or shift"),
+        sample(F.batch_norm, randn(4, 3), None, None, None, None, True, note="no running statistics"),
+        sample(F.instance_norm, randn(2, 3, 4), weight=randn(3), bias=randn(3), note="instance norm"),
+        sample(ATEN._native_batch_norm_legit, randn(4, 3), *GAIN_AND_SHIFT(), *_running(), True, 0.1, 1e-5),
+        sample(ATEN._native_batch_norm_legit.no_stats, randn(4, 3), *GAIN_AND_SHIFT(), True, 0.1, 1e-5),
+        *(
+            sample(function, randn(4, 3), *GAIN_AND_SHIFT(), *_running(), 0.1, 1e-5)
+            for function in (
+                ATEN._native_batch_norm_legit_no_training,
+                ATEN._batch_norm_with_update,
+                ATEN._batch_norm_no_update,
+            )
+        ),
+    ],
     source="derivatives.yaml: native_batch_norm. Ioffe, Szegedy: Batch Normalization, arXiv:1502.03167 (2015).",
 )
 
-# Group norm: the channels of one group, at all places of one sample.
+# Group norm: the channels of group a of sample n, at all places, are one group.
 
 
-def _grouped(op: Any, t: Tensor) -> Tensor:
-    return t.reshape(op.N, op.group, op.C // op.group, op.HxW)
+def _group_letters(op: Any) -> Letters:
+    (places, others), size = _places(op), op.C // op.group
+    place, limit = rf"n,\lfloor c / {size} \rfloor", rf"\lfloor d / {size} \rfloor = a"
+    return Letters(f"nc{places}", f"nd{others}", "c", "na", place, limit)
 
 
-def _in_groups(op: Any) -> tuple[Tensor, Tensor]:
-    return standardise(_grouped(op, op.input), (2, 3), op.eps)
+GROUP = Norm(
+    "each group of channels of each sample is normalised by itself",
+    "channel",
+    _group_letters,
+    lambda op: (2, 3),
+    lambda op, t: t.reshape(op.N, op.group, op.C // op.group, op.HxW),
+)
 
 
 def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None]) -> Tensor:
     """The node gives mu (d mu / dx = 1/N) and 1/sigma (d (1/sigma) / dx = -x_hat / (N sigma^2)) a gradient too."""
     g, g_mean, g_inverse = gs
-    x_hat, inverse = _in_groups(op)
-    gradient, count = torch.zeros_like(x_hat), op.HxW * op.C // op.group
-    if g is not None:
-        g = g if op.weight is None else g * _per_channel(op.weight, g)
-        gradient = standardise_vjp(_grouped(op, g), x_hat, inverse, (2, 3))
+    x_hat, inverse = GROUP.standardise(op)
+    gradient, count = torch.zeros_like(x_hat) if g is None else GROUP.view(op, GROUP.input(op, g)), x_hat[0, 0].numel()
     if g_mean is not None:
         gradient = gradient + g_mean[..., None, None] / count
     if g_inverse is not None:
@@ -457,71 +431,30 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     return gradient.reshape(op.input.shape)
 
 
-def _group(op: Any) -> dict[str, str]:
-    """The channels of group a of sample n, at all places, are one group."""
-    places, others, size = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2], op.C // op.group
-    place, limit = rf"n,\lfloor c / {size} \rfloor", rf"\lfloor d / {size} \rfloor = a"
-    mean = r"@average {$input}_{@o}"
-    return _letters(op, f"nc{places}", f"nd{others}", "c", "na", size * op.HxW, place, limit, mean)
-
-
 def _group_local(op: Any) -> str:
     """Of the output, and of mu and 1 / sigma, which the node gives too."""
-    other = {**_group(op), "q": rf"n,\lfloor d / {op.C // op.group} \rfloor"}
+    given = {**GROUP.given(op), "q": rf"n,\lfloor d / {op.C // op.group} \rfloor"}
     statistics = (
         derivative("{$out1}_{@q}", "{$input}_{@o}", r"\frac{1}{@count}"),
         derivative("{$out2}_{@q}", "{$input}_{@o}", r"-\frac{1}{@count} \, \frac{\hat{x}_{@o}}{(\sigma_{@q})^2}"),
     )
-    return r", \quad ".join([_told(_group, "by input")(op), *(lettered(each, other) for each in statistics)])
+    return r", \quad ".join([GROUP.told("by input")(op), *(lettered(each, given) for each in statistics)])
 
 
-def _statistics_back(op: Any) -> str:
-    return r" + \frac{1}{@count} \, \left({$g1}_{@p} - {$g2}_{@p} \, \frac{\hat{x}_{@x}}{(\sigma_{@p})^2}\right)"
+def _of_first(wrt: Wrt) -> Wrt:
+    """A derivative of the first of several outputs, on which alone the argument acts."""
+    return replace(wrt, vjp=lambda op, gs: None if gs[0] is None else wrt.vjp(op, gs[0]))
 
 
-def _group_gain(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if gs[0] is None else (gs[0] * _in_groups(op)[0].reshape(gs[0].shape)).sum(_but_channels(gs[0]))
-
-
-def _group_shift(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if gs[0] is None else gs[0].sum(_but_channels(gs[0]))
-
-
-def _channel_groups(op: Any) -> Pattern | None:
-    if not real(op.out, op.input):
-        return None
-    samples, channels, *places = op.input.shape
-    groups, inside = [("n", samples), ("group", op.group)], math.prod(places) * channels // op.group
-    return product([*groups, ("out", inside)], [*groups, ("in", inside)])
-
-
-native_group_norm = rule(
+native_group_norm = GROUP.rule(
     "NativeGroupNormBackward0",
     equation=lambda op: (
-        _told(_group, "equation")(op)
-        + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
+        GROUP.told("equation")(op) + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
     ),
-    where=_told(_group, "where"),
     wrt={
-        "input": Wrt(
-            _group_norm,
-            _group_local,
-            _told(_group, "to input"),
-            "each group of channels of each sample is normalised by itself",
-            pattern=_channel_groups,
-        ),
-        "weight": Wrt(
-            _group_gain,
-            *_formulas(_group, "weight"),
-            "each channel has its own gain",
-            pattern=lambda op: _by_channel(op, op.weight),
-        ),
-        "bias": Wrt(
-            _group_shift,
-            *_formulas(_group, "bias"),
-            "each channel has its own shift",
-            pattern=lambda op: _by_channel(op, op.bias),
-        ),
+        "input": replace(GROUP.wrt()["input"], vjp=_group_norm, local=_group_local),
+        "weight": _of_first(GROUP.wrt()["weight"]),
+        "bias": _of_first(GROUP.wrt()["bias"]),
     },
     outputs=3,
     samples=lambda: [
@@ -534,6 +467,18 @@ native_group_norm = rule(
 )
 
 # Weight norm: a direction v with a length of its own. PyTorch calls the length `g`.
+
+WEIGHT_NORM = {
+    "equation": r"{$out}_{@x} = \frac{@gain}{@nu} \, {$v}_{@x}",
+    "where": r"@nu = \sqrt{\sum_{@over} {$v}_{@o}^2}",
+    "by v": derivative(
+        "{$out}_{@x}", "{$v}_{@o}", r"\frac{@gain}{@nu} \, \left(@same - \frac{{$v}_{@x} \, {$v}_{@o}}{(@nu)^2}\right)"
+    ),
+    "to v": r"{$grad}_{@x} = \frac{@gain}{@nu} \, \left({$g}_{@x} - \frac{{$v}_{@x}}{(@nu)^2} \, "
+    r"\sum_{@over} {$g}_{@o} \, {$v}_{@o}\right)",
+    "by g": derivative("{$out}_{@x}", "@gain", r"\frac{{$v}_{@x}}{@nu}"),
+    "to g": r"@target = \sum_{@among} \frac{{$v}_{@x}}{@nu} \, {$g}_{@x}",
+}
 
 
 def _but(op: Any) -> Index:
@@ -553,52 +498,42 @@ def _weight_norm_v(op: Any, g: Tensor) -> Tensor:
     return stretch * (g - direction * along)
 
 
-def _weight_norm_formula(kind: str) -> Callable[[Any], str]:
-    """v, its length nu, and the gain, which has the axes of v, of size 1 but for `dim`."""
+def _weight_norm(name: str) -> Callable[[Any], str]:
+    """One of the formulas: v, its length nu, and the gain, which has the axes of v, of size 1 but for `dim`."""
 
     def formula(op: Any) -> str:
         own = "ijk"[: op.v.dim()]
         other = "".join(p if axis in _but(op) else i for axis, (i, p) in enumerate(zip(own, "pqr", strict=False)))
-        over = ",".join(letter for letter in other if letter not in own)
-        kept = [letter for letter in own if letter in other]
-        nu, gain = (
-            at("x", kept).replace("$x", r"\nu"),
-            at("g_", [i if i in kept else "0" for i in own[: op.arguments["g"].dim()]]),
-        )
-        where = rf"{nu} = \sqrt{{\sum_{{{over}}} {at('v', other)}^2}}"
-        v, w, unit = at("v", own), at("v", other), rf"\frac{{{gain}}}{{{nu}}}"
-        same = r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b)
-        return {
-            "equation": rf"{at('out', own)} = {unit} \, {v}",
-            "by v": derivative(at("out", own), w, rf"{unit} \, \left({same} - \frac{{{v} \, {w}}}{{({nu})^2}}\right)"),
-            "back to v": rf"{at('grad', own)} = {unit} \, \left({at('g', own)} - \frac{{{v}}}{{({nu})^2}} \, "
-            rf"\sum_{{{over}}} {at('g', other)} \, {w}\right)",
-            "by g": derivative(at("out", own), gain, rf"\frac{{{v}}}{{{nu}}}"),
-            "back to g": rf"{gain.replace('$g_', '$grad')} = \sum_{{{','.join(i for i in own if i not in kept)}}} "
-            rf"\frac{{{v}}}{{{nu}}} \, {at('g', own)}",
-            "where": where,
-        }[kind]
+        gain = [i if i in other else "0" for i in own[: op.arguments["g"].dim()]]
+        given = {
+            "x": ",".join(own),
+            "o": ",".join(other),
+            "over": ",".join(letter for letter in other if letter not in own),
+            "among": ",".join(letter for letter in own if letter not in other),
+            "nu": at("nu", [i for i in own if i in other]).replace("$nu", r"\nu"),
+            "gain": at("g_", gain),
+            "target": at("grad", gain),
+            "same": _same(own, other),
+        }
+        return lettered(WEIGHT_NORM[name], given)
 
     return formula
 
 
+OWN_LENGTH = "each index of dim has its own direction and length"
+
 weight_norm = rule(
     "WeightNormInterfaceBackward0",
     name="weight_norm",
-    equation=_weight_norm_formula("equation"),
-    where=_weight_norm_formula("where"),
+    equation=_weight_norm("equation"),
+    where=_weight_norm("where"),
     wrt={
-        "v": Wrt(
-            _weight_norm_v,
-            _weight_norm_formula("by v"),
-            _weight_norm_formula("back to v"),
-            "each index of dim has its own direction and length",
-        ),
+        "v": Wrt(_weight_norm_v, _weight_norm("by v"), _weight_norm("to v"), OWN_LENGTH),
         "g": Wrt(
             lambda op, g: (g * _direction(op)[0]).sum(_but(op), keepdim=True),
-            _weight_norm_formula("by g"),
-            _weight_norm_formula("back to g"),
-            "each index of dim has its own direction and length",
+            _weight_norm("by g"),
+            _weight_norm("to g"),
+            OWN_LENGTH,
         ),
     },
     samples=lambda: [
