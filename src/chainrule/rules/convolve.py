@@ -11,20 +11,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Sample, Wrt, at, derivative, rule, sample
+from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, at, derivative, rule, sample
+from chainrule.rules.indices import affine, position
 from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 from chainrule.rules.shape import moves
 
 Index = tuple[int, ...]
 Place = tuple[Any, ...]  # `[..., 1, 2]` or `[..., 0:4, 1:5]`
+
+Among = Sequence[int]  # the places of an axis to look at: a range, or a single one
 
 PLACES, TAPS = "ijk", "uvw"  # the letters of places and of kernel elements, as many as there are axes
 
@@ -48,68 +51,38 @@ class Sliding:
             ranges = zip(starts, places, self.stride, strict=True)
             yield (..., *k), (..., *(slice(start, start + s * count, s) for start, count, s in ranges))
 
-    def pad(self, t: Tensor) -> Tensor:
-        """Put the border of zeros around the last axes."""
-        return F.pad(t, [p for p in reversed(self.padding) for _ in range(2)])
-
-    def unpad(self, t: Tensor) -> Tensor:
-        """Take the border away again."""
-        return F.pad(t, [-p for p in reversed(self.padding) for _ in range(2)])
+    def pad(self, t: Tensor, sign: int = 1) -> Tensor:
+        """Put the border of zeros around the last axes, or take it away (`sign` -1)."""
+        return F.pad(t, [sign * p for p in reversed(self.padding) for _ in range(2)])
 
     def page(self, t: Tensor, room: Sequence[int]) -> Tensor:
         """Zeros for a padded input of `room`, with the leading axes of `t`."""
-        padded = [size + 2 * p for size, p in zip(room, self.padding, strict=True)]
-        return t.new_zeros((*t.shape[: t.dim() - len(padded)], *padded))
+        return self.pad(t.new_zeros((*t.shape[: t.dim() - len(room)], *room)))
 
-    def element(self, place: Index, inside: Index) -> Index | None:
-        """The kernel element by which an output place meets an input place, if there is one."""
-        gaps = [q + pad - s * p for p, q, s, pad in zip(place, inside, self.stride, self.padding, strict=True)]
-        found = tuple(gap // d for gap, d in zip(gaps, self.dilation, strict=True))
-        whole = all(gap % d == 0 for gap, d in zip(gaps, self.dilation, strict=True))
-        return found if whole and all(0 <= k < size for k, size in zip(found, self.size, strict=True)) else None
-
-    def meeting(self, place: Index, element: Index, room: Sequence[int]) -> Index | None:
-        """The input place that a kernel element meets from an output place; None where that is in the padding."""
-        axes = zip(place, element, self.stride, self.dilation, self.padding, strict=True)
-        found = tuple(s * p + d * k - pad for p, k, s, d, pad in axes)
-        return found if all(0 <= q < size for q, size in zip(found, room, strict=True)) else None
-
-    def start(self, inside: Index, element: Index, places: Sequence[int]) -> Index | None:
-        """The output place from which a kernel element meets an input place, if there is one."""
-        axes = zip(inside, element, self.stride, self.dilation, self.padding, strict=True)
-        steps = [divmod(q + pad - d * k, s) for q, k, s, d, pad in axes]
-        inside_all = all(not rest and 0 <= p < count for (p, rest), count in zip(steps, places, strict=True))
-        return tuple(p for p, _ in steps) if inside_all else None
-
-    def meetings(self, room: Sequence[int], places: Sequence[int]) -> int:
-        """How many pairs of a kernel element and one of the `places` meet inside the input, not in the padding."""
-        sides = zip(self.size, self.stride, self.dilation, self.padding, room, places, strict=True)
-        return math.prod(
-            sum(0 <= s * p + d * k - pad < inside for p in range(count) for k in range(size))
-            for size, s, d, pad, inside, count in sides
-        )
+    def meetings(
+        self, slow: Iterable[Among], taps: Iterable[Among] | None, fast: Iterable[Among]
+    ) -> list[list[tuple[int, int, int]]]:
+        """Which output place, kernel element and input place meet, axis by axis, among those given for each axis."""
+        taps = map(range, self.size) if taps is None else taps
+        axes = zip(slow, taps, fast, self.stride, self.dilation, self.padding, strict=True)
+        return [
+            [(p, k, s * p + d * k - pad) for p in each for k in own if s * p + d * k - pad in inside]
+            for each, own, inside, s, d, pad in axes
+        ]
 
     def source(self, letters: str, taps: Sequence[str]) -> list[str]:
         """Where in the input output place (i, j) and kernel element (u, v) meet, in LaTeX: `2 i + u - 1`."""
         axes = zip(letters, self._reach(taps, "+"), self.stride, self.padding, strict=True)
-        return [_times(s, p) + reach + _shift("-", pad) for p, reach, s, pad in axes]
+        return [affine(affine(p, s) + reach, 1, -pad) for p, reach, s, pad in axes]
 
     def target(self, letters: str, taps: Sequence[str]) -> list[str]:
         """The output place that meets input place (i, j) by kernel element (u, v), in LaTeX: `(i - u + 1) / 2`."""
         axes = zip(letters, self._reach(taps, "-"), self.stride, self.padding, strict=True)
-        sums = [(q + reach + _shift("+", pad), s) for q, reach, s, pad in axes]
+        sums = [(affine(q + reach, 1, pad), s) for q, reach, s, pad in axes]
         return [text if s == 1 else f"({text}) / {s}" if len(text) > 1 else f"{text} / {s}" for text, s in sums]
 
     def _reach(self, taps: Sequence[str], sign: str) -> list[str]:
-        return ["" if k == "0" else f" {sign} {_times(d, k)}" for k, d in zip(taps, self.dilation, strict=True)]
-
-
-def _times(number: int, letter: str) -> str:
-    return letter if number == 1 else rf"{number} \, {letter}"
-
-
-def _shift(sign: str, number: int) -> str:
-    return f" {sign} {number}" if number else ""
+        return ["" if k == "0" else f" {sign} {affine(k, d)}" for k, d in zip(taps, self.dilation, strict=True)]
 
 
 # What a convolution does, whichever node made it -----------------------------------------------------------------
@@ -155,7 +128,7 @@ class Convolution:
         page = self.sliding.page(channels, room)
         for k, window in self.sliding.slices(x.shape[3:]):
             page[window] += torch.einsum("goc,ngo...->ngc...", w[k], x)
-        return self.sliding.unpad(page).to(x.dtype)
+        return self.sliding.pad(page, -1).to(x.dtype)
 
     def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """d (g . apply(x, w)) / d w: for each kernel element, the products of what it brought together."""
@@ -186,7 +159,7 @@ def _wide(t: Tensor) -> torch.dtype:
 
 
 def _x(op: Any) -> Tensor:
-    found: Tensor = op.arguments[_Formulas(op).x]
+    found: Tensor = op.arguments["input" if "input" in op.arguments else "self"]
     return found
 
 
@@ -198,14 +171,9 @@ def _weight(op: Any, g: Tensor) -> Tensor:
     return Convolution.of(op).weight_gradient(_x(op), g, op.weight)
 
 
-def _bias(op: Any, g: Tensor) -> Tensor:
-    return g.sum((0, *range(2, g.dim())))
-
-
 # How it is written ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class _Formulas:
     """The formulas of a convolution: sample n, input channel c, output channel o, place (i, j), kernel element (u, v).
 
@@ -213,111 +181,89 @@ class _Formulas:
     output, that of a transposed one its input; the weight's first axis is the slow side's channel.
     """
 
-    op: Any
+    def __init__(self, op: Any) -> None:
+        setting = Convolution.of(op)
+        self.op, self.transposed, self.sliding = op, setting.transposed, setting.sliding
+        self.x = "input" if "input" in op.arguments else "self"
+        self.places = PLACES[: len(self.sliding.size)]
+        self.sums = rf"\sum_{{n,{','.join(self.places)}}}"
+        letters = zip(TAPS, self.sliding.size, strict=False)
+        taps = ["0" if size == 1 else letter for letter, size in letters]
+        first, second = ("c", "o") if self.transposed else ("o", "c")
+        rows, width = op.weight.shape[0] // setting.groups, op.weight.shape[1]
+        inner = second if width > 1 else "0"
+        self.kernel = [first, inner, *taps]
+        self.slow = ["n", first, *self.places]
+        self.fast = ["n", _channel(_group(first, rows), width, inner, setting.groups)]
+        self.fast += self.sliding.source(self.places, taps)
+        # the way from slow to fast, for an element (n, second, place) of the fast side
+        other = _channel(_group(second, width), rows, first if rows > 1 else "0", setting.groups)
+        own = rf"{second} \bmod {width}" if setting.groups > 1 and width > 1 else inner
+        self.kernel_met = [other, own, *taps]
+        self.slow_met = ["n", other, *self.sliding.target(self.places, taps)]
+        self.over_fast = _sums(zip(self.kernel[1:], op.weight.shape[1:], strict=True))
+        self.over_slow = _sums(zip([first, *taps], [rows, *self.sliding.size], strict=True))
 
-    @property
-    def setting(self) -> Convolution:
-        return Convolution.of(self.op)
+    def image(self, name: str, index: Sequence[str]) -> str:
+        """An element of what has samples, channels, and places; conv_tbc has them in another order."""
+        return at(name, [*index[2:], *index[:2]] if "time_first" in self.op.arguments else index)
 
-    @property
-    def places(self) -> str:
-        return PLACES[: len(self.setting.sliding.size)]
-
-    @property
-    def x(self) -> str:
-        return "input" if "input" in self.op.arguments else "self"
-
-    @property
-    def taps(self) -> list[str]:
-        sizes = self.setting.sliding.size
-        return ["0" if size == 1 else letter for letter, size in zip(TAPS, sizes, strict=False)]
-
-    @property
-    def channels(self) -> tuple[str, str]:
-        first, second = ("c", "o") if self.setting.transposed else ("o", "c")
-        return first, second if self.op.weight.shape[1] > 1 else "0"
-
-    def weight(self, name: str = "weight") -> str:
-        return at(name, [*self.channels, *self.taps])
-
-    def slow(self, name: str) -> str:
-        return at(name, ["n", self.channels[0], *self.places])
-
-    def fast(self, name: str) -> str:
-        first, second = self.channels
-        group, rest = _share(first, self.op.weight.shape[0] // self.setting.groups), second
-        if self.setting.groups > 1:
-            rest = _plus(_times(self.op.weight.shape[1], group), second)
-        return at(name, ["n", rest, *self.setting.sliding.source(self.places, self.taps)])
+    def weight(self, name: str = "weight", index: Sequence[str] = ()) -> str:
+        """An element of what has the shape of the weight."""
+        index = index or self.kernel
+        return at(name, index[::-1] if "time_first" in self.op.arguments else index)
 
     def of_input(self, name: str) -> str:
-        return self.slow(name) if self.setting.transposed else self.fast(name)
+        """The element of the input's side that meets kernel element (u, v)."""
+        return self.image(name, self.slow if self.transposed else self.fast)
 
     def of_output(self, name: str) -> str:
-        return self.fast(name) if self.setting.transposed else self.slow(name)
+        """The element of the output's side that meets it."""
+        return self.image(name, self.fast if self.transposed else self.slow)
 
-    def to_slow(self, name: str, weight: str = "weight") -> str:
-        ranges = zip([self.channels[1], *self.taps], self.op.weight.shape[1:], strict=True)
-        return f"{_sums(ranges)}{self.weight(weight)} \\, {self.fast(name)}"
-
-    def to_fast(self, name: str, weight: str = "weight") -> str:
-        first, second = ("c", "o") if self.setting.transposed else ("o", "c")
-        size, width = self.op.weight.shape[0] // self.setting.groups, self.op.weight.shape[1]
-        channel = first if size > 1 else "0"
-        if self.setting.groups > 1:
-            channel = _plus(_times(size, _share(second, width)), channel)
-        inner = "0" if width == 1 else rf"{second} \bmod {width}" if self.setting.groups > 1 else second
-        met = at(name, ["n", channel, *self.setting.sliding.target(self.places, self.taps)])
-        sums = _sums(zip([first, *self.taps], [size, *self.setting.sliding.size], strict=True))
-        return f"{sums}{at(weight, [channel, inner, *self.taps])} \\, {met}"
-
-    def forward(self, name: str, weight: str = "weight") -> str:
-        return self.to_fast(name, weight) if self.setting.transposed else self.to_slow(name, weight)
+    def terms(self, forward: bool, name: str, weight: str = "weight") -> str:
+        """The sum that makes an output element, or the one that makes an element of the input's gradient."""
+        if forward == self.transposed:
+            return rf"{self.over_slow}{self.weight(weight, self.kernel_met)} \, {self.image(name, self.slow_met)}"
+        return rf"{self.over_fast}{self.weight(weight)} \, {self.image(name, self.fast)}"
 
     def equation(self) -> str:
+        """The whole statement."""
         bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
         ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
-        return rf"{at('out', 'no' + self.places)} = {bias}{self.forward(self.x)} \qquad ({ranges})"
-
-    def where(self) -> str:
-        return self.outside(self.x, self.setting.transposed).removeprefix(r", \quad ")
+        return rf"{self.image('out', ['n', 'o', *self.places])} = {bias}{self.terms(True, self.x)} \qquad ({ranges})"
 
     def outside(self, name: str, quotients: bool = False) -> str:
-        return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.setting.sliding.padding) else ""
+        """What stands beside a formula that may ask for places outside, or between places."""
+        return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.sliding.padding) else ""
 
     def back(self, target: str, name: str, weight: str = "weight") -> str:
-        way = self.to_slow if self.setting.transposed else self.to_fast
-        outside = self.outside(name, not self.setting.transposed)
-        return f"{at(target, 'nc' + self.places)} = {way(name, weight)}{outside}"
+        """The gradient of the input."""
+        place = self.image(target, ["n", "c", *self.places])
+        return f"{place} = {self.terms(False, name, weight)}{self.outside(name, not self.transposed)}"
 
     def pairs(self, target: str, x: str, g: str) -> str:
-        sums = rf"\sum_{{n,{','.join(self.places)}}} {self.of_output(g)} \, {self.of_input(x)}"
-        return f"{self.weight(target)} = {sums}{self.outside(g) if self.setting.transposed else ''}"
+        """The gradient of the weight."""
+        outside = self.outside(g) if self.transposed else ""
+        return rf"{self.weight(target)} = {self.sums} {self.of_output(g)} \, {self.of_input(x)}{outside}"
 
     def upstream(self, target: str, g: str) -> str:
-        return rf"{at(target, 'o')} = \sum_{{n,{','.join(self.places)}}} {at(g, 'no' + self.places)}"
-
-    def by_input(self) -> str:
-        return derivative(self.of_output("out"), self.of_input(self.x), self.weight())
-
-    def by_weight(self) -> str:
-        return derivative(self.of_output("out"), self.weight(), self.of_input(self.x))
-
-    def by_bias(self) -> str:
-        return derivative(at("out", "no" + self.places), "{$bias}_{o}", "1")
+        """The gradient of the bias."""
+        return rf"{at(target, 'o')} = {self.sums} {self.image(g, ['n', 'o', *self.places])}"
 
 
 def _sums(ranges: Iterable[tuple[str, int]]) -> str:
     return "".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}} " for letter, count in ranges if count != 1)
 
 
-def _share(letter: str, count: int) -> str:
+def _group(letter: str, count: int) -> str:
     """The group that a channel is in, of `count` channels each."""
     return letter if count == 1 else rf"\lfloor {letter} / {count} \rfloor"
 
 
-def _plus(start: str, letter: str) -> str:
-    return start if letter == "0" else f"{start} + {letter}"
+def _channel(group: str, count: int, inside: str, groups: int) -> str:
+    """A channel by its group of `count` channels, and its place in there."""
+    return inside if groups == 1 else affine(group, count) + (f" + {inside}" if inside != "0" else "")
 
 
 def _input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -325,12 +271,12 @@ def _input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     setting = Convolution.of(op)
     (n, o, *place), (m, c, *inside) = out_index, in_index
     group_o, group_c = o // (op.out.shape[1] // setting.groups), c // (_x(op).shape[1] // setting.groups)
-    ends = (tuple(inside), tuple(place)) if setting.transposed else (tuple(place), tuple(inside))
-    element = setting.sliding.element(*ends)
-    if n != m or group_o != group_c or element is None:
+    slow, fast = (inside, place) if setting.transposed else (place, inside)
+    met = setting.sliding.meetings(zip(slow, strict=True), None, zip(fast, strict=True))
+    if n != m or group_o != group_c or not all(met):
         return None
     first, second = (c, o) if setting.transposed else (o, c)
-    return Factor("weight", (first, second % op.weight.shape[1], *element))
+    return Factor("weight", (first, second % op.weight.shape[1], *(k for ((_, k, _),) in met)))
 
 
 def _weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -339,13 +285,12 @@ def _weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     (n, o, *place), (first, second, *element) = out_index, in_index
     other = first // (op.weight.shape[0] // setting.groups) * op.weight.shape[1] + second
     output, channel = (other, first) if setting.transposed else (first, other)
-    way = setting.sliding.start if setting.transposed else setting.sliding.meeting
-    met = way(tuple(place), tuple(element), x.shape[2:])
-    return Factor(_Formulas(op).x, (n, channel, *met)) if met is not None and output == o else None
-
-
-def _bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    return Factor(latex="1") if out_index[1] == in_index[0] else None
+    own, room = list(zip(place, strict=True)), map(range, x.shape[2:])
+    slow, fast = (room, own) if setting.transposed else (own, room)
+    met = setting.sliding.meetings(slow, zip(element, strict=True), fast)
+    if output != o or not all(met):
+        return None
+    return Factor(_Formulas(op).x, (n, channel, *(p if setting.transposed else q for ((p, _, q),) in met)))
 
 
 def _meetings(op: Any, operand: Tensor, words: str) -> Pattern | None:
@@ -354,8 +299,8 @@ def _meetings(op: Any, operand: Tensor, words: str) -> Pattern | None:
         return None
     setting, x = Convolution.of(op), _x(op)
     room, places = (op.out, x) if setting.transposed else (x, op.out)
-    pairs = setting.sliding.meetings(room.shape[2:], places.shape[2:])
-    nonzero = x.shape[0] * op.weight.shape[0] * op.weight.shape[1] * pairs
+    met = setting.sliding.meetings(map(range, places.shape[2:]), None, map(range, room.shape[2:]))
+    nonzero = x.shape[0] * op.weight.shape[0] * op.weight.shape[1] * math.prod(map(len, met))
     return Pattern(words, (op.out.numel(), operand.numel()), nonzero)
 
 
@@ -364,7 +309,7 @@ def _wrt(x: str) -> dict[str, Wrt]:
     return {
         x: Wrt(
             _input,
-            lambda op: _Formulas(op).by_input(),
+            lambda op: derivative(_Formulas(op).of_output("out"), _Formulas(op).of_input(x), _Formulas(op).weight()),
             lambda op: _Formulas(op).back("grad", "g"),
             "an output element is made of the input elements under its kernel alone, in its own sample and group",
             _input_factor,
@@ -372,21 +317,31 @@ def _wrt(x: str) -> dict[str, Wrt]:
         ),
         "weight": Wrt(
             _weight,
-            lambda op: _Formulas(op).by_weight(),
+            lambda op: derivative(_Formulas(op).of_output("out"), _Formulas(op).weight(), _Formulas(op).of_input(x)),
             lambda op: _Formulas(op).pairs("grad", x, "g"),
             "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
             _weight_factor,
             lambda op: _meetings(op, op.weight, "sparse, each output channel with its own weights alone"),
         ),
         "bias": Wrt(
-            _bias,
-            lambda op: _Formulas(op).by_bias(),
+            lambda op, g: g.sum((0, *range(2, g.dim()))),
+            lambda op: derivative(_Formulas(op).image("out", ["n", "o", *_Formulas(op).places]), "{$bias}_{o}", "1"),
             lambda op: _Formulas(op).upstream("grad", "g"),
             "output channel o has bias o alone added to it, at every place of every sample",
-            _bias_factor,
+            lambda op, out_index, in_index: Factor(latex="1") if out_index[1] == in_index[0] else None,
             lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
         ),
     }
+
+
+def _convolution(*nodes: str, x: str, **more: Any) -> Rule:
+    """Register a convolution whose input is called `x`."""
+    parts = {
+        "equation": lambda op: _Formulas(op).equation(),
+        "where": lambda op: _Formulas(op).outside(x, _Formulas(op).transposed).removeprefix(r", \quad "),
+        "wrt": _wrt(x),
+    }
+    return rule(*nodes, **{**parts, **more})
 
 
 def _samples() -> list[Sample]:
@@ -428,12 +383,10 @@ SOURCE = (
     "arXiv:1603.07285."
 )
 
-convolution = rule(
+convolution = _convolution(
     "ConvolutionBackward0",
+    x="input",
     calls=(),
-    equation=lambda op: _Formulas(op).equation(),
-    where=lambda op: _Formulas(op).where(),
-    wrt=_wrt("input"),
     samples=_samples,
     source=SOURCE,
     remark="PyTorch's convolution does not flip the kernel: mathematicians call it a cross-correlation.",
@@ -441,7 +394,7 @@ convolution = rule(
 
 ATEN, ONES = torch.ops.aten, (1, 1, 1)
 
-convolution_kernel = rule(
+convolution_kernel = _convolution(
     "SlowConv2DBackward0",
     "SlowConv3DBackward0",
     "SlowConvDilated2DBackward0",
@@ -450,9 +403,7 @@ convolution_kernel = rule(
     "SlowConvTranspose3DBackward0",
     "MkldnnConvolutionBackward0",
     name="convolution_kernel",
-    equation=lambda op: _Formulas(op).equation(),
-    where=lambda op: _Formulas(op).where(),
-    wrt=_wrt("self"),
+    x="self",
     samples=lambda: [
         sample(ATEN.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
         sample(ATEN.slow_conv3d, randn(1, 2, 3, 4, 3), randn(3, 2, 2, 2, 1), (2, 2, 1), randn(3), ONES, ONES),
@@ -476,57 +427,44 @@ convolution_kernel = rule(
 
 def _batch_first(op: Any) -> Applied:
     """conv_tbc's operands in the order of the other convolutions."""
-    return Applied(
-        {"self": op.self.permute(1, 2, 0), "weight": op.weight.permute(2, 1, 0), "padding": op.pad},
-        (op.out.permute(1, 2, 0),),
+    arguments = {"self": op.self.permute(1, 2, 0), "weight": op.weight.permute(2, 1, 0), "bias": op.bias}
+    return Applied({**arguments, "padding": op.pad, "time_first": True}, (op.out.permute(1, 2, 0),))
+
+
+def _time_first(name: str, zeros: str) -> Wrt:
+    """A derivative of conv_tbc, from the same one of a convolution in the usual order."""
+    usual, orders = _wrt("self")[name], {"self": (2, 0, 1), "weight": (2, 1, 0), "bias": (0,)}
+    order, local, product = orders[name], usual.local, usual.product
+    assert callable(local)
+    assert callable(product)
+
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        assert usual.factor is not None
+        time, n, o = out_index
+        found = usual.factor(
+            _batch_first(op), (n, o, time), tuple(in_index[order.index(axis)] for axis in sorted(order))
+        )
+        if found is None or found.argument is None:
+            return found
+        return replace(found, index=tuple(found.index[axis] for axis in orders[found.argument]))
+
+    return Wrt(
+        lambda op, g: usual.vjp(_batch_first(op), g.permute(1, 2, 0)).permute(order),
+        lambda op: local(_batch_first(op)),
+        lambda op: product(_batch_first(op)),
+        zeros,
+        factor,
     )
-
-
-def _tbc_input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    (time, n, o), (then, m, c) = out_index, in_index
-    k = then - time + op.pad
-    return Factor("weight", (k, c, o)) if n == m and 0 <= k < op.weight.shape[0] else None
-
-
-def _tbc_weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    (time, n, own), (k, c, o) = out_index, in_index
-    then = time + k - op.pad
-    return Factor("self", (then, n, c)) if own == o and 0 <= then < op.self.shape[0] else None
-
-
-def _tbc_met(op: Any) -> str:
-    return at("self", [f"t + k{_shift('-', op.pad)}", "n", "c"])
 
 
 conv_tbc = rule(
     "ConvTbcBackward0",
-    equation=lambda op: rf"{{$out}}_{{t,n,o}} = {{$bias}}_{{o}} + \sum_{{k,c}} {{$weight}}_{{k,c,o}} \, {_tbc_met(op)}",
+    equation=lambda op: _Formulas(_batch_first(op)).equation(),
     where=r"$self \text{ is 0 outside}",
     wrt={
-        "self": Wrt(
-            lambda op, g: _input(_batch_first(op), g.permute(1, 2, 0)).permute(2, 0, 1),
-            lambda op: derivative("{$out}_{t,n,o}", _tbc_met(op), "{$weight}_{k,c,o}"),
-            lambda op: (
-                rf"{{$grad}}_{{t,n,c}} = \sum_{{k,o}} {{$weight}}_{{k,c,o}} \, "
-                rf"{{$g}}_{{t - k{_shift('+', op.pad)},n,o}}, \quad $g \text{{ is 0 outside}}"
-            ),
-            "an output element is made of the times under its kernel alone, in its own sample",
-            _tbc_input_factor,
-        ),
-        "weight": Wrt(
-            lambda op, g: _weight(_batch_first(op), g.permute(1, 2, 0)).permute(2, 1, 0),
-            lambda op: derivative("{$out}_{t,n,o}", "{$weight}_{k,c,o}", _tbc_met(op)),
-            lambda op: rf"{{$grad}}_{{k,c,o}} = \sum_{{t,n}} {{$g}}_{{t,n,o}} \, {_tbc_met(op)}",
-            "an output channel is made with its own weights alone",
-            _tbc_weight_factor,
-        ),
-        "bias": Wrt(
-            lambda op, g: g.sum((0, 1)),
-            derivative("{$out}_{t,n,o}", "{$bias}_{o}", "1"),
-            r"{$grad}_{o} = \sum_{t,n} {$g}_{t,n,o}",
-            "output channel o has bias o alone added to it",
-            lambda op, out_index, in_index: Factor(latex="1") if out_index[2] == in_index[0] else None,
-        ),
+        "self": _time_first("self", "an output element is made of the times under its kernel alone, in its own sample"),
+        "weight": _time_first("weight", "an output channel is made with its own weights alone"),
+        "bias": _time_first("bias", "output channel o has bias o alone added to it"),
     },
     samples=lambda: [
         sample(torch.conv_tbc, randn(5, 2, 3), randn(2, 3, 4), randn(4)),
@@ -537,24 +475,14 @@ conv_tbc = rule(
 # The way back of a convolution, itself differentiated (create_graph) ---------------------------------------------
 
 
-def _backward_room(op: Any) -> Index:
-    return tuple(op.grad_output.shape[2:])
-
-
-def _sum_of(terms: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    return sum((term for term in terms if term is not None), torch.zeros_like(like))
-
-
 def _twice_upstream(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
-    setting, (x, w, b) = Convolution.of(op), gs
-    return _sum_of(
-        [
-            None if x is None else setting.apply(x, op.weight, _backward_room(op)),
-            None if w is None else setting.apply(op.input, w, _backward_room(op)),
-            None if b is None else b.reshape(-1, *(1 for _ in _backward_room(op))).expand_as(op.grad_output),
-        ],
-        op.grad_output,
-    )
+    (x, w, b), setting, room = gs, Convolution.of(op), op.grad_output.shape[2:]
+    total = torch.zeros_like(op.grad_output)
+    if x is not None:
+        total = total + setting.apply(x, op.weight, room)
+    if w is not None:
+        total = total + setting.apply(op.input, w, room)
+    return total if b is None else total + b.reshape(-1, *(1 for _ in room))
 
 
 def _twice_input(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -572,20 +500,26 @@ def _by_upstream(op: Any) -> str:
     f = _Formulas(op)
     by = f.of_output("grad_output")
     image, weight = (
-        derivative(of, by, to) for of, to in ((f.of_input("out0"), f.weight()), (f.weight("out1"), f.of_input("input")))
+        derivative(f.of_input("out0"), by, f.weight()),
+        derivative(f.weight("out1"), by, f.of_input("input")),
     )
-    return (
-        rf"{image}, \quad {weight}, \quad {derivative('{$out2}_{o}', at('grad_output', 'no' + f.places), '1')}"
-        + f.outside("input")
-    )
+    bias = derivative("{$out2}_{o}", at("grad_output", "no" + f.places), "1")
+    return rf"{image}, \quad {weight}, \quad {bias}{f.outside('input')}"
 
 
 def _upstream_twice(op: Any) -> str:
     """What comes back to the upstream gradient: the convolution of what came to each of its gradients."""
     f = _Formulas(op)
-    total = rf"{f.forward('g0')} + {f.forward('input', 'g1')} + {{$g2}}_{{o}}"
-    outside = "".join(f.outside(name, f.setting.transposed) for name in ("g0", "input"))
+    total = rf"{f.terms(True, 'g0')} + {f.terms(True, 'input', 'g1')} + {{$g2}}_{{o}}"
+    outside = "".join(f.outside(name, f.transposed) for name in ("g0", "input"))
     return rf"{at('grad', 'no' + f.places)} = {total}{outside}"
+
+
+def _of_gradients(op: Any) -> str:
+    """The gradients of the input, the weight and the bias."""
+    f = _Formulas(op)
+    three = f.back("out0", "grad_output"), f.pairs("out1", "input", "grad_output"), f.upstream("out2", "grad_output")
+    return r", \quad ".join(three)
 
 
 def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
@@ -595,11 +529,7 @@ def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
 
 convolution_backward = rule(
     "ConvolutionBackwardBackward0",
-    equation=lambda op: (
-        _Formulas(op).back("out0", "grad_output")
-        + rf", \quad {_Formulas(op).pairs('out1', 'input', 'grad_output')}"
-        + rf", \quad {_Formulas(op).upstream('out2', 'grad_output')}"
-    ),
+    equation=_of_gradients,
     wrt={
         "grad_output": Wrt(_twice_upstream, _by_upstream, _upstream_twice),
         "input": Wrt(
@@ -654,64 +584,62 @@ def _lay(op: Any, columns: Tensor, picture: Sequence[int]) -> Tensor:
     page = sliding.page(cells.select(-3, 0), picture)
     for k, (_, window) in enumerate(sliding.slices(places)):
         page[window] += cells.select(-3, k)
-    return sliding.unpad(page)
+    return sliding.pad(page, -1)
 
 
 def _fold_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     """1 where column l's element (c, u, v) lies at this place of the picture."""
     sliding, places = _patches(op, op.output_size)
     (*lead, row, column), (*batch, channel, i, j) = in_index, out_index
-    height, width = sliding.size
-    c, k = divmod(row, height * width)
-    met = sliding.meeting(divmod(column, places[1]), divmod(k, width), op.output_size)
-    return Factor(latex="1") if lead == batch and c == channel and met == (i, j) else None
+    c, k = divmod(row, math.prod(sliding.size))
+    one = [zip(each, strict=True) for each in (divmod(column, places[1]), divmod(k, sliding.size[1]), (i, j))]
+    return Factor(latex="1") if lead == batch and c == channel and all(sliding.meetings(*one)) else None
 
 
-@dataclass(frozen=True)
 class _Patches:
     """The formulas of patches: element (c, u, v) of patch (i, j) has its place in the columns row by row."""
 
-    op: Any
-    picture: str  # what the schema calls the picture
-    columns: str
-
-    @property
-    def lead(self) -> str:
-        return "n" if self.op.out.dim() + self.op.self.dim() == 7 else ""
-
-    def pair(self, picture: str, columns: str) -> tuple[str, str, str]:
-        shape = (self.op.self if self.picture == "self" else self.op.out).shape
-        sliding, places = _patches(self.op, shape[-2:])
-        (height, width), met = sliding.size, sliding.source("ij", "uv")
-        row, column = f"{_times(height * width, 'c')} + {_times(width, 'u')} + v", f"{_times(places[1], 'i')} + j"
+    def __init__(self, op: Any, picture: Tensor) -> None:
+        sliding, places = _patches(op, picture.shape[-2:])
+        (height, width), self.met = sliding.size, sliding.source("ij", "uv")
+        self.lead = "n" * (picture.dim() - 3)
+        self.element = [position("cuv", [height * width, width, 1]), position("ij", [places[1], 1])]
         counts = zip("uvij", (height, width, *places), strict=True)
-        ranges = r" \qquad (" + ", ".join(rf"0 \le {letter} < {count}" for letter, count in counts) + ")"
-        return at(picture, [*self.lead, "c", *met]), at(columns, [*self.lead, row, column]), ranges
+        self.ranges = r" \qquad (" + ", ".join(rf"0 \le {letter} < {count}" for letter, count in counts) + ")"
 
-    def local(self) -> str:
-        picture, columns, ranges = self.pair(self.picture, self.columns)
-        of, by = (columns, picture) if self.picture == "self" else (picture, columns)
-        return derivative(of, by, "1") + ranges
+    def picture(self, name: str) -> str:
+        """The element of the picture under (u, v) of patch (i, j)."""
+        return at(name, [*self.lead, "c", *self.met])
+
+    def columns(self, name: str) -> str:
+        """Where it lies in the columns."""
+        return at(name, [*self.lead, *self.element])
+
+    def local(self, columns: str, picture: str, laid: bool = False) -> str:
+        """The derivative of the columns by the picture, or of the picture by the columns."""
+        both = self.columns(columns), self.picture(picture)
+        return derivative(*(both[::-1] if laid else both), "1") + self.ranges
 
     def cut(self, columns: str, picture: str) -> str:
-        place, element, ranges = self.pair(picture, columns)
-        return rf"{element} = {place}{ranges}, \quad ${picture} \text{{ is 0 outside}}"
+        """The columns of a picture."""
+        return (
+            rf"{self.columns(columns)} = {self.picture(picture)}{self.ranges}, \quad ${picture} \text{{ is 0 outside}}"
+        )
 
     def laid(self, picture: str, columns: str) -> str:
-        _, element, ranges = self.pair(picture, columns)
-        met = _patches(self.op, (1, 1))[0].source("ij", "uv")
-        pairs = rf"\sum_{{u,v,i,j}} [p = {met[0]}] \, [q = {met[1]}] \, {element}"
-        return rf"{at(picture, [*self.lead, 'c', 'p', 'q'])} = {pairs}{ranges}"
+        """The picture of columns: patches that overlap are added."""
+        pairs = rf"\sum_{{u,v,i,j}} [p = {self.met[0]}] \, [q = {self.met[1]}] \, {self.columns(columns)}"
+        return rf"{at(picture, [*self.lead, 'c', 'p', 'q'])} = {pairs}{self.ranges}"
 
 
 im2col = moves(
     "Im2ColBackward0",
     name="im2col",
-    equation=lambda op: _Patches(op, "self", "out").cut("out", "self"),
-    local=lambda op: _Patches(op, "self", "out").local(),
+    equation=lambda op: _Patches(op, op.self).cut("out", "self"),
+    local=lambda op: _Patches(op, op.self).local("out", "self"),
     move=_collect,
     home=lambda op, g: _lay(op, g, op.self.shape[-2:]),
-    product=lambda op: _Patches(op, "self", "out").laid("grad", "g"),
+    product=lambda op: _Patches(op, op.self).laid("grad", "g"),
     zeros="each output element is a copy of one input element, or a 0 of the padding",
     samples=lambda: [
         sample(F.unfold, randn(2, 3, 4, 5), (2, 3)),
@@ -725,12 +653,12 @@ im2col = moves(
 col2im = rule(
     "Col2ImBackward0",
     name="col2im",
-    equation=lambda op: _Patches(op, "out", "self").laid("out", "self"),
+    equation=lambda op: _Patches(op, op.out).laid("out", "self"),
     wrt={
         "self": Wrt(
             _collect,
-            lambda op: _Patches(op, "out", "self").local(),
-            lambda op: _Patches(op, "out", "self").cut("grad", "g"),
+            lambda op: _Patches(op, op.out).local("self", "out", laid=True),
+            lambda op: _Patches(op, op.out).cut("grad", "g"),
             "an element of a patch is added to one place of the picture, or lies in the padding",
             _fold_factor,
         )

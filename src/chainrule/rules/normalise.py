@@ -106,8 +106,8 @@ log_softmax = rule(
 
 # x_hat = (x - mu) / sigma ----------------------------------------------------------------------------------------
 
-# An element of x (and of the output) has the index `@x`, another one of the same group `@o`; `@average` is the mean over
-# a group, `@k` are the letters of what a group shares, and `@p` the group of `@x`. `@f` are the letters of the gain.
+# An element of x (and of the output) has the index `@x`, another one of the same group `@o`; `@average` is the mean
+# over a group, `@k` are the letters of what a group shares, and `@p` the group of `@x`. `@f` are those of the gain.
 FORMULAS = {
     "equation": r"{$out}_{@x} = @gain \hat{x}_{@x}@shift",
     "where": r"\hat{x}_{@x} = \frac{{$input}_{@x}@centre}{\sigma_{@p}}@mean"
@@ -185,9 +185,11 @@ class Norm:
         return (inverse * g).reshape(op.input.shape)
 
     def weight(self, op: Any, g: Tensor) -> Tensor:
+        """The gradient of the gain."""
         return self.bias(op, g * self.standardise(op)[0].reshape(g.shape))
 
     def bias(self, op: Any, g: Tensor) -> Tensor:
+        """The gradient of the shift."""
         return g.sum(_but_channels(g)) if self.unit == "channel" else g
 
     def told(self, name: str) -> Callable[[Any], str]:
@@ -241,6 +243,7 @@ class Norm:
         return product(axes(sizes, dims, "out"), axes(sizes, dims, "in"))
 
     def unit_pattern(self, op: Any, operand: Any) -> Pattern | None:
+        """Each output element and its own gain or shift."""
         if not real(op.out, operand):
             return None
         if self.unit == "feature":
@@ -423,7 +426,8 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     """The node gives mu (d mu / dx = 1/N) and 1/sigma (d (1/sigma) / dx = -x_hat / (N sigma^2)) a gradient too."""
     g, g_mean, g_inverse = gs
     x_hat, inverse = GROUP.standardise(op)
-    gradient, count = torch.zeros_like(x_hat) if g is None else GROUP.view(op, GROUP.input(op, g)), x_hat[0, 0].numel()
+    count = op.HxW * op.C // op.group
+    gradient = torch.zeros_like(x_hat) if g is None else GROUP.view(op, GROUP.input(op, g))
     if g_mean is not None:
         gradient = gradient + g_mean[..., None, None] / count
     if g_inverse is not None:
