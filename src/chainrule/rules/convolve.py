@@ -55,10 +55,6 @@ class Sliding:
         """Put the border of zeros around the last axes, or take it away (`sign` -1)."""
         return F.pad(t, [sign * p for p in reversed(self.padding) for _ in range(2)])
 
-    def page(self, t: Tensor, room: Sequence[int]) -> Tensor:
-        """Zeros for a padded input of `room`, with the leading axes of `t`."""
-        return self.pad(t.new_zeros((*t.shape[: t.dim() - len(room)], *room)))
-
     def meetings(
         self, slow: Iterable[Among], taps: Iterable[Among] | None, fast: Iterable[Among]
     ) -> list[list[tuple[int, int, int]]]:
@@ -115,20 +111,15 @@ class Convolution:
     def apply(self, x: Tensor, weight: Tensor, room: Sequence[int]) -> Tensor:
         """The convolution of `x` by `weight`, without a bias; `room` is the result's size along the places' axes."""
         x, w = self._grouped(x), self._by_group(weight)
-        return (self._spread(x, w, room) if self.transposed else self._gather(x, w, room)).flatten(1, 2)
-
-    def _gather(self, x: Tensor, w: Tensor, places: Sequence[int]) -> Tensor:
-        page, terms = self.sliding.pad(x), x.new_zeros((*x.shape[:2], w.shape[1], *places), dtype=_wide(x))
-        for k, window in self.sliding.slices(places):
-            terms += torch.einsum("goc,ngc...->ngo...", w[k], page[window])
-        return terms.to(x.dtype)
-
-    def _spread(self, x: Tensor, w: Tensor, room: Sequence[int]) -> Tensor:
-        channels = x.new_zeros((*x.shape[:2], w.shape[2], *x.shape[3:]), dtype=_wide(x))
-        page = self.sliding.page(channels, room)
-        for k, window in self.sliding.slices(x.shape[3:]):
-            page[window] += torch.einsum("goc,ngo...->ngc...", w[k], x)
-        return self.sliding.pad(page, -1).to(x.dtype)
+        channels = w.shape[2] if self.transposed else w.shape[1]
+        total = x.new_zeros((*x.shape[:2], channels, *room), dtype=_wide(x))
+        page = self.sliding.pad(total if self.transposed else x)
+        for k, window in self.sliding.slices(x.shape[3:] if self.transposed else room):
+            if self.transposed:
+                page[window] += torch.einsum("goc,ngo...->ngc...", w[k], x)
+            else:
+                total += torch.einsum("goc,ngc...->ngo...", w[k], page[window])
+        return (self.sliding.pad(page, -1) if self.transposed else total).to(x.dtype).flatten(1, 2)
 
     def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """d (g . apply(x, w)) / d w: for each kernel element, the products of what it brought together."""
@@ -136,8 +127,7 @@ class Convolution:
         page, small = self.sliding.pad(self._grouped(large)), self._grouped(small)
         gradient = torch.zeros_like(self._by_group(weight))
         for k, window in self.sliding.slices(small.shape[3:]):
-            meeting = page[window].flatten(3)
-            gradient[k] = torch.einsum("ngox,ngcx->goc", small.flatten(3), meeting)
+            gradient[k] = torch.einsum("ngox,ngcx->goc", small.flatten(3), page[window].flatten(3))
         return gradient.reshape(weight.shape)
 
     def _grouped(self, t: Tensor) -> Tensor:
@@ -218,7 +208,6 @@ class _Formulas:
         return self.image(name, self.slow if self.transposed else self.fast)
 
     def of_output(self, name: str) -> str:
-        """The element of the output's side that meets it."""
         return self.image(name, self.fast if self.transposed else self.slow)
 
     def terms(self, forward: bool, name: str, weight: str = "weight") -> str:
@@ -228,7 +217,6 @@ class _Formulas:
         return rf"{self.over_fast}{self.weight(weight)} \, {self.image(name, self.fast)}"
 
     def equation(self) -> str:
-        """The whole statement."""
         bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
         ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
         return rf"{self.image('out', ['n', 'o', *self.places])} = {bias}{self.terms(True, self.x)} \qquad ({ranges})"
@@ -238,17 +226,14 @@ class _Formulas:
         return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.sliding.padding) else ""
 
     def back(self, target: str, name: str, weight: str = "weight") -> str:
-        """The gradient of the input."""
         place = self.image(target, ["n", "c", *self.places])
         return f"{place} = {self.terms(False, name, weight)}{self.outside(name, not self.transposed)}"
 
     def pairs(self, target: str, x: str, g: str) -> str:
-        """The gradient of the weight."""
         outside = self.outside(g) if self.transposed else ""
         return rf"{self.weight(target)} = {self.sums} {self.of_output(g)} \, {self.of_input(x)}{outside}"
 
     def upstream(self, target: str, g: str) -> str:
-        """The gradient of the bias."""
         return rf"{at(target, 'o')} = {self.sums} {self.image(g, ['n', 'o', *self.places])}"
 
 
@@ -395,12 +380,7 @@ convolution = _convolution(
 ATEN, ONES = torch.ops.aten, (1, 1, 1)
 
 convolution_kernel = _convolution(
-    "SlowConv2DBackward0",
-    "SlowConv3DBackward0",
-    "SlowConvDilated2DBackward0",
-    "SlowConvDilated3DBackward0",
-    "SlowConvTranspose2DBackward0",
-    "SlowConvTranspose3DBackward0",
+    *(f"SlowConv{kind}{axes}DBackward0" for kind in ("", "Dilated", "Transpose") for axes in (2, 3)),
     "MkldnnConvolutionBackward0",
     name="convolution_kernel",
     x="self",
@@ -579,9 +559,8 @@ def _collect(op: Any, t: Tensor) -> Tensor:
 def _lay(op: Any, columns: Tensor, picture: Sequence[int]) -> Tensor:
     """col2im: put every column back where it came from, and add where they overlap."""
     sliding, places = _patches(op, picture)
-    kernel = sliding.size[0] * sliding.size[1]
-    cells = columns.reshape(*columns.shape[:-2], columns.shape[-2] // kernel, kernel, *places)
-    page = sliding.page(cells.select(-3, 0), picture)
+    cells = columns.unflatten(-1, places).unflatten(-3, (-1, math.prod(sliding.size)))
+    page = sliding.pad(columns.new_zeros((*cells.shape[:-3], *picture)))
     for k, (_, window) in enumerate(sliding.slices(places)):
         page[window] += cells.select(-3, k)
     return sliding.pad(page, -1)
@@ -612,7 +591,6 @@ class _Patches:
         return at(name, [*self.lead, "c", *self.met])
 
     def columns(self, name: str) -> str:
-        """Where it lies in the columns."""
         return at(name, [*self.lead, *self.element])
 
     def local(self, columns: str, picture: str, laid: bool = False) -> str:
@@ -621,7 +599,6 @@ class _Patches:
         return derivative(*(both[::-1] if laid else both), "1") + self.ranges
 
     def cut(self, columns: str, picture: str) -> str:
-        """The columns of a picture."""
         return (
             rf"{self.columns(columns)} = {self.picture(picture)}{self.ranges}, \quad ${picture} \text{{ is 0 outside}}"
         )

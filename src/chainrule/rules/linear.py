@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
 from chainrule.rules.pattern import Pattern, aligned, real
@@ -397,13 +398,13 @@ linear = rule(
         ),
     },
     samples=lambda: [
-        sample(torch.nn.functional.linear, randn(2, 3), randn(4, 3), randn(4)),
-        sample(torch.nn.functional.linear, randn(2, 3), randn(4, 3), note="no bias"),
-        sample(torch.nn.functional.linear, randn(3), randn(4, 3), randn(4), note="one sample without a batch axis"),
-        sample(torch.nn.functional.linear, randn(2, 5, 3), randn(4, 3), randn(4), note="two batch axes"),
-        sample(torch.nn.functional.linear, randn(0, 3), randn(4, 3), randn(4), note="empty batch"),
-        sample(torch.nn.functional.linear, randn(2, 1), randn(1, 1), randn(1), note="size 1"),
-        sample(torch.nn.functional.linear, randn(2, 3), randn(3), note="a weight of one dimension"),
+        sample(F.linear, randn(2, 3), randn(4, 3), randn(4)),
+        sample(F.linear, randn(2, 3), randn(4, 3), note="no bias"),
+        sample(F.linear, randn(3), randn(4, 3), randn(4), note="one sample without a batch axis"),
+        sample(F.linear, randn(2, 5, 3), randn(4, 3), randn(4), note="two batch axes"),
+        sample(F.linear, randn(0, 3), randn(4, 3), randn(4), note="empty batch"),
+        sample(F.linear, randn(2, 1), randn(1, 1), randn(1), note="size 1"),
+        sample(F.linear, randn(2, 3), randn(3), note="a weight of one dimension"),
     ],
     source=(
         "derivatives.yaml: linear. z_no = sum_i x_ni w_oi + b_o, so d z_no / d w_oi = x_ni, d z_no / d x_ni = w_oi, "
@@ -418,34 +419,19 @@ def _groups(op: Any) -> Iterator[tuple[Any, Any, Any]]:
     Where an operand has no axis for the groups, they lie one behind the other along the axis that is not shared, and
     end at `offs`: rows of `self`, columns of `mat2`, or, where neither has one, the axis that is summed over.
     """
-    flat, every = (op.self.dim() == 2, op.mat2.dim() == 2), slice(None)
+    flat, every = _flat(op), slice(None)
     if op.offs is None:
         yield from ((e, e, e) for e in range(len(op.self)))
         return
     start = 0
     for e, end in enumerate(op.offs.tolist()):
         group, start = slice(start, end), end
-        if flat == (True, True):
+        if flat == "j":
             yield (every, group), group, e
-        elif flat[0]:
+        elif flat == "i":
             yield group, e, group
         else:
             yield e, (every, group), (every, group)
-
-
-def _grouped(argument: str) -> Callable[[Any, Tensor], Tensor]:
-    """g times the other operand's piece, for each group, in the place of this operand's."""
-
-    def vjp(op: Any, g: Tensor) -> Tensor:
-        home = torch.zeros_like(op.arguments[argument], dtype=g.dtype)
-        for left, right, out in _groups(op):
-            if argument == "self":
-                home[left] = g[out] @ op.mat2[right].mH
-            else:
-                home[right] = op.self[left].mH @ g[out]
-        return home
-
-    return vjp
 
 
 def _grouped_told(template: str) -> Callable[[Any], str]:
@@ -478,10 +464,29 @@ def _experts(left: tuple[int, ...], right: tuple[int, ...], *ends: int) -> Sampl
     """A sample whose groups end at `ends`; PyTorch wants 16 bytes to a row, and float32."""
     offs = torch.tensor(ends, dtype=torch.int32) if ends else None
     operands = randn(*left, dtype=torch.float32), randn(*right, dtype=torch.float32)
-    return sample(lambda a, b: torch.nn.functional.grouped_mm(a, b, offs=offs), *operands, note=f"{left} by {right}")
+    return sample(lambda a, b: F.grouped_mm(a, b, offs=offs), *operands, note=f"{left} by {right}")
 
 
-IN_GROUPS = "a group is multiplied with its own matrix alone"
+def _grouped_wrt(argument: str, other: str, mine: str, their: str) -> Wrt:
+    """The derivative by an operand, with the letters of its indices and of those of the other one."""
+
+    def vjp(op: Any, g: Tensor) -> Tensor:
+        home = torch.zeros_like(op.arguments[argument], dtype=g.dtype)
+        for left, right, out in _groups(op):
+            if argument == "self":
+                home[left] = g[out] @ op.mat2[right].mH
+            else:
+                home[right] = op.self[left].mH @ g[out]
+        return home
+
+    factor = rf"{{${other}}}_{{@{their}}}"
+    return Wrt(
+        vjp,
+        _grouped_told(derivative("{$out}_{@o}", rf"{{${argument}}}_{{@{mine}}}", factor)),
+        _grouped_told(rf"{{$grad}}_{{@{mine.upper()}}} = \sum_{{@s{mine}}} {{$g}}_{{@o}} \, {factor}"),
+        "a group is multiplied with its own matrix alone",
+    )
+
 
 grouped_mm = rule(
     "GroupedMmBackward0",
@@ -489,20 +494,7 @@ grouped_mm = rule(
     where=lambda op: (
         rf"\operatorname{{group}}({_flat(op)}) = \sum_{{m}} [{{$offs}}_{{m}} \le {_flat(op)}]" if _flat(op) else ""
     ),
-    wrt={
-        "self": Wrt(
-            _grouped("self"),
-            _grouped_told(derivative("{$out}_{@o}", "{$self}_{@l}", "{$mat2}_{@r}")),
-            _grouped_told(r"{$grad}_{@L} = \sum_{@sl} {$g}_{@o} \, {$mat2}_{@r}"),
-            IN_GROUPS,
-        ),
-        "mat2": Wrt(
-            _grouped("mat2"),
-            _grouped_told(derivative("{$out}_{@o}", "{$mat2}_{@r}", "{$self}_{@l}")),
-            _grouped_told(r"{$grad}_{@R} = \sum_{@sr} {$self}_{@l} \, {$g}_{@o}"),
-            IN_GROUPS,
-        ),
-    },
+    wrt={"self": _grouped_wrt("self", "mat2", "l", "r"), "mat2": _grouped_wrt("mat2", "self", "r", "l")},
     constants={"offs": "not differentiable"},
     samples=lambda: [
         _experts((6, 4), (3, 4, 8), 2, 3, 6),

@@ -15,92 +15,70 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample
+from chainrule.rules import Factor, Rule, Wrt, at, derivative, lettered, number, rule, sample
 from chainrule.rules.linear import ALONG, randn
-from chainrule.rules.pattern import Pattern, aligned, axes, product, real
+from chainrule.rules.pattern import Pattern, aligned, axes, real
+from chainrule.rules.pattern import product as meeting
 
 Index = tuple[int, ...]
 
 
 # Softmax ---------------------------------------------------------------------------------------------------------
 
-OWN_ROW = "an output element depends on the elements that share its row along dim, and on no others"
+
+def _softmax(*nodes: str, entries: tuple[str, str], vjp: Any, local: str, product: str, **more: Any) -> Rule:
+    """Register a function of rows along dim; `entries` are the Jacobian's, on the diagonal of a row and off it."""
+    function = more.pop("function")
+
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        dim = op.dim % max(len(out_index), 1)
+        if any(i != j for axis, (i, j) in enumerate(zip(out_index, in_index, strict=True)) if axis != dim):
+            return None
+        places = {"i": at("out", map(str, out_index)), "j": at("out", map(str, in_index))}
+        return Factor(latex=lettered(entries[out_index != in_index], places))
+
+    def pattern(op: Any) -> Pattern | None:
+        dim = (op.dim % max(op.self.dim(), 1),)
+        return (
+            meeting(axes(op.out.shape, dim, "out"), axes(op.self.shape, dim, "in")) if real(op.out, op.self) else None
+        )
+
+    zeros = "an output element depends on the elements that share its row along dim, and on no others"
+    return rule(
+        *nodes,
+        wrt={"self": Wrt(vjp, local + ALONG, product + ALONG, zeros, factor, pattern)},
+        samples=lambda: [
+            sample(function, randn(2, 3), 1),
+            sample(function, randn(2, 3, 2), 0),
+            sample(function, randn(2, 1), -1, note="size 1"),
+            sample(function, randn(0, 3), -1, note="empty"),
+            sample(function, randn(), 0, note="0-dim"),
+            sample(function, torch.tensor([[1000.0, -1000.0, 999.0]], requires_grad=True), 1, note="large"),
+        ],
+        **more,
+    )
 
 
-def _softmax_samples(function: Callable[..., Any]) -> list[Sample]:
-    return [
-        sample(function, randn(2, 3), 1),
-        sample(function, randn(2, 3, 2), 0),
-        sample(function, randn(2, 1), -1, note="size 1"),
-        sample(function, randn(0, 3), -1, note="empty"),
-        sample(function, randn(), 0, note="0-dim"),
-        sample(function, torch.tensor([[1000.0, -1000.0, 999.0]], requires_grad=True), 1, note="large"),
-    ]
-
-
-def _row_mates(op: Any, out_index: Index, in_index: Index) -> bool:
-    """Whether two places lie in one row along dim."""
-    dim = op.dim % max(len(out_index), 1)
-    return all(i == j for axis, (i, j) in enumerate(zip(out_index, in_index, strict=True)) if axis != dim)
-
-
-def _rows(op: Any) -> Pattern | None:
-    if not real(op.out, op.self):
-        return None
-    dim = (op.dim % max(op.self.dim(), 1),)
-    return product(axes(op.out.shape, dim, "out"), axes(op.self.shape, dim, "in"))
-
-
-def _at(place: Index) -> str:
-    return "{$out}" + (f"_{{{','.join(map(str, place))}}}" if place else "")
-
-
-def _softmax_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    if not _row_mates(op, out_index, in_index):
-        return None
-    s_i, s_j = _at(out_index), _at(in_index)
-    return Factor(latex=rf"{s_i} (1 - {s_i})" if out_index == in_index else rf"-{s_i} \, {s_j}")
-
-
-def _log_softmax_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    if not _row_mates(op, out_index, in_index):
-        return None
-    s_j = f"e^{{{_at(in_index)}}}"
-    return Factor(latex=f"1 - {s_j}" if out_index == in_index else f"-{s_j}")
-
-
-softmax = rule(
+softmax = _softmax(
     "SoftmaxBackward0",
     "SafeSoftmaxBackward0",
+    function=F.softmax,
     equation=r"{$out}_i = \frac{e^{{$self}_i - m}}{\sum_j e^{{$self}_j - m}}, \quad m = \max_j {$self}_j" + ALONG,
-    wrt={
-        "self": Wrt(
-            lambda op, g: op.out * (g - (g * op.out).sum(op.dim, keepdim=True)),
-            derivative("{$out}_i", "{$self}_j", "{$out}_i \\, ([i = j] - {$out}_j)") + ALONG,
-            r"$out \odot \left($g - \sum_j {$g}_j \, {$out}_j\right)" + ALONG,
-            OWN_ROW,
-            _softmax_factor,
-            _rows,
-        )
-    },
-    samples=lambda: _softmax_samples(F.softmax),
+    vjp=lambda op, g: op.out * (g - (g * op.out).sum(op.dim, keepdim=True)),
+    local=derivative("{$out}_i", "{$self}_j", "{$out}_i \\, ([i = j] - {$out}_j)"),
+    product=r"$out \odot \left($g - \sum_j {$g}_j \, {$out}_j\right)",
+    entries=("@i (1 - @i)", r"-@i \, @j"),
     source="derivatives.yaml: _softmax. d s_i / d x_j = s_i (delta_ij - s_j).",
 )
 
-log_softmax = rule(
+log_softmax = _softmax(
     "LogSoftmaxBackward0",
+    function=F.log_softmax,
     equation=r"{$out}_i = {$self}_i - m - \log \sum_j e^{{$self}_j - m}, \quad m = \max_j {$self}_j" + ALONG,
-    wrt={
-        "self": Wrt(
-            lambda op, g: g - op.out.exp() * g.sum(op.dim, keepdim=True),
-            derivative("{$out}_i", "{$self}_j", "[i = j] - e^{{$out}_j}") + ALONG,
-            r"$g - e^{$out} \, \sum_j {$g}_j" + ALONG,
-            OWN_ROW,
-            _log_softmax_factor,
-            _rows,
-        )
-    },
-    samples=lambda: _softmax_samples(F.log_softmax),
+    vjp=lambda op, g: g - op.out.exp() * g.sum(op.dim, keepdim=True),
+    local=derivative("{$out}_i", "{$self}_j", "[i = j] - e^{{$out}_j}"),
+    product=r"$g - e^{$out} \, \sum_j {$g}_j",
+    entries=("1 - e^{@j}", "-e^{@j}"),
     source="derivatives.yaml: _log_softmax. d log s_i / d x_j = delta_ij - s_j.",
 )
 
@@ -149,7 +127,7 @@ class Letters:
 
 
 @dataclass(frozen=True)
-class Norm:
+class _Norm:
     """A kind of normalisation: which elements share a mean and a variance, in the numbers and in the formulas.
 
     The groups lie along the axes `dims` of a `view` of the input. Each `unit` (feature or channel) has its own gain and
@@ -185,11 +163,9 @@ class Norm:
         return (inverse * g).reshape(op.input.shape)
 
     def weight(self, op: Any, g: Tensor) -> Tensor:
-        """The gradient of the gain."""
         return self.bias(op, g * self.standardise(op)[0].reshape(g.shape))
 
     def bias(self, op: Any, g: Tensor) -> Tensor:
-        """The gradient of the shift."""
         return g.sum(_but_channels(g)) if self.unit == "channel" else g
 
     def told(self, name: str) -> Callable[[Any], str]:
@@ -240,7 +216,7 @@ class Norm:
             return None
         sizes = self.view(op, op.input).shape
         dims = {axis % len(sizes) for axis in self.dims(op)} if _training(op) else ()
-        return product(axes(sizes, dims, "out"), axes(sizes, dims, "in"))
+        return meeting(axes(sizes, dims, "out"), axes(sizes, dims, "in"))
 
     def unit_pattern(self, op: Any, operand: Any) -> Pattern | None:
         """Each output element and its own gain or shift."""
@@ -248,31 +224,23 @@ class Norm:
             return None
         if self.unit == "feature":
             return aligned(op.out.shape, operand.shape)
-        return product(axes(op.out.shape), [("1", operand.numel())])
+        return meeting(axes(op.out.shape), [("1", operand.numel())])
 
-    def wrt(self) -> dict[str, Wrt]:
+    def wrt(self, argument: str, vjp: Callable[[Any, Tensor], Tensor], zeros: str, pattern: Any) -> Wrt:
+        return Wrt(vjp, self.told(f"by {argument}"), self.told(f"to {argument}"), zeros, None, pattern)
+
+    def wrts(self) -> dict[str, Wrt]:
         """The derivatives by the input, the gain and the shift."""
+        gain, shift = f"each {self.unit} has its own gain", f"each {self.unit} has its own shift"
         return {
-            "input": Wrt(self.input, self.told("by input"), self.told("to input"), self.zeros, None, self.pattern),
-            "weight": Wrt(
-                self.weight,
-                self.told("by weight"),
-                self.told("to weight"),
-                f"each {self.unit} has its own gain",
-                pattern=lambda op: self.unit_pattern(op, op.weight),
-            ),
-            "bias": Wrt(
-                self.bias,
-                self.told("by bias"),
-                self.told("to bias"),
-                f"each {self.unit} has its own shift",
-                pattern=lambda op: self.unit_pattern(op, op.bias),
-            ),
+            "input": self.wrt("input", self.input, self.zeros, self.pattern),
+            "weight": self.wrt("weight", self.weight, gain, lambda op: self.unit_pattern(op, op.weight)),
+            "bias": self.wrt("bias", self.bias, shift, lambda op: self.unit_pattern(op, op.bias)),
         }
 
     def rule(self, *nodes: str, without: str = "", **more: Any) -> Rule:
         """Register the operation; `without` names what it has not."""
-        wrt = {name: each for name, each in self.wrt().items() if name != without}
+        wrt = {name: each for name, each in self.wrts().items() if name != without}
         return rule(*nodes, **{"equation": self.told("equation"), "where": self.told("where"), "wrt": wrt, **more})
 
 
@@ -312,7 +280,7 @@ def _layer_letters(op: Any) -> Letters:
     return Letters(samples + own, samples + other, own, samples)
 
 
-LAYER = Norm(
+LAYER = _Norm(
     "each sample is normalised by itself: its output depends on no other sample",
     "feature",
     _layer_letters,
@@ -365,35 +333,36 @@ def _running() -> tuple[Tensor, Tensor]:
     return torch.full((3,), 0.5), torch.full((3,), 2.0)
 
 
-BATCH = Norm(
+BATCH = _Norm(
     "each channel is normalised by itself: its output depends on no other channel",
     "channel",
     _batch_letters,
     lambda op: _but_channels(op.input),
 )
-ATEN, GAIN_AND_SHIFT = torch.ops.aten, lambda: (randn(3), randn(3))
+ATEN = torch.ops.aten
+
+
+def _gain_and_shift() -> tuple[Tensor, Tensor]:
+    return randn(3), randn(3)
+
 
 batch_norm = BATCH.rule(
-    "NativeBatchNormBackward0",
-    "NativeBatchNormLegitBackward0",
-    "NativeBatchNormLegitNoTrainingBackward0",
-    "BatchNormWithUpdateBackward0",
-    "BatchNormNoUpdateBackward0",
-    "CudnnBatchNormBackward0",
-    "MiopenBatchNormBackward0",
+    *(f"NativeBatchNorm{kind}Backward0" for kind in ("", "Legit", "LegitNoTraining")),
+    *(f"BatchNorm{kind}Backward0" for kind in ("WithUpdate", "NoUpdate")),
+    *(f"{library}BatchNormBackward0" for library in ("Cudnn", "Miopen")),
     name="batch_norm",
     constants={"running_mean": "zero", "running_var": "zero"},
     samples=lambda: [
-        sample(F.batch_norm, randn(4, 3), *_running(), *GAIN_AND_SHIFT(), True, note="training"),
-        sample(F.batch_norm, randn(2, 3, 2, 2), *_running(), *GAIN_AND_SHIFT(), True, note="training, images"),
-        sample(F.batch_norm, randn(4, 3), *_running(), *GAIN_AND_SHIFT(), False, note="evaluation"),
+        sample(F.batch_norm, randn(4, 3), *_running(), *_gain_and_shift(), True, note="training"),
+        sample(F.batch_norm, randn(2, 3, 2, 2), *_running(), *_gain_and_shift(), True, note="training, images"),
+        sample(F.batch_norm, randn(4, 3), *_running(), *_gain_and_shift(), False, note="evaluation"),
         sample(F.batch_norm, randn(4, 3), *_running(), None, None, False, note="evaluation, no gain or shift"),
         sample(F.batch_norm, randn(4, 3), None, None, None, None, True, note="no running statistics"),
         sample(F.instance_norm, randn(2, 3, 4), weight=randn(3), bias=randn(3), note="instance norm"),
-        sample(ATEN._native_batch_norm_legit, randn(4, 3), *GAIN_AND_SHIFT(), *_running(), True, 0.1, 1e-5),
-        sample(ATEN._native_batch_norm_legit.no_stats, randn(4, 3), *GAIN_AND_SHIFT(), True, 0.1, 1e-5),
+        sample(ATEN._native_batch_norm_legit, randn(4, 3), *_gain_and_shift(), *_running(), True, 0.1, 1e-5),
+        sample(ATEN._native_batch_norm_legit.no_stats, randn(4, 3), *_gain_and_shift(), True, 0.1, 1e-5),
         *(
-            sample(function, randn(4, 3), *GAIN_AND_SHIFT(), *_running(), 0.1, 1e-5)
+            sample(function, randn(4, 3), *_gain_and_shift(), *_running(), 0.1, 1e-5)
             for function in (
                 ATEN._native_batch_norm_legit_no_training,
                 ATEN._batch_norm_with_update,
@@ -413,7 +382,7 @@ def _group_letters(op: Any) -> Letters:
     return Letters(f"nc{places}", f"nd{others}", "c", "na", place, limit)
 
 
-GROUP = Norm(
+GROUP = _Norm(
     "each group of channels of each sample is normalised by itself",
     "channel",
     _group_letters,
@@ -456,9 +425,9 @@ native_group_norm = GROUP.rule(
         GROUP.told("equation")(op) + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
     ),
     wrt={
-        "input": replace(GROUP.wrt()["input"], vjp=_group_norm, local=_group_local),
-        "weight": _of_first(GROUP.wrt()["weight"]),
-        "bias": _of_first(GROUP.wrt()["bias"]),
+        "input": replace(GROUP.wrts()["input"], vjp=_group_norm, local=_group_local),
+        "weight": _of_first(GROUP.wrts()["weight"]),
+        "bias": _of_first(GROUP.wrts()["bias"]),
     },
     outputs=3,
     samples=lambda: [

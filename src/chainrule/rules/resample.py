@@ -318,24 +318,27 @@ def _filter_tables(curve: Filter, make: Callable[..., Taps] = _filtered) -> Tabl
 
 ONE_COPY = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
 
-nearest, nearest_exact = (
+
+def _nearest_samples(mode: str) -> list[Sample]:
+    return [
+        sample(F.interpolate, randn(2, 3, 4), size=7, mode=mode),
+        sample(F.interpolate, randn(1, 2, 3, 4), scale_factor=2, mode=mode, note="doubled"),
+        sample(F.interpolate, randn(1, 2, 5, 4), size=(2, 9), mode=mode, note="smaller and larger"),
+        sample(F.interpolate, randn(1, 2, 5, 4), scale_factor=(1.7, 0.6), mode=mode, note="by a broken factor"),
+        sample(F.interpolate, randn(0, 2, 3, 4), scale_factor=2, mode=mode, note="empty batch"),
+        sample(F.interpolate, randn(1, 1, 2, 3, 2), scale_factor=1.5, mode=mode),
+    ]
+
+
+for _exact, _entry in ((False, "upsample_nearest"), (True, "_upsample_nearest_exact")):
     along_axes(
-        *(f"UpsampleNearest{'Exact' if exact else ''}{d}DBackward0" for d in (1, 2, 3)),
-        name="upsample_nearest_exact" if exact else "upsample_nearest",
-        tables=lambda op, exact=exact: [_nearest(*axis, exact) for axis in _axes(op)],  # type: ignore[misc]
+        *(f"UpsampleNearest{'Exact' * _exact}{d}DBackward0" for d in (1, 2, 3)),
+        name=_entry.strip("_"),
+        tables=lambda op, exact=_exact: [_nearest(*axis, exact) for axis in _axes(op)],  # type: ignore[misc]
         zeros=ONE_COPY,
-        samples=lambda mode="nearest-exact" if exact else "nearest": [  # type: ignore[misc]
-            sample(F.interpolate, randn(2, 3, 4), size=7, mode=mode),
-            sample(F.interpolate, randn(1, 2, 3, 4), scale_factor=2, mode=mode, note="doubled"),
-            sample(F.interpolate, randn(1, 2, 5, 4), size=(2, 9), mode=mode, note="smaller and larger"),
-            sample(F.interpolate, randn(1, 2, 5, 4), scale_factor=(1.7, 0.6), mode=mode, note="by a broken factor"),
-            sample(F.interpolate, randn(0, 2, 3, 4), scale_factor=2, mode=mode, note="empty batch"),
-            sample(F.interpolate, randn(1, 1, 2, 3, 2), scale_factor=1.5, mode=mode),
-        ],
-        source=f"derivatives.yaml: {'_upsample_nearest_exact' if exact else 'upsample_nearest'}2d",
+        samples=lambda exact=_exact: _nearest_samples("nearest-exact" if exact else "nearest"),  # type: ignore[misc]
+        source=f"derivatives.yaml: {_entry}2d",
     )
-    for exact in (False, True)
-)
 
 
 def _resized(mode: str, antialias: bool = False, corners: tuple[bool, ...] = (False, True)) -> list[Sample]:
@@ -373,7 +376,7 @@ upsample_bicubic = along_axes(
     source="derivatives.yaml: upsample_bicubic2d. Keys, Cubic convolution interpolation, 1981.",
 )
 
-for _name, _curve, _corners in (
+for _name, _curve, _aligned in (
     ("bilinear", TRIANGLE, (False, True)),
     ("bicubic", SMOOTH_CUBIC, (False, True)),
     ("lanczos", LANCZOS, (False,)),
@@ -382,7 +385,7 @@ for _name, _curve, _corners in (
         f"Upsample{_name.title()}2DAaBackward0",
         name=f"upsample_{_name}_aa",
         tables=_filter_tables(_curve, _antialiased),
-        samples=lambda name=_name, corners=_corners: _resized(name, antialias=True, corners=corners),  # type: ignore[misc]
+        samples=lambda name=_name, corners=_aligned: _resized(name, antialias=True, corners=corners),  # type: ignore[misc]
         source=f"derivatives.yaml: _upsample_{_name}2d_aa",
     )
 
@@ -407,22 +410,24 @@ def _border_tables(reflected: bool) -> Tables:
     return tables
 
 
-reflection_pad, replication_pad = (
+def _border_samples(mode: str) -> list[Sample]:
+    return [
+        sample(F.pad, randn(2, 4), (3, 1), mode=mode),
+        sample(F.pad, randn(1, 2, 3, 4), (1, 2, 2, 0), mode=mode),
+        sample(F.pad, randn(2, 2, 3, 4), (1, 1, 0, 2, 1, 0), mode=mode),
+        sample(F.pad, randn(0, 2, 3, 4), (1, 2, 2, 0), mode=mode, note="empty batch"),
+    ]
+
+
+for _name, _mode in (("Reflection", "reflect"), ("Replication", "replicate")):
     along_axes(
-        *(f"{name}Pad{d}DBackward0" for d in (1, 2, 3)),
-        name=f"{name.lower()}_pad",
-        tables=_border_tables(mode == "reflect"),
+        *(f"{_name}Pad{d}DBackward0" for d in (1, 2, 3)),
+        name=f"{_name.lower()}_pad",
+        tables=_border_tables(_mode == "reflect"),
         zeros=ONE_COPY,
-        samples=lambda mode=mode: [  # type: ignore[misc]
-            sample(F.pad, randn(2, 4), (3, 1), mode=mode),
-            sample(F.pad, randn(1, 2, 3, 4), (1, 2, 2, 0), mode=mode),
-            sample(F.pad, randn(2, 2, 3, 4), (1, 1, 0, 2, 1, 0), mode=mode),
-            sample(F.pad, randn(0, 2, 3, 4), (1, 2, 2, 0), mode=mode, note="empty batch"),
-        ],
-        source=f"derivatives.yaml: {name.lower()}_pad2d",
+        samples=lambda mode=_mode: _border_samples(mode),  # type: ignore[misc]
+        source=f"derivatives.yaml: {_name.lower()}_pad2d",
     )
-    for name, mode in (("Reflection", "reflect"), ("Replication", "replicate"))
-)
 
 # Grid sampling ---------------------------------------------------------------------------------------------------
 
@@ -488,7 +493,6 @@ class _Line:
         return u.clamp(0, self.size - 1), slope.masked_fill((u <= 0) | (u >= self.size - 1), 0)
 
     def points(self) -> list[Point]:
-        """What the points are made of."""
         u, slope = self.coordinate()
         if self.mode == BICUBIC:  # moves each of its places into the picture, not the point
             places = [u.floor() + step for step in (-1, 0, 1, 2)]
@@ -504,7 +508,6 @@ class _Line:
         return [self.held(left, left + 1 - u, -slope), self.held(left + 1, u - left, slope)]
 
     def held(self, place: Tensor, weight: Tensor, slope: Tensor) -> Point:
-        """A place, of weight 0 where it is outside."""
         outside = ~((place >= 0) & (place <= self.size - 1))
         index = place.masked_fill(outside, 0).long()
         return Point(index, weight.masked_fill(outside, 0), slope.masked_fill(outside, 0))
@@ -514,11 +517,12 @@ class _Line:
         u, _ = self.mirrored(*self.coordinate())
         reach, shift = radius * self.scale, 0.5 if self.mode == NEAREST else 0.0
         near = (u - shift - (u - shift).round()).abs() <= reach
-        return near & (u >= -1 - reach) & (u <= self.size + reach) & (self.mode != BICUBIC)
+        near = near & (u >= -1 - reach) & (u <= self.size + reach)
+        return torch.zeros_like(near) if self.mode == BICUBIC else near
 
     def written(self) -> tuple[str, str, str]:
         """The coordinate of a point, and the weight of place u with its slope."""
-        p, u, scale = self.place, self.u, fraction(self.scale)
+        prime, p, u, scale = r"\lambda'", self.place, self.u, fraction(self.scale)
         number = at("grid", f"{_point(self.op)}{self.column}")
         if self.corners:
             coordinate = rf"\frac{{{self.size - 1}}}{{2}} \, ({number} + 1)"
@@ -529,8 +533,8 @@ class _Line:
             return coordinate, rf"[{u} = \operatorname{{round}}({moved})]", "0"
         if self.mode == BICUBIC:
             four = self.written_inside(rf"\lfloor {p} \rfloor + m")
-            return coordinate, _four_places(p, four, u), rf"{scale} \, {_four_places(p, four, u, LAMBDA_PRIME)}"
-        slope = rf"{scale} \, \lambda'({moved} - {u})"
+            return coordinate, _four_places(p, four, u), rf"{scale} \, {_four_places(p, four, u, prime)}"
+        slope = rf"{scale} \, {prime}({moved} - {u})"
         if self.padding == REFLECTION and self.span:
             low = fraction(self.low)
             slope += rf" \, (-1)^{{\lfloor |{p} - ({low})| / {self.span} \rfloor}} \, (1 - 2 \, [{p} < {low}])"
@@ -538,14 +542,10 @@ class _Line:
         return coordinate, rf"\lambda({moved} - {u})", slope + clip
 
     def written_inside(self, place: str) -> str:
-        """A coordinate by the rule of the padding."""
         if self.padding == REFLECTION:
             low, span = fraction(self.low), self.span
             place = rf"{low} + {span} - |{span} - |{place} - ({low})| \bmod {2 * span}|" if span else "0"
         return clipped(place, self.size) if self.padding != ZEROS else place
-
-
-LAMBDA_PRIME = r"\lambda'"
 
 
 def _lines(op: Any) -> list[_Line]:
