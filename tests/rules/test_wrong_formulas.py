@@ -78,7 +78,7 @@ MUTANTS = [
     ("native_group_norm", "where", r"\lfloor d / 2 \rfloor = a", "d = a"),
     ("native_group_norm", "input local", r"= -\frac{1}{6}", r"= \frac{1}{6}"),
     ("weight_norm", "where", r"\sqrt", ""),
-    ("weight_norm", "v local", "^2", "^3"),
+    ("weight_norm", "v local", " - ", " + "),
     ("upsample_nearest", "where", r"\lfloor \frac{4}{7} \, i \rfloor", r"\lceil \frac{4}{7} \, i \rceil"),
     ("upsample_nearest_exact", "where", r"\frac{1}{2}", r"\frac{1}{3}"),
     ("upsample_linear", "where", "1 - |t|", "1 - t"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Rule, Wrt, at, derivative, lettered, number, rule, sample
+from chainrule.rules import Applied, Factor, Rule, Wrt, at, derivative, lettered, number, rule, sample
 from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, real
 from chainrule.rules.pattern import product as meeting
@@ -89,11 +89,11 @@ log_softmax = _softmax(
 FORMULAS = {
     "equation": r"{$out}_{@x} = @gain \hat{x}_{@x}@shift",
     "where": r"\hat{x}_{@x} = \frac{{$input}_{@x}@centre}{\sigma_{@p}}@mean"
-    r", \quad \sigma_{@k} = \sqrt{@variance + @eps}",
+    r", \quad \sigma_{@k} = \sqrt{@variance@eps}",
     "by input": derivative(
         "{$out}_{@x}",
         "{$input}_{@o}",
-        r"@gain \frac{1}{\sigma_{@p}} \, \left(@same - \frac{1}{@count} @within (@one \hat{x}_{@x} \, \hat{x}_{@o})"
+        r"@gain \frac{1}{\sigma_{@p}} \, \left(@same - @share @within (@one \hat{x}_{@x} \, \hat{x}_{@o})"
         r"\right)",
     ),
     "to input": r"{$grad}_{@x} = \frac{1}{\sigma_{@p}} \, \left(\tilde{g}_{@x}@less - \beta_{@p} \, \hat{x}_{@x}\right)"
@@ -131,7 +131,8 @@ class _Norm:
     """A kind of normalisation: which elements share a mean and a variance, in the numbers and in the formulas.
 
     The groups lie along the axes `dims` of a `view` of the input. Each `unit` (feature or channel) has its own gain and
-    shift. Without a centre there is no mean, so nothing is taken off the gradient but the part along x_hat.
+    shift. Without a centre there is no mean, so nothing is taken off the gradient but the part along x_hat. If `summed`,
+    sigma is a length.
     """
 
     zeros: str
@@ -140,15 +141,20 @@ class _Norm:
     dims: Callable[[Any], Index]
     view: Callable[[Any, Tensor], Tensor] = lambda op, t: t
     centred: bool = True
+    summed: bool = False
+
+    def mean(self, op: Any, t: Tensor) -> Tensor:
+        """Over a group."""
+        return t.sum(self.dims(op), keepdim=True) if self.summed else t.mean(self.dims(op), keepdim=True)
 
     def standardise(self, op: Any) -> tuple[Tensor, Tensor]:
         """x_hat, and 1 / sigma with sigma = sqrt(variance + eps); the variance is the biased one (1/N)."""
-        x, dims = self.view(op, op.input), self.dims(op)
+        x = self.view(op, op.input)
         if not _training(op):
             inverse = (_per_channel(op.running_var, x) + _eps(op)).rsqrt()
             return (x - _per_channel(op.running_mean, x)) * inverse, inverse
-        distance = x - x.mean(dims, keepdim=True) if self.centred else x
-        inverse = (distance.square().mean(dims, keepdim=True) + _eps(op)).rsqrt()
+        distance = x - self.mean(op, x) if self.centred else x
+        inverse = (self.mean(op, distance.square()) + _eps(op)).rsqrt()
         return distance * inverse, inverse
 
     def input(self, op: Any, g: Tensor) -> Tensor:
@@ -156,10 +162,9 @@ class _Norm:
         x_hat, inverse = self.standardise(op)
         if op.weight is not None:
             g = g * (_per_channel(op.weight, g) if self.unit == "channel" else op.weight)
-        g, dims = self.view(op, g), self.dims(op)
+        g = self.view(op, g)
         if _training(op):
-            mean = g.mean(dims, keepdim=True) if self.centred else 0
-            g = g - mean - x_hat * (g * x_hat).mean(dims, keepdim=True)
+            g = (g - self.mean(op, g) if self.centred else g) - x_hat * self.mean(op, g * x_hat)
         return (inverse * g).reshape(op.input.shape)
 
     def weight(self, op: Any, g: Tensor) -> Tensor:
@@ -184,7 +189,8 @@ class _Norm:
         sizes = self.view(op, op.input).shape
         count = math.prod(sizes[axis] for axis in self.dims(op))
         over = ",".join(letter for letter in at.other if letter not in at.group)
-        average = rf"\frac{{1}}{{{count}}} \sum_{{{over}{f': {at.limit}' if at.limit else ''}}}"
+        share = "" if self.summed else rf"\frac{{1}}{{{count}}} "
+        average = rf"{share}\sum_{{{over}{f': {at.limit}' if at.limit else ''}}}"
         mean, centre, running = (r"@average {$input}_{@o}", r" - \mu_{@p}", "") if self.centred else ("", "", "")
         if not _training(op):
             mean, running = "{$running_mean}_{c}", "{$running_var}_{c}"
@@ -196,7 +202,7 @@ class _Norm:
             "variance": running or rf"@average ({{$input}}_{{@o}}{centre.replace('@p', '@k')})^2",
             "less": r" - \alpha_{@p}" if mean else "",
             "one": "1 +" if mean else "",
-            "same": _same(at.own, at.other),
+            "same": r" \, ".join(f"[{a} = {b}]" for a, b in zip(at.own, at.other, strict=True) if a != b),
             "within": rf"[{at.limit.replace('= a', '= ' + at.place.split(',')[-1])}] \," if at.limit else "",
             "more": GROUP_STATISTICS_BACK if at.limit else "",
             "average": average,
@@ -207,7 +213,8 @@ class _Norm:
             "k": ",".join(at.group),
             "p": at.place or ",".join(at.group),
             "count": str(count),
-            "eps": number(_eps(op)),
+            "share": share,
+            "eps": f" + {number(_eps(op))}" if _eps(op) else "",
         }
 
     def pattern(self, op: Any) -> Pattern | None:
@@ -264,11 +271,6 @@ def _but_channels(t: Tensor) -> Index:
 
 def _per_channel(v: Tensor, t: Tensor) -> Tensor:
     return v.reshape(1, -1, *(1,) * (t.dim() - 2))
-
-
-def _same(own: str, other: str) -> str:
-    """That two elements are one, in LaTeX."""
-    return r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b)
 
 
 # Layer and RMS norm: a sample's features i, j are one group; gain and shift broadcast, which the walk sums over.
@@ -439,58 +441,31 @@ native_group_norm = GROUP.rule(
     source="derivatives.yaml: native_group_norm. Wu, He: Group Normalization, arXiv:1803.08494 (2018).",
 )
 
-# Weight norm: a direction v with a length of its own. PyTorch calls the length `g`.
-
-WEIGHT_NORM = {
-    "equation": r"{$out}_{@x} = \frac{@gain}{@nu} \, {$v}_{@x}",
-    "where": r"@nu = \sqrt{\sum_{@over} {$v}_{@o}^2}",
-    "by v": derivative(
-        "{$out}_{@x}", "{$v}_{@o}", r"\frac{@gain}{@nu} \, \left(@same - \frac{{$v}_{@x} \, {$v}_{@o}}{(@nu)^2}\right)"
-    ),
-    "to v": r"{$grad}_{@x} = \frac{@gain}{@nu} \, \left({$g}_{@x} - \frac{{$v}_{@x}}{(@nu)^2} \, "
-    r"\sum_{@over} {$g}_{@o} \, {$v}_{@o}\right)",
-    "by g": derivative("{$out}_{@x}", "@gain", r"\frac{{$v}_{@x}}{@nu}"),
-    "to g": r"@target = \sum_{@among} \frac{{$v}_{@x}}{@nu} \, {$g}_{@x}",
-}
+# Weight norm: a direction v, which is the input, with a length of its own, which is the gain. PyTorch calls that `g`.
 
 
 def _but(op: Any) -> Index:
     """The axes of v that one length is taken over: all but `dim`, or all of them for dim = -1."""
-    return tuple(axis for axis in range(op.v.dim()) if op.dim == -1 or axis != op.dim % op.v.dim())
+    return tuple(axis for axis in range(op.input.dim()) if op.dim == -1 or axis != op.dim % op.input.dim())
 
 
-def _direction(op: Any) -> tuple[Tensor, Tensor]:
-    length: Tensor = op.v.square().sum(_but(op), keepdim=True).sqrt()
-    return op.v / length, length
+def _length_letters(op: Any) -> Letters:
+    own = "ijk"[: op.input.dim()]
+    other = "".join(p if axis in _but(op) else i for axis, (i, p) in enumerate(zip(own, "pqr", strict=False)))
+    group = "".join(i for i in own if i in other)
+    return Letters(own, other, "".join(i if i in other else "0" for i in own[: op.weight.dim()]), group)
 
 
-def _weight_norm_v(op: Any, g: Tensor) -> Tensor:
-    direction, length = _direction(op)
-    along = (g * direction).sum(_but(op), keepdim=True)
-    stretch: Tensor = op.arguments["g"] / length
-    return stretch * (g - direction * along)
+LENGTH = _Norm("", "index of dim", _length_letters, _but, centred=False, summed=True)
 
 
-def _weight_norm(name: str) -> Callable[[Any], str]:
-    """One of the formulas: v, its length nu, and the gain, which has the axes of v, of size 1 but for `dim`."""
+def _renamed(op: Any) -> Applied:
+    """Weight norm's operands under the names of the others."""
+    return Applied({"input": op.v, "weight": op.arguments["g"], "dim": op.dim, "eps": 0.0}, op.outs)
 
-    def formula(op: Any) -> str:
-        own = "ijk"[: op.v.dim()]
-        other = "".join(p if axis in _but(op) else i for axis, (i, p) in enumerate(zip(own, "pqr", strict=False)))
-        gain = [i if i in other else "0" for i in own[: op.arguments["g"].dim()]]
-        given = {
-            "x": ",".join(own),
-            "o": ",".join(other),
-            "over": ",".join(letter for letter in other if letter not in own),
-            "among": ",".join(letter for letter in own if letter not in other),
-            "nu": at("nu", [i for i in own if i in other]).replace("$nu", r"\nu"),
-            "gain": at("g_", gain),
-            "target": at("grad", gain),
-            "same": _same(own, other),
-        }
-        return lettered(WEIGHT_NORM[name], given)
 
-    return formula
+def _length_formula(name: str) -> Callable[[Any], str]:
+    return lambda op: LENGTH.told(name)(_renamed(op)).replace("{$input}", "{$v}").replace("{$weight}", "{$g_}")
 
 
 OWN_LENGTH = "each index of dim has its own direction and length"
@@ -498,14 +473,19 @@ OWN_LENGTH = "each index of dim has its own direction and length"
 weight_norm = rule(
     "WeightNormInterfaceBackward0",
     name="weight_norm",
-    equation=_weight_norm("equation"),
-    where=_weight_norm("where"),
+    equation=_length_formula("equation"),
+    where=_length_formula("where"),
     wrt={
-        "v": Wrt(_weight_norm_v, _weight_norm("by v"), _weight_norm("to v"), OWN_LENGTH),
+        "v": Wrt(
+            lambda op, g: LENGTH.input(_renamed(op), g),
+            _length_formula("by input"),
+            _length_formula("to input"),
+            OWN_LENGTH,
+        ),
         "g": Wrt(
-            lambda op, g: (g * _direction(op)[0]).sum(_but(op), keepdim=True),
-            _weight_norm("by g"),
-            _weight_norm("to g"),
+            lambda op, g: LENGTH.mean(_renamed(op), LENGTH.weight(_renamed(op), g)),
+            _length_formula("by weight"),
+            _length_formula("to weight"),
             OWN_LENGTH,
         ),
     },

@@ -435,17 +435,9 @@ BILINEAR, NEAREST, BICUBIC = 0, 1, 2
 ZEROS, BORDER_PADDING, REFLECTION = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Point:
-    """One of the input places along an axis that a sampled point is made of: all have the shape of the points.
-
-    `slope` is the derivative of `weight` by the grid's coordinate. A place outside the picture has weight 0.
-    """
-
-    index: Tensor
-    weight: Tensor
-    slope: Tensor
-
+# One of the input places that each sampled point is made of along an axis: its index, its weight (0 outside the picture)
+# and the derivative of the weight by the grid's coordinate.
+Point = tuple[Tensor, Tensor, Tensor]
 
 SLOPES = {  # at a whole number, that of the cell to the right
     BILINEAR: r"\lambda'(t) = [-1 \le t < 0] - [0 \le t < 1]",
@@ -510,7 +502,7 @@ class _Line:
     def held(self, place: Tensor, weight: Tensor, slope: Tensor) -> Point:
         outside = ~((place >= 0) & (place <= self.size - 1))
         index = place.masked_fill(outside, 0).long()
-        return Point(index, weight.masked_fill(outside, 0), slope.masked_fill(outside, 0))
+        return index, weight.masked_fill(outside, 0), slope.masked_fill(outside, 0)
 
     def near_kink(self, radius: float) -> Tensor:
         """Points on a line between two cells (linear), halfway between two places (nearest), or at a clipped border."""
@@ -555,17 +547,19 @@ def _lines(op: Any) -> list[_Line]:
 def _corners(op: Any) -> Iterator[tuple[Tensor, tuple[Point, ...]]]:
     """For every combination of places: where it lies in the flattened picture, and its point along each axis."""
     for corner in itertools.product(*(line.points() for line in _lines(op))):
-        flat = torch.zeros_like(corner[0].index)
-        for size, point in zip(op.input.shape[2:], corner, strict=True):
-            flat = flat * size + point.index
+        flat = torch.zeros_like(corner[0][0])
+        for size, (index, _, _) in zip(op.input.shape[2:], corner, strict=True):
+            flat = flat * size + index
         yield flat.flatten(1).unsqueeze(1).expand(-1, op.input.shape[1], -1), corner
 
 
 def _sampled_input(op: Any, g: Tensor) -> Tensor:
     page = torch.zeros_like(op.input).flatten(2)
     for flat, corner in _corners(op):
-        weight = math.prod((point.weight for point in corner[1:]), start=corner[0].weight)
-        page = page.scatter_add(2, flat, (g * weight.unsqueeze(1)).flatten(2))
+        share = g
+        for _, weight, _ in corner:
+            share = share * weight.unsqueeze(1)
+        page = page.scatter_add(2, flat, share.flatten(2))
     return page.reshape(op.input.shape)
 
 
@@ -574,7 +568,7 @@ def _sampled_grid(op: Any, g: Tensor) -> Tensor:
     for flat, corner in _corners(op):
         met = (g.flatten(2) * op.input.flatten(2).gather(2, flat)).sum(1).reshape(op.grid.shape[:-1])
         for axis in range(len(corner)):
-            slopes = (point.slope if other == axis else point.weight for other, point in enumerate(corner))
+            slopes = (slope if other == axis else weight for other, (_, weight, slope) in enumerate(corner))
             gradient[..., len(corner) - 1 - axis] += math.prod(slopes, start=met)
     return gradient
 
