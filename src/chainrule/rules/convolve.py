@@ -81,60 +81,168 @@ class Sliding:
         return ["" if k == "0" else f" {sign} {affine(k, d)}" for k, d in zip(taps, self.dilation, strict=True)]
 
 
-# What a convolution does, whichever node made it -----------------------------------------------------------------
+# A convolution, whichever node made it ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution's setting: y = w * x, where `transposed` exchanges the sides of input and output."""
+class _Convolution:
+    """A convolution y = w * x, in numbers and in formulas; one that is `transposed` exchanges input and output.
 
-    sliding: Sliding
-    groups: int
-    transposed: bool
+    The letters: sample n, input channel c, output channel o, place (i, j), kernel element (u, v). Place i of the `slow`
+    side meets place s i + d u - pad of the `fast` one. The slow side of a convolution is its output, that of a
+    transposed one its input; the weight's first axis is the slow side's channel.
+    """
 
-    @classmethod
-    def of(cls, op: Any) -> Convolution:
-        """The setting of an operation; arguments that its schema leaves out have their usual values."""
+    def __init__(self, op: Any) -> None:
         size = tuple(op.weight.shape[2:])
         stride, dilation, padding = (
             _each_axis(op.arguments.get(name), default, len(size))
             for name, default in (("stride", 1), ("dilation", 1), ("padding", 0))
         )
+        self.op, self.sliding, self.groups = op, Sliding(size, stride, dilation, padding), op.arguments.get("groups", 1)
         # `slow_conv_transpose2d` says that it is one by its name and by having an `output_padding`
-        transposed = op.arguments.get("transposed", "output_padding" in op.arguments)
-        return cls(Sliding(size, stride, dilation, padding), op.arguments.get("groups", 1), transposed)
+        self.transposed = op.arguments.get("transposed", "output_padding" in op.arguments)
+        self.name = "input" if "input" in op.arguments else "self"
+        self.x: Tensor = op.arguments[self.name]
+        self.rows, self.width = op.weight.shape[0] // self.groups, op.weight.shape[1]
+        self._name_indices()
 
-    def turned(self) -> Convolution:
-        """The way from the output back to the input."""
-        return Convolution(self.sliding, self.groups, not self.transposed)
-
-    def apply(self, x: Tensor, weight: Tensor, room: Sequence[int]) -> Tensor:
-        """The convolution of `x` by `weight`, without a bias; `room` is the result's size along the places' axes."""
-        x, w = self._grouped(x), self._by_group(weight)
-        channels = w.shape[2] if self.transposed else w.shape[1]
-        total = x.new_zeros((*x.shape[:2], channels, *room), dtype=_wide(x))
-        page = self.sliding.pad(total if self.transposed else x)
-        for k, window in self.sliding.slices(x.shape[3:] if self.transposed else room):
-            if self.transposed:
+    def apply(self, x: Tensor, weight: Tensor, room: Sequence[int], back: bool = False) -> Tensor:
+        """The convolution of `x` by `weight` or the way back, without a bias; `room` is the size of the result."""
+        x, w, spread = self._grouped(x), self._by_group(weight), self.transposed != back
+        total = x.new_zeros((*x.shape[:2], self.width if spread else self.rows, *room), dtype=_wide(x))
+        page = self.sliding.pad(total if spread else x)
+        for k, window in self.sliding.slices(x.shape[3:] if spread else room):
+            if spread:
                 page[window] += torch.einsum("goc,ngo...->ngc...", w[k], x)
             else:
                 total += torch.einsum("goc,ngc...->ngo...", w[k], page[window])
-        return (self.sliding.pad(page, -1) if self.transposed else total).to(x.dtype).flatten(1, 2)
+        return (self.sliding.pad(page, -1) if spread else total).to(x.dtype).flatten(1, 2)
 
-    def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
+        return self.apply(g, weight, self.x.shape[2:], back=True)
+
+    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """d (g . apply(x, w)) / d w: for each kernel element, the products of what it brought together."""
         small, large = (x, g) if self.transposed else (g, x)
         page, small = self.sliding.pad(self._grouped(large)), self._grouped(small)
-        gradient = torch.zeros_like(self._by_group(weight))
+        gradient = torch.zeros_like(self._by_group(self.op.weight))
         for k, window in self.sliding.slices(small.shape[3:]):
             gradient[k] = torch.einsum("ngox,ngcx->goc", small.flatten(3), page[window].flatten(3))
-        return gradient.reshape(weight.shape)
+        return gradient.reshape(self.op.weight.shape)
 
     def _grouped(self, t: Tensor) -> Tensor:
         return t.reshape(t.shape[0], self.groups, t.shape[1] // self.groups, *t.shape[2:])
 
     def _by_group(self, weight: Tensor) -> Tensor:
-        return weight.reshape(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
+        return weight.reshape(self.groups, self.rows, *weight.shape[1:])
+
+    # Which elements meet
+
+    def input_factor(self, out_index: Index, in_index: Index) -> Factor | None:
+        """dy/dx is the weight by which the two places meet."""
+        (n, o, *place), (m, c, *inside) = out_index, in_index
+        (first, slow), (second, fast) = ((c, inside), (o, place)) if self.transposed else ((o, place), (c, inside))
+        met = self.sliding.meetings(zip(slow, strict=True), None, zip(fast, strict=True))
+        if n != m or first // self.rows != second // self.width or not all(met):
+            return None
+        return Factor("weight", (first, second % self.width, *(k for ((_, k, _),) in met)))
+
+    def weight_factor(self, out_index: Index, in_index: Index) -> Factor | None:
+        """dy/dw is the input element that this weight meets on its way to this output."""
+        (n, o, *place), (first, second, *element) = out_index, in_index
+        other = first // self.rows * self.width + second
+        output, channel = (other, first) if self.transposed else (first, other)
+        own, room = list(zip(place, strict=True)), map(range, self.x.shape[2:])
+        slow, fast = (room, own) if self.transposed else (own, room)
+        met = self.sliding.meetings(slow, zip(element, strict=True), fast)
+        if output != o or not all(met):
+            return None
+        return Factor(self.name, (n, channel, *(p if self.transposed else q for ((p, _, q),) in met)))
+
+    def pattern(self, operand: Tensor, words: str) -> Pattern | None:
+        """Kernel elements and output places that meet an input place, in each sample, for each pair of channels."""
+        if not real(self.op.out, operand, self.op.weight):
+            return None
+        room, places = (self.op.out, self.x) if self.transposed else (self.x, self.op.out)
+        met = self.sliding.meetings(map(range, places.shape[2:]), None, map(range, room.shape[2:]))
+        nonzero = self.x.shape[0] * self.op.weight.shape[0] * self.width * math.prod(map(len, met))
+        return Pattern(words, (self.op.out.numel(), operand.numel()), nonzero)
+
+    # How it is written
+
+    def _name_indices(self) -> None:
+        self.places = PLACES[: len(self.sliding.size)]
+        self.sums = rf"\sum_{{n,{','.join(self.places)}}}"
+        taps = ["0" if size == 1 else letter for letter, size in zip(TAPS, self.sliding.size, strict=False)]
+        first, second = ("c", "o") if self.transposed else ("o", "c")
+        inner = second if self.width > 1 else "0"
+        self.kernel = [first, inner, *taps]
+        self.slow = ["n", first, *self.places]
+        self.fast = ["n", self._channel(first, self.rows, self.width, inner)]
+        self.fast += self.sliding.source(self.places, taps)
+        # the way from slow to fast, for an element (n, second, place) of the fast side
+        other = self._channel(second, self.width, self.rows, first if self.rows > 1 else "0")
+        own = rf"{second} \bmod {self.width}" if self.groups > 1 and self.width > 1 else inner
+        self.kernel_met = [other, own, *taps]
+        self.slow_met = ["n", other, *self.sliding.target(self.places, taps)]
+        self.over_fast = _sums(zip(self.kernel[1:], self.op.weight.shape[1:], strict=True))
+        self.over_slow = _sums(zip([first, *taps], [self.rows, *self.sliding.size], strict=True))
+
+    def _channel(self, of: str, size: int, count: int, inside: str) -> str:
+        """The channel at a place inside its group of `count`, where `of` has `size` channels to the group."""
+        group = of if size == 1 else rf"\lfloor {of} / {size} \rfloor"
+        return inside if self.groups == 1 else affine(group, count) + (f" + {inside}" if inside != "0" else "")
+
+    def image(self, name: str, index: Sequence[str]) -> str:
+        """An element of what has samples, channels, and places; conv_tbc has them in another order."""
+        return at(name, [*index[2:], *index[:2]] if "time_first" in self.op.arguments else index)
+
+    def output(self, name: str) -> str:
+        """The element of an output at a place."""
+        return self.image(name, ["n", "o", *self.places])
+
+    def weight(self, name: str = "weight", index: Sequence[str] = ()) -> str:
+        """An element of what has the shape of the weight."""
+        index = index or self.kernel
+        return at(name, index[::-1] if "time_first" in self.op.arguments else index)
+
+    def of_input(self, name: str = "") -> str:
+        """The element of the input's side that meets kernel element (u, v)."""
+        return self.image(name or self.name, self.slow if self.transposed else self.fast)
+
+    def of_output(self, name: str = "out") -> str:
+        """The element of the output's side that meets it."""
+        return self.image(name, self.fast if self.transposed else self.slow)
+
+    def terms(self, forward: bool, name: str, weight: str = "weight") -> str:
+        """The sum that makes an output element, or the one that makes an element of the input's gradient."""
+        if forward == self.transposed:
+            return rf"{self.over_slow}{self.weight(weight, self.kernel_met)} \, {self.image(name, self.slow_met)}"
+        return rf"{self.over_fast}{self.weight(weight)} \, {self.image(name, self.fast)}"
+
+    def equation(self) -> str:
+        bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
+        ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
+        return rf"{self.output('out')} = {bias}{self.terms(True, self.name)} \qquad ({ranges})"
+
+    def outside(self, name: str, quotients: bool = False) -> str:
+        """What stands beside a formula that may ask for places outside, or between places."""
+        return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.sliding.padding) else ""
+
+    def to_input(self, target: str = "grad", name: str = "g", weight: str = "weight") -> str:
+        place = self.image(target, ["n", "c", *self.places])
+        return f"{place} = {self.terms(False, name, weight)}{self.outside(name, not self.transposed)}"
+
+    def to_weight(self, target: str = "grad", x: str = "", g: str = "g") -> str:
+        outside = self.outside(g) if self.transposed else ""
+        return rf"{self.weight(target)} = {self.sums} {self.of_output(g)} \, {self.of_input(x)}{outside}"
+
+    def to_bias(self, target: str = "grad", g: str = "g") -> str:
+        return rf"{at(target, 'o')} = {self.sums} {self.output(g)}"
+
+
+def _sums(ranges: Iterable[tuple[str, int]]) -> str:
+    return "".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}} " for letter, count in ranges if count != 1)
 
 
 def _each_axis(setting: Any, default: int, axes: int) -> Index:
@@ -148,185 +256,41 @@ def _wide(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
-def _x(op: Any) -> Tensor:
-    found: Tensor = op.arguments["input" if "input" in op.arguments else "self"]
-    return found
-
-
-def _input(op: Any, g: Tensor) -> Tensor:
-    return Convolution.of(op).turned().apply(g, op.weight, _x(op).shape[2:])
-
-
-def _weight(op: Any, g: Tensor) -> Tensor:
-    return Convolution.of(op).weight_gradient(_x(op), g, op.weight)
-
-
-# How it is written ------------------------------------------------------------------------------------------------
-
-
-class _Formulas:
-    """The formulas of a convolution: sample n, input channel c, output channel o, place (i, j), kernel element (u, v).
-
-    Place i of the `slow` side meets place s i + d u - pad of the `fast` one. The slow side of a convolution is its
-    output, that of a transposed one its input; the weight's first axis is the slow side's channel.
-    """
-
-    def __init__(self, op: Any) -> None:
-        setting = Convolution.of(op)
-        self.op, self.transposed, self.sliding = op, setting.transposed, setting.sliding
-        self.x = "input" if "input" in op.arguments else "self"
-        self.places = PLACES[: len(self.sliding.size)]
-        self.sums = rf"\sum_{{n,{','.join(self.places)}}}"
-        letters = zip(TAPS, self.sliding.size, strict=False)
-        taps = ["0" if size == 1 else letter for letter, size in letters]
-        first, second = ("c", "o") if self.transposed else ("o", "c")
-        rows, width = op.weight.shape[0] // setting.groups, op.weight.shape[1]
-        inner = second if width > 1 else "0"
-        self.kernel = [first, inner, *taps]
-        self.slow = ["n", first, *self.places]
-        self.fast = ["n", _channel(_group(first, rows), width, inner, setting.groups)]
-        self.fast += self.sliding.source(self.places, taps)
-        # the way from slow to fast, for an element (n, second, place) of the fast side
-        other = _channel(_group(second, width), rows, first if rows > 1 else "0", setting.groups)
-        own = rf"{second} \bmod {width}" if setting.groups > 1 and width > 1 else inner
-        self.kernel_met = [other, own, *taps]
-        self.slow_met = ["n", other, *self.sliding.target(self.places, taps)]
-        self.over_fast = _sums(zip(self.kernel[1:], op.weight.shape[1:], strict=True))
-        self.over_slow = _sums(zip([first, *taps], [rows, *self.sliding.size], strict=True))
-
-    def image(self, name: str, index: Sequence[str]) -> str:
-        """An element of what has samples, channels, and places; conv_tbc has them in another order."""
-        return at(name, [*index[2:], *index[:2]] if "time_first" in self.op.arguments else index)
-
-    def weight(self, name: str = "weight", index: Sequence[str] = ()) -> str:
-        """An element of what has the shape of the weight."""
-        index = index or self.kernel
-        return at(name, index[::-1] if "time_first" in self.op.arguments else index)
-
-    def of_input(self, name: str) -> str:
-        """The element of the input's side that meets kernel element (u, v)."""
-        return self.image(name, self.slow if self.transposed else self.fast)
-
-    def of_output(self, name: str) -> str:
-        return self.image(name, self.fast if self.transposed else self.slow)
-
-    def terms(self, forward: bool, name: str, weight: str = "weight") -> str:
-        """The sum that makes an output element, or the one that makes an element of the input's gradient."""
-        if forward == self.transposed:
-            return rf"{self.over_slow}{self.weight(weight, self.kernel_met)} \, {self.image(name, self.slow_met)}"
-        return rf"{self.over_fast}{self.weight(weight)} \, {self.image(name, self.fast)}"
-
-    def equation(self) -> str:
-        bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
-        ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
-        return rf"{self.image('out', ['n', 'o', *self.places])} = {bias}{self.terms(True, self.x)} \qquad ({ranges})"
-
-    def outside(self, name: str, quotients: bool = False) -> str:
-        """What stands beside a formula that may ask for places outside, or between places."""
-        return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.sliding.padding) else ""
-
-    def back(self, target: str, name: str, weight: str = "weight") -> str:
-        place = self.image(target, ["n", "c", *self.places])
-        return f"{place} = {self.terms(False, name, weight)}{self.outside(name, not self.transposed)}"
-
-    def pairs(self, target: str, x: str, g: str) -> str:
-        outside = self.outside(g) if self.transposed else ""
-        return rf"{self.weight(target)} = {self.sums} {self.of_output(g)} \, {self.of_input(x)}{outside}"
-
-    def upstream(self, target: str, g: str) -> str:
-        return rf"{at(target, 'o')} = {self.sums} {self.image(g, ['n', 'o', *self.places])}"
-
-
-def _sums(ranges: Iterable[tuple[str, int]]) -> str:
-    return "".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}} " for letter, count in ranges if count != 1)
-
-
-def _group(letter: str, count: int) -> str:
-    """The group that a channel is in, of `count` channels each."""
-    return letter if count == 1 else rf"\lfloor {letter} / {count} \rfloor"
-
-
-def _channel(group: str, count: int, inside: str, groups: int) -> str:
-    """A channel by its group of `count` channels, and its place in there."""
-    return inside if groups == 1 else affine(group, count) + (f" + {inside}" if inside != "0" else "")
-
-
-def _input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    """dy/dx is the weight by which the two places meet."""
-    setting = Convolution.of(op)
-    (n, o, *place), (m, c, *inside) = out_index, in_index
-    group_o, group_c = o // (op.out.shape[1] // setting.groups), c // (_x(op).shape[1] // setting.groups)
-    slow, fast = (inside, place) if setting.transposed else (place, inside)
-    met = setting.sliding.meetings(zip(slow, strict=True), None, zip(fast, strict=True))
-    if n != m or group_o != group_c or not all(met):
-        return None
-    first, second = (c, o) if setting.transposed else (o, c)
-    return Factor("weight", (first, second % op.weight.shape[1], *(k for ((_, k, _),) in met)))
-
-
-def _weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    """dy/dw is the input element that this weight meets on its way to this output."""
-    setting, x = Convolution.of(op), _x(op)
-    (n, o, *place), (first, second, *element) = out_index, in_index
-    other = first // (op.weight.shape[0] // setting.groups) * op.weight.shape[1] + second
-    output, channel = (other, first) if setting.transposed else (first, other)
-    own, room = list(zip(place, strict=True)), map(range, x.shape[2:])
-    slow, fast = (room, own) if setting.transposed else (own, room)
-    met = setting.sliding.meetings(slow, zip(element, strict=True), fast)
-    if output != o or not all(met):
-        return None
-    return Factor(_Formulas(op).x, (n, channel, *(p if setting.transposed else q for ((p, _, q),) in met)))
-
-
-def _meetings(op: Any, operand: Tensor, words: str) -> Pattern | None:
-    """Kernel elements and output places that meet an input place, in each sample, for each pair of channels."""
-    if not real(op.out, operand, op.weight):
-        return None
-    setting, x = Convolution.of(op), _x(op)
-    room, places = (op.out, x) if setting.transposed else (x, op.out)
-    met = setting.sliding.meetings(map(range, places.shape[2:]), None, map(range, room.shape[2:]))
-    nonzero = x.shape[0] * op.weight.shape[0] * op.weight.shape[1] * math.prod(map(len, met))
-    return Pattern(words, (op.out.numel(), operand.numel()), nonzero)
-
-
-def _wrt(x: str) -> dict[str, Wrt]:
-    """The derivatives of a convolution whose input is called `x` in the schema."""
-    return {
-        x: Wrt(
-            _input,
-            lambda op: derivative(_Formulas(op).of_output("out"), _Formulas(op).of_input(x), _Formulas(op).weight()),
-            lambda op: _Formulas(op).back("grad", "g"),
-            "an output element is made of the input elements under its kernel alone, in its own sample and group",
-            _input_factor,
-            lambda op: _meetings(op, _x(op), "sparse Toeplitz, the kernel shifted from place to place"),
-        ),
-        "weight": Wrt(
-            _weight,
-            lambda op: derivative(_Formulas(op).of_output("out"), _Formulas(op).weight(), _Formulas(op).of_input(x)),
-            lambda op: _Formulas(op).pairs("grad", x, "g"),
-            "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
-            _weight_factor,
-            lambda op: _meetings(op, op.weight, "sparse, each output channel with its own weights alone"),
-        ),
-        "bias": Wrt(
-            lambda op, g: g.sum((0, *range(2, g.dim()))),
-            lambda op: derivative(_Formulas(op).image("out", ["n", "o", *_Formulas(op).places]), "{$bias}_{o}", "1"),
-            lambda op: _Formulas(op).upstream("grad", "g"),
-            "output channel o has bias o alone added to it, at every place of every sample",
-            lambda op, out_index, in_index: Factor(latex="1") if out_index[1] == in_index[0] else None,
-            lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
-        ),
-    }
+BY_INPUT = Wrt(
+    lambda op, g: _Convolution(op).input_gradient(g, op.weight),
+    lambda op: derivative(_Convolution(op).of_output(), _Convolution(op).of_input(), _Convolution(op).weight()),
+    lambda op: _Convolution(op).to_input(),
+    "an output element is made of the input elements under its kernel alone, in its own sample and group",
+    lambda op, out_index, in_index: _Convolution(op).input_factor(out_index, in_index),
+    lambda op: _Convolution(op).pattern(_Convolution(op).x, "sparse Toeplitz, the kernel shifted from place to place"),
+)
+BY_WEIGHT = Wrt(
+    lambda op, g: _Convolution(op).weight_gradient(_Convolution(op).x, g),
+    lambda op: derivative(_Convolution(op).of_output(), _Convolution(op).weight(), _Convolution(op).of_input()),
+    lambda op: _Convolution(op).to_weight(),
+    "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
+    lambda op, out_index, in_index: _Convolution(op).weight_factor(out_index, in_index),
+    lambda op: _Convolution(op).pattern(op.weight, "sparse, each output channel with its own weights alone"),
+)
+BY_BIAS = Wrt(
+    lambda op, g: g.sum((0, *range(2, g.dim()))),
+    lambda op: derivative(_Convolution(op).output("out"), "{$bias}_{o}", "1"),
+    lambda op: _Convolution(op).to_bias(),
+    "output channel o has bias o alone added to it, at every place of every sample",
+    lambda op, out_index, in_index: Factor(latex="1") if out_index[1] == in_index[0] else None,
+    lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
+)
 
 
 def _convolution(*nodes: str, x: str, **more: Any) -> Rule:
     """Register a convolution whose input is called `x`."""
-    parts = {
-        "equation": lambda op: _Formulas(op).equation(),
-        "where": lambda op: _Formulas(op).outside(x, _Formulas(op).transposed).removeprefix(r", \quad "),
-        "wrt": _wrt(x),
-    }
-    return rule(*nodes, **{**parts, **more})
+    return rule(
+        *nodes,
+        equation=lambda op: _Convolution(op).equation(),
+        where=lambda op: _Convolution(op).outside(x, _Convolution(op).transposed).removeprefix(r", \quad "),
+        wrt={x: BY_INPUT, "weight": BY_WEIGHT, "bias": BY_BIAS},
+        **more,
+    )
 
 
 def _samples() -> list[Sample]:
@@ -411,27 +375,24 @@ def _batch_first(op: Any) -> Applied:
     return Applied({**arguments, "padding": op.pad, "time_first": True}, (op.out.permute(1, 2, 0),))
 
 
-def _time_first(name: str, zeros: str) -> Wrt:
+ORDERS = {"self": (2, 0, 1), "weight": (2, 1, 0)}  # of conv_tbc's axes
+
+
+def _time_first(usual: Any, order: tuple[int, ...], zeros: str) -> Wrt:
     """A derivative of conv_tbc, from the same one of a convolution in the usual order."""
-    usual, orders = _wrt("self")[name], {"self": (2, 0, 1), "weight": (2, 1, 0), "bias": (0,)}
-    order, local, product = orders[name], usual.local, usual.product
-    assert callable(local)
-    assert callable(product)
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-        assert usual.factor is not None
         time, n, o = out_index
-        found = usual.factor(
-            _batch_first(op), (n, o, time), tuple(in_index[order.index(axis)] for axis in sorted(order))
-        )
+        place = tuple(in_index[order.index(axis)] for axis in sorted(order))
+        found: Factor | None = usual.factor(_batch_first(op), (n, o, time), place)
         if found is None or found.argument is None:
             return found
-        return replace(found, index=tuple(found.index[axis] for axis in orders[found.argument]))
+        return replace(found, index=tuple(found.index[axis] for axis in ORDERS[found.argument]))
 
     return Wrt(
         lambda op, g: usual.vjp(_batch_first(op), g.permute(1, 2, 0)).permute(order),
-        lambda op: local(_batch_first(op)),
-        lambda op: product(_batch_first(op)),
+        lambda op: usual.local(_batch_first(op)),
+        lambda op: usual.product(_batch_first(op)),
         zeros,
         factor,
     )
@@ -439,12 +400,14 @@ def _time_first(name: str, zeros: str) -> Wrt:
 
 conv_tbc = rule(
     "ConvTbcBackward0",
-    equation=lambda op: _Formulas(_batch_first(op)).equation(),
+    equation=lambda op: _Convolution(_batch_first(op)).equation(),
     where=r"$self \text{ is 0 outside}",
     wrt={
-        "self": _time_first("self", "an output element is made of the times under its kernel alone, in its own sample"),
-        "weight": _time_first("weight", "an output channel is made with its own weights alone"),
-        "bias": _time_first("bias", "output channel o has bias o alone added to it"),
+        "self": _time_first(
+            BY_INPUT, ORDERS["self"], "an output element is made of the times under its kernel alone, in its own sample"
+        ),
+        "weight": _time_first(BY_WEIGHT, ORDERS["weight"], "an output channel is made with its own weights alone"),
+        "bias": _time_first(BY_BIAS, (0,), "output channel o has bias o alone added to it"),
     },
     samples=lambda: [
         sample(torch.conv_tbc, randn(5, 2, 3), randn(2, 3, 4), randn(4)),
@@ -456,50 +419,43 @@ conv_tbc = rule(
 
 
 def _twice_upstream(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
-    (x, w, b), setting, room = gs, Convolution.of(op), op.grad_output.shape[2:]
+    (x, w, b), convolution, room = gs, _Convolution(op), op.grad_output.shape[2:]
     total = torch.zeros_like(op.grad_output)
     if x is not None:
-        total = total + setting.apply(x, op.weight, room)
+        total = total + convolution.apply(x, op.weight, room)
     if w is not None:
-        total = total + setting.apply(op.input, w, room)
+        total = total + convolution.apply(op.input, w, room)
     return total if b is None else total + b.reshape(-1, *(1 for _ in room))
-
-
-def _twice_input(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
-    if gs[1] is None:
-        return None
-    return Convolution.of(op).turned().apply(op.grad_output, gs[1], op.input.shape[2:])
-
-
-def _twice_weight(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if gs[0] is None else Convolution.of(op).weight_gradient(gs[0], op.grad_output, op.weight)
 
 
 def _by_upstream(op: Any) -> str:
     """The three gradients by the upstream one."""
-    f = _Formulas(op)
-    by = f.of_output("grad_output")
-    image, weight = (
-        derivative(f.of_input("out0"), by, f.weight()),
-        derivative(f.weight("out1"), by, f.of_input("input")),
-    )
-    bias = derivative("{$out2}_{o}", at("grad_output", "no" + f.places), "1")
+    f = _Convolution(op)
+    image = derivative(f.of_input("out0"), f.of_output("grad_output"), f.weight())
+    weight = derivative(f.weight("out1"), f.of_output("grad_output"), f.of_input())
+    bias = derivative("{$out2}_{o}", f.output("grad_output"), "1")
     return rf"{image}, \quad {weight}, \quad {bias}{f.outside('input')}"
 
 
 def _upstream_twice(op: Any) -> str:
     """What comes back to the upstream gradient: the convolution of what came to each of its gradients."""
-    f = _Formulas(op)
+    f = _Convolution(op)
     total = rf"{f.terms(True, 'g0')} + {f.terms(True, 'input', 'g1')} + {{$g2}}_{{o}}"
     outside = "".join(f.outside(name, f.transposed) for name in ("g0", "input"))
-    return rf"{at('grad', 'no' + f.places)} = {total}{outside}"
+    return rf"{f.output('grad')} = {total}{outside}"
 
 
 def _of_gradients(op: Any) -> str:
     """The gradients of the input, the weight and the bias."""
-    f = _Formulas(op)
-    three = f.back("out0", "grad_output"), f.pairs("out1", "input", "grad_output"), f.upstream("out2", "grad_output")
-    return r", \quad ".join(three)
+    f, g = _Convolution(op), "grad_output"
+    return r", \quad ".join([f.to_input("out0", g), f.to_weight("out1", g=g), f.to_bias("out2", g)])
+
+
+def _by_operand(op: Any, of_weight: bool) -> str:
+    """The gradient of the weight by the input, or of the input by the weight: what both meet of the upstream."""
+    f = _Convolution(op)
+    of, by = (f.weight("out1"), f.of_input()) if of_weight else (f.of_input("out0"), f.weight())
+    return derivative(of, by, f.of_output("grad_output"))
 
 
 def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
@@ -513,19 +469,15 @@ convolution_backward = rule(
     wrt={
         "grad_output": Wrt(_twice_upstream, _by_upstream, _upstream_twice),
         "input": Wrt(
-            _twice_input,
-            lambda op: derivative(
-                _Formulas(op).weight("out1"), _Formulas(op).of_input("input"), _Formulas(op).of_output("grad_output")
-            ),
-            lambda op: _Formulas(op).back("grad", "grad_output", "g1"),
+            lambda op, gs: None if gs[1] is None else _Convolution(op).input_gradient(op.grad_output, gs[1]),
+            lambda op: _by_operand(op, of_weight=True),
+            lambda op: _Convolution(op).to_input("grad", "grad_output", "g1"),
             "the gradients of the input and the bias do not depend on the input",
         ),
         "weight": Wrt(
-            _twice_weight,
-            lambda op: derivative(
-                _Formulas(op).of_input("out0"), _Formulas(op).weight(), _Formulas(op).of_output("grad_output")
-            ),
-            lambda op: _Formulas(op).pairs("grad", "g0", "grad_output") + _Formulas(op).outside("g0"),
+            lambda op, gs: None if gs[0] is None else _Convolution(op).weight_gradient(gs[0], op.grad_output),
+            lambda op: _by_operand(op, of_weight=False),
+            lambda op: _Convolution(op).to_weight("grad", "g0", "grad_output") + _Convolution(op).outside("g0"),
             "the gradients of the weight and the bias do not depend on the weight",
         ),
     },
@@ -541,50 +493,41 @@ convolution_backward = rule(
 # Patches ---------------------------------------------------------------------------------------------------------
 
 
-def _patches(op: Any, picture: Sequence[int]) -> tuple[Sliding, Index]:
-    """The sliding window of unfold and fold, and at how many places it stands along each axis of a picture."""
-    sliding = Sliding(tuple(op.kernel_size), tuple(op.stride), tuple(op.dilation), tuple(op.padding))
-    axes = zip(picture, sliding.size, sliding.stride, sliding.dilation, sliding.padding, strict=True)
-    return sliding, tuple((size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, d, pad in axes)
-
-
-def _collect(op: Any, t: Tensor) -> Tensor:
-    """im2col: the column of each place holds what lies under the kernel there."""
-    sliding, places = _patches(op, t.shape[-2:])
-    page = sliding.pad(t)
-    columns = torch.stack([page[window] for _, window in sliding.slices(places)], -3)
-    return columns.flatten(-4, -3).flatten(-2)
-
-
-def _lay(op: Any, columns: Tensor, picture: Sequence[int]) -> Tensor:
-    """col2im: put every column back where it came from, and add where they overlap."""
-    sliding, places = _patches(op, picture)
-    cells = columns.unflatten(-1, places).unflatten(-3, (-1, math.prod(sliding.size)))
-    page = sliding.pad(columns.new_zeros((*cells.shape[:-3], *picture)))
-    for k, (_, window) in enumerate(sliding.slices(places)):
-        page[window] += cells.select(-3, k)
-    return sliding.pad(page, -1)
-
-
-def _fold_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    """1 where column l's element (c, u, v) lies at this place of the picture."""
-    sliding, places = _patches(op, op.output_size)
-    (*lead, row, column), (*batch, channel, i, j) = in_index, out_index
-    c, k = divmod(row, math.prod(sliding.size))
-    one = [zip(each, strict=True) for each in (divmod(column, places[1]), divmod(k, sliding.size[1]), (i, j))]
-    return Factor(latex="1") if lead == batch and c == channel and all(sliding.meetings(*one)) else None
-
-
 class _Patches:
-    """The formulas of patches: element (c, u, v) of patch (i, j) has its place in the columns row by row."""
+    """The patches of a picture: element (c, u, v) of patch (i, j) has its place in the columns row by row."""
 
-    def __init__(self, op: Any, picture: Tensor) -> None:
-        sliding, places = _patches(op, picture.shape[-2:])
-        (height, width), self.met = sliding.size, sliding.source("ij", "uv")
-        self.lead = "n" * (picture.dim() - 3)
-        self.element = [position("cuv", [height * width, width, 1]), position("ij", [places[1], 1])]
-        counts = zip("uvij", (height, width, *places), strict=True)
+    def __init__(self, op: Any, shape: Sequence[int]) -> None:
+        self.sliding = Sliding(tuple(op.kernel_size), tuple(op.stride), tuple(op.dilation), tuple(op.padding))
+        axes = zip(shape[-2:], self.sliding.size, op.stride, op.dilation, op.padding, strict=True)
+        self.room = tuple(shape[-2:])
+        self.places = tuple((size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, d, pad in axes)
+        (height, width), self.met = self.sliding.size, self.sliding.source("ij", "uv")
+        self.lead = "n" * (op.out.dim() + op.self.dim() == 7)
+        self.element = [position("cuv", [height * width, width, 1]), position("ij", [self.places[1], 1])]
+        counts = zip("uvij", (height, width, *self.places), strict=True)
         self.ranges = r" \qquad (" + ", ".join(rf"0 \le {letter} < {count}" for letter, count in counts) + ")"
+
+    def collect(self, t: Tensor) -> Tensor:
+        """im2col: the column of each place holds what lies under the kernel there."""
+        page = self.sliding.pad(t)
+        columns = torch.stack([page[window] for _, window in self.sliding.slices(self.places)], -3)
+        return columns.flatten(-4, -3).flatten(-2)
+
+    def lay(self, columns: Tensor) -> Tensor:
+        """col2im: put every column back where it came from, and add where they overlap."""
+        cells = columns.unflatten(-1, self.places).unflatten(-3, (-1, math.prod(self.sliding.size)))
+        page = self.sliding.pad(columns.new_zeros((*cells.shape[:-3], *self.room)))
+        for k, (_, window) in enumerate(self.sliding.slices(self.places)):
+            page[window] += cells.select(-3, k)
+        return self.sliding.pad(page, -1)
+
+    def factor(self, out_index: Index, in_index: Index) -> Factor | None:
+        """1 where column l's element (c, u, v) lies at this place of the picture."""
+        (*lead, row, column), (*batch, channel, i, j) = in_index, out_index
+        c, k = divmod(row, math.prod(self.sliding.size))
+        each = divmod(column, self.places[1]), divmod(k, self.sliding.size[1]), (i, j)
+        met = self.sliding.meetings(*(zip(place, strict=True) for place in each))
+        return Factor(latex="1") if lead == batch and c == channel and all(met) else None
 
     def picture(self, name: str) -> str:
         """The element of the picture under (u, v) of patch (i, j)."""
@@ -593,30 +536,35 @@ class _Patches:
     def columns(self, name: str) -> str:
         return at(name, [*self.lead, *self.element])
 
-    def local(self, columns: str, picture: str, laid: bool = False) -> str:
-        """The derivative of the columns by the picture, or of the picture by the columns."""
-        both = self.columns(columns), self.picture(picture)
-        return derivative(*(both[::-1] if laid else both), "1") + self.ranges
-
     def cut(self, columns: str, picture: str) -> str:
-        return (
-            rf"{self.columns(columns)} = {self.picture(picture)}{self.ranges}, \quad ${picture} \text{{ is 0 outside}}"
-        )
+        outside = rf", \quad ${picture} \text{{ is 0 outside}}"
+        return f"{self.columns(columns)} = {self.picture(picture)}{self.ranges}{outside}"
 
     def laid(self, picture: str, columns: str) -> str:
         """The picture of columns: patches that overlap are added."""
         pairs = rf"\sum_{{u,v,i,j}} [p = {self.met[0]}] \, [q = {self.met[1]}] \, {self.columns(columns)}"
         return rf"{at(picture, [*self.lead, 'c', 'p', 'q'])} = {pairs}{self.ranges}"
 
+    def local(self, of: str, by: str) -> str:
+        return derivative(of, by, "1") + self.ranges
+
+
+def _of_self(op: Any) -> _Patches:
+    return _Patches(op, op.self.shape)
+
+
+def _of_out(op: Any) -> _Patches:
+    return _Patches(op, op.out.shape)
+
 
 im2col = moves(
     "Im2ColBackward0",
     name="im2col",
-    equation=lambda op: _Patches(op, op.self).cut("out", "self"),
-    local=lambda op: _Patches(op, op.self).local("out", "self"),
-    move=_collect,
-    home=lambda op, g: _lay(op, g, op.self.shape[-2:]),
-    product=lambda op: _Patches(op, op.self).laid("grad", "g"),
+    equation=lambda op: _of_self(op).cut("out", "self"),
+    local=lambda op: _of_self(op).local(_of_self(op).columns("out"), _of_self(op).picture("self")),
+    move=lambda op, t: _of_self(op).collect(t),
+    home=lambda op, g: _of_self(op).lay(g),
+    product=lambda op: _of_self(op).laid("grad", "g"),
     zeros="each output element is a copy of one input element, or a 0 of the padding",
     samples=lambda: [
         sample(F.unfold, randn(2, 3, 4, 5), (2, 3)),
@@ -630,14 +578,14 @@ im2col = moves(
 col2im = rule(
     "Col2ImBackward0",
     name="col2im",
-    equation=lambda op: _Patches(op, op.out).laid("out", "self"),
+    equation=lambda op: _of_out(op).laid("out", "self"),
     wrt={
         "self": Wrt(
-            _collect,
-            lambda op: _Patches(op, op.out).local("self", "out", laid=True),
-            lambda op: _Patches(op, op.out).cut("grad", "g"),
+            lambda op, g: _of_out(op).collect(g),
+            lambda op: _of_out(op).local(_of_out(op).picture("out"), _of_out(op).columns("self")),
+            lambda op: _of_out(op).cut("grad", "g"),
             "an element of a patch is added to one place of the picture, or lies in the padding",
-            _fold_factor,
+            lambda op, out_index, in_index: _of_out(op).factor(out_index, in_index),
         )
     },
     structure="linear",

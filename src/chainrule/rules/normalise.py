@@ -131,8 +131,8 @@ class _Norm:
     """A kind of normalisation: which elements share a mean and a variance, in the numbers and in the formulas.
 
     The groups lie along the axes `dims` of a `view` of the input. Each `unit` (feature or channel) has its own gain and
-    shift. Without a centre there is no mean, so nothing is taken off the gradient but the part along x_hat. If `summed`,
-    sigma is a length.
+    shift. Without a centre there is no mean, so nothing is taken off the gradient but the part along x_hat. Without
+    a mean of the squares (`summed`), sigma is a length.
     """
 
     zeros: str

@@ -198,44 +198,32 @@ for _axes in (2, 3):
 # Elements picked from a picture by their index -------------------------------------------------------------------
 
 
-def _home(t: Tensor, indices: Tensor, axes: int, like: Tensor) -> Tensor:
-    """Add every element of `t` to the place of a picture that its index names."""
-    page = like.new_zeros(like.shape).flatten(-axes)
-    return page.scatter_add(-1, indices.flatten(-axes), t.flatten(-axes)).reshape(like.shape)
+class _Indexed:
+    """Elements of a picture that are named by their row-major positions, in numbers and in formulas."""
 
+    def __init__(self, indices: Tensor, picture: Tensor, axes: int, index: str = "{$indices}") -> None:
+        self.indices, self.picture, self.axes = indices, picture, axes
+        self.steps, self.lead = row_major(picture.shape[-axes:]), "nc"[2 + axes - picture.dim() :]
+        places, inside = self.lead + PLACES[:axes], self.lead + INSIDE[:axes]
+        self.index = f"{index}_{{{','.join(places)}}}"
+        self.picked = WeightedSum(places, inside, f"[{position(INSIDE[:axes], self.steps)} = {self.index}]")
+        self.laid = self.picked.turned()
 
-def _pick(t: Tensor, indices: Tensor, axes: int) -> Tensor:
-    """The elements of a picture that the indices name."""
-    return t.flatten(-axes).gather(-1, indices.flatten(-axes)).reshape(indices.shape)
+    def home(self, t: Tensor) -> Tensor:
+        """Add every element of `t` to the place that its index names."""
+        page = self.picture.new_zeros(self.picture.shape).flatten(-self.axes)
+        added = page.scatter_add(-1, self.indices.flatten(-self.axes), t.flatten(-self.axes))
+        return added.reshape(self.picture.shape)
 
+    def pick(self, t: Tensor) -> Tensor:
+        """The elements of a picture that the indices name."""
+        return t.flatten(-self.axes).gather(-1, self.indices.flatten(-self.axes)).reshape(self.indices.shape)
 
-def _own(indices: Tensor, picked: Index, place: Index, axes: int, picture: Tensor) -> Factor | None:
-    """1 where an element of a picture is the one that an index names."""
-    steps = row_major(picture.shape[-axes:])
-    flat = sum(p * step for p, step in zip(place[-axes:], steps, strict=True))
-    own = picked[:-axes] == place[:-axes] and flat == int(indices[picked])
-    return Factor(latex="1") if own else None
-
-
-def _position(picture: Tensor, axes: int, letters: str = INSIDE) -> str:
-    """The row-major position of place (u, v), in LaTeX."""
-    return position(letters[:axes], row_major(picture.shape[-axes:]))
-
-
-def _lead(t: Tensor, axes: int) -> str:
-    return "nc"[2 + axes - t.dim() :]
-
-
-def _picked(index: str, axes: int, picture: Tensor) -> WeightedSum:
-    """The formulas of an element picked at place (i, j): that of the picture whose position is the index."""
-    lead = _lead(picture, axes)
-    met = rf"[{_position(picture, axes)} = {index}_{{{','.join(lead + PLACES[:axes])}}}]"
-    return WeightedSum(lead + PLACES[:axes], lead + INSIDE[:axes], met)
-
-
-def _laid(axes: int, picture: Tensor) -> WeightedSum:
-    """The formulas of a picture made of elements with given indices."""
-    return _picked("{$indices}", axes, picture).turned()
+    def factor(self, picked: Index, place: Index) -> Factor | None:
+        """1 where an element of the picture is the one that an index names."""
+        flat = sum(p * step for p, step in zip(place[-self.axes :], self.steps, strict=True))
+        own = picked[: -self.axes] == place[: -self.axes] and flat == int(self.indices[picked])
+        return Factor(latex="1") if own else None
 
 
 # Largest elements ------------------------------------------------------------------------------------------------
@@ -279,18 +267,21 @@ def _max_pool(
         each = zip(bounds(op), PLACES, inside, strict=False)
         return f"{','.join(inside)}: \\, {', '.join(bound.within(i, u) for bound, i, u in each)}"
 
-    def picked(op: Any) -> WeightedSum:
-        return _picked("I", axes, op.self)
+    def found(op: Any) -> _Indexed:
+        return _Indexed(op.outs[1], op.self, axes, "I")
+
+    def given(op: Any) -> _Indexed:
+        return _Indexed(op.indices, op.self, axes)
 
     def equation(op: Any) -> str:
-        found = picked(op)
-        return rf"{at('out', found.out)} = \max_{{{within(op, INSIDE[:axes])}}} {at('self', found.into)}"
+        sides = found(op).picked
+        return rf"{at('out', sides.out)} = \max_{{{within(op, INSIDE[:axes])}}} {at('self', sides.into)}"
 
     def index(op: Any) -> str:
-        lead, others, out = _lead(op.self, axes), "rst"[:axes], picked(op).out
-        same = rf"{within(op, others)}, \, {at('self', lead + others)} = {at('out', out)}"
-        defined = "".join(each.defined for each in bounds(op))
-        return rf"I_{{{','.join(out)}}} = \min_{{{same}}} ({_position(op.self, axes, others)}){defined}"
+        others, each = "rst"[:axes], found(op)
+        same = rf"{within(op, others)}, \, {at('self', each.lead + others)} = {at('out', each.picked.out)}"
+        defined = "".join(bound.defined for bound in bounds(op))
+        return rf"{each.index} = \min_{{{same}}} ({position(others, each.steps)}){defined}"
 
     rule(
         f"{node}Backward0",
@@ -299,11 +290,11 @@ def _max_pool(
         where=index,
         wrt={
             "self": Wrt(
-                lambda op, g: _home(g, op.outs[1], axes, op.self),
-                lambda op: picked(op).local(),
-                lambda op: picked(op).back(),
+                lambda op, g: found(op).home(g),
+                lambda op: found(op).picked.local(),
+                lambda op: found(op).picked.back(),
                 "an output element is a copy of the largest input element in its window",
-                lambda op, out_index, in_index: _own(op.outs[1], out_index, in_index, axes, op.self),
+                lambda op, out_index, in_index: found(op).factor(out_index, in_index),
                 lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
             )
         },
@@ -313,12 +304,12 @@ def _max_pool(
     rule(
         f"{node}BackwardBackward0",
         name=f"{name}_backward",
-        equation=lambda op: _laid(axes, op.self).forward(source="grad_output"),
+        equation=lambda op: given(op).laid.forward(source="grad_output"),
         wrt={
             "grad_output": Wrt(
-                lambda op, g: _pick(g, op.indices, axes),
-                lambda op: _laid(axes, op.self).local(by="grad_output"),
-                lambda op: _laid(axes, op.self).back(),
+                lambda op, g: given(op).pick(g),
+                lambda op: given(op).laid.local(by="grad_output"),
+                lambda op: given(op).laid.back(),
                 "every upstream element goes to one place",
             ),
             "self": unread("self"),
@@ -359,7 +350,7 @@ def _fractional_samples(axes: int) -> list[Sample]:
 
 def _drawn_bounds(op: Any, axes: int) -> list[Bounds]:
     """Windows that begin at places drawn at random, for each sample and channel."""
-    found, kernels, lead = [], _setting(op, "kernel_size", axes, (1,)), _lead(op.self, axes)
+    found, kernels, lead = [], _setting(op, "kernel_size", axes, (1,)), "nc"[2 + axes - op.self.dim() :]
     for axis, (kernel, (size, places)) in enumerate(zip(kernels, _sizes(op, axes), strict=True)):
         i, room = PLACES[axis], size - kernel
         start = f"{'fgh'[axis]}_{{{lead}{i}}}"
@@ -410,13 +401,6 @@ for _axes in (2, 3):
 # Back to the larger picture --------------------------------------------------------------------------------------
 
 
-def _written_twice(op: Any, axes: int) -> Tensor:
-    """Elements that are written to a place to which another one is written too."""
-    written = _home(torch.ones_like(op.self), op.indices, axes, op.out)
-    marks: Tensor = _pick(written, op.indices, axes) > 1
-    return marks
-
-
 def _unpool_samples(axes: int) -> list[Sample]:
     if axes == 2:
         return [
@@ -428,22 +412,26 @@ def _unpool_samples(axes: int) -> list[Sample]:
 
 def _unpools(axes: int) -> None:
     """The way from the largest elements to a picture with zeros between them."""
+
+    def given(op: Any) -> _Indexed:
+        return _Indexed(op.indices, op.out, axes)
+
     rule(
         f"MaxUnpool{axes}DBackward0",
         name=f"max_unpool{axes}d",
-        equation=lambda op: _laid(axes, op.out).forward(),
+        equation=lambda op: given(op).laid.forward(),
         wrt={
             "self": Wrt(
-                lambda op, g: _pick(g, op.indices, axes),
-                lambda op: _laid(axes, op.out).local(),
-                lambda op: _laid(axes, op.out).back(),
+                lambda op, g: given(op).pick(g),
+                lambda op: given(op).laid.local(),
+                lambda op: given(op).laid.back(),
                 "each input element is written to one place, the one that its index names",
-                lambda op, out_index, in_index: _own(op.indices, in_index, out_index, axes, op.out),
+                lambda op, out_index, in_index: given(op).factor(in_index, out_index),
             )
         },
         constants={"indices": "not differentiable"},
         kink=Kink(
-            lambda op, radius: _written_twice(op, axes),
+            lambda op, radius: given(op).pick(given(op).home(torch.ones_like(op.self))) > 1,
             "each of several elements written to one place gets that place's gradient",
         ),
         structure="linear",

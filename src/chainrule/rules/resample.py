@@ -435,8 +435,8 @@ BILINEAR, NEAREST, BICUBIC = 0, 1, 2
 ZEROS, BORDER_PADDING, REFLECTION = 0, 1, 2
 
 
-# One of the input places that each sampled point is made of along an axis: its index, its weight (0 outside the picture)
-# and the derivative of the weight by the grid's coordinate.
+# One of the input places that each sampled point is made of along an axis: its index, its weight (0 outside), and the
+# derivative of the weight by the grid's coordinate.
 Point = tuple[Tensor, Tensor, Tensor]
 
 SLOPES = {  # at a whole number, that of the cell to the right
@@ -681,37 +681,31 @@ def _base_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex=fraction(value)) if n == m and row == own else None
 
 
-def _coordinates(op: Any) -> tuple[list[str], str]:
-    """The coordinates p, q and 1 of a place, by the columns of theta, and their definitions."""
-    sizes = list(op.size[2:])
-    axes = list(zip("pqr", reversed(PLACES[: len(sizes)]), reversed(sizes), strict=False))
+def _columns(op: Any) -> tuple[list[WeightedSum], str]:
+    """What each column of theta adds to coordinate l of a place, by the place's own p, q and 1; and what these are."""
+    letters, sizes = PLACES[: len(op.size) - 2], op.size[2:]
     line = r"\frac{{2 \, {0}}}{{{2}}} - 1" if op.align_corners else r"\frac{{2 \, {0} + 1}}{{{1}}} - 1"
+    axes = list(zip("pqr", reversed(letters), reversed(sizes), strict=False))
     where = (f"{name}_{letter} = {line.format(letter, size, max(size - 1, 1))}" for name, letter, size in axes)
-    return [*(f"{name}_{letter}" for name, letter, _ in axes), "1"], r", \quad ".join(where)
-
-
-def _columns(op: Any) -> list[WeightedSum]:
-    """What each column of theta adds to a coordinate l of a place."""
-    places = PLACES[: len(op.size) - 2]
-    return [WeightedSum(f"n{places}l", f"nl{k}", base) for k, base in enumerate(_coordinates(op)[0])]
+    base = [*(f"{name}_{letter}" for name, letter, _ in axes), "1"]
+    return [WeightedSum(f"n{letters}l", f"nl{k}", each) for k, each in enumerate(base)], r", \quad ".join(where)
 
 
 def _affine_equation(op: Any) -> str:
-    columns = _columns(op)
-    return f"{at('out', columns[0].out)} = " + " + ".join(
-        rf"{at('theta', each.into)} \, {each.weight}" for each in columns
-    )
+    columns, _ = _columns(op)
+    terms = " + ".join(rf"{at('theta', each.into)} \, {each.weight}" for each in columns)
+    return f"{at('out', columns[0].out)} = {terms}"
 
 
 affine_grid = rule(
     "AffineGridGeneratorBackward0",
     equation=_affine_equation,
-    where=lambda op: _coordinates(op)[1],
+    where=lambda op: _columns(op)[1],
     wrt={
         "theta": Wrt(
             lambda op, g: torch.einsum("npj,pk->njk", g.flatten(1, -2), _base_grid(op).flatten(0, -2)),
-            lambda op: r", \quad ".join(each.local(by="theta") for each in _columns(op)),
-            lambda op: r", \quad ".join(each.back() for each in _columns(op)),
+            lambda op: r", \quad ".join(each.local(by="theta") for each in _columns(op)[0]),
+            lambda op: r", \quad ".join(each.back() for each in _columns(op)[0]),
             "each sample has its own matrix, and each coordinate its own row",
             _base_factor,
         )
