@@ -295,7 +295,8 @@ def _convolution(*nodes: str, x: str, **more: Any) -> Rule:
 
 def _samples() -> list[Sample]:
     two, three = (randn(2, 4, 5, 6), randn(3, 4, 3, 2)), (randn(1, 2, 4, 3, 4), randn(3, 2, 2, 1, 3))
-    grouped = (randn(2, 4, 5, 6), randn(6, 2, 3, 2), randn(6))
+    grouped, turned = (randn(2, 4, 5, 6), randn(6, 2, 3, 2), randn(6)), (randn(2, 4, 3, 2), randn(4, 3, 3, 2))
+    many = {"stride": (3, 2), "padding": (1, 0), "output_padding": (2, 1), "groups": 2, "dilation": 2}
     return [
         sample(F.conv1d, randn(2, 3, 5), randn(4, 3, 2), randn(4)),
         sample(F.conv2d, *two, randn(3)),
@@ -309,20 +310,9 @@ def _samples() -> list[Sample]:
         sample(F.conv2d, randn(1, 1, 1, 1), randn(1, 1, 1, 1), randn(1), note="size 1"),
         sample(F.conv3d, *three, randn(3), stride=(1, 2, 1), padding=(0, 1, 1)),
         sample(F.conv_transpose1d, randn(2, 3, 5), randn(3, 4, 2), randn(4), stride=3, note="gaps"),
-        sample(F.conv_transpose2d, randn(2, 4, 3, 2), randn(4, 3, 3, 2), randn(3), stride=2, padding=1),
-        sample(
-            F.conv_transpose2d,
-            randn(2, 4, 3, 2),
-            randn(4, 3, 3, 2),
-            randn(6),
-            stride=(3, 2),
-            padding=(1, 0),
-            output_padding=(2, 1),
-            groups=2,
-            dilation=2,
-            note="groups, dilation, output padding",
-        ),
-        sample(F.conv_transpose2d, randn(0, 4, 3, 2), randn(4, 3, 3, 2), note="empty batch"),
+        sample(F.conv_transpose2d, *turned, randn(3), stride=2, padding=1),
+        sample(F.conv_transpose2d, *turned, randn(6), **many, note="groups, dilation, output padding"),
+        sample(F.conv_transpose2d, randn(0, 4, 3, 2), turned[1], note="empty batch"),
         sample(F.conv_transpose3d, randn(1, 2, 2, 3, 2), randn(2, 3, 2, 1, 3), stride=2, padding=(1, 0, 1)),
     ]
 

@@ -218,6 +218,13 @@ def _product_samples(function: Callable[..., Tensor], subscripts: str, added: bo
         sizes = {"b": 2, "i": 2, "j": 3, "k": 4, **changed}
         return [make(*(sizes[each] for each in letters)) for letters in [*[result] * added, *inputs]]
 
+    whole, *factors = operands()
+    if added:
+        yield sample(function, whole, *factors, beta=2, alpha=0.5, note="scaled")
+        yield sample(function, randn(whole.shape[-1]), *factors, beta=0.5, alpha=-2.0, note="broadcast")
+        yield sample(function, randn(*whole.shape[:-1], 1), *factors, note="a column")
+        yield sample(function, randn(), *factors, note="0-dim self")
+        yield sample(function, whole, *factors, beta=0, note="beta 0")
     yield sample(function, *operands())
     yield sample(function, *operands(b=1, i=1, j=1, k=1), note="size 1")
     yield sample(function, *operands(i=0), note="no rows")
@@ -226,13 +233,6 @@ def _product_samples(function: Callable[..., Tensor], subscripts: str, added: bo
     yield sample(function, *operands(_complex), note="complex")
     if function is torch.bmm:
         yield sample(torch.matmul, randn(2, 1, 3, 4), randn(3, 4, 2), note="matmul with broadcast batches")
-    if added:
-        whole, *factors = operands()
-        yield sample(function, whole, *factors, beta=2, alpha=0.5, note="scaled")
-        yield sample(function, randn(whole.shape[-1]), *factors, beta=0.5, alpha=-2.0, note="broadcast")
-        yield sample(function, randn(*whole.shape[:-1], 1), *factors, note="a column")
-        yield sample(function, randn(), *factors, note="0-dim self")
-        yield sample(function, whole, *factors, beta=0, note="beta 0")
 
 
 product_rule("MmBackward0", torch.mm, "ij,jk->ik", ("self", "mat2"))
@@ -324,11 +324,6 @@ def _layer(op: Any) -> Letters:
     return f"{samples}i", f"{out}i", samples + out
 
 
-def _of_weight(op: Any) -> Letters:
-    into, weight, out = _layer(op)
-    return weight, into, out
-
-
 def _linear_input(op: Any, g: Tensor) -> Tensor:
     weight = op.weight if op.weight.dim() == 2 else op.weight.unsqueeze(0)
     gradient: Tensor = g.reshape(*op.input.shape[:-1], len(weight)) @ weight.conj()
@@ -347,19 +342,6 @@ def _weight_product(op: Any) -> str:
     if len(into) == 2:
         return in_matrices("oi", ("g", "no"), ("input", "ni"), "input" if op.input.is_complex() else "")
     return WeightedSum(out, weight, at("input", into)).back()
-
-
-def _bias_features(op: Any) -> str:
-    """The letters of the bias: a single number is added to all."""
-    return "o" if op.weight.dim() == 2 and op.bias.shape == op.weight.shape[:1] else ""
-
-
-def _bias_pattern(op: Any) -> Pattern | None:
-    if not real(op.out, op.input, op.weight, op.bias):
-        return None
-    if not (letters := _bias_features(op)):
-        return aligned(op.out.shape, op.bias.shape)
-    return meeting(named(_layer(op)[2], op.out.shape), named(letters, op.bias.shape))
 
 
 def _bias_product(op: Any) -> str:
@@ -383,7 +365,7 @@ linear = rule(
         "weight": _operand(
             "weight",
             "input",
-            _of_weight,
+            lambda op: (_layer(op)[1], _layer(op)[0], _layer(op)[2]),
             _linear_weight,
             _weight_product,
             "each neuron has its own row of weights: output column o is made with row o of the weight alone",
@@ -394,7 +376,7 @@ linear = rule(
             _bias_product,
             "each neuron has its own bias: output column o has bias o alone added to it, in every sample",
             lambda op, out, into: Factor(latex="1") if into in (out[len(out) - len(into) :], ()) else None,
-            _bias_pattern,
+            lambda op: aligned(op.out.shape, op.bias.shape) if real(op.out, op.input, op.weight, op.bias) else None,
         ),
     },
     samples=lambda: [

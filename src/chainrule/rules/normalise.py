@@ -189,8 +189,8 @@ class _Norm:
         sizes = self.view(op, op.input).shape
         count = math.prod(sizes[axis] for axis in self.dims(op))
         over = ",".join(letter for letter in at.other if letter not in at.group)
-        share = "" if self.summed else rf"\frac{{1}}{{{count}}} "
-        average = rf"{share}\sum_{{{over}{f': {at.limit}' if at.limit else ''}}}"
+        share = "" if self.summed else rf"\frac{{1}}{{{count}}}"
+        average = rf"{share} \sum_{{{over}{f': {at.limit}' if at.limit else ''}}}"
         mean, centre, running = (r"@average {$input}_{@o}", r" - \mu_{@p}", "") if self.centred else ("", "", "")
         if not _training(op):
             mean, running = "{$running_mean}_{c}", "{$running_var}_{c}"

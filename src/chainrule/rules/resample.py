@@ -647,10 +647,7 @@ grid_sampler = rule(
             "a sampled point is made of the input elements around it alone",
         ),
         "grid": Wrt(
-            _sampled_grid,
-            _by_grid,
-            _back_to_grid,
-            "a point of the grid moves its own sample alone, in all channels",
+            _sampled_grid, _by_grid, _back_to_grid, "a point of the grid moves its own sample alone, in all channels"
         ),
     },
     kink=Kink(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Rule, Wrt, at, derivative, number, rule, sample
-from chainrule.rules.linear import prefix, randn
+from chainrule.rules.linear import WeightedSum, prefix, randn
 
 
 def dense(t: Tensor) -> Tensor:
@@ -98,12 +98,7 @@ sampled_addmm = _sparse_product(
     "self",
     samples=lambda: [
         sample(
-            torch.sparse.sampled_addmm,
-            _graph(torch.sparse_csr),
-            _doubles(2, 4),
-            _doubles(4, 3),
-            beta=0.5,
-            alpha=2.0,
+            torch.sparse.sampled_addmm, _graph(torch.sparse_csr), _doubles(2, 4), _doubles(4, 3), beta=0.5, alpha=2.0
         )
     ],
     source="derivatives.yaml: sparse_sampled_addmm",
@@ -142,28 +137,22 @@ def _named(op: Any) -> list[str]:
     return [f"{{$indices}}_{{{axis},n}}" for axis in range(op.indices.shape[0])]
 
 
-def _rest(op: Any) -> str:
-    """The letters of the axes of a value, where each value is itself a tensor."""
-    return "pqr"[: op.values.dim() - 1]
-
-
-def _placed(op: Any) -> str:
-    return "ijkl"[: op.indices.shape[0]] + _rest(op)
-
-
-def _met(op: Any) -> str:
-    return r" \, ".join(f"[{place} = {letter}]" for place, letter in zip(_named(op), "ijkl", strict=False))
+def _placed(op: Any) -> WeightedSum:
+    """The formulas: value n is at its place (i, j), and may itself be a tensor, with axes p, q."""
+    rest = "pqr"[: op.values.dim() - 1]
+    met = (f"[{place} = {letter}]" for place, letter in zip(_named(op), "ijkl", strict=False))
+    return WeightedSum("ijkl"[: op.indices.shape[0]] + rest, "n" + rest, r" \, ".join(met))
 
 
 sparse_coo_tensor = rule(
     "SparseCooTensorWithDimsAndTensorsBackward0",
     name="sparse_coo_tensor",
-    equation=lambda op: rf"{at('out', _placed(op))} = \sum_{{n}} {_met(op)} \, {at('values', 'n' + _rest(op))}",
+    equation=lambda op: _placed(op).forward(source="values"),
     wrt={
         "values": Wrt(
             lambda op, g: dense(g)[tuple(op.indices)],
-            lambda op: derivative(at("out", _placed(op)), at("values", "n" + _rest(op)), _met(op)),
-            lambda op: at("grad", "n" + _rest(op)) + " = " + at("g", [*_named(op), *_rest(op)]),
+            lambda op: _placed(op).local(by="values"),
+            lambda op: f"{at('grad', _placed(op).into)} = {at('g', [*_named(op), *_placed(op).into[1:]])}",
             "each value goes to its own place",
         )
     },
