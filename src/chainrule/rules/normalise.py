@@ -26,9 +26,10 @@ Index = tuple[int, ...]
 # Softmax ---------------------------------------------------------------------------------------------------------
 
 
-def _softmax(*nodes: str, entries: tuple[str, str], vjp: Any, local: str, product: str, **more: Any) -> Rule:
+def _softmax(
+    *nodes: str, function: Any, entries: tuple[str, str], vjp: Any, local: str, product: str, **more: Any
+) -> Rule:
     """Register a function of rows along dim; `entries` are the Jacobian's, on the diagonal of a row and off it."""
-    function = more.pop("function")
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         dim = op.dim % max(len(out_index), 1)

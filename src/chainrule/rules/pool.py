@@ -82,7 +82,7 @@ def _adaptive(size: int, places: int) -> Window:
     first, last = p * size // max(places, 1), -(-(p + 1) * size // max(places, 1))
     index = first.unsqueeze(-1) + torch.arange(int((last - first).max()) if places else 0)
     inside = index < last.unsqueeze(-1)
-    step = "" if size == places else rf"{fraction(size / places)} \, "
+    step = "" if size == places else rf"{fraction(size / max(places, 1))} \, "
     bounds = Bounds(rf"\lfloor {step}@i \rfloor", rf"\lceil {step}(@i + 1) \rceil")
     count = f"{bounds.end} - {bounds.first}"
     return Window(size, index.clamp(max=max(size - 1, 0)), inside, inside, bounds, count)

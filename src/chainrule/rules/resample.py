@@ -454,7 +454,7 @@ class _Line:
     """One axis of a sampled picture: what the points are made of along it, in numbers and in LaTeX."""
 
     def __init__(self, op: Any, axis: int) -> None:
-        self.op, self.size, self.u = op, op.input.shape[2 + axis], INSIDE[axis]
+        self.op, self.size, self.u, self.map = op, op.input.shape[2 + axis], INSIDE[axis], MAPS[axis]
         self.column = op.grid.shape[-1] - 1 - axis  # the grid's numbers are (x, y, z), the axes (z, y, x)
         self.corners, self.mode, self.padding = op.align_corners, op.interpolation_mode, op.padding_mode
         self.scale = (self.size - 1) / 2 if self.corners else self.size / 2
@@ -513,25 +513,30 @@ class _Line:
         return torch.zeros_like(near) if self.mode == BICUBIC else near
 
     def written(self) -> tuple[str, str, str]:
-        """The coordinate of a point, and the weight of place u with its slope."""
-        prime, p, u, scale = r"\lambda'", self.place, self.u, fraction(self.scale)
+        """What the place of a point along the axis, the weight of place u, and its slope stand for."""
+        p, corner = self.place, "" if self.corners else r" - \frac{1}{2}"
+        count = self.size - 1 if self.corners else self.size
         number = at("grid", f"{_point(self.op)}{self.column}")
-        if self.corners:
-            coordinate = rf"\frac{{{self.size - 1}}}{{2}} \, ({number} + 1)"
-        else:
-            coordinate = rf"\frac{{{self.size}}}{{2}} \, ({number} + 1) - \frac{{1}}{{2}}"
+        weight, slope = self.weight()
+        index = f"_{{{_point(self.op)}{self.u}}}"
+        coordinate = rf"{p} = \frac{{{count}}}{{2}} \, ({number} + 1){corner}"
+        return coordinate, f"{self.map}{index} = {weight}", f"{self.map}'{index} = {slope}"
+
+    def weight(self) -> tuple[str, str]:
+        """The weight of place u, and its slope."""
+        prime, p, u, scale = r"\lambda'", self.place, self.u, fraction(self.scale)
         moved = self.written_inside(p)
         if self.mode == NEAREST:
-            return coordinate, rf"[{u} = \operatorname{{round}}({moved})]", "0"
+            return rf"[{u} = \operatorname{{round}}({moved})]", "0"
         if self.mode == BICUBIC:
             four = self.written_inside(rf"\lfloor {p} \rfloor + m")
-            return coordinate, _four_places(p, four, u), rf"{scale} \, {_four_places(p, four, u, prime)}"
+            return _four_places(p, four, u), rf"{scale} \, {_four_places(p, four, u, prime)}"
         slope = rf"{scale} \, {prime}({moved} - {u})"
         if self.padding == REFLECTION and self.span:
             low = fraction(self.low)
             slope += rf" \, (-1)^{{\lfloor |{p} - ({low})| / {self.span} \rfloor}} \, (1 - 2 \, [{p} < {low}])"
         clip = "" if self.padding == ZEROS else rf" \, [0 < {moved} < {self.size - 1}]"
-        return coordinate, rf"\lambda({moved} - {u})", slope + clip
+        return rf"\lambda({moved} - {u})", slope + clip
 
     def written_inside(self, place: str) -> str:
         if self.padding == REFLECTION:
@@ -556,10 +561,8 @@ def _corners(op: Any) -> Iterator[tuple[Tensor, tuple[Point, ...]]]:
 def _sampled_input(op: Any, g: Tensor) -> Tensor:
     page = torch.zeros_like(op.input).flatten(2)
     for flat, corner in _corners(op):
-        share = g
-        for _, weight, _ in corner:
-            share = share * weight.unsqueeze(1)
-        page = page.scatter_add(2, flat, share.flatten(2))
+        weight = math.prod((weight for _, weight, _ in corner[1:]), start=corner[0][1])
+        page = page.scatter_add(2, flat, (g * weight.unsqueeze(1)).flatten(2))
     return page.reshape(op.input.shape)
 
 
@@ -588,16 +591,10 @@ def _sampled(op: Any, moved: int | None = None) -> WeightedSum:
 
 
 def _definitions(op: Any) -> str:
-    lines, weights = _lines(op), zip(MAPS, INSIDE, strict=True)
-    named = [
-        (m, f"_{{{_point(op)}{u}}}", line.place, *line.written()) for (m, u), line in zip(weights, lines, strict=False)
-    ]
-    parts = [f"{place} = {coordinate}" for _, _, place, coordinate, _, _ in named]
-    parts += [f"{m}{index} = {weight}" for m, index, _, _, weight, _ in named]
-    curve = {BILINEAR: TRIANGLE.text, BICUBIC: CUBIC.text, NEAREST: ""}[op.interpolation_mode]
-    slopes = [f"{m}'{index} = {slope}" for m, index, *_, slope in named]
-    parts += [curve, *slopes, SLOPES[op.interpolation_mode]] if curve else slopes
-    return r", \quad ".join(parts)
+    places, weights, slopes = zip(*(line.written() for line in _lines(op)), strict=True)
+    curve = {BILINEAR: [TRIANGLE.text], BICUBIC: [CUBIC.text], NEAREST: []}[op.interpolation_mode]
+    slope = [SLOPES[op.interpolation_mode]] if curve else []
+    return r", \quad ".join([*places, *weights, *curve, *slopes, *slope])
 
 
 def _moved(op: Any) -> Iterator[tuple[str, WeightedSum]]:
