@@ -18,8 +18,9 @@ first, which is what a packed sequence is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -33,89 +34,110 @@ Steps = list[Tensor]
 
 # Cells: what one step does with its gates, and the way back of that. -----------------------------------------------
 
-
-@dataclass(frozen=True)
-class GateGradients:
-    """d loss / d of what a step started from: its gates, and the states where they enter beside the gates."""
-
-    input_gates: Tensor
-    hidden_gates: Tensor
-    h: Tensor | None
-    c: Tensor | None
+# The states u and v before a step, or what comes back to a, d, u and v; None where a cell has none.
+States = tuple[Any, Any, Any, Any]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`forward(a, b, h, c)` gives the new h and c; `back(a, b, h, c, h_bar, c_bar)` what comes back from theirs."""
+    """A cell from its gates a and d and the states u and v before the step, as formulas in short that print and run.
 
-    forward: Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Tensor | None]]
-    back: Callable[[Tensor, Tensor, Tensor, Any, Tensor, Any], GateGradients]
+    `z` is a tensor of the step, `.z` its direction, `~z` its gradient, `z[0/4]` its first quarter. `moved` says how all
+    of that changes with its gates and states, `gates` what comes back to the gates from h and c (w is what comes to c
+    from later steps), `to_h` and `to_c` what comes back to the states beside the gates.
+    """
 
+    forward: str
+    moved: str
+    gates: str
+    to_h: str = ""
+    to_c: str = ""
 
-def _lstm_gates(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    i, f, g, o = (a + b).chunk(4, -1)
-    return i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    def run(self, a: Tensor, d: Tensor, u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The new h and c."""
+        known = _run(self.forward, {"a": a, "d": d, "u": u, "v": v})
+        return known["h"], known.get("c")
 
-
-def _lstm(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, g, o = _lstm_gates(a, b)
-    c = f * c + i * g
-    return o * c.tanh(), c
-
-
-def _lstm_back(a: Tensor, b: Tensor, h: Tensor, c: Tensor, h_bar: Tensor, c_bar: Tensor) -> GateGradients:
-    i, f, g, o = _lstm_gates(a, b)
-    squashed = (f * c + i * g).tanh()
-    c_bar = c_bar + h_bar * o * (1 - squashed**2)
-    gates = torch.cat(
-        [
-            c_bar * g * i * (1 - i),
-            c_bar * c * f * (1 - f),
-            c_bar * i * (1 - g**2),
-            h_bar * squashed * o * (1 - o),
-        ],
-        -1,
-    )
-    return GateGradients(gates, gates, None, c_bar * f)
+    def back(self, a: Tensor, d: Tensor, u: Tensor, v: Tensor | None, h_bar: Tensor, c_bar: Tensor | None) -> States:
+        """What comes back to a, d, u and v from the gradients of h and c."""
+        known = _run(self.forward, {"a": a, "d": d, "u": u, "v": v})
+        known = _run(self.gates, known | {"h_bar": h_bar, "w_bar": c_bar})
+        to_states = (eval(_compiled(each), CODE, known) if each else None for each in (self.to_h, self.to_c))
+        return known["a_bar"], known["d_bar"], *to_states
 
 
-def _gru_gates(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, -1), b.chunk(3, -1)
-    r, z = (a_r + b_r).sigmoid(), (a_z + b_z).sigmoid()
-    return r, z, (a_n + r * b_n).tanh(), b_n
+SHORT = re.compile(r"([.~]?)\b([a-z])\b(?:\[(\d)/(\d)\])?")
+CODE = {
+    "sigma": torch.sigmoid, "tanh": torch.tanh, "ReLU": torch.relu, "part": lambda t, k, n: t.chunk(n, -1)[k],
+    "join": lambda *parts: torch.cat(parts, -1),
+}  # fmt: skip
 
 
-def _gru(a: Tensor, b: Tensor, h: Tensor, c: None) -> tuple[Tensor, None]:
-    _, z, n, _ = _gru_gates(a, b)
-    return (1 - z) * n + z * h, None
+@cache
+def _code(short: str) -> str:
+    """Python of a formula in short."""
+
+    def word(found: re.Match[str]) -> str:
+        mark, name, place, count = found.groups()
+        name += "_bar" if mark == "~" else ""
+        return name if place is None else f"part({name}, {place}, {count})"
+
+    text = re.sub(r"\[(\w > 0)\]", r"(\1)", " ".join(short.split()))
+    return re.sub(r"\[([^/]+)\]", r"join(\1)", SHORT.sub(word, text))
 
 
-def _gru_back(a: Tensor, b: Tensor, h: Tensor, c: None, h_bar: Tensor, c_bar: None) -> GateGradients:
-    r, z, n, b_n = _gru_gates(a, b)
-    n_bar = h_bar * (1 - z) * (1 - n**2)
-    z_bar = h_bar * (h - n) * z * (1 - z)
-    r_bar = n_bar * b_n * r * (1 - r)
-    return GateGradients(
-        torch.cat([r_bar, z_bar, n_bar], -1), torch.cat([r_bar, z_bar, n_bar * r], -1), h_bar * z, None
-    )
+@cache
+def _compiled(short: str) -> Any:
+    return compile(_code(short), "<cell>", "eval")
 
 
-def _plain(squash: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Cell:
-    """The plain RNN: `slope` is the derivative of `squash`, told by its output."""
+def _run(short: str, known: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of formulas in short, one after the other, and those known before."""
+    for line in short.split(";"):
+        name, _, formula = line.partition("=")
+        known[_code(name)] = eval(_compiled(formula), CODE, known)
+    return known
 
-    def back(a: Tensor, b: Tensor, h: Tensor, c: None, h_bar: Tensor, c_bar: None) -> GateGradients:
-        gates = h_bar * slope(squash(a + b))
-        return GateGradients(gates, gates, None, None)
 
-    return Cell(lambda a, b, h, c: (squash(a + b), None), back)
+def _latex(short: str) -> str:
+    """LaTeX of formulas in short: `z` is z_t."""
+
+    def letter(found: re.Match[str]) -> str:
+        mark, name, place, count = found.groups()
+        name = {"": name, ".": rf"\dot{{{name}}}", "~": rf"\bar{{{name}}}"}[mark] + "_t"
+        return name if place is None else rf"\operatorname{{chunk}}({name}, {place}, {count})"
+
+    text = SHORT.sub(letter, " ".join(short.split()))
+    for word, command in (("*", r"\odot"), ("tanh", r"\tanh"), ("sigma", r"\sigma"), (";", r", \quad")):
+        text = text.replace(word, command)
+    return text.replace("ReLU", r"\operatorname{ReLU}")
 
 
 LSTM = 2
 CELLS = {  # by PyTorch's number for the mode of a fused kernel
-    0: _plain(torch.relu, lambda y: (y > 0).to(y.dtype)),
-    1: _plain(torch.tanh, lambda y: 1 - y**2),
-    LSTM: Cell(_lstm, _lstm_back),
-    3: Cell(_gru, _gru_back),
+    LSTM: Cell(
+        "z = a + d; i = sigma(z[0/4]); f = sigma(z[1/4]); g = tanh(z[2/4]); o = sigma(z[3/4]); c = f * v + i * g; "
+        "h = o * tanh(c)",
+        ".z = .a + .d; .i = i * (1 - i) * .z[0/4]; .f = f * (1 - f) * .z[1/4]; .g = (1 - g * g) * .z[2/4]; "
+        ".o = o * (1 - o) * .z[3/4]; .c = .f * v + f * .v + .i * g + i * .g; "
+        ".h = .o * tanh(c) + o * (1 - tanh(c) * tanh(c)) * .c",
+        "~c = ~h * o * (1 - tanh(c) * tanh(c)) + ~w; ~a = [~c * g * i * (1 - i), ~c * v * f * (1 - f), "
+        "~c * i * (1 - g * g), ~h * tanh(c) * o * (1 - o)]; ~d = ~a",
+        to_c="f * ~c",
+    ),
+    3: Cell(
+        "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); "
+        "h = (1 - z) * n + z * u",
+        ".r = r * (1 - r) * (.a[0/3] + .d[0/3]); .z = z * (1 - z) * (.a[1/3] + .d[1/3]); "
+        ".n = (1 - n * n) * (.a[2/3] + .r * d[2/3] + r * .d[2/3]); .h = (1 - z) * .n + .z * (u - n) + z * .u",
+        "~n = ~h * (1 - z) * (1 - n * n); ~z = ~h * (u - n) * z * (1 - z); ~r = ~n * d[2/3] * r * (1 - r); "
+        "~a = [~r, ~z, ~n]; ~d = [~r, ~z, ~n * r]",
+        to_h="z * ~h",
+    ),
+    **{
+        mode: Cell(f"h = {squash}(a + d)", f".h = {slope} * (.a + .d)", f"~a = ~h * {slope}; ~d = ~a")
+        for mode, squash, slope in ((0, "ReLU", "[h > 0]"), (1, "tanh", "(1 - h * h)"))
+    },
 }
 
 
@@ -154,7 +176,7 @@ class Pass:
         for t in self.order(len(steps)):
             here = steps[t].shape[0]
             states[t] = h[:here], None if c is None else c[:here]
-            new, memory = self.cell.forward(*self.gates(steps[t], states[t][0]), *states[t])
+            new, memory = self.cell.run(*self.gates(steps[t], states[t][0]), *states[t])
             outputs[t] = new if self.projection is None else new @ self.projection.mT
             h = torch.cat([outputs[t], h[here:]])  # sequences that are over, or not begun, keep their state
             c = None if c is None or memory is None else torch.cat([memory, c[here:]])
@@ -171,17 +193,18 @@ class Pass:
             a, b = self.gates(x, h_t)
             new_bar = h_bar[:here] + g[t]
             if self.projection is not None:
-                weights_bar[-1] += new_bar.mT @ self.cell.forward(a, b, h_t, c_t)[0]
+                weights_bar[-1] += new_bar.mT @ self.cell.run(a, b, h_t, c_t)[0]
                 new_bar = new_bar @ self.projection
-            bar = self.cell.back(a, b, h_t, c_t, new_bar, None if c_bar is None else c_bar[:here])
-            for place, (gates, operand) in enumerate([(bar.input_gates, x), (bar.hidden_gates, h_t)]):
+            later = None if c_bar is None else c_bar[:here]
+            a_bar, b_bar, to_h, to_c = self.cell.back(a, b, h_t, c_t, new_bar, later)
+            for place, (gates, operand) in enumerate([(a_bar, x), (b_bar, h_t)]):
                 weights_bar[place] += gates.mT @ operand
                 if self.biased:
                     weights_bar[2 + place] += gates.sum(0)
-            steps_bar[t] = bar.input_gates @ self.weights[0]
-            before = bar.hidden_gates @ self.weights[1]
-            h_bar = torch.cat([before if bar.h is None else before + bar.h, h_bar[here:]])
-            c_bar = None if c_bar is None or bar.c is None else torch.cat([bar.c, c_bar[here:]])
+            steps_bar[t] = a_bar @ self.weights[0]
+            before = b_bar @ self.weights[1]
+            h_bar = torch.cat([before if to_h is None else before + to_h, h_bar[here:]])
+            c_bar = None if c_bar is None else torch.cat([to_c, c_bar[here:]])
         return steps_bar, h_bar, c_bar, weights_bar
 
 
@@ -192,11 +215,12 @@ class Pass:
 class Network:
     """A fused kernel's arguments in one form, whichever kernel it is: `passes[layer][direction]`, and all that enters.
 
-    `h` and `c` are (passes, batch, state).
+    `split` makes steps of a sequence; `h` and `c` are (passes, batch, state).
     """
 
     passes: list[list[Pass]]
-    steps: Steps
+    sequence: Tensor
+    split: Callable[[Tensor], Steps]
     h: Tensor
     c: Tensor | None
 
@@ -207,7 +231,7 @@ class Network:
         self, g: Steps, h_bar: Tensor, c_bar: Tensor | None
     ) -> tuple[Steps, Tensor, Tensor | None, list[list[Tensor]]]:
         """The gradients of the steps, of h and c, and of the weights of each pass, from those of the outputs."""
-        entering = [self.steps]
+        entering = [self.split(self.sequence)]
         for layer, directions in enumerate(self.passes):
             outs = [
                 each.unroll(entering[-1], self._state(self.h, layer, d), self._state(self.c, layer, d))[0]
@@ -257,83 +281,28 @@ def _layer(op: Any) -> Network:
     """oneDNN's kernel: one layer in one direction, whatever number of layers it is told there are."""
     weights = [op.weight0, op.weight1, *((op.weight2, op.weight3) if op.has_biases else ())]
     one = Pass(CELLS[op.mode], weights, op.has_biases, op.reverse)
-    return Network([[one]], list(op.input.unbind(0)), op.hx_[None], op.cx_[None])
+    return Network([[one]], op.input, lambda t: list(t.unbind(0)), op.hx_[None], op.cx_[None])
 
 
-def _layer_part(pick: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    def vjp(op: Any, g: Any) -> Tensor:
-        net = _layer(op)
-        upstream = (list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_)[None], _given(g[2], op.cx_)[None])
-        return pick(op, net.back(*upstream))
+def _stack(op: Any) -> Network:
+    """cuDNN's and MIOpen's kernel: all layers and directions in one."""
+    each = op.weight_stride0
+    directions = 2 if op.bidirectional else 1
+    groups = [op.weight[start : start + each] for start in range(0, len(op.weight), each)]
+    passes = [Pass(CELLS[op.mode], group, each >= 4, bool(n % directions)) for n, group in enumerate(groups)]
+    layers = [passes[start : start + directions] for start in range(0, len(passes), directions)]
+    return Network(layers, op.input, partial(_steps, op), op.hx, op.cx if op.mode == LSTM else None)
 
-    return vjp
 
-
-def _layer_weight(place: int) -> Callable[[Any, Any], Tensor]:
+def _weight(place: int) -> Callable[[Any, Any], Tensor]:
     def pick(op: Any, found: Any) -> Tensor:
         weights: list[Tensor] = found[3][0]
         return weights[place] if place < len(weights) else torch.zeros_like(getattr(op, f"weight{place}"))
 
-    return _layer_part(pick)
+    return pick
 
 
-# Formulas: a cell's, and those of all steps. -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _CellFormulas:
-    """A cell from its gates a and d and the states u and v before the step, in short: see `_latex`.
-
-    `moved` says how all of that changes with its gates and states, `back` what comes back to the gates from h and c
-    (w is what comes to c from later steps), `to_h` and `to_c` what comes back to the states beside the gates.
-    """
-
-    forward: str
-    moved: str
-    back: str
-    to_h: str = ""
-    to_c: str = ""
-
-
-def _latex(short: str) -> str:
-    """LaTeX of formulas in short: `z` is z_t, `.z` its direction, `~z` its gradient, `z[0/4]` its first quarter."""
-
-    def letter(found: re.Match[str]) -> str:
-        mark, name, place, count = found.groups()
-        name = {"": name, ".": rf"\dot{{{name}}}", "~": rf"\bar{{{name}}}"}[mark] + "_t"
-        return name if place is None else rf"\operatorname{{chunk}}({name}, {place}, {count})"
-
-    text = re.sub(r"([.~]?)\b([a-z])\b(?:\[(\d)/(\d)\])?", letter, " ".join(short.split()))
-    for word, command in (("*", r"\odot"), ("tanh", r"\tanh"), ("sigma", r"\sigma"), (";", r", \quad")):
-        text = text.replace(word, command)
-    return text.replace("ReLU", r"\operatorname{ReLU}")
-
-
-FORMULAS = {
-    LSTM: _CellFormulas(
-        "z = a + d; i = sigma(z[0/4]); f = sigma(z[1/4]); g = tanh(z[2/4]); o = sigma(z[3/4]); c = f * v + i * g; "
-        "h = o * tanh(c)",
-        ".z = .a + .d; .i = i * (1 - i) * .z[0/4]; .f = f * (1 - f) * .z[1/4]; .g = (1 - g * g) * .z[2/4]; "
-        ".o = o * (1 - o) * .z[3/4]; .c = .f * v + f * .v + .i * g + i * .g; "
-        ".h = .o * tanh(c) + o * (1 - tanh(c) * tanh(c)) * .c",
-        "~c = ~h * o * (1 - tanh(c) * tanh(c)) + ~w; ~a = [~c * g * i * (1 - i), ~c * v * f * (1 - f), "
-        "~c * i * (1 - g * g), ~h * tanh(c) * o * (1 - o)]; ~d = ~a",
-        to_c="f * ~c",
-    ),
-    3: _CellFormulas(
-        "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); "
-        "h = (1 - z) * n + z * u",
-        ".r = r * (1 - r) * (.a[0/3] + .d[0/3]); .z = z * (1 - z) * (.a[1/3] + .d[1/3]); "
-        ".n = (1 - n * n) * (.a[2/3] + .r * d[2/3] + r * .d[2/3]); .h = (1 - z) * .n + .z * (u - n) + z * .u",
-        "~n = ~h * (1 - z) * (1 - n * n); ~z = ~h * (u - n) * z * (1 - z); ~r = ~n * d[2/3] * r * (1 - r); "
-        "~a = [~r, ~z, ~n]; ~d = [~r, ~z, ~n * r]",
-        to_h="z * ~h",
-    ),
-    **{
-        mode: _CellFormulas(f"h = {squash}(a + d)", f".h = {slope} * (.a + .d)", f"~a = ~h * {slope}; ~d = ~a")
-        for mode, squash, slope in ((0, "ReLU", "[h > 0]"), (1, "tanh", "(1 - h * h)"))
-    },
-}
+# Formulas of all steps. -----------------------------------------------------------------------------------------
 
 
 def _after(parts: Iterable[str]) -> str:
@@ -355,8 +324,8 @@ class _Layer:
     reverse: bool = False
 
     @property
-    def cell(self) -> _CellFormulas:
-        return FORMULAS[self.op.mode]
+    def cell(self) -> Cell:
+        return CELLS[self.op.mode]
 
     @property
     def lstm(self) -> bool:
@@ -434,7 +403,7 @@ class _Layer:
 
         bars = [rf"\bar{{h}}_t = {{$g0}}_t + {later('{$g1}' + lead, to_h)}"]
         bars += [rf"\bar{{w}}_t = {later('{$g2}' + lead, _latex(self.cell.to_c))}"] if self.lstm else []
-        return total + _after([*bars, _latex(self.cell.back)])
+        return total + _after([*bars, _latex(self.cell.gates)])
 
 
 LATER = "a step reaches its own output and later ones, never earlier ones, and each sequence is by itself"
@@ -445,9 +414,24 @@ SOURCE = (
 HELD = "The gates made from the input are a, those made from the state d, before their sigmoid or tanh. "
 
 
-def _formulas(layer: Callable[[Any], _Layer], argument: str) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
-    """The local derivative by an argument, and its gradient."""
-    return lambda op: layer(op).moved(argument), lambda op: layer(op).back(argument)
+def _ways(
+    network: Callable[[Any], Network],
+    layer: Callable[[Any], _Layer],
+    arguments: Mapping[str, tuple[str, Callable[[Any, Any], Any]]],
+) -> dict[str, Wrt]:
+    """The derivatives of a kernel by its arguments: their letters in formulas, and their parts of what comes back."""
+
+    def way(letter: str, pick: Callable[[Any, Any], Any]) -> Wrt:
+        def vjp(op: Any, g: Any) -> Any:
+            net = network(op)
+            h_bar = _given(g[1], net.h).reshape(net.h.shape)
+            c_bar = None if net.c is None else _given(g[2], net.c).reshape(net.c.shape)
+            return pick(op, net.back(net.split(_given(g[0], op.outs[0])), h_bar, c_bar))
+
+        zeros = LATER if letter in "xhc" else ""
+        return Wrt(vjp, lambda op: layer(op).moved(letter), lambda op: layer(op).back(letter), zeros)
+
+    return {argument: way(*how) for argument, how in arguments.items()}
 
 
 def _layer_formulas(op: Any) -> _Layer:
@@ -476,14 +460,16 @@ mkldnn_rnn_layer = rule(
     name="lstm_layer",
     equation=lambda op: _layer_formulas(op).equation(),
     where=lambda op: _layer_formulas(op).forward(),
-    wrt={
-        "input": Wrt(
-            _layer_part(lambda op, found: torch.stack(found[0])), *_formulas(_layer_formulas, "x"), zeros=LATER
-        ),
-        **{f"weight{n}": Wrt(_layer_weight(n), *_formulas(_layer_formulas, name)) for n, name in enumerate("WRbB")},
-        "hx_": Wrt(_layer_part(lambda op, found: found[1][0]), *_formulas(_layer_formulas, "h"), zeros=LATER),
-        "cx_": Wrt(_layer_part(lambda op, found: found[2][0]), *_formulas(_layer_formulas, "c"), zeros=LATER),
-    },
+    wrt=_ways(
+        _layer,
+        _layer_formulas,
+        {
+            "input": ("x", lambda op, found: torch.stack(found[0])),
+            **{f"weight{place}": (letter, _weight(place)) for place, letter in enumerate("WRbB")},
+            "hx_": ("h", lambda op, found: found[1][0]),
+            "cx_": ("c", lambda op, found: found[2][0]),
+        },
+    ),
     outputs=4,
     accepts=lambda op: op.mode == LSTM and not op.batch_sizes,
     samples=lambda: [
@@ -499,42 +485,22 @@ mkldnn_rnn_layer = rule(
 )
 
 
-def _stack(op: Any) -> Network:
-    """cuDNN's and MIOpen's kernel: all layers and directions in one."""
-    each = op.weight_stride0
-    directions = 2 if op.bidirectional else 1
-    groups = [op.weight[start : start + each] for start in range(0, len(op.weight), each)]
-    passes = [Pass(CELLS[op.mode], group, each >= 4, bool(n % directions)) for n, group in enumerate(groups)]
-    layers = [passes[start : start + directions] for start in range(0, len(passes), directions)]
-    return Network(layers, _steps(op, op.input), op.hx, op.cx if op.mode == LSTM else None)
-
-
-def _stack_part(pick: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def vjp(op: Any, g: Any) -> Any:
-        c_bar = _given(g[2], op.cx) if op.mode == LSTM else None
-        found = _stack(op).back(_steps(op, _given(g[0], op.outs[0])), _given(g[1], op.hx), c_bar)
-        return pick(op, found)
-
-    return vjp
-
-
 stacked = rule(
     "CudnnRnnBackward0",
     "MiopenRnnBackward0",
     name="recurrent_layers",
     equation=lambda op: _stack_formulas(op).equation(),
     where=lambda op: _stack_formulas(op).forward(),
-    wrt={
-        "input": Wrt(
-            _stack_part(lambda op, found: _sequence(op, found[0])), *_formulas(_stack_formulas, "x"), zeros=LATER
-        ),
-        "weight": Wrt(
-            _stack_part(lambda op, found: [w for group in found[3] for w in group]),
-            *_formulas(_stack_formulas, "all"),
-        ),
-        "hx": Wrt(_stack_part(lambda op, found: found[1]), *_formulas(_stack_formulas, "h"), zeros=LATER),
-        "cx": Wrt(_stack_part(lambda op, found: found[2]), *_formulas(_stack_formulas, "c"), zeros=LATER),
-    },
+    wrt=_ways(
+        _stack,
+        _stack_formulas,
+        {
+            "input": ("x", lambda op, found: _sequence(op, found[0])),
+            "weight": ("all", lambda op, found: [w for group in found[3] for w in group]),
+            "hx": ("h", lambda op, found: found[1]),
+            "cx": ("c", lambda op, found: found[2]),
+        },
+    ),
     constants={"weight_buf": "not differentiable", "dropout_state": "not differentiable"},
     outputs=5,
     # Between the layers the kernel drops by random numbers of its own, which nothing can read afterwards.
@@ -553,13 +519,13 @@ def _with_biases(op: Any) -> tuple[Tensor, Tensor]:
     return (a, b) if op.input_bias is None else (a + op.input_bias, b + op.hidden_bias)
 
 
-def _lstm_cell(op: Any, g: Any) -> GateGradients:
-    h_bar, c_bar = _given(g[0], op.cx), _given(g[1], op.cx)
-    return _lstm_back(*_with_biases(op), op.cx, op.cx, h_bar, c_bar)
-
-
-def _gru_cell(op: Any, g: Any) -> GateGradients:
-    return _gru_back(*_with_biases(op), op.hx, None, _given(g[0], op.hx), None)
+def _cell_back(mode: int, place: int, op: Any, g: Any) -> Tensor:
+    """What comes back to the gates (0 those of the input, 1 of the state), to h (2) and to c (3) before the step."""
+    u, v = op.arguments.get("hx"), op.arguments.get("cx")
+    state = u if v is None else v
+    c_bar = _given(g[1], state) if mode == LSTM else None
+    found: Tensor = CELLS[mode].back(*_with_biases(op), u, v, _given(g[0], state), c_bar)[place]
+    return found
 
 
 @dataclass(frozen=True)
@@ -577,7 +543,7 @@ class _Step:
         biases = ("", "") if self.op.input_bias is None else (" + $input_bias", " + $hidden_bias")
         state = f"{'v' if self.mode == LSTM else 'u'} = ${self.state}"
         gates = (f"a = $input_gates{biases[0]}", f"d = $hidden_gates{biases[1]}", state)
-        return (self._plain(FORMULAS[self.mode].forward) + _after(gates)).removeprefix(r", \quad ")
+        return (self._plain(CELLS[self.mode].forward) + _after(gates)).removeprefix(r", \quad ")
 
     def _ends(self, mark: str) -> str:
         names = zip("hc", ("$out0", "$out1") if self.mode == LSTM else ("$out0",), strict=False)
@@ -594,10 +560,10 @@ class _Step:
             for letters, names in sides.items()
             for letter in letters
         ]
-        return self._ends(r"\dot") + self._plain(FORMULAS[self.mode].moved) + _after(dots)
+        return self._ends(r"\dot") + self._plain(CELLS[self.mode].moved) + _after(dots)
 
     def back(self, argument: str) -> str:
-        cell = FORMULAS[self.mode]
+        cell = CELLS[self.mode]
         total = {
             "input_gates": r"\bar{a}",
             "hidden_gates": r"\bar{d}",
@@ -606,30 +572,32 @@ class _Step:
             self.state: _latex(cell.to_c or cell.to_h).replace("_t", ""),
         }[argument]
         bars = [r"\bar{h} = $g0", *([r"\bar{w} = $g1"] if self.mode == LSTM else [])]
-        return rf"$grad = {total}" + _after(bars) + self._plain(cell.back)
+        return rf"$grad = {total}" + _after(bars) + self._plain(cell.gates)
 
 
-def _fused_cell(
-    node: str, back: Callable[[Any, Any], GateGradients], mode: int, state: tuple[str, Callable[..., Any]], outputs: int
-) -> Rule:
-    def wrt(argument: str, vjp: Callable[[Any, Any], Tensor]) -> Wrt:
-        return Wrt(
-            vjp,
-            lambda op: _Step(op, mode, state[0]).moved(argument),
-            lambda op: _Step(op, mode, state[0]).back(argument),
-        )
+def _fused_cell(node: str, mode: int, state: str, outputs: int) -> Rule:
+    def step(op: Any) -> _Step:
+        return _Step(op, mode, state)
 
+    def wrt(argument: str, place: int) -> Wrt:
+        def vjp(op: Any, g: Any) -> Tensor:
+            found = _cell_back(mode, place, op, g)
+            return found.sum(0) if argument.endswith("_bias") else found
+
+        return Wrt(vjp, lambda op: step(op).moved(argument), lambda op: step(op).back(argument))
+
+    arguments = {
+        "input_gates": 0,
+        "hidden_gates": 1,
+        state: 3 if mode == LSTM else 2,
+        "input_bias": 0,
+        "hidden_bias": 1,
+    }
     return rule(
         node,
-        equation=lambda op: _Step(op, mode, state[0]).equation(),
-        where=lambda op: _Step(op, mode, state[0]).where(),
-        wrt={
-            "input_gates": wrt("input_gates", lambda op, g: back(op, g).input_gates),
-            "hidden_gates": wrt("hidden_gates", lambda op, g: back(op, g).hidden_gates),
-            state[0]: wrt(*state),
-            "input_bias": wrt("input_bias", lambda op, g: back(op, g).input_gates.sum(0)),
-            "hidden_bias": wrt("hidden_bias", lambda op, g: back(op, g).hidden_gates.sum(0)),
-        },
+        equation=lambda op: step(op).equation(),
+        where=lambda op: step(op).where(),
+        wrt={argument: wrt(argument, place) for argument, place in arguments.items()},
         outputs=outputs,
         samples=lambda: (),
         source=SOURCE + node.removesuffix("Backward0"),
@@ -637,8 +605,8 @@ def _fused_cell(
     )
 
 
-lstm_cell = _fused_cell("ThnnFusedLstmCellBackward0", _lstm_cell, LSTM, ("cx", lambda op, g: _lstm_cell(op, g).c), 3)
-gru_cell = _fused_cell("ThnnFusedGruCellBackward0", _gru_cell, 3, ("hx", lambda op, g: _gru_cell(op, g).h), 2)
+lstm_cell = _fused_cell("ThnnFusedLstmCellBackward0", LSTM, "cx", 3)
+gru_cell = _fused_cell("ThnnFusedGruCellBackward0", 3, "hx", 2)
 
 
 # Packing -----------------------------------------------------------------------------------------------------------
