@@ -29,7 +29,6 @@ RULES = list(rules.registered())
 
 # Rules that are not evaluated yet, each with its reason. A rule that passes must leave this list.
 NOT_EVALUATED: dict[str, str] = {
-    "linalg_lu_solve": "the permutation is stored as a list of swaps, for which there is no notation",
     "linalg_householder_product": "a product of as many reflections as there are columns, each of a column's part",
     "ormqr": "a product of as many reflections as there are columns, each of a column's part",
 }
@@ -71,9 +70,10 @@ WITHOUT_NUMBERS: dict[str, str] = {
     **dict.fromkeys(["sinc", "copysign", "special_i1", "special_i1e", "xlogy", "special_xlog1py", "frexp"], AT_A_LIMIT),
 }
 
-# Numbers that a formula names and that are no argument: what was drawn, or a second output.
+# Numbers that a formula names and that are no argument: what was drawn, or is stored in another form.
 DRAWN: dict[str, Callable[[Applied], dict[str, Tensor]]] = {
     "dropout": lambda op: {"M": op.outs[1]},
+    "linalg_lu_solve": lambda op: {"P": torch.lu_unpack(op.LU, op.pivots)[0]},
     "rrelu": lambda op: {"r": torch.where(op.self == 0, (op.lower + op.upper) / 2, op.out / op.self)},
 }
 

@@ -27,6 +27,7 @@ from chainrule.rules.linalg import (
     of_matrix,
     positive,
     randn,
+    solver,
     square,
     squares,
     triangle,
@@ -109,25 +110,26 @@ def _gram_gradient(op: Any, factor: Tensor, a_bar: Tensor) -> Tensor:
     return factor @ both if op.upper else both @ factor
 
 
-def _cholesky_solve_factor(op: Any, g: Tensor) -> Tensor:
-    return _gram_gradient(op, op.input2, -torch.cholesky_solve(g, op.input2, op.upper) @ op.out.mH)
+def _gram(factor: str, moves: bool = True) -> Callable[[Any], str]:
+    """What A is, the product of a factor and its conjugate transpose, and D, how it moves."""
 
-
-def _gram(text: str, factor: str) -> Callable[[Any], str]:
-    """A formula with A, the product of a factor and its conjugate transpose, and D, how it moves; LEFT ( ) RIGHT bring
-    the gradient of A to the factor."""
-
-    def filled(op: Any) -> str:
+    def beside(op: Any) -> str:
         dot = rf"\dot{{{factor}}}"
-        a = rf"{factor}^{{H}} {factor}" if op.upper else rf"{factor} \, {factor}^{{H}}"
-        d = (
-            rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
-            if op.upper
-            else rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
-        )
-        to_factor = rf"{factor} \left(G + G^{{H}}\right)" if op.upper else rf"\left(G + G^{{H}}\right) {factor}"
-        start = text.replace("BACK", to_factor)
-        return start + rf", \quad A = {a}" + (rf", \quad D = {d}" if " D " in start else "")
+        if op.upper:
+            a, d = rf"{factor}^{{H}} {factor}", rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
+        else:
+            a, d = rf"{factor} \, {factor}^{{H}}", rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
+        return rf", \quad A = {a}" + (rf", \quad D = {d}" if moves else "")
+
+    return beside
+
+
+def _to_factor(factor: str) -> Callable[[Any, str], str]:
+    """The gradient of the factor, from that of A."""
+
+    def filled(op: Any, a_bar: str) -> str:
+        both = r"\left(G + G^{H}\right)"
+        return (rf"{factor} {both}" if op.upper else f"{both} {factor}") + rf", \quad G = {a_bar}"
 
     return filled
 
@@ -136,23 +138,16 @@ FULL_FACTOR = (
     "The gradient is that of the formula, on both triangles, although only one triangle of the factor is read."
 )
 
-cholesky_solve = rule(
+cholesky_solve = solver(
     "CholeskySolveBackward0",
-    equation=_gram(r"$out = A^{-1} $self", "$input2"),
-    wrt={
-        "self": Wrt(
-            lambda op, g: torch.cholesky_solve(g, op.input2, op.upper),
-            _gram(r"\dot{$out} = A^{-1} \dot{$self}", "$input2"),
-            _gram(r"A^{-1} \, $g", "$input2"),
-            "each column of the right side has its own column of the solution",
-        ),
-        "input2": Wrt(
-            _cholesky_solve_factor,
-            _gram(r"\dot{$out} = -A^{-1} D \, $out", "$input2"),
-            _gram(r"BACK, \quad G = -A^{-1} \, $g \, $out^{H}", "$input2"),
-            ALL,
-        ),
-    },
+    "input2",
+    "self",
+    lambda op, g: torch.cholesky_solve(g, op.input2, op.upper),
+    lambda op, a_bar: _gram_gradient(op, op.input2, a_bar),
+    symbol="A",
+    moved=lambda op, dot: "D",
+    put_back=_to_factor("$input2"),
+    beside=_gram("$input2"),
     samples=lambda: [
         sample(torch.cholesky_solve, randn(3, 2), triangle()),
         sample(torch.cholesky_solve, randn(3, 2), triangle(3, upper=True), upper=True, note="upper"),
@@ -166,10 +161,10 @@ cholesky_solve = rule(
 cholesky_inverse = of_matrix(
     "CholeskyInverseBackward0",
     argument="self",
-    equation=_gram(r"$out = A^{-1}", "$self"),
+    equation=lambda op: "$out = A^{-1}" + _gram("$self", moves=False)(op),
     vjp=lambda op, g: _gram_gradient(op, op.self, -op.out @ g @ op.out),
-    local=_gram(r"\dot{$out} = -$out D \, $out", "$self"),
-    product=_gram(r"BACK, \quad G = -$out \, $g \, $out", "$self"),
+    local=lambda op: r"\dot{$out} = -$out D \, $out" + _gram("$self")(op),
+    product=lambda op: "-" + _to_factor("$self")(op, r"$out \, $g \, $out"),
     samples=lambda: [
         sample(torch.cholesky_inverse, triangle()),
         sample(torch.cholesky_inverse, triangle(2, 2, upper=True), upper=True, note="upper, batch"),
@@ -563,28 +558,34 @@ def _lu_solve_right_side(op: Any, g: Tensor) -> Tensor:
     return gradient
 
 
-def _lu_solve_factors(op: Any, g: Tensor) -> Tensor:
+def _to_factors(op: Any, a_bar: Tensor) -> Tensor:
     permutation, lower, upper = _factored(op)
-    b_bar = _lu_solve_right_side(op, g)
-    a_bar: Tensor = -b_bar @ op.out.mH if op.left else -op.out.mH @ b_bar
-    a_bar = a_bar.mH if op.adjoint else a_bar
-    below = permutation.mT @ a_bar
+    below = permutation.mT @ (a_bar.mH if op.adjoint else a_bar)
     return (below @ upper.mH).tril(-1) + (lower.mH @ below).triu()
 
 
-lu_solve = rule(
+def _factors_bar(op: Any, a_bar: str) -> str:
+    """The gradients of L and U in one matrix, from that of A."""
+    a_bar = rf"\left({a_bar}\right)^{{H}}" if op.adjoint else a_bar
+    return rf"\left({BELOW}\left(G U^{{H}}\right) + {UPPER}\left(L^{{H}} G\right)\right), \quad G = P^{{T}} {a_bar}"
+
+
+def _lu_beside(op: Any) -> str:
+    s, d = r"P L U", rf"P \left({BELOW}(\dot{{$LU}}) U + L {UPPER}(\dot{{$LU}})\right)"
+    s, d = (rf"\left({s}\right)^{{H}}", rf"\left({d}\right)^{{H}}") if op.adjoint else (s, d)
+    return rf", \quad A = {s}, \quad D = {d}{_packed('$LU')}"
+
+
+lu_solve = solver(
     "LinalgLuSolveBackward0",
-    equation=lambda op: rf"{_a(op)} \, $out = $B, \; A = P L U" if op.left else rf"$out \, {_a(op)} = $B, \; A = P L U",
-    wrt={
-        "LU": Wrt(
-            _lu_solve_factors,
-            r"-A^{-1} \, dA \, $out",
-            r"\operatorname{tril}_{-1}\left(P^{T} \bar{A} U^{H}\right) + "
-            r"\operatorname{triu}\left(L^{H} P^{T} \bar{A}\right), \quad \bar{A} = -\bar{B} \, $out^{H}",
-            ALL,
-        ),
-        "B": Wrt(_lu_solve_right_side, "A^{-1}", r"A^{-H} \, $g", "each column has its own column of the solution"),
-    },
+    "LU",
+    "B",
+    _lu_solve_right_side,
+    _to_factors,
+    symbol="A",
+    moved=lambda op, dot: "D",
+    put_back=_factors_bar,
+    beside=_lu_beside,
     constants={"pivots": "not differentiable"},
     samples=lambda: [
         sample(_solve_by_lu, square(), randn(3, 2)),
@@ -596,10 +597,6 @@ lu_solve = rule(
     source="derivatives.yaml: linalg_lu_solve. As solve, then from A = P L U to its factors.",
     remark=INVERTIBLE,
 )
-
-
-def _a(op: Any) -> str:
-    return "A^{H}" if op.adjoint else "A"
 
 
 def _solve_by_lu(a: Tensor, b: Tensor, left: bool = True, adjoint: bool = False) -> Tensor:
