@@ -241,7 +241,7 @@ def elementwise(
     return rule(
         *nodes,
         equation=result,
-        wrt={argument: _elementwise_wrt(argument, result, of(local)) for argument, local in derivative.items()},
+        wrt={argument: elementwise_wrt(argument, result, of(local)) for argument, local in derivative.items()},
         samples=samples,
         source=source,
         structure="elementwise",
@@ -250,7 +250,9 @@ def elementwise(
     )
 
 
-def _elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: Expression) -> Wrt:
+def elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: Expression) -> Wrt:
+    """The derivative of y = f(x) taken element by element, from f'(x)."""
+
     def vjp(op: Any, g: Tensor) -> Tensor:
         slope = local.run(op)
         if not isinstance(slope, Tensor):

@@ -32,6 +32,7 @@ from chainrule.rules import (
     Wrt,
     at,
     derivative,
+    elementwise_wrt,
     for_node,
     number,
     parenthesise,
@@ -39,8 +40,7 @@ from chainrule.rules import (
     sample,
 )
 from chainrule.rules.elementary import exp, ln, ln1p, sigma, sign, size
-from chainrule.rules.expression import PRODUCT, Expression, Named, X, argument, cases, choice, stated, times_upstream
-from chainrule.rules.pattern import aligned, real
+from chainrule.rules.expression import PRODUCT, Expression, Named, X, argument, cases, choice, stated
 
 NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
 
@@ -232,25 +232,20 @@ def pointwise(*nodes: str, loss: Expression, derivative: Mapping[str, Expression
         *nodes,
         loss=WEIGHT * loss,
         value=(WEIGHT * loss).run,
-        wrt={argument: pointwise_wrt(WEIGHT * local) for argument, local in derivative.items()},
+        wrt={
+            argument: replace(
+                elementwise_wrt(argument, loss, WEIGHT * local),
+                zeros="each loss depends on its own element alone",
+                factor=partial(at_element, WEIGHT * local),
+            )
+            for argument, local in derivative.items()
+        },
         structure="elementwise",
         **more,
     )
 
 
-def pointwise_wrt(local: Expression) -> Wrt:
-    """x_bar = L_bar * w * dl/dx, element by element."""
-    return Wrt(
-        vjp=lambda op, g: g * local.run(op),
-        local=local,
-        product=partial(times_upstream, local),
-        zeros="each loss depends on its own element alone",
-        factor=lambda op, out_index, in_index: at_element(local(op), op, out_index),
-        pattern=lambda op: aligned(op.out.shape, op.self.shape) if real(op.out, op.self) else None,
-    )
-
-
-def at_element(latex: str, op: Any, index: tuple[int, ...]) -> Factor | None:
+def at_element(formula: Expression, op: Any, index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
     """A formula of whole tensors, written for one element: each tensor's placeholder gets its index.
 
     `index` is that of the loss; a tensor that was broadcast has fewer axes, or axes of size 1. None where a cost is
@@ -265,7 +260,7 @@ def at_element(latex: str, op: Any, index: tuple[int, ...]) -> Factor | None:
         return ",".join(str(i if size > 1 else 0) for i, size in zip(own, tensor.shape, strict=True))
 
     elements = {name: f"{{${name}}}_{{{subscript(each)}}}" for name, each in tensors.items() if each.dim()}
-    return Factor(latex=Template(latex).safe_substitute(elements).replace(r"\odot", r"\cdot"))
+    return Factor(latex=Template(formula(op)).safe_substitute(elements).replace(r"\odot", r"\cdot"))
 
 
 def x(*shape: int, seed: int = 0) -> Tensor:
