@@ -359,56 +359,42 @@ binary_cross_entropy_with_logits = pointwise(
     source="derivatives.yaml: binary_cross_entropy_with_logits; with a = s(z) and ds/dz = a(1-a), dL/dz = a - y",
 )
 
-mse_loss = pointwise(
-    "MseLossBackward0",
-    name="mse_loss",
-    loss=ERROR**2,
-    derivative=("self", "target"),
-    samples=lambda: [
+HUBER = cases(ERROR**2 / (2 * BETA), size(ERROR) < BETA, size(ERROR) - BETA / 2)
+SMOOTH = choice(lambda op: clamp(ERROR / BETA, -1, 1) if op.beta else sign(ERROR))
+CLAMPED = clamp(ERROR, -DELTA, DELTA)
+
+# fmt: off
+for name, loss, slopes, samples, source, *fixed in (
+    # name, l(x, y), its derivatives (or the arguments by which they follow), samples, source, arguments without one
+    ("mse_loss", ERROR**2, ("self", "target"), lambda: [
         sample(F.mse_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.mse_loss, x(), x(seed=1), note="a single number"),
         sample(F.mse_loss, x(0, 4), x(0, 4), note="empty"),
-    ],
-    source="derivatives.yaml: mse_loss",
-)
-
-HUBER = cases(ERROR**2 / (2 * BETA), size(ERROR) < BETA, size(ERROR) - BETA / 2)
-SMOOTH = choice(lambda op: clamp(ERROR / BETA, -1, 1) if op.beta else sign(ERROR))
-
-smooth_l1_loss = pointwise(
-    "SmoothL1LossBackward0",
-    name="smooth_l1_loss",
-    loss=choice(lambda op: HUBER if op.beta else size(ERROR)),
-    derivative={"self": SMOOTH, "target": -SMOOTH},
-    samples=lambda: [
+    ], ""),
+    ("smooth_l1_loss", choice(lambda op: HUBER if op.beta else size(ERROR)), {"self": SMOOTH, "target": -SMOOTH},
+     lambda: [
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1), beta=0.3, note="narrow"),
         sample(F.smooth_l1_loss, given(1.0, -1.0, 0.0), torch.zeros(3), note="at the bend"),
-    ],
-    source="derivatives.yaml: smooth_l1_loss; Girshick, Fast R-CNN, ICCV 2015",
-)
-
-huber_loss = pointwise(
-    "HuberLossBackward0",
-    name="huber_loss",
-    loss=cases(ERROR**2 / 2, size(ERROR) < DELTA, DELTA * (size(ERROR) - DELTA / 2)),
-    derivative={"self": clamp(ERROR, -DELTA, DELTA), "target": -clamp(ERROR, -DELTA, DELTA)},
-    samples=lambda: [
+    ], "; Girshick, Fast R-CNN, ICCV 2015"),
+    ("huber_loss", cases(ERROR**2 / 2, size(ERROR) < DELTA, DELTA * (size(ERROR) - DELTA / 2)),
+     {"self": CLAMPED, "target": -CLAMPED}, lambda: [
         sample(F.huber_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.huber_loss, x(3, 4), x(3, 4, seed=1), delta=0.3, note="narrow"),
-    ],
-    source="derivatives.yaml: huber_loss; Huber, Robust Estimation of a Location Parameter, Ann. Math. Stat. 35, 1964",
-)
-
-soft_margin_loss = pointwise(
-    "SoftMarginLossBackward0",
-    name="soft_margin_loss",
-    loss=ln1p(exp(-Y * X)),
-    derivative={"self": -Y / (1 + exp(Y * X))},
-    constants={"target": "not differentiable"},
-    samples=lambda: [sample(F.soft_margin_loss, x(3, 4), 2 * bits(3, 4) - 1)],
-    source="derivatives.yaml: soft_margin_loss",
-)
+    ], "; Huber, Robust Estimation of a Location Parameter, Ann. Math. Stat. 35, 1964"),
+    ("soft_margin_loss", ln1p(exp(-Y * X)), {"self": -Y / (1 + exp(Y * X))},
+     lambda: [sample(F.soft_margin_loss, x(3, 4), 2 * bits(3, 4) - 1)], "", "target"),
+):
+    pointwise(
+        f"{name.title().replace('_', '')}Backward0",
+        name=name,
+        loss=loss,
+        derivative=slopes,
+        constants=dict.fromkeys(fixed, "not differentiable"),
+        samples=samples,
+        source=f"derivatives.yaml: {name}{source}",
+    )
+# fmt: on
 
 
 # Losses of one sample each, over its classes: axis 1, or axis 0 where there is no batch. In their formulas \sum_c goes
@@ -473,6 +459,11 @@ def ignored(op: Any) -> int:
     return 0 if op.target.is_floating_point() else int((op.target == op.ignore_index).sum())
 
 
+def may_ignore(op: Any) -> bool:
+    """Whether some targets are to be ignored; they may be where their numbers were not kept."""
+    return bool(op.target.is_meta) or ignored(op) > 0
+
+
 def targets_latex(op: Any) -> str:
     """W in LaTeX. An ignored target that is no class, such as -100, has no 1 in onehot(t) anyway."""
     op = with_defaults(op)
@@ -480,7 +471,7 @@ def targets_latex(op: Any) -> str:
     aim = "$target" if op.target.is_floating_point() else r"\operatorname{onehot}\left($target\right)"
     if op.label_smoothing:
         aim = rf"\left((1 - $label_smoothing) \, {aim} + \frac{{$label_smoothing}}{{{classes}}}\right)"
-    if ignored(op) and (op.label_smoothing or 0 <= op.ignore_index < classes):
+    if (op.label_smoothing or 0 <= op.ignore_index < classes) and may_ignore(op):
         aim = rf"\left[$target \neq {op.ignore_index}\right] \odot {aim}"
     return weighted_latex(aim, op)
 
@@ -581,7 +572,7 @@ def cross_entropy_local(op: Any) -> str:
     """dL/dz: the probabilities less the targets."""
     aim = targets_latex(op)
     sums_to_one = op.arguments.get("weight") is None and not op.target.is_floating_point()
-    total = "" if sums_to_one and not ignored(with_defaults(op)) else rf" \odot \sum_c {parenthesise(aim)}"
+    total = "" if sums_to_one and not may_ignore(with_defaults(op)) else rf" \odot \sum_c {parenthesise(aim)}"
     return f"{PROBABILITIES}{total} - {aim}"
 
 

@@ -536,43 +536,40 @@ class _Step:
     mode: int
     state: str  # what the schema calls the state that enters beside the gates
 
-    def _plain(self, short: str) -> str:
-        return _after([_latex(short).replace("_t", "")])
+    def _with(self, short: str, *beside: str) -> str:
+        return r", \quad ".join([_latex(short).replace("_t", ""), *beside])
+
+    def _ends(self, mark: str = "{@}") -> str:
+        names = zip("hc", ("$out0", "$out1") if self.mode == LSTM else ("$out0",), strict=False)
+        return r", \quad ".join(f"{mark} = {mark}".replace("@", out, 1).replace("@", name) for name, out in names)
+
+    @property
+    def _letter(self) -> str:
+        return "v" if self.mode == LSTM else "u"
 
     def where(self) -> str:
         biases = ("", "") if self.op.input_bias is None else (" + $input_bias", " + $hidden_bias")
-        state = f"{'v' if self.mode == LSTM else 'u'} = ${self.state}"
-        gates = (f"a = $input_gates{biases[0]}", f"d = $hidden_gates{biases[1]}", state)
-        return (self._plain(CELLS[self.mode].forward) + _after(gates)).removeprefix(r", \quad ")
-
-    def _ends(self, mark: str) -> str:
-        names = zip("hc", ("$out0", "$out1") if self.mode == LSTM else ("$out0",), strict=False)
-        pairs = [f"{mark}{{{out}}} = {mark}{{{name}}}" if mark else f"{out} = {name}" for name, out in names]
-        return r", \quad ".join(pairs)
+        gates = (f"a = $input_gates{biases[0]}", f"d = $hidden_gates{biases[1]}", f"{self._letter} = ${self.state}")
+        return self._with(CELLS[self.mode].forward, *gates)
 
     def equation(self) -> str:
-        return self._ends("")
+        return self._ends()
 
     def moved(self, argument: str) -> str:
-        sides = {"a": ("input_gates", "input_bias"), "d": ("hidden_gates", "hidden_bias"), "uv": (self.state,)}
+        sides = {"a": ("input_gates", "input_bias"), "d": ("hidden_gates", "hidden_bias"), self._letter: (self.state,)}
         dots = [
             rf"\dot{{{letter}}} = " + (rf"\dot{{${argument}}}" if argument in names else "0")
-            for letters, names in sides.items()
-            for letter in letters
+            for letter, names in sides.items()
         ]
-        return self._ends(r"\dot") + self._plain(CELLS[self.mode].moved) + _after(dots)
+        return self._ends(r"\dot{@}") + r", \quad " + self._with(CELLS[self.mode].moved, *dots)
 
     def back(self, argument: str) -> str:
         cell = CELLS[self.mode]
-        total = {
-            "input_gates": r"\bar{a}",
-            "hidden_gates": r"\bar{d}",
-            "input_bias": r"\operatorname{colsum}(\bar{a})",
-            "hidden_bias": r"\operatorname{colsum}(\bar{d})",
-            self.state: _latex(cell.to_c or cell.to_h).replace("_t", ""),
-        }[argument]
+        side = {"input": "a", "hidden": "d"}.get(argument.split("_")[0], "")
+        total = rf"\bar{{{side}}}" if side else self._with(cell.to_c or cell.to_h)
+        total = rf"\operatorname{{colsum}}({total})" if argument.endswith("_bias") else total
         bars = [r"\bar{h} = $g0", *([r"\bar{w} = $g1"] if self.mode == LSTM else [])]
-        return rf"$grad = {total}" + _after(bars) + self._plain(cell.gates)
+        return rf"$grad = {total}, \quad " + self._with(cell.gates, *bars)
 
 
 def _fused_cell(node: str, mode: int, state: str, outputs: int) -> Rule:
