@@ -109,9 +109,7 @@ for node, equation, slope, samples, source, *kink in (
     ("Softplus", SOFTPLUS, None,
      lambda: [*unary(F.softplus, *CORNER, 25), *unary(F.softplus, *CORNER, 1.2, beta=2.5, threshold=3)],
      "softplus (past its threshold PyTorch takes the straight line x itself)",
-     Kink(lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius),
-          "past its threshold softplus is taken as the straight line x; at the threshold PyTorch takes the curve's "
-          "slope")),
+     Kink(lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius), STRAIGHT)),
     ("LogSigmoid", ln(sigma(X)), sigma(-X), lambda: unary(F.logsigmoid, *CORNER, -40),
      "log_sigmoid_forward; (ln s)' = s'/s = 1 - s"),
     ("Hardtanh", choice(_hardtanh), HARDTANH_SLOPE,

@@ -189,48 +189,69 @@ def solver(
     put_back: Formula = lambda op, a_bar: a_bar,
     beside: Callable[[Any], str] = lambda op: "",
     zeros: str = ALL,
+    copied: bool = False,
     **more: Any,
 ) -> Rule:
     """Register the solution X of S X = B, or of X S = B where the operation is not `left`, with S made of an argument.
 
     S X = B gives dS X + S dX = dB. So B_bar = S^-H X_bar, which `back` computes, and S_bar = -B_bar X^H, of which the
     argument gets what is `kept`. In LaTeX S is `symbol`, and `beside` says what that is; `moved` is its change from
-    that of the argument, and `put_back` the way back of that.
+    that of the argument, and `put_back` the way back of that. With `copied` the second output is the argument itself.
     """
 
     def columns(op: Any, t: Tensor) -> Tensor:
         """A right side, or a solution, as a matrix."""
         return t.unsqueeze(-1) if vector_right_side(op.arguments[matrix], op.arguments[right]) else t
 
-    def to_matrix(op: Any, g: Tensor) -> Tensor:
-        b_bar, x = back(op, columns(op, g)), columns(op, op.out)
-        return kept(op, -b_bar @ x.mH if is_left(op) else -x.mH @ b_bar)
+    def to_right(op: Any, g: Any) -> Tensor:
+        g = given(g[0], op.out) if copied else g
+        return back(op, columns(op, g)).reshape(g.shape)
 
-    def sided(from_left: str, from_right: str, whole: Formula = lambda op, text: text) -> Callable[[Any], str]:
+    def to_matrix(op: Any, g: Any) -> Tensor:
+        b_bar, x = columns(op, to_right(op, g)), columns(op, op.out)
+        gradient = kept(op, -b_bar @ x.mH if is_left(op) else -x.mH @ b_bar)
+        return gradient if not copied or g[1] is None else gradient + g[1]
+
+    def sided(from_left: str, from_right: str, copy: str = "", whole: Formula | None = None) -> Callable[[Any], str]:
         """A formula with @S for S, @B for B and @D for the change of S, and what stands beside it."""
-        names = {"@S": symbol, "@B": f"${right}"}
 
         def filled(op: Any) -> str:
             text = from_left if is_left(op) else from_right
-            for word, meaning in {**names, "@D": moved(op, rf"\dot{{${matrix}}}")}.items():
+            text = text if whole is None else whole(op, text)
+            for old, new in {"$out": "$out0", "$g": "$g0"}.items() if copied else ():
+                text = text.replace(old, new)
+            for word, meaning in {"@S": symbol, "@B": f"${right}", "@D": moved(op, rf"\dot{{${matrix}}}")}.items():
                 text = text.replace(word, meaning)
-            return whole(op, text) + beside(op)
+            return text + (copy if copied else "") + beside(op)
 
         return filled
 
     by_matrix = Wrt(
         to_matrix,
-        sided(r"\dot{$out} = -@S^{-1} \, @D \, $out", r"\dot{$out} = -$out \, @D \, @S^{-1}"),
-        sided(r"@S^{-H} \, $g \, $out^{H}", r"$out^{H} \, $g \, @S^{-H}", lambda op, text: f"-{put_back(op, text)}"),
+        sided(
+            r"\dot{$out} = -@S^{-1} \, @D \, $out",
+            r"\dot{$out} = -$out \, @D \, @S^{-1}",
+            rf", \quad \dot{{$out1}} = \dot{{${matrix}}}",
+        ),
+        sided(
+            r"@S^{-H} \, $g \, $out^{H}",
+            r"$out^{H} \, $g \, @S^{-H}",
+            " + $g1",
+            lambda op, text: f"-{put_back(op, text)}",
+        ),
         zeros,
     )
     by_right = Wrt(
-        lambda op, g: back(op, columns(op, g)).reshape(g.shape),
-        sided(r"\dot{$out} = @S^{-1} \, \dot{@B}", r"\dot{$out} = \dot{@B} \, @S^{-1}"),
+        to_right,
+        sided(
+            r"\dot{$out} = @S^{-1} \, \dot{@B}",
+            r"\dot{$out} = \dot{@B} \, @S^{-1}",
+            rf", \quad \dot{{$out1}} = 0 \, ${matrix}",
+        ),
         sided(r"@S^{-H} \, $g", r"$g \, @S^{-H}"),
         "each column of the right side has its own column of the solution (each row, from the right)",
     )
-    equation = sided(r"$out = @S^{-1} \, @B", r"$out = @B \, @S^{-1}")
+    equation = sided(r"$out = @S^{-1} \, @B", r"$out = @B \, @S^{-1}", rf", \quad $out1 = ${matrix}")
     return rule(node, equation=equation, wrt={matrix: by_matrix, right: by_right}, **more)
 
 
@@ -310,50 +331,35 @@ solve_triangular = solver(
 )
 
 
-def _old_triangular_right_side(op: Any, g: Any) -> Tensor:
+def _old_back(op: Any, g: Any) -> Tensor:
     a = op.A.mT if op.transpose else op.A
-    return triangular(a.mH, given(g[0], op.out), op.upper == op.transpose, unit=op.unitriangular)
+    return triangular(a.mH, g, op.upper == op.transpose, unit=op.unitriangular)
 
 
-def _old_triangular_matrix(op: Any, g: Any) -> Tensor:
-    gradient = -_old_triangular_right_side(op, g) @ op.out.mH
-    kept = _kept_triangle(gradient.mT if op.transpose else gradient, op.upper, op.unitriangular)
-    return kept if g[1] is None else kept + g[1]
+def _turned(op: Any, text: str, bracket: str = "") -> str:
+    """A formula of A, for its transpose where that is meant."""
+    return rf"{bracket and '('}{text}{bracket and ')'}^{{T}}" if op.transpose else text
 
 
-def _old(text: str) -> Callable[[Any], str]:
-    """Formulas with S, the triangle of A or its transpose; DOT is how it moves, and BAR what moves A."""
-
-    def filled(op: Any) -> str:
-        dot, bar, read = rf"{_part(op)}(\dot{{$A}})", r"S^{-H} \, $g0 \, $out0^{H}", _triangle(op, "$A")
-        if op.transpose:
-            dot, bar, read = f"{dot}^{{T}}", r"$out0 \, (S^{-H} \, $g0)^{H}", f"({read})^{{T}}"
-        return text.replace("DOT", dot).replace("BAR", bar).replace("PART", _part(op)) + rf", \quad S = {read}"
-
-    return filled
-
-
-triangular_solve = rule(
+triangular_solve = solver(
     "TriangularSolveBackward0",
-    equation=_old(r"$out0 = S^{-1} \, $self, \quad $out1 = $A"),
-    wrt={
-        "self": Wrt(
-            _old_triangular_right_side,
-            _old(r"\dot{$out0} = S^{-1} \, \dot{$self}, \quad \dot{$out1} = 0 \, $A"),
-            _old(r"S^{-H} \, $g0"),
-        ),
-        "A": Wrt(
-            _old_triangular_matrix,
-            _old(r"\dot{$out0} = -S^{-1} \, DOT \, $out0, \quad \dot{$out1} = \dot{$A}"),
-            _old(r"-PART\left(BAR\right) + $g1"),
-            UNREAD,
-        ),
-    },
+    "A",
+    "self",
+    _old_back,
+    lambda op, a_bar: _kept_triangle(a_bar.mT if op.transpose else a_bar, op.upper, op.unitriangular),
+    moved=lambda op, dot: _turned(op, f"{_part(op)}({dot})"),
+    put_back=lambda op, a_bar: rf"{_part(op)}\left({_turned(op, a_bar, '()')}\right)",
+    beside=lambda op: rf", \quad S = {_turned(op, _triangle(op, '$A'), '()')}",
+    zeros=UNREAD,
+    copied=True,
     outputs=2,
     samples=lambda: [
         sample(torch.triangular_solve, randn(3, 2), triangle(3, upper=True)),
         sample(torch.triangular_solve, randn(3, 2), triangle(), upper=False, transpose=True),
         sample(torch.triangular_solve, randn(3, 2), triangle(), upper=False, unitriangular=True),
+        sample(
+            torch.triangular_solve, randn(2, 1, complex_=True), triangle(2, complex_=True), upper=False, transpose=True
+        ),
     ],
     remark="There is a derivative where no element of the diagonal is zero.",
 )
