@@ -759,9 +759,9 @@ class Scope:
         found = [None if each == unit and "I" not in self.names else self(each) for each in sides]
         for value, other in zip(found, reversed(found), strict=True):
             if value is None and other is not None:
-                size = other.tensor.shape[-1]
-                eye = torch.eye(size, dtype=other.tensor.dtype)
-                value = Value(eye.reshape((1,) * (other.tensor.dim() - 2) + (size, size)))
+                size = other.tensor.shape[-2:]
+                eye = torch.eye(*size, dtype=other.tensor.dtype)
+                value = Value(eye.reshape((1,) * (other.tensor.dim() - 2) + size))
             yield self(unit) if value is None else value
 
     def _elementwise(self, sign: str, left: Node, right: Node) -> Value:

@@ -70,6 +70,13 @@ MUTANTS = [
     ("linalg_qr", "A local", "P - P^{H}", "P"),
     ("linalg_lu", "A product", "_{-1}", ""),
     ("linalg_lu_factor_ex", "A local", r"\operatorname{triu}(C)", "C"),
+    ("linalg_householder_product", "where", "V^{T}", "V"),
+    ("linalg_householder_product", "input product", "[i > t]", r"[i \ge t]"),
+    ("ormqr", "equation", "Q_1", "Q_0"),
+    ("ormqr", "input2 product", "R_{t + 1}", "R_t"),
+    ("ormqr", "input3 local", r"Q_1", r"Q_1^{T}"),
+    ("linalg_lu_solve", "LU product", "P^{T}", "P"),
+    ("triangular_solve", "A product", ")^{T}", ")"),
     ("lu_unpack", "LU_data product", "j < i", r"j \le i"),
 ]
 

@@ -643,25 +643,74 @@ def _householder(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return Reflections(op.input, op.tau).back(identity, g)
 
 
-REFLECTIONS = (
-    r"H_1 H_2 \cdots H_k, \quad H_i = I - \tau_i v_i v_i^{H}, \quad v_i = (0, \ldots, 0, 1, "
-    r"\text{column } i \text{ of } STORED \text{ below its diagonal})"
-)
-STORED_COLUMNS = (
-    r"dH_i = -\tau_i \left(dv_i \, v_i^{H} + v_i \, dv_i^{H}\right)",
-    r"-\overline{\tau_i} G_i K_i^{H} v_i - \tau_i K_i G_i^{H} v_i, \quad K_i \text{ what } H_i \text{ is applied to, } "
-    r"G_i \text{ its upstream gradient}",
-    "the diagonal and what is above it are not read",
-)
-FACTORS_TAU = (r"dH_i = -d\tau_i \, v_i v_i^{H}", r"-v_i^{H} G_i K_i^{H} v_i", ALL)
+def _by_steps(name: str, first: str, at: str, then: str) -> str:
+    """A definition by steps, from one that is known."""
+    return rf", \quad {name}_t = \begin{{cases}} {first} & t = {at} \\ {then} & \text{{otherwise}} \end{{cases}}"
+
+
+@dataclass(frozen=True)
+class Reflecting:
+    """The formulas of Q = Q_{k - 1}, the product of k reflections, by the arguments that store them."""
+
+    stored: str
+    tau: str
+
+    def last(self, op: Any) -> int:
+        """The number of the last reflection."""
+        return int(op.arguments[self.tau].shape[-1]) - 1
+
+    def where(self, op: Any) -> str:
+        """What Q is."""
+        reflection = rf"R_t = I - {{${self.tau}}}_t \, v_t v_t^{{H}}, \quad v_t = V^{{T}}_t"
+        columns = rf"V = {BELOW}(${self.stored}) + I"
+        return f"{reflection}, \\quad {columns}" + _by_steps("Q", "R_0", "0", "Q_{t - 1} R_t")
+
+    def moved(self, argument: str) -> str:
+        """How Q moves with an argument."""
+        change = rf"-{{\dot{{${argument}}}}}_t \, v_t v_t^{{H}}"
+        if argument == self.stored:
+            turn = r"\left(\dot{v}_t v_t^{H} + v_t \dot{v}_t^{H}\right)"
+            column = rf", \quad \dot{{v}}_t = {BELOW}(\dot{{${self.stored}}})^{{T}}_t"
+            change = rf"-{{${self.tau}}}_t \, {turn}{column}"
+        steps = _by_steps(r"\dot{Q}", r"\dot{R}_0", "0", r"\dot{Q}_{t - 1} R_t + Q_{t - 1} \dot{R}_t")
+        return rf"{steps}, \quad \dot{{R}}_t = {change}"
+
+    def back(self, op: Any, argument: str, start: str) -> str:
+        """The gradient of an argument from D, that of Q: G comes back to R_t, which is applied to K."""
+        k, tau = self.last(op), rf"{{${self.tau}}}_t"
+        text = r"{$grad}_t = -v_t^{H} G_t K_t^{H} v_t"
+        if argument == self.stored:
+            pulled = rf"w_t = -\overline{{{tau}}} \, G_t K_t^{{H}} v_t - {tau} \, K_t G_t^{{H}} v_t"
+            text = rf"{{$grad}}_{{i,t}} = [i > t] \, w_{{t,i}}, \quad 0 \le t < {k + 1}, \quad {pulled}"
+        text += _by_steps("G", "D", "0", "R_{t - 1}^{H} G_{t - 1}")
+        return text + _by_steps("K", r"0 \, D + I", str(k), "R_{t + 1} K_{t + 1}") + rf", \quad D = {start}"
+
+    def wrt(self, vjp: Callable[[Any, Any], Any], local: Callable[[Any], str], bar: Callable[[Any], str]) -> Any:
+        """The derivatives by what is stored and by tau; `vjp` gives both, `local` is how the output moves with Q."""
+
+        def way(place: int, argument: str, zeros: str) -> Wrt:
+            return Wrt(
+                lambda op, g: vjp(op, g)[place],
+                lambda op: local(op) + self.moved(argument),
+                lambda op: self.back(op, argument, bar(op)),
+                zeros,
+            )
+
+        unread = "the diagonal and what is above it are not read"
+        return {self.stored: way(0, self.stored, unread), self.tau: way(1, self.tau, ALL)}
+
+
+HOUSEHOLDER, ORMQR = Reflecting("input", "tau"), Reflecting("self", "input2")
 
 householder_product = rule(
     "LinalgHouseholderProductBackward0",
-    equation="$out = " + REFLECTIONS.replace("STORED", "$input"),
-    wrt={
-        "input": Wrt(lambda op, g: _householder(op, g)[0], *STORED_COLUMNS),
-        "tau": Wrt(lambda op, g: _householder(op, g)[1], *FACTORS_TAU),
-    },
+    equation=lambda op: f"{{$out}}_{{i,j}} = Q_{{{HOUSEHOLDER.last(op)},i,j}}",
+    where=HOUSEHOLDER.where,
+    wrt=HOUSEHOLDER.wrt(
+        _householder,
+        lambda op: rf"\dot{{$out}}_{{i,j}} = \dot{{Q}}_{{{HOUSEHOLDER.last(op)},i,j}}",
+        lambda op: "$g",
+    ),
     samples=lambda: [
         sample(torch.linalg.householder_product, randn(4, 3), randn(3)),
         sample(torch.linalg.householder_product, randn(3, 3), randn(2), note="fewer reflections than columns"),
@@ -681,28 +730,35 @@ def _ormqr(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return columns, taus, start.mH
 
 
-def _reflected(op: Any) -> str:
-    q = "Q^{H}" if op.transpose else "Q"
-    return rf"{q} \, $input3" if op.left else rf"$input3 \, {q}"
+def _beside_q(other: str, q: str = "Q", adjoint: bool = False) -> Callable[[Any], str]:
+    """Q, or its conjugate transpose, on its side of another matrix."""
+
+    def filled(op: Any) -> str:
+        mine = f"{q}_{ORMQR.last(op)}" + ("^{H}" if op.transpose != adjoint else "")
+        return rf"{mine} \, {other}" if op.left else rf"{other} \, {mine}"
+
+    return filled
 
 
-def _unreflected(op: Any) -> str:
-    q = "Q" if op.transpose else "Q^{H}"
-    return rf"{q} \, $g" if op.left else rf"$g \, {q}"
+def _q_bar(op: Any) -> str:
+    """The gradient of Q."""
+    if op.left:
+        return r"$input3 \, $g^{H}" if op.transpose else r"$g \, $input3^{H}"
+    return r"$g^{H} $input3" if op.transpose else r"$input3^{H} $g"
 
 
 ormqr = rule(
     "OrmqrBackward0",
-    equation=lambda op: rf"$out = {_reflected(op)}, \quad Q = {REFLECTIONS.replace('STORED', '$self')}",
-    wrt={
-        "self": Wrt(lambda op, g: _ormqr(op, g)[0], *STORED_COLUMNS),
-        "input2": Wrt(lambda op, g: _ormqr(op, g)[1], *FACTORS_TAU),
+    equation=lambda op: f"$out = {_beside_q('$input3')(op)}",
+    where=ORMQR.where,
+    wrt=ORMQR.wrt(_ormqr, lambda op: r"\dot{$out} = " + _beside_q("$input3", r"\dot{Q}")(op), _q_bar)
+    | {
         "input3": Wrt(
             lambda op, g: _ormqr(op, g)[2],
-            lambda op: "Q^{H}" if op.transpose else "Q",
-            _unreflected,
+            lambda op: r"\dot{$out} = " + _beside_q(r"\dot{$input3}")(op),
+            _beside_q("$g", adjoint=True),
             "each column has its own column of the result (each row, from the right)",
-        ),
+        )
     },
     samples=lambda: [
         sample(torch.ormqr, randn(3, 2), randn(2), randn(3, 2)),
