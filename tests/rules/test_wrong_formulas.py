@@ -16,6 +16,7 @@ from latex_math import FormulaError, Statement
 from test_every_formula import RULES, Use, uses, wrong_equation, wrong_local, wrong_product
 from test_every_rule import quiet  # noqa: F401 (a fixture)
 
+from chainrule.graph.trees import tensors_in
 from chainrule.rules import Rule, Wrt
 
 # (rule, formula, what is replaced, by what)
@@ -168,7 +169,10 @@ class Mutant:
             if argument == "equation":
                 return
         for name in self.rule.wrt if not part else [argument]:
-            if use.op.arguments.get(name) is None or not use.op.arguments.get("has_biases", True):
+            given = tensors_in([use.op.arguments.get(name)])
+            if not any(each.is_floating_point() or each.is_complex() for each in given):
+                continue
+            if not use.op.arguments.get("has_biases", True):
                 continue
             if part != "product":
                 yield wrong_local(use, name)
