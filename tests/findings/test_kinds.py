@@ -326,7 +326,9 @@ def test_what_backward_needs_and_what_wrote_over_it():
 
     (finding,) = recording.findings()
     assert (finding.id, finding.severity, finding.where) == ("no-gradient", "warning", "4 parameters")
-    assert finding.sentence.startswith("The step ended in an exception, as backward needs what was overwritten.")
+    assert finding.sentence.startswith(
+        "The step ended in an exception, as a tensor that backward needs was overwritten."
+    )
     (write,) = finding.evidence[1:]
     assert write.startswith("`add_` (test_kinds.py:")
     assert " wrote over p@1 (test_kinds.py:" in write
@@ -351,11 +353,11 @@ def test_a_gradient_that_was_not_asked_for():
     assert "not asked for it" in finding.sentence
 
 
-def test_the_telling_says_once_what_holds_of_several_parameters():
+def test_the_report_says_once_what_applies_to_several_parameters():
     model, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(4, 3)
     model[0].requires_grad_(False)
     with chainrule.record() as recording:
         model(x).sum().backward()
     assert [finding.where for finding in recording.findings()] == ["0.weight", "0.bias"]
     assert str(recording).count("it is frozen") == 1
-    assert "The same holds of 0.bias." in " ".join(str(recording).split())
+    assert "The same applies to 0.bias." in " ".join(str(recording).split())

@@ -13,7 +13,7 @@ def leaf(*numbers, dtype=torch.float32):
     return torch.tensor(numbers, dtype=dtype, requires_grad=True)
 
 
-def born(step, **names):
+def nonfinite_in(step, **names):
     """The findings on numbers that are not finite."""
     with warnings.catch_warnings(), record(names) as recording:
         warnings.simplefilter("ignore")
@@ -81,14 +81,14 @@ def sure_of_the_wrong(w):
 
 
 @pytest.mark.parametrize(
-    ("step", "w", "where", "calculation", "kind"),
+    ("step", "w", "where", "calculation", "number"),
     [
         (log_of_negative, leaf(2.0, -1.2), "bad", "log(-1.2) is nan.", "NaN"),
         (zero_by_zero, leaf(0.0, 1.0), "q", "0 / 0 is nan.", "NaN"),
         (overflow_of_exp, leaf(1.0, 200.0), "e", "exp(200) is inf: the largest float32 is 3.4e+38.", "infinity"),
-        (masked_row, leaf([1.0, 2.0], [3.0, 4.0]), "p", "all of it masked", "NaN"),
-        (empty_mean, leaf(1.0, 2.0), "J", "The mean of too few numbers: 0 / 0.", "NaN"),
-        (one_number, leaf(1.0, 2.0), "J", "The std of too few numbers: 0 / 0.", "NaN"),
+        (masked_row, leaf([1.0, 2.0], [3.0, 4.0]), "p", "fully masked", "NaN"),
+        (empty_mean, leaf(1.0, 2.0), "J", "The mean of too few numbers is 0 / 0.", "NaN"),
+        (one_number, leaf(1.0, 2.0), "J", "The std of too few numbers is 0 / 0.", "NaN"),
         (root_of_negative, leaf(-8.0, 1.0), "", "pow(-8, 0.3333) is nan.", "NaN"),
         (
             half,
@@ -101,17 +101,17 @@ def sure_of_the_wrong(w):
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
-def test_the_birth_is_named_with_its_calculation_and_line(step, w, where, calculation, kind):
-    (finding,) = forward(born(lambda: step(w)))
+def test_the_origin_is_named_with_its_calculation_and_line(step, w, where, calculation, number):
+    (finding,) = forward(nonfinite_in(lambda: step(w)))
     assert calculation in lines(finding)
-    assert kind in finding.text[0]
+    assert number in finding.text[0]
     assert finding.severity == "error"
     assert finding.place.file == __file__
     assert where in finding.where
-    assert "PyTorch raises nothing" in lines(finding)
+    assert "PyTorch raises no error" in lines(finding)
 
 
-def test_what_merely_passed_it_on_is_told_apart():
+def test_what_merely_passes_it_on_is_no_origin():
     w = leaf(1.0, -1.0)
 
     def step():
@@ -120,13 +120,13 @@ def test_what_merely_passed_it_on_is_told_apart():
         third = second + 1
         third.sum().backward()
 
-    (finding,) = born(step)
+    (finding,) = nonfinite_in(step)
     assert finding.where == "first"
-    assert "Passed on, not made, by what came after: second, third." in lines(finding)
+    assert "Later operations pass it on: second, third." in lines(finding)
     assert not backward([finding])
 
 
-def test_an_overflow_that_comes_back_as_log_of_zero_is_told_from_its_beginning():
+def test_an_overflow_that_comes_back_as_log_of_zero_is_traced_to_its_origin():
     w = leaf(1.0, 100.0)
 
     def step():
@@ -134,10 +134,10 @@ def test_an_overflow_that_comes_back_as_log_of_zero_is_told_from_its_beginning()
         p = e / e.sum()
         p[0].log().backward()
 
-    first, second = forward(born(step))
+    first, second = forward(nonfinite_in(step))
     assert "exp(100) is inf" in lines(first)
     assert "log(0) is -inf." in lines(second)
-    assert "that reaches the loss" in second.text[0]
+    assert "this one reaches the loss" in second.text[0]
 
 
 def test_a_root_at_zero_goes_wrong_in_the_backward_pass_alone():
@@ -147,7 +147,7 @@ def test_a_root_at_zero_goes_wrong_in_the_backward_pass_alone():
         root = w.sqrt()
         root.sum().backward()
 
-    (finding,) = born(step, w=w)
+    (finding,) = nonfinite_in(step, w=w)
     assert finding.id == "non-finite-backward"
     assert finding.where == "dJ/dw"
     assert finding.evidence == ("dJ/dw[1] = inf, where w[1] = 0 and dJ/droot[1] = 1.",)
@@ -160,7 +160,7 @@ def test_where_does_not_stop_what_is_not_finite():
         root = torch.where(w > 0, w.sqrt(), torch.zeros(()))
         root.sum().backward()
 
-    found = born(step, w=w)
+    found = nonfinite_in(step, w=w)
     assert "sqrt(-1) is nan." in lines(forward(found)[0])
     (finding,) = backward(found)
     assert "0 times infinity is NaN" in lines(finding)
@@ -170,8 +170,8 @@ def test_where_does_not_stop_what_is_not_finite():
 @pytest.mark.parametrize("x", [NAN, INF])
 def test_what_the_data_brought_in_is_not_blamed_on_an_operation(x):
     w, data = leaf(1.0, 2.0), torch.tensor([1.0, x])
-    (finding,) = born(lambda: (w * data).sum().backward(), data=data)
-    assert finding.text[0].startswith("data held")
+    (finding,) = nonfinite_in(lambda: (w * data).sum().backward(), data=data)
+    assert finding.text[0].startswith("data contains")
     assert finding.evidence[0] == "1 of 2 elements: data[1]."
 
 
@@ -182,20 +182,20 @@ def test_a_gradient_that_is_clipped_was_not_there_before_the_step():
         (w.sqrt() * 0).sum().backward()  # 0 times infinity
         torch.nn.utils.clip_grad_norm_([w], 1.0)
 
-    (finding,) = born(step, w=w)
+    (finding,) = nonfinite_in(step, w=w)
     assert finding.id == "non-finite-backward"
 
 
-def test_what_led_to_no_gradient_is_told_as_such():
+def test_what_reaches_no_gradient_is_reported_as_such():
     w = leaf(1.0, 2.0)
 
     def step():
         (w * 2).sum().backward()
         (w - 4).log()
 
-    (finding,) = born(step, w=w)
+    (finding,) = nonfinite_in(step, w=w)
     assert finding.severity == "warning"
-    assert finding.evidence[-1] == "Neither a loss that a backward pass began from nor a parameter's gradient holds it."
+    assert finding.evidence[-1] == "It reaches neither the loss of a backward pass nor a parameter's gradient."
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def fresh_memory_is_nan(monkeypatch):
 
 
 @pytest.mark.usefixtures("fresh_memory_is_nan")
-def test_what_a_new_parameter_held_before_it_was_initialised_is_no_birth():
+def test_what_a_new_parameter_held_before_it_was_initialised_is_no_origin():
     """A recording that sees a model made (of a script's first step) sees its memory before it is filled."""
 
     def step():
@@ -225,7 +225,7 @@ def test_what_a_new_parameter_held_before_it_was_initialised_is_no_birth():
             by_parts[1:].copy_(torch.ones(2))
         (model(torch.ones(2, 2)) * by_data * by_parts).sum().backward()
 
-    assert born(step) == []
+    assert nonfinite_in(step) == []
 
 
 @pytest.mark.usefixtures("fresh_memory_is_nan")
@@ -234,14 +234,14 @@ def test_a_parameter_that_was_never_initialised():
         forgotten = nn.Parameter(torch.empty(3))
         (forgotten * 2).sum().backward()
 
-    (finding,) = born(step)
-    assert finding.text[0] == "parameter held NaN before the step began."
+    (finding,) = nonfinite_in(step)
+    assert finding.text[0] == "parameter contains NaN before the step."
 
 
 def test_a_gradient_that_the_backward_pass_began_with():
     w = leaf(1.0, 2.0)
-    (finding,) = backward(born(lambda: (w * 2).backward(torch.tensor([NAN, 1.0]))))
-    assert "begun with" in finding.text[0]
+    (finding,) = backward(nonfinite_in(lambda: (w * 2).backward(torch.tensor([NAN, 1.0]))))
+    assert "started from" in finding.text[0]
 
 
 def test_finite_gradients_that_add_up_to_infinity():
@@ -251,7 +251,7 @@ def test_finite_gradients_that_add_up_to_infinity():
         y = w * 1
         (y * 40000 + y * 40000).sum().backward()
 
-    (finding,) = backward(born(step))
+    (finding,) = backward(nonfinite_in(step))
     assert "add up" in finding.text[0]
     assert "dJ/dy[0] = inf" in lines(finding)
 
@@ -265,9 +265,9 @@ def test_finite_gradients_that_add_up_to_infinity():
 )
 def test_a_loss_of_nothing_says_so(loss, words):
     w = leaf(1.0, 2.0)
-    finding = forward(born(lambda: loss(w).backward()))[0]
+    finding = forward(nonfinite_in(lambda: loss(w).backward()))[0]
     assert words in lines(finding)
-    assert finding.advice.startswith("There was nothing to take the mean of")
+    assert finding.advice.startswith("The mean is over no elements")
 
 
 def test_what_reaches_nothing_is_a_warning():
@@ -277,7 +277,7 @@ def test_what_reaches_nothing_is_a_warning():
         (w.detach() / 0).sum()
         (w * 2).sum().backward()
 
-    (finding,) = born(step)
+    (finding,) = nonfinite_in(step)
     assert finding.severity == "warning"
 
 
@@ -289,4 +289,4 @@ def test_a_healthy_mask_and_a_healthy_step_have_no_such_finding():
         h = model(x)
         ((h @ h.T + mask).softmax(-1) @ h).square().mean().backward()
 
-    assert born(step, mask=mask) == []
+    assert nonfinite_in(step, mask=mask) == []

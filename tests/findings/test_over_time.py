@@ -3,13 +3,14 @@ import math
 import pytest
 
 import chainrule
-from chainrule.diagnostics import BY_TOPIC, CHECKS, Finding, Thresholds, catalogue, findings_over_time
+from chainrule import reference
+from chainrule.diagnostics import BY_TOPIC, CHECKS, Finding, Thresholds, findings_over_time
 from chainrule.errors import ChainruleError
 from chainrule.graph.history import History, Series, StepFacts
 from chainrule.graph.statistics import Statistics
 
 
-def figures(norm, elements=16, **others):
+def statistics(norm, elements=16, **others):
     known = {"mean": 0.0, "std": norm / elements**0.5, "low": -norm, "high": norm, "zeros": 0, "not_finite": 0}
     return Statistics(elements, norm, **(known | others))
 
@@ -19,8 +20,8 @@ def course(losses, ratio=1e-3, full=True, **facts):
     history = History()
     for step, loss in enumerate(losses):
         history.steps.append(StepFacts(step, float(step), loss, (0.1,), full=full, **facts))
-        history.add("parameter", "weight", step, figures(1.0))
-        history.add("update", "weight", step, figures(ratio(step) if callable(ratio) else ratio))
+        history.add("parameter", "weight", step, statistics(1.0))
+        history.add("update", "weight", step, statistics(ratio(step) if callable(ratio) else ratio))
     return history
 
 
@@ -39,11 +40,11 @@ def test_a_finding_holds_since_the_first_step_of_its_last_unbroken_row():
     seen = {step: (of_step("saturated"),) if step in (0, 3, 4, 5) else () for step in range(6)}
     (finding,) = findings_over_time(course([1.0] * 6), seen)
     assert (finding.since, finding.until, finding.severity) == (3, None, "warning")
-    assert "Held at 3 examined steps in a row." in finding.evidence
+    assert "It held at 3 examined steps in a row." in finding.evidence
     assert str(finding).startswith("warning since step 3: A1 is not well.")
 
 
-def test_what_has_not_lasted_is_a_note_and_what_has_gone_is_not_told():
+def test_what_has_not_lasted_is_a_note_and_what_has_gone_is_dropped():
     seen = {step: (of_step("saturated"),) if step > 3 else () for step in range(6)}
     (finding,) = findings_over_time(course([1.0] * 6), seen)
     assert finding.severity == "note"
@@ -77,13 +78,13 @@ def test_units_that_died_later_are_dead_since_then():
     assert "at each of 4 steps" in finding.sentence
 
 
-def test_a_finding_of_several_places_is_told_once():
+def test_a_finding_of_several_places_is_reported_once():
     seen = {0: tuple(of_step("accumulated-gradient", where=name) for name in ("a", "b", "c"))}
     (finding,) = findings_over_time(course([1.0]), seen)
-    assert finding.sentence == "a is not well. The same holds of b, c."
+    assert finding.sentence == "a is not well. The same applies to b, c."
 
 
-def test_nan_in_the_step_after_an_overflow_is_not_told_as_a_second_error():
+def test_nan_in_the_step_after_an_overflow_is_not_reported_as_a_second_error():
     first, later = of_step("non-finite-backward", "error"), of_step("non-finite-forward", "error", where="weight")
     seen = {0: (), 1: (first,), 2: (later,), 3: (later,)}
     assert ids(findings_over_time(course([1.0, 1.0, math.nan, math.nan]), seen)) == ["non-finite-backward"]
@@ -99,8 +100,8 @@ def test_a_step_that_the_scaler_skips_is_no_error():
 
 def test_of_statistics_alone_the_first_tensor_that_is_not_finite_is_named():
     history = course([1.0, 1.0, math.nan])
-    history.add("value", "late", 2, figures(1.0, not_finite=3), layer=9)
-    history.add("value", "early", 2, figures(1.0, not_finite=2), layer=4)
+    history.add("value", "late", 2, statistics(1.0, not_finite=3), layer=9)
+    history.add("value", "early", 2, statistics(1.0, not_finite=2), layer=4)
     (finding,) = findings_over_time(history, {})
     assert (finding.id, finding.where, finding.since) == ("non-finite-forward", "early", 2)
 
@@ -108,8 +109,8 @@ def test_of_statistics_alone_the_first_tensor_that_is_not_finite_is_named():
 def test_a_mask_of_infinities_is_no_fault_and_not_blamed_for_one():
     history = course([1.0, 1.0, math.nan])
     for step in range(3):
-        history.add("value", "scores", step, figures(1.0, not_finite=6), layer=1)
-        history.add("value", "late", step, figures(1.0, not_finite=3 if step == 2 else 0), layer=9)
+        history.add("value", "scores", step, statistics(1.0, not_finite=6), layer=1)
+        history.add("value", "late", step, statistics(1.0, not_finite=3 if step == 2 else 0), layer=9)
     (finding,) = findings_over_time(history, {})
     assert (finding.where, finding.since) == ("late", 2)
     history.steps[2].loss = 1.0
@@ -121,7 +122,7 @@ def test_another_optimizers_turn_is_no_fault():
     (finding,) = findings_over_time(course([1.0] * 5), seen)
     assert finding.severity == "warning"
     history = course([1.0] * 5)
-    history.add("update", "critic.weight", 3, figures(1.0))
+    history.add("update", "critic.weight", 3, statistics(1.0))
     (finding,) = findings_over_time(history, seen)
     assert finding.severity == "note"
 
@@ -148,12 +149,12 @@ def test_a_spike_names_the_layer_that_it_began_in():
     losses[30] = 9.0
     history = course(losses)
     for step in range(40):
-        history.add("value", "first", step, figures(1.0), layer=1)
-        history.add("value", "second", step, figures(100.0 if step == 30 else 1.0), layer=2)
-        history.add("value", "third", step, figures(900.0 if step == 30 else 1.0), layer=3)
+        history.add("value", "first", step, statistics(1.0), layer=1)
+        history.add("value", "second", step, statistics(100.0 if step == 30 else 1.0), layer=2)
+        history.add("value", "third", step, statistics(900.0 if step == 30 else 1.0), layer=3)
     (finding,) = findings_over_time(history, {})
     assert (finding.id, finding.where, finding.since, finding.until) == ("loss-spike", "second", 30, 30)
-    assert "100 times its usual" in finding.evidence[1]
+    assert "100 times its usual value" in finding.evidence[1]
     assert findings_over_time(history, {}, Thresholds(spike_factor=6.0)) == ()
 
 
@@ -192,8 +193,8 @@ def test_a_threshold_that_is_no_number_is_refused(given):
     with pytest.raises(ChainruleError) as caught:
         chainrule.Thresholds(flat=given)
     assert str(caught.value) == (
-        f"Thresholds(flat={given!r}): this is mean slope, as a share of the largest that the function has, a finite "
-        "number of 0 or more. Its default is 0.04."
+        f"Thresholds(flat={given!r}): the value must be a finite number of 0 or more (mean slope, as a share of the "
+        "function's largest slope). The default is 0.04."
     )
 
 
@@ -201,8 +202,8 @@ def from_nothing(steps, ratio):
     """A run with a weight that begins at 0."""
     history = course([1.0] * steps)
     for step in range(steps):
-        history.add("parameter", "scale", step, figures(float(step > 0)))
-        history.add("update", "scale", step, figures(ratio(step)))
+        history.add("parameter", "scale", step, statistics(float(step > 0)))
+        history.add("update", "scale", step, statistics(ratio(step)))
     return history
 
 
@@ -237,25 +238,25 @@ def test_silence_leaves_out_and_refuses_what_does_not_exist():
     assert str(caught.value) == "silence: no finding has the id 'unit_off'. Near matches: 'unit-off'."
 
 
-def test_a_kind_says_everything_and_names_thresholds_that_exist():
+def test_a_check_says_everything_and_names_thresholds_that_exist():
     used = set()
-    for kind in CHECKS.values():
-        assert kind.title
-        assert not kind.title.endswith(".")
-        assert all(text.endswith(".") for text in (kind.what, kind.why, kind.advice)), kind.id
-        assert kind.source
-        assert kind.step_checks or kind.run_checks or kind.across_ranks, kind.id
-        used.update(kind.thresholds)
+    for check in CHECKS.values():
+        assert check.title
+        assert not check.title.endswith(".")
+        assert all(text.endswith(".") for text in (check.what, check.why, check.advice)), check.id
+        assert check.source
+        assert check.step_checks or check.run_checks or check.across_ranks, check.id
+        used.update(check.thresholds)
     assert used == set(vars(Thresholds()))
-    assert sorted(CHECKS) == sorted(kind.id for kinds in BY_TOPIC.values() for kind in kinds)
+    assert sorted(CHECKS) == sorted(check.id for checks in BY_TOPIC.values() for check in checks)
 
 
 def test_the_page_of_findings_is_up_to_date():
-    written = catalogue.PAGE.read_text(encoding="utf-8")
-    assert written == catalogue.page(), f"docs/findings.md is old: run `{catalogue.COMMAND}`"
+    written = reference.FINDINGS.read_text(encoding="utf-8")
+    assert written == reference.findings_page(), f"docs/findings.md is old: run `{reference.COMMAND}`"
 
 
-def test_a_finding_without_time_tells_no_time():
+def test_a_finding_without_time_names_no_time():
     finding = of_step("saturated")
     assert isinstance(finding, Finding)
     assert finding.when == ""

@@ -59,9 +59,9 @@ def test_gradients_through_depth():
     assert "exploding-gradient" in found_in(layers(8, nn.ReLU, std=1.0), rate=1e-30)
 
 
-def test_where_a_number_is_born_that_is_not_finite():
+def test_where_a_number_first_is_not_finite():
     finding = found_in(layers(1), loss=lambda output: output.log().mean())["non-finite-forward"]
-    assert finding.sentence == "log makes numbers that are not finite of finite numbers, first of all."
+    assert finding.sentence == "log turns finite numbers into non-finite ones; it is the first to do so."
     assert f" of {SAMPLES * WIDTH} elements of " in finding.evidence[0]
 
 
@@ -98,9 +98,9 @@ def test_a_gradient_that_is_not_finite():
     assert "non-finite-forward" not in finding
 
 
-def test_a_small_result_of_what_was_not_kept_is_not_where_it_was_born():
+def test_a_small_result_of_what_was_not_kept_is_not_the_origin():
     found = found_in(layers(2), loss=lambda output: output.log().square().mean())
     assert found["non-finite-forward"].text == (
-        "log makes numbers that are not finite of finite numbers, first of all.",
+        "log turns finite numbers into non-finite ones; it is the first to do so.",
     )
     assert "non-finite-backward" not in found

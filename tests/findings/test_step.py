@@ -164,7 +164,7 @@ def test_softmax_before_cross_entropy():
     finding = only(found, "softmax-before-cross-entropy")
     assert finding.severity == "warning"
     assert finding.evidence[0].startswith("With 3 classes the loss of a sample can't fall below 0.5514")
-    assert finding.advice.startswith("Give logits to cross_entropy")
+    assert finding.advice.startswith("Pass logits to cross_entropy")
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")

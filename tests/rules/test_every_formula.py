@@ -18,10 +18,10 @@ from test_every_rule import WRONG_IN_PYTORCH, quiet, recorded, steps_of  # noqa:
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule import rules
+from chainrule import reference, rules
 from chainrule.derivation.backprop import NodeStep
 from chainrule.graph.trees import tensors_in
-from chainrule.rules import Applied, Rule, catalogue, reduce_to_shape
+from chainrule.rules import Applied, Rule, reduce_to_shape
 
 RULES = list(rules.registered())
 
@@ -102,7 +102,7 @@ class Use:
 
     def symbols(self) -> dict[str, str]:
         """The names of the operands as docs/rules.md prints them."""
-        symbols = catalogue._symbols(self.rule, self.op)
+        symbols = reference._symbols(self.rule, self.op)
         return symbols if self.rule.outputs == 1 else {**symbols, "out": symbols["out0"], "g": symbols["g0"]}
 
     def called(self, argument: str, item: int) -> str:
@@ -124,7 +124,7 @@ class Use:
                 found |= {self.called(name, place): each for place, each in items}
         for slot, out in enumerate(self.op.outs):
             if isinstance(out, Tensor) and (slot or self.rule.outputs > 1):  # else y_0 is an element
-                found[f"{catalogue.SYMBOLS['out']}_{{{slot}}}"] = out
+                found[f"{reference.SYMBOLS['out']}_{{{slot}}}"] = out
         return found | {symbols["out"]: self.op.out}
 
     def statement(self, template: Any, more: Mapping[str, Tensor] | None = None, **symbols: str) -> Statement:

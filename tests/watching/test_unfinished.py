@@ -93,16 +93,16 @@ def test_a_loop_that_is_left_where_the_loss_is_not_finite(tmp_path):
     watch = train(leaving(lambda: False), to=tmp_path / "run.db")
     (found,) = grave(watch)
     assert (found.id, found.severity, found.since, found.where) == ("non-finite-forward", "error", 4, "sqrt")
-    assert found.text == "sqrt makes NaN of finite numbers, first of all."
+    assert found.text == "sqrt turns finite numbers into NaN; it is the first to do so."
     assert found.place.startswith("test_unfinished.py:")
-    assert "The loss loss is nan, and PyTorch raises nothing." in found.evidence
+    assert "The loss loss is nan, and PyTorch raises no error." in found.evidence
     assert found.evidence[-1] == "Step 4 ended before its update."
     assert (watch.step_number, watch.watched) == (3, 3)
     with runs.open(tmp_path / "run.db") as run:
         assert run.findings() == watch.findings
         assert [facts.step for facts in run.steps()] == [1, 2, 3]
         assert run.series("value", "out").steps == [1, 2, 3]
-        assert "Since step 4: sqrt makes NaN" in str(run.document())
+        assert "Since step 4: sqrt turns finite numbers into NaN" in str(run.document())
         run.save(tmp_path / "run.html")
 
 
@@ -135,7 +135,7 @@ def test_the_very_first_step(tmp_path):
         text = str(run.document())
         run.save(tmp_path / "run.html")
     assert "No step has been watched yet." in text
-    assert "sqrt makes NaN" in text
+    assert "sqrt turns finite numbers into NaN" in text
 
 
 @pytest.mark.parametrize("wide", [8, 2048])
@@ -153,7 +153,7 @@ def test_where_numbers_were_not_kept_the_origin_is_told_all_the_same():
 
     (found,) = grave(train(step, wide=2048))
     assert (found.id, found.since) == ("non-finite-forward", 4)
-    assert found.text == "log makes numbers that are not finite of finite numbers, first of all."
+    assert found.text == "log turns finite numbers into non-finite ones; it is the first to do so."
 
 
 def test_a_forward_pass_that_is_broken_off():
@@ -167,7 +167,7 @@ def test_a_forward_pass_that_is_broken_off():
         train(step)
     (found,) = grave(train.watch)
     assert found.severity == "error"
-    assert "The step came as far as logits, which holds it." in found.evidence
+    assert "The step reached logits, which contains it." in found.evidence
 
 
 @pytest.mark.parametrize("ending", ["anomaly", "clip", "Ctrl-C"])
@@ -225,9 +225,10 @@ def test_a_script_tells_it(tmp_path, capsys):
     (found,) = outcome.findings
     assert (outcome.status, found.since) == (1, 1)
     assert found.evidence[-1] == "Step 1 ended before its update: ValueError: infinite (train.py:6)."
-    assert "chainrule: error since step 1: log makes infinity of finite numbers, first of all. (train.py:5)" in (
-        capsys.readouterr().err
+    error = (
+        "chainrule: error since step 1: log turns finite numbers into infinity; it is the first to do so. (train.py:5)"
     )
+    assert error in (capsys.readouterr().err)
     told = "train.py ended in the middle of its first training step: 1 finding."
     assert outcome.sentence("train.py") == f"{told} `chainrule show {outcome.kept}` shows the run."
 
@@ -413,4 +414,4 @@ def test_a_batch_that_is_left_out_belongs_to_no_update(tmp_path):
         assert not any(each.not_finite for each in run.series("value", "out").statistics)
     (found,) = grave(watch)
     assert (found.id, found.severity, found.since, found.until) == ("non-finite-forward", "warning", 4, 4)
-    assert "Neither a loss that a backward pass began from nor a parameter's gradient holds it." in found.evidence
+    assert "It reaches neither the loss of a backward pass nor a parameter's gradient." in found.evidence

@@ -1,7 +1,7 @@
 """What is unhealthy in one training step, and over a run: each finding with the numbers that show it, and what to try.
 
 A finding is advice, never a verdict on the mathematics: the step may be exactly what its author wants. One kind of
-finding is one block in its topic file (`Check`); checks, titles, thresholds, silencing and docs/findings.md follow.
+finding is one block in its topic file (`Check`).
 """
 
 from __future__ import annotations
@@ -9,18 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
-from chainrule.diagnostics import (
-    data,
-    depth,
-    gradients,
-    layers,
-    loss_curve,
-    losses,
-    nonfinite_origin,
-    optimizer,
-    ranks,
-    units,
-)
+from chainrule.diagnostics import data, depth, gradients, loss_curve, losses, nonfinite, optimizer, ranks, units
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
@@ -32,34 +21,23 @@ from chainrule.graph.names import Notation
 from chainrule.graph.statistics_cache import StatisticsCache
 
 __all__ = [
-    "BY_TOPIC",
-    "CHECKS",
-    "Check",
-    "Finding",
-    "Severity",
-    "Thresholds",
-    "check_silence",
-    "findings",
+    "BY_TOPIC", "CHECKS", "Check", "Finding", "Severity", "Thresholds", "check_silence", "findings",
     "findings_over_time",
 ]  # fmt: skip
 
-TOPICS = {
-    "Numbers that are not finite": nonfinite_origin,
-    "Units": units,
-    "Losses": losses,
-    "Layers": layers,
-    "Data": data,
-    "Gradients": gradients,
-    "Gradients through depth": depth,
-    "The optimizer": optimizer,
-    "The course of a run": loss_curve,
-    "Ranks": ranks,
-}
-"""The topic files, in the order in which their checks run and their kinds are told."""
 
+def _checks_of(module: object) -> list[Check]:
+    return [each for each in vars(module).values() if isinstance(each, Check)]
+
+
+LAYERS = [units.BATCH_NORM_OF_ONE]
 BY_TOPIC = {
-    topic: [each for each in vars(module).values() if isinstance(each, Check)] for topic, module in TOPICS.items()
-}
+    "Numbers that are not finite": _checks_of(nonfinite),
+    "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
+    "Data": _checks_of(data), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
+    "The optimizer": _checks_of(optimizer), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
+}  # fmt: skip
+"""The checks by topic, in the order in which they run and are documented."""
 
 
 def findings(
@@ -68,18 +46,18 @@ def findings(
     notation: Notation,
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
-    measures: StatisticsCache | None = None,
+    cache: StatisticsCache | None = None,
     unfinished: bool = False,
 ) -> tuple[Finding, ...]:
     """All findings of one step: errors first, then warnings, then notes; each group in the order of the step.
 
-    `measures` are the figures of its tensors, where others ask for them too. Without a derivation, or where a value's
-    numbers were not kept, the checks that need them are left out. Of an `unfinished` step, which never came to its
-    update, only kinds that hold all the same are looked for. Raises SilenceError for an id in `silence` that no kind of
-    finding has.
+    `cache` holds statistics of its tensors that others have measured or will ask for. Without a derivation, or if a
+    value's numbers were not stored, the checks that need them are left out. An `unfinished` step, which never reached
+    its update, only gets the checks that apply to it. Raises SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
-    context = StepContext(graph, derivation, notation, check_thresholds(thresholds), measures, unfinished)
+    limits = check_thresholds(thresholds)
+    context = StepContext(graph, derivation, notation, limits, cache or StatisticsCache(), unfinished)
     checks = (check for check in _checks() if check.unfinished or not unfinished)
     found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))
     return in_order(finding for finding in found if finding.id not in silent)
@@ -92,11 +70,10 @@ def findings_over_time(
     silence: Collection[str] = (),
     unfinished: int | None = None,
 ) -> tuple[Finding, ...]:
-    """All findings of a run: what its course shows, and what single steps showed, with the step since which it holds.
+    """All findings of a run: what its history shows, and what single steps showed, with the step since which it holds.
 
-    `step_findings` gives, for every step that was examined, what was found there (nothing is said by an empty one);
-    `unfinished` is the step among them, if any, that never came to its update.
-    Raises SilenceError for an id in `silence` that no kind of finding has.
+    `step_findings` gives the findings of every examined step, empty if there were none; `unfinished` is the step among
+    them, if any, that never reached its update. Raises SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
     run = Run(history, step_findings, check_thresholds(thresholds), unfinished)
@@ -108,7 +85,7 @@ def _of_run(run: Run) -> Iterator[Finding]:
         for over_time in check.run_checks:
             yield from over_time(run)
         if not check.run_checks:
-            yield from check.carried(run)
+            yield from (found for _, found in check.carried(run))
 
 
 def _checks() -> Iterator[Check]:

@@ -1,6 +1,6 @@
 """A check: everything about one kind of finding in one block, as a rule is for an operation.
 
-Creating the block registers it. The order of checks, the thresholds, what can be silenced and docs/findings.md follow.
+Creating the block registers it: it can then be silenced, and docs/findings.md lists it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from chainrule.diagnostics.finding import Finding, Severity
-from chainrule.diagnostics.run_context import Run, carry
+from chainrule.diagnostics.run_context import Run, Stretch, carry
 from chainrule.diagnostics.step_context import StepContext
 from chainrule.document import Text
 from chainrule.errors import SilenceError
 from chainrule.graph.graph import Place
 
 CHECKS: dict[str, Check] = {}
-"""Every kind of finding by its id, in the order in which the checks run."""
-
+"""Every check by its id."""
 
 StepCheck = Callable[[StepContext], Iterable[Finding]]
 RunCheck = Callable[[Run], Iterable[Finding]]
@@ -26,13 +25,12 @@ RunCheck = Callable[[Run], Iterable[Finding]]
 
 @dataclass(eq=False)
 class Check:
-    """Everything that is known of one kind of finding.
+    """One kind of finding.
 
-    `what` is found, `why` it matters, what to try (`advice`), the `thresholds` (fields of `Thresholds`) that decide,
-    and the `source` that they follow. In a run, what a single step shows is told as more than a note only where it
-    held for `lasts` examined steps in a row up to the last one; with `lasts` 1 it is told whenever it was seen. What
-    is `unfinished` is also looked for in a step that never came to its update, where most others would say no more than
-    that.
+    `what` is found, `why` it matters, and `advice` is what to try. `thresholds` are the fields of `Thresholds` that
+    decide, and `source` is the practice or paper behind them. Over a run, a finding of single steps is more than a note
+    only if it held at `lasts` examined steps in a row; if `lasts` is above 1, one that has ended is dropped. An
+    `unfinished` check also runs on a step that never reached its update.
     """
 
     id: str
@@ -45,7 +43,7 @@ class Check:
     source: str = ""
     lasts: int = 1
     unfinished: bool = False
-    across_ranks: bool = False  # asks the figures of every rank, see `findings.ranks`
+    across_ranks: bool = False  # it needs the statistics of every rank, see `chainrule.diagnostics.ranks`
     step_checks: list[StepCheck] = field(default_factory=list)
     run_checks: list[RunCheck] = field(default_factory=list)
 
@@ -54,32 +52,31 @@ class Check:
         CHECKS[self.id] = self
 
     def in_step(self, check: StepCheck) -> StepCheck:
-        """Enter a check of one step."""
+        """Register a function that looks at one step."""
         self.step_checks.append(check)
         return check
 
     def over_time(self, check: RunCheck) -> RunCheck:
-        """Enter a check of a run. It takes the place of merely carrying on what single steps showed."""
+        """Register a function that looks at a run. It replaces the default, which carries on what steps showed."""
         self.run_checks.append(check)
         return check
 
-    def carried(self, run: Run) -> Iterator[Finding]:
+    def carried(self, run: Run) -> Iterator[tuple[Stretch, Finding]]:
         """What single steps of the run showed, with the step since which it holds."""
         for stretch in run.stretches(self.id):
             if (found := carry(stretch, self.lasts)) is not None:
-                yield found
+                yield stretch, found
 
     def lasting(self, run: Run) -> Iterator[Finding]:
-        """As `carried`, where a single step is too little to judge: what lasts is as severe as its kind."""
-        for stretch in run.stretches(self.id):
-            if (found := carry(stretch, self.lasts)) is not None:
-                yield replace(found, severity=self.severity) if len(stretch.steps) >= self.lasts else found
+        """Like `carried`, for notes of single steps: what lasts gets the severity of the check."""
+        for stretch, found in self.carried(run):
+            yield replace(found, severity=self.severity) if len(stretch.steps) >= self.lasts else found
 
     def found(
         self,
         where: str,
         text: str | Text,
-        evidence: Iterable[str],
+        evidence: str | Iterable[str],
         *,
         place: Place | None = None,
         severity: Severity | None = None,
@@ -89,16 +86,17 @@ class Check:
         rows: Iterable[int] = (),
         size: int = 0,
     ) -> Finding:
-        """One finding of this kind."""
-        told: Text = (text,) if isinstance(text, str) else text
+        """A finding of this check. An empty sentence of evidence is dropped."""
+        spans: Text = (text,) if isinstance(text, str) else text
+        shown = tuple(filter(None, (evidence,) if isinstance(evidence, str) else evidence))
         return Finding(
-            self.id, self.title, severity or self.severity, where, place, told, tuple(evidence), advice or self.advice,
-            since, until, tuple(rows), size,
+            self.id, self.title, severity or self.severity, where, place, spans, shown, advice or self.advice, since,
+            until, tuple(rows), size,
         )  # fmt: skip
 
 
 def check_silence(silence: Collection[str]) -> frozenset[str]:
-    """The ids to leave out. Raises SilenceError for one that no kind of finding has."""
+    """The ids to leave out. Raises SilenceError for an id that no check has."""
     if not isinstance(silence, Iterable):
         raise SilenceError(
             f'silence={silence!r}: give the ids of findings to leave out, as in ("unit-off", "at-kink").'

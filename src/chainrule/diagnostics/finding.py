@@ -10,18 +10,18 @@ from chainrule.document import Text
 from chainrule.graph.graph import Place
 
 Severity = Literal["note", "warning", "error"]
-"""`note`: worth knowing. `warning`: it most likely harms. `error`: numbers are lost."""
+"""`note`: worth knowing. `warning`: it most likely does harm. `error`: numbers are lost."""
 
 RANK: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
-LISTED = 5  # places that are named one by one
+LISTED = 5  # items that are listed one by one
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a reader should know: where, what, the numbers that show it, and what to do.
+    """One unhealthy thing: where it is, what it is, the numbers that show it, and what to do.
 
-    `title` is that of its kind. In a run, it holds without a break `since` a step and was last seen at `until`. `rows`
-    are the units, rows or elements concerned, out of `size`.
+    `title` is that of its check. In a run, it holds `since` a step without a break; if it has ended, it was last seen
+    at `until`. `rows` are the units, rows or elements concerned, out of `size`.
     """
 
     id: str
@@ -63,18 +63,23 @@ def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def joined(found: Iterable[Finding]) -> Iterator[Finding]:
-    """Merge findings that differ in their place alone into one, which lists the places."""
+    """Merge findings that differ only in their place into one, which lists the places."""
     groups: dict[object, list[Finding]] = {}
     for each in found:
         words = each.sentence.replace(each.where, "...")
         key = (each.id, each.severity, each.since, each.until, words) if each.where in each.sentence else id(each)
         groups.setdefault(key, []).append(each)
     for first, *others in groups.values():
-        more = (f" The same holds of {listed([each.where for each in others])}.",) if others else ()
+        more = (f" The same applies to {listed([each.where for each in others])}.",) if others else ()
         yield replace(first, text=(*first.text, *more))
 
 
 def listed(items: Sequence[object]) -> str:
-    """The first few of several, and how many more there are."""
+    """The first few items, and how many more there are."""
     more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
     return ", ".join(map(str, items[:LISTED])) + more
+
+
+def plural(count: int, one: str, many: str) -> str:
+    """The words for a count."""
+    return one if count == 1 else many

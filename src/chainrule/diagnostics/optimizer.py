@@ -1,36 +1,32 @@
-"""What is wrong between a gradient and its parameter: who moves it, how far, and whether it moves at all."""
+"""Faults between a gradient and its parameter: which optimizer moves it, how far, and whether it moves at all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, is_bias
-from chainrule.diagnostics.step_context import StepContext
+from chainrule.diagnostics.step_context import StepContext, type_name
 from chainrule.graph.snapshot import ParameterUpdate
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 NOT_IN_OPTIMIZER = Check(
-    "not-in-optimizer",
-    title="A parameter has a gradient, and no optimizer holds it",
-    severity="warning",
-    what="A parameter got a gradient, and no optimizer that stepped holds it. In one step it is a note, since another "
-    "optimizer may have its turn later (as of a GAN's two); over a run it never had one.",
-    why="It stays as it was, and its gradient grows for ever where only the optimizer clears gradients.",
-    advice="Give the optimizer all of model.parameters(), after every layer was made or replaced; where it is meant to "
-    "stay, requires_grad_(False) also saves its gradient.",
+    "not-in-optimizer", "A parameter has a gradient, and no optimizer holds it", "warning",
+    what="A parameter got a gradient, and no optimizer that stepped holds it. In one step this is a note, as another "
+    "optimizer may step later (a GAN has two); over a run no optimizer ever moved it.",
+    why="It does not learn, and its gradient grows for ever if only the optimizer clears gradients.",
+    advice="Pass all of model.parameters() to the optimizer, after every layer was made or replaced. If the parameter "
+    "should not learn, requires_grad_(False) also saves its gradient.",
     source="PyTorch's documentation of torch.optim: the parameters are given when the optimizer is constructed",
-    lasts=3,
-)
+    lasts=3)  # fmt: skip
 
 
 @NOT_IN_OPTIMIZER.in_step
@@ -38,7 +34,7 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
     if not context.held:
         return
     left_out: dict[str, list[str]] = {}
-    # A leaf that is in no module is data of which the gradient is wanted: a penalty, an adversarial example.
+    # A leaf outside all modules is data with a gradient: a penalty, an adversarial example.
     own = {name for module in context.graph.modules for name in module.parameters}
     for name, parameter in context.graph.parameters.items():
         known = name in own or name.partition("@")[0] in own
@@ -47,41 +43,35 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
     for owner, names in left_out.items():
         gradients = [context.gradient(context.graph.parameters[name]) for name in names]
         norm = math.hypot(*(each.norm for each in gradients if each is not None))
+        has = plural(len(names), "it has", "they have")
         yield NOT_IN_OPTIMIZER.found(
-            owner,
-            f"No optimizer that stepped holds {listed(names)}, and {'it has' if len(names) == 1 else 'they have'} a "
-            "gradient.",
-            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",),
+            owner, f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
+            f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",
             severity="note",
-        )
+        )  # fmt: skip
 
 
 @NOT_IN_OPTIMIZER.over_time
 def _never_in_optimizer(run: Run) -> Iterator[Finding]:
-    """Only what never moves: what does is trained at steps that were not watched, or by hand."""
+    """A parameter that moves is trained by hand or at steps that were not watched, which is a note."""
     moved = {series.name for series in run.history.of_kind("update")}
     moved |= {each.name for each in run.history.of_kind("parameter") if len({known.norm for _, known in each}) > 1}
-    for told in NOT_IN_OPTIMIZER.lasting(run):
-        turns = any(_belongs(name, told.where) for name in moved)
-        yield replace(told, severity="note") if turns else told
+    for found in NOT_IN_OPTIMIZER.lasting(run):
+        yield replace(found, severity="note") if any(_belongs(name, found.where) for name in moved) else found
 
 
 def _belongs(name: str, owner: str) -> bool:
-    """Whether a parameter of the history is of this owner, which may stand there without the model's own name."""
+    """Whether a parameter of the history belongs to this owner; its name may lack the name of the model."""
     of = name.rpartition(".")[0]
     return name == owner or of == owner or (bool(of) and owner.endswith(f".{of}"))
 
 
 IN_TWO_OPTIMIZERS = Check(
-    "in-two-optimizers",
-    title="A parameter is in two optimizers",
-    severity="warning",
+    "in-two-optimizers", "A parameter is in two optimizers", "warning",
     what="Two optimizers stepped, and both hold the same parameter.",
-    why="It is moved twice, by two rules that know nothing of each other; the second one works with a gradient that "
-    "belongs to where the parameter was before.",
-    advice="Give each parameter to one optimizer; for different rates take parameter groups of one optimizer.",
-    source="PyTorch's documentation of torch.optim, per-parameter options",
-)
+    why="Two independent rules move it, and the second one uses a gradient at the point before the first move.",
+    advice="Put each parameter in one optimizer; for different rates use the parameter groups of one optimizer.",
+    source="PyTorch's documentation of torch.optim, per-parameter options")  # fmt: skip
 
 
 @IN_TWO_OPTIMIZERS.in_step
@@ -98,53 +88,45 @@ def _in_two_optimizers(context: StepContext) -> Iterator[Finding]:
             shared.setdefault(tuple(updates), []).append(name)
     for names in shared.values():
         both = holders[names[0]].values()
-        kinds = " and ".join(f"{optimizer} (rate {number(_lr(member.options))})" for optimizer, member in both)
-        moves = [
-            " and then by ".join(_move(context, member) for _, member in holders[name].values()) for name in names[:2]
-        ]
+        kinds = " and ".join(f"{optimizer} (rate {number(_rate(member))})" for optimizer, member in both)
         yield IN_TWO_OPTIMIZERS.found(
             names[0] if len(names) == 1 else f"{len(names)} parameters",
-            f"{listed(names)} {'is' if len(names) == 1 else 'are'} in {len(both)} optimizers that stepped: {kinds}.",
-            [f"{name} was moved by {told}." for name, told in zip(names, moves, strict=False)],
-        )
+            f"{listed(names)} {plural(len(names), 'is', 'are')} in {len(both)} optimizers that stepped: {kinds}.",
+            [f"{name} was moved by {_distances(context, holders[name].values())}." for name in names[:2]],
+        )  # fmt: skip
 
 
-def _move(context: StepContext, member: ParameterUpdate) -> str:
-    moved = context.move(member)
-    return "an unknown distance" if moved is None else number(moved.norm)
+def _distances(context: StepContext, holders: Iterable[tuple[str, ParameterUpdate]]) -> str:
+    moves = (context.move(member) for _, member in holders)
+    return " and then by ".join("an unknown distance" if each is None else number(each.norm) for each in moves)
 
 
-# -- how far -----------------------------------------------------------------------------------------------------------
+HEALTHY = "about 0.001 is healthy"
+SOURCE = "Karpathy, CS231n, Neural networks part 3: the ratio of updates to weights is healthy near 1e-3"
 
 TOO_LARGE = Check(
-    "update-too-large",
-    title="Updates are too large for their weights",
-    severity="warning",
-    what="The norm of a weight's update over the norm of the weight: its median over the last watched steps. In one "
-    "step, a note where the update is larger than ten times that threshold.",
-    why="The weight is another one every few steps: what was learnt is overwritten before it can be used.",
-    advice="Lower the learning rate (of this group), warm it up, or clip the gradient; a weight that began near 0 may "
-    "need only a larger initialisation.",
-    thresholds=("update_ratio_large", "window", "enough"),
-    source="Karpathy, CS231n, Neural networks part 3: the ratio of updates to weights is healthy near 1e-3",
-)
+    "update-too-large", "Updates are too large for their weights", "warning",
+    what="The norm of a weight's update over the norm of the weight, as the median over the last watched steps, is "
+    "too large. In one step it is a note if the ratio is above ten times that threshold.",
+    why="The weight is replaced every few steps: what it learns is overwritten before it is used.",
+    advice="Lower this group's rate, warm it up, or clip the gradient; or start from a larger initial weight.",
+    source=SOURCE, thresholds=("update_ratio_large", "window", "enough"))  # fmt: skip
 
 
 @TOO_LARGE.in_step
 def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
     limit = 10 * context.thresholds.update_ratio_large
-    for member in _members(context):
-        before, moved = context.before(member), context.move(member)
+    for member in context.members:
+        before, moved = context.cache.of(member.start), context.move(member)
         if is_bias(member.name) or before is None or moved is None or not before.norm or moved.not_finite:
             continue
         ratio = moved.norm / before.norm
         if ratio > limit and member.before.dim() > 1:
             yield TOO_LARGE.found(
-                member.name,
-                f"The update of {member.name} is {number(ratio)} times as large as the weight itself.",
-                (f"The weight's norm is {number(before.norm)}, its learning rate {number(_lr(member.options))}.",),
+                member.name, f"The update of {member.name} is {number(ratio)} times as large as the weight itself.",
+                f"The weight's norm is {number(before.norm)}, its learning rate {number(_rate(member))}.",
                 severity="note",
-            )
+            )  # fmt: skip
 
 
 PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, whatever comes after
@@ -165,178 +147,124 @@ def _too_large(run: Run) -> Iterator[Finding]:
             if last > limit:
                 over.append((last, name, "in the median over the last watched steps"))
             elif peak > PEAK * limit:
-                over.append((peak, name, "at their largest, and made the weight what it is"))
+                over.append((peak, name, "at their largest, which replaced the weight"))
     if over:
         worst, name, when = max(over)
-        others = [other for _, other, _ in sorted(over, reverse=True)[1:]]
+        others = listed([other for _, other, _ in sorted(over, reverse=True)[1:]])
         yield TOO_LARGE.found(
-            name,
-            f"Updates of {name} are {number(worst)} times as large as the weight, {when}; about 0.001 is healthy.",
-            (
-                f"{len(over)} of {len(run.ratios)} weights are above {limit:g}"
-                f"{': also ' + listed(others) if others else ''}.",
-                f"Learning rate {_rates(run)}.",
-            ),
+            name, f"Updates of {name} are {number(worst)} times as large as the weight, {when}; {HEALTHY}.",
+            (f"{len(over)} of {len(run.ratios)} weights are above {limit:g}{': also ' + others if others else ''}.",
+             run.learning_rate),
             since=next(step for step, ratio in judged[name] if ratio > limit),
-        )
+        )  # fmt: skip
 
 
 def _grown(ratios: list[tuple[int, float]], limit: float) -> list[tuple[int, float]]:
-    """The ratios of a weight that began at 0, from when it has a size of its own.
-
-    The sum of n updates of one size, each in a direction of its own, has sqrt(n) times that size: until 1 / limit^2
-    steps have gone by, the next update is larger than the limit for no other reason.
-    """
+    """The ratios of a weight that began at 0, from the step at which it has a size of its own."""
+    # The sum of n independent updates of one size has sqrt(n) times that size: the first ratios are large in any case.
     return [(step, ratio) for step, ratio in ratios if step - ratios[0][0] >= 1 / max(limit, 1e-9) ** 2]
 
 
 TOO_SMALL = Check(
-    "update-too-small",
-    title="Updates are too small for their weights",
-    severity="warning",
-    what="The norm of a weight's update over the norm of the weight, at its largest in the whole run.",
-    why="At this pace the weight needs a million steps and more to become another one: it does not learn.",
-    advice="Raise the learning rate (of this group). Where only the first layers are so slow, look at the gradients "
-    "through depth.",
-    thresholds=("update_ratio_small", "enough"),
-    source="Karpathy, CS231n, Neural networks part 3: the ratio of updates to weights is healthy near 1e-3",
-)
+    "update-too-small", "Updates are too small for their weights", "warning",
+    what="The norm of a weight's update over that of the weight is too small, even at its largest in the run.",
+    why="At this pace the weight needs a million steps or more to change: it does not learn.",
+    advice="Raise this group's learning rate. If only the first layers are slow, look at gradients through depth.",
+    source=SOURCE, thresholds=("update_ratio_small", "enough"))  # fmt: skip
 
 
 @TOO_SMALL.over_time
 def _too_small(run: Run) -> Iterator[Finding]:
     limit = run.thresholds.update_ratio_small
-    under = []
-    for name, ratios in run.ratios.items():
-        largest = max(ratio for _, ratio in ratios)
-        if len(ratios) >= run.thresholds.enough and 0 < largest < limit:
-            under.append((largest, name))
-    if under:
-        largest, name = max(under)
-        step = run.ratios[name][0][0]
+    judged = {name: ratios for name, ratios in run.ratios.items() if len(ratios) >= run.thresholds.enough}
+    largest = [(max(ratio for _, ratio in ratios), name) for name, ratios in judged.items()]
+    if under := [(ratio, name) for ratio, name in largest if 0 < ratio < limit]:
+        ratio, name = max(under)
         yield TOO_SMALL.found(
             name if len(under) == 1 else f"{len(under)} weights",
-            f"Updates of {listed([each for _, each in under])} never reached {number(limit)} of the weight; about "
-            "0.001 is healthy.",
-            (f"The largest was {number(largest)}, of {name}.", f"Learning rate {_rates(run)}."),
-            since=step,
-        )
-
-
-def _rates(run: Run) -> str:
-    rates = next((each.rates for each in reversed(run.steps) if each.rates), ())
-    return listed([number(rate) for rate in dict.fromkeys(rates)]) or "not known"
+            f"Updates of {listed([each for _, each in under])} never reached {number(limit)} of the weight; {HEALTHY}.",
+            (f"The largest was {number(ratio)}, of {name}.", run.learning_rate), since=run.ratios[name][0][0],
+        )  # fmt: skip
 
 
 STUCK = Check(
-    "stuck-update",
-    title="The optimizer hardly moves a parameter that has a gradient",
-    severity="warning",
-    what="A parameter has a gradient, and its update is exactly 0, or, with an adaptive optimizer, far less than its "
-    "learning rate. In one step it is a note; over a run it lasts.",
-    why="It does not learn. The reason is in the optimizer: a rate of 0, a second moment that remembers one huge "
-    "gradient for thousands of steps, or a number type too coarse for so small an update.",
-    advice="Look at the rate that the schedule gives; clip gradients before they enter the optimizer's state, or begin "
-    "its state anew; keep the weights in float32 where bfloat16 or float16 rounds the update away.",
-    thresholds=("stuck",),
+    "stuck-update", "The optimizer hardly moves a parameter that has a gradient", "warning",
+    what="A parameter has a gradient, and its update is exactly 0 or, with an adaptive optimizer, far smaller than "
+    "its learning rate. In one step this is a note; over a run it lasts.",
+    why="Its optimizer is the cause: a rate of 0, a memory of one huge gradient, or too coarse a number type.",
+    advice="Check the rate that the schedule sets; clip gradients before they enter the optimizer's state, or reset "
+    "its state; keep the weights in float32 if bfloat16 or float16 rounds the update away.",
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
-    lasts=5,
-)
-
-
-REMEMBERED = 1000.0  # times as large as the gradient is now: what a second moment must remember to be blamed
+    thresholds=("stuck",), lasts=5)  # fmt: skip
+REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
+LEARNT = 0.01  # share of the loss at the start
 
 
 @STUCK.in_step
 def _stuck(context: StepContext) -> Iterator[Finding]:
-    for member in _members(context):
-        grad, moved, before = context.gradient(member), context.move(member), context.before(member)
+    for member in context.members:
+        grad, moved, before = context.gradient(member), context.move(member), context.cache.of(member.start)
         if grad is None or moved is None or before is None or not grad.norm or grad.not_finite:
             continue
         root = math.sqrt(before.elements)
-        reason = _reason(member, moved.norm / root, grad.norm / root, context.thresholds.stuck)
-        if not reason:
-            continue
-        yield STUCK.found(
-            member.name,
-            f"{member.name} has a gradient, and is {'hardly moved' if moved.norm else 'not moved'}: {reason}.",
-            (
-                f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that of "
-                f"itself {number(before.norm)}; its learning rate is {number(_lr(member.options))}.",
-                *_memory_told(member),
-            ),
-            severity="note",
-        )
-
-
-def _memory_told(member: ParameterUpdate) -> Iterator[str]:
-    memory = _second_moment(member)
-    if memory is not None:
-        yield f"The root of its second moment is {number(memory)} on average."
+        if reason := _reason(member, moved.norm / root, grad.norm / root, context.thresholds.stuck):
+            memory = _second_moment(member)
+            yield STUCK.found(
+                member.name,
+                f"{member.name} has a gradient, and is {'hardly moved' if moved.norm else 'not moved'}: {reason}.",
+                (f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that "
+                 f"of itself {number(before.norm)}; its learning rate is {number(_rate(member))}.",
+                 "" if memory is None else f"The root of its second moment is {number(memory)} on average."),
+                severity="note",
+            )  # fmt: skip
 
 
 @STUCK.over_time
 def _stuck_for_long(run: Run) -> Iterator[Finding]:
-    """What has been learnt to the end has small gradients beside what its optimizer remembers, and that is no fault."""
+    """At the end of learning gradients are small next to the optimizer's second moment, and that is no fault."""
     learnt = bool(run.losses) and run.losses[-1][1] < LEARNT * run.first_loss
-    for told in STUCK.lasting(run):
-        yield replace(told, severity="note") if learnt else told
+    for found in STUCK.lasting(run):
+        yield replace(found, severity="note") if learnt else found
 
 
-LEARNT = 0.01  # share of the loss at the start
-
-
-def _reason(member: ParameterUpdate, moved: float, g: float, limit: float) -> str:
-    """Why a parameter with a gradient of this size (root mean square, as `moved`) stays; "" where it does not.
-
-    A gradient that is next to 0 itself, as that of a bias before a batch norm, is no fault of the optimizer.
-    """
-    rate = _lr(member.options)
+def _reason(member: ParameterUpdate, moved: float, grad: float, limit: float) -> str:
+    """Why the optimizer, not a tiny gradient, keeps a parameter from moving, by root mean squares; "" if it moves."""
+    rate, dtype = _rate(member), member.before.dtype
     if rate == 0:
         return "its learning rate is 0"
-    if not moved and member.before.dtype in (torch.float16, torch.bfloat16):
-        kind = str(member.before.dtype).removeprefix("torch.")
-        return f"the update is below the spacing of {kind}, {torch.finfo(member.before.dtype).eps:.2g} of the weight"
-    if moved < limit * rate and (memory := _second_moment(member)) is not None and g * REMEMBERED < memory:
-        return "its state remembers a gradient that was far larger"
+    if not moved and dtype in (torch.float16, torch.bfloat16):
+        spacing = f"{torch.finfo(dtype).eps:.2g}"
+        return f"the update is below the spacing of {type_name(dtype)}, {spacing} of the weight"
+    if moved < limit * rate and (memory := _second_moment(member)) is not None and grad * REMEMBERED < memory:
+        return "its state remembers a far larger gradient"
     return ""
 
 
 def _second_moment(member: ParameterUpdate) -> float | None:
-    """The size of gradients that an adaptive optimizer remembers; None for one that is not, or that has just begun."""
+    """The root of an adaptive optimizer's second moment; None for another optimizer, or before its first step."""
     state = member.state_before
     for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
         memory = state.get(key)
-        figures = Statistics.of(memory) if isinstance(memory, Tensor) else None
-        if figures is not None and figures.elements:
+        known = Statistics.of(memory) if isinstance(memory, Tensor) else None
+        if known is not None and known.elements:
             step = float(state.get("step", 1))
             betas = member.options.get("betas", (0.0, float(member.options.get("alpha", 0.0))))
             grown = 1 - float(betas[1]) ** max(step, 1.0)
-            return math.sqrt(max(figures.mean, 0.0) / max(grown, 1e-12)) if step >= 1 else None
+            return math.sqrt(max(known.mean, 0.0) / max(grown, 1e-12)) if step >= 1 else None
     return None
 
 
-def _members(context: StepContext) -> Iterator[ParameterUpdate]:
-    return (member for update in context.graph.updates for member in update.parameters)
-
-
-def _lr(options: dict[str, Any]) -> float:
-    return float(options.get("lr", math.nan))
+def _rate(member: ParameterUpdate) -> float:
+    return float(member.options.get("lr", math.nan))
 
 
 CLIPPED = Check(
-    "always-clipped",
-    title="The gradient is clipped at every step",
-    severity="warning",
-    what="clip_grad_norm_ made the gradient smaller at nearly every watched step. It is a note where that is by less "
-    "than a factor of ten.",
-    why="Clipping is there for the rare large gradient. At every step it replaces the learning rate: only the "
-    "direction of the gradient counts, and the rate that was set is not the one that works.",
-    advice="Raise the limit to what gradients usually are (the 90th percentile, say), or lower the learning rate by "
-    "the factor that clipping takes.",
-    thresholds=("clipped_share", "clipped_factor", "enough"),
+    "always-clipped", "The gradient is clipped at every step", "warning",
+    what="clip_grad_norm_ shrank the gradient at nearly every watched step. A factor below 10 is a note.",
+    why="Clipping is meant for rare large gradients. At every step, it overrides the learning rate.",
+    advice="Raise the limit to, say, the 90th percentile of the norms, or lower the rate by the clipping factor.",
     source="Pascanu, Mikolov and Bengio, 2013: the limit from the average norm over many updates",
-)
+    thresholds=("clipped_share", "clipped_factor", "enough"))  # fmt: skip
 
 
 @CLIPPED.over_time
@@ -348,15 +276,12 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
     if len(stepped) < run.thresholds.enough or len(clipped) < run.thresholds.clipped_share * len(stepped):
         return
     factor = median([before / after if after else math.inf for _, before, after in clipped])
-    norms = [before for _, before, _ in clipped]
+    norms, after = [before for _, before, _ in clipped], median([after for _, _, after in clipped])
     yield CLIPPED.found(
         "all gradients",
         f"The gradient was clipped at {len(clipped)} of {len(stepped)} watched steps, by a factor of {number(factor)} "
         "in the median.",
-        (
-            f"Its norm before was between {number(min(norms))} and {number(max(norms))}, {number(median(norms))} in "
-            f"the median; after, {number(median([after for _, _, after in clipped]))}.",
-        ),
-        severity="warning" if factor > run.thresholds.clipped_factor else "note",
-        since=clipped[0][0],
-    )
+        f"Its norm before was between {number(min(norms))} and {number(max(norms))}, with a median of "
+        f"{number(median(norms))}; the median after is {number(after)}.",
+        severity="warning" if factor > run.thresholds.clipped_factor else "note", since=clipped[0][0],
+    )  # fmt: skip

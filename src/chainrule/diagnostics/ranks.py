@@ -1,77 +1,55 @@
-"""What differs between the ranks of a distributed training that ought not to: parameters, batches, gradients.
+"""Faults between the ranks of a distributed training: parameters, batches or gradients that differ but should not.
 
-These checks ask the figures of every rank, which one process has only where they were gathered
-(`chainrule.distributed.gather`, or a watch): they stand beside those of one step (`Check.in_step`).
+These checks need the statistics of every rank, which one process has only after they were gathered
+(`chainrule.distributed.gather`, or a watch). So they are not registered with `Check.in_step`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import Finding, in_order, listed
+from chainrule.diagnostics.finding import Finding, in_order, listed, plural
 from chainrule.graph.comparison import FLOAT32, same_statistics
-from chainrule.graph.history import RankFacts, RankParameter
+from chainrule.graph.history import RankFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 DIVERGED = Check(
-    "rank-diverged",
-    title="The parameters of a rank differ",
-    severity="warning",
-    what="A parameter that every rank holds a copy of is not the same on all of them before the step.",
-    why="Data-parallel training averages gradients, never parameters: copies that differ once stay apart, and the mean "
-    "gradient belongs to none of them.",
+    "rank-diverged", "The parameters of a rank differ", "warning",
+    what="A parameter of which every rank has a copy is not the same on all of them before the step.",
+    why="Only gradients are averaged: copies that differ once stay different, and the mean fits none of them.",
     advice="Load checkpoints on every rank before the model is wrapped, seed all ranks alike, and change parameters "
     "only through the optimizer; wrapping the model in DistributedDataParallel again copies rank 0's to all.",
-    source="PyTorch's documentation: Distributed Data Parallel",
-    across_ranks=True,
-)
-
+    source="PyTorch's documentation: Distributed Data Parallel", across_ranks=True)  # fmt: skip
 NOT_REDUCED = Check(
-    "rank-not-reduced",
-    title="A gradient was not made one over the ranks",
-    severity="warning",
+    "rank-not-reduced", "A gradient was not reduced across the ranks", "warning",
     what="A parameter is the same on all ranks before the step, and its `.grad` after backward is not.",
-    why="Each rank takes another step, and from there on the ranks train different models.",
+    why="Each rank takes a different step, and from then on the ranks train different models.",
     advice="Call the wrapped model (not model.module), leave no_sync() before the last backward pass of the step, and "
     "use every parameter on every rank.",
-    source="PyTorch's documentation: Distributed Data Parallel",
-    across_ranks=True,
-)
-
+    source="PyTorch's documentation: Distributed Data Parallel", across_ranks=True)  # fmt: skip
 UNEQUAL_BATCH = Check(
-    "rank-unequal-batch",
-    title="The ranks have batches of different sizes",
-    severity="warning",
-    what="Not every rank took the same number of samples in this step.",
-    why="The gradients of the ranks are averaged as they are: a sample of a small batch weighs more than one of a "
-    "large batch. It is a note for a single step, as at the end of an epoch.",
-    advice="Give DistributedSampler drop_last=True, or weight each rank's loss by its share of the samples.",
-    source="PyTorch's documentation: torch.utils.data.distributed.DistributedSampler",
-    lasts=2,
-    across_ranks=True,
-)
-
+    "rank-unequal-batch", "The ranks have batches of different sizes", "warning",
+    what="The ranks took different numbers of samples in this step.",
+    why="The gradients of the ranks are averaged without weights, so a sample of a small batch weighs more than one "
+    "of a large batch. For a single step, as at the end of an epoch, this is a note.",
+    advice="Use drop_last=True in DistributedSampler, or weight each rank's loss by its share of the samples.",
+    source="PyTorch's documentation: torch.utils.data.distributed.DistributedSampler", lasts=2, across_ranks=True,
+)  # fmt: skip
 NOT_FINITE = Check(
-    "rank-not-finite",
-    title="One rank sends NaN or infinity to all",
-    severity="error",
-    what="The loss or a gradient is not finite on some of the ranks before it is combined with that of the others.",
-    why="The mean of all gradients is then NaN or infinity on every rank, and the cause can only be found on the one "
-    "where it was born.",
-    advice="Look at the batch of this rank: record the step there (chainrule.record), and recording.findings() names "
-    "the operation.",
-    source="IEEE 754: a sum with a NaN is NaN",
-    across_ranks=True,
-)
+    "rank-not-finite", "One rank sends NaN or infinity to all", "error",
+    what="The loss or a gradient of some ranks is not finite before it is combined with those of the others.",
+    why="The mean is then NaN or infinity on every rank, and only the rank where it arises shows the cause.",
+    advice="Look at the batch of this rank, and record its step: recording.findings() names the operation.",
+    source="IEEE 754: a sum with a NaN is NaN", across_ranks=True)  # fmt: skip
 
 
 def of_ranks(ranks: Sequence[RankFacts]) -> tuple[Finding, ...]:
-    """All findings that hold the ranks of one step against each other."""
-    return in_order([*_not_finite(ranks), *_diverged(ranks), *_not_reduced(ranks), *_unequal_batch(ranks)])
+    """All findings of a step that compare its ranks."""
+    return in_order([*_not_finite(ranks), *_differing(ranks), *_unequal_batch(ranks)])
 
 
 def _not_finite(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
@@ -79,15 +57,14 @@ def _not_finite(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     guilty = [rank for rank, names in lost.items() if names]
     if not guilty or len(guilty) == len(ranks):
         return
-    first = lost[guilty[0]]
+    first, others = lost[guilty[0]], len(ranks) - len(guilty)
+    losses = ", ".join(f"rank {each.rank} {'none' if each.loss is None else number(each.loss)}" for each in ranks)
     yield NOT_FINITE.found(
         _called(guilty),
         f"The gradients that {_called(guilty)} of {len(ranks)} sent to the others are not finite; those of the other "
-        f"{_plural(len(ranks) - len(guilty), 'rank', 'ranks')} are.",
-        (f"On rank {guilty[0]} of {len(first)}: {listed(first)}.", _losses(ranks)),
-        rows=guilty,
-        size=len(ranks),
-    )
+        f"{plural(others, 'rank', 'ranks')} are.",
+        (f"On rank {guilty[0]} of {len(first)}: {listed(first)}.", f"Losses: {losses}."), rows=guilty, size=len(ranks),
+    )  # fmt: skip
 
 
 def _lost(facts: RankFacts) -> list[str]:
@@ -95,51 +72,44 @@ def _lost(facts: RankFacts) -> list[str]:
     return ["the loss", *named] if facts.loss is not None and not math.isfinite(facts.loss) else named
 
 
-def _diverged(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    found = {}
-    for name in _shared(ranks):
-        if any(each.parameters[name].combined for each in ranks):
-            outside = _outsiders(ranks, name, lambda each: each.before, lambda each: each.before_mark)
-            if outside:
-                found[name] = outside
-    yield from _told(DIVERGED, ranks, found, "is not the same on all ranks before the step", lambda each: each.before)
+Numbers = dict[int, tuple[Statistics | None, int | None]]
+"""By rank: the statistics of a tensor, and its checksum if that is known."""
 
 
-def _not_reduced(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    found = {}
-    for name in _shared(ranks):
-        if _outsiders(ranks, name, lambda each: each.before, lambda each: each.before_mark):
-            continue
-        outside = _outsiders(ranks, name, lambda each: each.mean, lambda each: each.mean_mark)
-        if outside:
-            found[name] = outside
+def _differing(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Parameters that differ before the step, and gradients that differ although their parameters do not."""
+    every = {each.rank: each.parameters for each in ranks}
+    first = ranks[0].parameters if len(ranks) > 1 else {}
+    shared = [name for name in first if all(name in each and not each[name].sharded for each in every.values())]
+    before: dict[str, Numbers] = {
+        name: {rank: (each[name].before, each[name].before_mark) for rank, each in every.items()} for name in shared
+    }
+    gradients: dict[str, Numbers] = {
+        name: {rank: (each[name].mean, each[name].mean_mark) for rank, each in every.items()}
+        for name in shared
+        if not _outsiders(before[name])
+    }
+    diverged = {name: before[name] for name in shared if any(each[name].combined for each in every.values())}
+    yield from _grouped(DIVERGED, diverged, "is not the same on all ranks before the step")
     words = "was the same on all ranks before the step, and its gradient after backward is not"
-    yield from _told(NOT_REDUCED, ranks, found, words, lambda each: each.mean)
+    yield from _grouped(NOT_REDUCED, gradients, words)
 
 
-def _told(
-    kind: Check,
-    ranks: Sequence[RankFacts],
-    found: dict[str, list[int]],
-    words: str,
-    figures: Callable[[RankParameter], Statistics | None],
-) -> Iterator[Finding]:
-    """One finding for all parameters in which the same ranks stand apart."""
+def _grouped(check: Check, found: dict[str, Numbers], words: str) -> Iterator[Finding]:
+    """One finding for all parameters in which the same ranks differ from the others."""
     groups: dict[tuple[int, ...], list[str]] = {}
-    for name, outside in found.items():
-        groups.setdefault(tuple(outside), []).append(name)
-    for apart_from_others, names in groups.items():
-        outside = list(apart_from_others)
-        norms = [figures(each.parameters[names[0]]) for each in ranks]
-        told = ", ".join(f"rank {each.rank} {number(n.norm)}" for each, n in zip(ranks, norms, strict=True) if n)
-        apart = f"{_called(outside)} {_plural(len(outside), 'stands', 'stand')} apart"
-        yield kind.found(
+    for name, numbers in found.items():
+        if outside := _outsiders(numbers):
+            groups.setdefault(tuple(outside), []).append(name)
+    for outsiders, names in groups.items():
+        numbers = found[names[0]]
+        norms = ", ".join(f"rank {rank} {number(each.norm)}" for rank, (each, _) in numbers.items() if each)
+        count = plural(len(names), "1 parameter", f"{len(names)} parameters")
+        yield check.found(
             names[0],
-            f"{names[0]} {words}: {apart}.",
-            (f"{_plural(len(names), '1 parameter', f'{len(names)} parameters')}: {listed(names)}.", f"Norms: {told}."),
-            rows=outside,
-            size=len(ranks),
-        )
+            f"{names[0]} {words}: {_called(outsiders)} {plural(len(outsiders), 'differs', 'differ')} from the others.",
+            (f"{count}: {listed(names)}.", f"Norms: {norms}."), rows=outsiders, size=len(numbers),
+        )  # fmt: skip
 
 
 def _unequal_batch(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
@@ -152,57 +122,29 @@ def _unequal_batch(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
         _called(others),
         f"{_called(others).capitalize()} took {listed(sorted({sizes[rank] for rank in others}))} "
         f"samples in this step, the others {usual} each.",
-        (", ".join(f"rank {rank}: {size}" for rank, size in sizes.items()) + ".",),
-        rows=others,
-        size=len(ranks),
-    )
+        (", ".join(f"rank {rank}: {size}" for rank, size in sizes.items()) + ".",), rows=others, size=len(ranks),
+    )  # fmt: skip
 
 
-def _shared(ranks: Sequence[RankFacts]) -> list[str]:
-    """The parameters that every rank holds a copy of."""
-    return [
-        name
-        for name in (ranks[0].parameters if len(ranks) > 1 else ())
-        if all(name in each.parameters and not each.parameters[name].sharded for each in ranks)
-    ]
+def _outsiders(numbers: Numbers) -> list[int]:
+    """The ranks whose numbers differ from those of most ranks; of two that differ, the later one."""
+    if all(mark is not None for _, mark in numbers.values()):
+        usual, _ = Counter(mark for _, mark in numbers.values()).most_common(1)[0]
+        return [rank for rank, (_, mark) in numbers.items() if mark != usual]
+    known = {rank: each for rank, (each, _) in numbers.items() if each is not None}
+    if len(known) < len(numbers):
+        return [rank for rank in numbers if rank not in known] if known else []
+    common = max(known.values(), key=lambda each: sum(_may_be_equal(each, other) for other in known.values()))
+    return [rank for rank, each in known.items() if not _may_be_equal(each, common)]
 
 
-def _outsiders(
-    ranks: Sequence[RankFacts],
-    name: str,
-    figures: Callable[[RankParameter], Statistics | None],
-    mark: Callable[[RankParameter], int | None],
-) -> list[int]:
-    """The ranks whose numbers are not those that most ranks have; of two that differ, the later one."""
-    marks = [mark(each.parameters[name]) for each in ranks]
-    known = [figures(each.parameters[name]) for each in ranks]
-    if all(each is not None for each in marks):
-        usual, _ = Counter(marks).most_common(1)[0]
-        return [each.rank for each, own in zip(ranks, marks, strict=True) if own != usual]
-    there = [each for each in known if each is not None]
-    if len(there) < len(ranks):
-        return [each.rank for each, own in zip(ranks, known, strict=True) if own is None] if there else []
-    alike = [sum(_alike(each, other) for other in there) for each in there]
-    usual_one = there[alike.index(max(alike))]
-    return [each.rank for each, own in zip(ranks, there, strict=True) if not _alike(own, usual_one)]
-
-
-def _alike(one: Statistics, other: Statistics) -> bool:
-    """Whether these may be the figures of equal tensors."""
+def _may_be_equal(one: Statistics, other: Statistics) -> bool:
+    """Whether two tensors may be equal, by their statistics."""
     if (one.elements, one.zeros, one.not_finite) != (other.elements, other.zeros, other.not_finite):
         return False
     return same_statistics(one, other, FLOAT32)
 
 
-def _losses(ranks: Sequence[RankFacts]) -> str:
-    told = (f"rank {each.rank} {'none' if each.loss is None else number(each.loss)}" for each in ranks)
-    return f"Losses: {', '.join(told)}."
-
-
 def _called(ranks: Iterable[int]) -> str:
     several = list(ranks)
     return f"rank {several[0]}" if len(several) == 1 else f"ranks {listed(several)}"
-
-
-def _plural(count: int, one: str, many: str) -> str:
-    return one if count == 1 else many

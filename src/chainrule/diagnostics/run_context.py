@@ -1,8 +1,8 @@
-"""A run under examination: what was watched over many steps, with the questions that several checks ask of it.
+"""A run under examination: its history and the findings of its steps, with the questions that several checks ask.
 
-What a single step showed is carried on from step to step. It holds *since* the first step of the last unbroken row of
-examined steps that show it; a step breaks the row only where the check could have run on it (`StepFacts.full`), and one
-that was never finished breaks none.
+A finding of single steps is carried on from step to step. It holds *since* the first step of the last unbroken row of
+examined steps that show it. A step without it ends the row only if the check could have run on it (`StepFacts.full`)
+and the step was finished.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from functools import cached_property
 from itertools import pairwise
 from statistics import median
 
-from chainrule.diagnostics.finding import RANK, Finding
+from chainrule.diagnostics.finding import RANK, Finding, listed
 from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.history import History, StepFacts
+from chainrule.numbers import number
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,17 @@ class Stretch:
 
     steps: tuple[int, ...]
     findings: tuple[Finding, ...]
-    ended: bool  # a later step was examined, and did not show it
-    whole: bool  # no examined step came before it
+    ended: bool  # a later step was examined and did not show it
+    whole: bool  # no step was examined before it
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The rows that it was about at every one of these steps."""
+        """The rows that every one of its findings concerns."""
         common = set(self.findings[0].rows).intersection(*(each.rows for each in self.findings))
         return tuple(sorted(common))
 
     def of_lasting_rows(self, least: int) -> Stretch:
-        """From where the rows of its last half, of at least `least` steps, were there without a break.
-
-        What it was about before was something else: the units that were off at the start, say, when it was others.
-        """
+        """The end of the stretch through which the rows of its last half (of at least `least` steps) are present."""
         first = len(self.steps) - min(max(least, -(-len(self.steps) // 2)), len(self.steps))
         rows = set(replace(self, findings=self.findings[first:]).rows)
         while first and rows <= set(self.findings[first - 1].rows):
@@ -46,27 +44,23 @@ class Stretch:
         return replace(self, steps=self.steps[first:], findings=self.findings[first:], whole=self.whole and first == 0)
 
 
+@dataclass
 class Run:
-    """The run under examination."""
+    """The run under examination; `unfinished` is the step, if any, that never reached its update."""
 
-    def __init__(
-        self,
-        history: History,
-        step_findings: Mapping[int, Sequence[Finding]],
-        thresholds: Thresholds,
-        unfinished: int | None = None,
-    ) -> None:
-        self.unfinished = unfinished
-        self.history = history
-        self.step_findings = step_findings
-        self.thresholds = thresholds
-        self.steps: list[StepFacts] = history.steps
+    history: History
+    step_findings: Mapping[int, Sequence[Finding]]
+    thresholds: Thresholds
+    unfinished: int | None = None
 
-    # -- what single steps showed -------------------------------------------------------------------------------------
+    @property
+    def steps(self) -> list[StepFacts]:
+        """The watched steps."""
+        return self.history.steps
 
     @cached_property
     def _seen(self) -> dict[str, dict[str, dict[int, Finding]]]:
-        """Check -> place -> step -> the worst that was found there."""
+        """Check id -> place -> step -> the most severe finding."""
         seen: dict[str, dict[str, dict[int, Finding]]] = {}
         for step in sorted(self.step_findings):
             for finding in self.step_findings[step]:
@@ -76,45 +70,39 @@ class Run:
         return seen
 
     def stretches(self, id: str) -> Iterator[Stretch]:
-        """The last unbroken row of every place at which a kind was found."""
+        """The last unbroken row of every place at which a check found something."""
         examined = sorted(self.step_findings)
         full = {each.step for each in self.steps if each.full}
         for at in self._seen.get(id, {}).values():
             asked = [step for step in examined if step in full] if full >= set(at) else examined
             asked = [step for step in asked if step != self.unfinished or step in at]
-            last = asked.index(max(at))
-            first = last
+            first = last = asked.index(max(at))
             while first and asked[first - 1] in at:
                 first -= 1
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
 
-    # -- courses ------------------------------------------------------------------------------------------------------
-
     @cached_property
     def losses(self) -> list[tuple[int, float]]:
-        """(step, loss) of every step that has one that is finite."""
+        """(step, loss) of every step with a finite loss."""
         return [(each.step, each.loss) for each in self.steps if each.loss is not None and math.isfinite(each.loss)]
 
     @cached_property
     def first_loss(self) -> float:
-        """The loss at the start: the least of the first three, as a rate that is too high shows from the second on.
-
-        NaN where there is none.
-        """
+        """The smallest of the first three losses, as too high a rate shows from the second on; NaN without any."""
         if self.history.first_loss is not None:
             return self.history.first_loss
         return min((loss for _, loss in self.losses[:3]), default=math.nan)
 
     @cached_property
     def consecutive(self) -> bool:
-        """Whether every step was watched, so that what happens from one step to the next can be seen."""
+        """Whether every step was watched, so that each change from one step to the next is visible."""
         steps = [step for step, _ in self.losses]
         return len(steps) > 1 and steps[-1] - steps[0] == len(steps) - 1
 
     @cached_property
     def ratios(self) -> dict[str, list[tuple[int, float]]]:
-        """For each weight (step, norm of its update / its norm); biases, which begin at 0, are left out."""
+        """For each weight (step, norm of its update / its norm). Biases are left out, as they begin at 0."""
         found = {}
         for series in self.history.of_kind("update"):
             weight = self.history.series.get(("parameter", series.name))
@@ -130,50 +118,53 @@ class Run:
 
     @cached_property
     def lively(self) -> float:
-        """How large updates are: the largest median update ratio of a weight; 0 where none is known.
-
-        What grows from 0 has large ratios at first for no bad reason, so only the second half of the run counts.
-        """
+        """The largest median update ratio of a weight in the second half, when it has grown from 0; 0 without any."""
         halves = [ratios[len(ratios) // 2 :] for ratios in self.ratios.values()]
         return max((median([ratio for _, ratio in half]) for half in halves), default=0.0)
 
     def began_at_its_size(self, name: str) -> bool:
-        """Whether a weight was not 0 at the first watched step: one that was must grow by large updates."""
+        """Whether a weight was not 0 at the first watched step. One that was 0 needs large updates to grow."""
         ratios = self.ratios.get(name)
         return bool(ratios) and ratios[0][0] == self.steps[0].step  # type: ignore[index]
 
     @property
     def enough(self) -> bool:
-        """Whether there are steps enough to speak of a course."""
+        """Whether there are enough steps to judge the run over time."""
         return len(self.steps) >= self.thresholds.enough
+
+    @property
+    def learning_rate(self) -> str:
+        """The last known learning rates, as a sentence."""
+        rates = next((each.rates for each in reversed(self.steps) if each.rates), ())
+        return f"Learning rate {listed([number(rate) for rate in dict.fromkeys(rates)]) or 'unknown'}."
 
 
 def carry(stretch: Stretch, lasts: int) -> Finding | None:
-    """What a row of steps showed as one finding; None for what has gone and was never lasting."""
+    """One finding for a row of steps; None if the row has ended and single steps do not count."""
     worst = min(stretch.findings, key=lambda finding: RANK[finding.severity])
     lost = worst.severity == "error"
     if stretch.ended and lasts > 1 and not lost:
         return None
-    # What was born at the first step is what made it; what lasts is best shown by its latest numbers.
-    told = stretch.findings[0] if lost else stretch.findings[-1]
+    # The first step shows where lost numbers come from; the latest numbers show best what lasts.
+    shown = stretch.findings[0] if lost else stretch.findings[-1]
     severity = worst.severity if lost or len(stretch.steps) >= lasts else "note"
-    held = (f"Held at {len(stretch.steps)} examined steps in a row.",) if len(stretch.steps) > 1 else ()
+    held = (f"It held at {len(stretch.steps)} examined steps in a row.",) if len(stretch.steps) > 1 else ()
     return replace(
-        told, severity=severity, since=stretch.steps[0], until=stretch.steps[-1] if stretch.ended else None,
-        evidence=(*told.evidence, *held), rows=stretch.rows or told.rows,
+        shown, severity=severity, since=stretch.steps[0], until=stretch.steps[-1] if stretch.ended else None,
+        evidence=(*shown.evidence, *held), rows=stretch.rows or shown.rows,
     )  # fmt: skip
 
 
 def is_bias(name: str) -> bool:
-    """Whether a parameter's name says that it is a bias or a norm's scale, which begin at 0 and 1."""
+    """Whether the name of a parameter is that of a bias or of a norm's scale, which begin at 0 and 1."""
     last = name.rsplit(".", 1)[-1].partition("#")[0]
     return "bias" in last or "norm" in name.lower()
 
 
 def robust_spread(numbers: Sequence[float]) -> float:
-    """The noise of a course as a standard deviation, from the median size of its differences.
+    """The standard deviation of the noise of a series, from the median size of its differences.
 
-    A trend, which a falling loss has, makes small differences and does not count. Independent noise of deviation s has
-    differences of deviation s * sqrt(2), and the median of a normal size is 0.6745 of its deviation.
+    A trend makes small differences and hardly counts. Independent noise of deviation s has differences of deviation
+    s * sqrt(2), and the median size of a normal variable is 0.6745 of its deviation.
     """
     return median([abs(after - before) for before, after in pairwise(numbers)]) / (0.6745 * math.sqrt(2))

@@ -1,64 +1,69 @@
-"""One step under examination, with the questions that several checks ask of it.
+"""A step under examination, with the questions that several checks ask.
 
-Numbers may be missing: of a step that was recorded with statistics alone a value has no `data`. What can be asked of
-statistics is asked of them (`statistics`), and a check that needs the numbers leaves such a value out.
+Numbers may be missing: in a step that was recorded with statistics alone a value has no `data`. Checks that can use
+statistics do so (`statistics`), and checks that need the numbers leave such a value out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from chainrule.derivation.backprop import Derivation, Step
+from chainrule.derivation.backprop import Contribution, Derivation, Step
+from chainrule.derivation.contributions import aligned
+from chainrule.derivation.why import element
 from chainrule.diagnostics.thresholds import Thresholds
-from chainrule.graph.graph import Graph, Operation, Place, Ref, references
-from chainrule.graph.names import Notation
+from chainrule.graph.graph import Graph, Operation, Place, Ref, Value, references
+from chainrule.graph.names import Index, Notation
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache
+from chainrule.numbers import number
 
-# What hands its numbers on as they are: only their shape, order or number type changes.
+T = TypeVar("T")
+
 TRANSPARENT = frozenset({
     "view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "t", "transpose", "permute", "expand",
     "clone", "alias", "contiguous", "_to_copy", "flatten", "select", "slice", "lift_fresh", "movedim",
 })  # fmt: skip
+"""Operations that keep the numbers: they change only their shape, order or number type."""
 
 WEIGHING = {"addmm": ("mat1", "mat2"), "mm": ("self", "mat2"), "linear": ("input", "weight"), "bmm": ("self", "mat2"),
             "convolution": ("input", "weight"), "addmv": ("mat", "vec"), "mv": ("self", "vec"),
             "_convolution": ("input", "weight"), "baddbmm": ("batch1", "batch2")}  # fmt: skip
-"""What multiplies an input by a weight, and as which arguments it takes the two."""
+"""Operations that multiply an input by a weight, and the names of these two arguments."""
 
 
+@dataclass
 class StepContext:
-    """The step under examination."""
+    """The step under examination; an `unfinished` step never reached its update."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        derivation: Derivation | None,
-        notation: Notation,
-        thresholds: Thresholds | None = None,
-        measures: StatisticsCache | None = None,
-        unfinished: bool = False,
-    ) -> None:
-        self.unfinished = unfinished
-        self.graph = graph
-        self.derivation = derivation
-        self.notation = notation
-        self.thresholds = thresholds or Thresholds()
-        self.measures = measures or StatisticsCache()
-        self.worked_out: dict[str, Any] = {}  # what more than one check asks for, by the name of what it is
-        self._statistics: dict[tuple[int, bool], Statistics | None] = {}
+    graph: Graph
+    derivation: Derivation | None
+    notation: Notation
+    thresholds: Thresholds
+    cache: StatisticsCache
+    unfinished: bool
+    _memo: dict[object, Any] = field(default_factory=dict)
 
-    # -- names --------------------------------------------------------------------------------------------------------
+    def __post_init__(self) -> None:
+        self.values = self.graph.values
+
+    def once(self, key: object, compute: Callable[[], T]) -> T:
+        """A result that several checks need, computed once."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        found: T = self._memo[key]
+        return found
 
     def name(self, value: int) -> str:
-        """What a value is called."""
+        """The name of a value."""
         return self.notation.plain(value)
 
     def layer(self, value: int) -> str:
@@ -70,46 +75,52 @@ class StepContext:
         return f" of layer {known[1]}{path}" if known else f" of {module}" if module else f" of {self.name(value)}"
 
     def place(self, operation: Operation) -> Place | None:
-        """Where an operation was called."""
+        """The place of the call that ran an operation."""
         return self.graph.calls[operation.call].place if operation.call is not None else None
 
+    def place_of(self, parameter: Parameter) -> Place | None:
+        """The place of a parameter's value."""
+        return None if parameter.value is None else self.values[parameter.value].place
+
     def called(self, operation: Operation) -> str:
-        """What the user called; where that is an operator (`/`), the operation that it is."""
+        """The function that the user called; for an operator (`/`), the operation."""
         name = self.graph.calls[operation.call].name if operation.call is not None else "__"
         return base_of(operation) if name.startswith("__") else name
 
+    @cached_property
+    def members(self) -> tuple[ParameterUpdate, ...]:
+        """The parameters that optimizers moved, in the order of the updates."""
+        return tuple(member for update in self.graph.updates for member in update.parameters)
+
     def parameter(self, member: ParameterUpdate) -> Parameter | None:
-        """What an optimizer moved, as a parameter of the step; two may have one name, so its value comes first."""
+        """The parameter of the step that an optimizer moved. Its value comes first, as names may not be unique."""
         return self._of_value.get(member.value) or self.graph.parameters.get(member.name)
 
     def may_learn(self, parameter: Parameter) -> bool:
-        """Whether an optimizer that stepped holds it; where none stepped, any may."""
+        """Whether an optimizer that stepped holds it; if none stepped, any may."""
         return not self.held or parameter.name in self.held
 
     @cached_property
     def held(self) -> frozenset[str]:
         """The names of the parameters that the optimizers that stepped hold."""
-        members = (member for update in self.graph.updates for member in update.parameters)
-        return frozenset(known.name for member in members if (known := self.parameter(member)) is not None)
+        return frozenset(known.name for member in self.members if (known := self.parameter(member)) is not None)
 
     @cached_property
     def _of_value(self) -> dict[int | None, Parameter]:
         return {known.value: known for known in self.graph.parameters.values() if known.value is not None}
 
-    # -- the path through the graph ------------------------------------------------------------------------------------
-
     def forward(self) -> Iterator[Step]:
-        """The steps of the forward pass, where there is a derivation."""
+        """The steps of the forward pass; none without a derivation."""
         steps = self.derivation.steps if self.derivation is not None else ()
         return (step for step in steps if step.kind == "forward")
 
     def producer(self, value: int) -> Operation | None:
         """The operation that made a value."""
-        operation = self.graph.values[value].operation
+        operation = self.values[value].operation
         return None if operation is None else self.graph.operations[operation]
 
     def source(self, value: int) -> int:
-        """The value whose numbers these are: back through views, copies and changes of the number type."""
+        """The value that the numbers come from, before views, copies and changes of the number type."""
         while (operation := self.producer(value)) is not None and base_of(operation) in TRANSPARENT:
             given = argument(operation, "self")
             if given is None:
@@ -119,53 +130,43 @@ class StepContext:
 
     @cached_property
     def losses(self) -> tuple[int, ...]:
-        """What backward passes began from; of an unfinished step also what its forward pass had come to."""
+        """The values that backward passes began from; in an unfinished step also the ends of its forward pass."""
         begun = [each.loss for each in self.graph.accumulating if each.loss is not None]
         return tuple(dict.fromkeys([*begun, *(self._ends() if self.unfinished else ())]))
 
     def is_loss(self, value: int) -> bool:
-        """Whether a backward pass began from it, or one could as from a loss: it is one number."""
+        """Whether a backward pass began from it, or it is one number, from which one could begin."""
         begun = any(each.loss == value for each in self.graph.backwards)
-        return begun or math.prod(self.graph.values[value].shape) == 1
+        return begun or math.prod(self.values[value].shape) == 1
 
     def _ends(self) -> list[int]:
-        """The results that a gradient could begin from, as none passes on from them: of one element, and the last."""
-        passing = [operation for operation in self.graph.operations if self._hands_on(operation)]
-        passed = {value for operation in passing for _, _, value in references(operation.arguments)}
+        """The results with a gradient that nothing uses: those of one element, and the last."""
+        calls, operations = self.graph.calls, self.graph.operations
+        # A call such as `isfinite(loss)` has a result without a gradient, though operations inside may have one.
+        results = ((each, each.outputs if each.call is None else calls[each.call].outputs) for each in operations)
+        passing = [operation for operation, outputs in results if self._learning(outputs)]
+        passed = {value for operation in passing for value in operands(operation)}
         ends = [out for operation in passing for out in self._learning(operation.outputs) if out not in passed]
         return [out for out in ends if self.is_loss(out) or out == ends[-1]]
 
-    def _hands_on(self, operation: Operation) -> bool:
-        """Whether what was called gave a result that a gradient passes; `isfinite(loss)`, say, only works with some."""
-        given = operation.outputs if operation.call is None else self.graph.calls[operation.call].outputs
-        return bool(self._learning(given))
-
     def _learning(self, values: Iterable[int | None]) -> list[int]:
-        return [value for value in values if value is not None and self.graph.values[value].requires_grad]
-
-    def is_data(self, value: int) -> bool:
-        """Whether it came from outside, or was made of such values alone: no parameter had a part in it."""
-        return value in self._data
+        return [value for value in values if value is not None and self.values[value].requires_grad]
 
     @cached_property
-    def _data(self) -> frozenset[int]:
-        values = self.graph.values
+    def data(self) -> frozenset[int]:
+        """The inputs, and the values that were computed from inputs alone, without a parameter."""
+        values = self.values
         frozen = {known.value for known in self.graph.parameters.values()}
         leaves = (value.index for value in values if value.operation is None and value.kind == "input")
         found = {leaf for leaf in leaves if leaf not in frozen}
         for operation in self.graph.operations:
-            if all(operand in found for _, _, operand in references(operation.arguments)):
+            if all(operand in found for operand in operands(operation)):
                 found.update(out for out in operation.outputs if out is not None and not values[out].requires_grad)
         return frozenset(found)
 
-    def made_by(self, value: int) -> str:
-        """The base name of the operation that made a value's numbers: `sigmoid`; "" for what came from outside."""
-        operation = self.producer(self.source(value))
-        return "" if operation is None else base_of(operation).removesuffix("_")
-
     def named(self, *bases: str) -> Iterator[Operation]:
-        """The operations of these base names, in their order."""
-        found = [operation for base in set(bases) for operation in self._by_base.get(base, ())]
+        """The operations with these base names, in place or not, in order."""
+        found = (operation for base in set(bases) for operation in self._by_base.get(base, ()))
         return iter(sorted(found, key=lambda operation: operation.index))
 
     @cached_property
@@ -175,18 +176,30 @@ class StepContext:
             found.setdefault(base_of(operation).removesuffix("_"), []).append(operation)
         return found
 
+    def fed_by(self, losses: Iterable[str], makers: Iterable[str]) -> Iterator[tuple[Operation, Value, Operation]]:
+        """(operation, its `self`, the operation that made it) where one of `losses` takes a result of `makers`."""
+        for operation in self.named(*losses):
+            given = argument(operation, "self")
+            maker = self.producer(self.source(given)) if given is not None else None
+            if given is not None and maker is not None and base_of(maker).removesuffix("_") in makers:
+                yield operation, self.values[given], maker
+
     @cached_property
     def uses(self) -> dict[int, list[Operation]]:
         """The operations that take a value."""
         found: dict[int, list[Operation]] = {}
         for operation in self.graph.operations:
-            for _, _, value in references(operation.arguments):
+            for value in operands(operation):
                 found.setdefault(value, []).append(operation)
         return found
 
+    def results(self, value: int) -> list[int]:
+        """The outputs of the operations that take a value."""
+        return [out for use in self.uses.get(value, ()) for out in use.outputs if out is not None]
+
     @cached_property
-    def weighed(self) -> tuple[tuple[Operation, int, int, int], ...]:
-        """Where an input meets a weight: (operation, input, parameter, output), in forward order."""
+    def weighed(self) -> tuple[tuple[int, int, int], ...]:
+        """Where an input is multiplied by a parameter: (input, parameter, output), in forward order."""
         found = []
         for operation in self.graph.operations:
             names = WEIGHING.get(base_of(operation))
@@ -197,56 +210,55 @@ class StepContext:
             if given is None or weight is None:
                 continue
             given, weight = self.source(given), self.source(weight)
-            if self.graph.values[weight].kind == "parameter":
-                found.append((operation, given, weight, out))
+            if self.values[weight].kind == "parameter":
+                found.append((given, weight, out))
         return tuple(found)
 
-    # -- numbers ------------------------------------------------------------------------------------------------------
+    def statistics(self, value: int | None, gradient: bool = False) -> Statistics | None:
+        """The statistics of a value, or of its gradient; None if neither they nor its numbers were stored."""
+        if value is None:
+            return None
+        known = self.values[value]
+        return self.once((value, gradient), lambda: self.cache.of(known.gradient if gradient else known.snapshot))
 
-    def statistics(self, value: int, gradient: bool = False) -> Statistics | None:
-        """What is known of a value's numbers, or of its gradient's; None where neither was kept."""
-        key = (value, gradient)
-        if key not in self._statistics:
-            known = self.graph.values[value]
-            self._statistics[key] = self.measures.of(known.gradient if gradient else known.snapshot)
-        return self._statistics[key]
-
-    def before(self, item: Parameter | ParameterUpdate) -> Statistics | None:
-        """What is known of a parameter before the step."""
-        return self._once("before", item, lambda: self.measures.of(item.start))
+    def lost(self, value: int | None, gradient: bool = False) -> Statistics | None:
+        """The statistics of a value, or of its gradient, if they show an element that is not finite."""
+        known = self.statistics(value, gradient)
+        return known if known is not None and known.not_finite else None
 
     def gradient(self, item: Parameter | ParameterUpdate) -> Statistics | None:
-        """What is known of a parameter's gradient, or of that which the optimizer met; None also where it has none."""
-        return self._once("gradient", item, lambda: self.measures.of(item.gradient))
+        """The statistics of a parameter's gradient, or of the one that the optimizer used; None if it has none."""
+        return self.cache.of(item.gradient)
 
     def sent(self, parameter: Parameter) -> Statistics | None:
-        """What is known of what backward left in `.grad`, before other ranks' gradients were mixed in."""
+        """The statistics of what backward left in `.grad`, before the gradients of other ranks were added."""
         reduction = self.graph.reductions.get(parameter.name)
-        if reduction is None:
-            return self.gradient(parameter)
-        return self._once("sent", reduction, lambda: self.measures.of(reduction.sent))
+        return self.gradient(parameter) if reduction is None else self.cache.of(reduction.sent)
 
     def move(self, item: ParameterUpdate) -> Statistics | None:
-        """What is known of a parameter's update: what it was after the step, minus what it was before."""
+        """The statistics of a parameter's update, its difference between the end and the start of the step."""
+        if item.update_statistics is not None or not (has_numbers(item.after) and has_numbers(item.before)):
+            return item.update_statistics
+        after, before = item.after, item.before
+        return self.once(("move", id(item)), lambda: Statistics.of(after - before))
 
-        def moved() -> Statistics | None:
-            if item.update_statistics is not None or not (has_numbers(item.after) and has_numbers(item.before)):
-                return item.update_statistics
-            return Statistics.of(item.after - item.before)  # measured once, and let go
+    def between(self, value: int) -> str:
+        """The range of a value: `x lies between -1 and 2.`; "" if it is unknown."""
+        known = self.statistics(value)
+        return f"{self.name(value)} lies between {number(known.low)} and {number(known.high)}." if known else ""
 
-        return self._once("move", item, moved)
+    def at(self, value: int, place: Index) -> str:
+        """The element of a value at a place of a result, broadcast: `x[0] = 2`; "" if it is unknown."""
+        known = self.values[value]
+        own = aligned(place, known.shape)
+        if own is None or known.data is None or not known.data.numel():
+            return ""
+        return element_of(self.name(value), own, known.data)
 
-    def _once(self, what: str, item: object, figures: Callable[[], Statistics | None]) -> Statistics | None:
-        key = f"{what} {id(item)}"
-        if key not in self.worked_out:
-            self.worked_out[key] = figures()
-        found: Statistics | None = self.worked_out[key]
-        return found
 
-    def gradient_norm(self, value: int) -> float | None:
-        """The norm of d loss / d value; None where it is not known, or not finite."""
-        known = self.statistics(value, gradient=True)
-        return None if known is None or known.not_finite else known.norm
+def element_of(name: str, place: Index, data: Tensor) -> str:
+    """One element with its number: `x[0] = 2`."""
+    return f"{element(name, place)} = {number(dense(data)[place].item())}"
 
 
 def base_of(operation: Operation) -> str:
@@ -265,11 +277,21 @@ def argument(operation: Operation, name: str) -> int | None:
     return ref.value if isinstance(ref, Ref) else None
 
 
+def operands(operation: Operation) -> list[int]:
+    """The values that an operation takes."""
+    return [value for _, _, value in references(operation.arguments)]
+
+
 def dense(tensor: Tensor) -> Tensor:
-    """A tensor with all its elements."""
+    """A tensor in strided layout."""
     return tensor.to_dense() if tensor.layout != torch.strided else tensor
 
 
-def floating(tensor: Tensor) -> bool:
-    """Whether its numbers can be other than finite."""
-    return tensor.is_floating_point() or tensor.is_complex()
+def type_name(dtype: torch.dtype) -> str:
+    """`float32` of `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def sent_by(contribution: Contribution) -> Tensor | None:
+    """The gradient of a contribution as autograd computed it, or ours if that was not recorded."""
+    return contribution.gradient if contribution.recorded is None else contribution.recorded

@@ -1,7 +1,7 @@
-"""Every number that decides whether something is found: one table, which the user can change.
+"""The table of all thresholds of the checks. The user can change each of them.
 
 A false alarm costs more than a miss: it teaches the reader to look away. So each threshold lies well beyond what
-healthy training showed in our own runs (tests/faults), and says on whose practice or paper it rests.
+healthy training showed in our own runs (tests/faults), and names the practice or paper behind it.
 """
 
 from __future__ import annotations
@@ -19,129 +19,78 @@ def _limit(default: float, unit: str, meaning: str, source: str = "") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What counts as unhealthy; give those that you disagree with: `Thresholds(update_ratio_large=0.3)`.
+    """What counts as unhealthy. Give the fields to change: `Thresholds(update_ratio_large=0.3)`.
 
-    Every field stands in docs/findings.md with its unit, its meaning and its source. Raises ThresholdError for a value
-    that is no finite number of 0 or more.
+    docs/findings.md lists every field with its unit, its meaning and its source. Raises ThresholdError for a value
+    that is not a finite number of 0 or more.
     """
 
+    # fmt: off
     # units
-    units_off: float = _limit(
-        0.3, "share of a layer's units", "units off for every sample of one step, above which it is a warning",
-        "with He's initialisation half of all pre-activations are below 0, so in a small batch some units are off",
-    )  # fmt: skip
-    units_dead: float = _limit(
-        0.5, "share of a layer's units", "units off at each of the last examined steps, above which it is a warning",
-        "Lu et al., Dying ReLU and initialization, 2019",
-    )  # fmt: skip
-    flat: float = _limit(
-        0.04, "mean slope, as a share of the largest that the function has",
-        "below it a sigmoid, a tanh or a softmax is saturated",
-        "Glorot and Bengio, 2010: units of tanh and sigmoid that sit at their ends pass nothing back",
-    )  # fmt: skip
-    same: float = _limit(
-        1e-5, "relative difference", "rows of a weight, and of its gradient, that count as equal",
-        "rounding of float32 sums; Goodfellow et al., Deep Learning, 8.4: initial values must break symmetry",
-    )  # fmt: skip
-
+    units_off: float = _limit(0.3, "share of a layer's units", "more that are off in one step are a warning",
+        "He's initialisation puts half of all pre-activations below 0, so in a small batch some units are off")
+    units_dead: float = _limit(0.5, "share of a layer's units", "more that stay off are a warning",
+        "Lu et al., Dying ReLU and initialization, 2019")
+    flat: float = _limit(0.04, "mean slope, as a share of the function's largest slope", "a smaller one is saturation",
+        "Glorot and Bengio, 2010: saturated units of tanh and sigmoid pass almost no gradient back")
+    same: float = _limit(1e-5, "relative difference", "rows of a weight and its gradient within it are equal",
+        "rounding of float32 sums; Goodfellow et al., Deep Learning, 8.4: initial values must break symmetry")
     # gradients
-    depth_ratio: float = _limit(
-        1e-4, "ratio of gradient norms", "between the layers of the first third and of the last third: vanishing",
-        "He et al., 2015, and Glorot and Bengio, 2010: a healthy initialisation keeps it near 1",
-    )  # fmt: skip
-    depth_growth: float = _limit(
-        1e4, "ratio of gradient norms", "between the layers of the first third and of the last third: exploding",
-        "the same; Pascanu et al., 2013, for recurrent networks",
-    )  # fmt: skip
-    accumulated: float = _limit(
-        1e-3, "relative difference", "between what backward sent and what lies in `.grad`", "rounding of bfloat16"
-    )
-    tiny: float = _limit(
-        0.5, "share of the gradient's elements that are not 0", "below 2^-16, near the end of float16's range",
-        "Micikevicius et al., Mixed precision training, 2018: subnormal from 2^-14 on, 0 below 2^-24",
-    )  # fmt: skip
-    noise: float = _limit(
-        0.1, "mean cosine between the gradients of micro-batches", "below it they share next to no direction",
-        "McCandlish et al., An empirical model of large-batch training, 2018",
-    )  # fmt: skip
-
+    depth_ratio: float = _limit(1e-4, "gradient norm of the first layers / of the last", "a smaller one is vanishing",
+        "He et al., 2015, and Glorot and Bengio, 2010: a healthy initialisation keeps it near 1")
+    depth_growth: float = _limit(1e4, "gradient norm of the first layers / of the last", "a larger one is exploding",
+        "the same; Pascanu et al., 2013, for recurrent networks")
+    accumulated: float = _limit(1e-3, "relative difference", "how far `.grad` may be from what backward sent",
+        "rounding of bfloat16")
+    tiny: float = _limit(0.5, "share of the gradient's nonzero elements", "a larger share below 2^-16 is an underflow",
+        "Micikevicius et al., Mixed precision training, 2018: float16 is subnormal below 2^-14, 0 below 2^-24")
+    noise: float = _limit(0.1, "mean cosine between the gradients of micro-batches", "a smaller one is noise",
+        "McCandlish et al., An empirical model of large-batch training, 2018")
     # the optimizer
-    update_ratio_large: float = _limit(
-        0.1, "norm of the update / norm of the weight", "median over the window: larger is too large",
-        "Karpathy, CS231n: healthy is about 1e-3; this is a hundred times as much",
-    )  # fmt: skip
-    update_ratio_small: float = _limit(
-        1e-6, "norm of the update / norm of the weight", "the largest of the whole run: smaller is too small",
-        "the same rule of thumb; a thousandth of it, so that fine-tuning and warm-up pass",
-    )  # fmt: skip
-    update_ratio_lively: float = _limit(
-        0.03, "norm of the update / norm of the weight",
-        "above it the update is large enough to blame the learning rate for a loss that rises or swings",
-        "the same rule of thumb, thirty times",
-    )  # fmt: skip
-    stuck: float = _limit(
-        1e-2, "root mean square of the update / learning rate", "below it an adaptive optimizer does not move",
-        "Kingma and Ba, Adam, 2015: the step is about the learning rate where gradients keep their size",
-    )  # fmt: skip
-    clipped_share: float = _limit(
-        0.95, "share of the watched steps", "at which the gradient was clipped", "Pascanu et al., 2013: clip the rare"
-    )
-    clipped_factor: float = _limit(
-        10.0, "norm before / norm after", "median, above which always clipping is a warning",
-        "the learning rate that counts is smaller by this factor",
-    )  # fmt: skip
-
+    update_ratio_large: float = _limit(0.1, "norm of update / weight", "a larger median over the window is too large",
+        "Karpathy, CS231n: a healthy ratio is about 1e-3; this is a hundred times as much")
+    update_ratio_small: float = _limit(1e-6, "norm of update / weight", "a smaller maximum of the run is too small",
+        "the same rule of thumb; a thousandth of it, so that fine-tuning and warm-up pass")
+    update_ratio_lively: float = _limit(0.03, "norm of update / weight",
+        "with a larger one the rate makes a loss rise or oscillate", "the same rule of thumb, thirty times")
+    stuck: float = _limit(1e-2, "root mean square of the update / learning rate", "an adaptive one below is stuck",
+        "Kingma and Ba, Adam, 2015: the step is about the learning rate if gradients keep their size")
+    clipped_share: float = _limit(0.95, "share of the steps", "a larger share counts as always", "Pascanu et al., 2013")
+    clipped_factor: float = _limit(10.0, "norm before / norm after", "a larger median is a warning, not a note",
+        "the effective learning rate is smaller by this factor")
     # the loss
-    loss_rise: float = _limit(
-        1.5, "loss / loss at the start", "median over the last half of the run: diverging", "our runs"
-    )
-    loss_swing: float = _limit(
-        0.6, "negative correlation of the loss with itself one step later", "above it the loss swings",
-        "0 for noise, 1 for a loss that jumps to and fro over a minimum",
-    )  # fmt: skip
-    spike_factor: float = _limit(2.0, "loss / median of the window before", "a spike", "our runs")
-    spike_sigmas: float = _limit(
-        10.0, "robust standard deviations of the window before", "that the loss must lie above its median, too",
-        "from the median size of the differences between steps, in which a trend does not count",
-    )  # fmt: skip
-    spike_height: float = _limit(
-        0.5, "share of the loss at the start", "that it must lie above the median, too: hard samples late in training",
-        "our runs",
-    )  # fmt: skip
-
+    loss_rise: float = _limit(1.5, "loss / loss at the start", "a larger median of the last half diverges", "our runs")
+    loss_swing: float = _limit(0.6, "negative autocorrelation of the loss at lag 1", "a loss above it oscillates",
+        "0 for noise, 1 for a loss that alternates around a minimum")
+    spike_factor: float = _limit(2.0, "loss / median of the window before", "a larger loss may be a spike", "our runs")
+    spike_sigmas: float = _limit(10.0, "robust standard deviations", "a spike also lies this far above the median",
+        "estimated from the median difference between steps, so a trend does not count")
+    spike_height: float = _limit(0.5, "share of the loss at the start", "a spike also lies this far above the median",
+        "our runs: hard samples late in training are no spikes")
     # the data
-    input_size: float = _limit(
-        10.0, "absolute mean, or standard deviation", "of what enters the first layer",
-        "LeCun et al., Efficient backprop, 1998: mean 0, deviation 1",
-    )  # fmt: skip
-    input_spread: float = _limit(
-        1e3, "largest / smallest standard deviation of a feature", "of what enters the first layer", "the same"
-    )
-    conflicts: float = _limit(
-        0.05, "share of the samples", "whose very input also occurs with another label",
-        "Zhang et al., Understanding deep learning requires rethinking generalization, 2017: any other labels can be "
-        "fit",
-    )  # fmt: skip
-    plateau: float = _limit(
-        0.01, "relative change of the loss", "over the last quarter of a run on one batch", "our runs"
-    )
-
+    input_size: float = _limit(10.0, "absolute mean, or standard deviation", "a larger one is not normalised",
+        "LeCun et al., Efficient backprop, 1998: mean 0, deviation 1")
+    input_spread: float = _limit(1e3, "largest / smallest deviation of a feature", "more is not normalised", "the same")
+    conflicts: float = _limit(0.05, "share of the samples", "more contradictory samples are reported",
+        "Zhang et al., Understanding deep learning requires rethinking generalization, 2017: any labels can be fit")
+    plateau: float = _limit(0.01, "relative change of loss in a quarter of a run", "less is a plateau", "our runs")
     # time
-    window: float = _limit(20, "watched steps", "that a moving median looks back over")
-    enough: float = _limit(10, "watched steps", "before anything is said about a course over time")
+    window: float = _limit(20, "watched steps", "the length of the window of a moving median")
+    enough: float = _limit(10, "watched steps", "a shorter run is not judged over time")
+    # fmt: on
 
     def __post_init__(self) -> None:
         for each in fields(self):
             given = getattr(self, each.name)
             if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
                 raise ThresholdError(
-                    f"Thresholds({each.name}={given!r}): this is {each.metadata['unit']}, a finite number of 0 or "
-                    f"more. Its default is {each.default:g}."
+                    f"Thresholds({each.name}={given!r}): the value must be a finite number of 0 or more "
+                    f"({each.metadata['unit']}). The default is {each.default:g}."
                 )
 
 
 def check_thresholds(given: Thresholds | None) -> Thresholds:
-    """The thresholds to go by, the usual ones for None. Raises ThresholdError for anything else."""
+    """The given thresholds, or the defaults for None. Raises ThresholdError for anything else."""
     if given is not None and not isinstance(given, Thresholds):
         raise ThresholdError(
             f"thresholds={given!r}: give a chainrule.Thresholds, as in chainrule.Thresholds(update_ratio_large=0.3)."

@@ -1,8 +1,7 @@
-"""Units that do nothing, or all the same: off, at a kink, saturated, symmetric."""
+"""Faults of units and layers: units that are off, at a kink, saturated or symmetric; a batch norm of one sample."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,14 +9,13 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Step
-from chainrule.derivation.contributions import aligned
-from chainrule.derivation.why import element
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import LISTED, Finding, listed
+from chainrule.diagnostics.finding import LISTED, Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, carry
-from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
+from chainrule.diagnostics.step_context import WEIGHING, StepContext, argument, base_of, dense
 from chainrule.graph.graph import Operation
 from chainrule.graph.snapshot import Parameter, has_numbers
+from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import reach
 from chainrule.numbers import number
 
@@ -25,95 +23,86 @@ MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
 MIN_STEPS = 3  # examined steps after which a unit that was always off is called dead
 
 UNIT_OFF = Check(
-    "unit-off",
-    title="A unit is off for every sample",
-    severity="warning",
-    what="A ReLU (or another function that is flat on one side) has slope 0 for every sample of the batch. Over a run: "
-    "the units that were off at each of the last examined steps.",
-    why="Its weights get no gradient, so it never learns again: the layer is narrower than it looks.",
+    "unit-off", "A unit is off for every sample", "warning",
+    what="A ReLU (or another function that is flat on one side) has slope 0 for every sample of the batch. Over a "
+    "run: the units that were off at each of the last examined steps.",
+    why="Its weights get no gradient, so they do not learn, and the layer is narrower than it looks.",
     advice="If it stays off it will never learn again. A smaller learning rate, another initialisation of weight and "
     "bias, or a leaky ReLU keeps it alive.",
-    thresholds=("units_off", "units_dead"),
-    source="Lu et al., Dying ReLU and initialization, 2019; He et al., 2015",
-)
+    source="Lu et al., Dying ReLU and initialization, 2019; He et al., 2015", thresholds=("units_off", "units_dead"),
+)  # fmt: skip
 
 
 @UNIT_OFF.in_step
 def _units_off(context: StepContext) -> Iterator[Finding]:
-    """Units whose nonlinearity passes nothing back, whatever the sample: its slope is 0 in their whole column."""
+    """Units whose nonlinearity has slope 0 for every sample."""
     for step, name, value in _hinges(context):
-        before = context.graph.values[value]
+        before, out = context.values[value], step.outputs[0]
         if not has_numbers(step.op.out):  # type: ignore[union-attr]
             continue
         slope = step.rule.gradient(step.op, (torch.ones_like(step.op.out),), name)  # type: ignore[union-attr, arg-type]
         if before.data is None or len(before.shape) < 2 or slope.shape != before.shape:
             continue
         axis = 1 if _by_channels(context, value) else len(before.shape) - 1
-        places = math.prod(before.shape) // max(before.shape[axis], 1)
+        size = before.shape[axis]
         if before.shape[0] < MIN_SAMPLES or not slope.numel():
             continue
         units = (slope == 0).movedim(axis, 0).flatten(1).all(1).nonzero().flatten().tolist()
         if not units:
             continue
-        one = len(units) == 1
-        told = f"unit {units[0]}" if one else f"{len(units)} of {before.shape[axis]} units ({listed(units)})"
+        places = f"{slope.numel() // size} {'samples' if len(before.shape) == 2 else 'places'}"
         evidence = []
         for unit in units[:LISTED]:
-            told_column = listed([number(each) for each in before.data.movedim(axis, 0).flatten(1)[unit].tolist()])
-            at = _slice(context.name(value), axis, unit, len(before.shape))
-            kind = "samples" if len(before.shape) == 2 else "places"
+            column = listed([number(each) for each in before.data.movedim(axis, 0).flatten(1)[unit].tolist()])
+            at = ",".join(str(unit) if each == axis else ":" for each in range(len(before.shape)))
             evidence.append(
-                f"{at} is {told_column}: the slope of {context.name(step.outputs[0])} is 0 in all {places} {kind}."
+                f"{context.name(value)}[{at}] is {column}: the slope of {context.name(out)} is 0 in all {places}."
             )
+        which = plural(len(units), f"Unit {units[0]}", f"{len(units)} of {size} units ({listed(units)})")
+        verb = plural(len(units), "is off for every sample: its", "are off for every sample: their")
         yield UNIT_OFF.found(
-            context.name(step.outputs[0]),
-            f"{told[0].upper()}{told[1:]}{context.layer(value)} {'is' if one else 'are'} off for every sample: "
-            f"{'its' if one else 'their'} weights get no gradient.",
-            evidence,
-            place=context.graph.values[step.outputs[0]].place,
-            severity="warning" if len(units) > context.thresholds.units_off * before.shape[axis] else "note",
-            rows=units,
-            size=before.shape[axis],
-        )
+            context.name(out), f"{which}{context.layer(value)} {verb} weights get no gradient.", evidence,
+            place=context.values[out].place,
+            severity="warning" if len(units) > context.thresholds.units_off * size else "note", rows=units, size=size,
+        )  # fmt: skip
 
 
 @UNIT_OFF.in_step
 def _layer_off(context: StepContext) -> Iterator[Finding]:
-    """Of statistics alone: a ReLU that gives nothing but zeros."""
+    """By statistics: a ReLU whose output is 0 everywhere."""
     for operation in context.named("relu", "threshold"):
         (out,) = operation.outputs
-        known = context.statistics(out) if out is not None and context.graph.values[out].data is None else None
-        if out is None or known is None or not known.elements or known.zeros < known.elements:
+        if out is None or context.values[out].data is not None or not context.values[out].requires_grad:
             continue
-        if context.graph.values[out].requires_grad:
-            units = context.graph.values[out].shape[-1] if context.graph.values[out].shape else 1
+        known, shape = context.statistics(out), context.values[out].shape
+        if known is not None and known.elements and known.zeros == known.elements:
+            units = shape[-1] if shape else 1
             yield UNIT_OFF.found(
                 context.name(out), f"Every unit{context.layer(out)} is off for every sample: no gradient passes.",
-                (f"All {known.elements} elements of {context.name(out)} are 0.",),
+                f"All {known.elements} elements of {context.name(out)} are 0.",
                 place=context.place(operation), rows=range(units), size=units,
             )  # fmt: skip
 
 
 @UNIT_OFF.over_time
 def _dead(run: Run) -> Iterator[Finding]:
-    """The units that were off at every one of the last steps: one that is off now and on then is no trouble."""
+    """The units that were off at every one of the last steps; one that is off now and then is no fault."""
     for stretch in (each.of_lasting_rows(MIN_STEPS) for each in run.stretches(UNIT_OFF.id)):
         rows, latest = stretch.rows, stretch.findings[-1]
-        if stretch.ended or not rows or len(stretch.steps) < MIN_STEPS:
+        found = carry(stretch, MIN_STEPS)
+        if stretch.ended or not rows or len(stretch.steps) < MIN_STEPS or found is None:
             continue
-        told = carry(stretch, MIN_STEPS)
-        assert told is not None
         count = f"{len(rows)} of {latest.size} units" if len(rows) < latest.size else f"All {latest.size} units"
         dead = len(rows) > run.thresholds.units_dead * latest.size
         yield replace(
-            told, severity="warning" if dead else "note", rows=rows,
+            found, severity="warning" if dead else "note", rows=rows,
             text=(f"{count} of {latest.where} were off for every sample, at each of {len(stretch.steps)} steps.",),
-            evidence=(f"They are {listed(list(rows))}.", *(told.evidence[:1] if dead else ())),
+            evidence=(f"They are {listed(list(rows))}.", *(found.evidence[:1] if dead else ())),
         )  # fmt: skip
 
 
 def _by_channels(context: StepContext, value: int) -> bool:
-    """Whether units lie along axis 1, as a convolution and the norms after it give them."""
+    """Whether units lie along axis 1, as in the output of a convolution and of a norm after it."""
     while (operation := context.producer(context.source(value))) is not None:
         base = base_of(operation).removesuffix("_")
         if "conv" in base or "batch_norm" in base or base == "native_group_norm":
@@ -126,188 +115,149 @@ def _by_channels(context: StepContext, value: int) -> bool:
 
 
 def _hinges(context: StepContext) -> Iterator[tuple[Step, str, int]]:
-    """Nonlinearities with kinks: elementwise, of one tensor, which a gradient passes."""
+    """Elementwise functions of one tensor with a kink, through which a gradient passes."""
     for step in context.forward():
         if step.rule is None or step.op is None or step.rule.kink is None or step.rule.structure != "elementwise":
             continue
         wanted = [(name, value) for name, _, value in step.arguments if name in step.rule.wrt]
         if len(wanted) == 1 and len(step.arguments) == 1 and len(step.outputs) == 1:
             name, value = wanted[0]
-            if context.graph.values[value].requires_grad and isinstance(step.op.out, Tensor):
+            if context.values[value].requires_grad and isinstance(step.op.out, Tensor):
                 yield step, name, value
 
 
 AT_KINK = Check(
-    "at-kink",
-    title="A value lies exactly where a function has no derivative",
-    severity="note",
-    what="An element lies exactly at a kink, as 0 does for ReLU, and a gradient passes there.",
-    why="Any slope between those of the two sides is a valid choice; PyTorch takes one, and the gradient depends on "
-    "it.",
-    advice="There is no derivative at such a point; any slope between those of the two sides is a valid choice, and "
-    "the gradient depends on the choice.",
-    source="the rule of the operation names PyTorch's choice",
-)
+    "at-kink", "A value lies exactly where a function has no derivative", "note",
+    what="An element lies exactly at a kink, such as 0 for ReLU, and a gradient passes there.",
+    why="Any slope between those of the two sides is valid. PyTorch takes one, and the gradient depends on it.",
+    advice="There is no derivative here. Any slope between those of the two sides is valid.",
+    source="the rule of the operation names PyTorch's choice")  # fmt: skip
 
 
 @AT_KINK.in_step
 def _at_kinks(context: StepContext) -> Iterator[Finding]:
-    """Elements exactly where a function has no derivative, and what PyTorch takes there."""
     for step in context.forward():
         if step.rule is None or step.op is None or step.rule.kink is None or not has_numbers(step.op.out):
             continue
         kink = step.rule.kink
         value = next((value for name, item, value in step.arguments if name == kink.argument and item is None), None)
-        if value is None or not context.graph.values[value].requires_grad or context.graph.values[value].data is None:
+        if value is None or not context.values[value].requires_grad or context.values[value].data is None:
             continue
         places = [tuple(place) for place in kink.where(step.op, 0.0).nonzero().tolist()]
-        if not places:
-            continue
-        numbers = context.graph.values[value].data
-        told = []
-        for place in places[:LISTED]:
-            own = aligned(place, context.graph.values[value].shape)
-            if own is not None and numbers is not None:
-                told.append(f"{element(context.name(value), own)} = {number(numbers[own].item())}")
-        count = "1 element" if len(places) == 1 else f"{len(places)} elements"
-        lies = "lies" if len(places) == 1 else "lie"
-        yield AT_KINK.found(
-            context.name(value),
-            (f"{count} of {context.name(value)} {lies} exactly at a kink: ", kink.choice, "."),
-            (*told, *((f"and {len(places) - LISTED} more",) if len(places) > LISTED else ())),
-            place=context.graph.values[value].place,
-        )
+        if places:
+            shown = [text for place in places[:LISTED] if (text := context.at(value, place))]
+            count = plural(len(places), "1 element", f"{len(places)} elements")
+            lies = plural(len(places), "lies", "lie")
+            yield AT_KINK.found(
+                context.name(value), (f"{count} of {context.name(value)} {lies} exactly at a kink: ", kink.choice, "."),
+                (*shown, *((f"and {len(places) - LISTED} more",) if len(places) > LISTED else ())),
+                place=context.values[value].place,
+            )  # fmt: skip
 
 
 SATURATED = Check(
-    "saturated",
-    title="A sigmoid, a tanh or a softmax is saturated",
-    severity="warning",
-    what="The slope of a hidden sigmoid or tanh, averaged over its elements, is next to 0: E[a(1 - a)] or E[1 - a^2]. "
-    "Of a softmax (of attention, say): 1 - sum p^2, averaged over its rows, is next to 0, so each row is one-hot.",
-    why="The gradient is multiplied by that slope: what comes before learns little or nothing.",
-    advice="Make what enters it smaller: a smaller initialisation (Xavier), normalised inputs or a norm before it, "
-    "scores divided by the root of their width; or take a ReLU.",
-    thresholds=("flat",),
-    source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention",
-    lasts=3,
-)
+    "saturated", "A sigmoid, a tanh or a softmax is saturated", "warning",
+    what="The mean slope of a hidden sigmoid or tanh over its elements is close to 0: E[a(1 - a)] or E[1 - a^2]. For "
+    "a softmax (of attention, for example) the mean of 1 - sum p^2 over its rows is close to 0: each row is one-hot.",
+    why="The gradient is multiplied by that slope, so earlier layers learn little or nothing.",
+    advice="Use a smaller initialisation, a norm before it, scores divided by the root of their width; or a ReLU.",
+    source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention", thresholds=("flat",),
+    lasts=3)  # fmt: skip
 
 
 @SATURATED.in_step
 def _saturated(context: StepContext) -> Iterator[Finding]:
-    """The mean slope follows from size, mean and norm of the output alone."""
     for operation in context.named("sigmoid", "tanh", "_softmax"):
         out = operation.outputs[0]
-        known = context.statistics(out) if out is not None and context.graph.values[out].requires_grad else None
+        known = context.statistics(out) if out is not None and context.values[out].requires_grad else None
         if out is None or known is None or known.not_finite or known.elements < 2:
             continue
-        share, told = _slope(context, operation, out)
-        if not share < context.thresholds.flat or _is_output(context, out):
+        part, slope = _slope(operation, context.values[out].shape, known)
+        if not part < context.thresholds.flat or _is_output(context, out):
             continue
         name = base_of(operation).strip("_")
         yield SATURATED.found(
             context.name(out),
-            f"The {name} {context.name(out)} is saturated: it passes back {100 * share:.2g} % of what it could.",
-            (told, f"It lies between {number(known.low)} and {number(known.high)}."),
-            place=context.graph.values[out].place,
-            # A softmax may well grow sure of itself; what is wrong is to be so from the start, see `_since_start`.
+            f"The {name} {context.name(out)} is saturated: it passes back {100 * part:.2g} % of the largest possible "
+            "gradient.",
+            (slope, context.between(out)),
+            place=context.values[out].place,
+            # A softmax may well become sure of itself; a fault is one that is so from the start, see `_since_start`.
             severity="note" if name == "softmax" else "warning",
         )
 
 
 @SATURATED.over_time
 def _since_start(run: Run) -> Iterator[Finding]:
-    for stretch in run.stretches(SATURATED.id):
-        told = carry(stretch, SATURATED.lasts)
-        if told is None:
-            continue
-        lasting = len(stretch.steps) >= SATURATED.lasts
-        yield replace(told, severity="warning") if stretch.whole and lasting else told
+    for stretch, found in SATURATED.carried(run):
+        lasting = stretch.whole and len(stretch.steps) >= SATURATED.lasts
+        yield replace(found, severity="warning") if lasting else found
 
 
-def _slope(context: StepContext, operation: Operation, out: int) -> tuple[float, str]:
-    """The mean slope of its output as a share of the largest, and a sentence that says so."""
-    known = context.statistics(out)
-    assert known is not None
+def _slope(operation: Operation, shape: tuple[int, ...], known: Statistics) -> tuple[float, str]:
+    """The mean slope as a share of the largest, and a sentence that says so."""
     square = known.norm**2 / known.elements
     if base_of(operation).startswith("tanh"):
         return 1 - square, f"1 - a^2 is {number(1 - square)} on average, and at most 1."
     if base_of(operation).startswith("sigmoid"):
         slope = known.mean - square
         return 4 * slope, f"a(1 - a) is {number(slope)} on average, and at most 0.25."
-    shape = context.graph.values[out].shape
     classes = shape[operation.arguments.get("dim", -1)] if shape else 1
-    spread = 1 - square * classes
-    share = spread / (1 - 1 / classes) if classes > 1 else 1.0
-    return share, f"1 - sum p^2 is {number(spread)} on average over the rows, and at most {number(1 - 1 / classes)}."
+    spread, most = 1 - square * classes, 1 - 1 / classes
+    part = spread / most if classes > 1 else 1.0
+    return part, f"1 - sum p^2 is {number(spread)} on average over the rows, and at most {number(most)}."
 
 
 def _is_output(context: StepContext, value: int) -> bool:
-    """Whether it is what a loss is made of, where being sure of itself is the aim: no weight comes after it."""
-    weights = {given for _, given, _, _ in context.weighed}
-
-    def made(value: int) -> list[int]:
-        return [out for operation in context.uses.get(value, ()) for out in operation.outputs if out is not None]
-
+    """Whether no product with a weight or another value follows: an output of the network may be sure of itself."""
+    weighed = {given for given, _, _ in context.weighed}
     return not any(
-        each in weights or any(base_of(use) in ("bmm", "baddbmm", "mm", "addmm") for use in context.uses.get(each, ()))
-        for each in reach([value], made)
+        each in weighed or any(base_of(use) in WEIGHING for use in context.uses.get(each, ()))
+        for each in reach([value], context.results)
     )
 
 
 SYMMETRIC = Check(
-    "symmetric-units",
-    title="Units that are the same, and stay the same",
-    severity="warning",
-    what="Rows of a weight are equal, and so are their gradients (or a weight and its gradient are 0 altogether), as "
-    "after an initialisation with zeros or a constant.",
-    why="Units that are equal and get equal gradients stay equal for ever: the layer is as good as one unit.",
-    advice="Draw the weights at random (PyTorch's own default, or nn.init.kaiming_normal_, xavier_uniform_); a zero is "
+    "symmetric-units", "Units are equal and stay equal", "warning",
+    what="Rows of a weight and their gradients are equal, or all of both is 0, as after a constant initialisation.",
+    why="Equal units with equal gradients stay equal for ever, so the layer is no better than one unit.",
+    advice="Draw the weights at random (PyTorch's default, or nn.init.kaiming_normal_, xavier_uniform_); zeros are "
     "fine for biases, and for the last layer of a branch.",
-    thresholds=("same",),
-    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 8.4",
-    lasts=2,
-)
+    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 8.4", thresholds=("same",), lasts=2)  # fmt: skip
 
 
 @SYMMETRIC.in_step
 def _symmetric(context: StepContext) -> Iterator[Finding]:
-    weights = {weight for _, _, weight, _ in context.weighed}
+    weights = {weight for _, weight, _ in context.weighed}
     for name, parameter in context.graph.parameters.items():
         if parameter.value not in weights or not has_numbers(parameter.grad) or not has_numbers(parameter.before):
             continue
-        if parameter.before.dim() < 2 or parameter.before.shape[0] < 2:
-            continue
-        if not _may_be_symmetric(context, parameter):
+        if parameter.before.dim() < 2 or parameter.before.shape[0] < 2 or not _may_be_symmetric(context, parameter):
             continue
         before, grad = (dense(each).detach().flatten(1).double() for each in (parameter.before, parameter.grad))
         if before.shape != grad.shape or not grad.isfinite().all():
             continue
-        size, tolerance = before.shape[0], context.thresholds.same
+        size = before.shape[0]
         if not before.any() and not grad.any():
             rows = list(range(size))
-            told = f"The weight {name} is 0, and so is its whole gradient: it can never leave that point."
+            text = f"The weight {name} is 0, and so is its whole gradient: it can never leave this point."
             evidence = [f"The norm of {name} is 0, and the norm of its gradient is 0."]
         else:
-            rows = _equal_rows(before, grad, tolerance)
+            rows = _equal_rows(before, grad, context.thresholds.same)
             if len(rows) < 2:
                 continue
             which = f"All {size} rows" if len(rows) == size else f"{len(rows)} of {size} rows ({listed(rows)})"
-            told = f"{which} of {name} are equal, and get the same gradient: these units never part."
+            text = f"{which} of {name} are equal, and get the same gradient: these units stay equal."
             evidence = [
                 f"{name}[{row}] is {listed([number(each) for each in before[row].tolist()])}; its gradient is "
                 f"{listed([number(each) for each in grad[row].tolist()])}."
                 for row in rows[:2]
             ]
-        value = context.graph.values[parameter.value] if parameter.value is not None else None
-        yield SYMMETRIC.found(
-            name, told, evidence, place=value.place if value is not None else None, rows=rows, size=size
-        )
+        yield SYMMETRIC.found(name, text, evidence, place=context.place_of(parameter), rows=rows, size=size)
 
 
 def _may_be_symmetric(context: StepContext, parameter: Parameter) -> bool:
-    """A quick look: equal rows have equal products with any three vectors, and hardly any others have."""
+    """A quick check: equal rows have equal products with any three vectors, and other rows hardly ever do."""
     before = parameter.before
     if before is None or before.layout is not torch.strided or not before.is_floating_point():
         return False
@@ -319,7 +269,7 @@ def _may_be_symmetric(context: StepContext, parameter: Parameter) -> bool:
 
 
 def _equal_rows(before: Tensor, grad: Tensor, tolerance: float) -> list[int]:
-    """The rows that have an equal one, in the weight and in its gradient; rows without a gradient say nothing."""
+    """The rows that equal another one in the weight and in its gradient; rows without a gradient do not count."""
     scale, steep = before.abs().max(), grad.abs().max()
     if not steep:
         return []
@@ -331,5 +281,34 @@ def _equal_rows(before: Tensor, grad: Tensor, tolerance: float) -> list[int]:
     return rows
 
 
-def _slice(name: str, axis: int, at: int, axes: int) -> str:
-    return f"{name}[{','.join(str(at) if each == axis else ':' for each in range(axes))}]"
+BATCH_NORM_OF_ONE = Check(
+    "batch-norm-of-one", "A batch norm in train mode gets one sample", "warning",
+    what="A batch norm that computes its mean and variance from the batch (train mode) gets a batch of one sample.",
+    why="It removes differences between samples; running averages, used in evaluation, follow single samples.",
+    advice="Use a larger batch (drop_last=True for a last one of 1), put the layer into eval mode, or use a norm "
+    "within each sample: nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d.",
+    source="Ioffe and Szegedy, 2015; Wu and He, Group normalization, 2018: its error grows as the batch gets small",
+)  # fmt: skip
+
+
+@BATCH_NORM_OF_ONE.in_step
+def _batch_norm_of_one(context: StepContext) -> Iterator[Finding]:
+    for operation in context.graph.operations:
+        if "batch_norm" not in operation.name or "backward" in operation.name or operation.call is None:
+            continue
+        options = operation.arguments
+        training = options.get("training", options.get("train", base_of(operation) == "batch_norm"))
+        given, out = argument(operation, "input"), operation.outputs[0] if operation.outputs else None
+        if given is None or out is None or not training:
+            continue
+        shape, call = context.values[given].shape, context.graph.calls[operation.call]
+        if not shape or shape[0] != 1 or "batch_norm" not in call.name:
+            continue  # PyTorch computes an instance norm as a batch norm with the samples as channels
+        evidence = [f"Its input has the shape {shape}: mean and variance of each channel are those of one sample."]
+        known = context.statistics(given)
+        if known is not None:
+            evidence.append(f"The input's mean is {number(known.mean)}, its standard deviation {number(known.std)}.")
+        where = call.module or context.name(out)
+        yield BATCH_NORM_OF_ONE.found(
+            where, f"The batch norm {where} is in train mode and gets one sample.", evidence, place=call.place
+        )

@@ -143,7 +143,7 @@ class Examiner:
         """The findings of one step; checks that need its derivation run only if it was recorded in full."""
         derivation = recording.derivation if facts.full and recording.is_whole else None
         return findings(
-            recording.graph, derivation, recording.notation, measures=cache, unfinished=unfinished, **self._options
+            recording.graph, derivation, recording.notation, cache=cache, unfinished=unfinished, **self._options
         )
 
     def _drop_old_steps(self) -> None:

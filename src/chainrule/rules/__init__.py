@@ -27,7 +27,7 @@ from chainrule.rules.operations import Facts as Facts
 from chainrule.rules.operations import register_facts
 from chainrule.rules.pattern import Pattern, aligned, real
 
-NO_TOPICS = {"catalogue", "optimizers", "pytorch_formulas"}  # modules without rules, left out since they take time
+NO_TOPICS = {"optimizers", "pytorch_formulas"}  # modules without rules, left out since they take time
 
 Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
 

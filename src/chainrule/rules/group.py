@@ -18,7 +18,7 @@ from torch import Tensor
 from chainrule.rules import Kink, Rule, Sample, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
 from chainrule.rules.index import at
-from chainrule.rules.indices import letters, ranges, stated, where
+from chainrule.rules.indices import filled, letters, ranges, stated, where
 from chainrule.rules.shape import x
 
 MEET = "a result depends only on the elements that were sent to its place"
@@ -143,30 +143,22 @@ def _and_one_beyond(places: Tensor, axis: int) -> Tensor:
     return torch.cat((places, torch.zeros_like(places.narrow(axis, 0, 1))), axis) if places.numel() else places
 
 
-def _base(grouping: Callable[[Any], Grouping]) -> Callable[[Any, Tensor], Tensor]:
-    def vjp(op: Any, g: Tensor) -> Tensor:
-        return g * grouping(op).locals(op.reduce)[0]
-
-    return vjp
-
-
-def _members(grouping: Callable[[Any], Grouping]) -> Callable[[Any, Tensor], Tensor]:
-    def vjp(op: Any, g: Tensor) -> Tensor:
-        group = grouping(op)
-        return group.spread(g) * group.locals(kind(op))[1]
-
-    return vjp
-
-
 def kind(op: Any) -> str:
     """What the reduction is; segments call an extreme by another name."""
     named: str = {"max": "amax", "min": "amin"}.get(op.reduce, op.reduce)
     return named
 
 
-def _words(op: Any, argument: str, onto: bool) -> dict[str, str]:
+def _value(op: Any) -> str:
+    alone, both = VALUES[kind(op)]
+    if "include_self" in op.arguments:
+        return both if op.include_self else where("BASE", "N = 0", alone)
+    return alone if op.initial is None else both
+
+
+def _words(op: Any, argument: str) -> dict[str, str]:
     """What the words of a formula stand for: OUT and BASE at a place, MEMBER v, another one u that met there too."""
-    own = letters(op.out)
+    own, onto = letters(op.out), "include_self" in op.arguments
     axis = op.arguments.get("dim", op.arguments.get("axis", 0)) % max(len(own), 1)
 
     def member(letter: str) -> list[str]:
@@ -177,114 +169,88 @@ def _words(op: Any, argument: str, onto: bool) -> dict[str, str]:
             return f"B_{{{', '.join([*own[:axis], letter])}}}"
         return element("index", member(letter) if "src" in op.arguments else [letter] * op.index.dim())
 
-    def big(symbol: str, letter: str, *conditions: str) -> str:
-        return rf"{symbol}_{{{letter}: {', '.join([f'{went(letter)} = {own[axis]}', *conditions])}}}" if own else ""
+    def big(symbol: str, letter: str, condition: str = "") -> str:
+        return rf"\{symbol}_{{{letter}: {went(letter)} = {own[axis]}{condition}}}" if own else ""
 
-    stands = (onto and op.include_self) or (not onto and op.initial is not None)
+    stands = op.include_self if onto else op.initial is not None
     base = element("self", own) if onto else "$initial"
     other = element(argument, member("u"))
     count = f"N_{{{', '.join(own)}}}" if own else "N"
-    ties = f"{big(chr(92) + 'sum', 'u')} [{other} = OUT]"
     return {
-        "OUT": element("out", own),
-        "BASE": base,
-        "FIRST": base if stands else "",
-        "MEMBER": element(argument, member("v")),
-        "SUM": big(r"\sum", "v"),
-        "ALL": big(r"\sum", "b"),
-        "PROD": big(r"\prod", "v"),
-        "MAX": big(r"\max", "v"),
-        "MIN": big(r"\min", "v"),
-        "OTHERS": f"{big(chr(92) + 'prod', 'u', 'u ' + chr(92) + 'neq v')} {other}" if own else "1",
-        "TIES": f"[{base} = OUT] + {ties}" if stands else ties,
+        **{name.upper(): big(name, "v") for name in ("sum", "prod", "max", "min")},
+        **{"OUT": element("out", own), "G": element("g", own), "BARE": element("grad", own)},
+        **{"MEMBER": element(argument, member("v")), "GRAD": element("grad", member("v"))},
+        **{"BASE": base, "FIRST": base if stands else "", "VALUE": _value(op)},
+        "RATE": RATES[kind(op)][0],
+        "SHARE": RATES[kind(op)][1] if stands else "[N = 0]",
+        "OTHERS": f"{big('prod', 'u', f', u {chr(92)}neq v')} {other}" if own else "1",
+        "TIES": f"[{base} = OUT] + " * stands + f"{big('sum', 'u')} [{other} = OUT]",
         "N": count,
-        "COUNT": f"({count} + 1)" if onto and op.include_self else count,
+        "NUMBER": f"{big('sum', 'b')} 1",
+        "COUNT": f"({count} + 1)" if onto and stands else count,
         "MET": f"{went('v')} = {own[axis]}" if own else "0 = 0",
-        "G": element("g", own),
-        "GRAD": element("grad", member("v")),
-        "BARE": element("grad", own),
-        "PLACE": own[axis] if own else "",
+        "PLACES": rf"\sum_{{{own[axis]}: MET}}" if own else "",
     }
 
 
-def _told(op: Any, text: str, argument: str, onto: bool) -> str:
+def _told(text: str, argument: str) -> Callable[[Any], str]:
     """A formula with its words filled in, the definitions of what it uses, and the ranges."""
-    words = _words(op, argument, onto)
-    for _ in range(2):
-        text = re.sub(r"\b[A-Z]{2,}\b|\b[GN]\b(?!_)", lambda word: words[word[0]], text)
-    given = []
-    if "N_" in text or text.count("N"):
-        given.append(f"{words['N']} = {words['ALL']} 1")
-    if not onto:
-        row = letters(op.out)[: op.axis % op.out.dim()]
-        start = ", ".join([*row, "v"])
-        ends = r"\sum_{w: \, w \le s} " + element("lengths", [*row, "w"]) if op.lengths is not None else ""
-        counted = (
-            rf"\sum_{{s}} [E_{{{', '.join([*row, 's'])}}} \le v]" if ends else r"\sum_{s} [{$offsets}_{s} \le v] - 1"
-        )
-        given.append(f"B_{{{start}}} = {counted}")
-        if ends:
-            given.append(rf"E_{{{', '.join([*row, 's'])}}} = {ends}")
-            given.append(rf"0 \le s < {op.lengths.shape[-1]}")
-    axis = op.arguments.get("dim", op.arguments.get("axis", 0))
-    if op.out.dim():
-        members = op.arguments[argument].shape[axis]
-        used = [each for each in "vub" if re.search(rf"\b{each}\b", text + "".join(given))]
-        given += ranges([*letters(op.out), *used], [*op.out.shape, *[members] * len(used)]).values()
-    return text + stated(given)
+
+    def told(op: Any) -> str:
+        words = _words(op, argument)
+        found = filled(text, words)
+        given = [f"{words['N']} = {words['NUMBER']}"] if "N" in found else []
+        given += [] if "include_self" in op.arguments else _segments(op)
+        if op.out.dim():
+            members = op.arguments[argument].shape[op.arguments.get("dim", op.arguments.get("axis"))]
+            used = [each for each in "vub" if re.search(rf"\b{each}\b", found + "".join(given))]
+            given += ranges([*letters(op.out), *used], [*op.out.shape, *[members] * len(used)]).values()
+        return found + stated(given)
+
+    return told
+
+
+def _segments(op: Any) -> list[str]:
+    """The definition of the segment B in which an element lies, from where the segments end or begin."""
+    row = letters(op.out)[: op.axis % op.out.dim()]
+    place, segment, before = (", ".join([*row, letter]) for letter in "vsw")
+    if op.lengths is None:
+        return [rf"B_{{{place}}} = \sum_{{s}} [{{$offsets}}_{{s}} \le v] - 1"]
+    return [
+        rf"B_{{{place}}} = \sum_{{s}} [E_{{{segment}}} \le v]",
+        rf"E_{{{segment}}} = \sum_{{w: \, w \le s}} {element('lengths', before.split(', '))}",
+        rf"0 \le s < {op.lengths.shape[-1]}",
+    ]
 
 
 def reduces(
-    node: str,
-    argument: str,
-    grouping: Callable[[Any], Grouping],
-    samples: Callable[[], Iterable[Sample]],
-    onto: bool = True,
-    **more: Any,
+    node: str, argument: str, grouping: Callable[[Any], Grouping], constants: Iterable[str] = ("index",), **more: Any
 ) -> Rule:
     """Register a reduction of the elements of `argument` into places, onto what `self` holds there or not."""
 
-    def equation(op: Any) -> str:
-        alone, both = VALUES[kind(op)]
-        if not onto:
-            text = alone if op.initial is None else both
-        else:
-            text = both if op.include_self else where("BASE", "N = 0", alone)
-        return _told(op, f"OUT = {text}", argument, onto)
+    def members(op: Any, g: Tensor) -> Tensor:
+        group = grouping(op)
+        return group.spread(g) * group.locals(kind(op))[1]
 
-    def member(template: str) -> Callable[[Any], str]:
-        return lambda op: _told(op, template.replace("RATE", RATES[kind(op)][0]), argument, onto)
+    def near(op: Any, radius: float) -> Tensor:
+        if kind(op) in ("amax", "amin"):
+            return grouping(op).near_ties(radius)
+        return torch.zeros_like(op.arguments[argument], dtype=torch.bool)
 
-    def base(template: str) -> Callable[[Any], str]:
-        return lambda op: _told(
-            op, template.replace("RATE", RATES[kind(op)][1] if op.include_self else "[N = 0]"), argument, onto
-        )
+    def told(text: str) -> Callable[[Any], str]:
+        return _told(text, argument)
 
-    def product(op: Any) -> str:
-        return member((r"GRAD = \sum_{PLACE: MET} G \, " if op.out.dim() else r"GRAD = G \, ") + "RATE")(op)
-
-    wrt = {argument: Wrt(_members(grouping), member(derivative("OUT", "MEMBER", where("RATE", "MET"))), product, MEET)}
-    if onto:
-        wrt["self"] = Wrt(
-            _base(grouping),
-            base(derivative("OUT", "BASE", "RATE")),
-            base(r"BARE = G \, RATE"),
-            MEET,
-        )
+    local = told(derivative("OUT", "MEMBER", where("RATE", "MET")))
+    wrt = {argument: Wrt(members, local, told(r"GRAD = PLACES G \, RATE"), MEET)}
+    if "index" in constants:
+        local = told(derivative("OUT", "BASE", "SHARE"))
+        wrt["self"] = Wrt(lambda op, g: g * grouping(op).locals(op.reduce)[0], local, told(r"BARE = G \, SHARE"), MEET)
     return rule(
         node,
-        equation=equation,
+        equation=told("OUT = VALUE"),
         wrt=wrt,
-        samples=samples,
-        kink=Kink(
-            lambda op, radius: (
-                grouping(op).near_ties(radius)
-                if kind(op) in ("amax", "amin")
-                else torch.zeros_like(op.arguments[argument], dtype=torch.bool)
-            ),
-            "tied elements share the gradient alike",
-            argument,
-        ),
+        kink=Kink(near, "tied elements share the gradient alike", argument),
+        constants=dict.fromkeys(constants, "not differentiable"),
         **more,
     )
 
@@ -311,7 +277,6 @@ scatter_reduce = reduces(
     "ScatterReduceBackward0",
     "src",
     _scattered,
-    constants={"index": "not differentiable"},
     samples=lambda: [
         *_each(torch.scatter_reduce, x(3, 4), 1, at((0, 0), (1, 3)), half(2, 2)),
         sample(torch.scatter_reduce, x(3, 4), 0, at((0, 2), (0, 2)), half(2, 2), "sum"),
@@ -329,7 +294,6 @@ index_reduce = reduces(
     "IndexReduceBackward0",
     "source",
     _indexed,
-    constants={"index": "not differentiable"},
     samples=lambda: [
         *_each(torch.index_reduce, x(3, 4), 0, at(0, 2, 0), half(3, 4)),
         sample(torch.index_reduce, x(3, 4), 1, at(1), x(3, 1), "mean"),
@@ -343,8 +307,7 @@ segment_reduce = reduces(
     "SegmentReduceBackward0",
     "data",
     _segmented,
-    onto=False,
-    constants=dict.fromkeys(("lengths", "indices", "offsets"), "not differentiable"),
+    constants=("lengths", "indices", "offsets"),
     samples=lambda: [
         *(
             sample(torch.segment_reduce, x(5, 2), reduce, lengths=at(2, 3), note=reduce)

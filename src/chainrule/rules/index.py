@@ -2,13 +2,13 @@
 
 The index says where each element came from or went to; it carries no gradient itself. Picking sends each upstream
 element back to its origin (an origin picked twice gets the sum); writing cuts the gradient of what was overwritten.
+Both are one map, read one way or the other: it is stated once, as `move` (what is read) and `came` (from where).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,32 +21,34 @@ from chainrule.rules.indices import (
     AND,
     LETTERS,
     OTHERS,
+    Side,
+    Statements,
+    Term,
     digits,
+    filled,
     fitted,
     letters,
+    own_letters,
     places,
     position,
     ranges,
     row_major,
-    stated,
+    runs,
     total,
-    where,
 )
 from chainrule.rules.pattern import Pattern, copied, real
 from chainrule.rules.shape import (
     COPIES,
+    DIAGONAL,
     FILLED,
+    SELECT,
+    SLICE,
+    STRIDED,
     Came,
     Index,
     Move,
-    arrivals,
-    in_memory,
-    in_slice,
     labels,
     moves,
-    on_diagonal,
-    selected,
-    slice_of,
     strided_origins,
     x,
 )
@@ -63,216 +65,123 @@ def at(*places: Any) -> Tensor:
 class Masked:
     """Elements at which a mask holds, one after the other: the element at `own` is number `rank`, as `given` says."""
 
-    source: Tensor
     own: list[str]
+    runs: dict[str, int]
+    axes: range
     mask: str
     rank: str
-    given: str
-
-    @classmethod
-    def of(cls, name: str, mask: Tensor, shape: Sequence[int], source: Tensor, axes: range) -> Masked:
-        """Of elements of a shape, which a mask along some axes chooses."""
-        own = list(LETTERS[: len(shape)])
-        other = [OTHERS[4 + axis] if axis in axes else letter for axis, letter in enumerate(own)]
-        steps = row_major([shape[axis] for axis in axes])
-        before, after = (position([each[axis] for axis in axes], steps) for each in (other, own))
-        held, there = (element(name, fitted([each[axis] for axis in axes], mask)) for each in (own, other))
-        rank = f"R_{{{', '.join(own[axis] for axis in axes)}}}"
-        among = ranges([other[axis] for axis in axes], [shape[axis] for axis in axes])
-        given = f"{rank} = {total(list(among), [f'{before} < {after}'], there)}"
-        return cls(source, own, held, rank, stated([given, *among.values()]))
+    given: list[str]
 
     @property
-    def held(self) -> str:
-        """The condition that an element is chosen."""
-        return f"{self.mask} = 1"
-
-    def read(self, argument: str) -> str:
-        """The element of the source that goes to this place."""
-        return element(argument, digits(self.rank, self.source.shape))
-
-    def written(self, argument: str, adds: bool) -> str:
-        """The equation of writing them."""
-        mine = element("self", self.own)
-        text = (
-            f"{mine} + {where(self.read(argument), self.held)}" if adds else where(self.read(argument), self.held, mine)
-        )
-        return f"{element('out', self.own)} = {text}{self.given}"
-
-    def product(self, argument: str) -> str:
-        """The gradient of the source: what arrived at the place to which each of its elements went."""
-        mine = [
-            place if place == "0" else OTHERS[axis] for axis, place in enumerate(digits(self.rank, self.source.shape))
-        ]
-        origin = digits(self.rank, self.source.shape)
-        met = [self.held, *(f"{a} = {b}" for a, b in zip(origin, mine, strict=True) if a != b)]
-        return f"{element('grad', mine)} = {total(self.own, met, element('g', self.own))}{self.given}"
+    def place(self) -> list[str]:
+        """The indices of the element among those that are chosen: its number stands for the axes of the mask."""
+        return [*self.own[: self.axes.start], self.rank, *self.own[self.axes.stop :]]
 
 
-def _picked(mask: Callable[[Any], Masked | None]) -> dict[str, Any]:
-    """The formulas of picking by a mask; none where the indices are numbers, as `moves` has those."""
-
-    def parts(op: Any) -> tuple[Masked, list[str], str, list[str], list[str]]:
-        found = mask(op)
-        assert found is not None
-        counted = found.rank[3:-1].split(", ")
-        first = found.own.index(counted[0])
-        out = [*found.own[:first], "u", *found.own[first + len(counted) :]]
-        mine = fitted(found.own, op.self)
-        return found, out, element("self", mine), counted, mine
-
-    def value(op: Any) -> str:
-        found, out, into, counted, _ = parts(op)
-        return f"{element('out', out)} = {total(counted, [found.held, f'{found.rank} = u'], into)}{found.given}"
-
-    def local(op: Any) -> str:
-        found, out, into, counted, mine = parts(op)
-        copies = [each for each in counted if each not in mine]
-        rate = (
-            total(copies, [found.held, f"{found.rank} = u"], "1")
-            if copies
-            else rf"[{found.held} \land {found.rank} = u]"
-        )
-        return derivative(element("out", out), into, rate + found.given)
-
-    def product(op: Any) -> str:
-        found, out, _, counted, mine = parts(op)
-        each = where(element("g", [found.rank if place == "u" else place for place in out]), found.held)
-        copies = [each for each in counted if each not in mine]
-        return f"{element('grad', mine)} = {total(copies, [], each)}{found.given}"
-
-    return {"equation": value, "local": local, "product": product}
+def masked(name: str, mask: Tensor, shape: Sequence[int], axes: range) -> Masked:
+    """The elements of a shape that a mask along some axes chooses."""
+    own = list(LETTERS[: len(shape)])
+    other = [OTHERS[4 + axis] if axis in axes else letter for axis, letter in enumerate(own)]
+    sizes = [shape[axis] for axis in axes]
+    here, there = ([each[axis] for axis in axes] for each in (own, other))
+    rank = f"R_{{{', '.join(here)}}}"
+    before = f"{position(there, row_major(sizes))} < {position(here, row_major(sizes))}"
+    counted = total(there, [before], element(name, fitted(there, mask)))
+    given = [f"{rank} = {counted}", *ranges(there, sizes).values()]
+    return Masked(own, runs(own, shape), axes, element(name, fitted(here, mask)), rank, given)
 
 
-def picks(
-    *nodes: str,
-    index: tuple[str, ...] = ("index",),
-    by_mask: Callable[[Any], Masked | None] = lambda op: None,
-    **more: Any,
-) -> Rule:
+Mask = Callable[[Any], Masked | None]
+
+
+def picks(*nodes: str, by_mask: Mask = lambda op: None, **more: Any) -> Rule:
     """Register an operation that copies chosen elements of `self`, perhaps several times; or those of a mask."""
-    masked = _picked(by_mask)
-    return moves(*nodes, index=index, repeats=True, instead=lambda op: masked if by_mask(op) else None, **more)
+
+    def term(op: Any) -> Term | None:
+        mask = by_mask(op)
+        if mask is None:
+            return None
+        into = Side("self", op.self.shape, fitted(mask.own, op.self))
+        return Term(Side("out", op.out.shape, mask.place), into, mask.runs, [f"{mask.mask} = 1"], given=mask.given)
+
+    return moves(*nodes, repeats=True, term=term, **more)
 
 
 def writes(
     *nodes: str,
-    read: Move,
-    place: Came = lambda op, at: at,
+    move: Move,
+    came: Came = lambda op, at: at,
     argument: str = "src",
-    index: tuple[str, ...] = ("index",),
+    index: Sequence[str] = (),
     adds: Callable[[Any], bool] = lambda op: False,
     only: Callable[[Any, list[str]], str] | None = None,
     scale: str = "",
-    masked: Callable[[Any], Masked | None] = lambda op: None,
+    by_mask: Mask = lambda op: None,
     **more: Any,
 ) -> Rule:
     """Register an operation that copies `self` and writes elements of `argument` at some places, or `adds` them there.
 
-    `read(op, tensor)` gives the elements of a tensor like `self` at these places, and `place(op, at)` the indices of
-    the place to which the element `at` goes, where the condition `only` holds. A single number goes to all places.
-    Places that a mask chooses are `masked`.
+    `move(op, tensor)` reads the elements of a tensor like `self` at these places, and `came(op, at)` are the indices
+    of the place to which the element `at` goes, where the condition `only` holds. A single number goes to all places.
     """
 
     def kept(op: Any, g: Tensor) -> Tensor:
         if adds(op):
             return g
-        return g.reshape(-1).index_fill(0, read(op, labels(g)).reshape(-1) - 1, 0).reshape(g.shape)
+        return g.reshape(-1).index_fill(0, move(op, labels(g)).reshape(-1) - 1, 0).reshape(g.shape)
 
     def sources(op: Any, g: Tensor) -> Tensor:
         """In the shape of the places: the walk sums where what is written was broadcast."""
-        found, source = read(op, g), op.arguments[argument]
+        found, source = move(op, g), op.arguments[argument]
         found = op.arguments[scale] * found if scale else found
         if not source.dim() and not adds(op):
             return (g - kept(op, g)).sum()
-        if source.dim() == found.dim() and source.numel() > found.numel():  # what lies beyond was not read
-            home = g.new_zeros(source.shape)
+        if source.numel() > found.numel():  # what lies beyond was not read
+            home = g.new_zeros(source.shape if source.dim() == found.dim() else source.numel())
             home[tuple(slice(size) for size in found.shape)] = found
-            return home
+            return home.reshape(source.shape)
         return found.reshape(source.shape) if found.numel() == source.numel() else found
 
-    def goes(op: Any) -> tuple[list[str], dict[str, str], list[str], list[str], list[str], list[str]]:
-        """The indices of what is written, their ranges, where it goes; those of a place, and what comes to it."""
-        shape = read(op, labels(op.self)).shape
-        at = places(shape)
-        origin = place(op, at)
-        own, among, met = arrivals(at, origin)
-        met = [*met, only(op, at)] if only else met
-        return at, ranges(at, shape), origin, own, among, met
+    def side(name: str, op: Any, at: Sequence[str]) -> Side:
+        given = op.out if name == "out" else op.arguments[name]
+        return Side(name, given.shape if isinstance(given, Tensor) else (), at)
 
-    def written(op: Any, at: list[str]) -> str:
+    def both(op: Any, own: list[str], free: str, comes: Term, given: Sequence[str] = ()) -> list[Term]:
+        """What stays at a place that is `free`, and what comes there."""
+        stays = Term(side("out", op, own), side("self", op, own), runs(own, op.self.shape))
+        return [stays if adds(op) else replace(stays, rate=f"[{free}]", given=given), comes]
+
+    def terms(op: Any) -> list[Term]:
         source = op.arguments[argument]
-        return element(argument, fitted(at, source)) if isinstance(source, Tensor) else f"${argument}"
+        if mask := by_mask(op):
+            in_a_row = source.dim() > len(mask.place)
+            read = side(argument, op, digits(mask.rank, source.shape) if in_a_row else fitted(mask.place, source))
+            comes = Term(side("out", op, mask.own), read, mask.runs, [f"{mask.mask} = 1"], given=mask.given)
+            return both(op, mask.own, f"{mask.mask} = 0", comes)
+        size = move(op, labels(op.self)).shape
+        at = places(size)
+        single = not isinstance(source, Tensor) or (not source.dim() and op.self.dim() > 0)
+        read = side(argument, op, () if single else fitted(at, source))
+        held = [only(op, at)] if only else ()
+        comes = Term(side("out", op, came(op, at)), read, runs(at, size), held, f"${scale}" if scale else "1")
+        own = own_letters([comes])
+        named = ", ".join(letter for letter in own if letter != "0")
+        count, among = f"N_{{{named}}}" if named else "N", comes.letters(own)
+        given = [f"{count} = {total(among, comes.met(own), '1')}"]
+        sizes = dict(zip(own, op.self.shape, strict=True))
+        unclear = {a: sizes.get(a, n) for a, n in comes.runs.items() if sizes.get(a) != n}
+        given += ranges(unclear, unclear.values()).values()
+        if single:
+            held = [f"{count} > 0"]
+            comes = Term(side("out", op, own), read, runs(own, op.self.shape), held, given=given)
+        return both(op, own, f"{count} = 0", comes, given)
 
-    def counted(op: Any) -> tuple[str, str]:
-        """How many come to a place, and its definition."""
-        _, bounds, _, own, among, met = goes(op)
-        count = f"N_{{{', '.join(own)}}}" if own else "N"
-        within = {**bounds, **ranges(own, op.self.shape)}
-        return count, stated([f"{count} = {total(among, met, '1')}", *within.values()])
-
-    def single(op: Any) -> bool:
-        return not isinstance(op.arguments[argument], Tensor) or (
-            not op.arguments[argument].dim() and op.self.dim() > 0
-        )
-
-    def value(op: Any) -> str:
-        if mask := masked(op):
-            return mask.written(argument, adds(op))
-        at, bounds, _, own, among, met = goes(op)
-        count, given = counted(op)
-        if adds(op):
-            given = stated({**bounds, **ranges(own, op.self.shape)}.values())
-        arrived = total(among, met, written(op, at))
-        arrived = rf"[{count} > 0] \, ${argument}" if single(op) else arrived
-        stays = "" if adds(op) else rf" \, [{count} = 0]"
-        factor = rf"${scale} \, " if scale else ""
-        return f"{element('out', own)} = {element('self', own)}{stays} + {factor}{arrived}{given}"
-
-    def staying(op: Any) -> tuple[list[str], str, str]:
-        """The indices of a place, and on what condition its element stays."""
-        mask = masked(op)
-        own = mask.own if mask else goes(op)[3]
-        if adds(op):
-            return own, "1", ""
-        return (own, f"[{mask.mask} = 0]", "") if mask else (own, f"[{counted(op)[0]} = 0]", counted(op)[1])
-
-    def self_local(op: Any) -> str:
-        own, stays, given = staying(op)
-        return derivative(element("out", own), element("self", own), stays + given)
-
-    def self_product(op: Any) -> str:
-        own, stays, given = staying(op)
-        factor = "" if stays == "1" else rf" \, {stays}"
-        return f"{element('grad', own)} = {element('g', own)}{factor}{given}"
-
-    def source_local(op: Any) -> str:
-        if mask := masked(op):
-            return derivative(element("out", mask.own), mask.read(argument), f"[{mask.held}]{mask.given}")
-        at, bounds, origin, own, _, _ = goes(op)
-        if single(op):
-            return derivative(element("out", own), f"${argument}", f"[{counted(op)[0]} > 0]{counted(op)[1]}")
-        rate = f"${scale}" if scale else f"[{only(op, at)}]" if only else "1"
-        return derivative(element("out", origin), written(op, at), rate + stated(bounds.values()))
-
-    def source_product(op: Any) -> str:
-        if mask := masked(op):
-            return mask.product(argument)
-        at, bounds, origin, own, _, _ = goes(op)
-        if single(op):
-            summed = total(own, [f"{counted(op)[0]} > 0"], element("g", own))
-            return f"$grad = {summed}{counted(op)[1]}"
-        mine = fitted(at, op.arguments[argument])
-        copies = [each for each in bounds if each not in mine]
-        each = where(element("g", origin), only(op, at)) if only else element("g", origin)
-        summed = total(copies, [], (rf"${scale} \, " if scale else "") + each)
-        return f"{element('grad', mine)} = {summed}{stated(bounds.values())}"
-
-    wrt = {"self": Wrt(kept, self_local, self_product, WRITTEN)}
+    said = Statements(terms, added=True)
+    wrt = {"self": said.wrt("self", kept, WRITTEN)}
     if argument not in index:
-        wrt[argument] = Wrt(sources, source_local, source_product, WRITTEN)
+        wrt[argument] = said.wrt(argument, sources, WRITTEN)
     constants = dict.fromkeys((each for each in index if each != argument), "not differentiable")
-    return rule(*nodes, equation=value, wrt=wrt, constants=constants, structure="linear", **more)
+    return rule(*nodes, equation=said.equation, wrt=wrt, constants=constants, structure="linear", **more)
 
 
 def along(op: Any, at: list[str], place: str) -> list[str]:
@@ -280,36 +189,7 @@ def along(op: Any, at: list[str], place: str) -> list[str]:
     return [place if axis == op.dim % len(at) else each for axis, each in enumerate(at)]
 
 
-# Picked along one axis -------------------------------------------------------------------------------------------
-
-index_select = picks(
-    "IndexSelectBackward0",
-    came=lambda op, at: along(op, at, element("index", [at[op.dim]] * op.index.dim() if at else [])),
-    move=lambda op, v: v.index_select(op.dim, op.index),
-    samples=lambda: [
-        sample(torch.index_select, x(3, 4), 1, at(0, 0, 2), note="one place twice"),
-        sample(torch.index_select, x(3, 4), -2, at(2)),
-        sample(torch.index_select, x(3, 4), 0, at(), note="empty"),
-        sample(torch.index_select, x(), 0, at(0), note="0-dim"),
-    ],
-)
-
-
-gather = picks(
-    "GatherBackward0",
-    came=lambda op, at: along(op, at, element("index", at)),
-    move=lambda op, v: v.gather(op.dim, op.index),
-    home=lambda op, g: g.new_zeros(op.self.shape).scatter_add(op.dim, op.index, g),
-    samples=lambda: [
-        sample(torch.gather, x(3, 4), 1, at((0, 1), (2, 2)), note="fewer rows, one place twice"),
-        sample(torch.gather, x(3, 4), 0, at((0, 1, 2, 0))),
-        sample(torch.take_along_dim, x(2, 3), at((0, 2), (1, 1)), 1),
-        sample(torch.gather, x(3, 4), 0, torch.zeros(0, 4, dtype=torch.long), note="empty"),
-        sample(torch.gather, x(), 0, torch.tensor(0), note="0-dim"),
-    ],
-)
-
-# Picked by advanced indexing, mask, flat position ----------------------------------------------------------------
+# The maps that are read and written ------------------------------------------------------------------------------
 
 
 def _indexed(op: Any, at: list[str]) -> list[str]:
@@ -330,19 +210,76 @@ def _index_mask(op: Any) -> Masked | None:
     """The mask among indices; None where they are numbers."""
     for axis, each in enumerate(op.indices):
         if each is not None and each.dtype == torch.bool:
-            source = op.arguments.get("values", op.out)
-            return Masked.of(f"indices{axis}", each, op.self.shape, source, range(axis, axis + each.dim()))
+            return masked(f"indices{axis}", each, op.self.shape, range(axis, axis + each.dim()))
     return None
 
+
+def _whole_mask(op: Any) -> Masked:
+    shape = torch.broadcast_shapes(op.mask.shape, op.self.shape)
+    return masked("mask", op.mask, shape, range(len(shape)))
+
+
+Map = dict[str, Any]  # what `moves` and `writes` have in common
+SELECTED: Map = {
+    "move": lambda op, v: v.index_select(op.dim, op.index.reshape(-1)) if v.dim() else v,
+    "came": lambda op, at: along(op, at, element("index", [at[op.dim]] * op.index.dim())) if at else [],
+    "index": ("index",),
+}
+GATHERED: Map = {
+    "move": lambda op, v: v.gather(op.dim, op.index),
+    "came": lambda op, at: along(op, at, element("index", at)),
+    "index": ("index",),
+}
+INDEXED: Map = {
+    "move": lambda op, v: torch.ops.aten.index(v, op.indices),  # takes None among the indices, unlike Tensor.index_put
+    "came": _indexed,
+    "by_mask": _index_mask,
+    "index": ("indices",),
+}
+MASKED: Map = {"move": lambda op, v: v.masked_select(op.mask), "by_mask": _whole_mask, "index": ("mask",)}
+TAKEN: Map = {
+    "move": lambda op, v: v.take(op.index),
+    "came": lambda op, at: digits(rf"{element('index', at)} \bmod {op.self.numel()}", op.self.shape),
+    "index": ("index",),
+}
+UNSAFE: Map = {
+    "move": lambda op, v: torch.ops.aten._unsafe_masked_index(v, op.mask, op.indices, 0),
+    "came": _indexed,
+    "only": lambda op, at: f"{element('mask', fitted(at, op.mask))} = 1",
+    "index": ("mask", "indices"),
+}
+
+# Picked ----------------------------------------------------------------------------------------------------------
+
+index_select = picks(
+    "IndexSelectBackward0",
+    **SELECTED,
+    samples=lambda: [
+        sample(torch.index_select, x(3, 4), 1, at(0, 0, 2), note="one place twice"),
+        sample(torch.index_select, x(3, 4), -2, at(2)),
+        sample(torch.index_select, x(3, 4), 0, at(), note="empty"),
+        sample(torch.index_select, x(), 0, at(0), note="0-dim"),
+    ],
+)
+
+gather = picks(
+    "GatherBackward0",
+    **GATHERED,
+    home=lambda op, g: g.new_zeros(op.self.shape).scatter_add(op.dim, op.index, g),
+    samples=lambda: [
+        sample(torch.gather, x(3, 4), 1, at((0, 1), (2, 2)), note="fewer rows, one place twice"),
+        sample(torch.gather, x(3, 4), 0, at((0, 1, 2, 0))),
+        sample(torch.take_along_dim, x(2, 3), at((0, 2), (1, 1)), 1),
+        sample(torch.gather, x(3, 4), 0, torch.zeros(0, 4, dtype=torch.long), note="empty"),
+        sample(torch.gather, x(), 0, torch.tensor(0), note="0-dim"),
+    ],
+)
 
 index = picks(
     "IndexBackward0",
     "UnsafeIndexBackward0",
-    came=_indexed,
-    by_mask=_index_mask,
-    move=lambda op, v: torch.ops.aten.index(v, op.indices),  # takes None among the indices, unlike Tensor.index_put
+    **INDEXED,
     home=lambda op, g: torch.ops.aten.index_put(g.new_zeros(op.self.shape), op.indices, g, True),
-    index=("indices",),
     samples=lambda: [
         sample(lambda a: a[at(0, 0), at(1, 2)], x(3, 4)),
         sample(lambda a: a[:, at(1, 1)], x(3, 4), note="one place twice"),
@@ -355,17 +292,9 @@ index = picks(
     source="derivatives.yaml: index.Tensor",
 )
 
-
-def _whole_mask(op: Any) -> Masked:
-    shape = torch.broadcast_shapes(op.mask.shape, op.self.shape)
-    return Masked.of("mask", op.mask, shape, op.arguments.get("source", op.out), range(len(shape)))
-
-
 masked_select = picks(
     "MaskedSelectBackward0",
-    by_mask=_whole_mask,
-    move=lambda op, v: v.masked_select(op.mask),
-    index=("mask",),
+    **MASKED,
     samples=lambda: [
         sample(torch.masked_select, x(2, 3), torch.tensor([True, False, True])),
         sample(torch.masked_select, x(3), torch.tensor([[True, False, True], [True, True, False]]), note="broadcast"),
@@ -375,19 +304,15 @@ masked_select = picks(
 
 take = picks(
     "TakeBackward0",
-    came=lambda op, at: digits(rf"{element('index', at)} \bmod {op.self.numel()}", op.self.shape),
-    move=lambda op, v: v.take(op.index),
+    **TAKEN,
     samples=lambda: [sample(torch.take, x(2, 3), at((0, 5), (0, -1))), sample(torch.take, x(3), at(), note="empty")],
 )
 
 unsafe_masked_index = picks(
     "UnsafeMaskedIndexBackward0",
-    came=_indexed,
-    only=lambda op, at: f"{element('mask', fitted(at, op.mask))} = 1",
-    fill="fill",
-    move=lambda op, v: torch.ops.aten._unsafe_masked_index(v, op.mask, op.indices, 0),
+    **UNSAFE,
+    fill="$fill",
     zeros=FILLED,
-    index=("mask", "indices"),
     samples=lambda: [
         sample(
             torch.ops.aten._unsafe_masked_index,
@@ -406,13 +331,17 @@ unsafe_masked_index = picks(
 # Embeddings ------------------------------------------------------------------------------------------------------
 
 
+def _onto_rows(op: Any, words: Tensor, each: Tensor) -> Tensor:
+    """Each word's gradient, added to its row, and divided by how often the word is used where that is asked for."""
+    if op.scale_grad_by_freq:
+        each = each / words.bincount(minlength=op.weight.shape[0])[words].unsqueeze(1)
+    return each.new_zeros(op.weight.shape).index_add_(0, words, each)
+
+
 def _embedding(op: Any, g: Tensor) -> Tensor:
     words = op.indices.reshape(-1)
-    g = g.reshape(words.numel(), op.weight.shape[1])
-    if op.scale_grad_by_freq:
-        g = g / words.bincount(minlength=op.weight.shape[0])[words].unsqueeze(1)
-    g = g.masked_fill((words == op.padding_idx).unsqueeze(1), 0)
-    return g.new_zeros(op.weight.shape).index_add_(0, words, g)
+    each = g.reshape(words.numel(), op.weight.shape[1])
+    return _onto_rows(op, words, each.masked_fill((words == op.padding_idx).unsqueeze(1), 0))
 
 
 def _embedding_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -423,25 +352,24 @@ def _embedding_factor(op: Any, out_index: Index, in_index: Index) -> Factor | No
     return Factor(latex="1" if uses == 1 else rf"\frac{{1}}{{{uses}}}")
 
 
-def _word(k: str) -> str:
-    return element("indices", k.split(", ")[:-1])
+def _row_of_word(op: Any) -> Term:
+    """The row of each word."""
+    *k, j = letters(op.out)
+    word = Side("weight", op.weight.shape, [element("indices", k), j])
+    return Term(Side("out", op.out.shape, [*k, j]), word, runs([*k, j], op.out.shape))
 
 
-def _embedding_formula(text: Callable[[str, str, str, str], str]) -> Callable[[Any], str]:
-    """A formula of the place k of a word, the axis j, and the rate at which its row counts, with what that uses."""
-
-    def filled(op: Any) -> str:
-        *k, j = letters(op.out)
-        places = "".join(f"{each}, " for each in k)
-        rate = "1" if op.padding_idx < 0 else rf"[{_word(places)} \neq {op.padding_idx}]"
-        other = OTHERS[2 : 2 + len(k)]
-        if not op.scale_grad_by_freq:
-            return text(places, j, rate, "")
-        uses = f"N_{{{', '.join(k)}}}"
-        summed = total(other, [f"{element('indices', other)} = {_word(places)}"], "1")
-        return text(places, j, rf"\frac{{{rate}}}{{{uses}}}", stated([f"{uses} = {summed}"]))
-
-    return filled
+def _counted_row(op: Any) -> Term:
+    """The row of each word, at the rate at which the gradient counts it."""
+    row = _row_of_word(op)
+    word, k = row.into.at[0], row.out.at[:-1]
+    rate = "1" if op.padding_idx < 0 else rf"[{word} \neq {op.padding_idx}]"
+    if not op.scale_grad_by_freq:
+        return replace(row, rate=rate)
+    other, uses = OTHERS[2 : 2 + len(k)], f"N_{{{', '.join(k)}}}"
+    same = f"{element('indices', other)} = {word}"
+    given = f"{uses} = {total(other, [same], '1')}"
+    return replace(row, rate=rf"\frac{{{rate}}}{{{uses}}}", given=[given])
 
 
 def _embedding_pattern(op: Any) -> Pattern | None:
@@ -452,29 +380,10 @@ def _embedding_pattern(op: Any) -> Pattern | None:
 
 embedding = rule(
     "EmbeddingBackward0",
-    equation=_embedding_formula(lambda k, j, rate, given: f"{{$out}}_{{{k}{j}}} = {{$weight}}_{{{_word(k)}, {j}}}"),
+    equation=lambda op: _row_of_word(op).direct,
     wrt={
-        "weight": Wrt(
-            _embedding,
-            _embedding_formula(
-                lambda k, j, rate, given: derivative(
-                    f"{{$out}}_{{{k}{j}}}", f"{{$weight}}_{{{_word(k)}, {j}}}", rate + given
-                )
-            ),
-            _embedding_formula(
-                lambda k, j, rate, given: (
-                    f"{{$grad}}_{{u, {j}}} = "
-                    + total(
-                        k.split(", ")[:-1],
-                        [f"{_word(k)} = u"],
-                        f"{{$g}}_{{{k}{j}}}" + (rf" \, {rate}" if rate != "1" else ""),
-                    )
-                    + given
-                )
-            ),
-            COPIES,
-            _embedding_factor,
-            _embedding_pattern,
+        "weight": Statements(lambda op: [_counted_row(op)]).wrt(
+            "weight", _embedding, COPIES, _embedding_factor, _embedding_pattern
         )
     },
     constants={"indices": "not differentiable"},
@@ -509,9 +418,7 @@ def _embedding_bag(op: Any, g: Tensor) -> Tensor:
         each = each / sizes.unsqueeze(1)
     if op.per_sample_weights is not None:
         each = each * op.per_sample_weights.unsqueeze(1)
-    if op.scale_grad_by_freq:
-        each = each / op.indices.bincount(minlength=op.weight.shape[0])[op.indices].unsqueeze(1)
-    return g.new_zeros(op.weight.shape).index_add_(0, op.indices, each)
+    return _onto_rows(op, op.indices, each)
 
 
 def _bag_extremes(op: Any, g: Tensor, bags: Tensor, counts: Tensor) -> Tensor:
@@ -537,38 +444,33 @@ _SUM, _MEAN, _MAX = range(3)  # `mode` as the operation has it
 def _bag(text: str) -> Callable[[Any], str]:
     """A formula of word u in bag i with its words filled in; without a text, the definitions of what these use.
 
-    HERE are the conditions that the word is in the bag and counts. RATE is what its row is multiplied by, SLOPE that
-    of the derivative, which divides by the word's uses where asked to.
+    HERE are the conditions that the word is in the bag and counts. RATE is what its row is multiplied by, and SHARE
+    the derivative by the row w: a gradient may be divided by the word's uses, and of extremes one row gets all.
     """
 
-    def filled(op: Any) -> str:
+    def told(op: Any) -> str:
         counts = ["B_{u} = i", *([rf"{{$indices}}_{{u}} \neq {op.padding_idx}"] if op.padding_idx >= 0 else [])]
-        given = [r"B_{u} = \sum_{v} [{$offsets}_{v} \le u] - 1"]
-        rate = ""
+        given, rate, each = [r"B_{u} = \sum_{v} [{$offsets}_{v} \le u] - 1"], "", "1"
         if op.per_sample_weights is not None:
-            rate = r"{$per_sample_weights}_{u} \, "
+            each = "{$per_sample_weights}_{u}"
+            rate = rf"{each} \, "
         elif op.mode == _MEAN:
-            rate = r"\frac{1}{\max(N_{i}, 1)} \, "
+            each = r"\frac{1}{\max(N_{i}, 1)}"
+            rate = rf"{each} \, "
             given.append(f"N_{{i}} = {total(['u'], counts, '1')}")
-        slope = rate.removesuffix(r" \, ") or "1"
         if op.scale_grad_by_freq:
-            slope = rf"\frac{{{slope}}}{{F_{{u}}}}"
+            each = rf"\frac{{{each}}}{{F_{{u}}}}"
             given.append(r"F_{u} = \sum_{v} [{$indices}_{v} = {$indices}_{u}]")
-        words = {
-            "BIG": r"\max" if op.mode == _MAX else r"\sum",
-            "HERE": ", ".join(counts),
-            "COUNTED": AND.join(counts),
-            "RATE": rate,
-            "SLOPE": slope,
-        }
         given += ranges("u", [op.indices.numel()]).values()
-        return re.sub("(?<![A-Z])[A-Z]{3,}(?![A-Z])", lambda word: words[word[0]], text or r", \quad ".join(given))
+        largest = op.mode == _MAX
+        words = {
+            "BIG": r"\max_{u: HERE}" if largest else r"\sum_{u: HERE}",
+            **{"HERE": ", ".join(counts), "COUNTED": AND.join(counts), "RATE": rate},
+            "SHARE": LARGEST if largest else rf"\sum_{{u: HERE, {{$indices}}_{{u}} = w}} {each}",
+        }
+        return filled(text or r", \quad ".join(given), words)
 
-    return filled
-
-
-def _by_mode(usual: str, largest: str) -> Callable[[Any], str]:
-    return lambda op: _bag(largest if op.mode == _MAX else usual)(op)
+    return told
 
 
 ROW = "{$weight}_{{$indices}_{u}, j}"
@@ -576,19 +478,13 @@ LARGEST = r"[\sum_{u: HERE} [{$indices}_{u} = w] > 0] \, [{$weight}_{w, j} = {$o
 
 embedding_bag = rule(
     "EmbeddingBagBackward0",
-    equation=_bag(rf"{{$out}}_{{i, j}} = BIG_{{u: HERE}} RATE {ROW}"),
+    equation=_bag(f"{{$out}}_{{i, j}} = BIG RATE {ROW}"),
     where=_bag(""),
     wrt={
         "weight": Wrt(
             _embedding_bag,
-            _by_mode(
-                derivative("{$out}_{i, j}", "{$weight}_{w, j}", r"\sum_{u: HERE, {$indices}_{u} = w} SLOPE"),
-                derivative("{$out}_{i, j}", "{$weight}_{w, j}", LARGEST),
-            ),
-            _by_mode(
-                r"{$grad}_{w, j} = \sum_{i} \sum_{u: HERE, {$indices}_{u} = w} SLOPE \, {$g}_{i, j}",
-                rf"{{$grad}}_{{w, j}} = \sum_{{i}} {{$g}}_{{i, j}} \, {LARGEST}",
-            ),
+            _bag(derivative("{$out}_{i, j}", "{$weight}_{w, j}", "SHARE")),
+            _bag(r"{$grad}_{w, j} = \sum_{i} {$g}_{i, j} \, SHARE"),
             "a bag depends on the rows of its own words alone",
         ),
         "per_sample_weights": Wrt(
@@ -614,10 +510,6 @@ embedding_bag = rule(
 # Ordered ---------------------------------------------------------------------------------------------------------
 
 
-def _ranked(op: Any, at: list[str]) -> list[str]:
-    return along(op, at, element("out1", at))
-
-
 def _neighbours(op: Any, radius: float) -> Tensor:
     """Elements that another one of their row would overtake if each moved by `radius`."""
     if not op.self.dim() or not op.self.numel():
@@ -629,15 +521,17 @@ def _neighbours(op: Any, radius: float) -> Tensor:
     return torch.zeros_like(near).scatter(op.dim, order, near)
 
 
-ORDER_KINK = Kink(_neighbours, "tied elements keep the order that was returned")
+RANKED: Map = {
+    "move": lambda op, v: v.gather(op.dim, op.outs[1]),
+    "came": lambda op, at: along(op, at, element("out1", at)),
+    "index": ("indices",),
+    "kink": Kink(_neighbours, "tied elements keep the order that was returned"),
+}
 
 sort = picks(
     "SortBackward0",
     remark="The indices that are returned put each row along `dim` in rising order (falling, where `descending`).",
-    came=_ranked,
-    move=lambda op, v: v.gather(op.dim, op.outs[1]),
-    index=("indices",),
-    kink=ORDER_KINK,
+    **RANKED,
     samples=lambda: [
         sample(torch.sort, torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], requires_grad=True), 1),
         sample(torch.sort, x(3, 2), 0, descending=True),
@@ -651,10 +545,7 @@ sort = picks(
 topk = picks(
     "TopkBackward0",
     remark="The indices that are returned are those of the `k` largest (or smallest) of each row along `dim`.",
-    came=_ranked,
-    move=lambda op, v: v.gather(op.dim, op.outs[1]),
-    index=("indices",),
-    kink=ORDER_KINK,
+    **RANKED,
     samples=lambda: [
         sample(torch.topk, torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]], requires_grad=True), 2),
         sample(torch.topk, x(3, 2), 1, 0, False),
@@ -662,23 +553,13 @@ topk = picks(
     ],
 )
 
-# Written along one axis ------------------------------------------------------------------------------------------
-
-
-def _at_index(op: Any, at: list[str]) -> list[str]:
-    return along(op, at, element("index", at))
-
-
-def _selected_place(op: Any, at: list[str]) -> list[str]:
-    return along(op, at, element("index", at[op.dim : op.dim + 1 or None] * op.index.dim())) if at else []
-
+# Written ---------------------------------------------------------------------------------------------------------
 
 # PyTorch sends the gradient to every `src` that was written to a place, also to those overwritten by a later one: right
 # only where each place is written once, as its documentation says.
 scatter = writes(
     "ScatterBackward0",
-    read=lambda op, v: v.gather(op.dim, op.index),
-    place=_at_index,
+    **GATHERED,
     accepts=lambda op: "reduce" not in op.arguments and "src" in op.arguments,
     samples=lambda: [
         sample(torch.scatter, x(3, 4), 1, at((0, 2), (1, 3)), x(2, 2)),
@@ -690,10 +571,8 @@ scatter = writes(
 scatter_value = writes(
     "ScatterBackward1",
     name="scatter_value",
-    read=lambda op, v: v.gather(op.dim, op.index),
-    place=_at_index,
+    **{**GATHERED, "index": ("index", "value")},
     argument="value",
-    index=("index", "value"),
     accepts=lambda op: "reduce" not in op.arguments and "value" in op.arguments,
     samples=lambda: [sample(torch.scatter, x(3, 4), 1, at((0, 2), (1, 1)), 5.0)],
     source="derivatives.yaml: scatter.value",
@@ -701,8 +580,7 @@ scatter_value = writes(
 
 scatter_add = writes(
     "ScatterAddBackward0",
-    read=lambda op, v: v.gather(op.dim, op.index),
-    place=_at_index,
+    **GATHERED,
     adds=lambda op: True,
     samples=lambda: [
         sample(torch.scatter_add, x(3, 4), 1, at((0, 0), (1, 3)), x(2, 2), note="one place twice"),
@@ -710,15 +588,9 @@ scatter_add = writes(
     ],
 )
 
-
-def _selected(op: Any, v: Tensor) -> Tensor:
-    return v.index_select(op.dim, op.index.reshape(-1)) if v.dim() else v
-
-
 index_add = writes(
     "IndexAddBackward0",
-    read=_selected,
-    place=_selected_place,
+    **SELECTED,
     argument="source",
     adds=lambda op: True,
     scale="alpha",
@@ -730,16 +602,14 @@ index_add = writes(
 
 index_copy = writes(
     "IndexCopyBackward0",
-    read=_selected,
-    place=_selected_place,
+    **SELECTED,
     argument="source",
     samples=lambda: [sample(torch.index_copy, x(3, 4), 1, at(3, 0), x(3, 2))],
 )
 
 index_fill = writes(
     "IndexFillBackward0",
-    read=_selected,
-    place=_selected_place,
+    **SELECTED,
     argument="value",
     samples=lambda: [
         sample(torch.index_fill, x(3, 4), 1, at(3, 0), 5.0),
@@ -747,36 +617,27 @@ index_fill = writes(
     ],
 )
 
-# Written by advanced indexing, mask, flat position ---------------------------------------------------------------
-
-
 index_put = writes(
     "IndexPutBackward0",
     "UnsafeIndexPutBackward0",
     "IndexPutImplBackward0",
-    read=lambda op, v: torch.ops.aten.index(v, op.indices),
-    place=_indexed,
-    masked=_index_mask,
+    **INDEXED,
     argument="values",
     adds=lambda op: op.accumulate,
-    index=("indices",),
     samples=lambda: [
         sample(torch.index_put, x(3, 4), (at(0, 1),), x(2, 4)),
         sample(torch.index_put, x(3, 4), (at(0, 0), at(1, 1)), x(2), accumulate=True, note="one place twice"),
         sample(torch.index_put, x(3, 4), (at(0, 2),), x(4), note="broadcast"),
         sample(torch.index_put, x(3), (torch.tensor([True, False, True]),), x(1), note="by a mask"),
+        sample(torch.index_put, x(3, 2), (torch.tensor([True, False, True]),), x(2, 2), note="rows by a mask"),
     ],
 )
 
-
 unsafe_masked_index_put = writes(
     "UnsafeMaskedIndexPutAccumulateBackward0",
-    read=lambda op, v: torch.ops.aten._unsafe_masked_index(v, op.mask, op.indices, 0),
-    place=_indexed,
-    only=lambda op, at: f"{element('mask', fitted(at, op.mask))} = 1",
+    **UNSAFE,
     argument="values",
     adds=lambda op: True,
-    index=("mask", "indices"),
     samples=lambda: [
         sample(
             torch.ops.aten._unsafe_masked_index_put_accumulate,
@@ -789,12 +650,31 @@ unsafe_masked_index_put = writes(
     source="derivatives.yaml: _unsafe_masked_index_put_accumulate",
 )
 
+masked_scatter = writes(
+    "MaskedScatterBackward0",
+    **MASKED,
+    argument="source",
+    samples=lambda: [
+        sample(torch.masked_scatter, x(2, 3), torch.tensor([True, False, True]), x(5), note="not all of it read"),
+        sample(torch.masked_scatter, x(3), torch.tensor([False] * 3), x(2), note="nothing written"),
+        sample(torch.masked_scatter, x(3), torch.tensor([True, False, True]), x(2, 2), note="read in a row"),
+    ],
+)
+
+put = writes(
+    "PutBackward0",
+    **TAKEN,
+    argument="source",
+    adds=lambda op: op.accumulate,
+    samples=lambda: [
+        sample(torch.Tensor.put, x(2, 3), at(0, 4), x(2)),
+        sample(torch.Tensor.put, x(2, 3), at(4, 4), x(2), accumulate=True, note="one place twice"),
+    ],
+)
 
 as_strided_scatter = writes(
     "AsStridedScatterBackward0",
-    read=lambda op, v: v.reshape(-1)[strided_origins(op)],
-    place=in_memory,
-    index=(),
+    **STRIDED,
     accepts=lambda op: strided_origins(op) is not None,
     samples=lambda: [
         sample(torch.as_strided_scatter, x(3, 4), x(2, 2), (2, 2), (4, 1)),
@@ -804,53 +684,18 @@ as_strided_scatter = writes(
     remark="PyTorch (2.13) has it the wrong way round: its gradient of `self` is g where it was overwritten, else 0.",
 )
 
-
-masked_scatter = writes(
-    "MaskedScatterBackward0",
-    read=lambda op, v: v.masked_select(op.mask),
-    masked=_whole_mask,
-    argument="source",
-    index=("mask",),
-    samples=lambda: [
-        sample(torch.masked_scatter, x(2, 3), torch.tensor([True, False, True]), x(5), note="not all of it read"),
-        sample(torch.masked_scatter, x(3), torch.tensor([False] * 3), x(2), note="nothing written"),
-    ],
-)
-
-put = writes(
-    "PutBackward0",
-    read=lambda op, v: v.take(op.index),
-    place=lambda op, at: digits(rf"{element('index', at)} \bmod {op.self.numel()}", op.self.shape),
-    argument="source",
-    adds=lambda op: op.accumulate,
-    samples=lambda: [
-        sample(torch.Tensor.put, x(2, 3), at(0, 4), x(2)),
-        sample(torch.Tensor.put, x(2, 3), at(4, 4), x(2), accumulate=True, note="one place twice"),
-    ],
-)
-
-# Written where a view looks --------------------------------------------------------------------------------------
-
-slice_scatter = writes(
-    "SliceScatterBackward0",
-    read=slice_of,
-    place=in_slice,
-    index=(),
-    samples=lambda: [sample(torch.slice_scatter, x(4, 3), x(2, 3), 0, 1, 3)],
-)
-
-select_scatter = writes(
-    "SelectScatterBackward0",
-    read=lambda op, v: v.select(op.dim, op.index),
-    place=selected,
-    index=(),
-    samples=lambda: [sample(torch.select_scatter, x(4, 3), x(4), 1, -1)],
-)
-
-diagonal_scatter = writes(
-    "DiagonalScatterBackward0",
-    read=lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2),
-    place=on_diagonal,
-    index=(),
-    samples=lambda: [sample(torch.diagonal_scatter, x(4, 3), x(3))],
+slice_scatter, select_scatter, diagonal_scatter = (
+    writes(node, **where_the_view_looks, samples=samples)
+    for node, where_the_view_looks, samples in (
+        ("SliceScatterBackward0", SLICE, lambda: [sample(torch.slice_scatter, x(4, 3), x(2, 3), 0, 1, 3)]),
+        ("SelectScatterBackward0", SELECT, lambda: [sample(torch.select_scatter, x(4, 3), x(4), 1, -1)]),
+        (
+            "DiagonalScatterBackward0",
+            DIAGONAL,
+            lambda: [
+                sample(torch.diagonal_scatter, x(4, 3), x(3)),
+                sample(torch.diagonal_scatter, x(2, 3, 3), x(2, 2), -1, 1, 2, note="below the diagonal, of a batch"),
+            ],
+        ),
+    )
 )

@@ -1,21 +1,36 @@
-"""Indices in formulas: which letter stands for which axis, and how an element is written."""
+"""Indices in formulas: which letter stands for which axis, how an element is written, and what follows from copies.
+
+A linear operation that copies elements is a list of `Term`s, each of which says which element goes where. Its equation,
+its local derivatives and its products all follow from them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from chainrule.rules import Wrt, derivative
+from chainrule.rules import at as element
+
 LETTERS = "ijklmnpqrs"
 AND = r" \land "
+JOINED = r", \quad "
 OTHERS = "uvwabcdfgh"  # of a second element of the same tensor
 
 
 def letters(t: Tensor) -> list[str]:
     """One letter for each axis."""
     return list(LETTERS[: t.dim()])
+
+
+def runs(at: Iterable[str], shape: Iterable[int]) -> dict[str, int]:
+    """How far each letter among the indices of an element runs."""
+    return {letter: size for letter, size in zip(at, shape, strict=True) if letter.isalpha()}
 
 
 def places(shape: Sequence[int], letters: str = LETTERS) -> list[str]:
@@ -78,4 +93,164 @@ def ranges(letters: Iterable[str], sizes: Iterable[int]) -> dict[str, str]:
 
 def stated(conditions: Iterable[str]) -> str:
     """Conditions beside a formula."""
-    return "".join(rf", \quad {each}" for each in conditions)
+    return "".join(rf", \quad {each}" for each in dict.fromkeys(conditions))
+
+
+def filled(text: str, words: Mapping[str, str]) -> str:
+    """A template with its capital words filled in, and then those of what they stand for."""
+    before = ""
+    while text != before:
+        before, text = text, re.sub(r"\b[A-Z]+\d?\b", lambda word: words.get(word[0], word[0]), text)
+    return text
+
+
+# Statements of copies --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """An element of a tensor: `at` are its indices, letters or expressions of letters."""
+
+    name: str
+    shape: Sequence[int]
+    at: Sequence[str]
+
+    def __str__(self) -> str:
+        return element(self.name, self.at)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One statement of a linear operation: `rate` times the element `into` of an argument is added to `out`.
+
+    It holds for all letters in `runs`, over that many places, where the conditions `held` are met; elsewhere `fill` is
+    written. `given` defines what it uses. `once` says that no element of the argument goes to two places.
+    """
+
+    out: Side
+    into: Side
+    runs: Mapping[str, int]
+    held: Sequence[str] = ()
+    rate: str = "1"
+    given: Sequence[str] = ()
+    once: bool = False
+    fill: str = "0"
+
+    @property
+    def backward(self) -> Term:
+        """The statement of the gradients: what came to `out` is added to the gradient of `into`."""
+        number = self.into.name.lstrip("abcdefghijklmnopqrstuvwxyz")  # of a tensor in a list
+        grad, g = f"grad{number}", self.out.name.replace("out", "g")
+        return replace(self, out=replace(self.into, name=grad), into=replace(self.out, name=g), fill="0")
+
+    @property
+    def scaled(self) -> str:
+        """What is added."""
+        return f"{self.into}" if self.rate == "1" else rf"{self.rate} \, {self.into}"
+
+    def met(self, own: Sequence[str]) -> list[str]:
+        """The conditions under which it is added to the element at `own`."""
+        return [f"{place} = {letter}" for place, letter in zip(self.out.at, own, strict=True) if place != letter]
+
+    def letters(self, *others: Sequence[str]) -> list[str]:
+        """The letters that are not among others."""
+        return [letter for letter in self.runs if not any(letter in each for each in others)]
+
+    def bounds(self, own: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
+        """Its definitions, and the ranges of those letters of which the axes where they stand bare do not give one."""
+        sides = [*zip(own, self.out.shape, strict=True), *zip(self.into.at, self.into.shape, strict=True)]
+        open_ = {a: size for a, size in sizes.items() if {n for place, n in sides if place == a} != {size}}
+        return [*self.given, *ranges(open_, open_.values()).values()]
+
+    @property
+    def direct(self) -> str:
+        """The equation with `out` on its left side."""
+        value = where(self.scaled, AND.join(self.held), self.fill) if self.held else self.scaled
+        return f"{self.out} = {value}{stated(self.bounds(self.out.at, self.runs))}"
+
+    @property
+    def invertible(self) -> bool:
+        """Whether the indices of `out` tell all letters, so that it can stand on the left as it is."""
+        return self.once and set(self.runs) <= set(re.findall(r"\\?[a-z]+", " ".join(self.out.at)))
+
+    @property
+    def counted(self) -> bool:
+        """Whether the place alone does not say which element comes, as it is one of many that a condition chooses."""
+        return bool(self.held) and not all(place in self.runs or place == "0" for place in self.out.at)
+
+    @property
+    def local(self) -> str:
+        """The derivative of `out` by `into`."""
+        own = own_letters([self]) if self.counted else self.out.at
+        if self.counted:
+            rate = total(self.letters(own, self.into.at), [*self.held, *self.met(own)], "1").removeprefix(r"1 \, ")
+        else:
+            rate = f"[{AND.join(self.held)}]" if self.held else self.rate
+        beside = stated(self.bounds(own, self.runs))
+        return derivative(element(self.out.name, own), f"{self.into}", rate + beside)
+
+
+def own_letters(terms: Sequence[Term]) -> list[str]:
+    """Letters for the element that several terms are added to: along each axis theirs, where they have the same."""
+    own = []
+    for axis, size in enumerate(terms[0].out.shape):
+        place = terms[0].out.at[axis]
+        same = all(t.out.at[axis] == place and place in t.runs and list(t.out.at).count(place) == 1 for t in terms)
+        own.append(place if same else "0" if size == 1 else OTHERS[axis])
+    return own
+
+
+def summed(terms: Sequence[Term]) -> str:
+    """The equation of an element as the sum of all that is added to it."""
+    own = own_letters(terms)
+    places = dict(zip(own, terms[0].out.shape, strict=True))
+    for t in reversed(terms):
+        places |= {letter: t.runs[letter] for letter in own if letter in t.runs}
+    addends, beside = [], []
+    for t in terms:
+        among = t.letters(own)
+        held = [*t.held, *(f"{a} < {t.runs[a]}" for a in own if a in t.runs and t.runs[a] < places[a])]
+        beside += t.bounds(own, {**t.runs, **places})
+        if among or not held:
+            addends.append(total(among, [*t.met(own), *held], t.scaled))
+        else:
+            addends.append(where(t.scaled, AND.join([*t.met(own), *held])))
+    return f"{element(terms[0].out.name, own)} = {' + '.join(addends)}{stated(beside)}"
+
+
+@dataclass(frozen=True)
+class Statements:
+    """The formulas of a linear operation, all from its `terms`; those of one output are `added` up or stand alone."""
+
+    terms: Callable[[Any], Sequence[Term]]
+    added: bool = False
+
+    def equation(self, op: Any) -> str:
+        """Each output from the arguments."""
+        terms = self.terms(op)
+        if self.added:
+            return JOINED.join(summed(each) for each in by_left(terms))
+        return JOINED.join(summed([each]) if each.counted else each.direct for each in terms)
+
+    def wrt(self, argument: str, vjp: Callable[[Any, Any], Any], zeros: str, *more: Any) -> Wrt:
+        """What is known of the derivative by one argument."""
+
+        def mine(op: Any) -> list[Term]:
+            return [each for each in self.terms(op) if each.into.name.rstrip("0123456789") == argument]
+
+        def local(op: Any) -> str:
+            return JOINED.join(each.local for each in mine(op))
+
+        def product(op: Any) -> str:
+            return JOINED.join(
+                each[0].direct if len(each) == 1 and each[0].invertible else summed(each)
+                for each in by_left([each.backward for each in mine(op)])
+            )
+
+        return Wrt(vjp, local, product, zeros, *more)
+
+
+def by_left(terms: Sequence[Term]) -> Iterator[list[Term]]:
+    """The terms of each left side."""
+    for name in dict.fromkeys(each.out.name for each in terms):
+        yield [each for each in terms if each.out.name == name]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, derivative, number, parenthesise, pattern, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import OTHERS, fitted, letters, places, where
+from chainrule.rules.indices import JOINED, OTHERS, filled, fitted, letters, places, where
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -59,13 +59,13 @@ def back(op: Any, t: Tensor) -> Tensor:
     return t.to(op.self.dtype)
 
 
-def _words(op: Any) -> dict[str, str]:
+def _words(op: Any, reduced: Index) -> dict[str, str]:
     """What the capital words of a template stand for: elements of the operands, and numbers.
 
-    OUT is made of SELF for all OVER. A second element of the same slice is OTHER, for all AMONG, and DIFFER says that
-    it is not the first.
+    OUT is made of SELF for all OVER. A second element of the same slice is OTHER, for all AMONG; SAME says that it is
+    the first, DIFFER that it is not. WHOLE, MINE and THEIRS are of an output that has all axes, and of its gradient.
     """
-    own, reduced = letters(op.self), axes(op)
+    own = letters(op.self)
     other = [OTHERS[axis] if axis in reduced else letter for axis, letter in enumerate(own)]
     out = kept = [letter for axis, letter in enumerate(own) if axis not in reduced]
     if op.arguments.get("keepdim"):
@@ -76,6 +76,9 @@ def _words(op: Any) -> dict[str, str]:
         **{"SELF": element("self", own), "GRAD": element("grad", own), "OTHER": element("self", other)},
         "MEAN": rf"\mu_{{{', '.join(kept)}}}" if kept else r"\mu",
         "MOST": f"M_{{{', '.join(kept)}}}" if kept else "M",
+        "SIZE": f"N_{{{', '.join(kept)}}}",
+        **{"WHOLE": element("out", own), "MINE": element("g", own), "THEIRS": element("g", other)},
+        "SAME": "".join(f"[{own[axis]} = {other[axis]}]" for axis in reduced),
         "OVER": ", ".join(own[axis] for axis in reduced),
         "AMONG": ", ".join(other[axis] for axis in reduced),
         "DIFFER": r" \lor ".join(rf"{other[axis]} \neq {own[axis]}" for axis in reduced),
@@ -89,15 +92,14 @@ def _words(op: Any) -> dict[str, str]:
     }
 
 
-def told(template: Template) -> Callable[[Any], str]:
+def told(template: Template, over: Callable[[Any], Index] = axes) -> Callable[[Any], str]:
     """A template with its capital words filled in; what runs over nothing, as no axis was reduced, is left out."""
 
-    def filled(op: Any) -> str:
-        text, words = template(op) if callable(template) else template, _words(op)
-        text = re.sub(r"\b[A-Z]+\d?\b", lambda word: words.get(word[0], word[0]), text)
-        return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", text).replace(r"\frac{1}{1}", "1")
+    def text(op: Any) -> str:
+        found = filled(template(op) if callable(template) else template, _words(op, over(op)))
+        return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", found).replace(r"\frac{1}{1}", "1")
 
-    return filled
+    return text
 
 
 def _within(op: Any, out_index: Index, in_index: Index) -> bool:
@@ -118,40 +120,40 @@ def _slices(op: Any) -> Pattern | None:
 
 def reduction(
     *nodes: str,
-    value: Template,
+    value: Template | tuple[str, ...],
     vjp: Callable[[Any, Any], Tensor],
-    local: Template,
+    local: Template | tuple[str, ...],
     given: str = "",
-    product: str = "",
     factor: Entry | None = None,
     **more: Any,
 ) -> Rule:
     """Register an operation that reduces `self` along `dim` (an int, a list, or all of it).
 
-    `value` is OUT, `local` its derivative by SELF, and `given` defines what they use; see `_words`.
+    `value` is OUT, `local` its derivative by SELF (of several outputs, those of each), and `given` defines what they
+    use; see `_words`.
     """
+    values, rates = ((each if isinstance(each, tuple) else (each,)) for each in (value, local))
+    marks = [str(slot) if len(values) > 1 else "" for slot in range(len(values))]
 
-    def each(op: Any) -> str:
-        return parenthesise(local(op) if callable(local) else local)
+    def each(templates: tuple[Template, ...], text: Callable[[str, str], str], joined: str) -> Callable[[Any], str]:
+        def whole(op: Any) -> str:
+            texts = (template(op) if callable(template) else template for template in templates)
+            return joined.join(text(mark, found) for mark, found in zip(marks, texts, strict=True))
+
+        return told(whole)
 
     def times(op: Any) -> str:
-        slope = rf"\overline{{{each(op)}}}" if op.out.is_complex() and each(op) != "1" else each(op)
-        return product or {"0": "GRAD = 0", "1": "GRAD = G"}.get(slope, rf"GRAD = G \, {slope}")
+        def addend(mark: str, rate: str) -> str:
+            slope = parenthesise(rate)
+            slope = rf"\overline{{{slope}}}" if op.out.is_complex() and slope != "1" else slope
+            return {"0": "0", "1": f"G{mark}"}.get(slope, rf"G{mark} \, {slope}")
 
-    def equation(op: Any) -> str:
-        return "OUT = " + (value(op) if callable(value) else value)
+        return f"GRAD = {each(rates, addend, ' + ')(op)}"
 
-    def rate(op: Any) -> str:
-        text = local(op) if callable(local) else local
-        return text if text.startswith(r"\frac{\partial") else derivative("OUT", "SELF", text)
-
-    wrt = {"self": Wrt(vjp, told(rate), told(times), OWN_SLICE, factor, _slices)}
-    return rule(*nodes, equation=told(equation), wrt=wrt, where=told(given), **more)
-
-
-def _pair(first: str, second: str) -> str:
-    """The derivatives of two outputs."""
-    return derivative("OUT0", "SELF", first) + r", \quad " + derivative("OUT1", "SELF", second)
+    equation = each(values, lambda mark, text: f"OUT{mark} = {text}", JOINED)
+    rate = each(rates, lambda mark, text: derivative(f"OUT{mark}", "SELF", text), JOINED)
+    wrt = {"self": Wrt(vjp, rate, told(times), OWN_SLICE, factor, _slices)}
+    return rule(*nodes, equation=equation, wrt=wrt, where=told(given), outputs=len(values), **more)
 
 
 # Sums and means --------------------------------------------------------------------------------------------------
@@ -286,8 +288,9 @@ def _flat(op: Any, radius: float) -> Tensor:
     return (distance <= radius).all(axes(op), keepdim=True).expand_as(distance)
 
 
-def _spread(node: str, function: Callable[..., Any], source: str, root: bool, with_mean: bool) -> Rule:
+def _spread(name: str, source: str = "") -> Rule:
     """Register a variance or its root, alone or as a pair with the mean."""
+    root, with_mean, function = name.startswith("std"), name.endswith("mean"), getattr(torch, name)
     spread = _std if root else _var
 
     def vjp(op: Any, gs: Any) -> Tensor:
@@ -298,36 +301,26 @@ def _spread(node: str, function: Callable[..., Any], source: str, root: bool, wi
 
     square = r"\frac{1}{DEGREES} \sum_{OVER} (SELF - MEAN)^2"
     slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
-    local = _pair(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT")
-    given = r"MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER"
+    value = rf"\sqrt{{{square}}}" if root else square
     return reduction(
-        node,
-        value=(rf"\sqrt{{{square}}}" if root else square) + (r", \quad OUT1 = MEAN" if with_mean else ""),
+        f"{name.title().replace('_', '')}Backward0",
+        value=(value, "MEAN") if with_mean else value,
         vjp=vjp,
-        local=local,
-        given=given,
-        product=rf"GRAD = {slope} \, G0 + \frac{{1}}{{COUNT}} \, G1" if with_mean else "",
+        local=(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT"),
+        given=r"MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER",
         kink=Kink(_flat, "0 where all elements are equal") if root else None,
-        outputs=1 + with_mean,
         samples=lambda: [
             sample(function, x()),
             sample(function, x(), 1, keepdim=True),
             sample(function, x(), 0, correction=0),
             sample(function, x((2.0, 2.0)), 1, note="all equal"),
         ],
-        source=source,
+        source=f"derivatives.yaml: {name}.correction{source}",
     )
 
 
-VAR = "derivatives.yaml: var.correction. The mean's own dependence adds nothing, as the distances sum to zero."
-var = _spread("VarBackward0", torch.var, VAR, root=False, with_mean=False)
-std = _spread("StdBackward0", torch.std, "derivatives.yaml: std.correction", root=True, with_mean=False)
-var_mean, std_mean = (
-    _spread(
-        f"{name.capitalize()}MeanBackward0", function, f"derivatives.yaml: {name}_mean.correction", name == "std", True
-    )
-    for name, function in (("var", torch.var_mean), ("std", torch.std_mean))
-)
+var = _spread("var", ". The mean's own dependence adds nothing, as the distances sum to zero.")
+std, var_mean, std_mean = (_spread(name) for name in ("std", "var_mean", "std_mean"))
 
 # Extremes and order statistics -----------------------------------------------------------------------------------
 
@@ -385,6 +378,11 @@ def _with_index(operator: str, samples: Callable[[Any], Iterable[Sample]], sourc
     )
 
 
+def _even(out: str) -> str:
+    """The share of an element: an even one for all that are equal to the extreme."""
+    return rf"\frac{{[SELF = {out}]}}{{\sum_{{AMONG}} [OTHER = {out}]}}"
+
+
 def _shared(node: str, name: str, operator: str, samples: Callable[[Any], Iterable[Sample]], **more: Any) -> Rule:
     """Register an operation that gives one element, without saying which of several equal ones it is."""
     return reduction(
@@ -392,7 +390,7 @@ def _shared(node: str, name: str, operator: str, samples: Callable[[Any], Iterab
         name=name,
         value=_big(operator),
         vjp=lambda op, g: _share(op, g, op.out),
-        local=r"\frac{[SELF = OUT]}{\sum_{AMONG} [OTHER = OUT]}",
+        local=_even("OUT"),
         kink=Kink(_tied, TIES),
         samples=lambda: samples(getattr(torch, name.removesuffix("_all"))),
         source=f"derivatives.yaml: {name.removesuffix('_all')}",
@@ -450,15 +448,11 @@ def _aminmax(op: Any, gs: tuple[Tensor | None, Tensor | None]) -> Tensor:
     return sum(shares, torch.zeros_like(op.self))
 
 
-SHARED = [rf"\frac{{[SELF = {each}]}}{{\sum_{{AMONG}} [OTHER = {each}]}}" for each in ("OUT0", "OUT1")]
-
 aminmax = reduction(
     "AminmaxBackward0",
-    value=r"\min_{OVER} SELF, \quad OUT1 = \max_{OVER} SELF",
+    value=(r"\min_{OVER} SELF", r"\max_{OVER} SELF"),
     vjp=_aminmax,
-    local=_pair(*SHARED),
-    product=rf"GRAD = {SHARED[0]} \, G0 + {SHARED[1]} \, G1",
-    outputs=2,
+    local=(_even("OUT0"), _even("OUT1")),
     kink=Kink(lambda op, radius: _tied(op, radius, extremes=2), TIES),
     samples=lambda: [
         sample(torch.aminmax, x()),
@@ -713,10 +707,14 @@ cummax, cummin = (
 )
 
 
-def _slice_norms(op: Any) -> tuple[Index, Tensor]:
-    """All axes but the one whose slices are held to the largest norm, and the norms of those slices."""
-    dims = tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
-    return dims, torch.linalg.vector_norm(op.self, float(op.p), dims, keepdim=True)
+def _slices_of(op: Any) -> Index:
+    """All axes but the one whose slices are held to the largest norm."""
+    return tuple(axis for axis in range(op.self.dim()) if axis != op.dim % op.self.dim())
+
+
+def _slice_norms(op: Any) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(op.self, float(op.p), _slices_of(op), keepdim=True)
+    return norms
 
 
 RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
@@ -724,71 +722,46 @@ RENORM_TINY = 1e-7  # what PyTorch adds to a norm before dividing by it
 
 def _renorm(op: Any, g: Tensor) -> Tensor:
     """<g, x m / (n + t)> moves with x itself and, against it, with the norm n of its slice."""
-    dims, length = _slice_norms(op)
+    dims, length = _slices_of(op), _slice_norms(op)
     held = length + RENORM_TINY
     along = (g * op.self.conj()).sum(dims, keepdim=True)
     pull = norm_gradient(op.self, (along.real if g.is_complex() else along) / held, length, float(op.p), dims)
     return torch.where(length > op.maxnorm, op.maxnorm / held * (g - pull), g)
 
 
-def _renormed(template: str) -> Callable[[Any], str]:
-    """A template with its words filled in: OUT at the place L of a slice, SELF at J, of the length n."""
+HELD, TOO_LONG = r"\frac{$maxnorm}{SIZE}", "SIZE > $maxnorm"
+TURN = r"\operatorname{sgn}(EACH) \left(\frac{|EACH|}{SIZE}\right)^{ORDERLESS}"  # the norm's derivative by EACH
+ALONG = r"\operatorname{Re}\left(\sum_{AMONG} THEIRS \, \overline{OTHER}\right)"
+PULL = rf"\frac{{{TURN.replace('EACH', 'SELF')}}}{{SIZE}} {ALONG}"
 
-    def filled(op: Any) -> str:
-        own, axis = letters(op.self), op.dim % op.self.dim()
-        u, v = ([letter if a == axis else OTHERS[2 * k + a] for a, letter in enumerate(own)] for k in (0, 1))
-        n, complex_ = f"N_{{{own[axis]}}}", op.self.is_complex()
-        same = "".join(f"[{a} = {b}]" for a, b in zip(own, u, strict=True) if a != b)
-        inside = element("self", u)
-        turn = rf"\operatorname{{sgn}}({inside}) \left(\frac{{|{inside}|}}{{{n}}}\right)^{{{number(float(op.p) - 1)}}}"
 
-        def rate(same: str, turn: str, into: str) -> str:
-            held = rf"\frac{{$maxnorm}}{{{n}}} \left({same} - \frac{{{element('self', own)}}}{{{n}}} \, {turn}\right)"
-            return derivative(element("out", own), into, where(held, rf"{n} > $maxnorm", same))
+def _renormed(op: Any) -> str:
+    turn = TURN.replace("EACH", "OTHER")
 
-        turns = rf"\frac{{1}}{{2}} \overline{{{turn}}}" if complex_ else turn
-        text = rate(same, turns, inside)
-        if complex_:
-            text += r", \quad " + rate("0", rf"\frac{{1}}{{2}} {turn}", rf"\overline{{{inside}}}")
-        words = {
-            "OUT": element("out", own),
-            "SELF": element("self", own),
-            "RATE": text,
-            "N": n,
-            "G": element("g", own),
-            "GRAD": element("grad", own),
-            "TURN": turn.replace(inside, element("self", own)),
-            "ALONG": rf"\sum_{{{', '.join(b for a, b in zip(own, u, strict=True) if a != b)}}} "
-            + rf"{element('g', u)} \, \overline{{{inside}}}",
-            "LENGTH": rf"{n} = \left(\sum_{{{', '.join(b for a, b in zip(own, v, strict=True) if a != b)}}} "
-            + rf"|{element('self', v)}|^{{{number(float(op.p))}}}\right)^{{1/{number(float(op.p))}}}",
-        }
-        return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], template)
+    def rate(same: str, turn: str, into: str) -> str:
+        held = rf"{HELD} \left({same} - \frac{{SELF}}{{SIZE}} \, {turn}\right)"
+        return derivative("WHOLE", into, where(held, TOO_LONG, same))
 
-    return filled
+    if not op.self.is_complex():
+        return rate("SAME", turn, "OTHER")
+    plain, conjugate = rf"\frac{{1}}{{2}} \overline{{{turn}}}", rf"\frac{{1}}{{2}} {turn}"
+    return rate("SAME", plain, "OTHER") + r", \quad " + rate("0", conjugate, r"\overline{OTHER}")
 
 
 renorm = rule(
     "RenormBackward0",
-    equation=_renormed(r"OUT = SELF \, \min\left(1, \frac{$maxnorm}{N}\right)"),
-    where=_renormed("LENGTH"),
+    equation=told(rf"WHOLE = SELF \, \min\left(1, {HELD}\right)", _slices_of),
+    where=told(r"SIZE = \left(\sum_{AMONG} |OTHER|^{ORDER}\right)^{1/ORDER}", _slices_of),
     wrt={
         "self": Wrt(
             _renorm,
-            _renormed("RATE"),
-            _renormed(
-                "GRAD = "
-                + where(
-                    r"\frac{$maxnorm}{N} \left(G - \frac{TURN}{N} \operatorname{Re}\left(ALONG\right)\right)",
-                    "N > $maxnorm",
-                    "G",
-                )
-            ),
+            told(_renormed, _slices_of),
+            told("GRAD = " + where(rf"{HELD} \left(MINE - {PULL}\right)", TOO_LONG, "MINE"), _slices_of),
             "a slice has its own norm, and other slices do not enter",
         )
     },
     kink=Kink(
-        lambda op, radius: ((_slice_norms(op)[1] - op.maxnorm).abs() <= radius).expand_as(op.self),
+        lambda op, radius: ((_slice_norms(op) - op.maxnorm).abs() <= radius).expand_as(op.self),
         "1 where the norm is just the largest allowed one",
     ),
     samples=lambda: [

@@ -2,13 +2,15 @@
 
 Each output element is a copy of one input element (or a constant), so the Jacobian has a single 1 in each row, and
 going back means: send every upstream element home to the place it was copied from, and add where several come home.
-A rule tells how the operation moves a tensor; which entry of the Jacobian is 1 follows by moving the positions.
+A rule says how the operation moves a tensor, and once more in indices. The numbers follow from the one, the formulas
+from the other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,19 +18,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, derivative, number, rule, sample
+from chainrule.rules import Applied, Factor, Rule, Wrt, number, rule, sample
 from chainrule.rules import at as element
 from chainrule.rules.indices import (
-    LETTERS,
-    OTHERS,
+    AND,
+    JOINED,
+    Side,
+    Statements,
+    Term,
     affine,
     digits,
-    fitted,
     letters,
     places,
     position,
     row_major,
-    total,
+    runs,
     where,
 )
 from chainrule.rules.pattern import Pattern, copied, identity, permuted, real
@@ -52,57 +56,39 @@ def moves(
     *nodes: str,
     move: Move,
     came: Came = lambda op, at: at,
-    home: Move | None = None,
     only: Callable[[Any, list[str]], str] | None = None,
+    home: Move | None = None,
+    term: Callable[[Any], Term | None] = lambda op: None,
+    zeros: str = COPIES,
+    repeats: bool = False,
+    fill: str = "0",
+    index: Iterable[str] = (),
     equation: Template = "",
     local: Template = "",
     product: Template = "",
-    zeros: str = COPIES,
-    repeats: bool = False,
-    index: Iterable[str] = (),
-    fill: str = "",
-    instead: Callable[[Any], Mapping[str, Callable[[Any], str]] | None] = lambda op: None,
     **more: Any,
 ) -> Rule:
     """Register an operation that moves the elements of `self`: `move(op, tensor)` does to a tensor what it did.
 
-    The formulas follow from `came(op, at)`, the indices of the element that is copied to the place `at`, where the
-    condition `only` holds. `home(op, g)` is the way back; without one, every upstream element is added to the place it
-    came from. `repeats` says that one element may be copied to several places, also where there are as many as before.
-    The arguments in `index` say where to, and `fill` is put where there is nothing to copy. `instead` has other
-    formulas for some calls.
+    `came(op, at)` are the indices of the element that is copied to the place `at`, where the condition `only` holds;
+    `fill` is put elsewhere. `repeats` says that an element may be copied to several places. `home(op, g)` is a faster
+    way back than adding every upstream element to the place it came from. The arguments in `index` say where to.
+    Calls for which there is a `term` have that statement, and a formula that is given stands in place of what follows.
     """
 
-    def copy(op: Any) -> tuple[list[str], list[str], str]:
-        at = places(op.out.shape)
-        return at, came(op, at), rf" \, [{only(op, at)}]" if only else ""
-
-    def value(op: Any) -> str:
-        if other := instead(op):
-            return other["equation"](op)
-        at, origin, held = copy(op)
-        if fill and only:
-            return f"{element('out', at)} = {where(element('self', origin), only(op, at), f'${fill}')}"
-        outside = r", \quad $self \text{ is 0 outside}" if zeros is FILLED else ""
-        stated = _ranges(op, at, origin, [place for place in at if place in origin])
-        return f"{element('out', at)} = {element('self', origin)}{held}{outside}{stated}"
-
-    def rate(op: Any) -> str:
-        if other := instead(op):
-            return other["local"](op)
-        at, origin, held = copy(op)
-        text = derivative(element("out", at), element("self", origin), f"1{held}")
-        return text + _ranges(op, at, origin, [place for place in at if place in origin])
-
-    def back(op: Any) -> str:
-        if other := instead(op):
-            return other["product"](op)
-        at, origin, held = copy(op)
-        if not repeats and all(place in f"{origin}" for place in at):
-            return f"{element('grad', origin)} = {element('g', at)}{held}{_ranges(op, at, origin, at)}"
-        own, among, met = arrivals(at, origin)
-        stated = _ranges(op, at, own, [each for each in at if each in own])
-        return f"{element('grad', own)} = {total(among, met, element('g', at) + held)}{stated}"
+    def terms(op: Any) -> list[Term]:
+        at, size = places(op.out.shape), op.out.shape
+        return [
+            term(op)
+            or Term(
+                Side("out", size, at),
+                Side("self", op.self.shape, came(op, at)),
+                runs(at, size),
+                [only(op, at)] if only else (),
+                once=not repeats,
+                fill=fill,
+            )
+        ]
 
     def pattern(op: Any) -> Pattern | None:
         """A selection; where nothing is left out, repeated or filled in, a permutation, or the identity in order."""
@@ -125,31 +111,31 @@ def moves(
         gradient = g.new_zeros(op.self.numel() + 1).index_add(0, _origins(move, op).reshape(-1), g.reshape(-1))
         return gradient[1:].reshape(op.self.shape)
 
+    said = Statements(terms)
+    wrt = said.wrt("self", home or add_up, zeros, factor, pattern)
+    wrt = replace(wrt, local=local or wrt.local, product=product or wrt.product)
+    constants = dict.fromkeys(index, "not differentiable")
     return rule(
-        *nodes,
-        equation=equation or value,
-        wrt={"self": Wrt(home or add_up, local or rate, product or back, zeros, factor, pattern)},
-        constants=dict.fromkeys(index, "not differentiable"),
-        structure="linear",
-        **more,
+        *nodes, equation=equation or said.equation, wrt={"self": wrt}, constants=constants, structure="linear", **more
     )
 
 
-def arrivals(at: list[str], origin: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """The indices of a place, and what is added up there: for which of the indices `at`, under which conditions."""
-    own = [place if place in at and origin.count(place) == 1 else OTHERS[axis] for axis, place in enumerate(origin)]
-    met = [f"{place} = {letter}" for place, letter in zip(origin, own, strict=True) if place != letter]
-    return own, [letter for letter in at if letter not in own and letter != "0"], met
+def by_strides(move: Move) -> dict[str, Any]:
+    """A view and its map of indices, both from how it moves along memory: the strides say where each element was."""
 
+    def came(op: Any, at: list[str]) -> list[str]:
+        whole = torch.empty(op.self.shape, device="meta")
+        view = move(op, whole)
+        start, steps, origin = view.storage_offset(), list(view.stride()), []
+        for size, step in zip(whole.shape, whole.stride(), strict=True):
+            if size == 1:
+                origin.append("0")
+                continue
+            origin.append(affine(position(at, [each // step for each in steps]), 1, start // step))
+            start, steps = start % step, [each % step for each in steps]
+        return origin
 
-def _ranges(op: Any, at: list[str], origin: list[str], letters: list[str]) -> str:
-    """The ranges of those letters of which the axes that they stand on bare do not give one, or not the same one."""
-    found = ""
-    for letter, size in zip(at, op.out.shape, strict=True):
-        sizes = {n for place, n in zip(origin, op.self.shape, strict=True) if place == letter}
-        if letter in letters and letter != "0" and sizes != {size}:
-            found += rf", \quad 0 \le {letter} < {size}"
-    return found
+    return {"move": move, "came": came}
 
 
 def views(node: str, *others: str, move: Move, home: Move | None = None, **more: Any) -> Rule:
@@ -160,7 +146,7 @@ def views(node: str, *others: str, move: Move, home: Move | None = None, **more:
         move(op, page).copy_(g)
         return page
 
-    return moves(node, *others, f"{node}_copy", move=move, home=home or through, **more)
+    return moves(node, *others, f"{node}_copy", home=home or through, **{**by_strides(move), **more})
 
 
 def labels(t: Tensor) -> Tensor:
@@ -207,17 +193,10 @@ def _replaced(places: list[str], new: dict[int, str]) -> list[str]:
     return [new.get(axis, place) for axis, place in enumerate(places)]
 
 
-def _exchanged(op: Any, at: list[str]) -> list[str]:
-    """Exchange the axes `dim0` and `dim1`."""
-    first, second = op.dim0 % len(at), op.dim1 % len(at)
-    return _replaced(at, {first: at[second], second: at[first]})
-
-
 # Turned and reshaped ---------------------------------------------------------------------------------------------
 
 t = views(
     "TBackward0",
-    came=lambda op, at: at[::-1],
     move=lambda op, v: v.t(),
     home=lambda op, g: g.t(),
     samples=lambda: [
@@ -229,7 +208,6 @@ t = views(
 
 transpose = views(
     "TransposeBackward0",
-    came=_exchanged,
     move=lambda op, v: v.transpose(op.dim0, op.dim1),
     home=lambda op, g: g.transpose(op.dim0, op.dim1),
     samples=lambda: [sample(torch.transpose, x(2, 3, 4), 0, -1), sample(torch.swapaxes, x(1, 3), 0, 1)],
@@ -239,7 +217,6 @@ transpose = views(
 
 permute = views(
     "PermuteBackward0",
-    came=lambda op, at: [at[[dim % len(at) for dim in op.dims].index(axis)] for axis in range(len(at))],
     move=lambda op, v: v.permute(op.dims),
     home=lambda op, g: g.movedim(tuple(range(g.dim())), tuple(op.dims)),
     samples=lambda: [
@@ -272,7 +249,6 @@ view = views(
 
 unsqueeze = views(
     "UnsqueezeBackward0",
-    came=_regrouped,
     move=lambda op, v: v.unsqueeze(op.dim),
     home=_reshape_home,
     samples=lambda: [sample(torch.unsqueeze, x(2, 3), 1), sample(torch.unsqueeze, x(), -1, note="0-dim")],
@@ -280,7 +256,6 @@ unsqueeze = views(
 
 squeeze = views(
     "SqueezeBackward0",
-    came=_regrouped,
     move=lambda op, v: v.reshape(op.out.shape),
     home=_reshape_home,
     samples=lambda: [
@@ -296,7 +271,6 @@ alias = moves(
     "AliasBackward0",
     "LiftBackward0",
     "LiftFreshBackward0",
-    came=lambda op, at: at,
     move=lambda op, v: v,
     home=lambda op, g: g,
     samples=lambda: [sample(torch.ops.aten.alias, x(2, 3))],
@@ -306,7 +280,6 @@ alias = moves(
 
 expand = views(
     "ExpandBackward0",
-    came=lambda op, at: fitted(at, op.self),
     move=lambda op, v: v.expand(op.out.shape),
     home=lambda op, g: g,  # in the shape of the output: the walk sums over the copies, as a step of its own
     product="$g",
@@ -338,16 +311,15 @@ repeat = moves(
 # Picked out ------------------------------------------------------------------------------------------------------
 
 
-def selected(op: Any, at: list[str]) -> list[str]:
-    """With the index along `dim` again."""
-    axis = op.dim % op.self.dim()
-    return [*at[:axis], f"{op.index % op.self.shape[axis]}", *at[axis:]]
+def _inserted(at: list[str], axis: int, place: int) -> list[str]:
+    """Indices with one more, along another axis."""
+    return [*at[:axis], f"{place}", *at[axis:]]
 
 
+SELECT = by_strides(lambda op, v: v.select(op.dim, op.index))
 select = views(
     "SelectBackward0",
-    came=selected,
-    move=lambda op, v: v.select(op.dim, op.index),
+    **SELECT,
     samples=lambda: [
         sample(torch.select, x(3, 4), 0, 1),
         sample(torch.select, x(3, 4), -1, -1),
@@ -357,25 +329,10 @@ select = views(
 )
 
 
-def slice_of(op: Any, v: Tensor) -> Tensor:
-    """The view from `start` to `end` along `dim`."""
-    return v[(slice(None),) * (op.dim % v.dim()) + (slice(op.start, op.end, op.step),)]
-
-
-def _shifted(op: Any, at: list[str], start: int, step: int = 1) -> list[str]:
-    axis = op.dim % len(at)
-    return _replaced(at, {axis: affine(at[axis], step, start)})
-
-
-def in_slice(op: Any, at: list[str]) -> list[str]:
-    """Counted from the start of the slice, in its steps."""
-    return _shifted(op, at, slice(op.start, op.end).indices(op.self.shape[op.dim])[0], op.step)
-
-
+SLICE = by_strides(lambda op, v: v[(slice(None),) * (op.dim % v.dim()) + (slice(op.start, op.end, op.step),)])
 slice_ = views(
     "SliceBackward0",
-    came=in_slice,
-    move=slice_of,
+    **SLICE,
     samples=lambda: [
         sample(lambda a: a[1:3], x(4, 2)),
         sample(lambda a: a[:, ::2], x(2, 5)),
@@ -389,8 +346,7 @@ slice_ = views(
 
 narrow_copy = moves(
     "NarrowCopyBackward0",
-    came=lambda op, at: _shifted(op, at, op.start % op.self.shape[op.dim]),
-    move=lambda op, v: v.narrow(op.dim, op.start, op.length),
+    **by_strides(lambda op, v: v.narrow(op.dim, op.start, op.length)),
     samples=lambda: [
         sample(torch.narrow_copy, x(3, 4), 1, 1, 2),
         sample(torch.narrow_copy, x(3, 4), 0, 1, 0, note="empty"),
@@ -398,20 +354,10 @@ narrow_copy = moves(
 )
 
 
-def on_diagonal(op: Any, at: list[str]) -> list[str]:
-    """The last index runs along the diagonal."""
-    *origin, k = at
-    first, second = op.dim1 % op.self.dim(), op.dim2 % op.self.dim()
-    along = {first: affine(k, 1, max(-op.offset, 0)), second: affine(k, 1, max(op.offset, 0))}
-    for axis in sorted(along):
-        origin.insert(axis, along[axis])
-    return origin
-
-
+DIAGONAL = by_strides(lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2))
 diagonal = views(
     "DiagonalBackward0",
-    came=on_diagonal,
-    move=lambda op, v: v.diagonal(op.offset, op.dim1, op.dim2),
+    **DIAGONAL,
     samples=lambda: [
         sample(torch.diagonal, x(3, 3)),
         sample(torch.diagonal, x(2, 3, 4), 1, 0, 2),
@@ -428,7 +374,6 @@ diag_embed = moves(
     ],
     only=lambda op, at: f"{at[op.dim2]} = {affine(at[op.dim1], 1, op.offset)}",
     move=lambda op, v: torch.diag_embed(v, op.offset, op.dim1, op.dim2),
-    home=lambda op, g: g.diagonal(op.offset, op.dim1, op.dim2),
     zeros=FILLED,
     samples=lambda: [sample(torch.diag_embed, x(2, 3)), sample(torch.diag, x(3), 1), sample(torch.diag_embed, x(0))],
 )
@@ -436,11 +381,7 @@ diag_embed = moves(
 unfold = moves(
     "UnfoldBackward0",
     "UnfoldBackward0_copy",
-    came=lambda op, at: [
-        f"{affine(place, op.step)} + {at[-1]}" if axis == op.dimension % op.self.dim() else place
-        for axis, place in enumerate(at[:-1])
-    ],
-    move=lambda op, v: v.unfold(op.dimension, op.size, op.step),
+    **by_strides(lambda op, v: v.unfold(op.dimension, op.size, op.step)),
     repeats=True,
     samples=lambda: [
         sample(torch.Tensor.unfold, x(2, 5), 1, 3, 1, note="overlapping windows"),
@@ -473,17 +414,17 @@ def strided_origins(op: Any) -> Tensor | None:
     return order[found].to(op.self.device)
 
 
-def in_memory(op: Any, at: list[str]) -> list[str]:
+def _in_memory(op: Any, at: list[str]) -> list[str]:
     """The element of `self` at the same place in memory."""
     start = op.storage_offset - op.self.storage_offset() if op.storage_offset is not None else 0
     return digits(affine(position(at, op.stride), 1, start), op.self.shape, op.self.stride())
 
 
+STRIDED: dict[str, Any] = {"move": lambda op, v: v.reshape(-1)[strided_origins(op)], "came": _in_memory}
 as_strided = moves(
     "AsStridedBackward0",
     "AsStridedBackward0_copy",
-    came=in_memory,
-    move=lambda op, v: v.reshape(-1)[strided_origins(op)],
+    **STRIDED,
     repeats=True,
     # It looks at memory rather than at its argument: where the input is itself a stretched view, or the reach goes
     # beyond it, there is nothing to say.
@@ -546,7 +487,6 @@ rot90 = moves(
     "Rot90Backward0",
     came=_turned,
     move=lambda op, v: v.rot90(op.k, op.dims),
-    home=lambda op, g: g.rot90(-op.k, op.dims),
     samples=lambda: [sample(torch.rot90, x(2, 3)), sample(torch.rot90, x(2, 3, 2), 3, (1, 2))],
 )
 
@@ -554,7 +494,6 @@ rot90 = moves(
 def _triangle(name: str, part: str, sign: str, diagonal: int) -> Rule:
     return moves(
         f"{name.capitalize()}Backward0",
-        came=lambda op, at: at,
         only=lambda op, at: rf"{at[-1]} {sign} {affine(at[-2], 1, op.diagonal)}",
         move=lambda op, v: getattr(v, name)(op.diagonal),
         home=lambda op, g: getattr(g, name)(op.diagonal),
@@ -570,19 +509,16 @@ tril, triu = _triangle("tril", "lower", r"\le", 0), _triangle("triu", "upper", r
 
 
 def _inside_border(op: Any, at: list[str]) -> list[str]:
-    return [affine(place, 1, -amount) for place, amount in zip(at, _borders(op), strict=True)]
-
-
-def _borders(op: Any) -> list[int]:
-    """How much was put before the first element along each axis; `pad` begins with the last axis."""
-    return [0] * (op.self.dim() - len(op.pad) // 2) + list(op.pad[-2::-2])
+    """Counted from the border that was put before; `pad` begins with the last axis."""
+    before = [0] * (op.self.dim() - len(op.pad) // 2) + list(op.pad[-2::-2])
+    return [affine(place, 1, -amount) for place, amount in zip(at, before, strict=True)]
 
 
 def _padded(op: Any) -> str:
     at = letters(op.out)
-    bounds = zip(_inside_border(op, at), op.self.shape, strict=True)
-    inside = r" \land ".join(rf"0 \le {place} < {size}" for place, size in bounds)
-    return f"{element('out', at)} = " + where(element("self", _inside_border(op, at)), inside, number(op.value or 0))
+    origin = _inside_border(op, at)
+    inside = AND.join(rf"0 \le {place} < {size}" for place, size in zip(origin, op.self.shape, strict=True))
+    return f"{element('out', at)} = {where(element('self', origin), inside, number(op.value or 0))}"
 
 
 constant_pad_nd = moves(
@@ -638,7 +574,6 @@ channel_shuffle = moves(
         at, {1: rf"{op.self.shape[1] // op.groups} ({at[1]} \bmod {op.groups}) + \lfloor {at[1]} / {op.groups} \rfloor"}
     ),
     move=lambda op, v: F.channel_shuffle(v, op.groups),
-    home=lambda op, g: F.channel_shuffle(g, g.shape[1] // op.groups),
     samples=lambda: [sample(F.channel_shuffle, x(2, 6, 1, 2), 2)],
     source="derivatives.yaml: channel_shuffle. Channels (group, place) become (place, group).",
 )
@@ -650,56 +585,63 @@ conj = rule(
     "ConjBackward0",
     "ConjPhysicalBackward0",
     equation=r"$out = \overline{$self}",
+    structure="linear",
     wrt={
         "self": Wrt(
             lambda op, g: g.conj(), r"\frac{\partial $out}{\partial \overline{$self}} = 1", r"\overline{$g}", COPIES
         )
     },
-    structure="linear",
-    samples=lambda: [
-        sample(torch.conj, x(2, dtype=torch.complex128)),
-        sample(torch.conj_physical, x(2, dtype=torch.complex128)),
-    ],
+    samples=lambda: [sample(each, x(2, dtype=torch.complex128)) for each in (torch.conj, torch.conj_physical)],
     source="derivatives.yaml: _conj",
 )
 
 neg_view = rule(
     "NegViewBackward0",
-    equation=r"$out = -$self",
-    wrt={"self": Wrt(lambda op, g: -g, "-1", "-$g", COPIES)},
+    equation="$out = -$self",
     structure="linear",
+    wrt={"self": Wrt(lambda op, g: -g, "-1", "-$g", COPIES)},
     samples=lambda: [sample(torch._neg_view, x(2))],
     source="derivatives.yaml: _neg_view",
 )
 
+complex_ = rule(
+    "ComplexBackward0",
+    equation=r"$out = $real + \mathrm{i} \, $imag",
+    structure="linear",
+    wrt={
+        "real": Wrt(lambda op, g: g.real, "1", r"\operatorname{Re} $g", COPIES),
+        "imag": Wrt(lambda op, g: g.imag, r"\mathrm{i}", r"\operatorname{Im} $g", COPIES),
+    },
+    samples=lambda: [sample(torch.complex, x(3), x(3)), sample(torch.complex, x(2, 1), x(3), note="broadcast")],
+)
 
-def _pairs(template: str) -> Callable[[Any], str]:
-    """A template in which * stands for the axes before the last one, which holds the two parts of a number."""
 
-    def filled(op: Any) -> str:
-        before = ", ".join(LETTERS[: max(op.self.dim(), op.out.dim()) - 1])
-        return template.replace("*, ", f"{before}, " * bool(before)).replace("*", before).replace("_{}", "")
+def _halves(pair: Side, number: Side) -> list[Term]:
+    """A number is the first of its pair, and i times the second."""
+    return [
+        Term(number, replace(pair, at=[*number.at, part]), runs(number.at, number.shape), rate=rate)
+        for part, rate in (("0", "1"), ("1", r"\mathrm{i}"))
+    ]
 
-    return filled
+
+def _parts(pair: str, number: str, at: list[str]) -> str:
+    """The first of a pair is the real part of its number, the second the imaginary one."""
+    parts = (("0", "Re"), ("1", "Im"))
+    return JOINED.join(
+        rf"{element(pair, [*at, p])} = \operatorname{{{name}}} {element(number, at)}" for p, name in parts
+    )
+
+
+def _to_pairs(op: Any) -> list[Term]:
+    number, pair = Side("self", op.self.shape, letters(op.self)), Side("out", op.out.shape, ())
+    return [replace(each, out=each.into, into=each.out) for each in _halves(pair, number)]
 
 
 view_as_real = rule(
     "ViewAsRealBackward0",
     "ViewAsRealBackward0_copy",
-    equation=_pairs(
-        r"{$out}_{*, 0} = \operatorname{Re} {$self}_{*}, \quad {$out}_{*, 1} = \operatorname{Im} {$self}_{*}"
-    ),
-    wrt={
-        "self": Wrt(
-            lambda op, g: torch.complex(g[..., 0], g[..., 1]),
-            _pairs(
-                derivative("{$out}_{*, 0}", "{$self}_{*}", r"1, \quad ")
-                + derivative("{$out}_{*, 1}", "{$self}_{*}", r"\mathrm{i}")
-            ),
-            _pairs(r"{$grad}_{*} = {$g}_{*, 0} + \mathrm{i} \, {$g}_{*, 1}"),
-            COPIES,
-        )
-    },
+    equation=lambda op: _parts("out", "self", letters(op.self)),
+    wrt={"self": Statements(_to_pairs).wrt("self", lambda op, g: torch.complex(g[..., 0], g[..., 1]), COPIES)},
     structure="linear",
     samples=lambda: [
         sample(torch.view_as_real, x(2, 3, dtype=torch.complex128)),
@@ -707,107 +649,65 @@ view_as_real = rule(
     ],
 )
 
+_numbers = Statements(
+    lambda op: _halves(Side("self", op.self.shape, ()), Side("out", op.out.shape, letters(op.out))), added=True
+)
+
 view_as_complex = rule(
     "ViewAsComplexBackward0",
     "ViewAsComplexBackward0_copy",
-    equation=_pairs(r"{$out}_{*} = {$self}_{*, 0} + \mathrm{i} \, {$self}_{*, 1}"),
+    equation=_numbers.equation,
     wrt={
-        "self": Wrt(
-            lambda op, g: torch.stack((g.real, g.imag), -1),
-            _pairs(
-                derivative("{$out}_{*}", "{$self}_{*, 0}", r"1, \quad ")
-                + derivative("{$out}_{*}", "{$self}_{*, 1}", r"\mathrm{i}")
-            ),
-            _pairs(r"{$grad}_{*, u} = [u = 0] \operatorname{Re} {$g}_{*} + [u = 1] \operatorname{Im} {$g}_{*}"),
-            COPIES,
+        "self": replace(
+            _numbers.wrt("self", lambda op, g: torch.stack((g.real, g.imag), -1), COPIES),
+            product=lambda op: _parts("grad", "g", letters(op.out)),
         )
     },
     structure="linear",
     samples=lambda: [sample(torch.view_as_complex, x(3, 2))],
 )
 
-complex_ = rule(
-    "ComplexBackward0",
-    equation=r"$out = $real + \mathrm{i} \, $imag",
-    wrt={
-        "real": Wrt(lambda op, g: g.real, "1", r"\operatorname{Re} $g", COPIES),
-        "imag": Wrt(lambda op, g: g.imag, r"\mathrm{i}", r"\operatorname{Im} $g", COPIES),
-    },
-    structure="linear",
-    samples=lambda: [sample(torch.complex, x(3), x(3)), sample(torch.complex, x(2, 1), x(3), note="broadcast")],
-)
-
 # Joined and cut --------------------------------------------------------------------------------------------------
 
-
 Pieces = Sequence[Tensor]
+Placed = Callable[[Any, list[str], int], list[str]]
 
 
 def joins(
     node: str,
-    came: Callable[[Any, list[str], int], list[str]],
+    *,
+    place: Placed,
     join: Callable[[Any, Pieces], Tensor],
     cut: Callable[[Any, Tensor], Pieces],
-    samples: Callable[[], Iterable[Sample]],
-    only: Callable[[Any, list[str], int], list[str]] = lambda op, at, item: [],
     zeros: str = COPIES,
+    **more: Any,
 ) -> Rule:
     """Register an operation that joins a list of tensors; `cut` takes a tensor of the output's shape apart again.
 
-    `came(op, at, item)` are the indices of the element of one of them that would come to the place `at`, if those of
-    `only` hold.
+    `place(op, at, item)` are the indices of the place to which the element `at` of one of them comes.
     """
+
+    def terms(op: Any) -> list[Term]:
+        found = []
+        for item, each in enumerate(op.tensors):
+            at = letters(each)
+            out, into = Side("out", op.out.shape, place(op, at, item)), Side(f"tensors{item}", each.shape, at)
+            found.append(Term(out, into, runs(at, each.shape), once=True))
+        return found
 
     def home(op: Any, g: Tensor) -> list[Tensor]:
         return [piece.reshape(each.shape) for piece, each in zip(cut(op, g), op.tensors, strict=True)]
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         """`in_index` begins with the place in the list; that tensor's elements are counted, all others are 0."""
-        item, *place = in_index
+        item, *at = in_index
         marked = [labels(each) * (position == item) for position, each in enumerate(op.tensors)]
         came_from = join(op, marked)[out_index]
-        return Factor(latex="1") if came_from == marked[item][tuple(place)] else None
+        return Factor(latex="1") if came_from == marked[item][tuple(at)] else None
 
-    def value(op: Any) -> str:
-        """The first tensor that has an element for this place."""
-        at = letters(op.out)
-        inside = (
-            (element(f"tensors{item}", came(op, at, item)), _bounds(came(op, at, item), each.shape, only(op, at, item)))
-            for item, each in enumerate(op.tensors)
-            if each.numel()
-        )
-        parts = [rf"{text} & {bounds or '0 = 0'}" for text, bounds in inside]
-        rest = [r"0 & \text{otherwise}"] if zeros is FILLED else []
-        cases = r" \\ ".join([*parts, *rest])
-        ranges = "".join(rf", \quad 0 \le {letter} < {size}" for letter, size in zip(at, op.out.shape, strict=True))
-        return f"{element('out', at)} = " + rf"\begin{{cases}} {cases or 0} \end{{cases}}{ranges}"
-
-    def each(op: Any, text: Callable[[str, str, str], str]) -> str:
-        """For each tensor, a text of an output element, an input element, and when one is a copy of the other."""
-        at, found = list(OTHERS[: op.out.dim()]), []
-        for item, tensor in enumerate(op.tensors):
-            own = letters(tensor)
-            pairs = zip(came(op, at, item), own, strict=True)
-            met = r" \land ".join([*(f"{place} = {letter}" for place, letter in pairs), *only(op, at, item)])
-            found.append(text(f"{item}", element("tensors" + str(item), own), met))
-        return r", \quad ".join(found)
-
-    def local(op: Any) -> str:
-        out = element("out", OTHERS[: op.out.dim()])
-        return each(op, lambda item, into, met: derivative(out, into, f"[{met}]" if met else "1"))
-
-    def product(op: Any) -> str:
-        g, among = element("g", OTHERS[: op.out.dim()]), ", ".join(OTHERS[: op.out.dim()])
-        return each(op, lambda item, into, met: into.replace("tensors", "grad") + rf" = \sum_{{{among}: {met}}} {g}")
-
-    wrt = {"tensors": Wrt(home, local, product, zeros, factor)}
-    return rule(node, equation=value, wrt=wrt, structure="linear", samples=samples)
-
-
-def _bounds(origin: list[str], sizes: Sequence[int], conditions: Iterable[str]) -> str:
-    """The condition that a place lies inside a tensor, and further ones."""
-    inside = (rf"0 \le {place} < {size}" for place, size in zip(origin, sizes, strict=True))
-    return r" \land ".join([*inside, *conditions])
+    said = Statements(terms, added=zeros is FILLED)
+    wrt = {"tensors": said.wrt("tensors", home, zeros, factor)}
+    return rule(node, equation=said.equation, wrt=wrt, structure="linear", **more)
 
 
 def _widths(op: Any) -> list[int]:
@@ -815,15 +715,19 @@ def _widths(op: Any) -> list[int]:
     return [0 if each.shape == (0,) else each.shape[op.dim] for each in op.tensors]
 
 
+def _in_row(op: Any, at: list[str], item: int) -> list[str]:
+    """Behind the tensors before, along `dim`."""
+    dim, rank = op.dim % op.out.dim(), op.out.dim()
+    at = at if len(at) == rank else ["0"] * dim + at + ["0"] * (rank - 1 - dim)
+    return _replaced(at, {dim: f"{sum(_widths(op)[:item])} + {at[dim]}"})
+
+
 cat = joins(
     "CatBackward0",
-    lambda op, at, item: [
-        affine(place, 1, -sum(_widths(op)[:item])) if axis == op.dim % len(at) else place
-        for axis, place in enumerate(at[: op.tensors[item].dim()])
-    ],
-    lambda op, pieces: torch.cat(list(pieces), op.dim),
-    lambda op, g: g.split(_widths(op), op.dim),
-    lambda: [
+    place=_in_row,
+    join=lambda op, pieces: torch.cat(list(pieces), op.dim),
+    cut=lambda op, g: g.split(_widths(op), op.dim),
+    samples=lambda: [
         sample(lambda a, b: torch.cat([a, b]), x(2, 3), x(1, 3)),
         sample(lambda a, b: torch.cat([a, b], -1), x(2, 3), x(2, 1)),
         sample(lambda a, b: torch.cat([a, b]), x(0), x(2, 3), note="an empty vector among matrices"),
@@ -833,15 +737,14 @@ cat = joins(
 
 stack = joins(
     "StackBackward0",
-    lambda op, at, item: [place for axis, place in enumerate(at) if axis != op.dim % len(at)],
-    lambda op, pieces: torch.stack(list(pieces), op.dim),
-    lambda op, g: g.unbind(op.dim),
-    lambda: [
+    place=lambda op, at, item: _inserted(at, op.dim % op.out.dim(), item),
+    join=lambda op, pieces: torch.stack(list(pieces), op.dim),
+    cut=lambda op, g: g.unbind(op.dim),
+    samples=lambda: [
         sample(lambda a, b: torch.stack([a, b]), x(2, 3), x(2, 3)),
         sample(lambda a, b: torch.stack([a, b], -1), x(2), x(2)),
         sample(lambda a: torch.stack([a]), x(), note="0-dim"),
     ],
-    only=lambda op, at, item: [f"{at[op.dim]} = {item}"],
 )
 
 
@@ -854,31 +757,32 @@ def _corners(op: Any) -> list[tuple[int, int, int, int]]:
     return corners
 
 
-def _within_corner(op: Any, at: list[str], item: int) -> list[str]:
-    return [affine(place, 1, -start) for place, start in zip(at, _corners(op)[item][:2], strict=True)]
-
-
 block_diag = joins(
     "BlockDiagBackward0",
-    lambda op, at, item: _within_corner(op, at, item)[2 - op.tensors[item].dim() :],
-    lambda op, pieces: torch.block_diag(*pieces),
-    lambda op, g: [g[row : row + high, column : column + wide] for row, column, high, wide in _corners(op)],
-    lambda: [sample(torch.block_diag, x(2, 3), x(2), x(), note="a matrix, a vector and a number")],
-    only=lambda op, at, item: [f"{each} = 0" for each in _within_corner(op, at, item)[: 2 - op.tensors[item].dim()]],
+    place=lambda op, at, item: [
+        f"{start} + {place}" if place else f"{start}"
+        for place, start in zip(["", "", *at][-2:], _corners(op)[item][:2], strict=True)
+    ],
+    join=lambda op, pieces: torch.block_diag(*pieces),
+    cut=lambda op, g: [g[row : row + high, column : column + wide] for row, column, high, wide in _corners(op)],
     zeros=FILLED,
+    samples=lambda: [sample(torch.block_diag, x(2, 3), x(2), x(), note="a matrix, a vector and a number")],
 )
 
 
-def cuts(
-    *nodes: str,
-    came: Callable[[Any, list[str], int], list[str]],
-    join: Callable[[Any, Pieces], Tensor],
-    **more: Any,
-) -> Rule:
+def cuts(*nodes: str, came: Placed, join: Callable[[Any, Pieces], Tensor], **more: Any) -> Rule:
     """Register an operation that cuts `self` into parts; `join` puts them together again, zeros where none came.
 
     `came(op, at, slot)` are the indices of the element that came to the place `at` of one of the parts.
     """
+
+    def terms(op: Any) -> list[Term]:
+        found = []
+        for slot, each in enumerate(op.outs):
+            at = letters(each)
+            out, into = Side(f"out{slot}", each.shape, at), Side("self", op.self.shape, came(op, at, slot))
+            found.append(Term(out, into, runs(at, each.shape)))
+        return found
 
     def home(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
         return join(op, [torch.zeros_like(out) if g is None else g for out, g in zip(op.outs, gs, strict=False)])
@@ -886,32 +790,9 @@ def cuts(
     def pattern(op: Any) -> Pattern | None:
         return copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None
 
-    def each(text: Callable[[list[str], list[str], int], str], joined: str) -> Callable[[Any], str]:
-        def filled(op: Any) -> str:
-            ats = [letters(out) for out in op.outs]
-            return joined.join(text(at, came(op, at, slot), slot) for slot, at in enumerate(ats))
-
-        return filled
-
-    def back(op: Any) -> str:
-        own = letters(op.self)
-        parts = []
-        for slot, out in enumerate(op.outs):
-            at = list(OTHERS[: out.dim()])
-            met = r" \land ".join(f"{p} = {letter}" for p, letter in zip(came(op, at, slot), own, strict=True))
-            parts.append(
-                rf"\sum_{{{', '.join(at)}: {met}}} {element(f'g{slot}', at)}" if at else rf"[{met}] \, $g{slot}"
-            )
-        return f"{element('grad', own)} = " + " + ".join(parts)
-
-    def value(at: list[str], origin: list[str], slot: int) -> str:
-        return f"{element(f'out{slot}', at)} = {element('self', origin)}"
-
-    def local(at: list[str], origin: list[str], slot: int) -> str:
-        return derivative(element(f"out{slot}", at), element("self", origin), "1")
-
-    wrt = {"self": Wrt(home, each(local, r", \quad "), back, COPIES, pattern=pattern)}
-    return rule(*nodes, equation=each(value, r", \quad "), wrt=wrt, structure="linear", outputs=2, **more)
+    said = Statements(terms)
+    wrt = {"self": said.wrt("self", home, COPIES, None, pattern)}
+    return rule(*nodes, equation=said.equation, wrt=wrt, structure="linear", outputs=2, **more)
 
 
 split = cuts(
@@ -919,10 +800,9 @@ split = cuts(
     "SplitWithSizesBackward0",
     "UnsafeSplitBackward0",
     "UnsafeSplitWithSizesBackward0",
-    came=lambda op, at, slot: [
-        f"{sum(out.shape[op.dim] for out in op.outs[:slot])} + {place}" if axis == op.dim % len(at) else place
-        for axis, place in enumerate(at)
-    ],
+    came=lambda op, at, slot: _replaced(
+        at, {op.dim % len(at): f"{sum(out.shape[op.dim] for out in op.outs[:slot])} + {at[op.dim]}"}
+    ),
     join=lambda op, pieces: torch.cat(list(pieces), op.dim),
     samples=lambda: [
         sample(torch.split, x(5, 2), 2),
@@ -935,7 +815,7 @@ split = cuts(
 
 unbind = cuts(
     "UnbindBackward0",
-    came=lambda op, at, slot: [*at[: op.dim % op.self.dim()], f"{slot}", *at[op.dim % op.self.dim() :]],
+    came=lambda op, at, slot: _inserted(at, op.dim % op.self.dim(), slot),
     join=lambda op, pieces: torch.stack(list(pieces), op.dim),
     samples=lambda: [sample(torch.unbind, x(2, 3)), sample(torch.unbind, x(2, 1), -1)],
     source="derivatives.yaml: unbind.int",

@@ -1,7 +1,7 @@
-"""The page of all rules, written from the registry: `python -m chainrule.rules.catalogue` rewrites docs/rules.md.
+"""Writes the reference pages, docs/rules.md and docs/findings.md, from the registries: `python -m chainrule.reference`.
 
-A rule's formulas may depend on how its operation was called, so each rule is tried on its first sample that reaches it.
-For that the samples are recorded like anybody's code: this command stands above the rules, and no rule imports it.
+A rule's formulas may depend on how its operation was called, so each rule is shown on its first sample that reaches it.
+The samples are recorded as a user's code is: this module stands above the rules, and no rule imports it.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chainrule.derivation.backprop import applied, rule_of
+from chainrule.diagnostics import BY_TOPIC, CHECKS, Check, Thresholds
 from chainrule.recording import record
 from chainrule.rules import Applied, Rule, Sample, registered
 
-PAGE = Path(__file__).parents[3] / "docs" / "rules.md"
-COMMAND = "python -m chainrule.rules.catalogue"
+DOCS = Path(__file__).parents[2] / "docs"
+RULES, FINDINGS = DOCS / "rules.md", DOCS / "findings.md"
+COMMAND = "python -m chainrule.reference"
 
-HEAD = r"""# The rules
+RULES_HEAD = r"""# The rules
 
 <!-- Written by `COMMAND` from the registry. Do not edit: change the rule. -->
 
@@ -48,11 +51,11 @@ LETTERS = {
 }  # fmt: skip
 
 
-def page() -> str:
-    """The whole page, in Markdown."""
+def rules_page() -> str:
+    """The page of all rules, in Markdown."""
     torch.manual_seed(0)  # some samples are drawn
     rules = list(registered())
-    text = HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(rules)))
+    text = RULES_HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(rules)))
     for topic in sorted({rule.topic for rule in rules}, key=lambda topic: (_reading_order(topic), topic)):
         entries = [entry(rule) for rule in rules if rule.topic == topic]
         text += f"## {topic}\n\n" + "\n".join(entries) + "\n" if entries else ""
@@ -140,11 +143,74 @@ def _escape(text: str) -> str:
     return re.sub(r"([*_<>\\])", r"\\\1", text)
 
 
+# -- findings ---------------------------------------------------------------------------------------------------------
+
+FINDINGS_HEAD = """# The findings
+
+<!-- Written by `COMMAND` from the registry. Do not edit: change the check. -->
+
+COUNT kinds, by topic. A finding is advice with evidence, never a verdict: the step may be exactly what its author
+wants. A **note** is worth knowing, a **warning** most likely does harm, an **error** means that numbers are lost.
+
+`recording.findings()` looks at one step, and `chainrule.diagnostics.findings_over_time(history, step_findings)` at a
+run. A finding of a run says since which step it holds; if one step cannot decide, it is a note until it has lasted.
+Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
+`chainrule.distributed.gather(recording)` and a watch compare the ranks of a [distributed](distributed.md) training.
+
+"""
+
+TABLE_HEAD = """## Thresholds
+
+The fields of `chainrule.Thresholds`. Each lies well beyond what healthy runs showed (`tests/faults`).
+
+| Field | Default | In units of | What it decides | Where it comes from |
+|---|---|---|---|---|
+"""
+
+
+def findings_page() -> str:
+    """The page of all findings, in Markdown."""
+    text = FINDINGS_HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(CHECKS)))
+    for topic, checks in BY_TOPIC.items():
+        text += f"## {topic}\n\n" + "".join("\n".join(_finding(check)) + "\n\n" for check in checks)
+    return text + TABLE_HEAD + "\n".join(_thresholds()) + "\n"
+
+
+def _finding(check: Check) -> Iterator[str]:
+    yield f"### {check.id}\n"
+    yield f"{_escape_words(check.title)}. *{_severity(check)}*\n"
+    yield f"- what is found: {_escape_words(check.what)}"
+    yield f"- why it matters: {_escape_words(check.why)}"
+    yield f"- what to try: {_escape_words(check.advice)}"
+    if check.thresholds:
+        yield "- thresholds: " + ", ".join(f"[`{name}`](#thresholds)" for name in check.thresholds)
+    yield f"- source: {_escape_words(check.source)}"
+
+
+def _severity(check: Check) -> str:
+    scope = "across ranks" if check.across_ranks else "in one step and over time" if check.step_checks else "over time"
+    lasting = f"; over time after {check.lasts} examined steps in a row" if check.lasts > 1 else ""
+    unfinished = "; also in a step that never reached its update" if check.unfinished else ""
+    return f"{check.severity.capitalize()}, {scope}{lasting}{unfinished}."
+
+
+def _thresholds() -> Iterator[str]:
+    for each in fields(Thresholds):
+        cells = (_escape_words(each.metadata[key]) for key in ("unit", "meaning", "source"))
+        yield f"| `{each.name}` | {each.default:g} | {' | '.join(cells)} |"
+
+
+def _escape_words(text: str) -> str:
+    """Text in Markdown: characters that would be emphasis, markup or the edge of a cell are escaped outside code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([*_<>\\|])", r"\\\1", part) for part in parts)
+
+
 def main() -> None:
-    """Rewrite docs/rules.md."""
-    text = page()
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"{PAGE.relative_to(PAGE.parents[1])}: {text.count(chr(10) + '### ')} rules", file=sys.stderr)
+    """Rewrite docs/rules.md and docs/findings.md."""
+    for path, page in ((RULES, rules_page), (FINDINGS, findings_page)):
+        path.write_text(page(), encoding="utf-8")
+        print(f"{path.relative_to(DOCS.parent)} is written", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""The rooms of the package: imports go one way, and nowhere in a circle."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import chainrule
+
+SOURCE = Path(chainrule.__file__).parent
+ROOMS = (
+    ("_version", "errors", "document", "numbers", "gc_control"),
+    ("graph",),
+    ("rules",),
+    ("capture",),
+    ("execution",),
+    ("derivation",),
+    ("verification",),
+    ("diagnostics",),
+    ("report",),
+    ("views",),
+    ("progress", "script", "recording", "verify_function"),
+    ("monitor",),
+    ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
+)
+LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
+"""The place of every room and loose file, from the top: each may import those at its own level and above."""
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every import of a module of ours, with its line: lazy ones and those for types alone too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            named = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name if _inside(name) in MODULES else node.module or "" for name in named]
+        elif isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        else:
+            continue
+        yield from ((_inside(name), node.lineno) for name in found if name.partition(".")[0] == "chainrule")
+
+
+def _inside(name: str) -> str:
+    return name.removeprefix("chainrule").removeprefix(".")
+
+
+def test_every_module_stands_in_a_room() -> None:
+    assert {name.partition(".")[0] for name in MODULES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_imports_go_one_way(module: str) -> None:
+    for imported, line in imports(MODULES[module]):
+        allowed = LEVEL[imported.partition(".")[0]] <= LEVEL[module.partition(".")[0]]
+        assert allowed, f"{MODULES[module]}:{line} imports {imported}, which stands below it in docs/architecture.md"
+
+
+def test_the_page_shows_every_room() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in LEVEL:
+        assert not name or f"`{name}`" in page or f"`{name}/`" in page, f"docs/architecture.md does not name {name}"
+
+
+def test_there_is_no_circle() -> None:
+    arrows = {
+        module: {name for name, _ in imports(path)} - {module} for module, path in MODULES.items() if module != ""
+    }
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_the_public_names() -> None:
+    assert chainrule.__all__ == [
+        "ChainruleError",
+        "Recording",
+        "Thresholds",
+        "__version__",
+        "callbacks",
+        "distributed",
+        "explain",
+        "load",
+        "record",
+        "runs",
+        "verify",
+        "watch",
+    ]
