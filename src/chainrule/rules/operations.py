@@ -61,6 +61,7 @@ class Facts:
     looks_up: str = ""  # the argument with the indices of the rows that it looks up
     fills: bool = False  # it overwrites all of `self`, whatever that contains
     filled_by_ranks: bool = False  # other ranks fill its results, or may
+    gathers_shards: bool = False  # of FSDP2, into memory that is arbitrary until then
     infinite: tuple[int, ...] = ()  # outputs that are infinite by nature, as the logarithms of probabilities of 0
     advice: str = ""  # what helps where its result is not finite
     undefined: str = ""  # why its result is NaN, where there is one usual reason
@@ -243,6 +244,7 @@ _add("embedding", looks_up="indices")
 _add(
     "uniform_ normal_ zero_ fill_ copy_ random_ bernoulli_ exponential_ log_normal_ cauchy_ geometric_ eye_", fills=True
 )
+_add("fsdp.", gathers_shards=True)
 _add("fsdp. c10d. as_strided", filled_by_ranks=True)  # FSDP2 makes such views of its buffers
 _add("addmm mm linear _to_copy convolution view t mul add", passes_gradient=True)
 
@@ -293,7 +295,7 @@ _UNIT, _POSITIVE = (lambda arguments: (0.0, 1.0)), (lambda arguments: (0.0, math
 _add("sigmoid _softmax hardsigmoid", bounds=_UNIT)
 _add("relu softplus exp", bounds=_POSITIVE)
 _add("tanh", bounds=lambda arguments: (-1.0, 1.0))
-_add("hardtanh", bounds=lambda arguments: (float(arguments["min_val"]), float(arguments["max_val"])))
+_add("hardtanh", bounds=lambda arguments: (arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)))
 _add("relu threshold", rectifies=True)
 _add("sigmoid", sigmoid=True, slope=Slope("a(1 - a)", lambda m, s, n: m - s, lambda n: 0.25))
 _add("tanh", slope=Slope("1 - a^2", lambda m, s, n: 1 - s, lambda n: 1.0))
@@ -304,7 +306,6 @@ _add(
 )
 _add("_softmax", not_logarithms="probabilities (a softmax)")
 _add("sigmoid", not_logarithms="probabilities (a sigmoid)")
-_add("addmm mm linear convolution bmm", not_logarithms="logits")
 _add("relu", not_logarithms="the output of a ReLU")
 _add(
     "mse_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits nll_loss_forward "
