@@ -53,6 +53,8 @@ class Facts:
     unwritten: tuple[int, ...] = ()  # outputs that are memory to which nothing was written
     linear: Mapping[str, Callable[[Arguments], Arguments]] = field(default_factory=dict)
     """Arguments in which it is linear: from all arguments, those that leave the terms with this one alone."""
+    linear_in_numbers: bool = False  # also in a plain number that it takes
+    sums_operands: bool = False
     constrained: str = ""  # why the elements of its argument cannot be moved one by one
     updates_loss_scale: bool = False
 
@@ -224,6 +226,8 @@ _add("add.Tensor sub.Tensor", linear={"self": _zeroed("other"), "other": _zeroed
 _add("mul.Tensor", linear={"self": _alone, "other": _alone})
 _add("mm.default bmm.default", linear={"self": _alone, "mat2": _alone})
 _add("addmm.default", linear={"self": _without_product, "mat1": _zeroed("self"), "mat2": _zeroed("self")})
+_add("add sub mul multiply subtract", linear_in_numbers=True)
+_add("add sub", sums_operands=True)
 _add("embedding.default", linear={"weight": _alone})
 _add("cat.default stack.default", linear={"tensors": _pieces})
 
@@ -241,9 +245,7 @@ _add("mv", weighs=("self", "vec"))
 _add("addmv", weighs=("mat", "vec"))
 _add("linear convolution _convolution", weighs=("input", "weight"))
 _add("embedding", looks_up="indices")
-_add(
-    "uniform_ normal_ zero_ fill_ copy_ random_ bernoulli_ exponential_ log_normal_ cauchy_ geometric_ eye_", fills=True
-)
+_add("uniform_ normal_ zero_ fill_ copy_ random_ bernoulli_ exponential_ log_normal_ cauchy_ geometric_", fills=True)
 _add("fsdp.", gathers_shards=True)
 _add("fsdp. c10d. as_strided", filled_by_ranks=True)  # FSDP2 makes such views of its buffers
 _add("addmm mm linear _to_copy convolution view t mul add", passes_gradient=True)
@@ -327,13 +329,17 @@ _BATCH_NORMS = (
     "batch_norm native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_impl_index "
     "_native_batch_norm_legit_functional"
 )
-_add(_BATCH_NORMS, uses_batch=lambda arguments: bool(arguments.get("training", arguments.get("train", False))))
-_add("_batch_norm_with_update _batch_norm_with_update_functional", uses_batch=lambda arguments: True)
-_ALL_BATCH_NORMS = f"{_BATCH_NORMS} _batch_norm_with_update _batch_norm_no_update _native_batch_norm_legit_no_training"
-_add(f"{_ALL_BATCH_NORMS} native_group_norm", channels=True)
-_add("conv1d conv2d conv3d convolution _convolution cudnn_convolution mkldnn_convolution", channels=True)
-_add("conv_transpose1d conv_transpose2d conv_transpose3d _slow_conv2d_forward slow_conv3d_forward", channels=True)
-_add("_conv_depthwise2d conv_depthwise3d miopen_convolution mps_convolution", channels=True)
+_OF_BATCH = "_batch_norm_with_update _batch_norm_with_update_functional"
+_OTHER = "_batch_norm_no_update _native_batch_norm_legit_no_training batch_norm_elemt native_group_norm group_norm"
+_add(_BATCH_NORMS, uses_batch=lambda arguments: bool(arguments.get("training", False)))
+_add(_OF_BATCH, uses_batch=lambda arguments: True)
+_add(f"{_BATCH_NORMS} {_OF_BATCH} {_OTHER} instance_norm", channels=True, normalises=True)
+_add("native_layer_norm layer_norm _fused_rms_norm rms_norm", normalises=True)
 _add(
-    f"{_ALL_BATCH_NORMS} native_group_norm native_layer_norm _fused_rms_norm rms_norm batch_norm_elemt", normalises=True
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution "
+    "convolution_overrideable cudnn_convolution cudnn_convolution_transpose mkldnn_convolution miopen_convolution "
+    "miopen_convolution_transpose miopen_depthwise_convolution _mps_convolution _mps_convolution_transpose thnn_conv2d "
+    "_slow_conv2d_forward slow_conv3d slow_conv3d_forward slow_conv_transpose2d slow_conv_transpose3d "
+    "slow_conv_dilated2d slow_conv_dilated3d _conv_depthwise2d conv_depthwise3d",
+    channels=True,
 )
