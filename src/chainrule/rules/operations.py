@@ -53,8 +53,8 @@ class Facts:
     unwritten: tuple[int, ...] = ()  # outputs that are memory to which nothing was written
     linear: Mapping[str, Callable[[Arguments], Arguments]] = field(default_factory=dict)
     """Arguments in which it is linear: from all arguments, those that leave the terms with this one alone."""
-    linear_in_numbers: bool = False  # also in a plain number that it takes
-    sums_operands: bool = False
+    linear_in_numbers: bool = False  # in a plain number that it takes
+    sums_operands: bool = False  # each of its operands is a term, up to a factor
     constrained: str = ""  # why the elements of its argument cannot be moved one by one
     updates_loss_scale: bool = False
 
@@ -70,8 +70,8 @@ class Facts:
     overflows: bool = False  # its result may be too large for its number type
     notation: str = ""  # two operands as a calculation, `{} + {}`
     passes_gradient: bool = False  # a gradient that is not 0 reaches an operand as one that is not 0
-    difference: bool = False
-    adds_up: bool = False
+    difference: bool = False  # of two operands
+    adds_up: bool = False  # the elements of its operand
     measures: bool = False  # it measures the size of a difference
     bounds: Callable[[Arguments], tuple[float, float]] | None = None  # of its results
     slope: Slope | None = None
@@ -96,8 +96,9 @@ def register_facts(facts: Mapping[str, Facts]) -> None:
     """Add the facts of operations, by name: `addmm`, `div.Tensor`, `mylib.scale`."""
     for name, given in facts.items():
         said = {each.name: getattr(given, each.name) for each in fields(Facts)}
-        _add(name, **{field: value for field, value in said.items() if value != getattr(NOTHING, field)})
+        _add(name, **{key: value for key, value in said.items() if value != getattr(NOTHING, key)})
     facts_of.cache_clear()
+    facts_of_node.cache_clear()
 
 
 def _add(names: str, **facts: Any) -> None:
@@ -275,10 +276,7 @@ _add(
     undefined="A row that is -inf everywhere (fully masked) has no softmax: 0 / 0.",
 )
 _add("mean", advice=OF_NOTHING, undefined="The mean of too few numbers is 0 / 0.")
-_add(
-    "var",
-    advice="A variance needs two numbers or more: use correction=0, or look at the shape.",
-)
+_add("var", advice="A variance needs two numbers or more: use correction=0, or look at the shape.")
 _add("var var_mean", undefined="The var of too few numbers is 0 / 0.")
 _add(
     "std",
@@ -301,11 +299,7 @@ _add("hardtanh", bounds=lambda arguments: (arguments.get("min_val", -1.0), argum
 _add("relu threshold", rectifies=True)
 _add("sigmoid", sigmoid=True, slope=Slope("a(1 - a)", lambda m, s, n: m - s, lambda n: 0.25))
 _add("tanh", slope=Slope("1 - a^2", lambda m, s, n: 1 - s, lambda n: 1.0))
-_add(
-    "_softmax",
-    softmax=True,
-    slope=Slope("1 - sum p^2", lambda m, s, n: 1 - s * n, lambda n: 1 - 1 / n, of_rows=True),
-)
+_add("_softmax", softmax=True, slope=Slope("1 - sum p^2", lambda m, s, n: 1 - s * n, lambda n: 1 - 1 / n, of_rows=True))
 _add("_softmax", not_logarithms="probabilities (a softmax)")
 _add("sigmoid", not_logarithms="probabilities (a sigmoid)")
 _add("relu", not_logarithms="the output of a ReLU")
