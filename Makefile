@@ -1,5 +1,5 @@
-# Each command sets itself up on a fresh machine: a virtual environment with the versions of constraints.txt.
-# Options go in ARGS: make demo ARGS="--optimizer sgd", make test ARGS="-k cli".
+# Each command sets itself up on a fresh machine: it creates a virtual environment with the versions of constraints.txt.
+# ARGS passes options: make demo ARGS="--optimizer sgd", make test ARGS="-k cli".
 
 PYTHON ?= python3
 ARGS ?=
@@ -18,12 +18,12 @@ test: $(READY)
 test-all: $(READY)
 	$(RUN) pytest -q $(ARGS)
 
-# The tests that train, with another rounding than this processor's, and with another seed.
+# Runs the tests that train with the rounding of PyTorch's default kernels, and then with another seed.
 test-steady: $(READY)
 	ATEN_CPU_CAPABILITY=default $(RUN) pytest -q -m "trains and not slow" $(ARGS)
 	CHAINRULE_TEST_SEED=1 $(RUN) pytest -q -m "trains and not slow and not printed" $(ARGS)
 
-# Writes the expected output of tests/golden, to be read in the diff.
+# Rewrites the expected output of tests/golden. Review the diff.
 golden: $(READY)
 	$(RUN) tests.golden
 
@@ -32,7 +32,7 @@ check: $(READY)
 	$(RUN) ruff format --check
 	$(RUN) mypy
 
-# Types and linter of the page's modules; the package itself needs no Node.
+# Checks types and lint of the page's JavaScript. Only this needs Node.
 check-page: node_modules
 	npm run --silent check
 
@@ -40,7 +40,7 @@ node_modules: package.json
 	npm install --no-audit --no-fund
 	@touch $@
 
-# Pictures of the page, to be looked at, and those of the README: needs chromium and playwright.
+# Takes pictures of the page for review, and those of the README. Needs chromium and playwright.
 screenshots: $(READY)
 	$(RUN) tests.browser.screenshots build/screenshots docs/images
 
@@ -56,20 +56,20 @@ bench-gpu: $(READY)
 clean:
 	rm -rf .venv $(PEERS)
 
-# torch comes first and alone: it is by far the largest, and the rest then finds it there.
+# torch is by far the largest package, so it is installed first and by itself.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chainrule needs Python 3.11 or newer: make PYTHON=...")'
-	@echo 'Setting up .venv, once; PyTorch takes a while.'
+	@echo 'Setting up .venv (once). PyTorch takes a while.'
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(RUN) pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Other tools, beside the same torch. One that cannot be had leaves the others standing; its row then says so.
+# Other tools, with the same torch. If one cannot be installed, the others still run, and its row has the error.
 PINNED := benchmarks/peers/constraints.txt
 INSTALL := $(PEERS)/bin/python -m pip install -q
 $(PEERS)/ready: pyproject.toml constraints.txt $(PINNED)
-	@echo 'Setting up $(PEERS), once; it takes some minutes.'
+	@echo 'Setting up $(PEERS) (once). It takes some minutes.'
 	$(PYTHON) -m venv $(PEERS)
 	$(INSTALL) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(INSTALL) -c constraints.txt -e '.[fast]' transformers

@@ -16,7 +16,9 @@ is elementwise; `\cdot` of two vectors is their inner product.
 To use it: `Statement(text, {"x": tensor, "y": tensor})`, then `.wrong_equation("y")` ("" if all is well),
 `.jacobian("y", "x")`, or `.value()`. Names are those that print (`\bar{y}`, `\mathrm{other}`, `\beta_{1}`).
 `elementwise=shape` reads every operand, broadcast to `shape`, as one element, so that juxtaposition is a product of
-numbers. `along=dim` reads every operand as its rows along one axis: the statement holds for each row.
+numbers and a bare `\sum` adds up all elements. `classes=axis` says further which axis counts classes: an operand
+without it is one of samples, `\sum_c` goes over the classes and `\sum_n` over the samples. `along=dim` reads every
+operand as its rows along one axis: the statement holds for each row.
 
 How a value is represented: a tensor whose first axes are the indices in scope (size 1 where it does not depend on one)
 and whose last axes are its own. So an index is an axis, a sum is a reduction over one, and nothing is looped over.
@@ -28,6 +30,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy
@@ -214,6 +217,9 @@ class Parser:
         token = self.peek()
         if token in BIG and self.peek(1) == "_":
             return self.big()
+        if token == r"\sum":
+            self.take()
+            return ("total", self.term())
         if token == r"\int":
             return self.integral()
         name = self.name()
@@ -230,7 +236,7 @@ class Parser:
 
     def is_function(self, name: str) -> bool:
         """Whether a name is applied to what follows; a Greek letter without a bracket is a number."""
-        if GREEK.fullmatch(name) and name not in self.functions and self.peek() != "(":
+        if (GREEK.fullmatch(name) or len(name) == 1) and name not in self.functions and self.peek() != "(":
             return False
         return name not in self.values and (name in self.functions or name in FUNCTIONS)
 
@@ -259,13 +265,13 @@ class Parser:
         return ""
 
     def subscripted(self, name: str) -> str:
-        """A name with its subscript where both together are a name, as in `\\beta_1`."""
-        if self.peek() != "_":
+        """A name with its mark where both together are a name, as in `\\beta_1`, `\\log_2` or `\\Phi^{-1}`."""
+        if self.peek() not in {"_", "^"}:
             return name
         start = self.place
-        self.take()
-        whole = f"{name}_{{{''.join(self.group())}}}"
-        if whole in self.values or whole in self.functions:
+        mark = self.take()
+        whole = f"{name}{mark}{{{''.join(self.group())}}}"
+        if whole in self.values or whole in self.functions or whole in FUNCTIONS:
             return whole
         self.place = start
         return name
@@ -510,7 +516,16 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     r"\operatorname{ReLU}": lambda t: torch.where(t > 0, t, 0.0), r"\sigma": lambda t: 1 / (1 + torch.exp(-t)),
     r"\Gamma": _scipy(scipy.special.gamma), r"\psi": _scipy(scipy.special.digamma),
     r"\operatorname{erf}": _scipy(scipy.special.erf), r"\operatorname{factorial}": _scipy(scipy.special.factorial),
-    r"\operatorname{sinc}": torch.sinc,
+    r"\operatorname{sinc}": torch.sinc, r"\operatorname{clamp}": torch.clamp, r"\operatorname{atan2}": torch.atan2,
+    r"\operatorname{nextafter}": _scipy(numpy.nextafter), r"\arg": torch.angle,
+    r"\log_{2}": torch.log2, r"\log_{10}": torch.log10,
+    r"\Phi": _scipy(scipy.special.ndtr), r"\Phi^{-1}": _scipy(scipy.special.ndtri),
+    r"\varphi": lambda t: torch.exp(-t * t / 2) / math.sqrt(2 * math.pi),
+    r"\operatorname{erf}^{-1}": _scipy(scipy.special.erfinv), r"\operatorname{erfc}": _scipy(scipy.special.erfc),
+    r"\Gamma_{3}": lambda t: torch.as_tensor(scipy.special.multigammaln(t.numpy()[..., None], 3)).exp(),
+    **{rf"\psi^{{({order})}}": _scipy(partial(scipy.special.polygamma, order)) for order in (1, 2, 3)},
+    r"\zeta": _scipy(scipy.special.zeta), "P": _scipy(scipy.special.gammainc), "Q": _scipy(scipy.special.gammaincc),
+    "I_{0}": _scipy(scipy.special.i0), "I_{1}": _scipy(scipy.special.i1),
 }  # fmt: skip
 
 
@@ -541,7 +556,20 @@ OF_TENSORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     r"\operatorname{softmax}": (1, _softmax),
     r"\operatorname{causal}": (2, lambda t: t.masked_fill(torch.ones_like(t, dtype=torch.bool).triu(1), -math.inf)),
 }
+
+
+def _onehot(t: Tensor, axis: int, count: int) -> Tensor:
+    """1 at the class of each sample, and nowhere where the number is none of a class."""
+    return (t == torch.arange(count).reshape([-1 if each == axis else 1 for each in range(t.dim())])).double()
+
+
+# Applied along the axis of the classes.
+OF_CLASSES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    r"\operatorname{softmax}": lambda t, axis, count: _softmax(t.movedim(axis, -1)).movedim(-1, axis),
+    r"\operatorname{onehot}": _onehot,
+}
 FUNCTIONS[r"\operatorname{chunk}"] = lambda t: t
+FUNCTIONS[r"\operatorname{onehot}"] = lambda t: t
 FUNCTIONS |= {name: function for name, (_, function) in OF_TENSORS.items()}
 
 
@@ -590,6 +618,8 @@ class Scope:
     steps: frozenset[str] = frozenset()  # names that are defined by themselves, step by step
     known: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # the steps worked out
     masks: Mapping[str, Tensor] = field(default_factory=dict)  # where sparse operands store an element
+    shape: tuple[int, ...] = ()  # of all elements, where operands are read element by element
+    classes: int | None = None  # which of its axes counts classes
 
     def with_index(self, letter: str, numbers: Tensor) -> Scope:
         """One more index, which runs over `numbers`."""
@@ -714,6 +744,8 @@ class Scope:
             place, count = (int(self.number(each)) for each in arguments[1:])
             whole = values[0]
             return Value(whole.tensor.chunk(count, -1)[place]) if self.rank(whole) else whole
+        if self.classes is not None and name in OF_CLASSES:
+            return Value(OF_CLASSES[name](values[0].tensor, self.classes, self.shape[self.classes]))
         if name in OF_TENSORS:
             axes, function = OF_TENSORS[name]
             if any(self.rank(each) < axes for each in values):
@@ -727,9 +759,9 @@ class Scope:
         found = [None if each == unit and "I" not in self.names else self(each) for each in sides]
         for value, other in zip(found, reversed(found), strict=True):
             if value is None and other is not None:
-                size = other.tensor.shape[-1]
-                eye = torch.eye(size, dtype=other.tensor.dtype)
-                value = Value(eye.reshape((1,) * (other.tensor.dim() - 2) + (size, size)))
+                size = other.tensor.shape[-2:]
+                eye = torch.eye(*size, dtype=other.tensor.dtype)
+                value = Value(eye.reshape((1,) * (other.tensor.dim() - 2) + size))
             yield self(unit) if value is None else value
 
     def _elementwise(self, sign: str, left: Node, right: Node) -> Value:
@@ -866,7 +898,17 @@ class Scope:
             open_ = Value(left & ~truth)
         return result
 
+    def _total(self, body: Node, over: Sequence[int] | None = None) -> Value:
+        """The sum of all elements, or of those along some axes."""
+        axes = tuple(range(len(self.shape)) if over is None else over)
+        terms = self(body).tensor
+        whole = [self.shape[axis] if axis in axes else size for axis, size in enumerate(terms.shape)]
+        return Value(terms.expand(whole).sum(axes, keepdim=True) if axes else terms)
+
     def _big(self, kind: str, items: tuple[Node, ...], body: Node) -> Value:
+        if self.classes is not None and kind == "sum" and items in ((("name", "c"),), (("name", "n"),)):
+            along = [axis for axis in range(len(self.shape)) if (axis == self.classes) == (items[0][1] == "c")]
+            return self._total(body, along)
         letters = list(_new_names(items, self.names))
         scope, limits = self, [each for each in items if each[0] != "name"]
         if not letters:
@@ -1008,7 +1050,8 @@ KINDS = {
     "transpose": "transpose", "inverse": "inverse",
     "pseudoinverse": "pseudoinverse", "integral": "integral", "^": "power", "norm": "norm", "matrix": "matrix",
     "iverson": "iverson", "relation": "relation", "logic": "logic", "not": "not", "otherwise": "otherwise",
-    "cases": "cases", "big": "big", "row": "row", "stored": "stored", r"\cdot": "dot", r"\times": "times",
+    "cases": "cases", "big": "big", "total": "total", "row": "row", "stored": "stored",
+    r"\cdot": "dot", r"\times": "times",
     **dict.fromkeys(ELEMENTWISE, "elementwise"),
 }  # fmt: skip
 OWN = {kind for kind, method in KINDS.items() if method not in {"elementwise", "dot", "times", "power"}}
@@ -1047,6 +1090,7 @@ class Statement:
         symbols: Mapping[str, Tensor],
         *,
         elementwise: Sequence[int] | None = None,
+        classes: int | None = None,
         along: int | None = None,
         subject: str = "",
     ) -> None:
@@ -1059,8 +1103,9 @@ class Statement:
         self.names: dict[str, Bound | Defined] = {name: Bound(tensor) for name, tensor in self.operands.items()}
         self.depth, self.rank, self.single = 0, 0, False
         self.dim: int | None = None  # the axis that the statement goes along, row by row
+        self.shape, self.classes = tuple(elementwise or ()), classes
         if elementwise is not None:
-            self._read_elements(tuple(elementwise))
+            self._read_elements()
         if along is not None:
             self._read_rows(along)
         self.claims: list[Node] = []
@@ -1080,11 +1125,21 @@ class Statement:
                 waiting += fresh
         return found
 
-    def _read_elements(self, shape: tuple[int, ...]) -> None:
-        self.depth = len(shape)
+    def _read_elements(self) -> None:
+        self.depth = len(self.shape)
         for name, tensor in self.operands.items():
-            if torch.broadcast_shapes(tensor.shape, shape) == torch.Size(shape):
-                self.names[name] = Bound(tensor.reshape((1,) * (len(shape) - tensor.dim()) + tensor.shape), len(shape))
+            shape = self._aligned(tensor.shape)
+            if torch.broadcast_shapes(shape, self.shape) == torch.Size(self.shape):
+                self.names[name] = Bound(tensor.reshape(shape), self.depth)
+
+    def _aligned(self, own: Sequence[int]) -> tuple[int, ...]:
+        """The shape of an operand with an axis for each one of the elements."""
+        shape, axis = tuple(own), self.classes
+        if axis is not None and shape == self.shape[:axis] + self.shape[axis + 1 :]:
+            return (*shape[:axis], 1, *shape[axis:])
+        if axis is not None and shape == self.shape[axis : axis + 1]:
+            return tuple(size if each == axis else 1 for each, size in enumerate(self.shape))
+        return (1,) * (len(self.shape) - len(shape)) + shape
 
     def _read_rows(self, dim: int) -> None:
         self.rank = max(tensor.dim() for tensor in self.operands.values())
@@ -1162,7 +1217,7 @@ class Statement:
             for name in _new_names(limit, self.names):
                 if limit[0] == "relation" and ("name", name) in limit[1]:
                     ranges[name] = limit
-        scope = Scope(self.names, self.names, self.depth, ranges, self.steps, {}, self.masks)
+        scope = Scope(self.names, self.names, self.depth, ranges, self.steps, {}, self.masks, self.shape, self.classes)
         letters = _new_names(heads, self.names)
         for letter in letters:
             scope = scope.with_index(letter, scope.run(letter, self.limits, (heads, others)))
@@ -1178,8 +1233,11 @@ class Statement:
         base = head[1] if head[0] == "at" else head
         return bool(base == ("name", subject))
 
-    def wrong_equation(self, subject: str, tolerance: float = 1e-5) -> str:
-        """Why the claims about an operand (`y = ...`) do not hold, or which elements they leave out; "" if neither."""
+    def wrong_equation(self, subject: str, tolerance: float = 1e-5, finite: bool = False) -> str:
+        """Why the claims about an operand (`y = ...`) do not hold, or which elements they leave out; "" if neither.
+
+        With `finite` elements that are no number on the right are left out.
+        """
         subject = _spelled(subject)
         tensor = self.operands[subject]
         said = torch.zeros(tensor.shape, dtype=torch.bool)
@@ -1194,7 +1252,15 @@ class Statement:
             scope, holds = self._scope([head], *others)
             mine = scope(head)
             for other in others:
-                difference = _difference(scope, mine, scope(other), holds, tolerance)
+                right = scope(other)
+                here = (
+                    holds
+                    if not finite
+                    else right.tensor.isfinite()
+                    if holds is None
+                    else holds & right.tensor.isfinite()
+                )
+                difference = _difference(scope, mine, right, here, tolerance)
                 if difference:
                     return difference
             said |= self._elements(scope, head, holds, tensor.shape)
@@ -1222,13 +1288,15 @@ class Statement:
         said = torch.zeros(shape, dtype=torch.bool)
         if head[0] != "at":
             return ~said
-        if self.depth:
-            bare = all(each[0] == "name" for each in head[2]) and holds is None
-            return ~said if bare else said
-        places = [scope.number(each) for each in head[2]]
+        moved = self._moved(said)
+        lead = [
+            torch.arange(size).reshape((-1,) + (1,) * (scope.depth - axis - 1))
+            for axis, size in enumerate(moved.shape[: self.depth])
+        ]
+        places = [*lead, *(scope.number(each) for each in head[2])]
         *whole, keep = torch.broadcast_tensors(*places, torch.ones(()) if holds is None else holds)
         if said.numel():
-            said[tuple(each[keep != 0].long() for each in whole)] = True
+            moved[tuple(each[keep != 0].long() for each in whole)] = True
         return said
 
     def value(self) -> Tensor:
@@ -1261,6 +1329,8 @@ class Statement:
                 value = scope(tree).tensor
                 if self.single:
                     return value.reshape(())
+                if self.classes is not None and value.shape == self._aligned(shape):
+                    return value.reshape(tuple(shape))
                 return value.movedim(-1, self.dim) if self.dim is not None and scope.depth < value.dim() else value
             axes = self._moved(result.reshape(1) if self.single else result)
             self.names = {**known, name: Bound(axes, self.depth)}
@@ -1310,18 +1380,21 @@ class Statement:
         value = scope(tree).tensor
         if y.dim() == 0 and x.dim():
             return value.expand(x.shape).clone()
+        shapes = [self._aligned(each.shape) if self.classes is not None else each.shape for each in (y, x)]
         try:
-            fits = torch.broadcast_shapes(y.shape, x.shape) == y.shape
+            whole = torch.broadcast_shapes(*shapes)
         except RuntimeError:
-            fits = False
-        if not fits:
+            whole = torch.Size()
+        if whole != (shapes[0] if self.classes is None else torch.Size(self.shape)):
             raise FormulaError(
                 f"{tuple(x.shape)} does not broadcast to {tuple(y.shape)}: a derivative of which elements?"
             )
-        value = value.expand(y.shape).reshape(-1)
-        places = torch.arange(x.numel()).reshape(x.shape).expand(y.shape).reshape(-1)
+        rows, columns = (
+            torch.arange(each.numel()).reshape(shape).expand(whole).reshape(-1)
+            for each, shape in zip((y, x), shapes, strict=True)
+        )
         full = value.new_zeros(y.numel(), x.numel())
-        full[torch.arange(y.numel()), places] = value
+        full[rows, columns] = value.expand(whole).reshape(-1)
         return full.reshape((*y.shape, *x.shape))
 
     def _scattered(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from chainrule.errors import RuleError
-from chainrule.rules.expression import Expression, of, stated, times_upstream, without_brackets
+from chainrule.rules.expression import Expression, meanings, of, stated, times_upstream, without_brackets
 from chainrule.rules.expression import number as number
 from chainrule.rules.operations import Facts as Facts
 from chainrule.rules.operations import register_facts
@@ -235,25 +235,29 @@ def elementwise(
     """Register y = f(x) taken element by element, from f and, per argument, f' as formulas that run and print.
 
     Where f' is f differentiated, the argument's name is enough; otherwise f' is given, in terms of the output or with
-    a convention at a corner. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Arguments
-    broadcast.
+    a convention at a corner. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Of a real
+    output the derivative by a complex argument is PyTorch's gradient, x_bar = y_bar * f'(x). Arguments broadcast.
     """
     result = stated(equation) if isinstance(equation, Expression) else equation
     if not isinstance(derivative, Mapping):
         assert isinstance(equation, Expression)
         derivative = {argument: equation.derivative(argument) for argument in derivative}
+    formulas = [each for each in (equation, *map(of, derivative.values())) if isinstance(each, Expression)]
     return rule(
         *nodes,
         equation=result,
-        wrt={argument: _elementwise_wrt(argument, result, of(local)) for argument, local in derivative.items()},
+        wrt={argument: elementwise_wrt(argument, result, of(local)) for argument, local in derivative.items()},
         samples=samples,
         source=source,
         structure="elementwise",
+        where=partial(meanings, formulas),
         **more,
     )
 
 
-def _elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: Expression) -> Wrt:
+def elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: Expression) -> Wrt:
+    """The derivative of y = f(x) taken element by element, from f'(x)."""
+
     def vjp(op: Any, g: Tensor) -> Tensor:
         slope = local.run(op)
         if not isinstance(slope, Tensor):
@@ -261,7 +265,7 @@ def _elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local:
         elif slope.dtype == torch.bool:
             gradient = torch.where(slope, g, 0)  # what is stopped is 0, also where g is infinite
         else:
-            gradient = g * slope.conj()
+            gradient = g * (slope.conj() if op.out.is_complex() else slope)
         return _in_type_of(op.arguments[argument], gradient)
 
     def factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Factor, Kink, Wrt, elementwise, rule, sample
+from chainrule.rules import Factor, Kink, Wrt, derivative, elementwise, rule, sample
 from chainrule.rules.arithmetic import at, near, unary, x
 from chainrule.rules.elementary import PI, Phi, exp, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
 from chainrule.rules.expression import HALF, Expression, Named, X, argument, cases, choice, fraction, let, symbol
@@ -31,14 +31,15 @@ def near_to(*points: str) -> Callable[[Any, float], Tensor]:
     return lambda op, radius: near(op.self, *(op.arguments[point] for point in points), radius=radius)
 
 
-def known_as(name: str, f: Callable[..., Any], *arguments: Expression) -> Expression:
-    """A function of `self` and further arguments that prints its name alone: `ReLU(x)`."""
-    return Named(rf"\operatorname{{{name}}}(@1)", f)(X, *arguments)
+def known_as(name: str, meaning: Expression) -> Expression:
+    """A formula that prints the name of its function, `ReLU(x)`, and says beside it what that is."""
+    return let(rf"\operatorname{{{name}}}($self)", meaning)
 
 
 # `<=` lets NaN pass, as PyTorch does.
 THRESHOLDED = cases(argument("value"), X <= THRESHOLD, X)
 LEAKY_SLOPE = cases(1, X > 0, LEAK)
+ELU = cases(SCALE * X, X > 0, ALPHA * SCALE * (exp(RATE * X) - 1))
 HARDTANH_SLOPE = cases(1, X.between(LOW, HIGH))
 CURVE, IS_STRAIGHT = softplus(BETA * X) / BETA, BETA * X > THRESHOLD
 # Past the usual threshold, 20, line and curve are the same number in single precision.
@@ -52,7 +53,7 @@ RAMP = lowest(highest(X / 6 + HALF, 0), 1)
 
 relu = elementwise(
     "ReluBackward0",
-    equation=known_as("ReLU", torch.relu),
+    equation=known_as("ReLU", highest(0, X)),
     derivative={"self": cases(0, X <= 0, 1)},
     samples=lambda: unary(F.relu, *CORNER),
     source="derivatives.yaml: relu",
@@ -67,10 +68,6 @@ silu = elementwise(
 )
 
 
-def _elu(z: Tensor, alpha: Tensor, scale: Tensor, rate: Tensor) -> Tensor:
-    return scale * torch.where(z > 0, z, alpha * (rate * z).expm1())
-
-
 def _elu_corner(op: Any, radius: float) -> Tensor:
     smooth = math.isclose(op.scale, op.alpha * op.scale * op.input_scale)
     return near(op.self, *(() if smooth else (0.0,)), radius=radius)
@@ -78,7 +75,7 @@ def _elu_corner(op: Any, radius: float) -> Tensor:
 
 def _hardtanh(op: Any) -> Expression:
     is_relu6 = (op.min_val, op.max_val) == (0, 6)
-    return known_as("ReLU6", lambda z: z.clamp(0, 6)) if is_relu6 else lowest(highest(X, LOW), HIGH)
+    return known_as("ReLU6", lowest(highest(0, X), 6)) if is_relu6 else lowest(highest(X, LOW), HIGH)
 
 
 def _at_lambda(op: Any, radius: float) -> Tensor:
@@ -97,24 +94,22 @@ for node, equation, slope, samples, source, *kink in (
     ("Threshold", THRESHOLDED, None,
      lambda: unary(F.threshold, -1.5, 0.25, 0.3, 2.0, threshold=0.25, value=-2.0), "threshold",
      Kink(near_to("threshold"), "the function may jump at the threshold; PyTorch takes the slope 0 there")),
-    ("LeakyRelu", known_as("LeakyReLU", lambda z, slope: torch.where(z > 0, z, slope * z), LEAK), LEAKY_SLOPE,
+    ("LeakyRelu", known_as("LeakyReLU", cases(X, X > 0, LEAK * X)), LEAKY_SLOPE,
      lambda: [*unary(F.leaky_relu, *CORNER), *unary(F.leaky_relu, *CORNER, negative_slope=0.2)], "leaky_relu",
      Kink(at(0), "leaky ReLU has a corner at 0; PyTorch takes the slope of the left side")),
-    ("Elu", choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", _elu, ALPHA, SCALE, RATE)),
+    ("Elu", choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", ELU)),
      cases(SCALE, X > 0, ALPHA * SCALE * RATE * exp(RATE * X)),
      lambda: [*unary(F.elu, *CORNER), *unary(F.elu, *CORNER, alpha=0.5), *unary(F.selu, *CORNER)],
      "elu; arXiv:1511.07289, arXiv:1706.02515 (SELU)",
      Kink(_elu_corner, "where alpha is not 1, ELU has a corner at 0; PyTorch takes the slope of the left side")),
-    ("Celu", known_as("CELU", lambda z, alpha: torch.where(z > 0, z, alpha * (z / alpha).expm1()), ALPHA),
+    ("Celu", known_as("CELU", cases(X, X > 0, ALPHA * (exp(X / ALPHA) - 1))),
      cases(1, X > 0, exp(X / ALPHA)), lambda: [*unary(F.celu, *CORNER), *unary(F.celu, *CORNER, alpha=0.5)],
      "celu; arXiv:1704.07483 (its slope is 1 on both sides of 0)"),
     ("Mish", X * tanh(let("s", softplus(X))), None, lambda: unary(F.mish, *CORNER), "mish; arXiv:1908.08681"),
     ("Softplus", SOFTPLUS, None,
      lambda: [*unary(F.softplus, *CORNER, 25), *unary(F.softplus, *CORNER, 1.2, beta=2.5, threshold=3)],
      "softplus (past its threshold PyTorch takes the straight line x itself)",
-     Kink(lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius),
-          "past its threshold softplus is taken as the straight line x; at the threshold PyTorch takes the curve's "
-          "slope")),
+     Kink(lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius), STRAIGHT)),
     ("LogSigmoid", ln(sigma(X)), sigma(-X), lambda: unary(F.logsigmoid, *CORNER, -40),
      "log_sigmoid_forward; (ln s)' = s'/s = 1 - s"),
     ("Hardtanh", choice(_hardtanh), HARDTANH_SLOPE,
@@ -209,14 +204,27 @@ def _glu_factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) 
     return Factor(latex=rf"${{self}}_{{{value}}} \, {slope} \left(1 - {slope}\right)")
 
 
+def _glu_formula(template: str) -> Callable[[Any], str]:
+    """A formula of the elements along the axis: `@b` is the place of the gate of the element i, `@s` its sigmoid."""
+
+    def formula(op: Any) -> str:
+        gate = f"i + {op.out.shape[op.dim]}"
+        text = template.replace("@s", rf"\sigma({{$self}}_{{{gate}}})").replace("@b", gate)
+        return text + rf", \quad 0 \le i < {op.out.shape[op.dim]} \quad \text{{(along dim }} $dim)"
+
+    return formula
+
+
 glu = rule(
     "GluBackward0",
-    equation=r"$out = a \odot \sigma(b), \quad [a, b] = $self \text{ cut in halves along axis } $dim",
+    equation=_glu_formula("{$out}_i = {$self}_i \\, @s"),
     wrt={
         "self": Wrt(
             _glu_vjp,
-            r"\left[\sigma(b), \; a \odot \sigma(b) \odot \left(1 - \sigma(b)\right)\right]",
-            r"\left[$g \odot \sigma(b), \; $g \odot a \odot \sigma(b) \odot \left(1 - \sigma(b)\right)\right]",
+            _glu_formula(
+                derivative("{$out}_i", "{$self}_j", r"[j = i] \, @s + [j = @b] \, {$self}_i \, @s \, (1 - @s)")
+            ),
+            _glu_formula(r"{$grad}_i = {$g}_i \, @s, \quad {$grad}_{@b} = {$g}_i \, {$self}_i \, @s \, (1 - @s)"),
             "each output element depends on one element of either half alone",
             _glu_factor,
         )

@@ -83,14 +83,6 @@ def _query(op: Any, g: Tensor) -> Tensor:
     return reduce_to_shape(gradient, tuple(op.query.shape))[0].to(op.query.dtype)
 
 
-def _key(op: Any, g: Tensor) -> Tensor:
-    return _per_key_head(scale_of(op) * _back_to_scores(op, g).mT @ _wide(op.query), op.key)
-
-
-def _value(op: Any, g: Tensor) -> Tensor:
-    return _per_key_head(weights(op).mT @ _wide(g), op.value)
-
-
 def _mask(op: Any, g: Tensor) -> Tensor | None:
     mask = mask_of(op)
     if mask is None or mask.dtype == torch.bool:
@@ -120,7 +112,7 @@ FORMULAS = {
 }
 
 
-def _told(name: str) -> Callable[[Any], str]:
+def _formula(name: str) -> Callable[[Any], str]:
     """One of the formulas, for a call."""
 
     def formula(op: Any) -> str:
@@ -153,9 +145,6 @@ def _told(name: str) -> Callable[[Any], str]:
     return formula
 
 
-OWN_HEAD = "each sample and each head attends by itself, and a query looks through its own row of weights alone"
-
-
 def _value_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     *batch, query, feature = out_index
     *others, key, value_feature = in_index
@@ -178,31 +167,56 @@ def _pattern(argument: str) -> Callable[[Any], Pattern | None]:
     return pattern
 
 
-QUERY_KEY_VALUE = {
-    "query": Wrt(_query, _told("by query"), _told("to query"), OWN_HEAD, pattern=_pattern("query")),
-    "key": Wrt(_key, _told("by key"), _told("to key"), OWN_HEAD, pattern=_pattern("key")),
-    "value": Wrt(_value, _told("by value"), _told("to value"), OWN_HEAD, _value_factor, _pattern("value")),
+def _wrt(argument: str, vjp: Callable[[Any, Tensor], Tensor | None], **more: Any) -> Wrt:
+    zeros = "each sample and each head attends by itself, and a query looks through its own row of weights alone"
+    return Wrt(vjp, _formula(f"by {argument}"), _formula(f"to {argument}"), zeros, **more)
+
+
+WRT = {
+    "query": _wrt("query", _query, pattern=_pattern("query")),
+    "key": _wrt(
+        "key",
+        lambda op, g: _per_key_head(scale_of(op) * _back_to_scores(op, g).mT @ _wide(op.query), op.key),
+        pattern=_pattern("key"),
+    ),
+    "value": _wrt(
+        "value",
+        lambda op, g: _per_key_head(weights(op).mT @ _wide(g), op.value),
+        factor=_value_factor,
+        pattern=_pattern("value"),
+    ),
 }
-ADDED_TO_SCORES = Wrt(_mask, _told("by mask"), _told("to mask"), OWN_HEAD)
+SOURCE = "arXiv:1706.03762, section 3.2.1; the way back as in arXiv:2205.14135, appendix B.4. "
 
 
-def _no_dropout(op: Any) -> bool:
-    """The kernels drop weights by random numbers of their own, which nothing can read afterwards."""
-    return not op.arguments.get("dropout_p")
+def attention(
+    *nodes: str,
+    name: str,
+    mask: str = "",
+    samples: Callable[[], Iterable[Sample]] = tuple,
+    entries: str = "",
+    **more: Any,
+) -> Rule:
+    """Register a kernel of attention; `mask` is the argument that it differentiates beside query, key and value.
 
-
-def attention(*nodes: str, name: str, mask: str = "", samples: Callable[[], Iterable[Sample]], **more: Any) -> Rule:
-    """Register a kernel of attention; `mask` is the argument that it differentiates beside query, key and value."""
+    Kernels that run on other devices only have no samples, which every machine must be able to run. No kernel says
+    which weights it dropped by random numbers of its own, so dropout is not accepted.
+    """
     return rule(
         *nodes,
         name=name,
-        equation=_told("equation"),
-        where=_told("where"),
-        wrt={**QUERY_KEY_VALUE, **({mask: ADDED_TO_SCORES} if mask else {})},
-        accepts=_no_dropout,
+        equation=_formula("equation"),
+        where=_formula("where"),
+        wrt={**WRT, **({mask: _wrt("mask", _mask)} if mask else {})},
+        accepts=lambda op: not op.arguments.get("dropout_p"),
         samples=samples,
+        source=SOURCE + entries,
+        topic="attention",
         **more,
     )
+
+
+ATTENTION = F.scaled_dot_product_attention
 
 
 def _qkv(keys: int = 4, heads: int = 2, features: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,51 +225,44 @@ def _qkv(keys: int = 4, heads: int = 2, features: int = 3) -> tuple[Tensor, Tens
     )  # type: ignore[return-value]
 
 
-def _samples(function: Callable[..., Any]) -> list[Sample]:
+def _plain_samples() -> list[Sample]:
+    some = torch.tensor([[True, False, True, False]] * 3 + [[False] * 4])
+    four_heads = randn(2, 4, 3, 5, shift=0)
     return [
-        sample(function, *_qkv()),
-        sample(function, *_qkv(5), note="more keys than queries"),
-        sample(function, *_qkv(), is_causal=True, note="causal"),
-        sample(function, *_qkv(), scale=0.5, note="another scale"),
-        sample(function, *_qkv(1, features=1), note="one key, one feature"),
+        sample(ATTENTION, *_qkv()),
+        sample(ATTENTION, *_qkv(5), note="more keys than queries"),
+        sample(ATTENTION, *_qkv(), is_causal=True, note="causal"),
+        sample(ATTENTION, *_qkv(), scale=0.5, note="another scale"),
+        sample(ATTENTION, *_qkv(1, features=1), note="one key, one feature"),
+        sample(ATTENTION, *_qkv(), attn_mask=randn(4, 4, shift=0).detach(), note="mask added"),
+        sample(ATTENTION, *_qkv(), attn_mask=some, note="a query that may look at nothing"),
+        sample(ATTENTION, four_heads, *_qkv(3, 2, 5)[1:], enable_gqa=True, note="shared heads"),
     ]
 
 
-SOURCE = "arXiv:1706.03762, section 3.2.1; the way back as in arXiv:2205.14135, appendix B.4. "
+def _masked_samples() -> list[Sample]:
+    flat = [randn(*shape, shift=0) for shape in ((4, 3), (5, 3), (5, 2))]
+    return [
+        sample(ATTENTION, *_qkv(), attn_mask=randn(4, 4, shift=0), note="a mask that wants a gradient"),
+        sample(ATTENTION, *_qkv(), attn_mask=randn(2, 1, 1, 4, shift=0), note="a broadcast mask"),
+        sample(ATTENTION, *flat, attn_mask=randn(5, shift=0), note="no batch, no heads"),
+    ]
+
 
 flash_for_cpu = attention(
     "ScaledDotProductFlashAttentionForCpuBackward0",
     name="flash_attention_for_cpu",
     constants={"attn_mask": "not differentiable"},
-    samples=lambda: [
-        *_samples(F.scaled_dot_product_attention),
-        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(4, 4, shift=0).detach(), note="mask added"),
-        sample(
-            F.scaled_dot_product_attention,
-            *_qkv(),
-            attn_mask=torch.tensor([[True, False, True, False]] * 3 + [[False] * 4]),
-            note="a query that may look at nothing",
-        ),
-        sample(
-            F.scaled_dot_product_attention,
-            randn(2, 4, 3, 5, shift=0),
-            *_qkv(3, 2, 5)[1:],
-            enable_gqa=True,
-            note="shared heads",
-        ),
-    ],
-    source=SOURCE + "derivatives.yaml: _scaled_dot_product_flash_attention_for_cpu",
+    samples=_plain_samples,
+    entries="derivatives.yaml: _scaled_dot_product_flash_attention_for_cpu",
 )
-
-# The kernels below run on other devices only, so they have no samples that every machine could run.
 
 flash = attention(
     "ScaledDotProductFlashAttentionBackward0",
     "ScaledDotProductCudnnAttentionBackward0",
     name="flash_attention",
     constants={"attn_bias": "not differentiable"},
-    samples=lambda: (),
-    source=SOURCE + "derivatives.yaml: _scaled_dot_product_flash_attention, _scaled_dot_product_cudnn_attention",
+    entries="derivatives.yaml: _scaled_dot_product_flash_attention, _scaled_dot_product_cudnn_attention",
 )
 
 efficient = attention(
@@ -263,30 +270,15 @@ efficient = attention(
     "ScaledDotProductFusedAttentionOverrideableBackward0",
     name="efficient_attention",
     mask="attn_bias",
-    samples=lambda: (),
-    source=SOURCE
-    + "derivatives.yaml: _scaled_dot_product_efficient_attention, _scaled_dot_product_fused_attention_overrideable",
+    entries="derivatives.yaml: _scaled_dot_product_efficient_attention, "
+    "_scaled_dot_product_fused_attention_overrideable",
 )
 
-# Where PyTorch takes the plain way (a mask that wants a gradient), the call is some fifteen nodes, told as one here.
+# Where PyTorch takes the plain way (a mask that wants a gradient), the call is some fifteen nodes, shown as one here.
 math_path = attention(
     name="scaled_dot_product_attention",
     calls=("scaled_dot_product_attention",),
     mask="attn_mask",
     constants=dict.fromkeys(("dropout_p", "is_causal", "scale", "enable_gqa"), "not differentiable"),
-    samples=lambda: [
-        sample(
-            F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(4, 4, shift=0), note="a mask that wants a gradient"
-        ),
-        sample(F.scaled_dot_product_attention, *_qkv(), attn_mask=randn(2, 1, 1, 4, shift=0), note="a broadcast mask"),
-        sample(
-            F.scaled_dot_product_attention,
-            randn(4, 3, shift=0),
-            randn(5, 3, shift=0),
-            randn(5, 2, shift=0),
-            attn_mask=randn(5, shift=0),
-            note="no batch, no heads",
-        ),
-    ],
-    source=SOURCE,
+    samples=_masked_samples,
 )

@@ -11,20 +11,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Sample, Wrt, at, derivative, rule, sample
+from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, at, derivative, rule, sample
+from chainrule.rules.indices import affine, position
 from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 from chainrule.rules.shape import moves
 
 Index = tuple[int, ...]
 Place = tuple[Any, ...]  # `[..., 1, 2]` or `[..., 0:4, 1:5]`
+
+Among = Sequence[int]  # the places of an axis to look at: a range, or a single one
 
 PLACES, TAPS = "ijk", "uvw"  # the letters of places and of kernel elements, as many as there are axes
 
@@ -48,130 +51,198 @@ class Sliding:
             ranges = zip(starts, places, self.stride, strict=True)
             yield (..., *k), (..., *(slice(start, start + s * count, s) for start, count, s in ranges))
 
-    def pad(self, t: Tensor) -> Tensor:
-        """Put the border of zeros around the last axes."""
-        return F.pad(t, [p for p in reversed(self.padding) for _ in range(2)])
+    def pad(self, t: Tensor, sign: int = 1) -> Tensor:
+        """Put the border of zeros around the last axes, or take it away (`sign` -1)."""
+        return F.pad(t, [sign * p for p in reversed(self.padding) for _ in range(2)])
 
-    def unpad(self, t: Tensor) -> Tensor:
-        """Take the border away again."""
-        return F.pad(t, [-p for p in reversed(self.padding) for _ in range(2)])
-
-    def page(self, t: Tensor, room: Sequence[int]) -> Tensor:
-        """Zeros for a padded input of `room`, with the leading axes of `t`."""
-        padded = [size + 2 * p for size, p in zip(room, self.padding, strict=True)]
-        return t.new_zeros((*t.shape[: t.dim() - len(padded)], *padded))
-
-    def element(self, place: Index, inside: Index) -> Index | None:
-        """The kernel element by which an output place meets an input place, if there is one."""
-        gaps = [q + pad - s * p for p, q, s, pad in zip(place, inside, self.stride, self.padding, strict=True)]
-        found = tuple(gap // d for gap, d in zip(gaps, self.dilation, strict=True))
-        whole = all(gap % d == 0 for gap, d in zip(gaps, self.dilation, strict=True))
-        return found if whole and all(0 <= k < size for k, size in zip(found, self.size, strict=True)) else None
-
-    def meeting(self, place: Index, element: Index, room: Sequence[int]) -> Index | None:
-        """The input place that a kernel element meets from an output place; None where that is in the padding."""
-        axes = zip(place, element, self.stride, self.dilation, self.padding, strict=True)
-        found = tuple(s * p + d * k - pad for p, k, s, d, pad in axes)
-        return found if all(0 <= q < size for q, size in zip(found, room, strict=True)) else None
-
-    def start(self, inside: Index, element: Index, places: Sequence[int]) -> Index | None:
-        """The output place from which a kernel element meets an input place, if there is one."""
-        axes = zip(inside, element, self.stride, self.dilation, self.padding, strict=True)
-        steps = [divmod(q + pad - d * k, s) for q, k, s, d, pad in axes]
-        inside_all = all(not rest and 0 <= p < count for (p, rest), count in zip(steps, places, strict=True))
-        return tuple(p for p, _ in steps) if inside_all else None
-
-    def meetings(self, room: Sequence[int], places: Sequence[int]) -> int:
-        """How many pairs of a kernel element and one of the `places` meet inside the input, not in the padding."""
-        sides = zip(self.size, self.stride, self.dilation, self.padding, room, places, strict=True)
-        return math.prod(
-            sum(0 <= s * p + d * k - pad < inside for p in range(count) for k in range(size))
-            for size, s, d, pad, inside, count in sides
-        )
+    def meetings(
+        self, slow: Iterable[Among], taps: Iterable[Among] | None, fast: Iterable[Among]
+    ) -> list[list[tuple[int, int, int]]]:
+        """Which output place, kernel element and input place meet, axis by axis, among those given for each axis."""
+        taps = map(range, self.size) if taps is None else taps
+        axes = zip(slow, taps, fast, self.stride, self.dilation, self.padding, strict=True)
+        return [
+            [(p, k, s * p + d * k - pad) for p in each for k in own if s * p + d * k - pad in inside]
+            for each, own, inside, s, d, pad in axes
+        ]
 
     def source(self, letters: str, taps: Sequence[str]) -> list[str]:
         """Where in the input output place (i, j) and kernel element (u, v) meet, in LaTeX: `2 i + u - 1`."""
         axes = zip(letters, self._reach(taps, "+"), self.stride, self.padding, strict=True)
-        return [_times(s, p) + reach + _shift("-", pad) for p, reach, s, pad in axes]
+        return [affine(affine(p, s) + reach, 1, -pad) for p, reach, s, pad in axes]
 
     def target(self, letters: str, taps: Sequence[str]) -> list[str]:
         """The output place that meets input place (i, j) by kernel element (u, v), in LaTeX: `(i - u + 1) / 2`."""
         axes = zip(letters, self._reach(taps, "-"), self.stride, self.padding, strict=True)
-        sums = [(q + reach + _shift("+", pad), s) for q, reach, s, pad in axes]
+        sums = [(affine(q + reach, 1, pad), s) for q, reach, s, pad in axes]
         return [text if s == 1 else f"({text}) / {s}" if len(text) > 1 else f"{text} / {s}" for text, s in sums]
 
     def _reach(self, taps: Sequence[str], sign: str) -> list[str]:
-        return ["" if k == "0" else f" {sign} {_times(d, k)}" for k, d in zip(taps, self.dilation, strict=True)]
+        return ["" if k == "0" else f" {sign} {affine(k, d)}" for k, d in zip(taps, self.dilation, strict=True)]
 
 
-def _times(number: int, letter: str) -> str:
-    return letter if number == 1 else rf"{number} \, {letter}"
+# A convolution, whichever node made it ----------------------------------------------------------------------------
 
 
-def _shift(sign: str, number: int) -> str:
-    return f" {sign} {number}" if number else ""
+class _Convolution:
+    """A convolution y = w * x, in numbers and in formulas; one that is `transposed` exchanges input and output.
 
+    The letters: sample n, input channel c, output channel o, place (i, j), kernel element (u, v). Place i of the `slow`
+    side meets place s i + d u - pad of the `fast` one. The slow side of a convolution is its output, that of a
+    transposed one its input; the weight's first axis is the slow side's channel.
+    """
 
-# What a convolution does, whichever node made it -----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution's setting: y = w * x, where `transposed` exchanges the sides of input and output."""
-
-    sliding: Sliding
-    groups: int
-    transposed: bool
-
-    @classmethod
-    def of(cls, op: Any) -> Convolution:
-        """The setting of an operation; arguments that its schema leaves out have their usual values."""
+    def __init__(self, op: Any) -> None:
         size = tuple(op.weight.shape[2:])
         stride, dilation, padding = (
             _each_axis(op.arguments.get(name), default, len(size))
             for name, default in (("stride", 1), ("dilation", 1), ("padding", 0))
         )
+        self.op, self.sliding, self.groups = op, Sliding(size, stride, dilation, padding), op.arguments.get("groups", 1)
         # `slow_conv_transpose2d` says that it is one by its name and by having an `output_padding`
-        transposed = op.arguments.get("transposed", "output_padding" in op.arguments)
-        return cls(Sliding(size, stride, dilation, padding), op.arguments.get("groups", 1), transposed)
+        self.transposed = op.arguments.get("transposed", "output_padding" in op.arguments)
+        self.name = "input" if "input" in op.arguments else "self"
+        self.x: Tensor = op.arguments[self.name]
+        self.rows, self.width = op.weight.shape[0] // self.groups, op.weight.shape[1]
+        self._name_indices()
 
-    def turned(self) -> Convolution:
-        """The way from the output back to the input."""
-        return Convolution(self.sliding, self.groups, not self.transposed)
+    def apply(self, x: Tensor, weight: Tensor, room: Sequence[int], back: bool = False) -> Tensor:
+        """The convolution of `x` by `weight` or the way back, without a bias; `room` is the size of the result."""
+        x, w, spread = self._grouped(x), self._by_group(weight), self.transposed != back
+        total = x.new_zeros((*x.shape[:2], self.width if spread else self.rows, *room), dtype=_wide(x))
+        page = self.sliding.pad(total if spread else x)
+        for k, window in self.sliding.slices(x.shape[3:] if spread else room):
+            if spread:
+                page[window] += torch.einsum("goc,ngo...->ngc...", w[k], x)
+            else:
+                total += torch.einsum("goc,ngc...->ngo...", w[k], page[window])
+        return (self.sliding.pad(page, -1) if spread else total).to(x.dtype).flatten(1, 2)
 
-    def apply(self, x: Tensor, weight: Tensor, room: Sequence[int]) -> Tensor:
-        """The convolution of `x` by `weight`, without a bias; `room` is the result's size along the places' axes."""
-        x, w = self._grouped(x), self._by_group(weight)
-        return (self._spread(x, w, room) if self.transposed else self._gather(x, w, room)).flatten(1, 2)
+    def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
+        return self.apply(g, weight, self.x.shape[2:], back=True)
 
-    def _gather(self, x: Tensor, w: Tensor, places: Sequence[int]) -> Tensor:
-        page, terms = self.sliding.pad(x), x.new_zeros((*x.shape[:2], w.shape[1], *places), dtype=_wide(x))
-        for k, window in self.sliding.slices(places):
-            terms += torch.einsum("goc,ngc...->ngo...", w[k], page[window])
-        return terms.to(x.dtype)
-
-    def _spread(self, x: Tensor, w: Tensor, room: Sequence[int]) -> Tensor:
-        channels = x.new_zeros((*x.shape[:2], w.shape[2], *x.shape[3:]), dtype=_wide(x))
-        page = self.sliding.page(channels, room)
-        for k, window in self.sliding.slices(x.shape[3:]):
-            page[window] += torch.einsum("goc,ngo...->ngc...", w[k], x)
-        return self.sliding.unpad(page).to(x.dtype)
-
-    def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """d (g . apply(x, w)) / d w: for each kernel element, the products of what it brought together."""
         small, large = (x, g) if self.transposed else (g, x)
         page, small = self.sliding.pad(self._grouped(large)), self._grouped(small)
-        gradient = torch.zeros_like(self._by_group(weight))
+        gradient = torch.zeros_like(self._by_group(self.op.weight))
         for k, window in self.sliding.slices(small.shape[3:]):
-            meeting = page[window].flatten(3)
-            gradient[k] = torch.einsum("ngox,ngcx->goc", small.flatten(3), meeting)
-        return gradient.reshape(weight.shape)
+            gradient[k] = torch.einsum("ngox,ngcx->goc", small.flatten(3), page[window].flatten(3))
+        return gradient.reshape(self.op.weight.shape)
 
     def _grouped(self, t: Tensor) -> Tensor:
         return t.reshape(t.shape[0], self.groups, t.shape[1] // self.groups, *t.shape[2:])
 
     def _by_group(self, weight: Tensor) -> Tensor:
-        return weight.reshape(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
+        return weight.reshape(self.groups, self.rows, *weight.shape[1:])
+
+    # Which elements meet
+
+    def input_factor(self, out_index: Index, in_index: Index) -> Factor | None:
+        """dy/dx is the weight by which the two places meet."""
+        (n, o, *place), (m, c, *inside) = out_index, in_index
+        (first, slow), (second, fast) = ((c, inside), (o, place)) if self.transposed else ((o, place), (c, inside))
+        met = self.sliding.meetings(zip(slow, strict=True), None, zip(fast, strict=True))
+        if n != m or first // self.rows != second // self.width or not all(met):
+            return None
+        return Factor("weight", (first, second % self.width, *(k for ((_, k, _),) in met)))
+
+    def weight_factor(self, out_index: Index, in_index: Index) -> Factor | None:
+        """dy/dw is the input element that this weight meets on its way to this output."""
+        (n, o, *place), (first, second, *element) = out_index, in_index
+        other = first // self.rows * self.width + second
+        output, channel = (other, first) if self.transposed else (first, other)
+        own, room = list(zip(place, strict=True)), map(range, self.x.shape[2:])
+        slow, fast = (room, own) if self.transposed else (own, room)
+        met = self.sliding.meetings(slow, zip(element, strict=True), fast)
+        if output != o or not all(met):
+            return None
+        return Factor(self.name, (n, channel, *(p if self.transposed else q for ((p, _, q),) in met)))
+
+    def pattern(self, operand: Tensor, words: str) -> Pattern | None:
+        """Kernel elements and output places that meet an input place, in each sample, for each pair of channels."""
+        if not real(self.op.out, operand, self.op.weight):
+            return None
+        room, places = (self.op.out, self.x) if self.transposed else (self.x, self.op.out)
+        met = self.sliding.meetings(map(range, places.shape[2:]), None, map(range, room.shape[2:]))
+        nonzero = self.x.shape[0] * self.op.weight.shape[0] * self.width * math.prod(map(len, met))
+        return Pattern(words, (self.op.out.numel(), operand.numel()), nonzero)
+
+    # How it is written
+
+    def _name_indices(self) -> None:
+        self.places = PLACES[: len(self.sliding.size)]
+        self.sums = rf"\sum_{{n,{','.join(self.places)}}}"
+        taps = ["0" if size == 1 else letter for letter, size in zip(TAPS, self.sliding.size, strict=False)]
+        first, second = ("c", "o") if self.transposed else ("o", "c")
+        inner = second if self.width > 1 else "0"
+        self.kernel = [first, inner, *taps]
+        self.slow = ["n", first, *self.places]
+        self.fast = ["n", self._channel(first, self.rows, self.width, inner)]
+        self.fast += self.sliding.source(self.places, taps)
+        # the way from slow to fast, for an element (n, second, place) of the fast side
+        other = self._channel(second, self.width, self.rows, first if self.rows > 1 else "0")
+        own = rf"{second} \bmod {self.width}" if self.groups > 1 and self.width > 1 else inner
+        self.kernel_met = [other, own, *taps]
+        self.slow_met = ["n", other, *self.sliding.target(self.places, taps)]
+        self.over_fast = _sums(zip(self.kernel[1:], self.op.weight.shape[1:], strict=True))
+        self.over_slow = _sums(zip([first, *taps], [self.rows, *self.sliding.size], strict=True))
+
+    def _channel(self, of: str, size: int, count: int, inside: str) -> str:
+        """The channel at a place inside its group of `count`, where `of` has `size` channels to the group."""
+        group = of if size == 1 else rf"\lfloor {of} / {size} \rfloor"
+        return inside if self.groups == 1 else affine(group, count) + (f" + {inside}" if inside != "0" else "")
+
+    def image(self, name: str, index: Sequence[str]) -> str:
+        """An element of what has samples, channels, and places; conv_tbc has them in another order."""
+        return at(name, [*index[2:], *index[:2]] if "time_first" in self.op.arguments else index)
+
+    def output(self, name: str) -> str:
+        """The element of an output at a place."""
+        return self.image(name, ["n", "o", *self.places])
+
+    def weight(self, name: str = "weight", index: Sequence[str] = ()) -> str:
+        """An element of what has the shape of the weight."""
+        index = index or self.kernel
+        return at(name, index[::-1] if "time_first" in self.op.arguments else index)
+
+    def of_input(self, name: str = "") -> str:
+        """The element of the input's side that meets kernel element (u, v)."""
+        return self.image(name or self.name, self.slow if self.transposed else self.fast)
+
+    def of_output(self, name: str = "out") -> str:
+        """The element of the output's side that meets it."""
+        return self.image(name, self.fast if self.transposed else self.slow)
+
+    def terms(self, forward: bool, name: str, weight: str = "weight") -> str:
+        """The sum that makes an output element, or the one that makes an element of the input's gradient."""
+        if forward == self.transposed:
+            return rf"{self.over_slow}{self.weight(weight, self.kernel_met)} \, {self.image(name, self.slow_met)}"
+        return rf"{self.over_fast}{self.weight(weight)} \, {self.image(name, self.fast)}"
+
+    def equation(self) -> str:
+        bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
+        ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
+        return rf"{self.output('out')} = {bias}{self.terms(True, self.name)} \qquad ({ranges})"
+
+    def outside(self, name: str, quotients: bool = False) -> str:
+        """What stands beside a formula that may ask for places outside, or between places."""
+        return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.sliding.padding) else ""
+
+    def to_input(self, target: str = "grad", name: str = "g", weight: str = "weight") -> str:
+        place = self.image(target, ["n", "c", *self.places])
+        return f"{place} = {self.terms(False, name, weight)}{self.outside(name, not self.transposed)}"
+
+    def to_weight(self, target: str = "grad", x: str = "", g: str = "g") -> str:
+        outside = self.outside(g) if self.transposed else ""
+        return rf"{self.weight(target)} = {self.sums} {self.of_output(g)} \, {self.of_input(x)}{outside}"
+
+    def to_bias(self, target: str = "grad", g: str = "g") -> str:
+        return rf"{at(target, 'o')} = {self.sums} {self.output(g)}"
+
+
+def _sums(ranges: Iterable[tuple[str, int]]) -> str:
+    return "".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}} " for letter, count in ranges if count != 1)
 
 
 def _each_axis(setting: Any, default: int, axes: int) -> Index:
@@ -185,213 +256,47 @@ def _wide(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
-def _x(op: Any) -> Tensor:
-    found: Tensor = op.arguments[_Formulas(op).x]
-    return found
+BY_INPUT = Wrt(
+    lambda op, g: _Convolution(op).input_gradient(g, op.weight),
+    lambda op: derivative(_Convolution(op).of_output(), _Convolution(op).of_input(), _Convolution(op).weight()),
+    lambda op: _Convolution(op).to_input(),
+    "an output element is made of the input elements under its kernel alone, in its own sample and group",
+    lambda op, out_index, in_index: _Convolution(op).input_factor(out_index, in_index),
+    lambda op: _Convolution(op).pattern(_Convolution(op).x, "sparse Toeplitz, the kernel shifted from place to place"),
+)
+BY_WEIGHT = Wrt(
+    lambda op, g: _Convolution(op).weight_gradient(_Convolution(op).x, g),
+    lambda op: derivative(_Convolution(op).of_output(), _Convolution(op).weight(), _Convolution(op).of_input()),
+    lambda op: _Convolution(op).to_weight(),
+    "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
+    lambda op, out_index, in_index: _Convolution(op).weight_factor(out_index, in_index),
+    lambda op: _Convolution(op).pattern(op.weight, "sparse, each output channel with its own weights alone"),
+)
+BY_BIAS = Wrt(
+    lambda op, g: g.sum((0, *range(2, g.dim()))),
+    lambda op: derivative(_Convolution(op).output("out"), "{$bias}_{o}", "1"),
+    lambda op: _Convolution(op).to_bias(),
+    "output channel o has bias o alone added to it, at every place of every sample",
+    lambda op, out_index, in_index: Factor(latex="1") if out_index[1] == in_index[0] else None,
+    lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
+)
 
 
-def _input(op: Any, g: Tensor) -> Tensor:
-    return Convolution.of(op).turned().apply(g, op.weight, _x(op).shape[2:])
-
-
-def _weight(op: Any, g: Tensor) -> Tensor:
-    return Convolution.of(op).weight_gradient(_x(op), g, op.weight)
-
-
-def _bias(op: Any, g: Tensor) -> Tensor:
-    return g.sum((0, *range(2, g.dim())))
-
-
-# How it is written ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Formulas:
-    """The formulas of a convolution: sample n, input channel c, output channel o, place (i, j), kernel element (u, v).
-
-    Place i of the `slow` side meets place s i + d u - pad of the `fast` one. The slow side of a convolution is its
-    output, that of a transposed one its input; the weight's first axis is the slow side's channel.
-    """
-
-    op: Any
-
-    @property
-    def setting(self) -> Convolution:
-        return Convolution.of(self.op)
-
-    @property
-    def places(self) -> str:
-        return PLACES[: len(self.setting.sliding.size)]
-
-    @property
-    def x(self) -> str:
-        return "input" if "input" in self.op.arguments else "self"
-
-    @property
-    def taps(self) -> list[str]:
-        sizes = self.setting.sliding.size
-        return ["0" if size == 1 else letter for letter, size in zip(TAPS, sizes, strict=False)]
-
-    @property
-    def channels(self) -> tuple[str, str]:
-        first, second = ("c", "o") if self.setting.transposed else ("o", "c")
-        return first, second if self.op.weight.shape[1] > 1 else "0"
-
-    def weight(self, name: str = "weight") -> str:
-        return at(name, [*self.channels, *self.taps])
-
-    def slow(self, name: str) -> str:
-        return at(name, ["n", self.channels[0], *self.places])
-
-    def fast(self, name: str) -> str:
-        first, second = self.channels
-        group, rest = _share(first, self.op.weight.shape[0] // self.setting.groups), second
-        if self.setting.groups > 1:
-            rest = _plus(_times(self.op.weight.shape[1], group), second)
-        return at(name, ["n", rest, *self.setting.sliding.source(self.places, self.taps)])
-
-    def of_input(self, name: str) -> str:
-        return self.slow(name) if self.setting.transposed else self.fast(name)
-
-    def of_output(self, name: str) -> str:
-        return self.fast(name) if self.setting.transposed else self.slow(name)
-
-    def to_slow(self, name: str, weight: str = "weight") -> str:
-        ranges = zip([self.channels[1], *self.taps], self.op.weight.shape[1:], strict=True)
-        return f"{_sums(ranges)}{self.weight(weight)} \\, {self.fast(name)}"
-
-    def to_fast(self, name: str, weight: str = "weight") -> str:
-        first, second = ("c", "o") if self.setting.transposed else ("o", "c")
-        size, width = self.op.weight.shape[0] // self.setting.groups, self.op.weight.shape[1]
-        channel = first if size > 1 else "0"
-        if self.setting.groups > 1:
-            channel = _plus(_times(size, _share(second, width)), channel)
-        inner = "0" if width == 1 else rf"{second} \bmod {width}" if self.setting.groups > 1 else second
-        met = at(name, ["n", channel, *self.setting.sliding.target(self.places, self.taps)])
-        sums = _sums(zip([first, *self.taps], [size, *self.setting.sliding.size], strict=True))
-        return f"{sums}{at(weight, [channel, inner, *self.taps])} \\, {met}"
-
-    def forward(self, name: str, weight: str = "weight") -> str:
-        return self.to_fast(name, weight) if self.setting.transposed else self.to_slow(name, weight)
-
-    def equation(self) -> str:
-        bias = "" if self.op.arguments.get("bias") is None else "{$bias}_{o} + "
-        ranges = ", ".join(rf"0 \le {p} < {size}" for p, size in zip(self.places, self.op.out.shape[2:], strict=True))
-        return rf"{at('out', 'no' + self.places)} = {bias}{self.forward(self.x)} \qquad ({ranges})"
-
-    def where(self) -> str:
-        return self.outside(self.x, self.setting.transposed).removeprefix(r", \quad ")
-
-    def outside(self, name: str, quotients: bool = False) -> str:
-        return rf", \quad ${name} \text{{ is 0 outside}}" if quotients or any(self.setting.sliding.padding) else ""
-
-    def back(self, target: str, name: str, weight: str = "weight") -> str:
-        way = self.to_slow if self.setting.transposed else self.to_fast
-        outside = self.outside(name, not self.setting.transposed)
-        return f"{at(target, 'nc' + self.places)} = {way(name, weight)}{outside}"
-
-    def pairs(self, target: str, x: str, g: str) -> str:
-        sums = rf"\sum_{{n,{','.join(self.places)}}} {self.of_output(g)} \, {self.of_input(x)}"
-        return f"{self.weight(target)} = {sums}{self.outside(g) if self.setting.transposed else ''}"
-
-    def upstream(self, target: str, g: str) -> str:
-        return rf"{at(target, 'o')} = \sum_{{n,{','.join(self.places)}}} {at(g, 'no' + self.places)}"
-
-    def by_input(self) -> str:
-        return derivative(self.of_output("out"), self.of_input(self.x), self.weight())
-
-    def by_weight(self) -> str:
-        return derivative(self.of_output("out"), self.weight(), self.of_input(self.x))
-
-    def by_bias(self) -> str:
-        return derivative(at("out", "no" + self.places), "{$bias}_{o}", "1")
-
-
-def _sums(ranges: Iterable[tuple[str, int]]) -> str:
-    return "".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}} " for letter, count in ranges if count != 1)
-
-
-def _share(letter: str, count: int) -> str:
-    """The group that a channel is in, of `count` channels each."""
-    return letter if count == 1 else rf"\lfloor {letter} / {count} \rfloor"
-
-
-def _plus(start: str, letter: str) -> str:
-    return start if letter == "0" else f"{start} + {letter}"
-
-
-def _input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    """dy/dx is the weight by which the two places meet."""
-    setting = Convolution.of(op)
-    (n, o, *place), (m, c, *inside) = out_index, in_index
-    group_o, group_c = o // (op.out.shape[1] // setting.groups), c // (_x(op).shape[1] // setting.groups)
-    ends = (tuple(inside), tuple(place)) if setting.transposed else (tuple(place), tuple(inside))
-    element = setting.sliding.element(*ends)
-    if n != m or group_o != group_c or element is None:
-        return None
-    first, second = (c, o) if setting.transposed else (o, c)
-    return Factor("weight", (first, second % op.weight.shape[1], *element))
-
-
-def _weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    """dy/dw is the input element that this weight meets on its way to this output."""
-    setting, x = Convolution.of(op), _x(op)
-    (n, o, *place), (first, second, *element) = out_index, in_index
-    other = first // (op.weight.shape[0] // setting.groups) * op.weight.shape[1] + second
-    output, channel = (other, first) if setting.transposed else (first, other)
-    way = setting.sliding.start if setting.transposed else setting.sliding.meeting
-    met = way(tuple(place), tuple(element), x.shape[2:])
-    return Factor(_Formulas(op).x, (n, channel, *met)) if met is not None and output == o else None
-
-
-def _bias_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    return Factor(latex="1") if out_index[1] == in_index[0] else None
-
-
-def _meetings(op: Any, operand: Tensor, words: str) -> Pattern | None:
-    """Kernel elements and output places that meet an input place, in each sample, for each pair of channels."""
-    if not real(op.out, operand, op.weight):
-        return None
-    setting, x = Convolution.of(op), _x(op)
-    room, places = (op.out, x) if setting.transposed else (x, op.out)
-    pairs = setting.sliding.meetings(room.shape[2:], places.shape[2:])
-    nonzero = x.shape[0] * op.weight.shape[0] * op.weight.shape[1] * pairs
-    return Pattern(words, (op.out.numel(), operand.numel()), nonzero)
-
-
-def _wrt(x: str) -> dict[str, Wrt]:
-    """The derivatives of a convolution whose input is called `x` in the schema."""
-    return {
-        x: Wrt(
-            _input,
-            lambda op: _Formulas(op).by_input(),
-            lambda op: _Formulas(op).back("grad", "g"),
-            "an output element is made of the input elements under its kernel alone, in its own sample and group",
-            _input_factor,
-            lambda op: _meetings(op, _x(op), "sparse Toeplitz, the kernel shifted from place to place"),
-        ),
-        "weight": Wrt(
-            _weight,
-            lambda op: _Formulas(op).by_weight(),
-            lambda op: _Formulas(op).pairs("grad", x, "g"),
-            "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
-            _weight_factor,
-            lambda op: _meetings(op, op.weight, "sparse, each output channel with its own weights alone"),
-        ),
-        "bias": Wrt(
-            _bias,
-            lambda op: _Formulas(op).by_bias(),
-            lambda op: _Formulas(op).upstream("grad", "g"),
-            "output channel o has bias o alone added to it, at every place of every sample",
-            _bias_factor,
-            lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
-        ),
-    }
+def _convolution(*nodes: str, x: str, **more: Any) -> Rule:
+    """Register a convolution whose input is called `x`."""
+    return rule(
+        *nodes,
+        equation=lambda op: _Convolution(op).equation(),
+        where=lambda op: _Convolution(op).outside(x, _Convolution(op).transposed).removeprefix(r", \quad "),
+        wrt={x: BY_INPUT, "weight": BY_WEIGHT, "bias": BY_BIAS},
+        **more,
+    )
 
 
 def _samples() -> list[Sample]:
     two, three = (randn(2, 4, 5, 6), randn(3, 4, 3, 2)), (randn(1, 2, 4, 3, 4), randn(3, 2, 2, 1, 3))
-    grouped = (randn(2, 4, 5, 6), randn(6, 2, 3, 2), randn(6))
+    grouped, turned = (randn(2, 4, 5, 6), randn(6, 2, 3, 2), randn(6)), (randn(2, 4, 3, 2), randn(4, 3, 3, 2))
+    many = {"stride": (3, 2), "padding": (1, 0), "output_padding": (2, 1), "groups": 2, "dilation": 2}
     return [
         sample(F.conv1d, randn(2, 3, 5), randn(4, 3, 2), randn(4)),
         sample(F.conv2d, *two, randn(3)),
@@ -405,20 +310,9 @@ def _samples() -> list[Sample]:
         sample(F.conv2d, randn(1, 1, 1, 1), randn(1, 1, 1, 1), randn(1), note="size 1"),
         sample(F.conv3d, *three, randn(3), stride=(1, 2, 1), padding=(0, 1, 1)),
         sample(F.conv_transpose1d, randn(2, 3, 5), randn(3, 4, 2), randn(4), stride=3, note="gaps"),
-        sample(F.conv_transpose2d, randn(2, 4, 3, 2), randn(4, 3, 3, 2), randn(3), stride=2, padding=1),
-        sample(
-            F.conv_transpose2d,
-            randn(2, 4, 3, 2),
-            randn(4, 3, 3, 2),
-            randn(6),
-            stride=(3, 2),
-            padding=(1, 0),
-            output_padding=(2, 1),
-            groups=2,
-            dilation=2,
-            note="groups, dilation, output padding",
-        ),
-        sample(F.conv_transpose2d, randn(0, 4, 3, 2), randn(4, 3, 3, 2), note="empty batch"),
+        sample(F.conv_transpose2d, *turned, randn(3), stride=2, padding=1),
+        sample(F.conv_transpose2d, *turned, randn(6), **many, note="groups, dilation, output padding"),
+        sample(F.conv_transpose2d, randn(0, 4, 3, 2), turned[1], note="empty batch"),
         sample(F.conv_transpose3d, randn(1, 2, 2, 3, 2), randn(2, 3, 2, 1, 3), stride=2, padding=(1, 0, 1)),
     ]
 
@@ -428,12 +322,10 @@ SOURCE = (
     "arXiv:1603.07285."
 )
 
-convolution = rule(
+convolution = _convolution(
     "ConvolutionBackward0",
+    x="input",
     calls=(),
-    equation=lambda op: _Formulas(op).equation(),
-    where=lambda op: _Formulas(op).where(),
-    wrt=_wrt("input"),
     samples=_samples,
     source=SOURCE,
     remark="PyTorch's convolution does not flip the kernel: mathematicians call it a cross-correlation.",
@@ -441,18 +333,11 @@ convolution = rule(
 
 ATEN, ONES = torch.ops.aten, (1, 1, 1)
 
-convolution_kernel = rule(
-    "SlowConv2DBackward0",
-    "SlowConv3DBackward0",
-    "SlowConvDilated2DBackward0",
-    "SlowConvDilated3DBackward0",
-    "SlowConvTranspose2DBackward0",
-    "SlowConvTranspose3DBackward0",
+convolution_kernel = _convolution(
+    *(f"SlowConv{kind}{axes}DBackward0" for kind in ("", "Dilated", "Transpose") for axes in (2, 3)),
     "MkldnnConvolutionBackward0",
     name="convolution_kernel",
-    equation=lambda op: _Formulas(op).equation(),
-    where=lambda op: _Formulas(op).where(),
-    wrt=_wrt("self"),
+    x="self",
     samples=lambda: [
         sample(ATEN.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
         sample(ATEN.slow_conv3d, randn(1, 2, 3, 4, 3), randn(3, 2, 2, 2, 1), (2, 2, 1), randn(3), ONES, ONES),
@@ -476,57 +361,43 @@ convolution_kernel = rule(
 
 def _batch_first(op: Any) -> Applied:
     """conv_tbc's operands in the order of the other convolutions."""
-    return Applied(
-        {"self": op.self.permute(1, 2, 0), "weight": op.weight.permute(2, 1, 0), "padding": op.pad},
-        (op.out.permute(1, 2, 0),),
+    arguments = {"self": op.self.permute(1, 2, 0), "weight": op.weight.permute(2, 1, 0), "bias": op.bias}
+    return Applied({**arguments, "padding": op.pad, "time_first": True}, (op.out.permute(1, 2, 0),))
+
+
+ORDERS = {"self": (2, 0, 1), "weight": (2, 1, 0)}  # of conv_tbc's axes
+
+
+def _time_first(usual: Any, order: tuple[int, ...], zeros: str) -> Wrt:
+    """A derivative of conv_tbc, from the same one of a convolution in the usual order."""
+
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        time, n, o = out_index
+        place = tuple(in_index[order.index(axis)] for axis in sorted(order))
+        found: Factor | None = usual.factor(_batch_first(op), (n, o, time), place)
+        if found is None or found.argument is None:
+            return found
+        return replace(found, index=tuple(found.index[axis] for axis in ORDERS[found.argument]))
+
+    return Wrt(
+        lambda op, g: usual.vjp(_batch_first(op), g.permute(1, 2, 0)).permute(order),
+        lambda op: usual.local(_batch_first(op)),
+        lambda op: usual.product(_batch_first(op)),
+        zeros,
+        factor,
     )
-
-
-def _tbc_input_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    (time, n, o), (then, m, c) = out_index, in_index
-    k = then - time + op.pad
-    return Factor("weight", (k, c, o)) if n == m and 0 <= k < op.weight.shape[0] else None
-
-
-def _tbc_weight_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    (time, n, own), (k, c, o) = out_index, in_index
-    then = time + k - op.pad
-    return Factor("self", (then, n, c)) if own == o and 0 <= then < op.self.shape[0] else None
-
-
-def _tbc_met(op: Any) -> str:
-    return at("self", [f"t + k{_shift('-', op.pad)}", "n", "c"])
 
 
 conv_tbc = rule(
     "ConvTbcBackward0",
-    equation=lambda op: rf"{{$out}}_{{t,n,o}} = {{$bias}}_{{o}} + \sum_{{k,c}} {{$weight}}_{{k,c,o}} \, {_tbc_met(op)}",
+    equation=lambda op: _Convolution(_batch_first(op)).equation(),
     where=r"$self \text{ is 0 outside}",
     wrt={
-        "self": Wrt(
-            lambda op, g: _input(_batch_first(op), g.permute(1, 2, 0)).permute(2, 0, 1),
-            lambda op: derivative("{$out}_{t,n,o}", _tbc_met(op), "{$weight}_{k,c,o}"),
-            lambda op: (
-                rf"{{$grad}}_{{t,n,c}} = \sum_{{k,o}} {{$weight}}_{{k,c,o}} \, "
-                rf"{{$g}}_{{t - k{_shift('+', op.pad)},n,o}}, \quad $g \text{{ is 0 outside}}"
-            ),
-            "an output element is made of the times under its kernel alone, in its own sample",
-            _tbc_input_factor,
+        "self": _time_first(
+            BY_INPUT, ORDERS["self"], "an output element is made of the times under its kernel alone, in its own sample"
         ),
-        "weight": Wrt(
-            lambda op, g: _weight(_batch_first(op), g.permute(1, 2, 0)).permute(2, 1, 0),
-            lambda op: derivative("{$out}_{t,n,o}", "{$weight}_{k,c,o}", _tbc_met(op)),
-            lambda op: rf"{{$grad}}_{{k,c,o}} = \sum_{{t,n}} {{$g}}_{{t,n,o}} \, {_tbc_met(op)}",
-            "an output channel is made with its own weights alone",
-            _tbc_weight_factor,
-        ),
-        "bias": Wrt(
-            lambda op, g: g.sum((0, 1)),
-            derivative("{$out}_{t,n,o}", "{$bias}_{o}", "1"),
-            r"{$grad}_{o} = \sum_{t,n} {$g}_{t,n,o}",
-            "output channel o has bias o alone added to it",
-            lambda op, out_index, in_index: Factor(latex="1") if out_index[2] == in_index[0] else None,
-        ),
+        "weight": _time_first(BY_WEIGHT, ORDERS["weight"], "an output channel is made with its own weights alone"),
+        "bias": _time_first(BY_BIAS, (0,), "output channel o has bias o alone added to it"),
     },
     samples=lambda: [
         sample(torch.conv_tbc, randn(5, 2, 3), randn(2, 3, 4), randn(4)),
@@ -537,55 +408,44 @@ conv_tbc = rule(
 # The way back of a convolution, itself differentiated (create_graph) ---------------------------------------------
 
 
-def _backward_room(op: Any) -> Index:
-    return tuple(op.grad_output.shape[2:])
-
-
-def _sum_of(terms: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    return sum((term for term in terms if term is not None), torch.zeros_like(like))
-
-
 def _twice_upstream(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
-    setting, (x, w, b) = Convolution.of(op), gs
-    return _sum_of(
-        [
-            None if x is None else setting.apply(x, op.weight, _backward_room(op)),
-            None if w is None else setting.apply(op.input, w, _backward_room(op)),
-            None if b is None else b.reshape(-1, *(1 for _ in _backward_room(op))).expand_as(op.grad_output),
-        ],
-        op.grad_output,
-    )
-
-
-def _twice_input(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
-    if gs[1] is None:
-        return None
-    return Convolution.of(op).turned().apply(op.grad_output, gs[1], op.input.shape[2:])
-
-
-def _twice_weight(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if gs[0] is None else Convolution.of(op).weight_gradient(gs[0], op.grad_output, op.weight)
+    (x, w, b), convolution, room = gs, _Convolution(op), op.grad_output.shape[2:]
+    total = torch.zeros_like(op.grad_output)
+    if x is not None:
+        total = total + convolution.apply(x, op.weight, room)
+    if w is not None:
+        total = total + convolution.apply(op.input, w, room)
+    return total if b is None else total + b.reshape(-1, *(1 for _ in room))
 
 
 def _by_upstream(op: Any) -> str:
     """The three gradients by the upstream one."""
-    f = _Formulas(op)
-    by = f.of_output("grad_output")
-    image, weight = (
-        derivative(of, by, to) for of, to in ((f.of_input("out0"), f.weight()), (f.weight("out1"), f.of_input("input")))
-    )
-    return (
-        rf"{image}, \quad {weight}, \quad {derivative('{$out2}_{o}', at('grad_output', 'no' + f.places), '1')}"
-        + f.outside("input")
-    )
+    f = _Convolution(op)
+    image = derivative(f.of_input("out0"), f.of_output("grad_output"), f.weight())
+    weight = derivative(f.weight("out1"), f.of_output("grad_output"), f.of_input())
+    bias = derivative("{$out2}_{o}", f.output("grad_output"), "1")
+    return rf"{image}, \quad {weight}, \quad {bias}{f.outside('input')}"
 
 
 def _upstream_twice(op: Any) -> str:
     """What comes back to the upstream gradient: the convolution of what came to each of its gradients."""
-    f = _Formulas(op)
-    total = rf"{f.forward('g0')} + {f.forward('input', 'g1')} + {{$g2}}_{{o}}"
-    outside = "".join(f.outside(name, f.setting.transposed) for name in ("g0", "input"))
-    return rf"{at('grad', 'no' + f.places)} = {total}{outside}"
+    f = _Convolution(op)
+    total = rf"{f.terms(True, 'g0')} + {f.terms(True, 'input', 'g1')} + {{$g2}}_{{o}}"
+    outside = "".join(f.outside(name, f.transposed) for name in ("g0", "input"))
+    return rf"{f.output('grad')} = {total}{outside}"
+
+
+def _of_gradients(op: Any) -> str:
+    """The gradients of the input, the weight and the bias."""
+    f, g = _Convolution(op), "grad_output"
+    return r", \quad ".join([f.to_input("out0", g), f.to_weight("out1", g=g), f.to_bias("out2", g)])
+
+
+def _by_operand(op: Any, of_weight: bool) -> str:
+    """The gradient of the weight by the input, or of the input by the weight: what both meet of the upstream."""
+    f = _Convolution(op)
+    of, by = (f.weight("out1"), f.of_input()) if of_weight else (f.of_input("out0"), f.weight())
+    return derivative(of, by, f.of_output("grad_output"))
 
 
 def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
@@ -595,27 +455,19 @@ def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
 
 convolution_backward = rule(
     "ConvolutionBackwardBackward0",
-    equation=lambda op: (
-        _Formulas(op).back("out0", "grad_output")
-        + rf", \quad {_Formulas(op).pairs('out1', 'input', 'grad_output')}"
-        + rf", \quad {_Formulas(op).upstream('out2', 'grad_output')}"
-    ),
+    equation=_of_gradients,
     wrt={
         "grad_output": Wrt(_twice_upstream, _by_upstream, _upstream_twice),
         "input": Wrt(
-            _twice_input,
-            lambda op: derivative(
-                _Formulas(op).weight("out1"), _Formulas(op).of_input("input"), _Formulas(op).of_output("grad_output")
-            ),
-            lambda op: _Formulas(op).back("grad", "grad_output", "g1"),
+            lambda op, gs: None if gs[1] is None else _Convolution(op).input_gradient(op.grad_output, gs[1]),
+            lambda op: _by_operand(op, of_weight=True),
+            lambda op: _Convolution(op).to_input("grad", "grad_output", "g1"),
             "the gradients of the input and the bias do not depend on the input",
         ),
         "weight": Wrt(
-            _twice_weight,
-            lambda op: derivative(
-                _Formulas(op).of_input("out0"), _Formulas(op).weight(), _Formulas(op).of_output("grad_output")
-            ),
-            lambda op: _Formulas(op).pairs("grad", "g0", "grad_output") + _Formulas(op).outside("g0"),
+            lambda op, gs: None if gs[0] is None else _Convolution(op).weight_gradient(gs[0], op.grad_output),
+            lambda op: _by_operand(op, of_weight=False),
+            lambda op: _Convolution(op).to_weight("grad", "g0", "grad_output") + _Convolution(op).outside("g0"),
             "the gradients of the weight and the bias do not depend on the weight",
         ),
     },
@@ -631,87 +483,78 @@ convolution_backward = rule(
 # Patches ---------------------------------------------------------------------------------------------------------
 
 
-def _patches(op: Any, picture: Sequence[int]) -> tuple[Sliding, Index]:
-    """The sliding window of unfold and fold, and at how many places it stands along each axis of a picture."""
-    sliding = Sliding(tuple(op.kernel_size), tuple(op.stride), tuple(op.dilation), tuple(op.padding))
-    axes = zip(picture, sliding.size, sliding.stride, sliding.dilation, sliding.padding, strict=True)
-    return sliding, tuple((size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, d, pad in axes)
-
-
-def _collect(op: Any, t: Tensor) -> Tensor:
-    """im2col: the column of each place holds what lies under the kernel there."""
-    sliding, places = _patches(op, t.shape[-2:])
-    page = sliding.pad(t)
-    columns = torch.stack([page[window] for _, window in sliding.slices(places)], -3)
-    return columns.flatten(-4, -3).flatten(-2)
-
-
-def _lay(op: Any, columns: Tensor, picture: Sequence[int]) -> Tensor:
-    """col2im: put every column back where it came from, and add where they overlap."""
-    sliding, places = _patches(op, picture)
-    kernel = sliding.size[0] * sliding.size[1]
-    cells = columns.reshape(*columns.shape[:-2], columns.shape[-2] // kernel, kernel, *places)
-    page = sliding.page(cells.select(-3, 0), picture)
-    for k, (_, window) in enumerate(sliding.slices(places)):
-        page[window] += cells.select(-3, k)
-    return sliding.unpad(page)
-
-
-def _fold_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    """1 where column l's element (c, u, v) lies at this place of the picture."""
-    sliding, places = _patches(op, op.output_size)
-    (*lead, row, column), (*batch, channel, i, j) = in_index, out_index
-    height, width = sliding.size
-    c, k = divmod(row, height * width)
-    met = sliding.meeting(divmod(column, places[1]), divmod(k, width), op.output_size)
-    return Factor(latex="1") if lead == batch and c == channel and met == (i, j) else None
-
-
-@dataclass(frozen=True)
 class _Patches:
-    """The formulas of patches: element (c, u, v) of patch (i, j) has its place in the columns row by row."""
+    """The patches of a picture: element (c, u, v) of patch (i, j) has its place in the columns row by row."""
 
-    op: Any
-    picture: str  # what the schema calls the picture
-    columns: str
+    def __init__(self, op: Any, shape: Sequence[int]) -> None:
+        self.sliding = Sliding(tuple(op.kernel_size), tuple(op.stride), tuple(op.dilation), tuple(op.padding))
+        axes = zip(shape[-2:], self.sliding.size, op.stride, op.dilation, op.padding, strict=True)
+        self.room = tuple(shape[-2:])
+        self.places = tuple((size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, d, pad in axes)
+        (height, width), self.met = self.sliding.size, self.sliding.source("ij", "uv")
+        self.lead = "n" * (op.out.dim() + op.self.dim() == 7)
+        self.element = [position("cuv", [height * width, width, 1]), position("ij", [self.places[1], 1])]
+        counts = zip("uvij", (height, width, *self.places), strict=True)
+        self.ranges = r" \qquad (" + ", ".join(rf"0 \le {letter} < {count}" for letter, count in counts) + ")"
 
-    @property
-    def lead(self) -> str:
-        return "n" if self.op.out.dim() + self.op.self.dim() == 7 else ""
+    def collect(self, t: Tensor) -> Tensor:
+        """im2col: the column of each place holds what lies under the kernel there."""
+        page = self.sliding.pad(t)
+        columns = torch.stack([page[window] for _, window in self.sliding.slices(self.places)], -3)
+        return columns.flatten(-4, -3).flatten(-2)
 
-    def pair(self, picture: str, columns: str) -> tuple[str, str, str]:
-        shape = (self.op.self if self.picture == "self" else self.op.out).shape
-        sliding, places = _patches(self.op, shape[-2:])
-        (height, width), met = sliding.size, sliding.source("ij", "uv")
-        row, column = f"{_times(height * width, 'c')} + {_times(width, 'u')} + v", f"{_times(places[1], 'i')} + j"
-        counts = zip("uvij", (height, width, *places), strict=True)
-        ranges = r" \qquad (" + ", ".join(rf"0 \le {letter} < {count}" for letter, count in counts) + ")"
-        return at(picture, [*self.lead, "c", *met]), at(columns, [*self.lead, row, column]), ranges
+    def lay(self, columns: Tensor) -> Tensor:
+        """col2im: put every column back where it came from, and add where they overlap."""
+        cells = columns.unflatten(-1, self.places).unflatten(-3, (-1, math.prod(self.sliding.size)))
+        page = self.sliding.pad(columns.new_zeros((*cells.shape[:-3], *self.room)))
+        for k, (_, window) in enumerate(self.sliding.slices(self.places)):
+            page[window] += cells.select(-3, k)
+        return self.sliding.pad(page, -1)
 
-    def local(self) -> str:
-        picture, columns, ranges = self.pair(self.picture, self.columns)
-        of, by = (columns, picture) if self.picture == "self" else (picture, columns)
-        return derivative(of, by, "1") + ranges
+    def factor(self, out_index: Index, in_index: Index) -> Factor | None:
+        """1 where column l's element (c, u, v) lies at this place of the picture."""
+        (*lead, row, column), (*batch, channel, i, j) = in_index, out_index
+        c, k = divmod(row, math.prod(self.sliding.size))
+        each = divmod(column, self.places[1]), divmod(k, self.sliding.size[1]), (i, j)
+        met = self.sliding.meetings(*(zip(place, strict=True) for place in each))
+        return Factor(latex="1") if lead == batch and c == channel and all(met) else None
+
+    def picture(self, name: str) -> str:
+        """The element of the picture under (u, v) of patch (i, j)."""
+        return at(name, [*self.lead, "c", *self.met])
+
+    def columns(self, name: str) -> str:
+        return at(name, [*self.lead, *self.element])
 
     def cut(self, columns: str, picture: str) -> str:
-        place, element, ranges = self.pair(picture, columns)
-        return rf"{element} = {place}{ranges}, \quad ${picture} \text{{ is 0 outside}}"
+        outside = rf", \quad ${picture} \text{{ is 0 outside}}"
+        return f"{self.columns(columns)} = {self.picture(picture)}{self.ranges}{outside}"
 
     def laid(self, picture: str, columns: str) -> str:
-        _, element, ranges = self.pair(picture, columns)
-        met = _patches(self.op, (1, 1))[0].source("ij", "uv")
-        pairs = rf"\sum_{{u,v,i,j}} [p = {met[0]}] \, [q = {met[1]}] \, {element}"
-        return rf"{at(picture, [*self.lead, 'c', 'p', 'q'])} = {pairs}{ranges}"
+        """The picture of columns: patches that overlap are added."""
+        pairs = rf"\sum_{{u,v,i,j}} [p = {self.met[0]}] \, [q = {self.met[1]}] \, {self.columns(columns)}"
+        return rf"{at(picture, [*self.lead, 'c', 'p', 'q'])} = {pairs}{self.ranges}"
+
+    def local(self, of: str, by: str) -> str:
+        return derivative(of, by, "1") + self.ranges
+
+
+def _of_self(op: Any) -> _Patches:
+    return _Patches(op, op.self.shape)
+
+
+def _of_out(op: Any) -> _Patches:
+    return _Patches(op, op.out.shape)
 
 
 im2col = moves(
     "Im2ColBackward0",
     name="im2col",
-    equation=lambda op: _Patches(op, "self", "out").cut("out", "self"),
-    local=lambda op: _Patches(op, "self", "out").local(),
-    move=_collect,
-    home=lambda op, g: _lay(op, g, op.self.shape[-2:]),
-    product=lambda op: _Patches(op, "self", "out").laid("grad", "g"),
+    equation=lambda op: _of_self(op).cut("out", "self"),
+    local=lambda op: _of_self(op).local(_of_self(op).columns("out"), _of_self(op).picture("self")),
+    move=lambda op, t: _of_self(op).collect(t),
+    home=lambda op, g: _of_self(op).lay(g),
+    product=lambda op: _of_self(op).laid("grad", "g"),
     zeros="each output element is a copy of one input element, or a 0 of the padding",
     samples=lambda: [
         sample(F.unfold, randn(2, 3, 4, 5), (2, 3)),
@@ -725,14 +568,14 @@ im2col = moves(
 col2im = rule(
     "Col2ImBackward0",
     name="col2im",
-    equation=lambda op: _Patches(op, "out", "self").laid("out", "self"),
+    equation=lambda op: _of_out(op).laid("out", "self"),
     wrt={
         "self": Wrt(
-            _collect,
-            lambda op: _Patches(op, "out", "self").local(),
-            lambda op: _Patches(op, "out", "self").cut("grad", "g"),
+            lambda op, g: _of_out(op).collect(g),
+            lambda op: _of_out(op).local(_of_out(op).picture("out"), _of_out(op).columns("self")),
+            lambda op: _of_out(op).cut("grad", "g"),
             "an element of a patch is added to one place of the picture, or lies in the padding",
-            _fold_factor,
+            lambda op, out_index, in_index: _of_out(op).factor(out_index, in_index),
         )
     },
     structure="linear",

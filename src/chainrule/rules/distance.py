@@ -5,12 +5,14 @@ All are |d|_p of a difference d of two rows, so that one slope, that of the norm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.rules import Wrt, rule, sample
+from chainrule.rules import Wrt, derivative, rule, sample
+from chainrule.rules.indices import OTHERS
 from chainrule.rules.linalg import randn
 
 
@@ -30,53 +32,62 @@ def _order(op: Any) -> float:
     return float(op.arguments.get("p", 2))
 
 
+def _slope(op: Any, d: str, out: str) -> str:
+    """The same in LaTeX, of one element `d` of the difference and the distance `out`."""
+    order, sign = _order(op), rf"\operatorname{{sgn}}({d})"
+    special = {0.0: "0", 1.0: sign, 2.0: rf"\frac{{{d}}}{{{out}}}", float("inf"): rf"{sign} \, [|{d}| = {out}]"}
+    return special.get(order, rf"{sign} \left(\frac{{|{d}|}}{{{out}}}\right)^{{{order - 1:g}}}")
+
+
+def _norm(op: Any, difference: str) -> str:
+    order = r"\infty" if _order(op) == float("inf") else f"{_order(op):g}"
+    return rf"\left\lVert {difference} \right\rVert_{{{order}}}"
+
+
+OWN_ROWS = "a distance depends on the two rows between which it is, and on no others"
+
+
 def _cdist(op: Any, g: Tensor) -> Tensor:
     """d loss / d (x1_i - x2_j), for every pair (i, j)."""
     difference = op.x1.unsqueeze(-2) - op.x2.unsqueeze(-3)
     return g.unsqueeze(-1) * distance_slope(difference, op.out.unsqueeze(-1), _order(op))
 
 
-def _slope_latex(op: Any) -> str:
-    special = {
-        0.0: "0",
-        1.0: r"\operatorname{sgn}(d)",
-        2.0: r"\frac{d}{$out}",
-        float("inf"): r"\operatorname{sgn}(d) [|d| = $out]",
-    }
-    general = rf"\operatorname{{sgn}}(d) \left(\frac{{|d|}}{{$out}}\right)^{{{_order(op) - 1:g}}}"
-    return special.get(_order(op), general)
+def _of_pairs(template: str) -> Callable[[Any], str]:
+    """A formula of the pair (i, j) and the column k; `@n`: the distance, `@s`: its slope, `@b`: the batch."""
 
+    def formula(op: Any) -> str:
+        batch = "".join(f"{letter}," for letter in OTHERS[: op.x1.dim() - 2])
+        filled = template.replace("@n", _norm(op, "{$x1}_{@bi} - {$x2}_{@bj}"))
+        return filled.replace("@s", _slope(op, "d_{@bi,j,k}", "{$out}_{@bi,j}")).replace("@b", batch)
 
-def _norm_latex(op: Any) -> str:
-    order = r"\infty" if _order(op) == float("inf") else f"{_order(op):g}"
-    return rf"\right\rVert_{{{order}}}"
+    return formula
 
-
-OWN_ROWS = "a distance depends on the two rows between which it is, and on no others"
 
 cdist = rule(
     "CdistBackward0",
     "EuclideanDistBackward0",
     name="cdist",
-    equation=lambda op: r"{$out}_{ij} = \left\lVert {$x1}_i - {$x2}_j " + _norm_latex(op),
+    equation=_of_pairs("{$out}_{@bi,j} = @n"),
+    where=_of_pairs("d_{@bi,j,k} = {$x1}_{@bi,k} - {$x2}_{@bj,k}"),
     wrt={
         "x1": Wrt(
             lambda op, g: _cdist(op, g).sum(-2),
-            lambda op: rf"{_slope_latex(op)}, \; d = {{$x1}}_i - {{$x2}}_j",
-            lambda op: rf"\sum_j {{$g}}_{{ij}} \, {_slope_latex(op)}",
+            _of_pairs(derivative("{$out}_{@bi,j}", "{$x1}_{@bi,k}", "@s")),
+            _of_pairs(r"{$grad}_{@bi,k} = \sum_j {$g}_{@bi,j} \, @s"),
             OWN_ROWS,
         ),
         "x2": Wrt(
             lambda op, g: -_cdist(op, g).sum(-3),
-            lambda op: rf"-{_slope_latex(op)}, \; d = {{$x1}}_i - {{$x2}}_j",
-            lambda op: rf"-\sum_i {{$g}}_{{ij}} \, {_slope_latex(op)}",
+            _of_pairs(derivative("{$out}_{@bi,j}", "{$x2}_{@bj,k}", "-@s")),
+            _of_pairs(r"{$grad}_{@bj,k} = -\sum_i {$g}_{@bi,j} \, @s"),
             OWN_ROWS,
         ),
     },
     samples=lambda: [
         *(
             sample(torch.cdist, randn(3, 2), randn(4, 2), p, note=f"p = {p}")
-            for p in (0, 0.5, 1, 1.5, 2, 3, float("inf"))
+            for p in (2, 0, 0.5, 1, 1.5, 3, float("inf"))
         ),
         sample(torch.cdist, randn(2, 3, 2), randn(2, 1, 2), note="batch"),
         sample(torch.cdist, torch.ones(2, 3, requires_grad=True), torch.ones(1, 3, requires_grad=True), note="at 0"),
@@ -94,19 +105,41 @@ def _pdist(op: Any, g: Tensor) -> Tensor:
     return torch.zeros_like(op.self).index_add(0, rows, share).index_add(0, columns, -share)
 
 
+def _of_rows(template: str, of_none: str = "") -> Callable[[Any], str]:
+    """A formula of the rows i and j; `@n` is their distance, `@s` its slope, `@r` the number of rows.
+
+    `of_none` is the formula of the count of unequal columns, the distance of the order 0, which has no slope.
+    """
+
+    def formula(op: Any) -> str:
+        if of_none and _order(op) == 0:
+            return of_none
+        filled = template.replace("@n", _norm(op, "{$self}_i - {$self}_j"))
+        filled = filled.replace("@s", _slope(op, r"({$self}_{i,k} - {$self}_{j,k})", "{$out}_{p_{i,j}}"))
+        return filled.replace("@r", str(op.self.shape[0])).replace("@t", str(2 * op.self.shape[0] - 1))
+
+    return formula
+
+
 pdist = rule(
     "PdistBackward0",
-    equation=lambda op: r"{$out}_{(i, j)} = \left\lVert {$self}_i - {$self}_j " + _norm_latex(op) + r", \quad i < j",
+    equation=_of_rows(r"{$out}_{p_{i,j}} = @n, \quad 0 \le i < j < @r"),
+    where=_of_rows(r"p_{i,j} = \frac{1}{2} \min(i, j) \, (@t - \min(i, j)) + |i - j| - 1"),
     wrt={
         "self": Wrt(
             _pdist,
-            lambda op: rf"\pm {_slope_latex(op)}, \; d = {{$self}}_i - {{$self}}_j",
-            lambda op: rf"\sum_{{j}} \pm {{$g}}_{{(i, j)}} \, {_slope_latex(op)}",
+            _of_rows(
+                derivative("{$out}_{p_{i,j}}", "{$self}_{i,k}", r"@s, \quad ")
+                + derivative("{$out}_{p_{i,j}}", "{$self}_{j,k}", r"-@s, \quad 0 \le i < j < @r")
+            ),
+            _of_rows(
+                r"{$grad}_{i,k} = \sum_{0 \le j < @r, \, j \neq i} {$g}_{p_{i,j}} \, @s", of_none="{$grad}_{i,k} = 0"
+            ),
             OWN_ROWS,
         )
     },
     samples=lambda: [
-        *(sample(torch.pdist, randn(4, 3), p, note=f"p = {p}") for p in (0, 1, 1.5, 2, 3, float("inf"))),
+        *(sample(torch.pdist, randn(4, 3), p, note=f"p = {p}") for p in (2, 0, 1, 1.5, 3, float("inf"))),
         sample(torch.pdist, randn(1, 3), note="one row"),
         sample(torch.pdist, torch.ones(2, 3, requires_grad=True), note="at 0"),
     ],

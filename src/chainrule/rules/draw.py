@@ -20,13 +20,21 @@ from chainrule.rules.arithmetic import x
 NOTHING = "what is drawn does not depend on it smoothly, or PyTorch does not follow the dependence"
 
 
+Latex = str | Callable[[Any], str]
+
+
+def _given(argument: str, then: str, otherwise: str) -> Latex:
+    """The formula of a call that has an argument, and that of one which has it not."""
+    return lambda op: otherwise if op.arguments.get(argument) is None else then
+
+
 def draw(
-    node: str, distribution: str, samples: Callable[[], Iterable[Sample]], arguments: tuple[str, ...] = ("self",)
+    node: str, distribution: Latex, samples: Callable[[], Iterable[Sample]], arguments: tuple[str, ...] = ("self",)
 ) -> Rule:
     """Register a draw: zero for each of its tensor arguments, overwritten ones among them."""
     return register(
         f"{node}Backward0",
-        equation=rf"$out \sim {distribution}",
+        equation=lambda op: r"$out \sim " + (distribution if isinstance(distribution, str) else distribution(op)),
         wrt={name: replace(unread(name), zeros=NOTHING) for name in arguments},
         samples=samples,
         source=f"derivatives.yaml: {node.lower()}",
@@ -46,19 +54,20 @@ def overwrites(name: str, *arguments: Any) -> Callable[[], list[Sample]]:
 
 # fmt: off
 for row in (
-    # node         distribution                                                 samples, arguments
-    ("Bernoulli",  r"\operatorname{Bernoulli} \text{ with the given probabilities}",
+    # node         distribution                               samples, arguments
+    ("Bernoulli",  _given("p", r"\operatorname{Bernoulli}($p)", r"\operatorname{Bernoulli}($self)"),
      lambda: [sample(torch.bernoulli, x(0.1, 0.9)), *overwrites("bernoulli_", 0.3)()], ("self", "p")),
-    ("Normal",     r"\mathcal{N} \text{ with the given mean and standard deviation}",
+    ("Normal",     r"\mathcal{N}($mean, {$std}^{2})",
      lambda: [sample(torch.normal, x(1.0, 2.0), std) for std in (x(0.5, 0.1), 0.5)] + overwrites("normal_")(),
      ("self", "mean", "std")),
-    ("Poisson",    r"\operatorname{Poisson}($self)",            lambda: [sample(torch.poisson, x(1.0, 4.0))]),
-    ("Uniform",    r"\mathcal{U} \text{ between the given bounds}", overwrites("uniform_")),
-    ("Exponential", r"\operatorname{Exponential}($lambd)",      overwrites("exponential_", 2.0)),
-    ("Cauchy",     r"\operatorname{Cauchy}($median, $sigma)",   overwrites("cauchy_")),
-    ("Geometric",  r"\operatorname{Geometric}($p)",             overwrites("geometric_", 0.5)),
-    ("LogNormal",  r"\operatorname{LogNormal}($mean, $std)",    overwrites("log_normal_")),
-    ("Random",     r"\text{whole numbers, all equally likely}", overwrites("random_", 7)),
+    ("Poisson",    r"\operatorname{Poisson}($self)",          lambda: [sample(torch.poisson, x(1.0, 4.0))]),
+    ("Uniform",    r"\mathcal{U}($from, $to)",                overwrites("uniform_", -1.0, 3.0)),
+    ("Exponential", r"\operatorname{Exponential}($lambd)",    overwrites("exponential_", 2.0)),
+    ("Cauchy",     r"\operatorname{Cauchy}($median, $sigma)", overwrites("cauchy_", 1.0, 2.0)),
+    ("Geometric",  r"\operatorname{Geometric}($p)",           overwrites("geometric_", 0.5)),
+    ("LogNormal",  r"\operatorname{LogNormal}($mean, {$std}^{2})", overwrites("log_normal_", 0.5, 0.25)),
+    ("Random",     lambda op: rf"\mathcal{{U}}\{{{op.arguments.get('from') or 0}, \dots, {op.to - 1}\}}",
+     overwrites("random_", 7)),
 ):
     draw(*row)
 # fmt: on

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -62,9 +62,8 @@ class Expression:
     branches: tuple[Expression, Expression, Expression] | None = None
 
     def __call__(self, op: Any) -> str:
-        """The LaTeX template for an operation, with the abbreviations in it written out behind."""
-        known = self.put(op)
-        return r", \quad ".join([known.text, *dict.fromkeys(known.names)])
+        """The LaTeX template for an operation."""
+        return self.put(op).text
 
     @property
     def same(self) -> Any:
@@ -128,6 +127,11 @@ class Expression:
 def like(value: Any, op: Any) -> Tensor:
     """A value that may be a Python number, as a tensor in the precision of the operation's output."""
     return value if isinstance(value, Tensor) else torch.tensor(value, dtype=op.out.dtype, device=op.out.device)
+
+
+def meanings(formulas: Iterable[Expression], op: Any) -> str:
+    """The abbreviations in some formulas, as LaTeX templates of what they stand for."""
+    return r", \quad ".join(dict.fromkeys(name for each in formulas for name in each.put(op).names))
 
 
 def _names(*parts: Expression) -> tuple[str, ...]:
@@ -442,10 +446,9 @@ def _rows(value: Expression, condition: Expression, otherwise: Expression) -> li
 
 
 def times_upstream(local: Expression, op: Any) -> str:
-    """The upstream gradient times a local derivative (the conjugate of a complex one), as written by hand."""
+    """The upstream gradient times a local derivative (its conjugate, of a complex output), as written by hand."""
     known, upstream = local.put(op), G.put(op)
-    is_complex = any(isinstance(each, Tensor) and each.is_complex() for each in (op.out, *op.arguments.values()))
-    if is_complex and known.value is None:
+    if op.out.is_complex() and known.value is None:
         size, core = fraction(*known.times), product(known, 1 / fraction(*known.times))
         known = size * (core.call[1][0] if core.call and core.call[0] is CONJUGATE else CONJUGATE(core))
     minus, rest = ("-", known.text[1:]) if known.text.startswith("-") else ("", known.text)

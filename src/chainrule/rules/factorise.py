@@ -27,6 +27,7 @@ from chainrule.rules.linalg import (
     of_matrix,
     positive,
     randn,
+    solver,
     square,
     squares,
     triangle,
@@ -109,25 +110,26 @@ def _gram_gradient(op: Any, factor: Tensor, a_bar: Tensor) -> Tensor:
     return factor @ both if op.upper else both @ factor
 
 
-def _cholesky_solve_factor(op: Any, g: Tensor) -> Tensor:
-    return _gram_gradient(op, op.input2, -torch.cholesky_solve(g, op.input2, op.upper) @ op.out.mH)
+def _gram(factor: str, moves: bool = True) -> Callable[[Any], str]:
+    """What A is, the product of a factor and its conjugate transpose, and D, how it moves."""
 
-
-def _gram(text: str, factor: str) -> Callable[[Any], str]:
-    """A formula with A, the product of a factor and its conjugate transpose, and D, how it moves; LEFT ( ) RIGHT bring
-    the gradient of A to the factor."""
-
-    def filled(op: Any) -> str:
+    def beside(op: Any) -> str:
         dot = rf"\dot{{{factor}}}"
-        a = rf"{factor}^{{H}} {factor}" if op.upper else rf"{factor} \, {factor}^{{H}}"
-        d = (
-            rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
-            if op.upper
-            else rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
-        )
-        to_factor = rf"{factor} \left(G + G^{{H}}\right)" if op.upper else rf"\left(G + G^{{H}}\right) {factor}"
-        start = text.replace("BACK", to_factor)
-        return start + rf", \quad A = {a}" + (rf", \quad D = {d}" if " D " in start else "")
+        if op.upper:
+            a, d = rf"{factor}^{{H}} {factor}", rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
+        else:
+            a, d = rf"{factor} \, {factor}^{{H}}", rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
+        return rf", \quad A = {a}" + (rf", \quad D = {d}" if moves else "")
+
+    return beside
+
+
+def _to_factor(factor: str) -> Callable[[Any, str], str]:
+    """The gradient of the factor, from that of A."""
+
+    def filled(op: Any, a_bar: str) -> str:
+        both = r"\left(G + G^{H}\right)"
+        return (rf"{factor} {both}" if op.upper else f"{both} {factor}") + rf", \quad G = {a_bar}"
 
     return filled
 
@@ -136,23 +138,16 @@ FULL_FACTOR = (
     "The gradient is that of the formula, on both triangles, although only one triangle of the factor is read."
 )
 
-cholesky_solve = rule(
+cholesky_solve = solver(
     "CholeskySolveBackward0",
-    equation=_gram(r"$out = A^{-1} $self", "$input2"),
-    wrt={
-        "self": Wrt(
-            lambda op, g: torch.cholesky_solve(g, op.input2, op.upper),
-            _gram(r"\dot{$out} = A^{-1} \dot{$self}", "$input2"),
-            _gram(r"A^{-1} \, $g", "$input2"),
-            "each column of the right side has its own column of the solution",
-        ),
-        "input2": Wrt(
-            _cholesky_solve_factor,
-            _gram(r"\dot{$out} = -A^{-1} D \, $out", "$input2"),
-            _gram(r"BACK, \quad G = -A^{-1} \, $g \, $out^{H}", "$input2"),
-            ALL,
-        ),
-    },
+    "input2",
+    "self",
+    lambda op, g: torch.cholesky_solve(g, op.input2, op.upper),
+    lambda op, a_bar: _gram_gradient(op, op.input2, a_bar),
+    symbol="A",
+    moved=lambda op, dot: "D",
+    put_back=_to_factor("$input2"),
+    beside=_gram("$input2"),
     samples=lambda: [
         sample(torch.cholesky_solve, randn(3, 2), triangle()),
         sample(torch.cholesky_solve, randn(3, 2), triangle(3, upper=True), upper=True, note="upper"),
@@ -166,10 +161,10 @@ cholesky_solve = rule(
 cholesky_inverse = of_matrix(
     "CholeskyInverseBackward0",
     argument="self",
-    equation=_gram(r"$out = A^{-1}", "$self"),
+    equation=lambda op: "$out = A^{-1}" + _gram("$self", moves=False)(op),
     vjp=lambda op, g: _gram_gradient(op, op.self, -op.out @ g @ op.out),
-    local=_gram(r"\dot{$out} = -$out D \, $out", "$self"),
-    product=_gram(r"BACK, \quad G = -$out \, $g \, $out", "$self"),
+    local=lambda op: r"\dot{$out} = -$out D \, $out" + _gram("$self")(op),
+    product=lambda op: "-" + _to_factor("$self")(op, r"$out \, $g \, $out"),
     samples=lambda: [
         sample(torch.cholesky_inverse, triangle()),
         sample(torch.cholesky_inverse, triangle(2, 2, upper=True), upper=True, note="upper, batch"),
@@ -563,28 +558,34 @@ def _lu_solve_right_side(op: Any, g: Tensor) -> Tensor:
     return gradient
 
 
-def _lu_solve_factors(op: Any, g: Tensor) -> Tensor:
+def _to_factors(op: Any, a_bar: Tensor) -> Tensor:
     permutation, lower, upper = _factored(op)
-    b_bar = _lu_solve_right_side(op, g)
-    a_bar: Tensor = -b_bar @ op.out.mH if op.left else -op.out.mH @ b_bar
-    a_bar = a_bar.mH if op.adjoint else a_bar
-    below = permutation.mT @ a_bar
+    below = permutation.mT @ (a_bar.mH if op.adjoint else a_bar)
     return (below @ upper.mH).tril(-1) + (lower.mH @ below).triu()
 
 
-lu_solve = rule(
+def _factors_bar(op: Any, a_bar: str) -> str:
+    """The gradients of L and U in one matrix, from that of A."""
+    a_bar = rf"\left({a_bar}\right)^{{H}}" if op.adjoint else a_bar
+    return rf"\left({BELOW}\left(G U^{{H}}\right) + {UPPER}\left(L^{{H}} G\right)\right), \quad G = P^{{T}} {a_bar}"
+
+
+def _lu_beside(op: Any) -> str:
+    s, d = r"P L U", rf"P \left({BELOW}(\dot{{$LU}}) U + L {UPPER}(\dot{{$LU}})\right)"
+    s, d = (rf"\left({s}\right)^{{H}}", rf"\left({d}\right)^{{H}}") if op.adjoint else (s, d)
+    return rf", \quad A = {s}, \quad D = {d}{_packed('$LU')}"
+
+
+lu_solve = solver(
     "LinalgLuSolveBackward0",
-    equation=lambda op: rf"{_a(op)} \, $out = $B, \; A = P L U" if op.left else rf"$out \, {_a(op)} = $B, \; A = P L U",
-    wrt={
-        "LU": Wrt(
-            _lu_solve_factors,
-            r"-A^{-1} \, dA \, $out",
-            r"\operatorname{tril}_{-1}\left(P^{T} \bar{A} U^{H}\right) + "
-            r"\operatorname{triu}\left(L^{H} P^{T} \bar{A}\right), \quad \bar{A} = -\bar{B} \, $out^{H}",
-            ALL,
-        ),
-        "B": Wrt(_lu_solve_right_side, "A^{-1}", r"A^{-H} \, $g", "each column has its own column of the solution"),
-    },
+    "LU",
+    "B",
+    _lu_solve_right_side,
+    _to_factors,
+    symbol="A",
+    moved=lambda op, dot: "D",
+    put_back=_factors_bar,
+    beside=_lu_beside,
     constants={"pivots": "not differentiable"},
     samples=lambda: [
         sample(_solve_by_lu, square(), randn(3, 2)),
@@ -596,10 +597,6 @@ lu_solve = rule(
     source="derivatives.yaml: linalg_lu_solve. As solve, then from A = P L U to its factors.",
     remark=INVERTIBLE,
 )
-
-
-def _a(op: Any) -> str:
-    return "A^{H}" if op.adjoint else "A"
 
 
 def _solve_by_lu(a: Tensor, b: Tensor, left: bool = True, adjoint: bool = False) -> Tensor:
@@ -646,25 +643,74 @@ def _householder(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return Reflections(op.input, op.tau).back(identity, g)
 
 
-REFLECTIONS = (
-    r"H_1 H_2 \cdots H_k, \quad H_i = I - \tau_i v_i v_i^{H}, \quad v_i = (0, \ldots, 0, 1, "
-    r"\text{column } i \text{ of } STORED \text{ below its diagonal})"
-)
-STORED_COLUMNS = (
-    r"dH_i = -\tau_i \left(dv_i \, v_i^{H} + v_i \, dv_i^{H}\right)",
-    r"-\overline{\tau_i} G_i K_i^{H} v_i - \tau_i K_i G_i^{H} v_i, \quad K_i \text{ what } H_i \text{ is applied to, } "
-    r"G_i \text{ its upstream gradient}",
-    "the diagonal and what is above it are not read",
-)
-FACTORS_TAU = (r"dH_i = -d\tau_i \, v_i v_i^{H}", r"-v_i^{H} G_i K_i^{H} v_i", ALL)
+def _by_steps(name: str, first: str, at: str, then: str) -> str:
+    """A definition by steps, from one that is known."""
+    return rf", \quad {name}_t = \begin{{cases}} {first} & t = {at} \\ {then} & \text{{otherwise}} \end{{cases}}"
+
+
+@dataclass(frozen=True)
+class Reflecting:
+    """The formulas of Q = Q_{k - 1}, the product of k reflections, by the arguments that store them."""
+
+    stored: str
+    tau: str
+
+    def last(self, op: Any) -> int:
+        """The number of the last reflection."""
+        return int(op.arguments[self.tau].shape[-1]) - 1
+
+    def where(self, op: Any) -> str:
+        """What Q is."""
+        reflection = rf"R_t = I - {{${self.tau}}}_t \, v_t v_t^{{H}}, \quad v_t = V^{{T}}_t"
+        columns = rf"V = {BELOW}(${self.stored}) + I"
+        return f"{reflection}, \\quad {columns}" + _by_steps("Q", "R_0", "0", "Q_{t - 1} R_t")
+
+    def moved(self, argument: str) -> str:
+        """How Q moves with an argument."""
+        change = rf"-{{\dot{{${argument}}}}}_t \, v_t v_t^{{H}}"
+        if argument == self.stored:
+            turn = r"\left(\dot{v}_t v_t^{H} + v_t \dot{v}_t^{H}\right)"
+            column = rf", \quad \dot{{v}}_t = {BELOW}(\dot{{${self.stored}}})^{{T}}_t"
+            change = rf"-{{${self.tau}}}_t \, {turn}{column}"
+        steps = _by_steps(r"\dot{Q}", r"\dot{R}_0", "0", r"\dot{Q}_{t - 1} R_t + Q_{t - 1} \dot{R}_t")
+        return rf"{steps}, \quad \dot{{R}}_t = {change}"
+
+    def back(self, op: Any, argument: str, start: str) -> str:
+        """The gradient of an argument from D, that of Q: G comes back to R_t, which is applied to K."""
+        k, tau = self.last(op), rf"{{${self.tau}}}_t"
+        text = r"{$grad}_t = -v_t^{H} G_t K_t^{H} v_t"
+        if argument == self.stored:
+            pulled = rf"w_t = -\overline{{{tau}}} \, G_t K_t^{{H}} v_t - {tau} \, K_t G_t^{{H}} v_t"
+            text = rf"{{$grad}}_{{i,t}} = [i > t] \, w_{{t,i}}, \quad 0 \le t < {k + 1}, \quad {pulled}"
+        text += _by_steps("G", "D", "0", "R_{t - 1}^{H} G_{t - 1}")
+        return text + _by_steps("K", r"0 \, D + I", str(k), "R_{t + 1} K_{t + 1}") + rf", \quad D = {start}"
+
+    def wrt(self, vjp: Callable[[Any, Any], Any], local: Callable[[Any], str], bar: Callable[[Any], str]) -> Any:
+        """The derivatives by what is stored and by tau; `vjp` gives both, `local` is how the output moves with Q."""
+
+        def way(place: int, argument: str, zeros: str) -> Wrt:
+            return Wrt(
+                lambda op, g: vjp(op, g)[place],
+                lambda op: local(op) + self.moved(argument),
+                lambda op: self.back(op, argument, bar(op)),
+                zeros,
+            )
+
+        unread = "the diagonal and what is above it are not read"
+        return {self.stored: way(0, self.stored, unread), self.tau: way(1, self.tau, ALL)}
+
+
+HOUSEHOLDER, ORMQR = Reflecting("input", "tau"), Reflecting("self", "input2")
 
 householder_product = rule(
     "LinalgHouseholderProductBackward0",
-    equation="$out = " + REFLECTIONS.replace("STORED", "$input"),
-    wrt={
-        "input": Wrt(lambda op, g: _householder(op, g)[0], *STORED_COLUMNS),
-        "tau": Wrt(lambda op, g: _householder(op, g)[1], *FACTORS_TAU),
-    },
+    equation=lambda op: f"{{$out}}_{{i,j}} = Q_{{{HOUSEHOLDER.last(op)},i,j}}",
+    where=HOUSEHOLDER.where,
+    wrt=HOUSEHOLDER.wrt(
+        _householder,
+        lambda op: rf"\dot{{$out}}_{{i,j}} = \dot{{Q}}_{{{HOUSEHOLDER.last(op)},i,j}}",
+        lambda op: "$g",
+    ),
     samples=lambda: [
         sample(torch.linalg.householder_product, randn(4, 3), randn(3)),
         sample(torch.linalg.householder_product, randn(3, 3), randn(2), note="fewer reflections than columns"),
@@ -684,28 +730,35 @@ def _ormqr(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return columns, taus, start.mH
 
 
-def _reflected(op: Any) -> str:
-    q = "Q^{H}" if op.transpose else "Q"
-    return rf"{q} \, $input3" if op.left else rf"$input3 \, {q}"
+def _beside_q(other: str, q: str = "Q", adjoint: bool = False) -> Callable[[Any], str]:
+    """Q, or its conjugate transpose, on its side of another matrix."""
+
+    def filled(op: Any) -> str:
+        mine = f"{q}_{ORMQR.last(op)}" + ("^{H}" if op.transpose != adjoint else "")
+        return rf"{mine} \, {other}" if op.left else rf"{other} \, {mine}"
+
+    return filled
 
 
-def _unreflected(op: Any) -> str:
-    q = "Q" if op.transpose else "Q^{H}"
-    return rf"{q} \, $g" if op.left else rf"$g \, {q}"
+def _q_bar(op: Any) -> str:
+    """The gradient of Q."""
+    if op.left:
+        return r"$input3 \, $g^{H}" if op.transpose else r"$g \, $input3^{H}"
+    return r"$g^{H} $input3" if op.transpose else r"$input3^{H} $g"
 
 
 ormqr = rule(
     "OrmqrBackward0",
-    equation=lambda op: rf"$out = {_reflected(op)}, \quad Q = {REFLECTIONS.replace('STORED', '$self')}",
-    wrt={
-        "self": Wrt(lambda op, g: _ormqr(op, g)[0], *STORED_COLUMNS),
-        "input2": Wrt(lambda op, g: _ormqr(op, g)[1], *FACTORS_TAU),
+    equation=lambda op: f"$out = {_beside_q('$input3')(op)}",
+    where=ORMQR.where,
+    wrt=ORMQR.wrt(_ormqr, lambda op: r"\dot{$out} = " + _beside_q("$input3", r"\dot{Q}")(op), _q_bar)
+    | {
         "input3": Wrt(
             lambda op, g: _ormqr(op, g)[2],
-            lambda op: "Q^{H}" if op.transpose else "Q",
-            _unreflected,
+            lambda op: r"\dot{$out} = " + _beside_q(r"\dot{$input3}")(op),
+            _beside_q("$g", adjoint=True),
             "each column has its own column of the result (each row, from the right)",
-        ),
+        )
     },
     samples=lambda: [
         sample(torch.ormqr, randn(3, 2), randn(2), randn(3, 2)),

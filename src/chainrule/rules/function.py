@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
 from chainrule.rules import elementary as e
 from chainrule.rules.arithmetic import QUOTIENT, at, binary, in_shape_of, near_whole, quotient_steps, unary, x
-from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, of, symbol
+from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, let, of
 
 
 def function(
@@ -57,8 +58,17 @@ arsinh, arcosh, artanh = (named(rf"\operatorname{{ar{n}}}", getattr(torch, f"a{n
 trunc, rounded = named(r"\operatorname{trunc}", torch.trunc), named(r"\operatorname{round}", torch.round)
 TENS = of(10) ** argument("decimals", 0)
 floor, ceil = Named(r"\lfloor @ \rfloor", torch.floor), Named(r"\lceil @ \rceil", torch.ceil)
-argument_of, CHOSEN = Named(r"\arg @", torch.angle), symbol(r"\text{a chosen number}", lambda op: op.out)
+argument_of = Named(r"\arg @", torch.angle)
 FINITE = Named(r"\left|@\right| < \infty", torch.isfinite, (), SUM)
+UNEQUAL = Named(r"@1 \neq @2", operator.ne, (), SUM, "@1 = @2")
+UP, DOWN = choice(lambda op: _put(op, "posinf", 1)), choice(lambda op: _put(op, "neginf", -1))
+FILLED = cases(X, FINITE(X), cases(argument("nan", 0), UNEQUAL(X, X), cases(UP, X > 0, DOWN)))
+
+
+def _put(op: Any, name: str, sign: int) -> float:
+    """What an infinity is replaced by: the argument, or else the largest number of the type."""
+    given: float | None = op.arguments.get(name)
+    return sign * torch.finfo(op.self.dtype).max if given is None else given
 
 
 def _whole(op: Any, radius: float) -> Tensor:
@@ -78,12 +88,8 @@ def _jump(where: Callable[..., Any], what: str, slope: int = 0) -> Kink:
     return Kink(where, f"{what}; PyTorch takes {slope} there too")
 
 
-def _for_complex(gradient: Expression, real: Any) -> Expression:
-    """A slope for real numbers, and for complex ones from the gradient: the walk multiplies by the conjugate."""
-    return choice(lambda op: e.conjugate(gradient).but(0, ZERO) if op.self.is_complex() else real)
-
-
 ZERO = X.equals(0)
+TURN = choice(lambda op: (e.UNIT * X / e.size(X) ** 2).but(0, ZERO) if op.self.is_complex() else 0)
 STEEP = Kink(at(0), "the slope of the square root grows without bound at 0; PyTorch takes infinity")
 CORNER = Kink(at(0), "|x| has a corner at 0; PyTorch takes 0")
 SINC, SINC_SLOPE = e.sin(e.PI * X) / (e.PI * X), (e.cos(e.PI * X) - OUT) / X
@@ -120,7 +126,7 @@ for row in (
     ("Deg2Rad", torch.deg2rad,  e.PI / 180 * X),
     ("Rad2Deg", torch.rad2deg,  180 / e.PI * X),
     ("Sigmoid", torch.sigmoid,  e.sigma(X),        OUT * (1 - OUT),           ALL, None, SIGMOID),
-    ("Abs",     torch.abs,      e.size(X),         _for_complex(e.sign(X), e.sign(X)), (-1.5, 0, 0.3, 2.0), CORNER, "",
+    ("Abs",     torch.abs,      e.size(X),         e.sign(X), (-1.5, 0, 0.3, 2.0), CORNER, "",
      [sample(torch.abs, COMPLEX, note="complex")]),
     ("Floor",   torch.floor,    floor(X),          of(0), STEPS, _jump(_whole, "floor jumps at whole numbers")),
     ("Ceil",    torch.ceil,     ceil(X),           of(0), STEPS, _jump(_whole, "ceil jumps at whole numbers")),
@@ -129,10 +135,10 @@ for row in (
      [sample(torch.round, x(0.123, -1.5), decimals=1)]),
     ("Sign",    torch.sign,     e.sign(X),         of(0), STEPS, _jump(at(0), "the sign jumps at 0")),
     ("Frac",    torch.frac,     X - trunc(X),      of(1), STEPS, _jump(_but_0, "frac jumps at whole numbers but 0", 1)),
-    ("Angle",   torch.angle,    argument_of(X),    _for_complex(e.UNIT * X / e.size(X)**2, 0), ALL,
+    ("Angle",   torch.angle,    argument_of(X),    TURN, ALL,
      Kink(at(0), "the angle is not defined at 0; PyTorch takes 0"), "of a complex z the gradient is i z/|z|^2",
      [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")]),
-    ("NanToNum", torch.nan_to_num, cases(X, FINITE(X), CHOSEN), None,         (1, math.inf, -math.inf, math.nan, 0)),
+    ("NanToNum", torch.nan_to_num, FILLED,       cases(1, FINITE(X)),       (1, math.inf, -math.inf, math.nan, 0)),
 ):
     function(*row)
 # fmt: on
@@ -155,7 +161,9 @@ sgn = rule(
         "self": Wrt(
             _sgn_vjp,
             lambda op: (
-                TURNED + r" \operatorname{Im}\left(\overline{$out} \, \cdot\right)" if op.self.is_complex() else "0"
+                r"\dot{$out} = " + TURNED + r" \odot \operatorname{Im}\left(\overline{$out} \odot \dot{$self}\right)"
+                if op.self.is_complex()
+                else "0"
             ),
             lambda op: (
                 TURNED + r" \odot \operatorname{Im}\left(\overline{$out} \odot $g\right)"
@@ -255,15 +263,15 @@ ldexp = elementwise(
 )
 nextafter = elementwise(
     "NextafterBackward0",
-    equation=Named(r"\text{the number next to } @1 \text{ on the way to } @2", torch.nextafter)(X, OTHER),
-    derivative={"self": cases(1, Named(r"@1 \neq @2", operator.ne, (), SUM, "@1 = @2")(X, OTHER)), "other": 0},
+    equation=Named(r"\operatorname{nextafter}(@1, @2)", torch.nextafter)(X, OTHER),
+    derivative={"self": cases(1, UNEQUAL(X, OTHER)), "other": 0},
     samples=lambda: [*binary(torch.nextafter), sample(torch.nextafter, x(1, 2), x(1, 3), note="equal")],
     source="derivatives.yaml: nextafter",
     kink=Kink(
         lambda op, radius: in_shape_of(op.self, (op.self - op.other).abs() <= radius),
         "there is no next number where both are equal; PyTorch takes 0 there",
     ),
-    remark="One step between numbers away from the identity, and differentiated as if it were the identity.",
+    remark="The next number of the type on the way from x to the other: differentiated as if it were x itself.",
 )
 
 
@@ -274,10 +282,14 @@ def _binade_edge(op: Any, radius: float) -> Tensor:
     return near_edge
 
 
+EXPONENT: Expression = replace(
+    let("n", floor(e.log2(e.size(X))) + 1), run=lambda op: op.outs[1].to(op.out.dtype), put=lambda op: EXPONENT
+)
+
 frexp = elementwise(
     "FrexpBackward0",
-    equation=r"$self = $out \cdot 2^{e}, \quad \frac{1}{2} \le |$out| < 1",
-    derivative={"self": e.exp2(-symbol("e", lambda op: op.outs[1].to(op.out.dtype)))},
+    equation=X * e.exp2(-EXPONENT),
+    derivative={"self": e.exp2(-EXPONENT)},
     samples=lambda: [*unary(torch.frexp), sample(torch.frexp, x(0, 4), note="on a step")],
     source="derivatives.yaml: frexp.Tensor",
     kink=Kink(_binade_edge, "the exponent steps at powers of two; PyTorch holds it constant"),

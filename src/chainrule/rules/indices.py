@@ -139,7 +139,7 @@ class Term:
     @property
     def backward(self) -> Term:
         """The statement of the gradients: what came to `out` is added to the gradient of `into`."""
-        number = self.into.name.lstrip("abcdefghijklmnopqrstuvwxyz")  # of a tensor in a list
+        number = self.into.name[len(self.into.name.rstrip("0123456789")) :]  # of a tensor in a list
         grad, g = f"grad{number}", self.out.name.replace("out", "g")
         return replace(self, out=replace(self.into, name=grad), into=replace(self.out, name=g), fill="0")
 

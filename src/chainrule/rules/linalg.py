@@ -175,43 +175,97 @@ def vector_right_side(a: Tensor, b: Tensor) -> bool:
     return b.dim() == 1 or (a.dim() - 1 == b.dim() and b.shape == a.shape[:-1])
 
 
-def _columns(op: Any, t: Tensor) -> Tensor:
-    """A right side, or a solution, as a matrix."""
-    return t.unsqueeze(-1) if vector_right_side(op.A, op.B) else t
+Formula = Callable[[Any, str], str]
 
 
-def _solve_right_side(op: Any, g: Tensor) -> Tensor:
-    g = _columns(op, g)
-    gradient: Tensor = torch.linalg.solve(op.A.mH, g, left=op.left)
-    return gradient.squeeze(-1) if vector_right_side(op.A, op.B) else gradient
+def solver(
+    node: str,
+    matrix: str,
+    right: str,
+    back: Callable[[Any, Tensor], Tensor],
+    kept: Callable[[Any, Tensor], Tensor] = lambda op, a_bar: a_bar,
+    symbol: str = "S",
+    moved: Formula = lambda op, dot: dot,
+    put_back: Formula = lambda op, a_bar: a_bar,
+    beside: Callable[[Any], str] = lambda op: "",
+    zeros: str = ALL,
+    copied: bool = False,
+    **more: Any,
+) -> Rule:
+    """Register the solution X of S X = B, or of X S = B where the operation is not `left`, with S made of an argument.
+
+    S X = B gives dS X + S dX = dB. So B_bar = S^-H X_bar, which `back` computes, and S_bar = -B_bar X^H, of which the
+    argument gets what is `kept`. In LaTeX S is `symbol`, and `beside` says what that is; `moved` is its change from
+    that of the argument, and `put_back` the way back of that. With `copied` the second output is the argument itself.
+    """
+
+    def columns(op: Any, t: Tensor) -> Tensor:
+        """A right side, or a solution, as a matrix."""
+        return t.unsqueeze(-1) if vector_right_side(op.arguments[matrix], op.arguments[right]) else t
+
+    def to_right(op: Any, g: Any) -> Tensor:
+        g = given(g[0], op.out) if copied else g
+        return back(op, columns(op, g)).reshape(g.shape)
+
+    def to_matrix(op: Any, g: Any) -> Tensor:
+        b_bar, x = columns(op, to_right(op, g)), columns(op, op.out)
+        gradient = kept(op, -b_bar @ x.mH if is_left(op) else -x.mH @ b_bar)
+        return gradient if not copied or g[1] is None else gradient + g[1]
+
+    def sided(from_left: str, from_right: str, copy: str = "", whole: Formula | None = None) -> Callable[[Any], str]:
+        """A formula with @S for S, @B for B and @D for the change of S, and what stands beside it."""
+
+        def filled(op: Any) -> str:
+            text = from_left if is_left(op) else from_right
+            text = text if whole is None else whole(op, text)
+            for old, new in {"$out": "$out0", "$g": "$g0"}.items() if copied else ():
+                text = text.replace(old, new)
+            for word, meaning in {"@S": symbol, "@B": f"${right}", "@D": moved(op, rf"\dot{{${matrix}}}")}.items():
+                text = text.replace(word, meaning)
+            return text + (copy if copied else "") + beside(op)
+
+        return filled
+
+    by_matrix = Wrt(
+        to_matrix,
+        sided(
+            r"\dot{$out} = -@S^{-1} \, @D \, $out",
+            r"\dot{$out} = -$out \, @D \, @S^{-1}",
+            rf", \quad \dot{{$out1}} = \dot{{${matrix}}}",
+        ),
+        sided(
+            r"@S^{-H} \, $g \, $out^{H}",
+            r"$out^{H} \, $g \, @S^{-H}",
+            " + $g1",
+            lambda op, text: f"-{put_back(op, text)}",
+        ),
+        zeros,
+    )
+    by_right = Wrt(
+        to_right,
+        sided(
+            r"\dot{$out} = @S^{-1} \, \dot{@B}",
+            r"\dot{$out} = \dot{@B} \, @S^{-1}",
+            rf", \quad \dot{{$out1}} = 0 \, ${matrix}",
+        ),
+        sided(r"@S^{-H} \, $g", r"$g \, @S^{-H}"),
+        "each column of the right side has its own column of the solution (each row, from the right)",
+    )
+    equation = sided(r"$out = @S^{-1} \, @B", r"$out = @B \, @S^{-1}", rf", \quad $out1 = ${matrix}")
+    return rule(node, equation=equation, wrt={matrix: by_matrix, right: by_right}, **more)
 
 
-def _solve_matrix(op: Any, g: Tensor) -> Tensor:
-    b_bar, x = _columns(op, _solve_right_side(op, g)), _columns(op, op.out)
-    return -b_bar @ x.mH if op.left else -x.mH @ b_bar
+def is_left(op: Any) -> bool:
+    """Whether the matrix stands left of the solution."""
+    return bool(op.arguments.get("left", True))
 
 
-def _sided(left: str, right: str) -> Callable[[Any], str]:
-    return lambda op: left if op.left else right
-
-
-solve = rule(
+solve = solver(
     "LinalgSolveExBackward0",
-    equation=_sided("$out = $A^{-1} \\, $B", "$out = $B \\, $A^{-1}"),
-    wrt={
-        "A": Wrt(
-            _solve_matrix,
-            _sided(r"\dot{$out} = -$A^{-1} \, \dot{$A} \, $out", r"\dot{$out} = -$out \, \dot{$A} \, $A^{-1}"),
-            _sided(r"-$A^{-H} \, $g \, $out^{H}", r"-$out^{H} \, $g \, $A^{-H}"),
-            ALL,
-        ),
-        "B": Wrt(
-            _solve_right_side,
-            _sided(r"\dot{$out} = $A^{-1} \, \dot{$B}", r"\dot{$out} = \dot{$B} \, $A^{-1}"),
-            _sided(r"$A^{-H} \, $g", r"$g \, $A^{-H}"),
-            "each column of the right side has its own column of the solution (each row, from the right)",
-        ),
-    },
+    "A",
+    "B",
+    lambda op, g: torch.linalg.solve(op.A.mH, g, left=op.left),
+    symbol="$A",
     samples=lambda: [
         sample(torch.linalg.solve, square(), randn(3, 2)),
         sample(torch.linalg.solve, square(), randn(3), note="a vector"),
@@ -236,52 +290,29 @@ def triangular(a: Tensor, b: Tensor, upper: bool, left: bool = True, unit: bool 
     return solution
 
 
-def _triangular_right_side(op: Any, g: Tensor) -> Tensor:
-    return triangular(op.self.mH, g, not op.upper, left=op.left, unit=op.unitriangular)
+def _part(op: Any) -> str:
+    """What is read of a triangular matrix, in LaTeX."""
+    part, unit = (r"\operatorname{triu}", "_{1}") if op.upper else (r"\operatorname{tril}", "_{-1}")
+    return part + unit if op.unitriangular else part
 
 
-def _triangular_matrix(op: Any, g: Tensor) -> Tensor:
-    b_bar = _triangular_right_side(op, g)
-    gradient = -b_bar @ op.out.mH if op.left else -op.out.mH @ b_bar
-    return _kept_triangle(gradient, op.upper, op.unitriangular)
-
-
-def _on_triangle(left: str, right: str = "", argument: str = "$self") -> Callable[[Any], str]:
-    """Formulas with S, the triangle that is read (with ones on its diagonal, if unit); PART takes that of a matrix."""
-
-    def filled(op: Any) -> str:
-        part = r"\operatorname{triu}" if op.upper else r"\operatorname{tril}"
-        if op.unitriangular:
-            part += "_{1}" if op.upper else "_{-1}"
-        triangle = f"{part}({argument})" + (" + I" if op.unitriangular else "")
-        text = left if op.arguments.get("left", True) else right
-        return rf"{text.replace('PART', part)}, \quad S = {triangle}"
-
-    return filled
+def _triangle(op: Any, argument: str) -> str:
+    """The triangle that is read, with ones on its diagonal, if unit."""
+    return f"{_part(op)}({argument})" + (" + I" if op.unitriangular else "")
 
 
 UNREAD = "the other triangle is not read, and neither is a diagonal that is taken as ones; there the gradient is zero"
 
-solve_triangular = rule(
+solve_triangular = solver(
     "LinalgSolveTriangularBackward0",
-    equation=_on_triangle("$out = S^{-1} \\, $B", "$out = $B \\, S^{-1}"),
-    wrt={
-        "self": Wrt(
-            _triangular_matrix,
-            _on_triangle(
-                r"\dot{$out} = -S^{-1} \, PART(\dot{$self}) \, $out",
-                r"\dot{$out} = -$out \, PART(\dot{$self}) \, S^{-1}",
-            ),
-            _on_triangle(r"-PART\left(S^{-H} \, $g \, $out^{H}\right)", r"-PART\left($out^{H} \, $g \, S^{-H}\right)"),
-            UNREAD,
-        ),
-        "B": Wrt(
-            _triangular_right_side,
-            _on_triangle(r"\dot{$out} = S^{-1} \, \dot{$B}", r"\dot{$out} = \dot{$B} \, S^{-1}"),
-            _on_triangle(r"S^{-H} \, $g", r"$g \, S^{-H}"),
-            "each column of the right side has its own column of the solution (each row, from the right)",
-        ),
-    },
+    "self",
+    "B",
+    lambda op, g: triangular(op.self.mH, g, not op.upper, left=op.left, unit=op.unitriangular),
+    lambda op, a_bar: _kept_triangle(a_bar, op.upper, op.unitriangular),
+    moved=lambda op, dot: f"{_part(op)}({dot})",
+    put_back=lambda op, a_bar: rf"{_part(op)}\left({a_bar}\right)",
+    beside=lambda op: rf", \quad S = {_triangle(op, '$self')}",
+    zeros=UNREAD,
     samples=lambda: [
         sample(torch.linalg.solve_triangular, triangle(), randn(3, 2), upper=False),
         sample(torch.linalg.solve_triangular, triangle(3, upper=True), randn(2, 3), upper=True, left=False),
@@ -300,54 +331,35 @@ solve_triangular = rule(
 )
 
 
-def _old_triangular_right_side(op: Any, g: Any) -> Tensor:
+def _old_back(op: Any, g: Any) -> Tensor:
     a = op.A.mT if op.transpose else op.A
-    return triangular(a.mH, given(g[0], op.out), op.upper == op.transpose, unit=op.unitriangular)
+    return triangular(a.mH, g, op.upper == op.transpose, unit=op.unitriangular)
 
 
-def _old_triangular_matrix(op: Any, g: Any) -> Tensor:
-    gradient = -_old_triangular_right_side(op, g) @ op.out.mH
-    kept = _kept_triangle(gradient.mT if op.transpose else gradient, op.upper, op.unitriangular)
-    return kept if g[1] is None else kept + g[1]
+def _turned(op: Any, text: str, bracket: str = "") -> str:
+    """A formula of A, for its transpose where that is meant."""
+    return rf"{bracket and '('}{text}{bracket and ')'}^{{T}}" if op.transpose else text
 
 
-def _old(text: str) -> Callable[[Any], str]:
-    """Formulas with S, the triangle of A or its transpose; DOT is how it moves, and BAR what moves A."""
-
-    def filled(op: Any) -> str:
-        both = (
-            (r"PART(\dot{$A})^{T}", r"$out0 \, (S^{-H} \, $g0)^{H}")
-            if op.transpose
-            else (r"PART(\dot{$A})", r"S^{-H} \, $g0 \, $out0^{H}")
-        )
-        found = _on_triangle(text.replace("DOT", both[0]).replace("BAR", both[1]), argument="$A")(op)
-        start, triangle = found.rsplit(" S = ", 1)
-        return f"{start} S = ({triangle})^{{T}}" if op.transpose else found
-
-    return filled
-
-
-triangular_solve = rule(
+triangular_solve = solver(
     "TriangularSolveBackward0",
-    equation=_old(r"$out0 = S^{-1} \, $self, \quad $out1 = $A"),
-    wrt={
-        "self": Wrt(
-            _old_triangular_right_side,
-            _old(r"\dot{$out0} = S^{-1} \, \dot{$self}, \quad \dot{$out1} = 0 \, $A"),
-            _old(r"S^{-H} \, $g0"),
-        ),
-        "A": Wrt(
-            _old_triangular_matrix,
-            _old(r"\dot{$out0} = -S^{-1} \, DOT \, $out0, \quad \dot{$out1} = \dot{$A}"),
-            _old(r"-PART\left(BAR\right) + $g1"),
-            UNREAD,
-        ),
-    },
+    "A",
+    "self",
+    _old_back,
+    lambda op, a_bar: _kept_triangle(a_bar.mT if op.transpose else a_bar, op.upper, op.unitriangular),
+    moved=lambda op, dot: _turned(op, f"{_part(op)}({dot})"),
+    put_back=lambda op, a_bar: rf"{_part(op)}\left({_turned(op, a_bar, '()')}\right)",
+    beside=lambda op: rf", \quad S = {_turned(op, _triangle(op, '$A'), '()')}",
+    zeros=UNREAD,
+    copied=True,
     outputs=2,
     samples=lambda: [
         sample(torch.triangular_solve, randn(3, 2), triangle(3, upper=True)),
         sample(torch.triangular_solve, randn(3, 2), triangle(), upper=False, transpose=True),
         sample(torch.triangular_solve, randn(3, 2), triangle(), upper=False, unitriangular=True),
+        sample(
+            torch.triangular_solve, randn(2, 1, complex_=True), triangle(2, complex_=True), upper=False, transpose=True
+        ),
     ],
     remark="There is a derivative where no element of the diagonal is zero.",
 )

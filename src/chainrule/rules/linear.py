@@ -2,16 +2,18 @@
 
 All of them are sums of products of two operands, so one line of Einstein notation ("ij,jk->ik") says everything: the
 VJP by one operand is the product of the upstream gradient with the other one, over the remaining index, and one entry
-of the Jacobian is one element of the other operand.
+of the Jacobian is one element of the other operand. The formulas follow from the same letters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
 from chainrule.rules.pattern import Pattern, aligned, real
@@ -27,17 +29,70 @@ def randn(*shape: int, dtype: torch.dtype | None = None, shift: int = 1) -> Tens
     return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
 
 
+# How a sum of products is written ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """The formulas of out = sum of weights times an operand, over the indices of the operand that `out` has not.
+
+    The same weights say all: the sum, its derivative, and the way back, which sums over the other indices.
+    """
+
+    out: Sequence[str]
+    into: Sequence[str]
+    weight: str
+
+    def terms(self, source: str) -> str:
+        """The sum alone, without the name of its result."""
+        over = ",".join(index for index in self.into if index not in self.out)
+        weight = "" if self.weight == "1" else rf"{self.weight} \, "
+        return (rf"\sum_{{{over}}} " if over else "") + weight + at(source, self.into)
+
+    def forward(self, target: str = "out", source: str = "self") -> str:
+        """The sum."""
+        return f"{at(target, self.out)} = {self.terms(source)}"
+
+    def turned(self) -> WeightedSum:
+        """The transposed map."""
+        return WeightedSum(self.into, self.out, self.weight)
+
+    def back(self, target: str = "grad", source: str = "g") -> str:
+        """The sum of the transposed map."""
+        return self.turned().forward(target, source)
+
+    def local(self, of: str = "out", by: str = "self") -> str:
+        """The derivative."""
+        return derivative(at(of, self.out), at(by, self.into), self.weight)
+
+
+def in_matrices(target: str, left: tuple[str, str], right: tuple[str, str], conjugated: str = "") -> str:
+    """A sum of products of two operands (name, letters) in matrix notation; a letter b counts batches.
+
+    The operand that has the target's first letter comes first. What is summed over stands at the end of the first one,
+    and at the beginning of the second one.
+    """
+    target, mine, others = (letters.replace("b", "") for letters in (target, left[1], right[1]))
+    if mine and target and target[0] in others:
+        left, mine, right, others = right, others, left, mine
+    summed = set(mine) & set(others) - set(target)
+    turned = {left[0]: mine[:1] in summed, right[0]: mine != "" and others[0] not in summed}
+    conjugate = {name: rf"\overline{{${name}}}" if name == conjugated else f"${name}" for name in turned}
+    power = {name: "^{H}" if name == conjugated else "^{T}" for name in turned}
+    return r" \, ".join(f"${name}{power[name]}" if turned[name] else conjugate[name] for name in turned)
+
+
+def prefix(scale: Any) -> str:
+    """A scale as a factor in LaTeX; nothing where it is 1."""
+    return "" if scale == 1 else rf"{number(scale)} \, "
+
+
+# Products of two operands -----------------------------------------------------------------------------------------
+
 Letters = tuple[str, str, str]  # of the operand, of the other one, of the result
 
 
-def product_rule(
-    node: str,
-    subscripts: str,
-    equation: str,
-    products: tuple[str, str],
-    samples: Callable[[], Iterable[Sample]],
-    operands: tuple[str, str] = ("self", "mat2"),
-) -> Rule:
+def product_rule(node: str, function: Callable[..., Tensor], subscripts: str, operands: tuple[str, str]) -> Rule:
     """Register out = sum of left * right over the indices that `subscripts` ("ij,jk->ik") leaves out of the result.
 
     An operation with an argument `self` beside its operands (addmm) is out = beta self + alpha (left right).
@@ -45,68 +100,74 @@ def product_rule(
     inputs, result = subscripts.split("->")
     (left, right), (mine, others) = operands, inputs.split(",")
     wrt = {
-        left: _operand(left, right, (mine, others, result), products[0]),
-        right: _operand(right, left, (others, mine, result), products[1]),
+        left: _operand(left, right, lambda op: (mine, others, result)),
+        right: _operand(right, left, lambda op: (others, mine, result)),
     }
-    if "self" not in operands:
-        wrt = {"self": ADDED, **wrt}
-    return rule(node, equation=_with_scales(f"$out = {equation}"), wrt=wrt, samples=samples)
+    if "b" in subscripts and "b" not in result:
+        equation = rf"\sum_b {{${left}}}_b \, {{${right}}}_b"
+    else:
+        equation = in_matrices(result, (left, mine), (right, others))
+    batch = r" \quad \text{(in each batch)}" if "b" in result else ""
+
+    def told(op: Any) -> str:
+        beta = op.arguments.get("beta", 0)
+        added = "" if beta == 0 else f"{prefix(beta)}$self + "
+        return f"$out = {added}{prefix(_alpha(op))}{equation}{batch}".replace("+ -", "- ")
+
+    added = "self" not in operands
+    wrt = {"self": ADDED, **wrt} if added else wrt
+    return rule(node, equation=told, wrt=wrt, samples=lambda: _product_samples(function, subscripts, added))
 
 
 def _operand(
     name: str,
     other: str,
-    subscripts: Letters | Callable[[Any], Letters],
-    product: str | Callable[[Any], str],
+    letters: Callable[[Any], Letters],
     vjp: Callable[[Any, Tensor], Tensor] | None = None,
+    product: Callable[[Any], str] | None = None,
     zeros: str = "",
 ) -> Wrt:
     """The derivative by one of the two operands; the letters may depend on the call, as those of a layer do."""
-
-    def letters(op: Any) -> Letters:
-        return subscripts(op) if callable(subscripts) else subscripts
 
     def back(op: Any, g: Tensor) -> Tensor:
         mine, others, result = letters(op)
         columns = _in_columns(getattr(op, name))  # then so is its gradient, or writing it takes half as long again
         asked = mine[::-1] if columns else mine
         gradient = torch.einsum(f"{result},{others}->{asked}", g, getattr(op, other).conj())
-        gradient = gradient.mT if columns else gradient
-        return _scaled(gradient, _scale(op, "alpha"))
+        return _scaled(gradient.mT if columns else gradient, _alpha(op))
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         mine, others, result = letters(op)
         places = dict(zip(result, out_index, strict=True))
         if any(places.setdefault(letter, place) != place for letter, place in zip(mine, in_index, strict=True)):
             return None
-        return Factor(other, tuple(places[letter] for letter in others), scale=_scale(op, "alpha"))
+        return Factor(other, tuple(places[letter] for letter in others), scale=_alpha(op))
 
     def local(op: Any) -> str:
         mine, others, result = letters(op)
-        return derivative(at("out", result), at(name, mine), prefix(_scale(op, "alpha")) + at(other, others))
+        return WeightedSum(result, mine, prefix(_alpha(op)) + at(other, others)).local(by=name)
 
     def told(op: Any) -> str:
-        text = product(op) if callable(product) else product
-        if getattr(op, other).is_complex():
-            text = (
-                text.replace("^{T}", "^{H}") if "^{T}" in text else text.replace(f"${other}", rf"\overline{{${other}}}")
-            )
-        return prefix(_scale(op, "alpha")) + text
+        mine, others, result = letters(op)
+        conjugated = other if getattr(op, other).is_complex() else ""
+        return prefix(_alpha(op)) + in_matrices(mine, ("g", result), (other, others), conjugated)
 
     def pattern(op: Any) -> Pattern | None:
         (mine, others, result), operand, factor = letters(op), getattr(op, name), getattr(op, other)
         if not real(op.out, operand, factor):
             return None
         rows, columns = ("".join(sorted(set(a) - set(b), key=a.index)) for a, b in ((result, mine), (mine, result)))
-        block = "" if _scale(op, "alpha") != 1 else _block(other, others, rows, columns)
+        block = "" if _alpha(op) != 1 else _block(other, others, rows, columns)
         return meeting(named(result, op.out.shape), named(mine, operand.shape), block)
 
-    if not callable(subscripts) and (shared := [letter for letter in subscripts[0] if letter in subscripts[2]]):
-        zeros = (
-            f"output element ({', '.join(subscripts[2])}) is made of the elements ({', '.join(subscripts[0])}) with "
-            f"the same {' and '.join(shared)}; its derivative by all others is zero"
-        )
-    return Wrt(vjp or back, local, told, zeros, factor, pattern)
+    if not zeros:
+        mine, _, result = letters(None)
+        if shared := [letter for letter in mine if letter in result]:
+            zeros = (
+                f"output element ({', '.join(result)}) is made of the elements ({', '.join(mine)}) with "
+                f"the same {' and '.join(shared)}; its derivative by all others is zero"
+            )
+    return Wrt(vjp or back, local, product or told, zeros, factor, pattern)
 
 
 def _block(name: str, letters: str, rows: str, columns: str) -> str:
@@ -121,33 +182,17 @@ def _in_columns(operand: Tensor) -> bool:
     return operand.dim() == 2 and not operand.is_contiguous() and operand.mT.is_contiguous()
 
 
-def _scale(op: Any, name: str) -> Any:
-    return op.arguments.get(name, 1)
+def _alpha(op: Any) -> Any:
+    return op.arguments.get("alpha", 1)
 
 
 def _scaled(gradient: Tensor, scale: Any) -> Tensor:
     return gradient if scale == 1 else gradient * (scale.conjugate() if isinstance(scale, complex) else scale)
 
 
-def prefix(scale: Any) -> str:
-    """A scale as a factor in LaTeX; nothing where it is 1."""
-    return "" if scale == 1 else rf"{number(scale)} \, "
-
-
-def _with_scales(equation: str) -> Callable[[Any], str]:
-    def filled(op: Any) -> str:
-        beta, alpha = (_scale(op, name) for name in ("beta", "alpha"))
-        text = equation.replace("BETA $self + ", "") if beta == 0 else equation.replace("BETA ", prefix(beta))
-        return text.replace("ALPHA ", prefix(alpha)).replace("+ -", "- ")
-
-    return filled
-
-
 def _added_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    sizes = op.self.shape
-    aligned = out_index[len(out_index) - len(sizes) :]
-    same = all(size == 1 or i == j for size, i, j in zip(sizes, aligned, in_index, strict=True))
-    return Factor(latex="1", scale=_scale(op, "beta")) if same else None
+    aligned = zip(op.self.shape, out_index[len(out_index) - op.self.dim() :], in_index, strict=True)
+    return Factor(latex="1", scale=op.beta) if all(size == 1 or i == j for size, i, j in aligned) else None
 
 
 ADDED = Wrt(
@@ -160,120 +205,45 @@ ADDED = Wrt(
     pattern=lambda op: aligned(op.out.shape, op.self.shape) if real(op.out, op.self) and op.beta != 0 else None,
 )
 
-mm = product_rule(
-    "MmBackward0",
-    "ij,jk->ik",
-    r"$self \, $mat2",
-    (r"$g \, $mat2^{T}", r"$self^{T} \, $g"),
-    samples=lambda: [
-        sample(torch.mm, randn(2, 3), randn(3, 4)),
-        sample(torch.mm, randn(1, 1), randn(1, 1), note="size 1"),
-        sample(torch.mm, randn(0, 3), randn(3, 2), note="no rows"),
-        sample(torch.mm, randn(2, 0), randn(0, 3), note="nothing to sum"),
-        sample(torch.mm, randn(2, 3, dtype=torch.complex128), randn(3, 2, dtype=torch.complex128), note="complex"),
-    ],
-)
 
-bmm = product_rule(
-    "BmmBackward0",
-    "bij,bjk->bik",
-    r"$self \, $mat2 \quad \text{(in each batch)}",
-    (r"$g \, $mat2^{T}", r"$self^{T} \, $g"),
-    samples=lambda: [
-        sample(torch.bmm, randn(2, 3, 4), randn(2, 4, 2)),
-        sample(torch.bmm, randn(0, 3, 4), randn(0, 4, 2), note="no batch"),
-        sample(torch.matmul, randn(2, 1, 3, 4), randn(3, 4, 2), note="matmul with broadcast batches"),
-    ],
-)
+def _complex(*shape: int) -> Tensor:
+    return randn(*shape, dtype=torch.complex128)
 
-mv = product_rule(
-    "MvBackward0",
-    "ij,j->i",
-    r"$self \, $vec",
-    (r"$g \, $vec^{T}", r"$self^{T} \, $g"),
-    operands=("self", "vec"),
-    samples=lambda: [
-        sample(torch.mv, randn(2, 3), randn(3)),
-        sample(torch.mv, randn(2, 0), randn(0), note="nothing to sum"),
-        sample(torch.mv, randn(2, 3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
-    ],
-)
 
-dot = product_rule(
-    "DotBackward0",
-    "i,i->",
-    r"$self^{T} $tensor",
-    (r"$g \, $tensor", r"$g \, $self"),
-    operands=("self", "tensor"),
-    samples=lambda: [
-        sample(torch.dot, randn(3), randn(3) + 1),
-        sample(torch.dot, randn(0), randn(0), note="empty"),
-        sample(torch.dot, randn(3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
-    ],
-)
+def _product_samples(function: Callable[..., Tensor], subscripts: str, added: bool) -> Iterator[Sample]:
+    """A product on operands of several sizes; where something is added, also with that broadcast, and with scales."""
+    *inputs, result = subscripts.replace("->", ",").split(",")
 
-addmm = product_rule(
-    "AddmmBackward0",
-    "ij,jk->ik",
-    r"BETA $self + ALPHA $mat1 \, $mat2",
-    (r"$g \, $mat2^{T}", r"$mat1^{T} \, $g"),
-    operands=("mat1", "mat2"),
-    samples=lambda: [
-        sample(torch.addmm, randn(4), randn(2, 3), randn(3, 4), note="broadcast bias"),
-        sample(torch.addmm, randn(2, 1), randn(2, 3), randn(3, 4), beta=0.5, alpha=-2.0, note="scaled"),
-        sample(torch.addmm, randn(), randn(2, 3), randn(3, 4), note="0-dim self"),
-        sample(torch.addmm, randn(2), randn(0, 3), randn(3, 2), note="no rows"),
-        sample(torch.addmm, randn(4), randn(2, 3), randn(3, 4), beta=0, note="beta 0"),
-    ],
-)
+    def operands(make: Callable[..., Tensor] = randn, **changed: int) -> list[Tensor]:
+        sizes = {"b": 2, "i": 2, "j": 3, "k": 4, **changed}
+        return [make(*(sizes[each] for each in letters)) for letters in [*[result] * added, *inputs]]
 
-addmv = product_rule(
-    "AddmvBackward0",
-    "ij,j->i",
-    r"BETA $self + ALPHA $mat \, $vec",
-    (r"$g \, $vec^{T}", r"$mat^{T} \, $g"),
-    operands=("mat", "vec"),
-    samples=lambda: [
-        sample(torch.addmv, randn(2), randn(2, 3), randn(3), beta=2, alpha=0.5),
-        sample(torch.addmv, randn(1), randn(2, 3), randn(3), note="broadcast"),
-    ],
-)
+    whole, *factors = operands()
+    if added:
+        yield sample(function, whole, *factors, beta=2, alpha=0.5, note="scaled")
+        yield sample(function, randn(whole.shape[-1]), *factors, beta=0.5, alpha=-2.0, note="broadcast")
+        yield sample(function, randn(*whole.shape[:-1], 1), *factors, note="a column")
+        yield sample(function, randn(), *factors, note="0-dim self")
+        yield sample(function, whole, *factors, beta=0, note="beta 0")
+    yield sample(function, *operands())
+    yield sample(function, *operands(b=1, i=1, j=1, k=1), note="size 1")
+    yield sample(function, *operands(i=0), note="no rows")
+    yield sample(function, *operands(j=0), note="nothing to sum")
+    yield sample(function, *operands(b=0), note="no batch")
+    yield sample(function, *operands(_complex), note="complex")
+    if function is torch.bmm:
+        yield sample(torch.matmul, randn(2, 1, 3, 4), randn(3, 4, 2), note="matmul with broadcast batches")
 
-addr = product_rule(
-    "AddrBackward0",
-    "i,j->ij",
-    r"BETA $self + ALPHA $vec1 \, $vec2^{T}",
-    (r"$g \, $vec2", r"$g^{T} \, $vec1"),
-    operands=("vec1", "vec2"),
-    samples=lambda: [
-        sample(torch.addr, randn(2, 3), randn(2), randn(3), beta=2, alpha=0.5),
-        sample(torch.addr, randn(3), randn(2), randn(3), note="broadcast"),
-    ],
-)
 
-baddbmm = product_rule(
-    "BaddbmmBackward0",
-    "bij,bjk->bik",
-    r"BETA $self + ALPHA $batch1 \, $batch2 \quad \text{(in each batch)}",
-    (r"$g \, $batch2^{T}", r"$batch1^{T} \, $g"),
-    operands=("batch1", "batch2"),
-    samples=lambda: [
-        sample(torch.baddbmm, randn(2, 3, 2), randn(2, 3, 4), randn(2, 4, 2), beta=2, alpha=0.5),
-        sample(torch.baddbmm, randn(2, 1, 2), randn(2, 3, 4), randn(2, 4, 2), note="broadcast"),
-    ],
-)
-
-addbmm = product_rule(
-    "AddbmmBackward0",
-    "bij,bjk->ik",
-    r"BETA $self + ALPHA \sum_b {$batch1}_b \, {$batch2}_b",
-    (r"$g \, $batch2^{T}", r"$batch1^{T} \, $g"),
-    operands=("batch1", "batch2"),
-    samples=lambda: [
-        sample(torch.addbmm, randn(3, 2), randn(2, 3, 4), randn(2, 4, 2), beta=2, alpha=0.5),
-        sample(torch.addbmm, randn(2), randn(2, 3, 4), randn(2, 4, 2), note="broadcast"),
-    ],
-)
+product_rule("MmBackward0", torch.mm, "ij,jk->ik", ("self", "mat2"))
+product_rule("BmmBackward0", torch.bmm, "bij,bjk->bik", ("self", "mat2"))
+product_rule("MvBackward0", torch.mv, "ij,j->i", ("self", "vec"))
+product_rule("DotBackward0", torch.dot, "i,i->", ("self", "tensor"))
+product_rule("AddmmBackward0", torch.addmm, "ij,jk->ik", ("mat1", "mat2"))
+product_rule("AddmvBackward0", torch.addmv, "ij,j->i", ("mat", "vec"))
+product_rule("AddrBackward0", torch.addr, "i,j->ij", ("vec1", "vec2"))
+product_rule("BaddbmmBackward0", torch.baddbmm, "bij,bjk->bik", ("batch1", "batch2"))
+product_rule("AddbmmBackward0", torch.addbmm, "bij,bjk->ik", ("batch1", "batch2"))
 
 # The conjugate stands on the first operand, so its own gradient is that of a function of the conjugate.
 vdot = rule(
@@ -293,26 +263,32 @@ vdot = rule(
     },
     samples=lambda: [
         sample(torch.vdot, randn(3), randn(3) + 1),
-        sample(torch.vdot, randn(3, dtype=torch.complex128), randn(3, dtype=torch.complex128), note="complex"),
+        sample(torch.vdot, _complex(3), _complex(3), note="complex"),
     ],
 )
 
-
-def _turned(argument: str, other: str, sign: int) -> Callable[[Any], str]:
-    """The derivative of one factor of a vector product: the other one, whose place comes after or before."""
-    plus, minus = (at(other, [rf"(i + {step}) \bmod 3"]) for step in (2, 1))
-
-    def local(op: Any) -> str:
-        after, before = (
-            derivative(at("out", "i"), at(argument, [rf"(i + {step}) \bmod 3"]), value)
-            for step, value in ((1, plus if sign > 0 else f"-{plus}"), (2, f"-{minus}" if sign > 0 else minus))
-        )
-        return rf"{after}, \quad {before}" + ALONG
-
-    return local
-
-
 ALONG = r" \quad \text{(along dim $dim)}"
+
+
+def _cross(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """The vector product along `dim`, from its definition: (a x b)_i = a_{i+1} b_{i+2} - a_{i+2} b_{i+1}."""
+    a, b = torch.broadcast_tensors(a, b)
+    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
+
+
+NEXT = (r"(i + 1) \bmod 3", r"(i + 2) \bmod 3")
+
+
+def _turned(argument: str, other: str, signs: tuple[str, str]) -> str:
+    """The derivative of one factor of a vector product: the other one, whose place comes after or before."""
+    after, before = (
+        derivative(
+            at("out", "i"), at(argument, [rf"(i + {step}) \bmod 3"]), sign + at(other, [rf"(i + {3 - step}) \bmod 3"])
+        )
+        for step, sign in zip((1, 2), signs, strict=True)
+    )
+    return rf"{after}, \quad {before}" + ALONG
+
 
 linalg_cross = rule(
     "LinalgCrossBackward0",
@@ -320,13 +296,13 @@ linalg_cross = rule(
     wrt={
         "self": Wrt(
             lambda op, g: _cross(op.other.conj(), g, op.dim),
-            _turned("self", "other", 1),
+            _turned("self", "other", ("", "-")),
             r"$other \times $g" + ALONG,
             "a x a is zero",
         ),
         "other": Wrt(
             lambda op, g: _cross(g, op.self.conj(), op.dim),
-            _turned("other", "self", -1),
+            _turned("other", "self", ("-", "")),
             r"$g \times $self" + ALONG,
             "a x a is zero",
         ),
@@ -339,65 +315,38 @@ linalg_cross = rule(
     source="derivatives.yaml: linalg_cross. g . (a x b) = a . (b x g) = b . (g x a).",
 )
 
-
-def _cross(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """The vector product along `dim`, from its definition: (a x b)_i = a_{i+1} b_{i+2} - a_{i+2} b_{i+1}."""
-    a, b = torch.broadcast_tensors(a, b)
-    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
-
-
 # A layer: the samples (n; m, n where there are two batch axes), out_features o, in_features i. -----------------------
 
 
-def _layer(op: Any) -> tuple[str, str, str]:
+def _layer(op: Any) -> Letters:
     """The letters of input, weight and output; a one-dimensional weight has no axis of features."""
     samples, out = "bcdefghjklmn"[13 - op.input.dim() :], "o" * (op.weight.dim() - 1)
     return f"{samples}i", f"{out}i", samples + out
 
 
-def _out_features(op: Any) -> int:
-    return int(op.weight.shape[0]) if op.weight.dim() == 2 else 1
-
-
 def _linear_input(op: Any, g: Tensor) -> Tensor:
-    weight = op.weight.reshape(_out_features(op), op.weight.shape[-1])
-    gradient: Tensor = g.reshape(*op.input.shape[:-1], _out_features(op)) @ weight.conj()
-    return gradient.reshape(op.input.shape)
+    weight = op.weight if op.weight.dim() == 2 else op.weight.unsqueeze(0)
+    gradient: Tensor = g.reshape(*op.input.shape[:-1], len(weight)) @ weight.conj()
+    return gradient
 
 
 def _linear_weight(op: Any, g: Tensor) -> Tensor:
     samples = op.input.reshape(op.input.shape[:-1].numel(), op.input.shape[-1])
-    gradient: Tensor = g.reshape(samples.shape[0], _out_features(op)).mT @ samples.conj()
+    features = len(op.weight) if op.weight.dim() == 2 else 1
+    gradient: Tensor = g.reshape(len(samples), features).mT @ samples.conj()
     return gradient.reshape(op.weight.shape)
 
 
 def _weight_product(op: Any) -> str:
     into, weight, out = _layer(op)
     if len(into) == 2:
-        return r"$g^{T} \, $input" if not op.input.is_complex() else r"$g^{T} \, \overline{$input}"
-    sums = rf"\sum_{{{','.join(into[:-1])}}} " if into[:-1] else ""
-    return rf"{at('grad', weight)} = {sums}{at('g', out)} \, {at('input', into)}"
+        return in_matrices("oi", ("g", "no"), ("input", "ni"), "input" if op.input.is_complex() else "")
+    return WeightedSum(out, weight, at("input", into)).back()
 
 
 def _bias_product(op: Any) -> str:
     samples = _layer(op)[0][:-1]
     return rf"\sum_{{{','.join(samples)}}} {at('g', samples)}" if samples else "$g"
-
-
-def _bias_features(op: Any) -> str:
-    """The letters of the bias: a single number is added to all."""
-    return "o" if op.bias.numel() == _out_features(op) and op.bias.dim() == op.weight.dim() - 1 == 1 else ""
-
-
-def _bias_pattern(op: Any) -> Pattern | None:
-    if not real(op.out, op.input, op.weight, op.bias):
-        return None
-    letters = _bias_features(op)
-    return (
-        meeting(named(_layer(op)[2], op.out.shape), named(letters, op.bias.shape))
-        if letters
-        else aligned(op.out.shape, op.bias.shape)
-    )
 
 
 linear = rule(
@@ -409,16 +358,16 @@ linear = rule(
             "input",
             "weight",
             _layer,
-            lambda op: r"$g \, $weight" if op.weight.dim() == 2 else r"$g \, $weight^{T}",
             _linear_input,
+            lambda op: r"$g \, $weight" if op.weight.dim() == 2 else r"$g \, $weight^{T}",
             "each sample has its own row: output row n is made of input row n alone",
         ),
         "weight": _operand(
             "weight",
             "input",
             lambda op: (_layer(op)[1], _layer(op)[0], _layer(op)[2]),
-            _weight_product,
             _linear_weight,
+            _weight_product,
             "each neuron has its own row of weights: output column o is made with row o of the weight alone",
         ),
         "bias": Wrt(
@@ -427,17 +376,17 @@ linear = rule(
             _bias_product,
             "each neuron has its own bias: output column o has bias o alone added to it, in every sample",
             lambda op, out, into: Factor(latex="1") if into in (out[len(out) - len(into) :], ()) else None,
-            _bias_pattern,
+            lambda op: aligned(op.out.shape, op.bias.shape) if real(op.out, op.input, op.weight, op.bias) else None,
         ),
     },
     samples=lambda: [
-        sample(torch.nn.functional.linear, randn(2, 3), randn(4, 3), randn(4)),
-        sample(torch.nn.functional.linear, randn(2, 3), randn(4, 3), note="no bias"),
-        sample(torch.nn.functional.linear, randn(3), randn(4, 3), randn(4), note="one sample without a batch axis"),
-        sample(torch.nn.functional.linear, randn(2, 5, 3), randn(4, 3), randn(4), note="two batch axes"),
-        sample(torch.nn.functional.linear, randn(0, 3), randn(4, 3), randn(4), note="empty batch"),
-        sample(torch.nn.functional.linear, randn(2, 1), randn(1, 1), randn(1), note="size 1"),
-        sample(torch.nn.functional.linear, randn(2, 3), randn(3), note="a weight of one dimension"),
+        sample(F.linear, randn(2, 3), randn(4, 3), randn(4)),
+        sample(F.linear, randn(2, 3), randn(4, 3), note="no bias"),
+        sample(F.linear, randn(3), randn(4, 3), randn(4), note="one sample without a batch axis"),
+        sample(F.linear, randn(2, 5, 3), randn(4, 3), randn(4), note="two batch axes"),
+        sample(F.linear, randn(0, 3), randn(4, 3), randn(4), note="empty batch"),
+        sample(F.linear, randn(2, 1), randn(1, 1), randn(1), note="size 1"),
+        sample(F.linear, randn(2, 3), randn(3), note="a weight of one dimension"),
     ],
     source=(
         "derivatives.yaml: linear. z_no = sum_i x_ni w_oi + b_o, so d z_no / d w_oi = x_ni, d z_no / d x_ni = w_oi, "
@@ -452,34 +401,19 @@ def _groups(op: Any) -> Iterator[tuple[Any, Any, Any]]:
     Where an operand has no axis for the groups, they lie one behind the other along the axis that is not shared, and
     end at `offs`: rows of `self`, columns of `mat2`, or, where neither has one, the axis that is summed over.
     """
-    flat, every = (op.self.dim() == 2, op.mat2.dim() == 2), slice(None)
+    flat, every = _flat(op), slice(None)
     if op.offs is None:
         yield from ((e, e, e) for e in range(len(op.self)))
         return
     start = 0
     for e, end in enumerate(op.offs.tolist()):
         group, start = slice(start, end), end
-        if flat == (True, True):
+        if flat == "j":
             yield (every, group), group, e
-        elif flat[0]:
+        elif flat == "i":
             yield group, e, group
         else:
             yield e, (every, group), (every, group)
-
-
-def _grouped(argument: str) -> Callable[[Any, Tensor], Tensor]:
-    """g times the other operand's piece, for each group, in the place of this operand's."""
-
-    def vjp(op: Any, g: Tensor) -> Tensor:
-        home = torch.zeros_like(op.arguments[argument], dtype=g.dtype)
-        for left, right, out in _groups(op):
-            if argument == "self":
-                home[left] = g[out] @ op.mat2[right].mH
-            else:
-                home[right] = op.self[left].mH @ g[out]
-        return home
-
-    return vjp
 
 
 def _grouped_told(template: str) -> Callable[[Any], str]:
@@ -512,10 +446,29 @@ def _experts(left: tuple[int, ...], right: tuple[int, ...], *ends: int) -> Sampl
     """A sample whose groups end at `ends`; PyTorch wants 16 bytes to a row, and float32."""
     offs = torch.tensor(ends, dtype=torch.int32) if ends else None
     operands = randn(*left, dtype=torch.float32), randn(*right, dtype=torch.float32)
-    return sample(lambda a, b: torch.nn.functional.grouped_mm(a, b, offs=offs), *operands, note=f"{left} by {right}")
+    return sample(lambda a, b: F.grouped_mm(a, b, offs=offs), *operands, note=f"{left} by {right}")
 
 
-IN_GROUPS = "a group is multiplied with its own matrix alone"
+def _grouped_wrt(argument: str, other: str, mine: str, their: str) -> Wrt:
+    """The derivative by an operand, with the letters of its indices and of those of the other one."""
+
+    def vjp(op: Any, g: Tensor) -> Tensor:
+        home = torch.zeros_like(op.arguments[argument], dtype=g.dtype)
+        for left, right, out in _groups(op):
+            if argument == "self":
+                home[left] = g[out] @ op.mat2[right].mH
+            else:
+                home[right] = op.self[left].mH @ g[out]
+        return home
+
+    factor = rf"{{${other}}}_{{@{their}}}"
+    return Wrt(
+        vjp,
+        _grouped_told(derivative("{$out}_{@o}", rf"{{${argument}}}_{{@{mine}}}", factor)),
+        _grouped_told(rf"{{$grad}}_{{@{mine.upper()}}} = \sum_{{@s{mine}}} {{$g}}_{{@o}} \, {factor}"),
+        "a group is multiplied with its own matrix alone",
+    )
+
 
 grouped_mm = rule(
     "GroupedMmBackward0",
@@ -523,20 +476,7 @@ grouped_mm = rule(
     where=lambda op: (
         rf"\operatorname{{group}}({_flat(op)}) = \sum_{{m}} [{{$offs}}_{{m}} \le {_flat(op)}]" if _flat(op) else ""
     ),
-    wrt={
-        "self": Wrt(
-            _grouped("self"),
-            _grouped_told(derivative("{$out}_{@o}", "{$self}_{@l}", "{$mat2}_{@r}")),
-            _grouped_told(r"{$grad}_{@L} = \sum_{@sl} {$g}_{@o} \, {$mat2}_{@r}"),
-            IN_GROUPS,
-        ),
-        "mat2": Wrt(
-            _grouped("mat2"),
-            _grouped_told(derivative("{$out}_{@o}", "{$mat2}_{@r}", "{$self}_{@l}")),
-            _grouped_told(r"{$grad}_{@R} = \sum_{@sr} {$self}_{@l} \, {$g}_{@o}"),
-            IN_GROUPS,
-        ),
-    },
+    wrt={"self": _grouped_wrt("self", "mat2", "l", "r"), "mat2": _grouped_wrt("mat2", "self", "r", "l")},
     constants={"offs": "not differentiable"},
     samples=lambda: [
         _experts((6, 4), (3, 4, 8), 2, 3, 6),

@@ -11,7 +11,7 @@ is `log_softmax` and `nll_loss`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from string import Template
@@ -30,6 +30,9 @@ from chainrule.rules import (
     Sample,
     Stage,
     Wrt,
+    at,
+    derivative,
+    elementwise_wrt,
     for_node,
     number,
     parenthesise,
@@ -37,8 +40,7 @@ from chainrule.rules import (
     sample,
 )
 from chainrule.rules.elementary import exp, ln, ln1p, sigma, sign, size
-from chainrule.rules.expression import PRODUCT, Expression, Named, X, argument, cases, choice, stated, times_upstream
-from chainrule.rules.pattern import aligned, real
+from chainrule.rules.expression import PRODUCT, Expression, Named, X, argument, cases, choice, stated
 
 NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
 
@@ -73,12 +75,14 @@ def reducible(
     wrt: Mapping[str, Wrt],
     samples: Callable[[], Iterable[Sample]],
     divisor: Divisor = count,
+    places: Callable[[Any], list[str]] | None = None,
     **more: Any,
 ) -> Rule:
     """Register a loss with a `reduction`, from the loss of each sample alone; returns the rule of that.
 
-    `loss` is its LaTeX and `value(op)` its code, `wrt` its derivatives; `divisor` is what the mean divides by. The cost
-    J = sum(L) / d has x_bar = (J_bar / d) dL/dx, with d = 1 for a sum.
+    `loss` is its LaTeX and `value(op)` its code, `wrt` its derivatives; `divisor` is what the mean divides by. The
+    cost J = sum(L) / d has x_bar = (J_bar / d) dL/dx, with d = 1 for a sum. Formulas of tensors hold for all samples at
+    once; those of elements say the indices of a score in `places`.
     """
 
     def apart(op: Any) -> Applied:
@@ -89,7 +93,21 @@ def reducible(
         sign, term = signed(tell(loss, op))
         mean = rf"\frac{{1}}{{{divisor(op, value(op))[0]}}} " if reduction(op) == MEAN else ""
         over = "" if more.get("structure") == "elementwise" else "_n"
-        return rf"$out = {sign}{mean}\sum{over} {term}"
+        total = rf"\sum{over} " if places is None or len(places(op)) > 1 else ""
+        return rf"$out = {sign}{mean}{total}{term}"
+
+    def out(op: Any) -> str:
+        return at("out", places(op)[:-1]) if places and reduction(op) == NONE else "$out"
+
+    def placed(each: Wrt) -> Wrt:
+        """The formulas of elements with their left sides."""
+        if places is None:
+            return each
+        return replace(
+            each,
+            local=lambda op: derivative(out(op), at("self", places(op)), tell(each.local, op)),
+            product=lambda op: f"{at('grad', places(op))} = {tell(each.product, op)}",
+        )
 
     def stages(op: Any) -> list[Stage]:
         each = apart(op)
@@ -98,25 +116,31 @@ def reducible(
             return []  # every sample is ignored: 0/0 has no way back through its parts
         return [Stage(per_sample, each, "L"), *reduction_stages(each.out, op.out, divided_by)]
 
+    def registered(suffix: str, ways: Iterable[str], accepts: Container[int | None], **how: Any) -> Rule:
+        return rule(
+            *nodes,
+            name=name + suffix,
+            samples=lambda: [with_reduction(each, way) for each in samples() for way in ways],
+            accepts=lambda op: reduction(op) in accepts,
+            **{**more, **how},
+        )
+
     # First, because where the operation is not looked at, a cost is the likelier meaning.
-    rule(
-        *nodes,
-        name=f"{name}_reduced",
+    registered(
+        "_reduced",
+        ("mean", "sum"),
+        (MEAN, SUM),
         equation=whole,
-        wrt={argument: reduced_wrt(each, apart, divisor) for argument, each in wrt.items()},
-        samples=lambda: [with_reduction(each, how) for each in samples() for how in ("mean", "sum")],
-        accepts=lambda op: reduction(op) in (MEAN, SUM),
+        wrt={argument: placed(reduced_wrt(each, apart, divisor)) for argument, each in wrt.items()},
         stages=stages,
-        **{**more, "structure": "dense"},
+        structure="dense",
     )
-    per_sample = rule(
-        *nodes,
-        name=name,
-        equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"$out = {tell(loss, op)}",
-        wrt=wrt,
-        samples=lambda: [with_reduction(each, "none") for each in samples()],
-        accepts=lambda op: reduction(op) == NONE,
-        **more,
+    per_sample = registered(
+        "",
+        ("none",),
+        (NONE,),
+        equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"{out(op)} = {tell(loss, op)}",
+        wrt={argument: placed(each) for argument, each in wrt.items()},
     )
     return per_sample
 
@@ -208,25 +232,20 @@ def pointwise(*nodes: str, loss: Expression, derivative: Mapping[str, Expression
         *nodes,
         loss=WEIGHT * loss,
         value=(WEIGHT * loss).run,
-        wrt={argument: pointwise_wrt(WEIGHT * local) for argument, local in derivative.items()},
+        wrt={
+            argument: replace(
+                elementwise_wrt(argument, loss, WEIGHT * local),
+                zeros="each loss depends on its own element alone",
+                factor=partial(at_element, WEIGHT * local),
+            )
+            for argument, local in derivative.items()
+        },
         structure="elementwise",
         **more,
     )
 
 
-def pointwise_wrt(local: Expression) -> Wrt:
-    """x_bar = L_bar * w * dl/dx, element by element."""
-    return Wrt(
-        vjp=lambda op, g: g * local.run(op),
-        local=local,
-        product=partial(times_upstream, local),
-        zeros="each loss depends on its own element alone",
-        factor=lambda op, out_index, in_index: at_element(local(op), op, out_index),
-        pattern=lambda op: aligned(op.out.shape, op.self.shape) if real(op.out, op.self) else None,
-    )
-
-
-def at_element(latex: str, op: Any, index: tuple[int, ...]) -> Factor | None:
+def at_element(formula: Expression, op: Any, index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
     """A formula of whole tensors, written for one element: each tensor's placeholder gets its index.
 
     `index` is that of the loss; a tensor that was broadcast has fewer axes, or axes of size 1. None where a cost is
@@ -241,7 +260,7 @@ def at_element(latex: str, op: Any, index: tuple[int, ...]) -> Factor | None:
         return ",".join(str(i if size > 1 else 0) for i, size in zip(own, tensor.shape, strict=True))
 
     elements = {name: f"{{${name}}}_{{{subscript(each)}}}" for name, each in tensors.items() if each.dim()}
-    return Factor(latex=Template(latex).safe_substitute(elements).replace(r"\odot", r"\cdot"))
+    return Factor(latex=Template(formula(op)).safe_substitute(elements).replace(r"\odot", r"\cdot"))
 
 
 def x(*shape: int, seed: int = 0) -> Tensor:
@@ -340,59 +359,46 @@ binary_cross_entropy_with_logits = pointwise(
     source="derivatives.yaml: binary_cross_entropy_with_logits; with a = s(z) and ds/dz = a(1-a), dL/dz = a - y",
 )
 
-mse_loss = pointwise(
-    "MseLossBackward0",
-    name="mse_loss",
-    loss=ERROR**2,
-    derivative=("self", "target"),
-    samples=lambda: [
+HUBER = cases(ERROR**2 / (2 * BETA), size(ERROR) < BETA, size(ERROR) - BETA / 2)
+SMOOTH = choice(lambda op: clamp(ERROR / BETA, -1, 1) if op.beta else sign(ERROR))
+CLAMPED = clamp(ERROR, -DELTA, DELTA)
+
+# fmt: off
+for name, loss, slopes, samples, source, *fixed in (
+    # name, l(x, y), its derivatives (or the arguments by which they follow), samples, source, arguments without one
+    ("mse_loss", ERROR**2, ("self", "target"), lambda: [
         sample(F.mse_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.mse_loss, x(), x(seed=1), note="a single number"),
         sample(F.mse_loss, x(0, 4), x(0, 4), note="empty"),
-    ],
-    source="derivatives.yaml: mse_loss",
-)
-
-HUBER = cases(ERROR**2 / (2 * BETA), size(ERROR) < BETA, size(ERROR) - BETA / 2)
-SMOOTH = choice(lambda op: clamp(ERROR / BETA, -1, 1) if op.beta else sign(ERROR))
-
-smooth_l1_loss = pointwise(
-    "SmoothL1LossBackward0",
-    name="smooth_l1_loss",
-    loss=choice(lambda op: HUBER if op.beta else size(ERROR)),
-    derivative={"self": SMOOTH, "target": -SMOOTH},
-    samples=lambda: [
+    ], ""),
+    ("smooth_l1_loss", choice(lambda op: HUBER if op.beta else size(ERROR)), {"self": SMOOTH, "target": -SMOOTH},
+     lambda: [
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.smooth_l1_loss, x(3, 4), x(3, 4, seed=1), beta=0.3, note="narrow"),
         sample(F.smooth_l1_loss, given(1.0, -1.0, 0.0), torch.zeros(3), note="at the bend"),
-    ],
-    source="derivatives.yaml: smooth_l1_loss; Girshick, Fast R-CNN, ICCV 2015",
-)
-
-huber_loss = pointwise(
-    "HuberLossBackward0",
-    name="huber_loss",
-    loss=cases(ERROR**2 / 2, size(ERROR) < DELTA, DELTA * (size(ERROR) - DELTA / 2)),
-    derivative={"self": clamp(ERROR, -DELTA, DELTA), "target": -clamp(ERROR, -DELTA, DELTA)},
-    samples=lambda: [
+    ], "; Girshick, Fast R-CNN, ICCV 2015"),
+    ("huber_loss", cases(ERROR**2 / 2, size(ERROR) < DELTA, DELTA * (size(ERROR) - DELTA / 2)),
+     {"self": CLAMPED, "target": -CLAMPED}, lambda: [
         sample(F.huber_loss, x(3, 4), x(3, 4, seed=1)),
         sample(F.huber_loss, x(3, 4), x(3, 4, seed=1), delta=0.3, note="narrow"),
-    ],
-    source="derivatives.yaml: huber_loss; Huber, Robust Estimation of a Location Parameter, Ann. Math. Stat. 35, 1964",
-)
+    ], "; Huber, Robust Estimation of a Location Parameter, Ann. Math. Stat. 35, 1964"),
+    ("soft_margin_loss", ln1p(exp(-Y * X)), {"self": -Y / (1 + exp(Y * X))},
+     lambda: [sample(F.soft_margin_loss, x(3, 4), 2 * bits(3, 4) - 1)], "", "target"),
+):
+    pointwise(
+        f"{name.title().replace('_', '')}Backward0",
+        name=name,
+        loss=loss,
+        derivative=slopes,
+        constants=dict.fromkeys(fixed, "not differentiable"),
+        samples=samples,
+        source=f"derivatives.yaml: {name}{source}",
+    )
+# fmt: on
 
-soft_margin_loss = pointwise(
-    "SoftMarginLossBackward0",
-    name="soft_margin_loss",
-    loss=ln1p(exp(-Y * X)),
-    derivative={"self": -Y / (1 + exp(Y * X))},
-    constants={"target": "not differentiable"},
-    samples=lambda: [sample(F.soft_margin_loss, x(3, 4), 2 * bits(3, 4) - 1)],
-    source="derivatives.yaml: soft_margin_loss",
-)
 
-
-# Losses of one sample each, over its classes: axis 1, or axis 0 where there is no batch.
+# Losses of one sample each, over its classes: axis 1, or axis 0 where there is no batch. In their formulas \sum_c goes
+# over the classes and \sum_n over the samples, and onehot(t) is 1 at the class t of each sample.
 
 
 def class_axis(scores: Tensor) -> int:
@@ -405,6 +411,13 @@ def without(index: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return index[:axis] + index[axis + 1 :]
 
 
+def with_defaults(op: Any) -> Applied:
+    """A call of `cross_entropy`, or of `nll_loss`, with the arguments that it left out."""
+    given = {name: each for name, each in op.arguments.items() if each is not None}
+    scores = given.get("input", given.get("self"))
+    return Applied({"weight": None, "ignore_index": -100, "label_smoothing": 0.0, **given, "self": scores}, op.outs)
+
+
 def own_class_weight(op: Any) -> Tensor:
     """w_y for each sample, 0 where the target is to be ignored."""
     counted = op.target != op.ignore_index
@@ -413,27 +426,78 @@ def own_class_weight(op: Any) -> Tensor:
     return torch.where(counted, weight[op.target * counted], 0)
 
 
+def class_weight(op: Any) -> Any:
+    """w_c, laid along the class axis."""
+    return 1 if op.weight is None else op.weight.reshape(-1, *[1] * (op.self.dim() - class_axis(op.self) - 1))
+
+
+def own_class_of(op: Any) -> Tensor:
+    """The class of each sample as an index along the class axis, 0 where the target is to be ignored."""
+    index: Tensor = (op.target * (op.target != op.ignore_index)).unsqueeze(class_axis(op.self))
+    return index
+
+
 def pick(op: Any, per_sample: Tensor) -> Tensor:
     """Lay each sample's number at its own class, in the shape of the scores, with zeros elsewhere."""
     axis = class_axis(op.self)
-    at = (op.target * (op.target != op.ignore_index)).unsqueeze(axis)
-    return torch.zeros_like(op.self).scatter(axis, at, per_sample.unsqueeze(axis))
+    return torch.zeros_like(op.self).scatter(axis, own_class_of(op), per_sample.unsqueeze(axis))
+
+
+def targets(op: Any) -> Tensor:
+    """W = w T: T is the distribution aimed at (the own class, smoothed; or given), with zeros where it is ignored."""
+    classes = op.self.shape[class_axis(op.self)]
+    aim: Tensor = op.target if op.target.is_floating_point() else pick(op, op.self.new_ones(op.target.shape))
+    aim = (1 - op.label_smoothing) * aim + op.label_smoothing / classes
+    if not op.target.is_floating_point():
+        aim = aim * (op.target != op.ignore_index).unsqueeze(class_axis(op.self))
+    weighted: Tensor = aim * class_weight(op)
+    return weighted
+
+
+def ignored(op: Any) -> int:
+    """How many targets are to be ignored."""
+    return 0 if op.target.is_floating_point() else int((op.target == op.ignore_index).sum())
+
+
+def may_ignore(op: Any) -> bool:
+    """Whether some targets are to be ignored; they may be where their numbers were not kept."""
+    return bool(op.target.is_meta) or ignored(op) > 0
+
+
+def targets_latex(op: Any) -> str:
+    """W in LaTeX. An ignored target that is no class, such as -100, has no 1 in onehot(t) anyway."""
+    op = with_defaults(op)
+    classes = op.self.shape[class_axis(op.self)]
+    aim = "$target" if op.target.is_floating_point() else r"\operatorname{onehot}\left($target\right)"
+    if op.label_smoothing:
+        aim = rf"\left((1 - $label_smoothing) \, {aim} + \frac{{$label_smoothing}}{{{classes}}}\right)"
+    if (op.label_smoothing or 0 <= op.ignore_index < classes) and may_ignore(op):
+        aim = rf"\left[$target \neq {op.ignore_index}\right] \odot {aim}"
+    return weighted_latex(aim, op)
+
+
+def weighted_latex(latex: str, op: Any) -> str:
+    """A formula times the operation's weight, where it has one."""
+    return latex if op.arguments.get("weight") is None else times(r"$weight \odot", latex)
+
+
+def class_divisor(op: Any, losses: Tensor) -> tuple[str, int | Tensor]:
+    """The sum of the targets' weights; without weights, or with probabilities as targets, the number of samples."""
+    op = with_defaults(op)
+    if op.target.is_floating_point():
+        return count(op, losses)
+    if op.weight is not None:
+        plain = Applied({**op.arguments, "label_smoothing": 0.0}, op.outs)
+        return rf"\sum_n \sum_c {targets_latex(plain)}", own_class_weight(op).sum()
+    left_out = ignored(op)
+    return number(losses.numel() - left_out), losses.numel() if not left_out else own_class_weight(op).sum()
 
 
 def nll(op: Any) -> Tensor:
     """-w_y x_y for each sample."""
-    axis = class_axis(op.self)
     weight = own_class_weight(op)
-    at = (op.target * (op.target != op.ignore_index)).unsqueeze(axis)
-    return torch.where(weight == 0, 0, -weight * op.self.gather(axis, at).squeeze(axis))
-
-
-def nll_divisor(op: Any, losses: Tensor) -> tuple[str, int | Tensor]:
-    """The sum of the weights of the targets; where there are neither weights nor ignored targets, their number."""
-    if op.weight is not None:
-        return r"\sum_n {$weight}_{{$target}_n}", own_class_weight(op).sum()
-    ignored = int((op.target == op.ignore_index).sum())
-    return number(losses.numel() - ignored), losses.numel() if not ignored else own_class_weight(op).sum()
+    own = op.self.gather(class_axis(op.self), own_class_of(op)).squeeze(class_axis(op.self))
+    return torch.where(weight == 0, 0, -weight * own)
 
 
 def nll_vjp(op: Any, g: Tensor) -> Tensor:
@@ -442,39 +506,32 @@ def nll_vjp(op: Any, g: Tensor) -> Tensor:
     return pick(op, torch.where(weight == 0, 0, -weight * g))
 
 
+def own_target(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> tuple[Any, bool]:
+    """The class of the sample that an element of the scores belongs to, and whether it counts in that output."""
+    own = without(in_index, class_axis(op.self))
+    return op.target[own], out_index in (own, in_index) and bool(op.target[own] != op.ignore_index)
+
+
 def nll_factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
     """-w_y (or -1) at the own class."""
-    axis = class_axis(op.self)
-    own = without(in_index, axis)
-    target = op.target[own]
-    if target != in_index[axis] or target == op.ignore_index or out_index not in (own, in_index):
+    target, counts = own_target(op, out_index, in_index)
+    if not counts or target != in_index[class_axis(op.self)]:
         return None
     return Factor(latex="-1" if op.weight is None else f"-{{$weight}}_{{{int(target)}}}")
-
-
-def nll_latex(op: Any) -> str:
-    """The loss of sample n, with its class y_n."""
-    weight = "" if op.weight is None else r"{$weight}_{{$target}_n} "
-    return "-" + weight + r"{$self}_{n, {$target}_n}"
-
-
-def nll_local(op: Any) -> str:
-    """dL_n/dx_c, with a bracket that is 1 where the class is the own one and 0 elsewhere."""
-    return ("-" if op.weight is None else r"-{$weight}_c \, ") + r"\left[c = {$target}_n\right]"
 
 
 nll_loss = reducible(
     "NllLossBackward0",
     "NllLoss2DBackward0",
     name="nll_loss",
-    loss=nll_latex,
+    loss=lambda op: rf"-\sum_c {targets_latex(op)} \odot $self",
     value=nll,
-    divisor=nll_divisor,
+    divisor=class_divisor,
     wrt={
         "self": Wrt(
             vjp=nll_vjp,
-            local=nll_local,
-            product=lambda op: times("{$g}_n", nll_local(op)),
+            local=lambda op: f"-{targets_latex(op)}",
+            product=lambda op: rf"-$g \odot {targets_latex(op)}",
             zeros="only the log-probability of the sample's own class enters its loss",
             factor=nll_factor,
         )
@@ -493,6 +550,103 @@ nll_loss = reducible(
         sample(F.cross_entropy, x(3, 4), CLASSES, note="cross-entropy"),
     ],
     source="derivatives.yaml: nll_loss_forward, nll_loss2d_forward",
+)
+
+PROBABILITIES = r"\operatorname{softmax}\left($input\right)"
+
+
+def cross_entropy_vjp(op: Any, g: Tensor) -> Tensor:
+    """L_bar (P sum(W) - W), since d ln p_k / dz_c = [k = c] - p_c."""
+    axis, aim = class_axis(op.input), targets(with_defaults(op))
+    return g.unsqueeze(axis) * (F.softmax(op.input, axis) * aim.sum(axis, keepdim=True) - aim)
+
+
+def cross_entropy_target_vjp(op: Any, g: Tensor) -> Tensor:
+    """-L_bar (1 - smoothing) w ln P, for targets that are probabilities."""
+    op, axis = with_defaults(op), class_axis(op.input)
+    gradient: Tensor = (op.label_smoothing - 1) * g.unsqueeze(axis) * op.input.log_softmax(axis) * class_weight(op)
+    return gradient
+
+
+def cross_entropy_local(op: Any) -> str:
+    """dL/dz: the probabilities less the targets."""
+    aim = targets_latex(op)
+    sums_to_one = op.arguments.get("weight") is None and not op.target.is_floating_point()
+    total = "" if sums_to_one and not may_ignore(with_defaults(op)) else rf" \odot \sum_c {parenthesise(aim)}"
+    return f"{PROBABILITIES}{total} - {aim}"
+
+
+def cross_entropy_target_local(op: Any) -> str:
+    """dL/dt, for targets that are probabilities."""
+    kept = r"(1 - $label_smoothing) \, " if op.arguments.get("label_smoothing") else ""
+    return "-" + kept + weighted_latex(rf"\ln {PROBABILITIES}", op)
+
+
+def cross_entropy_factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
+    """p_c, or p_y - 1 at the own class; with weights, smoothing or probabilities as targets there is no short name."""
+    op = with_defaults(op)
+    if op.weight is not None or op.label_smoothing or op.target.is_floating_point():
+        return None
+    target, counts = own_target(op, out_index, in_index)
+    minus_one = " - 1" if target == in_index[class_axis(op.self)] else ""
+    return Factor(latex=f"{PROBABILITIES}_{{{','.join(map(str, in_index))}}}{minus_one}") if counts else None
+
+
+def cross_entropy_value(op: Any) -> Tensor:
+    """-sum of W ln P for each sample."""
+    axis = class_axis(op.input)
+    losses: Tensor = -(targets(with_defaults(op)) * op.input.log_softmax(axis)).sum(axis)
+    return losses
+
+
+cross_entropy = reducible(
+    name="cross_entropy",
+    calls=("cross_entropy",),
+    loss=lambda op: rf"-\sum_c {targets_latex(op)} \odot \ln {PROBABILITIES}",
+    value=cross_entropy_value,
+    divisor=class_divisor,
+    wrt={
+        "input": Wrt(
+            vjp=cross_entropy_vjp,
+            local=cross_entropy_local,
+            product=lambda op: times(r"$g \odot", cross_entropy_local(op)),
+            zeros="each sample's loss depends on its own logits alone",
+            factor=cross_entropy_factor,
+        ),
+        "target": Wrt(
+            vjp=cross_entropy_target_vjp,
+            local=cross_entropy_target_local,
+            product=lambda op: times(r"$g \odot", cross_entropy_target_local(op)),
+            zeros="each sample's loss depends on its own targets alone",
+        ),
+    },
+    constants={"weight": "not differentiable"},
+    samples=lambda: [
+        sample(F.cross_entropy, x(3, 4), CLASSES),
+        sample(F.cross_entropy, x(4), torch.tensor(2), note="no batch"),
+        sample(F.cross_entropy, x(3, 4), torch.tensor([0, -100, 1]), note="ignored"),
+        sample(F.cross_entropy, x(3, 4), torch.tensor([0, -100, 1]), label_smoothing=0.1, note="smoothed, ignored"),
+        sample(
+            F.cross_entropy,
+            x(2, 4, 2, 3),
+            PIXELS,
+            weight=weights(),
+            ignore_index=3,
+            label_smoothing=0.1,
+            note="pixels, weights, smoothed, ignored",
+        ),
+        sample(F.cross_entropy, x(3, 4), p(3, 4, seed=1), note="probabilities"),
+        sample(
+            F.cross_entropy,
+            x(3, 4),
+            p(3, 4, seed=1),
+            weight=p(4, seed=2).detach(),
+            label_smoothing=0.1,
+            note="probabilities, weights, smoothed",
+        ),
+    ],
+    source="log_softmax and nll_loss in one: with p = softmax(z), d(-ln p_y)/dz_c = p_c - [c = y]; label smoothing: "
+    "Szegedy et al., Rethinking the Inception Architecture, CVPR 2016",
 )
 
 
@@ -535,160 +689,36 @@ def multi_margin_vjp(op: Any, g: Tensor) -> Tensor:
     return raised.scatter(-1, own_class(op), -raised.sum(-1, keepdim=True)).reshape(op.self.shape)
 
 
-def with_defaults(op: Any) -> Applied:
-    """A call of `cross_entropy` with the arguments that it left out."""
-    given = {name: each for name, each in op.arguments.items() if each is not None}
-    return Applied({"weight": None, "ignore_index": -100, "label_smoothing": 0.0, **given, "self": op.input}, op.outs)
+ONEHOT = r"\operatorname{onehot}\left($target\right)"
 
 
-def weighted_targets(op: Any) -> Tensor:
-    """W = w T: T is the distribution aimed at (the own class, smoothed; or given), with zeros where it is ignored."""
-    op = with_defaults(op)
-    axis = class_axis(op.self)
-    classes = op.self.shape[axis]
-    aim: Tensor = op.target if op.target.is_floating_point() else pick(op, op.self.new_ones(op.target.shape))
-    aim = (1 - op.label_smoothing) * aim + op.label_smoothing / classes
-    if not op.target.is_floating_point():
-        aim = aim * (op.target != op.ignore_index).unsqueeze(axis)
-    weighted_aim: Tensor = aim * class_weight(op)
-    return weighted_aim
+def margin_terms(op: Any) -> str:
+    """w_y / C, and the sum over the other classes of how far each is too near."""
+    weight = "" if op.weight is None else r"u \odot "
+    power = "" if op.p == 1 else "^{$p}"
+    gap = rf"\max\left(0, $margin - s + $self\right){power}"
+    return rf"{weight}\frac{{1}}{{{scores(op).shape[-1]}}} \sum_c \left(1 - {ONEHOT}\right) \odot {gap}"
 
 
-def class_weight(op: Any) -> Any:
-    """w_c, laid along the class axis."""
-    weight = op.arguments.get("weight")
-    return 1 if weight is None else weight.reshape(-1, *[1] * (op.input.dim() - class_axis(op.input) - 1))
-
-
-def cross_entropy_vjp(op: Any, g: Tensor) -> Tensor:
-    """L_bar (P sum(W) - W), since d ln p_k / dz_c = [k = c] - p_c."""
-    axis = class_axis(op.input)
-    targets, probabilities = weighted_targets(op), F.softmax(op.input, axis)
-    return g.unsqueeze(axis) * (probabilities * targets.sum(axis, keepdim=True) - targets)
-
-
-def cross_entropy_target_vjp(op: Any, g: Tensor) -> Tensor:
-    """-L_bar (1 - smoothing) w ln P, for targets that are probabilities."""
-    axis = class_axis(op.input)
-    kept: float = 1 - with_defaults(op).label_smoothing
-    log_probability: Tensor = op.input.log_softmax(axis) * class_weight(op)
-    return -kept * g.unsqueeze(axis) * log_probability
-
-
-def cross_entropy_divisor(op: Any, losses: Tensor) -> tuple[str, int | Tensor]:
-    """As `nll_loss`; with probabilities as targets, the number of samples, whatever the weights."""
-    return count(op, losses) if op.target.is_floating_point() else nll_divisor(with_defaults(op), losses)
-
-
-def weighted_latex(latex: str, op: Any) -> str:
-    """A formula times the operation's weight, where it has one."""
-    return latex if op.arguments.get("weight") is None else times(r"$weight \odot", latex)
-
-
-def targets_latex(op: Any) -> str:
-    """W in LaTeX."""
-    aim = "$target" if op.target.is_floating_point() else r"\operatorname{onehot}\left($target\right)"
-    if op.arguments.get("label_smoothing"):
-        aim = rf"\left((1 - $label_smoothing) \, {aim} + \frac{{$label_smoothing}}{{C}}\right)"
-    return weighted_latex(aim, op)
-
-
-def cross_entropy_local(op: Any) -> str:
-    """dL/dz: the probabilities less the targets."""
-    targets = targets_latex(op)
-    sums_to_one = op.arguments.get("weight") is None and not op.target.is_floating_point()
-    total = "" if sums_to_one else rf" \odot \sum_c {parenthesise(targets)}"
-    return rf"\operatorname{{softmax}}\left($input\right){total} - {targets}"
-
-
-def cross_entropy_target_local(op: Any) -> str:
-    """dL/dt, for targets that are probabilities."""
-    kept = r"(1 - $label_smoothing) \, " if op.arguments.get("label_smoothing") else ""
-    return "-" + kept + weighted_latex(r"\ln \operatorname{softmax}\left($input\right)", op)
-
-
-def cross_entropy_factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
-    """p_c, or p_y - 1 at the own class; with weights, smoothing or probabilities as targets there is no short name."""
-    axis = class_axis(op.input)
-    own = without(in_index, axis)
-    plain = op.arguments.get("weight") is None and not op.arguments.get("label_smoothing")
-    if not plain or op.target.is_floating_point() or out_index not in (own, in_index):
-        return None
-    if op.target[own] == with_defaults(op).ignore_index:
-        return None
-    at = ",".join(map(str, in_index))
-    minus_one = " - 1" if op.target[own] == in_index[axis] else ""
-    return Factor(latex=rf"\operatorname{{softmax}}\left($input\right)_{{{at}}}{minus_one}")
-
-
-cross_entropy = reducible(
-    name="cross_entropy",
-    calls=("cross_entropy",),
-    loss=lambda op: rf"-\sum_c {targets_latex(op)} \odot \ln \operatorname{{softmax}}\left($input\right)",
-    value=lambda op: -(weighted_targets(op) * op.input.log_softmax(class_axis(op.input))).sum(class_axis(op.input)),
-    divisor=cross_entropy_divisor,
-    wrt={
-        "input": Wrt(
-            vjp=cross_entropy_vjp,
-            local=cross_entropy_local,
-            product=lambda op: times(r"$g \odot", cross_entropy_local(op)),
-            zeros="each sample's loss depends on its own logits alone",
-            factor=cross_entropy_factor,
-        ),
-        "target": Wrt(
-            vjp=cross_entropy_target_vjp,
-            local=cross_entropy_target_local,
-            product=lambda op: times(r"$g \odot", cross_entropy_target_local(op)),
-            zeros="each sample's loss depends on its own targets alone",
-        ),
-    },
-    constants={"weight": "not differentiable"},
-    samples=lambda: [
-        sample(F.cross_entropy, x(3, 4), CLASSES),
-        sample(F.cross_entropy, x(4), torch.tensor(2), note="no batch"),
-        sample(F.cross_entropy, x(3, 4), torch.tensor([0, -100, 1]), label_smoothing=0.1, note="smoothed, ignored"),
-        sample(
-            F.cross_entropy,
-            x(2, 4, 2, 3),
-            PIXELS,
-            weight=weights(),
-            ignore_index=3,
-            label_smoothing=0.1,
-            note="pixels, weights, smoothed, ignored",
-        ),
-        sample(F.cross_entropy, x(3, 4), p(3, 4, seed=1), note="probabilities"),
-        sample(
-            F.cross_entropy,
-            x(3, 4),
-            p(3, 4, seed=1),
-            weight=p(4, seed=2).detach(),
-            label_smoothing=0.1,
-            note="probabilities, weights, smoothed",
-        ),
-    ],
-    source="log_softmax and nll_loss in one: with p = softmax(z), d(-ln p_y)/dz_c = p_c - [c = y]; label smoothing: "
-    "Szegedy et al., Rethinking the Inception Architecture, CVPR 2016",
-)
-
-
-GAP = r"\max\left(0, $margin - {$self}_{n, {$target}_n} + {$self}_{n, j}\right)"
+def margin_names(op: Any) -> str:
+    """The score of the own class, its weight, and the slopes of the other classes."""
+    gap = "$margin - s + $self"
+    slope = rf"\left[{gap} > 0\right]" if op.p == 1 else rf"2 \max\left(0, {gap}\right)"
+    weight = "" if op.weight is None else rf", \quad u = \sum_c $weight \odot {ONEHOT}"
+    return rf"s = \sum_c {ONEHOT} \odot $self, \quad v = \left(1 - {ONEHOT}\right) \odot {slope}{weight}"
 
 
 def margin_local(op: Any) -> str:
-    """dL_n/dx_j for a class j that is not the own one, which gets the opposite of their sum."""
-    weight = "" if op.weight is None else r"{$weight}_{{$target}_n} "
-    share = r"\frac{1}{C} \left[$margin - {$self}_{n, {$target}_n} + {$self}_{n, j} > 0\right]"
-    return weight + (share if op.p == 1 else rf"\frac{{2}}{{C}} {GAP}")
+    """dL/dx: a class too near gets its slope, the own class the opposite of all of them."""
+    weight = "" if op.weight is None else r"u \odot "
+    return rf"{weight}\frac{{1}}{{{scores(op).shape[-1]}}} \left(v - {ONEHOT} \odot \sum_c v\right)"
 
 
 multi_margin_loss = reducible(
     "MultiMarginLossBackward0",
     name="multi_margin_loss",
-    loss=lambda op: (
-        ("" if op.weight is None else r"{$weight}_{{$target}_n} ")
-        + rf"\frac{{1}}{{C}} \sum_{{j \neq {{$target}}_n}} {GAP}"
-        + ("" if op.p == 1 else "^{$p}")
-    ),
+    loss=margin_terms,
+    where=margin_names,
     value=multi_margin,
     wrt={
         "self": Wrt(
@@ -746,17 +776,41 @@ def pairs_at_margin(op: Any, radius: float) -> Tensor:
     return ((label_gaps(op).abs() <= radius) & real_pairs(op)).any(-2).reshape(op.self.shape)
 
 
+def of_labels(template: str) -> Callable[[Any], str]:
+    """A formula of a sample's classes and of the places u of its list of labels; 0 for a single number, a lone class.
+
+    `@n` is the index of the sample, `@C` the number of classes. A label counts before the first -1.
+    """
+
+    def formula(op: Any) -> str:
+        sample = "n," if op.self.dim() > 1 else ""
+        filled = template.replace("@n", sample).replace("@C", f"{scores(op).shape[-1]}").replace("_{}", "")
+        return (filled if op.self.dim() else "" if template.startswith("d") else "0").replace("_{n,}", "_n")
+
+    return formula
+
+
+LABEL_SLOPE = (
+    r"\frac{1}{@C} \left(B_{@ni} \, \sum_{u: \, L_{@nu} = 1} [d_{@nu,i} > 0] - "
+    r"\sum_{u: \, {$target}_{@nu} = i} L_{@nu} \, \sum_k B_{@nk} \, [d_{@nu,k} > 0]\right)"
+)
+
 multilabel_margin_loss = reducible(
     "MultilabelMarginLossBackward0",
     name="multilabel_margin_loss",
-    loss=r"\frac{1}{C} \sum_{j \in {$target}_n} \sum_{i \notin {$target}_n}"
-    r" \max\left(0, 1 - {$self}_{n, j} + {$self}_{n, i}\right)",
+    loss=of_labels(r"\frac{1}{@C} \sum_{u: \, L_{@nu} = 1} \sum_{i: \, B_{@ni} = 1} \max(0, d_{@nu,i})"),
+    where=of_labels(
+        r"d_{@nu,i} = 1 - {$self}_{@n{$target}_{@nu}} + {$self}_{@ni}, \quad "
+        r"L_{@nu} = \prod_{v: \, v \le u} [{$target}_{@nv} \ge 0], \quad "
+        r"B_{@ni} = \prod_u (1 - L_{@nu} \, [{$target}_{@nu} = i])"
+    ),
+    places=lambda op: ["n", "i"][2 - op.self.dim() :],
     value=lambda op: label_gaps(op).clamp(min=0).sum((-2, -1)) / scores(op).shape[-1],
     wrt={
         "self": Wrt(
             vjp=multilabel_margin_vjp,
-            local=r"\pm \frac{1}{C} \left[1 - {$self}_{n, j} + {$self}_{n, i} > 0\right]",
-            product=r"$g \odot \sum \pm \frac{1}{C} \left[1 - {$self}_{n, j} + {$self}_{n, i} > 0\right]",
+            local=of_labels(LABEL_SLOPE),
+            product=of_labels(rf"{{$g}}_{{@n}} \, {LABEL_SLOPE}"),
             zeros="a pair whose margin is kept adds nothing, and other samples do not enter",
         )
     },

@@ -7,132 +7,94 @@ gradient loses its own mean and its part along x_hat: shifting or stretching the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Sample, Wrt, at, derivative, lettered, number, rule, sample
+from chainrule.rules import Applied, Factor, Rule, Wrt, at, derivative, lettered, number, rule, sample
 from chainrule.rules.linear import ALONG, randn
-from chainrule.rules.pattern import Pattern, aligned, axes, product, real
+from chainrule.rules.pattern import Pattern, aligned, axes, real
+from chainrule.rules.pattern import product as meeting
 
 Index = tuple[int, ...]
 
 
 # Softmax ---------------------------------------------------------------------------------------------------------
 
-OWN_ROW = "an output element depends on the elements that share its row along dim, and on no others"
+
+def _softmax(
+    *nodes: str, function: Any, entries: tuple[str, str], vjp: Any, local: str, product: str, **more: Any
+) -> Rule:
+    """Register a function of rows along dim; `entries` are the Jacobian's, on the diagonal of a row and off it."""
+
+    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        dim = op.dim % max(len(out_index), 1)
+        if any(i != j for axis, (i, j) in enumerate(zip(out_index, in_index, strict=True)) if axis != dim):
+            return None
+        places = {"i": at("out", map(str, out_index)), "j": at("out", map(str, in_index))}
+        return Factor(latex=lettered(entries[out_index != in_index], places))
+
+    def pattern(op: Any) -> Pattern | None:
+        dim = (op.dim % max(op.self.dim(), 1),)
+        return (
+            meeting(axes(op.out.shape, dim, "out"), axes(op.self.shape, dim, "in")) if real(op.out, op.self) else None
+        )
+
+    zeros = "an output element depends on the elements that share its row along dim, and on no others"
+    return rule(
+        *nodes,
+        wrt={"self": Wrt(vjp, local + ALONG, product + ALONG, zeros, factor, pattern)},
+        samples=lambda: [
+            sample(function, randn(2, 3), 1),
+            sample(function, randn(2, 3, 2), 0),
+            sample(function, randn(2, 1), -1, note="size 1"),
+            sample(function, randn(0, 3), -1, note="empty"),
+            sample(function, randn(), 0, note="0-dim"),
+            sample(function, torch.tensor([[1000.0, -1000.0, 999.0]], requires_grad=True), 1, note="large"),
+        ],
+        **more,
+    )
 
 
-def _softmax_samples(function: Callable[..., Any]) -> list[Sample]:
-    return [
-        sample(function, randn(2, 3), 1),
-        sample(function, randn(2, 3, 2), 0),
-        sample(function, randn(2, 1), -1, note="size 1"),
-        sample(function, randn(0, 3), -1, note="empty"),
-        sample(function, randn(), 0, note="0-dim"),
-        sample(function, torch.tensor([[1000.0, -1000.0, 999.0]], requires_grad=True), 1, note="large"),
-    ]
-
-
-def _row_mates(op: Any, out_index: Index, in_index: Index) -> bool:
-    """Whether two places lie in one row along dim."""
-    dim = op.dim % max(len(out_index), 1)
-    return all(i == j for axis, (i, j) in enumerate(zip(out_index, in_index, strict=True)) if axis != dim)
-
-
-def _rows(op: Any) -> Pattern | None:
-    return _groups(op, op.self, (op.dim % max(op.self.dim(), 1),))
-
-
-def _groups(op: Any, operand: Tensor, dims: Container[int]) -> Pattern | None:
-    """What shares its place along all other axes is in one group."""
-    if not real(op.out, operand):
-        return None
-    return product(axes(op.out.shape, dims, "out"), axes(operand.shape, dims, "in"))
-
-
-def _at(place: Index) -> str:
-    return "{$out}" + (f"_{{{','.join(map(str, place))}}}" if place else "")
-
-
-def _softmax_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    if not _row_mates(op, out_index, in_index):
-        return None
-    s_i, s_j = _at(out_index), _at(in_index)
-    return Factor(latex=rf"{s_i} (1 - {s_i})" if out_index == in_index else rf"-{s_i} \, {s_j}")
-
-
-def _log_softmax_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-    if not _row_mates(op, out_index, in_index):
-        return None
-    s_j = f"e^{{{_at(in_index)}}}"
-    return Factor(latex=f"1 - {s_j}" if out_index == in_index else f"-{s_j}")
-
-
-softmax = rule(
+softmax = _softmax(
     "SoftmaxBackward0",
     "SafeSoftmaxBackward0",
+    function=F.softmax,
     equation=r"{$out}_i = \frac{e^{{$self}_i - m}}{\sum_j e^{{$self}_j - m}}, \quad m = \max_j {$self}_j" + ALONG,
-    wrt={
-        "self": Wrt(
-            lambda op, g: op.out * (g - (g * op.out).sum(op.dim, keepdim=True)),
-            derivative("{$out}_i", "{$self}_j", "{$out}_i \\, ([i = j] - {$out}_j)") + ALONG,
-            r"$out \odot \left($g - \sum_j {$g}_j \, {$out}_j\right)" + ALONG,
-            OWN_ROW,
-            _softmax_factor,
-            _rows,
-        )
-    },
-    samples=lambda: _softmax_samples(F.softmax),
+    vjp=lambda op, g: op.out * (g - (g * op.out).sum(op.dim, keepdim=True)),
+    local=derivative("{$out}_i", "{$self}_j", "{$out}_i \\, ([i = j] - {$out}_j)"),
+    product=r"$out \odot \left($g - \sum_j {$g}_j \, {$out}_j\right)",
+    entries=("@i (1 - @i)", r"-@i \, @j"),
     source="derivatives.yaml: _softmax. d s_i / d x_j = s_i (delta_ij - s_j).",
 )
 
-log_softmax = rule(
+log_softmax = _softmax(
     "LogSoftmaxBackward0",
+    function=F.log_softmax,
     equation=r"{$out}_i = {$self}_i - m - \log \sum_j e^{{$self}_j - m}, \quad m = \max_j {$self}_j" + ALONG,
-    wrt={
-        "self": Wrt(
-            lambda op, g: g - op.out.exp() * g.sum(op.dim, keepdim=True),
-            derivative("{$out}_i", "{$self}_j", "[i = j] - e^{{$out}_j}") + ALONG,
-            r"$g - e^{$out} \, \sum_j {$g}_j" + ALONG,
-            OWN_ROW,
-            _log_softmax_factor,
-            _rows,
-        )
-    },
-    samples=lambda: _softmax_samples(F.log_softmax),
+    vjp=lambda op, g: g - op.out.exp() * g.sum(op.dim, keepdim=True),
+    local=derivative("{$out}_i", "{$self}_j", "[i = j] - e^{{$out}_j}"),
+    product=r"$g - e^{$out} \, \sum_j {$g}_j",
+    entries=("1 - e^{@j}", "-e^{@j}"),
     source="derivatives.yaml: _log_softmax. d log s_i / d x_j = delta_ij - s_j.",
 )
 
 # x_hat = (x - mu) / sigma ----------------------------------------------------------------------------------------
 
-
-def standardise(v: Tensor, dims: Index, eps: float) -> tuple[Tensor, Tensor]:
-    """x_hat over `dims`, and 1 / sigma with sigma = sqrt(variance + eps); the variance is the biased one (1/N)."""
-    distance = v - v.mean(dims, keepdim=True)
-    inverse = (distance.square().mean(dims, keepdim=True) + eps).rsqrt()
-    return distance * inverse, inverse
-
-
-def standardise_vjp(g: Tensor, x_hat: Tensor, inverse: Tensor, dims: Index) -> Tensor:
-    """(g - mean(g) - x_hat mean(g x_hat)) / sigma."""
-    along = (g * x_hat).mean(dims, keepdim=True)
-    return inverse * (g - g.mean(dims, keepdim=True) - x_hat * along)
-
-
-# An element of x (and of the output) has the index `@x`, another one of the same group `@o`; `@over` are the letters of
-# a sum over a group, `@k` those of what a group shares, and `@p` the group of `@x`. `@f` are the letters of the gain.
+# An element of x (and of the output) has the index `@x`, another one of the same group `@o`; `@average` is the mean
+# over a group, `@k` are the letters of what a group shares, and `@p` the group of `@x`. `@f` are those of the gain.
 FORMULAS = {
     "equation": r"{$out}_{@x} = @gain \hat{x}_{@x}@shift",
     "where": r"\hat{x}_{@x} = \frac{{$input}_{@x}@centre}{\sigma_{@p}}@mean"
-    r", \quad \sigma_{@k} = \sqrt{@variance + @eps}",
+    r", \quad \sigma_{@k} = \sqrt{@variance@eps}",
     "by input": derivative(
         "{$out}_{@x}",
         "{$input}_{@o}",
-        r"@gain \frac{1}{\sigma_{@p}} \, \left(@same - \frac{1}{@count} @within (@one \hat{x}_{@x} \, \hat{x}_{@o})"
+        r"@gain \frac{1}{\sigma_{@p}} \, \left(@same - @share @within (@one \hat{x}_{@x} \, \hat{x}_{@o})"
         r"\right)",
     ),
     "to input": r"{$grad}_{@x} = \frac{1}{\sigma_{@p}} \, \left(\tilde{g}_{@x}@less - \beta_{@p} \, \hat{x}_{@x}\right)"
@@ -145,128 +107,192 @@ FORMULAS = {
     "by bias": derivative("{$out}_{@x}", "{$bias}_{@f}", "1"),
     "to bias": r"{$grad}_{@f} = \sum_{@rest} {$g}_{@x}",
 }
+GROUP_STATISTICS_BACK = (
+    r" + \frac{1}{@count} \, \left({$g1}_{@p} - {$g2}_{@p} \, \frac{\hat{x}_{@x}}{(\sigma_{@p})^2}\right)"
+)
 
 
-def _letters(
-    op: Any,
-    own: str,
-    other: str,
-    features: str,
-    group: str,
-    count: int,
-    place: str = "",
-    limit: str = "",
-    mean: str = "",
-) -> dict[str, str]:
-    """What the formulas' letters stand for; `limit` says which places are in a group, `mean` is "" without a centre."""
-    over = ",".join(letter for letter in other if letter not in group)
+@dataclass(frozen=True)
+class Letters:
+    """The letters of an element, of another one of its group, of the gain, and of what a group shares.
+
+    `place` is the group of an element where that is a formula, and `limit` says which elements `other` are in a group.
+    """
+
+    own: str
+    other: str
+    features: str
+    group: str
+    place: str = ""
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A kind of normalisation: which elements share a mean and a variance, in the numbers and in the formulas.
+
+    The groups lie along the axes `dims` of a `view` of the input. Each `unit` (feature or channel) has its own gain and
+    shift. Without a centre there is no mean, so nothing is taken off the gradient but the part along x_hat. Without
+    a mean of the squares (`summed`), sigma is a length.
+    """
+
+    zeros: str
+    unit: str
+    letters: Callable[[Any], Letters]
+    dims: Callable[[Any], Index]
+    view: Callable[[Any, Tensor], Tensor] = lambda op, t: t
+    centred: bool = True
+    summed: bool = False
+
+    def mean(self, op: Any, t: Tensor) -> Tensor:
+        """Over a group."""
+        return t.sum(self.dims(op), keepdim=True) if self.summed else t.mean(self.dims(op), keepdim=True)
+
+    def standardise(self, op: Any) -> tuple[Tensor, Tensor]:
+        """x_hat, and 1 / sigma with sigma = sqrt(variance + eps); the variance is the biased one (1/N)."""
+        x = self.view(op, op.input)
+        if not _training(op):
+            inverse = (_per_channel(op.running_var, x) + _eps(op)).rsqrt()
+            return (x - _per_channel(op.running_mean, x)) * inverse, inverse
+        distance = x - self.mean(op, x) if self.centred else x
+        inverse = (self.mean(op, distance.square()) + _eps(op)).rsqrt()
+        return distance * inverse, inverse
+
+    def input(self, op: Any, g: Tensor) -> Tensor:
+        """(g - mean(g) - x_hat mean(g x_hat)) / sigma, for the g that comes through the gain."""
+        x_hat, inverse = self.standardise(op)
+        if op.weight is not None:
+            g = g * (_per_channel(op.weight, g) if self.unit == "channel" else op.weight)
+        g = self.view(op, g)
+        if _training(op):
+            g = (g - self.mean(op, g) if self.centred else g) - x_hat * self.mean(op, g * x_hat)
+        return (inverse * g).reshape(op.input.shape)
+
+    def weight(self, op: Any, g: Tensor) -> Tensor:
+        return self.bias(op, g * self.standardise(op)[0].reshape(g.shape))
+
+    def bias(self, op: Any, g: Tensor) -> Tensor:
+        return g.sum(_but_channels(g)) if self.unit == "channel" else g
+
+    def told(self, name: str) -> Callable[[Any], str]:
+        """One of the formulas, for a call."""
+
+        def formula(op: Any) -> str:
+            kept = name if _training(op) or name not in ("by input", "to input") else f"{name}, running"
+            given = self.given(op)
+            return lettered(lettered(FORMULAS[kept], given), given)
+
+        return formula
+
+    def given(self, op: Any) -> dict[str, str]:
+        """What the names in the formulas stand for."""
+        at = self.letters(op)
+        sizes = self.view(op, op.input).shape
+        count = math.prod(sizes[axis] for axis in self.dims(op))
+        over = ",".join(letter for letter in at.other if letter not in at.group)
+        share = "" if self.summed else rf"\frac{{1}}{{{count}}}"
+        average = rf"{share} \sum_{{{over}{f': {at.limit}' if at.limit else ''}}}"
+        mean, centre, running = (r"@average {$input}_{@o}", r" - \mu_{@p}", "") if self.centred else ("", "", "")
+        if not _training(op):
+            mean, running = "{$running_mean}_{c}", "{$running_var}_{c}"
+        return {
+            "gain": "" if op.weight is None else r"{$weight}_{@f} \,",
+            "shift": "" if op.arguments.get("bias") is None else " + {$bias}_{@f}",
+            "centre": centre,
+            "mean": rf", \quad \mu_{{@k}} = {mean}" if mean else "",
+            "variance": running or rf"@average ({{$input}}_{{@o}}{centre.replace('@p', '@k')})^2",
+            "less": r" - \alpha_{@p}" if mean else "",
+            "one": "1 +" if mean else "",
+            "same": r" \, ".join(f"[{a} = {b}]" for a, b in zip(at.own, at.other, strict=True) if a != b),
+            "within": rf"[{at.limit.replace('= a', '= ' + at.place.split(',')[-1])}] \," if at.limit else "",
+            "more": GROUP_STATISTICS_BACK if at.limit else "",
+            "average": average,
+            "rest": ",".join(letter for letter in at.own if letter not in at.features),
+            "x": ",".join(at.own),
+            "o": ",".join(at.other),
+            "f": ",".join(at.features),
+            "k": ",".join(at.group),
+            "p": at.place or ",".join(at.group),
+            "count": str(count),
+            "share": share,
+            "eps": f" + {number(_eps(op))}" if _eps(op) else "",
+        }
+
+    def pattern(self, op: Any) -> Pattern | None:
+        """What shares its place along all other axes is in one group; with running statistics, each element alone."""
+        if not real(op.out, op.input):
+            return None
+        sizes = self.view(op, op.input).shape
+        dims = {axis % len(sizes) for axis in self.dims(op)} if _training(op) else ()
+        return meeting(axes(sizes, dims, "out"), axes(sizes, dims, "in"))
+
+    def unit_pattern(self, op: Any, operand: Any) -> Pattern | None:
+        """Each output element and its own gain or shift."""
+        if not real(op.out, operand):
+            return None
+        if self.unit == "feature":
+            return aligned(op.out.shape, operand.shape)
+        return meeting(axes(op.out.shape), [("1", operand.numel())])
+
+    def wrt(self, argument: str, vjp: Callable[[Any, Tensor], Tensor], zeros: str, pattern: Any) -> Wrt:
+        return Wrt(vjp, self.told(f"by {argument}"), self.told(f"to {argument}"), zeros, None, pattern)
+
+    def wrts(self) -> dict[str, Wrt]:
+        """The derivatives by the input, the gain and the shift."""
+        gain, shift = f"each {self.unit} has its own gain", f"each {self.unit} has its own shift"
+        return {
+            "input": self.wrt("input", self.input, self.zeros, self.pattern),
+            "weight": self.wrt("weight", self.weight, gain, lambda op: self.unit_pattern(op, op.weight)),
+            "bias": self.wrt("bias", self.bias, shift, lambda op: self.unit_pattern(op, op.bias)),
+        }
+
+    def rule(self, *nodes: str, without: str = "", **more: Any) -> Rule:
+        """Register the operation; `without` names what it has not."""
+        wrt = {name: each for name, each in self.wrts().items() if name != without}
+        return rule(*nodes, **{"equation": self.told("equation"), "where": self.told("where"), "wrt": wrt, **more})
+
+
+def _training(op: Any) -> bool:
+    """Whether the batch's own statistics were used; the overloads say so by flag, or by their mere name."""
+    arguments = op.arguments
+    if "training" in arguments:
+        return bool(arguments["training"]) or arguments.get("running_mean", None) is None
+    return "no_training" not in op.name and "no_update" not in op.name
+
+
+def _eps(op: Any) -> float:
+    """cuDNN's overload has its own name for it; without one it is the number type's own."""
     eps = op.arguments.get("epsilon", op.arguments.get("eps"))
-    average = rf"\frac{{1}}{{{count}}} \sum_{{{over}{f': {limit}' if limit else ''}}}"
-    centre = r" - \mu_{@p}" if mean else ""
-    return {
-        "gain": "" if op.weight is None else r"{$weight}_{@f} \,",
-        "shift": "" if op.arguments.get("bias") is None else " + {$bias}_{@f}",
-        "centre": centre,
-        "mean": rf", \quad \mu_{{@k}} = {mean}" if mean else "",
-        "variance": "{$running_var}_{c}"
-        if "running" in mean
-        else rf"@average ({{$input}}_{{@o}}{centre.replace('@p', '@k')})^2",
-        "less": r" - \alpha_{@p}" if mean else "",
-        "one": "1 +" if mean else "",
-        "same": r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b),
-        "within": rf"[{limit.replace('= a', '= ' + place.split(',')[-1])}] \," if limit else "",
-        "more": _statistics_back(op) if limit else "",
-        "average": average,
-        "rest": ",".join(letter for letter in own if letter not in features),
-        "x": ",".join(own),
-        "o": ",".join(other),
-        "f": ",".join(features),
-        "k": ",".join(group),
-        "p": place or ",".join(group),
-        "count": str(count),
-        "eps": number(torch.finfo(op.input.dtype).eps if eps is None else float(eps)),
-    }
+    return torch.finfo(op.input.dtype).eps if eps is None else float(eps)
 
 
-def _told(letters: Callable[[Any], dict[str, str]], name: str) -> Callable[[Any], str]:
-    def formula(op: Any) -> str:
-        given = letters(op)
-        kept = name + (", running" if "running" in given["mean"] and name in ("by input", "to input") else "")
-        return lettered(lettered(FORMULAS[kept], given), given)
-
-    return formula
+def _but_channels(t: Tensor) -> Index:
+    return (0, *range(2, t.dim()))
 
 
-def _formulas(
-    letters: Callable[[Any], dict[str, str]], argument: str
-) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
-    """The local derivative by an argument, and its gradient."""
-    return _told(letters, f"by {argument}"), _told(letters, f"to {argument}")
+def _per_channel(v: Tensor, t: Tensor) -> Tensor:
+    return v.reshape(1, -1, *(1,) * (t.dim() - 2))
 
 
-# Layer norm: the last axes are one group; gain and shift broadcast over the rest, which the walk sums over.
+# Layer and RMS norm: a sample's features i, j are one group; gain and shift broadcast, which the walk sums over.
 
 
-def _last_axes(op: Any) -> Index:
-    return tuple(range(-len(op.normalized_shape), 0))
-
-
-def _samples(op: Any) -> Pattern | None:
-    dims = op.input.dim()
-    return _groups(op, op.input, range(dims - len(op.normalized_shape), dims))
-
-
-def _features(op: Any, operand: Any) -> Pattern | None:
-    return aligned(op.out.shape, operand.shape) if real(op.out, operand) else None
-
-
-def _layer(op: Any, centred: bool = True) -> dict[str, str]:
-    """A sample's features i, j are one group."""
+def _layer_letters(op: Any) -> Letters:
     count = len(op.normalized_shape)
     samples, own, other = "cdefgmn"[7 - op.input.dim() + count :], "ijkl"[:count], "pqrs"[:count]
-    mean = r"@average {$input}_{@o}" if centred else ""
-    return _letters(op, samples + own, samples + other, own, samples, math.prod(op.normalized_shape), mean=mean)
+    return Letters(samples + own, samples + other, own, samples)
 
 
-def _rms(op: Any) -> dict[str, str]:
-    return _layer(op, centred=False)
+LAYER = _Norm(
+    "each sample is normalised by itself: its output depends on no other sample",
+    "feature",
+    _layer_letters,
+    lambda op: tuple(range(-len(op.normalized_shape), 0)),
+)
+RMS = replace(LAYER, centred=False)
 
-
-def _gained(op: Any, g: Tensor) -> Tensor:
-    return g if op.weight is None else g * op.weight
-
-
-def _layer_norm(op: Any, g: Tensor) -> Tensor:
-    dims = _last_axes(op)
-    x_hat, inverse = standardise(op.input, dims, op.eps)
-    return standardise_vjp(_gained(op, g), x_hat, inverse, dims)
-
-
-native_layer_norm = rule(
+native_layer_norm = LAYER.rule(
     "NativeLayerNormBackward0",
-    equation=_told(_layer, "equation"),
-    where=_told(_layer, "where"),
-    wrt={
-        "input": Wrt(
-            _layer_norm,
-            *_formulas(_layer, "input"),
-            "each sample is normalised by itself: its output depends on no other sample",
-            pattern=_samples,
-        ),
-        "weight": Wrt(
-            lambda op, g: g * standardise(op.input, _last_axes(op), op.eps)[0],
-            *_formulas(_layer, "weight"),
-            "each feature has its own gain",
-            pattern=lambda op: _features(op, op.weight),
-        ),
-        "bias": Wrt(
-            lambda op, g: g,
-            "1",
-            "$g",
-            "each feature has its own shift",
-            pattern=lambda op: _features(op, op.bias),
-        ),
-    },
     samples=lambda: [
         sample(F.layer_norm, randn(2, 4), (4,), randn(4), randn(4)),
         sample(F.layer_norm, randn(2, 3, 4), (3, 4), randn(3, 4), randn(3, 4)),
@@ -279,40 +305,10 @@ native_layer_norm = rule(
     source="derivatives.yaml: native_layer_norm. Ba, Kiros, Hinton: Layer Normalization, arXiv:1607.06450 (2016).",
 )
 
-# RMS norm: like layer norm without a centre, so nothing is taken off but the part along x_hat.
-
-
-def _root_mean_square(op: Any) -> tuple[Tensor, Tensor]:
-    eps = torch.finfo(op.input.dtype).eps if op.eps is None else op.eps
-    inverse = (op.input.square().mean(_last_axes(op), keepdim=True) + eps).rsqrt()
-    return op.input * inverse, inverse
-
-
-def _rms_norm(op: Any, g: Tensor) -> Tensor:
-    x_hat, inverse = _root_mean_square(op)
-    g = _gained(op, g)
-    return inverse * (g - x_hat * (g * x_hat).mean(_last_axes(op), keepdim=True))
-
-
-fused_rms_norm = rule(
+fused_rms_norm = RMS.rule(
     "FusedRmsNormBackward0",
     name="rms_norm",
-    equation=_told(_rms, "equation"),
-    where=_told(_rms, "where"),
-    wrt={
-        "input": Wrt(
-            _rms_norm,
-            *_formulas(_rms, "input"),
-            "each sample is normalised by itself: its output depends on no other sample",
-            pattern=_samples,
-        ),
-        "weight": Wrt(
-            lambda op, g: g * _root_mean_square(op)[0],
-            *_formulas(_rms, "weight"),
-            "each feature has its own gain",
-            pattern=lambda op: _features(op, op.weight),
-        ),
-    },
+    without="bias",
     samples=lambda: [
         sample(torch.ops.aten._fused_rms_norm, randn(2, 4), [4], randn(4), 1e-5),
         sample(torch.ops.aten._fused_rms_norm, randn(2, 3, 4), [3, 4], randn(3, 4), None, note="the dtype's own eps"),
@@ -323,133 +319,87 @@ fused_rms_norm = rule(
     ),
 )
 
-# Batch norm: a channel (axis 1) over all samples and places is one group.
+# Batch norm: channel c of all samples n and places i, j is one group.
 
 
-def _training(op: Any) -> bool:
-    """Whether the batch's own statistics were used; the overloads say so by flag, or by their mere name."""
-    arguments = op.arguments
-    if "training" in arguments:
-        return bool(arguments["training"]) or arguments.get("running_mean", None) is None
-    return "no_training" not in op.name and "no_update" not in op.name
+def _places(op: Any) -> tuple[str, str]:
+    """The letters of a place, and of another one."""
+    return "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2]
 
 
-def _eps(op: Any) -> float:
-    """cuDNN's overload has its own name for it."""
-    arguments = op.arguments
-    return float(arguments.get("epsilon", arguments.get("eps")))
+def _batch_letters(op: Any) -> Letters:
+    places, others = _places(op)
+    return Letters(f"nc{places}", f"mc{others}", "c", "c")
 
 
-def _but_channels(t: Tensor) -> Index:
-    return (0, *range(2, t.dim()))
+def _running() -> tuple[Tensor, Tensor]:
+    return torch.full((3,), 0.5), torch.full((3,), 2.0)
 
 
-def _by_channel(op: Any, operand: Any) -> Pattern | None:
-    return product(axes(op.out.shape), [("1", operand.numel())]) if real(op.out, operand) else None
+BATCH = _Norm(
+    "each channel is normalised by itself: its output depends on no other channel",
+    "channel",
+    _batch_letters,
+    lambda op: _but_channels(op.input),
+)
+ATEN = torch.ops.aten
 
 
-def _per_channel(v: Tensor, t: Tensor) -> Tensor:
-    return v.reshape(1, -1, *(1,) * (t.dim() - 2))
+def _gain_and_shift() -> tuple[Tensor, Tensor]:
+    return randn(3), randn(3)
 
 
-def _batch_statistics(op: Any) -> tuple[Tensor, Tensor]:
-    if _training(op):
-        return standardise(op.input, _but_channels(op.input), _eps(op))
-    inverse = (_per_channel(op.running_var, op.input) + _eps(op)).rsqrt()
-    return (op.input - _per_channel(op.running_mean, op.input)) * inverse, inverse
-
-
-def _batch_norm(op: Any, g: Tensor) -> Tensor:
-    x_hat, inverse = _batch_statistics(op)
-    if op.weight is not None:
-        g = g * _per_channel(op.weight, g)
-    return standardise_vjp(g, x_hat, inverse, _but_channels(g)) if _training(op) else g * inverse
-
-
-def _batch(op: Any) -> dict[str, str]:
-    """Channel c of all samples n and places i, j is one group."""
-    places, others = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2]
-    count = op.input.numel() // max(op.input.shape[1], 1)
-    mean = r"@average {$input}_{@o}" if _training(op) else "{$running_mean}_{c}"
-    return _letters(op, f"nc{places}", f"mc{others}", "c", "c", count, mean=mean)
-
-
-def _batch_samples() -> list[Sample]:
-    def running() -> tuple[Tensor, Tensor]:
-        return torch.full((3,), 0.5), torch.full((3,), 2.0)
-
-    return [
-        sample(F.batch_norm, randn(4, 3), *running(), randn(3), randn(3), True, note="training"),
-        sample(F.batch_norm, randn(2, 3, 2, 2), *running(), randn(3), randn(3), True, note="training, images"),
-        sample(F.batch_norm, randn(4, 3), *running(), randn(3), randn(3), False, note="evaluation"),
-        sample(F.batch_norm, randn(4, 3), *running(), None, None, False, note="evaluation, no gain or shift"),
+batch_norm = BATCH.rule(
+    *(f"NativeBatchNorm{kind}Backward0" for kind in ("", "Legit", "LegitNoTraining")),
+    *(f"BatchNorm{kind}Backward0" for kind in ("WithUpdate", "NoUpdate")),
+    *(f"{library}BatchNormBackward0" for library in ("Cudnn", "Miopen")),
+    name="batch_norm",
+    constants={"running_mean": "zero", "running_var": "zero"},
+    samples=lambda: [
+        sample(F.batch_norm, randn(4, 3), *_running(), *_gain_and_shift(), True, note="training"),
+        sample(F.batch_norm, randn(2, 3, 2, 2), *_running(), *_gain_and_shift(), True, note="training, images"),
+        sample(F.batch_norm, randn(4, 3), *_running(), *_gain_and_shift(), False, note="evaluation"),
+        sample(F.batch_norm, randn(4, 3), *_running(), None, None, False, note="evaluation, no gain or shift"),
         sample(F.batch_norm, randn(4, 3), None, None, None, None, True, note="no running statistics"),
         sample(F.instance_norm, randn(2, 3, 4), weight=randn(3), bias=randn(3), note="instance norm"),
-        sample(torch.ops.aten._native_batch_norm_legit, randn(4, 3), randn(3), randn(3), *running(), True, 0.1, 1e-5),
-        sample(torch.ops.aten._native_batch_norm_legit.no_stats, randn(4, 3), randn(3), randn(3), True, 0.1, 1e-5),
-        sample(
-            torch.ops.aten._native_batch_norm_legit_no_training, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5
+        sample(ATEN._native_batch_norm_legit, randn(4, 3), *_gain_and_shift(), *_running(), True, 0.1, 1e-5),
+        sample(ATEN._native_batch_norm_legit.no_stats, randn(4, 3), *_gain_and_shift(), True, 0.1, 1e-5),
+        *(
+            sample(function, randn(4, 3), *_gain_and_shift(), *_running(), 0.1, 1e-5)
+            for function in (
+                ATEN._native_batch_norm_legit_no_training,
+                ATEN._batch_norm_with_update,
+                ATEN._batch_norm_no_update,
+            )
         ),
-        sample(torch.ops.aten._batch_norm_with_update, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5),
-        sample(torch.ops.aten._batch_norm_no_update, randn(4, 3), randn(3), randn(3), *running(), 0.1, 1e-5),
-    ]
-
-
-batch_norm = rule(
-    "NativeBatchNormBackward0",
-    "NativeBatchNormLegitBackward0",
-    "NativeBatchNormLegitNoTrainingBackward0",
-    "BatchNormWithUpdateBackward0",
-    "BatchNormNoUpdateBackward0",
-    "CudnnBatchNormBackward0",
-    "MiopenBatchNormBackward0",
-    name="batch_norm",
-    equation=_told(_batch, "equation"),
-    where=_told(_batch, "where"),
-    wrt={
-        "input": Wrt(
-            _batch_norm,
-            *_formulas(_batch, "input"),
-            "each channel is normalised by itself: its output depends on no other channel",
-            pattern=lambda op: _groups(op, op.input, _but_channels(op.input) if _training(op) else ()),
-        ),
-        "weight": Wrt(
-            lambda op, g: (g * _batch_statistics(op)[0]).sum(_but_channels(g)),
-            *_formulas(_batch, "weight"),
-            "each channel has its own gain",
-            pattern=lambda op: _by_channel(op, op.weight),
-        ),
-        "bias": Wrt(
-            lambda op, g: g.sum(_but_channels(g)),
-            *_formulas(_batch, "bias"),
-            "each channel has its own shift",
-            pattern=lambda op: _by_channel(op, op.bias),
-        ),
-    },
-    constants={"running_mean": "zero", "running_var": "zero"},
-    samples=_batch_samples,
+    ],
     source="derivatives.yaml: native_batch_norm. Ioffe, Szegedy: Batch Normalization, arXiv:1502.03167 (2015).",
 )
 
-# Group norm: the channels of one group, at all places of one sample.
+# Group norm: the channels of group a of sample n, at all places, are one group.
 
 
-def _grouped(op: Any, t: Tensor) -> Tensor:
-    return t.reshape(op.N, op.group, op.C // op.group, op.HxW)
+def _group_letters(op: Any) -> Letters:
+    (places, others), size = _places(op), op.C // op.group
+    place, limit = rf"n,\lfloor c / {size} \rfloor", rf"\lfloor d / {size} \rfloor = a"
+    return Letters(f"nc{places}", f"nd{others}", "c", "na", place, limit)
 
 
-def _in_groups(op: Any) -> tuple[Tensor, Tensor]:
-    return standardise(_grouped(op, op.input), (2, 3), op.eps)
+GROUP = _Norm(
+    "each group of channels of each sample is normalised by itself",
+    "channel",
+    _group_letters,
+    lambda op: (2, 3),
+    lambda op, t: t.reshape(op.N, op.group, op.C // op.group, op.HxW),
+)
 
 
 def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None]) -> Tensor:
     """The node gives mu (d mu / dx = 1/N) and 1/sigma (d (1/sigma) / dx = -x_hat / (N sigma^2)) a gradient too."""
     g, g_mean, g_inverse = gs
-    x_hat, inverse = _in_groups(op)
-    gradient, count = torch.zeros_like(x_hat), op.HxW * op.C // op.group
-    if g is not None:
-        g = g if op.weight is None else g * _per_channel(op.weight, g)
-        gradient = standardise_vjp(_grouped(op, g), x_hat, inverse, (2, 3))
+    x_hat, inverse = GROUP.standardise(op)
+    count = op.HxW * op.C // op.group
+    gradient = torch.zeros_like(x_hat) if g is None else GROUP.view(op, GROUP.input(op, g))
     if g_mean is not None:
         gradient = gradient + g_mean[..., None, None] / count
     if g_inverse is not None:
@@ -457,71 +407,30 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     return gradient.reshape(op.input.shape)
 
 
-def _group(op: Any) -> dict[str, str]:
-    """The channels of group a of sample n, at all places, are one group."""
-    places, others, size = "ijk"[: op.input.dim() - 2], "pqr"[: op.input.dim() - 2], op.C // op.group
-    place, limit = rf"n,\lfloor c / {size} \rfloor", rf"\lfloor d / {size} \rfloor = a"
-    mean = r"@average {$input}_{@o}"
-    return _letters(op, f"nc{places}", f"nd{others}", "c", "na", size * op.HxW, place, limit, mean)
-
-
 def _group_local(op: Any) -> str:
     """Of the output, and of mu and 1 / sigma, which the node gives too."""
-    other = {**_group(op), "q": rf"n,\lfloor d / {op.C // op.group} \rfloor"}
+    given = {**GROUP.given(op), "q": rf"n,\lfloor d / {op.C // op.group} \rfloor"}
     statistics = (
         derivative("{$out1}_{@q}", "{$input}_{@o}", r"\frac{1}{@count}"),
         derivative("{$out2}_{@q}", "{$input}_{@o}", r"-\frac{1}{@count} \, \frac{\hat{x}_{@o}}{(\sigma_{@q})^2}"),
     )
-    return r", \quad ".join([_told(_group, "by input")(op), *(lettered(each, other) for each in statistics)])
+    return r", \quad ".join([GROUP.told("by input")(op), *(lettered(each, given) for each in statistics)])
 
 
-def _statistics_back(op: Any) -> str:
-    return r" + \frac{1}{@count} \, \left({$g1}_{@p} - {$g2}_{@p} \, \frac{\hat{x}_{@x}}{(\sigma_{@p})^2}\right)"
+def _of_first(wrt: Wrt) -> Wrt:
+    """A derivative of the first of several outputs, on which alone the argument acts."""
+    return replace(wrt, vjp=lambda op, gs: None if gs[0] is None else wrt.vjp(op, gs[0]))
 
 
-def _group_gain(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if gs[0] is None else (gs[0] * _in_groups(op)[0].reshape(gs[0].shape)).sum(_but_channels(gs[0]))
-
-
-def _group_shift(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if gs[0] is None else gs[0].sum(_but_channels(gs[0]))
-
-
-def _channel_groups(op: Any) -> Pattern | None:
-    if not real(op.out, op.input):
-        return None
-    samples, channels, *places = op.input.shape
-    groups, inside = [("n", samples), ("group", op.group)], math.prod(places) * channels // op.group
-    return product([*groups, ("out", inside)], [*groups, ("in", inside)])
-
-
-native_group_norm = rule(
+native_group_norm = GROUP.rule(
     "NativeGroupNormBackward0",
     equation=lambda op: (
-        _told(_group, "equation")(op)
-        + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
+        GROUP.told("equation")(op) + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
     ),
-    where=_told(_group, "where"),
     wrt={
-        "input": Wrt(
-            _group_norm,
-            _group_local,
-            _told(_group, "to input"),
-            "each group of channels of each sample is normalised by itself",
-            pattern=_channel_groups,
-        ),
-        "weight": Wrt(
-            _group_gain,
-            *_formulas(_group, "weight"),
-            "each channel has its own gain",
-            pattern=lambda op: _by_channel(op, op.weight),
-        ),
-        "bias": Wrt(
-            _group_shift,
-            *_formulas(_group, "bias"),
-            "each channel has its own shift",
-            pattern=lambda op: _by_channel(op, op.bias),
-        ),
+        "input": replace(GROUP.wrts()["input"], vjp=_group_norm, local=_group_local),
+        "weight": _of_first(GROUP.wrts()["weight"]),
+        "bias": _of_first(GROUP.wrts()["bias"]),
     },
     outputs=3,
     samples=lambda: [
@@ -533,72 +442,52 @@ native_group_norm = rule(
     source="derivatives.yaml: native_group_norm. Wu, He: Group Normalization, arXiv:1803.08494 (2018).",
 )
 
-# Weight norm: a direction v with a length of its own. PyTorch calls the length `g`.
+# Weight norm: a direction v, which is the input, with a length of its own, which is the gain. PyTorch calls that `g`.
 
 
 def _but(op: Any) -> Index:
     """The axes of v that one length is taken over: all but `dim`, or all of them for dim = -1."""
-    return tuple(axis for axis in range(op.v.dim()) if op.dim == -1 or axis != op.dim % op.v.dim())
+    return tuple(axis for axis in range(op.input.dim()) if op.dim == -1 or axis != op.dim % op.input.dim())
 
 
-def _direction(op: Any) -> tuple[Tensor, Tensor]:
-    length: Tensor = op.v.square().sum(_but(op), keepdim=True).sqrt()
-    return op.v / length, length
+def _length_letters(op: Any) -> Letters:
+    own = "ijk"[: op.input.dim()]
+    other = "".join(p if axis in _but(op) else i for axis, (i, p) in enumerate(zip(own, "pqr", strict=False)))
+    group = "".join(i for i in own if i in other)
+    return Letters(own, other, "".join(i if i in other else "0" for i in own[: op.weight.dim()]), group)
 
 
-def _weight_norm_v(op: Any, g: Tensor) -> Tensor:
-    direction, length = _direction(op)
-    along = (g * direction).sum(_but(op), keepdim=True)
-    stretch: Tensor = op.arguments["g"] / length
-    return stretch * (g - direction * along)
+LENGTH = _Norm("", "index of dim", _length_letters, _but, centred=False, summed=True)
 
 
-def _weight_norm_formula(kind: str) -> Callable[[Any], str]:
-    """v, its length nu, and the gain, which has the axes of v, of size 1 but for `dim`."""
+def _renamed(op: Any) -> Applied:
+    """Weight norm's operands under the names of the others."""
+    return Applied({"input": op.v, "weight": op.arguments["g"], "dim": op.dim, "eps": 0.0}, op.outs)
 
-    def formula(op: Any) -> str:
-        own = "ijk"[: op.v.dim()]
-        other = "".join(p if axis in _but(op) else i for axis, (i, p) in enumerate(zip(own, "pqr", strict=False)))
-        over = ",".join(letter for letter in other if letter not in own)
-        kept = [letter for letter in own if letter in other]
-        nu, gain = (
-            at("x", kept).replace("$x", r"\nu"),
-            at("g_", [i if i in kept else "0" for i in own[: op.arguments["g"].dim()]]),
-        )
-        where = rf"{nu} = \sqrt{{\sum_{{{over}}} {at('v', other)}^2}}"
-        v, w, unit = at("v", own), at("v", other), rf"\frac{{{gain}}}{{{nu}}}"
-        same = r" \, ".join(f"[{a} = {b}]" for a, b in zip(own, other, strict=True) if a != b)
-        return {
-            "equation": rf"{at('out', own)} = {unit} \, {v}",
-            "by v": derivative(at("out", own), w, rf"{unit} \, \left({same} - \frac{{{v} \, {w}}}{{({nu})^2}}\right)"),
-            "back to v": rf"{at('grad', own)} = {unit} \, \left({at('g', own)} - \frac{{{v}}}{{({nu})^2}} \, "
-            rf"\sum_{{{over}}} {at('g', other)} \, {w}\right)",
-            "by g": derivative(at("out", own), gain, rf"\frac{{{v}}}{{{nu}}}"),
-            "back to g": rf"{gain.replace('$g_', '$grad')} = \sum_{{{','.join(i for i in own if i not in kept)}}} "
-            rf"\frac{{{v}}}{{{nu}}} \, {at('g', own)}",
-            "where": where,
-        }[kind]
 
-    return formula
+def _length_formula(name: str) -> Callable[[Any], str]:
+    return lambda op: LENGTH.told(name)(_renamed(op)).replace("{$input}", "{$v}").replace("{$weight}", "{$g_}")
 
+
+OWN_LENGTH = "each index of dim has its own direction and length"
 
 weight_norm = rule(
     "WeightNormInterfaceBackward0",
     name="weight_norm",
-    equation=_weight_norm_formula("equation"),
-    where=_weight_norm_formula("where"),
+    equation=_length_formula("equation"),
+    where=_length_formula("where"),
     wrt={
         "v": Wrt(
-            _weight_norm_v,
-            _weight_norm_formula("by v"),
-            _weight_norm_formula("back to v"),
-            "each index of dim has its own direction and length",
+            lambda op, g: LENGTH.input(_renamed(op), g),
+            _length_formula("by input"),
+            _length_formula("to input"),
+            OWN_LENGTH,
         ),
         "g": Wrt(
-            lambda op, g: (g * _direction(op)[0]).sum(_but(op), keepdim=True),
-            _weight_norm_formula("by g"),
-            _weight_norm_formula("back to g"),
-            "each index of dim has its own direction and length",
+            lambda op, g: LENGTH.mean(_renamed(op), LENGTH.weight(_renamed(op), g)),
+            _length_formula("by weight"),
+            _length_formula("to weight"),
+            OWN_LENGTH,
         ),
     },
     samples=lambda: [

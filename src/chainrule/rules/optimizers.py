@@ -23,20 +23,10 @@ Number = TypeVar("Number", Tensor, float)
 Block = Callable[["Derivation"], None]
 
 SYMBOLS = {
-    "lr": r"\eta",
-    "momentum": r"\mu",
-    "dampening": r"\tau",
-    "weight_decay": r"\lambda",
-    "beta1": r"\beta_1",
-    "beta2": r"\beta_2",
-    "eps": r"\varepsilon",
-    "alpha": r"\alpha",
-    "lr_decay": r"\gamma",
-    "momentum_decay": r"\psi",
-    "rho": r"\rho",
-    "t": "t",
-    "s": "t-1",
-}
+    "lr": r"\eta", "momentum": r"\mu", "dampening": r"\tau", "weight_decay": r"\lambda", "beta1": r"\beta_1",
+    "beta2": r"\beta_2", "eps": r"\varepsilon", "alpha": r"\alpha", "lr_decay": r"\gamma", "momentum_decay": r"\psi",
+    "rho": r"\rho", "t": "t", "s": "t-1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

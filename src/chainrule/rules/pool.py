@@ -6,7 +6,6 @@ mean is linear and goes axis by axis. The largest passes its whole gradient back
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Sample, Wrt, at, derivative, rule, sample, unread
-from chainrule.rules.linear import randn
+from chainrule.rules import Factor, Kink, Sample, Wrt, at, lettered, rule, sample, unread
+from chainrule.rules.indices import position, row_major
+from chainrule.rules.linear import WeightedSum, randn
 from chainrule.rules.pattern import copied, real
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, twice
 
@@ -27,23 +27,52 @@ Index = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """Where the window of output place `@i` begins and ends along an axis, in LaTeX, and what else limits place `@u`.
+
+    `defined` says what the names in there stand for.
+    """
+
+    first: str
+    end: str
+    rest: str = ""
+    defined: str = ""
+
+    def within(self, i: str, u: str) -> str:
+        """That place u is in the window of place i."""
+        return lettered(rf"{self.first} \le @u < {self.end}{self.rest}", {"i": i, "u": u})
+
+
+@dataclass(frozen=True)
 class Window:
     """Along one axis: `index[p, k]` is the k-th input place in the window of output place p, if `inside[p, k]`.
 
-    `padded` marks the padding as well, but not what `ceil_mode` lets a window reach beyond it.
+    `padded` marks the padding as well, but not what `ceil_mode` lets a window reach beyond it; `count` says in LaTeX
+    how many these are.
     """
 
     size: int
     index: Tensor
     inside: Tensor
     padded: Tensor
+    bounds: Bounds
+    count: str
 
 
 @lru_cache(maxsize=256)
 def _sliding(size: int, places: int, kernel: int, stride: int, padding: int, dilation: int) -> Window:
     """Windows of one size, at equal steps."""
     index = (torch.arange(places) * stride - padding).unsqueeze(-1) + torch.arange(kernel) * dilation
-    return Window(size, index.clamp(0, max(size - 1, 0)), (index >= 0) & (index < size), index < size + padding)
+    inside, padded = (index >= 0) & (index < size), index < size + padding
+    start = "@i" if stride == 1 else rf"{stride} \, @i"
+    first, end = _moved(start, -padding), _moved(start, (kernel - 1) * dilation + 1 - padding)
+    rest = "" if dilation == 1 else rf", (@u - ({first})) \bmod {dilation} = 0"
+    count = str(kernel) if padded.all() else rf"\min({kernel}, {size + 2 * padding} - {start})"
+    return Window(size, index.clamp(0, max(size - 1, 0)), inside, padded, Bounds(first, end, rest), count)
+
+
+def _moved(start: str, by: int) -> str:
+    return start if not by else f"{start} {'-' if by < 0 else '+'} {abs(by)}"
 
 
 @lru_cache(maxsize=256)
@@ -53,7 +82,10 @@ def _adaptive(size: int, places: int) -> Window:
     first, last = p * size // max(places, 1), -(-(p + 1) * size // max(places, 1))
     index = first.unsqueeze(-1) + torch.arange(int((last - first).max()) if places else 0)
     inside = index < last.unsqueeze(-1)
-    return Window(size, index.clamp(max=max(size - 1, 0)), inside, inside)
+    step = "" if size == places else rf"{fraction(size / max(places, 1))} \, "
+    bounds = Bounds(rf"\lfloor {step}@i \rfloor", rf"\lceil {step}(@i + 1) \rceil")
+    count = f"{bounds.end} - {bounds.first}"
+    return Window(size, index.clamp(max=max(size - 1, 0)), inside, inside, bounds, count)
 
 
 Windows = Callable[[Any], list[Window]]
@@ -71,102 +103,55 @@ def _setting(op: Any, name: str, axes: int, default: Index) -> Index:
     return values * axes if len(values) == 1 else values
 
 
-def _settings(op: Any, axes: int) -> list[tuple[int, int, int, int]]:
-    """(kernel, stride, padding, dilation) of each axis."""
-    kernel = _setting(op, "kernel_size", axes, (1,))
-    stride, padding = _setting(op, "stride", axes, kernel), _setting(op, "padding", axes, (0,))
-    return list(zip(kernel, stride, padding, _setting(op, "dilation", axes, (1,)), strict=True))
-
-
 def _kernel_windows(axes: int) -> Windows:
-    return lambda op: [
-        _sliding(*sizes, *settings) for sizes, settings in zip(_sizes(op, axes), _settings(op, axes), strict=True)
-    ]
+    def windows(op: Any) -> list[Window]:
+        kernel = _setting(op, "kernel_size", axes, (1,))
+        stride, padding = _setting(op, "stride", axes, kernel), _setting(op, "padding", axes, (0,))
+        settings = zip(kernel, stride, padding, _setting(op, "dilation", axes, (1,)), strict=True)
+        return [_sliding(*sizes, *each) for sizes, each in zip(_sizes(op, axes), settings, strict=True)]
+
+    return windows
 
 
 def _adaptive_windows(axes: int) -> Windows:
     return lambda op: [_adaptive(*sizes) for sizes in _sizes(op, axes)]
 
 
-Bounds = Callable[[Any], list[tuple[str, str, str]]]
-
-
-def _kernel_bounds(axes: int) -> Bounds:
-    """Where each window begins and ends along each axis, in LaTeX (`2 i - 1`, `2 i + 1`), and what else limits it."""
-
-    def bounds(op: Any) -> list[tuple[str, str, str]]:
-        found = []
-        for i, u, (kernel, stride, padding, dilation) in zip(PLACES, INSIDE, _settings(op, axes), strict=False):
-            start = i if stride == 1 else rf"{stride} \, {i}"
-            first, end = _moved(start, -padding), _moved(start, (kernel - 1) * dilation + 1 - padding)
-            found.append((first, end, "" if dilation == 1 else rf", ({u} - ({first})) \bmod {dilation} = 0"))
-        return found
-
-    return bounds
-
-
-def _moved(start: str, by: int) -> str:
-    return start if not by else f"{start} {'-' if by < 0 else '+'} {abs(by)}"
-
-
-def _adaptive_bounds(axes: int) -> Bounds:
-    def bounds(op: Any) -> list[tuple[str, str, str]]:
-        steps = ["" if size == places else rf"{fraction(size / places)} \, " for size, places in _sizes(op, axes)]
-        return [
-            (rf"\lfloor {step}{i} \rfloor", rf"\lceil {step}({i} + 1) \rceil", "")
-            for step, i in zip(steps, PLACES, strict=False)
-        ]
-
-    return bounds
-
-
 # Means -----------------------------------------------------------------------------------------------------------
 
 
-def _mean(op: Any, window: Window) -> Taps:
-    """The weights of one axis: 1 / count for each place in the window (1, where another divisor is given)."""
-    mask = window.padded if op.arguments.get("count_include_pad") else window.inside
-    count = mask.sum(-1, keepdim=True).clamp(min=1).double()
-    given = op.arguments.get("divisor_override") is not None
-    return Taps(window.size, window.index, window.inside.double() if given else window.inside / count)
+def _mean(op: Any, window: Window, divisor: int | None) -> Taps:
+    """The weights of one axis: 1 / count for each place in the window, unless another divisor is given."""
+    first, end = window.bounds.first, window.bounds.end
+    if divisor is not None:
+        weight, count = window.inside.double() / divisor, str(divisor)
+    elif op.arguments.get("count_include_pad") or torch.equal(window.inside, window.padded):
+        weight, count = window.inside / window.padded.sum(-1, keepdim=True).clamp(min=1).double(), window.count
+    else:
+        weight = window.inside / window.inside.sum(-1, keepdim=True).clamp(min=1).double()
+        count = rf"\sum_{{m=0}}^{{{window.size - 1}}} [{first} \le m < {end}]"
+    return Taps(window.size, window.index, weight, rf"\frac{{1}}{{{count}}} \, [{first} \le @u < {end}]")
 
 
 def _mean_tables(windows: Windows) -> Callable[[Any], list[Taps]]:
     def tables(op: Any) -> list[Taps]:
-        *rest, last = [_mean(op, window) for window in windows(op)]
-        divisor = op.arguments.get("divisor_override") or 1
-        return [*rest, Taps(last.size, last.index, last.weight / divisor)]
+        *rest, last = windows(op)
+        divisor = op.arguments.get("divisor_override")
+        return [*(_mean(op, each, divisor and 1) for each in rest), _mean(op, last, divisor)]
 
     return tables
-
-
-def _mean_weights(bounds: Bounds, axes: int) -> Callable[[Any], list[str]]:
-    """In LaTeX: one over the number of places in the window, for each of them."""
-
-    def weights(op: Any) -> list[str]:
-        found: list[str] = []
-        for u, (first, end, _), (size, _) in zip(INSIDE, bounds(op), _sizes(op, axes), strict=False):
-            inside, count = rf"[{first} \le {u} < {end}]", rf"{end} - {first}"
-            if "kernel_size" in op.arguments:
-                kernel, stride, padding, _ = _settings(op, axes)[INSIDE.index(u)]
-                count = str(kernel)
-                if op.divisor_override is not None:
-                    count = str(op.divisor_override) if len(found) == axes - 1 else "1"
-                elif padding and not op.count_include_pad:
-                    count = rf"\sum_{{m=0}}^{{{size - 1}}} [{first} \le m < {end}]"
-                elif op.ceil_mode:
-                    count = rf"\min({kernel}, {size + 2 * padding} - {stride} \, {PLACES[len(found)]})"
-            found.append(rf"\frac{{1}}{{{count}}} \, {inside}")
-        return found
-
-    return weights
 
 
 UNDER = "an output element is made of the input elements in its window alone, in its own channel"
 
 
+def _picture(axes: int) -> Index:
+    """The shape of a sample."""
+    return (1, 2, 5, 4) if axes == 2 else (1, 2, 5, 4, 4)
+
+
 def _mean_samples(axes: int) -> list[Sample]:
-    pool, shape = (F.avg_pool2d, (1, 2, 5, 4)) if axes == 2 else (F.avg_pool3d, (1, 2, 5, 4, 4))
+    pool, shape = getattr(F, f"avg_pool{axes}d"), _picture(axes)
     line = [sample(F.avg_pool1d, randn(2, 3, 5), 2), sample(F.lp_pool2d, randn(1, 2, 4, 4), 2, 2)]
     return [
         sample(pool, randn(*shape), 2),
@@ -193,69 +178,65 @@ def _adaptive_samples(kind: str, axes: int) -> list[Sample]:
     ]
 
 
-def _means(axes: int) -> None:
-    """The mean pools of two or three axes."""
-    along_axes(
-        f"AvgPool{axes}DBackward0",
-        name=f"avg_pool{axes}d",
-        tables=_mean_tables(_kernel_windows(axes)),
-        weights=_mean_weights(_kernel_bounds(axes), axes),
-        zeros=UNDER,
-        samples=lambda: _mean_samples(axes),
-    )
-    along_axes(
-        f"AdaptiveAvgPool{axes}DBackward0",
-        name=f"adaptive_avg_pool{axes}d",
-        tables=_mean_tables(_adaptive_windows(axes)),
-        weights=_mean_weights(_adaptive_bounds(axes), axes),
-        zeros=UNDER,
-        samples=lambda: _adaptive_samples("avg", axes),
-        source=f"derivatives.yaml: _adaptive_avg_pool{axes}d",
-    )
-
-
 for _axes in (2, 3):
-    _means(_axes)
+    along_axes(
+        f"AvgPool{_axes}DBackward0",
+        name=f"avg_pool{_axes}d",
+        tables=_mean_tables(_kernel_windows(_axes)),
+        zeros=UNDER,
+        samples=lambda axes=_axes: _mean_samples(axes),  # type: ignore[misc]
+    )
+    along_axes(
+        f"AdaptiveAvgPool{_axes}DBackward0",
+        name=f"adaptive_avg_pool{_axes}d",
+        tables=_mean_tables(_adaptive_windows(_axes)),
+        zeros=UNDER,
+        samples=lambda axes=_axes: _adaptive_samples("avg", axes),  # type: ignore[misc]
+        source=f"derivatives.yaml: _adaptive_avg_pool{_axes}d",
+    )
+
+# Elements picked from a picture by their index -------------------------------------------------------------------
+
+
+class _Indexed:
+    """Elements of a picture that are named by their row-major positions, in numbers and in formulas."""
+
+    def __init__(self, indices: Tensor, picture: Tensor, axes: int, index: str = "{$indices}") -> None:
+        self.indices, self.picture, self.axes = indices, picture, axes
+        self.steps, self.lead = row_major(picture.shape[-axes:]), "nc"[2 + axes - picture.dim() :]
+        places, inside = self.lead + PLACES[:axes], self.lead + INSIDE[:axes]
+        self.index = f"{index}_{{{','.join(places)}}}"
+        self.picked = WeightedSum(places, inside, f"[{position(INSIDE[:axes], self.steps)} = {self.index}]")
+        self.laid = self.picked.turned()
+
+    def home(self, t: Tensor) -> Tensor:
+        """Add every element of `t` to the place that its index names."""
+        page = self.picture.new_zeros(self.picture.shape).flatten(-self.axes)
+        added = page.scatter_add(-1, self.indices.flatten(-self.axes), t.flatten(-self.axes))
+        return added.reshape(self.picture.shape)
+
+    def pick(self, t: Tensor) -> Tensor:
+        """The elements of a picture that the indices name."""
+        return t.flatten(-self.axes).gather(-1, self.indices.flatten(-self.axes)).reshape(self.indices.shape)
+
+    def factor(self, picked: Index, place: Index) -> Factor | None:
+        """1 where an element of the picture is the one that an index names."""
+        flat = sum(p * step for p, step in zip(place[-self.axes :], self.steps, strict=True))
+        own = picked[: -self.axes] == place[: -self.axes] and flat == int(self.indices[picked])
+        return Factor(latex="1") if own else None
+
 
 # Largest elements ------------------------------------------------------------------------------------------------
 
-
-def _flat(place: Index, sizes: Iterable[int]) -> int:
-    """The row-major position of a place, as the pools' indices count."""
-    position = 0
-    for p, size in zip(place, sizes, strict=True):
-        position = position * size + p
-    return position
-
-
-def _home(t: Tensor, indices: Tensor, axes: int, like: Tensor) -> Tensor:
-    """Add every element of `t` to the place of a picture that its index names."""
-    page = like.new_zeros(like.shape).flatten(-axes)
-    return page.scatter_add(-1, indices.flatten(-axes), t.flatten(-axes)).reshape(like.shape)
-
-
-def _pick(t: Tensor, indices: Tensor, axes: int) -> Tensor:
-    """The elements of a picture that the indices name."""
-    return t.flatten(-axes).gather(-1, indices.flatten(-axes)).reshape(indices.shape)
-
-
-def _winner(axes: int) -> Callable[[Any, Index, Index], Factor | None]:
-    """1 for the element whose index was returned."""
-
-    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-        own = _flat(in_index[-axes:], op.self.shape[-axes:]) == int(op.outs[1][out_index])
-        return Factor(latex="1") if own and in_index[:-axes] == out_index[:-axes] else None
-
-    return factor
+FIRST = "of tied elements, the first one of the window (in row-major order) gets the whole gradient"
 
 
 def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
     """Elements that share their window's largest value with another, or come near it."""
 
     def where(op: Any, radius: float) -> Tensor:
-        along = windows(op)
         inside, positions = torch.ones(()), torch.zeros((), dtype=torch.long)
-        for axis, window in enumerate(along):  # output places stand at the even axes, window places at the odd ones
+        for axis, window in enumerate(windows(op)):  # output places at the even axes, window places at the odd ones
             shape = [1] * (2 * axes)
             shape[2 * axis : 2 * axis + 2] = window.index.shape
             inside = inside * window.inside.reshape(shape)
@@ -272,149 +253,76 @@ def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
     return where
 
 
-@dataclass(frozen=True)
-class _Picked:
-    """The formulas of elements picked from a picture: place (u, v) of the picture, place (i, j) of what was picked.
-
-    `index` is the LaTeX of the flat position of the element picked, with its definition in `where`.
-    """
-
-    axes: int
-    lead: str
-    sizes: tuple[int, ...]  # of the picture
-    index: str
-    where: str = ""
-
-    def small(self, name: str) -> str:
-        return at(name, self.lead + PLACES[: self.axes])
-
-    def large(self, name: str) -> str:
-        return at(name, self.lead + INSIDE[: self.axes])
-
-    def met(self) -> str:
-        return rf"[{_position(self.sizes)} = {self.index}]"
-
-    def local(self, of: str, by: str) -> str:
-        return derivative(of, by, self.met())
-
-    def home(self, target: str, source: str) -> str:
-        sums = rf"\sum_{{{','.join(PLACES[: self.axes])}}}"
-        return rf"{self.large(target)} = {sums} {self.met()} \, {self.small(source)}"
-
-    def pick(self, target: str, source: str) -> str:
-        sums = rf"\sum_{{{','.join(INSIDE[: self.axes])}}}"
-        return rf"{self.small(target)} = {sums} {self.met()} \, {self.large(source)}"
-
-
-def _position(sizes: tuple[int, ...], inside: str = INSIDE) -> str:
-    """The row-major position of place (u, v), in LaTeX."""
-    factors = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    return " + ".join(u if f == 1 else rf"{f} \, {u}" for f, u in zip(factors, inside, strict=False))
-
-
-def _lead(t: Tensor, axes: int) -> str:
-    return "nc"[2 + axes - t.dim() :]
-
-
-def _by_indices(op: Any, axes: int, picture: Tensor) -> _Picked:
-    """Of an operation that is given the indices."""
-    lead = _lead(op.indices, axes)
-    return _Picked(axes, lead, tuple(picture.shape[-axes:]), at("indices", lead + PLACES[:axes]))
-
-
-@dataclass(frozen=True)
-class _Largest:
-    """The formulas of a pool that picks the largest element of each window; of tied ones, the first."""
-
-    op: Any
-    axes: int
-    bounds: Bounds
-    defined: str = ""
-
-    def window(self, inside: str = INSIDE) -> str:
-        bounds = zip(INSIDE, inside, self.bounds(self.op), strict=False)
-        return ", ".join(rf"{first} \le {u} < {end}{rest.replace(usual, u)}" for usual, u, (first, end, rest) in bounds)
-
-    def equation(self) -> str:
-        picked = self.picked()
-        over = rf"{','.join(INSIDE[: self.axes])}: \, {self.window()}"
-        return rf"{picked.small('out')} = \max_{{{over}}} {picked.large('self')}"
-
-    def picked(self) -> _Picked:
-        lead, sizes = _lead(self.op.self, self.axes), tuple(self.op.self.shape[-self.axes :])
-        index = at("index", lead + PLACES[: self.axes]).replace("$index", "I")
-        inside = "rst"[: self.axes]
-        same = f"{at('self', lead + inside)} = {at('out', lead + PLACES[: self.axes])}"
-        over = rf"{','.join(inside)}: \, {self.window(inside)}, \, {same}"
-        where = rf"{index} = \min_{{{over}}} ({_position(sizes, inside)}){self.defined}"
-        return _Picked(self.axes, lead, sizes, index, where)
-
-
-FIRST = "of tied elements, the first one of the window (in row-major order) gets the whole gradient"
-
-
-def _written(op: Any, axes: int, picture: Tensor, argument: str) -> str:
-    """The derivative of a picture by what is written to it."""
-    picked = _by_indices(op, axes, picture)
-    return picked.local(picked.large("out"), picked.small(argument))
-
-
 def _max_pool(
+    node: str,
     name: str,
     axes: int,
-    largest: Callable[[Any], _Largest],
+    bounds: Callable[[Any], list[Bounds]],
     samples: Callable[[], Iterable[Sample]],
-    windows: Windows | None,
-    entry: str,
+    **more: Any,
 ) -> None:
-    """Register a pool that returns the largest elements with their indices, and its way back."""
+    """Register a pool that returns the largest element of each window with its index, and its way back."""
+
+    def within(op: Any, inside: str) -> str:
+        each = zip(bounds(op), PLACES, inside, strict=False)
+        return f"{','.join(inside)}: \\, {', '.join(bound.within(i, u) for bound, i, u in each)}"
+
+    def found(op: Any) -> _Indexed:
+        return _Indexed(op.outs[1], op.self, axes, "I")
+
+    def given(op: Any) -> _Indexed:
+        return _Indexed(op.indices, op.self, axes)
+
+    def equation(op: Any) -> str:
+        sides = found(op).picked
+        return rf"{at('out', sides.out)} = \max_{{{within(op, INSIDE[:axes])}}} {at('self', sides.into)}"
+
+    def index(op: Any) -> str:
+        others, each = "rst"[:axes], found(op)
+        same = rf"{within(op, others)}, \, {at('self', each.lead + others)} = {at('out', each.picked.out)}"
+        defined = "".join(bound.defined for bound in bounds(op))
+        return rf"{each.index} = \min_{{{same}}} ({position(others, each.steps)}){defined}"
+
     rule(
-        f"{name}Backward0",
-        name=entry,
-        equation=lambda op: largest(op).equation(),
-        where=lambda op: largest(op).picked().where,
+        f"{node}Backward0",
+        name=name,
+        equation=equation,
+        where=index,
         wrt={
             "self": Wrt(
-                lambda op, g: _home(g, op.outs[1], axes, op.self),
-                lambda op: (
-                    largest(op).picked().local(largest(op).picked().small("out"), largest(op).picked().large("self"))
-                ),
-                lambda op: largest(op).picked().home("grad", "g"),
+                lambda op, g: found(op).home(g),
+                lambda op: found(op).picked.local(),
+                lambda op: found(op).picked.back(),
                 "an output element is a copy of the largest input element in its window",
-                _winner(axes),
+                lambda op, out_index, in_index: found(op).factor(out_index, in_index),
                 lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
             )
         },
-        constants={"random_samples": "not differentiable"} if "fractional" in entry else {},
-        kink=Kink(_tied(windows, axes), FIRST) if windows else None,
         samples=samples,
+        **more,
     )
     rule(
-        f"{name}BackwardBackward0",
-        name=f"{entry}_backward",
-        equation=lambda op: _by_indices(op, axes, op.self).home("out", "grad_output"),
+        f"{node}BackwardBackward0",
+        name=f"{name}_backward",
+        equation=lambda op: given(op).laid.forward(source="grad_output"),
         wrt={
             "grad_output": Wrt(
-                lambda op, g: _pick(g, op.indices, axes),
-                lambda op: _written(op, axes, op.self, "grad_output"),
-                lambda op: _by_indices(op, axes, op.self).pick("grad", "g"),
+                lambda op, g: given(op).pick(g),
+                lambda op: given(op).laid.local(by="grad_output"),
+                lambda op: given(op).laid.back(),
                 "every upstream element goes to one place",
             ),
             "self": unread("self"),
         },
         constants={"indices": "not differentiable"},
         structure="linear",
-        samples=lambda: [twice(each) for each in samples()],
+        samples=lambda: map(twice, samples()),
     )
 
 
-def _ties(*shape: int) -> Tensor:
-    """A picture of few different numbers."""
-    return randn(*shape).detach().sign().requires_grad_()
-
-
 def _max_samples(axes: int) -> list[Sample]:
-    pool, shape = (F.max_pool2d, (1, 2, 5, 4)) if axes == 2 else (F.max_pool3d, (1, 2, 5, 4, 4))
+    pool, shape = getattr(F, f"max_pool{axes}d"), _picture(axes)
+    ties = randn(*shape).detach().sign().requires_grad_()
     line = [sample(F.max_pool1d, randn(2, 3, 5), 2), sample(F.max_pool1d, randn(3, 5), 2, 1, note="no batch axis")]
     return [
         sample(pool, randn(*shape), 2),
@@ -422,7 +330,7 @@ def _max_samples(axes: int) -> list[Sample]:
         sample(pool, randn(*shape), 3, stride=1, padding=1, note="windows that overlap, padding"),
         sample(pool, randn(*shape), 2, dilation=2, stride=1, note="dilation"),
         sample(pool, randn(*shape), 3, stride=2, ceil_mode=True, note="windows that reach beyond the picture"),
-        sample(pool, _ties(*shape), 2, stride=1, note="ties"),
+        sample(pool, ties, 2, stride=1, note="ties"),
         sample(pool, randn(*shape[1:]), 2, note="no batch axis"),
         sample(pool, randn(0, *shape[1:]), 2, note="empty batch"),
         *(line if axes == 2 else []),
@@ -430,7 +338,7 @@ def _max_samples(axes: int) -> list[Sample]:
 
 
 def _fractional_samples(axes: int) -> list[Sample]:
-    pool, shape = (F.fractional_max_pool2d, (1, 2, 6, 5)) if axes == 2 else (F.fractional_max_pool3d, (1, 2, 6, 5, 5))
+    pool, shape = getattr(F, f"fractional_max_pool{axes}d"), (1, 2, 6, 5, 5)[: axes + 2]
 
     def made(x: Tensor, size: int) -> Tensor:
         draw = torch.linspace(0.2, 0.7, x.shape[0] * x.shape[1] * axes, dtype=x.dtype).reshape(*x.shape[:2], axes)
@@ -440,53 +348,50 @@ def _fractional_samples(axes: int) -> list[Sample]:
     return [sample(made, randn(*shape), 3), sample(made, randn(*shape), 2)]
 
 
-def _drawn_bounds(op: Any, axes: int) -> list[tuple[str, str, str]]:
+def _drawn_bounds(op: Any, axes: int) -> list[Bounds]:
     """Windows that begin at places drawn at random, for each sample and channel."""
-    kernel, lead = _setting(op, "kernel_size", axes, (1,)), _lead(op.self, axes)
-    starts = [f"{start}_{{{lead}{i}}}" for start, i in zip("fgh", PLACES[:axes], strict=False)]
-    return [(start, f"{start} + {size}", "") for start, size in zip(starts, kernel, strict=True)]
-
-
-def _drawn_starts(op: Any, axes: int) -> str:
-    """How those places follow from the numbers drawn."""
-    text, lead = "", _lead(op.self, axes)
-    for axis, (kernel, (size, places)) in enumerate(
-        zip(_setting(op, "kernel_size", axes, (1,)), _sizes(op, axes), strict=True)
-    ):
+    found, kernels, lead = [], _setting(op, "kernel_size", axes, (1,)), "nc"[2 + axes - op.self.dim() :]
+    for axis, (kernel, (size, places)) in enumerate(zip(kernels, _sizes(op, axes), strict=True)):
         i, room = PLACES[axis], size - kernel
+        start = f"{'fgh'[axis]}_{{{lead}{i}}}"
         drawn = at("random_samples", [*"nc", str(axes - 1 - axis if axes == 2 else axis)])
         step = fraction(room / max(places - 1, 1))
         steps = rf"\lfloor ({i} + {drawn}) \, {step} \rfloor - \lfloor {drawn} \, {step} \rfloor"
         cases = rf"\begin{{cases}} {room} & {i} = {places - 1} \\ {steps} & \text{{otherwise}} \end{{cases}}"
-        text += rf", \quad {'fgh'[axis]}_{{{lead}{i}}} = {cases}"
-    return text
+        found.append(Bounds(start, f"{start} + {kernel}", defined=rf", \quad {start} = {cases}"))
+    return found
+
+
+def _of_windows(windows: Windows) -> Callable[[Any], list[Bounds]]:
+    return lambda op: [window.bounds for window in windows(op)]
 
 
 def _maxima(axes: int) -> None:
     """The pools of two or three axes that return the largest elements."""
+    sliding, adaptive = _kernel_windows(axes), _adaptive_windows(axes)
     _max_pool(
         f"MaxPool{axes}DWithIndices",
-        axes,
-        lambda op: _Largest(op, axes, _kernel_bounds(axes)),
-        lambda: _max_samples(axes),
-        _kernel_windows(axes),
         f"max_pool{axes}d_with_indices",
+        axes,
+        _of_windows(sliding),
+        lambda: _max_samples(axes),
+        kink=Kink(_tied(sliding, axes), FIRST),
     )
     _max_pool(
         f"AdaptiveMaxPool{axes}D",
-        axes,
-        lambda op: _Largest(op, axes, _adaptive_bounds(axes)),
-        lambda: _adaptive_samples("max", axes),
-        _adaptive_windows(axes),
         f"adaptive_max_pool{axes}d",
+        axes,
+        _of_windows(adaptive),
+        lambda: _adaptive_samples("max", axes),
+        kink=Kink(_tied(adaptive, axes), FIRST),
     )
     _max_pool(
         f"FractionalMaxPool{axes}D",
-        axes,
-        lambda op: _Largest(op, axes, lambda op: _drawn_bounds(op, axes), _drawn_starts(op, axes)),
-        lambda: _fractional_samples(axes),
-        None,
         f"fractional_max_pool{axes}d",
+        axes,
+        lambda op: _drawn_bounds(op, axes),
+        lambda: _fractional_samples(axes),
+        constants={"random_samples": "not differentiable"},
     )
 
 
@@ -494,25 +399,6 @@ for _axes in (2, 3):
     _maxima(_axes)
 
 # Back to the larger picture --------------------------------------------------------------------------------------
-
-
-def _unpooled(axes: int) -> Callable[[Any, Index, Index], Factor | None]:
-    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-        own = _flat(out_index[-axes:], op.out.shape[-axes:]) == int(op.indices[in_index])
-        return Factor(latex="1") if own and in_index[:-axes] == out_index[:-axes] else None
-
-    return factor
-
-
-def _written_twice(axes: int) -> Callable[[Any, float], Tensor]:
-    """Elements that are written to a place to which another one is written too."""
-
-    def where(op: Any, radius: float) -> Tensor:
-        written = _home(torch.ones_like(op.self), op.indices, axes, op.out)
-        marks: Tensor = _pick(written, op.indices, axes) > 1
-        return marks
-
-    return where
 
 
 def _unpool_samples(axes: int) -> list[Sample]:
@@ -526,21 +412,28 @@ def _unpool_samples(axes: int) -> list[Sample]:
 
 def _unpools(axes: int) -> None:
     """The way from the largest elements to a picture with zeros between them."""
+
+    def given(op: Any) -> _Indexed:
+        return _Indexed(op.indices, op.out, axes)
+
     rule(
         f"MaxUnpool{axes}DBackward0",
         name=f"max_unpool{axes}d",
-        equation=lambda op: _by_indices(op, axes, op.out).home("out", "self"),
+        equation=lambda op: given(op).laid.forward(),
         wrt={
             "self": Wrt(
-                lambda op, g: _pick(g, op.indices, axes),
-                lambda op: _written(op, axes, op.out, "self"),
-                lambda op: _by_indices(op, axes, op.out).pick("grad", "g"),
+                lambda op, g: given(op).pick(g),
+                lambda op: given(op).laid.local(),
+                lambda op: given(op).laid.back(),
                 "each input element is written to one place, the one that its index names",
-                _unpooled(axes),
+                lambda op, out_index, in_index: given(op).factor(in_index, out_index),
             )
         },
         constants={"indices": "not differentiable"},
-        kink=Kink(_written_twice(axes), "each of several elements written to one place gets that place's gradient"),
+        kink=Kink(
+            lambda op, radius: given(op).pick(given(op).home(torch.ones_like(op.self))) > 1,
+            "each of several elements written to one place gets that place's gradient",
+        ),
         structure="linear",
         samples=lambda: _unpool_samples(axes),
     )

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, at, derivative, number, rule, sample, unread
-from chainrule.rules.linear import randn
+from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample, unread
+from chainrule.rules.linear import WeightedSum, randn
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -28,11 +28,16 @@ Index = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Taps:
-    """A linear map along one axis: y_p = sum_k weight[p, k] x[index[p, k]], for an x of `size` elements."""
+    """A linear map along one axis: y_p = sum_k weight[p, k] x[index[p, k]], for an x of `size` elements.
+
+    `text` is the weight of input place `@u` in output place `@i` in LaTeX; `curve` defines the function in it, if any.
+    """
 
     size: int
     index: Tensor
     weight: Tensor
+    text: str
+    curve: str = ""
 
     def forward(self, x: Tensor, axis: int) -> Tensor:
         """The map along an axis."""
@@ -45,10 +50,10 @@ class Taps:
         page = terms.new_zeros(*terms.shape[:-2], self.size)
         return page.index_add(-1, self.index.to(g.device).flatten(), terms.flatten(-2)).movedim(-1, axis)
 
-    def map(self) -> Tensor:
-        """The matrix of the map, (outputs, inputs)."""
+    def nonzero(self) -> int:
+        """How many elements of the matrix of the map differ from zero."""
         page = self.weight.new_zeros(self.index.shape[0], self.size)
-        return page.scatter_add_(1, self.index, self.weight)
+        return int(page.scatter_add_(1, self.index, self.weight).count_nonzero())
 
     def entry(self, place: int, inside: int) -> float:
         """The weight of one input place in one output place."""
@@ -56,43 +61,19 @@ class Taps:
 
 
 Tables = Callable[[Any], list[Taps]]
-Weights = Callable[[Any], list[str]]
 
 PLACES, INSIDE, MAPS = "ijk", "uvw", "ABC"  # the letters of output places, of input places, and of each axis' map
 
 
-@dataclass(frozen=True)
-class _Maps:
-    """The formulas of y = sum over input places of weights along each axis: A_iu B_jv x_ncuv.
+def mapped(lead: str, axes: int, point: str = "", moved: int | None = None) -> WeightedSum:
+    """The formulas of a sum over input places of a weight along each axis: A_iu B_jv x_ncuv.
 
-    `weights` is the LaTeX of each axis' weight of place u in place i, in these letters, which `each` puts right.
+    Where the weights depend on the whole `point` (nij), it is their index: A_niju. That along axis `moved` is A'.
     """
-
-    weights: list[str]
-    lead: str  # the letters of the axes before
-
-    @property
-    def over(self) -> tuple[str, str]:
-        return PLACES[: len(self.weights)], INSIDE[: len(self.weights)]
-
-    def product(self) -> str:
-        return r" \, ".join(f"{m}_{{{i}{u}}}" for m, i, u in zip(MAPS, *self.over, strict=False))
-
-    def where(self) -> str:
-        named = zip(MAPS, *self.over, self.weights, strict=False)
-        return r", \quad ".join(f"{m}_{{{i}{u}}} = {each}" for m, i, u, each in named)
-
-    def out(self, name: str) -> str:
-        return at(name, self.lead + self.over[0])
-
-    def into(self, name: str) -> str:
-        return at(name, self.lead + self.over[1])
-
-    def forward(self, target: str, source: str) -> str:
-        return rf"{self.out(target)} = \sum_{{{','.join(self.over[1])}}} {self.product()} \, {self.into(source)}"
-
-    def back(self, target: str, source: str) -> str:
-        return rf"{self.into(target)} = \sum_{{{','.join(self.over[0])}}} {self.product()} \, {self.out(source)}"
+    places, inside = PLACES[:axes], INSIDE[:axes]
+    names = (m + "'" * (axis == moved) for axis, m in enumerate(MAPS))
+    weights = (f"{m}_{{{point or i}{u}}}" for m, i, u in zip(names, places, inside, strict=False))
+    return WeightedSum(lead + places, lead + inside, r" \, ".join(weights))
 
 
 def through(tables: list[Taps], t: Tensor, way: Callable[[Taps, Tensor, int], Tensor]) -> Tensor:
@@ -107,11 +88,9 @@ def along_axes(
     *nodes: str,
     name: str,
     tables: Tables,
-    weights: Weights,
     samples: Callable[[], Iterable[Sample]],
     source: str = "",
     zeros: str = "an output element is made of a few input elements near its place, in its own channel",
-    **more: Any,
 ) -> Rule:
     """Register an operation that maps `self` linearly along its last axes, one after another, and its way back.
 
@@ -121,10 +100,15 @@ def along_axes(
 
     source = source or f"derivatives.yaml: {name}"
 
-    def maps(op: Any) -> _Maps:
-        found = weights(op)
-        operand = op.arguments.get("grad_output", op.out)
-        return _Maps(found, "nc"[2 - operand.dim() + len(found) :])
+    def maps(op: Any) -> WeightedSum:
+        axes = len(tables(op))
+        return mapped("nc"[2 - op.out.dim() + axes :], axes)
+
+    def where(op: Any) -> str:
+        found = tables(op)
+        texts = zip(MAPS, PLACES, INSIDE, found, strict=False)
+        weights = [f"{m}_{{{i}{u}}} = {lettered(taps.text, {'i': i, 'u': u})}" for m, i, u, taps in texts]
+        return r", \quad ".join([*weights, *([found[0].curve] if found[0].curve else [])])
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         each = tables(op)
@@ -136,40 +120,39 @@ def along_axes(
     def pattern(op: Any) -> Pattern | None:
         if not real(op.self, op.out):
             return None
-        nonzero = op.self.shape[: op.self.dim() - len(tables(op))].numel()
-        for taps in tables(op):
-            nonzero *= int(taps.map().count_nonzero())
+        found = tables(op)
+        nonzero = op.self.shape[: op.self.dim() - len(found)].numel() * math.prod(taps.nonzero() for taps in found)
         return Pattern("sparse, a map of its own along each axis", (op.out.numel(), op.self.numel()), nonzero)
 
     rule(
         *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
         name=f"{name}_backward",
         equation=lambda op: maps(op).back("out", "grad_output"),
-        where=lambda op: maps(op).where(),
+        where=where,
         wrt={
             "grad_output": Wrt(
                 lambda op, g: through(tables(op), g, Taps.forward),
-                lambda op: derivative(maps(op).into("out"), maps(op).out("grad_output"), maps(op).product()),
+                lambda op: maps(op).turned().local(by="grad_output"),
                 lambda op: maps(op).forward("grad", "g"),
                 zeros,
             ),
             "self": unread("self"),
         },
         structure="linear",
-        samples=lambda: [twice(each) for each in samples()],
+        samples=lambda: map(twice, samples()),
         topic=samples.__module__.rsplit(".", 1)[-1],
         source=f"{source}_backward: the transpose of a linear map, whose own transpose is the map.",
     )
     return rule(
         *nodes,
         name=name,
-        equation=lambda op: maps(op).forward("out", "self"),
-        where=lambda op: maps(op).where(),
+        equation=lambda op: maps(op).forward(),
+        where=where,
         wrt={
             "self": Wrt(
                 lambda op, g: through(tables(op), g, Taps.back),
-                lambda op: derivative(maps(op).out("out"), maps(op).into("self"), maps(op).product()),
-                lambda op: maps(op).back("grad", "g"),
+                lambda op: maps(op).local(),
+                lambda op: maps(op).back(),
                 zeros,
                 factor,
                 pattern,
@@ -178,7 +161,6 @@ def along_axes(
         structure="linear",
         samples=samples,
         source=source,
-        **more,
     )
 
 
@@ -202,32 +184,57 @@ def fraction(value: float) -> str:
     return f"{near}" if near.denominator == 1 else rf"{sign}\frac{{{whole.numerator}}}{{{whole.denominator}}}"
 
 
-# Upsampling ------------------------------------------------------------------------------------------------------
+# Curves: the weight of a place by its distance from the centre ---------------------------------------------------
 
 
-def _cubic(t: Tensor, a: float) -> Tensor:
+def _cases(*cases: tuple[str, str]) -> str:
+    return r"\begin{cases} " + r" \\ ".join(f"{value} & {where}" for value, where in cases) + r" \end{cases}"
+
+
+def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
     """The weight of a place at distance t in cubic convolution (Keys, 1981)."""
     t = t.abs()
     inner, outer = ((a + 2) * t - (a + 3)) * t * t + 1, ((t - 5) * t + 8) * a * t - 4 * a
     return torch.where(t <= 1, inner, torch.where(t < 2, outer, 0))
 
 
-def _triangle(t: Tensor) -> Tensor:
-    return (1 - t.abs()).clamp(min=0)
+def _cubic_slope(t: Tensor, a: float = -0.75) -> Tensor:
+    d = t.abs()
+    inner, outer = (3 * (a + 2) * d - 2 * (a + 3)) * d, ((3 * d - 10) * d + 8) * a
+    return t.sgn() * torch.where(d <= 1, inner, torch.where(d < 2, outer, 0))
 
 
-def _lanczos(t: Tensor) -> Tensor:
-    return torch.where(t.abs() < 3, torch.sinc(t) * torch.sinc(t / 3), 0)
+def _cubic_text(a: float) -> str:
+    """The cubic filter in LaTeX."""
+    inner = rf"{fraction(a + 2)} \, |t|^3 - {fraction(a + 3)} \, |t|^2 + 1"
+    outer = rf"{fraction(a)} \, |t|^3 + {fraction(-5 * a)} \, |t|^2 - {fraction(-8 * a)} \, |t| + {fraction(-4 * a)}"
+    return _cases((inner, r"|t| \le 1"), (outer, "1 < |t| < 2"), ("0", r"\text{otherwise}"))
 
 
-# name -> (weight by distance, half of its width)
-FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
-    "linear": (_triangle, 1),
-    "cubic": (lambda t: _cubic(t, -0.75), 2),
-    "antialiased linear": (_triangle, 1),
-    "antialiased cubic": (lambda t: _cubic(t, -0.5), 2),
-    "antialiased lanczos": (_lanczos, 3),
-}
+@dataclass(frozen=True)
+class Filter:
+    """A curve by the distance t, half of its width, and how it is written."""
+
+    weight: Callable[[Tensor], Tensor]
+    half: int
+    text: str
+
+
+TRIANGLE = Filter(lambda t: (1 - t.abs()).clamp(min=0), 1, r"\lambda(t) = \max(0, 1 - |t|)")
+CUBIC = Filter(_cubic, 2, rf"\lambda(t) = {_cubic_text(-0.75)}")
+SMOOTH_CUBIC = Filter(lambda t: _cubic(t, -0.5), 2, rf"\lambda(t) = {_cubic_text(-0.5)}")
+LANCZOS = Filter(
+    lambda t: torch.where(t.abs() < 3, torch.sinc(t) * torch.sinc(t / 3), 0),
+    3,
+    r"\lambda(t) = "
+    + _cases(
+        ("1", "t = 0"),
+        (r"\frac{3 \sin(\pi \, t) \, \sin(\pi \, t / 3)}{\pi^2 \, t^2}", "0 < |t| < 3"),
+        ("0", r"\text{otherwise}"),
+    ),
+)
+
+# Upsampling ------------------------------------------------------------------------------------------------------
 
 
 def _step(size: int, places: int, align_corners: bool, scale: float | None) -> float:
@@ -237,43 +244,64 @@ def _step(size: int, places: int, align_corners: bool, scale: float | None) -> f
     return 1 / scale if scale else size / places
 
 
+def clipped(place: str, size: int) -> str:
+    """The nearest place inside."""
+    return rf"\min(\max({place}, 0), {size - 1})"
+
+
+def _four_places(centre: str, place: str, u: str = "@u", curve: str = r"\lambda") -> str:
+    """The cubic filter's weight of place u, if that is one of the four around a centre."""
+    return rf"\sum_{{m=-1}}^{{2}} [{u} = {place}] \, {curve}({centre} - \lfloor {centre} \rfloor - m)"
+
+
 @lru_cache(maxsize=256)
 def _nearest(size: int, places: int, scale: float | None, exact: bool) -> Taps:
     """Each place is a copy of one. PyTorch finds it in single precision, whatever the input's type."""
     p = torch.arange(places)
+    step = _step(size, places, False, scale)
     if size == places or (places == 2 * size and not exact):
         index = p * size // max(places, 1)
     else:
-        step = torch.tensor(_step(size, places, False, scale), dtype=torch.float32)
-        index = ((p + (0.5 if exact else 0)).to(torch.float32) * step).floor().long()
+        index = ((p + (0.5 if exact else 0)).to(torch.float32) * torch.tensor(step, dtype=torch.float32)).floor().long()
     index = index.clamp(max=size - 1).unsqueeze(-1)
-    return Taps(size, index, torch.ones_like(index, dtype=torch.float64))
+    place = r"(@i + \frac{1}{2})" if exact else "@i"
+    text = rf"[@u = \lfloor {fraction(step)} \, {place} \rfloor]"
+    return Taps(size, index, torch.ones_like(index, dtype=torch.float64), text)
+
+
+HALF_PLACE = r" \, (@i + \frac{1}{2}) - \frac{1}{2}"
 
 
 @lru_cache(maxsize=256)
-def _filtered(size: int, places: int, align_corners: bool, scale: float | None, kind: str) -> Taps:
+def _filtered(size: int, places: int, align_corners: bool, scale: float | None, curve: Filter) -> Taps:
     """Weights by the distance of a place from the output's; what lies beyond the border stands at the border."""
-    weight, half = FILTERS[kind]
     step = _step(size, places, align_corners, scale)
     p = torch.arange(places, dtype=torch.float64)
     centre = step * p if align_corners else step * (p + 0.5) - 0.5
-    centre = centre.clamp(min=0) if kind == "linear" else centre
-    index = centre.floor().long().unsqueeze(-1) + torch.arange(1 - half, half + 1)
-    return Taps(size, index.clamp(0, size - 1), weight(centre.unsqueeze(-1) - index))
+    written = fraction(step) + (r" \, @i" if align_corners else HALF_PLACE)
+    if curve is TRIANGLE:
+        centre = centre.clamp(min=0)
+        text = rf"\lambda({clipped(written, size)} - @u)"
+    else:
+        text = _four_places(written, clipped(rf"\lfloor {written} \rfloor + m", size))
+    index = centre.floor().long().unsqueeze(-1) + torch.arange(1 - curve.half, curve.half + 1)
+    return Taps(size, index.clamp(0, size - 1), curve.weight(centre.unsqueeze(-1) - index), text, curve.text)
 
 
 @lru_cache(maxsize=256)
-def _antialiased(size: int, places: int, align_corners: bool, scale: float | None, kind: str) -> Taps:
+def _antialiased(size: int, places: int, align_corners: bool, scale: float | None, curve: Filter) -> Taps:
     """The filter is stretched by the step where that is above 1, and its weights inside the picture sum to 1."""
-    weight, half = FILTERS[kind]
     step = _step(size, places, align_corners, scale)
     stretch = max(step, 1.0)
     centre = step * (torch.arange(places, dtype=torch.float64) + 0.5)
-    first = (centre - half * stretch + 0.5).trunc().long().clamp(min=0)
-    last = (centre + half * stretch + 0.5).trunc().long().clamp(max=size)
+    first = (centre - curve.half * stretch + 0.5).trunc().long().clamp(min=0)
+    last = (centre + curve.half * stretch + 0.5).trunc().long().clamp(max=size)
     index = first.unsqueeze(-1) + torch.arange(int((last - first).max()) if places else 0)
-    weights = weight((index - centre.unsqueeze(-1) + 0.5) / stretch).masked_fill(index >= last.unsqueeze(-1), 0)
-    return Taps(size, index.clamp(max=size - 1), weights / weights.sum(-1, keepdim=True))
+    weights = curve.weight((index - centre.unsqueeze(-1) + 0.5) / stretch).masked_fill(index >= last.unsqueeze(-1), 0)
+    by = "" if stretch == 1 else f" / {fraction(stretch)}"
+    near = [rf"\lambda(({place} - ({fraction(step)}{HALF_PLACE})){by})" for place in ("@u", "m")]
+    text = rf"\frac{{{near[0]}}}{{\sum_{{m=0}}^{{{size - 1}}} {near[1]}}}"
+    return Taps(size, index.clamp(max=size - 1), weights / weights.sum(-1, keepdim=True), text, curve.text)
 
 
 def _axes(op: Any) -> Iterator[tuple[int, int, float | None]]:
@@ -284,112 +312,33 @@ def _axes(op: Any) -> Iterator[tuple[int, int, float | None]]:
     return zip(sizes[2:], op.output_size, scales, strict=True)
 
 
-def _nearest_tables(exact: bool) -> Tables:
-    return lambda op: [_nearest(size, places, scale, exact) for size, places, scale in _axes(op)]
+def _filter_tables(curve: Filter, make: Callable[..., Taps] = _filtered) -> Tables:
+    return lambda op: [make(size, places, op.align_corners, scale, curve) for size, places, scale in _axes(op)]
 
 
-def _filter_tables(kind: str) -> Tables:
-    make = _antialiased if kind.startswith("antialiased") else _filtered
-    return lambda op: [make(size, places, op.align_corners, scale, kind) for size, places, scale in _axes(op)]
+ONE_COPY = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
 
 
-def _steps(op: Any) -> list[str]:
-    """How far two output places are apart in the input, along each axis."""
-    corners = op.arguments.get("align_corners", False)
-    return [fraction(_step(size, places, corners, scale)) for size, places, scale in _axes(op)]
-
-
-def _nearest_weights(exact: bool) -> Weights:
-    half = r"({i} + \frac{{1}}{{2}})" if exact else "{i}"
-    return lambda op: [
-        rf"[{u} = \lfloor {step} \, {half.format(i=i)} \rfloor]"
-        for step, i, u in zip(_steps(op), PLACES, INSIDE, strict=False)
+def _nearest_samples(mode: str) -> list[Sample]:
+    return [
+        sample(F.interpolate, randn(2, 3, 4), size=7, mode=mode),
+        sample(F.interpolate, randn(1, 2, 3, 4), scale_factor=2, mode=mode, note="doubled"),
+        sample(F.interpolate, randn(1, 2, 5, 4), size=(2, 9), mode=mode, note="smaller and larger"),
+        sample(F.interpolate, randn(1, 2, 5, 4), scale_factor=(1.7, 0.6), mode=mode, note="by a broken factor"),
+        sample(F.interpolate, randn(0, 2, 3, 4), scale_factor=2, mode=mode, note="empty batch"),
+        sample(F.interpolate, randn(1, 1, 2, 3, 2), scale_factor=1.5, mode=mode),
     ]
 
 
-def _centres(op: Any, antialiased: bool) -> list[str]:
-    """Where the centre of each output place lies in the input, along each axis."""
-    form = (
-        r"{s} \, {i}" if op.align_corners and not antialiased else r"{s} \, ({i} + \frac{{1}}{{2}}) - \frac{{1}}{{2}}"
-    )
-    return [form.format(s=s, i=i) for s, i in zip(_steps(op), PLACES, strict=False)]
-
-
-def clipped(place: str, size: int) -> str:
-    """The nearest place inside."""
-    return rf"\min(\max({place}, 0), {size - 1})"
-
-
-def _filter_weights(kind: str) -> Weights:
-    """The filter `lambda` by the distance from the centre; see `_filtered` and `_antialiased`."""
-
-    def weight(centre: str, u: str, size: int, stretch: str) -> str:
-        if kind == "linear":
-            return rf"\lambda({clipped(centre, size)} - {u})"
-        if kind == "cubic":
-            return _four_places(centre, clipped(rf"\lfloor {centre} \rfloor + m", size), u)
-        by = "" if stretch == "1" else f" / {stretch}"
-        near = [rf"\lambda(({place} - ({centre})){by})" for place in (u, "m")]
-        return rf"\frac{{{near[0]}}}{{\sum_{{m=0}}^{{{size - 1}}} {near[1]}}}"
-
-    def weights(op: Any) -> list[str]:
-        antialiased = kind.startswith("antialiased")
-        stretches = [fraction(max(_step(*axis[:2], op.align_corners, axis[2]), 1.0)) for axis in _axes(op)]
-        each = zip(_centres(op, antialiased), INSIDE, _axes(op), stretches, strict=False)
-        texts = [weight(centre, u, size, stretch) for centre, u, (size, *_), stretch in each]
-        return [*texts[:-1], texts[-1] + rf", \quad \lambda(t) = {LAMBDA[kind]}"]
-
-    return weights
-
-
-def _four_places(centre: str, place: str, u: str, curve: str = r"\lambda") -> str:
-    """The cubic filter's weight of place u, if that is one of the four around a centre."""
-    return rf"\sum_{{m=-1}}^{{2}} [{u} = {place}] \, {curve}({centre} - \lfloor {centre} \rfloor - m)"
-
-
-def _cases(*cases: tuple[str, str]) -> str:
-    return r"\begin{cases} " + r" \\ ".join(f"{value} & {where}" for value, where in cases) + r" \end{cases}"
-
-
-def _cubic_text(a: float) -> str:
-    """The cubic filter in LaTeX, see `_cubic`."""
-    inner = rf"{fraction(a + 2)} \, |t|^3 - {fraction(a + 3)} \, |t|^2 + 1"
-    outer = rf"{fraction(a)} \, |t|^3 + {fraction(-5 * a)} \, |t|^2 - {fraction(-8 * a)} \, |t| + {fraction(-4 * a)}"
-    return _cases((inner, r"|t| \le 1"), (outer, "1 < |t| < 2"), ("0", r"\text{otherwise}"))
-
-
-TRIANGLE = r"\max(0, 1 - |t|)"
-LAMBDA = {
-    "linear": TRIANGLE,
-    "cubic": _cubic_text(-0.75),
-    "antialiased linear": TRIANGLE,
-    "antialiased cubic": _cubic_text(-0.5),
-    "antialiased lanczos": _cases(
-        ("1", "t = 0"),
-        (r"\frac{3 \sin(\pi \, t) \, \sin(\pi \, t / 3)}{\pi^2 \, t^2}", "0 < |t| < 3"),
-        ("0", r"\text{otherwise}"),
-    ),
-}
-
-nearest, nearest_exact = (
+for _exact, _entry in ((False, "upsample_nearest"), (True, "_upsample_nearest_exact")):
     along_axes(
-        *(f"UpsampleNearest{'Exact' if exact else ''}{d}DBackward0" for d in (1, 2, 3)),
-        name="upsample_nearest_exact" if exact else "upsample_nearest",
-        tables=_nearest_tables(exact),
-        weights=_nearest_weights(exact),
-        zeros="each output element is a copy of one input element alone, so every row of the Jacobian has a single 1",
-        samples=lambda mode="nearest-exact" if exact else "nearest": [  # type: ignore[misc]
-            sample(F.interpolate, randn(2, 3, 4), size=7, mode=mode),
-            sample(F.interpolate, randn(1, 2, 3, 4), scale_factor=2, mode=mode, note="doubled"),
-            sample(F.interpolate, randn(1, 2, 5, 4), size=(2, 9), mode=mode, note="smaller and larger"),
-            sample(F.interpolate, randn(1, 2, 5, 4), scale_factor=(1.7, 0.6), mode=mode, note="by a broken factor"),
-            sample(F.interpolate, randn(0, 2, 3, 4), scale_factor=2, mode=mode, note="empty batch"),
-            sample(F.interpolate, randn(1, 1, 2, 3, 2), scale_factor=1.5, mode=mode),
-        ],
-        source=f"derivatives.yaml: {'_upsample_nearest_exact' if exact else 'upsample_nearest'}2d",
+        *(f"UpsampleNearest{'Exact' * _exact}{d}DBackward0" for d in (1, 2, 3)),
+        name=_entry.strip("_"),
+        tables=lambda op, exact=_exact: [_nearest(*axis, exact) for axis in _axes(op)],  # type: ignore[misc]
+        zeros=ONE_COPY,
+        samples=lambda exact=_exact: _nearest_samples("nearest-exact" if exact else "nearest"),  # type: ignore[misc]
+        source=f"derivatives.yaml: {_entry}2d",
     )
-    for exact in (False, True)
-)
 
 
 def _resized(mode: str, antialias: bool = False, corners: tuple[bool, ...] = (False, True)) -> list[Sample]:
@@ -403,16 +352,12 @@ def _resized(mode: str, antialias: bool = False, corners: tuple[bool, ...] = (Fa
     return [*made, factors, empty]
 
 
-def _smooth(*nodes: str, kind: str, **more: Any) -> Rule:
-    return along_axes(*nodes, tables=_filter_tables(kind), weights=_filter_weights(kind), **more)
-
-
-upsample_linear = _smooth(
+upsample_linear = along_axes(
     "UpsampleLinear1DBackward0",
     "UpsampleBilinear2DBackward0",
     "UpsampleTrilinear3DBackward0",
     name="upsample_linear",
-    kind="linear",
+    tables=_filter_tables(TRIANGLE),
     samples=lambda: [
         sample(F.interpolate, randn(2, 3, 4), size=7, mode="linear"),
         sample(F.interpolate, randn(2, 3, 4), size=3, mode="linear", align_corners=True),
@@ -423,28 +368,26 @@ upsample_linear = _smooth(
     source="derivatives.yaml: upsample_bilinear2d",
 )
 
-upsample_bicubic = _smooth(
+upsample_bicubic = along_axes(
     "UpsampleBicubic2DBackward0",
     name="upsample_bicubic",
-    kind="cubic",
+    tables=_filter_tables(CUBIC),
     samples=lambda: _resized("bicubic"),
     source="derivatives.yaml: upsample_bicubic2d. Keys, Cubic convolution interpolation, 1981.",
 )
 
-upsample_bilinear_aa, upsample_bicubic_aa, upsample_lanczos_aa = (
-    _smooth(
-        f"Upsample{name}2DAaBackward0",
-        name=f"upsample_{name.lower()}_aa",
-        kind=f"antialiased {kind}",
-        samples=samples,
-        source=f"derivatives.yaml: _upsample_{name.lower()}2d_aa",
+for _name, _curve, _aligned in (
+    ("bilinear", TRIANGLE, (False, True)),
+    ("bicubic", SMOOTH_CUBIC, (False, True)),
+    ("lanczos", LANCZOS, (False,)),
+):
+    along_axes(
+        f"Upsample{_name.title()}2DAaBackward0",
+        name=f"upsample_{_name}_aa",
+        tables=_filter_tables(_curve, _antialiased),
+        samples=lambda name=_name, corners=_aligned: _resized(name, antialias=True, corners=corners),  # type: ignore[misc]
+        source=f"derivatives.yaml: _upsample_{_name}2d_aa",
     )
-    for name, kind, samples in (
-        ("Bilinear", "linear", lambda: _resized("bilinear", antialias=True)),
-        ("Bicubic", "cubic", lambda: _resized("bicubic", antialias=True)),
-        ("Lanczos", "lanczos", lambda: _resized("lanczos", antialias=True, corners=(False,))),
-    )
-)
 
 # Borders ---------------------------------------------------------------------------------------------------------
 
@@ -452,9 +395,10 @@ upsample_bilinear_aa, upsample_bicubic_aa, upsample_lanczos_aa = (
 @lru_cache(maxsize=256)
 def _bordered(size: int, before: int, after: int, reflected: bool) -> Taps:
     """Each place is a copy of the one that stands there, mirrored at the outermost place or repeating it."""
-    place = torch.arange(-before, size + after)
+    place, written = torch.arange(-before, size + after), f"@i - {before}"
     index = (size - 1) - ((size - 1) - place.abs()).abs() if reflected else place.clamp(0, size - 1)
-    return Taps(size, index.unsqueeze(-1), torch.ones(len(place), 1, dtype=torch.float64))
+    text = f"{size - 1} - |{size - 1} - |{written}||" if reflected else clipped(written, size)
+    return Taps(size, index.unsqueeze(-1), torch.ones(len(place), 1, dtype=torch.float64), f"[@u = {text}]")
 
 
 def _border_tables(reflected: bool) -> Tables:
@@ -466,35 +410,24 @@ def _border_tables(reflected: bool) -> Tables:
     return tables
 
 
-def _border_weights(reflected: bool) -> Weights:
-    def weights(op: Any) -> list[str]:
-        befores = list(op.padding[::2])[::-1]
-        sizes = op.self.shape[-len(befores) :]
-        places = [(f"{i} - {before}", size) for i, before, size in zip(PLACES, befores, sizes, strict=False)]
-        mirror = "{1} - |{1} - |{0}||"
-        texts = [mirror.format(place, size - 1) if reflected else clipped(place, size) for place, size in places]
-        return [f"[{u} = {text}]" for u, text in zip(INSIDE, texts, strict=False)]
-
-    return weights
+def _border_samples(mode: str) -> list[Sample]:
+    return [
+        sample(F.pad, randn(2, 4), (3, 1), mode=mode),
+        sample(F.pad, randn(1, 2, 3, 4), (1, 2, 2, 0), mode=mode),
+        sample(F.pad, randn(2, 2, 3, 4), (1, 1, 0, 2, 1, 0), mode=mode),
+        sample(F.pad, randn(0, 2, 3, 4), (1, 2, 2, 0), mode=mode, note="empty batch"),
+    ]
 
 
-reflection_pad, replication_pad = (
+for _name, _mode in (("Reflection", "reflect"), ("Replication", "replicate")):
     along_axes(
-        *(f"{name}Pad{d}DBackward0" for d in (1, 2, 3)),
-        name=f"{name.lower()}_pad",
-        tables=_border_tables(mode == "reflect"),
-        weights=_border_weights(mode == "reflect"),
-        zeros="each output element is a copy of one input element alone, so every row of the Jacobian has a single 1",
-        samples=lambda mode=mode: [  # type: ignore[misc]
-            sample(F.pad, randn(2, 4), (3, 1), mode=mode),
-            sample(F.pad, randn(1, 2, 3, 4), (1, 2, 2, 0), mode=mode),
-            sample(F.pad, randn(2, 2, 3, 4), (1, 1, 0, 2, 1, 0), mode=mode),
-            sample(F.pad, randn(0, 2, 3, 4), (1, 2, 2, 0), mode=mode, note="empty batch"),
-        ],
-        source=f"derivatives.yaml: {name.lower()}_pad2d",
+        *(f"{_name}Pad{d}DBackward0" for d in (1, 2, 3)),
+        name=f"{_name.lower()}_pad",
+        tables=_border_tables(_mode == "reflect"),
+        zeros=ONE_COPY,
+        samples=lambda mode=_mode: _border_samples(mode),  # type: ignore[misc]
+        source=f"derivatives.yaml: {_name.lower()}_pad2d",
     )
-    for name, mode in (("Reflection", "reflect"), ("Replication", "replicate"))
-)
 
 # Grid sampling ---------------------------------------------------------------------------------------------------
 
@@ -502,96 +435,133 @@ BILINEAR, NEAREST, BICUBIC = 0, 1, 2
 ZEROS, BORDER_PADDING, REFLECTION = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Point:
-    """One of the input places along an axis that a sampled point is made of: all have the shape of the points.
+# One of the input places that each sampled point is made of along an axis: its index, its weight (0 outside), and the
+# derivative of the weight by the grid's coordinate.
+Point = tuple[Tensor, Tensor, Tensor]
 
-    `slope` is the derivative of `weight` by the grid's coordinate. A place outside the picture has weight 0.
-    """
-
-    index: Tensor
-    weight: Tensor
-    slope: Tensor
-
-
-def _reflected(u: Tensor, slope: Tensor, size: int, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """Mirror coordinates at the outermost places (`align_corners`), or at the outer edges of those."""
-    low, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
-    if not span:
-        return torch.zeros_like(u), torch.zeros_like(slope)
-    distance = (u - low).abs()
-    rest, odd = distance.fmod(span), (distance / span).floor() % 2 == 1
-    sign = torch.where(u < low, -1.0, 1.0).to(u) * torch.where(odd, -1.0, 1.0).to(u)
-    return torch.where(odd, span - rest, rest) + low, slope * sign
+SLOPES = {  # at a whole number, that of the cell to the right
+    BILINEAR: r"\lambda'(t) = [-1 \le t < 0] - [0 \le t < 1]",
+    BICUBIC: r"\lambda'(t) = \operatorname{sgn}(t) \, "
+    + _cases(
+        (r"\frac{15}{4} \, |t|^2 - \frac{9}{2} \, |t|", r"|t| \le 1"),
+        (r"-\frac{9}{4} \, |t|^2 + \frac{15}{2} \, |t| - 6", "1 < |t| < 2"),
+        ("0", r"\text{otherwise}"),
+    ),
+}
 
 
-def _clipped(u: Tensor, slope: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """At and beyond the border a point stays at the border, and its derivative is 0."""
-    return u.clamp(0, size - 1), slope.masked_fill((u <= 0) | (u >= size - 1), 0)
+class _Line:
+    """One axis of a sampled picture: what the points are made of along it, in numbers and in LaTeX."""
 
+    def __init__(self, op: Any, axis: int) -> None:
+        self.op, self.size, self.u, self.map = op, op.input.shape[2 + axis], INSIDE[axis], MAPS[axis]
+        self.column = op.grid.shape[-1] - 1 - axis  # the grid's numbers are (x, y, z), the axes (z, y, x)
+        self.corners, self.mode, self.padding = op.align_corners, op.interpolation_mode, op.padding_mode
+        self.scale = (self.size - 1) / 2 if self.corners else self.size / 2
+        self.low, self.span = (0.0, self.size - 1) if self.corners else (-0.5, self.size)  # of the mirrors
+        self.place = f"{'pqr'[axis]}_{{{_point(op)}}}"
 
-def _coordinate(op: Any, axis: int) -> tuple[Tensor, Tensor, int]:
-    """Where the points lie along an axis, counted in input places, with the derivative by the grid's number."""
-    size = op.input.shape[2 + axis]
-    grid = op.grid[..., op.grid.shape[-1] - 1 - axis]  # the grid's numbers are (x, y, z), the axes (z, y, x)
-    slope = (size - 1) / 2 if op.align_corners else size / 2
-    u = (grid + 1) * slope - (0 if op.align_corners else 0.5)
-    return u, torch.full_like(u, slope), size
+    def coordinate(self) -> tuple[Tensor, Tensor]:
+        """Where the points lie, counted in input places, with the derivative by the grid's number."""
+        u = (self.op.grid[..., self.column] + 1) * self.scale - (0 if self.corners else 0.5)
+        return u, torch.full_like(u, self.scale)
 
+    def mirrored(self, u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Mirror coordinates at the outermost places (`align_corners`), or at the outer edges of those."""
+        if self.padding != REFLECTION:
+            return u, slope
+        if not self.span:
+            return torch.zeros_like(u), torch.zeros_like(slope)
+        distance = (u - self.low).abs()
+        rest, odd = distance.fmod(self.span), (distance / self.span).floor() % 2 == 1
+        sign = torch.where((u < self.low) ^ odd, -1.0, 1.0).to(u)
+        return torch.where(odd, self.span - rest, rest) + self.low, slope * sign
 
-def _inside(op: Any, u: Tensor, slope: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    if op.padding_mode == REFLECTION:
-        u, slope = _reflected(u, slope, size, op.align_corners)
-    return _clipped(u, slope, size) if op.padding_mode != ZEROS else (u, slope)
+    def inside(self, u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates by the rule of the padding: at and beyond a border that clips, the derivative is 0."""
+        u, slope = self.mirrored(u, slope)
+        if self.padding == ZEROS:
+            return u, slope
+        return u.clamp(0, self.size - 1), slope.masked_fill((u <= 0) | (u >= self.size - 1), 0)
 
-
-def _points(op: Any, axis: int) -> list[Point]:
-    """What the points are made of along one axis."""
-    u, slope, size = _coordinate(op, axis)
-    if op.interpolation_mode != BICUBIC:
-        u, slope = _inside(op, u, slope, size)
-    if op.interpolation_mode == NEAREST:
-        found = [(u.round(), torch.ones_like(u), torch.zeros_like(u))]
-    elif op.interpolation_mode == BILINEAR:
+    def points(self) -> list[Point]:
+        u, slope = self.coordinate()
+        if self.mode == BICUBIC:  # moves each of its places into the picture, not the point
+            places = [u.floor() + step for step in (-1, 0, 1, 2)]
+            found = [
+                (self.inside(each, each)[0].round(), _cubic(u - each), _cubic_slope(u - each) * slope)
+                for each in places
+            ]
+            return [self.held(*each) for each in found]
+        u, slope = self.inside(u, slope)
+        if self.mode == NEAREST:
+            return [self.held(u.round(), torch.ones_like(u), torch.zeros_like(u))]
         left = u.floor()
-        found = [(left, left + 1 - u, -slope), (left + 1, u - left, slope)]
-    else:
-        found = [(place, _cubic(u - place, -0.75), _cubic_slope(u - place) * slope) for place in _four(u)]
-        # cubic interpolation moves each of its places into the picture, not the point
-        found = [(_inside(op, place, place, size)[0].round(), weight, by) for place, weight, by in found]
-    return [_held(size, *each) for each in found]
+        return [self.held(left, left + 1 - u, -slope), self.held(left + 1, u - left, slope)]
+
+    def held(self, place: Tensor, weight: Tensor, slope: Tensor) -> Point:
+        outside = ~((place >= 0) & (place <= self.size - 1))
+        index = place.masked_fill(outside, 0).long()
+        return index, weight.masked_fill(outside, 0), slope.masked_fill(outside, 0)
+
+    def near_kink(self, radius: float) -> Tensor:
+        """Points on a line between two cells (linear), halfway between two places (nearest), or at a clipped border."""
+        u, _ = self.mirrored(*self.coordinate())
+        reach, shift = radius * self.scale, 0.5 if self.mode == NEAREST else 0.0
+        near = (u - shift - (u - shift).round()).abs() <= reach
+        near = near & (u >= -1 - reach) & (u <= self.size + reach)
+        return torch.zeros_like(near) if self.mode == BICUBIC else near
+
+    def written(self) -> tuple[str, str, str]:
+        """What the place of a point along the axis, the weight of place u, and its slope stand for."""
+        p, corner = self.place, "" if self.corners else r" - \frac{1}{2}"
+        count = self.size - 1 if self.corners else self.size
+        number = at("grid", f"{_point(self.op)}{self.column}")
+        weight, slope = self.weight()
+        index = f"_{{{_point(self.op)}{self.u}}}"
+        coordinate = rf"{p} = \frac{{{count}}}{{2}} \, ({number} + 1){corner}"
+        return coordinate, f"{self.map}{index} = {weight}", f"{self.map}'{index} = {slope}"
+
+    def weight(self) -> tuple[str, str]:
+        """The weight of place u, and its slope."""
+        prime, p, u, scale = r"\lambda'", self.place, self.u, fraction(self.scale)
+        moved = self.written_inside(p)
+        if self.mode == NEAREST:
+            return rf"[{u} = \operatorname{{round}}({moved})]", "0"
+        if self.mode == BICUBIC:
+            four = self.written_inside(rf"\lfloor {p} \rfloor + m")
+            return _four_places(p, four, u), rf"{scale} \, {_four_places(p, four, u, prime)}"
+        slope = rf"{scale} \, {prime}({moved} - {u})"
+        if self.padding == REFLECTION and self.span:
+            low = fraction(self.low)
+            slope += rf" \, (-1)^{{\lfloor |{p} - ({low})| / {self.span} \rfloor}} \, (1 - 2 \, [{p} < {low}])"
+        clip = "" if self.padding == ZEROS else rf" \, [0 < {moved} < {self.size - 1}]"
+        return rf"\lambda({moved} - {u})", slope + clip
+
+    def written_inside(self, place: str) -> str:
+        if self.padding == REFLECTION:
+            low, span = fraction(self.low), self.span
+            place = rf"{low} + {span} - |{span} - |{place} - ({low})| \bmod {2 * span}|" if span else "0"
+        return clipped(place, self.size) if self.padding != ZEROS else place
 
 
-def _four(u: Tensor) -> list[Tensor]:
-    return [u.floor() + step for step in (-1, 0, 1, 2)]
-
-
-def _cubic_slope(t: Tensor, a: float = -0.75) -> Tensor:
-    d = t.abs()
-    inner, outer = (3 * (a + 2) * d - 2 * (a + 3)) * d, ((3 * d - 10) * d + 8) * a
-    return t.sgn() * torch.where(d <= 1, inner, torch.where(d < 2, outer, 0))
-
-
-def _held(size: int, place: Tensor, weight: Tensor, slope: Tensor) -> Point:
-    outside = ~((place >= 0) & (place <= size - 1))
-    index = place.masked_fill(outside, 0).long()
-    return Point(index, weight.masked_fill(outside, 0), slope.masked_fill(outside, 0))
+def _lines(op: Any) -> list[_Line]:
+    return [_Line(op, axis) for axis in range(op.input.dim() - 2)]
 
 
 def _corners(op: Any) -> Iterator[tuple[Tensor, tuple[Point, ...]]]:
     """For every combination of places: where it lies in the flattened picture, and its point along each axis."""
-    sizes = op.input.shape[2:]
-    for corner in itertools.product(*(_points(op, axis) for axis in range(len(sizes)))):
-        flat = torch.zeros_like(corner[0].index)
-        for size, point in zip(sizes, corner, strict=True):
-            flat = flat * size + point.index
+    for corner in itertools.product(*(line.points() for line in _lines(op))):
+        flat = torch.zeros_like(corner[0][0])
+        for size, (index, _, _) in zip(op.input.shape[2:], corner, strict=True):
+            flat = flat * size + index
         yield flat.flatten(1).unsqueeze(1).expand(-1, op.input.shape[1], -1), corner
 
 
 def _sampled_input(op: Any, g: Tensor) -> Tensor:
     page = torch.zeros_like(op.input).flatten(2)
     for flat, corner in _corners(op):
-        weight = math.prod((point.weight for point in corner[1:]), start=corner[0].weight)
+        weight = math.prod((weight for _, weight, _ in corner[1:]), start=corner[0][1])
         page = page.scatter_add(2, flat, (g * weight.unsqueeze(1)).flatten(2))
     return page.reshape(op.input.shape)
 
@@ -601,185 +571,80 @@ def _sampled_grid(op: Any, g: Tensor) -> Tensor:
     for flat, corner in _corners(op):
         met = (g.flatten(2) * op.input.flatten(2).gather(2, flat)).sum(1).reshape(op.grid.shape[:-1])
         for axis in range(len(corner)):
-            slopes = (point.slope if other == axis else point.weight for other, point in enumerate(corner))
+            slopes = (slope if other == axis else weight for other, (_, weight, slope) in enumerate(corner))
             gradient[..., len(corner) - 1 - axis] += math.prod(slopes, start=met)
     return gradient
 
 
 def _grid_kink(op: Any, radius: float) -> Tensor:
-    """Points on a line between two cells (linear), halfway between two places (nearest), or at a clipped border."""
-    marks = torch.zeros_like(op.grid, dtype=torch.bool)
-    for axis in range(op.input.dim() - 2):
-        u, slope, size = _coordinate(op, axis)
-        reach = radius * slope
-        if op.padding_mode == REFLECTION:
-            u, _ = _reflected(u, slope, size, op.align_corners)
-        if op.interpolation_mode == BICUBIC:
-            near = torch.zeros_like(u, dtype=torch.bool)
-        else:
-            shift = 0.5 if op.interpolation_mode == NEAREST else 0.0
-            near = (u - shift - (u - shift).round()).abs() <= reach
-        marks[..., op.grid.shape[-1] - 1 - axis] = near & (u >= -1 - reach) & (u <= size + reach)
-    return marks
+    return torch.stack([line.near_kink(radius) for line in reversed(_lines(op))], -1)
 
 
-@dataclass(frozen=True)
-class _Sampler:
-    """The formulas of grid sampling: the weight of input place u along one axis, A_niju, depends on the point."""
-
-    op: Any
-
-    @property
-    def axes(self) -> int:
-        return int(self.op.input.dim()) - 2
-
-    @property
-    def point(self) -> str:
-        return "n" + PLACES[: self.axes]
-
-    def inside(self, place: str, size: int) -> str:
-        if self.op.padding_mode == REFLECTION:
-            low, span = self.mirrors(size)
-            place = rf"{low} + {span} - |{span} - |{place} - ({low})| \bmod {2 * span}|" if span else "0"
-        return clipped(place, size) if self.op.padding_mode != ZEROS else place
-
-    def mirrors(self, size: int) -> tuple[str, int]:
-        return ("0", size - 1) if self.op.align_corners else (r"-\frac{1}{2}", size)
-
-    def coordinate(self, axis: int) -> str:
-        size = self.op.input.shape[2 + axis]
-        number = at("grid", f"{self.point}{self.axes - 1 - axis}")
-        if self.op.align_corners:
-            return rf"\frac{{{size - 1}}}{{2}} \, ({number} + 1)"
-        return rf"\frac{{{size}}}{{2}} \, ({number} + 1) - \frac{{1}}{{2}}"
-
-    def weight(self, axis: int) -> str:
-        size, u, p = self.op.input.shape[2 + axis], INSIDE[axis], f"{'pqr'[axis]}_{{{self.point}}}"
-        if self.op.interpolation_mode == BICUBIC:
-            return _four_places(p, self.inside(rf"\lfloor {p} \rfloor + m", size), u)
-        moved = self.inside(p, size)
-        if self.op.interpolation_mode == NEAREST:
-            return rf"[{u} = \operatorname{{round}}({moved})]"
-        return rf"\lambda({moved} - {u})"
-
-    def slope(self, axis: int) -> str:
-        size, u, p = self.op.input.shape[2 + axis], INSIDE[axis], f"{'pqr'[axis]}_{{{self.point}}}"
-        scale = fraction((size - 1) / 2 if self.op.align_corners else size / 2)
-        if self.op.interpolation_mode == NEAREST:
-            return "0"
-        if self.op.interpolation_mode == BICUBIC:
-            four = _four_places(p, self.inside(rf"\lfloor {p} \rfloor + m", size), u, r"\lambda'")
-            return rf"{scale} \, {four}"
-        moved = self.inside(p, size)
-        text = rf"{scale} \, \lambda'({moved} - {u})"
-        if self.op.padding_mode == REFLECTION and self.mirrors(size)[1]:
-            low, span = self.mirrors(size)
-            text += rf" \, (-1)^{{\lfloor |{p} - ({low})| / {span} \rfloor}} \, (1 - 2 \, [{p} < {low}])"
-        return text if self.op.padding_mode == ZEROS else text + rf" \, [0 < {moved} < {size - 1}]"
-
-    def where(self) -> str:
-        axes = range(self.axes)
-        parts = [f"{'pqr'[axis]}_{{{self.point}}} = {self.coordinate(axis)}" for axis in axes]
-        parts += [f"{MAPS[axis]}_{{{self.point}{INSIDE[axis]}}} = {self.weight(axis)}" for axis in axes]
-        mode = self.op.interpolation_mode
-        if mode != NEAREST:
-            parts.append(r"\lambda(t) = " + LAMBDA["linear" if mode == BILINEAR else "cubic"])
-        parts += [f"{MAPS[axis]}'_{{{self.point}{INSIDE[axis]}}} = {self.slope(axis)}" for axis in axes]
-        if mode != NEAREST:
-            parts.append(r"\lambda'(t) = " + SLOPES[mode])
-        return r", \quad ".join(parts)
-
-    def product(self, moved: int | None = None) -> str:
-        return r" \, ".join(
-            f"{MAPS[axis]}{chr(39) * (axis == moved)}_{{{self.point}{INSIDE[axis]}}}" for axis in range(self.axes)
-        )
-
-    def sampled(self, moved: int | None = None) -> str:
-        inside = INSIDE[: self.axes]
-        return rf"\sum_{{{','.join(inside)}}} {self.product(moved)} \, {at('input', 'nc' + inside)}"
-
-    def out(self, name: str) -> str:
-        return at(name, "nc" + PLACES[: self.axes])
-
-    def equation(self) -> str:
-        return f"{self.out('out')} = {self.sampled()}"
-
-    def by_input(self) -> str:
-        return derivative(self.out("out"), at("input", "nc" + INSIDE[: self.axes]), self.product())
-
-    def back(self) -> str:
-        sums = rf"\sum_{{{','.join(PLACES[: self.axes])}}}"
-        return rf"{at('grad', 'nc' + INSIDE[: self.axes])} = {sums} {self.product()} \, {self.out('g')}"
-
-    def by_grid(self) -> str:
-        axes = range(self.axes)
-        parts = [
-            derivative(self.out("out"), at("grid", f"{self.point}{self.axes - 1 - axis}"), self.sampled(axis))
-            for axis in axes
-        ]
-        return r", \quad ".join(parts)
-
-    def back_to_grid(self) -> str:
-        parts = [
-            rf"{at('grad', f'{self.point}{self.axes - 1 - axis}')} = \sum_{{c}} {self.out('g')} \, {self.sampled(axis)}"
-            for axis in range(self.axes)
-        ]
-        return r", \quad ".join(parts)
+def _point(op: Any) -> str:
+    """The letters of a sampled point."""
+    return "n" + PLACES[: op.input.dim() - 2]
 
 
-SLOPES = {  # at a whole number, that of the cell to the right
-    BILINEAR: r"[-1 \le t < 0] - [0 \le t < 1]",
-    BICUBIC: r"\operatorname{sgn}(t) \, "
-    + _cases(
-        (r"\frac{15}{4} \, |t|^2 - \frac{9}{2} \, |t|", r"|t| \le 1"),
-        (r"-\frac{9}{4} \, |t|^2 + \frac{15}{2} \, |t| - 6", "1 < |t| < 2"),
-        ("0", r"\text{otherwise}"),
-    ),
-}
+def _sampled(op: Any, moved: int | None = None) -> WeightedSum:
+    """The formulas: the weight of input place u along one axis, A_niju, depends on the point."""
+    return mapped("nc", op.input.dim() - 2, _point(op), moved)
 
 
-def _grid_samples() -> list[Sample]:
-    grid2, grid3 = randn(2, 3, 2, 2) * 0.8, randn(1, 2, 3, 2, 3) * 0.8
-    made = [
-        sample(F.grid_sample, randn(2, 3, 4, 5), grid2.detach().requires_grad_(), mode, padding, align)
-        for mode in ("bilinear", "nearest", "bicubic")
-        for padding in ("zeros", "border", "reflection")
-        for align in (False, True)
-    ]
-    made += [
-        sample(F.grid_sample, randn(1, 2, 3, 4, 2), grid3.detach().requires_grad_(), mode, padding, align)
-        for mode, padding, align in (
-            ("bilinear", "zeros", False),
-            ("bilinear", "reflection", True),
-            ("nearest", "border", True),
-        )
-    ]
-    return [
-        *made,
-        sample(F.grid_sample, randn(0, 2, 3, 4), randn(0, 2, 2, 2), align_corners=False, note="empty batch"),
-        sample(F.grid_sample, randn(1, 2, 1, 1), randn(1, 2, 2, 2), align_corners=True, note="size 1"),
-        sample(F.grid_sample, randn(1, 2, 3, 4), randn(1, 2, 2, 2) * 9, padding_mode="reflection", align_corners=False),
-    ]
+def _definitions(op: Any) -> str:
+    places, weights, slopes = zip(*(line.written() for line in _lines(op)), strict=True)
+    curve = {BILINEAR: [TRIANGLE.text], BICUBIC: [CUBIC.text], NEAREST: []}[op.interpolation_mode]
+    slope = [SLOPES[op.interpolation_mode]] if curve else []
+    return r", \quad ".join([*places, *weights, *curve, *slopes, *slope])
+
+
+def _moved(op: Any) -> Iterator[tuple[str, WeightedSum]]:
+    """For each of the grid's numbers, its index, and the sum with the slopes of the axis that it acts on."""
+    return ((f"{_point(op)}{line.column}", _sampled(op, axis)) for axis, line in enumerate(_lines(op)))
+
+
+def _by_grid(op: Any) -> str:
+    each = (derivative(at("out", s.out), at("grid", number), s.terms("input")) for number, s in _moved(op))
+    return r", \quad ".join(each)
+
+
+def _back_to_grid(op: Any) -> str:
+    each = (rf"{at('grad', n)} = \sum_{{c}} {at('g', s.out)} \, {s.terms('input')}" for n, s in _moved(op))
+    return r", \quad ".join(each)
+
+
+def _grid_samples() -> Iterator[Sample]:
+    modes, paddings = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+    for mode, padding, align in itertools.product(modes, paddings, (False, True)):
+        grid = (randn(2, 3, 2, 2) * 0.8).detach().requires_grad_()
+        yield sample(F.grid_sample, randn(2, 3, 4, 5), grid, mode, padding, align)
+    for mode, padding, align in (
+        ("bilinear", "zeros", False),
+        ("bilinear", "reflection", True),
+        ("nearest", "border", True),
+    ):
+        grid = (randn(1, 2, 3, 2, 3) * 0.8).detach().requires_grad_()
+        yield sample(F.grid_sample, randn(1, 2, 3, 4, 2), grid, mode, padding, align)
+    yield sample(F.grid_sample, randn(0, 2, 3, 4), randn(0, 2, 2, 2), align_corners=False, note="empty batch")
+    yield sample(F.grid_sample, randn(1, 2, 1, 1), randn(1, 2, 2, 2), align_corners=True, note="size 1")
+    far = randn(1, 2, 2, 2) * 9
+    yield sample(F.grid_sample, randn(1, 2, 3, 4), far, padding_mode="reflection", align_corners=False)
 
 
 grid_sampler = rule(
     "GridSampler2DBackward0",
     "GridSampler3DBackward0",
     name="grid_sampler",
-    equation=lambda op: _Sampler(op).equation(),
-    where=lambda op: _Sampler(op).where(),
+    equation=lambda op: _sampled(op).forward(source="input"),
+    where=_definitions,
     wrt={
         "input": Wrt(
             _sampled_input,
-            lambda op: _Sampler(op).by_input(),
-            lambda op: _Sampler(op).back(),
+            lambda op: _sampled(op).local(by="input"),
+            lambda op: _sampled(op).back(),
             "a sampled point is made of the input elements around it alone",
         ),
         "grid": Wrt(
-            _sampled_grid,
-            lambda op: _Sampler(op).by_grid(),
-            lambda op: _Sampler(op).back_to_grid(),
-            "a point of the grid moves its own sample alone, in all channels",
+            _sampled_grid, _by_grid, _back_to_grid, "a point of the grid moves its own sample alone, in all channels"
         ),
     },
     kink=Kink(
@@ -790,6 +655,8 @@ grid_sampler = rule(
     samples=_grid_samples,
     source="derivatives.yaml: grid_sampler_2d. Jaderberg et al., Spatial Transformer Networks, 2015, arXiv:1506.02025.",
 )
+
+# The grid of an affine map ---------------------------------------------------------------------------------------
 
 
 def _base_grid(op: Any) -> Tensor:
@@ -808,41 +675,31 @@ def _base_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex=fraction(value)) if n == m and row == own else None
 
 
-def _coordinates(op: Any) -> tuple[str, list[str], str]:
-    """The letters of a place; its coordinates p, q and 1, by the columns of theta; and their definitions."""
-    sizes = list(op.size[2:])
-    letters = PLACES[: len(sizes)]
-    axes = list(zip("pqr", reversed(letters), reversed(sizes), strict=False))
+def _columns(op: Any) -> tuple[list[WeightedSum], str]:
+    """What each column of theta adds to coordinate l of a place, by the place's own p, q and 1; and what these are."""
+    letters, sizes = PLACES[: len(op.size) - 2], op.size[2:]
     line = r"\frac{{2 \, {0}}}{{{2}}} - 1" if op.align_corners else r"\frac{{2 \, {0} + 1}}{{{1}}} - 1"
+    axes = list(zip("pqr", reversed(letters), reversed(sizes), strict=False))
     where = (f"{name}_{letter} = {line.format(letter, size, max(size - 1, 1))}" for name, letter, size in axes)
-    return letters, [*(f"{name}_{letter}" for name, letter, _ in axes), "1"], r", \quad ".join(where)
+    base = [*(f"{name}_{letter}" for name, letter, _ in axes), "1"]
+    return [WeightedSum(f"n{letters}l", f"nl{k}", each) for k, each in enumerate(base)], r", \quad ".join(where)
 
 
-def _affine(form: str) -> Callable[[Any], str]:
-    """A formula with a term for each column of theta."""
-
-    def formula(op: Any) -> str:
-        letters, base, _ = _coordinates(op)
-        place, sums = f"n{letters}l", rf"\sum_{{{','.join(letters)}}}"
-        columns = [(at("grad" if "sum" in form else "theta", f"nl{k}"), b) for k, b in enumerate(base)]
-        if form == "equation":
-            return f"{at('out', place)} = " + " + ".join(rf"{column} \, {b}" for column, b in columns)
-        if form == "local":
-            return r", \quad ".join(derivative(at("out", place), column, b) for column, b in columns)
-        return r", \quad ".join(rf"{column} = {sums} {at('g', place)} \, {b}" for column, b in columns)
-
-    return formula
+def _affine_equation(op: Any) -> str:
+    columns, _ = _columns(op)
+    terms = " + ".join(rf"{at('theta', each.into)} \, {each.weight}" for each in columns)
+    return f"{at('out', columns[0].out)} = {terms}"
 
 
 affine_grid = rule(
     "AffineGridGeneratorBackward0",
-    equation=_affine("equation"),
-    where=lambda op: _coordinates(op)[2],
+    equation=_affine_equation,
+    where=lambda op: _columns(op)[1],
     wrt={
         "theta": Wrt(
             lambda op, g: torch.einsum("npj,pk->njk", g.flatten(1, -2), _base_grid(op).flatten(0, -2)),
-            _affine("local"),
-            _affine("sums"),
+            lambda op: r", \quad ".join(each.local(by="theta") for each in _columns(op)[0]),
+            lambda op: r", \quad ".join(each.back() for each in _columns(op)[0]),
             "each sample has its own matrix, and each coordinate its own row",
             _base_factor,
         )

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
+from chainrule.rules import Applied, Kink, Rule, Sample, Wrt, derivative, elementwise, for_node, rule, sample, shape
 from chainrule.rules import activation as forward
 from chainrule.rules.arithmetic import at, x
 from chainrule.rules.expression import Expression, X, argument, choice, of, symbol
+from chainrule.rules.indices import Side, Statements, Term, places, runs
+from chainrule.rules.loss import tell, times
 
 aten = torch.ops.aten
 GRAD, OUTPUT, TARGET = argument("grad_output"), argument("output"), argument("target")
@@ -129,24 +131,30 @@ def softmaxes(function: Callable[..., Any], values: Tensor) -> list[Sample]:
     return [sample(function, g, values.detach().requires_grad_(), dim, values.dtype) for dim in (0, 1)]
 
 
+ALONG = r" \quad \text{(along dim } $dim)"
 OWN_LINE = "only elements on the same line, along the axis of the softmax, meet"
 
 softmax_backward = rule(
     "SoftmaxBackwardDataBackward0",
-    equation=r"$out = $output \odot \left($grad_output - \sum_{\text{dim $dim}} $grad_output \odot $output\right)",
+    equation=r"{$out}_i = {$output}_i \, ({$grad_output}_i - \sum_j {$grad_output}_j \, {$output}_j)" + ALONG,
     wrt={
         "grad_output": Wrt(
             lambda op, g: op.output * (g - _inner(g, op.output, op.dim)),
-            r"{$output}_i \left(\delta_{ij} - {$output}_j\right)",
-            r"$output \odot \left($g - \sum_{\text{dim $dim}} $g \odot $output\right)",
+            derivative("{$out}_i", "{$grad_output}_j", r"{$output}_i \, ([i = j] - {$output}_j)") + ALONG,
+            r"$output \odot \left($g - \sum_j {$g}_j \, {$output}_j\right)" + ALONG,
             OWN_LINE,
         ),
         "output": Wrt(
             _softmax_by_output,
-            r"\delta_{ij} \left({$grad_output}_i - \sum_k {$grad_output}_k {$output}_k\right) - "
-            r"{$output}_i {$grad_output}_j",
-            r"$g \odot \left($grad_output - \sum_{\text{dim $dim}} $grad_output \odot $output\right) - "
-            r"$grad_output \odot \sum_{\text{dim $dim}} $g \odot $output",
+            derivative(
+                "{$out}_i",
+                "{$output}_j",
+                r"[i = j] \, ({$grad_output}_i - \sum_k {$grad_output}_k \, {$output}_k) "
+                r"- {$output}_i \, {$grad_output}_j",
+            )
+            + ALONG,
+            r"$g \odot \left($grad_output - \sum_j {$grad_output}_j \, {$output}_j\right) - "
+            r"$grad_output \, \sum_j {$g}_j \, {$output}_j" + ALONG,
             OWN_LINE,
         ),
     },
@@ -156,18 +164,18 @@ softmax_backward = rule(
 
 log_softmax_backward = rule(
     "LogSoftmaxBackwardDataBackward0",
-    equation=r"$out = $grad_output - e^{$output} \odot \sum_{\text{dim $dim}} $grad_output",
+    equation=r"{$out}_i = {$grad_output}_i - e^{{$output}_i} \, \sum_j {$grad_output}_j" + ALONG,
     wrt={
         "grad_output": Wrt(
             lambda op, g: g - _inner(g, op.output.exp(), op.dim),
-            r"\delta_{ij} - e^{{$output}_i}",
-            r"$g - \sum_{\text{dim $dim}} $g \odot e^{$output}",
+            derivative("{$out}_i", "{$grad_output}_j", "[i = j] - e^{{$output}_i}") + ALONG,
+            r"{$grad}_j = {$g}_j - \sum_i {$g}_i \, e^{{$output}_i}" + ALONG,
             OWN_LINE,
         ),
         "output": Wrt(
             lambda op, g: -g * op.output.exp() * op.grad_output.sum(op.dim, keepdim=True),
-            r"-e^{$output} \sum_{\text{dim $dim}} $grad_output",
-            r"-$g \odot e^{$output} \odot \sum_{\text{dim $dim}} $grad_output",
+            derivative("{$out}_i", "{$output}_j", r"-[i = j] \, e^{{$output}_i} \, \sum_k {$grad_output}_k") + ALONG,
+            r"-$g \odot e^{$output} \, \sum_j {$grad_output}_j" + ALONG,
             OWN_LINE,
         ),
     },
@@ -175,16 +183,30 @@ log_softmax_backward = rule(
     source="derivatives.yaml: _log_softmax_backward_data",
 )
 
+
+def _nll_slope(op: Any) -> str:
+    """The derivative of the loss by the log-probabilities, minus signed."""
+    forward_rule = for_node("NllLossBackward0", op)
+    assert forward_rule is not None
+    return tell(forward_rule.wrt["self"].local, op)
+
+
+def _nll_back(op: Any) -> str:
+    """The sum over the classes, and over the samples too where the loss is a single number."""
+    over = r"\sum_n " if op.grad_output.dim() == 0 else ""
+    return times(rf"{over}\sum_c $g \odot", _nll_slope(op))
+
+
 nll_loss_backward = rule(
     "NllLossBackwardBackward0",
-    equation=r"{$out}_{n c} = -w_c \, {$grad_output}_n \left[c = {$target}_n\right], \text{ as the loss is reduced}",
+    equation=lambda op: "$out = " + times(r"$grad_output \odot", _nll_slope(op)),
     wrt={
         "grad_output": Wrt(
             lambda op, g: F.nll_loss(
                 g, op.target, op.weight, ignore_index=op.ignore_index, reduction=("none", "mean", "sum")[op.reduction]
             ),
-            r"-w_c \left[c = {$target}_n\right]",
-            r"-\sum w \, {$g}_{n, {$target}_n}",
+            _nll_slope,
+            _nll_back,
             "only the log-probability of the sample's own class counts",
         ),
         "self": Wrt(lambda op, g: torch.zeros_like(op.self), "0", "0", "the loss is linear in the log-probabilities"),
@@ -206,50 +228,44 @@ def _classes() -> Tensor:
     return torch.tensor([1, 0])
 
 
-def _put_back(node: str, take: Callable[[Any, Tensor], Tensor], what: str, samples: Callable[[], list[Sample]]) -> Rule:
-    """Register the way back of a view: a gradient put into zeros where the view was taken, so taken out again."""
+def put_back(name: str, view: dict[str, Any], *arguments: Any) -> Rule:
+    """Register the way back of a view: it puts a gradient into zeros, where the view was."""
+
+    def terms(op: Any) -> list[Term]:
+        shape, at = op.grad_output.shape, places(op.grad_output.shape)
+        origin = view["came"](Applied({**op.arguments, "self": op.out}, op.outs), at)
+        into = Side("grad_output", shape, at)
+        return [Term(Side("out", op.out.shape, origin), into, runs(at, shape), once=True)]
+
+    statements = Statements(terms, added=True)
     return rule(
-        node,
-        equation=rf"$out = $grad_output \text{{ put into zeros as {what}}}",
+        f"{name.title()}BackwardBackward0",
+        equation=statements.equation,
         wrt={
-            "grad_output": Wrt(
-                take, "1", rf"\text{{{what} of }} $g", "each element is put in one place, and the rest is zero"
+            "grad_output": statements.wrt(
+                "grad_output", view["move"], "each element is put in one place, and the rest is zero"
             )
         },
         structure="linear",
-        samples=samples,
-        source=f"derivatives.yaml: {what.split()[-1]}_backward",
+        samples=lambda: [sample(getattr(aten, f"{name}_backward"), x(1.0, 2.0), *arguments)],
+        source=f"derivatives.yaml: {name}_backward",
+        topic="second_order",
     )
 
 
-select_backward = _put_back(
-    "SelectBackwardBackward0",
-    lambda op, g: g.select(op.dim, op.index),
-    "the select",
-    lambda: [sample(aten.select_backward, x(1.0, 2.0), [3, 2], 0, 1)],
-)
-slice_backward = _put_back(
-    "SliceBackwardBackward0",
-    lambda op, g: g[(slice(None),) * (op.dim % g.dim()) + (slice(op.start, op.end, op.step),)],
-    "the slice",
-    lambda: [sample(aten.slice_backward, x(1.0, 2.0), [5], 0, 1, 5, 2)],
-)
-diagonal_backward = _put_back(
-    "DiagonalBackwardBackward0",
-    lambda op, g: g.diagonal(op.offset, op.dim1, op.dim2),
-    "the diagonal",
-    lambda: [sample(aten.diagonal_backward, x(1.0, 2.0), [2, 3], 1, 0, 1)],
-)
+put_back("select", shape.SELECT, [3, 2], 0, 1)
+put_back("slice", shape.SLICE, [5], 0, 1, 5, 2)
+put_back("diagonal", shape.DIAGONAL, [2, 3], 1, 0, 1)
 
 
 embedding_backward = rule(
     "EmbeddingDenseBackwardBackward0",
-    equation=r"{$out}_v = \sum_{n: \, {$indices}_n = v} {$grad_output}_n",
+    equation=r"{$out}_{v,k} = \sum_{n: \, {$indices}_n = v \land v \neq $padding_idx} {$grad_output}_{n,k}",
     wrt={
         "grad_output": Wrt(
             lambda op, g: torch.where((op.indices == op.padding_idx).unsqueeze(-1), 0, g[op.indices]),
-            r"\left[{$indices}_n = v\right]",
-            r"{$g}_{{$indices}_n}",
+            derivative("{$out}_{v,k}", "{$grad_output}_{n,k}", r"[{$indices}_n = v \land v \neq $padding_idx]"),
+            r"{$grad}_{n,k} = [{$indices}_n \neq $padding_idx] \, {$g}_{{$indices}_n, k}",
             "a row is added to the row of its own token alone, and to none for padding",
         )
     },

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Wrt, at, derivative, number, rule, sample
-from chainrule.rules.linear import prefix, randn
+from chainrule.rules import Rule, Wrt, at, derivative, number, rule, sample
+from chainrule.rules.linear import WeightedSum, prefix, randn
 
 
 def dense(t: Tensor) -> Tensor:
@@ -35,96 +35,70 @@ def _graph(layout: torch.layout = torch.sparse_coo) -> Tensor:
     return full.to_sparse(layout=layout).requires_grad_()
 
 
-def _times(scale: str, latex: str) -> Callable[[Any], str]:
-    """A formula with a scale of the operation before its right side."""
-
-    def formula(op: Any) -> str:
-        head, equals, tail = latex.rpartition(" = ")
-        return head + equals + prefix(op.arguments.get(scale, 1)) + tail
-
-    return formula
-
-
+STORED = r"[$self \text{ is stored}]"
 PLACES = "only the elements that are stored have a gradient"
 
 
-def _product(where: str, mat1: Wrt, mat2: Wrt) -> dict[str, Wrt]:
-    """beta self + alpha mat1 mat2; `where` is a factor that is 0 at the places that do not count."""
-    return {
+def _sparse_product(node: str, kept: str, zeros: str = "", **more: Any) -> Rule:
+    """Register beta self + alpha mat1 mat2; `kept` is what is sparse: `mat1`, or `self` and with it the result."""
+    a, b, y, own = "{$mat1}_{i,j}", "{$mat2}_{j,k}", "{$out}_{i,k}", kept == "mat1"
+    place = rf"[{a if own else '{$self}_{i,k}'} \text{{ is stored}}] \, "
+    passed, masked = ("$g", r"[$mat1 \text{ is stored}] \odot ") if own else (rf"({STORED} \odot $g)", "")
+
+    def result(op: Any) -> Any:
+        return 1 if own else stored(op.self)
+
+    def alpha(head: str, tail: str) -> Callable[[Any], str]:
+        return lambda op: head + prefix(op.alpha) + tail
+
+    def whole(op: Any) -> str:
+        added = "" if op.beta == 0 and own else f"{prefix(op.beta)}$self + "
+        total = rf"{added}{prefix(op.alpha)}$mat1 \, $mat2"
+        return f"$out = {total}" if own else rf"$out = {STORED} \odot ({total})"
+
+    wrt = {
         "self": Wrt(
-            lambda op, g: dense(g) * op.beta * (stored(op.self) if where else 1),
-            lambda op: prefix(op.beta) + where if where else number(op.beta),
-            lambda op: "0" if op.beta == 0 else prefix(op.beta) + (rf"{where} \odot $g" if where else "$g"),
+            lambda op, g: dense(g) * op.beta * result(op),
+            lambda op: number(op.beta) if own else prefix(op.beta) + STORED,
+            lambda op: "0" if op.beta == 0 else prefix(op.beta) + passed.strip("()"),
         ),
-        "mat1": mat1,
-        "mat2": mat2,
+        "mat1": Wrt(
+            lambda op, g: op.alpha * ((dense(g) * result(op)) @ dense(op.mat2).mH) * (stored(op.mat1) if own else 1),
+            alpha(derivative(y, a, ""), place + b),
+            alpha("", masked + (rf"({passed} \, $mat2^{{T}})" if own else rf"{passed} \, $mat2^{{T}}")),
+            PLACES if own else "",
+        ),
+        "mat2": Wrt(
+            lambda op, g: op.alpha * (dense(op.mat1).mH @ (dense(g) * result(op))),
+            alpha(derivative(y, b, ""), a if own else place + a),
+            alpha("", rf"$mat1^{{T}} \, {passed}"),
+            zeros,
+        ),
     }
+    return rule(node, equation=whole, wrt=wrt, **more)
 
 
-A, B, Y = "{$mat1}_{i,j}", "{$mat2}_{j,k}", "{$out}_{i,k}"
-KEPT = r"[{$self}_{i,k} \text{ is stored}]"
+def _doubles(*shape: int) -> Tensor:
+    return randn(*shape, dtype=torch.float64)
 
-sparse_addmm = rule(
+
+sparse_addmm = _sparse_product(
     "SparseAddmmBackward0",
-    equation=lambda op: (
-        ("$out = " if op.beta == 0 else f"$out = {prefix(op.beta)}$self + ") + prefix(op.alpha) + r"$mat1 \, $mat2"
-    ),
-    wrt=_product(
-        "",
-        Wrt(
-            lambda op, g: op.alpha * (dense(g) @ dense(op.mat2).mH) * stored(op.mat1),
-            _times("alpha", derivative(Y, A, rf"[{A} \text{{ is stored}}] \, {B}")),
-            _times("alpha", r"[$mat1 \text{ is stored}] \odot ($g \, $mat2^{T})"),
-            PLACES,
-        ),
-        Wrt(
-            lambda op, g: op.alpha * (dense(op.mat1).mH @ dense(g)),
-            _times("alpha", derivative(Y, B, A)),
-            _times("alpha", r"$mat1^{T} \, $g"),
-            "a row of the result is made of the rows that the sparse matrix points at",
-        ),
-    ),
+    "mat1",
+    "a row of the result is made of the rows that the sparse matrix points at",
     samples=lambda: [
-        sample(torch.sparse.mm, _graph(), randn(3, 2, dtype=torch.float64)),
-        sample(
-            torch.sparse.addmm,
-            randn(2, 2, dtype=torch.float64),
-            _graph(),
-            randn(3, 2, dtype=torch.float64),
-            beta=0.5,
-            alpha=2.0,
-            note="scaled",
-        ),
+        sample(torch.sparse.mm, _graph(), _doubles(3, 2)),
+        sample(torch.sparse.addmm, _doubles(2, 2), _graph(), _doubles(3, 2), beta=0.5, alpha=2.0, note="scaled"),
     ],
     source="derivatives.yaml: _sparse_addmm",
 )
 
-sampled_addmm = rule(
+sampled_addmm = _sparse_product(
     "SparseSampledAddmmBackward0",
-    equation=lambda op: (
-        rf"$out = [$self \text{{ is stored}}] \odot ({prefix(op.beta)}$self + {prefix(op.alpha)}$mat1 \, $mat2)"
-    ),
-    wrt=_product(
-        r"[$self \text{ is stored}]",
-        Wrt(
-            lambda op, g: op.alpha * (dense(g) * stored(op.self)) @ op.mat2.mH,
-            _times("alpha", derivative(Y, A, rf"{KEPT} \, {B}")),
-            _times("alpha", r"([$self \text{ is stored}] \odot $g) \, $mat2^{T}"),
-        ),
-        Wrt(
-            lambda op, g: op.alpha * op.mat1.mH @ (dense(g) * stored(op.self)),
-            _times("alpha", derivative(Y, B, rf"{KEPT} \, {A}")),
-            _times("alpha", r"$mat1^{T} \, ([$self \text{ is stored}] \odot $g)"),
-        ),
-    ),
+    "self",
     samples=lambda: [
         sample(
-            torch.sparse.sampled_addmm,
-            _graph(torch.sparse_csr),
-            randn(2, 4, dtype=torch.float64),
-            randn(4, 3, dtype=torch.float64),
-            beta=0.5,
-            alpha=2.0,
+            torch.sparse.sampled_addmm, _graph(torch.sparse_csr), _doubles(2, 4), _doubles(4, 3), beta=0.5, alpha=2.0
         )
     ],
     source="derivatives.yaml: sparse_sampled_addmm",
@@ -136,8 +110,8 @@ to_dense = rule(
     wrt={
         "self": Wrt(
             lambda op, g: dense(g) * (1 if op.masked_grad is False else stored(op.self)),
-            lambda op: "1" if op.masked_grad is False else r"[$self \text{ is stored}]",
-            lambda op: "$g" if op.masked_grad is False else r"[$self \text{ is stored}] \odot $g",
+            lambda op: "1" if op.masked_grad is False else STORED,
+            lambda op: "$g" if op.masked_grad is False else rf"{STORED} \odot $g",
             PLACES,
         )
     },
@@ -163,28 +137,22 @@ def _named(op: Any) -> list[str]:
     return [f"{{$indices}}_{{{axis},n}}" for axis in range(op.indices.shape[0])]
 
 
-def _rest(op: Any) -> str:
-    """The letters of the axes of a value, where each value is itself a tensor."""
-    return "pqr"[: op.values.dim() - 1]
-
-
-def _placed(op: Any) -> str:
-    return "ijkl"[: op.indices.shape[0]] + _rest(op)
-
-
-def _met(op: Any) -> str:
-    return r" \, ".join(f"[{place} = {letter}]" for place, letter in zip(_named(op), "ijkl", strict=False))
+def _placed(op: Any) -> WeightedSum:
+    """The formulas: value n is at its place (i, j), and may itself be a tensor, with axes p, q."""
+    rest = "pqr"[: op.values.dim() - 1]
+    met = (f"[{place} = {letter}]" for place, letter in zip(_named(op), "ijkl", strict=False))
+    return WeightedSum("ijkl"[: op.indices.shape[0]] + rest, "n" + rest, r" \, ".join(met))
 
 
 sparse_coo_tensor = rule(
     "SparseCooTensorWithDimsAndTensorsBackward0",
     name="sparse_coo_tensor",
-    equation=lambda op: rf"{at('out', _placed(op))} = \sum_{{n}} {_met(op)} \, {at('values', 'n' + _rest(op))}",
+    equation=lambda op: _placed(op).forward(source="values"),
     wrt={
         "values": Wrt(
             lambda op, g: dense(g)[tuple(op.indices)],
-            lambda op: derivative(at("out", _placed(op)), at("values", "n" + _rest(op)), _met(op)),
-            lambda op: at("grad", "n" + _rest(op)) + " = " + at("g", [*_named(op), *_rest(op)]),
+            lambda op: _placed(op).local(by="values"),
+            lambda op: f"{at('grad', _placed(op).into)} = {at('g', [*_named(op), *_placed(op).into[1:]])}",
             "each value goes to its own place",
         )
     },

@@ -17,16 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Wrt, derivative, rule, sample
+from chainrule.rules import Rule, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
 from chainrule.rules.indices import OTHERS, letters
-
-
-def x(*shape: int, complex_: bool = False) -> Tensor:
-    """A sample input that wants a gradient; the same numbers each time."""
-    dtype = torch.complex128 if complex_ else torch.float64
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
+from chainrule.rules.linalg import randn as x
 
 
 def transform(t: Tensor, dims: list[int], forward: bool) -> Tensor:
@@ -44,7 +38,7 @@ def scale(op: Any, signal: Tensor) -> float:
     return 1.0 if op.normalization == 0 or not count else 1 / math.sqrt(count) if op.normalization == 1 else 1 / count
 
 
-def _formula(text: str, full: str = "self") -> Callable[[Any], str]:
+def _formula(text: str, full: str) -> Callable[[Any], str]:
     """A formula with its words filled in.
 
     OUT, G are elements at the frequencies i, j, ..., SELF, GRAD at other ones, OVER, THERE the letters that differ;
@@ -75,27 +69,30 @@ def _formula(text: str, full: str = "self") -> Callable[[Any], str]:
     return filled
 
 
-def _sided(text: str) -> Callable[[Any], str]:
-    """A formula in which TURN and BACK change places where the transform is not `forward`."""
-    swapped = text.replace("TURN", "BACK_").replace("BACK", "TURN").replace("TURN_", "BACK")
-    return lambda op: _formula(text if op.forward else swapped)(op)
-
-
 OWN_LINE = "only elements on the same line, along the transformed axes, meet"
 
-fft_c2c = rule(
+
+def fourier(
+    node: str, vjp: Callable[[Any, Tensor], Tensor], equation: str, local: str, product: str, full: str, **more: Any
+) -> Rule:
+    """Register a transform. TURN and BACK change places where it is not `forward`, for those that go either way."""
+
+    def formula(text: str) -> Callable[[Any], str]:
+        swapped = text.replace("TURN", "BACK_").replace("BACK", "TURN").replace("TURN_", "BACK")
+        return lambda op: _formula(text if op.arguments.get("forward", True) else swapped, full)(op)
+
+    wrt = {"self": Wrt(vjp, formula(derivative("OUT", "SELF", local)), formula(f"GRAD = {product}"), OWN_LINE)}
+    return rule(node, equation=formula(f"OUT = {equation}"), wrt=wrt, structure="linear", **more)
+
+
+fft_c2c = fourier(
     "FftC2CBackward0",
+    lambda op, g: scale(op, op.self) * transform(g, op.dim, not op.forward),
+    r"SCALE \sum_{OVER} SELF \, BACK",
+    "SCALE BACK",
+    r"SCALE \sum_{THERE} G \, TURN",
+    "self",
     name="fft_c2c",
-    equation=_sided(r"OUT = SCALE \sum_{OVER} SELF \, BACK"),
-    wrt={
-        "self": Wrt(
-            lambda op, g: scale(op, op.self) * transform(g, op.dim, not op.forward),
-            _sided(derivative("OUT", "SELF", "SCALE BACK")),
-            _sided(r"GRAD = SCALE \sum_{THERE} G \, TURN"),
-            OWN_LINE,
-        )
-    },
-    structure="linear",
     samples=lambda: [
         sample(torch.fft.fft, x(4, complex_=True)),
         sample(torch.fft.ifft, x(3, complex_=True), note="inverse"),
@@ -113,19 +110,14 @@ def _fft_r2c(op: Any, g: Tensor) -> Tensor:
     return scale(op, op.self) * transform(full, op.dim, False).real
 
 
-fft_r2c = rule(
+fft_r2c = fourier(
     "FftR2CBackward0",
+    _fft_r2c,
+    r"SCALE \sum_{OVER} SELF \, BACK",
+    "SCALE BACK",
+    r"SCALE \operatorname{Re} \left(\sum_{THERE} G \, TURN\right)",
+    "self",
     name="fft_r2c",
-    equation=_formula(r"OUT = SCALE \sum_{OVER} SELF \, BACK"),
-    wrt={
-        "self": Wrt(
-            _fft_r2c,
-            _formula(derivative("OUT", "SELF", "SCALE BACK")),
-            _formula(r"GRAD = SCALE \operatorname{Re} \left(\sum_{THERE} G \, TURN\right)"),
-            OWN_LINE,
-        )
-    },
-    structure="linear",
     samples=lambda: [
         sample(torch.fft.rfft, x(4)),
         sample(torch.fft.rfft, x(2, 5), norm="ortho", note="odd length, by the root"),
@@ -146,22 +138,15 @@ def _fft_c2r(op: Any, g: Tensor) -> Tensor:
     return scale(op, op.out) * gradient
 
 
-COUNTED = "C_{v} = 1 + [0 < 2 v < SIZE]"  # a frequency with a mirror image stands for both
-
-fft_c2r = rule(
+fft_c2r = fourier(
     "FftC2RBackward0",
+    _fft_c2r,
+    r"SCALE \sum_{OVER} C_{LAST} \operatorname{Re}\left(SELF \, TURN\right)",
+    r"SCALE C_{LAST} \, BACK",
+    r"SCALE C_{LAST} \sum_{THERE} G \, BACK",
+    "out",
     name="fft_c2r",
-    equation=_formula(r"OUT = SCALE \sum_{OVER} C_{LAST} \operatorname{Re}\left(SELF \, TURN\right)", "out"),
-    where=_formula(COUNTED, "out"),
-    wrt={
-        "self": Wrt(
-            _fft_c2r,
-            _formula(derivative("OUT", "SELF", r"SCALE C_{LAST} \, BACK"), "out"),
-            _formula(r"GRAD = SCALE C_{LAST} \sum_{THERE} G \, BACK", "out"),
-            OWN_LINE,
-        )
-    },
-    structure="linear",
+    where=_formula("C_{v} = 1 + [0 < 2 v < SIZE]", "out"),  # a frequency with a mirror image stands for both
     samples=lambda: [
         sample(torch.fft.irfft, x(3, complex_=True)),
         sample(torch.fft.irfft, x(2, 3, complex_=True), n=5, norm="ortho", note="odd length, by the root"),
