@@ -21,19 +21,11 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
+from chainrule.capture.tape import Traits
+
 BACKWARD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
-# By the names of their operations: none of them writes, makes a view, draws numbers, or is cast by autocast.
-_ELEMENTWISE = frozenset(
-    f"aten::{name}"
-    for name in (
-        "abs", "add", "cos", "div", "maximum", "minimum", "mul", "neg", "relu", "rsub", "sigmoid", "silu", "sin",
-        "sqrt", "sub", "tanh",
-    )
-)  # fmt: skip
 _KINDS = frozenset({Tensor, nn.Parameter, int, float, bool})
-
-_detach = torch.ops.aten.detach.default
 
 
 class DispatchBypass:
@@ -51,10 +43,10 @@ class DispatchBypass:
     def learn(self, function: Any, arguments: tuple[Any, ...], out: Any, operations: list[tuple[Any, ...]]) -> None:
         """Look at a call for which these operations of the tape ran."""
         func, given, keywords, result = operations[0][:4]
-        if keywords or result is not out or func._schema.name not in _ELEMENTWISE or len(given) != len(arguments):
+        if keywords or result is not out or not Traits.of(func).elementwise or len(given) != len(arguments):
             return
         # Autograd detaches the result of a function whose derivative needs it.
-        if any(each[0] is not _detach or each[1][0] is not out for each in operations[1:]):
+        if any(not Traits.of(each[0]).detaches or each[1][0] is not out for each in operations[1:]):
             return
         key = (function, *map(type, arguments))
         if _KINDS.issuperset(key[1:]) and all(map(_same, arguments, given)) and bypass_applies():

@@ -22,11 +22,11 @@ from chainrule.capture.source import Site
 from chainrule.capture.tape import RawBackward, RawNode, Tape
 from chainrule.graph.trees import tensors_in
 from chainrule.graph.unobserved import unobserved
+from chainrule.rules.operations import facts_of_node
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
 _current_pass = torch._C._current_graph_task_id
-_passing_through = frozenset({"TBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0"})
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 
 
@@ -156,7 +156,7 @@ class NodeHooks:
             if not raw.hooked and type(node) is not AccumulateGrad:
                 self._hook(number_of[node], raw, at_leaf)
         for raw in at_leaves:
-            raw.passes_through = len(raw.edges) == 1 and type(raw.node).__name__ in _passing_through
+            raw.passes_through = len(raw.edges) == 1 and facts_of_node(type(raw.node).__name__).only_reshapes
             raw.leaves = tuple(
                 (position, node.variable)
                 for position, (node, _) in enumerate(raw.edges)

@@ -53,7 +53,6 @@ _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-de
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
 _data: Any = Tensor.data
 _unseen_writes = frozenset({_data.__set__, Tensor.numpy})  # they write, or let others write, without an operation
-_zeroing = frozenset({torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default})
 _only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` unchanged (a fused one may unscale it in place)
     {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
 )
@@ -242,7 +241,7 @@ class Recorder:
             self._matcher.match_views((args, kwargs), len(self.tape.operations))
         self._matcher.written[len(self.tape.operations)] = written
         for tensor in written:
-            if id(tensor) in self.tape.gradients or func in _zeroing:  # cleared before our first pass: known later
+            if id(tensor) in self.tape.gradients or traits.sets_zero:  # cleared before our first pass: known later
                 site = Site.of(sys._getframe(2))
                 self.tape.writes.append((len(self.tape.operations), id(tensor), _library_function(), site))
 

@@ -22,38 +22,46 @@ from chainrule.capture.retention import Original, Placeholders, Retention, is_tr
 from chainrule.capture.source import Site
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
-
-# Their results share the operand's memory, and their schemas do not say so.
-_UNDECLARED_VIEWS = frozenset(
-    f"aten::{name}" for name in ("_unsafe_view", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
-)
+from chainrule.rules.operations import facts_of
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What an operation overwrites, whether its result is a view, whether it draws random numbers, and whether it is
-    bookkeeping (`silent`: the profiler's marks).
+    """What the recorder asks of an operation: of its schema, and of its facts where the schema is silent.
+
+    A `silent` one is bookkeeping (the profiler's marks).
     """
 
     writes: tuple[tuple[int, str], ...]
     views: bool
     random: bool
     silent: bool
+    elementwise: bool
+    detaches: bool
+    sets_zero: bool
 
     @classmethod
     @cache
     def of(cls, func: Any) -> Traits:
-        """Read the traits off the operation's schema."""
-        arguments = func._schema.arguments
+        """Read the traits off the operation's schema and facts."""
+        facts = facts_of(str(func))
         writes = tuple(
-            (i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
+            (i, a.name)
+            for i, a in enumerate(func._schema.arguments)
+            if (a.alias_info is not None and a.alias_info.is_write) or a.name in facts.undeclared_writes
         )
-        if "batch_norm" in func._schema.name:  # its schema does not say that it updates the running statistics
-            writes += tuple((i, a.name) for i, a in enumerate(arguments) if a.name in ("running_mean", "running_var"))
-        views = func._schema.name in _UNDECLARED_VIEWS or any(
+        views = facts.undeclared_view or any(
             r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
         )
-        return cls(writes, views, torch.Tag.nondeterministic_seeded in func.tags, func.namespace == "profiler")
+        return cls(
+            writes,
+            views,
+            random=torch.Tag.nondeterministic_seeded in func.tags,
+            silent=func.namespace == "profiler",
+            elementwise=facts.bypassable and not writes and not views,
+            detaches=facts.detaches and not writes,
+            sets_zero=facts.sets_zero,
+        )
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
         """The arguments that the operation will overwrite."""

@@ -10,13 +10,13 @@ import torch
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed
-from chainrule.diagnostics.losses import COMPARING
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense
+from chainrule.diagnostics.step_context import StepContext, argument, dense
 from chainrule.graph.comparison import FLOAT32, same_statistics
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
+from chainrule.rules.operations import base_name, facts_of
 
 NOT_NORMALISED = Check(
     "input-not-normalised", "The input is not normalised", "warning",
@@ -38,7 +38,7 @@ def _not_normalised(context: StepContext) -> Iterator[Finding]:
             continue
         fault = _fault(context, value, known)
         if fault:
-            normalised = any("norm" in base_of(use) for use in context.uses.get(made[0], ()))
+            normalised = any(facts_of(use.name).normalises for use in context.uses.get(made[0], ()))
             yield NOT_NORMALISED.found(
                 context.name(given),
                 f"{context.name(given)}, the input of the first layer, is not normalised: {fault}.",
@@ -73,11 +73,6 @@ UNFITTABLE = Check(
     advice="Compare inputs and labels as the network gets them: their order, scale, and the last function's range.",
     source="Karpathy, A recipe for training neural networks, 2019: overfit one batch; Zhang et al., 2017",
     thresholds=("conflicts", "plateau"))  # fmt: skip
-RANGES = {
-    "sigmoid": (0.0, 1.0), "_softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf),
-    "softplus": (0.0, math.inf), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0), "exp": (0.0, math.inf),
-}  # fmt: skip
-"""The range of an activation function, for `hardtanh` with its default bounds."""
 BEYOND = 1e-3  # rounding of targets at the very end of the range
 
 
@@ -85,18 +80,20 @@ BEYOND = 1e-3  # rounding of targets at the very end of the range
 def _out_of_reach(context: StepContext) -> Iterator[Finding]:
     """Targets outside the range of the function that computes the prediction."""
     for operation, prediction, target in _comparisons(context):
-        logits = base_of(operation) == "binary_cross_entropy_with_logits"
+        logits = facts_of(operation.name).takes == "logits"
         known, maker = context.statistics(target), context.producer(context.source(prediction))
-        options = maker.arguments if maker is not None else {}
-        made = "" if maker is None else base_of(maker).removesuffix("_")
-        low, high = (0.0, 1.0) if logits else RANGES.get(made, (-math.inf, math.inf))
+        made = "" if maker is None else base_name(maker.name).strip("_")
+        bounds = facts_of(maker.name).bounds if maker is not None else None
+        low, high = -math.inf, math.inf
+        if logits:
+            low, high = 0.0, 1.0
+        elif maker is not None and bounds is not None:
+            low, high = bounds(maker.arguments)
         if known is None or not known.elements:
-            continue
-        if made == "hardtanh" and (options.get("min_val"), options.get("max_val")) != (-1, 1):
             continue
         if known.low >= low - BEYOND and known.high <= high + BEYOND:
             continue
-        what = "a probability" if logits else f"{context.name(prediction)} ({made.strip('_')})"
+        what = "a probability" if logits else f"{context.name(prediction)} ({made})"
         limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         yield UNFITTABLE.found(
             context.name(target), f"The targets {context.name(target)} are out of reach: {what} is {limits}.",
@@ -108,10 +105,10 @@ def _out_of_reach(context: StepContext) -> Iterator[Finding]:
 def _comparisons(context: StepContext) -> Iterator[tuple[Operation, int, int]]:
     """(operation, prediction, target) of every loss, and of differences outside the modules."""
     for operation in context.graph.operations:
-        base = base_of(operation)
-        by_hand = base == "sub" and _is_measured(context, operation)
-        pair = argument(operation, "self"), argument(operation, "target" if base in COMPARING else "other")
-        if (base not in COMPARING and not by_hand) or base.startswith("nll") or None in pair:
+        facts = facts_of(operation.name)
+        by_hand = facts.difference and _is_measured(context, operation)
+        pair = argument(operation, "self"), argument(operation, "target" if facts.compares else "other")
+        if not (facts.compares or by_hand) or facts.class_target or None in pair:
             continue
         ordered: list[int] = [each for each in pair if each is not None]
         if by_hand:  # in either order
@@ -122,21 +119,17 @@ def _comparisons(context: StepContext) -> Iterator[tuple[Operation, int, int]]:
             yield operation, prediction, target
 
 
-MEASURING = frozenset({"pow", "abs", "square", "mul", "norm", "linalg_vector_norm"})
-"""Operations that measure the size of a difference."""
-
-
 def _is_measured(context: StepContext, operation: Operation) -> bool:
     """Whether a difference is taken outside the modules and then measured, which makes it a loss written by hand."""
     outside = operation.call is not None and not context.graph.calls[operation.call].module
     uses = [use for out in operation.outputs if out is not None for use in context.uses.get(out, ())]
-    return outside and bool(uses) and all(base_of(use) in MEASURING for use in uses)
+    return outside and bool(uses) and all(facts_of(use.name).measures for use in uses)
 
 
 @UNFITTABLE.in_step
 def _contradictions(context: StepContext) -> Iterator[Finding]:
     """Samples that are equal in every input and differ in their label."""
-    for operation in context.named(*COMPARING):
+    for operation in context.operations_that(lambda facts: facts.compares):
         target = argument(operation, "target")
         labels = context.values[context.source(target)] if target is not None else None
         if labels is None or labels.index not in context.data or labels.data is None or not labels.shape:
@@ -174,7 +167,8 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
 def _inputs(context: StepContext, labels: Value) -> list[Value] | None:
     """The inputs of the network, one row per sample; None if unknown, as when the labels are among them."""
     found = {given for given, _, _ in context.weighed if given in context.data}
-    indices = (argument(operation, "indices") for operation in context.named("embedding"))
+    lookups = context.operations_that(lambda facts: facts.looks_up)
+    indices = (argument(each, facts_of(each.name).looks_up) for each in lookups)
     sources = {context.source(each) for each in indices if each is not None}
     found |= {each for each in sources if each in context.data}
     values = [context.values[index] for index in sorted(found)]

@@ -15,13 +15,14 @@ from chainrule.derivation.why import no_gradient
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, base_of, dense, sent_by
+from chainrule.diagnostics.step_context import StepContext, argument, dense, sent_by
 from chainrule.document import Code
 from chainrule.graph.graph import Place, Value
 from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
 from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
+from chainrule.rules.operations import base_name, facts_of
 
 NO_GRADIENT = Check(
     "no-gradient", "A parameter got no gradient", "warning",
@@ -81,13 +82,13 @@ OUT_OF_PLACE = "Write to a new tensor (`x = x + 1` for `x += 1`, no inplace=True
 def _overwrites(context: StepContext, error: str) -> Iterator[str]:
     """Every write over a result of the shape that the exception names: the operation, the value and their places."""
     for operation in context.graph.operations:
-        written = argument(operation, "self") if base_of(operation).endswith("_") else None
+        written = argument(operation, "self") if base_name(operation.name).endswith("_") else None
         value = None if written is None else context.values[written]
         if value is None or not (value.requires_grad or value.kind == "parameter"):
             continue
         if f"{list(value.shape)}" in error:
             at, made = (f" ({each})" if each else "" for each in (context.place(operation), value.place))
-            yield f"`{base_of(operation)}`{at} wrote over {context.name(value.index)}{made}."
+            yield f"`{base_name(operation.name)}`{at} wrote over {context.name(value.index)}{made}."
 
 
 def _moved(parameter: Parameter) -> str:
@@ -248,8 +249,6 @@ UNDERFLOW = Check(
     advice="Scale the loss (torch.amp.GradScaler), or use bfloat16, which has the range of float32.",
     source="Micikevicius et al., Mixed precision training, 2018", thresholds=("tiny",), lasts=2)  # fmt: skip
 SMALL = EXPONENTS.index(-16)
-LINEAR = frozenset({"addmm", "mm", "linear", "_to_copy", "convolution", "view", "t", "mul", "add"})
-"""Operations through which a gradient that is not 0 reaches an operand as one that is not 0."""
 
 
 @UNDERFLOW.in_step
@@ -289,7 +288,7 @@ def _tiny(context: StepContext, value: Value) -> tuple[float, str]:
 
 def _sent_something(context: StepContext, value: int) -> bool:
     """Whether a linear use of it has a gradient that is not 0, so that only an underflow can make its own 0."""
-    linear = (use for use in context.uses.get(value, ()) if base_of(use) in LINEAR)
+    linear = (use for use in context.uses.get(value, ()) if facts_of(use.name).passes_gradient)
     known = (context.statistics(out, gradient=True) for use in linear for out in use.outputs)
     return any(each is not None and each.norm > 0 for each in known)
 

@@ -9,21 +9,14 @@ import torch
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.step_context import WEIGHING, StepContext, argument, base_of, operands, type_name
+from chainrule.diagnostics.step_context import StepContext, argument, operands, type_name
 from chainrule.document import Code
 from chainrule.graph.graph import Call, Operation, Ref, Value
 from chainrule.numbers import number
+from chainrule.rules.operations import Facts, base_name, facts_of, facts_of_call
 
 SUM, NONE = 2, 0
 """How ATen writes `reduction="sum"` and `reduction="none"`."""
-
-COMPARING = frozenset({
-    "mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits",
-    "nll_loss_forward", "nll_loss2d_forward", "soft_margin_loss", "l1_loss",
-})  # fmt: skip
-"""The operations that compute a loss between a prediction (`self`) and a target (`target`)."""
-
-BROADCASTING = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})  # the others require equal shapes
 
 SIGMOID_BEFORE_BCE = Check(
     "sigmoid-before-bce", "A sigmoid before binary cross-entropy", "warning",
@@ -35,7 +28,7 @@ SIGMOID_BEFORE_BCE = Check(
 
 @SIGMOID_BEFORE_BCE.in_step
 def _sigmoid_before_bce(context: StepContext) -> Iterator[Finding]:
-    for _, a, sigmoid in context.fed_by(["binary_cross_entropy"], ["sigmoid"]):
+    for _, a, sigmoid in context.fed_by("probabilities", lambda facts: facts.sigmoid):
         name, evidence = context.name(a.index), []
         if a.data is not None and a.data.numel():
             least = (a.data * (1 - a.data)).min().item()
@@ -67,7 +60,7 @@ SIGMOID_TWICE = Check(
 
 @SIGMOID_TWICE.in_step
 def _sigmoid_twice(context: StepContext) -> Iterator[Finding]:
-    for _, given, _ in context.fed_by(["binary_cross_entropy_with_logits"], ["sigmoid"]):
+    for _, given, _ in context.fed_by("logits", lambda facts: facts.sigmoid):
         name, floor = context.name(given.index), "lies between 0.3133 and 1.3133, however sure the network is."
         yield SIGMOID_TWICE.found(
             name, f"{name} is the output of a sigmoid, and the loss applies the sigmoid once more.",
@@ -86,7 +79,7 @@ SOFTMAX_BEFORE_CROSS_ENTROPY = Check(
 
 @SOFTMAX_BEFORE_CROSS_ENTROPY.in_step
 def _softmax_before_cross_entropy(context: StepContext) -> Iterator[Finding]:
-    for operation, a, softmax in context.fed_by(["_log_softmax"], ["_softmax"]):
+    for operation, a, softmax in context.fed_by("scores", lambda facts: facts.softmax):
         classes = a.shape[operation.arguments.get("dim", -1)] if a.shape else 1
         floor, name = math.log(1 + (classes - 1) / math.e), context.name(a.index)
         yield SOFTMAX_BEFORE_CROSS_ENTROPY.found(
@@ -104,21 +97,23 @@ NO_LOGARITHM = Check(
     why="With logits the loss falls without bound; with probabilities it hardly punishes a sure mistake.",
     advice="Pass it log_softmax of the logits, or pass the logits to cross_entropy, which does both.",
     source="PyTorch's documentation of NLLLoss: the input is expected to contain log-probabilities")  # fmt: skip
-NOT_LOGARITHMS = dict.fromkeys(WEIGHING, "logits") | {
-    "_softmax": "probabilities (a softmax)", "sigmoid": "probabilities (a sigmoid)", "relu": "the output of a ReLU",
-}  # fmt: skip
-"""Operations whose results are not log-probabilities, and what these are."""
 
 
 @NO_LOGARITHM.in_step
 def _no_logarithm(context: StepContext) -> Iterator[Finding]:
-    for _, given, maker in context.fed_by(["nll_loss_forward", "nll_loss2d_forward"], NOT_LOGARITHMS):
-        made, name = base_of(maker).removesuffix("_"), context.name(given.index)
+    for _, given, maker in context.fed_by("log-probabilities", _not_logarithms):
+        made, name = _not_logarithms(facts_of(maker.name)), context.name(given.index)
+        function = base_name(maker.name).strip("_")
         yield NO_LOGARITHM.found(
-            name, f"{name} contains {NOT_LOGARITHMS[made]}, but nll_loss expects log-probabilities, at most 0.",
-            (f"nll_loss takes minus the entry of the right class; `{made.strip('_')}` computed that entry.",
+            name, f"{name} contains {made}, but nll_loss expects log-probabilities, at most 0.",
+            (f"nll_loss takes minus the entry of the right class; `{function}` computed that entry.",
              context.between(given.index)), place=given.place,
         )  # fmt: skip
+
+
+def _not_logarithms(facts: Facts) -> str:
+    """What the results of an operation are, where they are not log-probabilities."""
+    return facts.not_logarithms or ("logits" if facts.weighs else "")
 
 
 BROADCAST_IN_LOSS = Check(
@@ -160,7 +155,7 @@ def _crossed(call: Call, first: Value, second: Value) -> bool:
     """Whether this cannot be intended: a column against a row, or a loss of different shapes (not of one number)."""
     if _column_and_row(first.shape, second.shape):
         return True
-    named = call.name in BROADCASTING and first.shape != second.shape
+    named = facts_of_call(call.name).broadcasts_target and first.shape != second.shape
     return named and min(math.prod(first.shape), math.prod(second.shape)) > 1
 
 
@@ -198,7 +193,7 @@ def _sum_of_losses(context: StepContext) -> Iterator[Finding]:
         if loss is None or given is None or comparing is None:
             continue
         shape = context.values[given].shape
-        terms = math.prod(shape[:1] if base_of(comparing).startswith("nll") else shape)
+        terms = math.prod(shape[:1] if facts_of(comparing.name).class_target else shape)
         if terms > 1:
             yield SUM_OF_LOSSES.found(
                 context.name(loss), f"The loss {context.name(loss)} is the sum of {terms} terms, not their mean.",
@@ -209,11 +204,12 @@ def _sum_of_losses(context: StepContext) -> Iterator[Finding]:
 
 def _summed_comparison(context: StepContext, operation: Operation) -> Operation | None:
     """The loss whose elements an operation adds up: itself with reduction="sum", or the operand of a sum."""
-    if base_of(operation) in COMPARING and operation.arguments.get("reduction") == SUM:
+    facts = facts_of(operation.name)
+    if facts.compares and operation.arguments.get("reduction") == SUM:
         return operation
     given = argument(operation, "self")
-    if base_of(operation) != "sum" or given is None:
+    if not facts.adds_up or given is None:
         return None
     inner = context.producer(context.source(given))
-    unreduced = inner is not None and base_of(inner) in COMPARING and inner.arguments.get("reduction") == NONE
+    unreduced = inner is not None and facts_of(inner.name).compares and inner.arguments.get("reduction") == NONE
     return inner if unreduced else None

@@ -16,49 +16,14 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.contributions import aligned
-from chainrule.diagnostics.step_context import TRANSPARENT, StepContext, argument, base_of, dense, element_of, operands
+from chainrule.diagnostics.step_context import StepContext, argument, dense, element_of, operands
 from chainrule.graph.comparison import identical
 from chainrule.graph.graph import Graph, Operation, Ref, Value
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import leaves, reach
 from chainrule.numbers import number
-
-COLLECTIVES = ("fsdp.", "c10d.")
-"""Namespaces of operations whose results other ranks fill."""
-
-FILLS = frozenset({
-    "uniform_", "normal_", "zero_", "fill_", "copy_", "random_", "bernoulli_", "exponential_", "log_normal_",
-    "cauchy_", "geometric_", "eye_",
-})  # fmt: skip
-"""Operations that overwrite all of `self`, whatever it contains."""
-
-OF_LOGARITHMS = frozenset({("_ctc_loss", 1), ("_cudnn_ctc_loss", 1)})
-"""Results that only the backward pass reads: log-probabilities of paths, most of which have probability 0."""
-
-ALIKE = {
-    "log2": "log", "log10": "log", "log1p": "log", "rsqrt": "sqrt", "_softmax": "softmax", "_log_softmax": "softmax",
-    "reciprocal": "div", "expm1": "exp", "linalg_vector_norm": "norm", "sinh": "exp", "cosh": "exp",
-    "_safe_softmax": "softmax",
-}  # fmt: skip
-"""Operations that fail for the same reason as another, and get its advice."""
-ADVICE = {
-    "log": "Keep the operand of the logarithm above 0: clamp it, add an epsilon, or use a loss that takes logits.",
-    "exp": "Subtract the largest exponent first, as logsumexp, log_softmax and the losses on logits do.",
-    "div": "Keep the divisor away from 0: add a small epsilon to it, or leave those elements out before dividing.",
-    "sqrt": "Keep the operand of the root above 0: add a small epsilon inside it, or clamp it before the root.",
-    "softmax": "Leave at least one place of each row unmasked, or mask with a large negative number instead of -inf.",
-    "mean": "The mean is over no elements: look at the mask or the batch that was selected.",
-    "var": "A variance needs two numbers or more: use correction=0, or look at the shape.",
-    "std": "Add a small epsilon to the variance and take its root, instead of the standard deviation.",
-    "norm": "Add a small epsilon inside the norm, or leave out the rows that are 0.",
-}
-SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
-OVERFLOWING = (
-    "exp", "expm1", "sinh", "cosh", "add", "sub", "mul", "pow", "square", "prod", "sum", "cumsum", "mm", "bmm", "addmm",
-    "_to_copy",
-)  # fmt: skip
-"""Operations whose result may be too large for its number type."""
+from chainrule.rules.operations import OF_NOTHING, base_name, facts_of
 
 
 @dataclass
@@ -132,7 +97,7 @@ class Origins:
     def _is_read(self, leaf: int) -> bool:
         """Whether an operation reads its numbers: a new parameter is arbitrary until it is initialised."""
         return any(
-            base_of(use) not in TRANSPARENT and base_of(use) != "detach"
+            not (facts_of(use.name).keeps_numbers or facts_of(use.name).detaches)
             for value in reach([leaf], self._carries_on)
             for use in self.context.uses.get(value, ())
             if not _fills(use, value)
@@ -172,7 +137,7 @@ def origins_of(context: StepContext) -> Origins:
 def _fills(operation: Operation, value: int) -> bool:
     """Whether an operation overwrites a value, or a part of it."""
     given = operation.arguments
-    return base_of(operation) in FILLS and Ref(value) in (given.get("self"), given.get("base"))
+    return facts_of(operation.name).fills and Ref(value) in (given.get("self"), given.get("base"))
 
 
 def _makes(context: StepContext, made: Tensor, given: list[Tensor | None]) -> bool:
@@ -185,18 +150,18 @@ def _makes(context: StepContext, made: Tensor, given: list[Tensor | None]) -> bo
 
 def _buffers_of_shards(graph: Graph) -> set[int]:
     """The buffers in which FSDP2 gathers shards, and their bases: memory that is arbitrary until it is filled."""
-    moves = (operation for operation in graph.operations if operation.name.startswith("fsdp."))
+    moves = (operation for operation in graph.operations if facts_of(operation.name).gathers_shards)
     found = {index for operation in moves for index in operands(operation)}
     makers = [graph.values[index].operation for index in found]
     views = (graph.operations[each] for each in makers if each is not None)
-    return found.union(*(operands(view) for view in views if view.name.startswith("aten.view")))
+    return found.union(*(operands(view) for view in views if facts_of(view.name).only_reshapes))
 
 
 def on_purpose(operation: Operation, slot: int) -> bool:
     """Whether a result may well be infinite or arbitrary: a mask, fresh memory, or memory that other ranks fill."""
     masked = any(not math.isfinite(each) for each in leaves(operation.arguments, float))
-    fresh = "empty" in operation.name or operation.name.startswith((*COLLECTIVES, "aten.as_strided."))  # by FSDP2
-    return masked or fresh or (base_of(operation), slot) in OF_LOGARITHMS
+    facts = facts_of(operation.name)
+    return masked or facts.filled_by_ranks or slot in (*facts.unwritten, *facts.infinite)
 
 
 def evidence_of(context: StepContext, operation: Operation, made: Value) -> Iterator[str]:
@@ -227,12 +192,7 @@ def _operands(context: StepContext, operation: Operation, at: Index) -> Iterator
 
 def advice_for(context: StepContext, operation: Operation) -> str:
     """What to try for an operation; "" if nothing more is known than for any."""
-    return ADVICE["mean"] if _mean_of_nothing(context, operation) else ADVICE.get(_family(operation), "")
-
-
-def _family(operation: Operation) -> str:
-    base = base_of(operation).removesuffix("_")
-    return ALIKE.get(base, base)
+    return OF_NOTHING if _mean_of_nothing(context, operation) else facts_of(operation.name).advice
 
 
 def _mean_of_nothing(context: StepContext, operation: Operation) -> str:
@@ -251,17 +211,15 @@ def _reason(context: StepContext, operation: Operation, at: Index, made: Tensor)
     """The calculation as one would write it: `log(-1.2)`, `0 / 0`, and why it is not finite."""
     if nothing := _mean_of_nothing(context, operation):
         return nothing
-    base, numbers, result = base_of(operation).removesuffix("_"), _numbers(context, operation, at), made[at].item()
-    limit = _overflow(result, made) if base in OVERFLOWING and "0" not in numbers else ""
+    facts, numbers, result = facts_of(operation.name), _numbers(context, operation, at), made[at].item()
+    limit = _overflow(result, made) if facts.overflows and "0" not in numbers else ""
     why = f": {limit}" if limit else ""
-    if base in SIGNS and len(numbers) == 2:
-        return f"{numbers[0]} {SIGNS[base]} {numbers[1]} is {number(result)}{why}."
-    if _family(operation) == "softmax":
-        return "A row that is -inf everywhere (fully masked) has no softmax: 0 / 0."
-    if base in ("mean", "var", "std", "var_mean") and math.isnan(abs(result)):
-        return f"The {base.split('_')[0]} of too few numbers is 0 / 0."
-    if len(numbers) == 1 or base == "pow":
-        return f"{base}({', '.join(numbers)}) is {number(result)}{why}."
+    if facts.notation and len(numbers) == 2:
+        return f"{facts.notation.format(*numbers)} is {number(result)}{why}."
+    if facts.undefined and math.isnan(abs(result)):
+        return facts.undefined
+    if len(numbers) == 1:
+        return f"{base_name(operation.name).removesuffix('_')}({numbers[0]}) is {number(result)}{why}."
     return f"{limit[0].upper()}{limit[1:]}." if limit else ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -25,19 +25,11 @@ from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.numbers import number
+from chainrule.rules.operations import Facts, base_name, facts_of
 
 T = TypeVar("T")
-
-TRANSPARENT = frozenset({
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "t", "transpose", "permute", "expand",
-    "clone", "alias", "contiguous", "_to_copy", "flatten", "select", "slice", "lift_fresh", "movedim",
-})  # fmt: skip
-"""Operations that keep the numbers: they change only their shape, order or number type."""
-
-WEIGHING = {"addmm": ("mat1", "mat2"), "mm": ("self", "mat2"), "linear": ("input", "weight"), "bmm": ("self", "mat2"),
-            "convolution": ("input", "weight"), "addmv": ("mat", "vec"), "mv": ("self", "vec"),
-            "_convolution": ("input", "weight"), "baddbmm": ("batch1", "batch2")}  # fmt: skip
-"""Operations that multiply an input by a weight, and the names of these two arguments."""
+Wanted = Callable[[Facts], Any]
+"""What is asked of an operation's facts: true where they say so."""
 
 
 @dataclass
@@ -85,7 +77,7 @@ class StepContext:
     def called(self, operation: Operation) -> str:
         """The function that the user called; for an operator (`/`), the operation."""
         name = self.graph.calls[operation.call].name if operation.call is not None else "__"
-        return base_of(operation) if name.startswith("__") else name
+        return base_name(operation.name) if name.startswith("__") else name
 
     @cached_property
     def members(self) -> tuple[ParameterUpdate, ...]:
@@ -121,7 +113,7 @@ class StepContext:
 
     def source(self, value: int) -> int:
         """The value that the numbers come from, before views, copies and changes of the number type."""
-        while (operation := self.producer(value)) is not None and base_of(operation) in TRANSPARENT:
+        while (operation := self.producer(value)) is not None and facts_of(operation.name).keeps_numbers:
             given = argument(operation, "self")
             if given is None:
                 break
@@ -164,24 +156,16 @@ class StepContext:
                 found.update(out for out in operation.outputs if out is not None and not values[out].requires_grad)
         return frozenset(found)
 
-    def named(self, *bases: str) -> Iterator[Operation]:
-        """The operations with these base names, in place or not, in order."""
-        found = (operation for base in set(bases) for operation in self._by_base.get(base, ()))
-        return iter(sorted(found, key=lambda operation: operation.index))
+    def operations_that(self, wanted: Wanted) -> Iterator[Operation]:
+        """The operations whose facts are as wanted, in order."""
+        return (operation for operation in self.graph.operations if wanted(facts_of(operation.name)))
 
-    @cached_property
-    def _by_base(self) -> dict[str, list[Operation]]:
-        found: dict[str, list[Operation]] = {}
-        for operation in self.graph.operations:
-            found.setdefault(base_of(operation).removesuffix("_"), []).append(operation)
-        return found
-
-    def fed_by(self, losses: Iterable[str], makers: Iterable[str]) -> Iterator[tuple[Operation, Value, Operation]]:
-        """(operation, its `self`, the operation that made it) where one of `losses` takes a result of `makers`."""
-        for operation in self.named(*losses):
+    def fed_by(self, takes: str, makers: Wanted) -> Iterator[tuple[Operation, Value, Operation]]:
+        """(loss, its `self`, the operation that made it): losses that take this, and get a result of `makers`."""
+        for operation in self.operations_that(lambda facts: facts.takes == takes):
             given = argument(operation, "self")
             maker = self.producer(self.source(given)) if given is not None else None
-            if given is not None and maker is not None and base_of(maker).removesuffix("_") in makers:
+            if given is not None and maker is not None and makers(facts_of(maker.name)):
                 yield operation, self.values[given], maker
 
     @cached_property
@@ -202,7 +186,7 @@ class StepContext:
         """Where an input is multiplied by a parameter: (input, parameter, output), in forward order."""
         found = []
         for operation in self.graph.operations:
-            names = WEIGHING.get(base_of(operation))
+            names = facts_of(operation.name).weighs
             out = operation.outputs[0] if operation.outputs else None
             if names is None or out is None:
                 continue
@@ -259,16 +243,6 @@ class StepContext:
 def element_of(name: str, place: Index, data: Tensor) -> str:
     """One element with its number: `x[0] = 2`."""
     return f"{element(name, place)} = {number(dense(data)[place].item())}"
-
-
-def base_of(operation: Operation) -> str:
-    """`addmm` of `aten.addmm.default`."""
-    return _base(operation.name)
-
-
-@cache
-def _base(name: str) -> str:
-    return name.removeprefix("aten.").split(".")[0]
 
 
 def argument(operation: Operation, name: str) -> int | None:

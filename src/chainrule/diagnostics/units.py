@@ -12,12 +12,13 @@ from chainrule.derivation.backprop import Step
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import LISTED, Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, carry
-from chainrule.diagnostics.step_context import WEIGHING, StepContext, argument, base_of, dense
+from chainrule.diagnostics.step_context import StepContext, argument, dense
 from chainrule.graph.graph import Operation
 from chainrule.graph.snapshot import Parameter, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import reach
 from chainrule.numbers import number
+from chainrule.rules.operations import Slope, base_name, facts_of, facts_of_call
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
 MIN_STEPS = 3  # examined steps after which a unit that was always off is called dead
@@ -70,7 +71,7 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
 @UNIT_OFF.in_step
 def _layer_off(context: StepContext) -> Iterator[Finding]:
     """By statistics: a ReLU whose output is 0 everywhere."""
-    for operation in context.named("relu", "threshold"):
+    for operation in context.operations_that(lambda facts: facts.rectifies):
         (out,) = operation.outputs
         if out is None or context.values[out].data is not None or not context.values[out].requires_grad:
             continue
@@ -104,11 +105,11 @@ def _dead(run: Run) -> Iterator[Finding]:
 def _by_channels(context: StepContext, value: int) -> bool:
     """Whether units lie along axis 1, as in the output of a convolution and of a norm after it."""
     while (operation := context.producer(context.source(value))) is not None:
-        base = base_of(operation).removesuffix("_")
-        if "conv" in base or "batch_norm" in base or base == "native_group_norm":
+        facts = facts_of(operation.name)
+        if facts.channels:
             return True
         given = argument(operation, "self")
-        if base not in ("add", "mul", "sub", "div") or given is None:
+        if not facts.notation or given is None:
             return False
         value = given
     return False
@@ -167,23 +168,23 @@ SATURATED = Check(
 
 @SATURATED.in_step
 def _saturated(context: StepContext) -> Iterator[Finding]:
-    for operation in context.named("sigmoid", "tanh", "_softmax"):
-        out = operation.outputs[0]
+    for operation in context.operations_that(lambda facts: facts.slope):
+        slope, out = facts_of(operation.name).slope, operation.outputs[0]
         known = context.statistics(out) if out is not None and context.values[out].requires_grad else None
-        if out is None or known is None or known.not_finite or known.elements < 2:
+        if slope is None or out is None or known is None or known.not_finite or known.elements < 2:
             continue
-        part, slope = _slope(operation, context.values[out].shape, known)
+        part, evidence = _passed_back(slope, operation, context.values[out].shape, known)
         if not part < context.thresholds.flat or _is_output(context, out):
             continue
-        name = base_of(operation).strip("_")
+        name = base_name(operation.name).strip("_")
         yield SATURATED.found(
             context.name(out),
             f"The {name} {context.name(out)} is saturated: it passes back {100 * part:.2g} % of the largest possible "
             "gradient.",
-            (slope, context.between(out)),
+            (evidence, context.between(out)),
             place=context.values[out].place,
             # A softmax may well become sure of itself; a fault is one that is so from the start, see `_since_start`.
-            severity="note" if name == "softmax" else "warning",
+            severity="note" if slope.of_rows else "warning",
         )
 
 
@@ -194,25 +195,20 @@ def _since_start(run: Run) -> Iterator[Finding]:
         yield replace(found, severity="warning") if lasting else found
 
 
-def _slope(operation: Operation, shape: tuple[int, ...], known: Statistics) -> tuple[float, str]:
+def _passed_back(slope: Slope, operation: Operation, shape: tuple[int, ...], known: Statistics) -> tuple[float, str]:
     """The mean slope as a share of the largest, and a sentence that says so."""
-    square = known.norm**2 / known.elements
-    if base_of(operation).startswith("tanh"):
-        return 1 - square, f"1 - a^2 is {number(1 - square)} on average, and at most 1."
-    if base_of(operation).startswith("sigmoid"):
-        slope = known.mean - square
-        return 4 * slope, f"a(1 - a) is {number(slope)} on average, and at most 0.25."
-    classes = shape[operation.arguments.get("dim", -1)] if shape else 1
-    spread, most = 1 - square * classes, 1 - 1 / classes
-    part = spread / most if classes > 1 else 1.0
-    return part, f"1 - sum p^2 is {number(spread)} on average over the rows, and at most {number(most)}."
+    classes = shape[operation.arguments.get("dim", -1)] if shape and slope.of_rows else 1
+    mean, most = slope.mean(known.mean, known.norm**2 / known.elements, classes), slope.most(classes)
+    rows = " over the rows" if slope.of_rows else ""
+    evidence = f"{slope.formula} is {number(mean)} on average{rows}, and at most {number(most)}."
+    return mean / most if most else 1.0, evidence
 
 
 def _is_output(context: StepContext, value: int) -> bool:
     """Whether no product with a weight or another value follows: an output of the network may be sure of itself."""
     weighed = {given for given, _, _ in context.weighed}
     return not any(
-        each in weighed or any(base_of(use) in WEIGHING for use in context.uses.get(each, ()))
+        each in weighed or any(facts_of(use.name).weighs for use in context.uses.get(each, ()))
         for each in reach([value], context.results)
     )
 
@@ -293,16 +289,15 @@ BATCH_NORM_OF_ONE = Check(
 
 @BATCH_NORM_OF_ONE.in_step
 def _batch_norm_of_one(context: StepContext) -> Iterator[Finding]:
-    for operation in context.graph.operations:
-        if "batch_norm" not in operation.name or "backward" in operation.name or operation.call is None:
-            continue
-        options = operation.arguments
-        training = options.get("training", options.get("train", base_of(operation) == "batch_norm"))
+    for operation in context.operations_that(lambda facts: facts.uses_batch):
+        uses_batch = facts_of(operation.name).uses_batch
         given, out = argument(operation, "input"), operation.outputs[0] if operation.outputs else None
-        if given is None or out is None or not training:
+        if given is None or out is None or operation.call is None or uses_batch is None:
             continue
         shape, call = context.values[given].shape, context.graph.calls[operation.call]
-        if not shape or shape[0] != 1 or "batch_norm" not in call.name:
+        if not uses_batch(operation.arguments) or not shape or shape[0] != 1:
+            continue
+        if not facts_of_call(call.name).uses_batch:
             continue  # PyTorch computes an instance norm as a batch norm with the samples as channels
         evidence = [f"Its input has the shape {shape}: mean and variance of each channel are those of one sample."]
         known = context.statistics(given)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from chainrule.capture.tape import Traits
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
 from chainrule.graph.trees import leaves, map_leaves, tensors_in
+from chainrule.rules.operations import facts_of
 
 STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least
 FINEST = 1e-10  # the precision of a central difference in float64, relative to the terms
@@ -57,9 +58,12 @@ class Experiment:
             for slot, value in enumerate(node.outputs)
         }
         self.upstream = {self.place.get(slot, slot): g for slot, g in enumerate(upstream) if g is not None}
-        self.mask = None
-        if operation.name == "aten.native_dropout.default" and operation.outputs[1] is not None:
-            self.mask = graph.values[operation.outputs[1]].data
+        self.drawn: Callable[[dict[str, Any]], Tensor] | None = None  # the result, from the recorded draw
+        if draw := facts_of(operation.name).draw:
+            slot, result = draw
+            value = operation.outputs[slot]
+            if value is not None and graph.values[value].data is not None:
+                self.drawn = partial(result, draw=graph.values[value].data)
         self.eps = max(
             (
                 torch.finfo(t.dtype).eps
@@ -97,9 +101,8 @@ class Experiment:
 
     def run(self, arguments: dict[str, Any]) -> list[Tensor]:
         """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""
-        if self.mask is not None:  # the recorded draw, also where the state of its generator is not known
-            kept = 1 - arguments["p"]
-            return [arguments["input"] * self.mask * (1 / kept if kept else 0.0)]
+        if self.drawn is not None:  # also where the state of its generator is not known
+            return [self.drawn(arguments)]
         if self.random_state is not None:
             torch.set_rng_state(self.random_state)
         held = {name: cloned(tree) if name in self.writes else tree for name, tree in arguments.items()}

@@ -33,6 +33,7 @@ from chainrule.graph.names import find_value, values_named
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.graph.statistics import Statistics, measure
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.rules.operations import facts_of
 
 NO_WAY = (
     "Record the step with keep= for it, or recompute before the next optimizer.step() (and end the block before it)."
@@ -183,12 +184,11 @@ class _Reexecution:
 
     def _means_nothing(self, value: Value, operation: Operation) -> bool:
         """Whether a value is memory that nothing has been written to, or not to all of it."""
-        if operation.name.startswith(("aten.empty", "aten.new_empty")):
-            return True
-        is_workspace = operation.name == "aten.mkldnn_rnn_layer.default" and value.slot == 3
         function = getattr(operation.function, "function", None)
         is_view = hasattr(function, "_schema") and Traits.of(function).views
-        return is_workspace or (is_view and not self.empty.isdisjoint(operands(operation)))
+        return value.slot in facts_of(operation.name).unwritten or (
+            is_view and not self.empty.isdisjoint(operands(operation))
+        )
 
     def _release(self, indices: Iterable[int]) -> None:
         for index in indices:

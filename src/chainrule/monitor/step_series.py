@@ -26,11 +26,11 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, measured, measured_samples
 from chainrule.monitor.distributed import facts_of_rank
 from chainrule.monitor.runs import Figure
+from chainrule.rules.operations import facts_of as facts_of_operation
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
 
-UPDATES_SCALE = "aten._amp_update_scale_"
 CLIPS = "clip_grad"
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, and of torch.compile
 
@@ -59,7 +59,7 @@ class WatchContext:
 
 def skipped_in(graph: Graph) -> int:
     """How many steps a GradScaler skipped while this was recorded: it updates its scale after each."""
-    return sum(operation.name.startswith(UPDATES_SCALE) for operation in graph.operations)
+    return sum(facts_of_operation(operation.name).updates_loss_scale for operation in graph.operations)
 
 
 def facts_of(graph: Graph, context: WatchContext) -> StepFacts:

@@ -34,6 +34,7 @@ from chainrule.graph.thumbnails import histogram, sketch
 from chainrule.numbers import number
 from chainrule.report.checks import UNKEPT, of_check
 from chainrule.rules import Applied, Rule
+from chainrule.rules.operations import base_name
 from chainrule.rules.optimizers import terms_agree
 from chainrule.verification.gradient_check import Rows
 from chainrule.verification.rows import Row
@@ -247,7 +248,7 @@ class Context:
         """What the step runs: the torch function, or the operation."""
         if step.call is not None and len(self.graph.calls[step.call].operations) == len(step.operations):
             return self.graph.calls[step.call].name
-        return self.graph.operations[step.operations[0]].name.removeprefix("aten.").split(".")[0]
+        return base_name(self.graph.operations[step.operations[0]].name)
 
     @cached_property
     def repeated(self) -> RepeatedBlocks:

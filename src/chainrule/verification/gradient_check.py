@@ -30,25 +30,14 @@ from chainrule.graph.comparison import Comparison, compare, rounding, unravel
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Value
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
-from chainrule.rules import Applied, Rule, plain
+from chainrule.rules import Applied, Rule
+from chainrule.rules.operations import SYMMETRIC, facts_of
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
 from chainrule.verification.quick_check import quick_check, slabs
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
 from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, unmeasured
 
-_SYMMETRIC = "its argument stands for a symmetric matrix, of which it reads one triangle"
-_NORMALISED = "the statistics that it is given are those of its `input`, whose gradient counts their change too"
-_CONSTRAINED = {
-    "NativeLayerNormBackwardBackward": _NORMALISED,
-    "NativeBatchNormBackwardBackward": _NORMALISED,
-    "CholeskyBackward": _SYMMETRIC,
-    "LinalgCholeskyExBackward": _SYMMETRIC,
-    "LinalgEighBackward": _SYMMETRIC,
-    "CholeskyInverseBackward": "its argument stands for a triangular matrix",
-    "CholeskySolveBackward": "its argument stands for a triangular matrix",
-    "CtcLossBackward": "its argument stands for logarithms of probabilities, which add up to one",
-}
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
 UNKEPT = "its numbers were not kept: recording.recompute gives them"
@@ -303,10 +292,11 @@ def _experiment(graph: Graph, node: Node, passage: NodeExecution, memory: int) -
         raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
     if node.operation is None:
         raise CannotRunError("the recording does not hold the operation that made it")
-    constraint = _CONSTRAINED.get(plain(node.name))
-    if graph.operations[node.operation].arguments.get("hermitian") is True:
-        constraint = _SYMMETRIC
-    if constraint is not None:
+    operation = graph.operations[node.operation]
+    constraint = facts_of(operation.name).constrained
+    if operation.arguments.get("hermitian") is True:
+        constraint = SYMMETRIC
+    if constraint:
         raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
     experiment = Experiment(graph, node, passage.upstream, memory)
     if experiment.random_state is not None and all(g is None or not g.any() for g in passage.downstream):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from chainrule.execution.function_trace import FunctionTrace
 from chainrule.graph.comparison import compare
+from chainrule.rules.operations import facts_of_call
 from chainrule.verification.differences import ArgumentCheck
 
 Mistake = Literal[
@@ -305,7 +306,8 @@ def _numbers(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Fo
     position = finding.edge.position
     for place, call in enumerate(points[0].calls):
         for slot, written in enumerate(call.arguments):
-            if call.name not in _WITH_FACTORS or not isinstance(written, (int, float)) or isinstance(written, bool):
+            plain = isinstance(written, (int, float)) and not isinstance(written, bool)
+            if not plain or not facts_of_call(call.name).linear_in_numbers:
                 continue
 
             def put(point: FunctionTrace, number: float | Tensor, place: int = place, slot: int = slot) -> Tensor:
@@ -333,7 +335,6 @@ def _numbers(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Fo
                     )
 
 
-_WITH_FACTORS = {"mul", "add", "sub", "multiply", "subtract"}
 _RANK: tuple[Mistake, ...] = ("sign", "conjugate", "transpose", "shifted", "wrong operand", "extra term")
 _Change = Callable[[FunctionTrace, Tensor], Tensor] | None
 
@@ -360,7 +361,11 @@ def _edits(point: FunctionTrace) -> Iterator[tuple[int, int, Mistake, str, _Chan
                 yield place, slot, "wrong operand", text, partial(_source, name, False)
                 if source.dim() == 2:
                     yield place, slot, "wrong operand", f"{text} transposed", partial(_source, name, True)
-            if call.name in ("add", "sub") and isinstance(call.out, Tensor) and operand.shape == call.out.shape:
+            if (
+                facts_of_call(call.name).sums_operands
+                and isinstance(call.out, Tensor)
+                and operand.shape == call.out.shape
+            ):
                 text = f"its `{call.name}` has a term too many: with operand {slot + 1} alone"
                 yield place, slot, "extra term", text, None
 

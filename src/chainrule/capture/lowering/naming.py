@@ -21,6 +21,7 @@ from chainrule.capture.source import Site, is_library
 from chainrule.capture.tape import RawCall, Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.rules.operations import base_name
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)
@@ -215,7 +216,7 @@ class Names:
         if draft.operation is None:
             return draft.kind
         operation = self._lowering.operations[draft.operation]
-        name = operation.name.removeprefix("aten.").split(".")[0].lstrip("_")
+        name = base_name(operation.name).lstrip("_")
         return name if operation.call is None else f"{_readable(self._calls[operation.call].name)}.{name}"
 
 

@@ -7,10 +7,7 @@ from typing import Any
 
 from chainrule.capture.lowering.operations import Lowering, node_name
 from chainrule.graph.graph import Edge, Node, NodeExecution, Place, Ref, references
-
-# What PyTorch runs below autograd for an operation that cannot take its argument unchanged (conjugated, say).
-_copying = frozenset({"aten.clone.default", "aten._to_copy.default"})
-_UNPACKED = "aten.detach.default"  # gives a node its own result back, which then has that node too
+from chainrule.rules.operations import facts_of
 
 
 def number_nodes(lowering: Lowering) -> dict[int, int]:
@@ -108,8 +105,11 @@ def _source(value: int, target: int, slot: int, node: Any, lowering: Lowering) -
     if found:
         return value
     operation = lowering.operations[draft.operation] if draft.operation is not None and draft.node is None else None
-    if operation is not None and operation.name == _UNPACKED and lowering.tape.original(draft.tensor).grad_fn is node:
-        return lowering.outputs_of.get(target, {}).get(lowering.tape.original(draft.tensor).output_nr)
-    if operation is None or operation.name not in _copying or not isinstance(operation.arguments["self"], Ref):
+    if operation is None:
+        return None
+    facts, original = facts_of(operation.name), lowering.tape.original(draft.tensor)
+    if facts.detaches and original.grad_fn is node:  # it gave the node its own result back, which then has that node
+        return lowering.outputs_of.get(target, {}).get(original.output_nr)
+    if not facts.copies or not isinstance(operation.arguments["self"], Ref):
         return None
     return _source(operation.arguments["self"].value, target, slot, node, lowering)

@@ -21,6 +21,7 @@ from chainrule.capture.tape import RawFunction, Tape, Traits
 from chainrule.graph.graph import Ref, references, type_of_value
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.rules.operations import STRIDED
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
 
@@ -117,10 +118,8 @@ class Lowering:
 
     def _saved_copies(self) -> set[int]:
         """The `detach` operations by which autograd saves results for itself: nothing ever uses them."""
-        detach = torch.ops.aten.detach.default
-        copies = {
-            id(out): place for place, (func, _, _, out, _, _) in enumerate(self.tape.operations) if func is detach
-        }
+        operations = enumerate(self.tape.operations)
+        copies = {id(out): place for place, (func, _, _, out, _, _) in operations if Traits.of(func).detaches}
         for _, args, kwargs, *_ in self.tape.operations if copies else ():
             for tensor in tensors_in((args, kwargs)):
                 copies.pop(id(tensor), None)
@@ -242,8 +241,8 @@ class Lowering:
             "stride": list(then.stride()),
             "storage_offset": view.storage_offset(),  # a copy may have its own memory
         }
-        func = torch.ops.aten.as_strided.default
-        self.operations.append(DraftOperation(index, str(func), Reexecution(func), arguments, (value,), None, node))
+        function = Reexecution(STRIDED)
+        self.operations.append(DraftOperation(index, str(STRIDED), function, arguments, (value,), None, node))
         self._match(node, self.tape.original(view).output_nr, value, index)
         return True
 
