@@ -307,8 +307,8 @@ def _grid(
             text.append_text(Text("  ").join(_entry(column[row], style) for column in cells[slice(*span)]))
         return text
 
-    bars = ["─" * (sum(cell_len(column[0]) + 2 for column in cells[slice(*span)]) - 1) for span in stripe]
-    rule = Text(" " * (head + 1) + "┼─" + "┼─".join(bars), "dim")
+    bars = ["─" * (sum(cell_len(column[0]) + 2 for column in cells[slice(*span)]) - 2) for span in stripe]
+    rule = Text(" " * head + " ┼─" + "─┼─".join(bars), "dim")
     lines = [line("", 0, "dim")]
     for first, last in row_blocks:
         lines.append(rule)
