@@ -177,7 +177,7 @@ def test_a_wide_jacobian_is_cut_between_blocks() -> None:
 
 
 def test_no_row_of_numbers_is_ever_wider_than_the_terminal() -> None:
-    for width in range(40, 130, 7):
+    for width in range(40, 130):
         for columns in (1, 2, 3, 5, 8, 13, 40):
             entries = [(-1) ** n * n / 7 for n in range(2 * columns)]
             names = {"row_labels": labels("Z", 2, 1), "column_labels": labels("W", columns, 1)}
