@@ -91,15 +91,15 @@ class Recording:
         free(tape)  # also autograd's graph and the user's objects
         return graph
 
-    def at_once(self, measures: StatisticsCache, magnitudes: bool) -> Graph:
+    def at_once(self, cache: StatisticsCache, magnitudes: bool) -> Graph:
         """The graph for use before the user's code goes on: nothing is copied (see `SnapshotsInPlace`).
 
-        Tensors are measured by `measures`, with histograms or without (`magnitudes`). From now on it is this
+        The statistics of tensors come from `cache`, with histograms or without (`magnitudes`). From now on it is this
         recording's `graph`; until the user's code goes on, `to_last` gives another recording that has everything.
         """
         tape = self._ended()
         tape.release()
-        self.graph = lower(tape, SnapshotsInPlace(tape, measures, magnitudes))
+        self.graph = lower(tape, SnapshotsInPlace(tape, cache, magnitudes))
         return self.graph
 
     def to_last(self) -> Recording:
@@ -180,7 +180,7 @@ class Recording:
         return Notation(self.graph)
 
     @cached_property
-    def _measures(self) -> StatisticsCache:
+    def _statistics_cache(self) -> StatisticsCache:
         from chainrule.graph.statistics_cache import StatisticsCache
 
         return StatisticsCache()
@@ -257,7 +257,7 @@ class Recording:
         from chainrule.diagnostics import findings
 
         derivation = self.derivation if self.is_whole else None
-        return findings(self.graph, derivation, self.notation, thresholds, silence, self._measures)
+        return findings(self.graph, derivation, self.notation, thresholds, silence, self._statistics_cache)
 
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as a document, for any view.
@@ -272,7 +272,7 @@ class Recording:
             self.verify()
         rows = {row.node.index: row for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))
-        context = report.Context(self.graph, self.derivation, self.notation, found, rows, self._measures)
+        context = report.Context(self.graph, self.derivation, self.notation, found, rows, self._statistics_cache)
         return report.brief(context) if brief else report.full(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:

@@ -143,7 +143,7 @@ def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...])
 
 
 def contributions_of(
-    graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: NodeExecution
+    graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], execution: NodeExecution
 ) -> Iterator[Contribution]:
     """Apply a rule to one node: the contribution to each argument that requires a gradient.
 
@@ -151,7 +151,7 @@ def contributions_of(
     """
     computed: dict[str, Any] = {}
     for edge in node.edges:
-        recorded = tensor_of(passage.along(edge))
+        recorded = tensor_of(execution.along(edge))
         if edge.argument is None or edge.argument not in rule.wrt:
             yield Contribution(edge.argument or f"input {edge.position}", edge.item, edge.value, None, recorded)
             continue
@@ -181,17 +181,17 @@ def _walk(
     fed = {edge.node for index in ran for edge in graph.nodes[index].edges}
     roots = {node for each in graph.backwards for node, _ in each.roots} if len(graph.backwards) == 1 else set()
     for index in sorted(ran, key=lambda each: ran[each].order):
-        node, passage = graph.nodes[index], ran[index]
+        node, execution = graph.nodes[index], ran[index]
         if index in fed and index not in roots:
             here = arriving.pop(index, {})
-            upstream = tuple(here.get(slot) for slot in range(max([len(passage.upstream), *(s + 1 for s in here)])))
+            upstream = tuple(here.get(slot) for slot in range(max([len(execution.upstream), *(s + 1 for s in here)])))
         else:
-            upstream = passage.upstream  # the seed, to which another root may have added
+            upstream = execution.upstream  # the seed, to which another root may have added
         if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
-            upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
+            upstream = execution.upstream  # a user's hook changed what arrived, and the walk goes on from there
         if not all_have_numbers(*upstream):
-            upstream = passage.upstream  # what came before was not kept; what arrived here may have been
-        step = _asked(graph, ran, _step_back(graph, node, passage, backward, upstream))
+            upstream = execution.upstream  # what came before was not kept; what arrived here may have been
+        step = _asked(graph, ran, _step_back(graph, node, execution, backward, upstream))
         for slot, value in enumerate(node.outputs):
             if value is not None and slot < len(upstream) and upstream[slot] is not None:
                 accumulate(gradients, value, upstream[slot])
@@ -220,7 +220,7 @@ def _asked(graph: Graph, ran: dict[int, NodeExecution], step: NodeStep) -> NodeS
 
 
 def _step_back(
-    graph: Graph, node: Node, passage: NodeExecution, backward: int, upstream: tuple[Tensor | None, ...]
+    graph: Graph, node: Node, execution: NodeExecution, backward: int, upstream: tuple[Tensor | None, ...]
 ) -> NodeStep:
     op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
     rule = rule_of(graph, node, op)
@@ -231,26 +231,26 @@ def _step_back(
                 contribution,
                 gradient=None if contribution.recorded is None else contribution.recorded.to("meta"),
             )
-            for contribution in _recorded(node, passage)
+            for contribution in _recorded(node, execution)
         )
         return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
     if rule is not None and op is not None:
         try:
-            contributions = tuple(contributions_of(graph, node, rule, op, upstream, passage))
+            contributions = tuple(contributions_of(graph, node, rule, op, upstream, execution))
             if all(
                 contribution.gradient is not None or contribution.recorded is None for contribution in contributions
             ):
                 return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
         except (RuleError, RuntimeError, IndexError, ValueError, TypeError) as error:
             failure = f"{node.name}: the rule {rule.name} cannot take this case ({error})"
-    contributions = tuple(_recorded(node, passage))
+    contributions = tuple(_recorded(node, execution))
     return NodeStep(node.index, backward, node.operation, None, op, upstream, contributions, failure)
 
 
-def _recorded(node: Node, passage: NodeExecution) -> Iterator[Contribution]:
+def _recorded(node: Node, execution: NodeExecution) -> Iterator[Contribution]:
     """What autograd gave each argument, where no rule gives anything."""
     for edge in node.edges:
-        recorded = tensor_of(passage.along(edge))
+        recorded = tensor_of(execution.along(edge))
         yield Contribution(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
 
 

@@ -189,8 +189,8 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
     place, search = check_index(graph, value, index, name), Search(graph, derivation, notation)
     if not search.has_numbers(value):
         raise MissingError(
-            f"{element(f'dJ/d{name}', place)}: of this gradient, or of what it is the sum of, only figures were kept. "
-            f"Ask recording.recompute({name!r}).why({name!r}, {place}), or record the step with keep= for it."
+            f"{element(f'dJ/d{name}', place)}: of this gradient, or of what it is the sum of, only statistics were "
+            f"kept. Ask recording.recompute({name!r}).why({name!r}, {place}), or record the step with keep= for it."
         )
     return search.why(value, place)
 

@@ -53,11 +53,11 @@ class Context:
     notation: Notation
     findings: tuple[Finding, ...] = ()
     rows: Mapping[int, Row] = field(default_factory=dict)  # node -> what verify() found
-    measures: StatisticsCache = field(default_factory=StatisticsCache)
+    statistics: StatisticsCache = field(default_factory=StatisticsCache)
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
         """A tensor as a block of the document: its numbers if it is small, else its statistics."""
-        return self._tensor(symbol, data, role, label, self.measures.statistics, labels)
+        return self._tensor(symbol, data, role, label, self.statistics.statistics, labels)
 
     def passing(self, symbol: str, data: Data, role: Role, label: str = "") -> Tensor:
         """The same for a temporary tensor, whose statistics are not cached."""
@@ -92,7 +92,7 @@ class Context:
         key = memory(data)
         view = (key, data.shape, data.stride())
         if key not in self._histograms:
-            self._histograms[key] = histogram(data, self.measures.statistics(data))
+            self._histograms[key] = histogram(data, self.statistics.statistics(data))
         if view not in self._sketches:
             self._sketches[view] = (data, sketch(data))
         return replace(block, sketch=self._sketches[view][1], histogram=self._histograms[key])
@@ -129,9 +129,9 @@ class Context:
             return None
         return self.pictured(self.known(symbol, value.gradient, "gradient"), value.grad)
 
-    def figures(self, data: Data | None, known: Statistics | None) -> Statistics | None:
+    def statistics_of(self, data: Data | None, known: Statistics | None) -> Statistics | None:
         """The statistics of a tensor, or those that were recorded in place of it; None if there are neither."""
-        return self.measures.statistics(data) if has_numbers(data) else known
+        return self.statistics.statistics(data) if has_numbers(data) else known
 
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""
@@ -218,7 +218,7 @@ class Context:
         found = {}
         for update in self.graph.updates:
             for each in update.parameters:
-                known = self.measures.of(each.start)
+                known = self.statistics.of(each.start)
                 if each.value is None or known is None or not (before := known.norm):
                     continue
                 if each.update_statistics is not None:
@@ -264,7 +264,7 @@ class Context:
     def _checked(self, contribution: Contribution) -> Verdict:
         if contribution.gradient is None or contribution.recorded is None:
             return Verdict("not checked", ("this contribution is part of a sum, and the complete sum is checked",))
-        self.measures.are_twins(contribution.gradient, contribution.recorded)  # equal tensors are measured once
+        self.statistics.are_twins(contribution.gradient, contribution.recorded)  # equal tensors are measured once
         in_grad = (
             contribution.value is not None
             and self.graph.values[contribution.value].kind == "parameter"
@@ -300,7 +300,7 @@ class Context:
             return "not kept"
         arrived = self.graph.values[parameter.value].grad if parameter.value is not None else None
         sent = self.graph.sent(parameter)
-        if sent is None or arrived is None or self.measures.are_twins(arrived, sent) or compare(sent, arrived).agrees:
+        if sent is None or arrived is None or self.statistics.are_twins(arrived, sent) or compare(sent, arrived).agrees:
             return "None"
         return f"left over from before, norm {distance(sent, arrived):.4g}"
 

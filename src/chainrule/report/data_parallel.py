@@ -62,7 +62,7 @@ def _rows(context: Context, reductions: list[Reduction]) -> Iterator[tuple[Text,
 def _norm(context: Context, snapshot: Snapshot | None) -> str:
     known, data = statistics_of(snapshot), data_of(snapshot)
     if data is not None:
-        return number(context.measures.norm(data))
+        return number(context.statistics.norm(data))
     return "not kept" if known is None else number(known.norm)
 
 

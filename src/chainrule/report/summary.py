@@ -102,7 +102,7 @@ def cell(context: Context, snapshot: Snapshot | None) -> str:
         return "None"
     data, shape = snapshot.data, shape_text(snapshot.shape)
     if data is None or data.numel() > SHOWN:
-        found = context.measures.of(snapshot)
+        found = context.statistics.of(snapshot)
         if found is None:
             return f"{shape}, not kept"
         return f"{shape}, norm {number(found.norm if found.elements > found.not_finite else math.nan)}"

@@ -39,7 +39,7 @@ def _gradients(context: Context) -> Iterator[Block]:
             why = "returned by torch.autograd.grad only" if parameter.value in given else "no gradient arrived"
             rows.append(((Code(name),), (f"None: {why}",), ("",)))
             continue
-        known = context.measures.of(parameter.gradient)
+        known = context.statistics.of(parameter.gradient)
         norm = "not kept" if known is None else f"{math.nan if known.not_finite else known.norm:.4g}"
         rows.append(((Code(name),), (shape_text(parameter.shape),), (norm,)))
     yield Table(("parameter", "gradient", "norm"), tuple(rows))
@@ -245,9 +245,9 @@ def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     parameter = context.graph.parameters.get(each.name)
     if parameter is None or parameter.grad is None or not has_numbers(each.grad):
         return
-    if context.measures.are_twins(each.grad, parameter.grad):
+    if context.statistics.are_twins(each.grad, parameter.grad):
         return
-    before, after = context.measures.norm(parameter.grad), context.measures.norm(each.grad)
+    before, after = context.statistics.norm(parameter.grad), context.statistics.norm(each.grad)
     ratio = f", {after / before:.4g} of it" if before else ""
     yield Paragraph(
         (f"The gradient was changed after backward: its norm was {before:.4g} and is now {after:.4g}{ratio}.",),

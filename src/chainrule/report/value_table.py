@@ -150,7 +150,7 @@ def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator
 def _is_finite(context: Context, grad: Data) -> bool:
     """Whether a gradient is dense and real, and all of its elements are finite."""
     real = grad.layout == torch.strided and grad.is_floating_point()
-    return real and not context.measures.statistics(grad).not_finite
+    return real and not context.statistics.statistics(grad).not_finite
 
 
 def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:

@@ -41,21 +41,21 @@ class NodeContext:
 
     graph: Graph
     node: Node
-    passage: NodeExecution
+    execution: NodeExecution
     op: Applied | None
     rule: Rule | None
 
     @property
     def eps(self) -> float:
         """The rounding of the coarsest gradient."""
-        gradients = [g for g in (*self.passage.upstream, *self.passage.downstream) if g is not None]
+        gradients = [g for g in (*self.execution.upstream, *self.execution.downstream) if g is not None]
         return max((torch.finfo(g.dtype).eps for g in gradients), default=EPS)
 
     def contributions(self) -> dict[int, Contribution]:
         """Our rule's gradients by the positions of the edges."""
         if self.rule is None or self.op is None:
             return {}
-        found = contributions_of(self.graph, self.node, self.rule, self.op, self.passage.upstream, self.passage)
+        found = contributions_of(self.graph, self.node, self.rule, self.op, self.execution.upstream, self.execution)
         return {edge.position: each for edge, each in zip(self.node.edges, found, strict=True)}
 
 

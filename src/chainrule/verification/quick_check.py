@@ -34,7 +34,7 @@ Arguments = dict[str, Any]
 
 def quick_check(context: NodeContext, experiment: Experiment, edge: Edge, ours: Tensor | None) -> ArgumentCheck | None:
     """What is found of one argument; None where the full check decides, also where we have no rule."""
-    got = tensor_of(context.passage.along(edge))
+    got = tensor_of(context.execution.along(edge))
     if got is None or ours is None or not is_plain(got) or context.rule is None:
         return None
     recorded, upstream = pick(experiment.recorded, edge), experiment.upstream

@@ -27,8 +27,8 @@ LARGE = 2**16  # elements: from here on tensors are compared in their own number
 
 def unmeasured(edge: Edge, context: NodeContext, ours: Tensor | None = None) -> ArgumentCheck | None:
     """What autograd gave for one argument, unmeasured; where it is large, it is compared with `ours` at once."""
-    graph, passage = context.graph, context.passage
-    got = tensor_of(passage.along(edge))
+    graph, execution = context.graph, context.execution
+    got = tensor_of(execution.along(edge))
     if edge.value is None and got is None:
         return None
     label = label_of(edge)
@@ -100,7 +100,7 @@ def compare_rule(
 def _most_terms(context: NodeContext, got: Tensor) -> int:
     """The most terms that an element of a gradient can have: one for each element of the outputs."""
     elementwise = context.rule is not None and context.rule.structure == "elementwise"
-    outs = max((g.numel() for g in context.passage.upstream if g is not None), default=1)
+    outs = max((g.numel() for g in context.execution.upstream if g is not None), default=1)
     return max(1, outs // max(got.numel(), 1) if elementwise else outs)
 
 
@@ -113,8 +113,8 @@ def _right_in_float64(
     assert context.op is not None
     outs = experiment.run(experiment.wide)
     op = Applied(experiment.wide, (*outs, *context.op.outs[len(outs) :]), context.op.name)
-    upstream = tuple(None if g is None else widened(g) for g in context.passage.upstream)
-    precise = replace(context, op=op, passage=context.passage.with_upstream(upstream))
+    upstream = tuple(None if g is None else widened(g) for g in context.execution.upstream)
+    precise = replace(context, op=op, execution=context.execution.with_upstream(upstream))
     contribution = precise.contributions()[finding.edge.position]
     if contribution.gradient is None:
         return False
@@ -130,9 +130,9 @@ def _size_of_terms(context: NodeContext, finding: ArgumentCheck) -> Tensor:
     for _ in range(3):
         upstream = tuple(
             None if g is None else g * (2.0 * torch.randint(2, g.shape, generator=generator).to(g) - 1)
-            for g in context.passage.upstream
+            for g in context.execution.upstream
         )
-        again = replace(context, passage=context.passage.with_upstream(upstream))
+        again = replace(context, execution=context.execution.with_upstream(upstream))
         gradient = again.contributions()[finding.edge.position].gradient
         if gradient is not None:
             size = torch.maximum(size, real(gradient).abs())
