@@ -16,7 +16,7 @@ from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.derivation.repeated_blocks import RepeatedBlocks
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
-from chainrule.graph.comparison import compare
+from chainrule.graph.comparison import Comparison, compare
 from chainrule.graph.graph import Graph, Place
 from chainrule.graph.names import Notation
 from chainrule.graph.snapshot import (
@@ -32,16 +32,15 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
 from chainrule.graph.thumbnails import histogram, sketch
 from chainrule.numbers import number
-from chainrule.report.checks import UNKEPT, of_check
 from chainrule.rules import Applied, Rule
 from chainrule.rules.optimizers import terms_agree
 from chainrule.verification.gradient_check import Rows
-from chainrule.verification.rows import Row
-from chainrule.verification.step_checks import StepChecks, compare_update
+from chainrule.verification.rows import Row, StepCheck, StepChecks, compare_update
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
 PUT_IN = 12  # operands of up to this many elements are written as matrices in a formula
+UNKEPT = Verdict("not checked", ("not checked: the numbers were not kept",))
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ class Context:
     @cached_property
     def checks(self) -> StepChecks:
         """What the gradient check says of each step."""
-        return StepChecks(self.graph, self.derivation, Rows(self.graph, self.rows))
+        return StepChecks(self.graph, self.derivation, Rows(self.graph, self.rows).row)
 
     @cached_property
     def _checks(self) -> dict[int, Verdict]:
@@ -314,6 +313,27 @@ class Context:
             grown = "" if found.agrees else f"rounding on the way makes {number(found.largest)} between the two"
             check = replace(check, reason=grown, comparison=found if found.agrees else None)
         return of_check(check, text)
+
+
+def spans(reason: str) -> Text:
+    """A reason with its `names` as code."""
+    parts = re.split("`([^`]*)`", reason)
+    return tuple(Code(part) if place % 2 else part for place, part in enumerate(parts) if part)
+
+
+def of_comparison(found: Comparison, text: Text) -> Verdict:
+    """A comparison alone."""
+    return Verdict("agrees" if found.agrees else "disagrees", text, found.largest, found.tolerance)
+
+
+def of_check(check: StepCheck, text: Text) -> Verdict:
+    """What the gradient check says; `text` is what was compared, where that is all that there is to say."""
+    found = check.comparison
+    if check.verdict in ("disagrees", "not checked", "no rule yet"):
+        text = spans(check.reason)
+    elif check.reason:
+        text = (*text, "; ", *spans(check.reason))
+    return Verdict(check.verdict, text, found.largest if found else None, found.tolerance if found else None)
 
 
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:

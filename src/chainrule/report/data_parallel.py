@@ -9,8 +9,7 @@ from chainrule.graph.comparison import compare_mean, rounding
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Reducer, Reduction, Snapshot, data_of, statistics_of
 from chainrule.numbers import number
-from chainrule.report.checks import of_comparison
-from chainrule.report.context import Context, shape_text
+from chainrule.report.context import Context, of_comparison, shape_text
 
 NAMES = {"all-reduce": "All-reduce", "reduce-scatter": "Reduce-scatter"}
 

@@ -11,7 +11,7 @@ from chainrule.derivation.why import element
 from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
 from chainrule.numbers import number
-from chainrule.report.checks import spans
+from chainrule.report.context import spans
 from chainrule.verification.rows import GradientCheck, Row, Wrong
 
 LISTED = 6  # nodes that are named one by one, of those with the same verdict and reason

@@ -16,10 +16,9 @@ from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, Update, has_numbers
 from chainrule.numbers import number
 from chainrule.report import block_tables
-from chainrule.report.checks import UNKEPT, of_comparison
-from chainrule.report.context import Context, group, matrix, shape_text
+from chainrule.report.context import UNKEPT, Context, group, matrix, of_comparison, shape_text
 from chainrule.rules.optimizers import terms
-from chainrule.verification.step_checks import compare_update
+from chainrule.verification.rows import compare_update
 
 
 def gradients(context: Context) -> Section:

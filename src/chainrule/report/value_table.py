@@ -13,10 +13,11 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Step
-from chainrule.derivation.jacobian import Index, indices, row_of
+from chainrule.derivation.contributions import indices, row_of
 from chainrule.derivation.why import Search, Term, element
 from chainrule.document import Row, Source, Sum, Summand
 from chainrule.graph.comparison import compare, rounding, unravel
+from chainrule.graph.names import Index
 from chainrule.numbers import number
 from chainrule.report.context import Context
 

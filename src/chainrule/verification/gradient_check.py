@@ -116,7 +116,8 @@ class Rows:
         self._graph, self._rows = graph, dict(measured)
         self._senders = _senders(graph)
 
-    def __getitem__(self, index: int) -> Row:
+    def row(self, index: int) -> Row:
+        """The row of a node."""
         if index not in self._rows:
             node = self._graph.nodes[index]
             with nothing_left_behind():
