@@ -106,7 +106,7 @@ class Why:
         lines = [self._sum()] if self.terms else []
         lines += [self.sentence] if self.sentence else []
         if len(self.uses) > 1:
-            lines += [f"  {use.result}: {_sum_of(use.terms)} = {number(use.subtotal)}" for use in self.uses]
+            lines += [f"  {use.result}: {' = '.join(_sides(use.terms))} = {number(use.subtotal)}" for use in self.uses]
         return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
 
     def document(self) -> Section:
@@ -149,10 +149,6 @@ def _row(term: Term) -> tuple[tuple[Span, ...], ...]:
         for f in term.factors
     ]
     return (*(factors or [(term.text,), ()]), (number(term.value),))
-
-
-def _sum_of(terms: tuple[Term, ...]) -> str:
-    return " = ".join(_sides(terms))
 
 
 def _sides(terms: tuple[Term, ...]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
-from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
@@ -30,7 +30,9 @@ def forward(context: Context, step: Step) -> Iterator[Block]:
         if are_views(context.graph.values[value].data, operands):
             continue
         slot = step.outputs.index(value)
-        found = [(path, _of_value(context, other.outputs[slot])) for path, other in alike]
+        found = [
+            (path, context.statistics.of(context.graph.values[other.outputs[slot]].snapshot)) for path, other in alike
+        ]
         yield statistics_table(f"{context.notation.plain(value)} in each block", found)
 
 
@@ -108,22 +110,12 @@ def _norm(context: Context, snapshot: Snapshot) -> str:
     return "not kept" if found is None else number(found.norm if not found.not_finite else math.nan)
 
 
-def _of_value(context: Context, index: int | None) -> Statistics | None:
-    value = None if index is None else context.graph.values[index]
-    return None if value is None else context.statistics.of(value.snapshot)
-
-
-def _of_gradient(context: Context, index: int) -> Statistics | None:
-    return context.statistics.of(context.graph.values[index].gradient)
-
-
 def _of_contribution(context: Context, contribution: Contribution) -> Statistics | None:
     """The statistics of a contribution; without its numbers, those of the gradient if the contribution is all of it."""
-    whole = contribution.value is not None and context.is_whole(contribution)
-    known = (
-        context.graph.values[contribution.value].grad_statistics if whole and contribution.value is not None else None
-    )
-    return context.statistics_of(contribution.gradient, known)
+    if has_numbers(contribution.gradient):
+        return context.statistics.statistics(contribution.gradient)
+    whole = contribution.value if context.is_whole(contribution) else None
+    return None if whole is None else context.graph.values[whole].grad_statistics
 
 
 def statistics_table(
@@ -176,12 +168,12 @@ def blocks(context: Context, repetition: Repetition, kind: Literal["forward", "b
     )  # fmt: skip
     if kind == "backward":
         said = (*said, "The gradients that arrive at them, the last block first:")
-        gradients = [(path, _of_gradient(context, value.index)) for path, value in reversed(results)]
+        gradients = [(path, context.statistics.of(value.gradient)) for path, value in reversed(results)]
         checks = [(_checks(context, path),) for path, _ in gradients]
         table = statistics_table("upstream", gradients, ("checks",), checks)
     else:
         said = (*said, f"Their outputs, {shape_text(results[0][1].shape)}:")
-        table = statistics_table("results", [(path, _of_value(context, value.index)) for path, value in results])
+        table = statistics_table("results", [(path, context.statistics.of(value.snapshot)) for path, value in results])
     title: Text = (f"{kind.capitalize()}: {names(repetition)}, like ", Code(shown))
     return Section(title, f"{kind}-alike-{place}", kind, (Paragraph(said), table))
 

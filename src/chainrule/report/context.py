@@ -128,10 +128,6 @@ class Context:
             return None
         return self.pictured(self.known(symbol, value.gradient, "gradient"), value.grad)
 
-    def statistics_of(self, data: Data | None, known: Statistics | None) -> Statistics | None:
-        """The statistics of a tensor, or those that were recorded in place of it; None if there are neither."""
-        return self.statistics.statistics(data) if has_numbers(data) else known
-
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""
         if parameter.before is not None or parameter.value is None:

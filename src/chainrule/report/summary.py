@@ -72,7 +72,8 @@ def _parameters(context: Context) -> Iterator[tuple[Text, ...]]:
 
 def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
     label = name if parameter.value is None else context.notation.plain(parameter.value)
-    return (label,), *((each,) for each in _cells(context, parameter)), (_check(context, name, parameter),)
+    cells = (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
+    return (label,), *((each,) for each in cells), (_check(context, name, parameter),)
 
 
 def _check(context: Context, name: str, parameter: Parameter) -> str:
@@ -89,11 +90,6 @@ def _check(context: Context, name: str, parameter: Parameter) -> str:
     )
     kind = context.check_gradient(parameter.value, ours, arrived, ()).kind
     return "disagrees" if "disagrees" in updates else kind
-
-
-def _cells(context: Context, parameter: Parameter) -> Iterator[str]:
-    """A parameter before the step, its gradient, and the parameter after; by statistics where numbers were not kept."""
-    return (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
 
 
 def cell(context: Context, snapshot: Snapshot | None) -> str:

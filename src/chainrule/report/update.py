@@ -57,9 +57,8 @@ def _gradients(context: Context) -> Iterator[Block]:
     name, parameter, sent = filled[-1] if len(filled) < 2 else filled[-2]
     assert parameter.value is not None
     arrived = graph.values[parameter.value].grad
-    accumulated = arrived is not None and _differ(arrived, sent)
     symbol = context.notation.gradient(parameter.value)
-    if accumulated:
+    if arrived is not None and not compare(sent, arrived).agrees:
         yield Paragraph(
             (Code(f"{name}.grad"), " was not empty when backward began, and backward accumulates into it: the "
              "optimizer uses the old gradient plus the new one. Call ", Code("optimizer.zero_grad()"), " before each "
@@ -99,11 +98,6 @@ def returned(context: Context, backward: Backward) -> Text:
         Code("torch.autograd.grad"), f"{where} returned the gradient{of} with respect to {names} to its caller. It is "
         "not accumulated into ", Code(".grad"), ".",
     )  # fmt: skip
-
-
-def _differ(arrived: Data, left: Data) -> bool:
-    """Whether `.grad` holds more than what arrived in this step, up to rounding."""
-    return not compare(left, arrived).agrees
 
 
 def update(context: Context, number: int, step: Update) -> Section:

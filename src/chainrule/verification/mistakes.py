@@ -116,7 +116,7 @@ def equal(left: Tensor, right: Tensor) -> bool:
 # -- of the gradient as a whole ---------------------------------------------------------------------------------------
 
 
-def anew(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def anew(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """Nothing is wrong with the backward when it runs again, on what the forward has just kept."""
     position = finding.edge.position
     if agree(points, position, lambda point: point.got[position]):
@@ -127,7 +127,7 @@ def anew(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Argume
         )
 
 
-def flat(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def flat(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """The function has slope 0 all around, and a gradient comes back all the same, as of `round` in quantisation."""
     position, points = finding.edge.position, points[:2]  # a point nearby may lie at a jump
     if not agree(points, position, lambda point: torch.zeros_like(point.got[position])):
@@ -144,7 +144,7 @@ def flat(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Argume
     )
 
 
-def scaled(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def scaled(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """A number times the gradient agrees: its sign, a factor, a mean's 1/N."""
     position = finding.edge.position
     factor = fit(
@@ -194,7 +194,7 @@ def _sizes(point: FunctionTrace) -> Iterator[tuple[int, str]]:
                 yield size, f"the size of {name} along {along(axes)}"
 
 
-def swapped(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def swapped(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """What came back for another argument is the gradient of this one."""
     position = finding.edge.position
     for other, edge in points[0].edges.items():
@@ -205,7 +205,7 @@ def swapped(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Arg
             )
 
 
-def moved(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def moved(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """Its elements in other places agree, or its conjugate."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for kind, what, change in moves(points[0].got[position]):
@@ -213,7 +213,7 @@ def moved(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Argum
             yield kind, f"{name} {what} it agrees"
 
 
-def padded(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def padded(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """A shift that lost the element at the edge: all others agree."""
     position = finding.edge.position
     shape = points[0].got[position].shape
@@ -241,7 +241,7 @@ def _agree_inside(point: FunctionTrace, position: int, gradient: Tensor, inner: 
 MOST_EDITS = 6000  # of single steps of a backward
 
 
-def summed(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def summed(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """A sum over axes of what some step gave, or of the upstream gradient, where one was left out or is another."""
     position, point = finding.edge.position, points[0]
     shape = point.got[position].shape
@@ -268,7 +268,7 @@ def summed(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Argu
                     )
 
 
-def edited(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def edited(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """One operand of one step transposed, shifted, replaced or negated; one term of a sum left out."""
     position, first = finding.edge.position, points[0]
     if not all(point.repeats for point in points) or len({len(point.calls) for point in points}) > 1:

@@ -58,14 +58,14 @@ def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Re
             points = list(traces(experiment, edges))
         except Exception:  # a user's code may do anything when it runs again
             points = []
-    return tuple(_recognised(points, finding, wrong) for finding in wrong)
+    return tuple(_recognised(points, finding) for finding in wrong)
 
 
-def _recognised(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Repair:
+def _recognised(points: list[FunctionTrace], finding: ArgumentCheck) -> Repair:
     if points:
         for attempt in _ATTEMPTS:
             try:
-                found = next(attempt(points, finding, wrong), None)
+                found = next(attempt(points, finding), None)
             except Exception:  # an attempt that cannot be made is none
                 continue
             if found is not None:
@@ -78,7 +78,7 @@ def _recognised(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list
 # -- terms that are missing -------------------------------------------------------------------------------------------
 
 
-def missing_use(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def missing_use(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """The gradient is what comes back when one use of a tensor in the forward is forgotten."""
     position, point = finding.edge.position, points[0]
     if not _forward_agrees(points, position):
@@ -98,7 +98,7 @@ def _forward_agrees(points: list[FunctionTrace], position: int) -> bool:
     return all(whole is not None and each.agrees(position, whole) for each, whole in zip(points, wholes, strict=True))
 
 
-def missing_others(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def missing_others(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """The diagonal of the Jacobian alone, as where a softmax is taken for a sigmoid."""
     position = finding.edge.position
     if _forward_agrees(points, position) and all(
@@ -117,7 +117,7 @@ def _same(left: Tensor | None, right: Tensor) -> bool:
     return compare(left, right, eps=FINEST).agrees
 
 
-def missing_product(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def missing_product(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """A multiple of a product of what the backward reads is missing, or too much."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for called, term in _terms(points[0], points[0].got[position].shape):

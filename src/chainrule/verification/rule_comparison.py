@@ -58,8 +58,8 @@ def is_plain(tensor: object) -> bool:
 
 def at_known_kink(context: NodeContext, finding: ArgumentCheck | None) -> ArgumentCheck | None:
     """The same with the elements that lie exactly at a kink that our rule knows."""
-    kink = context.rule.kink if context.rule is not None else None
-    if kink is None or finding is None or (kink.argument, None) != (finding.edge.argument, finding.edge.item):
+    kink = context.kink(finding.edge) if finding is not None else None
+    if kink is None or finding is None:
         return finding
     marks = kink.where(context.op, 0.0)
     if marks.numel() == finding.got.numel() and (count := int(marks.count_nonzero())):
