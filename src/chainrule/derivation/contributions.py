@@ -62,10 +62,7 @@ class RuledPath(Path):
 
     def pull(self, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
         """The rule's vector-Jacobian product, in the value's own shape."""
-        gradient = self.rule.gradient(self.op, upstream, self.argument)
-        if self.item is not None and gradient is not None:
-            gradient = gradient[self.item]
-        return None if gradient is None else reduce_to_shape(gradient, self.shape)[0]
+        return _pulled(self.rule, self.op, upstream, self.argument, self.item, self.shape)
 
 
 @dataclass(frozen=True)
@@ -161,11 +158,10 @@ def _column(path: RuledPath, index: Index) -> list[Tensor | None] | None:
             wanted = [g for g in upstream if g is not None]
             if gradient is None or not gradient.requires_grad:
                 return [None if g is None else torch.zeros_like(g) for g in path.upstream]
-            slopes = iter(torch.autograd.grad(gradient[index], wanted, allow_unused=True))
+            slopes = iter(torch.autograd.grad(gradient[index], wanted, materialize_grads=True))
     except (RuntimeError, NotImplementedError):
         return _column_by_basis(path, index)
-    found = [None if g is None else (next(slopes), g) for g in path.upstream]
-    return [None if each is None else torch.zeros_like(each[1]) if each[0] is None else each[0] for each in found]
+    return [None if g is None else next(slopes) for g in path.upstream]
 
 
 def _column_by_basis(path: RuledPath, index: Index) -> list[Tensor | None] | None:
@@ -179,9 +175,7 @@ def _column_by_basis(path: RuledPath, index: Index) -> list[Tensor | None] | Non
         column = torch.zeros(g.shape, dtype=torch.promote_types(g.dtype, path.gradient.dtype))
         for at in indices(g.shape):
             basis = [None if each is None else torch.zeros_like(each) for each in path.upstream]
-            one = torch.zeros_like(g)
-            one[at] = 1
-            basis[slot] = one
+            basis[slot] = _unit(g, at)
             gradient = path.pull(tuple(basis))
             # conjugated, as a VJP multiplies by the conjugate of the derivative
             column[at] = 0 if gradient is None else gradient[index].conj()
@@ -253,17 +247,31 @@ def jacobian(
 ) -> Tensor:
     """The Jacobian of the row-major flattened tensors: (elements of the output, elements of an input of this shape)."""
     slot = next(i for i, g in enumerate(upstream) if g is not None)
+    seeds: list[Tensor | None] = [None] * max(len(upstream), rule.outputs)
     rows = []
-    for i in range(output.numel()):
-        basis = torch.zeros(output.numel(), dtype=output.dtype, device=output.device)
-        basis[i] = 1
-        seeds: list[Tensor | None] = [None] * max(len(upstream), rule.outputs)
-        seeds[slot] = basis.reshape(output.shape)
-        row = rule.gradient(op, tuple(seeds), contribution.argument)
-        row = row[contribution.item] if contribution.item is not None and row is not None else row
-        rows.append(torch.zeros(shape) if row is None else reduce_to_shape(row, tuple(shape))[0])
+    for at in indices(output.shape):
+        seeds[slot] = _unit(output, at)
+        row = _pulled(rule, op, tuple(seeds), contribution.argument, contribution.item, tuple(shape))
+        rows.append(torch.zeros(shape) if row is None else row)
     assert contribution.gradient is not None
     return torch.stack([row.reshape(-1).to(contribution.gradient.dtype) for row in rows])
+
+
+def _pulled(
+    rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], argument: str, item: int | None, shape: Index
+) -> Tensor | None:
+    """A rule's vector-Jacobian product for one argument, in the argument's own shape."""
+    gradient = rule.gradient(op, upstream, argument)
+    if item is not None and gradient is not None:
+        gradient = gradient[item]
+    return None if gradient is None else reduce_to_shape(gradient, shape)[0]
+
+
+def _unit(like: Tensor, at: Index) -> Tensor:
+    """A basis vector: zeros with a 1 at one place."""
+    unit = torch.zeros_like(like)
+    unit[at] = 1
+    return unit
 
 
 def zeros_by_value(
@@ -283,12 +291,10 @@ def zeros_by_value(
 
 def row_of(rule: Rule, op: Applied, argument: str, index: Index, output: Tensor) -> Iterator[tuple[Index, float]]:
     """One row of the Jacobian, without the entries that are zero by structure: (index in the input, entry)."""
-    basis = torch.zeros_like(output)
-    basis[index] = 1
     operand = op.arguments[argument]
     if not isinstance(operand, Tensor) or not operand.is_floating_point():
         return
-    gradient = rule.gradient(op, (basis,) + (None,) * (rule.outputs - 1), argument)
+    gradient = rule.gradient(op, (_unit(output, index),) + (None,) * (rule.outputs - 1), argument)
     if gradient is None or gradient.shape != operand.shape:
         if gradient is not None and rule.structure == "elementwise":
             yield broadcast_index(index, tuple(operand.shape)), gradient[index].item()

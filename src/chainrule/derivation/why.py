@@ -299,7 +299,7 @@ class Search:
         return element(self.notation.plain_gradient(value), index), rf"\frac{{\partial {loss}}}{{\partial {symbol}}}"
 
     def _not_kept(self, value: int, index: Index, recorded: Number | None) -> Why:
-        """The answer where the terms cannot be had: what is known, and how to have the rest."""
+        """The answer where the terms were not kept: what is known, and how to record the rest."""
         called = self.notation.plain(value)
         total = math.nan if recorded is None else recorded
         gradient, latex = self._gradient(value, index)

@@ -44,7 +44,7 @@ Gradients = tuple[Tensor | None, ...]
 def recompute(graph: Graph, lent: Mapping[int, BorrowedTensor], names: Iterable[str]) -> Graph:
     """The facts of a step with the numbers of the values that `names` name; of all values where none is named.
 
-    With a value come those of the calls that made it or used it, so that its gradient can be explained and proved.
+    With a value come those of the calls that made it or used it, so that its gradient can be explained and checked.
 
     Raises MissingError for a name that the recording does not hold, ReplayError where the step cannot run again.
     """

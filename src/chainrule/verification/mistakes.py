@@ -1,6 +1,6 @@
-"""The mistakes of a backward: as a whole scaled, exchanged, moved; or a wrong sum, operand or number in one step.
+"""Attempts to repair a wrong gradient: scaled, swapped or moved as a whole, or with one step of the backward edited.
 
-Every attempt yields what it found where the mended gradient agrees at each point.
+An attempt yields a mistake only if the repaired gradient agrees at every point.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def fit(points: list[FunctionTrace], position: int, base: Mended, part: Mended) 
     """The one number c for which base + c part agrees at every point."""
     factor = None
     for point in points:
-        start, share = base(point), part(point)
-        along = point.seen(position, share)
+        start, change = base(point), part(point)
+        along = point.seen(position, change)
         size = float(along @ along)
         if not math.isfinite(size) or size == 0:
             return None
         here = float(along @ (point.target(position) - point.seen(position, start))) / size
         if factor is not None and not same(here, factor):
             return None
-        if not abs(here) > 1e-6 or not point.agrees(position, start + here * share):
+        if not abs(here) > 1e-6 or not point.agrees(position, start + here * change):
             return None
         factor = here if factor is None else factor
     return factor
@@ -117,7 +117,7 @@ def equal(left: Tensor, right: Tensor) -> bool:
 
 
 def anew(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """Nothing is wrong with the backward when it runs again, on what the forward has just kept."""
+    """The gradient agrees when forward and backward run again: a tensor was overwritten between them."""
     position = finding.edge.position
     if agree(points, position, lambda point: point.got[position]):
         yield (
@@ -128,7 +128,7 @@ def anew(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]
 
 
 def flat(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """The function has slope 0 all around, and a gradient comes back all the same, as of `round` in quantisation."""
+    """The function is flat around the point, but backward returns a gradient, as for `round` in quantisation."""
     position, points = finding.edge.position, points[:2]  # a point nearby may lie at a jump
     if not agree(points, position, lambda point: torch.zeros_like(point.got[position])):
         return
@@ -195,7 +195,7 @@ def _sizes(point: FunctionTrace) -> Iterator[tuple[int, str]]:
 
 
 def swapped(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """What came back for another argument is the gradient of this one."""
+    """Backward returned the gradient of this argument for another one."""
     position = finding.edge.position
     for other, edge in points[0].edges.items():
         if other != position and agree(points, position, lambda point, other=other: point.got[other]):  # type: ignore[misc]
@@ -206,7 +206,7 @@ def swapped(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Fou
 
 
 def moved(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """Its elements in other places agree, or its conjugate."""
+    """The gradient agrees with its elements in other places, or conjugated."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for kind, what, change in moves(points[0].got[position]):
         if agree(points, position, lambda point, change=change: change(point.got[position])):  # type: ignore[misc]
@@ -214,7 +214,7 @@ def moved(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found
 
 
 def padded(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """A shift that lost the element at the edge: all others agree."""
+    """A shift that lost the elements at the edge; all others agree."""
     position = finding.edge.position
     shape = points[0].got[position].shape
     for axis, by in ((axis, by) for axis, size in enumerate(shape) if size > 2 for by in (1, -1)):
@@ -242,7 +242,7 @@ MOST_EDITS = 6000  # of single steps of a backward
 
 
 def summed(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """A sum over axes of what some step gave, or of the upstream gradient, where one was left out or is another."""
+    """A missing or wrong sum over axes: of the result of a step, or of the upstream gradient."""
     position, point = finding.edge.position, points[0]
     shape = point.got[position].shape
     for called, take in readable(point):
@@ -301,7 +301,7 @@ def edited(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Foun
 
 
 def _numbers(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """A plain number in one step, such as a factor, is another: where the gradient is linear in it."""
+    """A plain number in one step is wrong, such as a factor, and the gradient is linear in it."""
     position = finding.edge.position
     for place, call in enumerate(points[0].calls):
         for slot, written in enumerate(call.arguments):
@@ -311,11 +311,11 @@ def _numbers(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Fo
             def put(point: FunctionTrace, number: float | Tensor, place: int = place, slot: int = slot) -> Tensor:
                 return point.replay(position, partial(_put, place, slot, lambda _: number))
 
-            def share(point: FunctionTrace, put: Callable[[FunctionTrace, float | Tensor], Tensor] = put) -> Tensor:
+            def slope(point: FunctionTrace, put: Callable[[FunctionTrace, float | Tensor], Tensor] = put) -> Tensor:
                 return put(point, 1.0) - put(point, 0.0)
 
             try:
-                fitted = fit(points, position, partial(put, number=0.0), share)
+                fitted = fit(points, position, partial(put, number=0.0), slope)
             except Exception:  # a number that the step cannot take
                 continue
             if fitted is not None:
