@@ -41,7 +41,7 @@ NO_WAY = (
 Gradients = tuple[Tensor | None, ...]
 
 
-def recompute(graph: Graph, lent: Mapping[int, BorrowedTensor], names: Iterable[str]) -> Graph:
+def recompute(graph: Graph, borrowed: Mapping[int, BorrowedTensor], names: Iterable[str]) -> Graph:
     """The facts of a step with the numbers of the values that `names` name; of all values where none is named.
 
     With a value come those of the calls that made it or used it, so that its gradient can be explained and checked.
@@ -53,7 +53,7 @@ def recompute(graph: Graph, lent: Mapping[int, BorrowedTensor], names: Iterable[
     plan = RecomputationPlan(graph, set(chosen))
     if not plan.is_missing():
         return graph
-    rerun = _Reexecution(graph, lent, plan)
+    rerun = _Reexecution(graph, borrowed, plan)
     with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
         rerun.forward()
         rerun.backward()
@@ -69,8 +69,8 @@ def _named(graph: Graph, name: str) -> list[int]:
 class _Reexecution:
     """One re-execution: `values` are the graph's, with numbers as long as something needs them."""
 
-    def __init__(self, graph: Graph, lent: Mapping[int, BorrowedTensor], plan: RecomputationPlan) -> None:
-        self.old, self.plan, self.lent = graph, plan, lent
+    def __init__(self, graph: Graph, borrowed: Mapping[int, BorrowedTensor], plan: RecomputationPlan) -> None:
+        self.old, self.plan, self.borrowed = graph, plan, borrowed
         self.values = list(graph.values)
         self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in step by step
         self.uses = Counter(plan.lasting())
@@ -140,16 +140,16 @@ class _Reexecution:
                 f"{value.name}{_at(value)}: it is memory that an operation overwrote through another tensor, and the "
                 f"recording does not hold how. {NO_WAY}"
             )
-        loan = self.lent.get(index)
+        owner = self.borrowed.get(index)
         what = f"the {value.kind} {value.name} {value.shape}"
-        if loan is None:
+        if owner is None:
             raise ReplayError(
                 f"{what} was not kept, and is no longer what the step began with: it was overwritten in the recorded "
                 f"step, by optimizer.step() for one, or made unseen, or the recording was read from a file. {NO_WAY}"
             )
-        if not loan.is_unchanged() or not _matches(value.statistics, loan.tensor, exact=True):
+        if not owner.is_unchanged() or not _matches(value.statistics, owner.tensor, exact=True):
             raise ReplayError(f"{what} was not kept, and was overwritten after the recorded step. {NO_WAY}")
-        leaf = loan.tensor.detach()  # its owner may overwrite it, so a wanted value is a copy
+        leaf = owner.tensor.detach()  # its owner may overwrite it, so a wanted value is a copy
         self.values[index] = _with(value, leaf.clone() if index in self.plan.values else leaf)
 
     def _overtake(self, value: Value, earlier: int) -> bool:
@@ -269,9 +269,9 @@ class _Reexecution:
 
     def graph(self, names: tuple[str, ...]) -> Graph:
         """The facts, with the numbers that were recomputed, and a note that says which these are."""
-        lent = {storage_of(loan.tensor) for loan in self.lent.values()}
+        borrowed = {storage_of(owner.tensor) for owner in self.borrowed.values()}
         values = [
-            self._filled(value, lent) if value.index in self.plan.values else self.old.values[value.index]
+            self._filled(value, borrowed) if value.index in self.plan.values else self.old.values[value.index]
             for value in self.values
         ]
         pairs = list(zip(values, self.old.values, strict=True))
@@ -296,8 +296,8 @@ class _Reexecution:
             notes=(*self.old.notes, note),
         )
 
-    def _filled(self, value: Value, lent: set[int]) -> Value:
-        if value.data is not None and storage_of(value.data) in lent:
+    def _filled(self, value: Value, borrowed: set[int]) -> Value:
+        if value.data is not None and storage_of(value.data) in borrowed:
             value = _with(value, value.data.clone())
         gradient = self.gradients.get(value.index)
         if gradient is None or value.gradient is None or value.gradient.has_numbers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -12,7 +11,7 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
-from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update, has_numbers
+from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
@@ -98,16 +97,11 @@ def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
 def _updated(context: Context, step: Update, each: ParameterUpdate) -> Cells:
     relative = context.relative_updates.get(each.value) if each.value is not None else None
     return (
-        _norm(context, each.start),
-        "None" if each.gradient is None else _norm(context, each.gradient),
+        context.norm(each.start),
+        "None" if each.gradient is None else context.norm(each.gradient),
         "" if relative is None else number(relative),
         "" if each.grad is None else context.check_update(step, each),
     )
-
-
-def _norm(context: Context, snapshot: Snapshot) -> str:
-    found = context.statistics.of(snapshot)
-    return "not kept" if found is None else number(found.norm if not found.not_finite else math.nan)
 
 
 def _of_contribution(context: Context, contribution: Contribution) -> Statistics | None:

@@ -27,6 +27,7 @@ from chainrule.graph.snapshot import (
     all_have_numbers,
     data_of,
     has_numbers,
+    statistics_of,
 )
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
@@ -127,6 +128,13 @@ class Context:
         if value.gradient is None:
             return None
         return self.pictured(self.known(symbol, value.gradient, "gradient"), value.grad)
+
+    def norm(self, snapshot: Snapshot | None) -> str:
+        """The norm of a tensor as text; not finite where an element is not."""
+        data, known = data_of(snapshot), statistics_of(snapshot)
+        if data is not None:
+            return number(self.statistics.norm(data))
+        return "not kept" if known is None else number(math.nan if known.not_finite else known.norm)
 
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""

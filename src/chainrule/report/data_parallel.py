@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, Table, Text, Verdict
 from chainrule.graph.comparison import compare_mean, rounding
 from chainrule.graph.names import escape
-from chainrule.graph.snapshot import Reducer, Reduction, Snapshot, data_of, statistics_of
-from chainrule.numbers import number
+from chainrule.graph.snapshot import Reducer, Reduction
 from chainrule.report.context import Context, of_comparison, shape_text
 
 NAMES = {"all-reduce": "All-reduce", "reduce-scatter": "Reduce-scatter"}
@@ -51,18 +50,8 @@ def _about(context: Context, reducer: Reducer, reductions: list[Reduction]) -> I
 
 def _rows(context: Context, reductions: list[Reduction]) -> Iterator[tuple[Text, ...]]:
     for each in reductions:
-        norms = (
-            _norm(context, each.sent),
-            _norm(context, each.received),
-        )
-        yield (Code(each.name),), (shape_text(each.shape),), (norms[0],), (norms[1],)
-
-
-def _norm(context: Context, snapshot: Snapshot | None) -> str:
-    known, data = statistics_of(snapshot), data_of(snapshot)
-    if data is not None:
-        return number(context.statistics.norm(data))
-    return "not kept" if known is None else number(known.norm)
+        norms = (context.norm(each.sent),), (context.norm(each.received),)
+        yield (Code(each.name),), (shape_text(each.shape),), *norms
 
 
 def _parameter(context: Context, reducer: Reducer, each: Reduction, place: int) -> Section:
