@@ -74,10 +74,10 @@ def _gradients(context: Context, reducer: Reducer, each: Reduction, symbol: str)
         part = ", this rank's shard" if reducer.kind == "reduce-scatter" else ""
         yield context.tensor(rf"\overline{{{gradient}}}", each.mean, "gradient", f"the mean, in .grad{part}")
     if each.gathered and each.mean is not None:
-        yield _verdict(context, reducer, each)
+        yield _verdict(reducer, each)
 
 
-def _verdict(context: Context, reducer: Reducer, each: Reduction) -> Verdict:
+def _verdict(reducer: Reducer, each: Reduction) -> Verdict:
     assert each.mean is not None
     if len(each.gathered) != reducer.ranks:
         return Verdict("not checked", ("the gradients were reduced over another group of ranks than gather() ran on",))

@@ -32,10 +32,9 @@ from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule, plain
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
-from chainrule.verification.quick_check import quick_check, slabs
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
-from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, unmeasured
+from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, quick_check, slabs, unmeasured
 
 _SYMMETRIC = "its argument stands for a symmetric matrix, of which it reads one triangle"
 _NORMALISED = "the statistics that it is given are those of its `input`, whose gradient counts their change too"

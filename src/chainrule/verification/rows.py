@@ -211,7 +211,7 @@ class StepChecks:
         shown = compare(ours, recorded, count=self._path_length(step))
         if shown.agrees:
             return StepCheck(row.verdict, reason, shown)
-        if len(step.operations) > 1 and not (of_call := self._of_call(step, contribution, row)).agrees:
+        if len(step.operations) > 1 and not (of_call := self._of_call(step, contribution)).agrees:
             said = "the rule of the whole call is not what its operations give"
             return StepCheck("disagrees", said, of_call)
         grown = f"each step agrees; rounding on the way from the loss makes {shown.largest:.3g} between the two"
@@ -222,7 +222,7 @@ class StepChecks:
         runs = (each for node in step.nodes for each in self._graph.nodes[node].executions)
         return 1 + max((each.order for each in runs if each.backward == step.backward), default=0)
 
-    def _of_call(self, step: Step, contribution: Contribution, row: Row) -> Comparison:
+    def _of_call(self, step: Step, contribution: Contribution) -> Comparison:
         """A call's own rule on what arrived in the recorded step. How far it rounds shows in float64."""
         assert step.rule is not None
         assert step.op is not None
