@@ -83,8 +83,8 @@ def test_what_is_named_is_recomputed_and_the_rest_is_left() -> None:
     (note,) = recomputed.graph.notes
     assert re.fullmatch(
         r"recomputed, not recorded: h\.2\.\* and what it was made of and used for \(the numbers of \d+ values and \d+ "
-        r"gradients\), by running \d+ of \d+ operations forward and \d+ nodes back again; the figures are those that "
-        r"were recorded(; of \d+ none were recorded)?",
+        r"gradients\), by running \d+ of \d+ operations forward and \d+ nodes back again; the statistics are those "
+        r"that were recorded(; of \d+ none were recorded)?",
         note,
     )
 
@@ -242,7 +242,7 @@ def _error(kind: type[Exception], ask: Callable[[], object]) -> str:
 def test_asked_of_what_was_not_kept_why_says_what_to_do() -> None:
     thin = Step("statistics").recording
     assert _error(MissingError, lambda: thin.why("h.1.up.weight", (1, -1))) == (
-        "dJ/dh.1.up.weight[1,7]: of this gradient, or of what it is the sum of, only figures were kept. Ask "
+        "dJ/dh.1.up.weight[1,7]: of this gradient, or of what it is the sum of, only statistics were kept. Ask "
         "recording.recompute('h.1.up.weight').why('h.1.up.weight', (1, 7)), or record the step with keep= for it."
     )
     row = thin.verify(only="h.1.up").rows[0]
@@ -334,8 +334,8 @@ def test_an_operation_that_reads_a_clock() -> None:
         z.sum().backward()
     said = _error(ReplayError, lambda: recording.recompute("z"))
     assert re.fullmatch(
-        r"Clock, operation 0 \(test_recompute\.py:\d+\): run again, z comes out with other figures than those recorded "
-        r"\(norm 5\.65685, from 2 to 2; recorded: norm 2\.82843, from 1 to 1\)\. The operation reads what the "
+        r"Clock, operation 0 \(test_recompute\.py:\d+\): run again, z comes out with other statistics than those "
+        r"recorded \(norm 5\.65685, from 2 to 2; recorded: norm 2\.82843, from 1 to 1\)\. The operation reads what the "
         r"recording does not hold \(a clock, a random generator of its own, a buffer written unseen\)\. .*",
         said,
     )
@@ -349,7 +349,7 @@ def test_a_gradient_that_a_hook_changed() -> None:
         (z * z).sum().backward()
     said = _error(ReplayError, lambda: recording.recompute("z"))
     assert said.startswith("the gradient of z (test_recompute.py:")
-    assert "recomputed, it has other figures than those recorded" in said
+    assert "recomputed, it has other statistics than those recorded" in said
     assert "A hook changed it" in said
 
 
@@ -374,5 +374,5 @@ def test_what_is_next_to_zero_may_come_out_as_zero_and_the_other_way_round() -> 
     near = torch.tensor([1e-9, 0.0, 1.0, -2.0])
     other = torch.tensor([0.1, 0.0, 1.0, -2.0])
     for one, another, alike in ((exact, near, True), (near, exact, True), (exact, other, False), (other, exact, False)):
-        assert replay._same_figures(Statistics.of(one), another) == alike
-    assert not replay._same_figures(Statistics.of(torch.tensor([0, 0, 1])), torch.tensor([0, 1, 1]))
+        assert replay._matches(Statistics.of(one), another) == alike
+    assert not replay._matches(Statistics.of(torch.tensor([0, 0, 1])), torch.tensor([0, 1, 1]))

@@ -19,22 +19,23 @@ from chainrule.capture.lowering.statistics import Snapshots, SnapshotsInPlace
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.retention import Policy
 from chainrule.capture.tape import Tape
+from chainrule.derivation.backprop import Derivation, Step, derive
+from chainrule.derivation.why import Why, why
 from chainrule.errors import RecordingError
+from chainrule.execution.recompute import recompute
 from chainrule.gc_control import FewerCollections
 from chainrule.graph.graph import Graph, Node, Value
+from chainrule.graph.names import Notation, find_value
 from chainrule.graph.snapshot import Parameter
+from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.graph.unobserved import unobserved
+from chainrule.progress import bar
 from chainrule.verification.gradient_check import MEMORY, verify
 from chainrule.verification.rows import GradientCheck
 
 if TYPE_CHECKING:
-    from chainrule.derivation.backprop import Derivation, Step
-    from chainrule.derivation.why import Why
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
-    from chainrule.graph.names import Notation
-    from chainrule.graph.statistics_cache import StatisticsCache
-
 
 QUICKLY_VERIFIED = 300  # nodes up to which a page shows verdicts without being asked
 
@@ -91,15 +92,15 @@ class Recording:
         free(tape)  # also autograd's graph and the user's objects
         return graph
 
-    def at_once(self, measures: StatisticsCache, magnitudes: bool) -> Graph:
+    def at_once(self, cache: StatisticsCache, magnitudes: bool) -> Graph:
         """The graph for use before the user's code goes on: nothing is copied (see `SnapshotsInPlace`).
 
-        Tensors are measured by `measures`, with histograms or without (`magnitudes`). From now on it is this
+        The statistics of tensors come from `cache`, with histograms or without (`magnitudes`). From now on it is this
         recording's `graph`; until the user's code goes on, `to_last` gives another recording that has everything.
         """
         tape = self._ended()
         tape.release()
-        self.graph = lower(tape, SnapshotsInPlace(tape, measures, magnitudes))
+        self.graph = lower(tape, SnapshotsInPlace(tape, cache, magnitudes))
         return self.graph
 
     def to_last(self) -> Recording:
@@ -161,28 +162,20 @@ class Recording:
         Of several values of one name (`x` in a loop) it is the last; `x@1` is the first.
         Raises MissingError, with near matches, where nothing has that name.
         """
-        from chainrule.graph.names import find_value
-
         return self.graph.values[find_value(self.graph, name)]
 
     @cached_property
     def derivation(self) -> Derivation:
         """Backpropagation with our own rules, independently of autograd."""
-        from chainrule.derivation.backprop import derive
-
         return derive(self.graph)
 
     @cached_property
     def notation(self) -> Notation:
         """What each value is called."""
-        from chainrule.graph.names import Notation
-
         return Notation(self.graph)
 
     @cached_property
-    def _measures(self) -> StatisticsCache:
-        from chainrule.graph.statistics_cache import StatisticsCache
-
+    def _statistics_cache(self) -> StatisticsCache:
         return StatisticsCache()
 
     @cached_property
@@ -206,8 +199,6 @@ class Recording:
         Raises MissingError for a name that does not exist, RequestError for what is no name, and ReplayError where a
         parameter or an input was overwritten meanwhile, or the statistics differ from those recorded.
         """
-        from chainrule.execution.recompute import recompute
-
         graph = self.graph
         return Recording.of(recompute(graph, self._owners, names), self._owners)
 
@@ -216,8 +207,6 @@ class Recording:
 
         A single number needs no index. Raises MissingError where the name or the index does not exist.
         """
-        from chainrule.derivation.why import why
-
         return why(self.graph, self.derivation, self.notation, name, index)
 
     def verify(
@@ -232,13 +221,11 @@ class Recording:
 
         Raises MissingError where `only` names nothing, RequestError for a share or a memory that means nothing.
         """
-        from chainrule.progress import bar
-
         whole = only is None and sample is None and memory is None
         if whole and self._verification is not None:
             return self._verification
+        memory = MEMORY if memory is None else memory
         with bar("verifying nodes") as progress:
-            memory = MEMORY if memory is None else memory
             found = Verification.of(verify(self.graph, only=only, sample=sample, memory=memory, progress=progress))
         if whole:
             self._verification = found
@@ -257,7 +244,7 @@ class Recording:
         from chainrule.diagnostics import findings
 
         derivation = self.derivation if self.is_whole else None
-        return findings(self.graph, derivation, self.notation, thresholds, silence, self._measures)
+        return findings(self.graph, derivation, self.notation, thresholds, silence, self._statistics_cache)
 
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as a document, for any view.
@@ -272,7 +259,7 @@ class Recording:
             self.verify()
         rows = {row.node.index: row for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))
-        context = report.Context(self.graph, self.derivation, self.notation, found, rows, self._measures)
+        context = report.Context(self.graph, self.derivation, self.notation, found, rows, self._statistics_cache)
         return report.brief(context) if brief else report.full(context, pointing, coded)
 
     def show(self, brief: bool = False) -> None:
@@ -441,7 +428,8 @@ def explain(
     """
     with record(namespace=variables_around(sys._getframe(1))) as recording:
         (optimizer or model).zero_grad()
-        output = _run(model, inputs)
+        arguments = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        output = model(**inputs) if isinstance(inputs, Mapping) else model(*arguments)
         cost = _loss(output, targets, loss)
         cost.backward()
         if optimizer is not None:
@@ -449,17 +437,10 @@ def explain(
     return recording
 
 
-def _run(model: torch.nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-
-
 def _loss(output: Any, targets: Any, loss: Callable[..., Tensor] | None) -> Tensor:
+    cost: Any = getattr(output, "loss", output)
     if loss is not None:
-        cost: Any = loss(output) if targets is None else loss(output, targets)
-    else:
-        cost = getattr(output, "loss", output)
+        cost = loss(output) if targets is None else loss(output, targets)
     if not isinstance(cost, Tensor) or cost.numel() != 1:
         met = f"shape {tuple(cost.shape)}" if isinstance(cost, Tensor) else f"a {type(cost).__name__}"
         raise RecordingError(

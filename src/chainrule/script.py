@@ -17,7 +17,7 @@ from importlib.machinery import SourceFileLoader
 from itertools import dropwhile
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch.optim.optimizer import (
     Optimizer,
@@ -28,13 +28,11 @@ from torch.optim.optimizer import (
 from chainrule.capture.lowering.naming import locals_of
 from chainrule.capture.source import is_library
 from chainrule.errors import RecordingError
-
-if TYPE_CHECKING:
-    from chainrule.recording import Recording
+from chainrule.recording import Recording, record
 
 Namespace = dict[str, Any]
 Ending = Literal["ended", "exited", "crashed", "was interrupted", "was stopped"]
-Session = Callable[[Namespace], AbstractContextManager["Recording"]]
+Session = Callable[[Namespace], AbstractContextManager[Recording]]
 """Makes the context manager that records. The dict is empty until the step ends, and then has all names in scope."""
 
 INTERRUPTED = 130  # what a shell reports for a process ended by SIGINT
@@ -102,7 +100,7 @@ def run_script(
     """
     source = _read(script)
     with _as_main(script, arguments) as namespace:
-        recorder = _StepRecorder(session or _default_session, namespace, step, stop)
+        recorder = _StepRecorder(session or (lambda names: record(namespace=names)), namespace, step, stop)
         ending, status = _execute(source, namespace, recorder)
     return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording)
 
@@ -133,12 +131,6 @@ def _execute(source: bytes, namespace: Namespace, around: AbstractContextManager
         _print_as_python(error)
         return ("was interrupted", INTERRUPTED) if interrupted else ("crashed", 1)
     return "ended", 0
-
-
-def _default_session(namespace: Namespace) -> AbstractContextManager[Recording]:
-    from chainrule.recording import record
-
-    return record(namespace=namespace)
 
 
 def _read(script: str) -> bytes:

@@ -97,7 +97,7 @@ def _tried(run: Callable[[], Any], name: str, where: str) -> Any:
 
 
 def _nothing(name: str, inputs: list[Tensor], out: Any) -> str:
-    if not any(each.requires_grad for each in inputs) and not inputs:
+    if not inputs:
         return f"chainrule.verify: {name} got no tensor. Give its inputs after it: chainrule.verify(fn, x, y)."
     if not any(each.requires_grad for each in inputs):
         return f"chainrule.verify: no input of {name} has real or complex numbers, so there is no derivative to verify."

@@ -75,7 +75,7 @@ def test_nothing_is_said_to_be_checked_that_was_not(recording) -> None:
 
 
 def test_why_says_that_the_terms_were_not_kept_and_how_to_have_them(recording) -> None:
-    with pytest.raises(MissingError, match=r"only figures were kept\. Ask recording\.recompute\("):
+    with pytest.raises(MissingError, match=r"only statistics were kept\. Ask recording\.recompute\("):
         recording.why("h.1.mlp.0.weight", (0, 0))
 
 

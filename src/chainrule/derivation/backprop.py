@@ -1,7 +1,7 @@
 """Backpropagation with our own rules, independent of autograd: from the seed at the loss to every leaf.
 
 The walk reads only the recorded forward values and the edges between nodes. A rule of ours computes each gradient that
-it passes on, so agreement with autograd at the leaves proves the whole chain. Where there is no rule the walk continues
+it passes on, so agreement with autograd at the leaves checks the whole chain. Where there is no rule the walk continues
 with autograd's own gradient, and the step says so.
 """
 
@@ -103,7 +103,7 @@ def derive(graph: Graph) -> Derivation:
     for backward, ran in graph.passes():
         node_steps += _walk(graph, backward, ran, of_passes.setdefault(backward, {}))
     gradients = graph.summed(of_passes)
-    return Derivation(tuple(_steps(graph, node_steps, gradients)), tuple(node_steps), gradients, of_passes)
+    return Derivation(tuple(_steps(graph, node_steps)), tuple(node_steps), gradients, of_passes)
 
 
 def applied(graph: Graph, operation: Operation) -> Applied:
@@ -143,7 +143,7 @@ def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...])
 
 
 def contributions_of(
-    graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], passage: NodeExecution
+    graph: Graph, node: Node, rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], execution: NodeExecution
 ) -> Iterator[Contribution]:
     """Apply a rule to one node: the contribution to each argument that requires a gradient.
 
@@ -151,7 +151,7 @@ def contributions_of(
     """
     computed: dict[str, Any] = {}
     for edge in node.edges:
-        recorded = tensor_of(passage.along(edge))
+        recorded = tensor_of(execution.along(edge))
         if edge.argument is None or edge.argument not in rule.wrt:
             yield Contribution(edge.argument or f"input {edge.position}", edge.item, edge.value, None, recorded)
             continue
@@ -181,17 +181,17 @@ def _walk(
     fed = {edge.node for index in ran for edge in graph.nodes[index].edges}
     roots = {node for each in graph.backwards for node, _ in each.roots} if len(graph.backwards) == 1 else set()
     for index in sorted(ran, key=lambda each: ran[each].order):
-        node, passage = graph.nodes[index], ran[index]
+        node, execution = graph.nodes[index], ran[index]
         if index in fed and index not in roots:
             here = arriving.pop(index, {})
-            upstream = tuple(here.get(slot) for slot in range(max([len(passage.upstream), *(s + 1 for s in here)])))
+            upstream = tuple(here.get(slot) for slot in range(max([len(execution.upstream), *(s + 1 for s in here)])))
         else:
-            upstream = passage.upstream  # the seed, to which another root may have added
+            upstream = execution.upstream  # the seed, to which another root may have added
         if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
-            upstream = passage.upstream  # a user's hook changed what arrived, and the walk goes on from there
+            upstream = execution.upstream  # a user's hook changed what arrived, and the walk goes on from there
         if not all_have_numbers(*upstream):
-            upstream = passage.upstream  # what came before was not kept; what arrived here may have been
-        step = _asked(graph, ran, _step_back(graph, node, passage, backward, upstream))
+            upstream = execution.upstream  # what came before was not kept; what arrived here may have been
+        step = _asked(graph, ran, _step_back(graph, node, execution, backward, upstream))
         for slot, value in enumerate(node.outputs):
             if value is not None and slot < len(upstream) and upstream[slot] is not None:
                 accumulate(gradients, value, upstream[slot])
@@ -220,7 +220,7 @@ def _asked(graph: Graph, ran: dict[int, NodeExecution], step: NodeStep) -> NodeS
 
 
 def _step_back(
-    graph: Graph, node: Node, passage: NodeExecution, backward: int, upstream: tuple[Tensor | None, ...]
+    graph: Graph, node: Node, execution: NodeExecution, backward: int, upstream: tuple[Tensor | None, ...]
 ) -> NodeStep:
     op = applied(graph, graph.operations[node.operation]) if node.operation is not None else None
     rule = rule_of(graph, node, op)
@@ -231,54 +231,40 @@ def _step_back(
                 contribution,
                 gradient=None if contribution.recorded is None else contribution.recorded.to("meta"),
             )
-            for contribution in _recorded(node, passage)
+            for contribution in _recorded(node, execution)
         )
         return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
     if rule is not None and op is not None:
         try:
-            contributions = tuple(contributions_of(graph, node, rule, op, upstream, passage))
+            contributions = tuple(contributions_of(graph, node, rule, op, upstream, execution))
             if all(
                 contribution.gradient is not None or contribution.recorded is None for contribution in contributions
             ):
                 return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
         except (RuleError, RuntimeError, IndexError, ValueError, TypeError) as error:
             failure = f"{node.name}: the rule {rule.name} cannot take this case ({error})"
-    contributions = tuple(_recorded(node, passage))
+    contributions = tuple(_recorded(node, execution))
     return NodeStep(node.index, backward, node.operation, None, op, upstream, contributions, failure)
 
 
-def _recorded(node: Node, passage: NodeExecution) -> Iterator[Contribution]:
+def _recorded(node: Node, execution: NodeExecution) -> Iterator[Contribution]:
     """What autograd gave each argument, where no rule gives anything."""
     for edge in node.edges:
-        recorded = tensor_of(passage.along(edge))
+        recorded = tensor_of(execution.along(edge))
         yield Contribution(edge.argument or f"input {edge.position}", edge.item, edge.value, recorded, recorded)
 
 
 # -- the steps --------------------------------------------------------------------------------------------------------
 
 
-def _steps(graph: Graph, node_steps: list[NodeStep], gradients: dict[int, Tensor]) -> Iterator[Step]:
-    units = list(_units(graph))
-    steps: list[Step] = [_forward(graph, unit) for unit in units]
-    steps += _backward_steps(graph, units, node_steps, gradients)
-    steps += [Step(0, "update", update=update) for update in graph.updates]
-    for index, step in enumerate(steps):
+def _steps(graph: Graph, node_steps: list[NodeStep]) -> Iterator[Step]:
+    forward = list(_forward_steps(graph))
+    updates = (Step(0, "update", update=update) for update in graph.updates)
+    for index, step in enumerate([*forward, *_backward_steps(graph, forward, node_steps), *updates]):
         yield replace(step, index=index)
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """What becomes one step: a call that a rule knows as a whole, or one operation."""
-
-    call: int | None
-    operations: tuple[int, ...]
-    rule: Rule | None
-    op: Applied | None
-    arguments: tuple[tuple[str, int | None, int], ...]
-    outputs: tuple[int, ...]
-
-
-def _units(graph: Graph) -> Iterator[_Unit]:
+def _forward_steps(graph: Graph) -> Iterator[Step]:
     """The operations that led to a loss (all of them where there is none), grouped into steps."""
     wanted = _ancestors(graph)
     flowing = {operation.call for operation in graph.operations if operation.node is not None} - {None}
@@ -288,18 +274,19 @@ def _units(graph: Graph) -> Iterator[_Unit]:
             continue
         if operation.node is None and flowing and (operation.call in flowing or not _in_module(graph, operation)):
             continue  # inner work of a call, as the mask of dropout, or making of the data and the model
-        unit = _call_unit(graph, operation.call) if operation.call is not None else None
-        unit = _operation_unit(graph, operation) if unit is None else unit
-        done.update(unit.operations)
-        yield unit
+        step = _call_step(graph, operation.call) if operation.call is not None else None
+        step = _operation_step(graph, operation) if step is None else step
+        done.update(step.operations)
+        yield step
 
 
-def _operation_unit(graph: Graph, operation: Operation) -> _Unit:
+def _operation_step(graph: Graph, operation: Operation) -> Step:
     op = applied(graph, operation)
     node = graph.nodes[operation.node] if operation.node is not None else None
     rule = rule_of(graph, node, op) if node is not None else None
     outputs = tuple(value for value in operation.outputs if value is not None)
-    return _Unit(operation.call, (operation.index,), rule, op, tuple(references(operation.arguments)), outputs)
+    nodes, arguments = () if node is None else (node.index,), tuple(references(operation.arguments))
+    return Step(0, "forward", operation.call, (operation.index,), nodes, rule, op, arguments, outputs)
 
 
 def _in_module(graph: Graph, operation: Operation) -> bool:
@@ -315,8 +302,8 @@ def _ancestors(graph: Graph) -> set[int]:
     return {operation for operation in makers if operation is not None}
 
 
-def _call_unit(graph: Graph, index: int) -> _Unit | None:
-    """A call of several operations as one unit, if a rule knows it as a whole and it gives one tensor."""
+def _call_step(graph: Graph, index: int) -> Step | None:
+    """A call of several operations as one step, if a rule knows it as a whole and it gives one tensor."""
     call = graph.calls[index]
     if len(call.outputs) != 1 or len(call.operations) < 2:
         return None
@@ -332,7 +319,9 @@ def _call_unit(graph: Graph, index: int) -> _Unit | None:
         operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]
         cast = any(each.is_floating_point() and each.dtype != out.dtype for each in operands)
         if not cast and _accepts(rule, op):
-            return _Unit(index, call.operations, rule, op, tuple(references(arguments)), call.outputs)
+            nodes = tuple(n for o in call.operations if (n := graph.operations[o].node) is not None)
+            used = tuple(references(arguments))
+            return Step(0, "forward", index, call.operations, nodes, rule, op, used, call.outputs)
     return None
 
 
@@ -345,69 +334,52 @@ def _accepts(rule: Rule, op: Applied) -> bool:
         return False
 
 
-def _forward(graph: Graph, unit: _Unit) -> Step:
-    nodes = tuple(n for o in unit.operations if (n := graph.operations[o].node) is not None)
-    return Step(0, "forward", unit.call, unit.operations, nodes, unit.rule, unit.op, unit.arguments, unit.outputs)
-
-
-def _backward_steps(
-    graph: Graph, units: list[_Unit], node_steps: list[NodeStep], gradients: dict[int, Tensor]
-) -> list[Step]:
-    unit_of = {operation: unit for unit in units for operation in unit.operations}
-    by_unit: dict[tuple[int, int], list[NodeStep]] = {}
-    for step in node_steps:
-        if step.operation in unit_of:
-            key = (step.backward, unit_of[step.operation].operations[0])
-            by_unit.setdefault(key, []).append(step)
+def _backward_steps(graph: Graph, forward: list[Step], node_steps: list[NodeStep]) -> Iterator[Step]:
+    step_of = {operation: step for step in forward for operation in step.operations}
+    by_step: dict[tuple[int, int], list[NodeStep]] = {}
     sources: dict[tuple[int, int], set[int]] = {}
-    for step in node_steps:
-        for edge in graph.nodes[step.node].edges:
-            sources.setdefault((step.backward, edge.node), set()).add(step.node)
-    steps: list[Step] = []
-    for (backward, operation), members in by_unit.items():
-        unit = unit_of[operation]
-        if len(unit.operations) > 1 and _goes_through(graph, unit, members, sources):
-            steps.append(
-                _backward(unit, unit.rule, backward, members, partial(_call_contributions, graph, unit, members))
-            )
+    for each in node_steps:
+        if each.operation in step_of:
+            by_step.setdefault((each.backward, step_of[each.operation].operations[0]), []).append(each)
+        for edge in graph.nodes[each.node].edges:
+            sources.setdefault((each.backward, edge.node), set()).add(each.node)
+    for (_, operation), members in by_step.items():
+        step = step_of[operation]
+        if len(step.operations) > 1 and _goes_through(graph, step, members, sources):
+            yield _backward(step, step.rule, members, partial(_call_contributions, graph, step, members))
             continue
         for member in members:  # of a call that the pass entered in its middle too, as second derivatives do, each
             assert member.operation is not None
-            alone = unit if len(unit.operations) == 1 else _operation_unit(graph, graph.operations[member.operation])
-            steps.append(_backward(alone, member.rule, backward, [member], partial(_own_contributions, member)))
-    return steps
+            alone = step if len(step.operations) == 1 else _operation_step(graph, graph.operations[member.operation])
+            yield _backward(alone, member.rule, [member], partial(tuple, member.contributions))
 
 
-def _goes_through(graph: Graph, unit: _Unit, members: list[NodeStep], sources: dict[tuple[int, int], set[int]]) -> bool:
+def _goes_through(graph: Graph, step: Step, members: list[NodeStep], sources: dict[tuple[int, int], set[int]]) -> bool:
     """Whether a pass enters a call at its result, and nowhere else."""
     first, *others = members
-    entered = bool(set(unit.outputs) & set(graph.nodes[first.node].outputs))
+    entered = bool(set(step.outputs) & set(graph.nodes[first.node].outputs))
     inside = {member.node for member in members}
     return entered and not any(sources.get((first.backward, each.node), set()) - inside for each in others)
 
 
 def _backward(
-    unit: _Unit,
-    rule: Rule | None,
-    backward: int,
-    members: list[NodeStep],
-    compute_contributions: Callable[[], tuple[Contribution, ...]],
+    forward: Step, rule: Rule | None, members: list[NodeStep], contributions: Callable[[], tuple[Contribution, ...]]
 ) -> Step:
-    nodes = tuple(member.node for member in members)
-    return Step(
-        0, "backward", unit.call, unit.operations, nodes, rule, unit.op, unit.arguments, unit.outputs, backward,
-        members[0].upstream, compute_contributions,
-    )  # fmt: skip
+    return replace(
+        forward,
+        kind="backward",
+        nodes=tuple(member.node for member in members),
+        rule=rule,
+        backward=members[0].backward,
+        upstream=members[0].upstream,
+        compute_contributions=contributions,
+    )
 
 
-def _own_contributions(member: NodeStep) -> tuple[Contribution, ...]:
-    return member.contributions
-
-
-def _call_contributions(graph: Graph, unit: _Unit, members: list[NodeStep]) -> tuple[Contribution, ...]:
+def _call_contributions(graph: Graph, step: Step, members: list[NodeStep]) -> tuple[Contribution, ...]:
     """What the call's own rule gives each argument, with what the nodes of the call together gave it."""
-    assert unit.rule is not None
-    assert unit.op is not None
+    assert step.rule is not None
+    assert step.op is not None
     inside = {member.node for member in members}
     left: dict[int, list[Tensor | None]] = {}
     for member in members:
@@ -416,15 +388,15 @@ def _call_contributions(graph: Graph, unit: _Unit, members: list[NodeStep]) -> t
             if edge.node not in inside and contribution.value is not None and asked:
                 left.setdefault(contribution.value, []).append(contribution.recorded)
     found = []
-    for name, item, value in unit.arguments:
-        if name not in unit.rule.wrt or value not in left:
+    for name, item, value in step.arguments:
+        if name not in step.rule.wrt or value not in left:
             continue
         unkept = graph.values[value].snapshot.placeholder
-        numbers = unit.op.has_numbers and all_have_numbers(*members[0].upstream)
-        gradient = unit.rule.gradient(unit.op, members[0].upstream, name) if numbers else unkept
+        numbers = step.op.has_numbers and all_have_numbers(*members[0].upstream)
+        gradient = step.rule.gradient(step.op, members[0].upstream, name) if numbers else unkept
         summed: tuple[int, ...] = ()
         if gradient is not None:
             gradient, summed = rules.reduce_to_shape(gradient, graph.values[value].shape)
-        alone = len(left[value]) == 1 and sum(value == other for _, _, other in unit.arguments) == 1
+        alone = len(left[value]) == 1 and sum(value == other for _, _, other in step.arguments) == 1
         found.append(Contribution(name, item, value, gradient, left[value][0] if alone else None, summed))
     return tuple(found)

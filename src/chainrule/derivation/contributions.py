@@ -1,4 +1,4 @@
-"""The paths along which gradients came back to a value, and the terms that each element got along them.
+"""The paths along which gradients came back to a value, the terms of each element, and Jacobians entry by entry.
 
 The upstream factors are recorded. Column j of the local Jacobian, dy_i/dx_j, comes from the rule alone: its
 vector-Jacobian product is linear in the upstream gradient g, so the column is the derivative by g of its element j.
@@ -6,9 +6,9 @@ vector-Jacobian product is linear in the upstream gradient g, so the column is t
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 import torch
@@ -20,7 +20,7 @@ from chainrule.graph.comparison import compare, rounding
 from chainrule.graph.graph import Graph, counted, references
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
-from chainrule.rules import Applied, Rule
+from chainrule.rules import Applied, Rule, broadcast_index, reduce_to_shape
 
 SEARCHED = 4_096  # elements of an output up to which each is tested for a derivative that is 0 only by chance
 BASIS = 4_096  # elements of an output up to which a Jacobian is computed from basis vectors
@@ -62,10 +62,7 @@ class RuledPath(Path):
 
     def pull(self, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
         """The rule's vector-Jacobian product, in the value's own shape."""
-        gradient = self.rule.gradient(self.op, upstream, self.argument)
-        if self.item is not None and gradient is not None:
-            gradient = gradient[self.item]
-        return None if gradient is None else rules.reduce_to_shape(gradient, self.shape)[0]
+        return _pulled(self.rule, self.op, upstream, self.argument, self.item, self.shape)
 
 
 @dataclass(frozen=True)
@@ -161,11 +158,10 @@ def _column(path: RuledPath, index: Index) -> list[Tensor | None] | None:
             wanted = [g for g in upstream if g is not None]
             if gradient is None or not gradient.requires_grad:
                 return [None if g is None else torch.zeros_like(g) for g in path.upstream]
-            slopes = iter(torch.autograd.grad(gradient[index], wanted, allow_unused=True))
+            slopes = iter(torch.autograd.grad(gradient[index], wanted, materialize_grads=True))
     except (RuntimeError, NotImplementedError):
         return _column_by_basis(path, index)
-    found = [None if g is None else (next(slopes), g) for g in path.upstream]
-    return [None if each is None else torch.zeros_like(each[1]) if each[0] is None else each[0] for each in found]
+    return [None if g is None else next(slopes) for g in path.upstream]
 
 
 def _column_by_basis(path: RuledPath, index: Index) -> list[Tensor | None] | None:
@@ -177,11 +173,9 @@ def _column_by_basis(path: RuledPath, index: Index) -> list[Tensor | None] | Non
             columns.append(None)
             continue
         column = torch.zeros(g.shape, dtype=torch.promote_types(g.dtype, path.gradient.dtype))
-        for at in itertools.product(*map(range, g.shape)):
+        for at in indices(g.shape):
             basis = [None if each is None else torch.zeros_like(each) for each in path.upstream]
-            one = torch.zeros_like(g)
-            one[at] = 1
-            basis[slot] = one
+            basis[slot] = _unit(g, at)
             gradient = path.pull(tuple(basis))
             # conjugated, as a VJP multiplies by the conjugate of the derivative
             column[at] = 0 if gradient is None else gradient[index].conj()
@@ -197,14 +191,14 @@ def _places(path: RuledPath, index: Index, slot: int, column: Tensor) -> Iterato
         axes = [range(size) for size in shape[:added]]
         for size, own, place in zip(shape[added:], path.shape, index, strict=True):
             axes.append(range(size) if own == 1 else range(place, place + 1))
-        yield from itertools.product(*axes)
+        yield from product(*axes)
         return
     certain = {tuple(at) for at in column.nonzero().tolist()}
     named = path.rule.wrt[path.argument].factor is not None and path.rule.structure != "linear"
     if prod(shape) > SEARCHED or not named:
         yield from sorted(certain)
         return
-    for at in itertools.product(*map(range, shape)):
+    for at in indices(shape):
         # Only an operand's element can be 0 by chance; a formula is the same everywhere.
         factor = None if at in certain else closed_form(path, index, Entry(slot, at, 0, 0, 0))
         if at in certain or (factor is not None and factor.argument is not None):
@@ -238,3 +232,83 @@ def aligned(at: Index, shape: tuple[int, ...]) -> Index | None:
         return None
     own = tuple(0 if size == 1 else place for size, place in zip(shape, at[len(at) - len(shape) :], strict=True))
     return own if all(place < size for place, size in zip(own, shape, strict=True)) else None
+
+
+# -- the Jacobian of one operation -----------------------------------------------------------------------------------
+
+
+def jacobian(
+    rule: Rule,
+    op: Applied,
+    contribution: Contribution,
+    shape: torch.Size,
+    output: Tensor,
+    upstream: tuple[Tensor | None, ...],
+) -> Tensor:
+    """The Jacobian of the row-major flattened tensors: (elements of the output, elements of an input of this shape)."""
+    slot = next(i for i, g in enumerate(upstream) if g is not None)
+    seeds: list[Tensor | None] = [None] * max(len(upstream), rule.outputs)
+    rows = []
+    for at in indices(output.shape):
+        seeds[slot] = _unit(output, at)
+        row = _pulled(rule, op, tuple(seeds), contribution.argument, contribution.item, tuple(shape))
+        rows.append(torch.zeros(shape) if row is None else row)
+    assert contribution.gradient is not None
+    return torch.stack([row.reshape(-1).to(contribution.gradient.dtype) for row in rows])
+
+
+def _pulled(
+    rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], argument: str, item: int | None, shape: Index
+) -> Tensor | None:
+    """A rule's vector-Jacobian product for one argument, in the argument's own shape."""
+    gradient = rule.gradient(op, upstream, argument)
+    if item is not None and gradient is not None:
+        gradient = gradient[item]
+    return None if gradient is None else reduce_to_shape(gradient, shape)[0]
+
+
+def _unit(like: Tensor, at: Index) -> Tensor:
+    """A basis vector: zeros with a 1 at one place."""
+    unit = torch.zeros_like(like)
+    unit[at] = 1
+    return unit
+
+
+def zeros_by_value(
+    rule: Rule, op: Applied, contribution: Contribution, full: Tensor, output: torch.Size, shape: torch.Size
+) -> Iterator[tuple[Index, Index]]:
+    """The entries that are zero because of the numbers, though the structure allows others: (output, input) indices."""
+    factor = rule.wrt[contribution.argument].factor
+    for row, i in enumerate(indices(output)):
+        for column, j in enumerate(indices(shape)):
+            if full[row, column] != 0 or factor is None:
+                continue
+            if rule.structure == "elementwise" and broadcast_index(i, tuple(shape)) != j:
+                continue
+            if factor(op, i, j if contribution.item is None else (contribution.item, *j)) is not None:
+                yield i, j
+
+
+def row_of(rule: Rule, op: Applied, argument: str, index: Index, output: Tensor) -> Iterator[tuple[Index, float]]:
+    """One row of the Jacobian, without the entries that are zero by structure: (index in the input, entry)."""
+    operand = op.arguments[argument]
+    if not isinstance(operand, Tensor) or not operand.is_floating_point():
+        return
+    gradient = rule.gradient(op, (_unit(output, index),) + (None,) * (rule.outputs - 1), argument)
+    if gradient is None or gradient.shape != operand.shape:
+        if gradient is not None and rule.structure == "elementwise":
+            yield broadcast_index(index, tuple(operand.shape)), gradient[index].item()
+        return
+    factor = rule.wrt[argument].factor
+    for at in indices(operand.shape):
+        local = gradient[at].item()
+        allowed = factor is not None and (
+            at == index if rule.structure == "elementwise" else factor(op, index, at) is not None
+        )
+        if local or allowed:
+            yield at, local
+
+
+def indices(shape: Sequence[int]) -> Iterator[Index]:
+    """Every index of a shape in row-major order."""
+    return product(*(range(size) for size in shape))

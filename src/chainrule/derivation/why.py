@@ -106,7 +106,7 @@ class Why:
         lines = [self._sum()] if self.terms else []
         lines += [self.sentence] if self.sentence else []
         if len(self.uses) > 1:
-            lines += [f"  {use.result}: {_sum_of(use.terms)} = {number(use.subtotal)}" for use in self.uses]
+            lines += [f"  {use.result}: {' = '.join(_sides(use.terms))} = {number(use.subtotal)}" for use in self.uses]
         return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
 
     def document(self) -> Section:
@@ -151,10 +151,6 @@ def _row(term: Term) -> tuple[tuple[Span, ...], ...]:
     return (*(factors or [(term.text,), ()]), (number(term.value),))
 
 
-def _sum_of(terms: tuple[Term, ...]) -> str:
-    return " = ".join(_sides(terms))
-
-
 def _sides(terms: tuple[Term, ...]) -> list[str]:
     symbols = " + ".join(map(str, terms))
     numbers = " + ".join(
@@ -189,8 +185,8 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
     place, search = check_index(graph, value, index, name), Search(graph, derivation, notation)
     if not search.has_numbers(value):
         raise MissingError(
-            f"{element(f'dJ/d{name}', place)}: of this gradient, or of what it is the sum of, only figures were kept. "
-            f"Ask recording.recompute({name!r}).why({name!r}, {place}), or record the step with keep= for it."
+            f"{element(f'dJ/d{name}', place)}: of this gradient, or of what it is the sum of, only statistics were "
+            f"kept. Ask recording.recompute({name!r}).why({name!r}, {place}), or record the step with keep= for it."
         )
     return search.why(value, place)
 
@@ -303,7 +299,7 @@ class Search:
         return element(self.notation.plain_gradient(value), index), rf"\frac{{\partial {loss}}}{{\partial {symbol}}}"
 
     def _not_kept(self, value: int, index: Index, recorded: Number | None) -> Why:
-        """The answer where the terms cannot be had: what is known, and how to have the rest."""
+        """The answer where the terms were not kept: what is known, and how to record the rest."""
         called = self.notation.plain(value)
         total = math.nan if recorded is None else recorded
         gradient, latex = self._gradient(value, index)

@@ -51,7 +51,7 @@ class RecomputationPlan:
 
         def senders(index: int) -> list[int]:
             node = self.graph.nodes[index]
-            lost = any(is_lost(g) for passage in node.executions for g in passage.arrived)
+            lost = any(is_lost(g) for execution in node.executions for g in execution.arrived)
             return self._senders_of.get(index, []) if lost or node.leaf is not None else []
 
         return set(reach(self.nodes, senders))
@@ -100,4 +100,4 @@ def is_lost(gradient: Tensor | Snapshot | None) -> bool:
 
 def _unknown(node: Node) -> bool:
     """Whether any gradient that a node sent on was not kept."""
-    return any(is_lost(g) for passage in node.executions for g in passage.sent)
+    return any(is_lost(g) for execution in node.executions for g in execution.sent)

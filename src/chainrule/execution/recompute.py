@@ -42,10 +42,10 @@ NO_WAY = (
 Gradients = tuple[Tensor | None, ...]
 
 
-def recompute(graph: Graph, lent: Mapping[int, BorrowedTensor], names: Iterable[str]) -> Graph:
+def recompute(graph: Graph, borrowed: Mapping[int, BorrowedTensor], names: Iterable[str]) -> Graph:
     """The facts of a step with the numbers of the values that `names` name; of all values where none is named.
 
-    With a value come those of the calls that made it or used it, so that its gradient can be explained and proved.
+    With a value come those of the calls that made it or used it, so that its gradient can be explained and checked.
 
     Raises MissingError for a name that the recording does not hold, ReplayError where the step cannot run again.
     """
@@ -54,7 +54,7 @@ def recompute(graph: Graph, lent: Mapping[int, BorrowedTensor], names: Iterable[
     plan = RecomputationPlan(graph, set(chosen))
     if not plan.is_missing():
         return graph
-    rerun = _Reexecution(graph, lent, plan)
+    rerun = _Reexecution(graph, borrowed, plan)
     with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
         rerun.forward()
         rerun.backward()
@@ -70,8 +70,8 @@ def _named(graph: Graph, name: str) -> list[int]:
 class _Reexecution:
     """One re-execution: `values` are the graph's, with numbers as long as something needs them."""
 
-    def __init__(self, graph: Graph, lent: Mapping[int, BorrowedTensor], plan: RecomputationPlan) -> None:
-        self.old, self.plan, self.lent = graph, plan, lent
+    def __init__(self, graph: Graph, borrowed: Mapping[int, BorrowedTensor], plan: RecomputationPlan) -> None:
+        self.old, self.plan, self.borrowed = graph, plan, borrowed
         self.values = list(graph.values)
         self.working = replace(graph, values=cast(tuple[Value, ...], self.values))  # filled in step by step
         self.uses = Counter(plan.lasting())
@@ -80,7 +80,7 @@ class _Reexecution:
         self.written: dict[int, tuple[Tensor, Tensor]] = {}  # memory -> what was written to, before and after
         self.watched = {each.operation for each in plan.overtaken}
         self.empty: set[int] = set()  # values that are memory which nothing has been written to
-        self.passages: dict[int, list[NodeExecution]] = {}
+        self.executions: dict[int, list[NodeExecution]] = {}
         self.gradients: dict[int, Tensor] = {}
         self.of_passes: dict[int, dict[int, Tensor]] = {}
         self.unreturned: dict[int, list[int]] = {}  # operation -> values that it wrote, and did not return
@@ -141,16 +141,16 @@ class _Reexecution:
                 f"{value.name}{_at(value)}: it is memory that an operation overwrote through another tensor, and the "
                 f"recording does not hold how. {NO_WAY}"
             )
-        loan = self.lent.get(index)
+        owner = self.borrowed.get(index)
         what = f"the {value.kind} {value.name} {value.shape}"
-        if loan is None:
+        if owner is None:
             raise ReplayError(
                 f"{what} was not kept, and is no longer what the step began with: it was overwritten in the recorded "
                 f"step, by optimizer.step() for one, or made unseen, or the recording was read from a file. {NO_WAY}"
             )
-        if not loan.is_unchanged() or not _same_figures(value.statistics, loan.tensor, exact=True):
+        if not owner.is_unchanged() or not _matches(value.statistics, owner.tensor, exact=True):
             raise ReplayError(f"{what} was not kept, and was overwritten after the recorded step. {NO_WAY}")
-        leaf = loan.tensor.detach()  # its owner may overwrite it, so a wanted value is a copy
+        leaf = owner.tensor.detach()  # its owner may overwrite it, so a wanted value is a copy
         self.values[index] = _with(value, leaf.clone() if index in self.plan.values else leaf)
 
     def _overtake(self, value: Value, earlier: int) -> bool:
@@ -174,10 +174,10 @@ class _Reexecution:
         value = self.values[index]
         if self._means_nothing(value, operation):
             self.empty.add(index)
-        elif not _same_figures(value.statistics, made):
+        elif not _matches(value.statistics, made):
             raise ReplayError(
-                f"{_called(self.old, operation)}: run again, {value.name} comes out with other figures than those "
-                f"recorded ({_figures(made)}; recorded: {_figures(value.statistics)}). The operation reads what the "
+                f"{_called(self.old, operation)}: run again, {value.name} comes out with other statistics than those "
+                f"recorded ({_in_words(made)}; recorded: {_in_words(value.statistics)}). The operation reads what the "
                 f"recording does not hold (a clock, a random generator of its own, a buffer written unseen). {NO_WAY}"
             )
         self.values[index] = _with(value, made.detach())
@@ -211,25 +211,27 @@ class _Reexecution:
         self.gradients = self.old.summed(self.of_passes)
         for index, gradient in self.gradients.items():
             value = self.values[index]
-            if value.grad is None and not _same_figures(value.grad_statistics, gradient):
+            if value.grad is None and not _matches(value.grad_statistics, gradient):
                 raise ReplayError(
-                    f"the gradient of {value.name}{_at(value)}: recomputed, it has other figures than those recorded "
-                    f"({_figures(gradient)}; recorded: {_figures(value.grad_statistics)}). A hook changed it, or an "
-                    f"operation's backward reads what the recording does not hold. {NO_WAY}"
+                    f"the gradient of {value.name}{_at(value)}: recomputed, it has other statistics than those "
+                    f"recorded ({_in_words(gradient)}; recorded: {_in_words(value.grad_statistics)}). A hook "
+                    f"changed it, or an operation's backward reads what the recording does not hold. {NO_WAY}"
                 )
 
-    def _step_back(self, node: Node, passage: NodeExecution, arriving: dict[int, dict[int, Tensor]]) -> None:
-        here, gradients = arriving.pop(node.index, {}), self.of_passes.setdefault(passage.backward, {})
-        upstream = tuple(here.get(slot, g) if is_lost(g) else g for slot, g in enumerate(passage.upstream))
+    def _step_back(self, node: Node, execution: NodeExecution, arriving: dict[int, dict[int, Tensor]]) -> None:
+        here, gradients = arriving.pop(node.index, {}), self.of_passes.setdefault(execution.backward, {})
+        upstream = tuple(here.get(slot, g) if is_lost(g) else g for slot, g in enumerate(execution.upstream))
         if node.leaf is None and any(map(is_lost, upstream)):
             raise ReplayError(
                 f"{node.name}{f' ({node.place})' if node.place else ''}: the gradient that arrived there was not kept, "
                 f"and no recorded node sent it, as where backward(gradient=...) began with a large one. {NO_WAY}"
             )
-        downstream = self._downstream(node, passage, upstream)
+        downstream = self._downstream(node, execution, upstream)
         if node.index in self.plan.nodes:
-            whole = replace(passage, arrived=_filled(passage.arrived, upstream), sent=_filled(passage.sent, downstream))
-            self.passages.setdefault(node.index, []).append(whole)
+            whole = replace(
+                execution, arrived=_filled(execution.arrived, upstream), sent=_filled(execution.sent, downstream)
+            )
+            self.executions.setdefault(node.index, []).append(whole)
             for value, gradient in zip(node.outputs, upstream, strict=False):
                 if value is not None and gradient is not None:
                     accumulate(gradients, value, gradient)
@@ -242,12 +244,12 @@ class _Reexecution:
             elif sent is not None and edge.node in self.plan.ran:
                 accumulate(arriving.setdefault(edge.node, {}), edge.slot, sent)
 
-    def _downstream(self, node: Node, passage: NodeExecution, upstream: Gradients) -> Gradients:
+    def _downstream(self, node: Node, execution: NodeExecution, upstream: Gradients) -> Gradients:
         """What the node sends on: as recorded, or where that was not kept as autograd gives it on the operation."""
-        found = list(passage.downstream)
+        found = list(execution.downstream)
         lost = [e for e in node.edges if e.position < len(found) and is_lost(found[e.position])]
         if not lost:
-            return passage.downstream
+            return execution.downstream
         try:
             if any(edge.argument is None for edge in lost):
                 raise CannotRunError("which argument one of its gradients belongs to is not known")
@@ -267,9 +269,9 @@ class _Reexecution:
 
     def graph(self, names: tuple[str, ...]) -> Graph:
         """The facts, with the numbers that were recomputed, and a note that says which these are."""
-        lent = {storage_of(loan.tensor) for loan in self.lent.values()}
+        borrowed = {storage_of(owner.tensor) for owner in self.borrowed.values()}
         values = [
-            self._filled(value, lent) if value.index in self.plan.values else self.old.values[value.index]
+            self._filled(value, borrowed) if value.index in self.plan.values else self.old.values[value.index]
             for value in self.values
         ]
         pairs = list(zip(values, self.old.values, strict=True))
@@ -281,21 +283,21 @@ class _Reexecution:
             f"recomputed, not recorded: {', '.join(names) or 'everything'} and what it was made of and used for "
             f"(the numbers of {len(numbers)} values and {len(gradients)} gradients), by running "
             f"{len(self.plan.operations)} of {len(self.old.operations)} operations forward and "
-            f"{len(self.plan.rerun)} nodes back again; the figures are those that were recorded{held}"
+            f"{len(self.plan.rerun)} nodes back again; the statistics are those that were recorded{held}"
         )
         return replace(
             self.old,
             values=tuple(values),
             nodes=tuple(
-                replace(node, executions=tuple(self.passages.get(node.index, node.executions)))
+                replace(node, executions=tuple(self.executions.get(node.index, node.executions)))
                 for node in self.old.nodes
             ),
             parameters={name: _parameter(each, values) for name, each in self.old.parameters.items()},
             notes=(*self.old.notes, note),
         )
 
-    def _filled(self, value: Value, lent: set[int]) -> Value:
-        if value.data is not None and storage_of(value.data) in lent:
+    def _filled(self, value: Value, borrowed: set[int]) -> Value:
+        if value.data is not None and storage_of(value.data) in borrowed:
             value = _with(value, value.data.clone())
         gradient = self.gradients.get(value.index)
         if gradient is None or value.gradient is None or value.gradient.has_numbers:
@@ -312,7 +314,7 @@ def _parameter(parameter: Parameter, values: list[Value]) -> Parameter:
     if not start.has_numbers:
         start = start.filled(value.data)
     if gradient is not None and not gradient.has_numbers and gradient.statistics is not None and value.grad is not None:
-        gradient = gradient.filled(value.grad if _same_figures(gradient.statistics, value.grad) else None)
+        gradient = gradient.filled(value.grad if _matches(gradient.statistics, value.grad) else None)
     return replace(parameter, start=start, gradient=gradient)
 
 
@@ -346,10 +348,10 @@ def _in_memory(like: Tensor, memory: torch.UntypedStorage, offset: int) -> Tenso
     return made.set_(memory, offset, like.size(), like.stride())
 
 
-def _same_figures(recorded: Statistics | None, data: Tensor, exact: bool = False) -> bool:
-    """Whether a tensor has the recorded figures (None: none were recorded, and there is nothing to compare it with).
+def _matches(recorded: Statistics | None, data: Tensor, exact: bool = False) -> bool:
+    """Whether a tensor has the recorded statistics (None: none were recorded, and there is nothing to compare it with).
 
-    An `exact` tensor must be identical; other figures may differ by rounding.
+    An `exact` tensor must be identical; other statistics may differ by rounding.
     """
     if recorded is None:
         return True
@@ -366,7 +368,7 @@ def _same_figures(recorded: Statistics | None, data: Tensor, exact: bool = False
     return same_statistics(found, recorded, eps, UNKNOWN_SUMS)
 
 
-def _figures(of: Tensor | Statistics | None) -> str:
+def _in_words(of: Tensor | Statistics | None) -> str:
     found = measure(of).read() if isinstance(of, Tensor) else of
     return "none" if found is None else f"norm {found.norm:.6g}, from {found.low:.6g} to {found.high:.6g}"
 

@@ -7,7 +7,6 @@ size of the tensor alone.
 from __future__ import annotations
 
 from chainrule.report.context import Context
-from chainrule.report.full import full
-from chainrule.report.summary import brief
+from chainrule.report.documents import brief, full
 
 __all__ = ["Context", "brief", "full"]

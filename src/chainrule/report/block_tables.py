@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -12,13 +11,13 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Paragraph, Section, Table, Text
-from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update
+from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
 from chainrule.report.context import Context, pairs, shape_text
 
-FIGURES = ("norm", "mean", "std", "min", "max")
+STATISTICS = ("norm", "mean", "std", "min", "max")
 Cells = tuple[str, ...]
 
 
@@ -30,8 +29,10 @@ def forward(context: Context, step: Step) -> Iterator[Block]:
         if are_views(context.graph.values[value].data, operands):
             continue
         slot = step.outputs.index(value)
-        found = [(path, _of_value(context, other.outputs[slot])) for path, other in alike]
-        yield figures(f"{context.notation.plain(value)} in each block", found)
+        found = [
+            (path, context.statistics.of(context.graph.values[other.outputs[slot]].snapshot)) for path, other in alike
+        ]
+        yield statistics_table(f"{context.notation.plain(value)} in each block", found)
 
 
 def backward(context: Context, step: Step, contribution: Contribution) -> Iterator[Block]:
@@ -44,7 +45,7 @@ def backward(context: Context, step: Step, contribution: Contribution) -> Iterat
     label = f"{context.notation.plain_gradient(contribution.value, step.backward)} in each block"
     checks = [_check(context, each) for _, each in contributions]
     found = [(path, _of_contribution(context, each)) for path, each in contributions]
-    yield figures(label, found, ("differs by", "check"), checks)
+    yield statistics_table(label, found, ("differs by", "check"), checks)
 
 
 def are_views(data: Data | None, others: Iterable[Data | None]) -> bool:
@@ -62,9 +63,9 @@ def parameters(context: Context, name: str) -> Iterator[Block]:
     alike = context.repeated.equivalent_parameters(name)
     if alike:
         members = [(path, context.graph.parameters[each]) for path, each in alike]
-        found = [(path, context.measures.of(each.start)) for path, each in members]
+        found = [(path, context.statistics.of(each.start)) for path, each in members]
         held = [(context.held_before(each),) for _, each in alike]
-        yield figures(f"{name} in each block", found, (".grad before backward",), held)
+        yield statistics_table(f"{name} in each block", found, (".grad before backward",), held)
 
 
 def updates(context: Context, step: Update, name: str) -> Iterator[Block]:
@@ -83,7 +84,9 @@ def by_hand(context: Context, name: str) -> Iterator[Block]:
     alike = context.repeated.equivalent_parameters(name)
     if alike:
         members = [(path, context.graph.parameters[each]) for path, each in alike]
-        yield figures(f"{name} after, in each block", [(path, context.measures.of(each.end)) for path, each in members])
+        yield statistics_table(
+            f"{name} after, in each block", [(path, context.statistics.of(each.end)) for path, each in members]
+        )
 
 
 def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
@@ -94,37 +97,22 @@ def _row(path: str, cells: Iterable[str]) -> tuple[Text, ...]:
 def _updated(context: Context, step: Update, each: ParameterUpdate) -> Cells:
     relative = context.relative_updates.get(each.value) if each.value is not None else None
     return (
-        _norm(context, each.start),
-        "None" if each.gradient is None else _norm(context, each.gradient),
+        context.norm(each.start),
+        "None" if each.gradient is None else context.norm(each.gradient),
         "" if relative is None else number(relative),
         "" if each.grad is None else context.check_update(step, each),
     )
 
 
-def _norm(context: Context, snapshot: Snapshot) -> str:
-    found = context.measures.of(snapshot)
-    return "not kept" if found is None else number(found.norm if not found.not_finite else math.nan)
-
-
-def _of_value(context: Context, index: int | None) -> Statistics | None:
-    value = None if index is None else context.graph.values[index]
-    return None if value is None else context.measures.of(value.snapshot)
-
-
-def _of_gradient(context: Context, index: int) -> Statistics | None:
-    return context.measures.of(context.graph.values[index].gradient)
-
-
 def _of_contribution(context: Context, contribution: Contribution) -> Statistics | None:
     """The statistics of a contribution; without its numbers, those of the gradient if the contribution is all of it."""
-    whole = contribution.value is not None and context.is_whole(contribution)
-    known = (
-        context.graph.values[contribution.value].grad_statistics if whole and contribution.value is not None else None
-    )
-    return context.figures(contribution.gradient, known)
+    if has_numbers(contribution.gradient):
+        return context.statistics.statistics(contribution.gradient)
+    whole = contribution.value if context.is_whole(contribution) else None
+    return None if whole is None else context.graph.values[whole].grad_statistics
 
 
-def figures(
+def statistics_table(
     label: str,
     known: Sequence[tuple[str, Statistics | None]],
     more: Sequence[str] = (),
@@ -132,7 +120,7 @@ def figures(
 ) -> Table:
     """A row of statistics for each tensor, under the path of its block."""
     found = [({} if each is None else dict(pairs(each))) for _, each in known]
-    shown = (*FIGURES, *(name for name in ("zeros", "not finite") if any(each.get(name) for each in found)))
+    shown = (*STATISTICS, *(name for name in ("zeros", "not finite") if any(each.get(name) for each in found)))
     rows = []
     for place, ((path, _), row) in enumerate(zip(known, found, strict=True)):
         numbers = [number(row[name]) if name in row else "" for name in shown]
@@ -174,12 +162,12 @@ def blocks(context: Context, repetition: Repetition, kind: Literal["forward", "b
     )  # fmt: skip
     if kind == "backward":
         said = (*said, "The gradients that arrive at them, the last block first:")
-        gradients = [(path, _of_gradient(context, value.index)) for path, value in reversed(results)]
+        gradients = [(path, context.statistics.of(value.gradient)) for path, value in reversed(results)]
         checks = [(_checks(context, path),) for path, _ in gradients]
-        table = figures("upstream", gradients, ("checks",), checks)
+        table = statistics_table("upstream", gradients, ("checks",), checks)
     else:
         said = (*said, f"Their outputs, {shape_text(results[0][1].shape)}:")
-        table = figures("results", [(path, _of_value(context, value.index)) for path, value in results])
+        table = statistics_table("results", [(path, context.statistics.of(value.snapshot)) for path, value in results])
     title: Text = (f"{kind.capitalize()}: {names(repetition)}, like ", Code(shown))
     return Section(title, f"{kind}-alike-{place}", kind, (Paragraph(said), table))
 

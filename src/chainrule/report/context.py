@@ -16,7 +16,7 @@ from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.derivation.repeated_blocks import RepeatedBlocks
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
-from chainrule.graph.comparison import compare
+from chainrule.graph.comparison import Comparison, compare
 from chainrule.graph.graph import Graph, Place
 from chainrule.graph.names import Notation
 from chainrule.graph.snapshot import (
@@ -27,22 +27,22 @@ from chainrule.graph.snapshot import (
     all_have_numbers,
     data_of,
     has_numbers,
+    statistics_of,
 )
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
 from chainrule.graph.thumbnails import histogram, sketch
 from chainrule.numbers import number
-from chainrule.report.checks import UNKEPT, of_check
 from chainrule.rules import Applied, Rule
 from chainrule.rules.operations import base_name
 from chainrule.rules.optimizers import terms_agree
 from chainrule.verification.gradient_check import Rows
-from chainrule.verification.rows import Row
-from chainrule.verification.step_checks import StepChecks, compare_update
+from chainrule.verification.rows import Row, StepCheck, StepChecks, compare_update
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
 PUT_IN = 12  # operands of up to this many elements are written as matrices in a formula
+UNKEPT = Verdict("not checked", ("not checked: the numbers were not kept",))
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Context:
     notation: Notation
     findings: tuple[Finding, ...] = ()
     rows: Mapping[int, Row] = field(default_factory=dict)  # node -> what verify() found
-    measures: StatisticsCache = field(default_factory=StatisticsCache)
+    statistics: StatisticsCache = field(default_factory=StatisticsCache)
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
         """A tensor as a block of the document: its numbers if it is small, else its statistics."""
-        return self._tensor(symbol, data, role, label, self.measures.statistics, labels)
+        return self._tensor(symbol, data, role, label, self.statistics.statistics, labels)
 
     def passing(self, symbol: str, data: Data, role: Role, label: str = "") -> Tensor:
         """The same for a temporary tensor, whose statistics are not cached."""
@@ -93,7 +93,7 @@ class Context:
         key = memory(data)
         view = (key, data.shape, data.stride())
         if key not in self._histograms:
-            self._histograms[key] = histogram(data, self.measures.statistics(data))
+            self._histograms[key] = histogram(data, self.statistics.statistics(data))
         if view not in self._sketches:
             self._sketches[view] = (data, sketch(data))
         return replace(block, sketch=self._sketches[view][1], histogram=self._histograms[key])
@@ -130,9 +130,12 @@ class Context:
             return None
         return self.pictured(self.known(symbol, value.gradient, "gradient"), value.grad)
 
-    def figures(self, data: Data | None, known: Statistics | None) -> Statistics | None:
-        """The statistics of a tensor, or those that were recorded in place of it; None if there are neither."""
-        return self.measures.statistics(data) if has_numbers(data) else known
+    def norm(self, snapshot: Snapshot | None) -> str:
+        """The norm of a tensor as text; not finite where an element is not."""
+        data, known = data_of(snapshot), statistics_of(snapshot)
+        if data is not None:
+            return number(self.statistics.norm(data))
+        return "not kept" if known is None else number(math.nan if known.not_finite else known.norm)
 
     def parameter(self, symbol: str, parameter: Parameter) -> Tensor:
         """A parameter as it was before the step."""
@@ -219,7 +222,7 @@ class Context:
         found = {}
         for update in self.graph.updates:
             for each in update.parameters:
-                known = self.measures.of(each.start)
+                known = self.statistics.of(each.start)
                 if each.value is None or known is None or not (before := known.norm):
                     continue
                 if each.update_statistics is not None:
@@ -265,7 +268,7 @@ class Context:
     def _checked(self, contribution: Contribution) -> Verdict:
         if contribution.gradient is None or contribution.recorded is None:
             return Verdict("not checked", ("this contribution is part of a sum, and the complete sum is checked",))
-        self.measures.are_twins(contribution.gradient, contribution.recorded)  # equal tensors are measured once
+        self.statistics.are_twins(contribution.gradient, contribution.recorded)  # equal tensors are measured once
         in_grad = (
             contribution.value is not None
             and self.graph.values[contribution.value].kind == "parameter"
@@ -281,7 +284,7 @@ class Context:
     @cached_property
     def checks(self) -> StepChecks:
         """What the gradient check says of each step."""
-        return StepChecks(self.graph, self.derivation, Rows(self.graph, self.rows))
+        return StepChecks(self.graph, self.derivation, Rows(self.graph, self.rows).row)
 
     @cached_property
     def _checks(self) -> dict[int, Verdict]:
@@ -301,7 +304,7 @@ class Context:
             return "not kept"
         arrived = self.graph.values[parameter.value].grad if parameter.value is not None else None
         sent = self.graph.sent(parameter)
-        if sent is None or arrived is None or self.measures.are_twins(arrived, sent) or compare(sent, arrived).agrees:
+        if sent is None or arrived is None or self.statistics.are_twins(arrived, sent) or compare(sent, arrived).agrees:
             return "None"
         return f"left over from before, norm {distance(sent, arrived):.4g}"
 
@@ -315,6 +318,27 @@ class Context:
             grown = "" if found.agrees else f"rounding on the way makes {number(found.largest)} between the two"
             check = replace(check, reason=grown, comparison=found if found.agrees else None)
         return of_check(check, text)
+
+
+def spans(reason: str) -> Text:
+    """A reason with its `names` as code."""
+    parts = re.split("`([^`]*)`", reason)
+    return tuple(Code(part) if place % 2 else part for place, part in enumerate(parts) if part)
+
+
+def of_comparison(found: Comparison, text: Text) -> Verdict:
+    """A comparison alone."""
+    return Verdict("agrees" if found.agrees else "disagrees", text, found.largest, found.tolerance)
+
+
+def of_check(check: StepCheck, text: Text) -> Verdict:
+    """What the gradient check says; `text` is what was compared, where that is all that there is to say."""
+    found = check.comparison
+    if check.verdict in ("disagrees", "not checked", "no rule yet"):
+        text = spans(check.reason)
+    elif check.reason:
+        text = (*text, "; ", *spans(check.reason))
+    return Verdict(check.verdict, text, found.largest if found else None, found.tolerance if found else None)
 
 
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:

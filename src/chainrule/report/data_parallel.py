@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, Table, Text, Verdict
 from chainrule.graph.comparison import compare_mean, rounding
 from chainrule.graph.names import escape
-from chainrule.graph.snapshot import Reducer, Reduction, Snapshot, data_of, statistics_of
-from chainrule.numbers import number
-from chainrule.report.checks import of_comparison
-from chainrule.report.context import Context, shape_text
+from chainrule.graph.snapshot import Reducer, Reduction
+from chainrule.report.context import Context, of_comparison, shape_text
 
 NAMES = {"all-reduce": "All-reduce", "reduce-scatter": "Reduce-scatter"}
 
@@ -52,18 +50,8 @@ def _about(context: Context, reducer: Reducer, reductions: list[Reduction]) -> I
 
 def _rows(context: Context, reductions: list[Reduction]) -> Iterator[tuple[Text, ...]]:
     for each in reductions:
-        norms = (
-            _norm(context, each.sent),
-            _norm(context, each.received),
-        )
-        yield (Code(each.name),), (shape_text(each.shape),), (norms[0],), (norms[1],)
-
-
-def _norm(context: Context, snapshot: Snapshot | None) -> str:
-    known, data = statistics_of(snapshot), data_of(snapshot)
-    if data is not None:
-        return number(context.measures.norm(data))
-    return "not kept" if known is None else number(known.norm)
+        norms = (context.norm(each.sent),), (context.norm(each.received),)
+        yield (Code(each.name),), (shape_text(each.shape),), *norms
 
 
 def _parameter(context: Context, reducer: Reducer, each: Reduction, place: int) -> Section:
@@ -86,10 +74,10 @@ def _gradients(context: Context, reducer: Reducer, each: Reduction, symbol: str)
         part = ", this rank's shard" if reducer.kind == "reduce-scatter" else ""
         yield context.tensor(rf"\overline{{{gradient}}}", each.mean, "gradient", f"the mean, in .grad{part}")
     if each.gathered and each.mean is not None:
-        yield _verdict(context, reducer, each)
+        yield _verdict(reducer, each)
 
 
-def _verdict(context: Context, reducer: Reducer, each: Reduction) -> Verdict:
+def _verdict(reducer: Reducer, each: Reduction) -> Verdict:
     assert each.mean is not None
     if len(each.gathered) != reducer.ranks:
         return Verdict("not checked", ("the gradients were reduced over another group of ranks than gather() ran on",))

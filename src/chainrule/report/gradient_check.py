@@ -11,6 +11,7 @@ from chainrule.derivation.why import element
 from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
 from chainrule.numbers import number
+from chainrule.report.context import spans
 from chainrule.verification.rows import GradientCheck, Row, Wrong
 
 LISTED = 6  # nodes that are named one by one, of those with the same verdict and reason
@@ -69,7 +70,7 @@ def _reasons(rows: Iterable[Row]) -> Iterator[document.Verdict]:
     for (verdict, reason), members in groups.items():
         named = ", ".join(f"{row.node.name} {row.node.index}{_at(row)}" for row in members[:LISTED])
         more = f" and {len(members) - LISTED} more" if len(members) > LISTED else ""
-        yield document.Verdict(verdict, (f"{named}{more}: {reason}",))
+        yield document.Verdict(verdict, (f"{named}{more}: ", *spans(reason)))
 
 
 def _at(row: Row) -> str:
@@ -81,8 +82,8 @@ def _failure(row: Row) -> document.Section:
     most = worst([row.rule_difference, row.finite_difference])
     at = f", most at {element(most.argument, most.index)}" if most is not None and most.index is not None else ""
     difference, tolerance = (most.largest, most.tolerance) if most else (None, None)
-    blocks.append(document.Verdict("disagrees", (row.reason + at,), difference, tolerance))
-    blocks += [document.Paragraph((repair.text + ".",), "note") for repair in row.repairs]
+    blocks.append(document.Verdict("disagrees", spans(row.reason + at), difference, tolerance))
+    blocks += [document.Paragraph(spans(repair.text + "."), "note") for repair in row.repairs]
     if row.wrong:
         blocks.append(_sides(row.wrong))
     title = (f"{row.node.name}, node {row.node.index}",)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution, Step
-from chainrule.derivation.jacobian import indices, jacobian, zeros_by_value
+from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
 from chainrule.derivation.why import element
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
 from chainrule.graph.snapshot import all_have_numbers
@@ -139,13 +139,15 @@ def _kinks(context: Context, step: Step) -> Iterator[Block]:
     places = rule.kink.where(op, 0.0).nonzero().tolist()
     if places:
         name = context.notation.plain(argument)
-        listed = ", ".join(element(name, place) for place in places[:LISTED_KINKS])
-        more = " ..." if len(places) > LISTED_KINKS else ""
+        listed = _listed([element(name, place) for place in places], LISTED_KINKS)
         lie = "lies" if len(places) == 1 else "lie"
-        text = (
-            f"{listed}{more} {lie} exactly at a kink, where the derivative is undefined. {sentence(rule.kink.choice)}"
-        )
+        text = f"{listed} {lie} exactly at a kink, where the derivative is undefined. {sentence(rule.kink.choice)}"
         yield Paragraph((text,), "note")
+
+
+def _listed(names: list[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _forward_stages(context: Context, step: Step) -> Iterator[Block]:
@@ -380,7 +382,7 @@ def _zeros(pullback: Pullback, full: Data, operand: Operand, output: Operand) ->
         reason = f": {pullback.wrt.zeros}." if pullback.wrt.zeros else "."
         words.append(f"{structural} of {full.numel()} entries are zero by structure{reason}")
     if by_value:
-        listed = ", ".join(by_value[:LISTED_ZEROS]) + (", ..." if len(by_value) > LISTED_ZEROS else "")
+        listed = _listed(by_value, LISTED_ZEROS)
         also = " more" if structural else f" of {full.numel()} entries"
         words.append(f"{len(by_value)}{also} {'are' if len(by_value) > 1 else 'is'} zero for these values: {listed}.")
     yield Paragraph((" ".join(words),))
@@ -421,9 +423,15 @@ def _word(symbol: str) -> str:
 def _check(context: Context, step: Step, contribution: Contribution) -> Iterator[Block]:
     """Compare the contribution with the gradient that autograd computed for the same edge."""
     assert contribution.value is not None
-    if contribution.recorded is not None or context.graph.values[contribution.value].kind == "parameter":
-        yield context.check(contribution)
-    if step.rule is not None and step.rule.kink is not None and step.rule.kink.argument == contribution.argument:
+    verdict = context.check(contribution)
+    is_shown = contribution.recorded is not None or context.graph.values[contribution.value].kind == "parameter"
+    if is_shown:
+        yield verdict
+    kink = step.rule.kink if step.rule is not None else None
+    is_said = (
+        is_shown and kink is not None and any(kink.choice in span for span in verdict.text if isinstance(span, str))
+    )
+    if kink is not None and kink.argument == contribution.argument and not is_said:
         yield from _kinks(context, step)
     yield from block_tables.backward(context, step, contribution)
 

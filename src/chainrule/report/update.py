@@ -16,10 +16,9 @@ from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, Update, has_numbers
 from chainrule.numbers import number
 from chainrule.report import block_tables
-from chainrule.report.checks import UNKEPT, of_comparison
-from chainrule.report.context import Context, group, matrix, shape_text
+from chainrule.report.context import UNKEPT, Context, group, matrix, of_comparison, shape_text
 from chainrule.rules.optimizers import terms
-from chainrule.verification.step_checks import compare_update
+from chainrule.verification.rows import compare_update
 
 
 def gradients(context: Context) -> Section:
@@ -39,7 +38,7 @@ def _gradients(context: Context) -> Iterator[Block]:
             why = "returned by torch.autograd.grad only" if parameter.value in given else "no gradient arrived"
             rows.append(((Code(name),), (f"None: {why}",), ("",)))
             continue
-        known = context.measures.of(parameter.gradient)
+        known = context.statistics.of(parameter.gradient)
         norm = "not kept" if known is None else f"{math.nan if known.not_finite else known.norm:.4g}"
         rows.append(((Code(name),), (shape_text(parameter.shape),), (norm,)))
     yield Table(("parameter", "gradient", "norm"), tuple(rows))
@@ -58,9 +57,8 @@ def _gradients(context: Context) -> Iterator[Block]:
     name, parameter, sent = filled[-1] if len(filled) < 2 else filled[-2]
     assert parameter.value is not None
     arrived = graph.values[parameter.value].grad
-    accumulated = arrived is not None and _differ(arrived, sent)
     symbol = context.notation.gradient(parameter.value)
-    if accumulated:
+    if arrived is not None and not compare(sent, arrived).agrees:
         yield Paragraph(
             (Code(f"{name}.grad"), " was not empty when backward began, and backward accumulates into it: the "
              "optimizer uses the old gradient plus the new one. Call ", Code("optimizer.zero_grad()"), " before each "
@@ -100,11 +98,6 @@ def returned(context: Context, backward: Backward) -> Text:
         Code("torch.autograd.grad"), f"{where} returned the gradient{of} with respect to {names} to its caller. It is "
         "not accumulated into ", Code(".grad"), ".",
     )  # fmt: skip
-
-
-def _differ(arrived: Data, left: Data) -> bool:
-    """Whether `.grad` holds more than what arrived in this step, up to rounding."""
-    return not compare(left, arrived).agrees
 
 
 def update(context: Context, number: int, step: Update) -> Section:
@@ -245,9 +238,9 @@ def _changed(context: Context, each: ParameterUpdate) -> Iterator[Block]:
     parameter = context.graph.parameters.get(each.name)
     if parameter is None or parameter.grad is None or not has_numbers(each.grad):
         return
-    if context.measures.are_twins(each.grad, parameter.grad):
+    if context.statistics.are_twins(each.grad, parameter.grad):
         return
-    before, after = context.measures.norm(parameter.grad), context.measures.norm(each.grad)
+    before, after = context.statistics.norm(parameter.grad), context.statistics.norm(each.grad)
     ratio = f", {after / before:.4g} of it" if before else ""
     yield Paragraph(
         (f"The gradient was changed after backward: its norm was {before:.4g} and is now {after:.4g}{ratio}.",),

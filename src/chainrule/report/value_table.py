@@ -13,10 +13,11 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Step
-from chainrule.derivation.jacobian import Index, indices, row_of
+from chainrule.derivation.contributions import indices, row_of
 from chainrule.derivation.why import Search, Term, element
 from chainrule.document import Row, Source, Sum, Summand
 from chainrule.graph.comparison import compare, rounding, unravel
+from chainrule.graph.names import Index
 from chainrule.numbers import number
 from chainrule.report.context import Context
 
@@ -150,7 +151,7 @@ def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator
 def _is_finite(context: Context, grad: Data) -> bool:
     """Whether a gradient is dense and real, and all of its elements are finite."""
     real = grad.layout == torch.strided and grad.is_floating_point()
-    return real and not context.measures.statistics(grad).not_finite
+    return real and not context.statistics.statistics(grad).not_finite
 
 
 def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:

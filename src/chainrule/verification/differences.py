@@ -18,7 +18,7 @@ from chainrule.derivation.backprop import Contribution, contributions_of
 from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, real
 from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution
-from chainrule.rules import Applied, Rule
+from chainrule.rules import Applied, Kink, Rule
 
 DIRECTIONS = 2
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
@@ -41,21 +41,26 @@ class NodeContext:
 
     graph: Graph
     node: Node
-    passage: NodeExecution
+    execution: NodeExecution
     op: Applied | None
     rule: Rule | None
 
     @property
     def eps(self) -> float:
         """The rounding of the coarsest gradient."""
-        gradients = [g for g in (*self.passage.upstream, *self.passage.downstream) if g is not None]
+        gradients = [g for g in (*self.execution.upstream, *self.execution.downstream) if g is not None]
         return max((torch.finfo(g.dtype).eps for g in gradients), default=EPS)
+
+    def kink(self, edge: Edge) -> Kink | None:
+        """The kink that our rule knows in the argument of an edge."""
+        kink = self.rule.kink if self.rule is not None else None
+        return kink if kink is not None and (kink.argument, None) == (edge.argument, edge.item) else None
 
     def contributions(self) -> dict[int, Contribution]:
         """Our rule's gradients by the positions of the edges."""
         if self.rule is None or self.op is None:
             return {}
-        found = contributions_of(self.graph, self.node, self.rule, self.op, self.passage.upstream, self.passage)
+        found = contributions_of(self.graph, self.node, self.rule, self.op, self.execution.upstream, self.execution)
         return {edge.position: each for edge, each in zip(self.node.edges, found, strict=True)}
 
 
@@ -93,37 +98,30 @@ def measure(context: NodeContext, experiment: Experiment, edge: Edge, finding: A
     if finding.got.numel() != probe.x.numel():
         raise CannotRunError(f"the gradient of `{finding.label}` has another shape than the argument")
     eps = max(experiment.eps, FINEST, probe.grain ** (2 / 3) if probe.grain > EPS else 0)
-    marks = _Marks(context, edge, probe)
+    kink = context.kink(edge)
     if probe.x.numel() <= SMALL and probe.u.numel() <= WIDE:
-        left_out = marks.near(probe.step * 2**-10)
+        left_out = _near(kink, context.op, probe, probe.step * 2**-10)
         compare_elements(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, keep_terms=True)
     else:
-        left_out = marks.near(8 * probe.step) | ~probe.x.isfinite()
+        left_out = _near(kink, context.op, probe, 8 * probe.step) | ~probe.x.isfinite()
         _along_directions(probe, finding, left_out, eps)
         if context.rule is None and not (finding.off or finding.unsettled):
             _small_elements(probe, finding, left_out, eps)
-    at = marks.near(0.0).nonzero()[:, 0].tolist()
-    if at and marks.kink is not None:
-        finding.kinks = _at_kink(probe, finding, at, marks.kink.choice)
+    at = _near(kink, context.op, probe, 0.0).nonzero()[:, 0].tolist()
+    if at and kink is not None:
+        finding.kinks = _at_kink(probe, finding, at, kink.choice)
     return finding
 
 
-class _Marks:
+def _near(kink: Kink | None, op: Applied | None, probe: Probe, radius: float) -> Tensor:
     """Which elements of an argument lie at or near a kink that our rule knows."""
-
-    def __init__(self, context: NodeContext, edge: Edge, probe: Probe) -> None:
-        kink = context.rule.kink if context.rule is not None else None
-        self.kink = kink if kink is not None and (kink.argument, None) == (edge.argument, edge.item) else None
-        self.op, self.probe = context.op, probe
-
-    def near(self, radius: float) -> Tensor:
-        size = self.probe.x.numel()
-        nowhere = torch.zeros(size, dtype=torch.bool, device=self.probe.x.device)
-        if self.kink is None:
-            return nowhere
-        marks = self.kink.where(self.op, radius).reshape(-1)
-        marks = marks.repeat_interleave(2) if self.probe.complex else marks
-        return marks if marks.numel() == size else nowhere
+    size = probe.x.numel()
+    if kink is not None:
+        marks = kink.where(op, radius).reshape(-1)
+        marks = marks.repeat_interleave(2) if probe.complex else marks
+        if marks.numel() == size:
+            return marks
+    return torch.zeros(size, dtype=torch.bool, device=probe.x.device)
 
 
 # -- autograd and differences -----------------------------------------------------------------------------------------

@@ -33,10 +33,9 @@ from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
 from chainrule.rules.operations import SYMMETRIC, facts_of
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
-from chainrule.verification.quick_check import quick_check, slabs
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
-from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, unmeasured
+from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, quick_check, slabs, unmeasured
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
@@ -105,7 +104,8 @@ class Rows:
         self._graph, self._rows = graph, dict(measured)
         self._senders = _senders(graph)
 
-    def __getitem__(self, index: int) -> Row:
+    def row(self, index: int) -> Row:
+        """The row of a node."""
         if index not in self._rows:
             node = self._graph.nodes[index]
             with nothing_left_behind():
@@ -145,10 +145,10 @@ def _sums(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> list[Ro
     leaf = graph.values[node.leaf]
     arrived: dict[int, list[Tensor]] = {}
     for other, edge in senders:
-        for passage in other.executions:
-            contribution = tensor_of(passage.along(edge))
+        for execution in other.executions:
+            contribution = tensor_of(execution.along(edge))
             if contribution is not None:
-                arrived.setdefault(passage.backward, []).append(contribution)
+                arrived.setdefault(execution.backward, []).append(contribution)
     given = [
         _sum(node, leaf, arrived.get(backward.index, []), backward.given[node.leaf].tensor, None, "the gradient that "
              "torch.autograd.grad gave of it")
@@ -217,17 +217,17 @@ def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Co
 
 
 def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
-    graph, node, passage = context.graph, context.node, context.passage
+    graph, node, execution = context.graph, context.node, context.execution
     differences = differences or context.rule is None
-    if all(g is None for g in passage.upstream):
+    if all(g is None for g in execution.upstream):
         return _unchecked(node, "no gradient flowed through it")
-    if not passage.has_numbers or (context.op is not None and not context.op.has_numbers):
+    if not execution.has_numbers or (context.op is not None and not context.op.has_numbers):
         return _unchecked(node, UNKEPT)
-    if not all(map(_finite, passage.upstream)):
+    if not all(map(_finite, execution.upstream)):
         return _unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")
-    if not all(map(_finite, passage.downstream)):
+    if not all(map(_finite, execution.downstream)):
         return _unchecked(node, "the gradient that it gave is not finite (NaN or infinity)")
-    if all(g is None for g in passage.downstream) and node.function_class is None:
+    if all(g is None for g in execution.downstream) and node.function_class is None:
         return _unchecked(node, "no gradient was asked of it for any of its inputs")
     try:
         contributions, broken = context.contributions(), ""
@@ -236,7 +236,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     findings: list[ArgumentCheck] = []
     obstacle, experiment = "", None
     try:
-        experiment = _experiment(graph, node, passage, memory)
+        experiment = _experiment(graph, node, execution, memory)
         for edge in node.edges:
             if edge.argument is None:
                 obstacle = "which argument one of its gradients belongs to is not known"
@@ -287,7 +287,7 @@ def _finite(gradient: Tensor | None) -> bool:
     return bool(gradient.isfinite().all())
 
 
-def _experiment(graph: Graph, node: Node, passage: NodeExecution, memory: int) -> Experiment:
+def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
     if node.name == "CopySlices":
         raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
     if node.operation is None:
@@ -298,8 +298,8 @@ def _experiment(graph: Graph, node: Node, passage: NodeExecution, memory: int) -
         constraint = SYMMETRIC
     if constraint:
         raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
-    experiment = Experiment(graph, node, passage.upstream, memory)
-    if experiment.random_state is not None and all(g is None or not g.any() for g in passage.downstream):
+    experiment = Experiment(graph, node, execution.upstream, memory)
+    if experiment.random_state is not None and all(g is None or not g.any() for g in execution.downstream):
         raise CannotRunError("PyTorch takes what was drawn as given, and passes no gradient back through the draw")
     if experiment.custom and not experiment.repeats():
         raise CannotRunError(

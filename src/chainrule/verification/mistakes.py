@@ -1,6 +1,6 @@
-"""The mistakes of a backward: as a whole scaled, exchanged, moved; or a wrong sum, operand or number in one step.
+"""Attempts to repair a wrong gradient: scaled, swapped or moved as a whole, or with one step of the backward edited.
 
-Every attempt yields what it found where the mended gradient agrees at each point.
+An attempt yields a mistake only if the repaired gradient agrees at every point.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def fit(points: list[FunctionTrace], position: int, base: Mended, part: Mended) 
     """The one number c for which base + c part agrees at every point."""
     factor = None
     for point in points:
-        start, share = base(point), part(point)
-        along = point.seen(position, share)
+        start, change = base(point), part(point)
+        along = point.seen(position, change)
         size = float(along @ along)
         if not math.isfinite(size) or size == 0:
             return None
         here = float(along @ (point.target(position) - point.seen(position, start))) / size
         if factor is not None and not same(here, factor):
             return None
-        if not abs(here) > 1e-6 or not point.agrees(position, start + here * share):
+        if not abs(here) > 1e-6 or not point.agrees(position, start + here * change):
             return None
         factor = here if factor is None else factor
     return factor
@@ -117,8 +117,8 @@ def equal(left: Tensor, right: Tensor) -> bool:
 # -- of the gradient as a whole ---------------------------------------------------------------------------------------
 
 
-def anew(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """Nothing is wrong with the backward when it runs again, on what the forward has just kept."""
+def anew(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """The gradient agrees when forward and backward run again: a tensor was overwritten between them."""
     position = finding.edge.position
     if agree(points, position, lambda point: point.got[position]):
         yield (
@@ -128,8 +128,8 @@ def anew(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Argume
         )
 
 
-def flat(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """The function has slope 0 all around, and a gradient comes back all the same, as of `round` in quantisation."""
+def flat(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """The function is flat around the point, but backward returns a gradient, as for `round` in quantisation."""
     position, points = finding.edge.position, points[:2]  # a point nearby may lie at a jump
     if not agree(points, position, lambda point: torch.zeros_like(point.got[position])):
         return
@@ -145,7 +145,7 @@ def flat(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Argume
     )
 
 
-def scaled(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def scaled(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """A number times the gradient agrees: its sign, a factor, a mean's 1/N."""
     position = finding.edge.position
     factor = fit(
@@ -195,8 +195,8 @@ def _sizes(point: FunctionTrace) -> Iterator[tuple[int, str]]:
                 yield size, f"the size of {name} along {along(axes)}"
 
 
-def swapped(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """What came back for another argument is the gradient of this one."""
+def swapped(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """Backward returned the gradient of this argument for another one."""
     position = finding.edge.position
     for other, edge in points[0].edges.items():
         if other != position and agree(points, position, lambda point, other=other: point.got[other]):  # type: ignore[misc]
@@ -206,16 +206,16 @@ def swapped(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Arg
             )
 
 
-def moved(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """Its elements in other places agree, or its conjugate."""
+def moved(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """The gradient agrees with its elements in other places, or conjugated."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for kind, what, change in moves(points[0].got[position]):
         if agree(points, position, lambda point, change=change: change(point.got[position])):  # type: ignore[misc]
             yield kind, f"{name} {what} it agrees"
 
 
-def padded(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """A shift that lost the element at the edge: all others agree."""
+def padded(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """A shift that lost the elements at the edge; all others agree."""
     position = finding.edge.position
     shape = points[0].got[position].shape
     for axis, by in ((axis, by) for axis, size in enumerate(shape) if size > 2 for by in (1, -1)):
@@ -242,8 +242,8 @@ def _agree_inside(point: FunctionTrace, position: int, gradient: Tensor, inner: 
 MOST_EDITS = 6000  # of single steps of a backward
 
 
-def summed(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """A sum over axes of what some step gave, or of the upstream gradient, where one was left out or is another."""
+def summed(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """A missing or wrong sum over axes: of the result of a step, or of the upstream gradient."""
     position, point = finding.edge.position, points[0]
     shape = point.got[position].shape
     for called, take in readable(point):
@@ -269,7 +269,7 @@ def summed(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Argu
                     )
 
 
-def edited(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
+def edited(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
     """One operand of one step transposed, shifted, replaced or negated; one term of a sum left out."""
     position, first = finding.edge.position, points[0]
     if not all(point.repeats for point in points) or len({len(point.calls) for point in points}) > 1:
@@ -302,7 +302,7 @@ def edited(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[Argu
 
 
 def _numbers(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """A plain number in one step, such as a factor, is another: where the gradient is linear in it."""
+    """A plain number in one step is wrong, such as a factor, and the gradient is linear in it."""
     position = finding.edge.position
     for place, call in enumerate(points[0].calls):
         for slot, written in enumerate(call.arguments):
@@ -313,11 +313,11 @@ def _numbers(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Fo
             def put(point: FunctionTrace, number: float | Tensor, place: int = place, slot: int = slot) -> Tensor:
                 return point.replay(position, partial(_put, place, slot, lambda _: number))
 
-            def share(point: FunctionTrace, put: Callable[[FunctionTrace, float | Tensor], Tensor] = put) -> Tensor:
+            def slope(point: FunctionTrace, put: Callable[[FunctionTrace, float | Tensor], Tensor] = put) -> Tensor:
                 return put(point, 1.0) - put(point, 0.0)
 
             try:
-                fitted = fit(points, position, partial(put, number=0.0), share)
+                fitted = fit(points, position, partial(put, number=0.0), slope)
             except Exception:  # a number that the step cannot take
                 continue
             if fitted is not None:

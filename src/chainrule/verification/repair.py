@@ -1,8 +1,8 @@
-"""The diagnosis of a user's wrong backward: each kind of mistake is undone in turn, until the gradient agrees.
+"""Diagnoses a wrong backward of the user: each attempt undoes one kind of mistake, until the gradient agrees.
 
-A mistake is named only where the mended gradient agrees with the differences at the recorded point, with another
-upstream gradient, and at a point nearby. Simple mistakes are tried before intricate ones. Where nothing agrees, the
-mistake is not recognised.
+A mistake is named only if the repaired gradient agrees with the differences at the recorded point, with another
+upstream gradient, and at a point nearby. Simple mistakes are tried first. If nothing agrees, the mistake is not
+recognised.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from chainrule.verification.mistakes import (
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What is wrong with the gradient of one argument, in words, found by mending it."""
+    """What is wrong with the gradient of one argument, in words, found by repairing it."""
 
     kind: Mistake
     argument: str
@@ -58,14 +58,14 @@ def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Re
             points = list(traces(experiment, edges))
         except Exception:  # a user's code may do anything when it runs again
             points = []
-    return tuple(_recognised(points, finding, wrong) for finding in wrong)
+    return tuple(_recognised(points, finding) for finding in wrong)
 
 
-def _recognised(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Repair:
+def _recognised(points: list[FunctionTrace], finding: ArgumentCheck) -> Repair:
     if points:
         for attempt in _ATTEMPTS:
             try:
-                found = next(attempt(points, finding, wrong), None)
+                found = next(attempt(points, finding), None)
             except Exception:  # an attempt that cannot be made is none
                 continue
             if found is not None:
@@ -78,8 +78,8 @@ def _recognised(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list
 # -- terms that are missing -------------------------------------------------------------------------------------------
 
 
-def missing_use(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """The gradient is what comes back when one use of a tensor in the forward is forgotten."""
+def missing_use(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """Backward forgets one use of a tensor in the forward pass."""
     position, point = finding.edge.position, points[0]
     if not _forward_agrees(points, position):
         return
@@ -93,13 +93,13 @@ def missing_use(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list
 
 
 def _forward_agrees(points: list[FunctionTrace], position: int) -> bool:
-    """Whether autograd, let through the steps of the forward, gives the gradient that differences measure."""
+    """Whether autograd's gradient of the forward's own steps agrees with the differences."""
     wholes = [each.without_use(None)[position] for each in points]
     return all(whole is not None and each.agrees(position, whole) for each, whole in zip(points, wholes, strict=True))
 
 
-def missing_others(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """The diagonal of the Jacobian alone, as where a softmax is taken for a sigmoid."""
+def missing_others(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """Backward uses the diagonal of the Jacobian alone, as if a softmax were elementwise."""
     position = finding.edge.position
     if _forward_agrees(points, position) and all(
         _same(each.along_the_diagonal(position), each.got[position]) for each in points
@@ -117,8 +117,8 @@ def _same(left: Tensor | None, right: Tensor) -> bool:
     return compare(left, right, eps=FINEST).agrees
 
 
-def missing_product(points: list[FunctionTrace], finding: ArgumentCheck, wrong: list[ArgumentCheck]) -> Iterator[Found]:
-    """A multiple of a product of what the backward reads is missing, or too much."""
+def missing_product(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """A term is missing or too much: a multiple of a product of tensors that the backward reads."""
     position, name = finding.edge.position, f"the gradient of `{finding.label}`"
     for called, term in _terms(points[0], points[0].got[position].shape):
         try:

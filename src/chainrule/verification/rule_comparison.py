@@ -1,15 +1,27 @@
-"""One argument of one node: our rule's gradient compared with autograd's recorded one."""
+"""One argument of one node: our rule's gradient compared with autograd's recorded one, in full or quickly.
+
+A large operation (its argument or outputs above LARGE elements) would cost many whole-tensor passes in float64. The
+quick check compares our rule's gradient with autograd's at every element, in their own number type. It compares
+autograd's with the operation itself along one random direction v, of which only a few thousand elements differ from 0
+where the argument has more than DENSE. Where the operation is linear in the argument, J v is the operation on v, run in
+the recorded number type with the terms that do not hold the argument set to zero; elsewhere it is a central difference
+in float64. The tolerances are those of the full check. Only agreement counts: what does not agree here goes through the
+full check.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution
-from chainrule.execution.experiment import FINEST, Experiment, Probe, real, widened
-from chainrule.graph.comparison import Comparison, compare, rms, unravel
+from chainrule.execution.experiment import FINEST, STEP, Experiment, Probe, pick, put, real, widened
+from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare, rms, unravel
 from chainrule.graph.graph import Edge
 from chainrule.graph.snapshot import tensor_of
 from chainrule.rules import Applied
@@ -23,12 +35,16 @@ from chainrule.verification.differences import (
 )
 
 LARGE = 2**16  # elements: from here on tensors are compared in their own number type
+DENSE = 2**20  # elements: above, directions are sparse
+DRAWN, KEPT = 2**18, 2**12  # elements of a sparse direction: drawn, and kept of those
+
+Arguments = dict[str, Any]
 
 
 def unmeasured(edge: Edge, context: NodeContext, ours: Tensor | None = None) -> ArgumentCheck | None:
     """What autograd gave for one argument, unmeasured; where it is large, it is compared with `ours` at once."""
-    graph, passage = context.graph, context.passage
-    got = tensor_of(passage.along(edge))
+    graph, execution = context.graph, context.execution
+    got = tensor_of(execution.along(edge))
     if edge.value is None and got is None:
         return None
     label = label_of(edge)
@@ -58,8 +74,8 @@ def is_plain(tensor: object) -> bool:
 
 def at_known_kink(context: NodeContext, finding: ArgumentCheck | None) -> ArgumentCheck | None:
     """The same with the elements that lie exactly at a kink that our rule knows."""
-    kink = context.rule.kink if context.rule is not None else None
-    if kink is None or finding is None or (kink.argument, None) != (finding.edge.argument, finding.edge.item):
+    kink = context.kink(finding.edge) if finding is not None else None
+    if kink is None or finding is None:
         return finding
     marks = kink.where(context.op, 0.0)
     if marks.numel() == finding.got.numel() and (count := int(marks.count_nonzero())):
@@ -100,7 +116,7 @@ def compare_rule(
 def _most_terms(context: NodeContext, got: Tensor) -> int:
     """The most terms that an element of a gradient can have: one for each element of the outputs."""
     elementwise = context.rule is not None and context.rule.structure == "elementwise"
-    outs = max((g.numel() for g in context.passage.upstream if g is not None), default=1)
+    outs = max((g.numel() for g in context.execution.upstream if g is not None), default=1)
     return max(1, outs // max(got.numel(), 1) if elementwise else outs)
 
 
@@ -113,8 +129,8 @@ def _right_in_float64(
     assert context.op is not None
     outs = experiment.run(experiment.wide)
     op = Applied(experiment.wide, (*outs, *context.op.outs[len(outs) :]), context.op.name)
-    upstream = tuple(None if g is None else widened(g) for g in context.passage.upstream)
-    precise = replace(context, op=op, passage=context.passage.with_upstream(upstream))
+    upstream = tuple(None if g is None else widened(g) for g in context.execution.upstream)
+    precise = replace(context, op=op, execution=context.execution.with_upstream(upstream))
     contribution = precise.contributions()[finding.edge.position]
     if contribution.gradient is None:
         return False
@@ -130,10 +146,197 @@ def _size_of_terms(context: NodeContext, finding: ArgumentCheck) -> Tensor:
     for _ in range(3):
         upstream = tuple(
             None if g is None else g * (2.0 * torch.randint(2, g.shape, generator=generator).to(g) - 1)
-            for g in context.passage.upstream
+            for g in context.execution.upstream
         )
-        again = replace(context, passage=context.passage.with_upstream(upstream))
+        again = replace(context, execution=context.execution.with_upstream(upstream))
         gradient = again.contributions()[finding.edge.position].gradient
         if gradient is not None:
             size = torch.maximum(size, real(gradient).abs())
     return size + rms(size)
+
+
+# -- the quick check ------------------------------------------------------------------------------------------------
+
+
+def quick_check(context: NodeContext, experiment: Experiment, edge: Edge, ours: Tensor | None) -> ArgumentCheck | None:
+    """What is found of one argument; None where the full check decides, also where we have no rule."""
+    got = tensor_of(context.execution.along(edge))
+    if got is None or ours is None or not is_plain(got) or context.rule is None:
+        return None
+    recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
+    size = max(got.numel(), *(g.numel() for g in upstream.values())) if upstream else 0
+    if (
+        size <= LARGE
+        or not is_plain(recorded)
+        or recorded.shape != got.shape
+        or not all(map(is_plain, upstream.values()))
+    ):
+        return None
+    kink = context.kink(edge)
+    if kink is not None and bool(kink.where(context.op, 8 * STEP * (rms(recorded) or 1.0)).any()):
+        return None  # an element lies so near to a point without a derivative that a difference would step over it
+    label = label_of(edge)
+    beside = compare_large(got, ours, context.eps, label)
+    finite = _along(experiment, edge, got, label) if beside is not None else None
+    if finite is None or not finite.agrees:
+        return None
+    return ArgumentCheck(edge, label, got, False, ours, finite, rule=beside)
+
+
+def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape in pieces that stay in the processor's cache."""
+    if first.numel() <= DENSE:
+        return iter([(first, *others)])
+    axis = max(range(first.dim()), key=first.stride)
+    thickness = max(1, DENSE // 4 * first.shape[axis] // first.numel())
+    return zip(*(each.split(thickness, axis) for each in (first, *others)), strict=True)
+
+
+def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Comparison | None:
+    """The dot-product test, <u, J v> = <J^T u, v>, along one direction."""
+    v, places = _direction(got)
+    eps = max(experiment.eps, FINEST)
+    found = _linear(experiment, edge, v) or _central(experiment, edge, v)
+    if found is None:
+        return None
+    change, rounding = found
+    if places is None:
+        ours = got.double() * v
+    else:
+        ours = got.reshape(-1)[places].double() * v.view(-1)[places] if got.is_contiguous() else _picked(got, v, places)
+    slope = square = size = 0.0
+    for place, moved in change.items():
+        u = experiment.upstream[place]
+        if moved.shape != u.shape:
+            return None
+        for part, other in slabs(u, moved):
+            terms = part * other
+            slope += float(terms.sum(dtype=torch.float64))
+            square += float(torch.linalg.vector_norm(terms)) ** 2
+            size += float(torch.linalg.vector_norm(terms, 1))
+    spread = square**0.5 + float(ours.norm())
+    slack = max(FLOAT32 if eps > FINEST else 0.0, EPS) * size + rounding
+    compared = compare(float(ours.sum()), slope, spread, eps=eps, slack=slack, argument=label)
+    return replace(compared, index=None, off=())
+
+
+def _picked(got: Tensor, v: Tensor, places: Tensor) -> Tensor:
+    index = torch.unravel_index(places, got.shape)
+    return got[index].double() * v.view(-1)[places]
+
+
+def _direction(got: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A random direction of the shape of `got`, and which elements differ from 0 (None: any may).
+
+    Of the elements drawn for a sparse one, half of those kept are where the gradient is largest: most of an
+    embedding's gradient is 0.
+    """
+    if got.numel() <= DENSE:
+        return _normal(got.numel(), got.device).view(got.shape), None
+    drawn = _draw(got.numel(), got.device)
+    there = got[torch.unravel_index(drawn, got.shape)]
+    kept = torch.cat([there.abs().topk(KEPT // 2).indices, torch.arange(KEPT // 2, device=got.device)]).unique()
+    places = drawn[kept].unique()
+    v = torch.zeros(got.shape, dtype=torch.float64 if got.dtype == torch.float64 else torch.float32, device=got.device)
+    v.view(-1)[places] = _normal(KEPT, got.device)[: len(places)].to(v.dtype)
+    return v, places
+
+
+def _normal(count: int, device: torch.device) -> Tensor:
+    return _normals(device)[:count]
+
+
+@lru_cache(maxsize=2)
+def _normals(device: torch.device) -> Tensor:
+    # Rounded to float32, so that a run in float32 moves along the same direction.
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(DENSE, generator=generator).double().to(device)
+
+
+@lru_cache(maxsize=4)
+def _draw(count: int, device: torch.device) -> Tensor:
+    return torch.randint(count, (DRAWN,), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _central(experiment: Experiment, edge: Edge, v: Tensor) -> tuple[dict[int, Tensor], float] | None:
+    """J v by a central difference in float64, and how far rounding may move <u, J v>."""
+    experiment.afford(pick(experiment.recorded, edge), 4, 5)
+    x = pick(experiment.wide, edge)
+    step = STEP * (rms(x) or 1.0)
+    if not step < float("inf"):  # something in it is not finite
+        return None
+    up, down = (_run(experiment, {**experiment.wide}, edge, torch.add(x, v, alpha=h)) for h in (step, -step))
+    if up.keys() != experiment.upstream.keys():
+        return None
+    heights = [float(torch.linalg.vector_norm(experiment.upstream[p] * y)) for p, y in up.items()]
+    rounding = MARGIN * EPS * sum(height**2 for height in heights) ** 0.5 / step
+    return {place: (up[place] - down[place]).div_(2 * step) for place in up}, rounding
+
+
+def _linear(experiment: Experiment, edge: Edge, v: Tensor) -> tuple[dict[int, Tensor], float] | None:
+    """J v as the operation on v itself, where it is linear in the argument."""
+    recorded = pick(experiment.recorded, edge)
+    without = _LINEAR.get(experiment.name, {}).get(edge.argument or "")
+    if without is None or recorded.dtype not in (torch.float32, torch.float64):
+        return None
+    experiment.afford(recorded, 3, 3, wide=False)
+    change = _run(experiment, without({**experiment.recorded}), edge, v.to(recorded.dtype))
+    return (change, 0.0) if change.keys() == experiment.upstream.keys() else None
+
+
+def _run(experiment: Experiment, arguments: Arguments, edge: Edge, x: Tensor) -> dict[int, Tensor]:
+    put(arguments, edge, x)
+    outs = experiment.run(arguments)
+    return {place: outs[place] for place in experiment.upstream if place < len(outs)}
+
+
+def _alone(arguments: Arguments) -> Arguments:
+    return arguments
+
+
+def _zeroed(*names: str) -> Callable[[Arguments], Arguments]:
+    """The terms that do not hold the argument, set to zero."""
+
+    def without(arguments: Arguments) -> Arguments:
+        for name in names:
+            held = arguments[name]
+            arguments[name] = torch.zeros_like(held) if isinstance(held, Tensor) else held and 0
+        return arguments
+
+    return without
+
+
+def _unmultiplied(arguments: Arguments) -> Arguments:
+    """No product of matrices: they are left without the axis that is summed over."""
+    return {**arguments, "mat1": arguments["mat1"][:, :0], "mat2": arguments["mat2"][:0]}
+
+
+def _pieces(arguments: Arguments) -> Arguments:
+    return {**arguments, "tensors": [torch.zeros_like(each) for each in arguments["tensors"]]}
+
+
+_SUM = {"self": _zeroed("other"), "other": _zeroed("self")}
+_PRODUCT = {"self": _alone, "mat2": _alone}
+_LINEAR: dict[str, dict[str, Callable[..., Any]]] = {
+    "aten.add.Tensor": _SUM,
+    "aten.sub.Tensor": _SUM,
+    "aten.mul.Tensor": {"self": _alone, "other": _alone},
+    "aten.div.Tensor": {"self": _alone},
+    "aten.mm.default": _PRODUCT,
+    "aten.bmm.default": _PRODUCT,
+    "aten.addmm.default": {"self": _unmultiplied, "mat1": _zeroed("self"), "mat2": _zeroed("self")},
+    "aten.embedding.default": {"weight": _alone},
+    "aten.nll_loss_forward.default": {"self": _alone},
+    "aten.cat.default": {"tensors": _pieces},
+    "aten.stack.default": {"tensors": _pieces},
+    **{
+        f"aten.{name}": {"self": _alone}
+        for name in (
+            "t.default", "view.default", "_unsafe_view.default", "transpose.int", "permute.default", "expand.default",
+            "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "slice.Tensor", "select.int",
+            "split.Tensor", "split_with_sizes.default", "unbind.int", "alias.default", "clone.default", "neg.default",
+            "sum.default", "sum.dim_IntList", "mean.default", "mean.dim", "index_select.default", "gather.default",
+            "mul.Scalar", "div.Scalar",
+        )
+    },
+}  # fmt: skip

@@ -53,16 +53,16 @@ def plain(text: Text) -> str:
     )
 
 
-def figures(verdict: Verdict) -> str:
+def compared(verdict: Verdict) -> str:
     """The numbers of a verdict: ` (largest difference 0, tolerance 2.05e-05)`."""
     known = (("largest difference", verdict.difference), ("tolerance", verdict.tolerance))
-    text = ", ".join(f"{name} {number(figure)}" for name, figure in known if figure is not None)
+    text = ", ".join(f"{name} {number(value)}" for name, value in known if value is not None)
     return f" ({text})" if text else ""
 
 
 def statistics(tensor: Tensor) -> str:
     """The statistics of a tensor: `elements 98304, norm 313.5000`."""
-    return ", ".join(f"{printable(name)} {number(figure)}" for name, figure in tensor.statistics)
+    return ", ".join(f"{printable(name)} {number(value)}" for name, value in tensor.statistics)
 
 
 def writer_of(block: Block, writers: Mapping[type, Writer], view: str) -> Writer:

@@ -16,7 +16,7 @@ from pylatexenc.latexencode import UnicodeToLatexEncoder
 
 from chainrule import document as doc
 from chainrule.numbers import number
-from chainrule.views.blocks import Grid, about, figures, grids, plain, printable, statistics, writer_of
+from chainrule.views.blocks import Grid, about, compared, grids, plain, printable, statistics, writer_of
 from chainrule.views.formula import is_known
 
 SUFFIX = ".tex"
@@ -133,7 +133,7 @@ def _equation(block: doc.Equation) -> list[str]:
 
 def _verdict(block: doc.Verdict) -> list[str]:
     words = rf"\textbf{{{_text(block.kind)}}}" + (": " + _spans(block.text) if block.text else "")
-    return [words + _text(figures(block))]
+    return [words + _text(compared(block))]
 
 
 def _table(block: doc.Table) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from chainrule import document as doc
-from chainrule.views.blocks import MARKS, Grid, about, figures, grids, printable, statistics, writer_of
+from chainrule.views.blocks import MARKS, Grid, about, compared, grids, printable, statistics, writer_of
 from chainrule.views.formula import is_known
 
 SUFFIX = ".md"
@@ -124,7 +124,7 @@ def _equation(block: doc.Equation, dollars: bool) -> list[str]:
 
 def _verdict(block: doc.Verdict, dollars: bool) -> list[str]:
     words = f"{MARKS[block.kind]} **{block.kind}**" + (": " + spans(block.text, dollars) if block.text else "")
-    return [words + figures(block)]
+    return [words + compared(block)]
 
 
 def _table(block: doc.Table, dollars: bool) -> list[str]:

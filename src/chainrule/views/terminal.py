@@ -20,7 +20,7 @@ from rich.text import Text
 
 from chainrule import document as doc
 from chainrule.numbers import aligned
-from chainrule.views.blocks import MARKS, USUAL_DTYPE, Grid, figures, grids, printable, statistics, writer_of
+from chainrule.views.blocks import MARKS, USUAL_DTYPE, Grid, compared, grids, printable, statistics, writer_of
 from chainrule.views.formula import latex
 
 SUFFIX = ".txt"
@@ -153,7 +153,7 @@ def _equation(block: doc.Equation, console: Console) -> list[Text]:
 
 def _verdict(block: doc.Verdict, console: Console) -> list[Text]:
     style = VERDICTS.get(block.kind, "dim")
-    words = Text.assemble((block.kind, style), ": " if block.text else "", _spans(block.text), (figures(block), "dim"))
+    words = Text.assemble((block.kind, style), ": " if block.text else "", _spans(block.text), (compared(block), "dim"))
     return _hanging(Text(f"{MARKS[block.kind]} ", style), words, console)
 
 
@@ -174,10 +174,10 @@ def _tensor(block: doc.Tensor, console: Console) -> list[Text]:
     name = Text(" ".join(latex(block.symbol).split("\n")))
     about = Text(printable("   " + "  ".join(_facts(block))), "dim")
     if block.entries is None:
-        head, figures = name + about + Text("   "), Text(statistics(block))
-        if cell_len(head.plain) + cell_len(figures.plain) <= console.width - INDENT:
-            return _indented([head + figures])
-        return [*_indented([name + about]), *_hanging(Text(" " * INDENT), figures, console)]
+        head, numbers = name + about + Text("   "), Text(statistics(block))
+        if cell_len(head.plain) + cell_len(numbers.plain) <= console.width - INDENT:
+            return _indented([head + numbers])
+        return [*_indented([name + about]), *_hanging(Text(" " * INDENT), numbers, console)]
     width, hue = console.width - INDENT, HUES[block.role]
     matrices = list(grids(block, sys.maxsize))
     if not matrices:
@@ -307,8 +307,8 @@ def _grid(
             text.append_text(Text("  ").join(_entry(column[row], style) for column in cells[slice(*span)]))
         return text
 
-    bars = ["─" * (sum(cell_len(column[0]) + 2 for column in cells[slice(*span)]) - 1) for span in stripe]
-    rule = Text(" " * (head + 1) + "┼─" + "┼─".join(bars), "dim")
+    bars = ["─" * (sum(cell_len(column[0]) + 2 for column in cells[slice(*span)]) - 2) for span in stripe]
+    rule = Text(" " * head + " ┼─" + "─┼─".join(bars), "dim")
     lines = [line("", 0, "dim")]
     for first, last in row_blocks:
         lines.append(rule)

@@ -1,18 +1,28 @@
-"""The full report of a step: setup, forward, loss, every backward step, the update, findings."""
+"""The two documents of a step: every step of the derivation, and a screenful.
+
+The first has the setup, the forward and backward steps, the update and the findings. The second has each value with its
+gradient, and the parameters before and after.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal
+
+import torch
 
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
 from chainrule.gc_control import gc_paused
 from chainrule.graph.names import escape
+from chainrule.graph.snapshot import Parameter, Snapshot
+from chainrule.numbers import number
 from chainrule.report import block_tables, code, data_parallel, steps, update, value_table
 from chainrule.report.context import Context, shape_text
 
+SHOWN = 6  # numbers in a cell of the screenful
 HOW_TO_READ = (
     "Each step takes the gradient of its output, the upstream gradient, and computes the gradient of each of its "
     "inputs: first as the product with the Jacobian, of tensors flattened in row-major order, then as the "
@@ -40,8 +50,8 @@ def summary(context: Context) -> Iterator[Block]:
     for backward in graph.accumulating:
         if backward.loss is not None:
             value = graph.values[backward.loss]
-            number = "not kept" if value.data is None or value.data.numel() != 1 else repr(value.data.item())
-            yield Paragraph((f"{context.notation.plain(backward.loss)} = {number}  ({value.name})",))
+            shown = "not kept" if value.data is None or value.data.numel() != 1 else repr(value.data.item())
+            yield Paragraph((f"{context.notation.plain(backward.loss)} = {shown}  ({value.name})",))
     explained = sum(step.rule is not None for step in context.derivation.nodes)
     through = len(context.derivation.nodes)
     numbers = sum(p.elements for p in graph.parameters.values())
@@ -89,8 +99,8 @@ def _sections(context: Context) -> Iterator[Section]:
     yield from data_parallel.reductions(context)
     if context.graph.backwards:
         yield update.gradients(context)
-    for number, step in enumerate(context.graph.updates, 1):
-        yield update.update(context, number, step)
+    for place, step in enumerate(context.graph.updates, 1):
+        yield update.update(context, place, step)
     if written := update.written_by_hand(context):
         yield update.by_hand(context, written)
     if context.findings:
@@ -103,10 +113,10 @@ def _steps(
     """A section for each step, with its number; of repeated blocks one is shown, and one section has the others."""
     seen: set[Repetition] = set()
     steps = (step for step in context.derivation.steps if step.kind == kind)
-    for number, step in enumerate(steps, 1):
+    for place, step in enumerate(steps, 1):
         repetition = context.repeated.of_step(step)
         if repetition is None:
-            yield section(context, step, number)
+            yield section(context, step, place)
         elif repetition not in seen:
             seen.add(repetition)
             yield block_tables.blocks(context, repetition, kind)
@@ -114,12 +124,12 @@ def _steps(
 
 def _findings(context: Context) -> Iterator[Section]:
     """Each finding with its evidence and advice."""
-    for number, finding in enumerate(context.findings, 1):
+    for place, finding in enumerate(context.findings, 1):
         where = f" ({finding.place})" if finding.place else ""
         title: tuple[Span, ...] = (f"{finding.id}: ", Code(finding.where), where)
         evidence = tuple(Paragraph((each,)) for each in finding.evidence)
         blocks = (Paragraph(finding.text), *evidence, Paragraph((f"Try: {finding.advice}",)))
-        yield Section(title, f"finding-{number}", "note", blocks)
+        yield Section(title, f"finding-{place}", "note", blocks)
 
 
 def _setting(context: Context) -> Section:
@@ -158,7 +168,7 @@ def _inputs(context: Context) -> Iterator[Block]:
 
 
 def _parameters(context: Context) -> Iterator[Section]:
-    for number, (name, parameter) in enumerate(context.graph.parameters.items()):
+    for place, (name, parameter) in enumerate(context.graph.parameters.items()):
         if context.repeated.of_parameter(name) is not None:
             continue
         symbol = rf"\text{{{escape(name)}}}" if parameter.value is None else context.notation.symbol(parameter.value)
@@ -166,4 +176,100 @@ def _parameters(context: Context) -> Iterator[Section]:
         title: tuple[Span, ...] = (Code(name),) if plain == name else (f"{plain}: ", Code(name))
         held = Paragraph((Code(".grad"), f" before backward: {context.held_before(name)}"))
         blocks = (context.parameter(symbol, parameter), held, *block_tables.parameters(context, name))
-        yield Section(title, f"parameter-{number}", "overview", blocks)
+        yield Section(title, f"parameter-{place}", "overview", blocks)
+
+
+# -- in a screenful ---------------------------------------------------------------------------------------------------
+
+
+def brief(context: Context) -> Document:
+    """The step in a screenful."""
+    return Document(("One training step, in brief",), tuple(summary(context)), tuple(_brief_sections(context)))
+
+
+def _brief_sections(context: Context) -> Iterator[Section]:
+    rows = tuple(_values(context))
+    table = Table(("name", "code", "value", "gradient"), rows)
+    yield Section(("Forward and backward",), "brief", "overview", (table,))
+    if context.graph.parameters:
+        table = Table(("parameter", "before", "gradient", "after", "check"), tuple(_brief_parameters(context)))
+        yield Section(("Parameters",), "brief-parameters", "overview", (table,))
+
+
+def _values(context: Context) -> Iterator[tuple[Text, ...]]:
+    for step in context.derivation.steps:
+        if step.kind != "forward":
+            continue
+        repetition = context.repeated.of_step(step)
+        if repetition is not None:
+            yield from _block(context, repetition, step)
+            continue
+        place = context.place(step)
+        code = (Code(place.expression),) if place and place.expression else (context.operation_name(step),)
+        for value in context.results(step):
+            yield (context.notation.plain(value),), code, *_both(context, value)
+
+
+def _block(context: Context, repetition: Repetition, step: Step) -> Iterator[tuple[Text, ...]]:
+    """A whole block in a row: its output."""
+    path = next((each for each in repetition.others if context.repeated.last_step(each) is step), None)
+    if path is not None:
+        yield (path,), ("like ", Code(repetition.shown)), *_both(context, step.outputs[0])
+
+
+def _both(context: Context, value: int) -> tuple[Text, Text]:
+    known = context.graph.values[value]
+    return (cell(context, known.snapshot),), (cell(context, known.gradient),)
+
+
+def _brief_parameters(context: Context) -> Iterator[tuple[Text, ...]]:
+    seen: set[Repetition] = set()
+    for name, parameter in context.graph.parameters.items():
+        repetition = context.repeated.of_parameter(name)
+        if repetition is None:
+            yield _parameter(context, name, parameter)
+        elif repetition not in seen:
+            seen.add(repetition)
+            yield (f"{block_tables.names(repetition)}: like {repetition.shown}",), ("",), ("",), ("",), ("",)
+
+
+def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
+    label = name if parameter.value is None else context.notation.plain(parameter.value)
+    cells = (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
+    return (label,), *((each,) for each in cells), (_check(context, name, parameter),)
+
+
+def _check(context: Context, name: str, parameter: Parameter) -> str:
+    """The verdict on its gradient; on its update, where that is wrong."""
+    ours = context.derivation.gradients.get(parameter.value) if parameter.value is not None else None
+    arrived = context.graph.values[parameter.value].grad if parameter.value is not None else None
+    if ours is None or arrived is None or parameter.value is None:
+        return ""
+    updates = (
+        context.check_update(step, each)
+        for step in context.graph.updates
+        for each in step.parameters
+        if each.name == name
+    )
+    kind = context.check_gradient(parameter.value, ours, arrived, ()).kind
+    return "disagrees" if "disagrees" in updates else kind
+
+
+def cell(context: Context, snapshot: Snapshot | None) -> str:
+    """A tensor in a cell: its numbers if they are few, else its shape and the norm of its finite elements."""
+    if snapshot is None:
+        return "None"
+    data, shape = snapshot.data, shape_text(snapshot.shape)
+    if data is None or data.numel() > SHOWN:
+        found = context.statistics.of(snapshot)
+        if found is None:
+            return f"{shape}, not kept"
+        return f"{shape}, norm {number(found.norm if found.elements > found.not_finite else math.nan)}"
+    return nested((data.to_dense() if data.layout is not torch.strided else data).tolist())
+
+
+def nested(item: object) -> str:
+    """Nested lists of numbers as Python writes them, each number as in all views."""
+    if isinstance(item, list):
+        return "[" + ", ".join(nested(each) for each in item) + "]"
+    return number(item)  # type: ignore[arg-type]
