@@ -85,7 +85,7 @@ class Recording:
         tape = self._ended()
         with unobserved():
             tape.secure()
-            tape.release()
+            tape.borrowed.release()
         graph = lower(tape, Snapshots(tape))
         self._tape, self._owners = None, tape.owners
         free(tape)  # also autograd's graph and the user's objects
@@ -98,7 +98,7 @@ class Recording:
         recording's `graph`; until the user's code goes on, `to_last` gives another recording that has everything.
         """
         tape = self._ended()
-        tape.release()
+        tape.borrowed.release()
         self.graph = lower(tape, SnapshotsInPlace(tape, measures, magnitudes))
         return self.graph
 

@@ -181,8 +181,8 @@ class Tape:
         self.placeholders = Placeholders()
         self.retention: Retention | None = None  # None: everything is kept
         self.owners: dict[int, BorrowedTensor] = {}  # value of a leaf that was not kept -> its owner's tensor
-        self._owners: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
-        self._borrowed = BorrowedTensors()
+        self.owner_of: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
+        self.borrowed = BorrowedTensors()
         self._held: list[Tensor] = []
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
         self._entered: set[int] = set()  # ids of the tensors in _storages
@@ -269,22 +269,14 @@ class Tape:
         owned = [*self._leaves.values(), *parts, *(each[0] for each in versions if each is not None), *named]
         self._enter(owned)
         self._enter_neighbours(owned)
-        self._copy((tensor for tensor in owned if not self._borrowed.take(tensor)), lives_on=True)
-        self._borrowed.guard(self)
+        self._copy((tensor for tensor in owned if not self.borrowed.take(tensor)), lives_on=True)
+        self.borrowed.guard(self)
 
     def secure(self) -> None:
         """Copy what was borrowed. What its owner has overwritten meanwhile is lost: a placeholder takes its place."""
-        for each in self._borrowed.give_back():
+        for each in self.borrowed.give_back():
             self._copy([each.tensor], lost=not each.is_unchanged(), lives_on=True)
         self.placeholders.fetch()
-
-    def release(self) -> None:
-        """Stop waiting for an optimizer."""
-        self._borrowed.release()
-
-    def owner_of(self, placeholder: Tensor) -> BorrowedTensor | None:
-        """The owner's tensor that a placeholder stands for, if that lives on."""
-        return self._owners.get(id(placeholder))
 
     def _copy(self, tensors: Iterable[Tensor], lost: bool = False, lives_on: bool = False) -> None:
         """Copy all recorded tensors in these tensors' memory that were used since it was copied last.
@@ -306,7 +298,7 @@ class Tape:
                 elif self.retention is not None and (id(alias) in self.placeholders.known or self.retention.is_strict):
                     data = self.retention.copy(own)
                     if lives_on and data.is_meta and not own.is_meta:
-                        self._owners[id(data)] = BorrowedTensor.of(own)
+                        self.owner_of[id(data)] = BorrowedTensor.of(own)
                 else:
                     data, memory = self._copied(own, memory)
                 self.copies.setdefault(id(alias), []).append((position, data))

@@ -5,7 +5,6 @@ events between the operations: gradients cleared, clipped or written to by hand,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from chainrule.capture.lowering.statistics import Snapshots
 from chainrule.capture.lowering.tensor_versions import data_after, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.tape import RawBackward, Tape
+from chainrule.capture.tape import RawBackward
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Backward, Event, NodeExecution, accumulate, counted
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
@@ -30,8 +29,8 @@ class BackwardPasses:
     def __init__(self, lowering: Lowering) -> None:
         self.lowering = lowering
         self._tape = tape = lowering.tape
-        self._number = self._numbers()
-        self._by_task = {raw.task: raw for raw in reversed(tape.backwards) if raw.task is not None}
+        self.number = self._numbers()  # autograd's number of a pass -> ours
+        self.by_task = {raw.task: raw for raw in reversed(tape.backwards) if raw.task is not None}
 
     def _numbers(self) -> dict[int, int]:
         """Autograd's numbers of its passes -> ours; a pass that began unseen (inside a node) comes last."""
@@ -46,27 +45,19 @@ class BackwardPasses:
         for order, (task, node, downstream, upstream) in enumerate(self._tape.executions):
             filled = self.with_leaves(node, task, downstream)
             arrived = tuple(map(snapshots.of_some, frozen(self._tape, upstream)))
-            execution = NodeExecution(self.number(task), order, arrived, tuple(map(snapshots.of_some, filled)))
+            execution = NodeExecution(self.number[task], order, arrived, tuple(map(snapshots.of_some, filled)))
             found.setdefault(node, []).append(execution)
         return found
 
     def with_leaves(self, node: int, task: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
         """Fill in the gradients that went straight into a leaf, which were read from its `.grad` afterwards."""
         filled = list(frozen(self._tape, downstream))
-        raw = self.of_task(task)
+        raw = self.by_task.get(task)
         if raw is not None:
             for position, leaf in raw.straight.get(node, ()):
                 if filled[position] is None:
                     filled[position] = self.left(raw, leaf)
         return tuple(filled)
-
-    def number(self, task: int) -> int:
-        """Our number for one of autograd's."""
-        return self._number[task]
-
-    def of_task(self, task: int) -> RawBackward | None:
-        """The backward call behind autograd's number of a pass."""
-        return self._by_task.get(task)
 
     def left(self, raw: RawBackward, leaf: Tensor) -> Tensor | None:
         """What a backward pass left in a leaf's `.grad`."""
@@ -78,20 +69,8 @@ class BackwardPasses:
         left = (self.left(raw, leaf) for raw in reversed(self._tape.backwards))
         return next((each for each in left if each is not None), None)
 
-    def losses(self) -> list[int | None]:
-        """The value that each pass began from; None for one that began unseen."""
-        known = [
-            self.lowering.values.at(raw.roots[0], raw.position) if raw.roots else None for raw in self._tape.backwards
-        ]
-        unseen = max(self._number.values(), default=-1) + 1 - len(known)
-        return known + [None] * unseen
-
-    @cached_property
-    def given(self) -> list[dict[int, Tensor]]:
-        """What `torch.autograd.grad` returned in each pass, by the value that it was asked for."""
-        return [self._given(raw) for raw in self._tape.backwards]
-
-    def _given(self, raw: RawBackward) -> dict[int, Tensor]:
+    def given(self, raw: RawBackward) -> dict[int, Tensor]:
+        """What `torch.autograd.grad` returned in a pass, by the value that it was asked for."""
         found, lowering = {}, self.lowering
         for asked, version in raw.given:
             of_leaf = is_trained_leaf(asked)
@@ -102,17 +81,19 @@ class BackwardPasses:
 
     def backwards(self, number: dict[int, int], snapshots: Snapshots) -> tuple[Backward, ...]:
         """The passes with the nodes where they began; `number` puts these into forward order."""
-        found, losses = [], self.losses()
+        found = []
         for index, raw in enumerate(self._tape.backwards):
             roots = tuple(
                 (number[self._tape.number_of[node]], self._tape.original(root).output_nr)
                 for root in raw.roots
                 if (node := self._tape.original(root).grad_fn) is not None and node in self._tape.number_of
             )
+            loss = self.lowering.values.at(raw.roots[0], raw.position) if raw.roots else None
             place = raw.site.place() if raw.site else None
-            given = {value: snapshots.of(gradient) for value, gradient in self.given[index].items()}
-            found.append(Backward(index, roots, losses[index], place, raw.accumulates, given))
-        return (*found, *(Backward(index, (), None) for index in range(len(found), len(losses))))
+            given = {value: snapshots.of(gradient) for value, gradient in self.given(raw).items()}
+            found.append(Backward(index, roots, loss, place, raw.accumulates, given))
+        unseen = range(len(found), max(self.number.values(), default=-1) + 1)
+        return (*found, *(Backward(index, (), None) for index in unseen))
 
 
 def gradients_of(passes: BackwardPasses, backwards: Sequence[Backward]) -> dict[int, Tensor]:
@@ -120,7 +101,7 @@ def gradients_of(passes: BackwardPasses, backwards: Sequence[Backward]) -> dict[
 
     Where no node that uses a value ran, it is what `torch.autograd.grad` returned.
     """
-    given = {value: gradient for each in passes.given for value, gradient in each.items()}
+    given = {value: gradient for raw in passes.lowering.tape.backwards for value, gradient in passes.given(raw).items()}
     results = _summed(passes, backwards, _at_results(passes.lowering))
     return given | results | _summed(passes, backwards, _at_leaves(passes))
 
@@ -167,7 +148,7 @@ def _summed(
     lowering, tape = passes.lowering, passes.lowering.tape
     arrived: dict[int, dict[int, Tensor]] = {}
     for run in tape.executions:
-        number = passes.number(run[0])
+        number = passes.number[run[0]]
         for value, gradient in arrivals(*run):
             accumulate(arrived.setdefault(value, {}), number, gradient)
     failed = {index for index, raw in enumerate(tape.backwards) if raw.error is not None}
@@ -191,16 +172,12 @@ def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
     A write is on the tape. A hook runs inside autograd, unseen: it shows as a gradient that is not the sum of what the
     uses of the value sent.
     """
-    yield from _writes(passes.lowering.tape, names)
-    yield from _changes_by_hooks(passes)
-
-
-def _writes(tape: Tape, names: Names) -> Iterator[Event]:
+    tape = passes.lowering.tape
     for position, gradient, function, site in tape.writes:
-        parameter = tape.gradients.get(gradient)
-        if parameter is not None:
+        if (parameter := tape.gradients.get(gradient)) is not None:
             name = names.of_parameter(parameter, 0)
             yield Event(function or "write", name, position, site.place() if site else None)
+    yield from _changes_by_hooks(passes)
 
 
 def _changes_by_hooks(passes: BackwardPasses) -> Iterator[Event]:
@@ -226,10 +203,8 @@ def _changes_at_leaves(passes: BackwardPasses, arriving: Arriving) -> Iterator[E
     combined = {(raw.task, id(raw.leaf)) for raw in lowering.tape.arrivals}  # over ranks: no hook of the user's
     for (task, number, _), sent in arriving.items():
         leaf = getattr(lowering.tape.nodes[number].node, "variable", None)
-        raw = passes.of_task(task)
-        if raw is None or leaf is None or id(leaf) not in lowering.values.versions:
-            continue
-        if (task, id(leaf)) in combined:
+        raw = passes.by_task.get(task)
+        if raw is None or leaf is None or id(leaf) not in lowering.values.versions or (task, id(leaf)) in combined:
             continue
         before, left = raw.before.get(id(leaf)), passes.left(raw, leaf)
         if before is not None and has_numbers(before) != has_numbers(sent):

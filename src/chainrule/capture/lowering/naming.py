@@ -233,12 +233,9 @@ def _is_direct(call: RawCall) -> bool:
     return through in ("", "wrapped", "fn", "_wrapped_call_impl", getattr(call.function, "__name__", ""))
 
 
-def read_calls(lowering: Lowering, paths: Paths) -> tuple[Call, ...]:
-    """The calls in the order in which they began."""
-    return tuple(_call(index, raw, lowering, paths) for index, raw in enumerate(lowering.tape.calls))
+def read_call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Call:
+    """One call; calls stand in the order in which they began."""
 
-
-def _call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Call:
     def known(leaf: Any) -> Any:
         """None for a tensor that no operation ever used."""
         if not isinstance(leaf, Tensor):

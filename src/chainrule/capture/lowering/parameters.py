@@ -122,16 +122,13 @@ def read_reducers(lowering: Lowering, paths: Paths) -> tuple[Reducer, ...]:
 
 
 def read_reductions(
-    passes: BackwardPasses,
-    names: Names,
-    parameters: dict[str, Parameter],
-    snapshots: Snapshots,
+    passes: BackwardPasses, names: Names, parameters: dict[str, Parameter], snapshots: Snapshots
 ) -> dict[str, Reduction]:
     """For each parameter the last time that its gradient was combined: what this rank gave, and what it got."""
     tape, found = passes.lowering.tape, {}
     for number, raw in enumerate(tape.arrivals):
         name = names.of_parameter(raw.parameter, number)
-        backward = passes.of_task(raw.task)
+        backward = passes.by_task.get(raw.task)
         left = None if backward is None else passes.left(backward, raw.parameter)
         local = data_after(tape, raw.whole, -1)
         found[name] = Reduction(name, raw.reducer, snapshots.of(local), snapshots.of_some(left))

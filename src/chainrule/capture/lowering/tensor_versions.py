@@ -42,7 +42,7 @@ class TensorVersions:
         self._tape = tape
         self._current: dict[int, int] = {}  # id of a tensor -> its value now
         self._sharing: dict[int, dict[int, Tensor]] = {}  # memory -> the tensors in it that have a value now
-        self._stale: dict[int, int] = {}  # id of a tensor written to through another -> by which operation
+        self.stale: dict[int, int] = {}  # id of a tensor written to through another -> by which operation
         self._skip: dict[int, int] = {}  # id of a tensor -> copies that are older than an optimizer's step
 
     def __getitem__(self, value: int) -> DraftValue:
@@ -53,24 +53,24 @@ class TensorVersions:
         value = self._current[id(tensor)] = len(self.drafts)
         self.versions.setdefault(id(tensor), []).append(value)
         self._sharing.setdefault(self._tape.storage_of(tensor), {})[id(tensor)] = tensor
-        self._stale.pop(id(tensor), None)
+        self.stale.pop(id(tensor), None)
         kind: type_of_value = "parameter" if is_trained_leaf(tensor) else "result"
         self.drafts.append(
             DraftValue(tensor, created, kind, self._skip.get(id(tensor), 0), operation=operation, slot=slot)
         )
         return value
 
-    def lend(self, value: int, tensor: Tensor) -> None:
+    def share(self, value: int, tensor: Tensor) -> None:
         """Another tensor object is the same value: the view that autograd has made again for it."""
         self._current[id(tensor)] = value
         self.versions.setdefault(id(tensor), []).append(value)
-        self._stale.pop(id(tensor), None)
+        self.stale.pop(id(tensor), None)
 
     def overwrite(self, written: Tensor, operation: int) -> None:
         """After a write, every tensor in the same memory is another value, made when it is next used."""
         for identity in self._sharing.pop(self._tape.storage_of(written), {}):
             if self._current.pop(identity, None) is not None:
-                self._stale[identity] = operation
+                self.stale[identity] = operation
 
     def update(self, raw: RawUpdate) -> None:
         """After `optimizer.step()` a parameter is another value: what uses it next uses the new one."""
@@ -93,10 +93,6 @@ class TensorVersions:
     def latest(self, tensor: Tensor) -> int | None:
         """The tensor's value when it was met last, even if it was overwritten since."""
         return self.versions.get(id(tensor), [None])[-1]
-
-    def take_writer(self, tensor: Tensor) -> int | None:
-        """The operation that wrote to the tensor through another one; asked once, for the value that it made."""
-        return self._stale.pop(id(tensor), None)
 
     def at(self, tensor: Tensor, position: int) -> int | None:
         """The tensor's value when `position` operations had run."""
