@@ -23,15 +23,12 @@ class Reexecution:
         With `gradients` on, some operations also return tensors for their backward.
         """
         if isinstance(self.function, type):
-            return self._forward(list(arguments.values()))
+            with torch.no_grad():
+                return self.function.apply(*arguments.values())  # type: ignore[attr-defined]
         with torch.set_grad_enabled(gradients):
             if isinstance(self.function, WriteThroughView):
                 return self.function(**arguments)
             return call_overload(self.function, arguments)
-
-    def _forward(self, arguments: list[Any]) -> Any:
-        with torch.no_grad():
-            return self.function.apply(*arguments)
 
 
 class WriteThroughView:

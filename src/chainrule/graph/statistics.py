@@ -79,8 +79,8 @@ class Measured:
         """The statistics; waits for the device that they are on."""
         row = self.row if isinstance(self.row, tuple) else tuple(self.row.tolist())
         if not magnitudes:
-            return _statistics(row, ())
-        return _statistics(row, self.magnitudes if isinstance(self.magnitudes, tuple) else _magnitudes(self.magnitudes))
+            return of_row(row)
+        return of_row(row, self.magnitudes if isinstance(self.magnitudes, tuple) else _magnitudes(self.magnitudes))
 
 
 def measure(tensor: Tensor) -> Measured:
@@ -200,20 +200,18 @@ def bins_of(sizes: Any) -> Any:
     return ((exponents - EXPONENTS.start) // EXPONENTS.step).clip(0, len(EXPONENTS) - 1)
 
 
-def _statistics(row: Row, magnitudes: tuple[int, ...]) -> Statistics:
+def of_row(row: Row, magnitudes: tuple[int, ...] = ()) -> Statistics:
+    """The statistics from the result of a pass."""
     elements, low, high, total, norm, zeros, not_finite = row
     count = elements - not_finite
     if not count:
         return Statistics(int(elements), 0.0, 0.0, 0.0, 0.0, 0.0, 0, int(not_finite), magnitudes)
     mean = total / count
-    std = 0.0 if low == high else spread(norm / math.sqrt(count), mean)
-    return Statistics(int(elements), norm, mean, std, low, high, int(zeros), int(not_finite), magnitudes)
-
-
-def spread(size: float, mean: float) -> float:
-    """The standard deviation from the root mean square: sqrt(size^2 - mean^2), without squares that overflow."""
+    size = norm / math.sqrt(count)
     between = size - abs(mean)  # not above 0 where all are the same, or their sum was too large for the type
-    return math.sqrt(between) * math.sqrt(size + abs(mean)) if between > 0 else 0.0
+    # sqrt(size^2 - mean^2), without squares that overflow
+    std = math.sqrt(between) * math.sqrt(size + abs(mean)) if low != high and between > 0 else 0.0
+    return Statistics(int(elements), norm, mean, std, low, high, int(zeros), int(not_finite), magnitudes)
 
 
 # -- on a processor ---------------------------------------------------------------------------------------------------

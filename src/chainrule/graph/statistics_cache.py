@@ -19,6 +19,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from chainrule.graph.comparison import dense, identical
 from chainrule.graph.snapshot import Snapshot, all_have_numbers, has_numbers, statistics_of
 from chainrule.graph.statistics import (
     EXPONENTS,
@@ -30,8 +31,8 @@ from chainrule.graph.statistics import (
     is_dense,
     norm_of,
     of_a_sample,
+    of_row,
     part_of,
-    spread,
     spread_over,
 )
 from chainrule.graph.unobserved import unobserved
@@ -104,7 +105,7 @@ class StatisticsCache:
         pair = memory(one), memory(other)
         if one is other or pair in self._twins:
             return True
-        if not _equal(one, other):
+        if not identical(one, other):
             return False
         if not passing:
             self._twins.add(pair)
@@ -119,29 +120,18 @@ def memory(data: Tensor) -> Key:
     return (data.data_ptr(), data.numel(), data.dtype, data.device, data.is_conj(), data.is_neg())
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype:
-        return False
-    one, other = (each if each.layout == torch.strided else each.to_dense() for each in (one, other))
-    if one.shape != other.shape:
-        return False
-    return (one.data_ptr() == other.data_ptr() and one.stride() == other.stride()) or torch.equal(one, other)
+def distance(one: Tensor, other: Tensor) -> float:
+    """The norm of the difference of two tensors of one shape.
 
-
-def differences(one: Tensor, other: Tensor) -> Iterator[Tensor]:
-    """The difference in parts, one after the other in the same memory, which stays in the processor's cache."""
+    Its parts are made one after the other in the same memory, which stays in the processor's cache.
+    """
+    one, other = (dense(each).detach() for each in (one, other))
     if one.stride() == other.stride() and is_dense(one):
         one, other = in_a_row(one), in_a_row(other)
     one, other = one.reshape(-1), other.reshape(-1)
     room = torch.empty(min(PART, one.numel()), dtype=one.dtype, device=one.device)
-    for mine, theirs in zip(one.split(PART), other.split(PART), strict=True):
-        yield torch.sub(mine, theirs, out=room[: mine.numel()])
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """The norm of the difference of two tensors of one shape."""
-    one, other = (each if each.layout == torch.strided else each.to_dense() for each in (one, other))
-    return math.hypot(*(norm_of(part) for part in differences(one.detach(), other.detach())))
+    parts = zip(one.split(PART), other.split(PART), strict=True)
+    return math.hypot(*(norm_of(torch.sub(mine, theirs, out=room[: mine.numel()])) for mine, theirs in parts))
 
 
 # -- small tensors, measured together ---------------------------------------------------------------------------------
@@ -164,16 +154,11 @@ def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
 def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
     """The statistics of each tensor; of a large one those of an even sample, as `of_a_sample` has them of `part_of`."""
     with unobserved():
-        samples = [_sampled(each) for each in tensors]
+        samples = [spread_over(in_a_row(each)) if _is_plain(each) else part_of(each) for each in tensors]
     return [
         of_a_sample(known, tensor.numel())
         for known, tensor in zip(measured(samples, magnitudes=False), tensors, strict=True)
     ]
-
-
-def _sampled(tensor: Tensor) -> Tensor:
-    """As `part_of`, without a copy where the numbers can be reduced where they are."""
-    return spread_over(in_a_row(tensor)) if _is_plain(tensor) else part_of(tensor)
 
 
 def is_small(tensor: Tensor) -> bool:
@@ -205,9 +190,7 @@ def _of_rows(rows: Tensor, magnitudes: bool) -> Iterator[Statistics]:
     histograms = _histograms(rows) if magnitudes else [()] * len(lows)
     zeros = _zeros(rows, lows, highs)
     for low, high, total, norm, none, counts in zip(lows, highs, sums, norms, zeros, histograms, strict=True):
-        mean = total / count
-        std = 0.0 if low == high else spread(norm / math.sqrt(count), mean)
-        yield Statistics(count, norm, mean, std, low, high, none, 0, counts)
+        yield of_row((count, low, high, total, norm, none, 0), counts)
 
 
 def _is_exact(known: Statistics) -> bool:

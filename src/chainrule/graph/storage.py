@@ -99,7 +99,8 @@ def read(path: str | os.PathLike[str]) -> Graph:
             "kind; record the step again, or take a whole copy."
         ) from error
     try:
-        graph = _Unpacker(tensors).unpack(json.loads(_body(header, tensors)))
+        body = header["graph"] if "graph" in header else bytes(tensors.pop("graph").numpy()).decode()
+        graph = _Unpacker(tensors).unpack(json.loads(body))
         if not isinstance(graph, Graph):
             raise ValueError(f"a {type(graph).__name__} stands where the graph should")
         _check_indices(graph)
@@ -108,13 +109,6 @@ def read(path: str | os.PathLike[str]) -> Graph:
             f"{path}: the header does not describe a recording ({_brief(error)}). Record the step again."
         ) from error
     return graph
-
-
-def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    """The JSON of the graph: in the header, or beside the tensors where it is long."""
-    if "graph" in header:
-        return header["graph"]
-    return bytes(tensors.pop("graph").numpy()).decode()
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Path], None]) -> None:

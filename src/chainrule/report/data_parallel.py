@@ -56,7 +56,7 @@ def _rows(context: Context, reductions: list[Reduction]) -> Iterator[tuple[Text,
             _norm(context, each.sent),
             _norm(context, each.received),
         )
-        yield (Code(each.name),), (shape_text(each.shape),), (norms[0],), (norms[1],)
+        yield (Code(each.name),), (shape_text(each.sent.shape),), (norms[0],), (norms[1],)
 
 
 def _norm(context: Context, snapshot: Snapshot | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -44,7 +45,7 @@ def summary(context: Context) -> Iterator[Block]:
             yield Paragraph((f"{context.notation.plain(backward.loss)} = {number}  ({value.name})",))
     explained = sum(step.rule is not None for step in context.derivation.nodes)
     through = len(context.derivation.nodes)
-    numbers = sum(p.elements for p in graph.parameters.values())
+    numbers = sum(math.prod(p.shape) for p in graph.parameters.values())
     counts = {"call": len(graph.calls), "operation": len(graph.operations), "autograd node": len(graph.nodes)}
     counted = ", ".join(many(count, thing) for thing, count in counts.items())
     yield Paragraph(
