@@ -15,7 +15,7 @@ from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
 from chainrule.capture import retention
-from chainrule.capture.eviction import BATCH
+from chainrule.capture.sweep import BATCH
 from chainrule.errors import RecordingError
 from chainrule.graph import statistics
 from chainrule.graph.graph import Graph

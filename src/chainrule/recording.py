@@ -15,15 +15,15 @@ from torch import Tensor
 from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.lowering import free, lower
 from chainrule.capture.lowering.naming import note_names, variables_around
-from chainrule.capture.lowering.statistics import Snapshots, SnapshotsInPlace
+from chainrule.capture.lowering.tensor_versions import Snapshots, SnapshotsInPlace
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.retention import Policy
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
 from chainrule.gc_control import FewerCollections
 from chainrule.graph.graph import Graph, Node, Value
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Parameter
-from chainrule.graph.unobserved import unobserved
 from chainrule.verification.gradient_check import MEMORY, verify
 from chainrule.verification.rows import GradientCheck
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from chainrule.capture.data_parallel import own_part
-from chainrule.graph.unobserved import unobserved
+from chainrule.graph.reexecution import unobserved
 
 SMALL = 32 * 1024  # bytes up to which a copy costs no more than borrowing
 SAMPLES = 32  # numbers of a borrowed tensor that are remembered

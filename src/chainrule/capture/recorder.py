@@ -26,12 +26,11 @@ from torch.optim.optimizer import (
 
 from chainrule.capture.borrowed import hooks_held
 from chainrule.capture.data_parallel import own_part, wraps_others
-from chainrule.capture.eviction import BATCH, Eviction
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
-from chainrule.capture.node_matching import NodeMatcher
 from chainrule.capture.retention import Policy, Retention
 from chainrule.capture.source import Site, Sites, is_library
+from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import (
     RawCall,
     RawFunction,
@@ -43,10 +42,10 @@ from chainrule.capture.tape import (
     storage_of,
 )
 from chainrule.errors import RecordingError
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.statistics import of_a_sample, part_of
 from chainrule.graph.statistics_cache import measured
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.graph.unobserved import unobserved
 
 _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]

@@ -85,7 +85,7 @@ class Measured:
 
 def measure(tensor: Tensor) -> Measured:
     """Measure a tensor where it lives. The tensor may be overwritten as soon as this returns."""
-    from chainrule.graph.unobserved import unobserved
+    from chainrule.graph.reexecution import unobserved
 
     with unobserved():
         known = in_place(tensor)

@@ -29,8 +29,7 @@ from chainrule.graph.snapshot import (
     has_numbers,
 )
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
-from chainrule.graph.thumbnails import histogram, sketch
+from chainrule.graph.statistics_cache import StatisticsCache, distance, histogram, memory, sketch
 from chainrule.numbers import number
 from chainrule.report.checks import UNKEPT, of_check
 from chainrule.rules import Applied, Rule

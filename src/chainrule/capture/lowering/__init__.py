@@ -4,12 +4,10 @@ and what the user calls them.
 The tape is read once, from its beginning to its end (`operations`, with `tensor_versions`); everything else asks what
 was read. Each file imports only from those before it:
 
-    tensor_versions  which tensor is which value, at each position of the tape
+    tensor_versions  which tensor is which value, at each position of the tape; snapshots of their numbers
     operations       operations, and the nodes that lead back through them
-    nodes            nodes in forward order, edges matched with arguments
     naming           paths and names; what the user wrote
-    statistics       snapshots: numbers that were kept, and statistics of the rest
-    backward_passes  passes, the gradients that they make, and events
+    backward_passes  nodes in forward order, passes, the gradients that they make, and events
     parameters       before and after the step, and combined over ranks
 """
 
@@ -20,13 +18,17 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from chainrule.capture.lowering.backward_passes import BackwardPasses, gradients_of, read_events
+from chainrule.capture.lowering.backward_passes import (
+    BackwardPasses,
+    gradients_of,
+    number_nodes,
+    read_events,
+    read_nodes,
+)
 from chainrule.capture.lowering.naming import Names, Paths, read_call
-from chainrule.capture.lowering.nodes import number_nodes, read_nodes
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.parameters import read_parameters, read_reducers, read_reductions, read_updates
-from chainrule.capture.lowering.statistics import Snapshots
-from chainrule.capture.lowering.tensor_versions import TensorVersions
+from chainrule.capture.lowering.tensor_versions import Snapshots, TensorVersions
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.gc_control import gc_paused

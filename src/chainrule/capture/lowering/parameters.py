@@ -11,8 +11,7 @@ from torch import Tensor
 from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Lowering
-from chainrule.capture.lowering.statistics import Snapshots
-from chainrule.capture.lowering.tensor_versions import data_after
+from chainrule.capture.lowering.tensor_versions import Snapshots, data_after
 from chainrule.capture.tape import RawUpdate
 from chainrule.graph.snapshot import (
     Parameter,
