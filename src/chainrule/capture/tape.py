@@ -153,6 +153,11 @@ class RawUpdate:
     parts: list[Tensor] = field(default_factory=list)  # of the parameters before, where they are not all kept
     moved: list[Statistics] = field(default_factory=list)  # what the step added to them
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of all groups."""
+        return [parameter for _, members in self.groups for parameter in members]
+
 
 class Tape:
     """What happened, in order: plain lists, to which the recorder appends."""

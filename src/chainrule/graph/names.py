@@ -76,17 +76,17 @@ class Notation:
 
         A value that `torch.autograd.grad` differentiates beside the losses keeps its own symbol.
         """
-        root = self._differentiated(backward)
-        if root is not None:
-            return self.symbol(root)
-        backwards = self.graph.backwards
-        loss = backwards[backward].loss if backward < len(backwards) else None
-        return self._losses.get(loss, "J") if loss is not None else "J"
+        root = self._root(backward)
+        return "J" if root is None else self.symbol(root)
 
     def plain_loss(self, backward: int = 0) -> str:
         """The same in a line of text: `J`, `J1`."""
-        root = self._differentiated(backward)
-        return _plain(self.loss(backward)) if root is None else self.plain(root)
+        root = self._root(backward)
+        return "J" if root is None else self.plain(root)
+
+    def _root(self, backward: int) -> int | None:
+        """The value that a pass began from."""
+        return self.graph.backwards[backward].loss if backward < len(self.graph.backwards) else None
 
     def differentiated(self, value: int) -> str:
         """The symbol of what a value's `grad` is the derivative of; J also stands for a sum of several losses."""
@@ -95,12 +95,6 @@ class Notation:
 
     def _adds_up(self, backward: int) -> bool:
         return not self.graph.backwards or self.graph.backwards[backward].accumulates
-
-    def _differentiated(self, backward: int) -> int | None:
-        """The value that a pass of `torch.autograd.grad` differentiated, where that is none of the losses."""
-        backwards = self.graph.backwards
-        each = backwards[backward] if backward < len(backwards) else None
-        return None if each is None or each.accumulates or each.loss in self._losses else each.loss
 
     def _pass_of(self, value: int) -> int:
         """The pass that a value's `grad` is of; the first, where it is the sum of several."""

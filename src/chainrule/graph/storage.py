@@ -240,16 +240,12 @@ class _Packer:
             data = tensor.detach()
             data = data if data.layout is torch.strided else data.to_dense()
             data = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
-            self.tensors[key] = self._alone(data.resolve_neg().cpu().contiguous())
+            data = data.resolve_neg().cpu().contiguous()
+            memory = data.untyped_storage().data_ptr()
+            # Safetensors asks that no two tensors share their memory.
+            self.tensors[key] = data.clone() if memory in self._memories else data
+            self._memories.add(memory)
         return key
-
-    def _alone(self, data: Tensor) -> Tensor:
-        """A tensor that shares its memory with no other one of the file, as safetensors asks; copied where it does."""
-        memory = data.untyped_storage().data_ptr()
-        if memory in self._memories:
-            return data.clone()
-        self._memories.add(memory)
-        return data
 
 
 class _Unpacker:

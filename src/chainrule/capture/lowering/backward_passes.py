@@ -226,51 +226,39 @@ def gradients_of(passes: BackwardPasses, backwards: Sequence[Backward]) -> dict[
     return given | results | _summed(passes, backwards, _at_leaves(passes))
 
 
-Arrivals = Iterator[tuple[int, Tensor]]
+Arrivals = Iterator[tuple[int, int, Tensor]]  # (task, value, gradient)
 
 
-def _at_results(lowering: Lowering) -> Callable[..., Arrivals]:
+def _at_results(lowering: Lowering) -> Arrivals:
     """For the result of an operation: what arrived at its node from all uses."""
-
-    def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
+    for task, node, _, upstream in lowering.tape.executions:
         for slot, value in lowering.outputs_of.get(node, {}).items():
             if slot < len(upstream) and upstream[slot] is not None:
-                yield value, data_after(lowering.tape, upstream[slot], -1)
-
-    return arrivals
+                yield task, value, data_after(lowering.tape, upstream[slot], -1)
 
 
-def _at_leaves(passes: BackwardPasses) -> Callable[..., Arrivals]:
+def _at_leaves(passes: BackwardPasses) -> Arrivals:
     """For a leaf: what nodes sent straight to it."""
-    nodes, leaves = passes.lowering.tape.nodes, passes.lowering.leaves
-    at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in nodes]
-
-    def arrivals(task: int, node: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> Arrivals:
-        if at_leaves[node]:
-            for (target, _), gradient in zip(
-                nodes[node].edges, passes.with_leaves(node, task, downstream), strict=False
-            ):
-                if gradient is not None and type(target) is AccumulateGrad:
-                    leaf = leaves.of(target.variable)  # type: ignore[attr-defined]
-                    if leaf is not None:
-                        yield leaf, gradient
-
-    return arrivals
+    tape, leaves = passes.lowering.tape, passes.lowering.leaves
+    at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in tape.nodes]
+    for task, node, downstream, _ in tape.executions:
+        sent = passes.with_leaves(node, task, downstream) if at_leaves[node] else ()
+        for (target, _), gradient in zip(tape.nodes[node].edges, sent, strict=False):
+            if gradient is not None and type(target) is AccumulateGrad:
+                leaf = leaves.of(target.variable)  # type: ignore[attr-defined]
+                if leaf is not None:
+                    yield task, leaf, gradient
 
 
-def _summed(
-    passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Callable[..., Arrivals]
-) -> dict[int, Tensor]:
+def _summed(passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Arrivals) -> dict[int, Tensor]:
     """The sum of what arrived at each value in the passes that are counted.
 
     A pass that ended in an exception counts only where no other brought a gradient.
     """
     lowering, tape = passes.lowering, passes.lowering.tape
     arrived: dict[int, dict[int, Tensor]] = {}
-    for run in tape.executions:
-        number = passes.number[run[0]]
-        for value, gradient in arrivals(*run):
-            accumulate(arrived.setdefault(value, {}), number, gradient)
+    for task, value, gradient in arrivals:
+        accumulate(arrived.setdefault(value, {}), passes.number[task], gradient)
     failed = {index for index, raw in enumerate(tape.backwards) if raw.error is not None}
     found: dict[int, Tensor] = {}
     for value, sums in arrived.items():

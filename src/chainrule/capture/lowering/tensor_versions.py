@@ -80,8 +80,7 @@ class TensorVersions:
 
     def update(self, raw: RawUpdate) -> None:
         """After `optimizer.step()` a parameter is another value: what uses it next uses the new one."""
-        parameters = [parameter for _, members in raw.groups for parameter in members]
-        for parameter, before in zip(parameters, raw.before, strict=True):
+        for parameter, before in zip(raw.parameters, raw.before, strict=True):
             for identity in self._sharing.pop(self._tape.storage_of(parameter), {}):
                 self._current.pop(identity, None)
             copies = [copy for _, copy in self._tape.copies.get(id(parameter), ())]
@@ -178,15 +177,15 @@ class SnapshotsInPlace(Snapshots):
 
     lasting = False
 
-    def __init__(self, tape: Tape, measures: StatisticsCache, magnitudes: bool) -> None:
+    def __init__(self, tape: Tape, cache: StatisticsCache, magnitudes: bool) -> None:
         super().__init__(tape, magnitudes)
-        self._measures = measures
+        self._cache = cache
 
     def of(self, tensor: Tensor) -> Snapshot:
         """Without numbers, but measured now, where it is too large to be kept."""
         if not _is_large(tensor):
             return super().of(tensor)
-        return _bare(tensor, self._measures.statistics(tensor, self._wants_histogram(tensor)))
+        return _bare(tensor, self._cache.statistics(tensor, self._wants_histogram(tensor)))
 
     def of_after(self, tensor: Tensor) -> Snapshot:
         """Without numbers and unmeasured where it is too large to be kept."""
