@@ -189,15 +189,17 @@ def _sample(flat: Tensor) -> Tensor:
 
 
 def _magnitudes(sample: Tensor) -> tuple[int, ...]:
-    sizes = numpy.abs(sample.double().cpu().numpy())  # on so few numbers torch takes five times as long
-    there = numpy.isfinite(sizes) & (sizes > 0)
-    return tuple(numpy.bincount(bins_of(sizes[there]), minlength=len(EXPONENTS)).tolist())
+    return histograms(sample.double().cpu().numpy()[None])[0]  # on so few numbers torch takes five times as long
 
 
-def bins_of(sizes: Any) -> Any:
-    """The bin of each size, as numpy arrays."""
-    exponents = numpy.frexp(sizes)[1] - 1  # frexp: size = mantissa * 2^exponent, mantissa from 0.5 up to 1
-    return ((exponents - EXPONENTS.start) // EXPONENTS.step).clip(0, len(EXPONENTS) - 1)
+def histograms(rows: Any) -> list[tuple[int, ...]]:
+    """How many finite numbers of each row of a numpy matrix lie in which bin of `EXPONENTS`; zeros lie in none."""
+    there = numpy.isfinite(rows) & (rows != 0)
+    exponents = numpy.frexp(numpy.where(there, rows, 1))[1] - 1  # number = mantissa * 2^exponent, mantissa below 1
+    bins = ((exponents - EXPONENTS.start) // EXPONENTS.step).clip(0, len(EXPONENTS) - 1)
+    bins += numpy.arange(len(rows), dtype=bins.dtype)[:, None] * len(EXPONENTS)
+    counts = numpy.bincount(bins[there], minlength=len(rows) * len(EXPONENTS))
+    return list(map(tuple, counts.reshape(len(rows), -1).tolist()))
 
 
 def of_row(row: Row, magnitudes: tuple[int, ...] = ()) -> Statistics:

@@ -19,7 +19,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from math import gcd
 
-import numpy
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
@@ -29,11 +28,10 @@ from chainrule.graph.comparison import dense, identical
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Snapshot, all_have_numbers, has_numbers, statistics_of
 from chainrule.graph.statistics import (
-    EXPONENTS,
     SAMPLE,
     TINY,
     Statistics,
-    bins_of,
+    histograms,
     in_a_row,
     is_dense,
     norm_of,
@@ -193,9 +191,10 @@ def _of_rows(rows: Tensor, magnitudes: bool) -> Iterator[Statistics]:
     rows, count = rows.float() if rows.itemsize < 4 else rows, rows.shape[1]
     lows, highs = rows.amin(1).tolist(), rows.amax(1).tolist()
     sums, norms = rows.sum(1).tolist(), torch.linalg.vector_norm(rows, dim=1).tolist()
-    histograms = _histograms(rows) if magnitudes else [()] * len(lows)
+    sample = rows[:, :: -(-count // SAMPLE)].numpy()
+    counted = histograms(sample) if magnitudes else [()] * len(lows)
     zeros = _zeros(rows, lows, highs)
-    for low, high, total, norm, none, counts in zip(lows, highs, sums, norms, zeros, histograms, strict=True):
+    for low, high, total, norm, none, counts in zip(lows, highs, sums, norms, zeros, counted, strict=True):
         yield of_row((count, low, high, total, norm, none, 0), counts)
 
 
@@ -210,15 +209,6 @@ def _zeros(rows: Tensor, lows: Sequence[float], highs: Sequence[float]) -> Itera
     around = any(low <= 0 <= high for low, high in zip(lows, highs, strict=True))
     least = rows.abs().amin(1).tolist() if around else [1.0] * len(lows)
     return (0 if size else rows.shape[1] - int(row.count_nonzero()) for size, row in zip(least, rows, strict=True))
-
-
-def _histograms(rows: Tensor) -> list[tuple[int, ...]]:
-    """How many of a sample of each row lie in which bin of `EXPONENTS`."""
-    sizes = numpy.abs(rows[:, :: -(-rows.shape[1] // SAMPLE)].numpy())
-    bins = bins_of(sizes)
-    bins += numpy.arange(len(bins))[:, None] * len(EXPONENTS)
-    counts = numpy.bincount(bins[sizes > 0], minlength=len(bins) * len(EXPONENTS))
-    return [tuple(each) for each in counts.reshape(len(bins), -1).tolist()]
 
 
 # -- a picture of one tensor ------------------------------------------------------------------------------------------

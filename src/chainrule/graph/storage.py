@@ -282,9 +282,7 @@ class _Unpacker:
         return made
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+_hints = cache(get_type_hints)
 
 
 @cache
