@@ -250,21 +250,17 @@ class Tape:
         return storage_of(tensor) if original is None else original.storage
 
     def end(self) -> None:
-        """The step is over: placeholders get their tensors' names, and what others own is copied or borrowed."""
+        """The step is over: placeholders get their tensors' names, and what others own is copied or borrowed.
+
+        Leaves, their `.grad`, and results that the user has named live on, and may be overwritten. Small ones are
+        copied now. Large ones are borrowed, until the recording is read or an optimizer is about to overwrite them.
+        """
         if self.retention is not None:
             known = [(name, self.retention.of(tensor)) for name, tensor in self.scope.values()]
             self.scope = {id(tensor): (name, tensor) for name, tensor in known}
             self.retention.end()
-        self.keep_what_others_own(tensor for _, tensor in self.scope.values())
-
-    def keep_what_others_own(self, named: Iterable[Tensor] = ()) -> None:
-        """Leaves, their `.grad`, and results that the user has named live on, and may be overwritten.
-
-        Small ones are copied now. Large ones are borrowed, until the recording is read or an optimizer is about to
-        overwrite them.
-        """
         self._find_leaves()
-        named = [tensor for tensor in named if id(tensor) in self._made and not tensor.is_meta]
+        named = [each for _, each in self.scope.values() if id(each) in self._made and not each.is_meta]
         versions = [
             *(left for backward in self.backwards for left in backward.after.values()),
             *(version for backward in self.backwards for _, version in backward.given),

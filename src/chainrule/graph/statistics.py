@@ -80,7 +80,10 @@ class Measured:
         row = self.row if isinstance(self.row, tuple) else tuple(self.row.tolist())
         if not magnitudes:
             return of_row(row)
-        return of_row(row, self.magnitudes if isinstance(self.magnitudes, tuple) else _magnitudes(self.magnitudes))
+        if isinstance(self.magnitudes, tuple):
+            return of_row(row, self.magnitudes)
+        sample = self.magnitudes.double().cpu().numpy()  # on so few numbers torch takes five times as long
+        return of_row(row, histograms(sample[None])[0])
 
 
 def measure(tensor: Tensor) -> Measured:
@@ -186,10 +189,6 @@ def _sample(flat: Tensor) -> Tensor:
     """The numbers that the histogram is made of, copied."""
     every = -(-flat.numel() // SAMPLE)
     return flat[::every].clone() if every else flat.clone()
-
-
-def _magnitudes(sample: Tensor) -> tuple[int, ...]:
-    return histograms(sample.double().cpu().numpy()[None])[0]  # on so few numbers torch takes five times as long
 
 
 def histograms(rows: Any) -> list[tuple[int, ...]]:

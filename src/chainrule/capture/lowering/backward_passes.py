@@ -5,7 +5,7 @@ cleared, clipped or written to by hand, and changed by hooks).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,13 +39,10 @@ _UNPACKED = "aten.detach.default"  # gives a node its own result back, which the
 
 
 def number_nodes(lowering: Lowering) -> dict[int, int]:
-    """The tape's numbers of nodes -> ours, in forward order."""
-    order = sorted(range(len(lowering.tape.nodes)), key=_forward_order(lowering))
-    return {raw: new for new, raw in enumerate(order)}
+    """The tape's numbers of nodes -> ours, in forward order.
 
-
-def _forward_order(lowering: Lowering) -> Callable[[int], tuple[int, int]]:
-    """A leaf's `AccumulateGrad` comes where the leaf is first used; any other node at its operation."""
+    A leaf's `AccumulateGrad` comes where the leaf is first used; any other node at its operation.
+    """
     first_use: dict[int, int] = {}
     for index, raw in enumerate(lowering.tape.nodes):
         for node, _ in raw.edges:
@@ -54,7 +51,11 @@ def _forward_order(lowering: Lowering) -> Callable[[int], tuple[int, int]]:
                 use = lowering.operation_of.get(index, 0)
                 first_use[number] = min(first_use.get(number, use), use)
     last = len(lowering.operations)
-    return lambda index: (first_use[index], 0) if index in first_use else (lowering.operation_of.get(index, last), 1)
+
+    def place(raw: int) -> tuple[int, int]:
+        return (first_use[raw], 0) if raw in first_use else (lowering.operation_of.get(raw, last), 1)
+
+    return {raw: new for new, raw in enumerate(sorted(range(len(lowering.tape.nodes)), key=place))}
 
 
 def read_nodes(

@@ -60,10 +60,6 @@ class Paths:
         """A module's path ("" for the model itself)."""
         return self._of_module.get(id(module), "")
 
-    def of_run(self, run: int | None) -> str:
-        """The path of the module of one run ("" outside any)."""
-        return "" if run is None else self.of(self._tape.modules[run].module)
-
     def modules(self) -> Iterator[Module]:
         """Every module that ran, once."""
         seen: set[int] = set()
@@ -248,7 +244,7 @@ def read_call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Cal
     return Call(
         index,
         function_name(raw.function),
-        paths.of_run(raw.module),
+        "" if raw.module is None else paths.of(lowering.tape.modules[raw.module].module),
         raw.site.place() if raw.site else None,
         tuple(map_leaves(known, argument, lists=True) for argument in raw.arguments),
         map_leaves(known, raw.keywords, lists=True),
