@@ -7,6 +7,7 @@ import torch
 
 from chainrule.graph.comparison import PART, compare, identical, rounding, same_statistics
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.statistics_cache import StatisticsCache
 
 SUMS = {
     "sum": lambda x: x.sum(),
@@ -108,3 +109,11 @@ def test_statistics_of_the_same_numbers_in_another_order():
     assert same_statistics(one, other, rounding(x.dtype))
     assert not same_statistics(one, Statistics.of(x + 1e-4), rounding(x.dtype))
     assert not same_statistics(one, Statistics.of(x[:-1]), rounding(x.dtype))
+
+
+def test_a_conjugate_shares_its_memory_but_not_its_numbers() -> None:
+    z = torch.randn(5, dtype=torch.complex64)
+    assert not identical(z, z.conj())
+    assert not compare(z, z.conj()).agrees
+    assert identical(z.conj(), z.conj().clone())
+    assert not StatisticsCache().are_twins(z.imag, z.conj().imag)

@@ -24,7 +24,7 @@ import chainrule
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
-from chainrule.graph.unobserved import unobserved
+from chainrule.graph.reexecution import unobserved
 
 Step = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], Tensor]
 

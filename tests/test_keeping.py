@@ -15,7 +15,7 @@ from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
 from chainrule.capture import retention
-from chainrule.capture.eviction import BATCH
+from chainrule.capture.sweep import BATCH
 from chainrule.errors import RecordingError
 from chainrule.graph import statistics
 from chainrule.graph.graph import Graph
@@ -549,7 +549,7 @@ def test_magnitudes_count_by_powers_of_two() -> None:
 def test_figures_of_another_device_are_the_same() -> None:
     for tensor in (torch.linspace(-3, 5, 1001), torch.tensor([3.0, float("nan"), -4.0]), torch.arange(5)):
         found, true = (
-            statistics._statistics(tuple(statistics._on_device(statistics._flat(tensor)).tolist()), ()),
+            statistics.of_row(tuple(statistics._on_device(statistics._flat(tensor)).tolist())),
             Statistics.of(tensor),
         )
         assert (found.elements, found.zeros, found.not_finite) == (true.elements, true.zeros, true.not_finite)

@@ -5,8 +5,8 @@ import torch
 
 from chainrule.document import Histogram
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.thumbnails import COUNTED, sketch
-from chainrule.graph.thumbnails import histogram as counted
+from chainrule.graph.statistics_cache import COUNTED, sketch
+from chainrule.graph.statistics_cache import histogram as counted
 
 
 def histogram(data):

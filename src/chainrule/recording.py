@@ -15,7 +15,7 @@ from torch import Tensor
 from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.lowering import free, lower
 from chainrule.capture.lowering.naming import note_names, variables_around
-from chainrule.capture.lowering.statistics import Snapshots, SnapshotsInPlace
+from chainrule.capture.lowering.tensor_versions import Snapshots, SnapshotsInPlace
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.retention import Policy
 from chainrule.capture.tape import Tape
@@ -26,9 +26,9 @@ from chainrule.execution.recompute import recompute
 from chainrule.gc_control import FewerCollections
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.names import Notation, find_value
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Parameter
 from chainrule.graph.statistics_cache import StatisticsCache
-from chainrule.graph.unobserved import unobserved
 from chainrule.progress import bar
 from chainrule.verification.gradient_check import MEMORY, verify
 from chainrule.verification.rows import GradientCheck
@@ -86,7 +86,7 @@ class Recording:
         tape = self._ended()
         with unobserved():
             tape.secure()
-            tape.release()
+            tape.borrowed.release()
         graph = lower(tape, Snapshots(tape))
         self._tape, self._owners = None, tape.owners
         free(tape)  # also autograd's graph and the user's objects
@@ -99,7 +99,7 @@ class Recording:
         recording's `graph`; until the user's code goes on, `to_last` gives another recording that has everything.
         """
         tape = self._ended()
-        tape.release()
+        tape.borrowed.release()
         self.graph = lower(tape, SnapshotsInPlace(tape, cache, magnitudes))
         return self.graph
 

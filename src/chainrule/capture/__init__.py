@@ -4,10 +4,9 @@ Imports `graph`. Knows no mathematics: what an operation means is in `rules`.
 
     recorder         starts and stops all of it; sees calls, operations, modules and optimizers
     modes            show the recorder what the user calls, and each ATen operation
-    node_matching    finds the autograd node of each operation
     node_hooks       run backward passes and see the gradients at each node
     retention        decides what is kept; placeholders for the rest
-    eviction         measures and frees, in batches, what is not kept
+    sweep            finds the autograd node of each operation; measures and frees, in batches, what is not kept
     tape             what happened, in order, and copies of what was overwritten
     borrowed         large tensors that others own
     data_parallel    gradients that are combined over ranks

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from chainrule.capture.data_parallel import own_part
-from chainrule.graph.unobserved import unobserved
+from chainrule.graph.reexecution import unobserved
 
 SMALL = 32 * 1024  # bytes up to which a copy costs no more than borrowing
 SAMPLES = 32  # numbers of a borrowed tensor that are remembered
@@ -48,7 +48,7 @@ class BorrowedTensor:
             if not self.tensor.is_inference() and self.tensor._version != self.version:
                 return False
             with torch.no_grad():
-                return torch.equal(_bytes(_sample(self.tensor)), _bytes(self.sample))
+                return torch.equal(_sample(self.tensor), self.sample)
         except RuntimeError:  # its memory was freed
             return False
 
@@ -132,16 +132,12 @@ def _remove(handle: Any) -> None:
         _waiting.pop().remove()
 
 
-def _bytes(numbers: Tensor) -> Tensor:
-    return numbers.view(torch.uint8)  # NaN is not equal to itself
-
-
 def _sample(tensor: Tensor) -> Tensor:
-    """A few numbers of a tensor; none where that would cost a copy."""
+    """The bytes of a few numbers of a tensor, as NaN is not equal to itself; none where that would cost a copy."""
     if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_conj():
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.uint8)
     count = min(SAMPLES, tensor.numel())
-    return tensor.as_strided((count,), (max(tensor.numel() // SAMPLES, 1),)).clone()
+    return tensor.as_strided((count,), (max(tensor.numel() // SAMPLES, 1),)).clone().view(torch.uint8)
 
 
 class Ranges:

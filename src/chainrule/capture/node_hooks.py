@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from chainrule.capture.data_parallel import RawArrival
-from chainrule.capture.eviction import BATCH, Eviction
 from chainrule.capture.modes import Modes
-from chainrule.capture.node_matching import NodeMatcher
 from chainrule.capture.source import Site
+from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import RawBackward, RawNode, Tape
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import tensors_in
-from chainrule.graph.unobserved import unobserved
 from chainrule.rules.operations import facts_of_node
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]

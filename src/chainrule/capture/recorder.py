@@ -26,12 +26,11 @@ from torch.optim.optimizer import (
 
 from chainrule.capture.borrowed import hooks_held
 from chainrule.capture.data_parallel import own_part, wraps_others
-from chainrule.capture.eviction import BATCH, Eviction
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
-from chainrule.capture.node_matching import NodeMatcher
 from chainrule.capture.retention import Policy, Retention
 from chainrule.capture.source import Site, Sites, is_library
+from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import (
     RawCall,
     RawFunction,
@@ -39,14 +38,13 @@ from chainrule.capture.tape import (
     RawUpdate,
     Tape,
     Traits,
-    Version,
     storage_of,
 )
 from chainrule.errors import RecordingError
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.statistics import of_a_sample, part_of
 from chainrule.graph.statistics_cache import measured
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.graph.unobserved import unobserved
 
 _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -71,7 +69,7 @@ class Recorder:
         self._in_call = False
         self._open_modules: list[int] = []  # runs of modules that have not ended, outermost first
         self.bypass = DispatchBypass()
-        self._sites = Sites()
+        self._sites: Sites = {}
         self._traits: dict[Any, Traits] = {}
         self._matcher = NodeMatcher(self.tape)
         self._eviction: Eviction | None = None
@@ -204,7 +202,7 @@ class Recorder:
     def _note_call(self, func: Any, args: Any, kwargs: Any, out: Any, first: int, error: str | None = None) -> None:
         tape = self.tape
         frame = sys._getframe(3)
-        site = self._sites.of(frame)
+        site = Site.of(frame, self._sites)
         custom = None if torch.is_grad_enabled() else self._custom_function(frame, first)
         module = self._open_modules[-1] if self._open_modules else None
         tape.calls.append(RawCall(func, args, kwargs, out, site, module, first, len(tape.operations), custom, error))
@@ -336,26 +334,22 @@ def _update(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:
         for group in optimizer.param_groups
     ]
     parameters = [p for _, members in groups for p in members]
+    before = tape.overwritten(parameters)
+    gradients = [p.grad for p in parameters]
+    versions = [None if gradient is None else tape.version(gradient) for gradient in gradients]
+    if type(optimizer) not in _only_read or any(group.get("fused") for group in optimizer.param_groups):
+        tape.overwritten(gradient for gradient in gradients if gradient is not None)  # it may be working memory
     own = [] if tape.retention is None or not tape.retention.is_strict else list(map(own_part, parameters))
     return RawUpdate(
         optimizer,
         len(tape.operations),
         site,
         groups,
-        tape.overwritten(parameters),
-        _gradients_of(tape, optimizer, parameters),
+        before,
+        versions,
         [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
         parts=[] if any(map(wraps_others, own)) else list(map(part_of, own)),
     )
-
-
-def _gradients_of(tape: Tape, optimizer: Optimizer, parameters: list[Tensor]) -> list[Version | None]:
-    """The gradients that the optimizer is given; some optimizers then use them as working memory."""
-    gradients = [p.grad for p in parameters]
-    versions = [None if gradient is None else tape.version(gradient) for gradient in gradients]
-    if type(optimizer) not in _only_read or any(group.get("fused") for group in optimizer.param_groups):
-        tape.overwritten(gradient for gradient in gradients if gradient is not None)
-    return versions
 
 
 def _copied(tape: Tape, tree: Any) -> Any:
@@ -370,10 +364,9 @@ def _copied(tape: Tape, tree: Any) -> Any:
 
 def _complete(tape: Tape, update: RawUpdate) -> None:
     """Add the parameters after the step, and statistics of what was added to them where they were not all kept."""
-    parameters = [p for _, members in update.groups for p in members]
-    update.after = [tape.version(p) for p in parameters]
+    update.after = [tape.version(p) for p in update.parameters]
     if update.parts:
-        own = list(map(own_part, parameters))
+        own = list(map(own_part, update.parameters))
         moves = [part_of(p) - part for p, part in zip(own, update.parts, strict=True)]
         update.moved = [of_a_sample(each, p.numel()) for each, p in zip(measured(moves, False), own, strict=True)]
         update.parts.clear()

@@ -48,10 +48,27 @@ class Site:
     through: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, frame: FrameType | None) -> Site | None:
-        """The nearest frame outside PyTorch, counted from `frame` outwards."""
-        found, through = _of_user(frame)
-        return None if found is None else cls(found.f_code, found.f_lasti, through)
+    def of(cls, frame: FrameType | None, made: Sites | None = None) -> Site | None:
+        """The nearest frame outside PyTorch, counted from `frame` outwards; one of those `made`, if it is there."""
+        through = ""
+        while frame is not None:
+            code = frame.f_code
+            known = _library.get(code.co_filename)
+            if known is None:
+                known = is_library(code)
+            if not known:
+                break
+            through = code.co_name
+            frame = frame.f_back
+        if frame is None:
+            return None
+        if made is None:
+            return cls(frame.f_code, frame.f_lasti, through)
+        key = (id(frame.f_code), frame.f_lasti, through)
+        site = made.get(key)
+        if site is None:
+            site = made[key] = cls(frame.f_code, frame.f_lasti, through)
+        return site
 
     def place(self) -> Place:
         """Read the source: file, line, the expression, and the names that its result is assigned to."""
@@ -62,37 +79,9 @@ class Site:
         return _argument_names(self.code, self.instruction)
 
 
-class Sites:
-    """The sites of one recording, each made once: a loop comes by the same ones again and again."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, int, str], Site] = {}  # a site holds its code, whose id so stays its own
-
-    def of(self, frame: FrameType | None) -> Site | None:
-        """As `Site.of`."""
-        found, through = _of_user(frame)
-        if found is None:
-            return None
-        key = (id(found.f_code), found.f_lasti, through)
-        site = self._known.get(key)
-        if site is None:
-            site = self._known[key] = Site(found.f_code, found.f_lasti, through)
-        return site
-
-
-def _of_user(frame: FrameType | None) -> tuple[FrameType | None, str]:
-    """The nearest frame outside PyTorch, and the library function that it called."""
-    through = ""
-    while frame is not None:
-        code = frame.f_code
-        known = _library.get(code.co_filename)
-        if known is None:
-            known = is_library(code)
-        if not known:
-            break
-        through = code.co_name
-        frame = frame.f_back
-    return frame, through
+Sites = dict[tuple[int, int, str], Site]
+"""The sites of one recording, each made once: a loop comes by the same ones again. A site holds its code, whose id so
+stays its own."""
 
 
 @lru_cache(maxsize=4096)

@@ -161,6 +161,11 @@ class RawUpdate:
     parts: list[Tensor] = field(default_factory=list)  # of the parameters before, where they are not all kept
     moved: list[Statistics] = field(default_factory=list)  # what the step added to them
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of all groups."""
+        return [parameter for _, members in self.groups for parameter in members]
+
 
 class Tape:
     """What happened, in order: plain lists, to which the recorder appends."""
@@ -189,8 +194,8 @@ class Tape:
         self.placeholders = Placeholders()
         self.retention: Retention | None = None  # None: everything is kept
         self.owners: dict[int, BorrowedTensor] = {}  # value of a leaf that was not kept -> its owner's tensor
-        self._owners: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
-        self._borrowed = BorrowedTensors()
+        self.owner_of: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
+        self.borrowed = BorrowedTensors()
         self._held: list[Tensor] = []
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
         self._entered: set[int] = set()  # ids of the tensors in _storages
@@ -253,21 +258,17 @@ class Tape:
         return storage_of(tensor) if original is None else original.storage
 
     def end(self) -> None:
-        """The step is over: placeholders get their tensors' names, and what others own is copied or borrowed."""
+        """The step is over: placeholders get their tensors' names, and what others own is copied or borrowed.
+
+        Leaves, their `.grad`, and results that the user has named live on, and may be overwritten. Small ones are
+        copied now. Large ones are borrowed, until the recording is read or an optimizer is about to overwrite them.
+        """
         if self.retention is not None:
             known = [(name, self.retention.of(tensor)) for name, tensor in self.scope.values()]
             self.scope = {id(tensor): (name, tensor) for name, tensor in known}
             self.retention.end()
-        self.keep_what_others_own(tensor for _, tensor in self.scope.values())
-
-    def keep_what_others_own(self, named: Iterable[Tensor] = ()) -> None:
-        """Leaves, their `.grad`, and results that the user has named live on, and may be overwritten.
-
-        Small ones are copied now. Large ones are borrowed, until the recording is read or an optimizer is about to
-        overwrite them.
-        """
         self._find_leaves()
-        named = [tensor for tensor in named if id(tensor) in self._made and not tensor.is_meta]
+        named = [each for _, each in self.scope.values() if id(each) in self._made and not each.is_meta]
         versions = [
             *(left for backward in self.backwards for left in backward.after.values()),
             *(version for backward in self.backwards for _, version in backward.given),
@@ -277,22 +278,14 @@ class Tape:
         owned = [*self._leaves.values(), *parts, *(each[0] for each in versions if each is not None), *named]
         self._enter(owned)
         self._enter_neighbours(owned)
-        self._copy((tensor for tensor in owned if not self._borrowed.take(tensor)), lives_on=True)
-        self._borrowed.guard(self)
+        self._copy((tensor for tensor in owned if not self.borrowed.take(tensor)), lives_on=True)
+        self.borrowed.guard(self)
 
     def secure(self) -> None:
         """Copy what was borrowed. What its owner has overwritten meanwhile is lost: a placeholder takes its place."""
-        for each in self._borrowed.give_back():
+        for each in self.borrowed.give_back():
             self._copy([each.tensor], lost=not each.is_unchanged(), lives_on=True)
         self.placeholders.fetch()
-
-    def release(self) -> None:
-        """Stop waiting for an optimizer."""
-        self._borrowed.release()
-
-    def owner_of(self, placeholder: Tensor) -> BorrowedTensor | None:
-        """The owner's tensor that a placeholder stands for, if that lives on."""
-        return self._owners.get(id(placeholder))
 
     def _copy(self, tensors: Iterable[Tensor], lost: bool = False, lives_on: bool = False) -> None:
         """Copy all recorded tensors in these tensors' memory that were used since it was copied last.
@@ -314,7 +307,7 @@ class Tape:
                 elif self.retention is not None and (id(alias) in self.placeholders.known or self.retention.is_strict):
                     data = self.retention.copy(own)
                     if lives_on and data.is_meta and not own.is_meta:
-                        self._owners[id(data)] = BorrowedTensor.of(own)
+                        self.owner_of[id(data)] = BorrowedTensor.of(own)
                 else:
                     data, memory = self._copied(own, memory)
                 self.copies.setdefault(id(alias), []).append((position, data))

@@ -31,6 +31,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -179,6 +180,7 @@ def identical(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same number for number; NaN is NaN."""
     if one is other:
         return True
+    one, other = _plain(one), _plain(other)
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     if (one.data_ptr() == other.data_ptr() and one.stride() == other.stride()) or torch.equal(one, other):
@@ -223,11 +225,7 @@ def rms(tensor: Tensor) -> float:
 
 def unravel(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The index of a row-major flat element."""
-    index = []
-    for size in reversed(shape):
-        element, place = divmod(element, size)
-        index.append(place)
-    return tuple(reversed(index))
+    return tuple(map(int, numpy.unravel_index(element, shape)))
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -259,8 +257,12 @@ def _plain(number: Number) -> Tensor:
     """A dense tensor without a graph, of real or complex numbers as they are stored."""
     if not isinstance(number, Tensor):
         return torch.tensor(number, dtype=torch.complex128 if isinstance(number, complex) else torch.float64)
-    dense = number if number.layout == torch.strided else number.to_dense()
-    return dense.detach().resolve_conj().resolve_neg()
+    return dense(number).detach().resolve_conj().resolve_neg()
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor with all its elements in memory."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -38,11 +38,11 @@ class Notation:
     def _symbol(self, value: int) -> str:
         if value in self._losses:
             return self._losses[value]
-        letter, layer = self._layers.get(value, ("", 0))
+        letter, layer = self.layers.get(value, ("", 0))
         name, _, version = self.graph.values[value].name.partition("@")
         short = _short.fullmatch(name)
         superscript = f"({version})" if version else ""
-        if short and short[2] and not version and self._layers:
+        if short and short[2] and not version and self.layers:
             return rf"{short[1]}^{{[{short[2]}]}}"
         if short:
             index = f"_{{{short[2]}}}" if short[2] else ""
@@ -56,8 +56,8 @@ class Notation:
         if value in self._losses:
             return _plain(self._losses[value])
         name = self.graph.values[value].name
-        if value in self._layers and not _short.fullmatch(name):
-            letter, layer = self._layers[value]
+        if value in self.layers and not _short.fullmatch(name):
+            letter, layer = self.layers[value]
             return f"{letter}{layer}"
         return name
 
@@ -76,17 +76,17 @@ class Notation:
 
         A value that `torch.autograd.grad` differentiates beside the losses keeps its own symbol.
         """
-        root = self._differentiated(backward)
-        if root is not None:
-            return self.symbol(root)
-        backwards = self.graph.backwards
-        loss = backwards[backward].loss if backward < len(backwards) else None
-        return self._losses.get(loss, "J") if loss is not None else "J"
+        root = self._root(backward)
+        return "J" if root is None else self.symbol(root)
 
     def plain_loss(self, backward: int = 0) -> str:
         """The same in a line of text: `J`, `J1`."""
-        root = self._differentiated(backward)
-        return _plain(self.loss(backward)) if root is None else self.plain(root)
+        root = self._root(backward)
+        return "J" if root is None else self.plain(root)
+
+    def _root(self, backward: int) -> int | None:
+        """The value that a pass began from."""
+        return self.graph.backwards[backward].loss if backward < len(self.graph.backwards) else None
 
     def differentiated(self, value: int) -> str:
         """The symbol of what a value's `grad` is the derivative of; J also stands for a sum of several losses."""
@@ -95,12 +95,6 @@ class Notation:
 
     def _adds_up(self, backward: int) -> bool:
         return not self.graph.backwards or self.graph.backwards[backward].accumulates
-
-    def _differentiated(self, backward: int) -> int | None:
-        """The value that a pass of `torch.autograd.grad` differentiated, where that is none of the losses."""
-        backwards = self.graph.backwards
-        each = backwards[backward] if backward < len(backwards) else None
-        return None if each is None or each.accumulates or each.loss in self._losses else each.loss
 
     def _pass_of(self, value: int) -> int:
         """The pass that a value's `grad` is of; the first, where it is the sum of several."""
@@ -130,19 +124,17 @@ class Notation:
                 found.setdefault(value, set()).add(backward.index)
         return found
 
-    @property
-    def layers(self) -> dict[int, tuple[str, int]]:
-        """(letter, layer) of each value in a plain chain of layers; empty where the network is none."""
-        return self._layers
-
     @cached_property
     def _losses(self) -> dict[int, str]:
         losses = list(dict.fromkeys(b.loss for b in self.graph.accumulating if b.loss is not None))
         return {losses[0]: "J"} if len(losses) == 1 else {loss: f"J_{{{i}}}" for i, loss in enumerate(losses, 1)}
 
     @cached_property
-    def _layers(self) -> dict[int, tuple[str, int]]:
-        """The layers of a plain chain: each call takes the result of the last one, and otherwise leaves alone."""
+    def layers(self) -> dict[int, tuple[str, int]]:
+        """(letter, layer) of each value in a plain chain of layers; empty where the network is none.
+
+        In a chain each call takes the result of the last one, and otherwise leaves alone.
+        """
         layers: dict[int, tuple[str, int]] = {}
         uses: Counter[int] = Counter()
         current: int | None = None
@@ -285,7 +277,9 @@ def select_nodes(graph: Graph, only: str | Iterable[str] | None, sample: float |
         nodes = _nodes_named(graph, patterns)
         words.append(f"those that {', '.join(patterns)} names")
     if sample is not None and sample < 1:
-        nodes = _random_share(nodes, sample)
+        count = min(max(1, round(sample * len(nodes))), len(nodes))
+        drawn = random.Random(0).sample(range(len(nodes)), count)  # the same nodes each time
+        nodes = [nodes[place] for place in sorted(drawn)]
         words.append(f"a random share of {sample:.3g}")
     return nodes, ", of these ".join(words)
 
@@ -330,13 +324,6 @@ def _names_of_node(graph: Graph, node: Node) -> Iterator[str]:
         yield graph.operations[node.operation].name
     if node.call is not None:
         yield graph.calls[node.call].module
-
-
-def _random_share(nodes: list[Node], share: float) -> list[Node]:
-    """The same nodes each time, and at least one."""
-    count = max(1, round(share * len(nodes)))
-    drawn = random.Random(0).sample(range(len(nodes)), min(count, len(nodes)))
-    return [nodes[place] for place in sorted(drawn)]
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -6,7 +6,6 @@ way. Code that computes with shapes takes a placeholder where there are no numbe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -137,11 +136,6 @@ class Parameter:
         """Whether a gradient arrived, kept or not."""
         return self.gradient is not None
 
-    @property
-    def elements(self) -> int:
-        """How many numbers it has."""
-        return math.prod(self.shape)
-
 
 @dataclass(frozen=True, slots=True)
 class ParameterUpdate:
@@ -237,16 +231,6 @@ class Reduction:
     received: Snapshot | None
     gathered: tuple[Tensor, ...] = ()
     verdict: str = ""  # on the mean, where it was gathered
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of this rank's gradient."""
-        return self.sent.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its number type."""
-        return self.sent.dtype
 
     @property
     def local(self) -> Tensor | None:

@@ -8,33 +8,38 @@ alone takes six times as long as all statistics together.
 Measuring a small tensor by itself takes ten calls into PyTorch and numpy, which cost more than the numbers do. A step
 has hundreds of them (biases, norms, samples of an optimizer's state), of a few sizes. Those of one size become the rows
 of a matrix, and each reduction runs once for all rows.
+
+A thumbnail is exact: every number goes into the mean of its cell. A histogram of very many numbers counts a regular
+sample of them, every n-th in memory order, and says how many it counted; its ends are the true extremes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from math import gcd
 
-import numpy
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool1d
 
+from chainrule.document import Histogram, Sketch
+from chainrule.graph.comparison import dense, identical
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Snapshot, all_have_numbers, has_numbers, statistics_of
 from chainrule.graph.statistics import (
-    EXPONENTS,
     SAMPLE,
     TINY,
     Statistics,
-    bins_of,
+    histograms,
     in_a_row,
     is_dense,
     norm_of,
     of_a_sample,
+    of_row,
     part_of,
-    spread,
     spread_over,
 )
-from chainrule.graph.unobserved import unobserved
 
 PART = 2**18  # numbers that are subtracted at a time
 MOST = 2**14  # numbers of a tensor up to which it is measured as a row
@@ -104,7 +109,7 @@ class StatisticsCache:
         pair = memory(one), memory(other)
         if one is other or pair in self._twins:
             return True
-        if not _equal(one, other):
+        if not identical(one, other):
             return False
         if not passing:
             self._twins.add(pair)
@@ -119,29 +124,18 @@ def memory(data: Tensor) -> Key:
     return (data.data_ptr(), data.numel(), data.dtype, data.device, data.is_conj(), data.is_neg())
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype:
-        return False
-    one, other = (each if each.layout == torch.strided else each.to_dense() for each in (one, other))
-    if one.shape != other.shape:
-        return False
-    return (one.data_ptr() == other.data_ptr() and one.stride() == other.stride()) or torch.equal(one, other)
+def distance(one: Tensor, other: Tensor) -> float:
+    """The norm of the difference of two tensors of one shape.
 
-
-def differences(one: Tensor, other: Tensor) -> Iterator[Tensor]:
-    """The difference in parts, one after the other in the same memory, which stays in the processor's cache."""
+    Its parts are made one after the other in the same memory, which stays in the processor's cache.
+    """
+    one, other = (dense(each).detach() for each in (one, other))
     if one.stride() == other.stride() and is_dense(one):
         one, other = in_a_row(one), in_a_row(other)
     one, other = one.reshape(-1), other.reshape(-1)
     room = torch.empty(min(PART, one.numel()), dtype=one.dtype, device=one.device)
-    for mine, theirs in zip(one.split(PART), other.split(PART), strict=True):
-        yield torch.sub(mine, theirs, out=room[: mine.numel()])
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """The norm of the difference of two tensors of one shape."""
-    one, other = (each if each.layout == torch.strided else each.to_dense() for each in (one, other))
-    return math.hypot(*(norm_of(part) for part in differences(one.detach(), other.detach())))
+    parts = zip(one.split(PART), other.split(PART), strict=True)
+    return math.hypot(*(norm_of(torch.sub(mine, theirs, out=room[: mine.numel()])) for mine, theirs in parts))
 
 
 # -- small tensors, measured together ---------------------------------------------------------------------------------
@@ -164,16 +158,11 @@ def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
 def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
     """The statistics of each tensor; of a large one those of an even sample, as `of_a_sample` has them of `part_of`."""
     with unobserved():
-        samples = [_sampled(each) for each in tensors]
+        samples = [spread_over(in_a_row(each)) if _is_plain(each) else part_of(each) for each in tensors]
     return [
         of_a_sample(known, tensor.numel())
         for known, tensor in zip(measured(samples, magnitudes=False), tensors, strict=True)
     ]
-
-
-def _sampled(tensor: Tensor) -> Tensor:
-    """As `part_of`, without a copy where the numbers can be reduced where they are."""
-    return spread_over(in_a_row(tensor)) if _is_plain(tensor) else part_of(tensor)
 
 
 def is_small(tensor: Tensor) -> bool:
@@ -202,12 +191,11 @@ def _of_rows(rows: Tensor, magnitudes: bool) -> Iterator[Statistics]:
     rows, count = rows.float() if rows.itemsize < 4 else rows, rows.shape[1]
     lows, highs = rows.amin(1).tolist(), rows.amax(1).tolist()
     sums, norms = rows.sum(1).tolist(), torch.linalg.vector_norm(rows, dim=1).tolist()
-    histograms = _histograms(rows) if magnitudes else [()] * len(lows)
+    sample = rows[:, :: -(-count // SAMPLE)].numpy()
+    counted = histograms(sample) if magnitudes else [()] * len(lows)
     zeros = _zeros(rows, lows, highs)
-    for low, high, total, norm, none, counts in zip(lows, highs, sums, norms, zeros, histograms, strict=True):
-        mean = total / count
-        std = 0.0 if low == high else spread(norm / math.sqrt(count), mean)
-        yield Statistics(count, norm, mean, std, low, high, none, 0, counts)
+    for low, high, total, norm, none, counts in zip(lows, highs, sums, norms, zeros, counted, strict=True):
+        yield of_row((count, low, high, total, norm, none, 0), counts)
 
 
 def _is_exact(known: Statistics) -> bool:
@@ -223,10 +211,67 @@ def _zeros(rows: Tensor, lows: Sequence[float], highs: Sequence[float]) -> Itera
     return (0 if size else rows.shape[1] - int(row.count_nonzero()) for size, row in zip(least, rows, strict=True))
 
 
-def _histograms(rows: Tensor) -> list[tuple[int, ...]]:
-    """How many of a sample of each row lie in which bin of `EXPONENTS`."""
-    sizes = numpy.abs(rows[:, :: -(-rows.shape[1] // SAMPLE)].numpy())
-    bins = bins_of(sizes)
-    bins += numpy.arange(len(bins))[:, None] * len(EXPONENTS)
-    counts = numpy.bincount(bins[sizes > 0], minlength=len(bins) * len(EXPONENTS))
-    return [tuple(each) for each in counts.reshape(len(bins), -1).tolist()]
+# -- a picture of one tensor ------------------------------------------------------------------------------------------
+
+
+BINS = 24
+COUNTED = 2**15  # numbers up to which all are counted; of more, at most half as many are
+ROWS, COLUMNS = 8, 16  # of a thumbnail: a page with a thousand of them still opens at once
+
+
+def histogram(data: Tensor, found: Statistics) -> Histogram | None:
+    """How many finite numbers lie in each of 24 equally wide bins; None if all of them are equal."""
+    if found.elements == found.not_finite or found.low == found.high:
+        return None
+    numbers = _real(_sample(data))
+    numbers = numbers[numbers.isfinite()] if found.not_finite else numbers
+    counts = torch.histc(numbers, BINS, found.low, found.high)
+    sample = numbers.numel() if data.numel() > COUNTED else None
+    return Histogram(found.low, found.high, tuple(int(count) for count in counts.tolist()), sample)
+
+
+def _sample(data: Tensor) -> Tensor:
+    """Every n-th number, n coprime to their count, so that no row, column or head is left out."""
+    if data.numel() <= COUNTED:
+        return data
+    step = -(-data.numel() // (COUNTED // 2))
+    while gcd(step, data.numel()) > 1:
+        step += 1
+    return in_a_row(data)[::step]
+
+
+def sketch(data: Tensor) -> Sketch | None:
+    """A thumbnail: the mean of each cell of a grid, last axis by all others; None for an empty tensor."""
+    if not data.numel():
+        return None
+    grid = data.detach().reshape(-1, data.shape[-1]) if data.dim() else data.detach().reshape(1, 1)
+    grid = grid.abs() if grid.is_complex() else grid
+    rows, columns = min(ROWS, grid.shape[0]), min(COLUMNS, grid.shape[1])
+    # The rows of a cell first, which reads memory in order; what is left is small.
+    means = adaptive_avg_pool1d(_bands(grid, rows).unsqueeze(0), columns).reshape(-1).tolist()
+    short = (" ".join(["%.3g"] * len(means)) % tuple(means)).split()  # one call, as there are so many
+    return Sketch(rows, columns, tuple(map(float, short)))
+
+
+def _bands(grid: Tensor, count: int) -> Tensor:
+    """The mean of each of `count` bands of rows."""
+    length, columns = grid.shape
+    if length % count == 0:
+        return grid.view(count, length // count, columns).sum(1, dtype=_wide(grid)) * (count / length)
+    cells = _cells(length, count)
+    return torch.stack([grid[first:end].sum(0, dtype=_wide(grid)) / (end - first) for first, end in cells])
+
+
+def _cells(length: int, count: int) -> list[tuple[int, int]]:
+    """The bounds of `count` cells of nearly equal size; they overlap by one where `length` is not a multiple."""
+    return [(place * length // count, -(-(place + 1) * length // count)) for place in range(count)]
+
+
+def _wide(data: Tensor) -> torch.dtype:
+    return torch.float64 if data.dtype == torch.float64 else torch.float32
+
+
+def _real(data: Tensor) -> Tensor:
+    """The numbers, or the magnitudes of complex ones, as float32: precise enough for a picture."""
+    data = data.detach()
+    return (data.abs() if data.is_complex() else data).float().cpu()

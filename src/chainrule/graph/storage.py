@@ -99,7 +99,8 @@ def read(path: str | os.PathLike[str]) -> Graph:
             "kind; record the step again, or take a whole copy."
         ) from error
     try:
-        graph = _Unpacker(tensors).unpack(json.loads(_body(header, tensors)))
+        body = header["graph"] if "graph" in header else bytes(tensors.pop("graph").numpy()).decode()
+        graph = _Unpacker(tensors).unpack(json.loads(body))
         if not isinstance(graph, Graph):
             raise ValueError(f"a {type(graph).__name__} stands where the graph should")
         _check_indices(graph)
@@ -108,13 +109,6 @@ def read(path: str | os.PathLike[str]) -> Graph:
             f"{path}: the header does not describe a recording ({_brief(error)}). Record the step again."
         ) from error
     return graph
-
-
-def _body(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    """The JSON of the graph: in the header, or beside the tensors where it is long."""
-    if "graph" in header:
-        return header["graph"]
-    return bytes(tensors.pop("graph").numpy()).decode()
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Path], None]) -> None:
@@ -246,16 +240,12 @@ class _Packer:
             data = tensor.detach()
             data = data if data.layout is torch.strided else data.to_dense()
             data = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
-            self.tensors[key] = self._alone(data.resolve_neg().cpu().contiguous())
+            data = data.resolve_neg().cpu().contiguous()
+            memory = data.untyped_storage().data_ptr()
+            # Safetensors asks that no two tensors share their memory.
+            self.tensors[key] = data.clone() if memory in self._memories else data
+            self._memories.add(memory)
         return key
-
-    def _alone(self, data: Tensor) -> Tensor:
-        """A tensor that shares its memory with no other one of the file, as safetensors asks; copied where it does."""
-        memory = data.untyped_storage().data_ptr()
-        if memory in self._memories:
-            return data.clone()
-        self._memories.add(memory)
-        return data
 
 
 class _Unpacker:
@@ -292,9 +282,7 @@ class _Unpacker:
         return made
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+_hints = cache(get_type_hints)
 
 
 @cache

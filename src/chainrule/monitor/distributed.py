@@ -190,13 +190,13 @@ def _mark(data: Tensor | None) -> int | None:
 
 def _sent(graph: Graph, reduction: Reduction, patterns: Sequence[str], small: int) -> _Sent:
     local, mean = reduction.local, reduction.mean
-    chosen = math.prod(reduction.shape) <= small or any(fnmatchcase(reduction.name, each) for each in patterns)
+    chosen = math.prod(reduction.sent.shape) <= small or any(fnmatchcase(reduction.name, each) for each in patterns)
     sharded = graph.reducers[reduction.reducer].kind == "reduce-scatter"
     shard = tuple(mean.shape) if sharded and mean is not None else None
     if chosen and local is not None and mean is not None:
-        return _Sent(reduction.shape, reduction.dtype, True, shard, (), ())
+        return _Sent(reduction.sent.shape, reduction.sent.dtype, True, shard, (), ())
     return _Sent(
-        reduction.shape, reduction.dtype, False, shard,
+        reduction.sent.shape, reduction.sent.dtype, False, shard,
         _products(reduction.name, local, statistics_of(reduction.sent)),
         _products(reduction.name, mean, statistics_of(reduction.received)),
     )  # fmt: skip
@@ -242,7 +242,7 @@ def _gathered(
     dist.all_gather(found, flat, group=group)
     sizes = [each.numel() for each in parts.values()]
     split = [dict(zip(parts, each.cpu().split(sizes), strict=True)) for each in found]
-    locals_ = {name: tuple(each[name].view(graph.reductions[name].shape) for each in split) for name in names}
+    locals_ = {name: tuple(each[name].view(graph.reductions[name].sent.shape) for each in split) for name in names}
     means = {
         name: tuple(
             each[f"{name} shard"][: math.prod(sent["sent"][name].shard)].view(sent["sent"][name].shard)
@@ -292,14 +292,14 @@ def _combined(
         usual = max(marks, key=marks.count)
         apart = ", ".join(str(rank) for rank, each in enumerate(marks) if each != usual)
         found = replace(found, verdict="disagrees", reason=f"`.grad` is not the same on all ranks: {apart} differ")
-    return replace(found, gathered=tuple(each.to(reduction.dtype) for each in locals_))
+    return replace(found, gathered=tuple(each.to(reduction.sent.dtype) for each in locals_))
 
 
 def _of_elements(reduction: Reduction, locals_: tuple[Tensor, ...], shards: tuple[Tensor, ...] | None) -> Combined:
     assert reduction.mean is not None
     ranks = len(locals_)
     mean = torch.stack(locals_).sum(0) / ranks
-    given = _flat(reduction.mean).view(reduction.mean.shape) if shards is None else _whole(shards, reduction.shape)
+    given = _flat(reduction.mean).view(reduction.mean.shape) if shards is None else _whole(shards, reduction.sent.shape)
     if given is None:
         return Combined(reduction.name, "not checked", "it is not cut along one axis", "elements")
     if not (mean.isfinite().all() and given.isfinite().all()):

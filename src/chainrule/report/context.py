@@ -30,8 +30,7 @@ from chainrule.graph.snapshot import (
     statistics_of,
 )
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.statistics_cache import StatisticsCache, distance, memory
-from chainrule.graph.thumbnails import histogram, sketch
+from chainrule.graph.statistics_cache import StatisticsCache, distance, histogram, memory, sketch
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule
 from chainrule.rules.operations import base_name

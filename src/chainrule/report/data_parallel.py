@@ -51,7 +51,7 @@ def _about(context: Context, reducer: Reducer, reductions: list[Reduction]) -> I
 def _rows(context: Context, reductions: list[Reduction]) -> Iterator[tuple[Text, ...]]:
     for each in reductions:
         norms = (context.norm(each.sent),), (context.norm(each.received),)
-        yield (Code(each.name),), (shape_text(each.shape),), *norms
+        yield (Code(each.name),), (shape_text(each.sent.shape),), *norms
 
 
 def _parameter(context: Context, reducer: Reducer, each: Reduction, place: int) -> Section:

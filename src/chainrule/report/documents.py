@@ -54,7 +54,7 @@ def summary(context: Context) -> Iterator[Block]:
             yield Paragraph((f"{context.notation.plain(backward.loss)} = {shown}  ({value.name})",))
     explained = sum(step.rule is not None for step in context.derivation.nodes)
     through = len(context.derivation.nodes)
-    numbers = sum(p.elements for p in graph.parameters.values())
+    numbers = sum(math.prod(p.shape) for p in graph.parameters.values())
     counts = {"call": len(graph.calls), "operation": len(graph.operations), "autograd node": len(graph.nodes)}
     counted = ", ".join(many(count, thing) for thing, count in counts.items())
     yield Paragraph(

@@ -11,7 +11,7 @@ full check.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -25,6 +25,7 @@ from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.snapshot import tensor_of
 from chainrule.rules import Applied
+from chainrule.rules.operations import facts_of
 from chainrule.verification.differences import (
     ArgumentCheck,
     AtKink,
@@ -276,8 +277,8 @@ def _central(experiment: Experiment, edge: Edge, v: Tensor) -> tuple[dict[int, T
 def _linear(experiment: Experiment, edge: Edge, v: Tensor) -> tuple[dict[int, Tensor], float] | None:
     """J v as the operation on v itself, where it is linear in the argument."""
     recorded = pick(experiment.recorded, edge)
-    without = _LINEAR.get(experiment.name, {}).get(edge.argument or "")
-    if without is None or recorded.dtype not in (torch.float32, torch.float64):
+    without = facts_of(experiment.name).linear.get(edge.argument or "")
+    if without is None or experiment.writes or recorded.dtype not in (torch.float32, torch.float64):
         return None
     experiment.afford(recorded, 3, 3, wide=False)
     change = _run(experiment, without({**experiment.recorded}), edge, v.to(recorded.dtype))
@@ -288,55 +289,3 @@ def _run(experiment: Experiment, arguments: Arguments, edge: Edge, x: Tensor) ->
     put(arguments, edge, x)
     outs = experiment.run(arguments)
     return {place: outs[place] for place in experiment.upstream if place < len(outs)}
-
-
-def _alone(arguments: Arguments) -> Arguments:
-    return arguments
-
-
-def _zeroed(*names: str) -> Callable[[Arguments], Arguments]:
-    """The terms that do not hold the argument, set to zero."""
-
-    def without(arguments: Arguments) -> Arguments:
-        for name in names:
-            held = arguments[name]
-            arguments[name] = torch.zeros_like(held) if isinstance(held, Tensor) else held and 0
-        return arguments
-
-    return without
-
-
-def _unmultiplied(arguments: Arguments) -> Arguments:
-    """No product of matrices: they are left without the axis that is summed over."""
-    return {**arguments, "mat1": arguments["mat1"][:, :0], "mat2": arguments["mat2"][:0]}
-
-
-def _pieces(arguments: Arguments) -> Arguments:
-    return {**arguments, "tensors": [torch.zeros_like(each) for each in arguments["tensors"]]}
-
-
-_SUM = {"self": _zeroed("other"), "other": _zeroed("self")}
-_PRODUCT = {"self": _alone, "mat2": _alone}
-_LINEAR: dict[str, dict[str, Callable[..., Any]]] = {
-    "aten.add.Tensor": _SUM,
-    "aten.sub.Tensor": _SUM,
-    "aten.mul.Tensor": {"self": _alone, "other": _alone},
-    "aten.div.Tensor": {"self": _alone},
-    "aten.mm.default": _PRODUCT,
-    "aten.bmm.default": _PRODUCT,
-    "aten.addmm.default": {"self": _unmultiplied, "mat1": _zeroed("self"), "mat2": _zeroed("self")},
-    "aten.embedding.default": {"weight": _alone},
-    "aten.nll_loss_forward.default": {"self": _alone},
-    "aten.cat.default": {"tensors": _pieces},
-    "aten.stack.default": {"tensors": _pieces},
-    **{
-        f"aten.{name}": {"self": _alone}
-        for name in (
-            "t.default", "view.default", "_unsafe_view.default", "transpose.int", "permute.default", "expand.default",
-            "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "slice.Tensor", "select.int",
-            "split.Tensor", "split_with_sizes.default", "unbind.int", "alias.default", "clone.default", "neg.default",
-            "sum.default", "sum.dim_IntList", "mean.default", "mean.dim", "index_select.default", "gather.default",
-            "mul.Scalar", "div.Scalar",
-        )
-    },
-}  # fmt: skip

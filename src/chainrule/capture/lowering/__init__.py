@@ -4,12 +4,10 @@ and what the user calls them.
 The tape is read once, from its beginning to its end (`operations`, with `tensor_versions`); everything else asks what
 was read. Each file imports only from those before it:
 
-    tensor_versions  which tensor is which value, at each position of the tape
+    tensor_versions  which tensor is which value, at each position of the tape; snapshots of their numbers
     operations       operations, and the nodes that lead back through them
-    nodes            nodes in forward order, edges matched with arguments
     naming           paths and names; what the user wrote
-    statistics       snapshots: numbers that were kept, and statistics of the rest
-    backward_passes  passes, the gradients that they make, and events
+    backward_passes  nodes in forward order, passes, the gradients that they make, and events
     parameters       before and after the step, and combined over ranks
 """
 
@@ -20,17 +18,21 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from chainrule.capture.lowering.backward_passes import BackwardPasses, gradients_of, read_events
-from chainrule.capture.lowering.naming import Names, Paths, read_calls
-from chainrule.capture.lowering.nodes import number_nodes, read_nodes
-from chainrule.capture.lowering.operations import DraftOperation, Lowering
+from chainrule.capture.lowering.backward_passes import (
+    BackwardPasses,
+    gradients_of,
+    number_nodes,
+    read_events,
+    read_nodes,
+)
+from chainrule.capture.lowering.naming import Names, Paths, read_call
+from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.parameters import read_parameters, read_reducers, read_reductions, read_updates
-from chainrule.capture.lowering.statistics import Snapshots
-from chainrule.capture.lowering.tensor_versions import TensorVersions
+from chainrule.capture.lowering.tensor_versions import Snapshots, TensorVersions
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.gc_control import gc_paused
-from chainrule.graph.graph import Graph, Operation, Value
+from chainrule.graph.graph import Graph, Value
 from chainrule.graph.snapshot import Parameter, Reduction, statistics_of
 from chainrule.graph.statistics import Statistics
 
@@ -42,7 +44,7 @@ def lower(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
     paths = Paths(tape)
     lowering = Lowering(tape, paths.buffers)
     passes = BackwardPasses(lowering)
-    calls = read_calls(lowering, paths)
+    calls = tuple(read_call(index, raw, lowering, paths) for index, raw in enumerate(tape.calls))
     names = Names(lowering, paths, calls)
     number = number_nodes(lowering) if snapshots.lasting else {each: each for each in range(len(tape.nodes))}
     backwards = passes.backwards(number, snapshots)
@@ -52,7 +54,9 @@ def lower(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
     of_leaves = _of_leaves(tape, parameters, reductions)
     return Graph(
         values=_freeze(tape, lowering.values, number, gradients, snapshots, of_leaves),
-        operations=tuple(_frozen(operation, number) for operation in lowering.operations),
+        operations=tuple(
+            each if each.node is None else replace(each, node=number[each.node]) for each in lowering.operations
+        ),
         calls=calls,
         nodes=read_nodes(lowering, number, passes.executions(snapshots)) if snapshots.lasting else (),
         backwards=backwards,
@@ -90,19 +94,6 @@ def _notes_of_patterns(tape: Tape) -> tuple[str, ...]:
     )
 
 
-def _frozen(draft: DraftOperation, number: dict[int, int]) -> Operation:
-    return Operation(
-        draft.index,
-        draft.name,
-        draft.function,
-        draft.arguments,
-        draft.outputs,
-        draft.call,
-        None if draft.node is None else number[draft.node],
-        draft.random_state,
-    )
-
-
 def _of_leaves(
     tape: Tape, parameters: dict[str, Parameter], reductions: dict[str, Reduction]
 ) -> dict[int, Statistics | None]:
@@ -120,11 +111,6 @@ def _of_leaves(
     }
 
 
-def _numbered(name: str, count: Counter[str]) -> str:
-    count[name] += 1  # no value has the same name twice
-    return f"{name}@{count[name]}"
-
-
 def _freeze(
     tape: Tape,
     values: TensorVersions,
@@ -138,9 +124,10 @@ def _freeze(
     count: Counter[str] = Counter()
     found = []
     for index, draft in enumerate(values.drafts):
-        names = tuple(_numbered(name, count) if shared[name] > 1 else name for name in draft.names)
+        count.update(draft.names)  # no value has the same name twice
+        names = tuple(f"{name}@{count[name]}" if shared[name] > 1 else name for name in draft.names)
         data, grad = values.data(index), snapshots.of_some(gradients.get(index))
-        if draft.operation is None and (owner := tape.owner_of(data)) is not None:
+        if draft.operation is None and (owner := tape.owner_of.get(id(data))) is not None:
             tape.owners[index] = owner
         snapshot = snapshots.of(data)
         if grad is not None and not grad.has_numbers:

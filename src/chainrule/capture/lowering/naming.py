@@ -61,10 +61,6 @@ class Paths:
         """A module's path ("" for the model itself)."""
         return self._of_module.get(id(module), "")
 
-    def of_run(self, run: int | None) -> str:
-        """The path of the module of one run ("" outside any)."""
-        return "" if run is None else self.of(self._tape.modules[run].module)
-
     def modules(self) -> Iterator[Module]:
         """Every module that ran, once."""
         seen: set[int] = set()
@@ -234,12 +230,9 @@ def _is_direct(call: RawCall) -> bool:
     return through in ("", "wrapped", "fn", "_wrapped_call_impl", getattr(call.function, "__name__", ""))
 
 
-def read_calls(lowering: Lowering, paths: Paths) -> tuple[Call, ...]:
-    """The calls in the order in which they began."""
-    return tuple(_call(index, raw, lowering, paths) for index, raw in enumerate(lowering.tape.calls))
+def read_call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Call:
+    """One call; calls stand in the order in which they began."""
 
-
-def _call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Call:
     def known(leaf: Any) -> Any:
         """None for a tensor that no operation ever used."""
         if not isinstance(leaf, Tensor):
@@ -252,7 +245,7 @@ def _call(index: int, raw: RawCall, lowering: Lowering, paths: Paths) -> Call:
     return Call(
         index,
         function_name(raw.function),
-        paths.of_run(raw.module),
+        "" if raw.module is None else paths.of(lowering.tape.modules[raw.module].module),
         raw.site.place() if raw.site else None,
         tuple(map_leaves(known, argument, lists=True) for argument in raw.arguments),
         map_leaves(known, raw.keywords, lists=True),

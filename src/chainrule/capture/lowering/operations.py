@@ -6,9 +6,8 @@ Nodes have the tape's numbers here; `nodes` puts them into forward order afterwa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.lowering.tensor_versions import TensorVersions, data_after
-from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawFunction, Tape, Traits
-from chainrule.graph.graph import Ref, references, type_of_value
+from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.rules.operations import STRIDED
@@ -33,7 +31,7 @@ class Form:
     name: str
     arguments: tuple[tuple[str, Any], ...]  # their names and defaults
     traits: Traits
-    rerun: Reexecution
+    function: Reexecution
 
     @classmethod
     @cache
@@ -50,20 +48,6 @@ class Form:
         return given
 
 
-@dataclass(slots=True)
-class DraftOperation:
-    """An operation whose outputs are still being found; `node` is the tape's number."""
-
-    index: int
-    name: str
-    function: Callable[..., Any] | None
-    arguments: dict[str, Any]
-    outputs: tuple[int | None, ...]
-    call: int | None
-    node: int | None = None
-    random_state: Tensor | None = None
-
-
 class Lowering:
     """The operations and values of a tape, matched with autograd's nodes.
 
@@ -73,7 +57,7 @@ class Lowering:
     def __init__(self, tape: Tape, buffers: set[int]) -> None:
         self.tape = tape
         self.values = TensorVersions(tape)
-        self.operations: list[DraftOperation] = []
+        self.operations: list[Operation] = []
         self.at: dict[int, int] = {}  # position on the tape -> operation
         self.operation_of: dict[int, int] = {}  # node -> operation
         self.outputs_of: dict[int, dict[int, int]] = {}  # node -> slot -> value
@@ -97,15 +81,13 @@ class Lowering:
     def _read(self) -> None:
         starts = {f.first: f for f in self.tape.functions}
         unused = self._saved_copies()
-        updates, replaced = list(self.tape.updates), list(self.tape.replaced)
-        position = 0
+        updates, replaced, position = list(self.tape.updates), list(self.tape.replaced), 0
         while position < len(self.tape.operations):
             while updates and updates[0].position <= position:
                 self.values.update(updates.pop(0))
             while replaced and replaced[0][0] <= position:
                 self.values.replace(*replaced.pop(0)[1:])
-            function = starts.get(position)
-            if function is not None and (node := self._node_of(function)) is not None:
+            if (function := starts.get(position)) and (node := self._node_of(function)) is not None:
                 self._read_function(function, node)
                 position = max(function.last, position + 1)
                 continue
@@ -139,7 +121,7 @@ class Lowering:
         }
         written = [t for each in form.traits.written(args, kwargs or {}) for t in tensors_in(each)]
         nodes = self._nodes_at.get(position, [])
-        function: Any = form.rerun
+        function = form.function
         base = self.tape.original(written[0])._base if len(written) == 1 else None
         if base is not None:
             arguments = {"base": Ref(self._value(base, position)), **arguments}
@@ -148,14 +130,14 @@ class Lowering:
             # A copy may have its own memory: only the tensor on the tape knows its place in the base.
             function = Reexecution(WriteThroughView(func, name, whole, part, offset_in(base, written[0])))
         index = self.at[position] = len(self.operations)
-        draft = DraftOperation(index, form.name, function, arguments, (), call, nodes[0] if nodes else None, state)
-        self.operations.append(draft)
+        operation = Operation(index, form.name, function, arguments, (), call, nodes[0] if nodes else None, state)
+        self.operations.append(operation)  # before its outputs, which may bring operations of their own
         for tensor in written:
             self.values.overwrite(tensor, index)
         flat = list(tensors_in(out)) if isinstance(out, (tuple, list)) else [out]
         if base is not None:
             flat = [base, *(tensor for tensor in flat if tensor is not base)]
-        draft.outputs = self._outputs(flat, written, position, index, nodes)
+        self.operations[index] = replace(operation, outputs=self._outputs(flat, written, position, index, nodes))
 
     def _outputs(
         self, flat: list[Any], written: list[Tensor], position: int, index: int, nodes: list[int]
@@ -191,7 +173,7 @@ class Lowering:
         known = self.values.now(tensor)
         if known is not None:
             return known
-        writer = self.values.take_writer(tensor)
+        writer = self.values.stale.pop(id(tensor), None)
         earlier = self.values.latest(tensor)
         value = self.values.new(tensor, position - 1, operation=writer)
         draft = self.values[value]
@@ -207,14 +189,9 @@ class Lowering:
                 draft.node = node
                 self.outputs_of.setdefault(node, {})[slot] = value
                 return value
-        if writer is None:
-            draft.kind = self._kind_of_leaf(tensor)
+        if writer is None and draft.kind != "parameter":
+            draft.kind = "buffer" if id(tensor) in self._buffers else "input"
         return value
-
-    def _kind_of_leaf(self, tensor: Tensor) -> type_of_value:
-        if is_trained_leaf(tensor):
-            return "parameter"
-        return "buffer" if id(tensor) in self._buffers else "input"
 
     # -- the nodes of values ------------------------------------------------------------------------------------------
 
@@ -222,14 +199,14 @@ class Lowering:
         self.values[value].node = node
         self.outputs_of.setdefault(node, {})[output] = value
         self.operation_of.setdefault(node, operation)
-        view = self.tape.nodes[node].remade
-        if view is not None:
-            self.values.lend(value, view)
+        if (view := self.tape.nodes[node].remade) is not None:
+            self.values.share(value, view)
 
     def _lead_through_base(self, view: Tensor, value: int, position: int) -> bool:
         """Add an `as_strided` of the base, for the node that autograd made for a view of overwritten memory."""
-        node = next((n for n in reversed(self._views.get(id(view), [])) if self._made_by(n, position)), None)
-        if node is None:
+        nodes = ((n, self.tape.nodes[n].view_from) for n in reversed(self._views.get(id(view), [])))
+        made = (n for n, begins in nodes if begins is not None and begins <= position and n not in self.operation_of)
+        if (node := next(made, None)) is None:
             return False
         base = self.tape.original(view)._base
         assert base is not None
@@ -241,14 +218,9 @@ class Lowering:
             "stride": list(then.stride()),
             "storage_offset": view.storage_offset(),  # a copy may have its own memory
         }
-        function = Reexecution(STRIDED)
-        self.operations.append(DraftOperation(index, str(STRIDED), function, arguments, (value,), None, node))
+        self.operations.append(Operation(index, str(STRIDED), Reexecution(STRIDED), arguments, (value,), None, node))
         self._match(node, self.tape.original(view).output_nr, value, index)
         return True
-
-    def _made_by(self, node: int, position: int) -> bool:
-        begins = self.tape.nodes[node].view_from
-        return begins is not None and begins <= position and node not in self.operation_of
 
     def _write_unseen(self, value: int, before: int) -> None:
         """A write under `no_grad`: the tensor keeps its node, which now belongs to the new value."""
@@ -265,16 +237,9 @@ class Lowering:
             for node in self._nodes_at.get(position, []):
                 if getattr(self.tape.nodes[node].node, "_forward_cls", None) is function.cls:
                     return node
-        return next(
-            (
-                index
-                for index, raw in enumerate(self.tape.nodes)
-                if getattr(raw.node, "_forward_cls", None) is function.cls
-                and index not in self.operation_of
-                and raw.operation is None
-            ),
-            None,
-        )
+        unmatched = ((i, raw) for i, raw in enumerate(self.tape.nodes) if i not in self.operation_of)
+        applied = (i for i, raw in unmatched if getattr(raw.node, "_forward_cls", None) is function.cls)
+        return next((i for i in applied if self.tape.nodes[i].operation is None), None)
 
     def _read_function(self, function: RawFunction, node: int) -> None:
         """An `autograd.Function` is one operation; those that its forward ran are not shown."""
@@ -291,11 +256,9 @@ class Lowering:
             self._match(node, slot, value, index)
             outputs.append(value)
         self.operation_of.setdefault(node, index)
-        rerun = Reexecution(function.cls)
+        forward = Reexecution(function.cls)
         call = next((c for c, raw in enumerate(self.tape.calls) if function.first <= raw.first < function.last), None)
-        self.operations.append(
-            DraftOperation(index, function.cls.__name__, rerun, arguments, tuple(outputs), call, node)
-        )
+        self.operations.append(Operation(index, function.cls.__name__, forward, arguments, tuple(outputs), call, node))
 
     def _read_unmatched(self, node: int) -> None:
         """A node that no recorded operation made: only its edges are known."""
@@ -307,13 +270,12 @@ class Lowering:
             value = self.values.new(tensor, -1, operation=index, slot=slot) if known is None else known
             self._match(node, slot, value, index)
             outputs.append(value)
-        self.operations.append(DraftOperation(index, node_name(raw.node), None, {}, tuple(outputs), None, node))
+        self.operations.append(Operation(index, node_name(raw.node), None, {}, tuple(outputs), None, node))
 
 
 def node_name(node: Any) -> str:
     """What autograd calls a node, without its namespace."""
-    name: str = node.name()
-    return name.rsplit("::", 1)[-1]
+    return str(node.name()).rsplit("::", 1)[-1]
 
 
 def _parameter_names(cls: type, count: int) -> list[str]:

@@ -11,8 +11,7 @@ from torch import Tensor
 from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Lowering
-from chainrule.capture.lowering.statistics import Snapshots
-from chainrule.capture.lowering.tensor_versions import data_after
+from chainrule.capture.lowering.tensor_versions import Snapshots, data_after
 from chainrule.capture.tape import RawUpdate
 from chainrule.graph.snapshot import (
     Parameter,
@@ -63,7 +62,7 @@ def read_parameters(passes: BackwardPasses, names: Names, snapshots: Snapshots) 
     lowering, leaves = passes.lowering, passes.lowering.leaves
     found: dict[str, Parameter] = {}
     stepped = {
-        id(p): after for raw in lowering.tape.updates for p, after in zip(_members(raw), raw.after, strict=False)
+        id(p): after for raw in lowering.tape.updates for p, after in zip(raw.parameters, raw.after, strict=False)
     }
     whole = {id(part): leaf for leaf, part in lowering.tape.reducers.gathered.values()}
     for tensor in _trained(lowering, leaves.used):
@@ -88,10 +87,6 @@ def _state(state: Any, snapshots: Snapshots) -> Any:
     return snapshots.of(state) if isinstance(state, Tensor) and not has_numbers(state) else state
 
 
-def _members(raw: RawUpdate) -> list[Tensor]:
-    return [parameter for _, group in raw.groups for parameter in group]
-
-
 def _changed_by_hand(lowering: Lowering, tensor: Tensor, before: Tensor) -> Tensor | None:
     """The data after the user's own update: the last copy was made at the end, an earlier one for a write."""
     copies = lowering.tape.copies.get(id(tensor), ())
@@ -104,7 +99,7 @@ def _trained(lowering: Lowering, used: set[int]) -> Iterator[Tensor]:
     """Every parameter of the modules that ran, those of an optimizer that stepped, then other leaves in use."""
     seen: set[int] = set(lowering.tape.reducers.gathered)  # their parts are the parameters
     roots = [run.module for run in lowering.tape.modules if run.parent is None]
-    groups = [parameter for raw in lowering.tape.updates for parameter in _members(raw)]
+    groups = [parameter for raw in lowering.tape.updates for parameter in raw.parameters]
     # A leaf that is read under `no_grad` alone (by a moving average of weights) is not trained here.
     leaves = [lowering.values[each].tensor for each in sorted(used) if lowering.values[each].kind == "parameter"]
     for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
@@ -122,16 +117,13 @@ def read_reducers(lowering: Lowering, paths: Paths) -> tuple[Reducer, ...]:
 
 
 def read_reductions(
-    passes: BackwardPasses,
-    names: Names,
-    parameters: dict[str, Parameter],
-    snapshots: Snapshots,
+    passes: BackwardPasses, names: Names, parameters: dict[str, Parameter], snapshots: Snapshots
 ) -> dict[str, Reduction]:
     """For each parameter the last time that its gradient was combined: what this rank gave, and what it got."""
     tape, found = passes.lowering.tape, {}
     for number, raw in enumerate(tape.arrivals):
         name = names.of_parameter(raw.parameter, number)
-        backward = passes.of_task(raw.task)
+        backward = passes.by_task.get(raw.task)
         left = None if backward is None else passes.left(backward, raw.parameter)
         local = data_after(tape, raw.whole, -1)
         found[name] = Reduction(name, raw.reducer, snapshots.of(local), snapshots.of_some(left))

@@ -90,8 +90,8 @@ function same(one, other) {
   const [ours, theirs] = [numbersOf(one), numbersOf(other)];
   if (String(one.shape) !== String(other.shape) || ours.length !== theirs.length) return false;
   const eps = ROUNDING[one.dtype] ?? 2 ** -23;
-  const typical = one.entries ? Math.hypot(...ours.filter(Number.isFinite)) / Math.sqrt(ours.length || 1) : norm(one);
-  const allowed = (/** @type {number} */ a, /** @type {number} */ b) => ROUNDINGS * eps * (Math.max(Math.abs(a), Math.abs(b)) + typical);
+  const size = one.entries ? Math.hypot(...ours.filter(Number.isFinite)) / Math.sqrt(ours.length || 1) : norm(one);
+  const allowed = (/** @type {number} */ a, /** @type {number} */ b) => ROUNDINGS * eps * (Math.max(Math.abs(a), Math.abs(b)) + size);
   return ours.every((each, place) => Object.is(each, theirs[place]) || Math.abs(each - theirs[place]) <= allowed(each, theirs[place]));
 }
 
