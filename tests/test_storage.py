@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule import load, record
+from chainrule import Recording, load, record
 from chainrule.errors import StorageError
 from chainrule.examples import worked_example
 from chainrule.graph import storage
@@ -24,7 +24,6 @@ from chainrule.graph.reexecution import Reexecution, WriteThroughView
 from chainrule.graph.snapshot import Snapshot
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import reach
-from chainrule.recording import Recording
 
 
 class Twice(torch.autograd.Function):
