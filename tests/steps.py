@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from chainrule import rules
+from chainrule.graph.trees import map_leaves
 
 
 def spoil_rule(monkeypatch: pytest.MonkeyPatch, node: str, vjp: Callable[..., Any]) -> None:
@@ -22,3 +24,8 @@ def spoil_rule(monkeypatch: pytest.MonkeyPatch, node: str, vjp: Callable[..., An
         return replace(rule, wrt={**rule.wrt, "self": replace(rule.wrt["self"], vjp=vjp)})
 
     monkeypatch.setattr(rules, "for_node", spoiled)
+
+
+def cloned(tree: Any) -> Any:
+    """A tree of arguments with copies of its tensors."""
+    return map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
