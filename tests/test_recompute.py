@@ -372,9 +372,11 @@ def test_what_is_next_to_zero_may_come_out_as_zero_and_the_other_way_round() -> 
     other = torch.tensor([0.1, 0.0, 1.0, -2.0])
     for one, another, alike in ((exact, near, True), (near, exact, True), (exact, other, False), (other, exact, False)):
         assert _stands_for(one, another) == alike
-    exact, near = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.0, 1e-9, 1.0])
+    exact, near = torch.tensor([0.0, 0.0, 1.0] * 4), torch.tensor([0.0, 1e-9, 1.0] * 4)
     assert _stands_for(exact, near)
-    assert not _stands_for(exact, near, lambda y: (y > 0).long())  # whole numbers are 0 or are not
+    assert not _stands_for(
+        exact, near, lambda y: torch.bucketize(y, torch.tensor([1e-10]))
+    )  # whole numbers are 0 or are not
 
 
 def _stands_for(

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 import chainrule
 from chainrule.document import Document, Histogram, Paragraph, Row, Section, Sketch, Source, Sum, Summand, Tensor
-from chainrule.numbers import number
 from chainrule.views import written
 from tests.browser.large import large
 from tests.browser.transformer import Transformer
+from tests.test_numbers import number
 from tests.views import hostile
 
 pytestmark = pytest.mark.slow  # the browser alone takes seconds to start
