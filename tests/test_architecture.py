@@ -99,3 +99,45 @@ def test_the_public_names() -> None:
         "verify",
         "watch",
     ]
+
+
+TESTS = Path(__file__).parent
+PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "document", "examples"}
+DEEP = {
+    # what is worth a test of its own
+    "capture.tape", "graph.comparison", "graph.reexecution", "graph.storage", "graph.trees", "monitor.dashboard",
+    "rules.elementary", "rules.expression", "rules.operations", "rules.optimizers", "rules.pattern",
+    "rules.pytorch_formulas",
+    "views.formula", "views.json", "views.layers", "views.terminal",
+    # what tests make or measure by themselves
+    "graph.history", "graph.statistics", "graph.statistics_cache",
+    # the program, what it says of single steps and runs, and the pages that are made of the package
+    "cli", "diagnostics", "reference", "report", "script",
+}  # fmt: skip
+"""The modules that tests import, apart from the public ones."""
+
+PATCHED = {
+    "capture.retention", "execution.experiment", "monitor.examine", "monitor.ranks", "monitor.run_page",
+    "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "progress",
+}  # fmt: skip
+"""The other modules in which tests replace something: a limit, a clock, a function by one that fails."""
+
+
+def test_tests_look_from_outside() -> None:
+    imported = {name for path in TESTS.rglob("*.py") for name, _ in imports(path) if not name.startswith("examples")}
+    assert imported - PUBLIC == DEEP
+
+
+def test_tests_replace_little() -> None:
+    named = {name for path in TESTS.rglob("*.py") for name in _named_in(path)}
+    assert named - PUBLIC - DEEP == PATCHED
+
+
+def _named_in(path: Path) -> Iterator[str]:
+    """The modules that the texts in a file name, as `monkeypatch.setattr` takes them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        parts = name.split(".")
+        if parts[0] == "chainrule" and all(part.isidentifier() for part in parts):
+            known = [".".join(parts[1:end]) for end in range(2, len(parts) + 1)]
+            yield from [each for each in known if each in MODULES][-1:]

@@ -14,20 +14,18 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_hooks
 
 import chainrule
-from chainrule.capture import retention
-from chainrule.capture.sweep import BATCH
 from chainrule.errors import RecordingError
 from chainrule.graph import statistics
-from chainrule.graph.graph import Graph
 from chainrule.graph.statistics import EXPONENTS, Statistics, measure
 from tests.zoo.models import ZOO
 
 LARGE = 20_000  # elements of a float32 tensor that is not small
+MUCH = 2**23  # bytes of results that a recording holds at most before it frees those that nothing needs
 
 
 @pytest.fixture
 def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "SMALL", 0)
+    monkeypatch.setattr("chainrule.capture.retention.SMALL", 0)
 
 
 class Wide(nn.Module):
@@ -52,7 +50,7 @@ def wide_step(**keep: Any) -> tuple[chainrule.Recording, Wide, Tensor]:
     return recording, model, loss
 
 
-def zoo_step(name: str, keep: str) -> Graph:
+def zoo_step(name: str, keep: str) -> Any:
     torch.manual_seed(0)
     model, loss = ZOO[name]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -147,7 +145,7 @@ def test_a_gradient_is_measured_as_backward_left_it_and_as_the_optimizer_met_it(
 
 def test_what_is_not_kept_is_freed_while_the_step_runs() -> None:
     with chainrule.record(keep="statistics") as recording:
-        x = torch.randn(BATCH // 4 + 1, requires_grad=True)
+        x = torch.randn(MUCH // 4 + 1, requires_grad=True)
         y = x * 2.0  # its way back does not need the result
         z = y * 3.0
         gone = weakref.ref(y)
@@ -232,7 +230,7 @@ def from_image(x: Tensor) -> Tensor:
 def long_ago(x: Tensor, given: Tensor) -> Tensor:
     """What the layer is given was let go of megabytes before."""
     y = torch.tanh(x)
-    torch.ones(BATCH).mul(2.0).mul(3.0)
+    torch.ones(MUCH).mul(2.0).mul(3.0)
     return y
 
 
@@ -361,8 +359,10 @@ def test_a_device_without_memory_left_does_not_end_the_step(
     def measure(tensor: Tensor) -> Any:
         raise error("no memory left")
 
-    monkeypatch.setattr(retention, "in_place", lambda tensor: None)  # as on a device, where figures take memory
-    monkeypatch.setattr(retention, "measure", measure)
+    monkeypatch.setattr(
+        "chainrule.capture.retention.in_place", lambda tensor: None
+    )  # as on a device, where figures take memory
+    monkeypatch.setattr("chainrule.capture.retention.measure", measure)
     recording, _, loss = wide_step(keep="statistics")
     monkeypatch.undo()
     assert torch.equal(loss, wide_step(keep="all")[2])

@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import chainrule
-from chainrule.recording import Recording
+from chainrule import Recording
 
 STEP = """\
 import torch

@@ -1,9 +1,23 @@
 import math
+import re
 import struct
 
 import pytest
 
-from chainrule.numbers import aligned, number
+from chainrule.document import Document, Tensor
+from chainrule.views import written
+
+
+def number(value: complex) -> str:
+    """A number as a reader sees it: among the statistics of a large tensor."""
+    large = Tensor("W", (99, 99), "float32", "value", None, (("norm", value),))  # type: ignore[arg-type]
+    return written(Document(("T",), (large,), ()), ".md").rsplit("norm ", 1)[1].strip()
+
+
+def aligned(values: list[complex]) -> list[str]:
+    """The numbers of a column, as a terminal shows them."""
+    column = Tensor("C", (len(values), 1), "float32", "value", tuple(values))
+    return re.findall(r"[⎡⎢⎣](.*?)[⎤⎥⎦]", written(Document(("T",), (column,), ()), ".txt"))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +69,7 @@ def test_what_is_written_is_never_further_off_than_half_its_last_place() -> None
 
 
 def test_columns_are_aligned_on_the_decimal_point() -> None:
-    assert aligned(["-1", "0.5", "-16", "1.23e-05", "1e+06", "nan", "True"]) == [
+    assert aligned([-1, 0.5, -16, 1.23e-05, 1e6, math.nan, True]) == [
         "  -1       ",
         "   0.5     ",
         " -16       ",
@@ -64,5 +78,5 @@ def test_columns_are_aligned_on_the_decimal_point() -> None:
         " nan       ",
         "True       ",
     ]
-    assert aligned(["1+2j", "0.5-1.25j"]) == ["     1+2j", "0.5-1.25j"]
+    assert aligned([1 + 2j, 0.5 - 1.25j]) == ["     1+2j", "0.5-1.25j"]
     assert aligned([]) == []

@@ -1,7 +1,6 @@
 """The verdicts of a document are those of the gradient check, and what is wrong is said to be so wherever it shows."""
 
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from torch.autograd import Function
 
 import chainrule
 from chainrule import report
-from chainrule.derivation import backprop
 from chainrule.document import Table, Verdict
+from tests.steps import spoil_rule
 from tests.zoo.models import ZOO
 
 
@@ -140,17 +139,7 @@ def test_a_wrong_backward_is_said_to_be_wrong_in_every_view(tmp_path):
 
 
 def test_a_wrong_rule_is_said_to_be_wrong_in_the_document_too(monkeypatch):
-    right = backprop.rule_of
-
-    def wrong(graph, node, op=None):
-        rule = right(graph, node, op)
-        if node.name != "SinBackward0":
-            return rule
-        local = replace(rule.wrt["self"], vjp=lambda op, g: g * op.self.cos() * 1.0001)
-        return replace(rule, wrt={**rule.wrt, "self": local})
-
-    monkeypatch.setattr("chainrule.derivation.backprop.rule_of", wrong)
-    monkeypatch.setattr("chainrule.verification.gradient_check.rule_of", wrong)
+    spoil_rule(monkeypatch, "SinBackward0", lambda op, g: g * op.self.cos() * 1.0001)
     x = torch.randn(6, requires_grad=True)
     recording = recorded(lambda: (x * 2).sin().sum().backward())
     assert [each.kind for each in verdicts(recording.document())].count("disagrees") >= 1

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import chainrule
-from chainrule.graph.graph import Graph
 from chainrule.graph.trees import tensors_in
+from tests.steps import cloned
 
 
-def assert_tied(graph: Graph) -> None:
+def assert_tied(graph: Any) -> None:
     """Every node that ran knows its operation, and where each of its gradients goes."""
     for node in graph.nodes:
         if not node.executions or node.leaf is not None or node.name == "AccumulateGrad":
@@ -530,19 +530,13 @@ def test_a_compiled_model_is_recorded_eagerly() -> None:
 # -- views and in-place writes ----------------------------------------------------------------------------------------
 
 
-def assert_replays(graph: Graph) -> None:
+def assert_replays(graph: Any) -> None:
     """Each operation, run again on its recorded inputs, gives its recorded outputs: no value is a stale version."""
     for operation in graph.operations:
         arguments = cloned(graph.filled(operation.arguments))
         again = tensors_in(operation.function(arguments))
         for value, out in zip((v for v in operation.outputs if v is not None), again, strict=True):
             assert torch.allclose(graph.values[value].data, out), operation
-
-
-def cloned(tree: Any) -> Any:
-    if isinstance(tree, list):
-        return [cloned(item) for item in tree]
-    return tree.clone() if isinstance(tree, Tensor) else tree
 
 
 def test_a_write_to_a_view_is_a_function_of_its_base() -> None:

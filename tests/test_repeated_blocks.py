@@ -1,6 +1,7 @@
 """Of repeated blocks one is shown; blocks that differ, or are small, are shown in full."""
 
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -8,9 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import chainrule
-from chainrule.derivation.repeated_blocks import RepeatedBlocks, Repetition
 from chainrule.document import Table
-from chainrule.report.block_tables import names
 from tests.browser.transformer import Transformer
 
 
@@ -34,24 +33,28 @@ def deep():
     return recording, recording.document(pointing=True)
 
 
+def titles(document):
+    return ["".join(s if isinstance(s, str) else s.source for s in section.title) for _, section in document.walk()]
+
+
 def repetitions(recording):
-    return [(each.shown, each.others) for each in repeated(recording).repetitions]
-
-
-def repeated(recording):
-    return RepeatedBlocks(recording.graph, recording.derivation, lambda contribution: "agrees")
+    """The blocks that the document does not show, each time with the one that it shows for them."""
+    found = [title.split(": ", 1) for title in titles(recording.document()) if ", like " in title]
+    folded = {kind: [text for each, text in found if each == kind] for kind in ("Forward", "Backward")}
+    assert folded["Forward"] == folded["Backward"][::-1]
+    return folded["Forward"]
 
 
 def test_the_first_block_is_shown_and_the_others_are_rows_of_its_tables(deep):
     recording, document = deep
-    assert repetitions(recording) == [("h.0", ("h.1", "h.2", "h.3"))]
-    titles = ["".join(s if isinstance(s, str) else s.source for s in section.title) for _, section in document.walk()]
-    assert [title for title in titles if ", like " in title] == [
+    assert repetitions(recording) == ["h.1 to h.3, like h.0"]
+    told = titles(document)
+    assert [title for title in told if ", like " in title] == [
         "Forward: h.1 to h.3, like h.0",
         "Backward: h.1 to h.3, like h.0",
     ]
-    assert not any(re.search(r"h\.[123]\.", title) for title in titles)
-    assert "h.0.attn.c_attn.weight" in titles
+    assert not any(re.search(r"h\.[123]\.", title) for title in told)
+    assert "h.0.attn.c_attn.weight" in told
 
 
 def test_every_block_has_its_own_statistics(deep):
@@ -131,26 +134,47 @@ class Block(nn.Module):
     [
         ([Block(), Block()], []),  # two
         ([Block(steps=2) for _ in range(5)], []),  # small
-        ([Block() for _ in range(3)], [("0", ("1", "2"))]),
+        ([Block() for _ in range(3)], ["1 and 2, like 0"]),
         ([Block(scale=1.0 + i) for i in range(3)], []),  # other numbers in the code
-        ([Block(), Block(steps=11), Block(), Block()], [("0", ("2", "3"))]),
-        ([Block().eval(), Block(), Block(), Block()], [("1", ("2", "3"))]),
-        ([Block(), Block(), Block(), Block().requires_grad_(False)], [("0", ("1", "2"))]),
+        ([Block(), Block(steps=11), Block(), Block()], ["2 and 3, like 0"]),
+        ([Block().eval(), Block(), Block(), Block()], ["2 and 3, like 1"]),
+        ([Block(), Block(), Block(), Block().requires_grad_(False)], ["1 and 2, like 0"]),
     ],
 )
 def test_only_equivalent_large_blocks_are_folded(blocks, expected):
     assert repetitions(record(nn.Sequential(*blocks), torch.randn(2, 4, requires_grad=True))) == expected
 
 
-def test_a_block_in_which_something_disagrees_is_shown_in_full():
-    recording = record(nn.Sequential(*[Block() for _ in range(4)]), torch.randn(2, 4, requires_grad=True))
-    bad = next(step for step in recording.steps if step.kind == "backward" and step.call is not None
-               and recording.graph.calls[step.call].module == "2")  # fmt: skip
-    kinds = {id(contribution): "disagrees" for contribution in bad.contributions}
-    found = RepeatedBlocks(
-        recording.graph, recording.derivation, lambda contribution: kinds.get(id(contribution), "agrees")
-    )
-    assert [(each.shown, each.others) for each in found.repetitions] == [("0", ("1", "3"))]
+class Doubled(torch.autograd.Function):
+    """What it is given, twice; its backward is wrong the `wrong`-th time that it runs."""
+
+    runs = wrong = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        Doubled.runs += 1
+        return (3 if Doubled.runs == Doubled.wrong else 2) * g
+
+
+class Own(Block):
+    """A block with an operation of its user's."""
+
+    def forward(self, x):
+        return Doubled.apply(super().forward(x))
+
+
+def test_a_block_in_which_something_disagrees_is_shown_in_full(monkeypatch):
+    def step(wrong):
+        monkeypatch.setattr(Doubled, "runs", 0)
+        monkeypatch.setattr(Doubled, "wrong", wrong)
+        return record(nn.Sequential(*[Own() for _ in range(4)]), torch.randn(2, 4, requires_grad=True))
+
+    assert repetitions(step(wrong=0)) == ["1 to 3, like 0"]
+    assert repetitions(step(wrong=4)) == ["2 and 3, like 1"]  # the first block comes last on the way back
 
 
 def test_one_module_that_runs_repeatedly_is_shown_each_time():
@@ -177,14 +201,15 @@ def test_the_largest_element_of_a_large_gradient_is_explained(deep):
 
 
 @pytest.mark.parametrize(
-    ("others", "text"),
+    ("names", "odd", "text"),
     [
-        (("h.1", "h.2"), "h.1 and h.2"),
-        (("h.1", "h.2", "h.3"), "h.1 to h.3"),
-        (("h.1", "h.2", "h.4"), "h.1, h.2 and h.4"),
-        (("h.1", "h.3", "h.4", "h.5"), "h.1 and h.3 to h.5"),
-        (("down", "middle", "up"), "down to up"),
+        ("012", "", "1 and 2, like 0"),
+        ("0123", "", "1 to 3, like 0"),
+        ("01234", "3", "1, 2 and 4, like 0"),
+        ("012345", "2", "1 and 3 to 5, like 0"),
+        (("deep", "down", "middle", "up"), "", "down to up, like deep"),
     ],
 )
-def test_a_block_that_is_shown_is_in_no_range(others, text):
-    assert names(Repetition("h.0", others)) == text
+def test_a_block_that_is_shown_is_in_no_range(names, odd, text):
+    blocks = OrderedDict((name, Block(steps=11 if name == odd else 10)) for name in names)
+    assert repetitions(record(nn.Sequential(blocks), torch.randn(2, 4, requires_grad=True))) == [text]

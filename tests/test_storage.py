@@ -15,16 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule import load, record
+from chainrule import Recording, load, record
 from chainrule.errors import StorageError
 from chainrule.examples import worked_example
 from chainrule.graph import storage
-from chainrule.graph.graph import Graph
-from chainrule.graph.reexecution import Reexecution, WriteThroughView
-from chainrule.graph.snapshot import Snapshot
-from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import reach
-from chainrule.recording import Recording
 
 
 class Twice(torch.autograd.Function):
@@ -83,15 +78,19 @@ def differences(one: Any, other: Any, where: str = "graph") -> list[str]:
         return [x for i, (a, b) in enumerate(zip(one, other, strict=True)) for x in differences(a, b, f"{where}[{i}]")]
     if isinstance(one, dict) and isinstance(other, dict) and list(one) == list(other):
         return [x for key in one for x in differences(one[key], other[key], f"{where}[{key!r}]")]
-    if isinstance(one, Reexecution) and isinstance(other, Reexecution):
+    if _is(one, "Reexecution") and _is(other, "Reexecution"):
         return differences(one.function, other.function, where)
-    if isinstance(one, WriteThroughView) and isinstance(other, WriteThroughView):
+    if _is(one, "WriteThroughView") and _is(other, "WriteThroughView"):
         return differences(vars(one), vars(other), where)
     if isinstance(one, type) and isinstance(other, type):
         return [] if one.__name__ == other.__name__ else [where]
-    if isinstance(one, Reexecution) and isinstance(one.function, type):
+    if _is(one, "Reexecution") and isinstance(one.function, type):
         return [] if other is None else [where]  # a user's own autograd.Function is not in the file
     return [] if repr(one) == repr(other) else [f"{where}: {one!r} {other!r}"]
+
+
+def _is(thing: Any, kind: str) -> bool:
+    return type(thing).__name__ == kind
 
 
 def _bits(data: torch.Tensor) -> bytes:
@@ -124,8 +123,7 @@ def test_the_awkward_step_holds_what_it_is_for() -> None:
     assert any(v.grad is not None and v.grad.layout is torch.sparse_coo for v in graph.values)
     assert any(node.function_class is not None for node in graph.nodes)
     assert any(
-        isinstance(op.function, Reexecution) and isinstance(op.function.function, WriteThroughView)
-        for op in graph.operations
+        _is(op.function, "Reexecution") and _is(op.function.function, "WriteThroughView") for op in graph.operations
     )
     scalars = [repr(argument) for operation in graph.operations for argument in operation.arguments.values()]
     assert {"inf", "1j", "torch.float64"} <= set(scalars)
@@ -142,7 +140,7 @@ def test_a_loaded_recording_tells_and_proves_the_same(saved: Path) -> None:
 def test_shared_tensors_are_written_once(tmp_path: Path) -> None:
     data = torch.arange(1000.0)
     graph = dataclasses.replace(worked().graph, notes=())
-    values = tuple(dataclasses.replace(value, snapshot=Snapshot.of(data)) for value in graph.values)
+    values = tuple(dataclasses.replace(value, snapshot=value.snapshot.of(data)) for value in graph.values)
     storage.write(dataclasses.replace(graph, values=values), tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").stat().st_size < 60_000
 
@@ -151,7 +149,9 @@ def test_what_safetensors_cannot_hold_is_an_error(tmp_path: Path) -> None:
     graph = worked().graph
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
     values = (
-        dataclasses.replace(graph.values[0], snapshot=Snapshot((2,), nested.dtype, "cpu", nested)),
+        dataclasses.replace(
+            graph.values[0], snapshot=dataclasses.replace(graph.values[0].snapshot, shape=(2,), data=nested)
+        ),
         *graph.values[1:],
     )
     with pytest.raises(StorageError, match="something that safetensors cannot store"):
@@ -438,6 +438,6 @@ def test_every_kind_of_fact_can_be_stored() -> None:
             return list(typing.get_type_hints(hint).values())
         return list(typing.get_args(hint))
 
-    kinds = {each for each in reach([Graph], kinds_in) if dataclasses.is_dataclass(each)}
+    kinds = {each for each in reach([type(worked().graph)], kinds_in) if dataclasses.is_dataclass(each)}
     assert kinds <= set(storage._kinds.values())
-    assert {Snapshot, Statistics} <= kinds
+    assert {"Snapshot", "Statistics"} <= {kind.__name__ for kind in kinds}

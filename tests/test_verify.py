@@ -1,5 +1,7 @@
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -8,14 +10,10 @@ from torch import nn
 from torch.autograd import Function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import chainrule.derivation.backprop
-import chainrule.execution.experiment
+import chainrule
 from chainrule import document
 from chainrule.errors import MissingError, RequestError
-from chainrule.graph.snapshot import Snapshot
-from chainrule.recording import record
-from chainrule.report.gradient_check import gradient_check
-from chainrule.verification.gradient_check import verify
+from tests.steps import spoil_rule
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +23,14 @@ def _repeatable():
 
 
 def recorded(step):
-    with record() as recording:
+    with chainrule.record() as recording:
         step()
     return recording.graph
+
+
+def verify(graph, **options):
+    """The check of a graph, made anew each time: a recording makes its own only once."""
+    return chainrule.Recording.of(graph).verify(**options)
 
 
 def proved(step):
@@ -197,16 +200,7 @@ def test_a_gradient_that_was_not_asked_for_is_no_alarm():
 
 @pytest.mark.parametrize("shape", [(3,), (30, 40)])
 def test_a_rule_that_is_wrong_by_2_001_for_2_is_caught(monkeypatch, shape):
-    right = chainrule.derivation.backprop.rule_of
-
-    def wrong(graph, node, op=None):
-        rule = right(graph, node, op)
-        if node.name != "PowBackward0":
-            return rule
-        local = replace(rule.wrt["self"], vjp=lambda op, g: 2.001 * op.self * g)
-        return replace(rule, wrt={**rule.wrt, "self": local})
-
-    monkeypatch.setattr("chainrule.verification.gradient_check.rule_of", wrong)
+    spoil_rule(monkeypatch, "PowBackward0", lambda op, g: 2.001 * op.self * g)
     x = torch.randn(shape, requires_grad=True)
     row = caught(proved(lambda: (x.sin() ** 2).mean().backward()), "PowBackward0")
     assert "our rule is wrong" in row.reason
@@ -216,15 +210,7 @@ def test_a_rule_that_is_wrong_by_2_001_for_2_is_caught(monkeypatch, shape):
 
 
 def test_a_rule_that_breaks_is_a_result_and_no_crash(monkeypatch):
-    right = chainrule.derivation.backprop.rule_of
-
-    def broken(graph, node, op=None):
-        rule = right(graph, node, op)
-        if node.name != "TanhBackward0":
-            return rule
-        return replace(rule, wrt={"self": replace(rule.wrt["self"], vjp=lambda op, g: g[0] / 0)})
-
-    monkeypatch.setattr("chainrule.verification.gradient_check.rule_of", broken)
+    spoil_rule(monkeypatch, "TanhBackward0", lambda op, g: g[0] / 0)
     x = torch.randn(3, requires_grad=True)
     row = caught(proved(lambda: x.tanh().sum().backward()), "TanhBackward0")
     assert "our rule" in row.reason
@@ -387,7 +373,7 @@ def test_the_contributions_of_all_uses_add_up_at_a_leaf():
     assert "3 uses" in row.reason
     graph = recorded(lambda: (x.exp() * x).sum().backward())
     values = tuple(
-        replace(v, gradient=Snapshot.of(v.grad + 0.01)) if v.kind == "parameter" else v for v in graph.values
+        replace(v, gradient=v.gradient.filled(v.grad + 0.01)) if v.kind == "parameter" else v for v in graph.values
     )
     caught(verify(replace(graph, values=values)), "AccumulateGrad")
 
@@ -540,11 +526,12 @@ def test_a_forward_pass_alone_gives_rows_that_say_so():
 # -- the result -------------------------------------------------------------------------------------------------------
 
 
-def test_one_row_a_node_in_order_with_coverage_and_progress():
+def test_one_row_a_node_in_order_with_coverage_and_progress(monkeypatch):
     layer = nn.Linear(3, 2)
     graph = recorded(lambda: torch.special.entr(layer(torch.randn(4, 3)).exp()).sum().backward())
     seen = []
-    verification = verify(graph, progress=lambda done, total: seen.append((done, total)))
+    monkeypatch.setattr("chainrule.progress.bar", lambda title: nullcontext(lambda *counts: seen.append(counts)))
+    verification = verify(graph)
     assert [row.node for row in verification.rows] == list(graph.nodes)
     assert seen[-1] == (len(graph.nodes), len(graph.nodes))
     unexplained = [row for row in verification.rows if row.verdict == "no rule yet"]
@@ -630,7 +617,7 @@ def test_a_sample_is_the_same_each_time_and_says_what_it_left_out():
     assert [row.node for row in some.rows] == [row.node for row in again.rows]
     assert some.coverage == (looked, looked)
     assert some.left_out == len(graph.nodes) - looked
-    assert f"{looked} of {len(graph.nodes)} nodes (a random share of 0.1)" in str(gradient_check(some))
+    assert f"{looked} of {len(graph.nodes)} nodes (a random share of 0.1)" in str(some)
     both = verify(graph, only=["h.3.*", "h.4.*"], sample=0.01)
     assert (len(both.rows), both.chosen) == (1, "those that h.3.*, h.4.* names, of these a random share of 0.01")
     assert verify(graph).left_out == 0
@@ -655,13 +642,14 @@ def test_a_check_beyond_its_memory_is_left_out_and_says_so():
 def test_many_elements_are_looked_at_in_chunks_that_fit(monkeypatch):
     x = torch.randn(60, 60, dtype=torch.float64, requires_grad=True)
     graph = recorded(lambda: FlippedSign.apply(x).sum().backward())
-    chunks, stacked = [], chainrule.execution.experiment.Probe._terms
+    place = "chainrule.execution.experiment.Probe._terms"
+    chunks, stacked = [], resolve_name(place)
 
     def terms(probe, lines, step):
         chunks.append(len(lines))
         return stacked(probe, lines, step)
 
-    monkeypatch.setattr(chainrule.execution.experiment.Probe, "_terms", terms)
+    monkeypatch.setattr(place, terms)
     wide = verify(graph)
     at_once, chunks[:] = max(chunks), []
     narrow = verify(graph, memory=600_000)
@@ -671,7 +659,7 @@ def test_many_elements_are_looked_at_in_chunks_that_fit(monkeypatch):
 
 def test_the_document_names_node_line_and_the_three_sides():
     x = torch.randn(3, requires_grad=True)
-    told = gradient_check(proved(lambda: FlippedSign.apply(x).sum().backward()))
+    told = proved(lambda: FlippedSign.apply(x).sum().backward()).document()
     assert isinstance(told, document.Document)
     failure = told.sections[1]
     assert failure.title[0].startswith("FlippedSignBackward, node")

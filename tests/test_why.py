@@ -5,12 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chainrule.derivation.backprop import derive
-from chainrule.derivation.why import why
+from chainrule import record
 from chainrule.errors import MissingError
 from chainrule.examples import worked_example
-from chainrule.graph.names import Notation, find_value
-from chainrule.recording import record
 
 
 class Asked:
@@ -19,12 +16,10 @@ class Asked:
     def __init__(self, step, namespace=None):
         with record(namespace or {}) as recording:
             step()
-        self.graph = recording.graph
-        self.derivation = derive(self.graph)
-        self.notation = Notation(self.graph)
+        self.recording, self.graph = recording, recording.graph
 
     def why(self, name, index):
-        return why(self.graph, self.derivation, self.notation, name, index)
+        return self.recording.why(name, index)
 
     def every_element(self):
         """Each element of each gradient, with its answer."""
@@ -269,16 +264,16 @@ def test_sparse_gradient_of_an_embedding():
 
 
 def test_names_that_find_a_value(worked):
-    graph = worked.graph
-    assert find_value(graph, "linear1.weight") == find_value(graph, "W1")
-    assert find_value(graph, "linear2") == find_value(graph, "Z2")
-    assert find_value(graph, "relu") == find_value(graph, "relu@2") == find_value(graph, "A2")
-    assert find_value(graph, "output") == find_value(graph, "A3")
+    recording = worked.recording
+    assert recording["linear1.weight"] is recording["W1"]
+    assert recording["linear2"] is recording["Z2"]
+    assert recording["relu"] is recording["relu@2"] is recording["A2"]
+    assert recording["output"] is recording["A3"]
 
 
 def test_unknown_name_lists_near_matches(worked):
     with pytest.raises(MissingError) as caught:
-        find_value(worked.graph, "linear1.weigth")
+        worked.recording["linear1.weigth"]
     assert str(caught.value).startswith(
         "There is no value named 'linear1.weigth' in this recording. Near matches: 'linear1.weight'"
     )

@@ -4,8 +4,8 @@ from contextlib import suppress
 
 import torch
 
-from chainrule.recording import record
-from chainrule.views import terminal
+from chainrule import record
+from chainrule.views import written
 
 
 def test_what_comes_back_to_a_broadcast_operand_is_written_as_the_sum_that_it_is():
@@ -13,7 +13,7 @@ def test_what_comes_back_to_a_broadcast_operand_is_written_as_the_sum_that_it_is
     with record() as recording:
         z = x * w + b
         z.sum().backward()
-    told = terminal.text(recording.document())
+    told = written(recording.document(), ".txt")
     assert "dJ/db = Σ_(dim 0) dJ/dz\n" in told
     assert "dJ/dw = Σ_(dim 0) (dJ/dmul ⊙ x)\n" in told
 
@@ -22,7 +22,7 @@ def test_a_property_goes_by_its_name_and_a_negative_axis_is_no_difference():
     x = torch.ones(2, 3, requires_grad=True)
     with record() as recording:
         (x.T.softmax(dim=-1) * torch.arange(2)).sum().backward()
-    told = terminal.text(recording.document())
+    told = written(recording.document(), ".txt")
     assert "Forward 1: T = x.T" in told
     assert "(along dim -1)" in told
 

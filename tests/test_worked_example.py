@@ -8,9 +8,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from chainrule import Recording, record
 from chainrule.cli import commands
 from chainrule.examples import worked_example
-from chainrule.recording import Recording, record
 
 FORWARD = {
     "X": [[1, 2], [3, 4]],

@@ -13,7 +13,7 @@ import torch
 import chainrule
 from chainrule.document import Document
 from chainrule.examples import worked_example
-from chainrule.views import page as view
+from chainrule.views import written
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 Open = Callable[..., Any]
@@ -41,7 +41,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
     def open_page(document: Document, fragment: str = "", **options: Any) -> Any:
         file = tmp_path / f"{len(contexts)}.html"
-        file.write_text(view.written(document), encoding="utf-8")
+        file.write_text(written(document, ".html"), encoding="utf-8")
         context = browser.new_context(viewport={"width": 1400, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import chainrule
 from chainrule.document import Document
 from chainrule.examples import worked_example
-from chainrule.views import page as view
+from chainrule.views import written
 from tests.browser.conftest import FLAGS
 from tests.browser.transformer import Transformer
 
@@ -62,7 +62,7 @@ def transformer() -> Document:
 def shoot(browser: Any, folder: Path, images: Path | None = None) -> None:
     """Write every picture, and the two pages, into `folder`; with `images` also those that are kept, made small."""
     for name, document in (("worked", worked()), ("transformer", transformer())):
-        (folder / f"{name}.html").write_text(view.written(document), encoding="utf-8")
+        (folder / f"{name}.html").write_text(written(document, ".html"), encoding="utf-8")
     for shot in SHOTS:
         _shoot(browser, folder, folder, *shot)
     for shot in KEPT if images is not None else ():

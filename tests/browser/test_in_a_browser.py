@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 import chainrule
 from chainrule.document import Document, Histogram, Paragraph, Row, Section, Sketch, Source, Sum, Summand, Tensor
-from chainrule.numbers import number
-from chainrule.views import page as view
+from chainrule.views import written
 from tests.browser.large import large
 from tests.browser.transformer import Transformer
+from tests.test_numbers import number
 from tests.views import hostile
 
 pytestmark = pytest.mark.slow  # the browser alone takes seconds to start
@@ -264,13 +264,13 @@ def test_axe_finds_nothing(open_page, worked, scheme):
 
 
 def test_the_worked_example_is_small(open_page, worked):
-    assert len(view.written(worked).encode()) < 400_000
+    assert len(written(worked, ".html").encode()) < 400_000
     assert int(open_page(worked).get_attribute("html", "data-ready")) > 0  # benchmarks/page.py says how soon
 
 
 def test_a_large_step_is_small_and_fills_its_lines_as_they_are_scrolled_to(open_page):
     document = large()
-    assert len(view.written(document).encode()) < 4_000_000
+    assert len(written(document, ".html").encode()) < 4_000_000
     page = open_page(document)
     page.click("#unfold")
     last = f'li[data-row="{len(document.rows) - 1}"]'
@@ -352,7 +352,7 @@ def test_it_works_in_the_sandboxed_frame_of_a_notebook(open_page, worked, browse
     errors: list[str] = []
     outer.on("pageerror", lambda error: errors.append(str(error)))
     outer.set_content("<iframe sandbox='allow-scripts' style='width:100%;height:800px'></iframe>")
-    outer.evaluate("html => document.querySelector('iframe').srcdoc = html", view.written(worked))
+    outer.evaluate("html => document.querySelector('iframe').srcdoc = html", written(worked, ".html"))
     frame = outer.frame_locator("iframe")
     frame.locator("html[data-ready]").wait_for()
     frame.locator("#next").click()

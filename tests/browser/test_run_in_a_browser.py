@@ -5,9 +5,9 @@ import re
 import pytest
 
 from chainrule import runs
-from chainrule.monitor import run_page
 from tests.runs import sick
 from tests.views import hostile
+from tests.views.test_run_page import render
 
 pytestmark = pytest.mark.slow  # the browser alone takes seconds to start
 AXE = "the accessibility test needs axe-core: pip install axe-playwright-python"
@@ -18,7 +18,10 @@ def html(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run.db"
     sick.write(path)
     with runs.open(path) as run:
-        return run_page.render(run, {1500: "run.steps/1500.html"})
+        (path.parent / "run.steps").mkdir()
+        (path.parent / "run.steps" / "1500.html").touch()  # the page of the step is there
+        run.save(path.parent / "run.html")
+    return (path.parent / "run.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def test_axe_finds_nothing(open_run, scheme):
 def test_an_empty_run(open_run, tmp_path):
     runs.Writer(tmp_path / "run.db").close()
     with runs.open(tmp_path / "run.db") as run:
-        page = open_run(run_page.render(run))
+        page = open_run(render(run))
     assert page.inner_text("#course") == "No step has been watched yet."
 
 
@@ -145,6 +148,6 @@ def test_hostile_names_are_text(open_run, tmp_path):
     name = " ".join(hostile.NAMES).replace("\ud800", "")
     sick.write(tmp_path / "run.db", steps=30, name=name)
     with runs.open(tmp_path / "run.db") as run:
-        page = open_run(run_page.render(run))
+        page = open_run(render(run))
     assert page.locator("img").count() == 0
     assert page.locator("#findings b.mark").count() == 4

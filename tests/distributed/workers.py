@@ -16,15 +16,14 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import chainrule
-from chainrule.capture.data_parallel import own_part
+from chainrule import runs
 from chainrule.errors import ChainruleWarning, MissingError
 from chainrule.graph import statistics
-from chainrule.monitor import ranks as watching_ranks
-from chainrule.monitor.runs import Run
 from tests.seeds import shifted
 
 SAMPLES, STEPS = 24, 5
@@ -299,7 +298,11 @@ def watched(rank, ranks, folder, name, steps=STEPS, wrap=DDP, before=lambda watc
     return {"told": told, "parameters": [own_part(p.detach()).clone() for p in model.parameters()]}
 
 
-def figures(run: Run):
+def own_part(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def figures(run: runs.Run):
     """All that is kept of a run, to be compared."""
     tensors = {(tensor.kind, tensor.name): run.series(tensor.kind, tensor.name).statistics for tensor in run.tensors()}
     return {"steps": run.steps(), "tensors": tensors, "findings": [each.id for each in run.findings()]}
@@ -320,7 +323,7 @@ def _watch_failed(rank, ranks, folder):
 def _watch_alone(rank, ranks, folder):
     """Rank 1 does not watch, as where a script says `if rank == 0`."""
     if rank == 0:
-        with mock.patch.object(watching_ranks, "PATIENCE", 0.2):  # for this watch alone
+        with mock.patch("chainrule.monitor.ranks.PATIENCE", 0.2):  # for this watch alone
             return watched(rank, ranks, folder, "alone")
     model = DDP(built())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

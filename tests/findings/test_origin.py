@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule.recording import record
+from chainrule import record
 
 NAN, INF = float("nan"), float("inf")
 

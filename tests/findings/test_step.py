@@ -3,11 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chainrule.derivation.backprop import derive
-from chainrule.diagnostics import CHECKS, findings
+from chainrule import record
+from chainrule.diagnostics import CHECKS
 from chainrule.examples import worked_example
-from chainrule.graph.names import Notation
-from chainrule.recording import record
 
 pytestmark = pytest.mark.trains
 
@@ -15,8 +13,7 @@ pytestmark = pytest.mark.trains
 def diagnose(step, namespace=None):
     with record(namespace or {}) as recording:
         step()
-    graph = recording.graph
-    found = findings(graph, derive(graph), Notation(graph))
+    found = recording.findings()
     for finding in found:
         assert finding.title == CHECKS[finding.id].title
         assert finding.evidence

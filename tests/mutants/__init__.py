@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from chainrule.recording import record
-from chainrule.verification.gradient_check import verify
-from chainrule.verification.rows import GradientCheck
+import chainrule
 from tests.mutants.operations import OPERATIONS, Gradient, Operation, Term
 
 MOVED = 1e-3  # how much a wrong gradient must differ from the right one, relative to it, to be a mutant at all
@@ -178,14 +177,14 @@ def _differs(mutant: Mutant) -> bool:
     return good.shape == bad.shape and bool((good - bad).norm() > MOVED * good.norm())
 
 
-def step(function: type[Function], operation: Operation) -> GradientCheck:
+def step(function: type[Function], operation: Operation) -> Any:
     """A training step with the function in the middle, proved."""
     leaves = [x.requires_grad_() for x in inputs(operation)]
-    with record() as recording:
+    with chainrule.record() as recording:
         before = [1.1 * leaf for leaf in leaves]
         out = function.apply(*before)
         (out.tanh() * torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype).reshape(out.shape)).sum().backward()
-    return verify(recording.graph)
+    return recording.verify()
 
 
 def tried(mutant: Mutant) -> Outcome:

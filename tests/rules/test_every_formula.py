@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule import reference, rules
-from chainrule.derivation.backprop import NodeStep
 from chainrule.graph.trees import tensors_in
 from chainrule.rules import Applied, Rule, reduce_to_shape
 
@@ -288,7 +287,7 @@ def uses(rule: Rule) -> Iterator[tuple[str, Use]]:
 
 
 def _function(rule: Rule, step: Any, graph: Any) -> tuple[Callable[..., Any], Tensor | None]:
-    if isinstance(step, NodeStep) and step.operation is not None:
+    if getattr(step, "operation", None) is not None:
         operation = graph.operations[step.operation]
         return operation.function.function, operation.random_state
     called = getattr(F, rule.calls[0])

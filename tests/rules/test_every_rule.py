@@ -18,7 +18,6 @@ from torch import Tensor
 
 import chainrule
 from chainrule import rules
-from chainrule.derivation.backprop import NodeStep, Step
 from chainrule.graph.trees import tensors_in
 from chainrule.rules import Applied, Factor, Rule, Sample, Wrt
 
@@ -79,14 +78,14 @@ def recorded(sample: Sample, dtype: torch.dtype) -> Any:
     return recording
 
 
-def steps_of(rule: Rule, recording: Any) -> list[NodeStep | Step]:
+def steps_of(rule: Rule, recording: Any) -> list[Any]:
     """The steps back, of nodes or of calls told as one, that a rule was asked for."""
     derivation = recording.derivation
     nodes = [step for step in derivation.nodes if step.rule is rule]
     return nodes or [step for step in derivation.steps if step.kind == "backward" and step.rule is rule]
 
 
-def disagreements(rule: Rule, step: NodeStep | Step) -> Iterator[str]:
+def disagreements(rule: Rule, step: Any) -> Iterator[str]:
     """In which arguments a step's gradient has another shape than its value, or other numbers than autograd's."""
     for contribution in step.contributions:
         if contribution.recorded is None or contribution.argument in WRONG_IN_PYTORCH.get(rule.name, ()):

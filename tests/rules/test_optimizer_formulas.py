@@ -14,7 +14,6 @@ import torch
 from latex_math import Statement, differ
 from test_optimizers import CASES, steps
 
-from chainrule.graph.snapshot import ParameterUpdate
 from chainrule.rules.optimizers import SYMBOLS, hyperparameters, terms
 
 # What the state before the step is called in the formulas.
@@ -25,7 +24,7 @@ STATE = {
 }  # fmt: skip
 
 
-def wrong_lines(update: ParameterUpdate, optimizer: str, old: str = "", new: str = "") -> tuple[list[str], int]:
+def wrong_lines(update: Any, optimizer: str, old: str = "", new: str = "") -> tuple[list[str], int]:
     """Which lines of an update do not give their values, with a piece of the text replaced, and how often it was."""
     hyper = hyperparameters(dict(update.options), dict(update.state_before))
     known: dict[str, Any] = dict.fromkeys(STATE.values(), torch.zeros_like(update.before)) | {

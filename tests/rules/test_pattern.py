@@ -13,7 +13,6 @@ from test_every_rule import RULES, quiet, recorded, steps_of
 from torch import Tensor
 
 from chainrule.rules import Applied, Rule, Wrt, pattern, reduce_to_shape
-from chainrule.rules.pattern import Pattern
 
 __all__ = ["quiet"]  # a fixture of the file beside
 ENTRIES = 4_000
@@ -32,7 +31,7 @@ def dense(
     return torch.stack(rows).nan_to_num(0.0)  # 0 times an infinite derivative, beside it
 
 
-def claims(rule: Rule) -> Iterator[tuple[str, Wrt, Applied, str, Pattern, Tensor]]:
+def claims(rule: Rule) -> Iterator[tuple[str, Wrt, Applied, str, pattern.Pattern, Tensor]]:
     """Every pattern that a rule claims over its samples, with the Jacobian that it is claimed of."""
     for sample in rule.samples():
         recording = recorded(sample, torch.float64)
@@ -53,7 +52,7 @@ def claims(rule: Rule) -> Iterator[tuple[str, Wrt, Applied, str, Pattern, Tensor
                 yield sample.note, wrt, op, argument, found, dense(rule, op, argument, shape, upstream)
 
 
-def mistakes(op: Any, found: Pattern, full: Tensor) -> Iterator[str]:
+def mistakes(op: Any, found: pattern.Pattern, full: Tensor) -> Iterator[str]:
     if found.shape != tuple(full.shape):
         yield f"shape {found.shape}, not {tuple(full.shape)}"
         return
@@ -77,7 +76,7 @@ def mistakes(op: Any, found: Pattern, full: Tensor) -> Iterator[str]:
         yield from wrong_blocks(op, found, full)
 
 
-def wrong_blocks(op: Any, found: Pattern, full: Tensor) -> Iterator[str]:
+def wrong_blocks(op: Any, found: pattern.Pattern, full: Tensor) -> Iterator[str]:
     """Each block of the mask, in the order of its rows and columns, must be the operand that it is said to equal."""
     name, transposed = re.fullmatch(r"\$(\w+)(\^\{T\})?", found.block).groups()
     block = op.arguments[name]
@@ -110,10 +109,10 @@ def test_a_wrong_pattern_is_caught() -> None:
     _, _, op, _, found, full = next(each for each in claims(linear) if each[3] == "input")
     assert not list(mistakes(op, found, full))
     for wrong in (
-        Pattern(found.words, found.shape, found.nonzero - 1, block="", mask=found.mask),
-        Pattern("diagonal", found.shape, 2, mask=lambda: torch.eye(*found.shape, dtype=torch.bool)),
-        Pattern(found.words, found.shape, found.nonzero, block="$input", mask=found.mask),
-        Pattern(found.words, (1, 1), found.nonzero),
+        pattern.Pattern(found.words, found.shape, found.nonzero - 1, block="", mask=found.mask),
+        pattern.Pattern("diagonal", found.shape, 2, mask=lambda: torch.eye(*found.shape, dtype=torch.bool)),
+        pattern.Pattern(found.words, found.shape, found.nonzero, block="$input", mask=found.mask),
+        pattern.Pattern(found.words, (1, 1), found.nonzero),
         pattern.permuted(full.shape[0]),
     ):
         assert list(mistakes(op, wrong, full)), wrong

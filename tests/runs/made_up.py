@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from unittest import mock
 
 from chainrule import runs
 from chainrule.graph.history import StepFacts
@@ -36,11 +37,9 @@ def write(path, steps, **options):
 
 def endlessly(path, batch, said):
     """Say when each step was handed over, until the process is killed."""
-    from chainrule.monitor.runs import writer as module
-
-    module.BATCH = batch
-    writer = runs.Writer(path)
-    for step in range(1, sys.maxsize):
-        writer.add(facts(step, loss=math.sin(step)), figures(step))
-        said.send((step, time.monotonic()))
-        time.sleep(0.001)
+    with mock.patch("chainrule.monitor.runs.writer.BATCH", batch):
+        writer = runs.Writer(path)
+        for step in range(1, sys.maxsize):
+            writer.add(facts(step, loss=math.sin(step)), figures(step))
+            said.send((step, time.monotonic()))
+            time.sleep(0.001)

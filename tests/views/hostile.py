@@ -12,7 +12,6 @@ from chainrule.document import (
     Tensor,
     Verdict,
 )
-from chainrule.graph.names import escape
 
 NAMES = (
     "</script><img src=x onerror=alert(1)>",
@@ -38,6 +37,16 @@ NAMES = (
     "---",
     "'''; import os; os.system('touch pwned') #",
 )
+
+
+ESCAPED = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"} | {
+    each: "\\" + each for each in "{}_$%&#"
+}
+
+
+def escape(text: str) -> str:
+    """Plain text inside LaTeX's `\\text{...}`, as the symbols of a recording are written."""
+    return "".join(ESCAPED.get(each, each) for each in text)
 
 
 def document(name: str) -> Document:

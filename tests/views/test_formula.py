@@ -1,8 +1,11 @@
+import html
+import re
 import unicodedata
 
 import pytest
 
-from chainrule.views.blocks import printable
+from chainrule.document import Document
+from chainrule.views import written
 from chainrule.views.formula import latex
 
 WRITTEN = {
@@ -79,6 +82,13 @@ def test_every_cut_of_every_formula_is_readable() -> None:
     for source in WRITTEN:
         for length in range(len(source)):
             assert isinstance(latex(source[:length]), str)
+
+
+def printable(text: str) -> str:
+    """Some text as the title of a page is shown."""
+    title = re.search(r"<title>(.*?)</title>", written(Document((text,), (), ()), ".html"), re.DOTALL)
+    assert title is not None
+    return html.unescape(title[1])
 
 
 def test_control_characters_are_shown_as_their_codes() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from chainrule import record
 from chainrule.document import Block, Code, Document, Equation, Math, Paragraph, Section, Table, Tensor, Verdict
 from chainrule.examples import worked_example
-from chainrule.recording import record
-from chainrule.views import latex
+from chainrule.views import written as text_of
 from chainrule.views.formula import is_known
 from tests.views import hostile
 
@@ -19,7 +19,7 @@ ENGINES = [engine for engine in ("pdflatex", "lualatex") if shutil.which(engine)
 
 
 def body(*blocks: Block) -> str:
-    written = latex.written(Document(("T",), blocks, ()))
+    written = text_of(Document(("T",), blocks, ()), ".tex")
     return written.partition("\\maketitle\n")[2].removesuffix("\\end{document}\n").strip()
 
 
@@ -117,7 +117,7 @@ def test_every_formula_of_the_worked_example_is_known() -> None:
 
 @pytest.mark.parametrize("name", hostile.NAMES)
 def test_hostile_names_leave_only_known_commands(name: str) -> None:
-    written = latex.written(hostile.document(name)).partition("\\begin{document}")[2]
+    written = text_of(hostile.document(name), ".tex").partition("\\begin{document}")[2]
     assert written.count(r"\end{document}") == 1
     for command in ("input", "write", "immediate", "def", "catcode", "href", "url", "include", "openin", "csname"):
         assert rf"\{command}" not in written.replace(r"{\textbackslash}", "")
@@ -130,7 +130,7 @@ def test_hostile_names_leave_only_known_commands(name: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 class TestCompiled:
     def test_the_worked_example(self, engine: str, tmp_path: Path) -> None:
-        log = compiled(latex.written(worked()), tmp_path, engine)
+        log = compiled(text_of(worked(), ".tex"), tmp_path, engine)
         assert "Overfull" not in log
         assert (tmp_path / "step.pdf").stat().st_size > 50_000
 
@@ -140,7 +140,7 @@ class TestCompiled:
             for number, name in enumerate(hostile.NAMES)
             for section in hostile.document(name).sections
         )
-        compiled(latex.written(Document(("Names",), (), sections)), tmp_path, engine)
+        compiled(text_of(Document(("Names",), (), sections), ".tex"), tmp_path, engine)
         assert not (tmp_path / "pwned").exists()
 
     def test_every_kind_of_block(self, engine: str, tmp_path: Path) -> None:
@@ -153,4 +153,4 @@ class TestCompiled:
             Verdict("kink", ("at 0",)),
             Table(("a", "b"), ((("1",), (Math("x"),)),) * 60, "a long table"),
         )
-        compiled(latex.written(Document(("Blocks",), blocks, ())), tmp_path, engine)
+        compiled(text_of(Document(("Blocks",), blocks, ()), ".tex"), tmp_path, engine)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -8,14 +10,21 @@ import pytest
 from markdown_it import MarkdownIt
 
 from chainrule.document import Block, Code, Document, Equation, Math, Paragraph, Section, Table, Tensor, Verdict
-from chainrule.views import markdown
+from chainrule.views import written as text_of
 from tests.views import hostile
 
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table"])
 
 
 def body(*blocks: Block, dollars: bool = False) -> str:
-    return "\n\n".join(markdown.blocks(blocks, dollars=dollars))
+    return text(Document(("T",), blocks, ()), dollars).removeprefix("# T\n\n")
+
+
+def text(document: Document, dollars: bool = False) -> str:
+    """A document without sections in Markdown: for GitHub, or with `dollars` as the first cell of a notebook."""
+    if not dollars:
+        return text_of(document, ".md").removesuffix("\n")
+    return "".join(json.loads(text_of(document, ".ipynb"))["cells"][0]["source"])
 
 
 class Tags(HTMLParser):
@@ -43,7 +52,7 @@ class Tags(HTMLParser):
 def test_sections_blocks_and_spans() -> None:
     section = Section(("Layer 1: ", Code("linear1")), "l1", "forward", (Paragraph(("Text.",), "warning"),))
     document = Document(("One step of ", Code("a.py")), (Paragraph(("The cost ", Math("J"), ".")),), (section,))
-    assert markdown.written(document) == (
+    assert text_of(document, ".md") == (
         "# One step of `a.py`\n\nThe cost $`J`$.\n\n## Layer 1: `linear1`\n\n**Warning.** Text.\n"
     )
 
@@ -55,8 +64,11 @@ def test_formulas_stand_in_fences_for_github_and_between_dollars_for_jupyter() -
 
 
 def test_a_path_in_a_formula() -> None:
-    assert markdown.formula(r"\text{h.0.weight}") == r"\text{h.0.weight}"
-    assert markdown.formula(r"\text{c\_attn x}^{T}") == r"\mathtt{c\_attn\ x}^{T}"
+    for latex, expected in {
+        r"\text{h.0.weight}": r"\text{h.0.weight}",
+        r"\text{c\_attn x}^{T}": r"\mathtt{c\_attn\ x}^{T}",
+    }.items():
+        assert body(Equation(latex)) == f"```math\n{expected}\n```"
 
 
 def test_a_formula_that_is_none_of_ours_is_shown_as_code() -> None:
@@ -90,7 +102,7 @@ def test_an_unknown_block_is_an_error() -> None:
 @pytest.mark.parametrize("dollars", [False, True])
 def test_hostile_names_make_no_markup(name: str, dollars: bool) -> None:
     document = hostile.document(name)
-    written = f"# {markdown.spans(document.title, dollars)}\n\n{body(*document.summary, dollars=dollars)}\n"
+    written = text(replace(document, sections=()), dollars) + "\n"
     html = READER.render(written)
     read = Tags(html)
     assert read.tags <= {"h1", "p", "em", "strong", "code", "pre", "table", "thead", "tbody", "tr", "th", "td"}
@@ -102,14 +114,15 @@ def test_hostile_names_make_no_markup(name: str, dollars: bool) -> None:
 @pytest.mark.parametrize("name", hostile.NAMES)
 def test_hostile_names_make_no_mathematics(name: str) -> None:
     """Taken away what GitHub takes for our mathematics, no dollar and no backslash is left outside code."""
-    written = "\n\n".join([markdown.escaped(name), markdown.spans((name, " and ", Code(name)))])
+    escaped = body(Paragraph((name,)))
+    written = "\n\n".join([escaped, body(Paragraph((name, " and ", Code(name))))])
     outside = Tags(READER.render(written)).outside_code
     assert not set(outside) & set("$\\@")
-    assert not re.search(r"://|www\.", markdown.escaped(name))
+    assert not re.search(r"://|www\.", escaped)
 
 
 @pytest.mark.parametrize(
     "name", ["# heading", "- item", "+ item", "1. item", "1) item", "---", "===", "> quote", "    code"]
 )
 def test_a_line_stays_a_line(name: str) -> None:
-    assert READER.render(markdown.spans((name,))) == f"<p>{name.strip().replace('>', '&gt;')}</p>\n"
+    assert READER.render(body(Paragraph((name,)))) == f"<p>{name.strip().replace('>', '&gt;')}</p>\n"

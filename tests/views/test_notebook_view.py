@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from nbclient import NotebookClient
 from torch import nn
 
+from chainrule import Recording, load, record
 from chainrule.document import Document, Paragraph, Section
 from chainrule.examples import worked_example
-from chainrule.recording import Recording, load, record
-from chainrule.report.code import PREAMBLE
-from chainrule.views import notebook
+from chainrule.views import written as text_of
 from tests.views import hostile
 
 
@@ -157,25 +156,35 @@ def test_large_tensors_are_left_out() -> None:
 
 
 def test_hostile_names_are_only_identifiers() -> None:
+    known = _names(_called("x"))[0]
     for name in hostile.NAMES:
-        layer = nn.Linear(1, 1)
-        model = nn.Module()
-        model._modules[name] = layer
-        namespace = {name: torch.ones(1, 1), "model": model}
-        with record(namespace=namespace) as recording:
-            layer(namespace[name]).sum().backward()
-        codes = sources(recording)
+        codes = _called(name)
         assert not any(bad in "\n".join(codes) for bad in ("alert(", "system(", "import os"))
-        names = [node for node in ast.walk(ast.parse("\n".join(codes))) if isinstance(node, ast.Name)]
-        assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        ours = {node.id for node in ast.walk(ast.parse(PREAMBLE)) if isinstance(node, ast.Name)}
-        assert {node.id for node in names} - assigned <= ours | {"check", "terms_of", "through", "operand"}
+        used, assigned = _names(codes)
+        assert used - assigned <= known
         run(codes)
+
+
+def _called(name: str) -> list[str]:
+    """The code of a step whose layer and input have this name."""
+    layer = nn.Linear(1, 1)
+    model = nn.Module()
+    model._modules[name] = layer
+    namespace = {name: torch.ones(1, 1), "model": model}
+    with record(namespace=namespace) as recording:
+        layer(namespace[name]).sum().backward()
+    return sources(recording)
+
+
+def _names(codes: list[str]) -> tuple[set[str], set[str]]:
+    """The names in some code, and those of them that it assigns."""
+    names = [node for node in ast.walk(ast.parse("\n".join(codes))) if isinstance(node, ast.Name)]
+    return {node.id for node in names}, {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
 @pytest.mark.parametrize("name", hostile.NAMES)
 def test_hostile_names_keep_the_notebook_whole(name: str) -> None:
-    written = notebook.written(hostile.document(name))
+    written = text_of(hostile.document(name), ".ipynb")
     read = nbformat.reads(written, as_version=4)
     nbformat.validate(read)
     assert [cell.cell_type for cell in read.cells] == ["markdown", "markdown"]
@@ -194,7 +203,7 @@ def test_cells_of_text_and_code() -> None:
             "x = 1",
         ),
     )
-    cells = json.loads(notebook.written(Document(("T",), (), sections)))["cells"]
+    cells = json.loads(text_of(Document(("T",), (), sections), ".ipynb"))["cells"]
     assert [(cell["cell_type"], "".join(cell["source"])) for cell in cells] == [
         ("markdown", "# T"),
         ("markdown", "## One\n\nWords."),

@@ -8,17 +8,27 @@ import json
 import re
 from dataclasses import MISSING, fields
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from chainrule import document as doc
-from chainrule.views import page
+from chainrule import views
 from chainrule.views.json import BLOCKS
-from chainrule.views.page.mathml import Formulas, converted
 from tests.views import hostile
 
-TYPES = page.read("types.d.ts")
+PAGE = Path(views.__file__).parent / "page"
+TYPES = (PAGE / "types.d.ts").read_text(encoding="utf-8")
+
+
+def page(document: doc.Document) -> str:
+    return views.written(document, ".html")
+
+
+def script_of(html: str) -> str:
+    [script] = re.findall(r'<script type="module">(.*?)</script>', html, re.DOTALL)
+    return script
 
 
 class Elements(HTMLParser):
@@ -46,8 +56,8 @@ def data_of(html: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", hostile.NAMES, ids=range(len(hostile.NAMES)))
 def test_no_name_becomes_an_element(name):
-    html = page.written(hostile.document(name))
-    harmless = page.written(hostile.document("x"))
+    html = page(hostile.document(name))
+    harmless = page(hostile.document("x"))
     kinds = [tag for tag, _ in Elements(html).found]
     assert set(kinds) == {tag for tag, _ in Elements(harmless).found}
     assert kinds.count("script") == 2
@@ -57,9 +67,9 @@ def test_no_name_becomes_an_element(name):
 
 
 def test_the_policy_allows_the_one_script_and_the_styles_and_nothing_else():
-    html = page.written(hostile.document("x"))
+    html = page(hostile.document("x"))
     [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
-    [script] = re.findall(r'<script type="module">(.*?)</script>', html, re.DOTALL)
+    script = script_of(html)
     [style, *pictured] = re.findall(r"<style[^>]*>(.*?)</style>", html, re.DOTALL)
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     hashed = [f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in (script, style)]
@@ -70,21 +80,22 @@ def test_the_policy_allows_the_one_script_and_the_styles_and_nothing_else():
 
 
 def test_nothing_is_loaded_from_anywhere():
-    html = page.written(hostile.document("x"))
+    html = page(hostile.document("x"))
     for tag, attributes in Elements(html).found:
         assert "src" not in attributes, tag
         assert (attributes.get("href") or "#").startswith("#"), tag
     assert not re.search(r"url\((?!['\"]?#)", html)
-    assert "@import" not in page.read("page.css")
+    assert "@import" not in (PAGE / "page.css").read_text(encoding="utf-8")
 
 
 def test_the_modules_are_put_together_whole():
-    script = page._script()
+    script = script_of(page(hostile.document("x")))
     assert not re.search(r"^(import|export) ", script, re.MULTILINE)
     names = re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", script, re.MULTILINE)
     assert len(names) == len(set(names))  # they share one scope
-    files = {each.name for each in page.resources.files(page.__name__).iterdir() if each.name.endswith(".js")}
-    assert files == set(page.MODULES)
+    for file in PAGE.glob("*.js"):
+        exported = re.findall(r"^export (?:async )?(?:function|const|let|class) (\w+)", file.read_text(), re.MULTILINE)
+        assert set(exported) <= set(names), file
 
 
 def interface(name: str) -> dict[str, bool]:
@@ -117,14 +128,26 @@ def text_of(tree: Any) -> str:
     return "".join(text_of(part) for part in tree[1:] if not isinstance(part, dict))
 
 
+def mathematics(*latex: str) -> tuple[list[Any], list[Any], list[Any]]:
+    """The table of shapes and that of formulas on a page with these equations, and their entries in the latter."""
+    data = data_of(page(doc.Document((), tuple(map(doc.Equation, latex)), ())))
+    formulas = data["math"]["formulas"]
+    return data["math"]["shapes"], formulas, [formulas[each["latex"]] for each in data["document"]["summary"]]
+
+
+def converted(latex: str) -> Any:
+    shapes, _, [[shape]] = mathematics(latex)
+    return shapes[shape]
+
+
 def test_a_formula_is_a_shape_with_names_in_its_holes():
-    formulas = Formulas()
-    first = formulas.formulas[formulas.add(r"\frac{\partial J}{\partial \text{h.0.c\_attn}}")]
-    second = formulas.formulas[formulas.add(r"\frac{\partial J}{\partial W^{[1]}}")]
+    shapes, formulas, [first, second] = mathematics(
+        r"\frac{\partial J}{\partial \text{h.0.c\_attn}}", r"\frac{\partial J}{\partial W^{[1]}}"
+    )
     assert first[0] == second[0]  # one shape
-    assert formulas.formulas[first[1]] == "h.0.c_attn"
-    assert text_of(formulas.shapes[second[0]]) == "∂J∂\ue000"
-    assert text_of(formulas.shapes[formulas.formulas[second[1]][0]]) == "W[1]"
+    assert formulas[first[1]] == "h.0.c_attn"
+    assert text_of(shapes[second[0]]) == "∂J∂\ue000"
+    assert text_of(shapes[formulas[second[1]][0]]) == "W[1]"
 
 
 @pytest.mark.parametrize(
@@ -154,5 +177,5 @@ def test_numbers_of_32_bits_are_short_and_exact_and_those_of_64_bits_whole():
     value = 0.1000000014901161193847656  # the float32 that is nearest to 0.1
     single = doc.Tensor("x", (1,), "float32", "value", (value,))
     double = doc.Tensor("y", (1,), "float64", "value", (value,))
-    told = data_of(page.written(doc.Document((), (single, double), ())))["document"]["summary"]
+    told = data_of(page(doc.Document((), (single, double), ())))["document"]["summary"]
     assert [block["entries"] for block in told] == [[0.100000001], [value]]

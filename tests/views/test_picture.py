@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from chainrule.document import Document, Row, Tensor
-from chainrule.views import picture
+from chainrule.views import written
 from tests.views import hostile
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -26,7 +26,7 @@ def row(index: int, kind: Any, name: str, *inputs: int, **more: Any) -> Row:
 
 
 def drawn(*rows: Row) -> ElementTree.Element:
-    return ElementTree.fromstring(picture.written(Document(("One step",), (), (), rows)))
+    return ElementTree.fromstring(written(Document(("One step",), (), (), rows), ".svg"))
 
 
 def example() -> tuple[Row, ...]:
@@ -113,8 +113,7 @@ def test_it_tells_itself_to_a_screen_reader() -> None:
 
 
 def test_hues_follow_the_theme() -> None:
-    written = picture.written(Document(("t",), (), (), example()))
-    assert "prefers-color-scheme:dark" in written
+    assert "prefers-color-scheme:dark" in written(Document(("t",), (), (), example()), ".svg")
 
 
 def test_nothing_to_draw_is_an_empty_picture() -> None:
@@ -138,7 +137,7 @@ def test_a_long_chain_with_skips_is_laid_out() -> None:
 
 @pytest.mark.parametrize("name", hostile.NAMES)
 def test_hostile_names_stay_text(name: str) -> None:
-    root = ElementTree.fromstring(picture.written(hostile.document(name)))
+    root = ElementTree.fromstring(written(hostile.document(name), ".svg"))
     assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {
         "svg", "title", "desc", "style", "defs", "marker", "path", "rect", "g", "text",
     }  # fmt: skip
@@ -146,7 +145,5 @@ def test_hostile_names_stay_text(name: str) -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = (
-        "import sys; from chainrule.views import picture, latex, markdown, notebook; assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from chainrule.views import by_suffix; by_suffix(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

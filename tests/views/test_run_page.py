@@ -1,17 +1,27 @@
 """The page of a run as text: what is in it, what cannot be in it, and that its types are those of its data."""
 
-import json
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from chainrule import runs
 from chainrule.errors import StorageError
-from chainrule.monitor import run_page
-from tests.runs import sick
+from tests.runs import made_up, sick
 from tests.views import hostile
-from tests.views.test_page import Elements, data_of
+from tests.views.test_page import Elements, data_of, script_of
+
+FOLDER = Path(runs.__file__).parent / "monitor" / "run_page"
+COLUMNS = 600  # of a page: what a screen can show
+
+
+def render(run):
+    with TemporaryDirectory() as folder:
+        run.save(Path(folder) / "run.html")
+        return (Path(folder) / "run.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +34,7 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shown(path):
     with runs.open(path) as run:
-        return data_of(run_page.render(run))
+        return data_of(render(run))
 
 
 def test_everything_of_the_run_is_in_it(shown):
@@ -51,9 +61,9 @@ def test_cells_are_the_numbers_of_the_run(path, shown):
 def test_a_long_run_is_cut_into_columns_and_its_spikes_stay(tmp_path):
     sick.write(tmp_path / "run.db", steps=2000)
     with runs.open(tmp_path / "run.db") as run:
-        shown = data_of(run_page.render(run))
+        shown = data_of(render(run))
         spike = max(each.norm for each in run.series("parameter gradient", sick.LAYERS[0]).statistics)
-    assert len(shown["columns"]) == run_page.COLUMNS == len(shown["loss"]["mean"]) == len(shown["maps"][0]["cells"][0])
+    assert len(shown["columns"]) == COLUMNS == len(shown["loss"]["mean"]) == len(shown["maps"][0]["cells"][0])
     first, last = zip(*shown["columns"], strict=True)
     assert [step + 10 for step in last[:-1]] == list(first[1:])
     assert max(cell for cell in shown["maps"][0]["cells"][0]) == float(f"{spike:.3g}")
@@ -61,10 +71,10 @@ def test_a_long_run_is_cut_into_columns_and_its_spikes_stay(tmp_path):
 
 
 def test_of_very_many_tensors_some_are_shown_and_it_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_page, "ROWS", 5)
+    monkeypatch.setattr("chainrule.monitor.run_page.ROWS", 5)
     sick.write(tmp_path / "run.db", steps=5)
     with runs.open(tmp_path / "run.db") as run:
-        shown = data_of(run_page.render(run))["maps"][0]
+        shown = data_of(render(run))["maps"][0]
     assert [each["name"] for each in shown["rows"]] == list(sick.LAYERS[::3])
     assert shown["left_out"] == 8
 
@@ -74,7 +84,7 @@ def test_no_name_becomes_an_element(tmp_path, name):
     name = name.replace("\ud800", "")  # no database keeps half a surrogate pair
     sick.write(tmp_path / "run.db", steps=3, name=name)
     with runs.open(tmp_path / "run.db") as run:
-        html = run_page.render(run)
+        html = render(run)
     found = Elements(html).found
     assert [tag for tag, _ in found].count("script") == 2
     assert not any(key.startswith("on") for _, attributes in found for key in attributes)
@@ -84,12 +94,12 @@ def test_no_name_becomes_an_element(tmp_path, name):
 def test_a_run_without_steps(tmp_path):
     runs.Writer(tmp_path / "run.db").close()
     with runs.open(tmp_path / "run.db") as run:
-        shown = data_of(run_page.render(run))
+        shown = data_of(render(run))
     assert (shown["columns"], shown["maps"], shown["watched"]) == ([], [], 0)
 
 
 def test_the_types_name_the_fields_of_the_data(shown):
-    text = run_page._read("types.d.ts")
+    text = (FOLDER / "types.d.ts").read_text(encoding="utf-8")
     kinds = {"RunPage": shown, "Curve": shown["loss"], "HeatMap": shown["maps"][0], "Line": shown["maps"][0]["rows"][0]}
     kinds |= {"Finding": shown["findings"][0], "Recorded": shown["recordings"][0]}
     for name, item in kinds.items():
@@ -98,13 +108,15 @@ def test_the_types_name_the_fields_of_the_data(shown):
         assert re.findall(r"(\w+):", body) == list(item), name
 
 
-def test_the_modules_become_one_script_that_imports_nothing():
-    script = run_page._script()
+def test_the_modules_become_one_script_that_imports_nothing(path):
+    with runs.open(path) as run:
+        script = script_of(render(run))
     assert "import " not in re.sub(r"/\*\*.*?\*/|//.*", "", script, flags=re.DOTALL).replace("@import", "")
     defined = re.findall(r"^(?:function|class|const|let) (\w+)", script, re.MULTILINE)
     assert len(defined) == len(set(defined)), "two modules have a name in common"
-    files = {each.name for each in run_page.resources.files(run_page.__name__).iterdir() if each.name.endswith(".js")}
-    assert files == set(run_page.MODULES)
+    for file in FOLDER.glob("*.js"):
+        for name in re.findall(r"^export (?:function|class|const|let) (\w+)", file.read_text(), re.MULTILINE):
+            assert name in defined, file
 
 
 def test_pages_of_recorded_steps_stand_beside_their_files_and_are_linked(tmp_path):
@@ -134,11 +146,13 @@ def test_pages_of_recorded_steps_stand_beside_their_files_and_are_linked(tmp_pat
     assert "| `weight` |" in (tmp_path / "run.md").read_text()
 
 
-def test_entries():
-    assert [run_page._entry(each, 3) for each in (1234.5678, math.nan, math.inf, -math.inf)] == [
-        1230.0,
-        None,
-        "inf",
-        "-inf",
-    ]
-    assert json.dumps(run_page._entry(1e-12, 3)) == "1e-12"
+def test_entries(tmp_path):
+    writer = runs.Writer(tmp_path / "run.db")
+    for step, norm in enumerate((1234.5678, math.nan, math.inf, -math.inf, 1e-12), 1):
+        norms = made_up.statistics(1.0)
+        writer.add(made_up.facts(step), [runs.Figure("parameter gradient", "x", 0, "", "", replace(norms, norm=norm))])
+    writer.close()
+    with runs.open(tmp_path / "run.db") as run:
+        html = render(run)
+    assert data_of(html)["maps"][0]["cells"] == [[1230.0, None, "inf", "-inf", 1e-12]]
+    assert "1e-12]" in html

@@ -5,13 +5,14 @@ import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
 
 import chainrule
 from chainrule import runs
+from chainrule.cli import commands
 from chainrule.errors import ChainruleWarning
-from chainrule.monitor.script import watch_script
 from tests.faults import faulty
 from tests.faults.watched import watched
 
@@ -79,21 +80,29 @@ def test_also_at_the_end_of_the_process(tmp_path):
     assert kept(path) == ("ended", ["update-too-small"])
 
 
+def watched_script(folder, *options):
+    """What `chainrule watch` says of the script in a folder."""
+    arguments = ["watch", str(folder / "train.py"), "--every", "1", "--plain", *options]
+    return CliRunner().invoke(commands, arguments, prog_name="chainrule").stderr
+
+
 @pytest.mark.parametrize("ending", ["", "sys.exit(3)", "raise KeyboardInterrupt"])
 def test_also_at_the_end_of_a_script(tmp_path, ending):
     (tmp_path / "train.py").write_text(SCRIPT + ending)
-    outcome = watch_script(str(tmp_path / "train.py"), (), {"every": 1}, plain=True)
-    assert [each.id for each in outcome.findings] == ["update-too-small"]
-    assert outcome.sentence("train.py") == "12 of 12 steps were watched: 1 finding."
+    said = watched_script(tmp_path, "--to", str(tmp_path / "run.db"))
+    with runs.open(tmp_path / "run.db") as run:
+        assert [each.id for each in run.findings()] == ["update-too-small"]
+    told = "12 of 12 steps were watched: 1 finding."
+    assert said.splitlines()[-1].startswith(f"chainrule: {told} `chainrule show ")
+    assert watched_script(tmp_path).splitlines()[-1] == f"chainrule: {told}"
 
 
 def test_a_file_that_cannot_be_written_is_not_said_to_tell_more(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     with pytest.warns(ChainruleWarning, match="The training is watched without a file"):
-        outcome = watch_script(
-            str(tmp_path / "train.py"), (), {"every": 1, "to": str(tmp_path / "no" / "run.db")}, plain=True
-        )
-    assert "chainrule show" not in outcome.sentence("train.py")
+        said = watched_script(tmp_path, "--to", str(tmp_path / "no" / "run.db"))
+    assert "steps were watched" in said
+    assert "chainrule show" not in said
 
 
 def test_a_function_hears_of_what_is_found_at_the_end():

@@ -6,14 +6,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
 
 import chainrule
 from chainrule import runs
+from chainrule.cli import commands
 from chainrule.errors import ChainruleWarning
-from chainrule.monitor import watcher
-from chainrule.monitor.script import watch_script
 from tests.distributed import workers
 from tests.watching.test_watch import nothing_is_left  # noqa: F401 (holds here too)
 
@@ -209,7 +209,16 @@ def test_what_held_until_then_still_holds():
     assert (found["softmax-before-cross-entropy"].since, found["softmax-before-cross-entropy"].until) == (1, None)
 
 
-def test_a_script_tells_it(tmp_path, capsys):
+def watched_script(script, every):
+    """The exit status of `chainrule watch`, what it says, and the findings."""
+    path = script.parent / f"run{every}.db"
+    arguments = ["watch", str(script), "--every", str(every), "--plain", "--to", str(path)]
+    result = CliRunner().invoke(commands, arguments, prog_name="chainrule")
+    with runs.open(path) as run:
+        return result.exit_code, result.stderr, run.findings()
+
+
+def test_a_script_tells_it(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import torch\n"
@@ -221,16 +230,15 @@ def test_a_script_tells_it(tmp_path, capsys):
         "    loss.backward()\n"
         "    optimizer.step()\n"
     )
-    outcome = watch_script(str(script), (), {"every": 50, "to": str(tmp_path / "run.db")}, plain=True)
-    (found,) = outcome.findings
-    assert (outcome.status, found.since) == (1, 1)
+    status, said, (found,) = watched_script(script, 50)
+    assert (status, found.since) == (1, 1)
     assert found.evidence[-1] == "Step 1 ended before its update: ValueError: infinite (train.py:6)."
     error = (
         "chainrule: error since step 1: log turns finite numbers into infinity; it is the first to do so. (train.py:5)"
     )
-    assert error in (capsys.readouterr().err)
-    told = "train.py ended in the middle of its first training step: 1 finding."
-    assert outcome.sentence("train.py") == f"{told} `chainrule show {outcome.kept}` shows the run."
+    assert error in said
+    told = f"chainrule: {script} ended in the middle of its first training step: 1 finding."
+    assert said.splitlines()[-1] == f"{told} `chainrule show {tmp_path / 'run50.db'}` shows the run."
 
 
 def test_a_script_that_fails_in_a_step_that_was_not_watched_is_told_how_to_see_it(tmp_path):
@@ -246,12 +254,11 @@ def test_a_script_that_fails_in_a_step_that_was_not_watched_is_told_how_to_see_i
         "    optimizer.step()\n"
     )
     hint = " It ended in step 6, which was not watched: --every 1 watches and examines every step."
-    assert hint in watch_script(str(script), (), {"every": 50}, plain=True).sentence("train.py")
-    each = watch_script(str(script), (), {"every": 1}, plain=True)
-    assert hint not in each.sentence("train.py")
-    assert [(found.id, found.since) for found in each.findings if found.severity == "error"] == [
-        ("non-finite-forward", 6)
-    ]
+    assert hint in watched_script(script, 50)[1]
+    _, said, findings = watched_script(script, 1)
+    assert "steps were watched" in said
+    assert hint not in said
+    assert [(found.id, found.since) for found in findings if found.severity == "error"] == [("non-finite-forward", 6)]
 
 
 def test_an_exception_that_ends_a_process_without_a_block(tmp_path):
@@ -372,7 +379,7 @@ def test_a_look_that_fails_is_said_and_hides_nothing_else(monkeypatch):
     def fail(*arguments):
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr(watcher.Examiner, "examine_unfinished", fail)
+    monkeypatch.setattr("chainrule.monitor.watcher.Examiner.examine_unfinished", fail)
     with pytest.warns(ChainruleWarning, match="the end of the watch failed in part: ValueError: a bug of ours"):
         watch = train(lambda model, optimizer, x, y, broken: forward_alone(model, optimizer, x, 0 * y, broken))
     assert watch.step_number == 3

@@ -13,7 +13,6 @@ from chainrule.errors import ChainruleWarning
 from chainrule.graph.history import StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor import dashboard
-from chainrule.monitor.script import watch_script
 
 pytestmark = pytest.mark.trains
 TRAINING = """
@@ -149,11 +148,12 @@ def test_a_run_goes_into_no_file_of_a_step(script):
 
 
 def test_the_dashboard_stays_below_what_the_script_prints(script):
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100, height=50, color_system=None)
-    outcome = watch_script(script(), ("5",), {"every": 1}, total=5, console=console)
-    assert (outcome.steps, outcome.watched, outcome.status) == (5, 5, 0)
-    text = screen.getvalue()
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "100", "LINES": "50"}
+    arguments = ["watch", script(), "--every", "1", "--steps", "5", "--", "5"]
+    result = CliRunner().invoke(commands, arguments, prog_name="chainrule", env=terminal)
+    assert result.exit_code == 0
+    assert "5 of 5 steps were watched" in result.stderr
+    text = result.stderr
     assert "step 4\n" in text
     last = text[text.rindex("chainrule watch train.py") :]
     assert "5 steps" in last
