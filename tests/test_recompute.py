@@ -374,9 +374,8 @@ def test_what_is_next_to_zero_may_come_out_as_zero_and_the_other_way_round() -> 
         assert _stands_for(one, another) == alike
     exact, near = torch.tensor([0.0, 0.0, 1.0] * 4), torch.tensor([0.0, 1e-9, 1.0] * 4)
     assert _stands_for(exact, near)
-    assert not _stands_for(
-        exact, near, lambda y: torch.bucketize(y, torch.tensor([1e-10]))
-    )  # whole numbers are 0 or are not
+    for whole in (lambda y: torch.bucketize(y, torch.tensor([1e-10])), lambda y: y > 1e-10):
+        assert not _stands_for(exact, near, whole)  # whole numbers and booleans are 0 or are not
 
 
 def _stands_for(

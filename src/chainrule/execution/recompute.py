@@ -363,7 +363,8 @@ def _matches(recorded: Statistics | None, data: Tensor, exact: bool = False) -> 
     eps = min(rounding(data.dtype), FLOAT32)
     typical = math.sqrt(UNKNOWN_SUMS) * recorded.norm / math.sqrt(max(recorded.elements, 1))
     small = tolerance(0.0, typical, UNKNOWN_SUMS, eps)
-    if recorded.zeros > found.zeros and recorded.zeros > int((data.abs() <= small).sum()):
+    sizes = data if data.dtype is torch.bool else data.abs()
+    if recorded.zeros > found.zeros and recorded.zeros > int((sizes <= small).sum()):
         return False  # a recorded 0 may come out close to 0; the norm shows the reverse
     return same_statistics(found, recorded, eps, UNKNOWN_SUMS)
 
