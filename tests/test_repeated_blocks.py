@@ -171,10 +171,11 @@ def test_a_block_in_which_something_disagrees_is_shown_in_full(monkeypatch):
     def step(wrong):
         monkeypatch.setattr(Doubled, "runs", 0)
         monkeypatch.setattr(Doubled, "wrong", wrong)
-        return record(nn.Sequential(*[Own() for _ in range(4)]), torch.randn(2, 4, requires_grad=True))
+        return record(nn.Sequential(*[Own() for _ in range(5)]), torch.randn(2, 4, requires_grad=True))
 
-    assert repetitions(step(wrong=0)) == ["1 to 3, like 0"]
-    assert repetitions(step(wrong=4)) == ["2 and 3, like 1"]  # the first block comes last on the way back
+    assert repetitions(step(wrong=0)) == ["1 to 4, like 0"]
+    # On the way back block 1 is the fourth; the parameters of block 0 get what came through it.
+    assert repetitions(step(wrong=4)) == ["3 and 4, like 2"]
 
 
 def test_one_module_that_runs_repeatedly_is_shown_each_time():

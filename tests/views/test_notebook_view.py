@@ -182,6 +182,15 @@ def _names(codes: list[str]) -> tuple[set[str], set[str]]:
     return {node.id for node in names}, {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
+@pytest.mark.parametrize("name", [name for name in hostile.NAMES if "@" not in name])  # `x@2` is the second x
+def test_hostile_names_are_written_as_in_a_recording(name: str) -> None:
+    x = torch.ones(1, requires_grad=True)
+    with record(namespace={name: x}) as recording:
+        x.sum().backward()
+    (value,) = [each for each in recording.graph.values if each.kind == "parameter"]
+    assert recording.notation.symbol(value.index) == rf"\text{{{hostile.escape(name)}}}"
+
+
 @pytest.mark.parametrize("name", hostile.NAMES)
 def test_hostile_names_keep_the_notebook_whole(name: str) -> None:
     written = text_of(hostile.document(name), ".ipynb")
