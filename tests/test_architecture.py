@@ -68,6 +68,13 @@ def test_imports_go_one_way(module: str) -> None:
         assert allowed, f"{MODULES[module]}:{line} imports {imported}, which stands below it in docs/architecture.md"
 
 
+def test_a_view_knows_the_document_alone() -> None:
+    for module, path in MODULES.items():
+        if module.partition(".")[0] == "views":
+            rooms = {name.partition(".")[0] for name, _ in imports(path)}
+            assert rooms <= {"views", "document", "numbers", "errors", "gc_control"}, module
+
+
 def test_the_page_shows_every_room() -> None:
     page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     for name in LEVEL:

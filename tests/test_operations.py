@@ -30,7 +30,7 @@ NO_OPERATION = {
     "distributed.py": {"gather"},  # a public function of ours
     "graph/storage.py": {"slice"},  # Python's
     "reference.py": {"linear", "t"},  # a topic of rules, and a symbol
-    "verification/mistakes.py": {"transpose"},  # a mistake
+    "verification/repair_attempts.py": {"transpose"},  # a mistake
     "views/formula.py": {"prod", "sqrt"},  # LaTeX
 }
 """Words that are also the name of an operation, by the file in which they are not."""

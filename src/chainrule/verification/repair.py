@@ -19,7 +19,7 @@ from chainrule.execution.experiment import FINEST, Experiment
 from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
 from chainrule.verification.differences import ArgumentCheck
-from chainrule.verification.mistakes import (
+from chainrule.verification.repair_attempts import (
     Found,
     Mended,
     Mistake,
