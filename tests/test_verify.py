@@ -530,7 +530,7 @@ def test_one_row_a_node_in_order_with_coverage_and_progress(monkeypatch):
     layer = nn.Linear(3, 2)
     graph = recorded(lambda: torch.special.entr(layer(torch.randn(4, 3)).exp()).sum().backward())
     seen = []
-    monkeypatch.setattr("chainrule.progress.bar", lambda title: nullcontext(lambda *counts: seen.append(counts)))
+    monkeypatch.setattr("chainrule.recording.bar", lambda title: nullcontext(lambda *counts: seen.append(counts)))
     verification = verify(graph)
     assert [row.node for row in verification.rows] == list(graph.nodes)
     assert seen[-1] == (len(graph.nodes), len(graph.nodes))
