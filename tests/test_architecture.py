@@ -21,7 +21,7 @@ ROOMS = (
     ("diagnostics",),
     ("report",),
     ("views",),
-    ("progress", "script", "recording", "verify_function"),
+    ("progress", "script", "verification_result", "recording", "verify_function"),
     ("monitor",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )

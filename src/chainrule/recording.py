@@ -1,4 +1,7 @@
-"""The public objects: `record()`, and the `Recording` that it gives. Facts inside, verbs that only delegate."""
+"""The public objects: `record()`, and the `Recording` that it gives. Facts inside, verbs that only delegate.
+
+What a verb needs is imported when it is called: recording alone must not wait for rules, checks and views.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,7 @@ from chainrule.capture.lowering.tensor_versions import Snapshots, SnapshotsInPla
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.retention import Policy
 from chainrule.capture.tape import Tape
-from chainrule.derivation.backprop import Derivation, Step, derive
-from chainrule.derivation.why import Why, why
 from chainrule.errors import RecordingError
-from chainrule.execution.recompute import recompute
 from chainrule.gc_control import FewerCollections
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.names import Notation, find_value
@@ -30,34 +30,15 @@ from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Parameter
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.progress import bar
-from chainrule.verification.gradient_check import MEMORY, verify
-from chainrule.verification.rows import GradientCheck
 
 if TYPE_CHECKING:
+    from chainrule.derivation.backprop import Derivation, Step
+    from chainrule.derivation.why import Why
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
+    from chainrule.verification_result import Verification
 
 QUICKLY_VERIFIED = 300  # nodes up to which a page shows verdicts without being asked
-
-
-class Verification(GradientCheck):
-    """A gradient check as the user holds it; printed, it is rendered for a terminal."""
-
-    @classmethod
-    def of(cls, check: GradientCheck) -> Verification:
-        """The same check, to be shown."""
-        return cls(check.rows, check.coverage, check.left_out, check.chosen)
-
-    def document(self) -> Document:
-        """The check for any view: a summary, a table of all nodes, and each disagreement with its wrong elements."""
-        from chainrule.report.gradient_check import gradient_check
-
-        return gradient_check(self)
-
-    def __str__(self) -> str:
-        from chainrule.views import terminal
-
-        return terminal.text(self.document())
 
 
 class Recording:
@@ -167,6 +148,8 @@ class Recording:
     @cached_property
     def derivation(self) -> Derivation:
         """Backpropagation with our own rules, independently of autograd."""
+        from chainrule.derivation.backprop import derive
+
         return derive(self.graph)
 
     @cached_property
@@ -200,6 +183,8 @@ class Recording:
         parameter or an input was overwritten meanwhile, or the statistics differ from those recorded.
         """
         graph = self.graph
+        from chainrule.execution.recompute import recompute
+
         return Recording.of(recompute(graph, self._owners, names), self._owners)
 
     def why(self, name: str, index: tuple[int, ...] | int = ()) -> Why:
@@ -207,6 +192,8 @@ class Recording:
 
         A single number needs no index. Raises MissingError where the name or the index does not exist.
         """
+        from chainrule.derivation.why import why
+
         return why(self.graph, self.derivation, self.notation, name, index)
 
     def verify(
@@ -224,6 +211,9 @@ class Recording:
         whole = only is None and sample is None and memory is None
         if whole and self._verification is not None:
             return self._verification
+        from chainrule.verification.gradient_check import MEMORY, verify
+        from chainrule.verification_result import Verification
+
         memory = MEMORY if memory is None else memory
         with bar("verifying nodes") as progress:
             found = Verification.of(verify(self.graph, only=only, sample=sample, memory=memory, progress=progress))

@@ -16,8 +16,9 @@ from torch import Tensor
 from chainrule.errors import RecordingError
 from chainrule.execution.experiment import nothing_left_behind
 from chainrule.graph.trees import map_leaves, reach, tensors_in
-from chainrule.recording import Verification, record
+from chainrule.recording import record
 from chainrule.verification.gradient_check import verify as check_gradients
+from chainrule.verification_result import Verification
 
 
 def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any, **keywords: Any) -> Verification:
