@@ -74,7 +74,7 @@ def entry(rule: Rule) -> str:
 def _facts(rule: Rule, op: Applied | None) -> Iterator[str]:
     symbols = _symbols(rule, op)
 
-    def told(template: Template, **more: str) -> str:
+    def formula(template: Template, **more: str) -> str:
         if op is None and callable(template):
             return "(depends on how it is called)"
         return "$`" + " ".join(rule.latex(template, op or Applied({}, ()), {**symbols, **more}).split()) + "`$"
@@ -82,12 +82,12 @@ def _facts(rule: Rule, op: Applied | None) -> Iterator[str]:
     nodes = ", ".join(f"`{node}`" for node in rule.nodes)
     calls = ", ".join(f"`{call}`" for call in rule.calls)
     yield "- answers to " + ", and to the call ".join(part for part in (nodes, calls) if part)
-    yield f"- equation: {told(rule.equation)}"
-    if (where := told(rule.where)) != "$``$":
+    yield f"- equation: {formula(rule.equation)}"
+    if (where := formula(rule.where)) != "$``$":
         yield f"- where {where}"
     for argument, wrt in rule.wrt.items():
-        product = told(wrt.product, grad=rf"\bar{{{symbols.get(argument, argument)}}}")
-        yield f"- `{argument}`: local derivative {told(wrt.local)}; product {product}"
+        product = formula(wrt.product, grad=rf"\bar{{{symbols.get(argument, argument)}}}")
+        yield f"- `{argument}`: local derivative {formula(wrt.local)}; product {product}"
     for argument, kind in rule.constants.items():
         yield f"- `{argument}`: {kind}"
     if rule.kink:

@@ -111,14 +111,14 @@ class Recorder:
     def stop(self) -> None:
         """End the recording: every mode, hook and handle is taken off, whatever happened."""
         try:
-            self.modes.leave()
-        finally:
-            _active.recorder = None
-            if self._stance is not None:
-                self._stance.__exit__(None, None, None)
-            for handle in self._handles:
-                handle.remove()
-        try:
+            try:
+                self.modes.leave()
+            finally:
+                _active.recorder = None
+                if self._stance is not None:
+                    self._stance.__exit__(None, None, None)
+                for handle in self._handles:
+                    handle.remove()
             self._evict()
             with unobserved():
                 self._matcher.sweep()
