@@ -1,0 +1,251 @@
+"""Runs trainings bare, recorded and watched, each in a process of its own; compares what they leave, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import importlib
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
+from torch.nn.modules import module as module_hooks
+from torch.optim import Optimizer
+from torch.optim import optimizer as optimizer_hooks
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
+import chainrule
+from tests.reliability.trainings import TRAININGS, Training
+
+Prints = dict[str, str]  # what was found where, as a hash or as text
+SECONDS = 240  # after which a training counts as stuck
+LOADED = ("torch._dynamo", "chainrule.recording", "chainrule.monitor.watcher")  # by any training; slow to import
+
+
+def recorded(trained: Training, **options: Any) -> list[Any]:
+    """Record every step, and read the last recording when all is over."""
+    losses = []
+    for number in range(trained.steps):
+        with chainrule.record(**options) as recording:
+            losses.append(trained.step(number))
+    read(recording)
+    return losses
+
+
+def read(recording: Any) -> None:
+    """Reading may refuse, but not crash."""
+    with warnings.catch_warnings(), contextlib.suppress(chainrule.ChainruleError):
+        warnings.simplefilter("ignore")
+        str(recording)
+
+
+def watched(trained: Training, **options: Any) -> list[Any]:
+    """Watch the whole training; the watch finds models and optimizers by itself."""
+    folder = Path(tempfile.mkdtemp())
+    with chainrule.watch(to=folder / "run.db", **options):
+        return [trained.step(number) for number in range(trained.steps)]
+
+
+def bare(trained: Training) -> list[Any]:
+    """The training alone."""
+    return [trained.step(number) for number in range(trained.steps)]
+
+
+WAYS: dict[str, Callable[[Training], list[Any]]] = {
+    "bare": bare,
+    "record": lambda trained: recorded(trained, keep="all"),
+    "record statistics": lambda trained: recorded(trained, keep="statistics"),
+    "watch every step, in full": lambda trained: watched(trained, every=1, full_every=1),
+    "watch every second step": lambda trained: watched(trained, every=2),
+}
+
+
+# -- what a training leaves -------------------------------------------------------------------------------------------
+
+
+def prints_of(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Everything inside a value that a training can change, with where it is."""
+    if isinstance(value, Tensor):
+        yield path, of_a_tensor(value)
+        if value.is_leaf and value.grad is not None:
+            yield f"{path}.grad", of_a_tensor(value.grad)
+    elif isinstance(value, nn.Module):
+        for name, module in value.named_modules():
+            here = f"{path}.{name}"
+            yield f"{here}!", f"{type(module).__name__} {module.training} {sorted(hook_counts(module).items())}"
+            own = {**vars(module), **module._parameters, **module._buffers}
+            plain = {key: each for key, each in own.items() if isinstance(each, (Tensor, int, float, str, list))}
+            yield from prints_of(plain, here)
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from prints_of(each, f"{path}[{key if isinstance(key, (str, int)) else type(key).__name__}]")
+    elif isinstance(value, (list, tuple, set, deque)):
+        yield path, str(len(value))
+        for place, each in enumerate(value):
+            yield from prints_of(each, f"{path}[{place}]")
+    elif isinstance(value, Optimizer):
+        yield from prints_of(value.state_dict(), path)
+        yield from prints_of({"hooks": hook_counts(value)}, path)
+    elif hasattr(value, "state_dict"):
+        yield from prints_of(value.state_dict(), path)
+    elif isinstance(value, np.ndarray):
+        yield path, hashlib.sha1(value.tobytes()).hexdigest()
+    elif isinstance(value, (int, float, str, bool, type(None))):
+        yield path, repr(value)
+    else:
+        yield path, type(value).__name__
+
+
+def of_a_tensor(tensor: Tensor) -> str:
+    """Type, shape and bytes."""
+    kind = f"{type(tensor).__name__} {tensor.dtype} {tensor.requires_grad} {tensor.layout}"
+    tensor = tensor.detach()
+    if tensor.is_nested:
+        return f"{kind} {of_a_tensor(tensor.values())} {of_a_tensor(tensor.offsets())}"
+    if tensor.layout is torch.sparse_coo:
+        return f"{kind} {of_a_tensor(tensor._indices())} {of_a_tensor(tensor._values())}"
+    plain = tensor.as_subclass(Tensor).resolve_conj().resolve_neg().contiguous().flatten()
+    return f"{kind} {tuple(tensor.shape)} {hashlib.sha1(plain.view(torch.uint8).numpy().tobytes()).hexdigest()}"
+
+
+def hook_counts(holder: Any) -> dict[str, int]:
+    """How many hooks of each kind an object holds."""
+    return {
+        name: len(each) for name, each in vars(holder).items() if "hook" in name and isinstance(each, dict) and each
+    }
+
+
+def world() -> Prints:
+    """Every place of the process where something could be left."""
+    holders = {"module": module_hooks, "optimizer": optimizer_hooks}
+    hooks = {f"{kind} {name}": count for kind, each in holders.items() for name, count in hook_counts(each).items()}
+    stance = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
+    found = {
+        "hooks": hooks,
+        "modes": (_len_torch_function_stack(), _len_torch_dispatch_stack()),
+        "levels": torch._C._functorch.peek_interpreter_stack() is None,
+        "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
+        "saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(True),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        "defaults": (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "compiler": None if stance is None else stance.stance,
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), len(gc.callbacks)),
+        "python": (sys.gettrace(), sys.getprofile(), sys.excepthook is sys.__excepthook__, sys.getrecursionlimit()),
+        "signals": [str(signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)],
+        "threads": threading.active_count(),
+        "warnings": [str(each) for each in warnings.filters],
+        "directory": os.getcwd(),
+        "random": (torch.get_rng_state().sum().item(), random.getstate()[1][::50], str(np.random.get_state()[1][::50])),
+        "random numbers": (torch.rand(2).tolist(), random.random(), float(np.random.random())),
+    }
+    return {f"world: {name}": repr(each) for name, each in found.items()}
+
+
+def left_by(name: str, way: str) -> Prints:
+    """Train, and say what is left: losses, all that the training holds, and the process."""
+    torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)
+    warnings.simplefilter("ignore")
+    trained = TRAININGS[name]()
+    losses = WAYS[way](trained)
+    trained.end()
+    found = world()
+    found |= dict(prints_of(losses, "losses"))
+    found |= dict(prints_of(trained.holds, "held"))
+    return found
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: what it left, or why it did not."""
+
+    name: str
+    way: str
+    left: Prints | None
+    failure: str = ""
+
+
+def outcomes(names: Iterable[str], ways: Iterable[str], processes: int = 2) -> Iterator[Outcome]:
+    """Run each training each way in a forked process: it has PyTorch already, and nothing that another one did."""
+    torch.set_num_threads(1)  # before the first operation: a forked process has no threads of its parent
+    for module in LOADED:
+        importlib.import_module(module)
+    context = multiprocessing.get_context("fork")
+    waiting = deque((name, way) for name in names for way in ways)
+    running: dict[Any, tuple[Any, str, str]] = {}
+    while waiting or running:
+        while waiting and len(running) < processes:
+            name, way = waiting.popleft()
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_send, args=(theirs, name, way))
+            process.start()
+            theirs.close()
+            running[ours] = process, name, way
+        ready = wait(running, timeout=SECONDS) or list(running)
+        for each in ready:
+            process, name, way = running.pop(each)
+            yield _outcome(each, process, name, way)
+
+
+def _send(pipe: Any, name: str, way: str) -> None:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        try:
+            sent: Any = left_by(name, way)
+        except BaseException:
+            sent = traceback.format_exc()
+    pipe.send(sent)
+    pipe.close()
+
+
+def _outcome(pipe: Any, process: Any, name: str, way: str) -> Outcome:
+    if not pipe.poll():
+        process.kill()
+        process.join()
+        return Outcome(name, way, None, f"stuck for {SECONDS} seconds")
+    try:
+        sent = pipe.recv()
+    except EOFError:
+        process.join()
+        return Outcome(name, way, None, f"died with exit code {process.exitcode}")
+    process.join()
+    return Outcome(name, way, None, f"raised\n{sent}") if isinstance(sent, str) else Outcome(name, way, sent)
+
+
+def harm(names: Iterable[str], ways: Iterable[str] = WAYS, processes: int = 2) -> Iterator[tuple[str, str, str]]:
+    """Training, way, and what was harmed ("" where nothing was)."""
+    alone: dict[str, Outcome] = {}
+    for each in outcomes(names, ("bare", *(way for way in ways if way != "bare")), processes):
+        if each.way == "bare":
+            alone[each.name] = each
+            if each.failure:
+                yield each.name, each.way, f"fails by itself: {each.failure}"
+            continue
+        yield each.name, each.way, each.failure or difference(alone[each.name].left or {}, each.left or {})
+
+
+def difference(expected: Prints, found: Prints) -> str:
+    """The first differences, with where they are."""
+    keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+    return "; ".join(f"{key}: {expected.get(key)} became {found.get(key)}" for key in keys[:6])
