@@ -408,37 +408,16 @@ pinv = of_matrix(
 )
 
 
-def _lstsq_columns(op: Any, t: Tensor) -> Tensor:
-    return t.unsqueeze(-1) if vector_right_side(op.self, op.b) else t
-
-
-def _twice_residual(op: Any, g: Tensor) -> Tensor:
-    """Of the sum of squares of A X - B, column by column, by A X."""
-    residual: Tensor = op.self @ _lstsq_columns(op, op.outs[0]) - _lstsq_columns(op, op.b)
-    return 2 * g.unsqueeze(-2) * residual
-
-
-def _has_residuals(op: Any, g: Any) -> bool:
-    return g[1] is not None and g[1].numel() > 0
-
-
-def _lstsq_matrix(op: Any, g: Any) -> Tensor:
-    gradient = torch.zeros_like(op.self)
-    if g[0] is not None:
-        y_bar = _lstsq_columns(op, g[0]) @ _lstsq_columns(op, op.b).mH
-        gradient = _pinv_gradient(op.self, torch.linalg.pinv(op.self), y_bar)
-    if _has_residuals(op, g):
-        gradient = gradient + _twice_residual(op, g[1]) @ _lstsq_columns(op, op.outs[0]).mH
-    return gradient
-
-
-def _lstsq_right_side(op: Any, g: Any) -> Tensor:
-    gradient = torch.zeros_like(_lstsq_columns(op, op.b))
-    if g[0] is not None:
-        gradient = torch.linalg.pinv(op.self).mH @ _lstsq_columns(op, g[0])
-    if _has_residuals(op, g):
-        gradient = gradient - _twice_residual(op, g[1])
-    return gradient.squeeze(-1) if vector_right_side(op.self, op.b) else gradient
+def _lstsq(op: Any, g: Any) -> tuple[Tensor, Tensor]:
+    """The gradients of A and of B: through X = A^+ B, and through the sum of squares of each column of A X - B."""
+    is_vector = vector_right_side(op.self, op.b)
+    b, x, x_bar = (t.unsqueeze(-1) if is_vector else t for t in (op.b, op.out, given(g[0], op.out)))
+    inverse = torch.linalg.pinv(op.self)
+    a_bar, b_bar = _pinv_gradient(op.self, inverse, x_bar @ b.mH), inverse.mH @ x_bar
+    if g[1] is not None and g[1].numel():
+        twice_residual = 2 * g[1].unsqueeze(-2) * (op.self @ x - b)
+        a_bar, b_bar = a_bar + twice_residual @ x.mH, b_bar - twice_residual
+    return a_bar, b_bar.squeeze(-1) if is_vector else b_bar
 
 
 def _least(text: str, residual: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -462,7 +441,7 @@ lstsq = rule(
     equation=_least(r"$out0 = $self^{+} \, $b", batched(r"{$out1}_{*j} = \sum_{i} R_{*i,j}^2", "self")),
     wrt={
         "self": Wrt(
-            _lstsq_matrix,
+            lambda op, g: _lstsq(op, g)[0],
             _least(
                 rf"\dot{{$out0}} = \left({_pinv_dot('$self', 'Y')}\right) $b, \quad Y = $self^{{+}}",
                 batched(r"\dot{$out1}_{*j} = 2 \sum_{i} R_{*i,j} \left(\dot{$self} \, $out0\right)_{*i,j}", "self"),
@@ -474,7 +453,7 @@ lstsq = rule(
             ALL,
         ),
         "b": Wrt(
-            _lstsq_right_side,
+            lambda op, g: _lstsq(op, g)[1],
             _least(
                 r"\dot{$out0} = $self^{+} \dot{$b}",
                 batched(r"\dot{$out1}_{*j} = -2 \sum_{i} R_{*i,j} \, \dot{$b}_{*i,j}", "self"),
@@ -521,63 +500,54 @@ matrix_exp = of_matrix(
 # Products
 
 
-def _spread(op: Any, number: int, t: Tensor) -> Tensor:
-    """A factor with an axis of size 1 wherever it is the same along the product's axis."""
-    for axis in getattr(op, f"expand{number}"):
-        t = t.unsqueeze(axis)
-    return t
+Axes = dict[str, list[str]]
 
 
-def _trilinear(number: int) -> Wrt:
-    first, second = (each for each in (1, 2, 3) if each != number)
-
-    def vjp(op: Any, g: Tensor) -> Tensor:
-        for axis in sorted(op.sumdim):
-            g = g.unsqueeze(axis)
-        others = [_spread(op, each, getattr(op, f"i{each}")).conj() for each in (first, second)]
-        gradient = g * others[0] * others[1]
-        mine = list(getattr(op, f"expand{number}"))
-        gradient = gradient.expand(
-            torch.broadcast_shapes(gradient.shape, _spread(op, number, op.arguments[f"i{number}"]).shape)
-        )
-        return gradient.sum(mine) if mine else gradient
-
-    def formula(local: bool) -> Callable[[Any], str]:
-        def filled(op: Any) -> str:
-            places = _trilinear_places(op)
-            mine, out = places[f"i{number}"], places["out"]
-            others = rf"{element(f'i{first}', places[f'i{first}'])} \, {element(f'i{second}', places[f'i{second}'])}"
-            if local:
-                over = [letter for letter in places["all"] if letter not in mine and letter not in out]
-                return derivative(element("out", out), element(f"i{number}", mine), total(over, [], others))
-            over = [letter for letter in places["all"] if letter not in mine]
-            g = element("g", out)
-            return f"{element('grad', mine)} = " + total(over, [], rf"{g} \, {others}")
-
-        return filled
-
-    zeros = "an output element is made of the elements at its own place along the axes that are not summed"
-    return Wrt(vjp, formula(True), formula(False), zeros)
-
-
-def _trilinear_places(op: Any) -> dict[str, list[str]]:
-    """The indices of each factor along the axes of the product, and those of the output, which are not summed over."""
+def _trilinear_axes(op: Any) -> Axes:
+    """The letters of each factor, of the result (and of g, its gradient), and all of them: an axis may be missing."""
     every = LETTERS[: op.i1.dim() + len(op.expand1)]
-    missing = {"i1": op.expand1, "i2": op.expand2, "i3": op.expand3, "out": op.sumdim, "all": ()}
+    missing = {"i1": op.expand1, "i2": op.expand2, "i3": op.expand3, "out": op.sumdim, "g": op.sumdim, "all": ()}
     return {name: [each for axis, each in enumerate(every) if axis not in gone] for name, gone in missing.items()}
 
 
+def _trilinear_sum(axes: Axes, factors: Iterable[str], kept: list[str]) -> str:
+    """The sum of a product over all letters but some."""
+    over = [letter for letter in axes["all"] if letter not in kept]
+    return total(over, [], r" \, ".join(element(name, axes[name]) for name in factors))
+
+
+def _trilinear(mine: str) -> Wrt:
+    others = [each for each in ("i1", "i2", "i3") if each != mine]
+
+    def vjp(op: Any, g: Tensor) -> Tensor:
+        given = {"g": g, **{each: op.arguments[each].conj() for each in others}}
+        given[mine] = torch.ones_like(op.arguments[mine])  # a letter of its own is in no other factor
+        places = {name: "".join(letters) for name, letters in _trilinear_axes(op).items()}
+        subscripts = ",".join(places[name] for name in given)
+        return torch.einsum(f"{subscripts}->{places[mine]}", *given.values())
+
+    def local(op: Any) -> str:
+        axes = _trilinear_axes(op)
+        value = _trilinear_sum(axes, others, axes["out"] + axes[mine])
+        return derivative(element("out", axes["out"]), element(mine, axes[mine]), value)
+
+    def product(op: Any) -> str:
+        axes = _trilinear_axes(op)
+        return f"{element('grad', axes[mine])} = {_trilinear_sum(axes, ['g', *others], axes[mine])}"
+
+    zeros = "an output element is made of the elements at its own place along the axes that are not summed"
+    return Wrt(vjp, local, product, zeros)
+
+
 def _trilinear_equation(op: Any) -> str:
-    places = _trilinear_places(op)
-    factors = r" \, ".join(element(name, places[name]) for name in ("i1", "i2", "i3"))
-    over = [letter for letter in places["all"] if letter not in places["out"]]
-    return f"{element('out', places['out'])} = {total(over, [], factors)}"
+    axes = _trilinear_axes(op)
+    return f"{element('out', axes['out'])} = {_trilinear_sum(axes, ('i1', 'i2', 'i3'), axes['out'])}"
 
 
 trilinear = rule(
     "TrilinearBackward0",
     equation=_trilinear_equation,
-    wrt={f"i{number}": _trilinear(number) for number in (1, 2, 3)},
+    wrt={name: _trilinear(name) for name in ("i1", "i2", "i3")},
     samples=lambda: [
         sample(torch.nn.functional.bilinear, randn(2, 3), randn(2, 4), randn(5, 3, 4)),
         sample(torch.nn.functional.bilinear, randn(3), randn(4), randn(1, 3, 4), note="one sample"),

@@ -123,8 +123,6 @@ def _operand(
     name: str,
     other: str,
     letters: Callable[[Any], Letters],
-    vjp: Callable[[Any, Tensor], Tensor] | None = None,
-    product: Callable[[Any], str] | None = None,
     zeros: str = "",
 ) -> Wrt:
     """The derivative by one of the two operands; the letters may depend on the call, as those of a layer do."""
@@ -150,6 +148,8 @@ def _operand(
     def told(op: Any) -> str:
         mine, others, result = letters(op)
         conjugated = other if getattr(op, other).is_complex() else ""
+        if len(set(result) & set(others) - set("b")) > 1:  # no product of matrices sums over two axes
+            return WeightedSum(result, mine, at(other, others)).back()
         return prefix(_alpha(op)) + in_matrices(mine, ("g", result), (other, others), conjugated)
 
     def pattern(op: Any) -> Pattern | None:
@@ -167,7 +167,7 @@ def _operand(
                 f"output element ({', '.join(result)}) is made of the elements ({', '.join(mine)}) with "
                 f"the same {' and '.join(shared)}; its derivative by all others is zero"
             )
-    return Wrt(vjp or back, local, product or told, zeros, factor, pattern)
+    return Wrt(back, local, told, zeros, factor, pattern)
 
 
 def _block(name: str, letters: str, rows: str, columns: str) -> str:
@@ -324,26 +324,6 @@ def _layer(op: Any) -> Letters:
     return f"{samples}i", f"{out}i", samples + out
 
 
-def _linear_input(op: Any, g: Tensor) -> Tensor:
-    weight = op.weight if op.weight.dim() == 2 else op.weight.unsqueeze(0)
-    gradient: Tensor = g.reshape(*op.input.shape[:-1], len(weight)) @ weight.conj()
-    return gradient
-
-
-def _linear_weight(op: Any, g: Tensor) -> Tensor:
-    samples = op.input.reshape(op.input.shape[:-1].numel(), op.input.shape[-1])
-    features = len(op.weight) if op.weight.dim() == 2 else 1
-    gradient: Tensor = g.reshape(len(samples), features).mT @ samples.conj()
-    return gradient.reshape(op.weight.shape)
-
-
-def _weight_product(op: Any) -> str:
-    into, weight, out = _layer(op)
-    if len(into) == 2:
-        return in_matrices("oi", ("g", "no"), ("input", "ni"), "input" if op.input.is_complex() else "")
-    return WeightedSum(out, weight, at("input", into)).back()
-
-
 def _bias_product(op: Any) -> str:
     samples = _layer(op)[0][:-1]
     return rf"\sum_{{{','.join(samples)}}} {at('g', samples)}" if samples else "$g"
@@ -358,16 +338,12 @@ linear = rule(
             "input",
             "weight",
             _layer,
-            _linear_input,
-            lambda op: r"$g \, $weight" if op.weight.dim() == 2 else r"$g \, $weight^{T}",
             "each sample has its own row: output row n is made of input row n alone",
         ),
         "weight": _operand(
             "weight",
             "input",
             lambda op: (_layer(op)[1], _layer(op)[0], _layer(op)[2]),
-            _linear_weight,
-            _weight_product,
             "each neuron has its own row of weights: output column o is made with row o of the weight alone",
         ),
         "bias": Wrt(
