@@ -95,8 +95,8 @@ class _Convolution:
     def __init__(self, op: Any) -> None:
         size = tuple(op.weight.shape[2:])
         stride, dilation, padding = (
-            _each_axis(op.arguments.get(name), default, len(size))
-            for name, default in (("stride", 1), ("dilation", 1), ("padding", 0))
+            each_axis(op.arguments.get(name), default, len(size))
+            for name, default in (("stride", (1,)), ("dilation", (1,)), ("padding", (0,)))
         )
         self.op, self.sliding, self.groups = op, Sliding(size, stride, dilation, padding), op.arguments.get("groups", 1)
         # `slow_conv_transpose2d` says that it is one by its name and by having an `output_padding`
@@ -245,9 +245,9 @@ def _sums(ranges: Iterable[tuple[str, int]]) -> str:
     return "".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}} " for letter, count in ranges if count != 1)
 
 
-def _each_axis(setting: Any, default: int, axes: int) -> Index:
-    """A setting for every axis; one number stands for all."""
-    values = (default,) if setting is None else (setting,) if isinstance(setting, int) else tuple(setting)
+def each_axis(setting: Any, default: Index, axes: int) -> Index:
+    """A setting for every axis; one number stands for all axes, none or an empty list for the default."""
+    values = (setting,) if isinstance(setting, int) else tuple(default if setting is None else setting) or default
     return values * axes if len(values) == 1 else values
 
 

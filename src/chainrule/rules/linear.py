@@ -66,6 +66,13 @@ class WeightedSum:
         return derivative(at(of, self.out), at(by, self.into), self.weight)
 
 
+def weighted(
+    sums: Callable[[Any], WeightedSum], vjp: Callable[[Any, Tensor], Any], zeros: str, *more: Any, by: str = "self"
+) -> Wrt:
+    """The derivative of a weighted sum by the operand that it adds up."""
+    return Wrt(vjp, lambda op: sums(op).local(by=by), lambda op: sums(op).back(), zeros, *more)
+
+
 def in_matrices(target: str, left: tuple[str, str], right: tuple[str, str], conjugated: str = "") -> str:
     """A sum of products of two operands (name, letters) in matrix notation; a letter b counts batches.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample, unread
-from chainrule.rules.linear import WeightedSum, randn
+from chainrule.rules.linear import WeightedSum, randn, weighted
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -92,17 +92,15 @@ def along_axes(
     source: str = "",
     zeros: str = "an output element is made of a few input elements near its place, in its own channel",
 ) -> Rule:
-    """Register an operation that maps `self` linearly along its last axes, one after another, and its way back.
-
-    The way back of `XBackward0` is an operation of its own where a gradient is differentiated again: what it does to
-    `grad_output` is the transposed map, so its own VJP is the map.
-    """
-
+    """Register an operation that maps `self` linearly along its last axes, one after another, and its way back."""
     source = source or f"derivatives.yaml: {name}"
 
     def maps(op: Any) -> WeightedSum:
         axes = len(tables(op))
         return mapped("nc"[2 - op.out.dim() + axes :], axes)
+
+    def onward(op: Any, g: Tensor) -> Tensor:
+        return through(tables(op), g, Taps.forward)
 
     def where(op: Any) -> str:
         found = tables(op)
@@ -124,43 +122,44 @@ def along_axes(
         nonzero = op.self.shape[: op.self.dim() - len(found)].numel() * math.prod(taps.nonzero() for taps in found)
         return Pattern("sparse, a map of its own along each axis", (op.out.numel(), op.self.numel()), nonzero)
 
-    rule(
-        *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
-        name=f"{name}_backward",
-        equation=lambda op: maps(op).back("out", "grad_output"),
-        where=where,
-        wrt={
-            "grad_output": Wrt(
-                lambda op, g: through(tables(op), g, Taps.forward),
-                lambda op: maps(op).turned().local(by="grad_output"),
-                lambda op: maps(op).forward("grad", "g"),
-                zeros,
-            ),
-            "self": unread("self"),
-        },
-        structure="linear",
-        samples=lambda: map(twice, samples()),
-        topic=samples.__module__.rsplit(".", 1)[-1],
-        source=f"{source}_backward: the transpose of a linear map, whose own transpose is the map.",
-    )
+    way_back(*nodes, name=name, sums=maps, forward=onward, zeros=zeros, samples=samples, where=where, source=source)
     return rule(
         *nodes,
         name=name,
         equation=lambda op: maps(op).forward(),
         where=where,
-        wrt={
-            "self": Wrt(
-                lambda op, g: through(tables(op), g, Taps.back),
-                lambda op: maps(op).local(),
-                lambda op: maps(op).back(),
-                zeros,
-                factor,
-                pattern,
-            )
-        },
+        wrt={"self": weighted(maps, lambda op, g: through(tables(op), g, Taps.back), zeros, factor, pattern)},
         structure="linear",
         samples=samples,
         source=source,
+    )
+
+
+def way_back(
+    *nodes: str,
+    name: str,
+    sums: Callable[[Any], WeightedSum],
+    forward: Callable[[Any, Tensor], Tensor],
+    zeros: str,
+    samples: Callable[[], Iterable[Sample]],
+    source: str,
+    **more: Any,
+) -> None:
+    """Register what the nodes `XBackward0` of a linear map run, which is differentiated where a gradient is.
+
+    What it does to `grad_output` is the transposed map, so its own VJP is the map.
+    """
+    by_upstream = weighted(lambda op: sums(op).turned(), forward, zeros, by="grad_output")
+    rule(
+        *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
+        name=f"{name}_backward",
+        equation=lambda op: sums(op).back("out", "grad_output"),
+        wrt={"grad_output": by_upstream, "self": unread("self")},
+        structure="linear",
+        samples=lambda: map(twice, samples()),
+        topic=samples.__module__.rsplit(".", 1)[-1],
+        source=f"{source}_backward: the transpose of a linear map, whose own transpose is the map.",
+        **more,
     )
 
 
@@ -637,11 +636,8 @@ grid_sampler = rule(
     equation=lambda op: _sampled(op).forward(source="input"),
     where=_definitions,
     wrt={
-        "input": Wrt(
-            _sampled_input,
-            lambda op: _sampled(op).local(by="input"),
-            lambda op: _sampled(op).back(),
-            "a sampled point is made of the input elements around it alone",
+        "input": weighted(
+            _sampled, _sampled_input, "a sampled point is made of the input elements around it alone", by="input"
         ),
         "grid": Wrt(
             _sampled_grid, _by_grid, _back_to_grid, "a point of the grid moves its own sample alone, in all channels"
