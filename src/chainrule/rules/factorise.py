@@ -24,12 +24,12 @@ from chainrule.rules.linalg import (
     INVERTIBLE,
     batched,
     given,
+    matrices,
     of_matrix,
     positive,
     randn,
     solver,
     square,
-    squares,
     triangle,
     triangular,
 )
@@ -95,7 +95,7 @@ cholesky = of_matrix(
         + (r"$g^{H}, \quad L = $out^{H}" if op.upper else r"$g, \quad L = $out")
     ),
     samples=lambda: [
-        *squares(torch.linalg.cholesky, positive),
+        *matrices(torch.linalg.cholesky, make=positive),
         sample(torch.linalg.cholesky, positive(), upper=True, note="upper"),
         sample(torch.cholesky, positive()),
     ],
@@ -110,28 +110,26 @@ def _gram_gradient(op: Any, factor: Tensor, a_bar: Tensor) -> Tensor:
     return factor @ both if op.upper else both @ factor
 
 
-def _gram(factor: str, moves: bool = True) -> Callable[[Any], str]:
-    """What A is, the product of a factor and its conjugate transpose, and D, how it moves."""
-
-    def beside(op: Any) -> str:
-        dot = rf"\dot{{{factor}}}"
-        if op.upper:
-            a, d = rf"{factor}^{{H}} {factor}", rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
-        else:
-            a, d = rf"{factor} \, {factor}^{{H}}", rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
-        return rf", \quad A = {a}" + (rf", \quad D = {d}" if moves else "")
-
-    return beside
+def _gram(op: Any, factor: str) -> str:
+    """What A is: the product of a factor and its conjugate transpose."""
+    return rf", \quad A = {factor}^{{H}} {factor}" if op.upper else rf", \quad A = {factor} \, {factor}^{{H}}"
 
 
-def _to_factor(factor: str) -> Callable[[Any, str], str]:
+def _gram_moved(op: Any, factor: str) -> str:
+    """What A is, and D, how it moves with the factor."""
+    dot = rf"\dot{{{factor}}}"
+    moved = (
+        rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
+        if op.upper
+        else rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
+    )
+    return rf"{_gram(op, factor)}, \quad D = {moved}"
+
+
+def _to_factor(op: Any, factor: str, a_bar: str) -> str:
     """The gradient of the factor, from that of A."""
-
-    def filled(op: Any, a_bar: str) -> str:
-        both = r"\left(G + G^{H}\right)"
-        return (rf"{factor} {both}" if op.upper else f"{both} {factor}") + rf", \quad G = {a_bar}"
-
-    return filled
+    both = r"\left(G + G^{H}\right)"
+    return (rf"{factor} {both}" if op.upper else f"{both} {factor}") + rf", \quad G = {a_bar}"
 
 
 FULL_FACTOR = (
@@ -146,8 +144,8 @@ cholesky_solve = solver(
     lambda op, a_bar: _gram_gradient(op, op.input2, a_bar),
     symbol="A",
     moved=lambda op, dot: "D",
-    put_back=_to_factor("$input2"),
-    beside=_gram("$input2"),
+    put_back=lambda op, a_bar: _to_factor(op, "$input2", a_bar),
+    beside=lambda op: _gram_moved(op, "$input2"),
     samples=lambda: [
         sample(torch.cholesky_solve, randn(3, 2), triangle()),
         sample(torch.cholesky_solve, randn(3, 2), triangle(3, upper=True), upper=True, note="upper"),
@@ -161,10 +159,10 @@ cholesky_solve = solver(
 cholesky_inverse = of_matrix(
     "CholeskyInverseBackward0",
     argument="self",
-    equation=lambda op: "$out = A^{-1}" + _gram("$self", moves=False)(op),
+    equation=lambda op: "$out = A^{-1}" + _gram(op, "$self"),
     vjp=lambda op, g: _gram_gradient(op, op.self, -op.out @ g @ op.out),
-    local=lambda op: r"\dot{$out} = -$out D \, $out" + _gram("$self")(op),
-    product=lambda op: "-" + _to_factor("$self")(op, r"$out \, $g \, $out"),
+    local=lambda op: r"\dot{$out} = -$out D \, $out" + _gram_moved(op, "$self"),
+    product=lambda op: "-" + _to_factor(op, "$self", r"$out \, $g \, $out"),
     samples=lambda: [
         sample(torch.cholesky_inverse, triangle()),
         sample(torch.cholesky_inverse, triangle(2, 2, upper=True), upper=True, note="upper, batch"),
@@ -208,7 +206,7 @@ def _svd_local(op: Any) -> str:
     real = r"\operatorname{Re} " if op.A.is_complex() else ""
     phase = r" + [i = j] \frac{\mathrm{i} \operatorname{Im}(C_{*i,i})}{2 \, {$out1}_{*i}}" if op.A.is_complex() else ""
     apart = r"{{$out1}_{*j}^2 - {$out1}_{*i}^2 + [i = j]}"
-    return batched(
+    return (
         rf"\dot{{$out1}}_{{*i}} = {real}C_{{*i,i}}, \quad "
         r"\dot{$out0}_{*i,j} = \sum_{k} {$out0}_{*i,k} K_{*k,j} + \frac{X_{*i,j}}{{$out1}_{*j}}, \quad "
         r"\dot{$out2}_{*i,j} = \sum_{k} \overline{M_{*k,i}} \, {$out2}_{*k,j} + \frac{Y_{*i,j}}{{$out1}_{*i}}, \quad "
@@ -219,7 +217,7 @@ def _svd_local(op: Any) -> str:
         rf"{apart}{phase}, \quad "
         r"M_{*i,j} = [i \neq j] \frac{{$out1}_{*i} C_{*i,j} + {$out1}_{*j} \overline{C_{*j,i}}}"
         rf"{apart}{phase.replace('+', '-', 1)}"
-    )(op)
+    )
 
 
 SVD_PRODUCT = (
@@ -233,16 +231,14 @@ SVD_PRODUCT = (
 
 svd = of_matrix(
     "LinalgSvdBackward0",
-    equation=batched(r"{$A}_{*i,j} = \sum_{k} {$out0}_{*i,k} \, {$out1}_{*k} \, {$out2}_{*k,j}"),
+    equation=r"{$A}_{*i,j} = \sum_{k} {$out0}_{*i,k} \, {$out1}_{*k} \, {$out2}_{*k,j}",
     vjp=_svd,
     local=_svd_local,
-    product=batched(SVD_PRODUCT),
+    product=SVD_PRODUCT,
     outputs=3,
     samples=lambda: [
         sample(torch.linalg.svd, randn(3, 3)),
-        sample(torch.linalg.svd, randn(4, 2), full_matrices=False, note="tall"),
-        sample(torch.linalg.svd, randn(2, 2, 3), full_matrices=False, note="wide, batch"),
-        sample(torch.linalg.svd, randn(1, 1), note="size 1"),
+        *matrices(torch.linalg.svd, (4, 2), (2, 2, 3), (1, 1), complex_=(), full_matrices=False),
         sample(torch.linalg.svdvals, randn(3, 2), note="values alone"),
     ],
     source="arXiv:1909.02659 (Wan and Zhang, 2019, the complex case); derivatives.yaml: _linalg_svd",
@@ -265,14 +261,14 @@ def _eigh(op: Any, g: Any) -> Tensor:
 
 eigh = of_matrix(
     "LinalgEighBackward0",
-    equation=batched(r"{$A}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \, \overline{{$out1}_{*j,k}}"),
+    equation=r"{$A}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \, \overline{{$out1}_{*j,k}}",
     vjp=_eigh,
-    local=batched(
+    local=(
         r"\dot{$out0}_{*i} = C_{*i,i}, \quad \dot{$out1}_{*i,j} = "
         r"\sum_{k: \, k \neq j} \frac{{$out1}_{*i,k} C_{*k,j}}{{$out0}_{*j} - {$out0}_{*k}}, \quad "
         rf"C = $out1^{{H}} S \, $out1, \quad {HERMITIAN.replace('ARG', '$A')}"
     ),
-    product=batched(
+    product=(
         r"{$grad}_{*i,j} = \sum_{k,l} {$out1}_{*i,k} T_{*k,l} \, \overline{{$out1}_{*j,l}}, \quad "
         r"T_{*k,l} = [k = l] {$g0}_{*k} + \frac{X_{*k,l}}{2 \left({$out0}_{*l} - {$out0}_{*k}\right) + [k = l]}, \quad "
         r"X = $out1^{H} $g1 - $g1^{H} $out1"
@@ -307,29 +303,21 @@ def _eig(op: Any, g: Any) -> Tensor:
 eig = of_matrix(
     "LinalgEigBackward0",
     argument="self",
-    equation=batched(
-        r"{$self}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \left($out1^{-1}\right)_{*k,j}", "self"
-    ),
+    equation=r"{$self}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \left($out1^{-1}\right)_{*k,j}",
     vjp=_eig,
-    local=batched(
+    local=(
         r"\dot{$out0}_{*i} = C_{*i,i}, \quad \dot{$out1}_{*i,j} = \sum_{k} {$out1}_{*i,k} K_{*k,j}"
         r" - {$out1}_{*i,j} \operatorname{Re}\left(\sum_{k} G_{*j,k} K_{*k,j}\right), \quad "
         r"K_{*k,j} = [k \neq j] \frac{C_{*k,j}}{{$out0}_{*j} - {$out0}_{*k} + [k = j]}, \quad "
-        r"C = $out1^{-1} \dot{$self} \, $out1, \quad G = $out1^{H} $out1",
-        "self",
+        r"C = $out1^{-1} \dot{$self} \, $out1, \quad G = $out1^{H} $out1"
     ),
-    product=batched(
+    product=(
         r"{$grad}_{*i,j} = \sum_{k,l} \left($out1^{-H}\right)_{*i,k} T_{*k,l} \, \overline{{$out1}_{*j,l}}, \quad "
         r"T_{*k,l} = [k = l] {$g0}_{*k} + [k \neq l] \frac{W_{*k,l} - G_{*k,l} \operatorname{Re}(W_{*l,l})}"
-        r"{\overline{{$out0}_{*l} - {$out0}_{*k}} + [k = l]}, \quad W = $out1^{H} $g1, \quad G = $out1^{H} $out1",
-        "self",
+        r"{\overline{{$out0}_{*l} - {$out0}_{*k}} + [k = l]}, \quad W = $out1^{H} $g1, \quad G = $out1^{H} $out1"
     ),
     outputs=2,
-    samples=lambda: [
-        sample(torch.linalg.eigvals, square()),
-        sample(torch.linalg.eigvals, square(2, 2), note="batch"),
-        sample(torch.linalg.eigvals, square(2, complex_=True), note="complex"),
-    ],
+    samples=lambda: matrices(torch.linalg.eigvals, (3, 3), (2, 2, 2)),
     source="arXiv:1701.00392 (Boeddeker et al., 2017); derivatives.yaml: linalg_eig",
     remark=(
         "There is a derivative where the eigenvalues are distinct. The phases of eigenvectors are free, so the loss "
@@ -389,11 +377,7 @@ qr = of_matrix(
     outputs=2,
     accepts=lambda op: op.mode == "reduced" or (op.mode == "complete" and op.A.shape[-2] <= op.A.shape[-1]),
     samples=lambda: [
-        sample(torch.linalg.qr, square()),
-        sample(torch.linalg.qr, randn(4, 2), note="tall"),
-        sample(torch.linalg.qr, randn(2, 2, 3), note="wide, batch"),
-        sample(torch.linalg.qr, randn(1, 1), note="size 1"),
-        sample(torch.linalg.qr, randn(3, 2, complex_=True), note="complex"),
+        *matrices(torch.linalg.qr, (3, 3), (4, 2), (2, 2, 3), (1, 1), complex_=(3, 2)),
         sample(torch.linalg.qr, square(2), mode="complete", note="complete"),
     ],
     source="arXiv:2009.10071 (Roberts and Roberts, 2020); derivatives.yaml: linalg_qr",
@@ -465,12 +449,7 @@ lu = of_matrix(
     local=_lu_local,
     product=lambda op: LU_PRODUCT.replace("GL", "$g1").replace("GU", "$g2") + _lu_parts(op),
     outputs=3,
-    samples=lambda: [
-        sample(torch.linalg.lu, square()),
-        sample(torch.linalg.lu, randn(4, 2), note="tall"),
-        sample(torch.linalg.lu, randn(2, 2, 3), note="wide, batch"),
-        sample(torch.linalg.lu, square(2, complex_=True), note="complex"),
-    ],
+    samples=lambda: matrices(torch.linalg.lu, (3, 3), (4, 2), (2, 2, 3)),
     source=LU_SOURCE,
     remark=LU_REMARK,
 )
@@ -484,12 +463,7 @@ lu_factor = of_matrix(
     vjp=_lu_factor,
     local=rf"\dot{{$out}} = L {BELOW}(C) + {UPPER}(C) U, \quad {LU_LOCAL}{PERMUTED}" + _packed("$out"),
     product=LU_PRODUCT.replace("GL", f"{BELOW}($g)").replace("GU", f"{UPPER}($g)") + PERMUTED + _packed("$out"),
-    samples=lambda: [
-        sample(torch.linalg.lu_factor, square()),
-        sample(torch.linalg.lu_factor, randn(4, 2), note="tall"),
-        sample(torch.linalg.lu_factor, randn(2, 3), note="wide"),
-        sample(torch.linalg.lu_factor, square(2, 2), note="batch"),
-    ],
+    samples=lambda: matrices(torch.linalg.lu_factor, (3, 3), (4, 2), (2, 3), (2, 2, 2), complex_=()),
     source=LU_SOURCE,
     remark=LU_REMARK,
 )
@@ -546,20 +520,8 @@ lu_unpack = rule(
 )
 
 
-def _factored(op: Any) -> tuple[Tensor, Tensor, Tensor]:
-    permutation, lower, upper = torch.lu_unpack(op.LU, op.pivots)
-    return permutation, lower, upper
-
-
-def _lu_solve_right_side(op: Any, g: Tensor) -> Tensor:
-    permutation, lower, upper = _factored(op)
-    a = permutation @ lower @ upper
-    gradient: Tensor = torch.linalg.solve(a if op.adjoint else a.mH, g, left=op.left)
-    return gradient
-
-
 def _to_factors(op: Any, a_bar: Tensor) -> Tensor:
-    permutation, lower, upper = _factored(op)
+    permutation, lower, upper = torch.lu_unpack(op.LU, op.pivots)
     below = permutation.mT @ (a_bar.mH if op.adjoint else a_bar)
     return (below @ upper.mH).tril(-1) + (lower.mH @ below).triu()
 
@@ -580,7 +542,7 @@ lu_solve = solver(
     "LinalgLuSolveBackward0",
     "LU",
     "B",
-    _lu_solve_right_side,
+    lambda op, g: torch.linalg.lu_solve(op.LU, op.pivots, g, left=op.left, adjoint=not op.adjoint),
     _to_factors,
     symbol="A",
     moved=lambda op, dot: "D",

@@ -50,15 +50,23 @@ def triangle(size: int = 3, *batch: int, upper: bool = False, complex_: bool = F
     return (a.triu() if upper else a.tril()).requires_grad_()
 
 
-def squares(function: Callable[..., Any], make: Callable[..., Tensor] = square, **keywords: Any) -> list[Sample]:
-    """Samples of a function of one square matrix."""
-    return [
-        sample(function, make(), **keywords),
-        sample(function, make(2, 2), **keywords, note="batch"),
-        sample(function, make(1), **keywords, note="size 1"),
-        sample(function, make(2, 0), **keywords, note="no batch"),
-        sample(function, make(2, complex_=True), **keywords, note="complex"),
-    ]
+def matrices(
+    function: Callable[..., Any],
+    *shapes: tuple[int, ...],
+    complex_: tuple[int, ...] = (2, 2),
+    make: Callable[..., Tensor] = square,
+    **keywords: Any,
+) -> list[Sample]:
+    """Samples of a function of one matrix: of some `shapes`, and a `complex_` one; square ones it is to `make`."""
+    wanted = [(shape, False) for shape in shapes or ((3, 3), (2, 2, 2), (1, 1), (0, 2, 2))]
+    found = []
+    for shape, turned in [*wanted, (complex_, True)] if complex_ else wanted:
+        *batch, rows, columns = shape
+        kinds = {"tall": rows > columns, "wide": rows < columns, "size 1": rows == columns == 1, "batch": bool(batch)}
+        note = ", ".join(kind for kind, holds in {**kinds, "complex": turned}.items() if holds)
+        matrix = make(rows, *batch, complex_=turned) if rows == columns else randn(*shape, complex_=turned)
+        found.append(sample(function, matrix, **keywords, note=note))
+    return found
 
 
 def of_matrix(
@@ -71,16 +79,18 @@ def of_matrix(
     argument: str = "A",
     **more: Any,
 ) -> Rule:
-    """Register a function of one matrix."""
+    """Register a function of one matrix; its templates may be `batched` ones."""
+    equation, local, product = (batched(each, argument) for each in (equation, local, product))
     return rule(*nodes, equation=equation, wrt={argument: Wrt(vjp, local, product, ALL)}, samples=samples, **more)
 
 
-def batched(template: str, argument: str = "A") -> Callable[[Any], str]:
+def batched(template: Template, argument: str) -> Callable[[Any], str]:
     """A template of elements in which * stands for the indices of the axes before a matrix."""
 
     def filled(op: Any) -> str:
+        text = template(op) if callable(template) else template
         axes = ",".join("abcdfgh"[: op.arguments[argument].dim() - 2])
-        return template.replace("_{*}", f"_{{{axes}}}" * bool(axes)).replace("*", f"{axes}," * bool(axes))
+        return text.replace("_{*}", f"_{{{axes}}}" * bool(axes)).replace("*", f"{axes}," * bool(axes))
 
     return filled
 
@@ -98,7 +108,7 @@ inverse = of_matrix(
     vjp=lambda op, g: -op.out.mH @ g @ op.out.mH,
     local=r"\dot{$out} = -$out \, \dot{$A} \, $out",
     product=r"-$out^{H} \, $g \, $out^{H}",
-    samples=lambda: squares(torch.linalg.inv),
+    samples=lambda: matrices(torch.linalg.inv),
     source="derivatives.yaml: linalg_inv_ex. A X = I, so dA X + A dX = 0 and dX = -X dA X.",
     remark=INVERTIBLE,
 )
@@ -123,8 +133,8 @@ det = of_matrix(
     equation=r"$out = \det $A",
     vjp=lambda op, g: g[..., None, None] * _cofactors(op.A),
     local=r"\dot{$out} = $out \odot \operatorname{tr}\left($A^{-1} \, \dot{$A}\right)",
-    product=batched(r"{$grad}_{*i,j} = {$g}_{*} \, \overline{{$out}_{*} \left($A^{-1}\right)_{*j,i}}"),
-    samples=lambda: squares(torch.linalg.det),
+    product=r"{$grad}_{*i,j} = {$g}_{*} \, \overline{{$out}_{*} \left($A^{-1}\right)_{*j,i}}",
+    samples=lambda: matrices(torch.linalg.det),
     source="derivatives.yaml: _linalg_det. Laplace: det A is linear in each a_ij, with its cofactor as the factor.",
     remark="The derivative is the matrix of cofactors, det A times the transposed inverse where there is one. "
     "It is smooth everywhere; yet where it is exactly 0, PyTorch's own gradient is 0, not the cofactors.",
@@ -152,7 +162,7 @@ def _slogdet_product(op: Any) -> str:
     rate = r"{$g1}_{*}"
     if op.A.is_complex():
         rate += r" - \mathrm{i} \operatorname{Im}\left(\overline{{$g0}_{*}} \, {$out0}_{*}\right)"
-    return batched(rf"{{$grad}}_{{*i,j}} = \left({rate}\right) \overline{{\left($A^{{-1}}\right)_{{*j,i}}}}")(op)
+    return rf"{{$grad}}_{{*i,j}} = \left({rate}\right) \overline{{\left($A^{{-1}}\right)_{{*j,i}}}}"
 
 
 slogdet = of_matrix(
@@ -162,7 +172,7 @@ slogdet = of_matrix(
     local=_slogdet_local,
     product=_slogdet_product,
     outputs=4,
-    samples=lambda: squares(torch.linalg.slogdet),
+    samples=lambda: matrices(torch.linalg.slogdet),
     source="derivatives.yaml: _linalg_slogdet. d ln det A = tr(A^-1 dA).",
     remark=INVERTIBLE,
 )
@@ -397,12 +407,7 @@ pinv = of_matrix(
     local=r"\dot{$out} = " + _pinv_dot("$self", "$out"),
     product=_pinv_bar("$self", "$out", "$g"),
     constants={"atol": "not differentiable", "rtol": "not differentiable"},
-    samples=lambda: [
-        sample(torch.linalg.pinv, square()),
-        sample(torch.linalg.pinv, randn(4, 2), note="tall"),
-        sample(torch.linalg.pinv, randn(2, 2, 3), note="wide, batch"),
-        sample(torch.linalg.pinv, randn(3, 2, complex_=True), note="complex"),
-    ],
+    samples=lambda: matrices(torch.linalg.pinv, (3, 3), (4, 2), (2, 2, 3), complex_=(3, 2)),
     source="doi:10.1137/0710036 (Golub and Pereyra, 1973); derivatives.yaml: linalg_pinv.atol_rtol_tensor",
     remark=RANK,
 )
@@ -493,7 +498,7 @@ matrix_exp = of_matrix(
     ),
     product=r"\int_0^1 \operatorname{expm}(t \, $self^{H}) \, $g \, \operatorname{expm}((1 - t) $self^{H}) \, dt",
     remark="The exponential of a matrix is the sum of its powers, each divided by k!, not that of its elements.",
-    samples=lambda: squares(torch.linalg.matrix_exp),
+    samples=lambda: matrices(torch.linalg.matrix_exp),
     source="doi:10.1137/1.9780898717778 (Higham, 2008, section 3.2); derivatives.yaml: linalg_matrix_exp",
 )
 
