@@ -365,11 +365,12 @@ def _batch_first(op: Any) -> Applied:
     return Applied({**arguments, "padding": op.pad, "time_first": True}, (op.out.permute(1, 2, 0),))
 
 
-ORDERS = {"self": (2, 0, 1), "weight": (2, 1, 0)}  # of conv_tbc's axes
+ORDERS = {"self": (2, 0, 1), "weight": (2, 1, 0), "bias": (0,)}  # of conv_tbc's axes
 
 
-def _time_first(usual: Any, order: tuple[int, ...], zeros: str) -> Wrt:
+def _time_first(argument: str, usual: Any) -> Wrt:
     """A derivative of conv_tbc, from the same one of a convolution in the usual order."""
+    order = ORDERS[argument]
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         time, n, o = out_index
@@ -383,7 +384,7 @@ def _time_first(usual: Any, order: tuple[int, ...], zeros: str) -> Wrt:
         lambda op, g: usual.vjp(_batch_first(op), g.permute(1, 2, 0)).permute(order),
         lambda op: usual.local(_batch_first(op)),
         lambda op: usual.product(_batch_first(op)),
-        zeros,
+        usual.zeros,
         factor,
     )
 
@@ -393,11 +394,7 @@ conv_tbc = rule(
     equation=lambda op: _Convolution(_batch_first(op)).equation(),
     where=r"$self \text{ is 0 outside}",
     wrt={
-        "self": _time_first(
-            BY_INPUT, ORDERS["self"], "an output element is made of the times under its kernel alone, in its own sample"
-        ),
-        "weight": _time_first(BY_WEIGHT, ORDERS["weight"], "an output channel is made with its own weights alone"),
-        "bias": _time_first(BY_BIAS, (0,), "output channel o has bias o alone added to it"),
+        name: _time_first(name, usual) for name, usual in (("self", BY_INPUT), ("weight", BY_WEIGHT), ("bias", BY_BIAS))
     },
     samples=lambda: [
         sample(torch.conv_tbc, randn(5, 2, 3), randn(2, 3, 4), randn(4)),
@@ -486,7 +483,8 @@ convolution_backward = rule(
 class _Patches:
     """The patches of a picture: element (c, u, v) of patch (i, j) has its place in the columns row by row."""
 
-    def __init__(self, op: Any, shape: Sequence[int]) -> None:
+    def __init__(self, op: Any) -> None:
+        shape = (op.out if "output_size" in op.arguments else op.self).shape
         self.sliding = Sliding(tuple(op.kernel_size), tuple(op.stride), tuple(op.dilation), tuple(op.padding))
         axes = zip(shape[-2:], self.sliding.size, op.stride, op.dilation, op.padding, strict=True)
         self.room = tuple(shape[-2:])
@@ -539,22 +537,14 @@ class _Patches:
         return derivative(of, by, "1") + self.ranges
 
 
-def _of_self(op: Any) -> _Patches:
-    return _Patches(op, op.self.shape)
-
-
-def _of_out(op: Any) -> _Patches:
-    return _Patches(op, op.out.shape)
-
-
 im2col = moves(
     "Im2ColBackward0",
     name="im2col",
-    equation=lambda op: _of_self(op).cut("out", "self"),
-    local=lambda op: _of_self(op).local(_of_self(op).columns("out"), _of_self(op).picture("self")),
-    move=lambda op, t: _of_self(op).collect(t),
-    home=lambda op, g: _of_self(op).lay(g),
-    product=lambda op: _of_self(op).laid("grad", "g"),
+    equation=lambda op: _Patches(op).cut("out", "self"),
+    local=lambda op: _Patches(op).local(_Patches(op).columns("out"), _Patches(op).picture("self")),
+    move=lambda op, t: _Patches(op).collect(t),
+    home=lambda op, g: _Patches(op).lay(g),
+    product=lambda op: _Patches(op).laid("grad", "g"),
     zeros="each output element is a copy of one input element, or a 0 of the padding",
     samples=lambda: [
         sample(F.unfold, randn(2, 3, 4, 5), (2, 3)),
@@ -568,14 +558,14 @@ im2col = moves(
 col2im = rule(
     "Col2ImBackward0",
     name="col2im",
-    equation=lambda op: _of_out(op).laid("out", "self"),
+    equation=lambda op: _Patches(op).laid("out", "self"),
     wrt={
         "self": Wrt(
-            lambda op, g: _of_out(op).collect(g),
-            lambda op: _of_out(op).local(_of_out(op).picture("out"), _of_out(op).columns("self")),
-            lambda op: _of_out(op).cut("grad", "g"),
+            lambda op, g: _Patches(op).collect(g),
+            lambda op: _Patches(op).local(_Patches(op).picture("out"), _Patches(op).columns("self")),
+            lambda op: _Patches(op).cut("grad", "g"),
             "an element of a patch is added to one place of the picture, or lies in the padding",
-            lambda op, out_index, in_index: _of_out(op).factor(out_index, in_index),
+            lambda op, out_index, in_index: _Patches(op).factor(out_index, in_index),
         )
     },
     structure="linear",
