@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -399,24 +400,20 @@ def _groups(op: Any) -> Iterator[tuple[Any, Any, Any]]:
             yield e, (every, group), (every, group)
 
 
-def _grouped_told(template: str) -> Callable[[Any], str]:
+def _grouped_told(template: str, op: Any) -> str:
     """A formula with `@o`, `@l`, `@r` for the indices of result and operands, `@so`, ... for the letter summed over.
 
     Where an operand has no axis e for the groups, they lie along i, j, or k, and the group depends on the place there.
     In `@O`, `@L`, `@R`, those of a left side, the group is a letter of its own.
     """
-
-    def formula(op: Any) -> str:
-        flat = _flat(op)
-        group = rf"\operatorname{{group}}({flat})"
-        indices = {"o": "e,i,k", "l": "e,i,j", "r": "e,j,k"}
-        if flat:
-            indices = {name: each[2:] if flat in each else group + each[1:] for name, each in indices.items()}
-        own = {name.upper(): each.replace(group, "e") for name, each in indices.items()}
-        sums = {f"s{n}": f"{x}: {group} = e" if x == flat else x for n, x in zip("olr", "jki", strict=True)}
-        return lettered(template, {**indices, **own, **sums})
-
-    return formula
+    flat = _flat(op)
+    group = rf"\operatorname{{group}}({flat})"
+    indices = {"o": "e,i,k", "l": "e,i,j", "r": "e,j,k"}
+    if flat:
+        indices = {name: each[2:] if flat in each else group + each[1:] for name, each in indices.items()}
+    own = {name.upper(): each.replace(group, "e") for name, each in indices.items()}
+    sums = {f"s{n}": f"{x}: {group} = e" if x == flat else x for n, x in zip("olr", "jki", strict=True)}
+    return lettered(template, {**indices, **own, **sums})
 
 
 def _flat(op: Any) -> str:
@@ -447,15 +444,15 @@ def _grouped_wrt(argument: str, other: str, mine: str, their: str) -> Wrt:
     factor = rf"{{${other}}}_{{@{their}}}"
     return Wrt(
         vjp,
-        _grouped_told(derivative("{$out}_{@o}", rf"{{${argument}}}_{{@{mine}}}", factor)),
-        _grouped_told(rf"{{$grad}}_{{@{mine.upper()}}} = \sum_{{@s{mine}}} {{$g}}_{{@o}} \, {factor}"),
+        partial(_grouped_told, derivative("{$out}_{@o}", rf"{{${argument}}}_{{@{mine}}}", factor)),
+        partial(_grouped_told, rf"{{$grad}}_{{@{mine.upper()}}} = \sum_{{@s{mine}}} {{$g}}_{{@o}} \, {factor}"),
         "a group is multiplied with its own matrix alone",
     )
 
 
 grouped_mm = rule(
     "GroupedMmBackward0",
-    equation=_grouped_told(r"{$out}_{@O} = \sum_{@so} {$self}_{@l} \, {$mat2}_{@r}"),
+    equation=partial(_grouped_told, r"{$out}_{@O} = \sum_{@so} {$self}_{@l} \, {$mat2}_{@r}"),
     where=lambda op: (
         rf"\operatorname{{group}}({_flat(op)}) = \sum_{{m}} [{{$offs}}_{{m}} \le {_flat(op)}]" if _flat(op) else ""
     ),

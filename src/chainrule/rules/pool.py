@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -97,20 +97,15 @@ def _sizes(op: Any, axes: int) -> Iterable[tuple[int, int]]:
     return zip(op.self.shape[-axes:], op.arguments.get("grad_output", op.out).shape[-axes:], strict=True)
 
 
-def _kernel_windows(axes: int) -> Windows:
-    def windows(op: Any) -> list[Window]:
-        kernel = each_axis(op.kernel_size, (), axes)
-        given = zip(("stride", "padding", "dilation"), (kernel, (0,), (1,)), strict=True)
-        settings = zip(
-            kernel, *(each_axis(op.arguments.get(name), default, axes) for name, default in given), strict=True
-        )
-        return [_sliding(*sizes, *each) for sizes, each in zip(_sizes(op, axes), settings, strict=True)]
-
-    return windows
+def _kernel_windows(axes: int, op: Any) -> list[Window]:
+    kernel = each_axis(op.kernel_size, (), axes)
+    given = zip(("stride", "padding", "dilation"), (kernel, (0,), (1,)), strict=True)
+    settings = zip(kernel, *(each_axis(op.arguments.get(name), default, axes) for name, default in given), strict=True)
+    return [_sliding(*sizes, *each) for sizes, each in zip(_sizes(op, axes), settings, strict=True)]
 
 
-def _adaptive_windows(axes: int) -> Windows:
-    return lambda op: [_adaptive(*sizes) for sizes in _sizes(op, axes)]
+def _adaptive_windows(axes: int, op: Any) -> list[Window]:
+    return [_adaptive(*sizes) for sizes in _sizes(op, axes)]
 
 
 # Means -----------------------------------------------------------------------------------------------------------
@@ -129,13 +124,10 @@ def _mean(op: Any, window: Window, divisor: int | None) -> Taps:
     return Taps(window.size, window.index, weight, rf"\frac{{1}}{{{count}}} \, [{first} \le @u < {end}]")
 
 
-def _mean_tables(windows: Windows) -> Callable[[Any], list[Taps]]:
-    def tables(op: Any) -> list[Taps]:
-        *rest, last = windows(op)
-        divisor = op.arguments.get("divisor_override")
-        return [*(_mean(op, each, divisor and 1) for each in rest), _mean(op, last, divisor)]
-
-    return tables
+def _mean_tables(windows: Windows, op: Any) -> list[Taps]:
+    *rest, last = windows(op)
+    divisor = op.arguments.get("divisor_override")
+    return [*(_mean(op, each, divisor and 1) for each in rest), _mean(op, last, divisor)]
 
 
 UNDER = "an output element is made of the input elements in its window alone, in its own channel"
@@ -176,14 +168,14 @@ for _axes in (2, 3):
     along_axes(
         f"AvgPool{_axes}DBackward0",
         name=f"avg_pool{_axes}d",
-        tables=_mean_tables(_kernel_windows(_axes)),
+        tables=partial(_mean_tables, partial(_kernel_windows, _axes)),
         zeros=UNDER,
         samples=lambda axes=_axes: _mean_samples(axes),  # type: ignore[misc]
     )
     along_axes(
         f"AdaptiveAvgPool{_axes}DBackward0",
         name=f"adaptive_avg_pool{_axes}d",
-        tables=_mean_tables(_adaptive_windows(_axes)),
+        tables=partial(_mean_tables, partial(_adaptive_windows, _axes)),
         zeros=UNDER,
         samples=lambda axes=_axes: _adaptive_samples("avg", axes),  # type: ignore[misc]
         source=f"derivatives.yaml: _adaptive_avg_pool{_axes}d",
@@ -225,26 +217,22 @@ class _Indexed:
 FIRST = "of tied elements, the first one of the window (in row-major order) gets the whole gradient"
 
 
-def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
+def _tied(windows: Windows, axes: int, op: Any, radius: float) -> Tensor:
     """Elements that share their window's largest value with another, or come near it."""
-
-    def where(op: Any, radius: float) -> Tensor:
-        inside, positions = torch.ones(()), torch.zeros((), dtype=torch.long)
-        for axis, window in enumerate(windows(op)):  # output places at the even axes, window places at the odd ones
-            shape = [1] * (2 * axes)
-            shape[2 * axis : 2 * axis + 2] = window.index.shape
-            inside = inside * window.inside.reshape(shape)
-            positions = positions * window.size + window.index.reshape(shape)
-        inside, positions = inside.bool().to(op.self.device), positions.to(op.self.device)
-        best = op.out.reshape(*op.out.shape[:-axes], *(n for size in op.out.shape[-axes:] for n in (size, 1)))
-        near = inside & ((op.self.flatten(-axes)[..., positions] - best).abs() <= 2 * radius)
-        tied = near & (near.sum(tuple(range(1 - 2 * axes, 0, 2)), keepdim=True) > 1)
-        marks = op.self.new_zeros(op.self.shape).flatten(-axes)
-        marks.index_add_(-1, positions.flatten(), tied.flatten(-2 * axes).to(marks.dtype))
-        tied_places: Tensor = (marks > 0).reshape(op.self.shape)
-        return tied_places
-
-    return where
+    inside, positions = torch.ones(()), torch.zeros((), dtype=torch.long)
+    for axis, window in enumerate(windows(op)):  # output places at the even axes, window places at the odd ones
+        shape = [1] * (2 * axes)
+        shape[2 * axis : 2 * axis + 2] = window.index.shape
+        inside = inside * window.inside.reshape(shape)
+        positions = positions * window.size + window.index.reshape(shape)
+    inside, positions = inside.bool().to(op.self.device), positions.to(op.self.device)
+    best = op.out.reshape(*op.out.shape[:-axes], *(n for size in op.out.shape[-axes:] for n in (size, 1)))
+    near = inside & ((op.self.flatten(-axes)[..., positions] - best).abs() <= 2 * radius)
+    tied = near & (near.sum(tuple(range(1 - 2 * axes, 0, 2)), keepdim=True) > 1)
+    marks = op.self.new_zeros(op.self.shape).flatten(-axes)
+    marks.index_add_(-1, positions.flatten(), tied.flatten(-2 * axes).to(marks.dtype))
+    tied_places: Tensor = (marks > 0).reshape(op.self.shape)
+    return tied_places
 
 
 Boundaries = Callable[[Any], list[Bounds]]
@@ -290,7 +278,7 @@ def _max_pool(
         lambda op, out_index, in_index: found(op).factor(out_index, in_index),
         lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
     )
-    node, kink = _node(name), None if windows is None else Kink(_tied(windows, axes), FIRST)
+    node, kink = _node(name), None if windows is None else Kink(partial(_tied, windows, axes), FIRST)
     rule(node, name=name, equation=equation, where=index, wrt={"self": by_self}, samples=samples, kink=kink, **more)
     way_back(
         node,
@@ -337,7 +325,7 @@ def _fractional_samples(axes: int) -> list[Sample]:
     return [sample(made, randn(*shape), 3), sample(made, randn(*shape), 2)]
 
 
-def _drawn_bounds(op: Any, axes: int) -> list[Bounds]:
+def _drawn_bounds(axes: int, op: Any) -> list[Bounds]:
     """Windows that begin at places drawn at random, for each sample and channel."""
     found, kernels, lead = [], each_axis(op.kernel_size, (), axes), "nc"[2 + axes - op.self.dim() :]
     for axis, (kernel, (size, places)) in enumerate(zip(kernels, _sizes(op, axes), strict=True)):
@@ -354,8 +342,8 @@ def _drawn_bounds(op: Any, axes: int) -> list[Bounds]:
 def _maxima(axes: int) -> None:
     """The pools of two or three axes that return the largest elements."""
     for name, samples, windows in (
-        (f"max_pool{axes}d_with_indices", lambda: _max_samples(axes), _kernel_windows(axes)),
-        (f"adaptive_max_pool{axes}d", lambda: _adaptive_samples("max", axes), _adaptive_windows(axes)),
+        (f"max_pool{axes}d_with_indices", lambda: _max_samples(axes), partial(_kernel_windows, axes)),
+        (f"adaptive_max_pool{axes}d", lambda: _adaptive_samples("max", axes), partial(_adaptive_windows, axes)),
     ):
         _max_pool(name, axes, samples, windows, lambda op, of=windows: [window.bounds for window in of(op)])
     _max_pool(
@@ -363,7 +351,7 @@ def _maxima(axes: int) -> None:
         axes,
         lambda: _fractional_samples(axes),
         None,
-        lambda op: _drawn_bounds(op, axes),
+        partial(_drawn_bounds, axes),
         constants={"random_samples": "not differentiable"},
     )
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -311,8 +311,12 @@ def _axes(op: Any) -> Iterator[tuple[int, int, float | None]]:
     return zip(sizes[2:], op.output_size, scales, strict=True)
 
 
-def _filter_tables(curve: Filter, make: Callable[..., Taps] = _filtered) -> Tables:
-    return lambda op: [make(size, places, op.align_corners, scale, curve) for size, places, scale in _axes(op)]
+def _filtered_axes(curve: Filter, make: Callable[..., Taps], op: Any) -> list[Taps]:
+    return [make(size, places, op.align_corners, scale, curve) for size, places, scale in _axes(op)]
+
+
+def _nearest_axes(exact: bool, op: Any) -> list[Taps]:
+    return [_nearest(*axis, exact) for axis in _axes(op)]
 
 
 ONE_COPY = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
@@ -333,7 +337,7 @@ for _exact, _entry in ((False, "upsample_nearest"), (True, "_upsample_nearest_ex
     along_axes(
         *(f"UpsampleNearest{'Exact' * _exact}{d}DBackward0" for d in (1, 2, 3)),
         name=_entry.strip("_"),
-        tables=lambda op, exact=_exact: [_nearest(*axis, exact) for axis in _axes(op)],  # type: ignore[misc]
+        tables=partial(_nearest_axes, _exact),
         zeros=ONE_COPY,
         samples=lambda exact=_exact: _nearest_samples("nearest-exact" if exact else "nearest"),  # type: ignore[misc]
         source=f"derivatives.yaml: {_entry}2d",
@@ -356,7 +360,7 @@ upsample_linear = along_axes(
     "UpsampleBilinear2DBackward0",
     "UpsampleTrilinear3DBackward0",
     name="upsample_linear",
-    tables=_filter_tables(TRIANGLE),
+    tables=partial(_filtered_axes, TRIANGLE, _filtered),
     samples=lambda: [
         sample(F.interpolate, randn(2, 3, 4), size=7, mode="linear"),
         sample(F.interpolate, randn(2, 3, 4), size=3, mode="linear", align_corners=True),
@@ -370,7 +374,7 @@ upsample_linear = along_axes(
 upsample_bicubic = along_axes(
     "UpsampleBicubic2DBackward0",
     name="upsample_bicubic",
-    tables=_filter_tables(CUBIC),
+    tables=partial(_filtered_axes, CUBIC, _filtered),
     samples=lambda: _resized("bicubic"),
     source="derivatives.yaml: upsample_bicubic2d. Keys, Cubic convolution interpolation, 1981.",
 )
@@ -383,7 +387,7 @@ for _name, _curve, _aligned in (
     along_axes(
         f"Upsample{_name.title()}2DAaBackward0",
         name=f"upsample_{_name}_aa",
-        tables=_filter_tables(_curve, _antialiased),
+        tables=partial(_filtered_axes, _curve, _antialiased),
         samples=lambda name=_name, corners=_aligned: _resized(name, antialias=True, corners=corners),  # type: ignore[misc]
         source=f"derivatives.yaml: _upsample_{_name}2d_aa",
     )
@@ -400,13 +404,10 @@ def _bordered(size: int, before: int, after: int, reflected: bool) -> Taps:
     return Taps(size, index.unsqueeze(-1), torch.ones(len(place), 1, dtype=torch.float64), f"[@u = {text}]")
 
 
-def _border_tables(reflected: bool) -> Tables:
-    def tables(op: Any) -> list[Taps]:
-        sides = list(zip(op.padding[::2], op.padding[1::2], strict=True))[::-1]
-        sizes = op.self.shape[-len(sides) :]
-        return [_bordered(size, *each, reflected) for size, each in zip(sizes, sides, strict=True)]
-
-    return tables
+def _bordered_axes(reflected: bool, op: Any) -> list[Taps]:
+    sides = list(zip(op.padding[::2], op.padding[1::2], strict=True))[::-1]
+    sizes = op.self.shape[-len(sides) :]
+    return [_bordered(size, *each, reflected) for size, each in zip(sizes, sides, strict=True)]
 
 
 def _border_samples(mode: str) -> list[Sample]:
@@ -422,7 +423,7 @@ for _name, _mode in (("Reflection", "reflect"), ("Replication", "replicate")):
     along_axes(
         *(f"{_name}Pad{d}DBackward0" for d in (1, 2, 3)),
         name=f"{_name.lower()}_pad",
-        tables=_border_tables(_mode == "reflect"),
+        tables=partial(_bordered_axes, _mode == "reflect"),
         zeros=ONE_COPY,
         samples=lambda mode=_mode: _border_samples(mode),  # type: ignore[misc]
         source=f"derivatives.yaml: {_name.lower()}_pad2d",
@@ -657,12 +658,9 @@ grid_sampler = rule(
 
 def _base_grid(op: Any) -> Tensor:
     """The places of the output in the square from -1 to 1, with a 1 behind: (..., x, y, 1)."""
-    lines = []
-    for size in op.size[2:]:
-        line = torch.linspace(-1, 1, size, dtype=op.theta.dtype, device=op.theta.device) if size > 1 else torch.zeros(1)
-        lines.append(line.to(op.theta) * (1 if op.align_corners else (size - 1) / size))
-    axes = torch.meshgrid(*lines, indexing="ij")
-    return torch.stack([*reversed(axes), torch.ones_like(axes[0])], -1)
+    identity = torch.eye(op.theta.shape[1], op.theta.shape[2]).to(op.theta).unsqueeze(0)
+    places = F.affine_grid(identity, [1, 1, *op.size[2:]], op.align_corners)[0]
+    return torch.cat([places, torch.ones_like(places[..., :1])], -1)
 
 
 def _base_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
