@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -175,16 +176,11 @@ cholesky_inverse = of_matrix(
 # Eigenvalues and singular values
 
 
-def _thin(outs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s and V^H without the columns and rows that no singular value belongs to."""
-    u, s, vh = outs
-    return u[..., : s.shape[-1]], s, vh[..., : s.shape[-1], :]
-
-
 def _svd(op: Any, g: Any) -> Tensor:
     """A_bar = U (S_bar + Delta_U S + S Delta_V) V^H, and what U_bar and V_bar have outside the spaces of U and V."""
-    u, s, vh = _thin(op.outs)
-    count = s.shape[-1]
+    u, s, vh = op.outs
+    count = s.shape[-1]  # there may be columns and rows that no singular value belongs to
+    u, vh = u[..., :count], vh[..., :count, :]
     inner = torch.diag_embed(given(g[1], s)).to(u.dtype)
     if g[0] is None and g[2] is None:
         return u @ inner @ vh
@@ -480,32 +476,31 @@ def _unpacked(op: Any, g: Any) -> Tensor:
     return gradient
 
 
-def _of_packed(text: str) -> Callable[[Any], str]:
+def _of_packed(text: str, op: Any) -> str:
     """A formula of the element i, j of L and k, l of U, which one matrix holds."""
-
-    def filled(op: Any) -> str:
-        m, n = op.LU_data.shape[-2:]
-        return batched(text, "LU_data")(op) + stated(ranges("ijkl", [m, min(m, n), min(m, n), n]).values())
-
-    return filled
+    m, n = op.LU_data.shape[-2:]
+    return batched(text, "LU_data")(op) + stated(ranges("ijkl", [m, min(m, n), min(m, n), n]).values())
 
 
 lu_unpack = rule(
     "LuUnpackBackward0",
-    equation=_of_packed(
+    equation=partial(
+        _of_packed,
         r"{$out1}_{*i,j} = [j < i] \, {$LU_data}_{*i,j} + [i = j], \quad "
-        r"{$out2}_{*k,l} = [k \le l] \, {$LU_data}_{*k,l}"
+        r"{$out2}_{*k,l} = [k \le l] \, {$LU_data}_{*k,l}",
     ),
     wrt={
         "LU_data": Wrt(
             _unpacked,
-            _of_packed(
+            partial(
+                _of_packed,
                 derivative("{$out1}_{*i,j}", "{$LU_data}_{*i,j}", r"[j < i], \quad ")
-                + derivative("{$out2}_{*k,l}", "{$LU_data}_{*k,l}", r"[k \le l]")
+                + derivative("{$out2}_{*k,l}", "{$LU_data}_{*k,l}", r"[k \le l]"),
             ),
-            _of_packed(
+            partial(
+                _of_packed,
                 r"{$grad}_{*u,v} = \sum_{i,j: \, i = u, j = v, j < i} {$g1}_{*i,j} + "
-                r"\sum_{k,l: \, k = u, l = v, k \le l} {$g2}_{*k,l}"
+                r"\sum_{k,l: \, k = u, l = v, k \le l} {$g2}_{*k,l}",
             ),
             "each element of the packed matrix is one element of L or of U",
         )
@@ -569,40 +564,34 @@ def _solve_by_lu(a: Tensor, b: Tensor, left: bool = True, adjoint: bool = False)
 # Products of reflections
 
 
-@dataclass(frozen=True)
-class Reflections:
-    """Q = H_1 H_2 ... H_k, H_i = I - tau_i v_i v_i^H: v_i has 1 at place i and the stored column below it."""
+def _back_through(
+    stored: Tensor, tau: Tensor, start: Tensor, g: Tensor, adjoint: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of what is stored, of tau, and of C, from that of Q C (or of Q^H C).
 
-    stored: Tensor
-    tau: Tensor
-
-    def each(self) -> list[tuple[Tensor, Tensor]]:
-        """(v_i, tau_i) in the order of the product."""
-        columns = self.stored.tril(-1)
-        columns = columns + torch.eye(*columns.shape[-2:], dtype=columns.dtype, device=columns.device)
-        return [(columns[..., i : i + 1], self.tau[..., i, None, None]) for i in range(self.tau.shape[-1])]
-
-    def back(self, start: Tensor, g: Tensor, adjoint: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of what is stored, of tau, and of C, from that of Q C (or of Q^H C)."""
-        order = [(i, v, tau.conj() if adjoint else tau) for i, (v, tau) in enumerate(self.each())]
-        order = order[::-1] if adjoint else order
-        met, product = [], start  # what each reflection was applied to
-        for _, v, tau in reversed(order):
-            met.append(product)
-            product = product - tau * (v @ (v.mH @ product))
-        columns, taus = torch.zeros_like(self.stored), torch.zeros_like(self.tau)
-        for (i, v, tau), k in zip(order, reversed(met), strict=True):
-            row = v.mH @ k
-            taus[..., i] = -(v.mH @ g @ row.mH)[..., 0, 0]
-            v_bar = -tau.conj() * (g @ row.mH) - tau * (k @ (g.mH @ v))
-            columns[..., i + 1 :, i] = v_bar[..., i + 1 :, 0]
-            g = g - tau.conj() * (v @ (v.mH @ g))
-        return columns, taus.conj() if adjoint else taus, g
+    Q = H_1 H_2 ... H_k, H_i = I - tau_i v_i v_i^H: v_i has 1 at place i and the stored column below it.
+    """
+    columns = stored.tril(-1) + torch.eye(*stored.shape[-2:], dtype=stored.dtype, device=stored.device)
+    taus = tau.conj() if adjoint else tau
+    order = range(tau.shape[-1])[:: -1 if adjoint else 1]
+    reflections = [(i, columns[..., i : i + 1], taus[..., i, None, None]) for i in order]
+    met, product = {}, start  # what each reflection was applied to
+    for i, v, factor in reversed(reflections):
+        met[i] = product
+        product = product - factor * (v @ (v.mH @ product))
+    columns_bar, taus_bar = torch.zeros_like(stored), torch.zeros_like(tau)
+    for i, v, factor in reflections:
+        row = v.mH @ met[i]
+        taus_bar[..., i] = -(v.mH @ g @ row.mH)[..., 0, 0]
+        v_bar = -factor.conj() * (g @ row.mH) - factor * (met[i] @ (g.mH @ v))
+        columns_bar[..., i + 1 :, i] = v_bar[..., i + 1 :, 0]
+        g = g - factor.conj() * (v @ (v.mH @ g))
+    return columns_bar, taus_bar.conj() if adjoint else taus_bar, g
 
 
 def _householder(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     identity = torch.eye(*op.out.shape[-2:], dtype=op.out.dtype, device=op.out.device).expand(op.out.shape)
-    return Reflections(op.input, op.tau).back(identity, g)
+    return _back_through(op.input, op.tau, identity, g)
 
 
 def _by_steps(name: str, first: str, at: str, then: str) -> str:
@@ -685,21 +674,16 @@ householder_product = rule(
 
 def _ormqr(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """C Q is (Q^H C^H)^H, so that one direction is enough."""
-    reflections = Reflections(op.self, op.input2)
     if op.left:
-        return reflections.back(op.input3, g, op.transpose)
-    columns, taus, start = reflections.back(op.input3.mH, g.mH, not op.transpose)
+        return _back_through(op.self, op.input2, op.input3, g, op.transpose)
+    columns, taus, start = _back_through(op.self, op.input2, op.input3.mH, g.mH, not op.transpose)
     return columns, taus, start.mH
 
 
-def _beside_q(other: str, q: str = "Q", adjoint: bool = False) -> Callable[[Any], str]:
+def _beside_q(op: Any, other: str, q: str = "Q", adjoint: bool = False) -> str:
     """Q, or its conjugate transpose, on its side of another matrix."""
-
-    def filled(op: Any) -> str:
-        mine = f"{q}_{ORMQR.last(op)}" + ("^{H}" if op.transpose != adjoint else "")
-        return rf"{mine} \, {other}" if op.left else rf"{other} \, {mine}"
-
-    return filled
+    mine = f"{q}_{ORMQR.last(op)}" + ("^{H}" if op.transpose != adjoint else "")
+    return rf"{mine} \, {other}" if op.left else rf"{other} \, {mine}"
 
 
 def _q_bar(op: Any) -> str:
@@ -711,14 +695,14 @@ def _q_bar(op: Any) -> str:
 
 ormqr = rule(
     "OrmqrBackward0",
-    equation=lambda op: f"$out = {_beside_q('$input3')(op)}",
+    equation=lambda op: f"$out = {_beside_q(op, '$input3')}",
     where=ORMQR.where,
-    wrt=ORMQR.wrt(_ormqr, lambda op: r"\dot{$out} = " + _beside_q("$input3", r"\dot{Q}")(op), _q_bar)
+    wrt=ORMQR.wrt(_ormqr, lambda op: r"\dot{$out} = " + _beside_q(op, "$input3", r"\dot{Q}"), _q_bar)
     | {
         "input3": Wrt(
             lambda op, g: _ormqr(op, g)[2],
-            lambda op: r"\dot{$out} = " + _beside_q(r"\dot{$input3}")(op),
-            _beside_q("$g", adjoint=True),
+            lambda op: r"\dot{$out} = " + _beside_q(op, r"\dot{$input3}"),
+            lambda op: _beside_q(op, "$g", adjoint=True),
             "each column has its own column of the result (each row, from the right)",
         )
     },
@@ -729,12 +713,7 @@ ormqr = rule(
         sample(torch.ormqr, randn(3, 3), randn(3), randn(2, 3), left=False, transpose=True, note="both"),
         sample(torch.ormqr, randn(2, 3, 2), randn(2, 2), randn(2, 3, 1), note="batch"),
         sample(
-            torch.ormqr,
-            randn(3, 2, complex_=True),
-            randn(2, complex_=True),
-            randn(1, 3, complex_=True),
-            left=False,
-            note="complex",
+            torch.ormqr, *(randn(*shape, complex_=True) for shape in ((3, 2), (2,), (1, 3))), left=False, note="complex"
         ),
     ],
     source="derivatives.yaml: ormqr; the product rule",

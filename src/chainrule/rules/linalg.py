@@ -10,6 +10,7 @@ Where a result exists or is smooth only for some matrices (invertible ones, say)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -425,45 +426,43 @@ def _lstsq(op: Any, g: Any) -> tuple[Tensor, Tensor]:
     return a_bar, b_bar.squeeze(-1) if is_vector else b_bar
 
 
-def _least(text: str, residual: Callable[[Any], str]) -> Callable[[Any], str]:
+def _least(text: str, residual: Template, op: Any) -> str:
     """A formula of the solution, and what the sums of squares add where there are more equations than unknowns."""
-
-    def filled(op: Any) -> str:
-        if not op.outs[1].numel():
-            return text
-        first, *rest = text.split(r", \quad ")
-        more = residual(op)
-        claims = "=" in more
-        sign = "" if claims or more.startswith("-") else " + "
-        joined = [first, more] if claims else [first + sign + more]
-        return r", \quad ".join([*joined, *rest, r"R = $self \, $out0 - $b", rf"0 \le i < {op.self.shape[-2]}"])
-
-    return filled
+    if not op.outs[1].numel():
+        return text
+    first, *rest = text.split(r", \quad ")
+    more = residual(op) if callable(residual) else residual
+    claims = "=" in more
+    joined = [first, more] if claims else [first + ("" if more.startswith("-") else " + ") + more]
+    return r", \quad ".join([*joined, *rest, r"R = $self \, $out0 - $b", rf"0 \le i < {op.self.shape[-2]}"])
 
 
 lstsq = rule(
     "LinalgLstsqBackward0",
-    equation=_least(r"$out0 = $self^{+} \, $b", batched(r"{$out1}_{*j} = \sum_{i} R_{*i,j}^2", "self")),
+    equation=partial(_least, r"$out0 = $self^{+} \, $b", batched(r"{$out1}_{*j} = \sum_{i} R_{*i,j}^2", "self")),
     wrt={
         "self": Wrt(
             lambda op, g: _lstsq(op, g)[0],
-            _least(
+            partial(
+                _least,
                 rf"\dot{{$out0}} = \left({_pinv_dot('$self', 'Y')}\right) $b, \quad Y = $self^{{+}}",
                 batched(r"\dot{$out1}_{*j} = 2 \sum_{i} R_{*i,j} \left(\dot{$self} \, $out0\right)_{*i,j}", "self"),
             ),
-            _least(
+            partial(
+                _least,
                 rf"{_pinv_bar('$self', 'Y', 'G')}, \quad Y = $self^{{+}}, \; G = $g0 \, $b^{{H}}",
-                lambda op: r"R \operatorname{diag}(2 \, $g1) \, $out0^{H}",
+                r"R \operatorname{diag}(2 \, $g1) \, $out0^{H}",
             ),
             ALL,
         ),
         "b": Wrt(
             lambda op, g: _lstsq(op, g)[1],
-            _least(
+            partial(
+                _least,
                 r"\dot{$out0} = $self^{+} \dot{$b}",
                 batched(r"\dot{$out1}_{*j} = -2 \sum_{i} R_{*i,j} \, \dot{$b}_{*i,j}", "self"),
             ),
-            _least(r"\left($self^{+}\right)^{H} $g0", lambda op: r"- R \operatorname{diag}(2 \, $g1)"),
+            partial(_least, r"\left($self^{+}\right)^{H} $g0", r"- R \operatorname{diag}(2 \, $g1)"),
             "each column of the right side has its own column of the solution",
         ),
     },
