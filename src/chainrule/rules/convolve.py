@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -256,26 +256,31 @@ def _wide(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
+def _told(write: Callable[[_Convolution], str]) -> Callable[[Any], str]:
+    """A formula of a convolution."""
+    return lambda op: write(_Convolution(op))
+
+
 BY_INPUT = Wrt(
     lambda op, g: _Convolution(op).input_gradient(g, op.weight),
-    lambda op: derivative(_Convolution(op).of_output(), _Convolution(op).of_input(), _Convolution(op).weight()),
-    lambda op: _Convolution(op).to_input(),
+    _told(lambda f: derivative(f.of_output(), f.of_input(), f.weight())),
+    _told(_Convolution.to_input),
     "an output element is made of the input elements under its kernel alone, in its own sample and group",
     lambda op, out_index, in_index: _Convolution(op).input_factor(out_index, in_index),
     lambda op: _Convolution(op).pattern(_Convolution(op).x, "sparse Toeplitz, the kernel shifted from place to place"),
 )
 BY_WEIGHT = Wrt(
     lambda op, g: _Convolution(op).weight_gradient(_Convolution(op).x, g),
-    lambda op: derivative(_Convolution(op).of_output(), _Convolution(op).weight(), _Convolution(op).of_input()),
-    lambda op: _Convolution(op).to_weight(),
+    _told(lambda f: derivative(f.of_output(), f.weight(), f.of_input())),
+    _told(_Convolution.to_weight),
     "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
     lambda op, out_index, in_index: _Convolution(op).weight_factor(out_index, in_index),
     lambda op: _Convolution(op).pattern(op.weight, "sparse, each output channel with its own weights alone"),
 )
 BY_BIAS = Wrt(
     lambda op, g: g.sum((0, *range(2, g.dim()))),
-    lambda op: derivative(_Convolution(op).output("out"), "{$bias}_{o}", "1"),
-    lambda op: _Convolution(op).to_bias(),
+    _told(lambda f: derivative(f.output("out"), "{$bias}_{o}", "1")),
+    _told(_Convolution.to_bias),
     "output channel o has bias o alone added to it, at every place of every sample",
     lambda op, out_index, in_index: Factor(latex="1") if out_index[1] == in_index[0] else None,
     lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
@@ -286,8 +291,8 @@ def _convolution(*nodes: str, x: str, **more: Any) -> Rule:
     """Register a convolution whose input is called `x`."""
     return rule(
         *nodes,
-        equation=lambda op: _Convolution(op).equation(),
-        where=lambda op: _Convolution(op).outside(x, _Convolution(op).transposed).removeprefix(r", \quad "),
+        equation=_told(_Convolution.equation),
+        where=_told(lambda f: f.outside(x, f.transposed).removeprefix(r", \quad ")),
         wrt={x: BY_INPUT, "weight": BY_WEIGHT, "bias": BY_BIAS},
         **more,
     )
@@ -415,34 +420,23 @@ def _twice_upstream(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
     return total if b is None else total + b.reshape(-1, *(1 for _ in room))
 
 
-def _by_upstream(op: Any) -> str:
+def _by_upstream(f: _Convolution) -> str:
     """The three gradients by the upstream one."""
-    f = _Convolution(op)
-    image = derivative(f.of_input("out0"), f.of_output("grad_output"), f.weight())
-    weight = derivative(f.weight("out1"), f.of_output("grad_output"), f.of_input())
+    g = f.of_output("grad_output")
+    image, weight = derivative(f.of_input("out0"), g, f.weight()), derivative(f.weight("out1"), g, f.of_input())
     bias = derivative("{$out2}_{o}", f.output("grad_output"), "1")
     return rf"{image}, \quad {weight}, \quad {bias}{f.outside('input')}"
 
 
-def _upstream_twice(op: Any) -> str:
+def _upstream_twice(f: _Convolution) -> str:
     """What comes back to the upstream gradient: the convolution of what came to each of its gradients."""
-    f = _Convolution(op)
     total = rf"{f.terms(True, 'g0')} + {f.terms(True, 'input', 'g1')} + {{$g2}}_{{o}}"
-    outside = "".join(f.outside(name, f.transposed) for name in ("g0", "input"))
-    return rf"{f.output('grad')} = {total}{outside}"
+    return rf"{f.output('grad')} = {total}{f.outside('g0', f.transposed)}{f.outside('input', f.transposed)}"
 
 
-def _of_gradients(op: Any) -> str:
+def _of_gradients(f: _Convolution, g: str = "grad_output") -> str:
     """The gradients of the input, the weight and the bias."""
-    f, g = _Convolution(op), "grad_output"
     return r", \quad ".join([f.to_input("out0", g), f.to_weight("out1", g=g), f.to_bias("out2", g)])
-
-
-def _by_operand(op: Any, of_weight: bool) -> str:
-    """The gradient of the weight by the input, or of the input by the weight: what both meet of the upstream."""
-    f = _Convolution(op)
-    of, by = (f.weight("out1"), f.of_input()) if of_weight else (f.of_input("out0"), f.weight())
-    return derivative(of, by, f.of_output("grad_output"))
 
 
 def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
@@ -452,19 +446,19 @@ def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
 
 convolution_backward = rule(
     "ConvolutionBackwardBackward0",
-    equation=_of_gradients,
+    equation=_told(_of_gradients),
     wrt={
-        "grad_output": Wrt(_twice_upstream, _by_upstream, _upstream_twice),
+        "grad_output": Wrt(_twice_upstream, _told(_by_upstream), _told(_upstream_twice)),
         "input": Wrt(
             lambda op, gs: None if gs[1] is None else _Convolution(op).input_gradient(op.grad_output, gs[1]),
-            lambda op: _by_operand(op, of_weight=True),
-            lambda op: _Convolution(op).to_input("grad", "grad_output", "g1"),
+            _told(lambda f: derivative(f.weight("out1"), f.of_input(), f.of_output("grad_output"))),
+            _told(lambda f: f.to_input("grad", "grad_output", "g1")),
             "the gradients of the input and the bias do not depend on the input",
         ),
         "weight": Wrt(
             lambda op, gs: None if gs[0] is None else _Convolution(op).weight_gradient(gs[0], op.grad_output),
-            lambda op: _by_operand(op, of_weight=False),
-            lambda op: _Convolution(op).to_weight("grad", "g0", "grad_output") + _Convolution(op).outside("g0"),
+            _told(lambda f: derivative(f.of_input("out0"), f.weight(), f.of_output("grad_output"))),
+            _told(lambda f: f.to_weight("grad", "g0", "grad_output") + f.outside("g0")),
             "the gradients of the weight and the bias do not depend on the weight",
         ),
     },

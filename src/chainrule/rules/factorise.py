@@ -467,12 +467,9 @@ lu_factor = of_matrix(
 
 def _unpacked(op: Any, g: Any) -> Tensor:
     """The gradients of L and U, laid over each other again."""
-    m, n = op.LU_data.shape[-2:]
-    gradient = torch.zeros_like(op.LU_data)
-    if g[1] is not None:
-        gradient[..., : min(m, n)] += g[1].tril(-1)
-    if g[2] is not None:
-        gradient[..., : min(m, n), :] += g[2].triu()
+    gradient, k = torch.zeros_like(op.LU_data), min(op.LU_data.shape[-2:])
+    gradient[..., :k] += given(g[1], op.outs[1]).tril(-1)
+    gradient[..., :k, :] += given(g[2], op.outs[2]).triu()
     return gradient
 
 

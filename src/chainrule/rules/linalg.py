@@ -223,12 +223,11 @@ def solver(
         gradient = kept(op, -b_bar @ x.mH if is_left(op) else -x.mH @ b_bar)
         return gradient if not copied or g[1] is None else gradient + g[1]
 
-    def sided(from_left: str, from_right: str, copy: str = "", whole: Formula | None = None) -> Callable[[Any], str]:
-        """A formula with @S for S, @B for B and @D for the change of S, and what stands beside it."""
+    def sided(*factors: str, head: str = "", copy: str = "", whole: Formula = lambda op, text: text) -> Template:
+        """A product, turned round where S stands on the right: @S for S, @B for B, and @D for the change of S."""
 
         def filled(op: Any) -> str:
-            text = from_left if is_left(op) else from_right
-            text = text if whole is None else whole(op, text)
+            text = head + whole(op, r" \, ".join(factors if is_left(op) else factors[::-1]))
             for old, new in {"$out": "$out0", "$g": "$g0"}.items() if copied else ():
                 text = text.replace(old, new)
             for word, meaning in {"@S": symbol, "@B": f"${right}", "@D": moved(op, rf"\dot{{${matrix}}}")}.items():
@@ -239,30 +238,17 @@ def solver(
 
     by_matrix = Wrt(
         to_matrix,
-        sided(
-            r"\dot{$out} = -@S^{-1} \, @D \, $out",
-            r"\dot{$out} = -$out \, @D \, @S^{-1}",
-            rf", \quad \dot{{$out1}} = \dot{{${matrix}}}",
-        ),
-        sided(
-            r"@S^{-H} \, $g \, $out^{H}",
-            r"$out^{H} \, $g \, @S^{-H}",
-            " + $g1",
-            lambda op, text: f"-{put_back(op, text)}",
-        ),
+        sided("@S^{-1}", "@D", "$out", head=r"\dot{$out} = -", copy=rf", \quad \dot{{$out1}} = \dot{{${matrix}}}"),
+        sided("@S^{-H}", "$g", "$out^{H}", head="-", whole=put_back, copy=" + $g1"),
         zeros,
     )
     by_right = Wrt(
         to_right,
-        sided(
-            r"\dot{$out} = @S^{-1} \, \dot{@B}",
-            r"\dot{$out} = \dot{@B} \, @S^{-1}",
-            rf", \quad \dot{{$out1}} = 0 \, ${matrix}",
-        ),
-        sided(r"@S^{-H} \, $g", r"$g \, @S^{-H}"),
+        sided("@S^{-1}", r"\dot{@B}", head=r"\dot{$out} = ", copy=rf", \quad \dot{{$out1}} = 0 \, ${matrix}"),
+        sided("@S^{-H}", "$g"),
         "each column of the right side has its own column of the solution (each row, from the right)",
     )
-    equation = sided(r"$out = @S^{-1} \, @B", r"$out = @B \, @S^{-1}", rf", \quad $out1 = ${matrix}")
+    equation = sided("@S^{-1}", "@B", head="$out = ", copy=rf", \quad $out1 = ${matrix}")
     return rule(node, equation=equation, wrt={matrix: by_matrix, right: by_right}, **more)
 
 

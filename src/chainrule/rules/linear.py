@@ -289,13 +289,9 @@ NEXT = (r"(i + 1) \bmod 3", r"(i + 2) \bmod 3")
 
 def _turned(argument: str, other: str, signs: tuple[str, str]) -> str:
     """The derivative of one factor of a vector product: the other one, whose place comes after or before."""
-    after, before = (
-        derivative(
-            at("out", "i"), at(argument, [rf"(i + {step}) \bmod 3"]), sign + at(other, [rf"(i + {3 - step}) \bmod 3"])
-        )
-        for step, sign in zip((1, 2), signs, strict=True)
-    )
-    return rf"{after}, \quad {before}" + ALONG
+    ways = zip(NEXT, NEXT[::-1], signs, strict=True)
+    each = (derivative(at("out", "i"), at(argument, [own]), sign + at(other, [their])) for own, their, sign in ways)
+    return r", \quad ".join(each) + ALONG
 
 
 linalg_cross = rule(
