@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import torch
@@ -190,38 +190,55 @@ def _cases(*cases: tuple[str, str]) -> str:
     return r"\begin{cases} " + r" \\ ".join(f"{value} & {where}" for value, where in cases) + r" \end{cases}"
 
 
-def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
-    """The weight of a place at distance t in cubic convolution (Keys, 1981)."""
-    t = t.abs()
-    inner, outer = ((a + 2) * t - (a + 3)) * t * t + 1, ((t - 5) * t + 8) * a * t - 4 * a
-    return torch.where(t <= 1, inner, torch.where(t < 2, outer, 0))
-
-
-def _cubic_slope(t: Tensor, a: float = -0.75) -> Tensor:
-    d = t.abs()
-    inner, outer = (3 * (a + 2) * d - 2 * (a + 3)) * d, ((3 * d - 10) * d + 8) * a
-    return t.sgn() * torch.where(d <= 1, inner, torch.where(d < 2, outer, 0))
-
-
-def _cubic_text(a: float) -> str:
-    """The cubic filter in LaTeX."""
-    inner = rf"{fraction(a + 2)} \, |t|^3 - {fraction(a + 3)} \, |t|^2 + 1"
-    outer = rf"{fraction(a)} \, |t|^3 + {fraction(-5 * a)} \, |t|^2 - {fraction(-8 * a)} \, |t| + {fraction(-4 * a)}"
-    return _cases((inner, r"|t| \le 1"), (outer, "1 < |t| < 2"), ("0", r"\text{otherwise}"))
-
-
 @dataclass(frozen=True)
 class Filter:
-    """A curve by the distance t, half of its width, and how it is written."""
+    """A curve by the distance t, half of its width, and how it is written; then its slope, where points move."""
 
     weight: Callable[[Tensor], Tensor]
     half: int
     text: str
+    slope: Callable[[Tensor], Tensor] = torch.zeros_like
+    slope_text: str = ""
 
 
-TRIANGLE = Filter(lambda t: (1 - t.abs()).clamp(min=0), 1, r"\lambda(t) = \max(0, 1 - |t|)")
-CUBIC = Filter(_cubic, 2, rf"\lambda(t) = {_cubic_text(-0.75)}")
-SMOOTH_CUBIC = Filter(lambda t: _cubic(t, -0.5), 2, rf"\lambda(t) = {_cubic_text(-0.5)}")
+def _polynomial(coefficients: Sequence[float]) -> str:
+    """A polynomial of |t| in LaTeX, from the coefficients of 1, |t|, ..., its highest power first."""
+    powers = ("", r" \, |t|", r" \, |t|^2", r" \, |t|^3")
+    terms = [fraction(each) + power for each, power in zip(coefficients, powers, strict=False) if each]
+    return " + ".join(reversed(terms)).replace("+ -", "- ")
+
+
+def _cubic(a: float) -> Filter:
+    """Cubic convolution (Keys, 1981): one polynomial of |t| up to 1, and another one up to 2."""
+    pieces: list[Sequence[float]] = [(1, 0, -a - 3, a + 2), (-4 * a, 8 * a, -5 * a, a)]
+    slopes: list[Sequence[float]] = [[k * each for k, each in enumerate(piece)][1:] for piece in pieces]
+
+    def value(pieces: list[Sequence[float]], t: Tensor) -> Tensor:
+        d = t.abs()
+        inner, outer = (reduce(lambda sum_, each: sum_ * d + each, reversed(piece)) for piece in pieces)
+        return torch.where(d <= 1, inner, torch.where(d < 2, outer, 0))
+
+    def text(pieces: list[Sequence[float]]) -> str:
+        inner, outer = map(_polynomial, pieces)
+        return _cases((inner, r"|t| \le 1"), (outer, "1 < |t| < 2"), ("0", r"\text{otherwise}"))
+
+    return Filter(
+        partial(value, pieces),
+        2,
+        rf"\lambda(t) = {text(pieces)}",
+        lambda t: t.sgn() * value(slopes, t),
+        rf"\lambda'(t) = \operatorname{{sgn}}(t) \, {text(slopes)}",
+    )
+
+
+TRIANGLE = Filter(
+    lambda t: (1 - t.abs()).clamp(min=0),
+    1,
+    r"\lambda(t) = \max(0, 1 - |t|)",
+    lambda t: torch.where(t < 0, 1, -1).to(t),  # |t| <= 1; at a whole number, that of the cell to the right
+    r"\lambda'(t) = [-1 \le t < 0] - [0 \le t < 1]",
+)
+CUBIC, SMOOTH_CUBIC = _cubic(-0.75), _cubic(-0.5)
 LANCZOS = Filter(
     lambda t: torch.where(t.abs() < 3, torch.sinc(t) * torch.sinc(t / 3), 0),
     3,
@@ -439,15 +456,7 @@ ZEROS, BORDER_PADDING, REFLECTION = 0, 1, 2
 # derivative of the weight by the grid's coordinate.
 Point = tuple[Tensor, Tensor, Tensor]
 
-SLOPES = {  # at a whole number, that of the cell to the right
-    BILINEAR: r"\lambda'(t) = [-1 \le t < 0] - [0 \le t < 1]",
-    BICUBIC: r"\lambda'(t) = \operatorname{sgn}(t) \, "
-    + _cases(
-        (r"\frac{15}{4} \, |t|^2 - \frac{9}{2} \, |t|", r"|t| \le 1"),
-        (r"-\frac{9}{4} \, |t|^2 + \frac{15}{2} \, |t| - 6", "1 < |t| < 2"),
-        ("0", r"\text{otherwise}"),
-    ),
-}
+CURVES = {BILINEAR: TRIANGLE, BICUBIC: CUBIC}
 
 
 class _Line:
@@ -461,43 +470,40 @@ class _Line:
         self.low, self.span = (0.0, self.size - 1) if self.corners else (-0.5, self.size)  # of the mirrors
         self.place = f"{'pqr'[axis]}_{{{_point(op)}}}"
 
-    def coordinate(self) -> tuple[Tensor, Tensor]:
-        """Where the points lie, counted in input places, with the derivative by the grid's number."""
-        u = (self.op.grid[..., self.column] + 1) * self.scale - (0 if self.corners else 0.5)
-        return u, torch.full_like(u, self.scale)
+    def coordinate(self) -> Tensor:
+        """Where the points lie, counted in input places."""
+        coordinate: Tensor = (self.op.grid[..., self.column] + 1) * self.scale - (0 if self.corners else 0.5)
+        return coordinate
 
-    def mirrored(self, u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Mirror coordinates at the outermost places (`align_corners`), or at the outer edges of those."""
+    def mirrored(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Mirror coordinates at the outermost places (`align_corners`), or at their outer edges; with the slope."""
         if self.padding != REFLECTION:
-            return u, slope
+            return u, torch.ones_like(u)
         if not self.span:
-            return torch.zeros_like(u), torch.zeros_like(slope)
+            return torch.zeros_like(u), torch.zeros_like(u)
         distance = (u - self.low).abs()
         rest, odd = distance.fmod(self.span), (distance / self.span).floor() % 2 == 1
         sign = torch.where((u < self.low) ^ odd, -1.0, 1.0).to(u)
-        return torch.where(odd, self.span - rest, rest) + self.low, slope * sign
+        return torch.where(odd, self.span - rest, rest) + self.low, sign
 
-    def inside(self, u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates by the rule of the padding: at and beyond a border that clips, the derivative is 0."""
-        u, slope = self.mirrored(u, slope)
+    def inside(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates by the rule of the padding, with the slope: at and beyond a border that clips, it is 0."""
+        u, slope = self.mirrored(u)
         if self.padding == ZEROS:
             return u, slope
         return u.clamp(0, self.size - 1), slope.masked_fill((u <= 0) | (u >= self.size - 1), 0)
 
     def points(self) -> list[Point]:
-        u, slope = self.coordinate()
-        if self.mode == BICUBIC:  # moves each of its places into the picture, not the point
-            places = [u.floor() + step for step in (-1, 0, 1, 2)]
-            found = [
-                (self.inside(each, each)[0].round(), _cubic(u - each), _cubic_slope(u - each) * slope)
-                for each in places
-            ]
-            return [self.held(*each) for each in found]
-        u, slope = self.inside(u, slope)
+        u = self.coordinate()
+        u, slope = (u, torch.ones_like(u)) if self.mode == BICUBIC else self.inside(u)
         if self.mode == NEAREST:
             return [self.held(u.round(), torch.ones_like(u), torch.zeros_like(u))]
-        left = u.floor()
-        return [self.held(left, left + 1 - u, -slope), self.held(left + 1, u - left, slope)]
+        curve = CURVES[self.mode]
+        around = [u.floor() + step for step in range(1 - curve.half, curve.half + 1)]
+        return [  # bicubic moves each of its places into the picture, not the point
+            self.held(self.inside(v)[0].round(), curve.weight(u - v), curve.slope(u - v) * slope * self.scale)
+            for v in around
+        ]
 
     def held(self, place: Tensor, weight: Tensor, slope: Tensor) -> Point:
         outside = ~((place >= 0) & (place <= self.size - 1))
@@ -506,7 +512,7 @@ class _Line:
 
     def near_kink(self, radius: float) -> Tensor:
         """Points on a line between two cells (linear), halfway between two places (nearest), or at a clipped border."""
-        u, _ = self.mirrored(*self.coordinate())
+        u, _ = self.mirrored(self.coordinate())
         reach, shift = radius * self.scale, 0.5 if self.mode == NEAREST else 0.0
         near = (u - shift - (u - shift).round()).abs() <= reach
         near = near & (u >= -1 - reach) & (u <= self.size + reach)
@@ -592,24 +598,15 @@ def _sampled(op: Any, moved: int | None = None) -> WeightedSum:
 
 def _definitions(op: Any) -> str:
     places, weights, slopes = zip(*(line.written() for line in _lines(op)), strict=True)
-    curve = {BILINEAR: [TRIANGLE.text], BICUBIC: [CUBIC.text], NEAREST: []}[op.interpolation_mode]
-    slope = [SLOPES[op.interpolation_mode]] if curve else []
-    return r", \quad ".join([*places, *weights, *curve, *slopes, *slope])
+    curve = CURVES.get(op.interpolation_mode)
+    curves = [[curve.text], [curve.slope_text]] if curve else [[], []]
+    return r", \quad ".join([*places, *weights, *curves[0], *slopes, *curves[1]])
 
 
-def _moved(op: Any) -> Iterator[tuple[str, WeightedSum]]:
-    """For each of the grid's numbers, its index, and the sum with the slopes of the axis that it acts on."""
-    return ((f"{_point(op)}{line.column}", _sampled(op, axis)) for axis, line in enumerate(_lines(op)))
-
-
-def _by_grid(op: Any) -> str:
-    each = (derivative(at("out", s.out), at("grid", number), s.terms("input")) for number, s in _moved(op))
-    return r", \quad ".join(each)
-
-
-def _back_to_grid(op: Any) -> str:
-    each = (rf"{at('grad', n)} = \sum_{{c}} {at('g', s.out)} \, {s.terms('input')}" for n, s in _moved(op))
-    return r", \quad ".join(each)
+def _by_number(write: Callable[[str, WeightedSum], str], op: Any) -> str:
+    """A formula for each of the grid's numbers, from its index and the sum with the slopes of the axis it acts on."""
+    numbers = (f"{_point(op)}{line.column}" for line in _lines(op))
+    return r", \quad ".join(write(number, _sampled(op, axis)) for axis, number in enumerate(numbers))
 
 
 def _grid_samples() -> Iterator[Sample]:
@@ -641,7 +638,10 @@ grid_sampler = rule(
             _sampled, _sampled_input, "a sampled point is made of the input elements around it alone", by="input"
         ),
         "grid": Wrt(
-            _sampled_grid, _by_grid, _back_to_grid, "a point of the grid moves its own sample alone, in all channels"
+            _sampled_grid,
+            partial(_by_number, lambda n, s: derivative(at("out", s.out), at("grid", n), s.terms("input"))),
+            partial(_by_number, lambda n, s: rf"{at('grad', n)} = \sum_{{c}} {at('g', s.out)} \, {s.terms('input')}"),
+            "a point of the grid moves its own sample alone, in all channels",
         ),
     },
     kink=Kink(
