@@ -109,7 +109,8 @@ class _Convolution:
     def apply(self, x: Tensor, weight: Tensor, room: Sequence[int], back: bool = False) -> Tensor:
         """The convolution of `x` by `weight` or the way back, without a bias; `room` is the size of the result."""
         x, w, spread = self._grouped(x), self._by_group(weight), self.transposed != back
-        total = x.new_zeros((*x.shape[:2], self.width if spread else self.rows, *room), dtype=_wide(x))
+        wide = torch.promote_types(x.dtype, torch.float32)  # in half precision, each of many terms would be rounded
+        total = x.new_zeros((*x.shape[:2], self.width if spread else self.rows, *room), dtype=wide)
         page = self.sliding.pad(total if spread else x)
         for k, window in self.sliding.slices(x.shape[3:] if spread else room):
             if spread:
@@ -251,11 +252,6 @@ def each_axis(setting: Any, default: Index, axes: int) -> Index:
     return values * axes if len(values) == 1 else values
 
 
-def _wide(t: Tensor) -> torch.dtype:
-    """The type to add up in: with half precision, a sum of many terms would be rounded after each."""
-    return torch.promote_types(t.dtype, torch.float32)
-
-
 def _told(write: Callable[[_Convolution], str]) -> Callable[[Any], str]:
     """A formula of a convolution."""
     return lambda op: write(_Convolution(op))
@@ -344,18 +340,15 @@ convolution_kernel = _convolution(
     name="convolution_kernel",
     x="self",
     samples=lambda: [
-        sample(ATEN.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
-        sample(ATEN.slow_conv3d, randn(1, 2, 3, 4, 3), randn(3, 2, 2, 2, 1), (2, 2, 1), randn(3), ONES, ONES),
-        sample(
-            ATEN.slow_conv_dilated2d, randn(1, 2, 5, 6), randn(3, 2, 2, 2), (2, 2), randn(3), (1, 2), (1, 0), (3, 3)
-        ),
-        sample(
-            ATEN.slow_conv_dilated3d, randn(1, 1, 3, 4, 3), randn(2, 1, 2, 2, 1), (2, 2, 1), randn(2), ONES, ONES, ONES
-        ),
-        sample(
-            ATEN.slow_conv_transpose2d, randn(1, 2, 3, 2), randn(2, 3, 2, 2), (2, 2), randn(3), (2, 2), (1, 1), (1, 1)
-        ),
-        sample(ATEN.slow_conv_transpose3d, randn(1, 1, 2, 3, 2), randn(1, 2, 2, 2, 1), (2, 2, 1), randn(2), (2, 1, 1)),
+        sample(getattr(ATEN, name), randn(*x), randn(*weight), weight[2:], randn(bias), *settings)
+        for name, x, weight, bias, *settings in (
+            ("thnn_conv2d", (1, 2, 5, 4), (3, 2, 3, 2), 3, (2, 1), (1, 0)),
+            ("slow_conv3d", (1, 2, 3, 4, 3), (3, 2, 2, 2, 1), 3, ONES, ONES),
+            ("slow_conv_dilated2d", (1, 2, 5, 6), (3, 2, 2, 2), 3, (1, 2), (1, 0), (3, 3)),
+            ("slow_conv_dilated3d", (1, 1, 3, 4, 3), (2, 1, 2, 2, 1), 2, ONES, ONES, ONES),
+            ("slow_conv_transpose2d", (1, 2, 3, 2), (2, 3, 2, 2), 3, (2, 2), (1, 1), (1, 1)),
+            ("slow_conv_transpose3d", (1, 1, 2, 3, 2), (1, 2, 2, 2, 1), 2, (2, 1, 1)),
+        )
     ],
     source=SOURCE,
     remark="One of PyTorch's kernels for a convolution, called by its own name.",

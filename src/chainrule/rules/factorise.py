@@ -178,9 +178,10 @@ cholesky_inverse = of_matrix(
 
 def _svd(op: Any, g: Any) -> Tensor:
     """A_bar = U (S_bar + Delta_U S + S Delta_V) V^H, and what U_bar and V_bar have outside the spaces of U and V."""
-    u, s, vh = op.outs
+    s = op.outs[1]
     count = s.shape[-1]  # there may be columns and rows that no singular value belongs to
-    u, vh = u[..., :count], vh[..., :count, :]
+    u: Tensor = op.outs[0][..., :count]
+    vh: Tensor = op.outs[2][..., :count, :]
     inner = torch.diag_embed(given(g[1], s)).to(u.dtype)
     if g[0] is None and g[2] is None:
         return u @ inner @ vh

@@ -328,11 +328,6 @@ solve_triangular = solver(
 )
 
 
-def _old_back(op: Any, g: Any) -> Tensor:
-    a = op.A.mT if op.transpose else op.A
-    return triangular(a.mH, g, op.upper == op.transpose, unit=op.unitriangular)
-
-
 def _turned(op: Any, text: str, bracket: str = "") -> str:
     """A formula of A, for its transpose where that is meant."""
     return rf"{bracket and '('}{text}{bracket and ')'}^{{T}}" if op.transpose else text
@@ -342,7 +337,9 @@ triangular_solve = solver(
     "TriangularSolveBackward0",
     "A",
     "self",
-    _old_back,
+    lambda op, g: triangular(
+        (op.A.mT if op.transpose else op.A).mH, g, op.upper == op.transpose, unit=op.unitriangular
+    ),
     lambda op, a_bar: _kept_triangle(a_bar.mT if op.transpose else a_bar, op.upper, op.unitriangular),
     moved=lambda op, dot: _turned(op, f"{_part(op)}({dot})"),
     put_back=lambda op, a_bar: rf"{_part(op)}\left({_turned(op, a_bar, '()')}\right)",

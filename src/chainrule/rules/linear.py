@@ -214,8 +214,7 @@ ADDED = Wrt(
 )
 
 
-def _complex(*shape: int) -> Tensor:
-    return randn(*shape, dtype=torch.complex128)
+complex_randn = partial(randn, dtype=torch.complex128)
 
 
 def _product_samples(function: Callable[..., Tensor], subscripts: str, added: bool) -> Iterator[Sample]:
@@ -238,7 +237,7 @@ def _product_samples(function: Callable[..., Tensor], subscripts: str, added: bo
     yield sample(function, *operands(i=0), note="no rows")
     yield sample(function, *operands(j=0), note="nothing to sum")
     yield sample(function, *operands(b=0), note="no batch")
-    yield sample(function, *operands(_complex), note="complex")
+    yield sample(function, *operands(complex_randn), note="complex")
     if function is torch.bmm:
         yield sample(torch.matmul, randn(2, 1, 3, 4), randn(3, 4, 2), note="matmul with broadcast batches")
 
@@ -271,7 +270,7 @@ vdot = rule(
     },
     samples=lambda: [
         sample(torch.vdot, randn(3), randn(3) + 1),
-        sample(torch.vdot, _complex(3), _complex(3), note="complex"),
+        sample(torch.vdot, complex_randn(3), complex_randn(3), note="complex"),
     ],
 )
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Sample, at, lettered, rule, sample
 from chainrule.rules.convolve import each_axis
-from chainrule.rules.indices import position, row_major
+from chainrule.rules.indices import affine, position, row_major
 from chainrule.rules.linear import WeightedSum, randn, weighted
 from chainrule.rules.pattern import copied, real
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, way_back
@@ -66,14 +66,10 @@ def _sliding(size: int, places: int, kernel: int, stride: int, padding: int, dil
     index = (torch.arange(places) * stride - padding).unsqueeze(-1) + torch.arange(kernel) * dilation
     inside, padded = (index >= 0) & (index < size), index < size + padding
     start = "@i" if stride == 1 else rf"{stride} \, @i"
-    first, end = _moved(start, -padding), _moved(start, (kernel - 1) * dilation + 1 - padding)
+    first, end = affine(start, 1, -padding), affine(start, 1, (kernel - 1) * dilation + 1 - padding)
     rest = "" if dilation == 1 else rf", (@u - ({first})) \bmod {dilation} = 0"
     count = str(kernel) if padded.all() else rf"\min({kernel}, {size + 2 * padding} - {start})"
     return Window(size, index.clamp(0, max(size - 1, 0)), inside, padded, Bounds(first, end, rest), count)
-
-
-def _moved(start: str, by: int) -> str:
-    return start if not by else f"{start} {'-' if by < 0 else '+'} {abs(by)}"
 
 
 @lru_cache(maxsize=256)
@@ -235,21 +231,16 @@ def _tied(windows: Windows, axes: int, op: Any, radius: float) -> Tensor:
     return tied_places
 
 
-Boundaries = Callable[[Any], list[Bounds]]
-
-
 def _max_pool(
-    name: str,
-    axes: int,
-    samples: Callable[[], Iterable[Sample]],
-    windows: Windows | None,
-    bounds: Boundaries,
-    **more: Any,
+    name: str, axes: int, samples: Callable[[], Iterable[Sample]], windows: Windows | None, **more: Any
 ) -> None:
     """Register a pool that returns the largest element of each window with its index, and its way back.
 
-    Windows that are the same for all samples and channels are tables, in which tied elements can be found.
+    Windows that are not drawn at random are tables, in which tied elements can be found.
     """
+
+    def bounds(op: Any) -> list[Bounds]:
+        return [window.bounds for window in windows(op)] if windows else _drawn_bounds(op, axes)
 
     def within(op: Any, inside: str) -> str:
         each = zip(bounds(op), PLACES, inside, strict=False)
@@ -278,7 +269,7 @@ def _max_pool(
         lambda op, out_index, in_index: found(op).factor(out_index, in_index),
         lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
     )
-    node, kink = _node(name), None if windows is None else Kink(partial(_tied, windows, axes), FIRST)
+    node, kink = _node(name), windows and Kink(partial(_tied, windows, axes), FIRST)
     rule(node, name=name, equation=equation, where=index, wrt={"self": by_self}, samples=samples, kink=kink, **more)
     way_back(
         node,
@@ -325,7 +316,7 @@ def _fractional_samples(axes: int) -> list[Sample]:
     return [sample(made, randn(*shape), 3), sample(made, randn(*shape), 2)]
 
 
-def _drawn_bounds(axes: int, op: Any) -> list[Bounds]:
+def _drawn_bounds(op: Any, axes: int) -> list[Bounds]:
     """Windows that begin at places drawn at random, for each sample and channel."""
     found, kernels, lead = [], each_axis(op.kernel_size, (), axes), "nc"[2 + axes - op.self.dim() :]
     for axis, (kernel, (size, places)) in enumerate(zip(kernels, _sizes(op, axes), strict=True)):
@@ -341,19 +332,11 @@ def _drawn_bounds(axes: int, op: Any) -> list[Bounds]:
 
 def _maxima(axes: int) -> None:
     """The pools of two or three axes that return the largest elements."""
-    for name, samples, windows in (
-        (f"max_pool{axes}d_with_indices", lambda: _max_samples(axes), partial(_kernel_windows, axes)),
-        (f"adaptive_max_pool{axes}d", lambda: _adaptive_samples("max", axes), partial(_adaptive_windows, axes)),
-    ):
-        _max_pool(name, axes, samples, windows, lambda op, of=windows: [window.bounds for window in of(op)])
-    _max_pool(
-        f"fractional_max_pool{axes}d",
-        axes,
-        lambda: _fractional_samples(axes),
-        None,
-        partial(_drawn_bounds, axes),
-        constants={"random_samples": "not differentiable"},
-    )
+    sliding, adaptive = partial(_kernel_windows, axes), partial(_adaptive_windows, axes)
+    _max_pool(f"max_pool{axes}d_with_indices", axes, lambda: _max_samples(axes), sliding)
+    _max_pool(f"adaptive_max_pool{axes}d", axes, lambda: _adaptive_samples("max", axes), adaptive)
+    drawn = {"random_samples": "not differentiable"}
+    _max_pool(f"fractional_max_pool{axes}d", axes, lambda: _fractional_samples(axes), None, constants=drawn)
 
 
 for _axes in (2, 3):

@@ -50,14 +50,9 @@ class Taps:
         page = terms.new_zeros(*terms.shape[:-2], self.size)
         return page.index_add(-1, self.index.to(g.device).flatten(), terms.flatten(-2)).movedim(-1, axis)
 
-    def nonzero(self) -> int:
-        """How many elements of the matrix of the map differ from zero."""
-        page = self.weight.new_zeros(self.index.shape[0], self.size)
-        return int(page.scatter_add_(1, self.index, self.weight).count_nonzero())
-
-    def entry(self, place: int, inside: int) -> float:
-        """The weight of one input place in one output place."""
-        return float(self.weight[place][self.index[place] == inside].sum())
+    def matrix(self) -> Tensor:
+        """The matrix of the map."""
+        return self.weight.new_zeros(len(self.index), self.size).scatter_add_(1, self.index, self.weight)
 
 
 Tables = Callable[[Any], list[Taps]]
@@ -112,14 +107,15 @@ def along_axes(
         each = tables(op)
         lead = len(in_index) - len(each)
         pairs = zip(each, out_index[lead:], in_index[lead:], strict=True)
-        weight = math.prod(taps.entry(p, q) for taps, p, q in pairs)
+        weight = math.prod(float(taps.matrix()[p, q]) for taps, p, q in pairs)
         return Factor(latex=fraction(weight)) if out_index[:lead] == in_index[:lead] and weight else None
 
     def pattern(op: Any) -> Pattern | None:
         if not real(op.self, op.out):
             return None
         found = tables(op)
-        nonzero = op.self.shape[: op.self.dim() - len(found)].numel() * math.prod(taps.nonzero() for taps in found)
+        nonzero = op.self.shape[: op.self.dim() - len(found)].numel()
+        nonzero *= math.prod(int(taps.matrix().count_nonzero()) for taps in found)
         return Pattern("sparse, a map of its own along each axis", (op.out.numel(), op.self.numel()), nonzero)
 
     way_back(*nodes, name=name, sums=maps, forward=onward, zeros=zeros, samples=samples, where=where, source=source)
@@ -215,7 +211,7 @@ def _cubic(a: float) -> Filter:
 
     def value(pieces: list[Sequence[float]], t: Tensor) -> Tensor:
         d = t.abs()
-        inner, outer = (reduce(lambda sum_, each: sum_ * d + each, reversed(piece)) for piece in pieces)
+        inner, outer = (reduce(lambda t, c: t * d + c, reversed(piece), torch.zeros_like(d)) for piece in pieces)
         return torch.where(d <= 1, inner, torch.where(d < 2, outer, 0))
 
     def text(pieces: list[Sequence[float]]) -> str:
@@ -582,10 +578,6 @@ def _sampled_grid(op: Any, g: Tensor) -> Tensor:
     return gradient
 
 
-def _grid_kink(op: Any, radius: float) -> Tensor:
-    return torch.stack([line.near_kink(radius) for line in reversed(_lines(op))], -1)
-
-
 def _point(op: Any) -> str:
     """The letters of a sampled point."""
     return "n" + PLACES[: op.input.dim() - 2]
@@ -645,7 +637,7 @@ grid_sampler = rule(
         ),
     },
     kink=Kink(
-        _grid_kink,
+        lambda op, radius: torch.stack([line.near_kink(radius) for line in reversed(_lines(op))], -1),
         "the derivative of the cell to the right of the point; 0 at a border that clips, and for nearest",
         argument="grid",
     ),
