@@ -14,7 +14,7 @@ value_features). Where there are fewer key heads than query heads, each serves a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
-from chainrule.rules.linear import randn
+from chainrule.rules.linear import Samples, randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 
 Index = tuple[int, ...]
@@ -172,14 +172,7 @@ WRT = {
 SOURCE = "arXiv:1706.03762, section 3.2.1; the way back as in arXiv:2205.14135, appendix B.4. "
 
 
-def attention(
-    *nodes: str,
-    name: str,
-    mask: str = "",
-    samples: Callable[[], Iterable[Sample]] = tuple,
-    entries: str = "",
-    **more: Any,
-) -> Rule:
+def attention(*nodes: str, name: str, mask: str = "", samples: Samples = tuple, entries: str = "", **more: Any) -> Rule:
     """Register a kernel of attention; `mask` is the argument that it differentiates beside query, key and value.
 
     Kernels that run on other devices only have no samples, which every machine must be able to run. No kernel says

@@ -178,7 +178,7 @@ cholesky_inverse = of_matrix(
 
 def _svd(op: Any, g: Any) -> Tensor:
     """A_bar = U (S_bar + Delta_U S + S Delta_V) V^H, and what U_bar and V_bar have outside the spaces of U and V."""
-    s = op.outs[1]
+    s: Tensor = op.outs[1]
     count = s.shape[-1]  # there may be columns and rows that no singular value belongs to
     u: Tensor = op.outs[0][..., :count]
     vh: Tensor = op.outs[2][..., :count, :]
@@ -656,9 +656,7 @@ householder_product = rule(
     equation=lambda op: f"{{$out}}_{{i,j}} = Q_{{{HOUSEHOLDER.last(op)},i,j}}",
     where=HOUSEHOLDER.where,
     wrt=HOUSEHOLDER.wrt(
-        _householder,
-        lambda op: rf"\dot{{$out}}_{{i,j}} = \dot{{Q}}_{{{HOUSEHOLDER.last(op)},i,j}}",
-        lambda op: "$g",
+        _householder, lambda op: rf"\dot{{$out}}_{{i,j}} = \dot{{Q}}_{{{HOUSEHOLDER.last(op)},i,j}}", lambda op: "$g"
     ),
     samples=lambda: [
         sample(torch.linalg.householder_product, randn(4, 3), randn(3)),

@@ -21,6 +21,7 @@ from chainrule.rules import at as element
 from chainrule.rules.indices import LETTERS, total
 
 Template = str | Callable[[Any], str]
+Shape = tuple[int, ...]
 
 ALL = "every element of the result can depend on every element of the matrix; batches do not mix"
 INVERTIBLE = "There is a derivative where the matrix is invertible."
@@ -52,11 +53,7 @@ def triangle(size: int = 3, *batch: int, upper: bool = False, complex_: bool = F
 
 
 def matrices(
-    function: Callable[..., Any],
-    *shapes: tuple[int, ...],
-    complex_: tuple[int, ...] = (2, 2),
-    make: Callable[..., Tensor] = square,
-    **keywords: Any,
+    function: Callable[..., Any], *shapes: Shape, complex_: Shape = (2, 2), make: Any = square, **keywords: Any
 ) -> list[Sample]:
     """Samples of a function of one matrix: of some `shapes`, and a `complex_` one; square ones it is to `make`."""
     wanted = [(shape, False) for shape in shapes or ((3, 3), (2, 2, 2), (1, 1), (0, 2, 2))]
@@ -71,18 +68,11 @@ def matrices(
 
 
 def of_matrix(
-    *nodes: str,
-    equation: Template,
-    vjp: Callable[[Any, Any], Tensor],
-    local: Template,
-    product: Template,
-    samples: Callable[[], Iterable[Sample]],
-    argument: str = "A",
-    **more: Any,
+    *nodes: str, equation: Template, vjp: Any, local: Template, product: Template, argument: str = "A", **more: Any
 ) -> Rule:
     """Register a function of one matrix; its templates may be `batched` ones."""
     equation, local, product = (batched(each, argument) for each in (equation, local, product))
-    return rule(*nodes, equation=equation, wrt={argument: Wrt(vjp, local, product, ALL)}, samples=samples, **more)
+    return rule(*nodes, equation=equation, wrt={argument: Wrt(vjp, local, product, ALL)}, **more)
 
 
 def batched(template: Template, argument: str) -> Callable[[Any], str]:

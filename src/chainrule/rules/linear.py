@@ -7,7 +7,7 @@ of the Jacobian is one element of the other operand. The formulas follow from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from chainrule.rules.pattern import letters as named
 from chainrule.rules.pattern import product as meeting
 
 Index = tuple[int, ...]
+Samples = Callable[[], Iterable[Sample]]
 
 
 def randn(*shape: int, dtype: torch.dtype | None = None, shift: int = 1) -> Tensor:
@@ -67,9 +68,10 @@ class WeightedSum:
         return derivative(at(of, self.out), at(by, self.into), self.weight)
 
 
-def weighted(
-    sums: Callable[[Any], WeightedSum], vjp: Callable[[Any, Tensor], Any], zeros: str, *more: Any, by: str = "self"
-) -> Wrt:
+Sums = Callable[[Any], WeightedSum]
+
+
+def weighted(sums: Sums, vjp: Callable[[Any, Tensor], Any], zeros: str, *more: Any, by: str = "self") -> Wrt:
     """The derivative of a weighted sum by the operand that it adds up."""
     return Wrt(vjp, lambda op: sums(op).local(by=by), lambda op: sums(op).back(), zeros, *more)
 
@@ -127,12 +129,7 @@ def product_rule(node: str, function: Callable[..., Tensor], subscripts: str, op
     return rule(node, equation=told, wrt=wrt, samples=lambda: _product_samples(function, subscripts, added))
 
 
-def _operand(
-    name: str,
-    other: str,
-    letters: Callable[[Any], Letters],
-    zeros: str = "",
-) -> Wrt:
+def _operand(name: str, other: str, letters: Callable[[Any], Letters], zeros: str = "") -> Wrt:
     """The derivative by one of the two operands; the letters may depend on the call, as those of a layer do."""
 
     def back(op: Any, g: Tensor) -> Tensor:
@@ -338,10 +335,7 @@ linear = rule(
     equation=lambda op: r"$out = $input \, $weight^{T}" + ("" if op.bias is None else " + $bias"),
     wrt={
         "input": _operand(
-            "input",
-            "weight",
-            _layer,
-            "each sample has its own row: output row n is made of input row n alone",
+            "input", "weight", _layer, "each sample has its own row: output row n is made of input row n alone"
         ),
         "weight": _operand(
             "weight",

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from chainrule.rules import Factor, Kink, Sample, at, lettered, rule, sample
 from chainrule.rules.convolve import each_axis
 from chainrule.rules.indices import affine, position, row_major
-from chainrule.rules.linear import WeightedSum, randn, weighted
+from chainrule.rules.linear import Samples, WeightedSum, randn, weighted
 from chainrule.rules.pattern import copied, real
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, way_back
 
@@ -231,9 +231,7 @@ def _tied(windows: Windows, axes: int, op: Any, radius: float) -> Tensor:
     return tied_places
 
 
-def _max_pool(
-    name: str, axes: int, samples: Callable[[], Iterable[Sample]], windows: Windows | None, **more: Any
-) -> None:
+def _max_pool(name: str, axes: int, samples: Samples, windows: Windows | None, **more: Any) -> None:
     """Register a pool that returns the largest element of each window with its index, and its way back.
 
     Windows that are not drawn at random are tables, in which tied elements can be found.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, partial, reduce
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample, unread
-from chainrule.rules.linear import WeightedSum, randn, weighted
+from chainrule.rules.linear import Samples, Sums, WeightedSum, randn, weighted
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -56,6 +56,7 @@ class Taps:
 
 
 Tables = Callable[[Any], list[Taps]]
+Move = Callable[[Any, Tensor], Tensor]
 
 PLACES, INSIDE, MAPS = "ijk", "uvw", "ABC"  # the letters of output places, of input places, and of each axis' map
 
@@ -79,14 +80,10 @@ def through(tables: list[Taps], t: Tensor, way: Callable[[Taps, Tensor, int], Te
     return result.to(t.dtype)
 
 
-def along_axes(
-    *nodes: str,
-    name: str,
-    tables: Tables,
-    samples: Callable[[], Iterable[Sample]],
-    source: str = "",
-    zeros: str = "an output element is made of a few input elements near its place, in its own channel",
-) -> Rule:
+NEARBY = "an output element is made of a few input elements near its place, in its own channel"
+
+
+def along_axes(*nodes: str, name: str, tables: Tables, samples: Samples, source: str = "", zeros: str = NEARBY) -> Rule:
     """Register an operation that maps `self` linearly along its last axes, one after another, and its way back."""
     source = source or f"derivatives.yaml: {name}"
 
@@ -132,14 +129,7 @@ def along_axes(
 
 
 def way_back(
-    *nodes: str,
-    name: str,
-    sums: Callable[[Any], WeightedSum],
-    forward: Callable[[Any, Tensor], Tensor],
-    zeros: str,
-    samples: Callable[[], Iterable[Sample]],
-    source: str,
-    **more: Any,
+    *nodes: str, name: str, sums: Sums, forward: Move, zeros: str, samples: Samples, source: str, **more: Any
 ) -> None:
     """Register what the nodes `XBackward0` of a linear map run, which is differentiated where a gradient is.
 
