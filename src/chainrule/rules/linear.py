@@ -7,6 +7,7 @@ of the Jacobian is one element of the other operand. The formulas follow from th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -274,12 +275,6 @@ vdot = rule(
 ALONG = r" \quad \text{(along dim $dim)}"
 
 
-def _cross(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """The vector product along `dim`, from its definition: (a x b)_i = a_{i+1} b_{i+2} - a_{i+2} b_{i+1}."""
-    a, b = torch.broadcast_tensors(a, b)
-    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
-
-
 NEXT = (r"(i + 1) \bmod 3", r"(i + 2) \bmod 3")
 
 
@@ -295,13 +290,13 @@ linalg_cross = rule(
     equation=r"$out = $self \times $other" + ALONG,
     wrt={
         "self": Wrt(
-            lambda op, g: _cross(op.other.conj(), g, op.dim),
+            lambda op, g: torch.linalg.cross(op.other.conj(), g, dim=op.dim),
             _turned("self", "other", ("", "-")),
             r"$other \times $g" + ALONG,
             "a x a is zero",
         ),
         "other": Wrt(
-            lambda op, g: _cross(g, op.self.conj(), op.dim),
+            lambda op, g: torch.linalg.cross(g, op.self.conj(), dim=op.dim),
             _turned("other", "self", ("-", "")),
             r"$g \times $self" + ALONG,
             "a x a is zero",
@@ -368,25 +363,19 @@ linear = rule(
 )
 
 
-def _groups(op: Any) -> Iterator[tuple[Any, Any, Any]]:
+def _groups(op: Any) -> list[tuple[Any, Any, Any]]:
     """The pieces of `self`, `mat2` and the result that make one product each.
 
     Where an operand has no axis for the groups, they lie one behind the other along the axis that is not shared, and
     end at `offs`: rows of `self`, columns of `mat2`, or, where neither has one, the axis that is summed over.
     """
-    flat, every = _flat(op), slice(None)
-    if op.offs is None:
-        yield from ((e, e, e) for e in range(len(op.self)))
-        return
-    start = 0
-    for e, end in enumerate(op.offs.tolist()):
-        group, start = slice(start, end), end
-        if flat == "j":
-            yield (every, group), group, e
-        elif flat == "i":
-            yield group, e, group
-        else:
-            yield e, (every, group), (every, group)
+    if not (flat := _flat(op)):
+        return [(e, e, e) for e in range(len(op.self))]
+    rows = [slice(*ends) for ends in itertools.pairwise([0, *op.offs.tolist()])]
+    columns = [(slice(None), each) for each in rows]
+    experts = range(len(rows))
+    pieces = {"i": (rows, experts, rows), "j": (columns, rows, experts), "k": (experts, columns, columns)}
+    return list(zip(*pieces[flat], strict=True))
 
 
 def _grouped_told(template: str, op: Any) -> str:
