@@ -496,13 +496,11 @@ class _Patches:
             page[window] += cells.select(-3, k)
         return self.sliding.pad(page, -1)
 
-    def factor(self, out_index: Index, in_index: Index) -> Factor | None:
-        """1 where column l's element (c, u, v) lies at this place of the picture."""
-        (*lead, row, column), (*batch, channel, i, j) = in_index, out_index
-        c, k = divmod(row, math.prod(self.sliding.size))
-        each = divmod(column, self.places[1]), divmod(k, self.sliding.size[1]), (i, j)
-        met = self.sliding.meetings(*(zip(place, strict=True) for place in each))
-        return Factor(latex="1") if lead == batch and c == channel and all(met) else None
+    def factor(self, op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        """1 where an element of a column lies at this place of the picture."""
+        unit = torch.zeros_like(op.out)
+        unit[out_index] = 1
+        return Factor(latex="1") if self.collect(unit)[in_index] else None
 
     def picture(self, name: str) -> str:
         """The element of the picture under (u, v) of patch (i, j)."""
@@ -552,7 +550,7 @@ col2im = rule(
             lambda op: _Patches(op).local(_Patches(op).picture("out"), _Patches(op).columns("self")),
             lambda op: _Patches(op).cut("grad", "g"),
             "an element of a patch is added to one place of the picture, or lies in the padding",
-            lambda op, out_index, in_index: _Patches(op).factor(out_index, in_index),
+            lambda op, out_index, in_index: _Patches(op).factor(op, out_index, in_index),
         )
     },
     structure="linear",

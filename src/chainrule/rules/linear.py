@@ -155,7 +155,8 @@ def _operand(name: str, other: str, letters: Callable[[Any], Letters], zeros: st
         mine, others, result = letters(op)
         conjugated = other if getattr(op, other).is_complex() else ""
         if len(set(result) & set(others) - set("b")) > 1:  # no product of matrices sums over two axes
-            return WeightedSum(result, mine, at(other, others)).back()
+            factor = at(other, others)
+            return WeightedSum(result, mine, rf"\overline{{{factor}}}" if conjugated else factor).back()
         return prefix(_alpha(op)) + in_matrices(mine, ("g", result), (other, others), conjugated)
 
     def pattern(op: Any) -> Pattern | None:
