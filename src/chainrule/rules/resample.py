@@ -178,7 +178,7 @@ def _cases(*cases: tuple[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Filter:
-    """A curve by the distance t, half of its width, and how it is written; then its slope, where points move."""
+    """A curve by the distance t, half of its width, and how it is written; its slope, if a grid samples by it."""
 
     weight: Callable[[Tensor], Tensor]
     half: int
