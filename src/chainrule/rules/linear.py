@@ -356,6 +356,7 @@ linear = rule(
         sample(F.linear, randn(0, 3), randn(4, 3), randn(4), note="empty batch"),
         sample(F.linear, randn(2, 1), randn(1, 1), randn(1), note="size 1"),
         sample(F.linear, randn(2, 3), randn(3), note="a weight of one dimension"),
+        sample(F.linear, complex_randn(2, 2, 3), complex_randn(4, 3), complex_randn(4), note="complex, two batch axes"),
     ],
     source=(
         "derivatives.yaml: linear. z_no = sum_i x_ni w_oi + b_o, so d z_no / d w_oi = x_ni, d z_no / d x_ni = w_oi, "
@@ -375,6 +376,7 @@ def _groups(op: Any) -> list[tuple[Any, Any, Any]]:
     rows = [slice(*ends) for ends in itertools.pairwise([0, *op.offs.tolist()])]
     columns = [(slice(None), each) for each in rows]
     experts = range(len(rows))
+    pieces: dict[str, tuple[Sequence[Any], Sequence[Any], Sequence[Any]]]
     pieces = {"i": (rows, experts, rows), "j": (columns, rows, experts), "k": (experts, columns, columns)}
     return list(zip(*pieces[flat], strict=True))
 
