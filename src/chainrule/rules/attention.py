@@ -14,7 +14,8 @@ value_features). Where there are fewer key heads than query heads, each serves a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
-from chainrule.rules.linear import randn
+from chainrule.rules.linear import Samples, randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 
 Index = tuple[int, ...]
@@ -52,8 +53,8 @@ def _per_query_head(op: Any, t: Tensor) -> Tensor:
     return _wide(t).repeat_interleave(op.query.shape[-3] // t.shape[-3], -3) if t.shape[-3] else _wide(t)
 
 
-def _per_key_head(t: Tensor, like: Tensor) -> Tensor:
-    """The way back of `_per_query_head`: the heads of a group are added up, and broadcast axes too."""
+def _home(t: Tensor, like: Tensor) -> Tensor:
+    """A gradient in its operand's shape: heads that share one are added up, and so are broadcast axes."""
     if like.dim() >= 3 and like.shape[-3] not in (0, 1, t.shape[-3]):
         t = t.unflatten(-3, (like.shape[-3], -1)).sum(-3)
     return reduce_to_shape(t, tuple(like.shape))[0].to(like.dtype)
@@ -78,16 +79,9 @@ def _back_to_scores(op: Any, g: Tensor) -> Tensor:
     return p * (p_bar - (p_bar * p).sum(-1, keepdim=True))
 
 
-def _query(op: Any, g: Tensor) -> Tensor:
-    gradient = scale_of(op) * _back_to_scores(op, g) @ _per_query_head(op, op.key)
-    return reduce_to_shape(gradient, tuple(op.query.shape))[0].to(op.query.dtype)
-
-
 def _mask(op: Any, g: Tensor) -> Tensor | None:
     mask = mask_of(op)
-    if mask is None or mask.dtype == torch.bool:
-        return None
-    return reduce_to_shape(_back_to_scores(op, g), tuple(mask.shape))[0].to(mask.dtype)
+    return None if mask is None or mask.dtype == torch.bool else _home(_back_to_scores(op, g), mask)
 
 
 BARS = (
@@ -112,37 +106,33 @@ FORMULAS = {
 }
 
 
-def _formula(name: str) -> Callable[[Any], str]:
+def _formula(name: str, op: Any) -> str:
     """One of the formulas, for a call."""
-
-    def formula(op: Any) -> str:
-        heads = list("facbh"[7 - op.query.dim() :])
-        shared = op.query.shape[-3] // op.key.shape[-3] if op.key.dim() >= 3 and op.key.shape[-3] else 1
-        scale = op.arguments.get("scale")
-        letters = {
-            "h": ",".join(heads),
-            "k": ",".join(rf"\lfloor h / {shared} \rfloor" if h == "h" and shared > 1 else h for h in heads),
-            "s": ",".join(rf"{shared} \, h + m" if h == "h" and shared > 1 else h for h in heads),
-            "served": rf"\sum_{{m=0}}^{{{shared - 1}}}" if shared > 1 else "",
-            "c": rf"\frac{{1}}{{\sqrt{{{op.query.shape[-1]}}}}} \," if scale is None else rf"{number(float(scale))} \,",
-        }
-        mask = mask_of(op)
-        scores, masked = r"@c {$query}_{@h} \, {$key}_{@k}^{T}", ""
-        if mask is not None:
-            sizes = dict(zip([*heads, "i", "j"], [*op.query.shape[:-1], op.key.shape[-2]], strict=True))
-            places = ["0" if n == 1 else a for a, n in zip([*sizes][-mask.dim() :], mask.shape, strict=True)]
-            kind = "attn_mask" if "attn_mask" in op.arguments else "attn_bias"
-            masked = at(kind, places[: max(len(places) - 2, 0)])
-            letters |= {"mask": at(kind, places), "target": at("grad", places)}
-            letters["over"] = "".join(rf"\sum_{{{a}=0}}^{{{n - 1}}} " for a, n in sizes.items() if a not in places)
-            if mask.dtype == torch.bool:
-                scores = rf"\begin{{cases}} {scores} & {masked} \\ -\infty & \text{{otherwise}} \end{{cases}}"
-            else:
-                scores = f"{scores} + {masked}"
-        scores = rf"\operatorname{{causal}}({scores})" if op.arguments.get("is_causal") else scores
-        return lettered(lettered(FORMULAS[name], {"scores": scores}), letters)
-
-    return formula
+    heads = list("facbh"[7 - op.query.dim() :])
+    shared = op.query.shape[-3] // op.key.shape[-3] if op.key.dim() >= 3 and op.key.shape[-3] else 1
+    scale = op.arguments.get("scale")
+    letters = {
+        "h": ",".join(heads),
+        "k": ",".join(rf"\lfloor h / {shared} \rfloor" if h == "h" and shared > 1 else h for h in heads),
+        "s": ",".join(rf"{shared} \, h + m" if h == "h" and shared > 1 else h for h in heads),
+        "served": rf"\sum_{{m=0}}^{{{shared - 1}}}" if shared > 1 else "",
+        "c": rf"\frac{{1}}{{\sqrt{{{op.query.shape[-1]}}}}} \," if scale is None else rf"{number(float(scale))} \,",
+    }
+    mask = mask_of(op)
+    scores, masked = r"@c {$query}_{@h} \, {$key}_{@k}^{T}", ""
+    if mask is not None:
+        sizes = dict(zip([*heads, "i", "j"], [*op.query.shape[:-1], op.key.shape[-2]], strict=True))
+        places = ["0" if n == 1 else a for a, n in zip([*sizes][-mask.dim() :], mask.shape, strict=True)]
+        kind = "attn_mask" if "attn_mask" in op.arguments else "attn_bias"
+        masked = at(kind, places[: max(len(places) - 2, 0)])
+        letters |= {"mask": at(kind, places), "target": at("grad", places)}
+        letters["over"] = "".join(rf"\sum_{{{a}=0}}^{{{n - 1}}} " for a, n in sizes.items() if a not in places)
+        if mask.dtype == torch.bool:
+            scores = rf"\begin{{cases}} {scores} & {masked} \\ -\infty & \text{{otherwise}} \end{{cases}}"
+        else:
+            scores = f"{scores} + {masked}"
+    scores = rf"\operatorname{{causal}}({scores})" if op.arguments.get("is_causal") else scores
+    return lettered(lettered(FORMULAS[name], {"scores": scores}), letters)
 
 
 def _value_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
@@ -153,50 +143,36 @@ def _value_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     return Factor(latex=rf"P_{{{','.join(map(str, (*batch, query, key)))}}}")
 
 
-def _pattern(argument: str) -> Callable[[Any], Pattern | None]:
+def _pattern(argument: str, op: Any) -> Pattern | None:
     """A query makes its own row alone; key and value make all rows of their head, each feature of a value its own."""
-
-    def pattern(op: Any) -> Pattern | None:
-        operand, heads = op.arguments[argument], op.out.dim() - 2
-        if not real(op.out, operand) or operand.shape[:-2] != op.out.shape[:-2]:
-            return None  # heads that are shared or broadcast
-        row, feature = heads, heads + 1
-        own = {"query": (feature,), "key": (row, feature), "value": (row,)}[argument]
-        return product(axes(op.out.shape, own, "out"), axes(operand.shape, own, "in")).at_most()
-
-    return pattern
+    operand, row, feature = op.arguments[argument], op.out.dim() - 2, op.out.dim() - 1
+    if not real(op.out, operand) or operand.shape[:-2] != op.out.shape[:-2]:
+        return None  # heads that are shared or broadcast
+    own = {"query": (feature,), "key": (row, feature), "value": (row,)}[argument]
+    return product(axes(op.out.shape, own, "out"), axes(operand.shape, own, "in")).at_most()
 
 
-def _wrt(argument: str, vjp: Callable[[Any, Tensor], Tensor | None], **more: Any) -> Wrt:
-    zeros = "each sample and each head attends by itself, and a query looks through its own row of weights alone"
-    return Wrt(vjp, _formula(f"by {argument}"), _formula(f"to {argument}"), zeros, **more)
+ZEROS = "each sample and each head attends by itself, and a query looks through its own row of weights alone"
+
+
+def _wrt(argument: str, vjp: Callable[[Any, Tensor], Any], *more: Any) -> Wrt:
+    return Wrt(vjp, partial(_formula, f"by {argument}"), partial(_formula, f"to {argument}"), ZEROS, *more)
+
+
+def _by(argument: str, back: Callable[[Any, Tensor], Tensor], factor: Any = None) -> Wrt:
+    """The derivative by query, key or value, from its numbers for each query head."""
+    return _wrt(argument, lambda op, g: _home(back(op, g), op.arguments[argument]), factor, partial(_pattern, argument))
 
 
 WRT = {
-    "query": _wrt("query", _query, pattern=_pattern("query")),
-    "key": _wrt(
-        "key",
-        lambda op, g: _per_key_head(scale_of(op) * _back_to_scores(op, g).mT @ _wide(op.query), op.key),
-        pattern=_pattern("key"),
-    ),
-    "value": _wrt(
-        "value",
-        lambda op, g: _per_key_head(weights(op).mT @ _wide(g), op.value),
-        factor=_value_factor,
-        pattern=_pattern("value"),
-    ),
+    "query": _by("query", lambda op, g: scale_of(op) * _back_to_scores(op, g) @ _per_query_head(op, op.key)),
+    "key": _by("key", lambda op, g: scale_of(op) * _back_to_scores(op, g).mT @ _wide(op.query)),
+    "value": _by("value", lambda op, g: weights(op).mT @ _wide(g), _value_factor),
 }
 SOURCE = "arXiv:1706.03762, section 3.2.1; the way back as in arXiv:2205.14135, appendix B.4. "
 
 
-def attention(
-    *nodes: str,
-    name: str,
-    mask: str = "",
-    samples: Callable[[], Iterable[Sample]] = tuple,
-    entries: str = "",
-    **more: Any,
-) -> Rule:
+def attention(*nodes: str, name: str, mask: str = "", samples: Samples = tuple, entries: str = "", **more: Any) -> Rule:
     """Register a kernel of attention; `mask` is the argument that it differentiates beside query, key and value.
 
     Kernels that run on other devices only have no samples, which every machine must be able to run. No kernel says
@@ -205,8 +181,8 @@ def attention(
     return rule(
         *nodes,
         name=name,
-        equation=_formula("equation"),
-        where=_formula("where"),
+        equation=partial(_formula, "equation"),
+        where=partial(_formula, "where"),
         wrt={**WRT, **({mask: _wrt("mask", _mask)} if mask else {})},
         accepts=lambda op: not op.arguments.get("dropout_p"),
         samples=samples,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,8 +95,8 @@ class _Convolution:
     def __init__(self, op: Any) -> None:
         size = tuple(op.weight.shape[2:])
         stride, dilation, padding = (
-            _each_axis(op.arguments.get(name), default, len(size))
-            for name, default in (("stride", 1), ("dilation", 1), ("padding", 0))
+            each_axis(op.arguments.get(name), default, len(size))
+            for name, default in (("stride", (1,)), ("dilation", (1,)), ("padding", (0,)))
         )
         self.op, self.sliding, self.groups = op, Sliding(size, stride, dilation, padding), op.arguments.get("groups", 1)
         # `slow_conv_transpose2d` says that it is one by its name and by having an `output_padding`
@@ -109,7 +109,8 @@ class _Convolution:
     def apply(self, x: Tensor, weight: Tensor, room: Sequence[int], back: bool = False) -> Tensor:
         """The convolution of `x` by `weight` or the way back, without a bias; `room` is the size of the result."""
         x, w, spread = self._grouped(x), self._by_group(weight), self.transposed != back
-        total = x.new_zeros((*x.shape[:2], self.width if spread else self.rows, *room), dtype=_wide(x))
+        wide = torch.promote_types(x.dtype, torch.float32)  # in half precision, each of many terms would be rounded
+        total = x.new_zeros((*x.shape[:2], self.width if spread else self.rows, *room), dtype=wide)
         page = self.sliding.pad(total if spread else x)
         for k, window in self.sliding.slices(x.shape[3:] if spread else room):
             if spread:
@@ -245,37 +246,37 @@ def _sums(ranges: Iterable[tuple[str, int]]) -> str:
     return "".join(rf"\sum_{{{letter}=0}}^{{{count - 1}}} " for letter, count in ranges if count != 1)
 
 
-def _each_axis(setting: Any, default: int, axes: int) -> Index:
-    """A setting for every axis; one number stands for all."""
-    values = (default,) if setting is None else (setting,) if isinstance(setting, int) else tuple(setting)
+def each_axis(setting: Any, default: Index, axes: int) -> Index:
+    """A setting for every axis; one number stands for all axes, none or an empty list for the default."""
+    values = (setting,) if isinstance(setting, int) else tuple(default if setting is None else setting) or default
     return values * axes if len(values) == 1 else values
 
 
-def _wide(t: Tensor) -> torch.dtype:
-    """The type to add up in: with half precision, a sum of many terms would be rounded after each."""
-    return torch.promote_types(t.dtype, torch.float32)
+def _told(write: Callable[[_Convolution], str]) -> Callable[[Any], str]:
+    """A formula of a convolution."""
+    return lambda op: write(_Convolution(op))
 
 
 BY_INPUT = Wrt(
     lambda op, g: _Convolution(op).input_gradient(g, op.weight),
-    lambda op: derivative(_Convolution(op).of_output(), _Convolution(op).of_input(), _Convolution(op).weight()),
-    lambda op: _Convolution(op).to_input(),
+    _told(lambda f: derivative(f.of_output(), f.of_input(), f.weight())),
+    _told(_Convolution.to_input),
     "an output element is made of the input elements under its kernel alone, in its own sample and group",
     lambda op, out_index, in_index: _Convolution(op).input_factor(out_index, in_index),
     lambda op: _Convolution(op).pattern(_Convolution(op).x, "sparse Toeplitz, the kernel shifted from place to place"),
 )
 BY_WEIGHT = Wrt(
     lambda op, g: _Convolution(op).weight_gradient(_Convolution(op).x, g),
-    lambda op: derivative(_Convolution(op).of_output(), _Convolution(op).weight(), _Convolution(op).of_input()),
-    lambda op: _Convolution(op).to_weight(),
+    _told(lambda f: derivative(f.of_output(), f.weight(), f.of_input())),
+    _told(_Convolution.to_weight),
     "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
     lambda op, out_index, in_index: _Convolution(op).weight_factor(out_index, in_index),
     lambda op: _Convolution(op).pattern(op.weight, "sparse, each output channel with its own weights alone"),
 )
 BY_BIAS = Wrt(
     lambda op, g: g.sum((0, *range(2, g.dim()))),
-    lambda op: derivative(_Convolution(op).output("out"), "{$bias}_{o}", "1"),
-    lambda op: _Convolution(op).to_bias(),
+    _told(lambda f: derivative(f.output("out"), "{$bias}_{o}", "1")),
+    _told(_Convolution.to_bias),
     "output channel o has bias o alone added to it, at every place of every sample",
     lambda op, out_index, in_index: Factor(latex="1") if out_index[1] == in_index[0] else None,
     lambda op: product(axes(op.out.shape), [("1", op.bias.numel())]) if real(op.out, op.bias) else None,
@@ -286,8 +287,8 @@ def _convolution(*nodes: str, x: str, **more: Any) -> Rule:
     """Register a convolution whose input is called `x`."""
     return rule(
         *nodes,
-        equation=lambda op: _Convolution(op).equation(),
-        where=lambda op: _Convolution(op).outside(x, _Convolution(op).transposed).removeprefix(r", \quad "),
+        equation=_told(_Convolution.equation),
+        where=_told(lambda f: f.outside(x, f.transposed).removeprefix(r", \quad ")),
         wrt={x: BY_INPUT, "weight": BY_WEIGHT, "bias": BY_BIAS},
         **more,
     )
@@ -339,18 +340,15 @@ convolution_kernel = _convolution(
     name="convolution_kernel",
     x="self",
     samples=lambda: [
-        sample(ATEN.thnn_conv2d, randn(1, 2, 5, 4), randn(3, 2, 3, 2), (3, 2), randn(3), (2, 1), (1, 0)),
-        sample(ATEN.slow_conv3d, randn(1, 2, 3, 4, 3), randn(3, 2, 2, 2, 1), (2, 2, 1), randn(3), ONES, ONES),
-        sample(
-            ATEN.slow_conv_dilated2d, randn(1, 2, 5, 6), randn(3, 2, 2, 2), (2, 2), randn(3), (1, 2), (1, 0), (3, 3)
-        ),
-        sample(
-            ATEN.slow_conv_dilated3d, randn(1, 1, 3, 4, 3), randn(2, 1, 2, 2, 1), (2, 2, 1), randn(2), ONES, ONES, ONES
-        ),
-        sample(
-            ATEN.slow_conv_transpose2d, randn(1, 2, 3, 2), randn(2, 3, 2, 2), (2, 2), randn(3), (2, 2), (1, 1), (1, 1)
-        ),
-        sample(ATEN.slow_conv_transpose3d, randn(1, 1, 2, 3, 2), randn(1, 2, 2, 2, 1), (2, 2, 1), randn(2), (2, 1, 1)),
+        sample(getattr(ATEN, name), randn(*x), randn(*weight), weight[2:], randn(bias), *settings)
+        for name, x, weight, bias, *settings in (
+            ("thnn_conv2d", (1, 2, 5, 4), (3, 2, 3, 2), 3, (2, 1), (1, 0)),
+            ("slow_conv3d", (1, 2, 3, 4, 3), (3, 2, 2, 2, 1), 3, ONES, ONES),
+            ("slow_conv_dilated2d", (1, 2, 5, 6), (3, 2, 2, 2), 3, (1, 2), (1, 0), (3, 3)),
+            ("slow_conv_dilated3d", (1, 1, 3, 4, 3), (2, 1, 2, 2, 1), 2, ONES, ONES, ONES),
+            ("slow_conv_transpose2d", (1, 2, 3, 2), (2, 3, 2, 2), 3, (2, 2), (1, 1), (1, 1)),
+            ("slow_conv_transpose3d", (1, 1, 2, 3, 2), (1, 2, 2, 2, 1), 2, (2, 1, 1)),
+        )
     ],
     source=SOURCE,
     remark="One of PyTorch's kernels for a convolution, called by its own name.",
@@ -365,11 +363,12 @@ def _batch_first(op: Any) -> Applied:
     return Applied({**arguments, "padding": op.pad, "time_first": True}, (op.out.permute(1, 2, 0),))
 
 
-ORDERS = {"self": (2, 0, 1), "weight": (2, 1, 0)}  # of conv_tbc's axes
+ORDERS = {"self": (2, 0, 1), "weight": (2, 1, 0), "bias": (0,)}  # of conv_tbc's axes
 
 
-def _time_first(usual: Any, order: tuple[int, ...], zeros: str) -> Wrt:
+def _time_first(argument: str, usual: Any) -> Wrt:
     """A derivative of conv_tbc, from the same one of a convolution in the usual order."""
+    order = ORDERS[argument]
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
         time, n, o = out_index
@@ -383,7 +382,7 @@ def _time_first(usual: Any, order: tuple[int, ...], zeros: str) -> Wrt:
         lambda op, g: usual.vjp(_batch_first(op), g.permute(1, 2, 0)).permute(order),
         lambda op: usual.local(_batch_first(op)),
         lambda op: usual.product(_batch_first(op)),
-        zeros,
+        usual.zeros,
         factor,
     )
 
@@ -393,11 +392,7 @@ conv_tbc = rule(
     equation=lambda op: _Convolution(_batch_first(op)).equation(),
     where=r"$self \text{ is 0 outside}",
     wrt={
-        "self": _time_first(
-            BY_INPUT, ORDERS["self"], "an output element is made of the times under its kernel alone, in its own sample"
-        ),
-        "weight": _time_first(BY_WEIGHT, ORDERS["weight"], "an output channel is made with its own weights alone"),
-        "bias": _time_first(BY_BIAS, (0,), "output channel o has bias o alone added to it"),
+        name: _time_first(name, usual) for name, usual in (("self", BY_INPUT), ("weight", BY_WEIGHT), ("bias", BY_BIAS))
     },
     samples=lambda: [
         sample(torch.conv_tbc, randn(5, 2, 3), randn(2, 3, 4), randn(4)),
@@ -418,34 +413,23 @@ def _twice_upstream(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
     return total if b is None else total + b.reshape(-1, *(1 for _ in room))
 
 
-def _by_upstream(op: Any) -> str:
+def _by_upstream(f: _Convolution) -> str:
     """The three gradients by the upstream one."""
-    f = _Convolution(op)
-    image = derivative(f.of_input("out0"), f.of_output("grad_output"), f.weight())
-    weight = derivative(f.weight("out1"), f.of_output("grad_output"), f.of_input())
+    g = f.of_output("grad_output")
+    image, weight = derivative(f.of_input("out0"), g, f.weight()), derivative(f.weight("out1"), g, f.of_input())
     bias = derivative("{$out2}_{o}", f.output("grad_output"), "1")
     return rf"{image}, \quad {weight}, \quad {bias}{f.outside('input')}"
 
 
-def _upstream_twice(op: Any) -> str:
+def _upstream_twice(f: _Convolution) -> str:
     """What comes back to the upstream gradient: the convolution of what came to each of its gradients."""
-    f = _Convolution(op)
     total = rf"{f.terms(True, 'g0')} + {f.terms(True, 'input', 'g1')} + {{$g2}}_{{o}}"
-    outside = "".join(f.outside(name, f.transposed) for name in ("g0", "input"))
-    return rf"{f.output('grad')} = {total}{outside}"
+    return rf"{f.output('grad')} = {total}{f.outside('g0', f.transposed)}{f.outside('input', f.transposed)}"
 
 
-def _of_gradients(op: Any) -> str:
+def _of_gradients(f: _Convolution, g: str = "grad_output") -> str:
     """The gradients of the input, the weight and the bias."""
-    f, g = _Convolution(op), "grad_output"
     return r", \quad ".join([f.to_input("out0", g), f.to_weight("out1", g=g), f.to_bias("out2", g)])
-
-
-def _by_operand(op: Any, of_weight: bool) -> str:
-    """The gradient of the weight by the input, or of the input by the weight: what both meet of the upstream."""
-    f = _Convolution(op)
-    of, by = (f.weight("out1"), f.of_input()) if of_weight else (f.of_input("out0"), f.weight())
-    return derivative(of, by, f.of_output("grad_output"))
 
 
 def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
@@ -455,19 +439,19 @@ def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
 
 convolution_backward = rule(
     "ConvolutionBackwardBackward0",
-    equation=_of_gradients,
+    equation=_told(_of_gradients),
     wrt={
-        "grad_output": Wrt(_twice_upstream, _by_upstream, _upstream_twice),
+        "grad_output": Wrt(_twice_upstream, _told(_by_upstream), _told(_upstream_twice)),
         "input": Wrt(
             lambda op, gs: None if gs[1] is None else _Convolution(op).input_gradient(op.grad_output, gs[1]),
-            lambda op: _by_operand(op, of_weight=True),
-            lambda op: _Convolution(op).to_input("grad", "grad_output", "g1"),
+            _told(lambda f: derivative(f.weight("out1"), f.of_input(), f.of_output("grad_output"))),
+            _told(lambda f: f.to_input("grad", "grad_output", "g1")),
             "the gradients of the input and the bias do not depend on the input",
         ),
         "weight": Wrt(
             lambda op, gs: None if gs[0] is None else _Convolution(op).weight_gradient(gs[0], op.grad_output),
-            lambda op: _by_operand(op, of_weight=False),
-            lambda op: _Convolution(op).to_weight("grad", "g0", "grad_output") + _Convolution(op).outside("g0"),
+            _told(lambda f: derivative(f.of_input("out0"), f.weight(), f.of_output("grad_output"))),
+            _told(lambda f: f.to_weight("grad", "g0", "grad_output") + f.outside("g0")),
             "the gradients of the weight and the bias do not depend on the weight",
         ),
     },
@@ -486,7 +470,8 @@ convolution_backward = rule(
 class _Patches:
     """The patches of a picture: element (c, u, v) of patch (i, j) has its place in the columns row by row."""
 
-    def __init__(self, op: Any, shape: Sequence[int]) -> None:
+    def __init__(self, op: Any) -> None:
+        shape = (op.out if "output_size" in op.arguments else op.self).shape
         self.sliding = Sliding(tuple(op.kernel_size), tuple(op.stride), tuple(op.dilation), tuple(op.padding))
         axes = zip(shape[-2:], self.sliding.size, op.stride, op.dilation, op.padding, strict=True)
         self.room = tuple(shape[-2:])
@@ -511,13 +496,11 @@ class _Patches:
             page[window] += cells.select(-3, k)
         return self.sliding.pad(page, -1)
 
-    def factor(self, out_index: Index, in_index: Index) -> Factor | None:
-        """1 where column l's element (c, u, v) lies at this place of the picture."""
-        (*lead, row, column), (*batch, channel, i, j) = in_index, out_index
-        c, k = divmod(row, math.prod(self.sliding.size))
-        each = divmod(column, self.places[1]), divmod(k, self.sliding.size[1]), (i, j)
-        met = self.sliding.meetings(*(zip(place, strict=True) for place in each))
-        return Factor(latex="1") if lead == batch and c == channel and all(met) else None
+    def factor(self, op: Any, out_index: Index, in_index: Index) -> Factor | None:
+        """1 where an element of a column lies at this place of the picture."""
+        unit = torch.zeros_like(op.out)
+        unit[out_index] = 1
+        return Factor(latex="1") if self.collect(unit)[in_index] else None
 
     def picture(self, name: str) -> str:
         """The element of the picture under (u, v) of patch (i, j)."""
@@ -539,22 +522,14 @@ class _Patches:
         return derivative(of, by, "1") + self.ranges
 
 
-def _of_self(op: Any) -> _Patches:
-    return _Patches(op, op.self.shape)
-
-
-def _of_out(op: Any) -> _Patches:
-    return _Patches(op, op.out.shape)
-
-
 im2col = moves(
     "Im2ColBackward0",
     name="im2col",
-    equation=lambda op: _of_self(op).cut("out", "self"),
-    local=lambda op: _of_self(op).local(_of_self(op).columns("out"), _of_self(op).picture("self")),
-    move=lambda op, t: _of_self(op).collect(t),
-    home=lambda op, g: _of_self(op).lay(g),
-    product=lambda op: _of_self(op).laid("grad", "g"),
+    equation=lambda op: _Patches(op).cut("out", "self"),
+    local=lambda op: _Patches(op).local(_Patches(op).columns("out"), _Patches(op).picture("self")),
+    move=lambda op, t: _Patches(op).collect(t),
+    home=lambda op, g: _Patches(op).lay(g),
+    product=lambda op: _Patches(op).laid("grad", "g"),
     zeros="each output element is a copy of one input element, or a 0 of the padding",
     samples=lambda: [
         sample(F.unfold, randn(2, 3, 4, 5), (2, 3)),
@@ -568,14 +543,14 @@ im2col = moves(
 col2im = rule(
     "Col2ImBackward0",
     name="col2im",
-    equation=lambda op: _of_out(op).laid("out", "self"),
+    equation=lambda op: _Patches(op).laid("out", "self"),
     wrt={
         "self": Wrt(
-            lambda op, g: _of_out(op).collect(g),
-            lambda op: _of_out(op).local(_of_out(op).picture("out"), _of_out(op).columns("self")),
-            lambda op: _of_out(op).cut("grad", "g"),
+            lambda op, g: _Patches(op).collect(g),
+            lambda op: _Patches(op).local(_Patches(op).picture("out"), _Patches(op).columns("self")),
+            lambda op: _Patches(op).cut("grad", "g"),
             "an element of a patch is added to one place of the picture, or lies in the padding",
-            lambda op, out_index, in_index: _of_out(op).factor(out_index, in_index),
+            lambda op, out_index, in_index: _Patches(op).factor(op, out_index, in_index),
         )
     },
     structure="linear",

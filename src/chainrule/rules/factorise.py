@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ from chainrule.rules.linalg import (
     INVERTIBLE,
     batched,
     given,
+    matrices,
     of_matrix,
     positive,
     randn,
     solver,
     square,
-    squares,
     triangle,
     triangular,
 )
@@ -95,7 +96,7 @@ cholesky = of_matrix(
         + (r"$g^{H}, \quad L = $out^{H}" if op.upper else r"$g, \quad L = $out")
     ),
     samples=lambda: [
-        *squares(torch.linalg.cholesky, positive),
+        *matrices(torch.linalg.cholesky, make=positive),
         sample(torch.linalg.cholesky, positive(), upper=True, note="upper"),
         sample(torch.cholesky, positive()),
     ],
@@ -110,28 +111,26 @@ def _gram_gradient(op: Any, factor: Tensor, a_bar: Tensor) -> Tensor:
     return factor @ both if op.upper else both @ factor
 
 
-def _gram(factor: str, moves: bool = True) -> Callable[[Any], str]:
-    """What A is, the product of a factor and its conjugate transpose, and D, how it moves."""
-
-    def beside(op: Any) -> str:
-        dot = rf"\dot{{{factor}}}"
-        if op.upper:
-            a, d = rf"{factor}^{{H}} {factor}", rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
-        else:
-            a, d = rf"{factor} \, {factor}^{{H}}", rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
-        return rf", \quad A = {a}" + (rf", \quad D = {d}" if moves else "")
-
-    return beside
+def _gram(op: Any, factor: str) -> str:
+    """What A is: the product of a factor and its conjugate transpose."""
+    return rf", \quad A = {factor}^{{H}} {factor}" if op.upper else rf", \quad A = {factor} \, {factor}^{{H}}"
 
 
-def _to_factor(factor: str) -> Callable[[Any, str], str]:
+def _gram_moved(op: Any, factor: str) -> str:
+    """What A is, and D, how it moves with the factor."""
+    dot = rf"\dot{{{factor}}}"
+    moved = (
+        rf"{dot}^{{H}} {factor} + {factor}^{{H}} {dot}"
+        if op.upper
+        else rf"{dot} \, {factor}^{{H}} + {factor} \, {dot}^{{H}}"
+    )
+    return rf"{_gram(op, factor)}, \quad D = {moved}"
+
+
+def _to_factor(op: Any, factor: str, a_bar: str) -> str:
     """The gradient of the factor, from that of A."""
-
-    def filled(op: Any, a_bar: str) -> str:
-        both = r"\left(G + G^{H}\right)"
-        return (rf"{factor} {both}" if op.upper else f"{both} {factor}") + rf", \quad G = {a_bar}"
-
-    return filled
+    both = r"\left(G + G^{H}\right)"
+    return (rf"{factor} {both}" if op.upper else f"{both} {factor}") + rf", \quad G = {a_bar}"
 
 
 FULL_FACTOR = (
@@ -146,8 +145,8 @@ cholesky_solve = solver(
     lambda op, a_bar: _gram_gradient(op, op.input2, a_bar),
     symbol="A",
     moved=lambda op, dot: "D",
-    put_back=_to_factor("$input2"),
-    beside=_gram("$input2"),
+    put_back=lambda op, a_bar: _to_factor(op, "$input2", a_bar),
+    beside=lambda op: _gram_moved(op, "$input2"),
     samples=lambda: [
         sample(torch.cholesky_solve, randn(3, 2), triangle()),
         sample(torch.cholesky_solve, randn(3, 2), triangle(3, upper=True), upper=True, note="upper"),
@@ -161,10 +160,10 @@ cholesky_solve = solver(
 cholesky_inverse = of_matrix(
     "CholeskyInverseBackward0",
     argument="self",
-    equation=lambda op: "$out = A^{-1}" + _gram("$self", moves=False)(op),
+    equation=lambda op: "$out = A^{-1}" + _gram(op, "$self"),
     vjp=lambda op, g: _gram_gradient(op, op.self, -op.out @ g @ op.out),
-    local=lambda op: r"\dot{$out} = -$out D \, $out" + _gram("$self")(op),
-    product=lambda op: "-" + _to_factor("$self")(op, r"$out \, $g \, $out"),
+    local=lambda op: r"\dot{$out} = -$out D \, $out" + _gram_moved(op, "$self"),
+    product=lambda op: "-" + _to_factor(op, "$self", r"$out \, $g \, $out"),
     samples=lambda: [
         sample(torch.cholesky_inverse, triangle()),
         sample(torch.cholesky_inverse, triangle(2, 2, upper=True), upper=True, note="upper, batch"),
@@ -177,16 +176,12 @@ cholesky_inverse = of_matrix(
 # Eigenvalues and singular values
 
 
-def _thin(outs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s and V^H without the columns and rows that no singular value belongs to."""
-    u, s, vh = outs
-    return u[..., : s.shape[-1]], s, vh[..., : s.shape[-1], :]
-
-
 def _svd(op: Any, g: Any) -> Tensor:
     """A_bar = U (S_bar + Delta_U S + S Delta_V) V^H, and what U_bar and V_bar have outside the spaces of U and V."""
-    u, s, vh = _thin(op.outs)
-    count = s.shape[-1]
+    s: Tensor = op.outs[1]
+    count = s.shape[-1]  # there may be columns and rows that no singular value belongs to
+    u: Tensor = op.outs[0][..., :count]
+    vh: Tensor = op.outs[2][..., :count, :]
     inner = torch.diag_embed(given(g[1], s)).to(u.dtype)
     if g[0] is None and g[2] is None:
         return u @ inner @ vh
@@ -208,7 +203,7 @@ def _svd_local(op: Any) -> str:
     real = r"\operatorname{Re} " if op.A.is_complex() else ""
     phase = r" + [i = j] \frac{\mathrm{i} \operatorname{Im}(C_{*i,i})}{2 \, {$out1}_{*i}}" if op.A.is_complex() else ""
     apart = r"{{$out1}_{*j}^2 - {$out1}_{*i}^2 + [i = j]}"
-    return batched(
+    return (
         rf"\dot{{$out1}}_{{*i}} = {real}C_{{*i,i}}, \quad "
         r"\dot{$out0}_{*i,j} = \sum_{k} {$out0}_{*i,k} K_{*k,j} + \frac{X_{*i,j}}{{$out1}_{*j}}, \quad "
         r"\dot{$out2}_{*i,j} = \sum_{k} \overline{M_{*k,i}} \, {$out2}_{*k,j} + \frac{Y_{*i,j}}{{$out1}_{*i}}, \quad "
@@ -219,7 +214,7 @@ def _svd_local(op: Any) -> str:
         rf"{apart}{phase}, \quad "
         r"M_{*i,j} = [i \neq j] \frac{{$out1}_{*i} C_{*i,j} + {$out1}_{*j} \overline{C_{*j,i}}}"
         rf"{apart}{phase.replace('+', '-', 1)}"
-    )(op)
+    )
 
 
 SVD_PRODUCT = (
@@ -233,16 +228,14 @@ SVD_PRODUCT = (
 
 svd = of_matrix(
     "LinalgSvdBackward0",
-    equation=batched(r"{$A}_{*i,j} = \sum_{k} {$out0}_{*i,k} \, {$out1}_{*k} \, {$out2}_{*k,j}"),
+    equation=r"{$A}_{*i,j} = \sum_{k} {$out0}_{*i,k} \, {$out1}_{*k} \, {$out2}_{*k,j}",
     vjp=_svd,
     local=_svd_local,
-    product=batched(SVD_PRODUCT),
+    product=SVD_PRODUCT,
     outputs=3,
     samples=lambda: [
         sample(torch.linalg.svd, randn(3, 3)),
-        sample(torch.linalg.svd, randn(4, 2), full_matrices=False, note="tall"),
-        sample(torch.linalg.svd, randn(2, 2, 3), full_matrices=False, note="wide, batch"),
-        sample(torch.linalg.svd, randn(1, 1), note="size 1"),
+        *matrices(torch.linalg.svd, (4, 2), (2, 2, 3), (1, 1), complex_=(), full_matrices=False),
         sample(torch.linalg.svdvals, randn(3, 2), note="values alone"),
     ],
     source="arXiv:1909.02659 (Wan and Zhang, 2019, the complex case); derivatives.yaml: _linalg_svd",
@@ -265,14 +258,14 @@ def _eigh(op: Any, g: Any) -> Tensor:
 
 eigh = of_matrix(
     "LinalgEighBackward0",
-    equation=batched(r"{$A}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \, \overline{{$out1}_{*j,k}}"),
+    equation=r"{$A}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \, \overline{{$out1}_{*j,k}}",
     vjp=_eigh,
-    local=batched(
+    local=(
         r"\dot{$out0}_{*i} = C_{*i,i}, \quad \dot{$out1}_{*i,j} = "
         r"\sum_{k: \, k \neq j} \frac{{$out1}_{*i,k} C_{*k,j}}{{$out0}_{*j} - {$out0}_{*k}}, \quad "
         rf"C = $out1^{{H}} S \, $out1, \quad {HERMITIAN.replace('ARG', '$A')}"
     ),
-    product=batched(
+    product=(
         r"{$grad}_{*i,j} = \sum_{k,l} {$out1}_{*i,k} T_{*k,l} \, \overline{{$out1}_{*j,l}}, \quad "
         r"T_{*k,l} = [k = l] {$g0}_{*k} + \frac{X_{*k,l}}{2 \left({$out0}_{*l} - {$out0}_{*k}\right) + [k = l]}, \quad "
         r"X = $out1^{H} $g1 - $g1^{H} $out1"
@@ -307,29 +300,21 @@ def _eig(op: Any, g: Any) -> Tensor:
 eig = of_matrix(
     "LinalgEigBackward0",
     argument="self",
-    equation=batched(
-        r"{$self}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \left($out1^{-1}\right)_{*k,j}", "self"
-    ),
+    equation=r"{$self}_{*i,j} = \sum_{k} {$out1}_{*i,k} \, {$out0}_{*k} \left($out1^{-1}\right)_{*k,j}",
     vjp=_eig,
-    local=batched(
+    local=(
         r"\dot{$out0}_{*i} = C_{*i,i}, \quad \dot{$out1}_{*i,j} = \sum_{k} {$out1}_{*i,k} K_{*k,j}"
         r" - {$out1}_{*i,j} \operatorname{Re}\left(\sum_{k} G_{*j,k} K_{*k,j}\right), \quad "
         r"K_{*k,j} = [k \neq j] \frac{C_{*k,j}}{{$out0}_{*j} - {$out0}_{*k} + [k = j]}, \quad "
-        r"C = $out1^{-1} \dot{$self} \, $out1, \quad G = $out1^{H} $out1",
-        "self",
+        r"C = $out1^{-1} \dot{$self} \, $out1, \quad G = $out1^{H} $out1"
     ),
-    product=batched(
+    product=(
         r"{$grad}_{*i,j} = \sum_{k,l} \left($out1^{-H}\right)_{*i,k} T_{*k,l} \, \overline{{$out1}_{*j,l}}, \quad "
         r"T_{*k,l} = [k = l] {$g0}_{*k} + [k \neq l] \frac{W_{*k,l} - G_{*k,l} \operatorname{Re}(W_{*l,l})}"
-        r"{\overline{{$out0}_{*l} - {$out0}_{*k}} + [k = l]}, \quad W = $out1^{H} $g1, \quad G = $out1^{H} $out1",
-        "self",
+        r"{\overline{{$out0}_{*l} - {$out0}_{*k}} + [k = l]}, \quad W = $out1^{H} $g1, \quad G = $out1^{H} $out1"
     ),
     outputs=2,
-    samples=lambda: [
-        sample(torch.linalg.eigvals, square()),
-        sample(torch.linalg.eigvals, square(2, 2), note="batch"),
-        sample(torch.linalg.eigvals, square(2, complex_=True), note="complex"),
-    ],
+    samples=lambda: matrices(torch.linalg.eigvals, (3, 3), (2, 2, 2)),
     source="arXiv:1701.00392 (Boeddeker et al., 2017); derivatives.yaml: linalg_eig",
     remark=(
         "There is a derivative where the eigenvalues are distinct. The phases of eigenvectors are free, so the loss "
@@ -389,11 +374,7 @@ qr = of_matrix(
     outputs=2,
     accepts=lambda op: op.mode == "reduced" or (op.mode == "complete" and op.A.shape[-2] <= op.A.shape[-1]),
     samples=lambda: [
-        sample(torch.linalg.qr, square()),
-        sample(torch.linalg.qr, randn(4, 2), note="tall"),
-        sample(torch.linalg.qr, randn(2, 2, 3), note="wide, batch"),
-        sample(torch.linalg.qr, randn(1, 1), note="size 1"),
-        sample(torch.linalg.qr, randn(3, 2, complex_=True), note="complex"),
+        *matrices(torch.linalg.qr, (3, 3), (4, 2), (2, 2, 3), (1, 1), complex_=(3, 2)),
         sample(torch.linalg.qr, square(2), mode="complete", note="complete"),
     ],
     source="arXiv:2009.10071 (Roberts and Roberts, 2020); derivatives.yaml: linalg_qr",
@@ -465,12 +446,7 @@ lu = of_matrix(
     local=_lu_local,
     product=lambda op: LU_PRODUCT.replace("GL", "$g1").replace("GU", "$g2") + _lu_parts(op),
     outputs=3,
-    samples=lambda: [
-        sample(torch.linalg.lu, square()),
-        sample(torch.linalg.lu, randn(4, 2), note="tall"),
-        sample(torch.linalg.lu, randn(2, 2, 3), note="wide, batch"),
-        sample(torch.linalg.lu, square(2, complex_=True), note="complex"),
-    ],
+    samples=lambda: matrices(torch.linalg.lu, (3, 3), (4, 2), (2, 2, 3)),
     source=LU_SOURCE,
     remark=LU_REMARK,
 )
@@ -484,12 +460,7 @@ lu_factor = of_matrix(
     vjp=_lu_factor,
     local=rf"\dot{{$out}} = L {BELOW}(C) + {UPPER}(C) U, \quad {LU_LOCAL}{PERMUTED}" + _packed("$out"),
     product=LU_PRODUCT.replace("GL", f"{BELOW}($g)").replace("GU", f"{UPPER}($g)") + PERMUTED + _packed("$out"),
-    samples=lambda: [
-        sample(torch.linalg.lu_factor, square()),
-        sample(torch.linalg.lu_factor, randn(4, 2), note="tall"),
-        sample(torch.linalg.lu_factor, randn(2, 3), note="wide"),
-        sample(torch.linalg.lu_factor, square(2, 2), note="batch"),
-    ],
+    samples=lambda: matrices(torch.linalg.lu_factor, (3, 3), (4, 2), (2, 3), (2, 2, 2), complex_=()),
     source=LU_SOURCE,
     remark=LU_REMARK,
 )
@@ -497,41 +468,37 @@ lu_factor = of_matrix(
 
 def _unpacked(op: Any, g: Any) -> Tensor:
     """The gradients of L and U, laid over each other again."""
-    m, n = op.LU_data.shape[-2:]
-    gradient = torch.zeros_like(op.LU_data)
-    if g[1] is not None:
-        gradient[..., : min(m, n)] += g[1].tril(-1)
-    if g[2] is not None:
-        gradient[..., : min(m, n), :] += g[2].triu()
+    gradient, k = torch.zeros_like(op.LU_data), min(op.LU_data.shape[-2:])
+    gradient[..., :k] += given(g[1], op.outs[1]).tril(-1)
+    gradient[..., :k, :] += given(g[2], op.outs[2]).triu()
     return gradient
 
 
-def _of_packed(text: str) -> Callable[[Any], str]:
+def _of_packed(text: str, op: Any) -> str:
     """A formula of the element i, j of L and k, l of U, which one matrix holds."""
-
-    def filled(op: Any) -> str:
-        m, n = op.LU_data.shape[-2:]
-        return batched(text, "LU_data")(op) + stated(ranges("ijkl", [m, min(m, n), min(m, n), n]).values())
-
-    return filled
+    m, n = op.LU_data.shape[-2:]
+    return batched(text, "LU_data")(op) + stated(ranges("ijkl", [m, min(m, n), min(m, n), n]).values())
 
 
 lu_unpack = rule(
     "LuUnpackBackward0",
-    equation=_of_packed(
+    equation=partial(
+        _of_packed,
         r"{$out1}_{*i,j} = [j < i] \, {$LU_data}_{*i,j} + [i = j], \quad "
-        r"{$out2}_{*k,l} = [k \le l] \, {$LU_data}_{*k,l}"
+        r"{$out2}_{*k,l} = [k \le l] \, {$LU_data}_{*k,l}",
     ),
     wrt={
         "LU_data": Wrt(
             _unpacked,
-            _of_packed(
+            partial(
+                _of_packed,
                 derivative("{$out1}_{*i,j}", "{$LU_data}_{*i,j}", r"[j < i], \quad ")
-                + derivative("{$out2}_{*k,l}", "{$LU_data}_{*k,l}", r"[k \le l]")
+                + derivative("{$out2}_{*k,l}", "{$LU_data}_{*k,l}", r"[k \le l]"),
             ),
-            _of_packed(
+            partial(
+                _of_packed,
                 r"{$grad}_{*u,v} = \sum_{i,j: \, i = u, j = v, j < i} {$g1}_{*i,j} + "
-                r"\sum_{k,l: \, k = u, l = v, k \le l} {$g2}_{*k,l}"
+                r"\sum_{k,l: \, k = u, l = v, k \le l} {$g2}_{*k,l}",
             ),
             "each element of the packed matrix is one element of L or of U",
         )
@@ -546,20 +513,8 @@ lu_unpack = rule(
 )
 
 
-def _factored(op: Any) -> tuple[Tensor, Tensor, Tensor]:
-    permutation, lower, upper = torch.lu_unpack(op.LU, op.pivots)
-    return permutation, lower, upper
-
-
-def _lu_solve_right_side(op: Any, g: Tensor) -> Tensor:
-    permutation, lower, upper = _factored(op)
-    a = permutation @ lower @ upper
-    gradient: Tensor = torch.linalg.solve(a if op.adjoint else a.mH, g, left=op.left)
-    return gradient
-
-
 def _to_factors(op: Any, a_bar: Tensor) -> Tensor:
-    permutation, lower, upper = _factored(op)
+    permutation, lower, upper = torch.lu_unpack(op.LU, op.pivots)
     below = permutation.mT @ (a_bar.mH if op.adjoint else a_bar)
     return (below @ upper.mH).tril(-1) + (lower.mH @ below).triu()
 
@@ -580,7 +535,7 @@ lu_solve = solver(
     "LinalgLuSolveBackward0",
     "LU",
     "B",
-    _lu_solve_right_side,
+    lambda op, g: torch.linalg.lu_solve(op.LU, op.pivots, g, left=op.left, adjoint=not op.adjoint),
     _to_factors,
     symbol="A",
     moved=lambda op, dot: "D",
@@ -607,40 +562,34 @@ def _solve_by_lu(a: Tensor, b: Tensor, left: bool = True, adjoint: bool = False)
 # Products of reflections
 
 
-@dataclass(frozen=True)
-class Reflections:
-    """Q = H_1 H_2 ... H_k, H_i = I - tau_i v_i v_i^H: v_i has 1 at place i and the stored column below it."""
+def _back_through(
+    stored: Tensor, tau: Tensor, start: Tensor, g: Tensor, adjoint: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of what is stored, of tau, and of C, from that of Q C (or of Q^H C).
 
-    stored: Tensor
-    tau: Tensor
-
-    def each(self) -> list[tuple[Tensor, Tensor]]:
-        """(v_i, tau_i) in the order of the product."""
-        columns = self.stored.tril(-1)
-        columns = columns + torch.eye(*columns.shape[-2:], dtype=columns.dtype, device=columns.device)
-        return [(columns[..., i : i + 1], self.tau[..., i, None, None]) for i in range(self.tau.shape[-1])]
-
-    def back(self, start: Tensor, g: Tensor, adjoint: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of what is stored, of tau, and of C, from that of Q C (or of Q^H C)."""
-        order = [(i, v, tau.conj() if adjoint else tau) for i, (v, tau) in enumerate(self.each())]
-        order = order[::-1] if adjoint else order
-        met, product = [], start  # what each reflection was applied to
-        for _, v, tau in reversed(order):
-            met.append(product)
-            product = product - tau * (v @ (v.mH @ product))
-        columns, taus = torch.zeros_like(self.stored), torch.zeros_like(self.tau)
-        for (i, v, tau), k in zip(order, reversed(met), strict=True):
-            row = v.mH @ k
-            taus[..., i] = -(v.mH @ g @ row.mH)[..., 0, 0]
-            v_bar = -tau.conj() * (g @ row.mH) - tau * (k @ (g.mH @ v))
-            columns[..., i + 1 :, i] = v_bar[..., i + 1 :, 0]
-            g = g - tau.conj() * (v @ (v.mH @ g))
-        return columns, taus.conj() if adjoint else taus, g
+    Q = H_1 H_2 ... H_k, H_i = I - tau_i v_i v_i^H: v_i has 1 at place i and the stored column below it.
+    """
+    columns = stored.tril(-1) + torch.eye(*stored.shape[-2:], dtype=stored.dtype, device=stored.device)
+    taus = tau.conj() if adjoint else tau
+    order = range(tau.shape[-1])[:: -1 if adjoint else 1]
+    reflections = [(i, columns[..., i : i + 1], taus[..., i, None, None]) for i in order]
+    met, product = {}, start  # what each reflection was applied to
+    for i, v, factor in reversed(reflections):
+        met[i] = product
+        product = product - factor * (v @ (v.mH @ product))
+    columns_bar, taus_bar = torch.zeros_like(stored), torch.zeros_like(tau)
+    for i, v, factor in reflections:
+        row = v.mH @ met[i]
+        taus_bar[..., i] = -(v.mH @ g @ row.mH)[..., 0, 0]
+        v_bar = -factor.conj() * (g @ row.mH) - factor * (met[i] @ (g.mH @ v))
+        columns_bar[..., i + 1 :, i] = v_bar[..., i + 1 :, 0]
+        g = g - factor.conj() * (v @ (v.mH @ g))
+    return columns_bar, taus_bar.conj() if adjoint else taus_bar, g
 
 
 def _householder(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     identity = torch.eye(*op.out.shape[-2:], dtype=op.out.dtype, device=op.out.device).expand(op.out.shape)
-    return Reflections(op.input, op.tau).back(identity, g)
+    return _back_through(op.input, op.tau, identity, g)
 
 
 def _by_steps(name: str, first: str, at: str, then: str) -> str:
@@ -707,9 +656,7 @@ householder_product = rule(
     equation=lambda op: f"{{$out}}_{{i,j}} = Q_{{{HOUSEHOLDER.last(op)},i,j}}",
     where=HOUSEHOLDER.where,
     wrt=HOUSEHOLDER.wrt(
-        _householder,
-        lambda op: rf"\dot{{$out}}_{{i,j}} = \dot{{Q}}_{{{HOUSEHOLDER.last(op)},i,j}}",
-        lambda op: "$g",
+        _householder, lambda op: rf"\dot{{$out}}_{{i,j}} = \dot{{Q}}_{{{HOUSEHOLDER.last(op)},i,j}}", lambda op: "$g"
     ),
     samples=lambda: [
         sample(torch.linalg.householder_product, randn(4, 3), randn(3)),
@@ -723,21 +670,16 @@ householder_product = rule(
 
 def _ormqr(op: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """C Q is (Q^H C^H)^H, so that one direction is enough."""
-    reflections = Reflections(op.self, op.input2)
     if op.left:
-        return reflections.back(op.input3, g, op.transpose)
-    columns, taus, start = reflections.back(op.input3.mH, g.mH, not op.transpose)
+        return _back_through(op.self, op.input2, op.input3, g, op.transpose)
+    columns, taus, start = _back_through(op.self, op.input2, op.input3.mH, g.mH, not op.transpose)
     return columns, taus, start.mH
 
 
-def _beside_q(other: str, q: str = "Q", adjoint: bool = False) -> Callable[[Any], str]:
+def _beside_q(op: Any, other: str, q: str = "Q", adjoint: bool = False) -> str:
     """Q, or its conjugate transpose, on its side of another matrix."""
-
-    def filled(op: Any) -> str:
-        mine = f"{q}_{ORMQR.last(op)}" + ("^{H}" if op.transpose != adjoint else "")
-        return rf"{mine} \, {other}" if op.left else rf"{other} \, {mine}"
-
-    return filled
+    mine = f"{q}_{ORMQR.last(op)}" + ("^{H}" if op.transpose != adjoint else "")
+    return rf"{mine} \, {other}" if op.left else rf"{other} \, {mine}"
 
 
 def _q_bar(op: Any) -> str:
@@ -749,14 +691,14 @@ def _q_bar(op: Any) -> str:
 
 ormqr = rule(
     "OrmqrBackward0",
-    equation=lambda op: f"$out = {_beside_q('$input3')(op)}",
+    equation=lambda op: f"$out = {_beside_q(op, '$input3')}",
     where=ORMQR.where,
-    wrt=ORMQR.wrt(_ormqr, lambda op: r"\dot{$out} = " + _beside_q("$input3", r"\dot{Q}")(op), _q_bar)
+    wrt=ORMQR.wrt(_ormqr, lambda op: r"\dot{$out} = " + _beside_q(op, "$input3", r"\dot{Q}"), _q_bar)
     | {
         "input3": Wrt(
             lambda op, g: _ormqr(op, g)[2],
-            lambda op: r"\dot{$out} = " + _beside_q(r"\dot{$input3}")(op),
-            _beside_q("$g", adjoint=True),
+            lambda op: r"\dot{$out} = " + _beside_q(op, r"\dot{$input3}"),
+            lambda op: _beside_q(op, "$g", adjoint=True),
             "each column has its own column of the result (each row, from the right)",
         )
     },
@@ -767,12 +709,7 @@ ormqr = rule(
         sample(torch.ormqr, randn(3, 3), randn(3), randn(2, 3), left=False, transpose=True, note="both"),
         sample(torch.ormqr, randn(2, 3, 2), randn(2, 2), randn(2, 3, 1), note="batch"),
         sample(
-            torch.ormqr,
-            randn(3, 2, complex_=True),
-            randn(2, complex_=True),
-            randn(1, 3, complex_=True),
-            left=False,
-            note="complex",
+            torch.ormqr, *(randn(*shape, complex_=True) for shape in ((3, 2), (2,), (1, 3))), left=False, note="complex"
         ),
     ],
     source="derivatives.yaml: ormqr; the product rule",

@@ -10,6 +10,7 @@ Where a result exists or is smooth only for some matrices (invertible ones, say)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from chainrule.rules import at as element
 from chainrule.rules.indices import LETTERS, total
 
 Template = str | Callable[[Any], str]
+Shape = tuple[int, ...]
 
 ALL = "every element of the result can depend on every element of the matrix; batches do not mix"
 INVERTIBLE = "There is a derivative where the matrix is invertible."
@@ -50,37 +52,36 @@ def triangle(size: int = 3, *batch: int, upper: bool = False, complex_: bool = F
     return (a.triu() if upper else a.tril()).requires_grad_()
 
 
-def squares(function: Callable[..., Any], make: Callable[..., Tensor] = square, **keywords: Any) -> list[Sample]:
-    """Samples of a function of one square matrix."""
-    return [
-        sample(function, make(), **keywords),
-        sample(function, make(2, 2), **keywords, note="batch"),
-        sample(function, make(1), **keywords, note="size 1"),
-        sample(function, make(2, 0), **keywords, note="no batch"),
-        sample(function, make(2, complex_=True), **keywords, note="complex"),
-    ]
+def matrices(
+    function: Callable[..., Any], *shapes: Shape, complex_: Shape = (2, 2), make: Any = square, **keywords: Any
+) -> list[Sample]:
+    """Samples of a function of one matrix: of some `shapes`, and a `complex_` one; square ones it is to `make`."""
+    wanted = [(shape, False) for shape in shapes or ((3, 3), (2, 2, 2), (1, 1), (0, 2, 2))]
+    found = []
+    for shape, turned in [*wanted, (complex_, True)] if complex_ else wanted:
+        *batch, rows, columns = shape
+        kinds = {"tall": rows > columns, "wide": rows < columns, "size 1": rows == columns == 1, "batch": bool(batch)}
+        note = ", ".join(kind for kind, holds in {**kinds, "complex": turned}.items() if holds)
+        matrix = make(rows, *batch, complex_=turned) if rows == columns else randn(*shape, complex_=turned)
+        found.append(sample(function, matrix, **keywords, note=note))
+    return found
 
 
 def of_matrix(
-    *nodes: str,
-    equation: Template,
-    vjp: Callable[[Any, Any], Tensor],
-    local: Template,
-    product: Template,
-    samples: Callable[[], Iterable[Sample]],
-    argument: str = "A",
-    **more: Any,
+    *nodes: str, equation: Template, vjp: Any, local: Template, product: Template, argument: str = "A", **more: Any
 ) -> Rule:
-    """Register a function of one matrix."""
-    return rule(*nodes, equation=equation, wrt={argument: Wrt(vjp, local, product, ALL)}, samples=samples, **more)
+    """Register a function of one matrix; its templates may be `batched` ones."""
+    equation, local, product = (batched(each, argument) for each in (equation, local, product))
+    return rule(*nodes, equation=equation, wrt={argument: Wrt(vjp, local, product, ALL)}, **more)
 
 
-def batched(template: str, argument: str = "A") -> Callable[[Any], str]:
+def batched(template: Template, argument: str) -> Callable[[Any], str]:
     """A template of elements in which * stands for the indices of the axes before a matrix."""
 
     def filled(op: Any) -> str:
+        text = template(op) if callable(template) else template
         axes = ",".join("abcdfgh"[: op.arguments[argument].dim() - 2])
-        return template.replace("_{*}", f"_{{{axes}}}" * bool(axes)).replace("*", f"{axes}," * bool(axes))
+        return text.replace("_{*}", f"_{{{axes}}}" * bool(axes)).replace("*", f"{axes}," * bool(axes))
 
     return filled
 
@@ -98,7 +99,7 @@ inverse = of_matrix(
     vjp=lambda op, g: -op.out.mH @ g @ op.out.mH,
     local=r"\dot{$out} = -$out \, \dot{$A} \, $out",
     product=r"-$out^{H} \, $g \, $out^{H}",
-    samples=lambda: squares(torch.linalg.inv),
+    samples=lambda: matrices(torch.linalg.inv),
     source="derivatives.yaml: linalg_inv_ex. A X = I, so dA X + A dX = 0 and dX = -X dA X.",
     remark=INVERTIBLE,
 )
@@ -123,8 +124,8 @@ det = of_matrix(
     equation=r"$out = \det $A",
     vjp=lambda op, g: g[..., None, None] * _cofactors(op.A),
     local=r"\dot{$out} = $out \odot \operatorname{tr}\left($A^{-1} \, \dot{$A}\right)",
-    product=batched(r"{$grad}_{*i,j} = {$g}_{*} \, \overline{{$out}_{*} \left($A^{-1}\right)_{*j,i}}"),
-    samples=lambda: squares(torch.linalg.det),
+    product=r"{$grad}_{*i,j} = {$g}_{*} \, \overline{{$out}_{*} \left($A^{-1}\right)_{*j,i}}",
+    samples=lambda: matrices(torch.linalg.det),
     source="derivatives.yaml: _linalg_det. Laplace: det A is linear in each a_ij, with its cofactor as the factor.",
     remark="The derivative is the matrix of cofactors, det A times the transposed inverse where there is one. "
     "It is smooth everywhere; yet where it is exactly 0, PyTorch's own gradient is 0, not the cofactors.",
@@ -152,7 +153,7 @@ def _slogdet_product(op: Any) -> str:
     rate = r"{$g1}_{*}"
     if op.A.is_complex():
         rate += r" - \mathrm{i} \operatorname{Im}\left(\overline{{$g0}_{*}} \, {$out0}_{*}\right)"
-    return batched(rf"{{$grad}}_{{*i,j}} = \left({rate}\right) \overline{{\left($A^{{-1}}\right)_{{*j,i}}}}")(op)
+    return rf"{{$grad}}_{{*i,j}} = \left({rate}\right) \overline{{\left($A^{{-1}}\right)_{{*j,i}}}}"
 
 
 slogdet = of_matrix(
@@ -162,7 +163,7 @@ slogdet = of_matrix(
     local=_slogdet_local,
     product=_slogdet_product,
     outputs=4,
-    samples=lambda: squares(torch.linalg.slogdet),
+    samples=lambda: matrices(torch.linalg.slogdet),
     source="derivatives.yaml: _linalg_slogdet. d ln det A = tr(A^-1 dA).",
     remark=INVERTIBLE,
 )
@@ -212,12 +213,11 @@ def solver(
         gradient = kept(op, -b_bar @ x.mH if is_left(op) else -x.mH @ b_bar)
         return gradient if not copied or g[1] is None else gradient + g[1]
 
-    def sided(from_left: str, from_right: str, copy: str = "", whole: Formula | None = None) -> Callable[[Any], str]:
-        """A formula with @S for S, @B for B and @D for the change of S, and what stands beside it."""
+    def sided(*factors: str, head: str = "", copy: str = "", whole: Formula = lambda op, text: text) -> Template:
+        """A product, turned round where S stands on the right: @S for S, @B for B, and @D for the change of S."""
 
         def filled(op: Any) -> str:
-            text = from_left if is_left(op) else from_right
-            text = text if whole is None else whole(op, text)
+            text = head + whole(op, r" \, ".join(factors if is_left(op) else factors[::-1]))
             for old, new in {"$out": "$out0", "$g": "$g0"}.items() if copied else ():
                 text = text.replace(old, new)
             for word, meaning in {"@S": symbol, "@B": f"${right}", "@D": moved(op, rf"\dot{{${matrix}}}")}.items():
@@ -228,30 +228,17 @@ def solver(
 
     by_matrix = Wrt(
         to_matrix,
-        sided(
-            r"\dot{$out} = -@S^{-1} \, @D \, $out",
-            r"\dot{$out} = -$out \, @D \, @S^{-1}",
-            rf", \quad \dot{{$out1}} = \dot{{${matrix}}}",
-        ),
-        sided(
-            r"@S^{-H} \, $g \, $out^{H}",
-            r"$out^{H} \, $g \, @S^{-H}",
-            " + $g1",
-            lambda op, text: f"-{put_back(op, text)}",
-        ),
+        sided("@S^{-1}", "@D", "$out", head=r"\dot{$out} = -", copy=rf", \quad \dot{{$out1}} = \dot{{${matrix}}}"),
+        sided("@S^{-H}", "$g", "$out^{H}", head="-", whole=put_back, copy=" + $g1"),
         zeros,
     )
     by_right = Wrt(
         to_right,
-        sided(
-            r"\dot{$out} = @S^{-1} \, \dot{@B}",
-            r"\dot{$out} = \dot{@B} \, @S^{-1}",
-            rf", \quad \dot{{$out1}} = 0 \, ${matrix}",
-        ),
-        sided(r"@S^{-H} \, $g", r"$g \, @S^{-H}"),
+        sided("@S^{-1}", r"\dot{@B}", head=r"\dot{$out} = ", copy=rf", \quad \dot{{$out1}} = 0 \, ${matrix}"),
+        sided("@S^{-H}", "$g"),
         "each column of the right side has its own column of the solution (each row, from the right)",
     )
-    equation = sided(r"$out = @S^{-1} \, @B", r"$out = @B \, @S^{-1}", rf", \quad $out1 = ${matrix}")
+    equation = sided("@S^{-1}", "@B", head="$out = ", copy=rf", \quad $out1 = ${matrix}")
     return rule(node, equation=equation, wrt={matrix: by_matrix, right: by_right}, **more)
 
 
@@ -331,11 +318,6 @@ solve_triangular = solver(
 )
 
 
-def _old_back(op: Any, g: Any) -> Tensor:
-    a = op.A.mT if op.transpose else op.A
-    return triangular(a.mH, g, op.upper == op.transpose, unit=op.unitriangular)
-
-
 def _turned(op: Any, text: str, bracket: str = "") -> str:
     """A formula of A, for its transpose where that is meant."""
     return rf"{bracket and '('}{text}{bracket and ')'}^{{T}}" if op.transpose else text
@@ -345,7 +327,9 @@ triangular_solve = solver(
     "TriangularSolveBackward0",
     "A",
     "self",
-    _old_back,
+    lambda op, g: triangular(
+        (op.A.mT if op.transpose else op.A).mH, g, op.upper == op.transpose, unit=op.unitriangular
+    ),
     lambda op, a_bar: _kept_triangle(a_bar.mT if op.transpose else a_bar, op.upper, op.unitriangular),
     moved=lambda op, dot: _turned(op, f"{_part(op)}({dot})"),
     put_back=lambda op, a_bar: rf"{_part(op)}\left({_turned(op, a_bar, '()')}\right)",
@@ -397,89 +381,61 @@ pinv = of_matrix(
     local=r"\dot{$out} = " + _pinv_dot("$self", "$out"),
     product=_pinv_bar("$self", "$out", "$g"),
     constants={"atol": "not differentiable", "rtol": "not differentiable"},
-    samples=lambda: [
-        sample(torch.linalg.pinv, square()),
-        sample(torch.linalg.pinv, randn(4, 2), note="tall"),
-        sample(torch.linalg.pinv, randn(2, 2, 3), note="wide, batch"),
-        sample(torch.linalg.pinv, randn(3, 2, complex_=True), note="complex"),
-    ],
+    samples=lambda: matrices(torch.linalg.pinv, (3, 3), (4, 2), (2, 2, 3), complex_=(3, 2)),
     source="doi:10.1137/0710036 (Golub and Pereyra, 1973); derivatives.yaml: linalg_pinv.atol_rtol_tensor",
     remark=RANK,
 )
 
 
-def _lstsq_columns(op: Any, t: Tensor) -> Tensor:
-    return t.unsqueeze(-1) if vector_right_side(op.self, op.b) else t
+def _lstsq(op: Any, g: Any) -> tuple[Tensor, Tensor]:
+    """The gradients of A and of B: through X = A^+ B, and through the sum of squares of each column of A X - B."""
+    is_vector = vector_right_side(op.self, op.b)
+    b, x, x_bar = (t.unsqueeze(-1) if is_vector else t for t in (op.b, op.out, given(g[0], op.out)))
+    inverse = torch.linalg.pinv(op.self)
+    a_bar, b_bar = _pinv_gradient(op.self, inverse, x_bar @ b.mH), inverse.mH @ x_bar
+    if g[1] is not None and g[1].numel():
+        twice_residual = 2 * g[1].unsqueeze(-2) * (op.self @ x - b)
+        a_bar, b_bar = a_bar + twice_residual @ x.mH, b_bar - twice_residual
+    return a_bar, b_bar.squeeze(-1) if is_vector else b_bar
 
 
-def _twice_residual(op: Any, g: Tensor) -> Tensor:
-    """Of the sum of squares of A X - B, column by column, by A X."""
-    residual: Tensor = op.self @ _lstsq_columns(op, op.outs[0]) - _lstsq_columns(op, op.b)
-    return 2 * g.unsqueeze(-2) * residual
-
-
-def _has_residuals(op: Any, g: Any) -> bool:
-    return g[1] is not None and g[1].numel() > 0
-
-
-def _lstsq_matrix(op: Any, g: Any) -> Tensor:
-    gradient = torch.zeros_like(op.self)
-    if g[0] is not None:
-        y_bar = _lstsq_columns(op, g[0]) @ _lstsq_columns(op, op.b).mH
-        gradient = _pinv_gradient(op.self, torch.linalg.pinv(op.self), y_bar)
-    if _has_residuals(op, g):
-        gradient = gradient + _twice_residual(op, g[1]) @ _lstsq_columns(op, op.outs[0]).mH
-    return gradient
-
-
-def _lstsq_right_side(op: Any, g: Any) -> Tensor:
-    gradient = torch.zeros_like(_lstsq_columns(op, op.b))
-    if g[0] is not None:
-        gradient = torch.linalg.pinv(op.self).mH @ _lstsq_columns(op, g[0])
-    if _has_residuals(op, g):
-        gradient = gradient - _twice_residual(op, g[1])
-    return gradient.squeeze(-1) if vector_right_side(op.self, op.b) else gradient
-
-
-def _least(text: str, residual: Callable[[Any], str]) -> Callable[[Any], str]:
+def _least(text: str, residual: Template, op: Any) -> str:
     """A formula of the solution, and what the sums of squares add where there are more equations than unknowns."""
-
-    def filled(op: Any) -> str:
-        if not op.outs[1].numel():
-            return text
-        first, *rest = text.split(r", \quad ")
-        more = residual(op)
-        claims = "=" in more
-        sign = "" if claims or more.startswith("-") else " + "
-        joined = [first, more] if claims else [first + sign + more]
-        return r", \quad ".join([*joined, *rest, r"R = $self \, $out0 - $b", rf"0 \le i < {op.self.shape[-2]}"])
-
-    return filled
+    if not op.outs[1].numel():
+        return text
+    first, *rest = text.split(r", \quad ")
+    more = residual(op) if callable(residual) else residual
+    claims = "=" in more
+    joined = [first, more] if claims else [first + ("" if more.startswith("-") else " + ") + more]
+    return r", \quad ".join([*joined, *rest, r"R = $self \, $out0 - $b", rf"0 \le i < {op.self.shape[-2]}"])
 
 
 lstsq = rule(
     "LinalgLstsqBackward0",
-    equation=_least(r"$out0 = $self^{+} \, $b", batched(r"{$out1}_{*j} = \sum_{i} R_{*i,j}^2", "self")),
+    equation=partial(_least, r"$out0 = $self^{+} \, $b", batched(r"{$out1}_{*j} = \sum_{i} R_{*i,j}^2", "self")),
     wrt={
         "self": Wrt(
-            _lstsq_matrix,
-            _least(
+            lambda op, g: _lstsq(op, g)[0],
+            partial(
+                _least,
                 rf"\dot{{$out0}} = \left({_pinv_dot('$self', 'Y')}\right) $b, \quad Y = $self^{{+}}",
                 batched(r"\dot{$out1}_{*j} = 2 \sum_{i} R_{*i,j} \left(\dot{$self} \, $out0\right)_{*i,j}", "self"),
             ),
-            _least(
+            partial(
+                _least,
                 rf"{_pinv_bar('$self', 'Y', 'G')}, \quad Y = $self^{{+}}, \; G = $g0 \, $b^{{H}}",
-                lambda op: r"R \operatorname{diag}(2 \, $g1) \, $out0^{H}",
+                r"R \operatorname{diag}(2 \, $g1) \, $out0^{H}",
             ),
             ALL,
         ),
         "b": Wrt(
-            _lstsq_right_side,
-            _least(
+            lambda op, g: _lstsq(op, g)[1],
+            partial(
+                _least,
                 r"\dot{$out0} = $self^{+} \dot{$b}",
                 batched(r"\dot{$out1}_{*j} = -2 \sum_{i} R_{*i,j} \, \dot{$b}_{*i,j}", "self"),
             ),
-            _least(r"\left($self^{+}\right)^{H} $g0", lambda op: r"- R \operatorname{diag}(2 \, $g1)"),
+            partial(_least, r"\left($self^{+}\right)^{H} $g0", r"- R \operatorname{diag}(2 \, $g1)"),
             "each column of the right side has its own column of the solution",
         ),
     },
@@ -514,70 +470,61 @@ matrix_exp = of_matrix(
     ),
     product=r"\int_0^1 \operatorname{expm}(t \, $self^{H}) \, $g \, \operatorname{expm}((1 - t) $self^{H}) \, dt",
     remark="The exponential of a matrix is the sum of its powers, each divided by k!, not that of its elements.",
-    samples=lambda: squares(torch.linalg.matrix_exp),
+    samples=lambda: matrices(torch.linalg.matrix_exp),
     source="doi:10.1137/1.9780898717778 (Higham, 2008, section 3.2); derivatives.yaml: linalg_matrix_exp",
 )
 
 # Products
 
 
-def _spread(op: Any, number: int, t: Tensor) -> Tensor:
-    """A factor with an axis of size 1 wherever it is the same along the product's axis."""
-    for axis in getattr(op, f"expand{number}"):
-        t = t.unsqueeze(axis)
-    return t
+Axes = dict[str, list[str]]
 
 
-def _trilinear(number: int) -> Wrt:
-    first, second = (each for each in (1, 2, 3) if each != number)
-
-    def vjp(op: Any, g: Tensor) -> Tensor:
-        for axis in sorted(op.sumdim):
-            g = g.unsqueeze(axis)
-        others = [_spread(op, each, getattr(op, f"i{each}")).conj() for each in (first, second)]
-        gradient = g * others[0] * others[1]
-        mine = list(getattr(op, f"expand{number}"))
-        gradient = gradient.expand(
-            torch.broadcast_shapes(gradient.shape, _spread(op, number, op.arguments[f"i{number}"]).shape)
-        )
-        return gradient.sum(mine) if mine else gradient
-
-    def formula(local: bool) -> Callable[[Any], str]:
-        def filled(op: Any) -> str:
-            places = _trilinear_places(op)
-            mine, out = places[f"i{number}"], places["out"]
-            others = rf"{element(f'i{first}', places[f'i{first}'])} \, {element(f'i{second}', places[f'i{second}'])}"
-            if local:
-                over = [letter for letter in places["all"] if letter not in mine and letter not in out]
-                return derivative(element("out", out), element(f"i{number}", mine), total(over, [], others))
-            over = [letter for letter in places["all"] if letter not in mine]
-            g = element("g", out)
-            return f"{element('grad', mine)} = " + total(over, [], rf"{g} \, {others}")
-
-        return filled
-
-    zeros = "an output element is made of the elements at its own place along the axes that are not summed"
-    return Wrt(vjp, formula(True), formula(False), zeros)
-
-
-def _trilinear_places(op: Any) -> dict[str, list[str]]:
-    """The indices of each factor along the axes of the product, and those of the output, which are not summed over."""
+def _trilinear_axes(op: Any) -> Axes:
+    """The letters of each factor, of the result (and of g, its gradient), and all of them: an axis may be missing."""
     every = LETTERS[: op.i1.dim() + len(op.expand1)]
-    missing = {"i1": op.expand1, "i2": op.expand2, "i3": op.expand3, "out": op.sumdim, "all": ()}
+    missing = {"i1": op.expand1, "i2": op.expand2, "i3": op.expand3, "out": op.sumdim, "g": op.sumdim, "all": ()}
     return {name: [each for axis, each in enumerate(every) if axis not in gone] for name, gone in missing.items()}
 
 
+def _trilinear_sum(axes: Axes, factors: Iterable[str], kept: list[str]) -> str:
+    """The sum of a product over all letters but some."""
+    over = [letter for letter in axes["all"] if letter not in kept]
+    return total(over, [], r" \, ".join(element(name, axes[name]) for name in factors))
+
+
+def _trilinear(mine: str) -> Wrt:
+    others = [each for each in ("i1", "i2", "i3") if each != mine]
+
+    def vjp(op: Any, g: Tensor) -> Tensor:
+        given = {"g": g, **{each: op.arguments[each].conj() for each in others}}
+        given[mine] = torch.ones_like(op.arguments[mine])  # a letter of its own is in no other factor
+        places = {name: "".join(letters) for name, letters in _trilinear_axes(op).items()}
+        subscripts = ",".join(places[name] for name in given)
+        return torch.einsum(f"{subscripts}->{places[mine]}", *given.values())
+
+    def local(op: Any) -> str:
+        axes = _trilinear_axes(op)
+        value = _trilinear_sum(axes, others, axes["out"] + axes[mine])
+        return derivative(element("out", axes["out"]), element(mine, axes[mine]), value)
+
+    def product(op: Any) -> str:
+        axes = _trilinear_axes(op)
+        return f"{element('grad', axes[mine])} = {_trilinear_sum(axes, ['g', *others], axes[mine])}"
+
+    zeros = "an output element is made of the elements at its own place along the axes that are not summed"
+    return Wrt(vjp, local, product, zeros)
+
+
 def _trilinear_equation(op: Any) -> str:
-    places = _trilinear_places(op)
-    factors = r" \, ".join(element(name, places[name]) for name in ("i1", "i2", "i3"))
-    over = [letter for letter in places["all"] if letter not in places["out"]]
-    return f"{element('out', places['out'])} = {total(over, [], factors)}"
+    axes = _trilinear_axes(op)
+    return f"{element('out', axes['out'])} = {_trilinear_sum(axes, ('i1', 'i2', 'i3'), axes['out'])}"
 
 
 trilinear = rule(
     "TrilinearBackward0",
     equation=_trilinear_equation,
-    wrt={f"i{number}": _trilinear(number) for number in (1, 2, 3)},
+    wrt={name: _trilinear(name) for name in ("i1", "i2", "i3")},
     samples=lambda: [
         sample(torch.nn.functional.bilinear, randn(2, 3), randn(2, 4), randn(5, 3, 4)),
         sample(torch.nn.functional.bilinear, randn(3), randn(4), randn(1, 3, 4), note="one sample"),

@@ -7,8 +7,10 @@ of the Jacobian is one element of the other operand. The formulas follow from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from chainrule.rules.pattern import letters as named
 from chainrule.rules.pattern import product as meeting
 
 Index = tuple[int, ...]
+Samples = Callable[[], Iterable[Sample]]
 
 
 def randn(*shape: int, dtype: torch.dtype | None = None, shift: int = 1) -> Tensor:
@@ -64,6 +67,14 @@ class WeightedSum:
     def local(self, of: str = "out", by: str = "self") -> str:
         """The derivative."""
         return derivative(at(of, self.out), at(by, self.into), self.weight)
+
+
+Sums = Callable[[Any], WeightedSum]
+
+
+def weighted(sums: Sums, vjp: Callable[[Any, Tensor], Any], zeros: str, *more: Any, by: str = "self") -> Wrt:
+    """The derivative of a weighted sum by the operand that it adds up."""
+    return Wrt(vjp, lambda op: sums(op).local(by=by), lambda op: sums(op).back(), zeros, *more)
 
 
 def in_matrices(target: str, left: tuple[str, str], right: tuple[str, str], conjugated: str = "") -> str:
@@ -119,14 +130,7 @@ def product_rule(node: str, function: Callable[..., Tensor], subscripts: str, op
     return rule(node, equation=told, wrt=wrt, samples=lambda: _product_samples(function, subscripts, added))
 
 
-def _operand(
-    name: str,
-    other: str,
-    letters: Callable[[Any], Letters],
-    vjp: Callable[[Any, Tensor], Tensor] | None = None,
-    product: Callable[[Any], str] | None = None,
-    zeros: str = "",
-) -> Wrt:
+def _operand(name: str, other: str, letters: Callable[[Any], Letters], zeros: str = "") -> Wrt:
     """The derivative by one of the two operands; the letters may depend on the call, as those of a layer do."""
 
     def back(op: Any, g: Tensor) -> Tensor:
@@ -150,6 +154,9 @@ def _operand(
     def told(op: Any) -> str:
         mine, others, result = letters(op)
         conjugated = other if getattr(op, other).is_complex() else ""
+        if len(set(result) & set(others) - set("b")) > 1:  # no product of matrices sums over two axes
+            factor = at(other, others)
+            return WeightedSum(result, mine, rf"\overline{{{factor}}}" if conjugated else factor).back()
         return prefix(_alpha(op)) + in_matrices(mine, ("g", result), (other, others), conjugated)
 
     def pattern(op: Any) -> Pattern | None:
@@ -167,7 +174,7 @@ def _operand(
                 f"output element ({', '.join(result)}) is made of the elements ({', '.join(mine)}) with "
                 f"the same {' and '.join(shared)}; its derivative by all others is zero"
             )
-    return Wrt(vjp or back, local, product or told, zeros, factor, pattern)
+    return Wrt(back, local, told, zeros, factor, pattern)
 
 
 def _block(name: str, letters: str, rows: str, columns: str) -> str:
@@ -206,8 +213,7 @@ ADDED = Wrt(
 )
 
 
-def _complex(*shape: int) -> Tensor:
-    return randn(*shape, dtype=torch.complex128)
+complex_randn = partial(randn, dtype=torch.complex128)
 
 
 def _product_samples(function: Callable[..., Tensor], subscripts: str, added: bool) -> Iterator[Sample]:
@@ -230,7 +236,7 @@ def _product_samples(function: Callable[..., Tensor], subscripts: str, added: bo
     yield sample(function, *operands(i=0), note="no rows")
     yield sample(function, *operands(j=0), note="nothing to sum")
     yield sample(function, *operands(b=0), note="no batch")
-    yield sample(function, *operands(_complex), note="complex")
+    yield sample(function, *operands(complex_randn), note="complex")
     if function is torch.bmm:
         yield sample(torch.matmul, randn(2, 1, 3, 4), randn(3, 4, 2), note="matmul with broadcast batches")
 
@@ -263,17 +269,11 @@ vdot = rule(
     },
     samples=lambda: [
         sample(torch.vdot, randn(3), randn(3) + 1),
-        sample(torch.vdot, _complex(3), _complex(3), note="complex"),
+        sample(torch.vdot, complex_randn(3), complex_randn(3), note="complex"),
     ],
 )
 
 ALONG = r" \quad \text{(along dim $dim)}"
-
-
-def _cross(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """The vector product along `dim`, from its definition: (a x b)_i = a_{i+1} b_{i+2} - a_{i+2} b_{i+1}."""
-    a, b = torch.broadcast_tensors(a, b)
-    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
 
 
 NEXT = (r"(i + 1) \bmod 3", r"(i + 2) \bmod 3")
@@ -281,13 +281,9 @@ NEXT = (r"(i + 1) \bmod 3", r"(i + 2) \bmod 3")
 
 def _turned(argument: str, other: str, signs: tuple[str, str]) -> str:
     """The derivative of one factor of a vector product: the other one, whose place comes after or before."""
-    after, before = (
-        derivative(
-            at("out", "i"), at(argument, [rf"(i + {step}) \bmod 3"]), sign + at(other, [rf"(i + {3 - step}) \bmod 3"])
-        )
-        for step, sign in zip((1, 2), signs, strict=True)
-    )
-    return rf"{after}, \quad {before}" + ALONG
+    ways = zip(NEXT, NEXT[::-1], signs, strict=True)
+    each = (derivative(at("out", "i"), at(argument, [own]), sign + at(other, [their])) for own, their, sign in ways)
+    return r", \quad ".join(each) + ALONG
 
 
 linalg_cross = rule(
@@ -295,13 +291,13 @@ linalg_cross = rule(
     equation=r"$out = $self \times $other" + ALONG,
     wrt={
         "self": Wrt(
-            lambda op, g: _cross(op.other.conj(), g, op.dim),
+            lambda op, g: torch.linalg.cross(op.other.conj(), g, dim=op.dim),
             _turned("self", "other", ("", "-")),
             r"$other \times $g" + ALONG,
             "a x a is zero",
         ),
         "other": Wrt(
-            lambda op, g: _cross(g, op.self.conj(), op.dim),
+            lambda op, g: torch.linalg.cross(g, op.self.conj(), dim=op.dim),
             _turned("other", "self", ("-", "")),
             r"$g \times $self" + ALONG,
             "a x a is zero",
@@ -324,26 +320,6 @@ def _layer(op: Any) -> Letters:
     return f"{samples}i", f"{out}i", samples + out
 
 
-def _linear_input(op: Any, g: Tensor) -> Tensor:
-    weight = op.weight if op.weight.dim() == 2 else op.weight.unsqueeze(0)
-    gradient: Tensor = g.reshape(*op.input.shape[:-1], len(weight)) @ weight.conj()
-    return gradient
-
-
-def _linear_weight(op: Any, g: Tensor) -> Tensor:
-    samples = op.input.reshape(op.input.shape[:-1].numel(), op.input.shape[-1])
-    features = len(op.weight) if op.weight.dim() == 2 else 1
-    gradient: Tensor = g.reshape(len(samples), features).mT @ samples.conj()
-    return gradient.reshape(op.weight.shape)
-
-
-def _weight_product(op: Any) -> str:
-    into, weight, out = _layer(op)
-    if len(into) == 2:
-        return in_matrices("oi", ("g", "no"), ("input", "ni"), "input" if op.input.is_complex() else "")
-    return WeightedSum(out, weight, at("input", into)).back()
-
-
 def _bias_product(op: Any) -> str:
     samples = _layer(op)[0][:-1]
     return rf"\sum_{{{','.join(samples)}}} {at('g', samples)}" if samples else "$g"
@@ -355,19 +331,12 @@ linear = rule(
     equation=lambda op: r"$out = $input \, $weight^{T}" + ("" if op.bias is None else " + $bias"),
     wrt={
         "input": _operand(
-            "input",
-            "weight",
-            _layer,
-            _linear_input,
-            lambda op: r"$g \, $weight" if op.weight.dim() == 2 else r"$g \, $weight^{T}",
-            "each sample has its own row: output row n is made of input row n alone",
+            "input", "weight", _layer, "each sample has its own row: output row n is made of input row n alone"
         ),
         "weight": _operand(
             "weight",
             "input",
             lambda op: (_layer(op)[1], _layer(op)[0], _layer(op)[2]),
-            _linear_weight,
-            _weight_product,
             "each neuron has its own row of weights: output column o is made with row o of the weight alone",
         ),
         "bias": Wrt(
@@ -387,6 +356,7 @@ linear = rule(
         sample(F.linear, randn(0, 3), randn(4, 3), randn(4), note="empty batch"),
         sample(F.linear, randn(2, 1), randn(1, 1), randn(1), note="size 1"),
         sample(F.linear, randn(2, 3), randn(3), note="a weight of one dimension"),
+        sample(F.linear, complex_randn(2, 2, 3), complex_randn(4, 3), complex_randn(4), note="complex, two batch axes"),
     ],
     source=(
         "derivatives.yaml: linear. z_no = sum_i x_ni w_oi + b_o, so d z_no / d w_oi = x_ni, d z_no / d x_ni = w_oi, "
@@ -395,45 +365,36 @@ linear = rule(
 )
 
 
-def _groups(op: Any) -> Iterator[tuple[Any, Any, Any]]:
+def _groups(op: Any) -> list[tuple[Any, Any, Any]]:
     """The pieces of `self`, `mat2` and the result that make one product each.
 
     Where an operand has no axis for the groups, they lie one behind the other along the axis that is not shared, and
     end at `offs`: rows of `self`, columns of `mat2`, or, where neither has one, the axis that is summed over.
     """
-    flat, every = _flat(op), slice(None)
-    if op.offs is None:
-        yield from ((e, e, e) for e in range(len(op.self)))
-        return
-    start = 0
-    for e, end in enumerate(op.offs.tolist()):
-        group, start = slice(start, end), end
-        if flat == "j":
-            yield (every, group), group, e
-        elif flat == "i":
-            yield group, e, group
-        else:
-            yield e, (every, group), (every, group)
+    if not (flat := _flat(op)):
+        return [(e, e, e) for e in range(len(op.self))]
+    rows = [slice(*ends) for ends in itertools.pairwise([0, *op.offs.tolist()])]
+    columns = [(slice(None), each) for each in rows]
+    experts = range(len(rows))
+    pieces: dict[str, tuple[Sequence[Any], Sequence[Any], Sequence[Any]]]
+    pieces = {"i": (rows, experts, rows), "j": (columns, rows, experts), "k": (experts, columns, columns)}
+    return list(zip(*pieces[flat], strict=True))
 
 
-def _grouped_told(template: str) -> Callable[[Any], str]:
+def _grouped_told(template: str, op: Any) -> str:
     """A formula with `@o`, `@l`, `@r` for the indices of result and operands, `@so`, ... for the letter summed over.
 
     Where an operand has no axis e for the groups, they lie along i, j, or k, and the group depends on the place there.
     In `@O`, `@L`, `@R`, those of a left side, the group is a letter of its own.
     """
-
-    def formula(op: Any) -> str:
-        flat = _flat(op)
-        group = rf"\operatorname{{group}}({flat})"
-        indices = {"o": "e,i,k", "l": "e,i,j", "r": "e,j,k"}
-        if flat:
-            indices = {name: each[2:] if flat in each else group + each[1:] for name, each in indices.items()}
-        own = {name.upper(): each.replace(group, "e") for name, each in indices.items()}
-        sums = {f"s{n}": f"{x}: {group} = e" if x == flat else x for n, x in zip("olr", "jki", strict=True)}
-        return lettered(template, {**indices, **own, **sums})
-
-    return formula
+    flat = _flat(op)
+    group = rf"\operatorname{{group}}({flat})"
+    indices = {"o": "e,i,k", "l": "e,i,j", "r": "e,j,k"}
+    if flat:
+        indices = {name: each[2:] if flat in each else group + each[1:] for name, each in indices.items()}
+    own = {name.upper(): each.replace(group, "e") for name, each in indices.items()}
+    sums = {f"s{n}": f"{x}: {group} = e" if x == flat else x for n, x in zip("olr", "jki", strict=True)}
+    return lettered(template, {**indices, **own, **sums})
 
 
 def _flat(op: Any) -> str:
@@ -464,15 +425,15 @@ def _grouped_wrt(argument: str, other: str, mine: str, their: str) -> Wrt:
     factor = rf"{{${other}}}_{{@{their}}}"
     return Wrt(
         vjp,
-        _grouped_told(derivative("{$out}_{@o}", rf"{{${argument}}}_{{@{mine}}}", factor)),
-        _grouped_told(rf"{{$grad}}_{{@{mine.upper()}}} = \sum_{{@s{mine}}} {{$g}}_{{@o}} \, {factor}"),
+        partial(_grouped_told, derivative("{$out}_{@o}", rf"{{${argument}}}_{{@{mine}}}", factor)),
+        partial(_grouped_told, rf"{{$grad}}_{{@{mine.upper()}}} = \sum_{{@s{mine}}} {{$g}}_{{@o}} \, {factor}"),
         "a group is multiplied with its own matrix alone",
     )
 
 
 grouped_mm = rule(
     "GroupedMmBackward0",
-    equation=_grouped_told(r"{$out}_{@O} = \sum_{@so} {$self}_{@l} \, {$mat2}_{@r}"),
+    equation=partial(_grouped_told, r"{$out}_{@O} = \sum_{@so} {$self}_{@l} \, {$mat2}_{@r}"),
     where=lambda op: (
         rf"\operatorname{{group}}({_flat(op)}) = \sum_{{m}} [{{$offs}}_{{m}} \le {_flat(op)}]" if _flat(op) else ""
     ),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Rule, Wrt, at, derivative, lettered, number, rule, sample
+from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample
 from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, real
 from chainrule.rules.pattern import product as meeting
@@ -39,10 +40,8 @@ def _softmax(
         return Factor(latex=lettered(entries[out_index != in_index], places))
 
     def pattern(op: Any) -> Pattern | None:
-        dim = (op.dim % max(op.self.dim(), 1),)
-        return (
-            meeting(axes(op.out.shape, dim, "out"), axes(op.self.shape, dim, "in")) if real(op.out, op.self) else None
-        )
+        row = (op.dim % max(op.self.dim(), 1),)
+        return meeting(axes(op.out.shape, row, "out"), axes(op.self.shape, row, "in")) if real(op.out) else None
 
     zeros = "an output element depends on the elements that share its row along dim, and on no others"
     return rule(
@@ -174,15 +173,10 @@ class _Norm:
     def bias(self, op: Any, g: Tensor) -> Tensor:
         return g.sum(_but_channels(g)) if self.unit == "channel" else g
 
-    def told(self, name: str) -> Callable[[Any], str]:
+    def told(self, name: str, op: Any) -> str:
         """One of the formulas, for a call."""
-
-        def formula(op: Any) -> str:
-            kept = name if _training(op) or name not in ("by input", "to input") else f"{name}, running"
-            given = self.given(op)
-            return lettered(lettered(FORMULAS[kept], given), given)
-
-        return formula
+        given, is_fixed = self.given(op), not _training(op) and name in ("by input", "to input")
+        return lettered(lettered(FORMULAS[f"{name}, running" if is_fixed else name], given), given)
 
     def given(self, op: Any) -> dict[str, str]:
         """What the names in the formulas stand for."""
@@ -226,30 +220,31 @@ class _Norm:
         dims = {axis % len(sizes) for axis in self.dims(op)} if _training(op) else ()
         return meeting(axes(sizes, dims, "out"), axes(sizes, dims, "in"))
 
-    def unit_pattern(self, op: Any, operand: Any) -> Pattern | None:
+    def unit_pattern(self, name: str, op: Any) -> Pattern | None:
         """Each output element and its own gain or shift."""
+        operand = op.arguments[name]
         if not real(op.out, operand):
             return None
         if self.unit == "feature":
             return aligned(op.out.shape, operand.shape)
         return meeting(axes(op.out.shape), [("1", operand.numel())])
 
-    def wrt(self, argument: str, vjp: Callable[[Any, Tensor], Tensor], zeros: str, pattern: Any) -> Wrt:
-        return Wrt(vjp, self.told(f"by {argument}"), self.told(f"to {argument}"), zeros, None, pattern)
-
     def wrts(self) -> dict[str, Wrt]:
         """The derivatives by the input, the gain and the shift."""
-        gain, shift = f"each {self.unit} has its own gain", f"each {self.unit} has its own shift"
         return {
-            "input": self.wrt("input", self.input, self.zeros, self.pattern),
-            "weight": self.wrt("weight", self.weight, gain, lambda op: self.unit_pattern(op, op.weight)),
-            "bias": self.wrt("bias", self.bias, shift, lambda op: self.unit_pattern(op, op.bias)),
+            name: Wrt(vjp, partial(self.told, f"by {name}"), partial(self.told, f"to {name}"), zeros, None, pattern)
+            for name, vjp, zeros, pattern in (
+                ("input", self.input, self.zeros, self.pattern),
+                ("weight", self.weight, f"each {self.unit} has its own gain", partial(self.unit_pattern, "weight")),
+                ("bias", self.bias, f"each {self.unit} has its own shift", partial(self.unit_pattern, "bias")),
+            )
         }
 
     def rule(self, *nodes: str, without: str = "", **more: Any) -> Rule:
         """Register the operation; `without` names what it has not."""
         wrt = {name: each for name, each in self.wrts().items() if name != without}
-        return rule(*nodes, **{"equation": self.told("equation"), "where": self.told("where"), "wrt": wrt, **more})
+        told = {name: partial(self.told, name) for name in ("equation", "where")}
+        return rule(*nodes, **{**told, "wrt": wrt, **more})
 
 
 def _training(op: Any) -> bool:
@@ -332,10 +327,6 @@ def _batch_letters(op: Any) -> Letters:
     return Letters(f"nc{places}", f"mc{others}", "c", "c")
 
 
-def _running() -> tuple[Tensor, Tensor]:
-    return torch.full((3,), 0.5), torch.full((3,), 2.0)
-
-
 BATCH = _Norm(
     "each channel is normalised by itself: its output depends on no other channel",
     "channel",
@@ -345,8 +336,22 @@ BATCH = _Norm(
 ATEN = torch.ops.aten
 
 
-def _gain_and_shift() -> tuple[Tensor, Tensor]:
-    return randn(3), randn(3)
+def _batch_samples() -> list[Sample]:
+    running, settings = (torch.full((3,), 0.5), torch.full((3,), 2.0)), (0.1, 1e-5)
+    given = (randn(4, 3), randn(3), randn(3))
+    return [
+        sample(F.batch_norm, randn(4, 3), *running, *given[1:], True, note="training"),
+        sample(F.batch_norm, randn(2, 3, 2, 2), *running, *given[1:], True, note="training, images"),
+        sample(F.batch_norm, randn(4, 3), *running, *given[1:], False, note="evaluation"),
+        sample(F.batch_norm, randn(4, 3), *running, None, None, False, note="evaluation, no gain or shift"),
+        sample(F.batch_norm, randn(4, 3), None, None, None, None, True, note="no running statistics"),
+        sample(F.instance_norm, randn(2, 3, 4), weight=randn(3), bias=randn(3), note="instance norm"),
+        sample(ATEN._native_batch_norm_legit, *given, *running, True, *settings),
+        sample(ATEN._native_batch_norm_legit.no_stats, *given, True, *settings),
+        sample(ATEN._native_batch_norm_legit_no_training, *given, *running, *settings),
+        sample(ATEN._batch_norm_with_update, *given, *running, *settings),
+        sample(ATEN._batch_norm_no_update, *given, *running, *settings),
+    ]
 
 
 batch_norm = BATCH.rule(
@@ -355,24 +360,7 @@ batch_norm = BATCH.rule(
     *(f"{library}BatchNormBackward0" for library in ("Cudnn", "Miopen")),
     name="batch_norm",
     constants={"running_mean": "zero", "running_var": "zero"},
-    samples=lambda: [
-        sample(F.batch_norm, randn(4, 3), *_running(), *_gain_and_shift(), True, note="training"),
-        sample(F.batch_norm, randn(2, 3, 2, 2), *_running(), *_gain_and_shift(), True, note="training, images"),
-        sample(F.batch_norm, randn(4, 3), *_running(), *_gain_and_shift(), False, note="evaluation"),
-        sample(F.batch_norm, randn(4, 3), *_running(), None, None, False, note="evaluation, no gain or shift"),
-        sample(F.batch_norm, randn(4, 3), None, None, None, None, True, note="no running statistics"),
-        sample(F.instance_norm, randn(2, 3, 4), weight=randn(3), bias=randn(3), note="instance norm"),
-        sample(ATEN._native_batch_norm_legit, randn(4, 3), *_gain_and_shift(), *_running(), True, 0.1, 1e-5),
-        sample(ATEN._native_batch_norm_legit.no_stats, randn(4, 3), *_gain_and_shift(), True, 0.1, 1e-5),
-        *(
-            sample(function, randn(4, 3), *_gain_and_shift(), *_running(), 0.1, 1e-5)
-            for function in (
-                ATEN._native_batch_norm_legit_no_training,
-                ATEN._batch_norm_with_update,
-                ATEN._batch_norm_no_update,
-            )
-        ),
-    ],
+    samples=_batch_samples,
     source="derivatives.yaml: native_batch_norm. Ioffe, Szegedy: Batch Normalization, arXiv:1502.03167 (2015).",
 )
 
@@ -397,8 +385,7 @@ GROUP = _Norm(
 def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None]) -> Tensor:
     """The node gives mu (d mu / dx = 1/N) and 1/sigma (d (1/sigma) / dx = -x_hat / (N sigma^2)) a gradient too."""
     g, g_mean, g_inverse = gs
-    x_hat, inverse = GROUP.standardise(op)
-    count = op.HxW * op.C // op.group
+    (x_hat, inverse), count = GROUP.standardise(op), op.HxW * op.C // op.group
     gradient = torch.zeros_like(x_hat) if g is None else GROUP.view(op, GROUP.input(op, g))
     if g_mean is not None:
         gradient = gradient + g_mean[..., None, None] / count
@@ -414,23 +401,20 @@ def _group_local(op: Any) -> str:
         derivative("{$out1}_{@q}", "{$input}_{@o}", r"\frac{1}{@count}"),
         derivative("{$out2}_{@q}", "{$input}_{@o}", r"-\frac{1}{@count} \, \frac{\hat{x}_{@o}}{(\sigma_{@q})^2}"),
     )
-    return r", \quad ".join([GROUP.told("by input")(op), *(lettered(each, given) for each in statistics)])
-
-
-def _of_first(wrt: Wrt) -> Wrt:
-    """A derivative of the first of several outputs, on which alone the argument acts."""
-    return replace(wrt, vjp=lambda op, gs: None if gs[0] is None else wrt.vjp(op, gs[0]))
+    return r", \quad ".join([GROUP.told("by input", op), *(lettered(each, given) for each in statistics)])
 
 
 native_group_norm = GROUP.rule(
     "NativeGroupNormBackward0",
     equation=lambda op: (
-        GROUP.told("equation")(op) + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
+        GROUP.told("equation", op) + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
     ),
     wrt={
         "input": replace(GROUP.wrts()["input"], vjp=_group_norm, local=_group_local),
-        "weight": _of_first(GROUP.wrts()["weight"]),
-        "bias": _of_first(GROUP.wrts()["bias"]),
+        "weight": replace(
+            GROUP.wrts()["weight"], vjp=lambda op, gs: None if gs[0] is None else GROUP.weight(op, gs[0])
+        ),
+        "bias": replace(GROUP.wrts()["bias"], vjp=lambda op, gs: None if gs[0] is None else GROUP.bias(op, gs[0])),
     },
     outputs=3,
     samples=lambda: [
@@ -465,30 +449,23 @@ def _renamed(op: Any) -> Applied:
     return Applied({"input": op.v, "weight": op.arguments["g"], "dim": op.dim, "eps": 0.0}, op.outs)
 
 
-def _length_formula(name: str) -> Callable[[Any], str]:
-    return lambda op: LENGTH.told(name)(_renamed(op)).replace("{$input}", "{$v}").replace("{$weight}", "{$g_}")
+def _length_formula(name: str, op: Any) -> str:
+    return LENGTH.told(name, _renamed(op)).replace("{$input}", "{$v}").replace("{$weight}", "{$g_}")
 
 
-OWN_LENGTH = "each index of dim has its own direction and length"
+def _by_length(name: str, vjp: Callable[[Any, Tensor], Tensor]) -> Wrt:
+    local, product = (partial(_length_formula, f"{way} {name}") for way in ("by", "to"))
+    return Wrt(lambda op, g: vjp(_renamed(op), g), local, product, "each index of dim has its own direction and length")
+
 
 weight_norm = rule(
     "WeightNormInterfaceBackward0",
     name="weight_norm",
-    equation=_length_formula("equation"),
-    where=_length_formula("where"),
+    equation=partial(_length_formula, "equation"),
+    where=partial(_length_formula, "where"),
     wrt={
-        "v": Wrt(
-            lambda op, g: LENGTH.input(_renamed(op), g),
-            _length_formula("by input"),
-            _length_formula("to input"),
-            OWN_LENGTH,
-        ),
-        "g": Wrt(
-            lambda op, g: LENGTH.mean(_renamed(op), LENGTH.weight(_renamed(op), g)),
-            _length_formula("by weight"),
-            _length_formula("to weight"),
-            OWN_LENGTH,
-        ),
+        "v": _by_length("input", LENGTH.input),
+        "g": _by_length("weight", lambda op, g: LENGTH.mean(op, LENGTH.weight(op, g))),
     },
     samples=lambda: [
         sample(torch._weight_norm, randn(3, 4), randn(3, 1), 0),

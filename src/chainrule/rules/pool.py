@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Sample, Wrt, at, lettered, rule, sample, unread
-from chainrule.rules.indices import position, row_major
-from chainrule.rules.linear import WeightedSum, randn
+from chainrule.rules import Factor, Kink, Sample, at, lettered, rule, sample
+from chainrule.rules.convolve import each_axis
+from chainrule.rules.indices import affine, position, row_major
+from chainrule.rules.linear import Samples, WeightedSum, randn, weighted
 from chainrule.rules.pattern import copied, real
-from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, twice
+from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, way_back
 
 Index = tuple[int, ...]
 
@@ -65,14 +66,10 @@ def _sliding(size: int, places: int, kernel: int, stride: int, padding: int, dil
     index = (torch.arange(places) * stride - padding).unsqueeze(-1) + torch.arange(kernel) * dilation
     inside, padded = (index >= 0) & (index < size), index < size + padding
     start = "@i" if stride == 1 else rf"{stride} \, @i"
-    first, end = _moved(start, -padding), _moved(start, (kernel - 1) * dilation + 1 - padding)
+    first, end = affine(start, 1, -padding), affine(start, 1, (kernel - 1) * dilation + 1 - padding)
     rest = "" if dilation == 1 else rf", (@u - ({first})) \bmod {dilation} = 0"
     count = str(kernel) if padded.all() else rf"\min({kernel}, {size + 2 * padding} - {start})"
     return Window(size, index.clamp(0, max(size - 1, 0)), inside, padded, Bounds(first, end, rest), count)
-
-
-def _moved(start: str, by: int) -> str:
-    return start if not by else f"{start} {'-' if by < 0 else '+'} {abs(by)}"
 
 
 @lru_cache(maxsize=256)
@@ -96,25 +93,15 @@ def _sizes(op: Any, axes: int) -> Iterable[tuple[int, int]]:
     return zip(op.self.shape[-axes:], op.arguments.get("grad_output", op.out).shape[-axes:], strict=True)
 
 
-def _setting(op: Any, name: str, axes: int, default: Index) -> Index:
-    """A setting for every axis; an empty list stands for the default, one number for all axes."""
-    value = op.arguments.get(name)
-    values = default if value is None or value == [] else (value,) if isinstance(value, int) else tuple(value)
-    return values * axes if len(values) == 1 else values
+def _kernel_windows(axes: int, op: Any) -> list[Window]:
+    kernel = each_axis(op.kernel_size, (), axes)
+    given = zip(("stride", "padding", "dilation"), (kernel, (0,), (1,)), strict=True)
+    settings = zip(kernel, *(each_axis(op.arguments.get(name), default, axes) for name, default in given), strict=True)
+    return [_sliding(*sizes, *each) for sizes, each in zip(_sizes(op, axes), settings, strict=True)]
 
 
-def _kernel_windows(axes: int) -> Windows:
-    def windows(op: Any) -> list[Window]:
-        kernel = _setting(op, "kernel_size", axes, (1,))
-        stride, padding = _setting(op, "stride", axes, kernel), _setting(op, "padding", axes, (0,))
-        settings = zip(kernel, stride, padding, _setting(op, "dilation", axes, (1,)), strict=True)
-        return [_sliding(*sizes, *each) for sizes, each in zip(_sizes(op, axes), settings, strict=True)]
-
-    return windows
-
-
-def _adaptive_windows(axes: int) -> Windows:
-    return lambda op: [_adaptive(*sizes) for sizes in _sizes(op, axes)]
+def _adaptive_windows(axes: int, op: Any) -> list[Window]:
+    return [_adaptive(*sizes) for sizes in _sizes(op, axes)]
 
 
 # Means -----------------------------------------------------------------------------------------------------------
@@ -133,25 +120,20 @@ def _mean(op: Any, window: Window, divisor: int | None) -> Taps:
     return Taps(window.size, window.index, weight, rf"\frac{{1}}{{{count}}} \, [{first} \le @u < {end}]")
 
 
-def _mean_tables(windows: Windows) -> Callable[[Any], list[Taps]]:
-    def tables(op: Any) -> list[Taps]:
-        *rest, last = windows(op)
-        divisor = op.arguments.get("divisor_override")
-        return [*(_mean(op, each, divisor and 1) for each in rest), _mean(op, last, divisor)]
-
-    return tables
+def _mean_tables(windows: Windows, op: Any) -> list[Taps]:
+    *rest, last = windows(op)
+    divisor = op.arguments.get("divisor_override")
+    return [*(_mean(op, each, divisor and 1) for each in rest), _mean(op, last, divisor)]
 
 
 UNDER = "an output element is made of the input elements in its window alone, in its own channel"
 
 
-def _picture(axes: int) -> Index:
-    """The shape of a sample."""
-    return (1, 2, 5, 4) if axes == 2 else (1, 2, 5, 4, 4)
+PICTURE = (1, 2, 5, 4, 4)  # the shape of a sample; without the last one, of one with two axes
 
 
 def _mean_samples(axes: int) -> list[Sample]:
-    pool, shape = getattr(F, f"avg_pool{axes}d"), _picture(axes)
+    pool, shape = getattr(F, f"avg_pool{axes}d"), PICTURE[: axes + 2]
     line = [sample(F.avg_pool1d, randn(2, 3, 5), 2), sample(F.lp_pool2d, randn(1, 2, 4, 4), 2, 2)]
     return [
         sample(pool, randn(*shape), 2),
@@ -182,14 +164,14 @@ for _axes in (2, 3):
     along_axes(
         f"AvgPool{_axes}DBackward0",
         name=f"avg_pool{_axes}d",
-        tables=_mean_tables(_kernel_windows(_axes)),
+        tables=partial(_mean_tables, partial(_kernel_windows, _axes)),
         zeros=UNDER,
         samples=lambda axes=_axes: _mean_samples(axes),  # type: ignore[misc]
     )
     along_axes(
         f"AdaptiveAvgPool{_axes}DBackward0",
         name=f"adaptive_avg_pool{_axes}d",
-        tables=_mean_tables(_adaptive_windows(_axes)),
+        tables=partial(_mean_tables, partial(_adaptive_windows, _axes)),
         zeros=UNDER,
         samples=lambda axes=_axes: _adaptive_samples("avg", axes),  # type: ignore[misc]
         source=f"derivatives.yaml: _adaptive_avg_pool{_axes}d",
@@ -231,37 +213,32 @@ class _Indexed:
 FIRST = "of tied elements, the first one of the window (in row-major order) gets the whole gradient"
 
 
-def _tied(windows: Windows, axes: int) -> Callable[[Any, float], Tensor]:
+def _tied(windows: Windows, axes: int, op: Any, radius: float) -> Tensor:
     """Elements that share their window's largest value with another, or come near it."""
-
-    def where(op: Any, radius: float) -> Tensor:
-        inside, positions = torch.ones(()), torch.zeros((), dtype=torch.long)
-        for axis, window in enumerate(windows(op)):  # output places at the even axes, window places at the odd ones
-            shape = [1] * (2 * axes)
-            shape[2 * axis : 2 * axis + 2] = window.index.shape
-            inside = inside * window.inside.reshape(shape)
-            positions = positions * window.size + window.index.reshape(shape)
-        inside, positions = inside.bool().to(op.self.device), positions.to(op.self.device)
-        best = op.out.reshape(*op.out.shape[:-axes], *(n for size in op.out.shape[-axes:] for n in (size, 1)))
-        near = inside & ((op.self.flatten(-axes)[..., positions] - best).abs() <= 2 * radius)
-        tied = near & (near.sum(tuple(range(1 - 2 * axes, 0, 2)), keepdim=True) > 1)
-        marks = op.self.new_zeros(op.self.shape).flatten(-axes)
-        marks.index_add_(-1, positions.flatten(), tied.flatten(-2 * axes).to(marks.dtype))
-        tied_places: Tensor = (marks > 0).reshape(op.self.shape)
-        return tied_places
-
-    return where
+    inside, positions = torch.ones(()), torch.zeros((), dtype=torch.long)
+    for axis, window in enumerate(windows(op)):  # output places at the even axes, window places at the odd ones
+        shape = [1] * (2 * axes)
+        shape[2 * axis : 2 * axis + 2] = window.index.shape
+        inside = inside * window.inside.reshape(shape)
+        positions = positions * window.size + window.index.reshape(shape)
+    inside, positions = inside.bool().to(op.self.device), positions.to(op.self.device)
+    best = op.out.reshape(*op.out.shape[:-axes], *(n for size in op.out.shape[-axes:] for n in (size, 1)))
+    near = inside & ((op.self.flatten(-axes)[..., positions] - best).abs() <= 2 * radius)
+    tied = near & (near.sum(tuple(range(1 - 2 * axes, 0, 2)), keepdim=True) > 1)
+    marks = op.self.new_zeros(op.self.shape).flatten(-axes)
+    marks.index_add_(-1, positions.flatten(), tied.flatten(-2 * axes).to(marks.dtype))
+    tied_places: Tensor = (marks > 0).reshape(op.self.shape)
+    return tied_places
 
 
-def _max_pool(
-    node: str,
-    name: str,
-    axes: int,
-    bounds: Callable[[Any], list[Bounds]],
-    samples: Callable[[], Iterable[Sample]],
-    **more: Any,
-) -> None:
-    """Register a pool that returns the largest element of each window with its index, and its way back."""
+def _max_pool(name: str, axes: int, samples: Samples, windows: Windows | None, **more: Any) -> None:
+    """Register a pool that returns the largest element of each window with its index, and its way back.
+
+    Windows that are not drawn at random are tables, in which tied elements can be found.
+    """
+
+    def bounds(op: Any) -> list[Bounds]:
+        return [window.bounds for window in windows(op)] if windows else _drawn_bounds(op, axes)
 
     def within(op: Any, inside: str) -> str:
         each = zip(bounds(op), PLACES, inside, strict=False)
@@ -283,45 +260,34 @@ def _max_pool(
         defined = "".join(bound.defined for bound in bounds(op))
         return rf"{each.index} = \min_{{{same}}} ({position(others, each.steps)}){defined}"
 
-    rule(
-        f"{node}Backward0",
+    by_self = weighted(
+        lambda op: found(op).picked,
+        lambda op, g: found(op).home(g),
+        "an output element is a copy of the largest input element in its window",
+        lambda op, out_index, in_index: found(op).factor(out_index, in_index),
+        lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
+    )
+    node, kink = _node(name), windows and Kink(partial(_tied, windows, axes), FIRST)
+    rule(node, name=name, equation=equation, where=index, wrt={"self": by_self}, samples=samples, kink=kink, **more)
+    way_back(
+        node,
         name=name,
-        equation=equation,
-        where=index,
-        wrt={
-            "self": Wrt(
-                lambda op, g: found(op).home(g),
-                lambda op: found(op).picked.local(),
-                lambda op: found(op).picked.back(),
-                "an output element is a copy of the largest input element in its window",
-                lambda op, out_index, in_index: found(op).factor(out_index, in_index),
-                lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
-            )
-        },
+        sums=lambda op: given(op).picked,
+        forward=lambda op, g: given(op).pick(g),
+        zeros="every upstream element goes to one place",
         samples=samples,
-        **more,
-    )
-    rule(
-        f"{node}BackwardBackward0",
-        name=f"{name}_backward",
-        equation=lambda op: given(op).laid.forward(source="grad_output"),
-        wrt={
-            "grad_output": Wrt(
-                lambda op, g: given(op).pick(g),
-                lambda op: given(op).laid.local(by="grad_output"),
-                lambda op: given(op).laid.back(),
-                "every upstream element goes to one place",
-            ),
-            "self": unread("self"),
-        },
+        source=f"derivatives.yaml: {name}",
         constants={"indices": "not differentiable"},
-        structure="linear",
-        samples=lambda: map(twice, samples()),
     )
+
+
+def _node(name: str) -> str:
+    """The autograd node of an operation: that of `max_pool2d` is `MaxPool2DBackward0`."""
+    return f"{''.join(part.title() for part in name.split('_'))}Backward0"
 
 
 def _max_samples(axes: int) -> list[Sample]:
-    pool, shape = getattr(F, f"max_pool{axes}d"), _picture(axes)
+    pool, shape = getattr(F, f"max_pool{axes}d"), PICTURE[: axes + 2]
     ties = randn(*shape).detach().sign().requires_grad_()
     line = [sample(F.max_pool1d, randn(2, 3, 5), 2), sample(F.max_pool1d, randn(3, 5), 2, 1, note="no batch axis")]
     return [
@@ -350,7 +316,7 @@ def _fractional_samples(axes: int) -> list[Sample]:
 
 def _drawn_bounds(op: Any, axes: int) -> list[Bounds]:
     """Windows that begin at places drawn at random, for each sample and channel."""
-    found, kernels, lead = [], _setting(op, "kernel_size", axes, (1,)), "nc"[2 + axes - op.self.dim() :]
+    found, kernels, lead = [], each_axis(op.kernel_size, (), axes), "nc"[2 + axes - op.self.dim() :]
     for axis, (kernel, (size, places)) in enumerate(zip(kernels, _sizes(op, axes), strict=True)):
         i, room = PLACES[axis], size - kernel
         start = f"{'fgh'[axis]}_{{{lead}{i}}}"
@@ -362,37 +328,13 @@ def _drawn_bounds(op: Any, axes: int) -> list[Bounds]:
     return found
 
 
-def _of_windows(windows: Windows) -> Callable[[Any], list[Bounds]]:
-    return lambda op: [window.bounds for window in windows(op)]
-
-
 def _maxima(axes: int) -> None:
     """The pools of two or three axes that return the largest elements."""
-    sliding, adaptive = _kernel_windows(axes), _adaptive_windows(axes)
-    _max_pool(
-        f"MaxPool{axes}DWithIndices",
-        f"max_pool{axes}d_with_indices",
-        axes,
-        _of_windows(sliding),
-        lambda: _max_samples(axes),
-        kink=Kink(_tied(sliding, axes), FIRST),
-    )
-    _max_pool(
-        f"AdaptiveMaxPool{axes}D",
-        f"adaptive_max_pool{axes}d",
-        axes,
-        _of_windows(adaptive),
-        lambda: _adaptive_samples("max", axes),
-        kink=Kink(_tied(adaptive, axes), FIRST),
-    )
-    _max_pool(
-        f"FractionalMaxPool{axes}D",
-        f"fractional_max_pool{axes}d",
-        axes,
-        lambda op: _drawn_bounds(op, axes),
-        lambda: _fractional_samples(axes),
-        constants={"random_samples": "not differentiable"},
-    )
+    sliding, adaptive = partial(_kernel_windows, axes), partial(_adaptive_windows, axes)
+    _max_pool(f"max_pool{axes}d_with_indices", axes, lambda: _max_samples(axes), sliding)
+    _max_pool(f"adaptive_max_pool{axes}d", axes, lambda: _adaptive_samples("max", axes), adaptive)
+    drawn = {"random_samples": "not differentiable"}
+    _max_pool(f"fractional_max_pool{axes}d", axes, lambda: _fractional_samples(axes), None, constants=drawn)
 
 
 for _axes in (2, 3):
@@ -417,14 +359,13 @@ def _unpools(axes: int) -> None:
         return _Indexed(op.indices, op.out, axes)
 
     rule(
-        f"MaxUnpool{axes}DBackward0",
+        _node(f"max_unpool{axes}d"),
         name=f"max_unpool{axes}d",
         equation=lambda op: given(op).laid.forward(),
         wrt={
-            "self": Wrt(
+            "self": weighted(
+                lambda op: given(op).laid,
                 lambda op, g: given(op).pick(g),
-                lambda op: given(op).laid.local(),
-                lambda op: given(op).laid.back(),
                 "each input element is written to one place, the one that its index names",
                 lambda op, out_index, in_index: given(op).factor(in_index, out_index),
             )

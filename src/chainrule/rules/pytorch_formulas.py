@@ -74,11 +74,11 @@ def _entries() -> dict[str, str]:
 
 @cache
 def _parsed(operation: str) -> Formula:
-    entry: dict[str, Any] = yaml.load(_entries()[operation], Loader=_loader())[0]
+    entry: dict[str, Any] = yaml.load(_entries()[operation], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))[0]
     schema: str = entry["name"]
     lines: dict[str, Any] = entry.get("dispatch", {"Default": entry})
     lines = lines.get("Default") or next(iter(lines.values()))
-    names = _arguments(schema)
+    names = {argument.name for argument in torch._C.parse_schema(f"aten::{schema}").arguments}
     gradients = {name: str(text) for key, text in lines.items() for name in re.split(r",\s*", key) if name in names}
     fixed = tuple(name for name, text in gradients.items() if text == "non_differentiable")
     missing = tuple(name for name, text in gradients.items() if text.startswith("not_implemented("))
@@ -93,10 +93,6 @@ def _parsed(operation: str) -> Formula:
     )
 
 
-def _arguments(schema: str) -> set[str]:
-    return {argument.name for argument in torch._C.parse_schema(f"aten::{schema}").arguments}
-
-
 @cache
 def _operation_of_node() -> dict[str, str]:
     """Node name -> operation: that in title case, and a count where overloads share it, in the order of the file."""
@@ -109,7 +105,3 @@ def _operation_of_node() -> dict[str, str]:
             found[f"{prefix}{count[prefix]}"] = operation
             count[prefix] += 1
     return found
-
-
-def _loader() -> Any:
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample, unread
-from chainrule.rules.linear import WeightedSum, randn
+from chainrule.rules.linear import Samples, Sums, WeightedSum, randn, weighted
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -50,17 +50,13 @@ class Taps:
         page = terms.new_zeros(*terms.shape[:-2], self.size)
         return page.index_add(-1, self.index.to(g.device).flatten(), terms.flatten(-2)).movedim(-1, axis)
 
-    def nonzero(self) -> int:
-        """How many elements of the matrix of the map differ from zero."""
-        page = self.weight.new_zeros(self.index.shape[0], self.size)
-        return int(page.scatter_add_(1, self.index, self.weight).count_nonzero())
-
-    def entry(self, place: int, inside: int) -> float:
-        """The weight of one input place in one output place."""
-        return float(self.weight[place][self.index[place] == inside].sum())
+    def matrix(self) -> Tensor:
+        """The matrix of the map."""
+        return self.weight.new_zeros(len(self.index), self.size).scatter_add_(1, self.index, self.weight)
 
 
 Tables = Callable[[Any], list[Taps]]
+Move = Callable[[Any, Tensor], Tensor]
 
 PLACES, INSIDE, MAPS = "ijk", "uvw", "ABC"  # the letters of output places, of input places, and of each axis' map
 
@@ -84,25 +80,19 @@ def through(tables: list[Taps], t: Tensor, way: Callable[[Taps, Tensor, int], Te
     return result.to(t.dtype)
 
 
-def along_axes(
-    *nodes: str,
-    name: str,
-    tables: Tables,
-    samples: Callable[[], Iterable[Sample]],
-    source: str = "",
-    zeros: str = "an output element is made of a few input elements near its place, in its own channel",
-) -> Rule:
-    """Register an operation that maps `self` linearly along its last axes, one after another, and its way back.
+NEARBY = "an output element is made of a few input elements near its place, in its own channel"
 
-    The way back of `XBackward0` is an operation of its own where a gradient is differentiated again: what it does to
-    `grad_output` is the transposed map, so its own VJP is the map.
-    """
 
+def along_axes(*nodes: str, name: str, tables: Tables, samples: Samples, source: str = "", zeros: str = NEARBY) -> Rule:
+    """Register an operation that maps `self` linearly along its last axes, one after another, and its way back."""
     source = source or f"derivatives.yaml: {name}"
 
     def maps(op: Any) -> WeightedSum:
         axes = len(tables(op))
         return mapped("nc"[2 - op.out.dim() + axes :], axes)
+
+    def onward(op: Any, g: Tensor) -> Tensor:
+        return through(tables(op), g, Taps.forward)
 
     def where(op: Any) -> str:
         found = tables(op)
@@ -114,53 +104,48 @@ def along_axes(
         each = tables(op)
         lead = len(in_index) - len(each)
         pairs = zip(each, out_index[lead:], in_index[lead:], strict=True)
-        weight = math.prod(taps.entry(p, q) for taps, p, q in pairs)
+        weight = math.prod(float(taps.matrix()[p, q]) for taps, p, q in pairs)
         return Factor(latex=fraction(weight)) if out_index[:lead] == in_index[:lead] and weight else None
 
     def pattern(op: Any) -> Pattern | None:
         if not real(op.self, op.out):
             return None
         found = tables(op)
-        nonzero = op.self.shape[: op.self.dim() - len(found)].numel() * math.prod(taps.nonzero() for taps in found)
+        nonzero = op.self.shape[: op.self.dim() - len(found)].numel()
+        nonzero *= math.prod(int(taps.matrix().count_nonzero()) for taps in found)
         return Pattern("sparse, a map of its own along each axis", (op.out.numel(), op.self.numel()), nonzero)
 
-    rule(
-        *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
-        name=f"{name}_backward",
-        equation=lambda op: maps(op).back("out", "grad_output"),
-        where=where,
-        wrt={
-            "grad_output": Wrt(
-                lambda op, g: through(tables(op), g, Taps.forward),
-                lambda op: maps(op).turned().local(by="grad_output"),
-                lambda op: maps(op).forward("grad", "g"),
-                zeros,
-            ),
-            "self": unread("self"),
-        },
-        structure="linear",
-        samples=lambda: map(twice, samples()),
-        topic=samples.__module__.rsplit(".", 1)[-1],
-        source=f"{source}_backward: the transpose of a linear map, whose own transpose is the map.",
-    )
+    way_back(*nodes, name=name, sums=maps, forward=onward, zeros=zeros, samples=samples, where=where, source=source)
     return rule(
         *nodes,
         name=name,
         equation=lambda op: maps(op).forward(),
         where=where,
-        wrt={
-            "self": Wrt(
-                lambda op, g: through(tables(op), g, Taps.back),
-                lambda op: maps(op).local(),
-                lambda op: maps(op).back(),
-                zeros,
-                factor,
-                pattern,
-            )
-        },
+        wrt={"self": weighted(maps, lambda op, g: through(tables(op), g, Taps.back), zeros, factor, pattern)},
         structure="linear",
         samples=samples,
         source=source,
+    )
+
+
+def way_back(
+    *nodes: str, name: str, sums: Sums, forward: Move, zeros: str, samples: Samples, source: str, **more: Any
+) -> None:
+    """Register what the nodes `XBackward0` of a linear map run, which is differentiated where a gradient is.
+
+    What it does to `grad_output` is the transposed map, so its own VJP is the map.
+    """
+    by_upstream = weighted(lambda op: sums(op).turned(), forward, zeros, by="grad_output")
+    rule(
+        *(node.replace("Backward0", "BackwardBackward0") for node in nodes),
+        name=f"{name}_backward",
+        equation=lambda op: sums(op).back("out", "grad_output"),
+        wrt={"grad_output": by_upstream, "self": unread("self")},
+        structure="linear",
+        samples=lambda: map(twice, samples()),
+        topic=samples.__module__.rsplit(".", 1)[-1],
+        source=f"{source}_backward: the transpose of a linear map, whose own transpose is the map.",
+        **more,
     )
 
 
@@ -191,38 +176,55 @@ def _cases(*cases: tuple[str, str]) -> str:
     return r"\begin{cases} " + r" \\ ".join(f"{value} & {where}" for value, where in cases) + r" \end{cases}"
 
 
-def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
-    """The weight of a place at distance t in cubic convolution (Keys, 1981)."""
-    t = t.abs()
-    inner, outer = ((a + 2) * t - (a + 3)) * t * t + 1, ((t - 5) * t + 8) * a * t - 4 * a
-    return torch.where(t <= 1, inner, torch.where(t < 2, outer, 0))
-
-
-def _cubic_slope(t: Tensor, a: float = -0.75) -> Tensor:
-    d = t.abs()
-    inner, outer = (3 * (a + 2) * d - 2 * (a + 3)) * d, ((3 * d - 10) * d + 8) * a
-    return t.sgn() * torch.where(d <= 1, inner, torch.where(d < 2, outer, 0))
-
-
-def _cubic_text(a: float) -> str:
-    """The cubic filter in LaTeX."""
-    inner = rf"{fraction(a + 2)} \, |t|^3 - {fraction(a + 3)} \, |t|^2 + 1"
-    outer = rf"{fraction(a)} \, |t|^3 + {fraction(-5 * a)} \, |t|^2 - {fraction(-8 * a)} \, |t| + {fraction(-4 * a)}"
-    return _cases((inner, r"|t| \le 1"), (outer, "1 < |t| < 2"), ("0", r"\text{otherwise}"))
-
-
 @dataclass(frozen=True)
 class Filter:
-    """A curve by the distance t, half of its width, and how it is written."""
+    """A curve by the distance t, half of its width, and how it is written; its slope, if a grid samples by it."""
 
     weight: Callable[[Tensor], Tensor]
     half: int
     text: str
+    slope: Callable[[Tensor], Tensor] = torch.zeros_like
+    slope_text: str = ""
 
 
-TRIANGLE = Filter(lambda t: (1 - t.abs()).clamp(min=0), 1, r"\lambda(t) = \max(0, 1 - |t|)")
-CUBIC = Filter(_cubic, 2, rf"\lambda(t) = {_cubic_text(-0.75)}")
-SMOOTH_CUBIC = Filter(lambda t: _cubic(t, -0.5), 2, rf"\lambda(t) = {_cubic_text(-0.5)}")
+def _polynomial(coefficients: Sequence[float]) -> str:
+    """A polynomial of |t| in LaTeX, from the coefficients of 1, |t|, ..., its highest power first."""
+    powers = ("", r" \, |t|", r" \, |t|^2", r" \, |t|^3")
+    terms = [fraction(each) + power for each, power in zip(coefficients, powers, strict=False) if each]
+    return " + ".join(reversed(terms)).replace("+ -", "- ")
+
+
+def _cubic(a: float) -> Filter:
+    """Cubic convolution (Keys, 1981): one polynomial of |t| up to 1, and another one up to 2."""
+    pieces: list[Sequence[float]] = [(1, 0, -a - 3, a + 2), (-4 * a, 8 * a, -5 * a, a)]
+    slopes: list[Sequence[float]] = [[k * each for k, each in enumerate(piece)][1:] for piece in pieces]
+
+    def value(pieces: list[Sequence[float]], t: Tensor) -> Tensor:
+        d = t.abs()
+        inner, outer = (reduce(lambda t, c: t * d + c, reversed(piece), torch.zeros_like(d)) for piece in pieces)
+        return torch.where(d <= 1, inner, torch.where(d < 2, outer, 0))
+
+    def text(pieces: list[Sequence[float]]) -> str:
+        inner, outer = map(_polynomial, pieces)
+        return _cases((inner, r"|t| \le 1"), (outer, "1 < |t| < 2"), ("0", r"\text{otherwise}"))
+
+    return Filter(
+        partial(value, pieces),
+        2,
+        rf"\lambda(t) = {text(pieces)}",
+        lambda t: t.sgn() * value(slopes, t),
+        rf"\lambda'(t) = \operatorname{{sgn}}(t) \, {text(slopes)}",
+    )
+
+
+TRIANGLE = Filter(
+    lambda t: (1 - t.abs()).clamp(min=0),
+    1,
+    r"\lambda(t) = \max(0, 1 - |t|)",
+    lambda t: torch.where(t < 0, 1, -1).to(t),  # |t| <= 1; at a whole number, that of the cell to the right
+    r"\lambda'(t) = [-1 \le t < 0] - [0 \le t < 1]",
+)
+CUBIC, SMOOTH_CUBIC = _cubic(-0.75), _cubic(-0.5)
 LANCZOS = Filter(
     lambda t: torch.where(t.abs() < 3, torch.sinc(t) * torch.sinc(t / 3), 0),
     3,
@@ -312,8 +314,12 @@ def _axes(op: Any) -> Iterator[tuple[int, int, float | None]]:
     return zip(sizes[2:], op.output_size, scales, strict=True)
 
 
-def _filter_tables(curve: Filter, make: Callable[..., Taps] = _filtered) -> Tables:
-    return lambda op: [make(size, places, op.align_corners, scale, curve) for size, places, scale in _axes(op)]
+def _filtered_axes(curve: Filter, make: Callable[..., Taps], op: Any) -> list[Taps]:
+    return [make(size, places, op.align_corners, scale, curve) for size, places, scale in _axes(op)]
+
+
+def _nearest_axes(exact: bool, op: Any) -> list[Taps]:
+    return [_nearest(*axis, exact) for axis in _axes(op)]
 
 
 ONE_COPY = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
@@ -334,7 +340,7 @@ for _exact, _entry in ((False, "upsample_nearest"), (True, "_upsample_nearest_ex
     along_axes(
         *(f"UpsampleNearest{'Exact' * _exact}{d}DBackward0" for d in (1, 2, 3)),
         name=_entry.strip("_"),
-        tables=lambda op, exact=_exact: [_nearest(*axis, exact) for axis in _axes(op)],  # type: ignore[misc]
+        tables=partial(_nearest_axes, _exact),
         zeros=ONE_COPY,
         samples=lambda exact=_exact: _nearest_samples("nearest-exact" if exact else "nearest"),  # type: ignore[misc]
         source=f"derivatives.yaml: {_entry}2d",
@@ -357,7 +363,7 @@ upsample_linear = along_axes(
     "UpsampleBilinear2DBackward0",
     "UpsampleTrilinear3DBackward0",
     name="upsample_linear",
-    tables=_filter_tables(TRIANGLE),
+    tables=partial(_filtered_axes, TRIANGLE, _filtered),
     samples=lambda: [
         sample(F.interpolate, randn(2, 3, 4), size=7, mode="linear"),
         sample(F.interpolate, randn(2, 3, 4), size=3, mode="linear", align_corners=True),
@@ -371,7 +377,7 @@ upsample_linear = along_axes(
 upsample_bicubic = along_axes(
     "UpsampleBicubic2DBackward0",
     name="upsample_bicubic",
-    tables=_filter_tables(CUBIC),
+    tables=partial(_filtered_axes, CUBIC, _filtered),
     samples=lambda: _resized("bicubic"),
     source="derivatives.yaml: upsample_bicubic2d. Keys, Cubic convolution interpolation, 1981.",
 )
@@ -384,7 +390,7 @@ for _name, _curve, _aligned in (
     along_axes(
         f"Upsample{_name.title()}2DAaBackward0",
         name=f"upsample_{_name}_aa",
-        tables=_filter_tables(_curve, _antialiased),
+        tables=partial(_filtered_axes, _curve, _antialiased),
         samples=lambda name=_name, corners=_aligned: _resized(name, antialias=True, corners=corners),  # type: ignore[misc]
         source=f"derivatives.yaml: _upsample_{_name}2d_aa",
     )
@@ -401,13 +407,10 @@ def _bordered(size: int, before: int, after: int, reflected: bool) -> Taps:
     return Taps(size, index.unsqueeze(-1), torch.ones(len(place), 1, dtype=torch.float64), f"[@u = {text}]")
 
 
-def _border_tables(reflected: bool) -> Tables:
-    def tables(op: Any) -> list[Taps]:
-        sides = list(zip(op.padding[::2], op.padding[1::2], strict=True))[::-1]
-        sizes = op.self.shape[-len(sides) :]
-        return [_bordered(size, *each, reflected) for size, each in zip(sizes, sides, strict=True)]
-
-    return tables
+def _bordered_axes(reflected: bool, op: Any) -> list[Taps]:
+    sides = list(zip(op.padding[::2], op.padding[1::2], strict=True))[::-1]
+    sizes = op.self.shape[-len(sides) :]
+    return [_bordered(size, *each, reflected) for size, each in zip(sizes, sides, strict=True)]
 
 
 def _border_samples(mode: str) -> list[Sample]:
@@ -423,7 +426,7 @@ for _name, _mode in (("Reflection", "reflect"), ("Replication", "replicate")):
     along_axes(
         *(f"{_name}Pad{d}DBackward0" for d in (1, 2, 3)),
         name=f"{_name.lower()}_pad",
-        tables=_border_tables(_mode == "reflect"),
+        tables=partial(_bordered_axes, _mode == "reflect"),
         zeros=ONE_COPY,
         samples=lambda mode=_mode: _border_samples(mode),  # type: ignore[misc]
         source=f"derivatives.yaml: {_name.lower()}_pad2d",
@@ -439,15 +442,7 @@ ZEROS, BORDER_PADDING, REFLECTION = 0, 1, 2
 # derivative of the weight by the grid's coordinate.
 Point = tuple[Tensor, Tensor, Tensor]
 
-SLOPES = {  # at a whole number, that of the cell to the right
-    BILINEAR: r"\lambda'(t) = [-1 \le t < 0] - [0 \le t < 1]",
-    BICUBIC: r"\lambda'(t) = \operatorname{sgn}(t) \, "
-    + _cases(
-        (r"\frac{15}{4} \, |t|^2 - \frac{9}{2} \, |t|", r"|t| \le 1"),
-        (r"-\frac{9}{4} \, |t|^2 + \frac{15}{2} \, |t| - 6", "1 < |t| < 2"),
-        ("0", r"\text{otherwise}"),
-    ),
-}
+CURVES = {BILINEAR: TRIANGLE, BICUBIC: CUBIC}
 
 
 class _Line:
@@ -461,43 +456,40 @@ class _Line:
         self.low, self.span = (0.0, self.size - 1) if self.corners else (-0.5, self.size)  # of the mirrors
         self.place = f"{'pqr'[axis]}_{{{_point(op)}}}"
 
-    def coordinate(self) -> tuple[Tensor, Tensor]:
-        """Where the points lie, counted in input places, with the derivative by the grid's number."""
-        u = (self.op.grid[..., self.column] + 1) * self.scale - (0 if self.corners else 0.5)
-        return u, torch.full_like(u, self.scale)
+    def coordinate(self) -> Tensor:
+        """Where the points lie, counted in input places."""
+        coordinate: Tensor = (self.op.grid[..., self.column] + 1) * self.scale - (0 if self.corners else 0.5)
+        return coordinate
 
-    def mirrored(self, u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Mirror coordinates at the outermost places (`align_corners`), or at the outer edges of those."""
+    def mirrored(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Mirror coordinates at the outermost places (`align_corners`), or at their outer edges; with the slope."""
         if self.padding != REFLECTION:
-            return u, slope
+            return u, torch.ones_like(u)
         if not self.span:
-            return torch.zeros_like(u), torch.zeros_like(slope)
+            return torch.zeros_like(u), torch.zeros_like(u)
         distance = (u - self.low).abs()
         rest, odd = distance.fmod(self.span), (distance / self.span).floor() % 2 == 1
         sign = torch.where((u < self.low) ^ odd, -1.0, 1.0).to(u)
-        return torch.where(odd, self.span - rest, rest) + self.low, slope * sign
+        return torch.where(odd, self.span - rest, rest) + self.low, sign
 
-    def inside(self, u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates by the rule of the padding: at and beyond a border that clips, the derivative is 0."""
-        u, slope = self.mirrored(u, slope)
+    def inside(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates by the rule of the padding, with the slope: at and beyond a border that clips, it is 0."""
+        u, slope = self.mirrored(u)
         if self.padding == ZEROS:
             return u, slope
         return u.clamp(0, self.size - 1), slope.masked_fill((u <= 0) | (u >= self.size - 1), 0)
 
     def points(self) -> list[Point]:
-        u, slope = self.coordinate()
-        if self.mode == BICUBIC:  # moves each of its places into the picture, not the point
-            places = [u.floor() + step for step in (-1, 0, 1, 2)]
-            found = [
-                (self.inside(each, each)[0].round(), _cubic(u - each), _cubic_slope(u - each) * slope)
-                for each in places
-            ]
-            return [self.held(*each) for each in found]
-        u, slope = self.inside(u, slope)
+        u = self.coordinate()
+        u, slope = (u, torch.ones_like(u)) if self.mode == BICUBIC else self.inside(u)
         if self.mode == NEAREST:
             return [self.held(u.round(), torch.ones_like(u), torch.zeros_like(u))]
-        left = u.floor()
-        return [self.held(left, left + 1 - u, -slope), self.held(left + 1, u - left, slope)]
+        curve = CURVES[self.mode]
+        around = [u.floor() + step for step in range(1 - curve.half, curve.half + 1)]
+        return [  # bicubic moves each of its places into the picture, not the point
+            self.held(self.inside(v)[0].round(), curve.weight(u - v), curve.slope(u - v) * slope * self.scale)
+            for v in around
+        ]
 
     def held(self, place: Tensor, weight: Tensor, slope: Tensor) -> Point:
         outside = ~((place >= 0) & (place <= self.size - 1))
@@ -506,7 +498,7 @@ class _Line:
 
     def near_kink(self, radius: float) -> Tensor:
         """Points on a line between two cells (linear), halfway between two places (nearest), or at a clipped border."""
-        u, _ = self.mirrored(*self.coordinate())
+        u, _ = self.mirrored(self.coordinate())
         reach, shift = radius * self.scale, 0.5 if self.mode == NEAREST else 0.0
         near = (u - shift - (u - shift).round()).abs() <= reach
         near = near & (u >= -1 - reach) & (u <= self.size + reach)
@@ -576,10 +568,6 @@ def _sampled_grid(op: Any, g: Tensor) -> Tensor:
     return gradient
 
 
-def _grid_kink(op: Any, radius: float) -> Tensor:
-    return torch.stack([line.near_kink(radius) for line in reversed(_lines(op))], -1)
-
-
 def _point(op: Any) -> str:
     """The letters of a sampled point."""
     return "n" + PLACES[: op.input.dim() - 2]
@@ -592,24 +580,15 @@ def _sampled(op: Any, moved: int | None = None) -> WeightedSum:
 
 def _definitions(op: Any) -> str:
     places, weights, slopes = zip(*(line.written() for line in _lines(op)), strict=True)
-    curve = {BILINEAR: [TRIANGLE.text], BICUBIC: [CUBIC.text], NEAREST: []}[op.interpolation_mode]
-    slope = [SLOPES[op.interpolation_mode]] if curve else []
-    return r", \quad ".join([*places, *weights, *curve, *slopes, *slope])
+    curve = CURVES.get(op.interpolation_mode)
+    curves = [[curve.text], [curve.slope_text]] if curve else [[], []]
+    return r", \quad ".join([*places, *weights, *curves[0], *slopes, *curves[1]])
 
 
-def _moved(op: Any) -> Iterator[tuple[str, WeightedSum]]:
-    """For each of the grid's numbers, its index, and the sum with the slopes of the axis that it acts on."""
-    return ((f"{_point(op)}{line.column}", _sampled(op, axis)) for axis, line in enumerate(_lines(op)))
-
-
-def _by_grid(op: Any) -> str:
-    each = (derivative(at("out", s.out), at("grid", number), s.terms("input")) for number, s in _moved(op))
-    return r", \quad ".join(each)
-
-
-def _back_to_grid(op: Any) -> str:
-    each = (rf"{at('grad', n)} = \sum_{{c}} {at('g', s.out)} \, {s.terms('input')}" for n, s in _moved(op))
-    return r", \quad ".join(each)
+def _by_number(write: Callable[[str, WeightedSum], str], op: Any) -> str:
+    """A formula for each of the grid's numbers, from its index and the sum with the slopes of the axis it acts on."""
+    numbers = (f"{_point(op)}{line.column}" for line in _lines(op))
+    return r", \quad ".join(write(number, _sampled(op, axis)) for axis, number in enumerate(numbers))
 
 
 def _grid_samples() -> Iterator[Sample]:
@@ -637,18 +616,18 @@ grid_sampler = rule(
     equation=lambda op: _sampled(op).forward(source="input"),
     where=_definitions,
     wrt={
-        "input": Wrt(
-            _sampled_input,
-            lambda op: _sampled(op).local(by="input"),
-            lambda op: _sampled(op).back(),
-            "a sampled point is made of the input elements around it alone",
+        "input": weighted(
+            _sampled, _sampled_input, "a sampled point is made of the input elements around it alone", by="input"
         ),
         "grid": Wrt(
-            _sampled_grid, _by_grid, _back_to_grid, "a point of the grid moves its own sample alone, in all channels"
+            _sampled_grid,
+            partial(_by_number, lambda n, s: derivative(at("out", s.out), at("grid", n), s.terms("input"))),
+            partial(_by_number, lambda n, s: rf"{at('grad', n)} = \sum_{{c}} {at('g', s.out)} \, {s.terms('input')}"),
+            "a point of the grid moves its own sample alone, in all channels",
         ),
     },
     kink=Kink(
-        _grid_kink,
+        lambda op, radius: torch.stack([line.near_kink(radius) for line in reversed(_lines(op))], -1),
         "the derivative of the cell to the right of the point; 0 at a border that clips, and for nearest",
         argument="grid",
     ),
@@ -661,12 +640,9 @@ grid_sampler = rule(
 
 def _base_grid(op: Any) -> Tensor:
     """The places of the output in the square from -1 to 1, with a 1 behind: (..., x, y, 1)."""
-    lines = []
-    for size in op.size[2:]:
-        line = torch.linspace(-1, 1, size, dtype=op.theta.dtype, device=op.theta.device) if size > 1 else torch.zeros(1)
-        lines.append(line.to(op.theta) * (1 if op.align_corners else (size - 1) / size))
-    axes = torch.meshgrid(*lines, indexing="ij")
-    return torch.stack([*reversed(axes), torch.ones_like(axes[0])], -1)
+    identity = torch.eye(op.theta.shape[1], op.theta.shape[2]).to(op.theta).unsqueeze(0)
+    places = F.affine_grid(identity, [1, 1, *op.size[2:]], op.align_corners)[0]
+    return torch.cat([places, torch.ones_like(places[..., :1])], -1)
 
 
 def _base_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
