@@ -504,11 +504,13 @@ def of_classes(
     loss: Expression,
     slopes: Mapping[str, tuple[Expression, str]],
     factor: Entry | None = None,
+    selects: bool = True,
     **more: Any,
 ) -> Rule:
     """Register a loss of each sample over its classes: its formula, and its derivative by each argument.
 
-    Beside each derivative stands why most of it is zero. `factor` names an entry of that by the scores.
+    Beside each derivative stands why most of it is zero. `factor` names an entry of that by the scores. A loss that
+    `selects` classes gives the others the gradient 0, even if an infinite one arrives.
     """
 
     def value(op: Any) -> Tensor:
@@ -519,9 +521,11 @@ def of_classes(
 
     def wrt(argument: str, slope: Expression, zeros: str) -> Wrt:
         def vjp(op: Any, g: Tensor) -> Tensor:
-            rate = slope.run(op)
-            # A sample that is ignored has the gradient 0 even where the mean divides by 0.
-            return torch.where(rate == 0, 0, along_classes(op, g) * rate).reshape(op.arguments[argument].shape)
+            gradient: Tensor = along_classes(op, g) * (rate := slope.run(op))
+            if selects or has_classes(op):
+                # A sample that is ignored has the gradient 0 even where the mean divides by 0.
+                gradient = torch.where(rate != 0 if selects else along_classes(op, counted(op)), gradient, 0)
+            return gradient.reshape(op.arguments[argument].shape)
 
         named = None if argument == "target" else factor
         return Wrt(vjp, slope, lambda op: times(r"$g \odot", slope(op)), zeros, named)
@@ -614,6 +618,7 @@ cross_entropy = of_classes(
     },
     divisor=class_divisor,
     factor=cross_entropy_factor,
+    selects=False,
     constants={"weight": "not differentiable"},
     samples=lambda: [
         sample(F.cross_entropy, x(3, 4), CLASSES),
