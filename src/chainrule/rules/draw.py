@@ -15,7 +15,7 @@ import torch
 
 from chainrule.rules import Rule, Sample, sample, unread
 from chainrule.rules import rule as register
-from chainrule.rules.arithmetic import x
+from chainrule.rules.pointwise import x
 
 NOTHING = "what is drawn does not depend on it smoothly, or PyTorch does not follow the dependence"
 

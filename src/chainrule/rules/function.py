@@ -8,42 +8,22 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.rules import Kink, Rule, Sample, Wrt, elementwise, rule, sample
+from chainrule.rules import Kink, Sample, Wrt, rule, sample
 from chainrule.rules import elementary as e
-from chainrule.rules.arithmetic import QUOTIENT, at, binary, in_shape_of, near_whole, quotient_steps, unary, x
+from chainrule.rules.arithmetic import QUOTIENT
 from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, let, of
+from chainrule.rules.pointwise import at, binary, in_shape_of, meeting, near_whole, quotient_steps, unary, x
+from chainrule.rules.pointwise import function as register
 
-
-def function(
-    node: str,
-    f: Callable[..., Any],
-    equation: Expression,
-    slope: Expression | None = None,
-    points: tuple[float, ...] = (-1.5, -0.2, 0.3, 2.0),
-    kink: Kink | None = None,
-    source: str = "",
-    more_samples: Iterable[Sample] = (),
-    topic: str = "function",
-) -> Rule:
-    """Register y = f(x) of one operand, tried at `points`, from f(x) and f'(x), which may follow."""
-    extra = tuple(more_samples)
-    return elementwise(
-        f"{node}Backward0",
-        name=f.__name__,
-        equation=equation,
-        derivative=("self",) if slope is None else {"self": slope},
-        samples=lambda: [*unary(f, *points), *extra],
-        source=f"derivatives.yaml: {f.__name__}" + (f"; {source}" if source else ""),
-        kink=kink,
-        topic=topic,
-    )
+function = partial(register, topic="function")
 
 
 def named(latex: str, f: Callable[..., Any]) -> Named:
@@ -51,7 +31,7 @@ def named(latex: str, f: Callable[..., Any]) -> Named:
     return Named(f"{latex}(@)", f)
 
 
-ALL, POSITIVE, INSIDE_ONE = (-1.5, -0.2, 0.3, 2.0), (0.3, 1.0, 2.5, 7.0), (-0.9, -0.2, 0.3, 0.8)
+POSITIVE, INSIDE_ONE = (0.3, 1.0, 2.5, 7.0), (-0.9, -0.2, 0.3, 0.8)
 STEPS = (-1.5, -1, 0, 0.5, 2.2)
 arcsin, arccos, arctan = (Named(rf"\arc{name} @", getattr(torch, f"a{name}")) for name in ("sin", "cos", "tan"))
 arsinh, arcosh, artanh = (named(rf"\operatorname{{ar{n}}}", getattr(torch, f"a{n}")) for n in ("sinh", "cosh", "tanh"))
@@ -93,56 +73,54 @@ TURN = choice(lambda op: (e.UNIT * X / e.size(X) ** 2).but(0, ZERO) if op.self.i
 STEEP = Kink(at(0), "the slope of the square root grows without bound at 0; PyTorch takes infinity")
 CORNER = Kink(at(0), "|x| has a corner at 0; PyTorch takes 0")
 SINC, SINC_SLOPE = e.sin(e.PI * X) / (e.PI * X), (e.cos(e.PI * X) - OUT) / X
-SIGMOID = "s = 1/(1 + e^-x), s' = e^-x/(1 + e^-x)^2 = s(1 - s)"
-COMPLEX = x(3 + 4j, -1j, 0j)
 
-# fmt: off
-for row in (
-    # node      function        f(x)               f'(x) (may follow)         tried at, kink, source, more samples
-    ("Exp",     torch.exp,      e.exp(X),          OUT),
-    ("Exp2",    torch.exp2,     e.exp2(X),         OUT * e.ln(2)),
-    ("Expm1",   torch.expm1,    e.exp(X) - 1,      OUT + 1),
-    ("Log",     torch.log,      e.ln(X),           None,                      POSITIVE),
-    ("Log1P",   torch.log1p,    e.ln1p(X),         None,                      POSITIVE),
-    ("Log2",    torch.log2,     e.log2(X),         None,                      POSITIVE),
-    ("Log10",   torch.log10,    e.log10(X),        None,                      POSITIVE),
-    ("Sqrt",    torch.sqrt,     e.sqrt(X),         1 / (2 * OUT),             (*POSITIVE, 0), STEEP),
-    ("Rsqrt",   torch.rsqrt,    1 / e.sqrt(X),     -HALF * OUT**3,            POSITIVE),
-    ("Sin",     torch.sin,      e.sin(X)),
-    ("Cos",     torch.cos,      e.cos(X)),
-    ("Tan",     torch.tan,      e.tan(X),          1 + OUT**2),
-    ("Sinh",    torch.sinh,     e.sinh(X)),
-    ("Cosh",    torch.cosh,     e.cosh(X)),
-    ("Tanh",    torch.tanh,     e.tanh(X),         1 - OUT**2),
-    ("Asin",    torch.asin,     arcsin(X),         1 / e.sqrt(1 - X**2),      INSIDE_ONE),
-    ("Acos",    torch.acos,     arccos(X),         -1 / e.sqrt(1 - X**2),     INSIDE_ONE),
-    ("Atan",    torch.atan,     arctan(X),         1 / (1 + X**2)),
-    ("Asinh",   torch.asinh,    arsinh(X),         1 / e.sqrt(1 + X**2)),
-    # In two factors for the right complex branch.
-    ("Acosh",   torch.acosh,    arcosh(X),         1 / (e.sqrt(X - 1) * e.sqrt(X + 1)), (1.2, 2.0, 5.5)),
-    ("Atanh",   torch.atanh,    artanh(X),         1 / (1 - X**2),            INSIDE_ONE),
-    ("Sinc",    torch.sinc,     SINC.but(1, ZERO), SINC_SLOPE.but(0, ZERO),   (-1.5, 0, 0.3, 2.0), None,
-     "at 0 the value is 1 and the slope 0, the limits of both"),
-    ("Deg2Rad", torch.deg2rad,  e.PI / 180 * X),
-    ("Rad2Deg", torch.rad2deg,  180 / e.PI * X),
-    ("Sigmoid", torch.sigmoid,  e.sigma(X),        OUT * (1 - OUT),           ALL, None, SIGMOID),
-    ("Abs",     torch.abs,      e.size(X),         e.sign(X), (-1.5, 0, 0.3, 2.0), CORNER, "",
-     [sample(torch.abs, COMPLEX, note="complex")]),
-    ("Floor",   torch.floor,    floor(X),          of(0), STEPS, _jump(_whole, "floor jumps at whole numbers")),
-    ("Ceil",    torch.ceil,     ceil(X),           of(0), STEPS, _jump(_whole, "ceil jumps at whole numbers")),
-    ("Trunc",   torch.trunc,    trunc(X),          of(0), STEPS, _jump(_but_0, "trunc jumps at whole numbers but 0")),
-    ("Round",   torch.round,    rounded(TENS * X) / TENS, of(0), STEPS, _jump(_half, "round jumps between numbers"), "",
-     [sample(torch.round, x(0.123, -1.5), decimals=1)]),
-    ("Sign",    torch.sign,     e.sign(X),         of(0), STEPS, _jump(at(0), "the sign jumps at 0")),
-    ("Frac",    torch.frac,     X - trunc(X),      of(1), STEPS, _jump(_but_0, "frac jumps at whole numbers but 0", 1)),
-    ("Angle",   torch.angle,    argument_of(X),    TURN, ALL,
-     Kink(at(0), "the angle is not defined at 0; PyTorch takes 0"), "of a complex z the gradient is i z/|z|^2",
-     [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")]),
-    ("NanToNum", torch.nan_to_num, FILLED,       cases(1, FINITE(X)),       (1, math.inf, -math.inf, math.nan, 0)),
-):
-    function(*row)
-# fmt: on
-
+# f, its formula, f'(x) where it does not follow, and the points that it is tried at
+function(torch.exp, e.exp(X), OUT)
+function(torch.exp2, e.exp2(X), OUT * e.ln(2))
+function(torch.expm1, e.exp(X) - 1, OUT + 1)
+function(torch.log, e.ln(X), points=POSITIVE)
+function(torch.log1p, e.ln1p(X), points=POSITIVE)
+function(torch.log2, e.log2(X), points=POSITIVE)
+function(torch.log10, e.log10(X), points=POSITIVE)
+function(torch.sqrt, e.sqrt(X), 1 / (2 * OUT), (*POSITIVE, 0), kink=STEEP)
+function(torch.rsqrt, 1 / e.sqrt(X), -HALF * OUT**3, POSITIVE)
+function(torch.sin, e.sin(X))
+function(torch.cos, e.cos(X))
+function(torch.tan, e.tan(X), 1 + OUT**2)
+function(torch.sinh, e.sinh(X))
+function(torch.cosh, e.cosh(X))
+function(torch.tanh, e.tanh(X), 1 - OUT**2)
+function(torch.asin, arcsin(X), 1 / e.sqrt(1 - X**2), INSIDE_ONE)
+function(torch.acos, arccos(X), -1 / e.sqrt(1 - X**2), INSIDE_ONE)
+function(torch.atan, arctan(X), 1 / (1 + X**2))
+function(torch.asinh, arsinh(X), 1 / e.sqrt(1 + X**2))
+# In two factors for the right complex branch.
+function(torch.acosh, arcosh(X), 1 / (e.sqrt(X - 1) * e.sqrt(X + 1)), (1.2, 2.0, 5.5))
+function(torch.atanh, artanh(X), 1 / (1 - X**2), INSIDE_ONE)
+LIMITS = "; at 0 the value is 1 and the slope 0, the limits of both"
+function(torch.sinc, SINC.but(1, ZERO), SINC_SLOPE.but(0, ZERO), (-1.5, 0, 0.3, 2.0), LIMITS)
+function(torch.deg2rad, e.PI / 180 * X)
+function(torch.rad2deg, 180 / e.PI * X)
+function(torch.sigmoid, e.sigma(X), OUT * (1 - OUT), cites="; s = 1/(1 + e^-x), s' = e^-x/(1 + e^-x)^2 = s(1 - s)")
+function(
+    torch.abs, e.size(X), e.sign(X), (-1.5, 0, 0.3, 2.0), kink=CORNER,
+    more=lambda: [sample(torch.abs, x(3 + 4j, -1j, 0j), note="complex")],
+)  # fmt: skip
+function(torch.floor, floor(X), of(0), STEPS, kink=_jump(_whole, "floor jumps at whole numbers"))
+function(torch.ceil, ceil(X), of(0), STEPS, kink=_jump(_whole, "ceil jumps at whole numbers"))
+function(torch.trunc, trunc(X), of(0), STEPS, kink=_jump(_but_0, "trunc jumps at whole numbers but 0"))
+function(
+    torch.round, rounded(TENS * X) / TENS, of(0), STEPS, kink=_jump(_half, "round jumps between numbers"),
+    more=lambda: [sample(torch.round, x(0.123, -1.5), decimals=1)],
+)  # fmt: skip
+function(torch.sign, e.sign(X), of(0), STEPS, kink=_jump(at(0), "the sign jumps at 0"))
+function(torch.frac, X - trunc(X), of(1), STEPS, kink=_jump(_but_0, "frac jumps at whole numbers but 0", 1))
+function(
+    torch.angle, argument_of(X), TURN, cites="; of a complex z the gradient is i z/|z|^2",
+    kink=Kink(at(0), "the angle is not defined at 0; PyTorch takes 0"),
+    more=lambda: [sample(torch.angle, x(3 + 4j, -2j, 0j), note="complex")],
+)  # fmt: skip
+function(torch.nan_to_num, FILLED, cases(1, FINITE(X)), (1, math.inf, -math.inf, math.nan, 0))
 
 TURNED = r"\frac{\mathrm{i} \, $out}{\left|$self\right|}"
 
@@ -187,90 +165,63 @@ def _both_zero(op: Any, radius: float) -> Tensor:
     return in_shape_of(op.self, (op.self.abs() <= radius) & (op.other.abs() <= radius))
 
 
+def _beside_a_step(f: Callable[..., Any]) -> list[Sample]:
+    return [sample(f, x(-4.5, 2.2), 0.7, note="number"), sample(f, x(4, 6), x(2, 3), note="on a step")]
+
+
 SQUARES = X**2 + OTHER**2
 
-hypot = elementwise(
-    "HypotBackward0",
-    equation=e.sqrt(SQUARES),
-    derivative={"self": X / OUT, "other": OTHER / OUT},
-    samples=lambda: [*binary(torch.hypot), sample(torch.hypot, x(0, 3), x(0, 4), note="origin")],
-    source="derivatives.yaml: hypot",
+function(
+    torch.hypot,
+    e.sqrt(SQUARES),
+    {"self": X / OUT, "other": OTHER / OUT},
+    more=lambda: [sample(torch.hypot, x(0, 3), x(0, 4), note="origin")],
     kink=Kink(_both_zero, "a length has no derivative at the origin; PyTorch takes 0/0, not a number"),
 )
-atan2 = elementwise(
-    "Atan2Backward0",
-    equation=Named(r"\operatorname{atan2}(@1, @2)", torch.atan2)(X, OTHER),
-    derivative={
-        "self": (OTHER / SQUARES).but(0, SQUARES.equals(0)),
-        "other": (-X / SQUARES).but(0, SQUARES.equals(0)),
-    },
-    samples=lambda: [*binary(torch.atan2), sample(torch.atan2, x(0, 3), x(0, 4), note="origin")],
-    source="derivatives.yaml: atan2",
+function(
+    torch.atan2,
+    Named(r"\operatorname{atan2}(@1, @2)", torch.atan2)(X, OTHER),
+    {"self": (OTHER / SQUARES).but(0, SQUARES.equals(0)), "other": (-X / SQUARES).but(0, SQUARES.equals(0))},
+    more=lambda: [sample(torch.atan2, x(0, 3), x(0, 4), note="origin")],
     kink=Kink(_both_zero, "an angle is not defined at the origin; PyTorch takes 0"),
 )
-logaddexp = elementwise(
-    "LogaddexpBackward0",
-    equation=e.ln(e.exp(X) + e.exp(OTHER)),
-    derivative={"self": 1 / (1 + e.exp(OTHER - X)), "other": 1 / (1 + e.exp(X - OTHER))},
-    samples=lambda: binary(torch.logaddexp),
-    source="derivatives.yaml: logaddexp",
-)
-logaddexp2 = elementwise(
-    "Logaddexp2Backward0",
-    equation=e.log2(e.exp2(X) + e.exp2(OTHER)),
-    derivative={"self": 1 / (1 + e.exp2(OTHER - X)), "other": 1 / (1 + e.exp2(X - OTHER))},
-    samples=lambda: binary(torch.logaddexp2),
-    source="derivatives.yaml: logaddexp2",
-)
+for f, exp, ln in ((torch.logaddexp, e.exp, e.ln), (torch.logaddexp2, e.exp2, e.log2)):
+    function(f, ln(exp(X) + exp(OTHER)), {"self": 1 / (1 + exp(OTHER - X)), "other": 1 / (1 + exp(X - OTHER))})
 
-
-def _remainder(f: Callable[..., Any], rounding: str) -> Rule:
+for f, rounding in ((torch.fmod, "trunc"), (torch.remainder, "floor")):
     quotient = QUOTIENT[rounding](X, OTHER)
-    return elementwise(
-        f"{f.__name__.title()}Backward0",
-        name=f.__name__,
-        equation=X - OTHER * quotient,
-        derivative={"self": 1, "other": -quotient},
-        samples=lambda: [
-            *binary(f, (-4.5, 2.2, 7.1), (1.3, -1.0, 2.0)),
-            sample(f, x(-4.5, 2.2), 0.7, note="number"),
-            sample(f, x(4, 6), x(2, 3), note="on a step"),
-        ],
-        source=f"derivatives.yaml: {f.__name__}.Tensor",
+    function(
+        f,
+        X - OTHER * quotient,
+        {"self": 1, "other": -quotient},
+        ((-4.5, 2.2, 7.1), (1.3, -1.0, 2.0)),
+        ".Tensor",
+        more=partial(_beside_a_step, f),
         kink=Kink(
             quotient_steps(rounding), "a remainder jumps where the quotient is whole; PyTorch takes the slope beside it"
         ),
     )
 
-
-fmod = _remainder(torch.fmod, "trunc")
-remainder = _remainder(torch.remainder, "floor")
-
-copysign = elementwise(
-    "CopysignBackward0",
-    equation=e.size(X) * named(r"\operatorname{sign}", lambda z: torch.copysign(torch.ones_like(z), z))(OTHER),
-    derivative={"self": (OUT / X).but(0, X.equals(0)), "other": 0},
-    samples=lambda: [*binary(torch.copysign), sample(torch.copysign, x(0, 2), -1.0, note="corner")],
-    source="derivatives.yaml: copysign.Tensor",
+function(
+    torch.copysign,
+    e.size(X) * named(r"\operatorname{sign}", lambda z: torch.copysign(torch.ones_like(z), z))(OTHER),
+    {"self": (OUT / X).but(0, X.equals(0)), "other": 0},
+    cites=".Tensor",
+    more=lambda: [sample(torch.copysign, x(0, 2), -1.0, note="corner")],
     kink=CORNER,
 )
-ldexp = elementwise(
-    "LdexpBackward0",
-    equation=X * e.exp2(OTHER),
-    derivative={"self": e.exp2(OTHER), "other": OUT * e.ln(2)},
-    samples=lambda: [*binary(torch.ldexp), sample(torch.ldexp, x(1, 2), torch.tensor([1, 3]), note="whole powers")],
-    source="derivatives.yaml: ldexp",
+function(
+    torch.ldexp,
+    X * e.exp2(OTHER),
+    {"self": e.exp2(OTHER), "other": OUT * e.ln(2)},
+    more=lambda: [sample(torch.ldexp, x(1, 2), torch.tensor([1, 3]), note="whole powers")],
 )
-nextafter = elementwise(
-    "NextafterBackward0",
-    equation=Named(r"\operatorname{nextafter}(@1, @2)", torch.nextafter)(X, OTHER),
-    derivative={"self": cases(1, UNEQUAL(X, OTHER)), "other": 0},
-    samples=lambda: [*binary(torch.nextafter), sample(torch.nextafter, x(1, 2), x(1, 3), note="equal")],
-    source="derivatives.yaml: nextafter",
-    kink=Kink(
-        lambda op, radius: in_shape_of(op.self, (op.self - op.other).abs() <= radius),
-        "there is no next number where both are equal; PyTorch takes 0 there",
-    ),
+function(
+    torch.nextafter,
+    Named(r"\operatorname{nextafter}(@1, @2)", torch.nextafter)(X, OTHER),
+    {"self": cases(1, UNEQUAL(X, OTHER)), "other": 0},
+    more=lambda: [sample(torch.nextafter, x(1, 2), x(1, 3), note="equal")],
+    kink=Kink(meeting("other"), "there is no next number where both are equal; PyTorch takes 0 there"),
     remark="The next number of the type on the way from x to the other: differentiated as if it were x itself.",
 )
 
@@ -286,12 +237,12 @@ EXPONENT: Expression = replace(
     let("n", floor(e.log2(e.size(X))) + 1), run=lambda op: op.outs[1].to(op.out.dtype), put=lambda op: EXPONENT
 )
 
-frexp = elementwise(
-    "FrexpBackward0",
-    equation=X * e.exp2(-EXPONENT),
-    derivative={"self": e.exp2(-EXPONENT)},
-    samples=lambda: [*unary(torch.frexp), sample(torch.frexp, x(0, 4), note="on a step")],
-    source="derivatives.yaml: frexp.Tensor",
+function(
+    torch.frexp,
+    X * e.exp2(-EXPONENT),
+    e.exp2(-EXPONENT),
+    cites=".Tensor",
+    more=lambda: [sample(torch.frexp, x(0, 4), note="on a step")],
     kink=Kink(_binade_edge, "the exponent steps at powers of two; PyTorch holds it constant"),
 )
 
