@@ -39,8 +39,9 @@ with PyTorch's own formula.
 """
 
 # What a reader meets first; other topics follow by their names.
-READ_FIRST = ["arithmetic", "function", "special", "activation", "linear", "reduce", "shape", "index", "group"]
-READ_FIRST += ["normalise", "convolve", "pool", "resample", "attention", "recurrent", "linalg", "spectral", "draw"]
+READ_FIRST = ["arithmetic", "elementary", "special", "activation", "linear", "reduce", "shape", "indexing"]
+READ_FIRST += ["scatter_reduce", "normalise", "convolve", "pool", "resample", "attention", "recurrent", "linalg"]
+READ_FIRST += ["spectral", "random"]
 
 Template = str | Callable[[Any], str]
 

@@ -10,9 +10,9 @@ import torch
 from test_every_formula import WITHOUT_NUMBERS, mistakes, uses
 from test_every_rule import RULES, quiet  # noqa: F401 (a fixture)
 
-from chainrule.rules import Applied, Rule, elementary
-from chainrule.rules.elementary import exp, ln, tanh
+from chainrule.rules import Applied, Rule, formula_functions
 from chainrule.rules.expression import OTHER, OUT, Expression, Named, X, argument, cases, let, meanings, of
+from chainrule.rules.formula_functions import exp, ln, tanh
 
 STATED = [rule for rule in RULES if isinstance(rule.equation, Expression)]
 
@@ -75,7 +75,7 @@ def test_formulas_print_as_one_would_write_them(formula: Expression, latex: str)
     assert r", \quad ".join(filter(None, [formula(OPERATION), meanings([formula], OPERATION)])) == latex
 
 
-SLOPED = {name: each for name, each in vars(elementary).items() if isinstance(each, Named) and each.slopes}
+SLOPED = {name: each for name, each in vars(formula_functions).items() if isinstance(each, Named) and each.slopes}
 
 
 @pytest.mark.parametrize("function", SLOPED.values(), ids=SLOPED)

@@ -23,8 +23,8 @@ from torch import Tensor
 from chainrule.errors import RuleError
 from chainrule.rules.expression import Expression, meanings, of, stated, times_upstream, without_brackets
 from chainrule.rules.expression import number as number
-from chainrule.rules.operations import Facts as Facts
-from chainrule.rules.operations import register_facts
+from chainrule.rules.facts import Facts as Facts
+from chainrule.rules.facts import register_facts
 from chainrule.rules.pattern import Pattern, aligned, real
 
 NO_TOPICS = {"optimizers", "pytorch_formulas"}  # modules without rules, left out since they take time
@@ -203,7 +203,7 @@ def rule(
     """Register a rule and return it. See `Rule` for what the parts are; `name` defaults to that of the first node.
 
     `source` defaults to the entry of that name in PyTorch's list of derivatives. `facts` are those of its operations,
-    by their names (see `rules.operations`): what the other parts of the package ask beside the derivatives.
+    by their names (see `rules.facts`): what the other parts of the package ask beside the derivatives.
     """
     register_facts(facts or {})
     name = name or snake(nodes[0] if nodes else more["calls"][0])

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Wrt, derivative, elementwise, rule, sample
-from chainrule.rules.elementary import PI, Phi, exp, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
 from chainrule.rules.expression import HALF, Expression, Named, X, argument, cases, choice, fraction, let, symbol
+from chainrule.rules.formula_functions import PI, Phi, exp, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
 from chainrule.rules.pointwise import at, near, unary, x
 from chainrule.rules.pointwise import function as register
 
@@ -81,9 +81,14 @@ def _drawn(op: Any) -> Tensor:
     return torch.where(op.self == 0, mean, op.out / op.self) if op.training else mean
 
 
+function(
+    F.relu,
+    known_as("ReLU", highest(0, X)),
+    cases(0, X <= 0, 1),
+    CORNER,
+    kink=Kink(at(0), "ReLU has a corner at 0, with slope 0 on the left and 1 on the right; PyTorch takes 0"),
+)
 # fmt: off
-function(F.relu, known_as("ReLU", highest(0, X)), cases(0, X <= 0, 1), CORNER, kink=Kink(
-    at(0), "ReLU has a corner at 0, with slope 0 on the left and 1 on the right; PyTorch takes 0"))
 function(F.silu, X * sigma(X), points=CORNER, cites="; the product rule with s' = s(1 - s)")
 function(F.threshold, THRESHOLDED, points=(-1.5, 0.25, 0.3, 2.0), calls=[{"threshold": 0.25, "value": -2.0}],
     kink=Kink(near_to("threshold"), "the function may jump at the threshold; PyTorch takes the slope 0 there"))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Kink, Sample, elementwise, sample
-from chainrule.rules.elementary import highest, ln, lowest
 from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, like, of
+from chainrule.rules.formula_functions import highest, ln, lowest
 from chainrule.rules.pointwise import Function, binary, in_shape_of, meeting, near, quotient_steps, unary, x
 from chainrule.rules.pointwise import function as register
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Wrt, derivative, rule, sample
-from chainrule.rules.indices import OTHERS
+from chainrule.rules.index_notation import OTHERS
 from chainrule.rules.linalg import randn
 
 

@@ -39,7 +39,6 @@ from chainrule.rules import (
     rule,
     sample,
 )
-from chainrule.rules.elementary import exp, highest, ln, ln1p, sigma, sign, size
 from chainrule.rules.expression import (
     PRODUCT,
     Expression,
@@ -53,6 +52,7 @@ from chainrule.rules.expression import (
     stated,
     symbol,
 )
+from chainrule.rules.formula_functions import exp, highest, ln, ln1p, sigma, sign, size
 
 NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
 

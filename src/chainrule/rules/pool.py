@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Sample, Wrt, at, lettered, rule, sample, unread
-from chainrule.rules.indices import position, row_major
+from chainrule.rules.index_notation import position, row_major
 from chainrule.rules.linear import WeightedSum, randn
 from chainrule.rules.pattern import copied, real
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, twice

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, derivative, number, parenthesise, pattern, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import JOINED, OTHERS, filled, fitted, letters, places, where
+from chainrule.rules.index_notation import JOINED, OTHERS, filled, fitted, letters, places, where
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]

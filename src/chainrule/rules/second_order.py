@@ -17,7 +17,7 @@ from torch import Tensor
 from chainrule.rules import Applied, Kink, Rule, Sample, Wrt, derivative, elementwise, for_node, rule, sample, shape
 from chainrule.rules import activation as forward
 from chainrule.rules.expression import Expression, X, argument, choice, of, symbol
-from chainrule.rules.indices import Side, Statements, Term, places, runs
+from chainrule.rules.index_notation import Side, Statements, Term, places, runs
 from chainrule.rules.loss import tell, times
 from chainrule.rules.pointwise import at, x
 

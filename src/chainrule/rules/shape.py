@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Applied, Factor, Rule, Wrt, number, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import (
+from chainrule.rules.index_notation import (
     AND,
     JOINED,
     Side,

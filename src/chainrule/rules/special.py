@@ -12,9 +12,9 @@ import torch.special as S
 
 from chainrule.rules import Kink, Sample, sample
 from chainrule.rules.arithmetic import WITHIN
-from chainrule.rules.elementary import PI, Phi, exp, highest, ln, ln1p, lowest, sign, sqrt
+from chainrule.rules.elementary import INSIDE_ONE, POSITIVE, named
 from chainrule.rules.expression import OTHER, OUT, POWER, PRODUCT, Named, X, argument, cases, choice, fraction, total
-from chainrule.rules.function import INSIDE_ONE, POSITIVE, named
+from chainrule.rules.formula_functions import PI, Phi, exp, highest, ln, ln1p, lowest, sign, sqrt
 from chainrule.rules.pointwise import at, binary, unary, x
 from chainrule.rules.pointwise import function as register
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chainrule.rules import Rule, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import OTHERS, letters
+from chainrule.rules.index_notation import OTHERS, letters
 from chainrule.rules.linalg import randn as x
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Rule, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import (
+from chainrule.rules.index_notation import (
     AND,
     LETTERS,
     OTHERS,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.index import at
-from chainrule.rules.indices import filled, letters, ranges, stated, where
+from chainrule.rules.index_notation import filled, letters, ranges, stated, where
+from chainrule.rules.indexing import at
 from chainrule.rules.shape import x
 
 MEET = "a result depends only on the elements that were sent to its place"

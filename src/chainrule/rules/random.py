@@ -38,7 +38,7 @@ def draw(
         wrt={name: replace(unread(name), zeros=NOTHING) for name in arguments},
         samples=samples,
         source=f"derivatives.yaml: {node.lower()}",
-        topic="draw",
+        topic="random",
     )
 
 
