@@ -146,7 +146,7 @@ class Rule:
     """One operation (or one family of overloads of it), all in one block.
 
     `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
-    several nodes that it tells as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
+    several nodes that it explains as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
     argument names to their derivatives; `constants` says for the other tensor arguments why there is none. `source`
     cites the formula. `remark` is what a reader should know.
     """
@@ -341,7 +341,7 @@ def for_node(node: str, op: Applied | None = None) -> Rule | None:
 
 
 def all_for_call(call: str) -> tuple[Rule, ...]:
-    """The rules that tell a torch function of several nodes as one (`linear`); each `accepts` some of its calls."""
+    """The rules that explain a torch function of several nodes as one (`linear`); each `accepts` some of its calls."""
     load()
     return tuple(_by_call.get(call, ()))
 

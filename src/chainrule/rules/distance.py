@@ -1,6 +1,6 @@
 r"""Rules of the distances between the rows of two matrices, or of one.
 
-All are |d|_p of a difference d of two rows, so that one slope, that of the norm, tells both ways back.
+All are |d|_p of a difference d of two rows, so that both gradients follow from one slope, that of the norm.
 """
 
 from __future__ import annotations

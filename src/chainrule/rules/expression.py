@@ -91,7 +91,7 @@ class Expression:
         return self.text if self.binds >= level else rf"\left({self.text}\right)"
 
     def but(self, value: Any, when: Expression) -> Expression:
-        """The formula, computed as `value` in places that a remark tells or where it has a limit alone."""
+        """The formula, computed as `value` in places that a remark names or where it has a limit alone."""
         return replace(
             self,
             run=lambda op: torch.where(when.run(op), like(of(value).run(op), op), like(self.run(op), op)),

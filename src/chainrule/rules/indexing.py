@@ -448,7 +448,7 @@ def _bag(text: str) -> Callable[[Any], str]:
     the derivative by the row w: a gradient may be divided by the word's uses, and of extremes one row gets all.
     """
 
-    def told(op: Any) -> str:
+    def formula(op: Any) -> str:
         counts = ["B_{u} = i", *([rf"{{$indices}}_{{u}} \neq {op.padding_idx}"] if op.padding_idx >= 0 else [])]
         given, rate, each = [r"B_{u} = \sum_{v} [{$offsets}_{v} \le u] - 1"], "", "1"
         if op.per_sample_weights is not None:
@@ -470,7 +470,7 @@ def _bag(text: str) -> Callable[[Any], str]:
         }
         return filled(text or r", \quad ".join(given), words)
 
-    return told
+    return formula
 
 
 ROW = "{$weight}_{{$indices}_{u}, j}"

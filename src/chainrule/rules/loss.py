@@ -104,7 +104,7 @@ def reducible(
 
     def whole(op: Any) -> str:
         # A leading minus reads better in front of the sum than behind it.
-        sign, term = signed(tell(loss, op))
+        sign, term = signed(latex_of(loss, op))
         mean = rf"\frac{{1}}{{{divisor(op, value(op))[0]}}} " if reduction(op) == MEAN else ""
         over = "" if more.get("structure") == "elementwise" else "_n"
         total = rf"\sum{over} " if places is None or len(places(op)) > 1 else ""
@@ -119,8 +119,8 @@ def reducible(
             return each
         return replace(
             each,
-            local=lambda op: derivative(out(op), at("self", places(op)), tell(each.local, op)),
-            product=lambda op: f"{at('grad', places(op))} = {tell(each.product, op)}",
+            local=lambda op: derivative(out(op), at("self", places(op)), latex_of(each.local, op)),
+            product=lambda op: f"{at('grad', places(op))} = {latex_of(each.product, op)}",
         )
 
     def stages(op: Any) -> list[Stage]:
@@ -153,7 +153,7 @@ def reducible(
         "",
         ("none",),
         (NONE,),
-        equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"{out(op)} = {tell(loss, op)}",
+        equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"{out(op)} = {latex_of(loss, op)}",
         wrt={argument: placed(each) for argument, each in wrt.items()},
     )
     return per_sample
@@ -181,8 +181,8 @@ def reduced_wrt(each: Wrt, apart: Callable[[Any], Applied], divisor: Divisor) ->
 
     return Wrt(
         vjp,
-        local=lambda op: share(op, tell(each.local, op)),
-        product=lambda op: times(r"$g \cdot", share(op, tell(each.local, op))),
+        local=lambda op: share(op, latex_of(each.local, op)),
+        product=lambda op: times(r"$g \cdot", share(op, latex_of(each.local, op))),
         zeros=each.zeros and f"the cost is one number, so its Jacobian is one row; in dL/dx, {each.zeros}",
         factor=factor,
     )
@@ -206,7 +206,7 @@ def applied(node: str, out: Tensor, **arguments: Any) -> Stage:
     op = Applied(arguments, (out,), node)
     known = for_node(node, op)
     if known is None:
-        raise RuleError(f"a loss is told as a sum or a mean of its terms, but {node} has no rule. Register one.")
+        raise RuleError(f"a loss is explained as a sum or a mean of its terms, but {node} has no rule. Register one.")
     return Stage(known, op, "")
 
 
@@ -227,7 +227,7 @@ def times(factor: str, latex: str) -> str:
     return f"{sign}{factor} {term}"
 
 
-def tell(latex: Latex, op: Any) -> str:
+def latex_of(latex: Latex, op: Any) -> str:
     """A LaTeX template, made from the operation where it depends on it."""
     return latex(op) if callable(latex) else latex
 

@@ -275,7 +275,7 @@ def _given(g: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _layer(op: Any) -> Network:
-    """oneDNN's kernel: one layer in one direction, whatever number of layers it is told there are."""
+    """oneDNN's kernel: one layer in one direction, whatever `num_layers` says."""
     weights = [op.weight0, op.weight1, *((op.weight2, op.weight3) if op.has_biases else ())]
     one = Pass(CELLS[op.mode], weights, op.has_biases, op.reverse)
     return Network([[one]], list(op.input.unbind(0)), op.hx_[None], op.cx_[None])

@@ -18,7 +18,7 @@ from chainrule.rules import Applied, Kink, Rule, Sample, Wrt, derivative, elemen
 from chainrule.rules import activation as forward
 from chainrule.rules.expression import Expression, X, argument, choice, of, symbol
 from chainrule.rules.index_notation import Side, Statements, Term, places, runs
-from chainrule.rules.loss import tell, times
+from chainrule.rules.loss import latex_of, times
 from chainrule.rules.pointwise import at, x
 
 aten = torch.ops.aten
@@ -184,7 +184,7 @@ def _nll_slope(op: Any) -> str:
     """The derivative of the loss by the log-probabilities, minus signed."""
     forward_rule = for_node("NllLossBackward0", op)
     assert forward_rule is not None
-    return tell(forward_rule.wrt["self"].local, op)
+    return latex_of(forward_rule.wrt["self"].local, op)
 
 
 def _nll_back(op: Any) -> str:
