@@ -1,11 +1,7 @@
 r"""Rules of recurrent layers: LSTM, GRU and the plain RNN, one step at a time or as a fused kernel over all steps.
 
-A cell is stated once, by what it does with its gates; everything else follows from it. With the input gates
-a = x W_ih^T + b_ih and the hidden gates b = h W_hh^T + b_hh of a step,
-
-    RNN    h' = f(a + b)                                       f = tanh or ReLU
-    LSTM   [i, f, g, o] = a + b;   c' = sigma(f) c + sigma(i) tanh(g);   h' = sigma(o) tanh(c')
-    GRU    r = sigma(a_r + b_r);   z = sigma(a_z + b_z);   n = tanh(a_n + r b_n);   h' = (1 - z) n + z h
+A cell is stated once, by what it does with its gates (`CELLS`); everything else follows from it. The input gates are
+x W_ih^T + b_ih and the hidden gates h W_hh^T + b_hh of a step.
 
 Fused kernels are unrolled and walked back step by step, which is backpropagation through time: a state's gradient is
 what comes from the output at that step plus what comes from the step after it, and a weight, used at every step, gets
@@ -18,9 +14,9 @@ first, which is what a packed sequence is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import CodeType
 from typing import Any
 
@@ -274,28 +270,17 @@ def _given(g: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if g is None else g
 
 
-def _layer(op: Any) -> Network:
-    """oneDNN's kernel: one layer in one direction, whatever `num_layers` says."""
+def _layer_gradients(op: Any, g: Any) -> dict[str, Any]:
+    """Of oneDNN's kernel: one layer in one direction, whatever `num_layers` says."""
     weights = [op.weight0, op.weight1, *((op.weight2, op.weight3) if op.has_biases else ())]
     one = Pass(CELLS[op.mode], weights, op.has_biases, op.reverse)
-    return Network([[one]], list(op.input.unbind(0)), op.hx_[None], op.cx_[None])
-
-
-def _layer_part(pick: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    def vjp(op: Any, g: Any) -> Tensor:
-        net = _layer(op)
-        upstream = (list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_)[None], _given(g[2], op.cx_)[None])
-        return pick(op, net.back(*upstream))
-
-    return vjp
-
-
-def _layer_weight(place: int) -> Callable[[Any, Any], Tensor]:
-    def pick(op: Any, found: Any) -> Tensor:
-        weights: list[Tensor] = found[3][0]
-        return weights[place] if place < len(weights) else torch.zeros_like(getattr(op, f"weight{place}"))
-
-    return _layer_part(pick)
+    network = Network([[one]], list(op.input.unbind(0)), op.hx_[None], op.cx_[None])
+    upstream = (list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_)[None], _given(g[2], op.cx_)[None])
+    steps, h, c, (found,) = network.back(*upstream)
+    assert c is not None
+    absent = {f"weight{n}": torch.zeros_like(op.arguments[f"weight{n}"]) for n in range(len(found), 4)}
+    weights_bar = {f"weight{n}": each for n, each in enumerate(found)}
+    return {"input": torch.stack(steps), "hx_": h[0], "cx_": c[0], **weights_bar, **absent}
 
 
 # Formulas of all steps. ----------------------------------------------------------------------------------------------
@@ -349,9 +334,6 @@ class _Layer:
         text = rf"{out}_t = {h}_t, \quad {last}{lead} = {h}_{{{self._at(True)}}}"
         memory = f"{mark}{{$out2}}" if mark else "{$out2}"
         return text + (rf", \quad {memory}{lead} = {c}_{{{self._at(True)}}}" if self.lstm else "")
-
-    def equation(self) -> str:
-        return self.ends("")
 
     def moved(self, argument: str) -> str:
         if argument in "bB" and argument not in self.names:
@@ -410,9 +392,30 @@ SOURCE = (
 HELD = "The gates made from the input are a, those made from the state d, before their sigmoid or tanh. "
 
 
-def _formulas(layer: Callable[[Any], _Layer], argument: str) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
-    """The local derivative by an argument, and its gradient."""
-    return lambda op: layer(op).moved(argument), lambda op: layer(op).back(argument)
+def _recurrent(
+    *nodes: str,
+    gradients: Callable[[Any, Any], dict[str, Any]],
+    formulas: Callable[[Any], _Layer | _Step],
+    letters: Mapping[str, str],
+    **more: Any,
+) -> Rule:
+    """Register a kernel: the gradients of its arguments, and its formulas, in which they have `letters`."""
+
+    def wrt(argument: str, letter: str) -> Wrt:
+        return Wrt(
+            lambda op, g: gradients(op, g)[argument],
+            lambda op: formulas(op).moved(letter),
+            lambda op: formulas(op).back(letter),
+            zeros=LATER if letter in "xhc" else "",
+        )
+
+    return rule(
+        *nodes,
+        equation=lambda op: formulas(op).ends(""),
+        where=lambda op: formulas(op).forward(),
+        wrt={argument: wrt(argument, letter) for argument, letter in letters.items()},
+        **more,
+    )
 
 
 def _layer_formulas(op: Any) -> _Layer:
@@ -436,19 +439,12 @@ def _lstm_sample(**how: Any) -> Callable[..., Any]:
     return lambda x: module(x.float())
 
 
-mkldnn_rnn_layer = rule(
+mkldnn_rnn_layer = _recurrent(
     "MkldnnRnnLayerBackward0",
     name="lstm_layer",
-    equation=lambda op: _layer_formulas(op).equation(),
-    where=lambda op: _layer_formulas(op).forward(),
-    wrt={
-        "input": Wrt(
-            _layer_part(lambda op, found: torch.stack(found[0])), *_formulas(_layer_formulas, "x"), zeros=LATER
-        ),
-        **{f"weight{n}": Wrt(_layer_weight(n), *_formulas(_layer_formulas, name)) for n, name in enumerate("WRbB")},
-        "hx_": Wrt(_layer_part(lambda op, found: found[1][0]), *_formulas(_layer_formulas, "h"), zeros=LATER),
-        "cx_": Wrt(_layer_part(lambda op, found: found[2][0]), *_formulas(_layer_formulas, "c"), zeros=LATER),
-    },
+    gradients=_layer_gradients,
+    formulas=_layer_formulas,
+    letters={"input": "x", **{f"weight{n}": letter for n, letter in enumerate("WRbB")}, "hx_": "h", "cx_": "c"},
     outputs=4,
     accepts=lambda op: op.mode == LSTM and not op.batch_sizes,
     samples=lambda: [
@@ -464,42 +460,26 @@ mkldnn_rnn_layer = rule(
 )
 
 
-def _stack(op: Any) -> Network:
-    """cuDNN's and MIOpen's kernel: all layers and directions in one."""
+def _stack_gradients(op: Any, g: Any) -> dict[str, Any]:
+    """Of cuDNN's and MIOpen's kernel: all layers and directions in one."""
     each = op.weight_stride0
     directions = 2 if op.bidirectional else 1
     groups = [op.weight[start : start + each] for start in range(0, len(op.weight), each)]
     passes = [Pass(CELLS[op.mode], group, each >= 4, bool(n % directions)) for n, group in enumerate(groups)]
     layers = [passes[start : start + directions] for start in range(0, len(passes), directions)]
-    return Network(layers, _steps(op, op.input), op.hx, op.cx if op.mode == LSTM else None)
+    network = Network(layers, _steps(op, op.input), op.hx, op.cx if op.mode == LSTM else None)
+    c_bar = _given(g[2], op.cx) if op.mode == LSTM else None
+    steps, h, c, weights = network.back(_steps(op, _given(g[0], op.outs[0])), _given(g[1], op.hx), c_bar)
+    return {"input": _sequence(op, steps), "hx": h, "cx": c, "weight": [w for group in weights for w in group]}
 
 
-def _stack_part(pick: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def vjp(op: Any, g: Any) -> Any:
-        c_bar = _given(g[2], op.cx) if op.mode == LSTM else None
-        found = _stack(op).back(_steps(op, _given(g[0], op.outs[0])), _given(g[1], op.hx), c_bar)
-        return pick(op, found)
-
-    return vjp
-
-
-stacked = rule(
+stacked = _recurrent(
     "CudnnRnnBackward0",
     "MiopenRnnBackward0",
     name="recurrent_layers",
-    equation=lambda op: _stack_formulas(op).equation(),
-    where=lambda op: _stack_formulas(op).forward(),
-    wrt={
-        "input": Wrt(
-            _stack_part(lambda op, found: _sequence(op, found[0])), *_formulas(_stack_formulas, "x"), zeros=LATER
-        ),
-        "weight": Wrt(
-            _stack_part(lambda op, found: [w for group in found[3] for w in group]),
-            *_formulas(_stack_formulas, "all"),
-        ),
-        "hx": Wrt(_stack_part(lambda op, found: found[1]), *_formulas(_stack_formulas, "h"), zeros=LATER),
-        "cx": Wrt(_stack_part(lambda op, found: found[2]), *_formulas(_stack_formulas, "c"), zeros=LATER),
-    },
+    gradients=_stack_gradients,
+    formulas=_stack_formulas,
+    letters={"input": "x", "weight": "all", "hx": "h", "cx": "c"},
     constants={"weight_buf": "not differentiable", "dropout_state": "not differentiable"},
     outputs=5,
     # Between the layers the kernel drops by random numbers of its own, which nothing can read afterwards.
@@ -518,9 +498,13 @@ def _with_biases(op: Any) -> tuple[Tensor, Tensor]:
     return (a, b) if op.input_bias is None else (a + op.input_bias, b + op.hidden_bias)
 
 
-def _cell_back(op: Any, mode: int, g: Any) -> GateGradients:
-    state = op.cx if mode == LSTM else op.hx
-    return CELLS[mode].step_back(*_with_biases(op), state, state, _given(g[0], state), _given(g[1], state))
+def _cell_gradients(op: Any, g: Any, mode: int) -> dict[str, Any]:
+    state, g = (op.cx if mode == LSTM else op.hx), (*g, None)
+    bar = CELLS[mode].step_back(*_with_biases(op), state, state, _given(g[0], state), _given(g[1], state))
+    return {
+        **{"input_gates": bar.input_gates, "hidden_gates": bar.hidden_gates, "cx": bar.c, "hx": bar.h},
+        **{"input_bias": bar.input_gates.sum(0), "hidden_bias": bar.hidden_gates.sum(0)},
+    }
 
 
 @dataclass(frozen=True)
@@ -534,19 +518,16 @@ class _Step:
     def _plain(self, short: str) -> str:
         return _after([_latex(short).replace("_t", "")])
 
-    def where(self) -> str:
+    def forward(self) -> str:
         biases = ("", "") if self.op.input_bias is None else (" + $input_bias", " + $hidden_bias")
         state = f"{'v' if self.mode == LSTM else 'u'} = ${self.state}"
         gates = (f"a = $input_gates{biases[0]}", f"d = $hidden_gates{biases[1]}", state)
         return (self._plain(CELLS[self.mode].forward) + _after(gates)).removeprefix(r", \quad ")
 
-    def _ends(self, mark: str) -> str:
+    def ends(self, mark: str) -> str:
         names = zip("hc", ("$out0", "$out1") if self.mode == LSTM else ("$out0",), strict=False)
         pairs = [f"{mark}{{{out}}} = {mark}{{{name}}}" if mark else f"{out} = {name}" for name, out in names]
         return r", \quad ".join(pairs)
-
-    def equation(self) -> str:
-        return self._ends("")
 
     def moved(self, argument: str) -> str:
         sides = {"a": ("input_gates", "input_bias"), "d": ("hidden_gates", "hidden_bias"), "uv": (self.state,)}
@@ -555,7 +536,7 @@ class _Step:
             for letters, names in sides.items()
             for letter in letters
         ]
-        return self._ends(r"\dot") + self._plain(CELLS[self.mode].moved) + _after(dots)
+        return self.ends(r"\dot") + self._plain(CELLS[self.mode].moved) + _after(dots)
 
     def back(self, argument: str) -> str:
         cell = CELLS[self.mode]
@@ -571,24 +552,12 @@ class _Step:
 
 
 def _fused_cell(node: str, mode: int, state: str, outputs: int) -> Rule:
-    def wrt(argument: str, part: Callable[[GateGradients], Any]) -> Wrt:
-        return Wrt(
-            lambda op, g: part(_cell_back(op, mode, (*g, None))),
-            lambda op: _Step(op, mode, state).moved(argument),
-            lambda op: _Step(op, mode, state).back(argument),
-        )
-
-    return rule(
+    arguments = ("input_gates", "hidden_gates", state, "input_bias", "hidden_bias")
+    return _recurrent(
         node,
-        equation=lambda op: _Step(op, mode, state).equation(),
-        where=lambda op: _Step(op, mode, state).where(),
-        wrt={
-            "input_gates": wrt("input_gates", lambda bar: bar.input_gates),
-            "hidden_gates": wrt("hidden_gates", lambda bar: bar.hidden_gates),
-            state: wrt(state, lambda bar: bar.c if mode == LSTM else bar.h),
-            "input_bias": wrt("input_bias", lambda bar: bar.input_gates.sum(0)),
-            "hidden_bias": wrt("hidden_bias", lambda bar: bar.hidden_gates.sum(0)),
-        },
+        gradients=partial(_cell_gradients, mode=mode),
+        formulas=lambda op: _Step(op, mode, state),
+        letters={argument: argument for argument in arguments},
         outputs=outputs,
         samples=lambda: (),
         source=SOURCE + node.removesuffix("Backward0"),
