@@ -272,7 +272,7 @@ def elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: 
         return _diagonal(op, out_index, _text(equation, op), local.put(op).text)
 
     zeros = "each output element depends on its own input element alone, so only the diagonal can differ from zero"
-    product = partial(times_upstream, local)
+    product = partial(times_upstream, local, argument)
     return Wrt(vjp, local, product, zeros, factor, lambda op: _pattern(op, argument))
 
 

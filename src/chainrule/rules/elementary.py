@@ -20,7 +20,7 @@ from chainrule.rules import Kink, Sample, Wrt, rule, sample
 from chainrule.rules import formula_functions as e
 from chainrule.rules.arithmetic import QUOTIENT
 from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, let, of
-from chainrule.rules.pointwise import at, binary, in_shape_of, meeting, near_whole, quotient_steps, unary, x
+from chainrule.rules.pointwise import at, in_shape_of, meeting, near_whole, quotient_steps, unary, x
 from chainrule.rules.pointwise import function as register
 
 function = partial(register, topic="elementary")
@@ -233,6 +233,7 @@ def _binade_edge(op: Any, radius: float) -> Tensor:
     return near_edge
 
 
+ABS, ANGLE = argument("abs"), argument("angle")
 EXPONENT: Expression = replace(
     let("n", floor(e.log2(e.size(X))) + 1), run=lambda op: op.outs[1].to(op.out.dtype), put=lambda op: EXPONENT
 )
@@ -246,24 +247,9 @@ function(
     kink=Kink(_binade_edge, "the exponent steps at powers of two; PyTorch holds it constant"),
 )
 
-polar = rule(
-    "PolarBackward0",
-    equation=r"$out = $abs \odot e^{\mathrm{i} \, $angle}",
-    wrt={
-        "abs": Wrt(
-            lambda op, g: (g * torch.exp(-1j * op.angle)).real,
-            r"e^{\mathrm{i} \, $angle}",
-            r"\operatorname{Re}\left($g \odot e^{-\mathrm{i} \, $angle}\right)",
-            "each element stands alone",
-        ),
-        "angle": Wrt(
-            lambda op, g: (g * (1j * op.out).conj()).real,
-            r"\mathrm{i} \, $out",
-            r"\operatorname{Re}\left($g \odot \overline{\mathrm{i} \, $out}\right)",
-            "each element stands alone",
-        ),
-    },
-    samples=lambda: binary(torch.polar, (1.5, 0.2, 2.0), (0.7, -1.2, 3.1)),
-    source="derivatives.yaml: polar",
-    structure="elementwise",
+function(
+    torch.polar,
+    ABS * e.exp(e.UNIT * ANGLE),
+    {"abs": e.exp(e.UNIT * ANGLE), "angle": e.UNIT * OUT},
+    ((1.5, 0.2, 2.0), (0.7, -1.2, 3.1)),
 )

@@ -447,8 +447,15 @@ def _rows(value: Expression, condition: Expression, otherwise: Expression) -> li
     return rows[::-1] if value.value == 0 or (function is AT_MOST and otherwise.value != 0) else rows
 
 
-def times_upstream(local: Expression, op: Any) -> str:
+def times_upstream(local: Expression, argument: str, op: Any) -> str:
     """The upstream gradient times a local derivative (its conjugate, of a complex output), as written by hand."""
+    operand = op.arguments.get(argument)
+    of_real = op.out.is_complex() and isinstance(operand, Tensor) and not operand.is_complex()
+    text = _times_upstream(local, op)
+    return rf"\operatorname{{Re}}\left({text}\right)" if of_real else text
+
+
+def _times_upstream(local: Expression, op: Any) -> str:
     known, upstream = local.put(op), G.put(op)
     if op.out.is_complex() and known.value is None:
         size, core = fraction(*known.times), product(known, 1 / fraction(*known.times))
