@@ -491,9 +491,7 @@ def norm_gradient(v: Tensor, g: Tensor, norm: Tensor, p: float, dims: Index) -> 
     if math.isinf(p):
         extreme = v.abs() == norm
         return g * v.sgn() * extreme / extreme.sum(dims, keepdim=True)
-    direction = v.sgn() if p == 1 else v.sgn() * (v.abs() ** (p - 1)).masked_fill(v == 0, 0)
-    scale = norm ** (1 - p)
-    return g * direction * (scale.masked_fill(norm == 0, 0) if p > 1 else scale)
+    return g * v.sgn() * ((v.abs() / norm) ** (p - 1)).masked_fill(v == 0, 0)
 
 
 def _norm_kink(op: Any, radius: float) -> Tensor:
