@@ -29,6 +29,9 @@ from chainrule.rules.pattern import Pattern, aligned, real
 
 NO_TOPICS = {"optimizers", "pytorch_formulas"}  # modules without rules, left out since they take time
 
+Index = tuple[int, ...]
+Latex = str | Callable[[Any], str]
+"""LaTeX in which `$self` stands for a symbol, or what makes it from the operation."""
 Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
 
 
@@ -76,6 +79,7 @@ class Factor:
     scale: float = 1.0
 
 
+Entry = Callable[[Any, Index, Index], Factor | None]
 Upstream = Any  # a Tensor; a tuple of Tensor | None for rules with several outputs
 
 
@@ -93,10 +97,10 @@ class Wrt:
     """
 
     vjp: Callable[[Any, Upstream], Any]
-    local: str | Callable[[Any], str]
-    product: str | Callable[[Any], str]
+    local: Latex
+    product: Latex
     zeros: str = ""
-    factor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Factor | None] | None = None
+    factor: Entry | None = None
     pattern: Callable[[Any], Pattern | None] | None = None
 
 
@@ -153,11 +157,11 @@ class Rule:
 
     name: str
     nodes: tuple[str, ...]
-    equation: str | Callable[[Any], str]
+    equation: Latex
     wrt: Mapping[str, Wrt]
     source: str
     samples: Callable[[], Iterable[Sample]]
-    where: str | Callable[[Any], str] = ""
+    where: Latex = ""
     calls: tuple[str, ...] = ()
     constants: Mapping[str, Nondifferentiable] = field(default_factory=dict)
     structure: Literal["elementwise", "linear", "dense"] = "dense"
@@ -168,7 +172,7 @@ class Rule:
     remark: str = ""
     topic: str = ""
 
-    def latex(self, template: str | Callable[[Any], str], op: Applied, symbols: Mapping[str, str]) -> str:
+    def latex(self, template: Latex, op: Applied, symbols: Mapping[str, str]) -> str:
         """Fill the operands' symbols into one of this rule's templates; unknown names stay as they are."""
         scalars = {name: number(value) for name, value in op.arguments.items() if isinstance(value, (int, float))}
         known = {**_items(op, symbols), **scalars, **symbols}
@@ -192,7 +196,7 @@ _all: list[Rule] = []
 
 def rule(
     *nodes: str,
-    equation: str | Callable[[Any], str],
+    equation: Latex,
     wrt: Mapping[str, Wrt],
     samples: Callable[[], Iterable[Sample]],
     source: str = "",
@@ -255,7 +259,7 @@ def elementwise(
     )
 
 
-def elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: Expression) -> Wrt:
+def elementwise_wrt(argument: str, equation: Latex, local: Expression) -> Wrt:
     """The derivative of y = f(x) taken element by element, from f'(x)."""
 
     def vjp(op: Any, g: Tensor) -> Tensor:
@@ -323,7 +327,7 @@ def _items(op: Applied, symbols: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _text(template: str | Callable[[Any], str], op: Any) -> str:
+def _text(template: Latex, op: Any) -> str:
     if not callable(template):
         return template
     try:

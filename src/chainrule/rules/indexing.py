@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Rule, Wrt, derivative, rule, sample
+from chainrule.rules import Factor, Index, Kink, Rule, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
 from chainrule.rules.index_notation import (
     AND,
@@ -45,7 +45,6 @@ from chainrule.rules.shape import (
     SLICE,
     STRIDED,
     Came,
-    Index,
     Move,
     labels,
     moves,

@@ -24,8 +24,11 @@ from torch import Tensor
 from chainrule.errors import RuleError
 from chainrule.rules import (
     Applied,
+    Entry,
     Factor,
+    Index,
     Kink,
+    Latex,
     Rule,
     Sample,
     Stage,
@@ -56,10 +59,7 @@ from chainrule.rules.formula_functions import exp, highest, ln, ln1p, sigma, sig
 
 NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
 
-Latex = str | Callable[[Any], str]
 Divisor = Callable[[Any, Tensor], tuple[str, int | Tensor]]
-Index = tuple[int, ...]
-Entry = Callable[[Any, Index, Index], Factor | None]
 
 
 # A loss of each sample, and what its mean or sum adds to it.

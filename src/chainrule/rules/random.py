@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 
-from chainrule.rules import Rule, Sample, sample, unread
+from chainrule.rules import Latex, Rule, Sample, sample, unread
 from chainrule.rules import rule as register
 from chainrule.rules.pointwise import x
 
 NOTHING = "what is drawn does not depend on it smoothly, or PyTorch does not follow the dependence"
-
-
-Latex = str | Callable[[Any], str]
 
 
 def _given(argument: str, then: str, otherwise: str) -> Latex:
