@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -237,9 +238,7 @@ def reduces(
             return grouping(op).near_ties(radius)
         return torch.zeros_like(op.arguments[argument], dtype=torch.bool)
 
-    def formula(text: str) -> Callable[[Any], str]:
-        return _formula(text, argument)
-
+    formula = partial(_formula, argument=argument)
     local = formula(derivative("OUT", "MEMBER", where("RATE", "MET")))
     wrt = {argument: Wrt(members, local, formula(r"GRAD = PLACES G \, RATE"), MEET)}
     if "index" in constants:
