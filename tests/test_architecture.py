@@ -113,8 +113,8 @@ PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "d
 DEEP = {
     # what is worth a test of its own
     "capture.tape", "graph.comparison", "graph.reexecution", "graph.storage", "graph.trees", "monitor.dashboard",
-    "rules.elementary", "rules.expression", "rules.operations", "rules.optimizers", "rules.pattern",
-    "rules.pytorch_formulas",
+    "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
+    "rules.pattern", "rules.pytorch_formulas",
     "views.formula", "views.json", "views.layers", "views.terminal",
     # what tests make or measure by themselves
     "graph.history", "graph.statistics", "graph.statistics_cache",

@@ -9,17 +9,16 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.diagnostics import BY_TOPIC, CHECKS, Check, Thresholds
 from chainrule.recording import record
-from chainrule.rules import Applied, Rule, Sample, registered
+from chainrule.rules import Applied, Latex, Rule, Sample, registered
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES, FINDINGS = DOCS / "rules.md", DOCS / "findings.md"
@@ -39,10 +38,9 @@ with PyTorch's own formula.
 """
 
 # What a reader meets first; other topics follow by their names.
-READ_FIRST = ["arithmetic", "function", "special", "activation", "linear", "reduce", "shape", "index", "group"]
-READ_FIRST += ["normalise", "convolve", "pool", "resample", "attention", "recurrent", "linalg", "spectral", "draw"]
-
-Template = str | Callable[[Any], str]
+READ_FIRST = ["arithmetic", "elementary", "special", "activation", "linear", "reduce", "shape", "indexing"]
+READ_FIRST += ["scatter_reduce", "normalise", "convolve", "pool", "resample", "attention", "recurrent", "linalg"]
+READ_FIRST += ["spectral", "random"]
 
 SYMBOLS = {"self": "x", "out": "y", "g": r"\bar{y}"}
 LETTERS = {
@@ -74,7 +72,7 @@ def entry(rule: Rule) -> str:
 def _facts(rule: Rule, op: Applied | None) -> Iterator[str]:
     symbols = _symbols(rule, op)
 
-    def formula(template: Template, **more: str) -> str:
+    def formula(template: Latex, **more: str) -> str:
         if op is None and callable(template):
             return "(depends on how it is called)"
         return "$`" + " ".join(rule.latex(template, op or Applied({}, ()), {**symbols, **more}).split()) + "`$"

@@ -5,14 +5,18 @@ That what they print is right as well, `test_every_formula.py` says, which evalu
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from test_every_formula import WITHOUT_NUMBERS, mistakes, uses
 from test_every_rule import RULES, quiet  # noqa: F401 (a fixture)
 
-from chainrule.rules import Applied, Rule, elementary
-from chainrule.rules.elementary import exp, ln, tanh
+from chainrule import rules
+from chainrule.rules import Applied, Rule, formula_functions
 from chainrule.rules.expression import OTHER, OUT, Expression, Named, X, argument, cases, let, meanings, of
+from chainrule.rules.formula_functions import exp, ln, tanh
 
 STATED = [rule for rule in RULES if isinstance(rule.equation, Expression)]
 
@@ -75,7 +79,7 @@ def test_formulas_print_as_one_would_write_them(formula: Expression, latex: str)
     assert r", \quad ".join(filter(None, [formula(OPERATION), meanings([formula], OPERATION)])) == latex
 
 
-SLOPED = {name: each for name, each in vars(elementary).items() if isinstance(each, Named) and each.slopes}
+SLOPED = {name: each for name, each in vars(formula_functions).items() if isinstance(each, Named) and each.slopes}
 
 
 @pytest.mark.parametrize("function", SLOPED.values(), ids=SLOPED)
@@ -93,3 +97,17 @@ def test_a_function_has_its_slope(function: Named) -> None:
 )
 def test_a_plain_symbol_needs_no_brackets(symbol: str, printed: str) -> None:
     assert rule_of("pow").latex((X**2)(OPERATION), OPERATION, {"self": symbol}) == printed
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 0.5])])
+def test_a_class_that_is_masked_adds_nothing_to_a_cross_entropy(weight: torch.Tensor | None) -> None:
+    scores = torch.tensor([[1.0, -math.inf, 2.0], [0.5, 0.0, -math.inf]], requires_grad=True)
+    arguments = {"input": scores.detach(), "target": torch.tensor([2, 0]), "weight": weight, "reduction": "none"}
+    losses = F.cross_entropy(scores, arguments["target"], weight, reduction="none")
+    op = Applied(arguments, (losses.detach(),))
+    (rule,) = (each for each in rules.all_for_call("cross_entropy") if each.accepts(op))
+    assert isinstance(rule.equation, Expression)
+    torch.testing.assert_close(rule.equation.run(op), losses)
+    upstream = torch.tensor([0.5, 2.0])
+    (gradient,) = torch.autograd.grad(losses, scores, upstream)
+    torch.testing.assert_close(rule.gradient(op, (upstream,), "input"), gradient)

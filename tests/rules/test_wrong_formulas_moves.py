@@ -61,7 +61,7 @@ MUTANTS = [
     ("trilinear", "i2 local", "{\\mathrm{i1}}", "2 {\\mathrm{i1}}"),
     ("fft_c2c", "equation", "-2 ", "2 "),
     ("fft_c2r", "self local", "C_{u}", ""),
-    ("overlap_add", "grad_in local", "2 u", "3 u"),
+    ("overlap_add", "grad_in local", "2 r", "3 r"),
     ("cholesky", "self local", r"\frac{1}{2} \left(\operatorname", r"\left(\operatorname"),
     ("cholesky_solve", "input2 product", "-", ""),
     ("linalg_svd", "A local", "^2", ""),

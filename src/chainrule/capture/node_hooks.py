@@ -21,7 +21,7 @@ from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import RawBackward, RawNode, Tape
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import tensors_in
-from chainrule.rules.operations import facts_of_node
+from chainrule.rules.facts import facts_of_node
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 

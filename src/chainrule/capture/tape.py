@@ -22,7 +22,7 @@ from chainrule.capture.retention import Original, Placeholders, Retention, is_tr
 from chainrule.capture.source import Site
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
-from chainrule.rules.operations import facts_of
+from chainrule.rules.facts import facts_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from chainrule.graph.comparison import FLOAT32, same_statistics
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
-from chainrule.rules.operations import base_name, facts_of
+from chainrule.rules.facts import base_name, facts_of
 
 NOT_NORMALISED = Check(
     "input-not-normalised", "The input is not normalised", "warning",

@@ -22,7 +22,7 @@ from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
 from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
-from chainrule.rules.operations import base_name, facts_of
+from chainrule.rules.facts import base_name, facts_of
 
 NO_GRADIENT = Check(
     "no-gradient", "A parameter got no gradient", "warning",

@@ -13,7 +13,7 @@ from chainrule.diagnostics.step_context import StepContext, argument, operands, 
 from chainrule.document import Code
 from chainrule.graph.graph import Call, Operation, Ref, Value
 from chainrule.numbers import number
-from chainrule.rules.operations import Facts, base_name, facts_of, facts_of_call
+from chainrule.rules.facts import Facts, base_name, facts_of, facts_of_call
 
 SUM, NONE = 2, 0
 """How ATen writes `reduction="sum"` and `reduction="none"`."""

@@ -23,7 +23,7 @@ from chainrule.graph.names import Index
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import leaves, reach
 from chainrule.numbers import number
-from chainrule.rules.operations import OF_NOTHING, base_name, facts_of
+from chainrule.rules.facts import OF_NOTHING, base_name, facts_of
 
 
 @dataclass

@@ -25,7 +25,7 @@ from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.numbers import number
-from chainrule.rules.operations import Facts, base_name, facts_of
+from chainrule.rules.facts import Facts, base_name, facts_of
 
 T = TypeVar("T")
 Wanted = Callable[[Facts], Any]

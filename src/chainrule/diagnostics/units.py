@@ -18,7 +18,7 @@ from chainrule.graph.snapshot import Parameter, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import reach
 from chainrule.numbers import number
-from chainrule.rules.operations import Slope, base_name, facts_of, facts_of_call
+from chainrule.rules.facts import Slope, base_name, facts_of, facts_of_call
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
 MIN_STEPS = 3  # examined steps after which a unit that was always off is called dead

@@ -20,7 +20,7 @@ from chainrule.capture.tape import Traits
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
 from chainrule.graph.trees import leaves, map_leaves, tensors_in
-from chainrule.rules.operations import facts_of
+from chainrule.rules.facts import facts_of
 
 STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least
 FINEST = 1e-10  # the precision of a central difference in float64, relative to the terms

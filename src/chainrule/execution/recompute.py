@@ -33,7 +33,7 @@ from chainrule.graph.names import find_value, values_named
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.graph.statistics import Statistics, measure
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.rules.operations import facts_of
+from chainrule.rules.facts import facts_of
 
 NO_WAY = (
     "Record the step with keep= for it, or recompute before the next optimizer.step() (and end the block before it)."

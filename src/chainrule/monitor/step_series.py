@@ -26,7 +26,7 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, measured, measured_samples
 from chainrule.monitor.distributed import facts_of_rank
 from chainrule.monitor.runs import Figure
-from chainrule.rules.operations import facts_of as facts_of_operation
+from chainrule.rules.facts import facts_of as facts_of_operation
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording

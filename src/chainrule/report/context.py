@@ -33,7 +33,7 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, histogram, memory, sketch
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule
-from chainrule.rules.operations import base_name
+from chainrule.rules.facts import base_name
 from chainrule.rules.optimizers import terms_agree
 from chainrule.verification.gradient_check import Rows
 from chainrule.verification.rows import Row, StepCheck, StepChecks, compare_update

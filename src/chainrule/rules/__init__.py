@@ -23,12 +23,15 @@ from torch import Tensor
 from chainrule.errors import RuleError
 from chainrule.rules.expression import Expression, meanings, of, stated, times_upstream, without_brackets
 from chainrule.rules.expression import number as number
-from chainrule.rules.operations import Facts as Facts
-from chainrule.rules.operations import register_facts
+from chainrule.rules.facts import Facts as Facts
+from chainrule.rules.facts import register_facts
 from chainrule.rules.pattern import Pattern, aligned, real
 
 NO_TOPICS = {"optimizers", "pytorch_formulas"}  # modules without rules, left out since they take time
 
+Index = tuple[int, ...]
+Latex = str | Callable[[Any], str]
+"""LaTeX in which `$self` stands for a symbol, or what makes it from the operation."""
 Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
 
 
@@ -76,6 +79,7 @@ class Factor:
     scale: float = 1.0
 
 
+Entry = Callable[[Any, Index, Index], Factor | None]
 Upstream = Any  # a Tensor; a tuple of Tensor | None for rules with several outputs
 
 
@@ -93,10 +97,10 @@ class Wrt:
     """
 
     vjp: Callable[[Any, Upstream], Any]
-    local: str | Callable[[Any], str]
-    product: str | Callable[[Any], str]
+    local: Latex
+    product: Latex
     zeros: str = ""
-    factor: Callable[[Any, tuple[int, ...], tuple[int, ...]], Factor | None] | None = None
+    factor: Entry | None = None
     pattern: Callable[[Any], Pattern | None] | None = None
 
 
@@ -146,18 +150,18 @@ class Rule:
     """One operation (or one family of overloads of it), all in one block.
 
     `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
-    several nodes that it tells as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
+    several nodes that it explains as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
     argument names to their derivatives; `constants` says for the other tensor arguments why there is none. `source`
     cites the formula. `remark` is what a reader should know.
     """
 
     name: str
     nodes: tuple[str, ...]
-    equation: str | Callable[[Any], str]
+    equation: Latex
     wrt: Mapping[str, Wrt]
     source: str
     samples: Callable[[], Iterable[Sample]]
-    where: str | Callable[[Any], str] = ""
+    where: Latex = ""
     calls: tuple[str, ...] = ()
     constants: Mapping[str, Nondifferentiable] = field(default_factory=dict)
     structure: Literal["elementwise", "linear", "dense"] = "dense"
@@ -168,7 +172,7 @@ class Rule:
     remark: str = ""
     topic: str = ""
 
-    def latex(self, template: str | Callable[[Any], str], op: Applied, symbols: Mapping[str, str]) -> str:
+    def latex(self, template: Latex, op: Applied, symbols: Mapping[str, str]) -> str:
         """Fill the operands' symbols into one of this rule's templates; unknown names stay as they are."""
         scalars = {name: number(value) for name, value in op.arguments.items() if isinstance(value, (int, float))}
         known = {**_items(op, symbols), **scalars, **symbols}
@@ -192,7 +196,7 @@ _all: list[Rule] = []
 
 def rule(
     *nodes: str,
-    equation: str | Callable[[Any], str],
+    equation: Latex,
     wrt: Mapping[str, Wrt],
     samples: Callable[[], Iterable[Sample]],
     source: str = "",
@@ -203,7 +207,7 @@ def rule(
     """Register a rule and return it. See `Rule` for what the parts are; `name` defaults to that of the first node.
 
     `source` defaults to the entry of that name in PyTorch's list of derivatives. `facts` are those of its operations,
-    by their names (see `rules.operations`): what the other parts of the package ask beside the derivatives.
+    by their names (see `rules.facts`): what the other parts of the package ask beside the derivatives.
     """
     register_facts(facts or {})
     name = name or snake(nodes[0] if nodes else more["calls"][0])
@@ -255,7 +259,7 @@ def elementwise(
     )
 
 
-def elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: Expression) -> Wrt:
+def elementwise_wrt(argument: str, equation: Latex, local: Expression) -> Wrt:
     """The derivative of y = f(x) taken element by element, from f'(x)."""
 
     def vjp(op: Any, g: Tensor) -> Tensor:
@@ -272,7 +276,7 @@ def elementwise_wrt(argument: str, equation: str | Callable[[Any], str], local: 
         return _diagonal(op, out_index, _text(equation, op), local.put(op).text)
 
     zeros = "each output element depends on its own input element alone, so only the diagonal can differ from zero"
-    product = partial(times_upstream, local)
+    product = partial(times_upstream, local, argument)
     return Wrt(vjp, local, product, zeros, factor, lambda op: _pattern(op, argument))
 
 
@@ -323,7 +327,7 @@ def _items(op: Applied, symbols: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _text(template: str | Callable[[Any], str], op: Any) -> str:
+def _text(template: Latex, op: Any) -> str:
     if not callable(template):
         return template
     try:
@@ -341,7 +345,7 @@ def for_node(node: str, op: Applied | None = None) -> Rule | None:
 
 
 def all_for_call(call: str) -> tuple[Rule, ...]:
-    """The rules that tell a torch function of several nodes as one (`linear`); each `accepts` some of its calls."""
+    """The rules that explain a torch function of several nodes as one (`linear`); each `accepts` some of its calls."""
     load()
     return tuple(_by_call.get(call, ()))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Wrt, derivative, elementwise, rule, sample
-from chainrule.rules.arithmetic import at, near, unary, x
-from chainrule.rules.elementary import PI, Phi, exp, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
 from chainrule.rules.expression import HALF, Expression, Named, X, argument, cases, choice, fraction, let, symbol
+from chainrule.rules.formula_functions import PI, Phi, exp, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
+from chainrule.rules.pointwise import at, near, unary, x
+from chainrule.rules.pointwise import function as register
+
+function = partial(register, topic="activation")
 
 CORNER = (-1.5, 0, 0.3, 2.0)
-DEAD_ZONE = (-1.5, -0.5, 0, 0.3, 0.5, 2)
+DEAD_ZONE, BEND = (-1.5, -0.5, 0, 0.3, 0.5, 2), (-4, -3, 0.3, 3, 5)
 ALPHA, BETA, LAMBDA, THRESHOLD = (argument(name) for name in ("alpha", "beta", "lambd", "threshold"))
 LEAK, LOW, HIGH, P = (argument(name) for name in ("negative_slope", "min_val", "max_val", "p"))
 SCALE, RATE = argument("scale"), argument("input_scale")
@@ -51,22 +55,6 @@ U = let("u", sqrt(2 / PI) * (X + 0.044715 * X**3), primed=True)
 GELU, GELU_TANH = X * Phi(X), HALF * X * (1 + tanh(U))
 RAMP = lowest(highest(X / 6 + HALF, 0), 1)
 
-relu = elementwise(
-    "ReluBackward0",
-    equation=known_as("ReLU", highest(0, X)),
-    derivative={"self": cases(0, X <= 0, 1)},
-    samples=lambda: unary(F.relu, *CORNER),
-    source="derivatives.yaml: relu",
-    kink=Kink(at(0), "ReLU has a corner at 0, with slope 0 on the left and 1 on the right; PyTorch takes 0"),
-)
-silu = elementwise(
-    "SiluBackward0",
-    equation=X * sigma(X),
-    derivative=("self",),
-    samples=lambda: unary(F.silu, *CORNER),
-    source="derivatives.yaml: silu; the product rule with s' = s(1 - s)",
-)
-
 
 def _elu_corner(op: Any, radius: float) -> Tensor:
     smooth = math.isclose(op.scale, op.alpha * op.scale * op.input_scale)
@@ -82,106 +70,70 @@ def _at_lambda(op: Any, radius: float) -> Tensor:
     return near(op.self, -op.lambd, op.lambd, radius=radius)
 
 
+def gelu_by(how: str) -> Callable[[Any], bool]:
+    """Whether a GELU, or its way back, is computed in this way: "none" or "tanh"."""
+    return lambda op: op.arguments.get("approximate", "none") == how
+
+
 def _drawn(op: Any) -> Tensor:
     """The slope drawn for each element, from the output: the noise is not known yet when the operation is called."""
     mean = torch.full_like(op.self, (op.lower + op.upper) / 2)
     return torch.where(op.self == 0, mean, op.out / op.self) if op.training else mean
 
 
+function(
+    F.relu,
+    known_as("ReLU", highest(0, X)),
+    cases(0, X <= 0, 1),
+    CORNER,
+    kink=Kink(at(0), "ReLU has a corner at 0, with slope 0 on the left and 1 on the right; PyTorch takes 0"),
+)
 # fmt: off
-for node, equation, slope, samples, source, *kink in (
-    # node, f(x), f'(x) (None: it follows), samples, source; where there is no derivative
-    ("Threshold", THRESHOLDED, None,
-     lambda: unary(F.threshold, -1.5, 0.25, 0.3, 2.0, threshold=0.25, value=-2.0), "threshold",
-     Kink(near_to("threshold"), "the function may jump at the threshold; PyTorch takes the slope 0 there")),
-    ("LeakyRelu", known_as("LeakyReLU", cases(X, X > 0, LEAK * X)), LEAKY_SLOPE,
-     lambda: [*unary(F.leaky_relu, *CORNER), *unary(F.leaky_relu, *CORNER, negative_slope=0.2)], "leaky_relu",
-     Kink(at(0), "leaky ReLU has a corner at 0; PyTorch takes the slope of the left side")),
-    ("Elu", choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", ELU)),
-     cases(SCALE, X > 0, ALPHA * SCALE * RATE * exp(RATE * X)),
-     lambda: [*unary(F.elu, *CORNER), *unary(F.elu, *CORNER, alpha=0.5), *unary(F.selu, *CORNER)],
-     "elu; arXiv:1511.07289, arXiv:1706.02515 (SELU)",
-     Kink(_elu_corner, "where alpha is not 1, ELU has a corner at 0; PyTorch takes the slope of the left side")),
-    ("Celu", known_as("CELU", cases(X, X > 0, ALPHA * (exp(X / ALPHA) - 1))),
-     cases(1, X > 0, exp(X / ALPHA)), lambda: [*unary(F.celu, *CORNER), *unary(F.celu, *CORNER, alpha=0.5)],
-     "celu; arXiv:1704.07483 (its slope is 1 on both sides of 0)"),
-    ("Mish", X * tanh(let("s", softplus(X))), None, lambda: unary(F.mish, *CORNER), "mish; arXiv:1908.08681"),
-    ("Softplus", SOFTPLUS, None,
-     lambda: [*unary(F.softplus, *CORNER, 25), *unary(F.softplus, *CORNER, 1.2, beta=2.5, threshold=3)],
-     "softplus (past its threshold PyTorch takes the straight line x itself)",
-     Kink(lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius), STRAIGHT)),
-    ("LogSigmoid", ln(sigma(X)), sigma(-X), lambda: unary(F.logsigmoid, *CORNER, -40),
-     "log_sigmoid_forward; (ln s)' = s'/s = 1 - s"),
-    ("Hardtanh", choice(_hardtanh), HARDTANH_SLOPE,
-     lambda: [*unary(F.hardtanh, -1.5, -1, 0.3, 1, 2), *unary(F.relu6, -1, 0, 3, 6, 7)],
-     "hardtanh (ReLU6 is hardtanh between 0 and 6)",
-     Kink(near_to("min_val", "max_val"), "hardtanh has a corner at each bound; PyTorch takes 0")),
-    ("Hardsigmoid", RAMP, cases(fraction(1, 6), Named("-3 < @ < 3", lambda z: (z > -3) & (z < 3))(X)),
-     lambda: unary(F.hardsigmoid, -4, -3, 0.3, 3, 5), "hardsigmoid",
-     Kink(at(-3, 3), "hardsigmoid has corners at -3 and 3; PyTorch takes 0")),
-    ("Hardswish", X * RAMP, cases(0, X <= -3, cases(X / 3 + HALF, Named("-3 < @ < 3", lambda z: z < 3)(X), 1)),
-     lambda: unary(F.hardswish, -4, -3, 0.3, 3, 5), "hardswish; arXiv:1905.02244",
-     Kink(at(-3, 3), "hardswish has corners at -3 and 3; PyTorch takes the slope outside: 0 and 1")),
-    ("Hardshrink", cases(0, size(X) <= LAMBDA, X), None,
-     lambda: unary(F.hardshrink, *DEAD_ZONE), "hardshrink",
-     Kink(_at_lambda, "hardshrink jumps at both ends of its dead zone; PyTorch takes the slope 0 there")),
-    ("Softshrink", sign(X) * highest(size(X) - LAMBDA, 0), cases(0, size(X) <= LAMBDA, 1),
-     lambda: unary(F.softshrink, *DEAD_ZONE), "softshrink",
-     Kink(_at_lambda, "softshrink has a corner at both ends of its dead zone; PyTorch takes the slope 0 there")),
-):
-    elementwise(
-        f"{node}Backward0",
-        equation=equation,
-        derivative=("self",) if slope is None else {"self": slope},
-        samples=samples,
-        source=f"derivatives.yaml: {source}",
-        **({"kink": kink[0]} if kink else {}),
-    )
+function(F.silu, X * sigma(X), points=CORNER, cites="; the product rule with s' = s(1 - s)")
+function(F.threshold, THRESHOLDED, points=(-1.5, 0.25, 0.3, 2.0), calls=[{"threshold": 0.25, "value": -2.0}],
+    kink=Kink(near_to("threshold"), "the function may jump at the threshold; PyTorch takes the slope 0 there"))
+function(F.leaky_relu, known_as("LeakyReLU", cases(X, X > 0, LEAK * X)), LEAKY_SLOPE, CORNER,
+    calls=[{}, {"negative_slope": 0.2}],
+    kink=Kink(at(0), "leaky ReLU has a corner at 0; PyTorch takes the slope of the left side"))
+function(F.elu, choice(lambda op: known_as("ELU" if op.scale == 1 else "SELU", ELU)),
+    cases(SCALE, X > 0, ALPHA * SCALE * RATE * exp(RATE * X)), CORNER,
+    "; arXiv:1511.07289, arXiv:1706.02515 (SELU)", calls=[{}, {"alpha": 0.5}], more=lambda: unary(F.selu, *CORNER),
+    kink=Kink(_elu_corner, "where alpha is not 1, ELU has a corner at 0; PyTorch takes the slope of the left side"))
+function(F.celu, known_as("CELU", cases(X, X > 0, ALPHA * (exp(X / ALPHA) - 1))), cases(1, X > 0, exp(X / ALPHA)),
+    CORNER, "; arXiv:1704.07483 (its slope is 1 on both sides of 0)", calls=[{}, {"alpha": 0.5}])
+function(F.mish, X * tanh(let("s", softplus(X))), points=CORNER, cites="; arXiv:1908.08681")
+function(F.softplus, SOFTPLUS, points=(*CORNER, 25),
+    more=lambda: unary(F.softplus, *CORNER, 1.2, beta=2.5, threshold=3),
+    cites=" (past its threshold PyTorch takes the straight line x itself)",
+    kink=Kink(lambda op, radius: near(op.self, op.threshold / op.beta, radius=radius), STRAIGHT))
+function(F.logsigmoid, ln(sigma(X)), sigma(-X), (*CORNER, -40), "_forward; (ln s)' = s'/s = 1 - s")
+function(F.hardtanh, choice(_hardtanh), HARDTANH_SLOPE, (-1.5, -1, 0.3, 1, 2),
+    " (ReLU6 is hardtanh between 0 and 6)", more=lambda: unary(F.relu6, -1, 0, 3, 6, 7),
+    kink=Kink(near_to("min_val", "max_val"), "hardtanh has a corner at each bound; PyTorch takes 0"))
+function(F.hardsigmoid, RAMP, cases(fraction(1, 6), Named("-3 < @ < 3", lambda z: (z > -3) & (z < 3))(X)), BEND,
+    kink=Kink(at(-3, 3), "hardsigmoid has corners at -3 and 3; PyTorch takes 0"))
+function(F.hardswish, X * RAMP, cases(0, X <= -3, cases(X / 3 + HALF, Named("-3 < @ < 3", lambda z: z < 3)(X), 1)),
+    BEND, "; arXiv:1905.02244",
+    kink=Kink(at(-3, 3), "hardswish has corners at -3 and 3; PyTorch takes the slope outside: 0 and 1"))
+function(F.hardshrink, cases(0, size(X) <= LAMBDA, X), points=DEAD_ZONE,
+    kink=Kink(_at_lambda, "hardshrink jumps at both ends of its dead zone; PyTorch takes the slope 0 there"))
+function(F.softshrink, sign(X) * highest(size(X) - LAMBDA, 0), cases(0, size(X) <= LAMBDA, 1), DEAD_ZONE,
+    kink=Kink(_at_lambda, "softshrink has a corner at both ends of its dead zone; PyTorch takes the slope 0 there"))
+function(F.gelu, GELU, points=CORNER, accepts=gelu_by("none"),
+    cites="; arXiv:1606.08415. Phi and phi: distribution and density of the standard normal")
+function(F.gelu, GELU_TANH, points=CORNER, accepts=gelu_by("tanh"), name="gelu_tanh", calls=[{"approximate": "tanh"}],
+    cites="; arXiv:1606.08415, the approximation by tanh")
+function(F.prelu, cases(X, X > 0, argument("weight") * X), ("self", "weight"), node="PreluKernel", samples=lambda: [
+    *unary(F.prelu, *CORNER, weight=x(0.25)),
+    sample(F.prelu, x(-1, 0, 2, -3, shape=(2, 2)), x(0.25, 0.5), note="a slope for each channel"),
+], source="derivatives.yaml: _prelu_kernel; arXiv:1502.01852",
+    kink=Kink(at(0), "PReLU has a corner at 0; PyTorch takes the slope of the left side, the weight"))
+function(F.rrelu, cases(X, X > 0, symbol("r", _drawn) * X), points=CORNER, node="RreluWithNoise",
+    more=lambda: unary(F.rrelu, -1.5, -0.2, 0.3, training=True), constants={"noise": "not differentiable"},
+    cites="_with_noise; arXiv:1505.00853. r is drawn between lower and upper for each element in training, and is "
+    "their mean in evaluation",
+    kink=Kink(at(0), "RReLU has a corner at 0; PyTorch takes the slope of the left side (in training the drawn one)"))
 # fmt: on
-
-gelu = elementwise(
-    "GeluBackward0",
-    name="gelu",
-    equation=GELU,
-    derivative=("self",),
-    samples=lambda: unary(F.gelu, *CORNER),
-    source="derivatives.yaml: gelu; arXiv:1606.08415. Phi and phi: distribution and density of the standard normal",
-    accepts=lambda op: op.arguments.get("approximate", "none") == "none",
-)
-gelu_tanh = elementwise(
-    "GeluBackward0",
-    name="gelu_tanh",
-    equation=GELU_TANH,
-    derivative=("self",),
-    samples=lambda: unary(F.gelu, *CORNER, approximate="tanh"),
-    source="derivatives.yaml: gelu; arXiv:1606.08415, the approximation by tanh",
-    accepts=lambda op: op.arguments.get("approximate", "none") == "tanh",
-)
-prelu = elementwise(
-    "PreluKernelBackward0",
-    name="prelu",
-    equation=cases(X, X > 0, argument("weight") * X),
-    derivative=("self", "weight"),
-    samples=lambda: [
-        *unary(F.prelu, *CORNER, weight=x(0.25)),
-        sample(F.prelu, x(-1, 0, 2, -3, shape=(2, 2)), x(0.25, 0.5), note="a slope for each channel"),
-    ],
-    source="derivatives.yaml: _prelu_kernel; arXiv:1502.01852",
-    kink=Kink(at(0), "PReLU has a corner at 0; PyTorch takes the slope of the left side, the weight"),
-)
-rrelu = elementwise(
-    "RreluWithNoiseBackward0",
-    name="rrelu",
-    equation=cases(X, X > 0, symbol("r", _drawn) * X),
-    derivative=("self",),
-    samples=lambda: [*unary(F.rrelu, *CORNER), *unary(F.rrelu, -1.5, -0.2, 0.3, training=True)],
-    source=(
-        "derivatives.yaml: rrelu_with_noise; arXiv:1505.00853. r is drawn between lower and upper for each element in "
-        "training, and is their mean in evaluation"
-    ),
-    constants={"noise": "not differentiable"},
-    kink=Kink(at(0), "RReLU has a corner at 0; PyTorch takes the slope of the left side (in training the drawn one)"),
-)
 
 
 def _halves(op: Any) -> tuple[Tensor, Tensor]:

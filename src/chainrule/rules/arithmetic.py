@@ -13,96 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Kink, Sample, elementwise, reduce_to_shape, sample
-from chainrule.rules.elementary import highest, ln, lowest
+from chainrule.rules import Kink, Sample, elementwise, sample
 from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, like, of
+from chainrule.rules.formula_functions import highest, ln, lowest
+from chainrule.rules.pointwise import Function, binary, in_shape_of, meeting, near, quotient_steps, unary, x
+from chainrule.rules.pointwise import function as register
 
-Function = Callable[..., Any]
-Where = Callable[[Any, float], Tensor]
-
-
-def x(*values: float | complex, shape: tuple[int, ...] | None = None) -> Tensor:
-    """A sample input that wants a gradient: a vector, or of `shape`."""
-    if not values and shape is None:
-        values = (-1.5, -0.2, 0.3, 2.0)
-    dtype = torch.complex128 if any(isinstance(value, complex) for value in values) else torch.get_default_dtype()
-    return torch.tensor(values, dtype=dtype).reshape((len(values),) if shape is None else shape).requires_grad_()
-
-
-def unary(function: Function, *values: float, **keywords: Any) -> list[Sample]:
-    """One operand: a vector, a column, size 1, a 0-dimensional tensor, and an empty one."""
-    values = values or (-1.5, -0.2, 0.3, 2.0)
-    inputs = {
-        "vector": x(*values),
-        "column": x(*values, shape=(-1, 1)),
-        "size 1": x(values[0]),
-        "0-dimensional": x(values[-1], shape=()),
-        "empty": x(shape=(0, 2)),
-    }
-    return [sample(function, value, note=note, **keywords) for note, value in inputs.items()]
-
-
-def binary(
-    function: Function,
-    left: tuple[float, ...] = (-1.5, -0.2, 0.3, 2.0),
-    right: tuple[float, ...] = (0.7, -1.2, 3.1, 1.6),
-    **keywords: Any,
-) -> list[Sample]:
-    """Two operands: of one shape, both broadcast, size 1, 0-dimensional, and empty."""
-    pairs = {
-        "one shape": (x(*left), x(*right)),
-        "both broadcast": (x(*left, shape=(-1, 1)), x(*right)),
-        "size 1": (x(*left), x(right[0])),
-        "0-dimensional": (x(left[-1], shape=()), x(*right)),
-        "both 0-dimensional": (x(left[0], shape=()), x(right[0], shape=())),
-        "empty": (x(shape=(0, 1)), x(*right)),
-    }
-    return [sample(function, *pair, note=note, **keywords) for note, pair in pairs.items()]
-
-
-def at(*points: float) -> Where:
-    """Where `self` lies within the radius of one of `points`."""
-    return lambda op, radius: near(op.self, *points, radius=radius)
-
-
-def near(values: Tensor, *points: float, radius: float) -> Tensor:
-    """Which values lie within `radius` of one of `points`."""
-    within = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
-    for point in points:
-        within = within | ((values - point).abs() <= radius)
-    return within
-
-
-def near_whole(values: Tensor, radius: float | Tensor, rounding: str = "floor") -> Tensor:
-    """Which values lie within `radius` of a step of `rounding`: whole numbers, but 0 is no step of `trunc`."""
-    near_one = (values - values.round()).abs() <= radius
-    return near_one & (values.round() != 0) if rounding == "trunc" else near_one
-
-
-def quotient_steps(rounding: str | None = None) -> Where:
-    """Where `self / other` is about to step; the rounding may be an argument of the operation."""
-
-    def where(op: Any, radius: float) -> Tensor:
-        steps = near_whole(op.self / op.other, radius / abs(op.other), rounding or op.rounding_mode)
-        return in_shape_of(op.self, steps)
-
-    return where
-
-
-def meeting(other: str) -> Where:
-    """Where `self` meets the operand `other`; an element that broadcasting repeats counts if any copy does."""
-
-    def where(op: Any, radius: float) -> Tensor:
-        return in_shape_of(op.self, (op.self - op.arguments[other]).abs() <= radius)
-
-    return where
-
-
-def in_shape_of(operand: Any, marks: Tensor) -> Tensor:
-    """Bring marks in the shape of the output back to an operand that was broadcast."""
-    shape = tuple(operand.shape) if isinstance(operand, Tensor) else ()
-    return reduce_to_shape(marks.to(torch.int64), shape)[0] > 0
-
+function = partial(register, topic="arithmetic")
 
 # The scalar `alpha` is missing from some overloads, and then 1.
 ALPHA, EXPONENT, VALUE = argument("alpha", 1), argument("exponent"), argument("value", 1)
@@ -110,98 +27,80 @@ TENSOR1, TENSOR2, WEIGHT, END = (argument(name) for name in ("tensor1", "tensor2
 CONDITION, MASK = argument("condition"), argument("mask")
 
 
-def _scaled(function: Function, scalar: float) -> Callable[[], list[Sample]]:
-    return lambda: [*binary(function), sample(function, x(), scalar), sample(function, x(), x(1), alpha=3)]
+YES_NO, NONE = torch.tensor([True, False]), torch.ones(0, dtype=torch.bool)
+BOTH = ("self", "other")
 
 
-def _three(function: Function) -> Callable[[], list[Sample]]:
+def _scaled(f: Function, scalar: float) -> Callable[[], list[Sample]]:
+    return lambda: [sample(f, x(), scalar), sample(f, x(), x(1), alpha=3)]
+
+
+def _three(f: Function) -> Callable[[], list[Sample]]:
     return lambda: [
-        sample(function, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.5, shape=()), value=2.5, note="broadcast"),
-        sample(function, x(), x(), x(), note="one shape"),
-        sample(function, x(1), x(shape=(0,)), x(2), note="empty"),
+        sample(f, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.5, shape=()), value=2.5, note="broadcast"),
+        sample(f, x(), x(), x(), note="one shape"),
+        sample(f, x(1), x(shape=(0,)), x(2), note="empty"),
     ]
 
 
-YES_NO, NONE = torch.tensor([True, False]), torch.ones(0, dtype=torch.bool)
+def _one(f: Function, left: tuple[float, ...], right: tuple[float, ...], note: str) -> list[Sample]:
+    return [sample(f, x(*left), x(*right), note=note)]
+
 
 # fmt: off
-for name, equation, arguments, samples, entries, *masks in (
-    # node          equation                          differentiated by, samples, entries of derivatives.yaml
-    ("Add",         X + ALPHA * OTHER,                ("self", "other"), _scaled(torch.add, 2.5), "add.Tensor"),
-    ("Sub",         X - ALPHA * OTHER,                ("self", "other"), _scaled(torch.sub, 2.5), "sub.Tensor"),
-    ("Rsub",        OTHER - ALPHA * X,                ("self", "other"), _scaled(torch.rsub, 1), "rsub.Tensor"),
-    ("Mul",         X * OTHER,                        ("self", "other"), lambda: [
-        *binary(torch.mul),
-        sample(torch.mul, x(), 3.0, note="number"),
-        sample(torch.mul, x(1 + 2j, -1j), x(2, 3), note="complex times real"),
-    ], "mul.Tensor"),
-    ("Neg",         -X,                               ("self",), lambda: unary(torch.neg), "neg"),
-    ("Addcmul",     X + VALUE * TENSOR1 * TENSOR2,    ("self", "tensor1", "tensor2"), _three(torch.addcmul), "addcmul"),
-    ("Addcdiv",     X + VALUE * TENSOR1 / TENSOR2,    ("self", "tensor1", "tensor2"), _three(torch.addcdiv), "addcdiv"),
-    ("Lerp",        X + WEIGHT * (END - X),           ("self", "end", "weight"), lambda: [
-        *binary(torch.lerp, weight=0.3),
-        sample(torch.lerp, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.25), note="weight as tensor"),
-    ], "lerp.Scalar, lerp.Tensor"),
-    ("Where",       cases(X, CONDITION, OTHER),       ("self", "other"), lambda: [
-        sample(torch.where, torch.tensor([True, False, True]), x(1, 2, shape=(2, 1)), x(4), note="broadcast"),
-        sample(torch.where, YES_NO.unsqueeze(1), x(1, 2), x(3, shape=()), note="condition broadcast"),
-        sample(torch.where, YES_NO, x(1, 2), 0.0, note="number"),
-        sample(torch.where, NONE, x(1), x(shape=(0,)), note="empty"),
-    ], "where", "condition"),
-    ("MaskedFill",  cases(VALUE, MASK, X),            ("self", "value"), lambda: [
-        sample(torch.masked_fill, x(1, 2, 3), torch.tensor([True, False, True]), -math.inf, note="number"),
-        sample(torch.masked_fill, x(1, 2), YES_NO.unsqueeze(1), x(5, shape=()), note="tensor, broadcast"),
-        sample(torch.masked_fill, x(shape=(0,)), NONE, 1.0, note="empty"),
-    ], "masked_fill.Scalar, masked_fill.Tensor", "mask"),
-    ("Clone",       X,                                ("self",), lambda: unary(torch.clone), "clone"),
-    ("Fill",        VALUE,                            ("self", "value"), lambda: [
-        sample(torch.fill, x(1, 2, 3), x(4, shape=()), note="tensor"),
-        sample(torch.fill, x(1, 2, 3), 4.0, note="number"),
-        sample(torch.fill, x(shape=(0,)), x(4, shape=()), note="empty"),
-    ], "fill.Scalar, fill.Tensor"),
-    ("Zero",        of(0),                            ("self",), lambda: [
-        sample(lambda value: value.clone().zero_(), x(1, 2)), *unary(torch.ops.aten.zero),
-    ], "zero"),
-):
-    elementwise(
-        f"{name}Backward0",
-        equation=equation,
-        derivative=arguments,
-        samples=samples,
-        source=f"derivatives.yaml: {entries}",
-        constants=dict.fromkeys(masks, "not differentiable"),
-    )
+function(torch.add, X + ALPHA * OTHER, BOTH, cites=".Tensor", more=_scaled(torch.add, 2.5))
+function(torch.sub, X - ALPHA * OTHER, BOTH, cites=".Tensor", more=_scaled(torch.sub, 2.5))
+function(torch.rsub, OTHER - ALPHA * X, BOTH, cites=".Tensor", more=_scaled(torch.rsub, 1))
+function(torch.mul, X * OTHER, BOTH, cites=".Tensor", more=lambda: [
+    sample(torch.mul, x(), 3.0, note="number"),
+    sample(torch.mul, x(1 + 2j, -1j), x(2, 3), note="complex times real"),
+])
+function(torch.div, X / OTHER, BOTH, cites=".Tensor", more=lambda: [
+    sample(torch.div, x(), 3.0, note="number"),
+    sample(torch.div, x(1 + 2j, -1j), x(2, 3), note="complex by real"),
+    sample(torch.div, x(), torch.tensor(3), note="whole number"),
+], accepts=lambda op: op.arguments.get("rounding_mode") is None)
+function(torch.neg, -X)
+function(torch.reciprocal, 1 / X, -(OUT**2), cites="; (1/x)' = -1/x^2")
+function(torch.addcmul, X + VALUE * TENSOR1 * TENSOR2, ("self", "tensor1", "tensor2"), samples=_three(torch.addcmul))
+function(torch.addcdiv, X + VALUE * TENSOR1 / TENSOR2, ("self", "tensor1", "tensor2"), samples=_three(torch.addcdiv))
+function(torch.lerp, X + WEIGHT * (END - X), ("self", "end", "weight"), calls=[{"weight": 0.3}], more=lambda: [
+    sample(torch.lerp, x(1, 2, shape=(2, 1)), x(3, -1, 4), x(0.25), note="weight as tensor"),
+], source="derivatives.yaml: lerp.Scalar, lerp.Tensor")
+function(torch.where, cases(X, CONDITION, OTHER), BOTH, constants={"condition": "not differentiable"}, samples=lambda: [
+    sample(torch.where, torch.tensor([True, False, True]), x(1, 2, shape=(2, 1)), x(4), note="broadcast"),
+    sample(torch.where, YES_NO.unsqueeze(1), x(1, 2), x(3, shape=()), note="condition broadcast"),
+    sample(torch.where, YES_NO, x(1, 2), 0.0, note="number"),
+    sample(torch.where, NONE, x(1), x(shape=(0,)), note="empty"),
+])
+function(torch.masked_fill, cases(VALUE, MASK, X), ("self", "value"), samples=lambda: [
+    sample(torch.masked_fill, x(1, 2, 3), torch.tensor([True, False, True]), -math.inf, note="number"),
+    sample(torch.masked_fill, x(1, 2), YES_NO.unsqueeze(1), x(5, shape=()), note="tensor, broadcast"),
+    sample(torch.masked_fill, x(shape=(0,)), NONE, 1.0, note="empty"),
+], constants={"mask": "not differentiable"}, source="derivatives.yaml: masked_fill.Scalar, masked_fill.Tensor")
+function(torch.clone, X)
+function(torch.fill, VALUE, ("self", "value"), source="derivatives.yaml: fill.Scalar, fill.Tensor", samples=lambda: [
+    sample(torch.fill, x(1, 2, 3), x(4, shape=()), note="tensor"),
+    sample(torch.fill, x(1, 2, 3), 4.0, note="number"),
+    sample(torch.fill, x(shape=(0,)), x(4, shape=()), note="empty"),
+])
+function(torch.zero_, of(0), name="zero", samples=lambda: [
+    sample(lambda value: value.clone().zero_(), x(1, 2)), *unary(torch.ops.aten.zero),
+])
 # fmt: on
 
-div = elementwise(
-    "DivBackward0",
-    name="div",
-    equation=X / OTHER,
-    derivative=("self", "other"),
-    samples=lambda: [
-        *binary(torch.div),
-        sample(torch.div, x(), 3.0, note="number"),
-        sample(torch.div, x(1 + 2j, -1j), x(2, 3), note="complex by real"),
-        sample(torch.div, x(), torch.tensor(3), note="whole number"),
-    ],
-    source="derivatives.yaml: div.Tensor",
-    accepts=lambda op: op.arguments.get("rounding_mode") is None,
-)
 QUOTIENT = {
     "floor": Named(r"\left\lfloor \frac{@1}{@2} \right\rfloor", partial(torch.div, rounding_mode="floor")),
     "trunc": Named(r"\operatorname{trunc}\left(\frac{@1}{@2}\right)", partial(torch.div, rounding_mode="trunc")),
 }
-div_rounded = elementwise(
-    "DivBackward0",
+function(
+    torch.div,
+    choice(lambda op: QUOTIENT[op.rounding_mode](X, OTHER)),
+    {"self": 0, "other": 0},
+    cites=".Tensor_mode",
     name="div_rounded",
-    equation=choice(lambda op: QUOTIENT[op.rounding_mode](X, OTHER)),
-    derivative={"self": 0, "other": 0},
-    samples=lambda: [
-        *binary(torch.div, rounding_mode="floor"),
-        *binary(torch.div, rounding_mode="trunc"),
-        sample(torch.div, x(2, 4), 2, rounding_mode="floor", note="on a step"),
-    ],
-    source="derivatives.yaml: div.Tensor_mode",
+    calls=[{"rounding_mode": "floor"}, {"rounding_mode": "trunc"}],
+    more=lambda: [sample(torch.div, x(2, 4), 2, rounding_mode="floor", note="on a step")],
     accepts=lambda op: op.arguments.get("rounding_mode") is not None,
     kink=Kink(quotient_steps(), "a rounded quotient jumps where it is whole; PyTorch takes 0 there too"),
 )
@@ -239,54 +138,31 @@ power = elementwise(
         "exponent 0 and for the derivative by the exponent",
     ),
 )
-reciprocal = elementwise(
-    "ReciprocalBackward0",
-    equation=1 / X,
-    derivative={"self": -(OUT**2)},
-    samples=lambda: unary(torch.reciprocal),
-    source="derivatives.yaml: reciprocal; (1/x)' = -1/x^2",
-)
 
-
-def _ties(
-    function: Function,
-    left: tuple[float, ...] = (1, 2),
-    right: tuple[float, ...] = (1, 3),
-    note: str = "tie",
-) -> list[Sample]:
-    return [*binary(function), sample(function, x(*left), x(*right), note=note)]
-
-
-for node, extremum, function, wins in (
+for f, extremum, wins in (
     # NaN wins, as for PyTorch.
-    ("Maximum", highest, torch.maximum, Named("@1 > @2", lambda a, b: ~(a <= b), (), SUM)),
-    ("Minimum", lowest, torch.minimum, Named("@1 < @2", lambda a, b: ~(a >= b), (), SUM)),
+    (torch.maximum, highest, Named("@1 > @2", lambda a, b: ~(a <= b), (), SUM)),
+    (torch.minimum, lowest, Named("@1 < @2", lambda a, b: ~(a >= b), (), SUM)),
 ):
-    elementwise(
-        f"{node}Backward0",
-        equation=extremum(X, OTHER),
+    tie = cases(HALF, X.equals(OTHER))
+    function(
+        f,
+        extremum(X, OTHER),
         # The share of the gradient that a candidate gets: 1 if it wins, one half at a tie, 0 if it loses.
-        derivative={
-            "self": cases(1, wins(X, OTHER), cases(HALF, X.equals(OTHER))),
-            "other": cases(1, wins(OTHER, X), cases(HALF, X.equals(OTHER))),
-        },
-        samples=partial(_ties, function),
-        topic="arithmetic",
-        source=f"derivatives.yaml: {node.lower()}",
+        {"self": cases(1, wins(X, OTHER), tie), "other": cases(1, wins(OTHER, X), tie)},
+        more=partial(_one, f, (1, 2), (1, 3), "tie"),
         kink=Kink(meeting("other"), "at a tie PyTorch gives each operand one half of the gradient"),
     )
 
-for node, latex, function, first in (
-    ("Fmax", r"\max(@1, @2)", torch.fmax, Named(r"@1 \ge @2", lambda a, b: (a >= b) | b.isnan(), (), SUM, "@1 < @2")),
-    ("Fmin", r"\min(@1, @2)", torch.fmin, Named(r"@1 \le @2", lambda a, b: (a <= b) | b.isnan(), (), SUM, "@1 > @2")),
+for f, latex, first in (
+    (torch.fmax, r"\max(@1, @2)", Named(r"@1 \ge @2", lambda a, b: (a >= b) | b.isnan(), (), SUM, "@1 < @2")),
+    (torch.fmin, r"\min(@1, @2)", Named(r"@1 \le @2", lambda a, b: (a <= b) | b.isnan(), (), SUM, "@1 > @2")),
 ):
-    elementwise(
-        f"{node}Backward0",
-        equation=Named(latex, function)(X, OTHER),
-        derivative={"self": cases(1, first(X, OTHER)), "other": cases(0, first(X, OTHER), 1)},
-        samples=partial(_ties, function, (1, math.nan, 2), (1, 3, math.nan), "tie and NaN"),
-        topic="arithmetic",
-        source=f"derivatives.yaml: {node.lower()}",
+    function(
+        f,
+        Named(latex, f)(X, OTHER),
+        {"self": cases(1, first(X, OTHER)), "other": cases(0, first(X, OTHER), 1)},
+        more=partial(_one, f, (1, math.nan, 2), (1, 3, math.nan), "tie and NaN"),
         kink=Kink(meeting("other"), "at a tie PyTorch gives the whole gradient to the first operand"),
         remark="NaN counts as missing.",
     )

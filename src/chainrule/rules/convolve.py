@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, at, derivative, rule, sample
-from chainrule.rules.indices import affine, position
+from chainrule.rules.index_notation import affine, position
 from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 from chainrule.rules.shape import moves

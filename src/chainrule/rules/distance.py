@@ -1,10 +1,11 @@
 r"""Rules of the distances between the rows of two matrices, or of one.
 
-All are |d|_p of a difference d of two rows, so that one slope, that of the norm, tells both ways back.
+All are |d|_p of a difference d of two rows, so that both gradients follow from one slope, that of the norm.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,20 +13,16 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Wrt, derivative, rule, sample
-from chainrule.rules.indices import OTHERS
+from chainrule.rules.index_notation import OTHERS
 from chainrule.rules.linalg import randn
+from chainrule.rules.reduce import norm_gradient
 
 
 def distance_slope(difference: Tensor, distance: Tensor, p: float) -> Tensor:
-    """The derivative of |d|_p by each element of d; 0 where the distance is 0."""
-    if p == 0:
-        return torch.zeros_like(difference)
-    if p == float("inf"):
+    """The derivative of |d|_p by each element of d; 0 where the distance is 0, and for p = inf 1 at each of a tie."""
+    if math.isinf(p):
         return difference.sign() * (difference.abs() == distance)
-    if p == 1:
-        return difference.sign()
-    slope = difference.sign() * (difference.abs() / distance) ** (p - 1)
-    return torch.where((distance == 0) | ((difference == 0) & (p < 2)), 0, slope)
+    return norm_gradient(difference, torch.ones_like(distance), distance, p, (-1,))
 
 
 def _order(op: Any) -> float:
@@ -35,12 +32,12 @@ def _order(op: Any) -> float:
 def _slope(op: Any, d: str, out: str) -> str:
     """The same in LaTeX, of one element `d` of the difference and the distance `out`."""
     order, sign = _order(op), rf"\operatorname{{sgn}}({d})"
-    special = {0.0: "0", 1.0: sign, 2.0: rf"\frac{{{d}}}{{{out}}}", float("inf"): rf"{sign} \, [|{d}| = {out}]"}
+    special = {0.0: "0", 1.0: sign, 2.0: rf"\frac{{{d}}}{{{out}}}", math.inf: rf"{sign} \, [|{d}| = {out}]"}
     return special.get(order, rf"{sign} \left(\frac{{|{d}|}}{{{out}}}\right)^{{{order - 1:g}}}")
 
 
 def _norm(op: Any, difference: str) -> str:
-    order = r"\infty" if _order(op) == float("inf") else f"{_order(op):g}"
+    order = r"\infty" if _order(op) == math.inf else f"{_order(op):g}"
     return rf"\left\lVert {difference} \right\rVert_{{{order}}}"
 
 
@@ -85,10 +82,7 @@ cdist = rule(
         ),
     },
     samples=lambda: [
-        *(
-            sample(torch.cdist, randn(3, 2), randn(4, 2), p, note=f"p = {p}")
-            for p in (2, 0, 0.5, 1, 1.5, 3, float("inf"))
-        ),
+        *(sample(torch.cdist, randn(3, 2), randn(4, 2), p, note=f"p = {p}") for p in (2, 0, 0.5, 1, 1.5, 3, math.inf)),
         sample(torch.cdist, randn(2, 3, 2), randn(2, 1, 2), note="batch"),
         sample(torch.cdist, torch.ones(2, 3, requires_grad=True), torch.ones(1, 3, requires_grad=True), note="at 0"),
         sample(torch.cdist, randn(30, 2), randn(28, 2), note="by a product of matrices"),
@@ -139,7 +133,7 @@ pdist = rule(
         )
     },
     samples=lambda: [
-        *(sample(torch.pdist, randn(4, 3), p, note=f"p = {p}") for p in (2, 0, 1, 1.5, 3, float("inf"))),
+        *(sample(torch.pdist, randn(4, 3), p, note=f"p = {p}") for p in (2, 0, 1, 1.5, 3, math.inf)),
         sample(torch.pdist, randn(1, 3), note="one row"),
         sample(torch.pdist, torch.ones(2, 3, requires_grad=True), note="at 0"),
     ],

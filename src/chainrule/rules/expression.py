@@ -91,7 +91,7 @@ class Expression:
         return self.text if self.binds >= level else rf"\left({self.text}\right)"
 
     def but(self, value: Any, when: Expression) -> Expression:
-        """The formula, computed as `value` in places that a remark tells or where it has a limit alone."""
+        """The formula, computed as `value` in places that a remark names or where it has a limit alone."""
         return replace(
             self,
             run=lambda op: torch.where(when.run(op), like(of(value).run(op), op), like(self.run(op), op)),
@@ -183,11 +183,11 @@ def argument(name: str, default: Any = None, single: bool = False) -> Expression
     return Expression(f"${name}", ATOM, run, lambda by: of(int(by == name)), put, single)
 
 
-def symbol(text: str, source: Any) -> Expression:
-    """A number with a name, or a tensor that is no argument (`source` gives it for an operation): a drawn mask."""
+def symbol(text: str, source: Any, single: bool = False) -> Expression:
+    """A number with a name, or what `source` gives for an operation (a drawn mask), which may be `single` as well."""
     made = Expression(
         text, ATOM, source if callable(source) else lambda op: source, lambda by: of(0), lambda op: made,
-        single=not callable(source),
+        single=single or not callable(source),
     )  # fmt: skip
     return made
 
@@ -325,7 +325,7 @@ def _times(a: Any, b: Any) -> Any:
     return b if isinstance(a, int) and a == 1 else a * b
 
 
-THIN = re.compile(r"\\(left\((?!\$\w+\\right\)\^)|ln|log|sin|cos|tan|pi)")  # what brings its own space
+THIN = re.compile(r"\\(left\((?!\$\w+\\right\)\^)|ln|sum|log|sin|cos|tan|pi)")  # what brings its own space
 
 
 def _row(size: Any, pairs: list[tuple[Expression, Expression]], is_part: bool) -> str:
@@ -360,7 +360,8 @@ def _raised(base: Expression, exponent: Expression) -> str:
 class Named:
     r"""A function with a name: LaTeX with `@` (`@1`, `@2`) for its operands, its code, and its slope by each operand.
 
-    A comparison has an `opposite`, for the other one of two cases.
+    A comparison has an `opposite`, for the other one of two cases. An operand without brackets binds as tightly as
+    `inside`.
     """
 
     latex: str
@@ -368,6 +369,7 @@ class Named:
     slopes: tuple[Callable[..., Any], ...] = ()
     binds: int = ATOM
     opposite: str = ""
+    inside: int = POWER
 
     @property
     def is_bare(self) -> bool:
@@ -398,7 +400,7 @@ class Named:
     def text(self, latex: str, operands: tuple[Expression, ...]) -> str:
         """The LaTeX with the operands filled in, in brackets of their size."""
         if self.is_bare:
-            inner = operands[0].at(POWER)
+            inner = operands[0].at(self.inside)
             return latex[:-2] + ("" if inner.startswith(r"\left(") else " ") + inner
         texts = [each.text for each in operands]
         if not all(re.fullmatch(r"-?\$?[\w.]+", each) for each in texts):
@@ -445,8 +447,15 @@ def _rows(value: Expression, condition: Expression, otherwise: Expression) -> li
     return rows[::-1] if value.value == 0 or (function is AT_MOST and otherwise.value != 0) else rows
 
 
-def times_upstream(local: Expression, op: Any) -> str:
+def times_upstream(local: Expression, argument: str, op: Any) -> str:
     """The upstream gradient times a local derivative (its conjugate, of a complex output), as written by hand."""
+    operand = op.arguments.get(argument)
+    of_real = op.out.is_complex() and isinstance(operand, Tensor) and not operand.is_complex()
+    text = _times_upstream(local, op)
+    return rf"\operatorname{{Re}}\left({text}\right)" if of_real else text
+
+
+def _times_upstream(local: Expression, op: Any) -> str:
     known, upstream = local.put(op), G.put(op)
     if op.out.is_complex() and known.value is None:
         size, core = fraction(*known.times), product(known, 1 / fraction(*known.times))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Wrt, derivative, rule, sample
-from chainrule.rules.indices import ranges, stated
+from chainrule.rules.index_notation import ranges, stated
 from chainrule.rules.linalg import (
     ALL,
     INVERTIBLE,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chainrule.rules import Rule, Sample, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import LETTERS, total
+from chainrule.rules.index_notation import LETTERS, total
 
 Template = str | Callable[[Any], str]
 Shape = tuple[int, ...]

@@ -24,8 +24,11 @@ from torch import Tensor
 from chainrule.errors import RuleError
 from chainrule.rules import (
     Applied,
+    Entry,
     Factor,
+    Index,
     Kink,
+    Latex,
     Rule,
     Sample,
     Stage,
@@ -39,12 +42,23 @@ from chainrule.rules import (
     rule,
     sample,
 )
-from chainrule.rules.elementary import exp, ln, ln1p, sigma, sign, size
-from chainrule.rules.expression import PRODUCT, Expression, Named, X, argument, cases, choice, stated
+from chainrule.rules.expression import (
+    PRODUCT,
+    Expression,
+    Named,
+    X,
+    argument,
+    cases,
+    choice,
+    let,
+    meanings,
+    stated,
+    symbol,
+)
+from chainrule.rules.formula_functions import exp, highest, ln, ln1p, sigma, sign, size
 
 NONE, MEAN, SUM = 0, 1, 2  # at::Reduction
 
-Latex = str | Callable[[Any], str]
 Divisor = Callable[[Any, Tensor], tuple[str, int | Tensor]]
 
 
@@ -90,7 +104,7 @@ def reducible(
 
     def whole(op: Any) -> str:
         # A leading minus reads better in front of the sum than behind it.
-        sign, term = signed(tell(loss, op))
+        sign, term = signed(latex_of(loss, op))
         mean = rf"\frac{{1}}{{{divisor(op, value(op))[0]}}} " if reduction(op) == MEAN else ""
         over = "" if more.get("structure") == "elementwise" else "_n"
         total = rf"\sum{over} " if places is None or len(places(op)) > 1 else ""
@@ -105,8 +119,8 @@ def reducible(
             return each
         return replace(
             each,
-            local=lambda op: derivative(out(op), at("self", places(op)), tell(each.local, op)),
-            product=lambda op: f"{at('grad', places(op))} = {tell(each.product, op)}",
+            local=lambda op: derivative(out(op), at("self", places(op)), latex_of(each.local, op)),
+            product=lambda op: f"{at('grad', places(op))} = {latex_of(each.product, op)}",
         )
 
     def stages(op: Any) -> list[Stage]:
@@ -139,7 +153,7 @@ def reducible(
         "",
         ("none",),
         (NONE,),
-        equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"{out(op)} = {tell(loss, op)}",
+        equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"{out(op)} = {latex_of(loss, op)}",
         wrt={argument: placed(each) for argument, each in wrt.items()},
     )
     return per_sample
@@ -167,8 +181,8 @@ def reduced_wrt(each: Wrt, apart: Callable[[Any], Applied], divisor: Divisor) ->
 
     return Wrt(
         vjp,
-        local=lambda op: share(op, tell(each.local, op)),
-        product=lambda op: times(r"$g \cdot", share(op, tell(each.local, op))),
+        local=lambda op: share(op, latex_of(each.local, op)),
+        product=lambda op: times(r"$g \cdot", share(op, latex_of(each.local, op))),
         zeros=each.zeros and f"the cost is one number, so its Jacobian is one row; in dL/dx, {each.zeros}",
         factor=factor,
     )
@@ -192,7 +206,7 @@ def applied(node: str, out: Tensor, **arguments: Any) -> Stage:
     op = Applied(arguments, (out,), node)
     known = for_node(node, op)
     if known is None:
-        raise RuleError(f"a loss is told as a sum or a mean of its terms, but {node} has no rule. Register one.")
+        raise RuleError(f"a loss is explained as a sum or a mean of its terms, but {node} has no rule. Register one.")
     return Stage(known, op, "")
 
 
@@ -213,7 +227,7 @@ def times(factor: str, latex: str) -> str:
     return f"{sign}{factor} {term}"
 
 
-def tell(latex: Latex, op: Any) -> str:
+def latex_of(latex: Latex, op: Any) -> str:
     """A LaTeX template, made from the operation where it depends on it."""
     return latex(op) if callable(latex) else latex
 
@@ -406,136 +420,178 @@ def class_axis(scores: Tensor) -> int:
     return min(scores.dim() - 1, 1)
 
 
-def without(index: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """An index of the scores without its class: that of the sample's loss."""
-    return index[:axis] + index[axis + 1 :]
+def scores(op: Any) -> Tensor:
+    """The score of each class of each sample; of a single class there may be the bare number."""
+    row: Tensor = torch.atleast_1d(op.arguments.get("input", op.arguments.get("self")))
+    return row
 
 
-def with_defaults(op: Any) -> Applied:
-    """A call of `cross_entropy`, or of `nll_loss`, with the arguments that it left out."""
-    given = {name: each for name, each in op.arguments.items() if each is not None}
-    scores = given.get("input", given.get("self"))
-    return Applied({"weight": None, "ignore_index": -100, "label_smoothing": 0.0, **given, "self": scores}, op.outs)
+def along_classes(op: Any, t: Tensor) -> Tensor:
+    """Numbers of the samples laid along their scores: the class axis has size 1."""
+    shape = list(scores(op).shape)
+    shape[class_axis(scores(op))] = 1
+    return t.reshape(shape)
+
+
+def counted(op: Any) -> Tensor:
+    """Which targets are not to be ignored."""
+    counts: Tensor = op.target != op.arguments.get("ignore_index", -100)
+    return counts
 
 
 def own_class_weight(op: Any) -> Tensor:
-    """w_y for each sample, 0 where the target is to be ignored."""
-    counted = op.target != op.ignore_index
-    classes = op.self.shape[class_axis(op.self)]
-    weight = op.self.new_ones(classes) if op.weight is None else op.weight
-    return torch.where(counted, weight[op.target * counted], 0)
+    """w_y (or 1) for each sample, 0 where the target is to be ignored."""
+    weight = op.arguments.get("weight")
+    own = torch.ones_like(op.target, dtype=op.out.dtype) if weight is None else weight[op.target * counted(op)]
+    return torch.where(counted(op), own, 0)
 
 
-def class_weight(op: Any) -> Any:
+def onehot(op: Any) -> Tensor:
+    """1 at the class of each sample; 0 everywhere where the target is to be ignored."""
+    known = along_classes(op, counted(op)).to(scores(op).dtype)
+    own = along_classes(op, op.target * counted(op))
+    return torch.zeros_like(scores(op)).scatter(class_axis(scores(op)), own, known)
+
+
+def class_weight(op: Any) -> Tensor:
     """w_c, laid along the class axis."""
-    return 1 if op.weight is None else op.weight.reshape(-1, *[1] * (op.self.dim() - class_axis(op.self) - 1))
+    weight: Tensor = op.weight.reshape(-1, *[1] * (scores(op).dim() - class_axis(scores(op)) - 1))
+    return weight
 
 
-def own_class_of(op: Any) -> Tensor:
-    """The class of each sample as an index along the class axis, 0 where the target is to be ignored."""
-    index: Tensor = (op.target * (op.target != op.ignore_index)).unsqueeze(class_axis(op.self))
-    return index
-
-
-def pick(op: Any, per_sample: Tensor) -> Tensor:
-    """Lay each sample's number at its own class, in the shape of the scores, with zeros elsewhere."""
-    axis = class_axis(op.self)
-    return torch.zeros_like(op.self).scatter(axis, own_class_of(op), per_sample.unsqueeze(axis))
-
-
-def targets(op: Any) -> Tensor:
-    """W = w T: T is the distribution aimed at (the own class, smoothed; or given), with zeros where it is ignored."""
-    classes = op.self.shape[class_axis(op.self)]
-    aim: Tensor = op.target if op.target.is_floating_point() else pick(op, op.self.new_ones(op.target.shape))
-    aim = (1 - op.label_smoothing) * aim + op.label_smoothing / classes
-    if not op.target.is_floating_point():
-        aim = aim * (op.target != op.ignore_index).unsqueeze(class_axis(op.self))
-    weighted: Tensor = aim * class_weight(op)
-    return weighted
-
-
-def ignored(op: Any) -> int:
-    """How many targets are to be ignored."""
-    return 0 if op.target.is_floating_point() else int((op.target == op.ignore_index).sum())
+def has_classes(op: Any) -> bool:
+    """Whether the targets are classes, and not probabilities of them."""
+    return not op.target.is_floating_point()
 
 
 def may_ignore(op: Any) -> bool:
     """Whether some targets are to be ignored; they may be where their numbers were not kept."""
-    return bool(op.target.is_meta) or ignored(op) > 0
+    return has_classes(op) and (bool(op.target.is_meta) or not bool(counted(op).all()))
 
 
-def targets_latex(op: Any) -> str:
-    """W in LaTeX. An ignored target that is no class, such as -100, has no 1 in onehot(t) anyway."""
-    op = with_defaults(op)
-    classes = op.self.shape[class_axis(op.self)]
-    aim = "$target" if op.target.is_floating_point() else r"\operatorname{onehot}\left($target\right)"
-    if op.label_smoothing:
-        aim = rf"\left((1 - $label_smoothing) \, {aim} + \frac{{$label_smoothing}}{{{classes}}}\right)"
-    if (op.label_smoothing or 0 <= op.ignore_index < classes) and may_ignore(op):
-        aim = rf"\left[$target \neq {op.ignore_index}\right] \odot {aim}"
-    return weighted_latex(aim, op)
+def targets(op: Any) -> Expression:
+    """W = w T: T is the distribution aimed at (the own class, smoothed; or given), with zeros where it is ignored.
 
-
-def weighted_latex(latex: str, op: Any) -> str:
-    """A formula times the operation's weight, where it has one."""
-    return latex if op.arguments.get("weight") is None else times(r"$weight \odot", latex)
+    An ignored target that is no class, such as -100, has no 1 in onehot(t) anyway.
+    """
+    aim, classes = ONEHOT if has_classes(op) else Y, scores(op).shape[class_axis(scores(op))]
+    smoothed, ignored = op.arguments.get("label_smoothing"), op.arguments.get("ignore_index", -100)
+    if smoothed:
+        aim = (1 - SMOOTHING) * aim + SMOOTHING / classes
+    if (smoothed or 0 <= ignored < classes) and may_ignore(op):
+        aim = symbol(rf"\left[$target \neq {ignored}\right]", lambda op: along_classes(op, counted(op))) * aim
+    return aim if op.arguments.get("weight") is None else CLASS_WEIGHT * aim
 
 
 def class_divisor(op: Any, losses: Tensor) -> tuple[str, int | Tensor]:
     """The sum of the targets' weights; without weights, or with probabilities as targets, the number of samples."""
-    op = with_defaults(op)
-    if op.target.is_floating_point():
+    if not has_classes(op):
         return count(op, losses)
-    if op.weight is not None:
+    if op.arguments.get("weight") is not None:
         plain = Applied({**op.arguments, "label_smoothing": 0.0}, op.outs)
-        return rf"\sum_n \sum_c {targets_latex(plain)}", own_class_weight(op).sum()
-    left_out = ignored(op)
-    return number(losses.numel() - left_out), losses.numel() if not left_out else own_class_weight(op).sum()
+        return rf"\sum_n \sum_c {TARGETS(plain)}", own_class_weight(op).sum()
+    left = int(counted(op).sum())
+    return number(left), left if left == losses.numel() else own_class_weight(op).sum()
 
 
-def nll(op: Any) -> Tensor:
-    """-w_y x_y for each sample."""
-    weight = own_class_weight(op)
-    own = op.self.gather(class_axis(op.self), own_class_of(op)).squeeze(class_axis(op.self))
-    return torch.where(weight == 0, 0, -weight * own)
+def weighted(weights: Expression, each: Expression) -> Expression:
+    """The sum over the classes of `each`, which may be infinite where its weight is 0."""
+    return over_classes((weights * each).but(0, weights.equals(0)))
 
 
-def nll_vjp(op: Any, g: Tensor) -> Tensor:
-    """-w_y g at each sample's own class; an ignored sample has none, even where the mean divides by 0."""
-    weight = own_class_weight(op)
-    return pick(op, torch.where(weight == 0, 0, -weight * g))
+def of_classes(
+    *nodes: str,
+    loss: Expression,
+    slopes: Mapping[str, tuple[Expression, str]],
+    factor: Entry | None = None,
+    selects: bool = True,
+    **more: Any,
+) -> Rule:
+    """Register a loss of each sample over its classes: its formula, and its derivative by each argument.
+
+    Beside each derivative stands why most of it is zero. `factor` names an entry of that by the scores. A loss that
+    `selects` classes gives the others the gradient 0, even if an infinite one arrives.
+    """
+
+    def value(op: Any) -> Tensor:
+        shape = list(scores(op).shape)
+        del shape[class_axis(scores(op))]
+        losses: Tensor = loss.run(op).reshape(op.target.shape if has_classes(op) else shape)
+        return losses
+
+    def wrt(argument: str, slope: Expression, zeros: str) -> Wrt:
+        def vjp(op: Any, g: Tensor) -> Tensor:
+            gradient: Tensor = along_classes(op, g) * (rate := slope.run(op))
+            if selects or has_classes(op):
+                # A sample that is ignored has the gradient 0 even where the mean divides by 0.
+                gradient = torch.where(rate != 0 if selects else along_classes(op, counted(op)), gradient, 0)
+            return gradient.reshape(op.arguments[argument].shape)
+
+        named = None if argument == "target" else factor
+        return Wrt(vjp, slope, lambda op: times(r"$g \odot", slope(op)), zeros, named)
+
+    return reducible(
+        *nodes,
+        loss=replace(loss, run=value),
+        value=value,
+        wrt={argument: wrt(argument, *slope) for argument, slope in slopes.items()},
+        where=partial(meanings, [loss, *(slope for slope, _ in slopes.values())]),
+        **more,
+    )
 
 
-def own_target(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> tuple[Any, bool]:
-    """The class of the sample that an element of the scores belongs to, and whether it counts in that output."""
-    own = without(in_index, class_axis(op.self))
-    return op.target[own], out_index in (own, in_index) and bool(op.target[own] != op.ignore_index)
+def own_class(op: Any, out_index: Index, in_index: Index) -> int | None:
+    """The class of the sample that an element of the scores belongs to; None where it does not count in that output."""
+    axis = class_axis(scores(op))
+    own = in_index[:axis] + in_index[axis + 1 :]
+    return int(op.target[own]) if out_index in (own, in_index) and bool(counted(op)[own]) else None
 
 
-def nll_factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
+def nll_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     """-w_y (or -1) at the own class."""
-    target, counts = own_target(op, out_index, in_index)
-    if not counts or target != in_index[class_axis(op.self)]:
+    target = own_class(op, out_index, in_index)
+    if target != in_index[class_axis(op.self)]:
         return None
-    return Factor(latex="-1" if op.weight is None else f"-{{$weight}}_{{{int(target)}}}")
+    return Factor(latex="-1" if op.weight is None else f"-{{$weight}}_{{{target}}}")
 
 
-nll_loss = reducible(
+def cross_entropy_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
+    """p_c, or p_y - 1 at the own class; with weights, smoothing or probabilities as targets there is no short name."""
+    if not has_classes(op) or op.arguments.get("weight") is not None or op.arguments.get("label_smoothing"):
+        return None
+    target = own_class(op, out_index, in_index)
+    minus_one = " - 1" if target == in_index[class_axis(op.input)] else ""
+    named = f"{PROBABILITIES.text}_{{{','.join(map(str, in_index))}}}{minus_one}"
+    return None if target is None else Factor(latex=named)
+
+
+def cross_entropy_slope(op: Any) -> Expression:
+    """dL/dz: the probabilities less the targets, since d ln p_k / dz_c = [k = c] - p_c."""
+    sums_to_one = op.arguments.get("weight") is None and has_classes(op) and not may_ignore(op)
+    return PROBABILITIES * (1 if sums_to_one else over_classes(TARGETS)) - TARGETS
+
+
+def cross_entropy_target_slope(op: Any) -> Expression:
+    """dL/dt, for targets that are probabilities."""
+    kept = 1 - SMOOTHING if op.arguments.get("label_smoothing") else 1
+    return -kept * (LN_PROBABILITIES if op.arguments.get("weight") is None else CLASS_WEIGHT * LN_PROBABILITIES)
+
+
+over_classes = Named(r"\sum_c @", lambda t: t.sum(class_axis(t), keepdim=True), (), PRODUCT, inside=PRODUCT)
+ONEHOT, CLASS_WEIGHT = symbol(r"\operatorname{onehot}\left($target\right)", onehot), symbol("$weight", class_weight)
+SMOOTHING = symbol("$label_smoothing", lambda op: op.label_smoothing, single=True)
+TARGETS = choice(targets)
+PROBABILITIES = symbol(r"\operatorname{softmax}\left($input\right)", lambda op: op.input.softmax(class_axis(op.input)))
+LN_PROBABILITIES = symbol(rf"\ln {PROBABILITIES.text}", lambda op: op.input.log_softmax(class_axis(op.input)))
+
+nll_loss = of_classes(
     "NllLossBackward0",
     "NllLoss2DBackward0",
     name="nll_loss",
-    loss=lambda op: rf"-\sum_c {targets_latex(op)} \odot $self",
-    value=nll,
+    loss=-weighted(TARGETS, X),
+    slopes={"self": (-TARGETS, "only the log-probability of the sample's own class enters its loss")},
     divisor=class_divisor,
-    wrt={
-        "self": Wrt(
-            vjp=nll_vjp,
-            local=lambda op: f"-{targets_latex(op)}",
-            product=lambda op: rf"-$g \odot {targets_latex(op)}",
-            zeros="only the log-probability of the sample's own class enters its loss",
-            factor=nll_factor,
-        )
-    },
+    factor=nll_factor,
     constants={"target": "not differentiable", "weight": "not differentiable"},
     structure="linear",
     samples=lambda: [
@@ -552,74 +608,17 @@ nll_loss = reducible(
     source="derivatives.yaml: nll_loss_forward, nll_loss2d_forward",
 )
 
-PROBABILITIES = r"\operatorname{softmax}\left($input\right)"
-
-
-def cross_entropy_vjp(op: Any, g: Tensor) -> Tensor:
-    """L_bar (P sum(W) - W), since d ln p_k / dz_c = [k = c] - p_c."""
-    axis, aim = class_axis(op.input), targets(with_defaults(op))
-    return g.unsqueeze(axis) * (F.softmax(op.input, axis) * aim.sum(axis, keepdim=True) - aim)
-
-
-def cross_entropy_target_vjp(op: Any, g: Tensor) -> Tensor:
-    """-L_bar (1 - smoothing) w ln P, for targets that are probabilities."""
-    op, axis = with_defaults(op), class_axis(op.input)
-    gradient: Tensor = (op.label_smoothing - 1) * g.unsqueeze(axis) * op.input.log_softmax(axis) * class_weight(op)
-    return gradient
-
-
-def cross_entropy_local(op: Any) -> str:
-    """dL/dz: the probabilities less the targets."""
-    aim = targets_latex(op)
-    sums_to_one = op.arguments.get("weight") is None and not op.target.is_floating_point()
-    total = "" if sums_to_one and not may_ignore(with_defaults(op)) else rf" \odot \sum_c {parenthesise(aim)}"
-    return f"{PROBABILITIES}{total} - {aim}"
-
-
-def cross_entropy_target_local(op: Any) -> str:
-    """dL/dt, for targets that are probabilities."""
-    kept = r"(1 - $label_smoothing) \, " if op.arguments.get("label_smoothing") else ""
-    return "-" + kept + weighted_latex(rf"\ln {PROBABILITIES}", op)
-
-
-def cross_entropy_factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor | None:
-    """p_c, or p_y - 1 at the own class; with weights, smoothing or probabilities as targets there is no short name."""
-    op = with_defaults(op)
-    if op.weight is not None or op.label_smoothing or op.target.is_floating_point():
-        return None
-    target, counts = own_target(op, out_index, in_index)
-    minus_one = " - 1" if target == in_index[class_axis(op.self)] else ""
-    return Factor(latex=f"{PROBABILITIES}_{{{','.join(map(str, in_index))}}}{minus_one}") if counts else None
-
-
-def cross_entropy_value(op: Any) -> Tensor:
-    """-sum of W ln P for each sample."""
-    axis = class_axis(op.input)
-    losses: Tensor = -(targets(with_defaults(op)) * op.input.log_softmax(axis)).sum(axis)
-    return losses
-
-
-cross_entropy = reducible(
+cross_entropy = of_classes(
     name="cross_entropy",
     calls=("cross_entropy",),
-    loss=lambda op: rf"-\sum_c {targets_latex(op)} \odot \ln {PROBABILITIES}",
-    value=cross_entropy_value,
-    divisor=class_divisor,
-    wrt={
-        "input": Wrt(
-            vjp=cross_entropy_vjp,
-            local=cross_entropy_local,
-            product=lambda op: times(r"$g \odot", cross_entropy_local(op)),
-            zeros="each sample's loss depends on its own logits alone",
-            factor=cross_entropy_factor,
-        ),
-        "target": Wrt(
-            vjp=cross_entropy_target_vjp,
-            local=cross_entropy_target_local,
-            product=lambda op: times(r"$g \odot", cross_entropy_target_local(op)),
-            zeros="each sample's loss depends on its own targets alone",
-        ),
+    loss=-weighted(TARGETS, LN_PROBABILITIES),
+    slopes={
+        "input": (choice(cross_entropy_slope), "each sample's loss depends on its own logits alone"),
+        "target": (choice(cross_entropy_target_slope), "each sample's loss depends on its own targets alone"),
     },
+    divisor=class_divisor,
+    factor=cross_entropy_factor,
+    selects=False,
     constants={"weight": "not differentiable"},
     samples=lambda: [
         sample(F.cross_entropy, x(3, 4), CLASSES),
@@ -650,91 +649,37 @@ cross_entropy = reducible(
 )
 
 
-def scores(op: Any) -> Tensor:
-    """The score of each class, along the last axis; of a single class there may be the bare number."""
-    row: Tensor = torch.atleast_1d(op.self)
-    return row
+OTHERS, MARGIN = 1 - ONEHOT, argument("margin")
+GAP = MARGIN - let("s", weighted(ONEHOT, X)) + X
+is_positive = Named(r"\left[@ > 0\right]", lambda z: z > 0)
+TOO_NEAR = let("v", OTHERS * choice(lambda op: is_positive(GAP) if op.p == 1 else 2 * highest(0, GAP)))
+OWN_WEIGHT = let("u", over_classes(CLASS_WEIGHT * ONEHOT))
+SHARE = choice(lambda op: (1 if op.weight is None else OWN_WEIGHT) * one_of(scores(op).shape[-1]))
 
 
-def own_class(op: Any) -> Tensor:
-    """The class of each sample, as a column; a single sample may have its class as one element or as a number."""
-    column: Tensor = op.target.reshape(*scores(op).shape[:-1], 1)
-    return column
+def one_of(count: int) -> Expression:
+    """1/n."""
+    return symbol(rf"\frac{{1}}{{{count}}}", 1 / count)
 
 
-def margin_gaps(op: Any) -> Tensor:
-    """margin - x_y + x_j for every class j of each sample, with 0 at its own class."""
-    gaps: Tensor = op.margin - scores(op).gather(-1, own_class(op)) + scores(op)
-    return gaps.scatter(-1, own_class(op), 0)
+def at_margin(op: Any, radius: float) -> Tensor:
+    """Other classes that lie just at the margin."""
+    near: Tensor = (GAP.run(op).abs() <= radius) & (ONEHOT.run(op) == 0) & (op.p == 1)
+    return near.reshape(op.self.shape)
 
 
-def margin_scale(op: Any) -> Tensor:
-    """w_y / C, as a column."""
-    classes = scores(op).shape[-1]
-    weight: Tensor = op.self.new_ones(classes) if op.weight is None else op.weight
-    return weight[own_class(op)] / classes
-
-
-def multi_margin(op: Any) -> Tensor:
-    """(w_y / C) sum over j of max(0, margin - x_y + x_j)^p for each sample."""
-    terms: Tensor = margin_gaps(op).clamp(min=0) ** op.p
-    return (margin_scale(op) * terms).sum(-1).reshape(op.target.shape)
-
-
-def multi_margin_vjp(op: Any, g: Tensor) -> Tensor:
-    """Every class too near gets its share, the own class the opposite of all of them."""
-    gaps = margin_gaps(op)
-    raised = torch.where(gaps > 0, op.p * gaps.clamp(min=0) ** (op.p - 1), 0) * margin_scale(op)
-    raised = raised * g.reshape(*raised.shape[:-1], 1)
-    return raised.scatter(-1, own_class(op), -raised.sum(-1, keepdim=True)).reshape(op.self.shape)
-
-
-ONEHOT = r"\operatorname{onehot}\left($target\right)"
-
-
-def margin_terms(op: Any) -> str:
-    """w_y / C, and the sum over the other classes of how far each is too near."""
-    weight = "" if op.weight is None else r"u \odot "
-    power = "" if op.p == 1 else "^{$p}"
-    gap = rf"\max\left(0, $margin - s + $self\right){power}"
-    return rf"{weight}\frac{{1}}{{{scores(op).shape[-1]}}} \sum_c \left(1 - {ONEHOT}\right) \odot {gap}"
-
-
-def margin_names(op: Any) -> str:
-    """The score of the own class, its weight, and the slopes of the other classes."""
-    gap = "$margin - s + $self"
-    slope = rf"\left[{gap} > 0\right]" if op.p == 1 else rf"2 \max\left(0, {gap}\right)"
-    weight = "" if op.weight is None else rf", \quad u = \sum_c $weight \odot {ONEHOT}"
-    return rf"s = \sum_c {ONEHOT} \odot $self, \quad v = \left(1 - {ONEHOT}\right) \odot {slope}{weight}"
-
-
-def margin_local(op: Any) -> str:
-    """dL/dx: a class too near gets its slope, the own class the opposite of all of them."""
-    weight = "" if op.weight is None else r"u \odot "
-    return rf"{weight}\frac{{1}}{{{scores(op).shape[-1]}}} \left(v - {ONEHOT} \odot \sum_c v\right)"
-
-
-multi_margin_loss = reducible(
+multi_margin_loss = of_classes(
     "MultiMarginLossBackward0",
     name="multi_margin_loss",
-    loss=margin_terms,
-    where=margin_names,
-    value=multi_margin,
-    wrt={
-        "self": Wrt(
-            vjp=multi_margin_vjp,
-            local=margin_local,
-            product=lambda op: rf"$g \odot {margin_local(op)}",
-            zeros="a class that is beaten by the margin adds nothing, and other samples do not enter",
+    loss=SHARE * over_classes(OTHERS * highest(0, GAP) ** argument("p")),
+    slopes={
+        "self": (
+            SHARE * (TOO_NEAR - ONEHOT * over_classes(TOO_NEAR)),
+            "a class that is beaten by the margin adds nothing, and other samples do not enter",
         )
     },
     constants={"target": "not differentiable", "weight": "not differentiable"},
-    kink=Kink(
-        where=lambda op, radius: (
-            (margin_gaps(op).abs() <= radius).scatter(-1, own_class(op), False) & (op.p == 1)
-        ).reshape(op.self.shape),
-        choice="0, as on the side where the margin is kept",
-    ),
+    kink=Kink(at_margin, "0, as on the side where the margin is kept"),
     samples=lambda: [
         sample(F.multi_margin_loss, x(3, 4), CLASSES),
         sample(F.multi_margin_loss, x(3, 4), CLASSES, p=2, margin=0.5, note="squared"),

@@ -1,9 +1,10 @@
 r"""What each optimizer does to one parameter, term by term: the equation, the numbers put in, and the value.
 
-One block is one optimizer; registering it under its class name is enough. Each formula is written once: its
-hyperparameters are placeholders (`$lr`), which become symbols in `Term.equation` and numbers in `Term.numbers`, while
-`$theta` and `$g` stay for the teller to fill in. The values are our own plain tensor code, from what was there before
-the step; the last one is the new parameter, and equals PyTorch's up to rounding.
+One block is one optimizer; registering it under its class name is enough. Each formula is written once, in `Written`
+quantities, whose operators print and compute in one: hyperparameters print as placeholders (`$lr`), which become
+symbols in `Term.equation` and numbers in `Term.numbers`, while `$theta` and `$g` stay for the report to fill in. The
+values are worked out from what was there before the step; the last one is the new parameter, and equals PyTorch's up to
+rounding.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from string import Template
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot
 from chainrule.rules import number
+from chainrule.rules.expression import ATOM, PRODUCT, SUM
 
-Number = TypeVar("Number", Tensor, float)
 Block = Callable[["Derivation"], None]
 
 SYMBOLS = {
@@ -43,45 +44,100 @@ class Term:
     meaning: str
 
 
+Operator = Callable[["Written", Any], "Written"]
+
+
+def both(build: Operator) -> tuple[Operator, Operator]:
+    """An operator with the quantity on its left, and on its right."""
+    return lambda a, b: build(a, written(b)), lambda a, b: build(written(b), a)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A number or a tensor, and the LaTeX of how it was worked out, which binds as tightly as `binds`."""
+
+    text: str
+    value: Any
+    binds: int = ATOM
+
+    def at(self, level: int) -> str:
+        """Its LaTeX inside something that binds as tightly as `level`."""
+        left, right = (r"\left(", r"\right)") if r"\frac" in self.text else "()"
+        return self.text if self.binds >= level else f"{left}{self.text}{right}"
+
+    __add__, __radd__ = both(lambda a, b: Written(f"{a.text} + {b.text}", a.value + b.value, SUM))
+    __sub__, __rsub__ = both(lambda a, b: Written(f"{a.text} - {b.at(PRODUCT)}", a.value - b.value, SUM))
+    __mul__, __rmul__ = both(lambda a, b: Written(_times(a, b), a.value * b.value, PRODUCT))
+    __truediv__, __rtruediv__ = both(lambda a, b: Written(rf"\frac{{{a.text}}}{{{b.text}}}", a.value / b.value))
+    __pow__, _ = both(lambda a, b: Written(f"{{{a.at(ATOM)}}}^{{{b.text}}}", a.value**b.value))
+
+    def __neg__(self) -> Written:
+        return Written(f"-{self.at(PRODUCT)}", -self.value, PRODUCT)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+
+def written(value: Any) -> Written:
+    """A plain number as it is written; what is written already is itself."""
+    return value if isinstance(value, Written) else Written(number(value), value)
+
+
+def _times(a: Written, b: Written) -> str:
+    numbers = sum(not (isinstance(each.value, Tensor) and each.value.dim()) for each in (a, b))
+    sign = (r"\odot", r"\,", r"\cdot")[numbers]
+    return f"{a.at(PRODUCT)} {sign} {b.at(PRODUCT)}"
+
+
+def sqrt(root: Written) -> Written:
+    """A square root."""
+    return Written(rf"\sqrt{{{root.text}}}", root.value**0.5)
+
+
+def size(each: Written) -> Written:
+    """The absolute value of each element."""
+    return Written(rf"\left|{each.text}\right|", each.value.abs())
+
+
+def larger(a: Written, b: Written) -> Written:
+    """The larger one of each two elements."""
+    return Written(rf"\max\left({a.text}, {b.text}\right)", torch.maximum(a.value, b.value))
+
+
 @dataclass
 class Derivation:
     """An update being worked out. `theta` and `g` are the parameter and the gradient as they stand by now."""
 
-    theta: Tensor
-    g: Tensor
+    theta: Written
+    g: Written
     state: dict[str, Any]
     hyper: dict[str, Any]
-    theta_symbol: str = "$theta"
-    g_symbol: str = "$g"
     terms: list[Term] = field(default_factory=list)
 
-    def __getattr__(self, name: str) -> float:
+    def __getattr__(self, name: str) -> Written:
         """A hyperparameter (or a switch), by its name in the optimizer's param group."""
         try:
-            value: float = self.__dict__["hyper"][name]
-            return value
+            return Written(f"${name}", self.__dict__["hyper"][name])
         except KeyError:
             raise AttributeError(name) from None
 
-    def before(self, name: str) -> Tensor:
-        """A state tensor as it was before the step: zeros at the first one."""
-        value: Tensor = self.state.get(name, torch.zeros_like(self.theta))
-        return value
+    def before(self, name: str, symbol: str, first: float = 0.0) -> Written:
+        """A state tensor as it was before the step: filled with `first` at the first one."""
+        kept = self.state.get(name)
+        return Written(f"{symbol}_{{t-1}}", torch.full_like(self.theta.value, first) if kept is None else kept)
 
-    def add(self, symbol: str, formula: str, value: Number, meaning: str) -> Number:
-        """Write the next term; `@g` and `@theta` in the formula are the current gradient and parameter."""
-        return self._write(symbol, "=", formula, value, meaning)
-
-    def finish(self, formula: str, value: Tensor, meaning: str = "the new parameter") -> None:
-        """Write the last term, the new parameter."""
-        self._write("$theta", r"\leftarrow", formula, value, meaning)
-
-    def _write(self, symbol: str, relation: str, formula: str, value: Number, meaning: str) -> Number:
-        text = f"{symbol} {relation} {formula}".replace("@g", self.g_symbol).replace("@theta", self.theta_symbol)
+    def add(self, symbol: str, formula: Written, meaning: str, relation: str = "=", condition: str = "") -> Written:
+        """Write the next term; returns it under its symbol, for the terms that follow."""
+        text = f"{symbol} {relation} {formula.text}{condition}"
         numbers = {name: number(each) for name, each in self.hyper.items() if type(each) in (int, float)}
         equation, with_numbers = (Template(text).safe_substitute(names) for names in (SYMBOLS, numbers))
-        self.terms.append(Term(symbol, equation, with_numbers, value, meaning))
-        return value
+        self.terms.append(Term(symbol, equation, with_numbers, formula.value, meaning))
+        return Written(symbol, formula.value)
+
+    def step(self, step: Written, condition: str = "") -> None:
+        """Write the last two terms: the step, and the parameter less the step."""
+        step = self.add(r"\Delta_t", step, "the step", condition=condition)
+        self.add("$theta", self.theta - step, "the new parameter", r"\leftarrow")
 
 
 _blocks: dict[str, tuple[frozenset[str], Block]] = {}
@@ -116,14 +172,15 @@ def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
     # PyTorch updates a complex parameter as pairs of real numbers, and so do we.
     state = {name: as_real(each) for name, each in update.state_before.items() if each is not None}
     hyper = hyperparameters(update.options, state)
-    derivation = Derivation(as_real(update.before), as_real(update.grad), state, hyper)
+    before, grad = Written("$theta", as_real(update.before)), Written("$g", as_real(update.grad))
+    derivation = Derivation(before, grad, state, hyper)
     block(derivation)
     if not update.before.is_complex():
         return tuple(derivation.terms)
     return tuple(replace(each, value=as_complex(each.value)) for each in derivation.terms)
 
 
-PART = 2**19  # elements that are worked out at a time where nothing is told of them but that they agree
+PART = 2**19  # elements that are worked out at a time where only their agreement is asked for
 
 
 def terms_agree(
@@ -187,61 +244,40 @@ def hyperparameters(options: dict[str, Any], state: dict[str, Any]) -> dict[str,
 
 def adjust_gradient(d: Derivation, decay: bool = True) -> None:
     """Turn the gradient round where the objective is maximised, and add weight decay as a gradient of its own."""
-    decays = decay and d.weight_decay != 0
-    if not (d.maximize or decays):
-        return
-    g = -d.g if d.maximize else d.g
-    formula = "-@g" if d.maximize else "@g"
-    reasons = ["turned round, since the objective is maximised"] if d.maximize else []
-    if decays:
+    g, reasons = d.g, []
+    if d.maximize:
+        g, reasons = -g, ["turned round, since the objective is maximised"]
+    if decay and d.weight_decay:
         g = g + d.weight_decay * d.theta
-        formula += r" + $weight_decay \, @theta"
         reasons.append("with weight decay, which pulls the parameter towards 0")
-    d.g = d.add("g_t", formula, g, "the gradient, " + ", and ".join(reasons))
-    d.g_symbol = "g_t"
+    if reasons:
+        d.g = d.add("g_t", g, "the gradient, " + ", and ".join(reasons))
 
 
 def decay_weights(d: Derivation) -> None:
     """Weight decay where it may be decoupled: taken off the parameter itself, apart from the gradient."""
     decoupled = d.hyper.get("decoupled_weight_decay", False)
     adjust_gradient(d, decay=not decoupled)
-    if decoupled and d.weight_decay != 0:
-        shrunk = d.theta * (1 - d.lr * d.weight_decay)
+    if decoupled and d.weight_decay:
         meaning = "decoupled weight decay: the parameter shrinks, whatever its gradient"
-        d.theta = d.add(r"\tilde{\theta}_t", r"(1 - $lr \cdot $weight_decay) \, @theta", shrunk, meaning)
-        d.theta_symbol = r"\tilde{\theta}_t"
+        d.theta = d.add(r"\tilde{\theta}_t", (1 - d.lr * d.weight_decay) * d.theta, meaning)
 
 
-def moments(d: Derivation) -> tuple[Tensor, Tensor]:
-    """Running means of the gradient and of its square (Adam and its kin)."""
-    return first_moment(d), second_moment(d, "beta2", "exp_avg_sq")
-
-
-def first_moment(d: Derivation) -> Tensor:
+def first_moment(d: Derivation) -> Written:
     """Running mean of the gradient."""
-    m = d.beta1 * d.before("exp_avg") + (1 - d.beta1) * d.g
-    return d.add("m_t", r"$beta1 \, m_{t-1} + (1 - $beta1) \, @g", m, "first moment: running mean of the gradient")
+    mean = d.beta1 * d.before("exp_avg", "m") + (1 - d.beta1) * d.g
+    return d.add("m_t", mean, "first moment: running mean of the gradient")
 
 
-def second_moment(d: Derivation, rate: str, name: str) -> Tensor:
+def second_moment(d: Derivation, rate: Written, name: str) -> Written:
     """Running mean of the squared gradient, element by element."""
-    kept: float = d.hyper[rate]
-    v = kept * d.before(name) + (1 - kept) * d.g * d.g
-    formula = rf"${rate} \, v_{{t-1}} + (1 - ${rate}) \, @g \odot @g"
-    return d.add("v_t", formula, v, "second moment: running mean of the squared gradient")
+    mean = rate * d.before(name, "v") + (1 - rate) * d.g * d.g
+    return d.add("v_t", mean, "second moment: running mean of the squared gradient")
 
 
-def unbiased(d: Derivation, symbol: str, source: str, value: Tensor, beta: str) -> Tensor:
+def unbiased(d: Derivation, symbol: str, mean: Written, rate: Written) -> Written:
     """Undo the pull towards the zeros that a running mean began with."""
-    corrected: Tensor = value / (1 - d.hyper[beta] ** d.t)
-    formula = rf"\frac{{{source}}}{{1 - {{${beta}}}^{{$t}}}}"
-    return d.add(symbol, formula, corrected, "bias correction: the running mean began at 0")
-
-
-def subtract_step(d: Derivation, formula: str, step: Tensor) -> None:
-    """The step, and the parameter less the step."""
-    d.add(r"\Delta_t", formula, step, "the step")
-    d.finish(r"@theta - \Delta_t", d.theta - step)
+    return d.add(symbol, mean / (1 - rate**d.t), "bias correction: the running mean began at 0")
 
 
 @explains("SGD", options="lr momentum dampening nesterov weight_decay maximize")
@@ -252,24 +288,20 @@ def sgd(d: Derivation) -> None:
     PyTorch keeps the learning rate out of the momentum buffer, which begins as the first gradient, undampened.
     """
     adjust_gradient(d)
-    direction, symbol = d.g, "@g"
-    if d.momentum != 0:
-        direction, symbol = momentum_buffer(d), "b_t"
-    if d.momentum != 0 and d.nesterov:
+    direction = momentum_buffer(d) if d.momentum else d.g
+    if d.momentum and d.nesterov:
         meaning = "Nesterov momentum: the gradient, and where the momentum would carry it"
-        direction = d.add("n_t", r"@g + $momentum \, b_t", d.g + d.momentum * direction, meaning)
-        symbol = "n_t"
-    subtract_step(d, rf"$lr \, {symbol}", d.lr * direction)
+        direction = d.add("n_t", d.g + d.momentum * direction, meaning)
+    d.step(d.lr * direction)
 
 
-def momentum_buffer(d: Derivation) -> Tensor:
+def momentum_buffer(d: Derivation) -> Written:
     """SGD's running sum of gradients."""
-    before: Tensor | None = d.state.get("momentum_buffer")
-    if before is None:
-        return d.add("b_t", "@g", d.g.clone(), "momentum: begins as the first gradient")
-    buffer = d.momentum * before + (1 - d.dampening) * d.g
-    share = r"(1 - $dampening) \, @g" if d.dampening else "@g"
-    return d.add("b_t", rf"$momentum \, b_{{t-1}} + {share}", buffer, "momentum: a fading sum of the gradients")
+    if d.state.get("momentum_buffer") is None:
+        return d.add("b_t", replace(d.g, value=d.g.value.clone()), "momentum: begins as the first gradient")
+    added = (1 - d.dampening) * d.g if d.dampening else d.g
+    buffer = d.momentum * d.before("momentum_buffer", "b") + added
+    return d.add("b_t", buffer, "momentum: a fading sum of the gradients")
 
 
 @explains("Adam", "AdamW", options="lr betas eps weight_decay maximize amsgrad")
@@ -281,36 +313,34 @@ def adam(d: Derivation) -> None:
     the bias correction.
     """
     decay_weights(d)
-    m, v = moments(d)
-    largest = "v_t"
+    m, v = first_moment(d), second_moment(d, d.beta2, "exp_avg_sq")
     if d.amsgrad:
-        largest, meaning = r"v^{\max}_t", "AMSGrad: the largest second moment so far"
-        v = d.add(largest, r"\max(v^{\max}_{t-1}, v_t)", torch.maximum(d.before("max_exp_avg_sq"), v), meaning)
-    m_hat = unbiased(d, r"\hat{m}_t", "m_t", m, "beta1")
-    v_hat = unbiased(d, r"\hat{v}_t", largest, v, "beta2")
-    subtract_step(d, r"$lr \, \frac{\hat{m}_t}{\sqrt{\hat{v}_t} + $eps}", d.lr * m_hat / (v_hat.sqrt() + d.eps))
+        largest = larger(d.before("max_exp_avg_sq", r"v^{\max}"), v)
+        v = d.add(r"v^{\max}_t", largest, "AMSGrad: the largest second moment so far")
+    m_hat, v_hat = unbiased(d, r"\hat{m}_t", m, d.beta1), unbiased(d, r"\hat{v}_t", v, d.beta2)
+    d.step(d.lr * (m_hat / (sqrt(v_hat) + d.eps)))
 
 
 @explains("NAdam", options="lr betas eps weight_decay maximize momentum_decay")
 def nadam(d: Derivation) -> None:
     """Adam with Nesterov momentum: Dozat, "Incorporating Nesterov Momentum into Adam", ICLR workshop 2016."""
     decay_weights(d)
-    m, v = moments(d)
-    v_hat = unbiased(d, r"\hat{v}_t", "v_t", v, "beta2")
+    m, v = first_moment(d), second_moment(d, d.beta2, "exp_avg_sq")
+    v_hat = unbiased(d, r"\hat{v}_t", v, d.beta2)
 
-    def mu(t: float) -> float:
-        return d.beta1 * (1 - float(0.5 * 0.96 ** (t * d.momentum_decay)))
+    def mu(t: Written) -> Written:
+        half = Written(r"\frac{1}{2}", 0.5)
+        return d.beta1 * (1 - half * written(0.96) ** (t * d.momentum_decay))
 
-    schedule = r"$beta1 \left(1 - \frac{1}{2} \cdot 0.96^{%s \cdot $momentum_decay}\right)"
-    d.add(r"\mu_t", schedule % "$t", mu(d.t), "how much momentum counts at this step")
-    d.add(r"\mu_{t+1}", schedule % "($t + 1)", mu(d.t + 1), "how much it will count at the next")
+    now = d.add(r"\mu_t", mu(d.t), "how much momentum counts at this step")
+    later = d.add(r"\mu_{t+1}", mu(d.t + 1), "how much it will count at the next")
     # PyTorch keeps the product as a tensor, by default in single precision, and so rounds it.
-    kept = (d.state.get("mu_product", default_scalar(1.0)) * mu(d.t)).item()
-    product = d.add(r"\Pi_t", r"\Pi_{t-1} \, \mu_t", kept, "the product of all of them so far, for the bias correction")
-    ahead = mu(d.t + 1) * m / (1 - product * mu(d.t + 1)) + (1 - mu(d.t)) * d.g / (1 - product)
-    formula = r"\frac{\mu_{t+1} m_t}{1 - \Pi_t \mu_{t+1}} + \frac{(1 - \mu_t) \, @g}{1 - \Pi_t}"
-    m_hat = d.add(r"\hat{m}_t", formula, ahead, "Nesterov: the first moment, looking one step ahead")
-    subtract_step(d, r"$lr \, \frac{\hat{m}_t}{\sqrt{\hat{v}_t} + $eps}", d.lr * m_hat / (v_hat.sqrt() + d.eps))
+    kept = Written(r"\Pi_{t-1}", d.state.get("mu_product", default_scalar(1.0))) * now
+    meaning = "the product of all of them so far, for the bias correction"
+    product = d.add(r"\Pi_t", replace(kept, value=kept.value.item()), meaning)
+    ahead = later * m / (1 - product * later) + (1 - now) * d.g / (1 - product)
+    m_hat = d.add(r"\hat{m}_t", ahead, "Nesterov: the first moment, looking one step ahead")
+    d.step(d.lr * (m_hat / (sqrt(v_hat) + d.eps)))
 
 
 def default_scalar(value: float) -> Tensor:
@@ -322,22 +352,17 @@ def default_scalar(value: float) -> Tensor:
 def radam(d: Derivation) -> None:
     """Rectified Adam: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020."""
     decay_weights(d)
-    m, v = moments(d)
-    m_hat = unbiased(d, r"\hat{m}_t", "m_t", m, "beta1")
-    limit = 2 / (1 - d.beta2) - 1
+    m, v = first_moment(d), second_moment(d, d.beta2, "exp_avg_sq")
+    m_hat = unbiased(d, r"\hat{m}_t", m, d.beta1)
+    most = d.add(r"\rho_\infty", 2 / (1 - d.beta2) - 1, "how many steps the second moment spans at most")
     left = 1 - d.beta2**d.t
-    length = limit - 2 * d.t * d.beta2**d.t / left
-    d.add(r"\rho_\infty", r"\frac{2}{1 - $beta2} - 1", limit, "how many steps the second moment spans at most")
-    formula = r"\rho_\infty - \frac{2 \cdot $t \cdot {$beta2}^{$t}}{1 - {$beta2}^{$t}}"
-    d.add(r"\rho_t", formula, length, "how many it spans by now")
-    if length <= 5:
-        subtract_step(d, r"$lr \, \hat{m}_t \quad (\rho_t \le 5)", d.lr * m_hat)
+    length = d.add(r"\rho_t", most - 2 * d.t * d.beta2**d.t / left, "how many it spans by now")
+    if length.value <= 5:
+        d.step(d.lr * m_hat, condition=r" \quad (\rho_t \le 5)")
         return
-    rectified = ((length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)) ** 0.5
-    formula = r"\sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \, \rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2) \, \rho_t}}"
-    d.add("r_t", formula, rectified, "rectification: how far the second moment can be trusted yet")
-    step = d.lr * m_hat * rectified * left**0.5 / (v.sqrt() + d.eps)
-    subtract_step(d, r"$lr \, r_t \, \hat{m}_t \, \frac{\sqrt{1 - {$beta2}^{$t}}}{\sqrt{v_t} + $eps}", step)
+    rectified = sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
+    rate = d.add("r_t", rectified, "rectification: how far the second moment can be trusted yet")
+    d.step(d.lr * rate * m_hat * (sqrt(left) / (sqrt(v) + d.eps)))
 
 
 @explains("Adamax", options="lr betas eps weight_decay maximize")
@@ -345,11 +370,9 @@ def adamax(d: Derivation) -> None:
     """Adam with the infinity norm: Kingma and Ba, ICLR 2015, section 7.1; PyTorch adds epsilon within the maximum."""
     adjust_gradient(d)
     m = first_moment(d)
-    largest = torch.maximum(d.beta2 * d.before("exp_inf"), d.g.abs() + d.eps)
-    formula = r"\max\left($beta2 \, u_{t-1}, \left|@g\right| + $eps\right)"
-    u = d.add("u_t", formula, largest, "the largest gradient so far, fading")
-    m_hat = unbiased(d, r"\hat{m}_t", "m_t", m, "beta1")
-    subtract_step(d, r"$lr \, \frac{\hat{m}_t}{u_t}", d.lr * m_hat / u)
+    u = larger(d.beta2 * d.before("exp_inf", "u"), size(d.g) + d.eps)
+    u = d.add("u_t", u, "the largest gradient so far, fading")
+    d.step(d.lr * (unbiased(d, r"\hat{m}_t", m, d.beta1) / u))
 
 
 @explains("RMSprop", options="lr alpha eps centered momentum weight_decay maximize")
@@ -359,23 +382,16 @@ def rmsprop(d: Derivation) -> None:
     Centred: Graves, "Generating Sequences With Recurrent Neural Networks", 2013. PyTorch adds epsilon outside the root.
     """
     adjust_gradient(d)
-    v = second_moment(d, "alpha", "square_avg")
-    variance = "v_t"
+    v = second_moment(d, d.alpha, "square_avg")
     if d.centered:
-        mean = d.alpha * d.before("grad_avg") + (1 - d.alpha) * d.g
-        formula = r"$alpha \, \bar{g}_{t-1} + (1 - $alpha) \, @g"
-        mean = d.add(r"\bar{g}_t", formula, mean, "running mean of the gradient")
-        variance, meaning = r"s_t", "centred: the variance of the gradient"
-        v = d.add(variance, r"v_t - \bar{g}_t \odot \bar{g}_t", v - mean * mean, meaning)
-    scaled = d.g / (v.sqrt() + d.eps)
-    formula = rf"\frac{{@g}}{{\sqrt{{{variance}}} + $eps}}"
-    if d.momentum > 0:
-        buffer = d.momentum * d.before("momentum_buffer") + scaled
-        scaled = d.add(
-            "b_t", rf"$momentum \, b_{{t-1}} + {formula}", buffer, "momentum: a fading sum of scaled gradients"
-        )
-        formula = "b_t"
-    subtract_step(d, rf"$lr \, {formula}", d.lr * scaled)
+        mean = d.alpha * d.before("grad_avg", r"\bar{g}") + (1 - d.alpha) * d.g
+        mean = d.add(r"\bar{g}_t", mean, "running mean of the gradient")
+        v = d.add("s_t", v - mean * mean, "centred: the variance of the gradient")
+    scaled = d.g / (sqrt(v) + d.eps)
+    if d.momentum:
+        buffer = d.momentum * d.before("momentum_buffer", "b") + scaled
+        scaled = d.add("b_t", buffer, "momentum: a fading sum of scaled gradients")
+    d.step(d.lr * scaled)
 
 
 @explains("Adagrad", options="lr lr_decay eps weight_decay maximize")
@@ -385,26 +401,21 @@ def adagrad(d: Derivation) -> None:
     PyTorch adds epsilon outside the root, and lets the learning rate decay as 1/t if asked.
     """
     adjust_gradient(d)
-    began = torch.full_like(d.theta, d.hyper.get("initial_accumulator_value", 0.0))
-    total = d.state.get("sum", began) + d.g * d.g
-    total = d.add("G_t", r"G_{t-1} + @g \odot @g", total, "the sum of all squared gradients so far")
-    rate, symbol = d.lr, "$lr"
-    if d.lr_decay != 0:
-        rate, symbol = d.lr / (1 + d.s * d.lr_decay), r"\eta_t"
-        formula = r"\frac{$lr}{1 + ($s) \cdot $lr_decay}"
-        d.add(symbol, formula, rate, "the learning rate, decayed with the number of steps")
-    subtract_step(d, rf"{symbol} \, \frac{{@g}}{{\sqrt{{G_t}} + $eps}}", rate * d.g / (total.sqrt() + d.eps))
+    total = d.before("sum", "G", d.hyper.get("initial_accumulator_value", 0.0)) + d.g * d.g
+    total = d.add("G_t", total, "the sum of all squared gradients so far")
+    rate = d.lr
+    if d.lr_decay:
+        decayed = d.lr / (1 + replace(d.s, binds=SUM) * d.lr_decay)
+        rate = d.add(r"\eta_t", decayed, "the learning rate, decayed with the number of steps")
+    d.step(rate * (d.g / (sqrt(total) + d.eps)))
 
 
 @explains("Adadelta", options="lr rho eps weight_decay maximize")
 def adadelta(d: Derivation) -> None:
     """Adadelta: Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012; PyTorch multiplies by a learning rate."""
     adjust_gradient(d)
-    v = second_moment(d, "rho", "square_avg")
-    before = d.before("acc_delta")
-    formula = r"\frac{\sqrt{u_{t-1} + $eps}}{\sqrt{v_t + $eps}} \odot @g"
-    delta = (before + d.eps).sqrt() / (v + d.eps).sqrt() * d.g
-    d.add(r"\delta_t", formula, delta, "the gradient in the units of the parameter")
-    kept = d.rho * before + (1 - d.rho) * delta * delta
-    d.add("u_t", r"$rho \, u_{t-1} + (1 - $rho) \, \delta_t \odot \delta_t", kept, "running mean of the squared steps")
-    subtract_step(d, r"$lr \, \delta_t", d.lr * delta)
+    v, u = second_moment(d, d.rho, "square_avg"), d.before("acc_delta", "u")
+    delta = sqrt(u + d.eps) / sqrt(v + d.eps) * d.g
+    delta = d.add(r"\delta_t", delta, "the gradient in the units of the parameter")
+    d.add("u_t", d.rho * u + (1 - d.rho) * delta * delta, "running mean of the squared steps")
+    d.step(d.lr * delta)

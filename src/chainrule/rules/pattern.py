@@ -1,6 +1,6 @@
 """The pattern of a Jacobian: where it can differ from zero, and what its blocks are, whatever the numbers.
 
-A Jacobian that is too large to write still has a shape to tell: that of a layer is the same weight once for each
+A Jacobian that is too large to write still has a shape to describe: that of a layer is the same weight once for each
 sample, that of an elementwise function a diagonal. Nearly all of it follows from the axes. An entry can differ from
 zero only where output and input element have the same place along every axis that both have, so these axes count the
 blocks, and the other axes make one block's rows and columns. A rule names the axes, and the words follow here.
@@ -36,12 +36,12 @@ class Pattern:
     mask: Callable[[], Tensor] | None = None
 
     def at_most(self) -> Pattern:
-        """The same where more may be zero for a reason that the axes do not tell."""
+        """The same where more may be zero for a reason that the axes do not show."""
         return replace(self, exact=False)
 
 
 def axes(shape: Sequence[int], own: Container[int] = (), mark: str = "") -> tuple[Axis, ...]:
-    """The axes of a tensor, counted from 0; those in `own` are the tensor's own, told apart by `mark`."""
+    """The axes of a tensor, counted from 0; those in `own` are the tensor's own, distinguished by `mark`."""
     return tuple((f"{axis}{mark}" if axis in own else f"{axis}", size) for axis, size in enumerate(shape))
 
 

@@ -1,11 +1,7 @@
 r"""Rules of recurrent layers: LSTM, GRU and the plain RNN, one step at a time or as a fused kernel over all steps.
 
-A cell is told once, by what it does with its gates; everything else follows from it. With the input gates
-a = x W_ih^T + b_ih and the hidden gates b = h W_hh^T + b_hh of a step,
-
-    RNN    h' = f(a + b)                                       f = tanh or ReLU
-    LSTM   [i, f, g, o] = a + b;   c' = sigma(f) c + sigma(i) tanh(g);   h' = sigma(o) tanh(c')
-    GRU    r = sigma(a_r + b_r);   z = sigma(a_z + b_z);   n = tanh(a_n + r b_n);   h' = (1 - z) n + z h
+A cell is stated once, by what it does with its gates (`CELLS`); everything else follows from it. The input gates are
+x W_ih^T + b_ih and the hidden gates h W_hh^T + b_hh of a step.
 
 Fused kernels are unrolled and walked back step by step, which is backpropagation through time: a state's gradient is
 what comes from the output at that step plus what comes from the step after it, and a weight, used at every step, gets
@@ -18,8 +14,10 @@ first, which is what a packed sequence is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -46,76 +44,95 @@ class GateGradients:
 
 @dataclass(frozen=True)
 class Cell:
-    """`forward(a, b, h, c)` gives the new h and c; `back(a, b, h, c, h_bar, c_bar)` what comes back from theirs."""
+    """A cell from its gates a and d and the states u and v before the step, in short: `_latex` prints it, `_run` runs.
 
-    forward: Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Tensor | None]]
-    back: Callable[[Tensor, Tensor, Tensor, Any, Tensor, Any], GateGradients]
+    `moved` says how all of that changes with its gates and states, `back` what comes back to the gates from h and c
+    (w is what comes to c from later steps), `to_h` and `to_c` what comes back to the states beside the gates.
+    """
 
+    forward: str
+    moved: str
+    back: str
+    to_h: str = ""
+    to_c: str = ""
 
-def _lstm_gates(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    i, f, g, o = (a + b).chunk(4, -1)
-    return i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    def step(self, a: Tensor, d: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The new h and c, from those before."""
+        found = _run(self.forward, a=a, d=d, u=h, v=c)
+        return found["h"], found.get("c")
 
-
-def _lstm(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, g, o = _lstm_gates(a, b)
-    c = f * c + i * g
-    return o * c.tanh(), c
-
-
-def _lstm_back(a: Tensor, b: Tensor, h: Tensor, c: Tensor, h_bar: Tensor, c_bar: Tensor) -> GateGradients:
-    i, f, g, o = _lstm_gates(a, b)
-    squashed = (f * c + i * g).tanh()
-    c_bar = c_bar + h_bar * o * (1 - squashed**2)
-    gates = torch.cat(
-        [
-            c_bar * g * i * (1 - i),
-            c_bar * c * f * (1 - f),
-            c_bar * i * (1 - g**2),
-            h_bar * squashed * o * (1 - o),
-        ],
-        -1,
-    )
-    return GateGradients(gates, gates, None, c_bar * f)
+    def step_back(
+        self, a: Tensor, d: Tensor, h: Tensor, c: Tensor | None, h_bar: Tensor, c_bar: Tensor | None
+    ) -> GateGradients:
+        """What comes back from the gradients of the new h and c."""
+        lines = [self.forward, self.back, f"to_h = {self.to_h or None}", f"to_c = {self.to_c or None}"]
+        found = _run("; ".join(lines), a=a, d=d, u=h, v=c, h_bar=h_bar, w_bar=c_bar)
+        return GateGradients(found["a_bar"], found["d_bar"], found["to_h"], found["to_c"])
 
 
-def _gru_gates(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, -1), b.chunk(3, -1)
-    r, z = (a_r + b_r).sigmoid(), (a_z + b_z).sigmoid()
-    return r, z, (a_n + r * b_n).tanh(), b_n
+def _latex(short: str) -> str:
+    """LaTeX of formulas in short: `z` is z_t, `.z` its direction, `~z` its gradient, `z[0/4]` its first quarter."""
+
+    def letter(found: re.Match[str]) -> str:
+        mark, name, place, count = found.groups()
+        name = {"": name, ".": rf"\dot{{{name}}}", "~": rf"\bar{{{name}}}"}[mark] + "_t"
+        return name if place is None else rf"\operatorname{{chunk}}({name}, {place}, {count})"
+
+    text = re.sub(r"([.~]?)\b([a-z])\b(?:\[(\d)/(\d)\])?", letter, " ".join(short.split()))
+    for word, command in (("*", r"\odot"), ("tanh", r"\tanh"), ("sigma", r"\sigma"), (";", r", \quad")):
+        text = text.replace(word, command)
+    return text.replace("ReLU", r"\operatorname{ReLU}")
 
 
-def _gru(a: Tensor, b: Tensor, h: Tensor, c: None) -> tuple[Tensor, None]:
-    _, z, n, _ = _gru_gates(a, b)
-    return (1 - z) * n + z * h, None
+FUNCTIONS = {
+    "sigma": torch.sigmoid,
+    "tanh": torch.tanh,
+    "ReLU": torch.relu,
+    "chunk": lambda t, place, count: t.chunk(count, -1)[place],
+    "cat": lambda *parts: torch.cat(parts, -1),
+}
 
 
-def _gru_back(a: Tensor, b: Tensor, h: Tensor, c: None, h_bar: Tensor, c_bar: None) -> GateGradients:
-    r, z, n, b_n = _gru_gates(a, b)
-    n_bar = h_bar * (1 - z) * (1 - n**2)
-    z_bar = h_bar * (h - n) * z * (1 - z)
-    r_bar = n_bar * b_n * r * (1 - r)
-    return GateGradients(
-        torch.cat([r_bar, z_bar, n_bar], -1), torch.cat([r_bar, z_bar, n_bar * r], -1), h_bar * z, None
-    )
+@cache
+def _code(short: str) -> CodeType:
+    """Formulas in short as Python: `~z` is z_bar, `z[0/4]` a call of chunk, a list its parts side by side."""
+    text = re.sub(r"(\w)\[(\d)/(\d)\]", r"chunk(\1, \2, \3)", short.replace("[h > 0]", "(h > 0)"))
+    text = re.sub(r"\[(.*?)\]", r"cat(\1)", re.sub(r"~(\w)", r"\1_bar", text))
+    return compile(text, "<cell>", "exec")
 
 
-def _plain(squash: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Cell:
-    """The plain RNN: `slope` is the derivative of `squash`, told by its output."""
-
-    def back(a: Tensor, b: Tensor, h: Tensor, c: None, h_bar: Tensor, c_bar: None) -> GateGradients:
-        gates = h_bar * slope(squash(a + b))
-        return GateGradients(gates, gates, None, None)
-
-    return Cell(lambda a, b, h, c: (squash(a + b), None), back)
+def _run(short: str, **known: Any) -> dict[str, Any]:
+    """All that formulas in short define, from what is known."""
+    found = {**FUNCTIONS, **known}
+    exec(_code(short), found)
+    return found
 
 
 LSTM = 2
 CELLS = {  # by PyTorch's number for the mode of a fused kernel
-    0: _plain(torch.relu, lambda y: (y > 0).to(y.dtype)),
-    1: _plain(torch.tanh, lambda y: 1 - y**2),
-    LSTM: Cell(_lstm, _lstm_back),
-    3: Cell(_gru, _gru_back),
+    LSTM: Cell(
+        "z = a + d; i = sigma(z[0/4]); f = sigma(z[1/4]); g = tanh(z[2/4]); o = sigma(z[3/4]); c = f * v + i * g; "
+        "h = o * tanh(c)",
+        ".z = .a + .d; .i = i * (1 - i) * .z[0/4]; .f = f * (1 - f) * .z[1/4]; .g = (1 - g * g) * .z[2/4]; "
+        ".o = o * (1 - o) * .z[3/4]; .c = .f * v + f * .v + .i * g + i * .g; "
+        ".h = .o * tanh(c) + o * (1 - tanh(c) * tanh(c)) * .c",
+        "~c = ~h * o * (1 - tanh(c) * tanh(c)) + ~w; ~a = [~c * g * i * (1 - i), ~c * v * f * (1 - f), "
+        "~c * i * (1 - g * g), ~h * tanh(c) * o * (1 - o)]; ~d = ~a",
+        to_c="f * ~c",
+    ),
+    3: Cell(
+        "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); "
+        "h = (1 - z) * n + z * u",
+        ".r = r * (1 - r) * (.a[0/3] + .d[0/3]); .z = z * (1 - z) * (.a[1/3] + .d[1/3]); "
+        ".n = (1 - n * n) * (.a[2/3] + .r * d[2/3] + r * .d[2/3]); .h = (1 - z) * .n + .z * (u - n) + z * .u",
+        "~n = ~h * (1 - z) * (1 - n * n); ~z = ~h * (u - n) * z * (1 - z); ~r = ~n * d[2/3] * r * (1 - r); "
+        "~a = [~r, ~z, ~n]; ~d = [~r, ~z, ~n * r]",
+        to_h="z * ~h",
+    ),
+    **{
+        mode: Cell(f"h = {squash}(a + d)", f".h = {slope} * (.a + .d)", f"~a = ~h * {slope}; ~d = ~a")
+        for mode, squash, slope in ((0, "ReLU", "[h > 0]"), (1, "tanh", "(1 - h * h)"))
+    },
 }
 
 
@@ -154,7 +171,7 @@ class Pass:
         for t in self.order(len(steps)):
             here = steps[t].shape[0]
             states[t] = h[:here], None if c is None else c[:here]
-            new, memory = self.cell.forward(*self.gates(steps[t], states[t][0]), *states[t])
+            new, memory = self.cell.step(*self.gates(steps[t], states[t][0]), *states[t])
             outputs[t] = new if self.projection is None else new @ self.projection.mT
             h = torch.cat([outputs[t], h[here:]])  # sequences that are over, or not begun, keep their state
             c = None if c is None or memory is None else torch.cat([memory, c[here:]])
@@ -171,9 +188,9 @@ class Pass:
             a, b = self.gates(x, h_t)
             new_bar = h_bar[:here] + g[t]
             if self.projection is not None:
-                weights_bar[-1] += new_bar.mT @ self.cell.forward(a, b, h_t, c_t)[0]
+                weights_bar[-1] += new_bar.mT @ self.cell.step(a, b, h_t, c_t)[0]
                 new_bar = new_bar @ self.projection
-            bar = self.cell.back(a, b, h_t, c_t, new_bar, None if c_bar is None else c_bar[:here])
+            bar = self.cell.step_back(a, b, h_t, c_t, new_bar, None if c_bar is None else c_bar[:here])
             for place, (gates, operand) in enumerate([(bar.input_gates, x), (bar.hidden_gates, h_t)]):
                 weights_bar[place] += gates.mT @ operand
                 if self.biased:
@@ -253,87 +270,20 @@ def _given(g: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if g is None else g
 
 
-def _layer(op: Any) -> Network:
-    """oneDNN's kernel: one layer in one direction, whatever number of layers it is told there are."""
+def _layer_gradients(op: Any, g: Any) -> dict[str, Any]:
+    """Of oneDNN's kernel: one layer in one direction, whatever `num_layers` says."""
     weights = [op.weight0, op.weight1, *((op.weight2, op.weight3) if op.has_biases else ())]
     one = Pass(CELLS[op.mode], weights, op.has_biases, op.reverse)
-    return Network([[one]], list(op.input.unbind(0)), op.hx_[None], op.cx_[None])
+    network = Network([[one]], list(op.input.unbind(0)), op.hx_[None], op.cx_[None])
+    upstream = (list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_)[None], _given(g[2], op.cx_)[None])
+    steps, h, c, (found,) = network.back(*upstream)
+    assert c is not None
+    absent = {f"weight{n}": torch.zeros_like(op.arguments[f"weight{n}"]) for n in range(len(found), 4)}
+    weights_bar = {f"weight{n}": each for n, each in enumerate(found)}
+    return {"input": torch.stack(steps), "hx_": h[0], "cx_": c[0], **weights_bar, **absent}
 
 
-def _layer_part(pick: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    def vjp(op: Any, g: Any) -> Tensor:
-        net = _layer(op)
-        upstream = (list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_)[None], _given(g[2], op.cx_)[None])
-        return pick(op, net.back(*upstream))
-
-    return vjp
-
-
-def _layer_weight(place: int) -> Callable[[Any, Any], Tensor]:
-    def pick(op: Any, found: Any) -> Tensor:
-        weights: list[Tensor] = found[3][0]
-        return weights[place] if place < len(weights) else torch.zeros_like(getattr(op, f"weight{place}"))
-
-    return _layer_part(pick)
-
-
-# Formulas: a cell's, and those of all steps. -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _CellFormulas:
-    """A cell from its gates a and d and the states u and v before the step, in short: see `_latex`.
-
-    `moved` says how all of that changes with its gates and states, `back` what comes back to the gates from h and c
-    (w is what comes to c from later steps), `to_h` and `to_c` what comes back to the states beside the gates.
-    """
-
-    forward: str
-    moved: str
-    back: str
-    to_h: str = ""
-    to_c: str = ""
-
-
-def _latex(short: str) -> str:
-    """LaTeX of formulas in short: `z` is z_t, `.z` its direction, `~z` its gradient, `z[0/4]` its first quarter."""
-
-    def letter(found: re.Match[str]) -> str:
-        mark, name, place, count = found.groups()
-        name = {"": name, ".": rf"\dot{{{name}}}", "~": rf"\bar{{{name}}}"}[mark] + "_t"
-        return name if place is None else rf"\operatorname{{chunk}}({name}, {place}, {count})"
-
-    text = re.sub(r"([.~]?)\b([a-z])\b(?:\[(\d)/(\d)\])?", letter, " ".join(short.split()))
-    for word, command in (("*", r"\odot"), ("tanh", r"\tanh"), ("sigma", r"\sigma"), (";", r", \quad")):
-        text = text.replace(word, command)
-    return text.replace("ReLU", r"\operatorname{ReLU}")
-
-
-FORMULAS = {
-    LSTM: _CellFormulas(
-        "z = a + d; i = sigma(z[0/4]); f = sigma(z[1/4]); g = tanh(z[2/4]); o = sigma(z[3/4]); c = f * v + i * g; "
-        "h = o * tanh(c)",
-        ".z = .a + .d; .i = i * (1 - i) * .z[0/4]; .f = f * (1 - f) * .z[1/4]; .g = (1 - g * g) * .z[2/4]; "
-        ".o = o * (1 - o) * .z[3/4]; .c = .f * v + f * .v + .i * g + i * .g; "
-        ".h = .o * tanh(c) + o * (1 - tanh(c) * tanh(c)) * .c",
-        "~c = ~h * o * (1 - tanh(c) * tanh(c)) + ~w; ~a = [~c * g * i * (1 - i), ~c * v * f * (1 - f), "
-        "~c * i * (1 - g * g), ~h * tanh(c) * o * (1 - o)]; ~d = ~a",
-        to_c="f * ~c",
-    ),
-    3: _CellFormulas(
-        "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); "
-        "h = (1 - z) * n + z * u",
-        ".r = r * (1 - r) * (.a[0/3] + .d[0/3]); .z = z * (1 - z) * (.a[1/3] + .d[1/3]); "
-        ".n = (1 - n * n) * (.a[2/3] + .r * d[2/3] + r * .d[2/3]); .h = (1 - z) * .n + .z * (u - n) + z * .u",
-        "~n = ~h * (1 - z) * (1 - n * n); ~z = ~h * (u - n) * z * (1 - z); ~r = ~n * d[2/3] * r * (1 - r); "
-        "~a = [~r, ~z, ~n]; ~d = [~r, ~z, ~n * r]",
-        to_h="z * ~h",
-    ),
-    **{
-        mode: _CellFormulas(f"h = {squash}(a + d)", f".h = {slope} * (.a + .d)", f"~a = ~h * {slope}; ~d = ~a")
-        for mode, squash, slope in ((0, "ReLU", "[h > 0]"), (1, "tanh", "(1 - h * h)"))
-    },
-}
+# Formulas of all steps. ----------------------------------------------------------------------------------------------
 
 
 def _after(parts: Iterable[str]) -> str:
@@ -355,8 +305,8 @@ class _Layer:
     reverse: bool = False
 
     @property
-    def cell(self) -> _CellFormulas:
-        return FORMULAS[self.op.mode]
+    def cell(self) -> Cell:
+        return CELLS[self.op.mode]
 
     @property
     def lstm(self) -> bool:
@@ -384,9 +334,6 @@ class _Layer:
         text = rf"{out}_t = {h}_t, \quad {last}{lead} = {h}_{{{self._at(True)}}}"
         memory = f"{mark}{{$out2}}" if mark else "{$out2}"
         return text + (rf", \quad {memory}{lead} = {c}_{{{self._at(True)}}}" if self.lstm else "")
-
-    def equation(self) -> str:
-        return self.ends("")
 
     def moved(self, argument: str) -> str:
         if argument in "bB" and argument not in self.names:
@@ -445,9 +392,30 @@ SOURCE = (
 HELD = "The gates made from the input are a, those made from the state d, before their sigmoid or tanh. "
 
 
-def _formulas(layer: Callable[[Any], _Layer], argument: str) -> tuple[Callable[[Any], str], Callable[[Any], str]]:
-    """The local derivative by an argument, and its gradient."""
-    return lambda op: layer(op).moved(argument), lambda op: layer(op).back(argument)
+def _recurrent(
+    *nodes: str,
+    gradients: Callable[[Any, Any], dict[str, Any]],
+    formulas: Callable[[Any], _Layer | _Step],
+    letters: Mapping[str, str],
+    **more: Any,
+) -> Rule:
+    """Register a kernel: the gradients of its arguments, and its formulas, in which they have `letters`."""
+
+    def wrt(argument: str, letter: str) -> Wrt:
+        return Wrt(
+            lambda op, g: gradients(op, g)[argument],
+            lambda op: formulas(op).moved(letter),
+            lambda op: formulas(op).back(letter),
+            zeros=LATER if letter in "xhc" else "",
+        )
+
+    return rule(
+        *nodes,
+        equation=lambda op: formulas(op).ends(""),
+        where=lambda op: formulas(op).forward(),
+        wrt={argument: wrt(argument, letter) for argument, letter in letters.items()},
+        **more,
+    )
 
 
 def _layer_formulas(op: Any) -> _Layer:
@@ -471,19 +439,12 @@ def _lstm_sample(**how: Any) -> Callable[..., Any]:
     return lambda x: module(x.float())
 
 
-mkldnn_rnn_layer = rule(
+mkldnn_rnn_layer = _recurrent(
     "MkldnnRnnLayerBackward0",
     name="lstm_layer",
-    equation=lambda op: _layer_formulas(op).equation(),
-    where=lambda op: _layer_formulas(op).forward(),
-    wrt={
-        "input": Wrt(
-            _layer_part(lambda op, found: torch.stack(found[0])), *_formulas(_layer_formulas, "x"), zeros=LATER
-        ),
-        **{f"weight{n}": Wrt(_layer_weight(n), *_formulas(_layer_formulas, name)) for n, name in enumerate("WRbB")},
-        "hx_": Wrt(_layer_part(lambda op, found: found[1][0]), *_formulas(_layer_formulas, "h"), zeros=LATER),
-        "cx_": Wrt(_layer_part(lambda op, found: found[2][0]), *_formulas(_layer_formulas, "c"), zeros=LATER),
-    },
+    gradients=_layer_gradients,
+    formulas=_layer_formulas,
+    letters={"input": "x", **{f"weight{n}": letter for n, letter in enumerate("WRbB")}, "hx_": "h", "cx_": "c"},
     outputs=4,
     accepts=lambda op: op.mode == LSTM and not op.batch_sizes,
     samples=lambda: [
@@ -499,42 +460,26 @@ mkldnn_rnn_layer = rule(
 )
 
 
-def _stack(op: Any) -> Network:
-    """cuDNN's and MIOpen's kernel: all layers and directions in one."""
+def _stack_gradients(op: Any, g: Any) -> dict[str, Any]:
+    """Of cuDNN's and MIOpen's kernel: all layers and directions in one."""
     each = op.weight_stride0
     directions = 2 if op.bidirectional else 1
     groups = [op.weight[start : start + each] for start in range(0, len(op.weight), each)]
     passes = [Pass(CELLS[op.mode], group, each >= 4, bool(n % directions)) for n, group in enumerate(groups)]
     layers = [passes[start : start + directions] for start in range(0, len(passes), directions)]
-    return Network(layers, _steps(op, op.input), op.hx, op.cx if op.mode == LSTM else None)
+    network = Network(layers, _steps(op, op.input), op.hx, op.cx if op.mode == LSTM else None)
+    c_bar = _given(g[2], op.cx) if op.mode == LSTM else None
+    steps, h, c, weights = network.back(_steps(op, _given(g[0], op.outs[0])), _given(g[1], op.hx), c_bar)
+    return {"input": _sequence(op, steps), "hx": h, "cx": c, "weight": [w for group in weights for w in group]}
 
 
-def _stack_part(pick: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def vjp(op: Any, g: Any) -> Any:
-        c_bar = _given(g[2], op.cx) if op.mode == LSTM else None
-        found = _stack(op).back(_steps(op, _given(g[0], op.outs[0])), _given(g[1], op.hx), c_bar)
-        return pick(op, found)
-
-    return vjp
-
-
-stacked = rule(
+stacked = _recurrent(
     "CudnnRnnBackward0",
     "MiopenRnnBackward0",
     name="recurrent_layers",
-    equation=lambda op: _stack_formulas(op).equation(),
-    where=lambda op: _stack_formulas(op).forward(),
-    wrt={
-        "input": Wrt(
-            _stack_part(lambda op, found: _sequence(op, found[0])), *_formulas(_stack_formulas, "x"), zeros=LATER
-        ),
-        "weight": Wrt(
-            _stack_part(lambda op, found: [w for group in found[3] for w in group]),
-            *_formulas(_stack_formulas, "all"),
-        ),
-        "hx": Wrt(_stack_part(lambda op, found: found[1]), *_formulas(_stack_formulas, "h"), zeros=LATER),
-        "cx": Wrt(_stack_part(lambda op, found: found[2]), *_formulas(_stack_formulas, "c"), zeros=LATER),
-    },
+    gradients=_stack_gradients,
+    formulas=_stack_formulas,
+    letters={"input": "x", "weight": "all", "hx": "h", "cx": "c"},
     constants={"weight_buf": "not differentiable", "dropout_state": "not differentiable"},
     outputs=5,
     # Between the layers the kernel drops by random numbers of its own, which nothing can read afterwards.
@@ -553,13 +498,13 @@ def _with_biases(op: Any) -> tuple[Tensor, Tensor]:
     return (a, b) if op.input_bias is None else (a + op.input_bias, b + op.hidden_bias)
 
 
-def _lstm_cell(op: Any, g: Any) -> GateGradients:
-    h_bar, c_bar = _given(g[0], op.cx), _given(g[1], op.cx)
-    return _lstm_back(*_with_biases(op), op.cx, op.cx, h_bar, c_bar)
-
-
-def _gru_cell(op: Any, g: Any) -> GateGradients:
-    return _gru_back(*_with_biases(op), op.hx, None, _given(g[0], op.hx), None)
+def _cell_gradients(op: Any, g: Any, mode: int) -> dict[str, Any]:
+    state, g = (op.cx if mode == LSTM else op.hx), (*g, None)
+    bar = CELLS[mode].step_back(*_with_biases(op), state, state, _given(g[0], state), _given(g[1], state))
+    return {
+        **{"input_gates": bar.input_gates, "hidden_gates": bar.hidden_gates, "cx": bar.c, "hx": bar.h},
+        **{"input_bias": bar.input_gates.sum(0), "hidden_bias": bar.hidden_gates.sum(0)},
+    }
 
 
 @dataclass(frozen=True)
@@ -573,19 +518,16 @@ class _Step:
     def _plain(self, short: str) -> str:
         return _after([_latex(short).replace("_t", "")])
 
-    def where(self) -> str:
+    def forward(self) -> str:
         biases = ("", "") if self.op.input_bias is None else (" + $input_bias", " + $hidden_bias")
         state = f"{'v' if self.mode == LSTM else 'u'} = ${self.state}"
         gates = (f"a = $input_gates{biases[0]}", f"d = $hidden_gates{biases[1]}", state)
-        return (self._plain(FORMULAS[self.mode].forward) + _after(gates)).removeprefix(r", \quad ")
+        return (self._plain(CELLS[self.mode].forward) + _after(gates)).removeprefix(r", \quad ")
 
-    def _ends(self, mark: str) -> str:
+    def ends(self, mark: str) -> str:
         names = zip("hc", ("$out0", "$out1") if self.mode == LSTM else ("$out0",), strict=False)
         pairs = [f"{mark}{{{out}}} = {mark}{{{name}}}" if mark else f"{out} = {name}" for name, out in names]
         return r", \quad ".join(pairs)
-
-    def equation(self) -> str:
-        return self._ends("")
 
     def moved(self, argument: str) -> str:
         sides = {"a": ("input_gates", "input_bias"), "d": ("hidden_gates", "hidden_bias"), "uv": (self.state,)}
@@ -594,10 +536,10 @@ class _Step:
             for letters, names in sides.items()
             for letter in letters
         ]
-        return self._ends(r"\dot") + self._plain(FORMULAS[self.mode].moved) + _after(dots)
+        return self.ends(r"\dot") + self._plain(CELLS[self.mode].moved) + _after(dots)
 
     def back(self, argument: str) -> str:
-        cell = FORMULAS[self.mode]
+        cell = CELLS[self.mode]
         total = {
             "input_gates": r"\bar{a}",
             "hidden_gates": r"\bar{d}",
@@ -609,27 +551,13 @@ class _Step:
         return rf"$grad = {total}" + _after(bars) + self._plain(cell.back)
 
 
-def _fused_cell(
-    node: str, back: Callable[[Any, Any], GateGradients], mode: int, state: tuple[str, Callable[..., Any]], outputs: int
-) -> Rule:
-    def wrt(argument: str, vjp: Callable[[Any, Any], Tensor]) -> Wrt:
-        return Wrt(
-            vjp,
-            lambda op: _Step(op, mode, state[0]).moved(argument),
-            lambda op: _Step(op, mode, state[0]).back(argument),
-        )
-
-    return rule(
+def _fused_cell(node: str, mode: int, state: str, outputs: int) -> Rule:
+    arguments = ("input_gates", "hidden_gates", state, "input_bias", "hidden_bias")
+    return _recurrent(
         node,
-        equation=lambda op: _Step(op, mode, state[0]).equation(),
-        where=lambda op: _Step(op, mode, state[0]).where(),
-        wrt={
-            "input_gates": wrt("input_gates", lambda op, g: back(op, g).input_gates),
-            "hidden_gates": wrt("hidden_gates", lambda op, g: back(op, g).hidden_gates),
-            state[0]: wrt(*state),
-            "input_bias": wrt("input_bias", lambda op, g: back(op, g).input_gates.sum(0)),
-            "hidden_bias": wrt("hidden_bias", lambda op, g: back(op, g).hidden_gates.sum(0)),
-        },
+        gradients=partial(_cell_gradients, mode=mode),
+        formulas=lambda op: _Step(op, mode, state),
+        letters={argument: argument for argument in arguments},
         outputs=outputs,
         samples=lambda: (),
         source=SOURCE + node.removesuffix("Backward0"),
@@ -637,8 +565,8 @@ def _fused_cell(
     )
 
 
-lstm_cell = _fused_cell("ThnnFusedLstmCellBackward0", _lstm_cell, LSTM, ("cx", lambda op, g: _lstm_cell(op, g).c), 3)
-gru_cell = _fused_cell("ThnnFusedGruCellBackward0", _gru_cell, 3, ("hx", lambda op, g: _gru_cell(op, g).h), 2)
+lstm_cell = _fused_cell("ThnnFusedLstmCellBackward0", LSTM, "cx", 3)
+gru_cell = _fused_cell("ThnnFusedGruCellBackward0", 3, "hx", 2)
 
 
 # Packing -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, derivative, number, parenthesise, pattern, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import JOINED, OTHERS, filled, fitted, letters, places, where
+from chainrule.rules.index_notation import JOINED, OTHERS, filled, fitted, letters, places, where
 from chainrule.rules.pattern import Pattern, real
 
 Index = tuple[int, ...]
@@ -92,7 +92,7 @@ def _words(op: Any, reduced: Index) -> dict[str, str]:
     }
 
 
-def told(template: Template, over: Callable[[Any], Index] = axes) -> Callable[[Any], str]:
+def formula(template: Template, over: Callable[[Any], Index] = axes) -> Callable[[Any], str]:
     """A template with its capital words filled in; what runs over nothing, as no axis was reduced, is left out."""
 
     def text(op: Any) -> str:
@@ -140,7 +140,7 @@ def reduction(
             texts = (template(op) if callable(template) else template for template in templates)
             return joined.join(text(mark, found) for mark, found in zip(marks, texts, strict=True))
 
-        return told(whole)
+        return formula(whole)
 
     def times(op: Any) -> str:
         def addend(mark: str, rate: str) -> str:
@@ -152,8 +152,8 @@ def reduction(
 
     equation = each(values, lambda mark, text: f"OUT{mark} = {text}", JOINED)
     rate = each(rates, lambda mark, text: derivative(f"OUT{mark}", "SELF", text), JOINED)
-    wrt = {"self": Wrt(vjp, rate, told(times), OWN_SLICE, factor, _slices)}
-    return rule(*nodes, equation=equation, wrt=wrt, where=told(given), outputs=len(values), **more)
+    wrt = {"self": Wrt(vjp, rate, formula(times), OWN_SLICE, factor, _slices)}
+    return rule(*nodes, equation=equation, wrt=wrt, where=formula(given), outputs=len(values), **more)
 
 
 # Sums and means --------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def reduction(
 
 def _weighted(*nodes: str, weight: str, **more: Any) -> Rule:
     """Register a sum in which every element has the same weight."""
-    each = told(weight)
+    each = formula(weight)
     return reduction(
         *nodes,
         value=("" if weight == "1" else weight) + r" \sum_{OVER} SELF",
@@ -491,9 +491,7 @@ def norm_gradient(v: Tensor, g: Tensor, norm: Tensor, p: float, dims: Index) -> 
     if math.isinf(p):
         extreme = v.abs() == norm
         return g * v.sgn() * extreme / extreme.sum(dims, keepdim=True)
-    direction = v.sgn() if p == 1 else v.sgn() * (v.abs() ** (p - 1)).masked_fill(v == 0, 0)
-    scale = norm ** (1 - p)
-    return g * direction * (scale.masked_fill(norm == 0, 0) if p > 1 else scale)
+    return g * v.sgn() * ((v.abs() / norm) ** (p - 1)).masked_fill(v == 0, 0)
 
 
 def _norm_kink(op: Any, radius: float) -> Tensor:
@@ -563,13 +561,13 @@ def _distance(sign: str = "", argument: str = "") -> Callable[[Any], str]:
         given = rf", \quad {d} = {element('self', own['self'])} - {element('other', own['other'])}"
         if not argument:
             size = rf"\sum_{{{', '.join(over)}}} |{d}|^{{ORDER}}" if over else rf"|{d}|^{{ORDER}}"
-            return told(rf"$out = \left({size}\right)^{{1/ORDER}}{given}")(op)
+            return formula(rf"$out = \left({size}\right)^{{1/ORDER}}{given}")(op)
         each = where(rf"\operatorname{{sgn}}({d}) \left(\frac{{|{d}|}}{{$out}}\right)^{{ORDERLESS}}", rf"{d} \neq 0")
         copies = ", ".join(place for place in over if place not in own[argument])
         summed = rf"\sum_{{{copies}}} {each}" if copies else each
         if sign.endswith("$g"):
-            return told(rf"{element('grad', own[argument])} = {sign} \, {summed}{given}")(op)
-        return told(derivative("$out", element(argument, own[argument]), f"{sign}{summed}{given}"))(op)
+            return formula(rf"{element('grad', own[argument])} = {sign} \, {summed}{given}")(op)
+        return formula(derivative("$out", element(argument, own[argument]), f"{sign}{summed}{given}"))(op)
 
     return filled
 
@@ -750,13 +748,13 @@ def _renormed(op: Any) -> str:
 
 renorm = rule(
     "RenormBackward0",
-    equation=told(rf"WHOLE = SELF \, \min\left(1, {HELD}\right)", _slices_of),
-    where=told(r"SIZE = \left(\sum_{AMONG} |OTHER|^{ORDER}\right)^{1/ORDER}", _slices_of),
+    equation=formula(rf"WHOLE = SELF \, \min\left(1, {HELD}\right)", _slices_of),
+    where=formula(r"SIZE = \left(\sum_{AMONG} |OTHER|^{ORDER}\right)^{1/ORDER}", _slices_of),
     wrt={
         "self": Wrt(
             _renorm,
-            told(_renormed, _slices_of),
-            told("GRAD = " + where(rf"{HELD} \left(MINE - {PULL}\right)", TOO_LONG, "MINE"), _slices_of),
+            formula(_renormed, _slices_of),
+            formula("GRAD = " + where(rf"{HELD} \left(MINE - {PULL}\right)", TOO_LONG, "MINE"), _slices_of),
             "a slice has its own norm, and other slices do not enter",
         )
     },

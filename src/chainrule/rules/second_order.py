@@ -16,10 +16,10 @@ from torch import Tensor
 
 from chainrule.rules import Applied, Kink, Rule, Sample, Wrt, derivative, elementwise, for_node, rule, sample, shape
 from chainrule.rules import activation as forward
-from chainrule.rules.arithmetic import at, x
 from chainrule.rules.expression import Expression, X, argument, choice, of, symbol
-from chainrule.rules.indices import Side, Statements, Term, places, runs
-from chainrule.rules.loss import tell, times
+from chainrule.rules.index_notation import Side, Statements, Term, places, runs
+from chainrule.rules.loss import latex_of, times
+from chainrule.rules.pointwise import at, x
 
 aten = torch.ops.aten
 GRAD, OUTPUT, TARGET = argument("grad_output"), argument("output"), argument("target")
@@ -32,10 +32,6 @@ def pairs(function: Callable[..., Any], *rest: Any, **keywords: Any) -> list[Sam
         sample(function, (0.5 * point + 1).detach().requires_grad_(), point, *rest, note=note, **keywords)
         for point, note in zip(points, ("", "size 1", "empty"), strict=True)
     ]
-
-
-def _says(how: str) -> Callable[[Any], bool]:
-    return lambda op: op.arguments.get("approximate", "none") == how
 
 
 def slope_rule(
@@ -78,9 +74,9 @@ for row in (
     ("Softplus",  "self",   forward.SOFTPLUS.derivative("self"),  lambda: pairs(aten.softplus_backward, 1.5, 20.0),
      "softplus_backward"),
     ("Gelu",      "self",   forward.GELU.derivative("self"),      lambda: pairs(aten.gelu_backward),
-     "gelu_backward", None, "", _says("none")),
+     "gelu_backward", None, "", forward.gelu_by("none")),
     ("Gelu",      "self",   forward.GELU_TANH.derivative("self"), lambda: pairs(aten.gelu_backward, approximate="tanh"),
-     "gelu_backward, the approximation by tanh", None, "gelu_tanh_backward", _says("tanh")),
+     "gelu_backward, the approximation by tanh", None, "gelu_tanh_backward", forward.gelu_by("tanh")),
 ):
     slope_rule(*row)
 # fmt: on
@@ -188,7 +184,7 @@ def _nll_slope(op: Any) -> str:
     """The derivative of the loss by the log-probabilities, minus signed."""
     forward_rule = for_node("NllLossBackward0", op)
     assert forward_rule is not None
-    return tell(forward_rule.wrt["self"].local, op)
+    return latex_of(forward_rule.wrt["self"].local, op)
 
 
 def _nll_back(op: Any) -> str:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Rule, Wrt, number, rule, sample
+from chainrule.rules import Applied, Factor, Index, Latex, Rule, Wrt, number, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import (
+from chainrule.rules.index_notation import (
     AND,
     JOINED,
     Side,
@@ -37,9 +37,7 @@ from chainrule.rules.indices import (
 )
 from chainrule.rules.pattern import Pattern, copied, identity, permuted, real
 
-Index = tuple[int, ...]
 Move = Callable[[Any, Tensor], Tensor]
-Template = str | Callable[[Any], str]
 Came = Callable[[Any, list[str]], list[str]]
 
 COPIES = "each output element is a copy of one input element alone, so every row of the Jacobian has a single 1"
@@ -63,9 +61,9 @@ def moves(
     repeats: bool = False,
     fill: str = "0",
     index: Iterable[str] = (),
-    equation: Template = "",
-    local: Template = "",
-    product: Template = "",
+    equation: Latex = "",
+    local: Latex = "",
+    product: Latex = "",
     **more: Any,
 ) -> Rule:
     """Register an operation that moves the elements of `self`: `move(op, tensor)` does to a tensor what it did.

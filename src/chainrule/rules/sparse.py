@@ -1,6 +1,6 @@
 r"""Rules of sparse matrices, as in a graph network: products with one, sampling at its places, and changes of layout.
 
-A sparse matrix stands for the elements that it stores. Its gradient is told at these alone, whatever the product with
+A sparse matrix stands for the elements that it stores. Its gradient is given at these alone, whatever the product with
 the full matrices would have elsewhere, and as a full matrix, with zeros elsewhere.
 """
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chainrule.rules import Rule, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import OTHERS, letters
+from chainrule.rules.index_notation import OTHERS, Side, Statements, Term, letters, places, position, runs
 from chainrule.rules.linalg import randn as x
 
 
@@ -159,34 +159,23 @@ fft_c2r = fourier(
 )
 
 
-def _overlaps(text: str) -> Callable[[Any], str]:
-    """A formula of the place m along `dim`, and of the place v in window u; THERE is the upstream gradient of both."""
-
-    def filled(op: Any) -> str:
-        own = letters(op.out)
-        before, after = own[: op.dim % len(own)], own[op.dim % len(own) + 1 :]
-        words = {
-            "OUT": element("out", [*before, "m", *after]),
-            "THERE": element("g", [*before, f"{op.step} u + v", *after]),
-            "IN": element("grad_in", [*before, "u", *after, "v"]),
-            "GRAD": element("grad", [*before, "u", *after, "v"]),
-            "SIZE": str(op.out.shape[op.dim]),
-        }
-        return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], text)
-
-    return filled
+def _overlapping(op: Any) -> list[Term]:
+    """Place s of window r is added to the place `step r + s` along `dim`; the places in a window are the last axis."""
+    own, dim = places(op.out.shape), op.dim % op.out.dim()
+    window = [*own[:dim], "r", *own[dim + 1 :], "s"]
+    onto = [*own[:dim], position(["r", "s"], [op.step, 1]), *own[dim + 1 :]]
+    shape = op.grad_in.shape
+    return [Term(Side("out", op.out.shape, onto), Side("grad_in", shape, window), runs(window, shape), once=True)]
 
 
+OVERLAPS = Statements(_overlapping, added=True)
 overlap_add = rule(
     "UnfoldBackwardBackward0",
     name="overlap_add",
-    equation=_overlaps(r"OUT = \sum_{u, v: \, $step u + v = m} IN, \quad 0 \le m < SIZE"),
+    equation=OVERLAPS.equation,
     wrt={
-        "grad_in": Wrt(
-            lambda op, g: g.unfold(op.dim, op.size, op.step),
-            _overlaps(derivative("OUT", "IN", "[$step u + v = m]")),
-            _overlaps("GRAD = THERE"),
-            "an element is added to one place alone",
+        "grad_in": OVERLAPS.wrt(
+            "grad_in", lambda op, g: g.unfold(op.dim, op.size, op.step), "an element is added to one place alone"
         )
     },
     structure="linear",

@@ -31,7 +31,7 @@ from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Value
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
-from chainrule.rules.operations import SYMMETRIC, facts_of
+from chainrule.rules.facts import SYMMETRIC, facts_of
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row

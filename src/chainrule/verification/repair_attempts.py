@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule.execution.function_trace import FunctionTrace
 from chainrule.graph.comparison import compare
-from chainrule.rules.operations import facts_of_call
+from chainrule.rules.facts import facts_of_call
 from chainrule.verification.differences import ArgumentCheck
 
 Mistake = Literal[

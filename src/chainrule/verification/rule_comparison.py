@@ -25,7 +25,7 @@ from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.snapshot import tensor_of
 from chainrule.rules import Applied
-from chainrule.rules.operations import facts_of
+from chainrule.rules.facts import facts_of
 from chainrule.verification.differences import (
     ArgumentCheck,
     AtKink,

@@ -32,7 +32,7 @@ from chainrule.graph.graph import (
     references,
 )
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
-from chainrule.rules.operations import facts_of
+from chainrule.rules.facts import facts_of
 
 
 def number_nodes(lowering: Lowering) -> dict[int, int]:

@@ -21,7 +21,7 @@ from chainrule.capture.source import Site, is_library
 from chainrule.capture.tape import RawCall, Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.rules.operations import base_name
+from chainrule.rules.facts import base_name
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)

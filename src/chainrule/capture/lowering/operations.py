@@ -19,7 +19,7 @@ from chainrule.capture.tape import RawFunction, Tape, Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.rules.operations import STRIDED
+from chainrule.rules.facts import STRIDED
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
 

@@ -170,7 +170,7 @@ class Term:
 
     @property
     def invertible(self) -> bool:
-        """Whether the indices of `out` tell all letters, so that it can stand on the left as it is."""
+        """Whether the indices of `out` contain all letters, so that it can stand on the left as it is."""
         return self.once and set(self.runs) <= set(re.findall(r"\\?[a-z]+", " ".join(self.out.at)))
 
     @property

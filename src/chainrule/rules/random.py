@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 
-from chainrule.rules import Rule, Sample, sample, unread
+from chainrule.rules import Latex, Rule, Sample, sample, unread
 from chainrule.rules import rule as register
-from chainrule.rules.arithmetic import x
+from chainrule.rules.pointwise import x
 
 NOTHING = "what is drawn does not depend on it smoothly, or PyTorch does not follow the dependence"
-
-
-Latex = str | Callable[[Any], str]
 
 
 def _given(argument: str, then: str, otherwise: str) -> Latex:
@@ -38,7 +35,7 @@ def draw(
         wrt={name: replace(unread(name), zeros=NOTHING) for name in arguments},
         samples=samples,
         source=f"derivatives.yaml: {node.lower()}",
-        topic="draw",
+        topic="random",
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import chainrule
 from chainrule import rules
 from chainrule.capture.tape import Traits
-from chainrule.rules.operations import NOTHING, Facts, _known, base_name, facts_of, facts_of_call, facts_of_node
+from chainrule.rules.facts import NOTHING, Facts, _known, base_name, facts_of, facts_of_call, facts_of_node
 
 SOURCE = Path(chainrule.__file__).parent
 OUTSIDE = [path for path in sorted(SOURCE.rglob("*.py")) if path.relative_to(SOURCE).parts[0] != "rules"]

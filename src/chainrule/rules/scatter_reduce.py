@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from chainrule.rules import Kink, Rule, Sample, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.index import at
-from chainrule.rules.indices import filled, letters, ranges, stated, where
+from chainrule.rules.index_notation import filled, letters, ranges, stated, where
+from chainrule.rules.indexing import at
 from chainrule.rules.shape import x
 
 MEET = "a result depends only on the elements that were sent to its place"
@@ -62,7 +63,7 @@ class Grouping:
     counted: bool = True
 
     def spread(self, places: Tensor) -> Tensor:
-        """What stands at each place, told to each member that went there; 0 to those that went beyond the last one."""
+        """What stands at each place, given to each member that went there; 0 to those that went beyond the last one."""
         if places.shape != self.out.shape:
             places = _and_one_beyond(places, self.axis)
         return places.gather(self.axis, self.index)
@@ -193,10 +194,10 @@ def _words(op: Any, argument: str) -> dict[str, str]:
     }
 
 
-def _told(text: str, argument: str) -> Callable[[Any], str]:
+def _formula(text: str, argument: str) -> Callable[[Any], str]:
     """A formula with its words filled in, the definitions of what it uses, and the ranges."""
 
-    def told(op: Any) -> str:
+    def formula(op: Any) -> str:
         words = _words(op, argument)
         found = filled(text, words)
         given = [f"{words['N']} = {words['NUMBER']}"] if "N" in found else []
@@ -207,7 +208,7 @@ def _told(text: str, argument: str) -> Callable[[Any], str]:
             given += ranges([*letters(op.out), *used], [*op.out.shape, *[members] * len(used)]).values()
         return found + stated(given)
 
-    return told
+    return formula
 
 
 def _segments(op: Any) -> list[str]:
@@ -237,17 +238,17 @@ def reduces(
             return grouping(op).near_ties(radius)
         return torch.zeros_like(op.arguments[argument], dtype=torch.bool)
 
-    def told(text: str) -> Callable[[Any], str]:
-        return _told(text, argument)
-
-    local = told(derivative("OUT", "MEMBER", where("RATE", "MET")))
-    wrt = {argument: Wrt(members, local, told(r"GRAD = PLACES G \, RATE"), MEET)}
+    formula = partial(_formula, argument=argument)
+    local = formula(derivative("OUT", "MEMBER", where("RATE", "MET")))
+    wrt = {argument: Wrt(members, local, formula(r"GRAD = PLACES G \, RATE"), MEET)}
     if "index" in constants:
-        local = told(derivative("OUT", "BASE", "SHARE"))
-        wrt["self"] = Wrt(lambda op, g: g * grouping(op).locals(op.reduce)[0], local, told(r"BARE = G \, SHARE"), MEET)
+        local = formula(derivative("OUT", "BASE", "SHARE"))
+        wrt["self"] = Wrt(
+            lambda op, g: g * grouping(op).locals(op.reduce)[0], local, formula(r"BARE = G \, SHARE"), MEET
+        )
     return rule(
         node,
-        equation=told("OUT = VALUE"),
+        equation=formula("OUT = VALUE"),
         wrt=wrt,
         kink=Kink(near, "tied elements share the gradient alike", argument),
         constants=dict.fromkeys(constants, "not differentiable"),

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Rule, Wrt, derivative, rule, sample
+from chainrule.rules import Factor, Index, Kink, Rule, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.indices import (
+from chainrule.rules.index_notation import (
     AND,
     LETTERS,
     OTHERS,
@@ -45,7 +45,6 @@ from chainrule.rules.shape import (
     SLICE,
     STRIDED,
     Came,
-    Index,
     Move,
     labels,
     moves,
@@ -448,7 +447,7 @@ def _bag(text: str) -> Callable[[Any], str]:
     the derivative by the row w: a gradient may be divided by the word's uses, and of extremes one row gets all.
     """
 
-    def told(op: Any) -> str:
+    def formula(op: Any) -> str:
         counts = ["B_{u} = i", *([rf"{{$indices}}_{{u}} \neq {op.padding_idx}"] if op.padding_idx >= 0 else [])]
         given, rate, each = [r"B_{u} = \sum_{v} [{$offsets}_{v} \le u] - 1"], "", "1"
         if op.per_sample_weights is not None:
@@ -470,7 +469,7 @@ def _bag(text: str) -> Callable[[Any], str]:
         }
         return filled(text or r", \quad ".join(given), words)
 
-    return told
+    return formula
 
 
 ROW = "{$weight}_{{$indices}_{u}, j}"
