@@ -48,8 +48,9 @@ class Recording:
     While the block of `record()` runs, every property raises RecordingError.
     """
 
+    _tape: Tape | None = None  # what is not yet read
+
     def __init__(self, guard: Guard | None = None) -> None:
-        self._tape: Tape | None = None
         self._guard = guard
         self._open = guard is not None
         self._verification: Verification | None = None

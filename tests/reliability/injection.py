@@ -22,6 +22,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
+import torch._dynamo.eval_frame  # as checkpointing does: while the compiler is there, its stance may be left on
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks

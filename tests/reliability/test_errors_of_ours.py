@@ -179,13 +179,12 @@ def test_a_failed_recording_says_so_once_and_when_it_is_read(monkeypatch: pytest
     model = nn.Linear(2, 2)
     with monkeypatch.context() as patched:
         patched.setattr("chainrule.capture.tape.Traits.of", fails)
-        with (
-            pytest.warns(ChainruleWarning, match=f"InjectedError: {INJECTED} .capture/") as told,
-            chainrule.record() as r,
-        ):
+        with warnings.catch_warnings(record=True) as told, chainrule.record() as r:
             for _ in range(3):
                 model(torch.ones(1, 2)).sum().backward()
-    assert len(told) == 1
+    (warning,) = told
+    assert warning.category is ChainruleWarning
+    assert f"InjectedError: {INJECTED} (capture/" in str(warning.message)
     assert model.bias.grad.tolist() == [3, 3]
     assert repr(r) == "<chainrule.Recording, failed>"
     for read in (lambda: r.graph, lambda: r.loss, r.findings, r.verify, lambda: str(r)):

@@ -105,7 +105,7 @@ class DispatchMode(TorchDispatchMode):
         return self
 
     def __exit__(self, *raised: object) -> None:
-        _pop_mode()  # type: ignore[no-untyped-call]
+        _pop_mode()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -174,11 +174,11 @@ left_on = LeftOn()
 
 
 def _on(mode: DispatchMode | FunctionMode) -> None:
-    mode.__enter__()  # type: ignore[no-untyped-call]
+    mode.__enter__()
 
 
 def _off(mode: DispatchMode | FunctionMode) -> None:
-    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    mode.__exit__(None, None, None)
 
 
 def is_innermost(mode: DispatchMode | FunctionMode) -> bool:

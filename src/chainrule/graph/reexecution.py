@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch._C import (
     _get_dispatch_stack_at,
-    _get_torch_function_state,
     _len_torch_dispatch_stack,
     _pop_torch_dispatch_stack,
     _push_on_torch_dispatch_stack,
-    _set_torch_function_state,
-    _TorchFunctionState,
 )
+
+_C: Any = torch._C
+_functions_off = _C._TorchFunctionState.ALL_DISABLED
 
 
 class Reexecution:
@@ -94,16 +94,16 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
             _pop_torch_dispatch_stack(None)
 
     def _begin(self) -> None:
-        self._functions, self._grad = _get_torch_function_state(), torch.is_grad_enabled()
+        self._functions, self._grad = _C._get_torch_function_state(), torch.is_grad_enabled()
         self._modes = [_get_dispatch_stack_at(place) for place in range(_len_torch_dispatch_stack())]
         _open.blocks[id(self)] = weakref.ref(self)
-        _set_torch_function_state(_TorchFunctionState.ALL_DISABLED)
+        _C._set_torch_function_state(_functions_off)
 
     def __exit__(self, *raised: Any) -> None:
         while (place := _len_torch_dispatch_stack()) < len(self._modes):
             _push_on_torch_dispatch_stack(self._modes[place])
         torch._C._set_grad_enabled(self._grad)
-        _set_torch_function_state(self._functions)
+        _C._set_torch_function_state(self._functions)
         _open.blocks.pop(id(self), None)
 
     def __del__(self) -> None:
