@@ -180,6 +180,7 @@ def test_a_failed_recording_says_so_once_and_when_it_is_read(monkeypatch: pytest
     with monkeypatch.context() as patched:
         patched.setattr("chainrule.capture.tape.Traits.of", fails)
         with warnings.catch_warnings(record=True) as told, chainrule.record() as r:
+            warnings.simplefilter("always")
             for _ in range(3):
                 model(torch.ones(1, 2)).sum().backward()
     (warning,) = told
