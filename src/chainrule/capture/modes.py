@@ -19,8 +19,9 @@ from torch._C import (
     _len_torch_function_stack,
 )
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 
+from chainrule.capture.guard import Guard
 from chainrule.capture.tape import Traits
 
 BACKWARD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
@@ -68,6 +69,7 @@ class Observer(Protocol):
     """What the modes report to."""
 
     bypass: DispatchBypass
+    guard: Guard
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Run an ATen operation."""
@@ -95,6 +97,16 @@ class DispatchMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.observer: Observer | None = observer  # None: nobody looks, and everything passes
 
+    # Without the base class, which sets flags for the whole process: other threads would find them set, and of two
+    # recordings that overlap one would set them for good. The compiler looks at the stack of modes.
+
+    def __enter__(self) -> DispatchMode:
+        _push_mode(self)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        _pop_mode()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -115,10 +127,16 @@ class FunctionMode(TorchFunctionMode):
         observer = self.observer
         if observer is None:
             return func(*args, **(kwargs or {}))
-        if not kwargs:
-            operation = observer.bypass.known.get((func, *map(type, args)))
-            if operation is not None and bypass_applies():
-                return observer.call_bypassing(operation, func, args)
+        operation = None
+        try:
+            if not kwargs:
+                operation = observer.bypass.known.get((func, *map(type, args)))
+                if operation is not None and not bypass_applies():
+                    operation = None
+        except BaseException as error:
+            observer.guard.failed(error)
+        if operation is not None:
+            return observer.call_bypassing(operation, func, args)
         if func in BACKWARD:
             return observer.backward(func, args, kwargs or {})
         return observer.call(func, args, kwargs or {})
@@ -156,11 +174,11 @@ left_on = LeftOn()
 
 
 def _on(mode: DispatchMode | FunctionMode) -> None:
-    mode.__enter__()  # type: ignore[no-untyped-call]
+    mode.__enter__()
 
 
 def _off(mode: DispatchMode | FunctionMode) -> None:
-    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    mode.__exit__(None, None, None)
 
 
 def is_innermost(mode: DispatchMode | FunctionMode) -> bool:
@@ -196,15 +214,21 @@ class Modes:
         _on(self._function)
         _on(self._dispatch)
 
+    def blind(self) -> None:
+        """Let everything pass from now on."""
+        self._dispatch.observer = self._function.observer = None  # they held the recorder, which holds us: a cycle
+
     def leave(self) -> None:
-        """Take both off, for good."""
-        self.resume()
+        """Take both off, for good, wherever a pause or an error has left them."""
+        self.blind()
         if in_compiled_code():
+            self.resume()
             left_on.leave(self._dispatch, self._function)
-        else:
-            _off(self._dispatch)
-            _off(self._function)
-        del self._dispatch, self._function  # they hold the recorder, which holds us: a cycle
+            return
+        self._taken.clear()  # a pause that ends later puts nothing on
+        for mode in (self._dispatch, self._function):
+            while is_innermost(mode):
+                _off(mode)
 
     def pause(self) -> None:
         """Let operations pass unseen: the innermost modes are taken off, and for any other a flag is set."""
