@@ -24,6 +24,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+import chainrule.capture.global_hooks  # noqa: F401 (the tables can now be changed at any moment)
 from chainrule.capture.borrowed import hooks_held
 from chainrule.capture.data_parallel import own_part, wraps_others
 from chainrule.capture.modes import DispatchBypass, Modes, left_on

@@ -23,6 +23,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+import chainrule.capture.global_hooks  # noqa: F401 (the tables can now be changed at any moment)
 from chainrule.capture.modes import left_on
 
 EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # as intended
