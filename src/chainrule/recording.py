@@ -380,6 +380,16 @@ class record:  # noqa: N801 (read as a verb)
         return sum(backward.accumulates for backward in self._recorder.tape.backwards)
 
     @property
+    def operations(self) -> int:
+        """How many operations have been recorded so far."""
+        return len(self._recorder.tape.operations)
+
+    @property
+    def in_module(self) -> bool:
+        """Whether the forward pass of a module is being recorded now."""
+        return self._recorder.in_module
+
+    @property
     def models(self) -> list[torch.nn.Module]:
         """The modules that ran outside of any other, so far."""
         return list({id(run.module): run.module for run in self._recorder.tape.modules if run.parent is None}.values())

@@ -10,7 +10,6 @@ import atexit
 import platform
 import sys
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,16 +21,17 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
 from chainrule.diagnostics.ranks import of_ranks
-from chainrule.errors import ChainruleWarning, StorageError
+from chainrule.errors import StorageError
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
+from chainrule.monitor.guard import Warnings, surely
 from chainrule.monitor.ranks import ApartError, Step, WatchingRanks
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
-from chainrule.monitor.step_boundaries import Boundaries, ScalerView
+from chainrule.monitor.step_boundaries import Boundaries, Calls, ScalerView
 from chainrule.monitor.step_series import (
     WatchContext,
     facts_of,
@@ -116,18 +116,29 @@ class watch:  # noqa: N801 (read as a verb)
         self._closure = False  # whether the last optimizer's step has one
         self._failed = self._closed = False
         self._examining = True
-        self._warned: set[str] = set()
+        self._warnings = Warnings()
+        self._warn = self._warnings.warn
         self._ranks = WatchingRanks()
         if not self._ranks.leads:  # the other ranks record for rank 0, which stores and examines
             self._on_finding = self._examining = False
+        self._boundaries = Boundaries(
+            self._models.given, self._models.whole, optimizers,
+            Calls(
+                guard=self._guard, wanted=self._wanted, begin=self._begin, within=self._within,
+                stepping=self._stepping, end=self._end, give_up=self._give_up, say=self._warn,
+                recorder=lambda: self._session,
+            ),
+        )  # fmt: skip
+        try:
+            self._guard(self._start, to)
+        except BaseException:
+            self._boundaries.remove()
+            raise
+
+    def _start(self, to: str | Path | None) -> None:
         if to is not None and self._ranks.leads:
             self._open(to)
-        self._boundaries = Boundaries(
-            models, optimizers, self._guard,
-            wanted=self._wanted, begin=self._begin, stepping=self._stepping, within=self._within, end=self._end,
-            lost=self._lost,
-        )  # fmt: skip
-        self._boundaries.arm()
+        self._boundaries.start()
         atexit.register(self._at_exit)
 
     # -- for the user -------------------------------------------------------------------------------------------------
@@ -141,10 +152,7 @@ class watch:  # noqa: N801 (read as a verb)
         stepped, boundaries.stepped_by_hook = boundaries.stepped_by_hook, False
         if self._over or stepped:
             return
-        if boundaries.optimizers:
-            self._guard(self._note_skipped)
-        else:
-            boundaries.finish()
+        self._guard(self._note_skipped if boundaries.rounds.current else boundaries.finish)
 
     @property
     def findings(self) -> tuple[Found, ...]:
@@ -154,8 +162,8 @@ class watch:  # noqa: N801 (read as a verb)
     def record_next(self, reason: str = "asked for") -> None:
         """Record the next step in full."""
         self._full = reason
-        if self._session is None and not self._over:
-            self._boundaries.arm()
+        if self._session is None:
+            self._guard(self._boundaries.arm)
 
     def close(self, status: str = "ended") -> None:
         """Stop watching: remove every hook, examine the run once more, and finish its file."""
@@ -164,13 +172,26 @@ class watch:  # noqa: N801 (read as a verb)
     def _close(self, status: str, error: BaseException | None = None) -> None:
         if self._closed:
             return
-        self._closed = True
-        atexit.unregister(self._at_exit)
+        try:
+            if not self._failed:
+                self._guard(self._boundaries.settle)
+            self._boundaries.remove()
+            if not self._failed:
+                self._finish(status, error)
+                self._explain_nothing(error)
+        finally:
+            surely(self._let_go)
+
+    def _let_go(self) -> None:
+        """Remove what may be left of the watch: hooks, the modes of a recording, references to the user's objects."""
         self._boundaries.remove()
-        self._finish(status, error)
-        self._report_problem()
+        self._leave()
+        atexit.unregister(self._at_exit)
+        if self.writer is not None:
+            self.writer.close("interrupted")  # unless it is closed
         self._models.forget()
         self._recording = None
+        self._closed = True
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Run every part of the end and close the file. An error in one part is a warning, and the others still run."""
@@ -191,6 +212,14 @@ class watch:  # noqa: N801 (read as a verb)
         finally:
             if self.writer is not None:
                 self.writer.close(status)
+
+    def _explain_nothing(self, error: BaseException | None) -> None:
+        """Say why no training step was seen, if it is known."""
+        if self._boundaries.elsewhere and not self._boundaries.rounds.current and error is None:
+            self._warn(
+                "no training step was watched: optimizers stepped in other threads than the one in which "
+                "`chainrule.watch` was called. Call it there."
+            )
 
     def _examine_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
         """Examine the step that was being recorded when the watch ended, on this rank alone."""
@@ -243,8 +272,8 @@ class watch:  # noqa: N801 (read as a verb)
         session.know(self._models.whole())
         if self._on_finding is not False:
             session.keep_leaves()
-        self._recording = session.__enter__()
         self._session = session
+        self._recording = session.__enter__()
         self._passes = self._passes_before = 0
         if module is not None:
             session.enter(module, args)
@@ -263,8 +292,10 @@ class watch:  # noqa: N801 (read as a verb)
         if self._session is not None:
             self._session.enter_step(optimizer, args, kwargs)
 
-    def _end(self) -> None:
+    def _end(self, missed: str) -> None:
         self.step_number += 1
+        if missed:
+            self._warnings.missed(self.step_number, missed)
         if self._session is None or self._recording is None:
             return
         self._models.meet(self._session.models)
@@ -303,12 +334,21 @@ class watch:  # noqa: N801 (read as a verb)
                     self._boundaries.off = self._failed = True
         return Step(facts, figures, ())
 
-    def _lost(self) -> None:
+    def _give_up(self) -> None:
+        self._drop()
+        if self._boundaries.rounds.current:
+            self._warnings.missed(self.step_number + 1, "its recording would take too much memory")
+        else:
+            self._warn(
+                "many forward passes ran and no optimizer of torch.optim stepped, so the end of a step is unknown. "
+                "Call `watch.step()` at the end of each."
+            )
+
+    def _drop(self) -> None:
+        """Drop the recording of this step; the next one can be watched."""
+        self._boundaries.disarm()
         self._leave()
-        self._warn(
-            "many forward passes ran and no optimizer of torch.optim stepped, so the end of a step is unknown. Call "
-            "`watch.step()` at the end of each."
-        )
+        self._recording = None
 
     def _leave(self, error: BaseException | None = None) -> None:
         session, self._session = self._session, None
@@ -320,7 +360,7 @@ class watch:  # noqa: N801 (read as a verb)
     def _read(self, recording: Recording, cache: StatisticsCache) -> tuple[list[Figure], StepFacts]:
         histograms = keeps_histograms(self.watched - 1)
         graph = recording.at_once(cache, histograms) if self._full is None else recording.graph
-        optimizers = list(self._boundaries.optimizers.values())
+        optimizers = self._boundaries.rounds.current
         context = WatchContext(
             step=self.step_number,
             rates=tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
@@ -418,30 +458,30 @@ class watch:  # noqa: N801 (read as a verb)
         return self._closed or self._failed
 
     def _guard(self, act: Callable[..., Any], *arguments: Any) -> None:
-        """Call `act` for a hook; an error ends the watch with a warning."""
+        """Call `act` for a hook; an error ends the watch with a warning, an interrupt this step's recording."""
         if self._over:
             return
         try:
             act(*arguments)
         except Exception as error:
-            self._failed = True
-            self._boundaries.off = True
-            self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
-            self._finish(f"watching ended: {type(error).__name__}: {error}")
+            self._fail(error)
+        except BaseException:
+            surely(self._drop)  # the training may catch it and go on
+            raise
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        told = f"{type(error).__name__}: {error}"
+        self._warn(f"watching ended at step {self.step_number + 1}: {told}")
+        try:
+            self._boundaries.remove()
+            self._finish(f"watching ended: {told}")
+        except Exception as another:
+            self._warn(f"the end of the watch failed in part: {type(another).__name__}: {another}")
 
     def _report_problem(self) -> None:
         if self.writer is not None and self.writer.problem:
             self._warn(self.writer.problem)
-
-    def _warn(self, sentence: str) -> None:
-        """Warn once; on stderr if warnings are errors, because a warning must not end the training."""
-        if sentence in self._warned:
-            return
-        self._warned.add(sentence)
-        try:
-            warnings.warn(f"chainrule: {sentence}", ChainruleWarning, stacklevel=2)
-        except ChainruleWarning:
-            print(f"chainrule: {sentence}", file=sys.stderr)
 
 
 def _multiple_after(step: int, every: int) -> int:

@@ -1,0 +1,43 @@
+"""What keeps a watch from harming the training: warnings that never raise, and ends that an interrupt cannot halve."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+
+from chainrule.errors import ChainruleWarning
+
+
+class Warnings:
+    """Warns of each thing once; on stderr if warnings are errors, because a warning must not end the training."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def warn(self, sentence: str) -> None:
+        """Warn, unless the same was said before."""
+        if sentence in self._known:
+            return
+        self._known.add(sentence)
+        try:
+            warnings.warn(f"chainrule: {sentence}", ChainruleWarning, stacklevel=3)
+        except Exception:
+            with suppress(Exception):
+                print(f"chainrule: {sentence}", file=sys.stderr)
+
+    def missed(self, step: int, reason: str) -> None:
+        """Warn that a step was not watched, for the first of each reason."""
+        if reason not in self._known:
+            self._known.add(reason)
+            self.warn(f"step {step} was not watched: {reason}.")
+
+
+def surely(act: Callable[[], None]) -> None:
+    """Run `act`, which may run twice: if Ctrl-C interrupts it, it runs again before the interrupt is raised."""
+    try:
+        act()
+    except BaseException:
+        act()
+        raise

@@ -1,0 +1,422 @@
+"""Every kind of training loop: as many steps are watched as are made, or the watch says why not."""
+
+import warnings
+from contextlib import nullcontext
+from itertools import cycle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import chainrule
+from chainrule.errors import ChainruleWarning
+
+pytestmark = pytest.mark.trains
+X = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+Y = X[:, :3].argmax(1)
+STEPS = 6
+
+
+def model(*, width=8):
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3))
+
+
+def sgd(parameters, **options):
+    return torch.optim.SGD(parameters, **{"lr": 0.1, **options})
+
+
+def loss_of(net, x=X):
+    return F.cross_entropy(net(x), Y[: len(x)])
+
+
+class Training:
+    """A training loop as a generator: it yields once after each training step. `given` goes to the watch."""
+
+    def __init__(self, loop):
+        self.loop = loop
+
+    def __call__(self):
+        torch.manual_seed(0)
+        return self.loop()
+
+
+KINDS = {}
+
+
+def kind(loop):
+    KINDS[loop.__name__] = loop
+    return loop
+
+
+@kind
+def plain(net, optimizer):
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        optimizer.step()
+        yield
+
+
+@kind
+def gradient_accumulation(net, optimizer):
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        for part in X.chunk(4):
+            (loss_of(net, part) / 4).backward()
+        optimizer.step()
+        yield
+
+
+@kind
+def evaluation_with_gradients_before_each_step(net, optimizer):
+    for _ in range(STEPS):
+        net.eval()
+        loss_of(net)
+        net.train()
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        optimizer.step()
+        yield
+
+
+@kind
+def evaluation_without_gradients_in_training_mode(net, optimizer):
+    for _ in range(STEPS):
+        with torch.no_grad():
+            loss_of(net)
+        yield from once(net, optimizer)
+
+
+def once(net, optimizer):
+    optimizer.zero_grad()
+    loss_of(net).backward()
+    optimizer.step()
+    yield
+
+
+@kind
+def in_eval_mode(net, optimizer):
+    net.eval()
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+@kind
+def only_the_head_in_training_mode(net, optimizer):
+    net.eval()
+    net[2].train()
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+@kind
+def many_forward_passes(net, optimizer):
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(F.mse_loss(net(row), row[:3]) for row in torch.randn(300, 4)).backward()
+        optimizer.step()
+        yield
+
+
+@kind
+def a_new_optimizer_each_epoch(net, optimizer):
+    for epoch in range(3):
+        optimizer = sgd(net.parameters(), lr=0.1 / (epoch + 1))
+        for _ in range(STEPS):
+            yield from once(net, optimizer)
+
+
+@kind
+def another_kind_of_optimizer_for_the_last_steps(net, optimizer):
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+    other = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    for _ in range(STEPS):
+        yield from once(net, other)
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+@kind
+def the_head_first_and_then_everything(net, optimizer):
+    head = sgd(net[2].parameters())
+    for _ in range(STEPS):
+        yield from once(net, head)
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+@kind
+def a_scheduler(net, optimizer):
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+        scheduler.step()
+
+
+@kind
+def lbfgs(net, optimizer):
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=4)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(net)
+        loss.backward()
+        return loss
+
+    for _ in range(STEPS):
+        optimizer.step(closure)
+        yield
+
+
+@kind
+def a_closure_in_eval_mode(net, optimizer):
+    net.eval()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(net)
+        loss.backward()
+        return loss
+
+    for _ in range(STEPS):
+        loss_of(net)
+        optimizer.step(closure)
+        yield
+
+
+@kind
+def fused(net, optimizer):
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+@kind
+def foreach(net, optimizer):
+    optimizer = torch.optim.Adam(net.parameters(), foreach=True)
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+class OwnOptimizer(torch.optim.Optimizer):
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for each in group["params"]:
+                each.sub_(each.grad, alpha=group["lr"])
+
+
+class WithoutHooks(torch.optim.Optimizer):
+    """It does not call `super().__init__()`, so PyTorch calls no hooks for its steps."""
+
+    def __init__(self, parameters):
+        self.param_groups, self.state = [{"params": list(parameters)}], {}
+
+    @torch.no_grad()
+    def step(self):
+        for each in self.param_groups[0]["params"]:
+            each.data.add_(each.grad, alpha=-0.1)
+
+    def zero_grad(self):
+        for each in self.param_groups[0]["params"]:
+            each.grad = None
+
+
+@kind
+def own_optimizer(net, optimizer):
+    optimizer = OwnOptimizer(net.parameters())
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+@kind
+def an_optimizer_without_hooks(net, optimizer):
+    del optimizer
+    other = WithoutHooks(net.parameters())
+    for _ in range(STEPS):
+        yield from once(net, other)
+
+
+def updated_by_hand(net, micro=1):
+    net.zero_grad()
+    for part in X.chunk(micro):
+        loss_of(net, part).backward()
+    with torch.no_grad():
+        for each in net.parameters():
+            each -= 0.1 * each.grad
+
+
+@kind
+def an_update_by_hand(net, optimizer):
+    for _ in range(STEPS):
+        updated_by_hand(net)
+        yield
+
+
+@kind
+def an_update_by_hand_of_accumulated_gradients(net, optimizer):
+    for _ in range(STEPS):
+        updated_by_hand(net, micro=4)
+        yield
+
+
+@kind
+def sam(net, optimizer):
+    """Gradients are taken at a place beside the parameters."""
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        with torch.no_grad():
+            moves = [each.grad * 0.05 for each in net.parameters()]
+            for each, move in zip(net.parameters(), moves, strict=True):
+                each += move
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        with torch.no_grad():
+            for each, move in zip(net.parameters(), moves, strict=True):
+                each -= move
+        optimizer.step()
+        yield
+
+
+def in_backward(net):
+    optimizers = {each: sgd([each]) for each in net.parameters()}
+
+    def update(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for each in net.parameters():
+        each.register_post_accumulate_grad_hook(update)
+    return list(optimizers.values())
+
+
+@kind
+def optimizers_inside_of_backward(net, optimizer):
+    optimizers = in_backward(net)
+    for _ in range(STEPS):
+        loss_of(net).backward()
+        yield
+    assert optimizers
+
+
+@kind
+def optimizers_inside_of_backward_and_evaluation(net, optimizer):
+    optimizers = in_backward(net)
+    for _ in range(STEPS):
+        loss_of(net).backward()
+        with torch.no_grad():
+            loss_of(net)
+        yield
+    assert optimizers
+
+
+@kind
+def whole_model_in_a_reentrant_checkpoint(net, optimizer):
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(checkpoint(net, X.clone().requires_grad_(), use_reentrant=True), Y).backward()
+        optimizer.step()
+        yield
+
+
+@kind
+def whole_model_in_a_checkpoint(net, optimizer):
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(checkpoint(net, X, use_reentrant=False), Y).backward()
+        optimizer.step()
+        yield
+
+
+@kind
+def truncated_backpropagation_through_time(net, optimizer):
+    cell, head = nn.LSTMCell(4, 8), nn.Linear(8, 3)
+    optimizer = sgd([*cell.parameters(), *head.parameters()])
+    state = torch.zeros(4, 8), torch.zeros(4, 8)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = 0
+        for part in X.split(4):
+            state = cell(part, state)
+            loss = loss + F.cross_entropy(head(state[0]), Y[:4])
+        loss.backward()
+        optimizer.step()
+        state = tuple(each.detach() for each in state)
+        yield
+
+
+@kind
+def functional_call(net, optimizer):
+    parameters = {name: each.detach().clone().requires_grad_() for name, each in net.named_parameters()}
+    optimizer = sgd(parameters.values())
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(torch.func.functional_call(net, parameters, (X,)), Y).backward()
+        optimizer.step()
+        yield
+
+
+@kind
+def several_models(net, optimizer):
+    encoder, decoder = nn.Linear(4, 2), nn.Linear(2, 4)
+    optimizer = sgd([*encoder.parameters(), *decoder.parameters()])
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.mse_loss(decoder(encoder(X)), X).backward()
+        optimizer.step()
+        yield
+
+
+@kind
+def another_model_in_the_middle(net, optimizer):
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+    net = model(width=5)
+    optimizer = sgd(net.parameters())
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+@kind
+def a_failed_step_and_another_optimizer(net, optimizer):
+    def broken():
+        raise RuntimeError("out of memory")
+
+    try:
+        optimizer.step(broken)
+    except RuntimeError:
+        optimizer = torch.optim.Adam(net.parameters())
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_step_is_watched(name, every):
+    """Nothing is given to the watch; the training is bit for bit the same."""
+    ends = {}
+    for watched in (False, True):
+        torch.manual_seed(0)
+        net = model()
+        loop = KINDS[name](net, sgd(net.parameters()))
+        watch = chainrule.watch(every=every) if watched else nullcontext()
+        with warnings.catch_warnings(), watch:
+            warnings.simplefilter("error", ChainruleWarning)
+            made = sum(1 for _ in loop)
+        ends[watched] = [each.clone() for each in net.parameters()]
+    assert all(map(torch.equal, ends[False], ends[True]))
+    assert watch.step_number == made
+    assert watch.watched == (made if every == 1 else made // 2 + 1)
+    losses = [facts.loss for facts in watch.history.steps]
+    assert None not in losses
+
+
+if __name__ == "__main__":
+    print(cycle)
