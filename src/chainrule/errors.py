@@ -10,12 +10,16 @@
      ├── ThresholdError        a threshold of findings is no number that could be one
      └── SilenceError          a kind of finding was to be silenced that does not exist
 
-    ChainruleWarning          what a watch says while a training runs on
+    ChainruleWarning          what a watch, or a recording that fails, says while a training runs on
 
 Each message says where, what was met, and what to do next. A mathematical disagreement is a result, never an error.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
+from contextlib import suppress
 
 
 class ChainruleError(Exception):
@@ -55,7 +59,16 @@ class SilenceError(ChainruleError, ValueError):
 
 
 class ChainruleWarning(UserWarning):
-    """What a watch has to say that must not stop the training."""
+    """What we have to say that must not stop the training."""
+
+
+def warn(sentence: str) -> None:
+    """Warn, on stderr if warnings are errors or cannot be given: a warning must not end the training."""
+    try:
+        warnings.warn(f"chainrule: {sentence}", ChainruleWarning, stacklevel=2)
+    except Exception:
+        with suppress(Exception):  # there may be no stderr, or no room on the stack
+            print(f"chainrule: {sentence}", file=sys.stderr)
 
 
 def brief(error: BaseException) -> str:

@@ -20,10 +20,14 @@ def gc_paused() -> Iterator[None]:
     takes 2.0 times as long without it, the derivation 1.4 times; for one of 1,000, writing and reading a file 2 times.
     """
     collecting = gc.isenabled()
-    gc.disable()
     try:
-        yield
-    finally:
+        try:
+            gc.disable()
+            yield
+        finally:
+            if collecting:
+                gc.enable()
+    finally:  # an interrupt may have come before it in the line above
         if collecting:
             gc.enable()
 
@@ -38,16 +42,17 @@ class FewerCollections:
     THRESHOLD = 50_000
 
     def __init__(self) -> None:
-        self._before = self._meanwhile = (0, 0, 0)
+        self._before = self._meanwhile = gc.get_threshold()
 
     def begin(self) -> None:
         """Collect less often; a collector that is off stays off."""
         first, *later = self._before = gc.get_threshold()
-        if first:
-            gc.set_threshold(max(first, self.THRESHOLD), *later)
-        self._meanwhile = gc.get_threshold()
+        self._meanwhile = (max(first, self.THRESHOLD) if first else 0, *later)
+        gc.set_threshold(*self._meanwhile)
+        self._meanwhile = gc.get_threshold()  # as this version of Python rounds it
 
     def end(self) -> None:
-        """Collect as often as before, unless somebody has changed that meanwhile."""
+        """Collect as often as before, unless somebody has changed that meanwhile. A second call does nothing."""
         if gc.get_threshold() == self._meanwhile:
             gc.set_threshold(*self._before)
+        self._meanwhile = self._before

@@ -9,20 +9,21 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import BorrowedTensor
+from chainrule.capture.guard import Guard
 from chainrule.capture.lowering import free, lower
 from chainrule.capture.lowering.naming import note_names, variables_around
 from chainrule.capture.lowering.tensor_versions import Snapshots, SnapshotsInPlace
 from chainrule.capture.recorder import Recorder
 from chainrule.capture.retention import Policy
 from chainrule.capture.tape import Tape
-from chainrule.errors import RecordingError
+from chainrule.errors import ChainruleError, RecordingError
 from chainrule.gc_control import FewerCollections
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.names import Notation, find_value
@@ -47,16 +48,17 @@ class Recording:
     While the block of `record()` runs, every property raises RecordingError.
     """
 
-    def __init__(self, tape: Tape | None) -> None:
-        self._tape = tape
-        self._open = tape is not None
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._tape: Tape | None = None
+        self._guard = guard
+        self._open = guard is not None
         self._verification: Verification | None = None
         self._owners: Mapping[int, BorrowedTensor] = {}
 
     @classmethod
     def of(cls, graph: Graph, owners: Mapping[int, BorrowedTensor] | None = None) -> Recording:
         """A recording of given facts; `owners` are the leaves that were not kept and live on."""
-        recording = cls(None)
+        recording = cls()
         recording.graph = graph
         recording._owners = owners or {}
         return recording
@@ -86,17 +88,23 @@ class Recording:
 
     def to_last(self) -> Recording:
         """The same step with a graph that lasts, after `at_once`."""
-        lasting = Recording(self._ended())
-        lasting._open, self._tape = False, None
+        lasting = Recording()
+        lasting._guard, lasting._tape, self._tape = self._guard, self._ended(), None
         return lasting
 
     def _ended(self) -> Tape:
+        if self._guard is not None:
+            self._guard.check()
         if self._open or self._tape is None:
             raise RecordingError(
                 "the recording is still running: it can be read when the `with chainrule.record()` block has ended. "
                 "Move this line below the block."
             )
         return self._tape
+
+    @property
+    def _failed(self) -> bool:
+        return self._guard is not None and bool(self._guard.failure)
 
     def __del__(self) -> None:
         if self._tape is not None and not self._open:  # the graph was never asked for
@@ -278,7 +286,7 @@ class Recording:
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         """What a notebook shows: the page in a frame, or the summary where HTML is not shown."""
-        if self._open:
+        if self._open or self._failed:
             return {"text/plain": repr(self)}
         from chainrule.views.page import framed
 
@@ -292,6 +300,8 @@ class Recording:
     def __repr__(self) -> str:
         if self._open:
             return "<chainrule.Recording, still running>"
+        if self._failed:
+            return "<chainrule.Recording, failed>"
         return f"<chainrule.Recording: loss {self.loss}, {len(self.nodes)} nodes, {len(self.parameters)} parameters>"
 
 
@@ -348,66 +358,113 @@ class record:  # noqa: N801 (read as a verb)
         memory: int | None = None,
     ) -> None:
         self._namespace = namespace
-        self._recorder = Recorder(Policy.of(keep, memory))
+        self._policy: Policy | None = None
+        self._models: list[torch.nn.Module] = []
+        self._keeps_leaves = False
+        self._recorder: Recorder | None = None
         self._collections = FewerCollections()
+        self._guard = Guard()
+        with self._guard.letting(ChainruleError):
+            self._policy = Policy.of(keep, memory)
 
     def __enter__(self) -> Recording:
-        self._recorder.start()
-        self._collections.begin()
-        self._recording = Recording(self._recorder.tape)
+        self._recording = Recording(self._guard)
+        try:
+            with self._guard.letting(ChainruleError):
+                self._begin()
+        except BaseException:
+            self._take_off()
+            raise
         return self._recording
+
+    def _begin(self) -> None:
+        if self._guard.failure:
+            return
+        self._recorder = recorder = Recorder(self._policy, self._guard)
+        recorder.tape.models = self._models
+        if recorder.tape.retention is not None:
+            recorder.tape.retention.keeps_leaves = self._keeps_leaves
+        self._recording._tape = recorder.tape
+        self._collections.begin()
+        recorder.start()
+
+    def _take_off(self) -> None:
+        """Take everything off. May be called again."""
+        self._collections.end()
+        if self._recorder is not None:
+            self._recorder.take_off()
+
+    def __del__(self) -> None:
+        if self._guard.on:  # an interrupt came before the first line of `__exit__`
+            self._take_off()
 
     def know(self, models: Iterable[torch.nn.Module]) -> None:
         """Name whole models: paths begin at them, even if only parts of them are called."""
-        self._recorder.tape.models.extend(models)
+        self._models.extend(models)
 
     def keep_leaves(self) -> None:
         """Keep what an optimizer overwrites, however large it is, so that the step can be recomputed."""
-        if self._recorder.tape.retention is not None:
-            self._recorder.tape.retention.keeps_leaves = True
+        self._keeps_leaves = True
 
     def enter(self, module: torch.nn.Module, args: Any) -> None:
         """Record a module whose forward pass began before the recording."""
-        self._recorder.enter_module(module, args)
+        with self._guard:
+            if self._recorder is not None:
+                self._recorder.enter_module(module, args)
 
     def enter_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record an optimizer's step that began before the recording."""
-        self._recorder.before_step(optimizer, args, kwargs)
+        with self._guard:
+            if self._recorder is not None:
+                self._recorder.enter_step(optimizer, args, kwargs)
 
     @property
     def passes(self) -> int:
         """How many backward passes into `.grad` have run so far."""
-        return sum(backward.accumulates for backward in self._recorder.tape.backwards)
+        return 0 if self._recorder is None else sum(each.accumulates for each in self._recorder.tape.backwards)
 
     @property
     def operations(self) -> int:
         """How many operations have been recorded so far."""
-        return len(self._recorder.tape.operations)
+        return 0 if self._recorder is None else len(self._recorder.tape.operations)
 
     @property
     def in_module(self) -> bool:
         """Whether the forward pass of a module is being recorded now."""
-        return self._recorder.in_module
+        return self._recorder is not None and self._recorder.in_module
+
+    @property
+    def failure(self) -> str:
+        """Why the recording has ended early, if it has; it cannot be read then."""
+        return self._guard.failure
 
     @property
     def models(self) -> list[torch.nn.Module]:
         """The modules that ran outside of any other, so far."""
-        return list({id(run.module): run.module for run in self._recorder.tape.modules if run.parent is None}.values())
+        runs = () if self._recorder is None else self._recorder.tape.modules
+        return list({id(run.module): run.module for run in runs if run.parent is None}.values())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            with self._guard:
+                self._end(error, sys._getframe(1))
+        finally:
+            self._take_off()
+            self._recording._open = False
+
+    def _end(self, error: BaseException | None, frame: FrameType) -> None:
+        self._take_off()
+        if self._recorder is None or self._guard.failure:
+            return
         tape = self._recorder.tape
         if error is not None:
             tape.error = f"{type(error).__name__}: {error}"
-        try:
-            self._recorder.stop()
-            self._recording._open = False
-            note_names(tape, variables_around(sys._getframe(1)) if self._namespace is None else self._namespace)
-            with unobserved():
-                tape.end()
-        finally:
-            self._collections.end()
+        self._recorder.finish()
+        note_names(tape, variables_around(frame) if self._namespace is None else self._namespace)
+        with unobserved():
+            tape.end()
 
 
 def explain(

@@ -2,7 +2,7 @@
 
 To copy them at the end of every recorded step would cost more than everything else together, and mostly for nothing: a
 recording is read, or dropped, before anybody writes to them. Whoever reads the recording copies them first. If an
-optimizer steps before that, a global hook of PyTorch's for all optimizers copies them and is removed; the hook exists
+optimizer steps before that, a hook for all optimizers (`global_hooks`) copies them and is removed; the hook exists
 only while a recording that borrowed something is neither read nor dropped. Any other write shows in the tensor's
 version, or (`x.data.add_(...)`) in a few of its numbers: then the numbers are lost, and a placeholder says so. (PyTorch
 can copy on write by itself, but moves the memory of whoever writes: a numpy array or a captured CUDA graph that refers
@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from chainrule.capture import global_hooks
 from chainrule.capture.data_parallel import own_part
+from chainrule.capture.guard import Guard
 from chainrule.graph.reexecution import unobserved
 
 SMALL = 32 * 1024  # bytes up to which a copy costs no more than borrowing
@@ -55,6 +55,8 @@ class BorrowedTensor:
 
 class Borrower(Protocol):
     """Whoever borrowed: a tape."""
+
+    guard: Guard
 
     def secure(self) -> None:
         """Copy all that is borrowed."""
@@ -89,7 +91,7 @@ class BorrowedTensors:
         return borrowed
 
     def guard(self, borrower: Borrower) -> None:
-        """Have the borrower secure what it borrowed before the next step of any optimizer."""
+        """Have the borrower secure what it borrowed before the next step of any optimizer, in any thread."""
         if not self._borrowed:
             return
         waiting = weakref.ref(borrower)
@@ -97,39 +99,17 @@ class BorrowedTensors:
         def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
             living = waiting()
             if living is not None:
-                with hooks_held(), unobserved():
+                with living.guard, unobserved():
                     living.secure()
 
-        handle = register_optimizer_step_pre_hook(before_step)
-        self._remove = weakref.finalize(borrower, _remove, handle)
+        key = object()
+        self._remove = weakref.finalize(borrower, global_hooks.before_step.remove, key)
+        global_hooks.before_step.add(key, before_step)
 
     def release(self) -> None:
         """Remove the hook, if there is one."""
         if self._remove is not None:
             self._remove()
-
-
-_held: list[int] = []  # not empty while an optimizer runs its hooks
-_waiting: list[Any] = []  # handles that were to be removed meanwhile
-
-
-@contextmanager
-def hooks_held() -> Iterator[None]:
-    """Remove no optimizer hook in this block, in which PyTorch iterates over them.
-
-    The garbage collector may free a recording, and so remove its hook, at any moment.
-    """
-    _held.append(0)
-    try:
-        yield
-    finally:
-        _held.pop()
-
-
-def _remove(handle: Any) -> None:
-    _waiting.append(handle)
-    while _waiting and not _held:
-        _waiting.pop().remove()
 
 
 def _sample(tensor: Tensor) -> Tensor:

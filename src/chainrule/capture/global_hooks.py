@@ -1,67 +1,96 @@
-"""PyTorch's tables of process-wide hooks, made safe to change while PyTorch runs through them.
+"""Hooks for the modules and optimizers of the whole process, without a change to PyTorch's own dictionaries of them.
 
-PyTorch calls hooks of optimizers while it iterates over their table. If one is added or removed meanwhile, by a hook or
-in another thread, the iteration fails with "OrderedDict mutated during iteration", and with it the training there. A
-recording adds and removes hooks in the middle of everything, so importing this module replaces the tables by ones that
-are iterated over as copies. PyTorch's own functions and handles work with them as before; a hook that was just removed
-may still be called once by who was already iterating.
+PyTorch iterates over these dictionaries while it calls the hooks, in every thread that runs a module or an optimizer: a
+hook that is added or removed meanwhile raises an error there. So while one of ours is on, PyTorch finds a `_Layer` in
+the place of its dictionary, which reads as the dictionary and ours together, in a list of its own for each iteration.
+What others register or remove meanwhile goes into PyTorch's dictionary as ever.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from torch.nn.modules import module as modules
-from torch.optim import optimizer as optimizers
+from torch.nn.modules import module as of_modules
+from torch.optim import optimizer as of_optimizers
+
+_lock = threading.RLock()
 
 
-class HookTable(OrderedDict[int, Any]):
-    """Hooks by the ids of their handles."""
+class HookPlace:
+    """One of PyTorch's dictionaries of global hooks, and our hooks before those in it (`first`), or after them."""
 
-    def values(self) -> Any:
-        """The hooks at this moment."""
-        return list(super().values())
+    def __init__(self, module: ModuleType, name: str, *, first: bool) -> None:
+        self.ours: dict[Any, Any] = {}
+        self.first = first
+        self.own: OrderedDict[Any, Any] = getattr(module, name)
+        self._module, self._name = module, name
+        self._layer = _Layer(self)
 
-    def items(self) -> Any:
-        """The hooks at this moment, with their ids."""
-        return list(super().items())
+    def add(self, key: Any, value: Any) -> None:
+        """Put a hook on."""
+        self.ours[key] = value
+        self._settle()
+
+    def remove(self, key: Any) -> None:
+        """Take it off, if it is on."""
+        self.ours.pop(key, None)
+        self._settle()
+
+    def _settle(self) -> None:
+        try:
+            _lock.acquire(timeout=1)  # an interrupt may have kept another thread from giving it back
+            setattr(self._module, self._name, self._layer if self.ours else self.own)
+        finally:
+            while _lock._is_owned():  # type: ignore[attr-defined]
+                _lock.release()
 
 
-class ContinuedTable(HookTable):
-    """A table that continues an `earlier` one: the handles of what was registered before remove it there."""
+class _Layer(OrderedDict[Any, Any]):
+    """What PyTorch reads in the place of its dictionary."""
 
-    earlier: OrderedDict[int, Any]
+    def __init__(self, place: HookPlace) -> None:
+        super().__init__()
+        self._place = place
 
-    def values(self) -> Any:
-        """The hooks at this moment."""
-        return [*list(self.earlier.values()), *super().values()]
+    def items(self) -> list[tuple[Any, Any]]:  # type: ignore[override]
+        place = self._place
+        ours, own = list(place.ours.items()), list(place.own.items())
+        return ours + own if place.first else own + ours
 
-    def items(self) -> Any:
-        """The hooks at this moment, with their ids."""
-        return [*list(self.earlier.items()), *super().items()]
+    def values(self) -> list[Any]:  # type: ignore[override]
+        return [hook for _, hook in self.items()]
+
+    def keys(self) -> list[Any]:  # type: ignore[override]
+        return [key for key, _ in self.items()]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys())
 
     def __len__(self) -> int:
-        return len(self.earlier) + super().__len__()
+        return len(self._place.ours) + len(self._place.own)
 
     def __contains__(self, key: object) -> bool:
-        return super().__contains__(key) or key in self.earlier
+        return key in self._place.ours or key in self._place.own
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._place.ours[key] if key in self._place.ours else self._place.own[key]
+
+    def __setitem__(self, key: Any, hook: Any) -> None:
+        self._place.own[key] = hook
+
+    def __delitem__(self, key: Any) -> None:
+        del self._place.own[key]
+
+    def clear(self) -> None:
+        self._place.own.clear()
 
 
-def _replace(place: ModuleType, name: str) -> None:
-    earlier = getattr(place, name)
-    if isinstance(earlier, HookTable):
-        return
-    table = ContinuedTable() if earlier else HookTable()
-    if isinstance(table, ContinuedTable):
-        table.earlier = earlier
-    setattr(place, name, table)
-
-
-for _place, _names in (
-    (modules, ("_global_forward_pre_hooks", "_global_forward_hooks")),
-    (optimizers, ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")),
-):
-    for _name in _names:
-        _replace(_place, _name)
+before_forward = HookPlace(of_modules, "_global_forward_pre_hooks", first=True)
+after_forward = HookPlace(of_modules, "_global_forward_hooks", first=False)
+after_failed_forward = HookPlace(of_modules, "_global_forward_hooks_always_called", first=False)  # keys of the above
+before_step = HookPlace(of_optimizers, "_global_optimizer_pre_hooks", first=False)
+after_step = HookPlace(of_optimizers, "_global_optimizer_post_hooks", first=True)

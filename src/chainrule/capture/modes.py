@@ -19,7 +19,7 @@ from torch._C import (
     _len_torch_function_stack,
 )
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 
 from chainrule.capture.tape import Traits
 
@@ -94,6 +94,16 @@ class DispatchMode(TorchDispatchMode):
     def __init__(self, observer: Observer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.observer: Observer | None = observer  # None: nobody looks, and everything passes
+
+    # Without the base class, which sets flags for the whole process: other threads would find them set, and of two
+    # recordings that overlap one would set them for good. The compiler looks at the stack of modes.
+
+    def __enter__(self) -> DispatchMode:
+        _push_mode(self)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        _pop_mode()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -196,15 +206,20 @@ class Modes:
         _on(self._function)
         _on(self._dispatch)
 
+    def blind(self) -> None:
+        """Let everything pass from now on."""
+        self._dispatch.observer = self._function.observer = None  # they held the recorder, which holds us: a cycle
+
     def leave(self) -> None:
-        """Take both off, for good."""
-        self.resume()
+        """Take both off, for good, wherever a pause or an error has left them."""
+        self.blind()
         if in_compiled_code():
+            self.resume()
             left_on.leave(self._dispatch, self._function)
-        else:
-            _off(self._dispatch)
-            _off(self._function)
-        del self._dispatch, self._function  # they hold the recorder, which holds us: a cycle
+            return
+        for mode in (self._dispatch, self._function):
+            while is_innermost(mode):
+                _off(mode)
 
     def pause(self) -> None:
         """Let operations pass unseen: the innermost modes are taken off, and for any other a flag is set."""

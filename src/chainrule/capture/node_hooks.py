@@ -7,6 +7,8 @@ afterwards. A hook holds a node's index, never the node: that would be a cycle t
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,38 +45,56 @@ class NodeHooks:
 
     def remove(self) -> None:
         """Take every hook off."""
-        for handle in self._handles:
-            handle.remove()
+        while self._handles:
+            self._handles[-1].remove()
+            self._handles.pop()
 
     # -- a backward pass ----------------------------------------------------------------------------------------------
 
-    def backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run `backward` or `grad` with a hook on every node that it can reach."""
+    @contextmanager
+    def around(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[list[Any]]:
+        """Around the call of `backward` or `grad`, whose result goes into the list: hooks on every node it can reach."""
+        given: list[Any] = []
         if torch._C._are_functorch_transforms_active():
-            return func(*args, **kwargs)  # a level of its own, whose nodes are gone when it ends: its operations remain
-        if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
-            return self._batched(func, args, kwargs)
+            yield given  # a level of its own, whose nodes are gone when it ends: its operations remain
+            return
+        guard, ends = self._tape.guard, ExitStack()
+        with guard:
+            if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
+                self._begin_batched(ends)
+            else:
+                self._begin(func, args, kwargs, given, ends)
+            ends.callback(guard.leave_pass, guard.enter_pass())
+        try:
+            yield given
+        except BaseException as error:
+            with guard:
+                ends.__exit__(type(error), error, None)
+            raise
+        with guard:
+            ends.close()
+
+    def _begin(self, func: Any, args: Any, kwargs: Any, given: list[Any], ends: ExitStack) -> None:
         tape, accumulates = self._tape, func is not torch.autograd.grad
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
         backward, leaves = self._prepare(getattr(func, "__name__", "backward"), roots, accumulates)
         tape.backwards.append(backward)
         first = len(tape.executions)
-        position = _create_graph_position.get(func, 3)
-        create_graph = kwargs.get("create_graph", len(args) > position and args[position])
-        try:
-            with self._modes.during_backward(pauses=not create_graph):
-                out = func(*args, **kwargs)
-        except Exception as error:
-            backward.error = f"{type(error).__name__}: {error}"
-            raise
-        finally:
+
+        def end(kind: Any, error: BaseException | None, trace: Any) -> None:
+            if isinstance(error, Exception):
+                backward.error = f"{type(error).__name__}: {error}"
             self._note_task(backward, first)
             for leaf in leaves if accumulates else ():
                 _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
                 self._note_gradient(backward, part)
-        if not accumulates:
-            self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], out)
-        return out
+            if given and not accumulates:
+                self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], given[0])
+
+        ends.push(end)
+        position = _create_graph_position.get(func, 3)
+        create_graph = kwargs.get("create_graph", len(args) > position and args[position])
+        ends.enter_context(self._modes.during_backward(pauses=not create_graph))
 
     def _prepare(self, name: str, roots: tuple[Tensor, ...], accumulates: bool) -> tuple[RawBackward, list[Tensor]]:
         """What a pass begins with, and the leaves that it can reach. `.grad` is copied: it is added to in place."""
@@ -90,18 +110,19 @@ class NodeHooks:
             site, position = Site.of(sys._getframe(3)), len(tape.operations)
             return RawBackward(name, site, position, known, accumulates, before, self._straight), leaves
 
-    def _batched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run `autograd.grad` over many gradients at once: what reaches the nodes then has no numbers of its own."""
-        eviction, first = self._eviction, len(self._tape.executions)
+    def _begin_batched(self, ends: ExitStack) -> None:
+        """`autograd.grad` over many gradients at once: what reaches the nodes then has no numbers of its own."""
+        eviction, first, executions = self._eviction, len(self._tape.executions), self._tape.executions
         if eviction is not None:
             eviction.evict()
-        self._eviction = None
-        try:
-            with self._modes.during_backward(pauses=True):
-                return func(*args, **kwargs)
-        finally:
+
+        def end() -> None:
             self._eviction = eviction
-            del self._tape.executions[first:]
+            del executions[first:]
+
+        ends.callback(end)
+        self._eviction = None
+        ends.enter_context(self._modes.during_backward(pauses=True))
 
     def _note_given(self, backward: RawBackward, asked: Any, gradients: Any) -> None:
         """What `torch.autograd.grad` returned, and of which tensors it is the gradient."""
@@ -169,7 +190,8 @@ class NodeHooks:
             raw = nodes[number_of[node]]
             if id(node.variable) in self._reduced and not raw.hooked:
                 raw.hooked = True
-                self._handles.append(node.register_prehook(partial(self._note_arrival, number_of[node])))
+                hook = self._tape.guard.hook(partial(self._note_arrival, number_of[node]))
+                self._handles.append(node.register_prehook(hook))
         return [node.variable for node in uses]
 
     def _changes(self, leaf: Tensor) -> bool:
@@ -179,14 +201,14 @@ class NodeHooks:
     def _hook(self, index: int, raw: RawNode, at_leaf: bool) -> None:
         """See the gradients at a node whenever it runs."""
         raw.hooked = True
-        node, hooks = raw.node, self._handles
+        node, hook, handles = raw.node, self._tape.guard.hook, self._handles
         if isinstance(node, BackwardCFunction):
-            hooks.append(node.register_prehook(self._enter_function))
-            hooks.append(node.register_hook(partial(self._leave_function, index)))
+            handles.append(node.register_prehook(hook(self._enter_function)))
+            handles.append(node.register_hook(hook(partial(self._leave_function, index))))
         elif at_leaf or self._eviction is not None:
-            hooks.append(node.register_hook(partial(self._before_leaves, index)))
+            handles.append(node.register_hook(hook(partial(self._before_leaves, index))))
         else:
-            hooks.append(node.register_hook(partial(_note_execution, self._tape.executions, index)))
+            handles.append(node.register_hook(hook(partial(_note_execution, self._tape.executions, index))))
 
     def _note_arrival(self, index: int, upstream: tuple[Tensor | None, ...]) -> None:
         """What a leaf is given, before it is combined with that of other ranks."""

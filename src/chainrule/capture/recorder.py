@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -17,16 +16,12 @@ import torch
 from torch import Tensor, optim
 from torch._C import _DisableTorchDispatch
 from torch.autograd.function import Function
-from torch.nn.modules import module as module_hooks
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import Optimizer
 
-import chainrule.capture.global_hooks  # noqa: F401 (the tables can now be changed at any moment)
-from chainrule.capture.borrowed import hooks_held
+from chainrule.capture import global_hooks
+from chainrule.capture.compiler import EagerHere
 from chainrule.capture.data_parallel import own_part, wraps_others
+from chainrule.capture.guard import Guard, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.retention import Policy, Retention
@@ -42,7 +37,7 @@ from chainrule.capture.tape import (
     storage_of,
 )
 from chainrule.errors import RecordingError
-from chainrule.graph.reexecution import unobserved
+from chainrule.graph.reexecution import close_interrupted, unobserved
 from chainrule.graph.statistics import of_a_sample, part_of
 from chainrule.graph.statistics_cache import measured
 from chainrule.graph.trees import map_leaves, tensors_in
@@ -58,10 +53,14 @@ _only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` unchanged 
 
 
 class Recorder:
-    """Puts modes and hooks on with `start`, takes them all off with `stop`, and leaves a `Tape`."""
+    """Puts modes and hooks on with `start`, takes them all off with `stop`, and leaves a `Tape`.
 
-    def __init__(self, policy: Policy | None = None) -> None:
-        self.tape = Tape()
+    Whatever PyTorch calls here runs guarded, and the user's operation between two such parts, never in one.
+    """
+
+    def __init__(self, policy: Policy | None, guard: Guard) -> None:
+        self.guard = guard
+        self.tape = Tape(guard)
         if policy is not None and policy != Policy(everything=True):
             self.tape.retention = Retention(policy, self.tape.placeholders)
         self._retention = self.tape.retention
@@ -78,15 +77,24 @@ class Recorder:
             self._eviction = Eviction(self.tape, self._retention, self._matcher)
         self.modes = Modes(self)
         self._hooks = NodeHooks(self.tape, self._matcher, self.modes, self._eviction)
-        self._handles: list[Any] = []
-        self._stance: Any = None
+        self._stance: EagerHere | None = None
         self._step_open = False
+        self._entered: tuple[Optimizer, int] | None = None  # a step that began before the recording, and where
+        enter, leave = guard.hook(self.enter_module), guard.hook(self._leave_module)
+        before, after = guard.hook(self.before_step), guard.hook(self._after_step)
+        self._global_hooks: list[tuple[global_hooks.HookPlace, Any, Any]] = [
+            (global_hooks.before_forward, enter, enter),
+            (global_hooks.after_failed_forward, leave, True),
+            (global_hooks.after_forward, leave, leave),
+            (global_hooks.before_step, before, before),
+            (global_hooks.after_step, after, after),
+        ]
 
     # -- on and off ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to record. Raises RecordingError where this thread is being recorded already."""
-        if getattr(_active, "recorder", None) is not None:
+        if recorded_here():
             raise RecordingError(
                 "chainrule.record() inside chainrule.record(): one thread holds one recording at a time. End the outer "
                 "block first (`chainrule run`, `verify` and `watch` are such blocks), or leave the inner one out: the "
@@ -97,60 +105,126 @@ class Recorder:
                 "a recording cannot begin inside of another mode of PyTorch's, in compiled code in which one has just "
                 "ended: begin it outside of the function that torch.compile made, around the call of it."
             )
-        _active.recorder = self
-        self._handles = [
-            module_hooks.register_module_forward_pre_hook(self.enter_module),
-            module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
-            register_optimizer_step_pre_hook(self.before_step),
-            register_optimizer_step_post_hook(self._after_step),
-        ]
-        if "torch._dynamo" in sys.modules:  # only a process that compiles has it, and importing it takes a second
-            self._stance = torch.compiler.set_stance("force_eager")
-            self._stance.__enter__()
+        self.guard.enter_thread()
+        for place, key, hook in self._global_hooks:
+            place.add(key, hook)
+        if "torch._dynamo.eval_frame" in sys.modules:  # only a process that compiles has it: importing takes a second
+            self._stance = EagerHere(self.guard)
+            self._stance.begin()
         self.modes.enter()
 
-    def stop(self) -> None:
-        """End the recording: every mode, hook and handle is taken off, whatever happened."""
-        try:
-            try:
-                self.modes.leave()
-            finally:
-                _active.recorder = None
-                if self._stance is not None:
-                    self._stance.__exit__(None, None, None)
-                for handle in self._handles:
-                    handle.remove()
-            self._evict()
-            with unobserved():
-                self._matcher.sweep()
-        finally:
-            self._custom_arguments = None
-            self._hooks.remove()
-            del self._hooks  # autograd's nodes hold it: a cycle
+    def take_off(self) -> None:
+        """Take every mode, hook and handle off. May be called at any time, and again, also after an interrupt in it."""
+        close_interrupted()
+        self.modes.leave()
+        self.guard.leave_thread()
+        if self._stance is not None:
+            self._stance.end()
+        while self._global_hooks:  # and let go of them, as they hold us
+            place, key, _ = self._global_hooks[-1]
+            place.remove(key)
+            self._global_hooks.pop()
+        self._hooks.remove()
+
+    def finish(self) -> None:
+        """Complete the tape, when everything is off."""
+        self._evict()
+        with unobserved():
+            self._matcher.sweep()
+        self._custom_arguments = None
 
     # -- the forward pass ---------------------------------------------------------------------------------------------
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Run one ATen operation and record it. This is the hottest path of the package."""
-        if self.modes.paused or (_current_pass() != -1 and not torch.is_grad_enabled()):
-            return func(*args, **kwargs) if kwargs else func(*args)
-        traits = self._traits.get(func)
-        if traits is None:
-            traits = self._traits[func] = Traits.of(func)
-        if traits.silent:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        eviction = self._eviction
-        if eviction is not None and eviction.waiting > BATCH:
-            eviction.evict(between=False)
-        if traits.writes:
-            self._before_write(traits, func, args, kwargs or {})
-        state = torch.get_rng_state() if traits.random else None
+        seen, state = False, None
+        try:
+            if not (self.modes.paused or (_current_pass() != -1 and not torch.is_grad_enabled())):
+                traits = self._traits.get(func)
+                if traits is None:
+                    traits = self._traits[func] = Traits.of(func)
+                if not traits.silent:
+                    eviction = self._eviction
+                    if eviction is not None and eviction.waiting > BATCH:
+                        eviction.evict(between=False)
+                    if traits.writes:
+                        self._before_write(traits, func, args, kwargs or {})
+                    if traits.random:
+                        state = torch.get_rng_state()
+                    seen = True
+        except BaseException as error:
+            self.guard.failed(error)
         out = func(*args, **kwargs) if kwargs else func(*args)
-        tape = self.tape
-        tape.operations.append((func, args, kwargs, out, len(tape.calls) if self._in_call else None, state))
-        if eviction is not None:
-            eviction.note(out)
+        if seen:
+            try:
+                tape = self.tape
+                tape.operations.append((func, args, kwargs, out, len(tape.calls) if self._in_call else None, state))
+                if self._eviction is not None:
+                    self._eviction.note(out)
+            except BaseException as error:
+                self.guard.failed(error)
         return out
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one torch function that the user's code called, and record it if operations ran for it."""
+        operations = self.tape.operations
+        first = len(operations)
+        if func in _unseen_writes:
+            with self.guard:
+                self._evict()
+                if func == _data.__set__:
+                    self._before_replacing(*args)
+        self._in_call = True
+        try:
+            out = func(*args, **kwargs)
+        except Exception as error:
+            self._note_error(func, args, kwargs, first, error)
+            raise
+        finally:
+            self._in_call = False
+        if len(operations) > first:
+            try:
+                self._note_call(func, args, kwargs, out, first)
+                if len(operations) <= first + 2 and not kwargs:
+                    self.bypass.learn(func, args, out, operations[first:])
+                if self._eviction is not None and (self._eviction.waiting > BATCH or self._matcher.written):
+                    self._eviction.evict()
+            except BaseException as error:
+                self.guard.failed(error)
+        return out
+
+    def call_bypassing(self, operation: Any, func: Any, args: tuple[Any, ...]) -> Any:
+        """As `call`, for a function that runs just this operation: the dispatch mode is left out."""
+        tape = self.tape
+        first = len(tape.operations)
+        try:
+            with _DisableTorchDispatch():  # not `unobserved`: autograd has to see it
+                out = func(*args)
+        except Exception as error:
+            self._note_error(func, args, {}, first, error)
+            raise
+        try:
+            tape.operations.append((operation, args, None, out, len(tape.calls), None))
+            self._note_call(func, args, {}, out, first)
+            eviction = self._eviction
+            if eviction is not None:
+                eviction.note(out)
+                if eviction.waiting > BATCH:
+                    eviction.evict()
+        except BaseException as error:
+            self.guard.failed(error)
+        return out
+
+    def backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `backward` or `grad`, and record it."""
+        with self._hooks.around(func, args, kwargs) as given:
+            given.append(func(*args, **kwargs))
+        return given[0]
+
+    def _note_error(self, func: Any, args: Any, kwargs: Any, first: int, error: Exception) -> None:
+        """Note a call that raised an error of the user's."""
+        with self.guard:
+            self._note_call(func, args, kwargs, None, first, f"{type(error).__name__}: {error}")
 
     def _evict(self, between: bool = True) -> None:
         """Evict what is not kept: before anything is overwritten, and before the tape is read."""
@@ -300,17 +374,18 @@ class Recorder:
                     self._eviction.left.append((run, output))
                 return
 
-    # -- the backward pass --------------------------------------------------------------------------------------------
-
-    def backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run `backward` or `grad`, and record it."""
-        return self._hooks.backward(func, args, kwargs)
-
     # -- the optimizer ------------------------------------------------------------------------------------------------
+
+    def enter_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """An optimizer's step began before the recording."""
+        self.before_step(optimizer, args, kwargs)
+        self._entered = (optimizer, len(self.tape.operations))
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An optimizer's step begins."""
-        with hooks_held(), unobserved():
+        if self._entered == (optimizer, len(self.tape.operations)):
+            return  # the hooks of that step are still being called
+        with unobserved():
             self._evict(between=False)
             self._matcher.sweep()
             self.tape.updates.append(_update(self.tape, optimizer, Site.of(sys._getframe(1))))
@@ -326,11 +401,8 @@ class Recorder:
         update = self.tape.updates[-1] if self.tape.updates else None
         if update is None or update.optimizer is not optimizer or update.after:
             return
-        with hooks_held(), unobserved():
+        with unobserved():
             _complete(self.tape, update)
-
-
-_active = threading.local()
 
 
 def _update(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:

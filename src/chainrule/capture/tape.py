@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.borrowed import BorrowedTensor, BorrowedTensors, Ranges
 from chainrule.capture.data_parallel import RawArrival, Reducers, own_part
+from chainrule.capture.guard import Guard
 from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
 from chainrule.graph.statistics import Statistics
@@ -170,7 +171,8 @@ class RawUpdate:
 class Tape:
     """What happened, in order: plain lists, to which the recorder appends."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
         self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any] | None, Any, int | None, Tensor | None]] = []
         self.calls: list[RawCall] = []
         self.modules: list[RawModule] = []

@@ -6,12 +6,20 @@ data, unseen by autograd. Arguments have the names of the operation's schema.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunction, _len_torch_dispatch_stack
-from torch.utils._python_dispatch import _pop_mode, _push_mode
+from torch._C import (
+    _get_dispatch_stack_at,
+    _get_torch_function_state,
+    _len_torch_dispatch_stack,
+    _pop_torch_dispatch_stack,
+    _push_on_torch_dispatch_stack,
+    _set_torch_function_state,
+    _TorchFunctionState,
+)
 
 
 class Reexecution:
@@ -79,14 +87,32 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
     __slots__ = ("_functions", "_grad", "_modes")
 
     def __enter__(self) -> None:
-        self._functions = DisableTorchFunction()
-        self._functions.__enter__()
-        self._grad = torch.is_grad_enabled()
+        self._functions, self._grad = _get_torch_function_state(), torch.is_grad_enabled()
+        self._modes = [_get_dispatch_stack_at(place) for place in range(_len_torch_dispatch_stack())]
+        _open.blocks.append(self)
+        _set_torch_function_state(_TorchFunctionState.ALL_DISABLED)
         torch._C._set_grad_enabled(False)
-        self._modes = [_pop_mode() for _ in range(_len_torch_dispatch_stack())]
+        while _len_torch_dispatch_stack():
+            _pop_torch_dispatch_stack(None)
 
     def __exit__(self, *raised: Any) -> None:
-        while self._modes:
-            _push_mode(self._modes.pop())
+        while (place := _len_torch_dispatch_stack()) < len(self._modes):
+            _push_on_torch_dispatch_stack(self._modes[place])
         torch._C._set_grad_enabled(self._grad)
-        self._functions.__exit__(*raised)
+        _set_torch_function_state(self._functions)
+        if self in _open.blocks:
+            _open.blocks.remove(self)
+
+
+class _Open(threading.local):
+    def __init__(self) -> None:
+        self.blocks: list[unobserved] = []
+
+
+_open = _Open()
+
+
+def close_interrupted() -> None:
+    """End the blocks of `unobserved` that an interrupt kept from ending: Python calls no `__exit__` a second time."""
+    while _open.blocks:
+        _open.blocks[-1].__exit__()

@@ -1,17 +1,14 @@
-"""What keeps a watch from harming the training: warnings that never raise, and ends that an interrupt cannot halve."""
+"""What keeps a watch from harming the training: warnings said once, and ends that an interrupt cannot halve."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 
-from chainrule.errors import ChainruleWarning
+from chainrule.errors import warn
 
 
 class Warnings:
-    """Warns of each thing once; on stderr if warnings are errors, because a warning must not end the training."""
+    """Warns of each thing once."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
@@ -21,11 +18,7 @@ class Warnings:
         if sentence in self._known:
             return
         self._known.add(sentence)
-        try:
-            warnings.warn(f"chainrule: {sentence}", ChainruleWarning, stacklevel=3)
-        except Exception:
-            with suppress(Exception):
-                print(f"chainrule: {sentence}", file=sys.stderr)
+        warn(sentence)
 
     def missed(self, step: int, reason: str) -> None:
         """Warn that a step was not watched, for the first of each reason."""

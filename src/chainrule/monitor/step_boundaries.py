@@ -26,10 +26,9 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.autograd.function import Function
-from torch.nn.modules import module as module_hooks
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer
 
-import chainrule.capture.global_hooks  # noqa: F401 (the tables can now be changed at any moment)
+from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
 from chainrule.monitor.rounds import PATIENCE, Rounds
 from chainrule.monitor.updates_by_hand import UpdatesByHand
@@ -79,7 +78,6 @@ class Boundaries:
         self._by_hand = UpdatesByHand(whole)
         self._thread = threading.get_ident()
         self._outermost: Optimizer | None = None
-        self._forward: Any = None  # the hook on forward passes, while a step is awaited or recorded
         self._first: nn.Module | None = None
         self._passes = 0  # forward passes of the first module in this step
         self._armed = False  # the next step is to be recorded, and has not been given up
@@ -91,14 +89,13 @@ class Boundaries:
         self._wrapped = False  # a module made by torch.compile has run
         self._without_modules = False  # this training runs no module
         self._eval: bool | None = None  # whether this training runs models in eval mode, once known
-        self._before: Any = None
-        self._after: Any = None
+        self._before, self._after = _uncompiled(self._before_step), _uncompiled(self._after_step)
         self._filter: Any = None
 
     def start(self) -> None:
         """Register the hooks and wait for the first step."""
-        self._before = register_optimizer_step_pre_hook(_uncompiled(self._before_step))
-        self._put_last()
+        before_step.add(self, self._before)
+        after_step.add(self, self._after)
         warnings.filterwarnings("ignore", EXTRA_TIME, UserWarning)
         self._filter = warnings.filters[0]
         self.arm()
@@ -106,19 +103,12 @@ class Boundaries:
     def remove(self) -> None:
         """Remove every hook."""
         self.off = True
-        for handle in (self._before, self._after, self._forward):
-            if handle is not None:
-                handle.remove()
+        before_step.remove(self)
+        after_step.remove(self)
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
         self.disarm()
         left_on.take_off()
-
-    def _put_last(self) -> None:
-        """Call our hook after those of a recorder, which see the update before the recording ends."""
-        if self._after is not None:
-            self._after.remove()
-        self._after = register_optimizer_step_post_hook(_uncompiled(self._after_step))
 
     # -- the start of a step ------------------------------------------------------------------------------------------
 
@@ -136,14 +126,12 @@ class Boundaries:
         if self._armed and not late and _current_pass() == -1 and (self._without_modules or self._compiled()):
             self._open(None, None)
             self._early = True
-        self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
+        before_forward.add(self, self._at_forward)
 
     def disarm(self) -> None:
         """Stop waiting."""
         self._armed = self._recording = self._early = self._perhaps = self._ended = False
-        if self._forward is not None:
-            self._forward.remove()
-            self._forward = None
+        before_forward.remove(self)
 
     def _at_forward(self, module: nn.Module, args: Any) -> None:
         # First, so that a compiler that traces this hook returns at once.
@@ -198,7 +186,8 @@ class Boundaries:
     def _open(self, module: nn.Module | None, args: Any) -> None:
         self._recording, self._early, self._perhaps = True, False, False
         self._calls.begin(module, args)
-        self._put_last()
+        after_step.remove(self)
+        after_step.add(self, self._after)  # after the recorder's, which sees the update before the recording ends
         if not self.rounds.current or self._by_hand.known:
             self._by_hand.begin(module)
 

@@ -21,7 +21,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
 from chainrule.diagnostics.ranks import of_ranks
-from chainrule.errors import StorageError
+from chainrule.errors import RecordingError, StorageError
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import StatisticsCache
@@ -115,6 +115,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._passes = self._passes_before = 0  # backward passes before the last optimizer's step and the one before it
         self._closure = False  # whether the last optimizer's step has one
         self._failed = self._closed = False
+        self._failed_recordings = 0  # in a row
         self._examining = True
         self._warnings = Warnings()
         self._warn = self._warnings.warn
@@ -195,7 +196,8 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Run every part of the end and close the file. An error in one part is a warning, and the others still run."""
-        unfinished = None if self._session is None or self._failed else self._recording
+        session = self._session
+        unfinished = None if session is None or session.failure or self._failed else self._recording
         parts: tuple[Callable[[], None], ...] = (
             lambda: self._leave(error),
             self._ranks.leave,
@@ -299,7 +301,12 @@ class watch:  # noqa: N801 (read as a verb)
         if self._session is None or self._recording is None:
             return
         self._models.meet(self._session.models)
+        failure = self._session.failure
         self._leave()
+        if failure:
+            self._skip(failure)
+            return
+        self._failed_recordings = 0
         self.watched += 1
         self._due = _multiple_after(self.step_number, self.every)
         self._full_due = _multiple_after(self.step_number, self._full_every or 1)
@@ -333,6 +340,13 @@ class watch:  # noqa: N801 (read as a verb)
                 if not self._ranks.leads:
                     self._boundaries.off = self._failed = True
         return Step(facts, figures, ())
+
+    def _skip(self, failure: str) -> None:
+        """Go on after a recording that failed, which has said so. Raises RecordingError for the second in a row."""
+        self._recording = None
+        self._failed_recordings += 1
+        if self._failed_recordings > 1:
+            raise RecordingError(failure)
 
     def _give_up(self) -> None:
         self._drop()

@@ -1,0 +1,40 @@
+"""Keeps `torch.compile` out of the thread that is recorded: what it compiles runs where no mode sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chainrule.capture.guard import Guard, here
+
+
+class EagerHere:
+    """A stance of the compiler's, which is one for the whole process: eager in the recorded thread, as before elsewhere.
+
+    Overlapping recordings each put one in the place of what they find, and end in any order.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        import torch._dynamo.eval_frame as compiler
+
+        self._guard = guard
+        self._compiler: Any = compiler
+        self._before: Any = compiler._stance
+
+    @property
+    def stance(self) -> str:
+        """What the compiler asks for whenever compiled code is called."""
+        return "force_eager" if self._guard.on and here() is self._guard else self._before.stance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._before, name)
+
+    def begin(self) -> None:
+        """Take the place of the present stance."""
+        self._compiler._set_stance(self)
+
+    def end(self) -> None:
+        """Give it back, unless another has taken it since; that one finds what was before us."""
+        if self._compiler._stance is self:
+            while isinstance(self._before, EagerHere) and not self._before._guard.on:
+                self._before = self._before._before
+            self._compiler._stance = self._before

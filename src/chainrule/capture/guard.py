@@ -1,0 +1,150 @@
+"""Keeps the errors of a recording out of the training that it records, and other threads out of the recording.
+
+PyTorch calls us in the middle of the user's step, in whichever thread it runs. All that we do there runs guarded: an
+error of ours ends the recording's work, not the training, and from then on everything passes as if nobody looked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch._C import _get_obj_in_tls, _is_key_in_tls, _remove_obj_from_tls, _stash_obj_in_tls
+
+from chainrule.errors import RecordingError, brief, warn
+from chainrule.graph.reexecution import close_interrupted
+
+_current_pass = torch._C._current_graph_task_id
+_KEY = "chainrule"  # of what autograd's own threads carry for us during a pass
+_package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class _Here(threading.local):
+    guard: Guard | None = None
+
+
+_here = _Here()
+
+
+def here() -> Guard | None:
+    """The guard of the recording that this thread belongs to.
+
+    Autograd runs nodes of a device in threads of its own. They carry what the thread that began the pass had
+    (`Guard.enter_pass`), and only while they work on that pass.
+    """
+    guard = _here.guard
+    if guard is None and _current_pass() != -1 and _is_key_in_tls(_KEY):
+        guard = _get_obj_in_tls(_KEY)
+    return guard
+
+
+class Guard:
+    """Of one recording: whether it is on in this thread, and what it failed of. `with guard:` is around work of ours.
+
+    It has no `__init__`, so that making one cannot fail.
+    """
+
+    failure = ""  # what ended its work, as a sentence
+    on = False
+
+    # -- where -------------------------------------------------------------------------------------------------------
+
+    def enter_thread(self) -> None:
+        """This thread is recorded from now on."""
+        self.on = True
+        _here.guard = self
+
+    def leave_thread(self) -> None:
+        """It is recorded no longer."""
+        self.on = False
+        if _here.guard is self:
+            _here.guard = None
+            self.leave_pass(True)
+
+    def enter_pass(self) -> bool:
+        """A backward pass of ours begins: the threads in which it runs belong to us. False inside of another one."""
+        if _is_key_in_tls(_KEY):
+            return False
+        _stash_obj_in_tls(_KEY, self)
+        return True
+
+    def leave_pass(self, entered: bool) -> None:
+        """The pass is over."""
+        if entered and _is_key_in_tls(_KEY):
+            _remove_obj_from_tls(_KEY)
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    def failed(self, error: BaseException) -> None:
+        """End the recording's work, because of an error of ours that is being handled. Raises an interrupt again."""
+        close_interrupted()
+        if not self.failure:
+            place = _place(error.__traceback__)
+            if isinstance(error, Exception):
+                self.failure = f"this step could not be recorded: {brief(error)} ({place})."
+                warn(f"{self.failure} The training goes on unobserved.")
+            else:
+                self.failure = f"the recording was interrupted: {type(error).__name__} ({place})."
+        if not isinstance(error, Exception):
+            raise error
+
+    def check(self) -> None:
+        """Raise RecordingError if the recording has failed."""
+        if self.failure:
+            raise RecordingError(f"{self.failure} The training went on without it; there is nothing to read.")
+
+    @contextmanager
+    def letting(self, meant: type[Exception]) -> Iterator[None]:
+        """As `with guard:`, around what may also raise errors that are meant for the user."""
+        try:
+            yield
+        except meant:
+            raise
+        except BaseException as error:
+            self.failed(error)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            return False
+        self.failed(error)
+        return True
+
+    def hook(self, part: Callable[..., None]) -> Callable[..., None]:
+        """A function of ours as PyTorch may call it: guarded, and only for the recorded thread."""
+
+        def hook(*given: Any) -> None:
+            if self.failure or here() is not self:
+                return
+            try:
+                part(*given)
+            except BaseException as error:
+                self.failed(error)
+
+        return hook
+
+
+def recorded_here() -> bool:
+    """Whether this thread is being recorded."""
+    guard = here()
+    return guard is not None and guard.on
+
+
+def _place(trace: TracebackType | None) -> str:
+    """The innermost place of ours that an error came through."""
+    place = ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name.startswith(_package):
+            place = f"{os.path.relpath(name, _package)}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
