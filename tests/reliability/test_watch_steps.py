@@ -2,7 +2,6 @@
 
 import warnings
 from contextlib import nullcontext
-from itertools import cycle
 
 import pytest
 import torch
@@ -29,17 +28,6 @@ def sgd(parameters, **options):
 
 def loss_of(net, x=X):
     return F.cross_entropy(net(x), Y[: len(x)])
-
-
-class Training:
-    """A training loop as a generator: it yields once after each training step. `given` goes to the watch."""
-
-    def __init__(self, loop):
-        self.loop = loop
-
-    def __call__(self):
-        torch.manual_seed(0)
-        return self.loop()
 
 
 KINDS = {}
@@ -254,6 +242,7 @@ def updated_by_hand(net, micro=1):
 
 @kind
 def an_update_by_hand(net, optimizer):
+    del optimizer
     for _ in range(STEPS):
         updated_by_hand(net)
         yield
@@ -261,6 +250,7 @@ def an_update_by_hand(net, optimizer):
 
 @kind
 def an_update_by_hand_of_accumulated_gradients(net, optimizer):
+    del optimizer
     for _ in range(STEPS):
         updated_by_hand(net, micro=4)
         yield
@@ -416,7 +406,3 @@ def test_every_step_is_watched(name, every):
     assert watch.watched == (made if every == 1 else made // 2 + 1)
     losses = [facts.loss for facts in watch.history.steps]
     assert None not in losses
-
-
-if __name__ == "__main__":
-    print(cycle)
