@@ -118,12 +118,12 @@ class Boundaries:
         if self.off:
             return
         self._armed = self._calls.wanted()
-        late = not left_on.take_off()  # the step ended in compiled code; the next forward pass may run outside it
-        if not self._armed and not late and not self._by_hand.known:
+        # If the step ended in compiled code, modes are left on; the next forward pass may run outside it.
+        if not self._armed and left_on.take_off() and not self._by_hand.known:
             return
         self._members = {id(module) for model in self._models for module in model.modules()}
         self._missed = "no forward pass ran in it in the thread of the watch"
-        if self._armed and not late and _current_pass() == -1 and (self._without_modules or self._compiled()):
+        if self._armed and _current_pass() == -1 and (self._without_modules or self._compiled()):
             self._open(None, None)
             self._early = True
         before_forward.add(self, self._at_forward)
@@ -240,6 +240,8 @@ class Boundaries:
     def finish(self) -> None:
         """End the training step, and wait for the next."""
         missed = self._missed if self._armed and not self._recording else ""
+        if missed and self._compiled():
+            missed = "it ran in code that was compiled meanwhile"
         if self._recording and not self._early:
             self._eval = self._perhaps or bool(self._eval)
         elif self._armed:
