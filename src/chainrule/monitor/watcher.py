@@ -11,24 +11,23 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
-from chainrule.diagnostics.ranks import of_ranks
 from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
-from chainrule.monitor.ranks import ApartError, Step, WatchingRanks
+from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
 from chainrule.monitor.step_boundaries import Boundaries, ScalerView
@@ -47,6 +46,7 @@ from chainrule.recording import Recording, record
 if TYPE_CHECKING:
     from chainrule.diagnostics import Thresholds
 
+T = TypeVar("T")
 OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
 OneOrMoreOptimizers = Optimizer | Iterable[Optimizer] | None
 
@@ -178,8 +178,9 @@ class watch:  # noqa: N801 (read as a verb)
         parts: tuple[Callable[[], None], ...] = (
             lambda: self._leave(error),
             self._ranks.leave,
+            self._store_ready,
             lambda: self._examine_unfinished(unfinished, error),
-            lambda: self._examine(self._examiner.finish, since=self.step_number),
+            lambda: self._find(self._examiner.finish, since=self.step_number),
             lambda: self._save_last(unfinished),
         )
         try:
@@ -266,42 +267,46 @@ class watch:  # noqa: N801 (read as a verb)
     def _end(self) -> None:
         self.step_number += 1
         if self._session is None or self._recording is None:
+            if self._ranks.step_ended():
+                self._store_ready()
             return
         self._models.meet(self._session.models)
         self._leave()
         self.watched += 1
         self._due = _multiple_after(self.step_number, self.every)
         self._full_due = _multiple_after(self.step_number, self._full_every or 1)
-        step = self._take_step()
-        if self._ranks.leads:
-            for report in self.reports:
-                report(step.facts, step.figures)
-            self._report_problem()
+        self._take_step()
 
     @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
-    def _take_step(self) -> Step:
-        """Read, store and examine the step just recorded, and drop its recording."""
+    def _take_step(self) -> None:
+        """Read and examine the step just recorded, hand it over to be stored, and drop its recording."""
         recording, self._recording = self._recording, None
         assert recording is not None
         cache = StatisticsCache()
         figures, facts = self._read(recording, cache)
-        step = self._joined(recording, facts, figures)
-        if self._ranks.leads:
-            self._store(recording, step, cache)
-            self._save_on_finding(recording, step.facts)
-        return step
+        found = self._examined(lambda: self._examiner.in_step(recording, facts, cache), since=facts.step)
+        if self._full is not None:
+            reason, self._full = self._full, None
+            self._save_full(recording, facts.step, reason)
+        names = "" if self._models.whole() else prefix_of(recording.graph)
+        self._ranks.put(Step(facts, figures, found), rank_of(recording, names) if self._ranks.active else None)
+        self._store_ready(recording)
 
-    def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
-        """The step joined over all ranks, or that of this one if they do not watch together."""
-        if self._ranks.active:
-            names = "" if self._models.whole() else prefix_of(recording.graph)
-            try:
-                return self._ranks.join(facts, figures, rank_of(recording, names))
-            except ApartError as error:
-                self._warn(f"{error}: from step {facts.step} on all statistics are those of rank 0 alone.")
-                if not self._ranks.leads:
-                    self._boundaries.off = self._failed = True
-        return Step(facts, figures, ())
+    def _store_ready(self, recording: Recording | None = None) -> None:
+        """Store and examine the steps whose parts are there; `recording` is that of the step that has just ended."""
+        steps = self._ranks.ready()
+        if self._ranks.apart is not None:
+            self._warn(self._ranks.apart)
+            if not self._ranks.leads:
+                self._boundaries.off = self._failed = True
+        if not self._ranks.leads:
+            return
+        for step in steps:
+            self._store(step)
+            self._save_on_finding(recording if step.facts.step == self.step_number else None, step.facts)
+            for report in self.reports:
+                report(step.facts, step.figures)
+        self._report_problem()
 
     def _lost(self) -> None:
         self._leave()
@@ -339,38 +344,33 @@ class watch:  # noqa: N801 (read as a verb)
             self._count_skipped(missed)
         return list(figures_of(graph, context)), facts_of(graph, context)
 
-    def _store(self, recording: Recording, step: Step, cache: StatisticsCache) -> None:
-        facts, figures = step.facts, step.figures
+    def _store(self, step: Step) -> None:
         if self.writer is not None:
-            self.writer.add(facts, figures)
-        if self._full is not None:
-            reason, self._full = self._full, None
-            self._save_full(recording, facts.step, reason)
-        self._examine(
-            lambda: self._examiner.examine(recording, facts, figures, of_ranks(step.ranks), cache), since=facts.step
-        )
+            self.writer.add(step.facts, step.figures)
+        self._find(lambda: self._examiner.add(step.facts, step.figures, step.found), since=step.facts.step)
 
-    def _examine(self, examine: Callable[[], list[Found]], since: int) -> None:
-        """Make findings and store them; an error ends the findings, not the watch."""
-        if not self._examining:
-            return
-        try:
-            changed = examine()
-        except Exception as error:
-            self._examining = False
-            self._warn(f"there are no findings from step {since} on: {type(error).__name__}: {error}")
-            return
-        for found in changed:
+    def _find(self, examine: Callable[[], Sequence[Found]], since: int) -> None:
+        for found in self._examined(examine, since):
             if self.writer is not None:
                 self.writer.find(found)
 
-    def _save_on_finding(self, recording: Recording, facts: StepFacts) -> None:
+    def _examined(self, examine: Callable[[], Sequence[T]], since: int) -> Sequence[T]:
+        """What an examination finds; an error ends the findings, not the watch."""
+        try:
+            return examine() if self._examining else ()
+        except Exception as error:
+            self._examining = False
+            self._warn(f"there are no findings from step {since} on: {type(error).__name__}: {error}")
+            return ()
+
+    def _save_on_finding(self, recording: Recording | None, facts: StepFacts) -> None:
         """Save this step in full if it shows a new finding, or record the next one in full if this is impossible."""
         reason = self._examiner.requested(self._on_finding)
         if reason is None or facts.full:
             return
         # The part of another rank cannot be recomputed, and a full recording needs a file.
-        full = None if self._ranks.active or self.writer is None else replayed(recording)
+        alone = self.writer is not None and not self._ranks.active
+        full = replayed(recording) if alone and recording is not None else None
         if full is None:
             self._full = f"the step after {reason}"
         else:
@@ -400,9 +400,9 @@ class watch:  # noqa: N801 (read as a verb)
         for _ in range(count):
             self.step_number += 1
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
-            self.history.steps.append(facts)
-            if self.writer is not None:
-                self.writer.add(facts)
+            self._ranks.put(Step(facts, []))
+        if count:
+            self._store_ready()
 
     # -- errors -------------------------------------------------------------------------------------------------------
 
