@@ -52,7 +52,7 @@ class Calls:
     wanted: Callable[[], bool]  # whether to record the next step
     begin: Callable[[nn.Module | None, Any], None]  # with the module whose forward pass begins; again: restart
     within: Callable[[Optimizer, Any, Any], None]  # the recording began inside a step, whose closure runs the pass
-    stepping: Callable[[Optimizer, bool], None]  # an optimizer's step begins, with a closure or without
+    stepping: Callable[[bool], None]  # an optimizer's step begins, with a closure or without
     end: Callable[[str], None]  # a training step ended; why it was not recorded although it was wanted
     give_up: Callable[[], None]  # the recording of this step has become too large
     say: Callable[[str], None]  # warn once
@@ -221,7 +221,7 @@ class Boundaries:
         self._foreign = 0
         self._outermost = optimizer
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        self._calls.stepping(optimizer, closure is not None)
+        self._calls.stepping(closure is not None)
         if closure is not None and self._armed and self._waits and _current_pass() == -1:
             self._open(None, None)  # the forward pass runs inside the step
             self._calls.within(optimizer, args, kwargs)
@@ -260,10 +260,15 @@ class Boundaries:
             self._without_modules = True
 
     def settle(self) -> None:
-        """End a step that has ended already, but at a place from which no recording can end."""
+        """At the end of the watch: end a step that has ended already, but where no recording can; say what is known."""
         if self._ended or self._updated_by_hand():
             self._armed = self._armed and self._recording
             self.finish()
+        if self.elsewhere and not self.rounds.current:
+            self._calls.say(
+                "no training step was watched: optimizers stepped in other threads than the one in which "
+                "`chainrule.watch` was called. Call it there."
+            )
 
     def _updated_by_hand(self) -> bool:
         if self.rounds.current or (not self._recording and not self._by_hand.known) or self._early:
