@@ -14,6 +14,9 @@ import chainrule
 from tests.reliability import injection
 from tests.reliability.injection import STEPS, InjectedError, Step
 
+OUTERMOST = (  # nothing of ours is around them
+    "__init__", "__enter__", "__exit__", "Boundaries._at_forward", "_uncompiled.<locals>.<lambda>", "watch.close",
+)  # fmt: skip
 PACKAGES = ("chainrule.monitor", "chainrule.diagnostics", "chainrule.report")
 
 
@@ -50,15 +53,16 @@ def report(problems):
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("interrupted", [False, True])
-@pytest.mark.parametrize("share", [0.1, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [0.04, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_function_may_fail(tmp_path, name, interrupted, share, expected):
     observe = Watched(tmp_path, **OPTIONS[name])
     census = injection.take_census(observe, lines=False)
-    functions = sorted(census.ours(PACKAGES).items(), key=lambda item: item[1])
+    ours = sorted(census.ours(PACKAGES).items(), key=lambda item: item[1])
+    functions = [(place, called) for place, called in ours if not f"{called}".partition(":")[2].endswith(OUTERMOST)]
     problems = {}
     for place, called in random.Random(0).sample(functions, round(share * len(functions))):
         for time in sorted({1, max(census.entered[place] // 2, 1)}):
-            error = KeyboardInterrupt() if interrupted else InjectedError("injected")
+            error = KeyboardInterrupt if interrupted else InjectedError
             where = f"{called}, call {time} of {census.entered[place]}"
             trial = tried(observe, injection.at_entry(place, time, error), expected, interrupted, where, problems)
             if len(trial.warned) > 1:
@@ -73,6 +77,6 @@ def test_an_interrupt_at_any_line(tmp_path, name, expected):
     lines = injection.take_census(observe).lines
     problems, draw = {}, random.Random(0)
     for moment in sorted(draw.randrange(1, lines + 1) for _ in range(500)):
-        error = KeyboardInterrupt()
-        tried(observe, injection.at_line(moment, error), expected, True, f"line {moment}", problems)
+
+        tried(observe, injection.at_line(moment, KeyboardInterrupt), expected, True, f"line {moment}", problems)
     assert not problems, report(problems)

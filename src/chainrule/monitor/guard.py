@@ -28,8 +28,10 @@ class Warnings:
 
 
 def surely(act: Callable[[], None]) -> None:
-    """Run `act`, which may run twice: if Ctrl-C interrupts it, it runs again before the interrupt is raised."""
+    """Run `act`, which may run twice: if an error or Ctrl-C interrupts it, it runs again. Raises the interrupt then."""
     try:
+        act()
+    except Exception:
         act()
     except BaseException:
         act()

@@ -89,7 +89,7 @@ class Boundaries:
         self._wrapped = False  # a module made by torch.compile has run
         self._without_modules = False  # this training runs no module
         self._eval: bool | None = None  # whether this training runs models in eval mode, once known
-        self._before, self._after = _uncompiled(self._before_step), _uncompiled(self._after_step)
+        self._before, self._after = (_uncompiled(calls.guard, each) for each in (self._before_step, self._after_step))
         self._filter: Any = None
 
     def start(self) -> None:
@@ -123,7 +123,7 @@ class Boundaries:
             return
         self._members = {id(module) for model in self._models for module in model.modules()}
         self._missed = "no forward pass ran in it in the thread of the watch"
-        if self._armed and _current_pass() == -1 and (self._without_modules or self._compiled()):
+        if self._armed and not in_backward() and (self._without_modules or self._compiled()):
             self._open(None, None)
             self._early = True
         before_forward.add(self, self._at_forward)
@@ -140,7 +140,7 @@ class Boundaries:
         self._calls.guard(self._forward_begins, module, args)
 
     def _forward_begins(self, module: nn.Module, args: Any) -> None:
-        if _current_pass() != -1:  # a checkpoint computes again
+        if in_backward():  # a checkpoint computes again
             return
         if self._ended or (module is self._first and self._updated_by_hand()):
             self.finish()
@@ -203,15 +203,9 @@ class Boundaries:
     # -- the end of a step --------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() == self._thread:
-            self._calls.guard(self._step_begins, optimizer, args, kwargs)
+        if threading.get_ident() != self._thread:
+            self._note_elsewhere(optimizer)
             return
-        self.elsewhere += 1
-        if self.rounds.is_given(optimizer):
-            self._calls.say("the optimizer steps in another thread than the one in which `chainrule.watch` was called: "
-                            "call it there to watch these steps.")  # fmt: skip
-
-    def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # An optimizer may wrap another: the outermost counts.
         if self._outermost not in (None, optimizer) and _is_stepping(self._outermost):
             return
@@ -222,19 +216,17 @@ class Boundaries:
         self._outermost = optimizer
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         self._calls.stepping(closure is not None)
-        if closure is not None and self._armed and self._waits and _current_pass() == -1:
+        if closure is not None and self._armed and self._waits and not in_backward():
             self._open(None, None)  # the forward pass runs inside the step
             self._calls.within(optimizer, args, kwargs)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer is self._outermost and threading.get_ident() == self._thread:
-            self._calls.guard(self._step_ends, optimizer)
-
-    def _step_ends(self, optimizer: Optimizer) -> None:
+        if optimizer is not self._outermost or threading.get_ident() != self._thread:
+            return
         self._outermost = None
         self.stepped_by_hook = True
         self._ended = self.rounds.stepped(optimizer) or self._ended
-        if self._ended and (_current_pass() == -1 or not self._recording):
+        if self._ended and (not in_backward() or not self._recording):
             self.finish()
 
     def finish(self) -> None:
@@ -277,6 +269,14 @@ class Boundaries:
 
     # -- what cannot be watched ---------------------------------------------------------------------------------------
 
+    def _note_elsewhere(self, optimizer: Optimizer) -> None:
+        self.elsewhere += 1
+        if self.rounds.is_given(optimizer):
+            self._calls.say(
+                "the optimizer steps in another thread than the one in which `chainrule.watch` was called. Call it "
+                "there to watch these steps."
+            )
+
     def _note_uneven(self, optimizer: Optimizer) -> None:
         self._calls.say(
             f"{type(optimizer).__name__} has not stepped in the last {PATIENCE} steps of each other optimizer, which "
@@ -290,6 +290,11 @@ class Boundaries:
                 f"the last {PATIENCE} steps were made by another optimizer than the given one, "
                 f"{type(optimizer).__name__}, and are not watched: pass all of them to `chainrule.watch`."
             )
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running in this thread."""
+    return _current_pass() != -1
 
 
 def _in_custom_function() -> bool:
@@ -310,12 +315,12 @@ def _is_stepping(optimizer: Optimizer | None) -> bool:
     return False
 
 
-def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that is not compiled with an optimizer's compiled step, and neither is any function that it calls.
+def _uncompiled(guard: Callable[..., Any], hook: Callable[..., None]) -> Callable[..., None]:
+    """A guarded hook that is not compiled with an optimizer's compiled step, nor is any function that it calls.
 
     The first call loads PyTorch's compiler, as the first step of every optimizer of torch.optim does.
     """
-    called: Callable[..., None] = torch._disable_dynamo(lambda *given: hook(*given))  # type: ignore[attr-defined]
+    called: Callable[..., None] = torch._disable_dynamo(lambda *given: guard(hook, *given))  # type: ignore[attr-defined]
     return called
 
 

@@ -22,6 +22,7 @@ class StepRecording:
         self._recording: Recording | None = None
         self._passes = 0  # backward passes before the last optimizer's step in it
         self._failures = 0  # recordings in a row that failed
+        self._abandoned = False
 
     def begin(self, models: WatchedModels, full: bool, keeps_leaves: bool, module: nn.Module | None, args: Any) -> None:
         """Begin to record; drops what was recorded so far. `module` is one whose forward pass begins."""
@@ -57,7 +58,10 @@ class StepRecording:
         if session is None:
             return None
         models.meet(session.models)
+        abandoned = self._abandoned
         self.leave()
+        if abandoned:
+            return None
         self._failures = self._failures + 1 if session.failure else 0
         if self._failures > 1:
             raise RecordingError(session.failure)
@@ -73,3 +77,10 @@ class StepRecording:
         if session is not None:
             session.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
         self.session = self._recording = None
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """Record no more of this step. The recording ends with the step: in the middle of it that may be impossible."""
+        self._abandoned = True
+        if self.session is not None:
+            self.session.abandon()

@@ -1,7 +1,7 @@
 """`chainrule.watch`: watches a whole training; decides which steps are recorded, and how.
 
 A watch may fail (a full disk, an unforeseen kind of model); the training must not. Everything that a hook triggers runs
-in `_guard`: an error ends the watch with one warning.
+in `_guard`: an error ends the watch with one warning. Everything that is on is taken off by `_let_go`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from chainrule.monitor.guard import Warnings, surely
 from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
-from chainrule.monitor.step_boundaries import Boundaries, Calls, ScalerView
+from chainrule.monitor.step_boundaries import Boundaries, Calls, ScalerView, in_backward
 from chainrule.monitor.step_recording import StepRecording
 from chainrule.monitor.step_series import (
     WatchContext,
@@ -96,10 +96,6 @@ class watch:  # noqa: N801 (read as a verb)
         silence: Collection[str] = (),
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
-        check_counts({"every": every, "full_every": full_every}, 1)
-        check_counts({"start": start}, 0)
-        models = as_list(model, nn.Module, "model")
-        optimizers = [unwrapped(each) for each in as_list(optimizer, Optimizer, "optimizer")]
         self.every, self._full_every, self._on_finding = every, full_every, on_finding
         self.history = History()
         self.writer: Writer | None = None
@@ -107,10 +103,15 @@ class watch:  # noqa: N801 (read as a verb)
         self.watched = 0  # how many steps
         self.step_number = start or 0
         self._full: str | None = None  # why the next step is recorded in full
-        self._failed = self._closed = False
+        self._failed = ""  # what ended the watch early
+        self._finished = self._closed = False
         self._examining = True
         self._step = StepRecording()
         try:
+            check_counts({"every": every, "full_every": full_every}, 1)
+            check_counts({"start": start}, 0)
+            models = as_list(model, nn.Module, "model")
+            optimizers = [unwrapped(each) for each in as_list(optimizer, Optimizer, "optimizer")]
             self._examiner = Examiner(self.history, thresholds, silence)
             self._warnings = Warnings()
             self._warn = self._warnings.warn
@@ -132,10 +133,9 @@ class watch:  # noqa: N801 (read as a verb)
             )  # fmt: skip
             if to is not None and self._ranks.leads:
                 self._open(to)
-            atexit.register(self._at_exit)
+            atexit.register(self._end_of_process)
             self._guard(self._boundaries.start)
         except BaseException as error:
-            self._failed = True
             surely(self._let_go)
             if isinstance(error, ChainruleError) or not isinstance(error, Exception):
                 raise  # invalid options, Ctrl-C
@@ -148,7 +148,7 @@ class watch:  # noqa: N801 (read as a verb)
 
         With one, this call only stores a step that a GradScaler skipped at once.
         """
-        if self._over:
+        if self._failed or self._closed:
             return
         boundaries = self._boundaries
         stepped, boundaries.stepped_by_hook = boundaries.stepped_by_hook, False
@@ -163,7 +163,7 @@ class watch:  # noqa: N801 (read as a verb)
     def record_next(self, reason: str = "asked for") -> None:
         """Record the next step in full."""
         self._full = reason
-        if self._step.session is None and not self._over:
+        if self._step.session is None and not self._failed:
             self._guard(self._boundaries.arm)
 
     def close(self, status: str = "ended") -> None:
@@ -171,21 +171,24 @@ class watch:  # noqa: N801 (read as a verb)
         self._close(status)
 
     def _close(self, status: str, error: BaseException | None = None) -> None:
-        if self._closed:
-            return
         try:
-            self._guard(self._boundaries.settle)
-            if not self._failed:
+            if not self._closed:
+                self._guard(self._boundaries.settle)
+            if not self._closed and not self._finished:
                 self._finish(status, error)
+        except Exception as failure:
+            self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
         finally:
             surely(self._let_go)
 
     def _let_go(self) -> None:
         """Remove what may be left: hooks, modes, an open file, references to the user's objects. May run again."""
+        if self._closed:
+            return
         parts: tuple[Callable[[], Any], ...] = (
             lambda: self._boundaries.remove(),
             lambda: self._step.leave(),
-            lambda: atexit.unregister(self._at_exit),
+            lambda: atexit.unregister(self._end_of_process),
             lambda: self._close_file("interrupted"),
             lambda: self._models.forget(),
         )
@@ -207,6 +210,7 @@ class watch:  # noqa: N801 (read as a verb)
             lambda: self._save_last(unfinished),
             lambda: self._close_file(status),
         )
+        self._finished = True
         for part in parts:
             try:
                 part()
@@ -233,15 +237,15 @@ class watch:  # noqa: N801 (read as a verb)
     ) -> None:
         self._ended_by(error)
 
-    def _at_exit(self) -> None:
-        """Close at the end of the process, with the exception that ended it, if one did."""
+    def _end_of_process(self) -> None:
         self._ended_by(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
 
     def _ended_by(self, error: BaseException | None) -> None:
-        if error is None or isinstance(error, SystemExit):
-            self._close("ended")
-        else:
-            self._close(f"{type(error).__name__}: {error}", error)
+        harmless = error is None or isinstance(error, SystemExit)
+        try:
+            self._close("ended" if harmless else f"{type(error).__name__}: {error}", None if harmless else error)
+        finally:
+            surely(self._let_go)
 
     # -- called at the boundaries -------------------------------------------------------------------------------------
 
@@ -299,7 +303,7 @@ class watch:  # noqa: N801 (read as a verb)
         if self._ranks.apart is not None:
             self._warn(self._ranks.apart)
             if not self._ranks.leads:
-                self._boundaries.off = self._failed = True
+                self._failed = self._ranks.apart
         if not self._ranks.leads:
             return
         for step in steps:
@@ -310,7 +314,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._report_problem()
 
     def _give_up(self) -> None:
-        self._drop()
+        self._step.leave()
         if self._boundaries.rounds.current:
             self._warnings.missed(self.step_number + 1, "its recording would take too much memory")
         else:
@@ -318,11 +322,6 @@ class watch:  # noqa: N801 (read as a verb)
                 "many forward passes ran and no optimizer of torch.optim stepped, so the end of a step is unknown. "
                 "Call `watch.step()` at the end of each."
             )
-
-    def _drop(self) -> None:
-        """Drop the recording of this step; the next one can be watched."""
-        self._boundaries.disarm()
-        self._step.leave()
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
@@ -393,8 +392,6 @@ class watch:  # noqa: N801 (read as a verb)
         if self.writer is not None and (problem := self.writer.keep_full(recording.save, step, reason)):
             self._warn(problem)
 
-    # -- skipped steps ------------------------------------------------------------------------------------------------
-
     def _note_skipped(self) -> None:
         if self._scaler.scaler is not None:
             self._count_skipped(self._scaler.skipped())
@@ -417,27 +414,29 @@ class watch:  # noqa: N801 (read as a verb)
         except StorageError as error:
             self._warn(f"{error} The training is watched without a file.")
 
-    @property
-    def _over(self) -> bool:
-        return self._closed or self._failed
-
     def _guard(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Call `act` for a hook; an error ends the watch with a warning, an interrupt this step's recording."""
-        if self._over:
-            return
         try:
-            act(*arguments)
+            if self._failed:
+                self._finish_failed()
+            elif not self._closed:
+                act(*arguments)
         except Exception as error:
             self._fail(error)
         except BaseException:
-            surely(self._drop)  # the training may catch it and go on
+            self._step.abandon()  # the training may catch it and go on
             raise
 
     def _fail(self, error: Exception) -> None:
-        self._failed = True
-        told = f"{type(error).__name__}: {error}"
-        self._warn(f"watching ended at step {self.step_number + 1}: {told}")
-        self._finish(f"watching ended: {told}")
+        self._failed = self._failed or f"{type(error).__name__}: {error}"
+        self._warn(f"watching ended at step {self.step_number + 1}: {self._failed}")
+        self._step.abandon()
+        self._finish_failed()
+
+    def _finish_failed(self) -> None:
+        """Finish after an error, unless a backward pass is running: no recording can end in there."""
+        if not self._finished and not in_backward():
+            self._finish(f"watching ended: {self._failed}")
 
     def _close_file(self, status: str) -> None:
         if self.writer is not None:
