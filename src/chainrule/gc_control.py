@@ -46,8 +46,8 @@ class FewerCollections:
 
     def begin(self) -> None:
         """Collect less often; a collector that is off stays off."""
-        first, *later = self._before = gc.get_threshold()
-        self._meanwhile = (max(first, self.THRESHOLD) if first else 0, *later)
+        first, second, third = self._before = gc.get_threshold()
+        self._meanwhile = (max(first, self.THRESHOLD) if first else 0, second, third)
         gc.set_threshold(*self._meanwhile)
         self._meanwhile = gc.get_threshold()  # as this version of Python rounds it
 

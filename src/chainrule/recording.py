@@ -48,8 +48,9 @@ class Recording:
     While the block of `record()` runs, every property raises RecordingError.
     """
 
+    _tape: Tape | None = None  # what is not yet read
+
     def __init__(self, guard: Guard | None = None) -> None:
-        self._tape: Tape | None = None
         self._guard = guard
         self._open = guard is not None
         self._verification: Verification | None = None
@@ -350,6 +351,8 @@ class record:  # noqa: N801 (read as a verb)
     Raises RecordingError inside another `record()` of the same thread, and for any other `keep` or `memory`.
     """
 
+    _recorder: Recorder | None = None  # while none could be made, or none has begun
+
     def __init__(
         self,
         namespace: Mapping[str, Any] | None = None,
@@ -361,20 +364,24 @@ class record:  # noqa: N801 (read as a verb)
         self._policy: Policy | None = None
         self._models: list[torch.nn.Module] = []
         self._keeps_leaves = False
-        self._recorder: Recorder | None = None
         self._collections = FewerCollections()
         self._guard = Guard()
-        with self._guard.letting(ChainruleError):
+        try:
             self._policy = Policy.of(keep, memory)
+        except ChainruleError:
+            raise
+        except BaseException as error:
+            self._guard.failed(error)
 
     def __enter__(self) -> Recording:
         self._recording = Recording(self._guard)
         try:
-            with self._guard.letting(ChainruleError):
-                self._begin()
-        except BaseException:
+            self._begin()
+        except BaseException as error:
             self._take_off()
-            raise
+            if isinstance(error, ChainruleError):
+                raise
+            self._guard.failed(error)
         return self._recording
 
     def _begin(self) -> None:
@@ -395,7 +402,7 @@ class record:  # noqa: N801 (read as a verb)
             self._recorder.take_off()
 
     def __del__(self) -> None:
-        if self._guard.on:  # an interrupt came before the first line of `__exit__`
+        if self._recorder is not None and self._guard.on:  # an interrupt came before the first line of `__exit__`
             self._take_off()
 
     def know(self, models: Iterable[torch.nn.Module]) -> None:
@@ -432,6 +439,10 @@ class record:  # noqa: N801 (read as a verb)
     def in_module(self) -> bool:
         """Whether the forward pass of a module is being recorded now."""
         return self._recorder is not None and self._recorder.in_module
+
+    def abandon(self) -> None:
+        """Record no more: everything passes from now on, and nothing can be read."""
+        self._guard.failure = self._guard.failure or "the recording was abandoned."
 
     @property
     def failure(self) -> str:

@@ -1,8 +1,8 @@
 """Makes code of ours fail at a chosen moment of a small training, and compares the training with one that nobody saw.
 
-Nothing is patched: a trace function (`sys.settrace`) raises when a chosen function is entered for the n-th time, or when
-a chosen line of ours is about to run. So every function and every line can fail, also those that another module has
-imported by name, and in the middle of whatever PyTorch was doing when it called us.
+Nothing is patched: a trace function (`sys.settrace`) raises when a chosen function is entered for the n-th time, or
+when a chosen line of ours is about to run. So every function and every line can fail, also those that another module
+has imported by name, and in the middle of whatever PyTorch was doing when it called us.
 
 What is tried is an `Observe`: it runs the steps of a training, each or all of them inside of whatever is to be tried.
 """
@@ -22,6 +22,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
+import torch._dynamo.eval_frame  # as checkpointing does: while the compiler is there, its stance may be left on
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
@@ -35,7 +36,10 @@ from chainrule.errors import ChainruleWarning
 STEPS = 3
 Step = Callable[[int], Tensor]
 Observe = Callable[[nn.Module, torch.optim.Optimizer, Step], list[Tensor]]
-"""Runs STEPS steps of a training, gives their losses: `lambda model, optimizer, step: [step(i) for i in range(STEPS)]`."""
+"""Runs STEPS steps of a training and gives their losses, as `bare` does."""
+
+
+INJECTED = "injected"
 
 
 class InjectedError(RuntimeError):
@@ -221,7 +225,8 @@ _ROOT = str(importlib.import_module("chainrule").__file__).removesuffix("__init_
 
 
 def take_census(observe: Observe, lines: bool = True) -> Census:
-    """Run a training and count."""
+    """Run a training and count, after another one that fills the caches."""
+    train(observe)
     census = Census()
 
     def local(frame: FrameType, event: str, argument: Any) -> Any:
@@ -240,18 +245,19 @@ def take_census(observe: Observe, lines: bool = True) -> Census:
 
 
 def _traced(trace: Any, observe: Observe) -> Any:
-    def run(model: nn.Module, optimizer: torch.optim.Optimizer, step: Step) -> list[Tensor]:
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            return observe(model, optimizer, step)
-        finally:
-            sys.settrace(before)
-
-    return train(run)
+    return train(lambda model, optimizer, step: _under(trace, lambda: observe(model, optimizer, step)))
 
 
-def at_entry(place: Place, time: int, error: BaseException) -> Any:
+def _under(trace: Any, work: Callable[[], Any]) -> Any:
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return work()
+    finally:
+        sys.settrace(before)
+
+
+def at_entry(place: Place, time: int, error: type[BaseException]) -> Any:
     """A trace function that raises when this function is entered for the n-th time."""
     left = [time]
 
@@ -259,12 +265,12 @@ def at_entry(place: Place, time: int, error: BaseException) -> Any:
         if left[0] and place_of(frame.f_code) == place:
             left[0] -= 1
             if not left[0]:
-                raise error
+                raise error(INJECTED)
 
     return trace
 
 
-def at_line(number: int, error: BaseException) -> Any:
+def at_line(number: int, error: type[BaseException]) -> Any:
     """A trace function that raises before the n-th line of ours."""
     left = [number]
 
@@ -272,13 +278,44 @@ def at_line(number: int, error: BaseException) -> Any:
         if event == "line" and left[0]:
             left[0] -= 1
             if not left[0]:
-                raise error
+                sys.settrace(None)
+                raise error(f"{INJECTED} before {frame.f_code.co_filename.removeprefix(_ROOT)}:{frame.f_lineno}")
         return local
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         return local if frame.f_code.co_filename.startswith(_ROOT) else None
 
     return trace
+
+
+def lines_of(function: str, work: Callable[[], Any]) -> list[int]:
+    """The lines of a function ("file:name") that run in `work`, in the order in which they are reached."""
+    reached: dict[int, None] = {}
+
+    def local(frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line":
+            reached[frame.f_lineno] = None
+        return local
+
+    _under(lambda frame, event, argument: local if _named(frame) == function else None, work)
+    return list(reached)
+
+
+def interrupt_at(function: str, line: int, work: Callable[[], Any]) -> None:
+    """Do `work`, and interrupt it when this line is reached."""
+
+    def local(frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line" and frame.f_lineno == line:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return local
+
+    _under(lambda frame, event, argument: local if _named(frame) == function else None, work)
+
+
+def _named(frame: FrameType) -> str:
+    code = frame.f_code
+    return f"{code.co_filename.removeprefix(_ROOT)}:{code.co_name}" if code.co_filename.startswith(_ROOT) else ""
 
 
 # -- the trial --------------------------------------------------------------------------------------------------------
@@ -310,8 +347,8 @@ class Trial:
 def attempt(observe: Observe, trace: Any, expected: dict[str, Any]) -> Trial:
     """Run a training under a trace function that raises, and look at what is left of it."""
     before = state_of_process()
-    lost: list[Any] = []
-    hook, sys.unraisablehook = sys.unraisablehook, lost.append
+    lost: list[bool] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda dropped: lost.append(True)
     raised, results = None, None
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

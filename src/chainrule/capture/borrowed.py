@@ -94,12 +94,12 @@ class BorrowedTensors:
         """Have the borrower secure what it borrowed before the next step of any optimizer, in any thread."""
         if not self._borrowed:
             return
-        waiting = weakref.ref(borrower)
+        waiting, guard = weakref.ref(borrower), borrower.guard
 
         def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
             living = waiting()
             if living is not None:
-                with living.guard, unobserved():
+                with guard, unobserved():
                     living.secure()
 
         key = object()

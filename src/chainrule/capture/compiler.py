@@ -8,9 +8,10 @@ from chainrule.capture.guard import Guard, here
 
 
 class EagerHere:
-    """A stance of the compiler's, which is one for the whole process: eager in the recorded thread, as before elsewhere.
+    """A stance of the compiler's: eager in the recorded thread, as before in all others.
 
-    Overlapping recordings each put one in the place of what they find, and end in any order.
+    There is one stance in a process. Recordings that overlap each put theirs in the place of what they find, and end in
+    any order.
     """
 
     def __init__(self, guard: Guard) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -98,18 +97,7 @@ class Guard:
         if self.failure:
             raise RecordingError(f"{self.failure} The training went on without it; there is nothing to read.")
 
-    @contextmanager
-    def letting(self, meant: type[Exception]) -> Iterator[None]:
-        """As `with guard:`, around what may also raise errors that are meant for the user."""
-        try:
-            yield
-        except meant:
-            raise
-        except BaseException as error:
-            self.failed(error)
-
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> None: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -123,10 +111,9 @@ class Guard:
         """A function of ours as PyTorch may call it: guarded, and only for the recorded thread."""
 
         def hook(*given: Any) -> None:
-            if self.failure or here() is not self:
-                return
             try:
-                part(*given)
+                if not self.failure and here() is self:
+                    part(*given)
             except BaseException as error:
                 self.failed(error)
 

@@ -21,6 +21,7 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 
+from chainrule.capture.guard import Guard
 from chainrule.capture.tape import Traits
 
 BACKWARD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
@@ -68,6 +69,7 @@ class Observer(Protocol):
     """What the modes report to."""
 
     bypass: DispatchBypass
+    guard: Guard
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Run an ATen operation."""
@@ -103,7 +105,7 @@ class DispatchMode(TorchDispatchMode):
         return self
 
     def __exit__(self, *raised: object) -> None:
-        _pop_mode()  # type: ignore[no-untyped-call]
+        _pop_mode()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -125,10 +127,16 @@ class FunctionMode(TorchFunctionMode):
         observer = self.observer
         if observer is None:
             return func(*args, **(kwargs or {}))
-        if not kwargs:
-            operation = observer.bypass.known.get((func, *map(type, args)))
-            if operation is not None and bypass_applies():
-                return observer.call_bypassing(operation, func, args)
+        operation = None
+        try:
+            if not kwargs:
+                operation = observer.bypass.known.get((func, *map(type, args)))
+                if operation is not None and not bypass_applies():
+                    operation = None
+        except BaseException as error:
+            observer.guard.failed(error)
+        if operation is not None:
+            return observer.call_bypassing(operation, func, args)
         if func in BACKWARD:
             return observer.backward(func, args, kwargs or {})
         return observer.call(func, args, kwargs or {})
@@ -166,11 +174,11 @@ left_on = LeftOn()
 
 
 def _on(mode: DispatchMode | FunctionMode) -> None:
-    mode.__enter__()  # type: ignore[no-untyped-call]
+    mode.__enter__()
 
 
 def _off(mode: DispatchMode | FunctionMode) -> None:
-    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    mode.__exit__(None, None, None)
 
 
 def is_innermost(mode: DispatchMode | FunctionMode) -> bool:
@@ -217,6 +225,7 @@ class Modes:
             self.resume()
             left_on.leave(self._dispatch, self._function)
             return
+        self._taken.clear()  # a pause that ends later puts nothing on
         for mode in (self._dispatch, self._function):
             while is_innermost(mode):
                 _off(mode)

@@ -53,26 +53,28 @@ class NodeHooks:
 
     @contextmanager
     def around(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[list[Any]]:
-        """Around the call of `backward` or `grad`, whose result goes into the list: hooks on every node it can reach."""
+        """Around the call of `backward` or `grad`, whose result goes into the list: a hook on every node behind it."""
         given: list[Any] = []
         if torch._C._are_functorch_transforms_active():
             yield given  # a level of its own, whose nodes are gone when it ends: its operations remain
             return
         guard, ends = self._tape.guard, ExitStack()
-        with guard:
-            if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
-                self._begin_batched(ends)
-            else:
-                self._begin(func, args, kwargs, given, ends)
-            ends.callback(guard.leave_pass, guard.enter_pass())
         try:
+            with guard:
+                if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
+                    self._begin_batched(ends)
+                else:
+                    self._begin(func, args, kwargs, given, ends)
+                ends.callback(guard.leave_pass, guard.enter_pass())
             yield given
         except BaseException as error:
-            with guard:
-                ends.__exit__(type(error), error, None)
+            if guard.on:
+                with guard:
+                    ends.__exit__(type(error), error, None)
             raise
-        with guard:
-            ends.close()
+        if guard.on:  # it may have ended within the pass
+            with guard:
+                ends.close()
 
     def _begin(self, func: Any, args: Any, kwargs: Any, given: list[Any], ends: ExitStack) -> None:
         tape, accumulates = self._tape, func is not torch.autograd.grad

@@ -105,6 +105,7 @@ class Recorder:
                 "a recording cannot begin inside of another mode of PyTorch's, in compiled code in which one has just "
                 "ended: begin it outside of the function that torch.compile made, around the call of it."
             )
+        close_interrupted()
         self.guard.enter_thread()
         for place, key, hook in self._global_hooks:
             place.add(key, hook)
@@ -182,7 +183,7 @@ class Recorder:
             raise
         finally:
             self._in_call = False
-        if len(operations) > first:
+        if len(operations) > first and self.guard.on:  # it may have ended in the call
             try:
                 self._note_call(func, args, kwargs, out, first)
                 if len(operations) <= first + 2 and not kwargs:
@@ -230,49 +231,6 @@ class Recorder:
         """Evict what is not kept: before anything is overwritten, and before the tape is read."""
         if self._eviction is not None:
             self._eviction.evict(between)
-
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one torch function that the user's code called, and record it if operations ran for it."""
-        if func in _unseen_writes:
-            self._evict()
-            if func == _data.__set__:
-                self._before_replacing(*args)
-        operations = self.tape.operations
-        first = len(operations)
-        self._in_call = True
-        try:
-            out = func(*args, **kwargs)
-        except Exception as error:
-            self._note_call(func, args, kwargs, None, first, f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            self._in_call = False
-        if len(operations) > first:
-            self._note_call(func, args, kwargs, out, first)
-            if len(operations) <= first + 2 and not kwargs:
-                self.bypass.learn(func, args, out, operations[first:])
-            if self._eviction is not None and (self._eviction.waiting > BATCH or self._matcher.written):
-                self._eviction.evict()
-        return out
-
-    def call_bypassing(self, operation: Any, func: Any, args: tuple[Any, ...]) -> Any:
-        """As `call`, for a function that runs just this operation: the dispatch mode is left out."""
-        tape = self.tape
-        first = len(tape.operations)
-        try:
-            with _DisableTorchDispatch():  # not `unobserved`: autograd has to see it
-                out = func(*args)
-        except Exception as error:
-            self._note_call(func, args, {}, None, first, f"{type(error).__name__}: {error}")
-            raise
-        tape.operations.append((operation, args, None, out, len(tape.calls), None))
-        self._note_call(func, args, {}, out, first)
-        eviction = self._eviction
-        if eviction is not None:
-            eviction.note(out)
-            if eviction.waiting > BATCH:
-                eviction.evict()
-        return out
 
     def _note_call(self, func: Any, args: Any, kwargs: Any, out: Any, first: int, error: str | None = None) -> None:
         tape = self.tape

@@ -20,7 +20,7 @@ from torch import Tensor
 from chainrule.capture import retention as limits
 from chainrule.capture.retention import Retention
 from chainrule.capture.tape import RawModule, RawNode, Tape, Traits
-from chainrule.graph.reexecution import unobserved
+from chainrule.graph.reexecution import functions_unobserved, unobserved
 from chainrule.graph.trees import tensors_in
 
 
@@ -43,7 +43,7 @@ class NodeMatcher:
             return
         # Not `unobserved`: the operation by which autograd makes such a view again has to be recorded, and whether
         # gradients are on says whether an `autograd.Function` may be running.
-        with torch._C.DisableTorchFunction():
+        with functions_unobserved():
             # The sweep comes first, for it knows which nodes a write has given to views. Without gradients an
             # `autograd.Function` may be running: what it writes to (`mark_dirty`) gets its node when it has ended.
             if between and self.written and torch.is_grad_enabled():

@@ -7,19 +7,20 @@ data, unseen by autograd. Arguments have the names of the operation's schema.
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import (
     _get_dispatch_stack_at,
-    _get_torch_function_state,
     _len_torch_dispatch_stack,
     _pop_torch_dispatch_stack,
     _push_on_torch_dispatch_stack,
-    _set_torch_function_state,
-    _TorchFunctionState,
 )
+
+_C: Any = torch._C
+_functions_off = _C._TorchFunctionState.ALL_DISABLED
 
 
 class Reexecution:
@@ -84,35 +85,54 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
     crashes when it is copied without (`torch._C._DisableTorchDispatch`). Costs less than PyTorch's own three contexts.
     """
 
-    __slots__ = ("_functions", "_grad", "_modes")
+    __slots__ = ("__weakref__", "_functions", "_grad", "_modes")
 
     def __enter__(self) -> None:
-        self._functions, self._grad = _get_torch_function_state(), torch.is_grad_enabled()
-        self._modes = [_get_dispatch_stack_at(place) for place in range(_len_torch_dispatch_stack())]
-        _open.blocks.append(self)
-        _set_torch_function_state(_TorchFunctionState.ALL_DISABLED)
+        self._begin()
         torch._C._set_grad_enabled(False)
         while _len_torch_dispatch_stack():
             _pop_torch_dispatch_stack(None)
+
+    def _begin(self) -> None:
+        self._functions, self._grad = _C._get_torch_function_state(), torch.is_grad_enabled()
+        self._modes = [_get_dispatch_stack_at(place) for place in range(_len_torch_dispatch_stack())]
+        _open.blocks[id(self)] = weakref.ref(self)
+        _C._set_torch_function_state(_functions_off)
 
     def __exit__(self, *raised: Any) -> None:
         while (place := _len_torch_dispatch_stack()) < len(self._modes):
             _push_on_torch_dispatch_stack(self._modes[place])
         torch._C._set_grad_enabled(self._grad)
-        _set_torch_function_state(self._functions)
-        if self in _open.blocks:
-            _open.blocks.remove(self)
+        _C._set_torch_function_state(self._functions)
+        _open.blocks.pop(id(self), None)
+
+    def __del__(self) -> None:
+        if id(self) in _open.blocks:  # an interrupt came before the end of `__exit__`, which Python calls once
+            self.__exit__()
+
+
+class functions_unobserved(unobserved):  # noqa: N801
+    """As `unobserved`, but for function modes alone: dispatch modes see the operations, and gradients stay as they are.
+
+    PyTorch's own context for this has no way back where an interrupt comes between its block and its end.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        self._begin()
 
 
 class _Open(threading.local):
     def __init__(self) -> None:
-        self.blocks: list[unobserved] = []
+        self.blocks: dict[int, weakref.ref[unobserved]] = {}  # of this thread, the outermost first
 
 
 _open = _Open()
 
 
 def close_interrupted() -> None:
-    """End the blocks of `unobserved` that an interrupt kept from ending: Python calls no `__exit__` a second time."""
-    while _open.blocks:
-        _open.blocks[-1].__exit__()
+    """End the blocks of `unobserved` that an interrupt kept from ending."""
+    for known in reversed(list(_open.blocks.values())):
+        if (block := known()) is not None:
+            block.__exit__()

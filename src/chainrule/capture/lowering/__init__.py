@@ -78,6 +78,7 @@ def free(tape: Tape) -> None:
     chain of 50,000 nodes overflows the stack.
     """
     nodes = [raw.node for raw in tape.nodes]
+    tape.borrowed.release()
     tape.__dict__.clear()
     nodes.sort(key=lambda node: node._sequence_nr())
     while nodes:
