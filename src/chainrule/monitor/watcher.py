@@ -413,6 +413,8 @@ class watch:  # noqa: N801 (read as a verb)
             self.writer = Writer(to, every=self.every, start=self.step_number, versions=versions)
         except StorageError as error:
             self._warn(f"{error} The training is watched without a file.")
+        if self.writer is not None and self.writer.notice is not None:
+            self._warn(self.writer.notice)
 
     def _guard(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Call `act` for a hook; an error ends the watch with a warning, an interrupt this step's recording."""
