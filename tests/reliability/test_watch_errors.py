@@ -77,6 +77,5 @@ def test_an_interrupt_at_any_line(tmp_path, name, expected):
     lines = injection.take_census(observe).lines
     problems, draw = {}, random.Random(0)
     for moment in sorted(draw.randrange(1, lines + 1) for _ in range(500)):
-
         tried(observe, injection.at_line(moment, KeyboardInterrupt), expected, True, f"line {moment}", problems)
     assert not problems, report(problems)
