@@ -387,6 +387,36 @@ def a_failed_step_and_another_optimizer(net, optimizer):
         yield from once(net, optimizer)
 
 
+@kind
+def two_optimizers_of_one_model(net, optimizer):
+    optimizers = [sgd(net[0].parameters()), torch.optim.Adam(net[2].parameters())]
+    for _ in range(STEPS):
+        loss_of(net).backward()
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+        yield
+
+
+@kind
+def a_second_optimizer_after_some_steps(net, optimizer):
+    """Each has parameters of its own, and steps in a phase of its own."""
+    other = model(width=4)
+    for _ in range(STEPS):
+        yield from once(net, optimizer)
+    for _ in range(STEPS):
+        yield from once(other, sgd(other.parameters()))
+
+
+def trained(loop, watch):
+    """How many steps a loop makes inside of a watch, and the sentences of warnings."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with watch:
+            made = sum(1 for _ in loop)
+    return made, [str(each.message) for each in told if each.category is ChainruleWarning]
+
+
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("name", KINDS)
 def test_every_step_is_watched(name, every):
@@ -397,12 +427,162 @@ def test_every_step_is_watched(name, every):
         net = model()
         loop = KINDS[name](net, sgd(net.parameters()))
         watch = chainrule.watch(every=every) if watched else nullcontext()
-        with warnings.catch_warnings(), watch:
-            warnings.simplefilter("error", ChainruleWarning)
-            made = sum(1 for _ in loop)
+        made, told = trained(loop, watch)
         ends[watched] = [each.clone() for each in net.parameters()]
     assert all(map(torch.equal, ends[False], ends[True]))
+    assert not told
     assert watch.step_number == made
     assert watch.watched == (made if every == 1 else made // 2 + 1)
-    losses = [facts.loss for facts in watch.history.steps]
-    assert None not in losses
+    assert None not in [facts.loss for facts in watch.history.steps]
+
+
+OWN_MODEL_AND_OPTIMIZER = (
+    plain, gradient_accumulation, evaluation_with_gradients_before_each_step, in_eval_mode, a_scheduler, sam,
+    evaluation_without_gradients_in_training_mode, only_the_head_in_training_mode, a_new_optimizer_each_epoch,
+    another_kind_of_optimizer_for_the_last_steps, the_head_first_and_then_everything, many_forward_passes,
+    whole_model_in_a_reentrant_checkpoint, whole_model_in_a_checkpoint, a_closure_in_eval_mode,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("loop", OWN_MODEL_AND_OPTIMIZER)
+def test_every_step_of_a_given_model_and_optimizer_is_watched(loop):
+    torch.manual_seed(0)
+    net = model()
+    optimizer = sgd(net.parameters())
+    watch = chainrule.watch(net, optimizer)
+    made, told = trained(loop(net, optimizer), watch)
+    assert not told
+    assert (watch.step_number, watch.watched) == (made, made)
+
+
+def test_given_optimizers_inside_of_backward():
+    net = model()
+    optimizers = in_backward(net)
+    watch = chainrule.watch(net, optimizers)
+    with watch:
+        for _ in range(STEPS):
+            loss_of(net).backward()
+    assert (watch.step_number, watch.watched) == (STEPS, STEPS)
+    assert {name for kind, name in watch.history.series if kind == "update"} == {n for n, _ in net.named_parameters()}
+
+
+def of_a_gan(generator, critic, optimizers, critic_steps, iterations=4):
+    noise = torch.randn(16, 4)
+    for _ in range(iterations):
+        for _ in range(critic_steps):
+            optimizers[1].zero_grad()
+            (critic(X[:, :3]).mean() - critic(generator(noise).detach()).mean()).backward()
+            optimizers[1].step()
+        optimizers[0].zero_grad()
+        critic(generator(noise)).mean().backward()
+        optimizers[0].step()
+        yield
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("critic_steps", [1, 5])
+def test_a_gan_whose_critic_steps_more_often(given, critic_steps):
+    """A training step is a round of both. Until the other optimizer is met, it is the step of the first."""
+    generator, critic = model(), nn.Linear(3, 1)
+    optimizers = [sgd(generator.parameters()), sgd(critic.parameters())]
+    watch = chainrule.watch([generator, critic], optimizers) if given else chainrule.watch()
+    made, told = trained(of_a_gan(generator, critic, optimizers, critic_steps), watch)
+    assert not told
+    assert watch.watched == watch.step_number
+    # Not given, the critic's first steps are steps of their own; then it is known that both belong together.
+    assert watch.step_number == (made if given or critic_steps == 1 else made + critic_steps)
+
+
+def test_an_optimizer_that_steps_too_rarely_is_not_waited_for_and_it_is_said():
+    generator, critic = model(), nn.Linear(3, 1)
+    optimizers = [sgd(generator.parameters()), sgd(critic.parameters())]
+    watch = chainrule.watch([generator, critic], optimizers)
+    _, told = trained(of_a_gan(generator, critic, optimizers, 30), watch)
+    assert [each for each in told if "has not stepped in the last 20 steps of each other optimizer" in each]
+    assert watch.watched == watch.step_number == 4 * 31 - 19  # the first 20 are one
+
+
+def test_another_model_with_another_optimizer_than_the_given_ones_is_said():
+    net = model()
+    watch = chainrule.watch(net, sgd(net.parameters()))
+    other = model(width=5)
+    optimizer = sgd(other.parameters())
+
+    def loop():
+        for _ in range(25):
+            yield from once(other, optimizer)
+
+    _, told = trained(loop(), watch)
+    assert [each for each in told if "another optimizer than the given one, SGD, and are not watched" in each]
+    assert watch.step_number == 0
+
+
+def test_another_model_than_the_given_one_is_said_and_watched_from_then_on():
+    net = model()
+    optimizer = sgd(net.parameters())
+    watch = chainrule.watch(nn.Linear(1, 1), optimizer)
+    made, told = trained(plain(net, optimizer), watch)
+    assert told == ["chainrule: step 1 was not watched: none of the given models ran in it."]
+    assert (watch.step_number, watch.watched) == (made, made - 1)
+
+
+def test_a_forward_pass_from_before_the_watch_is_said():
+    net = model()
+    optimizer = sgd(net.parameters())
+    loss = loss_of(net)
+
+    def loop():
+        loss.backward()
+        optimizer.step()
+        yield
+        yield from plain(net, optimizer)
+
+    made, told = trained(loop(), watch := chainrule.watch(net, optimizer))
+    assert told == ["chainrule: step 1 was not watched: no forward pass ran in it in the thread of the watch."]
+    assert (watch.step_number, watch.watched) == (made, made - 1)
+
+
+def test_a_training_without_modules_is_watched_from_the_second_step_on():
+    weight = torch.zeros(4, 3, requires_grad=True)
+    optimizer = sgd([weight])
+
+    def loop():
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            F.cross_entropy(X @ weight, Y).backward()
+            optimizer.step()
+            yield
+
+    watch = chainrule.watch(None, optimizer)
+    made, told = trained(loop(), watch)
+    assert told == ["chainrule: step 1 was not watched: no forward pass ran in it in the thread of the watch."]
+    assert (watch.step_number, watch.watched) == (made, made - 1)
+    assert {"parameter", "parameter gradient", "update"} <= {kind for kind, _ in watch.history.series}
+
+
+def test_a_watch_keeps_no_optimizer_alive():
+    import weakref
+
+    net = model()
+    with chainrule.watch(net) as watch:
+        optimizer = torch.optim.Adam(net.parameters())
+        for _ in once(net, optimizer):
+            pass
+        gone = weakref.ref(optimizer)
+        del optimizer
+        assert gone() is None
+    assert watch.watched == 1
+
+
+def test_an_interrupt_between_two_steps_that_the_training_survives():
+    net = model()
+    optimizer = sgd(net.parameters())
+    with chainrule.watch(net, optimizer) as watch:
+        try:
+            loss_of(net)
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        for _ in plain(net, optimizer):
+            pass
+    assert (watch.step_number, watch.watched) == (STEPS, STEPS)
