@@ -431,6 +431,25 @@ class record:  # noqa: N801 (read as a verb)
         return 0 if self._recorder is None else sum(each.accumulates for each in self._recorder.tape.backwards)
 
     @property
+    def operations(self) -> int:
+        """How many operations have been recorded so far."""
+        return 0 if self._recorder is None else len(self._recorder.tape.operations)
+
+    @property
+    def in_module(self) -> bool:
+        """Whether the forward pass of a module is being recorded now."""
+        return self._recorder is not None and self._recorder.in_module
+
+    def abandon(self) -> None:
+        """Record no more: everything passes from now on, and nothing can be read."""
+        self._guard.failure = self._guard.failure or "the recording was abandoned."
+
+    @property
+    def failure(self) -> str:
+        """Why the recording has ended early, if it has; it cannot be read then."""
+        return self._guard.failure
+
+    @property
     def models(self) -> list[torch.nn.Module]:
         """The modules that ran outside of any other, so far."""
         runs = () if self._recorder is None else self._recorder.tape.modules

@@ -288,6 +288,11 @@ class Recorder:
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
+    @property
+    def in_module(self) -> bool:
+        """Whether the forward pass of a module is running."""
+        return bool(self._open_modules)
+
     def enter_module(self, module: torch.nn.Module, args: Any) -> None:
         """A module's forward begins."""
         parent = self._open_modules[-1] if self._open_modules else None

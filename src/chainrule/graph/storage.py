@@ -2,7 +2,8 @@
 
 Nothing is pickled and nothing in a file is code. Operations are named (`aten.addmm.default`) and looked up among
 PyTorch's own; a user's own `autograd.Function` or registered operation keeps its name alone. Reading is strict: a file
-is refused where a field does not fit its type in `graph` or `snapshot`, or where an index leads nowhere.
+is refused where its checksum is another, where a field does not fit its type in `graph` or `snapshot`, or where an
+index leads nowhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import secrets
 import stat
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -23,6 +25,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
+from numpy import from_dlpack  # unlike `Tensor.numpy`, it leaves the memory of the tensor resizable
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -69,6 +72,7 @@ def write(graph: Graph, path: str | os.PathLike[str]) -> None:
             header["graph"] = body
         else:
             packer.tensors["graph"] = torch.frombuffer(bytearray(body.encode()), dtype=torch.uint8)
+        header["checksum"] = _checksum(header, packer.tensors)
         # Each tensor goes straight into the file: collecting all of them first would take their memory twice.
         write_atomically(path, lambda file: save_file(packer.tensors, file, header))
     except _MALFORMED as error:
@@ -91,6 +95,8 @@ def read(path: str | os.PathLike[str]) -> Graph:
             header = file.metadata() or {}
             _check(header, path)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no dict)
+            if header.get("checksum", whole := _checksum(header, tensors)) != whole:
+                raise ValueError("its checksum is not that of its content")
     except FileNotFoundError as error:
         raise StorageError(f"{path}: there is no such file. Give a file that recording.save() wrote.") from error
     except (SafetensorError, OSError, MemoryError, *_MALFORMED) as error:
@@ -175,6 +181,20 @@ def _check(header: dict[str, str], path: object) -> None:
         )
 
 
+def checksum(data: Tensor) -> int:
+    """A checksum of a dense tensor's numbers."""
+    flat = data.detach().resolve_conj().resolve_neg().contiguous().cpu()
+    # The stride of a single element may be anything.
+    numbers: Any = from_dlpack(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8))
+    return zlib.crc32(numbers)
+
+
+def _checksum(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """A checksum of all that is in a file. One that an older chainrule wrote has none."""
+    parts = [header.get("graph", ""), *(f"{k} {x.dtype} {x.shape} {checksum(x)}" for k, x in sorted(tensors.items()))]
+    return f"{zlib.crc32(chr(10).join(parts).encode(errors='backslashreplace')):08x}"
+
+
 def _brief(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -209,7 +229,7 @@ class _Packer:
             return {"dict": [[self.pack(key), self.pack(value)] for key, value in item.items()]}
         if isinstance(item, slice):
             return {"slice": [self.pack(each) for each in (item.start, item.stop, item.step)]}
-        if is_dataclass(item):
+        if _kinds.get(type(item).__name__) is type(item):
             return {type(item).__name__: {each.name: self.pack(getattr(item, each.name)) for each in fields(item)}}
         return self._named(item)
 
@@ -227,11 +247,10 @@ class _Packer:
 
     def _function(self, function: Any) -> Any:
         """An operation's name; of a write through a view also the view's place in its base."""
-        if isinstance(function, torch._ops.OpOverload):
-            return str(function)
-        if isinstance(function, WriteThroughView) and isinstance(function.function, torch._ops.OpOverload):
-            return self.pack(vars(function) | {"function": str(function.function)})
-        return None
+        if isinstance(function, WriteThroughView):
+            name = self._function(function.function)
+            return None if name is None else self.pack(vars(function) | {"function": name})
+        return str(function) if isinstance(function, torch._ops.OpOverload) and function.namespace in _SPACES else None
 
     def _key(self, tensor: Tensor) -> str:
         key = self._keys.get(id(tensor))
@@ -349,9 +368,7 @@ def _operation(name: str | None) -> Any:
 
 
 def _class(name: str) -> type:
-    """An empty class of this name, for reports; its code is not in the file."""
-    if not name.isidentifier():
-        raise ValueError(f"{name!r} is no class's name")
+    """An empty class of this name, for reports; its code is not in the file. `type()` makes names of all kinds."""
     return type(name, (), {})
 
 

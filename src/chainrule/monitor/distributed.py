@@ -18,7 +18,6 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy import from_dlpack  # unlike `Tensor.numpy`, it leaves the memory of the tensor resizable
 from torch import Tensor
 from torch import distributed as dist
 
@@ -28,6 +27,7 @@ from chainrule.graph.graph import Graph
 from chainrule.graph.history import RankFacts, RankParameter
 from chainrule.graph.snapshot import Parameter, Reduction, Snapshot, data_of, statistics_of
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.storage import checksum
 
 if TYPE_CHECKING:
     from chainrule.diagnostics import Finding
@@ -183,9 +183,7 @@ def _mark(data: Tensor | None) -> int | None:
     """A checksum of the numbers; None if they were not kept."""
     if data is None:
         return None
-    flat = _dense(data).resolve_conj().resolve_neg().contiguous().cpu().reshape(-1).view(torch.uint8)
-    numbers: Any = from_dlpack(flat)
-    return zlib.crc32(numbers)
+    return checksum(_dense(data))
 
 
 def _sent(graph: Graph, reduction: Reduction, patterns: Sequence[str], small: int) -> _Sent:

@@ -59,24 +59,17 @@ class Examiner:
         """All findings so far, in the order in which they were made."""
         return tuple(self._found.values())
 
-    def examine(
-        self,
-        recording: Recording,
-        facts: StepFacts,
-        figures: Iterable[Figure],
-        of_ranks: Sequence[Finding] = (),
-        cache: StatisticsCache | None = None,
-    ) -> list[Found]:
+    def add(self, facts: StepFacts, figures: Iterable[Figure], shown: Sequence[Finding]) -> list[Found]:
         """Add a step to the course and examine it; returns the findings that are new or have changed.
 
-        `of_ranks` are the findings between the ranks at this step, `cache` has the statistics of its tensors.
+        `shown` are the findings in the step by itself.
         """
         self.fresh = ()
         self._pending = True
         self.history.steps.append(facts)
         for each in figures:
             self.history.add(each.kind, each.name, facts.step, each.statistics, each.layer, each.type)
-        shown = self._in_steps[facts.step] = (*self._in_step(recording, facts, cache), *of_ranks)
+        self._in_steps[facts.step] = shown
         severe = {(each.id, each.where) for each in shown if each.severity != "note"}
         urgent = not severe <= self._seen
         self._seen |= severe
@@ -93,7 +86,7 @@ class Examiner:
 
         `scaled` gradients are left out: they may be infinite because the GradScaler is about to skip the step.
         """
-        shown = self._in_step(recording, facts, cache, unfinished=True)
+        shown = self.in_step(recording, facts, cache, unfinished=True)
         reported = [
             replace(each, evidence=(*each.evidence, ending))
             for each in shown
@@ -137,10 +130,10 @@ class Examiner:
             if key not in present and found.severity != "note" and found.since is not None and found.since >= first:
                 yield replace(found, severity="note", until=self._examined if found.until is None else found.until)
 
-    def _in_step(
+    def in_step(
         self, recording: Recording, facts: StepFacts, cache: StatisticsCache | None, unfinished: bool = False
     ) -> Sequence[Finding]:
-        """The findings of one step; checks that need its derivation run only if it was recorded in full."""
+        """The findings of one step by itself; checks that need its derivation run only if it was recorded in full."""
         derivation = recording.derivation if facts.full and recording.is_whole else None
         return findings(
             recording.graph, derivation, recording.notation, cache=cache, unfinished=unfinished, **self._options

@@ -2,9 +2,13 @@
 
 Between watched steps the cost is two calls for each optimizer's step. The recording begins with the first training
 forward pass and not at the end of the previous step, so loading data and evaluating cost nothing and take no memory.
-If code was compiled it begins right away: PyTorch would compile the hooks too, and a recording that begins inside
-compiled code ends with it. What was recorded before the forward pass is then dropped, so a step is recorded the same
-whether or not code was compiled. No error here reaches the training, see `watch._guard`.
+It begins right away if no forward pass can be seen: no module runs at all, or code was compiled, as PyTorch would
+compile the hooks too, and a recording that begins inside compiled code ends with it. What was recorded before the
+forward pass is then dropped, so a step is recorded the same whether or not code was compiled.
+
+Hooks see the whole process: what runs in another thread than the watch is passed over. No recording begins or ends
+inside of a backward pass: if optimizers step in there, the training step ends when the next forward pass begins. No
+error here reaches the training, see `watch._guard`.
 """
 
 from __future__ import annotations
@@ -14,128 +18,178 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from types import FrameType
-from typing import Any
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.modules import module as module_hooks
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.autograd.function import Function
+from torch.optim.optimizer import Optimizer
 
+from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
+from chainrule.monitor.rounds import PATIENCE, Rounds
+from chainrule.monitor.updates_by_hand import UpdatesByHand
+
+if TYPE_CHECKING:
+    from chainrule.recording import record
 
 EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # as intended
-MANY_PASSES = 256  # forward passes of the model without a step of torch.optim: its optimizer is another
+MANY_PASSES, MANY_OPERATIONS = 256, 200_000  # of one step, after which its recording takes too much memory
+
+_current_pass = torch._C._current_graph_task_id
+_apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_step_code: CodeType = Optimizer.profile_hook_step(lambda self: None).__code__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """What `Boundaries` calls."""
+
+    guard: Callable[..., Any]  # calls each of the others, and everything in a hook
+    wanted: Callable[[], bool]  # whether to record the next step
+    begin: Callable[[nn.Module | None, Any], None]  # with the module whose forward pass begins; again: restart
+    within: Callable[[Optimizer, Any, Any], None]  # the recording began inside a step, whose closure runs the pass
+    stepping: Callable[[bool], None]  # an optimizer's step begins, with a closure or without
+    end: Callable[[str], None]  # a training step ended; why it was not recorded although it was wanted
+    give_up: Callable[[], None]  # the recording of this step has become too large
+    say: Callable[[str], None]  # warn once
+    recorder: Callable[[], record | None]  # of the step that is being recorded
 
 
 class Boundaries:
-    """Calls `begin(module, args)`, `stepping(optimizer, with_closure)` and `end()` at a training step's boundaries.
-
-    `wanted()` says whether to record the next step. `begin` gets the module whose forward pass is about to run, or
-    None; called again before `end`, it restarts the recording. `within` follows a `begin` inside an optimizer's step,
-    whose closure runs the forward pass. `lost()` is called if no optimizer ever steps. `guard` calls each of them.
-    """
+    """Calls `begin`, `stepping` and `end` at the boundaries of training steps. `models` may be added to or emptied."""
 
     def __init__(
         self,
-        models: Iterable[nn.Module],
+        models: list[nn.Module],
+        whole: Callable[[], Iterable[nn.Module]],
         optimizers: Iterable[Optimizer],
-        guard: Callable[..., Any],
-        *,
-        wanted: Callable[[], bool],
-        begin: Callable[[nn.Module | None, Any], None],
-        stepping: Callable[[Optimizer, bool], None],
-        within: Callable[[Optimizer, Any, Any], None],
-        end: Callable[[], None],
-        lost: Callable[[], None],
+        calls: Calls,
     ) -> None:
         self.off = False  # the watch is over, although hooks may remain
         self.stepped_by_hook = False  # since this was last set to False
-        self.optimizers: dict[int, Optimizer] = {id(each): each for each in optimizers}
-        self._models = list(models)
-        self._given = set(self.optimizers)
-        self._rounds = Rounds(self._given)
-        self._guard, self._wanted, self._begin, self._stepping, self._within, self._end, self._lost = (
-            guard, wanted, begin, stepping, within, end, lost
-        )  # fmt: skip
+        self.rounds = Rounds(optimizers, self._note_uneven)
+        self.elsewhere = 0  # steps of optimizers in other threads
+        self._foreign = 0  # steps of optimizers that are not watched since one that is
+        self._models, self._calls = models, calls
+        self._by_hand = UpdatesByHand(whole)
         self._thread = threading.get_ident()
         self._outermost: Optimizer | None = None
-        self._forward: Any = None  # the hook on forward passes, while a step is awaited or recorded
         self._first: nn.Module | None = None
-        self._passes = 0
+        self._passes = 0  # forward passes of the first module in this step
+        self._armed = False  # the next step is to be recorded, and has not been given up
         self._recording = False
         self._early = False  # the recording began before the step, whose forward pass is still awaited
+        self._perhaps = False  # the recording began with a forward pass in eval mode, which may be an evaluation
+        self._ended = False  # the step has ended inside of a backward pass
+        self._missed = ""  # why the step was not recorded so far
         self._wrapped = False  # a module made by torch.compile has run
-        self._any_mode = False  # this training runs models in eval mode
-        self._before_hook, self._after_hook = _uncompiled(self._before_step), _uncompiled(self._after_step)
-        self._before = register_optimizer_step_pre_hook(self._before_hook)
-        self._after = register_optimizer_step_post_hook(self._after_hook)
+        self._without_modules = False  # this training runs no module
+        self._eval: bool | None = None  # whether this training runs models in eval mode, once known
+        self._before, self._after = (_uncompiled(calls.guard, each) for each in (self._before_step, self._after_step))
+        self._filter: Any = None
+
+    def start(self) -> None:
+        """Register the hooks and wait for the first step."""
+        before_step.add(self, self._before)
+        after_step.add(self, self._after)
         warnings.filterwarnings("ignore", EXTRA_TIME, UserWarning)
         self._filter = warnings.filters[0]
+        self.arm()
 
     def remove(self) -> None:
         """Remove every hook."""
-        self.disarm()
-        left_on.take_off()
-        self._before.remove()
-        self._after.remove()
+        self.off = True
+        before_step.remove(self)
+        after_step.remove(self)
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
+        self.disarm()
+        left_on.take_off()
 
     # -- the start of a step ------------------------------------------------------------------------------------------
 
     def arm(self) -> None:
         """Wait for the next step if it is to be recorded."""
         self.disarm()
-        if self.off or not self._wanted():
-            if not left_on.take_off():  # the step ended in compiled code; the next forward pass may run outside it
-                self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
+        if self.off:
             return
-        if self._compiled():
+        self._armed = self._calls.wanted()
+        # If the step ended in compiled code, modes are left on; the next forward pass may run outside it.
+        if not self._armed and left_on.take_off() and not self._by_hand.known:
+            return
+        self._members = {id(module) for model in self._models for module in model.modules()}
+        self._missed = "no forward pass ran in it in the thread of the watch"
+        if self._armed and not in_backward() and (self._without_modules or self._compiled()):
             self._open(None, None)
             self._early = True
-        self._before.remove()
-        self._before = register_optimizer_step_pre_hook(self._before_hook)  # the last hook, which alone may add others
-        self._members = {id(module) for model in self._models for module in model.modules()}
-        self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
+        before_forward.add(self, self._at_forward)
 
     def disarm(self) -> None:
         """Stop waiting."""
-        self._recording = self._early = False
-        if self._forward is not None:
-            self._forward.remove()
-            self._forward = None
+        self._armed = self._recording = self._early = self._perhaps = self._ended = False
+        before_forward.remove(self)
 
     def _at_forward(self, module: nn.Module, args: Any) -> None:
         # First, so that a compiler that traces this hook returns at once.
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
             return
-        if left_on.modes:
+        self._calls.guard(self._forward_begins, module, args)
+
+    def _forward_begins(self, module: nn.Module, args: Any) -> None:
+        if in_backward():  # a checkpoint computes again
+            return
+        if self._ended or (module is self._first and self._updated_by_hand()):
+            self.finish()
+        if left_on.modes and left_on.take_off():
             self.arm()  # which was impossible at the end of the previous step
-        if self.off or left_on.modes or self._forward is None:
+        if left_on.modes or not self._armed:
             return
         if self._waits:
-            compiled = getattr(module, "_orig_mod", None)  # of torch.compile, whose own call is not compiled
-            self._wrapped = self._wrapped or compiled is not None
-            mine = not self._members or id(module) in self._members or id(compiled) in self._members
-            if mine and torch.is_grad_enabled() and (module.training or self._any_mode):
-                self._first, self._passes = module, 0
-                self._open(module, args)
+            self._perhaps_begin(module, args)
         elif module is self._first:
             self._passes += 1
-            if self._passes > MANY_PASSES:
+            recorder = self._calls.recorder()
+            if self._passes > MANY_PASSES and recorder is not None and recorder.operations > MANY_OPERATIONS:
                 self.disarm()
-                self._guard(self._lost)
+                self._calls.give_up()
 
     @property
     def _waits(self) -> bool:
-        """Whether the step has yet to begin."""
-        return not self._recording or self._early
+        """Whether the step has yet to begin, as far as is known."""
+        if not self._recording or self._early:
+            return True
+        recorder = self._calls.recorder()
+        return self._perhaps and recorder is not None and not recorder.passes and not recorder.in_module
+
+    def _perhaps_begin(self, module: nn.Module, args: Any) -> None:
+        """Begin to record if the step begins with this forward pass."""
+        compiled = getattr(module, "_orig_mod", None)  # of torch.compile, whose own call is not compiled
+        self._wrapped = self._wrapped or compiled is not None
+        if self._members and id(module) not in self._members and id(compiled) not in self._members:
+            self._missed = "none of the given models ran in it"
+            return
+        trains = module.training or any(part.training for part in module.modules())
+        if not torch.is_grad_enabled() and not (trains and _in_custom_function()):
+            self._missed = "its forward pass ran without gradients"
+            return
+        if not trains and self._eval is False:
+            self._missed = "its models ran in eval mode, as they did not before"
+            return
+        self._first, self._passes, self._without_modules = module, 0, False
+        self._open(module, args)
+        self._perhaps = not trains and self._eval is None
 
     def _open(self, module: nn.Module | None, args: Any) -> None:
-        self._recording, self._early = True, False
-        self._guard(self._begin, module, args)
+        self._recording, self._early, self._perhaps = True, False, False
+        self._calls.begin(module, args)
+        after_step.remove(self)
+        after_step.add(self, self._after)  # after the recorder's, which sees the update before the recording ends
+        if not self.rounds.current or self._by_hand.known:
+            self._by_hand.begin(module)
 
     def _compiled(self) -> bool:
         """Whether compiled functions and methods run, in which our forward hook is not called."""
@@ -148,84 +202,126 @@ class Boundaries:
 
     # -- the end of a step --------------------------------------------------------------------------------------------
 
-    def _concerns(self, optimizer: Optimizer) -> bool:
-        mine = not self._given or id(optimizer) in self._given
-        return mine and not self.off and threading.get_ident() == self._thread
-
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # An optimizer may wrap another: the outermost counts. If it steps again, its previous step raised an error.
-        if self._outermost not in (None, optimizer) or not self._concerns(optimizer):
+        if threading.get_ident() != self._thread:
+            self._note_elsewhere(optimizer)
             return
+        # An optimizer may wrap another: the outermost counts.
+        if self._outermost not in (None, optimizer) and _is_stepping(self._outermost):
+            return
+        if not self.rounds.concern(optimizer):
+            self._note_foreign(optimizer)
+            return
+        self._foreign = 0
         self._outermost = optimizer
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        self._guard(self._stepping, optimizer, closure is not None)
-        if closure is not None and self._forward is not None and self._waits:
+        self._calls.stepping(closure is not None)
+        if closure is not None and self._armed and self._waits and not in_backward():
             self._open(None, None)  # the forward pass runs inside the step
-            self._guard(self._within, optimizer, args, kwargs)
-        # PyTorch iterates over the hooks while it calls them, so only the last may add or remove hooks, as starting and
-        # ending a recording does. The recorder's own hook also sees the update before the recording ends.
-        if self._recording or self._compiled():
-            self._after.remove()
-            self._after = register_optimizer_step_post_hook(self._after_hook)
+            self._calls.within(optimizer, args, kwargs)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer is not self._outermost:
+        if optimizer is not self._outermost or threading.get_ident() != self._thread:
             return
         self._outermost = None
-        self.optimizers.setdefault(id(optimizer), optimizer)
         self.stepped_by_hook = True
-        if self._rounds.stepped(id(optimizer)):
+        self._ended = self.rounds.stepped(optimizer) or self._ended
+        if self._ended and (not in_backward() or not self._recording):
             self.finish()
 
     def finish(self) -> None:
         """End the training step, and wait for the next."""
-        # No module in training mode has run, unless in code that was compiled meanwhile.
-        if self._forward is not None and self._waits and (self._early or not self._compiled()):
-            self._any_mode = True
-        self._recording = self._early = False
-        self._guard(self._end)
+        missed = self._missed if self._armed and not self._recording else ""
+        if missed and self._compiled():
+            missed = "it ran in code that was compiled meanwhile"
+        if self._recording and not self._early:
+            self._eval = self._perhaps or bool(self._eval)
+        elif self._armed:
+            self._adapt()
+        self._armed = self._recording = False
+        self._calls.end(missed)
         self.arm()
 
+    def _adapt(self) -> None:
+        """No forward pass was recorded: look for those of the next step elsewhere."""
+        if self._missed.startswith("none of the given"):
+            self._models.clear()
+        elif self._missed.startswith("its models ran in eval"):
+            self._eval = True
+        elif self._missed.startswith("no forward"):
+            self._without_modules = True
 
-def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that is not compiled with an optimizer's compiled step, and neither is any function that it calls.
+    def settle(self) -> None:
+        """At the end of the watch: end a step that has ended already, but where no recording can; say what is known."""
+        if self._ended or self._updated_by_hand():
+            self._armed = self._armed and self._recording
+            self.finish()
+        if self.elsewhere and not self.rounds.current:
+            self._calls.say(
+                "no training step was watched: optimizers stepped in other threads than the one in which "
+                "`chainrule.watch` was called. Call it there."
+            )
+
+    def _updated_by_hand(self) -> bool:
+        if self.rounds.current or (not self._recording and not self._by_hand.known) or self._early:
+            return False
+        return self._by_hand.look()
+
+    # -- what cannot be watched ---------------------------------------------------------------------------------------
+
+    def _note_elsewhere(self, optimizer: Optimizer) -> None:
+        self.elsewhere += 1
+        if self.rounds.is_given(optimizer):
+            self._calls.say(
+                "the optimizer steps in another thread than the one in which `chainrule.watch` was called. Call it "
+                "there to watch these steps."
+            )
+
+    def _note_uneven(self, optimizer: Optimizer) -> None:
+        self._calls.say(
+            f"{type(optimizer).__name__} has not stepped in the last {PATIENCE} steps of each other optimizer, which "
+            "are counted as one training step. From now on no training step waits for it."
+        )
+
+    def _note_foreign(self, optimizer: Optimizer) -> None:
+        self._foreign += 1
+        if self._foreign == PATIENCE:
+            self._calls.say(
+                f"the last {PATIENCE} steps were made by another optimizer than the given one, "
+                f"{type(optimizer).__name__}, and are not watched: pass all of them to `chainrule.watch`."
+            )
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running in this thread."""
+    return _current_pass() != -1
+
+
+def _in_custom_function() -> bool:
+    """Whether the forward of an `autograd.Function` is running: reentrant checkpointing of a whole model is one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not _apply_code:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_stepping(optimizer: Optimizer | None) -> bool:
+    """Whether an optimizer's step is on the stack; an exception may have ended it without our hook."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _step_code and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _uncompiled(guard: Callable[..., Any], hook: Callable[..., None]) -> Callable[..., None]:
+    """A guarded hook that is not compiled with an optimizer's compiled step, nor is any function that it calls.
 
     The first call loads PyTorch's compiler, as the first step of every optimizer of torch.optim does.
     """
-    called: Callable[..., None] = torch._disable_dynamo(lambda *given: hook(*given))  # type: ignore[attr-defined]
+    called: Callable[..., None] = torch._disable_dynamo(lambda *given: guard(hook, *given))  # type: ignore[attr-defined]
     return called
-
-
-PATIENCE = 20  # steps of other optimizers after which an idle one is ignored
-
-
-class Rounds:
-    """Decides which optimizer's step ends a training step; `expected` are the keys of the known optimizers.
-
-    With one optimizer every step does. With several (the two of a GAN, or one for matrices and one for the rest) a
-    training step is a round in which each steps at least once, apart from those idle for `PATIENCE` steps of others.
-    """
-
-    def __init__(self, expected: Iterable[int] = ()) -> None:
-        self._idle = dict.fromkeys(expected, 0)  # steps of others since the last own one
-        self._stepped: set[int] = set()
-
-    def stepped(self, optimizer: int) -> bool:
-        """Count a step of an optimizer; returns whether it ends the training step."""
-        if optimizer not in self._idle and self._idle:
-            # A new optimizer belongs to the previous round; the next round begins after it.
-            self._idle[optimizer] = 0
-            self._stepped.clear()
-            return False
-        for other in self._idle:
-            self._idle[other] += 1
-        self._idle[optimizer] = 0
-        self._stepped.add(optimizer)
-        self._idle = {key: idle for key, idle in self._idle.items() if idle < PATIENCE}
-        if self._stepped.issuperset(self._idle):
-            self._stepped.clear()
-            return True
-        return False
 
 
 _around_a_step = GradScaler._maybe_opt_step.__code__

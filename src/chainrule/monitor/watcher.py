@@ -1,7 +1,7 @@
 """`chainrule.watch`: watches a whole training; decides which steps are recorded, and how.
 
 A watch may fail (a full disk, an unforeseen kind of model); the training must not. Everything that a hook triggers runs
-in `_guard`: an error ends the watch with one warning.
+in `_guard`: an error ends the watch with one warning. Everything that is on is taken off by `_let_go`.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ import atexit
 import platform
 import sys
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
-from chainrule.diagnostics.ranks import of_ranks
-from chainrule.errors import ChainruleWarning, StorageError
+from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
-from chainrule.monitor.ranks import ApartError, Step, WatchingRanks
+from chainrule.monitor.guard import Warnings, surely
+from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
-from chainrule.monitor.step_boundaries import Boundaries, ScalerView
+from chainrule.monitor.step_boundaries import Boundaries, Calls, ScalerView, in_backward
+from chainrule.monitor.step_recording import StepRecording
 from chainrule.monitor.step_series import (
     WatchContext,
     facts_of,
@@ -42,11 +43,12 @@ from chainrule.monitor.step_series import (
     rank_of,
     skipped_in,
 )
-from chainrule.recording import Recording, record
 
 if TYPE_CHECKING:
     from chainrule.diagnostics import Thresholds
+    from chainrule.recording import Recording
 
+T = TypeVar("T")
 OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
 OneOrMoreOptimizers = Optimizer | Iterable[Optimizer] | None
 
@@ -94,41 +96,50 @@ class watch:  # noqa: N801 (read as a verb)
         silence: Collection[str] = (),
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
-        check_counts({"every": every, "full_every": full_every}, 1)
-        check_counts({"start": start}, 0)
-        models = as_list(model, nn.Module, "model")
-        optimizers = [unwrapped(each) for each in as_list(optimizer, Optimizer, "optimizer")]
         self.every, self._full_every, self._on_finding = every, full_every, on_finding
-        self.step_number = steps_done(optimizers) if start is None else start
         self.history = History()
         self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # called with each watched step
-        self._due = self.step_number + 1
-        self._full_due = self.step_number + 1
-        self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
         self.watched = 0  # how many steps
-        self._scaler = ScalerView(scaler)
-        self._examiner = Examiner(self.history, thresholds, silence)
-        self._session: record | None = None
-        self._recording: Recording | None = None
+        self.step_number = start or 0
         self._full: str | None = None  # why the next step is recorded in full
-        self._passes = self._passes_before = 0  # backward passes before the last optimizer's step and the one before it
-        self._closure = False  # whether the last optimizer's step has one
-        self._failed = self._closed = False
+        self._failed = ""  # what ended the watch early
+        self._finished = self._closed = False
         self._examining = True
-        self._warned: set[str] = set()
-        self._ranks = WatchingRanks()
-        if not self._ranks.leads:  # the other ranks record for rank 0, which stores and examines
-            self._on_finding = self._examining = False
-        if to is not None and self._ranks.leads:
-            self._open(to)
-        self._boundaries = Boundaries(
-            models, optimizers, self._guard,
-            wanted=self._wanted, begin=self._begin, stepping=self._stepping, within=self._within, end=self._end,
-            lost=self._lost,
-        )  # fmt: skip
-        self._boundaries.arm()
-        atexit.register(self._at_exit)
+        self._step = StepRecording()
+        try:
+            check_counts({"every": every, "full_every": full_every}, 1)
+            check_counts({"start": start}, 0)
+            models = as_list(model, nn.Module, "model")
+            optimizers = [unwrapped(each) for each in as_list(optimizer, Optimizer, "optimizer")]
+            self._examiner = Examiner(self.history, thresholds, silence)
+            self._warnings = Warnings()
+            self._warn = self._warnings.warn
+            if start is None:
+                self.step_number = steps_done(optimizers)
+            self._due = self._full_due = self.step_number + 1
+            self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
+            self._scaler = ScalerView(scaler)
+            self._ranks = WatchingRanks()
+            if not self._ranks.leads:  # the other ranks record for rank 0, which stores and examines
+                self._on_finding = self._examining = False
+            self._boundaries = Boundaries(
+                self._models.given, self._models.whole, optimizers,
+                Calls(
+                    guard=self._guard, wanted=self._wanted, begin=self._begin, within=self._step.within,
+                    stepping=self._stepping, end=self._end, give_up=self._give_up, say=self._warn,
+                    recorder=lambda: self._step.session,
+                ),
+            )  # fmt: skip
+            if to is not None and self._ranks.leads:
+                self._open(to)
+            atexit.register(self._end_of_process)
+            self._guard(self._boundaries.start)
+        except BaseException as error:
+            surely(self._let_go)
+            if isinstance(error, ChainruleError) or not isinstance(error, Exception):
+                raise  # invalid options, Ctrl-C
+            warn(f"the training is not watched: {type(error).__name__}: {error}")
 
     # -- for the user -------------------------------------------------------------------------------------------------
 
@@ -137,60 +148,74 @@ class watch:  # noqa: N801 (read as a verb)
 
         With one, this call only stores a step that a GradScaler skipped at once.
         """
+        if self._failed or self._closed:
+            return
         boundaries = self._boundaries
         stepped, boundaries.stepped_by_hook = boundaries.stepped_by_hook, False
-        if self._over or stepped:
-            return
-        if boundaries.optimizers:
-            self._guard(self._note_skipped)
-        else:
-            boundaries.finish()
+        if not stepped:
+            self._guard(self._note_skipped if boundaries.rounds.current else boundaries.finish)
 
     @property
     def findings(self) -> tuple[Found, ...]:
         """The findings so far."""
-        return self._examiner.found
+        return self._examiner.found if hasattr(self, "_examiner") else ()
 
     def record_next(self, reason: str = "asked for") -> None:
         """Record the next step in full."""
         self._full = reason
-        if self._session is None and not self._over:
-            self._boundaries.arm()
+        if self._step.session is None and not self._failed:
+            self._guard(self._boundaries.arm)
 
     def close(self, status: str = "ended") -> None:
         """Stop watching: remove every hook, examine the run once more, and finish its file."""
         self._close(status)
 
     def _close(self, status: str, error: BaseException | None = None) -> None:
+        try:
+            if not self._closed:
+                self._guard(self._boundaries.settle)
+            if not self._closed and not self._finished:
+                self._finish(status, error)
+        except Exception as failure:
+            self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
+        finally:
+            surely(self._let_go)
+
+    def _let_go(self) -> None:
+        """Remove what may be left: hooks, modes, an open file, references to the user's objects. May run again."""
         if self._closed:
             return
+        parts: tuple[Callable[[], Any], ...] = (
+            lambda: self._boundaries.remove(),
+            lambda: self._step.leave(),
+            lambda: atexit.unregister(self._end_of_process),
+            lambda: self._close_file("interrupted"),
+            lambda: self._models.forget(),
+        )
+        for part in parts:
+            with suppress(Exception):
+                part()
         self._closed = True
-        atexit.unregister(self._at_exit)
-        self._boundaries.remove()
-        self._finish(status, error)
-        self._report_problem()
-        self._models.forget()
-        self._recording = None
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Run every part of the end and close the file. An error in one part is a warning, and the others still run."""
-        unfinished = None if self._session is None or self._failed else self._recording
+        unfinished = None if self._failed else self._step.unfinished()
         parts: tuple[Callable[[], None], ...] = (
-            lambda: self._leave(error),
+            self._boundaries.remove,
+            lambda: self._step.leave(error),
             self._ranks.leave,
+            self._store_ready,
             lambda: self._examine_unfinished(unfinished, error),
-            lambda: self._examine(self._examiner.finish, since=self.step_number),
+            lambda: self._find(self._examiner.finish, since=self.step_number),
             lambda: self._save_last(unfinished),
+            lambda: self._close_file(status),
         )
-        try:
-            for part in parts:
-                try:
-                    part()
-                except Exception as failure:  # in the user's `on_finding`, say
-                    self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
-        finally:
-            if self.writer is not None:
-                self.writer.close(status)
+        self._finished = True
+        for part in parts:
+            try:
+                part()
+            except Exception as failure:  # in the user's `on_finding`, say
+                self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
 
     def _examine_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
         """Examine the step that was being recorded when the watch ended, on this rank alone."""
@@ -212,15 +237,15 @@ class watch:  # noqa: N801 (read as a verb)
     ) -> None:
         self._ended_by(error)
 
-    def _at_exit(self) -> None:
-        """Close at the end of the process, with the exception that ended it, if one did."""
+    def _end_of_process(self) -> None:
         self._ended_by(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
 
     def _ended_by(self, error: BaseException | None) -> None:
-        if error is None or isinstance(error, SystemExit):
-            self._close("ended")
-        else:
-            self._close(f"{type(error).__name__}: {error}", error)
+        harmless = error is None or isinstance(error, SystemExit)
+        try:
+            self._close("ended" if harmless else f"{type(error).__name__}: {error}", None if harmless else error)
+        finally:
+            surely(self._let_go)
 
     # -- called at the boundaries -------------------------------------------------------------------------------------
 
@@ -235,101 +260,84 @@ class watch:  # noqa: N801 (read as a verb)
         return due or (self._full is not None and not self._ranks.active)
 
     def _begin(self, module: nn.Module | None, args: Any) -> None:
-        self._leave()  # a recording that began before the step
         self._ranks.call()
         if not self._ranks.leads:
             self._full = None  # rank 0 alone records in full
-        session = record(namespace=self._models.named(), keep=None if self._full else "statistics")
-        session.know(self._models.whole())
-        if self._on_finding is not False:
-            session.keep_leaves()
-        self._recording = session.__enter__()
-        self._session = session
-        self._passes = self._passes_before = 0
-        if module is not None:
-            session.enter(module, args)
+        self._step.begin(self._models, self._full is not None, self._on_finding is not False, module, args)
 
-    def _stepping(self, optimizer: Optimizer, closure: bool) -> None:
-        self._closure = closure
-        if self._session is not None:
-            if self._scaler.scaler is None:
-                self._scaler.look()
-            passes = self._session.passes
-            if passes > self._passes:  # backward ran again since the previous optimizer's step
-                self._passes_before, self._passes = self._passes, passes
+    def _stepping(self, closure: bool) -> None:
+        if self._step.session is not None and self._scaler.scaler is None:
+            self._scaler.look()
+        self._step.stepping(closure)
         self._note_skipped()
 
-    def _within(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._session is not None:
-            self._session.enter_step(optimizer, args, kwargs)
-
-    def _end(self) -> None:
+    def _end(self, missed: str) -> None:
         self.step_number += 1
-        if self._session is None or self._recording is None:
-            return
-        self._models.meet(self._session.models)
-        self._leave()
-        self.watched += 1
-        self._due = _multiple_after(self.step_number, self.every)
-        self._full_due = _multiple_after(self.step_number, self._full_every or 1)
-        step = self._take_step()
-        if self._ranks.leads:
-            for report in self.reports:
-                report(step.facts, step.figures)
-            self._report_problem()
+        if missed:
+            self._warnings.missed(self.step_number, missed)
+        recording = self._step.end(self._models)
+        if recording is not None:
+            self.watched += 1
+            self._due = _multiple_after(self.step_number, self.every)
+            self._full_due = _multiple_after(self.step_number, self._full_every or 1)
+            self._take_step(recording)
+        elif self._ranks.step_ended():
+            self._store_ready()
 
     @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
-    def _take_step(self) -> Step:
-        """Read, store and examine the step just recorded, and drop its recording."""
-        recording, self._recording = self._recording, None
-        assert recording is not None
+    def _take_step(self, recording: Recording) -> None:
+        """Read and examine the step just recorded, and hand it over to be stored."""
         cache = StatisticsCache()
         figures, facts = self._read(recording, cache)
-        step = self._joined(recording, facts, figures)
-        if self._ranks.leads:
-            self._store(recording, step, cache)
-            self._save_on_finding(recording, step.facts)
-        return step
+        found = self._examined(lambda: self._examiner.in_step(recording, facts, cache), since=facts.step)
+        if self._full is not None:
+            reason, self._full = self._full, None
+            self._save_full(recording, facts.step, reason)
+        names = "" if self._models.whole() else prefix_of(recording.graph)
+        self._ranks.put(Step(facts, figures, found), rank_of(recording, names) if self._ranks.active else None)
+        self._store_ready(recording)
 
-    def _joined(self, recording: Recording, facts: StepFacts, figures: list[Figure]) -> Step:
-        """The step joined over all ranks, or that of this one if they do not watch together."""
-        if self._ranks.active:
-            names = "" if self._models.whole() else prefix_of(recording.graph)
-            try:
-                return self._ranks.join(facts, figures, rank_of(recording, names))
-            except ApartError as error:
-                self._warn(f"{error}: from step {facts.step} on all statistics are those of rank 0 alone.")
-                if not self._ranks.leads:
-                    self._boundaries.off = self._failed = True
-        return Step(facts, figures, ())
+    def _store_ready(self, recording: Recording | None = None) -> None:
+        """Store and examine the steps whose parts are there; `recording` is that of the step that has just ended."""
+        steps = self._ranks.ready()
+        if self._ranks.apart is not None:
+            self._warn(self._ranks.apart)
+            if not self._ranks.leads:
+                self._failed = self._ranks.apart
+        if not self._ranks.leads:
+            return
+        for step in steps:
+            self._store(step)
+            self._save_on_finding(recording if step.facts.step == self.step_number else None, step.facts)
+            for report in self.reports:
+                report(step.facts, step.figures)
+        self._report_problem()
 
-    def _lost(self) -> None:
-        self._leave()
-        self._warn(
-            "many forward passes ran and no optimizer of torch.optim stepped, so the end of a step is unknown. Call "
-            "`watch.step()` at the end of each."
-        )
-
-    def _leave(self, error: BaseException | None = None) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            session.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+    def _give_up(self) -> None:
+        self._step.leave()
+        if self._boundaries.rounds.current:
+            self._warnings.missed(self.step_number + 1, "its recording would take too much memory")
+        else:
+            self._warn(
+                "many forward passes ran and no optimizer of torch.optim stepped, so the end of a step is unknown. "
+                "Call `watch.step()` at the end of each."
+            )
 
     # -- one watched step ---------------------------------------------------------------------------------------------
 
     def _read(self, recording: Recording, cache: StatisticsCache) -> tuple[list[Figure], StepFacts]:
         histograms = keeps_histograms(self.watched - 1)
         graph = recording.at_once(cache, histograms) if self._full is None else recording.graph
-        optimizers = list(self._boundaries.optimizers.values())
+        optimizers = self._boundaries.rounds.current
         context = WatchContext(
             step=self.step_number,
             rates=tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
             scale=self._scaler.scale,
-            passes_before=self._passes_before,
-            closure=self._closure,
+            passes_before=self._step.passes_before,
+            closure=self._step.closure,
             named=bool(self._models.whole()),
             full=self._full is not None,
-            gradients=measured_gradients(optimizers, self._models.names, histograms) if self._closure else {},
+            gradients=measured_gradients(optimizers, self._models.names, histograms) if self._step.closure else {},
             moments=measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
@@ -339,38 +347,33 @@ class watch:  # noqa: N801 (read as a verb)
             self._count_skipped(missed)
         return list(figures_of(graph, context)), facts_of(graph, context)
 
-    def _store(self, recording: Recording, step: Step, cache: StatisticsCache) -> None:
-        facts, figures = step.facts, step.figures
+    def _store(self, step: Step) -> None:
         if self.writer is not None:
-            self.writer.add(facts, figures)
-        if self._full is not None:
-            reason, self._full = self._full, None
-            self._save_full(recording, facts.step, reason)
-        self._examine(
-            lambda: self._examiner.examine(recording, facts, figures, of_ranks(step.ranks), cache), since=facts.step
-        )
+            self.writer.add(step.facts, step.figures)
+        self._find(lambda: self._examiner.add(step.facts, step.figures, step.found), since=step.facts.step)
 
-    def _examine(self, examine: Callable[[], list[Found]], since: int) -> None:
-        """Make findings and store them; an error ends the findings, not the watch."""
-        if not self._examining:
-            return
-        try:
-            changed = examine()
-        except Exception as error:
-            self._examining = False
-            self._warn(f"there are no findings from step {since} on: {type(error).__name__}: {error}")
-            return
-        for found in changed:
+    def _find(self, examine: Callable[[], Sequence[Found]], since: int) -> None:
+        for found in self._examined(examine, since):
             if self.writer is not None:
                 self.writer.find(found)
 
-    def _save_on_finding(self, recording: Recording, facts: StepFacts) -> None:
+    def _examined(self, examine: Callable[[], Sequence[T]], since: int) -> Sequence[T]:
+        """What an examination finds; an error ends the findings, not the watch."""
+        try:
+            return examine() if self._examining else ()
+        except Exception as error:
+            self._examining = False
+            self._warn(f"there are no findings from step {since} on: {type(error).__name__}: {error}")
+            return ()
+
+    def _save_on_finding(self, recording: Recording | None, facts: StepFacts) -> None:
         """Save this step in full if it shows a new finding, or record the next one in full if this is impossible."""
         reason = self._examiner.requested(self._on_finding)
         if reason is None or facts.full:
             return
         # The part of another rank cannot be recomputed, and a full recording needs a file.
-        full = None if self._ranks.active or self.writer is None else replayed(recording)
+        alone = self.writer is not None and not self._ranks.active
+        full = replayed(recording) if alone and recording is not None else None
         if full is None:
             self._full = f"the step after {reason}"
         else:
@@ -389,8 +392,6 @@ class watch:  # noqa: N801 (read as a verb)
         if self.writer is not None and (problem := self.writer.keep_full(recording.save, step, reason)):
             self._warn(problem)
 
-    # -- skipped steps ------------------------------------------------------------------------------------------------
-
     def _note_skipped(self) -> None:
         if self._scaler.scaler is not None:
             self._count_skipped(self._scaler.skipped())
@@ -400,9 +401,9 @@ class watch:  # noqa: N801 (read as a verb)
         for _ in range(count):
             self.step_number += 1
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
-            self.history.steps.append(facts)
-            if self.writer is not None:
-                self.writer.add(facts)
+            self._ranks.put(Step(facts, []))
+        if count:
+            self._store_ready()
 
     # -- errors -------------------------------------------------------------------------------------------------------
 
@@ -412,36 +413,41 @@ class watch:  # noqa: N801 (read as a verb)
             self.writer = Writer(to, every=self.every, start=self.step_number, versions=versions)
         except StorageError as error:
             self._warn(f"{error} The training is watched without a file.")
-
-    @property
-    def _over(self) -> bool:
-        return self._closed or self._failed
+        if self.writer is not None and self.writer.notice is not None:
+            self._warn(self.writer.notice)
 
     def _guard(self, act: Callable[..., Any], *arguments: Any) -> None:
-        """Call `act` for a hook; an error ends the watch with a warning."""
-        if self._over:
-            return
+        """Call `act` for a hook; an error ends the watch with a warning, an interrupt this step's recording."""
         try:
-            act(*arguments)
+            if self._failed:
+                self._finish_failed()
+            elif not self._closed:
+                act(*arguments)
         except Exception as error:
-            self._failed = True
-            self._boundaries.off = True
-            self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
-            self._finish(f"watching ended: {type(error).__name__}: {error}")
+            self._fail(error)
+        except BaseException:
+            self._step.abandon()  # the training may catch it and go on
+            raise
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = self._failed or f"{type(error).__name__}: {error}"
+        self._warn(f"watching ended at step {self.step_number + 1}: {self._failed}")
+        self._step.abandon()
+        self._finish_failed()
+
+    def _finish_failed(self) -> None:
+        """Finish after an error, unless a backward pass is running: no recording can end in there."""
+        if not self._finished and not in_backward():
+            self._finish(f"watching ended: {self._failed}")
+
+    def _close_file(self, status: str) -> None:
+        if self.writer is not None:
+            self.writer.close(status)  # again: nothing
+            self._report_problem()
 
     def _report_problem(self) -> None:
         if self.writer is not None and self.writer.problem:
             self._warn(self.writer.problem)
-
-    def _warn(self, sentence: str) -> None:
-        """Warn once; on stderr if warnings are errors, because a warning must not end the training."""
-        if sentence in self._warned:
-            return
-        self._warned.add(sentence)
-        try:
-            warnings.warn(f"chainrule: {sentence}", ChainruleWarning, stacklevel=2)
-        except ChainruleWarning:
-            print(f"chainrule: {sentence}", file=sys.stderr)
 
 
 def _multiple_after(step: int, every: int) -> int:

@@ -12,9 +12,11 @@ second bytes) and compressed: about 3 bytes a number instead of 4, and almost no
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,15 @@ from chainrule.graph.statistics import Statistics
 
 APPLICATION = 0x63687264  # "chrd"
 VERSION = 1
+SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
+OTHERS = "it is a database of another program"
+PATIENCE = 2  # seconds that a training waits at its begin for a file that another process has locked
 PAGE = 16384  # bytes; the columns of a chunk take tens of kB
 
 REALS = ("norm", "mean", "std", "low", "high")  # float32
 COUNTS = ("elements", "zeros", "not_finite")  # uint32
 COLUMNS = (*REALS, *COUNTS)
+BINS = 4096  # of a histogram, at most
 NOT_MEASURED = 2**32 - 1  # first bin of a histogram that does not exist
 
 SCHEMA = f"""
@@ -70,36 +76,61 @@ CREATE TABLE recording (
 );
 """
 
+_STORED: dict[str, type | tuple[type, ...]] = {"INTEGER": int, "REAL": (float, str), "TEXT": str, "BLOB": bytes}
+TABLES: dict[str, dict[str, tuple[Any, bool]]] = {
+    table: {
+        column: (_STORED[kind], not rest.strip().startswith(("NOT NULL", "PRIMARY KEY")))
+        for column, kind, rest in re.findall(r"(\w+) (INTEGER|REAL|TEXT|BLOB)([^,]*)", body)
+    }
+    for table, body in re.findall(r"CREATE TABLE (\w+) \((.*?)\n\)", SCHEMA, re.DOTALL)
+}
+"""The columns of each table: the types that a value may have, and whether it may be NULL. A REAL of NaN is text."""
+
 # -- the file ---------------------------------------------------------------------------------------------------------
+
+
+class DamagedError(StorageError):
+    """The file of a run that cannot be read to its end."""
 
 
 def connect_to_write(path: str | os.PathLike[str]) -> sqlite3.Connection:
     """Open the file at `path` for writing; create it if it does not exist.
 
-    Raises StorageError if the file cannot be opened, is not the file of a run, or has a newer version.
+    Raises StorageError if the file cannot be opened, is not the file of a run, or has a newer version. A file of
+    another program is not touched; DamagedError, if it is damaged.
     """
-    try:
-        connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        connection.execute(f"PRAGMA page_size = {PAGE}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("BEGIN IMMEDIATE")
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-            for statement in SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise unwritable(path, error) from error
-    _check(connection, path)
+    _check_header(path)
+    with writing(path):
+        connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+            if not new:
+                _check(connection, path)
+                (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if state != "ok":
+                    raise damaged(path, state)
+            connection.execute(f"PRAGMA page_size = {PAGE}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            if new:
+                connection.execute("BEGIN IMMEDIATE")
+                if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                    for statement in SCHEMA.split(";"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+                    connection.execute(f"PRAGMA user_version = {VERSION}")
+                connection.execute("COMMIT")
+                _check(connection, path)
+        except BaseException:
+            connection.close()
+            raise
     return connection
 
 
 def connect_to_read(path: str | os.PathLike[str]) -> sqlite3.Connection:
     """Open the file at `path` for reading, even while another process writes it.
 
-    Raises StorageError if the file does not exist, is not the file of a run, or has a newer version.
+    Raises StorageError if the file does not exist, is not the file of a run, has a newer version, or is damaged.
     """
     if not Path(path).is_file():
         raise StorageError(f"{path}: there is no such file. Give a file that chainrule.watch(..., to=...) wrote.")
@@ -109,41 +140,102 @@ def connect_to_read(path: str | os.PathLike[str]) -> sqlite3.Connection:
             connection = _opened(f"{address}?mode=ro")
         except sqlite3.OperationalError:  # a read-only folder has no room for the index of the log
             connection = _opened(f"{address}?immutable=1")
-    except sqlite3.DatabaseError as error:
-        raise _not_a_run(path, str(error)) from error
-    _check(connection, path)
+    except sqlite3.Error as error:
+        raise _unreadable(path, error) from error
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")  # the file may come from anywhere
+        _check(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise _unreadable(path, error) from error
+    except StorageError:
+        connection.close()
+        raise
     return connection
 
 
 def _opened(address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=True, timeout=10, isolation_level=None, check_same_thread=False)
-    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
+def _check_header(path: str | os.PathLike[str]) -> None:
+    """Raise StorageError if an existing file is one of another program, by its first bytes alone."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(100)
+    except OSError:
+        return  # a new file, or one that SQLite will not open either
+    if not header:
+        return
+    if not header.startswith(SQLITE):
+        raise _not_a_run(path, "file is not a database")
+    application = int.from_bytes(header[68:72], "big")
+    if application in (0, APPLICATION):  # the 0 of a file whose first pages are in the log is not yet ours
+        return
+    raise _not_a_run(path, OTHERS)
+
+
 def _check(connection: sqlite3.Connection, path: str | os.PathLike[str]) -> None:
-    """Close the file and raise StorageError unless it is the file of a run in a known version."""
+    """Raise StorageError unless it is the file of a run in a known version, with its tables."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application == APPLICATION and version == VERSION:
-        return
-    connection.close()
     if application != APPLICATION:
-        raise _not_a_run(path, "it is a database of another program")
-    raise StorageError(
-        f"{path} is the file of a run in format version {version}; this chainrule reads version {VERSION}. "
-        "Use a newer chainrule."
+        raise _not_a_run(path, OTHERS)
+    if version != VERSION:
+        raise StorageError(
+            f"{path} is the file of a run in format version {version}; this chainrule reads version {VERSION}. "
+            "Use a newer chainrule."
+        )
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if missing := TABLES.keys() - tables:
+        raise damaged(path, f"it has no table {min(missing)}")
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An error of SQLite, or in what a file holds, is a StorageError."""
+    try:
+        yield
+    except (zlib.error, ValueError) as error:
+        raise damaged(path, error) from error
+    except sqlite3.Error as error:
+        if type(error) is sqlite3.DatabaseError:  # not one of its kinds, such as a full disk or a lock
+            raise _unreadable(path, error) from error
+        raise StorageError(
+            f"{path} cannot be written as the file of a run: {error}. Give a path in a writable folder, on a disk with "
+            "free space."
+        ) from error
+
+
+def damaged(path: str | os.PathLike[str], cause: object) -> DamagedError:
+    """The error for a file whose content is not what a watch wrote."""
+    return DamagedError(
+        f"{path} is damaged and cannot be read to its end: {cause}. `sqlite3 {path} .recover` saves what is left."
     )
 
 
-def unwritable(path: str | os.PathLike[str], error: sqlite3.Error) -> StorageError:
-    """The error for a file that cannot be opened for writing."""
-    if isinstance(error, sqlite3.DatabaseError) and "not a database" in str(error):
-        return _not_a_run(path, str(error))
-    return StorageError(
-        f"{path} cannot be written as the file of a run: {error}. Give a path in a writable folder, on a disk with "
-        "free space."
-    )
+def checked(table: str, columns: Iterable[str], row: Sequence[Any]) -> Sequence[Any]:
+    """A row whose values have the types of their columns. Raises ValueError for another."""
+    for column, value in zip(columns, row, strict=True):
+        types, nullable = TABLES[table][column]
+        fits = isinstance(value, types) and (types != _STORED["REAL"] or _is_real(value))
+        if not (nullable if value is None else fits):
+            raise ValueError(f"{column} of a {table} cannot be {str(value)[:60]!r}")
+    return row
+
+
+def _is_real(value: float | str) -> bool:
+    return isinstance(value, float) or value == "nan"
+
+
+def _unreadable(path: str | os.PathLike[str], error: sqlite3.Error) -> StorageError:
+    return _not_a_run(path, str(error)) if "not a database" in str(error) else damaged(path, error)
 
 
 def _not_a_run(path: str | os.PathLike[str], cause: str) -> StorageError:
@@ -175,14 +267,14 @@ def _narrow(numbers: Array, name: str) -> Array:
     return numbers.astype("<f4") if name in REALS else np.minimum(numbers, NOT_MEASURED).astype("<u4")
 
 
-def read_column(data: bytes, name: str, steps: int) -> Array:
+def read_column(data: bytes, name: str, tensors: int, steps: int) -> Array:
     """One statistic of each tensor at each step, (tensors, steps)."""
-    return _unpacked(data, "<f4" if name in REALS else "<u4").reshape(-1, steps)
+    return _unpacked(data, "<f4" if name in REALS else "<u4", tensors * steps).reshape(tensors, steps)
 
 
-def truncated(data: bytes, name: str, steps: int, kept: int) -> bytes:
+def truncated(data: bytes, name: str, tensors: int, steps: int, kept: int) -> bytes:
     """A column reduced to its first `kept` steps."""
-    return _packed(np.ascontiguousarray(read_column(data, name, steps)[:, :kept]))
+    return _packed(np.ascontiguousarray(read_column(data, name, tensors, steps)[:, :kept]))
 
 
 def histograms(statistics: Sequence[Statistics]) -> bytes:
@@ -194,7 +286,7 @@ def histograms(statistics: Sequence[Statistics]) -> bytes:
 
 def read_histograms(data: bytes, tensors: int) -> list[tuple[int, ...]]:
     """The histogram of each tensor; () if it has none."""
-    counts = _unpacked(data, "<u4").reshape(tensors, -1).tolist()
+    counts = _unpacked(data, "<u4", tensors * BINS).reshape(tensors, -1).tolist()
     return [() if row[0] == NOT_MEASURED else tuple(row) for row in counts]
 
 
@@ -213,6 +305,11 @@ def _packed(array: Array) -> bytes:
     return zlib.compress(np.ascontiguousarray(flat.T).tobytes(), 1)
 
 
-def _unpacked(data: bytes, dtype: str) -> Array:
-    sorted_bytes = np.frombuffer(zlib.decompress(data), np.uint8).reshape(4, -1)
+def _unpacked(data: bytes, dtype: str, most: int) -> Array:
+    """At most so many numbers, whatever the bytes claim."""
+    inflater = zlib.decompressobj()
+    content = inflater.decompress(data, 4 * most + 1)
+    if len(content) > 4 * most or not inflater.eof:
+        raise ValueError("a column is longer than its tensors and steps, or cut short")
+    sorted_bytes = np.frombuffer(content, np.uint8).reshape(4, -1)
     return np.ascontiguousarray(sorted_bytes.T).view(dtype).reshape(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,10 +37,13 @@ class Found:
         return {column: _stored(getattr(self, name)) for column, name in COLUMNS.items()}
 
     @classmethod
-    def of_row(cls, row: tuple[Any, ...]) -> Found:
-        """The inverse of `row`."""
+    def of_row(cls, row: Sequence[Any]) -> Found:
+        """The inverse of `row`. Raises ValueError or TypeError for a row that is none."""
         found = dict(zip(COLUMNS.values(), row, strict=True))
-        return cls(**found | {name: tuple(json.loads(found[name])) for name in LISTS})
+        lists = {name: tuple(json.loads(found[name])) for name in LISTS}
+        if not all(isinstance(each, kind) for name, kind in LISTS.items() for each in lists[name]):
+            raise ValueError("the lists of a finding")
+        return cls(**found | lists)
 
     @property
     def when(self) -> str:
@@ -57,7 +61,7 @@ class Found:
         )
 
 
-LISTS = ("evidence", "rows")  # stored as JSON
+LISTS = {"evidence": str, "rows": int}  # stored as JSON
 COLUMNS = {{"id": "finding", "where": "name"}.get(each.name, each.name): each.name for each in fields(Found)}
 """The columns of the finding table, and the field in each."""
 

@@ -6,16 +6,16 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, get_args
 
 import numpy as np
 
-from chainrule.errors import MissingError, StorageError
+from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.history import History, Kind, Series, StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format, found
@@ -28,6 +28,11 @@ Table = tuple["Array", "list[Tensor]", "Array"]
 """Steps, tensors, and numbers, (tensors, steps)."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
+DAMAGE = (
+    ValueError, TypeError, LookupError, OverflowError, RecursionError, MemoryError, zlib.error
+)  # fmt: skip
+LATEST = 2.0**37  # seconds since the epoch
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 STATISTICS = ("elements", "norm", "mean", "std", "low", "high", "zeros", "not_finite")  # in the order of the class
@@ -54,23 +59,47 @@ class Recorded:
     reason: str
 
 
+def _reads(method: Callable[P, T]) -> Callable[P, T]:
+    """A method for which content that no watch wrote is a StorageError."""
+
+    @wraps(method)
+    def read(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except ChainruleError:
+            raise
+        except DAMAGE as error:
+            raise format.damaged(args[0].path, error) from error  # type: ignore[attr-defined]
+
+    return read
+
+
 class RunReader:
     """Reads one run from the file at `path`, see `Run`."""
 
     def __init__(self, path: str | os.PathLike[str], run: int | None = None) -> None:
         self.path = Path(path)
         self._connection = format.connect_to_read(path)
+        try:
+            self._begin(run)
+        except BaseException:
+            self.close()
+            raise
+
+    @_reads
+    def _begin(self, run: int | None) -> None:
         self.runs = tuple(row[0] for row in self._query("SELECT id FROM run ORDER BY id"))
         if run not in (None, *self.runs) or not self.runs:
-            self.close()
             there = ", ".join(map(str, self.runs)) or "none yet"
-            raise MissingError(f"{path} has no run number {run or 1}; the numbers in it: {there}.")
+            raise MissingError(f"{self.path} has no run number {run or 1}; the numbers in it: {there}.")
         self.id: int = self.runs[-1] if run is None else run
         began, script, every, versions = self._row("began, script, every, versions")
         self.began: float = began
         self.script: str = script
         self.every: int = every
         self.versions: dict[str, str] = json.loads(versions)
+        if not (0 <= began < LATEST and isinstance(self.versions, dict) and _are(str, self.versions.values())):
+            raise ValueError("the row of a run")
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -85,37 +114,49 @@ class RunReader:
         ended: float | None = self._row("ended")[0]
         return ended
 
-    def _row(self, columns: str) -> tuple[Any, ...]:
-        return next(self._query(f"SELECT {columns} FROM run WHERE id = ?", self.id))
+    @_reads
+    def _row(self, columns: str) -> Sequence[Any]:
+        for row in self._query(f"SELECT {columns} FROM run WHERE id = ?", self.id):
+            return format.checked("run", columns.split(", "), row)
+        raise ValueError(f"there is no run {self.id} any more")
 
     # -- the steps ----------------------------------------------------------------------------------------------------
 
+    @_reads
     def steps(self) -> list[StepFacts]:
         """Each watched step, apart from its tensors."""
         full = self.recordings().keys()
         columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes"
         return [_facts(row, full) for row in self._rows(columns, "step", "step")]
 
+    @_reads
     def losses(self) -> list[tuple[int, float]]:
         """The loss of each watched step that has one."""
         return [(step, float(loss)) for step, loss in self._rows("step, loss", "step", "step") if loss is not None]
 
+    @_reads
     def recordings(self) -> dict[int, Recorded]:
         """The steps recorded in full."""
         rows = self._rows("step, file, reason", "recording", "step")
         return {step: Recorded(step, self.path.parent / file, reason) for step, file, reason in rows}
 
+    @_reads
     def findings(self) -> tuple[Found, ...]:
         """The findings of the run, in the order of the steps since which they hold."""
         return tuple(Found.of_row(row) for row in self._rows(", ".join(found.COLUMNS), "finding", "since, id"))
 
     # -- the tensors --------------------------------------------------------------------------------------------------
 
+    @_reads
     def tensors(self, kind: Kind | None = None) -> list[Tensor]:
         """Every tensor with statistics, in forward order."""
         rows = self._rows("id, kind, name, layer, type, dtype", "series", "layer, id")
-        return [Tensor(*row) for row in rows if kind in (None, row[1])]
+        tensors = [Tensor(*row) for row in rows]
+        if not all(each.kind in KINDS for each in tensors):
+            raise ValueError("a tensor of no kind")
+        return [each for each in tensors if kind in (None, each.kind)]
 
+    @_reads
     def series(self, kind: Kind, name: str) -> Series:
         """One tensor over time. Raises MissingError with near matches if the run has no such tensor."""
         tensors = [each for each in self.tensors(kind) if each.name == name]
@@ -123,12 +164,15 @@ class RunReader:
             raise MissingError(self._no_series(kind, name))
         return self._history(tensors[:1], self.steps()).series[kind, name]
 
+    @_reads
     def table(self, kind: Kind, figure: str, marked: bool = False) -> Table:
         """One statistic (`norm`, `mean`, `std`, `low`, `high`, `zeros`, ...) of all tensors of a kind.
 
         Returns the steps, the tensors in forward order, and the numbers, (tensors, steps), NaN where there is none.
         Statistics are of the finite elements; `marked` puts infinity where a tensor has others.
         """
+        if figure not in format.COLUMNS:
+            raise MissingError(f"A run has no statistic {figure!r}; there are {', '.join(map(repr, format.COLUMNS))}.")
         tensors = self.tensors(kind)
         row_of = {tensor.id: row for row, tensor in enumerate(tensors)}
         parts = list(self._chunks(kind, (figure, "not_finite") if marked else (figure,)))
@@ -142,6 +186,7 @@ class RunReader:
             numbers[np.ix_(rows, np.searchsorted(steps, part.steps))] = column
         return steps, tensors, numbers
 
+    @_reads
     def ratios(self) -> Table:
         """The norm of each parameter's update over the norm of the parameter before it; NaN for a norm of zero."""
         steps, tensors, updates = self.table("update", "norm", marked=True)
@@ -154,6 +199,7 @@ class RunReader:
         with np.errstate(invalid="ignore"):
             return shared, [tensors[row] for row in known], updates[np.ix_(known, left)] / norms
 
+    @_reads
     def history(
         self,
         kinds: Collection[Kind] | None = None,
@@ -202,14 +248,10 @@ class RunReader:
             kind,
         )
         for layout, series, steps, *data in rows:
-            try:
-                count = len(steps) // 8
-                read = {name: format.read_column(each, name, count) for name, each in zip(names, data, strict=True)}
-                chunk = _Chunk(layout, format.read_integers(series).tolist(), format.read_integers(steps), read)
-                chunk.check()
-            except (ValueError, zlib.error) as error:
-                raise self._damaged(error) from error
-            yield chunk
+            format.checked("chunk", ("steps", *names), (steps, *data))
+            size = (len(series) // 8, len(steps) // 8)
+            read = {name: format.read_column(each, name, *size) for name, each in zip(names, data, strict=True)}
+            yield _Chunk(layout, format.read_integers(series).tolist(), format.read_integers(steps), read)
 
     def _histograms(self, chunk: _Chunk) -> dict[int, list[tuple[int, ...]]]:
         """The histograms of a chunk's tensors, by step."""
@@ -229,21 +271,19 @@ class RunReader:
         matches = f"Near matches: {', '.join(map(repr, near))}." if near else "It has none of this kind."
         return f"{self.path} has no {kind} named {name!r}. {matches}"
 
-    def _rows(self, columns: str, table: str, order: str) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, columns: str, table: str, order: str) -> Iterator[Sequence[Any]]:
         """The rows of a table that belong to this run."""
-        return self._query(f"SELECT {columns} FROM {table} WHERE run = ? ORDER BY {order}", self.id)
+        names = columns.split(", ")
+        for row in self._query(f"SELECT {columns} FROM {table} WHERE run = ? ORDER BY {order}", self.id):
+            yield format.checked(table, names, row)
 
     def _query(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         try:
             yield from self._connection.execute(statement, values)
+        except sqlite3.ProgrammingError as error:
+            raise StorageError(f"{self.path} was closed. Open it again with chainrule.runs.open().") from error
         except sqlite3.Error as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> StorageError:
-        return StorageError(
-            f"{self.path} is damaged and cannot be read to its end: {error}. `sqlite3 {self.path} .recover` saves what "
-            "is left."
-        )
+            raise format.damaged(self.path, error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -268,12 +308,6 @@ class _Chunk:
     series: list[int]
     steps: Array
     columns: dict[str, Array]
-
-    def check(self) -> None:
-        """Raise ValueError unless it has a number for each tensor and step."""
-        shape = (len(self.series), len(self.steps))
-        if any(column.shape != shape for column in self.columns.values()):
-            raise ValueError("the shape of a chunk's columns does not match its tensors and steps")
 
     def fill(
         self, series: dict[int, Series], wanted: Collection[int], histograms: dict[int, list[tuple[int, ...]]]
@@ -306,10 +340,17 @@ def _sort(series: Series) -> None:
 
 @lru_cache(maxsize=1024)  # most steps have the rates of the step before
 def _rates(text: str) -> tuple[float, ...]:
-    return tuple(json.loads(text))
+    rates = json.loads(text)
+    if not _are((int, float), rates):
+        raise ValueError(f"learning rates cannot be {text[:60]}")
+    return tuple(rates)
 
 
-def _facts(row: tuple[Any, ...], full: Collection[int]) -> StepFacts:
+def _are(types: type | tuple[type, ...], items: Iterable[Any]) -> bool:
+    return all(isinstance(each, types) and not isinstance(each, bool) for each in items)
+
+
+def _facts(row: Sequence[Any], full: Collection[int]) -> StepFacts:
     step, time, loss, rates, skipped, scale, norm, clipped, passes = row
     return StepFacts(
         step, time, None if loss is None else float(loss), _rates(rates), bool(skipped),

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from chainrule.graph.history import Kind
 from chainrule.monitor.runs import export
+from chainrule.monitor.runs.format import SQLITE
 from chainrule.monitor.runs.reader import RunReader
 from chainrule.monitor.runs.summary import document
 
 if TYPE_CHECKING:
     from chainrule.document import Document
-
-SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 
 
 class Run(RunReader):

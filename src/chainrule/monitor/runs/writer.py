@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -29,6 +30,8 @@ BATCH = 1.0  # seconds between two writes
 CHUNK = 64  # steps in a full chunk
 OPEN = 64  # layouts whose chunks still grow; older ones are final
 HISTOGRAMS = 10  # histograms are stored at every tenth watched step
+BESIDE = 100  # files that are tried where one is damaged
+LOCKED = 10  # seconds to wait for another process that writes
 WAITING = 5000  # items that wait at most while nothing can be written
 
 
@@ -74,20 +77,16 @@ class Writer:
     def __init__(
         self, path: str | os.PathLike[str], *, every: int = 1, start: int = 0, versions: Mapping[str, str] | None = None
     ) -> None:
-        self.path = Path(path).absolute()  # the script may change the working directory
-        self.problem: str | None = None  # why the last batch could not be written
-        self.dropped = 0  # items dropped because too many waited
-        self._connection = format.connect_to_write(path)
-        self._execute = self._connection.execute
+        self.notice: str | None = None  # why the run is in another file than `path`
+        self.problem: str | None = None  # why nothing can be written since the last batch that was
+        self.dropped = 0  # items that were not written
         self._process = os.getpid()
         self._items: SimpleQueue[_Item | threading.Event | None] = SimpleQueue()
         self._waiting: list[_Item] = []
         self._forget()
         self._watched = 0  # how many steps with tensors were added
-        try:
-            self.run = self._begin(every, start, versions or {})
-        except sqlite3.Error as error:
-            raise format.unwritable(path, error) from error
+        self.path = Path(path).absolute()  # the script may change the working directory
+        self.run = self._open_or_beside(every, start, versions or {})
         self._thread = threading.Thread(target=self._work, name="chainrule writes a run", daemon=True)
         self._thread.start()
 
@@ -133,6 +132,33 @@ class Writer:
         self._items.put(None)
         self._thread.join()
 
+    # -- the file -----------------------------------------------------------------------------------------------------
+
+    def _open_or_beside(self, every: int, start: int, versions: Mapping[str, str]) -> int:
+        """Open the file and begin the run, in a new file beside one that is damaged; returns the run's number."""
+        first = self.path
+        for number in range(2, BESIDE):
+            try:
+                return self._open(every, start, versions)
+            except format.DamagedError as error:
+                self.path = first.with_stem(f"{first.stem}-{number}")
+                self.notice = f"{self.notice or error} The run goes to {self.path}."
+        raise format.damaged(first, f"and so are {BESIDE - 2} more beside it")
+
+    def _open(self, every: int, start: int, versions: Mapping[str, str]) -> int:
+        self._connection = format.connect_to_write(self.path)
+        try:
+            with format.writing(self.path):
+                run = self._begin(every, start, versions)
+            self._connection.execute(f"PRAGMA busy_timeout = {1000 * LOCKED}")
+        except BaseException:
+            self._connection.close()
+            raise
+        return run
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(statement, [_text(each) if isinstance(each, str) else each for each in values])
+
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -140,7 +166,8 @@ class Writer:
         while not closing:
             closing = self._take_batch()
             self._write()
-        self._connection.close()
+        with suppress(sqlite3.Error):
+            self._connection.close()
 
     def _take_batch(self) -> bool:
         """Wait for an item, then for those within `BATCH` seconds of it; returns whether the run was closed."""
@@ -169,18 +196,20 @@ class Writer:
                 put()
             self._put_chunks()
             self._execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:
             self._fail(error)
             return
         self._waiting.clear()
         self.problem = None
 
     def _fail(self, error: Exception) -> None:
-        self.problem = f"{self.path} cannot be written now: {error}"
-        if self._connection.in_transaction:
-            self._execute("ROLLBACK")
+        self.problem = self.problem or f"{self.path} cannot be written now: {error}"
+        with suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._execute("ROLLBACK")
         self._forget()
-        surplus = len(self._waiting) - WAITING
+        lasting = not isinstance(error, (sqlite3.Error, OSError))  # the items are to blame, and would be again
+        surplus = len(self._waiting) - (0 if lasting else WAITING)
         if surplus > 0:
             self.dropped += surplus
             del self._waiting[:surplus]
@@ -234,12 +263,14 @@ class Writer:
         self._execute(f"DELETE FROM histogram WHERE {mine} AND step > ?", (run, start))
         self._execute(f"DELETE FROM chunk WHERE {mine} AND first > ?", (run, start))
         names = ", ".join(format.COLUMNS)
-        for identity, steps, *columns in self._execute(
-            f"SELECT id, steps, {names} FROM chunk WHERE {mine} AND last > ?", (run, start)
+        for identity, series, steps, *columns in self._execute(
+            f"SELECT chunk.id, layout.series, steps, {names} FROM chunk JOIN layout ON layout.id = chunk.layout "
+            "WHERE layout.run = ? AND last > ?",
+            (run, start),
         ).fetchall():
             kept = [step for step in format.read_integers(steps).tolist() if step <= start]
             shorter = [
-                format.truncated(column, name, len(steps) // 8, len(kept))
+                format.truncated(column, name, len(series) // 8, len(steps) // 8, len(kept))
                 for name, column in zip(format.COLUMNS, columns, strict=True)
             ]
             self._update("chunk", identity, **_columns(kept, shorter))
@@ -300,6 +331,11 @@ def _columns(steps: Sequence[int], columns: Sequence[bytes]) -> dict[str, Any]:
     return {
         "last": steps[-1], "steps": format.integers(steps), **dict(zip(format.COLUMNS, columns, strict=True))
     }  # fmt: skip
+
+
+def _text(text: str) -> str:
+    """A name of any kind as SQLite can store it: a lone surrogate is not text."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _real(number: float | None) -> float | str | None:

@@ -1,0 +1,38 @@
+"""What keeps a watch from harming the training: warnings said once, and ends that an interrupt cannot halve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chainrule.errors import warn
+
+
+class Warnings:
+    """Warns of each thing once."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def warn(self, sentence: str) -> None:
+        """Warn, unless the same was said before."""
+        if sentence in self._known:
+            return
+        self._known.add(sentence)
+        warn(sentence)
+
+    def missed(self, step: int, reason: str) -> None:
+        """Warn that a step was not watched, for the first of each reason."""
+        if reason not in self._known:
+            self._known.add(reason)
+            self.warn(f"step {step} was not watched: {reason}.")
+
+
+def surely(act: Callable[[], None]) -> None:
+    """Run `act`, which may run twice: if an error or Ctrl-C interrupts it, it runs again. Raises the interrupt then."""
+    try:
+        act()
+    except Exception:
+        act()
+    except BaseException:
+        act()
+        raise

@@ -1,0 +1,128 @@
+"""Which optimizers belong to a training, and which of their steps end a training step."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
+
+FOREIGN = -1  # the key of optimizers that do not concern the watch
+PATIENCE = 20  # steps of each other optimizer after which an idle one is not waited for
+
+
+class Rounds:
+    """Decides which optimizer's step ends a training step.
+
+    With one optimizer every step does. With several (the two of a GAN, or one for matrices and one for the rest) a
+    training step is a round in which each steps at least once. Optimizers that share a parameter count as one: a new
+    optimizer for each epoch, or one of another kind for the last of them. An optimizer that appears after others have
+    made several rounds alone begins a phase of its own. One that is idle for `PATIENCE` steps of each other is no
+    longer waited for, and `unevenly` is called with it. No optimizer is kept alive.
+    """
+
+    def __init__(self, given: Iterable[Optimizer], unevenly: Callable[[Optimizer], None]) -> None:
+        self._unevenly = unevenly
+        self._known: dict[int, tuple[weakref.ref[Optimizer], int]] = {}  # by id; with a key that some may share
+        self._latest: dict[int, weakref.ref[Optimizer]] = {}  # by key
+        self._keys = WeakIdKeyDictionary()  # of parameters
+        self._waited: dict[int, int] = {}  # key -> when it stepped last; the longest idle first
+        self._apart: set[int] = set()  # not waited for, because they step too rarely
+        self._stepped: set[int] = set()  # in this round
+        self._steps = 0  # of all optimizers
+        self._rounds = 0  # since the last optimizer appeared, apart from the one in which it did
+        self._dead = False  # whether an optimizer is gone
+        for each in given:
+            self._waited[self._key(each)] = 0
+        self._given = frozenset(self._waited)
+
+    @property
+    def current(self) -> list[Optimizer]:
+        """The optimizers that are used now."""
+        found = (reference() for reference in self._latest.values())
+        return [each for each in found if each is not None]
+
+    def is_given(self, optimizer: Optimizer) -> bool:
+        """Whether the user gave this very optimizer to the watch."""
+        return self._known_key(optimizer) in self._given
+
+    def concern(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer belongs to the watched training: all do, or those with parameters of a given one."""
+        if not self._given:
+            return True
+        key = self._known_key(optimizer)
+        if key is None and self._given.isdisjoint(self._shared(optimizer)):
+            key = FOREIGN
+            self._known[id(optimizer)] = weakref.ref(optimizer, self._note_dead), key
+        return key is None or key in self._given
+
+    def stepped(self, optimizer: Optimizer) -> bool:
+        """Count a step of an optimizer; returns whether it ends the training step."""
+        key, waited = self._key(optimizer), self._waited
+        self._latest[key] = weakref.ref(optimizer)
+        self._steps += 1
+        if self._dead:
+            self._forget_dead()
+        if key in self._apart:
+            return not self._stepped
+        if waited and key not in waited and not self._stepped:
+            if self._rounds < 2:  # it belongs to the step that the others seemed to have ended
+                waited[key] = self._steps
+                return False
+            waited.clear()
+            self._rounds = 0
+        waited.pop(key, None)
+        waited[key] = self._steps
+        self._stepped.add(key)
+        late = next(iter(waited))
+        if self._steps - waited[late] >= PATIENCE * (len(waited) - 1) > 0:
+            del waited[late]
+            self._apart.add(late)
+            if (idle := self._latest[late]()) is not None:
+                self._unevenly(idle)
+        if len(self._stepped) < len(waited):
+            return False
+        self._stepped.clear()
+        self._rounds += 1
+        return True
+
+    def _known_key(self, optimizer: Optimizer) -> int | None:
+        reference, key = self._known.get(id(optimizer), (None, None))
+        return key if reference is not None and reference() is optimizer else None
+
+    def _shared(self, optimizer: Optimizer) -> list[int]:
+        """The keys of the optimizers with which one shares a parameter."""
+        return list({self._keys[each]: None for each in _parameters(optimizer) if each in self._keys})
+
+    def _key(self, optimizer: Optimizer) -> int:
+        """The key of an optimizer: that of another with which it shares a parameter, otherwise its own."""
+        known = self._known_key(optimizer)
+        if known is not None:
+            return known
+        first, *others = self._shared(optimizer) or [max(self._latest, default=-1) + 1]
+        for other in others:  # whose parameters it has taken over
+            self._waited.pop(other, None)
+            self._stepped.discard(other)
+        self._known[id(optimizer)] = weakref.ref(optimizer, self._note_dead), first
+        self._latest[first] = weakref.ref(optimizer)
+        for each in _parameters(optimizer):
+            if each not in self._keys:
+                self._keys[each] = first
+        return first
+
+    def _note_dead(self, reference: weakref.ref[Optimizer]) -> None:
+        self._dead = True
+
+    def _forget_dead(self) -> None:
+        """Drop optimizers that are gone: nobody waits for them."""
+        self._dead = False
+        self._known = {number: each for number, each in self._known.items() if each[0]() is not None}
+        for key in self._waited.keys() - {key for _, key in self._known.values()}:
+            del self._waited[key]
+            self._stepped.discard(key)
+
+
+def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
+    return (each for group in optimizer.param_groups for each in group["params"] if isinstance(each, Tensor))

@@ -1,0 +1,71 @@
+"""Sees that parameters are changed by no optimizer of torch.optim: by hand, or by an optimizer of another kind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from chainrule.capture.data_parallel import own_part, wraps_others
+from chainrule.graph.reexecution import unobserved
+from chainrule.graph.statistics import part_of
+
+PARAMETERS = 16  # that are looked at, spread evenly over all
+
+
+class UpdatesByHand:
+    """Whether parameters have changed since the last look, told from a few elements of them.
+
+    Before an optimizer of torch.optim has stepped, it is not known whether there is one. A change counts only if no
+    such optimizer holds the parameters: one that perturbs them between two passes (SAM) would seem to update them. But
+    if such an optimizer never steps, its `CHANGES`-th change counts.
+    """
+
+    CHANGES = 8
+
+    def __init__(self, models: Callable[[], Iterable[nn.Module]]) -> None:
+        self._models = models
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._changes = 0
+        self.known = False  # that this training updates by hand
+
+    def begin(self, root: nn.Module | None) -> None:
+        """Look at the parameters of the models, or of the one that runs."""
+        models = [*self._models()] or ([] if root is None else [root])
+        trained = [each for model in models for each in model.parameters() if each.requires_grad]
+        trained = [each for each in trained if not wraps_others(own_part(each))]
+        self._seen = [(each, _some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
+
+    def look(self) -> bool:
+        """Whether an update by hand has ended a training step."""
+        changed = False
+        for place, (parameter, before) in enumerate(self._seen):
+            now = _some_bits(parameter)
+            if not torch.equal(now, before):
+                self._seen[place], changed = (parameter, now), True
+        if not changed or self.known:
+            return changed
+        self._changes += 1
+        self.known = self._changes >= self.CHANGES or not self._belong_to_an_optimizer()
+        return self.known
+
+    def _belong_to_an_optimizer(self) -> bool:
+        """Whether the process has an optimizer of torch.optim that holds one of them, and whose steps call hooks."""
+        mine = {id(parameter) for parameter, _ in self._seen}
+        optimizers = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
+        return any(
+            id(parameter) in mine
+            for each in optimizers
+            if getattr(type(each).step, "hooked", False)
+            for group in each.param_groups
+            for parameter in group["params"]
+        )
+
+
+def _some_bits(parameter: Tensor) -> Tensor:
+    """A copy of some of its numbers, as bytes: a NaN equals itself."""
+    with unobserved():
+        return part_of(own_part(parameter)).view(torch.uint8)
