@@ -25,6 +25,7 @@ from chainrule.errors import brief
 
 PATIENCE = 10.0  # seconds that a step may be late after a later one ended on rank 0; nobody waits meanwhile
 AT_END = 2.0  # seconds that the end of a watch waits for what is still under way
+HANGS = 10.0  # seconds that it waits for one answer of the store after that
 POLL = 0.002, 0.1  # seconds between two looks into the store: at first, and at most
 LAST = 64  # moments of the last steps of a rank that the others can read
 PIECE = 2**22  # bytes of one entry in the store; a TCPStore takes 8 MiB
@@ -68,6 +69,7 @@ class _Thread:
         self.problem: str | None = None
         self._store: Any = dist.distributed_c10d._get_default_store()  # kept alive: this process may be its server
         self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._given_up = False
         self._closing: float | None = None  # when the watch ended
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chainrule joins the ranks", daemon=True)
@@ -80,12 +82,16 @@ class _Thread:
         self._wake.set()
         self._thread.join(2 * AT_END)
         if self._thread.is_alive():
+            # A thread that came back from the store while Python shuts down would abort the process.
+            self._given_up = True
+            self._thread.join(HANGS)
             self.problem = self.problem or "the store of the process group does not answer"
 
     def _run(self) -> None:
         try:
-            store = self._store.clone()
-            store.set_timeout(timedelta(seconds=AT_END))
+            connection = self._store.clone()
+            connection.set_timeout(timedelta(seconds=AT_END))
+            store = _Until(connection, lambda: self._given_up)
             while (item := self._queue.get()) is not None:
                 self._work(store, item)
         except PartedError as error:
@@ -95,6 +101,18 @@ class _Thread:
 
     def _work(self, store: Any, item: Any) -> None:
         raise NotImplementedError
+
+
+class _Until:
+    """A store until it is given up; from then on each use is an error."""
+
+    def __init__(self, store: Any, given_up: Callable[[], bool]) -> None:
+        self._store, self._given_up = store, given_up
+
+    def __getattr__(self, name: str) -> Any:
+        if self._given_up():
+            raise PartedError("the ranks took too long to join their last steps")
+        return getattr(self._store, name)
 
 
 def _key(*names: object) -> str:

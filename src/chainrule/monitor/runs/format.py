@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chainrule.errors import StorageError
+from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
 
 APPLICATION = 0x63687264  # "chrd"
@@ -148,7 +148,7 @@ def connect_to_read(path: str | os.PathLike[str]) -> sqlite3.Connection:
     except sqlite3.Error as error:
         connection.close()
         raise _unreadable(path, error) from error
-    except StorageError:
+    except ChainruleError:
         connection.close()
         raise
     return connection
@@ -185,6 +185,8 @@ def _check(connection: sqlite3.Connection, path: str | os.PathLike[str]) -> None
     """Raise StorageError unless it is the file of a run in a known version, with its tables."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+        raise MissingError(f"{path} is empty: no run is in it yet.")
     if application != APPLICATION:
         raise _not_a_run(path, OTHERS)
     if version != VERSION:
