@@ -21,7 +21,7 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from chainrule.capture.tape import Traits
+from chainrule.capture.traits import Traits
 
 BACKWARD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.tape import Traits
+from chainrule.capture.traits import Traits
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
 from chainrule.graph.trees import leaves, map_leaves, tensors_in
@@ -43,7 +43,7 @@ class Experiment:
         operation = graph.operations[node.operation]
         if operation.function is None:
             raise CannotRunError("the recording does not hold the operation that made it")
-        if any(graph.values[ref.value].data is None for ref in leaves(operation.arguments, Ref)):
+        if any(not graph.values[ref.value].has_numbers for ref in leaves(operation.arguments, Ref)):
             raise CannotRunError("its inputs were not kept")
         self.name, self.memory = operation.name, memory
         self.custom = node.function_class is not None
@@ -62,7 +62,7 @@ class Experiment:
         if draw := facts_of(operation.name).draw:
             slot, result = draw
             value = operation.outputs[slot]
-            if value is not None and graph.values[value].data is not None:
+            if value is not None and graph.values[value].has_numbers:
                 self.drawn = partial(result, draw=graph.values[value].data)
         self.eps = max(
             (

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import BorrowedTensor
-from chainrule.capture.tape import Traits, storage_of
+from chainrule.capture.tape import storage_of
+from chainrule.capture.traits import Traits
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import RecomputationPlan, is_lost, operands
@@ -98,7 +99,7 @@ class _Reexecution:
             for each in needed:
                 self._find(each)
             for index, made in self._run(operation).items():
-                if self.uses[index] and self.values[index].data is None:
+                if self.uses[index] and not self.values[index].has_numbers:
                     self._fill(index, made, operation)
             self._release(needed)
         for each in self.plan.lasting():
@@ -134,7 +135,7 @@ class _Reexecution:
     def _find(self, index: int) -> None:
         """Give a value its numbers: those of a leaf are its owner's."""
         value = self.values[index]
-        if value.data is not None or (value.earlier is not None and self._overtake(value, value.earlier)):
+        if value.has_numbers or (value.earlier is not None and self._overtake(value, value.earlier)):
             return
         if value.operation is not None:
             raise ReplayError(
@@ -275,7 +276,7 @@ class _Reexecution:
             for value in self.values
         ]
         pairs = list(zip(values, self.old.values, strict=True))
-        numbers = [old.statistics for new, old in pairs if new.data is not None and old.data is None]
+        numbers = [old.statistics for new, old in pairs if new.has_numbers and not old.has_numbers]
         gradients = [old.grad_statistics for new, old in pairs if new.grad is not None and old.grad is None]
         unmeasured = (*numbers, *gradients).count(None)
         held = f"; of {unmeasured} none were recorded" if unmeasured else ""
