@@ -28,6 +28,7 @@ from chainrule.capture.traits import Traits
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import RecomputationPlan, is_lost, operands
+from chainrule.execution.user_code import UserCode
 from chainrule.graph.comparison import FLOAT32, UNKNOWN_SUMS, rounding, same_statistics, tolerance
 from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Value, accumulate
 from chainrule.graph.names import find_value, values_named
@@ -116,7 +117,7 @@ class _Reexecution:
         if operation.random_state is not None:
             torch.set_rng_state(operation.random_state)
         try:
-            out = operation.function(arguments, gradients=operation.node is not None)
+            out = _once_more(operation, arguments)
         except Exception as error:
             said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise ReplayError(f"{_called(self.old, operation)} cannot be run again ({said}). {NO_WAY}") from error
@@ -304,6 +305,13 @@ class _Reexecution:
         if gradient is None or value.gradient is None or value.gradient.has_numbers:
             return value
         return replace(value, gradient=value.gradient.filled(gradient))
+
+
+def _once_more(operation: Operation, arguments: dict[str, Any]) -> Any:
+    function: Any = operation.function
+    if isinstance(getattr(function, "function", None), type):  # a user's own
+        return UserCode(function.function, arguments).run(lambda: function(arguments), arguments)
+    return function(arguments, gradients=operation.node is not None)
 
 
 def _parameter(parameter: Parameter, values: list[Value]) -> Parameter:
