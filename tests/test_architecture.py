@@ -112,7 +112,7 @@ TESTS = Path(__file__).parent
 PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "document", "examples"}
 DEEP = {
     # what is worth a test of its own
-    "capture.tape", "graph.comparison", "graph.reexecution", "graph.storage", "graph.trees", "monitor.dashboard",
+    "capture.traits", "graph.comparison", "graph.reexecution", "graph.storage", "graph.trees", "monitor.dashboard",
     "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
     "rules.pattern", "rules.pytorch_formulas",
     "views.formula", "views.json", "views.layers", "views.terminal",

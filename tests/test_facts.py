@@ -12,7 +12,7 @@ from torch import Tensor
 
 import chainrule
 from chainrule import rules
-from chainrule.capture.tape import Traits
+from chainrule.capture.traits import Traits
 from chainrule.rules.facts import NOTHING, Facts, _known, base_name, facts_of, facts_of_call, facts_of_node
 
 SOURCE = Path(chainrule.__file__).parent

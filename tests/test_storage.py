@@ -150,7 +150,7 @@ def test_what_safetensors_cannot_hold_is_an_error(tmp_path: Path) -> None:
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
     values = (
         dataclasses.replace(
-            graph.values[0], snapshot=dataclasses.replace(graph.values[0].snapshot, shape=(2,), data=nested)
+            graph.values[0], snapshot=dataclasses.replace(graph.values[0].snapshot, shape=(2,), held=nested)
         ),
         *graph.values[1:],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 
 PATIENCE = 0.5  # seconds before a bar is worth showing
 
@@ -12,6 +13,7 @@ PATIENCE = 0.5  # seconds before a bar is worth showing
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Give `progress(done, total)`, which shows a bar on a terminal, unless the work is quick."""
+    import_module("chainrule.views")  # which imports rich, and draws no random number
     from rich.console import Console
     from rich.progress import Progress
 

@@ -20,8 +20,8 @@ from chainrule.capture.guard import Guard
 from chainrule.capture.lowering import free, lower
 from chainrule.capture.lowering.naming import note_names, variables_around
 from chainrule.capture.lowering.tensor_versions import Snapshots, SnapshotsInPlace
+from chainrule.capture.policy import Policy
 from chainrule.capture.recorder import Recorder
-from chainrule.capture.retention import Policy
 from chainrule.capture.tape import Tape
 from chainrule.errors import ChainruleError, RecordingError
 from chainrule.gc_control import FewerCollections
@@ -123,7 +123,7 @@ class Recording:
     @property
     def is_whole(self) -> bool:
         """Whether the numbers of every value and gradient were kept."""
-        return all(v.data is not None and (v.grad is not None or not v.has_gradient) for v in self.graph.values)
+        return all(v.has_numbers and (v.grad is not None or not v.has_gradient) for v in self.graph.values)
 
     @property
     def losses(self) -> tuple[Tensor, ...]:

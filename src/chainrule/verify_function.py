@@ -1,7 +1,8 @@
 """`chainrule.verify(fn, *inputs)`: checks the gradients of one function at one point, without a training step.
 
 The outputs get random upstream gradients, so that no error is hidden by symmetry. Whatever running the function changes
-is restored: `.grad` of the leaves that it reads, buffers of a module, random generators.
+is restored: `.grad` of the leaves that it reads, buffers of a module, its attributes and other Python objects that it
+leads to, random generators.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from chainrule.errors import RecordingError
 from chainrule.execution.experiment import nothing_left_behind
+from chainrule.execution.user_code import UserCode
 from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.recording import record
 from chainrule.verification.gradient_check import verify as check_gradients
@@ -35,7 +37,7 @@ def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any,
     """
     name = _name(fn)
     call = _callable(fn, name)
-    with nothing_left_behind(), _restored(fn), torch.enable_grad():
+    with nothing_left_behind(), UserCode(fn).restored(), _restored(fn), torch.enable_grad():
         arguments, named = _variables(inputs), _variables(keywords)
         with record(namespace={}) as recording:
             out = _tried(lambda: call(*arguments, **named), name, "on these inputs")

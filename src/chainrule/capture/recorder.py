@@ -24,7 +24,8 @@ from chainrule.capture.data_parallel import own_part, wraps_others
 from chainrule.capture.guard import Guard, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
-from chainrule.capture.retention import Policy, Retention
+from chainrule.capture.policy import Policy
+from chainrule.capture.retention import Retention
 from chainrule.capture.source import Site, Sites, is_library
 from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import (
@@ -33,9 +34,10 @@ from chainrule.capture.tape import (
     RawModule,
     RawUpdate,
     Tape,
-    Traits,
     storage_of,
 )
+from chainrule.capture.traits import Traits
+from chainrule.capture.writes import UnreadWrites, part_written
 from chainrule.errors import RecordingError
 from chainrule.graph.reexecution import close_interrupted, unobserved
 from chainrule.graph.statistics import of_a_sample, part_of
@@ -46,6 +48,7 @@ _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
 _data: Any = Tensor.data
+_setitem: Any = Tensor.__setitem__
 _unseen_writes = frozenset({_data.__set__, Tensor.numpy})  # they write, or let others write, without an operation
 _only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` unchanged (a fused one may unscale it in place)
     {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
@@ -67,11 +70,13 @@ class Recorder:
         self._chosen: list[bool] = []  # for each open run of a module whether all in it is kept
         self._custom_arguments: Any = None  # of the autograd.Function that ran last
         self._in_call = False
+        self._first: int | None = None  # the operation with which an assignment to elements began
         self._open_modules: list[int] = []  # runs of modules that have not ended, outermost first
         self.bypass = DispatchBypass()
         self._sites: Sites = {}
         self._traits: dict[Any, Traits] = {}
         self._matcher = NodeMatcher(self.tape)
+        self._unread = UnreadWrites(self.tape)
         self._eviction: Eviction | None = None
         if self._retention is not None:
             self._eviction = Eviction(self.tape, self._retention, self._matcher)
@@ -144,7 +149,7 @@ class Recorder:
                 traits = self._traits.get(func)
                 if traits is None:
                     traits = self._traits[func] = Traits.of(func)
-                if not traits.silent:
+                if not (traits.silent or (traits.in_one_part and self._leaves_out(traits, args, kwargs or {}))):
                     eviction = self._eviction
                     if eviction is not None and eviction.waiting > BATCH:
                         eviction.evict(between=False)
@@ -175,14 +180,14 @@ class Recorder:
                 self._evict()
                 if func == _data.__set__:
                     self._before_replacing(*args)
-        self._in_call = True
+        self._first, self._in_call = first if func is _setitem else None, True
         try:
             out = func(*args, **kwargs)
         except Exception as error:
             self._note_error(func, args, kwargs, first, error)
             raise
         finally:
-            self._in_call = False
+            self._first, self._in_call = None, False
         if len(operations) > first and self.guard.on:  # it may have ended in the call
             try:
                 self._note_call(func, args, kwargs, out, first)
@@ -268,13 +273,34 @@ class Recorder:
             changed = [*written, *(t._base for t in written if t._base is not None)]
             if self._retention is not None and self._retention.chosen:
                 self.tape.want(changed, len(self.tape.operations))
-            self.tape.overwritten(map(self._matcher.on_tape, changed), seen=False)
+            part = part_written(traits, func, args, kwargs)
+            self.tape.overwritten(map(self._matcher.on_tape, changed), seen=False, part=part)
             self._matcher.match_views((args, kwargs), len(self.tape.operations))
         self._matcher.written[len(self.tape.operations)] = written
         for tensor in written:
             if id(tensor) in self.tape.gradients or traits.sets_zero:  # cleared before our first pass: known later
                 site = Site.of(sys._getframe(2))
                 self.tape.writes.append((len(self.tape.operations), id(tensor), _library_function(), site))
+
+    def _leaves_out(self, traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this write is one of many that nothing reads, and is not recorded (see `UnreadWrites`)."""
+        tape, written = self.tape, next(traits.written(args, kwargs))
+        if not isinstance(written, Tensor):
+            return False
+        seen = max(self._matcher.swept, tape.seen, 0 if self._eviction is None else self._eviction.seen[0])
+        with unobserved():
+            row = self._unread.row_of(written, (args, kwargs), len(self._open_modules), seen, self._first)
+        if row is None:
+            return False
+        if row.run is not None:
+            row.run.count += 1
+            return True
+        self._evict(between=False)
+        with unobserved():
+            self._matcher.sweep()
+            changed = (written,) if written._base is None else (written, written._base)
+            row.run = tape.leave_out(map(self._matcher.on_tape, changed), Site.of(sys._getframe(3)))
+        return True
 
     def _before_replacing(self, tensor: Tensor, data: Tensor) -> None:
         """Copy a tensor before `tensor.data = data` gives it other memory, without an operation."""

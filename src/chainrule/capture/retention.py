@@ -14,9 +14,8 @@ being reused, so the memory of a freed tensor cannot be taken for that of a new 
 
 from __future__ import annotations
 
-import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -26,53 +25,14 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.capture.data_parallel import own_part, wraps_others
-from chainrule.errors import RecordingError
+from chainrule.capture.policy import Policy
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
 from chainrule.graph.trees import map_leaves
+from chainrule.graph.write_log import Earlier
 
 T = TypeVar("T")
 
 SMALL = 16 * 1024  # bytes up to which a tensor is always kept: its numbers are hardly more than its statistics
-MEMORY = 4 * 2**30  # bytes of values and gradients that are kept by default
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How much of a step is kept: everything, statistics alone, or statistics but for modules that match a pattern.
-
-    Beyond `memory` bytes the rest is kept as statistics.
-    """
-
-    everything: bool
-    patterns: tuple[str, ...] = ()
-    memory: float = float("inf")
-
-    @classmethod
-    def of(cls, keep: str | Sequence[str] | None, memory: int | None) -> Policy:
-        """From the arguments of `record`. Raises RecordingError for any other value."""
-        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 0):
-            raise RecordingError(
-                f"record(memory={memory!r}): the memory is a number of bytes, such as 2 * 2**30 for two gibibytes."
-            )
-        if keep is None:
-            return cls(True, memory=default_memory() if memory is None else memory)
-        limit = float("inf") if memory is None else memory
-        if keep == "all" or keep == "statistics":
-            return cls(keep == "all", memory=limit)
-        if isinstance(keep, str) or not all(isinstance(each, str) for each in keep):
-            raise RecordingError(
-                f'record(keep={keep!r}): say "all", "statistics", or a list of patterns of module paths such as '
-                '["h.3.*", "lm_head"].'
-            )
-        return cls(False, tuple(keep), limit)
-
-
-def default_memory() -> int:
-    """How much is kept by default: 4 GiB, or a quarter of the machine's memory where that is less."""
-    try:
-        return min(MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
-    except (AttributeError, OSError, ValueError):  # this system does not say
-        return MEMORY
 
 
 @dataclass(slots=True)
@@ -86,6 +46,7 @@ class Original:
     output_nr: int = 0
     requires_grad: bool = False
     measured: Measured | None = None  # None: overwritten before it was measured
+    earlier: Earlier | None = None  # its numbers, where a log keeps what was overwritten of them
 
 
 @dataclass(slots=True)
@@ -107,12 +68,18 @@ class Placeholders:
     _storages: dict[int, StorageWeakRef] = field(default_factory=dict)
     _shapes: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # a placeholder of each shape that was met
 
-    def placeholder(self, tensor: Tensor, measured: Measured | None) -> Tensor:
+    def placeholder(self, tensor: Tensor, measured: Measured | None, earlier: Earlier | None = None) -> Tensor:
         """A new placeholder for this tensor."""
         made = self.without_numbers(tensor)
-        self.known[id(made)] = Original(tensor.device, self.storage_of(tensor), measured=measured)
+        self.known[id(made)] = Original(tensor.device, self.storage_of(tensor), measured=measured, earlier=earlier)
         self._held.append(made)
         return made
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The numbers of what a log keeps; any other tensor, and what is lost, is itself."""
+        original = self.known.get(id(tensor))
+        data = None if original is None or original.earlier is None else original.earlier.read()
+        return tensor if data is None else data
 
     def without_numbers(self, tensor: Tensor) -> Tensor:
         """On the device `meta`, of the same shape, strides and offset: a view is known by its place in its base.
@@ -402,6 +369,12 @@ class Retention:
             known.grad_fn, known.output_nr = tensor.grad_fn, tensor.output_nr
             if known.grad_fn is not None:
                 yield known.grad_fn, placeholder, known.output_nr, position
+
+    def forget(self, storage: int) -> None:
+        """The tensors in this memory are new leaves from here on: no placeholder stands for them any more."""
+        for identity, known in list(self._living_by_id.items()):
+            if self.placeholders.known[id(known.placeholder)].storage == storage:
+                del self._living_by_id[identity]
 
     def _is_written(self, tensor: Tensor) -> bool:
         """Whether its memory was written to since it was measured."""

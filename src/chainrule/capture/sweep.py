@@ -19,7 +19,8 @@ from torch import Tensor
 
 from chainrule.capture import retention as limits
 from chainrule.capture.retention import Retention
-from chainrule.capture.tape import RawModule, RawNode, Tape, Traits
+from chainrule.capture.tape import RawModule, RawNode, Tape
+from chainrule.capture.traits import Traits
 from chainrule.graph.reexecution import functions_unobserved, unobserved
 from chainrule.graph.trees import tensors_in
 
@@ -30,7 +31,7 @@ class NodeMatcher:
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
         self.written: dict[int, list[Tensor]] = {}
-        self._swept = 0
+        self.swept = 0
 
     def match_evicted(self, between: bool) -> None:
         """Match results that were not kept with the nodes that autograd has made for them meanwhile.
@@ -55,7 +56,7 @@ class NodeMatcher:
         """Match each new operation with the autograd node of its output."""
         operations, written, shared = self.tape.operations, self.written, self.tape.shared
         number_of, nodes = self.tape.number_of, self.tape.nodes
-        for position in range(self._swept, len(operations)):
+        for position in range(self.swept, len(operations)):
             out = operations[position][3]
             try:
                 if shared or position in written:
@@ -70,7 +71,7 @@ class NodeMatcher:
                         nodes.append(RawNode(node, position, {tensor.output_nr: tensor}))
             except RuntimeError:  # a view that was overwritten where PyTorch forbids it has no node
                 continue
-        self._swept = len(operations)
+        self.swept = len(operations)
 
     def _match_around(self, position: int) -> None:
         """Match what a write gave new nodes besides its result: the base of the view, and other views of it."""
@@ -104,7 +105,10 @@ class NodeMatcher:
                 self._match_view(tensor, position)
 
     def _match_view(self, tensor: Tensor, position: int) -> None:
-        if tensor._base is None or (node := tensor.grad_fn) is None or node in self.tape.number_of:
+        try:
+            if tensor._base is None or (node := tensor.grad_fn) is None or node in self.tape.number_of:
+                return
+        except RuntimeError:  # a view that was overwritten where PyTorch forbids it has no node
             return
         raw = self.number(node)
         raw.view_from = position
@@ -139,7 +143,7 @@ class Eviction:
         self._matcher = matcher
         self._large = False  # whether something among what waits might not be kept
         self._chosen: set[int] = set()  # operations whose gradients are kept whatever the rest is
-        self._seen = [0, 0, 0, 0]  # operations, calls, functions, executions of nodes
+        self.seen = [0, 0, 0, 0]  # operations, calls, functions, executions of nodes
 
     def note(self, out: Any) -> None:
         """Something new that lives until it is evicted."""
@@ -154,8 +158,8 @@ class Eviction:
 
     def evict(self, between: bool = True) -> None:
         """Go over all that is new; `between` says that no call into PyTorch is running (see `match_evicted`)."""
-        tape, retention, start = self._tape, self._retention, self._seen
-        self._seen = [len(tape.operations), len(tape.calls), len(tape.functions), len(tape.executions)]
+        tape, retention, start = self._tape, self._retention, self.seen
+        self.seen = [len(tape.operations), len(tape.calls), len(tape.functions), len(tape.executions)]
         if retention.chosen:
             self._chosen.update(range(start[0], len(tape.operations)))
         if self._large or retention.has_evicted or retention.chosen:

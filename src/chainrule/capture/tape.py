@@ -7,9 +7,8 @@ when something is about to write to its memory.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,53 +20,11 @@ from chainrule.capture.data_parallel import RawArrival, Reducers, own_part
 from chainrule.capture.guard import Guard
 from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
+from chainrule.capture.traits import Traits
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
-from chainrule.rules.facts import facts_of
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What the recorder asks of an operation: of its schema, and of its facts where the schema is silent.
-
-    A `silent` one is bookkeeping (the profiler's marks).
-    """
-
-    writes: tuple[tuple[int, str], ...]
-    views: bool
-    random: bool
-    silent: bool
-    elementwise: bool
-    detaches: bool
-    sets_zero: bool
-
-    @classmethod
-    @cache
-    def of(cls, func: Any) -> Traits:
-        """Read the traits off the operation's schema and facts."""
-        facts = facts_of(str(func))
-        writes = tuple(
-            (i, a.name)
-            for i, a in enumerate(func._schema.arguments)
-            if (a.alias_info is not None and a.alias_info.is_write) or a.name in facts.undeclared_writes
-        )
-        views = facts.undeclared_view or any(
-            r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
-        )
-        return cls(
-            writes,
-            views,
-            random=torch.Tag.nondeterministic_seeded in func.tags,
-            silent=func.namespace == "profiler",
-            elementwise=facts.bypassable and not writes and not views,
-            detaches=facts.detaches and not writes,
-            sets_zero=facts.sets_zero,
-        )
-
-    def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-        """The arguments that the operation will overwrite."""
-        for position, name in self.writes:
-            yield args[position] if position < len(args) else kwargs.get(name)
+from chainrule.graph.write_log import Earlier, WriteLog
+from chainrule.rules.facts import Index
 
 
 @dataclass(slots=True)
@@ -126,6 +83,9 @@ class RawNode:
     passes_through: bool = False  # what arrives here goes to a leaf, as another view of the same memory
 
 
+Part = tuple[Tensor, Index | None]
+"""A view, and where in it something is written to (None: to all of it)."""
+
 Version = tuple[Tensor, int]
 """A tensor at the time when so many copies of it had been made (`Tape.version`)."""
 
@@ -168,6 +128,17 @@ class RawUpdate:
         return [parameter for _, members in self.groups for parameter in members]
 
 
+@dataclass(slots=True)
+class UnreadRun:
+    """Writes in a row to one memory that were left out, at one position of the tape."""
+
+    position: int
+    tensor: Tensor  # in that memory
+    copies: dict[int, int]  # id of a tensor in it -> how many copies are of what it was before
+    site: Site | None
+    count: int = 1
+
+
 class Tape:
     """What happened, in order: plain lists, to which the recorder appends."""
 
@@ -184,6 +155,7 @@ class Tape:
         self.updates: list[RawUpdate] = []
         self.writes: list[tuple[int, int, str, Site | None]] = []  # (position, id of .grad, function, site)
         self.replaced: list[tuple[int, Tensor, int]] = []  # by `.data =`: (position, tensor, how many copies are older)
+        self.unread: list[UnreadRun] = []
         self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
         self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
@@ -204,28 +176,48 @@ class Tape:
         self._sharing: set[int] = set()  # ids of all that were ever in it: used again, they are entered again
         self._storages: dict[int, list[Tensor]] = {}  # memory -> tensors in it, since it was copied last
         self._leaves: dict[int, Tensor] = {}
+        self._logs: dict[int, WriteLog] = {}  # memory -> what was overwritten in it, since it was copied last
         self._found = 0
+        self._indexed = 0
+        self._results: dict[int, list[Tensor]] = {}  # memory -> results in it that are not in _sharing
         self._scanned = [0, 0, 0]
 
     # -- copies of what is overwritten --------------------------------------------------------------------------------
 
-    def overwritten(self, tensors: Iterable[Tensor], seen: bool = True) -> list[Tensor]:
+    def overwritten(self, tensors: Iterable[Tensor], seen: bool = True, part: Part | None = None) -> list[Tensor]:
         """Copy these tensors, and all recorded tensors in the same memory, because it is about to be overwritten.
 
         With `seen` the tensors are known to the tape. Otherwise one that no operation has met (`x.data`) may share its
-        memory with any recorded tensor.
+        memory with any recorded tensor. Where a `part` alone is overwritten, a log keeps that.
         """
         tensors = list(tensors)
         if not tensors:
             return []
         self._scan()
-        if not seen and any(id(tensor) not in self._entered and id(tensor) not in self._made for tensor in tensors):
-            for _, args, kwargs, out, _, _ in self.operations:
-                self._enter(tensors_in((args, kwargs, out)))
+        for tensor in () if seen else tensors:
+            if id(tensor) not in self._entered and id(tensor) not in self._made:
+                self._enter(self._results_in(self.storage_of(tensor)))
         self._entered.difference_update(map(id, tensors))
         self._enter(tensors)
-        self._copy(tensors)
+        self._copy(tensors, part=part, counted=not seen)
         return [self.copies[id(tensor)][-1][1] for tensor in tensors]
+
+    @property
+    def seen(self) -> int:
+        """How many operations were looked at already."""
+        return max(self._scanned[0], self._found)
+
+    def leave_out(self, written: Iterable[Tensor], site: Site | None) -> UnreadRun:
+        """Record no writes to this memory until it is used: then the tensors in it are new leaves."""
+        *_, tensor = written = list(written)
+        self.overwritten(written, seen=False)
+        position = len(self.operations)
+        copies = {each: len(known) for each, known in self.copies.items() if known[-1][0] == position}
+        self._made.difference_update(copies)
+        if self.retention is not None:
+            self.retention.forget(self.storage_of(tensor))
+        self.unread.append(UnreadRun(position, tensor, copies, site))
+        return self.unread[-1]
 
     def want(self, tensors: Iterable[Tensor], position: int) -> None:
         """Keep what a chosen module takes at this position, or gave before it, even if it was evicted already."""
@@ -246,7 +238,7 @@ class Tape:
         """The data of a version: the next copy, or the tensor's own."""
         tensor, copied = version
         later = self.copies.get(id(tensor), [])[copied:]
-        return later[0][1] if later else detached(tensor)
+        return self.placeholders.read(later[0][1]) if later else detached(tensor)
 
     # -- of tensors that may be placeholders --------------------------------------------------------------------------
 
@@ -277,6 +269,7 @@ class Tape:
             *(each for update in self.updates for each in (*update.gradients, *update.after)),
         ]
         parts = [part for _, part in self.reducers.gathered.values()]
+        parts += [log.whole for log in self._logs.values()]
         owned = [*self._leaves.values(), *parts, *(each[0] for each in versions if each is not None), *named]
         self._enter(owned)
         self._enter_neighbours(owned)
@@ -285,35 +278,67 @@ class Tape:
 
     def secure(self) -> None:
         """Copy what was borrowed. What its owner has overwritten meanwhile is lost: a placeholder takes its place."""
-        for each in self.borrowed.give_back():
-            self._copy([each.tensor], lost=not each.is_unchanged(), lives_on=True)
+        borrowed = self.borrowed.give_back()
+        changed = {self.storage_of(each.tensor) for each in borrowed if not each.is_unchanged()}
+        for each in borrowed:
+            self._copy([each.tensor], lost=self.storage_of(each.tensor) in changed, lives_on=True)
         self.placeholders.fetch()
 
-    def _copy(self, tensors: Iterable[Tensor], lost: bool = False, lives_on: bool = False) -> None:
+    def _copy(
+        self,
+        tensors: Iterable[Tensor],
+        lost: bool = False,
+        lives_on: bool = False,
+        part: Part | None = None,
+        counted: bool = False,
+    ) -> None:
         """Copy all recorded tensors in these tensors' memory that were used since it was copied last.
 
-        With `lives_on` nothing is about to be overwritten: what is not kept stays with its owner.
+        With `lives_on` nothing is about to be overwritten: what is not kept stays with its owner. What is `counted`
+        takes its share of the memory that the recording may keep.
         """
         position = len(self.operations)
         for tensor in tensors:
-            known = self._storages.pop(self.storage_of(tensor), None)
+            storage = self.storage_of(tensor)
+            known = self._storages.pop(storage, None)
             if not known:
                 continue
             self.shared = self.shared or len(known) > 1
             memory = None
+            strict = self.retention is not None and self.retention.is_strict
+            log = None if part is None or strict else self._noted(storage, *part)
+            if log is None and (closed := self._logs.pop(storage, None)) is not None:
+                memory = (
+                    None if lost or _is_freed(closed.whole) else within_memory(closed.whole.untyped_storage().clone)
+                )
+                closed.close(memory)
             for alias in known:
                 self._entered.discard(id(alias))
                 own = own_part(alias)
                 if lost or _is_freed(own):
                     data = self.placeholders.placeholder(own, None)
+                elif log is not None and id(alias) not in self.placeholders.known:
+                    data = self.placeholders.placeholder(own, None, Earlier(log, own))
                 elif self.retention is not None and (id(alias) in self.placeholders.known or self.retention.is_strict):
                     data = self.retention.copy(own)
                     if lives_on and data.is_meta and not own.is_meta:
                         self.owner_of[id(data)] = BorrowedTensor.of(own)
                 else:
                     data, memory = self._copied(own, memory)
+                    if counted and self.retention is not None:
+                        self.retention.left -= data.nbytes
                 self.copies.setdefault(id(alias), []).append((position, data))
                 self._held.append(alias)  # or its id would be reused
+
+    def _noted(self, storage: int, written: Tensor, index: tuple[Any, ...] | None) -> WriteLog | None:
+        """The log of a memory, with what is about to be overwritten in it."""
+        log = self._logs.get(storage)
+        if log is None:
+            log = self._logs[storage] = WriteLog(written if written._base is None else written._base)
+        kept = within_memory(lambda: log.note(written, index))
+        if kept is not None and self.retention is not None:
+            self.retention.left -= kept
+        return None if kept is None else log
 
     def _scan(self) -> None:
         """Enter, by their memory, the tensors that may share it: leaves, views with what they view, and gradients.
@@ -333,6 +358,15 @@ class Tape:
             self._enter(left[0] for left in backward.after.values() if left is not None)
         # The last backward may still be running.
         self._scanned = [len(self.operations), len(self.executions), max(len(self.backwards) - 1, 0)]
+
+    def _results_in(self, storage: int) -> list[Tensor]:
+        """The results in a memory that were not thought to share it: each is given once, and entered again if used."""
+        for position in range(self._indexed, len(self.operations)):
+            for each in tensors_in(self.operations[position][3]):
+                if id(each) not in self._sharing:
+                    self._results.setdefault(self.storage_of(each), []).append(each)
+        self._indexed = len(self.operations)
+        return self._results.pop(storage, [])
 
     def _copied(
         self, tensor: Tensor, memory: torch.UntypedStorage | None

@@ -109,7 +109,7 @@ def derive(graph: Graph) -> Derivation:
 def applied(graph: Graph, operation: Operation) -> Applied:
     """A recorded operation with its data, as rules see it; without numbers where those of an operand were not kept."""
     indices = [*(index for *_, index in references(operation.arguments)), *operation.outputs]
-    kept = all(graph.values[index].data is not None for index in indices if index is not None)
+    kept = all(graph.values[index].has_numbers for index in indices if index is not None)
     outs = (None if index is None else Ref(index) for index in operation.outputs)
     return Applied(graph.filled(operation.arguments, kept), graph.filled(tuple(outs), kept), operation.name)
 
@@ -313,7 +313,7 @@ def _call_step(graph: Graph, index: int) -> Step | None:
         arguments: dict[str, Any] = (
             dict.fromkeys(names) | dict(zip(names, call.arguments, strict=False)) | call.keywords
         )
-        kept = all(graph.values[v].data is not None for *_, v in references(arguments)) and out.data is not None
+        kept = all(graph.values[v].has_numbers for *_, v in references(arguments)) and out.has_numbers
         op = Applied(graph.filled(arguments, kept), (graph.filled(Ref(out.index), kept),), call.name)
         # Under autocast a call computes with other numbers than its arguments: then its nodes are the steps.
         operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]

@@ -103,7 +103,7 @@ def _forward_by_statistics(context: StepContext) -> Iterator[Finding]:
     for operation, slot, out in (
         (each, *slot) for each in context.graph.operations for slot in enumerate(each.outputs)
     ):
-        if out is None or context.values[out].data is not None:
+        if out is None or context.values[out].has_numbers:
             continue
         known = context.lost(out)
         if known is None or on_purpose(operation, slot) or (reaching is not None and out not in reaching):

@@ -73,7 +73,7 @@ def _layer_off(context: StepContext) -> Iterator[Finding]:
     """By statistics: a ReLU whose output is 0 everywhere."""
     for operation in context.operations_that(lambda facts: facts.rectifies):
         (out,) = operation.outputs
-        if out is None or context.values[out].data is not None or not context.values[out].requires_grad:
+        if out is None or context.values[out].has_numbers or not context.values[out].requires_grad:
             continue
         known, shape = context.statistics(out), context.values[out].shape
         if known is not None and known.elements and known.zeros == known.elements:
@@ -142,7 +142,7 @@ def _at_kinks(context: StepContext) -> Iterator[Finding]:
             continue
         kink = step.rule.kink
         value = next((value for name, item, value in step.arguments if name == kink.argument and item is None), None)
-        if value is None or not context.values[value].requires_grad or context.values[value].data is None:
+        if value is None or not context.values[value].requires_grad or not context.values[value].has_numbers:
             continue
         places = [tuple(place) for place in kink.where(step.op, 0.0).nonzero().tolist()]
         if places:

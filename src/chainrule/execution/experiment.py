@@ -7,20 +7,25 @@ u^T J, term by term, because the size of the terms decides how much rounding may
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from chainrule.capture.tape import Traits
+from chainrule.capture.traits import Traits
+from chainrule.execution.user_code import SideEffectError, UserCode
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
 from chainrule.graph.trees import leaves, map_leaves, tensors_in
 from chainrule.rules.facts import facts_of
+
+T = TypeVar("T")
 
 STEP = 2.0**-17  # about eps^(1/3): where the error of a central difference is least
 FINEST = 1e-10  # the precision of a central difference in float64, relative to the terms
@@ -43,7 +48,7 @@ class Experiment:
         operation = graph.operations[node.operation]
         if operation.function is None:
             raise CannotRunError("the recording does not hold the operation that made it")
-        if any(graph.values[ref.value].data is None for ref in leaves(operation.arguments, Ref)):
+        if any(not graph.values[ref.value].has_numbers for ref in leaves(operation.arguments, Ref)):
             raise CannotRunError("its inputs were not kept")
         self.name, self.memory = operation.name, memory
         self.custom = node.function_class is not None
@@ -62,7 +67,7 @@ class Experiment:
         if draw := facts_of(operation.name).draw:
             slot, result = draw
             value = operation.outputs[slot]
-            if value is not None and graph.values[value].data is not None:
+            if value is not None and graph.values[value].has_numbers:
                 self.drawn = partial(result, draw=graph.values[value].data)
         self.eps = max(
             (
@@ -106,7 +111,20 @@ class Experiment:
         if self.random_state is not None:
             torch.set_rng_state(self.random_state)
         held = {name: cloned(tree) if name in self.writes else tree for name, tree in arguments.items()}
-        return list(tensors_in(self.function(held)))
+        return list(tensors_in(self.guarded(lambda: self.function(held), held)))
+
+    def guarded(self, work: Callable[[], T], own: Any = ()) -> T:
+        """What `work` gives; where it runs a user's function, nothing is left of that (see `UserCode`)."""
+        if not self.custom:
+            return work()
+        try:
+            return self._user_code.run(work, own)
+        except SideEffectError as error:
+            raise CannotRunError(str(error)) from error
+
+    @cached_property
+    def _user_code(self) -> UserCode:
+        return UserCode(self.function.function, self.recorded)
 
     def repeats(self) -> bool:
         """Whether running it again on the recorded inputs, in their own number types, gives the recorded outputs."""
@@ -141,19 +159,18 @@ class Experiment:
             if self.random_state is not None:
                 torch.set_rng_state(self.random_state)
             function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
-            out = function.apply(*arguments.values()) if self.custom else function(**arguments)
-            outs = list(tensors_in(out))
-            pairs = [(outs[place], g) for place, g in self.upstream.items() if outs[place].requires_grad]
-            if not pairs:
-                return [None] * len(edges)
-            return list(
-                torch.autograd.grad(
-                    [out for out, _ in pairs],
-                    leaves,
-                    [g.to(out.dtype) for out, g in pairs],
-                    allow_unused=True,
-                )
-            )
+
+            def forward_and_back() -> list[Tensor | None]:
+                out = function.apply(*arguments.values()) if self.custom else function(**arguments)
+                outs = list(tensors_in(out))
+                pairs = [(outs[place], g) for place, g in self.upstream.items() if outs[place].requires_grad]
+                if not pairs:
+                    return [None] * len(edges)
+                # Copies, as a user's backward may write to what it is given.
+                seeds = [g.to(out.dtype, copy=self.custom) for out, g in pairs]
+                return list(torch.autograd.grad([out for out, _ in pairs], leaves, seeds, allow_unused=True))
+
+            return self.guarded(forward_and_back, arguments)
 
 
 @dataclass(frozen=True)
@@ -302,14 +319,19 @@ def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Turn gradients off, and restore the states of the random generators afterwards."""
-    state = torch.get_rng_state()
+    """Turn gradients off, and restore the states of the random generators afterwards: Python's and numpy's too."""
+    state, own = torch.get_rng_state(), random.getstate()
+    numpy = sys.modules.get("numpy")
+    drawn = None if numpy is None else numpy.random.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         with torch.no_grad():
             yield
     finally:
         torch.set_rng_state(state)
+        random.setstate(own)
+        if numpy is not None:
+            numpy.random.set_state(drawn)
         if devices is not None:
             torch.cuda.set_rng_state_all(devices)
 

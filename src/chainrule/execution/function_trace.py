@@ -99,7 +99,7 @@ class FunctionTrace:
             for name, value in moved.items()
         }
         with torch.enable_grad():
-            outs = list(tensors_in(self.function.apply(*map(_writable, arguments.values()))))
+            outs = list(tensors_in(self._run(lambda: self.function.apply(*map(_writable, arguments.values())))))
         self.outs = [out.detach() for out in outs]
         node = next(out.grad_fn for out in outs if out.requires_grad)
         self.context = _Context(node)
@@ -108,11 +108,15 @@ class FunctionTrace:
             for place, out in enumerate(self.outs)
         ]
         self.inputs = {name: value for name, value in moved.items() if isinstance(value, Tensor)}
+        own = (self.context.saved_tensors, self.upstream, self.outs)
         with torch.no_grad(), _Tape() as tape:
-            back = self.function.backward(self.context, *self.upstream)
+            back = self._run(lambda: self.function.backward(self.context, *self.upstream), own)
         self.back = back if isinstance(back, tuple) else (back,)
         self.calls = tape.calls
         self.got = {position: self._returned(self.back, position) for position in self.edges}
+
+    def _run(self, work: Callable[[], Any], own: Any = ()) -> Any:
+        return self.experiment.guarded(work, own)
 
     def _wanted(self) -> set[str]:
         return {edge.argument or "" for edge in self.edges.values()}
@@ -237,8 +241,10 @@ class FunctionTrace:
             for e in self.edges.values()
         }
         with torch.enable_grad(), _Cut(cut) as cutter:
-            out = _plain_forward(
-                self.function, [_writable(leaves.get(name, value)) for name, value in self.experiment.wide.items()]
+            out = self._run(
+                lambda: _plain_forward(
+                    self.function, [_writable(leaves.get(name, value)) for name, value in self.experiment.wide.items()]
+                )
             )
         self.uses = cutter.uses
         return leaves, out

@@ -44,7 +44,7 @@ class RecomputationPlan:
     def is_missing(self) -> bool:
         """Whether there is anything to recompute."""
         values = (self.graph.values[each] for each in self.values)
-        return bool(self.rerun) or any(value.data is None for value in values)
+        return bool(self.rerun) or any(not value.has_numbers for value in values)
 
     def _senders(self) -> set[int]:
         """The nodes whose gradients flow into the wanted ones, back to where what arrived was kept."""
@@ -72,11 +72,11 @@ class RecomputationPlan:
 
         def made_of(index: int) -> list[int]:
             value = self.graph.values[index]
-            if value.data is not None:
+            if value.has_numbers:
                 return []
             return [*self.graph.operands(index), *(() if value.earlier is None else (value.earlier,))]
 
-        missing = [v for v in map(self.graph.values.__getitem__, reach(self.lasting(), made_of)) if v.data is None]
+        missing = [v for v in map(self.graph.values.__getitem__, reach(self.lasting(), made_of)) if not v.has_numbers]
         self.overtaken = [value for value in missing if value.earlier is not None]
         makers = {value.operation for value in missing if value.operation is not None}
         return [self.graph.operations[each] for each in sorted(makers)]

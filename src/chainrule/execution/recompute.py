@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import BorrowedTensor
-from chainrule.capture.tape import Traits, storage_of
+from chainrule.capture.tape import storage_of
+from chainrule.capture.traits import Traits
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import RecomputationPlan, is_lost, operands
+from chainrule.execution.user_code import UserCode
 from chainrule.graph.comparison import FLOAT32, UNKNOWN_SUMS, rounding, same_statistics, tolerance
 from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Value, accumulate
 from chainrule.graph.names import find_value, values_named
@@ -98,7 +100,7 @@ class _Reexecution:
             for each in needed:
                 self._find(each)
             for index, made in self._run(operation).items():
-                if self.uses[index] and self.values[index].data is None:
+                if self.uses[index] and not self.values[index].has_numbers:
                     self._fill(index, made, operation)
             self._release(needed)
         for each in self.plan.lasting():
@@ -115,7 +117,7 @@ class _Reexecution:
         if operation.random_state is not None:
             torch.set_rng_state(operation.random_state)
         try:
-            out = operation.function(arguments, gradients=operation.node is not None)
+            out = _once_more(operation, arguments)
         except Exception as error:
             said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise ReplayError(f"{_called(self.old, operation)} cannot be run again ({said}). {NO_WAY}") from error
@@ -134,7 +136,7 @@ class _Reexecution:
     def _find(self, index: int) -> None:
         """Give a value its numbers: those of a leaf are its owner's."""
         value = self.values[index]
-        if value.data is not None or (value.earlier is not None and self._overtake(value, value.earlier)):
+        if value.has_numbers or (value.earlier is not None and self._overtake(value, value.earlier)):
             return
         if value.operation is not None:
             raise ReplayError(
@@ -275,7 +277,7 @@ class _Reexecution:
             for value in self.values
         ]
         pairs = list(zip(values, self.old.values, strict=True))
-        numbers = [old.statistics for new, old in pairs if new.data is not None and old.data is None]
+        numbers = [old.statistics for new, old in pairs if new.has_numbers and not old.has_numbers]
         gradients = [old.grad_statistics for new, old in pairs if new.grad is not None and old.grad is None]
         unmeasured = (*numbers, *gradients).count(None)
         held = f"; of {unmeasured} none were recorded" if unmeasured else ""
@@ -303,6 +305,13 @@ class _Reexecution:
         if gradient is None or value.gradient is None or value.gradient.has_numbers:
             return value
         return replace(value, gradient=value.gradient.filled(gradient))
+
+
+def _once_more(operation: Operation, arguments: dict[str, Any]) -> Any:
+    function: Any = operation.function
+    if isinstance(getattr(function, "function", None), type):  # a user's own
+        return UserCode(function.function, arguments).run(lambda: function(arguments), arguments)
+    return function(arguments, gradients=operation.node is not None)
 
 
 def _parameter(parameter: Parameter, values: list[Value]) -> Parameter:

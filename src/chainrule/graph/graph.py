@@ -110,6 +110,11 @@ class Value:
         return self.snapshot.data
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether its numbers were kept."""
+        return self.snapshot.has_numbers
+
+    @property
     def statistics(self) -> Statistics | None:
         """Its statistics, where its numbers were not kept."""
         return self.snapshot.statistics

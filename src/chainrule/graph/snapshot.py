@@ -7,7 +7,7 @@ way. Code that computes with shapes takes a placeholder where there are no numbe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, TypeGuard
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.write_log import Earlier
 
 name_of = cache(str)  # of a device: a step has thousands of tensors on a few
 type_of_reduction = Literal["all-reduce", "reduce-scatter"]
@@ -24,14 +25,15 @@ type_of_reduction = Literal["all-reduce", "reduce-scatter"]
 class Snapshot:
     """A tensor at one moment. `data` is None where its numbers were not kept.
 
-    `statistics` are those that were measured while the step ran. A tensor that was kept has none, as they can be
-    measured later; one that was overwritten before it could be measured has neither.
+    What a write to a part of a memory overwrote is `held` as a way back to it, and each time that `data` is asked for
+    it is another tensor. `statistics` are those that were measured while the step ran. A tensor that was kept has none,
+    as they can be measured later; one that was overwritten before it could be measured has neither.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: str
-    data: Tensor | None = None
+    held: Tensor | Earlier | None = field(default=None, metadata={"stored": "data"})
     statistics: Statistics | None = None
 
     @classmethod
@@ -41,14 +43,20 @@ class Snapshot:
         return cls(tuple(tensor.shape), tensor.dtype, name_of(tensor.device), data, statistics)
 
     @property
+    def data(self) -> Tensor | None:
+        """Its numbers, where they were kept."""
+        return self.held.read() if isinstance(self.held, Earlier) else self.held
+
+    @property
     def has_numbers(self) -> bool:
         """Whether its numbers were kept."""
-        return self.data is not None
+        return self.held is not None
 
     @property
     def tensor(self) -> Tensor:
         """Its numbers, or a placeholder."""
-        return self.placeholder if self.data is None else self.data
+        data = self.data
+        return self.placeholder if data is None else data
 
     @property
     def placeholder(self) -> Tensor:
@@ -57,7 +65,7 @@ class Snapshot:
 
     def filled(self, data: Tensor | None) -> Snapshot:
         """The same with these numbers."""
-        return replace(self, data=data)
+        return replace(self, held=data)
 
 
 def has_numbers(tensor: Tensor | None) -> TypeGuard[Tensor]:

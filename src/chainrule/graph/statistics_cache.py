@@ -40,6 +40,7 @@ from chainrule.graph.statistics import (
     part_of,
     spread_over,
 )
+from chainrule.graph.write_log import Earlier, read_from
 
 PART = 2**18  # numbers that are subtracted at a time
 MOST = 2**14  # numbers of a tensor up to which it is measured as a row
@@ -53,10 +54,13 @@ Key = tuple[object, ...]
 
 
 class StatisticsCache:
-    """Statistics by memory. A measured tensor is held, so that its memory is not given to another one."""
+    """Statistics by memory. A measured tensor is held, so that its memory is not given to another one.
+
+    Of one that is read anew each time (`Earlier`), what it is read from is held.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[Key, tuple[Tensor, Statistics]] = {}
+        self._known: dict[Key, tuple[Tensor | Earlier, Statistics]] = {}
         self._twins: set[tuple[Key, Key]] = set()
 
     def statistics(self, data: Tensor, magnitudes: bool = False) -> Statistics:
@@ -66,21 +70,22 @@ class StatisticsCache:
         key = memory(data)
         known = self._known.get(key)
         if known is None or (magnitudes and not known[1].magnitudes):
-            known = self._known[key] = (data, Statistics.of(data, magnitudes))
+            known = self._known[key] = (read_from(data) or data, Statistics.of(data, magnitudes))
         return known[1]
 
     def of(self, snapshot: Snapshot | None, magnitudes: bool = False) -> Statistics | None:
         """The statistics that were measured while the step ran, else those of the numbers; None without either."""
-        if snapshot is None or snapshot.statistics is not None or snapshot.data is None:
+        if snapshot is None or snapshot.statistics is not None or (data := snapshot.data) is None:
             return statistics_of(snapshot)
-        return self.statistics(snapshot.data, magnitudes)
+        return self.statistics(data, magnitudes)
 
     def measure(self, tensors: Iterable[Tensor], magnitudes: bool) -> None:
         """Measure the small tensors among these together, before somebody asks for them one by one."""
         small = {memory(each): each for each in tensors if is_small(each)}
         waiting = {key: each for key, each in small.items() if key not in self._known}
         found = measured(list(waiting.values()), magnitudes)
-        self._known.update(zip(waiting, zip(waiting.values(), found, strict=True), strict=True))
+        held = (read_from(each) or each for each in waiting.values())
+        self._known.update(zip(waiting, zip(held, found, strict=True), strict=True))
 
     def norm(self, data: Tensor) -> float:
         """The Euclidean norm; not finite where an element is not."""
@@ -95,9 +100,14 @@ class StatisticsCache:
 
     def all_finite(self, several: Iterable[Tensor | None]) -> bool:
         """Whether several tensors hold neither; small ones are measured together."""
-        known = [each for each in several if has_numbers(each)]
-        self.measure(known, magnitudes=False)
-        return all(self.finite(each) for each in known)
+        small = []
+        for each in several:  # one by one, as some are made to be read
+            if has_numbers(each) and is_small(each):
+                small.append(each)
+            elif not self.finite(each):
+                return False
+        self.measure(small, magnitudes=False)
+        return all(map(self.finite, small))
 
     def are_twins(self, one: Tensor, other: Tensor, passing: bool = False) -> bool:
         """Whether two tensors are equal number for number; then they share their statistics.
@@ -113,12 +123,14 @@ class StatisticsCache:
             return False
         if not passing:
             self._twins.add(pair)
-            self._known.setdefault(pair[0], (one, self.statistics(other)))
+            self._known.setdefault(pair[0], (read_from(one) or one, self.statistics(other)))
         return True
 
 
 def memory(data: Tensor) -> Key:
     """A key that is equal for two tensors where one is a view of all of the other, in whatever order."""
+    if (earlier := read_from(data)) is not None:
+        return (id(earlier),)
     if data.layout != torch.strided or not is_dense(data):
         return (id(data),)
     return (data.data_ptr(), data.numel(), data.dtype, data.device, data.is_conj(), data.is_neg())

@@ -210,6 +210,7 @@ class _Packer:
         self.tensors: dict[str, Tensor] = {}
         self._keys: dict[int, str] = {}
         self._memories: set[int] = set()
+        self._read: list[Tensor] = []
 
     def pack(self, item: Any) -> Any:
         """One item of a graph as JSON."""
@@ -230,7 +231,7 @@ class _Packer:
         if isinstance(item, slice):
             return {"slice": [self.pack(each) for each in (item.start, item.stop, item.step)]}
         if _kinds.get(type(item).__name__) is type(item):
-            return {type(item).__name__: {each.name: self.pack(getattr(item, each.name)) for each in fields(item)}}
+            return {type(item).__name__: {name: self.pack(getattr(item, name)) for name in _stored(type(item))}}
         return self._named(item)
 
     def _named(self, item: Any) -> Any:
@@ -260,6 +261,7 @@ class _Packer:
             data = data if data.layout is torch.strided else data.to_dense()
             data = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
             data = data.resolve_neg().cpu().contiguous()
+            self._read.append(tensor)  # or its id would be reused, as one of an earlier version is made to be read
             memory = data.untyped_storage().data_ptr()
             # Safetensors asks that no two tensors share their memory.
             self.tensors[key] = data.clone() if memory in self._memories else data
@@ -288,12 +290,12 @@ class _Unpacker:
         return _makers[kind](self, content)
 
     def _dataclass(self, kind: type, content: dict[str, Any]) -> Any:
-        hints = _hints(kind)
-        if set(content) != set(hints):
-            raise ValueError(f"a {kind.__name__} has the fields {sorted(content)}, not {sorted(hints)}")
-        found = {name: self.unpack(value) for name, value in content.items()}
-        for name, hint in hints.items():
-            if not _fits(found[name], hint):
+        stored, hints = _stored(kind), _hints(kind)
+        if set(content) != set(stored):
+            raise ValueError(f"a {kind.__name__} has the fields {sorted(content)}, not {sorted(stored)}")
+        found = {stored[name]: self.unpack(value) for name, value in content.items()}
+        for name, field in stored.items():
+            if not _fits(found[field], hints[field]):
                 raise TypeError(f"the field {name} of a {kind.__name__} cannot be {str(content[name])[:60]}")
         made = kind(**found)
         if isinstance(made, Snapshot):
@@ -302,6 +304,12 @@ class _Unpacker:
 
 
 _hints = cache(get_type_hints)
+
+
+@cache
+def _stored(kind: type) -> dict[str, str]:
+    """The fields of a dataclass by the names that they have in a file."""
+    return {each.metadata.get("stored", each.name): each.name for each in fields(kind)}
 
 
 @cache

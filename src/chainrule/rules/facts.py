@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 Arguments = dict[str, Any]
+Index = tuple[Any, ...]
 
 STRIDED = torch.ops.aten.as_strided.default
 """The operation that makes any view of a memory."""
@@ -47,6 +48,7 @@ class Facts:
     copies: bool = False  # what PyTorch runs below autograd where an operation needs its argument in another form
     sets_zero: bool = False  # it clears its operands, as `zero_grad` does
     only_reshapes: bool = False  # its result is the same memory in another shape, and so is its gradient
+    part_written: Callable[[Arguments], Index] | None = None  # the index of what it overwrites, if that is not all
 
     draw: tuple[int, Callable[..., Tensor]] | None = None
     """The output that contains what was drawn, and how the result follows: `f(arguments, draw=output)`."""
@@ -55,6 +57,8 @@ class Facts:
     """Arguments in which it is linear: from all arguments, those that leave the terms with this one alone."""
     linear_in_numbers: bool = False  # in a plain number that it takes
     sums_operands: bool = False  # each of its operands is a term, up to a factor
+    communicates: bool = False  # with other ranks
+    lifts: bool = False  # its operand was just made from plain numbers, by PyTorch itself
     constrained: str = ""  # why the elements of its argument cannot be moved one by one
     updates_loss_scale: bool = False
 
@@ -159,6 +163,33 @@ _add("clone _to_copy", copies=True)
 _add("zero_ _foreach_zero_", sets_zero=True)
 _add("t transpose view _unsafe_view", only_reshapes=True)
 
+
+def _rows(arguments: Arguments) -> Index:
+    dim = arguments["dim"] % max(arguments["self"].dim(), 1)
+    return (*(slice(None),) * dim, arguments["index"].clone())
+
+
+def _scattered(arguments: Arguments) -> Index:
+    index, dim = arguments["index"], arguments["dim"] % max(arguments["self"].dim(), 1)
+    places = [
+        torch.arange(n, device=index.device).view(-1, *(1,) * (index.dim() - i)) for i, n in enumerate(index.shape, 1)
+    ]
+    return (*places[:dim], index.clone(), *places[dim + 1 :])
+
+
+def _indexed(arguments: Arguments) -> Index:
+    return tuple(slice(None) if each is None else each.clone() for each in arguments["indices"])
+
+
+def _masked(arguments: Arguments) -> Index:
+    return tuple(arguments["mask"].expand_as(arguments["self"]).nonzero(as_tuple=True))
+
+
+_add("index_copy_ index_add_ index_fill_ index_reduce_", part_written=_rows)
+_add("scatter_ scatter_add_ scatter_reduce_", part_written=_scattered)
+_add("index_put_ _index_put_impl_", part_written=_indexed)
+_add("masked_fill_ masked_scatter_", part_written=_masked)
+
 # -- running again ----------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +279,8 @@ _add("linear convolution _convolution", weighs=("input", "weight"))
 _add("embedding", looks_up="indices")
 _add("uniform_ normal_ zero_ fill_ copy_ random_ bernoulli_ exponential_ log_normal_ cauchy_ geometric_", fills=True)
 _add("fsdp.", gathers_shards=True)
+_add("lift lift_fresh", lifts=True)
+_add("fsdp. c10d. _c10d_functional. _c10d_functional_autograd. symm_mem.", communicates=True)
 _add("fsdp. c10d. as_strided", filled_by_ranks=True)  # FSDP2 makes such views of its buffers
 _add("addmm mm linear _to_copy convolution view t mul add", passes_gradient=True)
 

@@ -6,6 +6,7 @@ reader who can point at one, and with `CODED = True` the code that recomputes ea
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,10 @@ from pkgutil import iter_modules
 
 from chainrule.document import Document
 from chainrule.errors import StorageError
+
+_state = random.getstate()
+import_module("rich.style")  # it draws a random number when it is imported: the user's must stay what they are
+random.setstate(_state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ was read. Each file imports only from those before it:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
@@ -65,7 +66,7 @@ def lower(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
         modules=tuple(paths.modules()),
         events=tuple(read_events(passes, names)),
         error=tape.error,
-        notes=(*paths.notes_of_compiled(), *_notes_of_patterns(tape)),
+        notes=(*paths.notes_of_compiled(), *_notes_of_patterns(tape), *_notes_of_writes(tape)),
         reducers=read_reducers(lowering, paths),
         reductions=reductions,
     )
@@ -93,6 +94,22 @@ def _notes_of_patterns(tape: Tape) -> tuple[str, ...]:
         "those in `recording.graph.modules`."
         for each in unmet
     )
+
+
+def _notes_of_writes(tape: Tape) -> Iterator[str]:
+    """What was left out, and whether what was overwritten took more memory than there was for it."""
+    for run in tape.unread:
+        yield (
+            f"{run.count} writes in a row to a tensor of shape {tuple(run.tensor.shape)} are not shown"
+            f"{f' ({run.site.place()})' if run.site else ''}: nothing read it in between, and no gradient depends on "
+            "it. What they left counts as an input."
+        )
+    kept = tape.retention
+    if kept is not None and kept.policy.everything and kept.left < 0:
+        yield (
+            f"the {kept.policy.memory / 2**20:,.0f} MiB for values, gradients and what was overwritten (`memory=` of "
+            "`record`) were not enough for all of them: of what came later, only statistics were kept."
+        )
 
 
 def _of_leaves(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.lowering.tensor_versions import TensorVersions, data_after
-from chainrule.capture.tape import RawFunction, Tape, Traits
+from chainrule.capture.tape import RawFunction, Tape
+from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
@@ -81,12 +82,16 @@ class Lowering:
     def _read(self) -> None:
         starts = {f.first: f for f in self.tape.functions}
         unused = self._saved_copies()
-        updates, replaced, position = list(self.tape.updates), list(self.tape.replaced), 0
+        updates, replaced, unread = list(self.tape.updates), list(self.tape.replaced), list(self.tape.unread)
+        position = 0
         while position < len(self.tape.operations):
             while updates and updates[0].position <= position:
                 self.values.update(updates.pop(0))
             while replaced and replaced[0][0] <= position:
                 self.values.replace(*replaced.pop(0)[1:])
+            while unread and unread[0].position <= position:
+                run = unread.pop(0)
+                self.values.forget(run.tensor, run.copies)
             if (function := starts.get(position)) and (node := self._node_of(function)) is not None:
                 self._read_function(function, node)
                 position = max(function.last, position + 1)

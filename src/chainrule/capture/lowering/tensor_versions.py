@@ -86,6 +86,12 @@ class TensorVersions:
             copies = [copy for _, copy in self._tape.copies.get(id(parameter), ())]
             self._skip[id(parameter)] = next((i for i, copy in enumerate(copies, 1) if copy is before), 0)
 
+    def forget(self, tensor: Tensor, copies: dict[int, int]) -> None:
+        """After writes that were left out, every tensor in its memory is a new leaf; `copies` are of earlier values."""
+        for identity in self._sharing.pop(self._tape.storage_of(tensor), {}):
+            self._current.pop(identity, None)
+        self._skip |= copies
+
     def replace(self, tensor: Tensor, copies: int) -> None:
         """After `tensor.data = ...` it is another value; the first `copies` copies are of earlier ones."""
         self._current.pop(id(tensor), None)
@@ -126,7 +132,7 @@ def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tens
 
 def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Gradients with the data that they had when they arrived, which is the first copy of it."""
-    return tuple(None if each is None else data_after(tape, each, -1) for each in gradients)
+    return tuple(None if each is None else tape.placeholders.read(data_after(tape, each, -1)) for each in gradients)
 
 
 # -- snapshots --------------------------------------------------------------------------------------------------------
@@ -149,9 +155,10 @@ class Snapshots:
             return _bare(tensor) if wraps_others(tensor) else Snapshot.of(tensor)
         found = self._read.get(id(tensor))
         if found is None:
-            measured = original.measured
+            measured, earlier = original.measured, original.earlier
             statistics = None if measured is None else measured.read(self._wants_histogram(tensor))
-            found = Snapshot(tuple(tensor.shape), tensor.dtype, name_of(original.device), None, statistics)
+            held = None if earlier is None or earlier.is_lost else earlier
+            found = Snapshot(tuple(tensor.shape), tensor.dtype, name_of(original.device), held, statistics)
             self._read[id(tensor)] = found
         return found
 
