@@ -52,6 +52,8 @@ class NodeHooks:
         """Run `backward` or `grad` with a hook on every node that it can reach."""
         if torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)  # a level of its own, whose nodes are gone when it ends: its operations remain
+        if not self._modes.sees_operations():
+            return func(*args, **kwargs)  # PyTorch is tracing, with tensors that have no numbers
         if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
             return self._batched(func, args, kwargs)
         tape, accumulates = self._tape, func is not torch.autograd.grad

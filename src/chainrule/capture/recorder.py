@@ -26,7 +26,7 @@ from torch.optim.optimizer import (
 
 from chainrule.capture.borrowed import hooks_held
 from chainrule.capture.data_parallel import own_part, wraps_others
-from chainrule.capture.modes import DispatchBypass, Modes, left_on
+from chainrule.capture.modes import DispatchBypass, EagerStance, Modes, is_higher_order, left_on
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.retention import Policy, Retention
 from chainrule.capture.source import Site, Sites, is_library
@@ -105,6 +105,7 @@ class Recorder:
         ]
         if "torch._dynamo" in sys.modules:  # only a process that compiles has it, and importing it takes a second
             self._stance = torch.compiler.set_stance("force_eager")
+            self._stance.stance = EagerStance(self._stance.prev)
             self._stance.__enter__()
         self.modes.enter()
 
@@ -135,6 +136,8 @@ class Recorder:
             return func(*args, **kwargs) if kwargs else func(*args)
         traits = self._traits.get(func)
         if traits is None:
+            if is_higher_order[type(func)]:  # what runs in it is recorded
+                return self.modes.inside(func, args, kwargs or {})
             traits = self._traits[func] = Traits.of(func)
         if traits.silent:
             return func(*args, **kwargs) if kwargs else func(*args)
