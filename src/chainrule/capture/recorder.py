@@ -25,7 +25,7 @@ from torch.optim.optimizer import (
 )
 
 from chainrule.capture.borrowed import hooks_held
-from chainrule.capture.data_parallel import own_part, wraps_others
+from chainrule.capture.data_parallel import own_part
 from chainrule.capture.modes import DispatchBypass, EagerStance, Modes, is_higher_order, left_on
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.retention import Policy, Retention
@@ -41,7 +41,9 @@ from chainrule.capture.tape import (
     storage_of,
 )
 from chainrule.errors import RecordingError
+from chainrule.graph.opaque import is_opaque
 from chainrule.graph.reexecution import unobserved
+from chainrule.graph.snapshot import all_have_numbers
 from chainrule.graph.statistics import of_a_sample, part_of
 from chainrule.graph.statistics_cache import measured
 from chainrule.graph.trees import map_leaves, tensors_in
@@ -351,7 +353,7 @@ def _update(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:
         before,
         versions,
         [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
-        parts=[] if any(map(wraps_others, own)) else list(map(part_of, own)),
+        parts=[] if not all_have_numbers(*own) else list(map(part_of, own)),
     )
 
 
@@ -360,6 +362,8 @@ def _copied(tape: Tape, tree: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         own = own_part(leaf)
+        if is_opaque(own):
+            return tape.placeholders.placeholder(own, None)
         return own.detach().clone() if tape.retention is None else tape.retention.copy(own, measured=False)
 
     return map_leaves(copied, tree)

@@ -6,7 +6,6 @@ when something is about to write to its memory.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +19,7 @@ from chainrule.capture.borrowed import BorrowedTensor, BorrowedTensors, Ranges
 from chainrule.capture.data_parallel import RawArrival, Reducers, own_part
 from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
+from chainrule.graph.opaque import is_opaque
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
 from chainrule.rules.operations import facts_of
@@ -302,7 +302,7 @@ class Tape:
             for alias in known:
                 self._entered.discard(id(alias))
                 own = own_part(alias)
-                if lost or _is_freed(own):
+                if lost or is_opaque(own):
                     data = self.placeholders.placeholder(own, None)
                 elif self.retention is not None and (id(alias) in self.placeholders.known or self.retention.is_strict):
                     data = self.retention.copy(own)
@@ -386,31 +386,17 @@ class Tape:
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """A tensor without its history: this rank's part, or a tensor without numbers where the memory was freed.
+    """A tensor without its history: this rank's part. One whose numbers are not ours to read is returned unchanged.
 
-    A placeholder is known by its id, and returned unchanged.
+    So is a placeholder, which is known by its id.
     """
-    if tensor.is_meta:
-        return tensor
     own = own_part(tensor)
-    if _is_freed(own):
-        return torch.empty_strided(own.size(), own.stride(), dtype=own.dtype, device="meta")
-    return own.detach()
-
-
-def _is_freed(tensor: Tensor) -> bool:
-    """Whether its memory was freed while the tensor lives, as FSDP2 does with gathered parameters."""
-    if "torch.distributed.fsdp" not in sys.modules or tensor.is_meta or tensor.layout is not torch.strided:
-        return False
-    try:
-        return bool(tensor.numel()) and not tensor.untyped_storage().nbytes()
-    except (NotImplementedError, RuntimeError):  # a wrapper of functorch's
-        return False
+    return own if is_opaque(own) or own.is_meta else own.detach()
 
 
 def storage_of(tensor: Tensor) -> int:
     """Identifies the memory of a tensor as long as a tensor in it lives."""
     try:
         return int(own_part(tensor).untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share
+    except Exception:  # sparse, a wrapper of functorch's, or what the user's class raises: no memory to share
         return id(tensor)

@@ -33,6 +33,7 @@ from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.gc_control import gc_paused
 from chainrule.graph.graph import Graph, Value
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Parameter, Reduction, statistics_of
 from chainrule.graph.statistics import Statistics
 
@@ -40,7 +41,11 @@ from chainrule.graph.statistics import Statistics
 @gc_paused()
 def lower(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
     """The facts of a step; without autograd's nodes, which nobody asks for, where they do not last."""
-    snapshots = snapshots or Snapshots(tape)
+    with unobserved():  # the user's classes of tensors too
+        return _lower(tape, snapshots or Snapshots(tape))
+
+
+def _lower(tape: Tape, snapshots: Snapshots) -> Graph:
     paths = Paths(tape)
     lowering = Lowering(tape, paths.buffers)
     passes = BackwardPasses(lowering)

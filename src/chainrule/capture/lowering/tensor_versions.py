@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from torch import Tensor, float16, strided
 
 from chainrule.capture import retention as limits
-from chainrule.capture.data_parallel import wraps_others
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawUpdate, Tape, detached
 from chainrule.graph.graph import Place, type_of_value
@@ -146,7 +145,7 @@ class Snapshots:
         """A tensor of the tape; one that was not kept has its statistics, as far as it was measured."""
         original = self._originals.get(id(tensor))
         if original is None:
-            return _bare(tensor) if wraps_others(tensor) else Snapshot.of(tensor)
+            return Snapshot.of(tensor)
         found = self._read.get(id(tensor))
         if found is None:
             measured = original.measured
@@ -194,7 +193,7 @@ class SnapshotsInPlace(Snapshots):
 
 def _is_large(tensor: Tensor) -> bool:
     """Whether it is too large to be kept."""
-    if not has_numbers(tensor) or tensor.layout is not strided or wraps_others(tensor):
+    if not has_numbers(tensor) or tensor.layout is not strided:
         return False
     return tensor.nbytes > limits.SMALL
 
