@@ -28,7 +28,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.capture.data_parallel import own_part
 from chainrule.errors import RecordingError
-from chainrule.graph.opaque import has_strides, is_opaque, shape_of, type_of
+from chainrule.graph.opaque import has_strides, is_opaque, kind_of, shape_of, type_of
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
 from chainrule.graph.trees import map_leaves
 
@@ -88,6 +88,7 @@ class Original:
     output_nr: int = 0
     requires_grad: bool = False
     measured: Measured | None = None  # None: overwritten before it was measured
+    kind: str = ""  # what it is if its numbers are not ours to read
 
 
 @dataclass(slots=True)
@@ -113,7 +114,8 @@ class Placeholders:
     def placeholder(self, tensor: Tensor, measured: Measured | None) -> Tensor:
         """A new placeholder for this tensor."""
         made = self.without_numbers(tensor)
-        self.known[id(made)] = Original(tensor.device, self.storage_of(tensor), measured=measured)
+        kind = "" if measured is not None else kind_of(tensor)
+        self.known[id(made)] = Original(tensor.device, self.storage_of(tensor), measured=measured, kind=kind)
         self._held.append(made)
         return made
 

@@ -197,6 +197,7 @@ class Tape:
         self.owner_of: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
         self.borrowed = BorrowedTensors()
         self._held: list[Tensor] = []
+        self._opaque: dict[int, tuple[Tensor, Tensor]] = {}  # id of a tensor -> it, and its placeholder
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
         self._entered: set[int] = set()  # ids of the tensors in _storages
         self._sharing: set[int] = set()  # ids of all that were ever in it: used again, they are entered again
@@ -244,7 +245,19 @@ class Tape:
         """The data of a version: the next copy, or the tensor's own."""
         tensor, copied = version
         later = self.copies.get(id(tensor), [])[copied:]
-        return later[0][1] if later else detached(tensor)
+        return later[0][1] if later else self.detached(tensor)
+
+    def detached(self, tensor: Tensor) -> Tensor:
+        """A tensor without its history: this rank's part, or a placeholder where its numbers are not ours to read.
+
+        A placeholder is known by its id, and returned unchanged.
+        """
+        own = own_part(tensor)
+        if not is_opaque(own):
+            return own if own.is_meta else own.detach()
+        if id(own) not in self._opaque:
+            self._opaque[id(own)] = own, self.placeholders.placeholder(own, None)
+        return self._opaque[id(own)][1]
 
     # -- of tensors that may be placeholders --------------------------------------------------------------------------
 
@@ -383,15 +396,6 @@ class Tape:
                 self._entered.add(id(tensor))
                 self._sharing.add(id(tensor))
                 self._storages.setdefault(self.storage_of(tensor), []).append(tensor)
-
-
-def detached(tensor: Tensor) -> Tensor:
-    """A tensor without its history: this rank's part. One whose numbers are not ours to read is returned unchanged.
-
-    So is a placeholder, which is known by its id.
-    """
-    own = own_part(tensor)
-    return own if is_opaque(own) or own.is_meta else own.detach()
 
 
 def storage_of(tensor: Tensor) -> int:

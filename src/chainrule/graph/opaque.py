@@ -31,6 +31,20 @@ def is_opaque(tensor: Tensor) -> bool:
     return is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor) or _is_freed(tensor)
 
 
+def kind_of(tensor: Tensor) -> str:
+    """What tensors like this one are, which have no numbers that are ours to read; "" for any other tensor."""
+    if not is_opaque(tensor):
+        return "on the device meta" if tensor.is_meta else ""
+    if type(tensor) not in _PLAIN:
+        return f"of the class {type(tensor).__name__}, which runs code of its own"
+    if tensor.is_nested or tensor.is_quantized:
+        return "nested" if tensor.is_nested else "quantised"
+    if tensor.layout is not torch.strided:
+        return f"in the layout {str(tensor.layout).removeprefix('torch.')}"
+    wraps = is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor)
+    return "inside of a transform of PyTorch's" if wraps else "without memory, which was freed"
+
+
 def _is_freed(tensor: Tensor) -> bool:
     """Whether its memory was freed while the tensor lives, as FSDP2 does with gathered parameters."""
     return not tensor.untyped_storage().nbytes() and bool(tensor.numel()) and not tensor._is_zerotensor()

@@ -106,8 +106,9 @@ def explained() -> tuple[str, ...]:
 def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
     """The update of one parameter, term by term; the last is the new parameter.
 
-    `optimizer` is the class name. None where there is no block for it, where the parameter or its gradient is sparse, or
-    where its options are not those of PyTorch's optimizer of that name. Where some of the numbers were not kept, terms have shapes alone.
+    `optimizer` is the class name. None where there is no block for it, where the parameter or its gradient is sparse,
+    or where its options are not those of PyTorch's optimizer of that name. Where some of the numbers were not kept,
+    terms have shapes alone.
     """
     update = update if update.is_whole else update.without_numbers()
     options, block = _blocks.get(optimizer, (frozenset(), None))

@@ -15,7 +15,7 @@ from torch import Tensor, float16, strided
 
 from chainrule.capture import retention as limits
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.tape import RawUpdate, Tape, detached
+from chainrule.capture.tape import RawUpdate, Tape
 from chainrule.graph.graph import Place, type_of_value
 from chainrule.graph.snapshot import Snapshot, has_numbers, name_of
 from chainrule.graph.statistics import Statistics
@@ -120,7 +120,7 @@ def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tens
     for later, copy in tape.copies.get(id(tensor), [])[skip:]:
         if later > position:
             return copy
-    return detached(tensor)
+    return tape.detached(tensor)
 
 
 def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
