@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, optim
 from torch._C import _DisableTorchDispatch
 from torch.autograd.function import Function
+from torch.compiler import is_dynamo_compiling
 from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import (
     Optimizer,
@@ -262,6 +263,8 @@ class Recorder:
 
     def enter_module(self, module: torch.nn.Module, args: Any) -> None:
         """A module's forward begins."""
+        if is_dynamo_compiling():  # as in `FunctionMode`
+            return
         parent = self._open_modules[-1] if self._open_modules else None
         site = Site.of(sys._getframe(1))
         if self._retention is not None:
@@ -280,6 +283,8 @@ class Recorder:
         self._chosen.append(retention.chosen)
 
     def _leave_module(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if is_dynamo_compiling():
+            return
         # A module whose pre-hook raised was never entered; one left by an exception may leave others open above it.
         while self._open_modules:
             run = self.tape.modules[self._open_modules.pop()]
