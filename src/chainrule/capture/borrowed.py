@@ -23,6 +23,7 @@ from torch import Tensor
 from chainrule.capture import global_hooks
 from chainrule.capture.data_parallel import own_part
 from chainrule.capture.guard import Guard
+from chainrule.graph.opaque import is_opaque
 from chainrule.graph.reexecution import unobserved
 
 SMALL = 32 * 1024  # bytes up to which a copy costs no more than borrowing
@@ -74,7 +75,7 @@ class BorrowedTensors:
         """Borrow a tensor; False for one that should be copied."""
         if id(tensor) in self._known:
             return True
-        if own_part(tensor) is not tensor:
+        if is_opaque(tensor):
             return False
         if tensor.layout is not torch.strided or tensor.nbytes <= SMALL or tensor.is_inference():
             return False
@@ -126,18 +127,18 @@ class Ranges:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._ends: dict[int, int] = {}
         for tensor in tensors:
-            try:
-                storage = own_part(tensor).untyped_storage()
-                first = storage.data_ptr()
-            except (NotImplementedError, RuntimeError):
+            own = own_part(tensor)
+            if is_opaque(own) or own.layout is not torch.strided:
                 continue
+            storage = own.untyped_storage()
+            first = storage.data_ptr()
             self._ends[first] = max(self._ends.get(first, 0), first + storage.nbytes())
         self._starts = sorted(self._ends)
 
     def __contains__(self, tensor: Tensor) -> bool:
-        try:
-            address = own_part(tensor).data_ptr()  # 0 for a placeholder
-        except (NotImplementedError, RuntimeError):
-            return True  # sparse, or a wrapper: it may
+        own = own_part(tensor)
+        if is_opaque(own) or own.layout is not torch.strided:
+            return True  # it may
+        address = own.data_ptr()  # 0 for a placeholder
         place = bisect_right(self._starts, address)
         return place > 0 and address < self._ends[self._starts[place - 1]]

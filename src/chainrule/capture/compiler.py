@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from chainrule.capture.guard import Guard, here
@@ -24,7 +25,8 @@ class EagerHere:
     @property
     def stance(self) -> str:
         """What the compiler asks for whenever compiled code is called."""
-        return "force_eager" if self._guard.on and here() is self._guard else self._before.stance
+        eager = self._guard.on and here() is self._guard and not compiles_for_itself()
+        return "force_eager" if eager else self._before.stance
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._before, name)
@@ -39,3 +41,9 @@ class EagerHere:
             while isinstance(self._before, EagerHere) and not self._before._guard.on:
                 self._before = self._before._before
             self._compiler._stance = self._before
+
+
+def compiles_for_itself() -> bool:
+    """Whether PyTorch is about to compile what it hands to a higher-order operator, for which the user did not ask."""
+    operators = sys.modules.get("torch._higher_order_ops.utils")
+    return operators is not None and bool(operators._in_hop_compile())

@@ -19,8 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from chainrule.graph.snapshot import type_of_reduction
 from chainrule.graph.trees import tensors_in
 
-_WITH_MEMORY = frozenset({Tensor, nn.Parameter, nn.Buffer})
-
 
 def own_part(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that is spread over ranks (`DTensor`), or else the tensor itself."""
@@ -31,16 +29,6 @@ def own_part(tensor: Tensor) -> Tensor:
         return tensor
     part: Tensor = tensor._local_tensor  # type: ignore[attr-defined]
     return part
-
-
-def wraps_others(tensor: Tensor) -> bool:
-    """Whether it is a subclass that has no memory itself, as its operations run on tensors that it holds."""
-    if type(tensor) in _WITH_MEMORY or tensor.is_meta or tensor.layout is not torch.strided:
-        return False
-    try:
-        return bool(tensor.numel()) and not tensor.data_ptr()
-    except RuntimeError:
-        return True
 
 
 @dataclass(slots=True)

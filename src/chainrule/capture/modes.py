@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from torch._C import (
     _are_functorch_transforms_active,
     _current_graph_task_id,
+    _get_dispatch_stack_at,
     _get_function_stack_at,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
+from torch._ops import HigherOrderOperator, _compute_keyset
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 
+from chainrule.capture.compiler import compiles_for_itself
 from chainrule.capture.guard import Guard
 from chainrule.capture.traits import Traits
 
@@ -87,6 +91,16 @@ class Observer(Protocol):
 class DispatchMode(TorchDispatchMode):
     """Sees each ATen operation, below autograd."""
 
+    supports_higher_order_operators = True  # or `torch.cond` and its like would raise under this mode
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Whether PyTorch compiles although this mode is on: what it hands to its higher-order operators.
+
+        Only so do tensors that a branch takes from around it get gradients.
+        """
+        return compiles_for_itself()
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Otherwise the base class imports PyTorch's compiler, which takes more than a second. It only keeps the
@@ -124,6 +138,8 @@ class FunctionMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if is_dynamo_compiling():  # the compiler reads this function, and finds that the call passes
+            return func(*args, **(kwargs or {}))
         observer = self.observer
         if observer is None:
             return func(*args, **(kwargs or {}))
@@ -137,9 +153,51 @@ class FunctionMode(TorchFunctionMode):
             observer.guard.failed(error)
         if operation is not None:
             return observer.call_bypassing(operation, func, args)
+        if is_higher_order[type(func)]:  # what the user calls are the functions that it runs
+            return _go_on(func, args, kwargs or {}, self)
         if func in BACKWARD:
             return observer.backward(func, args, kwargs or {})
         return observer.call(func, args, kwargs or {})
+
+
+class _IsHigherOrder(dict[type, bool]):
+    def __missing__(self, kind: type) -> bool:
+        self[kind] = issubclass(kind, HigherOrderOperator)
+        return self[kind]
+
+
+is_higher_order = _IsHigherOrder()
+"""Whether functions of this type are operators that take functions (`torch.cond`)."""
+
+
+def _go_on(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchFunctionMode) -> Any:
+    """Run a higher-order operator that a mode was asked about, with a function mode on: what it runs is seen by that.
+
+    To call the operator would ask the modes again.
+    """
+    key = _compute_keyset(args, kwargs, operator.non_fallthrough_keys).highestPriorityTypeId()
+    with mode:
+        return operator.dispatch(key, *args, **kwargs)
+
+
+class InsideMode(TorchFunctionMode):
+    """Puts a dispatch mode on for each torch function that a higher-order operator calls.
+
+    PyTorch takes the mode off while the operator runs, and some operators insist on that. Where another mode is on,
+    PyTorch is tracing.
+    """
+
+    def __init__(self, mode: DispatchMode) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if is_dynamo_compiling() or _len_torch_dispatch_stack():
+            return func(*args, **(kwargs or {}))
+        with self._mode:
+            return func(*args, **(kwargs or {}))
 
 
 class LeftOn(threading.local):
@@ -259,6 +317,15 @@ class Modes:
                 self._taken, self.paused = taken, paused
             if pauses:
                 self.resume()
+
+    def sees_operations(self) -> bool:
+        """Whether the dispatch mode is on, or off for a pause of ours: PyTorch takes it off too, where it traces."""
+        stack = map(_get_dispatch_stack_at, range(_len_torch_dispatch_stack()))
+        return self.paused or any(mode is self._dispatch for mode in stack)
+
+    def inside(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a higher-order operator for which PyTorch has taken the dispatch mode off, and see what runs in it."""
+        return _go_on(operator, args, kwargs, InsideMode(self._dispatch))
 
     def enter_function(self) -> None:
         """The backward of a Python function begins: it is recorded, as checkpointing runs whole passes in there."""

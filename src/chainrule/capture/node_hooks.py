@@ -58,6 +58,9 @@ class NodeHooks:
         if torch._C._are_functorch_transforms_active():
             yield given  # a level of its own, whose nodes are gone when it ends: its operations remain
             return
+        if not self._modes.sees_operations():
+            yield given  # PyTorch is tracing, with tensors that have no numbers
+            return
         guard, ends = self._tape.guard, ExitStack()
         try:
             with guard:

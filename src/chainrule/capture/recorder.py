@@ -20,9 +20,9 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
-from chainrule.capture.data_parallel import own_part, wraps_others
+from chainrule.capture.data_parallel import own_part
 from chainrule.capture.guard import Guard, recorded_here
-from chainrule.capture.modes import DispatchBypass, Modes, left_on
+from chainrule.capture.modes import DispatchBypass, Modes, is_higher_order, left_on
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.policy import Policy
 from chainrule.capture.retention import Retention
@@ -39,7 +39,9 @@ from chainrule.capture.tape import (
 from chainrule.capture.traits import Traits
 from chainrule.capture.writes import UnreadWrites, part_written
 from chainrule.errors import RecordingError
+from chainrule.graph.opaque import is_opaque
 from chainrule.graph.reexecution import close_interrupted, unobserved
+from chainrule.graph.snapshot import all_have_numbers
 from chainrule.graph.statistics import of_a_sample, part_of
 from chainrule.graph.statistics_cache import measured
 from chainrule.graph.trees import map_leaves, tensors_in
@@ -143,13 +145,17 @@ class Recorder:
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Run one ATen operation and record it. This is the hottest path of the package."""
-        seen, state = False, None
+        seen, state, takes_functions = False, None, False
         try:
             if not (self.modes.paused or (_current_pass() != -1 and not torch.is_grad_enabled())):
                 traits = self._traits.get(func)
                 if traits is None:
-                    traits = self._traits[func] = Traits.of(func)
-                if not (traits.silent or (traits.in_one_part and self._leaves_out(traits, args, kwargs or {}))):
+                    takes_functions = is_higher_order[type(func)]
+                    if not takes_functions:
+                        traits = self._traits[func] = Traits.of(func)
+                if traits is not None and not (
+                    traits.silent or (traits.in_one_part and self._leaves_out(traits, args, kwargs or {}))
+                ):
                     eviction = self._eviction
                     if eviction is not None and eviction.waiting > BATCH:
                         eviction.evict(between=False)
@@ -160,6 +166,8 @@ class Recorder:
                     seen = True
         except BaseException as error:
             self.guard.failed(error)
+        if takes_functions:  # what runs in it is recorded
+            return self.modes.inside(func, args, kwargs or {})
         out = func(*args, **kwargs) if kwargs else func(*args)
         if seen:
             try:
@@ -410,7 +418,7 @@ def _update(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:
         before,
         versions,
         [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
-        parts=[] if any(map(wraps_others, own)) else list(map(part_of, own)),
+        parts=[] if not all_have_numbers(*own) else list(map(part_of, own)),
     )
 
 
@@ -419,6 +427,8 @@ def _copied(tape: Tape, tree: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         own = own_part(leaf)
+        if is_opaque(own):
+            return tape.placeholders.placeholder(own, None)
         return own.detach().clone() if tape.retention is None else tape.retention.copy(own, measured=False)
 
     return map_leaves(copied, tree)

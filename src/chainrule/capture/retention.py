@@ -18,14 +18,16 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from chainrule.capture.data_parallel import own_part, wraps_others
+from chainrule.capture.data_parallel import own_part
 from chainrule.capture.policy import Policy
+from chainrule.graph.opaque import has_strides, is_opaque, kind_of, shape_of, type_of
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
 from chainrule.graph.trees import map_leaves
 from chainrule.graph.write_log import Earlier
@@ -47,6 +49,7 @@ class Original:
     requires_grad: bool = False
     measured: Measured | None = None  # None: overwritten before it was measured
     earlier: Earlier | None = None  # its numbers, where a log keeps what was overwritten of them
+    kind: str = ""  # what it is if its numbers are not ours to read
 
 
 @dataclass(slots=True)
@@ -66,12 +69,16 @@ class Placeholders:
     known: dict[int, Original] = field(default_factory=dict)  # id of a placeholder -> what it stands for
     _held: list[Tensor] = field(default_factory=list)  # the placeholders, or their ids would be reused
     _storages: dict[int, StorageWeakRef] = field(default_factory=dict)
+    _without_memory: Iterator[int] = field(default_factory=lambda: count(1))
     _shapes: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # a placeholder of each shape that was met
 
     def placeholder(self, tensor: Tensor, measured: Measured | None, earlier: Earlier | None = None) -> Tensor:
         """A new placeholder for this tensor."""
         made = self.without_numbers(tensor)
-        self.known[id(made)] = Original(tensor.device, self.storage_of(tensor), measured=measured, earlier=earlier)
+        kind = "" if measured is not None or earlier is not None else kind_of(tensor)
+        self.known[id(made)] = Original(
+            tensor.device, self.storage_of(tensor), measured=measured, earlier=earlier, kind=kind
+        )
         self._held.append(made)
         return made
 
@@ -86,8 +93,8 @@ class Placeholders:
 
         Taking `.data` of one of the same shape costs a fifth of making one; they share no memory, for there is none.
         """
-        if tensor.layout is not torch.strided:
-            return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+        if tensor.layout is not torch.strided or tensor.is_quantized or not has_strides(tensor):
+            return torch.empty(shape_of(tensor), dtype=type_of(tensor), device="meta")
         key = (tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)
         known = self._shapes.get(key)
         if known is None:
@@ -96,7 +103,10 @@ class Placeholders:
 
     def storage_of(self, tensor: Tensor) -> int:
         """A number that no other memory has, until `forget_storages`."""
-        storage = tensor.untyped_storage()
+        try:
+            storage = tensor.untyped_storage()
+        except Exception:  # as of `tape.storage_of`
+            return -next(self._without_memory)
         key = int(storage._cdata)
         if key not in self._storages:
             self._storages[key] = StorageWeakRef(storage)
@@ -207,7 +217,7 @@ class Retention:
     def _result(self, tensor: Tensor, known: _Living | None, viewed: Tensor | None, position: int) -> Tensor:
         if known is not None:  # overwritten in place, or returned unchanged
             placeholder = known.placeholder
-            if placeholder.shape != tensor.shape:  # `transpose_` and the like
+            if has_strides(tensor) and placeholder.shape != tensor.shape:  # `transpose_` and the like
                 placeholder.as_strided_(tensor.size(), tensor.stride())
             if known.version != _version(tensor):
                 known.version = _version(tensor)
@@ -254,7 +264,10 @@ class Retention:
 
     def _copied(self, tensor: Tensor) -> Tensor | None:
         """A copy of the numbers; tensors that show the same numbers in another shape (a layer's input) share it."""
-        own = own_part(tensor).detach()
+        own = own_part(tensor)
+        if is_opaque(own):
+            return None
+        own = own.detach()
         if not own.is_contiguous() or own.is_conj() or own.is_inference():
             return within_memory(own.clone)
         key = self._part(own)
@@ -287,7 +300,7 @@ class Retention:
             return known.placeholder
         if not self.is_kept(tensor):
             return self._evicted(tensor, measured=arrives)
-        if not self.is_strict or tensor.layout is not torch.strided:
+        if not self.is_strict or tensor.layout is not torch.strided or is_opaque(tensor):
             return tensor
         if tensor.untyped_storage().nbytes() > max(SMALL, tensor.nbytes):
             return tensor.clone()  # a part of a larger tensor must not hold all of it
@@ -295,7 +308,7 @@ class Retention:
 
     def _statistics(self, tensor: Tensor) -> Measured | None:
         """Measured once for all tensors that show the same numbers of one memory, in whatever shape."""
-        if tensor.is_meta or wraps_others(tensor):  # the user's own: it has no numbers, or not in one place
+        if is_opaque(tensor) or tensor.is_meta:  # the user's own
             return None
         if tensor.layout is not torch.strided or not is_dense(tensor) or tensor.is_inference():  # has no version
             return within_memory(lambda: measure(tensor))
@@ -316,6 +329,8 @@ class Retention:
         """
         if id(tensor) in self.placeholders.known:  # a placeholder, whose tensor is about to get other numbers
             return self._split_off(tensor)
+        if is_opaque(tensor):
+            return self.placeholders.placeholder(tensor, None)
         chosen = self._is_of_chosen_leaf(tensor) or (self.keeps_leaves and is_trained_leaf(tensor))
         if chosen or self.is_kept(tensor, self.is_wanted(tensor)):
             copied = within_memory(lambda: tensor.detach().clone())

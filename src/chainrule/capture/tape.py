@@ -6,7 +6,6 @@ when something is about to write to its memory.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from chainrule.capture.guard import Guard
 from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
 from chainrule.capture.traits import Traits
+from chainrule.graph.opaque import is_opaque
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
 from chainrule.graph.write_log import Earlier, WriteLog
@@ -171,6 +171,7 @@ class Tape:
         self.owner_of: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
         self.borrowed = BorrowedTensors()
         self._held: list[Tensor] = []
+        self._opaque: dict[int, tuple[Tensor, Tensor]] = {}  # id of a tensor -> it, and its placeholder
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
         self._entered: set[int] = set()  # ids of the tensors in _storages
         self._sharing: set[int] = set()  # ids of all that were ever in it: used again, they are entered again
@@ -238,7 +239,19 @@ class Tape:
         """The data of a version: the next copy, or the tensor's own."""
         tensor, copied = version
         later = self.copies.get(id(tensor), [])[copied:]
-        return self.placeholders.read(later[0][1]) if later else detached(tensor)
+        return self.placeholders.read(later[0][1]) if later else self.detached(tensor)
+
+    def detached(self, tensor: Tensor) -> Tensor:
+        """A tensor without its history: this rank's part, or a placeholder where its numbers are not ours to read.
+
+        A placeholder is known by its id, and returned unchanged.
+        """
+        own = own_part(tensor)
+        if not is_opaque(own):
+            return own if own.is_meta else own.detach()
+        if id(own) not in self._opaque:
+            self._opaque[id(own)] = own, self.placeholders.placeholder(own, None)
+        return self._opaque[id(own)][1]
 
     # -- of tensors that may be placeholders --------------------------------------------------------------------------
 
@@ -309,13 +322,13 @@ class Tape:
             log = None if part is None or strict else self._noted(storage, *part)
             if log is None and (closed := self._logs.pop(storage, None)) is not None:
                 memory = (
-                    None if lost or _is_freed(closed.whole) else within_memory(closed.whole.untyped_storage().clone)
+                    None if lost or is_opaque(closed.whole) else within_memory(closed.whole.untyped_storage().clone)
                 )
                 closed.close(memory)
             for alias in known:
                 self._entered.discard(id(alias))
                 own = own_part(alias)
-                if lost or _is_freed(own):
+                if lost or is_opaque(own):
                     data = self.placeholders.placeholder(own, None)
                 elif log is not None and id(alias) not in self.placeholders.known:
                     data = self.placeholders.placeholder(own, None, Earlier(log, own))
@@ -421,32 +434,9 @@ class Tape:
                 self._storages.setdefault(self.storage_of(tensor), []).append(tensor)
 
 
-def detached(tensor: Tensor) -> Tensor:
-    """A tensor without its history: this rank's part, or a tensor without numbers where the memory was freed.
-
-    A placeholder is known by its id, and returned unchanged.
-    """
-    if tensor.is_meta:
-        return tensor
-    own = own_part(tensor)
-    if _is_freed(own):
-        return torch.empty_strided(own.size(), own.stride(), dtype=own.dtype, device="meta")
-    return own.detach()
-
-
-def _is_freed(tensor: Tensor) -> bool:
-    """Whether its memory was freed while the tensor lives, as FSDP2 does with gathered parameters."""
-    if "torch.distributed.fsdp" not in sys.modules or tensor.is_meta or tensor.layout is not torch.strided:
-        return False
-    try:
-        return bool(tensor.numel()) and not tensor.untyped_storage().nbytes()
-    except (NotImplementedError, RuntimeError):  # a wrapper of functorch's
-        return False
-
-
 def storage_of(tensor: Tensor) -> int:
     """Identifies the memory of a tensor as long as a tensor in it lives."""
     try:
         return int(own_part(tensor).untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse, or a wrapper of functorch's: no memory to share
+    except Exception:  # sparse, a wrapper of functorch's, or what the user's class raises: no memory to share
         return id(tensor)

@@ -19,7 +19,7 @@ from chainrule import rules
 from chainrule.errors import RuleError
 from chainrule.gc_control import gc_paused
 from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Ref, accumulate, references
-from chainrule.graph.snapshot import Update, all_have_numbers, tensor_of
+from chainrule.graph.snapshot import Update, all_have_numbers, placeholder, tensor_of
 from chainrule.rules import Applied, Rule
 
 
@@ -118,6 +118,8 @@ def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
     """Our rule for a node, if there is one. A user's own `autograd.Function` has none, whatever it is called."""
     if node.operation is None or node.function_class is not None:
         return None
+    if op is not None and not (op.arguments and op.outs):
+        return None  # no operation was seen that made this node
     try:
         rule = rules.for_node(node.name, op)
     except RuntimeError:  # it asks for numbers, and they were not kept
@@ -229,7 +231,9 @@ def _step_back(
         contributions = tuple(
             replace(
                 contribution,
-                gradient=None if contribution.recorded is None else contribution.recorded.to("meta"),
+                gradient=None
+                if (known := contribution.recorded) is None
+                else placeholder(tuple(known.shape), known.dtype),
             )
             for contribution in _recorded(node, execution)
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule import rules
 from chainrule.derivation.backprop import Contribution, Derivation, NodeStep, Step
-from chainrule.graph.comparison import compare, rounding
+from chainrule.graph.comparison import compare, dense, rounding
 from chainrule.graph.graph import Graph, counted, references
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
@@ -110,8 +110,7 @@ def _add(
 ) -> None:
     if contribution.value is None or contribution.gradient is None:
         return
-    gradient = contribution.gradient.to_dense() if contribution.gradient.is_sparse else contribution.gradient
-    common = (outputs, contribution.argument, gradient, step.backward or 0)
+    common = (outputs, contribution.argument, dense(contribution.gradient), step.backward or 0)
     path = Path(*common)
     if step.rule is not None and step.op is not None:
         upstream = step.upstream + (None,) * (len(outputs) - len(step.upstream))

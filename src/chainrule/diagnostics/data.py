@@ -11,8 +11,8 @@ import torch
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, dense
-from chainrule.graph.comparison import FLOAT32, same_statistics
+from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.graph.comparison import FLOAT32, dense, same_statistics
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number

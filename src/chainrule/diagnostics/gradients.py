@@ -15,8 +15,9 @@ from chainrule.derivation.why import no_gradient
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, dense, sent_by
+from chainrule.diagnostics.step_context import StepContext, argument, sent_by
 from chainrule.document import Code
+from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Place, Value
 from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
 from chainrule.graph.statistics import EXPONENTS, norm_of

@@ -18,7 +18,8 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.nonfinite_origin import Origin, Origins, advice_for, evidence_of, on_purpose, origins_of
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, dense, element_of, operands, sent_by
+from chainrule.diagnostics.step_context import StepContext, element_of, operands, sent_by
+from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.history import Kind as SeriesKind
 from chainrule.graph.history import Series

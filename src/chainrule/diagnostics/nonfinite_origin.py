@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.contributions import aligned
-from chainrule.diagnostics.step_context import StepContext, argument, dense, element_of, operands
-from chainrule.graph.comparison import identical
+from chainrule.diagnostics.step_context import StepContext, argument, element_of, operands
+from chainrule.graph.comparison import dense, identical
 from chainrule.graph.graph import Graph, Operation, Ref, Value
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import has_numbers

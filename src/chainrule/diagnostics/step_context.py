@@ -19,6 +19,7 @@ from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.derivation.contributions import aligned
 from chainrule.derivation.why import element
 from chainrule.diagnostics.thresholds import Thresholds
+from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Graph, Operation, Place, Ref, Value, references
 from chainrule.graph.names import Index, Notation
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
@@ -224,7 +225,7 @@ class StepContext:
         if item.update_statistics is not None or not (has_numbers(item.after) and has_numbers(item.before)):
             return item.update_statistics
         after, before = item.after, item.before
-        return self.once(("move", id(item)), lambda: Statistics.of(after - before))
+        return self.once(("move", id(item)), lambda: Statistics.of(dense(after) - dense(before)))
 
     def between(self, value: int) -> str:
         """The range of a value: `x lies between -1 and 2.`; "" if it is unknown."""
@@ -254,11 +255,6 @@ def argument(operation: Operation, name: str) -> int | None:
 def operands(operation: Operation) -> list[int]:
     """The values that an operation takes."""
     return [value for _, _, value in references(operation.arguments)]
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """A tensor in strided layout."""
-    return tensor.to_dense() if tensor.layout != torch.strided else tensor
 
 
 def type_name(dtype: torch.dtype) -> str:

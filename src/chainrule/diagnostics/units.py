@@ -12,7 +12,8 @@ from chainrule.derivation.backprop import Step
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import LISTED, Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, carry
-from chainrule.diagnostics.step_context import StepContext, argument, dense
+from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation
 from chainrule.graph.snapshot import Parameter, has_numbers
 from chainrule.graph.statistics import Statistics

@@ -261,8 +261,10 @@ def _plain(number: Number) -> Tensor:
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """The tensor with all its elements in memory."""
-    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+    """The tensor with all its elements in memory; one without numbers has none either way."""
+    if tensor.layout == torch.strided:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") if tensor.is_meta else tensor.to_dense()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeGuard
 import torch
 from torch import Tensor
 
+from chainrule.graph.opaque import is_opaque, shape_of, type_of
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.write_log import Earlier
 
@@ -39,6 +40,8 @@ class Snapshot:
     @classmethod
     def of(cls, tensor: Tensor, statistics: Statistics | None = None) -> Snapshot:
         """A tensor as it is now; nothing is copied."""
+        if is_opaque(tensor):
+            return cls(shape_of(tensor), type_of(tensor), name_of(tensor.device), None, statistics)
         data = None if tensor.is_meta else tensor
         return cls(tuple(tensor.shape), tensor.dtype, name_of(tensor.device), data, statistics)
 
@@ -69,13 +72,13 @@ class Snapshot:
 
 
 def has_numbers(tensor: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether this is a tensor with numbers: neither None, nor a placeholder, nor the user's own on `meta`."""
-    return tensor is not None and not tensor.is_meta
+    """Whether this is a tensor with numbers: neither None, nor a placeholder, nor the user's own without any."""
+    return tensor is not None and not is_opaque(tensor) and not tensor.is_meta
 
 
 def all_have_numbers(*tensors: Tensor | None) -> bool:
     """Whether no tensor among these is without numbers; None stands for no tensor."""
-    return not any(each is not None and each.is_meta for each in tensors)
+    return all(each is None or has_numbers(each) for each in tensors)
 
 
 def placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

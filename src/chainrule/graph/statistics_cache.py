@@ -162,15 +162,22 @@ def measured(tensors: Sequence[Tensor], magnitudes: bool) -> list[Statistics]:
             found.update(zip(places, _of_rows(rows, magnitudes), strict=True))
     # A row with numbers that are not finite, or whose squares are too large or too small, is measured by itself.
     return [
-        known if (known := found.get(place)) is not None and _is_exact(known) else Statistics.of(tensor, magnitudes)
+        known if (known := found.get(place)) is not None and _is_exact(known) else _alone(tensor, magnitudes)
         for place, tensor in enumerate(tensors)
     ]
+
+
+def _alone(tensor: Tensor, magnitudes: bool) -> Statistics:
+    return Statistics.of(tensor, magnitudes) if has_numbers(tensor) else UNKNOWN
 
 
 def measured_samples(tensors: Sequence[Tensor]) -> list[Statistics]:
     """The statistics of each tensor; of a large one those of an even sample, as `of_a_sample` has them of `part_of`."""
     with unobserved():
-        samples = [spread_over(in_a_row(each)) if _is_plain(each) else part_of(each) for each in tensors]
+        samples = [
+            spread_over(in_a_row(each)) if _is_plain(each) else part_of(each) if has_numbers(each) else each
+            for each in tensors
+        ]
     return [
         of_a_sample(known, tensor.numel())
         for known, tensor in zip(measured(samples, magnitudes=False), tensors, strict=True)
@@ -185,7 +192,7 @@ def is_small(tensor: Tensor) -> bool:
 def _is_plain(tensor: Tensor) -> bool:
     if tensor.dtype not in REAL or tensor.layout is not torch.strided:
         return False
-    return tensor.device.type == "cpu" and not tensor.is_neg()
+    return tensor.device.type == "cpu" and not tensor.is_neg() and has_numbers(tensor)
 
 
 def _of_one_size(tensors: Sequence[Tensor]) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
-from chainrule.graph.comparison import compare, rounding
+from chainrule.graph.comparison import compare, dense, rounding
 from chainrule.graph.graph import Backward
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, Update, has_numbers
@@ -147,7 +147,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
         yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
         yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
         known = each if each.is_whole else each.without_numbers()
-        yield context.passing(rf"\Delta {symbol}", known.after - known.before, "parameter", "difference")
+        yield context.passing(rf"\Delta {symbol}", dense(known.after) - dense(known.before), "parameter", "difference")
         return
     yield from _state(context, each)
     fill = {"theta": group(symbol), "g": group(gradient)}

@@ -162,12 +162,15 @@ def explained() -> tuple[str, ...]:
 def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
     """The update of one parameter, term by term; the last is the new parameter.
 
-    `optimizer` is the class name. None where there is no block for it, no dense gradient, or where its options are not
-    those of PyTorch's optimizer of that name. Where some of the numbers were not kept, terms have shapes alone.
+    `optimizer` is the class name. None where there is no block for it, where the parameter or its gradient is sparse,
+    or where its options are not those of PyTorch's optimizer of that name. Where some of the numbers were not kept,
+    terms have shapes alone.
     """
     update = update if update.is_whole else update.without_numbers()
     options, block = _blocks.get(optimizer, (frozenset(), None))
-    if block is None or update.grad is None or update.grad.layout != torch.strided or options - update.options.keys():
+    if block is None or update.grad is None or options - update.options.keys():
+        return None
+    if update.grad.layout != torch.strided or update.before.layout != torch.strided:
         return None
     # PyTorch updates a complex parameter as pairs of real numbers, and so do we.
     state = {name: as_real(each) for name, each in update.state_before.items() if each is not None}

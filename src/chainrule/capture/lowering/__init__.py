@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from chainrule.capture.data_parallel import own_part
 from chainrule.capture.lowering.backward_passes import (
     BackwardPasses,
     gradients_of,
@@ -33,7 +34,9 @@ from chainrule.capture.lowering.tensor_versions import Snapshots, TensorVersions
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.gc_control import gc_paused
-from chainrule.graph.graph import Graph, Value
+from chainrule.graph.graph import Call, Graph, Operation, Value
+from chainrule.graph.opaque import kind_of
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Parameter, Reduction, statistics_of
 from chainrule.graph.statistics import Statistics
 
@@ -41,7 +44,11 @@ from chainrule.graph.statistics import Statistics
 @gc_paused()
 def lower(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
     """The facts of a step; without autograd's nodes, which nobody asks for, where they do not last."""
-    snapshots = snapshots or Snapshots(tape)
+    with unobserved():  # the user's classes of tensors too
+        return _lower(tape, snapshots or Snapshots(tape))
+
+
+def _lower(tape: Tape, snapshots: Snapshots) -> Graph:
     paths = Paths(tape)
     lowering = Lowering(tape, paths.buffers)
     passes = BackwardPasses(lowering)
@@ -53,11 +60,13 @@ def lower(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
     parameters = read_parameters(passes, names, snapshots)
     reductions = read_reductions(passes, names, parameters, snapshots)
     of_leaves = _of_leaves(tape, parameters, reductions)
+    values = _freeze(tape, lowering.values, number, gradients, snapshots, of_leaves)
+    operations = tuple(
+        each if each.node is None else replace(each, node=number[each.node]) for each in lowering.operations
+    )
     return Graph(
-        values=_freeze(tape, lowering.values, number, gradients, snapshots, of_leaves),
-        operations=tuple(
-            each if each.node is None else replace(each, node=number[each.node]) for each in lowering.operations
-        ),
+        values=values,
+        operations=operations,
         calls=calls,
         nodes=read_nodes(lowering, number, passes.executions(snapshots)) if snapshots.lasting else (),
         backwards=backwards,
@@ -66,7 +75,12 @@ def lower(tape: Tape, snapshots: Snapshots | None = None) -> Graph:
         modules=tuple(paths.modules()),
         events=tuple(read_events(passes, names)),
         error=tape.error,
-        notes=(*paths.notes_of_compiled(), *_notes_of_patterns(tape), *_notes_of_writes(tape)),
+        notes=(
+            *paths.notes_of_compiled(),
+            *_notes_of_patterns(tape),
+            *_notes_of_writes(tape),
+            *_notes_of_opaque(lowering, values, operations, calls),
+        ),
         reducers=read_reducers(lowering, paths),
         reductions=reductions,
     )
@@ -110,6 +124,30 @@ def _notes_of_writes(tape: Tape) -> Iterator[str]:
             f"the {kept.policy.memory / 2**20:,.0f} MiB for values, gradients and what was overwritten (`memory=` of "
             "`record`) were not enough for all of them: of what came later, only statistics were kept."
         )
+
+
+def _notes_of_opaque(
+    lowering: Lowering, values: tuple[Value, ...], operations: tuple[Operation, ...], calls: tuple[Call, ...]
+) -> tuple[str, ...]:
+    """Values whose numbers are not ours to read, each kind once."""
+    tape, kinds = lowering.tape, dict[str, list[Value]]()
+    for value in values:
+        if value.data is None and value.statistics is None:
+            tensor = lowering.values[value.index].tensor
+            original = tape.placeholders.known.get(id(tensor))
+            if kind := kind_of(own_part(tensor)) if original is None else original.kind:
+                kinds.setdefault(kind, []).append(value)
+    notes = []
+    for kind, several in kinds.items():
+        first, one = several[0], len(several) == 1
+        operation = None if first.operation is None else operations[first.operation]
+        place = first.place if operation is None or operation.call is None else calls[operation.call].place
+        source = (f" of {operation.name}" if operation else "") + (f" at {place}" if place else "")
+        notes.append(
+            f"{len(several)} {'value has' if one else 'values have'} no numbers here, first `{first.name}`{source}: "
+            f"{'it is' if one else 'they are'} {kind}. What needs these numbers is not checked."
+        )
+    return tuple(notes)
 
 
 def _of_leaves(

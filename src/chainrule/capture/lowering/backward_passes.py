@@ -31,7 +31,7 @@ from chainrule.graph.graph import (
     counted,
     references,
 )
-from chainrule.graph.snapshot import all_have_numbers, has_numbers
+from chainrule.graph.snapshot import all_have_numbers
 from chainrule.rules.facts import facts_of
 
 
@@ -316,8 +316,8 @@ def _changes_at_leaves(passes: BackwardPasses, arriving: Arriving) -> Iterator[E
         if raw is None or leaf is None or id(leaf) not in lowering.values.versions or (task, id(leaf)) in combined:
             continue
         before, left = raw.before.get(id(leaf)), passes.left(raw, leaf)
-        if before is not None and has_numbers(before) != has_numbers(sent):
-            continue  # one of them is known by its statistics alone
+        if before is not None and not all_have_numbers(before, sent):
+            continue
         whole = sent if before is None else sent + before
         if left is not None and not _alike(whole, left):
             yield _change(lowering, lowering.values.versions[id(leaf)][0])

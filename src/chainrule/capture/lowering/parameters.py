@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chainrule.capture.lowering.backward_passes import BackwardPasses
@@ -13,6 +12,7 @@ from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import Snapshots, data_after
 from chainrule.capture.tape import RawUpdate
+from chainrule.graph.comparison import identical
 from chainrule.graph.snapshot import (
     Parameter,
     ParameterUpdate,
@@ -92,7 +92,7 @@ def _changed_by_hand(lowering: Lowering, tensor: Tensor, before: Tensor) -> Tens
     copies = lowering.tape.copies.get(id(tensor), ())
     if len(copies) < 2 or not all_have_numbers(before, copies[-1][1]):
         return None
-    return copies[-1][1] if not torch.equal(copies[-1][1], before) else None
+    return copies[-1][1] if not identical(copies[-1][1], before) else None
 
 
 def _trained(lowering: Lowering, used: set[int]) -> Iterator[Tensor]:

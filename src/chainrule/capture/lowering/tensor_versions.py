@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, float16, strided
 
 from chainrule.capture import retention as limits
-from chainrule.capture.data_parallel import wraps_others
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.tape import RawUpdate, Tape, detached
+from chainrule.capture.tape import RawUpdate, Tape
 from chainrule.graph.graph import Place, type_of_value
 from chainrule.graph.snapshot import Snapshot, has_numbers, name_of
 from chainrule.graph.statistics import Statistics
@@ -127,7 +126,7 @@ def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tens
     for later, copy in tape.copies.get(id(tensor), [])[skip:]:
         if later > position:
             return copy
-    return detached(tensor)
+    return tape.detached(tensor)
 
 
 def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -152,7 +151,7 @@ class Snapshots:
         """A tensor of the tape; one that was not kept has its statistics, as far as it was measured."""
         original = self._originals.get(id(tensor))
         if original is None:
-            return _bare(tensor) if wraps_others(tensor) else Snapshot.of(tensor)
+            return Snapshot.of(tensor)
         found = self._read.get(id(tensor))
         if found is None:
             measured, earlier = original.measured, original.earlier
@@ -201,7 +200,7 @@ class SnapshotsInPlace(Snapshots):
 
 def _is_large(tensor: Tensor) -> bool:
     """Whether it is too large to be kept."""
-    if not has_numbers(tensor) or tensor.layout is not strided or wraps_others(tensor):
+    if not has_numbers(tensor) or tensor.layout is not strided:
         return False
     return tensor.nbytes > limits.SMALL
 
