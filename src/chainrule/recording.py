@@ -447,8 +447,10 @@ class record:  # noqa: N801 (read as a verb)
             self._recording._open = False
 
     def _end(self, error: BaseException | None, frame: FrameType) -> None:
-        self._take_off()
-        if self._recorder is None or self._guard.failure:
+        if self._recorder is None:
+            return
+        self._recorder.take_off()
+        if self._guard.failure:
             return
         tape = self._recorder.tape
         if error is not None:

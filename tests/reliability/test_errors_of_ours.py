@@ -53,6 +53,7 @@ BETWEEN = {
     "global_hooks:_Layer.values",
     "modes:DispatchMode.__torch_dispatch__",
     "modes:FunctionMode.__torch_function__",
+    "node_hooks:NodeHooks._noting.<locals>.note",
     "node_hooks:NodeHooks.around",
     "recorder:Recorder.backward",
     "recorder:Recorder.call",

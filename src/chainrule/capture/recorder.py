@@ -183,7 +183,7 @@ class Recorder:
             raise
         finally:
             self._in_call = False
-        if len(operations) > first and self.guard.on:  # it may have ended in the call
+        if len(operations) > first:
             try:
                 self._note_call(func, args, kwargs, out, first)
                 if len(operations) <= first + 2 and not kwargs:
