@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +18,11 @@ from torch import Tensor
 from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.guard import Guard
 from chainrule.capture.lowering import free, lower
-from chainrule.capture.lowering.naming import note_names, variables_around
+from chainrule.capture.lowering.naming import variables_around
 from chainrule.capture.lowering.tensor_versions import Snapshots, SnapshotsInPlace
-from chainrule.capture.policy import Policy
-from chainrule.capture.recorder import Recorder
+from chainrule.capture.session import Session
 from chainrule.capture.tape import Tape
-from chainrule.errors import ChainruleError, RecordingError
-from chainrule.gc_control import FewerCollections
+from chainrule.errors import RecordingError
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.names import Notation, find_value
 from chainrule.graph.reexecution import unobserved
@@ -335,7 +333,7 @@ def load(path: str | os.PathLike[str]) -> Recording:
     return Recording.of(read(path))
 
 
-class record:  # noqa: N801 (read as a verb)
+class record(Session):  # noqa: N801 (read as a verb)
     """Record what runs in the block as one training step: `with chainrule.record() as recording:`.
 
     Nothing about the step changes: losses, gradients, random numbers and updated parameters are bit for bit those of
@@ -351,8 +349,6 @@ class record:  # noqa: N801 (read as a verb)
     Raises RecordingError inside another `record()` of the same thread, and for any other `keep` or `memory`.
     """
 
-    _recorder: Recorder | None = None  # while none could be made, or none has begun
-
     def __init__(
         self,
         namespace: Mapping[str, Any] | None = None,
@@ -360,122 +356,24 @@ class record:  # noqa: N801 (read as a verb)
         keep: str | Sequence[str] | None = None,
         memory: int | None = None,
     ) -> None:
+        super().__init__(keep, memory)
         self._namespace = namespace
-        self._policy: Policy | None = None
-        self._models: list[torch.nn.Module] = []
-        self._keeps_leaves = False
-        self._collections = FewerCollections()
-        self._guard = Guard()
-        try:
-            self._policy = Policy.of(keep, memory)
-        except ChainruleError:
-            raise
-        except BaseException as error:
-            self._guard.failed(error)
 
     def __enter__(self) -> Recording:
-        self._recording = Recording(self._guard)
-        try:
-            self._begin()
-        except BaseException as error:
-            self._take_off()
-            if isinstance(error, ChainruleError):
-                raise
-            self._guard.failed(error)
+        self._recording = Recording(self.guard)
+        self.begin()
+        self._recording._tape = self.tape
         return self._recording
-
-    def _begin(self) -> None:
-        if self._guard.failure:
-            return
-        self._recorder = recorder = Recorder(self._policy, self._guard)
-        recorder.tape.models = self._models
-        if recorder.tape.retention is not None:
-            recorder.tape.retention.keeps_leaves = self._keeps_leaves
-        self._recording._tape = recorder.tape
-        self._collections.begin()
-        recorder.start()
-
-    def _take_off(self) -> None:
-        """Take everything off. May be called again."""
-        self._collections.end()
-        if self._recorder is not None:
-            self._recorder.take_off()
-
-    def __del__(self) -> None:
-        if self._recorder is not None and self._guard.on:  # an interrupt came before the first line of `__exit__`
-            self._take_off()
-
-    def know(self, models: Iterable[torch.nn.Module]) -> None:
-        """Name whole models: paths begin at them, even if only parts of them are called."""
-        self._models.extend(models)
-
-    def keep_leaves(self) -> None:
-        """Keep what an optimizer overwrites, however large it is, so that the step can be recomputed."""
-        self._keeps_leaves = True
-
-    def enter(self, module: torch.nn.Module, args: Any) -> None:
-        """Record a module whose forward pass began before the recording."""
-        with self._guard:
-            if self._recorder is not None:
-                self._recorder.enter_module(module, args)
-
-    def enter_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Record an optimizer's step that began before the recording."""
-        with self._guard:
-            if self._recorder is not None:
-                self._recorder.enter_step(optimizer, args, kwargs)
-
-    @property
-    def passes(self) -> int:
-        """How many backward passes into `.grad` have run so far."""
-        return 0 if self._recorder is None else sum(each.accumulates for each in self._recorder.tape.backwards)
-
-    @property
-    def operations(self) -> int:
-        """How many operations have been recorded so far."""
-        return 0 if self._recorder is None else len(self._recorder.tape.operations)
-
-    @property
-    def in_module(self) -> bool:
-        """Whether the forward pass of a module is being recorded now."""
-        return self._recorder is not None and self._recorder.in_module
-
-    def abandon(self) -> None:
-        """Record no more: everything passes from now on, and nothing can be read."""
-        self._guard.failure = self._guard.failure or "the recording was abandoned."
-
-    @property
-    def failure(self) -> str:
-        """Why the recording has ended early, if it has; it cannot be read then."""
-        return self._guard.failure
-
-    @property
-    def models(self) -> list[torch.nn.Module]:
-        """The modules that ran outside of any other, so far."""
-        runs = () if self._recorder is None else self._recorder.tape.modules
-        return list({id(run.module): run.module for run in runs if run.parent is None}.values())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._guard:
-                self._end(error, sys._getframe(1))
+            around = sys._getframe(1)
+            self.end(error, lambda: variables_around(around) if self._namespace is None else self._namespace)
         finally:
-            self._take_off()
+            self.take_off()
             self._recording._open = False
-
-    def _end(self, error: BaseException | None, frame: FrameType) -> None:
-        self._take_off()
-        if self._recorder is None or self._guard.failure:
-            return
-        tape = self._recorder.tape
-        if error is not None:
-            tape.error = f"{type(error).__name__}: {error}"
-        self._recorder.finish()
-        note_names(tape, variables_around(frame) if self._namespace is None else self._namespace)
-        with unobserved():
-            tape.end()
 
 
 def explain(

@@ -53,16 +53,22 @@ BETWEEN = {
     "global_hooks:_Layer.values",
     "modes:DispatchMode.__torch_dispatch__",
     "modes:FunctionMode.__torch_function__",
+    "node_hooks:NodeHooks._noting.<locals>.note",
     "node_hooks:NodeHooks.around",
     "recorder:Recorder.backward",
     "recorder:Recorder.call",
     "recorder:Recorder.call_bypassing",
     "recorder:Recorder.dispatch",
-    # the guard itself
+    # the guard itself, and who calls the parts of a recording under it
     "guard:Guard.__enter__",
     "guard:Guard.__exit__",
     "guard:Guard.hook.<locals>.hook",
     "guard:here",
+    "session:Session.__init__",
+    "session:Session.begin",
+    "session:Session.end",
+    "session:Session.take_off",
+    "session:Session.tape",
 }
 
 
@@ -140,9 +146,10 @@ TURNS_ON_AND_OFF = (
     "recording.py:__init__",
     "recording.py:__enter__",
     "recording.py:__exit__",
-    "recording.py:_begin",
-    "recording.py:_end",
-    "recording.py:_take_off",
+    "capture/session.py:__init__",
+    "capture/session.py:begin",
+    "capture/session.py:end",
+    "capture/session.py:take_off",
     "gc_control.py:begin",
     "gc_control.py:end",
 )

@@ -28,7 +28,7 @@ class _Here(threading.local):
     guard: Guard | None = None
 
 
-_here = _Here()
+this_thread = _Here()
 
 
 def here() -> Guard | None:
@@ -37,7 +37,7 @@ def here() -> Guard | None:
     Autograd runs nodes of a device in threads of its own. They carry what the thread that began the pass had
     (`Guard.enter_pass`), and only while they work on that pass.
     """
-    guard = _here.guard
+    guard = this_thread.guard
     if guard is None and _current_pass() != -1 and _is_key_in_tls(_KEY):
         guard = _get_obj_in_tls(_KEY)
     return guard
@@ -57,13 +57,13 @@ class Guard:
     def enter_thread(self) -> None:
         """This thread is recorded from now on."""
         self.on = True
-        _here.guard = self
+        this_thread.guard = self
 
     def leave_thread(self) -> None:
         """It is recorded no longer."""
         self.on = False
-        if _here.guard is self:
-            _here.guard = None
+        if this_thread.guard is self:
+            this_thread.guard = None
             self.leave_pass(True)
 
     def enter_pass(self) -> bool:
@@ -115,7 +115,7 @@ class Guard:
             if is_dynamo_compiling():  # the compiler reads this function, and finds that the call passes
                 return
             try:
-                if not self.failure and here() is self:
+                if (this_thread.guard is self or here() is self) and not self.failure:
                     part(*given)
             except BaseException as error:
                 self.failed(error)

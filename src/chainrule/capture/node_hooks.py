@@ -7,7 +7,7 @@ afterwards. A hook holds a node's index, never the node: that would be a cycle t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from chainrule.capture.data_parallel import RawArrival
+from chainrule.capture.guard import here, this_thread
 from chainrule.capture.modes import Modes
 from chainrule.capture.source import Site
 from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
@@ -27,6 +28,7 @@ from chainrule.rules.facts import facts_of_node
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
+Gradients = tuple[Any, ...]
 _current_pass = torch._C._current_graph_task_id
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 
@@ -213,7 +215,17 @@ class NodeHooks:
         elif at_leaf or self._eviction is not None:
             handles.append(node.register_hook(hook(partial(self._before_leaves, index))))
         else:
-            handles.append(node.register_hook(hook(partial(_note_execution, self._tape.executions, index))))
+            handles.append(node.register_hook(self._noting(index)))
+
+    def _noting(self, index: int) -> Callable[..., None]:
+        """The usual hook, as `guard.hook` would make it, without the calls inside: it runs for each node of a step."""
+        executions, guard = self._tape.executions, self._tape.guard
+
+        def note(downstream: Gradients, upstream: Gradients) -> None:
+            if (this_thread.guard is guard or here() is guard) and not guard.failure:
+                executions.append((_current_pass(), index, downstream, upstream))
+
+        return note
 
     def _note_arrival(self, index: int, upstream: tuple[Tensor | None, ...]) -> None:
         """What a leaf is given, before it is combined with that of other ranks."""
@@ -245,15 +257,9 @@ class NodeHooks:
             for position, _ in leaves:
                 kept[position] = None
             downstream = tuple(kept)
-        _note_execution(self._tape.executions, index, downstream, upstream)
+        self._tape.executions.append((_current_pass(), index, downstream, upstream))
         if self._eviction is not None:
             self._eviction.note(upstream)
             self._eviction.note(downstream)
             if self._eviction.waiting > BATCH:
                 self._eviction.evict(between=False)
-
-
-def _note_execution(
-    executions: list[tuple[int, int, Any, Any]], index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]
-) -> None:
-    executions.append((_current_pass(), index, downstream, upstream))
