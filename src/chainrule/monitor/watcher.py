@@ -163,7 +163,7 @@ class watch:  # noqa: N801 (read as a verb)
         """Record the next step in full."""
         self._full = reason
         if self._step.session is None and not self._failed:
-            self._guard(self._boundaries.arm)
+            self._guard(lambda: self._boundaries.arm())
 
     def close(self, status: str = "ended") -> None:
         """Stop watching: remove every hook, examine the run once more, and finish its file."""
