@@ -341,7 +341,9 @@ class watch:  # noqa: N801 (read as a verb)
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
-        return list(figures_of(graph, context)), facts_of(graph, context)
+        figures = list(figures_of(graph, context))
+        self._warnings.unmeasured(context.unmeasured)
+        return figures, facts_of(graph, context)
 
     def _store(self, step: Step) -> None:
         if self.writer is not None:
