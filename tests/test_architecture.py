@@ -124,7 +124,7 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture", "capture.retention", "execution.experiment", "monitor.examine", "monitor.run_page",
+    "capture", "capture.retention", "execution.experiment", "monitor", "monitor.examine", "monitor.run_page",
     "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
 }  # fmt: skip
 """The other modules in which tests replace something: a limit, a clock, a function by one that fails."""

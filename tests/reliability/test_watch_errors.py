@@ -15,7 +15,8 @@ from tests.reliability import injection
 from tests.reliability.injection import STEPS, InjectedError, Step
 
 OUTERMOST = (  # nothing of ours is around them
-    "__init__", "__enter__", "__exit__", "Boundaries._at_forward", "_uncompiled.<locals>.<lambda>", "watch.close",
+    "__init__", "__enter__", "__exit__", "watch.close", "watch._guard", "Boundaries._at_forward",
+    "_uncompiled.<locals>.<lambda>",
 )  # fmt: skip
 PACKAGES = ("chainrule.monitor", "chainrule.diagnostics", "chainrule.report")
 

@@ -586,3 +586,19 @@ def test_an_interrupt_between_two_steps_that_the_training_survives():
         for _ in plain(net, optimizer):
             pass
     assert (watch.step_number, watch.watched) == (STEPS, STEPS)
+
+
+def test_a_watch_that_cannot_begin_says_so_and_answers(monkeypatch):
+    def fail(*given):
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr("chainrule.monitor.watcher.ScalerView", fail)
+    net = model()
+    optimizer = sgd(net.parameters())
+    with pytest.warns(ChainruleWarning, match="the training is not watched: ValueError: a bug of ours"):
+        watch = chainrule.watch(net, optimizer)
+    with watch:
+        made = sum(1 for _ in plain(net, optimizer))
+        watch.step()
+        watch.record_next()
+    assert (made, watch.watched, watch.findings, watch.history.steps) == (STEPS, 0, (), [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from chainrule.errors import warn
 
@@ -25,6 +25,13 @@ class Warnings:
         if reason not in self._known:
             self._known.add(reason)
             self.warn(f"step {step} was not watched: {reason}.")
+
+    def unmeasured(self, names: Collection[str]) -> None:
+        """Warn once that these tensors have no series."""
+        if names and "unmeasured" not in self._known:
+            self._known.add("unmeasured")
+            few = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
+            self.warn(f"there are no statistics of {few}: their numbers are inside of other tensors, or nowhere.")
 
 
 def surely(act: Callable[[], None]) -> None:

@@ -61,10 +61,14 @@ class Rounds:
     def stepped(self, optimizer: Optimizer) -> bool:
         """Count a step of an optimizer; returns whether it ends the training step."""
         key, waited = self._key(optimizer), self._waited
-        self._latest[key] = weakref.ref(optimizer)
+        self._latest[key] = self._known[id(optimizer)][0]
         self._steps += 1
         if self._dead:
             self._forget_dead()
+        if key in waited and len(waited) == 1:  # as in most trainings
+            waited[key] = self._steps
+            self._rounds += 1
+            return True
         if key in self._apart:
             return not self._stepped
         if waited and key not in waited and not self._stepped:

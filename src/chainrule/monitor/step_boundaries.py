@@ -80,6 +80,7 @@ class Boundaries:
         self._outermost: Optimizer | None = None
         self._first: nn.Module | None = None
         self._passes = 0  # forward passes of the first module in this step
+        self._looks = False  # forward passes are looked at
         self._armed = False  # the next step is to be recorded, and has not been given up
         self._recording = False
         self._early = False  # the recording began before the step, whose forward pass is still awaited
@@ -126,12 +127,15 @@ class Boundaries:
         if self._armed and not in_backward() and (self._without_modules or self._compiled()):
             self._open(None, None)
             self._early = True
+        self._looks = True
         before_forward.add(self, self._at_forward)
 
     def disarm(self) -> None:
         """Stop waiting."""
         self._armed = self._recording = self._early = self._perhaps = self._ended = False
-        before_forward.remove(self)
+        if self._looks:
+            before_forward.remove(self)
+            self._looks = False
 
     def _at_forward(self, module: nn.Module, args: Any) -> None:
         # First, so that a compiler that traces this hook returns at once.

@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ class WatchContext:
     moments: tuple[tuple[str, str, Statistics], ...]  # (parameter, key, statistics)
     cache: StatisticsCache  # of the step's tensors
     histograms: bool
+    unmeasured: set[str] = field(default_factory=set)  # names of tensors whose numbers cannot be read, found on the way
     alone: bool  # no other rank watches; among ranks it is not known which inputs are equal and which are parts
 
     def statistics(self, snapshot: Snapshot | None) -> Statistics | None:
@@ -143,6 +144,8 @@ def _of_parameters(graph: Graph, prefix: str, context: WatchContext) -> Iterator
             ("parameter gradient", context.gradients.get(short) or context.statistics(update.gradient)),
             ("update", _update(update, context.histograms)),
         )
+        if kinds[0][1] is None:
+            context.unmeasured.add(short)
         for kind, statistics in kinds:
             if statistics is not None:
                 yield Figure(kind, short, layer, types.get(name, ""), "", statistics)
@@ -179,6 +182,8 @@ def _of_values(named: Iterable[NamedValue], context: WatchContext) -> Iterator[F
         gradient = context.statistics(value.gradient)
         if statistics is not None:
             yield Figure("value", path, value.index, type_, dtype, statistics)
+        elif value.dtype.is_floating_point:
+            context.unmeasured.add(path)
         if gradient is not None:
             yield Figure("gradient", path, value.index, type_, dtype, divided(gradient, context.scale or 1))
 

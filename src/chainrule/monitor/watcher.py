@@ -96,7 +96,7 @@ class watch:  # noqa: N801 (read as a verb)
         silence: Collection[str] = (),
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
-        self.every, self._full_every, self._on_finding = every, full_every, on_finding
+        self.every, self._full_every = every, full_every
         self.history = History()
         self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # called with each watched step
@@ -105,7 +105,6 @@ class watch:  # noqa: N801 (read as a verb)
         self._full: str | None = None  # why the next step is recorded in full
         self._failed = ""  # what ended the watch early
         self._finished = self._closed = False
-        self._examining = True
         self._step = StepRecording()
         try:
             check_counts({"every": every, "full_every": full_every}, 1)
@@ -121,8 +120,8 @@ class watch:  # noqa: N801 (read as a verb)
             self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
             self._scaler = ScalerView(scaler)
             self._ranks = WatchingRanks()
-            if not self._ranks.leads:  # the other ranks record for rank 0, which stores and examines
-                self._on_finding = self._examining = False
+            self._examining = self._ranks.leads  # the other ranks record for rank 0, which stores and examines
+            self._on_finding = self._examining and on_finding
             self._boundaries = Boundaries(
                 self._models.given, self._models.whole, optimizers,
                 Calls(
@@ -164,7 +163,7 @@ class watch:  # noqa: N801 (read as a verb)
         """Record the next step in full."""
         self._full = reason
         if self._step.session is None and not self._failed:
-            self._guard(self._boundaries.arm)
+            self._guard(lambda: self._boundaries.arm())
 
     def close(self, status: str = "ended") -> None:
         """Stop watching: remove every hook, examine the run once more, and finish its file."""
@@ -172,12 +171,9 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _close(self, status: str, error: BaseException | None = None) -> None:
         try:
-            if not self._closed:
-                self._guard(self._boundaries.settle)
+            self._guard(lambda: self._boundaries.settle())
             if not self._closed and not self._finished:
                 self._finish(status, error)
-        except Exception as failure:
-            self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
         finally:
             surely(self._let_go)
 
@@ -235,17 +231,17 @@ class watch:  # noqa: N801 (read as a verb)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended_by(error)
-
-    def _end_of_process(self) -> None:
-        self._ended_by(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
-
-    def _ended_by(self, error: BaseException | None) -> None:
         harmless = error is None or isinstance(error, SystemExit)
         try:
             self._close("ended" if harmless else f"{type(error).__name__}: {error}", None if harmless else error)
+        except Exception as failure:
+            self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
         finally:
-            surely(self._let_go)
+            if not self._closed:
+                surely(self._let_go)
+
+    def _end_of_process(self) -> None:
+        self.__exit__(None, None if hasattr(sys, "ps1") else getattr(sys, "last_value", None), None)
 
     # -- called at the boundaries -------------------------------------------------------------------------------------
 
@@ -345,7 +341,9 @@ class watch:  # noqa: N801 (read as a verb)
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
-        return list(figures_of(graph, context)), facts_of(graph, context)
+        figures = list(figures_of(graph, context))
+        self._warnings.unmeasured(context.unmeasured)
+        return figures, facts_of(graph, context)
 
     def _store(self, step: Step) -> None:
         if self.writer is not None:
