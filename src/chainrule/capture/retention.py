@@ -360,8 +360,6 @@ class Retention:
         """
         if id(tensor) in self.placeholders.known:  # a placeholder, whose tensor is about to get other numbers
             return self._split_off(tensor)
-        if is_opaque(tensor):
-            return self.placeholders.placeholder(tensor, None)
         chosen = self._is_of_chosen_leaf(tensor) or (self.keeps_leaves and is_trained_leaf(tensor))
         if chosen or self.is_kept(tensor, self.is_wanted(tensor)):
             copied = within_memory(lambda: tensor.detach().clone())

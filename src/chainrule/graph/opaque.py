@@ -28,7 +28,12 @@ def is_opaque(tensor: Tensor) -> bool:
         return tensor.layout not in _SPARSE
     if tensor.is_quantized or tensor.is_nested:
         return True
-    return is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor) or _is_freed(tensor)
+    try:
+        if tensor.data_ptr():
+            return False
+    except RuntimeError:  # a wrapper of functorch's
+        return True
+    return torch._is_functional_tensor(tensor) or (tensor.numel() > 0 and not tensor._is_zerotensor())  # or freed
 
 
 def kind_of(tensor: Tensor) -> str:
@@ -43,11 +48,6 @@ def kind_of(tensor: Tensor) -> str:
         return f"in the layout {str(tensor.layout).removeprefix('torch.')}"
     wraps = is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor)
     return "inside of a transform of PyTorch's" if wraps else "without memory, which was freed"
-
-
-def _is_freed(tensor: Tensor) -> bool:
-    """Whether its memory was freed while the tensor lives, as FSDP2 does with gathered parameters."""
-    return not tensor.untyped_storage().nbytes() and bool(tensor.numel()) and not tensor._is_zerotensor()
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
