@@ -24,6 +24,7 @@ from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.effects import with_effects
 from torch._higher_order_ops.hints_wrap import hints_wrapper
 from torch._ops import HigherOrderOperator
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
@@ -302,6 +303,35 @@ def test_a_function_inside_vmap_is_checked_as_a_whole(monkeypatch: pytest.Monkey
     assert chainrule.verify(torch.func.vmap(Square.apply), x).passed
     monkeypatch.setattr(Square, "factor", 1.0)
     assert not chainrule.verify(torch.func.vmap(Square.apply), x).passed
+
+
+class Squaring(torch.autograd.Function):
+    factor = 1.0  # wrong: the derivative of x * x is 2 x
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.ops.aten.mul.Tensor(x, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return ctx.saved_tensors[0] * gradient * Squaring.factor
+
+
+def overridable(x: Tensor) -> Tensor:
+    """To a function mode this is one torch function, so the function that it applies is not seen."""
+    if has_torch_function((x,)):
+        return handle_torch_function(overridable, (x,), x)
+    return Squaring.apply(x)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_function_whose_forward_was_not_seen_is_not_checked_against_one_operation(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Squaring, "factor", factor)
+    rows = chainrule.verify(overridable, torch.tensor([1.0, 2.0])).rows
+    assert [each.verdict for each in rows if each.node.name == "SquaringBackward"] == ["not checked"]
 
 
 def test_a_function_can_be_traced_inside_of_a_recording() -> None:

@@ -28,7 +28,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.capture.data_parallel import own_part
 from chainrule.errors import RecordingError
-from chainrule.graph.opaque import has_strides, is_opaque, kind_of, shape_of, type_of
+from chainrule.graph.opaque import has_strides, is_opaque, kind_of, shape_of, shaped_like, type_of
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
 from chainrule.graph.trees import map_leaves
 
@@ -129,7 +129,7 @@ class Placeholders:
         key = (tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)
         known = self._shapes.get(key)
         if known is None:
-            known = self._shapes[key] = _shaped(tensor)
+            known = self._shapes[key] = shaped_like(tensor)
         return known.data
 
     def storage_of(self, tensor: Tensor) -> int:
@@ -442,15 +442,6 @@ def within_memory(work: Callable[[], T]) -> T | None:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return None
         raise
-
-
-def _shaped(like: Tensor) -> Tensor:
-    made = torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device="meta")
-    if offset := like.storage_offset():
-        size = offset * made.itemsize + made.untyped_storage().nbytes()
-        memory = torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
-        made = torch.empty(0, dtype=made.dtype, device="meta").set_(memory, offset, made.size(), made.stride())
-    return made
 
 
 def _version(tensor: Tensor) -> int:

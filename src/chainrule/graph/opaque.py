@@ -78,3 +78,13 @@ def has_strides(tensor: Tensor) -> bool:
     if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_nested:
         return False
     return all(type(size) is int for size in (*tensor.shape, *tensor.stride()))
+
+
+def shaped_like(like: Tensor) -> Tensor:
+    """A tensor without numbers, of the same size, strides and place in its memory."""
+    made = torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device="meta")
+    if offset := like.storage_offset():
+        size = offset * made.itemsize + made.untyped_storage().nbytes()
+        memory = torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
+        made = torch.empty(0, dtype=made.dtype, device="meta").set_(memory, offset, made.size(), made.stride())
+    return made
