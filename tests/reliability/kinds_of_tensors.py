@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import chainrule
-from chainrule.errors import ChainruleError
+from chainrule.errors import ChainruleError, ChainruleWarning
 
 ROWS, WIDTH = 64, 80  # of an input: more than what is kept in any case
 Case = tuple[nn.Module, Callable[[], Tensor]]
@@ -451,6 +451,7 @@ def left_behind(
     """The losses and gradients of two steps, with what `around` gives around the first of them, and what it gave."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, on prototypes
+        warnings.simplefilter("error", ChainruleWarning)  # a watch that ends
         torch.manual_seed(5)
         model, loss = make()
         left: list[Tensor | None] = []

@@ -75,11 +75,9 @@ class BorrowedTensors:
         """Borrow a tensor; False for one that should be copied."""
         if id(tensor) in self._known:
             return True
-        if is_opaque(tensor):
-            return False
         if tensor.layout is not torch.strided or tensor.nbytes <= SMALL or tensor.is_inference():
             return False
-        if not tensor.is_contiguous() or tensor.is_conj():  # its sample would cost a copy of it
+        if is_opaque(tensor) or not tensor.is_contiguous() or tensor.is_conj():  # its sample would cost a copy of it
             return False
         self._known.add(id(tensor))
         self._borrowed.append(BorrowedTensor.of(tensor))

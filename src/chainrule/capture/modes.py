@@ -65,7 +65,10 @@ def _same(one: Any, other: Any) -> bool:
 def bypass_applies() -> bool:
     """Whether a call runs as it did when it was learnt: no other mode, no transform, no backward pass around it."""
     return (
-        _len_torch_dispatch_stack() == 1 and _current_graph_task_id() == -1 and not _are_functorch_transforms_active()
+        _len_torch_dispatch_stack() == 1
+        and type(_get_dispatch_stack_at(0)) is DispatchMode  # not a mode of PyTorch's, which takes ours off to trace
+        and _current_graph_task_id() == -1
+        and not _are_functorch_transforms_active()
     )
 
 

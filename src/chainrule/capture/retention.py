@@ -27,7 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.capture.data_parallel import own_part
 from chainrule.capture.policy import Policy
-from chainrule.graph.opaque import has_strides, is_opaque, kind_of, shape_of, type_of
+from chainrule.graph.opaque import has_strides, is_opaque, kind_of, shape_of, shaped_like, type_of
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
 from chainrule.graph.trees import map_leaves
 from chainrule.graph.write_log import Earlier
@@ -98,7 +98,7 @@ class Placeholders:
         key = (tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)
         known = self._shapes.get(key)
         if known is None:
-            known = self._shapes[key] = _shaped(tensor)
+            known = self._shapes[key] = shaped_like(tensor)
         return known.data
 
     def storage_of(self, tensor: Tensor) -> int:
@@ -329,8 +329,6 @@ class Retention:
         """
         if id(tensor) in self.placeholders.known:  # a placeholder, whose tensor is about to get other numbers
             return self._split_off(tensor)
-        if is_opaque(tensor):
-            return self.placeholders.placeholder(tensor, None)
         chosen = self._is_of_chosen_leaf(tensor) or (self.keeps_leaves and is_trained_leaf(tensor))
         if chosen or self.is_kept(tensor, self.is_wanted(tensor)):
             copied = within_memory(lambda: tensor.detach().clone())
@@ -419,15 +417,6 @@ def within_memory(work: Callable[[], T]) -> T | None:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return None
         raise
-
-
-def _shaped(like: Tensor) -> Tensor:
-    made = torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device="meta")
-    if offset := like.storage_offset():
-        size = offset * made.itemsize + made.untyped_storage().nbytes()
-        memory = torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
-        made = torch.empty(0, dtype=made.dtype, device="meta").set_(memory, offset, made.size(), made.stride())
-    return made
 
 
 def _version(tensor: Tensor) -> int:

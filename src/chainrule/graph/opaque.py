@@ -28,7 +28,12 @@ def is_opaque(tensor: Tensor) -> bool:
         return tensor.layout not in _SPARSE
     if tensor.is_quantized or tensor.is_nested:
         return True
-    return is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor) or _is_freed(tensor)
+    try:
+        if tensor.data_ptr():
+            return False
+    except RuntimeError:  # a wrapper of functorch's
+        return True
+    return torch._is_functional_tensor(tensor) or (tensor.numel() > 0 and not tensor._is_zerotensor())  # or freed
 
 
 def kind_of(tensor: Tensor) -> str:
@@ -43,11 +48,6 @@ def kind_of(tensor: Tensor) -> str:
         return f"in the layout {str(tensor.layout).removeprefix('torch.')}"
     wraps = is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor)
     return "inside of a transform of PyTorch's" if wraps else "without memory, which was freed"
-
-
-def _is_freed(tensor: Tensor) -> bool:
-    """Whether its memory was freed while the tensor lives, as FSDP2 does with gathered parameters."""
-    return not tensor.untyped_storage().nbytes() and bool(tensor.numel()) and not tensor._is_zerotensor()
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
@@ -78,3 +78,13 @@ def has_strides(tensor: Tensor) -> bool:
     if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_nested:
         return False
     return all(type(size) is int for size in (*tensor.shape, *tensor.stride()))
+
+
+def shaped_like(like: Tensor) -> Tensor:
+    """A tensor without numbers, of the same size, strides and place in its memory."""
+    made = torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device="meta")
+    if offset := like.storage_offset():
+        size = offset * made.itemsize + made.untyped_storage().nbytes()
+        memory = torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
+        made = torch.empty(0, dtype=made.dtype, device="meta").set_(memory, offset, made.size(), made.stride())
+    return made

@@ -125,7 +125,8 @@ class Lowering:
             name: self._refs(value, position) if isinstance(value, _nested) else value for name, value in given.items()
         }
         written = [t for each in form.traits.written(args, kwargs or {}) for t in tensors_in(each)]
-        nodes = self._nodes_at.get(position, [])
+        # The node of an `autograd.Function` whose forward was not seen as such is that of more than its last operation.
+        nodes = [n for n in self._nodes_at.get(position, []) if not hasattr(self.tape.nodes[n].node, "_forward_cls")]
         function = form.function
         base = self.tape.original(written[0])._base if len(written) == 1 else None
         if base is not None:
