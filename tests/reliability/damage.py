@@ -9,6 +9,7 @@ import random
 import resource
 import sqlite3
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -63,6 +64,25 @@ def training(path, steps, start=None):
     return [each.tolist() for each in model.parameters()]
 
 
+def endless(path, say):
+    """Resume on what is in the file, say from which step, and train until the process is killed."""
+    torch.set_num_threads(1)
+    try:
+        with runs.open(path) as run:
+            start = max((facts.step for facts in run.steps()), default=0) * 3 // 4
+    except ChainruleError:
+        start = 0
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    with chainrule.watch(model, optimizer, to=path, start=start):
+        say.send(start)
+        while True:
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            time.sleep(0.005)
+
+
 class Recordings:
     """Files of recordings; what is read is what it saves again."""
 
@@ -75,7 +95,7 @@ class Recordings:
             optimizer.step()
         recording.save(self.path)
         self.files = {self.path: self.path.read_bytes()}
-        self.whole = self.read()
+        self.whole = {self.read()}
 
     def read(self):
         chainrule.load(self.path).save(self.again)
@@ -89,7 +109,7 @@ class Runs:
         self.path, self.reads = folder / "run.db", 0
         training(self.path, 90)
         self.files = {self.path: self.path.read_bytes()}
-        self.whole = self.read()
+        self.whole = {self.read()}  # what may be read
 
     def read(self):
         with runs.open(self.path) as run:
@@ -108,22 +128,18 @@ class Runs:
 
 
 class Logs(Runs):
-    """The log of a run that was killed: what was written last is in it alone."""
+    """The log of a run that was killed: what is read are whole transactions, as if it had been killed before."""
 
     def __init__(self, folder):
         super().__init__(folder)
         log = Path(f"{self.path}-wal")
-        with sqlite3.connect(self.path) as writer:
-            writer.execute("PRAGMA wal_autocheckpoint = 0")
-            writer.execute("UPDATE run SET status = 'running'")
-            writer.execute("DELETE FROM step WHERE step > 80")
-            writer.commit()
-            database, content = self.path.read_bytes(), log.read_bytes()
+        writer = sqlite3.connect(self.path, isolation_level=None)
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        for last in (80, 70, 60):
+            writer.execute("DELETE FROM step WHERE step > ?", (last,))
+            self.files = {log: log.read_bytes(), self.path: self.path.read_bytes()}
+            self.whole.add(self.read())
         writer.close()
-        self.path.write_bytes(database)
-        log.write_bytes(content)
-        self.files = {log: content, self.path: database}
-        self.whole = self.read()
 
 
 class Resumed(Runs):
@@ -163,7 +179,7 @@ def main():
         for place, (path, content) in enumerate(made.files.items()):
             path.write_bytes(content if place else damaged(content, chance))
         try:
-            found["equal" if made.read() == made.whole else "different"] += 1
+            found["equal" if made.read() in made.whole else "different"] += 1
         except ChainruleError:
             found["error"] += 1
         except BaseException:

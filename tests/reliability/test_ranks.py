@@ -15,9 +15,8 @@ import chainrule
 from chainrule import runs
 from tests.reliability.misbehaving import AT, ENDING, FEWER, STEPS, TOGETHER
 
-LONGER = (
-    15  # seconds that a watched training may take longer, on a busy machine; nothing waits longer than 2 on purpose
-)
+LONGER = 15  # seconds that a case may take longer on a busy machine; on purpose nothing waits longer than 2
+NUMBERS = ("losses", "parameters")
 APART = {"uneven", "skip", "watch-on-0", "no-watch-on-0", "early"}
 
 
@@ -51,8 +50,8 @@ def run(ranks, folder, cases, limit):
 def same(case, every, bare, watched):
     """Losses and parameters of all ranks are equal to the bit."""
     for one, other in zip(bare, watched, strict=True):
-        before, after = one[f"{case}:0"], other[f"{case}:{every}"]
-        assert (before["losses"], before["parameters"]) == (after["losses"], after["parameters"])
+        before, after = one.get(f"{case}:0", {}), other.get(f"{case}:{every}", {})  # a crash says nothing
+        assert [before.get(each) for each in NUMBERS] == [after.get(each) for each in NUMBERS], case
 
 
 def check_file(folder, case, ranks, first):
@@ -82,30 +81,43 @@ def check_file(folder, case, ranks, first):
         assert "rank 1 has no watch: call chainrule.watch on every rank" in first[0]
 
 
-def test_ranks_that_go_on_together(tmp_path):
-    """Two ranks, one start for several cases."""
-    cases = ("plain", "uneven", "skip", "nan", "watch-on-0")
-    found, codes, _, errors = run(2, tmp_path, [f"{case}:{every}" for case in cases for every in (0, 1)], limit=100)
-    assert codes == [0, 0], errors
+def check_together(ranks, folder, cases, everys):
+    """All cases after one start."""
+    arguments = [f"{case}:{every}" for case in cases for every in (0, *everys)]
+    found, codes, _, errors = run(ranks, folder, arguments, limit=400)
+    assert codes == [0] * ranks, errors
     for case in cases:
-        same(case, 1, found, found)
-        check_file(tmp_path, case, 2, found[0][f"{case}:1"]["told"])
+        times = [found[0][f"{case}:{every}"]["seconds"] for every in (0, *everys)]
+        print(f"{case}, {ranks} ranks: " + ", ".join(f"{each:.1f} s" for each in times))
+        assert max(times) < times[0] + LONGER, (case, times)
+        for every in everys:
+            same(case, every, found, found)
+        if case == "no-watch-on-0":
+            assert not list(folder.glob(f"{case}*.db"))
+        else:
+            check_file(folder, case, ranks, found[0][f"{case}:1"]["told"])
+
+
+def test_ranks_that_go_on_together(tmp_path):
+    check_together(2, tmp_path, ("plain", "uneven", "skip", "nan", "watch-on-0"), (1,))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("case", [*TOGETHER, *ENDING])
-def test_a_rank_that_misbehaves(tmp_path, case, ranks):
-    bare, codes, took, _ = run(ranks, tmp_path, [f"{case}:0"], limit=100)
+def test_ranks_that_go_on_together_in_all_cases(tmp_path, ranks):
+    check_together(ranks, tmp_path, TOGETHER, (1, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("case", ENDING)
+def test_a_rank_that_ends(tmp_path, case, ranks):
+    bare, codes, took, _ = run(ranks, tmp_path, [f"{case}:0"], limit=200)
+    assert codes != [0] * ranks
     for every in (1, 3):
-        watched, others, longer, errors = run(ranks, tmp_path, [f"{case}:{every}"], limit=took + LONGER)
+        watched, others, longer, errors = run(ranks, tmp_path, [f"{case}:{every}"], limit=3 * took + LONGER)
         print(f"{case}, {ranks} ranks, every {every}: {longer:.1f} s, bare {took:.1f} s, exit {others}")
         assert others == codes, errors
         same(case, every, bare, watched)
-        if case == "no-watch-on-0":
-            assert not list(tmp_path.glob("*.db"))
-        elif every == 1 and case not in ("raise", "crash", "early"):
-            check_file(tmp_path, case, ranks, watched[0][f"{case}:1"]["told"])
-        else:
-            with runs.open(tmp_path / f"{case}-{every}.db") as found:
-                assert found.steps()[0].step == 1
+        with runs.open(tmp_path / f"{case}-{every}.db") as found:
+            assert found.steps()[0].step == 1
