@@ -124,8 +124,8 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture.retention", "execution.experiment", "monitor.examine", "monitor.ranks", "monitor.run_page",
-    "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
+    "capture.retention", "capture.writes", "execution.experiment", "monitor.examine", "monitor.ranks",
+    "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
 }  # fmt: skip
 """The other modules in which tests replace something: a limit, a clock, a function by one that fails."""
 
