@@ -124,8 +124,8 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture", "capture.retention", "execution.experiment", "monitor", "monitor.examine", "monitor.run_page",
-    "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
+    "capture", "capture.retention", "capture.writes", "execution.experiment", "monitor", "monitor.examine",
+    "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
 }  # fmt: skip
 """The other modules in which tests replace something: a limit, a clock, a function by one that fails."""
 

@@ -293,7 +293,7 @@ class Recorder:
     def _leaves_out(self, traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this write is one of many that nothing reads, and is not recorded (see `UnreadWrites`)."""
         tape, written = self.tape, next(traits.written(args, kwargs))
-        if not isinstance(written, Tensor):
+        if not isinstance(written, Tensor) or written.requires_grad:
             return False
         seen = max(self._matcher.swept, tape.seen, 0 if self._eviction is None else self._eviction.seen[0])
         with unobserved():

@@ -31,13 +31,11 @@ def part_written(traits: Traits, func: Any, args: tuple[Any, ...], kwargs: dict[
     written = args[position] if position < len(args) else kwargs.get(name)
     if not isinstance(written, Tensor) or not can_keep(written):
         return None
-    whole = written.untyped_storage().nbytes()
-    if whole <= LEAST:
+    small = 2 * written.nbytes <= (whole := written.untyped_storage().nbytes())
+    if whole <= LEAST or (traits.part_written is None and not small):
         return None
-    if 2 * written.nbytes <= whole:
+    if small or traits.part_written is None:
         return written, None
-    if traits.part_written is None:
-        return None
     names = (each.name for each in func._schema.arguments)
     try:
         index = traits.part_written({**dict(zip(names, args, strict=False)), **kwargs})
