@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
@@ -14,12 +15,18 @@ from torch import Tensor, nn
 from torch._C import (
     _are_functorch_transforms_active,
     _current_graph_task_id,
+    _get_dispatch_stack_at,
     _get_function_stack_at,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import _pop_mode as _pop_function_mode
+from torch.overrides import _push_mode as _push_function_mode
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
+from torch.utils._python_dispatch import _push_mode as _push_dispatch_mode
 
 from chainrule.capture.tape import Traits
 
@@ -124,62 +131,121 @@ class FunctionMode(TorchFunctionMode):
         return observer.call(func, args, kwargs or {})
 
 
+def put_on(mode: DispatchMode | FunctionMode) -> None:
+    """Put a mode on beneath the user's, so that whatever the user takes off, in any order, is never ours.
+
+    PyTorch takes off whichever mode lies on top. Beneath ours stay the modes that PyTorch itself keeps at the bottom.
+    """
+    lifted = []
+    while (top := _top(mode)) is not None and not _stays_beneath(top):
+        lifted.append(_lift(top, mode))
+    mode.__enter__()  # type: ignore[no-untyped-call]
+    for put_back in reversed(lifted):
+        put_back()
+
+
+def take_off(mode: DispatchMode | FunctionMode) -> bool:
+    """Take a mode off, wherever in the stack it lies; False where it is not on (it handles a call at the moment)."""
+    if not any(each is mode for each in _stack(mode)):
+        return False
+    lifted = []
+    while (top := _top(mode)) is not mode:
+        lifted.append(_lift(top, mode))
+    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    for put_back in reversed(lifted):
+        put_back()
+    return True
+
+
+def _stack(mode: DispatchMode | FunctionMode) -> Iterator[Any]:
+    """The modes of this one's kind, the outermost first."""
+    if isinstance(mode, DispatchMode):
+        return map(_get_dispatch_stack_at, range(_len_torch_dispatch_stack()))
+    return map(_get_function_stack_at, range(_len_torch_function_stack()))
+
+
+def _top(mode: DispatchMode | FunctionMode) -> Any:
+    if isinstance(mode, DispatchMode):
+        return _get_current_dispatch_mode()
+    return _get_current_function_mode()
+
+
+def _stays_beneath(mode: Any) -> bool:
+    """Whether PyTorch keeps a mode at the bottom: that of `set_default_device`, or one of its own dispatch modes.
+
+    A device that is the context of a `with` statement is a mode like the user's: it was put on without `__enter__`.
+    """
+    if isinstance(mode, DeviceContext):
+        return hasattr(mode, "old_device")
+    return getattr(mode, "_mode_key", None) is not None
+
+
+def _lift(top: Any, ours: DispatchMode | FunctionMode) -> Callable[[], Any]:
+    """Take the innermost mode off for a moment; returns what puts it back.
+
+    By the methods of the base class: a dispatch mode remembers whether others were on when it was put on, and what its
+    own class does beyond that must not happen now.
+    """
+    if isinstance(ours, FunctionMode):
+        return partial(_push_function_mode, _pop_function_mode())
+    if not getattr(top, "old_dispatch_mode_flags", None):  # it was put on without these methods
+        return partial(_push_dispatch_mode, _pop_dispatch_mode())
+    TorchDispatchMode.__exit__(top, None, None, None)
+    return partial(TorchDispatchMode.__enter__, top)
+
+
 class LeftOn(threading.local):
     """Modes of this thread that had to stay on when their recording ended; they report to nobody.
 
     `torch.compile` restores the thread's dispatch keys when the code that it made returns. A mode that was taken off
-    inside of that code would leave its key behind, and the next operation would fail in PyTorch. So such a mode is
-    taken off as soon as no compiled code is around it.
+    inside of that code would leave its key behind, and the next operation would fail in PyTorch. And while a mode
+    handles a call (an optimizer may step inside of a backward pass), PyTorch has taken it off, and puts it on again
+    afterwards. Such modes are taken off as soon as that is possible; beneath the user's they disturb nothing.
     """
 
     modes: tuple[DispatchMode | FunctionMode, ...] = ()
 
-    def leave(self, *modes: DispatchMode | FunctionMode) -> None:
-        """Modes that are on, the innermost first."""
-        for mode in modes:
-            mode.observer = None
-        self.modes = modes
+    def leave(self, mode: DispatchMode | FunctionMode) -> None:
+        """Take a mode off for good, now or later."""
+        mode.observer = None
+        if in_compiled_code() or (not take_off(mode) and _is_running(mode)):
+            self.modes = (*self.modes, mode)
 
     def take_off(self, for_others: bool = False) -> bool:
         """Take them off, if that is possible now; whether none is on.
 
         It is possible in compiled code too where others are put on at once (`for_others`): the keys stay.
         """
-        if self.modes and (for_others or not in_compiled_code()) and all(map(is_innermost, self.modes)):
-            modes, self.modes = self.modes, ()
-            for mode in modes:
-                _off(mode)
+        if self.modes and (for_others or not in_compiled_code()):
+            self.modes = tuple(mode for mode in self.modes if not take_off(mode) and _is_running(mode))
         return not self.modes
 
 
 left_on = LeftOn()
 
 
-def _on(mode: DispatchMode | FunctionMode) -> None:
-    mode.__enter__()  # type: ignore[no-untyped-call]
-
-
-def _off(mode: DispatchMode | FunctionMode) -> None:
-    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-
-def is_innermost(mode: DispatchMode | FunctionMode) -> bool:
-    """Whether no other mode of its kind was put on since."""
-    if isinstance(mode, DispatchMode):
-        return _get_current_dispatch_mode() is mode
-    return bool(_len_torch_function_stack()) and _get_function_stack_at(_len_torch_function_stack() - 1) is mode
+def _is_running(mode: DispatchMode | FunctionMode) -> bool:
+    """Whether a mode handles a call at the moment."""
+    handlers = DispatchMode.__torch_dispatch__.__code__, FunctionMode.__torch_function__.__code__
+    return any(frame.f_code in handlers and frame.f_locals["self"] is mode for frame in _frames())
 
 
 def in_compiled_code() -> bool:
     """Whether a function that `torch.compile` made is on the stack, even if it runs without the compiler."""
     if "torch._dynamo.eval_frame" not in sys.modules:
         return False
+    return any(
+        frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py")
+        for frame in _frames()
+    )
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames of this thread, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py"):
-            return True
+        yield frame
         frame = frame.f_back
-    return False
 
 
 class Modes:
@@ -193,32 +259,26 @@ class Modes:
 
     def enter(self) -> None:
         """Put both on."""
-        _on(self._function)
-        _on(self._dispatch)
+        put_on(self._function)
+        put_on(self._dispatch)
 
     def leave(self) -> None:
         """Take both off, for good."""
-        self.resume()
-        if in_compiled_code():
-            left_on.leave(self._dispatch, self._function)
-        else:
-            _off(self._dispatch)
-            _off(self._function)
+        self._taken.clear()
+        left_on.leave(self._dispatch)
+        left_on.leave(self._function)
         del self._dispatch, self._function  # they hold the recorder, which holds us: a cycle
 
     def pause(self) -> None:
-        """Let operations pass unseen: the innermost modes are taken off, and for any other a flag is set."""
+        """Let operations pass unseen: what is on is taken off, and a flag is set for what handles a call."""
         self.paused = True
-        for mode in (self._dispatch, self._function):
-            if is_innermost(mode):
-                _off(mode)
-                self._taken.append(mode)
+        self._taken += [mode for mode in (self._dispatch, self._function) if take_off(mode)]
 
     def resume(self) -> None:
         """End a pause, if there is one."""
         self.paused = False
         while self._taken:
-            _on(self._taken.pop())
+            put_on(self._taken.pop())
 
     @contextmanager
     def during_backward(self, pauses: bool) -> Iterator[None]:
@@ -241,11 +301,11 @@ class Modes:
         self._inside.append(self.paused)
         if self.paused:
             self.resume()
-        _on(self._function)
+        put_on(self._function)
 
     def leave_function(self) -> None:
         """It has ended: a pause goes on."""
         if self._inside:
-            _off(self._function)
+            take_off(self._function)
             if self._inside.pop():
                 self.pause()

@@ -91,11 +91,7 @@ class Recorder:
                 "block first (`chainrule run`, `verify` and `watch` are such blocks), or leave the inner one out: the "
                 "outer recording already holds what happens in it."
             )
-        if not left_on.take_off(for_others=True):
-            raise RecordingError(
-                "a recording cannot begin inside of another mode of PyTorch's, in compiled code in which one has just "
-                "ended: begin it outside of the function that torch.compile made, around the call of it."
-            )
+        left_on.take_off(for_others=True)
         _active.recorder = self
         self._handles = [
             module_hooks.register_module_forward_pre_hook(self.enter_module),

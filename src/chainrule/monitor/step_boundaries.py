@@ -111,7 +111,7 @@ class Boundaries:
         # First, so that a compiler that traces this hook returns at once.
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
             return
-        if left_on.modes:
+        if left_on.modes and left_on.take_off():
             self.arm()  # which was impossible at the end of the previous step
         if self.off or left_on.modes or self._forward is None:
             return
