@@ -20,6 +20,7 @@ from torch._C import (
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.overrides import _pop_mode as _pop_function_mode
 from torch.overrides import _push_mode as _push_function_mode
@@ -101,6 +102,7 @@ class DispatchMode(TorchDispatchMode):
     def __init__(self, observer: Observer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.observer: Observer | None = observer  # None: nobody looks, and everything passes
+        self.inference = False  # whether it was put on in inference mode
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -142,6 +144,8 @@ def put_on(mode: DispatchMode | FunctionMode) -> None:
     mode.__enter__()  # type: ignore[no-untyped-call]
     for put_back in reversed(lifted):
         put_back()
+    if isinstance(mode, DispatchMode):
+        mode.inference = torch.is_inference_mode_enabled()
 
 
 def take_off(mode: DispatchMode | FunctionMode) -> bool:
@@ -197,19 +201,23 @@ def _lift(top: Any, ours: DispatchMode | FunctionMode) -> Callable[[], Any]:
 class LeftOn(threading.local):
     """Modes of this thread that had to stay on when their recording ended; they report to nobody.
 
-    `torch.compile` restores the thread's dispatch keys when the code that it made returns. A mode that was taken off
-    inside of that code would leave its key behind, and the next operation would fail in PyTorch. And while a mode
-    handles a call (an optimizer may step inside of a backward pass), PyTorch has taken it off, and puts it on again
-    afterwards. Such modes are taken off as soon as that is possible; beneath the user's they disturb nothing.
+    `torch.compile` restores the thread's dispatch keys when the code that it made returns, and inference mode when it
+    ends. A mode that was taken off inside of these would leave its key behind, and the next operation would fail in
+    PyTorch. And while a mode handles a call (an optimizer may step inside of a backward pass), PyTorch has taken it
+    off, and puts it on again afterwards. Such modes are taken off as soon as that is possible, when a module is called
+    at the latest; beneath the user's they disturb nothing.
     """
 
     modes: tuple[DispatchMode | FunctionMode, ...] = ()
+    _handle: Any = None
 
-    def leave(self, mode: DispatchMode | FunctionMode) -> None:
-        """Take a mode off for good, now or later."""
-        mode.observer = None
-        if in_compiled_code() or (not take_off(mode) and _is_running(mode)):
-            self.modes = (*self.modes, mode)
+    def leave(self, *modes: DispatchMode | FunctionMode) -> None:
+        """Take modes off for good, now or later."""
+        for mode in modes:
+            mode.observer = None
+        self.modes += modes
+        if not self.take_off() and self._handle is None:
+            self._handle = register_module_forward_pre_hook(self._at_forward)
 
     def take_off(self, for_others: bool = False) -> bool:
         """Take them off, if that is possible now; whether none is on.
@@ -217,8 +225,21 @@ class LeftOn(threading.local):
         It is possible in compiled code too where others are put on at once (`for_others`): the keys stay.
         """
         if self.modes and (for_others or not in_compiled_code()):
-            self.modes = tuple(mode for mode in self.modes if not take_off(mode) and _is_running(mode))
+            inference = torch.is_inference_mode_enabled()
+            self.modes = tuple(
+                mode
+                for mode in self.modes
+                if (isinstance(mode, DispatchMode) and mode.inference != inference)
+                or (not take_off(mode) and _is_running(mode))
+            )
+        if not self.modes and self._handle is not None:
+            self._handle.remove()
+            self._handle = None
         return not self.modes
+
+    def _at_forward(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.take_off()
 
 
 left_on = LeftOn()
@@ -265,8 +286,7 @@ class Modes:
     def leave(self) -> None:
         """Take both off, for good."""
         self._taken.clear()
-        left_on.leave(self._dispatch)
-        left_on.leave(self._function)
+        left_on.leave(self._dispatch, self._function)
         del self._dispatch, self._function  # they hold the recorder, which holds us: a cycle
 
     def pause(self) -> None:

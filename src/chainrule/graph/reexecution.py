@@ -6,11 +6,16 @@ data, unseen by autograd. Arguments have the names of the operation's schema.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunction, _len_torch_dispatch_stack
+from torch._C import DisableTorchFunction, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch.autograd import forward_ad
+from torch.overrides import _pop_mode as _pop_function_mode
+from torch.overrides import _push_mode as _push_function_mode
 from torch.utils._python_dispatch import _pop_mode, _push_mode
 
 
@@ -70,13 +75,13 @@ def call_overload(function: Any, arguments: dict[str, Any]) -> Any:
 
 
 class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
-    """No function mode, no dispatch mode and no autograd sees the operations in this block.
+    """No function mode, no dispatch mode and no autograd sees the operations in this block, and autocast leaves them.
 
     A tensor subclass still runs its own `__torch_dispatch__`: one that wraps other tensors has no memory, and PyTorch
-    crashes when it is copied without (`torch._C._DisableTorchDispatch`). Costs less than PyTorch's own three contexts.
+    crashes when it is copied without (`torch._C._DisableTorchDispatch`). Costs less than PyTorch's own contexts.
     """
 
-    __slots__ = ("_functions", "_grad", "_modes")
+    __slots__ = ("_autocast", "_functions", "_grad", "_modes", "_tangents")
 
     def __enter__(self) -> None:
         self._functions = DisableTorchFunction()
@@ -84,9 +89,60 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
         self._grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         self._modes = [_pop_mode() for _ in range(_len_torch_dispatch_stack())]
+        self._autocast = _autocast_off()
+        self._tangents = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+        if self._tangents:
+            torch._C._set_fwd_grad_enabled(False)
 
     def __exit__(self, *raised: Any) -> None:
+        if self._tangents:
+            torch._C._set_fwd_grad_enabled(True)
+        if self._autocast is not None:
+            self._autocast.__exit__(*raised)
         while self._modes:
             _push_mode(self._modes.pop())
         torch._C._set_grad_enabled(self._grad)
         self._functions.__exit__(*raised)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Our own work, of any size and with autograd: what the user has set up around it sees none of it, and changes none.
+
+    Without the user's modes, autocast, inference mode, hooks on saved tensors and detection of anomalies. The default
+    type of numbers is left as it is, because it is one for all threads.
+    """
+    functions = [_pop_function_mode() for _ in range(_len_torch_function_stack())]
+    modes = [_pop_mode() for _ in range(_len_torch_dispatch_stack())]
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    try:
+        with ExitStack() as stack:
+            if (autocast := _autocast_off()) is not None:
+                stack.push(autocast)
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
+            if anomaly[0]:
+                torch.set_anomaly_enabled(False)
+            yield
+    finally:
+        if anomaly[0]:
+            torch.set_anomaly_enabled(*anomaly)
+        while modes:
+            _push_mode(modes.pop())
+        while functions:
+            _push_function_mode(functions.pop())
+
+
+def _autocast_off() -> Any:
+    """A guard that was entered, or None where no autocast is on, which costs less."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
+    guard = torch._C._DisableAutocast()
+    guard.__enter__()
+    return guard
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor

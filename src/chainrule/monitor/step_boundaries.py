@@ -24,6 +24,7 @@ from torch.nn.modules import module as module_hooks
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from chainrule.capture.modes import left_on
+from chainrule.graph.reexecution import apart
 
 EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # as intended
 MANY_PASSES = 256  # forward passes of the model without a step of torch.optim: its optimizer is another
@@ -89,8 +90,6 @@ class Boundaries:
         """Wait for the next step if it is to be recorded."""
         self.disarm()
         if self.off or not self._wanted():
-            if not left_on.take_off():  # the step ended in compiled code; the next forward pass may run outside it
-                self._forward = module_hooks.register_module_forward_pre_hook(self._at_forward)
             return
         if self._compiled():
             self._open(None, None)
@@ -111,9 +110,7 @@ class Boundaries:
         # First, so that a compiler that traces this hook returns at once.
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
             return
-        if left_on.modes and left_on.take_off():
-            self.arm()  # which was impossible at the end of the previous step
-        if self.off or left_on.modes or self._forward is None:
+        if self.off or self._forward is None or not left_on.take_off():
             return
         if self._waits:
             compiled = getattr(module, "_orig_mod", None)  # of torch.compile, whose own call is not compiled
@@ -262,5 +259,6 @@ class ScalerView:
             return 0
         return max(1, round(math.log(self.scale / before) / math.log(self.scaler.get_backoff_factor())))
 
+    @apart()
     def _read(self) -> float | None:
         return None if self.scaler is None else float(self.scaler.get_scale())

@@ -25,6 +25,7 @@ from chainrule.diagnostics.ranks import of_ranks
 from chainrule.errors import ChainruleWarning, StorageError
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
+from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
@@ -192,6 +193,7 @@ class watch:  # noqa: N801 (read as a verb)
             if self.writer is not None:
                 self.writer.close(status)
 
+    @apart()
     def _examine_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
         """Examine the step that was being recorded when the watch ended, on this rank alone."""
         if recording is None or not self._examining:
@@ -278,6 +280,7 @@ class watch:  # noqa: N801 (read as a verb)
                 report(step.facts, step.figures)
             self._report_problem()
 
+    @apart()
     @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
     def _take_step(self) -> Step:
         """Read, store and examine the step just recorded, and drop its recording."""
@@ -350,6 +353,7 @@ class watch:  # noqa: N801 (read as a verb)
             lambda: self._examiner.examine(recording, facts, figures, of_ranks(step.ranks), cache), since=facts.step
         )
 
+    @apart()
     def _examine(self, examine: Callable[[], list[Found]], since: int) -> None:
         """Make findings and store them; an error ends the findings, not the watch."""
         if not self._examining:
@@ -376,6 +380,7 @@ class watch:  # noqa: N801 (read as a verb)
         else:
             self._save_full(full, facts.step, reason)
 
+    @apart()
     def _save_last(self, unfinished: Recording | None) -> None:
         """The same at the end, when only the unfinished step can be saved."""
         reason = self._examiner.requested(self._on_finding)
