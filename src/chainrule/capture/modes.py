@@ -102,7 +102,7 @@ class DispatchMode(TorchDispatchMode):
     def __init__(self, observer: Observer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.observer: Observer | None = observer  # None: nobody looks, and everything passes
-        self.inference = False  # whether it was put on in inference mode
+        self.inference = torch.is_inference_mode_enabled()  # where its recording began
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -144,8 +144,6 @@ def put_on(mode: DispatchMode | FunctionMode) -> None:
     mode.__enter__()  # type: ignore[no-untyped-call]
     for put_back in reversed(lifted):
         put_back()
-    if isinstance(mode, DispatchMode):
-        mode.inference = torch.is_inference_mode_enabled()
 
 
 def take_off(mode: DispatchMode | FunctionMode) -> bool:
@@ -229,7 +227,7 @@ class LeftOn(threading.local):
             self.modes = tuple(
                 mode
                 for mode in self.modes
-                if (isinstance(mode, DispatchMode) and mode.inference != inference)
+                if (isinstance(mode, DispatchMode) and inference and not mode.inference)
                 or (not take_off(mode) and _is_running(mode))
             )
         if not self.modes and self._handle is not None:

@@ -107,7 +107,7 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Our own work, of any size and with autograd: what the user has set up around it sees none of it, and changes none.
+    """Our own work, with autograd: what the user has set up around it neither sees nor changes it.
 
     Without the user's modes, autocast, inference mode, hooks on saved tensors and detection of anomalies. The default
     type of numbers is left as it is, because it is one for all threads.
