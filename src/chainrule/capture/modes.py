@@ -201,9 +201,9 @@ class LeftOn(threading.local):
 
     `torch.compile` restores the thread's dispatch keys when the code that it made returns, and inference mode when it
     ends. A mode that was taken off inside of these would leave its key behind, and the next operation would fail in
-    PyTorch. And while a mode handles a call (an optimizer may step inside of a backward pass), PyTorch has taken it
-    off, and puts it on again afterwards. Such modes are taken off as soon as that is possible, when a module is called
-    at the latest; beneath the user's they disturb nothing.
+    PyTorch. While a mode handles a call, PyTorch has taken it off, and puts it on again afterwards; so does autograd
+    with the modes around a backward pass, inside of which an optimizer may step. Such modes are taken off as soon as
+    that is possible, when a module is called at the latest; beneath the user's they disturb nothing.
     """
 
     modes: tuple[DispatchMode | FunctionMode, ...] = ()
@@ -223,12 +223,13 @@ class LeftOn(threading.local):
         It is possible in compiled code too where others are put on at once (`for_others`): the keys stay.
         """
         if self.modes and (for_others or not in_compiled_code()):
-            inference = torch.is_inference_mode_enabled()
+            inference, in_backward = torch.is_inference_mode_enabled(), _current_graph_task_id() != -1
             self.modes = tuple(
                 mode
                 for mode in self.modes
                 if (isinstance(mode, DispatchMode) and inference and not mode.inference)
                 or (not take_off(mode) and _is_running(mode))
+                or in_backward
             )
         if not self.modes and self._handle is not None:
             self._handle.remove()

@@ -39,10 +39,12 @@ class NodeHooks:
         self._eviction = eviction  # None: everything is kept
         self._straight: dict[int, tuple[tuple[int, Tensor], ...]] = {}  # of the pass that was prepared last
         self._handles: list[Any] = []
+        self._over = False
         self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient is combined over ranks -> where
 
     def remove(self) -> None:
-        """Take every hook off."""
+        """Take every hook off. A backward pass may be running: an optimizer can step inside of it."""
+        self._over = True
         for handle in self._handles:
             handle.remove()
 
@@ -68,11 +70,12 @@ class NodeHooks:
             backward.error = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self._note_task(backward, first)
-            for leaf in leaves if accumulates else ():
-                _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
-                self._note_gradient(backward, part)
-        if not accumulates:
+            if not self._over:
+                self._note_task(backward, first)
+                for leaf in leaves if accumulates else ():
+                    _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
+                    self._note_gradient(backward, part)
+        if not accumulates and not self._over:
             self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], out)
         return out
 
@@ -101,7 +104,8 @@ class NodeHooks:
                 return func(*args, **kwargs)
         finally:
             self._eviction = eviction
-            del self._tape.executions[first:]
+            if not self._over:
+                del self._tape.executions[first:]
 
     def _note_given(self, backward: RawBackward, asked: Any, gradients: Any) -> None:
         """What `torch.autograd.grad` returned, and of which tensors it is the gradient."""
