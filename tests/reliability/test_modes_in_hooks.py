@@ -202,7 +202,7 @@ def test_an_update_inside_of_the_backward_pass(way: str) -> None:
 
 
 def test_a_mode_that_a_recording_begins_and_ends_in() -> None:
-    """A user's mode that handles a call is off the stack while it does; a recording made in there leaves none behind."""
+    """A mode that handles a call is off the stack while it does; a recording made in there leaves none behind."""
 
     class Recording(Operations):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
