@@ -72,6 +72,24 @@ def bypass_applies() -> bool:
     )
 
 
+_lazy = (
+    torch._C.DispatchKeySet(torch._C.DispatchKey.Conjugate)
+    | torch._C.DispatchKeySet(torch._C.DispatchKey.Negative)
+    | torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
+)
+
+
+def run_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation in a dispatch mode so that the operations which it calls may conjugate lazily, as without one.
+
+    PyTorch 2.13 turns off in a dispatch mode all that comes before it, and so the code that resolves a conjugated view
+    before a kernel reads it. `linalg.pinv` and `linalg.lstsq` of complex matrices return wrong numbers then.
+    """
+    excluded = torch._C._dispatch_tls_local_exclude_set() - _lazy
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        return func(*args, **kwargs)
+
+
 class Observer(Protocol):
     """What the modes report to."""
 

@@ -26,7 +26,7 @@ from torch.optim.optimizer import (
 
 from chainrule.capture.borrowed import hooks_held
 from chainrule.capture.data_parallel import own_part, wraps_others
-from chainrule.capture.modes import DispatchBypass, Modes, left_on
+from chainrule.capture.modes import DispatchBypass, Modes, left_on, run_composite
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.retention import Policy, Retention
 from chainrule.capture.source import Site, Sites, is_library
@@ -140,7 +140,10 @@ class Recorder:
         if traits.writes:
             self._before_write(traits, func, args, kwargs or {})
         state = torch.get_rng_state() if traits.random else None
-        out = func(*args, **kwargs) if kwargs else func(*args)
+        if traits.composite and args and isinstance(args[0], Tensor) and args[0].is_complex():
+            out = run_composite(func, args, kwargs or {})
+        else:
+            out = func(*args, **kwargs) if kwargs else func(*args)
         tape = self.tape
         tape.operations.append((func, args, kwargs, out, len(tape.calls) if self._in_call else None, state))
         if eviction is not None:

@@ -25,11 +25,17 @@ from chainrule.graph.trees import tensors_in
 from chainrule.rules.operations import facts_of
 
 
+_composite = (
+    torch._C.DispatchKey.CompositeExplicitAutograd,
+    torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What the recorder asks of an operation: of its schema, and of its facts where the schema is silent.
 
-    A `silent` one is bookkeeping (the profiler's marks).
+    A `silent` one is bookkeeping (the profiler's marks). A `composite` one calls other operations, below autograd.
     """
 
     writes: tuple[tuple[int, str], ...]
@@ -39,6 +45,7 @@ class Traits:
     elementwise: bool
     detaches: bool
     sets_zero: bool
+    composite: bool
 
     @classmethod
     @cache
@@ -61,6 +68,7 @@ class Traits:
             elementwise=facts.bypassable and not writes and not views,
             detaches=facts.detaches and not writes,
             sets_zero=facts.sets_zero,
+            composite=any(map(func.has_kernel_for_dispatch_key, _composite)),
         )
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
