@@ -6,7 +6,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from types import FrameType
 from typing import Any, Protocol
 
@@ -72,20 +73,28 @@ def bypass_applies() -> bool:
     )
 
 
-_lazy = (
-    torch._C.DispatchKeySet(torch._C.DispatchKey.Conjugate)
-    | torch._C.DispatchKeySet(torch._C.DispatchKey.Negative)
-    | torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
-)
+def _keys(*beginnings: str) -> Any:
+    """The dispatch keys whose names begin so."""
+    names = (name for name in torch._C.DispatchKey.__members__ if name.startswith(beginnings))
+    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return reduce(or_, keys)
 
 
-def run_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation in a dispatch mode so that the operations which it calls may conjugate lazily, as without one.
+_lazy = _keys("Conjugate", "Negative", "ZeroTensor")
+_autocast = _keys("Autocast")
 
-    PyTorch 2.13 turns off in a dispatch mode all that comes before it, and so the code that resolves a conjugated view
-    before a kernel reads it. `linalg.pinv` and `linalg.lstsq` of complex matrices return wrong numbers then.
+
+def run_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], casts: bool) -> Any:
+    """Run an operation in a dispatch mode so that those that it calls run as without one.
+
+    PyTorch 2.13 turns off in a dispatch mode all that comes before it: the code that resolves a conjugated view before
+    a kernel reads it (`linalg.pinv` and `linalg.lstsq` of complex matrices return wrong numbers then), and autocast.
     """
     excluded = torch._C._dispatch_tls_local_exclude_set() - _lazy
+    if casts:
+        with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+            outside = torch._C._dispatch_tls_local_exclude_set()
+        excluded = excluded - (_autocast - outside)
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
         return func(*args, **kwargs)
 
@@ -171,7 +180,7 @@ def take_off(mode: DispatchMode | FunctionMode) -> bool:
     lifted = []
     while (top := _top(mode)) is not mode:
         lifted.append(_lift(top, mode))
-    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    mode.__exit__(None, None, None)
     for put_back in reversed(lifted):
         put_back()
     return True

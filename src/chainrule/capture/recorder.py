@@ -140,8 +140,8 @@ class Recorder:
         if traits.writes:
             self._before_write(traits, func, args, kwargs or {})
         state = torch.get_rng_state() if traits.random else None
-        if traits.composite and args and isinstance(args[0], Tensor) and args[0].is_complex():
-            out = run_composite(func, args, kwargs or {})
+        if traits.composite and args and isinstance(args[0], Tensor) and (traits.casts or args[0].is_complex()):
+            out = run_composite(func, args, kwargs or {}, traits.casts)
         else:
             out = func(*args, **kwargs) if kwargs else func(*args)
         tape = self.tape

@@ -24,7 +24,6 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
 from chainrule.rules.operations import facts_of
 
-
 _composite = (
     torch._C.DispatchKey.CompositeExplicitAutograd,
     torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional,
@@ -35,7 +34,8 @@ _composite = (
 class Traits:
     """What the recorder asks of an operation: of its schema, and of its facts where the schema is silent.
 
-    A `silent` one is bookkeeping (the profiler's marks). A `composite` one calls other operations, below autograd.
+    A `silent` one is bookkeeping (the profiler's marks). A `composite` one calls other operations, below autograd;
+    one that `casts` would do so under autocast.
     """
 
     writes: tuple[tuple[int, str], ...]
@@ -46,6 +46,7 @@ class Traits:
     detaches: bool
     sets_zero: bool
     composite: bool
+    casts: bool
 
     @classmethod
     @cache
@@ -69,6 +70,7 @@ class Traits:
             detaches=facts.detaches and not writes,
             sets_zero=facts.sets_zero,
             composite=any(map(func.has_kernel_for_dispatch_key, _composite)),
+            casts=facts.casts_inside,
         )
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:

@@ -305,7 +305,7 @@ def prepare() -> None:
     """
     import torch
 
-    one_pass(torch.zeros(LARGE))
+    one_pass(torch.zeros(LARGE, dtype=torch.float32))
 
 
 def one_pass(dense: Tensor) -> OnePass | None:
