@@ -104,8 +104,7 @@ class watch:  # noqa: N801 (read as a verb)
         self.history = History()
         self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # called with each watched step
-        self._due = self.step_number + 1
-        self._full_due = self.step_number + 1
+        self._due = self._full_due = self.step_number + 1
         self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
         self.watched = 0  # how many steps
         self._scaler = ScalerView(scaler)
@@ -124,9 +123,8 @@ class watch:  # noqa: N801 (read as a verb)
         if to is not None and self._ranks.leads:
             self._open(to)
         self._boundaries = Boundaries(
-            models, optimizers, self._guard,
-            wanted=self._wanted, begin=self._begin, stepping=self._stepping, within=self._within, end=self._end,
-            lost=self._lost,
+            models, optimizers, self._guard, wanted=self._wanted, begin=self._begin,
+            stepping=self._stepping, within=self._within, end=self._end, lost=self._lost,
         )  # fmt: skip
         self._boundaries.arm()
         atexit.register(self._at_exit)
@@ -429,8 +427,7 @@ class watch:  # noqa: N801 (read as a verb)
         try:
             act(*arguments)
         except Exception as error:
-            self._failed = True
-            self._boundaries.off = True
+            self._failed = self._boundaries.off = True
             self._warn(f"watching ended at step {self.step_number + 1}: {type(error).__name__}: {error}")
             self._finish(f"watching ended: {type(error).__name__}: {error}")
 
