@@ -25,7 +25,7 @@ from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.names import Notation, find_value
-from chainrule.graph.reexecution import unobserved
+from chainrule.graph.reexecution import apart, unobserved
 from chainrule.graph.snapshot import Parameter
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.progress import bar
@@ -63,6 +63,7 @@ class Recording:
         return recording
 
     @cached_property
+    @apart()
     def graph(self) -> Graph:
         """All facts of the step: values, operations, calls, nodes, backward passes, updates."""
         tape = self._ended()
@@ -74,6 +75,7 @@ class Recording:
         free(tape)  # also autograd's graph and the user's objects
         return graph
 
+    @apart()
     def at_once(self, cache: StatisticsCache, magnitudes: bool) -> Graph:
         """The graph for use before the user's code goes on: nothing is copied (see `SnapshotsInPlace`).
 
@@ -153,6 +155,7 @@ class Recording:
         return self.graph.values[find_value(self.graph, name)]
 
     @cached_property
+    @apart()
     def derivation(self) -> Derivation:
         """Backpropagation with our own rules, independently of autograd."""
         from chainrule.derivation.backprop import derive
@@ -160,6 +163,7 @@ class Recording:
         return derive(self.graph)
 
     @cached_property
+    @apart()
     def notation(self) -> Notation:
         """What each value is called."""
         return Notation(self.graph)
@@ -177,6 +181,7 @@ class Recording:
         """The derivation: forward, backward and update steps, in the order in which they are shown."""
         return self.derivation.steps
 
+    @apart()
     def recompute(self, *names: str) -> Recording:
         """A recording in which these values and their gradients have numbers, where only statistics were kept.
 
@@ -194,6 +199,7 @@ class Recording:
 
         return Recording.of(recompute(graph, self._owners, names), self._owners)
 
+    @apart()
     def why(self, name: str, index: tuple[int, ...] | int = ()) -> Why:
         """The sum behind one number of a gradient: `.terms`, each with its `.value` and its two factors.
 
@@ -203,6 +209,7 @@ class Recording:
 
         return why(self.graph, self.derivation, self.notation, name, index)
 
+    @apart()
     def verify(
         self, *, only: str | Iterable[str] | None = None, sample: float | None = None, memory: int | None = None
     ) -> Verification:
@@ -237,12 +244,14 @@ class Recording:
         """
         return self._findings if thresholds is None and not silence else self._found(thresholds, silence)
 
+    @apart()
     def _found(self, thresholds: Thresholds | None, silence: Collection[str]) -> tuple[Finding, ...]:
         from chainrule.diagnostics import findings
 
         derivation = self.derivation if self.is_whole else None
         return findings(self.graph, derivation, self.notation, thresholds, silence, self._statistics_cache)
 
+    @apart()
     def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
         """The step as a document, for any view.
 
@@ -265,6 +274,7 @@ class Recording:
 
         terminal.render(self.document(brief))
 
+    @apart()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recording to a file; its suffix names the view.
 

@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from types import FrameType
 from typing import Any, Protocol
 
@@ -15,18 +17,19 @@ from torch._C import (
     _are_functorch_transforms_active,
     _current_graph_task_id,
     _get_dispatch_stack_at,
-    _get_function_stack_at,
     _len_torch_dispatch_stack,
-    _len_torch_function_stack,
 )
 from torch._ops import HigherOrderOperator, _compute_keyset
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from chainrule.capture.compiler import compiles_for_itself
+from chainrule.capture.global_hooks import before_forward
 from chainrule.capture.guard import Guard
 from chainrule.capture.traits import Traits
+from chainrule.graph.reexecution import ModeStack, dispatch_modes, function_modes
 
 BACKWARD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
@@ -72,6 +75,32 @@ def bypass_applies() -> bool:
     )
 
 
+def _keys(*beginnings: str) -> Any:
+    """The dispatch keys whose names begin so."""
+    names = (name for name in torch._C.DispatchKey.__members__ if name.startswith(beginnings))
+    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return reduce(or_, keys)
+
+
+_lazy = _keys("Conjugate", "Negative", "ZeroTensor")
+_autocast = _keys("Autocast")
+
+
+def run_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], casts: bool) -> Any:
+    """Run an operation in a dispatch mode so that those that it calls run as without one.
+
+    PyTorch 2.13 turns off in a dispatch mode all that comes before it: the code that resolves a conjugated view before
+    a kernel reads it (`linalg.pinv` and `linalg.lstsq` of complex matrices return wrong numbers then), and autocast.
+    """
+    excluded = torch._C._dispatch_tls_local_exclude_set() - _lazy
+    if casts:
+        with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+            outside = torch._C._dispatch_tls_local_exclude_set()
+        excluded = excluded - (_autocast - outside)
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        return func(*args, **kwargs)
+
+
 class Observer(Protocol):
     """What the modes report to."""
 
@@ -113,6 +142,7 @@ class DispatchMode(TorchDispatchMode):
     def __init__(self, observer: Observer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.observer: Observer | None = observer  # None: nobody looks, and everything passes
+        self.inference = torch.is_inference_mode_enabled()  # where its recording began
 
     # Without the base class, which sets flags for the whole process: other threads would find them set, and of two
     # recordings that overlap one would set them for good. The compiler looks at the stack of modes.
@@ -203,62 +233,121 @@ class InsideMode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
 
+def put_on(mode: DispatchMode | FunctionMode) -> None:
+    """Put a mode on beneath the user's, so that whatever the user takes off, in any order, is never ours.
+
+    PyTorch takes off whichever mode lies on top. Beneath ours stay the modes that PyTorch itself keeps at the bottom.
+    """
+    stack = _stack(mode)
+    modes = stack.modes()
+    place = 1 + max((place for place, each in enumerate(modes) if _stays_beneath(each)), default=-1)
+    stack.set([*modes[:place], mode, *modes[place:]])
+
+
+def take_off(mode: DispatchMode | FunctionMode) -> bool:
+    """Take a mode off, wherever in the stack it lies; False where it is not on (it handles a call at the moment)."""
+    stack = _stack(mode)
+    modes = stack.modes()
+    for place in reversed(range(len(modes))):
+        if modes[place] is mode:
+            stack.set([*modes[:place], *modes[place + 1 :]])
+            return True
+    return False
+
+
+def _stack(mode: DispatchMode | FunctionMode) -> ModeStack:
+    return dispatch_modes if isinstance(mode, DispatchMode) else function_modes
+
+
+def _stays_beneath(mode: Any) -> bool:
+    """Whether PyTorch keeps a mode at the bottom: that of `set_default_device`, or one of its own dispatch modes.
+
+    A device that is the context of a `with` statement is a mode like the user's: it was put on without `__enter__`.
+    """
+    if isinstance(mode, DeviceContext):
+        return hasattr(mode, "old_device")
+    return getattr(mode, "_mode_key", None) is not None
+
+
 class LeftOn(threading.local):
     """Modes of this thread that had to stay on when their recording ended; they report to nobody.
 
-    `torch.compile` restores the thread's dispatch keys when the code that it made returns. A mode that was taken off
-    inside of that code would leave its key behind, and the next operation would fail in PyTorch. So such a mode is
-    taken off as soon as no compiled code is around it.
+    `torch.compile` restores the thread's dispatch keys when the code that it made returns, and inference mode when it
+    ends. A mode that was taken off inside of these would leave its key behind, and the next operation would fail in
+    PyTorch. While a mode handles a call, PyTorch has taken it off, and puts it on again afterwards; so does autograd
+    with the modes around a backward pass, inside of which an optimizer may step. Such modes are taken off as soon as
+    that is possible, when a module is called at the latest; beneath the user's they disturb nothing.
     """
 
     modes: tuple[DispatchMode | FunctionMode, ...] = ()
+    _waiting: object = None  # the key of a hook on forward passes
 
     def leave(self, *modes: DispatchMode | FunctionMode) -> None:
-        """Modes that are on, the innermost first."""
+        """Take modes off for good, now or later."""
         for mode in modes:
             mode.observer = None
-        self.modes = modes
+        self.modes += tuple(mode for mode in modes if not any(mode is each for each in self.modes))
+        if not self.take_off() and self._waiting is None:
+            self._waiting = object()
+            before_forward.add(self._waiting, self._at_forward)
 
     def take_off(self, for_others: bool = False) -> bool:
         """Take them off, if that is possible now; whether none is on.
 
         It is possible in compiled code too where others are put on at once (`for_others`): the keys stay.
         """
-        if self.modes and (for_others or not in_compiled_code()) and all(map(is_innermost, self.modes)):
-            modes, self.modes = self.modes, ()
-            for mode in modes:
-                _off(mode)
+        if self.modes and (for_others or not in_compiled_code()):
+            inference, in_backward = torch.is_inference_mode_enabled(), _current_graph_task_id() != -1
+            self.modes = tuple(
+                mode
+                for mode in self.modes
+                if (isinstance(mode, DispatchMode) and inference and not mode.inference)
+                or (not _all_off(mode) and _is_running(mode))
+                or in_backward
+            )
+        if not self.modes and self._waiting is not None:
+            before_forward.remove(self._waiting)
+            self._waiting = None
         return not self.modes
+
+    def _at_forward(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.take_off()
 
 
 left_on = LeftOn()
 
 
-def _on(mode: DispatchMode | FunctionMode) -> None:
-    mode.__enter__()
+def _all_off(mode: DispatchMode | FunctionMode) -> bool:
+    """Take a mode off as often as it is on; whether it was on at all."""
+    found = take_off(mode)
+    while take_off(mode):
+        pass
+    return found
 
 
-def _off(mode: DispatchMode | FunctionMode) -> None:
-    mode.__exit__(None, None, None)
-
-
-def is_innermost(mode: DispatchMode | FunctionMode) -> bool:
-    """Whether no other mode of its kind was put on since."""
-    if isinstance(mode, DispatchMode):
-        return _get_current_dispatch_mode() is mode
-    return bool(_len_torch_function_stack()) and _get_function_stack_at(_len_torch_function_stack() - 1) is mode
+def _is_running(mode: DispatchMode | FunctionMode) -> bool:
+    """Whether a mode handles a call at the moment."""
+    handlers = DispatchMode.__torch_dispatch__.__code__, FunctionMode.__torch_function__.__code__
+    return any(frame.f_code in handlers and frame.f_locals["self"] is mode for frame in _frames())
 
 
 def in_compiled_code() -> bool:
     """Whether a function that `torch.compile` made is on the stack, even if it runs without the compiler."""
     if "torch._dynamo.eval_frame" not in sys.modules:
         return False
+    return any(
+        frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py")
+        for frame in _frames()
+    )
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames of this thread, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py"):
-            return True
+        yield frame
         frame = frame.f_back
-    return False
 
 
 class Modes:
@@ -272,38 +361,29 @@ class Modes:
 
     def enter(self) -> None:
         """Put both on."""
-        _on(self._function)
-        _on(self._dispatch)
+        put_on(self._function)
+        put_on(self._dispatch)
 
     def blind(self) -> None:
         """Let everything pass from now on."""
         self._dispatch.observer = self._function.observer = None  # they held the recorder, which holds us: a cycle
 
     def leave(self) -> None:
-        """Take both off, for good, wherever a pause or an error has left them."""
+        """Take both off, for good, wherever a pause or an error has left them. May be called again."""
         self.blind()
-        if in_compiled_code():
-            self.resume()
-            left_on.leave(self._dispatch, self._function)
-            return
         self._taken.clear()  # a pause that ends later puts nothing on
-        for mode in (self._dispatch, self._function):
-            while is_innermost(mode):
-                _off(mode)
+        left_on.leave(self._dispatch, self._function)
 
     def pause(self) -> None:
-        """Let operations pass unseen: the innermost modes are taken off, and for any other a flag is set."""
+        """Let operations pass unseen: what is on is taken off, and a flag is set for what handles a call."""
         self.paused = True
-        for mode in (self._dispatch, self._function):
-            if is_innermost(mode):
-                _off(mode)
-                self._taken.append(mode)
+        self._taken += [mode for mode in (self._dispatch, self._function) if take_off(mode)]
 
     def resume(self) -> None:
         """End a pause, if there is one."""
         self.paused = False
         while self._taken:
-            _on(self._taken.pop())
+            put_on(self._taken.pop())
 
     @contextmanager
     def during_backward(self, pauses: bool) -> Iterator[None]:
@@ -335,11 +415,11 @@ class Modes:
         self._inside.append(self.paused)
         if self.paused:
             self.resume()
-        _on(self._function)
+        put_on(self._function)
 
     def leave_function(self) -> None:
         """It has ended: a pause goes on."""
         if self._inside:
-            _off(self._function)
+            take_off(self._function)
             if self._inside.pop():
                 self.pause()

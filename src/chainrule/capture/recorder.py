@@ -22,7 +22,7 @@ from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
 from chainrule.capture.data_parallel import own_part
 from chainrule.capture.guard import Guard, recorded_here
-from chainrule.capture.modes import DispatchBypass, Modes, is_higher_order, left_on
+from chainrule.capture.modes import DispatchBypass, Modes, is_higher_order, left_on, run_composite
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.policy import Policy
 from chainrule.capture.retention import Retention
@@ -107,11 +107,7 @@ class Recorder:
                 "block first (`chainrule run`, `verify` and `watch` are such blocks), or leave the inner one out: the "
                 "outer recording already holds what happens in it."
             )
-        if not left_on.take_off(for_others=True):
-            raise RecordingError(
-                "a recording cannot begin inside of another mode of PyTorch's, in compiled code in which one has just "
-                "ended: begin it outside of the function that torch.compile made, around the call of it."
-            )
+        left_on.take_off(for_others=True)
         close_interrupted()
         self.guard.enter_thread()
         for place, key, hook in self._global_hooks:
@@ -146,6 +142,7 @@ class Recorder:
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Run one ATen operation and record it. This is the hottest path of the package."""
         seen, state, takes_functions = False, None, False
+        composite: Traits | None = None  # if it must be told how to run what it calls
         try:
             if not (self.modes.paused or (_current_pass() != -1 and not torch.is_grad_enabled())):
                 traits = self._traits.get(func)
@@ -163,12 +160,17 @@ class Recorder:
                         self._before_write(traits, func, args, kwargs or {})
                     if traits.random:
                         state = torch.get_rng_state()
+                    if traits.composite and _differs_inside(traits, args):
+                        composite = traits
                     seen = True
         except BaseException as error:
             self.guard.failed(error)
         if takes_functions:  # what runs in it is recorded
             return self.modes.inside(func, args, kwargs or {})
-        out = func(*args, **kwargs) if kwargs else func(*args)
+        if composite is not None:
+            out = run_composite(func, args, kwargs or {}, composite.casts)
+        else:
+            out = func(*args, **kwargs) if kwargs else func(*args)
         if seen:
             try:
                 tape = self.tape
@@ -395,6 +397,11 @@ class Recorder:
             return
         with unobserved():
             _complete(self.tape, update)
+
+
+def _differs_inside(traits: Traits, args: tuple[Any, ...]) -> bool:
+    """Whether what a composite operation calls would run differently because a dispatch mode is on."""
+    return bool(args) and isinstance(args[0], Tensor) and (traits.casts or args[0].is_complex())
 
 
 def _update(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:

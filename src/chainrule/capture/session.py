@@ -14,7 +14,7 @@ from chainrule.capture.recorder import Recorder
 from chainrule.capture.tape import Tape
 from chainrule.errors import ChainruleError
 from chainrule.gc_control import FewerCollections
-from chainrule.graph.reexecution import unobserved
+from chainrule.graph.reexecution import apart, unobserved
 
 
 class Session:
@@ -71,7 +71,7 @@ class Session:
         recorder.take_off()
         if self.guard.failure:
             return
-        with self.guard:
+        with self.guard, apart():
             if error is not None:
                 recorder.tape.error = f"{type(error).__name__}: {error}"
             recorder.finish()

@@ -11,12 +11,18 @@ import torch
 
 from chainrule.rules.facts import facts_of
 
+_composite = (
+    torch._C.DispatchKey.CompositeExplicitAutograd,
+    torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What the recorder asks of an operation: of its schema, and of its facts where the schema is silent.
 
-    A `silent` one is bookkeeping (the profiler's marks).
+    A `silent` one is bookkeeping (the profiler's marks). A `composite` one calls other operations, below autograd;
+    one that `casts` would do so under autocast.
     """
 
     writes: tuple[tuple[int, str], ...]
@@ -26,6 +32,8 @@ class Traits:
     elementwise: bool
     detaches: bool
     sets_zero: bool
+    composite: bool
+    casts: bool
     in_one_part: bool  # it writes to the memory of one operand, and changes no shape
     part_written: Callable[[dict[str, Any]], tuple[Any, ...]] | None
 
@@ -50,6 +58,8 @@ class Traits:
             elementwise=facts.bypassable and not writes and not views,
             detaches=facts.detaches and not writes,
             sets_zero=facts.sets_zero,
+            composite=any(map(func.has_kernel_for_dispatch_key, _composite)),
+            casts=facts.casts_inside,
             in_one_part=len(writes) == 1 and torch.Tag.inplace_view not in func.tags,
             part_written=facts.part_written,
         )

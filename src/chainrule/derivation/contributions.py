@@ -245,14 +245,14 @@ def jacobian(
     upstream: tuple[Tensor | None, ...],
 ) -> Tensor:
     """The Jacobian of the row-major flattened tensors: (elements of the output, elements of an input of this shape)."""
+    assert contribution.gradient is not None
     slot = next(i for i, g in enumerate(upstream) if g is not None)
     seeds: list[Tensor | None] = [None] * max(len(upstream), rule.outputs)
     rows = []
     for at in indices(output.shape):
         seeds[slot] = _unit(output, at)
         row = _pulled(rule, op, tuple(seeds), contribution.argument, contribution.item, tuple(shape))
-        rows.append(torch.zeros(shape) if row is None else row)
-    assert contribution.gradient is not None
+        rows.append(torch.zeros(shape, dtype=contribution.gradient.dtype) if row is None else row)
     return torch.stack([row.reshape(-1).to(contribution.gradient.dtype) for row in rows])
 
 

@@ -259,7 +259,7 @@ def _may_be_symmetric(context: StepContext, parameter: Parameter) -> bool:
     if before is None or before.layout is not torch.strided or not before.is_floating_point():
         return False
     rows = before.detach().flatten(1).float()
-    angles = torch.linspace(1, 2, rows.shape[1], device=rows.device)
+    angles = torch.linspace(1, 2, rows.shape[1], dtype=rows.dtype, device=rows.device)
     products = rows @ torch.stack([angles.sin(), angles.cos(), (7 * angles).sin()], 1)
     ordered = products[products[:, 0].argsort()]
     return bool((ordered.diff(dim=0).abs() <= context.thresholds.same * products.abs().amax(0)).all(1).any())

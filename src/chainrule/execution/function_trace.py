@@ -159,7 +159,7 @@ class FunctionTrace:
         along = [probe.direction(line) for line in lines]
         slope = torch.stack([terms.sum() for terms, _ in along])
         terms = torch.stack([each.norm() for each, _ in along])
-        error = torch.tensor([4 * rounding for _, rounding in along]).to(terms)
+        error = torch.tensor([4 * rounding for _, rounding in along], dtype=terms.dtype, device=terms.device)
         return lines, slope, terms, error
 
     def seen(self, position: int, gradient: Tensor) -> Tensor:

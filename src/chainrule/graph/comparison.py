@@ -143,7 +143,7 @@ class _Limits:
     def of(self, here: slice, size: Tensor) -> Tensor:
         """For a part, whose elements have this size."""
         terms, slack = (each[here] if isinstance(each, Tensor) else each for each in (self.terms, self.slack))
-        total = size + self.spread if terms is None else torch.as_tensor(terms).to(size)
+        total = size + self.spread if terms is None else torch.as_tensor(terms, dtype=size.dtype, device=size.device)
         return allowance(size, total, self.count, self.eps) + slack
 
     def at(self, element: int, size: float) -> float:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import (
     _get_dispatch_stack_at,
+    _get_function_stack_at,
     _len_torch_dispatch_stack,
+    _len_torch_function_stack,
     _pop_torch_dispatch_stack,
+    _pop_torch_function_stack,
     _push_on_torch_dispatch_stack,
+    _push_on_torch_function_stack,
 )
+from torch.autograd import forward_ad
 
 _C: Any = torch._C
 _functions_off = _C._TorchFunctionState.ALL_DISABLED
@@ -78,30 +85,83 @@ def call_overload(function: Any, arguments: dict[str, Any]) -> Any:
     return function(*positional, **{a.name: arguments[a.name] for a in schema if a.kwarg_only})
 
 
+class ModeStack:
+    """PyTorch's modes of one kind that are on in this thread."""
+
+    def __init__(
+        self,
+        length: Callable[[], int],
+        at: Callable[[int], Any],
+        push: Callable[[Any], None],
+        pop: Callable[[], Any],
+    ) -> None:
+        self._length, self._at, self._push, self._pop = length, at, push, pop
+
+    def modes(self) -> list[Any]:
+        """The modes, the outermost first."""
+        return [self._at(place) for place in range(self._length())]
+
+    def set(self, wanted: list[Any]) -> None:
+        """Make these the modes, also where an interrupt comes on the way."""
+        try:
+            self._settle(wanted)
+        finally:
+            self._settle(wanted)
+
+    def _settle(self, wanted: list[Any]) -> None:
+        present = self.modes()
+        same = 0
+        while same < min(len(present), len(wanted)) and present[same] is wanted[same]:
+            same += 1
+        while self._length() > same:
+            self._pop()
+        while (place := self._length()) < len(wanted):
+            self._push(wanted[place])
+
+
+dispatch_modes = ModeStack(
+    _len_torch_dispatch_stack,
+    _get_dispatch_stack_at,
+    _push_on_torch_dispatch_stack,
+    lambda: _pop_torch_dispatch_stack(None),
+)
+function_modes = ModeStack(
+    _len_torch_function_stack, _get_function_stack_at, _push_on_torch_function_stack, _pop_torch_function_stack
+)
+
+
 class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
-    """No function mode, no dispatch mode and no autograd sees the operations in this block.
+    """No function mode, no dispatch mode and no autograd sees the operations in this block, and autocast leaves them.
 
     A tensor subclass still runs its own `__torch_dispatch__`: one that wraps other tensors has no memory, and PyTorch
-    crashes when it is copied without (`torch._C._DisableTorchDispatch`). Costs less than PyTorch's own three contexts.
+    crashes when it is copied without (`torch._C._DisableTorchDispatch`). Costs less than PyTorch's own contexts.
     """
 
-    __slots__ = ("__weakref__", "_functions", "_grad", "_modes")
+    __slots__ = ("__weakref__", "_autocast", "_functions", "_grad", "_modes", "_tangents")
 
     def __enter__(self) -> None:
         self._begin()
         torch._C._set_grad_enabled(False)
-        while _len_torch_dispatch_stack():
-            _pop_torch_dispatch_stack(None)
+        dispatch_modes.set([])
+        self._autocast = _autocast_off()
+        if self._tangents:
+            _C._set_fwd_grad_enabled(False)
 
     def _begin(self) -> None:
         self._functions, self._grad = _C._get_torch_function_state(), torch.is_grad_enabled()
-        self._modes = [_get_dispatch_stack_at(place) for place in range(_len_torch_dispatch_stack())]
+        self._modes = dispatch_modes.modes()
+        self._autocast = None
+        self._tangents = forward_ad._current_level >= 0 and _C._is_fwd_grad_enabled()
         _open.blocks[id(self)] = weakref.ref(self)
         _C._set_torch_function_state(_functions_off)
 
     def __exit__(self, *raised: Any) -> None:
-        while (place := _len_torch_dispatch_stack()) < len(self._modes):
-            _push_on_torch_dispatch_stack(self._modes[place])
+        if self._tangents:
+            _C._set_fwd_grad_enabled(True)
+        if self._autocast is not None:
+            guard, self._autocast = self._autocast, None
+            guard.__exit__(*raised)
+        dispatch_modes.set(self._modes)
         torch._C._set_grad_enabled(self._grad)
         _C._set_torch_function_state(self._functions)
         _open.blocks.pop(id(self), None)
@@ -136,3 +196,45 @@ def close_interrupted() -> None:
     for known in reversed(list(_open.blocks.values())):
         if (block := known()) is not None:
             block.__exit__()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Our own work, with autograd: what the user has set up around it neither sees nor changes it.
+
+    Without the user's modes, autocast, inference mode, hooks on saved tensors and detection of anomalies. The default
+    type of numbers is left as it is, because it is one for all threads.
+    """
+    functions, modes = function_modes.modes(), dispatch_modes.modes()
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    try:
+        function_modes.set([])
+        dispatch_modes.set([])
+        with ExitStack() as stack:
+            if (autocast := _autocast_off()) is not None:
+                stack.push(autocast)
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
+            if anomaly[0]:
+                torch.set_anomaly_enabled(False)
+            yield
+    finally:
+        if anomaly[0]:
+            torch.set_anomaly_enabled(*anomaly)
+        dispatch_modes.set(modes)
+        function_modes.set(functions)
+
+
+def _autocast_off() -> Any:
+    """A guard that was entered, or None where no autocast is on, which costs less."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
+    guard = torch._C._DisableAutocast()
+    guard.__enter__()
+    return guard
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor

@@ -306,7 +306,7 @@ def prepare() -> None:
     import torch
 
     with torch._C._DisableFuncTorch():  # what is made inside of `vmap` has no memory
-        one_pass(torch.zeros(LARGE))
+        one_pass(torch.zeros(LARGE, dtype=torch.float32))
 
 
 def one_pass(dense: Tensor) -> OnePass | None:

@@ -30,6 +30,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
+from chainrule.graph.reexecution import apart
 from chainrule.monitor.rounds import PATIENCE, Rounds
 from chainrule.monitor.updates_by_hand import UpdatesByHand
 
@@ -362,5 +363,6 @@ class ScalerView:
             return 0
         return max(1, round(math.log(self.scale / before) / math.log(self.scaler.get_backoff_factor())))
 
+    @apart()
     def _read(self) -> float | None:
         return None if self.scaler is None else float(self.scaler.get_scale())

@@ -24,6 +24,7 @@ from chainrule._version import __version__
 from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts
+from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
@@ -213,6 +214,7 @@ class watch:  # noqa: N801 (read as a verb)
             except Exception as failure:  # in the user's `on_finding`, say
                 self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
 
+    @apart()
     def _examine_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
         """Examine the step that was being recorded when the watch ended, on this rank alone."""
         if recording is None or not self._examining:
@@ -280,6 +282,7 @@ class watch:  # noqa: N801 (read as a verb)
         elif self._ranks.step_ended():
             self._store_ready()
 
+    @apart()
     @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
     def _take_step(self, recording: Recording) -> None:
         """Read and examine the step just recorded, and hand it over to be stored."""
@@ -355,6 +358,7 @@ class watch:  # noqa: N801 (read as a verb)
             if self.writer is not None:
                 self.writer.find(found)
 
+    @apart()
     def _examined(self, examine: Callable[[], Sequence[T]], since: int) -> Sequence[T]:
         """What an examination finds; an error ends the findings, not the watch."""
         try:
@@ -377,6 +381,7 @@ class watch:  # noqa: N801 (read as a verb)
         else:
             self._save_full(full, facts.step, reason)
 
+    @apart()
     def _save_last(self, unfinished: Recording | None) -> None:
         """The same at the end, when only the unfinished step can be saved."""
         reason = self._examiner.requested(self._on_finding)

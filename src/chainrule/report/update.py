@@ -159,7 +159,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
         left_side, _, right_side = term.numbers.partition(" = " if " = " in term.numbers else r" \leftarrow ")
         put_in = Template(right_side).safe_substitute(numbers)
         yield Equation(f"{Template(left_side).safe_substitute(fill)} = {put_in}", "numbers")
-        value = term.value if isinstance(term.value, Data) else torch.tensor(term.value)
+        value = term.value if isinstance(term.value, Data) else torch.tensor(term.value, dtype=torch.float32)
         yield context.passing(left, value, "parameter")
     new = worked_out[-1].value
     assert isinstance(new, Data)

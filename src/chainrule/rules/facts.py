@@ -45,6 +45,7 @@ class Facts:
     undeclared_view: bool = False  # its result shares the operand's memory, and its schema does not say so
     undeclared_writes: tuple[str, ...] = ()  # arguments that it overwrites, though its schema does not say so
     detaches: bool = False  # autograd saves results with it
+    casts_inside: bool = False  # autocast casts what it calls, and not it itself
     copies: bool = False  # what PyTorch runs below autograd where an operation needs its argument in another form
     sets_zero: bool = False  # it clears its operands, as `zero_grad` does
     only_reshapes: bool = False  # its result is the same memory in another shape, and so is its gradient
@@ -159,6 +160,8 @@ _add(
     undeclared_writes=("running_mean", "running_var"),
 )
 _add("detach", detaches=True)
+_add("_trilinear", casts_inside=True)
+_add("linalg_pinv", casts_inside=True)
 _add("clone _to_copy", copies=True)
 _add("zero_ _foreach_zero_", sets_zero=True)
 _add("t transpose view _unsafe_view", only_reshapes=True)

@@ -198,7 +198,8 @@ def terms_agree(
         worked_out = terms(part, optimizer)
         if worked_out is None:
             return None
-        found.append(agree(torch.as_tensor(worked_out[-1].value), part))
+        value = worked_out[-1].value
+        found.append(agree(value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32), part))
     return all(found)
 
 

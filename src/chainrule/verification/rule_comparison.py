@@ -251,7 +251,7 @@ def _normal(count: int, device: torch.device) -> Tensor:
 def _normals(device: torch.device) -> Tensor:
     # Rounded to float32, so that a run in float32 moves along the same direction.
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(DENSE, generator=generator).double().to(device)
+    return torch.randn(DENSE, dtype=torch.float32, generator=generator).double().to(device)
 
 
 @lru_cache(maxsize=4)
