@@ -68,16 +68,17 @@ class Session:
         recorder = self._recorder
         if recorder is None:
             return
-        recorder.take_off()
-        if self.guard.failure:
-            return
-        with self.guard, apart():
-            if error is not None:
-                recorder.tape.error = f"{type(error).__name__}: {error}"
-            recorder.finish()
-            note_names(recorder.tape, names())
-            with unobserved():
-                recorder.tape.end()
+        with self.guard:
+            recorder.take_off()
+            if self.guard.failure:
+                return
+            with apart():
+                if error is not None:
+                    recorder.tape.error = f"{type(error).__name__}: {error}"
+                recorder.finish()
+                note_names(recorder.tape, names())
+                with unobserved():
+                    recorder.tape.end()
 
     def take_off(self) -> None:
         """Take everything off."""
