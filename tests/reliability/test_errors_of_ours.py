@@ -185,7 +185,7 @@ def test_a_failed_recording_says_so_once_and_when_it_is_read(monkeypatch: pytest
 
     model = nn.Linear(2, 2)
     with monkeypatch.context() as patched:
-        patched.setattr("chainrule.capture.tape.Traits.of", fails)
+        patched.setattr("chainrule.capture.traits.Traits.of", fails)
         with warnings.catch_warnings(record=True) as told, chainrule.record() as r:
             warnings.simplefilter("always")
             for _ in range(3):
@@ -204,14 +204,14 @@ def test_a_failed_recording_says_so_once_and_when_it_is_read(monkeypatch: pytest
 def test_a_warning_that_is_an_error_ends_no_training(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("chainrule.capture.tape.Traits.of", lambda *given: 1 / 0)
+    monkeypatch.setattr("chainrule.capture.traits.Traits.of", lambda *given: 1 / 0)
     with chainrule.record():
         assert (torch.ones(2) * 2).sum().item() == 4
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_the_users_errors_pass_unchanged_after_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chainrule.capture.tape.Traits.of", lambda *given: 1 / 0)
+    monkeypatch.setattr("chainrule.capture.traits.Traits.of", lambda *given: 1 / 0)
 
     def step() -> None:
         with chainrule.record():
@@ -229,7 +229,7 @@ def test_an_interrupt_that_the_user_survives_ends_the_recording_alone(monkeypatc
     x = torch.ones(2, requires_grad=True)
     with chainrule.record() as recording:
         with monkeypatch.context() as patched:
-            patched.setattr("chainrule.capture.tape.Traits.of", interrupt)
+            patched.setattr("chainrule.capture.traits.Traits.of", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 x.exp()
         x.square().sum().backward()

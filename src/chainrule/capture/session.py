@@ -82,10 +82,11 @@ class Session:
 
     def take_off(self) -> None:
         """Take everything off."""
-        self._collections.end()
-        if self._recorder is not None:
-            self._recorder.take_off()
-        self._is_off = True
+        with self.guard:
+            self._collections.end()
+            if self._recorder is not None:
+                self._recorder.take_off()
+            self._is_off = True
 
     def __del__(self) -> None:
         if self._recorder is not None and not self._is_off:
