@@ -341,9 +341,9 @@ class watch:  # noqa: N801 (read as a verb)
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
-        figures = list(figures_of(graph, context))
+        figures, facts = list(figures_of(graph, context)), facts_of(graph, context)
         self._warnings.unmeasured(context.unmeasured)
-        return figures, facts_of(graph, context)
+        return figures, facts
 
     def _store(self, step: Step) -> None:
         if self.writer is not None:
@@ -440,7 +440,7 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _close_file(self, status: str) -> None:
         if self.writer is not None:
-            self.writer.close(status)  # again: nothing
+            self.writer.close(status)
             self._report_problem()
 
     def _report_problem(self) -> None:
