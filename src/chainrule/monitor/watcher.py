@@ -341,9 +341,9 @@ class watch:  # noqa: N801 (read as a verb)
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
-        figures, facts = list(figures_of(graph, context)), facts_of(graph, context)
+        figures = list(figures_of(graph, context))
         self._warnings.unmeasured(context.unmeasured)
-        return figures, facts
+        return figures, facts_of(graph, context)
 
     def _store(self, step: Step) -> None:
         if self.writer is not None:
@@ -403,8 +403,6 @@ class watch:  # noqa: N801 (read as a verb)
         if count:
             self._store_ready()
 
-    # -- errors -------------------------------------------------------------------------------------------------------
-
     def _open(self, to: str | Path) -> None:
         versions = {"chainrule": __version__, "torch": torch.__version__, "python": platform.python_version()}
         try:
@@ -441,7 +439,7 @@ class watch:  # noqa: N801 (read as a verb)
     def _close_file(self, status: str) -> None:
         if self.writer is not None:
             self.writer.close(status)
-            self._report_problem()
+        self._report_problem()
 
     def _report_problem(self) -> None:
         if self.writer is not None and self.writer.problem:
