@@ -602,3 +602,32 @@ def test_a_watch_that_cannot_begin_says_so_and_answers(monkeypatch):
         watch.step()
         watch.record_next()
     assert (made, watch.watched, watch.findings, watch.history.steps) == (STEPS, 0, (), [])
+
+
+class Wrapper(torch.Tensor):
+    """A tensor around another one, without memory of its own, as quantised weights are."""
+
+    @staticmethod
+    def __new__(cls, inside):
+        return torch.Tensor._make_wrapper_subclass(cls, inside.shape, dtype=inside.dtype)
+
+    def __init__(self, inside):
+        self.inside = inside
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].inside.detach())
+        inside = torch.utils._pytree.tree_map_only(cls, lambda each: each.inside, (args, kwargs or {}))
+        return func(*inside[0], **inside[1])
+
+
+def test_a_parameter_that_wraps_another_tensor():
+    net = model()
+    net[0].weight = nn.Parameter(Wrapper(net[0].weight.detach().clone()))
+    optimizer = sgd([net[0].bias, *net[2].parameters()])
+    watch = chainrule.watch(net, optimizer)
+    made, told = trained(plain(net, optimizer), watch)
+    assert not [each for each in told if "ended" in each]
+    assert (watch.step_number, watch.watched) == (made, made)
+    assert {("parameter", "0.bias"), ("parameter", "2.weight"), ("value", "0")} <= set(watch.history.series)

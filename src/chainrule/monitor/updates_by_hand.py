@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
-from chainrule.graph.opaque import is_opaque
 from chainrule.graph.reexecution import unobserved
+from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import part_of
 
 PARAMETERS = 16  # that are looked at, spread evenly over all
@@ -37,7 +37,7 @@ class UpdatesByHand:
         """Look at the parameters of the models, or of the one that runs."""
         models = [*self._models()] or ([] if root is None else [root])
         trained = [each for model in models for each in model.parameters() if each.requires_grad]
-        trained = [each for each in trained if not is_opaque(own_part(each))]
+        trained = [each for each in trained if has_numbers(own_part(each))]
         self._seen = [(each, _some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
 
     def look(self) -> bool:

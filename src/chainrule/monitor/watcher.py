@@ -408,8 +408,6 @@ class watch:  # noqa: N801 (read as a verb)
         if count:
             self._store_ready()
 
-    # -- errors -------------------------------------------------------------------------------------------------------
-
     def _open(self, to: str | Path) -> None:
         versions = {"chainrule": __version__, "torch": torch.__version__, "python": platform.python_version()}
         try:
@@ -445,8 +443,8 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _close_file(self, status: str) -> None:
         if self.writer is not None:
-            self.writer.close(status)  # again: nothing
-            self._report_problem()
+            self.writer.close(status)
+        self._report_problem()
 
     def _report_problem(self) -> None:
         if self.writer is not None and self.writer.problem:
