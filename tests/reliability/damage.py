@@ -9,16 +9,16 @@ import random
 import resource
 import sqlite3
 import sys
-import time
 import traceback
 import warnings
+from itertools import count
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import chainrule
-from chainrule import runs
+from chainrule import runs, watch
 from chainrule.errors import ChainruleError
 
 MEMORY = 2**31  # bytes above what the process has when it begins
@@ -56,7 +56,7 @@ def training(path, steps, start=None):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    with chainrule.watch(model, optimizer, to=path, start=start):
+    with watch(model, optimizer, to=path, start=start):
         for step in range(steps):
             optimizer.zero_grad()
             model(torch.full((2, 3), float(step))).sum().backward()
@@ -65,7 +65,7 @@ def training(path, steps, start=None):
 
 
 def endless(path, say):
-    """Resume on what is in the file, say from which step, and train until the process is killed."""
+    """Resume on what is in the file, say where once five steps more are in it, train until killed."""
     torch.set_num_threads(1)
     try:
         with runs.open(path) as run:
@@ -74,13 +74,14 @@ def endless(path, say):
         start = 0
     model = nn.Linear(2, 1)
     optimizer = torch.optim.Adam(model.parameters())
-    with chainrule.watch(model, optimizer, to=path, start=start):
-        say.send(start)
-        while True:
+    with watch(model, optimizer, to=path, start=start) as watching:
+        for step in count():
             optimizer.zero_grad()
             model(torch.ones(1, 2)).sum().backward()
             optimizer.step()
-            time.sleep(0.005)
+            if step == 4:
+                watching.writer.flush()
+                say.send(start)
 
 
 class Recordings:
@@ -168,12 +169,12 @@ class Resumed(Runs):
 
 
 def main():
-    kind, count, seed, folder = sys.argv[1:]
+    kind, number_of, seed, folder = sys.argv[1:]
     made = {"recording": Recordings, "run": Runs, "log": Logs, "resumed": Resumed}[kind](Path(folder))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     chance, found, others = random.Random(int(seed)), {"error": 0, "equal": 0, "different": 0}, []
-    for number in range(int(count)):
+    for number in range(int(number_of)):
         for beside in (f"{made.path}-wal", f"{made.path}-shm"):
             Path(beside).unlink(missing_ok=True)
         for place, (path, content) in enumerate(made.files.items()):

@@ -134,6 +134,7 @@ def connect_to_read(path: str | os.PathLike[str]) -> sqlite3.Connection:
     """
     if not Path(path).is_file():
         raise StorageError(f"{path}: there is no such file. Give a file that chainrule.watch(..., to=...) wrote.")
+    _check_header(path)
     address = Path(path).absolute().as_uri()
     try:
         try:
