@@ -360,6 +360,7 @@ def attempt(observe: Observe, trace: Any, expected: dict[str, Any]) -> Trial:
         finally:
             sys.unraisablehook = hook
     after = state_of_process()
+    torch.set_grad_enabled(before["gradients on"])  # or every later trial would fail too
     return Trial(
         raised,
         bool(lost),

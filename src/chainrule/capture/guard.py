@@ -82,6 +82,14 @@ class Guard:
 
     def failed(self, error: BaseException) -> None:
         """End the recording's work, because of an error of ours that is being handled. Raises an interrupt again."""
+        self._note(error)
+        if not isinstance(error, Exception):
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: a cycle, which would keep the session from being freed
+
+    def _note(self, error: BaseException) -> None:
         close_interrupted()
         if not self.failure:
             place = _place(error.__traceback__)
@@ -90,8 +98,6 @@ class Guard:
                 warn(f"{self.failure} The training goes on unobserved.")
             else:
                 self.failure = f"the recording was interrupted: {type(error).__name__} ({place})."
-        if not isinstance(error, Exception):
-            raise error
 
     def check(self) -> None:
         """Raise RecordingError if the recording has failed."""
@@ -105,8 +111,8 @@ class Guard:
     ) -> bool:
         if error is None:
             return False
-        self.failed(error)
-        return True
+        self._note(error)
+        return isinstance(error, Exception)
 
     def hook(self, part: Callable[..., None]) -> Callable[..., None]:
         """A function of ours as PyTorch may call it: guarded, and only for the recorded thread."""
