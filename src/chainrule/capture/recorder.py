@@ -13,17 +13,17 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 from torch._C import _DisableTorchDispatch
 from torch.autograd.function import Function
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
-from chainrule.capture.data_parallel import own_part
 from chainrule.capture.guard import Guard, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, is_higher_order, left_on, run_composite
 from chainrule.capture.node_hooks import NodeHooks
+from chainrule.capture.optimizer_step import complete, update_begun
 from chainrule.capture.policy import Policy
 from chainrule.capture.retention import Retention
 from chainrule.capture.source import Site, Sites, is_library
@@ -32,19 +32,14 @@ from chainrule.capture.tape import (
     RawCall,
     RawFunction,
     RawModule,
-    RawUpdate,
     Tape,
     storage_of,
 )
 from chainrule.capture.traits import Traits
 from chainrule.capture.writes import UnreadWrites, part_written
 from chainrule.errors import RecordingError
-from chainrule.graph.opaque import is_opaque
 from chainrule.graph.reexecution import close_interrupted, unobserved
-from chainrule.graph.snapshot import all_have_numbers
-from chainrule.graph.statistics import of_a_sample, part_of
-from chainrule.graph.statistics_cache import measured
-from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.graph.trees import tensors_in
 
 _current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -52,9 +47,6 @@ _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch
 _data: Any = Tensor.data
 _setitem: Any = Tensor.__setitem__
 _unseen_writes = frozenset({_data.__set__, Tensor.numpy})  # they write, or let others write, without an operation
-_only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` unchanged (a fused one may unscale it in place)
-    {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
-)
 
 
 class Recorder:
@@ -382,7 +374,7 @@ class Recorder:
         with unobserved():
             self._evict(between=False)
             self._matcher.sweep()
-            self.tape.updates.append(_update(self.tape, optimizer, Site.of(sys._getframe(1))))
+            self.tape.updates.append(update_begun(self.tape, optimizer, Site.of(sys._getframe(1))))
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None and not self.modes.paused:  # with a closure, forward and backward passes run in the step
             self._step_open = True
@@ -396,59 +388,12 @@ class Recorder:
         if update is None or update.optimizer is not optimizer or update.after:
             return
         with unobserved():
-            _complete(self.tape, update)
+            complete(self.tape, update)
 
 
 def _differs_inside(traits: Traits, args: tuple[Any, ...]) -> bool:
     """Whether what a composite operation calls would run differently because a dispatch mode is on."""
     return bool(args) and isinstance(args[0], Tensor) and (traits.casts or args[0].is_complex())
-
-
-def _update(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:
-    """An optimizer's step: copies of what it changes, the gradients too where it may write to them."""
-    groups = [
-        ({key: _copied(tape, value) for key, value in group.items() if key != "params"}, list(group["params"]))
-        for group in optimizer.param_groups
-    ]
-    parameters = [p for _, members in groups for p in members]
-    before = tape.overwritten(parameters)
-    gradients = [p.grad for p in parameters]
-    versions = [None if gradient is None else tape.version(gradient) for gradient in gradients]
-    if type(optimizer) not in _only_read or any(group.get("fused") for group in optimizer.param_groups):
-        tape.overwritten(gradient for gradient in gradients if gradient is not None)  # it may be working memory
-    own = [] if tape.retention is None or not tape.retention.is_strict else list(map(own_part, parameters))
-    return RawUpdate(
-        optimizer,
-        len(tape.operations),
-        site,
-        groups,
-        before,
-        versions,
-        [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
-        parts=[] if not all_have_numbers(*own) else list(map(part_of, own)),
-    )
-
-
-def _copied(tape: Tape, tree: Any) -> Any:
-    def copied(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        own = own_part(leaf)
-        if is_opaque(own):
-            return tape.placeholders.placeholder(own, None)
-        return own.detach().clone() if tape.retention is None else tape.retention.copy(own, measured=False)
-
-    return map_leaves(copied, tree)
-
-
-def _complete(tape: Tape, update: RawUpdate) -> None:
-    """Add the parameters after the step, and statistics of what was added to them where they were not all kept."""
-    update.after = [tape.version(p) for p in update.parameters]
-    if update.parts:
-        own = list(map(own_part, update.parameters))
-        moves = [part_of(p) - part for p, part in zip(own, update.parts, strict=True)]
-        update.moved = [of_a_sample(each, p.numel()) for each, p in zip(measured(moves, False), own, strict=True)]
-        update.parts.clear()
 
 
 def _library_function() -> str:

@@ -16,7 +16,7 @@ import re
 import secrets
 import stat
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -35,9 +35,9 @@ from chainrule.gc_control import gc_paused
 from chainrule.graph import graph as facts
 from chainrule.graph import snapshot as snapshots
 from chainrule.graph.graph import Graph
+from chainrule.graph.indices import check_indices
 from chainrule.graph.reexecution import Reexecution, WriteThroughView
 from chainrule.graph.snapshot import Snapshot
-from chainrule.graph.trees import leaves
 
 FORMAT = "chainrule-recording"
 VERSION = 3
@@ -109,7 +109,7 @@ def read(path: str | os.PathLike[str]) -> Graph:
         graph = _Unpacker(tensors).unpack(json.loads(body))
         if not isinstance(graph, Graph):
             raise ValueError(f"a {type(graph).__name__} stands where the graph should")
-        _check_indices(graph)
+        check_indices(graph)
     except _MALFORMED as error:
         raise StorageError(
             f"{path}: the header does not describe a recording ({_brief(error)}). Record the step again."
@@ -403,52 +403,3 @@ _makers: dict[str, Callable[[_Unpacker, Any], Any]] = {
     "device": lambda unpacker, name: torch.device(str(name)),
     "other": lambda unpacker, name: None,
 }
-
-
-# -- indices ----------------------------------------------------------------------------------------------------------
-
-
-def _check_indices(graph: Graph) -> None:
-    """Raise ValueError where an index leads nowhere, as a later reader of the graph would fail far from here."""
-    values, operations, nodes, calls = map(len, (graph.values, graph.operations, graph.nodes, graph.calls))
-    counted: tuple[tuple[Any, ...], ...] = (graph.values, graph.operations, graph.nodes, graph.calls, graph.backwards)
-    for several in counted:
-        for place, each in enumerate(several):
-            if each.index != place:
-                raise ValueError(f"number {place} of its kind ({type(each).__name__}) says that it is {each.index}")
-    for value in graph.values:
-        _within((value.operation,), operations, f"value {value.index}")
-        _within((value.earlier,), values, f"value {value.index}")
-        _within((value.node,), nodes, f"value {value.index}")
-    for operation in graph.operations:
-        where = f"operation {operation.index}"
-        _within((*operation.outputs, *_refs(operation.arguments)), values, where)
-        _within((operation.node,), nodes, where)
-        _within((operation.call,), calls, where)
-    for node in graph.nodes:
-        where = f"node {node.index}"
-        _within((*node.outputs, node.leaf, *(edge.value for edge in node.edges)), values, where)
-        _within((edge.node for edge in node.edges), nodes, where)
-        _within((node.operation,), operations, where)
-        _within((node.call,), calls, where)
-        _within((execution.backward for execution in node.executions), len(graph.backwards), where)
-    for call in graph.calls:
-        _within(call.operations, operations, f"call {call.index}")
-        _within((*call.outputs, *_refs((call.arguments, call.keywords))), values, f"call {call.index}")
-    for backward in graph.backwards:
-        _within((backward.loss, *backward.given), values, f"backward pass {backward.index}")
-        _within((node for node, _ in backward.roots), nodes, f"backward pass {backward.index}")
-    _within((parameter.value for parameter in graph.parameters.values()), values, "a parameter")
-    _within((each.value for update in graph.updates for each in update.parameters), values, "an update")
-    _within((each.reducer for each in graph.reductions.values()), len(graph.reducers), "a reduction")
-
-
-def _refs(tree: Any) -> Iterable[int]:
-    """Every value that a tree of arguments refers to."""
-    return (ref.value for ref in leaves(tree, facts.Ref))
-
-
-def _within(indices: Iterable[int | None], count: int, where: str) -> None:
-    for index in indices:
-        if index is not None and not 0 <= index < count:
-            raise ValueError(f"{where} refers to number {index} of {count}")

@@ -1,0 +1,68 @@
+"""What is copied of an optimizer's step: parameters, gradients, options and states before it, parameters after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, optim
+from torch.optim.optimizer import Optimizer
+
+from chainrule.capture.data_parallel import own_part
+from chainrule.capture.source import Site
+from chainrule.capture.tape import RawUpdate, Tape
+from chainrule.graph.opaque import is_opaque
+from chainrule.graph.snapshot import all_have_numbers
+from chainrule.graph.statistics import of_a_sample, part_of
+from chainrule.graph.statistics_cache import measured
+from chainrule.graph.trees import map_leaves
+
+_only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` unchanged (a fused one may unscale it in place)
+    {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
+)
+
+
+def update_begun(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpdate:
+    """An optimizer's step: copies of what it changes, the gradients too where it may write to them."""
+    groups = [
+        ({key: _copied(tape, value) for key, value in group.items() if key != "params"}, list(group["params"]))
+        for group in optimizer.param_groups
+    ]
+    parameters = [p for _, members in groups for p in members]
+    before = tape.overwritten(parameters)
+    gradients = [p.grad for p in parameters]
+    versions = [None if gradient is None else tape.version(gradient) for gradient in gradients]
+    if type(optimizer) not in _only_read or any(group.get("fused") for group in optimizer.param_groups):
+        tape.overwritten(gradient for gradient in gradients if gradient is not None)  # it may be working memory
+    own = [] if tape.retention is None or not tape.retention.is_strict else list(map(own_part, parameters))
+    return RawUpdate(
+        optimizer,
+        len(tape.operations),
+        site,
+        groups,
+        before,
+        versions,
+        [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
+        parts=[] if not all_have_numbers(*own) else list(map(part_of, own)),
+    )
+
+
+def _copied(tape: Tape, tree: Any) -> Any:
+    def copied(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        own = own_part(leaf)
+        if is_opaque(own):
+            return tape.placeholders.placeholder(own, None)
+        return own.detach().clone() if tape.retention is None else tape.retention.copy(own, measured=False)
+
+    return map_leaves(copied, tree)
+
+
+def complete(tape: Tape, update: RawUpdate) -> None:
+    """Add the parameters after the step, and statistics of what was added to them where they were not all kept."""
+    update.after = [tape.version(p) for p in update.parameters]
+    if update.parts:
+        own = list(map(own_part, update.parameters))
+        moves = [part_of(p) - part for p, part in zip(own, update.parts, strict=True)]
+        update.moved = [of_a_sample(each, p.numel()) for each, p in zip(measured(moves, False), own, strict=True)]
+        update.parts.clear()
