@@ -101,8 +101,7 @@ class watch:  # noqa: N801 (read as a verb)
         self.history = History()
         self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # called with each watched step
-        self.watched = 0  # how many steps
-        self.step_number = start or 0
+        self.watched, self.step_number = 0, start or 0  # how many steps were recorded, and how many were made
         self._full: str | None = None  # why the next step is recorded in full
         self._failed = ""  # what ended the watch early
         self._finished = self._closed = False
@@ -276,8 +275,9 @@ class watch:  # noqa: N801 (read as a verb)
         recording = self._step.end(self._models)
         if recording is not None:
             self.watched += 1
-            self._due = _multiple_after(self.step_number, self.every)
-            self._full_due = _multiple_after(self.step_number, self._full_every or 1)
+            self._due = (self.step_number // self.every + 1) * self.every
+            full_every = self._full_every or 1
+            self._full_due = (self.step_number // full_every + 1) * full_every
             self._take_step(recording)
         elif self._ranks.step_ended():
             self._store_ready()
@@ -396,11 +396,8 @@ class watch:  # noqa: N801 (read as a verb)
             self._warn(problem)
 
     def _note_skipped(self) -> None:
-        if self._scaler.scaler is not None:
-            self._count_skipped(self._scaler.skipped())
-
-    def _count_skipped(self, count: int) -> None:
         """Store the steps that a GradScaler skipped: they count as steps and have no tensors."""
+        count = self._scaler.skipped()
         for _ in range(count):
             self.step_number += 1
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
@@ -449,7 +446,3 @@ class watch:  # noqa: N801 (read as a verb)
     def _report_problem(self) -> None:
         if self.writer is not None and self.writer.problem:
             self._warn(self.writer.problem)
-
-
-def _multiple_after(step: int, every: int) -> int:
-    return (step // every + 1) * every
