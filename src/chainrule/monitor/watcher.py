@@ -396,8 +396,10 @@ class watch:  # noqa: N801 (read as a verb)
             self._warn(problem)
 
     def _note_skipped(self) -> None:
+        self._count_skipped(self._scaler.skipped())
+
+    def _count_skipped(self, count: int) -> None:
         """Store the steps that a GradScaler skipped: they count as steps and have no tensors."""
-        count = self._scaler.skipped()
         for _ in range(count):
             self.step_number += 1
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
