@@ -283,7 +283,7 @@ def check_kills(tmp_path, count):
 
 
 def test_killed_while_somebody_reads(tmp_path):
-    check_kills(tmp_path, 10)
+    check_kills(tmp_path, 4)
 
 
 @pytest.mark.slow
