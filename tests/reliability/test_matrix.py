@@ -27,7 +27,7 @@ def run_matrix(names: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_part_of_the_matrix() -> None:
-    ended = run_matrix(list(TRAININGS)[::EVERY_SO_MANY])
+    ended = run_matrix(list(TRAININGS)[13::EVERY_SO_MANY])
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
 
 
