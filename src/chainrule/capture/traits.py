@@ -15,7 +15,8 @@ _composite = (
     torch._C.DispatchKey.CompositeExplicitAutograd,
     torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional,
 )
-_in_dispatcher = torch._C._dispatch_has_kernel  # TorchScript's own (`prim.device`) are not, and may not be asked for keys
+# False for TorchScript's own (`prim.device`), which may not be asked for keys.
+_in_dispatcher = torch._C._dispatch_has_kernel
 
 
 @dataclass(frozen=True, slots=True)

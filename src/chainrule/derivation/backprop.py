@@ -336,7 +336,7 @@ def _takes_its_arguments(graph: Graph, call: Call) -> bool:
     Autocast hands a call the cast of a parameter that it made earlier and kept, which may be before the recording.
     """
     operations = [graph.operations[o] for o in call.operations]
-    known = {ref.value for ref in leaves((call.arguments, call.keywords), Ref)}
+    known: set[int | None] = {ref.value for ref in leaves((call.arguments, call.keywords), Ref)}
     known.update(value for operation in operations for value in operation.outputs)
     return all(value in known for operation in operations for *_, value in references(operation.arguments))
 
