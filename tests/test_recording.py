@@ -390,6 +390,20 @@ def test_autocast_and_grad_scaler() -> None:
     assert_tied(recording.graph)
 
 
+def test_a_weight_that_autocast_cast_before_the_recording() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(x).sum().backward()
+        with chainrule.record() as recording:
+            layer(x).sum().backward()
+    assert "linear" in str(recording)
+    verified = recording.verify()
+    assert not verified.failures
+    assert {row.node.name for row in verified.rows if row.verdict == "agrees"} >= {"AddmmBackward0", "TBackward0"}
+    recording.document(pointing=True)
+
+
 def test_complex_numbers() -> None:
     z = torch.tensor([1 + 2j, 3 - 1j], requires_grad=True)
     with chainrule.record() as recording:

@@ -246,6 +246,22 @@ def test_parameter_without_gradient_says_why(use, words):
     assert words in answer.sentence
 
 
+def test_a_gradient_from_before_the_recording_is_not_denied():
+    model = nn.Linear(2, 1)
+    hidden = model(torch.ones(3, 2))
+    with record() as recording:
+        hidden.square().sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+    for name, parameter in recording.parameters.items():
+        assert parameter.grad is not None
+        sentence = recording.why(name, (0,) * parameter.grad.dim()).sentence
+        assert "got a gradient" in sentence
+        assert "before the recording began" in sentence
+    assert str(recording).count("not checked") == len(recording.parameters) == 2
+    reasons = {row.node.name: row.reason for row in recording.verify().rows if row.verdict == "not checked"}
+    assert reasons["AccumulateGrad"] == "the recording does not hold an operation that used its tensor"
+
+
 def test_complex_gradients_add_up():
     w = torch.tensor([1 + 2j, 3 - 1j], requires_grad=True)
     asked = Asked(lambda: ((w * w * 2).abs() * w.real).sum().backward(), {"w": w})

@@ -213,14 +213,19 @@ def _go_on(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: T
         return operator.dispatch(key, *args, **kwargs)
 
 
-class InsideMode(TorchFunctionMode):
+def run_inside(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchDispatchMode) -> Any:
+    """Run a higher-order operator that a dispatch mode was asked about, with that mode on for what runs in it."""
+    return _go_on(operator, args, kwargs, _InsideMode(mode))
+
+
+class _InsideMode(TorchFunctionMode):
     """Puts a dispatch mode on for each torch function that a higher-order operator calls.
 
     PyTorch takes the mode off while the operator runs, and some operators insist on that. Where another mode is on,
     PyTorch is tracing.
     """
 
-    def __init__(self, mode: DispatchMode) -> None:
+    def __init__(self, mode: TorchDispatchMode) -> None:
         super().__init__()
         self._mode = mode
 
@@ -408,7 +413,7 @@ class Modes:
 
     def inside(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a higher-order operator for which PyTorch has taken the dispatch mode off, and see what runs in it."""
-        return _go_on(operator, args, kwargs, InsideMode(self._dispatch))
+        return run_inside(operator, args, kwargs, self._dispatch)
 
     def enter_function(self) -> None:
         """The backward of a Python function begins: it is recorded, as checkpointing runs whole passes in there."""

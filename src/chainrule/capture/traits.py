@@ -15,6 +15,8 @@ _composite = (
     torch._C.DispatchKey.CompositeExplicitAutograd,
     torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional,
 )
+# False for TorchScript's own (`prim.device`), which may not be asked for keys.
+_in_dispatcher = torch._C._dispatch_has_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Traits:
             elementwise=facts.bypassable and not writes and not views,
             detaches=facts.detaches and not writes,
             sets_zero=facts.sets_zero,
-            composite=any(map(func.has_kernel_for_dispatch_key, _composite)),
+            composite=_in_dispatcher(func.name()) and any(map(func.has_kernel_for_dispatch_key, _composite)),
             casts=facts.casts_inside,
             in_one_part=len(writes) == 1 and torch.Tag.inplace_view not in func.tags,
             part_written=facts.part_written,

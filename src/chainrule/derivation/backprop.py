@@ -18,8 +18,9 @@ from torch import Tensor
 from chainrule import rules
 from chainrule.errors import RuleError
 from chainrule.gc_control import gc_paused
-from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Ref, accumulate, references
+from chainrule.graph.graph import Call, Graph, Node, NodeExecution, Operation, Ref, accumulate, references
 from chainrule.graph.snapshot import Update, all_have_numbers, placeholder, tensor_of
+from chainrule.graph.trees import leaves
 from chainrule.rules import Applied, Rule
 
 
@@ -322,11 +323,22 @@ def _call_step(graph: Graph, index: int) -> Step | None:
         # Under autocast a call computes with other numbers than its arguments: then its nodes are the steps.
         operands = [each for name in rule.wrt if isinstance(each := op.arguments[name], Tensor)]
         cast = any(each.is_floating_point() and each.dtype != out.dtype for each in operands)
-        if not cast and _accepts(rule, op):
+        if not cast and _takes_its_arguments(graph, call) and _accepts(rule, op):
             nodes = tuple(n for o in call.operations if (n := graph.operations[o].node) is not None)
             used = tuple(references(arguments))
             return Step(0, "forward", index, call.operations, nodes, rule, op, used, call.outputs)
     return None
+
+
+def _takes_its_arguments(graph: Graph, call: Call) -> bool:
+    """Whether a call's operations take nothing from around it but its arguments.
+
+    Autocast hands a call the cast of a parameter that it made earlier and kept, which may be before the recording.
+    """
+    operations = [graph.operations[o] for o in call.operations]
+    known: set[int | None] = {ref.value for ref in leaves((call.arguments, call.keywords), Ref)}
+    known.update(value for operation in operations for value in operation.outputs)
+    return all(value in known for operation in operations for *_, value in references(operation.arguments))
 
 
 def _accepts(rule: Rule, op: Applied) -> bool:

@@ -163,6 +163,12 @@ def _in_product(value: Number) -> str:
     return f"({number(value)})" if isinstance(value, complex) else number(value)
 
 
+_FORWARD_BEFORE = (
+    "{} got a gradient, but through operations that ran before the recording began, so it cannot be taken apart. "
+    "Record its forward pass too."
+)
+
+
 def element(name: str, index: Index) -> str:
     """`Z1[0,2]`; a value without axes has its name alone."""
     return f"{name}[{','.join(map(str, index))}]" if index else name
@@ -179,7 +185,7 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
     parameter = graph.parameters.get(name)
     if parameter is not None and parameter.value is None:
         given = index if isinstance(index, tuple) else (index,)
-        sentence = no_gradient(graph, None, name)
+        sentence = _FORWARD_BEFORE.format(name) if parameter.has_gradient else no_gradient(graph, None, name)
         return Why(name, given, None, 0, (), element(f"dJ/d{name}", given), "", sentence)
     value = find_value(graph, name)
     place, search = check_index(graph, value, index, name), Search(graph, derivation, notation)

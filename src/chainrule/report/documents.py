@@ -241,9 +241,11 @@ def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text,
 
 def _check(context: Context, name: str, parameter: Parameter) -> str:
     """The verdict on its gradient; on its update, where that is wrong."""
-    ours = context.derivation.gradients.get(parameter.value) if parameter.value is not None else None
-    arrived = context.graph.values[parameter.value].grad if parameter.value is not None else None
-    if ours is None or arrived is None or parameter.value is None:
+    if parameter.value is None:  # its forward pass was not recorded
+        return "not checked" if parameter.has_gradient else ""
+    ours = context.derivation.gradients.get(parameter.value)
+    arrived = context.graph.values[parameter.value].grad
+    if ours is None or arrived is None:
         return ""
     updates = (
         context.check_update(step, each)

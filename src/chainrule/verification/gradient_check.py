@@ -125,6 +125,8 @@ def _row(
 ) -> Row:
     if node.leaf is not None:
         return worst_row(_sums(graph, node, senders.get(node.index, [])))
+    if node.name == "AccumulateGrad":
+        return _unchecked(node, "the recording does not hold an operation that used its tensor")
     if not node.executions:
         return _unchecked(node, "no gradient flowed through it")
     return worst_row(
