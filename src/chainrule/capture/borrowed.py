@@ -126,7 +126,7 @@ class Ranges:
         self._ends: dict[int, int] = {}
         for tensor in tensors:
             own = own_part(tensor)
-            if is_opaque(own) or own.layout is not torch.strided:
+            if is_opaque(own) or own.layout is not torch.strided or own._is_zerotensor():  # no memory
                 continue
             storage = own.untyped_storage()
             first = storage.data_ptr()
