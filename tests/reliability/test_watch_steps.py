@@ -398,6 +398,38 @@ def two_optimizers_of_one_model(net, optimizer):
         yield
 
 
+def with_both(net, *optimizers):
+    for _ in range(STEPS):
+        net.zero_grad()
+        loss_of(net).backward()
+        for each in optimizers:
+            each.step()
+        yield
+
+
+@kind
+def two_optimizers_that_share_parameters(net, optimizer):
+    yield from with_both(net, optimizer, torch.optim.Adam(net[2].parameters()))
+
+
+@kind
+def an_optimizer_after_two_whose_parameters_it_shares(net, optimizer):
+    yield from with_both(net, sgd(net[2].parameters()), sgd(net[0].parameters()), optimizer)
+
+
+@kind
+def a_second_optimizer_of_the_same_parameters_after_some_steps(net, optimizer):
+    yield from plain(net, optimizer)
+    yield from with_both(net, optimizer, sgd(net.parameters()))
+
+
+@kind
+def two_new_optimizers_that_share_parameters_each_epoch(net, optimizer):
+    for _ in range(3):
+        optimizer, other = sgd(net.parameters()), torch.optim.Adam(net[2].parameters())
+        yield from with_both(net, optimizer, other)
+
+
 @kind
 def a_second_optimizer_after_some_steps(net, optimizer):
     """Each has parameters of its own, and steps in a phase of its own."""
@@ -441,6 +473,7 @@ OWN_MODEL_AND_OPTIMIZER = (
     evaluation_without_gradients_in_training_mode, only_the_head_in_training_mode, a_new_optimizer_each_epoch,
     another_kind_of_optimizer_for_the_last_steps, the_head_first_and_then_everything, many_forward_passes,
     whole_model_in_a_reentrant_checkpoint, whole_model_in_a_checkpoint, a_closure_in_eval_mode,
+    two_optimizers_that_share_parameters, a_second_optimizer_of_the_same_parameters_after_some_steps,
 )  # fmt: skip
 
 
@@ -477,6 +510,14 @@ def of_a_gan(generator, critic, optimizers, critic_steps, iterations=4):
         critic(generator(noise)).mean().backward()
         optimizers[0].step()
         yield
+
+
+def test_given_optimizers_that_share_parameters():
+    net = model()
+    optimizers = [sgd(net.parameters()), torch.optim.Adam(net[2].parameters())]
+    made, told = trained(with_both(net, *optimizers), watch := chainrule.watch(net, optimizers))
+    assert not told
+    assert (watch.step_number, watch.watched) == (made, made)
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -126,8 +126,8 @@ class Ranges:
         self._ends: dict[int, int] = {}
         for tensor in tensors:
             own = own_part(tensor)
-            if is_opaque(own) or own.layout is not torch.strided or not own.data_ptr():
-                continue  # without memory: also a zero that PyTorch keeps as such
+            if is_opaque(own) or own.layout is not torch.strided or own._is_zerotensor():  # no memory
+                continue
             storage = own.untyped_storage()
             first = storage.data_ptr()
             self._ends[first] = max(self._ends.get(first, 0), first + storage.nbytes())

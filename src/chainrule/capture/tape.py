@@ -385,7 +385,8 @@ class Tape:
         self, tensor: Tensor, memory: torch.UntypedStorage | None
     ) -> tuple[Tensor, torch.UntypedStorage | None]:
         """A copy. For a part of a storage all of it is copied, and returned for other parts of it."""
-        if tensor.layout is not torch.strided or tensor.nbytes == tensor.untyped_storage().nbytes():
+        alone = tensor.layout is not torch.strided or tensor.nbytes == tensor.untyped_storage().nbytes()
+        if alone or tensor._is_zerotensor():  # which has no memory
             data = within_memory(lambda: tensor.detach().clone())
             return self.placeholders.placeholder(tensor, None) if data is None else data, memory
         memory = memory if memory is not None else within_memory(tensor.untyped_storage().clone)

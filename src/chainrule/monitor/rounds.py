@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
+from torch._C._autograd import _get_sequence_nr as nodes_made
 from torch.optim.optimizer import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -18,9 +20,10 @@ class Rounds:
 
     With one optimizer every step does. With several (the two of a GAN, or one for matrices and one for the rest) a
     training step is a round in which each steps at least once. Optimizers that share a parameter count as one: a new
-    optimizer for each epoch, or one of another kind for the last of them. An optimizer that appears after others have
-    made several rounds alone begins a phase of its own. One that is idle for `PATIENCE` steps of each other is no
-    longer waited for, and `unevenly` is called with it. No optimizer is kept alive.
+    optimizer for each epoch, or one of another kind for the last of them. But if both step after one forward pass, they
+    belong to one training step. An optimizer that appears after others have made several rounds alone, and with a
+    forward pass of its own, begins a phase. One that is idle for `PATIENCE` steps of each other is no longer waited
+    for, and `unevenly` is called with it. No optimizer is kept alive.
     """
 
     def __init__(self, given: Iterable[Optimizer], unevenly: Callable[[Optimizer], None]) -> None:
@@ -32,11 +35,13 @@ class Rounds:
         self._apart: set[int] = set()  # not waited for, because they step too rarely
         self._stepped: set[int] = set()  # in this round
         self._steps = 0  # of all optimizers
+        self._nodes = nodes_made()  # by autograd in this thread until the latest step
+        self._until_forward = sys.maxsize  # steps until the latest forward pass
         self._rounds = 0  # since the last optimizer appeared, apart from the one in which it did
         self._dead = False  # whether an optimizer is gone
         for each in given:
             self._waited[self._key(each)] = 0
-        self._given = frozenset(self._waited)
+        self._given = set(self._waited)
 
     @property
     def current(self) -> list[Optimizer]:
@@ -58,8 +63,14 @@ class Rounds:
             self._known[id(optimizer)] = weakref.ref(optimizer, self._note_dead), key
         return key is None or key in self._given
 
+    def pass_over(self) -> None:
+        """What autograd has done since the latest step was no forward pass of the training."""
+        self._nodes = nodes_made()
+
     def stepped(self, optimizer: Optimizer) -> bool:
         """Count a step of an optimizer; returns whether it ends the training step."""
+        if (nodes := nodes_made()) != self._nodes:
+            self._nodes, self._until_forward = nodes, self._steps
         key, waited = self._key(optimizer), self._waited
         self._latest[key] = self._known[id(optimizer)][0]
         self._steps += 1
@@ -72,7 +83,8 @@ class Rounds:
         if key in self._apart:
             return not self._stepped
         if waited and key not in waited and not self._stepped:
-            if self._rounds < 2:  # it belongs to the step that the others seemed to have ended
+            # It may belong to the step that the others seemed to have ended.
+            if self._rounds < 2 or self._steps - 1 > self._until_forward:
                 waited[key] = self._steps
                 return False
             waited.clear()
@@ -101,11 +113,16 @@ class Rounds:
         return list({self._keys[each]: None for each in _parameters(optimizer) if each in self._keys})
 
     def _key(self, optimizer: Optimizer) -> int:
-        """The key of an optimizer: that of another with which it shares a parameter, otherwise its own."""
+        """The key of an optimizer: that of another whose place it takes, as it shares a parameter; otherwise its own."""
         known = self._known_key(optimizer)
-        if known is not None:
+        if known is not None and (self._latest[known]() is optimizer or not self._is_beside(known)):
             return known
-        first, *others = self._shared(optimizer) or [max(self._latest, default=-1) + 1]
+        shared, own = self._shared(optimizer), max(self._latest, default=-1) + 1
+        if any(map(self._is_beside, shared)):
+            if not self._given.isdisjoint(shared):
+                self._given.add(own)
+            shared = []
+        first, *others = shared or [own]
         for other in others:  # whose parameters it has taken over
             self._waited.pop(other, None)
             self._stepped.discard(other)
@@ -115,6 +132,10 @@ class Rounds:
             if each not in self._keys:
                 self._keys[each] = first
         return first
+
+    def _is_beside(self, key: int) -> bool:
+        """Whether an optimizer with this key has stepped since the latest forward pass."""
+        return self._waited.get(key, 0) > self._until_forward
 
     def _note_dead(self, reference: weakref.ref[Optimizer]) -> None:
         self._dead = True

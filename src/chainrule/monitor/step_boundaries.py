@@ -245,6 +245,7 @@ class Boundaries:
             self._adapt()
         self._armed = self._recording = False
         self._calls.end(missed)
+        self.rounds.pass_over()
         self.arm()
 
     def _adapt(self) -> None:
