@@ -12,8 +12,10 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
+import os
 import pkgutil
 import sys
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -355,6 +357,8 @@ def attempt(observe: Observe, trace: Any, expected: dict[str, Any]) -> Trial:
         try:
             results = _traced(trace, observe)
         except BaseException as error:
+            if _ends_in_pytorch(error):
+                torch.set_grad_enabled(before["gradients on"])
             raised = error.with_traceback(None)
             _forget(error)
         finally:
@@ -369,6 +373,12 @@ def attempt(observe: Observe, trace: Any, expected: dict[str, Any]) -> Trial:
         _record_again(),
         [str(each.message) for each in told if issubclass(each.category, ChainruleWarning)],
     )
+
+
+def _ends_in_pytorch(error: BaseException) -> bool:
+    """Whether it came while PyTorch's `no_grad` began or ended, which leaves gradients off without us too."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code.co_filename.endswith(os.path.join("autograd", "grad_mode.py")) for frame in frames)
 
 
 def _forget(error: BaseException | None) -> None:

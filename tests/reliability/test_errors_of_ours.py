@@ -47,6 +47,7 @@ BETWEEN = {
     # PyTorch calls these, or they run the user's operation, and nothing of ours is around them. Their parts that do
     # anything run guarded; an error in the moment in which one is entered is not within our reach.
     "compiler:EagerHere.stance",
+    "compiler:compiles_for_itself",
     "global_hooks:_Layer.__contains__",
     "global_hooks:_Layer.__len__",
     "global_hooks:_Layer.items",

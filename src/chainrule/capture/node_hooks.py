@@ -57,13 +57,14 @@ class NodeHooks:
     def around(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[list[Any]]:
         """Around the call of `backward` or `grad`, whose result goes into the list: a hook on every node behind it."""
         given: list[Any] = []
-        if torch._C._are_functorch_transforms_active():
-            yield given  # a level of its own, whose nodes are gone when it ends: its operations remain
+        guard, ends, seen = self._tape.guard, ExitStack(), False
+        with guard:
+            # A transform is a level of its own, whose nodes are gone when it ends: its operations remain. Where no
+            # operation is seen PyTorch is tracing, with tensors that have no numbers.
+            seen = not torch._C._are_functorch_transforms_active() and self._modes.sees_operations()
+        if not seen:
+            yield given
             return
-        if not self._modes.sees_operations():
-            yield given  # PyTorch is tracing, with tensors that have no numbers
-            return
-        guard, ends = self._tape.guard, ExitStack()
         try:
             with guard:
                 if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:

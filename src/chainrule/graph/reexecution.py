@@ -156,6 +156,8 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
         _C._set_torch_function_state(_functions_off)
 
     def __exit__(self, *raised: Any) -> None:
+        if id(self) in _open.blocks:
+            _close_inside(self)
         if self._tangents:
             _C._set_fwd_grad_enabled(True)
         if self._autocast is not None:
@@ -192,10 +194,17 @@ _open = _Open()
 
 
 def close_interrupted() -> None:
-    """End the blocks of `unobserved` that an interrupt kept from ending."""
-    for known in reversed(list(_open.blocks.values())):
-        if (block := known()) is not None:
+    """End the blocks of `unobserved` that an interrupt kept from ending, the innermost first."""
+    _close_inside(None)
+
+
+def _close_inside(outer: unobserved | None) -> None:
+    """As `close_interrupted`, for the blocks that began inside of this one, whose states come from in there."""
+    while (last := next(reversed(_open.blocks), None)) not in (None, id(outer)):
+        block = _open.blocks[last]()
+        if block is not None:
             block.__exit__()
+        _open.blocks.pop(last, None)
 
 
 @contextmanager
