@@ -110,7 +110,7 @@ def test_every_function_may_fail(name: str, interrupted: bool, expected: dict[st
 def interrupted_at(name: str, moments: int, expected: dict[str, Any]) -> dict[int, list[str]]:
     """Interrupt a training at random lines of ours."""
     observe = OBSERVERS[name]
-    lines = injection.take_census(observe).lines
+    lines = int(0.98 * injection.take_census(observe).lines)  # how many run depends a little on what is cached
     problems, draw = {}, random.Random(0)
     for moment in sorted(draw.randrange(1, lines + 1) for _ in range(moments)):
         trial = injection.attempt(observe, injection.at_line(moment, KeyboardInterrupt), expected)
