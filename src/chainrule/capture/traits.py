@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._C import _dispatch_has_kernel
 
 from chainrule.rules.facts import facts_of
 
@@ -58,7 +59,8 @@ class Traits:
             elementwise=facts.bypassable and not writes and not views,
             detaches=facts.detaches and not writes,
             sets_zero=facts.sets_zero,
-            composite=any(map(func.has_kernel_for_dispatch_key, _composite)),
+            # PyTorch's dispatcher knows no operation of TorchScript's (`prim.device`).
+            composite=_dispatch_has_kernel(func.name()) and any(map(func.has_kernel_for_dispatch_key, _composite)),
             casts=facts.casts_inside,
             in_one_part=len(writes) == 1 and torch.Tag.inplace_view not in func.tags,
             part_written=facts.part_written,

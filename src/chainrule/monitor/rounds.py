@@ -113,7 +113,7 @@ class Rounds:
         return list({self._keys[each]: None for each in _parameters(optimizer) if each in self._keys})
 
     def _key(self, optimizer: Optimizer) -> int:
-        """The key of an optimizer: that of another whose place it takes, as it shares a parameter; otherwise its own."""
+        """The key of an optimizer: that of another whose place it takes, or its own."""
         known = self._known_key(optimizer)
         if known is not None and (self._latest[known]() is optimizer or not self._is_beside(known)):
             return known
