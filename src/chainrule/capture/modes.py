@@ -187,7 +187,7 @@ class FunctionMode(TorchFunctionMode):
         if operation is not None:
             return observer.call_bypassing(operation, func, args)
         if is_higher_order[type(func)]:  # what the user calls are the functions that it runs
-            return _go_on(func, args, kwargs or {}, self)
+            return go_on(func, args, kwargs or {}, self)
         if func in BACKWARD:
             return observer.backward(func, args, kwargs or {})
         return observer.call(func, args, kwargs or {})
@@ -203,7 +203,7 @@ is_higher_order = _IsHigherOrder()
 """Whether functions of this type are operators that take functions (`torch.cond`)."""
 
 
-def _go_on(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchFunctionMode) -> Any:
+def go_on(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchFunctionMode) -> Any:
     """Run a higher-order operator that a mode was asked about, with a function mode on: what it runs is seen by that.
 
     To call the operator would ask the modes again.
@@ -220,7 +220,7 @@ class InsideMode(TorchFunctionMode):
     PyTorch is tracing.
     """
 
-    def __init__(self, mode: DispatchMode) -> None:
+    def __init__(self, mode: TorchDispatchMode) -> None:
         super().__init__()
         self._mode = mode
 
@@ -408,7 +408,7 @@ class Modes:
 
     def inside(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a higher-order operator for which PyTorch has taken the dispatch mode off, and see what runs in it."""
-        return _go_on(operator, args, kwargs, InsideMode(self._dispatch))
+        return go_on(operator, args, kwargs, InsideMode(self._dispatch))
 
     def enter_function(self) -> None:
         """The backward of a Python function begins: it is recorded, as checkpointing runs whole passes in there."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chainrule.capture.modes import InsideMode, go_on, is_higher_order
 from chainrule.capture.source import is_library
 from chainrule.capture.tape import storage_of
 from chainrule.capture.traits import Traits
@@ -264,6 +265,8 @@ def _is_library(module: ModuleType | None) -> bool:
 class _NoWrites(TorchDispatchMode):
     """Refuses writes to tensors that were not made while it is on, and whatever speaks to other ranks."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, own: Any, names: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._own = {storage_of(each): each for each in tensors_in(own)}
@@ -271,6 +274,8 @@ class _NoWrites(TorchDispatchMode):
         self.refused = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_higher_order[type(func)]:
+            return go_on(func, args, kwargs or {}, InsideMode(self))
         facts, traits = facts_of(str(func)), Traits.of(func)
         if facts.communicates:
             self._refuse("it is not run again: it speaks to other ranks")
