@@ -424,3 +424,15 @@ def test_a_step_of_plain_tensors_has_no_such_note() -> None:
     with chainrule.record() as recording:
         model(torch.ones(4, 3)).sum().backward()
     assert not recording.graph.notes
+
+
+@pytest.mark.parametrize("size", [4, 40_000])
+def test_a_gradient_of_zeros_without_memory_and_parts_of_it(size: int) -> None:
+    """`sgn` passes back PyTorch's zero tensor, which `.grad` then is."""
+    x, w = (torch.ones(size, requires_grad=True) for _ in range(2))
+    with chainrule.record() as recording:
+        torch.sgn(x).sum().backward()
+        part = x.grad[: size // 2]
+        (w[: size // 2] * part).sum().backward()
+    assert x.grad._is_zerotensor()
+    assert recording.verify().passed

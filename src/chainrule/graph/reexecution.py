@@ -140,12 +140,16 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
     __slots__ = ("__weakref__", "_autocast", "_functions", "_grad", "_modes", "_tangents")
 
     def __enter__(self) -> None:
-        self._begin()
-        torch._C._set_grad_enabled(False)
-        dispatch_modes.set([])
-        self._autocast = _autocast_off()
-        if self._tangents:
-            _C._set_fwd_grad_enabled(False)
+        try:
+            self._begin()
+            torch._C._set_grad_enabled(False)
+            dispatch_modes.set([])
+            self._autocast = _autocast_off()
+            if self._tangents:
+                _C._set_fwd_grad_enabled(False)
+        except BaseException:  # an interrupt, after which Python calls no `__exit__`
+            self._end()
+            raise
 
     def _begin(self) -> None:
         self._functions, self._grad = _C._get_torch_function_state(), torch.is_grad_enabled()
@@ -156,21 +160,27 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
         _C._set_torch_function_state(_functions_off)
 
     def __exit__(self, *raised: Any) -> None:
-        if id(self) in _open.blocks:
-            _close_inside(self)
+        try:
+            self._restore()
+        finally:
+            self._end()
+
+    def _restore(self) -> None:
         if self._tangents:
             _C._set_fwd_grad_enabled(True)
         if self._autocast is not None:
             guard, self._autocast = self._autocast, None
-            guard.__exit__(*raised)
+            guard.__exit__(None, None, None)
         dispatch_modes.set(self._modes)
         torch._C._set_grad_enabled(self._grad)
         _C._set_torch_function_state(self._functions)
         _open.blocks.pop(id(self), None)
 
-    def __del__(self) -> None:
-        if id(self) in _open.blocks:  # an interrupt came before the end of `__exit__`, which Python calls once
-            self.__exit__()
+    def _end(self) -> None:
+        if id(self) in _open.blocks:  # an interrupt came before the end of `_restore`
+            self._restore()
+
+    __del__ = _end
 
 
 class functions_unobserved(unobserved):  # noqa: N801
@@ -182,7 +192,11 @@ class functions_unobserved(unobserved):  # noqa: N801
     __slots__ = ()
 
     def __enter__(self) -> None:
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:
+            self._end()
+            raise
 
 
 class _Open(threading.local):
@@ -194,17 +208,10 @@ _open = _Open()
 
 
 def close_interrupted() -> None:
-    """End the blocks of `unobserved` that an interrupt kept from ending, the innermost first."""
-    _close_inside(None)
-
-
-def _close_inside(outer: unobserved | None) -> None:
-    """As `close_interrupted`, for the blocks that began inside of this one, whose states come from in there."""
-    while (last := next(reversed(_open.blocks), None)) not in (None, id(outer)):
-        block = _open.blocks[last]()
-        if block is not None:
+    """End the blocks of `unobserved` that an interrupt kept from ending."""
+    for known in reversed(list(_open.blocks.values())):
+        if (block := known()) is not None:
             block.__exit__()
-        _open.blocks.pop(last, None)
 
 
 @contextmanager

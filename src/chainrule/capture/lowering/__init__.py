@@ -132,7 +132,7 @@ def _notes_of_opaque(
     """Values whose numbers are not ours to read, each kind once."""
     tape, kinds = lowering.tape, dict[str, list[Value]]()
     for value in values:
-        if value.data is None and value.statistics is None:
+        if not value.has_numbers and value.statistics is None:
             tensor = lowering.values[value.index].tensor
             original = tape.placeholders.known.get(id(tensor))
             if kind := kind_of(own_part(tensor)) if original is None else original.kind:

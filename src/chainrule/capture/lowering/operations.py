@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import make_autograd_impl
 
 from chainrule.capture.lowering.tensor_versions import TensorVersions, data_after
 from chainrule.capture.tape import RawFunction, Tape
@@ -125,8 +126,7 @@ class Lowering:
             name: self._refs(value, position) if isinstance(value, _nested) else value for name, value in given.items()
         }
         written = [t for each in form.traits.written(args, kwargs or {}) for t in tensors_in(each)]
-        # The node of an `autograd.Function` whose forward was not seen as such is that of more than its last operation.
-        nodes = [n for n in self._nodes_at.get(position, []) if not hasattr(self.tape.nodes[n].node, "_forward_cls")]
+        nodes = [n for n in self._nodes_at.get(position, []) if _is_of_operation(self.tape.nodes[n].node)]
         function = form.function
         base = self.tape.original(written[0])._base if len(written) == 1 else None
         if base is not None:
@@ -282,6 +282,16 @@ class Lowering:
 def node_name(node: Any) -> str:
     """What autograd calls a node, without its namespace."""
     return str(node.name()).rsplit("::", 1)[-1]
+
+
+def _is_of_operation(node: Any) -> bool:
+    """Whether a node is that of the operation that gave its output, and of no more.
+
+    One of an `autograd.Function` whose forward was not seen as such is of all that ran in it, unless PyTorch made that
+    function for a single operation (`torch.library.register_autograd`).
+    """
+    function = getattr(node, "_forward_cls", None)
+    return function is None or function.__module__ == make_autograd_impl.__module__
 
 
 def _parameter_names(cls: type, count: int) -> list[str]:
