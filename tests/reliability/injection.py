@@ -348,7 +348,7 @@ class Trial:
 
 def attempt(observe: Observe, trace: Any, expected: dict[str, Any]) -> Trial:
     """Run a training under a trace function that raises, and look at what is left of it."""
-    before = state_of_process()
+    before, before_functions = state_of_process(), torch._C._get_torch_function_state()
     lost: list[bool] = []
     hook, sys.unraisablehook = sys.unraisablehook, lambda dropped: lost.append(True)
     raised, results = None, None
@@ -365,6 +365,7 @@ def attempt(observe: Observe, trace: Any, expected: dict[str, Any]) -> Trial:
             sys.unraisablehook = hook
     after = state_of_process()
     torch.set_grad_enabled(before["gradients on"])  # or every later trial would fail too
+    torch._C._set_torch_function_state(before_functions)
     return Trial(
         raised,
         bool(lost),
