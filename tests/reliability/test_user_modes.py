@@ -159,7 +159,7 @@ class Course:
         """What the user's modes have to tell."""
         return [
             mode.get_total_flops() if isinstance(mode, FlopCounterMode)
-            else re.sub("0x[0-9a-f]+", "", mode.debug_string()) if isinstance(mode, DebugMode)
+            else re.sub(r"0x[0-9a-f]+|\n *aten::detach\(.*", "", mode.debug_string()) if isinstance(mode, DebugMode)
             else getattr(mode, "seen", None)
             for mode in self.modes
         ]  # fmt: skip
