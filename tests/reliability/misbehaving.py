@@ -5,6 +5,7 @@ rank prints its losses and parameters as JSON, exact to the bit.
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import sys
@@ -86,6 +87,7 @@ def train(case, every, folder):
 
 def main():
     port, ranks, rank, folder, *cases = sys.argv[1:]
+    faulthandler.enable()  # an abort shows where each thread was
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", int(port), int(ranks), is_master=False)
     dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(ranks), timeout=timedelta(seconds=60))
