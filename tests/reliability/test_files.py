@@ -282,10 +282,6 @@ def check_kills(tmp_path, count):
     assert starts[-1] > 0
 
 
-def test_killed_while_somebody_reads(tmp_path):
-    check_kills(tmp_path, 4)
-
-
 @pytest.mark.slow
 def test_killed_thirty_times_while_somebody_reads(tmp_path):
     check_kills(tmp_path, 30)

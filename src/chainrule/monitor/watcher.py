@@ -152,7 +152,8 @@ class watch:  # noqa: N801 (read as a verb)
         boundaries = self._boundaries
         stepped, boundaries.stepped_by_hook = boundaries.stepped_by_hook, False
         if not stepped:
-            self._guard(self._note_skipped if boundaries.rounds.current else boundaries.finish)
+            skipped = lambda: self._count_skipped(self._scaler.skipped())  # noqa: E731
+            self._guard(skipped if boundaries.rounds.current else boundaries.finish)
 
     @property
     def findings(self) -> tuple[Found, ...]:
@@ -184,6 +185,7 @@ class watch:  # noqa: N801 (read as a verb)
         parts: tuple[Callable[[], Any], ...] = (
             lambda: self._boundaries.remove(),
             lambda: self._step.leave(),
+            lambda: self._ranks.leave(),
             lambda: atexit.unregister(self._end_of_process),
             lambda: self._close_file("interrupted"),
             lambda: self._models.forget(),
@@ -218,7 +220,7 @@ class watch:  # noqa: N801 (read as a verb)
         """Examine the step that was being recorded when the watch ended, on this rank alone."""
         if recording is None or not self._examining:
             return
-        self._note_skipped()
+        self._count_skipped(self._scaler.skipped())
         cache = StatisticsCache()
         if self._full is None:
             recording.at_once(cache, magnitudes=False)
@@ -266,7 +268,7 @@ class watch:  # noqa: N801 (read as a verb)
         if self._step.session is not None and self._scaler.scaler is None:
             self._scaler.look()
         self._step.stepping(closure)
-        self._note_skipped()
+        self._count_skipped(self._scaler.skipped())
 
     def _end(self, missed: str) -> None:
         self.step_number += 1
@@ -394,9 +396,6 @@ class watch:  # noqa: N801 (read as a verb)
     def _save_full(self, recording: Recording, step: int, reason: str) -> None:
         if self.writer is not None and (problem := self.writer.keep_full(recording.save, step, reason)):
             self._warn(problem)
-
-    def _note_skipped(self) -> None:
-        self._count_skipped(self._scaler.skipped())
 
     def _count_skipped(self, count: int) -> None:
         """Store the steps that a GradScaler skipped: they count as steps and have no tensors."""
