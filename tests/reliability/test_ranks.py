@@ -120,7 +120,8 @@ def test_a_rank_that_ends(tmp_path, case, ranks):
     for every in (1, 3):
         watched, others, longer, errors = run(ranks, tmp_path, [f"{case}:{every}"], limit=3 * took + LONGER)
         print(f"{case}, {ranks} ranks, every {every}: {longer:.1f} s, bare {took:.1f} s, exit {others}")
-        assert others == codes, errors
+        # How the others end is PyTorch's: an exception of gloo's may or may not abort the process.
+        assert ([bool(code) for code in others], others[-1]) == ([bool(code) for code in codes], codes[-1]), errors
         same(case, every, bare, watched)
         with runs.open(tmp_path / f"{case}-{every}.db") as found:
             assert found.steps()[0].step == 1
