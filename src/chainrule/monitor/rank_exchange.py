@@ -8,7 +8,6 @@ what it has sent since, or else by time.
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 import zlib
@@ -58,7 +57,7 @@ class Expected:
     """A step of rank 0 that is complete with what the others send."""
 
     moment: Moment
-    complete: Callable[[Sequence[Any]], None]
+    complete: Callable[[Sequence[str]], None]
     overtaken: float | None = None  # when a later step ended on rank 0
 
 
@@ -128,13 +127,13 @@ class Outbox(_Thread):
         self._sent: deque[tuple[str, list[str], float]] = deque()  # not taken yet: the key, all keys, since when
         super().__init__()
 
-    def send(self, moment: Moment, content: Any) -> None:
-        """Send what was measured at a step."""
+    def send(self, moment: Moment, content: Callable[[], str]) -> None:
+        """Send what was measured at a step; the thread asks for it as text."""
         self._queue.put((moment, content))
 
-    def _work(self, store: Any, item: tuple[Moment, Any]) -> None:
+    def _work(self, store: Any, item: tuple[Moment, Callable[[], str]]) -> None:
         moment, content = item
-        data = zlib.compress(pickle.dumps(content), 1)
+        data = zlib.compress(content().encode(), 1)
         pieces = [data[place : place + PIECE] for place in range(0, len(data), PIECE)]
         keys = [_key(*moment, self._rank, *((number,) if number else ())) for number in range(len(pieces))]
         for key, piece in zip(keys[1:], pieces[1:], strict=True):
@@ -173,7 +172,7 @@ class Inbox(_Thread):
             if self._wake.wait(pause):
                 time.sleep(POLL[0])  # the watch has ended: look often
             pause = min(2 * pause, most)
-        item.complete([pickle.loads(zlib.decompress(self._taken(store, key))) for key in keys])
+        item.complete([zlib.decompress(self._taken(store, key)).decode() for key in keys])
 
     def _taken(self, store: Any, key: str) -> bytes:
         first = store.get(key)

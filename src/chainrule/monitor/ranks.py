@@ -10,18 +10,19 @@ step once all parts are there (`rank_exchange`). From the first step that a rank
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import distributed as dist
 
 from chainrule.diagnostics.ranks import of_ranks
-from chainrule.graph.history import Kind, RankFacts, StepFacts, joined
+from chainrule.graph.history import Kind, RankFacts, RankParameter, StepFacts, joined
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.rank_exchange import Expected, Inbox, Outbox, now
 from chainrule.monitor.runs import Figure
@@ -53,6 +54,28 @@ class _Sent:
     @classmethod
     def of(cls, step: Step, rank: RankFacts) -> _Sent:
         return cls(step.facts, {(each.kind, each.name): each.statistics for each in step.figures}, rank)
+
+    def pack(self) -> str:
+        """As JSON, exact to the bit: what a rank reads from the store is data, never code."""
+        statistics = [(*key, asdict(each)) for key, each in self.statistics.items()]
+        return json.dumps([asdict(self.facts), statistics, asdict(self.rank)])
+
+    @classmethod
+    def unpack(cls, text: str) -> _Sent:
+        """The inverse of `pack`."""
+        facts, statistics, rank = json.loads(text)
+        parameters = {name: RankParameter(**_unpacked(each)) for name, each in rank["parameters"].items()}
+        return cls(
+            StepFacts(**_unpacked(facts)),
+            {(kind, name): Statistics(**_unpacked(each)) for kind, name, each in statistics},
+            RankFacts(**{**rank, "parameters": parameters}),
+        )
+
+
+def _unpacked(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass as they were before JSON: lists were tuples, and objects are statistics."""
+    kinds: dict[type, Callable[[Any], Any]] = {list: tuple, dict: lambda each: Statistics(**_unpacked(each))}
+    return {name: kinds.get(type(each), lambda same: same)(each) for name, each in fields.items()}
 
 
 class _Waiting:
@@ -105,12 +128,12 @@ class WatchingRanks:
             waiting.complete = True
         elif self._outbox is not None:
             waiting.complete = True
-            self._outbox.send(now(step.facts.step), _Sent.of(step, own))
+            self._outbox.send(now(step.facts.step), _Sent.of(step, own).pack)
         elif self._inbox is not None:
             mine = _Sent.of(step, own)
 
-            def complete(others: Sequence[_Sent]) -> None:
-                waiting.step, waiting.complete = _joined(step, [mine, *others]), True
+            def complete(others: Sequence[str]) -> None:
+                waiting.step, waiting.complete = _joined(step, [mine, *map(_Sent.unpack, others)]), True
 
             waiting.expected = Expected(now(step.facts.step), complete)
             self._inbox.expect(waiting.expected)
