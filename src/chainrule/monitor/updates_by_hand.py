@@ -18,7 +18,7 @@ PARAMETERS = 16  # that are looked at, spread evenly over all
 
 
 class UpdatesByHand:
-    """Whether parameters have changed since the last look, told from a few elements of them.
+    """Whether parameters have changed since the last look, judged by a few elements of them.
 
     Before an optimizer of torch.optim has stepped, it is not known whether there is one. A change counts only if no
     such optimizer holds the parameters: one that perturbs them between two passes (SAM) would seem to update them. But
