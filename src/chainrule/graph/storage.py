@@ -53,6 +53,7 @@ _of_torch = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout
 _attributes = {str(each): each for each in vars(torch).values() if isinstance(each, tuple(_of_torch))}
 _SPACES = ("aten", "prims")
 _REACHES_OUT = ("from_file",)  # operations that touch more than memory, which no file may run
+_HEADER = {"format", "version", "graph", "checksum"}
 _MALFORMED = (
     KeyError, TypeError, ValueError, RecursionError, IndexError, AttributeError, RuntimeError, OverflowError
 )  # fmt: skip
@@ -94,6 +95,8 @@ def read(path: str | os.PathLike[str]) -> Graph:
         with safe_open(os.fspath(path), framework="pt") as file:
             header = file.metadata() or {}
             _check(header, path)
+            if unknown := header.keys() - _HEADER:  # a damaged name would hide the checksum
+                raise ValueError(f"its header has the unknown field {min(unknown)!r}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no dict)
             if header.get("checksum", whole := _checksum(header, tensors)) != whole:
                 raise ValueError("its checksum is not that of its content")

@@ -196,7 +196,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._closed = True
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
-        """Run every part of the end and close the file. An error in one part is a warning, and the others still run."""
+        """Run every part of the end and close the file. What fails is said once, and the other parts still run."""
         unfinished = None if self._failed else self._step.unfinished()
         parts: tuple[Callable[[], None], ...] = (
             self._boundaries.remove,
@@ -209,11 +209,14 @@ class watch:  # noqa: N801 (read as a verb)
             lambda: self._close_file(status),
         )
         self._finished = True
+        failures: list[str] = []
         for part in parts:
             try:
                 part()
             except Exception as failure:  # in the user's `on_finding`, say
-                self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
+                failures.append(f"{type(failure).__name__}: {failure}")
+        if failures:
+            self._warn(f"the end of the watch failed in part: {'; '.join(failures)}")
 
     @apart()
     def _examine_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
