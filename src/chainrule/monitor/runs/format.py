@@ -15,7 +15,7 @@ import os
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
@@ -28,7 +28,7 @@ from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
 
 APPLICATION = 0x63687264  # "chrd"
-VERSION = 1
+VERSION = 2
 SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 OTHERS = "it is a database of another program"
 PATIENCE = 2  # seconds that a training waits at its begin for a file that another process has locked
@@ -40,7 +40,7 @@ COLUMNS = (*REALS, *COUNTS)
 BINS = 4096  # of a histogram, at most
 NOT_MEASURED = 2**32 - 1  # first bin of a histogram that does not exist
 
-SCHEMA = f"""
+_TABLES = f"""
 CREATE TABLE run (
     id INTEGER PRIMARY KEY, began REAL NOT NULL, ended REAL, status TEXT NOT NULL, script TEXT NOT NULL,
     every INTEGER NOT NULL, versions TEXT NOT NULL
@@ -76,6 +76,8 @@ CREATE TABLE recording (
 );
 """
 
+SCHEMA = re.sub(r"CREATE TABLE \w+ \(", r"\g<0>\n    checksum INTEGER NOT NULL,", _TABLES)
+
 _STORED: dict[str, type | tuple[type, ...]] = {"INTEGER": int, "REAL": (float, str), "TEXT": str, "BLOB": bytes}
 TABLES: dict[str, dict[str, tuple[Any, bool]]] = {
     table: {
@@ -85,6 +87,13 @@ TABLES: dict[str, dict[str, tuple[Any, bool]]] = {
     for table, body in re.findall(r"CREATE TABLE (\w+) \((.*?)\n\)", SCHEMA, re.DOTALL)
 }
 """The columns of each table: the types that a value may have, and whether it may be NULL. A REAL of NaN is text."""
+
+_APART = {"chunk": {"id", "checksum", *COLUMNS}, "histogram": {"checksum", "counts"}}  # zlib checks packed columns
+SEALED = {
+    table: tuple(name for name in columns if name not in _APART.get(table, {"id", "checksum"}))
+    for table, columns in TABLES.items()
+}
+"""The columns of each table that the checksum of a row covers."""
 
 # -- the file ---------------------------------------------------------------------------------------------------------
 
@@ -106,9 +115,6 @@ def connect_to_write(path: str | os.PathLike[str]) -> sqlite3.Connection:
             new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
             if not new:
                 _check(connection, path)
-                (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-                if state != "ok":
-                    raise damaged(path, state)
             connection.execute(f"PRAGMA page_size = {PAGE}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -191,13 +197,16 @@ def _check(connection: sqlite3.Connection, path: str | os.PathLike[str]) -> None
     if application != APPLICATION:
         raise _not_a_run(path, OTHERS)
     if version != VERSION:
+        use = "Use a newer chainrule" if version > VERSION else "Use an older chainrule, or watch the training again"
         raise StorageError(
-            f"{path} is the file of a run in format version {version}; this chainrule reads version {VERSION}. "
-            "Use a newer chainrule."
+            f"{path} is the file of a run in format version {version}; this chainrule reads version {VERSION}. {use}."
         )
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if missing := TABLES.keys() - tables:
         raise damaged(path, f"it has no table {min(missing)}")
+    (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()  # else rows may be missing
+    if state != "ok":
+        raise damaged(path, state)
 
 
 @contextmanager
@@ -223,13 +232,28 @@ def damaged(path: str | os.PathLike[str], cause: object) -> DamagedError:
     )
 
 
-def checked(table: str, columns: Iterable[str], row: Sequence[Any]) -> Sequence[Any]:
-    """A row whose values have the types of their columns. Raises ValueError for another."""
-    for column, value in zip(columns, row, strict=True):
+def checksum(table: str, row: Mapping[str, Any]) -> int:
+    """The checksum of a row; a column that is left out is NULL."""
+    stored = [_as_stored(row.get(name), TABLES[table][name][0]) for name in SEALED[table]]
+    return zlib.crc32(repr(stored).encode())
+
+
+def _as_stored(value: Any, types: Any) -> Any:
+    """SQLite stores an integer in a column of reals as a real, and a truth value as an integer."""
+    if types == _STORED["REAL"] and not isinstance(value, str) and value is not None:
+        return float(value)
+    return int(value) if isinstance(value, int) else value
+
+
+def checked(table: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row whose values have the types of their columns, and its checksum. Raises ValueError for another."""
+    for column, value in row.items():
         types, nullable = TABLES[table][column]
         fits = isinstance(value, types) and (types != _STORED["REAL"] or _is_real(value))
         if not (nullable if value is None else fits):
             raise ValueError(f"{column} of a {table} cannot be {str(value)[:60]!r}")
+    if row["checksum"] != checksum(table, row):
+        raise ValueError(f"the checksum of a row of the table {table} is not that of its content")
     return row
 
 

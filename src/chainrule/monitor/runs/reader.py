@@ -116,8 +116,8 @@ class RunReader:
 
     @_reads
     def _row(self, columns: str) -> Sequence[Any]:
-        for row in self._query(f"SELECT {columns} FROM run WHERE id = ?", self.id):
-            return format.checked("run", columns.split(", "), row)
+        for row in self._rows(columns, "run", "WHERE id = ?", self.id):
+            return row
         raise ValueError(f"there is no run {self.id} any more")
 
     # -- the steps ----------------------------------------------------------------------------------------------------
@@ -127,30 +127,30 @@ class RunReader:
         """Each watched step, apart from its tensors."""
         full = self.recordings().keys()
         columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes"
-        return [_facts(row, full) for row in self._rows(columns, "step", "step")]
+        return [_facts(row, full) for row in self._of_run(columns, "step", "step")]
 
     @_reads
     def losses(self) -> list[tuple[int, float]]:
         """The loss of each watched step that has one."""
-        return [(step, float(loss)) for step, loss in self._rows("step, loss", "step", "step") if loss is not None]
+        return [(step, float(loss)) for step, loss in self._of_run("step, loss", "step", "step") if loss is not None]
 
     @_reads
     def recordings(self) -> dict[int, Recorded]:
         """The steps recorded in full."""
-        rows = self._rows("step, file, reason", "recording", "step")
+        rows = self._of_run("step, file, reason", "recording", "step")
         return {step: Recorded(step, self.path.parent / file, reason) for step, file, reason in rows}
 
     @_reads
     def findings(self) -> tuple[Found, ...]:
         """The findings of the run, in the order of the steps since which they hold."""
-        return tuple(Found.of_row(row) for row in self._rows(", ".join(found.COLUMNS), "finding", "since, id"))
+        return tuple(Found.of_row(row) for row in self._of_run(", ".join(found.COLUMNS), "finding", "since, id"))
 
     # -- the tensors --------------------------------------------------------------------------------------------------
 
     @_reads
     def tensors(self, kind: Kind | None = None) -> list[Tensor]:
         """Every tensor with statistics, in forward order."""
-        rows = self._rows("id, kind, name, layer, type, dtype", "series", "layer, id")
+        rows = self._of_run("id, kind, name, layer, type, dtype", "series", "layer, id")
         tensors = [Tensor(*row) for row in rows]
         if not all(each.kind in KINDS for each in tensors):
             raise ValueError("a tensor of no kind")
@@ -239,28 +239,20 @@ class RunReader:
         return history
 
     def _chunks(self, kind: Kind, names: Sequence[str]) -> Iterator[_Chunk]:
-        columns = ", ".join(f"chunk.{name}" for name in names)
-        rows = self._query(
-            f"SELECT layout.id, layout.series, chunk.steps, {columns} FROM layout "
-            "JOIN chunk ON chunk.layout = layout.id WHERE layout.run = ? AND layout.kind = ? "
-            "ORDER BY chunk.first, chunk.id",
-            self.id,
-            kind,
-        )
-        for layout, series, steps, *data in rows:
-            format.checked("chunk", ("steps", *names), (steps, *data))
+        mine = "WHERE run = ? AND kind = ?"
+        layouts = {each: series for (each, series) in self._rows("id, series", "layout", mine, self.id, kind)}  # noqa: C416
+        where = f"WHERE layout IN (SELECT id FROM layout {mine}) ORDER BY first, id"
+        for layout, steps, *data in self._rows(", ".join(("layout", "steps", *names)), "chunk", where, self.id, kind):
+            if (series := layouts.get(layout)) is None:
+                continue  # written since the layouts were read
             size = (len(series) // 8, len(steps) // 8)
             read = {name: format.read_column(each, name, *size) for name, each in zip(names, data, strict=True)}
             yield _Chunk(layout, format.read_integers(series).tolist(), format.read_integers(steps), read)
 
     def _histograms(self, chunk: _Chunk) -> dict[int, list[tuple[int, ...]]]:
         """The histograms of a chunk's tensors, by step."""
-        rows = self._query(
-            "SELECT step, counts FROM histogram WHERE layout = ? AND step BETWEEN ? AND ?",
-            chunk.layout,
-            int(chunk.steps[0]),
-            int(chunk.steps[-1]),
-        )
+        between = "WHERE layout = ? AND step BETWEEN ? AND ?"
+        rows = self._rows("step, counts", "histogram", between, chunk.layout, int(chunk.steps[0]), int(chunk.steps[-1]))
         return {step: format.read_histograms(counts, len(chunk.series)) for step, counts in rows}
 
     def _no_series(self, kind: Kind, name: str) -> str:
@@ -271,15 +263,22 @@ class RunReader:
         matches = f"Near matches: {', '.join(map(repr, near))}." if near else "It has none of this kind."
         return f"{self.path} has no {kind} named {name!r}. {matches}"
 
-    def _rows(self, columns: str, table: str, order: str) -> Iterator[Sequence[Any]]:
+    def _of_run(self, columns: str, table: str, order: str) -> Iterator[Sequence[Any]]:
         """The rows of a table that belong to this run."""
-        names = columns.split(", ")
-        for row in self._query(f"SELECT {columns} FROM {table} WHERE run = ? ORDER BY {order}", self.id):
-            yield format.checked(table, names, row)
+        return self._rows(columns, table, f"WHERE run = ? ORDER BY {order}", self.id)
+
+    def _rows(self, columns: str, table: str, where: str, *values: Any) -> Iterator[Sequence[Any]]:
+        """These columns of the rows of a table, once the checksum of each row is seen to be right."""
+        wanted = columns.split(", ")
+        read = list(dict.fromkeys(("checksum", *format.SEALED[table], *wanted)))
+        for row in self._query(f"SELECT {', '.join(read)} FROM {table} {where}", *values):
+            found = format.checked(table, dict(zip(read, row, strict=True)))
+            yield [found[name] for name in wanted]
 
     def _query(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self._connection.execute(statement, values)
+            for row in self._connection.execute(statement, values):  # `yield from` would close it after the connection
+                yield row
         except sqlite3.ProgrammingError as error:
             raise StorageError(f"{self.path} was closed. Open it again with chainrule.runs.open().") from error
         except sqlite3.Error as error:

@@ -157,7 +157,7 @@ class Writer:
         return run
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        return self._connection.execute(statement, [_text(each) if isinstance(each, str) else each for each in values])
+        return self._connection.execute(statement, [_stored(each) for each in values])
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -224,11 +224,17 @@ class Writer:
 
     def _insert(self, table: str, **row: Any) -> int:
         """Insert a row, or replace the one with the same key; returns its id."""
+        row = {name: _stored(each) for name, each in row.items()}
+        row["checksum"] = format.checksum(table, row)
         names, places = ", ".join(row), ", ".join("?" * len(row))
         added = self._execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({places})", tuple(row.values()))
         return added.lastrowid or 0
 
     def _update(self, table: str, identity: int, **row: Any) -> None:
+        columns = format.SEALED[table]
+        old = self._execute(f"SELECT {', '.join(columns)} FROM {table} WHERE id = ?", (identity,)).fetchone()
+        row = {name: _stored(each) for name, each in row.items()}
+        row["checksum"] = format.checksum(table, dict(zip(columns, old, strict=True)) | row)
         names = ", ".join(f"{name} = ?" for name in row)
         self._execute(f"UPDATE {table} SET {names} WHERE id = ?", (*row.values(), identity))
 
@@ -333,9 +339,11 @@ def _columns(steps: Sequence[int], columns: Sequence[bytes]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _text(text: str) -> str:
-    """A name of any kind as SQLite can store it: a lone surrogate is not text."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+def _stored(value: Any) -> Any:
+    """A value as SQLite can store it: a lone surrogate in a name is not text."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode(errors="backslashreplace").decode()
 
 
 def _real(number: float | None) -> float | str | None:
