@@ -242,9 +242,9 @@ def _names(fn: Any, inputs: list[Any], keywords: dict[str, Any]) -> list[str]:
     if isinstance(fn, type):
         of, skipped = fn.forward, int(fn.setup_context is torch.autograd.Function.setup_context)  # type: ignore[attr-defined]
     try:
-        given = inspect.signature(of).parameters.values()
+        given = list(inspect.signature(of).parameters.values())
     except (TypeError, ValueError):  # a builtin does not tell
-        given = ()
+        given = []
     known = [f"`{each.name}`" for each in given if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     known = known[skipped:] + [f"input {i}" for i in range(len(known[skipped:]), len(inputs))]
     names = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -171,9 +172,7 @@ def conditions(variables: list[Tensor], names: list[str], outs: list[Tensor], ot
         yield another
     if len(outs) > 1:
         for place in range(min(len(outs), MOST_ALONE)):
-            yield Condition(
-                f"where only result {place} gets a gradient", upstream=lambda outs, place=place: _only(place, outs)
-            )
+            yield Condition(f"where only result {place} gets a gradient", upstream=partial(_only, place))
     if len(variables) > 1:
         for place in range(min(len(variables), MOST_ALONE)):
             yield Condition(f"where only {names[place]} requires a gradient", wanted=place)

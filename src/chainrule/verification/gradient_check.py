@@ -277,7 +277,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
         return replace(row, reason="our rule and autograd agree")
     if experiment is None or not experiment.custom or row.verdict != "disagrees":
         return row
-    return replace(row, repairs=recognise(experiment, findings))
+    return replace(row, repairs=recognise(graph, node, experiment, findings))
 
 
 def _finite(gradient: Tensor | None) -> bool:

@@ -18,12 +18,14 @@ from torch import Tensor
 from chainrule.execution.experiment import FINEST, Experiment
 from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
+from chainrule.graph.graph import Graph, Node
+from chainrule.verification.circumstances import circumstance
 from chainrule.verification.differences import ArgumentCheck
 from chainrule.verification.repair_attempts import (
     Found,
     Mended,
     Mistake,
-    anew,
+    agree,
     edited,
     fit,
     flat,
@@ -46,7 +48,7 @@ class Repair:
     text: str
 
 
-def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Repair, ...]:
+def recognise(graph: Graph, node: Node, experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Repair, ...]:
     """For each argument whose gradient is wrong, what is wrong with it."""
     wrong = [finding for finding in findings if finding.off and not finding.missing]
     edges = [finding.edge for finding in findings if not finding.missing and finding.edge.argument is not None]
@@ -58,7 +60,20 @@ def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Re
             points = list(traces(experiment, edges))
         except Exception:  # a user's code may do anything when it runs again
             points = []
-    return tuple(_recognised(points, finding) for finding in wrong)
+    repairs = []
+    for finding in wrong:
+        if points and _right_again(points, finding):
+            kind, text = circumstance(graph, node, experiment, edges, finding)
+            repairs.append(Repair(kind, finding.label, text))
+        else:
+            repairs.append(_recognised(points, finding))
+    return tuple(repairs)
+
+
+def _right_again(points: list[FunctionTrace], finding: ArgumentCheck) -> bool:
+    """Whether the gradient agrees when forward and backward run again."""
+    position = finding.edge.position
+    return agree(points, position, lambda point: point.got[position])
 
 
 def _recognised(points: list[FunctionTrace], finding: ArgumentCheck) -> Repair:
@@ -173,5 +188,5 @@ def _sum_times(
 
 
 _ATTEMPTS = (
-    anew, flat, scaled, swapped, moved, summed, edited, missing_use, missing_others, missing_product, padded
+    flat, scaled, swapped, moved, summed, edited, missing_use, missing_others, missing_product, padded
 )  # fmt: skip

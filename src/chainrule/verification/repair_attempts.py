@@ -31,7 +31,11 @@ Mistake = Literal[
     "shifted",
     "swapped",
     "conjugate",
+    "layout",
+    "undefined upstream",
+    "number type",
     "overwritten",
+    "changed",
     "flat forward",
     "not recognised",
 ]
@@ -115,17 +119,6 @@ def equal(left: Tensor, right: Tensor) -> bool:
 
 
 # -- of the gradient as a whole ---------------------------------------------------------------------------------------
-
-
-def anew(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
-    """The gradient agrees when forward and backward run again: a tensor was overwritten between them."""
-    position = finding.edge.position
-    if agree(points, position, lambda point: point.got[position]):
-        yield (
-            "overwritten",
-            f"run again, right after its forward, backward gives the gradient of `{finding.label}` that agrees: in "
-            "this step something that it reads, its output or a tensor kept on ctx, was written to in between",
-        )
 
 
 def flat(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
