@@ -40,6 +40,7 @@ from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
 UNKEPT = "its numbers were not kept: recording.recompute gives them"
+BEFORE = "its forward ran before the block began, or in another thread: put it inside"
 
 
 def verify(
@@ -78,7 +79,7 @@ def _senders(graph: Graph) -> Senders:
     found: Senders = {}
     for node in graph.nodes:
         for edge in node.edges:
-            if graph.nodes[edge.node].leaf is not None:
+            if graph.nodes[edge.node].leaf is not None or graph.nodes[edge.node].name == "AccumulateGrad":
                 found.setdefault(edge.node, []).append((node, edge))
     return found
 
@@ -126,7 +127,8 @@ def _row(
     if node.leaf is not None:
         return worst_row(_sums(graph, node, senders.get(node.index, [])))
     if node.name == "AccumulateGrad":
-        return _unchecked(node, "the recording does not hold an operation that used its tensor")
+        before = any(other.before for other, _ in senders.get(node.index, []))
+        return _unchecked(node, BEFORE if before else "the recording does not hold an operation that used its tensor")
     if not node.executions:
         return _unchecked(node, "no gradient flowed through it")
     return worst_row(
@@ -292,6 +294,8 @@ def _finite(gradient: Tensor | None) -> bool:
 def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
     if node.name == "CopySlices":
         raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
+    if node.before:
+        raise CannotRunError(BEFORE)
     if node.operation is None:
         raise CannotRunError("the recording does not hold the operation that made it")
     operation = graph.operations[node.operation]
