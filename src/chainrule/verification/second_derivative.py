@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule.execution.experiment import nothing_left_behind
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.verification.conditions import random_upstream
 from chainrule.verification.rows import GradientCheck, Row
@@ -69,11 +70,12 @@ def second_derivative(call: Callable[..., Any], fn: Any, given: Any, outs: list[
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*tensors)
         ctx.random_state = torch.get_rng_state()
-        with torch.enable_grad():
-            return tuple(each.detach() for each in derivative(*tensors)[1])
+        with unobserved(), torch.enable_grad():
+            found = [each.detach() for each in derivative(*tensors)[1]]
+        return tuple(each.clone() for each in found)  # the recorder knows a function by the operations that it sees
 
     def backward(ctx: Any, *sent: Tensor) -> tuple[Tensor | None, ...]:
-        with nothing_left_behind(), torch.enable_grad():
+        with unobserved(), nothing_left_behind(), torch.enable_grad():
             torch.set_rng_state(ctx.random_state)
             leaves, grads = derivative(*ctx.saved_tensors)
             depending = [(each, g) for each, g in zip(grads, sent, strict=True) if each.requires_grad]
