@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from chainrule.verification.rows import GradientCheck
@@ -23,7 +23,7 @@ class Verification(GradientCheck):
     @classmethod
     def of(cls, check: GradientCheck, tried: str = "") -> Verification:
         """The same check, to be shown."""
-        return cls(check.rows, check.coverage, check.left_out, check.chosen, tried)
+        return cls(**{each.name: getattr(check, each.name) for each in fields(check)}, tried=tried)
 
     def document(self) -> Document:
         """The check for any view: a summary, a table of all nodes, and each disagreement with its wrong elements."""

@@ -21,17 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainrule.document import Kind
 from chainrule.errors import RecordingError, RequestError
 from chainrule.execution.experiment import nothing_left_behind
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.graph import Node
 from chainrule.graph.trees import map_leaves, reach, tensors_in
-from chainrule.recording import record
+from chainrule.recording import Recording, record
+from chainrule.report.headline import with_names
 from chainrule.verification.conditions import GIVEN, Condition, conditions, layout_condition
-from chainrule.verification.gradient_check import Rows
+from chainrule.verification.gradient_check import FUNCTION, Rows
 from chainrule.verification.gradient_check import verify as check_gradients
 from chainrule.verification.rows import GradientCheck, Row
-from chainrule.verification.second_derivative import has_derivative, second_derivative
+from chainrule.verification.second_derivative import OnceError, has_derivative, second_derivative
 from chainrule.verification_result import Verification
 
 LARGE = 2**16  # elements of inputs and outputs: from here on a function is checked under one condition alone
@@ -60,7 +62,9 @@ def verify(
     return _Function(fn, inputs, keywords).verified(order)
 
 
+TWICE = Condition("its second derivative")
 _Place = tuple[str, Any, int]
+_Failures = dict[_Place, list[tuple[Condition, Row]]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class _Attempt:
     """What one run gave: its nodes' rows, its outputs that have gradients, and whether other leaves have some too."""
 
     check: GradientCheck
-    nodes: tuple[Node, ...]
+    recording: Recording
     outs: list[Tensor]
     others: bool
 
@@ -100,56 +104,78 @@ class _Function:
         """The check as given; where that agrees, those under other conditions, and that of the second derivative."""
         first = self.attempt(GIVEN)
         assert first is not None
-        if first.check.failures:
-            return self._isolated(first)
-        tried, failures = [GIVEN.words], dict[_Place, list[tuple[str, Row]]]()
-        size = sum(each.numel() for each in (*self.variables, *first.outs))
-        if self.code.obstacle:
-            tried = [f"{GIVEN.words} alone: it is not run again, as {self.code.obstacle}"]
-        elif size > LARGE:
-            tried = [f"{GIVEN.words} alone, as {size:,} elements are more than {LARGE:,}"]
-        else:
-            names = _names(self.fn, *self.given)
-            for condition in conditions(self.variables, names, first.outs, first.others):
-                attempt = self.attempt(condition)
-                if attempt is None or _is_open(attempt, first):
-                    continue
-                tried.append(condition.words)
-                if attempt.check.failures and condition.plainer is not None:
-                    plainer = self.attempt(condition.plainer)
-                    if plainer is not None and plainer.check.failures:
-                        condition, attempt = condition.plainer, plainer
-                for place, row in attempt.places().items():
-                    if row.verdict == "disagrees":
-                        failures.setdefault(place, []).append((condition.words, row))
-        rows = first.places()
+        tried = [GIVEN.words]
+        failures = self._isolated(first, tried) if first.check.failures else self._under_conditions(first, tried)
+        rows, words = first.places(), dict[int, str]()
         for place, several in failures.items():
-            words, row = " and ".join(words for words, _ in several), several[0][1]
-            rows[place] = replace(row, reason=f"{words}: {row.reason}")
+            node = rows[place].node if place in rows else replace(several[0][1].node, index=len(rows), operation=None)
+            words[node.index] = " and ".join(condition.words for condition, _ in several)
+            row = several[0][1]
+            rows[place] = replace(row, node=node, place=node.place, reason=f"{words[node.index]}: {row.reason}")
         check = replace(first.check, rows=tuple(rows.values()))
-        if order == 2:
-            second = second_derivative(self.call, self.fn, self.given, first.outs)
-            found = _Function(second.function, second.inputs, {}).attempt(GIVEN)
-            assert found is not None
-            tried.append("its second derivative")
-            check = replace(check, rows=(*check.rows, *second.rows(found.check)))
-        return Verification.of(check, f"Tried: {'; '.join(tried)}.")
+        if order == 2 and not check.failures:
+            tried.append(TWICE.words)
+            check = replace(check, rows=(*check.rows, *self._twice(first, len(check.rows))))
+        check = with_names(check, first.recording.graph, lambda: first.recording.derivation)
+        names = {index: f"{name}, {words[index]}" if index in words else name for index, name in check.names.items()}
+        return Verification.of(replace(check, names=names), f"Tried: {'; '.join(tried)}.")
 
-    def _isolated(self, first: _Attempt) -> Verification:
-        """The first check failed: is the layout of the inputs to blame?"""
-        condition, rows, tried = layout_condition(self.variables), first.check.rows, [GIVEN.words]
+    def _isolated(self, first: _Attempt, tried: list[str]) -> _Failures:
+        """The failures of the first check. Where contiguous inputs make it agree, their layout is to blame."""
+        condition = layout_condition(self.variables)
         if condition is not None and not all(each.is_contiguous() for each in self.variables):
             other = self.attempt(condition)
-            if other is not None and not _is_open(other, first):
+            if other is not None and not other.check.failures and not _is_open(other, first):
                 tried.append(condition.words)
-                if not other.check.failures:
-                    rows = tuple(
-                        replace(row, reason=f"with inputs as given, which are not contiguous: {row.reason}")
-                        if row.verdict == "disagrees"
-                        else row
-                        for row in rows
-                    )
-        return Verification.of(replace(first.check, rows=rows), f"Tried: {'; '.join(tried)}.")
+                scattered = replace(GIVEN, words="with inputs as given, which are not contiguous")
+                return {k: [(scattered, row)] for k, row in first.places().items() if row.verdict == "disagrees"}
+        return {}
+
+    def _under_conditions(self, first: _Attempt, tried: list[str]) -> _Failures:
+        """What disagrees under other conditions, each with all conditions under which it does."""
+        failures: _Failures = {}
+        size = sum(each.numel() for each in (*self.variables, *first.outs))
+        if self.code.obstacle:
+            tried[:] = [f"{GIVEN.words} alone: it is not run again, as {self.code.obstacle}"]
+            return failures
+        if size > LARGE:
+            tried[:] = [f"{GIVEN.words} alone, as {size:,} elements are more than {LARGE:,}"]
+            return failures
+        names = _names(self.fn, *self.given)
+        for condition in conditions(self.variables, names, first.outs, first.others):
+            attempt = self.attempt(condition)
+            if attempt is None or _is_open(attempt, first):
+                continue
+            tried.append(condition.words)
+            if attempt.check.failures and condition.plainer is not None:
+                plainer = self.attempt(condition.plainer)
+                if plainer is not None and plainer.check.failures:
+                    condition, attempt = condition.plainer, plainer
+            for place, row in attempt.places().items():
+                if row.verdict == "disagrees":
+                    failures.setdefault(place, []).append((condition, row))
+        return failures
+
+    def _twice(self, first: _Attempt, count: int) -> list[Row]:
+        """The rows of the second derivative; it has no repairs, as its backward is autograd's and not the user's."""
+        second = second_derivative(self.call, self.fn, self.given, _names(self.fn, *self.given), first.outs)
+        found = _Function(second.function, second.inputs, {}).attempt(TWICE)
+        rows = [row for row in found.check.rows if row.own] if found is not None else []
+        return [
+            replace(
+                row,
+                node=replace(
+                    row.node,
+                    index=count + i,
+                    name=f"{self.name}, second derivative",
+                    operation=None,
+                    function_class=None,
+                ),
+                place=None,
+                repairs=(),
+            )
+            for i, row in enumerate(rows)
+        ]
 
     def attempt(self, condition: Condition) -> _Attempt | None:
         """Run it under a condition and check every node; None where the function itself does not run there."""
@@ -185,14 +211,18 @@ class _Function:
                 blamed = _blamed(nodes, error)
                 if blamed is None:
                     return None
-                row = Row(blamed, blamed.place, "disagrees", f"its backward raises {_said(error)}")
+                refused = isinstance(error, (OnceError, NotImplementedError)) or "is not implemented" in str(error)
+                verdict: Kind = "not checked" if condition is TWICE and refused else "disagrees"
+                row = Row(blamed, blamed.place, verdict, f"its backward raises {_said(error)}", own=FUNCTION)
                 check = GradientCheck((row,), (0, 1))
             elif first:
                 check = check_gradients(recording.graph)
             else:
                 rows = Rows(recording.graph, {})
                 check = GradientCheck(tuple(rows.row(node.index) for node in nodes), (0, len(nodes)))
-            return _Attempt(check, nodes, [out.detach() for out in outs], any(id(leaf) not in own for leaf in leaves))
+            return _Attempt(
+                check, recording, [out.detach() for out in outs], any(id(leaf) not in own for leaf in leaves)
+            )
 
     def _inputs(self, condition: Condition) -> tuple[Any, Any]:
         """Copies of the inputs; variables have the layout of the condition, and those wanted require gradients."""
