@@ -95,6 +95,11 @@ class _Function:
         self.call = _callable(fn, self.name)
         self.given = list(inputs), keywords
         self.variables = [each for each in tensors_in(self.given) if has_derivative(each)]
+        if any(each.is_meta for each in self.variables):
+            raise RecordingError(
+                f"chainrule.verify: an input of {self.name} is on the device meta, which holds no numbers. Give it on "
+                "a device that does: torch.randn(..., device='cpu')."
+            )
         self.code = UserCode(fn)
         buffers = list(fn.buffers()) if isinstance(fn, torch.nn.Module) else []
         small = [each for each in self.code.tensors() if each.numel() <= LARGE]

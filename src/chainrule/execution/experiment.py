@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -319,13 +319,16 @@ def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Turn gradients off, and restore the states of the random generators afterwards: Python's and numpy's too."""
+    """Turn gradients off, and restore the states of the random generators afterwards: Python's and numpy's too.
+
+    Where new tensors have no numbers by default, on the device `meta`, they are made on the CPU meanwhile.
+    """
     state, own = torch.get_rng_state(), random.getstate()
     numpy = sys.modules.get("numpy")
     drawn = None if numpy is None else numpy.random.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
             yield
     finally:
         torch.set_rng_state(state)

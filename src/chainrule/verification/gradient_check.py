@@ -137,8 +137,10 @@ def _owned(graph: Graph, row: Row) -> Row:
     hooked = graph.hooked & ({*node.outputs} if node.leaf is None else {node.leaf})
     if not hooked or (row.verdict == "disagrees" and node.name != "BackwardHookFunctionBackward"):
         return replace(row, own=_own(graph, node))
-    name = graph.values[min(hooked)].name
-    said = f"a hook changed the gradient of `{name}`, and there is no derivative to compare a hook with"
+    value = min(hooked)
+    change = next(event.change for event in graph.events if event.kind == "hook" and event.value == value)
+    said = f"a hook on `{graph.values[value].name}` changed its gradient {change}".rstrip()
+    said += "; there is no derivative to compare a hook with"
     return replace(row, own="hook", verdict="not checked", reason=said, wrong=(), repairs=())
 
 
@@ -237,7 +239,7 @@ def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None
     if left is not None and not _equals(left, total, terms):
         if any(_equals(left, each, terms) for each in itertools.accumulate(reversed(sent))):
             return replace(row, reason=f"{summed}; `.grad` was cleared in between, and holds what came after that")
-        reason = "`.grad` holds more than what its uses sent: an earlier gradient, or the work of a hook"
+        reason = "`.grad` holds more than what its uses sent: an earlier gradient, or a write to `.grad`"
         return replace(row, verdict="not checked", reason=reason)
     return replace(row, reason=summed)
 
