@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,13 +31,13 @@ from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.recording import Recording, record
 from chainrule.report.headline import with_names
 from chainrule.verification.conditions import GIVEN, Condition, conditions, layout_condition
-from chainrule.verification.gradient_check import FUNCTION, Rows
+from chainrule.verification.gradient_check import FUNCTION, Rows, constraint_of
 from chainrule.verification.gradient_check import verify as check_gradients
 from chainrule.verification.rows import GradientCheck, Row
 from chainrule.verification.second_derivative import OnceError, has_derivative, second_derivative
 from chainrule.verification_result import Verification
 
-LARGE = 2**16  # elements of inputs and outputs: from here on a function is checked under one condition alone
+LARGE = 2**18  # elements of all tensors that come up: above, a function is checked under one condition alone
 
 
 def verify(
@@ -44,9 +45,10 @@ def verify(
 ) -> Verification:
     """Check the gradients of a function, a module, or an `autograd.Function` (the class, or its `.apply`) on inputs.
 
-    Copies of the real or complex tensors among the inputs are the variables; the inputs do not change. A function of up
-    to 65,536 elements is also tried in another memory layout, with other upstream gradients (expanded as `.sum()` gives
-    them, not contiguous, one result alone), with gradients required of one input alone, and at other points.
+    Copies of the real or complex tensors among the inputs are the variables; the inputs do not change. Where the
+    gradients agree, and the tensors that come up have no more than 262,144 elements, other conditions are tried too:
+    another memory layout, other upstream gradients (expanded as `.sum()` gives them, not contiguous, of one result
+    alone), one input alone that requires a gradient, and other points.
     `order=2` also checks the second derivative: that of each first derivative with respect to the inputs, a module's
     parameters, and the upstream gradient. The result says what was tried, and a row under which conditions it failed.
 
@@ -119,10 +121,12 @@ class _Function:
             rows[place] = replace(row, node=node, place=node.place, reason=f"{words[node.index]}: {row.reason}")
         check = replace(first.check, rows=tuple(rows.values()))
         if order == 2 and not check.failures:
-            tried.append(TWICE.words)
-            check = replace(check, rows=(*check.rows, *self._twice(first, len(check.rows))))
+            twice = self._twice(first, len(check.rows))
+            tried += [TWICE.words] if all(row.verdict != "not checked" for row in twice) else []
+            check = replace(check, rows=(*check.rows, *twice))
         check = with_names(check, first.recording.graph, lambda: first.recording.derivation)
-        names = {index: f"{name}, {words[index]}" if index in words else name for index, name in check.names.items()}
+        plain = {index: said.replace("`", "") for index, said in words.items()}
+        names = {index: f"{name}, {plain[index]}" if index in plain else name for index, name in check.names.items()}
         return Verification.of(replace(check, names=names), f"Tried: {'; '.join(tried)}.")
 
     def _isolated(self, first: _Attempt, tried: list[str]) -> _Failures:
@@ -139,12 +143,12 @@ class _Function:
     def _under_conditions(self, first: _Attempt, tried: list[str]) -> _Failures:
         """What disagrees under other conditions, each with all conditions under which it does."""
         failures: _Failures = {}
-        size = sum(each.numel() for each in (*self.variables, *first.outs))
+        size = sum(math.prod(each.shape) for each in first.recording.graph.values)
         if self.code.obstacle:
             tried[:] = [f"{GIVEN.words} alone: it is not run again, as {self.code.obstacle}"]
             return failures
         if size > LARGE:
-            tried[:] = [f"{GIVEN.words} alone, as {size:,} elements are more than {LARGE:,}"]
+            tried[:] = [f"{GIVEN.words} alone, as the {size:,} elements of its tensors are more than {LARGE:,}"]
             return failures
         names = _names(self.fn, *self.given)
         for condition in conditions(self.variables, names, first.outs, first.others):
@@ -163,24 +167,18 @@ class _Function:
 
     def _twice(self, first: _Attempt, count: int) -> list[Row]:
         """The rows of the second derivative; it has no repairs, as its backward is autograd's and not the user's."""
+        name, graph = f"{self.name}, second derivative", first.recording.graph
+        if constraint := next(filter(None, map(constraint_of, graph.operations)), ""):
+            node = replace(graph.nodes[-1], index=count, name=name, operation=None, leaf=None)
+            return [Row(node, None, "not checked", constraint, own=FUNCTION)]
         second = second_derivative(self.call, self.fn, self.given, _names(self.fn, *self.given), first.outs)
         found = _Function(second.function, second.inputs, {}).attempt(TWICE)
         rows = [row for row in found.check.rows if row.own] if found is not None else []
-        return [
-            replace(
-                row,
-                node=replace(
-                    row.node,
-                    index=count + i,
-                    name=f"{self.name}, second derivative",
-                    operation=None,
-                    function_class=None,
-                ),
-                place=None,
-                repairs=(),
-            )
+        renamed = (
+            replace(row.node, index=count + i, name=name, operation=None, function_class=None)
             for i, row in enumerate(rows)
-        ]
+        )
+        return [replace(row, node=node, place=None, repairs=()) for node, row in zip(renamed, rows, strict=True)]
 
     def attempt(self, condition: Condition) -> _Attempt | None:
         """Run it under a condition and check every node; None where the function itself does not run there."""

@@ -27,7 +27,7 @@ from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, real
 from chainrule.graph.comparison import Comparison, compare, rounding, unravel
-from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Value
+from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation, Value
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
@@ -336,6 +336,14 @@ def _finite(gradient: Tensor | None) -> bool:
     return bool(gradient.isfinite().all())
 
 
+def constraint_of(operation: Operation) -> str:
+    """Why the elements of an operation's argument cannot be moved one by one; "" where they can."""
+    constraint = facts_of(operation.name).constrained
+    if operation.arguments.get("hermitian") is True:
+        constraint = SYMMETRIC
+    return f"{constraint}, so its elements cannot be moved one by one" if constraint else ""
+
+
 def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
     if node.name == "CopySlices":
         raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
@@ -343,12 +351,8 @@ def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int)
         raise CannotRunError(BEFORE)
     if node.operation is None:
         raise CannotRunError("the recording does not hold the operation that made it")
-    operation = graph.operations[node.operation]
-    constraint = facts_of(operation.name).constrained
-    if operation.arguments.get("hermitian") is True:
-        constraint = SYMMETRIC
-    if constraint:
-        raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
+    if constraint := constraint_of(graph.operations[node.operation]):
+        raise CannotRunError(constraint)
     experiment = Experiment(graph, node, execution.upstream, memory)
     if experiment.random_state is not None and all(g is None or not g.any() for g in execution.downstream):
         raise CannotRunError("PyTorch takes what was drawn as given, and passes no gradient back through the draw")
