@@ -312,7 +312,7 @@ def test_a_hook_is_said_with_its_numbers_and_no_backward_is_blamed():
         leaf.register_post_accumulate_grad_hook(halve)
         (right.apply(leaf) * U).sum().backward()
 
-    assert "from [1, 2, 3] to [0.5, 1, 1.5]" in rows_of(afterwards)["AccumulateGrad"].reason
+    assert "[1, 2, 3] was sent to it, and `.grad` holds [0.5, 1, 1.5]" in rows_of(afterwards)["AccumulateGrad"].reason
 
     def harmless():
         hidden = x * 1

@@ -288,7 +288,7 @@ def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor |
 class Event:
     """An event between operations that a reader must know: gradients cleared, clipped, changed by a hook.
 
-    `value` is what a hook changed the gradient of, and `change` says how, in numbers.
+    `value` is what a hook changed the gradient of.
     """
 
     kind: str
@@ -296,7 +296,6 @@ class Event:
     position: int
     place: Place | None = None
     value: int | None = None
-    change: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
+from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import (
     NO_GRADIENT,
@@ -137,10 +138,7 @@ def _owned(graph: Graph, row: Row) -> Row:
     hooked = graph.hooked & ({*node.outputs} if node.leaf is None else {node.leaf})
     if not hooked or (row.verdict == "disagrees" and node.name != "BackwardHookFunctionBackward"):
         return replace(row, own=_own(graph, node))
-    value = min(hooked)
-    change = next(event.change for event in graph.events if event.kind == "hook" and event.value == value)
-    said = f"a hook on `{graph.values[value].name}` changed its gradient {change}".rstrip()
-    said += "; there is no derivative to compare a hook with"
+    said = f"{change_by_hook(graph, node, min(hooked))}; there is no derivative to compare a hook with"
     return replace(row, own="hook", verdict="not checked", reason=said, wrong=(), repairs=())
 
 

@@ -5,7 +5,6 @@ cleared, clipped or written to by hand, and changed by hooks).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from chainrule.capture.lowering.tensor_versions import Snapshots, data_after, fr
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import RawBackward
-from chainrule.graph.comparison import compare, unravel
+from chainrule.graph.comparison import compare
 from chainrule.graph.graph import (
     Backward,
     Edge,
@@ -33,10 +32,7 @@ from chainrule.graph.graph import (
     references,
 )
 from chainrule.graph.snapshot import all_have_numbers
-from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
-
-LISTED = 4  # elements of a gradient that are written out
 
 
 def number_nodes(lowering: Lowering) -> dict[int, int]:
@@ -296,17 +292,16 @@ def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
 
 def _changes_by_hooks(passes: BackwardPasses) -> Iterator[Event]:
     lowering, tape, arriving = passes.lowering, passes.lowering.tape, Arriving()
-    for task, index, downstream, upstream in tape.executions:
+    for task, number, downstream, upstream in tape.executions:
         sent_on = frozen(tape, downstream)
-        if getattr(tape.nodes[index].node, "_forward_cls", None) is BackwardHookFunction:
-            yield from _changes_by_module_hooks(lowering, index, frozen(tape, upstream), sent_on)
-        for slot, value in lowering.outputs_of.get(index, {}).items():
-            sent = arriving.pop((task, index, slot), None)
+        if getattr(tape.nodes[number].node, "_forward_cls", None) is BackwardHookFunction:
+            yield from _changes_by_module_hooks(lowering, number, frozen(tape, upstream), sent_on)
+        for slot, value in lowering.outputs_of.get(number, {}).items():
+            sent = arriving.pop((task, number, slot), None)
             arrived: Any = upstream[slot] if slot < len(upstream) else None
-            now = data_after(tape, arrived, -1) if sent is not None and arrived is not None else None
-            if sent is not None and now is not None and not _alike(sent, now):
-                yield _change(lowering, value, sent, now)
-        for (node, slot), gradient in zip(tape.nodes[index].edges, sent_on, strict=False):
+            if sent is not None and arrived is not None and not _alike(sent, data_after(tape, arrived, -1)):
+                yield _change(lowering, value)
+        for (node, slot), gradient in zip(tape.nodes[number].edges, sent_on, strict=False):
             if gradient is not None and node in tape.number_of:
                 accumulate(arriving, (task, tape.number_of[node], slot), gradient)
     yield from _changes_at_leaves(passes, arriving)
@@ -316,8 +311,8 @@ def _changes_at_leaves(passes: BackwardPasses, arriving: Arriving) -> Iterator[E
     """What nodes sent to a leaf should be what the pass added to its `.grad`."""
     lowering = passes.lowering
     combined = {(raw.task, id(raw.leaf)) for raw in lowering.tape.arrivals}  # over ranks: no hook of the user's
-    for (task, index, _), sent in arriving.items():
-        leaf = getattr(lowering.tape.nodes[index].node, "variable", None)
+    for (task, number, _), sent in arriving.items():
+        leaf = getattr(lowering.tape.nodes[number].node, "variable", None)
         raw = passes.by_task.get(task)
         if raw is None or leaf is None or id(leaf) not in lowering.values.versions or (task, id(leaf)) in combined:
             continue
@@ -326,8 +321,7 @@ def _changes_at_leaves(passes: BackwardPasses, arriving: Arriving) -> Iterator[E
             continue
         whole = sent if before is None else sent + before
         if left is not None and not _alike(whole, left):
-            added = left if before is None else left - before
-            yield _change(lowering, lowering.values.versions[id(leaf)][0], sent, added)
+            yield _change(lowering, lowering.values.versions[id(leaf)][0])
 
 
 def _changes_by_module_hooks(
@@ -337,30 +331,12 @@ def _changes_by_module_hooks(
     for slot, (arrived, sent) in enumerate(zip(upstream, downstream, strict=False)):
         value = lowering.outputs_of.get(number, {}).get(slot)
         if value is not None and arrived is not None and sent is not None and not _alike(arrived, sent):
-            yield _change(lowering, value, arrived, sent)
+            yield _change(lowering, value)
 
 
-def _change(lowering: Lowering, value: int, before: Tensor, after: Tensor) -> Event:
+def _change(lowering: Lowering, value: int) -> Event:
     draft = lowering.values[value]
-    change = _from_to(before.detach(), after.detach())
-    return Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place, value, change)
-
-
-def _from_to(before: Tensor, after: Tensor) -> str:
-    """The numbers of a small gradient before and after a hook; of a large one the element that changed most."""
-    if before.shape != after.shape or before.layout is not torch.strided or after.layout is not torch.strided:
-        return ""
-    if before.numel() <= LISTED:
-        return f"from {_written(before)} to {_written(after)}"
-    most = int((after - before).abs().nan_to_num(math.inf).argmax())
-    index = ",".join(map(str, unravel(most, tuple(before.shape))))
-    old, new = (each.reshape(-1)[most].item() for each in (before, after))
-    return f"(most at [{index}], from {number(old)} to {number(new)})"
-
-
-def _written(tensor: Tensor) -> str:
-    numbers = ", ".join(number(each) for each in tensor.reshape(-1).tolist())
-    return f"[{numbers}]" if tensor.dim() else numbers
+    return Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place, value)
 
 
 def _alike(left: Tensor, right: Tensor) -> bool:
