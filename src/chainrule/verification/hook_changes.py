@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chainrule.graph.comparison import unravel
 from chainrule.graph.graph import Graph, Node, accumulate
-from chainrule.graph.snapshot import all_have_numbers, data_of
+from chainrule.graph.snapshot import Snapshot, all_have_numbers, data_of
 from chainrule.numbers import number
 
 LISTED = 4  # elements of a gradient that are written out
@@ -39,10 +39,13 @@ def _sides(graph: Graph, node: Node, value: int) -> Iterator[tuple[Tensor | None
     slot = node.outputs.index(value)
     sent = _sent(graph, node, slot)
     for execution in node.executions:
-        if node.name == "BackwardHookFunctionBackward":  # which passes on what arrives
-            yield data_of(execution.arrived[slot]), data_of(execution.sent[slot])
-        else:
-            yield sent.get(execution.backward), data_of(execution.arrived[slot])
+        yield sent.get(execution.backward), _at(execution.arrived, slot)
+    for execution in node.executions:  # of a module's hook, whose node passes on what arrives
+        yield _at(execution.arrived, slot), _at(execution.sent, slot)
+
+
+def _at(gradients: tuple[Snapshot | None, ...], slot: int) -> Tensor | None:
+    return data_of(gradients[slot]) if slot < len(gradients) else None
 
 
 def _sent(graph: Graph, node: Node, slot: int) -> dict[int, Tensor]:
