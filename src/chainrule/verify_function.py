@@ -92,7 +92,7 @@ class _Attempt:
 class _Function:
     """A function with the inputs that it is verified on."""
 
-    def __init__(self, fn: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def __init__(self, fn: Any, inputs: tuple[Any, ...], keywords: dict[str, Any], runs: Any = None) -> None:
         self.fn, self.name = fn, _name(fn)
         self.call = _callable(fn, self.name)
         self.given = list(inputs), keywords
@@ -102,7 +102,7 @@ class _Function:
                 f"chainrule.verify: an input of {self.name} is on the device meta, which holds no numbers. Give it on "
                 "a device that does: torch.randn(..., device='cpu')."
             )
-        self.code = UserCode(fn)
+        self.code = UserCode(fn, runs)
         buffers = list(fn.buffers()) if isinstance(fn, torch.nn.Module) else []
         small = [each for each in self.code.tensors() if each.numel() <= LARGE]
         self.written = list({id(each): each for each in (*buffers, *small)}.values())
@@ -172,13 +172,20 @@ class _Function:
             node = replace(graph.nodes[-1], index=count, name=name, operation=None, leaf=None)
             return [Row(node, None, "not checked", constraint, own=FUNCTION)]
         second = second_derivative(self.call, self.fn, self.given, _names(self.fn, *self.given), first.outs)
-        found = _Function(second.function, second.inputs, {}).attempt(TWICE)
-        rows = [row for row in found.check.rows if row.own] if found is not None else []
+        found = _Function(second.function, second.inputs, {}, runs=self.fn).attempt(TWICE)
+        made = [] if found is None else found.check.rows
+        rows = [row for row in made if row.node.function_class is second.function]
         renamed = (
             replace(row.node, index=count + i, name=name, operation=None, function_class=None)
             for i, row in enumerate(rows)
         )
-        return [replace(row, node=node, place=None, repairs=()) for node, row in zip(renamed, rows, strict=True)]
+        on_context = "; what backward reads from ctx carries a graph only where it is an input or an output"
+        return [
+            replace(
+                row, node=node, place=None, repairs=(), reason=row.reason + on_context * (row.verdict == "disagrees")
+            )
+            for node, row in zip(renamed, rows, strict=True)
+        ]
 
     def attempt(self, condition: Condition) -> _Attempt | None:
         """Run it under a condition and check every node; None where the function itself does not run there."""

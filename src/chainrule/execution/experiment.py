@@ -124,7 +124,8 @@ class Experiment:
 
     @cached_property
     def _user_code(self) -> UserCode:
-        return UserCode(self.function.function, self.recorded)
+        made_by = self.function.function
+        return UserCode(made_by, getattr(made_by, "runs", None), self.recorded)
 
     def repeats(self) -> bool:
         """Whether running it again on the recorded inputs, in their own number types, gives the recorded outputs."""

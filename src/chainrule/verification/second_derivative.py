@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chainrule.execution.experiment import nothing_left_behind, widened
-from chainrule.graph.reexecution import unobserved
+from chainrule.graph.reexecution import functions_unobserved
 from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.verification.conditions import random_upstream
 
@@ -59,8 +59,8 @@ def second_derivative(
         )
         if isinstance(fn, torch.nn.Module):
             state = dict(zip(parameters, places, strict=False))
-            wide = leaves[0].dtype != first[0].dtype  # differences are taken in float64
-            state |= {name: widened(each) if wide else each.detach().clone() for name, each in fn.named_buffers()}
+            buffers = {name: each.detach().clone() for name, each in fn.named_buffers()}
+            state |= widened(buffers) if leaves[0].dtype != first[0].dtype else buffers  # differences: in float64
             out = torch.func.functional_call(fn, state, tuple(arguments), keywords)
         else:
             out = call(*arguments, **keywords)
@@ -71,12 +71,12 @@ def second_derivative(
 
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*tensors)
-        with unobserved(), nothing_left_behind(), torch.enable_grad():
+        with functions_unobserved(), nothing_left_behind(), torch.enable_grad():
             found = [each.detach() for each in derivative(*tensors)[1]]
         return tuple(each.clone() for each in found)  # the recorder knows a function by the operations that it sees
 
     def backward(ctx: Any, *sent: Tensor) -> tuple[Tensor | None, ...]:
-        with unobserved(), nothing_left_behind(), torch.enable_grad():
+        with functions_unobserved(), nothing_left_behind(), torch.enable_grad():
             leaves, grads = derivative(*ctx.saved_tensors)
             pairs = [(each, g) for each, g in zip(grads, sent, strict=True) if each.requires_grad]
             if not pairs:
@@ -93,7 +93,7 @@ def second_derivative(
         *(f"upstream_{i}" if len(upstream) > 1 else "upstream" for i in range(len(upstream))),
     ]
     forward.__signature__ = _signature(labels)  # type: ignore[attr-defined]
-    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward), "runs": fn}
     function = type("SecondDerivative", (torch.autograd.Function,), functions)
     return SecondDerivative(function, tuple(each.detach() for each in (*first, *upstream)))
 
