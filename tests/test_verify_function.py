@@ -172,6 +172,15 @@ def test_each_run_begins_as_the_first_and_leaves_nothing():
     assert (records(), float(counter), float(model[1].num_batches_tracked)) == ([], 0.0, 0.0)
 
 
+def test_a_backward_that_writes_to_an_expanded_upstream_gradient_raises_and_this_is_said():
+    verification = chainrule.verify(function(lambda x: 2 * x, lambda ctx, g, x: g.mul_(2)), X)
+    assert not any("RuntimeError" in row.reason for row in verification.rows)
+    if verification.passed:
+        assert (
+            "Left out: with an expanded upstream gradient (as `sum()` gives), which its backward" in verification.tried
+        )
+
+
 # -- second derivatives -----------------------------------------------------------------------------------------------
 
 

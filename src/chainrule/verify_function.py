@@ -64,6 +64,7 @@ def verify(
     return _Function(fn, inputs, keywords).verified(order)
 
 
+_WRITES = "more than one element of the written-to tensor"  # PyTorch's words for a write to an expanded one
 TWICE = Condition("its second derivative")
 _Place = tuple[str, Any, int]
 _Failures = dict[_Place, list[tuple[Condition, Row]]]
@@ -102,6 +103,7 @@ class _Function:
                 f"chainrule.verify: an input of {self.name} is on the device meta, which holds no numbers. Give it on "
                 "a device that does: torch.randn(..., device='cpu')."
             )
+        self.left_out: list[str] = []
         self.code = UserCode(fn, runs)
         buffers = list(fn.buffers()) if isinstance(fn, torch.nn.Module) else []
         small = [each for each in self.code.tensors() if each.numel() <= LARGE]
@@ -127,7 +129,8 @@ class _Function:
         check = with_names(check, first.recording.graph, lambda: first.recording.derivation)
         plain = {index: said.replace("`", "") for index, said in words.items()}
         names = {index: f"{name}, {plain[index]}" if index in plain else name for index, name in check.names.items()}
-        return Verification.of(replace(check, names=names), f"Tried: {'; '.join(tried)}.")
+        left_out = f" Left out: {'; '.join(self.left_out)}." if self.left_out else ""
+        return Verification.of(replace(check, names=names), f"Tried: {'; '.join(tried)}.{left_out}")
 
     def _isolated(self, first: _Attempt, tried: list[str]) -> _Failures:
         """The failures of the first check. Where contiguous inputs make it agree, their layout is to blame."""
@@ -200,7 +203,8 @@ class _Function:
                     if first:
                         raise _failed(self.name, "on these inputs", raised) from raised
                     return None
-                outs = [each for each in tensors_in(_values(out)) if each.requires_grad]
+                wanted = [each for each in tensors_in(_values(out)) if each.requires_grad]
+                outs = [each for each in wanted if each.grad_fn is not None] or wanted
                 if not outs and first:
                     raise RecordingError(_nothing(self.name, tensors_in((arguments, keywords)), out))
                 if not outs:
@@ -217,6 +221,9 @@ class _Function:
             if condition.elsewhere and not all(map(_is_finite, outs)):
                 return None
             nodes, own = recording.graph.nodes, {id(each) for each in tensors_in((arguments, keywords))}
+            if error is not None and _WRITES in str(error):
+                self.left_out.append(f"{condition.words}, which its backward writes to: that raises")
+                return None
             if error is not None:
                 blamed = _blamed(nodes, error)
                 if blamed is None:
