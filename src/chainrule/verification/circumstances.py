@@ -7,7 +7,7 @@ otherwise in the step, each circumstance is brought back alone: the one that giv
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,13 +18,15 @@ from chainrule.graph.graph import Edge, Graph, Node, Operation, Ref
 from chainrule.graph.trees import leaves, map_leaves, tensors_in
 from chainrule.verification.conditions import contiguous, laid_out
 from chainrule.verification.differences import ArgumentCheck
-from chainrule.verification.repair_attempts import Found
 
+Circumstance = Literal["layout", "undefined upstream", "number type", "overwritten", "changed"]
 Arguments = dict[str, Any]
 Upstream = dict[int, Tensor]
 
 
-def circumstance(graph: Graph, node: Node, experiment: Experiment, edges: list[Edge], finding: ArgumentCheck) -> Found:
+def circumstance(
+    graph: Graph, node: Node, experiment: Experiment, edges: list[Edge], finding: ArgumentCheck
+) -> tuple[Circumstance, str]:
     """What made the gradient of one argument wrong, which is right when its function runs again."""
     name = f"the gradient of `{finding.label}`"
     for kind, text, arguments, upstream in _differing(experiment):
@@ -49,7 +51,7 @@ def circumstance(graph: Graph, node: Node, experiment: Experiment, edges: list[E
     )
 
 
-def _differing(experiment: Experiment) -> Iterator[tuple[Any, str, Arguments, Upstream]]:
+def _differing(experiment: Experiment) -> Iterator[tuple[Circumstance, str, Arguments, Upstream]]:
     """(kind, words, arguments, upstream gradients): each circumstance of the step alone, then all of them."""
     recorded, sent = experiment.recorded, experiment.upstream
     plain, plainly = _contiguous(experiment.wide), {place: contiguous(g) for place, g in sent.items()}

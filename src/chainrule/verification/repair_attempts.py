@@ -17,28 +17,27 @@ from torch import Tensor
 from chainrule.execution.function_trace import FunctionTrace
 from chainrule.graph.comparison import compare
 from chainrule.rules.facts import facts_of_call
+from chainrule.verification.circumstances import Circumstance
 from chainrule.verification.differences import ArgumentCheck
 
-Mistake = Literal[
-    "sign",
-    "factor",
-    "1/N",
-    "transpose",
-    "reduction",
-    "missing term",
-    "extra term",
-    "wrong operand",
-    "shifted",
-    "swapped",
-    "conjugate",
-    "layout",
-    "undefined upstream",
-    "number type",
-    "overwritten",
-    "changed",
-    "flat forward",
-    "not recognised",
-]
+Mistake = (
+    Circumstance
+    | Literal[
+        "sign",
+        "factor",
+        "1/N",
+        "transpose",
+        "reduction",
+        "missing term",
+        "extra term",
+        "wrong operand",
+        "shifted",
+        "swapped",
+        "conjugate",
+        "flat forward",
+        "not recognised",
+    ]
+)
 Found = tuple[Mistake, str]
 Mended = Callable[[FunctionTrace], Tensor]
 FITTED = 1e-5  # the rounding of a factor that is fitted to differences
