@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -85,6 +86,16 @@ class Experiment:
         if wide.get("half_to_float"):  # asks for float32 out of float16, where float64 now comes in
             wide["half_to_float"] = False
         return wide
+
+    def contiguous(self) -> Experiment:
+        """The same with contiguous copies of what is not: what is wrong in a layout alone is no wrong formula."""
+
+        def plain(leaf: Any) -> Any:
+            return leaf.contiguous() if isinstance(leaf, Tensor) and leaf.layout == torch.strided else leaf
+
+        other = copy(self)
+        other.wide, other.upstream = map_leaves(plain, self.wide), map_leaves(plain, self.upstream)
+        return other
 
     def afford(self, variable: Tensor, inputs: int, outputs: int, wide: bool = True) -> int:
         """The bytes left beside so many tensors like `variable` and so many times the outputs.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.naming import function_name
-from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real, widened
+from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.trees import map_leaves, tensors_in
@@ -304,27 +304,21 @@ def _plain_forward(function: Any, arguments: list[Any]) -> Any:
 
 
 def traces(experiment: Experiment, edges: list[Edge]) -> Iterator[FunctionTrace]:
-    """The recorded point; the same with another upstream gradient; and a point nearby, where that can be run.
-
-    All tensors are contiguous copies: what is wrong in another layout alone is no mistake in a formula.
-    """
+    """The recorded point; the same with another upstream gradient; and a point nearby, where that can be run."""
     generator = torch.Generator().manual_seed(2)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like.device).to(like.dtype)
 
-    def contiguous(tree: Any) -> Any:
-        return map_leaves(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, tree)
-
-    wide, upstream = contiguous(experiment.wide), contiguous(widened(experiment.upstream))
-    yield FunctionTrace(experiment, edges, wide, upstream)
+    upstream = {place: g.to(torch.promote_types(g.dtype, torch.float64)) for place, g in experiment.upstream.items()}
+    yield FunctionTrace(experiment, edges, experiment.wide, upstream)
     another = {place: noise(g) for place, g in upstream.items()}
-    yield FunctionTrace(experiment, edges, wide, another)
+    yield FunctionTrace(experiment, edges, experiment.wide, another)
     moved = {
         name: value * (1 + 0.1 * noise(value).clamp(-3, 3))
         if isinstance(value, Tensor) and value.is_floating_point()
         else value
-        for name, value in wide.items()
+        for name, value in experiment.wide.items()
     }
     nearby = None
     try:

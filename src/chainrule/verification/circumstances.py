@@ -54,11 +54,13 @@ def circumstance(
 def _differing(experiment: Experiment) -> Iterator[tuple[Circumstance, str, Arguments, Upstream]]:
     """(kind, words, arguments, upstream gradients): each circumstance of the step alone, then all of them."""
     recorded, sent = experiment.recorded, experiment.upstream
-    plain, plainly = _contiguous(experiment.wide), {place: contiguous(g) for place, g in sent.items()}
+    plain, plainly = _contiguous(experiment.wide), {place: contiguous(widened(g)) for place, g in sent.items()}
     undefined = {
         place: torch.zeros_like(out, dtype=widened(out).dtype)
         for slot, out in experiment.outs.items()
-        if (place := experiment.place[slot]) not in sent and out is not None and out.is_floating_point()
+        if (place := experiment.place[slot]) not in sent
+        and out is not None
+        and (out.is_floating_point() or out.is_complex())
     }
     scattered = [f"`{key}`" for key, each in recorded.items() if isinstance(each, Tensor) and not each.is_contiguous()]
     if scattered:

@@ -57,7 +57,7 @@ def recognise(graph: Graph, node: Node, experiment: Experiment, findings: list[A
     points: list[FunctionTrace] = []
     if all(finding.got.numel() <= LARGEST for finding in wrong):
         try:
-            points = list(traces(experiment, edges))
+            points = list(traces(experiment.contiguous(), edges))
         except Exception:  # a user's code may do anything when it runs again
             points = []
     repairs = []
