@@ -12,9 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from chainrule.capture.traits import Traits
 from chainrule.execution.experiment import Experiment, pick, put, real, widened, written_by
 from chainrule.graph.comparison import EPS, compare
 from chainrule.graph.graph import Edge, Graph, Node, Operation, Ref
+from chainrule.graph.reexecution import WriteThroughView
 from chainrule.graph.trees import leaves, map_leaves, tensors_in
 from chainrule.verification.conditions import contiguous, laid_out
 from chainrule.verification.differences import ArgumentCheck
@@ -42,7 +44,7 @@ def circumstance(
         return (
             "overwritten",
             f"run again, right after its forward, backward gives {name} that agrees: in this step {code} "
-            "wrote to a tensor that it reads",
+            "wrote to its input or output in between",
         )
     return (
         "changed",
@@ -115,15 +117,20 @@ def _again(experiment: Experiment, edges: list[Edge], arguments: Arguments, upst
 
 
 def _written(graph: Graph, node: Node) -> Iterator[Operation]:
-    """The operations between the node's own and the loss that write to its inputs or outputs."""
+    """The operations between the node's own and the loss that write to its inputs or outputs, or to a view of them."""
     assert node.operation is not None
-    own = {ref.value for ref in leaves(graph.operations[node.operation].arguments, Ref)}
-    own |= {value for value in graph.operations[node.operation].outputs if value is not None}
+    function = graph.operations[node.operation]
+    own = {ref.value for ref in leaves(function.arguments, Ref)} | {v for v in function.outputs if v is not None}
     losses = [graph.values[each.loss].operation for each in graph.backwards if each.loss is not None]
-    last = max((each for each in losses if each is not None), default=node.operation)
-    for operation in graph.operations[node.operation + 1 : last + 1]:
-        names = written_by(operation.function) if operation.function is not None else ()
+    last = max((each for each in losses if each is not None), default=function.index)
+    for operation in graph.operations[: last + 1]:
+        used = {ref.value for ref in leaves(operation.arguments, Ref)}
+        overload = getattr(operation.function, "function", None)
+        if own & used and hasattr(overload, "_schema") and Traits.of(overload).views:
+            own |= {value for value in operation.outputs if value is not None}
+        if operation.index <= function.index or operation.function is None:
+            continue
+        names = {"base"} if isinstance(overload, WriteThroughView) else written_by(operation.function)
         written = [operation.arguments[name] for name in names if name in operation.arguments]
-        earlier = {graph.values[v].earlier for v in operation.outputs if v is not None}
-        if own & ({ref.value for ref in leaves(written, Ref)} | earlier):
+        if own & {ref.value for ref in leaves(written, Ref)}:
             yield operation
