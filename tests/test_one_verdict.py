@@ -11,7 +11,6 @@ from torch.autograd import Function
 import chainrule
 from chainrule import report
 from chainrule.document import Verdict
-from chainrule.views.blocks import plain
 from chainrule.views.json import from_json
 from tests.steps import spoil_rule
 from tests.zoo.models import ZOO
@@ -26,6 +25,10 @@ def recorded(step):
     with chainrule.record() as recording:
         step()
     return recording
+
+
+def plain(text):
+    return "".join(span if isinstance(span, str) else span.source for span in text)
 
 
 def verdicts(document):
