@@ -17,7 +17,7 @@ Nothing global is changed, the state of the random generators included.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -32,9 +32,10 @@ from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
+from chainrule.verification.circumstances import circumstance
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
 from chainrule.verification.hook_changes import change_by_hook
-from chainrule.verification.repair import recognise
+from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rows import (
     NO_GRADIENT,
     NOT_ACCUMULATED,
@@ -322,7 +323,18 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
         return replace(row, reason=RULE_ALONE)
     if experiment is None or not experiment.custom or row.verdict != "disagrees":
         return row
-    return replace(row, repairs=recognise(graph, node, experiment, findings))
+    return replace(row, repairs=tuple(_repairs(context, experiment, findings)))
+
+
+def _repairs(context: NodeContext, experiment: Experiment, findings: list[ArgumentCheck]) -> Iterator[Repair]:
+    """What is wrong with a user's backward; where it is right when it runs again, what was different in this step."""
+    for repair in recognise(experiment.contiguous(), findings):
+        if repair.kind == "overwritten":
+            finding = next(each for each in findings if each.label == repair.argument)
+            edges = [each.edge for each in findings if not each.missing and each.edge.argument is not None]
+            kind, text = circumstance(context.graph, context.node, experiment, edges, finding)
+            repair = replace(repair, kind=kind, text=text)
+        yield repair
 
 
 def _finite(gradient: Tensor | None) -> bool:

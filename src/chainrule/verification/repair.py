@@ -18,14 +18,13 @@ from torch import Tensor
 from chainrule.execution.experiment import FINEST, Experiment
 from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
-from chainrule.graph.graph import Graph, Node
-from chainrule.verification.circumstances import circumstance
+from chainrule.verification.circumstances import Circumstance
 from chainrule.verification.differences import ArgumentCheck
 from chainrule.verification.repair_attempts import (
     Found,
     Mended,
     Mistake,
-    agree,
+    anew,
     edited,
     fit,
     flat,
@@ -43,12 +42,12 @@ from chainrule.verification.repair_attempts import (
 class Repair:
     """What is wrong with the gradient of one argument, in words, found by repairing it."""
 
-    kind: Mistake
+    kind: Mistake | Circumstance
     argument: str
     text: str
 
 
-def recognise(graph: Graph, node: Node, experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Repair, ...]:
+def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Repair, ...]:
     """For each argument whose gradient is wrong, what is wrong with it."""
     wrong = [finding for finding in findings if finding.off and not finding.missing]
     edges = [finding.edge for finding in findings if not finding.missing and finding.edge.argument is not None]
@@ -57,23 +56,10 @@ def recognise(graph: Graph, node: Node, experiment: Experiment, findings: list[A
     points: list[FunctionTrace] = []
     if all(finding.got.numel() <= LARGEST for finding in wrong):
         try:
-            points = list(traces(experiment.contiguous(), edges))
+            points = list(traces(experiment, edges))
         except Exception:  # a user's code may do anything when it runs again
             points = []
-    repairs = []
-    for finding in wrong:
-        if points and _right_again(points, finding):
-            kind, text = circumstance(graph, node, experiment, edges, finding)
-            repairs.append(Repair(kind, finding.label, text))
-        else:
-            repairs.append(_recognised(points, finding))
-    return tuple(repairs)
-
-
-def _right_again(points: list[FunctionTrace], finding: ArgumentCheck) -> bool:
-    """Whether the gradient agrees when forward and backward run again."""
-    position = finding.edge.position
-    return agree(points, position, lambda point: point.got[position])
+    return tuple(_recognised(points, finding) for finding in wrong)
 
 
 def _recognised(points: list[FunctionTrace], finding: ArgumentCheck) -> Repair:
@@ -188,5 +174,5 @@ def _sum_times(
 
 
 _ATTEMPTS = (
-    flat, scaled, swapped, moved, summed, edited, missing_use, missing_others, missing_product, padded
+    anew, flat, scaled, swapped, moved, summed, edited, missing_use, missing_others, missing_product, padded
 )  # fmt: skip

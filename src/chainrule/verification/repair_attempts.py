@@ -17,27 +17,24 @@ from torch import Tensor
 from chainrule.execution.function_trace import FunctionTrace
 from chainrule.graph.comparison import compare
 from chainrule.rules.facts import facts_of_call
-from chainrule.verification.circumstances import Circumstance
 from chainrule.verification.differences import ArgumentCheck
 
-Mistake = (
-    Circumstance
-    | Literal[
-        "sign",
-        "factor",
-        "1/N",
-        "transpose",
-        "reduction",
-        "missing term",
-        "extra term",
-        "wrong operand",
-        "shifted",
-        "swapped",
-        "conjugate",
-        "flat forward",
-        "not recognised",
-    ]
-)
+Mistake = Literal[
+    "sign",
+    "factor",
+    "1/N",
+    "transpose",
+    "reduction",
+    "missing term",
+    "extra term",
+    "wrong operand",
+    "shifted",
+    "swapped",
+    "conjugate",
+    "overwritten",
+    "flat forward",
+    "not recognised",
+]
 Found = tuple[Mistake, str]
 Mended = Callable[[FunctionTrace], Tensor]
 FITTED = 1e-5  # the rounding of a factor that is fitted to differences
@@ -118,6 +115,17 @@ def equal(left: Tensor, right: Tensor) -> bool:
 
 
 # -- of the gradient as a whole ---------------------------------------------------------------------------------------
+
+
+def anew(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
+    """The gradient agrees when forward and backward run again: a tensor was overwritten between them."""
+    position = finding.edge.position
+    if agree(points, position, lambda point: point.got[position]):
+        yield (
+            "overwritten",
+            f"run again, right after its forward, backward gives the gradient of `{finding.label}` that agrees: in "
+            "this step something that it reads, its output or a tensor kept on ctx, was written to in between",
+        )
 
 
 def flat(points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Found]:
