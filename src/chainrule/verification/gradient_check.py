@@ -22,6 +22,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.modules._functions import BackwardHookFunction
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError
@@ -137,7 +138,7 @@ def _owned(graph: Graph, row: Row) -> Row:
     """A row that knows what of the user's own it checks; what a hook made of a gradient is not checked."""
     node = row.node
     hooked = graph.hooked & ({*node.outputs} if node.leaf is None else {node.leaf})
-    if not hooked or (row.verdict == "disagrees" and node.name != "BackwardHookFunctionBackward"):
+    if not hooked or (row.verdict == "disagrees" and node.function_class is not BackwardHookFunction):
         return replace(row, own=_own(graph, node))
     said = f"{change_by_hook(graph, node, min(hooked))}; there is no derivative to compare a hook with"
     return replace(row, own="hook", verdict="not checked", reason=said, wrong=(), repairs=())
