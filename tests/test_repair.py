@@ -251,3 +251,38 @@ def test_the_diagonal_of_the_jacobian_alone(normalise):
     (repair,) = row.repairs
     assert repair.kind == "missing term"
     assert "made of the diagonal of the Jacobian alone" in repair.text
+
+
+class Exp(Function):
+    """It keeps its output, and half of it."""
+
+    half = None
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.out = x.exp()
+        ctx.half = Exp.half = ctx.out / 2
+        return ctx.out
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * (ctx.out / 2 + ctx.half)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind", "said"),
+    [
+        (lambda out: out.mul_(2), "overwritten", "`out.mul_(2)` (test_repair.py:"),
+        (lambda out: out.view(-1)[:1].add_(2), "overwritten", "(test_repair.py:"),
+        (lambda out: Exp.half.mul_(2), "changed", "changed in between, or a hook"),
+    ],
+)
+def test_a_write_is_named_where_the_recording_shows_it(write, kind, said):
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    with chainrule.record() as recording:
+        out = Exp.apply(x)
+        with torch.no_grad():
+            write(out)
+        (out * torch.tensor([1.0, 3.0])).sum().backward()
+    (repair,) = [repair for row in recording.verify().failures for repair in row.repairs]
+    assert (repair.kind, said in repair.text) == (kind, True)

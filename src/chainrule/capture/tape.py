@@ -144,6 +144,7 @@ class Tape:
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
+        self.first_node = torch._C._autograd._get_sequence_nr()  # of autograd's nodes, in this thread
         self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any] | None, Any, int | None, Tensor | None]] = []
         self.calls: list[RawCall] = []
         self.modules: list[RawModule] = []

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -86,6 +87,16 @@ class Experiment:
             wide["half_to_float"] = False
         return wide
 
+    def contiguous(self) -> Experiment:
+        """The same with contiguous copies of what is not: what is wrong in a layout alone is no wrong formula."""
+
+        def plain(leaf: Any) -> Any:
+            return leaf.contiguous() if isinstance(leaf, Tensor) and leaf.layout == torch.strided else leaf
+
+        other = copy(self)
+        other.wide, other.upstream = map_leaves(plain, self.wide), map_leaves(plain, self.upstream)
+        return other
+
     def afford(self, variable: Tensor, inputs: int, outputs: int, wide: bool = True) -> int:
         """The bytes left beside so many tensors like `variable` and so many times the outputs.
 
@@ -124,7 +135,8 @@ class Experiment:
 
     @cached_property
     def _user_code(self) -> UserCode:
-        return UserCode(self.function.function, self.recorded)
+        made_by = self.function.function
+        return UserCode(made_by, getattr(made_by, "runs", None), self.recorded)
 
     def repeats(self) -> bool:
         """Whether running it again on the recorded inputs, in their own number types, gives the recorded outputs."""
@@ -319,13 +331,16 @@ def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Turn gradients off, and restore the states of the random generators afterwards: Python's and numpy's too."""
+    """Turn gradients off, and restore the states of the random generators afterwards: Python's and numpy's too.
+
+    Where new tensors have no numbers by default, on the device `meta`, they are made on the CPU meanwhile.
+    """
     state, own = torch.get_rng_state(), random.getstate()
     numpy = sys.modules.get("numpy")
     drawn = None if numpy is None else numpy.random.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
             yield
     finally:
         torch.set_rng_state(state)

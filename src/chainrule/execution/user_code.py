@@ -86,6 +86,10 @@ class UserCode:
                 for put_back in self._back:
                     put_back()
 
+    def tensors(self) -> list[Tensor]:
+        """The tensors that the code leads to."""
+        return [each for each in self._seen.values() if isinstance(each, Tensor)]
+
     # -- what the code leads to ---------------------------------------------------------------------------------------
 
     def _look(self, found: Any, name: str) -> None:

@@ -213,7 +213,10 @@ class NodeExecution:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node of autograd's graph. `AccumulateGrad` nodes have no operation; `leaf` is the value they write to."""
+    """One node of autograd's graph. `AccumulateGrad` nodes have no operation; `leaf` is the value they write to.
+
+    `before`: it was made before the recording began, or in another thread.
+    """
 
     index: int
     name: str
@@ -225,6 +228,7 @@ class Node:
     leaf: int | None = None
     place: Place | None = None
     function_class: type | None = None  # the user's autograd.Function, where it is one
+    before: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,8 +344,8 @@ def settle(context: NodeContext, experiment: Experiment, findings: list[Argument
         elif not same and not experiment.custom and context.graph.nodes[finding.edge.node].leaf is not None:
             finding.off, finding.got = [], real(repeated)
             finding.unsettled = (
-                f"the gradient of `{finding.label}` is not what this node gives when it is run again: a hook on the "
-                "leaf, or a write to `.grad`, changed it"
+                f"the gradient of `{finding.label}` is not what this node gives when it is run again: a hook, or a "
+                "write to `.grad`, changed it"
             )
         finding.measured = measured
 

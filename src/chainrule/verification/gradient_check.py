@@ -17,23 +17,26 @@ Nothing global is changed, the state of the random generators included.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.modules._functions import BackwardHookFunction
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, real
 from chainrule.graph.comparison import Comparison, compare, rounding, unravel
-from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Value
+from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation, Value
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
+from chainrule.verification.circumstances import circumstance
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
-from chainrule.verification.repair import recognise
+from chainrule.verification.hook_changes import change_by_hook
+from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rows import (
     NO_GRADIENT,
     NOT_ACCUMULATED,
@@ -51,7 +54,9 @@ from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
+FUNCTION = "autograd.Function"
 UNKEPT = "its numbers were not kept: recording.recompute gives them"
+BEFORE = "its forward ran before the block began, or in another thread: put it inside"
 
 
 def verify(
@@ -92,7 +97,7 @@ def _senders(graph: Graph) -> Senders:
     found: Senders = {}
     for node in graph.nodes:
         for edge in node.edges:
-            if graph.nodes[edge.node].leaf is not None:
+            if graph.nodes[edge.node].leaf is not None or graph.nodes[edge.node].name == "AccumulateGrad":
                 found.setdefault(edge.node, []).append((node, edge))
     return found
 
@@ -133,10 +138,9 @@ def _owned(graph: Graph, row: Row) -> Row:
     """A row that knows what of the user's own it checks; what a hook made of a gradient is not checked."""
     node = row.node
     hooked = graph.hooked & ({*node.outputs} if node.leaf is None else {node.leaf})
-    if not hooked or (row.verdict == "disagrees" and node.name != "BackwardHookFunctionBackward"):
+    if not hooked or (row.verdict == "disagrees" and node.function_class is not BackwardHookFunction):
         return replace(row, own=_own(graph, node))
-    name = graph.values[min(hooked)].name
-    said = f"a hook changed the gradient of `{name}`, and there is no derivative to compare a hook with"
+    said = f"{change_by_hook(graph, node, min(hooked))}; there is no derivative to compare a hook with"
     return replace(row, own="hook", verdict="not checked", reason=said, wrong=(), repairs=())
 
 
@@ -146,14 +150,14 @@ def _own(graph: Graph, node: Node) -> str:
         return ""
     made_by, module = node.function_class, getattr(node.function_class, "__module__", "")
     if made_by is not None and not module.startswith("torch."):
-        return "autograd.Function"
+        return FUNCTION
     if made_by is not None and not module.startswith("torch._library"):
         return ""  # PyTorch's, as those of a checkpoint and of a module's hooks
     name = graph.operations[node.operation].name if node.operation is not None else ""
     space, is_operator, _ = name.partition(".")
     if is_operator:
         return "" if space in PYTORCH else "custom operator"
-    return "autograd.Function" if name else ""  # read from a file, which does not hold the class
+    return FUNCTION if name else ""  # read from a file, which does not hold the class
 
 
 def _row(
@@ -168,7 +172,8 @@ def _row(
     if node.leaf is not None:
         return worst_row(_sums(graph, node, senders.get(node.index, [])))
     if node.name == "AccumulateGrad":
-        return _unchecked(node, "the recording does not hold an operation that used its tensor")
+        before = any(other.before for other, _ in senders.get(node.index, []))
+        return _unchecked(node, BEFORE if before else "the recording does not hold an operation that used its tensor")
     if not node.executions:
         return _unchecked(node, NO_GRADIENT)
     return worst_row(
@@ -234,7 +239,7 @@ def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None
     if left is not None and not _equals(left, total, terms):
         if any(_equals(left, each, terms) for each in itertools.accumulate(reversed(sent))):
             return replace(row, reason=f"{summed}; `.grad` was cleared in between, and holds what came after that")
-        reason = "`.grad` holds more than what its uses sent: an earlier gradient, or the work of a hook"
+        reason = "`.grad` holds more than what its uses sent: an earlier gradient, or a write to `.grad`"
         return replace(row, verdict="not checked", reason=reason)
     return replace(row, reason=summed)
 
@@ -319,7 +324,18 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
         return replace(row, reason=RULE_ALONE)
     if experiment is None or not experiment.custom or row.verdict != "disagrees":
         return row
-    return replace(row, repairs=recognise(experiment, findings))
+    return replace(row, repairs=tuple(_repairs(context, experiment, findings)))
+
+
+def _repairs(context: NodeContext, experiment: Experiment, findings: list[ArgumentCheck]) -> Iterator[Repair]:
+    """What is wrong with a user's backward; where it is right when it runs again, what was different in this step."""
+    for repair in recognise(experiment.contiguous(), findings):
+        if repair.kind == "overwritten":
+            finding = next(each for each in findings if each.label == repair.argument)
+            edges = [each.edge for each in findings if not each.missing and each.edge.argument is not None]
+            kind, text = circumstance(context.graph, context.node, experiment, edges, finding)
+            repair = replace(repair, kind=kind, text=text)
+        yield repair
 
 
 def _finite(gradient: Tensor | None) -> bool:
@@ -331,17 +347,23 @@ def _finite(gradient: Tensor | None) -> bool:
     return bool(gradient.isfinite().all())
 
 
-def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
-    if node.name == "CopySlices":
-        raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
-    if node.operation is None:
-        raise CannotRunError("the recording does not hold the operation that made it")
-    operation = graph.operations[node.operation]
+def constraint_of(operation: Operation) -> str:
+    """Why the elements of an operation's argument cannot be moved one by one; "" where they can."""
     constraint = facts_of(operation.name).constrained
     if operation.arguments.get("hermitian") is True:
         constraint = SYMMETRIC
-    if constraint:
-        raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
+    return f"{constraint}, so its elements cannot be moved one by one" if constraint else ""
+
+
+def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
+    if node.name == "CopySlices":
+        raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
+    if node.before:
+        raise CannotRunError(BEFORE)
+    if node.operation is None:
+        raise CannotRunError("the recording does not hold the operation that made it")
+    if constraint := constraint_of(graph.operations[node.operation]):
+        raise CannotRunError(constraint)
     experiment = Experiment(graph, node, execution.upstream, memory)
     if experiment.random_state is not None and all(g is None or not g.any() for g in execution.downstream):
         raise CannotRunError("PyTorch takes what was drawn as given, and passes no gradient back through the draw")

@@ -18,6 +18,7 @@ from torch import Tensor
 from chainrule.execution.experiment import FINEST, Experiment
 from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
+from chainrule.verification.circumstances import Circumstance
 from chainrule.verification.differences import ArgumentCheck
 from chainrule.verification.repair_attempts import (
     Found,
@@ -41,7 +42,7 @@ from chainrule.verification.repair_attempts import (
 class Repair:
     """What is wrong with the gradient of one argument, in words, found by repairing it."""
 
-    kind: Mistake
+    kind: Mistake | Circumstance
     argument: str
     text: str
 

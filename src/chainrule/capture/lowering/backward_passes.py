@@ -90,6 +90,7 @@ def _node(
         lowering.leaves.of(node.variable) if hasattr(node, "variable") else None,
         functions.get(-1 if operation is None else operation) or _place(call, lowering),
         getattr(node, "_forward_cls", None),
+        node._sequence_nr() < lowering.tape.first_node,
     )
 
 
