@@ -10,13 +10,14 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainrule.capture.traits import Traits
 from chainrule.execution.user_code import SideEffectError, UserCode
@@ -63,6 +64,7 @@ class Experiment:
             for slot, value in enumerate(node.outputs)
         }
         self.upstream = {self.place.get(slot, slot): g for slot, g in enumerate(upstream) if g is not None}
+        self.narrow: bool | None = None  # whether it runs in the recorded number types alone; None: not known yet
         self.drawn: Callable[[dict[str, Any]], Tensor] | None = None  # the result, from the recorded draw
         if draw := facts_of(operation.name).draw:
             slot, result = draw
@@ -105,22 +107,56 @@ class Experiment:
         return self.memory - taken
 
     def run(self, arguments: dict[str, Any]) -> list[Tensor]:
-        """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""
+        """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten.
+
+        What has no kernel for float64 runs in the recorded number types.
+        """
         if self.drawn is not None:  # also where the state of its generator is not known
             return [self.drawn(arguments)]
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
+        if self.narrow or arguments is self.recorded:
+            return self._run(self._narrowed(arguments))
+        return self._run(arguments) if self.narrow is not None else self._first_run(arguments)
+
+    def _first_run(self, arguments: dict[str, Any]) -> list[Tensor]:
+        """As `run`, in float64 where that is possible, and draws what was drawn in the recorded number types."""
+        try:
+            outs = self._run(arguments)
+        except CannotRunError:
+            raise
+        except Exception:
+            self.narrow, outs = True, self._run(self._narrowed(arguments))
+            return outs
+        self.narrow = self.custom and self.random_state is not None and not self._gives(self._run(self.wide))
+        return self.run(arguments) if self.narrow else outs
+
+    def _run(self, arguments: dict[str, Any]) -> list[Tensor]:
         held = {name: cloned(tree) if name in self.writes else tree for name, tree in arguments.items()}
         return list(tensors_in(self.guarded(lambda: self.function(held), held)))
 
+    def _narrowed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments in float64 in the number types of the recorded ones."""
+        return {name: _like(tree, self.recorded[name]) for name, tree in arguments.items()}
+
     def guarded(self, work: Callable[[], T], own: Any = ()) -> T:
-        """What `work` gives; where it runs a user's function, nothing is left of that (see `UserCode`)."""
+        """What `work` gives, with the recorded random numbers; of a user's function nothing else is left behind."""
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state)
         if not self.custom:
             return work()
         try:
-            return self._user_code.run(work, own)
+            with nullcontext() if self.random_state is None else _Draws(self._coarsest):
+                return self._user_code.run(work, own)
         except SideEffectError as error:
             raise CannotRunError(str(error)) from error
+
+    @cached_property
+    def _coarsest(self) -> torch.dtype:
+        """The coarsest number type among the arguments, in which a function of float64 must draw what it drew."""
+        return max(
+            (t.dtype for t in tensors_in(list(self.recorded.values())) if t.is_floating_point()),
+            key=lambda dtype: torch.finfo(dtype).eps,
+            default=torch.float64,
+        )
 
     @cached_property
     def _user_code(self) -> UserCode:
@@ -128,7 +164,10 @@ class Experiment:
 
     def repeats(self) -> bool:
         """Whether running it again on the recorded inputs, in their own number types, gives the recorded outputs."""
-        again = self.run(self.recorded)
+        return self._gives(self.run(self.recorded))
+
+    def _gives(self, again: list[Tensor]) -> bool:
+        """Whether these are the recorded outputs."""
         most = sum(t.numel() for t in tensors_in(list(self.recorded.values())))  # terms of one element of an output
         return all(
             out is None
@@ -144,7 +183,7 @@ class Experiment:
 
         With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
         """
-        arguments = dict(self.wide if wide else self.recorded)
+        arguments = dict(self.wide if wide and not self.narrow else self.recorded)
         arguments |= {name: cloned(tree) for name, tree in arguments.items() if name in self.writes}
         if jitter is not None:
             arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
@@ -156,8 +195,6 @@ class Experiment:
         with torch.enable_grad():
             for edge, leaf in zip(edges, leaves, strict=True):
                 put(arguments, edge, leaf.clone())  # an in-place operation may not write to a leaf
-            if self.random_state is not None:
-                torch.set_rng_state(self.random_state)
             function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
 
             def forward_and_back() -> list[Tensor | None]:
@@ -201,7 +238,7 @@ class Probe:
         finite = self.x[self.x.isfinite()]
         size = float(finite.square().mean().sqrt()) if finite.numel() else 0.0
         self.scale = size or 1.0
-        self.grain = self._grain() if experiment.custom else EPS
+        self.grain = self._grain() if experiment.custom or experiment.narrow else EPS
         self.step = max(STEP, self.grain ** (1 / 3)) * self.scale
 
     def _grain(self) -> float:
@@ -357,6 +394,41 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype.is_complex:
         return torch.complex128
     return torch.float64 if dtype.is_floating_point else dtype
+
+
+def _like(tree: Any, recorded: Any) -> Any:
+    """Tensors in the number type of the recorded ones, where those have a single one."""
+    dtypes = {t.dtype for t in tensors_in(recorded)} if isinstance(recorded, (Tensor, list, tuple)) else set()
+
+    def like(leaf: Any) -> Any:
+        return leaf.to(next(iter(dtypes))) if isinstance(leaf, Tensor) and len(dtypes) == 1 else leaf
+
+    return recorded if isinstance(recorded, torch.dtype) else map_leaves(like, tree)
+
+
+class _Draws(TorchDispatchMode):
+    """Draws random numbers in the number type in which they were drawn: a generator gives others in float64."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        traits = Traits.of(func) if hasattr(func, "_schema") else None
+        if traits is None or not traits.random:
+            return func(*args, **(kwargs or {}))
+
+        def narrow(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return leaf.to(self._dtype) if leaf.dtype == torch.float64 else leaf
+            return self._dtype if leaf is torch.float64 else leaf
+
+        given, named = map_leaves(narrow, args), map_leaves(narrow, kwargs or {})
+        out = widened(func(*given, **named))
+        written = list(zip(traits.written(args, kwargs or {}), traits.written(given, named), strict=True))
+        for own, drawn in written:
+            own.copy_(drawn)
+        return written[0][0] if written else out
 
 
 def _jittered(tree: Any, generator: torch.Generator) -> Any:

@@ -290,8 +290,6 @@ def _finite(gradient: Tensor | None) -> bool:
 
 
 def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
-    if node.name == "CopySlices":
-        raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
     if node.operation is None:
         raise CannotRunError("the recording does not hold the operation that made it")
     operation = graph.operations[node.operation]
@@ -301,7 +299,7 @@ def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int)
     if constraint:
         raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
     experiment = Experiment(graph, node, execution.upstream, memory)
-    if experiment.random_state is not None and all(g is None or not g.any() for g in execution.downstream):
+    if not experiment.custom and experiment.random_state is not None and all(g is None or not g.any() for g in execution.downstream):
         raise CannotRunError("PyTorch takes what was drawn as given, and passes no gradient back through the draw")
     if experiment.custom and not experiment.repeats():
         raise CannotRunError(

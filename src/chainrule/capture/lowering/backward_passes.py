@@ -25,6 +25,7 @@ from chainrule.graph.graph import (
     Event,
     Node,
     NodeExecution,
+    Operation,
     Place,
     Ref,
     accumulate,
@@ -99,12 +100,20 @@ def _place(call: int | None, lowering: Lowering) -> Place | None:
 
 
 def _edges(raw: int, operation: int | None, lowering: Lowering, number: dict[int, int]) -> Iterator[Edge]:
-    """Match each edge with the argument it belongs to: both run through the arguments in the schema's order."""
+    """Match each edge with the argument it belongs to: both run through the arguments in the schema's order.
+
+    An `autograd.Function` has one edge for each of its arguments that is a tensor, whatever leads there.
+    """
     arguments = list(references(lowering.operations[operation].arguments)) if operation is not None else []
+    given = _given(lowering.operations[operation]) if operation is not None else []
     cursor = 0
     for position, (node, slot) in enumerate(lowering.tape.nodes[raw].edges):
         target = None if node is None else lowering.tape.number_of.get(node)
         if target is None:
+            continue
+        if position < len(given):
+            name, value = given[position]
+            yield Edge(position, number[target], slot, value, name)
             continue
         place, value = next(
             (
@@ -117,6 +126,13 @@ def _edges(raw: int, operation: int | None, lowering: Lowering, number: dict[int
         name, item = (None, None) if place is None else arguments[place][:2]
         cursor = cursor if place is None else place + 1
         yield Edge(position, number[target], slot, value, name, item)
+
+
+def _given(operation: Operation) -> list[tuple[str, int]]:
+    """The arguments of an `autograd.Function` that are tensors, with their values."""
+    if not isinstance(getattr(operation.function, "function", None), type):
+        return []
+    return [(name, each.value) for name, each in operation.arguments.items() if isinstance(each, Ref)]
 
 
 def _source(value: int, target: int, slot: int, node: Any, lowering: Lowering) -> int | None:
