@@ -107,6 +107,15 @@ class RawBackward:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """What a tensor held before a write: the tape had `position` operations and `executions` of nodes then."""
+
+    position: int
+    executions: int
+    data: Tensor
+
+
 @dataclass(slots=True)
 class RawUpdate:
     """One `optimizer.step()`: parameters, gradients, options and state before; parameters and state after."""
@@ -157,7 +166,8 @@ class Tape:
         self.replaced: list[tuple[int, Tensor, int]] = []  # by `.data =`: (position, tensor, how many copies are older)
         self.unread: list[UnreadRun] = []
         self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
-        self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
+        self.copies: dict[int, list[Overwritten]] = {}  # id of a tensor -> its data before each write, in order
+        self.backward_writes: set[int] = set()  # executions of nodes whose own backward wrote to what arrived there
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
         self.names_of_modules: dict[int, str] = {}
         self.models: list[torch.nn.Module] = []  # known to be whole models, also where only parts of them are called
@@ -201,7 +211,18 @@ class Tape:
         self._entered.difference_update(map(id, tensors))
         self._enter(tensors)
         self._copy(tensors, part=part, counted=not seen)
-        return [self.copies[id(tensor)][-1][1] for tensor in tensors]
+        return [self.copies[id(tensor)][-1].data for tensor in tensors]
+
+    def overwritten_in_backward(self, tensor: Tensor, arrived: Iterable[Tensor]) -> None:
+        """Copy what is recorded in a memory because the backward of a function is about to write there.
+
+        `arrived` are gradients in that memory of nodes whose backward is running.
+        """
+        self._scan()
+        self._enter(arrived)
+        if id(tensor) not in self._entered and id(tensor) not in self._made:
+            self._enter(self._results_in(self.storage_of(tensor)))
+        self._copy([tensor])
 
     @property
     def seen(self) -> int:
@@ -213,7 +234,7 @@ class Tape:
         *_, tensor = written = list(written)
         self.overwritten(written, seen=False)
         position = len(self.operations)
-        copies = {each: len(known) for each, known in self.copies.items() if known[-1][0] == position}
+        copies = {each: len(known) for each, known in self.copies.items() if known[-1].position == position}
         self._made.difference_update(copies)
         if self.retention is not None:
             self.retention.forget(self.storage_of(tensor))
@@ -228,7 +249,7 @@ class Tape:
                 self.retention.choose_leaf(tensor)
             if (found := self.retention.want(tensor)) is not None:
                 placeholder, numbers = found
-                self.copies.setdefault(id(placeholder), []).append((position, numbers))
+                self._keep(placeholder, position, numbers)
 
     def version(self, tensor: Tensor) -> Version:
         """The tensor with its present data, whatever overwrites it later; no operation need have met it."""
@@ -239,7 +260,7 @@ class Tape:
         """The data of a version: the next copy, or the tensor's own."""
         tensor, copied = version
         later = self.copies.get(id(tensor), [])[copied:]
-        return self.placeholders.read(later[0][1]) if later else self.detached(tensor)
+        return self.placeholders.read(later[0].data) if later else self.detached(tensor)
 
     def detached(self, tensor: Tensor) -> Tensor:
         """A tensor without its history: this rank's part, or a placeholder where its numbers are not ours to read.
@@ -340,8 +361,11 @@ class Tape:
                     data, memory = self._copied(own, memory)
                     if counted and self.retention is not None:
                         self.retention.left -= data.nbytes
-                self.copies.setdefault(id(alias), []).append((position, data))
+                self._keep(alias, position, data)
                 self._held.append(alias)  # or its id would be reused
+
+    def _keep(self, tensor: Tensor, position: int, data: Tensor) -> None:
+        self.copies.setdefault(id(tensor), []).append(Overwritten(position, len(self.executions), data))
 
     def _noted(self, storage: int, written: Tensor, index: tuple[Any, ...] | None) -> WriteLog | None:
         """The log of a memory, with what is about to be overwritten in it."""

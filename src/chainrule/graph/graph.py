@@ -179,13 +179,15 @@ class NodeExecution:
     """One run of one node in one backward pass.
 
     `arrived` is d loss / d output for each output of the node; `sent` is d loss / d input as autograd computed it, for
-    each of `next_functions` (None: undefined, or not needed).
+    each of `next_functions` (None: undefined, or not needed). `overwrote`: its own backward wrote to what arrived, and
+    these nodes were given that too (None: it wrote nothing).
     """
 
     backward: int
     order: int
     arrived: tuple[Snapshot | None, ...]
     sent: tuple[Snapshot | None, ...]
+    overwrote: tuple[int, ...] | None = None
 
     @property
     def upstream(self) -> tuple[torch.Tensor | None, ...]:

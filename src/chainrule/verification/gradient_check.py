@@ -36,6 +36,7 @@ from chainrule.verification.differences import ArgumentCheck, NodeContext, measu
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
 from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, quick_check, slabs, unmeasured
+from chainrule.verification.user_functions import overwritten_by, with_writes
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
@@ -124,14 +125,17 @@ def _row(
     differences: bool = True,
 ) -> Row:
     if node.leaf is not None:
-        return worst_row(_sums(graph, node, senders.get(node.index, [])))
+        row = worst_row(_sums(graph, node, senders.get(node.index, [])))
+        if row.verdict == "disagrees" and (writer := overwritten_by(graph, node)) is not None:
+            return _unchecked(node, f"the backward of {writer.name} wrote to what came back to it")
+        return row
     if node.name == "AccumulateGrad":
         return _unchecked(node, "the recording does not hold an operation that used its tensor")
     if not node.executions:
         return _unchecked(node, "no gradient flowed through it")
-    return worst_row(
-        _execution(NodeContext(graph, node, each, op, rule), memory, differences) for each in node.executions
-    )
+    contexts = (NodeContext(graph, node, each, op, rule) for each in node.executions)
+    rows = (with_writes(graph, node, each.execution, _execution(each, memory, differences)) for each in contexts)
+    return worst_row(rows)
 
 
 def _unchecked(node: Node, reason: str) -> Row:
@@ -299,7 +303,8 @@ def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int)
     if constraint:
         raise CannotRunError(f"{constraint}, so its elements cannot be moved one by one")
     experiment = Experiment(graph, node, execution.upstream, memory)
-    if not experiment.custom and experiment.random_state is not None and all(g is None or not g.any() for g in execution.downstream):
+    drew = experiment.random_state is not None and not experiment.custom
+    if drew and all(g is None or not g.any() for g in execution.downstream):
         raise CannotRunError("PyTorch takes what was drawn as given, and passes no gradient back through the draw")
     if experiment.custom and not experiment.repeats():
         raise CannotRunError(
