@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from chainrule.capture.data_parallel import RawArrival
+from chainrule.capture.data_parallel import RawArrival, storage_of
 from chainrule.capture.guard import here, this_thread
 from chainrule.capture.modes import Modes
 from chainrule.capture.source import Site
 from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
-from chainrule.capture.tape import RawBackward, RawNode, Tape, storage_of
+from chainrule.capture.tape import RawBackward, RawNode, Tape
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import tensors_in
 from chainrule.rules.facts import facts_of_node
@@ -98,12 +98,15 @@ class NodeHooks:
         backward, leaves = self._prepare(getattr(func, "__name__", "backward"), roots, accumulates)
         tape.backwards.append(backward)
         first, running = len(tape.executions), len(self._running)
+        place = _create_graph_position.get(func, 3)
+        create_graph = kwargs.get("create_graph", len(args) > place and args[place])
 
         def end(kind: Any, error: BaseException | None, trace: Any) -> None:
             del self._running[running:]  # of functions that raised
             if isinstance(error, Exception):
                 backward.error = f"{type(error).__name__}: {error}"
             self._note_task(backward, first)
+            backward.last = len(tape.operations) if create_graph else None
             for leaf in leaves if accumulates else ():
                 _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
                 self._note_gradient(backward, part)
@@ -111,8 +114,6 @@ class NodeHooks:
                 self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], given[0])
 
         ends.push(end)
-        position = _create_graph_position.get(func, 3)
-        create_graph = kwargs.get("create_graph", len(args) > position and args[position])
         ends.enter_context(self._modes.during_backward(pauses=not create_graph))
 
     def _prepare(self, name: str, roots: tuple[Tensor, ...], accumulates: bool) -> tuple[RawBackward, list[Tensor]]:

@@ -20,6 +20,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
+from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.guard import Guard, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, is_higher_order, left_on, run_composite
 from chainrule.capture.node_hooks import NodeHooks
@@ -33,10 +34,9 @@ from chainrule.capture.tape import (
     RawFunction,
     RawModule,
     Tape,
-    storage_of,
 )
 from chainrule.capture.traits import Traits
-from chainrule.capture.writes import UnreadWrites, part_written
+from chainrule.capture.writes import UnreadWrites, leave_out, part_written
 from chainrule.errors import RecordingError
 from chainrule.graph.reexecution import close_interrupted, unobserved
 from chainrule.graph.trees import tensors_in
@@ -311,7 +311,7 @@ class Recorder:
         with unobserved():
             self._matcher.sweep()
             changed = (written,) if written._base is None else (written, written._base)
-            row.run = tape.leave_out(map(self._matcher.on_tape, changed), Site.of(sys._getframe(3)))
+            row.run = leave_out(tape, map(self._matcher.on_tape, changed), Site.of(sys._getframe(3)))
         return True
 
     def _before_replacing(self, tensor: Tensor, data: Tensor) -> None:

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainrule.capture.traits import Traits
+from chainrule.execution.number_types import DrawsAsRecorded, as_recorded
 from chainrule.execution.user_code import SideEffectError, UserCode
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
@@ -135,7 +135,7 @@ class Experiment:
 
     def _narrowed(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments in float64 in the number types of the recorded ones."""
-        return {name: _like(tree, self.recorded[name]) for name, tree in arguments.items()}
+        return {name: as_recorded(tree, self.recorded[name]) for name, tree in arguments.items()}
 
     def guarded(self, work: Callable[[], T], own: Any = ()) -> T:
         """What `work` gives, with the recorded random numbers; of a user's function nothing else is left behind."""
@@ -144,7 +144,7 @@ class Experiment:
         if not self.custom:
             return work()
         try:
-            with nullcontext() if self.random_state is None else _Draws(self._coarsest):
+            with nullcontext() if self.random_state is None else DrawsAsRecorded(self._coarsest):
                 return self._user_code.run(work, own)
         except SideEffectError as error:
             raise CannotRunError(str(error)) from error
@@ -207,6 +207,35 @@ class Experiment:
                 seeds = [g.to(out.dtype, copy=self.custom) for out, g in pairs]
                 return list(torch.autograd.grad([out for out, _ in pairs], leaves, seeds, allow_unused=True))
 
+            return self.guarded(forward_and_back, arguments)
+
+    def weighed_gradient(
+        self, edges: list[Edge], points: list[Tensor], weights: list[Tensor], differentiate: bool = False
+    ) -> tuple[float, list[Tensor | None]]:
+        """The sum of what autograd gives for the edges times weights, in float64, and its derivatives if asked for.
+
+        `points` are the arguments of the edges, then what arrives.
+        """
+        arguments = {name: cloned(tree) if name in self.writes else tree for name, tree in self.wide.items()}
+        function: Any = self.function.function
+
+        def forward_and_back() -> tuple[float, list[Tensor | None]]:
+            variables = [point.detach().clone().requires_grad_() for point in points]
+            for edge, leaf in zip(edges, variables, strict=False):
+                put(arguments, edge, leaf.clone())
+            called = function.apply(*arguments.values()) if isinstance(function, type) else function(**arguments)  # type: ignore[attr-defined]
+            outs = list(tensors_in(called))
+            outs = [outs[place] for place in self.upstream]
+            seeds = [g.to(out.dtype, copy=True) for out, g in zip(outs, variables[len(edges) :], strict=True)]
+            leaves = variables[: len(edges)]
+            gradients = torch.autograd.grad(outs, leaves, seeds, allow_unused=True, create_graph=differentiate)
+            parts = [(g * w.conj()).real.sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
+            total = sum(parts, torch.zeros((), dtype=torch.float64))
+            if not (differentiate and total.requires_grad):
+                return float(total), [None] * len(variables)
+            return float(total), list(torch.autograd.grad(total, variables, allow_unused=True))
+
+        with torch.enable_grad():
             return self.guarded(forward_and_back, arguments)
 
 
@@ -394,41 +423,6 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype.is_complex:
         return torch.complex128
     return torch.float64 if dtype.is_floating_point else dtype
-
-
-def _like(tree: Any, recorded: Any) -> Any:
-    """Tensors in the number type of the recorded ones, where those have a single one."""
-    dtypes = {t.dtype for t in tensors_in(recorded)} if isinstance(recorded, (Tensor, list, tuple)) else set()
-
-    def like(leaf: Any) -> Any:
-        return leaf.to(next(iter(dtypes))) if isinstance(leaf, Tensor) and len(dtypes) == 1 else leaf
-
-    return recorded if isinstance(recorded, torch.dtype) else map_leaves(like, tree)
-
-
-class _Draws(TorchDispatchMode):
-    """Draws random numbers in the number type in which they were drawn: a generator gives others in float64."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._dtype = dtype
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        traits = Traits.of(func) if hasattr(func, "_schema") else None
-        if traits is None or not traits.random:
-            return func(*args, **(kwargs or {}))
-
-        def narrow(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor):
-                return leaf.to(self._dtype) if leaf.dtype == torch.float64 else leaf
-            return self._dtype if leaf is torch.float64 else leaf
-
-        given, named = map_leaves(narrow, args), map_leaves(narrow, kwargs or {})
-        out = widened(func(*given, **named))
-        written = list(zip(traits.written(args, kwargs or {}), traits.written(given, named), strict=True))
-        for own, drawn in written:
-            own.copy_(drawn)
-        return written[0][0] if written else out
 
 
 def _jittered(tree: Any, generator: torch.Generator) -> Any:

@@ -252,7 +252,7 @@ class Backward:
     """One backward pass: `roots` are (node, slot) where it began, with their seeds in the executions of these nodes.
 
     A pass of `torch.autograd.grad` does not accumulate into `.grad`: it returned `given`, the gradients of the values
-    that it was asked for.
+    that it was asked for. It was `differentiated` if a later pass went back through what it computed.
     """
 
     index: int
@@ -261,6 +261,7 @@ class Backward:
     place: Place | None = None
     accumulates: bool = True
     given: dict[int, Snapshot] = field(default_factory=dict)
+    differentiated: bool = False
 
 
 def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:

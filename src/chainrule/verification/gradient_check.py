@@ -22,6 +22,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError
@@ -29,14 +30,15 @@ from chainrule.execution.experiment import CannotRunError, Experiment, nothing_l
 from chainrule.graph.comparison import Comparison, compare, rounding, unravel
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Value
 from chainrule.graph.names import select_nodes
-from chainrule.graph.snapshot import all_have_numbers, tensor_of
+from chainrule.graph.snapshot import all_have_numbers, snapshots_of, tensor_of
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import SYMMETRIC, facts_of
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
+from chainrule.verification.double_backward import wrong_second_derivative
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
 from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, quick_check, slabs, unmeasured
-from chainrule.verification.user_functions import overwritten_by, with_writes
+from chainrule.verification.user_functions import overwritten_by, run_inside, with_writes
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
@@ -132,10 +134,43 @@ def _row(
     if node.name == "AccumulateGrad":
         return _unchecked(node, "the recording does not hold an operation that used its tensor")
     if not node.executions:
-        return _unchecked(node, "no gradient flowed through it")
+        return _unreached(graph, node, op, rule, memory)
     contexts = (NodeContext(graph, node, each, op, rule) for each in node.executions)
-    rows = (with_writes(graph, node, each.execution, _execution(each, memory, differences)) for each in contexts)
-    return worst_row(rows)
+    row = worst_row(
+        with_writes(graph, node, each.execution, _execution(each, memory, differences)) for each in contexts
+    )
+    if row.verdict == "disagrees" and node.function_class is CheckpointFunction:
+        inside = [graph.nodes[index] for index in run_inside(graph, node)]
+        rows = [_row(graph, each, *_meaning(graph, each), senders, memory, differences) for each in inside]
+        if wrong := [each.node.name for each in rows if each.verdict == "disagrees"]:
+            return _unchecked(node, f"it runs other nodes again, of which {', '.join(wrong)} disagrees")
+    return row
+
+
+def _unreached(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, memory: int) -> Row:
+    """A node that no gradient flowed through; a user's function is given a random one."""
+    reason = "no gradient flowed through it"
+    if node.function_class is None or node.operation is None:
+        return _unchecked(node, reason)
+    generator = torch.Generator().manual_seed(4)
+    outs = [None if value is None else graph.values[value] for value in node.outputs]
+    arrived = tuple(
+        torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
+        if out is not None and (out.dtype.is_floating_point or out.dtype.is_complex)
+        else None
+        for out in outs
+    )
+    try:
+        edges = [edge for edge in node.edges if edge.argument is not None]
+        gradients = Experiment(graph, node, arrived, memory).replayed(edges, wide=False)
+    except Exception:
+        return _unchecked(node, reason)
+    sent: list[Tensor | None] = [None] * (1 + max((edge.position for edge in edges), default=-1))
+    for edge, gradient in zip(edges, gradients, strict=True):
+        sent[edge.position] = gradient
+    execution = NodeExecution(len(graph.backwards), -1, snapshots_of(arrived), snapshots_of(tuple(sent)))
+    row = _execution(NodeContext(graph, node, execution, op, rule), memory, differences=True)
+    return replace(row, reason=f"{reason} in this step; given a random one: {row.reason}")
 
 
 def _unchecked(node: Node, reason: str) -> Row:
@@ -279,9 +314,29 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     row = judged(graph, node, findings, obstacle, broken, explained)
     if not differences and row.verdict == "agrees":
         return replace(row, reason="our rule and autograd agree")
-    if experiment is None or not experiment.custom or row.verdict != "disagrees":
+    if experiment is None or not experiment.custom:
         return row
-    return replace(row, repairs=recognise(experiment, findings))
+    if row.verdict == "disagrees":
+        return replace(row, repairs=recognise(experiment, findings))
+    return _differentiated(context, experiment, row)
+
+
+def _differentiated(context: NodeContext, experiment: Experiment, row: Row) -> Row:
+    """The row of a user's function with what is wrong with its second derivative, where that was used."""
+    backwards, execution = context.graph.backwards, context.execution
+    if not (execution.backward < len(backwards) and backwards[execution.backward].differentiated) or experiment.narrow:
+        return row
+    try:
+        name = wrong_second_derivative(experiment, [e for e in context.node.edges if execution.along(e) is not None])
+    except Exception:  # what cannot be differentiated twice here was not, then
+        return row
+    if not name:
+        return row
+    reason = (
+        f"its backward was differentiated again, and the derivative of its gradient with respect to {name} is not the "
+        "one that differences measure: what is kept on ctx carries no graph, unless it is an argument or an output"
+    )
+    return replace(row, verdict="disagrees", reason=reason)
 
 
 def _finite(gradient: Tensor | None) -> bool:

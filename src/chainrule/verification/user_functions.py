@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chainrule.graph.graph import Graph, Node, NodeExecution, references
+from chainrule.graph.graph import Graph, Node, NodeExecution, Value, references
 from chainrule.verification.rows import Row
 
 
@@ -38,17 +38,24 @@ def _name(graph: Graph, node: Node) -> str:
 
 
 def unmarked_write(graph: Graph, node: Node) -> str:
-    """The argument that a forward overwrites as if it were not: its new value is used, and is no output of the node."""
+    """The argument, or what shares its memory, that a forward overwrites unseen by autograd, if a node uses it then."""
     if node.operation is None:
         return ""
     arguments = {value: name for name, _, value in references(graph.operations[node.operation].arguments)}
     overwritten = {
-        value.index: arguments[value.earlier]
+        value.index: arguments.get(value.earlier, graph.values[value.earlier].name)
         for value in graph.values
-        if value.operation == node.operation and value.earlier in arguments and value.index not in node.outputs
+        if value.operation == node.operation and value.earlier is not None and not _is_known(graph, value, node)
     }
     used = (edge.value for other in graph.nodes if other.executions for edge in other.edges)
     return next((overwritten[value] for value in used if value in overwritten), "") if overwritten else ""
+
+
+def _is_known(graph: Graph, value: Value, node: Node) -> bool:
+    """Whether autograd knows that this is what a node's operation wrote."""
+    return value.index in node.outputs or (
+        value.node is not None and graph.nodes[value.node].operation == node.operation
+    )
 
 
 def overwritten_by(graph: Graph, node: Node) -> Node | None:
@@ -56,3 +63,16 @@ def overwritten_by(graph: Graph, node: Node) -> Node | None:
     return next(
         (other for other in graph.nodes for each in other.executions if node.index in (each.overwrote or ())), None
     )
+
+
+def run_inside(graph: Graph, node: Node) -> list[int]:
+    """The nodes that ran while the backward of this one did, in a pass of their own (a reentrant checkpoint)."""
+    ran = sorted((each.order, each.backward, other.index) for other in graph.nodes for each in other.executions)
+    ends = {each.order: each.backward for each in node.executions}
+    found: list[int] = []
+    for place, (order, _, _) in enumerate(ran):
+        for _, backward, index in reversed(ran[:place]) if order in ends else ():
+            if backward == ends[order]:
+                break
+            found.append(index)
+    return found

@@ -245,9 +245,17 @@ class BackwardPasses:
             loss = self.lowering.values.at(raw.roots[0], raw.position) if raw.roots else None
             place = raw.site.place() if raw.site else None
             given = {value: snapshots.of(gradient) for value, gradient in self.given(raw).items()}
-            found.append(Backward(index, roots, loss, place, raw.accumulates, given))
+            found.append(Backward(index, roots, loss, place, raw.accumulates, given, self._was_differentiated(raw)))
         unseen = range(len(found), max(self.number.values(), default=-1) + 1)
         return (*found, *(Backward(index, (), None) for index in unseen))
+
+    def _was_differentiated(self, raw: RawBackward) -> bool:
+        """Whether another pass went through a node that was made in this one."""
+        if raw.last is None:
+            return False
+        made = range(raw.position, raw.last)
+        ran = (self._tape.nodes[node].operation for task, node, *_ in self._tape.executions if task != raw.task)
+        return any(operation is not None and operation in made for operation in ran)
 
 
 def gradients_of(passes: BackwardPasses, backwards: Sequence[Backward]) -> dict[int, Tensor]:
