@@ -1,4 +1,4 @@
-"""What a user wrote is checked wherever it runs: under vmap, in a checkpoint, with NumPy, with random numbers, in place.
+"""What a user wrote is checked wherever it runs: under vmap, in a checkpoint, with NumPy or random numbers, in place.
 
 Each kind stands with a right backward, of which nothing is said, and a wrong one, which is found at its own node.
 """

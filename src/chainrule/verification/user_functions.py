@@ -39,7 +39,7 @@ def _name(graph: Graph, node: Node) -> str:
 
 def unmarked_write(graph: Graph, node: Node) -> str:
     """The argument, or what shares its memory, that a forward overwrites unseen by autograd, if a node uses it then."""
-    if node.operation is None:
+    if node.operation is None or node.function_class is None:
         return ""
     arguments = {value: name for name, _, value in references(graph.operations[node.operation].arguments)}
     overwritten = {

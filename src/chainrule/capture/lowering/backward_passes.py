@@ -6,7 +6,7 @@ cleared, clipped or written to by hand, and changed by hooks).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -88,7 +88,7 @@ def _node(
         operation,
         call,
         tuple(slots.get(slot) for slot in range(max(slots, default=-1) + 1)),
-        tuple(_edges(raw, operation, lowering, number)),
+        _completed(list(_edges(raw, operation, lowering, number)), operation, lowering),
         tuple(executions),
         lowering.leaves.of(node.variable) if hasattr(node, "variable") else None,
         functions.get(-1 if operation is None else operation) or _place(call, lowering),
@@ -127,6 +127,33 @@ def _edges(raw: int, operation: int | None, lowering: Lowering, number: dict[int
         name, item = (None, None) if place is None else arguments[place][:2]
         cursor = cursor if place is None else place + 1
         yield Edge(position, number[target], slot, value, name, item)
+
+
+def _completed(edges: list[Edge], operation: int | None, lowering: Lowering) -> tuple[Edge, ...]:
+    """The edges whose source was not met as a tensor, in the order of the arguments that want gradients and have none.
+
+    Autograd makes some views anew after a write to their memory, so an argument may be another object than its source.
+    """
+    unknown = [edge for edge in edges if edge.argument is None]
+    if operation is None or not unknown:
+        return tuple(edges)
+    taken = {(edge.argument, edge.item) for edge in edges}
+    free = [
+        each
+        for each in references(lowering.operations[operation].arguments)
+        if each[:2] not in taken and lowering.tape.original(lowering.values[each[2]].tensor).requires_grad
+    ]
+    if len(free) != len(unknown):
+        return tuple(edges)
+    found = dict(zip((edge.position for edge in unknown), free, strict=True))
+    return tuple(
+        edge
+        if edge.position not in found
+        else replace(
+            edge, argument=found[edge.position][0], item=found[edge.position][1], value=found[edge.position][2]
+        )
+        for edge in edges
+    )
 
 
 def _given(operation: Operation) -> list[tuple[str, int]]:
