@@ -18,6 +18,7 @@ from chainrule.graph.comparison import rms
 from chainrule.graph.graph import Edge
 from chainrule.verification.differences import label_of
 
+ARRIVES = "the gradient that arrives"
 RELATIVE = 1e-5  # of the larger side, from which on the two differ
 SAME = 0.05  # of that difference, by which the differences of three step sizes may differ
 SHRINKS = (1.0, 2.0**-3, 2.0**-6)
@@ -33,7 +34,7 @@ def wrong_second_derivative(experiment: Experiment, edges: list[Edge]) -> str:
     edges = [edge for edge in edges if edge.argument is not None]
     points = [pick(experiment.wide, edge) for edge in edges]
     points += [g.to(torch.promote_types(g.dtype, torch.float64)) for g in experiment.upstream.values()]
-    names = [f"`{label_of(edge)}`" for edge in edges] + ["what arrives"] * len(experiment.upstream)
+    names = [f"`{label_of(edge)}`" for edge in edges] + [ARRIVES] * len(experiment.upstream)
     weights = [noise(point) for point in points[: len(edges)]]
     _, second = experiment.weighed_gradient(edges, points, weights, differentiate=True)
     for place, (point, name, gradient) in enumerate(zip(points, names, second, strict=True)):
