@@ -238,8 +238,7 @@ class Tape:
             if is_trained_leaf(tensor):
                 self.retention.choose_leaf(tensor)
             if (found := self.retention.want(tensor)) is not None:
-                placeholder, numbers = found
-                self._keep(placeholder, position, numbers)
+                self._keep(*found, position)
 
     def version(self, tensor: Tensor) -> Version:
         """The tensor with its present data, whatever overwrites it later; no operation need have met it."""
@@ -321,7 +320,6 @@ class Tape:
         With `lives_on` nothing is about to be overwritten: what is not kept stays with its owner. What is `counted`
         takes its share of the memory that the recording may keep.
         """
-        position = len(self.operations)
         for tensor in tensors:
             storage = self.storage_of(tensor)
             known = self._storages.pop(storage, None)
@@ -351,10 +349,10 @@ class Tape:
                     data, memory = self._copied(own, memory)
                     if counted and self.retention is not None:
                         self.retention.left -= data.nbytes
-                self._keep(alias, position, data)
+                self._keep(alias, data, len(self.operations))
                 self._held.append(alias)  # or its id would be reused
 
-    def _keep(self, tensor: Tensor, position: int, data: Tensor) -> None:
+    def _keep(self, tensor: Tensor, data: Tensor, position: int) -> None:
         self.copies.setdefault(id(tensor), []).append(Overwritten(position, len(self.executions), data))
 
     def _noted(self, storage: int, written: Tensor, index: tuple[Any, ...] | None) -> WriteLog | None:

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import PYTORCH, facts_of
 
 _composite = (
     torch._C.DispatchKey.CompositeExplicitAutograd,
     torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional,
 )
-# Any other operation is a user's own, and may draw random numbers inside, where nobody sees them.
-_PYTORCH = frozenset({"aten", "prims", "prim", "profiler", "quantized", "c10d", "_c10d_functional", "higher_order"})
 # False for TorchScript's own (`prim.device`), which may not be asked for keys.
 _in_dispatcher = torch._C._dispatch_has_kernel
 
@@ -57,7 +55,8 @@ class Traits:
         return cls(
             writes,
             views,
-            random=torch.Tag.nondeterministic_seeded in func.tags or func.namespace not in _PYTORCH,
+            random=torch.Tag.nondeterministic_seeded in func.tags
+            or func.namespace not in PYTORCH,  # it may draw unseen
             silent=func.namespace == "profiler",
             elementwise=facts.bypassable and not writes and not views,
             detaches=facts.detaches and not writes,

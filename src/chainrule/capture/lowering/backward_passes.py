@@ -359,7 +359,7 @@ def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
     for change in passes.changes:
         if not change.writers:
             draft = passes.lowering.values[change.value]
-            yield Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place)
+            yield Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place, change.value)
 
 
 @dataclass(frozen=True, slots=True)
