@@ -55,8 +55,8 @@ class Traits:
         return cls(
             writes,
             views,
-            random=torch.Tag.nondeterministic_seeded in func.tags
-            or func.namespace not in PYTORCH,  # it may draw unseen
+            # A user's own operator may draw inside, unseen.
+            random=torch.Tag.nondeterministic_seeded in func.tags or func.namespace not in PYTORCH,
             silent=func.namespace == "profiler",
             elementwise=facts.bypassable and not writes and not views,
             detaches=facts.detaches and not writes,
