@@ -55,6 +55,7 @@ class Experiment:
         self.custom = node.function_class is not None
         self.function: Any = operation.function
         self.random_state = operation.random_state
+        self._draws: list[torch.dtype] = []  # the number types of its draws, once it ran on the recorded arguments
         self.recorded: dict[str, Any] = graph.filled(operation.arguments)
         self.writes = set(self.recorded) if self.custom else written_by(operation.function)
         self.outs = {slot: graph.values[value].data for slot, value in enumerate(node.outputs) if value is not None}
@@ -144,19 +145,10 @@ class Experiment:
         if not self.custom:
             return work()
         try:
-            with nullcontext() if self.random_state is None else DrawsAsRecorded(self._coarsest):
+            with nullcontext() if self.random_state is None else DrawsAsRecorded(self._draws):
                 return self._user_code.run(work, own)
         except SideEffectError as error:
             raise CannotRunError(str(error)) from error
-
-    @cached_property
-    def _coarsest(self) -> torch.dtype:
-        """The coarsest number type among the arguments, in which a function of float64 must draw what it drew."""
-        return max(
-            (t.dtype for t in tensors_in(list(self.recorded.values())) if t.is_floating_point()),
-            key=lambda dtype: torch.finfo(dtype).eps,
-            default=torch.float64,
-        )
 
     @cached_property
     def _user_code(self) -> UserCode:

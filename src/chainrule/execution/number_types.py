@@ -23,21 +23,31 @@ def as_recorded(tree: Any, recorded: Any) -> Any:
 
 
 class DrawsAsRecorded(TorchDispatchMode):
-    """Draws random numbers in the number type in which they were drawn: a generator gives others in float64."""
+    """Draws random numbers in the number types in which they were drawn: a generator gives others in float64.
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    `dtypes` are those of the draws in their order. An empty list is filled: then the recorded arguments are run.
+    """
+
+    def __init__(self, dtypes: list[torch.dtype]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._dtype = dtype
+        self._dtypes, self._left = dtypes, iter(list(dtypes)) if dtypes else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         traits = Traits.of(func) if hasattr(func, "_schema") else None
         if traits is None or not traits.random:
             return func(*args, **(kwargs or {}))
 
+        if self._left is None:
+            out = func(*args, **(kwargs or {}))
+            reals = (t.dtype for t in tensors_in((args, list((kwargs or {}).values()), out)) if t.is_floating_point())
+            self._dtypes.append(next(reals, torch.float64))
+            return out
+        dtype = next(self._left, torch.float64)
+
         def narrow(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
-                return leaf.to(self._dtype) if leaf.dtype == torch.float64 else leaf
-            return self._dtype if leaf is torch.float64 else leaf
+                return leaf.to(dtype) if leaf.dtype == torch.float64 else leaf
+            return dtype if leaf is torch.float64 else leaf
 
         given, named = map_leaves(narrow, args), map_leaves(narrow, kwargs or {})
         out = map_leaves(_wide, func(*given, **named))
