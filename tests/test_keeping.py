@@ -295,8 +295,11 @@ def test_a_single_layer_is_kept_with_all_that_it_takes_and_gives(kind: str) -> N
         {row.node.index: row.verdict for row in each.verify(only="layer.*").rows if row.node.index in inside}
         for each in steps
     )
+    if kind == "in place inside, on a part":  # what is written into is the whole, which the layer does not take
+        assert verdicts.pop(min(verdicts)) == "not checked"
+        assert true.pop(min(true)) == "agrees"
     assert verdicts == true
-    assert set(true.values()) <= {"agrees", "not checked" if kind == "in place inside, on a part" else "agrees"}
+    assert set(true.values()) == {"agrees"}
     for name, parameter in whole.parameters.items():
         if name.startswith("layer"):
             index = (0,) * len(parameter.shape)

@@ -108,7 +108,8 @@ class Recording:
         return self._guard is not None and bool(self._guard.failure)
 
     def __del__(self) -> None:
-        if self._tape is not None and not self._open:  # the graph was never asked for
+        # The graph was never asked for. At the interpreter's exit there is nothing left to free, or to free it with.
+        if self._tape is not None and not self._open and free is not None:
             free(self._tape)
 
     @property

@@ -31,6 +31,14 @@ def own_part(tensor: Tensor) -> Tensor:
     return part
 
 
+def storage_of(tensor: Tensor) -> int:
+    """Identifies the memory of a tensor as long as a tensor in it lives."""
+    try:
+        return int(own_part(tensor).untyped_storage()._cdata)
+    except Exception:  # sparse, a wrapper of functorch's, or what the user's class raises: no memory to share
+        return id(tensor)
+
+
 @dataclass(slots=True)
 class RawReducer:
     """A module that combines gradients over ranks, at the time it ran last; `batch` is summed over its runs."""

@@ -406,6 +406,11 @@ class Modes:
             if pauses:
                 self.resume()
 
+    @property
+    def in_function(self) -> bool:
+        """Whether the backward of a Python function is running, which is seen."""
+        return bool(self._inside) and not self.paused
+
     def sees_operations(self) -> bool:
         """Whether the dispatch mode is on, or off for a pause of ours: PyTorch takes it off too, where it traces."""
         stack = map(_get_dispatch_stack_at, range(_len_torch_dispatch_stack()))

@@ -7,8 +7,9 @@ afterwards. A hook holds a node's index, never the node: that would be a cycle t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from chainrule.capture.data_parallel import RawArrival
+from chainrule.capture.data_parallel import RawArrival, storage_of
 from chainrule.capture.guard import here, this_thread
 from chainrule.capture.modes import Modes
 from chainrule.capture.source import Site
@@ -33,6 +34,14 @@ _current_pass = torch._C._current_graph_task_id
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 
 
+@dataclass(slots=True)
+class _Running:
+    """A Python function whose backward is running: what arrived, and what of it was kept before it was written to."""
+
+    upstream: tuple[Any, ...]
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+
 class NodeHooks:
     """Hooks every node that a backward pass can reach; `remove` takes all hooks off."""
 
@@ -43,6 +52,7 @@ class NodeHooks:
         self._eviction = eviction  # None: everything is kept
         self._straight: dict[int, tuple[tuple[int, Tensor], ...]] = {}  # of the pass that was prepared last
         self._handles: list[Any] = []
+        self._running: list[_Running] = []  # outermost first
         self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient is combined over ranks -> where
 
     def remove(self) -> None:
@@ -87,12 +97,16 @@ class NodeHooks:
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
         backward, leaves = self._prepare(getattr(func, "__name__", "backward"), roots, accumulates)
         tape.backwards.append(backward)
-        first = len(tape.executions)
+        first, running = len(tape.executions), len(self._running)
+        place = _create_graph_position.get(func, 3)
+        create_graph = kwargs.get("create_graph", len(args) > place and args[place])
 
         def end(kind: Any, error: BaseException | None, trace: Any) -> None:
+            del self._running[running:]  # of functions that raised
             if isinstance(error, Exception):
                 backward.error = f"{type(error).__name__}: {error}"
             self._note_task(backward, first)
+            backward.last = len(tape.operations) if create_graph else None
             for leaf in leaves if accumulates else ():
                 _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
                 self._note_gradient(backward, part)
@@ -100,8 +114,6 @@ class NodeHooks:
                 self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], given[0])
 
         ends.push(end)
-        position = _create_graph_position.get(func, 3)
-        create_graph = kwargs.get("create_graph", len(args) > position and args[position])
         ends.enter_context(self._modes.during_backward(pauses=not create_graph))
 
     def _prepare(self, name: str, roots: tuple[Tensor, ...], accumulates: bool) -> tuple[RawBackward, list[Tensor]]:
@@ -211,7 +223,7 @@ class NodeHooks:
         raw.hooked = True
         node, hook, handles = raw.node, self._tape.guard.hook, self._handles
         if isinstance(node, BackwardCFunction):
-            handles.append(node.register_prehook(hook(self._enter_function)))
+            handles.append(node.register_prehook(hook(self._enter_function)))  # after the user's own
             handles.append(node.register_hook(hook(partial(self._leave_function, index))))
         elif at_leaf or self._eviction is not None:
             handles.append(node.register_hook(hook(partial(self._before_leaves, index))))
@@ -244,11 +256,38 @@ class NodeHooks:
     def _enter_function(self, upstream: tuple[Any, ...]) -> None:
         if self._eviction is not None:
             self._eviction.evict(between=False)  # the function may write to what it is given
+        self._running.append(_Running(upstream))
         self._modes.enter_function()
 
     def _leave_function(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
         self._modes.leave_function()
-        self._before_leaves(index, downstream, upstream)
+        kept = self._running.pop().kept if self._running else {}
+        if any(_differs(each, upstream[slot]) for slot, each in kept.items()):
+            self._tape.backward_writes.add(len(self._tape.executions))
+        arrived = tuple([kept.get(slot, each) for slot, each in enumerate(upstream)]) if kept else upstream
+        self._before_leaves(index, downstream, arrived)
+
+    def before_write(self, tensors: Iterable[Tensor]) -> None:
+        """Copy what is recorded in the memory of these: the backward of a function writes to it, or lets NumPy do so.
+
+        Where that is what arrived there, the recording keeps what arrived.
+        """
+        tape, on_tape = self._tape, self._matcher.on_tape
+        if self._eviction is not None:
+            self._eviction.evict(between=False)
+        with unobserved():
+            for tensor in tensors:
+                memory = storage_of(tensor)
+                held = [
+                    (running, slot, on_tape(each))
+                    for running in self._running
+                    for slot, each in enumerate(running.upstream)
+                    if each is not None and slot not in running.kept and storage_of(each) == memory
+                ]
+                tape.overwritten_in_backward(on_tape(tensor), [each for *_, each in held])
+                for running, slot, each in held:
+                    if id(each) in tape.copies:
+                        running.kept[slot] = tape.copies[id(each)][-1].data
 
     def _before_leaves(self, index: int, downstream: tuple[Any, ...], upstream: tuple[Any, ...]) -> None:
         """A node that sends gradients into leaves: they are not held, so that PyTorch can keep them as `.grad`."""
@@ -256,7 +295,9 @@ class NodeHooks:
         if leaves:
             kept = list(downstream)
             for position, _ in leaves:
-                kept[position] = None
+                # What goes elsewhere too is not PyTorch's to keep, and another node may write to it.
+                if not any(each is downstream[position] for at, each in enumerate(downstream) if at != position):
+                    kept[position] = None
             downstream = tuple(kept)
         self._tape.executions.append((_current_pass(), index, downstream, upstream))
         if self._eviction is not None:
@@ -264,3 +305,11 @@ class NodeHooks:
             self._eviction.note(downstream)
             if self._eviction.waiting > BATCH:
                 self._eviction.evict(between=False)
+
+
+def _differs(kept: Tensor, now: Tensor) -> bool:
+    """Whether a gradient was written to; a call of `numpy` alone is none."""
+    if kept.is_meta:
+        return True
+    with unobserved():
+        return kept.shape != now.shape or not torch.equal(kept, now)

@@ -20,6 +20,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
+from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.guard import Guard, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, is_higher_order, left_on, run_composite
 from chainrule.capture.node_hooks import NodeHooks
@@ -33,10 +34,9 @@ from chainrule.capture.tape import (
     RawFunction,
     RawModule,
     Tape,
-    storage_of,
 )
 from chainrule.capture.traits import Traits
-from chainrule.capture.writes import UnreadWrites, part_written
+from chainrule.capture.writes import UnreadWrites, leave_out, part_written
 from chainrule.errors import RecordingError
 from chainrule.graph.reexecution import close_interrupted, unobserved
 from chainrule.graph.trees import tensors_in
@@ -136,7 +136,10 @@ class Recorder:
         seen, state, takes_functions = False, None, False
         composite: Traits | None = None  # if it must be told how to run what it calls
         try:
-            if not (self.modes.paused or (_current_pass() != -1 and not torch.is_grad_enabled())):
+            if _current_pass() != -1 and not torch.is_grad_enabled():
+                if self.modes.in_function:
+                    self._before_write_in_backward(func, args, kwargs or {})
+            elif not self.modes.paused:
                 traits = self._traits.get(func)
                 if traits is None:
                     takes_functions = is_higher_order[type(func)]
@@ -182,6 +185,8 @@ class Recorder:
                 self._evict()
                 if func == _data.__set__:
                     self._before_replacing(*args)
+                elif self.modes.in_function:
+                    self._hooks.before_write(args[:1])
         self._first, self._in_call = first if func is _setitem else None, True
         try:
             out = func(*args, **kwargs)
@@ -284,6 +289,11 @@ class Recorder:
                 site = Site.of(sys._getframe(2))
                 self.tape.writes.append((len(self.tape.operations), id(tensor), _library_function(), site))
 
+    def _before_write_in_backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The backward of a function runs an operation; nothing of that is recorded, but what it overwrites is kept."""
+        if hasattr(func, "_schema") and (traits := Traits.of(func)).writes:
+            self._hooks.before_write(t for each in traits.written(args, kwargs) for t in tensors_in(each))
+
     def _leaves_out(self, traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this write is one of many that nothing reads, and is not recorded (see `UnreadWrites`)."""
         tape, written = self.tape, next(traits.written(args, kwargs))
@@ -301,7 +311,7 @@ class Recorder:
         with unobserved():
             self._matcher.sweep()
             changed = (written,) if written._base is None else (written, written._base)
-            row.run = tape.leave_out(map(self._matcher.on_tape, changed), Site.of(sys._getframe(3)))
+            row.run = leave_out(tape, map(self._matcher.on_tape, changed), Site.of(sys._getframe(3)))
         return True
 
     def _before_replacing(self, tensor: Tensor, data: Tensor) -> None:

@@ -287,8 +287,8 @@ class Retention:
         return tuple([each if each is None else self._gradient(each, False) for each in several])
 
     def _gradient(self, tensor: Tensor, arrives: bool) -> Tensor:
-        if tensor.layout is torch.strided and tensor.nbytes <= SMALL and tensor._base is None:
-            return tensor  # the usual case among small tensors
+        if tensor.is_meta or (tensor.layout is torch.strided and tensor.nbytes <= SMALL and tensor._base is None):
+            return tensor  # the usual case among small tensors; or what was kept before a write, measured already
         known = self._known(tensor)
         if self.chosen and (self.is_wanted(tensor) or self.is_kept(tensor)):
             self.hold((tensor,))

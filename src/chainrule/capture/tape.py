@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.borrowed import BorrowedTensor, BorrowedTensors, Ranges
-from chainrule.capture.data_parallel import RawArrival, Reducers, own_part
+from chainrule.capture.data_parallel import RawArrival, Reducers, own_part, storage_of
 from chainrule.capture.guard import Guard
 from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
@@ -101,10 +101,20 @@ class RawBackward:
     accumulates: bool  # into `.grad`; `torch.autograd.grad` does not
     before: dict[int, Tensor]
     straight: dict[int, tuple[tuple[int, Tensor], ...]]  # node -> (position, leaf) of gradients that were not held
+    last: int | None = None  # its position at the end, where it was differentiable (`create_graph`)
     task: int | None = None  # autograd's number of the pass
     after: dict[int, Version | None] = field(default_factory=dict)
     given: list[tuple[Tensor, Version]] = field(default_factory=list)  # what `autograd.grad` returned, and of what
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """What a tensor held before a write: the tape had `position` operations and `executions` of nodes then."""
+
+    position: int
+    executions: int
+    data: Tensor
 
 
 @dataclass(slots=True)
@@ -158,7 +168,8 @@ class Tape:
         self.replaced: list[tuple[int, Tensor, int]] = []  # by `.data =`: (position, tensor, how many copies are older)
         self.unread: list[UnreadRun] = []
         self.gradients: dict[int, Tensor] = {}  # id of a .grad -> its parameter
-        self.copies: dict[int, list[tuple[int, Tensor]]] = {}  # id of a tensor -> (position, its data before a write)
+        self.copies: dict[int, list[Overwritten]] = {}  # id of a tensor -> its data before each write, in order
+        self.backward_writes: set[int] = set()  # executions of nodes whose own backward wrote to what arrived there
         self.scope: dict[int, tuple[str, Tensor]] = {}  # id of a tensor -> the caller's name of it at the end
         self.names_of_modules: dict[int, str] = {}
         self.models: list[torch.nn.Module] = []  # known to be whole models, also where only parts of them are called
@@ -197,29 +208,29 @@ class Tape:
             return []
         self._scan()
         for tensor in () if seen else tensors:
-            if id(tensor) not in self._entered and id(tensor) not in self._made:
-                self._enter(self._results_in(self.storage_of(tensor)))
+            self._enter_results(tensor)
         self._entered.difference_update(map(id, tensors))
         self._enter(tensors)
         self._copy(tensors, part=part, counted=not seen)
-        return [self.copies[id(tensor)][-1][1] for tensor in tensors]
+        return [self.copies[id(tensor)][-1].data for tensor in tensors]
+
+    def overwritten_in_backward(self, tensor: Tensor, arrived: Iterable[Tensor]) -> None:
+        """Copy what is recorded in a memory that the backward of a function writes to; `arrived` came there."""
+        self._scan()
+        self._enter(arrived)
+        self._enter_results(tensor)
+        self._copy([tensor])
 
     @property
     def seen(self) -> int:
         """How many operations were looked at already."""
         return max(self._scanned[0], self._found)
 
-    def leave_out(self, written: Iterable[Tensor], site: Site | None) -> UnreadRun:
-        """Record no writes to this memory until it is used: then the tensors in it are new leaves."""
-        *_, tensor = written = list(written)
-        self.overwritten(written, seen=False)
-        position = len(self.operations)
-        copies = {each: len(known) for each, known in self.copies.items() if known[-1][0] == position}
-        self._made.difference_update(copies)
+    def are_leaves(self, tensors: Iterable[int], storage: int) -> None:
+        """What no operation has made any more: the tensors of these ids, in this memory, were written to unseen."""
+        self._made.difference_update(tensors)
         if self.retention is not None:
-            self.retention.forget(self.storage_of(tensor))
-        self.unread.append(UnreadRun(position, tensor, copies, site))
-        return self.unread[-1]
+            self.retention.forget(storage)
 
     def want(self, tensors: Iterable[Tensor], position: int) -> None:
         """Keep what a chosen module takes at this position, or gave before it, even if it was evicted already."""
@@ -228,8 +239,7 @@ class Tape:
             if is_trained_leaf(tensor):
                 self.retention.choose_leaf(tensor)
             if (found := self.retention.want(tensor)) is not None:
-                placeholder, numbers = found
-                self.copies.setdefault(id(placeholder), []).append((position, numbers))
+                self._keep(*found, position)
 
     def version(self, tensor: Tensor) -> Version:
         """The tensor with its present data, whatever overwrites it later; no operation need have met it."""
@@ -240,7 +250,7 @@ class Tape:
         """The data of a version: the next copy, or the tensor's own."""
         tensor, copied = version
         later = self.copies.get(id(tensor), [])[copied:]
-        return self.placeholders.read(later[0][1]) if later else self.detached(tensor)
+        return self.placeholders.read(later[0].data) if later else self.detached(tensor)
 
     def detached(self, tensor: Tensor) -> Tensor:
         """A tensor without its history: this rank's part, or a placeholder where its numbers are not ours to read.
@@ -311,7 +321,6 @@ class Tape:
         With `lives_on` nothing is about to be overwritten: what is not kept stays with its owner. What is `counted`
         takes its share of the memory that the recording may keep.
         """
-        position = len(self.operations)
         for tensor in tensors:
             storage = self.storage_of(tensor)
             known = self._storages.pop(storage, None)
@@ -341,8 +350,11 @@ class Tape:
                     data, memory = self._copied(own, memory)
                     if counted and self.retention is not None:
                         self.retention.left -= data.nbytes
-                self.copies.setdefault(id(alias), []).append((position, data))
+                self._keep(alias, data, len(self.operations))
                 self._held.append(alias)  # or its id would be reused
+
+    def _keep(self, tensor: Tensor, data: Tensor, position: int) -> None:
+        self.copies.setdefault(id(tensor), []).append(Overwritten(position, len(self.executions), data))
 
     def _noted(self, storage: int, written: Tensor, index: tuple[Any, ...] | None) -> WriteLog | None:
         """The log of a memory, with what is about to be overwritten in it."""
@@ -373,14 +385,16 @@ class Tape:
         # The last backward may still be running.
         self._scanned = [len(self.operations), len(self.executions), max(len(self.backwards) - 1, 0)]
 
-    def _results_in(self, storage: int) -> list[Tensor]:
-        """The results in a memory that were not thought to share it: each is given once, and entered again if used."""
+    def _enter_results(self, tensor: Tensor) -> None:
+        """Enter the results in a memory that were not thought to share it, once: they are entered again if used."""
+        if id(tensor) in self._entered or id(tensor) in self._made:
+            return
         for position in range(self._indexed, len(self.operations)):
             for each in tensors_in(self.operations[position][3]):
                 if id(each) not in self._sharing:
                     self._results.setdefault(self.storage_of(each), []).append(each)
         self._indexed = len(self.operations)
-        return self._results.pop(storage, [])
+        self._enter(self._results.pop(self.storage_of(tensor), []))
 
     def _copied(
         self, tensor: Tensor, memory: torch.UntypedStorage | None
@@ -434,11 +448,3 @@ class Tape:
                 self._entered.add(id(tensor))
                 self._sharing.add(id(tensor))
                 self._storages.setdefault(self.storage_of(tensor), []).append(tensor)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Identifies the memory of a tensor as long as a tensor in it lives."""
-    try:
-        return int(own_part(tensor).untyped_storage()._cdata)
-    except Exception:  # sparse, a wrapper of functorch's, or what the user's class raises: no memory to share
-        return id(tensor)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import PYTORCH, facts_of
 
 _composite = (
     torch._C.DispatchKey.CompositeExplicitAutograd,
@@ -55,7 +55,8 @@ class Traits:
         return cls(
             writes,
             views,
-            random=torch.Tag.nondeterministic_seeded in func.tags,
+            # A user's own operator may draw inside, unseen.
+            random=torch.Tag.nondeterministic_seeded in func.tags or func.namespace not in PYTORCH,
             silent=func.namespace == "profiler",
             elementwise=facts.bypassable and not writes and not views,
             detaches=facts.detaches and not writes,

@@ -8,11 +8,13 @@ tensors are new leaves, with what was written.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from chainrule.capture.source import Site
 from chainrule.capture.tape import Part, Tape, UnreadRun
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import tensors_in
@@ -113,3 +115,14 @@ class UnreadWrites:
             else:
                 break
         return end
+
+
+def leave_out(tape: Tape, written: Iterable[Tensor], site: Site | None) -> UnreadRun:
+    """Record no writes to this memory until it is used: then the tensors in it are new leaves."""
+    *_, tensor = written = list(written)
+    tape.overwritten(written, seen=False)
+    position = len(tape.operations)
+    copies = {each: len(known) for each, known in tape.copies.items() if known[-1].position == position}
+    tape.are_leaves(copies, tape.storage_of(tensor))
+    tape.unread.append(UnreadRun(position, tensor, copies, site))
+    return tape.unread[-1]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.traits import Traits
+from chainrule.execution.number_types import DrawsAsRecorded, as_recorded
 from chainrule.execution.user_code import SideEffectError, UserCode
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
@@ -55,6 +56,7 @@ class Experiment:
         self.custom = node.function_class is not None
         self.function: Any = operation.function
         self.random_state = operation.random_state
+        self._draws: list[torch.dtype] = []  # the number types of its draws, once it ran on the recorded arguments
         self.recorded: dict[str, Any] = graph.filled(operation.arguments)
         self.writes = set(self.recorded) if self.custom else written_by(operation.function)
         self.outs = {slot: graph.values[value].data for slot, value in enumerate(node.outputs) if value is not None}
@@ -64,6 +66,7 @@ class Experiment:
             for slot, value in enumerate(node.outputs)
         }
         self.upstream = {self.place.get(slot, slot): g for slot, g in enumerate(upstream) if g is not None}
+        self.narrow: bool | None = None  # whether it runs in the recorded number types alone; None: not known yet
         self.drawn: Callable[[dict[str, Any]], Tensor] | None = None  # the result, from the recorded draw
         if draw := facts_of(operation.name).draw:
             slot, result = draw
@@ -116,20 +119,45 @@ class Experiment:
         return self.memory - taken
 
     def run(self, arguments: dict[str, Any]) -> list[Tensor]:
-        """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten."""
+        """The outputs on other arguments; the same random numbers are drawn, and no argument is overwritten.
+
+        What has no kernel for float64 runs in the recorded number types.
+        """
         if self.drawn is not None:  # also where the state of its generator is not known
             return [self.drawn(arguments)]
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
+        if self.narrow or arguments is self.recorded:
+            return self._run(self._narrowed(arguments))
+        return self._run(arguments) if self.narrow is not None else self._first_run(arguments)
+
+    def _first_run(self, arguments: dict[str, Any]) -> list[Tensor]:
+        """As `run`, in float64 where that is possible, and draws what was drawn in the recorded number types."""
+        try:
+            outs = self._run(arguments)
+        except CannotRunError:
+            raise
+        except Exception:
+            self.narrow, outs = True, self._run(self._narrowed(arguments))
+            return outs
+        self.narrow = self.custom and self.random_state is not None and not self._gives(self._run(self.wide))
+        return self.run(arguments) if self.narrow else outs
+
+    def _run(self, arguments: dict[str, Any]) -> list[Tensor]:
         held = {name: cloned(tree) if name in self.writes else tree for name, tree in arguments.items()}
         return list(tensors_in(self.guarded(lambda: self.function(held), held)))
 
+    def _narrowed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments in float64 in the number types of the recorded ones."""
+        return {name: as_recorded(tree, self.recorded[name]) for name, tree in arguments.items()}
+
     def guarded(self, work: Callable[[], T], own: Any = ()) -> T:
-        """What `work` gives; where it runs a user's function, nothing is left of that (see `UserCode`)."""
+        """What `work` gives, with the recorded random numbers; of a user's function nothing else is left behind."""
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state)
         if not self.custom:
             return work()
         try:
-            return self._user_code.run(work, own)
+            with nullcontext() if self.random_state is None else DrawsAsRecorded(self._draws):
+                return self._user_code.run(work, own)
         except SideEffectError as error:
             raise CannotRunError(str(error)) from error
 
@@ -140,7 +168,10 @@ class Experiment:
 
     def repeats(self) -> bool:
         """Whether running it again on the recorded inputs, in their own number types, gives the recorded outputs."""
-        again = self.run(self.recorded)
+        return self._gives(self.run(self.recorded))
+
+    def _gives(self, again: list[Tensor]) -> bool:
+        """Whether these are the recorded outputs."""
         most = sum(t.numel() for t in tensors_in(list(self.recorded.values())))  # terms of one element of an output
         return all(
             out is None
@@ -156,7 +187,7 @@ class Experiment:
 
         With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
         """
-        arguments = dict(self.wide if wide else self.recorded)
+        arguments = dict(self.wide if wide and not self.narrow else self.recorded)
         arguments |= {name: cloned(tree) for name, tree in arguments.items() if name in self.writes}
         if jitter is not None:
             arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
@@ -168,8 +199,6 @@ class Experiment:
         with torch.enable_grad():
             for edge, leaf in zip(edges, leaves, strict=True):
                 put(arguments, edge, leaf.clone())  # an in-place operation may not write to a leaf
-            if self.random_state is not None:
-                torch.set_rng_state(self.random_state)
             function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
 
             def forward_and_back() -> list[Tensor | None]:
@@ -182,6 +211,35 @@ class Experiment:
                 seeds = [g.to(out.dtype, copy=self.custom) for out, g in pairs]
                 return list(torch.autograd.grad([out for out, _ in pairs], leaves, seeds, allow_unused=True))
 
+            return self.guarded(forward_and_back, arguments)
+
+    def weighed_gradient(
+        self, edges: list[Edge], points: list[Tensor], weights: list[Tensor], differentiate: bool = False
+    ) -> tuple[float, list[Tensor | None]]:
+        """The sum of what autograd gives for the edges times weights, in float64, and its derivatives if asked for.
+
+        `points` are the arguments of the edges, then what arrives.
+        """
+        arguments = {name: cloned(tree) if name in self.writes else tree for name, tree in self.wide.items()}
+        function: Any = self.function.function
+
+        def forward_and_back() -> tuple[float, list[Tensor | None]]:
+            variables = [point.detach().clone().requires_grad_() for point in points]
+            for edge, leaf in zip(edges, variables, strict=False):
+                put(arguments, edge, leaf.clone())
+            called = function.apply(*arguments.values()) if isinstance(function, type) else function(**arguments)  # type: ignore[attr-defined]
+            outs = list(tensors_in(called))
+            outs = [outs[place] for place in self.upstream]
+            seeds = [g.to(out.dtype, copy=True) for out, g in zip(outs, variables[len(edges) :], strict=True)]
+            leaves = variables[: len(edges)]
+            gradients = torch.autograd.grad(outs, leaves, seeds, allow_unused=True, create_graph=differentiate)
+            parts = [(g * w.conj()).real.sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
+            total = sum(parts, torch.zeros((), dtype=torch.float64))
+            if not (differentiate and total.requires_grad):
+                return float(total), [None] * len(variables)
+            return float(total), list(torch.autograd.grad(total, variables, allow_unused=True))
+
+        with torch.enable_grad():
             return self.guarded(forward_and_back, arguments)
 
 
@@ -213,7 +271,7 @@ class Probe:
         finite = self.x[self.x.isfinite()]
         size = float(finite.square().mean().sqrt()) if finite.numel() else 0.0
         self.scale = size or 1.0
-        self.grain = self._grain() if experiment.custom else EPS
+        self.grain = self._grain() if experiment.custom or experiment.narrow else EPS
         self.step = max(STEP, self.grain ** (1 / 3)) * self.scale
 
     def _grain(self) -> float:

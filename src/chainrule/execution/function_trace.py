@@ -104,16 +104,18 @@ class FunctionTrace:
         node = next(out.grad_fn for out in outs if out.requires_grad)
         self.context = _Context(node)
         self.upstream = [
-            upstream[place].to(out.dtype) if place in upstream else torch.zeros_like(out)
+            upstream[place].to(out.dtype, copy=True) if place in upstream else torch.zeros_like(out)
             for place, out in enumerate(self.outs)
         ]
         self.inputs = {name: value for name, value in moved.items() if isinstance(value, Tensor)}
-        own = (self.context.saved_tensors, self.upstream, self.outs)
+        arrived, own = [g.clone() for g in self.upstream], (self.context.saved_tensors, self.upstream, self.outs)
         with torch.no_grad(), _Tape() as tape:
             back = self._run(lambda: self.function.backward(self.context, *self.upstream), own)
         self.back = back if isinstance(back, tuple) else (back,)
         self.calls = tape.calls
-        self.got = {position: self._returned(self.back, position) for position in self.edges}
+        self.got = {position: self._returned(self.back, position).clone() for position in self.edges}
+        for g, before in zip(self.upstream, arrived, strict=True):  # which a backward may write to
+            g.copy_(before)
 
     def _run(self, work: Callable[[], Any], own: Any = ()) -> Any:
         return self.experiment.guarded(work, own)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import BorrowedTensor
-from chainrule.capture.tape import storage_of
+from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.traits import Traits
 from chainrule.errors import ReplayError, RequestError
 from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by

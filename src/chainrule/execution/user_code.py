@@ -16,6 +16,7 @@ import io
 import logging
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.modes import is_higher_order, run_inside
 from chainrule.capture.source import is_library
-from chainrule.capture.tape import storage_of
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import tensors_in
 from chainrule.rules.facts import facts_of
@@ -342,6 +343,8 @@ def _muted() -> Iterator[None]:
     out, error = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Muted(out), _Muted(error)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         sys.stdout, sys.stderr = out, error

@@ -179,13 +179,15 @@ class NodeExecution:
     """One run of one node in one backward pass.
 
     `arrived` is d loss / d output for each output of the node; `sent` is d loss / d input as autograd computed it, for
-    each of `next_functions` (None: undefined, or not needed).
+    each of `next_functions` (None: undefined, or not needed). `overwrote`: its own backward wrote to what arrived, and
+    these nodes were given that too (None: it wrote nothing).
     """
 
     backward: int
     order: int
     arrived: tuple[Snapshot | None, ...]
     sent: tuple[Snapshot | None, ...]
+    overwrote: tuple[int, ...] | None = None
 
     @property
     def upstream(self) -> tuple[torch.Tensor | None, ...]:
@@ -254,7 +256,7 @@ class Backward:
     """One backward pass: `roots` are (node, slot) where it began, with their seeds in the executions of these nodes.
 
     A pass of `torch.autograd.grad` does not accumulate into `.grad`: it returned `given`, the gradients of the values
-    that it was asked for.
+    that it was asked for. It was `differentiated` if a later pass went back through what it computed.
     """
 
     index: int
@@ -263,6 +265,7 @@ class Backward:
     place: Place | None = None
     accumulates: bool = True
     given: dict[int, Snapshot] = field(default_factory=dict)
+    differentiated: bool = False
 
 
 def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:

@@ -68,6 +68,8 @@ class WriteThroughView:
         """The base after the write, and the view; writes to copies alone."""
         after = torch.empty_strided(*self.layout, dtype=base.dtype, device=base.device).copy_(base)
         whole = torch.view_as_real(after) if self.real else after
+        if arguments[self.argument].is_complex() and not after.is_complex():
+            whole = torch.view_as_complex(after)
         view = whole.as_strided(self.size, self.stride, self.offset if whole.numel() else 0)
         call_overload(self.function, {**arguments, self.argument: view})
         return after, view

@@ -23,6 +23,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.nn.modules._functions import BackwardHookFunction
+from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError
@@ -30,11 +31,13 @@ from chainrule.execution.experiment import CannotRunError, Experiment, nothing_l
 from chainrule.graph.comparison import Comparison, compare, rounding, unravel
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation, Value
 from chainrule.graph.names import select_nodes
-from chainrule.graph.snapshot import all_have_numbers, tensor_of
+from chainrule.graph.snapshot import all_have_numbers, snapshots_of, tensor_of
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.circumstances import circumstance
+from chainrule.verification.coarse_differences import measure_coarsely
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
+from chainrule.verification.double_backward import ARRIVES, wrong_second_derivative
 from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rows import (
@@ -51,6 +54,7 @@ from chainrule.verification.rows import (
     worst_row,
 )
 from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, quick_check, slabs, unmeasured
+from chainrule.verification.user_functions import overwritten_by, run_inside, with_writes
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
@@ -170,15 +174,50 @@ def _row(
     differences: bool = True,
 ) -> Row:
     if node.leaf is not None:
-        return worst_row(_sums(graph, node, senders.get(node.index, [])))
+        row = worst_row(_sums(graph, node, senders.get(node.index, [])))
+        if row.verdict == "disagrees" and (writer := overwritten_by(graph, node)) is not None:
+            return _unchecked(node, f"the backward of {writer.name} wrote to what came back to it")
+        return row
     if node.name == "AccumulateGrad":
         before = any(other.before for other, _ in senders.get(node.index, []))
         return _unchecked(node, BEFORE if before else "the recording does not hold an operation that used its tensor")
     if not node.executions:
-        return _unchecked(node, NO_GRADIENT)
-    return worst_row(
-        _execution(NodeContext(graph, node, each, op, rule), memory, differences) for each in node.executions
+        return _unreached(graph, node, op, rule, memory)
+    contexts = (NodeContext(graph, node, each, op, rule) for each in node.executions)
+    row = worst_row(
+        with_writes(graph, node, each.execution, _execution(each, memory, differences)) for each in contexts
     )
+    if row.verdict == "disagrees" and node.function_class is CheckpointFunction:
+        inside = [graph.nodes[index] for index in run_inside(graph, node)]
+        rows = [_row(graph, each, *_meaning(graph, each), senders, memory, differences) for each in inside]
+        if wrong := [each.node.name for each in rows if each.verdict == "disagrees"]:
+            return _unchecked(node, f"it runs other nodes again, of which {', '.join(wrong)} disagrees")
+    return row
+
+
+def _unreached(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, memory: int) -> Row:
+    """A node that no gradient flowed through; a user's function is given a random one."""
+    if node.function_class is None or node.operation is None:
+        return _unchecked(node, NO_GRADIENT)
+    generator = torch.Generator().manual_seed(4)
+    outs = [None if value is None else graph.values[value] for value in node.outputs]
+    arrived = tuple(
+        torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
+        if out is not None and (out.dtype.is_floating_point or out.dtype.is_complex)
+        else None
+        for out in outs
+    )
+    try:
+        edges = [edge for edge in node.edges if edge.argument is not None]
+        gradients = Experiment(graph, node, arrived, memory).replayed(edges, wide=False)
+    except Exception:
+        return _unchecked(node, NO_GRADIENT)
+    sent: list[Tensor | None] = [None] * (1 + max((edge.position for edge in edges), default=-1))
+    for edge, gradient in zip(edges, gradients, strict=True):
+        sent[edge.position] = gradient
+    execution = NodeExecution(len(graph.backwards), -1, snapshots_of(arrived), snapshots_of(tuple(sent)))
+    row = _execution(NodeContext(graph, node, execution, op, rule), memory, differences=True)
+    return replace(row, reason=f"{NO_GRADIENT} in this step; given a random one: {row.reason}")
 
 
 def _unchecked(node: Node, reason: str) -> Row:
@@ -296,11 +335,14 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
                 finding = quick_check(context, experiment, edge, ours)
                 if finding is None and (known := unmeasured(edge, context)) is not None:
                     finding = measure(context, experiment, edge, known)
+                    if experiment.narrow and (known := unmeasured(edge, context)) is not None:
+                        finding = measure_coarsely(experiment, edge, known)
             else:
                 finding = at_known_kink(context, unmeasured(edge, context, ours))
             if finding is not None:
                 findings.append(finding)
-        settle(context, experiment, findings)
+        if not experiment.narrow:
+            settle(context, experiment, findings)
     except CannotRunError as error:
         obstacle = str(error)
     except Exception as error:  # a user's function, or an operation without float64, may raise anything
@@ -322,9 +364,11 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     row = judged(graph, node, findings, obstacle, broken, explained)
     if not differences and row.verdict == "agrees":
         return replace(row, reason=RULE_ALONE)
-    if experiment is None or not experiment.custom or row.verdict != "disagrees":
+    if experiment is None or not experiment.custom:
         return row
-    return replace(row, repairs=tuple(_repairs(context, experiment, findings)))
+    if row.verdict == "disagrees":
+        return replace(row, repairs=tuple(_repairs(context, experiment, findings)))
+    return _differentiated(context, experiment, row)
 
 
 def _repairs(context: NodeContext, experiment: Experiment, findings: list[ArgumentCheck]) -> Iterator[Repair]:
@@ -336,6 +380,26 @@ def _repairs(context: NodeContext, experiment: Experiment, findings: list[Argume
             kind, text = circumstance(context.graph, context.node, experiment, edges, finding)
             repair = replace(repair, kind=kind, text=text)
         yield repair
+
+
+def _differentiated(context: NodeContext, experiment: Experiment, row: Row) -> Row:
+    """The row of a user's function with what is wrong with its second derivative, where that was used."""
+    backwards, execution = context.graph.backwards, context.execution
+    if not (execution.backward < len(backwards) and backwards[execution.backward].differentiated) or experiment.narrow:
+        return row
+    try:
+        name = wrong_second_derivative(experiment, [e for e in context.node.edges if execution.along(e) is not None])
+    except Exception:  # what cannot be differentiated twice here was not, then
+        return row
+    if not name:
+        return row
+    reason = (
+        f"its backward was differentiated again, and the derivative of its gradient with respect to {name} is not the "
+        "one that differences measure"
+    )
+    if name != ARRIVES:
+        reason += ": what is kept on ctx carries no graph, unless it is an argument or an output"
+    return replace(row, verdict="disagrees", reason=reason)
 
 
 def _finite(gradient: Tensor | None) -> bool:
@@ -356,8 +420,6 @@ def constraint_of(operation: Operation) -> str:
 
 
 def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
-    if node.name == "CopySlices":
-        raise CannotRunError("it stands for a write to a part of a tensor, which is not run again on its own")
     if node.before:
         raise CannotRunError(BEFORE)
     if node.operation is None:
@@ -365,7 +427,8 @@ def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int)
     if constraint := constraint_of(graph.operations[node.operation]):
         raise CannotRunError(constraint)
     experiment = Experiment(graph, node, execution.upstream, memory)
-    if experiment.random_state is not None and all(g is None or not g.any() for g in execution.downstream):
+    drew = experiment.random_state is not None and not experiment.custom
+    if drew and all(g is None or not g.any() for g in execution.downstream):
         raise CannotRunError("PyTorch takes what was drawn as given, and passes no gradient back through the draw")
     if experiment.custom and not experiment.repeats():
         raise CannotRunError(

@@ -68,7 +68,7 @@ def _lower(tape: Tape, snapshots: Snapshots) -> Graph:
         values=values,
         operations=operations,
         calls=calls,
-        nodes=read_nodes(lowering, number, passes.executions(snapshots)) if snapshots.lasting else (),
+        nodes=read_nodes(lowering, number, passes.executions(snapshots, number)) if snapshots.lasting else (),
         backwards=backwards,
         updates=read_updates(lowering, names, snapshots),
         parameters=parameters,

@@ -6,6 +6,8 @@ cleared, clipped or written to by hand, and changed by hooks).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,10 +16,10 @@ from torch.nn.modules._functions import BackwardHookFunction
 
 from chainrule.capture.lowering.naming import Names
 from chainrule.capture.lowering.operations import Lowering, node_name
-from chainrule.capture.lowering.tensor_versions import Snapshots, data_after, frozen
+from chainrule.capture.lowering.tensor_versions import Snapshots, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.tape import RawBackward
+from chainrule.capture.tape import RawBackward, Tape
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import (
     Backward,
@@ -25,6 +27,7 @@ from chainrule.graph.graph import (
     Event,
     Node,
     NodeExecution,
+    Operation,
     Place,
     Ref,
     accumulate,
@@ -85,7 +88,7 @@ def _node(
         operation,
         call,
         tuple(slots.get(slot) for slot in range(max(slots, default=-1) + 1)),
-        tuple(_edges(raw, operation, lowering, number)),
+        _completed(list(_edges(raw, operation, lowering, number)), operation, lowering),
         tuple(executions),
         lowering.leaves.of(node.variable) if hasattr(node, "variable") else None,
         functions.get(-1 if operation is None else operation) or _place(call, lowering),
@@ -100,12 +103,19 @@ def _place(call: int | None, lowering: Lowering) -> Place | None:
 
 
 def _edges(raw: int, operation: int | None, lowering: Lowering, number: dict[int, int]) -> Iterator[Edge]:
-    """Match each edge with the argument it belongs to: both run through the arguments in the schema's order."""
+    """Match each edge with the argument it belongs to: both run through the arguments in the schema's order.
+
+    An `autograd.Function` has one edge for each of its arguments that is a tensor, whatever leads there.
+    """
     arguments = list(references(lowering.operations[operation].arguments)) if operation is not None else []
+    given = _given(lowering.operations[operation]) if operation is not None else []
     cursor = 0
     for position, (node, slot) in enumerate(lowering.tape.nodes[raw].edges):
         target = None if node is None else lowering.tape.number_of.get(node)
         if target is None:
+            continue
+        if position < len(given):
+            yield Edge(position, number[target], slot, given[position][1], given[position][0])
             continue
         place, value = next(
             (
@@ -118,6 +128,40 @@ def _edges(raw: int, operation: int | None, lowering: Lowering, number: dict[int
         name, item = (None, None) if place is None else arguments[place][:2]
         cursor = cursor if place is None else place + 1
         yield Edge(position, number[target], slot, value, name, item)
+
+
+def _completed(edges: list[Edge], operation: int | None, lowering: Lowering) -> tuple[Edge, ...]:
+    """The edges whose source was not met as a tensor, in the order of the arguments that want gradients and have none.
+
+    Autograd makes some views anew after a write to their memory, so an argument may be another object than its source.
+    """
+    unknown = [edge for edge in edges if edge.argument is None]
+    if operation is None or not unknown:
+        return tuple(edges)
+    taken = {(edge.argument, edge.item) for edge in edges}
+    free = [
+        each
+        for each in references(lowering.operations[operation].arguments)
+        if each[:2] not in taken and lowering.tape.original(lowering.values[each[2]].tensor).requires_grad
+    ]
+    if len(free) != len(unknown):
+        return tuple(edges)
+    found = dict(zip((edge.position for edge in unknown), free, strict=True))
+    return tuple(
+        edge
+        if edge.position not in found
+        else replace(
+            edge, argument=found[edge.position][0], item=found[edge.position][1], value=found[edge.position][2]
+        )
+        for edge in edges
+    )
+
+
+def _given(operation: Operation) -> list[tuple[str, int]]:
+    """The arguments of an `autograd.Function` that are tensors, with their values."""
+    if not isinstance(getattr(operation.function, "function", None), type):
+        return []
+    return [(name, each.value) for name, each in operation.arguments.items() if isinstance(each, Ref)]
 
 
 def _source(value: int, target: int, slot: int, node: Any, lowering: Lowering) -> int | None:
@@ -161,19 +205,35 @@ class BackwardPasses:
             known.setdefault(task, max(len(self._tape.backwards), *known.values(), -1) + 1 if known else 0)
         return known
 
-    def executions(self, snapshots: Snapshots) -> dict[int, list[NodeExecution]]:
-        """Each node's runs, by the tape's number of the node."""
+    @cached_property
+    def changes(self) -> list[_Change]:
+        """The gradients that are not the sum of what was sent."""
+        return list(_changes(self))
+
+    def sent_on(self, order: int) -> tuple[Tensor | None, ...]:
+        """What an execution sent on, but for what went straight into a leaf."""
+        return frozen(self._tape, self._tape.executions[order][2], order)
+
+    def executions(self, snapshots: Snapshots, number: dict[int, int]) -> dict[int, list[NodeExecution]]:
+        """Each node's runs, by the tape's number of the node; `number` puts these into forward order."""
+        overwrote: dict[int, set[int]] = {order: set() for order in self._tape.backward_writes}
+        for change in self.changes if overwrote else ():
+            for order in change.writers:
+                overwrote[order].add(number[change.node])
         found: dict[int, list[NodeExecution]] = {}
-        for order, (task, node, downstream, upstream) in enumerate(self._tape.executions):
-            filled = self.with_leaves(node, task, downstream)
-            arrived = tuple(map(snapshots.of_some, frozen(self._tape, upstream)))
-            execution = NodeExecution(self.number[task], order, arrived, tuple(map(snapshots.of_some, filled)))
+        for order, (task, node, _, upstream) in enumerate(self._tape.executions):
+            filled = self.with_leaves(order)
+            arrived = tuple(map(snapshots.of_some, frozen(self._tape, upstream, order)))
+            sent = tuple(map(snapshots.of_some, filled))
+            others = tuple(sorted(overwrote[order])) if order in overwrote else None
+            execution = NodeExecution(self.number[task], order, arrived, sent, others)
             found.setdefault(node, []).append(execution)
         return found
 
-    def with_leaves(self, node: int, task: int, downstream: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-        """Fill in the gradients that went straight into a leaf, which were read from its `.grad` afterwards."""
-        filled = list(frozen(self._tape, downstream))
+    def with_leaves(self, order: int) -> tuple[Tensor | None, ...]:
+        """What an execution sent on, with what went straight into a leaf, read from its `.grad` afterwards."""
+        task, node, *_ = self._tape.executions[order]
+        filled = list(self.sent_on(order))
         raw = self.by_task.get(task)
         if raw is not None:
             for position, leaf in raw.straight.get(node, ()):
@@ -213,9 +273,17 @@ class BackwardPasses:
             loss = self.lowering.values.at(raw.roots[0], raw.position) if raw.roots else None
             place = raw.site.place() if raw.site else None
             given = {value: snapshots.of(gradient) for value, gradient in self.given(raw).items()}
-            found.append(Backward(index, roots, loss, place, raw.accumulates, given))
+            found.append(Backward(index, roots, loss, place, raw.accumulates, given, self._was_differentiated(raw)))
         unseen = range(len(found), max(self.number.values(), default=-1) + 1)
         return (*found, *(Backward(index, (), None) for index in unseen))
+
+    def _was_differentiated(self, raw: RawBackward) -> bool:
+        """Whether another pass went through a node that was made in this one."""
+        if raw.last is None:
+            return False
+        made = range(raw.position, raw.last)
+        ran = (self._tape.nodes[node].operation for task, node, *_ in self._tape.executions if task != raw.task)
+        return any(operation is not None and operation in made for operation in ran)
 
 
 def gradients_of(passes: BackwardPasses, backwards: Sequence[Backward]) -> dict[int, Tensor]:
@@ -233,18 +301,19 @@ Arrivals = Iterator[tuple[int, int, Tensor]]  # (task, value, gradient)
 
 def _at_results(lowering: Lowering) -> Arrivals:
     """For the result of an operation: what arrived at its node from all uses."""
-    for task, node, _, upstream in lowering.tape.executions:
+    for order, (task, node, _, upstream) in enumerate(lowering.tape.executions):
+        arrived = frozen(lowering.tape, upstream, order)
         for slot, value in lowering.outputs_of.get(node, {}).items():
-            if slot < len(upstream) and upstream[slot] is not None:
-                yield task, value, data_after(lowering.tape, upstream[slot], -1)
+            if slot < len(arrived) and (gradient := arrived[slot]) is not None:
+                yield task, value, gradient
 
 
 def _at_leaves(passes: BackwardPasses) -> Arrivals:
     """For a leaf: what nodes sent straight to it."""
     tape, leaves = passes.lowering.tape, passes.lowering.leaves
     at_leaves = [any(type(node) is AccumulateGrad for node, _ in raw.edges) for raw in tape.nodes]
-    for task, node, downstream, _ in tape.executions:
-        sent = passes.with_leaves(node, task, downstream) if at_leaves[node] else ()
+    for order, (task, node, *_) in enumerate(tape.executions):
+        sent = passes.with_leaves(order) if at_leaves[node] else ()
         for (target, _), gradient in zip(tape.nodes[node].edges, sent, strict=False):
             if gradient is not None and type(target) is AccumulateGrad:
                 leaf = leaves.of(target.variable)  # type: ignore[attr-defined]
@@ -273,7 +342,8 @@ def _summed(passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Arr
     return found
 
 
-Arriving = dict[tuple[int, int, int], Tensor]  # (task, node, slot) -> the sum of what was sent there so far
+class _Sent(dict[tuple[int, int, int], list[tuple[int, Tensor | None, Tensor]]]):
+    """(task, node, slot) -> what was sent there so far: by which execution, the tensor, and its data then."""
 
 
 def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
@@ -287,32 +357,65 @@ def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
         if (parameter := tape.gradients.get(gradient)) is not None:
             name = names.of_parameter(parameter, 0)
             yield Event(function or "write", name, position, site.place() if site else None)
-    yield from _changes_by_hooks(passes)
+    for change in passes.changes:
+        if not change.writers:
+            draft = passes.lowering.values[change.value]
+            yield Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place, change.value)
 
 
-def _changes_by_hooks(passes: BackwardPasses) -> Iterator[Event]:
-    lowering, tape, arriving = passes.lowering, passes.lowering.tape, Arriving()
-    for task, number, downstream, upstream in tape.executions:
-        sent_on = frozen(tape, downstream)
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A gradient that is not the sum of what was sent: by a hook, or by backwards that wrote to it on its way."""
+
+    value: int
+    node: int  # that it arrived at
+    writers: frozenset[int]  # executions
+
+
+def _changes(passes: BackwardPasses) -> Iterator[_Change]:
+    lowering, tape, sent = passes.lowering, passes.lowering.tape, _Sent()
+    for order, (task, number, _, upstream) in enumerate(tape.executions):
+        sent_on, arrived = passes.sent_on(order), frozen(tape, upstream, order)
         if getattr(tape.nodes[number].node, "_forward_cls", None) is BackwardHookFunction:
-            yield from _changes_by_module_hooks(lowering, number, frozen(tape, upstream), sent_on)
+            yield from _changes_by_module_hooks(lowering, number, arrived, sent_on)
         for slot, value in lowering.outputs_of.get(number, {}).items():
-            sent = arriving.pop((task, number, slot), None)
-            arrived: Any = upstream[slot] if slot < len(upstream) else None
-            if sent is not None and arrived is not None and not _alike(sent, data_after(tape, arrived, -1)):
-                yield _change(lowering, value)
-        for (node, slot), gradient in zip(tape.nodes[number].edges, sent_on, strict=False):
+            parts = sent.pop((task, number, slot), [])
+            here = arrived[slot] if slot < len(arrived) else None
+            if parts and here is not None and not _alike(_total(parts), here):
+                yield _Change(value, number, _writers(tape, parts, order))
+        for (node, slot), gradient, tensor in zip(
+            tape.nodes[number].edges, sent_on, tape.executions[order][2], strict=False
+        ):
             if gradient is not None and node in tape.number_of:
-                accumulate(arriving, (task, tape.number_of[node], slot), gradient)
-    yield from _changes_at_leaves(passes, arriving)
+                sent.setdefault((task, tape.number_of[node], slot), []).append((order, tensor, gradient))
+    yield from _changes_at_leaves(passes, sent)
 
 
-def _changes_at_leaves(passes: BackwardPasses, arriving: Arriving) -> Iterator[Event]:
+def _total(parts: list[tuple[int, Tensor | None, Tensor]]) -> Tensor:
+    total: dict[int, Tensor] = {}
+    for *_, gradient in parts:
+        accumulate(total, 0, gradient)
+    return total[0]
+
+
+def _writers(tape: Tape, parts: list[tuple[int, Tensor | None, Tensor]], end: int) -> frozenset[int]:
+    """The executions whose backward wrote to one of these gradients after it was sent, and before `end`."""
+    copied = (
+        copy.executions
+        for order, tensor, _ in parts
+        for copy in tape.copies.get(id(tensor), ())
+        if order < copy.executions <= end
+    )
+    writers = ((each for each in sorted(tape.backward_writes) if each >= at) for at in copied)
+    return frozenset(found for each in writers if (found := next(each, None)) is not None)
+
+
+def _changes_at_leaves(passes: BackwardPasses, arriving: _Sent) -> Iterator[_Change]:
     """What nodes sent to a leaf should be what the pass added to its `.grad`."""
-    lowering = passes.lowering
-    combined = {(raw.task, id(raw.leaf)) for raw in lowering.tape.arrivals}  # over ranks: no hook of the user's
-    for (task, number, _), sent in arriving.items():
-        leaf = getattr(lowering.tape.nodes[number].node, "variable", None)
+    lowering, tape = passes.lowering, passes.lowering.tape
+    combined = {(raw.task, id(raw.leaf)) for raw in tape.arrivals}  # over ranks: no hook of the user's
+    for (task, number, _), parts in arriving.items():
+        leaf, sent = getattr(tape.nodes[number].node, "variable", None), _total(parts)
         raw = passes.by_task.get(task)
         if raw is None or leaf is None or id(leaf) not in lowering.values.versions or (task, id(leaf)) in combined:
             continue
@@ -321,22 +424,18 @@ def _changes_at_leaves(passes: BackwardPasses, arriving: Arriving) -> Iterator[E
             continue
         whole = sent if before is None else sent + before
         if left is not None and not _alike(whole, left):
-            yield _change(lowering, lowering.values.versions[id(leaf)][0])
+            last = max(order for order, execution in enumerate(tape.executions) if execution[0] == task)
+            yield _Change(lowering.values.versions[id(leaf)][0], number, _writers(tape, parts, last))
 
 
 def _changes_by_module_hooks(
     lowering: Lowering, number: int, upstream: tuple[Tensor | None, ...], downstream: tuple[Tensor | None, ...]
-) -> Iterator[Event]:
+) -> Iterator[_Change]:
     """`register_full_backward_hook` puts its hook on a function of PyTorch's that passes everything on unchanged."""
     for slot, (arrived, sent) in enumerate(zip(upstream, downstream, strict=False)):
         value = lowering.outputs_of.get(number, {}).get(slot)
         if value is not None and arrived is not None and sent is not None and not _alike(arrived, sent):
-            yield _change(lowering, value)
-
-
-def _change(lowering: Lowering, value: int) -> Event:
-    draft = lowering.values[value]
-    return Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place, value)
+            yield _Change(value, number, frozenset())
 
 
 def _alike(left: Tensor, right: Tensor) -> bool:

@@ -238,10 +238,17 @@ class Lowering:
     # -- what is known by its node ------------------------------------------------------------------------------------
 
     def _node_of(self, function: RawFunction) -> int | None:
-        """The node of an `autograd.Function` that was applied (None: no gradient is wanted of it)."""
-        for position in range(function.last - 1, function.first - 1, -1):
+        """The node of an `autograd.Function` that was applied (None: no gradient is wanted of it).
+
+        Its forward may end with operations that no torch function was seen to call (`torch.from_numpy`).
+        """
+        end = function.last
+        while end < len(self.tape.operations) and self.tape.operations[end][4] is None:
+            end += 1
+        for position in range(end - 1, function.first - 1, -1):
             for node in self._nodes_at.get(position, []):
                 if getattr(self.tape.nodes[node].node, "_forward_cls", None) is function.cls:
+                    function.last = max(function.last, position + 1)
                     return node
         unmatched = ((i, raw) for i, raw in enumerate(self.tape.nodes) if i not in self.operation_of)
         applied = (i for i, raw in unmatched if getattr(raw.node, "_forward_cls", None) is function.cls)
@@ -253,9 +260,13 @@ class Lowering:
         arguments = {
             name: self._refs(value, function.first) for name, value in zip(names, function.arguments, strict=True)
         }
-        index = len(self.operations)
+        index, state = len(self.operations), None
         for position in range(function.first, function.last):
             self.at[position] = index
+            func, args, kwargs, _, _, drawn = self.tape.operations[position]
+            state = drawn if state is None else state  # of the generator, before anything was drawn
+            for tensor in tensors_in(list(Traits.of(func).written(args, kwargs or {}))):
+                self.values.overwrite(tensor, index)
         outputs = []
         for slot, tensor in sorted(self.tape.nodes[node].outputs.items()):
             value = self.values.new(tensor, function.last - 1, operation=index, slot=slot)
@@ -264,7 +275,8 @@ class Lowering:
         self.operation_of.setdefault(node, index)
         forward = Reexecution(function.cls)
         call = next((c for c, raw in enumerate(self.tape.calls) if function.first <= raw.first < function.last), None)
-        self.operations.append(Operation(index, function.cls.__name__, forward, arguments, tuple(outputs), call, node))
+        name = function.cls.__name__
+        self.operations.append(Operation(index, name, forward, arguments, tuple(outputs), call, node, state))
 
     def _read_unmatched(self, node: int) -> None:
         """A node that no recorded operation made: only its edges are known."""

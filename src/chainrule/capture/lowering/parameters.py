@@ -90,9 +90,9 @@ def _state(state: Any, snapshots: Snapshots) -> Any:
 def _changed_by_hand(lowering: Lowering, tensor: Tensor, before: Tensor) -> Tensor | None:
     """The data after the user's own update: the last copy was made at the end, an earlier one for a write."""
     copies = lowering.tape.copies.get(id(tensor), ())
-    if len(copies) < 2 or not all_have_numbers(before, copies[-1][1]):
+    if len(copies) < 2 or not all_have_numbers(before, copies[-1].data):
         return None
-    return copies[-1][1] if not identical(copies[-1][1], before) else None
+    return copies[-1].data if not identical(copies[-1].data, before) else None
 
 
 def _trained(lowering: Lowering, used: set[int]) -> Iterator[Tensor]:

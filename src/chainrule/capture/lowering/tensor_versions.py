@@ -82,7 +82,7 @@ class TensorVersions:
         for parameter, before in zip(raw.parameters, raw.before, strict=True):
             for identity in self._sharing.pop(self._tape.storage_of(parameter), {}):
                 self._current.pop(identity, None)
-            copies = [copy for _, copy in self._tape.copies.get(id(parameter), ())]
+            copies = [copy.data for copy in self._tape.copies.get(id(parameter), ())]
             self._skip[id(parameter)] = next((i for i, copy in enumerate(copies, 1) if copy is before), 0)
 
     def forget(self, tensor: Tensor, copies: dict[int, int]) -> None:
@@ -123,15 +123,22 @@ class TensorVersions:
 
 def data_after(tape: Tape, tensor: Tensor, position: int, skip: int = 0) -> Tensor:
     """A tensor's data after the operation at `position` (-1: at the start): the next copy, or the tensor's own."""
-    for later, copy in tape.copies.get(id(tensor), [])[skip:]:
-        if later > position:
-            return copy
+    for copy in tape.copies.get(id(tensor), [])[skip:]:
+        if copy.position > position:
+            return copy.data
     return tape.detached(tensor)
 
 
-def frozen(tape: Tape, gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients with the data that they had when they arrived, which is the first copy of it."""
-    return tuple(None if each is None else tape.placeholders.read(data_after(tape, each, -1)) for each in gradients)
+def frozen(tape: Tape, gradients: Iterable[Tensor | None], order: int) -> tuple[Tensor | None, ...]:
+    """Gradients with the data that they had when the execution `order` of a node ended."""
+    return tuple(None if each is None else _at_end(tape, each, order) for each in gradients)
+
+
+def _at_end(tape: Tape, gradient: Tensor, order: int) -> Tensor:
+    for copy in tape.copies.get(id(gradient), ()):
+        if copy.executions > order:
+            return tape.placeholders.read(copy.data)
+    return tape.detached(gradient)
 
 
 # -- snapshots --------------------------------------------------------------------------------------------------------

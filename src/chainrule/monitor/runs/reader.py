@@ -277,7 +277,7 @@ class RunReader:
 
     def _query(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         try:
-            for row in self._connection.execute(statement, values):  # `yield from` would close it after the connection
+            for row in self._connection.execute(statement, values):  # noqa: UP028 (it would close the cursor after the connection)
                 yield row
         except sqlite3.ProgrammingError as error:
             raise StorageError(f"{self.path} was closed. Open it again with chainrule.runs.open().") from error

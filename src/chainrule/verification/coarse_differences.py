@@ -1,0 +1,141 @@
+"""Differences of what runs in its recorded number type alone: a kernel for float32.
+
+Rounding then hides small changes, and a curve or a corner spoils large steps. So each line is measured with a series of
+steps, each pair of which gives Richardson's extrapolation and a bound of its rounding. A gradient agrees if one
+estimate that rounding leaves useful says so. It is wrong only if two neighbours say the same, and something else, and
+the slopes on both sides are alike, as they are not over a corner.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from chainrule.execution.experiment import CannotRunError, Experiment, Probe, pick, weigh
+from chainrule.graph.comparison import Comparison, compare, rms
+from chainrule.graph.graph import Edge
+from chainrule.verification.differences import ArgumentCheck
+
+STEPS = [4.0**-k for k in range(-4, 8)]  # relative to the size of the argument
+PRECISION = 2e-4  # relative to the terms
+USEFUL = 0.02  # rounding relative to the terms, or to those of a typical element, above which an estimate is none
+ALL, SOME, DIRECTIONS = 512, 48, 3  # elements up to which each is measured; or else how many, and along which lines
+
+DIRECTIONS_ALONE = "the differences along random directions disagree, but those at single elements do not"
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    slope: float
+    terms: float
+    rounding: float
+    bend: float = 0.0  # how far the slopes on both sides are apart
+
+    def __sub__(self, other: _Estimate) -> float:
+        return abs(self.slope - other.slope)
+
+
+def measure_coarsely(experiment: Experiment, edge: Edge, finding: ArgumentCheck) -> ArgumentCheck:
+    """What differences say of one argument of an experiment that is `narrow`."""
+    line = _Line(Probe(experiment, edge), pick(experiment.recorded, edge).dtype)
+    probe, got = line.probe, finding.got
+    if got.numel() != probe.x.numel():
+        raise CannotRunError(f"the gradient of `{finding.label}` has another shape than the argument")
+    generator = torch.Generator().manual_seed(0)
+    size, finding.off, finding.measured = got.numel(), [], {}
+    chosen = set(range(size))
+    if size > ALL:
+        some = torch.randint(size, (SOME,), generator=generator).tolist()
+        chosen = {*some, *got.abs().topk(SOME // 3).indices.tolist()}
+        for _ in range(DIRECTIONS):
+            v = torch.randn(size, dtype=torch.float64, generator=generator)
+            verdict, _ = line.judge(v, got)
+            if verdict != "agrees":
+                chosen.add(_halved(line, v, got))
+                finding.unsettled = DIRECTIONS_ALONE
+    for element in sorted(chosen):
+        v = torch.zeros_like(probe.x)
+        v[element] = 1
+        verdict, best = line.judge(v, got)
+        if best is not None:
+            finding.measured[element] = best.slope
+            found = compare(float(got[element]), best.slope, best.terms, eps=PRECISION, slack=4 * best.rounding)
+            finding.finite = _larger(finding.finite, replace(found, argument=finding.label, index=probe.index(element)))
+        if verdict == "wrong":
+            finding.off.append(element)
+        elif verdict == "unsettled" and not finding.unsettled:
+            finding.unsettled = f"the differences of `{finding.label}` do not settle at {list(probe.index(element))}"
+    if finding.off:
+        finding.unsettled = ""
+    return finding
+
+
+def _larger(one: Comparison | None, other: Comparison) -> Comparison:
+    return other if one is None or not other.excess <= one.excess else one
+
+
+def _halved(line: _Line, v: Tensor, got: Tensor) -> int:
+    """The element to which a direction that does not agree leads when it is halved again and again."""
+    alive = v.nonzero()[:, 0]
+    while alive.numel() > 1:
+        half = alive[: alive.numel() // 2]
+        part = torch.zeros_like(v)
+        part[half] = v[half]
+        alive = half if line.judge(part, got)[0] != "agrees" else alive[alive.numel() // 2 :]
+    return int(alive[0])
+
+
+class _Line:
+    """The lines through the recorded point, along which <u, y> is measured."""
+
+    def __init__(self, probe: Probe, dtype: torch.dtype) -> None:
+        self.probe, self.dtype = probe, dtype
+        self.grain = torch.finfo(dtype).eps
+
+    def judge(self, v: Tensor, got: Tensor) -> tuple[str, _Estimate | None]:
+        """What is found of <got, v>: agrees, wrong or unsettled; with the best estimate of it."""
+        estimates = self._estimates(v.to(self.probe.x.device))
+        ours = _Estimate(float((got * v).sum()), float((got * v).norm()), 0.0)
+        typical = rms(got) * float(v.norm())
+        useful = [
+            each
+            for each in estimates
+            if math.isfinite(each.slope) and each.rounding <= USEFUL * max(each.terms, ours.terms, typical)
+        ]
+        if not useful:
+            return "unsettled", None
+        best = min(useful, key=lambda each: each - ours)
+        if best - ours <= self._allowed(best, ours):
+            return "agrees", best
+        for one, other in pairwise(useful):
+            apart = min(one - ours, other - ours)
+            allowed = self._allowed(one, other)
+            if one - other <= allowed and apart > max(5 * allowed, 2 * one.bend, 2 * other.bend):
+                return "wrong", other
+        return "unsettled", best
+
+    def _allowed(self, one: _Estimate, other: _Estimate) -> float:
+        return PRECISION * (one.terms + other.terms) + 4 * (one.rounding + other.rounding)
+
+    def _estimates(self, v: Tensor) -> list[_Estimate]:
+        """Richardson's extrapolations, from the largest steps to the smallest."""
+        probe, slopes = self.probe, list[tuple[Tensor, float, float]]()
+        height = float(weigh(probe.u, probe.y).nan_to_num(0.0, 0.0, 0.0).norm())  # rounding hides what changes less
+        for step in (probe.scale * each for each in STEPS):
+            above, below = ((probe.x + sign * step * v).to(self.dtype).double() for sign in (1, -1))
+            up, down = probe.f(above) - probe.y, probe.y - probe.f(below)
+            change = up + down
+            terms = weigh(probe.u, change)
+            moved = float(((above - below) * v).sum() / (v * v).sum())  # the step, as the number type has it
+            place = float((terms / step).norm()) * float((probe.x * (v != 0)).abs().max())  # of the argument
+            bend = float(weigh(probe.u, up - down).sum().abs()) / step
+            slopes.append((terms / moved, self.grain * (height + place) / step, bend))
+        found = []
+        for (coarse, *_), (fine, rounding, bend) in pairwise(slopes):
+            best = (16 * fine - coarse) / 15
+            found.append(_Estimate(float(best.sum()), float(best.norm()), rounding, bend))
+        return found
