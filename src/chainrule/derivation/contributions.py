@@ -288,24 +288,24 @@ def zeros_by_value(
                 yield i, j
 
 
-def row_of(rule: Rule, op: Applied, argument: str, index: Index, output: Tensor) -> Iterator[tuple[Index, float]]:
-    """One row of the Jacobian, without the entries that are zero by structure: (index in the input, entry)."""
-    operand = op.arguments[argument]
-    if not isinstance(operand, Tensor) or not operand.is_floating_point():
-        return
-    gradient = rule.gradient(op, (_unit(output, index),) + (None,) * (rule.outputs - 1), argument)
-    if gradient is None or gradient.shape != operand.shape:
-        if gradient is not None and rule.structure == "elementwise":
-            yield broadcast_index(index, tuple(operand.shape)), gradient[index].item()
-        return
-    factor = rule.wrt[argument].factor
-    for at in indices(operand.shape):
-        local = gradient[at].item()
-        allowed = factor is not None and (
-            at == index if rule.structure == "elementwise" else factor(op, index, at) is not None
-        )
-        if local or allowed:
-            yield at, local
+def row_of(rule: Rule, op: Applied, argument: str, slot: int, index: Index) -> Iterator[tuple[Index, Number]]:
+    """One row of the Jacobian, without the entries that are zero by structure: (index in the argument, entry).
+
+    The index in an argument that is a list of tensors begins with the place in the list.
+    """
+    seeds: list[Tensor | None] = [None] * max(len(op.outs), rule.outputs)
+    seeds[slot] = _unit(op.outs[slot], index)
+    gradient, operand = rule.gradient(op, tuple(seeds), argument), op.arguments[argument]
+    pairs = enumerate(zip(operand, gradient, strict=True)) if isinstance(operand, list) and gradient else ()
+    of_items = [((item,), each, slope) for item, (each, slope) in pairs]
+    for lead, each, slope in of_items or [((), operand, gradient)]:
+        if not isinstance(each, Tensor) or slope is None:
+            continue
+        row, factor = reduce_to_shape(slope, tuple(each.shape))[0], rule.wrt[argument].factor
+        for at in indices(row.shape):
+            local = row[at].item()
+            if local or (factor is not None and rule.outputs == 1 and factor(op, index, (*lead, *at)) is not None):
+                yield (*lead, *at), local.conjugate() if isinstance(local, complex) else local
 
 
 def indices(shape: Sequence[int]) -> Iterator[Index]:

@@ -26,7 +26,7 @@ from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, 
 from chainrule.errors import MissingError
 from chainrule.graph.comparison import UNKNOWN_SUMS, compare, rounding
 from chainrule.graph.graph import Graph, Operation, references
-from chainrule.graph.names import Index, Notation, check_index, find_value
+from chainrule.graph.names import Index, Notation, check_index, element, find_value
 from chainrule.numbers import number
 
 LISTED = 64  # terms of one use that are shown one by one; the rest as their sum
@@ -167,11 +167,6 @@ _FORWARD_BEFORE = (
     "{} got a gradient, but through operations that ran before the recording began, so it cannot be taken apart. "
     "Record its forward pass too."
 )
-
-
-def element(name: str, index: Index) -> str:
-    """`Z1[0,2]`; a value without axes has its name alone."""
-    return f"{name}[{','.join(map(str, index))}]" if index else name
 
 
 def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, index: Index | int) -> Why:

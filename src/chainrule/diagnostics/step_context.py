@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.derivation.contributions import aligned
-from chainrule.derivation.why import element
+from chainrule.graph.names import element
 from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Graph, Operation, Place, Ref, Value, references

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from chainrule import document
-from chainrule.derivation.why import element
+from chainrule.graph.names import element
 from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
 from chainrule.numbers import number

@@ -11,7 +11,7 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
-from chainrule.derivation.why import element
+from chainrule.graph.names import element
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
 from chainrule.graph.snapshot import all_have_numbers
 from chainrule.report import block_tables

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from chainrule.errors import RuleError
+from chainrule.rules.element import Element, Elements
 from chainrule.rules.expression import Expression, meanings, of, stated, times_upstream, without_brackets
 from chainrule.rules.expression import number as number
 from chainrule.rules.facts import Facts as Facts
@@ -153,6 +154,10 @@ class Rule:
     several nodes that it explains as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
     argument names to their derivatives; `constants` says for the other tensor arguments why there is none. `source`
     cites the formula. `remark` is what a reader should know.
+
+    `element(op, slot, index)` is the formula of one element of a result, where it does not follow: a formula of
+    elements does, and so does the sum of an operation that is linear in all its arguments, or in those that `linear`
+    names together (the input and the bias of a convolution).
     """
 
     name: str
@@ -168,6 +173,8 @@ class Rule:
     kink: Kink | None = None
     outputs: int = 1
     stages: Callable[[Any], list[Stage]] | None = None
+    linear: tuple[str, ...] = ()
+    element: Callable[[Elements, int, Index], Element | None] | None = None
     accepts: Callable[[Any], bool] = lambda op: True
     remark: str = ""
     topic: str = ""

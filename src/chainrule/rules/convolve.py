@@ -290,6 +290,7 @@ def _convolution(*nodes: str, x: str, **more: Any) -> Rule:
         equation=_told(_Convolution.equation),
         where=_told(lambda f: f.outside(x, f.transposed).removeprefix(r", \quad ")),
         wrt={x: BY_INPUT, "weight": BY_WEIGHT, "bias": BY_BIAS},
+        linear=(x, "bias"),
         **more,
     )
 
@@ -389,6 +390,7 @@ def _time_first(argument: str, usual: Any) -> Wrt:
 
 conv_tbc = rule(
     "ConvTbcBackward0",
+    linear=("self", "bias"),
     equation=lambda op: _Convolution(_batch_first(op)).equation(),
     where=r"$self \text{ is 0 outside}",
     wrt={
@@ -440,6 +442,7 @@ def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
 convolution_backward = rule(
     "ConvolutionBackwardBackward0",
     equation=_told(_of_gradients),
+    linear=("grad_output",),
     wrt={
         "grad_output": Wrt(_twice_upstream, _told(_by_upstream), _told(_upstream_twice)),
         "input": Wrt(

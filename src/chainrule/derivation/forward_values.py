@@ -1,0 +1,181 @@
+"""How one element of a result was computed: its rule's formula, with the elements of the operands in it.
+
+A formula that does not give the recorded number, up to rounding, is not shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import cycle
+from typing import Any
+
+from torch import Tensor
+
+from chainrule.derivation.contributions import row_of
+from chainrule.graph.comparison import compare, rounding
+from chainrule.graph.names import Index, element
+from chainrule.numbers import enough, number, rounded
+from chainrule.rules import Applied, Factor, Rule, Stage
+from chainrule.rules.element import Element, Elements, let, mean, of, product, total
+from chainrule.rules.expression import Expression
+
+Named = Callable[[Element], str]
+
+WORKED_OUT = 3  # parts with a name of their own that are worked out beside the formula
+WRITTEN = 64  # numbers up to which a formula is written out
+
+
+# -- the formula ------------------------------------------------------------------------------------------------------
+
+
+def formula(rule: Rule, op: Applied, slot: int, index: Index) -> Element | None:
+    """The formula of one element of a result; None where the rule has none, or it does not give that number.
+
+    Raises TooManyError where it would be made of more elements than are listed.
+    """
+    found = _formula(rule, op, slot, index)
+    return found if found is not None and gives(found, op.outs[slot][index].item(), op.outs[slot]) else None
+
+
+def gives(found: Element, result: Any, out: Tensor) -> bool:
+    """Whether a formula gives a recorded number, up to the rounding of its type."""
+    if found.value == result or (found.value != found.value and result != result):
+        return True
+    if isinstance(result, (bool, int)):
+        return False
+    eps, turns = rounding(out.dtype), cycle((1, -1))
+    moved = found.at(lambda leaf: leaf.value * (1 + next(turns) * eps) if leaf.source else leaf.value)
+    terms = sum(abs(term.value) for term in found.terms)
+    slack = 8 * abs(moved - found.value)
+    return compare(found.value, result, terms, count=64, eps=eps, slack=slack if slack == slack else 0.0).agrees
+
+
+def _formula(rule: Rule, op: Applied, slot: int, index: Index) -> Element | None:
+    elements = Elements(op, index)
+    if rule.element is not None:
+        return rule.element(elements, slot, index)
+    if rule.stages is not None and (stages := rule.stages(op)):
+        return _staged(stages, index)
+    if isinstance(rule.equation, Expression) and rule.structure == "elementwise":
+        return None if slot else of(rule.equation.run(elements))
+    linear = rule.linear or (tuple(rule.wrt) if rule.structure == "linear" else ())
+    return _sum(rule, elements, linear, slot, index) if linear else None
+
+
+def _staged(stages: Sequence[Stage], index: Index) -> Element | None:
+    """The formula of the last of several stages, in which the results of those before have names."""
+    *before, last = stages
+    found = _formula(last.rule, last.op, 0, index)
+    if found is None or not before:
+        return found
+
+    def named(leaf: Element) -> Element:
+        if leaf.source is None or leaf.source[0] != "self":
+            return leaf
+        inner = _staged(before, leaf.source[2])
+        name = element(before[-1].symbol, leaf.source[2])
+        return let(name, inner or of(leaf.value))
+
+    return found.replaced(named)
+
+
+def _sum(rule: Rule, elements: Elements, arguments: Sequence[str], slot: int, index: Index) -> Element | None:
+    """The sum of the elements of the arguments in which an operation is linear, each with its factor."""
+    op: Applied = elements.whole
+    terms: list[tuple[Element, Element]] = []
+    for argument in arguments:
+        given, named = op.arguments.get(argument), rule.wrt[argument].factor
+        if not isinstance(given, (Tensor, list)):
+            continue
+        for at, local in row_of(rule, op, argument, slot, index):
+            own = elements.at(argument, at[1:], at[0]) if isinstance(given, list) else elements.at(argument, at)
+            factor = named(op, index, at) if named is not None and rule.outputs == 1 else None
+            terms.append((_coefficient(elements, factor, local), own))
+    if not terms:
+        return of(op.outs[slot][index].item())
+    first, same = terms[0][0], len({c.value for c, _ in terms}) == 1
+    if len(terms) > 1 and same and not any(leaf.source for c, _ in terms for leaf in c.leaves()):
+        return first * total((own for _, own in terms), keep=True)
+    return total((own * coefficient for coefficient, own in terms), keep=True)
+
+
+def _coefficient(elements: Elements, factor: Factor | None, local: Any) -> Element:
+    """The factor of an operand's element: the element of another operand, or a number."""
+    if factor is not None and isinstance(elements.whole.arguments.get(factor.argument or ""), Tensor):
+        other = of(int(factor.scale) if factor.scale == int(factor.scale) else factor.scale)
+        other = other * elements.at(factor.argument or "", factor.index)
+        if other.value == local:
+            return other
+    local = of(local).value
+    if isinstance(local, float) and math.isfinite(local) and local:
+        if local == int(local):
+            return of(int(local))
+        if abs(1 / local - round(1 / local)) < 1e-6 * abs(1 / local) and abs(1 / local) < 1e6:
+            return of(1) / of(round(1 / local)) if local > 0 else -(of(1) / of(round(-1 / local)))
+    return of(local)
+
+
+# -- its text ---------------------------------------------------------------------------------------------------------
+
+
+def is_short(found: Element) -> bool:
+    """Whether a formula is written out."""
+    return sum(1 for _ in found.leaves()) <= WRITTEN
+
+
+def sides(own: str, found: Element, result: Any, dtype: str, name: Named) -> str:
+    """A formula in symbols, in numbers, and its result: `A[0,1] = σ(Z[0,1]) = σ(-2.3) = 0.0911`, and what it uses."""
+    text = " = ".join(dict.fromkeys([own, *_sides(found, result, name), number(result)]))
+    if off := rounding_of(found, result):
+        text += f" (rounded to {dtype}: {number(found.value)} before)" if off else ""
+    inner = {part.name: part for part in found.named()}
+    worked = [
+        " = ".join(dict.fromkeys([part.name, *_sides(part, part.value, name), number(part.value)]))
+        for part in list(inner.values())[:WORKED_OUT]
+    ]
+    conditions = dict.fromkeys(_condition(each, name) for each in found.conditions())
+    text += f", as {' and '.join(conditions)}" if conditions else ""
+    return text + (f"; {'; '.join(worked)}" if worked else "")
+
+
+def rounding_of(found: Element, result: Any) -> Any:
+    """By how much the type of a result changed it, where that shows in the written number; else 0."""
+    shows = number(found.value) != number(result) and abs(found.value - result) > 1e-6 * abs(result)
+    return result - found.value if shows else 0
+
+
+def _sides(found: Element, result: Any, name: Named) -> Iterator[str]:
+    yield found.written(lambda leaf: symbol(leaf, name))
+    yield _in_numbers(found, result)
+    if found.text == "@1 / @2" and any(part.parts for each in found.parts for part in each.parts):
+        short = replace(found, parts=tuple(replace(part, parts=(), name="", source=("", None, ())) for part in found.parts))
+        yield _in_numbers(short, result)
+
+
+def _in_numbers(found: Element, result: Any) -> str:
+    decimals = enough(lambda count: found.at(lambda leaf: _rounded(leaf, count)), result)
+    return found.written(lambda leaf: _number(leaf, decimals))
+
+
+def symbol(leaf: Element, name: Named) -> str:
+    """A leaf as the name of its element, or as a constant."""
+    return leaf.name or (name(leaf) if leaf.source else _number(leaf, 6))
+
+
+def _number(leaf: Element, decimals: int) -> str:
+    if not leaf.source and not leaf.parts and isinstance(leaf.value, float) and float(f"{leaf.value:g}") == leaf.value:
+        return f"{leaf.value:g}"  # a constant in full
+    return number(leaf.value, decimals)
+
+
+def _rounded(leaf: Element, decimals: int) -> Any:
+    text = _number(leaf, decimals)
+    return rounded(leaf.value, decimals) if isinstance(leaf.value, (int, complex)) else float(text)
+
+
+def _condition(condition: Element, name: Named) -> str:
+    in_numbers = condition.written(lambda leaf: _number(leaf, 4))
+    in_symbols = condition.written(lambda leaf: symbol(leaf, name))
+    return in_symbols + (f" = {number(condition.value)}" if not condition.parts else f", {in_numbers}")
