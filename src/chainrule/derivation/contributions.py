@@ -296,6 +296,9 @@ def row_of(rule: Rule, op: Applied, argument: str, slot: int, index: Index) -> I
     seeds: list[Tensor | None] = [None] * max(len(op.outs), rule.outputs)
     seeds[slot] = _unit(op.outs[slot], index)
     gradient, operand = rule.gradient(op, tuple(seeds), argument), op.arguments[argument]
+    if isinstance(gradient, Tensor) and op.outs[slot].is_complex() and not gradient.is_complex():
+        seeds[slot] = 1j * _unit(op.outs[slot], index)  # a real operand's gradient is a real part: ask for the other
+        gradient = torch.complex(gradient, rule.gradient(op, tuple(seeds), argument)).conj()
     pairs = enumerate(zip(operand, gradient, strict=True)) if isinstance(operand, list) and gradient else ()
     of_items = [((item,), each, slope) for item, (each, slope) in pairs]
     for lead, each, slope in of_items or [((), operand, gradient)]:

@@ -11,20 +11,96 @@ from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from chainrule.derivation.backprop import Derivation, Step
 from chainrule.derivation.contributions import row_of
 from chainrule.graph.comparison import compare, rounding
-from chainrule.graph.names import Index, element
+from chainrule.graph.graph import Graph
+from chainrule.graph.names import Index, Notation, element
 from chainrule.numbers import enough, number, rounded
 from chainrule.rules import Applied, Factor, Rule, Stage
-from chainrule.rules.element import Element, Elements, let, mean, of, product, total
+from chainrule.rules.element import MOST, Element, Elements, call, let, of, total
 from chainrule.rules.expression import Expression
 
 Named = Callable[[Element], str]
 
 WORKED_OUT = 3  # parts with a name of their own that are worked out beside the formula
 WRITTEN = 64  # numbers up to which a formula is written out
+
+
+class Forward:
+    """The formulas of the elements of one recording's results."""
+
+    def __init__(self, graph: Graph, derivation: Derivation, notation: Notation) -> None:
+        self.graph = graph
+        self.notation = notation
+        self._made: dict[int, tuple[Step, int]] = {}
+        for step in derivation.steps:
+            alone = len(step.operations) == 1
+            outputs = graph.operations[step.operations[0]].outputs if alone else step.outputs
+            if step.kind == "forward":
+                self._made |= {value: (step, slot) for slot, value in enumerate(outputs) if value is not None}
+
+    def step(self, value: int) -> Step | None:
+        """The step that computed a value."""
+        return self._made[value][0] if value in self._made else None
+
+    def formula(self, value: int, index: Index) -> Element | None:
+        """The formula of one element; None where it is data, or where none is known.
+
+        Raises TooManyError where it would be made of more elements than are listed.
+        """
+        step, slot = self._made.get(value, (None, 0))
+        if step is None or step.rule is None or step.op is None or not step.op.has_numbers:
+            return None
+        out = step.op.outs[slot] if slot < len(step.op.outs) else None
+        known = isinstance(out, Tensor) and out.layout == torch.strided and tuple(out.shape) == self.graph.values[value].shape
+        return formula(step.rule, step.op, slot, index) if known else None
+
+    def depends(self, value: int, index: Index) -> Iterator[tuple[int, Index]]:
+        """The elements of the operands that one element of a result depends on, where the rule can tell."""
+        step, slot = self._made[value]
+        if step.rule is None or step.op is None or not step.op.has_numbers:
+            return
+        for argument, item, operand in step.arguments:
+            given = step.op.arguments.get(argument)
+            if argument in step.rule.wrt and item is None and isinstance(given, Tensor) and given.numel() <= MOST:
+                yield from ((operand, at) for at, _ in row_of(step.rule, step.op, argument, slot, index))
+
+    def operand(self, value: int, leaf: Element) -> tuple[int, Index] | None:
+        """The value, and the index in it, of an operand's element in the formula of another value's element."""
+        assert leaf.source is not None
+        name, item, index = leaf.source
+        found = {(argument, place): operand for argument, place, operand in self._made[value][0].arguments}
+        operand = found.get((name, item))
+        return None if operand is None or self.graph.values[operand].shape != _shape(self._made[value][0], leaf) else (operand, index)
+
+    def named(self, value: int) -> Named:
+        """How the formula of a value's element calls the elements of the operands."""
+
+        def name(leaf: Element) -> str:
+            assert leaf.source is not None
+            place = self.operand(value, leaf)
+            return element(self.notation.plain(place[0]) if place else leaf.source[0], leaf.source[2])
+
+        return name
+
+    def text(self, value: int, index: Index, found: Element) -> str:
+        """The whole calculation in one line."""
+        data = self.graph.values[value].data
+        assert data is not None
+        own, dtype = element(self.notation.plain(value), index), str(data.dtype).removeprefix("torch.")
+        return sides(own, found, data[index].item(), dtype, self.named(value))
+
+
+def _shape(step: Step, leaf: Element) -> Index:
+    """The shape of the tensor that a rule took an element from."""
+    assert step.op is not None
+    assert leaf.source is not None
+    given = step.op.arguments[leaf.source[0]]
+    return tuple((given if leaf.source[1] is None else given[leaf.source[1]]).shape)
 
 
 # -- the formula ------------------------------------------------------------------------------------------------------
@@ -60,7 +136,7 @@ def _formula(rule: Rule, op: Applied, slot: int, index: Index) -> Element | None
         return _staged(stages, index)
     if isinstance(rule.equation, Expression) and rule.structure == "elementwise":
         return None if slot else of(rule.equation.run(elements))
-    linear = rule.linear or (tuple(rule.wrt) if rule.structure == "linear" else ())
+    linear = (rule.linear(op) if callable(rule.linear) else rule.linear) or (tuple(rule.wrt) if rule.structure == "linear" else ())
     return _sum(rule, elements, linear, slot, index) if linear else None
 
 
@@ -98,7 +174,9 @@ def _sum(rule: Rule, elements: Elements, arguments: Sequence[str], slot: int, in
     first, same = terms[0][0], len({c.value for c, _ in terms}) == 1
     if len(terms) > 1 and same and not any(leaf.source for c, _ in terms for leaf in c.leaves()):
         return first * total((own for _, own in terms), keep=True)
-    return total((own * coefficient for coefficient, own in terms), keep=True)
+    found = total((own * coefficient for coefficient, own in terms), keep=True)
+    is_part = isinstance(found.value, complex) and not op.outs[slot].is_complex()
+    return call("real", lambda value: value.real, found) if is_part else found
 
 
 def _coefficient(elements: Elements, factor: Factor | None, local: Any) -> Element:
@@ -138,6 +216,22 @@ def sides(own: str, found: Element, result: Any, dtype: str, name: Named) -> str
     conditions = dict.fromkeys(_condition(each, name) for each in found.conditions())
     text += f", as {' and '.join(conditions)}" if conditions else ""
     return text + (f"; {'; '.join(worked)}" if worked else "")
+
+
+def spread(found: Element) -> tuple[Element, ...]:
+    """The terms that add up to a number; the factor of a sum of several is spread over them."""
+    if found.name or found.text not in ("*", "@1 / @2"):
+        return found.terms
+    sums = [part for part in found.parts if len(part.terms) > 1]
+    if len(sums) != 1 or (found.text == "@1 / @2" and sums[0] is found.parts[1]):
+        return (found,)
+    return tuple(_with(found, sums[0], term) for term in sums[0].terms)
+
+
+def _with(found: Element, part: Element, other: Element) -> Element:
+    """A formula with another part."""
+    parts = tuple(other if each is part else each for each in found.parts)
+    return replace(found, parts=parts, value=found.code(*(each.value for each in parts)))
 
 
 def rounding_of(found: Element, result: Any) -> Any:

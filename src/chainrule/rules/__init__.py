@@ -173,7 +173,7 @@ class Rule:
     kink: Kink | None = None
     outputs: int = 1
     stages: Callable[[Any], list[Stage]] | None = None
-    linear: tuple[str, ...] = ()
+    linear: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     element: Callable[[Elements, int, Index], Element | None] | None = None
     accepts: Callable[[Any], bool] = lambda op: True
     remark: str = ""

@@ -39,7 +39,6 @@ PLAIN = {  # functions whose name in LaTeX is not that of a function
     r"\Phi^{-1}(@)": "Φinv(@)",
     r"\operatorname{erf}^{-1}(@)": "erfinv(@)",
     r"\psi^{(1)}(@)": "ψ1(@)",
-    r"\ln \Gamma(@)": "lnΓ(@)",
     r"\ln \sigma(@)": "ln(σ(@))",
     r"\left|@\right| < \infty": "abs(@) < inf",
 }
@@ -60,6 +59,7 @@ def plain(latex: str) -> str:
     if latex in PLAIN:
         return PLAIN[latex]
     text = re.sub(r"\\operatorname\{(\w+)\}|[_^]\{\(?(\d+)\)?\}", lambda found: found[1] or found[2], latex)
+    text = text.replace(r"\ln \Gamma", "lnΓ")
     for word, meaning in WORDS.items():
         text = re.sub(re.escape(word) + r"(?![a-z])", lambda _, meaning=meaning: meaning, text)  # type: ignore[misc]
     return re.sub(r"\\?(\w+) @$", r"\1(@)", text).replace("\\", "" if re.fullmatch(r"\\\w+\(.*\)", text) else "\\")
@@ -182,6 +182,8 @@ class Element:
             return f"-({inner})" if inner[0] == "-" else f"-{inner}", PRODUCT
         if self.text == "@1 / @2":
             top, bottom = self.parts
+            if all(isinstance(part.value, int) and not part.parts and not part.source for part in self.parts):
+                return f"{top.value}/{bottom.value}", PRODUCT
             return f"{top.written(leaf, PRODUCT, False)} / {bottom.written(leaf, POWER, False)}", PRODUCT
         inside = ATOM if re.search(r"[^(, ]@|[+*/] @|@\d*( [+*/]|\*)", self.text) else SUM
         texts = [part.written(leaf, inside, False) for part in self.parts]
@@ -285,7 +287,7 @@ def exps(parts: Sequence[Element]) -> tuple[list[Element], Element]:
     """The exponentials of some numbers, all divided by that of one number, which is 0 unless they would overflow."""
     sizes = [abs(part.value) for part in parts if math.isfinite(abs(part.value))]
     most = of(max(part.value for part in parts) if max(sizes, default=0) > LARGE else 0)
-    return [call("exp", _exp, part - most) for part in parts], most
+    return [call("exp", _exp, part - most if most.value else part) for part in parts], most
 
 
 def _exp(value: Any) -> Any:
