@@ -47,9 +47,10 @@ def enough(repeat: Callable[[int], float | complex], result: float | complex) ->
     """
     known = abs(result) if math.isfinite(abs(result)) else 0.0
     unit = 1e-4 if 1e-4 <= known < 1e6 or not known else 10.0 ** (math.floor(math.log10(known)) - 2)
-    exact = abs(repeat(DECIMALS[-1]) - result)
+    written = rounded(result, DECIMALS[0])
+    exact = abs(repeat(DECIMALS[-1]) - written)
     for decimals in DECIMALS:
-        if not abs(repeat(decimals) - result) > max(0.75 * unit, exact + 0.01 * unit):
+        if not abs(repeat(decimals) - written) > max(0.75 * unit, exact + 0.01 * unit):
             return decimals
     return DECIMALS[-1]
 

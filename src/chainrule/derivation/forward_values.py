@@ -6,6 +6,7 @@ A formula that does not give the recorded number, up to rounding, is not shown.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
@@ -21,7 +22,7 @@ from chainrule.graph.graph import Graph
 from chainrule.graph.names import Index, Notation, element
 from chainrule.numbers import enough, number, rounded
 from chainrule.rules import Applied, Factor, Rule, Stage
-from chainrule.rules.element import MOST, Element, Elements, call, let, of, total
+from chainrule.rules.element import MOST, Element, Elements, TooManyError, call, let, of, total
 from chainrule.rules.expression import Expression
 
 Named = Callable[[Element], str]
@@ -56,8 +57,12 @@ class Forward:
         if step is None or step.rule is None or step.op is None or not step.op.has_numbers:
             return None
         out = step.op.outs[slot] if slot < len(step.op.outs) else None
-        known = isinstance(out, Tensor) and out.layout == torch.strided and tuple(out.shape) == self.graph.values[value].shape
-        return formula(step.rule, step.op, slot, index) if known else None
+        if not isinstance(out, Tensor) or out.layout != torch.strided or out.shape != self.graph.values[value].shape:
+            return None
+        try:
+            return formula(step.rule, step.op, slot, index)
+        except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return None  # it is only an explanation: without it the page says what the number depends on
 
     def depends(self, value: int, index: Index) -> Iterator[tuple[int, Index]]:
         """The elements of the operands that one element of a result depends on, where the rule can tell."""
@@ -73,9 +78,52 @@ class Forward:
         """The value, and the index in it, of an operand's element in the formula of another value's element."""
         assert leaf.source is not None
         name, item, index = leaf.source
-        found = {(argument, place): operand for argument, place, operand in self._made[value][0].arguments}
-        operand = found.get((name, item))
-        return None if operand is None or self.graph.values[operand].shape != _shape(self._made[value][0], leaf) else (operand, index)
+        step, _ = self._made[value]
+        operand = next((each for argument, place, each in step.arguments if (argument, place) == (name, item)), None)
+        if operand is None or self.graph.values[operand].shape != _shape(step, leaf):
+            return None
+        return operand, index
+
+    def why_zero(self, value: int, index: Index, depth: int = 8) -> str:
+        """Why an element of a value is 0, in a few words; "" where that is not known."""
+        step = self.step(value)
+        if step is None:
+            kind = self.graph.values[value].kind
+            return "the parameter is 0 there" if kind == "parameter" else "it is 0 in the data"
+        try:
+            found = self.formula(value, index) if depth else None
+        except TooManyError:
+            found = None
+        if found is None or step.rule is None or step.op is None:
+            return ""
+        return self._zero_of(value, found, step.rule, step.op, depth)
+
+    def zero_of(self, value: int, part: Element) -> str:
+        """Why a part of the formula of a value's element is 0."""
+        step = self._made[value][0]
+        assert step.rule is not None
+        assert step.op is not None
+        return self._zero_of(value, part, step.rule, step.op, 8)
+
+    def _zero_of(self, value: int, found: Element, rule: Rule, op: Applied, depth: int) -> str:
+        name, leaves = self.named(value), [leaf for leaf in found.leaves() if leaf.source]
+        zeros = [leaf for leaf in found.leaves() if leaf.value == 0 and (leaf.source or leaf.name)]
+        if conditions := [_condition(each, name) for each in found.conditions()]:
+            return " and ".join(conditions)
+        if rule.kink is not None and rule.structure == "elementwise" and len(leaves) == 1:
+            here = f"{name(leaves[0])} = {number(leaves[0].value)}"
+            return f"{name_of(rule, op)} is off, {here}" + (" < 0" if leaves[0].value < 0 else "")
+        if len(found.terms) > 1:
+            is_flat = all(term.value == 0 for term in found.terms)
+            return f"all {len(found.terms)} terms are 0" if is_flat else "its terms cancel"
+        if zeros and (found.text == "*" or not found.parts or found.text == "@1 / @2"):
+            leaf = next((each for each in zeros if each in found.factors), zeros[0])
+            if not leaf.source:
+                return f"{leaf.name} = 0, drawn at random"
+            place = self.operand(value, leaf)
+            cause = self.why_zero(*place, depth - 1) if place is not None else ""
+            return f"{name(leaf)} = 0" + (f": {cause}" if cause else "")
+        return "" if leaves else "a constant was put there"
 
     def named(self, value: int) -> Named:
         """How the formula of a value's element calls the elements of the operands."""
@@ -93,6 +141,13 @@ class Forward:
         assert data is not None
         own, dtype = element(self.notation.plain(value), index), str(data.dtype).removeprefix("torch.")
         return sides(own, found, data[index].item(), dtype, self.named(value))
+
+
+def name_of(rule: Rule, op: Applied) -> str:
+    """What a reader calls an operation: `ReLU`."""
+    equation = rule.equation if isinstance(rule.equation, str) else rule.equation(op)
+    named = re.search(r"\\operatorname\{(\w+)\}", equation)
+    return named[1] if named else rule.name
 
 
 def _shape(step: Step, leaf: Element) -> Index:
@@ -132,11 +187,12 @@ def _formula(rule: Rule, op: Applied, slot: int, index: Index) -> Element | None
     elements = Elements(op, index)
     if rule.element is not None:
         return rule.element(elements, slot, index)
-    if rule.stages is not None and (stages := rule.stages(op)):
+    if rule.stages is not None and not slot and (stages := rule.stages(op)):
         return _staged(stages, index)
     if isinstance(rule.equation, Expression) and rule.structure == "elementwise":
         return None if slot else of(rule.equation.run(elements))
-    linear = (rule.linear(op) if callable(rule.linear) else rule.linear) or (tuple(rule.wrt) if rule.structure == "linear" else ())
+    linear = rule.linear(op) if callable(rule.linear) else rule.linear
+    linear = linear or (tuple(rule.wrt) if rule.structure == "linear" else ())
     return _sum(rule, elements, linear, slot, index) if linear else None
 
 
@@ -200,7 +256,7 @@ def _coefficient(elements: Elements, factor: Factor | None, local: Any) -> Eleme
 
 def is_short(found: Element) -> bool:
     """Whether a formula is written out."""
-    return sum(1 for _ in found.leaves()) <= WRITTEN
+    return sum(1 for _ in found.leaves(worked_out=False)) <= WRITTEN
 
 
 def sides(own: str, found: Element, result: Any, dtype: str, name: Named) -> str:
@@ -244,8 +300,8 @@ def _sides(found: Element, result: Any, name: Named) -> Iterator[str]:
     yield found.written(lambda leaf: symbol(leaf, name))
     yield _in_numbers(found, result)
     if found.text == "@1 / @2" and any(part.parts for each in found.parts for part in each.parts):
-        short = replace(found, parts=tuple(replace(part, parts=(), name="", source=("", None, ())) for part in found.parts))
-        yield _in_numbers(short, result)
+        computed = (replace(part, parts=(), name="", source=("", None, ())) for part in found.parts)
+        yield _in_numbers(replace(found, parts=tuple(computed)), result)
 
 
 def _in_numbers(found: Element, result: Any) -> str:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from chainrule import document
-from chainrule.graph.names import element
 from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
+from chainrule.graph.names import element
 from chainrule.numbers import number
 from chainrule.report.context import spans
 from chainrule.verification.rows import GradientCheck, Row, Wrong

@@ -11,8 +11,8 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
-from chainrule.graph.names import element
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
+from chainrule.graph.names import element
 from chainrule.graph.snapshot import all_have_numbers
 from chainrule.report import block_tables
 from chainrule.report.context import JACOBIAN, Context, group, put_in
@@ -256,7 +256,8 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
     target = operand.gradient if operand else ""
     if operand and output:
         local = rf"\frac{{\partial {output.symbol}}}{{\partial {operand.symbol}}}"
-        yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
+        if local != target:  # at the loss itself the two are one symbol
+            yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
         yield Equation(_stated(local, rule.latex(pullback.wrt.local, op, symbols)), "local derivative")
         yield from _local_numbers(context, pullback, operand, output, local)
         yield from _jacobian(context, pullback, operand, output)

@@ -7,6 +7,7 @@ the operation is linear in them, it is their sum, with the same factors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 
 import torch
@@ -218,12 +219,17 @@ def _value(context: Context, forward: Forward, step: Step, value: int, index: In
         return tuple(dict.fromkeys(Source(rows[p[0]], "value", p[1]) for p in placed if p is not None and p[0] in rows))
 
     summands = [_summand_of(term, name, sources) for term in spread(found)]
+    if len(summands) <= WRITTEN:
+        zeros = [forward.zero_of(value, term) if term.value == 0 else "" for term in spread(found)]
+        summands = [replace(each, reason=reason) for each, reason in zip(summands, zeros, strict=True)]
     summands.sort(key=lambda each: -abs(each.value) if len(summands) > WRITTEN else 0)
     rest = summands[TERMS:] if len(summands) > WRITTEN else []
     if rest:
-        summands = [*summands[:TERMS], Summand(sum(each.value for each in rest), (), (), f"{len(rest)} smaller terms together")]
+        together = Summand(sum(each.value for each in rest), (), (), f"{len(rest)} smaller terms together")
+        summands = [*summands[:TERMS], together]
     if lost := rounding_of(found, result):
-        summands.append(Summand(lost, (), (), f"rounding to {str(context.graph.values[value].dtype).removeprefix('torch.')}"))
+        dtype = str(context.graph.values[value].dtype).removeprefix("torch.")
+        summands.append(Summand(lost, (), (), f"rounding to {dtype}"))
     if is_short(found):
         return Sum(of, forward.text(value, index, found), tuple(summands))
     count = sum(1 for leaf in found.leaves() if leaf.source)

@@ -115,12 +115,14 @@ class Element:
     def __rpow__(self, other: Any) -> Element:
         return of(other) ** self
 
-    def leaves(self) -> Iterator[Element]:
-        """The numbers that it is made of, in the order in which they are written; each use of one."""
-        for part in self.parts:
-            yield from part.leaves()
+    def leaves(self, worked_out: bool = True) -> Iterator[Element]:
+        """The numbers that it is made of, each use of one; with those that are worked out beside it, or without."""
+        parts = [part for part in self.parts if worked_out or not part.name]
+        for part in parts:
+            yield from part.leaves(worked_out)
         if not self.parts:
             yield self
+        yield from (part for part in self.parts if part not in parts)
         if self.condition is not None:
             yield from self.condition.leaves()
 
@@ -314,6 +316,7 @@ class Elements:
 
     @property
     def outs(self) -> list[Any]:
+        """The elements of all outputs."""
         return [self.met(f"out{slot}", out) for slot, out in enumerate(self.whole.outs)]
 
     @property

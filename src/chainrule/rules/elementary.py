@@ -20,8 +20,21 @@ from chainrule.rules import Kink, Sample, Wrt, rule, sample
 from chainrule.rules import formula_functions as e
 from chainrule.rules.arithmetic import QUOTIENT
 from chainrule.rules.element import apply
-from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, let, of
-from chainrule.rules.expression import symbol
+from chainrule.rules.expression import (
+    HALF,
+    OTHER,
+    OUT,
+    SUM,
+    Expression,
+    Named,
+    X,
+    argument,
+    cases,
+    choice,
+    let,
+    of,
+    symbol,
+)
 from chainrule.rules.pointwise import at, in_shape_of, meeting, near_whole, quotient_steps, unary, x
 from chainrule.rules.pointwise import function as register
 

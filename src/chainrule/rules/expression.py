@@ -12,14 +12,15 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.rules.element import Elements, apply, either, plain, whole
+from chainrule.rules.element import Elements, apply, either, plain
 from chainrule.rules.element import of as element_of
+from chainrule.rules.element import whole as whole_of
 
 SUM, PRODUCT, POWER, ATOM = range(4)  # how tightly a formula binds
 
@@ -190,11 +191,12 @@ def symbol(text: str, source: Any, single: bool = False) -> Expression:
     """A number with a name, or what `source` gives for an operation (a drawn mask), which may be `single` as well."""
 
     def run(op: Any) -> Any:
-        value = source(whole(op)) if callable(source) else source
+        value = source(whole_of(op)) if callable(source) else source
         if not isinstance(op, Elements):
             return value
         met = element_of(op.met("", value))
-        return replace(met, name=f"{plain(text)}{list(op.index) if isinstance(value, Tensor) else ''}")
+        place = ",".join(map(str, op.index)) if isinstance(value, Tensor) else ""
+        return replace(met, name=plain(text) + (f"[{place}]" if place else ""))
 
     made = Expression(
         text, ATOM, run, lambda by: of(0), lambda op: made, single=single or not callable(source)
@@ -218,7 +220,7 @@ def let(name: str, meaning: Expression, primed: bool = False) -> Expression:
 def choice(choose: Callable[[Any], Any]) -> Expression:
     """A formula whose form depends on how the operation was called."""
     return Expression(
-        "", ATOM, lambda op: of(choose(whole(op))).run(op),
+        "", ATOM, lambda op: of(choose(whole_of(op))).run(op),
         lambda by: choice(lambda op: of(choose(op)).derivative(by)),
         lambda op: of(choose(op)).put(op), key=choose,
     )  # fmt: skip
@@ -372,7 +374,7 @@ class Named:
     r"""A function with a name: LaTeX with `@` (`@1`, `@2`) for its operands, its code, and its slope by each operand.
 
     A comparison has an `opposite`, for the other one of two cases. An operand without brackets binds as tightly as
-    `inside`.
+    `inside`. `spelled` gives the function of single numbers, where its LaTeX leaves out how it is computed.
     """
 
     latex: str
@@ -381,6 +383,7 @@ class Named:
     binds: int = ATOM
     opposite: str = ""
     inside: int = POWER
+    spelled: Callable[..., Any] | None = None
 
     @property
     def is_bare(self) -> bool:
@@ -404,7 +407,7 @@ class Named:
 
     def _run(self, op: Any, parts: tuple[Expression, ...]) -> Any:
         if isinstance(op, Elements):
-            return apply(self, *(part.run(op) for part in parts))
+            return (self.spelled or partial(apply, self))(*(element_of(part.run(op)) for part in parts))
         return self.code(*(like(part.run(op), op) for part in parts))
 
     def _slopes(self, parts: tuple[Expression, ...], by: str) -> Iterator[Expression]:

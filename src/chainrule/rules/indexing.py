@@ -479,14 +479,16 @@ def _bag_element(op: Elements, slot: int, index: tuple[int, ...]) -> Element | N
     """The sum, mean or largest of the rows of a bag."""
     if slot:
         return None
-    bags, counts, sizes = _bags(op.whole)
+    bags, counts, _ = _bags(op.whole)
     words = [u for u in range(len(bags)) if bags[u] == index[0] and counts[u]]
     rows = [op.at("weight", (op.whole.indices[u], index[1])) for u in words]
     if op.whole.per_sample_weights is not None:
         rows = [row * op.at("per_sample_weights", (u,)) for u, row in zip(words, rows, strict=True)]
     if not rows:
         return of(0)
-    return largest(rows) if op.whole.mode == _MAX else mean(rows) if op.whole.mode == _MEAN else total_of(rows, keep=True)
+    return (
+        largest(rows) if op.whole.mode == _MAX else mean(rows) if op.whole.mode == _MEAN else total_of(rows, keep=True)
+    )
 
 
 ROW = "{$weight}_{{$indices}_{u}, j}"

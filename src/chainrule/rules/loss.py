@@ -313,7 +313,11 @@ Q = argument("pos_weight", 1)
 CLASSES, PIXELS = torch.tensor([0, 2, 1]), torch.arange(12).reshape(2, 2, 3) % 4
 ERROR = X - Y
 # ln a, held above -100 as PyTorch holds it, so that 0 ln 0 counts as 0; and the denominator that it holds above 1e-12.
-bounded_ln = Named(r"\ln @", lambda a: a.log().clamp(min=-100))
+bounded_ln = Named(
+    r"\ln @",
+    lambda a: a.log().clamp(min=-100),
+    spelled=lambda a: call("ln", math.log, a) if a.value > math.exp(-100) else element_of(-100),
+)
 bounded_spread = Named(r"@ \odot \left(1 - @\right)", lambda a: (a * (1 - a)).clamp(min=1e-12), (), PRODUCT)
 # Each in one: the sigmoid of a large logit is 0 or 1, and the logarithm would be infinite.
 ln_sigma = Named(r"\ln \sigma(@)", F.logsigmoid, (), PRODUCT)
@@ -591,7 +595,7 @@ def row(op: Elements, index: Index) -> tuple[list[Index], Index]:
 
 
 def aims(op: Elements, index: Index) -> Iterator[tuple[Element, int, Index]]:
-    """What each class of a sample is aimed at with, where that is not 0: the rate, the class, the index of the score."""
+    """The classes that a sample is aimed at: how strongly, the class, and the index of its score."""
     whole, (places, _) = op.whole, row(op, index)
     rates, smoothed = TARGETS.run(whole), whole.arguments.get("label_smoothing")
     for c, place in enumerate(places):
@@ -637,10 +641,7 @@ def labels_element(op: Elements, slot: int, index: Index) -> Element | None:
     whole, (places, own) = op.whole, row(op, index)
     pairs = real_pairs(whole)[own].nonzero().tolist() if own else real_pairs(whole).nonzero().tolist()
     listed = torch.atleast_1d(whole.target)[own].tolist() if own else torch.atleast_1d(whole.target).tolist()
-    gaps = [
-        call("max", max, 0, 1 - op.at("self", places[listed[u]]) + op.at("self", places[i]))
-        for u, i in pairs
-    ]
+    gaps = [call("max", max, 0, 1 - op.at("self", places[listed[u]]) + op.at("self", places[i])) for u, i in pairs]
     return total_of(gaps, keep=True) / len(places)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample
 from chainrule.rules.element import Element, Elements, call, exps, let, total
 from chainrule.rules.element import mean as mean_of
-from chainrule.rules.index_notation import row_major, unravel
+from chainrule.rules.index_notation import unravel
 from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, real
 from chainrule.rules.pattern import product as meeting
@@ -63,23 +63,21 @@ def _softmax(
     )
 
 
-def _powers(op: Elements, index: Index, argument: str = "self") -> tuple[Element, list[Element], Element]:
-    """The exponential of an element, and those of its row along dim, all divided by that of one number."""
-    if not index:
-        return (*exps([op.at(argument, ())])[0], *exps([op.at(argument, ())]))
-    dim = op.whole.dim % len(index)
-    places = [(*index[:dim], at, *index[dim + 1 :]) for at in range(op.whole.self.shape[dim])]
-    powers, most = exps([op.at(argument, place) for place in places])
-    return powers[index[dim]], powers, most
+def _powers(op: Elements, index: Index) -> tuple[Element, list[Element]]:
+    """The exponential of an element, and those of its row along dim; where they overflow, all divided by one number."""
+    dim = op.whole.dim % max(len(index), 1)
+    row = range(op.whole.self.shape[dim]) if index else range(1)
+    powers, _ = exps([op.at("self", (*index[:dim], at, *index[dim + 1 :])[: len(index)]) for at in row])
+    return powers[index[dim] if index else 0], powers
 
 
 def _softmax_element(op: Elements, slot: int, index: Index) -> Element:
-    own, powers, _ = _powers(op, index)
+    own, powers = _powers(op, index)
     return own / total(powers)
 
 
 def _log_softmax_element(op: Elements, slot: int, index: Index) -> Element:
-    own, powers, _ = _powers(op, index)
+    own, powers = _powers(op, index)
     return own.parts[0] - call("ln", math.log, total(powers))
 
 
@@ -206,9 +204,10 @@ class _Norm:
             return None  # the statistics of the group, which a gradient rarely reaches
         x, unit = op.at("input", index), index[1:2] if self.unit == "channel" else index[-len(self.dims(whole)) :]
         if _training(whole):
-            flat = self.view(whole, torch.arange(whole.input.numel()).reshape(whole.input.shape))
-            place = (flat == sum(i * step for i, step in zip(index, row_major(whole.input.shape), strict=True))).nonzero()
-            group = flat[tuple(slice(None) if a in self._axes(whole) else at for a, at in enumerate(place[0].tolist()))]
+            numbered = torch.arange(whole.input.numel()).reshape(whole.input.shape)
+            viewed = self.view(whole, numbered)
+            place, own = (viewed == numbered[index]).nonzero()[0].tolist(), self._axes(whole)
+            group = viewed[tuple(slice(None) if axis in own else at for axis, at in enumerate(place))]
             parts = [op.at("input", unravel(each, whole.input.shape)) for each in group.flatten().tolist()]
             centre = let("μ", mean_of(parts)) if self.centred else 0
             squares = [(each - centre) ** 2 for each in parts]
@@ -451,6 +450,19 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     return gradient.reshape(op.input.shape)
 
 
+def _group_element(op: Elements, slot: int, index: Index) -> Element | None:
+    """An element of the output, of mu, or of 1 / sigma."""
+    if not slot:
+        return GROUP.element(op, slot, index)
+    whole = op.whole
+    numbered = GROUP.view(whole, torch.arange(whole.input.numel()).reshape(whole.input.shape))
+    parts = [op.at("input", unravel(each, whole.input.shape)) for each in numbered[index].flatten().tolist()]
+    centre = let("μ", mean_of(parts))
+    if slot == 1:
+        return mean_of(parts)
+    return 1 / call("sqrt", math.sqrt, mean_of([(each - centre) ** 2 for each in parts]) + _eps(whole))
+
+
 def _group_local(op: Any) -> str:
     """Of the output, and of mu and 1 / sigma, which the node gives too."""
     given = {**GROUP.given(op), "q": rf"n,\lfloor d / {op.C // op.group} \rfloor"}
@@ -474,6 +486,7 @@ native_group_norm = GROUP.rule(
         "bias": replace(GROUP.wrts()["bias"], vjp=lambda op, gs: None if gs[0] is None else GROUP.bias(op, gs[0])),
     },
     outputs=3,
+    element=_group_element,
     samples=lambda: [
         sample(F.group_norm, randn(2, 4, 3), 2, randn(4), randn(4)),
         sample(F.group_norm, randn(2, 4, 2, 2), 4, note="one channel a group, no gain or shift"),
@@ -519,7 +532,8 @@ def _length_element(op: Elements, slot: int, index: Index) -> Element | None:
     whole = op.whole
     if slot:
         return None
-    places = [range(n) if axis in _but(_renamed(whole)) else [at] for axis, (at, n) in enumerate(zip(index, whole.v.shape))]
+    free = _but(_renamed(whole))
+    places = [range(n) if axis in free else range(index[axis], index[axis] + 1) for axis, n in enumerate(whole.v.shape)]
     squares = [op.at("v", at) ** 2 for at in itertools.product(*places)]
     gain = [0 if size == 1 else at for at, size in zip(index, whole.arguments["g"].shape, strict=True)]
     return op.at("g", gain) * op.at("v", index) / call("sqrt", math.sqrt, total(squares))

@@ -527,6 +527,7 @@ aminmax = reduction(
 
 # Norms and log-sums ----------------------------------------------------------------------------------------------
 
+
 def _log_sum(parts: Parts) -> Element:
     powers, most = exps(parts)
     return call("ln", _ln, total_of(powers)) + most
@@ -578,7 +579,9 @@ def norm_of(parts: Parts, order: float) -> Element:
     if order == 1:
         return total_of(sizes)
     if order == 2:
-        squares = [(size if isinstance(each.value, complex) else each) ** 2 for each, size in zip(parts, sizes)]
+        squares = [
+            (size if isinstance(each.value, complex) else each) ** 2 for each, size in zip(parts, sizes, strict=True)
+        ]
         return call("sqrt", math.sqrt, total_of(squares))
     whole = int(order) if order % 1 == 0 else order
     return total_of(size**whole for size in sizes) ** (of(1) / of(whole))
@@ -709,11 +712,12 @@ def _running(
     **more: Any,
 ) -> Rule:
     """Register an operation in which each element y_k of a row is made of x_i, i <= k; `local` is their derivative."""
+
     def element(op: Elements, slot: int, index: Index) -> Element | None:
         if made is None or slot:
             return None
         dim = op.whole.dim % max(len(index), 1)
-        places = [index[:dim] + (at,) + index[dim + 1 :] for at in range(index[dim] + 1)] if index else [()]
+        places = [(*index[:dim], at, *index[dim + 1 :]) for at in range(index[dim] + 1)] if index else [()]
         return made(op.whole, [op.at("self", place) for place in places])
 
     zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
