@@ -1,4 +1,4 @@
-"""What is printed of an element of a result, evaluated by Python, numpy and scipy: `y[0] = σ(x[0]) = σ(-2.3) = 0.0911`."""
+"""What is printed of an element of a result, `y[0] = σ(x[0]) = σ(-2.3) = 0.0911`, evaluated by Python and scipy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from chainrule.derivation.forward_values import formula, is_short, sides
 from chainrule.graph.comparison import rounding
-from chainrule.graph.names import element
 from chainrule.rules import Rule
 from chainrule.rules.element import Element, TooManyError
 
@@ -57,7 +56,8 @@ FUNCTIONS: dict[str, Any] = {
     **{name: getattr(numpy, name) for name in ("tanh", "sqrt", "floor", "ceil", "trunc", "conj", "nextafter", "inf")},
     **{f"arc{name}": getattr(numpy, f"arc{name}") for name in ("sin", "cos", "tan")},
     **{f"ar{name}": getattr(numpy, f"arc{name}") for name in ("sinh", "cosh", "tanh")},
-    "ln": ln, "abs": abs, "max": extreme(max), "min": extreme(min), "round": numpy.round, "arg": numpy.angle, "atan2": numpy.arctan2,
+    "ln": ln, "abs": abs, "max": extreme(max), "min": extreme(min), "round": numpy.round,
+    "arg": numpy.angle, "atan2": numpy.arctan2,
     "sign": lambda z: z / abs(z) if z else 0, "σ": special.expit, "Φ": special.ndtr, "erf": special.erf,
     "φ": lambda z: math.exp(-z * z / 2) / math.sqrt(2 * math.pi), "Φinv": special.ndtri, "erfc": special.erfc,
     "erfinv": special.erfinv, "lnΓ": special.gammaln, "ψ": special.psi, "I0": special.i0, "I1": special.i1,
@@ -105,14 +105,14 @@ def printed(rule: Rule, all_samples: bool) -> Iterator[tuple[str | None, dict[st
                 if found is None:
                     yield None, given, 0.0
                 elif is_short(found):
-                    text = sides(element("y", index), found, out[index].item(), f"{out.dtype}", name_of)
+                    text = sides("y", found, out[index].item(), f"{out.dtype}", name_of)
                     yield text, given, rounding(out.dtype)
 
 
 def name_of(leaf: Element) -> str:
     assert leaf.source is not None
     argument, item, index = leaf.source
-    return element(f"x_{argument}" if item is None else f"x_{argument}{item}", index)
+    return f"x_{argument}{'' if item is None else item}" + (f"[{','.join(map(str, index))}]" if index else "")
 
 
 def wrong(text: str, given: dict[str, Any], eps: float) -> str:
@@ -154,7 +154,7 @@ def explained(rules: list[Rule], all_samples: bool) -> None:
         if rule.name not in PARTLY and found:
             assert all(text is not None for text, *_ in texts), f"{rule.name} has elements without a formula"
     print(f"{len(numeric)} operations print a calculation, {len(only_depends)} what they depend on: {only_depends}")
-    assert set(only_depends) == {rule.name for rule in rules} & WITHOUT
+    assert set(only_depends) - (set() if all_samples else PARTLY) == {rule.name for rule in rules} & WITHOUT
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Derivation, Step
-from chainrule.derivation.contributions import row_of
+from chainrule.derivation.contributions import indices, row_of
 from chainrule.graph.comparison import compare, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import Index, Notation, element
@@ -28,6 +28,7 @@ from chainrule.rules.expression import Expression
 Named = Callable[[Element], str]
 
 WORKED_OUT = 3  # parts with a name of their own that are worked out beside the formula
+CHOOSING = ("max(", "min(", "median(", "mode(", "smallest")  # functions that give one of their numbers
 WRITTEN = 64  # numbers up to which a formula is written out
 
 
@@ -88,8 +89,7 @@ class Forward:
         """Why an element of a value is 0, in a few words; "" where that is not known."""
         step = self.step(value)
         if step is None:
-            kind = self.graph.values[value].kind
-            return "the parameter is 0 there" if kind == "parameter" else "it is 0 in the data"
+            return self._given(value)
         try:
             found = self.formula(value, index) if depth else None
         except TooManyError:
@@ -97,6 +97,32 @@ class Forward:
         if found is None or step.rule is None or step.op is None:
             return ""
         return self._zero_of(value, found, step.rule, step.op, depth)
+
+    def _given(self, value: int) -> str:
+        """Where a number comes from that no step computed."""
+        known = self.graph.values[value]
+        if known.operation is None:
+            return "the parameter is 0 there" if known.kind == "parameter" else "it is 0 in the data"
+        call = self.graph.operations[known.operation].call
+        by = self.graph.operations[known.operation].name if call is None else self.graph.calls[call].name
+        return "dropout dropped it" if "dropout" in by else f"{by} gave 0, and no gradient flows there"
+
+    def winner(self, value: int, operand: int, index: Index) -> str:
+        """Which element a value has in place of this one of an operand, where it is the largest of some; else ""."""
+        shape = self.graph.values[value].shape
+        for at in indices(shape) if math.prod(shape) <= WRITTEN else ():
+            try:
+                found = self.formula(value, at)
+            except TooManyError:
+                return ""
+            if found is None or not found.text.startswith(CHOOSING):
+                continue
+            leaves = [(leaf, self.operand(value, leaf)) for leaf in found.leaves() if leaf.source]
+            if any(place == (operand, index) for _, place in leaves):
+                winner = next(leaf for leaf, _ in leaves if leaf.value == found.value)
+                own, name = element(self.notation.plain(value), at), self.named(value)
+                return f"{own} took {name(winner)}, not {element(self.notation.plain(operand), index)}"
+        return ""
 
     def zero_of(self, value: int, part: Element) -> str:
         """Why a part of the formula of a value's element is 0."""
@@ -224,7 +250,7 @@ def _sum(rule: Rule, elements: Elements, arguments: Sequence[str], slot: int, in
         for at, local in row_of(rule, op, argument, slot, index):
             own = elements.at(argument, at[1:], at[0]) if isinstance(given, list) else elements.at(argument, at)
             factor = named(op, index, at) if named is not None and rule.outputs == 1 else None
-            terms.append((_coefficient(elements, factor, local), own))
+            terms.append((_coefficient(elements, factor, local, rounding(op.outs[slot].dtype)), own))
     if not terms:
         return of(op.outs[slot][index].item())
     first, same = terms[0][0], len({c.value for c, _ in terms}) == 1
@@ -235,7 +261,7 @@ def _sum(rule: Rule, elements: Elements, arguments: Sequence[str], slot: int, in
     return call("real", lambda value: value.real, found) if is_part else found
 
 
-def _coefficient(elements: Elements, factor: Factor | None, local: Any) -> Element:
+def _coefficient(elements: Elements, factor: Factor | None, local: Any, eps: float) -> Element:
     """The factor of an operand's element: the element of another operand, or a number."""
     if factor is not None and isinstance(elements.whole.arguments.get(factor.argument or ""), Tensor):
         other = of(int(factor.scale) if factor.scale == int(factor.scale) else factor.scale)
@@ -246,7 +272,7 @@ def _coefficient(elements: Elements, factor: Factor | None, local: Any) -> Eleme
     if isinstance(local, float) and math.isfinite(local) and local:
         if local == int(local):
             return of(int(local))
-        if abs(1 / local - round(1 / local)) < 1e-6 * abs(1 / local) and abs(1 / local) < 1e6:
+        if abs(1 / local - round(1 / local)) < max(1e-6, eps) * abs(1 / local) and abs(1 / local) < 1e6:
             return of(1) / of(round(1 / local)) if local > 0 else -(of(1) / of(round(-1 / local)))
     return of(local)
 

@@ -131,8 +131,17 @@ class Why:
         title: tuple[Span, ...] = ("Why ", Code(self.gradient), *found)
         return Section(title, anchor.lower(), "note", tuple(blocks))
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the recorded gradient is visibly another number than the sum, as its type rounded it."""
+        value, total = self.value, self.total
+        if value is None or self.sentence or number(value) == number(total):
+            return False
+        return abs(value - total) > 1e-6 * abs(value)
+
     def _sum(self) -> str:
-        return " = ".join([self.gradient, *_sides(self.terms, self.total), number(self.total)])
+        recorded = f" (recorded: {number(self.value)})" if self.is_rounded and self.value is not None else ""
+        return " = ".join([self.gradient, *_sides(self.terms, self.total), number(self.total)]) + recorded
 
     def _equation(self) -> str:
         products = [r" \cdot ".join(f.latex for f in term.factors) or rf"\text{{({term.text})}}" for term in self.terms]
@@ -226,7 +235,8 @@ class Search:
         gradient, latex = self._gradient(value, index)
         uses = tuple(self._use(path, index) for path in paths)
         total = sum((use.subtotal for use in uses), start=0.0)
-        size = sum(abs(term.value) for use in uses for term in use.terms)
+        # A local derivative is itself a sum that may cancel: its rounding is that of numbers near 1.
+        size = sum(max(abs(t.value), *(abs(f.value) for f in t.factors[:1]), 0) for use in uses for t in use.terms)
         sentence = (
             self._sentence(value, called, index, recorded, total, size) if recorded is not None or not uses else ""
         )
@@ -417,12 +427,12 @@ class Search:
         called = element(self.notation.plain(value), index)
         out = next((out for out in path.outputs if out is not None), None)
         result = "the result" if out is None else self.notation.plain(out)
-        if not isinstance(path, RuledPath):
-            return f"{result} does not change with {called} here"
-        if index and path.op.arguments.get("padding_idx") == index[0]:
+        if isinstance(path, RuledPath) and index and path.op.arguments.get("padding_idx") == index[0]:
             return f"row {index[0]} is padding_idx, which gets no gradient by convention"
-        zeros = path.rule.wrt[path.argument].zeros
-        return f"{result} does not change with {called} here" + (f", as {zeros}" if zeros else "")
+        for won in (self._forward.winner(each, value, index) for each in path.outputs if each is not None):
+            if won:
+                return won
+        return f"{result} does not change with {called} here"
 
 
 def _arrived(path: RuledPath, out: int, entry: Entry) -> tuple[int, Index]:

@@ -16,7 +16,7 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.contributions import indices
 from chainrule.derivation.forward_values import WRITTEN, Forward, Named, is_short, rounding_of, spread, symbol
-from chainrule.derivation.why import Search, Term
+from chainrule.derivation.why import Search, Term, Why
 from chainrule.document import Row, Source, Sum, Summand
 from chainrule.graph.comparison import unravel
 from chainrule.graph.names import Index, element
@@ -164,7 +164,20 @@ def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterat
         for at in indices(value.shape):
             why = search.why(index, at)
             summands = tuple(_summand(term, rows) for term in why.terms)
-            yield Sum(Source(row, "gradient", at), str(why).partition("\n")[0], summands)
+            rest = _rest(why, str(value.dtype).removeprefix("torch."))
+            yield Sum(Source(row, "gradient", at), str(why).partition("\n")[0], (*summands, *rest))
+
+
+def _rest(why: Why, dtype: str) -> Iterator[Summand]:
+    """What a gradient has beside its terms: the seed, the rounding to its type, or a change of it on the way."""
+    if why.value is None or why.value != why.value:
+        return
+    if not why.uses:
+        yield Summand(_real(why.value), (), (), "the seed of the backward pass" if why.value == why.total else "")
+    elif why.sentence and why.terms:
+        yield Summand(_real(why.value - why.total), (), (), why.sentence)
+    elif why.is_rounded:
+        yield Summand(_real(why.value - why.total), (), (), f"rounding to {dtype}")
 
 
 def _summand(term: Term, rows: dict[int, int]) -> Summand:

@@ -130,7 +130,8 @@ function term(summand) {
     return place ? [" · ", made] : [made];
   });
   const others = paired ? [] : summand.sources.map((source) => h("button", { type: "button", class: `factor ${source.role}`, onclick: () => follow(source) }, `go to ${rows[source.row].name}[${source.index}]`));
-  return h("span", null, factors, ` = ${number(summand.value)}`, others, summand.reason ? h("span", { class: "facts" }, ` ${summand.reason}`) : null);
+  const value = (factors.length ? " = " : "") + number(summand.value);
+  return h("span", null, factors, value, others, summand.reason ? h("span", { class: "facts" }, ` ${summand.reason}`) : null);
 }
 
 /**
