@@ -326,10 +326,14 @@ def row_of(rule: Rule, op: Applied, argument: str, slot: int, index: Index) -> I
         if not isinstance(each, Tensor) or slope is None:
             continue
         row, factor = reduce_to_shape(slope, tuple(each.shape))[0], rule.wrt[argument].factor
-        for at in indices(row.shape):
+        if factor is None or rule.outputs > 1 or rule.structure == "linear":  # a constant rate is not 0 by chance
+            places = [tuple(at) for at in row.nonzero().tolist()]
+        else:
+            locals_ = zip(indices(row.shape), row.flatten().tolist(), strict=True)
+            places = [at for at, local in locals_ if local or factor(op, index, (*lead, *at)) is not None]
+        for at in places:
             local = row[at].item()
-            if local or (factor is not None and rule.outputs == 1 and factor(op, index, (*lead, *at)) is not None):
-                yield (*lead, *at), local.conjugate() if isinstance(local, complex) else local
+            yield (*lead, *at), local.conjugate() if isinstance(local, complex) else local
 
 
 def indices(shape: Sequence[int]) -> Iterator[Index]:

@@ -39,6 +39,8 @@ class Forward:
         self.graph = graph
         self.notation = notation
         self._made: dict[int, tuple[Step, int]] = {}
+        self._found: dict[tuple[int, Index], Element | None] = {}
+        self._zeros: dict[tuple[int, Index], str] = {}
         for step in derivation.steps:
             alone = len(step.operations) == 1
             outputs = graph.operations[step.operations[0]].outputs if alone else step.outputs
@@ -54,6 +56,11 @@ class Forward:
 
         Raises TooManyError where it would be made of more elements than are listed.
         """
+        if (value, index) not in self._found:
+            self._found[value, index] = self._formula(value, index)
+        return self._found[value, index]
+
+    def _formula(self, value: int, index: Index) -> Element | None:
         step, slot = self._made.get(value, (None, 0))
         if step is None or step.rule is None or step.op is None or not step.op.has_numbers:
             return None
@@ -87,6 +94,11 @@ class Forward:
 
     def why_zero(self, value: int, index: Index, depth: int = 8) -> str:
         """Why an element of a value is 0, in a few words; "" where that is not known."""
+        if (value, index) not in self._zeros:
+            self._zeros[value, index] = self._why_zero(value, index, depth)
+        return self._zeros[value, index]
+
+    def _why_zero(self, value: int, index: Index, depth: int) -> str:
         step = self.step(value)
         if step is None:
             return self._given(value)
@@ -116,7 +128,7 @@ class Forward:
             except TooManyError:
                 return ""
             if found is None or not found.text.startswith(CHOOSING):
-                continue
+                return ""
             leaves = [(leaf, self.operand(value, leaf)) for leaf in found.leaves() if leaf.source]
             if any(place == (operand, index) for _, place in leaves):
                 winner = next(leaf for leaf, _ in leaves if leaf.value == found.value)

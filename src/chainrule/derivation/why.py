@@ -216,6 +216,7 @@ class Search:
         self.graph = graph
         self.notation = notation
         self._paths = paths_back(graph, derivation)
+        self._causes: dict[tuple[int, Index], str] = {}
         self._forward = Forward(graph, derivation, notation)
 
     def has_numbers(self, value: int) -> bool:
@@ -394,6 +395,11 @@ class Search:
 
     def _first_cause(self, value: int, index: Index) -> str:
         """Follow a zero gradient back along its paths to what made it zero; "" where that is not found."""
+        if (value, index) not in self._causes:
+            self._causes[value, index] = self._search(value, index)
+        return self._causes[value, index]
+
+    def _search(self, value: int, index: Index) -> str:
         waiting, seen = [(value, index)], {(value, index)}
         causes: dict[str, None] = {}
         while waiting and len(seen) <= FOLLOWED and len(causes) < CAUSES:
