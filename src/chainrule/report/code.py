@@ -28,6 +28,7 @@ from chainrule.graph.graph import Operation, Ref, counted
 from chainrule.graph.reexecution import Reexecution
 from chainrule.graph.snapshot import ParameterUpdate, has_numbers
 from chainrule.report.context import ELEMENTS, JACOBIAN, Context
+from chainrule.rules.facts import facts_of
 
 PREAMBLE = f'''\
 import math
@@ -187,6 +188,8 @@ class _Writer:
         if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
             raise Unwritable
         if torch.Tag.nondeterministic_seeded in overload.tags or not operation.outputs:
+            raise Unwritable
+        if facts_of(operation.name).unwritten:  # memory that holds anything: as it was recorded
             raise Unwritable
         if len(overload._schema.returns) not in (1, len(operation.outputs)):  # some of its results are None
             raise Unwritable

@@ -224,7 +224,7 @@ def _value(context: Context, forward: Forward, step: Step, value: int, index: In
         depends = f"depends on {', '.join(listed)}{more}" if used else ""
         made_of = tuple(Source(rows[operand], "value", at) for operand, at in used)
         text = f"{own} = {number(result)}" + f", which {depends}" * bool(used)
-        return Sum(of, text, (Summand(_real(result), (), made_of, depends),) if used else ())
+        return Sum(of, text, (Summand(_real(result), (), made_of, depends),))
     name = forward.named(value)
 
     def sources(part: Element) -> tuple[Source, ...]:
