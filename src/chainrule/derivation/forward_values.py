@@ -229,9 +229,8 @@ def _formula(rule: Rule, op: Applied, slot: int, index: Index) -> Element | None
         return _staged(stages, index)
     if isinstance(rule.equation, Expression) and rule.structure == "elementwise":
         return None if slot else of(rule.equation.run(elements))
-    linear = rule.linear(op) if callable(rule.linear) else rule.linear
-    linear = linear or (tuple(rule.wrt) if rule.structure == "linear" else ())
-    return _sum(rule, elements, linear, slot, index) if linear else None
+    arguments = rule.linear_in(op)
+    return _sum(rule, elements, arguments, slot, index) if arguments else None
 
 
 def _staged(stages: Sequence[Stage], index: Index) -> Element | None:

@@ -349,7 +349,7 @@ def too_large(
     """Describe a Jacobian that is not written out: its size and, where the rule knows it, its sparsity pattern."""
     rows, columns = shape
     size = f"{rows:,} x {columns:,} = {_count(rows * columns)} entries"
-    zeros = f" {sentence(wrt.zeros)}" if wrt.zeros else ""
+    zeros = f" {sentence(why)}" if (why := wrt.why_zero(op)) else ""
     pattern = wrt.pattern(op) if wrt.pattern is not None and item is None else None
     if pattern is None or pattern.shape != shape:
         yield f" has {size}: too many to write out.{zeros}"
@@ -380,7 +380,7 @@ def _zeros(pullback: Pullback, full: Data, operand: Operand, output: Operand) ->
     structural = zero - len(by_value)
     words = []
     if structural:
-        reason = f": {pullback.wrt.zeros}." if pullback.wrt.zeros else "."
+        reason = f": {why}." if (why := pullback.wrt.why_zero(pullback.op)) else "."
         words.append(f"{structural} of {full.numel()} entries are zero by structure{reason}")
     if by_value:
         listed = _listed(by_value, LISTED_ZEROS)

@@ -100,9 +100,13 @@ class Wrt:
     vjp: Callable[[Any, Upstream], Any]
     local: Latex
     product: Latex
-    zeros: str = ""
+    zeros: str | Callable[[Any], str] = ""
     factor: Entry | None = None
     pattern: Callable[[Any], Pattern | None] | None = None
+
+    def why_zero(self, op: Any) -> str:
+        """Why most of the Jacobian of an operation is zero."""
+        return self.zeros(op) if callable(self.zeros) else self.zeros
 
 
 def unread(argument: str) -> Wrt:
@@ -184,6 +188,11 @@ class Rule:
         scalars = {name: number(value) for name, value in op.arguments.items() if isinstance(value, (int, float))}
         known = {**_items(op, symbols), **scalars, **symbols}
         return Template(without_brackets(_text(template, op), known)).safe_substitute(known)
+
+    def linear_in(self, op: Applied) -> tuple[str, ...]:
+        """The arguments in which it is linear, all together."""
+        named = self.linear(op) if callable(self.linear) else self.linear
+        return named or (tuple(self.wrt) if self.structure == "linear" else ())
 
     def gradient(self, op: Applied, upstream: tuple[Tensor | None, ...], argument: str) -> Any:
         """The VJP with respect to `argument`; rules with one output get its gradient bare, the others the tuple.

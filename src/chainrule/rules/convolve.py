@@ -269,7 +269,10 @@ BY_WEIGHT = Wrt(
     lambda op, g: _Convolution(op).weight_gradient(_Convolution(op).x, g),
     _told(lambda f: derivative(f.of_output(), f.weight(), f.of_input())),
     _told(_Convolution.to_weight),
-    "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
+    lambda op: (
+        "an output channel is made with its own weights alone"
+        + ", and a weight that meets the padding meets a 0" * any(_Convolution(op).sliding.padding)
+    ),
     lambda op, out_index, in_index: _Convolution(op).weight_factor(out_index, in_index),
     lambda op: _Convolution(op).pattern(op.weight, "sparse, each output channel with its own weights alone"),
 )

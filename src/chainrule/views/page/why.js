@@ -125,7 +125,7 @@ function term(summand) {
   const paired = summand.factors.length === summand.sources.length;
   const factors = summand.factors.flatMap(([text, value], place) => {
     const source = paired ? summand.sources[place] : undefined;
-    const words = `${text} (${number(value)})`;
+    const words = summand.factors.length > 1 ? `${text} (${number(value)})` : text;
     const made = source ? h("button", { type: "button", class: `factor ${source.role}`, onclick: () => follow(source) }, words) : h("span", null, words);
     return place ? [" · ", made] : [made];
   });
