@@ -13,7 +13,7 @@ from chainrule.document import Document, Equation
 from tests.zoo.models import ZOO
 from tests.zoo.test_zoo import OF_TRANSFORMERS
 
-FAST = {"unet"}
+FAST = {"vae"}
 MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
 
 

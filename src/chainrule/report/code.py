@@ -237,7 +237,10 @@ class _Writer:
         for slot, value in enumerate(step.outputs):
             upstream = step.upstream[slot] if slot < len(step.upstream) else None
             if upstream is not None:
-                lines += self._total(value, step.backward or 0, upstream)
+                # PyTorch's parts add up to PyTorch's gradient; that of the walk has roundings of its own.
+                grad = self._graph.values[value].grad
+                known = self._pass_of(value) == (step.backward or 0) and has_numbers(grad)
+                lines += self._total(value, step.backward or 0, grad if known and grad is not None else upstream)
         return lines
 
     def _total(self, value: int, backward: int, recorded: Data) -> Iterator[str]:
