@@ -112,8 +112,9 @@ TESTS = Path(__file__).parent
 PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "document", "examples"}
 DEEP = {
     # what is worth a test of its own
-    "capture.traits", "graph.comparison", "graph.reexecution", "graph.storage", "graph.trees", "monitor.dashboard",
-    "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
+    "capture.traits", "derivation.forward_values", "graph.comparison", "graph.reexecution", "graph.storage",
+    "graph.trees", "monitor.dashboard",
+    "rules.element", "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
     "rules.pattern", "rules.pytorch_formulas",
     "views.formula", "views.json", "views.layers", "views.terminal",
     # what tests make or measure by themselves

@@ -93,6 +93,16 @@ def test_models_that_an_object_holds_go_by_its_attributes() -> None:
     assert found == ["generator.weight", "generator.bias", "critic.weight", "critic.bias"]
 
 
+def test_modules_that_are_not_called_name_their_parameters() -> None:
+    layers = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 2)])
+    with chainrule.record() as recording:
+        h = torch.ones(5, 3)
+        for layer in layers:
+            h = (h @ layer.weight.T + layer.bias).relu()
+        h.sum().backward()
+    assert list(recording.parameters) == ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+
+
 def test_operators_have_names_that_one_can_say() -> None:
     x = torch.rand(3, requires_grad=True)
     with chainrule.record() as recording:

@@ -92,7 +92,61 @@ def test_first_cause_of_a_zero_is_the_kink(worked):
 
 def test_zero_operand_is_a_reason(worked):
     answer = worked.why("linear2.weight", (1, 2))
-    assert [factor.reason for term in answer.terms for factor in term.factors] == ["", "A1[0,2] = 0", "", "A1[1,2] = 0"]
+    assert [factor.reason for term in answer.terms for factor in term.factors] == [
+        "",
+        "A1[0,2] = 0: ReLU is off, Z1[0,2] = -7.8 < 0",
+        "",
+        "A1[1,2] = 0: ReLU is off, Z1[1,2] = -16 < 0",
+    ]
+
+
+def test_the_loss_of_each_sample_is_on_the_way(worked):
+    assert str(worked.why("output", (0, 0))) == ("dJ/dA3[0,0] = dJ/dL[0,0] * dL[0,0]/dA3[0,0] = 0.5 * 1.1003 = 0.5501")
+
+
+def explained(recording, name, index):
+    """What the page says of one element of a value."""
+    document = recording.document(pointing=True)
+    row = next(row for row in document.rows if row.name == name)
+    [found] = [s for s in document.sums if (s.of.row, s.of.role, s.of.index) == (row.index, "value", index)]
+    return found
+
+
+def test_a_forward_value_is_explained_by_what_was_put_in(worked):
+    assert explained(worked.recording, "A3", (0, 0)).text == "A3[0,0] = σ(Z3[0,0]) = σ(-2.3) = 0.0911"
+    cost = explained(worked.recording, "J", ())
+    assert cost.text.startswith(
+        "J = 1/2 * (L[0,0] + L[1,0]) = 1/2 * (0.0955 + 0.2949) = 0.1952; L[0,0] = -(Y[0,0] * ln("
+    )
+    off = explained(worked.recording, "Z3", (0, 0))
+    assert [summand.reason for summand in off.summands] == ["A2[0,0] = 0: ReLU is off, Z2[0,0] = 0", "", ""]
+
+
+def test_the_steps_of_a_network_are_explained_in_numbers():
+    x = torch.tensor([[[[0.5, -1.0], [2.0, 0.25]]]])
+    w = torch.tensor([[[[1.0, -0.5]]]], requires_grad=True)
+    with record() as recording:
+        z = F.conv2d(x, w)
+        m = F.max_pool2d(z, (2, 1))
+        p = torch.cat([z.flatten(), m.flatten()]).softmax(0)
+        p[0].backward()
+    texts = [explained(recording, name, index).text for name, index in (("z", (0, 0, 0, 0)), ("m", (0, 0, 0, 0)))]
+    assert texts == [
+        "z[0,0,0,0] = x[0,0,0,0] * w[0,0,0,0] + x[0,0,0,1] * w[0,0,0,1] = 0.5 * 1 - 1 * -0.5 = 1",
+        "m[0,0,0,0] = max(z[0,0,0,0], z[0,0,1,0]) = max(1, 1.875) = 1.875",
+    ]
+    soft = explained(recording, "p", (0,)).text
+    assert soft.endswith(" = exp(1) / (exp(1) + exp(1.875) + exp(1.875)) = 2.7183 / 15.7599 = 0.1725")
+
+
+def test_a_value_without_a_formula_says_what_it_depends_on():
+    w = torch.tensor([[2.0, 1.0], [0.0, 4.0]], requires_grad=True)
+    with record() as recording:
+        y = torch.linalg.inv(w)
+        y.sum().backward()
+    found = explained(recording, "y", (0, 0))
+    assert found.text.startswith("y[0,0] = 0.5, which depends on w[0,0] = 2, ")
+    assert [summand.value for summand in found.summands] == [0.5]
 
 
 def test_bias_has_the_factor_one(worked):
@@ -349,7 +403,7 @@ def test_what_a_maximum_did_not_take_is_not_said_to_have_no_use():
         p = F.max_pool2d(y, 2)
         p.sum().backward()
     asked = str(recording.why("x", (0, 0, 0, 0)))
-    assert "dJ/dy[0,0,0,0] = 0: p does not change with y[0,0,0,0] here" in asked
+    assert "dJ/dy[0,0,0,0] = 0: p[0,0,0,0] took y[0,0,0,1], not y[0,0,0,0]" in asked
 
 
 def test_an_element_that_an_index_left_out_has_a_sentence():

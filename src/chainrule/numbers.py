@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+DECIMALS = (4, 5, 6, 7, 8, 10, 12, 17)
 
 
-def number(value: float | complex) -> str:
-    """`value` with at most 4 decimals.
+def number(value: float | complex, decimals: int = 4) -> str:
+    """`value` with at most 4 decimals, or with more where a sum needs them.
 
     Trailing zeros are dropped only if the written number equals the value up to a relative 5e-7, which is about the
     precision of float32: 4, -7.8, 0.5, but -0.0600 for -0.05998. Below 1e-4 and from 1e6 on, a number has 3 significant
@@ -18,16 +20,39 @@ def number(value: float | complex) -> str:
         return str(value)
     if isinstance(value, complex):
         sign = "-" if math.copysign(1.0, value.imag) < 0 else "+"
-        return f"{number(value.real)}{sign}{number(abs(value.imag))}j"
+        return f"{number(value.real, decimals)}{sign}{number(abs(value.imag), decimals)}j"
     if not math.isfinite(value):
         return str(value)
     if value == 0:
         return "0"
-    text = f"{value:.4f}" if 1e-4 <= abs(value) < 1e6 else f"{value:.2e}"
+    text = f"{value:.{decimals}f}" if 1e-4 <= abs(value) < 1e6 else f"{value:.{decimals - 2}e}"
     if abs(float(text) - value) > 5e-7 * abs(value):
         return text
     mantissa, power, exponent = text.partition("e")
     return mantissa.rstrip("0").rstrip(".") + power + exponent
+
+
+def rounded(value: float | complex, decimals: int) -> float | complex:
+    """The number that is written."""
+    if isinstance(value, complex):
+        return complex(rounded(value.real, decimals), rounded(value.imag, decimals))
+    return value if isinstance(value, int) else float(number(value, decimals))
+
+
+def enough(repeat: Callable[[int], float | complex], result: float | complex) -> int:
+    """How many decimals the numbers of a calculation need so that a reader who repeats it gets the printed result.
+
+    `repeat` gives what comes out with so many. Where none are enough, because the result was rounded to a coarse type,
+    they are those that change nothing more.
+    """
+    known = abs(result) if math.isfinite(abs(result)) else 0.0
+    unit = 1e-4 if 1e-4 <= known < 1e6 or not known else 10.0 ** (math.floor(math.log10(known)) - 2)
+    written = rounded(result, DECIMALS[0])
+    exact = abs(repeat(DECIMALS[-1]) - written)
+    for decimals in DECIMALS:
+        if not abs(repeat(decimals) - written) > max(0.75 * unit, exact + 0.01 * unit):
+            return decimals
+    return DECIMALS[-1]
 
 
 def aligned(column: Sequence[str]) -> list[str]:

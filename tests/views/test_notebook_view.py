@@ -145,6 +145,31 @@ def test_special_numbers_come_through() -> None:
     assert names["double"].dtype is torch.float64
 
 
+def test_memory_that_nothing_was_written_to_is_as_recorded() -> None:
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    with record() as recording:
+        order = torch.tensor([1, 0])
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(2)
+        room = torch.empty(2).detach()
+        (w[inverse] * 2 + 0 * room.copy_(w.detach())).sum().backward()
+    code = "\n".join(sources(recording))
+    assert "aten.empty" not in code
+    run(sources(recording))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_pass_their_own_checks(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 2)).to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with record() as recording:
+        F.cross_entropy(model(5 * torch.randn(4, 5, dtype=dtype)), torch.tensor([0, 1, 1, 0])).backward()
+        optimizer.step()
+    assert len(sources(recording)) > 10
+    run(sources(recording))
+
+
 def test_large_tensors_are_left_out() -> None:
     model = nn.Linear(300, 2)
     with record() as recording:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,11 @@ class Path:
 
 @dataclass(frozen=True)
 class RuledPath(Path):
-    """A path that a rule explains. `operands` are the values of the operation's other arguments too."""
+    """A path that a rule explains. `operands` are the values of the operation's other arguments too.
+
+    Where the operation amounts to several stages (a loss for each sample, then their mean), the path is through the
+    first one: `via` is the symbol of its result, and `upstream` the gradient of that.
+    """
 
     rule: Rule
     op: Applied
@@ -54,6 +59,7 @@ class RuledPath(Path):
     shape: tuple[int, ...]
     upstream: tuple[Tensor | None, ...]
     operands: dict[tuple[str, int | None], int]
+    via: str = ""
 
     @property
     def has_numbers(self) -> bool:
@@ -116,8 +122,22 @@ def _add(
         upstream = step.upstream + (None,) * (len(outputs) - len(step.upstream))
         operands = {(name, item): value for name, item, value in arguments}
         shape = graph.values[contribution.value].shape
-        path = RuledPath(*common, step.rule, step.op, contribution.item, shape, upstream, operands)
+        rule, op, upstream, via = _first_stage(step.rule, step.op, upstream)
+        path = RuledPath(*common, rule, op, contribution.item, shape, upstream, operands, via)
     paths.setdefault(contribution.value, []).append(path)
+
+
+def _first_stage(
+    rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...]
+) -> tuple[Rule, Applied, tuple[Tensor | None, ...], str]:
+    """The first of the stages that an operation amounts to, what arrives at its result, and the symbol of that."""
+    g = upstream[0] if upstream else None
+    stages = rule.stages(op) if rule.stages is not None and op.has_numbers and has_numbers(g) else []
+    if not stages:
+        return rule, op, upstream, ""
+    for stage in reversed(stages[1:]):
+        g = None if g is None else stage.rule.gradient(stage.op, (g,), "self")
+    return stages[0].rule, stages[0].op, (g,), stages[0].symbol
 
 
 def entries_of(path: Path, index: Index) -> list[Entry] | None:
@@ -288,24 +308,32 @@ def zeros_by_value(
                 yield i, j
 
 
-def row_of(rule: Rule, op: Applied, argument: str, index: Index, output: Tensor) -> Iterator[tuple[Index, float]]:
-    """One row of the Jacobian, without the entries that are zero by structure: (index in the input, entry)."""
-    operand = op.arguments[argument]
-    if not isinstance(operand, Tensor) or not operand.is_floating_point():
-        return
-    gradient = rule.gradient(op, (_unit(output, index),) + (None,) * (rule.outputs - 1), argument)
-    if gradient is None or gradient.shape != operand.shape:
-        if gradient is not None and rule.structure == "elementwise":
-            yield broadcast_index(index, tuple(operand.shape)), gradient[index].item()
-        return
-    factor = rule.wrt[argument].factor
-    for at in indices(operand.shape):
-        local = gradient[at].item()
-        allowed = factor is not None and (
-            at == index if rule.structure == "elementwise" else factor(op, index, at) is not None
-        )
-        if local or allowed:
-            yield at, local
+def row_of(rule: Rule, op: Applied, argument: str, slot: int, index: Index) -> Iterator[tuple[Index, Number]]:
+    """One row of the Jacobian, without the entries that are zero by structure: (index in the argument, entry).
+
+    The index in an argument that is a list of tensors begins with the place in the list.
+    """
+    seeds: list[Tensor | None] = [None] * max(len(op.outs), rule.outputs)
+    seeds[slot] = _unit(op.outs[slot], index)
+    gradient, operand = rule.gradient(op, tuple(seeds), argument), op.arguments[argument]
+    if isinstance(gradient, Tensor) and op.outs[slot].is_complex() and not gradient.is_complex():
+        seeds[slot] = 1j * _unit(op.outs[slot], index)  # a real operand's gradient is a real part: ask for the other
+        gradient = torch.complex(gradient, rule.gradient(op, tuple(seeds), argument)).conj()
+    parts: list[tuple[Index, Any, Any]] = [((), operand, gradient)]
+    if isinstance(operand, list):
+        parts = [((item,), *pair) for item, pair in enumerate(zip(operand, gradient or (), strict=False))]
+    for lead, each, slope in parts:
+        if not isinstance(each, Tensor) or slope is None:
+            continue
+        row, factor = reduce_to_shape(slope, tuple(each.shape))[0], rule.wrt[argument].factor
+        if factor is None or rule.outputs > 1 or rule.structure == "linear":  # a constant rate is not 0 by chance
+            places = [tuple(at) for at in row.nonzero().tolist()]
+        else:
+            locals_ = zip(indices(row.shape), row.flatten().tolist(), strict=True)
+            places = [at for at, local in locals_ if local or factor(op, index, (*lead, *at)) is not None]
+        for at in places:
+            local = row[at].item()
+            yield (*lead, *at), local.conjugate() if isinstance(local, complex) else local
 
 
 def indices(shape: Sequence[int]) -> Iterator[Index]:

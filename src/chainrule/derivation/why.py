@@ -10,6 +10,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from chainrule.derivation.backprop import Derivation
 from chainrule.derivation.contributions import (
     Entry,
@@ -22,12 +24,14 @@ from chainrule.derivation.contributions import (
     entries_of,
     paths_back,
 )
+from chainrule.derivation.forward_values import Forward, name_of
+from chainrule.derivation.no_gradient import no_gradient
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
 from chainrule.errors import MissingError
 from chainrule.graph.comparison import UNKNOWN_SUMS, compare, rounding
-from chainrule.graph.graph import Graph, Operation, references
-from chainrule.graph.names import Index, Notation, check_index, find_value
-from chainrule.numbers import number
+from chainrule.graph.graph import Graph
+from chainrule.graph.names import Index, Notation, check_index, element, find_value
+from chainrule.numbers import enough, number, rounded
 
 LISTED = 64  # terms of one use that are shown one by one; the rest as their sum
 FOLLOWED = 200  # elements that are visited in search of what made a gradient zero
@@ -106,7 +110,10 @@ class Why:
         lines = [self._sum()] if self.terms else []
         lines += [self.sentence] if self.sentence else []
         if len(self.uses) > 1:
-            lines += [f"  {use.result}: {' = '.join(_sides(use.terms))} = {number(use.subtotal)}" for use in self.uses]
+            lines += [
+                f"  {use.result}: {' = '.join(_sides(use.terms, use.subtotal))} = {number(use.subtotal)}"
+                for use in self.uses
+            ]
         return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
 
     def document(self) -> Section:
@@ -124,8 +131,17 @@ class Why:
         title: tuple[Span, ...] = ("Why ", Code(self.gradient), *found)
         return Section(title, anchor.lower(), "note", tuple(blocks))
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the recorded gradient is visibly another number than the sum, as its type rounded it."""
+        value, total = self.value, self.total
+        if value is None or self.sentence or number(value) == number(total):
+            return False
+        return abs(value - total) > 1e-6 * abs(value)
+
     def _sum(self) -> str:
-        return " = ".join([self.gradient, *_sides(self.terms), number(self.total)])
+        recorded = f" (recorded: {number(self.value)})" if self.is_rounded and self.value is not None else ""
+        return " = ".join([self.gradient, *_sides(self.terms, self.total), number(self.total)]) + recorded
 
     def _equation(self) -> str:
         products = [r" \cdot ".join(f.latex for f in term.factors) or rf"\text{{({term.text})}}" for term in self.terms]
@@ -151,27 +167,23 @@ def _row(term: Term) -> tuple[tuple[Span, ...], ...]:
     return (*(factors or [(term.text,), ()]), (number(term.value),))
 
 
-def _sides(terms: tuple[Term, ...]) -> list[str]:
+def _sides(terms: tuple[Term, ...], total: Number) -> list[str]:
+    """The sum in symbols, and in numbers with as many decimals as give the total."""
+    parts = [[factor.value for factor in term.factors] or [term.value] for term in terms]
+    decimals = enough(lambda count: sum(math.prod(rounded(each, count) for each in part) for part in parts), total)
     symbols = " + ".join(map(str, terms))
-    numbers = " + ".join(
-        " * ".join(_in_product(factor.value) for factor in term.factors) or _in_product(term.value) for term in terms
-    )
+    numbers = " + ".join(" * ".join(_in_product(each, decimals) for each in part) for part in parts)
     return list(dict.fromkeys(side for side in (symbols, numbers) if side))
 
 
-def _in_product(value: Number) -> str:
-    return f"({number(value)})" if isinstance(value, complex) else number(value)
+def _in_product(value: Number, decimals: int) -> str:
+    return f"({number(value, decimals)})" if isinstance(value, complex) else number(value, decimals)
 
 
 _FORWARD_BEFORE = (
     "{} got a gradient, but through operations that ran before the recording began, so it cannot be taken apart. "
     "Record its forward pass too."
 )
-
-
-def element(name: str, index: Index) -> str:
-    """`Z1[0,2]`; a value without axes has its name alone."""
-    return f"{name}[{','.join(map(str, index))}]" if index else name
 
 
 def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, index: Index | int) -> Why:
@@ -197,52 +209,6 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
     return search.why(value, place)
 
 
-def no_gradient(graph: Graph, value: int | None, name: str) -> str:
-    """Why no gradient arrived at a value, in one sentence."""
-    if value is None:
-        return f"{name} got no gradient, because the recorded forward pass did not use it."
-    if not graph.backwards:
-        return f"{name} has no gradient, because no backward pass ran."
-    if not graph.values[value].requires_grad:
-        frozen = "it is frozen" if name in graph.parameters else "nothing asked for one"
-        return f"{name} has no gradient, because {frozen}: requires_grad is False."
-    cut, arrives = _where_cut(graph, value)
-    if cut is None and not arrives:
-        return f"{name} got no gradient: it was used, but nothing made from it is on the way to the loss."
-    if cut is None and graph.error:
-        return f"{name} got no gradient: the step ended in an exception before backward came to it."
-    if cut is None:
-        return (
-            f"{name} got no gradient, though the loss depends on it: backward() was not asked for it (`inputs=`), or a "
-            "function's own backward gave None."
-        )
-    result = graph.values[cut.outputs[0]] if cut.outputs and cut.outputs[0] is not None else None
-    place = f" ({result.place})" if result is not None and result.place else ""
-    called = graph.calls[cut.call].name if cut.call is not None else cut.name
-    return (
-        f"{name} got no gradient: on its way to the loss it passes `{called}`{place}, which no gradient passes back "
-        "through (detached, under no_grad, or not differentiable)."
-    )
-
-
-def _where_cut(graph: Graph, value: int) -> tuple[Operation | None, bool]:
-    """The operation on the way to a loss at which the gradient of `value` ends, as its result wants none.
-
-    And whether another path leads to a loss without an end.
-    """
-    losses = {b.loss for b in graph.backwards if b.loss is not None}
-    to_loss = losses | graph.ancestors(losses)
-    reached = {value}
-    for operation in graph.operations:
-        if any(used in reached for _, _, used in references(operation.arguments)):
-            outputs = [out for out in operation.outputs if out is not None]
-            alive = [out for out in outputs if graph.values[out].requires_grad]
-            if not alive and any(out in to_loss for out in outputs):
-                return operation, False
-            reached.update(alive)
-    return None, not losses.isdisjoint(reached)
-
-
 class Search:
     """Answers many questions about one recording."""
 
@@ -250,6 +216,8 @@ class Search:
         self.graph = graph
         self.notation = notation
         self._paths = paths_back(graph, derivation)
+        self._causes: dict[tuple[int, Index], str] = {}
+        self._forward = Forward(graph, derivation, notation)
 
     def has_numbers(self, value: int) -> bool:
         """Whether the gradient of a value, and what it is the sum of, was kept."""
@@ -268,7 +236,8 @@ class Search:
         gradient, latex = self._gradient(value, index)
         uses = tuple(self._use(path, index) for path in paths)
         total = sum((use.subtotal for use in uses), start=0.0)
-        size = sum(abs(term.value) for use in uses for term in use.terms)
+        # A local derivative is itself a sum that may cancel: its rounding is that of numbers near 1.
+        size = sum(max(abs(t.value), *(abs(f.value) for f in t.factors[:1]), 0) for use in uses for t in use.terms)
         sentence = (
             self._sentence(value, called, index, recorded, total, size) if recorded is not None or not uses else ""
         )
@@ -340,16 +309,20 @@ class Search:
     def _term(self, path: RuledPath, index: Index, entry: Entry) -> Term:
         out = path.outputs[entry.slot]
         assert out is not None
-        loss = self.notation.loss(path.backward)
-        name = element(f"d{self.notation.plain_loss(path.backward)}/d{self.notation.plain(out)}", entry.at)
-        latex = rf"\frac{{\partial {loss}}}{{\partial {_at(self.notation.symbol(out), entry.at)}}}"
-        reason = self._first_cause(out, entry.at) if entry.upstream == 0 else ""
-        upstream = Factor(name, latex, entry.upstream, reason, (out, entry.at, True))
+        plain, symbol = self._result(path, out)
+        name = element(f"d{self.notation.plain_loss(path.backward)}/d{plain}", entry.at)
+        latex = rf"\frac{{\partial {self.notation.loss(path.backward)}}}{{\partial {_at(symbol, entry.at)}}}"
+        reason = self._first_cause(*_arrived(path, out, entry)) if entry.upstream == 0 else ""
+        upstream = Factor(name, latex, entry.upstream, reason, None if path.via else (out, entry.at, True))
         return Term(entry.value, (upstream, self._local(path, index, entry)))
+
+    def _result(self, path: RuledPath, out: int) -> tuple[str, str]:
+        """What the result of a path is called, in a line of text and in LaTeX."""
+        return (path.via, path.via) if path.via else (self.notation.plain(out), self.notation.symbol(out))
 
     def _local(self, path: RuledPath, index: Index, entry: Entry) -> Factor:
         name, latex = self._named(path, index, entry)
-        reason = self._flat(path, index, entry, name) if entry.local == 0 and name != "0" else ""
+        reason = self._flat(path, index, entry, name) if entry.local == 0 else ""
         factor = closed_form(path, index, entry)
         operand = path.operands.get((factor.argument or "", None)) if factor is not None else None
         element = None if factor is None or operand is None else (operand, factor.index, False)
@@ -363,9 +336,13 @@ class Search:
         assert out is not None
         mine = self.notation.plain(value) if value is not None else path.argument
         symbol = self.notation.symbol(value) if value is not None else rf"\text{{{path.argument}}}"
-        name = f"d{element(self.notation.plain(out), entry.at)}/d{element(mine, index)}"
-        latex = rf"\frac{{\partial {_at(self.notation.symbol(out), entry.at)}}}{{\partial {_at(symbol, index)}}}"
+        plain, own = self._result(path, out)
+        name = f"d{element(plain, entry.at)}/d{element(mine, index)}"
+        latex = rf"\frac{{\partial {_at(own, entry.at)}}}{{\partial {_at(symbol, index)}}}"
         factor = closed_form(path, index, entry)
+        if plain == self.notation.plain_loss(path.backward):  # its name would be that of the gradient itself
+            name = number(entry.local)
+            latex = latex if factor is not None else name
         if factor is None:
             return name, latex
         sign = {1: "", -1: "-"}.get(factor.scale, f"{number(factor.scale)} ")  # type: ignore[call-overload]
@@ -387,6 +364,8 @@ class Search:
         for name, value in [*((name, v) for (name, _), v in path.operands.items()), ("out", out)]:
             if value is not None:
                 symbol, shape = self.notation.symbol(value), self.graph.values[value].shape
+                if path.via and name == "out":
+                    symbol, shape = path.via, tuple(path.op.out.shape)
                 own = aligned(entry.at, shape)
                 symbols[name] = symbol if indexed or own is None else _at(symbol, own)
         return path.rule.latex(template, path.op, symbols).replace(r"\odot", r"\cdot")
@@ -397,7 +376,9 @@ class Search:
         """Why a local derivative is zero: an operand is, the point is a kink, or the function is flat there."""
         factor = closed_form(path, index, entry)
         if factor is not None and factor.argument is not None:
-            return f"{name.lstrip('-')} = 0"
+            operand = path.operands.get((factor.argument, None))
+            cause = "" if operand is None else self._forward.why_zero(operand, factor.index)
+            return f"{name.lstrip('-')} = 0" + (f": {cause}" if cause else "")
         value = path.operands.get((path.argument, path.item))
         data = self.graph.values[value].data if value is not None else None
         if value is None or data is None:
@@ -406,17 +387,19 @@ class Search:
         if at_kink(path, index, entry.at):
             assert path.rule.kink is not None
             return f"{here} lies exactly at a kink: {path.rule.kink.choice}"
-        equation = path.rule.equation if isinstance(path.rule.equation, str) else path.rule.equation(path.op)
-        named = re.search(r"\\operatorname\{(\w+)\}", equation)
-        called = named[1] if named else path.rule.name
-        out = path.outputs[entry.slot]
-        result = self.graph.values[out].data if out is not None else None
-        off = result is not None and result[entry.at].item() == 0 and path.rule.kink is not None
+        called = name_of(path.rule, path.op)
+        result = path.op.outs[entry.slot]
+        off = isinstance(result, Tensor) and result[entry.at].item() == 0 and path.rule.kink is not None
         below = " < 0" if off and not data.is_complex() and data[index].item() < 0 else ""
         return f"{called} is {'off' if off else 'flat'}: {here}{below}"
 
     def _first_cause(self, value: int, index: Index) -> str:
         """Follow a zero gradient back along its paths to what made it zero; "" where that is not found."""
+        if (value, index) not in self._causes:
+            self._causes[value, index] = self._search(value, index)
+        return self._causes[value, index]
+
+    def _search(self, value: int, index: Index) -> str:
         waiting, seen = [(value, index)], {(value, index)}
         causes: dict[str, None] = {}
         while waiting and len(seen) <= FOLLOWED and len(causes) < CAUSES:
@@ -440,16 +423,27 @@ class Search:
                         causes["its terms cancel"] = None
                     elif entry.local == 0:
                         causes[self._local(path, at, entry).reason] = None
-                    elif out is not None and (out, entry.at) not in seen:
-                        seen.add((out, entry.at))
-                        waiting.append((out, entry.at))
+                    elif out is not None and (place := _arrived(path, out, entry)) not in seen:
+                        seen.add(place)
+                        waiting.append(place)
         return "; ".join(list(causes)[:CAUSES])
 
     def _not_taken(self, path: Path, value: int, index: Index) -> str:
         """No result has a term of this element: an index left it out, or a maximum took another."""
         called = element(self.notation.plain(value), index)
         out = next((out for out in path.outputs if out is not None), None)
-        return f"{'the result' if out is None else self.notation.plain(out)} does not change with {called} here"
+        result = "the result" if out is None else self.notation.plain(out)
+        if isinstance(path, RuledPath) and index and path.op.arguments.get("padding_idx") == index[0]:
+            return f"row {index[0]} is padding_idx, which gets no gradient by convention"
+        for won in (self._forward.winner(each, value, index) for each in path.outputs if each is not None):
+            if won:
+                return won
+        return f"{result} does not change with {called} here"
+
+
+def _arrived(path: RuledPath, out: int, entry: Entry) -> tuple[int, Index]:
+    """The element whose gradient a term's upstream factor is, or is a share of."""
+    return (out, ()) if path.via else (out, entry.at)
 
 
 def _at(symbol: str, index: Index) -> str:

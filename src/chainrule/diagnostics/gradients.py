@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from chainrule.derivation.why import no_gradient
+from chainrule.derivation.no_gradient import no_gradient
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.run_context import Run

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Derivation, NodeStep
 from chainrule.derivation.contributions import aligned
-from chainrule.derivation.why import element
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.nonfinite_origin import Origin, Origins, advice_for, evidence_of, on_purpose, origins_of
@@ -23,6 +22,7 @@ from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.history import Kind as SeriesKind
 from chainrule.graph.history import Series
+from chainrule.graph.names import element
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.derivation.contributions import aligned
-from chainrule.derivation.why import element
 from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Graph, Operation, Place, Ref, Value, references
-from chainrule.graph.names import Index, Notation
+from chainrule.graph.names import Index, Notation, element
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache

@@ -259,6 +259,11 @@ def _axes(count: int) -> str:
     return {0: "no index", 1: "1 index"}.get(count, f"{count} indices")
 
 
+def element(name: str, index: Index) -> str:
+    """`Z1[0,2]`; a value without axes has its name alone."""
+    return f"{name}[{','.join(map(str, index))}]" if index else name
+
+
 # -- selection by patterns --------------------------------------------------------------------------------------------
 
 

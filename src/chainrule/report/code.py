@@ -28,6 +28,7 @@ from chainrule.graph.graph import Operation, Ref, counted
 from chainrule.graph.reexecution import Reexecution
 from chainrule.graph.snapshot import ParameterUpdate, has_numbers
 from chainrule.report.context import ELEMENTS, JACOBIAN, Context
+from chainrule.rules.facts import facts_of
 
 PREAMBLE = f'''\
 import math
@@ -188,6 +189,8 @@ class _Writer:
             raise Unwritable
         if torch.Tag.nondeterministic_seeded in overload.tags or not operation.outputs:
             raise Unwritable
+        if facts_of(operation.name).unwritten:  # memory that holds anything: as it was recorded
+            raise Unwritable
         if len(overload._schema.returns) not in (1, len(operation.outputs)):  # some of its results are None
             raise Unwritable
         given: list[tuple[Any, Any]] = []
@@ -234,7 +237,10 @@ class _Writer:
         for slot, value in enumerate(step.outputs):
             upstream = step.upstream[slot] if slot < len(step.upstream) else None
             if upstream is not None:
-                lines += self._total(value, step.backward or 0, upstream)
+                # PyTorch's parts add up to PyTorch's gradient; that of the walk has roundings of its own.
+                grad = self._graph.values[value].grad
+                known = self._pass_of(value) == (step.backward or 0) and has_numbers(grad)
+                lines += self._total(value, step.backward or 0, grad if known and grad is not None else upstream)
         return lines
 
     def _total(self, value: int, backward: int, recorded: Data) -> Iterator[str]:

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Iterable, Iterator
 
 from chainrule import document
-from chainrule.derivation.why import element
 from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
+from chainrule.graph.names import element
 from chainrule.numbers import number
 from chainrule.report.context import spans
 from chainrule.report.headline import headline

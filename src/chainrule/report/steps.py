@@ -11,8 +11,8 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
-from chainrule.derivation.why import element
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
+from chainrule.graph.names import element
 from chainrule.graph.snapshot import all_have_numbers
 from chainrule.report import block_tables
 from chainrule.report.context import JACOBIAN, Context, group, put_in
@@ -255,7 +255,8 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
     target = operand.gradient if operand else ""
     if operand and output:
         local = rf"\frac{{\partial {output.symbol}}}{{\partial {operand.symbol}}}"
-        yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
+        if local != target:  # at the loss itself the two are one symbol
+            yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
         yield Equation(_stated(local, rule.latex(pullback.wrt.local, op, symbols)), "local derivative")
         yield from _local_numbers(context, pullback, operand, output, local)
         yield from _jacobian(context, pullback, operand, output)
@@ -347,7 +348,7 @@ def too_large(
     """Describe a Jacobian that is not written out: its size and, where the rule knows it, its sparsity pattern."""
     rows, columns = shape
     size = f"{rows:,} x {columns:,} = {_count(rows * columns)} entries"
-    zeros = f" {sentence(wrt.zeros)}" if wrt.zeros else ""
+    zeros = f" {sentence(why)}" if (why := wrt.why_zero(op)) else ""
     pattern = wrt.pattern(op) if wrt.pattern is not None and item is None else None
     if pattern is None or pattern.shape != shape:
         yield f" has {size}: too many to write out.{zeros}"
@@ -378,7 +379,7 @@ def _zeros(pullback: Pullback, full: Data, operand: Operand, output: Operand) ->
     structural = zero - len(by_value)
     words = []
     if structural:
-        reason = f": {pullback.wrt.zeros}." if pullback.wrt.zeros else "."
+        reason = f": {why}." if (why := pullback.wrt.why_zero(pullback.op)) else "."
         words.append(f"{structural} of {full.numel()} entries are zero by structure{reason}")
     if by_value:
         listed = _listed(by_value, LISTED_ZEROS)

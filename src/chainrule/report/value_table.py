@@ -6,27 +6,29 @@ the operation is linear in them, it is their sum, with the same factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 
 import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Step
-from chainrule.derivation.contributions import indices, row_of
-from chainrule.derivation.why import Search, Term, element
+from chainrule.derivation.contributions import indices
+from chainrule.derivation.forward_values import WRITTEN, Forward, Named, is_short, rounding_of, spread, symbol
+from chainrule.derivation.why import Search, Term, Why
 from chainrule.document import Row, Source, Sum, Summand
-from chainrule.graph.comparison import compare, rounding, unravel
-from chainrule.graph.names import Index
+from chainrule.graph.comparison import unravel
+from chainrule.graph.names import Index, element
 from chainrule.numbers import number
 from chainrule.report.context import Context
+from chainrule.rules.element import Element, TooManyError
 
 SMALL = 36  # elements of a tensor up to which every one of its numbers is explained
 MOST = 3_000  # numbers that are explained in one document
 CHOSEN = 40  # large gradients of which one number is explained
 SEARCHED = 2**22  # elements of a gradient up to which one is
 TERMS = 16  # of such a number that are listed one by one
-WRITTEN = 1_024  # elements of an operand up to which they are listed as what a value depends on
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
@@ -162,7 +164,20 @@ def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterat
         for at in indices(value.shape):
             why = search.why(index, at)
             summands = tuple(_summand(term, rows) for term in why.terms)
-            yield Sum(Source(row, "gradient", at), str(why).partition("\n")[0], summands)
+            rest = _rest(why, str(value.dtype).removeprefix("torch."))
+            yield Sum(Source(row, "gradient", at), str(why).partition("\n")[0], (*summands, *rest))
+
+
+def _rest(why: Why, dtype: str) -> Iterator[Summand]:
+    """What a gradient has beside its terms: the seed, the rounding to its type, or a change of it on the way."""
+    if why.value is None or why.value != why.value:
+        return
+    if not why.uses:
+        yield Summand(_real(why.value), (), (), "the seed of the backward pass" if why.value == why.total else "")
+    elif why.sentence and why.terms:
+        yield Summand(_real(why.value - why.total), (), (), why.sentence)
+    elif why.is_rounded:
+        yield Summand(_real(why.value - why.total), (), (), f"rounding to {dtype}")
 
 
 def _summand(term: Term, rows: dict[int, int]) -> Summand:
@@ -183,71 +198,67 @@ def _real(value: float | complex) -> float:
 
 
 def _values(context: Context, rows: dict[int, int]) -> Iterator[Sum]:
+    forward = Forward(context.graph, context.derivation, context.notation)
     for step in context.derivation.steps:
-        if step.kind != "forward" or len(context.results(step)) != 1:
-            continue
-        value = step.outputs[0]
-        data = context.graph.values[value].data
-        if data is None or data.numel() > SMALL or not data.is_floating_point() or value not in rows:
-            continue
-        for index in indices(data.shape):
-            yield _value(context, step, index, data, rows)
+        for value in context.results(step) if step.kind == "forward" else ():
+            data = context.graph.values[value].data
+            if data is None or data.numel() > SMALL or value not in rows:
+                continue
+            if data.is_floating_point() and data.layout == torch.strided:
+                for index in indices(data.shape):
+                    yield _value(context, forward, step, value, index, rows)
 
 
-def _value(context: Context, step: Step, index: Index, data: Data, rows: dict[int, int]) -> Sum:
-    """The operands' elements that one element of a result depends on, as a sum where the operation is linear."""
-    own = element(context.notation.plain(step.outputs[0]), index)
-    of = Source(rows[step.outputs[0]], "value", index)
-    result = number(data[index].item())
-    if step.rule is None or step.op is None or not step.op.has_numbers:
-        return Sum(of, f"{own} = {result}", ())
-    names = {name: operand for name, item, operand in step.arguments if item is None}
-    linear: list[Summand] = []
-    depends: list[Summand] = []
-    for argument, operand in names.items():
-        if argument not in step.rule.wrt or operand not in rows:
-            continue
-        size = torch.Size(context.graph.values[operand].shape).numel()
-        if size > WRITTEN:
-            plain = context.notation.plain(operand)
-            return Sum(of, f"{own} = {result}, which depends on {size:,} elements of {plain}", ())
-        for at, local in row_of(step.rule, step.op, argument, index, data):
-            summand = _element(context, step, argument, index, at, local, rows, names)
-            depends.append(Summand(summand.value, summand.factors[:1], summand.sources[:1]))
-            if argument in ("input", "self", "mat1", "bias"):
-                linear.append(summand)
-    total = sum(each.value for each in linear)
-    terms, eps = sum(abs(each.value) for each in linear), rounding(data.dtype)
-    if linear and compare(data[index].item(), total, terms, count=len(linear), eps=eps).agrees:
-        symbols = " + ".join(" * ".join(name for name, _ in each.factors) for each in linear)
-        numbers = " + ".join(" * ".join(number(v) for _, v in each.factors) for each in linear)
-        return Sum(of, " = ".join(dict.fromkeys([own, symbols, numbers, result])), tuple(linear))
-    on = ", ".join(f"{name} = {number(v)}" for each in depends for name, v in each.factors)
-    return Sum(of, f"{own} = {result}, which depends on {on}" if on else f"{own} = {result}", tuple(depends))
+def _value(context: Context, forward: Forward, step: Step, value: int, index: Index, rows: dict[int, int]) -> Sum:
+    """How one element of a result was computed; without a formula, what it depends on."""
+    own = element(context.notation.plain(value), index)
+    of, result = Source(rows[value], "value", index), context.graph.values[value].data[index].item()  # type: ignore[index]
+    try:
+        found = forward.formula(value, index)
+    except TooManyError:
+        found = None
+    if found is None:
+        used = [(operand, at) for operand, at in forward.depends(value, index) if operand in rows]
+        listed = (_known(context, operand, at) for operand, at in used[:TERMS])
+        more = f" and {len(used) - TERMS} more elements" if len(used) > TERMS else ""
+        depends = f"depends on {', '.join(listed)}{more}" if used else ""
+        made_of = tuple(Source(rows[operand], "value", at) for operand, at in used)
+        text = f"{own} = {number(result)}" + f", which {depends}" * bool(used)
+        return Sum(of, text, (Summand(_real(result), (), made_of, depends),))
+    name = forward.named(value)
+
+    def sources(part: Element) -> tuple[Source, ...]:
+        placed = (forward.operand(value, leaf) for leaf in part.leaves() if leaf.source)
+        return tuple(dict.fromkeys(Source(rows[p[0]], "value", p[1]) for p in placed if p is not None and p[0] in rows))
+
+    summands = [_summand_of(term, name, sources) for term in spread(found)]
+    if len(summands) <= WRITTEN:
+        zeros = [forward.zero_of(value, term) if term.value == 0 else "" for term in spread(found)]
+        summands = [replace(each, reason=reason) for each, reason in zip(summands, zeros, strict=True)]
+    summands.sort(key=lambda each: -abs(each.value) if len(summands) > WRITTEN else 0)
+    rest = summands[TERMS:] if len(summands) > WRITTEN else []
+    if rest:
+        together = Summand(sum(each.value for each in rest), (), (), f"{len(rest)} smaller terms together")
+        summands = [*summands[:TERMS], together]
+    if lost := rounding_of(found, result):
+        dtype = str(context.graph.values[value].dtype).removeprefix("torch.")
+        summands.append(Summand(lost, (), (), f"rounding to {dtype}"))
+    if is_short(found):
+        return Sum(of, forward.text(value, index, found), tuple(summands))
+    count = sum(1 for leaf in found.leaves() if leaf.source)
+    return Sum(of, f"{own} = {number(result)}, computed from {count:,} elements", tuple(summands))
 
 
-def _element(
-    context: Context,
-    step: Step,
-    argument: str,
-    index: Index,
-    at: Index,
-    local: float,
-    rows: dict[int, int],
-    names: dict[str, int],
-) -> Summand:
-    """One operand's element times its local derivative; a derivative of exactly 1 is left out."""
-    assert step.rule is not None
-    assert step.op is not None
-    plain, mine = context.notation.plain, step.op.arguments[argument][at].item()
-    factors = [(element(plain(names[argument]), at), mine)]
-    sources = [Source(rows[names[argument]], "value", at)]
-    named = step.rule.wrt[argument].factor
-    factor = named(step.op, index, at) if named is not None else None
-    other = names.get(factor.argument or "") if factor is not None else None
-    if factor is not None and other is not None and other in rows:
-        factors.append((element(plain(other), factor.index), local))
-        sources.append(Source(rows[other], "value", factor.index))
-    elif local != 1:
-        factors.append((f"d/d{plain(names[argument])}", local))
-    return Summand(mine * local, tuple(factors), tuple(sources))
+def _known(context: Context, value: int, index: Index) -> str:
+    """An element with its number."""
+    data, name = context.graph.values[value].data, element(context.notation.plain(value), index)
+    return name if data is None else f"{name} = {number(data[index].item())}"
+
+
+def _summand_of(term: Element, name: Named, sources: Callable[[Element], tuple[Source, ...]]) -> Summand:
+    """A term of a formula: its factors where each is one number of the recording, else as a whole."""
+    factors = [(part, sources(part)) for part in term.factors]
+    if not all(len(found) == 1 for _, found in factors):
+        factors = [(term, sources(term))]
+    written = tuple((part.written(lambda leaf: symbol(leaf, name)), _real(part.value)) for part, _ in factors)
+    return Summand(_real(term.value), written, tuple(each for _, found in factors for each in found))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from chainrule.errors import RuleError
+from chainrule.rules.element import Element, Elements
 from chainrule.rules.expression import Expression, meanings, of, stated, times_upstream, without_brackets
 from chainrule.rules.expression import number as number
 from chainrule.rules.facts import Facts as Facts
@@ -99,9 +100,13 @@ class Wrt:
     vjp: Callable[[Any, Upstream], Any]
     local: Latex
     product: Latex
-    zeros: str = ""
+    zeros: str | Callable[[Any], str] = ""
     factor: Entry | None = None
     pattern: Callable[[Any], Pattern | None] | None = None
+
+    def why_zero(self, op: Any) -> str:
+        """Why most of the Jacobian of an operation is zero."""
+        return self.zeros(op) if callable(self.zeros) else self.zeros
 
 
 def unread(argument: str) -> Wrt:
@@ -153,6 +158,10 @@ class Rule:
     several nodes that it explains as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
     argument names to their derivatives; `constants` says for the other tensor arguments why there is none. `source`
     cites the formula. `remark` is what a reader should know.
+
+    `element(op, slot, index)` is the formula of one element of a result, where it does not follow: a formula of
+    elements does, and so does the sum of an operation that is linear in all its arguments, or in those that `linear`
+    names together (the input and the bias of a convolution).
     """
 
     name: str
@@ -168,6 +177,8 @@ class Rule:
     kink: Kink | None = None
     outputs: int = 1
     stages: Callable[[Any], list[Stage]] | None = None
+    linear: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    element: Callable[[Elements, int, Index], Element | None] | None = None
     accepts: Callable[[Any], bool] = lambda op: True
     remark: str = ""
     topic: str = ""
@@ -177,6 +188,11 @@ class Rule:
         scalars = {name: number(value) for name, value in op.arguments.items() if isinstance(value, (int, float))}
         known = {**_items(op, symbols), **scalars, **symbols}
         return Template(without_brackets(_text(template, op), known)).safe_substitute(known)
+
+    def linear_in(self, op: Applied) -> tuple[str, ...]:
+        """The arguments in which it is linear, all together."""
+        named = self.linear(op) if callable(self.linear) else self.linear
+        return named or (tuple(self.wrt) if self.structure == "linear" else ())
 
     def gradient(self, op: Applied, upstream: tuple[Tensor | None, ...], argument: str) -> Any:
         """The VJP with respect to `argument`; rules with one output get its gradient bare, the others the tuple.

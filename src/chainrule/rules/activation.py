@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Wrt, derivative, elementwise, rule, sample
+from chainrule.rules.element import Element, Elements, apply
 from chainrule.rules.expression import HALF, Expression, Named, X, argument, cases, choice, fraction, let, symbol
 from chainrule.rules.formula_functions import PI, Phi, exp, highest, ln, lowest, sigma, sign, size, softplus, sqrt, tanh
 from chainrule.rules.pointwise import at, near, unary, x
@@ -167,8 +168,15 @@ def _glu_formula(template: str) -> Callable[[Any], str]:
     return formula
 
 
+def _glu_element(op: Elements, slot: int, index: tuple[int, ...]) -> Element:
+    dim = op.whole.dim % op.whole.self.dim()
+    gate = [at + op.whole.out.shape[dim] * (axis == dim) for axis, at in enumerate(index)]
+    return op.at("self", index) * apply(sigma, op.at("self", gate))
+
+
 glu = rule(
     "GluBackward0",
+    element=_glu_element,
     equation=_glu_formula("{$out}_i = {$self}_i \\, @s"),
     wrt={
         "self": Wrt(

@@ -269,7 +269,10 @@ BY_WEIGHT = Wrt(
     lambda op, g: _Convolution(op).weight_gradient(_Convolution(op).x, g),
     _told(lambda f: derivative(f.of_output(), f.weight(), f.of_input())),
     _told(_Convolution.to_weight),
-    "an output channel is made with its own weights alone, and a weight that meets the padding meets a 0",
+    lambda op: (
+        "an output channel is made with its own weights alone"
+        + ", and a weight that meets the padding meets a 0" * any(_Convolution(op).sliding.padding)
+    ),
     lambda op, out_index, in_index: _Convolution(op).weight_factor(out_index, in_index),
     lambda op: _Convolution(op).pattern(op.weight, "sparse, each output channel with its own weights alone"),
 )
@@ -290,6 +293,7 @@ def _convolution(*nodes: str, x: str, **more: Any) -> Rule:
         equation=_told(_Convolution.equation),
         where=_told(lambda f: f.outside(x, f.transposed).removeprefix(r", \quad ")),
         wrt={x: BY_INPUT, "weight": BY_WEIGHT, "bias": BY_BIAS},
+        linear=(x, "bias"),
         **more,
     )
 
@@ -389,6 +393,7 @@ def _time_first(argument: str, usual: Any) -> Wrt:
 
 conv_tbc = rule(
     "ConvTbcBackward0",
+    linear=("self", "bias"),
     equation=lambda op: _Convolution(_batch_first(op)).equation(),
     where=r"$self \text{ is 0 outside}",
     wrt={
@@ -440,6 +445,7 @@ def _second(x: Tensor, w: Tensor, b: Tensor, **settings: Any) -> Any:
 convolution_backward = rule(
     "ConvolutionBackwardBackward0",
     equation=_told(_of_gradients),
+    linear=("grad_output",),
     wrt={
         "grad_output": Wrt(_twice_upstream, _told(_by_upstream), _told(_upstream_twice)),
         "input": Wrt(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Wrt, derivative, rule, sample
+from chainrule.rules.element import Element, Elements
 from chainrule.rules.index_notation import OTHERS
 from chainrule.rules.linalg import randn
-from chainrule.rules.reduce import norm_gradient
+from chainrule.rules.reduce import norm_gradient, norm_of
 
 
 def distance_slope(difference: Tensor, distance: Tensor, p: float) -> Tensor:
@@ -61,10 +62,24 @@ def _of_pairs(template: str) -> Callable[[Any], str]:
     return formula
 
 
+def _cdist_element(op: Elements, slot: int, index: tuple[int, ...]) -> Element:
+    *batch, i, j = index
+    rows = [_row(op, "x1", (*batch, i)), _row(op, "x2", (*batch, j))]
+    return norm_of([a - b for a, b in zip(*rows, strict=True)], _order(op.whole))
+
+
+def _row(op: Elements, argument: str, at: tuple[int, ...]) -> list[Element]:
+    operand = op.whole.arguments[argument]
+    own = at[len(at) - operand.dim() + 1 :]
+    place = [0 if size == 1 else each for each, size in zip(own, operand.shape[:-1], strict=True)]
+    return [op.at(argument, (*place, k)) for k in range(operand.shape[-1])]
+
+
 cdist = rule(
     "CdistBackward0",
     "EuclideanDistBackward0",
     name="cdist",
+    element=_cdist_element,
     equation=_of_pairs("{$out}_{@bi,j} = @n"),
     where=_of_pairs("d_{@bi,j,k} = {$x1}_{@bi,k} - {$x2}_{@bj,k}"),
     wrt={
@@ -115,8 +130,16 @@ def _of_rows(template: str, of_none: str = "") -> Callable[[Any], str]:
     return formula
 
 
+def _pdist_element(op: Elements, slot: int, index: tuple[int, ...]) -> Element:
+    pairs = torch.triu_indices(op.whole.self.shape[0], op.whole.self.shape[0], 1)
+    i, j = pairs[:, index[0]].tolist()
+    rows = zip(_row(op, "self", (i,)), _row(op, "self", (j,)), strict=True)
+    return norm_of([a - b for a, b in rows], _order(op.whole))
+
+
 pdist = rule(
     "PdistBackward0",
+    element=_pdist_element,
     equation=_of_rows(r"{$out}_{p_{i,j}} = @n, \quad 0 \le i < j < @r"),
     where=_of_rows(r"p_{i,j} = \frac{1}{2} \min(i, j) \, (@t - \min(i, j)) + |i - j| - 1"),
     wrt={

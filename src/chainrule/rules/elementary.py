@@ -19,7 +19,22 @@ from torch import Tensor
 from chainrule.rules import Kink, Sample, Wrt, rule, sample
 from chainrule.rules import formula_functions as e
 from chainrule.rules.arithmetic import QUOTIENT
-from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, let, of
+from chainrule.rules.element import apply
+from chainrule.rules.expression import (
+    HALF,
+    OTHER,
+    OUT,
+    SUM,
+    Expression,
+    Named,
+    X,
+    argument,
+    cases,
+    choice,
+    let,
+    of,
+    symbol,
+)
 from chainrule.rules.pointwise import at, in_shape_of, meeting, near_whole, quotient_steps, unary, x
 from chainrule.rules.pointwise import function as register
 
@@ -134,6 +149,7 @@ def _sgn_vjp(op: Any, g: Tensor) -> Tensor:
 
 sgn = rule(
     "SgnBackward0",
+    element=lambda op, slot, index: apply(e.sign, op.self),
     equation=r"$out = \operatorname{sgn}($self)",
     wrt={
         "self": Wrt(
@@ -235,7 +251,9 @@ def _binade_edge(op: Any, radius: float) -> Tensor:
 
 ABS, ANGLE = argument("abs"), argument("angle")
 EXPONENT: Expression = replace(
-    let("n", floor(e.log2(e.size(X))) + 1), run=lambda op: op.outs[1].to(op.out.dtype), put=lambda op: EXPONENT
+    let("n", floor(e.log2(e.size(X))) + 1),
+    run=symbol("n", lambda op: op.outs[1].to(op.out.dtype)).run,
+    put=lambda op: EXPONENT,
 )
 
 function(

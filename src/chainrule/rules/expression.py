@@ -12,11 +12,15 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from chainrule.rules.element import Elements, apply, either, plain
+from chainrule.rules.element import of as element_of
+from chainrule.rules.element import whole as whole_of
 
 SUM, PRODUCT, POWER, ATOM = range(4)  # how tightly a formula binds
 
@@ -94,7 +98,7 @@ class Expression:
         """The formula, computed as `value` in places that a remark names or where it has a limit alone."""
         return replace(
             self,
-            run=lambda op: torch.where(when.run(op), like(of(value).run(op), op), like(self.run(op), op)),
+            run=lambda op: _where(when, of(value), self, op),
             derivative=lambda name: self.derivative(name).but(of(value).derivative(name), when),
             key=(self.same, of(value).same, when.same),
             times=(1, 1),
@@ -185,9 +189,17 @@ def argument(name: str, default: Any = None, single: bool = False) -> Expression
 
 def symbol(text: str, source: Any, single: bool = False) -> Expression:
     """A number with a name, or what `source` gives for an operation (a drawn mask), which may be `single` as well."""
+
+    def run(op: Any) -> Any:
+        value = source(whole_of(op)) if callable(source) else source
+        if not isinstance(op, Elements):
+            return value
+        met = element_of(op.met("", value))
+        place = ",".join(map(str, op.index)) if isinstance(value, Tensor) else ""
+        return replace(met, name=plain(text) + (f"[{place}]" if place else ""))
+
     made = Expression(
-        text, ATOM, source if callable(source) else lambda op: source, lambda by: of(0), lambda op: made,
-        single=single or not callable(source),
+        text, ATOM, run, lambda by: of(0), lambda op: made, single=single or not callable(source)
     )  # fmt: skip
     return made
 
@@ -208,7 +220,8 @@ def let(name: str, meaning: Expression, primed: bool = False) -> Expression:
 def choice(choose: Callable[[Any], Any]) -> Expression:
     """A formula whose form depends on how the operation was called."""
     return Expression(
-        "", ATOM, lambda op: of(choose(op)).run(op), lambda by: choice(lambda op: of(choose(op)).derivative(by)),
+        "", ATOM, lambda op: of(choose(whole_of(op))).run(op),
+        lambda by: choice(lambda op: of(choose(op)).derivative(by)),
         lambda op: of(choose(op)).put(op), key=choose,
     )  # fmt: skip
 
@@ -361,7 +374,7 @@ class Named:
     r"""A function with a name: LaTeX with `@` (`@1`, `@2`) for its operands, its code, and its slope by each operand.
 
     A comparison has an `opposite`, for the other one of two cases. An operand without brackets binds as tightly as
-    `inside`.
+    `inside`. `spelled` gives the function of single numbers, where its LaTeX leaves out how it is computed.
     """
 
     latex: str
@@ -370,6 +383,7 @@ class Named:
     binds: int = ATOM
     opposite: str = ""
     inside: int = POWER
+    spelled: Callable[..., Any] | None = None
 
     @property
     def is_bare(self) -> bool:
@@ -382,7 +396,7 @@ class Named:
         return Expression(
             self.text(self.latex, parts),
             PRODUCT if self.is_bare else self.binds,
-            lambda op: self.code(*(like(part.run(op), op) for part in parts)),
+            lambda op: self._run(op, parts),
             lambda by: total(*self._slopes(parts, by)),
             lambda op: self(*(part.put(op) for part in parts)),
             single=all(part.single for part in parts),
@@ -390,6 +404,11 @@ class Named:
             key=(self, *(part.same for part in parts)),
             call=(self, parts),
         )
+
+    def _run(self, op: Any, parts: tuple[Expression, ...]) -> Any:
+        if isinstance(op, Elements):
+            return (self.spelled or partial(apply, self))(*(element_of(part.run(op)) for part in parts))
+        return self.code(*(like(part.run(op), op) for part in parts))
 
     def _slopes(self, parts: tuple[Expression, ...], by: str) -> Iterator[Expression]:
         for place, part in enumerate(parts):
@@ -415,10 +434,10 @@ def cases(value: Any, condition: Expression, otherwise: Any = 0) -> Expression:
     first, second = of(value), of(otherwise)
 
     def run(op: Any) -> Any:
+        if (first.value, second.value) not in ((1, 0), (0, 1)) or isinstance(op, Elements):
+            return _where(condition, first, second, op)
         mask = condition.run(op)
-        if (first.value, second.value) in ((1, 0), (0, 1)):
-            return mask if first.value == 1 else ~mask
-        return torch.where(mask, like(first.run(op), op), like(second.run(op), op))
+        return mask if first.value == 1 else ~mask
 
     def derivative(by: str) -> Expression:
         slopes = first.derivative(by), second.derivative(by)
@@ -433,6 +452,15 @@ def cases(value: Any, condition: Expression, otherwise: Any = 0) -> Expression:
         names=_names(first, condition, second),
         branches=(first, condition, second),
     )
+
+
+def _where(condition: Expression, first: Expression, second: Expression, op: Any) -> Any:
+    """One formula where a condition holds, another elsewhere."""
+    mask = condition.run(op)
+    if isinstance(op, Elements):
+        opposite = condition.call[0].opposite if condition.call else ""
+        return either(lambda: first.run(op), element_of(mask), lambda: second.run(op), opposite)
+    return torch.where(mask, like(first.run(op), op), like(second.run(op), op))
 
 
 def _rows(value: Expression, condition: Expression, otherwise: Expression) -> list[tuple[str, str]]:

@@ -62,6 +62,15 @@ def row_major(sizes: Sequence[int]) -> list[int]:
     return [math.prod(sizes[axis + 1 :]) * (size != 1) for axis, size in enumerate(sizes)]
 
 
+def unravel(place: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The index of the element at a place, row by row."""
+    found = []
+    for size in reversed(sizes):
+        place, at = divmod(place, max(size, 1))
+        found.append(at)
+    return tuple(reversed(found))
+
+
 def digits(place: str, sizes: Sequence[int], steps: Sequence[int] = ()) -> list[str]:
     """The indices of the element that lies at a position: the inverse of `position`."""
     steps = steps or row_major(sizes)

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Index, Kink, Rule, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
+from chainrule.rules.element import Element, Elements, largest, mean, of
+from chainrule.rules.element import total as total_of
 from chainrule.rules.index_notation import (
     AND,
     LETTERS,
@@ -387,6 +389,7 @@ embedding = rule(
     },
     constants={"indices": "not differentiable"},
     structure="linear",
+    element=lambda op, slot, index: op.at("weight", (op.whole.indices[index[:-1]], index[-1])),
     samples=lambda: [
         sample(F.embedding, at((0, 1), (1, 3)), x(4, 2), note="one word twice"),
         sample(F.embedding, at(0, 1, 1), x(4, 2), padding_idx=1, note="padding gets no gradient"),
@@ -472,6 +475,22 @@ def _bag(text: str) -> Callable[[Any], str]:
     return formula
 
 
+def _bag_element(op: Elements, slot: int, index: tuple[int, ...]) -> Element | None:
+    """The sum, mean or largest of the rows of a bag."""
+    if slot:
+        return None
+    bags, counts, _ = _bags(op.whole)
+    words = [u for u in range(len(bags)) if bags[u] == index[0] and counts[u]]
+    rows = [op.at("weight", (op.whole.indices[u], index[1])) for u in words]
+    if op.whole.per_sample_weights is not None:
+        rows = [row * op.at("per_sample_weights", (u,)) for u, row in zip(words, rows, strict=True)]
+    if not rows:
+        return of(0)
+    return (
+        largest(rows) if op.whole.mode == _MAX else mean(rows) if op.whole.mode == _MEAN else total_of(rows, keep=True)
+    )
+
+
 ROW = "{$weight}_{{$indices}_{u}, j}"
 LARGEST = r"[\sum_{u: HERE} [{$indices}_{u} = w] > 0] \, [{$weight}_{w, j} = {$out}_{i, j}]"
 
@@ -494,6 +513,7 @@ embedding_bag = rule(
         ),
     },
     constants={"indices": "not differentiable", "offsets": "not differentiable"},
+    element=_bag_element,
     samples=lambda: [
         *(sample(F.embedding_bag, at(0, 1, 1, 3), x(4, 2), at(0, 1), mode=mode) for mode in ("sum", "mean", "max")),
         sample(F.embedding_bag, at(0, 1, 1, 3), x(4, 2), at(0, 1), mode="sum", per_sample_weights=x(4)),

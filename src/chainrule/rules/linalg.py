@@ -239,7 +239,7 @@ def solver(
         "each column of the right side has its own column of the solution (each row, from the right)",
     )
     equation = sided("@S^{-1}", "@B", head="$out = ", copy=rf", \quad $out1 = ${matrix}")
-    return rule(node, equation=equation, wrt={matrix: by_matrix, right: by_right}, **more)
+    return rule(node, equation=equation, wrt={matrix: by_matrix, right: by_right}, linear=(right,), **more)
 
 
 def is_left(op: Any) -> bool:
@@ -525,6 +525,7 @@ trilinear = rule(
     "TrilinearBackward0",
     equation=_trilinear_equation,
     wrt={name: _trilinear(name) for name in ("i1", "i2", "i3")},
+    linear=("i1",),
     samples=lambda: [
         sample(torch.nn.functional.bilinear, randn(2, 3), randn(2, 4), randn(5, 3, 4)),
         sample(torch.nn.functional.bilinear, randn(3), randn(4), randn(1, 3, 4), note="one sample"),

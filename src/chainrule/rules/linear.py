@@ -127,7 +127,13 @@ def product_rule(node: str, function: Callable[..., Tensor], subscripts: str, op
 
     added = "self" not in operands
     wrt = {"self": ADDED, **wrt} if added else wrt
-    return rule(node, equation=told, wrt=wrt, samples=lambda: _product_samples(function, subscripts, added))
+    return rule(
+        node,
+        equation=told,
+        wrt=wrt,
+        samples=lambda: _product_samples(function, subscripts, added),
+        linear=("self", left) if added else (left,),
+    )
 
 
 def _operand(name: str, other: str, letters: Callable[[Any], Letters], zeros: str = "") -> Wrt:
@@ -254,6 +260,7 @@ product_rule("AddbmmBackward0", torch.addbmm, "bij,bjk->ik", ("batch1", "batch2"
 # The conjugate stands on the first operand, so its own gradient is that of a function of the conjugate.
 vdot = rule(
     "VdotBackward0",
+    linear=("other",),
     equation=r"$out = $self^{H} $other",
     wrt={
         "self": Wrt(
@@ -288,6 +295,7 @@ def _turned(argument: str, other: str, signs: tuple[str, str]) -> str:
 
 linalg_cross = rule(
     "LinalgCrossBackward0",
+    linear=("self",),
     equation=r"$out = $self \times $other" + ALONG,
     wrt={
         "self": Wrt(
@@ -328,6 +336,7 @@ def _bias_product(op: Any) -> str:
 linear = rule(
     "LinearBackward0",
     calls=("linear",),
+    linear=("input", "bias"),
     equation=lambda op: r"$out = $input \, $weight^{T}" + ("" if op.bias is None else " + $bias"),
     wrt={
         "input": _operand(
@@ -439,6 +448,7 @@ grouped_mm = rule(
     ),
     wrt={"self": _grouped_wrt("self", "mat2", "l", "r"), "mat2": _grouped_wrt("mat2", "self", "r", "l")},
     constants={"offs": "not differentiable"},
+    linear=("self",),
     samples=lambda: [
         _experts((6, 4), (3, 4, 8), 2, 3, 6),
         _experts((6, 4), (3, 4, 8), 2, 2, 6),

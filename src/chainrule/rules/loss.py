@@ -11,7 +11,8 @@ is `log_softmax` and `nll_loss`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from string import Template
@@ -42,6 +43,9 @@ from chainrule.rules import (
     rule,
     sample,
 )
+from chainrule.rules.element import Element, Elements, call, exps
+from chainrule.rules.element import of as element_of
+from chainrule.rules.element import total as total_of
 from chainrule.rules.expression import (
     PRODUCT,
     Expression,
@@ -89,6 +93,7 @@ def reducible(
     wrt: Mapping[str, Wrt],
     samples: Callable[[], Iterable[Sample]],
     divisor: Divisor = count,
+    element: Callable[[Elements, int, Index], Element | None] | None = None,
     places: Callable[[Any], list[str]] | None = None,
     **more: Any,
 ) -> Rule:
@@ -155,6 +160,7 @@ def reducible(
         (NONE,),
         equation=stated(loss) if isinstance(loss, Expression) else lambda op: f"{out(op)} = {latex_of(loss, op)}",
         wrt={argument: placed(each) for argument, each in wrt.items()},
+        element=element,
     )
     return per_sample
 
@@ -307,7 +313,11 @@ Q = argument("pos_weight", 1)
 CLASSES, PIXELS = torch.tensor([0, 2, 1]), torch.arange(12).reshape(2, 2, 3) % 4
 ERROR = X - Y
 # ln a, held above -100 as PyTorch holds it, so that 0 ln 0 counts as 0; and the denominator that it holds above 1e-12.
-bounded_ln = Named(r"\ln @", lambda a: a.log().clamp(min=-100))
+bounded_ln = Named(
+    r"\ln @",
+    lambda a: a.log().clamp(min=-100),
+    spelled=lambda a: call("ln", math.log, a) if a.value > math.exp(-100) else element_of(-100),
+)
 bounded_spread = Named(r"@ \odot \left(1 - @\right)", lambda a: (a * (1 - a)).clamp(min=1e-12), (), PRODUCT)
 # Each in one: the sigmoid of a large logit is 0 or 1, and the logarithm would be infinite.
 ln_sigma = Named(r"\ln \sigma(@)", F.logsigmoid, (), PRODUCT)
@@ -577,6 +587,64 @@ def cross_entropy_target_slope(op: Any) -> Expression:
     return -kept * (LN_PROBABILITIES if op.arguments.get("weight") is None else CLASS_WEIGHT * LN_PROBABILITIES)
 
 
+def row(op: Elements, index: Index) -> tuple[list[Index], Index]:
+    """The scores of a sample: their indices, and the sample's own."""
+    shape = op.whole.arguments.get("input", op.whole.arguments.get("self")).shape
+    axis, own = min(len(shape) - 1, 1), index[: len(shape) - 1]
+    return [(*own[:axis], c, *own[axis:]) for c in range(shape[axis])] if shape else [()], own
+
+
+def aims(op: Elements, index: Index) -> Iterator[tuple[Element, int, Index]]:
+    """The classes that a sample is aimed at: how strongly, the class, and the index of its score."""
+    whole, (places, _) = op.whole, row(op, index)
+    rates, smoothed = TARGETS.run(whole), whole.arguments.get("label_smoothing")
+    for c, place in enumerate(places):
+        rate = rates.expand(scores(whole).shape)[place or (0,)].item()
+        if not rate:
+            continue
+        if smoothed:
+            yield element_of(rate), c, place
+            continue
+        aim = element_of(1) if has_classes(whole) else op.at("target", place)
+        yield (aim if whole.weight is None else op.at("weight", (c,)) * aim), c, place
+
+
+def nll_element(op: Elements, slot: int, index: Index) -> Element | None:
+    """Minus the weighted log-probability of the class."""
+    return None if slot else total_of(-(rate * op.at("self", place)) for rate, _, place in aims(op, index))
+
+
+def cross_entropy_element(op: Elements, slot: int, index: Index) -> Element | None:
+    """-ln p of the class, or the sum over the classes of -t ln p."""
+    parts = [op.at("input", place) for place in row(op, index)[0]]
+    powers, _ = exps(parts)
+    whole = total_of(powers)
+    return total_of(-(rate * call("ln", _ln, powers[c] / whole)) for rate, c, _ in aims(op, index))
+
+
+def _ln(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def margin_element(op: Elements, slot: int, index: Index) -> Element | None:
+    """The sum over the other classes of max(0, margin - s + x)^p, over the number of classes."""
+    whole, (places, own) = op.whole, row(op, index)
+    aim = int(whole.target.reshape(-1)[0] if whole.target.numel() == 1 else whole.target[own])
+    parts = [op.at("self", place) for place in places]
+    gaps = [call("max", max, 0, whole.margin - parts[aim] + x) ** whole.p for c, x in enumerate(parts) if c != aim]
+    cost = total_of(gaps, keep=True) / len(parts)
+    return cost if whole.weight is None else op.at("weight", (aim,)) * cost
+
+
+def labels_element(op: Elements, slot: int, index: Index) -> Element | None:
+    """The sum of max(0, 1 - x_j + x_i) over the listed classes j and the others i, over the number of classes."""
+    whole, (places, own) = op.whole, row(op, index)
+    pairs = real_pairs(whole)[own].nonzero().tolist() if own else real_pairs(whole).nonzero().tolist()
+    listed = torch.atleast_1d(whole.target)[own].tolist() if own else torch.atleast_1d(whole.target).tolist()
+    gaps = [call("max", max, 0, 1 - op.at("self", places[listed[u]]) + op.at("self", places[i])) for u, i in pairs]
+    return total_of(gaps, keep=True) / len(places)
+
+
 over_classes = Named(r"\sum_c @", lambda t: t.sum(class_axis(t), keepdim=True), (), PRODUCT, inside=PRODUCT)
 ONEHOT, CLASS_WEIGHT = symbol(r"\operatorname{onehot}\left($target\right)", onehot), symbol("$weight", class_weight)
 SMOOTHING = symbol("$label_smoothing", lambda op: op.label_smoothing, single=True)
@@ -591,6 +659,7 @@ nll_loss = of_classes(
     loss=-weighted(TARGETS, X),
     slopes={"self": (-TARGETS, "only the log-probability of the sample's own class enters its loss")},
     divisor=class_divisor,
+    element=nll_element,
     factor=nll_factor,
     constants={"target": "not differentiable", "weight": "not differentiable"},
     structure="linear",
@@ -617,6 +686,7 @@ cross_entropy = of_classes(
         "target": (choice(cross_entropy_target_slope), "each sample's loss depends on its own targets alone"),
     },
     divisor=class_divisor,
+    element=cross_entropy_element,
     factor=cross_entropy_factor,
     selects=False,
     constants={"weight": "not differentiable"},
@@ -679,6 +749,7 @@ multi_margin_loss = of_classes(
         )
     },
     constants={"target": "not differentiable", "weight": "not differentiable"},
+    element=margin_element,
     kink=Kink(at_margin, "0, as on the side where the margin is kept"),
     samples=lambda: [
         sample(F.multi_margin_loss, x(3, 4), CLASSES),
@@ -760,6 +831,7 @@ multilabel_margin_loss = reducible(
         )
     },
     constants={"target": "not differentiable"},
+    element=labels_element,
     kink=Kink(where=pairs_at_margin, choice="0, as on the side where the margin is kept"),
     samples=lambda: [
         sample(F.multilabel_margin_loss, x(2, 4), torch.tensor([[0, 1, -1, 2], [3, -1, 0, 0]])),

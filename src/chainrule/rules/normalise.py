@@ -6,6 +6,7 @@ gradient loses its own mean and its part along x_hat: shifting or stretching the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample
+from chainrule.rules.element import Element, Elements, call, exps, let, total
+from chainrule.rules.element import mean as mean_of
+from chainrule.rules.index_notation import unravel
 from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, real
 from chainrule.rules.pattern import product as meeting
@@ -59,10 +63,29 @@ def _softmax(
     )
 
 
+def _powers(op: Elements, index: Index) -> tuple[Element, list[Element]]:
+    """The exponential of an element, and those of its row along dim; where they overflow, all divided by one number."""
+    dim = op.whole.dim % max(len(index), 1)
+    row = range(op.whole.self.shape[dim]) if index else range(1)
+    powers, _ = exps([op.at("self", (*index[:dim], at, *index[dim + 1 :])[: len(index)]) for at in row])
+    return powers[index[dim] if index else 0], powers
+
+
+def _softmax_element(op: Elements, slot: int, index: Index) -> Element:
+    own, powers = _powers(op, index)
+    return own / total(powers)
+
+
+def _log_softmax_element(op: Elements, slot: int, index: Index) -> Element:
+    own, powers = _powers(op, index)
+    return own.parts[0] - call("ln", math.log, total(powers))
+
+
 softmax = _softmax(
     "SoftmaxBackward0",
     "SafeSoftmaxBackward0",
     function=F.softmax,
+    element=_softmax_element,
     equation=r"{$out}_i = \frac{e^{{$self}_i - m}}{\sum_j e^{{$self}_j - m}}, \quad m = \max_j {$self}_j" + ALONG,
     vjp=lambda op, g: op.out * (g - (g * op.out).sum(op.dim, keepdim=True)),
     local=derivative("{$out}_i", "{$self}_j", "{$out}_i \\, ([i = j] - {$out}_j)"),
@@ -74,6 +97,7 @@ softmax = _softmax(
 log_softmax = _softmax(
     "LogSoftmaxBackward0",
     function=F.log_softmax,
+    element=_log_softmax_element,
     equation=r"{$out}_i = {$self}_i - m - \log \sum_j e^{{$self}_j - m}, \quad m = \max_j {$self}_j" + ALONG,
     vjp=lambda op, g: g - op.out.exp() * g.sum(op.dim, keepdim=True),
     local=derivative("{$out}_i", "{$self}_j", "[i = j] - e^{{$out}_j}"),
@@ -173,6 +197,32 @@ class _Norm:
     def bias(self, op: Any, g: Tensor) -> Tensor:
         return g.sum(_but_channels(g)) if self.unit == "channel" else g
 
+    def element(self, op: Elements, slot: int, index: Index) -> Element | None:
+        """gain * (x - mean) / sqrt(variance + eps) + shift; the mean and the variance are worked out beside it."""
+        whole = op.whole
+        if slot:
+            return None  # the statistics of the group, which a gradient rarely reaches
+        x, unit = op.at("input", index), index[1:2] if self.unit == "channel" else index[-len(self.dims(whole)) :]
+        if _training(whole):
+            numbered = torch.arange(whole.input.numel()).reshape(whole.input.shape)
+            viewed = self.view(whole, numbered)
+            place, own = (viewed == numbered[index]).nonzero()[0].tolist(), self._axes(whole)
+            group = viewed[tuple(slice(None) if axis in own else at for axis, at in enumerate(place))]
+            parts = [op.at("input", unravel(each, whole.input.shape)) for each in group.flatten().tolist()]
+            centre = let("μ", mean_of(parts)) if self.centred else 0
+            squares = [(each - centre) ** 2 for each in parts]
+            variance = let("v", total(squares) if self.summed else mean_of(squares))
+        else:
+            centre, variance = op.at("running_mean", unit), op.at("running_var", unit)
+        found = (x - centre) / call("sqrt", math.sqrt, variance + _eps(whole))
+        gain, shift = whole.weight, whole.arguments.get("bias")
+        found = found if gain is None else _own(op, "weight", unit) * found
+        return found if shift is None else found + _own(op, "bias", unit)
+
+    def _axes(self, op: Any) -> set[int]:
+        sizes = self.view(op, op.input).shape
+        return {axis % len(sizes) for axis in self.dims(op)}
+
     def told(self, name: str, op: Any) -> str:
         """One of the formulas, for a call."""
         given, is_fixed = self.given(op), not _training(op) and name in ("by input", "to input")
@@ -244,7 +294,7 @@ class _Norm:
         """Register the operation; `without` names what it has not."""
         wrt = {name: each for name, each in self.wrts().items() if name != without}
         told = {name: partial(self.told, name) for name in ("equation", "where")}
-        return rule(*nodes, **{**told, "wrt": wrt, **more})
+        return rule(*nodes, **{**told, "wrt": wrt, "element": self.element, **more})
 
 
 def _training(op: Any) -> bool:
@@ -263,6 +313,12 @@ def _eps(op: Any) -> float:
 
 def _but_channels(t: Tensor) -> Index:
     return (0, *range(2, t.dim()))
+
+
+def _own(op: Elements, name: str, unit: Index) -> Element:
+    """The gain or the shift of an element's feature or channel; group norm keeps them in one row."""
+    operand = op.whole.arguments[name]
+    return op.at(name, unit[len(unit) - operand.dim() :])
 
 
 def _per_channel(v: Tensor, t: Tensor) -> Tensor:
@@ -394,6 +450,19 @@ def _group_norm(op: Any, gs: tuple[Tensor | None, Tensor | None, Tensor | None])
     return gradient.reshape(op.input.shape)
 
 
+def _group_element(op: Elements, slot: int, index: Index) -> Element | None:
+    """An element of the output, of mu, or of 1 / sigma."""
+    if not slot:
+        return GROUP.element(op, slot, index)
+    whole = op.whole
+    numbered = GROUP.view(whole, torch.arange(whole.input.numel()).reshape(whole.input.shape))
+    parts = [op.at("input", unravel(each, whole.input.shape)) for each in numbered[index].flatten().tolist()]
+    centre = let("μ", mean_of(parts))
+    if slot == 1:
+        return mean_of(parts)
+    return 1 / call("sqrt", math.sqrt, mean_of([(each - centre) ** 2 for each in parts]) + _eps(whole))
+
+
 def _group_local(op: Any) -> str:
     """Of the output, and of mu and 1 / sigma, which the node gives too."""
     given = {**GROUP.given(op), "q": rf"n,\lfloor d / {op.C // op.group} \rfloor"}
@@ -417,6 +486,7 @@ native_group_norm = GROUP.rule(
         "bias": replace(GROUP.wrts()["bias"], vjp=lambda op, gs: None if gs[0] is None else GROUP.bias(op, gs[0])),
     },
     outputs=3,
+    element=_group_element,
     samples=lambda: [
         sample(F.group_norm, randn(2, 4, 3), 2, randn(4), randn(4)),
         sample(F.group_norm, randn(2, 4, 2, 2), 4, note="one channel a group, no gain or shift"),
@@ -458,10 +528,22 @@ def _by_length(name: str, vjp: Callable[[Any, Tensor], Tensor]) -> Wrt:
     return Wrt(lambda op, g: vjp(_renamed(op), g), local, product, "each index of dim has its own direction and length")
 
 
+def _length_element(op: Elements, slot: int, index: Index) -> Element | None:
+    whole = op.whole
+    if slot:
+        return None
+    free = _but(_renamed(whole))
+    places = [range(n) if axis in free else range(index[axis], index[axis] + 1) for axis, n in enumerate(whole.v.shape)]
+    squares = [op.at("v", at) ** 2 for at in itertools.product(*places)]
+    gain = [0 if size == 1 else at for at, size in zip(index, whole.arguments["g"].shape, strict=True)]
+    return op.at("g", gain) * op.at("v", index) / call("sqrt", math.sqrt, total(squares))
+
+
 weight_norm = rule(
     "WeightNormInterfaceBackward0",
     name="weight_norm",
     equation=partial(_length_formula, "equation"),
+    element=_length_element,
     where=partial(_length_formula, "where"),
     wrt={
         "v": _by_length("input", LENGTH.input),

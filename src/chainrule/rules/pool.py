@@ -6,6 +6,7 @@ mean is linear and goes axis by axis. The largest passes its whole gradient back
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 
 from chainrule.rules import Factor, Kink, Sample, at, lettered, rule, sample
 from chainrule.rules.convolve import each_axis
-from chainrule.rules.index_notation import affine, position, row_major
+from chainrule.rules.element import Element, Elements, largest
+from chainrule.rules.index_notation import affine, position, row_major, unravel
 from chainrule.rules.linear import Samples, WeightedSum, randn, weighted
 from chainrule.rules.pattern import copied, real
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, way_back
@@ -254,6 +256,17 @@ def _max_pool(name: str, axes: int, samples: Samples, windows: Windows | None, *
         sides = found(op).picked
         return rf"{at('out', sides.out)} = \max_{{{within(op, INSIDE[:axes])}}} {at('self', sides.into)}"
 
+    def element(op: Elements, slot: int, index: Index) -> Element | None:
+        if slot:
+            return None
+        lead = index[: len(index) - axes]
+        if windows is None:
+            place = unravel(int(op.whole.outs[1][index]), op.whole.self.shape[-axes:])
+            return op.at("self", (*lead, *place))
+        own = zip(windows(op.whole), index[-axes:], strict=True)
+        ranges = [window.index[p][window.inside[p]].tolist() for window, p in own]
+        return largest([op.at("self", (*lead, *place)) for place in itertools.product(*ranges)])
+
     def index(op: Any) -> str:
         others, each = "rst"[:axes], found(op)
         same = rf"{within(op, others)}, \, {at('self', each.lead + others)} = {at('out', each.picked.out)}"
@@ -267,6 +280,7 @@ def _max_pool(name: str, axes: int, samples: Samples, windows: Windows | None, *
         lambda op, out_index, in_index: found(op).factor(out_index, in_index),
         lambda op: copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None,
     )
+    more["element"] = element
     node, kink = _node(name), windows and Kink(partial(_tied, windows, axes), FIRST)
     rule(node, name=name, equation=equation, where=index, wrt={"self": by_self}, samples=samples, kink=kink, **more)
     way_back(

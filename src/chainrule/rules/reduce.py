@@ -6,6 +6,7 @@ that was reduced into it; only the factor at each element differs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from chainrule.rules import Factor, Kink, Rule, Sample, Wrt, derivative, number, parenthesise, pattern, rule, sample
 from chainrule.rules import at as element
+from chainrule.rules.element import Element, Elements, call, exps, largest, let, of, product, smallest
+from chainrule.rules.element import mean as mean_of
+from chainrule.rules.element import total as total_of
 from chainrule.rules.index_notation import JOINED, OTHERS, filled, fitted, letters, places, where
 from chainrule.rules.pattern import Pattern, real
 
@@ -100,6 +104,33 @@ def formula(template: Template, over: Callable[[Any], Index] = axes) -> Callable
         return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", found).replace(r"\frac{1}{1}", "1")
 
     return text
+
+
+Parts = list[Element]
+Made = Callable[[Any, Parts], Element]
+
+
+def _slice(op: Elements, index: Index) -> Parts:
+    """The elements that were reduced into one."""
+    reduced, whole, kept = axes(op.whole), op.whole.self, iter(index)
+    keep = op.whole.arguments.get("keepdim")
+    places = []
+    for axis, size in enumerate(whole.shape):
+        own = range(size)
+        if axis not in reduced or keep:
+            at = next(kept, 0)
+            own = range(at, at + 1) if axis not in reduced else own
+        places.append(own)
+    return [op.at("self", place) for place in itertools.product(*places)]
+
+
+def of_slice(*made: Made) -> Callable[[Elements, int, Index], Element | None]:
+    """The formula of an element of each output, from the elements that were reduced into it."""
+
+    def element(op: Elements, slot: int, index: Index) -> Element | None:
+        return made[slot](op.whole, _slice(op, index)) if slot < len(made) else None
+
+    return element
 
 
 def _within(op: Any, out_index: Index, in_index: Index) -> bool:
@@ -207,6 +238,7 @@ nansum = reduction(
     value=r"\sum_{OVER: \, SELF = SELF} SELF",
     vjp=lambda op, g: torch.where(op.self.isnan(), 0, back(op, g)),
     local="[SELF = SELF]",
+    element=of_slice(lambda op, parts: total_of((x for x in parts if x.value == x.value), keep=True)),
     remark="NaN counts as 0: it is what does not equal itself.",
     samples=lambda: [sample(torch.nansum, x(1.0, math.nan, 2.0)), sample(torch.nansum, x((1.0, math.nan)), 1)],
 )
@@ -252,6 +284,7 @@ prod = reduction(
     value=r"\prod_{OVER} SELF",
     vjp=_prod,
     local=lambda op: r"\prod_{AMONG: \, DIFFER} OTHER" if op.self.dim() else "1",
+    element=of_slice(lambda op, parts: product(parts) if parts else of(1)),
     samples=lambda: [
         sample(torch.prod, x()),
         sample(torch.prod, x(), 1, keepdim=True),
@@ -299,6 +332,11 @@ def _spread(name: str, source: str = "") -> Rule:
         gradient = torch.zeros_like(op.self) if gs[0] is None else spread(op, gs[0])
         return gradient if gs[1] is None else gradient + back(op, gs[1]) / count(op)
 
+    def element(op: Any, parts: Parts) -> Element:
+        degrees, centre = _degrees(op), let("μ", mean_of(parts))
+        square = total_of((each - centre) ** 2 for each in parts) / (int(degrees) if degrees % 1 == 0 else degrees)
+        return call("sqrt", math.sqrt, square) if root else square
+
     square = r"\frac{1}{DEGREES} \sum_{OVER} (SELF - MEAN)^2"
     slope = where(r"\frac{SELF - MEAN}{DEGREES \, OUT0}", "OUT0 > 0") if root else r"\frac{2}{DEGREES} (SELF - MEAN)"
     value = rf"\sqrt{{{square}}}" if root else square
@@ -309,6 +347,7 @@ def _spread(name: str, source: str = "") -> Rule:
         local=(slope, r"\frac{1}{COUNT}") if with_mean else slope.replace("OUT0", "OUT"),
         given=r"MEAN = \frac{1}{COUNT} \sum_{AMONG} OTHER",
         kink=Kink(_flat, "0 where all elements are equal") if root else None,
+        element=of_slice(element, lambda op, parts: mean_of(parts)),
         samples=lambda: [
             sample(function, x()),
             sample(function, x(), 1, keepdim=True),
@@ -360,6 +399,28 @@ def _big(operator: str) -> str:
     return rf"{name}_{{OVER}} SELF"
 
 
+def _in_order(place: Callable[[int], int]) -> Callable[..., Any]:
+    """The number at a place of some numbers in order."""
+    return lambda *values: sorted(values)[place(len(values))]
+
+
+def _mode(*values: Any) -> Any:
+    return min(values, key=lambda value: (-values.count(value), value))
+
+
+def _extreme(operator: str) -> Made:
+    """The chosen one of some elements."""
+    if operator == "kthvalue":
+        return lambda op, parts: call(f"smallest{op.k}", _in_order(lambda count: op.k - 1), *parts)
+    if operator == "mode":
+        return lambda op, parts: call("mode", _mode, *parts)
+    if "median" in operator:
+        return lambda op, parts: call(
+            "median", _in_order(lambda count: (count - 1) // 2), *(x for x in parts if x.value == x.value)
+        )
+    return lambda op, parts: (largest if operator == "max" else smallest)(parts)
+
+
 def _with_index(operator: str, samples: Callable[[Any], Iterable[Sample]], source: str) -> Rule:
     """Register an operation that gives one chosen element along `dim`, and its index."""
     return reduction(
@@ -373,6 +434,7 @@ def _with_index(operator: str, samples: Callable[[Any], Iterable[Sample]], sourc
         accepts=lambda op: "dim" in op.arguments,
         kink=Kink(_tied, "of tied elements, the one whose index was returned gets the whole gradient"),
         constants={"indices": "not differentiable"},
+        element=of_slice(_extreme(operator)),
         samples=lambda: samples(getattr(torch, operator)),
         source=f"derivatives.yaml: {source}",
     )
@@ -392,6 +454,7 @@ def _shared(node: str, name: str, operator: str, samples: Callable[[Any], Iterab
         vjp=lambda op, g: _share(op, g, op.out),
         local=_even("OUT"),
         kink=Kink(_tied, TIES),
+        element=of_slice(_extreme(operator)),
         samples=lambda: samples(getattr(torch, name.removesuffix("_all"))),
         source=f"derivatives.yaml: {name.removesuffix('_all')}",
         **more,
@@ -453,6 +516,7 @@ aminmax = reduction(
     value=(r"\min_{OVER} SELF", r"\max_{OVER} SELF"),
     vjp=_aminmax,
     local=(_even("OUT0"), _even("OUT1")),
+    element=of_slice(_extreme("min"), _extreme("max")),
     kink=Kink(lambda op, radius: _tied(op, radius, extremes=2), TIES),
     samples=lambda: [
         sample(torch.aminmax, x()),
@@ -463,12 +527,23 @@ aminmax = reduction(
 
 # Norms and log-sums ----------------------------------------------------------------------------------------------
 
+
+def _log_sum(parts: Parts) -> Element:
+    powers, most = exps(parts)
+    return call("ln", _ln, total_of(powers)) + most
+
+
+def _ln(value: Any) -> Any:
+    return torch.tensor(value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64).log().item()
+
+
 logsumexp = reduction(
     "LogsumexpBackward0",
     value=r"MOST + \log \sum_{OVER} e^{SELF - MOST}",
     given=r"MOST = \max_{AMONG} OTHER",
     vjp=lambda op, g: back(op, g) * (op.self - back(op, op.out)).exp().conj(),
     local="e^{SELF - OUT}",
+    element=of_slice(lambda op, parts: _log_sum(parts)),
     remark="The maximum M cancels, and keeps the powers from overflowing. The derivative is the softmax.",
     samples=lambda: [
         sample(torch.logsumexp, x(), 1),
@@ -492,6 +567,24 @@ def norm_gradient(v: Tensor, g: Tensor, norm: Tensor, p: float, dims: Index) -> 
         extreme = v.abs() == norm
         return g * v.sgn() * extreme / extreme.sum(dims, keepdim=True)
     return g * v.sgn() * ((v.abs() / norm) ** (p - 1)).masked_fill(v == 0, 0)
+
+
+def norm_of(parts: Parts, order: float) -> Element:
+    """The norm of some elements."""
+    sizes = [call("abs", abs, each) for each in parts]
+    if order == 0:
+        return total_of(call("nonzero", lambda value: int(value != 0), each) for each in parts)
+    if math.isinf(order):
+        return largest(sizes) if order > 0 else smallest(sizes)
+    if order == 1:
+        return total_of(sizes)
+    if order == 2:
+        squares = [
+            (size if isinstance(each.value, complex) else each) ** 2 for each, size in zip(parts, sizes, strict=True)
+        ]
+        return call("sqrt", math.sqrt, total_of(squares))
+    whole = int(order) if order % 1 == 0 else order
+    return total_of(size**whole for size in sizes) ** (of(1) / of(whole))
 
 
 def _norm_kink(op: Any, radius: float) -> Tensor:
@@ -525,6 +618,7 @@ norm = reduction(
     value=lambda op: NORMS.get(_order(op), ANY_NORM)[0],
     vjp=lambda op, g: norm_gradient(op.self, back(op, g), back(op, op.out), _order(op), axes(op)),
     local=lambda op: NORMS.get(_order(op), ANY_NORM)[1],
+    element=of_slice(lambda op, parts: norm_of(parts, _order(op))),
     kink=Kink(_norm_kink, "0 at 0, and an even share for ties"),
     samples=lambda: [
         *(
@@ -572,8 +666,15 @@ def _distance(sign: str = "", argument: str = "") -> Callable[[Any], str]:
     return filled
 
 
+def _dist_element(op: Elements, slot: int, index: Index) -> Element:
+    shape = torch.broadcast_shapes(op.whole.self.shape, op.whole.other.shape)
+    pairs = [Elements(op.whole, at) for at in itertools.product(*map(range, shape))]
+    return norm_of([pair.self - pair.other for pair in pairs], _order(op.whole))
+
+
 dist = rule(
     "DistBackward0",
+    element=_dist_element,
     equation=_distance(),
     wrt={
         "self": Wrt(_dist, _distance("", "self"), _distance("$g", "self")),
@@ -607,9 +708,18 @@ def _running(
     samples: Callable[[Callable[..., Any]], Iterable[Sample]],
     remark: str = "",
     factor: Entry | None = None,
+    made: Made | None = None,
     **more: Any,
 ) -> Rule:
     """Register an operation in which each element y_k of a row is made of x_i, i <= k; `local` is their derivative."""
+
+    def element(op: Elements, slot: int, index: Index) -> Element | None:
+        if made is None or slot:
+            return None
+        dim = op.whole.dim % max(len(index), 1)
+        places = [(*index[:dim], at, *index[dim + 1 :]) for at in range(index[dim] + 1)] if index else [()]
+        return made(op.whole, [op.at("self", place) for place in places])
+
     zeros = "an output element depends on the elements before it and on its own along dim, never on later ones"
     along = r" \quad \text{along dim } $dim"
     wrt = Wrt(
@@ -626,6 +736,7 @@ def _running(
         wrt={"self": wrt},
         samples=lambda: samples(getattr(torch, name)),
         source=f"derivatives.yaml: {name}{remark}",
+        element=None if made is None else element,
         **more,
     )
 
@@ -682,6 +793,7 @@ cumprod = _running(
     r"[i \le k] \prod_{j \le k, \, j \neq i} {$self}_{j}",
     _running_samples,
     remark="; summed from the right by Horner's scheme, so zeros are no trouble.",
+    made=lambda op, parts: product(parts),
 )
 
 logcumsumexp = _running(
@@ -690,6 +802,7 @@ logcumsumexp = _running(
     _logcumsumexp,
     r"[i \le k] \, e^{{$self}_{i} - {$out}_{k}}",
     _running_samples,
+    made=lambda op, parts: _log_sum(parts),
 )
 
 cummax, cummin = (
@@ -699,6 +812,7 @@ cummax, cummin = (
         lambda op, g: torch.zeros_like(g).scatter_add(op.dim, op.outs[1], g),
         "[i = {$out1}_{k}]",
         lambda function: [sample(function, x(), 1), sample(function, _tie(), 1, note="ties")],
+        made=_extreme(name[3:]),
         constants={"indices": "not differentiable"},
     )
     for name in ("cummax", "cummin")
@@ -746,8 +860,17 @@ def _renormed(op: Any) -> str:
     return rate("SAME", plain, "OTHER") + r", \quad " + rate("0", conjugate, r"\overline{OTHER}")
 
 
+def _renorm_element(op: Elements, slot: int, index: Index) -> Element:
+    whole, dim = op.whole, op.whole.dim % op.whole.self.dim()
+    places = [range(n) if axis != dim else [index[dim]] for axis, n in enumerate(whole.self.shape)]
+    length = let("N", norm_of([op.at("self", at) for at in itertools.product(*places)], float(whole.p)))
+    own = op.at("self", index)
+    return own * (of(whole.maxnorm) / (length + RENORM_TINY)) if length.value > whole.maxnorm else own
+
+
 renorm = rule(
     "RenormBackward0",
+    element=_renorm_element,
     equation=formula(rf"WHOLE = SELF \, \min\left(1, {HELD}\right)", _slices_of),
     where=formula(r"SIZE = \left(\sum_{AMONG} |OTHER|^{ORDER}\right)^{1/ORDER}", _slices_of),
     wrt={

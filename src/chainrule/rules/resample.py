@@ -613,6 +613,7 @@ grid_sampler = rule(
     "GridSampler2DBackward0",
     "GridSampler3DBackward0",
     name="grid_sampler",
+    linear=("input",),
     equation=lambda op: _sampled(op).forward(source="input"),
     where=_definitions,
     wrt={

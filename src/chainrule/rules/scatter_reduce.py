@@ -250,6 +250,7 @@ def reduces(
         node,
         equation=formula("OUT = VALUE"),
         wrt=wrt,
+        linear=lambda op: () if kind(op) == "prod" else tuple(wrt),  # an extreme is a copy of one of them
         kink=Kink(near, "tied elements share the gradient alike", argument),
         constants=dict.fromkeys(constants, "not differentiable"),
         **more,

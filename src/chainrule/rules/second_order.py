@@ -132,6 +132,7 @@ OWN_LINE = "only elements on the same line, along the axis of the softmax, meet"
 
 softmax_backward = rule(
     "SoftmaxBackwardDataBackward0",
+    linear=("grad_output",),
     equation=r"{$out}_i = {$output}_i \, ({$grad_output}_i - \sum_j {$grad_output}_j \, {$output}_j)" + ALONG,
     wrt={
         "grad_output": Wrt(
@@ -160,6 +161,7 @@ softmax_backward = rule(
 
 log_softmax_backward = rule(
     "LogSoftmaxBackwardDataBackward0",
+    linear=("grad_output",),
     equation=r"{$out}_i = {$grad_output}_i - e^{{$output}_i} \, \sum_j {$grad_output}_j" + ALONG,
     wrt={
         "grad_output": Wrt(
@@ -195,6 +197,7 @@ def _nll_back(op: Any) -> str:
 
 nll_loss_backward = rule(
     "NllLossBackwardBackward0",
+    linear=("grad_output",),
     equation=lambda op: "$out = " + times(r"$grad_output \odot", _nll_slope(op)),
     wrt={
         "grad_output": Wrt(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from chainrule.rules import Applied, Factor, Index, Latex, Rule, Wrt, number, rule, sample
 from chainrule.rules import at as element
+from chainrule.rules.element import call
 from chainrule.rules.index_notation import (
     AND,
     JOINED,
@@ -584,6 +585,7 @@ conj = rule(
     "ConjPhysicalBackward0",
     equation=r"$out = \overline{$self}",
     structure="linear",
+    element=lambda op, slot, index: call("conj", lambda value: value.conjugate(), op.self),
     wrt={
         "self": Wrt(
             lambda op, g: g.conj(), r"\frac{\partial $out}{\partial \overline{$self}} = 1", r"\overline{$g}", COPIES

@@ -75,7 +75,7 @@ def _sparse_product(node: str, kept: str, zeros: str = "", **more: Any) -> Rule:
             zeros,
         ),
     }
-    return rule(node, equation=whole, wrt=wrt, **more)
+    return rule(node, equation=whole, wrt=wrt, linear=("self", "mat2") if own else (), **more)
 
 
 def _doubles(*shape: int) -> Tensor:

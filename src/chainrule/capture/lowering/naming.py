@@ -297,6 +297,11 @@ def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
     owned = getattr(names.get("self"), "__dict__", {})  # a trainer's `self.model`
     known = {name: item for name, item in owned.items() if isinstance(item, torch.nn.Module)} | modules
     tape.names_of_modules.update({id(item): name for name, item in known.items()})
+    ran = {id(run.module) for run in tape.modules}
+    for name, module in known.items():  # one that is used without being called names its parameters all the same
+        if not any(id(each) in ran for each in module.modules()):
+            for path, parameter in module.named_parameters():
+                tape.scope.setdefault(id(parameter), (f"{name}.{path}", parameter))
     if not tape.models:
         tape.models.extend(_whole_models(tape, known.values()))
 

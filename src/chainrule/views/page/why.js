@@ -125,12 +125,13 @@ function term(summand) {
   const paired = summand.factors.length === summand.sources.length;
   const factors = summand.factors.flatMap(([text, value], place) => {
     const source = paired ? summand.sources[place] : undefined;
-    const words = `${text} (${number(value)})`;
+    const words = summand.factors.length > 1 ? `${text} (${number(value)})` : text;
     const made = source ? h("button", { type: "button", class: `factor ${source.role}`, onclick: () => follow(source) }, words) : h("span", null, words);
     return place ? [" · ", made] : [made];
   });
   const others = paired ? [] : summand.sources.map((source) => h("button", { type: "button", class: `factor ${source.role}`, onclick: () => follow(source) }, `go to ${rows[source.row].name}[${source.index}]`));
-  return h("span", null, factors, ` = ${number(summand.value)}`, others, summand.reason ? h("span", { class: "facts" }, ` ${summand.reason}`) : null);
+  const value = (factors.length ? " = " : "") + number(summand.value);
+  return h("span", null, factors, value, others, summand.reason ? h("span", { class: "facts" }, ` ${summand.reason}`) : null);
 }
 
 /**
