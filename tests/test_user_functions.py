@@ -285,6 +285,19 @@ def test_random_numbers_numpy_and_a_kernel_for_float32_alone(forward: Callable[.
         judged(chainrule.verify(f, torch.randn(3000)), factor == 1)
 
 
+def test_a_kernel_for_float32_alone_with_a_corner_is_no_alarm() -> None:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only")
+        ctx.save_for_backward(x)
+        return x.relu()
+
+    x = torch.linspace(-1, 1, 200).float()  # some lie nearer to the corner than a step
+    for threshold in (0.0, 0.5):
+        f = function(forward, lambda ctx, g, threshold=threshold: g * (ctx.saved_tensors[0] > threshold))
+        judged(chainrule.verify(f, x), threshold == 0)
+
+
 @torch.library.custom_op("chainrule_tests::drop", mutates_args=())
 def drop(x: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     mask = (torch.rand_like(x) > 0.5).to(x.dtype)
