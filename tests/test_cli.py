@@ -62,10 +62,10 @@ class Calls(list):
         return ScriptRun(**{"script": script, "step": options["step"], **self.outcome})
 
 
-def recording(passed=True):
+def recording(verdict="agrees"):
     verification = SimpleNamespace(
-        passed=passed,
-        verdict="agrees" if passed else "disagrees",
+        passed=verdict == "agrees",
+        verdict=verdict,
         rows=("row",),
         document=lambda: Document(("the verification",), (), ()),
     )
@@ -195,7 +195,8 @@ def test_the_status_of_run(invoke, ran, outcome, status):
     ("outcome", "status"),
     [
         ({}, 0),
-        ({"recording": recording(passed=False)}, 1),
+        ({"recording": recording("disagrees")}, 1),
+        ({"recording": recording("not checked")}, 2),
         ({"recording": None, "steps": 0}, 2),
         ({"recording": None, "steps": 0, "status": 3, "ending": "exited"}, 3),
         ({"recording": SimpleNamespace(nodes=())}, 2),

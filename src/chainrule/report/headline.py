@@ -54,7 +54,7 @@ def _parts(check: GradientCheck) -> Iterator[Text]:
 def _updates(check: GradientCheck) -> Iterator[Text]:
     count = Counter(update.verdict for update in check.updates)
     if count["agrees"] or count["disagrees"]:
-        yield (f"{count['agrees']} of {len(check.updates)} updates agree",)
+        yield (f"{count['agrees']} of {len(check.updates)} update{'s' * (len(check.updates) > 1)} agree",)
     for update in [each for each in check.updates if each.verdict == "disagrees"][:NAMED]:
         yield ("✗ update of ", Code(update.parameter), ": ", *spans(update.reason))
     if count["not checked"]:
@@ -71,7 +71,7 @@ def _compared(rows: Iterable[Row]) -> str:
         "central differences": sum(row.finite_difference is not None for row in nodes),
         "sums": sums,
     }
-    return ", ".join(f"{many} {what}" for what, many in counts.items() if many)
+    return ", ".join(f"{many} {what if many > 1 else what[:-1]}" for what, many in counts.items() if many)
 
 
 def _listed(check: GradientCheck, rows: list[Row]) -> Text:
