@@ -314,7 +314,7 @@ def test_a_gradient_from_before_the_recording_is_not_denied():
     table = str(recording).partition("━━ Parameters")[2]
     assert table.count("not checked") == len(recording.parameters) == 2
     reasons = {row.node.name: row.reason for row in recording.verify().rows if row.verdict == "not checked"}
-    assert reasons["AccumulateGrad"] == "the recording does not hold an operation that used its tensor"
+    assert "its forward ran before the block began" in reasons["AccumulateGrad"]
 
 
 def test_complex_gradients_add_up():

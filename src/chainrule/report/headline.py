@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from chainrule.derivation.backprop import Derivation
-from chainrule.derivation.why import element
 from chainrule.document import Code, Text, Verdict
 from chainrule.graph.graph import Graph, Node
+from chainrule.graph.names import element
 from chainrule.numbers import number
 from chainrule.report.context import spans
 from chainrule.verification.rows import GradientCheck, Row
