@@ -35,7 +35,7 @@ from chainrule.rules.facts import SYMMETRIC, facts_of
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
-from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, quick_check, slabs, unmeasured
+from chainrule.verification.rule_comparison import LARGE, compare_rule, quick_check, slabs, unmeasured
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
@@ -250,7 +250,9 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
                 if finding is None and (known := unmeasured(edge, context)) is not None:
                     finding = measure(context, experiment, edge, known)
             else:
-                finding = at_known_kink(context, unmeasured(edge, context, ours))
+                finding = unmeasured(edge, context, ours)
+                if finding is not None and context.rule is not None and context.op is not None:
+                    finding.conventions = context.applied(finding)
             if finding is not None:
                 findings.append(finding)
         settle(context, experiment, findings)

@@ -22,7 +22,7 @@ from chainrule.graph.graph import Graph, Node, Place
 from chainrule.graph.snapshot import ParameterUpdate, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.rules import Applied, reduce_to_shape
-from chainrule.verification.differences import ArgumentCheck, AtKink
+from chainrule.verification.differences import ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
 
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
@@ -51,7 +51,7 @@ class Row:
     rule_difference: Comparison | None = None
     finite_difference: Comparison | None = None
     tolerance: float | None = None
-    kinks: tuple[AtKink, ...] = ()
+    conventions: tuple[AtConvention, ...] = ()
     wrong: tuple[Wrong, ...] = ()
     repairs: tuple[Repair, ...] = ()
 
@@ -101,10 +101,10 @@ def judged(graph: Graph, node: Node, findings: list[ArgumentCheck], obstacle: st
     rule = worst([f.rule for f in findings])
     most = worst([finite, rule])
     wrong = tuple(each for f in findings for each in _wrong(graph, f)) if verdict == "disagrees" else ()
-    kinks = tuple(f.kinks for f in findings if f.kinks is not None)
+    conventions = tuple(each for f in findings for each in f.conventions)
     arguments = tuple(f.label for f in findings if not f.missing or f.off)
     return Row(
-        node, node.place, verdict, reason, arguments, rule, finite, most.tolerance if most else None, kinks, wrong
+        node, node.place, verdict, reason, arguments, rule, finite, most.tolerance if most else None, conventions, wrong
     )
 
 
@@ -123,6 +123,9 @@ def _verdict(
             if rule_off and all(_rule_is_right(f) for f in off):
                 beside = "; our rule agrees with the differences"
         return "disagrees", f"the gradient of {names} is not the derivative that differences measure{beside}"
+    breach = next((f for f in rule_off if f.breach), None)
+    if breach is not None:
+        return "disagrees", f"the gradient of `{breach.label}` is not what the convention says: {breach.breach}"
     if rule_off:
         names = ", ".join(f"`{f.label}`" for f in rule_off)
         if obstacle:
@@ -134,10 +137,8 @@ def _verdict(
     if obstacle or unsettled:
         agreed = "our rule and autograd agree, but " if explained and findings else ""
         return "not checked", agreed + (obstacle or unsettled)
-    kinks = [f.kinks for f in findings if f.kinks is not None]
-    if kinks:
-        where = "; ".join(f"{k.count} of `{k.argument}`, first at {list(k.indices[0])}" for k in kinks)
-        return "by convention", f"{kinks[0].choice} ({where})"
+    if any(f.conventions for f in findings):
+        return "by convention", by_convention(each for f in findings for each in f.conventions)
     if not findings:
         return "not differentiable", "none of its inputs has a gradient"
     rounding = ", within the rounding of its number type" if any(f.rounding for f in findings) else ""
@@ -149,6 +150,18 @@ def _verdict(
     if not explained:
         return "agrees", f"we have no rule for it; autograd and central differences agree{rounding}"
     return "agrees", f"our rule, autograd and central differences agree{rounding}"
+
+
+def by_convention(conventions: Iterable[AtConvention]) -> str:
+    """What PyTorch takes where it does not take the derivative, at which elements, and who says so."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for each in conventions:
+        places = f"{each.count} of `{each.argument}`, first at {list(each.indices[0])}"
+        where.setdefault((each.choice, each.source), []).append(places)
+    return "; ".join(
+        f"{choice} ({'; '.join(places)}{f'; source: {source}' if source else ''})"
+        for (choice, source), places in where.items()
+    )
 
 
 def _rule_is_right(finding: ArgumentCheck) -> bool:
