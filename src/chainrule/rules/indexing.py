@@ -360,15 +360,16 @@ def _embedding(op: Any, g: Tensor) -> Tensor:
 def _padding(op: Any, radius: float) -> Tensor:
     """The row of the padding index, where that is looked up."""
     rows = torch.arange(op.weight.shape[0], device=op.weight.device)
-    used = (rows == op.padding_idx) & (op.indices == op.padding_idx).any()
+    used: Tensor = (rows == op.padding_idx) & (op.indices == op.padding_idx).any()
     return used.unsqueeze(1).expand(op.weight.shape)
 
 
 def _looked_up_twice(op: Any, radius: float) -> Tensor:
     """The rows that are looked up more than once, where the gradient is divided by that."""
-    uses = op.indices.reshape(-1).bincount(minlength=op.weight.shape[0])
+    uses: Tensor = op.indices.reshape(-1).bincount(minlength=op.weight.shape[0])
     uses[op.padding_idx] *= op.padding_idx < 0
-    return ((uses > 1) & op.scale_grad_by_freq).unsqueeze(1).expand(op.weight.shape)
+    divided: Tensor = (uses > 1) & op.scale_grad_by_freq
+    return divided.unsqueeze(1).expand(op.weight.shape)
 
 
 PADDING = Convention(_padding, "padding_idx: the row of the padding index gets no gradient", "weight")

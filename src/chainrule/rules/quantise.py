@@ -7,6 +7,7 @@ learns scale and zero point, their gradients follow from that (arXiv:1902.08153)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,21 +44,37 @@ def _learns(op: Any) -> bool:
 
 def _rounded(op: Any) -> Tensor:
     """The place on the grid that each element is rounded to, if the grid had no ends."""
-    return torch.round(op.self / _beside(op, "scale")) + _beside(op, "zero_point")
+    place: Tensor = torch.round(op.self / _beside(op, "scale")) + _beside(op, "zero_point")
+    return place
 
 
-def _inside(op: Any, radius: float = 0.0) -> Tensor:
-    """Which elements lie within the range of the grid: all, while the quantisation is switched off."""
-    off = "fake_quant_enabled" in op.arguments and not op.fake_quant_enabled.any()
+def _inside(op: Any) -> Tensor:
+    """Which elements lie within the range of the grid."""
     rounded = _rounded(op)
-    return (rounded >= op.quant_min) & (rounded <= op.quant_max) | off
+    inside: Tensor = (rounded >= op.quant_min) & (rounded <= op.quant_max)
+    return inside
+
+
+def _is_off(op: Any) -> bool:
+    """Whether the quantisation is switched off: then nothing is rounded."""
+    return "fake_quant_enabled" in op.arguments and not op.fake_quant_enabled.any()
+
+
+def _passed(op: Any, radius: float) -> Tensor:
+    return torch.zeros_like(op.self, dtype=torch.bool) if _is_off(op) else _inside(op)
+
+
+def _all(op: Any, radius: float, name: str) -> Tensor:
+    given: Tensor = op.arguments[name]
+    return torch.ones_like(given, dtype=torch.bool)
 
 
 def _summed(op: Any, name: str, each: Tensor) -> Tensor:
     """The gradient of a scale or zero point: what the elements of its channel give together."""
     axes = [axis for axis in range(each.dim()) if axis != _axis(op)]
-    given = op.arguments[name]
-    return op.grad_factor * (each.sum(axes) if axes else each).reshape(given.shape).to(given.dtype)
+    given: Tensor = op.arguments[name]
+    factor: float = op.grad_factor
+    return factor * (each.sum(axes) if axes else each).reshape(given.shape).to(given.dtype)
 
 
 def _by_scale(op: Any, g: Tensor) -> Tensor:
@@ -109,12 +126,11 @@ def _wrt(name: str, vjp: Any, slope: str) -> Wrt:
 def _fake_quantised(node: str, documented: str, samples: Callable[[], Iterable[Sample]], *learned: str) -> Rule:
     """Register a fake quantisation, which may learn its scale and zero point."""
     vjps = {
-        "self": (lambda op, g: torch.where(_inside(op), g, 0), "INSIDE"),
+        "self": (lambda op, g: g if _is_off(op) else torch.where(_inside(op), g, 0), "INSIDE"),
         "scale": (_by_scale, r"\left(GRID - INSIDE \, \frac{X}{SCALE}\right)"),
         "zero_point": (_by_zero_point, r"(-SCALE) \, (1 - INSIDE)"),
     }
-    every = [Convention(lambda op, radius, name=name: torch.ones_like(op.arguments[name], dtype=torch.bool), LEARNED, name)
-             for name in learned]  # fmt: skip
+    every = [Convention(partial(_all, name=name), LEARNED, name) for name in learned]
     return rule(
         node,
         equation=_text(r"Y = GRID \, SCALE"),
@@ -122,7 +138,7 @@ def _fake_quantised(node: str, documented: str, samples: Callable[[], Iterable[S
         wrt={name: _wrt(name, *vjps[name]) for name in ("self", *learned)},
         constants=dict.fromkeys({"scale", "zero_point", "fake_quant_enabled"} - {*learned}, "not differentiable"),
         structure="dense" if learned or "PerChannel" in node else "elementwise",
-        conventions=(Convention(_inside, PASSES, source=documented), *every),
+        conventions=(Convention(_passed, PASSES, source=documented), *every),
         samples=samples,
     )
 
