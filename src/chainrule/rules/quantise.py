@@ -21,10 +21,13 @@ from chainrule.rules.pointwise import x
 PASSES = "straight-through estimator: within the range of the grid the gradient passes as if nothing were rounded"
 LEARNED = "straight-through estimator: the gradient is what it would be if nothing were rounded, times grad_factor"
 
+OBSERVER = ("observer_on", "fake_quant_on", "running_min", "running_max")
+GIVEN = ("scale", "zero_point", "fake_quant_enabled", *OBSERVER)
+
 
 def _axis(op: Any) -> int | None:
     """The axis of the channels; None where all elements share one scale."""
-    axis: int | None = op.arguments.get("axis")
+    axis: int | None = op.ch_axis if op.arguments.get("per_row_fake_quant") else op.arguments.get("axis")
     return None if axis is None else axis % op.self.dim()
 
 
@@ -49,7 +52,10 @@ def _rounded(op: Any) -> Tensor:
 
 
 def _inside(op: Any) -> Tensor:
-    """Which elements lie within the range of the grid."""
+    """Which elements lie within the range of the grid; an observer has moved that grid before it is used."""
+    if "observer_on" in op.arguments:
+        mask: Tensor = op.outs[1]
+        return mask != 0
     rounded = _rounded(op)
     inside: Tensor = (rounded >= op.quant_min) & (rounded <= op.quant_max)
     return inside
@@ -57,7 +63,8 @@ def _inside(op: Any) -> Tensor:
 
 def _is_off(op: Any) -> bool:
     """Whether the quantisation is switched off: then nothing is rounded."""
-    return "fake_quant_enabled" in op.arguments and not op.fake_quant_enabled.any()
+    switch = op.arguments.get("fake_quant_enabled", op.arguments.get("fake_quant_on"))
+    return switch is not None and not switch.any()
 
 
 def _passed(op: Any, radius: float) -> Tensor:
@@ -96,7 +103,7 @@ def _text(template: str) -> Callable[[Any], str]:
 
         def put(name: str) -> str:
             value = op.arguments[name]
-            return element(name, own or ["0"] * value.dim()) if isinstance(value, Tensor) else f"${name}"
+            return element(name, own or ["0"] * (value.dim() if at else 0)) if isinstance(value, Tensor) else f"${name}"
 
         zero = put("zero_point")
         if _learns(op):
@@ -136,7 +143,7 @@ def _fake_quantised(node: str, documented: str, samples: Callable[[], Iterable[S
         equation=_text(r"Y = GRID \, SCALE"),
         where=_text(r"ROUND = \operatorname{round}\left(\frac{X}{SCALE}\right) + ZERO RANGES"),
         wrt={name: _wrt(name, *vjps[name]) for name in ("self", *learned)},
-        constants=dict.fromkeys({"scale", "zero_point", "fake_quant_enabled"} - {*learned}, "not differentiable"),
+        constants=dict.fromkeys((each for each in GIVEN if each not in learned), "not differentiable"),
         structure="dense" if learned or "PerChannel" in node else "elementwise",
         conventions=(Convention(_passed, PASSES, source=documented), *every),
         samples=samples,
@@ -192,4 +199,15 @@ _fake_quantised(
     ],
     "scale",
     "zero_point",
+)  # fmt: skip
+_fake_quantised(
+    "FusedMovingAvgObsFqHelperBackward0",
+    "torch.ao.quantization.FusedMovingAvgObsFakeQuantize",
+    lambda: [
+        sample(
+            torch.fused_moving_avg_obs_fake_quant, x(*SPREAD), torch.tensor([0]), torch.tensor([1]),
+            torch.tensor([-1.25]), torch.tensor([1.0]), torch.tensor([0.25]), torch.tensor([1], dtype=torch.int32),
+            0.01, -4, 5, 0, False, False,
+        )
+    ],
 )  # fmt: skip
