@@ -32,6 +32,7 @@ from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import SYMMETRIC, facts_of
+from chainrule.verification.conventions import settle_by_convention
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
 from chainrule.verification.repair import recognise
 from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
@@ -274,6 +275,8 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     explained = context.rule is not None and all(f.ours is not None or f.missing for f in findings)
     if not differences and (broken or not explained or any(f.rule_off or f.missing for f in findings)):
         return _execution(context, memory, differences=True)
+    if experiment is not None and experiment.custom:
+        settle_by_convention(experiment, findings)
     row = judged(graph, node, findings, obstacle, broken, explained)
     if not differences and row.verdict == "agrees":
         return replace(row, reason="our rule and autograd agree")
