@@ -31,31 +31,37 @@ Meaning = tuple[str, str]  # what PyTorch takes, and the source
 
 def settle_by_convention(experiment: Experiment, findings: list[ArgumentCheck]) -> None:
     """Excuse the gradients that differ from the derivative by a convention of the user's own function."""
-    wrong = [f for f in findings if f.off and not f.missing and f.got.numel() <= LARGEST]
+    wrong = [f for f in findings if (f.off or f.unsettled) and not f.missing and f.got.numel() <= LARGEST]
     if not wrong:
         return
     edges = [f.edge for f in findings if not f.missing and f.edge.argument is not None]
-    try:
-        points = list(traces(experiment, edges))
-        for finding in wrong:
+    points: list[FunctionTrace] = []
+    for finding in wrong:
+        try:
+            points = points or list(traces(experiment, edges))
             meaning = next(_meanings(experiment, points, finding), None)
-            if meaning is not None:
-                gradient = points[0].got[finding.edge.position]
-                at = AtConvention(finding.label, ((0,) * gradient.dim(),), gradient.numel(), *meaning)
-                finding.off, finding.finite, finding.conventions = [], None, (at,)
-    except Exception:  # a user's code may do anything when it runs again
-        return
+        except Exception:  # a user's code may do anything when it runs again
+            continue
+        if meaning is not None:
+            gradient = points[0].got[finding.edge.position]
+            at = AtConvention(finding.label, ((0,) * gradient.dim(),), gradient.numel(), *meaning)
+            finding.off, finding.unsettled, finding.finite, finding.conventions = [], "", None, (at,)
 
 
 def _meanings(experiment: Experiment, points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Meaning]:
     position = finding.edge.position
-    pairs = [(each.upstream[0], each.got[position]) for each in points]
-    alike = all(len(each.outs) == 1 and each.outs[0].shape == each.got[position].shape for each in points)
+    if not compare(finding.got, real(points[0].got[position]), eps=experiment.eps).agrees:
+        return  # what was recorded is not what the backward gives
+    out = next(iter(experiment.upstream))
+    pairs = [(each.upstream[out], each.got[position]) for each in points]
+    alike = len(experiment.upstream) == 1 and all(u.shape == got.shape for u, got in pairs)
     forward = Forward(Probe(experiment, finding.edge))
     if alike and forward.is_identity:
         yield from _of_identity(pairs)
-    if taken := _straight_through(points, position):
-        yield f"straight-through estimator: the backward takes `{'` and `'.join(taken)}` as the identity", STRAIGHT
+    factor, taken = _straight_through(points, position)
+    if taken and (factor == 1 or (factor > 0 and not alike)):  # a scale may learn more slowly than what it scales
+        times = "" if factor == 1 else f", times {factor:.6g}"
+        yield f"straight-through estimator: the backward takes `{taken}` as the identity{times}", STRAIGHT
     if alike and forward.is_staircase:
         yield from _of_staircase(pairs, forward.rise)
 
@@ -97,9 +103,8 @@ class Forward:
 
 
 def _of_identity(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[Meaning]:
-    u, got = pairs[1]
-    factor = float((real(u) * real(got)).sum() / (real(u) * real(u)).sum())
-    if all(_same(got, factor * u) for u, got in pairs):
+    factor = _factor(pairs)
+    if factor or not any(got.any() for _, got in pairs):
         named, source = (f"gradient reversal by {-factor:.6g}", REVERSAL) if factor < 0 else (
             f"gradient scaling by {factor:.6g}", "")  # fmt: skip
         yield f"{named}: the forward is the identity, and the backward gives {factor:.6g} times the upstream", source
@@ -153,13 +158,25 @@ class _Straight(TorchFunctionMode):
         return args[0] + (out - args[0]).detach()
 
 
-def _straight_through(points: list[FunctionTrace], position: int) -> list[str]:
-    """The functions that round in the forward, where the backward is that of the forward without them; else none."""
+def _straight_through(points: list[FunctionTrace], position: int) -> tuple[float, str]:
+    """How many times the gradient of the forward without its rounding the backward gives, and what rounds there."""
     taken: list[str] = []
+    pairs = []
     for point in points:
         with _Straight() as mode:
             gradient = point.without_use(None)[position]
-        if gradient is None or not mode.taken or not _same(point.got[position], gradient):
-            return []
+        if gradient is None or not mode.taken:
+            return 0.0, ""
+        pairs.append((gradient, point.got[position]))
         taken += mode.taken
-    return list(dict.fromkeys(taken))
+    factor = _factor(pairs)
+    return factor, "` and `".join(dict.fromkeys(taken)) if factor else ""
+
+
+def _factor(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """The one number of times that the second of each pair is the first; 0 where there is none."""
+    first, second = (real(each) for each in pairs[1])
+    size = float(first @ first)
+    factor = float(first @ second) / size if size else 0.0
+    factor = 1.0 if abs(factor - 1) <= CLOSE else factor
+    return factor if all(_same(got, factor * given) for given, got in pairs) else 0.0
