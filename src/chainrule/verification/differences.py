@@ -335,7 +335,8 @@ def settle(context: NodeContext, experiment: Experiment, findings: list[Argument
     if not experiment.repeats():
         for finding in doubtful:
             finding.off, finding.finite, finding.measured = [], None, {}
-        raise CannotRunError("run again on the recorded inputs, it does not give the recorded outputs")
+            finding.unsettled = "run again on the recorded inputs, it does not give the recorded outputs"
+        return
     edges = [finding.edge for finding in findings]
     wide, again = experiment.replayed(edges, wide=True), experiment.replayed(edges, wide=False)
     for finding, precise, repeated in zip(findings, wide, again, strict=True):
