@@ -18,7 +18,7 @@ from torch import Tensor
 from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.document import Kind
 from chainrule.execution.experiment import widened
-from chainrule.graph.comparison import FLOAT32, Comparison, compare, unravel, worst
+from chainrule.graph.comparison import FLOAT32, Comparison, compare, rms, rounding, unravel, worst
 from chainrule.graph.graph import Graph, Node, Place
 from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
@@ -354,8 +354,15 @@ class StepChecks:
             for op, upstream in ((step.op, arrived), (wide, widened([*arrived])))
             if (found := step.rule.gradient(op, tuple(upstream), contribution.argument)) is not None
         )
-        slack = 4 * (ours - precise).abs()
-        return compare(ours.to(contribution.recorded.dtype), contribution.recorded, slack=slack)
+        # Terms may cancel, as those of a bias before a normalisation do: with random signs they do not.
+        generator = torch.Generator().manual_seed(0)
+        signed = [None if g is None else g * (2 * torch.randint(2, g.shape, generator=generator).to(g) - 1)
+                  for g in arrived]  # fmt: skip
+        loose = step.rule.gradient(step.op, tuple(signed), contribution.argument)
+        terms = ours.abs() + rms(reduce_to_shape(loose, tuple(contribution.recorded.shape))[0])
+        count = max(1, max(g.numel() for g in arrived if g is not None) // max(ours.numel(), 1))
+        slack, eps = 4 * (ours - precise).abs(), rounding(contribution.recorded.dtype)
+        return compare(ours, contribution.recorded.double(), terms, count=count, eps=eps, slack=slack)
 
     def gradient(self, value: int) -> StepCheck:
         """Of the whole gradient of a value: every node between it and the losses."""
