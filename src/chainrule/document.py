@@ -99,11 +99,11 @@ class Tensor:
 class Measured:
     """A gradient as central differences measure it, and how far autograd's is off at most.
 
-    `entries` are the first of its `count` elements (None: not measured, as at a kink); empty where the differences were
-    taken along random directions.
+    `elements` are the first of its `count` elements (None: not measured, as at a kink); empty where the differences
+    were taken along random directions.
     """
 
-    entries: tuple[float | complex | None, ...]
+    elements: tuple[float | complex | None, ...]
     count: int
     difference: float
     tolerance: float

@@ -352,8 +352,8 @@ def of_check(check: StepCheck, text: Text) -> Verdict:
 def of_differences(known: Differences) -> Measured:
     """Central differences as a document has them; what is below their precision is 0."""
     least = FINEST * max((abs(each) for each in known.central if each is not None), default=0.0)
-    entries = tuple(each if each is None or abs(each) > least else 0.0 for each in known.central)
-    return Measured(entries, known.count, known.found.largest, known.found.tolerance)
+    elements = tuple(each if each is None or abs(each) > least else 0.0 for each in known.central)
+    return Measured(elements, known.count, known.found.largest, known.found.tolerance)
 
 
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:

@@ -198,7 +198,7 @@ def _brief_sections(context: Context) -> Iterator[Section]:
     table = Table(("name", "code", "value", "gradient", "check"), rows)
     yield Section(("Forward and backward",), "brief", "overview", (table,))
     if context.graph.parameters:
-        headers = ("parameter", "before", "gradient", "after", "gradient check", "update check")
+        headers = ("parameter", "before", "gradient", "check", "after", "update")
         table = Table(headers, tuple(_brief_parameters(context)))
         yield Section(("Parameters",), "brief-parameters", "overview", (table,))
 
@@ -248,9 +248,9 @@ def _brief_parameters(context: Context) -> Iterator[tuple[Text, ...]]:
 
 def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
     label = name if parameter.value is None else context.notation.plain(parameter.value)
-    cells = (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
-    checks = (_gradient_verdict(context, parameter), _update_verdict(context, name))
-    return (label,), *((each,) for each in (*cells, *checks))
+    before, gradient, after = (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
+    checks = _gradient_verdict(context, parameter), _update_verdict(context, name)
+    return (label,), (before,), (gradient,), (checks[0],), (after,), (checks[1],)
 
 
 def _update_verdict(context: Context, name: str) -> str:

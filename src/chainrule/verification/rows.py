@@ -371,7 +371,7 @@ class StepChecks:
         if wrong:
             at = f" ({wrong[0].place})" if wrong[0].place is not None else ""
             return StepCheck("disagrees", f"{wrong[0].node.name}, node {wrong[0].node.index}{at}: {wrong[0].reason}")
-        open_ = [row for row in rows if row.verdict == "not checked" and row.rule_difference is None]
+        open_ = [row for row in rows if row.verdict == "not checked"]
         if not rows or open_:
             return StepCheck("not checked", open_[0].reason if open_ else "no gradient flowed to it")
         return StepCheck("agrees")

@@ -58,8 +58,8 @@ def compared(verdict: Verdict) -> str:
     known = (("largest difference", verdict.difference), ("tolerance", verdict.tolerance))
     texts = [", ".join(f"{name} {number(value)}" for name, value in known if value is not None)]
     if (measured := verdict.measured) is not None:
-        listed = ", ".join("-" if each is None else number(each) for each in measured.entries)
-        more = ", ..." if measured.count > len(measured.entries) else ""
+        listed = ", ".join("-" if each is None else number(each) for each in measured.elements)
+        more = ", ..." if measured.count > len(measured.elements) else ""
         gave = f"measured {listed}{more}" if listed else "measured along random directions"
         texts.append(f"{gave}: difference {number(measured.difference)}, tolerance {number(measured.tolerance)}")
     text = "; ".join(filter(None, texts))

@@ -73,8 +73,8 @@ function verdict(block) {
 
 /** @param {Measured} found */
 function measured(found) {
-  const listed = found.entries.map((each) => (each === null ? "-" : number(each))).join(", ");
-  const gave = listed ? `measured ${listed}${found.count > found.entries.length ? ", ..." : ""}` : "measured along random directions";
+  const listed = found.elements.map((each) => (each === null ? "-" : number(each))).join(", ");
+  const gave = listed ? `measured ${listed}${found.count > found.elements.length ? ", ..." : ""}` : "measured along random directions";
   return `${gave}: difference ${number(found.difference)}, tolerance ${number(found.tolerance)}`;
 }
 
