@@ -137,8 +137,8 @@ def writes(
         """In the shape of the places: the walk sums where what is written was broadcast."""
         found, source = move(op, g), op.arguments[argument]
         found = op.arguments[scale] * found if scale else found
-        if not source.dim() and not adds(op) and not repeats:
-            return (g - kept(op, g)).sum()
+        if not source.dim() and not adds(op):
+            return found.sum() if repeats else (g - kept(op, g)).sum()
         if source.numel() > found.numel():  # what lies beyond was not read
             home = g.new_zeros(source.shape if source.dim() == found.dim() else source.numel())
             home[tuple(slice(size) for size in found.shape)] = found
