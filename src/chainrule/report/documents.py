@@ -195,7 +195,7 @@ def brief(context: Context) -> Document:
 
 def _brief_sections(context: Context) -> Iterator[Section]:
     rows = tuple(_values(context))
-    table = Table(("name", "code", "value", "gradient", "check"), rows)
+    table = Table(("name", "code", "value", "gradient"), rows)
     yield Section(("Forward and backward",), "brief", "overview", (table,))
     if context.graph.parameters:
         headers = ("parameter", "before", "gradient", "check", "after", "update")
@@ -214,7 +214,7 @@ def _values(context: Context) -> Iterator[tuple[Text, ...]]:
         place = context.place(step)
         code = (Code(place.expression),) if place and place.expression else (context.operation_name(step),)
         for value in context.results(step):
-            yield (context.notation.plain(value),), code, *_both(context, value)
+            yield (context.notation.plain(value),), (*code, *_node_verdict(context, value)), *_both(context, value)
 
 
 def _block(context: Context, repetition: Repetition, step: Step) -> Iterator[tuple[Text, ...]]:
@@ -224,15 +224,17 @@ def _block(context: Context, repetition: Repetition, step: Step) -> Iterator[tup
         yield (path,), ("like ", Code(repetition.shown)), *_both(context, step.outputs[0])
 
 
-def _both(context: Context, value: int) -> tuple[Text, Text, Text]:
+def _both(context: Context, value: int) -> tuple[Text, Text]:
     known = context.graph.values[value]
-    return (cell(context, known.snapshot),), (cell(context, known.gradient),), (_node_verdict(context, known.node),)
+    return (cell(context, known.snapshot),), (cell(context, known.gradient),)
 
 
-def _node_verdict(context: Context, node: int | None) -> str:
-    """The verdict on the node that leads back from a value, where a gradient flowed through it."""
-    ran = node is not None and context.graph.nodes[node].executions
-    return context.row(node).verdict if node is not None and ran else ""
+def _node_verdict(context: Context, value: int) -> Text:
+    """The verdict on the node that leads back from a value, where it does not simply agree."""
+    node = context.graph.values[value].node
+    if node is None or not context.graph.nodes[node].executions or context.row(node).verdict == "agrees":
+        return ()
+    return (f" (backward: {context.row(node).verdict})",)
 
 
 def _brief_parameters(context: Context) -> Iterator[tuple[Text, ...]]:

@@ -48,7 +48,7 @@ def _parts(check: GradientCheck) -> Iterator[Text]:
     if check.left_out:
         yield (f"{check.left_out} more were not looked at ({check.chosen})",)
     if compared := _compared(rows):
-        yield (f"compared with autograd: {compared}",)
+        yield (f"compared with {compared}",)
 
 
 def _updates(check: GradientCheck) -> Iterator[Text]:
@@ -63,14 +63,15 @@ def _updates(check: GradientCheck) -> Iterator[Text]:
 
 
 def _compared(rows: Iterable[Row]) -> str:
+    """What autograd was compared with, and at how many nodes."""
     nodes = [row for row in rows if row.node.leaf is None]
     sums = sum(row.node.leaf is not None and row.rule_difference is not None for row in rows)
     counts = {
-        "our rules": sum(row.rule_difference is not None for row in nodes),
+        "rules": sum(row.rule_difference is not None for row in nodes),
         "central differences": sum(row.finite_difference is not None for row in nodes),
-        "sums of uses": sums,
+        "sums": sums,
     }
-    return ", ".join(f"{what} at {many}" for what, many in counts.items() if many)
+    return ", ".join(f"{many} {what}" for what, many in counts.items() if many)
 
 
 def _listed(check: GradientCheck, rows: list[Row]) -> Text:

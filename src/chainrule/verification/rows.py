@@ -18,7 +18,7 @@ from torch import Tensor
 from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.document import Kind
 from chainrule.execution.experiment import widened
-from chainrule.graph.comparison import FLOAT32, Comparison, compare, rms, rounding, unravel, worst
+from chainrule.graph.comparison import FLOAT32, Comparison, compare, dense, rms, rounding, unravel, worst
 from chainrule.graph.graph import Graph, Node, Place
 from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
@@ -333,7 +333,7 @@ class StepChecks:
         if len(found) != 1 or not has_numbers(contribution.recorded):
             return None
         (measured,) = found
-        sent = contribution.recorded.reshape(-1)[: len(measured.autograd)].tolist()
+        sent = dense(contribution.recorded).reshape(-1)[: len(measured.autograd)].tolist()
         return measured if sent == [*measured.autograd] or not measured.autograd else None
 
     def _path_length(self, step: Step) -> int:
