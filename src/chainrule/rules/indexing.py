@@ -540,6 +540,7 @@ embedding_bag = rule(
         sample(F.embedding_bag, at(0, 1, 1), x(4, 2), at(0, 1), mode="sum", scale_grad_by_freq=True),
     ],
     conventions=(replace(BY_FREQUENCY, source="torch.nn.functional.embedding_bag"),),
+    remark="With `scale_grad_by_freq` PyTorch (2.13, on a CPU) may divide by the number of uses of another word.",
     source="derivatives.yaml: _embedding_bag",
 )
 
