@@ -21,6 +21,7 @@ from chainrule.graph.graph import Edge, Graph, Node, NodeExecution
 from chainrule.rules import Applied, Convention, Rule
 
 DIRECTIONS = 2
+ONE_SIDED = "the one-sided derivatives differ here"
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
 SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
 
@@ -422,5 +423,5 @@ def _at_corners(probe: Probe, finding: ArgumentCheck, elements: list[int]) -> tu
     if not places:
         return ()
     taken = f"{float(finding.got[elements[0]]):.4g}"
-    choice = f"the one-sided derivatives differ here; PyTorch's gradient there is {taken}"
+    choice = f"{ONE_SIDED}; PyTorch's gradient there is {taken}"
     return (AtConvention(finding.label, tuple(places), len(elements), choice),)
