@@ -130,7 +130,7 @@ def test_a_missing_conjugate():
     assert "(`z`) is not conjugated" in repair.text
 
 
-def test_a_straight_through_estimator_is_named():
+def test_a_forward_without_a_derivative_is_named():
     class Rounded(Function):
         @staticmethod
         def forward(ctx, x):
@@ -138,11 +138,11 @@ def test_a_straight_through_estimator_is_named():
 
         @staticmethod
         def backward(ctx, g):
-            return g
+            return -g
 
     ((kind, text),) = told(Rounded, torch.tensor([1.2, 0.6, -3.3]))
     assert kind == "flat forward"
-    assert "the upstream gradient as it is (a straight-through estimator)" in text
+    assert "its derivative is 0, while backward gives a gradient of its own" in text
 
 
 def test_an_output_that_is_kept_and_then_overwritten():

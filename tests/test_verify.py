@@ -409,8 +409,8 @@ def test_a_point_on_a_kink_is_named_and_is_no_alarm(function, count):
     verification = proved(lambda: function(x).square().sum().backward())
     no_alarm(verification)
     row = next(row for row in verification.rows if row.verdict == "by convention")
-    assert row.kinks[0].indices
-    assert row.kinks[0].choice
+    assert row.conventions[0].indices
+    assert row.conventions[0].choice
 
 
 @pytest.mark.parametrize("count", [1, 300])
@@ -428,7 +428,7 @@ def test_a_kink_that_no_rule_knows_is_found_by_one_sided_differences(count):
     x = torch.tensor([-1.5, 0.0, 0.5, 1e-7]).repeat(count).requires_grad_()
     row = rows(proved(lambda: Hinge.apply(x).sum().backward()), "HingeBackward")[0]
     assert row.verdict == "by convention"
-    assert row.kinks[0].indices[0] == (1,)
+    assert row.conventions[0].indices[0] == (1,)
 
 
 @pytest.mark.parametrize("count", [1, 100])

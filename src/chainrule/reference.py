@@ -90,6 +90,9 @@ def _facts(rule: Rule, op: Applied | None) -> Iterator[str]:
         yield f"- `{argument}`: {kind}"
     if rule.kink:
         yield f"- where there is no derivative: {_escape(rule.kink.choice)}"
+    for each in rule.conventions:
+        at = f"`{each.argument}`: " if each.argument != "self" else ""
+        yield f"- by convention: {at}{_escape(each.choice)}{f' (`{each.source}`)' if each.source else ''}"
     if rule.remark:
         yield f"- worth knowing: {_escape(rule.remark)}"
     yield f"- source: {_escape(rule.source)}"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.traits import Traits
+from chainrule.execution.grain import with_rounding
 from chainrule.execution.number_types import DrawsAsRecorded, as_recorded
 from chainrule.execution.user_code import SideEffectError, UserCode
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
@@ -276,21 +277,23 @@ class Probe:
 
     def _grain(self) -> float:
         """The rounding of what a user's function gives: it may compute in a coarser type than it is given."""
-        moved = self.f(
-            self.x
-            + self.scale * torch.linspace(0.01, 0.0137, self.x.numel(), dtype=torch.float64, device=self.x.device)
-        )
+        slope = torch.linspace(0.01, 0.0137, self.x.numel(), dtype=torch.float64, device=self.x.device)
+        outs, coarsest = with_rounding(lambda: self._outs(self.x + self.scale * slope))
+        moved = self._flat(outs)
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             if torch.equal(moved.to(dtype).double(), moved) and not torch.equal(moved, self.y):
-                return torch.finfo(dtype).eps
+                return min(torch.finfo(dtype).eps, coarsest)
         return EPS
 
     def f(self, x: Tensor) -> Tensor:
         """The outputs at x, flat."""
+        return self._flat(self._outs(x))
+
+    def _outs(self, x: Tensor) -> list[Tensor]:
         start = torch.view_as_complex(x.reshape(*self.shape, 2)) if self.complex else x.reshape(self.shape)
         arguments = dict(self.experiment.wide)
         put(arguments, self.edge, start)
-        return self._flat(self.experiment.run(arguments))
+        return self.experiment.run(arguments)
 
     def _flat(self, outs: list[Tensor]) -> Tensor:
         parts = [real(outs[place].to(_wide_dtype(outs[place].dtype))) for place in self.places]

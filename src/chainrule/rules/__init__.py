@@ -115,15 +115,21 @@ def unread(argument: str) -> Wrt:
 
 
 @dataclass(frozen=True)
-class Kink:
-    """Points where the derivative does not exist, and what PyTorch takes there.
+class Convention:
+    """Elements at which PyTorch's gradient is by definition not the derivative, and what PyTorch takes there.
 
-    `where(op, radius)` marks the elements of `argument` that lie within `radius` of such a point.
+    `where(op, radius)` marks the elements of `argument` to which it applies. `source` names the function whose
+    documentation states it, where it is not the source of the rule.
     """
 
     where: Callable[[Any, float], Tensor]
     choice: str
     argument: str = "self"
+    source: str = ""
+
+
+class Kink(Convention):
+    """Points where the derivative does not exist: `where` marks what lies within `radius` of such a point."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class Rule:
     `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
     several nodes that it explains as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
     argument names to their derivatives; `constants` says for the other tensor arguments why there is none. `source`
-    cites the formula. `remark` is what a reader should know.
+    cites the formula. `conventions` are those beside the `kink`. `remark` is what a reader should know.
 
     `element(op, slot, index)` is the formula of one element of a result, where it does not follow: a formula of
     elements does, and so does the sum of an operation that is linear in all its arguments, or in those that `linear`
@@ -175,6 +181,7 @@ class Rule:
     constants: Mapping[str, Nondifferentiable] = field(default_factory=dict)
     structure: Literal["elementwise", "linear", "dense"] = "dense"
     kink: Kink | None = None
+    conventions: tuple[Convention, ...] = ()
     outputs: int = 1
     stages: Callable[[Any], list[Stage]] | None = None
     linear: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Index, Kink, Rule, Wrt, derivative, rule, sample
+from chainrule.rules import Convention, Factor, Index, Kink, Rule, Wrt, derivative, reduce_to_shape, rule, sample
 from chainrule.rules import at as element
 from chainrule.rules.element import Element, Elements, largest, mean, of
 from chainrule.rules.element import total as total_of
@@ -55,6 +55,8 @@ from chainrule.rules.shape import (
 )
 
 WRITTEN = "each output element is made of what was there before and of what was written there, and of nothing else"
+
+CONTESTED = "repeated indices: all that is written to one place gets the gradient of that place, though one of it stays"
 
 
 def at(*places: Any) -> Tensor:
@@ -118,12 +120,14 @@ def writes(
     only: Callable[[Any, list[str]], str] | None = None,
     scale: str = "",
     by_mask: Mask = lambda op: None,
+    repeats: str = "",
     **more: Any,
 ) -> Rule:
     """Register an operation that copies `self` and writes elements of `argument` at some places, or `adds` them there.
 
     `move(op, tensor)` reads the elements of a tensor like `self` at these places, and `came(op, at)` are the indices
     of the place to which the element `at` goes, where the condition `only` holds. A single number goes to all places.
+    `repeats` names the function whose documentation says what holds where several elements go to one place.
     """
 
     def kept(op: Any, g: Tensor) -> Tensor:
@@ -136,12 +140,20 @@ def writes(
         found, source = move(op, g), op.arguments[argument]
         found = op.arguments[scale] * found if scale else found
         if not source.dim() and not adds(op):
-            return (g - kept(op, g)).sum()
+            return found.sum() if repeats else (g - kept(op, g)).sum()
         if source.numel() > found.numel():  # what lies beyond was not read
             home = g.new_zeros(source.shape if source.dim() == found.dim() else source.numel())
             home[tuple(slice(size) for size in found.shape)] = found
             return home.reshape(source.shape)
         return found.reshape(source.shape) if found.numel() == source.numel() else found
+
+    def contested(op: Any, radius: float) -> Tensor:
+        """What is written to a place to which something else is written too."""
+        source = op.arguments[argument]
+        if adds(op):
+            return torch.zeros_like(source, dtype=torch.bool)
+        uses = move(op, labels(op.self)).reshape(-1).long().bincount(minlength=op.self.numel() + 1)[1:]
+        return reduce_to_shape(sources(op, (uses > 1).to(torch.int64).reshape(op.self.shape)), source.shape)[0] > 0
 
     def side(name: str, op: Any, at: Sequence[str]) -> Side:
         given = op.out if name == "out" else op.arguments[name]
@@ -182,6 +194,8 @@ def writes(
     if argument not in index:
         wrt[argument] = said.wrt(argument, sources, WRITTEN)
     constants = dict.fromkeys((each for each in index if each != argument), "not differentiable")
+    if repeats:
+        more["conventions"] = (Convention(contested, CONTESTED, argument, repeats),)
     return rule(*nodes, equation=said.equation, wrt=wrt, constants=constants, structure="linear", **more)
 
 
@@ -345,6 +359,27 @@ def _embedding(op: Any, g: Tensor) -> Tensor:
     return _onto_rows(op, words, each.masked_fill((words == op.padding_idx).unsqueeze(1), 0))
 
 
+def _padding(op: Any, radius: float) -> Tensor:
+    """The row of the padding index, where that is looked up."""
+    rows = torch.arange(op.weight.shape[0], device=op.weight.device)
+    used: Tensor = (rows == op.padding_idx) & (op.indices == op.padding_idx).any()
+    return used.unsqueeze(1).expand(op.weight.shape)
+
+
+def _looked_up_twice(op: Any, radius: float) -> Tensor:
+    """The rows that are looked up more than once, where the gradient is divided by that."""
+    uses: Tensor = op.indices.reshape(-1).bincount(minlength=op.weight.shape[0])
+    uses[op.padding_idx] *= op.padding_idx < 0
+    divided: Tensor = (uses > 1) & op.scale_grad_by_freq
+    return divided.unsqueeze(1).expand(op.weight.shape)
+
+
+PADDING = Convention(_padding, "padding_idx: the row of the padding index gets no gradient", "weight")
+BY_FREQUENCY = Convention(
+    _looked_up_twice, "scale_grad_by_freq: a row's gradient is divided by the number of its uses", "weight"
+)
+
+
 def _embedding_factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
     word = int(op.indices[out_index[:-1]])
     if word == op.padding_idx or (word, out_index[-1]) != in_index:
@@ -397,6 +432,7 @@ embedding = rule(
         sample(F.embedding, torch.tensor(2), x(4, 2), note="one word"),
         sample(F.embedding, at(), x(4, 2), note="no word"),
     ],
+    conventions=tuple(replace(each, source="torch.nn.functional.embedding") for each in (PADDING, BY_FREQUENCY)),
     source="derivatives.yaml: embedding. Padding and the division by frequency are conventions, no derivatives.",
 )
 
@@ -523,6 +559,8 @@ embedding_bag = rule(
         sample(F.embedding_bag, at(0, 1, 3), x(4, 2), at(0, 1, 3), mode="mean", include_last_offset=True),
         sample(F.embedding_bag, at(0, 1, 1), x(4, 2), at(0, 1), mode="sum", scale_grad_by_freq=True),
     ],
+    conventions=(replace(BY_FREQUENCY, source="torch.nn.functional.embedding_bag"),),
+    remark="With `scale_grad_by_freq` PyTorch (2.13, on a CPU) may divide by the number of uses of another word.",
     source="derivatives.yaml: _embedding_bag",
 )
 
@@ -574,10 +612,9 @@ topk = picks(
 
 # Written ---------------------------------------------------------------------------------------------------------
 
-# PyTorch sends the gradient to every `src` that was written to a place, also to those overwritten by a later one: right
-# only where each place is written once, as its documentation says.
 scatter = writes(
     "ScatterBackward0",
+    repeats="torch.Tensor.scatter_",
     **GATHERED,
     accepts=lambda op: "reduce" not in op.arguments and "src" in op.arguments,
     samples=lambda: [
@@ -621,6 +658,7 @@ index_add = writes(
 
 index_copy = writes(
     "IndexCopyBackward0",
+    repeats="torch.Tensor.index_copy_",
     **SELECTED,
     argument="source",
     samples=lambda: [sample(torch.index_copy, x(3, 4), 1, at(3, 0), x(3, 2))],
@@ -640,6 +678,7 @@ index_put = writes(
     "IndexPutBackward0",
     "UnsafeIndexPutBackward0",
     "IndexPutImplBackward0",
+    repeats="torch.Tensor.index_put_",
     **INDEXED,
     argument="values",
     adds=lambda op: op.accumulate,
@@ -682,6 +721,7 @@ masked_scatter = writes(
 
 put = writes(
     "PutBackward0",
+    repeats="torch.Tensor.put_",
     **TAKEN,
     argument="source",
     adds=lambda op: op.accumulate,

@@ -18,7 +18,7 @@ from chainrule.derivation.backprop import Contribution, contributions_of
 from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, real
 from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution
-from chainrule.rules import Applied, Kink, Rule
+from chainrule.rules import Applied, Convention, Rule
 
 DIRECTIONS = 2
 ONE_SIDED = "the one-sided derivatives differ here"
@@ -27,13 +27,14 @@ SETTLED = 1e-4  # error of the differences, relative to the terms, from which on
 
 
 @dataclass(frozen=True, slots=True)
-class AtKink:
-    """Elements that lie where the derivative does not exist, and what PyTorch takes there."""
+class AtConvention:
+    """Elements at which the gradient is by convention not the derivative, and what PyTorch takes there."""
 
     argument: str
     indices: tuple[tuple[int, ...], ...]  # the first few
     count: int
     choice: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,32 @@ class NodeContext:
         gradients = [g for g in (*self.execution.upstream, *self.execution.downstream) if g is not None]
         return max((torch.finfo(g.dtype).eps for g in gradients), default=EPS)
 
-    def kink(self, edge: Edge) -> Kink | None:
-        """The kink that our rule knows in the argument of an edge."""
-        kink = self.rule.kink if self.rule is not None else None
-        return kink if kink is not None and (kink.argument, None) == (edge.argument, edge.item) else None
+    def conventions(self, edge: Edge) -> list[Convention]:
+        """The kinks and other conventions that our rule knows in the argument of an edge."""
+        known = (self.rule.kink, *self.rule.conventions) if self.rule is not None else ()
+        return [each for each in known if each is not None and (each.argument, None) == (edge.argument, edge.item)]
+
+    def marks(self, conventions: list[Convention], radius: float, size: int) -> Tensor | None:
+        """Which of the real numbers of an argument, so many, lie at or near a convention; None where none can."""
+        found: Tensor | None = None
+        for each in conventions:
+            marks = each.where(self.op, radius).reshape(-1)
+            if marks.numel() not in (size, size // 2):
+                continue
+            marks = marks.repeat_interleave(size // max(marks.numel(), 1))
+            found = marks if found is None else found | marks
+        return found
+
+    def applied(self, finding: ArgumentCheck) -> tuple[AtConvention, ...]:
+        """The conventions of one argument, each with the elements to which it applies."""
+        found = []
+        for each in self.conventions(finding.edge):
+            places = each.where(self.op, 0.0).nonzero()
+            if len(places):
+                first = tuple(map(tuple, places[:8].tolist()))
+                source = each.source or (self.rule.source if self.rule is not None else "")
+                found.append(AtConvention(finding.label, first, len(places), each.choice, source))
+        return tuple(found)
 
     def contributions(self) -> dict[int, Contribution]:
         """Our rule's gradients by the positions of the edges."""
@@ -78,9 +101,10 @@ class ArgumentCheck:
     measured: dict[int, float] | None = None  # element -> u^T J
     terms: Tensor | None = None  # the size of the summed terms, where each element was measured
     off: list[int] | None = None  # elements where autograd and differences disagree
-    kinks: AtKink | None = None
+    conventions: tuple[AtConvention, ...] = ()
     rule: Comparison | None = None
     rule_off: tuple[int, ...] = ()
+    breach: str = ""  # the convention that autograd's gradient does not keep to
     unsettled: str = ""
     rounding: bool = False
 
@@ -99,30 +123,22 @@ def measure(context: NodeContext, experiment: Experiment, edge: Edge, finding: A
     if finding.got.numel() != probe.x.numel():
         raise CannotRunError(f"the gradient of `{finding.label}` has another shape than the argument")
     eps = max(experiment.eps, FINEST, probe.grain ** (2 / 3) if probe.grain > EPS else 0)
-    kink = context.kink(edge)
     if probe.x.numel() <= SMALL and probe.u.numel() <= WIDE:
-        left_out = _near(kink, context.op, probe, probe.step * 2**-10)
+        left_out = _left_out(context, probe, probe.step * 2**-10)
         compare_elements(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, keep_terms=True)
     else:
-        left_out = _near(kink, context.op, probe, 8 * probe.step) | ~probe.x.isfinite()
+        left_out = _left_out(context, probe, 8 * probe.step) | ~probe.x.isfinite()
         _along_directions(probe, finding, left_out, eps)
         if context.rule is None and not (finding.off or finding.unsettled):
             _small_elements(probe, finding, left_out, eps)
-    at = _near(kink, context.op, probe, 0.0).nonzero()[:, 0].tolist()
-    if at and kink is not None:
-        finding.kinks = _at_kink(probe, finding, at, kink.choice)
+    finding.conventions = context.applied(finding) or finding.conventions
     return finding
 
 
-def _near(kink: Kink | None, op: Applied | None, probe: Probe, radius: float) -> Tensor:
-    """Which elements of an argument lie at or near a kink that our rule knows."""
-    size = probe.x.numel()
-    if kink is not None:
-        marks = kink.where(op, radius).reshape(-1)
-        marks = marks.repeat_interleave(2) if probe.complex else marks
-        if marks.numel() == size:
-            return marks
-    return torch.zeros(size, dtype=torch.bool, device=probe.x.device)
+def _left_out(context: NodeContext, probe: Probe, radius: float) -> Tensor:
+    """Which elements of an argument lie at or near a convention that our rule knows."""
+    marks = context.marks(context.conventions(probe.edge), radius, probe.x.numel())
+    return torch.zeros(probe.x.numel(), dtype=torch.bool, device=probe.x.device) if marks is None else marks
 
 
 # -- autograd and differences -----------------------------------------------------------------------------------------
@@ -158,7 +174,7 @@ def compare_elements(probe: Probe, finding: ArgumentCheck, chosen: list[int], ep
             place = largest.index[0] if largest.index else 0
             finding.finite = replace(largest, index=probe.index(chosen[compared[place]]), off=())
     if corners:
-        finding.kinks = _at_kink(probe, finding, corners, "")
+        finding.conventions = _at_corners(probe, finding, corners)
 
 
 def _closer(probe: Probe, element: int, got: float, eps: float) -> tuple[str, float, float, float]:
@@ -227,14 +243,14 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
             )  # is autograd's gradient one of the slopes?
             if finding.off:
                 return
-            finding.finite, finding.kinks = found, _at_kink(probe, finding, kinks, "")
+            finding.finite, finding.conventions = found, _at_corners(probe, finding, kinks)
             if found.agrees:
                 continue
-        kinks_before, along = finding.kinks, finding.finite
+        corners_before, along = finding.conventions, finding.finite
         sample = _suspects(probe, finding, v, eps, generator)
         compare_elements(probe, finding, sample, eps, keep_terms=False)
-        if finding.kinks is None:
-            finding.kinks = kinks_before
+        if not finding.conventions:
+            finding.conventions = corners_before
             if not finding.off and not finding.unsettled:
                 finding.finite, finding.off = along, []
                 finding.unsettled = (
@@ -401,11 +417,11 @@ def with_gradient(finding: ArgumentCheck, got: Tensor) -> ArgumentCheck:
     return ArgumentCheck(finding.edge, finding.label, got, False)
 
 
-def _at_kink(probe: Probe, finding: ArgumentCheck, elements: list[int], choice: str) -> AtKink | None:
+def _at_corners(probe: Probe, finding: ArgumentCheck, elements: list[int]) -> tuple[AtConvention, ...]:
+    """Elements at a corner that differences found."""
     places = list(dict.fromkeys(probe.index(element) for element in elements[:8]))
     if not places:
-        return None
-    if not choice:
-        taken = f"{float(finding.got[elements[0]]):.4g}"
-        choice = f"{ONE_SIDED}; PyTorch's gradient there is {taken}"
-    return AtKink(finding.label, tuple(places), len(elements), choice)
+        return ()
+    taken = f"{float(finding.got[elements[0]]):.4g}"
+    choice = f"{ONE_SIDED}; PyTorch's gradient there is {taken}"
+    return (AtConvention(finding.label, tuple(places), len(elements), choice),)

@@ -36,6 +36,7 @@ from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.circumstances import circumstance
 from chainrule.verification.coarse_differences import measure_coarsely
+from chainrule.verification.conventions import settle_by_convention
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
 from chainrule.verification.double_backward import ARRIVES, wrong_second_derivative
 from chainrule.verification.hook_changes import change_by_hook
@@ -53,7 +54,7 @@ from chainrule.verification.rows import (
     updates_of,
     worst_row,
 )
-from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, quick_check, slabs, unmeasured
+from chainrule.verification.rule_comparison import LARGE, compare_rule, quick_check, slabs, unmeasured
 from chainrule.verification.user_functions import overwritten_by, run_inside, with_writes
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
@@ -338,7 +339,9 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
                     if experiment.narrow and (known := unmeasured(edge, context)) is not None:
                         finding = measure_coarsely(experiment, edge, known)
             else:
-                finding = at_known_kink(context, unmeasured(edge, context, ours))
+                finding = unmeasured(edge, context, ours)
+                if finding is not None:
+                    finding.conventions = context.applied(finding)
             if finding is not None:
                 findings.append(finding)
         if not experiment.narrow:
@@ -355,12 +358,15 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
             contribution = contributions.get(edge.position)
             finding = unmeasured(edge, context, contribution.gradient if contribution else None)
             if edge.position not in found and finding is not None:
+                finding.conventions = context.applied(finding)
                 findings.append(finding)
     for finding in findings:
         compare_rule(context, experiment, finding, contributions.get(finding.edge.position))
     explained = context.rule is not None and all(f.ours is not None or f.missing for f in findings)
     if not differences and (broken or not explained or any(f.rule_off or f.missing for f in findings)):
         return _execution(context, memory, differences=True)
+    if experiment is not None and experiment.custom:
+        settle_by_convention(experiment, findings)
     row = judged(graph, node, findings, obstacle, broken, explained)
     if not differences and row.verdict == "agrees":
         return replace(row, reason=RULE_ALONE)

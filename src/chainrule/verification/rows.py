@@ -18,13 +18,13 @@ from torch import Tensor
 from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.document import Kind
 from chainrule.execution.experiment import widened
-from chainrule.graph.comparison import FLOAT32, Comparison, compare, dense, unravel, worst
+from chainrule.graph.comparison import FLOAT32, Comparison, compare, dense, rms, rounding, unravel, worst
 from chainrule.graph.graph import Graph, Node, Place
 from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.rules import Applied, reduce_to_shape
 from chainrule.rules.optimizers import terms_agree
-from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtKink
+from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
 
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
@@ -77,7 +77,7 @@ class Row:
     rule_difference: Comparison | None = None
     finite_difference: Comparison | None = None
     tolerance: float | None = None
-    kinks: tuple[AtKink, ...] = ()
+    conventions: tuple[AtConvention, ...] = ()
     wrong: tuple[Wrong, ...] = ()
     repairs: tuple[Repair, ...] = ()
     measured: tuple[Differences, ...] = ()
@@ -165,10 +165,11 @@ def judged(graph: Graph, node: Node, findings: list[ArgumentCheck], obstacle: st
     rule = worst([f.rule for f in findings])
     most = worst([finite, rule])
     wrong = tuple(each for f in findings for each in _wrong(graph, f)) if verdict == "disagrees" else ()
-    kinks = tuple(f.kinks for f in findings if f.kinks is not None)
+    conventions = tuple(each for f in findings for each in f.conventions)
     arguments = tuple(f.label for f in findings if not f.missing or f.off)
     return Row(
-        node, node.place, verdict, reason, arguments, rule, finite, most.tolerance if most else None, kinks, wrong,
+        node, node.place, verdict, reason, arguments, rule, finite, most.tolerance if most else None, conventions,
+        wrong,
         measured=tuple(_measured(graph, f, f.finite) for f in findings if f.finite is not None and not f.missing),
     )  # fmt: skip
 
@@ -188,6 +189,9 @@ def _verdict(
             if rule_off and all(_rule_is_right(f) for f in off):
                 beside = "; our rule agrees with the differences"
         return "disagrees", f"the gradient of {names} is not the derivative that differences measure{beside}"
+    breach = next((f for f in rule_off if f.breach), None)
+    if breach is not None:
+        return "disagrees", f"the gradient of `{breach.label}` is not what the convention says: {breach.breach}"
     if rule_off:
         names = ", ".join(f"`{f.label}`" for f in rule_off)
         if obstacle:
@@ -201,14 +205,13 @@ def _verdict(
     if unsettled or (obstacle and (incomplete or not explained)):
         agreed = "our rule and autograd agree, but " if explained and findings else ""
         return "not checked", agreed + (unsettled or obstacle)
-    kinks = [f.kinks for f in findings if f.kinks is not None]
-    if kinks and explained and not incomplete and all(k.choice.startswith(ONE_SIDED) for k in kinks):
+    conventions = [each for f in findings for each in f.conventions]
+    if conventions and explained and not incomplete and all(each.choice.startswith(ONE_SIDED) for each in conventions):
         # Our rule knows its kinks, and this is none of them: the differences are lost in rounding there.
-        where = ", ".join(f"{k.count} elements of `{k.argument}`" for k in kinks)
+        where = ", ".join(f"{each.count} elements of `{each.argument}`" for each in conventions)
         return "agrees", f"our rule and autograd agree; central differences do not settle at {where}"
-    if kinks:
-        where = "; ".join(f"{k.count} of `{k.argument}`, first at {list(k.indices[0])}" for k in kinks)
-        return "by convention", f"{kinks[0].choice} ({where})"
+    if conventions:
+        return "by convention", by_convention(conventions)
     if not findings:
         return "not differentiable", "none of its inputs has a gradient"
     rounding = ", within the rounding of its number type" if any(f.rounding for f in findings) else ""
@@ -221,6 +224,18 @@ def _verdict(
     if not explained:
         return "agrees", f"we have no rule for it; autograd and central differences agree{rounding}"
     return "agrees", f"our rule, autograd and central differences agree{rounding}"
+
+
+def by_convention(conventions: Iterable[AtConvention]) -> str:
+    """What PyTorch takes where it does not take the derivative, at which elements, and who says so."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for each in conventions:
+        places = f"{each.count} of `{each.argument}`, first at {list(each.indices[0])}"
+        where.setdefault((each.choice, each.source), []).append(places)
+    return "; ".join(
+        f"{choice} ({'; '.join(places)}{f'; source: {source}' if source else ''})"
+        for (choice, source), places in where.items()
+    )
 
 
 def _rule_is_right(finding: ArgumentCheck) -> bool:
@@ -344,8 +359,15 @@ class StepChecks:
             for op, upstream in ((step.op, arrived), (wide, widened([*arrived])))
             if (found := step.rule.gradient(op, tuple(upstream), contribution.argument)) is not None
         )
-        slack = 4 * (ours - precise).abs()
-        return compare(ours.to(contribution.recorded.dtype), contribution.recorded, slack=slack)
+        # Terms may cancel, as those of a bias before a normalisation do: with random signs they do not.
+        generator = torch.Generator().manual_seed(0)
+        signed = [None if g is None else g * (2 * torch.randint(2, g.shape, generator=generator).to(g) - 1)
+                  for g in arrived]  # fmt: skip
+        loose = step.rule.gradient(step.op, tuple(signed), contribution.argument)
+        terms = ours.abs() + rms(reduce_to_shape(loose, tuple(contribution.recorded.shape))[0])
+        count = max(1, max(g.numel() for g in arrived if g is not None) // max(ours.numel(), 1))
+        slack, eps = 4 * (ours - precise).abs(), rounding(contribution.recorded.dtype)
+        return compare(ours, contribution.recorded.double(), terms, count=count, eps=eps, slack=slack)
 
     def gradient(self, value: int) -> StepCheck:
         """Of the whole gradient of a value: every node between it and the losses."""

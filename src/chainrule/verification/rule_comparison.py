@@ -28,7 +28,6 @@ from chainrule.rules import Applied
 from chainrule.rules.facts import facts_of
 from chainrule.verification.differences import (
     ArgumentCheck,
-    AtKink,
     NodeContext,
     compare_elements,
     label_of,
@@ -73,18 +72,6 @@ def is_plain(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
 
 
-def at_known_kink(context: NodeContext, finding: ArgumentCheck | None) -> ArgumentCheck | None:
-    """The same with the elements that lie exactly at a kink that our rule knows."""
-    kink = context.kink(finding.edge) if finding is not None else None
-    if kink is None or finding is None:
-        return finding
-    marks = kink.where(context.op, 0.0)
-    if marks.numel() == finding.got.numel() and (count := int(marks.count_nonzero())):
-        first = marks.nonzero()[:8].tolist()
-        finding.kinks = AtKink(finding.label, tuple(map(tuple, first)), count, kink.choice)
-    return finding
-
-
 def compare_rule(
     context: NodeContext, experiment: Experiment | None, finding: ArgumentCheck, contribution: Contribution | None
 ) -> None:
@@ -105,13 +92,23 @@ def compare_rule(
         terms, count = terms + _size_of_terms(context, finding), _most_terms(context, got)
         found = compare(got, ours, terms, count=count, eps=eps, slack=4.0 * apart, argument=finding.label)
     off = found.off or (() if found.agrees else (0,))
-    if off and not finding.off and _right_in_float64(context, experiment, finding, [*off[:8]]):
+    finding.breach = _breach(context, finding, off)
+    if off and not (finding.off or finding.breach) and _right_in_float64(context, experiment, finding, [*off[:8]]):
         # One of the two rounds more (a constant in float32, a sum that cancels), and neither is wrong.
         found, off = replace(found, tolerance=max(found.tolerance, found.largest)), ()
     pairs = 2 if contribution.gradient.is_complex() else 1
     shape = tuple(contribution.gradient.shape)
     index = unravel(found.index[0] // pairs, shape) if found.index else None
     finding.rule, finding.rule_off = replace(found, index=index, off=()), off
+
+
+def _breach(context: NodeContext, finding: ArgumentCheck, off: tuple[int, ...]) -> str:
+    """The convention at an element where our rule and autograd differ: no difference can be taken there."""
+    for each in context.conventions(finding.edge) if off else ():
+        marks = context.marks([each], 0.0, finding.got.numel())
+        if marks is not None and bool(marks[[*off]].any()):
+            return each.choice
+    return ""
 
 
 def _most_terms(context: NodeContext, got: Tensor) -> int:
@@ -173,15 +170,15 @@ def quick_check(context: NodeContext, experiment: Experiment, edge: Edge, ours: 
         or not all(map(is_plain, upstream.values()))
     ):
         return None
-    kink = context.kink(edge)
-    if kink is not None and bool(kink.where(context.op, 8 * STEP * (rms(recorded) or 1.0)).any()):
-        return None  # an element lies so near to a point without a derivative that a difference would step over it
+    near = context.marks(context.conventions(edge), 8 * STEP * (rms(recorded) or 1.0), got.numel())
     label = label_of(edge)
     beside = compare_large(got, ours, context.eps, label)
-    finite = _along(experiment, edge, got, label) if beside is not None else None
+    finite = _along(experiment, edge, got, label, near) if beside is not None else None
     if finite is None or not finite.agrees:
         return None
-    return ArgumentCheck(edge, label, got, False, ours, finite, rule=beside)
+    finding = ArgumentCheck(edge, label, got, False, ours, finite, rule=beside)
+    finding.conventions = context.applied(finding)
+    return finding
 
 
 def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -193,9 +190,11 @@ def slabs(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(each.split(thickness, axis) for each in (first, *others)), strict=True)
 
 
-def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str) -> Comparison | None:
-    """The dot-product test, <u, J v> = <J^T u, v>, along one direction."""
+def _along(experiment: Experiment, edge: Edge, got: Tensor, label: str, left_out: Tensor | None) -> Comparison | None:
+    """The dot-product test, <u, J v> = <J^T u, v>, along one direction in which no element `left_out` moves."""
     v, places = _direction(got)
+    if left_out is not None:
+        v = v.masked_fill(left_out.view(v.shape), 0)
     eps = max(experiment.eps, FINEST)
     found = _linear(experiment, edge, v) or _central(experiment, edge, v)
     if found is None:

@@ -1,0 +1,182 @@
+"""A user's `autograd.Function` whose gradient is meant to be another than the derivative.
+
+A straight-through estimator has a forward that rounds, and a backward that takes it as if it did not. A gradient
+reversal has a forward that changes nothing, and a backward that turns the sign. Each is recognised by what the forward
+is at several points, and by what the backward gives for several upstream gradients: exactly what the convention says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from chainrule.capture.lowering.naming import function_name
+from chainrule.execution.experiment import Experiment, Probe, real
+from chainrule.execution.function_trace import CLOSE, LARGEST, FunctionTrace, traces
+from chainrule.graph.comparison import EPS, compare
+from chainrule.verification.differences import ArgumentCheck, AtConvention
+
+STRAIGHT, SURROGATE, REVERSAL = "arXiv:1308.3432", "arXiv:1901.09948", "arXiv:1409.7495"
+STEPS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"}
+CROSSED = 0.02  # of the elements: so many of a staircase may lie so near to a step that a small move crosses it
+FLAT = 1e-3  # relative: how far off the slope of a staircase as a whole is known
+
+Meaning = tuple[str, str]  # what PyTorch takes, and the source
+
+
+def settle_by_convention(experiment: Experiment, findings: list[ArgumentCheck]) -> None:
+    """Excuse the gradients that differ from the derivative by a convention of the user's own function."""
+    wrong = [f for f in findings if (f.off or f.unsettled) and not f.missing and f.got.numel() <= LARGEST]
+    if not wrong:
+        return
+    edges = [f.edge for f in findings if not f.missing and f.edge.argument is not None]
+    points: list[FunctionTrace] = []
+    for finding in wrong:
+        try:
+            points = points or list(traces(experiment, edges))
+            meaning = next(_meanings(experiment, points, finding), None)
+        except Exception:  # a user's code may do anything when it runs again
+            continue
+        if meaning is not None:
+            gradient = points[0].got[finding.edge.position]
+            at = AtConvention(finding.label, ((0,) * gradient.dim(),), gradient.numel(), *meaning)
+            finding.off, finding.unsettled, finding.finite, finding.conventions = [], "", None, (at,)
+
+
+def _meanings(experiment: Experiment, points: list[FunctionTrace], finding: ArgumentCheck) -> Iterator[Meaning]:
+    position = finding.edge.position
+    if not compare(finding.got, real(points[0].got[position]), eps=experiment.eps).agrees:
+        return  # what was recorded is not what the backward gives
+    out = next(iter(experiment.upstream))
+    pairs = [(each.upstream[out], each.got[position]) for each in points]
+    alike = len(experiment.upstream) == 1 and all(u.shape == got.shape for u, got in pairs)
+    forward = Forward(Probe(experiment, finding.edge))
+    if alike and forward.is_identity:
+        yield from _of_identity(pairs)
+    factor, taken = _straight_through(points, position)
+    if taken and (factor == 1 or (factor > 0 and not alike)):  # a scale may learn more slowly than what it scales
+        times = "" if factor == 1 else f", times {factor:.6g}"
+        yield f"straight-through estimator: the backward takes `{taken}` as the identity{times}", STRAIGHT
+    if alike and forward.is_staircase:
+        yield from _of_staircase(pairs, forward.rise)
+
+
+class Forward:
+    """What a function is far from the recorded point as well."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        generator = torch.Generator().manual_seed(5)
+        drawn = torch.randn(probe.x.numel(), dtype=torch.float64, generator=generator).to(probe.x.device)
+        self.drawn, self.points = drawn, (probe.x, -probe.x, 3 * probe.scale * drawn)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the output is the input, number for number."""
+        return all(torch.equal(self.probe.f(x), self._rounded(x)) for x in self.points)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """As precise as the function's own numbers are."""
+        coarse = {torch.finfo(t).eps: t for t in (torch.float32, torch.float16, torch.bfloat16)}
+        return x if self.probe.grain <= EPS else x.to(coarse[self.probe.grain]).double()
+
+    @property
+    def is_staircase(self) -> bool:
+        """Whether the output stays what it is when the input moves a little, wherever it is."""
+        step = max(2.0**-30, 64 * self.probe.grain) * self.probe.scale
+        return all(self._stays(x, x + step * (1 + self.drawn.abs())) for x in self.points)
+
+    @cached_property
+    def rise(self) -> float:
+        """The slope of the staircase as a whole; 0 where it ends somewhere."""
+        far = 1e6 * self.probe.scale
+        return float((self.probe.f(self.probe.x + far) - self.probe.f(self.probe.x - far)).mean()) / (2 * far)
+
+    def _stays(self, x: Tensor, moved: Tensor) -> bool:
+        changed = self.probe.f(x) != self.probe.f(moved)
+        return bool(changed.count_nonzero() <= CROSSED * changed.numel())
+
+
+def _of_identity(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[Meaning]:
+    factor = _factor(pairs)
+    if factor or not any(got.any() for _, got in pairs):
+        named, source = (f"gradient reversal by {-factor:.6g}", REVERSAL) if factor < 0 else (
+            f"gradient scaling by {factor:.6g}", "")  # fmt: skip
+        yield f"{named}: the forward is the identity, and the backward gives {factor:.6g} times the upstream", source
+    if (bound := _bound(pairs)) is not None:
+        yield f"gradient clipping: the forward is the identity, and the backward clips to ±{bound:.6g}", ""
+
+
+def _of_staircase(pairs: list[tuple[Tensor, Tensor]], rise: float) -> Iterator[Meaning]:
+    if (bound := _bound(pairs)) is not None:
+        yield f"straight-through estimator: the upstream gradient passes, clipped to ±{bound:.6g}", STRAIGHT
+    (u, got), (other, again) = pairs[:2]
+    factor = again / other
+    if not bool((factor >= 0).all()) or not bool(factor.any()) or not _same(got, factor * u):
+        return
+    if bool(((factor - factor.round()).abs() <= CLOSE).all()) and bool((factor.round() <= 1).all()):
+        passes = "passes" if bool((factor.round() == 1).all()) else "passes at some elements, and stops at the others"
+        yield f"straight-through estimator: the upstream gradient {passes}", STRAIGHT
+        return
+    low, high = float(factor.min()), float(factor.max())
+    if high - low > CLOSE * high:
+        taken = f"{low:.4g} to {high:.4g} times the upstream gradient"
+        yield f"surrogate gradient: in place of the derivative of a step, which is 0, {taken}", SURROGATE
+    elif abs(rise) <= FLAT * high or abs(high / rise - 1) <= FLAT:
+        yield f"straight-through estimator: {high:.6g} times the upstream gradient passes", STRAIGHT
+
+
+def _bound(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
+    """The bound to which every element of the upstream gradients is clipped; None where that is not what happens."""
+    bound = max(float(got.abs().max()) for _, got in pairs)
+    clipped = any(bool((u.abs() > bound).any()) for u, _ in pairs)
+    return bound if clipped and all(_same(got, u.clamp(-bound, bound)) for u, got in pairs) else None
+
+
+def _same(got: Tensor, expected: Tensor) -> bool:
+    return compare(got, expected, eps=CLOSE).agrees
+
+
+class _Straight(TorchFunctionMode):
+    """Lets gradients through the functions that round, as if these were the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        name = function_name(function).strip("_")
+        if name not in STEPS or not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
+            return out
+        self.taken.append(name)
+        return args[0] + (out - args[0]).detach()
+
+
+def _straight_through(points: list[FunctionTrace], position: int) -> tuple[float, str]:
+    """How many times the gradient of the forward without its rounding the backward gives, and what rounds there."""
+    taken: list[str] = []
+    pairs = []
+    for point in points:
+        with _Straight() as mode:
+            gradient = point.without_use(None)[position]
+        if gradient is None or not mode.taken:
+            return 0.0, ""
+        pairs.append((gradient, point.got[position]))
+        taken += mode.taken
+    factor = _factor(pairs)
+    return factor, "` and `".join(dict.fromkeys(taken)) if factor else ""
+
+
+def _factor(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """The one number of times that the second of each pair is the first; 0 where there is none."""
+    first, second = (real(each) for each in pairs[1])
+    size = float(first @ first)
+    factor = float(first @ second) / size if size else 0.0
+    factor = 1.0 if abs(factor - 1) <= CLOSE else factor
+    return factor if all(_same(got, factor * given) for given, got in pairs) else 0.0
