@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.traits import Traits
+from chainrule.execution.random_rounding import RandomRounding
 from chainrule.execution.user_code import SideEffectError, UserCode
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
@@ -39,7 +40,7 @@ class CannotRunError(Exception):
 class Experiment:
     """One node's operation, ready to run again on the recorded inputs.
 
-    `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved,
+    `upstream` is what reached the node in one backward pass, `eps` the rounding of the `coarsest` number type involved,
     `memory` the bytes that running it may take. Raises CannotRunError where the recording does not hold what is needed.
     """
 
@@ -69,14 +70,10 @@ class Experiment:
             value = operation.outputs[slot]
             if value is not None and graph.values[value].has_numbers:
                 self.drawn = partial(result, draw=graph.values[value].data)
-        self.eps = max(
-            (
-                torch.finfo(t.dtype).eps
-                for t in tensors_in((list(self.recorded.values()), list(upstream), list(self.outs.values())))
-                if t.is_floating_point() or t.is_complex()
-            ),
-            default=EPS,
-        )
+        involved = tensors_in((list(self.recorded.values()), list(upstream), list(self.outs.values())))
+        types = (t.dtype.to_real() for t in involved if t.is_floating_point() or t.is_complex())
+        self.coarsest = max(types, key=lambda each: torch.finfo(each).eps, default=torch.float64)
+        self.eps: float = torch.finfo(self.coarsest).eps
 
     @cached_property
     def wide(self) -> dict[str, Any]:
@@ -139,15 +136,15 @@ class Experiment:
             for slot, out in self.outs.items()
         )
 
-    def replayed(self, edges: list[Edge], wide: bool, jitter: torch.Generator | None = None) -> list[Tensor | None]:
+    def replayed(self, edges: list[Edge], wide: bool, rounding: RandomRounding | None = None) -> list[Tensor | None]:
         """The gradients that autograd gives for the edges when the operation runs again with gradients on.
 
-        With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
+        With a `rounding` the arguments and the upstream gradients move by a last place; in float64 it rounds all steps.
         """
-        arguments = dict(self.wide if wide else self.recorded)
+        arguments, upstream = dict(self.wide if wide else self.recorded), self.upstream
+        if rounding is not None:
+            arguments, upstream = rounding.moved(arguments), rounding.moved(widened(upstream) if wide else upstream)
         arguments |= {name: cloned(tree) for name, tree in arguments.items() if name in self.writes}
-        if jitter is not None:
-            arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
         leaves = []
         for edge in edges:
             leaf = pick(arguments, edge).detach().clone().requires_grad_()
@@ -161,16 +158,17 @@ class Experiment:
             function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
 
             def forward_and_back() -> list[Tensor | None]:
-                out = function.apply(*arguments.values()) if self.custom else function(**arguments)
+                out = function.apply(*arguments.values()) if isinstance(function, type) else function(**arguments)
                 outs = list(tensors_in(out))
-                pairs = [(outs[place], g) for place, g in self.upstream.items() if outs[place].requires_grad]
+                pairs = [(outs[place], g) for place, g in upstream.items() if outs[place].requires_grad]
                 if not pairs:
                     return [None] * len(edges)
                 # Copies, as a user's backward may write to what it is given.
                 seeds = [g.to(out.dtype, copy=self.custom) for out, g in pairs]
                 return list(torch.autograd.grad([out for out, _ in pairs], leaves, seeds, allow_unused=True))
 
-            return self.guarded(forward_and_back, arguments)
+            with rounding if rounding is not None and wide else nullcontext():
+                return self.guarded(forward_and_back, arguments)
 
 
 @dataclass(frozen=True)
@@ -242,18 +240,27 @@ class Probe:
 
     def _each(self, chosen: list[int]) -> Measured:
         steps = self._steps(*[self.step] * len(chosen))
-        return self._measured(self._terms([self._line(element) for element in chosen], steps), steps)
+        return self._measured(self._terms([self.line(element) for element in chosen], steps), steps)
 
-    def refined(self, chosen: int | Tensor, step: float) -> Measured:
-        """One element, or one direction, with two step sizes: Richardson's extrapolation, and its error."""
-        line = self._line(chosen) if isinstance(chosen, int) else chosen
-        steps = self._steps(step, step / 2)
-        pair = self._terms([line, line], steps)
-        fine = pair[1].sum()
-        best = (4 * pair[1] - pair[0]) / 3
-        rounding = self._measured(pair[1:], steps[1:]).error
+    def refined(self, line: Tensor, step: float, noise: float) -> Measured:
+        """Along a line with three step sizes: Richardson's extrapolation to the sixth order, and its error."""
+        coarse, middle, fine = self._terms([line] * 3, self._steps(step, step / 2, step / 4))
+        once, again = (4 * middle - coarse) / 3, (4 * fine - middle) / 3
+        best = (16 * again - once) / 15
         slope = best.sum()[None]
-        return Measured(slope, best.abs().sum()[None], (slope - fine).abs() + rounding)
+        return Measured(slope, best.abs().sum()[None], (slope - again.sum()).abs() + 4 * noise / step)
+
+    def noise(self, line: Tensor) -> float:
+        """The rounding of <u, y> along a line, of third differences of values so close that only rounding moves them.
+
+        Where the outputs are rounded once it is that of their last places, and more where their computation cancels.
+        """
+        place = self.x[line != 0].abs().max() if int(line.count_nonzero()) == 1 else 0.0
+        tiny = 2.0**-44 * (float(place) or self.scale)
+        values = [weigh(self.u, self.f(self.x + k * tiny * line) - self.y).sum() for k in range(-4, 5)]
+        third = torch.stack(values).diff(n=3)
+        floor = self.grain * float(weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm())
+        return max(floor, 2 * float(third.square().mean().sqrt()) / 20**0.5)
 
     def direction(self, v: Tensor) -> tuple[Tensor, float]:
         """The terms of <u, J v> along one direction, and how far rounding may move their sum."""
@@ -261,16 +268,16 @@ class Probe:
         terms = self._terms([v], self._steps(step))[0]
         return terms, float(MARGIN * self.grain * weigh(self.u, self.y).norm() / step)
 
-    def sides(self, line: int | Tensor, step: float) -> tuple[Tensor, Tensor]:
-        """The terms of u^T J by one-sided differences: from the right, from the left."""
-        v = self._line(line) if isinstance(line, int) else line
+    def sides(self, v: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """The terms of <u, J v> by one-sided differences: from the right, from the left."""
         right, left = self.f(self.x + step * v), self.f(self.x - step * v)
         return weigh(self.u, (right - self.y) / step), weigh(self.u, (self.y - left) / step)
 
     def _steps(self, *steps: float) -> Tensor:
         return torch.tensor(steps, dtype=torch.float64, device=self.x.device)
 
-    def _line(self, element: int) -> Tensor:
+    def line(self, element: int) -> Tensor:
+        """The direction of one element."""
         line = torch.zeros_like(self.x)
         line[element] = 1
         return line
@@ -357,16 +364,6 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype.is_complex:
         return torch.complex128
     return torch.float64 if dtype.is_floating_point else dtype
-
-
-def _jittered(tree: Any, generator: torch.Generator) -> Any:
-    def jittered(leaf: Any) -> Any:
-        if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
-            return leaf
-        steps = torch.randint(-2, 3, leaf.shape, generator=generator).to(leaf)
-        return leaf * (1 + steps * torch.finfo(leaf.dtype).eps)
-
-    return map_leaves(jittered, tree)
 
 
 def cloned(tree: Any) -> Any:

@@ -122,7 +122,8 @@ def _verdict(
             beside = "; our rule differs too" if rule_off else "; our rule agrees with autograd"
             if rule_off and all(_rule_is_right(f) for f in off):
                 beside = "; our rule agrees with the differences"
-        return "disagrees", f"the gradient of {names} is not the derivative that differences measure{beside}"
+        again = "run again in float64, " if all(f.in_float64 for f in off) else ""
+        return "disagrees", f"{again}the gradient of {names} is not the derivative that differences measure{beside}"
     if rule_off:
         names = ", ".join(f"`{f.label}`" for f in rule_off)
         if obstacle:
