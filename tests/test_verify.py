@@ -406,7 +406,7 @@ def test_a_point_on_a_kink_is_named_and_is_no_alarm(function, count):
     x = torch.tensor([-1.5, 0.0, 0.5, 2.0, 2.0]).repeat(count).requires_grad_()
     verification = proved(lambda: function(x).square().sum().backward())
     no_alarm(verification)
-    row = next(row for row in verification.rows if row.verdict == "kink")
+    row = next(row for row in verification.rows if row.verdict == "by convention")
     assert row.kinks[0].indices
     assert row.kinks[0].choice
 
@@ -425,7 +425,7 @@ def test_a_kink_that_no_rule_knows_is_found_by_one_sided_differences(count):
 
     x = torch.tensor([-1.5, 0.0, 0.5, 1e-7]).repeat(count).requires_grad_()
     row = rows(proved(lambda: Hinge.apply(x).sum().backward()), "HingeBackward")[0]
-    assert row.verdict == "kink"
+    assert row.verdict == "by convention"
     assert row.kinks[0].indices[0] == (1,)
 
 
@@ -534,7 +534,7 @@ def test_one_row_a_node_in_order_with_coverage_and_progress(monkeypatch):
     verification = verify(graph)
     assert [row.node for row in verification.rows] == list(graph.nodes)
     assert seen[-1] == (len(graph.nodes), len(graph.nodes))
-    unexplained = [row for row in verification.rows if row.verdict == "no rule yet"]
+    unexplained = [row for row in verification.rows if row.reason.startswith("we have no rule for it")]
     assert verification.coverage == (len(graph.nodes) - len(unexplained), len(graph.nodes))
 
 

@@ -13,7 +13,9 @@ from typing import Literal
 Role = Literal["value", "gradient", "jacobian", "parameter"]
 """What a tensor holds; views show values and gradients in different hues."""
 
-Kind = Literal["agrees", "disagrees", "kink", "no rule yet", "not differentiable", "not checked"]
+Kind = Literal["agrees", "by convention", "not checked", "disagrees", "not differentiable"]
+"""A verdict. `agrees`: whatever exists of our rule, autograd and a measured difference is equal, and at least one of
+them is independent of autograd. `by convention`: PyTorch defines the gradient otherwise than the derivative."""
 
 
 @dataclass(frozen=True, slots=True)

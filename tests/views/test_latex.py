@@ -150,7 +150,7 @@ class TestCompiled:
             Tensor("c", (2,), "complex64", "value", (1 + 2j, complex("nan"))),
             Tensor("d", (2,), "bool", "value", (True, False)),
             Tensor("e", (20, 20), "float32", "jacobian", (0.0,) * 400, (), *[tuple(f"x[{i}]" for i in range(20))] * 2),
-            Verdict("kink", ("at 0",)),
+            Verdict("by convention", ("at 0",)),
             Table(("a", "b"), ((("1",), (Math("x"),)),) * 60, "a long table"),
         )
         compiled(text_of(Document(("Blocks",), blocks, ()), ".tex"), tmp_path, engine)

@@ -193,8 +193,7 @@ def test_verdicts_carry_a_mark_the_difference_and_the_tolerance() -> None:
     assert shown(
         Verdict("agrees", (Math(r"\frac{\partial J}{\partial W^{[1]}}"), " and ", Code(".grad")), 3e-8, 1e-6),
         Verdict("disagrees", ("it is off",), 0.5, 1e-6),
-        Verdict("kink", (Math("Z^{[2]}_{0,0}"), " is exactly 0; PyTorch takes 0")),
-        Verdict("no rule yet", ()),
+        Verdict("by convention", (Math("Z^{[2]}_{0,0}"), " is exactly 0; PyTorch takes 0")),
         Verdict("not differentiable", ()),
         Verdict("not checked", ()),
         width=60,
@@ -203,8 +202,7 @@ def test_verdicts_carry_a_mark_the_difference_and_the_tolerance() -> None:
       tolerance 1e-06)
     ✗ disagrees: it is off (largest difference 0.5,
       tolerance 1e-06)
-    ∠ kink: Z2[0,0] is exactly 0; PyTorch takes 0
-    ? no rule yet
+    ∠ by convention: Z2[0,0] is exactly 0; PyTorch takes 0
     – not differentiable
     · not checked
 """)
@@ -231,7 +229,7 @@ def test_nothing_a_user_wrote_is_obeyed() -> None:
             tensor(evil, (1,), [1], dtype=evil, label=evil),
             tensor(evil, (1, 1), [1], row_labels=(evil,), column_labels=(evil,)),
             tensor(evil, (9,), None, statistics=((evil, 1.0),)),
-            Verdict("kink", (evil,)),
+            Verdict("by convention", (evil,)),
             Table((evil,), (((evil,),),), evil),
         ),
         (Section((evil,), "a", "note"),),

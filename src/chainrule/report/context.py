@@ -294,7 +294,7 @@ class Context:
         if update.grad is None or not update.is_whole:
             return "not checked"
         found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part).agrees)
-        return "no rule yet" if found is None else "agrees" if found else "disagrees"
+        return "not checked" if found is None else "agrees" if found else "disagrees"
 
     def held_before(self, name: str) -> str:
         """What the `.grad` of a parameter held when backward began."""
@@ -333,7 +333,7 @@ def of_comparison(found: Comparison, text: Text) -> Verdict:
 def of_check(check: StepCheck, text: Text) -> Verdict:
     """What the gradient check says; `text` is what was compared, where that is all that there is to say."""
     found = check.comparison
-    if check.verdict in ("disagrees", "not checked", "no rule yet"):
+    if check.verdict in ("disagrees", "not checked"):
         text = spans(check.reason)
     elif check.reason:
         text = (*text, "; ", *spans(check.reason))

@@ -25,7 +25,7 @@ from chainrule.rules import Applied, reduce_to_shape
 from chainrule.verification.differences import ArgumentCheck, AtKink
 from chainrule.verification.repair import Repair
 
-_WORST: tuple[Kind, ...] = ("disagrees", "kink", "not checked", "no rule yet", "agrees", "not differentiable")
+_WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +138,17 @@ def _verdict(
     kinks = [f.kinks for f in findings if f.kinks is not None]
     if kinks:
         where = "; ".join(f"{k.count} of `{k.argument}`, first at {list(k.indices[0])}" for k in kinks)
-        return "kink", f"{kinks[0].choice} ({where})"
+        return "by convention", f"{kinks[0].choice} ({where})"
     if not findings:
         return "not differentiable", "none of its inputs has a gradient"
     rounding = ", within the rounding of its number type" if any(f.rounding for f in findings) else ""
+    compared = [f for f in findings if f.finite is not None or (explained and f.rule is not None)]
+    if not compared or any(f not in compared and not f.missing for f in findings):
+        return "not checked", "nothing independent of autograd was compared"
     if node.function_class is not None:
         return "agrees", f"its backward agrees with central differences{rounding}"
     if not explained:
-        return "no rule yet", f"autograd and central differences agree{rounding}"
+        return "agrees", f"we have no rule for it; autograd and central differences agree{rounding}"
     return "agrees", f"our rule, autograd and central differences agree{rounding}"
 
 

@@ -16,7 +16,7 @@ from chainrule.numbers import number
 COLUMNS = 16  # a wider grid is split into parts
 USUAL_DTYPE = "float32"  # not mentioned at every tensor
 MARKS: Mapping[Kind, str] = {
-    "agrees": "✓", "disagrees": "✗", "kink": "∠", "no rule yet": "?", "not differentiable": "–", "not checked": "·",
+    "agrees": "✓", "disagrees": "✗", "by convention": "∠", "not differentiable": "–", "not checked": "·",
 }  # fmt: skip
 Writer = TypeVar("Writer", bound=Callable[..., object])
 

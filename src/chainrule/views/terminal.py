@@ -28,7 +28,7 @@ INDENT = 4
 LABEL_WIDTH = 20
 MINIMUM_WIDTH = 20
 HUES = {"value": "cyan", "parameter": "cyan", "gradient": "magenta", "jacobian": "magenta"}
-VERDICTS = {"agrees": "green", "disagrees": "bold red", "kink": "yellow", "no rule yet": "yellow"}  # others: dim
+VERDICTS = {"agrees": "green", "disagrees": "bold red", "by convention": "yellow"}  # others: dim
 TONES = {"plain": ("", ""), "note": ("Note: ", "bold blue"), "warning": ("Warning: ", "bold yellow")}
 
 

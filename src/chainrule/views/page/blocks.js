@@ -12,8 +12,7 @@ const SHORT = 24; // characters of a table cell that are not wrapped
 export const MARKS = {
   agrees: "✓",
   disagrees: "✗",
-  kink: "∠",
-  "no rule yet": "?",
+  "by convention": "∠",
   "not differentiable": "–",
   "not checked": "·",
 };

@@ -4,7 +4,7 @@
  */
 
 export type Role = "value" | "gradient" | "jacobian" | "parameter";
-export type Verdicts = "agrees" | "disagrees" | "kink" | "no rule yet" | "not differentiable" | "not checked";
+export type Verdicts = "agrees" | "by convention" | "not checked" | "disagrees" | "not differentiable";
 /** A number that JSON lacks is a string (`nan`, `inf`, `-inf`) or a complex number. */
 export type Entry = number | boolean | string | { re: Entry; im: Entry };
 /** A formula: its index in `Formulas.formulas`. */
