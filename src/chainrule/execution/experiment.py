@@ -158,7 +158,7 @@ class Experiment:
             function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
 
             def forward_and_back() -> list[Tensor | None]:
-                out = function.apply(*arguments.values()) if isinstance(function, type) else function(**arguments)
+                out = function.apply(*arguments.values()) if hasattr(function, "apply") else function(**arguments)
                 outs = list(tensors_in(out))
                 pairs = [(outs[place], g) for place, g in upstream.items() if outs[place].requires_grad]
                 if not pairs:
@@ -259,8 +259,10 @@ class Probe:
         tiny = 2.0**-44 * (float(place) or self.scale)
         values = [weigh(self.u, self.f(self.x + k * tiny * line) - self.y).sum() for k in range(-4, 5)]
         third = torch.stack(values).diff(n=3)
-        floor = self.grain * float(weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm())
-        return max(floor, 2 * float(third.square().mean().sqrt()) / 20**0.5)
+        size = float(weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm())
+        if not self.experiment.custom:  # a value of size 1 inside, as the sum of a softmax, may be what is rounded
+            size = max(size, float(self.u.abs().max()))
+        return max(self.grain * size, 4 * float(third.square().mean().sqrt()) / 20**0.5)
 
     def direction(self, v: Tensor) -> tuple[Tensor, float]:
         """The terms of <u, J v> along one direction, and how far rounding may move their sum."""

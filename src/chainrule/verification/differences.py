@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution, contributions_of
-from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, real
+from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, weigh
 from chainrule.execution.function_trace import forward_gradient
 from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution
@@ -178,7 +178,8 @@ def _closer(probe: Probe, element: int, got: float, eps: float) -> tuple[str, fl
     if best is None:
         return "unsettled", float("nan"), float("nan"), float("nan")
     slope, terms, error = best
-    settled = error <= max(MARGIN * eps, SETTLED) * terms + FLOOR
+    negligible = FLOOR if probe.experiment.custom else FINEST * float(probe.u.abs().max())
+    settled = error <= max(MARGIN * eps, SETTLED) * terms + negligible
     if settled and compare(got, slope, terms, eps=eps, slack=4 * error).agrees:
         return "agrees", slope, terms, 4 * error
     corner = _corner(probe, line, got, tolerance(0.0, terms, 1, eps) + 4 * error)
@@ -205,8 +206,7 @@ def _finest(
             continue
         if enough(slope, terms, error):
             return slope, terms, error
-        beyond = best is not None and abs(slope - best[0]) > 4 * (error + best[2]) and error <= SETTLED * terms
-        if best is None or error < best[2] or beyond:
+        if best is None or error < best[2] or (error < 16 * best[2] and abs(slope - best[0]) > 4 * (error + best[2])):
             best = slope, terms, error
     return best
 
@@ -226,7 +226,8 @@ def _corner(probe: Probe, line: Tensor, got: float, allowed: float) -> str | Non
         right, left = probe.sides(line, step)
         gaps.append(float((right - left).abs().sum()))
         middle = float((right + left).sum()) / 2
-    rounding = 16 * probe.grain * float((probe.u * probe.y).abs().nan_to_num(0.0, 0.0, 0.0).sum()) * 256 / probe.step
+    noise = max(probe.noise(line), probe.grain * float(weigh(probe.u, probe.y).abs().nan_to_num(0.0, 0.0, 0.0).sum()))
+    rounding = 16 * noise * 256 / probe.step
     if not gaps[-1] > max(0.5 * gaps[0], rounding):
         return None
     jump = gaps[-1] > 8 * gaps[0]
