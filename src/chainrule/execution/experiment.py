@@ -251,18 +251,18 @@ class Probe:
         return Measured(slope, best.abs().sum()[None], (slope - again.sum()).abs() + 4 * noise / step)
 
     def noise(self, line: Tensor) -> float:
-        """The rounding of <u, y> along a line, of third differences of values so close that only rounding moves them.
+        """The rounding of <u, y> along a line, of sixth differences of values so close that only rounding moves them.
 
         Where the outputs are rounded once it is that of their last places, and more where their computation cancels.
         """
         place = self.x[line != 0].abs().max() if int(line.count_nonzero()) == 1 else 0.0
-        tiny = 2.0**-44 * (float(place) or self.scale)
-        values = [weigh(self.u, self.f(self.x + k * tiny * line) - self.y).sum() for k in range(-4, 5)]
-        third = torch.stack(values).diff(n=3)
+        apart = 2.0**-28 * (float(place) or self.scale)
+        values = [weigh(self.u, self.f(self.x + k * apart * line) - self.y).sum() for k in range(-5, 6)]
+        sixth = torch.stack(values).diff(n=6)
         size = float(weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm())
         if not self.experiment.custom:  # a value of size 1 inside, as the sum of a softmax, may be what is rounded
             size = max(size, float(self.u.abs().max()))
-        return max(self.grain * size, 4 * float(third.square().mean().sqrt()) / 20**0.5)
+        return max(self.grain * size, 4 * float(sixth.square().mean().sqrt()) / 924**0.5)
 
     def direction(self, v: Tensor) -> tuple[Tensor, float]:
         """The terms of <u, J v> along one direction, and how far rounding may move their sum."""
