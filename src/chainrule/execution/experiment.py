@@ -7,6 +7,7 @@ u^T J, term by term, because the size of the terms decides how much rounding may
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -262,7 +263,7 @@ class Probe:
         size = float(weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm())
         if not self.experiment.custom:  # a value of size 1 inside, as the sum of a softmax, may be what is rounded
             size = max(size, float(self.u.abs().max()))
-        return max(self.grain * size, 4 * float(sixth.square().mean().sqrt()) / 924**0.5)
+        return max(self.grain * size, 4 * math.sqrt(float(sixth.square().mean()) / 924))
 
     def direction(self, v: Tensor) -> tuple[Tensor, float]:
         """The terms of <u, J v> along one direction, and how far rounding may move their sum."""

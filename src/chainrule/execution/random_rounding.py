@@ -56,7 +56,7 @@ class RandomRounding(TorchDispatchMode):
         """The same tree with each number moved by a last place (of the coarser type, if it is float64), or not."""
 
         def move(leaf: Any) -> Any:
-            if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout == torch.strided):
+            if not (isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.dtype.is_floating_point):
                 return leaf
             generator = self._generator(leaf.device)
             steps = torch.randint(-1, 2, leaf.shape, generator=generator, device=leaf.device).to(leaf)
@@ -72,7 +72,7 @@ class RandomRounding(TorchDispatchMode):
 
 def spread(run: Run, dtype: torch.dtype, wide: Tensor, coarse: Tensor | None) -> Tensor:
     """How far each number moves: the most over all runs, from `wide` in float64, from `coarse` in the recorded type."""
-    most = torch.zeros_like(wide)
+    most = torch.zeros_like(wide.abs())
     for seed in range(RUNS):
         for still, in_float64 in ((wide, True), (coarse, False)):
             again = None if still is None else run(RandomRounding(dtype, seed), in_float64)

@@ -293,7 +293,7 @@ class Context:
         """Whether a parameter is what the terms of its update give."""
         if update.grad is None or not update.is_whole:
             return "not checked"
-        found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part).agrees)
+        found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part, step.optimizer).agrees)
         return "not checked" if found is None else "agrees" if found else "disagrees"
 
     def held_before(self, name: str) -> str:

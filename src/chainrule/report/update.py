@@ -164,7 +164,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
     new = worked_out[-1].value
     assert isinstance(new, Data)
     text = ("our formula against the parameter after ", Code("optimizer.step()"))
-    yield of_comparison(compare_update(new, each), text) if each.is_whole else UNKEPT
+    yield of_comparison(compare_update(new, each, step.optimizer), text) if each.is_whole else UNKEPT
 
 
 def written_by_hand(context: Context) -> list[Parameter]:

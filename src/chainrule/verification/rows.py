@@ -8,7 +8,8 @@ operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor
 from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.document import Kind
 from chainrule.execution.experiment import widened
-from chainrule.graph.comparison import FLOAT32, Comparison, compare, unravel, worst
+from chainrule.execution.random_rounding import RandomRounding, spread
+from chainrule.graph.comparison import FLOAT32, MARGIN, Comparison, compare, rounding, unravel, worst
 from chainrule.graph.graph import Graph, Node, Place
-from chainrule.graph.snapshot import ParameterUpdate, has_numbers
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.rules import Applied, reduce_to_shape
+from chainrule.rules.optimizers import terms
 from chainrule.verification.differences import ArgumentCheck, AtKink
 from chainrule.verification.repair import Repair
 
@@ -269,9 +272,37 @@ class StepChecks:
         return found
 
 
-def compare_update(new: Tensor, update: ParameterUpdate) -> Comparison:
-    """What the terms of an update give, with the parameter after the step: before, and what is added to it."""
+def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> Comparison:
+    """What the terms of an update give, with the parameter after the step, each element by itself.
+
+    Rounding allows two last places of the parameter and MARGIN of the step. Where that is not enough, since the terms
+    of a step may cancel, as a momentum and a gradient do, it allows MARGIN times how far random rounding moves it.
+    """
     before, after = update.before, update.after
-    change = (after - before).abs()
-    terms = before.abs() + change + torch.linalg.vector_norm(change) / max(change.numel(), 1) ** 0.5
-    return compare(new, after, terms)
+    eps = rounding(after.dtype)
+
+    of_step = eps * (after - before).abs()
+
+    def compared(of_terms: Tensor | float) -> Comparison:
+        return compare(new, after, before.abs(), eps=2 * eps / MARGIN, slack=MARGIN * (of_step + of_terms))
+
+    found = compared(0.0)
+    return found if found.agrees else compared(_spread_of_step(update, optimizer))
+
+
+def _spread_of_step(update: ParameterUpdate, optimizer: str) -> Tensor:
+    """How far the rounding of the parameter's type moves the step that is added to it."""
+
+    def step(rounding: RandomRounding | None, _: bool = True) -> Tensor:
+        state = {name: each for name, each in update.state_before.items() if name != "step"}  # which is exact
+        given = widened([update.before, update.grad, state])
+        before, gradient, state = given if rounding is None else rounding.moved(given)
+        state = update.state_before | state
+        wide = replace(update, start=Snapshot.of(before), gradient=Snapshot.of(gradient), state_before=state)
+        with rounding if rounding is not None else nullcontext():
+            worked_out = terms(wide, optimizer)
+        assert worked_out is not None
+        value = worked_out[-2].value
+        return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+    return spread(step, update.before.dtype.to_real(), step(None), None).expand(update.before.shape)
