@@ -14,6 +14,7 @@ from tests.mutants import Operation, inputs, make, right
 from tests.mutants.operations import OPERATIONS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+NOT_IN_BFLOAT16 = {"inverse", "determinant", "solve", "cholesky", "log determinant"}  # of linear algebra
 SEEN = {torch.float64: 1e-8, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """The relative error of a wrong backward that must be seen."""
 
@@ -121,6 +122,8 @@ def false_alarms(dtype: torch.dtype, seeds: int) -> Iterator[str]:
             torch.manual_seed(seed)
             scale, offset = (1.0, 10.0, 1.0)[seed % 3], (0.0, 0.0, 30.0)[seed % 3]
             given = [offset + scale * (1 + 0.1 * seed) * x for x in inputs(operation)]
+            if dtype == torch.bfloat16 and operation.name in NOT_IN_BFLOAT16:
+                continue
             if not (found := chainrule.verify(right(operation), *(x.to(dtype) for x in given))).passed:
                 yield f"{operation.name}, seed {seed}: {found.failures[0].reason}"
 

@@ -50,13 +50,17 @@ class RandomRounding(TorchDispatchMode):
         plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         place = torch.ldexp(torch.full_like(plain, torch.finfo(self._dtype).eps), torch.frexp(plain)[1] - 1)
         noise = torch.rand(plain.shape, dtype=plain.dtype, device=plain.device, generator=self._generator(plain.device))
-        plain.copy_((plain + place * (noise - 0.5)).to(self._dtype))
+        plain.copy_(torch.where(plain == 0, 0.0, plain + place * (noise - 0.5)).to(self._dtype))
 
     def moved(self, tree: Any) -> Any:
         """The same tree with each number moved by a last place (of the coarser type, if it is float64), or not."""
 
         def move(leaf: Any) -> Any:
-            if not (isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.dtype.is_floating_point):
+            if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
+                return leaf
+            if leaf.is_complex():
+                return torch.view_as_complex(move(torch.view_as_real(leaf.resolve_conj())))
+            if not leaf.is_floating_point():
                 return leaf
             generator = self._generator(leaf.device)
             steps = torch.randint(-1, 2, leaf.shape, generator=generator, device=leaf.device).to(leaf)
