@@ -245,11 +245,14 @@ class Probe:
 
     def refined(self, line: Tensor, step: float, noise: float) -> Measured:
         """Along a line with three step sizes: Richardson's extrapolation to the sixth order, and its error."""
+        step = 2.0 ** math.floor(math.log2(step))  # so that x + step is seldom rounded
         coarse, middle, fine = self._terms([line] * 3, self._steps(step, step / 2, step / 4))
         once, again = (4 * middle - coarse) / 3, (4 * fine - middle) / 3
         best = (16 * again - once) / 15
         slope = best.sum()[None]
-        return Measured(slope, best.abs().sum()[None], (slope - again.sum()).abs() + 4 * noise / step)
+        terms = best.abs().sum()[None]
+        of_x = EPS * float(self.x[line != 0].abs().max()) * terms
+        return Measured(slope, terms, (slope - again.sum()).abs() + 4 * (noise + of_x) / step)
 
     def noise(self, line: Tensor) -> float:
         """The rounding of <u, y> along a line, of sixth differences of values so close that only rounding moves them.

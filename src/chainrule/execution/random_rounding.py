@@ -50,6 +50,8 @@ class RandomRounding(TorchDispatchMode):
         plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         place = torch.ldexp(torch.full_like(plain, torch.finfo(self._dtype).eps), torch.frexp(plain)[1] - 1)
         noise = torch.rand(plain.shape, dtype=plain.dtype, device=plain.device, generator=self._generator(plain.device))
+        if self._dtype == torch.float64:  # nothing is between its numbers: those beside it are taken
+            noise = 2 * noise.round() - 0.5
         plain.copy_(torch.where(plain == 0, 0.0, plain + place * (noise - 0.5)).to(self._dtype))
 
     def moved(self, tree: Any) -> Any:

@@ -202,7 +202,8 @@ def _check_in_float64(context: NodeContext, experiment: Experiment, finding: Arg
         slopes = torch.tensor([measured.get(i, float("nan")) for i in off], dtype=wide.dtype, device=wide.device)
         moved = replays.spread(finding.edge, torch.float32)[off]
         # A float64 path that no other type takes says nothing about what was recorded.
-        alike = compare(finding.got[off], wide[off], wide[off].abs(), eps=experiment.eps).agrees
+        allowed = MARGIN * replays.spread(finding.edge, experiment.coarsest)[off]
+        alike = compare(finding.got[off], wide[off], wide[off].abs(), eps=experiment.eps, slack=allowed).agrees
         if alike and not _within(wide[off], slopes, moved).agrees:
             finding.off, finding.finite, finding.measured, finding.in_float64 = off, fine.finite, measured, True
         return
