@@ -64,7 +64,10 @@ class Calls(list):
 
 def recording(passed=True):
     verification = SimpleNamespace(
-        passed=passed, rows=("row",), document=lambda: Document(("the verification",), (), ())
+        passed=passed,
+        verdict="agrees" if passed else "disagrees",
+        rows=("row",),
+        document=lambda: Document(("the verification",), (), ()),
     )
     return SimpleNamespace(
         nodes=("node",),
@@ -249,9 +252,9 @@ def test_a_wrong_backward_is_named(invoke, train):
 def test_verify_takes_a_part_and_says_what_it_left_out(invoke, train):
     result = invoke("verify", train("2.001"), "--only", "Sum")
     assert result.exit_code == 0, result.output
-    assert "nodes (those that Sum names), the other" in " ".join(result.stdout.split())
+    assert "2 more were not looked at (those that Sum names)" in " ".join(result.stdout.split())
     result = invoke("verify", train(), "--sample", "0.5")
-    assert "(a random share of 0.5), the other" in " ".join(result.stdout.split())
+    assert "more were not looked at (a random share of 0.5)" in " ".join(result.stdout.split())
     result = invoke("verify", train(), "--only", "Sine", "--only", "lion")
     assert result.exit_code == 2
     assert "no node is named 'Sine', 'lion'" in " ".join(result.stderr.split())

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import chainrule
-from chainrule import runs
+from chainrule import runs, views
+from tests.golden import without_residues
 
 
 def proved(recording: chainrule.Recording) -> dict[str, Any]:
@@ -266,7 +267,8 @@ def test_a_file_keeps_what_was_given(tmp_path: Path) -> None:
     assert not other.accumulates
     assert one.given.keys() == other.given.keys()
     assert all(torch.equal(one.given[value].data, other.given[value].data) for value in one.given)
-    assert str(loaded.document()) == str(recording.document())
+    texts = {views.written(without_residues(each.document()), ".txt") for each in (loaded, recording)}
+    assert len(texts) == 1
 
 
 def test_rows_of_a_hessian_are_each_the_gradient_of_something_else() -> None:

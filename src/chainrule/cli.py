@@ -159,7 +159,9 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
     """Check every gradient of one training step of SCRIPT.
 
     Each autograd node is compared with our rule and with a finite difference. The script ends right after the step.
-    The exit status is 1 where the three disagree, and 2 where there was nothing to verify.
+    So is every optimizer's update with its formula. The exit status is 1 where something disagrees, and 2 where there
+    was nothing to verify, or where something of your own (an autograd.Function, a custom operator, a hook that changed
+    a gradient) could not be checked.
 
     \b
     Examples:
@@ -182,9 +184,9 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
         sys.exit(outcome.status or NOTHING)
     verification = outcome.recording.verify(only=only or None, sample=sample)
     render(verification.document(), Console())
-    if not verification.passed:
+    if verification.verdict == "disagrees":
         sys.exit(DISAGREES)
-    sys.exit(outcome.status or (0 if outcome.complete and verification.rows else NOTHING))
+    sys.exit(outcome.status or (0 if outcome.complete and verification.passed else NOTHING))
 
 
 @commands.command(cls=ScriptCommand)

@@ -96,6 +96,20 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A gradient as central differences measure it, and how far autograd's is off at most.
+
+    `elements` are the first of its `count` elements (None: not measured, as at a kink); empty where the differences
+    were taken along random directions.
+    """
+
+    elements: tuple[float | complex | None, ...]
+    count: int
+    difference: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The result of one check; `difference` is the largest one found, `tolerance` what rounding allows."""
 
@@ -103,6 +117,7 @@ class Verdict:
     text: Text
     difference: float | None = None
     tolerance: float | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,12 +225,14 @@ class Recording:
         whole = only is None and sample is None and memory is None
         if whole and self._verification is not None:
             return self._verification
+        from chainrule.report.headline import with_names
         from chainrule.verification.gradient_check import MEMORY, verify
         from chainrule.verification_result import Verification
 
         memory = MEMORY if memory is None else memory
         with bar("verifying nodes") as progress:
-            found = Verification.of(verify(self.graph, only=only, sample=sample, memory=memory, progress=progress))
+            check = verify(self.graph, only=only, sample=sample, memory=memory, progress=progress)
+        found = Verification.of(with_names(check, self.graph, lambda: self.derivation))
         if whole:
             self._verification = found
         return found
@@ -261,7 +263,7 @@ class Recording:
         from chainrule import report
         from chainrule.diagnostics.finding import joined
 
-        if pointing and len(self.nodes) <= QUICKLY_VERIFIED:
+        if len(self.nodes) <= QUICKLY_VERIFIED:
             self.verify()
         rows = {row.node.index: row for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from chainrule.verification.rows import GradientCheck
@@ -16,7 +17,7 @@ class Verification(GradientCheck):
     @classmethod
     def of(cls, check: GradientCheck) -> Verification:
         """The same check, to be shown."""
-        return cls(check.rows, check.coverage, check.left_out, check.chosen)
+        return cls(**{each.name: getattr(check, each.name) for each in fields(check)})
 
     def document(self) -> Document:
         """The check for any view: a summary, a table of all nodes, and each disagreement with its wrong elements."""

@@ -19,6 +19,7 @@ from chainrule.execution.experiment import nothing_left_behind
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.recording import record
+from chainrule.report.headline import with_names
 from chainrule.verification.gradient_check import verify as check_gradients
 from chainrule.verification_result import Verification
 
@@ -47,7 +48,8 @@ def verify(fn: Callable[..., Any] | type[torch.autograd.Function], *inputs: Any,
             with _gradients_restored(outs):
                 seeds = _projection(outs)
                 _tried(lambda: torch.autograd.backward(outs, seeds), name, "in its backward")
-        return Verification.of(check_gradients(recording.graph))
+        check = check_gradients(recording.graph)
+        return Verification.of(with_names(check, recording.graph, lambda: recording.derivation))
 
 
 def _name(fn: Any) -> str:

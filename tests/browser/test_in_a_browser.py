@@ -70,6 +70,18 @@ def test_play_walks_by_itself(open_page, worked):
     assert page.inner_text("#position").startswith("3 of")
 
 
+def test_on_a_phone_no_verdict_is_cut_off(open_page, worked):
+    page = open_page(worked, "#backward-4-self")
+    page.set_viewport_size({"width": 390, "height": 900})
+    words = page.locator(".verdict strong")
+    assert words.all_inner_texts() == ["agrees", "by convention"]
+    for place in range(words.count()):
+        box = words.nth(place).bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+    height = "(e) => e.closest('#summary') ? NaN : e.scrollHeight - e.clientHeight"
+    assert page.locator("#verdict .verdict").evaluate(height) <= 0
+
+
 def test_every_number_on_the_page_is_the_documents(open_page, worked):
     page = open_page(worked)
     for _, section in worked.walk():

@@ -180,7 +180,7 @@ def _walk(
 ) -> Iterator[NodeStep]:
     """One backward pass, from its roots, each node after all nodes that send it a gradient."""
     arriving: dict[int, dict[int, Tensor]] = {}
-    hooked = {event.text for event in graph.events if event.kind == "hook"}
+    hooked = graph.hooked
     fed = {edge.node for index in ran for edge in graph.nodes[index].edges}
     roots = {node for each in graph.backwards for node, _ in each.roots} if len(graph.backwards) == 1 else set()
     for index in sorted(ran, key=lambda each: ran[each].order):
@@ -190,7 +190,7 @@ def _walk(
             upstream = tuple(here.get(slot) for slot in range(max([len(execution.upstream), *(s + 1 for s in here)])))
         else:
             upstream = execution.upstream  # the seed, to which another root may have added
-        if hooked and any(v is not None and hooked & set(graph.values[v].names) for v in node.outputs):
+        if hooked & set(node.outputs):
             upstream = execution.upstream  # a user's hook changed what arrived, and the walk goes on from there
         if not all_have_numbers(*upstream):
             upstream = execution.upstream  # what came before was not kept; what arrived here may have been

@@ -112,9 +112,8 @@ CLEARLY = 0.01  # relative difference of two norms, which are less precise than 
 def _accumulated(context: StepContext) -> Iterator[Finding]:
     """By the numbers; without a derivation by the norm of what arrived in the step's only pass."""
     sent = _sent(context)
-    hooked = {event.text for event in context.graph.events if event.kind == "hook"}  # a hook changed what arrived
     for parameter in context.graph.parameters.values():
-        if parameter.value is None or not context.graph.backwards or parameter.name in hooked:
+        if parameter.value is None or not context.graph.backwards or parameter.value in context.graph.hooked:
             continue
         evidence = _more_than(context, parameter, sent.get(parameter.value, [])) or _larger(context, parameter)
         if evidence:

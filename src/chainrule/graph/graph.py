@@ -282,12 +282,16 @@ def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor |
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event between operations that a reader must know: gradients cleared, clipped, changed by a hook."""
+    """An event between operations that a reader must know: gradients cleared, clipped, changed by a hook.
+
+    `value` is what a hook changed the gradient of.
+    """
 
     kind: str
     text: str
     position: int
     place: Place | None = None
+    value: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +366,11 @@ class Graph:
     def accumulating(self) -> tuple[Backward, ...]:
         """The passes that accumulate into `.grad`; all passes, where none does."""
         return tuple(each for each in self.backwards if each.accumulates) or self.backwards
+
+    @property
+    def hooked(self) -> set[int]:
+        """The values of which a hook changed the gradient."""
+        return {event.value for event in self.events if event.kind == "hook" and event.value is not None}
 
     def sent(self, parameter: Parameter) -> torch.Tensor | None:
         """The `.grad` that this rank's backward passes left, before it was combined with other ranks'."""

@@ -16,6 +16,7 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
 from chainrule.report.context import Context, pairs, shape_text
+from chainrule.verification.rows import check_update
 
 STATISTICS = ("norm", "mean", "std", "min", "max")
 Cells = tuple[str, ...]
@@ -100,7 +101,7 @@ def _updated(context: Context, step: Update, each: ParameterUpdate) -> Cells:
         context.norm(each.start),
         "None" if each.gradient is None else context.norm(each.gradient),
         "" if relative is None else number(relative),
-        "" if each.grad is None else context.check_update(step, each),
+        "" if each.grad is None else check_update(step, each).verdict,
     )
 
 

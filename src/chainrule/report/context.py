@@ -15,15 +15,14 @@ from torch import Tensor as Data
 from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.derivation.repeated_blocks import RepeatedBlocks
 from chainrule.diagnostics import Finding
-from chainrule.document import Code, Histogram, Kind, Role, Sketch, Span, Tensor, Text, Verdict
+from chainrule.document import Code, Histogram, Measured, Role, Sketch, Span, Tensor, Text, Verdict
+from chainrule.execution.experiment import FINEST
 from chainrule.graph.comparison import Comparison, compare
 from chainrule.graph.graph import Graph, Place
 from chainrule.graph.names import Notation
 from chainrule.graph.snapshot import (
     Parameter,
-    ParameterUpdate,
     Snapshot,
-    Update,
     all_have_numbers,
     data_of,
     has_numbers,
@@ -34,9 +33,8 @@ from chainrule.graph.statistics_cache import StatisticsCache, distance, histogra
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import base_name
-from chainrule.rules.optimizers import terms_agree
 from chainrule.verification.gradient_check import Rows
-from chainrule.verification.rows import Row, StepCheck, StepChecks, compare_update
+from chainrule.verification.rows import Differences, GradientCheck, Row, StepCheck, StepChecks, updates_of
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
@@ -283,18 +281,26 @@ class Context:
     @cached_property
     def checks(self) -> StepChecks:
         """What the gradient check says of each step."""
-        return StepChecks(self.graph, self.derivation, Rows(self.graph, self.rows).row)
+        return StepChecks(self.graph, self.derivation, self.row)
+
+    def row(self, node: int) -> Row:
+        """What the gradient check says of a node."""
+        return self._rows.row(node)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows(self.graph, self.rows)
+
+    @cached_property
+    def whole_check(self) -> GradientCheck:
+        """The check of the whole step: what `verify` gives, where it has run."""
+        rows = tuple(self.row(node.index) for node in self.graph.nodes)
+        explained = sum(step.rule is not None for step in self.derivation.nodes)
+        return GradientCheck(rows, (explained, len(rows)), updates=updates_of(self.graph))
 
     @cached_property
     def _checks(self) -> dict[int, Verdict]:
         return {}  # by the identity of contributions, which the derivation holds
-
-    def check_update(self, step: Update, update: ParameterUpdate) -> Kind:
-        """Whether a parameter is what the terms of its update give."""
-        if update.grad is None or not update.is_whole:
-            return "not checked"
-        found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part, step.optimizer).agrees)
-        return "not checked" if found is None else "agrees" if found else "disagrees"
 
     def held_before(self, name: str) -> str:
         """What the `.grad` of a parameter held when backward began."""
@@ -333,11 +339,21 @@ def of_comparison(found: Comparison, text: Text) -> Verdict:
 def of_check(check: StepCheck, text: Text) -> Verdict:
     """What the gradient check says; `text` is what was compared, where that is all that there is to say."""
     found = check.comparison
-    if check.verdict in ("disagrees", "not checked"):
+    if check.verdict in ("disagrees", "not checked") or not check.has_rule:
         text = spans(check.reason)
     elif check.reason:
         text = (*text, "; ", *spans(check.reason))
-    return Verdict(check.verdict, text, found.largest if found else None, found.tolerance if found else None)
+    measured = None if check.measured is None else of_differences(check.measured)
+    if found is None or (measured is not None and not check.has_rule):
+        return Verdict(check.verdict, text, measured=measured)
+    return Verdict(check.verdict, text, found.largest, found.tolerance, measured)
+
+
+def of_differences(known: Differences) -> Measured:
+    """Central differences as a document has them; what is below their precision is 0."""
+    least = FINEST * max((abs(each) for each in known.central if each is not None), default=0.0)
+    elements = tuple(each if each is None or abs(each) > least else 0.0 for each in known.central)
+    return Measured(elements, known.count, known.found.largest, known.found.tolerance)
 
 
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from chainrule import document
@@ -12,6 +11,7 @@ from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
 from chainrule.numbers import number
 from chainrule.report.context import spans
+from chainrule.report.headline import headline
 from chainrule.verification.rows import GradientCheck, Row, Wrong
 
 LISTED = 6  # nodes that are named one by one, of those with the same verdict and reason
@@ -24,27 +24,7 @@ def gradient_check(verification: GradientCheck) -> document.Document:
     if reasons:
         sections.append(document.Section(("Other verdicts",), "verification-more", "note", reasons))
     sections += [_failure(row) for row in verification.failures]
-    return document.Document(("Verification",), (_summary(verification),), tuple(sections))
-
-
-def _summary(verification: GradientCheck) -> document.Verdict:
-    explained, total = verification.coverage
-    count = Counter(row.verdict for row in verification.rows)
-    words = ", ".join(f"{many} {kind}" for kind, many in count.most_common())
-    largest = worst([d for row in verification.rows for d in (row.rule_difference, row.finite_difference)])
-    return document.Verdict(
-        "disagrees" if verification.failures else "agrees",
-        (f"{_checked(verification)}: {words}; {explained} of {total} explained by a rule",),
-        largest.largest if largest else None,
-        largest.tolerance if largest else None,
-    )
-
-
-def _checked(verification: GradientCheck) -> str:
-    checked, left = len(verification.rows), verification.left_out
-    if not left:
-        return f"{checked} nodes"
-    return f"{checked} of {checked + left} nodes ({verification.chosen}), the other {left} were not checked"
+    return document.Document(("Verification",), (headline(verification),), tuple(sections))
 
 
 def _table(rows: Iterable[Row]) -> document.Table:

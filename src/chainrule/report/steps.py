@@ -101,8 +101,7 @@ def _without_rule(context: Context, step: Step) -> Iterator[Block]:
     if node.function_class is not None:
         function = Code(f"autograd.Function {node.function_class.__name__}")
         yield Paragraph(
-            ("Your own ", function, ": no rule covers it. ", Code("recording.verify()"), " compares its backward with "
-             "finite differences.")
+            ("Your own ", function, ": no rule covers it. Its backward is compared with central differences alone.",)
         )  # fmt: skip
         return
     yield Paragraph((f"No rule yet for {node.name} ({operation.name}). PyTorch's own formula:",), "note")

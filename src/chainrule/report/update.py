@@ -18,7 +18,7 @@ from chainrule.numbers import number
 from chainrule.report import block_tables
 from chainrule.report.context import UNKEPT, Context, group, matrix, of_comparison, shape_text
 from chainrule.rules.optimizers import terms
-from chainrule.verification.rows import compare_update
+from chainrule.verification.update_check import compare_update
 
 
 def gradients(context: Context) -> Section:

@@ -92,7 +92,7 @@ def _row(
         gradient=context.arrived(index),
         forward=forward[0] if forward else None,
         backward=tuple(backward),
-        verdict=row.verdict if value.node is not None and (row := context.rows.get(value.node)) else None,
+        verdict=context.row(value.node).verdict if value.node is not None else None,
         update=context.relative_updates.get(index),
     )
 

@@ -24,6 +24,15 @@ STRIDED = torch.ops.aten.as_strided.default
 """The operation that makes any view of a memory."""
 
 
+PYTORCH = frozenset({
+    "aten", "prim", "prims", "prims_jvp", "mkldnn", "mkldnn_prepacked", "mkl", "onednn", "sparse", "quantized",
+    "_quantized", "quantization", "_native", "c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor",
+    "symm_mem", "fsdp", "inductor", "inductor_prims", "rngprims", "debugprims", "debug_mode_ops", "profiler",
+    "static_runtime", "export", "higher_order",
+})  # fmt: skip
+"""The namespaces of PyTorch's own operators."""
+
+
 @dataclass(frozen=True)
 class Slope:
     """The slope of a function that saturates, from the mean m of its results, their mean square s, and n classes."""

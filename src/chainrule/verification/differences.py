@@ -21,6 +21,7 @@ from chainrule.graph.graph import Edge, Graph, Node, NodeExecution
 from chainrule.rules import Applied, Kink, Rule
 
 DIRECTIONS = 2
+ONE_SIDED = "the one-sided derivatives differ here"
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
 STRAY = 32  # elements of a large gradient that are measured since they differ from another derivation
 SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
@@ -380,5 +381,5 @@ def _at_kink(probe: Probe, finding: ArgumentCheck, elements: list[int], choice: 
         return None
     if not choice:
         taken = f"{float(finding.got[elements[0]]):.4g}"
-        choice = f"the one-sided derivatives differ here; PyTorch's gradient there is {taken}"
+        choice = f"{ONE_SIDED}; PyTorch's gradient there is {taken}"
     return AtKink(finding.label, tuple(places), len(elements), choice)

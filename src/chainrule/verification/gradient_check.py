@@ -31,11 +31,23 @@ from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Value
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, tensor_of
 from chainrule.rules import Applied, Rule
-from chainrule.rules.facts import SYMMETRIC, facts_of
+from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure
 from chainrule.verification.repair import recognise
 from chainrule.verification.rounding import check_in_float64, settle
-from chainrule.verification.rows import GradientCheck, Row, Wrong, judged, number_at, worst_row
+from chainrule.verification.rows import (
+    NO_GRADIENT,
+    NOT_ACCUMULATED,
+    NOT_ASKED,
+    RULE_ALONE,
+    GradientCheck,
+    Row,
+    Wrong,
+    judged,
+    number_at,
+    updates_of,
+    worst_row,
+)
 from chainrule.verification.rule_comparison import LARGE, at_known_kink, compare_rule, quick_check, slabs, unmeasured
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
@@ -68,10 +80,12 @@ def verify(
         for done, node in enumerate(nodes, 1):
             op, rule = _meaning(graph, node)
             explained += rule is not None or node.leaf is not None
-            rows.append(_row(graph, node, op, rule, senders, memory))
+            rows.append(_owned(graph, _row(graph, node, op, rule, senders, memory)))
             if progress is not None:
                 progress(done, len(nodes))
-    return GradientCheck(tuple(rows), (explained, len(nodes)), len(graph.nodes) - len(nodes), chosen)
+    left_out = len(graph.nodes) - len(nodes)
+    updates = () if chosen else updates_of(graph)
+    return GradientCheck(tuple(rows), (explained, len(nodes)), left_out, chosen, updates)
 
 
 def _senders(graph: Graph) -> Senders:
@@ -111,8 +125,36 @@ class Rows:
             node = self._graph.nodes[index]
             with nothing_left_behind():
                 meaning = _meaning(self._graph, node)
-                self._rows[index] = _row(self._graph, node, *meaning, self._senders, MEMORY, differences=False)
+                row = _row(self._graph, node, *meaning, self._senders, MEMORY, differences=False)
+            self._rows[index] = _owned(self._graph, row)
         return self._rows[index]
+
+
+def _owned(graph: Graph, row: Row) -> Row:
+    """A row that knows what of the user's own it checks; what a hook made of a gradient is not checked."""
+    node = row.node
+    hooked = graph.hooked & ({*node.outputs} if node.leaf is None else {node.leaf})
+    if not hooked or (row.verdict == "disagrees" and node.name != "BackwardHookFunctionBackward"):
+        return replace(row, own=_own(graph, node))
+    name = graph.values[min(hooked)].name
+    said = f"a hook changed the gradient of `{name}`, and there is no derivative to compare a hook with"
+    return replace(row, own="hook", verdict="not checked", reason=said, wrong=(), repairs=())
+
+
+def _own(graph: Graph, node: Node) -> str:
+    """What of the user's own a node runs; "" for an operation of PyTorch's, and where no gradient flowed."""
+    if not node.executions:
+        return ""
+    made_by, module = node.function_class, getattr(node.function_class, "__module__", "")
+    if made_by is not None and not module.startswith("torch."):
+        return "autograd.Function"
+    if made_by is not None and not module.startswith("torch._library"):
+        return ""  # PyTorch's, as those of a checkpoint and of a module's hooks
+    name = graph.operations[node.operation].name if node.operation is not None else ""
+    space, is_operator, _ = name.partition(".")
+    if is_operator:
+        return "" if space in PYTORCH else "custom operator"
+    return "autograd.Function" if name else ""  # read from a file, which does not hold the class
 
 
 def _row(
@@ -129,7 +171,7 @@ def _row(
     if node.name == "AccumulateGrad":
         return _unchecked(node, "the recording does not hold an operation that used its tensor")
     if not node.executions:
-        return _unchecked(node, "no gradient flowed through it")
+        return _unchecked(node, NO_GRADIENT)
     return worst_row(
         _execution(NodeContext(graph, node, each, op, rule), memory, differences) for each in node.executions
     )
@@ -169,7 +211,7 @@ def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None
     if leaf.has_gradient and (gradient is None or not all_have_numbers(gradient, *arrived)):
         return _unchecked(node, UNKEPT)
     if gradient is None or not arrived:
-        return _unchecked(node, "no gradient was accumulated in it")
+        return _unchecked(node, NOT_ACCUMULATED)
     uses = "its only use" if len(arrived) == 1 else f"{len(arrived)} uses"
     summed = f"{it} is the sum of what came back from {uses}"
     if gradient.numel() > LARGE and (exact := _exactly(gradient, arrived, left)) is not None:
@@ -223,7 +265,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     graph, node, execution = context.graph, context.node, context.execution
     differences = differences or context.rule is None
     if all(g is None for g in execution.upstream):
-        return _unchecked(node, "no gradient flowed through it")
+        return _unchecked(node, NO_GRADIENT)
     if not execution.has_numbers or (context.op is not None and not context.op.has_numbers):
         return _unchecked(node, UNKEPT)
     if not all(map(_finite, execution.upstream)):
@@ -231,7 +273,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     if not all(map(_finite, execution.downstream)):
         return _unchecked(node, "the gradient that it gave is not finite (NaN or infinity)")
     if all(g is None for g in execution.downstream) and node.function_class is None:
-        return _unchecked(node, "no gradient was asked of it for any of its inputs")
+        return _unchecked(node, NOT_ASKED)
     try:
         contributions, broken = context.contributions(), ""
     except Exception as error:  # whatever a rule does wrong is a result to show
@@ -276,7 +318,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
         return _execution(context, memory, differences=True)
     row = judged(graph, node, findings, obstacle, broken, explained)
     if not differences and row.verdict == "agrees":
-        return replace(row, reason="our rule and autograd agree")
+        return replace(row, reason=RULE_ALONE)
     if experiment is None or not experiment.custom or row.verdict != "disagrees":
         return row
     return replace(row, repairs=recognise(experiment, findings))

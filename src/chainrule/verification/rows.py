@@ -7,10 +7,10 @@ operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,17 +18,22 @@ from torch import Tensor
 from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.document import Kind
 from chainrule.execution.experiment import widened
-from chainrule.execution.random_rounding import RandomRounding, spread
-from chainrule.graph.comparison import FLOAT32, MARGIN, Comparison, compare, rounding, unravel, worst
+from chainrule.graph.comparison import FLOAT32, Comparison, compare, dense, unravel, worst
 from chainrule.graph.graph import Graph, Node, Place
-from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
+from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.rules import Applied, reduce_to_shape
-from chainrule.rules.optimizers import terms
-from chainrule.verification.differences import ArgumentCheck, AtKink
+from chainrule.rules.optimizers import terms_agree
+from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtKink
 from chainrule.verification.repair import Repair
+from chainrule.verification.update_check import compare_update
 
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
+RULE_ALONE = "our rule and autograd agree"
+NO_GRADIENT = "no gradient flowed through it"
+NOT_ASKED = "no gradient was asked of it for any of its inputs"
+NOT_ACCUMULATED = "no gradient was accumulated in it"
+LISTED = 6  # elements of a gradient of which a row holds both numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,27 @@ class Wrong:
 
 
 @dataclass(frozen=True, slots=True)
+class Differences:
+    """The first elements of the gradient of one argument, by autograd and by central differences.
+
+    `count` is how many elements the gradient has. `central` is empty where single elements were not measured, but
+    random directions; `found` compares the two, wherever it was measured.
+    """
+
+    argument: str
+    value: int | None
+    count: int
+    autograd: tuple[float | complex, ...]
+    central: tuple[float | complex | None, ...]
+    found: Comparison
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """The check of one node. `tolerance` is the one at its largest difference."""
+    """The check of one node. `tolerance` is the one at its largest difference.
+
+    `own` says what of the user's own is checked here: `autograd.Function`, `custom operator`, `hook`; "" for PyTorch's.
+    """
 
     node: Node
     place: Place | None
@@ -57,39 +81,77 @@ class Row:
     kinks: tuple[AtKink, ...] = ()
     wrong: tuple[Wrong, ...] = ()
     repairs: tuple[Repair, ...] = ()
+    measured: tuple[Differences, ...] = ()
+    own: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCheck:
+    """The check of what an optimizer's step did to one parameter."""
+
+    parameter: str
+    verdict: Kind
+    reason: str = ""
 
 
 @dataclass(frozen=True, repr=False)
 class GradientCheck:
-    """The check of a step: one row a node, in the order of the graph.
+    """The check of a step: one row a node, in the order of the graph, and the updates of the parameters.
 
     `coverage` is (explained by a rule, total) of the nodes that were checked. `left_out` counts the nodes that were not
-    chosen, and `chosen` says in words which were.
+    chosen, and `chosen` says in words which were. `names` says where a report shows a node (`Backward 2, Cube`).
     """
 
     rows: tuple[Row, ...]
     coverage: tuple[int, int]
     left_out: int = 0
     chosen: str = ""
+    updates: tuple[UpdateCheck, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing disagrees, of what was checked."""
-        return not self.failures
+        """Whether something was checked, nothing disagrees, and nothing of the user's own went unchecked."""
+        return self.verdict == "agrees"
+
+    @property
+    def verdict(self) -> Kind:
+        """The verdict on the whole step: `agrees` where it passed."""
+        if self.failures or any(update.verdict == "disagrees" for update in self.updates):
+            return "disagrees"
+        proved = any(row.verdict in ("agrees", "by convention") for row in self.rows)
+        return "agrees" if proved and not self.unchecked else "not checked"
+
+    @property
+    def idle(self) -> tuple[Row, ...]:
+        """The rows of nodes without a gradient: there was nothing to check."""
+        nothing = (NO_GRADIENT, NOT_ASKED, NOT_ACCUMULATED)
+        return tuple(row for row in self.rows if row.verdict == "not checked" and row.reason in nothing)
 
     @property
     def failures(self) -> tuple[Row, ...]:
         """The rows that disagree."""
         return tuple(row for row in self.rows if row.verdict == "disagrees")
 
+    @property
+    def unchecked(self) -> tuple[Row, ...]:
+        """The rows of the user's own code that could not be checked: a Function, a custom operator, a hook."""
+        return tuple(row for row in self.rows if row.own and row.verdict == "not checked")
+
     def __repr__(self) -> str:
         explained, total = self.coverage
-        result = "passed" if self.passed else f"{len(self.failures)} disagree"
+        wrong = len(self.failures) + sum(update.verdict == "disagrees" for update in self.updates)
+        result = "passed" if self.passed else f"{wrong} disagree" if wrong else "nothing was checked"
+        if not wrong and self.unchecked:
+            result = f"{len(self.unchecked)} of your own not checked"
         left = f", {self.left_out} not looked at" if self.left_out else ""
         return f"<chainrule.Verification: {result}, {total} nodes, {explained} explained by a rule{left}>"
 
 
-def worst_row(rows: Iterable[Row]) -> Row:
+Checked = TypeVar("Checked", Row, UpdateCheck)
+
+
+def worst_row(rows: Iterable[Checked]) -> Checked:
     """The row that a summary of several shows."""
     return min(rows, key=lambda row: _WORST.index(row.verdict))
 
@@ -107,8 +169,9 @@ def judged(graph: Graph, node: Node, findings: list[ArgumentCheck], obstacle: st
     kinks = tuple(f.kinks for f in findings if f.kinks is not None)
     arguments = tuple(f.label for f in findings if not f.missing or f.off)
     return Row(
-        node, node.place, verdict, reason, arguments, rule, finite, most.tolerance if most else None, kinks, wrong
-    )
+        node, node.place, verdict, reason, arguments, rule, finite, most.tolerance if most else None, kinks, wrong,
+        measured=tuple(_measured(graph, f, f.finite) for f in findings if f.finite is not None and not f.missing),
+    )  # fmt: skip
 
 
 def _verdict(
@@ -135,19 +198,26 @@ def _verdict(
     if broken:
         return "disagrees", broken
     unsettled = next((f.unsettled for f in findings if f.unsettled), "")
-    if obstacle or unsettled:
+    compared = [f for f in findings if f.finite is not None or (explained and f.rule is not None)]
+    incomplete = not compared or any(f not in compared and not f.missing for f in findings)
+    if unsettled or (obstacle and (incomplete or not explained)):
         agreed = "our rule and autograd agree, but " if explained and findings else ""
-        return "not checked", agreed + (obstacle or unsettled)
+        return "not checked", agreed + (unsettled or obstacle)
     kinks = [f.kinks for f in findings if f.kinks is not None]
+    if kinks and explained and not incomplete and all(k.choice.startswith(ONE_SIDED) for k in kinks):
+        # Our rule knows its kinks, and this is none of them: the differences are lost in rounding there.
+        where = ", ".join(f"{k.count} elements of `{k.argument}`" for k in kinks)
+        return "agrees", f"our rule and autograd agree; central differences do not settle at {where}"
     if kinks:
         where = "; ".join(f"{k.count} of `{k.argument}`, first at {list(k.indices[0])}" for k in kinks)
         return "by convention", f"{kinks[0].choice} ({where})"
     if not findings:
         return "not differentiable", "none of its inputs has a gradient"
     rounding = ", within the rounding of its number type" if any(f.rounding for f in findings) else ""
-    compared = [f for f in findings if f.finite is not None or (explained and f.rule is not None)]
-    if not compared or any(f not in compared and not f.missing for f in findings):
+    if incomplete:
         return "not checked", "nothing independent of autograd was compared"
+    if obstacle:
+        return "agrees", f"our rule and autograd agree; no central difference was taken: {obstacle}"
     if node.function_class is not None:
         return "agrees", f"its backward agrees with central differences{rounding}"
     if not explained:
@@ -170,10 +240,24 @@ def _wrong(graph: Graph, finding: ArgumentCheck) -> Iterator[Wrong]:
     pairs = 2 if value is not None and value.dtype.is_complex else 1
     for place in dict.fromkeys(element // pairs for element in [*(finding.off or ()), *finding.rule_off][:8]):
         sides = [number_at(side, place, pairs) for side in (finding.ours, None if finding.missing else finding.got)]
-        measured = finding.measured or {}
-        parts = [measured[i] for i in range(place * pairs, place * pairs + pairs) if i in measured]
-        finite = (complex(*parts) if pairs == 2 else parts[0]) if len(parts) == pairs else None
+        finite = _measured_at(finding.measured or {}, place, pairs)
         yield Wrong(finding.label, unravel(place, shape), sides[0], sides[1], finite)
+
+
+def _measured(graph: Graph, finding: ArgumentCheck, found: Comparison) -> Differences:
+    value, known = finding.edge.value, finding.measured or {}
+    pairs = 2 if value is not None and graph.values[value].dtype.is_complex else 1
+    count = finding.got.numel() // pairs
+    places = range(min(count, LISTED)) if known else ()
+    autograd = tuple(number_at(finding.got, place, pairs) or 0.0 for place in places)
+    central = tuple(_measured_at(known, place, pairs) for place in places)
+    return Differences(finding.label, value, count, autograd, central, found)
+
+
+def _measured_at(known: Mapping[int, float], place: int, pairs: int) -> float | complex | None:
+    """One element of a measured gradient of real numbers, `pairs` of them; None where it was not measured."""
+    parts = [known[i] for i in range(place * pairs, place * pairs + pairs) if i in known]
+    return None if len(parts) < pairs else complex(*parts) if pairs == 2 else parts[0]
 
 
 def number_at(side: Tensor | None, place: int, pairs: int) -> float | complex | None:
@@ -189,11 +273,17 @@ def number_at(side: Tensor | None, place: int, pairs: int) -> float | complex | 
 
 @dataclass(frozen=True)
 class StepCheck:
-    """The verdict, what is to be said beside it ("" for plain agreement), and the comparison that it rests on."""
+    """The verdict, what is to be said beside it ("" for plain agreement), and the comparison that it rests on.
+
+    `measured` has the central differences of this contribution, where they were taken. Without a rule (`has_rule`) they
+    are all that autograd is compared with.
+    """
 
     verdict: Kind
     reason: str = ""
     comparison: Comparison | None = None
+    measured: Differences | None = None
+    has_rule: bool = True
 
 
 class StepChecks:
@@ -209,20 +299,34 @@ class StepChecks:
     def contribution(self, contribution: Contribution) -> StepCheck:
         """Of one contribution to a gradient: the row of the nodes that it came back through."""
         step = self._steps[id(contribution)]
-        row = worst_row(self._row(node) for node in step.nodes)
+        rows = [self._row(node) for node in step.nodes]
+        row = worst_row(rows)
         known = worst([row.rule_difference, row.finite_difference])
-        reason = "" if row.verdict == "agrees" and row.rule_difference is not None else row.reason
         ours, recorded = contribution.gradient, contribution.recorded
+        measured = self._measured(rows, contribution)
+        if step.rule is None:  # what the walk shows is autograd's number, which proves nothing about itself
+            return StepCheck(row.verdict, row.reason, row.finite_difference, measured, has_rule=False)
+        plain = row.verdict == "agrees" and row.finite_difference is not None and row.rule_difference is not None
+        reason = "" if plain or row.reason == RULE_ALONE else row.reason
         if row.verdict in ("disagrees", "not checked") or not has_numbers(ours) or not has_numbers(recorded):
-            return StepCheck(row.verdict, reason, known)
+            return StepCheck(row.verdict, reason, known, measured)
         shown = compare(ours, recorded, count=self._path_length(step))
         if shown.agrees:
-            return StepCheck(row.verdict, reason, shown)
+            return StepCheck(row.verdict, reason, shown, measured)
         if len(step.operations) > 1 and not (of_call := self._of_call(step, contribution)).agrees:
             said = "the rule of the whole call is not what its operations give"
             return StepCheck("disagrees", said, of_call)
         grown = f"each step agrees; rounding on the way from the loss makes {shown.largest:.3g} between the two"
-        return StepCheck(row.verdict, f"{reason}; {grown}" if reason else grown, known)
+        return StepCheck(row.verdict, f"{reason}; {grown}" if reason else grown, known, measured)
+
+    def _measured(self, rows: list[Row], contribution: Contribution) -> Differences | None:
+        """The differences of the one edge that sent this contribution, where there is one."""
+        found = [each for row in rows for each in row.measured if each.value == contribution.value]
+        if len(found) != 1 or not has_numbers(contribution.recorded):
+            return None
+        (measured,) = found
+        sent = dense(contribution.recorded).reshape(-1)[: len(measured.autograd)].tolist()
+        return measured if sent == [*measured.autograd] or not measured.autograd else None
 
     def _path_length(self, step: Step) -> int:
         """How many nodes our number came through: each of them adds its roundings."""
@@ -252,7 +356,7 @@ class StepChecks:
         if wrong:
             at = f" ({wrong[0].place})" if wrong[0].place is not None else ""
             return StepCheck("disagrees", f"{wrong[0].node.name}, node {wrong[0].node.index}{at}: {wrong[0].reason}")
-        open_ = [row for row in rows if row.verdict == "not checked" and row.rule_difference is None]
+        open_ = [row for row in rows if row.verdict == "not checked"]
         if not rows or open_:
             return StepCheck("not checked", open_[0].reason if open_ else "no gradient flowed to it")
         return StepCheck("agrees")
@@ -272,37 +376,20 @@ class StepChecks:
         return found
 
 
-def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> Comparison:
-    """What the terms of an update give, with the parameter after the step, each element by itself.
-
-    Rounding allows two last places of the parameter and MARGIN of the step. Where that is not enough, since the terms
-    of a step may cancel, as a momentum and a gradient do, it allows MARGIN times how far random rounding moves it.
-    """
-    before, after = update.before, update.after
-    eps = rounding(after.dtype)
-
-    of_step = eps * (after - before).abs()
-
-    def compared(of_terms: Tensor | float) -> Comparison:
-        return compare(new, after, before.abs(), eps=2 * eps / MARGIN, slack=MARGIN * (of_step + of_terms))
-
-    found = compared(0.0)
-    return found if found.agrees else compared(_spread_of_step(update, optimizer))
+def updates_of(graph: Graph) -> tuple[UpdateCheck, ...]:
+    """Whether each parameter that an optimizer changed is what the terms of its update give."""
+    return tuple(
+        check_update(step, each) for step in graph.updates for each in step.parameters if each.gradient is not None
+    )
 
 
-def _spread_of_step(update: ParameterUpdate, optimizer: str) -> Tensor:
-    """How far the rounding of the parameter's type moves the step that is added to it."""
-
-    def step(rounding: RandomRounding | None, _: bool = True) -> Tensor:
-        state = {name: each for name, each in update.state_before.items() if name != "step"}  # which is exact
-        given = widened([update.before, update.grad, state])
-        before, gradient, state = given if rounding is None else rounding.moved(given)
-        state = update.state_before | state
-        wide = replace(update, start=Snapshot.of(before), gradient=Snapshot.of(gradient), state_before=state)
-        with rounding if rounding is not None else nullcontext():
-            worked_out = terms(wide, optimizer)
-        assert worked_out is not None
-        value = worked_out[-2].value
-        return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-
-    return spread(step, update.before.dtype.to_real(), step(None), None).expand(update.before.shape)
+def check_update(step: Update, update: ParameterUpdate) -> UpdateCheck:
+    """Whether one parameter is what the terms of its update give."""
+    if update.grad is None or not update.is_whole:
+        return UpdateCheck(update.name, "not checked", "its numbers were not kept")
+    found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part, step.optimizer).agrees)
+    if found is None:
+        return UpdateCheck(update.name, "not checked", f"we have no rule for {step.optimizer}")
+    if not found:
+        return UpdateCheck(update.name, "disagrees", f"it is not what the formula of {step.optimizer} gives")
+    return UpdateCheck(update.name, "agrees")

@@ -54,9 +54,15 @@ def plain(text: Text) -> str:
 
 
 def compared(verdict: Verdict) -> str:
-    """The numbers of a verdict: ` (largest difference 0, tolerance 2.05e-05)`."""
+    """The numbers of a verdict: ` (largest difference 0, tolerance 2.05e-05; measured 3, 12 ...)`."""
     known = (("largest difference", verdict.difference), ("tolerance", verdict.tolerance))
-    text = ", ".join(f"{name} {number(value)}" for name, value in known if value is not None)
+    texts = [", ".join(f"{name} {number(value)}" for name, value in known if value is not None)]
+    if (measured := verdict.measured) is not None:
+        listed = ", ".join("-" if each is None else number(each) for each in measured.elements)
+        more = ", ..." if measured.count > len(measured.elements) else ""
+        gave = f"measured {listed}{more}" if listed else "measured along random directions"
+        texts.append(f"{gave}: difference {number(measured.difference)}, tolerance {number(measured.tolerance)}")
+    text = "; ".join(filter(None, texts))
     return f" ({text})" if text else ""
 
 

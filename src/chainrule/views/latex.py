@@ -94,6 +94,8 @@ def _encoder() -> Any:
 @lru_cache(maxsize=4096)
 def _character(char: str) -> str:
     """One character in LaTeX, or `<U+4E2D>` if TeX Live's fonts lack it."""
+    if char == "✗":
+        return r"\ensuremath{\times}"
     encoded: str = _encoder().unicode_to_latex(char)
     math = re.fullmatch(r"\\ensuremath\{\\([A-Za-z]+)\}", encoded)
     accent = re.fullmatch(r"\\(?:['`^\"~=.]|[cvuHkr] ?)\{?(?:[A-Za-z]|\\[ij])\}?", encoded)

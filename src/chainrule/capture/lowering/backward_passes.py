@@ -335,7 +335,7 @@ def _changes_by_module_hooks(
 
 def _change(lowering: Lowering, value: int) -> Event:
     draft = lowering.values[value]
-    return Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place)
+    return Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place, value)
 
 
 def _alike(left: Tensor, right: Tensor) -> bool:

@@ -4,7 +4,7 @@ import { h, math } from "./dom.js";
 import { number } from "./numbers.js";
 import { tensor } from "./tensors.js";
 
-/** @import { Block, Equation, Paragraph, Section, Span, Table, Verdict } from "./types.d.ts" */
+/** @import { Block, Equation, Measured, Paragraph, Section, Span, Table, Verdict } from "./types.d.ts" */
 
 const SHORT = 24; // characters of a table cell that are not wrapped
 
@@ -60,16 +60,22 @@ function equation(block) {
 
 /** @param {Verdict} block */
 function verdict(block) {
-  const figures = [
-    block.difference === undefined ? "" : `largest difference ${number(block.difference)}`,
-    block.tolerance === undefined ? "" : `tolerance ${number(block.tolerance)}`,
-  ].filter(Boolean);
+  const { difference, tolerance, measured: found } = block;
+  const known = [difference === undefined ? "" : `largest difference ${number(difference)}`, tolerance === undefined ? "" : `tolerance ${number(tolerance)}`];
+  const figures = [known.filter(Boolean).join(", "), found ? measured(found) : ""].filter(Boolean);
   return h(
     "p",
     { class: `verdict ${block.kind.replaceAll(" ", "-")}` },
     h("span", { class: "mark", "aria-hidden": "true" }, MARKS[block.kind]),
-    h("span", null, h("strong", null, block.kind), block.text.length ? ": " : "", text(block.text), figures.length ? h("span", { class: "facts" }, ` (${figures.join(", ")})`) : null),
+    h("span", null, h("strong", null, block.kind), block.text.length ? ": " : "", text(block.text), figures.length ? h("span", { class: "facts" }, ` (${figures.join("; ")})`) : null),
   );
+}
+
+/** @param {Measured} found */
+function measured(found) {
+  const listed = found.elements.map((each) => (each === null ? "-" : number(each))).join(", ");
+  const gave = listed ? `measured ${listed}${found.count > found.elements.length ? ", ..." : ""}` : "measured along random directions";
+  return `${gave}: difference ${number(found.difference)}, tolerance ${number(found.tolerance)}`;
 }
 
 /** @param {Table} block */

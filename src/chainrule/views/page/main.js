@@ -15,7 +15,10 @@ const PRINTED = 150; // steps; of a longer report only the current one is printe
 function start() {
   load();
   byId("title").replaceChildren(...text(report.title));
-  byId("summary").replaceChildren(...report.summary.map(shown));
+  const first = report.summary.findIndex((block) => block.block !== "verdict"); // the verdict never scrolls out of sight
+  const verdicts = first < 0 ? report.summary.length : first;
+  byId("verdict").replaceChildren(...report.summary.slice(0, verdicts).map(shown));
+  byId("summary").replaceChildren(...report.summary.slice(verdicts).map(shown));
   startValues(byId("rows"));
   startTabs();
   startSearch();

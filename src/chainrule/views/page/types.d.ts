@@ -30,7 +30,8 @@ export interface Tensor {
   histogram?: Histogram;
   sketch?: Sketch;
 }
-export interface Verdict { block: "verdict"; kind: Verdicts; text: Span[]; difference?: Entry; tolerance?: Entry }
+export interface Measured { elements: (Entry | null)[]; count: number; difference: Entry; tolerance: Entry }
+export interface Verdict { block: "verdict"; kind: Verdicts; text: Span[]; difference?: Entry; tolerance?: Entry; measured?: Measured }
 export interface Table { block: "table"; headers: string[]; rows: Span[][][]; label?: string }
 export type Block = Paragraph | Equation | Tensor | Verdict | Table;
 
