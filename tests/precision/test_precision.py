@@ -23,7 +23,7 @@ def test_a_small_error_is_seen_and_a_right_gradient_that_rounds_badly_is_not(dty
     for name in ("variance near 10,000", "norm of a large offset", "layer norm of a large offset"):
         torch.manual_seed(0)
         function, given = FUNCTIONS[name]
-        assert chainrule.verify(function, *(x.to(dtype) for x in given())).passed, name
+        assert not chainrule.verify(function, *(x.to(dtype) for x in given())).failures, name
 
 
 def test_one_wrong_element_of_many_is_seen():
@@ -34,7 +34,7 @@ def test_one_wrong_element_of_many_is_seen():
 def test_a_path_that_is_wrong_in_a_coarse_type_alone_is_no_rounding(dtype):
     wrong = {"x": lambda g, s: (3 if g.dtype == torch.float64 else 30) * g}
     function = make(Operation("three times", lambda x: 3 * x, {"x": (2,)}, {}), wrong)
-    assert not chainrule.verify(function, torch.tensor([1.0, 2.0], dtype=dtype)).passed
+    assert chainrule.verify(function, torch.tensor([1.0, 2.0], dtype=dtype)).failures
 
 
 @pytest.mark.parametrize(("dtype", "uses"), [(torch.float64, 400), (torch.float32, 1000)])
