@@ -575,7 +575,6 @@ def test_what_cancels_inside_an_operation_is_rounding(scale):
     assert w.grad != 0
     (row,) = rows(verification, "NativeLayerNormBackward0")
     assert row.verdict == "agrees"
-    assert "within the rounding of its number type" in row.reason
     no_alarm(verification)
 
 

@@ -7,6 +7,7 @@ u^T J, term by term, because the size of the terms decides how much rounding may
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch import Tensor
 from chainrule.capture.traits import Traits
 from chainrule.execution.grain import with_rounding
 from chainrule.execution.number_types import DrawsAsRecorded, as_recorded
+from chainrule.execution.random_rounding import RandomRounding
 from chainrule.execution.user_code import SideEffectError, UserCode
 from chainrule.graph.comparison import EPS, MARGIN, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Ref
@@ -42,7 +44,7 @@ class CannotRunError(Exception):
 class Experiment:
     """One node's operation, ready to run again on the recorded inputs.
 
-    `upstream` is what reached the node in one backward pass, `eps` the rounding of the coarsest number type involved,
+    `upstream` is what reached the node in one backward pass, `eps` the rounding of the `coarsest` number type involved,
     `memory` the bytes that running it may take. Raises CannotRunError where the recording does not hold what is needed.
     """
 
@@ -74,14 +76,10 @@ class Experiment:
             value = operation.outputs[slot]
             if value is not None and graph.values[value].has_numbers:
                 self.drawn = partial(result, draw=graph.values[value].data)
-        self.eps = max(
-            (
-                torch.finfo(t.dtype).eps
-                for t in tensors_in((list(self.recorded.values()), list(upstream), list(self.outs.values())))
-                if t.is_floating_point() or t.is_complex()
-            ),
-            default=EPS,
-        )
+        involved = tensors_in((list(self.recorded.values()), list(upstream), list(self.outs.values())))
+        types = (t.dtype.to_real() for t in involved if t.is_floating_point() or t.is_complex())
+        self.coarsest = max(types, key=lambda each: torch.finfo(each).eps, default=torch.float64)
+        self.eps: float = torch.finfo(self.coarsest).eps
 
     @cached_property
     def wide(self) -> dict[str, Any]:
@@ -183,15 +181,15 @@ class Experiment:
             for slot, out in self.outs.items()
         )
 
-    def replayed(self, edges: list[Edge], wide: bool, jitter: torch.Generator | None = None) -> list[Tensor | None]:
+    def replayed(self, edges: list[Edge], wide: bool, rounding: RandomRounding | None = None) -> list[Tensor | None]:
         """The gradients that autograd gives for the edges when the operation runs again with gradients on.
 
-        With a `jitter` the arguments are moved by a rounding or two: what then changes is rounding.
+        With a `rounding` the arguments and the upstream gradients move by a last place; in float64 it rounds all steps.
         """
-        arguments = dict(self.wide if wide and not self.narrow else self.recorded)
+        arguments, upstream = dict(self.wide if wide and not self.narrow else self.recorded), self.upstream
+        if rounding is not None:
+            arguments, upstream = rounding.moved(arguments), rounding.moved(widened(upstream) if wide else upstream)
         arguments |= {name: cloned(tree) for name, tree in arguments.items() if name in self.writes}
-        if jitter is not None:
-            arguments = {name: _jittered(tree, jitter) for name, tree in arguments.items()}
         leaves = []
         for edge in edges:
             leaf = pick(arguments, edge).detach().clone().requires_grad_()
@@ -203,16 +201,17 @@ class Experiment:
             function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
 
             def forward_and_back() -> list[Tensor | None]:
-                out = function.apply(*arguments.values()) if self.custom else function(**arguments)
+                out = function.apply(*arguments.values()) if hasattr(function, "apply") else function(**arguments)
                 outs = list(tensors_in(out))
-                pairs = [(outs[place], g) for place, g in self.upstream.items() if outs[place].requires_grad]
+                pairs = [(outs[place], g) for place, g in upstream.items() if outs[place].requires_grad]
                 if not pairs:
                     return [None] * len(edges)
                 # Copies, as a user's backward may write to what it is given.
                 seeds = [g.to(out.dtype, copy=self.custom) for out, g in pairs]
                 return list(torch.autograd.grad([out for out, _ in pairs], leaves, seeds, allow_unused=True))
 
-            return self.guarded(forward_and_back, arguments)
+            with rounding if rounding is not None and wide else nullcontext():
+                return self.guarded(forward_and_back, arguments)
 
     def weighed_gradient(
         self, edges: list[Edge], points: list[Tensor], weights: list[Tensor], differentiate: bool = False
@@ -315,18 +314,32 @@ class Probe:
 
     def _each(self, chosen: list[int]) -> Measured:
         steps = self._steps(*[self.step] * len(chosen))
-        return self._measured(self._terms([self._line(element) for element in chosen], steps), steps)
+        return self._measured(self._terms([self.line(element) for element in chosen], steps), steps)
 
-    def refined(self, chosen: int | Tensor, step: float) -> Measured:
-        """One element, or one direction, with two step sizes: Richardson's extrapolation, and its error."""
-        line = self._line(chosen) if isinstance(chosen, int) else chosen
-        steps = self._steps(step, step / 2)
-        pair = self._terms([line, line], steps)
-        fine = pair[1].sum()
-        best = (4 * pair[1] - pair[0]) / 3
-        rounding = self._measured(pair[1:], steps[1:]).error
+    def refined(self, line: Tensor, step: float, noise: float) -> Measured:
+        """Along a line with three step sizes: Richardson's extrapolation to the sixth order, and its error."""
+        step = 2.0 ** math.floor(math.log2(step))  # so that x + step is seldom rounded
+        coarse, middle, fine = self._terms([line] * 3, self._steps(step, step / 2, step / 4))
+        once, again = (4 * middle - coarse) / 3, (4 * fine - middle) / 3
+        best = (16 * again - once) / 15
         slope = best.sum()[None]
-        return Measured(slope, best.abs().sum()[None], (slope - fine).abs() + rounding)
+        terms = best.abs().sum()[None]
+        of_x = EPS * float(self.x[line != 0].abs().max()) * terms
+        return Measured(slope, terms, (slope - again.sum()).abs() + 4 * (noise + of_x) / step)
+
+    def noise(self, line: Tensor) -> float:
+        """The rounding of <u, y> along a line, of sixth differences of values so close that only rounding moves them.
+
+        Where the outputs are rounded once it is that of their last places, and more where their computation cancels.
+        """
+        place = self.x[line != 0].abs().max() if int(line.count_nonzero()) == 1 else 0.0
+        apart = 2.0**-28 * (float(place) or self.scale)
+        values = [weigh(self.u, self.f(self.x + k * apart * line) - self.y).sum() for k in range(-5, 6)]
+        sixth = torch.stack(values).diff(n=6)
+        size = float(weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm())
+        if not self.experiment.custom:  # a value of size 1 inside, as the sum of a softmax, may be what is rounded
+            size = max(size, float(self.u.abs().max()))
+        return max(self.grain * size, 4 * math.sqrt(float(sixth.square().mean()) / 924))
 
     def direction(self, v: Tensor) -> tuple[Tensor, float]:
         """The terms of <u, J v> along one direction, and how far rounding may move their sum."""
@@ -334,16 +347,16 @@ class Probe:
         terms = self._terms([v], self._steps(step))[0]
         return terms, float(MARGIN * self.grain * weigh(self.u, self.y).norm() / step)
 
-    def sides(self, line: int | Tensor, step: float) -> tuple[Tensor, Tensor]:
-        """The terms of u^T J by one-sided differences: from the right, from the left."""
-        v = self._line(line) if isinstance(line, int) else line
+    def sides(self, v: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """The terms of <u, J v> by one-sided differences: from the right, from the left."""
         right, left = self.f(self.x + step * v), self.f(self.x - step * v)
         return weigh(self.u, (right - self.y) / step), weigh(self.u, (self.y - left) / step)
 
     def _steps(self, *steps: float) -> Tensor:
         return torch.tensor(steps, dtype=torch.float64, device=self.x.device)
 
-    def _line(self, element: int) -> Tensor:
+    def line(self, element: int) -> Tensor:
+        """The direction of one element."""
         line = torch.zeros_like(self.x)
         line[element] = 1
         return line
@@ -433,16 +446,6 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype.is_complex:
         return torch.complex128
     return torch.float64 if dtype.is_floating_point else dtype
-
-
-def _jittered(tree: Any, generator: torch.Generator) -> Any:
-    def jittered(leaf: Any) -> Any:
-        if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
-            return leaf
-        steps = torch.randint(-2, 3, leaf.shape, generator=generator).to(leaf)
-        return leaf * (1 + steps * torch.finfo(leaf.dtype).eps)
-
-    return map_leaves(jittered, tree)
 
 
 def cloned(tree: Any) -> Any:

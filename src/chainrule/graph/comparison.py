@@ -155,7 +155,8 @@ class _Limits:
 
 def tolerance(size: float, terms: float, count: float, eps: float) -> float:
     """What rounding allows a sum of this size, of terms whose sizes add up to `terms`."""
-    return float(allowance(torch.tensor(size, dtype=torch.float64), torch.tensor(terms).double(), count, eps))
+    sizes = torch.tensor([size, terms], dtype=torch.float64)
+    return float(allowance(sizes[0], sizes[1], count, eps))
 
 
 def allowance(size: Tensor, terms: Tensor, count: float, eps: float) -> Tensor:

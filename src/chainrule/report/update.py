@@ -18,7 +18,7 @@ from chainrule.numbers import number
 from chainrule.report import block_tables
 from chainrule.report.context import UNKEPT, Context, group, matrix, of_comparison, shape_text
 from chainrule.rules.optimizers import terms
-from chainrule.verification.rows import compare_update
+from chainrule.verification.update_check import compare_update
 
 
 def gradients(context: Context) -> Section:
@@ -164,7 +164,7 @@ def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Bl
     new = worked_out[-1].value
     assert isinstance(new, Data)
     text = ("our formula against the parameter after ", Code("optimizer.step()"))
-    yield of_comparison(compare_update(new, each), text) if each.is_whole else UNKEPT
+    yield of_comparison(compare_update(new, each, step.optimizer), text) if each.is_whole else UNKEPT
 
 
 def written_by_hand(context: Context) -> list[Parameter]:

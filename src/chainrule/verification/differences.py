@@ -7,15 +7,15 @@ and from a gradient that a hook changed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution, contributions_of
-from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, real
+from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, weigh
+from chainrule.execution.function_trace import forward_gradient
 from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution
 from chainrule.rules import Applied, Convention, Rule
@@ -23,6 +23,7 @@ from chainrule.rules import Applied, Convention, Rule
 DIRECTIONS = 2
 ONE_SIDED = "the one-sided derivatives differ here"
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
+STRAY = 32  # elements of a large gradient that are measured since they differ from another derivation
 SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
 
 
@@ -107,6 +108,7 @@ class ArgumentCheck:
     breach: str = ""  # the convention that autograd's gradient does not keep to
     unsettled: str = ""
     rounding: bool = False
+    in_float64: bool = False  # off only when run again in float64: the recorded type is too coarse to show it
 
 
 def label_of(edge: Edge) -> str:
@@ -115,14 +117,16 @@ def label_of(edge: Edge) -> str:
     return label if edge.item is None else f"{label}[{edge.item}]"
 
 
-def measure(context: NodeContext, experiment: Experiment, edge: Edge, finding: ArgumentCheck) -> ArgumentCheck:
-    """Measure one argument."""
+def measure(
+    context: NodeContext, experiment: Experiment, edge: Edge, finding: ArgumentCheck, eps: float | None = None
+) -> ArgumentCheck:
+    """Measure one argument; `eps` is the rounding of its gradient, if that is not the recorded one."""
     probe = Probe(experiment, edge)
     if finding.missing:
         finding.got = finding.got.to(probe.x.device)
     if finding.got.numel() != probe.x.numel():
         raise CannotRunError(f"the gradient of `{finding.label}` has another shape than the argument")
-    eps = max(experiment.eps, FINEST, probe.grain ** (2 / 3) if probe.grain > EPS else 0)
+    eps = max(experiment.eps if eps is None else eps, FINEST, probe.grain ** (2 / 3) if probe.grain > EPS else 0)
     if probe.x.numel() <= SMALL and probe.u.numel() <= WIDE:
         left_out = _left_out(context, probe, probe.step * 2**-10)
         compare_elements(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, keep_terms=True)
@@ -131,6 +135,8 @@ def measure(context: NodeContext, experiment: Experiment, edge: Edge, finding: A
         _along_directions(probe, finding, left_out, eps)
         if context.rule is None and not (finding.off or finding.unsettled):
             _small_elements(probe, finding, left_out, eps)
+        if experiment.custom and not (finding.off or finding.unsettled):
+            _only_if_wrong(probe, finding, _stray_elements(probe, finding, left_out, eps), eps)
     finding.conventions = context.applied(finding) or finding.conventions
     return finding
 
@@ -179,43 +185,66 @@ def compare_elements(probe: Probe, finding: ArgumentCheck, chosen: list[int], ep
 
 def _closer(probe: Probe, element: int, got: float, eps: float) -> tuple[str, float, float, float]:
     """Try other step sizes at one element, then one-sided ones: (verdict, u^T J, its terms, its error)."""
-    best: tuple[float, float, float] | None = None  # error, slope, terms
-    for step in _steps(probe, abs(float(probe.x[element]))):
-        found = probe.refined(element, step)
-        slope, terms, error = float(found.slope), float(found.terms), float(found.error)
-        if not (error < float("inf")):
-            continue
-        settled = error <= max(MARGIN * eps, SETTLED) * terms + FLOOR
-        if settled and compare(got, slope, terms, eps=eps, slack=4 * error).agrees:
-            return "agrees", slope, terms, 4 * error
-        if best is None or error < best[0]:
-            best = error, slope, terms
+    line = probe.line(element)
+    best = _finest(
+        probe,
+        line,
+        _steps(probe, abs(float(probe.x[element]))),
+        lambda slope, terms, error: error <= eps * terms and compare(got, slope, terms, eps=eps).agrees,
+    )
     if best is None:
         return "unsettled", float("nan"), float("nan"), float("nan")
-    error, slope, terms = best
-    corner = _corner(probe, element, got, tolerance(0.0, terms, 1, eps) + 4 * error)
+    slope, terms, error = best
+    negligible = FLOOR if probe.experiment.custom else FINEST * float(probe.u.abs().max())
+    settled = error <= max(MARGIN * eps, SETTLED) * terms + negligible
+    if settled and compare(got, slope, terms, eps=eps, slack=4 * error).agrees:
+        return "agrees", slope, terms, 4 * error
+    corner = _corner(probe, line, got, tolerance(0.0, terms, 1, eps) + 4 * error)
     if corner is not None:
         return corner, slope, terms, 4 * error
     apart = not compare(got, slope, terms, eps=eps, slack=14 * error).agrees
     return "wrong" if apart else "unsettled", slope, terms, 4 * error
 
 
+def _finest(
+    probe: Probe, line: Tensor, steps: Iterable[float], enough: Callable[[float, float, float], bool]
+) -> tuple[float, float, float] | None:
+    """The most accurate difference along a line: u^T J, its terms, and its error by truncation and rounding.
+
+    The error shows in the differences alone: it does not depend on the gradient that is judged. Steps go from large to
+    small. Where two contradict each other the smaller one counts, since the larger one reaches beyond a corner. The
+    first one that is `enough` ends the search.
+    """
+    noise, best = probe.noise(line), None
+    for step in sorted({*steps}, reverse=True):
+        found = probe.refined(line, step, noise)
+        slope, terms, error = float(found.slope), float(found.terms), float(found.error)
+        if not error < float("inf"):
+            continue
+        if enough(slope, terms, error):
+            return slope, terms, error
+        if best is None or error < best[2] or (error < 16 * best[2] and abs(slope - best[0]) > 4 * (error + best[2])):
+            best = slope, terms, error
+    return best
+
+
 def _steps(probe: Probe, size: float) -> Iterator[float]:
-    for factor in (1.0, 2.0**-5, 2.0**5):
-        yield probe.step * factor
-    if size and size != probe.scale:
+    for power in (8, 4, 0, -5, -10):
+        yield probe.step * 2.0**power
+    yield STEP
+    if size:
         yield STEP * size
-    yield from (STEP, probe.step * 2.0**-10, probe.step * 2.0**10)
 
 
-def _corner(probe: Probe, line: int, got: float, allowed: float) -> str | None:
+def _corner(probe: Probe, line: Tensor, got: float, allowed: float) -> str | None:
     """Whether the one-sided differences stay apart as the step shrinks; at a corner autograd must lie between them."""
     gaps, middle = [], 0.0
     for step in (probe.step, probe.step / 16, probe.step / 256):
         right, left = probe.sides(line, step)
         gaps.append(float((right - left).abs().sum()))
         middle = float((right + left).sum()) / 2
-    rounding = 16 * probe.grain * float((probe.u * probe.y).abs().nan_to_num(0.0, 0.0, 0.0).sum()) * 256 / probe.step
+    noise = max(probe.noise(line), probe.grain * float(weigh(probe.u, probe.y).abs().nan_to_num(0.0, 0.0, 0.0).sum()))
+    rounding = 16 * noise * 256 / probe.step
     if not gaps[-1] > max(0.5 * gaps[0], rounding):
         return None
     jump = gaps[-1] > 8 * gaps[0]
@@ -276,28 +305,57 @@ def _small_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps:
         return
     corners = _corners_along(probe, v)
     v = v if corners is None else torch.where(corners, 0.0, v)
+    _only_if_wrong(probe, finding, _suspects(probe, finding, v, eps, generator), eps)
+
+
+def _stray_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps: float) -> list[int]:
+    """Elements of a user's gradient, among however many, that differ from what autograd gives of its own forward.
+
+    Along a direction one wrong element of a million is lost in the rounding of the others. Where the forward has no
+    gradient of its own (it calls NumPy), but each output depends on the input at its place, the terms along one
+    direction are compared one by one.
+    """
+    expected, slack = forward_gradient(probe.experiment, probe.edge), 0.0
+    if expected is None and probe.y.numel() == probe.x.numel():
+        expected, slack = probe.direction(torch.ones_like(probe.x))
+    if expected is None or expected.shape != finding.got.shape:
+        return []
+    apart = (finding.got - expected).abs() - MARGIN * eps * expected.abs() - slack
+    apart = torch.where(left_out | ~apart.isfinite(), 0.0, apart)
+    stray = int((apart > 0).sum())
+    if not 0 < stray <= finding.got.numel() // 4:  # otherwise it is no derivative of this function
+        return []
+    return sorted(apart.topk(min(stray, STRAY)).indices.tolist())
+
+
+def _only_if_wrong(probe: Probe, finding: ArgumentCheck, suspects: list[int], eps: float) -> None:
+    """Measure single elements beside directions that agree: what is found counts only where one is wrong by itself."""
     closer = with_gradient(finding, finding.got)
-    compare_elements(probe, closer, _suspects(probe, finding, v, eps, generator), eps, keep_terms=False)
+    compare_elements(probe, closer, suspects, eps, keep_terms=False)
     if closer.off:
         finding.finite, finding.measured, finding.off = closer.finite, closer.measured, closer.off
 
 
-def _dot_product(probe: Probe, finding: ArgumentCheck, v: Tensor, eps: float) -> Comparison:
+def _dot_product(probe: Probe, finding: ArgumentCheck, v: Tensor, eps: float, refine: bool = True) -> Comparison:
     """<u, J v> by differences, and <J^T u, v>. The roundings of the elements are independent: squares add up."""
-    adding = max(FLOAT32 if eps > FINEST else 0.0, EPS)
     terms, rounding = probe.direction(v)
     ours = finding.got * v
-    spread = float(terms.norm() + ours.norm())
-    slack, total = adding * float(terms.abs().sum()) + rounding, float(ours.sum())
-    found = compare(total, float(terms.sum()), spread, eps=eps, slack=slack, argument=finding.label)
-    if not found.agrees:
-        for factor in (2.0**-5, 2.0**5, 2.0**-9):
-            fine = probe.refined(v, probe.step * factor)
-            error = float(fine.error)
-            again = compare(total, float(fine.slope), spread, eps=eps, slack=slack + 4 * error, argument=finding.label)
-            if again.agrees and error <= 0.01 * spread and 4 * error < found.largest:
-                found = again
-                break
+    spread, total = float(terms.norm() + ours.norm()), float(ours.sum())
+    adding = max(FLOAT32 if eps > FINEST else 0.0, EPS) * float(terms.abs().sum())
+
+    def compared(slope: float, error: float) -> Comparison:
+        return compare(total, slope, spread, eps=eps, slack=adding + error, argument=finding.label)
+
+    found = compared(float(terms.sum()), 0.0 if probe.experiment.custom and refine else rounding)
+    if refine and not found.agrees:
+        best = _finest(
+            probe,
+            v,
+            [probe.step * 2.0**power for power in (6, 0, -5, -9)],
+            lambda slope, _, error: error <= eps * spread and compared(slope, 0.0).agrees,
+        )
+        if best is not None and best[2] <= max(MARGIN * eps, SETTLED) * spread:
+            found = compared(best[0], 4 * best[2])
     return replace(found, index=None, off=())
 
 
@@ -319,97 +377,13 @@ def _suspects(probe: Probe, finding: ArgumentCheck, v: Tensor, eps: float, gener
         half = alive[: alive.numel() // 2]
         part = torch.zeros_like(v)
         part[half] = v[half]
-        found = _dot_product(probe, finding, part, eps)
+        found = _dot_product(probe, finding, part, eps, refine=False)
         alive = half if not found.agrees else alive[alive.numel() // 2 :]
     usable = v != 0
     largest = torch.where(usable, finding.got.abs(), -1).topk(min(8, v.numel())).indices.tolist()
     random = torch.randint(v.numel(), (24,), generator=generator).tolist()
     chosen = {*alive.tolist(), *largest, *random}
     return sorted(element for element in chosen if usable[element])
-
-
-def settle(context: NodeContext, experiment: Experiment, findings: list[ArgumentCheck]) -> None:
-    """Run autograd again where it disagrees with differences: this finds rounding, hooks and unwanted gradients."""
-    doubtful = [finding for finding in findings if finding.off]
-    if not doubtful:
-        return
-    if not experiment.repeats():
-        for finding in doubtful:
-            finding.off, finding.finite, finding.measured = [], None, {}
-            finding.unsettled = "run again on the recorded inputs, it does not give the recorded outputs"
-        return
-    edges = [finding.edge for finding in findings]
-    wide, again = experiment.replayed(edges, wide=True), experiment.replayed(edges, wide=False)
-    for finding, precise, repeated in zip(findings, wide, again, strict=True):
-        if not finding.off or precise is None or repeated is None:
-            continue
-        if finding.missing:  # the function does give it: it was not wanted in that pass (`inputs=`, `autograd.grad`)
-            finding.off, finding.finite, finding.measured = [], None, {}
-            continue
-        elements, measured = list(finding.off), finding.measured or {}
-        if _mere_rounding(experiment, edges, finding, measured):
-            finding.off, finding.rounding = [], True
-            continue
-        finer = with_gradient(finding, real(precise))
-        compare_elements(Probe(experiment, finding.edge), finer, elements, FINEST, keep_terms=False)
-        unresolved = context.rule is not None and not finer.unsettled and _is_unresolved(experiment, finer)
-        if (finer.off or finer.unsettled) and not unresolved and not _shrunk(finding, finer, measured):
-            continue
-        same = compare(finding.got, real(repeated), eps=4 * experiment.eps).agrees
-        if same and experiment.eps > FINEST:
-            finding.off, finding.rounding = [], True
-        elif not same and not experiment.custom and context.graph.nodes[finding.edge.node].leaf is not None:
-            finding.off, finding.got = [], real(repeated)
-            finding.unsettled = (
-                f"the gradient of `{finding.label}` is not what this node gives when it is run again: a hook, or a "
-                "write to `.grad`, changed it"
-            )
-        finding.measured = measured
-
-
-def _is_unresolved(experiment: Experiment, fine: ArgumentCheck) -> bool:
-    """Whether autograd in float64 differs by less than differences can resolve beside the upstream gradient.
-
-    Log-softmax of a confident prediction computes log(1 + 1e-18) = 0: the outputs do not move, and their size does not
-    show what rounded them off. This excuses no function of the user's.
-    """
-    off, measured = fine.off or [], fine.measured or {}
-    apart = max((abs(float(fine.got[i]) - measured.get(i, math.inf)) for i in off), default=0.0)
-    return not experiment.custom and apart <= FINEST * _largest(experiment)
-
-
-def _largest(experiment: Experiment) -> float:
-    """The largest element of the upstream gradient."""
-    return max((float(g.abs().max()) for g in experiment.upstream.values() if g.numel()), default=0.0)
-
-
-def _mere_rounding(
-    experiment: Experiment, edges: list[Edge], finding: ArgumentCheck, measured: dict[int, float]
-) -> bool:
-    """Whether autograd's own gradient moves as far as it is off when its arguments move by a rounding.
-
-    An operation may cancel large terms inside, as the normalisation of a single element does, and the size of its
-    derivatives does not show them. This excuses only what is negligible beside the upstream gradient, and nothing in
-    a user's own backward.
-    """
-    off = finding.off or []
-    apart = torch.tensor([abs(float(finding.got[i]) - measured.get(i, math.inf)) for i in off], dtype=torch.float64)
-    if experiment.custom or not bool((apart <= FINEST * _largest(experiment)).all()):
-        return False
-    generator, moved = torch.Generator().manual_seed(0), torch.zeros_like(apart)
-    for _ in range(8):
-        again = experiment.replayed(edges, wide=False, jitter=generator)[edges.index(finding.edge)]
-        if again is not None:
-            moved = torch.maximum(moved, (real(again) - finding.got)[off].abs().cpu())
-    return bool((apart <= MARGIN * moved).all())
-
-
-def _shrunk(coarse: ArgumentCheck, fine: ArgumentCheck, measured: dict[int, float]) -> bool:
-    """Whether the difference all but vanishes in float64, as rounding does."""
-    return all(
-        i in measured and abs(float(fine.got[i]) - measured[i]) <= 1e-4 * abs(float(coarse.got[i]) - measured[i])
-        for i in coarse.off or ()
-    )
 
 
 def with_gradient(finding: ArgumentCheck, got: Tensor) -> ArgumentCheck:

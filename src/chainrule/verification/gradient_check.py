@@ -37,10 +37,11 @@ from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.circumstances import circumstance
 from chainrule.verification.coarse_differences import measure_coarsely
 from chainrule.verification.conventions import settle_by_convention
-from chainrule.verification.differences import ArgumentCheck, NodeContext, measure, settle
+from chainrule.verification.differences import ArgumentCheck, NodeContext, measure
 from chainrule.verification.double_backward import ARRIVES, wrong_second_derivative
 from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.repair import Repair, recognise
+from chainrule.verification.rounding import check_in_float64, settle
 from chainrule.verification.rows import (
     NO_GRADIENT,
     NOT_ACCUMULATED,
@@ -265,7 +266,7 @@ def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None
     if not recorded.isfinite().all():
         return _unchecked(node, "its gradient is not finite")
     terms, eps = sum((contribution.abs() for contribution in sent), torch.zeros_like(total)), rounding(leaf.dtype)
-    found = compare(recorded, total, terms, eps=eps, argument="grad")
+    found = compare(recorded, total, terms, count=len(sent), eps=eps, argument="grad")
     pairs = 2 if leaf.dtype.is_complex else 1
     index = unravel(found.index[0] // pairs, leaf.shape) if found.index else None
     at = replace(found, index=index, off=())
@@ -276,17 +277,17 @@ def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None
         wrong = tuple(Wrong("grad", index, ours, theirs, None) for index, ours, theirs in sides)
         reason = f"{it} is not the sum of what came back from {uses}"
         return replace(row, verdict="disagrees", reason=reason, wrong=wrong)
-    if left is not None and not _equals(left, total, terms):
-        if any(_equals(left, each, terms) for each in itertools.accumulate(reversed(sent))):
+    if left is not None and not _equals(left, total, terms, len(sent)):
+        if any(_equals(left, each, terms, len(sent)) for each in itertools.accumulate(reversed(sent))):
             return replace(row, reason=f"{summed}; `.grad` was cleared in between, and holds what came after that")
         reason = "`.grad` holds more than what its uses sent: an earlier gradient, or a write to `.grad`"
         return replace(row, verdict="not checked", reason=reason)
     return replace(row, reason=summed)
 
 
-def _equals(left: Tensor, total: Tensor, terms: Tensor) -> bool:
+def _equals(left: Tensor, total: Tensor, terms: Tensor, count: int) -> bool:
     """Whether `.grad` is this sum."""
-    return compare(real(left), total, terms, eps=rounding(left.dtype)).agrees
+    return compare(real(left), total, terms, count=count, eps=rounding(left.dtype)).agrees
 
 
 def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Comparison | None:
@@ -346,6 +347,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
                 findings.append(finding)
         if not experiment.narrow:
             settle(context, experiment, findings)
+            check_in_float64(context, experiment, findings)
     except CannotRunError as error:
         obstacle = str(error)
     except Exception as error:  # a user's function, or an operation without float64, may raise anything

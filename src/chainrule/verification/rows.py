@@ -26,6 +26,7 @@ from chainrule.rules import Applied, reduce_to_shape
 from chainrule.rules.optimizers import terms_agree
 from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
+from chainrule.verification.update_check import compare_update
 
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
 RULE_ALONE = "our rule and autograd agree"
@@ -188,7 +189,8 @@ def _verdict(
             beside = "; our rule differs too" if rule_off else "; our rule agrees with autograd"
             if rule_off and all(_rule_is_right(f) for f in off):
                 beside = "; our rule agrees with the differences"
-        return "disagrees", f"the gradient of {names} is not the derivative that differences measure{beside}"
+        again = "run again in float64, " if all(f.in_float64 for f in off) else ""
+        return "disagrees", f"{again}the gradient of {names} is not the derivative that differences measure{beside}"
     breach = next((f for f in rule_off if f.breach), None)
     if breach is not None:
         return "disagrees", f"the gradient of `{breach.label}` is not what the convention says: {breach.breach}"
@@ -407,17 +409,9 @@ def check_update(step: Update, update: ParameterUpdate) -> UpdateCheck:
     """Whether one parameter is what the terms of its update give."""
     if update.grad is None or not update.is_whole:
         return UpdateCheck(update.name, "not checked", "its numbers were not kept")
-    found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part).agrees)
+    found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part, step.optimizer).agrees)
     if found is None:
         return UpdateCheck(update.name, "not checked", f"we have no rule for {step.optimizer}")
     if not found:
         return UpdateCheck(update.name, "disagrees", f"it is not what the formula of {step.optimizer} gives")
     return UpdateCheck(update.name, "agrees")
-
-
-def compare_update(new: Tensor, update: ParameterUpdate) -> Comparison:
-    """What the terms of an update give, with the parameter after the step: before, and what is added to it."""
-    before, after = update.before, update.after
-    change = (after - before).abs()
-    terms = before.abs() + change + torch.linalg.vector_norm(change) / max(change.numel(), 1) ** 0.5
-    return compare(new, after, terms)

@@ -1,0 +1,51 @@
+"""The proof of an update: what the formula of an optimizer gives, with the parameter after the step."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from chainrule.execution.experiment import widened
+from chainrule.execution.random_rounding import RandomRounding, spread
+from chainrule.graph.comparison import MARGIN, Comparison, compare, dense, rounding
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot
+from chainrule.rules.optimizers import terms
+
+
+def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> Comparison:
+    """What the terms of an update give, with the parameter after the step, each element by itself.
+
+    Rounding allows two last places of the parameter and MARGIN of the step. Where that is not enough, since the terms
+    of a step may cancel, as a momentum and a gradient do, it allows MARGIN times how far random rounding moves it.
+    """
+    before, after = update.before, update.after
+    before, after = dense(before), dense(after)
+    eps = rounding(after.dtype)
+    of_step = eps * (after - before).abs()
+
+    def compared(of_terms: Tensor | float) -> Comparison:
+        return compare(new, after, before.abs(), eps=2 * eps / MARGIN, slack=MARGIN * (of_step + of_terms))
+
+    found = compared(0.0)
+    return found if found.agrees else compared(_spread_of_step(update, optimizer))
+
+
+def _spread_of_step(update: ParameterUpdate, optimizer: str) -> Tensor:
+    """How far the rounding of the parameter's type moves the step that is added to it."""
+
+    def step(rounding: RandomRounding | None, _: bool = True) -> Tensor:
+        state = {name: each for name, each in update.state_before.items() if name != "step"}  # which is exact
+        given = widened([update.before, update.grad, state])
+        before, gradient, state = given if rounding is None else rounding.moved(given)
+        state = update.state_before | state
+        wide = replace(update, start=Snapshot.of(before), gradient=Snapshot.of(gradient), state_before=state)
+        with rounding if rounding is not None else nullcontext():
+            worked_out = terms(wide, optimizer)
+        assert worked_out is not None
+        value = worked_out[-2].value
+        return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+    return spread(step, update.before.dtype.to_real(), step(None), None).expand(update.before.shape)
