@@ -8,7 +8,7 @@ tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,58 +18,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.naming import function_name
+from chainrule.execution.call_tape import Called, CallTape, Replay
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.trees import map_leaves, tensors_in
 
 DIRECTIONS = 6  # random directions along which a large gradient is measured
+SAMPLED = 96  # elements that are measured of a large one where nothing else tells the right gradient
 CLOSE = 1e-7  # the rounding allowed to a repaired gradient
 LARGEST = 1 << 20  # elements, of a gradient to be repaired
-
-Edit = Callable[[int, list[Any]], list[Any]]
-"""Changes the operands of one step: (step, its flat operands) -> flat operands."""
-
-
-@dataclass(frozen=True)
-class Called:
-    """One call of torch inside a backward."""
-
-    function: Any
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    out: Any
-
-    @property
-    def name(self) -> str:
-        """`mul` for `Tensor.mul`, `torch.mul` and `*` alike, from whichever side."""
-        name = function_name(self.function)
-        return name.strip("_").removeprefix("r") if name.startswith("__") else name
-
-    def run(self, arguments: Iterable[Any], keywords: dict[str, Any]) -> Any:
-        """Call it once more, with these arguments."""
-        return _widened(self.function(*arguments, **keywords))
-
-
-def _widened(out: Any) -> Any:
-    """A result in float64, as everything else: a backward may make its own tensors, as `torch.zeros(shape)` does."""
-    if not isinstance(out, Tensor) or not (out.is_floating_point() or out.is_complex()):
-        return out
-    return out.to(torch.promote_types(out.dtype, torch.float64))
-
-
-class _Tape(TorchFunctionMode):
-    """Records the outermost calls of torch, with results in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Called] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = _widened(function(*args, **(kwargs or {})))
-        if any(True for _ in tensors_in(out)) or getattr(function, "__name__", "") == "__setitem__":
-            self.calls.append(Called(function, tuple(args), dict(kwargs or {}), out))
-        return out
 
 
 class _Context:
@@ -78,9 +36,19 @@ class _Context:
     def __init__(self, node: Any) -> None:
         self._node = node
         self.saved_tensors = node.saved_tensors
+        self.own: dict[str, Any] = dict(vars(node))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
+
+
+@dataclass(frozen=True)
+class Right:
+    """The right gradient of one argument: at which elements it is known (None: all), and how far it may be off."""
+
+    at: Tensor
+    elements: Tensor | None
+    error: Tensor
 
 
 class FunctionTrace:
@@ -108,12 +76,15 @@ class FunctionTrace:
             for place, out in enumerate(self.outs)
         ]
         self.inputs = {name: value for name, value in moved.items() if isinstance(value, Tensor)}
-        own = (self.context.saved_tensors, self.upstream, self.outs)
-        with torch.no_grad(), _Tape() as tape:
-            back = self._run(lambda: self.function.backward(self.context, *self.upstream), own)
+        read = [*self.context.saved_tensors, *self.upstream, *self.outs, *self.context.own.values()]
+        self.read = [each for each in read if isinstance(each, Tensor)]
+        sources = [(each, each.detach().clone()) for each in self.read]
+        self.before = {id(each): pristine for each, pristine in sources}
+        with torch.no_grad(), CallTape() as tape:
+            back = self._run(lambda: self.function.backward(self.context, *self.upstream), read)
         self.back = back if isinstance(back, tuple) else (back,)
-        self.calls = tape.calls
-        self.got = {position: self._returned(self.back, position) for position in self.edges}
+        self.steps = Replay(tape.calls, sources, self.back)
+        self.got = {position: self.returned(self.back, position) for position in self.edges}
 
     def _run(self, work: Callable[[], Any], own: Any = ()) -> Any:
         return self.experiment.guarded(work, own)
@@ -121,7 +92,7 @@ class FunctionTrace:
     def _wanted(self) -> set[str]:
         return {edge.argument or "" for edge in self.edges.values()}
 
-    def _returned(self, back: tuple[Any, ...], position: int) -> Tensor:
+    def returned(self, back: tuple[Any, ...], position: int) -> Tensor:
         """What backward returned for an edge, in the shape of its argument, as the engine would have it."""
         name = self.edges[position].argument or ""
         gradient: Tensor = back[list(self.experiment.wide).index(name)]
@@ -130,15 +101,34 @@ class FunctionTrace:
 
     @cached_property
     def sources(self) -> dict[str, Tensor]:
-        """Everything that a backward may read, by name; a tensor with two names has the first."""
-        named = {f"`{name}`": value for name, value in self.inputs.items()}
-        named |= {"the output" if len(self.outs) == 1 else f"output {i}": out for i, out in enumerate(self.outs)}
-        named |= {f"saved tensor {i}": each for i, each in enumerate(self.context.saved_tensors) if each is not None}
-        named |= {
-            "the upstream gradient" if len(self.outs) == 1 else f"upstream gradient {i}": g
-            for i, g in enumerate(self.upstream)
-        }
-        return named
+        """Everything that a backward may read, by name."""
+        single = len(self.outs) == 1
+        read = {f"`{name}`": value for name, value in self.inputs.items()}
+        read |= {"the output" if single else f"output {i}": out for i, out in enumerate(self.outs)}
+        read |= {f"the upstream gradient{'' if single else f' of output {i}'}": g for i, g in enumerate(self.upstream)}
+        read |= {f"`ctx.{name}`": each for name, each in self.context.own.items() if isinstance(each, Tensor)}
+        read |= {f"saved tensor {i}": each for i, each in enumerate(self.context.saved_tensors) if each is not None}
+        return {name: self.before.get(id(each), each) for name, each in read.items()}
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The plain numbers that the forward was given or left on ctx, and those written in it, by name."""
+        given = {f"`{name}`": each for name, each in self.experiment.wide.items()}
+        given |= {f"`ctx.{name}`": each for name, each in self.context.own.items()}
+        found = {name: float(each) for name, each in given.items() if _is_number(each)}
+        for call in self.forward:
+            for each in call.arguments:
+                if _is_number(each) and each not in found.values():
+                    found[f"{each:.6g}"] = float(each)
+        return found
+
+    @cached_property
+    def forward(self) -> list[Called]:
+        """The steps of the forward."""
+        arguments = [_writable(each) for each in self.experiment.wide.values()]
+        with torch.no_grad(), CallTape() as tape:
+            self._run(lambda: _plain_forward(self.function, arguments), arguments)
+        return tape.calls
 
     # -- what differences measure --------------------------------------------------------------------------------------
 
@@ -178,47 +168,42 @@ class FunctionTrace:
             return False
         return compare(self.seen(position, gradient), target, terms, eps=CLOSE, slack=error).agrees
 
-    # -- its steps again, with one changed -----------------------------------------------------------------------------
+    @cached_property
+    def right(self) -> dict[int, Right]:
+        """The right gradients: those that autograd gives of the forward, where differences agree, or differences."""
+        return {position: self._right(position) for position in self.edges}
 
-    def replay(
-        self,
-        position: int,
-        edit: Edit | None = None,
-        skip: tuple[int, int] | None = None,
-        instead: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """The gradient of an edge with its backward's steps run again.
+    def _right(self, position: int) -> Right:
+        lines, slope, terms, error = self._measured[position]
+        whole = self.whole.get(position)
+        if whole is not None and whole.isfinite().all():
+            if self.agrees(position, whole):
+                return Right(real(whole), None, torch.zeros((), dtype=torch.float64))
+            if lines is None:  # but for kinks, where differences take another slope than PyTorch
+                same = (real(whole) - slope).abs() <= CLOSE * terms + error
+                if int(same.sum()) * 2 > same.numel():
+                    return Right(real(whole)[same], same.nonzero()[:, 0], error[same])
+        if lines is None:
+            return Right(slope, None, error)
+        probe = Probe(self.experiment, self.edges[position])
+        chosen = torch.linspace(0, probe.x.numel() - 1, SAMPLED, dtype=torch.float64).long().unique()
+        found = probe.elements(chosen.tolist())
+        return Right(found.slope, chosen, found.error)
 
-        `edit` changes the operands of steps. `skip` is a step and which of its operands replaces its result. `instead`
-        is a tensor that the backward reads or computes, and what replaces it in every step.
-        """
-        new: dict[int, Tensor] = {}
-        if instead is not None:
-            new[id(instead[0])] = instead[1]
-
-        def renewed(item: Any) -> Any:
-            return new.get(id(item), item) if isinstance(item, Tensor) else item
-
-        with torch.no_grad():
-            for place, call in enumerate(self.calls):
-                arguments = [map_leaves(renewed, each) for each in call.arguments]
-                if edit is not None:
-                    arguments = edit(place, arguments)
-                if skip is not None and place == skip[0]:
-                    out = arguments[skip[1]]
-                else:
-                    out = call.run(arguments, map_leaves(renewed, call.keywords))
-                for old, fresh in zip(tensors_in(call.out), tensors_in(out), strict=True):
-                    new[id(old)] = instead[1] if instead is not None and old is instead[0] else fresh
-        return self._returned(map_leaves(renewed, self.back), position)
+    @cached_property
+    def whole(self) -> dict[int, Tensor | None]:
+        """The gradients that autograd gives of the forward's own steps."""
+        try:
+            return self.without_use(None)
+        except Exception:  # a forward that autograd cannot differentiate
+            return {}
 
     @cached_property
     def repeats(self) -> bool:
-        """Whether running the steps again gives the same: nothing is written in place, or done outside torch."""
-        if any(call.name.endswith("_") or call.name in ("setitem", "iadd", "imul", "isub") for call in self.calls):
-            return False
+        """Whether running the steps again gives the same: nothing is done outside torch."""
         try:
-            return all(compare(self.replay(position), got, eps=CLOSE).agrees for position, got in self.got.items())
+            back = self.steps.run(instead={0: torch.empty(0)})
+            return all(compare(self.returned(back, place), got, eps=CLOSE).agrees for place, got in self.got.items())
         except Exception:  # whatever the user's code does
             return False
 
@@ -261,6 +246,10 @@ class FunctionTrace:
         with torch.enable_grad():
             rows = [torch.autograd.grad(each, leaf, retain_graph=True)[0].reshape(-1) for each in out.reshape(-1)]
         return torch.stack(rows).diagonal().reshape(leaf.shape) * self.upstream[0]
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, (int, float)) and not isinstance(given, bool) and abs(given) not in (0, 1)
 
 
 def _writable(argument: Any) -> Any:
